@@ -1,0 +1,2 @@
+//! The `llm-int8` program.
+fn main() {}
