@@ -1,0 +1,109 @@
+//! The oracle: LLM.int8() as one would write it on a blackboard. Never optimised; every kernel is
+//! compared with it.
+
+use crate::{Element, MatRef, OutlierScope};
+use half::f16;
+
+/// `1 / 127²`, which turns a product of codes and two absmax into the product of what they stand for.
+pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
+
+/// One row of f16 values: codes and absmax (bitsandbytes' `int8_vectorwise_quant`, section 2.1).
+///
+/// ```
+/// use llm_int8_kernels::reference::quantize_row;
+/// let row = [127.0, 0.5, 1.5, 2.5].map(half::f16::from_f32);
+/// assert_eq!(quantize_row(&row), (vec![127, 0, 2, 2], 127.0)); // halves go to even
+/// ```
+pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
+    let nan = row.iter().any(|x| x.is_nan());
+    let absmax = if nan { f32::NAN } else { row.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max) };
+    if absmax == 0.0 || !absmax.is_finite() {
+        return (vec![0; row.len()], absmax);
+    }
+    let inv_step = 127.0 / absmax;
+    (row.iter().map(|x| (x.to_f32() * inv_step).round_ties_even() as i8).collect(), absmax)
+}
+
+/// What [`quantize_activations`](crate::quantize_activations) finds, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReferenceActivations {
+    /// Codes, M × K.
+    pub codes: Vec<i8>,
+    /// Largest magnitude below the threshold, M.
+    pub absmax: Vec<f32>,
+    /// Columns and original values of each row's outliers.
+    pub outliers: Vec<Vec<(u32, f32)>>,
+}
+
+/// Activations by bitsandbytes' rule (section 2.2 of its `MatMul8bitLt`).
+///
+/// ```
+/// use llm_int8_kernels::{MatRef, OutlierScope, reference::quantize_activations};
+/// let a = quantize_activations(MatRef::new(&[1.0f32, 7.0], 1, 2)?, 6.0, OutlierScope::Row);
+/// assert_eq!((a.codes, a.absmax, a.outliers), (vec![127, 0], vec![1.0], vec![vec![(1, 7.0)]]));
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+pub fn quantize_activations<T: Element>(
+    a: MatRef<'_, T>,
+    threshold: f32,
+    scope: OutlierScope,
+) -> ReferenceActivations {
+    let is_outlier = |x: T| threshold > 0.0 && x.to_f16().to_f32().abs() >= threshold;
+    let pooled: Vec<bool> =
+        (0..a.cols()).map(|column| (0..a.rows()).any(|row| is_outlier(a.row(row)[column]))).collect();
+    let mut found = ReferenceActivations { codes: Vec::new(), absmax: Vec::new(), outliers: Vec::new() };
+    for row in (0..a.rows()).map(|row| a.row(row)) {
+        let kept: Vec<f16> =
+            row.iter().map(|&x| if is_outlier(x) { f16::ZERO } else { Element::to_f16(x) }).collect();
+        let (mut codes, absmax) = quantize_row(&kept);
+        let mut outliers = Vec::new();
+        for column in 0..row.len() {
+            let apart = match scope {
+                OutlierScope::Batch => pooled[column],
+                OutlierScope::Row => is_outlier(row[column]),
+            };
+            if apart {
+                codes[column] = 0;
+                outliers.push((column as u32, row[column].to_f32()));
+            }
+        }
+        found.codes.extend(codes);
+        found.absmax.push(absmax);
+        found.outliers.push(outliers);
+    }
+    found
+}
+
+/// `a · wᵀ` over codes: i32, M × N.
+///
+/// ```
+/// use llm_int8_kernels::{MatRef, reference::matmul_i32};
+/// let a = MatRef::new(&[1i8, 2], 1, 2)?;
+/// assert_eq!(matmul_i32(a, MatRef::new(&[3, 4, -128, 0], 2, 2)?), [11, -128]);
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+pub fn matmul_i32(a: MatRef<'_, i8>, w: MatRef<'_, i8>) -> Vec<i32> {
+    let dot = |x: &[i8], y: &[i8]| x.iter().zip(y).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+    (0..a.rows()).flat_map(|m| (0..w.rows()).map(move |n| dot(a.row(m), w.row(n)))).collect()
+}
+
+/// One output: the int8 part, the bias, then the outliers in ascending order of their columns.
+///
+/// `weight_of(column)` is the float weight of an outlier column for this output.
+///
+/// ```
+/// use llm_int8_kernels::reference::output;
+/// let y = output(127 * 127, 2.0, 3.0, 0.5, &[(0, 8.0)], |_| 0.25);
+/// assert!((y - 8.5).abs() < 1e-6); // 6 + 0.5 + 8 · 0.25
+/// ```
+pub fn output(
+    acc: i32,
+    absmax_a: f32,
+    absmax_w: f32,
+    bias: f32,
+    outliers: &[(u32, f32)],
+    weight_of: impl Fn(u32) -> f32,
+) -> f32 {
+    let y = acc as f32 * (absmax_a * absmax_w) * PRODUCT_STEP + bias;
+    outliers.iter().fold(y, |y, &(column, value)| y + value * weight_of(column))
+}

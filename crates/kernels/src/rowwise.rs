@@ -1,0 +1,264 @@
+//! Row-wise absmax quantisation of weights, as bitsandbytes does it (`Int8Params._quantize`,
+//! `int8_vectorwise_quant`).
+//!
+//! Ladder: a weight goes through f16 (part of the format: quantising straight from f32 gives other
+//! codes in a few places), the largest magnitude is found on the f16 *bits* (for positive floats the
+//! order of the bits is the order of the values, so an integer maximum does it, and NaN and infinity
+//! come out on top), and codes are rounded half to even by adding 1.5·2²³, whose low mantissa bits
+//! then hold the integer. All of it is plain Rust that the compiler vectorises; the AVX2 version is
+//! the same source compiled for AVX2. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in
+//! tiles of 32 columns, so that no full-size temporary exists.
+
+use crate::isa::Kind;
+use crate::matrix::expect;
+use crate::{Element, Isa, KernelError, MatMut, MatRef};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+/// f16 bits of infinity: anything from here on is not finite.
+const INFINITY_BITS: u16 = 0x7c00;
+/// Elements converted at once, on the stack.
+const CHUNK: usize = 256;
+/// Columns of a stored `[in, out]` weight that are turned together: two cache lines of f32.
+const TILE: usize = 32;
+
+/// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · 127 / absmax)`, half to even.
+///
+/// `absmax[o]` is the largest magnitude of row `o` after rounding to f16; a row of zeros gets codes 0.
+///
+/// ```
+/// use llm_int8_kernels::{Isa, MatMut, MatRef, quantize_weight};
+/// let (mut codes, mut absmax) = ([0i8; 8], [0f32]);
+/// let row = [127., 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 63.5f32];
+/// quantize_weight(Isa::detect(), MatRef::new(&row, 1, 8)?, MatMut::new(&mut codes, 1, 8)?, &mut absmax)?;
+/// assert_eq!(codes, [127, 0, 2, 2, 0, -2, -2, 64]);
+/// assert_eq!(absmax, [127.0]);
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+///
+/// # Errors
+/// [`KernelError::NonFiniteWeight`] for NaN, infinity or what overflows f16;
+/// [`KernelError::WrongDimension`].
+pub fn quantize_weight<T: Element>(
+    isa: Isa,
+    source: MatRef<'_, T>,
+    codes: MatMut<'_, i8>,
+    absmax: &mut [f32],
+) -> Result<(), KernelError> {
+    let (rows, cols) = (source.rows(), source.cols());
+    codes.expect(rows, cols, ["rows of codes", "columns of codes"])?;
+    expect("length of absmax", rows, absmax.len())?;
+    if cols == 0 {
+        absmax.fill(0.0);
+        return Ok(());
+    }
+    (codes.into_data().par_chunks_mut(cols).zip(absmax).enumerate()).try_for_each_init(
+        || vec![f16::ZERO; cols],
+        |row16, (row, (codes, absmax))| {
+            T::to_f16_slice(source.row(row), row16);
+            *absmax = quantize_finite_row(isa, row16, codes).map_err(|column| {
+                let value = source.row(row)[column].to_f32();
+                KernelError::NonFiniteWeight { row, column, value }
+            })?;
+            Ok(())
+        },
+    )
+}
+
+/// Quantises a weight stored `[in, out]` into rows `[out, in]`; otherwise [`quantize_weight`].
+///
+/// ```
+/// use llm_int8_kernels::{Isa, MatMut, MatRef, quantize_weight_transposed};
+/// let stored = [1.0f32, 4.0, 0.5, -2.0]; // in 2 × out 2
+/// let (mut codes, mut absmax) = ([0i8; 4], [0f32; 2]);
+/// quantize_weight_transposed(Isa::detect(), MatRef::new(&stored, 2, 2)?, MatMut::new(&mut codes, 2, 2)?, &mut absmax)?;
+/// assert_eq!((codes, absmax), ([127, 64, 127, -64], [1.0, 4.0]));
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+///
+/// # Errors
+/// As [`quantize_weight`]; `row` and `column` of the error are those of `[out, in]`.
+pub fn quantize_weight_transposed<T: Element>(
+    isa: Isa,
+    source: MatRef<'_, T>,
+    codes: MatMut<'_, i8>,
+    absmax: &mut [f32],
+) -> Result<(), KernelError> {
+    let (inputs, outputs) = (source.rows(), source.cols());
+    codes.expect(outputs, inputs, ["rows of codes", "columns of codes"])?;
+    expect("length of absmax", outputs, absmax.len())?;
+    if inputs == 0 {
+        absmax.fill(0.0);
+        return Ok(());
+    }
+    let tiles = codes.into_data().par_chunks_mut(TILE * inputs).zip(absmax.par_chunks_mut(TILE));
+    tiles.enumerate().try_for_each_init(
+        || vec![f16::ZERO; TILE * inputs],
+        |turned, (tile, (codes, absmax))| {
+            let first = tile * TILE;
+            turn_tile(source, first, absmax.len(), turned);
+            for (i, (codes, absmax)) in codes.chunks_mut(inputs).zip(absmax).enumerate() {
+                let row16 = &turned[i * inputs..][..inputs];
+                *absmax = quantize_finite_row(isa, row16, codes).map_err(|column| {
+                    let value = source.row(column)[first + i].to_f32();
+                    KernelError::NonFiniteWeight { row: first + i, column, value }
+                })?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Columns `first..first + width` of `[in, out]`, as f16 rows of `in` values.
+fn turn_tile<T: Element>(source: MatRef<'_, T>, first: usize, width: usize, turned: &mut [f16]) {
+    // 32 rows are converted before they are scattered, so that each scattered write covers a cache line.
+    const ROWS: usize = 32;
+    let inputs = source.rows();
+    let mut block = [[f16::ZERO; TILE]; ROWS];
+    for start in (0..inputs).step_by(ROWS) {
+        let rows = ROWS.min(inputs - start);
+        for (r, line) in block.iter_mut().enumerate().take(rows) {
+            T::to_f16_slice(&source.row(start + r)[first..first + width], &mut line[..width]);
+        }
+        for c in 0..width {
+            let out = &mut turned[c * inputs + start..][..rows];
+            for (y, line) in out.iter_mut().zip(&block) {
+                *y = line[c];
+            }
+        }
+    }
+}
+
+/// Codes and absmax of a row, or the first column that is not finite.
+fn quantize_finite_row(isa: Isa, row16: &[f16], codes: &mut [i8]) -> Result<f32, usize> {
+    let largest = largest_bits(isa, row16);
+    if largest >= INFINITY_BITS {
+        return Err(row16.iter().position(|x| !x.is_finite()).unwrap_or_default());
+    }
+    let absmax = f16::from_bits(largest).to_f32();
+    quantize_row(isa, row16, absmax, codes);
+    Ok(absmax)
+}
+
+/// Codes of a row whose absmax is known; all 0 where it is 0 or not finite.
+pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8]) {
+    if absmax == 0.0 || !absmax.is_finite() {
+        codes.fill(0);
+        return;
+    }
+    let inv_step = 127.0 / absmax;
+    let mut buffer = [0f32; CHUNK];
+    for (row16, codes) in row16.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
+        let values = &mut buffer[..row16.len()];
+        row16.convert_to_f32_slice(values);
+        match isa.kind() {
+            Kind::Scalar => round_codes(values, inv_step, codes),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2::round_codes(isa, values, inv_step, codes),
+        }
+    }
+}
+
+/// The largest magnitude of a row, as f16 bits; NaN above infinity above everything finite.
+pub(crate) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
+    match isa.kind() {
+        Kind::Scalar => largest_bits_body(row16),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2::largest_bits(isa, row16),
+    }
+}
+
+#[inline(always)]
+fn round_codes(values: &[f32], inv_step: f32, codes: &mut [i8]) {
+    // 1.5·2²³: one unit in the last place is 1 there, so the sum is rounded to an integer, half to even.
+    const MAGIC: f32 = 12_582_912.0;
+    for (code, x) in codes.iter_mut().zip(values) {
+        *code = ((x * inv_step + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8;
+    }
+}
+
+#[inline(always)]
+fn largest_bits_body(row16: &[f16]) -> u16 {
+    row16.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "calls functions compiled for AVX2")]
+mod avx2 {
+    use crate::Isa;
+    use crate::isa::Kind;
+    use half::f16;
+
+    pub(super) fn round_codes(isa: Isa, values: &[f32], inv_step: f32, codes: &mut [i8]) {
+        #[target_feature(enable = "avx2")]
+        fn inner(values: &[f32], inv_step: f32, codes: &mut [i8]) {
+            super::round_codes(values, inv_step, codes);
+        }
+        debug_assert!(isa.kind() == Kind::Avx2);
+        // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2.
+        unsafe { inner(values, inv_step, codes) }
+    }
+
+    pub(super) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
+        #[target_feature(enable = "avx2")]
+        fn inner(row16: &[f16]) -> u16 {
+            super::largest_bits_body(row16)
+        }
+        debug_assert!(isa.kind() == Kind::Avx2);
+        // SAFETY: as above.
+        unsafe { inner(row16) }
+    }
+}
+
+/// `code · absmax / 127`: f32 `[out, in]`.
+///
+/// ```
+/// use llm_int8_kernels::{Isa, MatMut, MatRef, dequantize};
+/// let mut out = [0f32; 2];
+/// dequantize(Isa::detect(), MatRef::new(&[127i8, -127], 1, 2)?, &[2.0], MatMut::new(&mut out, 1, 2)?)?;
+/// assert_eq!(out, [2.0, -2.0]);
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+///
+/// # Errors
+/// [`KernelError::WrongDimension`].
+pub fn dequantize(
+    _isa: Isa,
+    codes: MatRef<'_, i8>,
+    absmax: &[f32],
+    out: MatMut<'_, f32>,
+) -> Result<(), KernelError> {
+    out.expect(codes.rows(), codes.cols(), ["rows of the result", "columns of the result"])?;
+    expect("length of absmax", codes.rows(), absmax.len())?;
+    if codes.cols() == 0 {
+        return Ok(());
+    }
+    out.into_data().par_chunks_mut(codes.cols()).zip(absmax).enumerate().for_each(|(row, (out, absmax))| {
+        let step = weight_step(*absmax);
+        out.iter_mut().zip(codes.row(row)).for_each(|(y, &code)| *y = f32::from(code) * step);
+    });
+    Ok(())
+}
+
+/// What one code of a row stands for.
+pub(crate) fn weight_step(absmax: f32) -> f32 {
+    absmax / 127.0
+}
+
+/// Checks that codes of a foreign checkpoint are in -127..=127, the range row-wise quantisation writes.
+///
+/// ```
+/// use llm_int8_kernels::check_codes;
+/// assert!(check_codes(&[-127, 0, 127]).is_ok());
+/// assert!(check_codes(&[0, -128]).unwrap_err().to_string().starts_with("code 1 is -128"));
+/// ```
+///
+/// # Errors
+/// [`KernelError::CodeOutOfRange`] with the place of the first -128.
+pub fn check_codes(codes: &[i8]) -> Result<(), KernelError> {
+    match codes.par_iter().position_first(|&code| code == i8::MIN) {
+        Some(index) => Err(KernelError::CodeOutOfRange { index }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,178 @@
+//! From a tensor's bytes to what a layer holds: a float tensor in the wanted dtype, or int8 rows.
+
+use super::TensorView;
+use crate::dtype::FloatDtype;
+use crate::error::{NnError, Result};
+use crate::linear::Int8Weight;
+use bytemuck::Pod;
+use candle_core::{Device, Tensor, WithDType};
+use half::{bf16, f16};
+use llm_int8_kernels::{Element, Isa, MatRef};
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+/// Elements converted by one task: large enough to be worth one, small enough to stay in cache.
+const CHUNK: usize = 1 << 15;
+
+/// The tensor in `dtype`; with `transposed`, `[in, out]` becomes `[out, in]` (GPT-2's `Conv1D`).
+///
+/// # Errors
+/// [`NnError::WrongDtype`] where it is not stored as a float; [`NnError::Input`] where a value does
+/// not fit into f16.
+pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) -> Result<Tensor> {
+    match view.dtype {
+        Dtype::F32 => from_source::<f32>(view, dtype, transposed),
+        Dtype::F16 => from_source::<f16>(view, dtype, transposed),
+        Dtype::BF16 => from_source::<bf16>(view, dtype, transposed),
+        _ => Err(view.wrong_dtype("F32, F16 or BF16")),
+    }
+}
+
+fn from_source<S: Element + Pod>(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) -> Result<Tensor> {
+    let source = view.elements::<S>()?;
+    match dtype {
+        FloatDtype::F16 => to_target::<S, f16>(view, &source, transposed, Element::to_f16),
+        FloatDtype::BF16 => to_target::<S, bf16>(view, &source, transposed, |x| bf16::from_f32(x.to_f32())),
+        FloatDtype::F32 => to_target::<S, f32>(view, &source, transposed, Element::to_f32),
+    }
+}
+
+fn to_target<S: Element, T: Element + WithDType>(
+    view: &TensorView<'_>,
+    source: &[S],
+    transposed: bool,
+    convert: impl Fn(S) -> T + Sync,
+) -> Result<Tensor> {
+    let mut out = vec![T::zero(); source.len()];
+    let mut shape = view.shape.to_vec();
+    let overflow = |x: &S, y: &T| x.to_f32().is_finite() && !Element::to_f32(*y).is_finite();
+    let overflowed = if transposed && shape.len() == 2 {
+        let (rows, columns) = (shape[0], shape[1]);
+        shape.swap(0, 1);
+        transpose_into(source, [rows, columns], &mut out, &convert);
+        // Few weights are stored so that this matters; a second pass over the source finds them.
+        source.par_iter().any(|x| overflow(x, &convert(*x)))
+    } else {
+        (out.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)))
+            .map(|(out, source)| {
+                out.iter_mut().zip(source).for_each(|(y, x)| *y = convert(*x));
+                out.iter().zip(source).any(|(y, x)| overflow(x, y))
+            })
+            .reduce(|| false, |a, b| a | b)
+    };
+    if overflowed {
+        return Err(NnError::Input {
+            layer: format!("tensor `{}` in {}", view.name, view.file),
+            reason: "it holds values beyond the range of float16 (65504); load it with --dtype bfloat16 or float32".into(),
+        });
+    }
+    Ok(Tensor::from_vec(out, shape, &Device::Cpu)?)
+}
+
+/// `out[c][r] = source[r][c]`, a band of output rows a task.
+fn transpose_into<S: Element, T: Send>(
+    source: &[S],
+    [rows, columns]: [usize; 2],
+    out: &mut [T],
+    convert: &(impl Fn(S) -> T + Sync),
+) {
+    const BAND: usize = 32;
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    out.par_chunks_mut(BAND * rows).enumerate().for_each(|(band, out)| {
+        let first = band * BAND;
+        for r in 0..rows {
+            let width = out.len() / rows;
+            let piece = &source[r * columns + first..][..width];
+            for (c, x) in piece.iter().enumerate() {
+                out[c * rows + r] = convert(*x);
+            }
+        }
+    });
+}
+
+/// The tensor as int8 rows `[out, in]`, by bitsandbytes' rule; with `transposed` it is stored `[in, out]`.
+///
+/// # Errors
+/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16.
+pub fn int8_weight(view: &TensorView<'_>, transposed: bool, isa: Isa) -> Result<Int8Weight> {
+    match view.dtype {
+        Dtype::F32 => quantize::<f32>(view, transposed, isa),
+        Dtype::F16 => quantize::<f16>(view, transposed, isa),
+        Dtype::BF16 => quantize::<bf16>(view, transposed, isa),
+        _ => Err(view.wrong_dtype("F32, F16 or BF16")),
+    }
+}
+
+fn quantize<S: Element + Pod>(view: &TensorView<'_>, transposed: bool, isa: Isa) -> Result<Int8Weight> {
+    let elements = view.elements::<S>()?;
+    let [rows, columns] = *view.shape else {
+        return Err(NnError::WrongShape {
+            name: view.name.clone(),
+            file: view.file.to_owned(),
+            found: view.shape.to_vec(),
+            expected: vec![0, 0],
+        });
+    };
+    let source = MatRef::new(&elements, rows, columns)?;
+    let weight =
+        if transposed { Int8Weight::quantize_transposed(isa, source) } else { Int8Weight::quantize(isa, source) };
+    weight.map_err(|error| match error {
+        NnError::Kernel(source) => {
+            NnError::Quantise { name: view.name.clone(), file: view.file.to_owned(), source }
+        }
+        other => other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view<'a>(values: &'a [f32], shape: &'a [usize]) -> TensorView<'a> {
+        let data = bytemuck::cast_slice(values).into();
+        TensorView { name: "w".into(), file: "memory", dtype: Dtype::F32, shape, data }
+    }
+
+    #[test]
+    fn transposing_swaps_rows_and_columns_beyond_one_band() {
+        let (rows, columns) = (3, 70);
+        let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+        let tensor = float_tensor(&view(&values, &[rows, columns]), FloatDtype::F32, true).unwrap();
+        assert_eq!(tensor.dims(), [columns, rows]);
+        let out = tensor.to_vec2::<f32>().unwrap();
+        for r in 0..rows {
+            for c in 0..columns {
+                assert_eq!(out[c][r], values[r * columns + c]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_beyond_f16_is_named_and_not_turned_into_infinity() {
+        let values = [1.0f32, 70_000.0];
+        for transposed in [false, true] {
+            let error = float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed).unwrap_err().to_string();
+            assert!(error.contains("tensor `w`") && error.contains("--dtype bfloat16"), "{error}");
+            assert!(float_tensor(&view(&values, &[1, 2]), FloatDtype::BF16, transposed).is_ok());
+        }
+        let infinite = [f32::INFINITY, f32::NAN];
+        assert!(float_tensor(&view(&infinite, &[2]), FloatDtype::F16, false).is_ok(), "what the file says is kept");
+    }
+
+    #[test]
+    fn unaligned_bytes_are_read_all_the_same() {
+        let mut bytes = vec![0u8];
+        bytes.extend([1.5f32, -2.0].iter().flat_map(|x| x.to_le_bytes()));
+        let view = TensorView {
+            name: "w".into(),
+            file: "memory",
+            dtype: Dtype::F32,
+            shape: &[2],
+            data: (&bytes[1..]).into(),
+        };
+        let tensor = float_tensor(&view, FloatDtype::F32, false).unwrap();
+        assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.5, -2.0]);
+    }
+}

@@ -1,0 +1,64 @@
+//! Original outlier columns out of a mapped checkpoint.
+
+use super::Checkpoint;
+use crate::error::Result;
+use crate::linear::OriginalWeights;
+use bytemuck::Pod;
+use half::{bf16, f16};
+use llm_int8_kernels::Element;
+use safetensors::Dtype;
+use std::sync::Arc;
+
+/// Columns of one weight of a checkpoint, read when they are first needed.
+#[derive(Debug, Clone)]
+pub struct CheckpointColumns {
+    checkpoint: Arc<Checkpoint>,
+    name: String,
+    transposed: bool,
+}
+
+impl CheckpointColumns {
+    /// Columns of tensor `name`; `transposed` where it is stored `[in, out]`.
+    pub fn new(checkpoint: Arc<Checkpoint>, name: impl Into<String>, transposed: bool) -> Self {
+        Self { checkpoint, name: name.into(), transposed }
+    }
+}
+
+impl OriginalWeights for CheckpointColumns {
+    fn columns(&self, columns: &[u32]) -> Result<Vec<f32>> {
+        let view = self.checkpoint.tensor(&self.name)?;
+        match view.dtype {
+            Dtype::F32 => Ok(gather::<f32>(&view.elements()?, view.shape, self.transposed, columns)),
+            Dtype::F16 => Ok(gather::<f16>(&view.elements()?, view.shape, self.transposed, columns)),
+            Dtype::BF16 => Ok(gather::<bf16>(&view.elements()?, view.shape, self.transposed, columns)),
+            _ => Err(view.wrong_dtype("F32, F16 or BF16")),
+        }
+    }
+}
+
+/// `[columns.len(), out]` of a weight `[out, in]`, or `[in, out]` where transposed.
+fn gather<T: Element + Pod>(values: &[T], shape: &[usize], transposed: bool, columns: &[u32]) -> Vec<f32> {
+    let width = shape.get(1).copied().unwrap_or(0).max(1);
+    let column_of = |column: u32| -> Vec<f32> {
+        let column = column as usize;
+        if transposed {
+            values[column * width..][..width].iter().map(|x| x.to_f32()).collect()
+        } else {
+            values.chunks(width).map(|row| row[column].to_f32()).collect()
+        }
+    };
+    columns.iter().flat_map(|&column| column_of(column)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_layouts_give_the_same_columns() {
+        let out_in = [1f32, 2., 3., 4., 5., 6.]; // [2, 3]
+        let in_out = [1f32, 4., 2., 5., 3., 6.]; // [3, 2]
+        assert_eq!(gather(&out_in, &[2, 3], false, &[0, 2]), [1., 4., 3., 6.]);
+        assert_eq!(gather(&in_out, &[3, 2], true, &[0, 2]), [1., 4., 3., 6.]);
+    }
+}

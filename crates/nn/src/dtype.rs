@@ -1,0 +1,107 @@
+//! The dtypes a parameter can be stored in, under the names PyTorch prints.
+
+use candle_core::DType;
+use std::fmt;
+
+/// How a parameter is stored: int8 codes (which candle has no dtype for) or a float.
+///
+/// ```
+/// use llm_int8_nn::ParameterDtype;
+/// assert_eq!(ParameterDtype::I8.to_string(), "torch.int8");
+/// assert_eq!(ParameterDtype::F16.size_in_bytes(), 2);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ParameterDtype {
+    /// `torch.int8`: codes in -127..=127.
+    I8,
+    /// `torch.bool`: causal masks, which transformers keeps as buffers and we do not hold.
+    Bool,
+    /// `torch.float16`.
+    F16,
+    /// `torch.bfloat16`.
+    BF16,
+    /// `torch.float32`.
+    F32,
+}
+
+impl ParameterDtype {
+    /// Bytes an element takes.
+    pub fn size_in_bytes(self) -> usize {
+        match self {
+            Self::I8 | Self::Bool => 1,
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// The name without PyTorch's prefix: `int8`, `float16`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::I8 => "int8",
+            Self::Bool => "bool",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+            Self::F32 => "float32",
+        }
+    }
+}
+
+impl fmt::Display for ParameterDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "torch.{}", self.name())
+    }
+}
+
+/// A float dtype that parameters outside the int8 layers can be stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FloatDtype {
+    /// IEEE half precision, what transformers 4.x stores beside int8 (its default, and ours).
+    #[default]
+    F16,
+    /// bfloat16.
+    BF16,
+    /// Single precision.
+    F32,
+}
+
+impl FloatDtype {
+    /// The candle dtype.
+    pub fn candle(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+            Self::F32 => DType::F32,
+        }
+    }
+
+    /// The float dtype of that candle dtype, or `None` where it is not one of the three.
+    pub fn from_candle(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F16 => Some(Self::F16),
+            DType::BF16 => Some(Self::BF16),
+            DType::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    /// The float dtype of a name in `config.json` (`float16`, `torch.bfloat16`, …).
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.strip_prefix("torch.").unwrap_or(name) {
+            "float16" | "half" => Some(Self::F16),
+            "bfloat16" => Some(Self::BF16),
+            "float32" | "float" => Some(Self::F32),
+            _ => None,
+        }
+    }
+}
+
+impl From<FloatDtype> for ParameterDtype {
+    fn from(dtype: FloatDtype) -> Self {
+        match dtype {
+            FloatDtype::F16 => Self::F16,
+            FloatDtype::BF16 => Self::BF16,
+            FloatDtype::F32 => Self::F32,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The one error of this crate: what was wrong, where, and what to do.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = NnError> = std::result::Result<T, E>;
+
+/// What can go wrong between a checkpoint's bytes and a logit.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NnError {
+    /// A file could not be opened, read or mapped.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A checkpoint file whose structure is not what its format says.
+    #[error("{file} is not a usable checkpoint: {reason}; download it again, or check that it was copied whole")]
+    MalformedFile {
+        /// The file.
+        file: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// An index (`*.index.json`) that does not fit the files beside it.
+    #[error("the shard index {} is wrong: {reason}", path.display())]
+    MalformedIndex {
+        /// The index file.
+        path: PathBuf,
+        /// What does not hold.
+        reason: String,
+    },
+    /// A tensor the model needs is not in the checkpoint.
+    #[error("the checkpoint {checkpoint} has no tensor `{name}`, which {family} needs{hint}")]
+    MissingTensor {
+        /// Files of the checkpoint.
+        checkpoint: String,
+        /// The tensor.
+        name: String,
+        /// The model family.
+        family: String,
+        /// Near names, if there are any.
+        hint: String,
+    },
+    /// Tensors in the checkpoint that the model has no place for.
+    #[error(
+        "the checkpoint {checkpoint} holds {count} tensor(s) that {family} has no place for ({names}); \
+         is config.json the one that belongs to these weights?"
+    )]
+    UnexpectedTensors {
+        /// Files of the checkpoint.
+        checkpoint: String,
+        /// How many there are.
+        count: usize,
+        /// The first few names.
+        names: String,
+        /// The model family.
+        family: String,
+    },
+    /// A tensor with another shape than the configuration asks for.
+    #[error(
+        "tensor `{name}` in {file} has shape {found:?}, but config.json asks for {expected:?}; \
+         config.json and weights do not belong together"
+    )]
+    WrongShape {
+        /// The tensor.
+        name: String,
+        /// Where it was read.
+        file: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape the model needs.
+        expected: Vec<usize>,
+    },
+    /// A tensor stored in a dtype that cannot be used in its place.
+    #[error("tensor `{name}` in {file} is stored as {found}; {expected} can be read here")]
+    WrongDtype {
+        /// The tensor.
+        name: String,
+        /// Where it was read.
+        file: String,
+        /// The dtype found.
+        found: String,
+        /// The dtypes that would do.
+        expected: &'static str,
+    },
+    /// A weight that cannot be quantised.
+    #[error(
+        "tensor `{name}` in {file} cannot be quantised: {source}; \
+         keep the layer as it is with --skip-modules, or check the file"
+    )]
+    Quantise {
+        /// The tensor.
+        name: String,
+        /// Where it was read.
+        file: String,
+        /// What the kernel said.
+        source: llm_int8_kernels::KernelError,
+    },
+    /// An 8-bit checkpoint of bitsandbytes whose quantisation state is not usable.
+    #[error("the 8-bit state of `{layer}` is not usable: {reason}")]
+    QuantisationState {
+        /// The layer's path.
+        layer: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// Full-precision outlier weights were asked for where there are none.
+    #[error(
+        "layer `{layer}` has no full-precision weights to take outlier columns from \
+         (it was loaded from int8 codes); use outlier weights `dequantized`"
+    )]
+    NoOriginalWeights {
+        /// The layer's path.
+        layer: String,
+    },
+    /// A `config.json` that does not describe a model we can build.
+    #[error("config.json: {reason}")]
+    Config {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A model family that is not supported.
+    #[error("model type `{model_type}` is not supported yet; supported: {supported}")]
+    UnsupportedFamily {
+        /// `model_type` of config.json.
+        model_type: String,
+        /// The list of supported families.
+        supported: String,
+    },
+    /// A name in the skip list that matches no module of the model.
+    #[error("skip list: `{name}` matches no module of this model{hint}")]
+    UnknownModule {
+        /// The name given.
+        name: String,
+        /// Near names, if there are any.
+        hint: String,
+    },
+    /// An input whose shape or dtype a layer cannot take.
+    #[error("{layer}: {reason}")]
+    Input {
+        /// The layer or model.
+        layer: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// More positions than the model has.
+    #[error(
+        "{requested} positions are needed, but the model has {available}; \
+         shorten the prompt or ask for fewer new tokens"
+    )]
+    ContextExceeded {
+        /// Positions asked for: cached, given and new ones.
+        requested: usize,
+        /// Positions the model has.
+        available: usize,
+    },
+    /// A parameter whose values have not been read (the model was built from headers alone).
+    #[error("the weights of this model were not read: it was built from headers only, to be looked at and not run")]
+    NotLoaded,
+    /// A kernel refused its arguments.
+    #[error(transparent)]
+    Kernel(#[from] llm_int8_kernels::KernelError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+impl NnError {
+    /// Puts an error into candle's type, for the places where candle calls us.
+    pub(crate) fn into_candle(self) -> candle_core::Error {
+        match self {
+            Self::Candle(error) => error,
+            other => candle_core::Error::wrap(other),
+        }
+    }
+}

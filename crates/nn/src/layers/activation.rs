@@ -1,0 +1,101 @@
+//! Activation functions under the names `config.json` gives them (`ACT2FN` of transformers).
+
+use crate::error::{NnError, Result};
+use candle_core::Tensor;
+
+/// The function between the two products of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `gelu_new`: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, GPT-2's.
+    GeluNew,
+    /// `gelu`: `x·Φ(x)` with the error function.
+    Gelu,
+    /// `gelu_pytorch_tanh`: the formula of `gelu_new`, by PyTorch's own function.
+    GeluTanh,
+    /// `relu`: `max(x, 0)`.
+    Relu,
+    /// `silu` or `swish`: `x·σ(x)`.
+    Silu,
+    /// `tanh`.
+    Tanh,
+}
+
+impl Activation {
+    /// The function of a name in `config.json`.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for a name that is not known, with those that are.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Ok(match name {
+            "gelu_new" => Self::GeluNew,
+            "gelu" => Self::Gelu,
+            "gelu_pytorch_tanh" => Self::GeluTanh,
+            "relu" => Self::Relu,
+            "silu" | "swish" => Self::Silu,
+            "tanh" => Self::Tanh,
+            other => {
+                return Err(NnError::Config {
+                    reason: format!(
+                        "activation function `{other}` is not known; known are gelu_new, gelu, \
+                         gelu_pytorch_tanh, relu, silu, swish and tanh"
+                    ),
+                });
+            }
+        })
+    }
+
+    /// The class transformers prints.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::GeluNew => "NewGELUActivation",
+            Self::Gelu => "GELUActivation",
+            Self::GeluTanh => "GELUTanh",
+            Self::Relu => "ReLU",
+            Self::Silu => "SiLUActivation",
+            Self::Tanh => "Tanh",
+        }
+    }
+
+    /// The function, element by element.
+    ///
+    /// # Errors
+    /// [`NnError::Candle`] where candle cannot compute it.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::GeluNew | Self::GeluTanh => x.gelu()?,
+            Self::Gelu => x.gelu_erf()?,
+            Self::Relu => x.relu()?,
+            Self::Silu => x.silu()?,
+            Self::Tanh => x.tanh()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn functions_have_their_values_at_one() {
+        let x = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let at_one = |a: Activation| a.forward(&x).unwrap().to_vec1::<f32>().unwrap()[0];
+        for (activation, expected) in [
+            (Activation::GeluNew, 0.841_192),
+            (Activation::GeluTanh, 0.841_192),
+            (Activation::Gelu, 0.841_345),
+            (Activation::Relu, 1.0),
+            (Activation::Silu, 0.731_059),
+            (Activation::Tanh, 0.761_594),
+        ] {
+            assert!((at_one(activation) - expected).abs() < 2e-6, "{activation:?}: {}", at_one(activation));
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = Activation::from_name("mish").unwrap_err().to_string();
+        assert!(error.contains("`mish` is not known") && error.contains("gelu_new"), "{error}");
+    }
+}

@@ -1,0 +1,325 @@
+//! A linear layer with int8 weights: LLM.int8() (Dettmers et al. 2022, section 3;
+//! bitsandbytes' `Linear8bitLt` at inference).
+
+use super::config::{Int8Config, OutlierWeights};
+use super::float::{FloatLinear, bias_values, features};
+use super::op::Int8Product;
+use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
+use crate::error::{NnError, Result};
+use crate::module::{Module, Node, Parameter};
+use crate::parameter::FloatParameter;
+use crate::{FloatDtype, ParameterDtype};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef, Outliers};
+use std::sync::Arc;
+
+/// Rows of int8 codes with the largest magnitude of each row. Clones share the memory.
+///
+/// `weight[o][i] ≈ codes[o][i] · absmax[o] / 127`, codes in -127..=127.
+#[derive(Debug, Clone)]
+pub struct Int8Weight {
+    codes: Arc<Vec<i8>>,
+    absmax: Arc<Vec<f32>>,
+    out_features: usize,
+    in_features: usize,
+}
+
+impl Int8Weight {
+    /// Codes `[out, in]` and `absmax` `[out]` as a checkpoint holds them.
+    ///
+    /// # Errors
+    /// [`NnError::QuantisationState`] where lengths do not fit, a code is -128 or an `absmax` is
+    /// negative or not finite.
+    pub fn from_codes(
+        codes: Vec<i8>,
+        absmax: Vec<f32>,
+        [out_features, in_features]: [usize; 2],
+    ) -> Result<Self> {
+        let error = |reason: String| Err(NnError::QuantisationState { layer: "weight".into(), reason });
+        if Some(codes.len()) != out_features.checked_mul(in_features) {
+            return error(format!("{} codes for shape [{out_features}, {in_features}]", codes.len()));
+        }
+        if absmax.len() != out_features {
+            return error(format!("SCB holds {} values for {out_features} rows", absmax.len()));
+        }
+        if let Some(row) = absmax.iter().position(|value| !value.is_finite() || *value < 0.0) {
+            return error(format!("SCB[{row}] is {}; a row's largest magnitude was expected", absmax[row]));
+        }
+        if let Err(cause) = llm_int8_kernels::check_codes(&codes) {
+            return error(cause.to_string());
+        }
+        Ok(Self { codes: codes.into(), absmax: absmax.into(), out_features, in_features })
+    }
+
+    /// Quantises rows `[out, in]`, as bitsandbytes does: through f16, rounding half to even.
+    ///
+    /// # Errors
+    /// [`NnError::Kernel`] where a weight is NaN, infinite or beyond f16's range (65,504).
+    pub fn quantize<T: Element>(isa: Isa, weight: MatRef<'_, T>) -> Result<Self> {
+        Self::quantize_with([weight.rows(), weight.cols()], |codes, absmax| {
+            llm_int8_kernels::quantize_weight(isa, weight, codes, absmax)
+        })
+    }
+
+    /// Quantises a weight stored `[in, out]` (GPT-2's `Conv1D`) into rows `[out, in]`.
+    ///
+    /// # Errors
+    /// As [`Int8Weight::quantize`].
+    pub fn quantize_transposed<T: Element>(isa: Isa, weight: MatRef<'_, T>) -> Result<Self> {
+        Self::quantize_with([weight.cols(), weight.rows()], |codes, absmax| {
+            llm_int8_kernels::quantize_weight_transposed(isa, weight, codes, absmax)
+        })
+    }
+
+    fn quantize_with(
+        [out_features, in_features]: [usize; 2],
+        quantize: impl FnOnce(MatMut<'_, i8>, &mut [f32]) -> Result<(), llm_int8_kernels::KernelError>,
+    ) -> Result<Self> {
+        let mut codes = vec![0i8; out_features * in_features];
+        let mut absmax = vec![0f32; out_features];
+        quantize(MatMut::new(&mut codes, out_features, in_features)?, &mut absmax)?;
+        Ok(Self { codes: codes.into(), absmax: absmax.into(), out_features, in_features })
+    }
+
+    /// The form the kernels take.
+    pub(super) fn as_ref(&self) -> Result<Int8WeightRef<'_>> {
+        Ok(Int8WeightRef::new(MatRef::new(&self.codes, self.out_features, self.in_features)?, &self.absmax)?)
+    }
+
+    /// The codes, row after row.
+    pub fn codes(&self) -> &[i8] {
+        &self.codes
+    }
+
+    /// The largest magnitude of each row (bitsandbytes' `SCB`).
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// `codes · absmax / 127`: f32 `[out, in]`.
+    ///
+    /// # Errors
+    /// [`NnError::Kernel`] never for a weight built by this type.
+    pub fn dequantize(&self, isa: Isa) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; self.codes.len()];
+        llm_int8_kernels::dequantize(
+            isa,
+            MatRef::new(&self.codes, self.out_features, self.in_features)?,
+            &self.absmax,
+            MatMut::new(&mut out, self.out_features, self.in_features)?,
+        )?;
+        Ok(out)
+    }
+}
+
+/// `y = x · Wᵀ + b` with int8 weights and rows of activations quantised on the way in.
+#[derive(Debug, Clone)]
+pub struct Int8Linear {
+    out_features: usize,
+    in_features: usize,
+    weight: Option<Int8Weight>,
+    bias: Option<FloatParameter>,
+    original: Option<ColumnStore>,
+    config: Int8Config,
+    isa: Isa,
+}
+
+impl Int8Linear {
+    /// A layer without values, of the shape of a float layer.
+    pub fn declared(linear: &FloatLinear, config: Int8Config) -> Self {
+        Self {
+            out_features: linear.out_features(),
+            in_features: linear.in_features(),
+            weight: None,
+            bias: linear.bias().cloned(),
+            original: None,
+            config,
+            isa: linear.isa(),
+        }
+    }
+
+    /// A layer of int8 weights and, optionally, a bias `[out]`.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] where the bias does not fit.
+    pub fn new(weight: Int8Weight, bias: Option<Tensor>, config: Int8Config) -> Result<Self> {
+        let bias = bias.map(FloatParameter::loaded).transpose()?;
+        if let Some(bias) = &bias
+            && bias.shape() != [weight.out_features]
+        {
+            return Err(NnError::Input {
+                layer: "Linear8bitLt".into(),
+                reason: format!("the bias must be [{}], it is {:?}", weight.out_features, bias.shape()),
+            });
+        }
+        Ok(Self {
+            out_features: weight.out_features,
+            in_features: weight.in_features,
+            weight: Some(weight),
+            bias,
+            original: None,
+            config,
+            isa: Isa::detect(),
+        })
+    }
+
+    /// Quantises a float layer. With [`OutlierWeights::Original`] the float weight is kept to take
+    /// outlier columns from; a layer read from a file takes them from the file instead.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear};
+    /// let weight = Tensor::new(&[[127f32, 0.5], [0., 63.5]], &Device::Cpu)?;
+    /// let layer = Int8Linear::quantize(&FloatLinear::new(weight, None)?, Int8Config::default())?;
+    /// assert_eq!(layer.weight()?.codes(), [127, 0, 0, 127]); // 0.5 rounds half to even
+    /// assert_eq!(layer.weight()?.absmax(), [127., 63.5]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`] for a layer without values; [`NnError::Kernel`] for weights that are
+    /// not finite in f16.
+    pub fn quantize(linear: &FloatLinear, config: Int8Config) -> Result<Self> {
+        let tensor = linear.weight().tensor()?;
+        let weight = match linear.weight().dtype() {
+            FloatDtype::F16 => quantize_tensor::<f16>(linear.isa(), tensor)?,
+            FloatDtype::BF16 => quantize_tensor::<bf16>(linear.isa(), tensor)?,
+            FloatDtype::F32 => quantize_tensor::<f32>(linear.isa(), tensor)?,
+        };
+        let mut layer = Self::declared(linear, config);
+        layer.weight = Some(weight);
+        if config.outlier_weights == OutlierWeights::Original {
+            layer.original = Some(ColumnStore::new(Arc::new(TensorColumns(tensor.clone()))));
+        }
+        Ok(layer)
+    }
+
+    /// `x · Wᵀ + b`; see [`Linear::forward`](super::Linear::forward).
+    ///
+    /// # Errors
+    /// As there, and [`NnError::NoOriginalWeights`] where original outlier weights are configured
+    /// and there are none.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        super::op::check_input("Linear8bitLt", x, self.in_features)?;
+        self.weight()?;
+        let bias = self.bias.as_ref().map(bias_values).transpose()?;
+        Ok(x.contiguous()?.apply_op1_no_bwd(&Int8Product { layer: self, bias })?)
+    }
+
+    /// The original weights of the outlier columns met in this call, or `None` where the
+    /// dequantised ones do.
+    pub(super) fn outlier_columns(&self, outliers: &Outliers) -> Result<Option<Arc<OutlierColumns>>> {
+        if self.config.outlier_weights == OutlierWeights::Dequantized || outliers.is_empty() {
+            return Ok(None);
+        }
+        let store = self
+            .original
+            .as_ref()
+            .ok_or_else(|| NnError::NoOriginalWeights { layer: "Linear8bitLt".into() })?;
+        store.with_columns(&outliers.distinct_columns(), self.out_features).map(Some)
+    }
+
+    /// Gives a declared layer its weights.
+    ///
+    /// # Errors
+    /// [`NnError::WrongShape`] where they are not of the declared shape.
+    pub fn fill(&mut self, weight: Int8Weight, original: Option<Arc<dyn OriginalWeights>>) -> Result<()> {
+        if [weight.out_features, weight.in_features] != [self.out_features, self.in_features] {
+            return Err(NnError::WrongShape {
+                name: "weight".into(),
+                file: "memory".into(),
+                found: vec![weight.out_features, weight.in_features],
+                expected: vec![self.out_features, self.in_features],
+            });
+        }
+        self.weight = Some(weight);
+        self.original = original.map(ColumnStore::new);
+        Ok(())
+    }
+
+    /// The int8 weight.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`] where there is none yet.
+    pub fn weight(&self) -> Result<&Int8Weight> {
+        self.weight.as_ref().ok_or(NnError::NotLoaded)
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<&FloatParameter> {
+        self.bias.as_ref()
+    }
+
+    /// The bias, to be filled.
+    pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
+        self.bias.as_mut()
+    }
+
+    /// Length of an input row.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Length of an output row.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// What is done with outliers.
+    pub fn config(&self) -> Int8Config {
+        self.config
+    }
+
+    /// Changes what is done with outliers; the weights stay.
+    pub fn set_config(&mut self, config: Int8Config) {
+        self.config = config;
+    }
+
+    /// The instruction set its product runs on.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes of original outlier columns kept so far.
+    pub fn original_bytes(&self) -> u64 {
+        self.original.as_ref().map_or(0, ColumnStore::bytes)
+    }
+}
+
+fn quantize_tensor<T: Element + WithDType>(isa: Isa, weight: &Tensor) -> Result<Int8Weight> {
+    let (out_features, in_features) = weight.dims2()?;
+    let (storage, layout) = weight.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(cpu), Some((start, end))) => {
+            let values = CpuStorage::as_slice::<T>(cpu)?;
+            Int8Weight::quantize(isa, MatRef::new(&values[start..end], out_features, in_features)?)
+        }
+        _ => Err(NnError::Input {
+            layer: "Linear8bitLt".into(),
+            reason: "only a contiguous weight on the CPU can be quantised".into(),
+        }),
+    }
+}
+
+/// Original columns out of a weight `[out, in]` that is held anyway.
+struct TensorColumns(Tensor);
+
+impl OriginalWeights for TensorColumns {
+    fn columns(&self, columns: &[u32]) -> Result<Vec<f32>> {
+        let index = Tensor::from_slice(columns, columns.len(), &Device::Cpu)?;
+        let picked = self.0.index_select(&index, 1)?.to_dtype(DType::F32)?;
+        Ok(picked.t()?.flatten_all()?.to_vec1()?)
+    }
+}
+
+impl Module for Int8Linear {
+    fn describe(&self) -> Node {
+        let arguments = features(self.in_features, self.out_features, self.bias.is_some());
+        let shape = [self.out_features, self.in_features];
+        let mut node = Node::leaf("Linear8bitLt", arguments)
+            .with_parameter(Parameter::new("weight", ParameterDtype::I8, shape));
+        node.uncounted_bytes = 4 * self.out_features as u64;
+        self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))
+    }
+}

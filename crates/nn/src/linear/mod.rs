@@ -1,0 +1,77 @@
+//! Linear layers: `y = x · Wᵀ + b`, with float or int8 weights.
+//!
+//! Shapes: `x` `[…, in_features]`, `W` `[out_features, in_features]`, `b` `[out_features]`,
+//! `y` `[…, out_features]`, of any rank.
+
+pub mod config;
+pub mod float;
+pub mod int8;
+mod op;
+pub mod original;
+pub mod replace;
+
+pub use config::{Int8Config, OutlierScope, OutlierWeights};
+pub use float::{FloatLinear, LinearClass};
+pub use int8::{Int8Linear, Int8Weight};
+pub use original::OriginalWeights;
+pub use replace::{HasLinears, replace_linear};
+
+use crate::error::Result;
+use crate::module::{Module, Node};
+use candle_core::Tensor;
+
+/// A linear layer, float or int8.
+#[derive(Debug, Clone)]
+pub enum Linear {
+    /// Weights in f16, bf16 or f32.
+    Float(FloatLinear),
+    /// Weights in int8, activations quantised row by row (LLM.int8()).
+    Int8(Int8Linear),
+}
+
+impl Linear {
+    /// `x · Wᵀ + b`.
+    ///
+    /// # Shapes
+    /// `x` `[…, in_features]` in f16, bf16 or f32; the result `[…, out_features]` in the same dtype.
+    ///
+    /// # Errors
+    /// [`NnError::Input`](crate::NnError::Input) where the last dimension is not `in_features`;
+    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded) where the weights were not read.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Float(linear) => linear.forward(x),
+            Self::Int8(linear) => linear.forward(x),
+        }
+    }
+
+    /// Length of an input row.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Self::Float(linear) => linear.in_features(),
+            Self::Int8(linear) => linear.in_features(),
+        }
+    }
+
+    /// Length of an output row.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Float(linear) => linear.out_features(),
+            Self::Int8(linear) => linear.out_features(),
+        }
+    }
+
+    /// Whether the weights are int8.
+    pub fn is_int8(&self) -> bool {
+        matches!(self, Self::Int8(_))
+    }
+}
+
+impl Module for Linear {
+    fn describe(&self) -> Node {
+        match self {
+            Self::Float(linear) => linear.describe(),
+            Self::Int8(linear) => linear.describe(),
+        }
+    }
+}

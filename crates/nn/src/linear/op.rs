@@ -1,0 +1,133 @@
+//! The two products as candle operations, so that a layer's input may be any candle tensor.
+
+use super::int8::Int8Linear;
+use super::original::OutlierColumns;
+use crate::error::{NnError, Result};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+use llm_int8_kernels::{Element, Isa, MatMut, MatRef, dense};
+
+/// Refuses inputs that a layer of `in_features` cannot take.
+pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result<()> {
+    let error = |reason| Err(NnError::Input { layer: layer.into(), reason });
+    if !matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32) {
+        return error(format!("the input is {:?}; f16, bf16 or f32 is needed", x.dtype()));
+    }
+    match x.dims().last() {
+        Some(&last) if last == in_features => Ok(()),
+        _ => error(format!("the input's shape is {:?}; its last dimension must be {in_features}", x.dims())),
+    }
+}
+
+/// Rows of an input `[…, K]` and the shape of its output `[…, N]`.
+fn rows_and_shape(layout: &Layout, out_features: usize) -> (usize, Shape) {
+    let mut dims = layout.dims().to_vec();
+    let in_features = dims.pop().unwrap_or(0);
+    let rows = dims.iter().product();
+    debug_assert!(in_features == 0 || rows == layout.shape().elem_count() / in_features);
+    dims.push(out_features);
+    (rows, Shape::from(dims))
+}
+
+/// The values of a contiguous tensor.
+fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    let all = storage.as_slice::<T>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&all[start..end]),
+        None => candle_core::bail!("the input of a linear product must be contiguous"),
+    }
+}
+
+/// `x [M, K] f32 · W [N, K]ᵀ + bias`, W in any float dtype.
+pub(super) struct DenseProduct<'a> {
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<Vec<f32>>,
+    pub(super) isa: Isa,
+}
+
+impl DenseProduct<'_> {
+    fn run<W>(&self, x: MatRef<'_, f32>, out: MatMut<'_, f32>) -> Result<()>
+    where
+        W: Element + WithDType,
+    {
+        let (storage, layout) = self.weight.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(NnError::Input { layer: "Linear".into(), reason: "the weight is not on the CPU".into() });
+        };
+        let (out_features, in_features) = self.weight.dims2()?;
+        let weight = MatRef::new(values::<W>(storage, layout)?, out_features, in_features)?;
+        dense::linear(self.isa, x, weight, self.bias.as_deref(), out)?;
+        Ok(())
+    }
+}
+
+impl CustomOp1 for DenseProduct<'_> {
+    fn name(&self) -> &'static str {
+        "dense-product"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (out_features, in_features) = self.weight.dims2()?;
+        let (rows, shape) = rows_and_shape(layout, out_features);
+        let mut product = || -> Result<Vec<f32>> {
+            let mut out = vec![0f32; rows * out_features];
+            let x = MatRef::new(values::<f32>(storage, layout)?, rows, in_features)?;
+            let target = MatMut::new(&mut out, rows, out_features)?;
+            match self.weight.dtype() {
+                DType::F16 => self.run::<f16>(x, target)?,
+                DType::BF16 => self.run::<bf16>(x, target)?,
+                _ => self.run::<f32>(x, target)?,
+            }
+            Ok(out)
+        };
+        let out = product().map_err(NnError::into_candle)?;
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+/// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add what the outliers give.
+pub(super) struct Int8Product<'a> {
+    pub(super) layer: &'a Int8Linear,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+impl Int8Product<'_> {
+    fn run<T: Element>(&self, x: &[T], rows: usize) -> Result<Vec<f32>> {
+        let (layer, config) = (self.layer, self.layer.config());
+        let isa = layer.isa();
+        let x = MatRef::new(x, rows, layer.in_features())?;
+        let activations =
+            llm_int8_kernels::quantize_activations(isa, x, config.threshold, config.outlier_scope);
+        let columns = layer.outlier_columns(activations.outliers())?;
+        let mut out = vec![0f32; rows * layer.out_features()];
+        llm_int8_kernels::linear(
+            isa,
+            &activations,
+            &layer.weight()?.as_ref()?,
+            columns.as_ref().map_or(Ok(llm_int8_kernels::OutlierWeights::Dequantized), OutlierColumns::as_ref)?,
+            self.bias.as_deref(),
+            MatMut::new(&mut out, rows, layer.out_features())?,
+        )?;
+        Ok(out)
+    }
+}
+
+impl CustomOp1 for Int8Product<'_> {
+    fn name(&self) -> &'static str {
+        "int8-product"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (rows, shape) = rows_and_shape(layout, self.layer.out_features());
+        let out = match storage {
+            CpuStorage::F32(_) => self.run(values::<f32>(storage, layout)?, rows).map(CpuStorage::F32),
+            CpuStorage::F16(_) => self
+                .run(values::<f16>(storage, layout)?, rows)
+                .map(|out| CpuStorage::F16(out.into_iter().map(f16::from_f32).collect())),
+            _ => self
+                .run(values::<bf16>(storage, layout)?, rows)
+                .map(|out| CpuStorage::BF16(out.into_iter().map(bf16::from_f32).collect())),
+        };
+        Ok((out.map_err(NnError::into_candle)?, shape))
+    }
+}

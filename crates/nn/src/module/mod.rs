@@ -1,0 +1,120 @@
+//! A model's tree as data.
+//!
+//! [`Module::describe`] turns a model into a [`Node`]; PyTorch's text ([`print`](mod@print)), the
+//! list of parameters and the memory footprint ([`inspect`]) are functions over nodes. So a model
+//! that was only described (from `config.json` and a safetensors header) and one that is loaded go
+//! the same way.
+//!
+//! ```
+//! use llm_int8_nn::module::{Node, Parameter};
+//! use llm_int8_nn::ParameterDtype;
+//!
+//! let norm = Node::leaf("LayerNorm", "(8,), eps=1e-05, elementwise_affine=True")
+//!     .with_parameter(Parameter::new("weight", ParameterDtype::F16, [8]));
+//! let model = Node::container("Toy").with_child("ln", norm);
+//! assert_eq!(
+//!     model.to_string(),
+//!     "Toy(\n  (ln): LayerNorm((8,), eps=1e-05, elementwise_affine=True)\n)"
+//! );
+//! assert_eq!(model.named_parameters()[0].to_string(), "ln.weight torch.float16 (8,)");
+//! ```
+
+pub mod inspect;
+pub mod path;
+pub mod print;
+pub mod replace;
+
+pub use inspect::{Footprint, NamedParameter};
+pub use path::ModulePath;
+pub use replace::{KeptLinear, ReplaceReport, SkipList};
+
+use crate::dtype::ParameterDtype;
+
+/// Anything that has a tree.
+pub trait Module {
+    /// The whole tree below this module, as data.
+    fn describe(&self) -> Node;
+}
+
+/// A tensor that belongs to a module: a parameter, or a buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// The name inside its module (`weight`, `bias`, …).
+    pub name: String,
+    /// How it is stored.
+    pub dtype: ParameterDtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl Parameter {
+    /// A parameter of that name, dtype and shape.
+    pub fn new(name: impl Into<String>, dtype: ParameterDtype, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), dtype, shape: shape.into() }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes the elements take.
+    pub fn bytes(&self) -> u64 {
+        self.elements() as u64 * self.dtype.size_in_bytes() as u64
+    }
+}
+
+/// One module, as data: what PyTorch would print of it and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    /// The class PyTorch prints (`GPT2Block`, `Linear8bitLt`, …).
+    pub class: String,
+    /// What stands between the brackets of a leaf (`in_features=4, out_features=8, bias=True`).
+    pub arguments: String,
+    /// Whether equal consecutive children are printed once with their count (PyTorch's `ModuleList`).
+    pub collapses: bool,
+    /// The parameters of this module itself.
+    pub parameters: Vec<Parameter>,
+    /// Buffers that transformers counts in its footprint and this library does not hold.
+    pub buffers: Vec<Parameter>,
+    /// Bytes held beside parameters (the `absmax` of int8 rows), which transformers does not count.
+    pub uncounted_bytes: u64,
+    /// Child modules with their names, in PyTorch's order.
+    pub children: Vec<(String, Node)>,
+}
+
+impl Node {
+    /// A module without children.
+    pub fn leaf(class: impl Into<String>, arguments: impl Into<String>) -> Self {
+        Self { class: class.into(), arguments: arguments.into(), ..Self::default() }
+    }
+
+    /// A module of children.
+    pub fn container(class: impl Into<String>) -> Self {
+        Self { class: class.into(), ..Self::default() }
+    }
+
+    /// PyTorch's `ModuleList`: children named `0`, `1`, …; equal neighbours are printed once.
+    pub fn list(items: impl IntoIterator<Item = Node>) -> Self {
+        let children = items.into_iter().enumerate().map(|(i, node)| (i.to_string(), node)).collect();
+        Self { class: "ModuleList".into(), collapses: true, children, ..Self::default() }
+    }
+
+    /// Adds a child.
+    pub fn with_child(mut self, name: impl Into<String>, child: Node) -> Self {
+        self.children.push((name.into(), child));
+        self
+    }
+
+    /// Adds a parameter.
+    pub fn with_parameter(mut self, parameter: Parameter) -> Self {
+        self.parameters.push(parameter);
+        self
+    }
+
+    /// Adds a buffer.
+    pub fn with_buffer(mut self, buffer: Parameter) -> Self {
+        self.buffers.push(buffer);
+        self
+    }
+}

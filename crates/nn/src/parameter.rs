@@ -1,0 +1,110 @@
+//! A float parameter: declared by shape and dtype, filled when the checkpoint is read.
+
+use crate::dtype::FloatDtype;
+use crate::error::{NnError, Result};
+use crate::module::Parameter;
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::slice::HalfFloatSliceExt;
+
+/// A float tensor of a layer.
+///
+/// A layer is first declared (so that a model can be looked at from `config.json` alone, as
+/// PyTorch's meta device allows) and filled when its tensor has been read.
+#[derive(Debug, Clone)]
+pub struct FloatParameter {
+    shape: Vec<usize>,
+    dtype: FloatDtype,
+    tensor: Option<Tensor>,
+}
+
+impl FloatParameter {
+    /// A parameter without values.
+    pub fn declared(shape: impl Into<Vec<usize>>, dtype: FloatDtype) -> Self {
+        Self { shape: shape.into(), dtype, tensor: None }
+    }
+
+    /// A parameter with values.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] where the tensor is not f16, bf16 or f32.
+    pub fn loaded(tensor: Tensor) -> Result<Self> {
+        let dtype = FloatDtype::from_candle(tensor.dtype()).ok_or_else(|| NnError::Input {
+            layer: "parameter".into(),
+            reason: format!("{:?} is not f16, bf16 or f32", tensor.dtype()),
+        })?;
+        Ok(Self { shape: tensor.dims().to_vec(), dtype, tensor: Some(tensor.contiguous()?) })
+    }
+
+    /// Gives a declared parameter its values.
+    ///
+    /// # Errors
+    /// [`NnError::WrongShape`] where the shape is not the declared one.
+    pub fn fill(&mut self, tensor: Tensor) -> Result<()> {
+        if tensor.dims() != self.shape {
+            return Err(NnError::WrongShape {
+                name: "parameter".into(),
+                file: "memory".into(),
+                found: tensor.dims().to_vec(),
+                expected: self.shape.clone(),
+            });
+        }
+        *self = Self::loaded(tensor)?;
+        Ok(())
+    }
+
+    /// The values.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`] where there are none yet.
+    pub fn tensor(&self) -> Result<&Tensor> {
+        self.tensor.as_ref().ok_or(NnError::NotLoaded)
+    }
+
+    /// The values in f32, as the CPU computes with them, in row-major order.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`] where there are none yet.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        let tensor = self.tensor()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            return Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?);
+        };
+        // half converts whole slices eight at a time; candle's to_dtype goes element by element.
+        let mut out = vec![0f32; end - start];
+        match storage {
+            CpuStorage::F16(values) => values[start..end].convert_to_f32_slice(&mut out),
+            CpuStorage::BF16(values) => values[start..end].convert_to_f32_slice(&mut out),
+            _ => out.copy_from_slice(&storage.as_slice::<f32>()?[start..end]),
+        }
+        Ok(out)
+    }
+
+    /// The values in f32 as a tensor.
+    ///
+    /// # Errors
+    /// As [`FloatParameter::to_f32_vec`].
+    pub fn to_f32(&self) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.to_f32_vec()?, self.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    /// The dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// How the values are stored.
+    pub fn dtype(&self) -> FloatDtype {
+        self.dtype
+    }
+
+    /// Whether there are values.
+    pub fn is_loaded(&self) -> bool {
+        self.tensor.is_some()
+    }
+
+    /// This parameter as data for the module tree.
+    pub fn describe(&self, name: &str) -> Parameter {
+        Parameter::new(name, self.dtype.into(), self.shape.clone())
+    }
+}
