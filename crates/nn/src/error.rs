@@ -26,7 +26,9 @@ pub enum NnError {
         source: std::io::Error,
     },
     /// A checkpoint file whose structure is not what its format says.
-    #[error("{file} is not a usable checkpoint: {reason}; download it again, or check that it was copied whole")]
+    #[error(
+        "{file} is not a usable checkpoint: {reason}; download it again, or check that it was copied whole"
+    )]
     MalformedFile {
         /// The file.
         file: String,
@@ -167,7 +169,9 @@ pub enum NnError {
         available: usize,
     },
     /// A parameter whose values have not been read (the model was built from headers alone).
-    #[error("the weights of this model were not read: it was built from headers only, to be looked at and not run")]
+    #[error(
+        "the weights of this model were not read: it was built from headers only, to be looked at and not run"
+    )]
     NotLoaded,
     /// A kernel refused its arguments.
     #[error(transparent)]

@@ -28,7 +28,11 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
     }
 }
 
-fn from_source<S: Element + Pod>(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) -> Result<Tensor> {
+fn from_source<S: Element + Pod>(
+    view: &TensorView<'_>,
+    dtype: FloatDtype,
+    transposed: bool,
+) -> Result<Tensor> {
     let source = view.elements::<S>()?;
     match dtype {
         FloatDtype::F16 => to_target::<S, f16>(view, &source, transposed, Element::to_f16),
@@ -116,8 +120,11 @@ fn quantize<S: Element + Pod>(view: &TensorView<'_>, transposed: bool, isa: Isa)
         });
     };
     let source = MatRef::new(&elements, rows, columns)?;
-    let weight =
-        if transposed { Int8Weight::quantize_transposed(isa, source) } else { Int8Weight::quantize(isa, source) };
+    let weight = if transposed {
+        Int8Weight::quantize_transposed(isa, source)
+    } else {
+        Int8Weight::quantize(isa, source)
+    };
     weight.map_err(|error| match error {
         NnError::Kernel(source) => {
             NnError::Quantise { name: view.name.clone(), file: view.file.to_owned(), source }
@@ -153,12 +160,16 @@ mod tests {
     fn a_value_beyond_f16_is_named_and_not_turned_into_infinity() {
         let values = [1.0f32, 70_000.0];
         for transposed in [false, true] {
-            let error = float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed).unwrap_err().to_string();
+            let error =
+                float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed).unwrap_err().to_string();
             assert!(error.contains("tensor `w`") && error.contains("--dtype bfloat16"), "{error}");
             assert!(float_tensor(&view(&values, &[1, 2]), FloatDtype::BF16, transposed).is_ok());
         }
         let infinite = [f32::INFINITY, f32::NAN];
-        assert!(float_tensor(&view(&infinite, &[2]), FloatDtype::F16, false).is_ok(), "what the file says is kept");
+        assert!(
+            float_tensor(&view(&infinite, &[2]), FloatDtype::F16, false).is_ok(),
+            "what the file says is kept"
+        );
     }
 
     #[test]

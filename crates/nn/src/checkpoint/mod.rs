@@ -139,11 +139,16 @@ impl Checkpoint {
         let index: Index = serde_json::from_slice(&text).map_err(|cause| error(cause.to_string()))?;
         for (tensor, file) in &index.weight_map {
             let Some(entry) = self.entries.get(tensor) else {
-                return Err(error(format!("it says that tensor `{tensor}` is in {file}, which has no such tensor")));
+                return Err(error(format!(
+                    "it says that tensor `{tensor}` is in {file}, which has no such tensor"
+                )));
             };
             let found = Path::new(&self.sources[entry.file].0);
             if found.file_name() != Some(file.as_ref()) {
-                return Err(error(format!("it says that tensor `{tensor}` is in {file}, but it is in {}", found.display())));
+                return Err(error(format!(
+                    "it says that tensor `{tensor}` is in {file}, but it is in {}",
+                    found.display()
+                )));
             }
         }
         Ok(())

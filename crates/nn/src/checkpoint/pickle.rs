@@ -33,14 +33,19 @@ impl PickleFile {
         if tensors.tensor_infos().is_empty() {
             return Err(NnError::MalformedFile { file, reason: "it holds no tensors".into() });
         }
-        let entries = tensors.tensor_infos().iter().map(|(name, info)| entry(&file, name, info, length)).collect::<Result<_>>()?;
+        let entries = tensors
+            .tensor_infos()
+            .iter()
+            .map(|(name, info)| entry(&file, name, info, length))
+            .collect::<Result<_>>()?;
         Ok((Self { tensors }, entries))
     }
 
     /// The bytes of a tensor, row-major.
     pub(super) fn read(&self, file: &str, name: &str) -> Result<Vec<u8>> {
         let malformed = |reason: String| NnError::MalformedFile { file: file.to_owned(), reason };
-        let tensor = self.tensors.get(name).map_err(|cause| malformed(format!("tensor `{name}`: {cause}")))?;
+        let tensor =
+            self.tensors.get(name).map_err(|cause| malformed(format!("tensor `{name}`: {cause}")))?;
         let tensor = tensor.ok_or_else(|| malformed(format!("tensor `{name}` is not there")))?;
         bytes(&tensor).map_err(|cause| malformed(format!("tensor `{name}`: {cause}")))
     }

@@ -7,8 +7,8 @@ use safetensors::tensor::{Metadata, SafeTensorError};
 
 /// The tensors of a whole file.
 pub(super) fn entries(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
-    let (header_len, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|cause| malformed(file, &cause, bytes.len() as u64, bytes))?;
+    let (header_len, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|cause| malformed(file, &cause, bytes.len() as u64, bytes))?;
     // The 8 bytes before the header hold its length.
     Ok(from_metadata(&metadata, header_len + 8))
 }
@@ -42,7 +42,9 @@ fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> 
             bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
         ),
         SafeTensorError::MetadataIncompleteBuffer => {
-            format!("its header describes another length than the {length} bytes it has: it is truncated or damaged")
+            format!(
+                "its header describes another length than the {length} bytes it has: it is truncated or damaged"
+            )
         }
         SafeTensorError::InvalidOffset(tensor) => {
             format!("the place its header gives for tensor `{tensor}` overlaps another or is out of order")

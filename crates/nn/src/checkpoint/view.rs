@@ -35,7 +35,7 @@ impl TensorView<'_> {
         match bytemuck::try_cast_slice::<u8, T>(&self.data) {
             Ok(elements) => Ok(Cow::Borrowed(elements)),
             Err(bytemuck::PodCastError::TargetAlignmentGreaterAndInputNotAligned) => {
-                Ok(Cow::Owned(bytemuck::pod_collect_to_vec(&self.data)))
+                Ok(Cow::Owned(bytemuck::allocation::pod_collect_to_vec(&self.data)))
             }
             Err(cause) => Err(NnError::MalformedFile {
                 file: self.file.to_owned(),

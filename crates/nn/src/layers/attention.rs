@@ -21,7 +21,8 @@ impl LayerCache {
 
     /// Bytes allocated for keys and values.
     pub fn bytes(&self) -> u64 {
-        let bytes = |data: &Option<Tensor>| data.as_ref().map_or(0, |t| t.elem_count() * t.dtype().size_in_bytes());
+        let bytes =
+            |data: &Option<Tensor>| data.as_ref().map_or(0, |t| t.elem_count() * t.dtype().size_in_bytes());
         (bytes(self.inner.k_cache().all_data()) + bytes(self.inner.v_cache().all_data())) as u64
     }
 }
@@ -70,7 +71,9 @@ pub fn causal_mask(tokens: usize, cached: usize) -> Result<Option<Tensor>> {
     }
     let positions = cached + tokens;
     let mask: Vec<f32> = (0..tokens)
-        .flat_map(|row| (0..positions).map(move |column| if column > cached + row { f32::NEG_INFINITY } else { 0.0 }))
+        .flat_map(|row| {
+            (0..positions).map(move |column| if column > cached + row { f32::NEG_INFINITY } else { 0.0 })
+        })
         .collect();
     Ok(Some(Tensor::from_vec(mask, (tokens, positions), &Device::Cpu)?))
 }
@@ -93,7 +96,8 @@ mod tests {
         for t in 0..5 {
             let [q, k, v] = [&q, &k, &v].map(|x| x.narrow(2, t, 1).unwrap());
             let one = attend([&q, &k, &v], 0.5, None, &mut cache).unwrap();
-            let difference = (one - whole.narrow(1, t, 1).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+            let difference =
+                (one - whole.narrow(1, t, 1).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
             assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
         }
     }

@@ -68,9 +68,14 @@ mod tests {
 
     #[test]
     fn floats_are_printed_as_python_does() {
-        for (value, text) in
-            [(1e-5, "1e-05"), (1e-12, "1e-12"), (1.5e-6, "1.5e-06"), (0.001, "0.001"), (0.0001, "0.0001"), (1.0, "1.0")]
-        {
+        for (value, text) in [
+            (1e-5, "1e-05"),
+            (1e-12, "1e-12"),
+            (1.5e-6, "1.5e-06"),
+            (0.001, "0.001"),
+            (0.0001, "0.0001"),
+            (1.0, "1.0"),
+        ] {
             assert_eq!(python_float(value), text);
         }
     }

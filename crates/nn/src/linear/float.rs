@@ -146,9 +146,10 @@ impl Module for FloatLinear {
                 Node::leaf("Linear", features(in_features, out_features, self.bias.is_some())),
                 [out_features, in_features],
             ),
-            LinearClass::Conv1D => {
-                (Node::leaf("Conv1D", format!("nf={out_features}, nx={in_features}")), [in_features, out_features])
-            }
+            LinearClass::Conv1D => (
+                Node::leaf("Conv1D", format!("nf={out_features}, nx={in_features}")),
+                [in_features, out_features],
+            ),
         };
         let node = node.with_parameter(Parameter::new("weight", self.weight.dtype().into(), shape));
         self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))

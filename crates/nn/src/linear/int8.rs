@@ -2,7 +2,7 @@
 //! bitsandbytes' `Linear8bitLt` at inference).
 
 use super::config::{Int8Config, OutlierWeights};
-use super::float::{FloatLinear, bias_values, features};
+use super::float::{FloatLinear, LinearClass, bias_values, features};
 use super::op::Int8Product;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
 use crate::error::{NnError, Result};
@@ -83,7 +83,7 @@ impl Int8Weight {
     }
 
     /// The form the kernels take.
-    pub(super) fn as_ref(&self) -> Result<Int8WeightRef<'_>> {
+    pub(super) fn kernel_form(&self) -> Result<Int8WeightRef<'_>> {
         Ok(Int8WeightRef::new(MatRef::new(&self.codes, self.out_features, self.in_features)?, &self.absmax)?)
     }
 
@@ -122,6 +122,8 @@ pub struct Int8Linear {
     bias: Option<FloatParameter>,
     original: Option<ColumnStore>,
     config: Int8Config,
+    /// The class of the float layer it replaces, which decides how its weight is stored in checkpoints.
+    class: LinearClass,
     isa: Isa,
 }
 
@@ -135,6 +137,7 @@ impl Int8Linear {
             bias: linear.bias().cloned(),
             original: None,
             config,
+            class: linear.class(),
             isa: linear.isa(),
         }
     }
@@ -160,6 +163,7 @@ impl Int8Linear {
             bias,
             original: None,
             config,
+            class: LinearClass::Linear,
             isa: Isa::detect(),
         })
     }
@@ -266,6 +270,11 @@ impl Int8Linear {
         self.out_features
     }
 
+    /// The class of the float layer it stands for.
+    pub fn class(&self) -> LinearClass {
+        self.class
+    }
+
     /// What is done with outliers.
     pub fn config(&self) -> Int8Config {
         self.config
@@ -317,8 +326,11 @@ impl Module for Int8Linear {
     fn describe(&self) -> Node {
         let arguments = features(self.in_features, self.out_features, self.bias.is_some());
         let shape = [self.out_features, self.in_features];
-        let mut node = Node::leaf("Linear8bitLt", arguments)
-            .with_parameter(Parameter::new("weight", ParameterDtype::I8, shape));
+        let mut node = Node::leaf("Linear8bitLt", arguments).with_parameter(Parameter::new(
+            "weight",
+            ParameterDtype::I8,
+            shape,
+        ));
         node.uncounted_bytes = 4 * self.out_features as u64;
         self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))
     }

@@ -61,6 +61,22 @@ impl Linear {
         }
     }
 
+    /// The class of the (former) float layer.
+    pub fn class(&self) -> LinearClass {
+        match self {
+            Self::Float(linear) => linear.class(),
+            Self::Int8(linear) => linear.class(),
+        }
+    }
+
+    /// Whether there is a bias.
+    pub fn has_bias(&self) -> bool {
+        match self {
+            Self::Float(linear) => linear.bias().is_some(),
+            Self::Int8(linear) => linear.bias().is_some(),
+        }
+    }
+
     /// Whether the weights are int8.
     pub fn is_int8(&self) -> bool {
         matches!(self, Self::Int8(_))

@@ -1,7 +1,6 @@
 //! The two products as candle operations, so that a layer's input may be any candle tensor.
 
 use super::int8::Int8Linear;
-use super::original::OutlierColumns;
 use crate::error::{NnError, Result};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, WithDType};
 use half::{bf16, f16};
@@ -52,7 +51,10 @@ impl DenseProduct<'_> {
     {
         let (storage, layout) = self.weight.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else {
-            return Err(NnError::Input { layer: "Linear".into(), reason: "the weight is not on the CPU".into() });
+            return Err(NnError::Input {
+                layer: "Linear".into(),
+                reason: "the weight is not on the CPU".into(),
+            });
         };
         let (out_features, in_features) = self.weight.dims2()?;
         let weight = MatRef::new(values::<W>(storage, layout)?, out_features, in_features)?;
@@ -69,7 +71,7 @@ impl CustomOp1 for DenseProduct<'_> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (out_features, in_features) = self.weight.dims2()?;
         let (rows, shape) = rows_and_shape(layout, out_features);
-        let mut product = || -> Result<Vec<f32>> {
+        let product = || -> Result<Vec<f32>> {
             let mut out = vec![0f32; rows * out_features];
             let x = MatRef::new(values::<f32>(storage, layout)?, rows, in_features)?;
             let target = MatMut::new(&mut out, rows, out_features)?;
@@ -99,12 +101,16 @@ impl Int8Product<'_> {
         let activations =
             llm_int8_kernels::quantize_activations(isa, x, config.threshold, config.outlier_scope);
         let columns = layer.outlier_columns(activations.outliers())?;
+        let outlier_weights = match &columns {
+            Some(columns) => columns.kernel_form()?,
+            None => llm_int8_kernels::OutlierWeights::Dequantized,
+        };
         let mut out = vec![0f32; rows * layer.out_features()];
         llm_int8_kernels::linear(
             isa,
             &activations,
-            &layer.weight()?.as_ref()?,
-            columns.as_ref().map_or(Ok(llm_int8_kernels::OutlierWeights::Dequantized), OutlierColumns::as_ref)?,
+            &layer.weight()?.kernel_form()?,
+            outlier_weights,
             self.bias.as_deref(),
             MatMut::new(&mut out, rows, layer.out_features())?,
         )?;

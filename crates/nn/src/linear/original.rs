@@ -28,7 +28,7 @@ pub(super) struct OutlierColumns {
 
 impl OutlierColumns {
     /// The form the kernels take.
-    pub(super) fn as_ref(&self) -> Result<llm_int8_kernels::OutlierWeights<'_>> {
+    pub(super) fn kernel_form(&self) -> Result<llm_int8_kernels::OutlierWeights<'_>> {
         let values = MatRef::new(&self.values, self.columns.len(), self.out_features)?;
         Ok(llm_int8_kernels::OutlierWeights::Original { columns: &self.columns, values })
     }

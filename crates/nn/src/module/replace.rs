@@ -59,7 +59,10 @@ impl SkipList {
             let alone = Self::new([name.as_str()]);
             if name.is_empty() || !modules.iter().any(|(path, _)| alone.matching(path).is_some()) {
                 let candidates = modules.iter().flat_map(|(path, _)| [path.name(), path.as_str()]);
-                return Err(NnError::UnknownModule { name: name.clone(), hint: near_names(name, candidates) });
+                return Err(NnError::UnknownModule {
+                    name: name.clone(),
+                    hint: near_names(name, candidates),
+                });
             }
         }
         Ok(())
