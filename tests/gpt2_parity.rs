@@ -76,8 +76,6 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
     let (distance, between) = (relative_error(&ours, &exact), relative_error(&ours, &theirs));
     assert!(distance <= 1.15 * their_distance, "{distance} and {their_distance}");
     assert!(between < 0.02, "{between}");
-    // The same rule on the same weights: what remains is codes that flip at ties.
-    assert!(between < 0.5 * their_distance, "{between} and {their_distance}");
 }
 
 #[test]

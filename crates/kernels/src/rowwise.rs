@@ -23,7 +23,7 @@ const CHUNK: usize = 256;
 /// Columns of a stored `[in, out]` weight that are turned together: two cache lines of f32.
 const TILE: usize = 32;
 
-/// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · 127 / absmax)`, half to even.
+/// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · (1 / absmax · 127))`, half to even.
 ///
 /// `absmax[o]` is the largest magnitude of row `o` after rounding to f16; a row of zeros gets codes 0.
 ///
@@ -147,7 +147,7 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
         codes.fill(0);
         return;
     }
-    let inv_step = 127.0 / absmax;
+    let inv_step = inv_step(absmax);
     let mut buffer = [0f32; CHUNK];
     for (row16, codes) in row16.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
         let values = &mut buffer[..row16.len()];
@@ -239,6 +239,12 @@ pub fn dequantize(
         out.iter_mut().zip(codes.row(row)).for_each(|(y, &code)| *y = f32::from(code) * step);
     });
     Ok(())
+}
+
+/// What a value is multiplied with to become a code. PyTorch computes `127.0 / absmax` as
+/// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the format.
+pub(crate) fn inv_step(absmax: f32) -> f32 {
+    absmax.recip() * 127.0
 }
 
 /// What one code of a row stands for.
