@@ -1,6 +1,7 @@
 //! Tests across crates and of the program, in one binary.
 
-#![expect(missing_docs, reason = "tests document themselves by their names")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests stop at the first surprise")]
 
 mod gpt2_parity;
 mod support;
+mod tiny_gpt2;

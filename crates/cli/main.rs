@@ -1,2 +1,20 @@
-//! The `llm-int8` program.
-fn main() {}
+//! The `llm-int8` program: any Hugging Face causal language model in 8 bit.
+
+mod args;
+mod commands;
+mod display;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    match commands::dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if display::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            display::error(&error);
+            ExitCode::from(if error.is::<args::WrongUse>() { 2 } else { 1 })
+        }
+    }
+}

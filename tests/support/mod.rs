@@ -4,23 +4,23 @@ use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 
 /// A file or folder of `tests/golden`.
-pub fn golden(path: &str) -> PathBuf {
+pub(crate) fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
 
 /// A tensor of a golden file.
-pub fn golden_tensor(path: &str, name: &str) -> Tensor {
+pub(crate) fn golden_tensor(path: &str, name: &str) -> Tensor {
     let tensors = candle_core::safetensors::load(golden(path), &Device::Cpu).unwrap();
     tensors.get(name).unwrap_or_else(|| panic!("{path} has no {name}")).clone()
 }
 
 /// A text file of `tests/golden`.
-pub fn golden_text(path: &str) -> String {
+pub(crate) fn golden_text(path: &str) -> String {
     std::fs::read_to_string(golden(path)).unwrap()
 }
 
 /// ‖a − b‖ / ‖b‖ over all elements.
-pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let values = |t: &Tensor| -> Vec<f64> {
         let flat = t.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap();
         flat.to_vec1().unwrap()

@@ -35,6 +35,7 @@ pub mod matrix;
 pub mod outlier;
 pub mod reference;
 pub mod rowwise;
+mod tasks;
 
 pub use element::Element;
 pub use error::KernelError;

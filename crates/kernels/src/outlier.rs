@@ -5,6 +5,7 @@ use crate::rowwise::{largest_bits, quantize_row};
 use crate::{Element, Isa, MatRef};
 use half::f16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows from which quantising is spread over threads.
 const PARALLEL_ROWS: usize = 16;
@@ -39,8 +40,18 @@ impl Outliers {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn row(&self, row: usize) -> (&[u32], &[f32]) {
-        let range = self.starts[row]..self.starts[row + 1];
+        let range = self.range(row);
         (&self.columns[range.clone()], &self.values[range])
+    }
+
+    /// Where the outliers of a row lie in [`Outliers::columns`].
+    pub(crate) fn range(&self, row: usize) -> Range<usize> {
+        self.starts[row]..self.starts[row + 1]
+    }
+
+    /// The columns of all rows, row after row.
+    pub(crate) fn columns(&self) -> &[u32] {
+        &self.columns
     }
 
     /// Every column that is an outlier somewhere, ascending.
@@ -53,10 +64,7 @@ impl Outliers {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn distinct_columns(&self) -> Vec<u32> {
-        let mut columns = self.columns.clone();
-        columns.sort_unstable();
-        columns.dedup();
-        columns
+        distinct([&self.columns[..]].into_iter())
     }
 
     /// Whether there is none.
@@ -93,8 +101,8 @@ impl QuantizedActivations {
     }
 
     /// The codes, M × K; 0 at outliers.
-    pub fn codes(&self) -> &[i8] {
-        &self.codes
+    pub fn codes(&self) -> MatRef<'_, i8> {
+        MatRef::trusted(&self.codes, self.rows(), self.cols)
     }
 
     /// Largest magnitude of each row among what is not an outlier; NaN or infinite where the row holds
@@ -120,11 +128,11 @@ impl QuantizedActivations {
 /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
 /// let a = MatRef::new(&[2.0f32, 1.0, 6.0, 4.0], 2, 2)?;
 /// let pooled = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
-/// assert_eq!(pooled.codes(), [0, 64, 0, 127]); // 6.0 takes column 0 from both rows
+/// assert_eq!(pooled.codes().data(), [0, 64, 0, 127]); // 6.0 takes column 0 from both rows
 /// assert_eq!(pooled.absmax(), [2.0, 4.0]);
 /// assert_eq!(pooled.outliers().row(0), (&[0u32][..], &[2.0f32][..]));
 /// let alone = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
-/// assert_eq!(alone.codes(), [127, 64, 0, 127]);
+/// assert_eq!(alone.codes().data(), [127, 64, 0, 127]);
 /// # Ok::<(), llm_int8_kernels::KernelError>(())
 /// ```
 pub fn quantize_activations<T: Element>(
@@ -158,15 +166,13 @@ pub fn quantize_activations<T: Element>(
         }
     }
     let outliers = match scope {
-        OutlierScope::Row => listed(a, &own),
+        OutlierScope::Row => listed(a, own.iter().map(Vec::as_slice)),
         OutlierScope::Batch => {
-            let mut pooled: Vec<u32> = own.concat();
-            pooled.sort_unstable();
-            pooled.dedup();
+            let pooled = distinct(own.iter().map(Vec::as_slice));
             for codes in codes.chunks_mut(cols.max(1)) {
                 pooled.iter().for_each(|&column| codes[column as usize] = 0);
             }
-            listed(a, &vec![pooled; rows])
+            listed(a, std::iter::repeat_n(&pooled[..], rows))
         }
     };
     QuantizedActivations { codes, absmax, outliers, cols }
@@ -197,10 +203,18 @@ fn quantize_row_apart(
     columns
 }
 
+/// The columns of all lists, each once, ascending. Lists may be long (every row repeats a pooled
+/// column), so they are marked, not sorted.
+fn distinct<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
+    let mut marks = vec![false; lists.clone().flatten().max().map_or(0, |&last| last as usize + 1)];
+    lists.flatten().for_each(|&column| marks[column as usize] = true);
+    (0..).zip(marks).filter_map(|(column, marked)| marked.then_some(column)).collect()
+}
+
 /// The lists of each row's columns with the original activations.
-fn listed<T: Element>(a: MatRef<'_, T>, columns: &[Vec<u32>]) -> Outliers {
+fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32]>) -> Outliers {
     let mut outliers = Outliers { starts: vec![0], ..Outliers::default() };
-    for (row, columns) in columns.iter().enumerate() {
+    for (row, columns) in lists.enumerate() {
         outliers.columns.extend(columns);
         outliers.values.extend(columns.iter().map(|&column| a.row(row)[column as usize].to_f32()));
         outliers.starts.push(outliers.columns.len());
@@ -219,7 +233,7 @@ mod tests {
             let expected = reference::quantize_activations(a, threshold, scope);
             for isa in Isa::available() {
                 let found = quantize_activations(isa, a, threshold, scope);
-                assert_eq!(found.codes(), expected.codes, "{isa:?} {scope:?}");
+                assert_eq!(found.codes().data(), expected.codes, "{isa:?} {scope:?}");
                 for (x, y) in found.absmax().iter().zip(&expected.absmax) {
                     assert!(x == y || (x.is_nan() && y.is_nan()), "{isa:?} {x} {y}");
                 }
@@ -245,7 +259,7 @@ mod tests {
         check(&[8.0f32, -9.0, 7.0], 1, 6.0);
         let a = MatRef::new(&[8.0f32, -9.0], 1, 2).unwrap();
         let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
-        assert_eq!((a.absmax(), a.codes()), (&[0.0f32][..], &[0i8, 0][..]));
+        assert_eq!((a.absmax(), a.codes().data()), (&[0.0f32][..], &[0i8, 0][..]));
     }
 
     #[test]

@@ -1,1 +1,34 @@
-//! In the making.
+//! Any Hugging Face causal language model in 8 bit: load it, print it, list its parameters, generate.
+//!
+//! ```
+//! use llm_int8::{AutoModelForCausalLM, LoadConfig};
+//!
+//! let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?; // 8 bit
+//! println!("{model}"); // PyTorch's text
+//! for parameter in model.named_parameters() {
+//!     println!("{parameter}"); // transformer.h.0.attn.c_attn.weight torch.int8 (768, 256)
+//! }
+//! println!("{}", model.generate("In the beginning", &model.generation_config())?.text);
+//! # Ok::<(), llm_int8::LlmError>(())
+//! ```
+//!
+//! `"tiny-gpt2"` is part of the library and needs no network; `"gpt2-large"`, `"org/name@revision"` and
+//! a folder's path work the same way.
+
+pub mod builtin;
+pub mod error;
+pub mod generate;
+pub mod load;
+pub mod memory;
+pub mod model;
+pub mod tokenizer;
+
+pub use error::{LlmError, Result};
+pub use generate::{FinishReason, Generated, GenerationConfig, Timing};
+pub use load::LoadConfig;
+pub use memory::MemoryUse;
+pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
+pub use tokenizer::Tokenizer;
+
+pub use llm_int8_hub as hub;
+pub use llm_int8_nn as nn;

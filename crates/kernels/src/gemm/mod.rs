@@ -1,34 +1,37 @@
 //! The int8 product and what follows it.
 //!
 //! Ladder.
-//! - Idea: `y = (codes_a · codes_wᵀ) · absmax_a · absmax_w / 127²`, the sum exact in i32.
+//! - Idea: `y = (codes_a · codes_wᵀ) · (absmax_a · absmax_w) / 127²`, the sum exact in i32.
 //! - Layout: activations are widened to i16 once (M × K, small); weights stay int8 and are widened in
 //!   registers, so that memory sees one byte a weight. `i16 × i16 → i32` pairs (`madd`) are exact for
-//!   every pair of codes, -128 included, which `maddubs` is not (see CONTRIBUTING).
-//! - Blocks: a task owns 32 output features; their codes stay in cache while the rows of activations
-//!   pass in fours. One row (decode) reads each weight once, in order.
-//! - Epilogue: scalar, in one place for every instruction set, in a fixed order and without fused
+//!   every pair of codes, -128 included, which `maddubs` is not.
+//! - One row (decode): each weight is read once, row after row in the order of memory, fetched ahead.
+//! - Many rows: tiles of 4 activations × 2 outputs in registers, over at most 2,048 columns at a time
+//!   so that the activations of a tile stay in the first cache and the weights of a task in the second.
+//! - Epilogue: in one place for every instruction set, in a fixed order and without fused
 //!   multiply-adds. So a row gives the same bits alone, in any batch, on any number of threads.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod scalar;
+mod thin;
 
 use crate::isa::Kind;
 use crate::matrix::expect;
-use crate::outlier::{Outliers, QuantizedActivations};
+use crate::outlier::QuantizedActivations;
 use crate::reference::PRODUCT_STEP;
-use crate::rowwise::weight_step;
+use crate::tasks::{self, Patch};
 use crate::{Isa, KernelError, MatMut, MatRef};
-use rayon::prelude::*;
+use std::ops::Range;
+use thin::ThinProduct;
 
-/// Output features of a task.
-const BLOCK: usize = 32;
-/// Rows of activations and of weights that are multiplied together.
+/// Weights of a block, which stay in the second cache, and the most output features of one.
+const BLOCK_BYTES: usize = 128 * 1024;
+const MAX_BLOCK: usize = 64;
+/// Rows of activations and of weights that are multiplied together, and over how many columns at once.
 const TILE_M: usize = 4;
 const TILE_N: usize = 2;
-/// Bytes of weights below which splitting further costs more than it gives.
-const TASK_BYTES: usize = 96 * 1024;
+const MAX_DEPTH: usize = 2048;
 /// `columns · 128²` must stay below 2³¹.
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
 
@@ -106,16 +109,29 @@ pub fn linear(
     if let Some(bias) = bias {
         expect("length of the bias", outputs, bias.len())?;
     }
-    let thin = ThinProduct::new(a.outliers(), a.rows(), outlier_weights, outputs)?;
-    let codes = MatRef::new(a.codes(), a.rows(), a.cols())?;
-    blocks(isa, codes, w.codes, out.into_data(), |n, acc: &[i32], y: &mut [f32], columns: &mut Vec<f32>| {
-        thin.gather(w, n, columns);
-        for (m, (acc, y)) in acc.iter().zip(y).enumerate() {
-            let absmax = a.absmax()[m] * w.absmax[n];
-            *y = *acc as f32 * absmax * PRODUCT_STEP + bias.map_or(0.0, |bias| bias[n]);
-            *y = thin.add(m, columns, *y);
+    let thin = ThinProduct::new(a.outliers(), outlier_weights, outputs)?;
+    product(isa, a.codes(), w.codes, out, |mut patch, sums, weights: &mut Vec<f32>| {
+        let outputs = patch.outputs.clone();
+        let bias = bias.map(|bias| &bias[outputs.clone()]);
+        let absmax = &w.absmax[outputs.clone()];
+        thin.gather(w, outputs.clone(), weights);
+        for (i, (m, sums)) in patch.rows.clone().zip(sums.chunks(outputs.len())).enumerate() {
+            let y = patch.row_mut(i);
+            scale(sums, a.absmax()[m], absmax, bias, y);
+            thin.add(isa, m, weights, y);
         }
     })
+}
+
+/// `y = sum · (absmax_a · absmax_w) / 127² + bias` for outputs of one row.
+fn scale(sums: &[i32], absmax_a: f32, absmax_w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let scaled = |sum: i32, absmax_w: f32| sum as f32 * (absmax_a * absmax_w) * PRODUCT_STEP;
+    let terms = y.iter_mut().zip(sums).zip(absmax_w);
+    match bias {
+        Some(bias) => terms.zip(bias).for_each(|(((y, &sum), &w), bias)| *y = scaled(sum, w) + bias),
+        // As with a bias of zeros, which turns -0 into 0.
+        None => terms.for_each(|((y, &sum), &w)| *y = scaled(sum, w) + 0.0),
+    }
 }
 
 /// `a · wᵀ` over codes: i32 `[M, N]`, exact for every i8.
@@ -139,170 +155,98 @@ pub fn matmul_i32(
 ) -> Result<(), KernelError> {
     expect("columns of the weight", a.cols(), w.cols())?;
     out.expect(a.rows(), w.rows(), ["rows of the result", "columns of the result"])?;
-    blocks(isa, a, w, out.into_data(), |_, acc: &[i32], y: &mut [i32], _: &mut ()| y.copy_from_slice(acc))
+    product(isa, a, w, out, |mut patch, sums, _: &mut ()| {
+        for (i, sums) in sums.chunks(patch.outputs.len()).enumerate() {
+            patch.row_mut(i).copy_from_slice(sums);
+        }
+    })
 }
 
-/// The outlier part: few columns, float.
-struct ThinProduct<'a> {
-    outliers: &'a Outliers,
-    weights: OutlierWeights<'a>,
-    /// The distinct columns; with original weights, the rows of `values` that hold them.
-    columns: Vec<u32>,
-    sources: Vec<usize>,
-    /// For each row the places of its columns among the distinct ones.
-    places: Vec<Vec<usize>>,
-}
-
-impl<'a> ThinProduct<'a> {
-    fn new(
-        outliers: &'a Outliers,
-        rows: usize,
-        weights: OutlierWeights<'a>,
-        outputs: usize,
-    ) -> Result<Self, KernelError> {
-        let columns = outliers.distinct_columns();
-        let mut sources = Vec::new();
-        if let OutlierWeights::Original { columns: given, values } = weights {
-            expect("rows of the original outlier weights", given.len(), values.rows())?;
-            expect("columns of the original outlier weights", outputs, values.cols())?;
-            for &column in &columns {
-                let missing = |_| KernelError::MissingOutlierColumn { column, given: given.len() };
-                sources.push(given.binary_search(&column).map_err(missing)?);
-            }
-        }
-        let place = |column: &u32| columns.binary_search(column).unwrap_or_default();
-        let places = match columns.is_empty() {
-            true => Vec::new(),
-            false => (0..rows).map(|row| outliers.row(row).0.iter().map(place).collect()).collect(),
-        };
-        Ok(Self { outliers, weights, columns, sources, places })
-    }
-
-    /// The weights of the distinct columns for output `n`.
-    fn gather(&self, w: &Int8WeightRef<'_>, n: usize, into: &mut Vec<f32>) {
-        into.clear();
-        match self.weights {
-            OutlierWeights::Dequantized => {
-                let (row, step) = (w.codes.row(n), weight_step(w.absmax[n]));
-                into.extend(self.columns.iter().map(|&column| f32::from(row[column as usize]) * step));
-            }
-            OutlierWeights::Original { values, .. } => {
-                into.extend(self.sources.iter().map(|&source| values.row(source)[n]));
-            }
-        }
-    }
-
-    /// `y` and what the outliers of row `m` add to it.
-    fn add(&self, m: usize, weights: &[f32], y: f32) -> f32 {
-        if self.columns.is_empty() {
-            return y;
-        }
-        let values = self.outliers.row(m).1;
-        values.iter().zip(&self.places[m]).fold(y, |y, (value, &place)| y + value * weights[place])
-    }
-}
-
-/// Computes `a · wᵀ` block by block; `finish(n, accumulators of all rows, results, scratch)` turns the
-/// sums of one output feature into results.
-fn blocks<T, S>(
+/// Computes the codes' product and hands each task's sums to `finish`, row-major like its patch.
+fn product<T, S>(
     isa: Isa,
     a: MatRef<'_, i8>,
     w: MatRef<'_, i8>,
-    out: &mut [T],
-    finish: impl Fn(usize, &[i32], &mut [T], &mut S) + Sync,
+    out: MatMut<'_, T>,
+    finish: impl Fn(Patch<'_, T>, &[i32], &mut S) + Sync,
 ) -> Result<(), KernelError>
 where
     T: Copy + Default + Send + Sync,
     S: Default + Send,
 {
-    let (rows, outputs, columns) = (a.rows(), w.rows(), w.cols());
+    let columns = w.cols();
     if columns > MAX_COLUMNS {
         return Err(KernelError::TooManyColumns { columns, limit: MAX_COLUMNS });
     }
-    if rows == 0 || outputs == 0 {
-        return Ok(());
-    }
     let wide: Vec<i16> = a.data().iter().map(|&code| i16::from(code)).collect();
-    let wide = MatRef::new(&wide, rows, columns)?;
-    let task = |first: usize, block: &mut [T], acc: &mut Vec<i32>, scratch: &mut S| {
-        let width = block.len() / rows;
-        acc.clear();
-        acc.resize(width * rows, 0);
-        accumulate(isa, wide, w, first, acc);
-        for (i, (acc, y)) in acc.chunks(rows).zip(block.chunks_mut(rows)).enumerate() {
-            finish(first + i, acc, y, scratch);
-        }
-    };
-    let min_len = (TASK_BYTES / (BLOCK * columns.max(1))).max(1);
-    let run = |target: &mut [T]| {
-        target.par_chunks_mut(BLOCK * rows).with_min_len(min_len).enumerate().for_each_init(
-            || (Vec::new(), S::default()),
-            |(acc, scratch), (block, y)| task(block * BLOCK, y, acc, scratch),
-        );
-    };
-    if rows == 1 {
-        run(out);
-    } else {
-        // Tasks own output features, so their results lie feature by feature and are turned at the end.
-        let mut turned = vec![T::default(); out.len()];
-        run(&mut turned);
-        out.par_chunks_mut(outputs).enumerate().for_each(|(m, y)| {
-            y.iter_mut().zip(turned[m..].iter().step_by(rows)).for_each(|(y, x)| *y = *x);
-        });
-    }
+    let wide = MatRef::new(&wide, a.rows(), columns)?;
+    let block = (BLOCK_BYTES / columns.max(1) / 4 * 4).clamp(4, MAX_BLOCK);
+    tasks::run(out, columns, block, |patch, (sums, scratch): &mut (Vec<i32>, S)| {
+        sums.clear();
+        sums.resize(patch.rows.len() * patch.outputs.len(), 0);
+        accumulate(isa, wide, w, [&patch.rows, &patch.outputs], sums);
+        finish(patch, sums, scratch);
+    });
     Ok(())
 }
 
-/// Sums of output features `first..first + acc.len() / M`, feature by feature.
-fn accumulate(isa: Isa, a: MatRef<'_, i16>, w: MatRef<'_, i8>, first: usize, acc: &mut [i32]) {
-    let rows = a.rows();
-    let mut n = 0;
-    let width = acc.len() / rows;
-    while n < width {
-        // Four weight rows at once when there is one row of activations: four streams for the prefetcher.
-        let step = if rows == 1 { 4.min(width - n) } else { TILE_N.min(width - n) };
-        match (rows, step) {
-            (1, 4) => tile::<1, 4>(isa, a, w, [0, first + n], &mut acc[n..n + 4], 1),
-            (_, TILE_N) => rows_of::<TILE_N>(isa, a, w, first + n, &mut acc[n * rows..(n + TILE_N) * rows]),
-            _ => {
-                for i in n..n + step {
-                    rows_of::<1>(isa, a, w, first + i, &mut acc[i * rows..(i + 1) * rows]);
+/// `sums[m][n]` of some rows and outputs.
+fn accumulate(isa: Isa, a: MatRef<'_, i16>, w: MatRef<'_, i8>, [m, n]: [&Range<usize>; 2], sums: &mut [i32]) {
+    let (columns, width) = (a.cols(), n.len());
+    if m.len() == 1 {
+        let weights = &w.data()[n.start * columns..n.end * columns];
+        return match isa.kind() {
+            Kind::Scalar => scalar::dot_rows(a.row(m.start), weights, sums),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2::dot_rows(isa, a.row(m.start), weights, sums),
+        };
+    }
+    for first in (0..columns).step_by(MAX_DEPTH) {
+        let depth = first..columns.min(first + MAX_DEPTH);
+        // Rows outside, so that the activations of a tile stay in the first cache.
+        let tiles = sums.chunks_mut(TILE_M * width).zip(m.clone().step_by(TILE_M));
+        for (sums, row) in tiles {
+            if sums.len() == TILE_M * width {
+                strip::<TILE_M>(isa, a, w, [row, n.start], depth.clone(), sums);
+            } else {
+                for (sums, row) in sums.chunks_mut(width).zip(row..) {
+                    strip::<1>(isa, a, w, [row, n.start], depth.clone(), sums);
                 }
             }
         }
-        n += step;
     }
 }
 
-/// All rows of activations against `N` weight rows.
-fn rows_of<const N: usize>(isa: Isa, a: MatRef<'_, i16>, w: MatRef<'_, i8>, n: usize, acc: &mut [i32]) {
-    let rows = a.rows();
-    let whole = rows / TILE_M * TILE_M;
-    for m in (0..whole).step_by(TILE_M) {
-        tile::<TILE_M, N>(isa, a, w, [m, n], &mut acc[m..], rows);
-    }
-    for m in whole..rows {
-        tile::<1, N>(isa, a, w, [m, n], &mut acc[m..], rows);
-    }
-}
-
-/// `M` rows of activations against `N` weight rows; the sum of (m, n) goes to `acc[n · stride + m]`.
-fn tile<const M: usize, const N: usize>(
+/// `M` rows of activations from `m` on against the outputs from `n` on, over some columns; adds to
+/// `sums` `[M, outputs]`.
+fn strip<const M: usize>(
     isa: Isa,
     a: MatRef<'_, i16>,
     w: MatRef<'_, i8>,
     [m, n]: [usize; 2],
-    acc: &mut [i32],
-    stride: usize,
+    depth: Range<usize>,
+    sums: &mut [i32],
 ) {
-    let a: [&[i16]; M] = std::array::from_fn(|i| a.row(m + i));
-    let w: [&[i8]; N] = std::array::from_fn(|i| w.row(n + i));
-    let sums = match isa.kind() {
+    let width = sums.len() / M;
+    let a: [&[i16]; M] = std::array::from_fn(|i| &a.row(m + i)[depth.clone()]);
+    let weight = |j: usize| &w.row(n + j)[depth.clone()];
+    let mut add = |j: usize, dots: &[i32; M]| {
+        dots.iter().enumerate().for_each(|(i, dot)| sums[i * width + j] += dot);
+    };
+    let whole = width / TILE_N * TILE_N;
+    for j in (0..whole).step_by(TILE_N) {
+        let dots: [_; TILE_N] = dot(isa, a, std::array::from_fn(|i| weight(j + i)));
+        dots.iter().enumerate().for_each(|(i, dots)| add(j + i, dots));
+    }
+    for j in whole..width {
+        dot(isa, a, [weight(j)]).iter().for_each(|dots| add(j, dots));
+    }
+}
+
+fn dot<const M: usize, const N: usize>(isa: Isa, a: [&[i16]; M], w: [&[i8]; N]) -> [[i32; M]; N] {
+    match isa.kind() {
         Kind::Scalar => scalar::dot(a, w),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => avx2::dot(isa, a, w),
-    };
-    for (j, sums) in sums.iter().enumerate() {
-        acc[j * stride..][..M].copy_from_slice(sums);
     }
 }

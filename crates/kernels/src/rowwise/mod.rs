@@ -235,8 +235,7 @@ pub fn dequantize(
         return Ok(());
     }
     out.into_data().par_chunks_mut(codes.cols()).zip(absmax).enumerate().for_each(|(row, (out, absmax))| {
-        let step = weight_step(*absmax);
-        out.iter_mut().zip(codes.row(row)).for_each(|(y, &code)| *y = f32::from(code) * step);
+        out.iter_mut().zip(codes.row(row)).for_each(|(y, &code)| *y = dequantized(code, *absmax));
     });
     Ok(())
 }
@@ -247,9 +246,11 @@ pub(crate) fn inv_step(absmax: f32) -> f32 {
     absmax.recip() * 127.0
 }
 
-/// What one code of a row stands for.
-pub(crate) fn weight_step(absmax: f32) -> f32 {
-    absmax / 127.0
+/// What a code stands for, in bitsandbytes' order: `code · absmax` is exact where absmax is an f16.
+#[inline(always)]
+pub(crate) fn dequantized(code: i8, absmax: f32) -> f32 {
+    const INV_CODES: f32 = 1.0 / 127.0;
+    f32::from(code) * absmax * INV_CODES
 }
 
 /// Checks that codes of a foreign checkpoint are in -127..=127, the range row-wise quantisation writes.

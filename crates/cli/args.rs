@@ -1,0 +1,227 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Load any Hugging Face causal language model in 8 bit, the LLM.int8() way.
+#[derive(Debug, Parser)]
+#[command(name = "llm-int8", version, about, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
+#[command(propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const LONG_ABOUT: &str = "Load any Hugging Face causal language model in 8 bit, the LLM.int8() way: \
+the same module tree, dtypes and numbers as transformers with bitsandbytes, from one program.";
+
+const AFTER_HELP: &str = "MODEL is tiny-gpt2 (built in, needs no network), a folder, or a model of the hub: \
+gpt2-large, org/name, org/name@revision.\n\nExamples:\n  llm-int8 inspect tiny-gpt2 --params\n  \
+llm-int8 run tiny-gpt2 --prompt 'In the beginning'\n  llm-int8 run gpt2-large --prompt 'Hello' --temperature 0.8";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate text after a prompt.
+    Run(RunArgs),
+    /// Print a model's tree, parameters and footprint.
+    Inspect(InspectArgs),
+    /// Download a model into the cache.
+    Pull(PullArgs),
+    /// Write a model's logits into a safetensors file, to compare with another implementation.
+    Logits(LogitsArgs),
+    /// Write completions for a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder.
+    Man {
+        /// The folder; it must exist.
+        folder: PathBuf,
+    },
+}
+
+/// The model and how to load it.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// tiny-gpt2 (built in), a folder, or a model of the hub: gpt2-large, org/name, org/name@revision
+    pub(crate) model: String,
+    /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
+    #[arg(long, value_name = "X", default_value_t = 6.0, value_parser = threshold, help_heading = "8 bit")]
+    pub(crate) threshold: f32,
+    /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself (batch-invariant)
+    #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
+    pub(crate) outliers: Outliers,
+    /// Weights of outlier columns: from int8 (as bitsandbytes), or from the file in full precision (as the paper)
+    #[arg(long, value_enum, default_value_t = Weights::Dequantized, help_heading = "8 bit")]
+    pub(crate) outlier_weights: Weights,
+    /// More modules to leave unquantised, by name or path; lm_head always is
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "8 bit")]
+    pub(crate) skip_modules: Vec<String>,
+    /// Load every layer as it is
+    #[arg(long, conflicts_with_all = ["outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
+    pub(crate) no_quantize: bool,
+    /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
+    #[arg(long, value_enum, default_value_t = Dtype::Float16)]
+    pub(crate) dtype: Dtype,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Text to go on from; - reads it from standard input
+    #[arg(long, short, allow_hyphen_values = true, required_unless_present = "token_ids")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids to go on from, instead of text
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// Print only the new token ids, comma-separated
+    #[arg(long)]
+    pub(crate) print_ids: bool,
+    /// New tokens at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
+    pub(crate) max_new_tokens: usize,
+    /// Always take the most likely token (the default, unless the model's generation_config.json or an
+    /// option below asks for drawing)
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"], help_heading = "Drawing tokens")]
+    pub(crate) greedy: bool,
+    /// Draw tokens; smaller is safer, 0 is greedy
+    #[arg(long, short = 't', value_name = "T", help_heading = "Drawing tokens")]
+    pub(crate) temperature: Option<f64>,
+    /// Draw among the K most likely tokens; 0 among all
+    #[arg(long, value_name = "K", help_heading = "Drawing tokens")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw among the most likely tokens that together reach probability P
+    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    pub(crate) top_p: Option<f64>,
+    /// Draw among tokens at least P times as likely as the most likely one
+    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    pub(crate) min_p: Option<f64>,
+    /// Make tokens that were there less likely; 1 does nothing
+    #[arg(long, value_name = "X", help_heading = "Drawing tokens")]
+    pub(crate) repetition_penalty: Option<f64>,
+    /// Seed of the drawing: the same seed gives the same text [default: 0]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "Drawing tokens"
+    )]
+    pub(crate) seed: u64,
+    /// End before this text (may be given several times)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Go on after an end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Cut off the beginning of a prompt that is too long for the model
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    /// Do not print times and memory on standard error
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Print every parameter: name, dtype, shape
+    #[arg(long)]
+    pub(crate) params: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Look at config.json and the headers of the weights only; nothing else is read or downloaded
+    #[arg(long)]
+    pub(crate) headers_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// A model of the hub: gpt2-large, org/name, org/name@revision
+    pub(crate) model: String,
+    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The tokens to compute logits for
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
+    pub(crate) token_ids: Vec<u32>,
+    /// The file to write: `logits` F32 [1, tokens, vocabulary] and `token_ids` I64 [1, tokens]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Outliers {
+    Batch,
+    Row,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Weights {
+    Dequantized,
+    Original,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    Float16,
+    Bfloat16,
+    Float32,
+    Auto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+}
+
+fn threshold(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        Ok(_) => Err("a number from 0 up was expected".into()),
+        Err(cause) => Err(cause.to_string()),
+    }
+}
+
+/// Something asked for that makes no sense: exit code 2.
+#[derive(Debug)]
+pub(crate) struct WrongUse(pub(crate) String);
+
+impl std::fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUse {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,70 @@
+//! `llm-int8 inspect`: tree, parameters, footprint.
+
+use super::{explain, load, load_config};
+use crate::args::InspectArgs;
+use crate::display::{Downloads, grouped};
+use llm_int8::AutoModelForCausalLM;
+use llm_int8::nn::module::{Footprint, Node, ReplaceReport};
+use serde_json::json;
+use std::io::Write;
+
+pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+    let (tree, layers) = if args.headers_only {
+        let config = load_config(&args.model)?;
+        let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new())
+            .map_err(|error| explain(error, &args.model))?;
+        (plan.tree, plan.layers)
+    } else {
+        let model = load(&args.model)?;
+        (model.tree().clone(), model.load_report().layers.clone())
+    };
+    let text = if args.json { json_text(args, &tree, &layers) } else { plain_text(args, &tree) };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn plain_text(args: &InspectArgs, tree: &Node) -> String {
+    let mut text = format!("{tree}\n");
+    if args.params {
+        tree.named_parameters().iter().for_each(|parameter| text.push_str(&format!("{parameter}\n")));
+    }
+    let Footprint { parameters, buffers, absmax } = tree.footprint();
+    text.push_str(&format!(
+        "footprint by transformers' rule: {} bytes (parameters {}, buffers {})\n\
+         held here: {} bytes (parameters {}, absmax of int8 rows {}, no buffers)\n",
+        grouped(parameters + buffers),
+        grouped(parameters),
+        grouped(buffers),
+        grouped(parameters + absmax),
+        grouped(parameters),
+        grouped(absmax),
+    ));
+    text
+}
+
+fn json_text(args: &InspectArgs, tree: &Node, layers: &ReplaceReport) -> String {
+    let parameters: Vec<_> = (tree.named_parameters().iter())
+        .map(|parameter| json!({ "name": parameter.name, "dtype": parameter.dtype.name(), "shape": parameter.shape }))
+        .collect();
+    let footprint = tree.footprint();
+    let kept: Vec<_> = layers
+        .kept
+        .iter()
+        .map(|layer| json!({ "path": layer.path.to_string(), "because": layer.because }))
+        .collect();
+    let object = json!({
+        "model": args.model.model,
+        "tree": tree.to_string(),
+        "parameters": parameters,
+        "footprint": {
+            "transformers": footprint.transformers(),
+            "actual": footprint.actual(),
+            "parameters": footprint.parameters,
+            "buffers": footprint.buffers,
+            "absmax": footprint.absmax,
+        },
+        "int8_layers": layers.replaced.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "kept_layers": kept,
+    });
+    format!("{object:#}\n")
+}

@@ -1,0 +1,38 @@
+//! `llm-int8 logits`: numbers to compare with another implementation.
+
+use super::load;
+use crate::args::LogitsArgs;
+use anyhow::Context;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use std::path::Path;
+
+pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
+    let model = load(&args.model)?;
+    let logits = model.logits(&args.token_ids)?;
+    let shape = logits.dims().to_vec();
+    let values: Vec<u8> =
+        logits.flatten_all()?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
+    let ids: Vec<u8> = args.token_ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
+    let tensors = [
+        ("logits", TensorView::new(Dtype::F32, shape, &values)?),
+        ("token_ids", TensorView::new(Dtype::I64, vec![1, args.token_ids.len()], &ids)?),
+    ];
+    let bytes = safetensors::serialize(tensors, None)?;
+    write_atomically(&args.out, &bytes).with_context(|| format!("cannot write {}", args.out.display()))
+}
+
+/// Beside the target, synced, renamed: no half-written file is ever there under its name.
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidFilename)?.to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let beside = path.with_file_name(name);
+    let written = std::fs::File::create(&beside)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}

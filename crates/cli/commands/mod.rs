@@ -1,0 +1,108 @@
+//! One file a command; what they share is here.
+
+mod inspect;
+mod logits;
+mod pull;
+mod run;
+
+use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, Weights, WrongUse};
+use crate::display::{Downloads, line};
+use anyhow::Context;
+use clap::CommandFactory;
+use llm_int8::hub::HubConfig;
+use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8::nn::models::{LoadOptions, WeightDtype};
+use llm_int8::nn::module::SkipList;
+use llm_int8::nn::{Isa, NnError};
+use llm_int8::{AutoModelForCausalLM, LlmError, LoadConfig};
+use std::path::Path;
+
+/// Runs the command.
+pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::Logits(args) => logits::logits(&args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "llm-int8", &mut text);
+            std::io::Write::write_all(&mut std::io::stdout().lock(), &text)?;
+            Ok(())
+        }
+        Command::Man { folder } => man(&folder),
+    }
+}
+
+fn man(folder: &Path) -> anyhow::Result<()> {
+    clap_mangen::generate_to(Arguments::command(), folder)
+        .with_context(|| format!("cannot write manual pages into {}", folder.display()))
+}
+
+/// The library's settings of these arguments.
+fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()
+            .context("the threads cannot be set up")?;
+    }
+    let isa = match std::env::var("LLM_INT8_ISA") {
+        Ok(name) if !name.is_empty() => {
+            Isa::by_name(&name).map_err(|cause| WrongUse(format!("LLM_INT8_ISA: {cause}")))?
+        }
+        _ => Isa::detect(),
+    };
+    let int8 = Int8Config {
+        threshold: args.threshold,
+        outlier_scope: match args.outliers {
+            Outliers::Batch => OutlierScope::Batch,
+            Outliers::Row => OutlierScope::Row,
+        },
+        outlier_weights: match args.outlier_weights {
+            Weights::Dequantized => OutlierWeights::Dequantized,
+            Weights::Original => OutlierWeights::Original,
+        },
+    };
+    let options = LoadOptions {
+        dtype: match args.dtype {
+            Dtype::Float16 => WeightDtype::Float16,
+            Dtype::Bfloat16 => WeightDtype::BFloat16,
+            Dtype::Float32 => WeightDtype::Float32,
+            Dtype::Auto => WeightDtype::Auto,
+        },
+        int8: (!args.no_quantize).then_some(int8),
+        skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
+        isa,
+    };
+    Ok(LoadConfig { options, hub: hub_config(args.offline) })
+}
+
+fn hub_config(offline: bool) -> HubConfig {
+    let mut hub = HubConfig::from_env();
+    hub.offline |= offline;
+    hub
+}
+
+/// Loads the model the arguments name.
+fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
+    let config = load_config(args)?;
+    AutoModelForCausalLM::from_pretrained_with(&args.model, &config, &Downloads::new(), &mut |_| ())
+        .map_err(|error| explain(error, args))
+}
+
+/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one.
+fn explain(error: LlmError, args: &ModelArgs) -> anyhow::Error {
+    match error {
+        LlmError::Nn(NnError::UnknownModule { .. })
+        | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
+        error => anyhow::Error::from(error).context(format!("{} cannot be loaded", args.model)),
+    }
+}
+
+/// Says where the computing is done, when the choice was left to the program.
+fn say_device(args: &ModelArgs) {
+    if args.device == crate::args::Device::Auto {
+        line("device: cpu");
+    }
+}

@@ -1,0 +1,144 @@
+//! What a person sees beside the results: progress, errors, figures.
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use llm_int8::hub::{Progress, ProgressEvent};
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// An error and its causes in one sentence.
+pub(crate) fn error(error: &anyhow::Error) {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Some libraries repeat the cause in their own text.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    line(&format!("error: {text}"));
+}
+
+/// A line on standard error; if even that is closed there is nobody to tell.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Whether the reader of our output went away (`| head`), which is no failure.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Bytes as a person reads them.
+pub(crate) fn bytes(count: u64) -> String {
+    HumanBytes(count).to_string()
+}
+
+/// A number with commas: 878,020,168.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Shows downloads: a bar with size, speed and time left on a terminal, lines elsewhere.
+pub(crate) struct Downloads {
+    bar: Option<Mutex<ProgressBar>>,
+}
+
+impl Downloads {
+    pub(crate) fn new() -> Self {
+        Self { bar: std::io::stderr().is_terminal().then(|| Mutex::new(ProgressBar::hidden())) }
+    }
+
+    fn start(&self, file: &str, total: Option<u64>, resumed_from: u64) {
+        let from =
+            if resumed_from > 0 { format!(", going on from {}", bytes(resumed_from)) } else { String::new() };
+        match &self.bar {
+            None => {
+                let size = total.map_or("size unknown".into(), bytes);
+                line(&format!("downloading {file} ({size}{from})"));
+            }
+            Some(bar) => {
+                let template = "{msg:28!} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+                let style =
+                    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+                let new =
+                    ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
+                new.set_message(file.to_owned());
+                new.set_position(resumed_from);
+                new.reset_eta();
+                *bar.lock().unwrap_or_else(PoisonError::into_inner) = new;
+            }
+        }
+    }
+
+    /// Does something to the bar, or prints the line where there is none.
+    fn update(&self, text: Option<String>, act: impl FnOnce(&ProgressBar)) {
+        match (&self.bar, text) {
+            (Some(bar), text) => {
+                let bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(text) = text {
+                    bar.suspend(|| line(&text));
+                }
+                act(&bar);
+            }
+            (None, Some(text)) => line(&text),
+            (None, None) => {}
+        }
+    }
+}
+
+impl Progress for Downloads {
+    fn event(&self, event: &ProgressEvent<'_>) {
+        match event {
+            ProgressEvent::Start { file, total, resumed_from } => self.start(file, *total, *resumed_from),
+            ProgressEvent::Advance { bytes, .. } => self.update(None, |bar| bar.inc(*bytes)),
+            ProgressEvent::Retry { file, attempt, delay, reason } => {
+                let text = format!("{file}: {reason}; try {attempt} in {:.1} s", delay.as_secs_f64());
+                self.update(Some(text), |_| ());
+            }
+            ProgressEvent::Restart { file, reason } => {
+                self.update(Some(format!("{file}: starting over ({reason})")), |bar| bar.set_position(0));
+            }
+            ProgressEvent::WaitingForLock { file } => {
+                self.update(Some(format!("{file}: another process is downloading it; waiting")), |_| ());
+            }
+            ProgressEvent::UsingCache { reason } => {
+                self.update(Some(format!("using the cached copy ({reason})")), |_| ());
+            }
+            ProgressEvent::Done { .. } => self.update(None, ProgressBar::finish),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (878_020_168, "878,020,168")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn causes_follow_and_are_not_repeated() {
+        let io = std::io::Error::other("no such file");
+        let error = anyhow::Error::from(io).context("cannot read config.json");
+        assert_eq!(error.chain().count(), 2);
+        assert!(!is_closed_pipe(&error));
+        let closed = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(is_closed_pipe(&closed));
+    }
+}

@@ -1,0 +1,190 @@
+//! The one error of this crate: what was wrong, where, and what to do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = HubError> = std::result::Result<T, E>;
+
+/// What can go wrong between a model's name and its files.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// A name that cannot be one.
+    #[error(
+        "`{name}` is not a model's name: {reason} (names look like gpt2-large, org/name or org/name@revision)"
+    )]
+    InvalidName {
+        /// What was given.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A folder without the files of a model.
+    #[error("{} has no {lacks}; it holds: {}", folder.display(), list(holds))]
+    IncompleteFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// What is missing.
+        lacks: String,
+        /// What is there.
+        holds: Vec<String>,
+    },
+    /// A file that is not what its name says.
+    #[error("{} is not usable: {reason}", path.display())]
+    MalformedFile {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold.
+        reason: String,
+    },
+    /// Reading or writing failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// No room for a file.
+    #[error(
+        "the disk is full: {file} needs {needed} more bytes in {}; free some room, or set HF_HUB_CACHE to another disk",
+        folder.display()
+    )]
+    DiskFull {
+        /// The file.
+        file: String,
+        /// Bytes still to be written.
+        needed: u64,
+        /// Where.
+        folder: PathBuf,
+    },
+    /// 401 or 403.
+    #[error(
+        "access to {repo} is refused ({status}): if the model is gated, accept its licence at {endpoint}/{repo}, \
+         then set HF_TOKEN to a token of {endpoint}/settings/tokens{}",
+        if *had_token { " that may read it (one was sent)" } else { "" }
+    )]
+    Refused {
+        /// The repository.
+        repo: String,
+        /// The hub.
+        endpoint: String,
+        /// The status.
+        status: u16,
+        /// Whether a token was sent.
+        had_token: bool,
+    },
+    /// 404 of a repository.
+    #[error("there is no model {repo} at {endpoint}{hint} (a private model needs HF_TOKEN)")]
+    NoSuchModel {
+        /// The repository.
+        repo: String,
+        /// The hub.
+        endpoint: String,
+        /// Near names, if there are any.
+        hint: String,
+    },
+    /// 404 of a revision.
+    #[error("the model {repo} has no revision `{revision}`; see {endpoint}/{repo}/commits/main")]
+    NoSuchRevision {
+        /// The repository.
+        repo: String,
+        /// The revision.
+        revision: String,
+        /// The hub.
+        endpoint: String,
+    },
+    /// 404 of a file.
+    #[error("the model {repo} has no file {file}")]
+    NoSuchFile {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+    },
+    /// A repository without the files of a model.
+    #[error("the repository {repo} has no {lacks}, so it is not a model that can be loaded here")]
+    NotAModel {
+        /// The repository.
+        repo: String,
+        /// What is missing.
+        lacks: String,
+    },
+    /// The hub cannot be reached.
+    #[error(
+        "{host} cannot be reached ({reason}); check the network or HF_ENDPOINT. Models that need no network: {}",
+        list(offline_models)
+    )]
+    NoNetwork {
+        /// The host.
+        host: String,
+        /// What went wrong.
+        reason: String,
+        /// The built-in model and those in the cache.
+        offline_models: Vec<String>,
+    },
+    /// Offline mode, and the cache does not have it.
+    #[error("{model} is not in the cache {} and offline mode is on; models that are there: {}", cache.display(), list(offline_models))]
+    Offline {
+        /// The model.
+        model: String,
+        /// The cache.
+        cache: PathBuf,
+        /// The built-in model and those in the cache.
+        offline_models: Vec<String>,
+    },
+    /// Wrong bytes, twice.
+    #[error(
+        "{file} of {repo} arrived damaged twice ({reason}); nothing of it was kept. Try again, or another HF_ENDPOINT"
+    )]
+    Damaged {
+        /// The file.
+        file: String,
+        /// The repository.
+        repo: String,
+        /// Which check failed.
+        reason: String,
+    },
+    /// An answer that makes no sense.
+    #[error("{host} gave an answer that cannot be used for {what}: {reason}; check HF_ENDPOINT")]
+    MalformedAnswer {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// Too many failures in a row.
+    #[error(
+        "{file} could not be downloaded after {attempts} tries: {reason}. Run the command again: it goes on from byte {kept}"
+    )]
+    GaveUp {
+        /// The file.
+        file: String,
+        /// Tries in a row.
+        attempts: u32,
+        /// The last failure.
+        reason: String,
+        /// Bytes that are there.
+        kept: u64,
+    },
+    /// Another process holds the lock too long.
+    #[error(
+        "another process has been downloading {file} for more than {waited:?}; wait for it, or remove {} if there is none",
+        lock.display()
+    )]
+    Locked {
+        /// The file.
+        file: String,
+        /// How long was waited.
+        waited: Duration,
+        /// The lock file.
+        lock: PathBuf,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "(nothing)".into() } else { names.join(", ") }
+}

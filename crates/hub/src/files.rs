@@ -1,0 +1,268 @@
+//! Which files of a folder or repository make a model.
+
+use crate::error::{HubError, Result};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The files of a model on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// The folder they are in.
+    pub root: PathBuf,
+    /// `config.json`.
+    pub config: PathBuf,
+    /// `generation_config.json`.
+    pub generation_config: Option<PathBuf>,
+    /// What the tokenizer is made of.
+    pub tokenizer: TokenizerFiles,
+    /// The weights.
+    pub weights: WeightFiles,
+    /// The commit, for a model of the hub.
+    pub commit: Option<String>,
+}
+
+/// The tokenizer's files that there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`, which holds everything.
+    pub tokenizer_json: Option<PathBuf>,
+    /// `vocab.json`, of older byte-level BPE models.
+    pub vocab_json: Option<PathBuf>,
+    /// `merges.txt`, of the same.
+    pub merges_txt: Option<PathBuf>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<PathBuf>,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Option<PathBuf>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<PathBuf>,
+}
+
+/// The weights' files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightFiles {
+    /// One file, or the shards an index names.
+    Safetensors {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// `model.safetensors.index.json`, where the weights are sharded.
+        index: Option<PathBuf>,
+    },
+    /// `pytorch_model.bin`, or the shards an index names.
+    PytorchBin {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// `pytorch_model.bin.index.json`, where the weights are sharded.
+        index: Option<PathBuf>,
+    },
+}
+
+impl WeightFiles {
+    /// The files, index not included.
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            Self::Safetensors { files, .. } | Self::PytorchBin { files, .. } => files,
+        }
+    }
+}
+
+/// What is known of a model without its weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelHeaders {
+    /// `config.json`.
+    pub config: PathBuf,
+    /// The header of each safetensors file.
+    pub headers: Vec<SafetensorsHeader>,
+}
+
+/// The header of a safetensors file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SafetensorsHeader {
+    /// The file in its repository.
+    pub file_name: String,
+    /// The header's JSON, without the 8 bytes of its length.
+    pub json: Vec<u8>,
+    /// Length of the whole file in bytes.
+    pub file_len: u64,
+}
+
+/// The forms weights come in, the best first: a single file, or an index and its shards.
+const WEIGHTS: [(&str, &str, bool); 2] = [
+    ("model.safetensors", "model.safetensors.index.json", true),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", false),
+];
+
+/// Small files that are taken where they exist.
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// Which weights a listing has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WeightChoice {
+    /// The one file, or the index.
+    pub(crate) file: &'static str,
+    pub(crate) is_index: bool,
+    pub(crate) is_safetensors: bool,
+}
+
+/// Chooses among the names of a listing.
+pub(crate) fn choose_weights(names: &BTreeSet<String>) -> Option<WeightChoice> {
+    WEIGHTS.iter().find_map(|&(single, index, is_safetensors)| {
+        let choice = |file, is_index| WeightChoice { file, is_index, is_safetensors };
+        if names.contains(single) {
+            Some(choice(single, false))
+        } else {
+            names.contains(index).then(|| choice(index, true))
+        }
+    })
+}
+
+/// The small files to take from a listing, `config.json` first.
+pub(crate) fn choose_small(names: &BTreeSet<String>) -> Vec<&'static str> {
+    let has = |name: &&str| names.contains(*name);
+    let mut chosen: Vec<&str> = std::iter::once("config.json").chain(OPTIONAL).filter(has).collect();
+    if !names.contains("tokenizer.json") {
+        chosen.extend(["vocab.json", "merges.txt"].iter().filter(|name| has(name)));
+    }
+    chosen
+}
+
+/// The shards an index names, which must be plain names of its own folder.
+pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let malformed = |reason: String| HubError::MalformedFile { path: index.to_owned(), reason };
+    let text = std::fs::read(index).map_err(|source| HubError::Io { path: index.to_owned(), source })?;
+    let parsed: Index = serde_json::from_slice(&text).map_err(|cause| malformed(cause.to_string()))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return Err(malformed("it names no shards".into()));
+    }
+    match shards.iter().find(|name| !crate::model_ref::is_plain_name(name)) {
+        Some(name) => Err(malformed(format!("it names the shard {name:?}, which is not a plain file name"))),
+        None => Ok(shards.into_iter().collect()),
+    }
+}
+
+/// The model in a folder.
+pub(crate) fn local(folder: &Path) -> Result<ModelFiles> {
+    let error = |source| HubError::Io { path: folder.to_owned(), source };
+    let names: BTreeSet<String> = std::fs::read_dir(folder)
+        .map_err(error)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    if names.is_empty() {
+        return Err(HubError::IncompleteFolder {
+            folder: folder.to_owned(),
+            lacks: "any file".into(),
+            holds: names.into_iter().collect(),
+        });
+    }
+    in_folder(folder, &names, None)
+}
+
+/// The files of a folder of which these names are known to be there.
+pub(crate) fn in_folder(
+    folder: &Path,
+    names: &BTreeSet<String>,
+    commit: Option<String>,
+) -> Result<ModelFiles> {
+    let lacks = |what: &str| HubError::IncompleteFolder {
+        folder: folder.to_owned(),
+        lacks: what.to_owned(),
+        holds: names.iter().take(12).cloned().collect(),
+    };
+    let path = |name: &str| names.contains(name).then(|| folder.join(name));
+    let config = path("config.json").ok_or_else(|| lacks("config.json"))?;
+    let choice = choose_weights(names)
+        .ok_or_else(|| lacks("model.safetensors, model.safetensors.index.json or pytorch_model.bin"))?;
+    let (files, index) = if choice.is_index {
+        let index = folder.join(choice.file);
+        let shards = shards_of(&index)?;
+        if let Some(missing) = shards.iter().find(|name| !folder.join(name).exists()) {
+            return Err(lacks(&format!("{missing}, which {} names", choice.file)));
+        }
+        (shards.iter().map(|name| folder.join(name)).collect(), Some(index))
+    } else {
+        (vec![folder.join(choice.file)], None)
+    };
+    let weights = match choice.is_safetensors {
+        true => WeightFiles::Safetensors { files, index },
+        false => WeightFiles::PytorchBin { files, index },
+    };
+    let tokenizer = TokenizerFiles {
+        tokenizer_json: path("tokenizer.json"),
+        vocab_json: path("vocab.json"),
+        merges_txt: path("merges.txt"),
+        tokenizer_config: path("tokenizer_config.json"),
+        special_tokens_map: path("special_tokens_map.json"),
+        chat_template: path("chat_template.jinja"),
+    };
+    Ok(ModelFiles {
+        root: folder.to_owned(),
+        config,
+        generation_config: path("generation_config.json"),
+        tokenizer,
+        weights,
+        commit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn safetensors_come_before_bin_and_single_files_before_shards() {
+        let files = folder(&[
+            ("config.json", "{}"),
+            ("pytorch_model.bin", ""),
+            ("model.safetensors", ""),
+            ("model.safetensors.index.json", "{}"),
+            ("vocab.json", "{}"),
+        ]);
+        let model = local(files.path()).unwrap();
+        assert!(
+            matches!(&model.weights, WeightFiles::Safetensors { files, index: None } if files.len() == 1)
+        );
+        assert!(model.tokenizer.vocab_json.is_some() && model.tokenizer.tokenizer_json.is_none());
+    }
+
+    #[test]
+    fn what_a_folder_lacks_is_named() {
+        let error = local(folder(&[("README.md", "")]).path()).unwrap_err().to_string();
+        assert!(error.contains("has no config.json") && error.contains("README.md"), "{error}");
+        let error = local(folder(&[("config.json", "{}")]).path()).unwrap_err().to_string();
+        assert!(error.contains("has no model.safetensors"), "{error}");
+        let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+        let error = local(folder(&[("config.json", "{}"), ("model.safetensors.index.json", index)]).path())
+            .unwrap_err();
+        assert!(error.to_string().contains("has no model-00001-of-00002.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn an_index_cannot_point_out_of_its_folder() {
+        for shard in ["../secret", "/etc/passwd", "a/b", ""] {
+            let index = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
+            let files = folder(&[("model.safetensors.index.json", &index)]);
+            let error =
+                shards_of(&files.path().join("model.safetensors.index.json")).unwrap_err().to_string();
+            assert!(error.contains("not a plain file name"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The model that is part of the library: `tiny-gpt2`, trained on public-domain English.
+
+/// Its name.
+pub const NAME: &str = "tiny-gpt2";
+
+/// `config.json`.
+pub(crate) const CONFIG: &[u8] = include_bytes!("../../../models/tiny-gpt2/config.json");
+/// `generation_config.json`.
+pub(crate) const GENERATION_CONFIG: &[u8] =
+    include_bytes!("../../../models/tiny-gpt2/generation_config.json");
+/// `tokenizer.json`.
+pub(crate) const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-gpt2/tokenizer.json");
+/// `model.safetensors`.
+pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-gpt2/model.safetensors");
+
+/// Whether a name means the built-in model. A folder of that name comes first.
+pub(crate) fn is_meant(name: &str) -> bool {
+    name == NAME && !std::path::Path::new(name).is_dir()
+}

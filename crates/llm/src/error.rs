@@ -1,0 +1,86 @@
+//! The one error of this crate.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = LlmError> = std::result::Result<T, E>;
+
+/// What can go wrong between a model's name and its text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LlmError {
+    /// Finding or fetching files failed.
+    #[error(transparent)]
+    Hub(#[from] llm_int8_hub::HubError),
+    /// Loading or computing failed.
+    #[error(transparent)]
+    Nn(#[from] llm_int8_nn::NnError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Candle(#[from] candle_core::Error),
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A small JSON file that is not what it should be.
+    #[error("{what} is not usable: {reason}")]
+    MalformedJson {
+        /// The file.
+        what: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// Text was given to a model without a tokenizer.
+    #[error(
+        "{model} has no tokenizer (neither tokenizer.json nor vocab.json with merges.txt), so it cannot read text; \
+         give token ids instead (--token-ids 1,2,3 --print-ids)"
+    )]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+    /// The tokenizer's files are not usable, or it refused a text.
+    #[error("the tokenizer {what}: {reason}")]
+    Tokenizer {
+        /// File or operation.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Nothing to go on from.
+    #[error("the prompt is empty and the model has no token to begin with; give a prompt")]
+    EmptyPrompt,
+    /// Prompt and new tokens are more than the model has positions for.
+    #[error(
+        "the prompt has {prompt} tokens and {new} new ones are wanted, but the model has {available} positions; \
+         ask for fewer with --max-new-tokens, shorten the prompt, or let its beginning be cut off with --truncate"
+    )]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// New tokens asked for.
+        new: usize,
+        /// Positions of the model.
+        available: usize,
+    },
+    /// A setting without sense.
+    #[error("{name} is {value}; {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// Logits that no token can be drawn from.
+    #[error(
+        "the model's output contains NaN or infinity, so no token can be drawn; \
+         its weights or activations overflow: try --dtype bfloat16 or --no-quantize"
+    )]
+    BadLogits,
+}

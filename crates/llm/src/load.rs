@@ -1,0 +1,107 @@
+//! Where a model comes from: the built-in one, a folder, the hub.
+
+use crate::builtin;
+use crate::error::{LlmError, Result};
+use crate::generate::GenerationConfig;
+use crate::tokenizer::Tokenizer;
+use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
+use llm_int8_nn::checkpoint::Checkpoint;
+use llm_int8_nn::models::{LoadOptions, ModelConfig};
+use std::path::Path;
+
+/// Everything that decides how a model is found and loaded.
+///
+/// ```
+/// use llm_int8::LoadConfig;
+/// let mut config = LoadConfig::default(); // 8 bit, threshold 6, f16 beside it
+/// config.options.int8 = None;             // load it as it is
+/// ```
+#[derive(Debug, Clone)]
+pub struct LoadConfig {
+    /// Dtypes, int8 settings, the skip list.
+    pub options: LoadOptions,
+    /// Endpoint, cache, token, patience.
+    pub hub: HubConfig,
+}
+
+impl Default for LoadConfig {
+    /// 8 bit as bitsandbytes does it; the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …),
+    /// as huggingface_hub reads them.
+    fn default() -> Self {
+        Self { options: LoadOptions::default(), hub: HubConfig::from_env() }
+    }
+}
+
+/// What a model is made of, before its weights are read.
+pub(crate) struct Source {
+    pub(crate) config: ModelConfig,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) generation: GenerationConfig,
+}
+
+impl Source {
+    /// Finds a model by name, downloading what is not on disk.
+    pub(crate) fn find(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Self> {
+        if builtin::is_meant(name) {
+            return Self::builtin();
+        }
+        let model: ModelRef = name.parse()?;
+        Self::from_files(&Hub::new(hub.clone())?.resolve(&model, progress)?)
+    }
+
+    fn builtin() -> Result<Self> {
+        let what = |file: &str| format!("{}/{file} (built in)", builtin::NAME);
+        let config = ModelConfig::parse(builtin::CONFIG)?;
+        Ok(Self {
+            checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
+            tokenizer: Some(Tokenizer::from_bytes(builtin::TOKENIZER, &what("tokenizer.json"))?),
+            generation: GenerationConfig::from_json(
+                builtin::GENERATION_CONFIG,
+                &what("generation_config.json"),
+            )?,
+            config,
+        })
+    }
+
+    fn from_files(files: &ModelFiles) -> Result<Self> {
+        let config = ModelConfig::parse(&read(&files.config)?)?;
+        let checkpoint = match &files.weights {
+            WeightFiles::Safetensors { files, index } => {
+                Checkpoint::open_safetensors(files, index.as_deref())?
+            }
+            WeightFiles::PytorchBin { files, index } => Checkpoint::open_pickle(files, index.as_deref())?,
+        };
+        let mut generation = match &files.generation_config {
+            Some(path) => GenerationConfig::from_json(&read(path)?, &path.display().to_string())?,
+            None => GenerationConfig::default(),
+        };
+        if generation.eos_token_ids.is_empty() {
+            generation.eos_token_ids = config.token_ids("eos_token_id");
+        }
+        Ok(Self { config, checkpoint, tokenizer: Tokenizer::from_files(&files.tokenizer)?, generation })
+    }
+}
+
+/// Config and headers of a model, for looking at it without its weights.
+pub(crate) fn headers(
+    name: &str,
+    hub: &HubConfig,
+    progress: &dyn Progress,
+) -> Result<(ModelConfig, Checkpoint)> {
+    let source = match (builtin::is_meant(name), name.parse()?) {
+        (false, model @ ModelRef::Hub { .. }) => {
+            let found = Hub::new(hub.clone())?.resolve_metadata(&model, progress)?;
+            let config = ModelConfig::parse(&read(&found.config)?)?;
+            let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
+            return Ok((config, Checkpoint::from_headers(headers)?));
+        }
+        // Opening a checkpoint on disk reads headers only.
+        _ => Source::find(name, hub, progress)?,
+    };
+    Ok((source.config, source.checkpoint))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| LlmError::Read { path: path.to_owned(), source })
+}

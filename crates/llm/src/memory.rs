@@ -1,0 +1,42 @@
+//! What this process holds, as the operating system counts it.
+
+/// Memory of this process in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryUse {
+    /// Memory of its own, not backed by files: what a model really costs.
+    pub anonymous: u64,
+    /// Everything resident, pages of mapped files included.
+    pub resident: u64,
+}
+
+impl MemoryUse {
+    /// The present values; `None` where the system does not tell (other than Linux).
+    pub fn now() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/self/status").ok()?)
+    }
+
+    fn parse(status: &str) -> Option<Self> {
+        let kilobytes = |key: &str| -> Option<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        Some(Self { anonymous: 1024 * kilobytes("RssAnon:")?, resident: 1024 * kilobytes("VmRSS:")? })
+    }
+
+    /// The larger of both, figure by figure.
+    pub fn max(self, other: Self) -> Self {
+        Self { anonymous: self.anonymous.max(other.anonymous), resident: self.resident.max(other.resident) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_linux_are_understood() {
+        let status = "VmHWM:\t  9 kB\nVmRSS:\t     200 kB\nRssAnon:\t     120 kB\nRssFile:\t 80 kB\n";
+        assert_eq!(MemoryUse::parse(status), Some(MemoryUse { anonymous: 122_880, resident: 204_800 }));
+        assert_eq!(MemoryUse::parse("nothing"), None);
+    }
+}

@@ -1,0 +1,239 @@
+//! The model: load, print, list, generate.
+
+use crate::error::{LlmError, Result};
+use crate::generate::{Generated, GenerationConfig, generate};
+use crate::load::{LoadConfig, Source, headers};
+use crate::memory::MemoryUse;
+use crate::tokenizer::Tokenizer;
+use candle_core::{Device, Tensor};
+use llm_int8_hub::{NoProgress, Progress};
+use llm_int8_nn::models::{Decoder, LoadEvent, LogitPositions, ModelConfig};
+use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What loading did and cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadReport {
+    /// Layers that are int8 and layers that were kept.
+    pub layers: ReplaceReport,
+    /// Time from opened files to a usable model; downloading not counted.
+    pub duration: Duration,
+    /// The largest memory use seen while loading, where the system tells.
+    pub peak_memory: Option<MemoryUse>,
+}
+
+/// A model looked at without reading its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelPlan {
+    /// The module tree.
+    pub tree: Node,
+    /// Layers that would be int8 and layers that would be kept.
+    pub layers: ReplaceReport,
+}
+
+/// A causal language model with its tokenizer, in 8 bit unless configured otherwise.
+#[derive(Debug)]
+pub struct AutoModelForCausalLM {
+    name: String,
+    config: ModelConfig,
+    decoder: Decoder,
+    tree: Node,
+    tokenizer: Option<Tokenizer>,
+    generation: GenerationConfig,
+    report: LoadReport,
+}
+
+impl AutoModelForCausalLM {
+    /// Loads a model: the built-in `tiny-gpt2`, a folder, or one of the hub (`gpt2-large`,
+    /// `org/name@revision`).
+    ///
+    /// # Errors
+    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Nn`] where it cannot be loaded.
+    pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
+        Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained), telling what it does: `download` while fetching,
+    /// `load` after each module.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_pretrained_with(
+        name: &str,
+        config: &LoadConfig,
+        download: &dyn Progress,
+        load: &mut dyn FnMut(LoadEvent<'_>),
+    ) -> Result<Self> {
+        let source = Source::find(name, &config.hub, download)?;
+        let started = Instant::now();
+        let mut peak_memory = MemoryUse::now();
+        let checkpoint = Arc::new(source.checkpoint);
+        let (decoder, layers) = Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
+            peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
+            load(event);
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            tree: decoder.describe(),
+            decoder,
+            config: source.config,
+            tokenizer: source.tokenizer,
+            generation: source.generation,
+            report: LoadReport { layers, duration: started.elapsed(), peak_memory },
+        })
+    }
+
+    /// The tree, parameters and footprint a model would have, from `config.json` and the headers of its
+    /// weights alone.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn plan(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<ModelPlan> {
+        let (model, checkpoint) = headers(name, &config.hub, download)?;
+        let (decoder, layers) = Decoder::plan(&model, &checkpoint, &config.options)?;
+        Ok(ModelPlan { tree: decoder.describe(), layers })
+    }
+
+    /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.
+    pub fn named_parameters(&self) -> Vec<NamedParameter> {
+        self.tree.named_parameters()
+    }
+
+    /// Bytes of the model, by transformers' rule (`get_memory_footprint()`) and by truth.
+    pub fn memory_footprint(&self) -> Footprint {
+        self.tree.footprint()
+    }
+
+    /// The module tree as data.
+    pub fn tree(&self) -> &Node {
+        &self.tree
+    }
+
+    /// What loading did and cost.
+    pub fn load_report(&self) -> &LoadReport {
+        &self.report
+    }
+
+    /// The name it was loaded by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its `config.json`.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The decoder itself.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The settings its `generation_config.json` asks for.
+    pub fn generation_config(&self) -> GenerationConfig {
+        self.generation.clone()
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// [`LlmError::NoTokenizer`] where the checkpoint has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| LlmError::NoTokenizer { model: self.name.clone() })
+    }
+
+    /// Text after a prompt.
+    ///
+    /// # Errors
+    /// [`LlmError::ContextExceeded`] where the model has too few positions; [`LlmError::NoTokenizer`];
+    /// [`LlmError::BadLogits`] where the model's numbers overflow.
+    pub fn generate(&self, prompt: &str, config: &GenerationConfig) -> Result<Generated> {
+        self.generate_stream(prompt, config, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`generate`](Self::generate), giving each piece of text as soon as it is there; a piece never ends
+    /// inside a character. Returning [`ControlFlow::Break`] ends it.
+    ///
+    /// ```
+    /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
+    /// use std::ops::ControlFlow;
+    /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+    /// let mut shown = String::new();
+    /// let all = model.generate_stream("ROMEO:", &model.generation_config(), &mut |piece| {
+    ///     shown.push_str(piece);
+    ///     ControlFlow::Continue(())
+    /// })?;
+    /// assert_eq!(shown, all.text);
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_stream(
+        &self,
+        prompt: &str,
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let tokenizer = self.tokenizer()?;
+        let mut ids = tokenizer.encode(prompt)?;
+        if ids.is_empty() {
+            // An empty prompt begins where a text begins.
+            ids = self.config.token_ids("bos_token_id");
+        }
+        self.generate_stream_from_ids(&ids, config, on_text)
+    }
+
+    /// [`generate_stream`](Self::generate_stream) after token ids.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_stream_from_ids(
+        &self,
+        ids: &[u32],
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let tokenizer = self.tokenizer()?;
+        generate(&self.decoder, Some(tokenizer), ids, config, &mut |_, piece| match piece {
+            "" => ControlFlow::Continue(()),
+            piece => on_text(piece),
+        })
+    }
+
+    /// New ids after ids, without text: needs no tokenizer and knows no stop strings. `on_id` gets each new
+    /// id and may end it.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_ids(
+        &self,
+        ids: &[u32],
+        config: &GenerationConfig,
+        on_id: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        generate(&self.decoder, None, ids, config, &mut |id, _| on_id(id))
+    }
+
+    /// Logits of every position: f32 `[1, tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`LlmError::EmptyPrompt`]; [`LlmError::Nn`] for ids beyond the vocabulary or too many of them.
+    pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
+        if ids.is_empty() {
+            return Err(LlmError::EmptyPrompt);
+        }
+        let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        Ok(self.decoder.forward(&input, &mut self.decoder.new_cache(), LogitPositions::All)?)
+    }
+}
+
+impl fmt::Display for AutoModelForCausalLM {
+    /// PyTorch's text of the tree.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tree.fmt(f)
+    }
+}

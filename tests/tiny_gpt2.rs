@@ -1,0 +1,52 @@
+//! The built-in model against transformers (`golden/tiny_gpt2_expected.safetensors`).
+
+use crate::support::{golden_tensor, relative_error};
+use candle_core::DType;
+use llm_int8::nn::models::WeightDtype;
+use llm_int8::{AutoModelForCausalLM, GenerationConfig, LoadConfig};
+use std::ops::ControlFlow;
+
+const EXPECTED: &str = "tiny_gpt2_expected.safetensors";
+
+fn ids(name: &str) -> Vec<u32> {
+    let ids = golden_tensor(EXPECTED, name).flatten_all().unwrap().to_dtype(DType::U32).unwrap();
+    ids.to_vec1().unwrap()
+}
+
+fn load(int8: bool) -> AutoModelForCausalLM {
+    let mut config = LoadConfig::default();
+    config.options.dtype = WeightDtype::Float32;
+    if !int8 {
+        config.options.int8 = None;
+    }
+    AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let logits = load(false).logits(&ids("input_ids")).unwrap();
+    let error = relative_error(&logits, &golden_tensor(EXPECTED, "logits_f32"));
+    assert!(error < 1e-4, "{error}");
+}
+
+#[test]
+fn int8_logits_are_near() {
+    let logits = load(true).logits(&ids("input_ids")).unwrap();
+    let error = relative_error(&logits, &golden_tensor(EXPECTED, "logits_f32"));
+    assert!(error > 0.0 && error < 0.02, "{error}");
+}
+
+#[test]
+fn greedy_ids_are_those_of_transformers() {
+    let (expected, prompt) = (ids("greedy_f32"), &ids("input_ids")[..16]);
+    let config = GenerationConfig { max_new_tokens: 32, ..GenerationConfig::default() };
+    let mut told = Vec::new();
+    let generated = load(false)
+        .generate_ids(prompt, &config, &mut |id| {
+            told.push(id);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!([prompt, &generated.ids].concat(), expected);
+    assert_eq!(told, generated.ids);
+}
