@@ -10,6 +10,8 @@ pub struct HubConfig {
     pub endpoint: String,
     /// The cache, `…/huggingface/hub`.
     pub cache_dir: PathBuf,
+    /// What `~/` stands for in a folder's name, if anything.
+    pub home: Option<PathBuf>,
     /// The access token, sent to the endpoint only.
     pub token: Option<String>,
     /// Use the cache only, send no request.
@@ -37,6 +39,7 @@ impl HubConfig {
         Self {
             endpoint: DEFAULT_ENDPOINT.into(),
             cache_dir: cache_dir.into(),
+            home: None,
             token: None,
             offline: false,
             connect_timeout: Duration::from_secs(10),
@@ -56,13 +59,15 @@ impl HubConfig {
     }
 
     fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Self {
-        let expand = |path: String| expand_home(&path, variable("HOME").as_deref());
+        let user = variable("HOME").map(PathBuf::from);
+        let expand = |path: String| expand_home(&path, user.as_deref());
         let home = variable("HF_HOME").map(expand).unwrap_or_else(|| {
             let cache = variable("XDG_CACHE_HOME").map(expand);
             cache.unwrap_or_else(|| expand("~/.cache".into())).join("huggingface")
         });
         let cache = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
         let mut config = Self::new(cache.map_or_else(|| home.join("hub"), expand));
+        config.home.clone_from(&user);
         if let Some(endpoint) = variable("HF_ENDPOINT") {
             config.endpoint = endpoint.trim().trim_end_matches('/').to_owned();
         }
@@ -85,9 +90,9 @@ fn is_true(value: &str) -> bool {
 }
 
 /// `~/x` under the home directory.
-pub(crate) fn expand_home(path: &str, home: Option<&str>) -> PathBuf {
+pub(crate) fn expand_home(path: &str, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix("~/"), home) {
-        (Some(rest), Some(home)) => Path::new(home).join(rest),
+        (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(path),
     }
 }

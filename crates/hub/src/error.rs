@@ -61,9 +61,10 @@ pub enum HubError {
     },
     /// 401 or 403.
     #[error(
-        "access to {repo} is refused ({status}): if the model is gated, accept its licence at {endpoint}/{repo}, \
-         then set HF_TOKEN to a token of {endpoint}/settings/tokens{}",
-        if *had_token { " that may read it (one was sent)" } else { "" }
+        "access to {repo} is refused ({status}): there is no such model{hint}, or it is private or gated. If it is \
+         gated, accept its licence at {endpoint}/{repo}, then set HF_TOKEN to a token of \
+         {endpoint}/settings/tokens that may read it{}",
+        if *had_token { " (the one that was sent may not)" } else { "" }
     )]
     Refused {
         /// The repository.
@@ -74,6 +75,8 @@ pub enum HubError {
         status: u16,
         /// Whether a token was sent.
         had_token: bool,
+        /// Near names, if there are any.
+        hint: String,
     },
     /// 404 of a repository.
     #[error("there is no model {repo} at {endpoint}{hint} (a private model needs HF_TOKEN)")]

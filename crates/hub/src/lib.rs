@@ -21,12 +21,20 @@
 //!
 //! The library prints nothing; [`HubConfig::from_env`] is the one place that reads the environment.
 
+mod api;
+mod cache;
 pub mod config;
+mod download;
 pub mod error;
 pub mod files;
+mod http;
 pub mod hub;
+mod lock;
 pub mod model_ref;
+mod names;
 pub mod progress;
+mod retry;
+mod verify;
 
 pub use config::HubConfig;
 pub use error::{HubError, Result};

@@ -25,7 +25,7 @@ impl Isa {
     pub fn detect() -> Self {
         // std caches the CPU's answer; this is a load and a branch.
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if crate::element::avx2::available() && is_x86_feature_detected!("fma") {
             return Self(Kind::Avx2);
         }
         Self(Kind::Scalar)

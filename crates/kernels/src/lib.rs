@@ -23,7 +23,7 @@
 //! ```
 //!
 //! Letters: M rows of activations, K `in_features`, N `out_features`; every matrix is row-major and
-//! contiguous. [`reference`] is the oracle: short, scalar and slow. The crate knows no tensor
+//! contiguous. [`mod@reference`] is the oracle: short, scalar and slow. The crate knows no tensor
 //! library, does no input or output and reads no environment.
 
 pub mod dense;

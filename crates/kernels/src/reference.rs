@@ -7,7 +7,7 @@ use half::f16;
 /// `1 / 127²`, which turns a product of codes and two absmax into the product of what they stand for.
 pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 
-/// One row of f16 values: codes and absmax (bitsandbytes' `int8_vectorwise_quant`, section 2.1).
+/// One row of f16 values: codes and absmax (bitsandbytes' `int8_vectorwise_quant`).
 ///
 /// ```
 /// use llm_int8_kernels::reference::quantize_row;
@@ -21,7 +21,7 @@ pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
         return (vec![0; row.len()], absmax);
     }
     // PyTorch's `127.0 / absmax` is a reciprocal and a product; the goldens show it at ties.
-    let inv_step = (1.0 / absmax) * 127.0;
+    let inv_step = 127.0 / absmax;
     (row.iter().map(|x| (x.to_f32() * inv_step).round_ties_even() as i8).collect(), absmax)
 }
 
@@ -36,7 +36,7 @@ pub struct ReferenceActivations {
     pub outliers: Vec<Vec<(u32, f32)>>,
 }
 
-/// Activations by bitsandbytes' rule (section 2.2 of its `MatMul8bitLt`).
+/// Activations by bitsandbytes' rule (its `MatMul8bitLt`).
 ///
 /// ```
 /// use llm_int8_kernels::{MatRef, OutlierScope, reference::quantize_activations};
@@ -107,4 +107,34 @@ pub fn output(
 ) -> f32 {
     let y = acc as f32 * (absmax_a * absmax_w) * PRODUCT_STEP + bias;
     outliers.iter().fold(y, |y, &(column, value)| y + value * weight_of(column))
+}
+
+/// The whole layer, M × N: [`output`] for every row and output feature.
+///
+/// `weight_of(output, column)` is the float weight of an outlier column.
+///
+/// ```
+/// use llm_int8_kernels::{MatRef, OutlierScope, reference};
+/// let a = reference::quantize_activations(MatRef::new(&[2.0f32, 8.0], 1, 2)?, 6.0, OutlierScope::Row);
+/// let y = reference::linear(&a, MatRef::new(&[127i8, 127], 1, 2)?, &[1.0], None, |_, _| 1.0);
+/// assert!((y[0] - 10.0).abs() < 1e-6); // 2 · 1 + 8 · 1
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+pub fn linear(
+    a: &ReferenceActivations,
+    codes: MatRef<'_, i8>,
+    absmax: &[f32],
+    bias: Option<&[f32]>,
+    weight_of: impl Fn(usize, u32) -> f32,
+) -> Vec<f32> {
+    let mut out = Vec::new();
+    for (m, outliers) in a.outliers.iter().enumerate() {
+        let row = &a.codes[m * codes.cols()..][..codes.cols()];
+        for (n, &absmax_w) in absmax.iter().enumerate() {
+            let acc = row.iter().zip(codes.row(n)).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+            let bias = bias.map_or(0.0, |bias| bias[n]);
+            out.push(output(acc, a.absmax[m], absmax_w, bias, outliers, |column| weight_of(n, column)));
+        }
+    }
+    out
 }

@@ -1,10 +1,22 @@
 //! The float types weights and activations come in.
 
-use half::slice::HalfFloatSliceExt;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+
 use half::{bf16, f16};
 
-/// f32, f16 or bf16.
-pub trait Element: Copy + Send + Sync + 'static {
+#[cfg(target_arch = "x86_64")]
+use avx2::Load;
+
+/// What the vector kernels ask of an [`Element`]; nothing where there are none.
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Load {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl<T: Copy> Load for T {}
+
+/// f32, f16 or bf16; a closed set.
+pub trait Element: Load + Copy + Send + Sync + 'static {
     /// The value in f32, exactly.
     ///
     /// ```
@@ -30,7 +42,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// Element::to_f32_slice(&[half::bf16::ONE, half::bf16::ZERO], &mut out);
     /// assert_eq!(out, [1.0, 0.0]);
     /// ```
-    fn to_f32_slice(source: &[Self], out: &mut [f32]);
+    fn to_f32_slice(source: &[Self], out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        let done = if avx2::available() { avx2::to_f32(source, out) } else { 0 };
+        #[cfg(not(target_arch = "x86_64"))]
+        let done = 0;
+        out.iter_mut().zip(source).skip(done).for_each(|(y, x)| *y = x.to_f32());
+    }
 
     /// A slice of [`Element::to_f16`]; both slices have the same length.
     ///
@@ -40,7 +58,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// Element::to_f16_slice(&[1.0f32], &mut out);
     /// assert_eq!(out, [half::f16::ONE]);
     /// ```
-    fn to_f16_slice(source: &[Self], out: &mut [f16]);
+    fn to_f16_slice(source: &[Self], out: &mut [f16]) {
+        #[cfg(target_arch = "x86_64")]
+        let done = if avx2::available() { avx2::to_f16(source, out) } else { 0 };
+        #[cfg(not(target_arch = "x86_64"))]
+        let done = 0;
+        out.iter_mut().zip(source).skip(done).for_each(|(y, x)| *y = Element::to_f16(*x));
+    }
 }
 
 impl Element for f32 {
@@ -55,10 +79,6 @@ impl Element for f32 {
     fn to_f32_slice(source: &[Self], out: &mut [f32]) {
         out.copy_from_slice(source);
     }
-
-    fn to_f16_slice(source: &[Self], out: &mut [f16]) {
-        out.convert_from_f32_slice(source);
-    }
 }
 
 impl Element for f16 {
@@ -68,10 +88,6 @@ impl Element for f16 {
 
     fn to_f16(self) -> f16 {
         self
-    }
-
-    fn to_f32_slice(source: &[Self], out: &mut [f32]) {
-        source.convert_to_f32_slice(out);
     }
 
     fn to_f16_slice(source: &[Self], out: &mut [f16]) {
@@ -87,14 +103,37 @@ impl Element for bf16 {
     fn to_f16(self) -> f16 {
         f16::from_f32(bf16::to_f32(self))
     }
+}
 
-    fn to_f32_slice(source: &[Self], out: &mut [f32]) {
-        source.convert_to_f32_slice(out);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The slices give the bits of the single conversions; NaN stays NaN (its payload may differ).
+    fn check<T: Element>(values: &[T]) {
+        for length in [0, 1, 7, 8, 9, values.len()] {
+            let source = &values[..length];
+            let (mut floats, mut halves) = (vec![0f32; length], vec![f16::ZERO; length]);
+            T::to_f32_slice(source, &mut floats);
+            T::to_f16_slice(source, &mut halves);
+            for (i, x) in source.iter().enumerate() {
+                let (float, half) = (x.to_f32(), Element::to_f16(*x));
+                assert!(float.to_bits() == floats[i].to_bits() || float.is_nan() && floats[i].is_nan());
+                assert!(half.to_bits() == halves[i].to_bits() || half.is_nan() && halves[i].is_nan());
+            }
+        }
     }
 
-    fn to_f16_slice(source: &[Self], out: &mut [f16]) {
-        for (y, x) in out.iter_mut().zip(source) {
-            *y = Element::to_f16(*x);
-        }
+    #[test]
+    fn slices_are_converted_as_single_values_are() {
+        let all = 0..=u16::MAX;
+        check(&all.clone().map(f16::from_bits).collect::<Vec<_>>());
+        check(&all.clone().map(bf16::from_bits).collect::<Vec<_>>());
+        // Ties and their neighbours, overflow and subnormals of f16.
+        let floats = all.flat_map(|bits| {
+            let x = f16::from_bits(bits).to_f32().to_bits();
+            [x, x ^ 0x1000, x ^ 0x1001, x ^ 0x0fff].map(f32::from_bits)
+        });
+        check(&floats.collect::<Vec<_>>());
     }
 }

@@ -4,24 +4,25 @@
 //! Ladder: a weight goes through f16 (part of the format: quantising straight from f32 gives other
 //! codes in a few places), the largest magnitude is found on the f16 *bits* (for positive floats the
 //! order of the bits is the order of the values, so an integer maximum does it, and NaN and infinity
-//! come out on top), and codes are rounded half to even by adding 1.5·2²³, whose low mantissa bits
-//! then hold the integer. All of it is plain Rust that the compiler vectorises; the AVX2 version is
-//! the same source compiled for AVX2. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in
-//! tiles of 32 columns, so that no full-size temporary exists.
+//! come out on top), and codes are rounded half to even, by the CPU's own conversion in the AVX2
+//! version. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in tiles of 64 columns as f16,
+//! 8 × 8 values in registers at a time, so that no full-size temporary exists.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 
 use crate::isa::Kind;
 use crate::matrix::expect;
 use crate::{Element, Isa, KernelError, MatMut, MatRef};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// f16 bits of infinity: anything from here on is not finite.
 const INFINITY_BITS: u16 = 0x7c00;
-/// Elements converted at once, on the stack.
-const CHUNK: usize = 256;
-/// Columns of a stored `[in, out]` weight that are turned together: two cache lines of f32.
-const TILE: usize = 32;
+/// Columns of a stored `[in, out]` weight that are turned together: a tile of 5,120 rows is 640 kB.
+const TILE: usize = 64;
+/// Rows that are converted before they are turned.
+const TILE_ROWS: usize = 32;
 
 /// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · (1 / absmax · 127))`, half to even.
 ///
@@ -97,7 +98,7 @@ pub fn quantize_weight_transposed<T: Element>(
         || vec![f16::ZERO; TILE * inputs],
         |turned, (tile, (codes, absmax))| {
             let first = tile * TILE;
-            turn_tile(source, first, absmax.len(), turned);
+            turn_tile(isa, source, first, absmax.len(), turned);
             for (i, (codes, absmax)) in codes.chunks_mut(inputs).zip(absmax).enumerate() {
                 let row16 = &turned[i * inputs..][..inputs];
                 *absmax = quantize_finite_row(isa, row16, codes).map_err(|column| {
@@ -110,21 +111,28 @@ pub fn quantize_weight_transposed<T: Element>(
     )
 }
 
+/// Some f16 rows of a stored weight.
+type Block = [[f16; TILE]; TILE_ROWS];
+
 /// Columns `first..first + width` of `[in, out]`, as f16 rows of `in` values.
-fn turn_tile<T: Element>(source: MatRef<'_, T>, first: usize, width: usize, turned: &mut [f16]) {
-    // 32 rows are converted before they are scattered, so that each scattered write covers a cache line.
-    const ROWS: usize = 32;
+fn turn_tile<T: Element>(isa: Isa, source: MatRef<'_, T>, first: usize, width: usize, turned: &mut [f16]) {
     let inputs = source.rows();
-    let mut block = [[f16::ZERO; TILE]; ROWS];
-    for start in (0..inputs).step_by(ROWS) {
-        let rows = ROWS.min(inputs - start);
+    let mut block: Block = [[f16::ZERO; TILE]; TILE_ROWS];
+    for start in (0..inputs).step_by(TILE_ROWS) {
+        let rows = TILE_ROWS.min(inputs - start);
         for (r, line) in block.iter_mut().enumerate().take(rows) {
             T::to_f16_slice(&source.row(start + r)[first..first + width], &mut line[..width]);
         }
-        for c in 0..width {
-            let out = &mut turned[c * inputs + start..][..rows];
-            for (y, line) in out.iter_mut().zip(&block) {
-                *y = line[c];
+        match isa.kind() {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 if rows == TILE_ROWS && width == TILE => {
+                avx2::turn_block(isa, &block, &mut turned[start..], inputs);
+            }
+            _ => {
+                for c in 0..width {
+                    let out = &mut turned[c * inputs + start..][..rows];
+                    out.iter_mut().zip(&block).for_each(|(y, line)| *y = line[c]);
+                }
             }
         }
     }
@@ -148,67 +156,31 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
         return;
     }
     let inv_step = inv_step(absmax);
-    let mut buffer = [0f32; CHUNK];
-    for (row16, codes) in row16.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
-        let values = &mut buffer[..row16.len()];
-        row16.convert_to_f32_slice(values);
-        match isa.kind() {
-            Kind::Scalar => round_codes(values, inv_step, codes),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => avx2::round_codes(isa, values, inv_step, codes),
-        }
+    match isa.kind() {
+        Kind::Scalar => round_codes(row16, inv_step, codes),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2::round_codes(isa, row16, inv_step, codes),
     }
 }
 
 /// The largest magnitude of a row, as f16 bits; NaN above infinity above everything finite.
 pub(crate) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
     match isa.kind() {
-        Kind::Scalar => largest_bits_body(row16),
+        Kind::Scalar => largest_magnitude(row16),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => avx2::largest_bits(isa, row16),
     }
 }
 
-#[inline(always)]
-fn round_codes(values: &[f32], inv_step: f32, codes: &mut [i8]) {
-    // 1.5·2²³: one unit in the last place is 1 there, so the sum is rounded to an integer, half to even.
-    const MAGIC: f32 = 12_582_912.0;
-    for (code, x) in codes.iter_mut().zip(values) {
-        *code = ((x * inv_step + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8;
+fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
+    for (code, x) in codes.iter_mut().zip(row16) {
+        *code = (x.to_f32() * inv_step).round_ties_even() as i8;
     }
 }
 
 #[inline(always)]
-fn largest_bits_body(row16: &[f16]) -> u16 {
+fn largest_magnitude(row16: &[f16]) -> u16 {
     row16.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
-}
-
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "calls functions compiled for AVX2")]
-mod avx2 {
-    use crate::Isa;
-    use crate::isa::Kind;
-    use half::f16;
-
-    pub(super) fn round_codes(isa: Isa, values: &[f32], inv_step: f32, codes: &mut [i8]) {
-        #[target_feature(enable = "avx2")]
-        fn inner(values: &[f32], inv_step: f32, codes: &mut [i8]) {
-            super::round_codes(values, inv_step, codes);
-        }
-        debug_assert!(isa.kind() == Kind::Avx2);
-        // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2.
-        unsafe { inner(values, inv_step, codes) }
-    }
-
-    pub(super) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
-        #[target_feature(enable = "avx2")]
-        fn inner(row16: &[f16]) -> u16 {
-            super::largest_bits_body(row16)
-        }
-        debug_assert!(isa.kind() == Kind::Avx2);
-        // SAFETY: as above.
-        unsafe { inner(row16) }
-    }
 }
 
 /// `code · absmax / 127`: f32 `[out, in]`.
@@ -243,7 +215,7 @@ pub fn dequantize(
 /// What a value is multiplied with to become a code. PyTorch computes `127.0 / absmax` as
 /// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the format.
 pub(crate) fn inv_step(absmax: f32) -> f32 {
-    absmax.recip() * 127.0
+    127.0 / absmax
 }
 
 /// What a code stands for, in bitsandbytes' order: `code · absmax` is exact where absmax is an f16.

@@ -1,0 +1,106 @@
+//! What a repository holds at a revision, asked of the hub through hf-hub.
+
+use crate::config::HubConfig;
+use crate::error::{HubError, Result};
+use crate::http::{self, Failure, malformed};
+use crate::names;
+use hf_hub::{HFClient, HFError, split_id};
+use std::collections::BTreeSet;
+
+/// A repository's commit and the names of its files.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) commit: String,
+    pub(crate) names: BTreeSet<String>,
+}
+
+/// Asks the hub.
+pub(crate) async fn listing(
+    config: &HubConfig,
+    repo: &str,
+    revision: Option<&str>,
+    cached: &[String],
+) -> std::result::Result<Listing, Failure> {
+    let client = client(config)?;
+    let (owner, name) = split_id(repo);
+    let answer = match revision {
+        Some(revision) => client.model(owner, name).info().revision(revision).send().await,
+        None => client.model(owner, name).info().send().await,
+    };
+    let info = answer.map_err(|cause| explain(config, repo, revision, cached, cause))?;
+    let host = config.endpoint.as_str();
+    let commit = info.sha.filter(|commit| crate::cache::is_commit(commit));
+    let commit = commit.ok_or_else(|| malformed(host, repo, "it gives no commit".into()))?;
+    let siblings = info.siblings.ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
+    // Files of subfolders and names that could leave the cache are none of a model's.
+    let names =
+        siblings.into_iter().map(|file| file.rfilename).filter(|name| crate::model_ref::is_plain_name(name));
+    Ok(Listing { commit, names: names.collect() })
+}
+
+fn client(config: &HubConfig) -> Result<HFClient> {
+    let mut builder = HFClient::builder()
+        .endpoint(&config.endpoint)
+        .cache_dir(&config.cache_dir)
+        .client(http::client(config, reqwest::redirect::Policy::limited(10))?)
+        .retry_max_attempts(0);
+    // Without this hf-hub would look for a token in the environment by itself.
+    builder = builder.token(config.token.clone().unwrap_or_default());
+    builder.build().map_err(|cause| malformed(&config.endpoint, "HF_ENDPOINT", cause.to_string()))
+}
+
+/// hf-hub's error as ours, or as something to try again.
+fn explain(
+    config: &HubConfig,
+    repo: &str,
+    revision: Option<&str>,
+    cached: &[String],
+    cause: HFError,
+) -> Failure {
+    let endpoint = config.endpoint.clone();
+    let refused = |status| {
+        Failure::Final(HubError::Refused {
+            repo: repo.to_owned(),
+            endpoint: endpoint.clone(),
+            status,
+            had_token: config.token.is_some(),
+            hint: names::hint(repo, cached),
+        })
+    };
+    match cause {
+        HFError::AuthRequired { .. } => refused(401),
+        HFError::Forbidden { .. } => refused(403),
+        HFError::RepoNotFound { .. } => no_such_model(repo, &endpoint, cached),
+        HFError::RevisionNotFound { context, .. } => {
+            let code = context.and_then(|context| context.error_code).unwrap_or_default();
+            match revision {
+                Some(revision) if code != "RepoNotFound" => Failure::Final(HubError::NoSuchRevision {
+                    repo: repo.to_owned(),
+                    revision: revision.to_owned(),
+                    endpoint,
+                }),
+                _ => no_such_model(repo, &endpoint, cached),
+            }
+        }
+        HFError::RateLimited { retry_after, .. } => Failure::Transient {
+            reason: "the hub asks for patience (429)".into(),
+            after: retry_after,
+            unreachable: false,
+        },
+        HFError::Http { context } if http::is_transient(context.status) => Failure::Transient {
+            reason: format!("the hub answered {}", context.status),
+            after: None,
+            unreachable: false,
+        },
+        HFError::Request { source, .. } => http::transient(&source),
+        other => Failure::Final(malformed(&endpoint, repo, other.to_string())),
+    }
+}
+
+fn no_such_model(repo: &str, endpoint: &str, cached: &[String]) -> Failure {
+    Failure::Final(HubError::NoSuchModel {
+        repo: repo.to_owned(),
+        endpoint: endpoint.to_owned(),
+        hint: names::hint(repo, cached),
+    })
+}

@@ -1,0 +1,136 @@
+//! Requests for files: redirects by hand, so that the token goes to the hub and nowhere else.
+
+use crate::config::HubConfig;
+use crate::error::{HubError, Result};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::{Client, Method, Response, StatusCode, Url};
+use std::time::Duration;
+
+/// Redirects followed for one request.
+const REDIRECTS: usize = 10;
+
+/// A client with the time-outs of the settings.
+#[derive(Debug)]
+pub(crate) struct Http {
+    client: Client,
+    endpoint: Url,
+    token: Option<String>,
+}
+
+/// A request that got no usable answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Worth another try, after the delay the server asks for.
+    Transient { reason: String, after: Option<Duration>, unreachable: bool },
+    /// Not worth one.
+    Final(HubError),
+}
+
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// The program's name for servers.
+pub(crate) const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
+
+/// A client as hf-hub and we use it.
+pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
+    Client::builder()
+        .user_agent(USER_AGENT)
+        .connect_timeout(config.connect_timeout)
+        .read_timeout(config.read_timeout)
+        .redirect(redirects)
+        .build()
+        .map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
+}
+
+pub(crate) fn malformed(host: &str, what: &str, reason: String) -> HubError {
+    HubError::MalformedAnswer { host: host.to_owned(), what: what.to_owned(), reason }
+}
+
+impl Http {
+    pub(crate) fn new(config: &HubConfig) -> Result<Self> {
+        let endpoint = Url::parse(&config.endpoint).map_err(|cause| {
+            malformed(&config.endpoint, "HF_ENDPOINT", format!("it is not a URL ({cause})"))
+        })?;
+        let client = client(config, reqwest::redirect::Policy::none())?;
+        Ok(Self { client, endpoint, token: config.token.clone() })
+    }
+
+    /// The address of a file.
+    pub(crate) fn file_url(&self, repo: &str, commit: &str, file: &str) -> Result<Url> {
+        let mut url = self.endpoint.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        // All parts were checked to be plain names.
+        url.set_path(&format!("{base}/{repo}/resolve/{commit}/{file}"));
+        Ok(url)
+    }
+
+    /// Follows redirects until `enough` of the answer, or to its end.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        range: Option<String>,
+        enough: impl Fn(&HeaderMap) -> bool,
+    ) -> std::result::Result<Response, Failure> {
+        let mut url = url;
+        for _ in 0..REDIRECTS {
+            let mut request = self.client.request(method.clone(), url.clone());
+            // Lengths and ranges are those of the file, not of a compressed form.
+            request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if let (Some(token), true) = (&self.token, self.is_endpoint(&url)) {
+                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            if let Some(range) = &range {
+                request = request.header(RANGE, range);
+            }
+            let response = request.send().await.map_err(|cause| transient(&cause))?;
+            if !response.status().is_redirection() || enough(response.headers()) {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            url = location
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| malformed(&self.host(), "a redirect", "it says not where to".into()))?;
+        }
+        Err(malformed(&self.host(), "a file", format!("more than {REDIRECTS} redirects")).into())
+    }
+
+    /// Whether a URL is the hub's own: scheme, host and port.
+    fn is_endpoint(&self, url: &Url) -> bool {
+        url.scheme() == self.endpoint.scheme()
+            && url.host_str() == self.endpoint.host_str()
+            && url.port_or_known_default() == self.endpoint.port_or_known_default()
+    }
+
+    /// The hub's host, for messages.
+    pub(crate) fn host(&self) -> String {
+        self.endpoint.host_str().unwrap_or("the hub").to_owned()
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+}
+
+/// A failed request as something to try again, told in the words of its innermost cause.
+pub(crate) fn transient(error: &reqwest::Error) -> Failure {
+    let reason = if error.is_timeout() {
+        "no answer in time".to_owned()
+    } else {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        cause.to_string()
+    };
+    Failure::Transient { reason, after: None, unreachable: error.is_connect() || error.is_timeout() }
+}
+
+/// Whether another try may help.
+pub(crate) fn is_transient(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+}
