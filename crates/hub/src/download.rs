@@ -172,10 +172,7 @@ impl Fetch<'_> {
             have = 0;
         }
         self.progress.event(&ProgressEvent::Start { file, total: metadata.size, resumed_from: have });
-        while metadata.size != Some(have) || (have == 0 && metadata.size == Some(0)) {
-            if metadata.size == Some(0) {
-                break;
-            }
+        while metadata.size != Some(have) {
             let before = have;
             let outcome = self.part(file, metadata, &mut target, &mut have).await;
             if have > before {

@@ -215,7 +215,7 @@ pub fn dequantize(
 /// What a value is multiplied with to become a code. PyTorch computes `127.0 / absmax` as
 /// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the format.
 pub(crate) fn inv_step(absmax: f32) -> f32 {
-    127.0 / absmax
+    absmax.recip() * 127.0
 }
 
 /// What a code stands for, in bitsandbytes' order: `code · absmax` is exact where absmax is an f16.

@@ -1,0 +1,300 @@
+//! A hub on the loopback interface that misbehaves on request.
+
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What goes wrong with one request for a body.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Close after so many bytes of the body.
+    DropAfter(usize),
+    /// Send so many bytes of the body, then nothing, the connection open.
+    StallAfter(usize),
+    /// Answer with a status and, perhaps, `Retry-After`.
+    Status(u16, Option<&'static str>),
+    /// Send other bytes of the same length.
+    WrongBytes,
+    /// Answer a range with the whole file.
+    NoRanges,
+    /// Answer a range without `Content-Range`.
+    NoContentRange,
+    /// Answer a range with another one.
+    WrongRange,
+    /// Send so slowly that two downloaders meet: bytes per piece.
+    Slow(usize),
+}
+
+/// One request as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub range: Option<String>,
+    pub authorization: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Name → content and etag.
+    files: BTreeMap<String, (Vec<u8>, String)>,
+    faults: BTreeMap<String, VecDeque<Fault>>,
+    api_faults: VecDeque<Fault>,
+    log: Vec<Request>,
+    /// Where bodies are, if not here.
+    cdn: Option<SocketAddr>,
+}
+
+/// The server; it stops with the test process.
+#[derive(Clone)]
+pub struct FakeHub {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeHub {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let hub = Self { address: listener.local_addr().unwrap(), state: Arc::default() };
+        let server = hub.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let server = server.clone();
+                // A client that goes away in the middle is what the tests are about.
+                std::thread::spawn(move || drop(server.serve(stream)));
+            }
+        });
+        hub
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A file whose etag is its SHA-256, as LFS has it.
+    pub fn add(&self, name: &str, content: &[u8]) -> String {
+        let etag: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.add_with_etag(name, content, &etag);
+        etag
+    }
+
+    pub fn add_with_etag(&self, name: &str, content: &[u8], etag: &str) {
+        self.state.lock().unwrap().files.insert(name.into(), (content.to_vec(), etag.into()));
+    }
+
+    /// The next requests for the body of this file go wrong like that, one after the other.
+    pub fn faults(&self, name: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.state.lock().unwrap().faults.entry(name.into()).or_default().extend(faults);
+    }
+
+    /// The next questions for the listing go wrong like that.
+    pub fn api_faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.state.lock().unwrap().api_faults.extend(faults);
+    }
+
+    /// Bodies are somewhere else.
+    pub fn redirect_bodies_to(&self, other: &Self) {
+        self.state.lock().unwrap().cdn = Some(other.address);
+    }
+
+    pub fn log(&self) -> Vec<Request> {
+        self.state.lock().unwrap().log.clone()
+    }
+
+    /// Ranges of the requests for a file's body, in order; `None` for a request without one.
+    pub fn ranges(&self, name: &str) -> Vec<Option<String>> {
+        let bodies =
+            self.log().into_iter().filter(|r| r.method == "GET" && r.path.ends_with(&format!("/{name}")));
+        bodies.map(|request| request.range).collect()
+    }
+
+    fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        loop {
+            let Some(request) = read_request(&mut reader)? else { return Ok(()) };
+            self.state.lock().unwrap().log.push(request.clone());
+            if !self.answer(&request, &mut stream)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers; whether the connection goes on.
+    fn answer(&self, request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        let path = request.path.split('?').next().unwrap_or_default();
+        // A repository that was renamed: relative redirects, as the real hub sends them.
+        if let Some(rest) = path.strip_prefix("/api/models/old") {
+            return redirect(stream, &format!("/api/models/org/model{rest}"));
+        }
+        if let Some(rest) = path.strip_prefix("/old/") {
+            return redirect(stream, &format!("/org/model/{rest}"));
+        }
+        if let Some(rest) = path.strip_prefix("/api/models/") {
+            return self.listing(rest, stream);
+        }
+        match path.rsplit_once('/') {
+            Some((_, name)) => self.file(request, name, stream),
+            None => status(stream, 404, ""),
+        }
+    }
+
+    fn listing(&self, rest: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+        let fault = self.state.lock().unwrap().api_faults.pop_front();
+        if let Some(Fault::Status(code, retry_after)) = fault {
+            let extra = retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
+            return status(stream, code, &extra);
+        }
+        let (repo, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
+        match repo {
+            "org/model" => {}
+            "org/gated" => return status(stream, 403, "X-Error-Code: GatedRepo\r\n"),
+            "org/private" => return status(stream, 401, ""),
+            _ => return status(stream, 404, "X-Error-Code: RepoNotFound\r\n"),
+        }
+        if !["main", "v1", COMMIT].contains(&revision) {
+            return status(stream, 404, "X-Error-Code: RevisionNotFound\r\n");
+        }
+        let names: Vec<String> = self.state.lock().unwrap().files.keys().cloned().collect();
+        let siblings: Vec<String> = names.iter().map(|name| format!("{{\"rfilename\": {name:?}}}")).collect();
+        let body = format!(
+            "{{\"id\": \"org/model\", \"sha\": \"{COMMIT}\", \"siblings\": [{}]}}",
+            siblings.join(",")
+        );
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        Ok(true)
+    }
+
+    fn file(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+        let (found, cdn) = {
+            let state = self.state.lock().unwrap();
+            (state.files.get(name).cloned(), state.cdn)
+        };
+        let Some((content, etag)) = found else {
+            return status(stream, 404, "X-Error-Code: EntryNotFound\r\n");
+        };
+        let length = content.len();
+        if let Some(cdn) = cdn {
+            let location = format!("http://{cdn}/signed/{name}");
+            write!(
+                stream,
+                "HTTP/1.1 302 Found\r\nLocation: {location}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {length}\r\n\
+                 X-Repo-Commit: {COMMIT}\r\nContent-Length: 0\r\n\r\n"
+            )?;
+            return Ok(true);
+        }
+        if request.method == "HEAD" {
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {length}\r\n\r\n"
+            )?;
+            return Ok(true);
+        }
+        let fault = self.state.lock().unwrap().faults.get_mut(name).and_then(VecDeque::pop_front);
+        send_body(request, &content, fault, stream)
+    }
+}
+
+fn send_body(
+    request: &Request,
+    content: &[u8],
+    fault: Option<Fault>,
+    stream: &mut TcpStream,
+) -> std::io::Result<bool> {
+    let length = content.len();
+    let start = request
+        .range
+        .as_deref()
+        .and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
+    let end = request.range.as_deref().and_then(|range| range.rsplit('-').next()?.parse::<usize>().ok());
+    let (head, body) = match (start, &fault) {
+        (_, Some(Fault::Status(code, retry_after))) => {
+            let extra = retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
+            return status(stream, *code, &extra);
+        }
+        (None, _) | (Some(_), Some(Fault::NoRanges)) => ("200 OK".to_owned(), content),
+        (Some(start), _) if start >= length => return status(stream, 416, ""),
+        (Some(start), Some(Fault::NoContentRange)) => ("206 Partial Content".to_owned(), &content[start..]),
+        (Some(_), Some(Fault::WrongRange)) => {
+            (format!("206 Partial Content\r\nContent-Range: bytes 0-{}/{length}", length - 1), content)
+        }
+        (Some(start), _) => {
+            let last = end.map_or(length - 1, |end| end.min(length - 1));
+            let head = format!("206 Partial Content\r\nContent-Range: bytes {start}-{last}/{length}");
+            (head, &content[start..=last])
+        }
+    };
+    write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    match fault {
+        Some(Fault::DropAfter(count)) => {
+            stream.write_all(&body[..count.min(body.len())])?;
+            stream.flush()?;
+            Ok(false)
+        }
+        Some(Fault::StallAfter(count)) => {
+            stream.write_all(&body[..count.min(body.len())])?;
+            stream.flush()?;
+            std::thread::sleep(Duration::from_secs(3));
+            Ok(false)
+        }
+        Some(Fault::WrongBytes) => {
+            let wrong: Vec<u8> = body.iter().map(|byte| byte ^ 1).collect();
+            stream.write_all(&wrong)?;
+            Ok(true)
+        }
+        Some(Fault::Slow(piece)) => {
+            for piece in body.chunks(piece) {
+                stream.write_all(piece)?;
+                stream.flush()?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(true)
+        }
+        _ => {
+            stream.write_all(body)?;
+            Ok(true)
+        }
+    }
+}
+
+fn status(stream: &mut TcpStream, code: u16, extra: &str) -> std::io::Result<bool> {
+    write!(stream, "HTTP/1.1 {code} Status\r\n{extra}Content-Length: 0\r\n\r\n")?;
+    Ok(true)
+}
+
+fn redirect(stream: &mut TcpStream, location: &str) -> std::io::Result<bool> {
+    write!(stream, "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")?;
+    Ok(true)
+}
+
+fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut parts = line.split_whitespace();
+    let mut request = Request {
+        method: parts.next().unwrap_or_default().into(),
+        path: parts.next().unwrap_or_default().into(),
+        range: None,
+        authorization: None,
+    };
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { return Ok(Some(request)) };
+        match name.to_ascii_lowercase().as_str() {
+            "range" => request.range = Some(value.trim().into()),
+            "authorization" => request.authorization = Some(value.trim().into()),
+            _ => {}
+        }
+    }
+}
