@@ -9,4 +9,5 @@
 
 mod gpt2_parity;
 mod support;
+mod tidy;
 mod tiny_gpt2;

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p llm-int8 --example five_lines -- [MODEL] [PROMPT]`
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use std::io::Write;
 use std::ops::ControlFlow;
