@@ -7,6 +7,8 @@
     reason = "tests stop at the first surprise"
 )]
 
+mod checkpoints;
+mod cli;
 mod gpt2_parity;
 mod support;
 mod tidy;

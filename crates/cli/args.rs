@@ -47,7 +47,7 @@ pub(crate) struct ModelArgs {
     /// tiny-gpt2 (built in), a folder, or a model of the hub: gpt2-large, org/name, org/name@revision
     pub(crate) model: String,
     /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
-    #[arg(long, value_name = "X", default_value_t = 6.0, value_parser = threshold, help_heading = "8 bit")]
+    #[arg(long, value_name = "X", default_value_t = 6.0, value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
     pub(crate) threshold: f32,
     /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself (batch-invariant)
     #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]

@@ -30,3 +30,24 @@ pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let difference: f64 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
     (difference / b.iter().map(|y| y * y).sum::<f64>()).sqrt()
 }
+
+/// Tensors of a safetensors file, to be changed and written again.
+pub(crate) type Tensors = std::collections::BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+
+/// The tensors of a golden safetensors file.
+pub(crate) fn read_tensors(path: &str) -> Tensors {
+    let bytes = std::fs::read(golden(path)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let owned = |view: safetensors::tensor::TensorView<'_>| {
+        (view.dtype(), view.shape().to_vec(), view.data().to_vec())
+    };
+    file.tensors().into_iter().map(|(name, view)| (name, owned(view))).collect()
+}
+
+/// Writes tensors as a safetensors file.
+pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}

@@ -6,7 +6,7 @@ mod pull;
 mod run;
 
 use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, Weights, WrongUse};
-use crate::display::{Downloads, line};
+use crate::display::Downloads;
 use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::hub::HubConfig;
@@ -97,12 +97,5 @@ fn explain(error: LlmError, args: &ModelArgs) -> anyhow::Error {
         LlmError::Nn(NnError::UnknownModule { .. })
         | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
         error => anyhow::Error::from(error).context(format!("{} cannot be loaded", args.model)),
-    }
-}
-
-/// Says where the computing is done, when the choice was left to the program.
-fn say_device(args: &ModelArgs) {
-    if args.device == crate::args::Device::Auto {
-        line("device: cpu");
     }
 }

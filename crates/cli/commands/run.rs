@@ -1,6 +1,6 @@
 //! `llm-int8 run`: text after a prompt.
 
-use super::{load, say_device};
+use super::load;
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -11,9 +11,6 @@ use std::ops::ControlFlow;
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let prompt = prompt(args)?;
     let model = load(&args.model)?;
-    if !args.quiet {
-        say_device(&args.model);
-    }
     let config = generation(&model, args);
     let generated = match (prompt, args.print_ids) {
         (Prompt::Text(text), false) => stream(|show| model.generate_stream(&text, &config, show))?,
@@ -123,6 +120,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
         format!(", peak while loading {} (without mapped files)", bytes(peak.anonymous))
     });
     let now = MemoryUse::now().map_or(String::new(), |now| format!(", now {}", bytes(now.anonymous)));
+    line("device:  cpu");
     line(&format!(
         "load:    {:.2} s, {} int8 layers, {} kept",
         load.duration.as_secs_f64(),

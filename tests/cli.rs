@@ -1,0 +1,292 @@
+//! The program, as a user runs it.
+
+use crate::support::{golden, golden_text};
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// Runs the program without a user's cache, token or network.
+fn run(arguments: &[&str]) -> Output {
+    let nowhere = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
+    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "LLM_INT8_ISA"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command.args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The exit code and the one line of an error.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = run(arguments);
+    assert!(output.stdout.is_empty(), "a failure prints nothing else");
+    (output.status.code().unwrap(), stderr(&output))
+}
+
+fn gpt2() -> String {
+    golden("models/gpt2").display().to_string()
+}
+
+#[test]
+fn inspect_prints_tree_parameters_and_footprint() {
+    let text = stdout(&run(&["inspect", &gpt2(), "--params"]));
+    let expected = golden_text("models/gpt2/print.txt") + &golden_text("models/gpt2/parameters.txt");
+    let rest = text.strip_prefix(&expected).expect("tree, then parameters");
+    assert_eq!(
+        rest.lines().next().unwrap(),
+        "footprint by transformers' rule: 129,894 bytes (parameters 117,600, buffers 12,294)"
+    );
+    assert_eq!(stdout(&run(&["inspect", &gpt2(), "--params", "--headers-only"])), text);
+}
+
+/// The checkpoint is 3.2 GB; its header says the same in a few kilobytes.
+#[test]
+fn inspect_of_gpt2_large_prints_what_transformers_prints() {
+    let folder = TempDir::new().unwrap();
+    std::fs::copy(golden("print/gpt2-large.config.json"), folder.path().join("config.json")).unwrap();
+    let length = gpt2_large_headers(&folder.path().join("model.safetensors"));
+    assert_eq!(length, 3_247_115_264);
+    let name = folder.path().display().to_string();
+    let text = stdout(&run(&["inspect", &name, "--params", "--headers-only"]));
+    let rest = text.strip_prefix(&golden_text("print/gpt2-large.txt")).expect("the golden tree");
+    let parameters: Vec<&str> = rest.lines().filter(|line| line.contains(" torch.")).collect();
+    assert_eq!(parameters.len(), 436);
+    let int8: Vec<&&str> = parameters.iter().filter(|line| line.contains("torch.int8")).collect();
+    assert_eq!(int8.len(), 4 * 36);
+    let projections = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
+    assert!(int8.iter().all(|line| projections.iter().any(|name| line.contains(name))));
+    assert_eq!(parameters.iter().filter(|line| line.contains("torch.float16")).count(), 436 - 4 * 36);
+    assert!(rest.contains("footprint by transformers' rule: 878,020,168 bytes"), "{rest}");
+}
+
+/// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its tensors.
+fn gpt2_large_headers(path: &Path) -> u64 {
+    let (layers, c, v, p) = (36u64, 1280u64, 50257u64, 1024u64);
+    let mut tensors = vec![("wte.weight".to_owned(), vec![v, c]), ("wpe.weight".to_owned(), vec![p, c])];
+    for layer in 0..layers {
+        let shapes: [(&str, Vec<u64>); 13] = [
+            ("ln_1.weight", vec![c]),
+            ("ln_1.bias", vec![c]),
+            ("attn.bias", vec![1, 1, p, p]),
+            ("attn.c_attn.weight", vec![c, 3 * c]),
+            ("attn.c_attn.bias", vec![3 * c]),
+            ("attn.c_proj.weight", vec![c, c]),
+            ("attn.c_proj.bias", vec![c]),
+            ("ln_2.weight", vec![c]),
+            ("ln_2.bias", vec![c]),
+            ("mlp.c_fc.weight", vec![c, 4 * c]),
+            ("mlp.c_fc.bias", vec![4 * c]),
+            ("mlp.c_proj.weight", vec![4 * c, c]),
+            ("mlp.c_proj.bias", vec![c]),
+        ];
+        tensors.extend(shapes.map(|(name, shape)| (format!("h.{layer}.{name}"), shape)));
+    }
+    tensors.extend([("ln_f.weight".to_owned(), vec![c]), ("ln_f.bias".to_owned(), vec![c])]);
+    let (mut header, mut offset) = (serde_json::Map::new(), 0u64);
+    for (name, shape) in tensors {
+        let end = offset + 4 * shape.iter().product::<u64>();
+        header.insert(
+            name,
+            serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] }),
+        );
+        offset = end;
+    }
+    let json = serde_json::Value::Object(header).to_string();
+    let mut start = (json.len() as u64).to_le_bytes().to_vec();
+    start.extend(json.as_bytes());
+    std::fs::write(path, &start).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(start.len() as u64 + offset).unwrap();
+    offset
+}
+
+#[test]
+fn inspect_speaks_json() {
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&["inspect", &gpt2(), "--json"]))).unwrap();
+    assert_eq!(json["footprint"]["transformers"], 129_894);
+    assert_eq!(format!("{}\n", json["tree"].as_str().unwrap()), golden_text("models/gpt2/print.txt"));
+    let parameter = &json["parameters"][4];
+    assert_eq!(parameter["name"], "transformer.h.0.attn.c_attn.weight");
+    assert_eq!((&parameter["dtype"], &parameter["shape"]), (&"int8".into(), &serde_json::json!([144, 48])));
+    assert_eq!(json["int8_layers"].as_array().unwrap().len(), 12);
+    assert_eq!(json["kept_layers"][0], serde_json::json!({ "path": "lm_head", "because": "lm_head" }));
+}
+
+#[test]
+fn the_built_in_model_writes_text_and_reports_on_standard_error() {
+    let output = run(&["run", "tiny-gpt2", "--prompt", "And it came to pass", "-n", "12"]);
+    let text = stdout(&output);
+    assert!(text.trim().len() > 10 && text.ends_with('\n'), "{text:?}");
+    let report = stderr(&output);
+    for part in [
+        "device:  cpu",
+        "load:",
+        "16 int8 layers, 1 kept",
+        "prefill:",
+        "decode:",
+        "tokens/s",
+        "memory:",
+        "peak",
+    ] {
+        assert!(report.contains(part), "{part} is missing in {report}");
+    }
+    let quiet = run(&["run", "tiny-gpt2", "--prompt", "And it came to pass", "-n", "12", "-q"]);
+    assert_eq!((stdout(&quiet), stderr(&quiet)), (text, String::new()));
+}
+
+#[test]
+fn a_seed_gives_the_same_text_and_another_one_another() {
+    let draw = |seed: &str| {
+        stdout(&run(&[
+            "run",
+            "tiny-gpt2",
+            "-p",
+            "ROMEO:",
+            "-n",
+            "24",
+            "-t",
+            "0.9",
+            "--top-p",
+            "0.95",
+            "--seed",
+            seed,
+            "-q",
+        ]))
+    };
+    assert_eq!(draw("1"), draw("1"));
+    assert_ne!(draw("1"), draw("2"));
+    let greedy = |more: &[&str]| {
+        stdout(&run(&[&["run", "tiny-gpt2", "-p", "ROMEO:", "-n", "8", "-q"], more].concat()))
+    };
+    assert_eq!(greedy(&["-t", "0"]), greedy(&["--greedy"]));
+}
+
+#[test]
+fn token_ids_go_in_and_come_out_without_a_tokenizer() {
+    let text = stdout(&run(&["run", &gpt2(), "--token-ids", "1,2,3", "--print-ids", "-n", "5", "-q"]));
+    let ids: Vec<u32> = text.trim().split(',').map(|id| id.parse().unwrap()).collect();
+    assert_eq!(ids.len(), 5);
+    let (code, error) = failure(&["run", &gpt2(), "--prompt", "x"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("has no tokenizer") && error.contains("--token-ids"), "{error}");
+    let (code, error) = failure(&["run", &gpt2(), "--token-ids", "999", "--print-ids", "-n", "5"]);
+    assert!(code == 1 && error.contains("token id 999 is beyond the vocabulary of 256"), "{error}");
+}
+
+#[test]
+fn stop_strings_and_the_context_are_respected() {
+    let all = stdout(&run(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "30", "-q"]));
+    let stop = all.split_whitespace().nth(3).unwrap();
+    let stopped =
+        stdout(&run(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "30", "-q", "--stop", stop]));
+    assert_eq!(stopped.trim_end_matches('\n'), &all[..all.find(stop).unwrap()]);
+    let (code, error) = failure(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "600"]);
+    assert!(
+        code == 1 && error.contains("the model has 512 positions") && error.contains("--truncate"),
+        "{error}"
+    );
+    let long = "word ".repeat(600);
+    assert_eq!(failure(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q"]).0, 1);
+    stdout(&run(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q", "--truncate"]));
+}
+
+#[test]
+fn every_way_of_loading_works_and_settings_change_the_numbers() {
+    let logits = |more: &[&str]| -> Vec<f32> {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().join("out.safetensors").display().to_string();
+        let base = ["logits", &gpt2(), "--token-ids", "1,2,3,250", "--out", &out];
+        stdout(&run(&[&base[..], more].concat()));
+        let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(tensors["logits"].dims(), [1, 4, 256]);
+        assert_eq!(tensors["token_ids"].to_vec2::<i64>().unwrap(), [[1, 2, 3, 250]]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
+        tensors["logits"].flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let default = logits(&[]);
+    for more in [
+        &["--no-quantize"][..],
+        &["--no-quantize", "--dtype", "bfloat16"],
+        &["--dtype", "bfloat16"],
+        &["--threshold", "0"],
+        &["--outliers", "row"],
+        &["--outlier-weights", "original"],
+        &["--skip-modules", "c_fc,h.1"],
+    ] {
+        assert_ne!(logits(more), default, "{more:?}");
+    }
+    // The checkpoint is f16, and so is what auto and the default store.
+    for same in [&["--dtype", "auto"][..], &["--threads", "1"], &["--device", "cpu"]] {
+        assert_eq!(logits(same), default, "{same:?}");
+    }
+}
+
+#[test]
+fn wrong_use_is_2_and_says_what_is_right() {
+    for (arguments, expected) in [
+        (&["run", "tiny-gpt2"][..], "--prompt"),
+        (&["run", "tiny-gpt2", "--prompt", "x", "--token-ids", "1"], "cannot be used with"),
+        (&["run", "tiny-gpt2", "--prompt", "x", "--greedy", "-t", "1"], "cannot be used with"),
+        (&["inspect", "tiny-gpt2", "--threshold", "-1"], "a number from 0 up"),
+        (&["inspect", "tiny-gpt2", "--dtype", "int4"], "possible values"),
+        (&["inspect", "tiny-gpt2", "--device", "cuda"], "possible values"),
+        (&["inspect", "tiny-gpt2", "--skip-modules", "c_atn"], "did you mean `c_attn`?"),
+        (&["inspect", "a/b/c"], "is not a model's name"),
+        (&["pull", "./tests"], "pull takes a model of the hub"),
+        (&["inspcet"], "unrecognized subcommand"),
+    ] {
+        let (code, error) = failure(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn failures_are_1_and_one_sentence() {
+    let empty = TempDir::new().unwrap();
+    let no_config = empty.path().display().to_string();
+    std::fs::write(empty.path().join("notes.txt"), "x").unwrap();
+    let truncated = TempDir::new().unwrap();
+    let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
+    std::fs::write(truncated.path().join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::copy(golden("models/gpt2/config.json"), truncated.path().join("config.json")).unwrap();
+    for (name, expected) in [
+        ("gpt2-large", "127.0.0.1 cannot be reached"),
+        ("gpt2-large", "Models that need no network: tiny-gpt2"),
+        (no_config.as_str(), "has no config.json; it holds: notes.txt"),
+        (truncated.path().to_str().unwrap(), "it is truncated or damaged"),
+        ("./no/such/folder", "No such file or directory"),
+    ] {
+        let (code, error) = failure(&["inspect", name]);
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(error.lines().filter(|line| line.starts_with("error")).count(), 1, "{error}");
+    }
+    let (code, error) = failure(&["inspect", "gpt2-large", "--offline"]);
+    assert!(
+        code == 1 && error.contains("is not in the cache") && error.contains("offline mode is on"),
+        "{error}"
+    );
+    let (code, error) = failure(&["logits", "tiny-gpt2", "--token-ids", "1", "--out", "/no/such/folder/x"]);
+    assert!(code == 1 && error.contains("cannot write /no/such/folder/x"), "{error}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    let text = stdout(&run(&["completions", "bash"]));
+    assert!(text.contains("complete -F") && text.contains("--outlier-weights"));
+    let folder = TempDir::new().unwrap();
+    stdout(&run(&["man", folder.path().to_str().unwrap()]));
+    let page = std::fs::read_to_string(folder.path().join("llm-int8-run.1")).unwrap();
+    assert!(page.contains("threshold"));
+}
