@@ -114,7 +114,7 @@ fn shards_and_their_index_give_the_same_model() {
 fn other_float_dtypes_are_read() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
     let to_f32 = |bytes: &[u8]| -> Vec<u8> {
-        let halves = bytes.chunks(2).map(|b| f32::from(u16_to_f16(u16::from_le_bytes([b[0], b[1]]))));
+        let halves = bytes.chunks(2).map(|b| f16_from_bits(u16::from_le_bytes([b[0], b[1]])));
         halves.flat_map(f32::to_le_bytes).collect()
     };
     let wide: Tensors = tensors()
@@ -126,7 +126,7 @@ fn other_float_dtypes_are_read() {
 }
 
 /// An f16 as f32 by its bits (only finite values are met here).
-fn u16_to_f16(bits: u16) -> f32 {
+fn f16_from_bits(bits: u16) -> f32 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
     let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
     match exponent {
