@@ -44,8 +44,9 @@ fn client(config: &HubConfig) -> Result<HFClient> {
         .cache_dir(&config.cache_dir)
         .client(http::client(config, reqwest::redirect::Policy::limited(10))?)
         .retry_max_attempts(0);
-    // Without this hf-hub would look for a token in the environment by itself.
-    builder = builder.token(config.token.clone().unwrap_or_default());
+    // Given no token, hf-hub looks for one in the environment by itself; given one that cannot stand in a
+    // header (a line break), it sends none, which is what a configuration without token means.
+    builder = builder.token(config.token.as_deref().unwrap_or("\n"));
     builder.build().map_err(|cause| malformed(&config.endpoint, "HF_ENDPOINT", cause.to_string()))
 }
 

@@ -276,6 +276,15 @@ fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
 }
 
 #[test]
+fn without_a_token_no_request_speaks_of_one() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let mut config = config(&hub, cache.path());
+    config.token = None;
+    resolve_with(config, "org/model", &NoProgress).unwrap();
+    assert!(!hub.log().is_empty() && hub.log().iter().all(|request| request.authorization.is_none()));
+}
+
+#[test]
 fn two_downloaders_fetch_a_file_once() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, [Fault::Slow(4_000)]);
