@@ -183,6 +183,21 @@ fn token_ids_go_in_and_come_out_without_a_tokenizer() {
     assert!(code == 1 && error.contains("token id 999 is beyond the vocabulary of 256"), "{error}");
 }
 
+/// A model can be looked at and run on ids whatever its tokenizer is.
+#[test]
+fn a_broken_tokenizer_hurts_only_those_who_need_it() {
+    let folder = TempDir::new().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("models/gpt2").join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    let name = folder.path().to_str().unwrap();
+    stdout(&run(&["inspect", name]));
+    stdout(&run(&["run", name, "--token-ids", "1", "--print-ids", "-n", "2", "-q"]));
+    let (code, error) = failure(&["run", name, "--prompt", "x", "-n", "2"]);
+    assert!(code == 1 && error.contains("tokenizer.json: "), "{error}");
+}
+
 #[test]
 fn stop_strings_and_the_context_are_respected() {
     let all = stdout(&run(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "30", "-q"]));

@@ -36,7 +36,9 @@ impl Default for LoadConfig {
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) tokenizer: Option<Tokenizer>,
+    /// None where there is none; an error is for those who need the tokenizer, which looking at a model
+    /// or giving it token ids does not.
+    pub(crate) tokenizer: Result<Option<Tokenizer>>,
     pub(crate) generation: GenerationConfig,
 }
 
@@ -55,7 +57,7 @@ impl Source {
         let config = ModelConfig::parse(builtin::CONFIG)?;
         Ok(Self {
             checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
-            tokenizer: Some(Tokenizer::from_bytes(builtin::TOKENIZER, &what("tokenizer.json"))?),
+            tokenizer: Tokenizer::from_bytes(builtin::TOKENIZER, &what("tokenizer.json")).map(Some),
             generation: GenerationConfig::from_json(
                 builtin::GENERATION_CONFIG,
                 &what("generation_config.json"),
@@ -79,7 +81,7 @@ impl Source {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids = config.token_ids("eos_token_id");
         }
-        Ok(Self { config, checkpoint, tokenizer: Tokenizer::from_files(&files.tokenizer)?, generation })
+        Ok(Self { config, checkpoint, tokenizer: Tokenizer::from_files(&files.tokenizer), generation })
     }
 }
 

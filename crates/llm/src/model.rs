@@ -41,7 +41,7 @@ pub struct AutoModelForCausalLM {
     config: ModelConfig,
     decoder: Decoder,
     tree: Node,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Result<Option<Tokenizer>>,
     generation: GenerationConfig,
     report: LoadReport,
 }
@@ -140,9 +140,20 @@ impl AutoModelForCausalLM {
     /// Its tokenizer.
     ///
     /// # Errors
-    /// [`LlmError::NoTokenizer`] where the checkpoint has none.
+    /// [`LlmError::NoTokenizer`] where the checkpoint has none, [`LlmError::Tokenizer`] where it cannot be
+    /// used.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| LlmError::NoTokenizer { model: self.name.clone() })
+        match &self.tokenizer {
+            Ok(Some(tokenizer)) => Ok(tokenizer),
+            Ok(None) => Err(LlmError::NoTokenizer { model: self.name.clone() }),
+            Err(LlmError::Tokenizer { what, reason }) => {
+                Err(LlmError::Tokenizer { what: what.clone(), reason: reason.clone() })
+            }
+            Err(other) => {
+                let what = format!("of {} cannot be read", self.name);
+                Err(LlmError::Tokenizer { what, reason: other.to_string() })
+            }
+        }
     }
 
     /// Text after a prompt.
