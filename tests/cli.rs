@@ -1,20 +1,10 @@
 //! The program, as a user runs it.
 
+use crate::support::llm_int8 as run;
 use crate::support::{golden, golden_text};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use tempfile::TempDir;
-
-/// Runs the program without a user's cache, token or network.
-fn run(arguments: &[&str]) -> Output {
-    let nowhere = TempDir::new().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
-    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "LLM_INT8_ISA"] {
-        command.env_remove(name);
-    }
-    command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command.args(arguments).output().unwrap()
-}
 
 fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));

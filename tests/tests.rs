@@ -7,6 +7,7 @@
     reason = "tests stop at the first surprise"
 )]
 
+mod affine;
 mod checkpoints;
 mod cli;
 mod gpt2_parity;

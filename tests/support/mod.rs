@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 /// A file or folder of `tests/golden`.
 pub(crate) fn golden(path: &str) -> PathBuf {
@@ -50,4 +51,15 @@ pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
         (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Runs the program without a user's cache, token or network.
+pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
+    let nowhere = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
+    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "LLM_INT8_ISA"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command.args(arguments).output().unwrap()
 }

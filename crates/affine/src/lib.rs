@@ -18,7 +18,7 @@
 //! - [`custom`]: the formulae a notebook writes by hand.
 //! - [`module`]: [`Linear`](module::Linear), `prepare`, `convert`, the integer forward pass.
 //!
-//! Everything prints as torch prints it ([`print`]).
+//! Everything prints as torch prints it ([`mod@print`]).
 
 pub mod custom;
 pub mod dtype;

@@ -1,11 +1,11 @@
 //! `llm-int8 logits`: numbers to compare with another implementation.
 
 use super::load;
+use super::write::write_atomically;
 use crate::args::LogitsArgs;
 use anyhow::Context;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use std::path::Path;
 
 pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
     let model = load(&args.model)?;
@@ -20,19 +20,4 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
     ];
     let bytes = safetensors::serialize(tensors, None)?;
     write_atomically(&args.out, &bytes).with_context(|| format!("cannot write {}", args.out.display()))
-}
-
-/// Beside the target, synced, renamed: no half-written file is ever there under its name.
-fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidFilename)?.to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::File::create(&beside)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&beside, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = std::fs::remove_file(&beside);
-    }
-    written
 }

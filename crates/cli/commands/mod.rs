@@ -1,9 +1,11 @@
 //! One file a command; what they share is here.
 
+mod affine;
 mod inspect;
 mod logits;
 mod pull;
 mod run;
+mod write;
 
 use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, Weights, WrongUse};
 use crate::display::Downloads;
@@ -24,6 +26,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Pull(args) => pull::pull(&args),
         Command::Logits(args) => logits::logits(&args),
+        Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "llm-int8", &mut text);

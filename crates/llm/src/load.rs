@@ -85,6 +85,21 @@ impl Source {
     }
 }
 
+/// A model's checkpoint, to read single tensors of it without loading the model.
+///
+/// ```
+/// use llm_int8::{LoadConfig, load, hub::NoProgress};
+/// let checkpoint = load::checkpoint("tiny-gpt2", &LoadConfig::default().hub, &NoProgress)?;
+/// assert_eq!(checkpoint.find("transformer.ln_f.bias")?.shape, [256]);
+/// # Ok::<(), llm_int8::LlmError>(())
+/// ```
+///
+/// # Errors
+/// A model that cannot be found, downloaded or opened.
+pub fn checkpoint(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Checkpoint> {
+    Ok(Source::find(name, hub, progress)?.checkpoint)
+}
+
 /// Config and headers of a model, for looking at it without its weights.
 pub(crate) fn headers(
     name: &str,

@@ -55,6 +55,16 @@ pub enum NnError {
         /// Near names, if there are any.
         hint: String,
     },
+    /// A tensor that was asked for by a name the checkpoint does not have.
+    #[error("the checkpoint {checkpoint} has no tensor `{name}`{hint}")]
+    UnknownTensor {
+        /// Files of the checkpoint.
+        checkpoint: String,
+        /// The name.
+        name: String,
+        /// Near names, if there are any.
+        hint: String,
+    },
     /// Tensors in the checkpoint that the model has no place for.
     #[error(
         "the checkpoint {checkpoint} holds {count} tensor(s) that {family} has no place for ({names}); \

@@ -18,6 +18,7 @@ pub use columns::CheckpointColumns;
 pub use view::{TensorView, is_float};
 
 use crate::error::{NnError, Result};
+use crate::module::replace::near_names;
 use ::safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -178,19 +179,37 @@ impl Checkpoint {
         }
     }
 
+    /// The bytes of a tensor by its name, or by its name in the module tree: a checkpoint may leave out
+    /// the first part (`transformer.`, `model.`) or have one more.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn find(&self, name: &str) -> Result<TensorView<'_>> {
+        let shorter =
+            name.split_once('.').map(|(_, rest)| rest).filter(|rest| self.entries.contains_key(*rest));
+        let longer =
+            || self.entries.keys().find(|key| key.split_once('.').is_some_and(|(_, rest)| rest == name));
+        match (self.entries.contains_key(name), shorter) {
+            (true, _) => self.tensor(name),
+            (false, Some(shorter)) => self.tensor(shorter),
+            (false, None) => self.tensor(longer().map_or(name, String::as_str)),
+        }
+    }
+
     /// The bytes of a tensor.
     ///
     /// # Errors
-    /// [`NnError::MissingTensor`]; [`NnError::NotLoaded`] for a checkpoint of headers;
+    /// [`NnError::UnknownTensor`]; [`NnError::NotLoaded`] for a checkpoint of headers;
     /// [`NnError::MalformedFile`] where a zip entry cannot be read.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some(entry) = self.entries.get(name) else {
-            return Err(NnError::MissingTensor {
-                checkpoint: self.description(),
-                name: name.to_owned(),
-                family: "the model".into(),
-                hint: crate::module::replace::near_names(name, self.entries.keys().map(String::as_str)),
-            });
+            let keys = || self.entries.keys().map(String::as_str);
+            let mut hint = near_names(name, keys());
+            if let (true, Some((_, rest))) = (hint.is_empty(), name.split_once('.')) {
+                hint = near_names(rest, keys()); // as `find` would have found it
+            }
+            let (checkpoint, name) = (self.description(), name.to_owned());
+            return Err(NnError::UnknownTensor { checkpoint, name, hint });
         };
         let (file, source) = &self.sources[entry.file];
         let data = match source {
