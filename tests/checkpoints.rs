@@ -272,13 +272,17 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
         Decoder::plan(&config, &open(&path).unwrap(), &LoadOptions::default()).unwrap_err().to_string()
     };
     for (from, to, expected) in [
-        ("\"n_layer\": 3", "\"n_layer\": 4000000000", "number of layers is 4000000000"),
-        ("\"n_embd\": 48", "\"n_embd\": 99999999", "hidden size is 99999999"),
+        ("\"n_layer\": 3", "\"n_layer\": 4000000000", "`n_layer` is 4000000000; a whole number from 1"),
+        ("\"n_layer\": 3", "\"n_layer\": 100000000", "number of layers is 100000000"),
+        ("\"n_embd\": 48", "\"n_embd\": 99999999", "cannot be divided among 4 heads"),
+        ("\"n_embd\": 48", "\"n_embd\": 99999996", "hidden size is 99999996"),
+        ("\"vocab_size\": 256", "\"vocab_size\": 260000000", "WHAT"),
+        ("\"n_positions\": 64", "\"n_positions\": 260000000", "WHAT"),
         ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
-        ("\"n_head\": 4", "\"n_head\": 0", "number of heads is 0"),
+        ("\"n_head\": 4", "\"n_head\": 0", "`n_head` is 0; a whole number from 1"),
         ("\"n_head\": 4", "\"n_head\": 5", "cannot be divided among 5 heads"),
         ("\"n_head\": 4", "\"n_heads\": 4", "`n_head` is missing"),
-        ("\"gpt2\"", "\"mamba\"", "model type `mamba` is not supported yet; supported: gpt2"),
+        ("\"gpt2\"", "\"mamba\"", "model type `mamba` is not supported; supported are bloom, falcon, gemma2"),
         ("gelu_new", "gelu_newer", "activation function `gelu_newer` is not known"),
     ] {
         let error = plan(from, to);

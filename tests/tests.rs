@@ -10,6 +10,7 @@
 mod affine;
 mod checkpoints;
 mod cli;
+mod families;
 mod gpt2_parity;
 mod support;
 mod tidy;

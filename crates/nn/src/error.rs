@@ -144,7 +144,10 @@ pub enum NnError {
         reason: String,
     },
     /// A model family that is not supported.
-    #[error("model type `{model_type}` is not supported yet; supported: {supported}")]
+    #[error(
+        "model type `{model_type}` is not supported; supported are {supported}; docs/adding-a-family.md of \
+         the sources tells how to add one"
+    )]
     UnsupportedFamily {
         /// `model_type` of config.json.
         model_type: String,

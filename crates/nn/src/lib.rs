@@ -15,6 +15,7 @@
 //! environment.
 
 pub mod checkpoint;
+pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod layers;

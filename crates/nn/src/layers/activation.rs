@@ -19,6 +19,16 @@ pub enum Activation {
     Silu,
     /// `tanh`.
     Tanh,
+    /// `gelu_fast`: the formula of `gelu_new` with a rounded constant.
+    GeluFast,
+    /// `quick_gelu`: `x·σ(1.702·x)`.
+    QuickGelu,
+    /// `relu2`: `max(x, 0)²`.
+    ReluSquared,
+    /// Bloom's own class of the formula of `gelu_new`.
+    BloomGelu,
+    /// MPT's `nn.GELU(approximate="none")`.
+    TorchGelu,
 }
 
 impl Activation {
@@ -34,11 +44,14 @@ impl Activation {
             "relu" => Self::Relu,
             "silu" | "swish" => Self::Silu,
             "tanh" => Self::Tanh,
+            "gelu_fast" => Self::GeluFast,
+            "quick_gelu" => Self::QuickGelu,
+            "relu2" => Self::ReluSquared,
             other => {
                 return Err(NnError::Config {
                     reason: format!(
                         "activation function `{other}` is not known; known are gelu_new, gelu, \
-                         gelu_pytorch_tanh, relu, silu, swish and tanh"
+                         gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, relu2, silu, swish and tanh"
                     ),
                 });
             }
@@ -54,7 +67,17 @@ impl Activation {
             Self::Relu => "ReLU",
             Self::Silu => "SiLUActivation",
             Self::Tanh => "Tanh",
+            Self::GeluFast => "FastGELUActivation",
+            Self::QuickGelu => "QuickGELUActivation",
+            Self::ReluSquared => "ReLUSquaredActivation",
+            Self::BloomGelu => "BloomGelu",
+            Self::TorchGelu => "GELU",
         }
+    }
+
+    /// What transformers prints between its brackets.
+    pub fn arguments(self) -> &'static str {
+        if self == Self::TorchGelu { "approximate='none'" } else { "" }
     }
 
     /// The function, element by element.
@@ -63,8 +86,10 @@ impl Activation {
     /// [`NnError::Candle`] where candle cannot compute it.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::GeluNew | Self::GeluTanh => x.gelu()?,
-            Self::Gelu => x.gelu_erf()?,
+            Self::GeluNew | Self::GeluTanh | Self::GeluFast | Self::BloomGelu => x.gelu()?,
+            Self::Gelu | Self::TorchGelu => x.gelu_erf()?,
+            Self::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
+            Self::ReluSquared => x.relu()?.sqr()?,
             Self::Relu => x.relu()?,
             Self::Silu => x.silu()?,
             Self::Tanh => x.tanh()?,
@@ -88,6 +113,11 @@ mod tests {
             (Activation::Relu, 1.0),
             (Activation::Silu, 0.731_059),
             (Activation::Tanh, 0.761_594),
+            (Activation::GeluFast, 0.841_192),
+            (Activation::QuickGelu, 0.845_795),
+            (Activation::ReluSquared, 1.0),
+            (Activation::BloomGelu, 0.841_192),
+            (Activation::TorchGelu, 0.841_345),
         ] {
             assert!((at_one(activation) - expected).abs() < 2e-6, "{activation:?}: {}", at_one(activation));
         }

@@ -9,13 +9,20 @@ use candle_core::{DType, Tensor};
 /// `torch.nn.Embedding`: weight `[rows, width]`.
 #[derive(Debug, Clone)]
 pub struct Embedding {
+    class: String,
+    padding: Option<usize>,
     weight: FloatParameter,
 }
 
 impl Embedding {
-    /// A table without values.
-    pub fn declared([rows, width]: [usize; 2], dtype: FloatDtype) -> Self {
-        Self { weight: FloatParameter::declared([rows, width], dtype) }
+    /// A table without values; `class` and `padding` (the row of padding) are what PyTorch prints.
+    pub fn declared(
+        class: &str,
+        [rows, width]: [usize; 2],
+        padding: Option<usize>,
+        dtype: FloatDtype,
+    ) -> Self {
+        Self { class: class.to_owned(), padding, weight: FloatParameter::declared([rows, width], dtype) }
     }
 
     /// The rows of `ids`: f32 `[ids…, width]`.
@@ -44,6 +51,8 @@ impl Embedding {
 impl Module for Embedding {
     fn describe(&self) -> Node {
         let [rows, width] = [self.weight.shape()[0], self.weight.shape()[1]];
-        Node::leaf("Embedding", format!("{rows}, {width}")).with_parameter(self.weight.describe("weight"))
+        let padding = self.padding.map_or(String::new(), |row| format!(", padding_idx={row}"));
+        Node::leaf(&self.class, format!("{rows}, {width}{padding}"))
+            .with_parameter(self.weight.describe("weight"))
     }
 }

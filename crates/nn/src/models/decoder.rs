@@ -1,15 +1,15 @@
 //! The one decoder: embeddings, blocks, final norm, head.
 //!
-//! `x = tokens[ids] + positions[…]`; in each block `x += out(attend(qkv(norm(x))))` and
-//! `x += down(act(up(norm(x))))`; the logits are `head(norm(x))`. Arithmetic is f32; what the weights
-//! are stored in is each layer's own business.
+//! Which parts a model has, its family's template says; what is done with them stands here once.
+//! Arithmetic is f32; what the weights are stored in is each layer's own business.
 
-use super::spec::{BlockSlot, DecoderSpec, Slot};
+use super::spec::{BlockSlot, DecoderSpec, LayerSpec, ModelSlot, Residual, Slot};
+use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use crate::layers::attention::causal_mask;
-use crate::layers::{Embedding, LayerCache, Norm, attend};
-use crate::linear::{FloatLinear, Linear, LinearClass};
+use crate::layers::{AttentionRule, Embedding, Heads, LayerCache, Norm, RopeTable, attend, with_f32};
+use crate::linear::{FloatLinear, Linear};
+use crate::module::ModulePath;
 use candle_core::{DType, Device, Tensor};
 use llm_int8_kernels::Isa;
 
@@ -26,6 +26,8 @@ pub enum LogitPositions {
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
+    /// The tokens seen, `[B, positions]`.
+    seen: Option<Tensor>,
     len: usize,
 }
 
@@ -44,17 +46,61 @@ impl KvCache {
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(LayerCache::bytes).sum()
     }
+
+    /// Forgets all positions from `len` on.
+    ///
+    /// # Errors
+    /// [`NnError::Candle`] never for a cache of this decoder.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len < self.len {
+            self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+            self.seen = match self.seen.take() {
+                Some(seen) if len > 0 => Some(seen.narrow(1, 0, len)?),
+                _ => None,
+            };
+            self.len = len;
+        }
+        Ok(())
+    }
 }
 
-/// One block.
+/// A part with parameters.
 #[derive(Debug, Clone)]
-struct Block {
-    attention_norm: Norm,
-    qkv: Linear,
-    attention_out: Linear,
-    mlp_norm: Norm,
-    up: Linear,
-    down: Linear,
+pub(super) enum Part {
+    Embedding(Embedding),
+    Norm(Norm),
+    Linear(Linear),
+}
+
+/// Parts by the number of their slot.
+#[derive(Debug, Clone, Default)]
+struct Parts(Vec<Option<Part>>);
+
+impl Parts {
+    fn insert(&mut self, slot: usize, part: Part) {
+        if self.0.len() <= slot {
+            self.0.resize_with(slot + 1, || None);
+        }
+        self.0[slot] = Some(part);
+    }
+
+    fn get(&self, slot: usize) -> Option<&Part> {
+        self.0.get(slot).and_then(Option::as_ref)
+    }
+
+    fn norm(&self, slot: usize) -> Option<&Norm> {
+        match self.get(slot) {
+            Some(Part::Norm(norm)) => Some(norm),
+            _ => None,
+        }
+    }
+
+    fn linear(&self, slot: usize) -> Option<&Linear> {
+        match self.get(slot) {
+            Some(Part::Linear(linear)) => Some(linear),
+            _ => None,
+        }
+    }
 }
 
 /// A causal language model.
@@ -62,55 +108,33 @@ struct Block {
 pub struct Decoder {
     spec: DecoderSpec,
     dtype: FloatDtype,
-    tokens: Embedding,
-    positions: Embedding,
-    blocks: Vec<Block>,
-    final_norm: Norm,
-    head: Linear,
-}
-
-/// A part with parameters, to be looked at.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum PartRef<'a> {
-    Embedding(&'a Embedding),
-    Norm(&'a Norm),
-    Linear(&'a Linear),
-}
-
-/// A part with parameters, to be filled.
-#[derive(Debug)]
-pub(super) enum PartMut<'a> {
-    Embedding(&'a mut Embedding),
-    Norm(&'a mut Norm),
-    Linear(&'a mut Linear),
+    model: Parts,
+    blocks: Vec<Parts>,
 }
 
 impl Decoder {
     /// A decoder without values; `dtype` is what its float parameters will be stored in.
     pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Self {
-        let (hidden, middle) = (spec.hidden_size, spec.intermediate_size);
-        let norm = || Norm::declared(hidden, spec.norm_eps, dtype);
-        let linear = |shape: [usize; 2]| {
-            Linear::Float(FloatLinear::declared(spec.linear_class, shape, true, dtype, isa))
+        let part = |part: &PartSpec| match *part {
+            PartSpec::Embedding { ref class, rows, width, padding } => {
+                Part::Embedding(Embedding::declared(class, [rows, width], padding, dtype))
+            }
+            PartSpec::Norm { ref class, kind, width, eps } => {
+                Part::Norm(Norm::declared(class, kind, width, eps, dtype))
+            }
+            PartSpec::Linear { class, out_features, in_features, bias } => {
+                let shape = [out_features, in_features];
+                Part::Linear(Linear::Float(FloatLinear::declared(class, shape, bias, dtype, isa)))
+            }
         };
-        let block = || Block {
-            attention_norm: norm(),
-            qkv: linear([3 * hidden, hidden]),
-            attention_out: linear([hidden, hidden]),
-            mlp_norm: norm(),
-            up: linear([middle, hidden]),
-            down: linear([hidden, middle]),
-        };
-        let head = FloatLinear::declared(LinearClass::Linear, [spec.vocab_size, hidden], false, dtype, isa);
-        Self {
-            tokens: Embedding::declared([spec.vocab_size, hidden], dtype),
-            positions: Embedding::declared([spec.positions, hidden], dtype),
-            blocks: (0..spec.layers).map(|_| block()).collect(),
-            final_norm: norm(),
-            head: Linear::Float(head),
-            spec,
-            dtype,
+        let (mut model, mut block) = (Parts::default(), Parts::default());
+        for (slot, spec) in spec.tree.slots() {
+            match slot {
+                Slot::Model(slot) => model.insert(slot as usize, part(spec)),
+                Slot::Block(_, slot) => block.insert(slot as usize, part(spec)),
+            }
         }
+        Self { model, blocks: vec![block; spec.layers.len()], spec, dtype }
     }
 
     /// Logits for the next token.
@@ -124,51 +148,78 @@ impl Decoder {
     /// [`NnError::Input`] for empty input or an id beyond the vocabulary; [`NnError::NotLoaded`].
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache, wanted: LogitPositions) -> Result<Tensor> {
         let tokens = self.check_ids(ids)?;
-        let cached = cache.len;
-        let requested = cached + tokens;
+        let (cached, requested) = (cache.len, cache.len + tokens);
         if requested > self.spec.positions {
             return Err(NnError::ContextExceeded { requested, available: self.spec.positions });
         }
-        let numbers = Tensor::arange(cached as u32, requested as u32, &Device::Cpu)?;
-        let mut x = self.tokens.forward(ids)?.broadcast_add(&self.positions.forward(&numbers)?)?;
-        let mask = causal_mask(tokens, cached)?;
-        for ((block, cache), &factor) in
-            self.blocks.iter().zip(&mut cache.layers).zip(&self.spec.attention_factors)
-        {
-            x = self.attention(block, x, factor, mask.as_ref(), cache)?;
-            x = self.mlp(block, x)?;
+        let all = match &cache.seen {
+            Some(seen) => Tensor::cat(&[seen, ids], 1)?,
+            None => ids.clone(),
+        };
+        if cached > 0 && self.spec.attention.ropes.iter().any(|rope| rope.switches(cached, requested)) {
+            // What is cached was rotated by frequencies that no longer hold.
+            *cache = self.new_cache();
+            let logits = self.forward(&all, cache, wanted)?;
+            return Ok(match wanted {
+                LogitPositions::All => logits.narrow(1, cached, tokens)?,
+                LogitPositions::Last => logits,
+            });
         }
-        cache.len = requested;
+        let ropes = self.spec.attention.ropes.iter().map(|rope| rope.table(cached, tokens));
+        let ropes: Vec<RopeTable> = ropes.collect();
+        let mut x = self.embed(ids, cached)?;
+        for (number, layer) in self.spec.layers.iter().enumerate() {
+            let block = Block { decoder: self, parts: &self.blocks[number], layer, ropes: &ropes };
+            x = block.forward(x, &mut cache.layers[number])?;
+        }
+        (cache.len, cache.seen) = (requested, Some(all));
         let x = match wanted {
             LogitPositions::All => x,
-            LogitPositions::Last => x.narrow(1, tokens - 1, 1)?,
+            LogitPositions::Last => x.narrow(1, tokens - 1, 1)?.contiguous()?,
         };
-        self.head.forward(&self.final_norm.forward(&x)?)
+        self.logits(x)
     }
 
-    fn attention(
-        &self,
-        block: &Block,
-        x: Tensor,
-        factor: f64,
-        mask: Option<&Tensor>,
-        cache: &mut LayerCache,
-    ) -> Result<Tensor> {
-        let (batch, tokens, hidden) = x.dims3()?;
-        let qkv = block.qkv.forward(&block.attention_norm.forward(&x)?)?;
-        // [B, T, 3·C] → three times [B, H, T, D].
-        let heads = |part: usize| -> Result<Tensor> {
-            let part = qkv.narrow(2, part * hidden, hidden)?;
-            Ok(part.reshape((batch, tokens, self.spec.heads, self.spec.head_size()))?.transpose(1, 2)?)
+    fn embed(&self, ids: &Tensor, cached: usize) -> Result<Tensor> {
+        let tokens = ids.dim(1)?;
+        let table = |slot: ModelSlot| match self.model.get(slot as usize) {
+            Some(Part::Embedding(table)) => Some(table),
+            _ => None,
         };
-        let (q, k, v) = (heads(0)?, heads(1)?, heads(2)?);
-        let mixed = attend([&q, &k, &v], factor, mask, cache)?;
-        Ok((x + block.attention_out.forward(&mixed)?)?)
+        let mut x = table(ModelSlot::Tokens).ok_or(NnError::NotLoaded)?.forward(ids)?;
+        if self.spec.embedding_scale != 1.0 {
+            x = (x * self.spec.embedding_scale)?;
+        }
+        if let Some(project) = self.model.linear(ModelSlot::ProjectIn as usize) {
+            x = project.forward(&x)?;
+        }
+        if let Some(positions) = table(ModelSlot::Positions) {
+            let first = (cached + self.spec.position_offset) as u32;
+            let numbers = Tensor::arange(first, first + tokens as u32, &Device::Cpu)?;
+            x = x.broadcast_add(&positions.forward(&numbers)?)?;
+        }
+        match self.model.norm(ModelSlot::EmbeddingNorm as usize) {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        }
     }
 
-    fn mlp(&self, block: &Block, x: Tensor) -> Result<Tensor> {
-        let up = block.up.forward(&block.mlp_norm.forward(&x)?)?;
-        Ok((x + block.down.forward(&self.spec.activation.forward(&up)?)?)?)
+    fn logits(&self, mut x: Tensor) -> Result<Tensor> {
+        if let Some(norm) = self.model.norm(ModelSlot::FinalNorm as usize) {
+            x = norm.forward(&x)?;
+        }
+        if let Some(project) = self.model.linear(ModelSlot::ProjectOut as usize) {
+            x = project.forward(&x)?;
+        }
+        let head = self.model.linear(ModelSlot::Head as usize).ok_or(NnError::NotLoaded)?;
+        let mut logits = head.forward(&x)?;
+        if self.spec.logit_scale != 1.0 {
+            logits = (logits * self.spec.logit_scale)?;
+        }
+        match self.spec.logit_softcap {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
+        }
     }
 
     /// The number of new tokens, if the ids can be looked up.
@@ -183,11 +234,10 @@ impl Decoder {
         if ids.dtype() != DType::U32 {
             return error(format!("token ids must be u32, they are {:?}", ids.dtype()));
         }
-        let largest = ids.flatten_all()?.max(0)?.to_scalar::<u32>()?;
-        if largest as usize >= self.spec.vocab_size {
+        let (largest, vocab_size) = (ids.flatten_all()?.max(0)?.to_scalar::<u32>()?, self.spec.vocab_size());
+        if largest as usize >= vocab_size {
             return error(format!(
-                "token id {largest} is beyond the vocabulary of {}; is the tokenizer this model's?",
-                self.spec.vocab_size
+                "token id {largest} is beyond the vocabulary of {vocab_size}; is the tokenizer this model's?"
             ));
         }
         Ok(tokens)
@@ -195,7 +245,7 @@ impl Decoder {
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
-        KvCache { layers: vec![LayerCache::new(); self.blocks.len()], len: 0 }
+        KvCache { layers: vec![LayerCache::new(); self.blocks.len()], seen: None, len: 0 }
     }
 
     /// The description the decoder was built from.
@@ -208,50 +258,146 @@ impl Decoder {
         self.dtype
     }
 
+    /// The path of every part, in PyTorch's order.
+    pub(super) fn paths(&self) -> Vec<(ModulePath, Slot)> {
+        self.spec.tree.paths(self.spec.layers.len())
+    }
+
     /// Lets the head share the token table's values, where it does.
     pub(super) fn tie_head(&mut self) {
-        if let (true, Linear::Float(head)) = (self.spec.tied_head, &mut self.head) {
-            *head.weight_mut() = self.tokens.weight().clone();
+        let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens as usize) else { return };
+        let weight = tokens.weight().clone();
+        if let (true, Some(Part::Linear(Linear::Float(head)))) =
+            (self.spec.tied_head, self.part_mut(Slot::Model(ModelSlot::Head)))
+        {
+            *head.weight_mut() = weight;
         }
     }
 
-    pub(super) fn part(&self, slot: Slot) -> PartRef<'_> {
+    pub(super) fn part(&self, slot: Slot) -> Option<&Part> {
         match slot {
-            Slot::Tokens => PartRef::Embedding(&self.tokens),
-            Slot::Positions => PartRef::Embedding(&self.positions),
-            Slot::FinalNorm => PartRef::Norm(&self.final_norm),
-            Slot::Head => PartRef::Linear(&self.head),
-            Slot::Block(layer, slot) => {
-                let block = &self.blocks[layer];
-                match slot {
-                    BlockSlot::AttentionNorm => PartRef::Norm(&block.attention_norm),
-                    BlockSlot::Qkv => PartRef::Linear(&block.qkv),
-                    BlockSlot::AttentionOut => PartRef::Linear(&block.attention_out),
-                    BlockSlot::MlpNorm => PartRef::Norm(&block.mlp_norm),
-                    BlockSlot::Up => PartRef::Linear(&block.up),
-                    BlockSlot::Down => PartRef::Linear(&block.down),
-                }
+            Slot::Model(slot) => self.model.get(slot as usize),
+            Slot::Block(layer, slot) => self.blocks.get(layer)?.get(slot as usize),
+        }
+    }
+
+    pub(super) fn part_mut(&mut self, slot: Slot) -> Option<&mut Part> {
+        match slot {
+            Slot::Model(slot) => self.model.0.get_mut(slot as usize)?.as_mut(),
+            Slot::Block(layer, slot) => self.blocks.get_mut(layer)?.0.get_mut(slot as usize)?.as_mut(),
+        }
+    }
+}
+
+/// One block at work.
+struct Block<'a> {
+    decoder: &'a Decoder,
+    parts: &'a Parts,
+    layer: &'a LayerSpec,
+    ropes: &'a [RopeTable],
+}
+
+impl Block<'_> {
+    fn forward(&self, x: Tensor, cache: &mut LayerCache) -> Result<Tensor> {
+        let spec = &self.decoder.spec;
+        match spec.residual {
+            Residual::Sequential => {
+                let attended = self.attention(&self.norm(BlockSlot::AttentionNorm, &x)?, cache)?;
+                let x = self.add(x, &self.norm(BlockSlot::AttentionPostNorm, &attended)?)?;
+                let mixed = self.mlp(&self.norm(BlockSlot::MlpNorm, &x)?)?;
+                self.add(x, &self.norm(BlockSlot::MlpPostNorm, &mixed)?)
+            }
+            Residual::Parallel => {
+                let normed = self.norm(BlockSlot::AttentionNorm, &x)?;
+                let attended = self.attention(&normed, cache)?;
+                let has_own = self.parts.norm(BlockSlot::MlpNorm as usize).is_some();
+                let mixed = self.mlp(&if has_own { self.norm(BlockSlot::MlpNorm, &x)? } else { normed })?;
+                self.add(self.add(x, &attended)?, &mixed)
+            }
+            Residual::NormAfter => {
+                let attended = self.attention(&x, cache)?;
+                let x = self.norm(BlockSlot::AttentionNorm, &self.add(x, &attended)?)?;
+                let mixed = self.mlp(&x)?;
+                self.norm(BlockSlot::MlpNorm, &self.add(x, &mixed)?)
             }
         }
     }
 
-    pub(super) fn part_mut(&mut self, slot: Slot) -> PartMut<'_> {
-        match slot {
-            Slot::Tokens => PartMut::Embedding(&mut self.tokens),
-            Slot::Positions => PartMut::Embedding(&mut self.positions),
-            Slot::FinalNorm => PartMut::Norm(&mut self.final_norm),
-            Slot::Head => PartMut::Linear(&mut self.head),
-            Slot::Block(layer, slot) => {
-                let block = &mut self.blocks[layer];
-                match slot {
-                    BlockSlot::AttentionNorm => PartMut::Norm(&mut block.attention_norm),
-                    BlockSlot::Qkv => PartMut::Linear(&mut block.qkv),
-                    BlockSlot::AttentionOut => PartMut::Linear(&mut block.attention_out),
-                    BlockSlot::MlpNorm => PartMut::Norm(&mut block.mlp_norm),
-                    BlockSlot::Up => PartMut::Linear(&mut block.up),
-                    BlockSlot::Down => PartMut::Linear(&mut block.down),
-                }
-            }
+    /// The norm of a slot; without one the value itself.
+    fn norm(&self, slot: BlockSlot, x: &Tensor) -> Result<Tensor> {
+        match self.parts.norm(slot as usize) {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.clone()),
         }
+    }
+
+    fn linear(&self, slot: BlockSlot) -> Result<&Linear> {
+        self.parts.linear(slot as usize).ok_or(NnError::NotLoaded)
+    }
+
+    fn add(&self, x: Tensor, part: &Tensor) -> Result<Tensor> {
+        match self.decoder.spec.residual_scale {
+            1.0 => Ok((x + part)?),
+            scale => Ok((x + (part * scale)?)?),
+        }
+    }
+
+    fn attention(&self, x: &Tensor, cache: &mut LayerCache) -> Result<Tensor> {
+        let attention = &self.decoder.spec.attention;
+        let (heads, kv_heads, size) = (attention.heads, attention.kv_heads, attention.head_size);
+        let (batch, tokens, _) = x.dims3()?;
+        let rule = AttentionRule {
+            factor: self.layer.factor as f32,
+            softcap: attention.softcap.map(|cap| cap as f32),
+            window: self.layer.window,
+            alibi: attention.alibi.as_ref(),
+            rope: self.layer.rope.map(|rope| &self.ropes[rope]),
+        };
+        let mixed = if let Some(qkv) = self.parts.linear(BlockSlot::Qkv as usize) {
+            let qkv = self.clamped(qkv.forward(x)?)?;
+            with_f32(&qkv, |qkv| {
+                let [q, k, v] = Heads::split(qkv, attention.layout, [heads, kv_heads, size]);
+                attend([&q, &k, &v], [batch, tokens], &rule, cache)
+            })?
+        } else {
+            let project = |slot, norm| self.norm(norm, &self.clamped(self.linear(slot)?.forward(x)?)?);
+            let q = project(BlockSlot::Query, BlockSlot::QueryNorm)?;
+            let k = project(BlockSlot::Key, BlockSlot::KeyNorm)?;
+            let v = self.clamped(self.linear(BlockSlot::Value)?.forward(x)?)?;
+            with_f32(&q, |q| {
+                with_f32(&k, |k| {
+                    with_f32(&v, |v| {
+                        let keys = |values| Heads::in_order(values, kv_heads * size, 0, kv_heads, size);
+                        let (k, v) = (keys(k), keys(v));
+                        let q = Heads::in_order(q, heads * size, 0, heads, size);
+                        attend([&q, &k, &v], [batch, tokens], &rule, cache)
+                    })
+                })
+            })?
+        };
+        let mixed = Tensor::from_vec(mixed, (batch, tokens, heads * size), &Device::Cpu)?;
+        self.linear(BlockSlot::AttentionOut)?.forward(&mixed)
+    }
+
+    fn clamped(&self, x: Tensor) -> Result<Tensor> {
+        match self.decoder.spec.attention.qkv_clamp {
+            Some(limit) => Ok(x.clamp(-limit, limit)?),
+            None => Ok(x),
+        }
+    }
+
+    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        let activation = self.decoder.spec.activation;
+        let middle = if let Some(gate_up) = self.parts.linear(BlockSlot::GateUp as usize) {
+            let both = gate_up.forward(x)?.chunk(2, 2)?;
+            (activation.forward(&both[0].contiguous()?)? * &both[1])?
+        } else {
+            let up = self.linear(BlockSlot::Up)?.forward(x)?;
+            match self.parts.linear(BlockSlot::Gate as usize) {
+                Some(gate) => (activation.forward(&gate.forward(x)?)? * up)?,
+                None => activation.forward(&up)?,
+            }
+        };
+        self.linear(BlockSlot::Down)?.forward(&middle)
     }
 }

@@ -1,11 +1,11 @@
 //! From a checkpoint to a decoder, one tensor at a time.
 
-use super::config::ModelConfig;
-use super::decoder::{Decoder, PartMut};
-use super::spec::{DecoderSpec, Slot};
+use super::decoder::{Decoder, Part};
+use super::spec::{DecoderSpec, ModelSlot, Slot};
 use crate::checkpoint::{
     Checkpoint, CheckpointColumns, float_tensor, int8_weight, is_float, read_linear_state,
 };
+use crate::config::ModelConfig;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{
@@ -69,6 +69,8 @@ pub struct LoadEvent<'a> {
     pub total: usize,
 }
 
+const HEAD: Slot = Slot::Model(ModelSlot::Head);
+
 impl Decoder {
     /// The model without its weights: tree, parameters and footprint from `config.json` and the
     /// checkpoint's headers, everything checked that can be checked without reading values.
@@ -83,7 +85,7 @@ impl Decoder {
         let spec = DecoderSpec::from_config(config)?;
         let dtype = float_dtype(config, checkpoint, options.dtype);
         let mut decoder = Self::declared(spec, dtype, options.isa);
-        let keys = Keys { checkpoint, prefix: decoder.spec().names.optional_prefix };
+        let keys = Keys { checkpoint, prefix: decoder.spec().optional_prefix };
         let report = match (quantised_by(config)?, options.int8) {
             (true, Some(int8)) => declare_quantised(&mut decoder, &keys, options, int8)?,
             (true, None) => {
@@ -114,13 +116,13 @@ impl Decoder {
         observe: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<(Self, ReplaceReport)> {
         let (mut decoder, report) = Self::plan(config, checkpoint, options)?;
-        let slots = decoder.slots();
-        let prefix = decoder.spec().names.optional_prefix;
+        let slots = decoder.paths();
+        let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;
         for (done, (path, slot)) in slots.iter().enumerate() {
             let reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa };
-            if !(tied && *slot == Slot::Head) {
-                reader.fill(path, decoder.part_mut(*slot))?;
+            if let (false, Some(part)) = (tied && *slot == HEAD, decoder.part_mut(*slot)) {
+                reader.fill(path, part)?;
             }
             observe(LoadEvent { module: path, done: done + 1, total: slots.len() });
         }
@@ -222,15 +224,17 @@ impl Keys<'_> {
 
 /// Checks that every tensor the model needs is there in the right shape, and nothing else is.
 fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
-    let names = decoder.spec().names.clone();
-    let (family, tied) = (decoder.spec().family, decoder.spec().tied_head);
+    let (family, tied, ignored) =
+        (decoder.spec().family, decoder.spec().tied_head, decoder.spec().ignored_suffixes);
     let mut known = BTreeSet::new();
-    for (path, slot) in decoder.slots() {
-        if tied && slot == Slot::Head {
+    for (path, slot) in decoder.paths() {
+        let Some(part) = decoder.part_mut(slot) else { continue };
+        let mut expected = expected(part, keys.is_quantised(&path));
+        if tied && slot == HEAD {
             known.insert(keys.key(&path, "weight"));
-            continue;
+            expected.retain(|(name, _)| *name != "weight");
         }
-        for (name, shape) in expected(decoder.part_mut(slot), keys.is_quantised(&path)) {
+        for (name, shape) in expected {
             let key = keys.key(&path, name);
             let Some(entry) = keys.checkpoint.entry(&key) else {
                 let all = keys.checkpoint.entries().map(|(name, _)| name);
@@ -258,7 +262,7 @@ fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
     }
     let extra: Vec<&str> = (keys.checkpoint.entries().map(|(name, _)| name))
         .filter(|name| !known.contains(*name))
-        .filter(|name| !names.ignored_suffixes.iter().any(|suffix| name.ends_with(suffix)))
+        .filter(|name| !ignored.iter().any(|suffix| name.ends_with(suffix)))
         .collect();
     if extra.is_empty() {
         return Ok(());
@@ -272,15 +276,13 @@ fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
 }
 
 /// Names and stored shapes of a part's tensors.
-fn expected(part: PartMut<'_>, quantised: bool) -> Vec<(&'static str, Vec<usize>)> {
+fn expected(part: &mut Part, quantised: bool) -> Vec<(&'static str, Vec<usize>)> {
     match part {
-        PartMut::Embedding(embedding) => vec![("weight", embedding.weight().shape().to_vec())],
-        PartMut::Norm(norm) => norm
-            .parameters_mut()
-            .into_iter()
-            .map(|(name, parameter)| (name, parameter.shape().to_vec()))
-            .collect(),
-        PartMut::Linear(linear) => {
+        Part::Embedding(embedding) => vec![("weight", embedding.weight().shape().to_vec())],
+        Part::Norm(norm) => {
+            norm.parameters_mut().map(|(name, parameter)| (name, parameter.shape().to_vec())).collect()
+        }
+        Part::Linear(linear) => {
             let mut shape = vec![linear.out_features(), linear.in_features()];
             if linear.class() == LinearClass::Conv1D && !quantised {
                 shape.reverse();
@@ -299,17 +301,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn fill(&self, path: &ModulePath, part: PartMut<'_>) -> Result<()> {
+    fn fill(&self, path: &ModulePath, part: &mut Part) -> Result<()> {
         match part {
-            PartMut::Embedding(embedding) => self.float(path, "weight", embedding.weight_mut(), false),
-            PartMut::Norm(norm) => {
+            Part::Embedding(embedding) => self.float(path, "weight", embedding.weight_mut(), false),
+            Part::Norm(norm) => {
                 for (name, parameter) in norm.parameters_mut() {
                     self.float(path, name, parameter, false)?;
                 }
                 Ok(())
             }
-            PartMut::Linear(Linear::Float(linear)) => self.float_linear(path, linear),
-            PartMut::Linear(Linear::Int8(linear)) => self.int8_linear(path, linear),
+            Part::Linear(Linear::Float(linear)) => self.float_linear(path, linear),
+            Part::Linear(Linear::Int8(linear)) => self.int8_linear(path, linear),
         }
     }
 

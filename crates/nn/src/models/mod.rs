@@ -1,13 +1,14 @@
 //! Decoders: one implementation, and families that describe themselves to it.
 
-pub mod config;
 pub mod decoder;
-pub mod gpt2;
+pub mod families;
 mod load;
 pub mod spec;
+pub mod template;
 mod tree;
 
-pub use config::ModelConfig;
+pub use crate::config::ModelConfig;
 pub use decoder::{Decoder, KvCache, LogitPositions};
+pub use families::FAMILIES;
 pub use load::{LoadEvent, LoadOptions, WeightDtype};
-pub use spec::{DecoderSpec, FAMILIES};
+pub use spec::DecoderSpec;

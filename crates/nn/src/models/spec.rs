@@ -1,9 +1,11 @@
 //! What differs between families, as data.
 
+use super::families::FAMILIES;
+use super::template::{PartSpec, Template};
+use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
-use crate::layers::Activation;
-use crate::linear::LinearClass;
-use crate::models::ModelConfig;
+use crate::layers::{Activation, Alibi, QkvLayout, Rope};
+use crate::module::ModulePath;
 
 /// A family: the `model_type` of its `config.json` and how it describes itself.
 pub struct Family {
@@ -13,79 +15,132 @@ pub struct Family {
     pub describe: fn(&ModelConfig) -> Result<DecoderSpec>,
 }
 
-/// Every family that can be loaded.
-pub const FAMILIES: &[Family] = &[Family { model_type: "gpt2", describe: super::gpt2::describe }];
-
-/// A decoder, described: dimensions, what its parts are, and what they are called.
+/// A decoder, described: its tree of parts, and how values go through them.
+///
+/// Which parts there are is what the [`Template`] says; the decoder acts on what it finds. A block with
+/// [`BlockSlot::Gate`] has a gated MLP, one with [`BlockSlot::QkNorm`]s normalises queries and keys, one
+/// without [`BlockSlot::MlpNorm`] gives its MLP what attention got.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
     /// `model_type` of `config.json`.
     pub family: &'static str,
-    /// Rows of the token table, V.
-    pub vocab_size: usize,
+    /// The tree in PyTorch's order, with every part.
+    pub tree: Template,
     /// Width of the residual stream, C.
     pub hidden_size: usize,
-    /// Number of blocks, L.
-    pub layers: usize,
-    /// Attention heads, H.
-    pub heads: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Rows of the position table, P: the longest context.
+    /// The longest context.
     pub positions: usize,
-    /// Epsilon of the norms.
-    pub norm_eps: f64,
+    /// What token rows are multiplied with.
+    pub embedding_scale: f64,
+    /// The row of the position table that position 0 has (OPT: 2).
+    pub position_offset: usize,
+    /// Heads and how they attend.
+    pub attention: AttentionSpec,
+    /// What differs between blocks, one a block.
+    pub layers: Vec<LayerSpec>,
     /// The MLP's function.
     pub activation: Activation,
-    /// What the attention scores of each layer are multiplied with.
-    pub attention_factors: Vec<f64>,
-    /// The PyTorch class of the blocks' linear layers.
-    pub linear_class: LinearClass,
+    /// How attention and MLP join the residual stream.
+    pub residual: Residual,
+    /// What they are multiplied with before.
+    pub residual_scale: f64,
+    /// What logits are multiplied with.
+    pub logit_scale: f64,
+    /// `cap · tanh(logits / cap)`.
+    pub logit_softcap: Option<f64>,
     /// Whether the output head shares the token table.
     pub tied_head: bool,
-    /// Names in the checkpoint and in PyTorch's text.
-    pub names: Names,
-}
-
-/// What a family calls its parts. Paths are those of `named_parameters()` in transformers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Names {
-    /// The tree in PyTorch's order.
-    pub tree: Template,
     /// A prefix of every key that older or base-model checkpoints leave out (`transformer.`).
     pub optional_prefix: &'static str,
     /// Ends of keys that are buffers and not weights.
     pub ignored_suffixes: &'static [&'static str],
-    /// Modules transformers never converts: the head and what is tied to it.
-    pub never_converted: &'static [&'static str],
-    /// Bytes-only facts of the buffers a block has in transformers.
-    pub buffers: Vec<BufferSpec>,
 }
 
-/// A buffer transformers registers and counts, and we do not hold.
+/// Heads and how they attend.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BufferSpec {
-    /// Its name inside the attention module.
-    pub name: &'static str,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Whether it is a bool mask; otherwise it has the dtype of the unquantised weights.
-    pub is_bool: bool,
+pub struct AttentionSpec {
+    /// Heads of queries, H.
+    pub heads: usize,
+    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    pub kv_heads: usize,
+    /// Width of a head, D.
+    pub head_size: usize,
+    /// How queries, keys and values lie in the one product of [`BlockSlot::Qkv`].
+    pub layout: QkvLayout,
+    /// Queries, keys and values are kept in `-clamp..=clamp` (MPT).
+    pub qkv_clamp: Option<f64>,
+    /// Rotations that layers choose from.
+    pub ropes: Vec<Rope>,
+    /// Slopes of position biases (Bloom, MPT).
+    pub alibi: Option<Alibi>,
+    /// `cap · tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f64>,
+}
+
+impl AttentionSpec {
+    /// Plain multi-head attention.
+    pub fn new(heads: usize, kv_heads: usize, head_size: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_size,
+            layout: QkvLayout::Blocks,
+            qkv_clamp: None,
+            ropes: Vec::new(),
+            alibi: None,
+            softcap: None,
+        }
+    }
+}
+
+/// What differs between blocks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerSpec {
+    /// What attention scores are multiplied with.
+    pub factor: f64,
+    /// A position sees this many positions, itself included; none: all before it.
+    pub window: Option<usize>,
+    /// Which of [`AttentionSpec::ropes`]; none: no rotation.
+    pub rope: Option<usize>,
+}
+
+/// How attention and MLP join the residual stream `x`, with `a` and `m` for the two and `n` for norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// `x += a(n(x))`, then `x += m(n(x))`.
+    Sequential,
+    /// `x += a(n(x)) + m(n(x))`, both from the same x.
+    Parallel,
+    /// `x = n(x + a(x))`, then `x = n(x + m(x))` (OPT 350m).
+    NormAfter,
 }
 
 /// A part of the decoder that has parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
+    /// A part outside of the blocks.
+    Model(ModelSlot),
+    /// A part of a block.
+    Block(usize, BlockSlot),
+}
+
+/// A part outside of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModelSlot {
     /// The token table `[V, C]`.
     Tokens,
     /// The position table `[P, C]`.
     Positions,
+    /// A norm of the embeddings (Bloom).
+    EmbeddingNorm,
+    /// From the width of the token table to that of the blocks (OPT 350m).
+    ProjectIn,
+    /// And back.
+    ProjectOut,
     /// The norm before the head.
     FinalNorm,
     /// The head `[V, C]`.
     Head,
-    /// A part of a block.
-    Block(usize, BlockSlot),
 }
 
 /// A part of a block.
@@ -95,31 +150,32 @@ pub enum BlockSlot {
     AttentionNorm,
     /// Queries, keys and values in one product.
     Qkv,
+    /// Queries.
+    Query,
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+    /// The norm of queries: of each head, or of all at once, as its width says.
+    QueryNorm,
+    /// The norm of keys.
+    KeyNorm,
     /// The product after attention.
     AttentionOut,
+    /// The norm of what attention gives, before it joins the stream.
+    AttentionPostNorm,
     /// The norm before the MLP.
     MlpNorm,
+    /// The product whose activated result gates that of [`BlockSlot::Up`].
+    Gate,
+    /// Gate and up in one product, gate first.
+    GateUp,
     /// The first product of the MLP.
     Up,
     /// The second product of the MLP.
     Down,
-}
-
-/// The module tree as a family writes it down.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Template {
-    /// A module of modules: class and named children.
-    Container(&'static str, Vec<(&'static str, Template)>),
-    /// The blocks: `ModuleList`, every block of the same template.
-    Blocks(Box<Template>),
-    /// A part with parameters.
-    Part(Slot),
-    /// A part of the block this template stands in.
-    BlockPart(BlockSlot),
-    /// A module without parameters: class and what is printed between its brackets.
-    Plain(String, String),
-    /// The attention module of a block, which has the buffers.
-    Attention(&'static str, Vec<(&'static str, Template)>),
+    /// The norm of what the MLP gives, before it joins the stream.
+    MlpPostNorm,
 }
 
 impl DecoderSpec {
@@ -135,38 +191,115 @@ impl DecoderSpec {
                 supported: FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", "),
             }
         })?;
-        let spec = (family.describe)(config)?;
+        let spec = Self { family: family.model_type, ..(family.describe)(config)? };
         spec.check()?;
         Ok(spec)
+    }
+
+    /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head, positions
+    /// without end.
+    pub(super) fn plain(
+        tree: Template,
+        hidden_size: usize,
+        attention: AttentionSpec,
+        layers: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        let layer = LayerSpec { factor: (attention.head_size as f64).powf(-0.5), window: None, rope: None };
+        Ok(Self {
+            family: "",
+            tree,
+            hidden_size,
+            positions: 1 << 24,
+            embedding_scale: 1.0,
+            position_offset: 0,
+            attention,
+            layers: vec![layer; Self::check_layers(layers)?],
+            activation,
+            residual: Residual::Sequential,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
+            tied_head: true,
+            optional_prefix: "model.",
+            ignored_suffixes: &[".rotary_emb.inv_freq"],
+        })
+    }
+
+    /// A number of layers, if a model may have so many; checked before anything is allocated for them.
+    pub(super) fn check_layers(layers: usize) -> Result<usize> {
+        check_size("number of layers", layers, 1 << 12)?;
+        Ok(layers)
+    }
+
+    /// Every layer rotates by this.
+    pub(super) fn rotated(mut self, rope: Rope) -> Self {
+        self.positions = (self.positions as f64 * rope.stretch()) as usize;
+        self.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+        self.attention.ropes = vec![rope];
+        self
+    }
+
+    /// Each layer sees so far.
+    pub(super) fn windowed(mut self, windows: &[Option<usize>]) -> Self {
+        self.layers.iter_mut().zip(windows).for_each(|(layer, window)| layer.window = *window);
+        self
+    }
+
+    /// Every layer multiplies its scores with this.
+    pub(super) fn with_factor(mut self, factor: f64) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.factor = factor);
+        self
     }
 
     /// Refuses dimensions no model has before anything is allocated for them.
     fn check(&self) -> Result<()> {
         let error = |reason: String| Err(NnError::Config { reason });
-        let sizes = [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("hidden size", self.hidden_size, 1 << 17),
-            ("number of layers", self.layers, 1 << 12),
-            ("number of heads", self.heads, 1 << 12),
-            ("MLP size", self.intermediate_size, 1 << 20),
-            ("number of positions", self.positions, 1 << 24),
-        ];
-        for (what, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return error(format!("{what} is {size}; between 1 and {limit} was expected"));
-            }
+        let AttentionSpec { heads, kv_heads, head_size, .. } = self.attention;
+        check_size("hidden size", self.hidden_size, 1 << 17)?;
+        check_size("number of heads", heads, 1 << 12)?;
+        check_size("number of key/value heads", kv_heads, 1 << 12)?;
+        check_size("head size", head_size, 1 << 14)?;
+        check_size("number of positions", self.positions, 1 << 28)?;
+        if !heads.is_multiple_of(kv_heads) {
+            return error(format!("{heads} heads cannot share {kv_heads} key/value heads evenly"));
         }
-        if !self.hidden_size.is_multiple_of(self.heads) {
-            return error(format!(
-                "a hidden size of {} cannot be divided among {} heads",
-                self.hidden_size, self.heads
-            ));
+        let rotary =
+            self.attention.ropes.iter().map(Rope::dims).find(|dims| *dims > head_size || dims % 2 == 1);
+        if let Some(dims) = rotary {
+            return error(format!("{dims} of a head's {head_size} values cannot be rotated in pairs"));
         }
-        Ok(())
+        match self.tree.parts().into_iter().find(|(_, part)| part.elements() > 1 << 36) {
+            Some((path, _)) => error(format!("`{path}` would have more than 2^36 values")),
+            None => Ok(()),
+        }
     }
 
-    /// Width of a head, D.
-    pub fn head_size(&self) -> usize {
-        self.hidden_size / self.heads
+    /// Rows of the token table, V.
+    pub fn vocab_size(&self) -> usize {
+        let rows = |(slot, part): (Slot, &PartSpec)| match (slot, part) {
+            (Slot::Model(ModelSlot::Tokens), PartSpec::Embedding { rows, .. }) => Some(*rows),
+            _ => None,
+        };
+        self.tree.slots().find_map(rows).unwrap_or(0)
     }
+
+    /// Modules transformers never converts (`get_keys_to_not_convert`): the output head, and what is tied
+    /// to it, and the module of the last parameter.
+    pub fn never_converted(&self) -> Vec<String> {
+        let find = |wanted| {
+            let found =
+                |(path, slot): &(ModulePath, Slot)| (*slot == Slot::Model(wanted)).then(|| path.to_string());
+            self.tree.paths(self.layers.len()).iter().find_map(found)
+        };
+        let tied = self.tied_head.then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
+        [ModelSlot::Head].into_iter().chain(tied.into_iter().flatten()).filter_map(find).collect()
+    }
+}
+
+fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
+    if (1..=limit).contains(&size) {
+        return Ok(());
+    }
+    Err(NnError::Config { reason: format!("{what} is {size}; between 1 and {limit} was expected") })
 }

@@ -1,89 +1,56 @@
 //! The decoder's module tree: a family's template, filled with the decoder's own parts.
 
-use super::decoder::{Decoder, PartMut, PartRef};
-use super::spec::{Slot, Template};
-use crate::ParameterDtype;
+use super::decoder::{Decoder, Part};
+use super::spec::{ModelSlot, Slot};
+use super::template::Template;
 use crate::error::Result;
 use crate::linear::{HasLinears, Linear};
 use crate::module::{Module, ModulePath, Node, Parameter, SkipList};
 
 impl Module for Decoder {
     fn describe(&self) -> Node {
-        self.node(&self.spec().names.tree, None)
+        self.node(&self.spec().tree, 0)
     }
 }
 
 impl Decoder {
-    /// The node of a template; `layer` inside a block.
-    fn node(&self, template: &Template, layer: Option<usize>) -> Node {
+    /// The node of a template, in a block that of the layer.
+    fn node(&self, template: &Template, layer: usize) -> Node {
         match template {
-            Template::Container(class, children) => self.container(class, children, layer),
-            Template::Attention(class, children) => {
-                let buffers = self.spec().names.buffers.iter().map(|buffer| {
-                    let dtype = if buffer.is_bool { ParameterDtype::Bool } else { self.dtype().into() };
+            Template::Container(class, children) => {
+                let add = |node: Node, (name, child): &(&str, Template)| {
+                    node.with_child(*name, self.node(child, layer))
+                };
+                children.iter().fold(Node::container(class), add)
+            }
+            Template::WithBuffers(inner, buffers) => {
+                let buffers = buffers.iter().map(|buffer| {
+                    let dtype = buffer.dtype.unwrap_or_else(|| self.dtype().into());
                     Parameter::new(buffer.name, dtype, buffer.shape.clone())
                 });
-                buffers.fold(self.container(class, children, layer), Node::with_buffer)
+                buffers.fold(self.node(inner, layer), Node::with_buffer)
             }
             Template::Blocks(block) => {
-                Node::list((0..self.spec().layers).map(|layer| self.node(block, Some(layer))))
+                Node::list((0..self.spec().layers.len()).map(|layer| self.node(block, layer)))
             }
-            Template::Part(slot) => self.leaf(*slot),
-            Template::BlockPart(slot) => self.leaf(Slot::Block(layer.unwrap_or_default(), *slot)),
+            Template::Part(slot, _) => self.leaf(Slot::Model(*slot)),
+            Template::BlockPart(slot, _) => self.leaf(Slot::Block(layer, *slot)),
             Template::Plain(class, arguments) => Node::leaf(class, arguments),
         }
     }
 
-    fn container(&self, class: &str, children: &[(&str, Template)], layer: Option<usize>) -> Node {
-        let add =
-            |node: Node, (name, child): &(&str, Template)| node.with_child(*name, self.node(child, layer));
-        children.iter().fold(Node::container(class), add)
-    }
-
     fn leaf(&self, slot: Slot) -> Node {
         let mut node = match self.part(slot) {
-            PartRef::Embedding(embedding) => embedding.describe(),
-            PartRef::Norm(norm) => norm.describe(),
-            PartRef::Linear(linear) => linear.describe(),
+            Some(Part::Embedding(embedding)) => embedding.describe(),
+            Some(Part::Norm(norm)) => norm.describe(),
+            Some(Part::Linear(linear)) => linear.describe(),
+            None => Node::default(),
         };
-        if slot == Slot::Head && self.spec().tied_head {
+        if slot == Slot::Model(ModelSlot::Head) && self.spec().tied_head {
             // named_parameters() of PyTorch gives a shared parameter once, under its first name.
             node.parameters.clear();
         }
         node
-    }
-
-    /// Every part with parameters and its path, in PyTorch's order.
-    pub(super) fn slots(&self) -> Vec<(ModulePath, Slot)> {
-        let mut found = Vec::new();
-        slots_of(&self.spec().names.tree, &ModulePath::root(), None, self.spec().layers, &mut found);
-        found
-    }
-}
-
-fn slots_of(
-    template: &Template,
-    path: &ModulePath,
-    layer: Option<usize>,
-    layers: usize,
-    found: &mut Vec<(ModulePath, Slot)>,
-) {
-    match template {
-        Template::Container(_, children) | Template::Attention(_, children) => {
-            for (name, child) in children {
-                slots_of(child, &path.join(name), layer, layers, found);
-            }
-        }
-        Template::Blocks(block) => {
-            for layer in 0..layers {
-                slots_of(block, &path.join(&layer.to_string()), Some(layer), layers, found);
-            }
-        }
-        Template::Part(slot) => found.push((path.clone(), *slot)),
-        Template::BlockPart(slot) => {
-            found.push((path.clone(), Slot::Block(layer.unwrap_or_default(), *slot)))
-        }
-        Template::Plain(..) => {}
     }
 }
 
@@ -92,8 +59,8 @@ impl HasLinears for Decoder {
         &mut self,
         visit: &mut dyn FnMut(&ModulePath, &mut Linear) -> Result<()>,
     ) -> Result<()> {
-        for (path, slot) in self.slots() {
-            if let PartMut::Linear(linear) = self.part_mut(slot) {
+        for (path, slot) in self.paths() {
+            if let Some(Part::Linear(linear)) = self.part_mut(slot) {
                 visit(&path, linear)?;
             }
         }
@@ -101,6 +68,6 @@ impl HasLinears for Decoder {
     }
 
     fn default_skip_list(&self) -> SkipList {
-        SkipList::new(self.spec().names.never_converted.iter().copied())
+        SkipList::new(self.spec().never_converted())
     }
 }

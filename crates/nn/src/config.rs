@@ -4,6 +4,9 @@ use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use serde_json::Value;
 
+/// No size of a model is larger, and products of two such sizes do not overflow.
+const LARGEST_SIZE: u64 = 1 << 28;
+
 /// The keys of a `config.json`.
 ///
 /// ```
@@ -51,6 +54,27 @@ impl ModelConfig {
         self.optional_size(key)?.ok_or_else(|| error(format!("`{key}` is missing")))
     }
 
+    /// A size under the first of these keys that there is.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] where all are missing, or it is something else.
+    pub fn size_of(&self, keys: &[&str]) -> Result<usize> {
+        let found = keys.iter().find(|key| !self.values[**key].is_null());
+        self.size(found.or(keys.first()).copied().unwrap_or_default())
+    }
+
+    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end where it
+    /// is negative; `default` where config.json does not speak of it.
+    pub fn padding_row(&self, rows: usize, default: Option<usize>) -> Option<usize> {
+        match &self.values["pad_token_id"] {
+            Value::Null => default.filter(|_| !self.has("pad_token_id")),
+            value => {
+                let row = value.as_i64()?;
+                usize::try_from(if row < 0 { row + rows as i64 } else { row }).ok()
+            }
+        }
+    }
+
     /// A size that may be missing or null.
     ///
     /// # Errors
@@ -58,9 +82,11 @@ impl ModelConfig {
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
         match &self.values[key] {
             Value::Null => Ok(None),
-            value => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
-                Some(size) => Ok(Some(size)),
-                None => Err(error(format!("`{key}` is {value}; a positive whole number was expected"))),
+            value => match value.as_u64().filter(|size| (1..=LARGEST_SIZE).contains(size)) {
+                Some(size) => Ok(Some(size as usize)),
+                None => Err(error(format!(
+                    "`{key}` is {value}; a whole number from 1 to {LARGEST_SIZE} was expected"
+                ))),
             },
         }
     }
@@ -100,6 +126,36 @@ impl ModelConfig {
             Value::Null => Ok(default),
             value => value.as_str().ok_or_else(|| error(format!("`{key}` is {value}; a text was expected"))),
         }
+    }
+
+    /// An object under a key, where there is one.
+    pub fn object(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|value| value.is_object())
+    }
+
+    /// The keys of an object under a key, as a config of its own; empty where there is none.
+    pub fn nested(&self, key: &str) -> Self {
+        Self { values: self.object(key).cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new())) }
+    }
+
+    /// A list of texts under a key, where there is one.
+    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
+        self.values[key].as_array().map(|items| items.iter().filter_map(Value::as_str).collect())
+    }
+
+    /// Whether the number under a key is written as a whole number.
+    pub fn is_integer(&self, key: &str) -> bool {
+        self.values[key].is_u64() || self.values[key].is_i64()
+    }
+
+    /// Whether the key is there, even if it is null.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.get(key).is_some()
+    }
+
+    /// The raw value under a key; null where there is none.
+    pub fn value(&self, key: &str) -> &Value {
+        &self.values[key]
     }
 
     /// The dtype the checkpoint says it is in (`dtype`, or `torch_dtype` of older writers).

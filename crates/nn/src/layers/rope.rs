@@ -1,0 +1,327 @@
+//! Rotary position embedding (Su et al. 2021) and its stretched forms, as transformers computes them
+//! (`modeling_rope_utils.py`): in f32, frequencies first.
+
+use crate::config::ModelConfig;
+use crate::error::{NnError, Result};
+use serde_json::Value;
+
+/// Which values of a head form a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Value i and value i + dims/2 (GPT-NeoX, Llama).
+    Halves,
+    /// Neighbours (GPT-J).
+    Neighbours,
+}
+
+/// Rotations of positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// How many values of a head are rotated, from the first on.
+    dims: usize,
+    /// Which values form a pair.
+    pairs: RopePairs,
+    frequencies: Frequencies,
+    /// What cosines and sines are multiplied with (YaRN, LongRoPE).
+    scale: f32,
+    /// How far positions may go beyond `max_position_embeddings`.
+    stretch: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Frequencies {
+    Fixed(Vec<f32>),
+    /// Beyond `limit` positions the base grows with the length (dynamic NTK).
+    Dynamic {
+        base: f64,
+        factor: f64,
+        limit: usize,
+    },
+    /// Up to `limit` positions the first, beyond them the second (LongRoPE).
+    Long {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        limit: usize,
+    },
+}
+
+/// Cosines and sines of some positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    dims: usize,
+    pairs: RopePairs,
+}
+
+/// `1 / base^(2i / dims)`, the power in f32 as PyTorch takes it.
+fn inverse_frequencies(base: f64, dims: usize) -> Vec<f32> {
+    let power = |i: usize| (base as f32).powf((2 * i) as f32 / dims as f32);
+    (0..dims / 2).map(|i| 1.0 / power(i)).collect()
+}
+
+impl Rope {
+    /// Without stretching.
+    ///
+    /// ```
+    /// use llm_int8_nn::layers::Rope;
+    /// let table = Rope::plain(10000.0, 4).table(1, 1);
+    /// let mut head = [1.0f32, 0.0, 0.0, 0.0];
+    /// table.rotate(0, &mut head);
+    /// assert!((head[0] - 1f32.cos()).abs() < 1e-6 && (head[2] - 1f32.sin()).abs() < 1e-6);
+    /// ```
+    pub fn plain(base: f64, dims: usize) -> Self {
+        let frequencies = Frequencies::Fixed(inverse_frequencies(base, dims));
+        Self { dims, pairs: RopePairs::Halves, frequencies, scale: 1.0, stretch: 1.0 }
+    }
+
+    /// The same rotation of other pairs.
+    pub fn with_pairs(self, pairs: RopePairs) -> Self {
+        Self { pairs, ..self }
+    }
+
+    /// As `rope_theta` and `rope_scaling` of a `config.json` ask for, or the `rope_parameters` that
+    /// transformers 5 writes; `base` where they do not say, `positions` is `max_position_embeddings`.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for a kind that is not known or lacks its numbers.
+    pub fn from_config(config: &ModelConfig, base: f64, dims: usize, positions: usize) -> Result<Self> {
+        let base = config.number("rope_theta", base)?;
+        let mut values = match (config.object("rope_parameters"), config.object("rope_scaling")) {
+            (Some(values), _) | (None, Some(values)) => values.clone(),
+            (None, None) => return Self::from_values(&Value::Null, base, dims, positions),
+        };
+        // Phi 3 keeps it beside.
+        let original = config.value("original_max_position_embeddings");
+        if !original.is_null() {
+            values["original_max_position_embeddings"] = original.clone();
+        }
+        Self::from_values(&values, base, dims, positions)
+    }
+
+    /// As the keys of `rope_scaling` or `rope_parameters` ask for.
+    ///
+    /// # Errors
+    /// As [`Rope::from_config`].
+    pub fn from_values(scaling: &Value, base: f64, dims: usize, positions: usize) -> Result<Self> {
+        let base = scaling["rope_theta"].as_f64().unwrap_or(base);
+        let plain = Self::plain(base, dims);
+        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
+        let number = |key: &str| number(scaling, key);
+        let fixed = |frequencies| Self { frequencies: Frequencies::Fixed(frequencies), ..plain.clone() };
+        match kind {
+            "default" | "mrope" => Ok(plain),
+            "linear" => {
+                let factor = number("factor")? as f32;
+                let rope = fixed(inverse_frequencies(base, dims).into_iter().map(|f| f / factor).collect());
+                Ok(Self { stretch: f64::from(factor).max(1.0), ..rope })
+            }
+            "dynamic" => {
+                let factor = number("factor")?;
+                let frequencies = Frequencies::Dynamic { base, factor, limit: positions };
+                Ok(Self { frequencies, stretch: factor.max(1.0), ..plain })
+            }
+            "llama3" => Ok(fixed(llama3(scaling, base, dims)?)),
+            "yarn" => yarn(scaling, base, dims, positions, plain),
+            "longrope" | "su" => long(scaling, base, dims, positions, plain),
+            other => Err(NnError::Config {
+                reason: format!(
+                    "rope_scaling of type `{other}` is not known; known are default, linear, dynamic, llama3, \
+                     yarn and longrope"
+                ),
+            }),
+        }
+    }
+
+    /// How many values of a head are rotated.
+    pub fn dims(&self) -> usize {
+        self.dims
+    }
+
+    /// How far positions may go beyond `max_position_embeddings`, as a factor.
+    pub fn stretch(&self) -> f64 {
+        self.stretch
+    }
+
+    /// Whether positions up to `before` were rotated by other frequencies than those up to `after` will
+    /// be: what is cached does not fit then, and transformers computes it again.
+    pub fn switches(&self, before: usize, after: usize) -> bool {
+        matches!(self.frequencies, Frequencies::Long { limit, .. } if before <= limit && after > limit)
+    }
+
+    /// Cosines and sines of the positions `start..start + count`, when those are the last.
+    pub fn table(&self, start: usize, count: usize) -> RopeTable {
+        let length = start + count;
+        let grown;
+        let frequencies = match &self.frequencies {
+            Frequencies::Fixed(frequencies) => frequencies,
+            Frequencies::Long { short, long, limit } => {
+                if length > *limit {
+                    long
+                } else {
+                    short
+                }
+            }
+            Frequencies::Dynamic { base, factor, limit } => {
+                let ratio = factor * length.max(*limit) as f64 / *limit as f64 - (factor - 1.0);
+                let exponent = self.dims as f64 / (self.dims as f64 - 2.0);
+                grown = inverse_frequencies(base * ratio.powf(exponent), self.dims);
+                &grown
+            }
+        };
+        let angles =
+            (start..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+        let (cos, sin) = angles.map(|angle| (angle.cos() * self.scale, angle.sin() * self.scale)).unzip();
+        RopeTable { cos, sin, dims: self.dims, pairs: self.pairs }
+    }
+}
+
+impl RopeTable {
+    /// Rotates the values of one head at the `index`-th position of the table.
+    pub fn rotate(&self, index: usize, head: &mut [f32]) {
+        let half = self.dims / 2;
+        let (cos, sin) = (&self.cos[index * half..][..half], &self.sin[index * half..][..half]);
+        match self.pairs {
+            RopePairs::Halves => {
+                let (first, second) = head[..self.dims].split_at_mut(half);
+                for (((x, y), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*x, *y) = (*x * c - *y * s, *y * c + *x * s);
+                }
+            }
+            RopePairs::Neighbours => {
+                for ((pair, c), s) in head[..self.dims].chunks_exact_mut(2).zip(cos).zip(sin) {
+                    (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s);
+                }
+            }
+        }
+    }
+}
+
+fn number(scaling: &Value, key: &str) -> Result<f64> {
+    scaling[key].as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| NnError::Config {
+        reason: format!("`rope_scaling` has no usable `{key}`; a positive number was expected"),
+    })
+}
+
+/// Llama 3.1: long wavelengths are stretched, short ones stay, those between are mixed.
+fn llama3(scaling: &Value, base: f64, dims: usize) -> Result<Vec<f32>> {
+    let factor = number(scaling, "factor")? as f32;
+    let low = number(scaling, "low_freq_factor")? as f32;
+    let high = number(scaling, "high_freq_factor")? as f32;
+    let original = number(scaling, "original_max_position_embeddings")? as f32;
+    let stretch = |f: f32| {
+        let wavelength = 2.0 * std::f32::consts::PI / f;
+        if wavelength < original / high {
+            f
+        } else if wavelength > original / low {
+            f / factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 - smooth) * f / factor + smooth * f
+        }
+    };
+    Ok(inverse_frequencies(base, dims).into_iter().map(stretch).collect())
+}
+
+/// YaRN (Peng et al. 2023).
+fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
+    let factor = number(scaling, "factor")?;
+    let optional = |key: &str, default: f64| scaling[key].as_f64().filter(|x| *x != 0.0).unwrap_or(default);
+    let original = optional("original_max_position_embeddings", positions as f64);
+    let truncate = scaling["truncate"].as_bool().unwrap_or(true);
+    let correction = |rotations: f64| {
+        dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
+    };
+    let (low, high) = (correction(optional("beta_fast", 32.0)), correction(optional("beta_slow", 1.0)));
+    let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
+    let high = if low == high { high + 0.001 } else { high };
+    let frequencies = (0..dims / 2)
+        .map(|i| {
+            let power = (base as f32).powf((2 * i) as f32 / dims as f32);
+            let keep = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+            (1.0 / (factor as f32 * power)) * (1.0 - keep) + (1.0 / power) * keep
+        })
+        .collect();
+    let mscale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+    let (some, all) = (optional("mscale", 0.0), optional("mscale_all_dim", 0.0));
+    let scale = match scaling["attention_factor"].as_f64() {
+        Some(scale) => scale,
+        None if some != 0.0 && all != 0.0 => mscale(some) / mscale(all),
+        None => mscale(1.0),
+    };
+    let stretch = (original * factor / positions as f64).max(1.0);
+    Ok(Rope { frequencies: Frequencies::Fixed(frequencies), scale: scale as f32, stretch, ..plain })
+}
+
+/// LongRoPE (Ding et al. 2024).
+fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
+    let original = scaling["original_max_position_embeddings"].as_u64().filter(|size| *size > 0);
+    let factors = |key: &str| -> Result<Vec<f32>> {
+        let values = scaling[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let factors: Vec<f32> = values.iter().filter_map(Value::as_f64).map(|x| x as f32).collect();
+        if factors.len() != dims / 2 || factors.iter().any(|x| *x <= 0.0) {
+            let reason = format!("`rope_scaling.{key}` must be {} positive numbers", dims / 2);
+            return Err(NnError::Config { reason });
+        }
+        let stretch = |(i, f): (usize, &f32)| 1.0 / (f * (base as f32).powf((2 * i) as f32 / dims as f32));
+        Ok(factors.iter().enumerate().map(stretch).collect())
+    };
+    let limit = original.map_or(positions, |size| size as usize);
+    let factor = match original {
+        Some(original) => positions as f64 / original as f64,
+        None => scaling["factor"].as_f64().unwrap_or(1.0),
+    };
+    let scale = scaling["attention_factor"].as_f64().unwrap_or_else(|| {
+        if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (limit as f64).ln()).sqrt() }
+    });
+    let frequencies =
+        Frequencies::Long { short: factors("short_factor")?, long: factors("long_factor")?, limit };
+    Ok(Rope { frequencies, scale: scale as f32, ..plain })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(scaling: &str) -> ModelConfig {
+        ModelConfig::parse(format!("{{\"rope_scaling\": {scaling}}}").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn linear_scaling_divides_positions() {
+        let linear = Rope::from_config(&config(r#"{"type": "linear", "factor": 4}"#), 1e4, 8, 64).unwrap();
+        assert_eq!(linear.table(8, 1).cos, Rope::plain(1e4, 8).table(2, 1).cos);
+    }
+
+    #[test]
+    fn dynamic_scaling_begins_where_the_context_ends() {
+        let dynamic = Rope::from_config(&config(r#"{"type": "dynamic", "factor": 2}"#), 1e4, 8, 64).unwrap();
+        assert_eq!(dynamic.table(63, 1), Rope::plain(1e4, 8).table(63, 1));
+        assert_ne!(dynamic.table(64, 1), Rope::plain(1e4, 8).table(64, 1));
+    }
+
+    #[test]
+    fn both_ways_of_pairing_turn_by_the_same_angle() {
+        let rope = Rope::plain(100.0, 4);
+        let (mut halves, mut neighbours) = ([1.0f32, 2.0, 3.0, 4.0, 9.0], [1.0f32, 3.0, 2.0, 4.0, 9.0]);
+        rope.table(3, 1).rotate(0, &mut halves);
+        rope.with_pairs(RopePairs::Neighbours).table(3, 1).rotate(0, &mut neighbours);
+        let [a, b, c, d, rest] = halves;
+        assert_eq!(neighbours, [a, c, b, d, rest]);
+        assert_eq!(rest, 9.0, "values beyond the rotated ones stay");
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        for (scaling, word) in [
+            (r#"{"type": "spiral"}"#, "`spiral`"),
+            (r#"{"type": "linear"}"#, "`factor`"),
+            (r#"{"type": "longrope", "short_factor": [1], "long_factor": [1]}"#, "short_factor"),
+            (r#"{"rope_type": "llama3", "factor": 8}"#, "low_freq_factor"),
+        ] {
+            let error = Rope::from_config(&config(scaling), 1e4, 8, 64).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! BLOOM (BigScience 2022): position biases instead of embeddings, a norm of the embeddings.
+
+use super::llama_style::head_size;
+use crate::config::ModelConfig;
+use crate::error::{NnError, Result};
+use crate::layers::{Activation, Alibi, QkvLayout};
+use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot};
+use crate::models::template::{
+    act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
+};
+
+pub(super) const FAMILY: Family = Family { model_type: "bloom", describe };
+
+fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
+    refuse_other_residual(config)?;
+    // Files of 2022 have the second names.
+    let hidden = config.size_of(&["n_embed", "hidden_size"])?;
+    let heads = config.size_of(&["n_head", "num_attention_heads"])?;
+    let layers = config.size_of(&["n_layer", "num_hidden_layers"])?;
+    let vocab = config.size("vocab_size")?;
+    let eps = config.number("layer_norm_epsilon", 1e-5)?;
+    let attention = vec![
+        ("query_key_value", linear(BlockSlot::Qkv, [3 * hidden, hidden], true)),
+        ("dense", linear(BlockSlot::AttentionOut, [hidden, hidden], true)),
+        ("attention_dropout", dropout(config, "attention_dropout", 0.0)?),
+    ];
+    let mlp = vec![
+        ("dense_h_to_4h", linear(BlockSlot::Up, [4 * hidden, hidden], true)),
+        ("gelu_impl", act(Activation::BloomGelu)),
+        ("dense_4h_to_h", linear(BlockSlot::Down, [hidden, 4 * hidden], true)),
+    ];
+    let block = vec![
+        ("input_layernorm", norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps))),
+        ("self_attention", container("BloomAttention", attention)),
+        ("post_attention_layernorm", norm(BlockSlot::MlpNorm, layer_norm(hidden, eps))),
+        ("mlp", container("BloomMLP", mlp)),
+    ];
+    let model = vec![
+        ("word_embeddings", table(ModelSlot::Tokens, [vocab, hidden], None)),
+        ("word_embeddings_layernorm", model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps))),
+        ("h", blocks("BloomBlock", block)),
+        ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps))),
+    ];
+    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
+    let tree = container(
+        "BloomForCausalLM",
+        vec![("transformer", container("BloomModel", model)), ("lm_head", lm_head)],
+    );
+    let attention = AttentionSpec {
+        layout: QkvLayout::Grouped,
+        alibi: Some(Alibi::bloom(heads)),
+        ..AttentionSpec::new(heads, heads, head_size(hidden, heads)?)
+    };
+    Ok(DecoderSpec {
+        tied_head: config.flag("tie_word_embeddings", true)?,
+        optional_prefix: "transformer.",
+        ..DecoderSpec::plain(tree, hidden, attention, layers, Activation::BloomGelu)?
+    })
+}
+
+/// No published model adds the norm's result instead of its input.
+pub(super) fn refuse_other_residual(config: &ModelConfig) -> Result<()> {
+    if config.flag("apply_residual_connection_post_layernorm", false)? {
+        let reason = "`apply_residual_connection_post_layernorm` is true, which is not built";
+        return Err(NnError::Config { reason: reason.into() });
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one head of
+//! keys, and the one of 40B with groups and two norms.
+
+use super::bloom::refuse_other_residual;
+use super::llama_style::head_size;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::layers::{Activation, Alibi, QkvLayout, Rope};
+use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
+use crate::models::template::{
+    Children, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, rotary,
+    table,
+};
+
+pub(super) const FAMILY: Family = Family { model_type: "falcon", describe };
+
+fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
+    refuse_other_residual(config)?;
+    let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+    let (vocab, layers) = (config.size("vocab_size")?, config.size("num_hidden_layers")?);
+    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let middle = config.optional_size("ffn_hidden_size")?.unwrap_or(4 * hidden);
+    let eps = config.number("layer_norm_epsilon", 1e-5)?;
+    let activation = Activation::from_name(config.text("activation", "gelu")?)?;
+    let bias = config.flag("bias", false)?;
+    let head = head_size(hidden, heads)?;
+    let (kv_heads, layout) = keys(config, heads)?;
+    let is_parallel =
+        config.flag("parallel_attn", true)? || config.flag("new_decoder_architecture", false)?;
+    let attention = vec![
+        ("query_key_value", linear(BlockSlot::Qkv, [(heads + 2 * kv_heads) * head, hidden], bias)),
+        ("dense", linear(BlockSlot::AttentionOut, [hidden, hidden], bias)),
+        ("attention_dropout", dropout(config, "attention_dropout", 0.0)?),
+    ];
+    let mlp = vec![
+        ("dense_h_to_4h", linear(BlockSlot::Up, [middle, hidden], bias)),
+        ("act", act(activation)),
+        ("dense_4h_to_h", linear(BlockSlot::Down, [hidden, middle], bias)),
+    ];
+    let mut block = vec![
+        ("self_attention", container("FalconAttention", attention)),
+        ("mlp", container("FalconMLP", mlp)),
+    ];
+    block.extend(norms(config, hidden, eps)?);
+    let model = vec![
+        ("word_embeddings", table(ModelSlot::Tokens, [vocab, hidden], None)),
+        ("h", blocks("FalconDecoderLayer", block)),
+        ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps))),
+        ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
+    ];
+    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
+    let model = container("FalconModel", model);
+    let tree = container("FalconForCausalLM", vec![("transformer", model), ("lm_head", lm_head)]);
+    let has_alibi = config.flag("alibi", false)?;
+    let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
+    let attention = AttentionSpec { layout, alibi, ..AttentionSpec::new(heads, kv_heads, head) };
+    let spec = DecoderSpec {
+        positions,
+        residual: if is_parallel { Residual::Parallel } else { Residual::Sequential },
+        tied_head: config.flag("tie_word_embeddings", true)?,
+        optional_prefix: "transformer.",
+        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
+    };
+    match has_alibi {
+        true => Ok(spec),
+        false => Ok(spec.rotated(Rope::from_config(config, 10000.0, head, positions)?)),
+    }
+}
+
+/// Heads of keys, and how they lie in the one product.
+fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
+    Ok(match (config.flag("new_decoder_architecture", false)?, config.flag("multi_query", true)?) {
+        (true, _) => (config.optional_size("num_kv_heads")?.unwrap_or(heads), QkvLayout::Grouped),
+        (false, true) => (1, QkvLayout::Blocks),
+        (false, false) => (heads, QkvLayout::Grouped),
+    })
+}
+
+/// One norm for both, one for each, or one after the other, in the order PyTorch registers them.
+fn norms(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
+    let is_new = config.flag("new_decoder_architecture", false)?;
+    let count = config.optional_size("num_ln_in_parallel_attn")?.unwrap_or(if is_new { 2 } else { 1 });
+    let [attention, mlp] =
+        [BlockSlot::AttentionNorm, BlockSlot::MlpNorm].map(|slot| norm(slot, layer_norm(hidden, eps)));
+    Ok(match (config.flag("parallel_attn", true)?, count) {
+        (false, _) => vec![("post_attention_layernorm", mlp), ("input_layernorm", attention)],
+        (true, 2) => vec![("ln_attn", attention), ("ln_mlp", mlp)],
+        (true, _) => vec![("input_layernorm", attention)],
+    })
+}

@@ -1,0 +1,254 @@
+//! What the families since Llama share: keys of config.json, names of modules, classes that begin with the
+//! family's name. A family is what it adds.
+
+use crate::config::ModelConfig;
+use crate::error::{NnError, Result};
+use crate::layers::{Activation, NormKind, Rope};
+use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot};
+use crate::models::template::{
+    Children, NormSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
+    rotary, table,
+};
+
+/// Sizes of a model and the beginning of its classes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LlamaStyle<'a> {
+    pub(super) config: &'a ModelConfig,
+    /// `Llama` in `LlamaForCausalLM`.
+    pub(super) class: &'static str,
+    pub(super) norm: NormKind,
+    pub(super) eps: f64,
+    pub(super) activation: Activation,
+    pub(super) vocab: usize,
+    pub(super) hidden: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head: usize,
+    pub(super) middle: usize,
+    pub(super) positions: usize,
+    /// How many values of a head are rotated.
+    pub(super) rotary: usize,
+    /// `rope_theta`, where config.json does not speak of it.
+    pub(super) rope_base: f64,
+    /// `pad_token_id`, where config.json does not speak of it.
+    pub(super) padding: Option<usize>,
+    /// `tie_word_embeddings`, where config.json does not speak of it.
+    pub(super) tied: bool,
+}
+
+impl<'a> LlamaStyle<'a> {
+    /// Reads the sizes; the norms' epsilon stands under `eps`.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for missing or unusable keys.
+    pub(super) fn read(config: &'a ModelConfig, class: &'static str, eps: (&str, f64)) -> Result<Self> {
+        let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+        let head = match config.optional_size("head_dim")? {
+            Some(size) => size,
+            None => head_size(hidden, heads)?,
+        };
+        Ok(Self {
+            config,
+            class,
+            norm: NormKind::Rms,
+            eps: config.number(eps.0, eps.1)?,
+            activation: Activation::from_name(config.text("hidden_act", "silu")?)?,
+            vocab: config.size("vocab_size")?,
+            hidden,
+            layers: config.size("num_hidden_layers")?,
+            heads,
+            kv_heads: config.optional_size("num_key_value_heads")?.unwrap_or(heads),
+            head,
+            middle: config.size("intermediate_size")?,
+            positions: config.size("max_position_embeddings")?,
+            rotary: head,
+            rope_base: 10000.0,
+            padding: None,
+            tied: false,
+        })
+    }
+
+    /// Where every head has `head_dim` values, or so many if config.json does not say.
+    pub(super) fn with_head(self, default: usize) -> Result<Self> {
+        let head = self.config.optional_size("head_dim")?.unwrap_or(default);
+        Ok(Self { head, rotary: head, ..self })
+    }
+
+    /// Where `partial_rotary_factor` of every head is rotated.
+    pub(super) fn with_partial_rotation(self, default: f64) -> Result<Self> {
+        let stored = self.config.nested("rope_parameters").number("partial_rotary_factor", default)?;
+        let share = self.config.number("partial_rotary_factor", stored)?;
+        Ok(Self { rotary: (self.head as f64 * share) as usize, ..self })
+    }
+
+    fn named(&self, part: &str) -> String {
+        format!("{}{part}", self.class)
+    }
+
+    /// `q_proj`, `k_proj`, `v_proj` and the product after attention.
+    pub(super) fn projections(&self, bias: bool, out: &'static str, out_bias: bool) -> Children {
+        let (wide, narrow) = (self.heads * self.head, self.kv_heads * self.head);
+        vec![
+            ("q_proj", linear(BlockSlot::Query, [wide, self.hidden], bias)),
+            ("k_proj", linear(BlockSlot::Key, [narrow, self.hidden], bias)),
+            ("v_proj", linear(BlockSlot::Value, [narrow, self.hidden], bias)),
+            (out, linear(BlockSlot::AttentionOut, [self.hidden, wide], out_bias)),
+        ]
+    }
+
+    /// Norms of so many values of queries and keys.
+    pub(super) fn query_key_norms(&self, names: [&'static str; 2], [query, key]: [usize; 2]) -> Children {
+        vec![
+            (names[0], norm(BlockSlot::QueryNorm, self.norm_of(query))),
+            (names[1], norm(BlockSlot::KeyNorm, self.norm_of(key))),
+        ]
+    }
+
+    /// `self_attn` of projections alone.
+    pub(super) fn attention(&self, bias: bool, out_bias: bool) -> (&'static str, Template) {
+        self.attention_of(self.projections(bias, "o_proj", out_bias))
+    }
+
+    /// `self_attn`.
+    pub(super) fn attention_of(&self, children: Children) -> (&'static str, Template) {
+        ("self_attn", container(self.named("Attention"), children))
+    }
+
+    /// `mlp` with `gate_proj`, `up_proj`, `down_proj`.
+    pub(super) fn gated_mlp(&self, bias: bool) -> (&'static str, Template) {
+        self.mlp_of(vec![
+            ("gate_proj", linear(BlockSlot::Gate, [self.middle, self.hidden], bias)),
+            ("up_proj", linear(BlockSlot::Up, [self.middle, self.hidden], bias)),
+            ("down_proj", linear(BlockSlot::Down, [self.hidden, self.middle], bias)),
+            ("act_fn", act(self.activation)),
+        ])
+    }
+
+    /// `mlp` with two products and a function between them, in this order.
+    pub(super) fn plain_mlp(&self, [up, down]: [&'static str; 2], bias: bool) -> Children {
+        vec![
+            (up, linear(BlockSlot::Up, [self.middle, self.hidden], bias)),
+            (down, linear(BlockSlot::Down, [self.hidden, self.middle], bias)),
+        ]
+    }
+
+    /// `mlp`.
+    pub(super) fn mlp_of(&self, children: Children) -> (&'static str, Template) {
+        ("mlp", container(self.named("MLP"), children))
+    }
+
+    /// A norm of the residual stream in a block.
+    pub(super) fn norm(&self, name: &'static str, slot: BlockSlot) -> (&'static str, Template) {
+        (name, norm(slot, self.norm_of(self.hidden)))
+    }
+
+    fn norm_of(&self, width: usize) -> NormSpec {
+        match self.norm {
+            NormKind::Layer => layer_norm(width, self.eps),
+            kind => NormSpec { class: self.named("RMSNorm"), kind, width, eps: self.eps },
+        }
+    }
+
+    /// `embed_tokens`.
+    pub(super) fn tokens(&self) -> (&'static str, Template) {
+        ("embed_tokens", table(ModelSlot::Tokens, [self.vocab, self.hidden], self.padding_row()))
+    }
+
+    /// The row of padding, which PyTorch prints.
+    pub(super) fn padding_row(&self) -> Option<usize> {
+        self.config.padding_row(self.vocab, self.padding)
+    }
+
+    /// `layers` of blocks.
+    pub(super) fn blocks(&self, block: Children) -> (&'static str, Template) {
+        ("layers", blocks(self.named("DecoderLayer"), block))
+    }
+
+    /// The norm before the head.
+    pub(super) fn final_norm(&self, name: &'static str) -> (&'static str, Template) {
+        (name, model_norm(ModelSlot::FinalNorm, self.norm_of(self.hidden)))
+    }
+
+    /// `rotary_emb`.
+    pub(super) fn rotary_module(&self) -> (&'static str, Template) {
+        ("rotary_emb", rotary(self.named("RotaryEmbedding"), self.rotary))
+    }
+
+    /// The model of a block: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a head without bias.
+    pub(super) fn model(&self, block: Children) -> Result<DecoderSpec> {
+        let children = vec![self.tokens(), self.blocks(block), self.final_norm("norm"), self.rotary_module()];
+        Ok(self.model_of(self.named("Model"), children, false)?.rotated(self.rope()?))
+    }
+
+    /// The model of these children, without a rotation.
+    pub(super) fn model_of(&self, class: String, children: Children, head_bias: bool) -> Result<DecoderSpec> {
+        let head = model_linear(ModelSlot::Head, [self.vocab, self.hidden], head_bias);
+        let tree = container(
+            self.named("ForCausalLM"),
+            vec![("model", container(class, children)), ("lm_head", head)],
+        );
+        let attention = AttentionSpec::new(self.heads, self.kv_heads, self.head);
+        Ok(DecoderSpec {
+            positions: self.positions,
+            tied_head: self.config.flag("tie_word_embeddings", self.tied)?,
+            ..DecoderSpec::plain(tree, self.hidden, attention, self.layers, self.activation)?
+        })
+    }
+
+    /// The rotation config.json asks for.
+    pub(super) fn rope(&self) -> Result<Rope> {
+        Rope::from_config(self.config, self.rope_base, self.rotary, self.positions)
+    }
+
+    /// `sliding_window`, of so many positions where config.json does not speak of it.
+    pub(super) fn window(&self, default: Option<usize>) -> Result<Option<usize>> {
+        match self.config.has("sliding_window") {
+            true => self.config.optional_size("sliding_window"),
+            false => Ok(default),
+        }
+    }
+
+    /// How far each layer sees: as `layer_types` says, or a `window` in the layers `is_sliding` tells.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for a list of another length or with another kind of layer.
+    pub(super) fn windows(
+        &self,
+        window: Option<usize>,
+        is_sliding: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<usize>>> {
+        let Some(types) = self.config.texts("layer_types") else {
+            let layers = DecoderSpec::check_layers(self.layers)?;
+            return Ok((0..layers).map(|layer| window.filter(|_| is_sliding(layer))).collect());
+        };
+        let error = |reason: String| NnError::Config { reason };
+        if types.len() != self.layers {
+            return Err(error(format!("`layer_types` names {} layers of {}", types.len(), self.layers)));
+        }
+        let of = |kind: &&str| match *kind {
+            "full_attention" => Ok(None),
+            "sliding_attention" if window.is_some() => Ok(window),
+            "sliding_attention" => {
+                Err(error("`layer_types` has windows, but there is no `sliding_window`".into()))
+            }
+            other => Err(error(format!(
+                "`layer_types` names `{other}`; full_attention and sliding_attention are known"
+            ))),
+        };
+        types.iter().map(of).collect()
+    }
+}
+
+/// Width of a head where the heads share the residual stream.
+///
+/// # Errors
+/// [`NnError::Config`] where they cannot.
+pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
+    match hidden.is_multiple_of(heads) {
+        true => Ok(hidden / heads),
+        false => Err(NnError::Config {
+            reason: format!("a width of {hidden} cannot be divided among {heads} heads"),
+        }),
+    }
+}

@@ -1,0 +1,163 @@
+//! Every family against transformers and bitsandbytes: the folders of `golden/models`.
+
+use crate::support::{golden, golden_tensor, golden_text, relative_error};
+use candle_core::{D, DType, Device, Tensor};
+use llm_int8_nn::checkpoint::Checkpoint;
+use llm_int8_nn::linear::{Int8Config, OutlierScope};
+use llm_int8_nn::models::{Decoder, FAMILIES, LoadOptions, LogitPositions, ModelConfig, WeightDtype};
+use llm_int8_nn::module::Module;
+use std::sync::Arc;
+
+/// The folders of `golden/models` that hold expected values.
+fn folders() -> Vec<String> {
+    let all = std::fs::read_dir(golden("models")).unwrap().flatten();
+    let complete = all.filter(|entry| entry.path().join("expected.safetensors").exists());
+    let mut names: Vec<String> = complete.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn config(folder: &str) -> ModelConfig {
+    ModelConfig::parse(golden_text(&format!("models/{folder}/config.json")).as_bytes()).unwrap()
+}
+
+fn load(folder: &str, options: &LoadOptions) -> Decoder {
+    let files = [golden(&format!("models/{folder}/model.safetensors"))];
+    let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
+    match Decoder::load(&config(folder), &checkpoint, options, &mut |_| ()) {
+        Ok((decoder, _)) => decoder,
+        Err(error) => panic!("{folder}: {error}"),
+    }
+}
+
+fn unquantised() -> LoadOptions {
+    LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+}
+
+fn int8(outlier_scope: OutlierScope) -> LoadOptions {
+    let int8 = Some(Int8Config { outlier_scope, ..Int8Config::default() });
+    LoadOptions { int8, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+}
+
+fn expected(folder: &str, name: &str) -> Tensor {
+    golden_tensor(&format!("models/{folder}/expected.safetensors"), name)
+}
+
+fn input_ids(folder: &str) -> Tensor {
+    expected(folder, "input_ids").to_dtype(DType::U32).unwrap()
+}
+
+fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
+    model.forward(ids, &mut model.new_cache(), LogitPositions::All).unwrap()
+}
+
+/// Fails with every folder a check found fault with.
+fn in_every_folder(check: impl Fn(&str) -> Result<(), String>) {
+    let faults: Vec<String> = folders()
+        .iter()
+        .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
+        .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: &T, theirs: &T) -> Result<(), String> {
+    if ours == theirs { Ok(()) } else { Err(format!("{what}:\n{ours:?}\n{theirs:?}")) }
+}
+
+fn at_most(what: &str, value: f64, limit: f64) -> Result<(), String> {
+    if value <= limit { Ok(()) } else { Err(format!("{what} is {value:e}, more than {limit:e}")) }
+}
+
+#[test]
+fn every_family_has_a_folder() {
+    let types: Vec<String> =
+        folders().iter().map(|name| config(name).model_type().unwrap().to_owned()).collect();
+    for family in FAMILIES {
+        assert!(types.iter().any(|model_type| model_type == family.model_type), "{}", family.model_type);
+    }
+}
+
+#[test]
+fn unquantised_logits_are_those_of_transformers() {
+    in_every_folder(|name| {
+        let ours = logits(&load(name, &unquantised()), &input_ids(name));
+        at_most("distance", relative_error(&ours, &expected(name, "logits_f32")), 1e-4)
+    });
+}
+
+#[test]
+fn greedy_ids_are_those_of_transformers() {
+    in_every_folder(|name| {
+        let theirs = expected(name, "greedy_f32").flatten_all().unwrap().to_vec1::<i64>().unwrap();
+        let model = load(name, &unquantised());
+        let mut cache = model.new_cache();
+        let mut input = input_ids(name).narrow(0, 0, 1).unwrap();
+        let mut ids: Vec<u32> = input.flatten_all().unwrap().to_vec1().unwrap();
+        while ids.len() < theirs.len() {
+            let logits = model.forward(&input, &mut cache, LogitPositions::Last).unwrap();
+            let next = logits.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0];
+            ids.push(next);
+            input = Tensor::new(&[[next]], &Device::Cpu).unwrap();
+        }
+        same("ids", &ids, &theirs.iter().map(|id| *id as u32).collect())
+    });
+}
+
+#[test]
+fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
+    in_every_folder(|name| {
+        let exact = expected(name, "logits_f32");
+        let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
+        let ours = relative_error(&logits(&load(name, &int8(OutlierScope::Batch)), &input_ids(name)), &exact);
+        at_most("distance", ours, 1.15 * theirs)
+    });
+}
+
+#[test]
+fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
+    in_every_folder(|name| {
+        let tree = load(name, &LoadOptions::default()).describe();
+        same("tree", &format!("{tree}\n"), &golden_text(&format!("models/{name}/print.txt")))?;
+        let parameters: String = tree.named_parameters().iter().map(|p| format!("{p}\n")).collect();
+        same("parameters", &parameters, &golden_text(&format!("models/{name}/parameters.txt")))?;
+        let facts = golden_text(&format!("models/{name}/facts.json"));
+        let facts: serde_json::Value = serde_json::from_str(&facts).unwrap();
+        let theirs = facts["memory_footprint_int8"].as_u64().unwrap();
+        same("footprint", &tree.footprint().transformers(), &theirs)
+    });
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_its_batch() {
+    in_every_folder(|name| {
+        let model = load(name, &int8(OutlierScope::Row));
+        let ids = input_ids(name);
+        let both = logits(&model, &ids);
+        for row in 0..2 {
+            let alone = logits(&model, &ids.narrow(0, row, 1).unwrap());
+            let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            same("bits", &bits(&both.narrow(0, row, 1).unwrap()), &bits(&alone))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn token_by_token_is_all_at_once() {
+    in_every_folder(|name| {
+        let model = load(name, &unquantised());
+        let ids = input_ids(name);
+        let whole = logits(&model, &ids);
+        let mut cache = model.new_cache();
+        for place in 0..24 {
+            let step =
+                model.forward(&ids.narrow(1, place, 1).unwrap(), &mut cache, LogitPositions::Last).unwrap();
+            // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter text.
+            if name.ends_with("dynamic_rope") || name.ends_with("longrope") {
+                continue;
+            }
+            at_most("distance", relative_error(&step, &whole.narrow(1, place, 1).unwrap()), 1e-5)?;
+        }
+        Ok(())
+    });
+}
