@@ -8,6 +8,7 @@
 )]
 
 mod affine;
+mod bnb_checkpoints;
 mod checkpoints;
 mod cli;
 mod families;

@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Pull(PullArgs),
     /// Write a model's logits into a safetensors file, to compare with another implementation.
     Logits(LogitsArgs),
+    /// Write a model in 8 bit, as bitsandbytes saves it and transformers loads it.
+    Quantize(QuantizeArgs),
+    /// Write an 8-bit model with float weights again.
+    Dequantize(DequantizeArgs),
     /// See what INT8 affine quantisation does to numbers, as PyTorch does it.
     Affine(AffineArgs),
     /// Write completions for a shell to standard output.
@@ -49,8 +53,9 @@ pub(crate) struct ModelArgs {
     /// tiny-gpt2 (built in), a folder, or a model of the hub: gpt2-large, org/name, org/name@revision
     pub(crate) model: String,
     /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
-    #[arg(long, value_name = "X", default_value_t = 6.0, value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
-    pub(crate) threshold: f32,
+    /// [default: 6, or what a saved 8-bit checkpoint says]
+    #[arg(long, value_name = "X", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
+    pub(crate) threshold: Option<f32>,
     /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself (batch-invariant)
     #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
     pub(crate) outliers: Outliers,
@@ -172,6 +177,39 @@ pub(crate) struct LogitsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DequantizeArgs {
+    /// A folder with an 8-bit checkpoint, or a model of the hub
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// What the weights are stored as
+    #[arg(long, value_enum, default_value_t = Dtype::Float16)]
+    pub(crate) dtype: Dtype,
+    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// Where a model is written.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// The folder to write; it must not exist, or be empty
+    #[arg(long = "output", short = 'o', value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Bytes of a file at most, such as 5GB, 500MB or 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    pub(crate) max_shard_size: u64,
+}
+
+#[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["values", "file", "model", "notebook"])))]
 #[command(after_help = AFFINE_HELP)]
 pub(crate) struct AffineArgs {
@@ -262,6 +300,27 @@ pub(crate) enum Device {
     Cpu,
 }
 
+/// A number of bytes as transformers writes it: powers of 1000 (`GB`) or of 1024 (`GiB`).
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[digits..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        other => return Err(format!("`{other}` is no unit; B, KB, MB, GB, KiB, MiB and GiB are known")),
+    };
+    let number: u64 =
+        text[..digits].parse().map_err(|_| "a whole number and a unit were expected, as 5GB")?;
+    match number.checked_mul(unit) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err("a size from 1 byte up was expected".into()),
+    }
+}
+
 fn threshold(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
@@ -286,6 +345,17 @@ impl std::error::Error for WrongUse {}
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn sizes_are_read_as_transformers_reads_them() {
+        assert_eq!(size("5GB"), Ok(5_000_000_000));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("200mb"), Ok(200_000_000));
+        assert_eq!(size("17"), Ok(17));
+        for wrong in ["", "GB", "5XB", "-1GB", "0", "99999999999999999999GB", "9999999999999GB", "1.5GB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

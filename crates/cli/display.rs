@@ -2,6 +2,7 @@
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llm_int8::hub::{Progress, ProgressEvent};
+use llm_int8::nn::checkpoint::WriteEvent;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,6 +50,31 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// Shows how far writing is, on a terminal.
+pub(crate) struct Writing(ProgressBar);
+
+impl Writing {
+    pub(crate) fn new() -> Self {
+        Self(bar("{msg:28!} {bar:30} {bytes}/{total_bytes} {eta} left"))
+    }
+
+    pub(crate) fn show(&self, event: &WriteEvent<'_>) {
+        self.0.set_length(event.total);
+        self.0.set_position(event.done);
+        self.0.set_message(event.tensor.to_owned());
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A bar on standard error; hidden where that is no terminal.
+pub(crate) fn bar(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
+}
+
 /// Shows downloads: a bar with size, speed and time left on a terminal, lines elsewhere.
 pub(crate) struct Downloads {
     bar: Option<Mutex<ProgressBar>>,
@@ -69,10 +95,10 @@ impl Downloads {
             }
             Some(bar) => {
                 let template = "{msg:28!} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
-                let style =
-                    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-                let new =
-                    ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
+                let new = self::bar(template);
+                if let Some(total) = total {
+                    new.set_length(total);
+                }
                 new.set_message(file.to_owned());
                 new.set_position(resumed_from);
                 new.reset_eta();

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod display;
+mod interrupt;
 
 use clap::Parser;
 use std::process::ExitCode;

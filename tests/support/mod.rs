@@ -37,7 +37,20 @@ pub(crate) type Tensors = std::collections::BTreeMap<String, (safetensors::Dtype
 
 /// The tensors of a golden safetensors file.
 pub(crate) fn read_tensors(path: &str) -> Tensors {
-    let bytes = std::fs::read(golden(path)).unwrap();
+    tensors_in(&golden(path))
+}
+
+/// The tensors of all safetensors files of a folder.
+pub(crate) fn tensors_of(folder: &Path) -> Tensors {
+    let files = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .flat_map(|path| tensors_in(&path))
+        .collect()
+}
+
+fn tensors_in(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let owned = |view: safetensors::tensor::TensorView<'_>| {
         (view.dtype(), view.shape().to_vec(), view.data().to_vec())

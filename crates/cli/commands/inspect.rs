@@ -12,7 +12,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let (tree, layers) = if args.headers_only {
         let config = load_config(&args.model)?;
         let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new())
-            .map_err(|error| explain(error, &args.model))?;
+            .map_err(|error| explain(error, &args.model.model))?;
         (plan.tree, plan.layers)
     } else {
         let model = load(&args.model)?;

@@ -5,6 +5,7 @@ mod inspect;
 mod logits;
 mod pull;
 mod run;
+mod save;
 mod write;
 
 use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, Weights, WrongUse};
@@ -26,6 +27,8 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Pull(args) => pull::pull(&args),
         Command::Logits(args) => logits::logits(&args),
+        Command::Quantize(args) => save::quantize(&args),
+        Command::Dequantize(args) => save::dequantize(&args),
         Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -57,7 +60,6 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         _ => Isa::detect(),
     };
     let int8 = Int8Config {
-        threshold: args.threshold,
         outlier_scope: match args.outliers {
             Outliers::Batch => OutlierScope::Batch,
             Outliers::Row => OutlierScope::Row,
@@ -66,19 +68,25 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
             Weights::Dequantized => OutlierWeights::Dequantized,
             Weights::Original => OutlierWeights::Original,
         },
+        ..Int8Config::default()
     };
     let options = LoadOptions {
-        dtype: match args.dtype {
-            Dtype::Float16 => WeightDtype::Float16,
-            Dtype::Bfloat16 => WeightDtype::BFloat16,
-            Dtype::Float32 => WeightDtype::Float32,
-            Dtype::Auto => WeightDtype::Auto,
-        },
+        dtype: weight_dtype(args.dtype),
         int8: (!args.no_quantize).then_some(int8),
+        threshold: args.threshold,
         skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
         isa,
     };
     Ok(LoadConfig { options, hub: hub_config(args.offline) })
+}
+
+fn weight_dtype(dtype: Dtype) -> WeightDtype {
+    match dtype {
+        Dtype::Float16 => WeightDtype::Float16,
+        Dtype::Bfloat16 => WeightDtype::BFloat16,
+        Dtype::Float32 => WeightDtype::Float32,
+        Dtype::Auto => WeightDtype::Auto,
+    }
 }
 
 fn hub_config(offline: bool) -> HubConfig {
@@ -89,16 +97,19 @@ fn hub_config(offline: bool) -> HubConfig {
 
 /// Loads the model the arguments name.
 fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
-    let config = load_config(args)?;
-    AutoModelForCausalLM::from_pretrained_with(&args.model, &config, &Downloads::new(), &mut |_| ())
-        .map_err(|error| explain(error, args))
+    load_named(&args.model, &load_config(args)?)
+}
+
+fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCausalLM> {
+    AutoModelForCausalLM::from_pretrained_with(name, config, &Downloads::new(), &mut |_| ())
+        .map_err(|error| explain(error, name))
 }
 
 /// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one.
-fn explain(error: LlmError, args: &ModelArgs) -> anyhow::Error {
+fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. })
         | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
-        error => anyhow::Error::from(error).context(format!("{} cannot be loaded", args.model)),
+        error => anyhow::Error::from(error).context(format!("{name} cannot be loaded")),
     }
 }

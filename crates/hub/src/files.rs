@@ -17,6 +17,8 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
     /// The weights.
     pub weights: WeightFiles,
+    /// The small files beside the weights that a copy of the model needs, `config.json` excepted.
+    pub companions: Vec<PathBuf>,
     /// The commit, for a model of the hub.
     pub commit: Option<String>,
 }
@@ -99,6 +101,20 @@ const OPTIONAL: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+];
+
+/// Small files that a copy of a model needs, `config.json` excepted.
+const COMPANIONS: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
 ];
 
 /// Which weights a listing has.
@@ -211,6 +227,7 @@ pub(crate) fn in_folder(
         generation_config: path("generation_config.json"),
         tokenizer,
         weights,
+        companions: COMPANIONS.into_iter().filter_map(path).collect(),
         commit,
     })
 }

@@ -16,11 +16,13 @@
 //! a folder's path work the same way.
 
 pub mod builtin;
+mod companion;
 pub mod error;
 pub mod generate;
 pub mod load;
 pub mod memory;
 pub mod model;
+pub mod save;
 pub mod tokenizer;
 
 pub use error::{LlmError, Result};
@@ -28,6 +30,7 @@ pub use generate::{FinishReason, Generated, GenerationConfig, Timing};
 pub use load::LoadConfig;
 pub use memory::MemoryUse;
 pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
+pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;
 
 pub use llm_int8_hub as hub;

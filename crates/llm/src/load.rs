@@ -1,6 +1,7 @@
 //! Where a model comes from: the built-in one, a folder, the hub.
 
 use crate::builtin;
+use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
 use crate::tokenizer::Tokenizer;
@@ -40,6 +41,7 @@ pub(crate) struct Source {
     /// or giving it token ids does not.
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
     pub(crate) generation: GenerationConfig,
+    pub(crate) companions: Vec<Companion>,
 }
 
 impl Source {
@@ -62,6 +64,7 @@ impl Source {
                 builtin::GENERATION_CONFIG,
                 &what("generation_config.json"),
             )?,
+            companions: Companion::of_builtin(),
             config,
         })
     }
@@ -81,7 +84,9 @@ impl Source {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids = config.token_ids("eos_token_id");
         }
-        Ok(Self { config, checkpoint, tokenizer: Tokenizer::from_files(&files.tokenizer), generation })
+        let tokenizer = Tokenizer::from_files(&files.tokenizer);
+        let companions = files.companions.iter().cloned().map(Companion::file).collect();
+        Ok(Self { config, checkpoint, tokenizer, generation, companions })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The model: load, print, list, generate.
 
+use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use crate::generate::{Generated, GenerationConfig, generate};
 use crate::load::{LoadConfig, Source, headers};
@@ -43,6 +44,8 @@ pub struct AutoModelForCausalLM {
     tree: Node,
     tokenizer: Result<Option<Tokenizer>>,
     generation: GenerationConfig,
+    companions: Vec<Companion>,
+    is_prequantized: bool,
     report: LoadReport,
 }
 
@@ -68,6 +71,7 @@ impl AutoModelForCausalLM {
         load: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<Self> {
         let source = Source::find(name, &config.hub, download)?;
+        let is_prequantized = Decoder::is_prequantized(&source.config, &source.checkpoint)?;
         let started = Instant::now();
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
@@ -82,6 +86,8 @@ impl AutoModelForCausalLM {
             config: source.config,
             tokenizer: source.tokenizer,
             generation: source.generation,
+            companions: source.companions,
+            is_prequantized,
             report: LoadReport { layers, duration: started.elapsed(), peak_memory },
         })
     }
@@ -130,6 +136,16 @@ impl AutoModelForCausalLM {
     /// The decoder itself.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// Whether its checkpoint held int8 layers already.
+    pub fn is_prequantized(&self) -> bool {
+        self.is_prequantized
+    }
+
+    /// The small files beside its weights.
+    pub(crate) fn companions(&self) -> &[Companion] {
+        &self.companions
     }
 
     /// The settings its `generation_config.json` asks for.

@@ -158,6 +158,11 @@ impl ModelConfig {
         &self.values[key]
     }
 
+    /// Every key and value.
+    pub fn values(&self) -> &Value {
+        &self.values
+    }
+
     /// The dtype the checkpoint says it is in (`dtype`, or `torch_dtype` of older writers).
     pub fn stored_dtype(&self) -> Option<FloatDtype> {
         let name = self.values["dtype"].as_str().or(self.values["torch_dtype"].as_str())?;

@@ -25,6 +25,29 @@ pub enum NnError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The disk has no room for a file.
+    #[error(
+        "the disk is full: {} needs {needed} bytes; free some space or choose another place. Nothing was left behind",
+        path.display()
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the whole file.
+        needed: u64,
+    },
+    /// A folder to be written is there already.
+    #[error("{} exists and is not empty; choose another name, or remove it first", path.display())]
+    TargetExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The caller ended it.
+    #[error("interrupted while {what}; nothing was left behind")]
+    Interrupted {
+        /// What was being done.
+        what: String,
+    },
     /// A checkpoint file whose structure is not what its format says.
     #[error(
         "{file} is not a usable checkpoint: {reason}; download it again, or check that it was copied whole"
@@ -195,6 +218,18 @@ pub enum NnError {
 }
 
 impl NnError {
+    /// Names files where they were meant to be, instead of where they were being written.
+    pub(crate) fn at(mut self, partial: &std::path::Path, target: &std::path::Path) -> Self {
+        if let Self::Write { path, .. } | Self::DiskFull { path, .. } = &mut self {
+            match path.strip_prefix(partial) {
+                Ok(rest) if rest.as_os_str().is_empty() => *path = target.to_owned(),
+                Ok(rest) => *path = target.join(rest),
+                Err(_) => {}
+            }
+        }
+        self
+    }
+
     /// Puts an error into candle's type, for the places where candle calls us.
     pub(crate) fn into_candle(self) -> candle_core::Error {
         match self {

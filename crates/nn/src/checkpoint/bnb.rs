@@ -1,14 +1,15 @@
 //! The state of an int8 layer as bitsandbytes saves it: `weight` I8, `SCB` F32 and `weight_format`
 //! U8 (0 = row) beside an optional `bias`.
 
+use super::writer::{NewTensor, write_safetensors};
 use super::{Checkpoint, float_tensor};
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{Int8Config, Int8Linear, Int8Weight};
+use crate::parameter::FloatParameter;
 use bytemuck::cast_slice;
-use candle_core::DType;
+use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::TensorView as Stored;
 use std::path::Path;
 
 /// Reads codes and absmax of the layer `prefix`, of shape `[out, in]`.
@@ -81,48 +82,55 @@ impl Int8Linear {
     }
 }
 
+/// The tensors bitsandbytes saves of a layer: `weight` I8, `bias`, `SCB` F32, `weight_format` U8 0 (row).
+///
+/// # Errors
+/// [`NnError::NotLoaded`].
+pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTensor<'a>>> {
+    let weight = layer.weight()?;
+    let shape = [layer.out_features(), layer.in_features()];
+    let name = |part: &str| format!("{prefix}.{part}");
+    let mut tensors =
+        vec![NewTensor::new(name("weight"), Dtype::I8, &shape, || Ok(cast_slice(weight.codes()).into()))];
+    if let Some(bias) = layer.bias() {
+        tensors.push(float_state(bias, name("bias"), false));
+    }
+    tensors.push(NewTensor::new(name("SCB"), Dtype::F32, &shape[..1], || {
+        Ok(cast_slice(weight.absmax()).into())
+    }));
+    tensors.push(NewTensor::new(name("weight_format"), Dtype::U8, &[], || Ok((&[0u8]).into())));
+    Ok(tensors)
+}
+
+/// A float parameter to be written; with `transposed`, `[out, in]` becomes `[in, out]` (`Conv1D`).
+pub fn float_state(parameter: &FloatParameter, name: String, transposed: bool) -> NewTensor<'_> {
+    let dtype = match parameter.dtype() {
+        FloatDtype::F16 => Dtype::F16,
+        FloatDtype::BF16 => Dtype::BF16,
+        FloatDtype::F32 => Dtype::F32,
+    };
+    let mut shape = parameter.shape().to_vec();
+    if transposed {
+        shape.reverse();
+    }
+    NewTensor::new(name, dtype, &shape, move || {
+        let tensor = parameter.tensor()?;
+        let tensor = if transposed { tensor.t()? } else { tensor.clone() };
+        let flat = tensor.flatten_all()?;
+        Ok(match parameter.dtype() {
+            FloatDtype::F16 => cast_slice(&flat.to_vec1::<f16>()?).to_vec(),
+            FloatDtype::BF16 => cast_slice(&flat.to_vec1::<bf16>()?).to_vec(),
+            FloatDtype::F32 => cast_slice(&flat.to_vec1::<f32>()?).to_vec(),
+        }
+        .into())
+    })
+}
+
 /// Writes one layer as bitsandbytes would, into a safetensors file of its own: beside the target,
 /// synced, then renamed, so that no half-written file is ever there under its name.
 ///
 /// # Errors
 /// [`NnError::Write`]; [`NnError::NotLoaded`].
 pub fn write_linear_state(layer: &Int8Linear, prefix: &str, path: &Path) -> Result<()> {
-    let weight = layer.weight()?;
-    let shape = vec![layer.out_features(), layer.in_features()];
-    let malformed = |cause: safetensors::SafeTensorError| NnError::Write {
-        path: path.to_owned(),
-        source: std::io::Error::other(cause.to_string()),
-    };
-    let view = |dtype, shape, bytes| Stored::new(dtype, shape, bytes).map_err(malformed);
-    let bias = layer
-        .bias()
-        .map(|bias| bias.tensor()?.to_dtype(DType::F16)?.to_vec1::<half::f16>().map_err(NnError::from));
-    let bias = bias.transpose()?;
-    let mut tensors = vec![
-        (format!("{prefix}.weight"), view(Dtype::I8, shape, cast_slice(weight.codes()))?),
-        (format!("{prefix}.SCB"), view(Dtype::F32, vec![layer.out_features()], cast_slice(weight.absmax()))?),
-        (format!("{prefix}.weight_format"), view(Dtype::U8, vec![], &[0u8])?),
-    ];
-    if let Some(bias) = &bias {
-        tensors.push((format!("{prefix}.bias"), view(Dtype::F16, vec![bias.len()], cast_slice(bias))?));
-    }
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(malformed)?;
-    write_atomically(path, &bytes)
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let error = |source| NnError::Write { path: path.to_owned(), source };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::File::create(&beside)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|cause| {
-        // The error to report is the first one; a file that cannot be removed either says nothing new.
-        let _ = std::fs::remove_file(&beside);
-        error(cause)
-    })
+    write_safetensors(path, &linear_state(layer, prefix)?)
 }

@@ -11,11 +11,13 @@ mod mmap;
 mod pickle;
 mod safetensors;
 mod view;
+pub mod writer;
 
-pub use bnb::{read_linear_state, write_linear_state};
+pub use bnb::{float_state, linear_state, read_linear_state, write_linear_state};
 pub use cast::{float_tensor, int8_weight};
 pub use columns::CheckpointColumns;
 pub use view::{TensorView, is_float};
+pub use writer::{NewFolder, NewTensor, WriteEvent, WriteObserver};
 
 use crate::error::{NnError, Result};
 use crate::module::replace::near_names;

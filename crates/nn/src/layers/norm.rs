@@ -80,6 +80,11 @@ impl Norm {
         self.weight.shape()[0]
     }
 
+    /// Weight and bias, under their names.
+    pub fn parameters(&self) -> impl Iterator<Item = (&'static str, &FloatParameter)> {
+        std::iter::once(("weight", &self.weight)).chain(self.bias.iter().map(|bias| ("bias", bias)))
+    }
+
     /// Weight and bias, to be filled, under their names.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut FloatParameter)> {
         let bias = self.bias.iter_mut().map(|bias| ("bias", bias));

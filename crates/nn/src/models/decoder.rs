@@ -8,7 +8,7 @@ use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::layers::{AttentionRule, Embedding, Heads, LayerCache, Norm, RopeTable, attend, with_f32};
-use crate::linear::{FloatLinear, Linear};
+use crate::linear::{FloatLinear, Int8Config, Linear};
 use crate::module::ModulePath;
 use candle_core::{DType, Device, Tensor};
 use llm_int8_kernels::Isa;
@@ -256,6 +256,15 @@ impl Decoder {
     /// What the float parameters are stored in.
     pub fn dtype(&self) -> FloatDtype {
         self.dtype
+    }
+
+    /// How the int8 layers compute; none where no layer is int8.
+    pub fn int8_config(&self) -> Option<Int8Config> {
+        let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
+        parts.into_iter().find_map(|part| match part {
+            Part::Linear(Linear::Int8(linear)) => Some(linear.config()),
+            _ => None,
+        })
     }
 
     /// The path of every part, in PyTorch's order.

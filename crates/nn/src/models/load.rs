@@ -40,6 +40,9 @@ pub struct LoadOptions {
     pub dtype: WeightDtype,
     /// How int8 layers compute; none loads every layer as it is.
     pub int8: Option<Int8Config>,
+    /// The threshold of outliers, whatever a saved 8-bit checkpoint says. None: that of the checkpoint's
+    /// `quantization_config`, and `int8.threshold` where there is none.
+    pub threshold: Option<f32>,
     /// Modules to leave as they are, beside those that always are.
     pub skip_modules: SkipList,
     /// The instruction set of the products.
@@ -52,6 +55,7 @@ impl Default for LoadOptions {
         Self {
             dtype: WeightDtype::default(),
             int8: Some(Int8Config::default()),
+            threshold: None,
             skip_modules: SkipList::default(),
             isa: Isa::detect(),
         }
@@ -86,7 +90,11 @@ impl Decoder {
         let dtype = float_dtype(config, checkpoint, options.dtype);
         let mut decoder = Self::declared(spec, dtype, options.isa);
         let keys = Keys { checkpoint, prefix: decoder.spec().optional_prefix };
-        let report = match (quantised_by(config)?, options.int8) {
+        let int8 = match options.int8 {
+            Some(int8) => Some(Int8Config { threshold: threshold(config, options, int8)?, ..int8 }),
+            None => None,
+        };
+        let report = match (Self::is_prequantized(config, checkpoint)?, int8) {
             (true, Some(int8)) => declare_quantised(&mut decoder, &keys, options, int8)?,
             (true, None) => {
                 let reason =
@@ -100,6 +108,26 @@ impl Decoder {
         };
         check_tensors(&mut decoder, &keys)?;
         Ok((decoder, report))
+    }
+
+    /// Whether the checkpoint holds bitsandbytes' int8 weights.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for weights that another method quantised.
+    pub fn is_prequantized(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<bool> {
+        let Some(quantization) = config.quantization() else {
+            return Ok(checkpoint.entries().any(|(name, _)| name.ends_with(".SCB")));
+        };
+        if quantization["load_in_8bit"].as_bool() == Some(true) {
+            return Ok(true);
+        }
+        let method = quantization["quant_method"].as_str().unwrap_or("unknown");
+        Err(NnError::Config {
+            reason: format!(
+                "the weights are quantised already, by `{method}` and not in bitsandbytes' 8 bit; \
+                 load the model's unquantised checkpoint"
+            ),
+        })
     }
 
     /// Loads a model: each tensor is read from the checkpoint, cast or quantised, and dropped.
@@ -131,19 +159,18 @@ impl Decoder {
     }
 }
 
-/// Whether the checkpoint holds bitsandbytes' int8 weights; other quantisations are refused.
-fn quantised_by(config: &ModelConfig) -> Result<bool> {
-    let Some(quantization) = config.quantization() else { return Ok(false) };
-    if quantization["load_in_8bit"].as_bool() == Some(true) {
-        return Ok(true);
+/// The threshold the caller, the checkpoint or the settings ask for, in this order.
+fn threshold(config: &ModelConfig, options: &LoadOptions, int8: Int8Config) -> Result<f32> {
+    let stored = config.quantization().map(|quantization| &quantization["llm_int8_threshold"]);
+    match (options.threshold, stored) {
+        (Some(threshold), _) => Ok(threshold),
+        (None, None | Some(serde_json::Value::Null)) => Ok(int8.threshold),
+        (None, Some(value)) => {
+            value.as_f64().filter(|x| *x >= 0.0).map(|x| x as f32).ok_or_else(|| NnError::Config {
+                reason: format!("`llm_int8_threshold` is {value}; a number from 0 up was expected"),
+            })
+        }
     }
-    let method = quantization["quant_method"].as_str().unwrap_or("unknown");
-    Err(NnError::Config {
-        reason: format!(
-            "the weights are quantised already, by `{method}` and not in bitsandbytes' 8 bit; \
-             load the model's unquantised checkpoint"
-        ),
-    })
 }
 
 fn float_dtype(config: &ModelConfig, checkpoint: &Checkpoint, wanted: WeightDtype) -> FloatDtype {

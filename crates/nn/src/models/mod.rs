@@ -3,6 +3,7 @@
 pub mod decoder;
 pub mod families;
 mod load;
+mod save;
 pub mod spec;
 pub mod template;
 mod tree;
@@ -11,4 +12,5 @@ pub use crate::config::ModelConfig;
 pub use decoder::{Decoder, KvCache, LogitPositions};
 pub use families::FAMILIES;
 pub use load::{LoadEvent, LoadOptions, WeightDtype};
+pub use save::SavedLayers;
 pub use spec::DecoderSpec;

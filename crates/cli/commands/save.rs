@@ -1,0 +1,51 @@
+//! `llm-int8 quantize` and `dequantize`: a model into a folder.
+
+use super::{hub_config, load, load_named, weight_dtype};
+use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, WrongUse};
+use crate::display::{Writing, bytes, line};
+use crate::interrupt::Interrupt;
+use llm_int8::nn::checkpoint::NewFolder;
+use llm_int8::nn::models::{LoadOptions, SavedLayers};
+use llm_int8::{AutoModelForCausalLM, LoadConfig, SaveOptions};
+use std::ops::ControlFlow;
+
+pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
+    if args.model.no_quantize {
+        return Err(WrongUse("quantize and --no-quantize contradict each other".into()).into());
+    }
+    check(&args.output)?;
+    save(&load(&args.model)?, &args.output, SavedLayers::Int8)
+}
+
+pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
+    check(&args.output)?;
+    let options = LoadOptions { dtype: weight_dtype(args.dtype), ..LoadOptions::default() };
+    let config = LoadConfig { options, hub: hub_config(args.offline) };
+    let model = load_named(&args.model, &config)?;
+    if !model.is_prequantized() {
+        let text = format!("{} is not an 8-bit checkpoint; there is nothing to dequantise", args.model);
+        return Err(WrongUse(text).into());
+    }
+    save(&model, &args.output, SavedLayers::Dequantized)
+}
+
+fn save(model: &AutoModelForCausalLM, output: &OutputArgs, layers: SavedLayers) -> anyhow::Result<()> {
+    let options = SaveOptions { max_shard_size: output.max_shard_size, layers };
+    let interrupt = Interrupt::watch()?;
+    let writing = Writing::new();
+    let mut written = 0;
+    let saved = model.save_pretrained(&output.folder, &options, &mut |event| {
+        written = event.total;
+        writing.show(&event);
+        if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    writing.end();
+    saved?;
+    line(&format!("wrote {} of weights into {}", bytes(written), output.folder.display()));
+    Ok(())
+}
+
+/// Finds out before loading that the folder cannot be written.
+fn check(output: &OutputArgs) -> anyhow::Result<()> {
+    NewFolder::check(&output.folder).map_err(|error| WrongUse(error.to_string()).into())
+}

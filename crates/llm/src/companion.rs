@@ -1,0 +1,61 @@
+//! The small files beside a model's weights: tokenizer, chat template, generation settings.
+
+use crate::builtin;
+use crate::error::{LlmError, Result};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+/// A small file: on disk, part of the program, or made from what a GGUF file says.
+#[derive(Debug, Clone)]
+pub(crate) struct Companion {
+    pub(crate) name: String,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    File(PathBuf),
+    Bytes(Cow<'static, [u8]>),
+}
+
+impl Companion {
+    pub(crate) fn file(path: PathBuf) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { name, content: Content::File(path) }
+    }
+
+    pub(crate) fn bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self { name: name.to_owned(), content: Content::Bytes(bytes.into()) }
+    }
+
+    /// Those of the built-in model.
+    pub(crate) fn of_builtin() -> Vec<Self> {
+        vec![
+            Self::bytes("generation_config.json", builtin::GENERATION_CONFIG),
+            Self::bytes("tokenizer.json", builtin::TOKENIZER),
+            Self::bytes("tokenizer_config.json", builtin::TOKENIZER_CONFIG),
+        ]
+    }
+
+    pub(crate) fn read(&self) -> Result<Cow<'_, [u8]>> {
+        match &self.content {
+            Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Content::File(path) => {
+                let read = std::fs::read(path);
+                read.map(Cow::Owned).map_err(|source| LlmError::Read { path: path.clone(), source })
+            }
+        }
+    }
+
+    /// The JSON of a companion, where there is one of that name.
+    pub(crate) fn json(all: &[Self], name: &str) -> Result<Option<Value>> {
+        let Some(companion) = all.iter().find(|companion| companion.name == name) else { return Ok(None) };
+        let parsed = serde_json::from_slice(&companion.read()?);
+        let what = || match &companion.content {
+            Content::File(path) => path.display().to_string(),
+            Content::Bytes(_) => name.to_owned(),
+        };
+        parsed.map(Some).map_err(|cause| LlmError::MalformedJson { what: what(), reason: cause.to_string() })
+    }
+}

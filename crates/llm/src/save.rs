@@ -1,0 +1,112 @@
+//! Writing a model so that transformers and bitsandbytes load it (`save_pretrained`).
+
+use crate::error::Result;
+use crate::model::AutoModelForCausalLM;
+use llm_int8_nn::NnError;
+use llm_int8_nn::checkpoint::{NewFolder, WriteObserver};
+use llm_int8_nn::dtype::ParameterDtype;
+use llm_int8_nn::models::SavedLayers;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// How a model is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// Bytes of a file at most; a larger tensor has a file of its own.
+    pub max_shard_size: u64,
+    /// What becomes of int8 layers.
+    pub layers: SavedLayers,
+}
+
+impl Default for SaveOptions {
+    /// Int8 as bitsandbytes saves it, files of 5 GB as transformers writes them.
+    fn default() -> Self {
+        Self { max_shard_size: 5_000_000_000, layers: SavedLayers::Int8 }
+    }
+}
+
+impl AutoModelForCausalLM {
+    /// Writes the model into a new folder: weights, `config.json` and the tokenizer's files, as
+    /// `save_pretrained` of transformers does. Nothing is at `folder` until everything is written.
+    ///
+    /// ```
+    /// use llm_int8::{AutoModelForCausalLM, LoadConfig, SaveOptions};
+    /// use std::ops::ControlFlow;
+    /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+    /// let folder = std::env::temp_dir().join(format!("llm-int8-doc-{}", std::process::id()));
+    /// model.save_pretrained(&folder, &SaveOptions::default(), &mut |_| ControlFlow::Continue(()))?;
+    /// let path = folder.to_string_lossy();
+    /// let again = AutoModelForCausalLM::from_pretrained(&path, &LoadConfig::default())?;
+    /// assert_eq!(again.tree(), model.tree());
+    /// # std::fs::remove_dir_all(&folder).ok();
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LlmError::Nn`](crate::LlmError::Nn): [`NnError::TargetExists`], [`NnError::DiskFull`],
+    /// [`NnError::Write`], [`NnError::Interrupted`] when `observe` ends it, and [`NnError::Config`] where a
+    /// model without int8 layers is to be saved in 8 bit, or to be dequantised.
+    pub fn save_pretrained(
+        &self,
+        folder: &Path,
+        options: &SaveOptions,
+        observe: &mut WriteObserver<'_>,
+    ) -> Result<()> {
+        let has_int8 = self.named_parameters().iter().any(|p| p.dtype == ParameterDtype::I8);
+        if !has_int8 && options.layers == SavedLayers::Dequantized {
+            let reason = "no layer of this model is int8, so there is nothing to dequantise".to_owned();
+            return Err(NnError::Config { reason }.into());
+        }
+        let new = NewFolder::begin(folder)?;
+        new.write_tensors(&self.decoder().state(options.layers)?, options.max_shard_size, observe)?;
+        for companion in self.companions() {
+            new.write(&companion.name, &companion.read()?)?;
+        }
+        // Last: a folder without it is no model.
+        let config = self.saved_config(has_int8 && options.layers == SavedLayers::Int8);
+        new.write("config.json", format!("{config:#}\n").as_bytes())?;
+        Ok(new.commit()?)
+    }
+
+    /// `config.json` with the dtype of the saved floats and, for 8 bit, what `BitsAndBytesConfig` writes.
+    fn saved_config(&self, is_int8: bool) -> Value {
+        let mut config = self.config().values().clone();
+        if let Some(keys) = config.as_object_mut() {
+            keys.remove("torch_dtype");
+            keys.remove("quantization_config");
+            keys.insert("dtype".into(), ParameterDtype::from(self.decoder().dtype()).name().into());
+            if is_int8 {
+                keys.insert("quantization_config".into(), self.quantization_config());
+            }
+        }
+        config
+    }
+
+    fn quantization_config(&self) -> Value {
+        // The list of transformers replaces its default one, so it names every layer that was kept; its
+        // default keeps the head.
+        let kept: Vec<String> =
+            self.load_report().layers.kept.iter().map(|layer| layer.path.to_string()).collect();
+        let is_default = kept.iter().all(|path| self.decoder().spec().never_converted().contains(path));
+        json!({
+            "_load_in_4bit": false,
+            "_load_in_8bit": true,
+            "bnb_4bit_compute_dtype": "float32",
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": "fp4",
+            "bnb_4bit_use_double_quant": false,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": if is_default { Value::Null } else { kept.into() },
+            "llm_int8_threshold": self.threshold(),
+            "load_in_4bit": false,
+            "load_in_8bit": true,
+            "quant_method": "bitsandbytes",
+        })
+    }
+
+    /// The threshold the int8 layers were loaded with.
+    fn threshold(&self) -> f32 {
+        self.decoder().int8_config().map_or(0.0, |config| config.threshold)
+    }
+}

@@ -1,0 +1,362 @@
+//! Writing safetensors: tensor by tensor, so that nothing but the one in flight is held twice, and only
+//! under names that a loader does not look for until everything is there.
+
+use crate::error::{NnError, Result};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// A tensor to be written; its bytes are asked for when it is its turn.
+pub struct NewTensor<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Box<dyn Fn() -> Result<Cow<'a, [u8]>> + 'a>,
+}
+
+impl<'a> NewTensor<'a> {
+    /// A tensor of that name, dtype and shape, little-endian and row-major.
+    pub fn new(
+        name: String,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: impl Fn() -> Result<Cow<'a, [u8]>> + 'a,
+    ) -> Self {
+        Self { name, dtype, shape: shape.to_vec(), bytes: Box::new(bytes) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of its data.
+    pub fn len(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Progress of writing.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteEvent<'a> {
+    /// The tensor just written.
+    pub tensor: &'a str,
+    /// Bytes written.
+    pub done: u64,
+    /// Bytes to write.
+    pub total: u64,
+}
+
+/// Gets progress, and may end the writing.
+pub type WriteObserver<'a> = dyn FnMut(WriteEvent<'_>) -> ControlFlow<()> + 'a;
+
+/// A folder that comes into being at once: it is filled under another name beside its place.
+///
+/// Dropped without [`NewFolder::commit`], it leaves nothing behind; killed, a hidden folder ending in
+/// `.partial`.
+#[derive(Debug)]
+pub struct NewFolder {
+    target: PathBuf,
+    partial: PathBuf,
+    is_committed: bool,
+}
+
+impl NewFolder {
+    /// Whether a folder may be begun there; worth asking before long work.
+    ///
+    /// # Errors
+    /// [`NnError::TargetExists`].
+    pub fn check(target: &Path) -> Result<()> {
+        let is_taken = match std::fs::read_dir(target) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => target.symlink_metadata().is_ok(),
+        };
+        match is_taken || target.file_name().is_none() {
+            true => Err(NnError::TargetExists { path: target.to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins a folder that will be at `target`, where nothing or an empty folder may be.
+    ///
+    /// # Errors
+    /// [`NnError::TargetExists`]; [`NnError::Write`].
+    pub fn begin(target: &Path) -> Result<Self> {
+        let failed = |source| NnError::Write { path: target.to_owned(), source };
+        Self::check(target)?;
+        let name = target.file_name().unwrap_or_default();
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", std::process::id()));
+        let partial = target.with_file_name(hidden);
+        std::fs::create_dir_all(&partial).map_err(failed)?;
+        Ok(Self { target: target.to_owned(), partial, is_committed: false })
+    }
+
+    /// Writes a small file into it.
+    ///
+    /// # Errors
+    /// [`NnError::Write`], [`NnError::DiskFull`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.partial.join(name);
+        let written =
+            File::create(&path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+        written.map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
+    }
+
+    /// Writes tensors as `model.safetensors`, or in shards of at most `max_shard_size` bytes (a larger
+    /// tensor has a shard of its own) with an index, as `save_pretrained` of transformers does.
+    ///
+    /// # Errors
+    /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; what a tensor's bytes give.
+    pub fn write_tensors(
+        &self,
+        tensors: &[NewTensor<'_>],
+        max_shard_size: u64,
+        observe: &mut WriteObserver<'_>,
+    ) -> Result<()> {
+        let shards = split(tensors, max_shard_size);
+        let mut progress = Progress { done: 0, total: tensors.iter().map(NewTensor::len).sum(), observe };
+        let mut weight_map = BTreeMap::new();
+        for (number, shard) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => "model.safetensors".to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+            };
+            let written = write_file(&self.partial.join(&name), shard, &mut progress);
+            // Messages speak of the place the file was meant for.
+            written.map_err(|error| error.at(&self.partial, &self.target))?;
+            weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), name.clone())));
+        }
+        if shards.len() == 1 {
+            return Ok(());
+        }
+        let index =
+            serde_json::json!({ "metadata": { "total_size": progress.total }, "weight_map": weight_map });
+        self.write("model.safetensors.index.json", format!("{index:#}\n").as_bytes())
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// [`NnError::Write`].
+    pub fn commit(mut self) -> Result<()> {
+        let failed = |source| NnError::Write { path: self.target.clone(), source };
+        // An empty folder at the target is in the way on some systems.
+        if self.target.is_dir() {
+            std::fs::remove_dir(&self.target).map_err(failed)?;
+        }
+        sync_folder(&self.partial);
+        std::fs::rename(&self.partial, &self.target).map_err(failed)?;
+        self.target.parent().into_iter().for_each(sync_folder);
+        self.is_committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What cannot be removed is a hidden folder without config.json.
+            let _ = std::fs::remove_dir_all(&self.partial);
+        }
+    }
+}
+
+/// Some systems cannot sync folders; the files in it are synced by themselves.
+fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+/// Writes one file of tensors: beside its place, synced, then renamed.
+///
+/// # Errors
+/// As [`NewFolder::write_tensors`].
+pub fn write_safetensors(path: &Path, tensors: &[NewTensor<'_>]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let beside = path.with_file_name(name);
+    let all: Vec<&NewTensor<'_>> = tensors.iter().collect();
+    let mut progress = Progress { done: 0, total: 0, observe: &mut |_| ControlFlow::Continue(()) };
+    let written = write_file(&beside, &all, &mut progress).map_err(|error| error.at(&beside, path));
+    let renamed = written.and_then(|()| {
+        std::fs::rename(&beside, path).map_err(|source| NnError::Write { path: path.to_owned(), source })
+    });
+    if renamed.is_err() {
+        // The error to report is the first one; a file that cannot be removed either says nothing new.
+        let _ = std::fs::remove_file(&beside);
+    }
+    renamed
+}
+
+struct Progress<'a, 'b> {
+    done: u64,
+    total: u64,
+    observe: &'a mut WriteObserver<'b>,
+}
+
+/// `split_torch_state_dict_into_shards` of huggingface_hub.
+fn split<'a, 'b>(tensors: &'a [NewTensor<'b>], max_shard_size: u64) -> Vec<Vec<&'a NewTensor<'b>>> {
+    let (mut shards, mut current, mut size) = (Vec::new(), Vec::new(), 0);
+    for tensor in tensors {
+        let len = tensor.len();
+        if len > max_shard_size {
+            shards.push(vec![tensor]);
+            continue;
+        }
+        if size + len > max_shard_size {
+            shards.push(std::mem::take(&mut current));
+            size = 0;
+        }
+        current.push(tensor);
+        size += len;
+    }
+    if !current.is_empty() || shards.is_empty() {
+        shards.push(current);
+    }
+    shards
+}
+
+fn write_file(path: &Path, tensors: &[&NewTensor<'_>], progress: &mut Progress<'_, '_>) -> Result<()> {
+    // The order the safetensors library writes: the widest dtype first, then by name.
+    let mut ordered = tensors.to_vec();
+    ordered.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+    let total: u64 = ordered.iter().map(|tensor| tensor.len()).sum();
+    let failed = |cause| write_error(path, cause, total);
+    let header = header(&ordered).map_err(failed)?;
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(&header).map_err(failed)?;
+    for tensor in ordered {
+        let bytes = (tensor.bytes)()?;
+        if bytes.len() as u64 != tensor.len() {
+            let reason = format!("tensor `{}` has {} bytes of {}", tensor.name, bytes.len(), tensor.len());
+            return Err(failed(std::io::Error::other(reason)));
+        }
+        file.write_all(&bytes).map_err(failed)?;
+        progress.done += tensor.len();
+        let event = WriteEvent { tensor: &tensor.name, done: progress.done, total: progress.total };
+        if (progress.observe)(event).is_break() {
+            return Err(NnError::Interrupted { what: format!("writing {}", path.display()) });
+        }
+    }
+    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)
+}
+
+/// The JSON before the data, filled up with spaces to a multiple of 8.
+fn header(ordered: &[&NewTensor<'_>]) -> std::io::Result<Vec<u8>> {
+    let mut end = 0;
+    let infos = ordered.iter().map(|tensor| {
+        let start = end;
+        end += tensor.len() as usize;
+        let info =
+            TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
+        (tensor.name.clone(), info)
+    });
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(std::io::Error::other)?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+fn write_error(path: &Path, cause: std::io::Error, needed: u64) -> NnError {
+    match cause.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            NnError::DiskFull { path: path.to_owned(), needed }
+        }
+        _ => NnError::Write { path: path.to_owned(), source: cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, dtype: Dtype, count: usize) -> NewTensor<'static> {
+        let size = dtype.bitsize() / 8;
+        NewTensor::new(name.into(), dtype, &[count], move || Ok(vec![7; count * size].into()))
+    }
+
+    fn go_on(_: WriteEvent<'_>) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    #[test]
+    fn shards_are_filled_in_order_and_large_tensors_stand_alone() {
+        let tensors =
+            [("a", 4), ("b", 4), ("huge", 40), ("c", 4), ("d", 4)].map(|(n, c)| tensor(n, Dtype::U8, c));
+        let names = |limit| -> Vec<String> {
+            let shards = split(&tensors, limit);
+            shards.iter().map(|s| s.iter().map(|t| t.name()).collect::<Vec<_>>().join("+")).collect()
+        };
+        assert_eq!(names(100), ["a+b+huge+c+d"]);
+        assert_eq!(names(12), ["huge", "a+b+c", "d"]);
+        assert_eq!(names(1), ["a", "b", "huge", "c", "d"]);
+    }
+
+    #[test]
+    fn the_safetensors_library_reads_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model");
+        let new = NewFolder::begin(&target).unwrap();
+        let tensors = [tensor("codes", Dtype::I8, 3), tensor("b", Dtype::F16, 2), tensor("a", Dtype::F32, 1)];
+        new.write_tensors(&tensors, 1 << 30, &mut go_on).unwrap();
+        assert!(!target.exists());
+        new.commit().unwrap();
+        let bytes = std::fs::read(target.join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("codes").unwrap().data(), [7; 3]);
+        let theirs = file.tensors();
+        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+        assert_eq!(
+            safetensors::serialize(theirs, metadata).unwrap(),
+            bytes,
+            "byte for byte as the library writes"
+        );
+    }
+
+    #[test]
+    fn interrupted_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model");
+        let new = NewFolder::begin(&target).unwrap();
+        let error =
+            new.write_tensors(&[tensor("a", Dtype::U8, 9)], 1, &mut |_| ControlFlow::Break(())).unwrap_err();
+        assert!(matches!(error, NnError::Interrupted { .. }));
+        drop(new);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_there_is_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("mine"), "x").unwrap();
+        for taken in [folder.path().to_owned(), folder.path().join("mine")] {
+            let error = NewFolder::begin(&taken).unwrap_err().to_string();
+            assert!(error.contains("exists"), "{error}");
+        }
+        let empty = folder.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        NewFolder::begin(&empty).unwrap().commit().unwrap();
+        assert!(empty.is_dir());
+    }
+
+    #[test]
+    fn a_full_disk_is_called_so() {
+        let cause = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = write_error(Path::new("m/model.safetensors"), cause, 1234).to_string();
+        assert!(error.contains("disk is full") && error.contains("1234 bytes"), "{error}");
+    }
+}

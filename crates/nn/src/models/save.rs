@@ -1,0 +1,92 @@
+//! From a decoder back to tensors of a checkpoint.
+
+use super::decoder::{Decoder, Part};
+use super::spec::{ModelSlot, Slot};
+use crate::checkpoint::{NewTensor, float_state, linear_state};
+use crate::dtype::FloatDtype;
+use crate::error::Result;
+use crate::linear::{Int8Linear, Linear, LinearClass};
+use bytemuck::cast_slice;
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// What becomes of int8 layers when a model is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedLayers {
+    /// They are saved as bitsandbytes does: codes and `SCB`.
+    Int8,
+    /// Their weights become floats again, `code · absmax / 127`, rounded to the dtype of the other
+    /// parameters (`dequantize()` of transformers).
+    Dequantized,
+}
+
+impl Decoder {
+    /// The tensors of a checkpoint of this model, in PyTorch's order, under transformers' names. A tied head
+    /// is left out, as `save_pretrained` leaves it out.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded).
+    pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
+        let mut tensors = Vec::new();
+        for (path, slot) in self.paths() {
+            let is_tied = self.spec().tied_head && slot == Slot::Model(ModelSlot::Head);
+            let weight = path.join("weight").to_string();
+            match self.part(slot) {
+                Some(Part::Embedding(embedding)) => {
+                    tensors.push(float_state(embedding.weight(), weight, false))
+                }
+                Some(Part::Norm(norm)) => {
+                    for (name, parameter) in norm.parameters() {
+                        tensors.push(float_state(parameter, path.join(name).to_string(), false));
+                    }
+                }
+                Some(Part::Linear(Linear::Float(linear))) => {
+                    let transposed = linear.class() == LinearClass::Conv1D;
+                    tensors.extend((!is_tied).then(|| float_state(linear.weight(), weight, transposed)));
+                    let bias = path.join("bias").to_string();
+                    tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
+                }
+                Some(Part::Linear(Linear::Int8(linear))) if layers == SavedLayers::Int8 => {
+                    tensors.extend(linear_state(linear, path.as_str())?);
+                }
+                Some(Part::Linear(Linear::Int8(linear))) => {
+                    tensors.push(dequantized(linear, weight, self.dtype()));
+                    let bias = path.join("bias").to_string();
+                    tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
+                }
+                None => {}
+            }
+        }
+        Ok(tensors)
+    }
+}
+
+fn dequantized(linear: &Int8Linear, name: String, dtype: FloatDtype) -> NewTensor<'_> {
+    let (rows, columns) = (linear.out_features(), linear.in_features());
+    let is_conv = linear.class() == LinearClass::Conv1D;
+    let shape = if is_conv { [columns, rows] } else { [rows, columns] };
+    let stored = match dtype {
+        FloatDtype::F16 => Dtype::F16,
+        FloatDtype::BF16 => Dtype::BF16,
+        FloatDtype::F32 => Dtype::F32,
+    };
+    NewTensor::new(name, stored, &shape, move || {
+        let mut values = linear.weight()?.dequantize(linear.isa())?;
+        if is_conv {
+            let rowwise = values.clone();
+            for (place, value) in values.iter_mut().enumerate() {
+                *value = rowwise[place % rows * columns + place / rows];
+            }
+        }
+        Ok(match dtype {
+            FloatDtype::F16 => {
+                cast_slice(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()).to_vec()
+            }
+            FloatDtype::BF16 => {
+                cast_slice(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()).to_vec()
+            }
+            FloatDtype::F32 => cast_slice(&values).to_vec(),
+        }
+        .into())
+    })
+}
