@@ -19,6 +19,7 @@ pub mod builtin;
 mod companion;
 pub mod error;
 pub mod generate;
+mod gguf_tokenizer;
 pub mod load;
 pub mod memory;
 pub mod model;

@@ -4,10 +4,11 @@ use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
+use crate::gguf_tokenizer;
 use crate::tokenizer::Tokenizer;
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
-use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::models::{LoadOptions, ModelConfig};
+use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
+use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::Path;
 
 /// Everything that decides how a model is found and loaded.
@@ -50,6 +51,9 @@ impl Source {
         if builtin::is_meant(name) {
             return Self::builtin();
         }
+        if is_gguf(name) {
+            return Self::from_gguf(Path::new(name));
+        }
         let model: ModelRef = name.parse()?;
         Self::from_files(&Hub::new(hub.clone())?.resolve(&model, progress)?)
     }
@@ -67,6 +71,30 @@ impl Source {
             companions: Companion::of_builtin(),
             config,
         })
+    }
+
+    fn from_gguf(path: &Path) -> Result<Self> {
+        let file = GgufFile::open(path)?;
+        let made = gguf_tokenizer::companions(&file);
+        let (config, checkpoint) = open_gguf(file)?;
+        let (companions, tokenizer) = match made {
+            Ok(companions) => {
+                let json = companions.iter().find(|companion| companion.name == "tokenizer.json");
+                let what = format!("in {}", path.display());
+                let tokenizer = match json {
+                    Some(json) => Tokenizer::from_bytes(&json.read()?, &what).map(Some),
+                    None => Ok(None),
+                };
+                (companions, tokenizer)
+            }
+            // Whoever needs no text can go on.
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let generation = GenerationConfig {
+            eos_token_ids: config.token_ids("eos_token_id"),
+            ..GenerationConfig::default()
+        };
+        Ok(Self { config, checkpoint, tokenizer, generation, companions })
     }
 
     fn from_files(files: &ModelFiles) -> Result<Self> {
@@ -111,8 +139,9 @@ pub(crate) fn headers(
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(ModelConfig, Checkpoint)> {
-    let source = match (builtin::is_meant(name), name.parse()?) {
-        (false, model @ ModelRef::Hub { .. }) => {
+    let is_here = builtin::is_meant(name) || is_gguf(name);
+    let source = match (is_here, if is_here { None } else { Some(name.parse()?) }) {
+        (false, Some(model @ ModelRef::Hub { .. })) => {
             let found = Hub::new(hub.clone())?.resolve_metadata(&model, progress)?;
             let config = ModelConfig::parse(&read(&found.config)?)?;
             let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
@@ -122,6 +151,11 @@ pub(crate) fn headers(
         _ => Source::find(name, hub, progress)?,
     };
     Ok((source.config, source.checkpoint))
+}
+
+/// A `.gguf` file.
+fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

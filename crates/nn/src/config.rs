@@ -36,6 +36,11 @@ impl ModelConfig {
         Ok(Self { values })
     }
 
+    /// Keys and values put together by a program.
+    pub(crate) fn from_values(values: Value) -> Self {
+        Self { values }
+    }
+
     /// `model_type`.
     ///
     /// # Errors

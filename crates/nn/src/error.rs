@@ -43,10 +43,10 @@ pub enum NnError {
         path: PathBuf,
     },
     /// The caller ended it.
-    #[error("interrupted while {what}; nothing was left behind")]
+    #[error("interrupted while writing {}; nothing was left behind", path.display())]
     Interrupted {
-        /// What was being done.
-        what: String,
+        /// The file.
+        path: PathBuf,
     },
     /// A checkpoint file whose structure is not what its format says.
     #[error(
@@ -220,7 +220,8 @@ pub enum NnError {
 impl NnError {
     /// Names files where they were meant to be, instead of where they were being written.
     pub(crate) fn at(mut self, partial: &std::path::Path, target: &std::path::Path) -> Self {
-        if let Self::Write { path, .. } | Self::DiskFull { path, .. } = &mut self {
+        if let Self::Write { path, .. } | Self::DiskFull { path, .. } | Self::Interrupted { path } = &mut self
+        {
             match path.strip_prefix(partial) {
                 Ok(rest) if rest.as_os_str().is_empty() => *path = target.to_owned(),
                 Ok(rest) => *path = target.join(rest),

@@ -7,6 +7,7 @@
 mod bnb;
 mod cast;
 mod columns;
+mod gguf;
 mod mmap;
 mod pickle;
 mod safetensors;
@@ -16,6 +17,7 @@ pub mod writer;
 pub use bnb::{float_state, linear_state, read_linear_state, write_linear_state};
 pub use cast::{float_tensor, int8_weight};
 pub use columns::CheckpointColumns;
+pub use gguf::{GgufChange, GgufFile};
 pub use view::{TensorView, is_float};
 pub use writer::{NewFolder, NewTensor, WriteEvent, WriteObserver};
 
@@ -41,6 +43,7 @@ pub struct Entry {
 enum Source {
     Safetensors(mmap::FileBytes),
     Pickle(pickle::PickleFile),
+    Gguf(gguf::GgufTensors),
     HeaderOnly,
 }
 
@@ -217,6 +220,7 @@ impl Checkpoint {
         let data = match source {
             Source::Safetensors(bytes) => bytes[entry.range.0..entry.range.1].into(),
             Source::Pickle(pickle) => pickle.read(file, name)?.into(),
+            Source::Gguf(gguf) => gguf.read(entry, name)?,
             Source::HeaderOnly => return Err(NnError::NotLoaded),
         };
         Ok(TensorView { name: name.to_owned(), file, dtype: entry.dtype, shape: &entry.shape, data })

@@ -247,7 +247,7 @@ fn write_file(path: &Path, tensors: &[&NewTensor<'_>], progress: &mut Progress<'
         progress.done += tensor.len();
         let event = WriteEvent { tensor: &tensor.name, done: progress.done, total: progress.total };
         if (progress.observe)(event).is_break() {
-            return Err(NnError::Interrupted { what: format!("writing {}", path.display()) });
+            return Err(NnError::Interrupted { path: path.to_owned() });
         }
     }
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;

@@ -2,6 +2,7 @@
 
 pub mod decoder;
 pub mod families;
+mod gguf;
 mod load;
 mod save;
 pub mod spec;
@@ -11,6 +12,7 @@ mod tree;
 pub use crate::config::ModelConfig;
 pub use decoder::{Decoder, KvCache, LogitPositions};
 pub use families::FAMILIES;
+pub use gguf::open_gguf;
 pub use load::{LoadEvent, LoadOptions, WeightDtype};
 pub use save::SavedLayers;
 pub use spec::DecoderSpec;
