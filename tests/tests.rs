@@ -13,6 +13,7 @@ mod checkpoints;
 mod cli;
 mod families;
 mod gpt2_parity;
+mod smollm2;
 mod support;
 mod tidy;
 mod tiny_gpt2;

@@ -15,14 +15,16 @@ pub(crate) struct Arguments {
 const LONG_ABOUT: &str = "Load any Hugging Face causal language model in 8 bit, the LLM.int8() way: \
 the same module tree, dtypes and numbers as transformers with bitsandbytes, from one program.";
 
-const AFTER_HELP: &str = "MODEL is tiny-gpt2 (built in, needs no network), a folder, or a model of the hub: \
-gpt2-large, org/name, org/name@revision.\n\nExamples:\n  llm-int8 inspect tiny-gpt2 --params\n  \
+const AFTER_HELP: &str = "MODEL is tiny-gpt2 (built in, needs no network), a folder, a .gguf file, or a model of the \
+hub: gpt2-large, org/name, org/name@revision.\n\nExamples:\n  llm-int8 inspect tiny-gpt2 --params\n  \
 llm-int8 run tiny-gpt2 --prompt 'In the beginning'\n  llm-int8 run gpt2-large --prompt 'Hello' --temperature 0.8";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Generate text after a prompt.
     Run(RunArgs),
+    /// Talk with a model.
+    Chat(ChatArgs),
     /// Print a model's tree, parameters and footprint.
     Inspect(InspectArgs),
     /// Download a model into the cache.
@@ -33,6 +35,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Write an 8-bit model with float weights again.
     Dequantize(DequantizeArgs),
+    /// Measure the perplexity of a text.
+    Eval(EvalArgs),
     /// See what INT8 affine quantisation does to numbers, as PyTorch does it.
     Affine(AffineArgs),
     /// Write completions for a shell to standard output.
@@ -50,7 +54,7 @@ pub(crate) enum Command {
 /// The model and how to load it.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// tiny-gpt2 (built in), a folder, or a model of the hub: gpt2-large, org/name, org/name@revision
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name, org/name@revision
     pub(crate) model: String,
     /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
     /// [default: 6, or what a saved 8-bit checkpoint says]
@@ -82,22 +86,9 @@ pub(crate) struct ModelArgs {
     pub(crate) offline: bool,
 }
 
+/// How the next token is chosen, and when to end.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Text to go on from; - reads it from standard input
-    #[arg(long, short, allow_hyphen_values = true, required_unless_present = "token_ids")]
-    pub(crate) prompt: Option<String>,
-    /// Token ids to go on from, instead of text
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
-    pub(crate) token_ids: Option<Vec<u32>>,
-    /// Print only the new token ids, comma-separated
-    #[arg(long)]
-    pub(crate) print_ids: bool,
-    /// New tokens at most
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
-    pub(crate) max_new_tokens: usize,
+pub(crate) struct SamplingArgs {
     /// Always take the most likely token (the default, unless the model's generation_config.json or an
     /// option below asks for drawing)
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"], help_heading = "Drawing tokens")]
@@ -132,6 +123,46 @@ pub(crate) struct RunArgs {
     /// Go on after an end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tell the model first how to behave
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+    /// A Jinja file to write conversations down by, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// New tokens of a reply at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
+    pub(crate) max_new_tokens: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Do not print times on standard error
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Text to go on from; - reads it from standard input
+    #[arg(long, short, allow_hyphen_values = true, required_unless_present = "token_ids")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids to go on from, instead of text
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// Print only the new token ids, comma-separated
+    #[arg(long)]
+    pub(crate) print_ids: bool,
+    /// New tokens at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
+    pub(crate) max_new_tokens: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
     /// Cut off the beginning of a prompt that is too long for the model
     #[arg(long)]
     pub(crate) truncate: bool,
@@ -174,6 +205,27 @@ pub(crate) struct LogitsArgs {
     /// The file to write: `logits` F32 [1, tokens, vocabulary] and `token_ids` I64 [1, tokens]
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The text, UTF-8
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens the model sees at once
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) window: usize,
+    /// Tokens from the start of a window to that of the next [default: the window]
+    #[arg(long, value_name = "N")]
+    pub(crate) stride: Option<usize>,
+    /// Look at so many tokens of the text only
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -20,8 +20,8 @@ impl Interrupt {
         CAME.load(Ordering::Relaxed)
     }
 
-    /// Forgets it; whether there was something to forget.
-    pub(crate) fn take(&self) -> bool {
-        CAME.swap(false, Ordering::Relaxed)
+    /// Forgets it.
+    pub(crate) fn forget(&self) {
+        CAME.store(false, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,8 @@
 //! One file a command; what they share is here.
 
 mod affine;
+mod chat;
+mod eval;
 mod inspect;
 mod logits;
 mod pull;
@@ -8,7 +10,7 @@ mod run;
 mod save;
 mod write;
 
-use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, Weights, WrongUse};
+use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, SamplingArgs, Weights, WrongUse};
 use crate::display::Downloads;
 use anyhow::Context;
 use clap::CommandFactory;
@@ -17,18 +19,20 @@ use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8::nn::models::{LoadOptions, WeightDtype};
 use llm_int8::nn::module::SkipList;
 use llm_int8::nn::{Isa, NnError};
-use llm_int8::{AutoModelForCausalLM, LlmError, LoadConfig};
+use llm_int8::{AutoModelForCausalLM, GenerationConfig, LlmError, LoadConfig};
 use std::path::Path;
 
 /// Runs the command.
 pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Pull(args) => pull::pull(&args),
         Command::Logits(args) => logits::logits(&args),
         Command::Quantize(args) => save::quantize(&args),
         Command::Dequantize(args) => save::dequantize(&args),
+        Command::Eval(args) => eval::eval(&args),
         Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -87,6 +91,24 @@ fn weight_dtype(dtype: Dtype) -> WeightDtype {
         Dtype::Float32 => WeightDtype::Float32,
         Dtype::Auto => WeightDtype::Auto,
     }
+}
+
+/// A model's own settings, changed by what the arguments say.
+fn sampled(mut config: GenerationConfig, args: &SamplingArgs) -> GenerationConfig {
+    config.seed = args.seed;
+    config.stop.clone_from(&args.stop);
+    if args.ignore_eos {
+        config.eos_token_ids.clear();
+    }
+    let asked =
+        args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
+    config.do_sample = (config.do_sample || asked) && !args.greedy && args.temperature != Some(0.0);
+    config.temperature = args.temperature.unwrap_or(config.temperature);
+    config.top_k = args.top_k.unwrap_or(config.top_k);
+    config.top_p = args.top_p.unwrap_or(config.top_p);
+    config.min_p = args.min_p.unwrap_or(config.min_p);
+    config.repetition_penalty = args.repetition_penalty.unwrap_or(config.repetition_penalty);
+    config
 }
 
 fn hub_config(offline: bool) -> HubConfig {

@@ -1,6 +1,6 @@
 //! `llm-int8 run`: text after a prompt.
 
-use super::load;
+use super::{load, sampled};
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -49,23 +49,11 @@ fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
 
 /// The model's own settings, changed by what the arguments say.
 fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig {
-    let mut config = model.generation_config();
-    config.max_new_tokens = args.max_new_tokens;
-    config.seed = args.seed;
-    config.stop.clone_from(&args.stop);
-    config.truncate = args.truncate;
-    if args.ignore_eos {
-        config.eos_token_ids.clear();
+    GenerationConfig {
+        max_new_tokens: args.max_new_tokens,
+        truncate: args.truncate,
+        ..sampled(model.generation_config(), &args.sampling)
     }
-    let asked =
-        args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
-    config.do_sample = (config.do_sample || asked) && !args.greedy && args.temperature != Some(0.0);
-    config.temperature = args.temperature.unwrap_or(config.temperature);
-    config.top_k = args.top_k.unwrap_or(config.top_k);
-    config.top_p = args.top_p.unwrap_or(config.top_p);
-    config.min_p = args.min_p.unwrap_or(config.min_p);
-    config.repetition_penalty = args.repetition_penalty.unwrap_or(config.repetition_penalty);
-    config
 }
 
 /// Shows text as it comes; a closed output ends generating.

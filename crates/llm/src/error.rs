@@ -51,6 +51,24 @@ pub enum LlmError {
         /// What it said.
         reason: String,
     },
+    /// Chatting with a model that says nothing of how.
+    #[error(
+        "{model} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json); \
+         give one with --chat-template FILE, or go on from a text with `llm-int8 run`"
+    )]
+    NoChatTemplate {
+        /// The model.
+        model: String,
+    },
+    /// A chat template that cannot be used, or refused the messages.
+    #[error("the chat template: {reason}")]
+    ChatTemplate {
+        /// What it said.
+        reason: String,
+    },
+    /// The caller ended it.
+    #[error("interrupted")]
+    Interrupted,
     /// Nothing to go on from.
     #[error("the prompt is empty and the model has no token to begin with; give a prompt")]
     EmptyPrompt,

@@ -16,6 +16,7 @@
 //! a folder's path work the same way.
 
 pub mod builtin;
+pub mod chat;
 mod companion;
 pub mod error;
 pub mod generate;
@@ -23,14 +24,17 @@ mod gguf_tokenizer;
 pub mod load;
 pub mod memory;
 pub mod model;
+pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
 
+pub use chat::{Chat, ChatMessage, ChatTemplate, Reply};
 pub use error::{LlmError, Result};
 pub use generate::{FinishReason, Generated, GenerationConfig, Timing};
 pub use load::LoadConfig;
 pub use memory::MemoryUse;
 pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
+pub use perplexity::{Perplexity, PerplexityOptions};
 pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;
 

@@ -1,8 +1,9 @@
 //! The model: load, print, list, generate.
 
+use crate::chat::ChatTemplate;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
-use crate::generate::{Generated, GenerationConfig, generate};
+use crate::generate::{Context, Generated, GenerationConfig, generate};
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
@@ -172,6 +173,22 @@ impl AutoModelForCausalLM {
         }
     }
 
+    /// How it wants conversations written down.
+    ///
+    /// # Errors
+    /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`].
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::of(&self.companions, &self.name)
+    }
+
+    /// Another template, with this model's special tokens.
+    ///
+    /// # Errors
+    /// [`LlmError::ChatTemplate`].
+    pub fn chat_template_of(&self, text: &str) -> Result<ChatTemplate> {
+        ChatTemplate::with_tokens_of(&self.companions, text)
+    }
+
     /// Text after a prompt.
     ///
     /// # Errors
@@ -224,8 +241,19 @@ impl AutoModelForCausalLM {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let tokenizer = self.tokenizer()?;
-        generate(&self.decoder, Some(tokenizer), ids, config, &mut |_, piece| match piece {
+        self.generate_in(&mut Context::new(&self.decoder), ids, config, on_text)
+    }
+
+    /// Text after token ids, of which `context` may hold the beginning already.
+    pub(crate) fn generate_in(
+        &self,
+        context: &mut Context,
+        ids: &[u32],
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let tokenizer = Some(self.tokenizer()?);
+        generate(&self.decoder, tokenizer, context, ids, config, &mut |_, piece| match piece {
             "" => ControlFlow::Continue(()),
             piece => on_text(piece),
         })
@@ -242,7 +270,8 @@ impl AutoModelForCausalLM {
         config: &GenerationConfig,
         on_id: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        generate(&self.decoder, None, ids, config, &mut |id, _| on_id(id))
+        let mut context = Context::new(&self.decoder);
+        generate(&self.decoder, None, &mut context, ids, config, &mut |id, _| on_id(id))
     }
 
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.

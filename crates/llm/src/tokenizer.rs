@@ -60,7 +60,19 @@ impl Tokenizer {
     /// # Errors
     /// [`LlmError::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode(text, true).map_err(|cause| LlmError::Tokenizer {
+        self.encode_with(text, true)
+    }
+
+    /// The ids of a text that holds its special tokens already, as chat templates write them.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`].
+    pub fn encode_templated(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(|cause| LlmError::Tokenizer {
             what: "cannot read the text".into(),
             reason: cause.to_string(),
         })?;

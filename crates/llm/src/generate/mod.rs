@@ -9,7 +9,7 @@ pub use config::GenerationConfig;
 use crate::error::{LlmError, Result};
 use crate::tokenizer::{TextStream, Tokenizer};
 use candle_core::{Device, Tensor};
-use llm_int8_nn::models::{Decoder, LogitPositions};
+use llm_int8_nn::models::{Decoder, KvCache, LogitPositions};
 use sampler::Sampler;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -31,8 +31,10 @@ pub enum FinishReason {
 /// How long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timing {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt that were computed.
     pub prompt_tokens: usize,
+    /// Tokens of the prompt whose keys and values were there from before.
+    pub reused_tokens: usize,
     /// Time until the first new token.
     pub prefill: Duration,
     /// New tokens after the first.
@@ -68,10 +70,41 @@ pub struct Generated {
     pub cache_bytes: u64,
 }
 
+/// Keys and values, and the ids they are of: what one call of [`generate`] leaves to the next.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    cache: KvCache,
+    ids: Vec<u32>,
+}
+
+impl Context {
+    /// Nothing yet.
+    pub(crate) fn new(decoder: &Decoder) -> Self {
+        Self { cache: decoder.new_cache(), ids: Vec::new() }
+    }
+
+    /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits are for.
+    fn reuse(&mut self, prompt: &[u32]) -> Result<usize> {
+        let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = same.min(prompt.len().saturating_sub(1));
+        self.cache.truncate(kept)?;
+        self.ids.truncate(kept);
+        Ok(kept)
+    }
+
+    fn feed(&mut self, decoder: &Decoder, input: &[u32]) -> Result<Vec<f32>> {
+        let tensor = Tensor::new(input, &Device::Cpu)?.unsqueeze(0)?;
+        let logits = decoder.forward(&tensor, &mut self.cache, LogitPositions::Last)?;
+        self.ids.extend_from_slice(input);
+        Ok(logits.flatten_all()?.to_vec1()?)
+    }
+}
+
 /// Generates after `prompt`; `on_piece` gets each new id and the text it completes, and may end it.
 pub(crate) fn generate(
     decoder: &Decoder,
     tokenizer: Option<&Tokenizer>,
+    context: &mut Context,
     prompt: &[u32],
     config: &GenerationConfig,
     on_piece: &mut dyn FnMut(u32, &str) -> ControlFlow<()>,
@@ -84,16 +117,15 @@ pub(crate) fn generate(
         stops: StopStrings::new(&config.stop),
         text: String::new(),
     };
-    let mut cache = decoder.new_cache();
     let mut ids = Vec::new();
-    let mut timing = Timing { prompt_tokens: prompt.len(), ..Timing::default() };
-    let mut input = prompt.to_vec();
+    let reused = context.reuse(prompt)?;
+    let fed = prompt.len() - reused;
+    let mut timing = Timing { prompt_tokens: fed, reused_tokens: reused, ..Timing::default() };
+    let mut input = prompt[reused..].to_vec();
     let mut finish_reason = FinishReason::Length;
     let mut started = Instant::now();
     while ids.len() < config.max_new_tokens {
-        let tensor = Tensor::new(input.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-        let logits = decoder.forward(&tensor, &mut cache, LogitPositions::Last)?.flatten_all()?.to_vec1()?;
-        let id = sampler.next(logits)?;
+        let id = sampler.next(context.feed(decoder, &input)?)?;
         if ids.is_empty() {
             timing.prefill = started.elapsed();
             started = Instant::now();
@@ -124,7 +156,7 @@ pub(crate) fn generate(
             let _ = on_piece(last, &rest);
         }
     }
-    Ok(Generated { text: output.text, ids, finish_reason, timing, cache_bytes: cache.bytes() })
+    Ok(Generated { text: output.text, ids, finish_reason, timing, cache_bytes: context.cache.bytes() })
 }
 
 /// The part of the prompt that leaves room for the new tokens.

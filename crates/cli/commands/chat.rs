@@ -1,0 +1,136 @@
+//! `llm-int8 chat`: a conversation, turn by turn.
+
+use super::{load, sampled};
+use crate::args::ChatArgs;
+use crate::display::line;
+use crate::interrupt::Interrupt;
+use anyhow::Context;
+use llm_int8::{Chat, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply};
+use rustyline::error::ReadlineError;
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+
+const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D ends, ctrl-C stops a reply";
+
+pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
+    let given = match &args.chat_template {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Some(text)
+        }
+        None => None,
+    };
+    let model = load(&args.model)?;
+    let mut chat = match given {
+        Some(text) => Chat::with_template(&model, model.chat_template_of(&text)?),
+        None => Chat::new(&model)?,
+    };
+    args.system.iter().for_each(|text| chat.push(ChatMessage::system(text)));
+    let config = GenerationConfig {
+        max_new_tokens: args.max_new_tokens,
+        ..sampled(model.generation_config(), &args.sampling)
+    };
+    let interrupt = Interrupt::watch()?;
+    let mut lines = Lines::new()?;
+    while let Some(text) = lines.next()? {
+        match text.trim() {
+            "" => {}
+            "/exit" | "/quit" => break,
+            "/reset" => chat.reset(),
+            "/help" => line(HELP),
+            text => turn(&mut chat, text, &config, &interrupt, args.quiet)?,
+        }
+    }
+    Ok(())
+}
+
+/// One turn. What only concerns this turn is said, and the conversation goes on.
+fn turn(
+    chat: &mut Chat<'_>,
+    text: &str,
+    config: &GenerationConfig,
+    interrupt: &Interrupt,
+    is_quiet: bool,
+) -> anyhow::Result<()> {
+    interrupt.forget();
+    let mut stdout = std::io::stdout().lock();
+    let mut failed = None;
+    let reply = chat.reply(text, config, &mut |piece| {
+        let written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
+        failed = written.err();
+        if failed.is_some() || interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    match reply {
+        Ok(reply) => {
+            writeln!(stdout)?;
+            tell(&reply, is_quiet);
+            Ok(())
+        }
+        Err(error @ (LlmError::ContextExceeded { .. } | LlmError::ChatTemplate { .. })) => {
+            line(&format!("error: {error}"));
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What happened, on standard error.
+fn tell(reply: &Reply, is_quiet: bool) {
+    let timing = &reply.generated.timing;
+    if reply.forgotten > 0 {
+        line(&format!("[{} old messages forgotten: the context is full]", reply.forgotten));
+    }
+    match reply.generated.finish_reason {
+        FinishReason::Interrupted => line("[stopped]"),
+        FinishReason::Length => line("[cut off by --max-new-tokens]"),
+        _ => {}
+    }
+    if !is_quiet {
+        let rate = timing.decode_rate().map_or(String::new(), |rate| format!(", {rate:.1} tokens/s"));
+        line(&format!(
+            "[{} tokens read, {} kept from before, {} written{rate}]",
+            timing.prompt_tokens,
+            timing.reused_tokens,
+            reply.generated.ids.len()
+        ));
+    }
+}
+
+/// What a person types: edited on a terminal, plain lines from elsewhere.
+enum Lines {
+    Terminal(Box<rustyline::DefaultEditor>),
+    Plain(std::io::Lines<std::io::StdinLock<'static>>),
+}
+
+impl Lines {
+    fn new() -> anyhow::Result<Self> {
+        if !std::io::stdin().is_terminal() {
+            return Ok(Self::Plain(std::io::stdin().lines()));
+        }
+        line(HELP);
+        Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new().context("the terminal cannot be used")?)))
+    }
+
+    /// The next line; none at the end.
+    fn next(&mut self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Plain(lines) => lines.next().transpose().context("cannot read from standard input"),
+            Self::Terminal(editor) => loop {
+                match editor.readline("> ") {
+                    Ok(text) => {
+                        editor.add_history_entry(&text)?;
+                        return Ok(Some(text));
+                    }
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    // Nothing is being said that could be stopped.
+                    Err(ReadlineError::Interrupted) => line(HELP),
+                    Err(error) => return Err(error.into()),
+                }
+            },
+        }
+    }
+}

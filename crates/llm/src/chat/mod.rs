@@ -1,0 +1,112 @@
+//! Conversations: several turns over one cache of keys and values.
+
+mod template;
+
+pub use template::{ChatMessage, ChatTemplate};
+
+use crate::error::{LlmError, Result};
+use crate::generate::{Context, Generated, GenerationConfig};
+use crate::model::AutoModelForCausalLM;
+use std::ops::ControlFlow;
+
+/// A conversation with a model. What was said before is not computed again: a turn costs its own tokens.
+#[derive(Debug)]
+pub struct Chat<'a> {
+    model: &'a AutoModelForCausalLM,
+    template: ChatTemplate,
+    messages: Vec<ChatMessage>,
+    context: Context,
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// Text, times and why it ended.
+    pub generated: Generated,
+    /// Old messages that were forgotten to make room.
+    pub forgotten: usize,
+}
+
+impl<'a> Chat<'a> {
+    /// A conversation that begins with nothing, by the model's own template.
+    ///
+    /// # Errors
+    /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`], [`LlmError::NoTokenizer`].
+    pub fn new(model: &'a AutoModelForCausalLM) -> Result<Self> {
+        Ok(Self::with_template(model, model.chat_template()?))
+    }
+
+    /// A conversation by another template.
+    pub fn with_template(model: &'a AutoModelForCausalLM, template: ChatTemplate) -> Self {
+        Self { model, template, messages: Vec::new(), context: Context::new(model.decoder()) }
+    }
+
+    /// What was said so far.
+    pub fn messages(&self) -> &[ChatMessage] {
+        &self.messages
+    }
+
+    /// Forgets everything but a system message.
+    pub fn reset(&mut self) {
+        self.messages.retain(|message| message.role == "system");
+    }
+
+    /// Adds a message without asking for a reply.
+    pub fn push(&mut self, message: ChatMessage) {
+        self.messages.push(message);
+    }
+
+    /// The model's reply to what a person says; `on_text` gets its pieces and may end it. A reply that was
+    /// ended is part of the conversation as far as it went; after an error the conversation is as before.
+    ///
+    /// Where the conversation is too long for the model, the oldest turns are forgotten.
+    ///
+    /// # Errors
+    /// [`LlmError::ChatTemplate`]; [`LlmError::ContextExceeded`] where this turn alone is too long; what
+    /// [`AutoModelForCausalLM::generate`] gives.
+    pub fn reply(
+        &mut self,
+        text: &str,
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reply> {
+        let before = self.messages.clone();
+        self.messages.push(ChatMessage::user(text));
+        let result = self.go_on(config, on_text);
+        if result.is_err() {
+            self.messages = before;
+        }
+        result
+    }
+
+    fn go_on(
+        &mut self,
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reply> {
+        let (ids, forgotten) = self.fitting_ids(config.max_new_tokens)?;
+        let generated = self.model.generate_in(&mut self.context, &ids, config, on_text)?;
+        self.messages.push(ChatMessage::assistant(generated.text.clone()));
+        Ok(Reply { generated, forgotten })
+    }
+
+    /// Ids of the conversation with room for a reply, and how many messages had to go for it.
+    fn fitting_ids(&mut self, new_tokens: usize) -> Result<(Vec<u32>, usize)> {
+        let available = self.model.decoder().spec().positions;
+        let mut forgotten = 0;
+        loop {
+            let text = self.template.apply(&self.messages, true)?;
+            let ids = self.model.tokenizer()?.encode_templated(&text)?;
+            if ids.len().saturating_add(new_tokens) <= available {
+                return Ok((ids, forgotten));
+            }
+            // The oldest person's turn up to the next one goes; the last one is what is asked now.
+            let turns: Vec<usize> =
+                (0..self.messages.len()).filter(|place| self.messages[*place].role == "user").collect();
+            let [first, second, ..] = turns[..] else {
+                return Err(LlmError::ContextExceeded { prompt: ids.len(), new: new_tokens, available });
+            };
+            forgotten += self.messages.drain(first..second).count();
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Real trained weights: SmolLM2-135M-Instruct out of a GGUF file, against transformers and bitsandbytes
+//! (`golden/smollm2`). The file is fetched by `scripts/fetch_smollm2.sh`; without it these tests say that they
+//! were skipped.
+
+use crate::support::golden_text;
+use llm_int8::hub::HubConfig;
+use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8::nn::models::{LoadOptions, WeightDtype};
+use llm_int8::{AutoModelForCausalLM, ChatMessage, GenerationConfig, LoadConfig, PerplexityOptions};
+use serde_json::Value;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// The file, where it is there.
+pub(crate) fn file() -> Option<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if path.exists() {
+        return Some(path.display().to_string());
+    }
+    println!("skipped: {} is not there; scripts/fetch_smollm2.sh fetches it", path.display());
+    None
+}
+
+fn load(file: &str, int8: Option<Int8Config>) -> AutoModelForCausalLM {
+    let options = LoadOptions { int8, dtype: WeightDtype::Float32, ..LoadOptions::default() };
+    let hub = HubConfig { offline: true, ..HubConfig::from_env() };
+    AutoModelForCausalLM::from_pretrained(file, &LoadConfig { options, hub }).unwrap()
+}
+
+fn expected() -> Value {
+    serde_json::from_str(&golden_text("smollm2/expected.json")).unwrap()
+}
+
+fn input_ids() -> Vec<u32> {
+    expected()["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn perplexity(model: &AutoModelForCausalLM) -> f64 {
+    let observe = &mut |_, _| ControlFlow::Continue(());
+    let found = model.perplexity(&input_ids(), PerplexityOptions::default(), observe).unwrap();
+    assert_eq!(found.tokens, 4 * 511);
+    found.perplexity
+}
+
+fn near(ours: f64, theirs: &Value, share: f64) {
+    let theirs = theirs["perplexity"].as_f64().unwrap();
+    assert!((ours / theirs - 1.0).abs() < share, "{ours} and {theirs}");
+}
+
+#[test]
+fn f32_perplexity_and_greedy_texts_are_those_of_transformers() {
+    let Some(file) = file() else { return };
+    let model = load(&file, None);
+    let theirs = &expected()["results"]["f32"];
+    near(perplexity(&model), theirs, 0.001);
+    for (prompt, text) in theirs["greedy"].as_object().unwrap() {
+        let config = GenerationConfig { max_new_tokens: 24, ..GenerationConfig::default() };
+        assert_eq!(model.generate(prompt, &config).unwrap().text, text.as_str().unwrap(), "{prompt}");
+    }
+}
+
+#[test]
+fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
+    let Some(file) = file() else { return };
+    let theirs = &expected()["results"]["bnb_int8_threshold6_f32"];
+    for outlier_scope in [OutlierScope::Batch, OutlierScope::Row] {
+        for outlier_weights in [OutlierWeights::Dequantized, OutlierWeights::Original] {
+            let config = Int8Config { outlier_scope, outlier_weights, ..Int8Config::default() };
+            near(perplexity(&load(&file, Some(config))), theirs, 0.005);
+        }
+    }
+}
+
+#[test]
+fn the_tokenizer_of_the_metadata_gives_the_ids_of_transformers() {
+    let Some(file) = file() else { return };
+    let model = load(&file, Some(Int8Config::default()));
+    let ids = model.tokenizer().unwrap().encode(&golden_text("smollm2/text.txt")).unwrap();
+    // transformers puts a token before the text that the file says not to put there.
+    assert_eq!(ids[..2047], input_ids()[1..]);
+}
+
+#[test]
+fn the_chat_template_of_the_metadata_is_applied() {
+    let Some(file) = file() else { return };
+    let model = load(&file, Some(Int8Config::default()));
+    let text = model.chat_template().unwrap().apply(&[ChatMessage::user("Hi")], true).unwrap();
+    assert!(text.starts_with("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"), "{text}");
+    assert!(text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{text}");
+}
