@@ -4,7 +4,9 @@ use crate::support::{golden, golden_tensor, golden_text, relative_error};
 use candle_core::{D, DType, Device, Tensor};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
-use llm_int8_nn::models::{Decoder, FAMILIES, LoadOptions, LogitPositions, ModelConfig, WeightDtype};
+use llm_int8_nn::models::{
+    Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, ModelConfig, WeightDtype,
+};
 use llm_int8_nn::module::Module;
 use std::sync::Arc;
 
@@ -160,4 +162,22 @@ fn token_by_token_is_all_at_once() {
         }
         Ok(())
     });
+}
+
+/// Its keys are rotated by the frequencies for long texts from the 17th position on.
+#[test]
+fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one() {
+    let model = load("phi3_longrope", &unquantised());
+    let ids = input_ids("phi3_longrope");
+    let forward = |cache: &mut KvCache, start, count| {
+        model.forward(&ids.narrow(1, start, count).unwrap(), cache, LogitPositions::Last).unwrap()
+    };
+    let mut cache = model.new_cache();
+    forward(&mut cache, 0, 24);
+    for kept in [20, 4] {
+        cache.truncate(kept).unwrap();
+        let again = forward(&mut cache, kept, 3);
+        let fresh = forward(&mut model.new_cache(), 0, kept + 3);
+        assert!(relative_error(&again, &fresh) < 1e-6, "{kept}");
+    }
 }

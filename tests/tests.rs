@@ -9,9 +9,11 @@
 
 mod affine;
 mod bnb_checkpoints;
+mod chat;
 mod checkpoints;
 mod cli;
 mod families;
+mod gguf;
 mod gpt2_parity;
 mod smollm2;
 mod support;

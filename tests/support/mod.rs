@@ -1,8 +1,9 @@
 //! What several tests need.
 
 use candle_core::{Device, Tensor};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// A file or folder of `tests/golden`.
 pub(crate) fn golden(path: &str) -> PathBuf {
@@ -68,11 +69,20 @@ pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
 
 /// Runs the program without a user's cache, token or network.
 pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
+    llm_int8_reading(arguments, "")
+}
+
+/// The same, with a text on standard input.
+pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
     for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "LLM_INT8_ISA"] {
         command.env_remove(name);
     }
     command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command.args(arguments).output().unwrap()
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that wants no input may be gone before it is all written.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }

@@ -51,9 +51,15 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     if let Some(template) = file.text("tokenizer.chat_template") {
         config["chat_template"] = template.into();
     }
+    // Some models end a text and a turn with different tokens.
+    let mut ends: Vec<i64> = ["eos", "eot"]
+        .iter()
+        .filter_map(|end| file.integer(&format!("tokenizer.ggml.{end}_token_id")))
+        .collect();
+    ends.dedup();
     let generation = json!({
         "bos_token_id": file.integer("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.integer("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": ends,
     });
     let companion = |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
     Ok(vec![

@@ -79,20 +79,19 @@ impl Source {
         let (config, checkpoint) = open_gguf(file)?;
         let (companions, tokenizer) = match made {
             Ok(companions) => {
-                let json = companions.iter().find(|companion| companion.name == "tokenizer.json");
-                let what = format!("in {}", path.display());
-                let tokenizer = match json {
-                    Some(json) => Tokenizer::from_bytes(&json.read()?, &what).map(Some),
-                    None => Ok(None),
-                };
+                let tokenizer = Tokenizer::from_companions(&companions, &path.display().to_string());
                 (companions, tokenizer)
             }
             // Whoever needs no text can go on.
             Err(error) => (Vec::new(), Err(error)),
         };
-        let generation = GenerationConfig {
-            eos_token_ids: config.token_ids("eos_token_id"),
-            ..GenerationConfig::default()
+        let generation = match companions.iter().find(|companion| companion.name == "generation_config.json")
+        {
+            Some(companion) => GenerationConfig::from_json(&companion.read()?, &companion.name)?,
+            None => GenerationConfig {
+                eos_token_ids: config.token_ids("eos_token_id"),
+                ..GenerationConfig::default()
+            },
         };
         Ok(Self { config, checkpoint, tokenizer, generation, companions })
     }

@@ -116,10 +116,12 @@ impl AutoModelForCausalLM {
         let input = Tensor::new(&ids[window.start..window.end], &Device::Cpu)?.unsqueeze(0)?;
         let decoder = self.decoder();
         let logits = decoder.forward(&input, &mut decoder.new_cache(), LogitPositions::All)?;
+        let rows = logits.get(0)?;
         let mut sum = 0f64;
-        for place in window.first_scored..window.end {
-            let row: Vec<f32> = logits.get(0)?.get(place - 1 - window.start)?.to_vec1()?;
-            sum += nll(&row, ids[place]).ok_or(LlmError::BadLogits)?;
+        for (row, id) in (window.first_scored - 1 - window.start..).zip(&ids[window.first_scored..window.end])
+        {
+            let row: Vec<f32> = rows.get(row)?.to_vec1()?;
+            sum += nll(&row, *id).ok_or(LlmError::BadLogits)?;
         }
         Ok(sum)
     }

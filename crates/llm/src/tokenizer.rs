@@ -1,7 +1,10 @@
 //! Text to token ids and back, streaming included.
 
+use crate::companion::Companion;
 use crate::error::{LlmError, Result};
+use crate::gguf_tokenizer;
 use llm_int8_hub::TokenizerFiles;
+use llm_int8_nn::checkpoint::GgufFile;
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -53,6 +56,20 @@ impl Tokenizer {
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|cause| LlmError::Tokenizer { what: what.to_owned(), reason: cause.to_string() })?;
         Ok(Self { inner })
+    }
+
+    /// From the metadata of a GGUF file; `None` where there is no tokenizer in it.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] for one of a kind that is not read here.
+    pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
+        Self::from_companions(&gguf_tokenizer::companions(file)?, file.name())
+    }
+
+    /// From the `tokenizer.json` among small files; `what` names where they are from.
+    pub(crate) fn from_companions(companions: &[Companion], what: &str) -> Result<Option<Self>> {
+        let json = companions.iter().find(|companion| companion.name == "tokenizer.json");
+        json.map(|json| Self::from_bytes(&json.read()?, &format!("in {what}"))).transpose()
     }
 
     /// The ids of a text, with the special tokens the tokenizer adds.

@@ -143,10 +143,10 @@ impl Rope {
         self.stretch
     }
 
-    /// Whether positions up to `before` were rotated by other frequencies than those up to `after` will
-    /// be: what is cached does not fit then, and transformers computes it again.
-    pub fn switches(&self, before: usize, after: usize) -> bool {
-        matches!(self.frequencies, Frequencies::Long { limit, .. } if before <= limit && after > limit)
+    /// Whether a text of this length is rotated by the frequencies for long ones. What is cached was rotated
+    /// by one kind and does not fit to the other, so transformers computes it again where that changes.
+    pub fn is_long(&self, length: usize) -> bool {
+        matches!(self.frequencies, Frequencies::Long { limit, .. } if length > limit)
     }
 
     /// Cosines and sines of the positions `start..start + count`, when those are the last.

@@ -29,6 +29,8 @@ pub struct KvCache {
     /// The tokens seen, `[B, positions]`.
     seen: Option<Tensor>,
     len: usize,
+    /// Whether its keys are rotated by the frequencies for long texts.
+    is_long: bool,
 }
 
 impl KvCache {
@@ -156,7 +158,8 @@ impl Decoder {
             Some(seen) => Tensor::cat(&[seen, ids], 1)?,
             None => ids.clone(),
         };
-        if cached > 0 && self.spec.attention.ropes.iter().any(|rope| rope.switches(cached, requested)) {
+        let is_long = self.spec.attention.ropes.iter().any(|rope| rope.is_long(requested));
+        if cached > 0 && is_long != cache.is_long {
             // What is cached was rotated by frequencies that no longer hold.
             *cache = self.new_cache();
             let logits = self.forward(&all, cache, wanted)?;
@@ -172,7 +175,7 @@ impl Decoder {
             let block = Block { decoder: self, parts: &self.blocks[number], layer, ropes: &ropes };
             x = block.forward(x, &mut cache.layers[number])?;
         }
-        (cache.len, cache.seen) = (requested, Some(all));
+        (cache.len, cache.seen, cache.is_long) = (requested, Some(all), is_long);
         let x = match wanted {
             LogitPositions::All => x,
             LogitPositions::Last => x.narrow(1, tokens - 1, 1)?.contiguous()?,
@@ -245,7 +248,7 @@ impl Decoder {
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
-        KvCache { layers: vec![LayerCache::new(); self.blocks.len()], seen: None, len: 0 }
+        KvCache { layers: vec![LayerCache::new(); self.blocks.len()], seen: None, len: 0, is_long: false }
     }
 
     /// The description the decoder was built from.

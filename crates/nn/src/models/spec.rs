@@ -196,6 +196,12 @@ impl DecoderSpec {
         Ok(spec)
     }
 
+    /// More are refused before anything is made for each of them.
+    pub(super) const MOST_HEADS: usize = 1 << 12;
+
+    /// Wider ones are refused before frequencies are made for them.
+    pub(super) const WIDEST_HEAD: usize = 1 << 14;
+
     /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head, positions
     /// without end.
     pub(super) fn plain(
@@ -257,9 +263,9 @@ impl DecoderSpec {
         let error = |reason: String| Err(NnError::Config { reason });
         let AttentionSpec { heads, kv_heads, head_size, .. } = self.attention;
         check_size("hidden size", self.hidden_size, 1 << 17)?;
-        check_size("number of heads", heads, 1 << 12)?;
-        check_size("number of key/value heads", kv_heads, 1 << 12)?;
-        check_size("head size", head_size, 1 << 14)?;
+        check_size("number of heads", heads, Self::MOST_HEADS)?;
+        check_size("number of key/value heads", kv_heads, Self::MOST_HEADS)?;
+        check_size("head size", head_size, Self::WIDEST_HEAD)?;
         check_size("number of positions", self.positions, 1 << 28)?;
         if !heads.is_multiple_of(kv_heads) {
             return error(format!("{heads} heads cannot share {kv_heads} key/value heads evenly"));
@@ -297,7 +303,8 @@ impl DecoderSpec {
     }
 }
 
-fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
+/// Refuses a size that is 0 or above a limit.
+pub(super) fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
     if (1..=limit).contains(&size) {
         return Ok(());
     }

@@ -46,10 +46,11 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         "BloomForCausalLM",
         vec![("transformer", container("BloomModel", model)), ("lm_head", lm_head)],
     );
+    let head = head_size(hidden, heads)?;
     let attention = AttentionSpec {
         layout: QkvLayout::Grouped,
         alibi: Some(Alibi::bloom(heads)),
-        ..AttentionSpec::new(heads, heads, head_size(hidden, heads)?)
+        ..AttentionSpec::new(heads, heads, head)
     };
     Ok(DecoderSpec {
         tied_head: config.flag("tie_word_embeddings", true)?,

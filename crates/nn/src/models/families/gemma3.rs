@@ -30,7 +30,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     ];
     let spec = gemma.model_of("Gemma3TextModel".into(), children, false)?;
     let pattern = config.optional_size("sliding_window_pattern")?.unwrap_or(6);
-    let windows = gemma.windows(gemma.window(Some(4096))?, |layer| (layer + 1) % pattern != 0)?;
+    let windows = gemma.windows(gemma.window(Some(4096))?, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let [global, local] = rotations(&gemma)?;
     let mut spec = spec.rotated(global).windowed(&windows);
     spec.attention.ropes.push(local);

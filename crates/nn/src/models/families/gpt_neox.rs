@@ -1,7 +1,7 @@
 //! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values of a head together,
 //! attention and MLP side by side.
 
-use super::llama_style::head_size;
+use super::llama_style::{head_size, rotated};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layers::{Activation, QkvLayout, Rope};
@@ -21,7 +21,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let bias = config.flag("attention_bias", true)?;
     let head = head_size(hidden, heads)?;
     let share = config.nested("rope_parameters").number("partial_rotary_factor", 0.25)?;
-    let dims = (head as f64 * config.number("rotary_pct", share)?) as usize;
+    let dims = rotated(head, config.number("rotary_pct", share)?)?;
     let rope = Rope::from_config(config, config.number("rotary_emb_base", 10000.0)?, dims, positions)?;
     let attention = vec![
         ("query_key_value", linear(BlockSlot::Qkv, [3 * hidden, hidden], bias)),

@@ -4,7 +4,7 @@ use super::llama_style::head_size;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layers::{Activation, Rope, RopePairs};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
+use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual, check_size};
 use crate::models::template::{
     act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
 };
@@ -48,6 +48,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let head = head_size(hidden, heads)?;
     let dims =
         if config.has("rotary_dim") { config.optional_size("rotary_dim")?.unwrap_or(head) } else { 64 };
+    check_size("number of rotated values of a head", dims, head)?;
     let rope = Rope::plain(10000.0, dims).with_pairs(RopePairs::Neighbours);
     let spec = DecoderSpec {
         positions,

@@ -4,7 +4,7 @@
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, NormKind, Rope};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot};
+use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot, check_size};
 use crate::models::template::{
     Children, NormSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
     rotary, table,
@@ -48,6 +48,7 @@ impl<'a> LlamaStyle<'a> {
             Some(size) => size,
             None => head_size(hidden, heads)?,
         };
+        check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
         Ok(Self {
             config,
             class,
@@ -72,6 +73,7 @@ impl<'a> LlamaStyle<'a> {
     /// Where every head has `head_dim` values, or so many if config.json does not say.
     pub(super) fn with_head(self, default: usize) -> Result<Self> {
         let head = self.config.optional_size("head_dim")?.unwrap_or(default);
+        check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
         Ok(Self { head, rotary: head, ..self })
     }
 
@@ -79,7 +81,7 @@ impl<'a> LlamaStyle<'a> {
     pub(super) fn with_partial_rotation(self, default: f64) -> Result<Self> {
         let stored = self.config.nested("rope_parameters").number("partial_rotary_factor", default)?;
         let share = self.config.number("partial_rotary_factor", stored)?;
-        Ok(Self { rotary: (self.head as f64 * share) as usize, ..self })
+        Ok(Self { rotary: rotated(self.head, share)?, ..self })
     }
 
     fn named(&self, part: &str) -> String {
@@ -245,10 +247,26 @@ impl<'a> LlamaStyle<'a> {
 /// # Errors
 /// [`NnError::Config`] where they cannot.
 pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
+    check_size("number of heads", heads, DecoderSpec::MOST_HEADS)?;
     match hidden.is_multiple_of(heads) {
         true => Ok(hidden / heads),
         false => Err(NnError::Config {
             reason: format!("a width of {hidden} cannot be divided among {heads} heads"),
         }),
+    }
+}
+
+/// How many values of a head are a share of it, to be rotated.
+///
+/// # Errors
+/// [`NnError::Config`] where it is no share.
+pub(super) fn rotated(head: usize, share: f64) -> Result<usize> {
+    match (0.0..=1.0).contains(&share) {
+        true => Ok((head as f64 * share) as usize),
+        false => {
+            let reason =
+                format!("the share of a head that is rotated is {share}; between 0 and 1 was expected");
+            Err(NnError::Config { reason })
+        }
     }
 }

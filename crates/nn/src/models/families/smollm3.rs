@@ -22,7 +22,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let interval = config.optional_size("no_rope_layer_interval")?.unwrap_or(4);
     let rotates = |layer: usize| match listed {
         Some(list) => list.get(layer).and_then(serde_json::Value::as_u64) != Some(0),
-        None => (layer + 1) % interval != 0,
+        None => !(layer + 1).is_multiple_of(interval),
     };
     let is_windowed = config.flag("use_sliding_window", false)?;
     let window = smol.window(None)?.filter(|_| is_windowed);

@@ -1,0 +1,165 @@
+//! Conversations, in the library and as a user has them. tiny-gpt2 has no chat template, so these bring one.
+
+use crate::support::{golden, llm_int8, llm_int8_reading};
+use llm_int8::hub::HubConfig;
+use llm_int8::nn::linear::{Int8Config, OutlierScope};
+use llm_int8::nn::models::LoadOptions;
+use llm_int8::{
+    AutoModelForCausalLM, Chat, ChatMessage, FinishReason, GenerationConfig, LlmError, LoadConfig,
+};
+use std::ops::ControlFlow;
+use tempfile::TempDir;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}ASSISTANT:{% endif %}";
+
+fn model() -> AutoModelForCausalLM {
+    // Rows by themselves: a result does not depend on what is computed with it.
+    let int8 = Int8Config { outlier_scope: OutlierScope::Row, ..Int8Config::default() };
+    let options = LoadOptions { int8: Some(int8), ..LoadOptions::default() };
+    let hub = HubConfig { offline: true, ..HubConfig::from_env() };
+    AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig { options, hub }).unwrap()
+}
+
+fn chat(model: &AutoModelForCausalLM) -> Chat<'_> {
+    Chat::with_template(model, model.chat_template_of(TEMPLATE).unwrap())
+}
+
+fn config(max_new_tokens: usize) -> GenerationConfig {
+    GenerationConfig { max_new_tokens, ..GenerationConfig::default() }
+}
+
+fn go_on(_: &str) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
+    let (model, config) = (model(), config(12));
+    let mut chat = chat(&model);
+    let mut reused = Vec::new();
+    for text in ["Who art thou?", "And whence comest thou?", "Go in peace."] {
+        let before = [chat.messages(), &[ChatMessage::user(text)]].concat();
+        let reply = chat.reply(text, &config, &mut go_on).unwrap();
+        let whole = model.chat_template_of(TEMPLATE).unwrap().apply(&before, true).unwrap();
+        assert_eq!(reply.generated.text, model.generate(&whole, &config).unwrap().text, "{whole}");
+        let timing = reply.generated.timing;
+        let all = model.tokenizer().unwrap().encode_templated(&whole).unwrap().len();
+        assert_eq!(timing.prompt_tokens + timing.reused_tokens, all);
+        reused.push(timing.reused_tokens);
+    }
+    assert!(reused[0] == 0 && reused[1] > 10 && reused[2] > reused[1] + 10, "{reused:?}");
+    assert_eq!(chat.messages().len(), 6);
+    chat.reset();
+    assert!(chat.messages().is_empty());
+}
+
+#[test]
+fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
+    let model = model();
+    let mut chat = chat(&model);
+    let mut pieces = 0;
+    let reply = chat.reply("Who art thou?", &config(64), &mut |_| {
+        pieces += 1;
+        if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let generated = reply.unwrap().generated;
+    assert_eq!((generated.finish_reason, generated.ids.len()), (FinishReason::Interrupted, 3));
+    assert_eq!(chat.messages()[1], ChatMessage::assistant(generated.text));
+    assert!(chat.reply("Go on.", &config(4), &mut go_on).is_ok());
+}
+
+#[test]
+fn a_full_context_forgets_the_oldest_turns_and_says_so() {
+    let model = model();
+    let mut chat = chat(&model);
+    chat.push(ChatMessage::system("Speak as the king."));
+    let long = "and the people of the land ".repeat(20);
+    let mut forgotten = 0;
+    for _ in 0..6 {
+        forgotten += chat.reply(&long, &config(32), &mut go_on).unwrap().forgotten;
+    }
+    assert!(forgotten >= 4, "{forgotten}");
+    assert_eq!(chat.messages()[0].role, "system");
+    let before = chat.messages().to_vec();
+    let error = chat.reply(&long.repeat(10), &config(32), &mut go_on).unwrap_err();
+    assert!(matches!(error, LlmError::ContextExceeded { .. }), "{error}");
+    assert_eq!(chat.messages().last(), before.last(), "what failed is not part of the conversation");
+}
+
+fn template(text: &str) -> (TempDir, String) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("template.jinja");
+    std::fs::write(&path, text).unwrap();
+    let name = path.display().to_string();
+    (folder, name)
+}
+
+#[test]
+fn the_program_talks_line_by_line() {
+    let (_folder, template) = template(TEMPLATE);
+    let arguments = ["chat", "tiny-gpt2", "--chat-template", &template, "-n", "8", "--system", "Be brief."];
+    let output = llm_int8_reading(&arguments, "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n");
+    let (text, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{told}");
+    let turns: Vec<&str> = told.lines().filter(|line| line.contains("kept from before")).collect();
+    assert_eq!(turns.len(), 2, "{told}");
+    assert!(turns[0].contains(", 0 kept from before, 8 written") && !turns[1].contains(", 0 kept"), "{told}");
+    assert!(!text.trim().is_empty() && told.contains("/reset forgets"), "{text}{told}");
+}
+
+#[test]
+fn what_is_missing_or_does_not_end_is_said() {
+    let error = |arguments: &[&str]| {
+        let output = llm_int8_reading(arguments, "Hi\nAgain\n");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = error(&["chat", "tiny-gpt2"]);
+    assert!(
+        code == 1 && text.contains("no chat template") && text.contains("--chat-template FILE"),
+        "{text}"
+    );
+    let (_folder, endless) =
+        template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+    let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &endless]);
+    assert_eq!((code, text.matches("does not come to an end").count()), (0, 2), "{text}");
+    let (_folder, broken) = template("{% if %}");
+    let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &broken]);
+    assert!(code == 1 && text.contains("the chat template: "), "{text}");
+    let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", "nowhere.jinja"]);
+    assert!(code == 1 && text.contains("cannot read nowhere.jinja"), "{text}");
+}
+
+#[test]
+fn perplexity_is_printed_for_people_and_as_json() {
+    let text = golden("smollm2/text.txt").display().to_string();
+    let arguments = ["eval", "tiny-gpt2", "--text", &text, "--max-tokens", "300", "--window", "128"];
+    let output = llm_int8(&[&arguments[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["tokens"], 300 - 3, "the first token of each window is not scored");
+    let (nll, perplexity) = (json["mean_nll"].as_f64().unwrap(), json["perplexity"].as_f64().unwrap());
+    assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9 && perplexity > 2.0 && perplexity < 4096.0);
+    let plain = String::from_utf8(llm_int8(&arguments).stdout).unwrap();
+    assert!(plain.starts_with(&format!("perplexity {perplexity:.4} ")), "{plain}");
+    let strided = llm_int8(&[&arguments[..], &["--json", "--stride", "32"]].concat());
+    let strided: serde_json::Value = serde_json::from_slice(&strided.stdout).unwrap();
+    assert_eq!(strided["tokens"], 299);
+    assert!(strided["perplexity"].as_f64().unwrap() < perplexity, "more context foresees better");
+    for (more, message) in [
+        (["--window", "1"], "window is 1"),
+        (["--window", "600"], "window is 600"),
+        (["--stride", "0"], "stride is 0"),
+        (["--stride", "129"], "stride is 129"),
+        (["--max-tokens", "1"], "two or more"),
+        (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
+    ] {
+        let mut arguments: Vec<&str> = arguments.to_vec();
+        match arguments.iter().position(|argument| *argument == more[0]) {
+            Some(place) => arguments[place + 1] = more[1],
+            None => arguments.extend(more),
+        }
+        let output = llm_int8(&arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(message), "{error}");
+    }
+}
