@@ -108,6 +108,73 @@ fn the_program_talks_line_by_line() {
     assert!(!text.trim().is_empty() && told.contains("/reset forgets"), "{text}{told}");
 }
 
+/// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor knows of ctrl-C too; it must not keep it from a reply.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    let (_folder, template) = template(TEMPLATE);
+    let pty = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        pty,
+        env!("CARGO_BIN_EXE_llm-int8"),
+        "chat",
+        "tiny-gpt2",
+        "--chat-template",
+        &template,
+    ]);
+    command.args(["-n", "490", "--threads", "1", "--ignore-eos"]);
+    command.env("TERM", "xterm").env("LLM_INT8_ISA", "scalar").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(child) = command.stderr(Stdio::null()).spawn() else {
+        println!("skipped: there is no python3 here to make a terminal");
+        return;
+    };
+    let mut child = Ended(child);
+    let (mut keys, mut screen) = (child.0.stdin.take().unwrap(), child.0.stdout.take().unwrap());
+    let (sender, pieces) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 256];
+        while let Ok(count @ 1..) = screen.read(&mut bytes) {
+            let _ = sender.send(String::from_utf8_lossy(&bytes[..count]).into_owned());
+        }
+    });
+    let mut seen = String::new();
+    let mut wait_for = |is_there: &dyn Fn(&str) -> bool| {
+        while !is_there(&seen) {
+            match pieces.recv_timeout(std::time::Duration::from_secs(30)) {
+                Ok(piece) => seen.push_str(&piece),
+                Err(cause) => panic!("{cause}: {seen}"),
+            }
+        }
+        seen.contains("[stopped]")
+    };
+    wait_for(&|seen| seen.contains("> "));
+    keys.write_all(b"Hi\r").unwrap();
+    // Keys that come while the line is still being edited belong to it: a reply must have begun.
+    wait_for(&|seen| seen.split_once("Hi").is_some_and(|(_, reply)| reply.len() > 60));
+    keys.write_all(b"\x03").unwrap();
+    let was_stopped = wait_for(&|seen| seen.contains("[stopped]") || seen.contains("490 written"));
+    keys.write_all(b"/exit\r").unwrap();
+    let status = (0..300).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        child.0.try_wait().unwrap()
+    });
+    assert!(status.is_some_and(|status| status.success()) && was_stopped, "{status:?}");
+}
+
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn what_is_missing_or_does_not_end_is_said() {
     let error = |arguments: &[&str]| {

@@ -31,8 +31,9 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         max_new_tokens: args.max_new_tokens,
         ..sampled(model.generation_config(), &args.sampling)
     };
-    let interrupt = Interrupt::watch()?;
     let mut lines = Lines::new()?;
+    // After the line editor, which would take ctrl-C for itself.
+    let interrupt = Interrupt::watch()?;
     while let Some(text) = lines.next()? {
         match text.trim() {
             "" => {}

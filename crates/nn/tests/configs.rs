@@ -1,5 +1,7 @@
 //! `config.json` in the forms that published models have, and in forms no model has.
 
+#![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+
 use llm_int8_nn::models::{DecoderSpec, FAMILIES, ModelConfig};
 use serde_json::{Value, json};
 

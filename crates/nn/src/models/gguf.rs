@@ -10,18 +10,19 @@ use serde_json::{Map, Value, json};
 
 /// How a family looks in GGUF.
 struct Architecture {
-    /// `general.architecture`.
+    /// `general.architecture`, and `model_type` of config.json.
     name: &'static str,
-    /// `model_type` of config.json.
-    model_type: &'static str,
+    /// The class of transformers.
+    class: &'static str,
     /// Rows of queries and keys are permuted.
     is_permuted: bool,
     /// 1 was added to the weights of norms.
     has_raised_norms: bool,
-    /// What the names of tensors become, without `blk.N.` and the ending.
+    /// What the names of tensors become, without `blk.N.` and the ending, where [`LLAMA`] says otherwise.
     names: &'static [(&'static str, &'static str)],
 }
 
+/// Names of the style of Llama, which the others but GPT-2 differ from here and there.
 const LLAMA: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -39,52 +40,21 @@ const LLAMA: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-const PHI3: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-    ("attn_norm", "input_layernorm"),
-    ("attn_qkv", "self_attn.qkv_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_up", "mlp.gate_up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
+const PHI3: &[(&str, &str)] = &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")];
 
 const GEMMA2: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
 
-const STARCODER2: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_up", "mlp.c_fc"),
-    ("ffn_down", "mlp.c_proj"),
-];
+const STARCODER2: &[(&str, &str)] = &[("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")];
 
 const GPT2: &[(&str, &str)] = &[
     ("token_embd", "transformer.wte"),
     ("position_embd", "transformer.wpe"),
     ("output_norm", "transformer.ln_f"),
+    ("output", "lm_head"),
     ("attn_norm", "ln_1"),
     ("attn_qkv", "attn.c_attn"),
     ("attn_output", "attn.c_proj"),
@@ -93,56 +63,25 @@ const GPT2: &[(&str, &str)] = &[
     ("ffn_down", "mlp.c_proj"),
 ];
 
+impl Architecture {
+    /// One with Llama's names but for these, and weights as they are.
+    const fn plain(
+        name: &'static str,
+        class: &'static str,
+        names: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Self { name, class, names, is_permuted: false, has_raised_norms: false }
+    }
+}
+
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture {
-        name: "gemma2",
-        model_type: "gemma2",
-        is_permuted: false,
-        has_raised_norms: true,
-        names: GEMMA2,
-    },
-    Architecture {
-        name: "gpt2",
-        model_type: "gpt2",
-        is_permuted: false,
-        has_raised_norms: false,
-        names: GPT2,
-    },
-    Architecture {
-        name: "llama",
-        model_type: "llama",
-        is_permuted: true,
-        has_raised_norms: false,
-        names: LLAMA,
-    },
-    Architecture {
-        name: "phi3",
-        model_type: "phi3",
-        is_permuted: false,
-        has_raised_norms: false,
-        names: PHI3,
-    },
-    Architecture {
-        name: "qwen2",
-        model_type: "qwen2",
-        is_permuted: false,
-        has_raised_norms: false,
-        names: LLAMA,
-    },
-    Architecture {
-        name: "qwen3",
-        model_type: "qwen3",
-        is_permuted: false,
-        has_raised_norms: false,
-        names: LLAMA,
-    },
-    Architecture {
-        name: "starcoder2",
-        model_type: "starcoder2",
-        is_permuted: false,
-        has_raised_norms: false,
-        names: STARCODER2,
-    },
+    Architecture { has_raised_norms: true, ..Architecture::plain("gemma2", "Gemma2ForCausalLM", GEMMA2) },
+    Architecture::plain("gpt2", "GPT2LMHeadModel", GPT2),
+    Architecture { is_permuted: true, ..Architecture::plain("llama", "LlamaForCausalLM", &[]) },
+    Architecture::plain("phi3", "Phi3ForCausalLM", PHI3),
+    Architecture::plain("qwen2", "Qwen2ForCausalLM", &[]),
+    Architecture::plain("qwen3", "Qwen3ForCausalLM", &[]),
+    Architecture::plain("starcoder2", "Starcoder2ForCausalLM", STARCODER2),
 ];
 
 /// `config.json` and checkpoint of a GGUF file.
@@ -179,8 +118,9 @@ impl Architecture {
             None => (None, stored),
         };
         let (part, ending) = rest.rsplit_once('.')?;
-        let (_, new) = self.names.iter().find(|(old, _)| *old == part)?;
         let is_gpt2 = self.name == "gpt2";
+        let shared = if is_gpt2 { &[] } else { LLAMA };
+        let (_, new) = self.names.iter().chain(shared).find(|(old, _)| *old == part)?;
         let name = match block {
             Some(number) if is_gpt2 => format!("transformer.h.{number}.{new}.{ending}"),
             Some(number) => format!("model.layers.{number}.{new}.{ending}"),
@@ -232,7 +172,6 @@ impl Keys<'_> {
     fn config(&self) -> Result<Value> {
         let mut config = match self.architecture.name {
             "gpt2" => json!({
-                "architectures": ["GPT2LMHeadModel"],
                 "n_embd": self.size("embedding_length")?,
                 "n_layer": self.size("block_count")?,
                 "n_head": self.size("attention.head_count")?,
@@ -248,7 +187,8 @@ impl Keys<'_> {
             _ => ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
         };
         config[epsilon.0] = self.file.number(&self.key(epsilon.1)).unwrap_or(1e-5).into();
-        config["model_type"] = self.architecture.model_type.into();
+        config["model_type"] = self.architecture.name.into();
+        config["architectures"] = json!([self.architecture.class]);
         config["vocab_size"] = self.vocab_size()?.into();
         // Converters write the head of a tied GPT-2 a second time.
         let is_tied = self.architecture.name == "gpt2" || !self.has_tensor("output.weight");
@@ -263,17 +203,8 @@ impl Keys<'_> {
     }
 
     fn llama_style(&self) -> Result<Value> {
-        let class = match self.architecture.name {
-            "gemma2" => "Gemma2ForCausalLM",
-            "phi3" => "Phi3ForCausalLM",
-            "qwen2" => "Qwen2ForCausalLM",
-            "qwen3" => "Qwen3ForCausalLM",
-            "starcoder2" => "Starcoder2ForCausalLM",
-            _ => "LlamaForCausalLM",
-        };
         let (hidden, heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
         let mut config = json!({
-            "architectures": [class],
             "hidden_size": hidden,
             "num_hidden_layers": self.size("block_count")?,
             "num_attention_heads": heads,

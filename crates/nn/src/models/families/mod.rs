@@ -5,6 +5,7 @@ mod falcon;
 mod gemma2;
 mod gemma3;
 mod gpt2;
+mod gpt2_style;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
