@@ -43,6 +43,8 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
+        // The class would else give `token_type_ids`, which decoders refuse.
+        "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": text("tokenizer.ggml.bos_token_id"),
         "eos_token": text("tokenizer.ggml.eos_token_id"),
         "unk_token": text("tokenizer.ggml.unknown_token_id"),

@@ -7,6 +7,7 @@ use crate::generate::GenerationConfig;
 use crate::gguf_tokenizer;
 use crate::tokenizer::Tokenizer;
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
+use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::Path;
@@ -102,6 +103,12 @@ impl Source {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
             }
+            // candle's reader of pickles knows no int8.
+            WeightFiles::PytorchBin { .. } if is_int8(&config) => {
+                let reason = "the weights are int8 in a pytorch_model.bin, which is not read here; save them as \
+                              safetensors (`save_pretrained(…, safe_serialization=True)`)";
+                return Err(NnError::Config { reason: reason.into() }.into());
+            }
             WeightFiles::PytorchBin { files, index } => Checkpoint::open_pickle(files, index.as_deref())?,
         };
         let mut generation = match &files.generation_config {
@@ -150,6 +157,11 @@ pub(crate) fn headers(
         _ => Source::find(name, hub, progress)?,
     };
     Ok((source.config, source.checkpoint))
+}
+
+/// Whether config.json says that the weights are int8.
+fn is_int8(config: &ModelConfig) -> bool {
+    config.quantization().is_some_and(|quantization| quantization["load_in_8bit"] == true)
 }
 
 /// A `.gguf` file.
