@@ -41,6 +41,9 @@ fn save(model: &AutoModelForCausalLM, output: &OutputArgs, layers: SavedLayers) 
     });
     writing.end();
     saved?;
+    if let Err(error) = model.tokenizer() {
+        line(&format!("note: the folder has no usable tokenizer: {error}"));
+    }
     line(&format!("wrote {} of weights into {}", bytes(written), output.folder.display()));
     Ok(())
 }

@@ -75,6 +75,15 @@ impl FloatDtype {
         }
     }
 
+    /// The dtype in a safetensors file.
+    pub fn stored(self) -> safetensors::Dtype {
+        match self {
+            Self::F16 => safetensors::Dtype::F16,
+            Self::BF16 => safetensors::Dtype::BF16,
+            Self::F32 => safetensors::Dtype::F32,
+        }
+    }
+
     /// The float dtype of that candle dtype, or `None` where it is not one of the three.
     pub fn from_candle(dtype: DType) -> Option<Self> {
         match dtype {

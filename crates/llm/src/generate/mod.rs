@@ -94,9 +94,17 @@ impl Context {
 
     fn feed(&mut self, decoder: &Decoder, input: &[u32]) -> Result<Vec<f32>> {
         let tensor = Tensor::new(input, &Device::Cpu)?.unsqueeze(0)?;
-        let logits = decoder.forward(&tensor, &mut self.cache, LogitPositions::Last)?;
-        self.ids.extend_from_slice(input);
-        Ok(logits.flatten_all()?.to_vec1()?)
+        match decoder.forward(&tensor, &mut self.cache, LogitPositions::Last) {
+            Ok(logits) => {
+                self.ids.extend_from_slice(input);
+                Ok(logits.flatten_all()?.to_vec1()?)
+            }
+            Err(error) => {
+                // Some layers may have added the input to the cache and others not.
+                *self = Self::new(decoder);
+                Err(error.into())
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{NnError, Result};
 use crate::linear::{Int8Config, Int8Linear, Int8Weight};
 use crate::parameter::FloatParameter;
 use bytemuck::cast_slice;
+use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use std::path::Path;
@@ -104,25 +105,23 @@ pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTe
 
 /// A float parameter to be written; with `transposed`, `[out, in]` becomes `[in, out]` (`Conv1D`).
 pub fn float_state(parameter: &FloatParameter, name: String, transposed: bool) -> NewTensor<'_> {
-    let dtype = match parameter.dtype() {
-        FloatDtype::F16 => Dtype::F16,
-        FloatDtype::BF16 => Dtype::BF16,
-        FloatDtype::F32 => Dtype::F32,
-    };
     let mut shape = parameter.shape().to_vec();
     if transposed {
         shape.reverse();
     }
-    NewTensor::new(name, dtype, &shape, move || {
-        let tensor = parameter.tensor()?;
-        let tensor = if transposed { tensor.t()? } else { tensor.clone() };
-        let flat = tensor.flatten_all()?;
-        Ok(match parameter.dtype() {
-            FloatDtype::F16 => cast_slice(&flat.to_vec1::<f16>()?).to_vec(),
-            FloatDtype::BF16 => cast_slice(&flat.to_vec1::<bf16>()?).to_vec(),
-            FloatDtype::F32 => cast_slice(&flat.to_vec1::<f32>()?).to_vec(),
-        }
-        .into())
+    NewTensor::new(name, parameter.dtype().stored(), &shape, move || {
+        Ok(float_bytes(parameter.tensor()?, transposed)?.into())
+    })
+}
+
+/// The bytes of a float tensor, row-major, after transposing it where that is asked for.
+pub(crate) fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
+    let tensor = if transposed { tensor.t()? } else { tensor.clone() };
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F16 => cast_slice(&flat.to_vec1::<f16>()?).to_vec(),
+        DType::BF16 => cast_slice(&flat.to_vec1::<bf16>()?).to_vec(),
+        _ => cast_slice(&flat.to_vec1::<f32>()?).to_vec(),
     })
 }
 

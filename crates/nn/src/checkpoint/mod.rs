@@ -14,6 +14,7 @@ mod safetensors;
 mod view;
 pub mod writer;
 
+pub(crate) use bnb::float_bytes;
 pub use bnb::{float_state, linear_state, read_linear_state, write_linear_state};
 pub use cast::{float_tensor, int8_weight};
 pub use columns::CheckpointColumns;

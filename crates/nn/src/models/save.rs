@@ -2,13 +2,11 @@
 
 use super::decoder::{Decoder, Part};
 use super::spec::{ModelSlot, Slot};
-use crate::checkpoint::{NewTensor, float_state, linear_state};
+use crate::checkpoint::{NewTensor, float_bytes, float_state, linear_state};
 use crate::dtype::FloatDtype;
 use crate::error::Result;
 use crate::linear::{Int8Linear, Linear, LinearClass};
-use bytemuck::cast_slice;
-use half::{bf16, f16};
-use safetensors::Dtype;
+use candle_core::{Device, Tensor};
 
 /// What becomes of int8 layers when a model is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,28 +63,9 @@ fn dequantized(linear: &Int8Linear, name: String, dtype: FloatDtype) -> NewTenso
     let (rows, columns) = (linear.out_features(), linear.in_features());
     let is_conv = linear.class() == LinearClass::Conv1D;
     let shape = if is_conv { [columns, rows] } else { [rows, columns] };
-    let stored = match dtype {
-        FloatDtype::F16 => Dtype::F16,
-        FloatDtype::BF16 => Dtype::BF16,
-        FloatDtype::F32 => Dtype::F32,
-    };
-    NewTensor::new(name, stored, &shape, move || {
-        let mut values = linear.weight()?.dequantize(linear.isa())?;
-        if is_conv {
-            let rowwise = values.clone();
-            for (place, value) in values.iter_mut().enumerate() {
-                *value = rowwise[place % rows * columns + place / rows];
-            }
-        }
-        Ok(match dtype {
-            FloatDtype::F16 => {
-                cast_slice(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()).to_vec()
-            }
-            FloatDtype::BF16 => {
-                cast_slice(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()).to_vec()
-            }
-            FloatDtype::F32 => cast_slice(&values).to_vec(),
-        }
-        .into())
+    NewTensor::new(name, dtype.stored(), &shape, move || {
+        let values = linear.weight()?.dequantize(linear.isa())?;
+        let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype.candle())?;
+        Ok(float_bytes(&tensor, is_conv)?.into())
     })
 }
