@@ -129,6 +129,14 @@ fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
     });
 }
 
+/// Falcon's products are of a class of its own, which int8 layers replace.
+#[test]
+fn unquantised_products_of_falcon_are_printed_under_their_class() {
+    let tree = load("falcon", &unquantised()).describe().to_string();
+    assert!(tree.contains("(dense): FalconLinear(in_features=48, out_features=48, bias=False)"), "{tree}");
+    assert!(tree.contains("(lm_head): Linear(in_features=48, out_features=256, bias=False)"), "{tree}");
+}
+
 #[test]
 fn a_row_alone_is_the_row_in_its_batch() {
     in_every_folder(|name| {

@@ -10,8 +10,9 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(&args.text)
-        .with_context(|| format!("cannot read {}", args.text.display()))?;
+    let bytes = std::fs::read(&args.text).with_context(|| format!("cannot read {}", args.text.display()))?;
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("{} is no text in UTF-8; convert it first", args.text.display()))?;
     let model = load(&args.model)?;
     let mut ids = model.tokenizer()?.encode(&text)?;
     if let Some(most) = args.max_tokens {

@@ -14,6 +14,8 @@ pub enum LinearClass {
     /// `torch.nn.Linear`: weight `[out, in]`.
     #[default]
     Linear,
+    /// Falcon's own class, a `torch.nn.Linear` under another name.
+    FalconLinear,
     /// transformers' `Conv1D` (GPT-2): weight `[in, out]`, printed `Conv1D(nf=out, nx=in)`.
     Conv1D,
 }
@@ -141,11 +143,10 @@ fn input_error(reason: String) -> NnError {
 impl Module for FloatLinear {
     fn describe(&self) -> Node {
         let (out_features, in_features) = (self.out_features(), self.in_features());
+        let arguments = features(in_features, out_features, self.bias.is_some());
         let (node, shape) = match self.class {
-            LinearClass::Linear => (
-                Node::leaf("Linear", features(in_features, out_features, self.bias.is_some())),
-                [out_features, in_features],
-            ),
+            LinearClass::Linear => (Node::leaf("Linear", arguments), [out_features, in_features]),
+            LinearClass::FalconLinear => (Node::leaf("FalconLinear", arguments), [out_features, in_features]),
             LinearClass::Conv1D => (
                 Node::leaf("Conv1D", format!("nf={out_features}, nx={in_features}")),
                 [in_features, out_features],

@@ -18,7 +18,7 @@ pub struct Family {
 /// A decoder, described: its tree of parts, and how values go through them.
 ///
 /// Which parts there are is what the [`Template`] says; the decoder acts on what it finds. A block with
-/// [`BlockSlot::Gate`] has a gated MLP, one with [`BlockSlot::QkNorm`]s normalises queries and keys, one
+/// [`BlockSlot::Gate`] has a gated MLP, one with [`BlockSlot::QueryNorm`] normalises queries, one
 /// without [`BlockSlot::MlpNorm`] gives its MLP what attention got.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {

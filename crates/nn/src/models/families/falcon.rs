@@ -6,10 +6,11 @@ use super::llama_style::head_size;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
+use crate::linear::LinearClass;
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
 use crate::models::template::{
-    Children, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, rotary,
-    table,
+    Children, PartSpec, Template, act, blocks, container, dropout, layer_norm, model_linear, model_norm,
+    norm, rotary, table,
 };
 
 pub(super) const FAMILY: Family = Family { model_type: "falcon", describe };
@@ -28,14 +29,14 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let is_parallel =
         config.flag("parallel_attn", true)? || config.flag("new_decoder_architecture", false)?;
     let attention = vec![
-        ("query_key_value", linear(BlockSlot::Qkv, [(heads + 2 * kv_heads) * head, hidden], bias)),
-        ("dense", linear(BlockSlot::AttentionOut, [hidden, hidden], bias)),
+        ("query_key_value", falcon_linear(BlockSlot::Qkv, [(heads + 2 * kv_heads) * head, hidden], bias)),
+        ("dense", falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias)),
         ("attention_dropout", dropout(config, "attention_dropout", 0.0)?),
     ];
     let mlp = vec![
-        ("dense_h_to_4h", linear(BlockSlot::Up, [middle, hidden], bias)),
+        ("dense_h_to_4h", falcon_linear(BlockSlot::Up, [middle, hidden], bias)),
         ("act", act(activation)),
-        ("dense_4h_to_h", linear(BlockSlot::Down, [hidden, middle], bias)),
+        ("dense_4h_to_h", falcon_linear(BlockSlot::Down, [hidden, middle], bias)),
     ];
     let mut block = vec![
         ("self_attention", container("FalconAttention", attention)),
@@ -65,6 +66,12 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         true => Ok(spec),
         false => Ok(spec.rotated(Rope::from_config(config, 10000.0, head, positions)?)),
     }
+}
+
+/// A product of the class that Falcon gives them.
+fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
+    let class = LinearClass::FalconLinear;
+    Template::BlockPart(slot, PartSpec::Linear { class, out_features, in_features, bias })
 }
 
 /// Heads of keys, and how they lie in the one product.
