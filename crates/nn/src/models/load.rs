@@ -149,8 +149,13 @@ impl Decoder {
         let tied = decoder.spec().tied_head;
         for (done, (path, slot)) in slots.iter().enumerate() {
             let reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa };
-            if let (false, Some(part)) = (tied && *slot == HEAD, decoder.part_mut(*slot)) {
-                reader.fill(path, part)?;
+            match decoder.part_mut(*slot) {
+                // Its weight is that of the token table.
+                Some(Part::Linear(Linear::Float(head))) if tied && *slot == HEAD => {
+                    reader.bias(path, head)?
+                }
+                Some(part) => reader.fill(path, part)?,
+                None => {}
             }
             observe(LoadEvent { module: path, done: done + 1, total: slots.len() });
         }
@@ -356,6 +361,10 @@ impl Reader<'_> {
     fn float_linear(&self, path: &ModulePath, linear: &mut FloatLinear) -> Result<()> {
         let transposed = linear.class() == LinearClass::Conv1D;
         self.float(path, "weight", linear.weight_mut(), transposed)?;
+        self.bias(path, linear)
+    }
+
+    fn bias(&self, path: &ModulePath, linear: &mut FloatLinear) -> Result<()> {
         match linear.bias_mut() {
             Some(bias) => self.float(path, "bias", bias, false),
             None => Ok(()),
