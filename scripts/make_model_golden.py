@@ -13,6 +13,7 @@ import sys
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.models.stablelm.modeling_stablelm import StableLmPreTrainedModel
 
 SMALL = dict(vocab_size=256, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
              max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
@@ -37,6 +38,8 @@ MODELS = {
                      use_qkv_bias=True),
     "stablelm_parallel": dict(SMALL, model_type="stablelm", num_key_value_heads=4, use_parallel_residual=True,
                               partial_rotary_factor=0.5),
+    "stablelm_head_norms": dict(SMALL, model_type="stablelm", num_key_value_heads=2, qk_layernorm=True,
+                                use_parallel_residual=True, partial_rotary_factor=0.5),
     "gemma3_text": dict(SMALL, model_type="gemma3_text", num_key_value_heads=2, head_dim=16, sliding_window=8,
                         layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=16,
                         rope_scaling=dict(rope_type="linear", factor=8.0), pad_token_id=0),
@@ -64,6 +67,19 @@ MODELS = {
     "bloom_seven_heads": dict(model_type="bloom", vocab_size=256, hidden_size=42, n_layer=2, n_head=7,
                               bos_token_id=1, eos_token_id=2),
 }
+
+
+def mend_stablelm():
+    """transformers 4.57 cannot make a StableLM with qk_layernorm: it fills biases that its norms do not have."""
+    original = StableLmPreTrainedModel._init_weights
+
+    def mended(self, module):
+        if isinstance(module, torch.nn.LayerNorm) and module.bias is None:
+            module.weight.data.fill_(1.0)
+        else:
+            original(self, module)
+
+    StableLmPreTrainedModel._init_weights = mended
 
 
 def make(name, folder):
@@ -117,6 +133,7 @@ def make(name, folder):
 
 
 def main():
+    mend_stablelm()
     out, names = sys.argv[1], sys.argv[2:] or list(MODELS)
     for name in names:
         os.makedirs(f"{out}/{name}", exist_ok=True)

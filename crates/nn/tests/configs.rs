@@ -141,7 +141,7 @@ fn the_row_of_padding_is_printed_as_pytorch_prints_it() {
 #[test]
 fn what_is_not_built_is_refused_by_its_key() {
     for (model_type, key, value) in [
-        ("stablelm", "qk_layernorm", json!(true)),
+        ("bloom", "apply_residual_connection_post_layernorm", json!(true)),
         ("gemma3_text", "use_bidirectional_attention", json!(true)),
         ("llama", "hidden_act", json!("mish")),
         ("llama", "rope_scaling", json!({ "rope_type": "spiral" })),

@@ -11,7 +11,7 @@ pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::{AttentionRule, Heads, LayerCache, QkvLayout, attend};
 pub use embedding::Embedding;
-pub use norm::{Norm, NormKind};
+pub use norm::{HeadNorms, Norm, NormKind};
 pub use rope::{Rope, RopePairs, RopeTable};
 
 use crate::error::Result;

@@ -92,6 +92,47 @@ impl Norm {
     }
 }
 
+/// Norms of the heads of a row, each with weights of its own (StableLM 2 12B): `ModuleList` of [`Norm`]s.
+#[derive(Debug, Clone)]
+pub struct HeadNorms(Vec<Norm>);
+
+impl HeadNorms {
+    /// So many copies of a norm, of one head each.
+    pub fn declared(norm: &Norm, heads: usize) -> Self {
+        Self(vec![norm.clone(); heads])
+    }
+
+    /// `x` f32 `[…, heads · width]`, every head normalised by itself.
+    ///
+    /// # Errors
+    /// As [`Norm::forward`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let heads = x.chunk(self.0.len(), candle_core::D::Minus1)?;
+        let normed = self.0.iter().zip(heads).map(|(norm, head)| norm.forward(&head));
+        Ok(Tensor::cat(&normed.collect::<Result<Vec<_>>>()?, candle_core::D::Minus1)?)
+    }
+
+    /// Weights and biases, under their names: `0.weight`, `1.weight`, …
+    pub fn parameters(&self) -> impl Iterator<Item = (String, &FloatParameter)> {
+        let named =
+            |(head, norm)| Norm::parameters(norm).map(move |(name, of)| (format!("{head}.{name}"), of));
+        self.0.iter().enumerate().flat_map(named)
+    }
+
+    /// Weights and biases, to be filled, under their names.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = (String, &mut FloatParameter)> {
+        let named =
+            |(head, norm)| Norm::parameters_mut(norm).map(move |(name, of)| (format!("{head}.{name}"), of));
+        self.0.iter_mut().enumerate().flat_map(named)
+    }
+}
+
+impl Module for HeadNorms {
+    fn describe(&self) -> Node {
+        Node::list(self.0.iter().map(Norm::describe))
+    }
+}
+
 /// A sum in sixteen parts, which keeps it exact enough for long rows and lets the compiler vectorise it.
 fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; 16];

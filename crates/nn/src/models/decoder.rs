@@ -7,7 +7,9 @@ use super::spec::{BlockSlot, DecoderSpec, LayerSpec, ModelSlot, Residual, Slot};
 use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use crate::layers::{AttentionRule, Embedding, Heads, LayerCache, Norm, RopeTable, attend, with_f32};
+use crate::layers::{
+    AttentionRule, Embedding, HeadNorms, Heads, LayerCache, Norm, RopeTable, attend, with_f32,
+};
 use crate::linear::{FloatLinear, Int8Config, Linear};
 use crate::module::ModulePath;
 use candle_core::{DType, Device, Tensor};
@@ -71,7 +73,30 @@ impl KvCache {
 pub(super) enum Part {
     Embedding(Embedding),
     Norm(Norm),
+    HeadNorms(HeadNorms),
     Linear(Linear),
+}
+
+impl Part {
+    /// A part without values.
+    fn declared(spec: &PartSpec, dtype: FloatDtype, isa: Isa) -> Self {
+        match *spec {
+            PartSpec::Embedding { ref class, rows, width, padding } => {
+                Self::Embedding(Embedding::declared(class, [rows, width], padding, dtype))
+            }
+            PartSpec::Norm { ref class, kind, width, eps } => {
+                Self::Norm(Norm::declared(class, kind, width, eps, dtype))
+            }
+            PartSpec::HeadNorms { ref norm, heads } => match Self::declared(norm, dtype, isa) {
+                Self::Norm(norm) => Self::HeadNorms(HeadNorms::declared(&norm, heads)),
+                other => other,
+            },
+            PartSpec::Linear { class, out_features, in_features, bias } => {
+                let shape = [out_features, in_features];
+                Self::Linear(Linear::Float(FloatLinear::declared(class, shape, bias, dtype, isa)))
+            }
+        }
+    }
 }
 
 /// Parts by the number of their slot.
@@ -117,23 +142,11 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder without values; `dtype` is what its float parameters will be stored in.
     pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Self {
-        let part = |part: &PartSpec| match *part {
-            PartSpec::Embedding { ref class, rows, width, padding } => {
-                Part::Embedding(Embedding::declared(class, [rows, width], padding, dtype))
-            }
-            PartSpec::Norm { ref class, kind, width, eps } => {
-                Part::Norm(Norm::declared(class, kind, width, eps, dtype))
-            }
-            PartSpec::Linear { class, out_features, in_features, bias } => {
-                let shape = [out_features, in_features];
-                Part::Linear(Linear::Float(FloatLinear::declared(class, shape, bias, dtype, isa)))
-            }
-        };
         let (mut model, mut block) = (Parts::default(), Parts::default());
         for (slot, spec) in spec.tree.slots() {
             match slot {
-                Slot::Model(slot) => model.insert(slot as usize, part(spec)),
-                Slot::Block(_, slot) => block.insert(slot as usize, part(spec)),
+                Slot::Model(slot) => model.insert(slot as usize, Part::declared(spec, dtype, isa)),
+                Slot::Block(_, slot) => block.insert(slot as usize, Part::declared(spec, dtype, isa)),
             }
         }
         Self { model, blocks: vec![block; spec.layers.len()], spec, dtype }
@@ -337,9 +350,10 @@ impl Block<'_> {
 
     /// The norm of a slot; without one the value itself.
     fn norm(&self, slot: BlockSlot, x: &Tensor) -> Result<Tensor> {
-        match self.parts.norm(slot as usize) {
-            Some(norm) => norm.forward(x),
-            None => Ok(x.clone()),
+        match self.parts.get(slot as usize) {
+            Some(Part::Norm(norm)) => norm.forward(x),
+            Some(Part::HeadNorms(norms)) => norms.forward(x),
+            _ => Ok(x.clone()),
         }
     }
 

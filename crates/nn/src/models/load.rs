@@ -264,10 +264,10 @@ fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
         let mut expected = expected(part, keys.is_quantised(&path));
         if tied && slot == HEAD {
             known.insert(keys.key(&path, "weight"));
-            expected.retain(|(name, _)| *name != "weight");
+            expected.retain(|(name, _)| name != "weight");
         }
         for (name, shape) in expected {
-            let key = keys.key(&path, name);
+            let key = keys.key(&path, &name);
             let Some(entry) = keys.checkpoint.entry(&key) else {
                 let all = keys.checkpoint.entries().map(|(name, _)| name);
                 return Err(NnError::MissingTensor {
@@ -308,19 +308,23 @@ fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
 }
 
 /// Names and stored shapes of a part's tensors.
-fn expected(part: &mut Part, quantised: bool) -> Vec<(&'static str, Vec<usize>)> {
+fn expected(part: &Part, quantised: bool) -> Vec<(String, Vec<usize>)> {
+    let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {
-        Part::Embedding(embedding) => vec![("weight", embedding.weight().shape().to_vec())],
+        Part::Embedding(embedding) => vec![weight(embedding.weight().shape().to_vec())],
         Part::Norm(norm) => {
-            norm.parameters_mut().map(|(name, parameter)| (name, parameter.shape().to_vec())).collect()
+            norm.parameters().map(|(name, parameter)| (name.to_owned(), parameter.shape().to_vec())).collect()
+        }
+        Part::HeadNorms(norms) => {
+            norms.parameters().map(|(name, parameter)| (name, parameter.shape().to_vec())).collect()
         }
         Part::Linear(linear) => {
             let mut shape = vec![linear.out_features(), linear.in_features()];
             if linear.class() == LinearClass::Conv1D && !quantised {
                 shape.reverse();
             }
-            let bias = linear.has_bias().then(|| ("bias", vec![linear.out_features()]));
-            std::iter::once(("weight", shape)).chain(bias).collect()
+            let bias = linear.has_bias().then(|| ("bias".to_owned(), vec![linear.out_features()]));
+            std::iter::once(weight(shape)).chain(bias).collect()
         }
     }
 }
@@ -339,6 +343,12 @@ impl Reader<'_> {
             Part::Norm(norm) => {
                 for (name, parameter) in norm.parameters_mut() {
                     self.float(path, name, parameter, false)?;
+                }
+                Ok(())
+            }
+            Part::HeadNorms(norms) => {
+                for (name, parameter) in norms.parameters_mut() {
+                    self.float(path, &name, parameter, false)?;
                 }
                 Ok(())
             }

@@ -38,6 +38,11 @@ impl Decoder {
                         tensors.push(float_state(parameter, path.join(name).to_string(), false));
                     }
                 }
+                Some(Part::HeadNorms(norms)) => {
+                    for (name, parameter) in norms.parameters() {
+                        tensors.push(float_state(parameter, path.join(&name).to_string(), false));
+                    }
+                }
                 Some(Part::Linear(Linear::Float(linear))) => {
                     let transposed = linear.class() == LinearClass::Conv1D;
                     tensors.extend((!is_tied).then(|| float_state(linear.weight(), weight, transposed)));

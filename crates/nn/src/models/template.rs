@@ -54,6 +54,13 @@ pub enum PartSpec {
         /// Added to the variance.
         eps: f64,
     },
+    /// A list of norms, one a head.
+    HeadNorms {
+        /// The norm of a head.
+        norm: Box<PartSpec>,
+        /// How many there are.
+        heads: usize,
+    },
     /// A product.
     Linear {
         /// How it is stored and printed.
@@ -73,6 +80,7 @@ impl PartSpec {
         match *self {
             Self::Embedding { rows, width, .. } => rows.saturating_mul(width),
             Self::Norm { width, .. } => width,
+            Self::HeadNorms { ref norm, .. } => norm.elements(),
             Self::Linear { out_features, in_features, .. } => out_features.saturating_mul(in_features),
         }
     }
@@ -201,6 +209,11 @@ pub(super) fn conv1d(slot: BlockSlot, [out_features, in_features]: [usize; 2]) -
 /// A norm inside a block.
 pub(super) fn norm(slot: BlockSlot, norm: NormSpec) -> Template {
     Template::BlockPart(slot, norm.part())
+}
+
+/// A list of norms inside a block, one a head.
+pub(super) fn head_norms(slot: BlockSlot, norm: NormSpec, heads: usize) -> Template {
+    Template::BlockPart(slot, PartSpec::HeadNorms { norm: Box::new(norm.part()), heads })
 }
 
 /// A norm outside of the blocks.

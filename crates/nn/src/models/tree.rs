@@ -43,6 +43,7 @@ impl Decoder {
         let mut node = match self.part(slot) {
             Some(Part::Embedding(embedding)) => embedding.describe(),
             Some(Part::Norm(norm)) => norm.describe(),
+            Some(Part::HeadNorms(norms)) => norms.describe(),
             Some(Part::Linear(linear)) => linear.describe(),
             None => Node::default(),
         };

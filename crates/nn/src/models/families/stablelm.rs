@@ -2,23 +2,28 @@
 
 use super::llama_style::LlamaStyle;
 use crate::config::ModelConfig;
-use crate::error::{NnError, Result};
+use crate::error::Result;
 use crate::layers::NormKind;
 use crate::models::spec::{BlockSlot, DecoderSpec, Family, Residual};
-use crate::models::template::{container, dropout};
+use crate::models::template::{NormSpec, container, dropout, head_norms, layer_norm};
 
 pub(super) const FAMILY: Family = Family { model_type: "stablelm", describe };
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    if config.flag("qk_layernorm", false)? {
-        let reason =
-            "`qk_layernorm` is true; norms with weights of their own for every head are not built yet";
-        return Err(NnError::Config { reason: reason.into() });
-    }
     let read = LlamaStyle::read(config, "StableLm", ("layer_norm_eps", 1e-5))?;
     let stable = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation(0.25)? };
     let is_parallel = config.flag("use_parallel_residual", false)?;
     let mut attention = stable.projections(config.flag("use_qkv_bias", false)?, "o_proj", false);
+    if config.flag("qk_layernorm", false)? {
+        for (name, slot, heads) in [
+            ("q_layernorm", BlockSlot::QueryNorm, stable.heads),
+            ("k_layernorm", BlockSlot::KeyNorm, stable.kv_heads),
+        ] {
+            let norm = NormSpec { kind: NormKind::LayerWithoutBias, ..layer_norm(stable.head, stable.eps) };
+            let norms = vec![("norms", head_norms(slot, norm, heads))];
+            attention.push((name, container("StableLmLayerNormPerHead", norms)));
+        }
+    }
     attention.push(("attention_dropout", dropout(config, "attention_dropout", 0.0)?));
     attention.push(stable.rotary_module());
     let mut block = vec![
