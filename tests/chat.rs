@@ -83,8 +83,26 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
     assert_eq!(chat.messages()[0].role, "system");
     let before = chat.messages().to_vec();
     let error = chat.reply(&long.repeat(10), &config(32), &mut go_on).unwrap_err();
-    assert!(matches!(error, LlmError::ContextExceeded { .. }), "{error}");
+    assert!(
+        matches!(error, LlmError::TurnTooLong { .. }) && error.to_string().contains("512 positions"),
+        "{error}"
+    );
     assert_eq!(chat.messages().last(), before.last(), "what failed is not part of the conversation");
+}
+
+/// tiny-gpt2 has 512 positions, which is what a reply may take by default.
+#[test]
+fn a_reply_takes_the_room_there_is() {
+    let model = model();
+    let mut chat = chat(&model);
+    let config = GenerationConfig { eos_token_ids: Vec::new(), ..config(512) };
+    let generated = chat.reply("Who art thou?", &config, &mut go_on).unwrap().generated;
+    assert_eq!(
+        (generated.timing.prompt_tokens + generated.ids.len(), generated.finish_reason),
+        (512, FinishReason::Length)
+    );
+    let next = chat.reply("Go on.", &config, &mut go_on).unwrap();
+    assert_eq!(next.forgotten, 2, "the turn that filled everything");
 }
 
 fn template(text: &str) -> (TempDir, String) {

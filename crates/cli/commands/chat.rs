@@ -71,7 +71,7 @@ fn turn(
             tell(&reply, is_quiet);
             Ok(())
         }
-        Err(error @ (LlmError::ContextExceeded { .. } | LlmError::ChatTemplate { .. })) => {
+        Err(error @ (LlmError::TurnTooLong { .. } | LlmError::ChatTemplate { .. })) => {
             line(&format!("error: {error}"));
             Ok(())
         }
@@ -87,7 +87,7 @@ fn tell(reply: &Reply, is_quiet: bool) {
     }
     match reply.generated.finish_reason {
         FinishReason::Interrupted => line("[stopped]"),
-        FinishReason::Length => line("[cut off by --max-new-tokens]"),
+        FinishReason::Length => line("[cut off by --max-new-tokens or the end of the context]"),
         _ => {}
     }
     if !is_quiet {

@@ -66,6 +66,17 @@ pub enum LlmError {
         /// What it said.
         reason: String,
     },
+    /// One turn of a conversation that fills the model's context.
+    #[error(
+        "this turn has {tokens} tokens with what the chat template adds, but the model has {available} positions; \
+         say it in fewer words"
+    )]
+    TurnTooLong {
+        /// Tokens of the turn, a system message included.
+        tokens: usize,
+        /// Positions of the model.
+        available: usize,
+    },
     /// The caller ended it.
     #[error("interrupted")]
     Interrupted,

@@ -145,17 +145,17 @@ pub(crate) fn headers(
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(ModelConfig, Checkpoint)> {
-    let is_here = builtin::is_meant(name) || is_gguf(name);
-    let source = match (is_here, if is_here { None } else { Some(name.parse()?) }) {
-        (false, Some(model @ ModelRef::Hub { .. })) => {
+    if !builtin::is_meant(name) && !is_gguf(name) {
+        let model = name.parse()?;
+        if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone())?.resolve_metadata(&model, progress)?;
             let config = ModelConfig::parse(&read(&found.config)?)?;
             let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
             return Ok((config, Checkpoint::from_headers(headers)?));
         }
-        // Opening a checkpoint on disk reads headers only.
-        _ => Source::find(name, hub, progress)?,
-    };
+    }
+    // Opening a checkpoint on disk reads headers only.
+    let source = Source::find(name, hub, progress)?;
     Ok((source.config, source.checkpoint))
 }
 

@@ -6,8 +6,9 @@
 //! |---|---|
 //! | [`models`] | the one [`models::Decoder`] and the families that describe themselves to it |
 //! | [`layers`] | normalisation, embedding, activation, attention over a key/value cache |
-//! | [`checkpoint`] | safetensors and `pytorch_model.bin`, read tensor by tensor |
+//! | [`checkpoint`] | safetensors, `pytorch_model.bin`, GGUF and bitsandbytes' int8 layers, read and written tensor by tensor |
 //! | [`linear`] | [`linear::Linear`]: float or int8, and the product itself as a candle operation |
+//! | [`config`] | `config.json`, which families and rotations read |
 //! | [`module`] | a model's tree as data: paths, PyTorch's text, parameters, footprint, replacing |
 //!
 //! Every tensor is computed in f32 on the CPU; what is stored is int8 codes with an f32 `absmax` a

@@ -59,10 +59,11 @@ impl<'a> Chat<'a> {
     /// The model's reply to what a person says; `on_text` gets its pieces and may end it. A reply that was
     /// ended is part of the conversation as far as it went; after an error the conversation is as before.
     ///
-    /// Where the conversation is too long for the model, the oldest turns are forgotten.
+    /// Where the conversation leaves too little room for a reply, the oldest turns are forgotten; a reply is never
+    /// longer than what room there is.
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`]; [`LlmError::ContextExceeded`] where this turn alone is too long; what
+    /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] where this turn alone leaves no room; what
     /// [`AutoModelForCausalLM::generate`] gives.
     pub fn reply(
         &mut self,
@@ -84,29 +85,33 @@ impl<'a> Chat<'a> {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Reply> {
-        let (ids, forgotten) = self.fitting_ids(config.max_new_tokens)?;
-        let generated = self.model.generate_in(&mut self.context, &ids, config, on_text)?;
+        let available = self.model.decoder().spec().positions;
+        // Half of a small context at most is kept free for a reply.
+        let (ids, forgotten) = self.fitting_ids(config.max_new_tokens.min(available / 2), available)?;
+        let room = config.max_new_tokens.min(available - ids.len());
+        let config = GenerationConfig { max_new_tokens: room, ..config.clone() };
+        let generated = self.model.generate_in(&mut self.context, &ids, &config, on_text)?;
         self.messages.push(ChatMessage::assistant(generated.text.clone()));
         Ok(Reply { generated, forgotten })
     }
 
-    /// Ids of the conversation with room for a reply, and how many messages had to go for it.
-    fn fitting_ids(&mut self, new_tokens: usize) -> Result<(Vec<u32>, usize)> {
-        let available = self.model.decoder().spec().positions;
+    /// Ids of the conversation, at best with so much room for a reply, and how many messages had to go for it.
+    fn fitting_ids(&mut self, room: usize, available: usize) -> Result<(Vec<u32>, usize)> {
         let mut forgotten = 0;
         loop {
             let text = self.template.apply(&self.messages, true)?;
             let ids = self.model.tokenizer()?.encode_templated(&text)?;
-            if ids.len().saturating_add(new_tokens) <= available {
+            if ids.len() + room <= available {
                 return Ok((ids, forgotten));
             }
             // The oldest person's turn up to the next one goes; the last one is what is asked now.
             let turns: Vec<usize> =
                 (0..self.messages.len()).filter(|place| self.messages[*place].role == "user").collect();
-            let [first, second, ..] = turns[..] else {
-                return Err(LlmError::ContextExceeded { prompt: ids.len(), new: new_tokens, available });
-            };
-            forgotten += self.messages.drain(first..second).count();
+            match turns[..] {
+                [first, second, ..] => forgotten += self.messages.drain(first..second).count(),
+                _ if ids.len() < available => return Ok((ids, forgotten)),
+                _ => return Err(LlmError::TurnTooLong { tokens: ids.len(), available }),
+            }
         }
     }
 }

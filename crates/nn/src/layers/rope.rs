@@ -143,6 +143,11 @@ impl Rope {
         self.stretch
     }
 
+    /// Whether there are frequencies for long texts beside those for short ones.
+    pub fn has_long(&self) -> bool {
+        matches!(self.frequencies, Frequencies::Long { .. })
+    }
+
     /// Whether a text of this length is rotated by the frequencies for long ones. What is cached was rotated
     /// by one kind and does not fit to the other, so transformers computes it again where that changes.
     pub fn is_long(&self, length: usize) -> bool {

@@ -8,7 +8,7 @@ use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::layers::{
-    AttentionRule, Embedding, HeadNorms, Heads, LayerCache, Norm, RopeTable, attend, with_f32,
+    AttentionRule, Embedding, HeadNorms, Heads, LayerCache, Norm, Rope, RopeTable, attend, with_f32,
 };
 use crate::linear::{FloatLinear, Int8Config, Linear};
 use crate::module::ModulePath;
@@ -28,7 +28,7 @@ pub enum LogitPositions {
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
-    /// The tokens seen, `[B, positions]`.
+    /// The tokens seen, `[B, positions]`, where they may have to be computed again.
     seen: Option<Tensor>,
     len: usize,
     /// Whether its keys are rotated by the frequencies for long texts.
@@ -167,28 +167,29 @@ impl Decoder {
         if requested > self.spec.positions {
             return Err(NnError::ContextExceeded { requested, available: self.spec.positions });
         }
-        let all = match &cache.seen {
-            Some(seen) => Tensor::cat(&[seen, ids], 1)?,
-            None => ids.clone(),
+        let ropes = &self.spec.attention.ropes;
+        let seen = match &cache.seen {
+            _ if !ropes.iter().any(Rope::has_long) => None,
+            Some(seen) => Some(Tensor::cat(&[seen, ids], 1)?),
+            None => Some(ids.clone()),
         };
-        let is_long = self.spec.attention.ropes.iter().any(|rope| rope.is_long(requested));
-        if cached > 0 && is_long != cache.is_long {
+        let is_long = ropes.iter().any(|rope| rope.is_long(requested));
+        if let (true, Some(all)) = (cached > 0 && is_long != cache.is_long, &seen) {
             // What is cached was rotated by frequencies that no longer hold.
             *cache = self.new_cache();
-            let logits = self.forward(&all, cache, wanted)?;
+            let logits = self.forward(all, cache, wanted)?;
             return Ok(match wanted {
                 LogitPositions::All => logits.narrow(1, cached, tokens)?,
                 LogitPositions::Last => logits,
             });
         }
-        let ropes = self.spec.attention.ropes.iter().map(|rope| rope.table(cached, tokens));
-        let ropes: Vec<RopeTable> = ropes.collect();
+        let ropes: Vec<RopeTable> = ropes.iter().map(|rope| rope.table(cached, tokens)).collect();
         let mut x = self.embed(ids, cached)?;
         for (number, layer) in self.spec.layers.iter().enumerate() {
             let block = Block { decoder: self, parts: &self.blocks[number], layer, ropes: &ropes };
             x = block.forward(x, &mut cache.layers[number])?;
         }
-        (cache.len, cache.seen, cache.is_long) = (requested, Some(all), is_long);
+        (cache.len, cache.seen, cache.is_long) = (requested, seen, is_long);
         let x = match wanted {
             LogitPositions::All => x,
             LogitPositions::Last => x.narrow(1, tokens - 1, 1)?.contiguous()?,
