@@ -7,8 +7,9 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
 use half::{bf16, f16};
+use llm_int8_kernels as kernels;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, OutlierWeights,
+    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope,
     QuantizedActivations, dense, linear, quantize_activations, quantize_weight, quantize_weight_transposed,
 };
 use rayon::prelude::*;
@@ -51,7 +52,7 @@ impl Layer {
         let w = Int8WeightRef::new(MatRef::new(&self.codes, self.outputs, self.inputs)?, &self.absmax)?;
         let rows = a.rows();
         let out = MatMut::new(&mut out[..rows * self.outputs], rows, self.outputs)?;
-        linear(isa, a, &w, OutlierWeights::Dequantized, None, out)
+        linear(isa, a, &kernels::Layer::new(w), out)
     }
 }
 
@@ -85,7 +86,7 @@ fn decode(c: &mut Criterion) {
     group.bench_function("bandwidth/sum of bytes", |b| {
         b.iter(|| layers.iter().map(|layer| sum_of_bytes(&layer.codes)).fold(0, u64::wrapping_add));
     });
-    group.bench_function("int8 avx2", |b| {
+    group.bench_function(format!("int8 {}", Isa::detect().name()), |b| {
         b.iter(|| token(Isa::detect(), &layers, &x, 1, black_box(&mut out)));
     });
     group.finish();
@@ -108,7 +109,7 @@ fn prefill(c: &mut Criterion) {
     for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
         let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
         group.throughput(Throughput::Elements((macs * rows) as u64));
-        group.bench_function(format!("int8 avx2/{rows} rows, {columns} outlier columns"), |b| {
+        group.bench_function(format!("int8 {}/{rows} rows, {columns} outlier columns", Isa::detect().name()), |b| {
             b.iter(|| token(Isa::detect(), &layers, &x, rows, black_box(&mut out)));
         });
     }

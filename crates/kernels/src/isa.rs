@@ -8,11 +8,32 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa(Kind);
 
+/// The slowest first; each has what those before it have, up to AVX-VNNI, which AVX-512 does not need.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Scalar,
+    /// With F16C and FMA, as every CPU with AVX2 has them.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// `vpdpbusd` on 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// `vpdpbusd` on 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// `tdpbssd` on tiles of 16 × 64 codes, everything else as AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+}
+
+/// How wide vectors of floats are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Width {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    V256,
+    #[cfg(target_arch = "x86_64")]
+    V512,
 }
 
 impl Isa {
@@ -23,12 +44,7 @@ impl Isa {
     /// assert!(Isa::available().contains(&Isa::detect()));
     /// ```
     pub fn detect() -> Self {
-        // std caches the CPU's answer; this is a load and a branch.
-        #[cfg(target_arch = "x86_64")]
-        if crate::element::avx2::available() && is_x86_feature_detected!("fma") {
-            return Self(Kind::Avx2);
-        }
-        Self(Kind::Scalar)
+        Self::available().pop().unwrap_or(Self::scalar())
     }
 
     /// Plain Rust, which runs everywhere.
@@ -48,13 +64,23 @@ impl Isa {
     /// ```
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::scalar()];
-        if Self::detect() != Self::scalar() {
-            all.push(Self::detect());
+        #[cfg(target_arch = "x86_64")]
+        if crate::element::avx2::available() && is_x86_feature_detected!("fma") {
+            all.push(Self(Kind::Avx2));
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(Self(Kind::AvxVnni));
+            }
+            if crate::simd::avx512_available() {
+                all.push(Self(Kind::Avx512Vnni));
+                if crate::gemm::amx_available() {
+                    all.push(Self(Kind::Amx));
+                }
+            }
         }
         all
     }
 
-    /// The one of that name: `scalar` or `avx2`.
+    /// The one of that name: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni` or `amx`.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -76,18 +102,36 @@ impl Isa {
     /// Its name.
     ///
     /// ```
-    /// assert!(["scalar", "avx2"].contains(&llm_int8_kernels::Isa::detect().name()));
+    /// use llm_int8_kernels::Isa;
+    /// assert_eq!(Isa::by_name(Isa::detect().name())?, Isa::detect());
+    /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx",
         }
     }
 
     pub(crate) fn kind(self) -> Kind {
         self.0
+    }
+
+    pub(crate) fn width(self) -> Width {
+        match self.0 {
+            Kind::Scalar => Width::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::AvxVnni => Width::V256,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni | Kind::Amx => Width::V512,
+        }
     }
 }
 

@@ -3,8 +3,7 @@
 //!
 //! ```
 //! use llm_int8_kernels::{
-//!     Int8WeightRef, Isa, MatMut, MatRef, OutlierScope, OutlierWeights, linear, quantize_activations,
-//!     quantize_weight,
+//!     Int8WeightRef, Isa, Layer, MatMut, MatRef, OutlierScope, linear, quantize_activations, quantize_weight,
 //! };
 //! let isa = Isa::detect();
 //! // W [2, 3]: each row becomes int8 codes and its absmax.
@@ -17,7 +16,7 @@
 //! assert_eq!(x.outliers().row(0), (&[1u32][..], &[8.0f32][..]));
 //! let mut y = [0f32; 2];
 //! let w = Int8WeightRef::new(MatRef::new(&codes, 2, 3)?, &absmax)?;
-//! linear(isa, &x, &w, OutlierWeights::Dequantized, None, MatMut::new(&mut y, 1, 2)?)?;
+//! linear(isa, &x, &Layer::new(w), MatMut::new(&mut y, 1, 2)?)?;
 //! assert!((y[0] - (1.0 - 4.0)).abs() < 0.04 && (y[1] - 16.0).abs() < 0.01);
 //! # Ok::<(), llm_int8_kernels::KernelError>(())
 //! ```
@@ -26,20 +25,25 @@
 //! contiguous. [`mod@reference`] is the oracle: short, scalar and slow. The crate knows no tensor
 //! library, does no input or output and reads no environment.
 
+pub mod activation;
+pub mod attention;
 pub mod dense;
 pub mod element;
 pub mod error;
 pub mod gemm;
 pub mod isa;
 pub mod matrix;
+pub mod norm;
 pub mod outlier;
 pub mod reference;
 pub mod rowwise;
+mod simd;
 mod tasks;
 
+pub use activation::Activation;
 pub use element::Element;
 pub use error::KernelError;
-pub use gemm::{Int8WeightRef, OutlierWeights, linear, matmul_i32};
+pub use gemm::{Int8WeightRef, Layer, OutlierWeights, linear, linears, matmul_i32};
 pub use isa::Isa;
 pub use matrix::{MatMut, MatRef};
 pub use outlier::{OutlierScope, Outliers, QuantizedActivations, quantize_activations};

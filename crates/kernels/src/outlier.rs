@@ -2,6 +2,7 @@
 //! (`int8_vectorwise_quant` of bitsandbytes with a threshold).
 
 use crate::rowwise::{largest_bits, quantize_row};
+use crate::simd::for_every_width;
 use crate::{Element, Isa, MatRef};
 use half::f16;
 use rayon::prelude::*;
@@ -81,7 +82,7 @@ impl Outliers {
 }
 
 /// Rows of activations, quantised: codes, absmax and what stays in floating point.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct QuantizedActivations {
     codes: Vec<i8>,
     absmax: Vec<f32>,
@@ -141,41 +142,92 @@ pub fn quantize_activations<T: Element>(
     threshold: f32,
     scope: OutlierScope,
 ) -> QuantizedActivations {
-    let (rows, cols) = (a.rows(), a.cols());
-    let mut codes = vec![0i8; rows * cols];
-    let mut absmax = vec![0f32; rows];
-    let mut own = vec![Vec::new(); rows];
-    if cols > 0 {
-        let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
-            T::to_f16_slice(a.row(row), row16);
-            quantize_row_apart(isa, row16, threshold, codes, absmax)
+    let mut activations = QuantizedActivations::default();
+    activations.refill(isa, a, threshold, scope);
+    activations
+}
+
+impl QuantizedActivations {
+    /// [`quantize_activations`] into memory that is there already.
+    ///
+    /// ```
+    /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, QuantizedActivations};
+    /// let mut a = QuantizedActivations::default();
+    /// for x in [4.0f32, 2.0] {
+    ///     a.refill(Isa::detect(), MatRef::new(&[x, 1.0], 1, 2)?, 6.0, OutlierScope::Row);
+    ///     assert_eq!((a.absmax(), a.codes().data()[0]), (&[x][..], 127));
+    /// }
+    /// # Ok::<(), llm_int8_kernels::KernelError>(())
+    /// ```
+    pub fn refill<T: Element>(&mut self, isa: Isa, a: MatRef<'_, T>, threshold: f32, scope: OutlierScope) {
+        let (rows, cols) = (a.rows(), a.cols());
+        self.cols = cols;
+        self.codes.resize(rows * cols, 0);
+        self.absmax.clear();
+        self.absmax.resize(rows, 0.0);
+        let mut own = vec![Vec::new(); rows];
+        if cols > 0 {
+            let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
+                T::to_f16_slice(a.row(row), row16);
+                quantize_row_apart(isa, row16, threshold, codes, absmax)
+            };
+            let scratch = || vec![f16::ZERO; cols];
+            let (codes, absmax) = (&mut self.codes, &mut self.absmax);
+            if rows >= PARALLEL_ROWS {
+                (codes.par_chunks_mut(cols).zip(absmax).zip(&mut own).enumerate())
+                    .with_min_len(PARALLEL_ROWS / 2)
+                    .for_each_init(scratch, |row16, (row, ((codes, absmax), own))| {
+                        *own = quantize(row16, row, codes, absmax)
+                    });
+            } else {
+                let mut row16 = scratch();
+                for (row, ((codes, absmax), own)) in
+                    codes.chunks_mut(cols).zip(absmax).zip(&mut own).enumerate()
+                {
+                    *own = quantize(&mut row16, row, codes, absmax);
+                }
+            }
+        }
+        self.outliers = match scope {
+            OutlierScope::Row => listed(a, own.iter().map(Vec::as_slice)),
+            OutlierScope::Batch => {
+                let pooled = distinct(own.iter().map(Vec::as_slice));
+                if !pooled.is_empty() {
+                    self.codes.par_chunks_mut(cols).with_min_len(PARALLEL_ROWS).for_each(|codes| {
+                        pooled.iter().for_each(|&column| codes[column as usize] = 0);
+                    });
+                }
+                listed(a, std::iter::repeat_n(&pooled[..], rows))
+            }
         };
-        let scratch = || vec![f16::ZERO; cols];
-        if rows >= PARALLEL_ROWS {
-            (codes.par_chunks_mut(cols).zip(&mut absmax).zip(&mut own).enumerate())
-                .for_each_init(scratch, |row16, (row, ((codes, absmax), own))| {
-                    *own = quantize(row16, row, codes, absmax)
-                });
-        } else {
-            let mut row16 = scratch();
-            for (row, ((codes, absmax), own)) in
-                codes.chunks_mut(cols).zip(&mut absmax).zip(&mut own).enumerate()
-            {
-                *own = quantize(&mut row16, row, codes, absmax);
-            }
-        }
     }
-    let outliers = match scope {
-        OutlierScope::Row => listed(a, own.iter().map(Vec::as_slice)),
-        OutlierScope::Batch => {
-            let pooled = distinct(own.iter().map(Vec::as_slice));
-            for codes in codes.chunks_mut(cols.max(1)) {
-                pooled.iter().for_each(|&column| codes[column as usize] = 0);
-            }
-            listed(a, std::iter::repeat_n(&pooled[..], rows))
-        }
-    };
-    QuantizedActivations { codes, absmax, outliers, cols }
+}
+
+/// Values looked at together: most chunks have no outlier.
+const CHUNK: usize = 64;
+
+/// The bits of the smallest f16 that is an outlier. For magnitudes the order of the bits is that of the
+/// values.
+fn smallest_outlier(threshold: f32) -> u16 {
+    let nearest = f16::from_f32(threshold);
+    if nearest.to_f32() >= threshold { nearest.to_bits() } else { nearest.to_bits() + 1 }
+}
+
+/// NaN is none: it is to be seen in `absmax`.
+#[inline(always)]
+fn is_outlier(x: f16, limit: u16) -> bool {
+    let bits = x.to_bits() & 0x7fff;
+    bits >= limit && bits <= f16::INFINITY.to_bits()
+}
+
+for_every_width! {
+    fn any_outlier(row16: &[f16], limit: u16) -> bool = any_of
+}
+
+#[inline(always)]
+fn any_of(row16: &[f16], limit: u16) -> bool {
+    // No early end: a loop over all is vectorised.
+    row16.iter().fold(false, |any, x| any | is_outlier(*x, limit))
 }
 
 /// Quantises one row and returns its outlier columns.
@@ -190,11 +242,18 @@ fn quantize_row_apart(
     let mut largest = f16::from_bits(largest_bits(isa, row16));
     // Most rows have no outlier, and their largest value shows it (a NaN hides the others).
     if threshold > 0.0 && (largest.is_nan() || largest.to_f32() >= threshold) {
-        for (column, x) in row16.iter_mut().enumerate() {
-            if x.to_f32().abs() >= threshold {
-                columns.push(column as u32);
-                *x = f16::ZERO;
+        let limit = smallest_outlier(threshold);
+        let mut first = 0;
+        for row16 in row16.chunks_mut(CHUNK) {
+            if any_outlier(isa, row16, limit) {
+                for (column, x) in (first..).zip(row16.iter_mut()) {
+                    if is_outlier(*x, limit) {
+                        columns.push(column);
+                        *x = f16::ZERO;
+                    }
+                }
             }
+            first += CHUNK as u32;
         }
         largest = f16::from_bits(largest_bits(isa, row16));
     }

@@ -2,18 +2,20 @@
 //!
 //! One row (decode): tasks own output features and write them in place. Few rows: tasks own output
 //! features for all rows; their results lie block by block and are copied into rows at the end (at
-//! most 16 rows a thread, so this is small). Many rows (prefill): tasks own rows, pass over all
-//! weights block by block and write in place; a weight is then read once for up to 64 rows, far below
-//! what memory gives. The cut never changes a sum, so it cannot change a bit of the result.
+//! most 64 rows a thread, so this is small). Many rows (prefill): tasks own rows, pass over all
+//! weights block by block and write in place; a weight is then read once for hundreds of rows, whose
+//! activations stay in the second cache. The cut never changes a sum, so it cannot change a bit of the result.
 
 use crate::MatMut;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows for each thread from which tasks own rows.
-const ROWS_PER_THREAD: usize = 16;
-/// Most rows of a task that owns rows: their activations stay in the second cache.
-const MAX_ROWS: usize = 64;
+const ROWS_PER_THREAD: usize = 64;
+/// Values of activations of a task that owns rows: they stay in the second cache.
+const TASK_ACTIVATIONS: usize = 3 << 19;
+/// Rows of such a task are a multiple of this, where there are as many.
+const ROWS: usize = 16;
 /// Values of weights below which splitting further costs more than it gives.
 const TASK_WEIGHTS: usize = 96 * 1024;
 
@@ -53,8 +55,9 @@ pub(crate) fn run<T, S>(
         return;
     }
     if rows >= ROWS_PER_THREAD * threads {
-        let tasks = rows.div_ceil(MAX_ROWS).next_multiple_of(threads);
-        let height = rows.div_ceil(tasks).next_multiple_of(4);
+        let most = (TASK_ACTIVATIONS / columns.max(1)).max(ROWS_PER_THREAD);
+        let tasks = rows.div_ceil(most).next_multiple_of(threads);
+        let height = rows.div_ceil(tasks).next_multiple_of(ROWS);
         let chunks = out.par_chunks_mut(height * outputs).enumerate();
         return chunks.for_each_init(S::default, |scratch, (i, data)| {
             let rows = i * height..i * height + data.len() / outputs;
@@ -79,11 +82,12 @@ pub(crate) fn run<T, S>(
     }
     let mut blocks = vec![T::default(); out.len()];
     by_outputs(&mut blocks);
-    for (m, row) in out.chunks_mut(outputs).enumerate() {
+    let rows_in_order = |(m, row): (usize, &mut [T])| {
         for (patch, source) in row.chunks_mut(block).zip(blocks.chunks(block * rows)) {
             patch.copy_from_slice(&source[m * patch.len()..][..patch.len()]);
         }
-    }
+    };
+    out.par_chunks_mut(outputs).enumerate().with_min_len(ROWS).for_each(rows_in_order);
 }
 
 #[cfg(test)]

@@ -2,18 +2,17 @@
 //!
 //! Ladder. One row (the output head while decoding) reads each stored weight once and converts it in
 //! registers. More rows: a block of 4 outputs is converted to f32 once (in the first cache) and the
-//! rows pass over it in twos, which keeps 8 sums in registers. The sum of one output runs over 8 lanes
-//! in the same order for any number of rows, so that a row's result does not depend on its batch.
-//! Scalar and vector results differ in the last bits: only the latter fuse multiply and add.
+//! rows pass over it in twos, which keeps 8 sums in registers. The sum of one output runs over the
+//! lanes of a register in the same order for any number of rows, so that a row's result does not depend on its
+//! batch. Results of instruction sets differ in the last bits: registers differ, and only vectors fuse
+//! multiply and add.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-mod scalar;
+mod dot;
 
-use crate::isa::Kind;
 use crate::matrix::expect;
 use crate::tasks::{self, Patch};
 use crate::{Element, Isa, KernelError, MatMut, MatRef};
+use dot::dot;
 
 /// Output features whose weights are converted together.
 const BLOCK: usize = 4;
@@ -97,13 +96,5 @@ fn store<const M: usize>(
         if let Some(bias) = bias {
             y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
         }
-    }
-}
-
-fn dot<W: Element, const M: usize>(isa: Isa, a: [&[f32]; M], w: [&[W]; BLOCK]) -> [[f32; M]; BLOCK] {
-    match isa.kind() {
-        Kind::Scalar => scalar::dot(a, w),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => avx2::dot(isa, a, w),
     }
 }

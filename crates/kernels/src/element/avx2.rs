@@ -17,6 +17,12 @@ pub trait Load: Copy {
     /// # Safety
     /// Eight values can be read at `from`; the CPU has AVX2 and F16C.
     unsafe fn load8(from: *const Self) -> __m256;
+
+    /// The sixteen values at `from`.
+    ///
+    /// # Safety
+    /// Sixteen values can be read at `from`; the CPU has AVX-512.
+    unsafe fn load16(from: *const Self) -> __m512;
 }
 
 impl Load for f32 {
@@ -25,6 +31,12 @@ impl Load for f32 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_loadu_ps(from) }
     }
+
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(from) }
+    }
 }
 
 impl Load for f16 {
@@ -32,6 +44,12 @@ impl Load for f16 {
     unsafe fn load8(from: *const Self) -> __m256 {
         // SAFETY: the caller's promise; f16 is two bytes.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller's promise; f16 is two bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
 }
 
@@ -42,6 +60,15 @@ impl Load for bf16 {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
     }
 }

@@ -1,127 +1,142 @@
-//! The dot products with AVX2: 16 codes a step, widened to i16, multiplied and added in pairs
-//! (`vpmaddwd`), which is exact: |sum of two products| ≤ 2·128² < 2³¹.
-//!
-//! `vpmaddubsw` on |a| and w·sign(a) would need no widening, but it is wrong for a code of -128 and
-//! not faster: it takes a sign and a second multiplication a step, and multiplications are the limit.
+//! The products with AVX2.
 
 #![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for AVX2")]
 
+use super::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
 use crate::Isa;
 use crate::isa::Kind;
 use std::arch::x86_64::*;
 
 /// Codes of one step.
 const LANES: usize = 16;
-/// How far ahead of its use a weight is fetched while there is one row of activations, in bytes.
-const AHEAD: usize = 4096;
+/// How far ahead of its use a weight is fetched, in bytes.
+const AHEAD: usize = 1024;
 
-/// `sums[n][m] = Σ a[m][k] · w[n][k]`, exact. All slices must have the length of the first.
-pub(super) fn dot<const M: usize, const N: usize>(isa: Isa, a: [&[i16]; M], w: [&[i8]; N]) -> [[i32; M]; N] {
-    let length = a.first().map_or(0, |a| a.len());
-    assert!(
-        isa.kind() == Kind::Avx2
-            && a.iter().all(|a| a.len() == length)
-            && w.iter().all(|w| w.len() == length)
-    );
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; the lengths are equal.
-    unsafe { inner(a, w, length) }
+/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the other.
+pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i16]; M], w: &[i8], sums: &mut [i32]) {
+    let length = a[0].len();
+    let outputs = sums.len() / M;
+    assert!(isa.kind() == Kind::Avx2 && a.iter().all(|a| a.len() == length));
+    assert!(w.len() == outputs * length && sums.len() == outputs * M);
+    for n in 0..outputs {
+        // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; every slice has `length` codes.
+        let found = unsafe {
+            let row = &w[n * length..][..length];
+            if M == 1 { [one(a[0], row); M] } else { several(a, row) }
+        };
+        found.iter().enumerate().for_each(|(m, sum)| sums[m * outputs + n] = *sum);
+    }
 }
 
 /// # Safety
-/// Every slice has `length` elements.
+/// Both slices have the same length.
 #[target_feature(enable = "avx2")]
-unsafe fn inner<const M: usize, const N: usize>(
-    a: [&[i16]; M],
-    w: [&[i8]; N],
-    length: usize,
-) -> [[i32; M]; N] {
-    let mut sums = [[_mm256_setzero_si256(); M]; N];
-    let whole = length / LANES * LANES;
-    let mut k = 0;
-    while k < whole {
-        // A loop: the closure of `array::from_fn` would be compiled without AVX2 and called.
-        let mut x = [_mm256_setzero_si256(); M];
-        for m in 0..M {
-            // SAFETY: k + 16 ≤ whole ≤ length of every slice, and unaligned loads are used.
-            x[m] = unsafe { _mm256_loadu_si256(a[m].as_ptr().add(k).cast()) };
+unsafe fn one(a: &[i16], w: &[i8]) -> i32 {
+    const STEP: usize = 4 * LANES;
+    let whole = a.len() / STEP * STEP;
+    let mut parts = [_mm256_setzero_si256(); 4];
+    for k in (0..whole).step_by(STEP) {
+        // A hint that may point behind the last weight: it reads nothing there.
+        _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(k + AHEAD));
+        for (i, part) in parts.iter_mut().enumerate() {
+            // SAFETY: k + 64 ≤ whole ≤ length of both slices, and unaligned loads are used.
+            let (x, y) = unsafe {
+                let at = k + i * LANES;
+                (
+                    _mm256_loadu_si256(a.as_ptr().add(at).cast()),
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().add(at).cast())),
+                )
+            };
+            *part = _mm256_add_epi32(*part, _mm256_madd_epi16(x, y));
         }
-        for n in 0..N {
-            // SAFETY: as above; 16 bytes are read.
-            let y = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(w[n].as_ptr().add(k).cast())) };
-            for m in 0..M {
-                sums[n][m] = _mm256_add_epi32(sums[n][m], _mm256_madd_epi16(x[m], y));
-            }
-        }
-        k += LANES;
     }
-    let mut out = [[0i32; M]; N];
-    for n in 0..N {
+    let [p, q, r, s] = parts;
+    let tail: i32 = a[whole..].iter().zip(&w[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+    tail + horizontal_sum(_mm256_add_epi32(_mm256_add_epi32(p, q), _mm256_add_epi32(r, s)))
+}
+
+/// # Safety
+/// All slices have the same length.
+#[target_feature(enable = "avx2")]
+unsafe fn several<const M: usize>(a: [&[i16]; M], w: &[i8]) -> [i32; M] {
+    let whole = w.len() / LANES * LANES;
+    let mut sums = [_mm256_setzero_si256(); M];
+    for k in (0..whole).step_by(LANES) {
+        _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(k + AHEAD));
+        // SAFETY: k + 16 ≤ whole ≤ length of every slice, and unaligned loads are used.
+        let y = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().add(k).cast())) };
         for m in 0..M {
-            out[n][m] = horizontal_sum(sums[n][m]);
-            for k in whole..length {
-                out[n][m] += i32::from(a[m][k]) * i32::from(w[n][k]);
-            }
+            // SAFETY: as above.
+            let x = unsafe { _mm256_loadu_si256(a[m].as_ptr().add(k).cast()) };
+            sums[m] = _mm256_add_epi32(sums[m], _mm256_madd_epi16(x, y));
         }
+    }
+    let mut out = [0; M];
+    for m in 0..M {
+        let tail = a[m][whole..].iter().zip(&w[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y));
+        out[m] = tail.sum::<i32>() + horizontal_sum(sums[m]);
     }
     out
 }
 
-/// One row of activations against the rows of `w`, which lie one after the other.
-pub(super) fn dot_rows(isa: Isa, a: &[i16], w: &[i8], sums: &mut [i32]) {
-    assert!(isa.kind() == Kind::Avx2 && w.len() == a.len() * sums.len());
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; `w` has a row for each sum.
-    unsafe { inner_rows(a, w, sums) }
-}
-
-/// # Safety
-/// `w` has `sums.len()` rows of `a.len()` codes.
 #[target_feature(enable = "avx2")]
-unsafe fn inner_rows(a: &[i16], w: &[i8], sums: &mut [i32]) {
-    const STEP: usize = 4 * LANES;
-    let length = a.len();
-    let whole = length / STEP * STEP;
-    for (n, sum) in sums.iter_mut().enumerate() {
-        let row = &w[n * length..][..length];
-        let mut parts = [_mm256_setzero_si256(); 4];
-        let mut k = 0;
-        while k < whole {
-            // A hint that may point behind the last weight: it reads nothing there.
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(k + AHEAD));
-            for (i, part) in parts.iter_mut().enumerate() {
-                // SAFETY: k + 64 ≤ whole ≤ length of both slices, and unaligned loads are used.
-                let (x, y) = unsafe {
-                    let at = k + i * LANES;
-                    (
-                        _mm256_loadu_si256(a.as_ptr().add(at).cast()),
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(row.as_ptr().add(at).cast())),
-                    )
-                };
-                *part = _mm256_add_epi32(*part, _mm256_madd_epi16(x, y));
-            }
-            k += STEP;
-        }
-        let [p, q, r, s] = parts;
-        let tail: i32 =
-            a[whole..].iter().zip(&row[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
-        *sum = tail + horizontal_sum(_mm256_add_epi32(_mm256_add_epi32(p, q), _mm256_add_epi32(r, s)));
-    }
-}
-
-#[target_feature(enable = "avx2")]
-fn horizontal_sum(x: __m256i) -> i32 {
+pub(super) fn horizontal_sum(x: __m256i) -> i32 {
     let four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
     let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
     let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
     _mm_cvtsi128_si32(one)
 }
 
-/// [`super::thin::add_scaled`] compiled for AVX2: the same operations in the same order.
-pub(super) fn add_scaled(isa: Isa, places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
-    #[target_feature(enable = "avx2")]
-    fn inner(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
-        super::thin::add_scaled(places, values, weights, y);
+/// Sums of panels `a` with widened weights.
+pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+    assert!(isa.kind() == Kind::Avx2 && panel >= w.steps * STEP_BYTES && a.len().is_multiple_of(panel));
+    assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
+    assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
+    for (p, panel) in a.chunks_exact(panel).enumerate() {
+        let mut n = 0;
+        while n < w.rows {
+            // SAFETY: the CPU has AVX2; panel, weights and tile are as long as was checked.
+            n += unsafe {
+                match w.rows - n {
+                    1..=2 => strip::<2>(panel, w, n, p, tile),
+                    3..=4 => strip::<4>(panel, w, n, p, tile),
+                    _ => strip::<6>(panel, w, n, p, tile),
+                }
+            };
+        }
     }
-    assert!(isa.kind() == Kind::Avx2);
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2.
-    unsafe { inner(places, values, weights, y) }
+}
+
+/// `N` outputs from `first` on; those beyond the last repeat it and are not stored.
+///
+/// # Safety
+/// `panel` has `w.steps` steps, `w` as many dwords a row.
+#[target_feature(enable = "avx2")]
+unsafe fn strip<const N: usize>(panel: &[u8], w: &Weights<'_>, first: usize, p: usize, tile: &mut Tile) -> usize {
+    let mut rows = [w.data.as_ptr(); N];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
+    }
+    let mut sums = [[_mm256_setzero_si256(); 2]; N];
+    for k in 0..w.steps {
+        // SAFETY: a step is 64 bytes of the panel and a dword of each row.
+        unsafe {
+            let at = panel.as_ptr().add(k * STEP_BYTES);
+            let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+            for n in 0..N {
+                let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
+                sums[n][0] = _mm256_add_epi32(sums[n][0], _mm256_madd_epi16(x[0], y));
+                sums[n][1] = _mm256_add_epi32(sums[n][1], _mm256_madd_epi16(x[1], y));
+            }
+        }
+    }
+    for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
+        let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+        // SAFETY: `out` has sixteen values.
+        unsafe {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
+        }
+    }
+    N
 }

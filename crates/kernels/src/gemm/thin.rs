@@ -8,6 +8,7 @@ use super::{Int8WeightRef, OutlierWeights};
 use crate::matrix::expect;
 use crate::outlier::Outliers;
 use crate::rowwise::dequantized;
+use crate::simd::for_every_width;
 use crate::{Isa, KernelError};
 use std::ops::Range;
 
@@ -77,17 +78,17 @@ impl<'a> ThinProduct<'a> {
         }
         let range = self.outliers.range(m);
         let (places, values) = (&self.places[range], self.outliers.row(m).1);
-        match isa.kind() {
-            crate::isa::Kind::Scalar => add_scaled(places, values, weights, y),
-            #[cfg(target_arch = "x86_64")]
-            crate::isa::Kind::Avx2 => super::avx2::add_scaled(isa, places, values, weights, y),
-        }
+        add_scaled(isa, places, values, weights, y);
     }
 }
 
-/// `y[n] += Σ values[i] · weights[places[i], n]`, one after the other.
+for_every_width! {
+    /// `y[n] += Σ values[i] · weights[places[i], n]`, one after the other.
+    fn add_scaled(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) = add_each
+}
+
 #[inline(always)]
-pub(super) fn add_scaled(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
+fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
     let width = y.len();
     let (whole, rest) = y.as_chunks_mut::<LANES>();
     for (i, y) in whole.iter_mut().enumerate() {

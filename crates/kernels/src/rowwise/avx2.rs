@@ -5,14 +5,14 @@
 use super::{Block, TILE, TILE_ROWS};
 use crate::Isa;
 use crate::element::avx2::{LANES, Load};
-use crate::isa::Kind;
+use crate::isa::Width;
 use half::f16;
 use std::arch::x86_64::*;
 
 /// `codes = rint(row16 · inv_step)`, half to even, for values whose code is in -127..=127.
 pub(super) fn round_codes(isa: Isa, row16: &[f16], inv_step: f32, codes: &mut [i8]) {
-    assert!(isa.kind() == Kind::Avx2);
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2 and F16C.
+    assert!(isa.width() != Width::Scalar);
+    // SAFETY: only CPUs with AVX2 and F16C have an `Isa` with vectors.
     unsafe { round_codes_inner(row16, inv_step, codes) }
 }
 
@@ -39,21 +39,10 @@ fn round_codes_inner(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
     super::round_codes(rest16, inv_step, rest);
 }
 
-/// The largest magnitude as bits: the scalar source compiled for AVX2.
-pub(super) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
-    #[target_feature(enable = "avx2")]
-    fn inner(row16: &[f16]) -> u16 {
-        super::largest_magnitude(row16)
-    }
-    assert!(isa.kind() == Kind::Avx2);
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2.
-    unsafe { inner(row16) }
-}
-
 /// `out[c · stride + r] = block[r][c]`.
 pub(super) fn turn_block(isa: Isa, block: &Block, out: &mut [f16], stride: usize) {
-    assert!(isa.kind() == Kind::Avx2 && out.len() >= (TILE - 1) * stride + TILE_ROWS);
-    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; the last write is in `out`.
+    assert!(isa.width() != Width::Scalar && out.len() >= (TILE - 1) * stride + TILE_ROWS);
+    // SAFETY: only CPUs with AVX2 have an `Isa` with vectors; the last write is in `out`.
     unsafe { turn_block_inner(block, out, stride) }
 }
 

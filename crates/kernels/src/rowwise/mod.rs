@@ -11,7 +11,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
-use crate::isa::Kind;
+use crate::isa::Width;
+use crate::simd::for_every_width;
 use crate::matrix::expect;
 use crate::{Element, Isa, KernelError, MatMut, MatRef};
 use half::f16;
@@ -123,9 +124,9 @@ fn turn_tile<T: Element>(isa: Isa, source: MatRef<'_, T>, first: usize, width: u
         for (r, line) in block.iter_mut().enumerate().take(rows) {
             T::to_f16_slice(&source.row(start + r)[first..first + width], &mut line[..width]);
         }
-        match isa.kind() {
+        match isa.width() {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 if rows == TILE_ROWS && width == TILE => {
+            Width::V256 | Width::V512 if rows == TILE_ROWS && width == TILE => {
                 avx2::turn_block(isa, &block, &mut turned[start..], inputs);
             }
             _ => {
@@ -156,20 +157,16 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
         return;
     }
     let inv_step = inv_step(absmax);
-    match isa.kind() {
-        Kind::Scalar => round_codes(row16, inv_step, codes),
+    match isa.width() {
+        Width::Scalar => round_codes(row16, inv_step, codes),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => avx2::round_codes(isa, row16, inv_step, codes),
+        Width::V256 | Width::V512 => avx2::round_codes(isa, row16, inv_step, codes),
     }
 }
 
-/// The largest magnitude of a row, as f16 bits; NaN above infinity above everything finite.
-pub(crate) fn largest_bits(isa: Isa, row16: &[f16]) -> u16 {
-    match isa.kind() {
-        Kind::Scalar => largest_magnitude(row16),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => avx2::largest_bits(isa, row16),
-    }
+for_every_width! {
+    /// The largest magnitude of a row, as f16 bits; NaN above infinity above everything finite.
+    pub(crate) fn largest_bits(row16: &[f16]) -> u16 = largest_magnitude
 }
 
 fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {

@@ -11,7 +11,7 @@ mod tolerance;
 
 use half::f16;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, MatMut, MatRef, OutlierScope, OutlierWeights, linear, quantize_activations,
+    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear, quantize_activations,
     quantize_weight,
 };
 
@@ -98,7 +98,8 @@ impl Layer {
         let mut out = vec![f32::NAN; a.rows() * self.absmax.len()];
         let w = Int8WeightRef::new(self.codes(), &self.absmax).unwrap();
         let target = MatMut::new(&mut out, a.rows(), self.absmax.len()).unwrap();
-        linear(isa, &a, &w, weights, bias, target).unwrap();
+        let layer = Linear { weight: w, outlier_weights: weights, bias, activation: None };
+        linear(isa, &a, &layer, target).unwrap();
         out
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Layer, Noise, bits};
 use llm_int8_kernels::{
-    Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, OutlierWeights, linear, matmul_i32,
+    Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear, linears, matmul_i32,
     quantize_activations, reference,
 };
 
@@ -133,7 +133,8 @@ fn empty_arguments_are_fine() {
             let w = Int8WeightRef::new(MatRef::new(&codes, n, k).unwrap(), &absmax).unwrap();
             let mut out = vec![1f32; m * n];
             let target = MatMut::new(&mut out, m, n).unwrap();
-            linear(isa, &a, &w, OutlierWeights::Dequantized, Some(&bias), target).unwrap();
+            let layer = Linear { bias: Some(&bias), ..Linear::new(w) };
+            linear(isa, &a, &layer, target).unwrap();
             assert_eq!(out, vec![2.0; m * n]);
         }
     }
@@ -147,8 +148,9 @@ fn arguments_that_do_not_fit_are_errors() {
     let w = Int8WeightRef::new(MatRef::new(&codes, 2, 2).unwrap(), &[1.0; 2]).unwrap();
     let wide = Int8WeightRef::new(MatRef::new(&codes, 1, 4).unwrap(), &[1.0]).unwrap();
     let mut out = [0f32; 4];
-    let mut run = |w: &Int8WeightRef<'_>, weights, bias: Option<&[f32]>, columns| {
-        linear(isa, &a, w, weights, bias, MatMut::new(&mut out[..columns], 1, columns).unwrap())
+    let mut run = |w: &Int8WeightRef<'_>, outlier_weights, bias: Option<&[f32]>, columns| {
+        let layer = Linear { weight: *w, outlier_weights, bias, activation: None };
+        linear(isa, &a, &layer, MatMut::new(&mut out[..columns], 1, columns).unwrap())
     };
     let wrong = |result| assert!(matches!(result, Err(KernelError::WrongDimension { .. })), "{result:?}");
     wrong(run(&wide, OutlierWeights::Dequantized, None, 1));

@@ -1,0 +1,108 @@
+//! Dot products in floating point, a register of columns a step. Weights are read in whichever type they
+//! have, so that one row of activations costs one pass over the stored bytes.
+
+#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for vectors")]
+
+use crate::isa::Width;
+use crate::simd::{Eight, Lanes};
+use crate::{Element, Isa};
+
+/// How far ahead of its use a weight is fetched, in values.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 1024;
+
+/// `sums[n][m] = Σ a[m][k] · w[n][k]`. All slices must have the length of the first.
+pub(super) fn dot<W: Element, const M: usize, const N: usize>(
+    isa: Isa,
+    a: [&[f32]; M],
+    w: [&[W]; N],
+) -> [[f32; M]; N] {
+    let length = a.first().map_or(0, |a| a.len());
+    assert!(a.iter().all(|a| a.len() == length) && w.iter().all(|w| w.len() == length));
+    // SAFETY: `isa` proves that the CPU has the instructions; the lengths are equal.
+    unsafe {
+        match isa.width() {
+            Width::Scalar => dot_with::<Eight, W, M, N>(a, w),
+            #[cfg(target_arch = "x86_64")]
+            Width::V256 => x86::dot256(a, w),
+            #[cfg(target_arch = "x86_64")]
+            Width::V512 => x86::dot512(a, w),
+        }
+    }
+}
+
+/// # Safety
+/// All slices have the same length, and the CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
+    a: [&[f32]; M],
+    w: [&[W]; N],
+) -> [[f32; M]; N] {
+    let length = a[0].len();
+    let whole = length / L::COUNT * L::COUNT;
+    // SAFETY: k + COUNT ≤ whole ≤ length of every slice.
+    unsafe {
+        let mut sums = [[L::splat(0.0); M]; N];
+        let mut k = 0;
+        while k < whole {
+            let mut x = [L::splat(0.0); M];
+            for m in 0..M {
+                x[m] = L::load(a[m].as_ptr().add(k));
+            }
+            for n in 0..N {
+                #[cfg(target_arch = "x86_64")]
+                if M == 1 {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    // A hint that may point behind the last weight: it reads nothing there.
+                    _mm_prefetch::<_MM_HINT_T0>(w[n].as_ptr().wrapping_add(k + AHEAD).cast());
+                }
+                let y = L::load(w[n].as_ptr().add(k));
+                for m in 0..M {
+                    sums[n][m] = sums[n][m].add_product(x[m], y);
+                }
+            }
+            k += L::COUNT;
+        }
+        let mut out = [[0f32; M]; N];
+        for n in 0..N {
+            for m in 0..M {
+                let mut tail = 0.0;
+                for k in whole..length {
+                    tail += a[m][k] * w[n][k].to_f32();
+                }
+                out[n][m] = sums[n][m].sum() + tail;
+            }
+        }
+        out
+    }
+}
+
+/// The same for the vectors of x86.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::dot_with;
+    use crate::Element;
+    use std::arch::x86_64::{__m256, __m512};
+
+    /// # Safety
+    /// As [`super::dot`] checks.
+    #[target_feature(enable = "avx2,f16c,fma")]
+    pub(super) unsafe fn dot256<W: Element, const M: usize, const N: usize>(
+        a: [&[f32]; M],
+        w: [&[W]; N],
+    ) -> [[f32; M]; N] {
+        // SAFETY: the caller's promise, and this function's instructions.
+        unsafe { dot_with::<__m256, W, M, N>(a, w) }
+    }
+
+    /// # Safety
+    /// As [`super::dot`] checks.
+    #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn dot512<W: Element, const M: usize, const N: usize>(
+        a: [&[f32]; M],
+        w: [&[W]; N],
+    ) -> [[f32; M]; N] {
+        // SAFETY: the caller's promise, and this function's instructions.
+        unsafe { dot_with::<__m512, W, M, N>(a, w) }
+    }
+}

@@ -1,0 +1,117 @@
+//! The products with AMX: tiles of 16 rows × 64 bytes, `tdpbssd` multiplies signed codes and adds fours.
+//!
+//! Weights are the first factor, as they lie in memory, and a panel of activations is the second: its steps
+//! are the rows AMX wants. So nothing but activations is packed, and few rows are as well off as many.
+//! std's intrinsics for AMX are not stable, so this is assembly; no other code here uses tile registers.
+
+#![expect(unsafe_code, reason = "assembly, and a system call")]
+
+use super::panels::{LANES, STEP_BYTES, TILE, Tile, Weights};
+use crate::Isa;
+use crate::isa::Kind;
+use std::arch::asm;
+
+/// Steps of a panel that one instruction multiplies.
+const STEPS: usize = 16;
+
+/// Whether the CPU has it and the system lets this process use it.
+#[cfg(target_os = "linux")]
+pub(super) fn available() -> bool {
+    use std::sync::OnceLock;
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        // Leaf 7, EDX: bit 24 tiles, bit 25 int8.
+        let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+        let has = std::arch::x86_64::__cpuid(0).eax >= 7 && leaf.edx >> 24 & 0b11 == 0b11;
+        // The registers are large, so Linux saves them only for processes that ask: ARCH_REQ_XCOMP_PERM of
+        // XFEATURE_XTILEDATA.
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XTILEDATA: libc::c_long = 18;
+        // SAFETY: the call takes two numbers and touches no memory of ours.
+        has && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
+    })
+}
+
+/// Only Linux is known to give the permission this way.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn available() -> bool {
+    false
+}
+
+/// Shapes of the eight tile registers, as `ldtilecfg` reads them.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_a_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// All eight registers of full size.
+static CONFIG: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_a_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Sums of up to two panels with 32 rows of weights: each register is used twice.
+pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+    assert!(isa.kind() == Kind::Amx && a.len().is_multiple_of(panel) && w.steps.is_multiple_of(STEPS));
+    assert!(panel >= w.steps * STEP_BYTES && w.data.len() >= (TILE - 1) * w.stride + w.steps * 4);
+    let panels = a.len() / panel;
+    assert!((1..=2).contains(&panels) && panels * LANES <= tile[0].len());
+    if w.steps == 0 {
+        return;
+    }
+    // A panel that is not there is the first one again, with the same sums.
+    let second = (panels - 1) * LANES;
+    // SAFETY: an `Isa` of kind Amx is only made where CPU and system allow it. Weights: 32 rows of
+    // `w.steps` dwords, `w.stride` apart; panels: `w.steps` steps of 64 bytes; sums: 32 rows of 16 values
+    // that are a row of `Tile` apart. All were checked, and the registers are given back.
+    unsafe {
+        asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{w0} + {stride} * 1]",
+            "tileloadd tmm6, [{x0} + {step} * 1]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{x1} + {step} * 1]",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{w1} + {stride} * 1]",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "add {w0}, 64",
+            "add {w1}, 64",
+            "add {x0}, 1024",
+            "add {x1}, 1024",
+            "dec {count}",
+            "jnz 2b",
+            "tilestored [{to0} + {row} * 1], tmm0",
+            "tilestored [{to1} + {row} * 1], tmm1",
+            "tilestored [{to2} + {row} * 1], tmm2",
+            "tilestored [{to3} + {row} * 1], tmm3",
+            "tilerelease",
+            config = in(reg) &raw const CONFIG,
+            w0 = inout(reg) w.data.as_ptr() => _,
+            w1 = inout(reg) w.data[LANES * w.stride..].as_ptr() => _,
+            stride = in(reg) w.stride,
+            x0 = inout(reg) a.as_ptr() => _,
+            x1 = inout(reg) a[(panels - 1) * panel..].as_ptr() => _,
+            step = in(reg) STEP_BYTES,
+            count = inout(reg) w.steps / STEPS => _,
+            to0 = in(reg) tile[0].as_mut_ptr(),
+            to1 = in(reg) tile[0][second..].as_mut_ptr(),
+            to2 = in(reg) tile[LANES].as_mut_ptr(),
+            to3 = in(reg) tile[LANES][second..].as_mut_ptr(),
+            row = in(reg) size_of_val(&tile[0]),
+            options(nostack),
+        );
+    }
+}

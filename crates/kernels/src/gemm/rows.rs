@@ -1,0 +1,100 @@
+//! Few rows (decode, drafts, small batches): weights are streamed row after row in the order of memory and
+//! fetched ahead, and each is multiplied with all rows of activations while it is in a register.
+//!
+//! - AVX2: 16 codes a step, widened to i16, multiplied and added in pairs (`vpmaddwd`), which is exact:
+//!   |sum of two products| ≤ 2·128² < 2³¹. `vpmaddubsw` on |a| and w·sign(a) would need no widening, but it
+//!   is wrong for a code of -128 and takes as many multiplications.
+//! - VNNI multiplies unsigned with signed codes: weights are offset by 128, and `128 · Σ a` is taken off at
+//!   the end. Sums wrap around and come back, so this is exact for every code.
+
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, vnni};
+use crate::isa::Kind;
+use crate::{Isa, MatRef};
+use std::ops::Range;
+
+/// Up to so many rows of activations pass over a weight together.
+pub(super) const MAX_ROWS: usize = 8;
+
+/// Rows of activations as the dot products of an instruction set take them.
+pub(super) struct Rows<'a> {
+    codes: MatRef<'a, i8>,
+    /// The codes widened, where the instruction set multiplies i16.
+    wide: Vec<i16>,
+    /// `128 · Σ a` of each row, where it multiplies unsigned codes.
+    offsets: Vec<i32>,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(isa: Isa, codes: MatRef<'a, i8>) -> Self {
+        let (mut wide, mut offsets) = (Vec::new(), Vec::new());
+        match isa.kind() {
+            Kind::Scalar => {}
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => wide.extend(codes.data().iter().map(|&code| i16::from(code))),
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni | Kind::Avx512Vnni | Kind::Amx => {
+                let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum::<i32>();
+                offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
+            }
+        }
+        Self { codes, wide, offsets }
+    }
+
+    /// `sums[m][n]`, row-major, of some rows and outputs.
+    pub(super) fn multiply(&self, isa: Isa, w: MatRef<'_, i8>, [m, n]: [&Range<usize>; 2], sums: &mut [i32]) {
+        match m.len() {
+            0 => {}
+            1 => self.strip::<1>(isa, w, m.start, n, sums),
+            2 => self.strip::<2>(isa, w, m.start, n, sums),
+            3 => self.strip::<3>(isa, w, m.start, n, sums),
+            4 => self.strip::<4>(isa, w, m.start, n, sums),
+            5 => self.strip::<5>(isa, w, m.start, n, sums),
+            6 => self.strip::<6>(isa, w, m.start, n, sums),
+            7 => self.strip::<7>(isa, w, m.start, n, sums),
+            8 => self.strip::<8>(isa, w, m.start, n, sums),
+            more => {
+                let (first, rest) = sums.split_at_mut(MAX_ROWS * n.len());
+                self.multiply(isa, w, [&(m.start..m.start + MAX_ROWS), n], first);
+                self.multiply(isa, w, [&(m.start + MAX_ROWS..m.start + more), n], rest);
+            }
+        }
+    }
+
+    fn strip<const M: usize>(
+        &self,
+        isa: Isa,
+        w: MatRef<'_, i8>,
+        first: usize,
+        n: &Range<usize>,
+        sums: &mut [i32],
+    ) {
+        let columns = w.cols();
+        let weights = &w.data()[n.start * columns..n.end * columns];
+        let codes: [&[i8]; M] = std::array::from_fn(|i| self.codes.row(first + i));
+        match isa.kind() {
+            Kind::Scalar => {
+                for (j, row) in n.clone().enumerate() {
+                    for (i, codes) in codes.iter().enumerate() {
+                        let products = codes.iter().zip(w.row(row)).map(|(&x, &y)| i32::from(x) * i32::from(y));
+                        sums[i * n.len() + j] = products.sum();
+                    }
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => {
+                let wide: [&[i16]; M] = std::array::from_fn(|i| &self.wide[(first + i) * columns..][..columns]);
+                avx2::dots(isa, wide, weights, sums);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => vnni::v256::dots(isa, codes, self.offsets(first), weights, sums),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni | Kind::Amx => vnni::v512::dots(isa, codes, self.offsets(first), weights, sums),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn offsets<const M: usize>(&self, first: usize) -> [i32; M] {
+        std::array::from_fn(|i| self.offsets[first + i])
+    }
+}

@@ -1,0 +1,338 @@
+//! The products with `vpdpbusd`, which multiplies four unsigned with four signed codes and adds them up, on
+//! 256 bits (AVX-VNNI) and 512 bits (AVX-512 VNNI).
+
+#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for VNNI")]
+
+/// The dot products of a few rows; `$ones` a register of codes and `$lanes` their number.
+macro_rules! dot_products {
+    ($features:literal, $kinds:pat, $register:ty, $zero:path, $load:path, $splat:path, $xor:path,
+     $multiply:path, $add:path, $sum:path) => {
+        /// Codes of a register.
+        const LANES: usize = size_of::<$register>();
+        /// How far ahead of its use a weight is fetched, in bytes.
+        const AHEAD: usize = 1024;
+
+        /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
+        /// other; `offsets` is `128 · Σ a[m][k]`.
+        pub(in crate::gemm) fn dots<const M: usize>(
+            isa: Isa,
+            a: [&[i8]; M],
+            offsets: [i32; M],
+            w: &[i8],
+            sums: &mut [i32],
+        ) {
+            let length = a[0].len();
+            let outputs = sums.len() / M;
+            assert!(matches!(isa.kind(), $kinds) && a.iter().all(|a| a.len() == length));
+            assert!(w.len() == outputs * length && sums.len() == outputs * M);
+            for n in 0..outputs {
+                let row = &w[n * length..][..length];
+                // SAFETY: the `Isa` proves that the CPU has the instructions; every slice has `length` codes.
+                let found = unsafe {
+                    match M {
+                        1 => dot::<M, 4>(a, row),
+                        2 => dot::<M, 2>(a, row),
+                        _ => dot::<M, 1>(a, row),
+                    }
+                };
+                for m in 0..M {
+                    sums[m * outputs + n] = found[m].wrapping_sub(offsets[m]);
+                }
+            }
+        }
+
+        /// `Σ a[m][k] · (w[k] + 128)`, in `PARTS` sums that do not wait for each other.
+        ///
+        /// # Safety
+        /// All slices have the same length.
+        #[target_feature(enable = $features)]
+        unsafe fn dot<const M: usize, const PARTS: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; M] {
+            let step = PARTS * LANES;
+            let whole = w.len() / step * step;
+            let mut sums = [[$zero(); PARTS]; M];
+            let offset = $splat(-128);
+            let mut k = 0;
+            while k < whole {
+                for part in 0..PARTS {
+                    let at = k + part * LANES;
+                    // A hint that may point behind the last weight: it reads nothing there.
+                    _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at + AHEAD));
+                    // SAFETY: at + LANES ≤ whole ≤ length of every slice, and unaligned loads are used.
+                    let y = $xor(unsafe { $load(w.as_ptr().add(at).cast()) }, offset);
+                    for m in 0..M {
+                        // SAFETY: as above.
+                        let x = unsafe { $load(a[m].as_ptr().add(at).cast()) };
+                        sums[m][part] = $multiply(sums[m][part], y, x);
+                    }
+                }
+                k += step;
+            }
+            let mut out = [0i32; M];
+            for m in 0..M {
+                let mut total = sums[m][0];
+                for part in 1..PARTS {
+                    total = $add(total, sums[m][part]);
+                }
+                let tail = a[m][whole..].iter().zip(&w[whole..]);
+                let tail: i32 = tail.map(|(&x, &y)| i32::from(x) * (i32::from(y) + 128)).sum();
+                out[m] = $sum(total).wrapping_add(tail);
+            }
+            out
+        }
+
+        /// `128 · Σ w[k]` of a row of dwords.
+        ///
+        /// # Safety
+        /// The CPU has the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn row_offset(row: &[u8]) -> i32 {
+            let ones = $splat(1);
+            let mut sums = $zero();
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for codes in whole {
+                // SAFETY: `codes` fills a register.
+                sums = $multiply(sums, ones, unsafe { $load(codes.as_ptr().cast()) });
+            }
+            let rest: i32 = rest.iter().map(|&code| i32::from(code as i8)).sum();
+            ($sum(sums).wrapping_add(rest)).wrapping_mul(128)
+        }
+
+        /// Sums of panels `a` with weights, and what the offset of the panels adds taken off.
+        pub(in crate::gemm) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+            assert!(matches!(isa.kind(), $kinds) && a.len().is_multiple_of(panel));
+            assert!(panel >= w.steps * STEP_BYTES && w.rows >= 1 && w.rows <= tile.len());
+            assert!(w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
+            assert!(a.len() / panel * PANEL_LANES <= tile[0].len());
+            // SAFETY: the `Isa` proves that the CPU has the instructions; the lengths were checked.
+            unsafe { strips(a, panel, w, tile) }
+            let sums = a.len() / panel * PANEL_LANES;
+            for (n, tile) in tile.iter_mut().enumerate().take(w.rows) {
+                // SAFETY: as above.
+                let offset = unsafe { row_offset(&w.data[n * w.stride..][..w.steps * 4]) };
+                tile[..sums].iter_mut().for_each(|sum| *sum = sum.wrapping_sub(offset));
+            }
+        }
+    };
+}
+
+pub(super) mod v256 {
+    use crate::Isa;
+    use crate::gemm::avx2::horizontal_sum;
+    use crate::gemm::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
+    use crate::isa::Kind;
+    use std::arch::x86_64::*;
+
+    dot_products!(
+        "avx2,avxvnni",
+        Kind::AvxVnni,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_loadu_si256,
+        _mm256_set1_epi8,
+        _mm256_xor_si256,
+        _mm256_dpbusd_avx_epi32,
+        _mm256_add_epi32,
+        horizontal_sum
+    );
+
+    /// # Safety
+    /// As [`tile`] checks.
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+        for (p, panel) in a.chunks_exact(panel).enumerate() {
+            let mut n = 0;
+            while n < w.rows {
+                // SAFETY: the caller's promise.
+                n += unsafe {
+                    match w.rows - n {
+                        1..=2 => strip::<2>(panel, w, n, p, tile),
+                        3..=4 => strip::<4>(panel, w, n, p, tile),
+                        _ => strip::<6>(panel, w, n, p, tile),
+                    }
+                };
+            }
+        }
+    }
+
+    /// `N` outputs from `first` on; those beyond the last repeat it and are not stored.
+    ///
+    /// # Safety
+    /// `panel` has `w.steps` steps, `w` as many dwords a row.
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn strip<const N: usize>(
+        panel: &[u8],
+        w: &Weights<'_>,
+        first: usize,
+        p: usize,
+        tile: &mut Tile,
+    ) -> usize {
+        let mut rows = [w.data.as_ptr(); N];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
+        }
+        let mut sums = [[_mm256_setzero_si256(); 2]; N];
+        for k in 0..w.steps {
+            // SAFETY: a step is 64 bytes of the panel and a dword of each row.
+            unsafe {
+                let at = panel.as_ptr().add(k * STEP_BYTES);
+                let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                for n in 0..N {
+                    let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
+                    sums[n][0] = _mm256_dpbusd_avx_epi32(sums[n][0], x[0], y);
+                    sums[n][1] = _mm256_dpbusd_avx_epi32(sums[n][1], x[1], y);
+                }
+            }
+        }
+        for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
+            let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+            // SAFETY: `out` has sixteen values.
+            unsafe {
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
+                _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
+            }
+        }
+        N
+    }
+}
+
+pub(super) mod v512 {
+    use crate::Isa;
+    use crate::gemm::panels::{LANES as PANEL_LANES, MAX_PANELS, STEP_BYTES, Tile, Weights};
+    use crate::isa::Kind;
+    use std::arch::x86_64::*;
+
+    dot_products!(
+        "avx512f,avx512bw,avx512vnni",
+        Kind::Avx512Vnni | Kind::Amx,
+        __m512i,
+        _mm512_setzero_si512,
+        load,
+        _mm512_set1_epi8,
+        _mm512_xor_si512,
+        _mm512_dpbusd_epi32,
+        _mm512_add_epi32,
+        _mm512_reduce_add_epi32
+    );
+
+    /// # Safety
+    /// 64 bytes can be read.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const i32) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    /// # Safety
+    /// As [`tile`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+        for n in (0..w.rows).step_by(8) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match a.len() / panel {
+                    1 => strip::<1>(a, panel, w, n, tile),
+                    2 => strip::<2>(a, panel, w, n, tile),
+                    _ => strip::<3>(a, panel, w, n, tile),
+                }
+            }
+        }
+    }
+
+    /// Eight outputs from `first` on with `P` panels; outputs beyond the last repeat it and are not stored.
+    ///
+    /// # Safety
+    /// There are `P` panels of `w.steps` steps, and `w` has as many dwords a row.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn strip<const P: usize>(a: &[u8], panel: usize, w: &Weights<'_>, first: usize, tile: &mut Tile) {
+        const N: usize = 8;
+        let mut rows = [w.data.as_ptr(); N];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
+        }
+        let mut sums = [[_mm512_setzero_si512(); P]; N];
+        for k in 0..w.steps {
+            // SAFETY: a step is 64 bytes of each panel and a dword of each row.
+            unsafe {
+                let mut x = [_mm512_setzero_si512(); P];
+                for p in 0..P {
+                    x[p] = _mm512_loadu_si512(a.as_ptr().add(p * panel + k * STEP_BYTES).cast());
+                }
+                for n in 0..N {
+                    let y = _mm512_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
+                    for p in 0..P {
+                        sums[n][p] = _mm512_dpbusd_epi32(sums[n][p], x[p], y);
+                    }
+                }
+            }
+        }
+        for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
+            for (p, sums) in sums.iter().enumerate() {
+                let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+                // SAFETY: `out` has sixteen values.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *sums) }
+            }
+        }
+    }
+
+    /// `sums[i · width + n] = tile[n][first + i]` for sixteen outputs and up to sixteen rows.
+    pub(in crate::gemm) fn turn(
+        isa: Isa,
+        tile: &[[i32; PANEL_LANES * MAX_PANELS]],
+        first: usize,
+        rows: usize,
+        sums: &mut [i32],
+        width: usize,
+    ) {
+        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && rows >= 1 && tile.len() >= PANEL_LANES);
+        assert!(rows <= PANEL_LANES && first + PANEL_LANES <= tile[0].len());
+        assert!(sums.len() >= (rows - 1) * width + PANEL_LANES);
+        // SAFETY: the CPU has AVX-512; sixteen values are read of each row of the tile and written to each
+        // row of `sums`, which both have them.
+        unsafe { turn_inner(tile, first, rows, sums, width) }
+    }
+
+    /// Pairs, then fours, then halves and quarters of registers.
+    ///
+    /// # Safety
+    /// As [`turn`] checks.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn turn_inner(
+        tile: &[[i32; PANEL_LANES * MAX_PANELS]],
+        first: usize,
+        rows: usize,
+        sums: &mut [i32],
+        width: usize,
+    ) {
+        let mut a = [_mm512_setzero_si512(); 16];
+        for n in 0..16 {
+            // SAFETY: the caller's promise.
+            a[n] = unsafe { _mm512_loadu_si512(tile[n].as_ptr().add(first).cast()) };
+        }
+        let mut b = a;
+        for i in 0..8 {
+            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+        }
+        for i in 0..4 {
+            for j in 0..2 {
+                a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + j + 2]);
+                a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + j + 2]);
+            }
+        }
+        // a[4 i + c] holds, in quarter q, column 4 q + c of rows 4 i to 4 i + 3.
+        for c in 0..4 {
+            let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
+            let high = _mm512_shuffle_i32x4::<0xdd>(a[c], a[4 + c]);
+            let low2 = _mm512_shuffle_i32x4::<0x88>(a[8 + c], a[12 + c]);
+            let high2 = _mm512_shuffle_i32x4::<0xdd>(a[8 + c], a[12 + c]);
+            b[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+            b[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+            b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+            b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+        }
+        for (i, row) in b.iter().enumerate().take(rows) {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add(i * width).cast(), *row) }
+        }
+    }
+}
