@@ -7,7 +7,7 @@ use crate::support::{
 use candle_core::{DType, Tensor};
 use half::f16;
 use llm_int8::hub::HubConfig;
-use llm_int8::nn::models::{LoadOptions, LogitPositions, WeightDtype};
+use llm_int8::nn::models::{LoadOptions, WeightDtype};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
         let alone = relative_error(&ours, &expected("logits_int8_f32_row0").reshape(ours.dims()).unwrap());
         let ids = expected("input_ids").to_dtype(DType::U32).unwrap();
         let decoder = theirs.decoder();
-        let batch = decoder.forward(&ids, &mut decoder.new_cache(), LogitPositions::All).unwrap();
+        let batch = decoder.logits(&ids).unwrap();
         let in_batch = relative_error(&batch, &expected("logits_int8_f32"));
         assert!(alone < 0.02 && in_batch < 0.02, "{family}: {alone}, {in_batch}");
     }

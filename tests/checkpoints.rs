@@ -3,7 +3,7 @@
 use crate::support::{Tensors, golden, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::models::{Decoder, LoadOptions, LogitPositions, ModelConfig, WeightDtype};
+use llm_int8_nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::module::{Module, SkipList};
 use llm_int8_nn::{NnError, Result};
 use safetensors::Dtype;
@@ -26,7 +26,7 @@ fn load(checkpoint: Checkpoint, options: &LoadOptions) -> Result<Decoder> {
 /// The logits of a model out of these tensors.
 fn logits_of(decoder: &Decoder) -> Vec<f32> {
     let ids = Tensor::new(&[[5u32, 17, 200, 3]], &Device::Cpu).unwrap();
-    let logits = decoder.forward(&ids, &mut decoder.new_cache(), LogitPositions::All).unwrap();
+    let logits = decoder.logits(&ids).unwrap();
     logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -229,7 +229,7 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     let loaded = load_tensors(&tensors()).unwrap();
     assert_eq!(planned.describe(), loaded.describe());
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
-    let error = planned.forward(&ids, &mut planned.new_cache(), LogitPositions::Last).unwrap_err();
+    let error = planned.logits(&ids).unwrap_err();
     assert!(matches!(error, NnError::NotLoaded));
     assert!(Checkpoint::from_headers([("x", json, 12)]).is_err(), "a header that does not fit its file");
 }

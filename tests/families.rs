@@ -1,11 +1,11 @@
 //! Every family against transformers and bitsandbytes: the folders of `golden/models`.
 
 use crate::support::{golden, golden_tensor, golden_text, relative_error};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
 use llm_int8_nn::models::{
-    Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, ModelConfig, WeightDtype,
+    Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, ModelConfig, Text, WeightDtype,
 };
 use llm_int8_nn::module::Module;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn input_ids(folder: &str) -> Tensor {
 }
 
 fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
-    model.forward(ids, &mut model.new_cache(), LogitPositions::All).unwrap()
+    model.logits(ids).unwrap()
 }
 
 /// Fails with every folder a check found fault with.
@@ -93,13 +93,12 @@ fn greedy_ids_are_those_of_transformers() {
         let theirs = expected(name, "greedy_f32").flatten_all().unwrap().to_vec1::<i64>().unwrap();
         let model = load(name, &unquantised());
         let mut cache = model.new_cache();
-        let mut input = input_ids(name).narrow(0, 0, 1).unwrap();
-        let mut ids: Vec<u32> = input.flatten_all().unwrap().to_vec1().unwrap();
+        let mut ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+        let mut fed = 0;
         while ids.len() < theirs.len() {
-            let logits = model.forward(&input, &mut cache, LogitPositions::Last).unwrap();
-            let next = logits.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0];
-            ids.push(next);
-            input = Tensor::new(&[[next]], &Device::Cpu).unwrap();
+            let logits = model.next_logits(&ids[fed..], &mut cache).unwrap();
+            fed = ids.len();
+            ids.push((0..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0);
         }
         same("ids", &ids, &theirs.iter().map(|id| *id as u32).collect())
     });
@@ -158,10 +157,14 @@ fn token_by_token_is_all_at_once() {
         let model = load(name, &unquantised());
         let ids = input_ids(name);
         let whole = logits(&model, &ids);
-        let mut cache = model.new_cache();
+        let mut caches = vec![model.new_cache(); ids.dim(0).unwrap()];
         for place in 0..24 {
+            let rows = ids.narrow(1, place, 1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+            let mut texts: Vec<Text<'_>> =
+                rows.chunks(1).zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
+            let step = model.forward(&mut texts, LogitPositions::Last).unwrap();
             let step =
-                model.forward(&ids.narrow(1, place, 1).unwrap(), &mut cache, LogitPositions::Last).unwrap();
+                Tensor::from_vec(step, (rows.len(), 1, model.spec().vocab_size()), &Device::Cpu).unwrap();
             // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter text.
             if name.ends_with("dynamic_rope") || name.ends_with("longrope") {
                 continue;
@@ -178,14 +181,15 @@ fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one
     let model = load("phi3_longrope", &unquantised());
     let ids = input_ids("phi3_longrope");
     let forward = |cache: &mut KvCache, start, count| {
-        model.forward(&ids.narrow(1, start, count).unwrap(), cache, LogitPositions::Last).unwrap()
+        let ids = ids.get(0).unwrap().narrow(0, start, count).unwrap().to_vec1::<u32>().unwrap();
+        model.next_logits(&ids, cache).unwrap()
     };
     let mut cache = model.new_cache();
     forward(&mut cache, 0, 24);
     for kept in [20, 4] {
-        cache.truncate(kept).unwrap();
+        cache.truncate(kept);
         let again = forward(&mut cache, kept, 3);
         let fresh = forward(&mut model.new_cache(), 0, kept + 3);
-        assert!(relative_error(&again, &fresh) < 1e-6, "{kept}");
+        assert_eq!(again, fresh, "{kept}");
     }
 }

@@ -5,7 +5,7 @@ use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_erro
 use candle_core::{DType, Tensor};
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::checkpoint::{Checkpoint, GgufFile};
-use llm_int8::nn::models::{Decoder, LoadOptions, LogitPositions, ModelConfig, WeightDtype, open_gguf};
+use llm_int8::nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype, open_gguf};
 use llm_int8::nn::module::Module;
 use llm_int8::nn::{NnError, Result};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -40,7 +40,7 @@ fn from_folder(family: &str) -> Decoder {
 fn logits(model: &Decoder, family: &str) -> Tensor {
     let ids = golden_tensor(&format!("models/{family}/expected.safetensors"), "input_ids");
     let ids = ids.to_dtype(DType::U32).unwrap();
-    model.forward(&ids, &mut model.new_cache(), LogitPositions::All).unwrap()
+    model.logits(&ids).unwrap()
 }
 
 #[test]

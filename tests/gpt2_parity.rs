@@ -5,7 +5,7 @@ use crate::support::{golden, golden_tensor, relative_error};
 use candle_core::{DType, Tensor};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8_nn::models::{Decoder, LoadOptions, LogitPositions, ModelConfig, WeightDtype};
+use llm_int8_nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use std::sync::Arc;
 
 const EXPECTED: &str = "models/gpt2/expected.safetensors";
@@ -27,7 +27,7 @@ fn input_ids() -> Tensor {
 }
 
 fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
-    model.forward(ids, &mut model.new_cache(), LogitPositions::All).unwrap()
+    model.logits(ids).unwrap()
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Dequantize(DequantizeArgs),
     /// Measure the perplexity of a text.
     Eval(EvalArgs),
+    /// Measure how fast a model runs, beside what the machine allows.
+    Bench(BenchArgs),
     /// See what INT8 affine quantisation does to numbers, as PyTorch does it.
     Affine(AffineArgs),
     /// Write completions for a shell to standard output.
@@ -69,8 +71,12 @@ pub(crate) struct ModelArgs {
     /// More modules to leave unquantised, by name or path; lm_head always is
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "8 bit")]
     pub(crate) skip_modules: Vec<String>,
+    /// Also make the output head and the token table int8: smaller and faster, but nothing that bitsandbytes
+    /// knows, so it cannot be saved
+    #[arg(long, help_heading = "8 bit")]
+    pub(crate) quantize_head: bool,
     /// Load every layer as it is
-    #[arg(long, conflicts_with_all = ["outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
+    #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
     pub(crate) no_quantize: bool,
     /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
@@ -123,6 +129,10 @@ pub(crate) struct SamplingArgs {
     /// Go on after an end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Draft up to N tokens from what was there before and compute them together: the same text, sooner where
+    /// it repeats itself; needs --outliers row
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) speculate: usize,
 }
 
 #[derive(Debug, Args)]
@@ -150,8 +160,14 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Text to go on from; - reads it from standard input
-    #[arg(long, short, allow_hyphen_values = true, required_unless_present = "token_ids")]
+    #[arg(long, short, allow_hyphen_values = true, required_unless_present_any = ["token_ids", "prompts_file"])]
     pub(crate) prompt: Option<String>,
+    /// Prompts to go on from, one a line, several at once; prints a JSON object a line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "token_ids", "print_ids"])]
+    pub(crate) prompts_file: Option<PathBuf>,
+    /// Prompts of the file at once
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "prompts_file", value_parser = at_once)]
+    pub(crate) batch_size: usize,
     /// Token ids to go on from, instead of text
     #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
     pub(crate) token_ids: Option<Vec<u32>>,
@@ -223,6 +239,30 @@ pub(crate) struct EvalArgs {
     /// Look at so many tokens of the text only
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Decode after so many tokens
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "32,128,256")]
+    pub(crate) contexts: Vec<usize>,
+    /// Lengths of prompts
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "16,128,512")]
+    pub(crate) prompts: Vec<usize>,
+    /// New tokens of a run
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 32)]
+    pub(crate) max_new_tokens: usize,
+    /// Runs, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Also decode a repetitive text with N drafts; needs --outliers row
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) speculate: usize,
     /// Print one JSON object instead
     #[arg(long)]
     pub(crate) json: bool,
@@ -378,6 +418,14 @@ fn threshold(text: &str) -> Result<f32, String> {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
         Ok(_) => Err("a number from 0 up was expected".into()),
         Err(cause) => Err(cause.to_string()),
+    }
+}
+
+fn at_once(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("1 or more was expected".into()),
+        Ok(number) => Ok(number),
+        Err(cause) => Err(format!("{cause}")),
     }
 }
 

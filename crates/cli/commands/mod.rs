@@ -1,6 +1,7 @@
 //! One file a command; what they share is here.
 
 mod affine;
+mod bench;
 mod chat;
 mod eval;
 mod inspect;
@@ -33,6 +34,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Quantize(args) => save::quantize(&args),
         Command::Dequantize(args) => save::dequantize(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -79,6 +81,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         int8: (!args.no_quantize).then_some(int8),
         threshold: args.threshold,
         skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
+        quantize_head: args.quantize_head,
         isa,
     };
     Ok(LoadConfig { options, hub: hub_config(args.offline) })
@@ -96,6 +99,7 @@ fn weight_dtype(dtype: Dtype) -> WeightDtype {
 /// A model's own settings, changed by what the arguments say.
 fn sampled(mut config: GenerationConfig, args: &SamplingArgs) -> GenerationConfig {
     config.seed = args.seed;
+    config.speculate = args.speculate;
     config.stop.clone_from(&args.stop);
     if args.ignore_eos {
         config.eos_token_ids.clear();

@@ -5,10 +5,16 @@ use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
 use llm_int8::{AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, MemoryUse};
+use serde_json::json;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    if let Some(file) = &args.prompts_file {
+        return batch(args, file);
+    }
     let prompt = prompt(args)?;
     let model = load(&args.model)?;
     let config = generation(&model, args);
@@ -25,6 +31,49 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         report(&model, &generated);
     }
     Ok(())
+}
+
+/// Several prompts at once: a JSON object a line, in the order of the file.
+fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if prompts.is_empty() {
+        return Err(WrongUse(format!("{} holds no prompts; one a line was expected", file.display())).into());
+    }
+    let model = load(&args.model)?;
+    let config = generation(&model, args);
+    let started = Instant::now();
+    let all =
+        model.generate_batch(&prompts, &config, args.batch_size, &mut |_, _| ControlFlow::Continue(()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut stdout = std::io::stdout().lock();
+    for (prompt, generated) in prompts.iter().zip(&all) {
+        let object = json!({
+            "prompt": prompt,
+            "text": generated.text,
+            "token_ids": generated.ids,
+            "finish_reason": reason(generated.finish_reason),
+        });
+        writeln!(stdout, "{object}")?;
+    }
+    if !args.quiet {
+        let tokens: usize = all.iter().map(|generated| generated.ids.len()).sum();
+        let (count, at_once) = (all.len(), args.batch_size.min(all.len()));
+        line(&format!(
+            "batch:   {count} prompts, {at_once} at once: {tokens} new tokens in {seconds:.2} s, {:.1} tokens/s",
+            tokens as f64 / seconds
+        ));
+    }
+    Ok(())
+}
+
+fn reason(finish_reason: FinishReason) -> &'static str {
+    match finish_reason {
+        FinishReason::EndOfText => "end of text",
+        FinishReason::StopString => "stop string",
+        FinishReason::Length => "--max-new-tokens",
+        FinishReason::Interrupted => "interrupted",
+    }
 }
 
 enum Prompt {
@@ -98,12 +147,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
         Some(rate) => format!("{} tokens at {rate:.1} tokens/s", timing.decoded_tokens),
         None => "no further token".into(),
     };
-    let reason = match generated.finish_reason {
-        FinishReason::EndOfText => "end of text",
-        FinishReason::StopString => "stop string",
-        FinishReason::Length => "--max-new-tokens",
-        FinishReason::Interrupted => "interrupted",
-    };
+    let reason = reason(generated.finish_reason);
     let peak = load.peak_memory.map_or(String::new(), |peak| {
         format!(", peak while loading {} (without mapped files)", bytes(peak.anonymous))
     });
@@ -117,6 +161,10 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     ));
     line(&format!("prefill: {} tokens at {:.1} tokens/s", timing.prompt_tokens, timing.prefill_rate()));
     line(&format!("decode:  {decode}; ended by {reason}"));
+    if let Some(rate) = timing.acceptance_rate() {
+        let (drafted, accepted) = (timing.drafted_tokens, timing.accepted_tokens);
+        line(&format!("drafts:  {accepted} of {drafted} accepted ({:.0} %)", 100.0 * rate));
+    }
     line(&format!(
         "memory:  model {}, key/value cache {}{peak}{now}",
         bytes(footprint.actual()),

@@ -13,6 +13,11 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     if args.model.no_quantize {
         return Err(WrongUse("quantize and --no-quantize contradict each other".into()).into());
     }
+    if args.model.quantize_head {
+        let text = "--quantize-head makes what bitsandbytes does not know and transformers cannot load; it is for \
+                    run, chat, eval and bench";
+        return Err(WrongUse(text.into()).into());
+    }
     check(&args.output)?;
     save(&load(&args.model)?, &args.output, SavedLayers::Int8)
 }

@@ -9,8 +9,8 @@ use gemm::Parallelism;
 use half::{bf16, f16};
 use llm_int8_kernels as kernels;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope,
-    QuantizedActivations, dense, linear, quantize_activations, quantize_weight, quantize_weight_transposed,
+    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations, dense,
+    linear, quantize_activations, quantize_weight, quantize_weight_transposed,
 };
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -109,9 +109,12 @@ fn prefill(c: &mut Criterion) {
     for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
         let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
         group.throughput(Throughput::Elements((macs * rows) as u64));
-        group.bench_function(format!("int8 {}/{rows} rows, {columns} outlier columns", Isa::detect().name()), |b| {
-            b.iter(|| token(Isa::detect(), &layers, &x, rows, black_box(&mut out)));
-        });
+        group.bench_function(
+            format!("int8 {}/{rows} rows, {columns} outlier columns", Isa::detect().name()),
+            |b| {
+                b.iter(|| token(Isa::detect(), &layers, &x, rows, black_box(&mut out)));
+            },
+        );
     }
     let (rows, (inputs, outputs)) = (128, SHAPES[2]);
     let (x, w, mut out) = (noise(rows * inputs), noise(inputs * outputs), vec![0f32; rows * outputs]);

@@ -139,9 +139,8 @@ mod tests {
         let (steps, start) = (4000, -12.0);
         let h = (x - start) / f64::from(steps);
         let density = |x: f64| (-x * x / 2.0).exp();
-        let inner: f64 = (1..steps)
-            .map(|i| density(start + f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 })
-            .sum();
+        let inner: f64 =
+            (1..steps).map(|i| density(start + f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
         (density(start) + inner + density(x)) * h / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
     }
 
@@ -166,7 +165,10 @@ mod tests {
                 for (x, y) in x.iter().zip(&y) {
                     let expected = f64_of(function, f64::from(*x));
                     let bound = 3e-7 * f64::from(x.abs()).max(expected.abs()).max(1.0);
-                    assert!((f64::from(*y) - expected).abs() < bound, "{function:?}({x}) = {y}, not {expected}");
+                    assert!(
+                        (f64::from(*y) - expected).abs() < bound,
+                        "{function:?}({x}) = {y}, not {expected}"
+                    );
                 }
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 assert_eq!(first.get_or_insert(bits.clone()), &bits, "{isa:?} {function:?}");

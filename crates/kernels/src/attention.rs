@@ -6,7 +6,10 @@
 //! the head's values and every output over positions, one after the other: a query gives the same bits
 //! alone and together with others, at once and token by token.
 
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for vectors")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for vectors"
+)]
 
 use crate::activation::exp_all;
 use crate::isa::Width;
@@ -204,7 +207,11 @@ fn scores<T: Element, const Q: usize>(
 /// # Safety
 /// As [`scores`] checks, and the CPU has the instructions of `L`.
 #[inline(always)]
-unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(queries: [&[f32]; Q], keys: &[T], out: &mut [f32]) {
+unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
+    queries: [&[f32]; Q],
+    keys: &[T],
+    out: &mut [f32],
+) {
     let size = queries[0].len();
     let parts = PANEL / L::COUNT;
     let length = out.len() / Q;
@@ -261,7 +268,11 @@ fn mix<T: Element, const Q: usize>(
 /// # Safety
 /// As [`mix`] checks, and the CPU has the instructions of `L`.
 #[inline(always)]
-unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(weights: [&[f32]; Q], values: &[T], sums: &mut [f32]) {
+unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(
+    weights: [&[f32]; Q],
+    values: &[T],
+    sums: &mut [f32],
+) {
     let width = sums.len() / Q;
     let mut d = 0;
     while d < width {
@@ -330,7 +341,11 @@ mod x86 {
             /// # Safety
             /// As [`super::scores`] checks.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $scores<T: Element, const Q: usize>(q: [&[f32]; Q], keys: &[T], out: &mut [f32]) {
+            pub(super) unsafe fn $scores<T: Element, const Q: usize>(
+                q: [&[f32]; Q],
+                keys: &[T],
+                out: &mut [f32],
+            ) {
                 // SAFETY: the caller's promise, and this function's instructions.
                 unsafe { scores_with::<$lanes, T, Q>(q, keys, out) }
             }
@@ -338,7 +353,11 @@ mod x86 {
             /// # Safety
             /// As [`super::mix`] checks.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $mix<T: Element, const Q: usize>(w: [&[f32]; Q], values: &[T], sums: &mut [f32]) {
+            pub(super) unsafe fn $mix<T: Element, const Q: usize>(
+                w: [&[f32]; Q],
+                values: &[T],
+                sums: &mut [f32],
+            ) {
                 // SAFETY: the caller's promise, and this function's instructions.
                 unsafe { mix_with::<$lanes, T, Q>(w, values, sums) }
             }

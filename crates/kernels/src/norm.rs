@@ -69,7 +69,8 @@ mod tests {
                 (a, b)
             };
             let (a, b) = run(Isa::scalar());
-            let mean = |of: &dyn Fn(f32) -> f64, x: &[f32]| x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64;
+            let mean =
+                |of: &dyn Fn(f32) -> f64, x: &[f32]| x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64;
             assert!((mean(&f64::from, &a) - 0.25).abs() < 1e-5);
             let squares = mean(&|x| f64::from(x) * f64::from(x), &b);
             let expected = mean(&|x| f64::from(x) * f64::from(x), &x);

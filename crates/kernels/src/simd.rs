@@ -20,6 +20,17 @@ pub(crate) fn avx512_available() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
+/// Fetches bytes into the second cache.
+pub(crate) fn prefetch(bytes: &[i8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: a hint; every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// `fn name(isa, …) = body`: `body`, which must be `#[inline(always)]`, compiled for every width.
 macro_rules! for_every_width {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)?

@@ -96,6 +96,14 @@ pub enum LlmError {
         /// Positions of the model.
         available: usize,
     },
+    /// One of several prompts.
+    #[error("prompt {number}: {source}")]
+    Prompt {
+        /// Which one, counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: Box<LlmError>,
+    },
     /// A setting without sense.
     #[error("{name} is {value}; {expected}")]
     Setting {

@@ -15,6 +15,7 @@
 //! `"tiny-gpt2"` is part of the library and needs no network; `"gpt2-large"`, `"org/name@revision"` and
 //! a folder's path work the same way.
 
+pub mod bench;
 pub mod builtin;
 pub mod chat;
 mod companion;

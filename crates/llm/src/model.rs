@@ -3,13 +3,13 @@
 use crate::chat::ChatTemplate;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
-use crate::generate::{Context, Generated, GenerationConfig, generate};
+use crate::generate::{Context, Generated, GenerationConfig, generate, generate_batch};
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use llm_int8_hub::{NoProgress, Progress};
-use llm_int8_nn::models::{Decoder, LoadEvent, LogitPositions, ModelConfig};
+use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig};
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
 use std::fmt;
 use std::ops::ControlFlow;
@@ -222,13 +222,7 @@ impl AutoModelForCausalLM {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let tokenizer = self.tokenizer()?;
-        let mut ids = tokenizer.encode(prompt)?;
-        if ids.is_empty() {
-            // An empty prompt begins where a text begins.
-            ids = self.config.token_ids("bos_token_id");
-        }
-        self.generate_stream_from_ids(&ids, config, on_text)
+        self.generate_stream_from_ids(&self.prompt_ids(prompt)?, config, on_text)
     }
 
     /// [`generate_stream`](Self::generate_stream) after token ids.
@@ -274,6 +268,56 @@ impl AutoModelForCausalLM {
         generate(&self.decoder, None, &mut context, ids, config, &mut |id, _| on_id(id))
     }
 
+    /// Text after several prompts, at most `at_once` at a time: the weights are read once for a token of each.
+    /// With outliers per row every result is that of [`generate`](Self::generate) with its prompt alone.
+    /// `on_done` gets each result with the number of its prompt, in the order in which they end, and may end
+    /// it all.
+    ///
+    /// ```
+    /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
+    /// use std::ops::ControlFlow;
+    /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+    /// let config = model.generation_config();
+    /// let all = model.generate_batch(&["And it came", "ROMEO:"], &config, 8, &mut |_, _| ControlFlow::Continue(()))?;
+    /// assert_eq!(all.len(), 2);
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); [`LlmError::Prompt`] says which prompt does not fit;
+    /// [`LlmError::Interrupted`].
+    pub fn generate_batch(
+        &self,
+        prompts: &[&str],
+        config: &GenerationConfig,
+        at_once: usize,
+        on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
+    ) -> Result<Vec<Generated>> {
+        let tokenizer = self.tokenizer()?;
+        let prompts = prompts.iter().map(|prompt| self.prompt_ids(prompt)).collect::<Result<Vec<_>>>()?;
+        generate_batch(&self.decoder, Some(tokenizer), &prompts, config, at_once, on_done)
+    }
+
+    /// [`generate_batch`](Self::generate_batch) after token ids and without text.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn generate_batch_ids(
+        &self,
+        prompts: &[Vec<u32>],
+        config: &GenerationConfig,
+        at_once: usize,
+        on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
+    ) -> Result<Vec<Generated>> {
+        generate_batch(&self.decoder, None, prompts, config, at_once, on_done)
+    }
+
+    /// The ids of a prompt; an empty one begins where a text begins.
+    fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer()?.encode(prompt)?;
+        Ok(if ids.is_empty() { self.config.token_ids("bos_token_id") } else { ids })
+    }
+
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.
     ///
     /// # Errors
@@ -283,7 +327,7 @@ impl AutoModelForCausalLM {
             return Err(LlmError::EmptyPrompt);
         }
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
-        Ok(self.decoder.forward(&input, &mut self.decoder.new_cache(), LogitPositions::All)?)
+        Ok(self.decoder.logits(&input)?)
     }
 }
 

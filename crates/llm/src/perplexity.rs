@@ -2,8 +2,7 @@
 
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
-use candle_core::{Device, Tensor};
-use llm_int8_nn::models::LogitPositions;
+use llm_int8_nn::models::{LogitPositions, Text};
 use std::ops::ControlFlow;
 
 /// How a text is cut into windows.
@@ -113,15 +112,15 @@ impl AutoModelForCausalLM {
     fn window_nll(&self, ids: &[u32], window: Window) -> Result<f64> {
         // The last token is foreseen and foresees nothing, but bitsandbytes' outlier columns are those of
         // the whole window.
-        let input = Tensor::new(&ids[window.start..window.end], &Device::Cpu)?.unsqueeze(0)?;
         let decoder = self.decoder();
-        let logits = decoder.forward(&input, &mut decoder.new_cache(), LogitPositions::All)?;
-        let rows = logits.get(0)?;
+        let mut cache = decoder.new_cache();
+        let mut text = [Text { ids: &ids[window.start..window.end], cache: &mut cache }];
+        let logits = decoder.forward(&mut text, LogitPositions::All)?;
+        let rows = logits.chunks(decoder.spec().vocab_size());
         let mut sum = 0f64;
-        for (row, id) in (window.first_scored - 1 - window.start..).zip(&ids[window.first_scored..window.end])
-        {
-            let row: Vec<f32> = rows.get(row)?.to_vec1()?;
-            sum += nll(&row, *id).ok_or(LlmError::BadLogits)?;
+        let scored = &ids[window.first_scored..window.end];
+        for (row, id) in rows.skip(window.first_scored - 1 - window.start).zip(scored) {
+            sum += nll(row, *id).ok_or(LlmError::BadLogits)?;
         }
         Ok(sum)
     }

@@ -27,4 +27,4 @@ pub mod parameter;
 
 pub use dtype::{FloatDtype, ParameterDtype};
 pub use error::{NnError, Result};
-pub use llm_int8_kernels::Isa;
+pub use llm_int8_kernels::{Isa, limits};

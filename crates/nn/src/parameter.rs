@@ -3,8 +3,9 @@
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::module::Parameter;
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 use half::slice::HalfFloatSliceExt;
+use std::sync::{Arc, OnceLock};
 
 /// A float tensor of a layer.
 ///
@@ -15,12 +16,14 @@ pub struct FloatParameter {
     shape: Vec<usize>,
     dtype: FloatDtype,
     tensor: Option<Tensor>,
+    /// The values in f32, made when they are first computed with. Small parameters only.
+    floats: OnceLock<Arc<[f32]>>,
 }
 
 impl FloatParameter {
     /// A parameter without values.
     pub fn declared(shape: impl Into<Vec<usize>>, dtype: FloatDtype) -> Self {
-        Self { shape: shape.into(), dtype, tensor: None }
+        Self { shape: shape.into(), dtype, tensor: None, floats: OnceLock::new() }
     }
 
     /// A parameter with values.
@@ -32,7 +35,8 @@ impl FloatParameter {
             layer: "parameter".into(),
             reason: format!("{:?} is not f16, bf16 or f32", tensor.dtype()),
         })?;
-        Ok(Self { shape: tensor.dims().to_vec(), dtype, tensor: Some(tensor.contiguous()?) })
+        let shape = tensor.dims().to_vec();
+        Ok(Self { shape, dtype, tensor: Some(tensor.contiguous()?), floats: OnceLock::new() })
     }
 
     /// Gives a declared parameter its values.
@@ -80,12 +84,16 @@ impl FloatParameter {
         Ok(out)
     }
 
-    /// The values in f32 as a tensor.
+    /// The values in f32, kept: for biases and norms, which are small and needed for every token.
     ///
     /// # Errors
     /// As [`FloatParameter::to_f32_vec`].
-    pub fn to_f32(&self) -> Result<Tensor> {
-        Ok(Tensor::from_vec(self.to_f32_vec()?, self.shape.as_slice(), &Device::Cpu)?)
+    pub fn f32_values(&self) -> Result<&[f32]> {
+        if let Some(values) = self.floats.get() {
+            return Ok(values);
+        }
+        let values = self.to_f32_vec()?.into();
+        Ok(self.floats.get_or_init(|| values))
     }
 
     /// The dimensions.

@@ -156,7 +156,7 @@ fn original_weights_of_outlier_columns_are_nearer() {
 #[test]
 fn original_weights_without_a_source_are_an_error_that_says_so() {
     let config = with(OutlierScope::Row, OutlierWeights::Original);
-    let weight = Int8Weight::from_codes(vec![1; 6], vec![1.0; 2], [2, 3]).unwrap();
+    let weight = Int8Weight::from_codes(&[1; 6], &[1.0; 2], [2, 3]).unwrap();
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let quiet = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu).unwrap();
     assert!(int8.forward(&quiet).is_ok(), "nothing is needed where there is no outlier");
@@ -202,7 +202,7 @@ fn sums_are_exact_at_five_thousand_columns_of_127() {
     let k = 5120;
     let mut codes = vec![127i8; k];
     codes[0] = 126;
-    let weight = Int8Weight::from_codes(codes, vec![127.0], [1, k]).unwrap();
+    let weight = Int8Weight::from_codes(&codes, &[127.0], [1, k]).unwrap();
     let config = Int8Config { threshold: 0.0, ..Int8Config::default() };
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let x = Tensor::full(127f32, (1, k), &Device::Cpu).unwrap();

@@ -1,7 +1,10 @@
 //! Dot products in floating point, a register of columns a step. Weights are read in whichever type they
 //! have, so that one row of activations costs one pass over the stored bytes.
 
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for vectors")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for vectors"
+)]
 
 use crate::isa::Width;
 use crate::simd::{Eight, Lanes};

@@ -34,6 +34,14 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn to_f16(self) -> f16;
 
+    /// The nearest value of this type, ties to even.
+    ///
+    /// ```
+    /// use llm_int8_kernels::Element;
+    /// assert_eq!(<half::f16 as Element>::of(2049.0).to_f32(), 2048.0);
+    /// ```
+    fn of(x: f32) -> Self;
+
     /// A slice of [`Element::to_f32`]; both slices have the same length.
     ///
     /// ```
@@ -68,6 +76,10 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
 }
 
 impl Element for f32 {
+    fn of(x: f32) -> Self {
+        x
+    }
+
     fn to_f32(self) -> f32 {
         self
     }
@@ -82,6 +94,10 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    fn of(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -96,6 +112,10 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    fn of(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }

@@ -115,3 +115,30 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
         );
     }
 }
+
+/// Multiplies tiles `rounds` times and returns the number of multiply-adds: what the unit can do at most.
+///
+/// # Safety
+/// CPU and system allow AMX.
+pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
+    // SAFETY: the caller's promise; the registers are set to zero first and given back.
+    unsafe {
+        asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "dec {rounds}",
+            "jnz 2b",
+            "tilerelease",
+            config = in(reg) &raw const CONFIG,
+            rounds = inout(reg) rounds => _,
+            options(nostack),
+        );
+    }
+    rounds * 4 * 16 * 16 * 64
+}

@@ -112,7 +112,13 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
 /// # Safety
 /// `panel` has `w.steps` steps, `w` as many dwords a row.
 #[target_feature(enable = "avx2")]
-unsafe fn strip<const N: usize>(panel: &[u8], w: &Weights<'_>, first: usize, p: usize, tile: &mut Tile) -> usize {
+unsafe fn strip<const N: usize>(
+    panel: &[u8],
+    w: &Weights<'_>,
+    first: usize,
+    p: usize,
+    tile: &mut Tile,
+) -> usize {
     let mut rows = [w.data.as_ptr(); N];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();

@@ -49,6 +49,9 @@ pub(crate) fn amx_available() -> bool {
     amx::available()
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::multiply_adds as amx_multiply_adds;
+
 /// Int8 weights `[N, K]` with the absmax of each row. The codes must be in -127..=127 (see
 /// [`check_codes`](crate::check_codes)) to stand for what quantisation wrote; -128 is computed with
 /// exactly all the same.

@@ -76,7 +76,9 @@ impl Panels {
         for first in n.clone().step_by(TILE) {
             let outputs = first..n.end.min(first + TILE);
             let weights = scratch.weights(isa, w, outputs.clone());
+            let mut next = next_weights(w, outputs.end, m.len().div_ceil(group));
             for row in m.clone().step_by(group) {
+                next.next().into_iter().for_each(crate::simd::prefetch);
                 let rows = row..m.end.min(row + group);
                 let panels = rows.len().div_ceil(LANES);
                 let a = &self.data[row / LANES * self.panel..][..panels * self.panel];
@@ -96,6 +98,14 @@ impl Panels {
             }
         }
     }
+}
+
+/// The weights that follow, in so many parts: each is fetched while this tile meets a group of rows, because
+/// the processor does not foresee tiles.
+fn next_weights(w: MatRef<'_, i8>, first: usize, parts: usize) -> std::slice::Chunks<'_, i8> {
+    let last = w.rows().min(first + TILE);
+    let weights = &w.data()[first.min(last) * w.cols()..last * w.cols()];
+    weights.chunks(weights.len().div_ceil(parts).max(1))
 }
 
 /// Codes of one row in a step.
@@ -207,7 +217,8 @@ fn scalar(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
             sums[p * LANES..][..LANES].fill(0);
             for (step, four) in panel.chunks_exact(STEP_BYTES).zip(row.chunks_exact(4)) {
                 for (sum, codes) in sums[p * LANES..].iter_mut().zip(step.chunks_exact(4)) {
-                    let products = codes.iter().zip(four).map(|(&x, &y)| i32::from(x as i8) * i32::from(y as i8));
+                    let products =
+                        codes.iter().zip(four).map(|(&x, &y)| i32::from(x as i8) * i32::from(y as i8));
                     *sum += products.sum::<i32>();
                 }
             }

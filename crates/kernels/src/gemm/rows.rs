@@ -76,14 +76,16 @@ impl<'a> Rows<'a> {
             Kind::Scalar => {
                 for (j, row) in n.clone().enumerate() {
                     for (i, codes) in codes.iter().enumerate() {
-                        let products = codes.iter().zip(w.row(row)).map(|(&x, &y)| i32::from(x) * i32::from(y));
+                        let products =
+                            codes.iter().zip(w.row(row)).map(|(&x, &y)| i32::from(x) * i32::from(y));
                         sums[i * n.len() + j] = products.sum();
                     }
                 }
             }
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => {
-                let wide: [&[i16]; M] = std::array::from_fn(|i| &self.wide[(first + i) * columns..][..columns]);
+                let wide: [&[i16]; M] =
+                    std::array::from_fn(|i| &self.wide[(first + i) * columns..][..columns]);
                 avx2::dots(isa, wide, weights, sums);
             }
             #[cfg(target_arch = "x86_64")]

@@ -12,9 +12,6 @@ use crate::simd::for_every_width;
 use crate::{Isa, KernelError};
 use std::ops::Range;
 
-/// Output features that are summed in registers.
-const LANES: usize = 32;
-
 /// The outliers of all rows and where their weights come from.
 pub(super) struct ThinProduct<'a> {
     outliers: &'a Outliers,
@@ -90,22 +87,40 @@ for_every_width! {
 #[inline(always)]
 fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
     let width = y.len();
-    let (whole, rest) = y.as_chunks_mut::<LANES>();
-    for (i, y) in whole.iter_mut().enumerate() {
-        let mut sums = *y;
-        for (&place, value) in places.iter().zip(values) {
-            let line = &weights[place as usize * width + i * LANES..][..LANES];
-            for (sum, weight) in sums.iter_mut().zip(line) {
-                *sum += value * weight;
+    let mut first = 0;
+    // Sums of 64 outputs do not wait for each other's additions; the rest of a block is narrower.
+    let (wide, rest) = y.as_chunks_mut::<64>();
+    for y in wide {
+        add_chunk(places, values, weights, width, first, y);
+        first += 64;
+    }
+    let (narrow, rest) = rest.as_chunks_mut::<8>();
+    for y in narrow {
+        add_chunk(places, values, weights, width, first, y);
+        first += 8;
+    }
+    for y in rest {
+        add_chunk(places, values, weights, width, first, std::array::from_mut(y));
+        first += 1;
+    }
+}
+
+#[inline(always)]
+fn add_chunk<const N: usize>(
+    places: &[u32],
+    values: &[f32],
+    weights: &[f32],
+    width: usize,
+    first: usize,
+    y: &mut [f32; N],
+) {
+    let mut sums = *y;
+    for (&place, &value) in places.iter().zip(values) {
+        if let Some(line) = weights[place as usize * width + first..].first_chunk::<N>() {
+            for n in 0..N {
+                sums[n] += value * line[n];
             }
         }
-        *y = sums;
     }
-    let first = width - rest.len();
-    for (&place, value) in places.iter().zip(values) {
-        let line = &weights[place as usize * width + first..][..rest.len()];
-        for (y, weight) in rest.iter_mut().zip(line) {
-            *y += value * weight;
-        }
-    }
+    *y = sums;
 }

@@ -12,8 +12,8 @@
 mod avx2;
 
 use crate::isa::Width;
-use crate::simd::for_every_width;
 use crate::matrix::expect;
+use crate::simd::for_every_width;
 use crate::{Element, Isa, KernelError, MatMut, MatRef};
 use half::f16;
 use rayon::prelude::*;

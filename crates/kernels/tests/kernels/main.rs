@@ -11,8 +11,8 @@ mod tolerance;
 
 use half::f16;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear, quantize_activations,
-    quantize_weight,
+    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear,
+    quantize_activations, quantize_weight,
 };
 
 /// A repeatable stream of numbers.

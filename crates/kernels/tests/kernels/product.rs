@@ -2,8 +2,8 @@
 
 use super::{Layer, Noise, bits};
 use llm_int8_kernels::{
-    Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear, linears, matmul_i32,
-    quantize_activations, reference,
+    Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear,
+    linears, matmul_i32, quantize_activations, reference,
 };
 
 fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {

@@ -26,6 +26,9 @@ pub struct GenerationConfig {
     pub stop: Vec<String>,
     /// Tokens that end generating.
     pub eos_token_ids: Vec<u32>,
+    /// Draft up to so many tokens from what was there before and compute them together; 0 drafts none. The
+    /// text is the same, a repetitive one is there sooner. Needs outliers per row.
+    pub speculate: usize,
     /// Cut off the beginning of a prompt that is too long, instead of an error.
     pub truncate: bool,
 }
@@ -43,6 +46,7 @@ impl Default for GenerationConfig {
             seed: 0,
             stop: Vec::new(),
             eos_token_ids: Vec::new(),
+            speculate: 0,
             truncate: false,
         }
     }

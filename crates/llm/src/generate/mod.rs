@@ -1,19 +1,22 @@
-//! From a prompt to text, token by token.
+//! From a prompt to text, token by token, with drafts, or several prompts at once.
 
+mod batch;
 mod config;
+mod draft;
 mod sampler;
+mod sequence;
 mod stop;
 
 pub use config::GenerationConfig;
 
+pub(crate) use batch::generate_batch;
+
 use crate::error::{LlmError, Result};
-use crate::tokenizer::{TextStream, Tokenizer};
-use candle_core::{Device, Tensor};
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions};
-use sampler::Sampler;
+use crate::tokenizer::Tokenizer;
+use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Text};
+use sequence::Sequence;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
-use stop::StopStrings;
 
 /// Why generating ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,10 @@ pub struct Timing {
     pub decoded_tokens: usize,
     /// Time for those.
     pub decode: Duration,
+    /// Tokens drafted, where that was asked for.
+    pub drafted_tokens: usize,
+    /// Drafted tokens that the model would have chosen too.
+    pub accepted_tokens: usize,
 }
 
 impl Timing {
@@ -52,6 +59,11 @@ impl Timing {
     /// New tokens a second, the first not counted; none where there was only one.
     pub fn decode_rate(&self) -> Option<f64> {
         (self.decoded_tokens > 0).then(|| self.decoded_tokens as f64 / self.decode.as_secs_f64().max(1e-9))
+    }
+
+    /// The share of drafted tokens that were accepted; none where none were drafted.
+    pub fn acceptance_rate(&self) -> Option<f64> {
+        (self.drafted_tokens > 0).then(|| self.accepted_tokens as f64 / self.drafted_tokens as f64)
     }
 }
 
@@ -84,20 +96,25 @@ impl Context {
     }
 
     /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits are for.
-    fn reuse(&mut self, prompt: &[u32]) -> Result<usize> {
+    fn reuse(&mut self, prompt: &[u32]) -> usize {
         let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = same.min(prompt.len().saturating_sub(1));
-        self.cache.truncate(kept)?;
-        self.ids.truncate(kept);
-        Ok(kept)
+        self.forget(kept);
+        kept
     }
 
-    fn feed(&mut self, decoder: &Decoder, input: &[u32]) -> Result<Vec<f32>> {
-        let tensor = Tensor::new(input, &Device::Cpu)?.unsqueeze(0)?;
-        match decoder.forward(&tensor, &mut self.cache, LogitPositions::Last) {
+    /// Forgets all ids from `kept` on.
+    fn forget(&mut self, kept: usize) {
+        self.cache.truncate(kept);
+        self.ids.truncate(kept);
+    }
+
+    fn feed(&mut self, decoder: &Decoder, input: &[u32], wanted: LogitPositions) -> Result<Vec<f32>> {
+        let mut text = [Text { ids: input, cache: &mut self.cache }];
+        match decoder.forward(&mut text, wanted) {
             Ok(logits) => {
                 self.ids.extend_from_slice(input);
-                Ok(logits.flatten_all()?.to_vec1()?)
+                Ok(logits)
             }
             Err(error) => {
                 // Some layers may have added the input to the cache and others not.
@@ -118,53 +135,47 @@ pub(crate) fn generate(
     on_piece: &mut dyn FnMut(u32, &str) -> ControlFlow<()>,
 ) -> Result<Generated> {
     config.check()?;
+    if config.speculate > 0 && !decoder.is_batch_invariant() {
+        return Err(LlmError::Setting {
+            name: "speculate",
+            value: config.speculate.to_string(),
+            expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row \
+                       (--outliers row), and not with rotations that change with the length of the text",
+        });
+    }
     let prompt = fit(prompt, config, decoder.spec().positions)?;
-    let mut sampler = Sampler::new(config, prompt);
-    let mut output = Output {
-        stream: tokenizer.map(TextStream::new),
-        stops: StopStrings::new(&config.stop),
-        text: String::new(),
-    };
-    let mut ids = Vec::new();
-    let reused = context.reuse(prompt)?;
+    let mut sequence = Sequence::new(config, tokenizer, prompt);
+    let reused = context.reuse(prompt);
     let fed = prompt.len() - reused;
     let mut timing = Timing { prompt_tokens: fed, reused_tokens: reused, ..Timing::default() };
     let mut input = prompt[reused..].to_vec();
-    let mut finish_reason = FinishReason::Length;
     let mut started = Instant::now();
-    while ids.len() < config.max_new_tokens {
-        let id = sampler.next(context.feed(decoder, &input)?)?;
-        if ids.is_empty() {
+    while sequence.goes_on() {
+        let is_first = sequence.ids().is_empty();
+        let drafts = if is_first { Vec::new() } else { sequence.drafts() };
+        input.extend_from_slice(&drafts);
+        let wanted = if is_first { LogitPositions::Last } else { LogitPositions::All };
+        let mut logits = context.feed(decoder, &input, wanted)?;
+        if is_first {
             timing.prefill = started.elapsed();
             started = Instant::now();
         }
-        ids.push(id);
-        if config.eos_token_ids.contains(&id) {
-            finish_reason = FinishReason::EndOfText;
-            break;
+        timing.drafted_tokens += drafts.len();
+        let rejected = context.ids.len() - drafts.len();
+        for (i, row) in logits.chunks_mut(decoder.spec().vocab_size()).enumerate() {
+            let id = sequence.next(row, on_piece)?;
+            input = vec![id];
+            if !sequence.goes_on() || drafts.get(i) != Some(&id) {
+                // What follows was computed for a token that did not come.
+                context.forget(rejected + i);
+                break;
+            }
+            timing.accepted_tokens += 1;
         }
-        let (piece, stopped) = output.push(id)?;
-        let flow = on_piece(id, &piece);
-        if stopped {
-            finish_reason = FinishReason::StopString;
-            break;
-        }
-        if flow.is_break() {
-            finish_reason = FinishReason::Interrupted;
-            break;
-        }
-        input = vec![id];
     }
-    timing.decoded_tokens = ids.len().saturating_sub(1);
+    timing.decoded_tokens = sequence.ids().len().saturating_sub(1);
     timing.decode = started.elapsed();
-    if finish_reason != FinishReason::StopString {
-        let rest = output.finish()?;
-        if let (false, Some(&last)) = (rest.is_empty(), ids.last()) {
-            // Text that was held back; whether the caller wants more no longer matters.
-            let _ = on_piece(last, &rest);
-        }
-    }
-    Ok(Generated { text: output.text, ids, finish_reason, timing, cache_bytes: context.cache.bytes() })
+    sequence.finish(timing, context.cache.bytes(), on_piece)
 }
 
 /// The part of the prompt that leaves room for the new tokens.
@@ -180,34 +191,6 @@ fn fit<'a>(prompt: &'a [u32], config: &GenerationConfig, positions: usize) -> Re
         return Ok(&prompt[prompt.len() - prompt.len().min(positions - new)..]);
     }
     Err(LlmError::ContextExceeded { prompt: prompt.len(), new, available: positions })
-}
-
-/// The text so far, less what may still become a stop string.
-struct Output<'a> {
-    stream: Option<TextStream<'a>>,
-    stops: StopStrings,
-    text: String,
-}
-
-impl Output<'_> {
-    /// The text that can be shown after one more id, and whether a stop string was met.
-    fn push(&mut self, id: u32) -> Result<(String, bool)> {
-        let Some(stream) = &mut self.stream else { return Ok((String::new(), false)) };
-        let (piece, stopped) = self.stops.push(&stream.push(id)?);
-        self.text.push_str(&piece);
-        Ok((piece, stopped))
-    }
-
-    /// What was held back.
-    fn finish(&mut self) -> Result<String> {
-        let Some(stream) = &mut self.stream else { return Ok(String::new()) };
-        let (mut rest, stopped) = self.stops.push(&stream.finish()?);
-        if !stopped {
-            rest.push_str(&self.stops.finish());
-        }
-        self.text.push_str(&rest);
-        Ok(rest)
-    }
 }
 
 #[cfg(test)]

@@ -21,13 +21,19 @@ impl<'a> Sampler<'a> {
         Self { config, seen: prompt.to_vec(), rng: StdRng::seed_from_u64(config.seed) }
     }
 
-    /// The next token after these logits (one per token of the vocabulary).
-    pub(super) fn next(&mut self, mut logits: Vec<f32>) -> Result<u32> {
-        if logits.iter().any(|logit| !logit.is_finite()) {
+    /// Tokens of the prompt and those drawn.
+    pub(super) fn seen(&self) -> &[u32] {
+        &self.seen
+    }
+
+    /// The next token after these logits (one per token of the vocabulary), which may be changed.
+    pub(super) fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
+        // No early end: a loop over all is vectorised.
+        if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(LlmError::BadLogits);
         }
-        self.penalise(&mut logits);
-        let id = if self.config.do_sample { self.draw(logits)? } else { most_likely(&logits) };
+        self.penalise(logits);
+        let id = if self.config.do_sample { self.draw(logits)? } else { most_likely(logits) };
         self.seen.push(id);
         Ok(id)
     }
@@ -47,7 +53,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    fn draw(&mut self, logits: Vec<f32>) -> Result<u32> {
+    fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         let kept = kept(logits, self.config);
         let weights = WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
         Ok(kept[weights.sample(&mut self.rng)].0)
@@ -55,8 +61,8 @@ impl<'a> Sampler<'a> {
 }
 
 /// The tokens that may be drawn with their probabilities (up to a factor), the most likely first.
-fn kept(logits: Vec<f32>, config: &GenerationConfig) -> Vec<(u32, f64)> {
-    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits).collect();
+fn kept(logits: &[f32], config: &GenerationConfig) -> Vec<(u32, f64)> {
+    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
     // Equal logits go by id, so that the same seed gives the same text everywhere.
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if config.top_k > 0 && config.top_k < tokens.len() {
@@ -84,13 +90,16 @@ fn kept(logits: Vec<f32>, config: &GenerationConfig) -> Vec<(u32, f64)> {
 
 /// The token of the largest logit, the first of equal ones (as `torch.argmax` on a CPU).
 fn most_likely(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
-        }
+    // Sixteen maxima side by side are vectorised, a search for the first is not.
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = larger(*lane, *x));
     }
-    best as u32
+    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -107,7 +116,7 @@ mod tests {
     }
 
     fn ids(config: &GenerationConfig) -> Vec<u32> {
-        kept(logits(), config).into_iter().map(|(id, _)| id).collect()
+        kept(&logits(), config).into_iter().map(|(id, _)| id).collect()
     }
 
     #[test]
@@ -127,7 +136,7 @@ mod tests {
         let mut sampler = Sampler::new(&config, &[]);
         let mut counts = [0; 4];
         for _ in 0..4000 {
-            counts[sampler.next(logits()).unwrap() as usize] += 1;
+            counts[sampler.next(&mut logits()).unwrap() as usize] += 1;
         }
         for (count, expected) in counts.iter().zip([1000, 2000, 500, 500]) {
             assert!((i64::from(*count) - expected).abs() < 200, "{counts:?}");
@@ -135,7 +144,7 @@ mod tests {
         let draw = |seed| {
             let config = GenerationConfig { seed, ..config.clone() };
             let mut sampler = Sampler::new(&config, &[]);
-            (0..20).map(|_| sampler.next(logits()).unwrap()).collect::<Vec<_>>()
+            (0..20).map(|_| sampler.next(&mut logits()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
@@ -154,6 +163,6 @@ mod tests {
     fn greedy_takes_the_first_of_equals_and_nan_is_an_error() {
         assert_eq!(most_likely(&[1.0, 3.0, 3.0]), 1);
         let config = GenerationConfig::default();
-        assert!(matches!(Sampler::new(&config, &[]).next(vec![f32::NAN]), Err(LlmError::BadLogits)));
+        assert!(matches!(Sampler::new(&config, &[]).next(&mut [f32::NAN]), Err(LlmError::BadLogits)));
     }
 }

@@ -5,7 +5,7 @@ use super::writer::{NewTensor, write_safetensors};
 use super::{Checkpoint, float_tensor};
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use crate::linear::{Int8Config, Int8Linear, Int8Weight};
+use crate::linear::{CodeMemory, Int8Config, Int8Linear, Int8Weight};
 use crate::parameter::FloatParameter;
 use bytemuck::cast_slice;
 use candle_core::{DType, Tensor};
@@ -13,12 +13,17 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use std::path::Path;
 
-/// Reads codes and absmax of the layer `prefix`, of shape `[out, in]`.
+/// Reads codes and absmax of the layer `prefix`, of shape `[out, in]`, the codes into `memory`.
 ///
 /// # Errors
 /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where the
 /// layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor gives.
-pub fn read_linear_state(checkpoint: &Checkpoint, prefix: &str, shape: [usize; 2]) -> Result<Int8Weight> {
+pub(crate) fn read_linear_state(
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    shape: [usize; 2],
+    memory: &mut CodeMemory,
+) -> Result<Int8Weight> {
     let error = |reason: String| NnError::QuantisationState { layer: prefix.to_owned(), reason };
     let weight = checkpoint.tensor(&format!("{prefix}.weight"))?;
     if weight.dtype != Dtype::I8 {
@@ -37,11 +42,12 @@ pub fn read_linear_state(checkpoint: &Checkpoint, prefix: &str, shape: [usize; 2
         return Err(error(format!("`SCB` is {:?}; F32 was expected", scb.dtype)));
     }
     check_format(checkpoint, prefix)?;
-    Int8Weight::from_codes(weight.elements::<i8>()?.into_owned(), scb.elements::<f32>()?.into_owned(), shape)
-        .map_err(|cause| match cause {
+    Int8Weight::from_codes_in(memory, &weight.elements::<i8>()?, &scb.elements::<f32>()?, shape).map_err(
+        |cause| match cause {
             NnError::QuantisationState { reason, .. } => error(reason),
             other => other,
-        })
+        },
+    )
 }
 
 /// Only the row layout can be read; the three others were made for GPUs of 2022.
@@ -73,7 +79,8 @@ impl Int8Linear {
             let reason = "`weight` is not a matrix".to_owned();
             return Err(NnError::QuantisationState { layer: prefix.to_owned(), reason });
         };
-        let weight = read_linear_state(checkpoint, prefix, [out_features, in_features])?;
+        let weight =
+            read_linear_state(checkpoint, prefix, [out_features, in_features], &mut CodeMemory::default())?;
         let bias = format!("{prefix}.bias");
         let bias = match checkpoint.entry(&bias) {
             Some(_) => Some(float_tensor(&checkpoint.tensor(&bias)?, FloatDtype::F32, false)?),

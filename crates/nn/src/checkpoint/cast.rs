@@ -3,10 +3,11 @@
 use super::TensorView;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use crate::linear::Int8Weight;
+use crate::linear::{CodeMemory, Int8Weight};
 use bytemuck::Pod;
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
+use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{Element, Isa, MatRef};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -41,13 +42,15 @@ fn from_source<S: Element + Pod>(
     }
 }
 
-fn to_target<S: Element, T: Element + WithDType>(
+fn to_target<S: Element, T: Element + WithDType + Pod>(
     view: &TensorView<'_>,
     source: &[S],
     transposed: bool,
     convert: impl Fn(S) -> T + Sync,
 ) -> Result<Tensor> {
-    let mut out = vec![T::zero(); source.len()];
+    // Zeroed by the system when first touched: large pages can be asked for before.
+    let mut out: Vec<T> = bytemuck::zeroed_vec(source.len());
+    prefer_large(&mut out);
     let mut shape = view.shape.to_vec();
     let overflow = |x: &S, y: &T| x.to_f32().is_finite() && !Element::to_f32(*y).is_finite();
     let overflowed = if transposed && shape.len() == 2 {
@@ -96,20 +99,31 @@ fn transpose_into<S: Element, T: Send>(
     });
 }
 
-/// The tensor as int8 rows `[out, in]`, by bitsandbytes' rule; with `transposed` it is stored `[in, out]`.
+/// The tensor as int8 rows `[out, in]` in `memory`, by bitsandbytes' rule; with `transposed` it is stored
+/// `[in, out]`.
 ///
 /// # Errors
 /// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16.
-pub fn int8_weight(view: &TensorView<'_>, transposed: bool, isa: Isa) -> Result<Int8Weight> {
+pub(crate) fn int8_weight(
+    view: &TensorView<'_>,
+    transposed: bool,
+    isa: Isa,
+    memory: &mut CodeMemory,
+) -> Result<Int8Weight> {
     match view.dtype {
-        Dtype::F32 => quantize::<f32>(view, transposed, isa),
-        Dtype::F16 => quantize::<f16>(view, transposed, isa),
-        Dtype::BF16 => quantize::<bf16>(view, transposed, isa),
+        Dtype::F32 => quantize::<f32>(view, transposed, isa, memory),
+        Dtype::F16 => quantize::<f16>(view, transposed, isa, memory),
+        Dtype::BF16 => quantize::<bf16>(view, transposed, isa, memory),
         _ => Err(view.wrong_dtype("F32, F16 or BF16")),
     }
 }
 
-fn quantize<S: Element + Pod>(view: &TensorView<'_>, transposed: bool, isa: Isa) -> Result<Int8Weight> {
+fn quantize<S: Element + Pod>(
+    view: &TensorView<'_>,
+    transposed: bool,
+    isa: Isa,
+    memory: &mut CodeMemory,
+) -> Result<Int8Weight> {
     let elements = view.elements::<S>()?;
     let [rows, columns] = *view.shape else {
         return Err(NnError::WrongShape {
@@ -120,12 +134,7 @@ fn quantize<S: Element + Pod>(view: &TensorView<'_>, transposed: bool, isa: Isa)
         });
     };
     let source = MatRef::new(&elements, rows, columns)?;
-    let weight = if transposed {
-        Int8Weight::quantize_transposed(isa, source)
-    } else {
-        Int8Weight::quantize(isa, source)
-    };
-    weight.map_err(|error| match error {
+    Int8Weight::quantize_in(memory, isa, source, transposed).map_err(|error| match error {
         NnError::Kernel(source) => {
             NnError::Quantise { name: view.name.clone(), file: view.file.to_owned(), source }
         }

@@ -15,8 +15,10 @@ mod view;
 pub mod writer;
 
 pub(crate) use bnb::float_bytes;
-pub use bnb::{float_state, linear_state, read_linear_state, write_linear_state};
-pub use cast::{float_tensor, int8_weight};
+pub(crate) use bnb::read_linear_state;
+pub use bnb::{float_state, linear_state, write_linear_state};
+pub use cast::float_tensor;
+pub(crate) use cast::int8_weight;
 pub use columns::CheckpointColumns;
 pub use gguf::{GgufChange, GgufFile};
 pub use view::{TensorView, is_float};

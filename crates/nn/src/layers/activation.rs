@@ -1,7 +1,6 @@
 //! Activation functions under the names `config.json` gives them (`ACT2FN` of transformers).
 
 use crate::error::{NnError, Result};
-use candle_core::Tensor;
 
 /// The function between the two products of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,32 +79,32 @@ impl Activation {
         if self == Self::TorchGelu { "approximate='none'" } else { "" }
     }
 
-    /// The function, element by element.
-    ///
-    /// # Errors
-    /// [`NnError::Candle`] where candle cannot compute it.
-    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::GeluNew | Self::GeluTanh | Self::GeluFast | Self::BloomGelu => x.gelu()?,
-            Self::Gelu | Self::TorchGelu => x.gelu_erf()?,
-            Self::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
-            Self::ReluSquared => x.relu()?.sqr()?,
-            Self::Relu => x.relu()?,
-            Self::Silu => x.silu()?,
-            Self::Tanh => x.tanh()?,
-        })
+    /// The function itself.
+    pub fn kernel(self) -> llm_int8_kernels::Activation {
+        use llm_int8_kernels::Activation as Kernel;
+        match self {
+            Self::GeluNew | Self::GeluTanh | Self::GeluFast | Self::BloomGelu => Kernel::GeluTanh,
+            Self::Gelu | Self::TorchGelu => Kernel::Gelu,
+            Self::QuickGelu => Kernel::QuickGelu,
+            Self::ReluSquared => Kernel::ReluSquared,
+            Self::Relu => Kernel::Relu,
+            Self::Silu => Kernel::Silu,
+            Self::Tanh => Kernel::Tanh,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn functions_have_their_values_at_one() {
-        let x = Tensor::new(&[1f32], &Device::Cpu).unwrap();
-        let at_one = |a: Activation| a.forward(&x).unwrap().to_vec1::<f32>().unwrap()[0];
+        let at_one = |a: Activation| {
+            let mut x = [1f32];
+            llm_int8_kernels::activation::apply(llm_int8_kernels::Isa::detect(), a.kernel(), &mut x);
+            x[0]
+        };
         for (activation, expected) in [
             (Activation::GeluNew, 0.841_192),
             (Activation::GeluTanh, 0.841_192),

@@ -1,8 +1,10 @@
 //! Causal attention over a key/value cache, for every family: grouped heads, windows, rotations, biases,
 //! soft caps.
 
-use super::{Alibi, RopeTable};
-use crate::error::Result;
+use super::cache::{CacheValues, KeysAndValues};
+use super::{Alibi, LayerCache, RopeTable};
+use llm_int8_kernels::attention::{Query, Scratch, attend as attend_head};
+use llm_int8_kernels::{Element, Isa};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -46,70 +48,19 @@ impl<'a> Heads<'a> {
         offsets.map(|offsets| Self { values, row, offsets, size })
     }
 
-    fn get(&self, row: usize, head: usize) -> &'a [f32] {
+    /// How many heads.
+    pub(super) fn count(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Values of a head.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The vector of a head.
+    pub(super) fn get(&self, row: usize, head: usize) -> &'a [f32] {
         &self.values[row * self.row + self.offsets[head]..][..self.size]
-    }
-}
-
-/// Keys and values of one layer for the positions seen so far: f32, for each batch row and head of keys
-/// one position after the other.
-#[derive(Debug, Clone, Default)]
-pub struct LayerCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    capacity: usize,
-    len: usize,
-}
-
-/// Positions allocated at once: a conversation grows the cache a few times, not at every token.
-const GROW_BY: usize = 256;
-
-impl LayerCache {
-    /// An empty cache.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Bytes allocated for keys and values.
-    pub fn bytes(&self) -> u64 {
-        (size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())) as u64
-    }
-
-    /// Forgets all positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// Makes room for `more` positions of `streams` (batch rows times heads) of `size` values.
-    fn reserve(&mut self, more: usize, streams: usize, size: usize) {
-        let wanted = self.len + more;
-        if wanted <= self.capacity && !self.keys.is_empty() {
-            return;
-        }
-        let capacity = wanted.next_multiple_of(GROW_BY);
-        for buffer in [&mut self.keys, &mut self.values] {
-            let mut grown = vec![0f32; streams * capacity * size];
-            if self.len > 0 {
-                let old = buffer.chunks(self.capacity * size);
-                for (new, old) in grown.chunks_mut(capacity * size).zip(old) {
-                    new[..self.len * size].copy_from_slice(&old[..self.len * size]);
-                }
-            }
-            *buffer = grown;
-        }
-        self.capacity = capacity;
-    }
-
-    /// The positions of a stream.
-    fn stream<'a>(
-        &self,
-        buffer: &'a [f32],
-        stream: usize,
-        positions: &Range<usize>,
-        size: usize,
-    ) -> &'a [f32] {
-        let start = (stream * self.capacity + positions.start) * size;
-        &buffer[start..start + positions.len() * size]
     }
 }
 
@@ -124,133 +75,130 @@ pub struct AttentionRule<'a> {
     pub window: Option<usize>,
     /// Biases of positions.
     pub alibi: Option<&'a Alibi>,
-    /// Rotations of the new positions.
+}
+
+/// One text of a batch: which rows of the products are its new positions, and what was seen of it.
+#[derive(Debug)]
+pub struct AttendedText<'a> {
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Its keys and values of this layer.
+    pub cache: &'a mut LayerCache,
+    /// Rotations of its new positions.
     pub rope: Option<&'a RopeTable>,
 }
 
+/// Positions whose queries a task takes.
+const TASK_POSITIONS: usize = 32;
+
 /// `softmax(cap(q · kᵀ · factor) + bias) · v` over everything cached and the new keys and values, which
-/// are added to the cache. A row's result does not depend on the others of its batch.
+/// are added to the caches. A row's result does not depend on the others, nor on how many positions of
+/// its text came at once.
 ///
 /// # Shapes
-/// `q` `[B · T, H heads of D]`, `k` and `v` `[B · T, KV heads of D]` of the `tokens` new positions of
-/// each of `batch` rows; the result `[B, T, H · D]`, row-major.
-///
-/// # Errors
-/// None today; what a device other than the CPU will give.
+/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all texts, one
+/// text after the other; `out` `[rows, H · D]`, row-major.
 pub fn attend(
+    isa: Isa,
     [q, k, v]: [&Heads<'_>; 3],
-    [batch, tokens]: [usize; 2],
     rule: &AttentionRule<'_>,
-    cache: &mut LayerCache,
-) -> Result<Vec<f32>> {
+    texts: &mut [AttendedText<'_>],
+    out: &mut [f32],
+) {
     let (heads, kv_heads, size) = (q.offsets.len(), k.offsets.len(), q.size);
-    append([k, v], [batch, tokens], rule.rope, cache);
-    let cached = cache.len - tokens;
     let group = heads / kv_heads;
-    let mut out = vec![0f32; batch * tokens * heads * size];
-    // A task is one new position and the queries that share a head of keys; few positions are seen by
-    // the first ones, so tasks are taken one by one.
-    let task = |scratch: &mut Scratch, (task, out): (usize, &mut [f32])| {
-        let (row, kv) = (task / kv_heads, task % kv_heads);
-        let (b, position) = (row / tokens, cached + row % tokens);
-        let seen = rule.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
-        let keys = cache.stream(&cache.keys, b * kv_heads + kv, &seen, size);
-        let values = cache.stream(&cache.values, b * kv_heads + kv, &seen, size);
-        for (g, out) in out.chunks_mut(size).enumerate() {
-            let head = kv * group + g;
-            scratch.query.clear();
-            scratch.query.extend_from_slice(q.get(row, head));
-            if let Some(rope) = rule.rope {
-                rope.rotate(row % tokens, &mut scratch.query);
+    for text in texts.iter_mut() {
+        text.cache.append([k, v], text.rows.clone(), text.rope);
+    }
+    let mut tasks = Vec::new();
+    let mut rest = out;
+    for text in texts.iter() {
+        let (mine, others) = rest.split_at_mut(text.rows.len() * heads * size);
+        rest = others;
+        for (block, out) in mine.chunks_mut(TASK_POSITIONS * heads * size).enumerate() {
+            let first = tasks.len();
+            tasks.extend((0..kv_heads).map(|kv| (text, block * TASK_POSITIONS, kv, Vec::new())));
+            for (i, out) in out.chunks_mut(group * size).enumerate() {
+                tasks[first + i % kv_heads].3.push(out);
             }
-            scores(&scratch.query, keys, rule, head, seen.start, &mut scratch.scores);
-            softmax(&mut scratch.scores);
-            for (weight, value) in scratch.scores.iter().zip(values.chunks_exact(size)) {
-                out.iter_mut().zip(value).for_each(|(y, x)| *y += weight * x);
-            }
+        }
+    }
+    let task = |scratch: &mut (Vec<f32>, Scratch), (text, first, kv, outs): Task<'_, '_>| {
+        let text: &AttendedText<'_> = text;
+        let queries = Queries { q, rule, text, first, heads: kv * group..(kv + 1) * group };
+        match text.cache.values() {
+            CacheValues::F16(cache) => queries.attend(isa, cache, outs, scratch),
+            CacheValues::BF16(cache) => queries.attend(isa, cache, outs, scratch),
+            CacheValues::F32(cache) => queries.attend(isa, cache, outs, scratch),
         }
     };
-    out.par_chunks_mut(group * size).enumerate().for_each_init(Scratch::default, task);
-    Ok(out)
+    tasks.into_par_iter().for_each_init(Default::default, task);
 }
 
-#[derive(Default)]
-struct Scratch {
-    query: Vec<f32>,
-    scores: Vec<f32>,
+/// A text, the first of some of its new positions, a head of keys, and where each position's results go.
+type Task<'a, 'b> = (&'a AttendedText<'b>, usize, usize, Vec<&'a mut [f32]>);
+
+/// Queries of a task: those of some new positions that share a head of keys.
+struct Queries<'a> {
+    q: &'a Heads<'a>,
+    rule: &'a AttentionRule<'a>,
+    text: &'a AttendedText<'a>,
+    first: usize,
+    heads: Range<usize>,
 }
 
-/// Adds the new keys, rotated, and values to the cache.
-fn append(
-    [k, v]: [&Heads<'_>; 2],
-    [batch, tokens]: [usize; 2],
-    rope: Option<&RopeTable>,
-    cache: &mut LayerCache,
-) {
-    let (kv_heads, size) = (k.offsets.len(), k.size);
-    cache.reserve(tokens, batch * kv_heads, size);
-    for b in 0..batch {
-        for head in 0..kv_heads {
-            let start = ((b * kv_heads + head) * cache.capacity + cache.len) * size;
-            let end = start + tokens * size;
-            let (keys, values) = (&mut cache.keys[start..end], &mut cache.values[start..end]);
-            for (t, (key, value)) in keys.chunks_mut(size).zip(values.chunks_mut(size)).enumerate() {
-                key.copy_from_slice(k.get(b * tokens + t, head));
-                value.copy_from_slice(v.get(b * tokens + t, head));
-                if let Some(rope) = rope {
-                    rope.rotate(t, key);
+impl Queries<'_> {
+    fn attend<T: Element>(
+        &self,
+        isa: Isa,
+        cache: &KeysAndValues<T>,
+        outs: Vec<&mut [f32]>,
+        (vectors, scratch): &mut (Vec<f32>, Scratch),
+    ) {
+        let size = self.q.size;
+        vectors.clear();
+        for t in self.first..self.first + outs.len() {
+            for head in self.heads.clone() {
+                let start = vectors.len();
+                vectors.extend_from_slice(self.q.get(self.text.rows.start + t, head));
+                let query = &mut vectors[start..];
+                if let Some(rope) = self.text.rope {
+                    rope.rotate(t, query);
                 }
+                query.iter_mut().for_each(|x| *x *= self.rule.factor);
             }
         }
-    }
-    cache.len += tokens;
-}
-
-/// The scores of one query with the keys it sees, of which the first has the position `first`.
-fn scores(
-    query: &[f32],
-    keys: &[f32],
-    rule: &AttentionRule<'_>,
-    head: usize,
-    first: usize,
-    scores: &mut Vec<f32>,
-) {
-    scores.clear();
-    scores.extend(keys.chunks_exact(query.len()).map(|key| dot(query, key) * rule.factor));
-    if let Some(cap) = rule.softcap {
-        scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
-    }
-    if let Some(alibi) = rule.alibi {
-        scores.iter_mut().enumerate().for_each(|(i, score)| *score += alibi.bias(head, first + i));
+        let cached = self.text.cache.len() - self.text.rows.len() + self.first;
+        let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
+        let mut vectors = vectors.chunks(size);
+        for (position, out) in (cached..).zip(outs) {
+            let start = self.rule.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            for ((head, out), query) in self.heads.clone().zip(out.chunks_mut(size)).zip(vectors.by_ref()) {
+                queries.push(Query { query, seen: start..position + 1, head, out });
+            }
+        }
+        let rescore = |head, first, scores: &mut [f32]| self.rule.rescore(head, first, scores);
+        let kv = self.heads.start / self.heads.len();
+        attend_head(isa, cache.head(kv, size), &mut queries, rescore, scratch);
     }
 }
 
-/// Eight sums side by side, which a compiler turns into vector instructions.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let (heads_a, tail_a) = a.as_chunks::<LANES>();
-    let (heads_b, tail_b) = b.as_chunks::<LANES>();
-    let mut sums = [0f32; LANES];
-    for (a, b) in heads_a.iter().zip(heads_b) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+impl AttentionRule<'_> {
+    /// The scores of one query with keys of which the first has the position `first`.
+    fn rescore(&self, head: usize, first: usize, scores: &mut [f32]) {
+        if let Some(cap) = self.softcap {
+            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+        }
+        if let Some(alibi) = self.alibi {
+            scores.iter_mut().enumerate().for_each(|(i, score)| *score += alibi.bias(head, first + i));
+        }
     }
-    let tail: f32 = tail_a.iter().zip(tail_b).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + tail
-}
-
-fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f32;
-    for score in scores.iter_mut() {
-        *score = (*score - largest).exp();
-        sum += *score;
-    }
-    scores.iter_mut().for_each(|score| *score /= sum);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FloatDtype;
     use crate::layers::Rope;
 
     fn noise(count: usize, seed: usize) -> Vec<f32> {
@@ -258,7 +206,7 @@ mod tests {
     }
 
     fn rule<'a>() -> AttentionRule<'a> {
-        AttentionRule { factor: 0.5, softcap: None, window: None, alibi: None, rope: None }
+        AttentionRule { factor: 0.5, softcap: None, window: None, alibi: None }
     }
 
     /// q, k, v of five positions, 4 heads of which 2 share their keys, 3 values each.
@@ -274,8 +222,14 @@ mod tests {
         let q = Heads::in_order(&q[range.start * 12..], 12, 0, 4, 3);
         let k = Heads::in_order(&k[range.start * 6..], 6, 0, 2, 3);
         let v = Heads::in_order(&v[range.start * 6..], 6, 0, 2, 3);
-        let rule = AttentionRule { rope: table.as_ref(), ..rule };
-        attend([&q, &k, &v], [1, tokens], &rule, cache).unwrap()
+        let mut out = vec![0f32; tokens * 12];
+        let mut text = [AttendedText { rows: 0..tokens, cache, rope: table.as_ref() }];
+        attend(Isa::detect(), [&q, &k, &v], &rule, &mut text, &mut out);
+        out
+    }
+
+    fn empty() -> LayerCache {
+        LayerCache::new(FloatDtype::F32)
     }
 
     #[test]
@@ -288,8 +242,8 @@ mod tests {
             AttentionRule { alibi: Some(&alibi), ..rule() },
         ] {
             for rope in [None, Some(&rope)] {
-                let whole = run(0..5, rule, rope, &mut LayerCache::new());
-                let mut cache = LayerCache::new();
+                let whole = run(0..5, rule, rope, &mut empty());
+                let mut cache = empty();
                 let parts: Vec<f32> = (0..5).flat_map(|t| run(t..t + 1, rule, rope, &mut cache)).collect();
                 assert_eq!(whole, parts);
             }
@@ -298,22 +252,27 @@ mod tests {
 
     #[test]
     fn a_window_of_one_gives_the_value_itself() {
-        let out = run(0..5, AttentionRule { window: Some(1), ..rule() }, None, &mut LayerCache::new());
+        let out = run(0..5, AttentionRule { window: Some(1), ..rule() }, None, &mut empty());
         let values = noise(5 * 6, 19);
         assert_eq!(out[4 * 12..4 * 12 + 3], values[4 * 6..4 * 6 + 3]);
     }
 
     #[test]
-    fn a_cache_grows_without_losing_and_forgets_what_it_is_told_to() {
-        let mut cache = LayerCache::new();
-        let first = run(0..5, rule(), None, &mut cache);
-        for _ in 0..60 {
-            cache.truncate(0);
-            (0..100).for_each(|_| drop(run(0..5, rule(), None, &mut cache)));
-        }
-        assert_eq!((cache.len, cache.capacity), (500, 512));
-        cache.truncate(0);
-        assert_eq!(run(0..5, rule(), None, &mut cache), first);
+    fn texts_side_by_side_give_what_each_gives_alone() {
+        let (q, k, v) = (noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19));
+        let heads = |values, row, count| Heads::in_order(values, row, 0, count, 3);
+        let alone = [run(0..2, rule(), None, &mut empty()), run(2..5, rule(), None, &mut empty())].concat();
+        let mut caches = [empty(), empty()];
+        let [first, second] = &mut caches;
+        let mut texts = [
+            AttendedText { rows: 0..2, cache: first, rope: None },
+            AttendedText { rows: 2..5, cache: second, rope: None },
+        ];
+        let mut out = vec![0f32; 5 * 12];
+        let qkv = [&heads(&q, 12, 4), &heads(&k, 6, 2), &heads(&v, 6, 2)];
+        attend(Isa::detect(), qkv, &rule(), &mut texts, &mut out);
+        assert_eq!(out, alone);
+        assert_eq!((caches[0].len(), caches[1].len()), (2, 3));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Rows of a table, picked by number.
 
-use crate::dtype::FloatDtype;
-use crate::error::Result;
-use crate::module::{Module, Node};
+use crate::dtype::{FloatDtype, ParameterDtype};
+use crate::error::{NnError, Result};
+use crate::linear::Int8Weight;
+use crate::module::{Module, Node, Parameter};
 use crate::parameter::FloatParameter;
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, Storage};
+use llm_int8_kernels::{Element, Isa};
 
 /// `torch.nn.Embedding`: weight `[rows, width]`.
 #[derive(Debug, Clone)]
@@ -12,6 +14,14 @@ pub struct Embedding {
     class: String,
     padding: Option<usize>,
     weight: FloatParameter,
+    int8: Option<Int8Table>,
+}
+
+/// The table in int8, each row with its `absmax` (bitsandbytes' `Embedding8bit`).
+#[derive(Debug, Clone)]
+enum Int8Table {
+    Declared,
+    Loaded(Int8Weight),
 }
 
 impl Embedding {
@@ -22,37 +32,99 @@ impl Embedding {
         padding: Option<usize>,
         dtype: FloatDtype,
     ) -> Self {
-        Self { class: class.to_owned(), padding, weight: FloatParameter::declared([rows, width], dtype) }
+        let weight = FloatParameter::declared([rows, width], dtype);
+        Self { class: class.to_owned(), padding, weight, int8: None }
     }
 
-    /// The rows of `ids`: f32 `[ids…, width]`.
+    /// Copies the rows of `ids` into `out`, f32 `[ids, width]`.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded); [`NnError::Candle`](crate::NnError::Candle)
-    /// for an id beyond the table.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let mut shape = ids.dims().to_vec();
-        shape.push(self.weight.shape()[1]);
-        let rows = self.weight.tensor()?.index_select(&ids.flatten_all()?, 0)?;
-        Ok(rows.to_dtype(DType::F32)?.reshape(shape)?)
+    /// [`NnError::NotLoaded`]; [`NnError::Input`] for an id beyond the table.
+    pub fn rows(&self, isa: Isa, ids: impl Iterator<Item = usize>, out: &mut [f32]) -> Result<()> {
+        let [rows, width] = self.shape();
+        let targets = out.chunks_exact_mut(width).zip(ids);
+        let checked = targets.map(|(out, id)| {
+            let reason = format!("row {id} is beyond the table of {rows}");
+            if id < rows { Ok((out, id)) } else { Err(NnError::Input { layer: self.class.clone(), reason }) }
+        });
+        match &self.int8 {
+            Some(Int8Table::Loaded(weight)) => {
+                for pair in checked {
+                    let (out, id) = pair?;
+                    weight.row(isa, id, out)?;
+                }
+                return Ok(());
+            }
+            Some(Int8Table::Declared) => return Err(NnError::NotLoaded),
+            None => {}
+        }
+        let (storage, layout) = self.weight.tensor()?.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets()) else {
+            let reason = "the table is not on the CPU".into();
+            return Err(NnError::Input { layer: self.class.clone(), reason });
+        };
+        for pair in checked {
+            let (out, id) = pair?;
+            let range = start + id * width..start + (id + 1) * width;
+            match storage {
+                CpuStorage::F16(values) => Element::to_f32_slice(&values[range], out),
+                CpuStorage::BF16(values) => Element::to_f32_slice(&values[range], out),
+                _ => out.copy_from_slice(&storage.as_slice::<f32>()?[range]),
+            }
+        }
+        Ok(())
     }
 
-    /// The table.
+    /// `[rows, width]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.weight.shape()[0], self.weight.shape()[1]]
+    }
+
+    /// The table in floats; without values where it is int8.
     pub fn weight(&self) -> &FloatParameter {
         &self.weight
     }
 
-    /// The table, to be filled.
+    /// The table in floats, to be filled.
     pub fn weight_mut(&mut self) -> &mut FloatParameter {
         &mut self.weight
+    }
+
+    /// Makes a table without values one that will hold int8.
+    pub(crate) fn declare_int8(&mut self) {
+        self.int8 = Some(Int8Table::Declared);
+    }
+
+    /// Gives it its int8 values.
+    pub(crate) fn fill_int8(&mut self, weight: Int8Weight) {
+        self.int8 = Some(Int8Table::Loaded(weight));
+    }
+
+    /// Whether it holds int8, or will.
+    pub fn is_int8(&self) -> bool {
+        self.int8.is_some()
+    }
+
+    /// The table in int8, where it is.
+    pub(crate) fn int8_weight(&self) -> Option<&Int8Weight> {
+        match &self.int8 {
+            Some(Int8Table::Loaded(weight)) => Some(weight),
+            _ => None,
+        }
     }
 }
 
 impl Module for Embedding {
     fn describe(&self) -> Node {
-        let [rows, width] = [self.weight.shape()[0], self.weight.shape()[1]];
+        let [rows, width] = self.shape();
         let padding = self.padding.map_or(String::new(), |row| format!(", padding_idx={row}"));
-        Node::leaf(&self.class, format!("{rows}, {width}{padding}"))
-            .with_parameter(self.weight.describe("weight"))
+        let arguments = format!("{rows}, {width}{padding}");
+        if !self.is_int8() {
+            return Node::leaf(&self.class, arguments).with_parameter(self.weight.describe("weight"));
+        }
+        let weight = Parameter::new("weight", ParameterDtype::I8, [rows, width]);
+        let mut node = Node::leaf("Embedding8bit", arguments).with_parameter(weight);
+        node.uncounted_bytes = 4 * rows as u64;
+        node
     }
 }

@@ -1,11 +1,12 @@
 //! Norms over the last dimension, in f32.
 
-use super::with_f32;
 use crate::dtype::FloatDtype;
-use crate::error::{NnError, Result};
+use crate::error::Result;
+use crate::linear::for_rows;
 use crate::module::{Module, Node};
 use crate::parameter::FloatParameter;
-use candle_core::Tensor;
+use llm_int8_kernels::{Isa, norm};
+use std::sync::OnceLock;
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,50 +29,44 @@ pub struct Norm {
     weight: FloatParameter,
     bias: Option<FloatParameter>,
     eps: f64,
+    /// `1 + weight`, where that is what counts.
+    one_more: OnceLock<Vec<f32>>,
 }
 
 impl Norm {
     /// A layer without values; `class` is what PyTorch prints.
     pub fn declared(class: &str, kind: NormKind, width: usize, eps: f64, dtype: FloatDtype) -> Self {
         let bias = (kind == NormKind::Layer).then(|| FloatParameter::declared([width], dtype));
-        Self { class: class.to_owned(), kind, weight: FloatParameter::declared([width], dtype), bias, eps }
+        let weight = FloatParameter::declared([width], dtype);
+        Self { class: class.to_owned(), kind, weight, bias, eps, one_more: OnceLock::new() }
     }
 
-    /// `x` f32 `[…, n · width]`, every `width` values normalised by themselves.
+    /// Normalises every `width` values of `x` by themselves.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`]; [`NnError::Input`] where shapes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut weight = self.weight.to_f32_vec()?;
-        if let NormKind::RmsPlusOne = self.kind {
-            weight.iter_mut().for_each(|w| *w += 1.0);
-        }
-        let bias = self.bias.as_ref().map(FloatParameter::to_f32_vec).transpose()?;
-        let width = weight.len();
-        if !x.dims().last().is_some_and(|last| last.is_multiple_of(width)) {
-            let reason = format!("the input's shape is {:?}; its last dimension must be {width}", x.dims());
-            return Err(NnError::Input { layer: "norm".into(), reason });
-        }
-        let out = with_f32(x, |x| {
-            let mut out = x.to_vec();
-            for row in out.chunks_exact_mut(width) {
-                self.normalise(row, &weight, bias.as_deref());
-            }
-            Ok(out)
-        })?;
-        Ok(Tensor::from_vec(out, x.shape(), x.device())?)
+    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded).
+    pub fn forward_rows(&self, isa: Isa, x: &mut [f32]) -> Result<()> {
+        let weight = self.values()?;
+        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]);
+        for_rows(x, self.width(), |_, row| self.normalise(isa, row, weight, bias));
+        Ok(())
     }
 
-    fn normalise(&self, row: &mut [f32], weight: &[f32], bias: Option<&[f32]>) {
-        let count = row.len() as f32;
-        if let NormKind::Layer | NormKind::LayerWithoutBias = self.kind {
-            let mean = sum(row, |x| x) / count;
-            row.iter_mut().for_each(|x| *x -= mean);
-        }
-        let inverse = (sum(row, |x| x * x) / count + self.eps as f32).sqrt().recip();
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
-        if let Some(bias) = bias {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    /// What rows are multiplied with.
+    fn values(&self) -> Result<&[f32]> {
+        let weight = self.weight.f32_values()?;
+        Ok(match self.kind {
+            NormKind::RmsPlusOne => self.one_more.get_or_init(|| weight.iter().map(|w| w + 1.0).collect()),
+            _ => weight,
+        })
+    }
+
+    fn normalise(&self, isa: Isa, row: &mut [f32], weight: &[f32], bias: &[f32]) {
+        match self.kind {
+            NormKind::Layer | NormKind::LayerWithoutBias => {
+                norm::layer(isa, row, weight, bias, self.eps as f32)
+            }
+            NormKind::Rms | NormKind::RmsPlusOne => norm::rms(isa, row, weight, self.eps as f32),
         }
     }
 
@@ -87,6 +82,7 @@ impl Norm {
 
     /// Weight and bias, to be filled, under their names.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut FloatParameter)> {
+        self.one_more = OnceLock::new();
         let bias = self.bias.iter_mut().map(|bias| ("bias", bias));
         std::iter::once(("weight", &mut self.weight)).chain(bias)
     }
@@ -102,14 +98,18 @@ impl HeadNorms {
         Self(vec![norm.clone(); heads])
     }
 
-    /// `x` f32 `[…, heads · width]`, every head normalised by itself.
+    /// Normalises every head of the rows of `x` by itself.
     ///
     /// # Errors
-    /// As [`Norm::forward`].
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let heads = x.chunk(self.0.len(), candle_core::D::Minus1)?;
-        let normed = self.0.iter().zip(heads).map(|(norm, head)| norm.forward(&head));
-        Ok(Tensor::cat(&normed.collect::<Result<Vec<_>>>()?, candle_core::D::Minus1)?)
+    /// As [`Norm::forward_rows`].
+    pub fn forward_rows(&self, isa: Isa, x: &mut [f32]) -> Result<()> {
+        let Some(width) = self.0.first().map(Norm::width) else { return Ok(()) };
+        for row in x.chunks_mut(width * self.0.len()) {
+            for (norm, head) in self.0.iter().zip(row.chunks_mut(width)) {
+                norm.forward_rows(isa, head)?;
+            }
+        }
+        Ok(())
     }
 
     /// Weights and biases, under their names: `0.weight`, `1.weight`, …
@@ -131,16 +131,6 @@ impl Module for HeadNorms {
     fn describe(&self) -> Node {
         Node::list(self.0.iter().map(Norm::describe))
     }
-}
-
-/// A sum in sixteen parts, which keeps it exact enough for long rows and lets the compiler vectorise it.
-fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0f32; 16];
-    let (chunks, rest) = row.as_chunks::<16>();
-    for chunk in chunks {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
-    }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
 impl Module for Norm {
@@ -171,6 +161,7 @@ fn python_float(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Tensor;
 
     #[test]
     fn every_kind_has_its_values() {
@@ -180,8 +171,9 @@ mod tests {
                 let value = if name == "weight" { [2f32, 3.0] } else { [10f32, 10.0] };
                 parameter.fill(Tensor::new(&value, &candle_core::Device::Cpu).unwrap()).unwrap();
             }
-            let x = Tensor::new(&[[1f32, 7.0, 1.0, 7.0]], &candle_core::Device::Cpu).unwrap();
-            norm.forward(&x).unwrap().to_vec2::<f32>().unwrap().remove(0)
+            let mut x = vec![1f32, 7.0, 1.0, 7.0];
+            norm.forward_rows(Isa::detect(), &mut x).unwrap();
+            x
         };
         assert_eq!(norm(NormKind::Layer), [8.0, 13.0, 8.0, 13.0]);
         assert_eq!(norm(NormKind::LayerWithoutBias), [-2.0, 3.0, -2.0, 3.0]);

@@ -143,6 +143,11 @@ impl Rope {
         self.stretch
     }
 
+    /// Whether a position is rotated the same whatever the length of the text.
+    pub fn is_fixed(&self) -> bool {
+        matches!(self.frequencies, Frequencies::Fixed(_))
+    }
+
     /// Whether there are frequencies for long texts beside those for short ones.
     pub fn has_long(&self) -> bool {
         matches!(self.frequencies, Frequencies::Long { .. })

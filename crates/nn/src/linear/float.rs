@@ -84,7 +84,7 @@ impl FloatLinear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input("Linear", x, self.in_features())?;
         let weight = self.weight.tensor()?;
-        let bias = self.bias.as_ref().map(bias_values).transpose()?;
+        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?;
         let product = DenseProduct { weight, bias, isa: self.isa };
         let y = x.to_dtype(DType::F32)?.contiguous()?.apply_op1_no_bwd(&product)?;
         Ok(y.to_dtype(x.dtype())?)
@@ -129,11 +129,6 @@ impl FloatLinear {
     pub fn isa(&self) -> Isa {
         self.isa
     }
-}
-
-/// A bias in f32, as the kernels take it.
-pub(super) fn bias_values(bias: &FloatParameter) -> Result<Vec<f32>> {
-    bias.to_f32_vec()
 }
 
 fn input_error(reason: String) -> NnError {

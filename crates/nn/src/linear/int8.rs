@@ -2,116 +2,18 @@
 //! bitsandbytes' `Linear8bitLt` at inference).
 
 use super::config::{Int8Config, OutlierWeights};
-use super::float::{FloatLinear, LinearClass, bias_values, features};
+use super::float::{FloatLinear, LinearClass, features};
 use super::op::Int8Product;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
+use super::weight::Int8Weight;
 use crate::error::{NnError, Result};
 use crate::module::{Module, Node, Parameter};
 use crate::parameter::FloatParameter;
 use crate::{FloatDtype, ParameterDtype};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef, Outliers};
+use llm_int8_kernels::{Activation, Element, Isa, Layer, MatRef, Outliers};
 use std::sync::Arc;
-
-/// Rows of int8 codes with the largest magnitude of each row. Clones share the memory.
-///
-/// `weight[o][i] ≈ codes[o][i] · absmax[o] / 127`, codes in -127..=127.
-#[derive(Debug, Clone)]
-pub struct Int8Weight {
-    codes: Arc<Vec<i8>>,
-    absmax: Arc<Vec<f32>>,
-    out_features: usize,
-    in_features: usize,
-}
-
-impl Int8Weight {
-    /// Codes `[out, in]` and `absmax` `[out]` as a checkpoint holds them.
-    ///
-    /// # Errors
-    /// [`NnError::QuantisationState`] where lengths do not fit, a code is -128 or an `absmax` is
-    /// negative or not finite.
-    pub fn from_codes(
-        codes: Vec<i8>,
-        absmax: Vec<f32>,
-        [out_features, in_features]: [usize; 2],
-    ) -> Result<Self> {
-        let error = |reason: String| Err(NnError::QuantisationState { layer: "weight".into(), reason });
-        if Some(codes.len()) != out_features.checked_mul(in_features) {
-            return error(format!("{} codes for shape [{out_features}, {in_features}]", codes.len()));
-        }
-        if absmax.len() != out_features {
-            return error(format!("SCB holds {} values for {out_features} rows", absmax.len()));
-        }
-        if let Some(row) = absmax.iter().position(|value| !value.is_finite() || *value < 0.0) {
-            return error(format!("SCB[{row}] is {}; a row's largest magnitude was expected", absmax[row]));
-        }
-        if let Err(cause) = llm_int8_kernels::check_codes(&codes) {
-            return error(cause.to_string());
-        }
-        Ok(Self { codes: codes.into(), absmax: absmax.into(), out_features, in_features })
-    }
-
-    /// Quantises rows `[out, in]`, as bitsandbytes does: through f16, rounding half to even.
-    ///
-    /// # Errors
-    /// [`NnError::Kernel`] where a weight is NaN, infinite or beyond f16's range (65,504).
-    pub fn quantize<T: Element>(isa: Isa, weight: MatRef<'_, T>) -> Result<Self> {
-        Self::quantize_with([weight.rows(), weight.cols()], |codes, absmax| {
-            llm_int8_kernels::quantize_weight(isa, weight, codes, absmax)
-        })
-    }
-
-    /// Quantises a weight stored `[in, out]` (GPT-2's `Conv1D`) into rows `[out, in]`.
-    ///
-    /// # Errors
-    /// As [`Int8Weight::quantize`].
-    pub fn quantize_transposed<T: Element>(isa: Isa, weight: MatRef<'_, T>) -> Result<Self> {
-        Self::quantize_with([weight.cols(), weight.rows()], |codes, absmax| {
-            llm_int8_kernels::quantize_weight_transposed(isa, weight, codes, absmax)
-        })
-    }
-
-    fn quantize_with(
-        [out_features, in_features]: [usize; 2],
-        quantize: impl FnOnce(MatMut<'_, i8>, &mut [f32]) -> Result<(), llm_int8_kernels::KernelError>,
-    ) -> Result<Self> {
-        let mut codes = vec![0i8; out_features * in_features];
-        let mut absmax = vec![0f32; out_features];
-        quantize(MatMut::new(&mut codes, out_features, in_features)?, &mut absmax)?;
-        Ok(Self { codes: codes.into(), absmax: absmax.into(), out_features, in_features })
-    }
-
-    /// The form the kernels take.
-    pub(super) fn kernel_form(&self) -> Result<Int8WeightRef<'_>> {
-        Ok(Int8WeightRef::new(MatRef::new(&self.codes, self.out_features, self.in_features)?, &self.absmax)?)
-    }
-
-    /// The codes, row after row.
-    pub fn codes(&self) -> &[i8] {
-        &self.codes
-    }
-
-    /// The largest magnitude of each row (bitsandbytes' `SCB`).
-    pub fn absmax(&self) -> &[f32] {
-        &self.absmax
-    }
-
-    /// `codes · absmax / 127`: f32 `[out, in]`.
-    ///
-    /// # Errors
-    /// [`NnError::Kernel`] never for a weight built by this type.
-    pub fn dequantize(&self, isa: Isa) -> Result<Vec<f32>> {
-        let mut out = vec![0f32; self.codes.len()];
-        llm_int8_kernels::dequantize(
-            isa,
-            MatRef::new(&self.codes, self.out_features, self.in_features)?,
-            &self.absmax,
-            MatMut::new(&mut out, self.out_features, self.in_features)?,
-        )?;
-        Ok(out)
-    }
-}
 
 /// `y = x · Wᵀ + b` with int8 weights and rows of activations quantised on the way in.
 #[derive(Debug, Clone)]
@@ -149,16 +51,17 @@ impl Int8Linear {
     pub fn new(weight: Int8Weight, bias: Option<Tensor>, config: Int8Config) -> Result<Self> {
         let bias = bias.map(FloatParameter::loaded).transpose()?;
         if let Some(bias) = &bias
-            && bias.shape() != [weight.out_features]
+            && bias.shape() != [weight.shape()[0]]
         {
             return Err(NnError::Input {
                 layer: "Linear8bitLt".into(),
-                reason: format!("the bias must be [{}], it is {:?}", weight.out_features, bias.shape()),
+                reason: format!("the bias must be [{}], it is {:?}", weight.shape()[0], bias.shape()),
             });
         }
+        let [out_features, in_features] = weight.shape();
         Ok(Self {
-            out_features: weight.out_features,
-            in_features: weight.in_features,
+            out_features,
+            in_features,
             weight: Some(weight),
             bias,
             original: None,
@@ -207,8 +110,24 @@ impl Int8Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input("Linear8bitLt", x, self.in_features)?;
         self.weight()?;
-        let bias = self.bias.as_ref().map(bias_values).transpose()?;
-        Ok(x.contiguous()?.apply_op1_no_bwd(&Int8Product { layer: self, bias })?)
+        Ok(x.contiguous()?.apply_op1_no_bwd(&Int8Product { layer: self })?)
+    }
+
+    /// The layer as the kernels take it; `columns` are its original outlier columns.
+    pub(super) fn kernel_form<'a>(
+        &'a self,
+        columns: Option<&'a OutlierColumns>,
+        activation: Option<Activation>,
+    ) -> Result<Layer<'a>> {
+        Ok(Layer {
+            weight: self.weight()?.kernel_form()?,
+            outlier_weights: match columns {
+                Some(columns) => columns.kernel_form()?,
+                None => llm_int8_kernels::OutlierWeights::Dequantized,
+            },
+            bias: self.bias.as_ref().map(FloatParameter::f32_values).transpose()?,
+            activation,
+        })
     }
 
     /// The original weights of the outlier columns met in this call, or `None` where the
@@ -229,11 +148,11 @@ impl Int8Linear {
     /// # Errors
     /// [`NnError::WrongShape`] where they are not of the declared shape.
     pub fn fill(&mut self, weight: Int8Weight, original: Option<Arc<dyn OriginalWeights>>) -> Result<()> {
-        if [weight.out_features, weight.in_features] != [self.out_features, self.in_features] {
+        if weight.shape() != [self.out_features, self.in_features] {
             return Err(NnError::WrongShape {
                 name: "weight".into(),
                 file: "memory".into(),
-                found: vec![weight.out_features, weight.in_features],
+                found: weight.shape().to_vec(),
                 expected: vec![self.out_features, self.in_features],
             });
         }

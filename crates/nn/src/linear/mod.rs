@@ -3,18 +3,25 @@
 //! Shapes: `x` `[…, in_features]`, `W` `[out_features, in_features]`, `b` `[out_features]`,
 //! `y` `[…, out_features]`, of any rank.
 
+mod codes;
 pub mod config;
 pub mod float;
 pub mod int8;
 mod op;
 pub mod original;
 pub mod replace;
+mod rows;
+mod weight;
 
 pub use config::{Int8Config, OutlierScope, OutlierWeights};
 pub use float::{FloatLinear, LinearClass};
-pub use int8::{Int8Linear, Int8Weight};
+pub use int8::Int8Linear;
 pub use original::OriginalWeights;
+pub use weight::Int8Weight;
+
+pub(crate) use codes::CodeMemory;
 pub use replace::{HasLinears, replace_linear};
+pub(crate) use rows::{Projection, for_rows, project};
 
 use crate::error::Result;
 use crate::module::{Module, Node};

@@ -40,11 +40,20 @@ fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_
 /// `x [M, K] f32 · W [N, K]ᵀ + bias`, W in any float dtype.
 pub(super) struct DenseProduct<'a> {
     pub(super) weight: &'a Tensor,
-    pub(super) bias: Option<Vec<f32>>,
+    pub(super) bias: Option<&'a [f32]>,
     pub(super) isa: Isa,
 }
 
 impl DenseProduct<'_> {
+    /// The product itself, over rows.
+    pub(super) fn rows(&self, x: MatRef<'_, f32>, out: MatMut<'_, f32>) -> Result<()> {
+        match self.weight.dtype() {
+            DType::F16 => self.run::<f16>(x, out),
+            DType::BF16 => self.run::<bf16>(x, out),
+            _ => self.run::<f32>(x, out),
+        }
+    }
+
     fn run<W>(&self, x: MatRef<'_, f32>, out: MatMut<'_, f32>) -> Result<()>
     where
         W: Element + WithDType,
@@ -58,7 +67,7 @@ impl DenseProduct<'_> {
         };
         let (out_features, in_features) = self.weight.dims2()?;
         let weight = MatRef::new(values::<W>(storage, layout)?, out_features, in_features)?;
-        dense::linear(self.isa, x, weight, self.bias.as_deref(), out)?;
+        dense::linear(self.isa, x, weight, self.bias, out)?;
         Ok(())
     }
 }
@@ -74,12 +83,7 @@ impl CustomOp1 for DenseProduct<'_> {
         let product = || -> Result<Vec<f32>> {
             let mut out = vec![0f32; rows * out_features];
             let x = MatRef::new(values::<f32>(storage, layout)?, rows, in_features)?;
-            let target = MatMut::new(&mut out, rows, out_features)?;
-            match self.weight.dtype() {
-                DType::F16 => self.run::<f16>(x, target)?,
-                DType::BF16 => self.run::<bf16>(x, target)?,
-                _ => self.run::<f32>(x, target)?,
-            }
+            self.rows(x, MatMut::new(&mut out, rows, out_features)?)?;
             Ok(out)
         };
         let out = product().map_err(NnError::into_candle)?;
@@ -90,7 +94,6 @@ impl CustomOp1 for DenseProduct<'_> {
 /// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add what the outliers give.
 pub(super) struct Int8Product<'a> {
     pub(super) layer: &'a Int8Linear,
-    pub(super) bias: Option<Vec<f32>>,
 }
 
 impl Int8Product<'_> {
@@ -101,19 +104,9 @@ impl Int8Product<'_> {
         let activations =
             llm_int8_kernels::quantize_activations(isa, x, config.threshold, config.outlier_scope);
         let columns = layer.outlier_columns(activations.outliers())?;
-        let outlier_weights = match &columns {
-            Some(columns) => columns.kernel_form()?,
-            None => llm_int8_kernels::OutlierWeights::Dequantized,
-        };
         let mut out = vec![0f32; rows * layer.out_features()];
-        llm_int8_kernels::linear(
-            isa,
-            &activations,
-            &layer.weight()?.kernel_form()?,
-            outlier_weights,
-            self.bias.as_deref(),
-            MatMut::new(&mut out, rows, layer.out_features())?,
-        )?;
+        let target = MatMut::new(&mut out, rows, layer.out_features())?;
+        llm_int8_kernels::linear(isa, &activations, &layer.kernel_form(columns.as_deref(), None)?, target)?;
         Ok(out)
     }
 }

@@ -9,8 +9,8 @@ use crate::config::ModelConfig;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{
-    FloatLinear, HasLinears, Int8Config, Int8Linear, Linear, LinearClass, OriginalWeights, OutlierWeights,
-    replace_linear,
+    CodeMemory, FloatLinear, HasLinears, Int8Config, Int8Linear, Linear, LinearClass, OriginalWeights,
+    OutlierWeights, replace_linear,
 };
 use crate::module::{KeptLinear, ModulePath, ReplaceReport, SkipList};
 use crate::parameter::FloatParameter;
@@ -45,6 +45,9 @@ pub struct LoadOptions {
     pub threshold: Option<f32>,
     /// Modules to leave as they are, beside those that always are.
     pub skip_modules: SkipList,
+    /// Also make the output head and the token table int8, which bitsandbytes never does: a model smaller by
+    /// half of both, which cannot be exchanged with transformers.
+    pub quantize_head: bool,
     /// The instruction set of the products.
     pub isa: Isa,
 }
@@ -57,6 +60,7 @@ impl Default for LoadOptions {
             int8: Some(Int8Config::default()),
             threshold: None,
             skip_modules: SkipList::default(),
+            quantize_head: false,
             isa: Isa::detect(),
         }
     }
@@ -94,7 +98,7 @@ impl Decoder {
             Some(int8) => Some(Int8Config { threshold: threshold(config, options, int8)?, ..int8 }),
             None => None,
         };
-        let report = match (Self::is_prequantized(config, checkpoint)?, int8) {
+        let mut report = match (Self::is_prequantized(config, checkpoint)?, int8) {
             (true, Some(int8)) => declare_quantised(&mut decoder, &keys, options, int8)?,
             (true, None) => {
                 let reason =
@@ -106,6 +110,9 @@ impl Decoder {
             (false, Some(int8)) => replace_linear(&mut decoder, &options.skip_modules, int8)?,
             (false, None) => ReplaceReport::default(),
         };
+        if let (true, Some(int8)) = (options.quantize_head, int8) {
+            declare_int8_head(&mut decoder, &mut report, int8);
+        }
         check_tensors(&mut decoder, &keys)?;
         Ok((decoder, report))
     }
@@ -147,19 +154,18 @@ impl Decoder {
         let slots = decoder.paths();
         let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;
+        let memory = CodeMemory::for_weights(slots.iter().map(|(_, slot)| decoder.codes(*slot)));
+        let mut reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa, memory };
         for (done, (path, slot)) in slots.iter().enumerate() {
-            let reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa };
             match decoder.part_mut(*slot) {
                 // Its weight is that of the token table.
-                Some(Part::Linear(Linear::Float(head))) if tied && *slot == HEAD => {
-                    reader.bias(path, head)?
-                }
+                Some(Part::Linear(head)) if tied && *slot == HEAD => reader.bias(path, head)?,
                 Some(part) => reader.fill(path, part)?,
                 None => {}
             }
             observe(LoadEvent { module: path, done: done + 1, total: slots.len() });
         }
-        decoder.tie_head();
+        decoder.tie_head()?;
         Ok((decoder, report))
     }
 }
@@ -191,6 +197,22 @@ fn float_dtype(config: &ModelConfig, checkpoint: &Checkpoint, wanted: WeightDtyp
                 _ => FloatDtype::F32,
             }
         }),
+    }
+}
+
+/// The head and the token table become int8 too.
+fn declare_int8_head(decoder: &mut Decoder, report: &mut ReplaceReport, int8: Int8Config) {
+    for (path, slot) in decoder.paths() {
+        match decoder.part_mut(slot) {
+            Some(Part::Embedding(table)) if slot == Slot::Model(ModelSlot::Tokens) => table.declare_int8(),
+            Some(Part::Linear(head)) if slot == HEAD => {
+                let Linear::Float(float) = &*head else { continue };
+                *head = Linear::Int8(Int8Linear::declared(float, int8));
+            }
+            _ => continue,
+        }
+        report.kept.retain(|kept| kept.path != path);
+        report.replaced.push(path);
     }
 }
 
@@ -311,7 +333,7 @@ fn check_tensors(decoder: &mut Decoder, keys: &Keys<'_>) -> Result<()> {
 fn expected(part: &Part, quantised: bool) -> Vec<(String, Vec<usize>)> {
     let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {
-        Part::Embedding(embedding) => vec![weight(embedding.weight().shape().to_vec())],
+        Part::Embedding(embedding) => vec![weight(embedding.shape().to_vec())],
         Part::Norm(norm) => {
             norm.parameters().map(|(name, parameter)| (name.to_owned(), parameter.shape().to_vec())).collect()
         }
@@ -334,11 +356,17 @@ struct Reader<'a> {
     keys: Keys<'a>,
     checkpoint: &'a Arc<Checkpoint>,
     isa: Isa,
+    memory: CodeMemory,
 }
 
 impl Reader<'_> {
-    fn fill(&self, path: &ModulePath, part: &mut Part) -> Result<()> {
+    fn fill(&mut self, path: &ModulePath, part: &mut Part) -> Result<()> {
         match part {
+            Part::Embedding(embedding) if embedding.is_int8() => {
+                let view = self.checkpoint.tensor(&self.keys.key(path, "weight"))?;
+                embedding.fill_int8(int8_weight(&view, false, self.isa, &mut self.memory)?);
+                Ok(())
+            }
             Part::Embedding(embedding) => self.float(path, "weight", embedding.weight_mut(), false),
             Part::Norm(norm) => {
                 for (name, parameter) in norm.parameters_mut() {
@@ -371,24 +399,34 @@ impl Reader<'_> {
     fn float_linear(&self, path: &ModulePath, linear: &mut FloatLinear) -> Result<()> {
         let transposed = linear.class() == LinearClass::Conv1D;
         self.float(path, "weight", linear.weight_mut(), transposed)?;
-        self.bias(path, linear)
-    }
-
-    fn bias(&self, path: &ModulePath, linear: &mut FloatLinear) -> Result<()> {
         match linear.bias_mut() {
             Some(bias) => self.float(path, "bias", bias, false),
             None => Ok(()),
         }
     }
 
-    fn int8_linear(&self, path: &ModulePath, linear: &mut Int8Linear) -> Result<()> {
+    fn bias(&self, path: &ModulePath, linear: &mut Linear) -> Result<()> {
+        let bias = match linear {
+            Linear::Float(linear) => linear.bias_mut(),
+            Linear::Int8(linear) => linear.bias_mut(),
+        };
+        match bias {
+            Some(bias) => self.float(path, "bias", bias, false),
+            None => Ok(()),
+        }
+    }
+
+    fn int8_linear(&mut self, path: &ModulePath, linear: &mut Int8Linear) -> Result<()> {
         let shape = [linear.out_features(), linear.in_features()];
         if self.keys.is_quantised(path) {
-            linear.fill(read_linear_state(self.checkpoint, &self.keys.module(path), shape)?, None)?;
+            linear.fill(
+                read_linear_state(self.checkpoint, &self.keys.module(path), shape, &mut self.memory)?,
+                None,
+            )?;
         } else {
             let transposed = linear.class() == LinearClass::Conv1D;
             let key = self.keys.key(path, "weight");
-            let weight = int8_weight(&self.checkpoint.tensor(&key)?, transposed, self.isa)?;
+            let weight = int8_weight(&self.checkpoint.tensor(&key)?, transposed, self.isa, &mut self.memory)?;
             let original = (linear.config().outlier_weights == OutlierWeights::Original).then(|| {
                 Arc::new(CheckpointColumns::new(Arc::clone(self.checkpoint), key, transposed))
                     as Arc<dyn OriginalWeights>

@@ -2,6 +2,7 @@
 
 pub mod decoder;
 pub mod families;
+mod forward;
 mod gguf;
 mod load;
 mod save;
@@ -10,7 +11,7 @@ pub mod template;
 mod tree;
 
 pub use crate::config::ModelConfig;
-pub use decoder::{Decoder, KvCache, LogitPositions};
+pub use decoder::{Decoder, KvCache, LogitPositions, Text};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;
 pub use load::{LoadEvent, LoadOptions, WeightDtype};

@@ -4,7 +4,7 @@ use super::decoder::{Decoder, Part};
 use super::spec::{ModelSlot, Slot};
 use crate::checkpoint::{NewTensor, float_bytes, float_state, linear_state};
 use crate::dtype::FloatDtype;
-use crate::error::Result;
+use crate::error::{NnError, Result};
 use crate::linear::{Int8Linear, Linear, LinearClass};
 use candle_core::{Device, Tensor};
 
@@ -23,8 +23,13 @@ impl Decoder {
     /// is left out, as `save_pretrained` leaves it out.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded).
+    /// [`NnError::NotLoaded`]; [`NnError::Config`] for a model whose head and token table are int8.
     pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
+        if self.has_int8_head() {
+            let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \
+                          load the model without that to save it";
+            return Err(NnError::Config { reason: reason.into() });
+        }
         let mut tensors = Vec::new();
         for (path, slot) in self.paths() {
             let is_tied = self.spec().tied_head && slot == Slot::Model(ModelSlot::Head);

@@ -1,0 +1,164 @@
+//! What this machine allows, to set results beside: how fast memory is read, and how many multiply-adds of
+//! codes a second its registers can do.
+
+#![allow(unsafe_code, reason = "assembly that keeps the compiler from finishing loops early")]
+
+use crate::Isa;
+use crate::isa::Kind;
+use crate::pages::prefer_large;
+use crate::simd::for_every_width;
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Large enough that no cache holds much of it.
+const BUFFER: usize = 512 << 20;
+/// The best of so many tries counts: a limit is not reached while others disturb.
+const TRIES: usize = 7;
+
+/// Bytes a second that all threads together read from memory, in large pages.
+///
+/// ```no_run
+/// let rate = llm_int8_kernels::limits::read_rate(llm_int8_kernels::Isa::detect());
+/// println!("{:.1} GB/s", rate / 1e9);
+/// ```
+pub fn read_rate(isa: Isa) -> f64 {
+    let mut buffer = vec![0u64; BUFFER / 8];
+    prefer_large(&mut buffer);
+    buffer.par_chunks_mut(1 << 16).for_each(|part| part.fill(1));
+    // A part for each thread, from one end to the other: what weights are read like.
+    let part = buffer.len().div_ceil(rayon::current_num_threads());
+    let seconds = || {
+        let started = Instant::now();
+        let total: u64 = buffer.par_chunks(part).map(|part| sum(isa, part)).sum();
+        black_box(total);
+        started.elapsed().as_secs_f64()
+    };
+    BUFFER as f64 / (0..TRIES).map(|_| seconds()).fold(f64::INFINITY, f64::min)
+}
+
+for_every_width! {
+    fn sum(values: &[u64]) -> u64 = sum_of
+}
+
+#[inline(always)]
+fn sum_of(values: &[u64]) -> u64 {
+    const LANES: usize = 32;
+    let mut sums = [0u64; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+    }
+    sums.iter().chain(rest).fold(0, |sum, x| sum.wrapping_add(*x))
+}
+
+/// Multiply-adds of codes a second that all threads together can do, with everything in registers.
+///
+/// ```no_run
+/// let rate = llm_int8_kernels::limits::multiply_rate(llm_int8_kernels::Isa::detect());
+/// println!("{:.0} G multiply-adds/s", rate / 1e9);
+/// ```
+pub fn multiply_rate(isa: Isa) -> f64 {
+    let threads = rayon::current_num_threads();
+    let seconds = || {
+        let started = Instant::now();
+        let done: u64 = (0..threads).into_par_iter().map(|_| multiply(isa)).sum();
+        done as f64 / started.elapsed().as_secs_f64()
+    };
+    (0..TRIES).map(|_| seconds()).fold(0.0, f64::max)
+}
+
+/// Multiplies for some milliseconds and returns the number of multiply-adds.
+fn multiply(isa: Isa) -> u64 {
+    // SAFETY: `isa` proves that the CPU has the instructions.
+    unsafe {
+        match isa.kind() {
+            Kind::Scalar => scalar(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => x86::avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => x86::avx_vnni(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => x86::avx512_vnni(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => crate::gemm::amx_multiply_adds(ROUNDS),
+        }
+    }
+}
+
+/// Times that eight registers are multiplied.
+const ROUNDS: u64 = 4_000_000;
+
+fn scalar() -> u64 {
+    let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
+    for _ in 0..ROUNDS / 16 {
+        black_box(a.iter().zip(black_box(&b)).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum::<i32>());
+    }
+    ROUNDS / 16 * 64
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::ROUNDS;
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// Twelve sums that do not wait for each other.
+    macro_rules! rounds {
+        ($name:ident, $features:literal, $class:ident, $register:ty, $zero:ident, $ones:expr, $codes:literal, $step:expr) => {
+            /// # Safety
+            /// The CPU has the instructions.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name() -> u64 {
+                let mut sums = [$zero(); 12];
+                let (mut x, y) = ($ones, $ones);
+                for _ in 0..ROUNDS {
+                    // SAFETY: nothing is done; the compiler only has to believe that x changed.
+                    unsafe { asm!("/* {0} */", inout($class) x, options(nomem, nostack, pure, preserves_flags)) };
+                    for sum in &mut sums {
+                        *sum = $step(*sum, x, y);
+                    }
+                }
+                black_box(sums);
+                ROUNDS * 12 * $codes
+            }
+        };
+    }
+    rounds!(avx2, "avx2", ymm_reg, __m256i, _mm256_setzero_si256, _mm256_set1_epi16(1), 16, |s, x, y| {
+        _mm256_add_epi32(s, _mm256_madd_epi16(x, y))
+    });
+    rounds!(
+        avx_vnni,
+        "avx2,avxvnni",
+        ymm_reg,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_set1_epi8(1),
+        32,
+        |s, x, y| { _mm256_dpbusd_avx_epi32(s, x, y) }
+    );
+    rounds!(
+        avx512_vnni,
+        "avx512f,avx512bw,avx512vnni",
+        zmm_reg,
+        __m512i,
+        _mm512_setzero_si512,
+        _mm512_set1_epi8(1),
+        64,
+        |s, x, y| _mm512_dpbusd_epi32(s, x, y)
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_multiplies() {
+        for isa in Isa::available() {
+            assert!(multiply(isa) > 1_000_000, "{isa:?}");
+        }
+        assert_eq!(sum(Isa::detect(), &[1; 101]), 101);
+    }
+}

@@ -1,0 +1,168 @@
+//! How fast a model runs, beside what the machine allows.
+
+use crate::error::{LlmError, Result};
+use crate::generate::{Generated, GenerationConfig};
+use crate::model::AutoModelForCausalLM;
+use llm_int8_nn::limits;
+use std::ops::ControlFlow;
+
+/// What is measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// Tokens of context at which decoding starts.
+    pub contexts: Vec<usize>,
+    /// Lengths of prompts.
+    pub prompts: Vec<usize>,
+    /// New tokens of a run.
+    pub new_tokens: usize,
+    /// Runs, of which the median counts.
+    pub runs: usize,
+    /// Drafts of a run on a repetitive text; 0 leaves it out.
+    pub speculate: usize,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BenchReport {
+    /// The instruction set.
+    pub isa: &'static str,
+    /// Bytes a second that reading alone reaches.
+    pub read_rate: f64,
+    /// Multiply-adds of codes a second that registers alone reach.
+    pub multiply_rate: f64,
+    /// Decoding.
+    pub decode: Vec<DecodeRate>,
+    /// Prompts.
+    pub prefill: Vec<PrefillRate>,
+    /// Drafts, where they were asked for.
+    pub speculation: Option<SpeculationRate>,
+}
+
+/// Decoding after so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DecodeRate {
+    /// Tokens before the first decoded one.
+    pub context: usize,
+    /// New tokens a second.
+    pub tokens_per_second: f64,
+    /// Bytes a token has to read, in the middle of the run.
+    pub bytes_per_token: u64,
+}
+
+/// A prompt of so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PrefillRate {
+    /// Its length.
+    pub tokens: usize,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+}
+
+/// Decoding of a repetitive text with drafts and without.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpeculationRate {
+    /// Drafts at once.
+    pub drafts: usize,
+    /// New tokens a second.
+    pub tokens_per_second: f64,
+    /// The same without drafts.
+    pub plain_tokens_per_second: f64,
+    /// The share of drafts that were accepted.
+    pub acceptance: f64,
+}
+
+/// Tokens after which the repetitive text starts over.
+const PERIOD: usize = 16;
+/// Its length.
+const REPETITIVE: usize = 128;
+
+impl AutoModelForCausalLM {
+    /// Measures the model. `observe` is told what comes next.
+    ///
+    /// ```
+    /// use llm_int8::{AutoModelForCausalLM, LoadConfig, bench::BenchOptions};
+    /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+    /// let options = BenchOptions { contexts: vec![16], prompts: vec![32], new_tokens: 4, runs: 1, speculate: 0 };
+    /// let report = model.bench(&options, &mut |_| ())?;
+    /// assert!(report.decode[0].tokens_per_second > 1.0 && report.read_rate > 1e8);
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LlmError::ContextExceeded`] where the model has too few positions; [`LlmError::Setting`] where nothing
+    /// can be measured.
+    pub fn bench(&self, options: &BenchOptions, observe: &mut dyn FnMut(&str)) -> Result<BenchReport> {
+        if options.runs == 0 || options.new_tokens < 2 {
+            let (name, value) =
+                ("the number of runs or new tokens", options.runs.min(options.new_tokens).to_string());
+            return Err(LlmError::Setting {
+                name,
+                value,
+                expected: "at least one run of two tokens can be measured",
+            });
+        }
+        let isa = self.decoder().isa();
+        observe("reading memory");
+        let read_rate = limits::read_rate(isa);
+        let multiply_rate = limits::multiply_rate(isa);
+        let mut decode = Vec::new();
+        for &context in &options.contexts {
+            observe(&format!("decoding after {context} tokens"));
+            let rate = |done: &Generated| done.timing.decode_rate();
+            let tokens_per_second = self.median(&self.noise(context, context), options, 0, rate)?;
+            let bytes_per_token = self.decoder().bytes_per_token(context + options.new_tokens / 2);
+            decode.push(DecodeRate { context, tokens_per_second, bytes_per_token });
+        }
+        let mut prefill = Vec::new();
+        for &tokens in &options.prompts {
+            observe(&format!("a prompt of {tokens} tokens"));
+            let one = BenchOptions { new_tokens: 1, ..options.clone() };
+            let rate = |done: &Generated| Some(done.timing.prefill_rate());
+            let tokens_per_second = self.median(&self.noise(tokens, tokens), &one, 0, rate)?;
+            prefill.push(PrefillRate { tokens, tokens_per_second });
+        }
+        let speculation = match options.speculate {
+            0 => None,
+            drafts => {
+                observe("a repetitive text");
+                Some(self.speculation(drafts, options)?)
+            }
+        };
+        Ok(BenchReport { isa: isa.name(), read_rate, multiply_rate, decode, prefill, speculation })
+    }
+
+    fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
+        let text = self.noise(REPETITIVE, PERIOD);
+        let rate = |done: &Generated| done.timing.decode_rate();
+        Ok(SpeculationRate {
+            drafts,
+            tokens_per_second: self.median(&text, options, drafts, rate)?,
+            plain_tokens_per_second: self.median(&text, options, 0, rate)?,
+            acceptance: self.median(&text, options, drafts, |done| done.timing.acceptance_rate())?,
+        })
+    }
+
+    /// Ids without meaning that start over after `period`.
+    fn noise(&self, length: usize, period: usize) -> Vec<u32> {
+        let vocabulary = self.decoder().spec().vocab_size();
+        (0..length).map(|i| (i % period.max(1) * 7919 % vocabulary) as u32).collect()
+    }
+
+    fn median(
+        &self,
+        ids: &[u32],
+        options: &BenchOptions,
+        speculate: usize,
+        figure: impl Fn(&Generated) -> Option<f64>,
+    ) -> Result<f64> {
+        let config =
+            GenerationConfig { max_new_tokens: options.new_tokens, speculate, ..GenerationConfig::default() };
+        let mut figures = Vec::new();
+        for _ in 0..options.runs {
+            let done = self.generate_ids(ids, &config, &mut |_| ControlFlow::Continue(()))?;
+            figures.push(figure(&done).unwrap_or(0.0));
+        }
+        figures.sort_by(f64::total_cmp);
+        Ok(figures[figures.len() / 2])
+    }
+}

