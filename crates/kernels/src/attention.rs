@@ -1,8 +1,8 @@
 //! Attention of queries that share one head of keys and values.
 //!
 //! Keys lie in panels of sixteen positions, one value of all sixteen after the other, so that scores come out
-//! in registers without sums across them; values lie position after position. Up to four queries pass over
-//! keys and values together, because turning f16 into f32 costs as much as multiplying. Every score runs over
+//! in registers without sums across them; values lie position after position. Up to eight queries pass
+//! over keys and values together, because turning f16 into f32 costs as much as multiplying. Every score runs over
 //! the head's values and every output over positions, one after the other: a query gives the same bits
 //! alone and together with others, at once and token by token.
 
@@ -13,17 +13,15 @@
 
 use crate::activation::exp_all;
 use crate::isa::Width;
-use crate::simd::{Eight, Lanes};
+use crate::simd::{Eight, Lanes, for_every_width};
 use crate::{Element, Isa};
 use std::ops::Range;
 
 /// Positions of a panel of keys; heads are filled up to a multiple of it.
 pub const PANEL: usize = 16;
 
-/// Queries that pass over keys together.
-const MOST: usize = 4;
-/// Registers of values that are summed together.
-const CHUNK: usize = 4;
+/// Most queries that pass over keys together.
+const MOST: usize = 8;
 
 /// Keys and values of one head for some positions.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +116,7 @@ pub fn attend<T: Element>(
     let most = match isa.width() {
         Width::Scalar => 1,
         #[cfg(target_arch = "x86_64")]
-        Width::V256 => 2,
+        Width::V256 => 4,
         #[cfg(target_arch = "x86_64")]
         Width::V512 => MOST,
     };
@@ -127,6 +125,10 @@ pub fn attend<T: Element>(
             1 => together::<T, 1>(isa, cache, queries, &rescore, scratch),
             2 => together::<T, 2>(isa, cache, queries, &rescore, scratch),
             3 => together::<T, 3>(isa, cache, queries, &rescore, scratch),
+            4 => together::<T, 4>(isa, cache, queries, &rescore, scratch),
+            5 => together::<T, 5>(isa, cache, queries, &rescore, scratch),
+            6 => together::<T, 6>(isa, cache, queries, &rescore, scratch),
+            7 => together::<T, 7>(isa, cache, queries, &rescore, scratch),
             _ => together::<T, MOST>(isa, cache, queries, &rescore, scratch),
         }
     }
@@ -154,8 +156,7 @@ fn together<T: Element, const Q: usize>(
         let seen = query.seen.start - offset..query.seen.end - offset;
         let row = &mut scratch.scores[i * length..][seen];
         rescore(query.head, query.seen.start, row);
-        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        totals[i] = exp_all(isa, row, largest);
+        totals[i] = exp_all(isa, row, largest(isa, row));
     }
     // What all see is passed together, what only some see one by one, and positions stay in order.
     let start = queries.iter().map(|q| q.seen.start).max().unwrap_or(0);
@@ -180,6 +181,22 @@ fn together<T: Element, const Q: usize>(
         let sums = &scratch.sums[i * width..];
         query.out.iter_mut().zip(sums).for_each(|(y, x)| *y = x * inverse);
     }
+}
+
+for_every_width! {
+    fn largest(values: &[f32]) -> f32 = largest_of
+}
+
+/// The largest value; NaN counts for nothing here and shows in the sum of powers.
+#[inline(always)]
+fn largest_of(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = larger(*lane, *x));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 /// Scores of `Q` queries with all positions of some panels: `out[q][position]`.
@@ -274,22 +291,24 @@ unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(
     sums: &mut [f32],
 ) {
     let width = sums.len() / Q;
+    // As many sums as there are registers for: 32 of 512 bits, 16 of 256.
+    let is_wide = if L::COUNT == 16 { Q <= 4 } else { Q <= 2 };
     let mut d = 0;
     while d < width {
         // SAFETY: d and the registers after it lie in a position of `width` values, a multiple of 16.
         unsafe {
-            if d + CHUNK * L::COUNT <= width {
-                mix_chunk::<L, T, Q, CHUNK>(weights, values, sums, d);
-                d += CHUNK * L::COUNT;
+            d += if is_wide && d + 4 * L::COUNT <= width {
+                mix_chunk::<L, T, Q, 4>(weights, values, sums, d)
+            } else if d + 2 * L::COUNT <= width {
+                mix_chunk::<L, T, Q, 2>(weights, values, sums, d)
             } else {
-                mix_chunk::<L, T, Q, 1>(weights, values, sums, d);
-                d += L::COUNT;
-            }
+                mix_chunk::<L, T, Q, 1>(weights, values, sums, d)
+            };
         }
     }
 }
 
-/// `C` registers of values from `d` on.
+/// `C` registers of values from `d` on; returns how many values that was.
 ///
 /// # Safety
 /// As [`mix_with`] has it.
@@ -299,7 +318,7 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
     values: &[T],
     sums: &mut [f32],
     d: usize,
-) {
+) -> usize {
     let width = sums.len() / Q;
     // SAFETY: the caller's promise.
     unsafe {
@@ -327,6 +346,7 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
             }
         }
     }
+    C * L::COUNT
 }
 
 /// The same for the vectors of x86.

@@ -42,6 +42,18 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn of(x: f32) -> Self;
 
+    /// A slice of [`Element::of`]; both slices have the same length.
+    ///
+    /// ```
+    /// use llm_int8_kernels::Element;
+    /// let mut out = [half::bf16::ZERO; 1];
+    /// Element::of_slice(&[1.0], &mut out);
+    /// assert_eq!(out, [half::bf16::ONE]);
+    /// ```
+    fn of_slice(source: &[f32], out: &mut [Self]) {
+        out.iter_mut().zip(source).for_each(|(y, x)| *y = Self::of(*x));
+    }
+
     /// A slice of [`Element::to_f32`]; both slices have the same length.
     ///
     /// ```
@@ -96,6 +108,10 @@ impl Element for f32 {
 impl Element for f16 {
     fn of(x: f32) -> Self {
         f16::from_f32(x)
+    }
+
+    fn of_slice(source: &[f32], out: &mut [Self]) {
+        Element::to_f16_slice(source, out);
     }
 
     fn to_f32(self) -> f32 {

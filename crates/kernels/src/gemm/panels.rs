@@ -138,6 +138,11 @@ fn offset(isa: Isa) -> u8 {
 /// Fills a panel with up to sixteen rows; what is missing counts as zeros.
 fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
     let (size, offset) = (codes_a_step(isa), offset(isa));
+    #[cfg(target_arch = "x86_64")]
+    if isa.width() == crate::isa::Width::V512 && rows.len() == LANES && codes.cols().is_multiple_of(DEPTH) {
+        let codes = &codes.data()[rows.start * codes.cols()..rows.end * codes.cols()];
+        return vnni::v512::pack(isa, codes, offset, panel);
+    }
     panel.fill(offset);
     for (lane, row) in rows.enumerate() {
         let row = codes.row(row);

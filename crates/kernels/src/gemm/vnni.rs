@@ -291,8 +291,6 @@ pub(super) mod v512 {
         unsafe { turn_inner(tile, first, rows, sums, width) }
     }
 
-    /// Pairs, then fours, then halves and quarters of registers.
-    ///
     /// # Safety
     /// As [`turn`] checks.
     #[target_feature(enable = "avx512f")]
@@ -308,6 +306,43 @@ pub(super) mod v512 {
             // SAFETY: the caller's promise.
             a[n] = unsafe { _mm512_loadu_si512(tile[n].as_ptr().add(first).cast()) };
         }
+        for (i, row) in transposed(a).iter().enumerate().take(rows) {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add(i * width).cast(), *row) }
+        }
+    }
+
+    /// Packs sixteen rows of codes, which lie one after the other, into a panel; `offset` is added as bits.
+    pub(in crate::gemm) fn pack(isa: Isa, codes: &[i8], offset: u8, panel: &mut [u8]) {
+        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && panel.len() == codes.len());
+        assert!(codes.len().is_multiple_of(PANEL_LANES * STEP_BYTES));
+        // SAFETY: the CPU has AVX-512; rows are a multiple of 64 codes, and the panel has as many bytes.
+        unsafe { pack_inner(codes, offset, panel) }
+    }
+
+    /// # Safety
+    /// As [`pack`] checks.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pack_inner(codes: &[i8], offset: u8, panel: &mut [u8]) {
+        let (columns, offset) = (codes.len() / PANEL_LANES, _mm512_set1_epi8(offset as i8));
+        for k in (0..columns).step_by(STEP_BYTES) {
+            let mut a = [_mm512_setzero_si512(); 16];
+            for m in 0..16 {
+                // SAFETY: k + 64 ≤ columns.
+                let row = unsafe { _mm512_loadu_si512(codes.as_ptr().add(m * columns + k).cast()) };
+                a[m] = _mm512_xor_si512(row, offset);
+            }
+            for (i, step) in transposed(a).iter().enumerate() {
+                // SAFETY: sixteen steps of four codes a row end at (k + 64) · 16.
+                unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add((k / 4 + i) * STEP_BYTES).cast(), *step) }
+            }
+        }
+    }
+
+    /// Rows and columns of 16 × 16 values of 32 bits exchanged: pairs, then fours, then halves and quarters of
+    /// registers.
+    #[target_feature(enable = "avx512f")]
+    fn transposed(mut a: [__m512i; 16]) -> [__m512i; 16] {
         let mut b = a;
         for i in 0..8 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
@@ -330,9 +365,6 @@ pub(super) mod v512 {
             b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
             b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
         }
-        for (i, row) in b.iter().enumerate().take(rows) {
-            // SAFETY: the caller's promise.
-            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add(i * width).cast(), *row) }
-        }
+        b
     }
 }

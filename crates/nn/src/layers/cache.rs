@@ -109,16 +109,16 @@ impl<T: Element> KeysAndValues<T> {
         self.reserve(len + rows.len(), heads, size);
         let width = padded(size);
         let fill = |head: usize, keys: &mut [T], values: &mut [T]| {
-            let mut key = vec![0f32; size];
+            let (mut key, mut stored) = (vec![0f32; size], vec![T::of(0.0); size]);
             for (t, row) in rows.clone().enumerate() {
                 key.copy_from_slice(k.get(row, head));
                 if let Some(rope) = rope {
                     rope.rotate(t, &mut key);
                 }
+                T::of_slice(&key, &mut stored);
                 let first = key_place(len + t, 0, size);
-                keys[first..].iter_mut().step_by(PANEL).zip(&key).for_each(|(y, x)| *y = T::of(*x));
-                let target = &mut values[(len + t) * width..];
-                target.iter_mut().zip(v.get(row, head)).for_each(|(y, x)| *y = T::of(*x));
+                keys[first..].iter_mut().step_by(PANEL).zip(&stored).for_each(|(y, x)| *y = *x);
+                T::of_slice(v.get(row, head), &mut values[(len + t) * width..][..size]);
             }
         };
         let (keys, values) = (self.capacity * size, self.capacity * width);
