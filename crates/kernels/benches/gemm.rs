@@ -1,18 +1,20 @@
 //! The products of gpt2-large: one token (decode), a prompt (prefill), the float output head, and
 //! reading a checkpoint.
 //!
-//! `cargo bench -p llm-int8-kernels`. The peer is the same product in f32 by the `gemm` crate, which
-//! candle multiplies with. `bandwidth/sum of bytes` is what reading alone costs.
+//! `cargo bench -p llm-int8-kernels`, on every instruction set the CPU has. The peer is the same product in f32
+//! by the `gemm` crate, which candle multiplies with. What memory and registers allow is printed beside.
+
+#![allow(clippy::print_stdout, reason = "limits are printed beside the results")]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
 use half::{bf16, f16};
 use llm_int8_kernels as kernels;
+use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations, dense,
-    linear, quantize_activations, quantize_weight, quantize_weight_transposed,
+    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations, activation,
+    attention, dense, limits, linear, quantize_activations, quantize_weight, quantize_weight_transposed,
 };
-use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -22,6 +24,16 @@ type Result = std::result::Result<(), KernelError>;
 const SHAPES: [(usize, usize); 4] = [(1280, 3840), (1280, 1280), (1280, 5120), (5120, 1280)];
 const BLOCKS: usize = 36;
 const HEAD: (usize, usize) = (1280, 50257);
+
+/// A closure for `iter` that stops at an error.
+fn checked(mut run: impl FnMut() -> Result) -> impl FnMut() {
+    move || done(run())
+}
+
+/// What failed was not measured.
+fn done(result: Result) {
+    assert!(result.is_ok(), "{result:?}");
+}
 
 /// Numbers in -1..1 without structure.
 fn noise(count: usize) -> Vec<f32> {
@@ -35,21 +47,41 @@ fn noise(count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+/// A layer whose codes lie in a model's memory.
 struct Layer {
     inputs: usize,
     outputs: usize,
-    codes: Vec<i8>,
+    first: usize,
     absmax: Vec<f32>,
 }
 
-impl Layer {
-    fn new((inputs, outputs): (usize, usize)) -> Self {
-        let codes = noise(inputs * outputs).iter().map(|x| (x * 127.0) as i8).collect();
-        Self { inputs, outputs, codes, absmax: vec![0.5; outputs] }
-    }
+/// Layers one after the other, their codes in large pages as the loader puts them.
+struct Model {
+    codes: Vec<i8>,
+    layers: Vec<Layer>,
+}
 
-    fn forward(&self, isa: Isa, a: &QuantizedActivations, out: &mut [f32]) -> Result {
-        let w = Int8WeightRef::new(MatRef::new(&self.codes, self.outputs, self.inputs)?, &self.absmax)?;
+impl Model {
+    fn new(shapes: impl Iterator<Item = (usize, usize)>) -> Self {
+        let (mut first, mut layers) = (64, Vec::new());
+        for (inputs, outputs) in shapes {
+            layers.push(Layer { inputs, outputs, first, absmax: vec![0.5; outputs] });
+            first += inputs * outputs;
+        }
+        let mut codes = vec![0i8; first];
+        prefer_large(&mut codes);
+        let some = noise(1 << 20);
+        codes.iter_mut().zip(some.iter().cycle()).for_each(|(code, x)| *code = (x * 127.0) as i8);
+        let offset = codes.as_ptr().align_offset(64);
+        layers.iter_mut().for_each(|layer| layer.first = layer.first - 64 + offset);
+        Self { codes, layers }
+    }
+}
+
+impl Layer {
+    fn forward(&self, isa: Isa, model: &Model, a: &QuantizedActivations, out: &mut [f32]) -> Result {
+        let codes = &model.codes[self.first..][..self.inputs * self.outputs];
+        let w = Int8WeightRef::new(MatRef::new(codes, self.outputs, self.inputs)?, &self.absmax)?;
         let rows = a.rows();
         let out = MatMut::new(&mut out[..rows * self.outputs], rows, self.outputs)?;
         linear(isa, a, &kernels::Layer::new(w), out)
@@ -57,11 +89,12 @@ impl Layer {
 }
 
 /// Quantises the activations (K = 1280 and K = 5120) and multiplies them with every layer.
-fn token(isa: Isa, layers: &[Layer], x: &[Vec<f32>; 2], rows: usize, out: &mut [f32]) -> Result {
-    for layer in layers {
-        let a = MatRef::new(&x[usize::from(layer.inputs == 5120)], rows, layer.inputs)?;
+fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32]) -> Result {
+    for layer in &model.layers {
+        let x = &x[usize::from(layer.inputs == 5120)][..rows * layer.inputs];
+        let a = MatRef::new(x, rows, layer.inputs)?;
         let a = quantize_activations(isa, a, 6.0, OutlierScope::Batch);
-        layer.forward(isa, &a, out)?;
+        layer.forward(isa, model, &a, out)?;
     }
     Ok(())
 }
@@ -78,43 +111,36 @@ fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
 }
 
 fn decode(c: &mut Criterion) {
-    let layers: Vec<Layer> = (0..BLOCKS).flat_map(|_| SHAPES.map(Layer::new)).collect();
-    let bytes: usize = layers.iter().map(|layer| layer.codes.len()).sum();
-    let (x, mut out) = (activations(1, 24), vec![0f32; 5120]);
-    let mut group = c.benchmark_group("decode gpt2-large");
-    group.throughput(Throughput::Bytes(bytes as u64));
-    group.bench_function("bandwidth/sum of bytes", |b| {
-        b.iter(|| layers.iter().map(|layer| sum_of_bytes(&layer.codes)).fold(0, u64::wrapping_add));
-    });
-    group.bench_function(format!("int8 {}", Isa::detect().name()), |b| {
-        b.iter(|| token(Isa::detect(), &layers, &x, 1, black_box(&mut out)));
-    });
+    let model = Model::new((0..BLOCKS).flat_map(|_| SHAPES));
+    let (x, mut out) = (activations(8, 24), vec![0f32; 8 * 5120]);
+    let mut group = c.benchmark_group("all int8 layers of gpt2-large");
+    group.throughput(Throughput::Bytes(model.codes.len() as u64));
+    for isa in Isa::available().into_iter().skip(1) {
+        println!("{}: reading memory {:.1} GB/s", isa.name(), limits::read_rate(isa) / 1e9);
+        for rows in [1, 2, 4, 8] {
+            group.bench_function(format!("{}/{rows} rows", isa.name()), |b| {
+                // On the pool from beginning to end, as the decoder runs.
+                b.iter(|| rayon::scope(|_| done(token(isa, &model, &x, rows, black_box(&mut out)))));
+            });
+        }
+    }
     group.finish();
-}
-
-/// Every byte read once, with both threads, as fast as the compiler vectorises it.
-fn sum_of_bytes(codes: &[i8]) -> u64 {
-    let sum = |chunk: &[i8]| {
-        let (words, _) = chunk.as_chunks::<8>();
-        words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_ne_bytes(word.map(|x| x as u8))))
-    };
-    codes.par_chunks(256 * 1024).map(sum).reduce(|| 0, u64::wrapping_add)
 }
 
 fn prefill(c: &mut Criterion) {
     // One block: its codes (20 MB) leave the inner caches between uses as a whole model's do.
-    let layers = SHAPES.map(Layer::new);
-    let macs: usize = layers.iter().map(|layer| layer.codes.len()).sum();
+    let model = Model::new(SHAPES.into_iter());
+    let macs = model.codes.len();
     let mut group = c.benchmark_group("prefill one block of gpt2-large");
-    for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
-        let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
-        group.throughput(Throughput::Elements((macs * rows) as u64));
-        group.bench_function(
-            format!("int8 {}/{rows} rows, {columns} outlier columns", Isa::detect().name()),
-            |b| {
-                b.iter(|| token(Isa::detect(), &layers, &x, rows, black_box(&mut out)));
-            },
-        );
+    for isa in Isa::available().into_iter().skip(1) {
+        println!("{}: {:.0} G multiply-adds/s in registers", isa.name(), limits::multiply_rate(isa) / 1e9);
+        for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
+            let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
+            group.throughput(Throughput::Elements((macs * rows) as u64));
+            group.bench_function(format!("{}/{rows} rows, {columns} outlier columns", isa.name()), |b| {
+                b.iter(|| done(token(isa, &model, &x, rows, black_box(&mut out))));
+            });
+        }
     }
     let (rows, (inputs, outputs)) = (128, SHAPES[2]);
     let (x, w, mut out) = (noise(rows * inputs), noise(inputs * outputs), vec![0f32; rows * outputs]);
@@ -122,12 +148,60 @@ fn prefill(c: &mut Criterion) {
     group.bench_function("peer: gemm crate, f32, 1280×5120/128", |b| {
         b.iter(|| peer(rows, inputs, outputs, &x, &w, black_box(&mut out)));
     });
-    group.bench_function("dense f32 avx2, 1280×5120/128", |b| {
-        b.iter(|| -> Result {
+    group.bench_function("dense f32, 1280×5120/128", |b| {
+        b.iter(checked(|| {
             let (a, w) = (MatRef::new(&x, rows, inputs)?, MatRef::new(&w, outputs, inputs)?);
             dense::linear(Isa::detect(), a, w, None, MatMut::new(black_box(&mut out), rows, outputs)?)
-        });
+        }));
     });
+    group.finish();
+}
+
+/// One token of a gpt2-large layer after 256 others, and 512 tokens at once.
+fn attend(c: &mut Criterion) {
+    let (heads, size, positions) = (20, 64, 512);
+    let keys: Vec<f16> = noise(positions * size).into_iter().map(f16::from_f32).collect();
+    let query = noise(size);
+    let mut group = c.benchmark_group("attention of a gpt2-large layer");
+    for isa in Isa::available() {
+        for (name, seen) in [("one token after 256", 256..257), ("512 tokens", 1..513)] {
+            let products: usize = seen.clone().map(|seen| 2 * seen * size).sum();
+            group.throughput(Throughput::Elements((heads * products) as u64));
+            group.bench_function(format!("{}/{name}", isa.name()), |b| {
+                let mut out = vec![0f32; seen.len() * size];
+                let mut scratch = attention::Scratch::default();
+                b.iter(|| {
+                    for _ in 0..heads {
+                        let cache = attention::HeadCache::new(&keys, &keys, size);
+                        let mut queries: Vec<_> = seen
+                            .clone()
+                            .zip(out.chunks_mut(size))
+                            .map(|(seen, out)| attention::Query {
+                                query: &query,
+                                seen: 0..seen,
+                                head: 0,
+                                out,
+                            })
+                            .collect();
+                        attention::attend(isa, cache, &mut queries, |_, _, _| (), &mut scratch);
+                    }
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// The function of a gpt2-large MLP over 128 tokens.
+fn activate(c: &mut Criterion) {
+    let mut x = noise(128 * 5120);
+    let mut group = c.benchmark_group("activation of 128×5120");
+    group.throughput(Throughput::Elements(x.len() as u64));
+    for isa in Isa::available() {
+        group.bench_function(format!("{}/GELU", isa.name()), |b| {
+            b.iter(|| activation::apply(isa, kernels::Activation::GeluTanh, black_box(&mut x)));
+        });
+    }
     group.finish();
 }
 
@@ -182,6 +256,23 @@ fn head(c: &mut Criterion) {
     group.finish();
 }
 
+/// The head in int8, as `--quantize-head` makes it.
+fn int8_head(c: &mut Criterion) {
+    let model = Model::new(std::iter::once(HEAD));
+    let ([x, _], mut out) = (activations(1, 24), vec![0f32; HEAD.1]);
+    let mut group = c.benchmark_group("output head of gpt2-large in int8");
+    group.throughput(Throughput::Bytes(model.codes.len() as u64));
+    for isa in Isa::available().into_iter().skip(1) {
+        group.bench_function(isa.name(), |b| {
+            b.iter(checked(|| {
+                let a = quantize_activations(isa, MatRef::new(&x, 1, HEAD.0)?, 6.0, OutlierScope::Batch);
+                model.layers[0].forward(isa, &model, &a, black_box(&mut out))
+            }));
+        });
+    }
+    group.finish();
+}
+
 type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
 
 fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
@@ -189,10 +280,10 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     let mut out = vec![0f32; outputs];
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(name, |b| {
-        b.iter(|| -> Result {
+        b.iter(checked(|| {
             let (a, w) = (MatRef::new(x, 1, inputs)?, MatRef::new(w, outputs, inputs)?);
             dense::linear(Isa::detect(), a, w, None, MatMut::new(black_box(&mut out), 1, outputs)?)
-        });
+        }));
     });
 }
 
@@ -219,16 +310,16 @@ fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
     let (mut codes, mut absmax) = (vec![0i8; w.len()], vec![0f32; 5120]);
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(format!("{name} rows"), |b| {
-        b.iter(|| -> Result {
+        b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;
             quantize_weight(Isa::detect(), MatRef::new(w, 5120, 5120)?, codes, &mut absmax)
-        });
+        }));
     });
     group.bench_function(format!("{name} transposed"), |b| {
-        b.iter(|| -> Result {
+        b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;
             quantize_weight_transposed(Isa::detect(), MatRef::new(w, 5120, 5120)?, codes, &mut absmax)
-        });
+        }));
     });
 }
 
@@ -238,6 +329,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = decode, prefill, head, quantise
+    targets = decode, prefill, attend, activate, head, int8_head, quantise
 }
 criterion_main!(benches);

@@ -41,6 +41,7 @@ pub mod reference;
 pub mod rowwise;
 mod simd;
 mod tasks;
+pub mod team;
 
 pub use activation::Activation;
 pub use element::Element;

@@ -31,6 +31,19 @@ pub(crate) fn prefetch(bytes: &[i8]) {
     let _ = bytes;
 }
 
+/// Fetches `count` bytes that lie `ahead` of a place into the first cache. They may lie behind the end of
+/// what is there: a hint reads nothing.
+#[inline(always)]
+pub(crate) fn prefetch_ahead(place: *const i8, ahead: usize, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..count).step_by(64) {
+        // SAFETY: a hint; every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(ahead + line)) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (place, ahead, count);
+}
+
 /// `fn name(isa, …) = body`: `body`, which must be `#[inline(always)]`, compiled for every width.
 macro_rules! for_every_width {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)?

@@ -6,7 +6,7 @@
 //! weights block by block and write in place; a weight is then read once for hundreds of rows, whose
 //! activations stay in the second cache. The cut never changes a sum, so it cannot change a bit of the result.
 
-use crate::MatMut;
+use crate::{MatMut, team};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -68,13 +68,18 @@ pub(crate) fn run<T, S>(
             }
         });
     }
-    let min_len = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
+    // Blocks of few weights are computed several at a time.
+    let blocks = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
     let by_outputs = |target: &mut [T]| {
-        let chunks = target.par_chunks_mut(block * rows).with_min_len(min_len).enumerate();
-        chunks.for_each_init(S::default, |scratch, (i, data)| {
-            let stride = data.len() / rows;
-            let outputs = i * block..i * block + stride;
-            task(Patch { data, stride, offset: 0, rows: 0..rows, outputs }, scratch);
+        let tasks = target.chunks_mut(blocks * block * rows).enumerate().collect();
+        team::for_each(tasks, |scratch: &mut S, (i, data): (usize, &mut [T])| {
+            for (j, data) in data.chunks_mut(block * rows).enumerate() {
+                let (stride, first) = (data.len() / rows, (i * blocks + j) * block);
+                task(
+                    Patch { data, stride, offset: 0, rows: 0..rows, outputs: first..first + stride },
+                    scratch,
+                );
+            }
         });
     };
     if rows == 1 {

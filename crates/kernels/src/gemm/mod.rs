@@ -28,9 +28,8 @@ use crate::outlier::QuantizedActivations;
 use crate::reference::PRODUCT_STEP;
 use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
-use crate::{Isa, KernelError, MatMut, MatRef, activation};
+use crate::{Isa, KernelError, MatMut, MatRef, activation, team};
 use panels::Panels;
-use rayon::prelude::*;
 use rows::Rows;
 use std::ops::Range;
 use thin::ThinProduct;
@@ -41,7 +40,7 @@ const MAX_BLOCK: usize = 64;
 /// `columns · 128²` must stay below 2³¹.
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
 /// Weights of a task while there is one row: some microseconds of reading.
-const TASK_BYTES: usize = 96 * 1024;
+const TASK_BYTES: usize = 64 * 1024;
 
 /// Whether the CPU has AMX and the system lets this process use it.
 #[cfg(target_arch = "x86_64")]
@@ -207,7 +206,7 @@ pub fn linears(
         return layers.into_iter().try_for_each(|(layer, out)| linear(isa, a, &layer, out));
     }
     let input = Rows::new(isa, a.codes());
-    let block = block(a.cols());
+    let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
     let (mut epilogues, mut pieces) = (Vec::new(), Vec::new());
     for (i, (layer, out)) in layers.iter().enumerate() {
         layer.check(a, out)?;
@@ -217,7 +216,6 @@ pub fn linears(
     for (i, (_, out)) in layers.into_iter().enumerate() {
         pieces.extend(out.into_data().chunks_mut(block).enumerate().map(|(j, y)| (i, j * block, y)));
     }
-    let min_len = (TASK_BYTES / (block * a.cols()).max(1)).max(1);
     let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>), (i, first, y): (usize, usize, &mut [f32])| {
         let outputs = first..first + y.len();
         let (weight, epilogue) = &epilogues[i];
@@ -226,7 +224,7 @@ pub fn linears(
         epilogue.thin.gather(weight, outputs.clone(), weights);
         epilogue.run(0, outputs, sums, weights, y);
     };
-    pieces.into_par_iter().with_min_len(min_len).for_each_init(Default::default, task);
+    team::for_each(pieces, task);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ macro_rules! dot_products {
         /// Codes of a register.
         const LANES: usize = size_of::<$register>();
         /// How far ahead of its use a weight is fetched, in bytes.
-        const AHEAD: usize = 1024;
+        const AHEAD: usize = 2048;
 
         /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
         /// other; `offsets` is `128 · Σ a[m][k]`.

@@ -4,8 +4,7 @@
 use super::cache::{CacheValues, KeysAndValues};
 use super::{Alibi, LayerCache, RopeTable};
 use llm_int8_kernels::attention::{Query, Scratch, attend as attend_head};
-use llm_int8_kernels::{Element, Isa};
-use rayon::prelude::*;
+use llm_int8_kernels::{Element, Isa, team};
 use std::ops::Range;
 
 /// How queries, keys and values of all heads lie in a row of one product.
@@ -132,7 +131,7 @@ pub fn attend(
             CacheValues::F32(cache) => queries.attend(isa, cache, outs, scratch),
         }
     };
-    tasks.into_par_iter().for_each_init(Default::default, task);
+    team::for_each(tasks, task);
 }
 
 /// A text, the first of some of its new positions, a head of keys, and where each position's results go.

@@ -2,8 +2,7 @@
 //!
 //! Texts of a batch lie one after the other, each with the rows of its new tokens, so that lengths need not
 //! be equal and nothing is filled up. Values between layers are rows of f32; what the weights are stored in
-//! is each layer's own business. One pass runs on the thread pool from beginning to end: threads that wait
-//! for the next layer need not be woken.
+//! is each layer's own business.
 
 use super::decoder::{Decoder, KvCache, LogitPositions, Part, Parts, Text};
 use super::spec::{BlockSlot, LayerSpec, ModelSlot, Residual};
@@ -26,7 +25,8 @@ impl Decoder {
         for text in texts.iter() {
             self.check(text)?;
         }
-        rayon::scope(|_| Pass::new(self, texts, wanted)?.run(texts))
+        let pass = Pass::new(self, texts, wanted)?;
+        if pass.ids.len() < POOLED_ROWS { pass.run(texts) } else { rayon::scope(|_| pass.run(texts)) }
     }
 
     /// [`Decoder::forward`] for one text: the logits after its last token, f32 `[V]`.
@@ -71,6 +71,10 @@ impl Decoder {
         Ok(())
     }
 }
+
+/// Rows from which a pass runs on the thread pool from beginning to end, so that its threads need not be woken
+/// for each layer. Fewer rows never leave the calling thread and the team of the kernels.
+const POOLED_ROWS: usize = 16;
 
 /// A text during a pass.
 struct Segment {
