@@ -115,8 +115,8 @@ fn decode(c: &mut Criterion) {
     let (x, mut out) = (activations(8, 24), vec![0f32; 8 * 5120]);
     let mut group = c.benchmark_group("all int8 layers of gpt2-large");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
+    println!("reading memory {:.1} GB/s", limits::read_rate(&[&model.codes]) / 1e9);
     for isa in Isa::available().into_iter().skip(1) {
-        println!("{}: reading memory {:.1} GB/s", isa.name(), limits::read_rate(isa) / 1e9);
         for rows in [1, 2, 4, 8] {
             group.bench_function(format!("{}/{rows} rows", isa.name()), |b| {
                 // On the pool from beginning to end, as the decoder runs.

@@ -18,25 +18,44 @@ const AHEAD: usize = 1024;
 /// The best of so many tries counts: a limit is not reached while others disturb.
 const TRIES: usize = 7;
 
-/// Bytes a second that all threads together read from memory, in large pages.
+/// Bytes a second that all threads together read from this memory, with whichever loads are fastest. Where
+/// memory lies makes a difference of up to a third on machines shared with others, so the limit of a model is
+/// that of its own weights.
 ///
 /// ```no_run
-/// let rate = llm_int8_kernels::limits::read_rate(llm_int8_kernels::Isa::detect());
-/// println!("{:.1} GB/s", rate / 1e9);
+/// println!("{:.1} GB/s", llm_int8_kernels::limits::read_rate(&[&[0i8; 1 << 20]]) / 1e9);
 /// ```
-pub fn read_rate(isa: Isa) -> f64 {
-    let mut buffer = vec![0u64; BUFFER / 8];
-    prefer_large(&mut buffer);
-    buffer.par_chunks_mut(1 << 16).for_each(|part| part.fill(1));
-    // A part for each thread, from one end to the other: what weights are read like.
-    let part = buffer.len().div_ceil(rayon::current_num_threads());
-    let seconds = || {
+pub fn read_rate(memory: &[&[i8]]) -> f64 {
+    // From the beginning of a cache line on, and a part for each thread, from one end to the other: what weights
+    // are read like.
+    let pieces: Vec<&[u64]> = (memory.iter())
+        .filter_map(|part| part.get(part.as_ptr().align_offset(64)..))
+        .flat_map(|part| bytemuck::cast_slice::<i8, u64>(&part[..part.len() / 8 * 8]).chunks(1 << 17))
+        .collect();
+    let bytes: usize = pieces.iter().map(|piece| size_of_val(*piece)).sum();
+    let share = pieces.len().div_ceil(rayon::current_num_threads()).max(1);
+    let seconds = |isa| {
         let started = Instant::now();
-        let total: u64 = buffer.par_chunks(part).map(|part| sum(isa, part)).sum();
+        let total: u64 = (pieces.par_chunks(share))
+            .map(|pieces| pieces.iter().fold(0, |total, piece| sum(isa, piece).wrapping_add(total)))
+            .reduce(|| 0, u64::wrapping_add);
         black_box(total);
         started.elapsed().as_secs_f64()
     };
-    BUFFER as f64 / (0..TRIES).map(|_| seconds()).fold(f64::INFINITY, f64::min)
+    let tries = Isa::available().into_iter().flat_map(|isa| std::iter::repeat_n(isa, TRIES));
+    bytes as f64 / tries.map(seconds).fold(f64::INFINITY, f64::min)
+}
+
+/// [`read_rate`] of new memory in large pages.
+///
+/// ```no_run
+/// println!("{:.1} GB/s", llm_int8_kernels::limits::read_rate_of_new_memory() / 1e9);
+/// ```
+pub fn read_rate_of_new_memory() -> f64 {
+    let mut buffer = vec![0i8; BUFFER];
+    prefer_large(&mut buffer);
+    buffer.par_chunks_mut(1 << 19).for_each(|part| part.fill(1));
+    read_rate(&[&buffer])
 }
 
 for_every_width! {
@@ -49,7 +68,7 @@ fn sum_of(values: &[u64]) -> u64 {
     let mut sums = [0u64; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        // The processor's own prefetchers do worse with loads of 512 bits.
+        // The processor's own prefetchers do less with loads of 512 bits.
         crate::simd::prefetch_ahead(chunk.as_ptr().cast(), AHEAD, size_of_val(chunk));
         sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
     }

@@ -26,7 +26,7 @@ pub struct BenchOptions {
 pub struct BenchReport {
     /// The instruction set.
     pub isa: &'static str,
-    /// Bytes a second that reading alone reaches.
+    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights.
     pub read_rate: f64,
     /// Multiply-adds of codes a second that registers alone reach.
     pub multiply_rate: f64,
@@ -103,7 +103,10 @@ impl AutoModelForCausalLM {
         }
         let isa = self.decoder().isa();
         observe("reading memory");
-        let read_rate = limits::read_rate(isa);
+        let read_rate = match self.decoder().codes_in_order() {
+            codes if codes.is_empty() => limits::read_rate_of_new_memory(),
+            codes => limits::read_rate(&codes),
+        };
         let multiply_rate = limits::multiply_rate(isa);
         let mut decode = Vec::new();
         for &context in &options.contexts {

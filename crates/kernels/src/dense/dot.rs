@@ -7,12 +7,8 @@
 )]
 
 use crate::isa::Width;
-use crate::simd::{Eight, Lanes};
+use crate::simd::{Eight, Lanes, prefetch_ahead};
 use crate::{Element, Isa};
-
-/// How far ahead of its use a weight is fetched, in values.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 1024;
 
 /// `sums[n][m] = Σ a[m][k] · w[n][k]`. All slices must have the length of the first.
 pub(super) fn dot<W: Element, const M: usize, const N: usize>(
@@ -53,11 +49,10 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 x[m] = L::load(a[m].as_ptr().add(k));
             }
             for n in 0..N {
-                #[cfg(target_arch = "x86_64")]
                 if M == 1 {
-                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                    // A hint that may point behind the last weight: it reads nothing there.
-                    _mm_prefetch::<_MM_HINT_T0>(w[n].as_ptr().wrapping_add(k + AHEAD).cast());
+                    // The same place of the next rows, which come after these.
+                    let bytes = L::COUNT * size_of::<W>();
+                    prefetch_ahead(w[n].as_ptr().wrapping_add(k).cast(), N * size_of_val(w[n]), bytes);
                 }
                 let y = L::load(w[n].as_ptr().add(k));
                 for m in 0..M {

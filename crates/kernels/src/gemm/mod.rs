@@ -172,7 +172,7 @@ pub fn linear(
     let epilogue = Epilogue::new(isa, a, layer)?;
     product(isa, a.codes(), layer.weight.codes, out, |mut patch, sums, weights: &mut Vec<f32>| {
         let outputs = patch.outputs.clone();
-        epilogue.thin.gather(&layer.weight, outputs.clone(), weights);
+        epilogue.thin.gather(isa, &layer.weight, outputs.clone(), weights);
         for (i, (m, sums)) in patch.rows.clone().zip(sums.chunks(outputs.len())).enumerate() {
             epilogue.run(m, outputs.clone(), sums, weights, patch.row_mut(i));
         }
@@ -221,7 +221,7 @@ pub fn linears(
         let (weight, epilogue) = &epilogues[i];
         sums.resize(y.len(), 0);
         input.multiply(isa, weight.codes, [&(0..1), &outputs], sums);
-        epilogue.thin.gather(weight, outputs.clone(), weights);
+        epilogue.thin.gather(isa, weight, outputs.clone(), weights);
         epilogue.run(0, outputs, sums, weights, y);
     };
     team::for_each(pieces, task);

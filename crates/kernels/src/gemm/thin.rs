@@ -47,12 +47,16 @@ impl<'a> ThinProduct<'a> {
     }
 
     /// The weights of the distinct columns for some outputs, `[columns, outputs]`.
-    pub(super) fn gather(&self, w: &Int8WeightRef<'_>, outputs: Range<usize>, into: &mut Vec<f32>) {
+    pub(super) fn gather(&self, isa: Isa, w: &Int8WeightRef<'_>, outputs: Range<usize>, into: &mut Vec<f32>) {
         let width = outputs.len();
         into.clear();
         match self.weights {
             OutlierWeights::Dequantized => {
                 into.resize(self.columns.len() * width, 0.0);
+                #[cfg(target_arch = "x86_64")]
+                if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
+                    return super::vnni::v512::gather(isa, w.codes, &self.columns, outputs, w.absmax, into);
+                }
                 for (i, n) in outputs.enumerate() {
                     let (row, absmax) = (w.codes.row(n), w.absmax[n]);
                     for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {

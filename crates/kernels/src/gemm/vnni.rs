@@ -10,7 +10,7 @@ macro_rules! dot_products {
         /// Codes of a register.
         const LANES: usize = size_of::<$register>();
         /// How far ahead of its use a weight is fetched, in bytes.
-        const AHEAD: usize = 2048;
+        const AHEAD: usize = 4096;
 
         /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
         /// other; `offsets` is `128 · Σ a[m][k]`.
@@ -196,10 +196,11 @@ pub(super) mod v256 {
 }
 
 pub(super) mod v512 {
-    use crate::Isa;
     use crate::gemm::panels::{LANES as PANEL_LANES, MAX_PANELS, STEP_BYTES, Tile, Weights};
     use crate::isa::Kind;
+    use crate::{Isa, MatRef};
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
     dot_products!(
         "avx512f,avx512bw,avx512vnni",
@@ -335,6 +336,62 @@ pub(super) mod v512 {
             for (i, step) in transposed(a).iter().enumerate() {
                 // SAFETY: sixteen steps of four codes a row end at (k + 64) · 16.
                 unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add((k / 4 + i) * STEP_BYTES).cast(), *step) }
+            }
+        }
+    }
+
+    /// The weights of some columns for some outputs, a multiple of 16: `[columns, outputs]`, dequantised.
+    pub(in crate::gemm) fn gather(
+        isa: Isa,
+        codes: MatRef<'_, i8>,
+        columns: &[u32],
+        outputs: Range<usize>,
+        absmax: &[f32],
+        into: &mut [f32],
+    ) {
+        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && codes.cols() <= i32::MAX as usize / 16);
+        assert!(
+            outputs.len().is_multiple_of(16) && outputs.end <= codes.rows() && outputs.end <= absmax.len()
+        );
+        assert!(columns.iter().all(|column| (*column as usize) < codes.cols()));
+        assert!(into.len() == columns.len() * outputs.len());
+        // SAFETY: the CPU has AVX-512; every code and every value lies where was checked.
+        unsafe { gather_inner(codes, columns, outputs, absmax, into) }
+    }
+
+    /// # Safety
+    /// As [`gather`] checks.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn gather_inner(
+        codes: MatRef<'_, i8>,
+        columns: &[u32],
+        outputs: Range<usize>,
+        absmax: &[f32],
+        into: &mut [f32],
+    ) {
+        let (data, cols, width) = (codes.data(), codes.cols(), outputs.len());
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(cols as i32));
+        let inverse = _mm512_set1_ps(1.0 / 127.0);
+        for (line, &column) in into.chunks_exact_mut(width).zip(columns) {
+            for i in (0..width).step_by(16) {
+                let first = (outputs.start + i) * cols + column as usize;
+                // SAFETY: a dword ends with the code wanted; at the very beginning there is none before it.
+                let found = unsafe {
+                    if first >= 3 {
+                        let dwords = _mm512_i32gather_epi32::<1>(rows, data.as_ptr().add(first - 3).cast());
+                        _mm512_srai_epi32::<24>(dwords)
+                    } else {
+                        let codes: [i32; 16] = std::array::from_fn(|n| i32::from(data[first + n * cols]));
+                        _mm512_loadu_si512(codes.as_ptr().cast())
+                    }
+                };
+                // SAFETY: sixteen values of `absmax` and of the line.
+                unsafe {
+                    let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
+                    let value = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse);
+                    _mm512_storeu_ps(line.as_mut_ptr().add(i), value);
+                }
             }
         }
     }

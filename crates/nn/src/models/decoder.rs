@@ -6,7 +6,7 @@ use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::Result;
 use crate::layers::{Embedding, HeadNorms, LayerCache, Norm, Rope};
-use crate::linear::{FloatLinear, Int8Config, Linear, OutlierScope};
+use crate::linear::{FloatLinear, Int8Config, Int8Weight, Linear, OutlierScope};
 use crate::module::ModulePath;
 use llm_int8_kernels::Isa;
 
@@ -199,7 +199,7 @@ impl Decoder {
     }
 
     /// Codes of a part, as far as it holds any of its own.
-    pub(super) fn codes(&self, slot: Slot) -> usize {
+    pub(super) fn own_codes(&self, slot: Slot) -> usize {
         match self.part(slot) {
             Some(Part::Embedding(table)) if table.is_int8() => table.shape().iter().product(),
             Some(Part::Linear(Linear::Int8(_)))
@@ -210,6 +210,16 @@ impl Decoder {
             Some(Part::Linear(Linear::Int8(linear))) => linear.out_features() * linear.in_features(),
             _ => 0,
         }
+    }
+
+    /// The codes of all int8 weights of products, in the order in which a token reads them.
+    pub fn codes_in_order(&self) -> Vec<&[i8]> {
+        let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
+        let codes = |part| match part {
+            &Part::Linear(Linear::Int8(ref linear)) => linear.weight().ok().map(Int8Weight::codes),
+            _ => None,
+        };
+        parts.filter_map(codes).collect()
     }
 
     /// Bytes that one new token reads at least after so many others: all weights of products, and keys and

@@ -154,7 +154,7 @@ impl Decoder {
         let slots = decoder.paths();
         let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;
-        let memory = CodeMemory::for_weights(slots.iter().map(|(_, slot)| decoder.codes(*slot)));
+        let memory = CodeMemory::for_weights(slots.iter().map(|(_, slot)| decoder.own_codes(*slot)));
         let mut reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa, memory };
         for (done, (path, slot)) in slots.iter().enumerate() {
             match decoder.part_mut(*slot) {
