@@ -26,6 +26,7 @@
 //! library, does no input or output and reads no environment.
 
 pub mod activation;
+mod aligned;
 pub mod attention;
 pub mod dense;
 pub mod element;
@@ -44,6 +45,7 @@ mod tasks;
 pub mod team;
 
 pub use activation::Activation;
+pub use aligned::AlignedVec;
 pub use element::Element;
 pub use error::KernelError;
 pub use gemm::{Int8WeightRef, Layer, OutlierWeights, linear, linears, matmul_i32};

@@ -3,7 +3,7 @@
 
 use crate::rowwise::{largest_bits, quantize_row};
 use crate::simd::for_every_width;
-use crate::{Element, Isa, MatRef};
+use crate::{AlignedVec, Element, Isa, MatRef};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -84,7 +84,7 @@ impl Outliers {
 /// Rows of activations, quantised: codes, absmax and what stays in floating point.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct QuantizedActivations {
-    codes: Vec<i8>,
+    codes: AlignedVec<i8>,
     absmax: Vec<f32>,
     outliers: Outliers,
     cols: usize,
@@ -162,7 +162,7 @@ impl QuantizedActivations {
     pub fn refill<T: Element>(&mut self, isa: Isa, a: MatRef<'_, T>, threshold: f32, scope: OutlierScope) {
         let (rows, cols) = (a.rows(), a.cols());
         self.cols = cols;
-        self.codes.resize(rows * cols, 0);
+        self.codes.reset(rows * cols, 0);
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
         let mut own = vec![Vec::new(); rows];

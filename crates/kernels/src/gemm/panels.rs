@@ -16,7 +16,7 @@ use super::Scratch;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, vnni};
 use crate::isa::Kind;
-use crate::{Isa, MatRef};
+use crate::{AlignedVec, Isa, MatRef};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -33,7 +33,8 @@ const DEPTH: usize = 64;
 
 /// Activations, packed.
 pub(super) struct Panels {
-    data: Vec<u8>,
+    /// Panel after panel.
+    data: AlignedVec<u8>,
     rows: usize,
     columns: usize,
     /// Bytes of a panel.
@@ -47,7 +48,7 @@ impl Panels {
     pub(super) fn new(isa: Isa, codes: MatRef<'_, i8>) -> Self {
         let (rows, columns) = (codes.rows(), codes.cols());
         let panel = columns.next_multiple_of(DEPTH) / codes_a_step(isa) * STEP_BYTES;
-        let mut data = vec![0u8; rows.div_ceil(LANES) * panel];
+        let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
         if panel > 0 {
             data.par_chunks_mut(panel).enumerate().for_each(|(i, panel)| {
                 let rows = i * LANES..rows.min((i + 1) * LANES);

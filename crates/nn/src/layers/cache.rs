@@ -3,8 +3,8 @@
 use super::{Heads, RopeTable};
 use crate::FloatDtype;
 use half::{bf16, f16};
-use llm_int8_kernels::Element;
 use llm_int8_kernels::attention::{HeadCache, PANEL, key_place, padded};
+use llm_int8_kernels::{AlignedVec, Element};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -26,8 +26,8 @@ pub(super) enum CacheValues {
 /// Head after head; see [`HeadCache`] for what a head looks like.
 #[derive(Debug, Clone)]
 pub(super) struct KeysAndValues<T> {
-    keys: Vec<T>,
-    values: Vec<T>,
+    keys: AlignedVec<T>,
+    values: AlignedVec<T>,
     /// Positions there is room for, a multiple of [`PANEL`].
     capacity: usize,
 }
@@ -92,11 +92,12 @@ impl LayerCache {
 
 impl<T: Element> KeysAndValues<T> {
     fn new() -> Self {
-        Self { keys: Vec::new(), values: Vec::new(), capacity: 0 }
+        let empty = || AlignedVec::filled(0, T::of(0.0));
+        Self { keys: empty(), values: empty(), capacity: 0 }
     }
 
     fn bytes(&self) -> u64 {
-        (size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())) as u64
+        (size_of_val(&self.keys[..]) + size_of_val(&self.values[..])) as u64
     }
 
     pub(super) fn head(&self, head: usize, size: usize) -> HeadCache<'_, T> {
@@ -139,7 +140,7 @@ impl<T: Element> KeysAndValues<T> {
         }
         let capacity = positions.next_multiple_of(GROW_BY);
         for (buffer, width) in [(&mut self.keys, size), (&mut self.values, padded(size))] {
-            let mut grown = vec![T::of(0.0); heads * capacity * width];
+            let mut grown = AlignedVec::filled(heads * capacity * width, T::of(0.0));
             if self.capacity > 0 {
                 let old = buffer.chunks(self.capacity * width);
                 grown
