@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests stop at the first surprise, as tests do")]
 
+mod attention;
 mod float;
 mod golden;
 mod product;

@@ -2,8 +2,8 @@
 
 use super::{Layer, Noise, bits};
 use llm_int8_kernels::{
-    Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear,
-    linears, matmul_i32, quantize_activations, reference,
+    Activation, Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope,
+    OutlierWeights, linear, linears, matmul_i32, quantize_activations, reference,
 };
 
 fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
@@ -18,7 +18,9 @@ fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
 fn sums_are_exact_for_every_code_at_every_edge() {
     let mut noise = Noise(11);
     for k in [1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 499, 2047, 2049] {
-        for (m, n) in [(1, 1), (1, 5), (1, 64), (2, 3), (3, 65), (4, 2), (5, 7), (37, 66), (70, 3)] {
+        let shapes =
+            [(1, 1), (1, 5), (1, 64), (2, 3), (3, 65), (4, 2), (5, 7), (6, 33), (7, 1), (8, 16), (9, 32)];
+        for (m, n) in shapes.into_iter().chain([(16, 31), (37, 66), (48, 40), (70, 3), (100, 97)]) {
             let (a, w) = (noise.codes(m * k), noise.codes(n * k));
             let expected =
                 reference::matmul_i32(MatRef::new(&a, m, k).unwrap(), MatRef::new(&w, n, k).unwrap());
@@ -33,7 +35,7 @@ fn sums_are_exact_for_every_code_at_every_edge() {
 fn extreme_codes_do_not_saturate() {
     for (x, y) in [(127i8, 127i8), (-127, 127), (-128, -128), (-128, 127), (127, -128), (-128, -1)] {
         for k in [5120, 131_071] {
-            for m in [1, 4] {
+            for m in [1, 4, 8, 17] {
                 let (a, w) = (vec![x; m * k], vec![y; 2 * k]);
                 let expected = vec![i32::from(x) * i32::from(y) * k as i32; 2 * m];
                 for isa in Isa::available() {
@@ -101,6 +103,54 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
             for rows in [1, 2, 3, 17, 90] {
                 let found = pool.install(|| forward(isa, &x[..rows * k]));
                 assert_eq!(bits(&found), alone[..rows * n], "{isa:?} {threads} threads, {rows} rows");
+            }
+        }
+    }
+}
+
+/// Codes alone, without what is around them in the decoder: enough rows for tasks that own rows.
+#[test]
+fn many_rows_on_several_threads_are_exact() {
+    let mut noise = Noise(15);
+    let (m, k, n) = (300, 130, 70);
+    let (a, w) = (noise.codes(m * k), noise.codes(n * k));
+    let expected = reference::matmul_i32(MatRef::new(&a, m, k).unwrap(), MatRef::new(&w, n, k).unwrap());
+    for isa in Isa::available() {
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert_eq!(pool.install(|| product(isa, &a, &w, k)), expected, "{isa:?} {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn layers_with_the_same_input_give_what_each_gives_alone() {
+    let mut noise = Noise(16);
+    let k = 96;
+    let layers = [40, 1, 150].map(|n| Layer::new(&noise.normals(n * k, 0.05), k));
+    let biases = layers.each_ref().map(|layer| noise.normals(layer.absmax.len(), 1.0));
+    for m in [1, 3, 20] {
+        let x = activations(&mut noise, m, k);
+        for isa in Isa::available() {
+            let a = quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), 6.0, OutlierScope::Row);
+            let forms = layers.iter().zip(&biases).map(|(layer, bias)| Linear {
+                bias: Some(bias),
+                activation: Some(Activation::Silu),
+                ..Linear::new(Int8WeightRef::new(layer.codes(), &layer.absmax).unwrap())
+            });
+            let forms: Vec<Linear<'_>> = forms.collect();
+            let mut outs: Vec<Vec<f32>> =
+                layers.iter().map(|layer| vec![0.0; m * layer.absmax.len()]).collect();
+            let jobs = forms.iter().zip(&mut outs).map(|(form, out)| {
+                let n = out.len() / m;
+                (*form, MatMut::new(out, m, n).unwrap())
+            });
+            linears(isa, &a, jobs.collect()).unwrap();
+            for ((layer, bias), out) in layers.iter().zip(&biases).zip(&outs) {
+                let mut alone =
+                    layer.forward(isa, &x, 6.0, OutlierScope::Row, OutlierWeights::Dequantized, Some(bias));
+                llm_int8_kernels::activation::apply(isa, Activation::Silu, &mut alone);
+                assert_eq!(bits(out), bits(&alone), "{isa:?} {m} rows");
             }
         }
     }

@@ -52,6 +52,20 @@ impl Norm {
         Ok(())
     }
 
+    /// [`Norm::forward_rows`] of rows that stay as they are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_from(&self, isa: Isa, source: &[f32], out: &mut [f32]) -> Result<()> {
+        let (weight, width) = (self.values()?, self.width());
+        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]);
+        for_rows(out, width, |i, row| {
+            row.copy_from_slice(&source[i * width..][..width]);
+            self.normalise(isa, row, weight, bias);
+        });
+        Ok(())
+    }
+
     /// What rows are multiplied with.
     fn values(&self) -> Result<&[f32]> {
         let weight = self.weight.f32_values()?;

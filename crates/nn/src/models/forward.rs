@@ -290,8 +290,12 @@ impl Block<'_> {
 
     /// `memory.normed` becomes `x` through the norm of a slot.
     fn normed(&self, slot: BlockSlot, x: &[f32], memory: &mut Memory) -> Result<()> {
-        sized(&mut memory.normed, x.len()).copy_from_slice(x);
-        self.norm(slot, &mut memory.normed)
+        let out = sized(&mut memory.normed, x.len());
+        if let Some(norm) = self.parts.norm(slot as usize) {
+            return norm.forward_from(self.decoder.isa(), x, out);
+        }
+        out.copy_from_slice(x);
+        self.norm(slot, out)
     }
 
     /// The norm of a slot; without one nothing happens.
