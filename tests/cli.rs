@@ -287,6 +287,81 @@ fn failures_are_1_and_one_sentence() {
 }
 
 #[test]
+fn drafts_are_counted_and_need_outliers_by_row() {
+    let prompt = "the king said unto him, the king said unto them, the king said unto";
+    let arguments = ["run", "tiny-gpt2", "--greedy", "--prompt", prompt, "--outliers", "row"];
+    let plain = run(&arguments);
+    let drafted = run(&[&arguments[..], &["--speculate", "6"]].concat());
+    assert_eq!(stdout(&plain), stdout(&drafted));
+    assert!(stderr(&drafted).contains("drafts:  ") && !stderr(&plain).contains("drafts:  "));
+    let (code, text) = failure(&["run", "tiny-gpt2", "--prompt", "a", "--speculate", "6"]);
+    assert_eq!(code, 2);
+    assert!(text.contains("--outliers row"), "{text}");
+}
+
+#[test]
+fn prompts_of_a_file_give_an_object_a_line() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, "And it came\n\nROMEO:\n").unwrap();
+    let file = file.display().to_string();
+    let options = ["--greedy", "-n", "8", "--outliers", "row"];
+    let with = |more: &[&str]| run(&[&["run", "tiny-gpt2"], &options[..], more].concat());
+    let output = with(&["--prompts-file", &file]);
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, prompt) in lines.iter().zip(["And it came", "ROMEO:"]) {
+        assert_eq!(line["prompt"], prompt);
+        let alone = stdout(&with(&["--prompt", prompt]));
+        assert_eq!(line["text"].as_str().unwrap(), alone.strip_suffix('\n').unwrap());
+        assert_eq!(line["token_ids"].as_array().unwrap().len(), 8);
+    }
+    assert!(stderr(&output).contains("2 prompts, 2 at once: 16 new tokens"), "{}", stderr(&output));
+    let empty = folder.path().join("empty.txt").display().to_string();
+    std::fs::write(&empty, "\n").unwrap();
+    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty]).0, 2);
+    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", "/nowhere"]).0, 1);
+    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty, "--prompt", "a"]).0, 2);
+}
+
+#[test]
+fn bench_measures_what_is_asked_for() {
+    let few = ["bench", "tiny-gpt2", "--contexts", "8", "--prompts", "16,32", "-n", "4", "--runs", "1"];
+    let drafts = ["--json", "--speculate", "2", "--outliers", "row"];
+    let report: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&[&few[..], &drafts].concat()))).unwrap();
+    assert_eq!((&report["model"], &report["decode"][0]["context"]), (&"tiny-gpt2".into(), &8.into()));
+    for figure in [
+        &report["decode"][0]["tokens_per_second"],
+        &report["decode"][0]["bytes_per_token"],
+        &report["prefill"][1]["tokens_per_second"],
+        &report["limits"]["read_bytes_per_second"],
+        &report["limits"]["multiply_adds_per_second"],
+        &report["speculate"]["plain_tokens_per_second"],
+        &report["load"]["seconds"],
+    ] {
+        assert!(figure.as_f64().unwrap() > 0.0, "{report}");
+    }
+    let text = stdout(&run(&few));
+    assert!(text.contains("decode after") && text.contains("prompt of"), "{text}");
+    let beyond = run(&["bench", "tiny-gpt2", "--contexts", "4000", "--runs", "1"]);
+    assert!(beyond.status.code() == Some(1) && stderr(&beyond).contains("512 positions"), "{beyond:?}");
+}
+
+#[test]
+fn an_int8_head_runs_and_is_not_saved() {
+    let text = stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head"]));
+    assert!(text.contains("Embedding8bit(4096, 256)"), "{text}");
+    assert_eq!(text, stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head", "--headers-only"])));
+    let text = stdout(&run(&["run", "tiny-gpt2", "--quantize-head", "--prompt", "And it came", "-n", "4"]));
+    assert!(text.len() > 4);
+    let (code, text) = failure(&["quantize", "tiny-gpt2", "--quantize-head", "-o", "/tmp/never"]);
+    assert!(code == 2 && text.contains("bitsandbytes does not know"), "{text}");
+    assert_eq!(failure(&["run", "tiny-gpt2", "--quantize-head", "--no-quantize", "--prompt", "a"]).0, 2);
+}
+
+#[test]
 fn completions_and_manual_pages_are_written() {
     let text = stdout(&run(&["completions", "bash"]));
     assert!(text.contains("complete -F") && text.contains("--outlier-weights"));

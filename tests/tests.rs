@@ -14,6 +14,7 @@ mod chat;
 mod checkpoints;
 mod cli;
 mod families;
+mod generate;
 mod gguf;
 mod gpt2_parity;
 mod smollm2;

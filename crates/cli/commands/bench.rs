@@ -1,6 +1,6 @@
 //! `llm-int8 bench`: how fast a model runs, beside what the machine allows.
 
-use super::load;
+use super::{check_drafts, load};
 use crate::args::BenchArgs;
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    check_drafts(args.speculate, &args.model)?;
     let model = load(&args.model)?;
     let options = BenchOptions {
         contexts: args.contexts.clone(),

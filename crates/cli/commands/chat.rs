@@ -1,6 +1,6 @@
 //! `llm-int8 chat`: a conversation, turn by turn.
 
-use super::{load, sampled};
+use super::{check_drafts, load, sampled};
 use crate::args::ChatArgs;
 use crate::display::line;
 use crate::interrupt::Interrupt;
@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D ends, ctrl-C stops a reply";
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
+    check_drafts(args.sampling.speculate, &args.model)?;
     let given = match &args.chat_template {
         Some(path) => {
             let text =

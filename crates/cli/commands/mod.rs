@@ -96,6 +96,16 @@ fn weight_dtype(dtype: Dtype) -> WeightDtype {
     }
 }
 
+/// Drafts are exact only where a token does not depend on its batch.
+fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
+    let pooled = args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
+    if speculate > 0 && pooled {
+        let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
+        return Err(WrongUse(text.into()).into());
+    }
+    Ok(())
+}
+
 /// A model's own settings, changed by what the arguments say.
 fn sampled(mut config: GenerationConfig, args: &SamplingArgs) -> GenerationConfig {
     config.seed = args.seed;

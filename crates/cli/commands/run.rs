@@ -1,6 +1,6 @@
 //! `llm-int8 run`: text after a prompt.
 
-use super::{load, sampled};
+use super::{check_drafts, load, sampled};
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    check_drafts(args.sampling.speculate, &args.model)?;
     if let Some(file) = &args.prompts_file {
         return batch(args, file);
     }

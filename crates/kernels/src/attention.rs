@@ -6,6 +6,7 @@
 //! the head's values and every output over positions, one after the other: a query gives the same bits
 //! alone and together with others, at once and token by token.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays of registers are indexed side by side")]
 #![expect(
     unsafe_code,
     reason = "vector loads through pointers, and calls into functions compiled for vectors"

@@ -1,6 +1,7 @@
 //! The products with `vpdpbusd`, which multiplies four unsigned with four signed codes and adds them up, on
 //! 256 bits (AVX-VNNI) and 512 bits (AVX-512 VNNI).
 
+#![allow(clippy::needless_range_loop, reason = "several arrays of registers are indexed side by side")]
 #![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for VNNI")]
 
 /// The dot products of a few rows; `$ones` a register of codes and `$lanes` their number.

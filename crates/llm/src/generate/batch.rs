@@ -94,15 +94,16 @@ fn prefill<'a>(
     let mut logits = decoder.forward(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
     let prefill = started.elapsed();
     let rows = logits.chunks_mut(decoder.spec().vocab_size());
-    let text = |(((number, prompt), cache), logits): (((usize, &[u32]), KvCache), &mut [f32])| {
+    let mut running = Vec::new();
+    for (((number, prompt), cache), logits) in admitted.into_iter().zip(caches).zip(rows) {
         let mut sequence = Sequence::new(config, tokenizer, prompt);
         if sequence.goes_on() {
             sequence.next(logits, &mut |_, _| ControlFlow::Continue(()))?;
         }
         let (prompt_tokens, started) = (prompt.len(), Instant::now());
-        Ok(Running { number, sequence, cache, prompt_tokens, prefill, started })
-    };
-    admitted.into_iter().zip(caches).zip(rows).map(text).collect()
+        running.push(Running { number, sequence, cache, prompt_tokens, prefill, started });
+    }
+    Ok(running)
 }
 
 /// One more token of each text that goes on.

@@ -1,0 +1,166 @@
+//! Drafts, batches and the int8 head, with the built-in model and the golden ones.
+
+use crate::support::golden;
+use llm_int8::nn::NnError;
+use llm_int8::nn::linear::OutlierScope;
+use llm_int8::nn::models::{LogitPositions, SavedLayers, Text};
+use llm_int8::{AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, SaveOptions};
+use std::ops::ControlFlow;
+
+fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCausalLM {
+    let mut config = LoadConfig::default();
+    config.options.quantize_head = quantize_head;
+    if let Some(int8) = &mut config.options.int8 {
+        int8.outlier_scope = scope;
+    }
+    AutoModelForCausalLM::from_pretrained(name, &config).unwrap()
+}
+
+fn by_row() -> AutoModelForCausalLM {
+    load("tiny-gpt2", OutlierScope::Row, false)
+}
+
+fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
+    model.generate_ids(prompt, config, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
+
+#[test]
+fn drafts_change_the_speed_and_not_the_tokens() {
+    let model = by_row();
+    let prompt = model.tokenizer().unwrap().encode(REPETITIVE).unwrap();
+    for do_sample in [false, true] {
+        for max_new_tokens in [1, 2, 40] {
+            let config =
+                GenerationConfig { max_new_tokens, do_sample, seed: 5, ..GenerationConfig::default() };
+            let plain = ids(&model, &prompt, &config);
+            assert_eq!((plain.timing.drafted_tokens, plain.timing.acceptance_rate()), (0, None));
+            for speculate in [1, 3, 8, 20] {
+                let drafted = ids(&model, &prompt, &GenerationConfig { speculate, ..config.clone() });
+                assert_eq!(drafted.ids, plain.ids, "{speculate} drafts, drawn: {do_sample}");
+                assert_eq!(drafted.finish_reason, plain.finish_reason);
+                if max_new_tokens == 40 && !do_sample {
+                    assert!(drafted.timing.accepted_tokens > 3, "{:?}", drafted.timing);
+                    assert!(drafted.timing.acceptance_rate().unwrap() <= 1.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn text_with_drafts_ends_where_it_ends_without() {
+    let model = by_row();
+    let stop = vec!["unto".into()];
+    let plain = GenerationConfig { max_new_tokens: 48, stop, ..GenerationConfig::default() };
+    let drafted = GenerationConfig { speculate: 6, ..plain.clone() };
+    let [a, b] = [plain, drafted].map(|config| model.generate(REPETITIVE, &config).unwrap());
+    assert_eq!((a.text, a.ids, a.finish_reason), (b.text, b.ids, b.finish_reason));
+}
+
+#[test]
+fn drafts_are_refused_where_they_would_change_the_text() {
+    let config = GenerationConfig { speculate: 4, ..GenerationConfig::default() };
+    let pooled = load("tiny-gpt2", OutlierScope::Batch, false);
+    let error = pooled.generate_ids(&[1, 2], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, LlmError::Setting { name: "speculate", .. }), "{error}");
+    let folder = golden("models/llama_dynamic_rope").display().to_string();
+    let dynamic = load(&folder, OutlierScope::Row, false);
+    let error = dynamic.generate_ids(&[1, 2], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().contains("rotations"), "{error}");
+}
+
+#[test]
+fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
+    let model = by_row();
+    let prompts = ["And it came to pass", "ROMEO:", "", REPETITIVE, "In the beginning God", "a"];
+    for do_sample in [false, true] {
+        let config = GenerationConfig { max_new_tokens: 12, do_sample, seed: 9, ..model.generation_config() };
+        let alone = prompts.map(|prompt| model.generate(prompt, &config).unwrap());
+        for at_once in [1, 2, 4, 16] {
+            let mut ended = Vec::new();
+            let mut on_done = |number: usize, generated: &Generated| {
+                ended.push((number, generated.ids.clone()));
+                ControlFlow::Continue(())
+            };
+            let together = model.generate_batch(&prompts, &config, at_once, &mut on_done).unwrap();
+            for (a, b) in alone.iter().zip(&together) {
+                assert_eq!(
+                    (&a.text, &a.ids, a.finish_reason),
+                    (&b.text, &b.ids, b.finish_reason),
+                    "{at_once}"
+                );
+            }
+            ended.sort();
+            assert_eq!(ended, (0..6).map(|i| (i, alone[i].ids.clone())).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_batch_says_which_prompt_does_not_fit_and_can_be_ended() {
+    let model = by_row();
+    let config = GenerationConfig { max_new_tokens: 4, ..GenerationConfig::default() };
+    let flow = |flow: ControlFlow<()>| move |_: usize, _: &Generated| flow;
+    let run = |prompts: &[Vec<u32>], config: &GenerationConfig, at_once| {
+        model.generate_batch_ids(prompts, config, at_once, &mut flow(ControlFlow::Continue(())))
+    };
+    let error = run(&[vec![1], vec![7; 600]], &config, 2).unwrap_err().to_string();
+    assert!(error.starts_with("prompt 2: the prompt has 600 tokens"), "{error}");
+    assert!(run(&[], &config, 2).unwrap().is_empty());
+    assert!(matches!(run(&[vec![1]], &config, 0), Err(LlmError::Setting { .. })));
+    let drafts = GenerationConfig { speculate: 2, ..config.clone() };
+    assert!(matches!(run(&[vec![1]], &drafts, 1), Err(LlmError::Setting { .. })));
+    let none = GenerationConfig { max_new_tokens: 0, ..config.clone() };
+    assert!(run(&[vec![1], vec![2]], &none, 2).unwrap().iter().all(|all| all.ids.is_empty()));
+    let ended = model.generate_batch_ids(&[vec![1], vec![2]], &config, 1, &mut flow(ControlFlow::Break(())));
+    assert!(matches!(ended, Err(LlmError::Interrupted)));
+}
+
+#[test]
+fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
+    let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
+    for name in ["gpt2", "llama", "bloom", "falcon", "gemma2", "phi3_longrope", "opt"] {
+        let model = load(&golden(&format!("models/{name}")).display().to_string(), OutlierScope::Row, false);
+        let decoder = model.decoder();
+        let vocab = decoder.spec().vocab_size();
+        let mut caches = vec![decoder.new_cache(); 3];
+        let mut alone = caches.clone();
+        for step in 0..2 {
+            let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
+            let mut together: Vec<Text<'_>> =
+                next.into_iter().zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
+            let logits = decoder.forward(&mut together, LogitPositions::Last).unwrap();
+            for ((ids, cache), logits) in next.into_iter().zip(&mut alone).zip(logits.chunks(vocab)) {
+                assert_eq!(logits, decoder.next_logits(ids, cache).unwrap(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
+    for name in ["tiny-gpt2".to_owned(), golden("models/gptj").display().to_string()] {
+        let (plain, head) = (load(&name, OutlierScope::Batch, false), load(&name, OutlierScope::Batch, true));
+        let input: Vec<u32> = (1..20).collect();
+        let [a, b] = [&plain, &head].map(|model| model.logits(&input).unwrap());
+        let distance = crate::support::relative_error(&b, &a);
+        assert!(distance > 0.0 && distance < 0.05, "{name}: {distance}");
+
+        let tree = head.to_string();
+        assert!(tree.contains("Embedding8bit("), "{tree}");
+        assert!(tree.lines().any(|line| line.contains("(lm_head): Linear8bitLt(")), "{tree}");
+        let (report, before) = (&head.load_report().layers, &plain.load_report().layers);
+        assert_eq!((report.kept.len(), report.replaced.len()), (0, before.replaced.len() + 2));
+        let (small, large) = (head.memory_footprint(), plain.memory_footprint());
+        assert!(small.actual() < large.actual(), "{small:?} {large:?}");
+
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = SaveOptions { max_shard_size: 1 << 30, layers: SavedLayers::Int8 };
+        let target = folder.path().join("saved");
+        let error = head.save_pretrained(&target, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, LlmError::Nn(NnError::Config { .. })), "{error}");
+        assert!(!target.exists());
+    }
+}
