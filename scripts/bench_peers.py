@@ -19,7 +19,7 @@ counted and leaves the files in the page cache:
 - prefill: N tokens to the first new one, the second of two runs. CTranslate2 has two ways, the faster counts;
 - decode: greedy, 64 tokens (bitsandbytes: 8) after a prompt of 128, the first not counted. No generate() of
   transformers and no chat layer of node-llama-cpp (its sampling and promises cost 0.5 ms a token). The row of
-  speculation decodes the repetitive text of `llm-int8 bench --speculate`; its own speed without drafts is below.
+  speculation decodes the repetitive text of `llm-int8 bench --speculate`; its speed without drafts is below.
 """
 
 import argparse
@@ -38,15 +38,18 @@ import sys
 import tempfile
 import time
 
+from bench_peers_steps import CONTEXT, DECODED, PROMPTS, token_ids
+
 SCRIPTS = pathlib.Path(__file__).resolve().parent
 PACKAGES = ["torch==2.8.0", "transformers==4.57.1", "bitsandbytes==0.50.2", "accelerate==1.15.0", "ctranslate2==4.8.5"]
 PACKAGES += ["gguf==0.19.0", "numpy==2.4.6", "safetensors==0.8.0"]
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
-SAVED, SPECULATING = "llm-int8, saved in 8 bit", "llm-int8, speculating"
+SAVED, INT8_HEAD = "llm-int8, saved in 8 bit", "llm-int8, head in 8 bit too"
+SPECULATING = "llm-int8, speculating"
 # What can be asked for, and the rows it gives.
-PEERS = {"ours": ["llm-int8", SAVED, SPECULATING]}
+PEERS = {"ours": ["llm-int8", SAVED, INT8_HEAD, SPECULATING]}
 PEERS |= {name: [name] for name in ("llama.cpp", "ctranslate2", "bitsandbytes", "transformers-f32")}
-PROMPTS, CONTEXT, DECODED, DRAFTS = (128, 512), 128, 64, 8
+DRAFTS = 8
 LIMIT = 1200  # seconds for one measurement
 COLUMNS = {
     "load": "load, s",
@@ -62,216 +65,6 @@ ISAS = {
     "avx512-vnni": ("icelake", "AVX512", "AVX512_E1", "AVX512_CORE_VNNI", "avx512"),
 }
 ISA_VARIABLES = ["CT2_FORCE_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"]
-
-RUN_LLAMA = """
-const [library, path, threads, prompts, context, decoded] = process.argv.slice(2);
-const {getLlama} = await import(library);
-const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: +threads});
-let started = performance.now();
-const seconds = () => (performance.now() - started) / 1000;
-const model = await llama.loadModel({modelPath: path});
-const load = seconds();
-const whole = await model.createContext({contextSize: 1024, batchSize: 512, threads: +threads, flashAttention: true});
-const sequence = whole.getSequence();
-async function generation(count) {
-    await sequence.clearHistory();
-    started = performance.now();
-    const ids = Array.from({length: count}, (_, i) => (i * 7919) % 5000 + 10);
-    const tokens = sequence.evaluate(ids, {temperature: 0, yieldEogToken: true});
-    await tokens.next();
-    return tokens;
-}
-const prefill = {};
-for (const count of prompts.split(",").map(Number))
-    for (let run = 0; run < 2; run++) {
-        const tokens = await generation(count);
-        prefill[count] = count / seconds();
-        await tokens.return();
-    }
-const tokens = await generation(+context);
-started = performance.now();
-for (let i = 0; i < +decoded; i++) await tokens.next();
-const decode = +decoded / seconds();
-const isa = llama.systemInfo.match(/(AVX|AMX)\\w*(?= = 1)/g).join(" ");
-console.log(JSON.stringify({version: llama.llamaCppRelease.release, isa, load, prefill, decode}));
-process.exit(0);
-"""
-
-
-# Steps that run in the Python of the peers: `bench_peers.py --step NAME ARGUMENT…`
-
-
-def token_ids(count):
-    return [(i * 7919) % 5000 + 10 for i in range(count)]
-
-
-def seconds(work, *arguments):
-    started = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - started
-
-
-def report(version, isa, load, prefills, decode):
-    """Prints what a peer measured; each way of prefilling takes a number of tokens and begins with an empty cache."""
-    rates = {}
-    for count in PROMPTS:
-        for prefill in prefills:
-            prefill(count)
-            rates[count] = max(rates.get(count, 0), count / seconds(prefill, count))
-    print(json.dumps({"version": version, "isa": isa, "load": load, "prefill": rates, "decode": decode()}))
-
-
-def run_ctranslate2(folder, threads):
-    import ctranslate2
-
-    started = time.perf_counter()
-    model = ctranslate2.Generator(folder, compute_type="int8", inter_threads=1, intra_threads=int(threads))
-    load = time.perf_counter() - started
-
-    def prompt(count):
-        return [[f"t{i}" for i in token_ids(count)]]
-
-    def generate(count, new=1):
-        # No end token: a random model must not stop early.
-        options = {"max_length": new, "sampling_topk": 1, "end_token": [], "include_prompt_in_result": False}
-        if len(model.generate_batch(prompt(count), **options)[0].sequences_ids[0]) != new:
-            raise RuntimeError("the generation ended early")
-
-    def decode():
-        first = seconds(generate, CONTEXT)
-        return DECODED / (seconds(generate, CONTEXT, DECODED + 1) - first)
-
-    # generate_batch feeds the last token of a prompt by itself, forward_batch makes the logits of all tokens.
-    prefills = [generate, lambda count: model.forward_batch(prompt(count))]
-    report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its default"), load, prefills, decode)
-
-
-def run_transformers(folder, threads, kind):
-    import torch
-    import transformers
-
-    torch.set_num_threads(int(threads))
-    options, decoded = {"dtype": torch.float32}, DECODED
-    version = f"{transformers.__version__}, torch {torch.__version__}"
-    if kind == "bitsandbytes":
-        import bitsandbytes
-
-        options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
-        decoded, version = 8, f"{bitsandbytes.__version__}, transformers {version}"
-    started = time.perf_counter()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
-    load = time.perf_counter() - started
-
-    def step(ids, past=None):
-        output = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1:].argmax(-1), output.past_key_values
-
-    def decode():
-        token, past = step(torch.tensor([token_ids(CONTEXT)]))
-        started = time.perf_counter()
-        for _ in range(decoded):
-            token, past = step(token, past)
-        return decoded / (time.perf_counter() - started)
-
-    with torch.inference_mode():
-        prefills = [lambda count: step(torch.tensor([token_ids(count)]))]
-        report(version, torch.backends.cpu.get_cpu_capability(), load, prefills, decode)
-
-
-def make_folder(gguf_file, output):
-    """A checkpoint folder in float16 of a GGUF file."""
-    import torch
-    import transformers
-
-    folder, name = os.path.split(gguf_file)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16)
-    model.save_pretrained(output)
-
-
-def make_ctranslate2(folder, output):
-    """CTranslate2 wants a tokenizer: one of made-up words t0, t1, … is put beside links to the checkpoint's files."""
-    import ctranslate2.converters
-    import tokenizers
-    import transformers
-
-    end = "<|endoftext|>"
-    size = json.loads(pathlib.Path(folder, "config.json").read_text())["vocab_size"]
-    words = {f"t{i}": i for i in range(size - 1)} | {end: size - 1}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=end))
-    with tempfile.TemporaryDirectory() as linked:
-        for file in pathlib.Path(folder).resolve().iterdir():
-            os.symlink(file, os.path.join(linked, file.name))
-        special = {"unk_token": end, "bos_token": end, "eos_token": end}
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(linked)
-        ctranslate2.converters.TransformersConverter(linked).convert(output, quantization="int8")
-
-
-def gpt2_tensors(folder):
-    """(name in GGUF, values) of a GPT-2 checkpoint; Conv1D weights are turned to [out, in], masks left out."""
-    import gguf
-    import safetensors
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 48)
-    with safetensors.safe_open(os.path.join(folder, "model.safetensors"), "numpy") as file:
-        for key in file.keys():
-            if name := names.get_name("transformer." + key, (".weight", ".bias")):
-                values = file.get_tensor(key)
-                yield name, values.T if ".c_" in key else values
-                if key == "wte.weight":
-                    yield "output.weight", values
-
-
-def gpt2_metadata(writer, folder):
-    config = json.loads(pathlib.Path(folder, "config.json").read_text())
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_block_count(config["n_layer"])
-    writer.add_feed_forward_length(4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    # llama.cpp loads no model without a tokenizer: made-up words.
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
-    writer.add_token_merges(["t 0"])
-    writer.add_eos_token_id(config["eos_token_id"])
-
-
-def copy_metadata(writer, reader):
-    import gguf
-
-    for field in reader.fields.values():
-        if field.name not in ("general.architecture", "general.file_type") and not field.name.startswith("GGUF."):
-            kind, inner = field.types[0], field.types[-1]
-            inner = inner if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
-
-
-def make_gguf(source, output):
-    """A GGUF file of Q8_0 of a GPT-2 folder or of another GGUF file; vectors and positions stay F32."""
-    import gguf
-    import numpy
-
-    if os.path.isdir(source):
-        writer, tensors = gguf.GGUFWriter(output, "gpt2"), gpt2_tensors(source)
-        gpt2_metadata(writer, source)
-    else:
-        reader = gguf.GGUFReader(source)
-        writer = gguf.GGUFWriter(output, reader.get_field("general.architecture").contents())
-        copy_metadata(writer, reader)
-        tensors = ((tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    for name, values in tensors:
-        whole = values.ndim < 2 or name == "position_embd.weight"
-        kind = gguf.GGMLQuantizationType.F32 if whole else gguf.GGMLQuantizationType.Q8_0
-        values = numpy.ascontiguousarray(values, numpy.float32)
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-STEPS = {f.__name__: f for f in (run_ctranslate2, run_transformers, make_folder, make_ctranslate2, make_gguf)}
 
 
 # Preparing
@@ -323,8 +116,8 @@ class Workshop:
         call(folder / "bin/pip", "install", "--quiet", *PACKAGES)
         return folder / "bin/python"
 
-    def step(self, function, *arguments):
-        return [self.python, pathlib.Path(__file__).resolve(), "--step", function.__name__, *arguments]
+    def step(self, name, *arguments):
+        return [self.python, SCRIPTS / "bench_peers_steps.py", name, *arguments]
 
     def form(self, suffix, make):
         return once(self.scratch / (self.args.model + suffix), make)
@@ -337,7 +130,7 @@ class Workshop:
     def source(self):
         """The checkpoint folder that all forms come from, but the GGUF file of SmolLM2."""
         if self.args.model == "smollm2":
-            return self.form("", lambda path: call(*self.step(make_folder, self.package, path)))
+            return self.form("", lambda path: call(*self.step("make_folder", self.package, path)))
         command = [self.python, SCRIPTS / "make_random_gpt2.py", "--size", self.args.model, "-o"]
         return self.form("", lambda path: call(*command, path))
 
@@ -363,20 +156,19 @@ class Workshop:
         threads, prompts = str(self.args.threads), ",".join(map(str, PROMPTS))
         if name == "llama.cpp":
             origin = self.package if self.args.model == "smollm2" else self.source
-            file = self.form("-q8_0.gguf", lambda path: call(*self.step(make_gguf, origin, path)))
-            runner = self.scratch / "run_llama.mjs"
-            runner.write_text(RUN_LLAMA)
+            file = self.form("-q8_0.gguf", lambda path: call(*self.step("make_gguf", origin, path)))
             library = self.node_modules / "node-llama-cpp/dist/index.js"
-            return ["node", runner, library, file, threads, prompts, CONTEXT, DECODED], None
+            return ["node", SCRIPTS / "bench_peers_llama.mjs", library, file, threads, prompts, CONTEXT, DECODED], None
         source = self.source
         if name == "ctranslate2":
-            folder = self.form("-ctranslate2", lambda path: call(*self.step(make_ctranslate2, source, path)))
-            return self.step(run_ctranslate2, folder, threads), None
+            folder = self.form("-ctranslate2", lambda path: call(*self.step("make_ctranslate2", source, path)))
+            return self.step("run_ctranslate2", folder, threads), None
         if name in ("bitsandbytes", "transformers-f32"):
-            return self.step(run_transformers, source, threads, name), None
+            return self.step("run_transformers", source, threads, name), None
         if name == SAVED:
             source = self.form("-int8", lambda path: call(self.args.binary, "quantize", source, "-o", path))
         options = [source, "--threads", threads, "--max-new-tokens", DECODED]
+        options += ["--quantize-head"] if name == INT8_HEAD else []
         options += ["--speculate", DRAFTS, "--outliers", "row"] if name == SPECULATING else []
         ids = ",".join(map(str, token_ids(max(PROMPTS))))
         generation = [self.args.binary, "run", *options, "--token-ids", ids, "--print-ids", "--greedy"]
@@ -533,7 +325,4 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--step"]:
-        STEPS[sys.argv[2]](*sys.argv[3:])
-    else:
-        main()
+    main()

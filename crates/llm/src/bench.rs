@@ -58,7 +58,7 @@ pub struct PrefillRate {
     pub tokens_per_second: f64,
 }
 
-/// Decoding of a repetitive text with drafts and without.
+/// Decoding of a repetitive text, the model's own, with drafts and without.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SpeculationRate {
     /// Drafts at once.
@@ -71,10 +71,9 @@ pub struct SpeculationRate {
     pub acceptance: f64,
 }
 
-/// Tokens after which the repetitive text starts over.
-const PERIOD: usize = 16;
-/// Its length.
+/// Length of the repetitive text, and how much of it is given.
 const REPETITIVE: usize = 128;
+const GIVEN: usize = 16;
 
 impl AutoModelForCausalLM {
     /// Measures the model. `observe` is told what comes next.
@@ -112,7 +111,7 @@ impl AutoModelForCausalLM {
         for &context in &options.contexts {
             observe(&format!("decoding after {context} tokens"));
             let rate = |done: &Generated| done.timing.decode_rate();
-            let tokens_per_second = self.median(&self.noise(context, context), options, 0, rate)?;
+            let tokens_per_second = self.median(&self.noise(context), options, 0, rate)?;
             let bytes_per_token = self.decoder().bytes_per_token(context + options.new_tokens / 2);
             decode.push(DecodeRate { context, tokens_per_second, bytes_per_token });
         }
@@ -121,7 +120,7 @@ impl AutoModelForCausalLM {
             observe(&format!("a prompt of {tokens} tokens"));
             let one = BenchOptions { new_tokens: 1, ..options.clone() };
             let rate = |done: &Generated| Some(done.timing.prefill_rate());
-            let tokens_per_second = self.median(&self.noise(tokens, tokens), &one, 0, rate)?;
+            let tokens_per_second = self.median(&self.noise(tokens), &one, 0, rate)?;
             prefill.push(PrefillRate { tokens, tokens_per_second });
         }
         let speculation = match options.speculate {
@@ -135,7 +134,10 @@ impl AutoModelForCausalLM {
     }
 
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
-        let text = self.noise(REPETITIVE, PERIOD);
+        // What a model chooses greedily repeats itself before long.
+        let mut text = self.noise(GIVEN);
+        let config = GenerationConfig { max_new_tokens: REPETITIVE - GIVEN, ..GenerationConfig::default() };
+        text.extend(self.generate_ids(&text, &config, &mut |_| ControlFlow::Continue(()))?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
         Ok(SpeculationRate {
             drafts,
@@ -145,10 +147,10 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// Ids without meaning that start over after `period`.
-    fn noise(&self, length: usize, period: usize) -> Vec<u32> {
+    /// Ids without meaning.
+    fn noise(&self, length: usize) -> Vec<u32> {
         let vocabulary = self.decoder().spec().vocab_size();
-        (0..length).map(|i| (i % period.max(1) * 7919 % vocabulary) as u32).collect()
+        (0..length).map(|i| (i * 7919 % vocabulary) as u32).collect()
     }
 
     fn median(

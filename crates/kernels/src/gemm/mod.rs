@@ -4,9 +4,9 @@
 //! - Idea: `y = (codes_a · codes_wᵀ) · (absmax_a · absmax_w) / 127²`, the sum exact in i32.
 //! - Weights stay int8, row after row, as checkpoints hold them: memory sees one byte a weight, and one
 //!   layout serves every instruction set. What has to be rearranged are activations, which are few.
-//! - Few rows ([`rows`]): each weight is read once, in the order of memory, fetched ahead. One row is
-//!   bound by memory (Intel with AVX-512 VNNI, 2 cores: 93 % of what reading alone reaches).
-//! - Many rows ([`panels`]): sixteen rows side by side in a register, weights broadcast to them, or both in
+//! - Few rows (`rows`): each weight is read once, in the order of memory, fetched ahead. One row is
+//!   bound by memory.
+//! - Many rows (`panels`): sixteen rows side by side in a register, weights broadcast to them, or both in
 //!   tiles (AMX). Tasks own rows, whose panels stay in the second cache while all weights pass by.
 //! - Epilogue: in one place for every instruction set, in a fixed order and without fused multiply-adds:
 //!   scale and bias, outliers, activation function. So a row gives the same bits alone, in any batch, on any

@@ -72,7 +72,8 @@ impl Int8Linear {
     /// its bias in f32.
     ///
     /// # Errors
-    /// As [`read_linear_state`].
+    /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where the layout is
+    /// not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor gives.
     pub fn from_checkpoint(checkpoint: &Checkpoint, prefix: &str, config: Int8Config) -> Result<Self> {
         let name = format!("{prefix}.weight");
         let [out_features, in_features] = *checkpoint.tensor(&name)?.shape else {
