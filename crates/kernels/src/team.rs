@@ -1,11 +1,10 @@
 //! Threads that meet every few microseconds.
 //!
 //! A token passes through hundreds of products, each of which takes two threads some tens to hundreds of
-//! microseconds. A thread pool that lets its threads sleep in between (rayon does after about 10 µs) spends as
-//! long on waking them: measured on 2 cores of a virtual machine, 30 µs a product, a tenth of a token of
-//! gpt2-large and almost half of one of SmolLM2-135M. So for work that small threads wait by looking, for a
-//! fraction of a millisecond, and only then sleep. There is one team, as large as rayon's global pool; whoever
-//! finds it at work uses rayon instead.
+//! microseconds. A thread pool that lets its threads sleep in between (rayon does after a few) has to wake them
+//! again and again: on 2 cores of a virtual machine that was 7 % of a token, of gpt2-large as of SmolLM2-135M. So
+//! for work that small threads wait by looking, for a fraction of a millisecond, and only then sleep. There is one
+//! team, as large as rayon's global pool; whoever finds it at work uses rayon instead.
 
 #![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
 
