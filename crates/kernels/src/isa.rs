@@ -24,6 +24,9 @@ pub(crate) enum Kind {
     /// `tdpbssd` on tiles of 16 × 64 codes, everything else as AVX-512.
     #[cfg(target_arch = "x86_64")]
     Amx,
+    /// `sdot` on 128 bits.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 /// How wide vectors of floats are.
@@ -37,14 +40,24 @@ pub(crate) enum Width {
 }
 
 impl Isa {
-    /// The fastest this CPU has.
+    /// The fastest this CPU has of those that have run on real hardware. `neon-dot` has only run under
+    /// emulation, so it is used where it is asked for by name.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
     /// assert!(Isa::available().contains(&Isa::detect()));
     /// ```
     pub fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self::scalar())
+        Self::available().into_iter().rfind(|isa| isa.tried()).unwrap_or(Self::scalar())
+    }
+
+    /// Whether it has run on real hardware, so that its speed is known.
+    fn tried(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => false,
+            _ => true,
+        }
     }
 
     /// Plain Rust, which runs everywhere.
@@ -77,10 +90,14 @@ impl Isa {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            all.push(Self(Kind::NeonDot));
+        }
         all
     }
 
-    /// The one of that name: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni` or `amx`.
+    /// The one of that name: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`, `amx` or `neon-dot`.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -117,6 +134,8 @@ impl Isa {
             Kind::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => "amx",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dot",
         }
     }
 
@@ -131,6 +150,9 @@ impl Isa {
             Kind::Avx2 | Kind::AvxVnni => Width::V256,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni | Kind::Amx => Width::V512,
+            // Floats stay plain Rust: NEON is in every AArch64 CPU, so the compiler uses it by itself.
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => Width::Scalar,
         }
     }
 }
@@ -138,5 +160,16 @@ impl Isa {
 impl fmt::Debug for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Isa({})", self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_and_what_has_not_run_on_hardware_must_be_asked_for() {
+        assert!(Isa::available().into_iter().all(|isa| Isa::by_name(isa.name()) == Ok(isa)));
+        assert_ne!(Isa::detect().name(), "neon-dot");
     }
 }

@@ -105,6 +105,8 @@ fn multiply(isa: Isa) -> u64 {
             Kind::Avx512Vnni => x86::avx512_vnni(),
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => crate::gemm::amx_multiply_adds(ROUNDS),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => crate::gemm::neon_multiply_adds(ROUNDS),
         }
     }
 }

@@ -16,6 +16,8 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod rows;
 mod thin;
@@ -50,6 +52,8 @@ pub(crate) fn amx_available() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::multiply_adds as amx_multiply_adds;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::multiply_adds as neon_multiply_adds;
 
 /// Int8 weights `[N, K]` with the absmax of each row. The codes must be in -127..=127 (see
 /// [`check_codes`](crate::check_codes)) to stand for what quantisation wrote; -128 is computed with

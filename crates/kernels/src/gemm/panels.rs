@@ -9,10 +9,13 @@
 //! | AVX-VNNI | 4 codes + 128, `vpdpbusd` | as they are | 6 outputs × 16 rows |
 //! | AVX-512 VNNI | the same | as they are | 8 outputs × 48 rows |
 //! | AMX | 4 codes, `tdpbssd` | as they are, 16 × 64 at once | 32 outputs × 32 rows |
+//! | NEON | 4 codes, `sdot` | as they are | 6 outputs × 16 rows |
 //!
 //! VNNI's offset is taken off with `128 · Σ w`, summed over each weight row in passing.
 
 use super::Scratch;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, vnni};
 use crate::isa::Kind;
@@ -93,6 +96,8 @@ impl Panels {
                     Kind::Avx512Vnni => vnni::v512::tile(isa, a, self.panel, &weights, &mut tile),
                     #[cfg(target_arch = "x86_64")]
                     Kind::Amx => amx::tile(isa, a, self.panel, &weights, &mut tile),
+                    #[cfg(target_arch = "aarch64")]
+                    Kind::NeonDot => neon::tile(isa, a, self.panel, &weights, &mut tile),
                 }
                 let target = &mut sums[(row - m.start) * width + (first - n.start)..];
                 turn(isa, &tile, [rows.len(), outputs.len()], target, width);

@@ -6,7 +6,10 @@
 //!   is wrong for a code of -128 and takes as many multiplications.
 //! - VNNI multiplies unsigned with signed codes: weights are offset by 128, and `128 · Σ a` is taken off at
 //!   the end. Sums wrap around and come back, so this is exact for every code.
+//! - NEON's `sdot` multiplies signed with signed codes, as they are.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni};
 use crate::isa::Kind;
@@ -20,19 +23,26 @@ pub(super) const MAX_ROWS: usize = 8;
 pub(super) struct Rows<'a> {
     codes: MatRef<'a, i8>,
     /// The codes widened, where the instruction set multiplies i16.
+    #[cfg(target_arch = "x86_64")]
     wide: Vec<i16>,
     /// `128 · Σ a` of each row, where it multiplies unsigned codes.
+    #[cfg(target_arch = "x86_64")]
     offsets: Vec<i32>,
 }
 
 impl<'a> Rows<'a> {
+    /// For other instruction sets than x86's the codes are right as they are.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn new(_isa: Isa, codes: MatRef<'a, i8>) -> Self {
+        Self { codes }
+    }
+
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn new(isa: Isa, codes: MatRef<'a, i8>) -> Self {
         let (mut wide, mut offsets) = (Vec::new(), Vec::new());
         match isa.kind() {
             Kind::Scalar => {}
-            #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => wide.extend(codes.data().iter().map(|&code| i16::from(code))),
-            #[cfg(target_arch = "x86_64")]
             Kind::AvxVnni | Kind::Avx512Vnni | Kind::Amx => {
                 let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum::<i32>();
                 offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
@@ -92,6 +102,8 @@ impl<'a> Rows<'a> {
             Kind::AvxVnni => vnni::v256::dots(isa, codes, self.offsets(first), weights, sums),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni | Kind::Amx => vnni::v512::dots(isa, codes, self.offsets(first), weights, sums),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => neon::dots(isa, codes, weights, sums),
         }
     }
 

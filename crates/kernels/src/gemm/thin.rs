@@ -57,6 +57,8 @@ impl<'a> ThinProduct<'a> {
                 if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
                     return super::vnni::v512::gather(isa, w.codes, &self.columns, outputs, w.absmax, into);
                 }
+                #[cfg(not(target_arch = "x86_64"))]
+                let _ = isa;
                 for (i, n) in outputs.enumerate() {
                     let (row, absmax) = (w.codes.row(n), w.absmax[n]);
                     for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {
