@@ -1,5 +1,6 @@
 //! Memory in large pages. Weights are read from one end to the other for every token, and with pages of
-//! 4 KiB looking these up and starting over at each boundary costs a quarter of the bandwidth.
+//! 4 KiB looking these up and starting over at each boundary costs an eighth of the bandwidth and 3 % of a token
+//! (gpt2-large on 2 cores of an Intel Xeon: 35 and 40 GB/s, 33.4 and 34.5 tokens/s).
 
 #![expect(unsafe_code, reason = "a system call")]
 

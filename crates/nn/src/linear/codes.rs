@@ -7,7 +7,7 @@ use llm_int8_kernels::pages::prefer_large;
 const ALIGNMENT: usize = 64;
 
 /// Memory for the codes of a model's weights, one after the other in large pages: a token reads all of them,
-/// and pages of 4 KiB would cost a quarter of the bandwidth.
+/// and pages of 4 KiB would cost an eighth of the bandwidth.
 #[derive(Debug, Default)]
 pub(crate) struct CodeMemory(BytesMut);
 
