@@ -322,7 +322,9 @@ fn prompts_of_a_file_give_an_object_a_line() {
     std::fs::write(&empty, "\n").unwrap();
     assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty]).0, 2);
     assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", "/nowhere"]).0, 1);
-    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty, "--prompt", "a"]).0, 2);
+    for more in [["--prompt", "a"], ["--speculate", "3"]] {
+        assert_eq!(failure(&[&["run", "tiny-gpt2", "--prompts-file", &empty], &more[..]].concat()).0, 2);
+    }
 }
 
 #[test]
