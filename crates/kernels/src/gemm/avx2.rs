@@ -7,6 +7,72 @@ use crate::Isa;
 use crate::isa::Kind;
 use std::arch::x86_64::*;
 
+/// Sums of panels with weights in registers of 256 bits: six outputs × sixteen rows at a time.
+macro_rules! strips_of_256_bits {
+    ($features:literal, $add_products:path) => {
+        /// # Safety
+        /// Panels of `panel` bytes have `w.steps` steps, `w` as many dwords a row, and `tile` has room for the
+        /// sums of all.
+        #[target_feature(enable = $features)]
+        unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+            for (p, panel) in a.chunks_exact(panel).enumerate() {
+                let mut n = 0;
+                while n < w.rows {
+                    // SAFETY: the caller's promise.
+                    n += unsafe {
+                        match w.rows - n {
+                            1..=2 => strip::<2>(panel, w, n, p, tile),
+                            3..=4 => strip::<4>(panel, w, n, p, tile),
+                            _ => strip::<6>(panel, w, n, p, tile),
+                        }
+                    };
+                }
+            }
+        }
+
+        /// `N` outputs from `first` on; those beyond the last repeat it and are not stored.
+        ///
+        /// # Safety
+        /// `panel` has `w.steps` steps, `w` as many dwords a row.
+        #[target_feature(enable = $features)]
+        unsafe fn strip<const N: usize>(
+            panel: &[u8],
+            w: &Weights<'_>,
+            first: usize,
+            p: usize,
+            tile: &mut Tile,
+        ) -> usize {
+            let mut rows = [w.data.as_ptr(); N];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
+            }
+            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            for k in 0..w.steps {
+                // SAFETY: a step is 64 bytes of the panel and a dword of each row.
+                unsafe {
+                    let at = panel.as_ptr().add(k * STEP_BYTES);
+                    let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                    for n in 0..N {
+                        let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
+                        sums[n][0] = $add_products(sums[n][0], x[0], y);
+                        sums[n][1] = $add_products(sums[n][1], x[1], y);
+                    }
+                }
+            }
+            for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
+                let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+                // SAFETY: `out` has sixteen values.
+                unsafe {
+                    _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
+                    _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
+                }
+            }
+            N
+        }
+    };
+}
+pub(super) use strips_of_256_bits;
+
 /// Codes of one step.
 const LANES: usize = 16;
 /// How far ahead of its use a weight is fetched, in bytes.
@@ -92,57 +158,14 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     assert!(isa.kind() == Kind::Avx2 && panel >= w.steps * STEP_BYTES && a.len().is_multiple_of(panel));
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
-    for (p, panel) in a.chunks_exact(panel).enumerate() {
-        let mut n = 0;
-        while n < w.rows {
-            // SAFETY: the CPU has AVX2; panel, weights and tile are as long as was checked.
-            n += unsafe {
-                match w.rows - n {
-                    1..=2 => strip::<2>(panel, w, n, p, tile),
-                    3..=4 => strip::<4>(panel, w, n, p, tile),
-                    _ => strip::<6>(panel, w, n, p, tile),
-                }
-            };
-        }
-    }
+    // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; the lengths were checked.
+    unsafe { strips(a, panel, w, tile) }
 }
 
-/// `N` outputs from `first` on; those beyond the last repeat it and are not stored.
-///
-/// # Safety
-/// `panel` has `w.steps` steps, `w` as many dwords a row.
+/// `sums`, each plus two products of i16.
 #[target_feature(enable = "avx2")]
-unsafe fn strip<const N: usize>(
-    panel: &[u8],
-    w: &Weights<'_>,
-    first: usize,
-    p: usize,
-    tile: &mut Tile,
-) -> usize {
-    let mut rows = [w.data.as_ptr(); N];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
-    }
-    let mut sums = [[_mm256_setzero_si256(); 2]; N];
-    for k in 0..w.steps {
-        // SAFETY: a step is 64 bytes of the panel and a dword of each row.
-        unsafe {
-            let at = panel.as_ptr().add(k * STEP_BYTES);
-            let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-            for n in 0..N {
-                let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
-                sums[n][0] = _mm256_add_epi32(sums[n][0], _mm256_madd_epi16(x[0], y));
-                sums[n][1] = _mm256_add_epi32(sums[n][1], _mm256_madd_epi16(x[1], y));
-            }
-        }
-    }
-    for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
-        let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
-        // SAFETY: `out` has sixteen values.
-        unsafe {
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
-            _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
-        }
-    }
-    N
+fn add_products(sums: __m256i, x: __m256i, y: __m256i) -> __m256i {
+    _mm256_add_epi32(sums, _mm256_madd_epi16(x, y))
 }
+
+strips_of_256_bits!("avx2", add_products);

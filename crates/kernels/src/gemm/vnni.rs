@@ -118,7 +118,7 @@ macro_rules! dot_products {
 
 pub(super) mod v256 {
     use crate::Isa;
-    use crate::gemm::avx2::horizontal_sum;
+    use crate::gemm::avx2::{horizontal_sum, strips_of_256_bits};
     use crate::gemm::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
     use crate::isa::Kind;
     use std::arch::x86_64::*;
@@ -136,64 +136,7 @@ pub(super) mod v256 {
         horizontal_sum
     );
 
-    /// # Safety
-    /// As [`tile`] checks.
-    #[target_feature(enable = "avx2,avxvnni")]
-    unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
-        for (p, panel) in a.chunks_exact(panel).enumerate() {
-            let mut n = 0;
-            while n < w.rows {
-                // SAFETY: the caller's promise.
-                n += unsafe {
-                    match w.rows - n {
-                        1..=2 => strip::<2>(panel, w, n, p, tile),
-                        3..=4 => strip::<4>(panel, w, n, p, tile),
-                        _ => strip::<6>(panel, w, n, p, tile),
-                    }
-                };
-            }
-        }
-    }
-
-    /// `N` outputs from `first` on; those beyond the last repeat it and are not stored.
-    ///
-    /// # Safety
-    /// `panel` has `w.steps` steps, `w` as many dwords a row.
-    #[target_feature(enable = "avx2,avxvnni")]
-    unsafe fn strip<const N: usize>(
-        panel: &[u8],
-        w: &Weights<'_>,
-        first: usize,
-        p: usize,
-        tile: &mut Tile,
-    ) -> usize {
-        let mut rows = [w.data.as_ptr(); N];
-        for (i, row) in rows.iter_mut().enumerate() {
-            *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
-        }
-        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for k in 0..w.steps {
-            // SAFETY: a step is 64 bytes of the panel and a dword of each row.
-            unsafe {
-                let at = panel.as_ptr().add(k * STEP_BYTES);
-                let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-                for n in 0..N {
-                    let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
-                    sums[n][0] = _mm256_dpbusd_avx_epi32(sums[n][0], x[0], y);
-                    sums[n][1] = _mm256_dpbusd_avx_epi32(sums[n][1], x[1], y);
-                }
-            }
-        }
-        for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
-            let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
-            // SAFETY: `out` has sixteen values.
-            unsafe {
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
-                _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
-            }
-        }
-        N
-    }
+    strips_of_256_bits!("avx2,avxvnni", _mm256_dpbusd_avx_epi32);
 }
 
 pub(super) mod v512 {
