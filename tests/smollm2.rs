@@ -66,8 +66,15 @@ fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
     for outlier_scope in [OutlierScope::Batch, OutlierScope::Row] {
         for outlier_weights in [OutlierWeights::Dequantized, OutlierWeights::Original] {
             let config = Int8Config { outlier_scope, outlier_weights, ..Int8Config::default() };
-            // Codes that flip at ties move it by half a per cent in either direction.
-            near(perplexity(&load(&file, Some(config))), theirs, 0.01);
+            let ours = perplexity(&load(&file, Some(config)));
+            match outlier_weights {
+                OutlierWeights::Dequantized => near(ours, theirs, 0.005),
+                // Not bitsandbytes' rule: it may be nearer to the model without int8, and no farther.
+                OutlierWeights::Original => {
+                    near(ours, theirs, 0.01);
+                    assert!(ours < theirs["perplexity"].as_f64().unwrap() * 1.005, "{ours}");
+                }
+            }
         }
     }
 }

@@ -212,12 +212,9 @@ pub fn linears(
     let input = Rows::new(isa, a.codes());
     let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
     let (mut epilogues, mut pieces) = (Vec::new(), Vec::new());
-    for (i, (layer, out)) in layers.iter().enumerate() {
-        layer.check(a, out)?;
-        epilogues.push((layer.weight, Epilogue::new(isa, a, layer)?));
-        debug_assert_eq!(epilogues.len(), i + 1);
-    }
-    for (i, (_, out)) in layers.into_iter().enumerate() {
+    for (i, (layer, out)) in layers.into_iter().enumerate() {
+        layer.check(a, &out)?;
+        epilogues.push((layer.weight, Epilogue::new(isa, a, &layer)?));
         pieces.extend(out.into_data().chunks_mut(block).enumerate().map(|(j, y)| (i, j * block, y)));
     }
     let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>), (i, first, y): (usize, usize, &mut [f32])| {

@@ -1,6 +1,6 @@
 //! Where the codes of int8 weights lie.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use llm_int8_kernels::pages::prefer_large;
 
 /// Rows begin at a multiple of this, so that vector loads do not cross cache lines.
@@ -38,11 +38,6 @@ fn zeroed(length: usize) -> BytesMut {
     let mut memory = if offset < ALIGNMENT { memory.split_off(offset) } else { memory };
     memory.truncate(length);
     memory
-}
-
-/// Codes that do not change any more.
-pub(crate) fn freeze(codes: BytesMut) -> Bytes {
-    codes.freeze()
 }
 
 #[cfg(test)]

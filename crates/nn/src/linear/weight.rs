@@ -1,6 +1,6 @@
 //! Int8 weights: codes and `absmax`.
 
-use super::codes::{CodeMemory, freeze};
+use super::codes::CodeMemory;
 use crate::error::{NnError, Result};
 use bytes::Bytes;
 use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef};
@@ -64,7 +64,7 @@ impl Int8Weight {
         {
             return error(cause.to_string());
         }
-        Ok(Self { codes: freeze(copy), absmax: absmax.into(), out_features, in_features })
+        Ok(Self { codes: copy.freeze(), absmax: absmax.into(), out_features, in_features })
     }
 
     /// Quantises rows `[out, in]`, as bitsandbytes does: through f16, rounding half to even.
@@ -103,7 +103,7 @@ impl Int8Weight {
         } else {
             llm_int8_kernels::quantize_weight(isa, weight, target, &mut absmax)?;
         }
-        Ok(Self { codes: freeze(codes), absmax: absmax.into(), out_features, in_features })
+        Ok(Self { codes: codes.freeze(), absmax: absmax.into(), out_features, in_features })
     }
 
     /// The form the kernels take.

@@ -107,6 +107,8 @@ struct Memory {
     gate: Vec<f32>,
     up: Vec<f32>,
     branch: Vec<f32>,
+    /// What attention gave, where it joins the stream together with the MLP.
+    attended: Vec<f32>,
 }
 
 /// The first `length` values.
@@ -266,12 +268,12 @@ impl Block<'_> {
             Residual::Parallel => {
                 self.normed(BlockSlot::AttentionNorm, x, memory)?;
                 self.attention(&mut texts, memory)?;
-                let attended = std::mem::take(&mut memory.branch);
+                std::mem::swap(&mut memory.branch, &mut memory.attended);
                 if self.parts.get(BlockSlot::MlpNorm as usize).is_some() {
                     self.normed(BlockSlot::MlpNorm, x, memory)?;
                 }
                 self.mlp(memory)?;
-                self.add(x, &attended);
+                self.add(x, &memory.attended);
                 self.add(x, &memory.branch);
             }
             Residual::NormAfter => {

@@ -46,7 +46,7 @@ pub struct LoadOptions {
     /// Modules to leave as they are, beside those that always are.
     pub skip_modules: SkipList,
     /// Also make the output head and the token table int8, which bitsandbytes never does: a model smaller by
-    /// half of both, which cannot be exchanged with transformers.
+    /// half of both, which cannot be exchanged with transformers. Without `int8` it does nothing.
     pub quantize_head: bool,
     /// The instruction set of the products.
     pub isa: Isa,
