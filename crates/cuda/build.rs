@@ -1,0 +1,83 @@
+//! Compiles the kernels: with nvcc for GPUs (feature `cuda`), with a C++ compiler for the emulated device
+//! (feature `emulation`).
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Machine code is made for these; the code of 8.0 also runs on 8.6. The last one's is also embedded as PTX,
+/// which drivers of later GPUs translate.
+const CAPABILITIES: &str = "75,80,89,90,100,120";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rustc-check-cfg=cfg(emulated)");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=emulation");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        compile_for_gpus()?;
+    }
+    #[cfg(feature = "emulation")]
+    compile_for_cpu();
+    Ok(())
+}
+
+fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "LLM_INT8_CUDA_CAPABILITIES"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let nvcc = find_nvcc().ok_or(
+        "the feature `cuda` needs nvcc of CUDA 12.8 or newer, and there is none in $NVCC, $PATH, $CUDA_HOME/bin or \
+         $CUDA_PATH/bin; scripts/cuda_toolchain.sh gets one",
+    )?;
+    let capabilities =
+        std::env::var("LLM_INT8_CUDA_CAPABILITIES").unwrap_or_else(|_| CAPABILITIES.to_owned());
+    let capabilities: Vec<&str> = capabilities.split(',').map(str::trim).collect();
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("kernels.fatbin");
+    let mut command = Command::new(&nvcc);
+    command.args(["-std=c++17", "-O3", "-fatbin", "--threads", "0", "-Xcompiler", "-Wall"]);
+    for (i, capability) in capabilities.iter().enumerate() {
+        let code = if i + 1 == capabilities.len() {
+            format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]")
+        } else {
+            format!("arch=compute_{capability},code=sm_{capability}")
+        };
+        command.args(["-gencode", &code]);
+    }
+    let status = command.arg("kernels/kernels.cu").arg("-o").arg(&out).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{} ended with {status}", nvcc.display()).into()),
+        Err(error) => Err(format!("{} cannot be run: {error}", nvcc.display()).into()),
+    }
+}
+
+fn find_nvcc() -> Option<PathBuf> {
+    if let Some(nvcc) = std::env::var_os("NVCC") {
+        return Some(nvcc.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let folders = std::env::split_paths(&path).chain(homes.map(|home| PathBuf::from(home).join("bin")));
+    folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// Without a C++ compiler there is no emulated device, and its tests say that they were skipped.
+#[cfg(feature = "emulation")]
+fn compile_for_cpu() {
+    let compiled = cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .define("LLM_INT8_EMULATION", None)
+        .include("emulation")
+        // Products and sums round one by one, as the explicit roundings of the kernels ask for.
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-Wno-unknown-pragmas")
+        .file("emulation/emulation.cc")
+        .try_compile("llm_int8_emulation");
+    match compiled {
+        Ok(()) => println!("cargo::rustc-cfg=emulated"),
+        Err(error) => println!("cargo::warning=no emulated device: {error}"),
+    }
+}

@@ -1,0 +1,211 @@
+// The CUDA thread model on a CPU, so that the kernels of ../kernels can be run and tested without a GPU.
+//
+// The threads of a block are fibers of one CPU thread; a fiber runs until it meets a barrier (__syncthreads,
+// __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step, and the order of fibers and
+// of blocks can be shuffled: what needs a barrier and lacks one gives other results in another order. A
+// barrier that not all threads reach is reported, as is a vector load that is not aligned. Dynamic shared
+// memory is filled with NaN before each block, and a background copy happens only when it is waited for.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__
+// A block is done before the next begins in the same CPU thread.
+#define __shared__ static thread_local
+#define __align__(n) alignas(n)
+
+namespace emulation {
+
+struct Dim3 {
+    uint32_t x, y, z;
+};
+
+constexpr uint32_t LANES = 32;
+constexpr uint32_t EXCHANGED_BYTES = 32;
+
+// What the lanes of a warp show each other.
+struct Warp {
+    alignas(16) unsigned char shown[LANES][EXCHANGED_BYTES];
+};
+
+struct BackgroundCopy {
+    void* shared;
+    const void* global;
+    bool valid;
+    uint32_t group;
+};
+
+constexpr uint32_t MOST_COPIES = 256;
+
+struct Thread {
+    Dim3 index;
+    uint32_t lane;
+    Warp* warp;
+    BackgroundCopy copies[MOST_COPIES];
+    uint32_t copy_count, group;
+};
+
+extern thread_local Thread* self;
+extern thread_local Dim3 block_index, block_size, grid_size;
+
+void sync_block();
+void sync_warp();
+unsigned char* dynamic_shared();
+// The launch ends with this message.
+void fail(const char* message);
+
+typedef void (*Kernel)(const void* args);
+struct Registration {
+    Registration(const char* name, Kernel kernel, uint32_t args_bytes);
+};
+
+// The value that lane `source` shows.
+template <class T>
+T exchange(T value, uint32_t source) {
+    static_assert(sizeof(T) <= EXCHANGED_BYTES, "too large to be exchanged");
+    memcpy(self->warp->shown[self->lane], &value, sizeof(T));
+    sync_warp();
+    T result;
+    memcpy(&result, self->warp->shown[source % LANES], sizeof(T));
+    sync_warp();
+    return result;
+}
+
+template <class T>
+T shown_by(uint32_t lane) {
+    T result;
+    memcpy(&result, self->warp->shown[lane], sizeof(T));
+    return result;
+}
+
+inline void check_aligned(const void* p) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) fail("a 16-byte access is not aligned");
+}
+
+}  // namespace emulation
+
+#define threadIdx (emulation::self->index)
+#define blockIdx (emulation::block_index)
+#define blockDim (emulation::block_size)
+#define gridDim (emulation::grid_size)
+
+#define EMULATED_KERNEL(name, Args)                                                                         \
+    static void name##_on_cpu(const Args& a);                                                              \
+    static emulation::Registration name##_registration(                                                    \
+        #name, [](const void* args) { name##_on_cpu(*static_cast<const Args*>(args)); }, sizeof(Args)); \
+    static void name##_on_cpu(const Args& a)
+
+inline void __syncthreads() { emulation::sync_block(); }
+inline void __syncwarp(uint32_t = 0xffffffffu) { emulation::sync_warp(); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_xor_sync(uint32_t, T value, uint32_t mask) {
+    return emulation::exchange(value, emulation::self->lane ^ mask);
+}
+template <class T>
+T __shfl_sync(uint32_t, T value, uint32_t source) {
+    return emulation::exchange(value, source);
+}
+inline uint32_t __ballot_sync(uint32_t, bool flag) {
+    uint32_t mine = flag, ballot = 0;
+    memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
+    emulation::sync_warp();
+    for (uint32_t lane = 0; lane < 32; ++lane) ballot |= emulation::shown_by<uint32_t>(lane) << lane;
+    emulation::sync_warp();
+    return ballot;
+}
+inline uint32_t __popc(uint32_t x) { return __builtin_popcount(x); }
+inline uint32_t __ffs(uint32_t x) { return __builtin_ffs(x); }
+
+template <class T>
+T atomicAdd(T* p, T x) {
+    T old = *p;
+    *p = old + x;
+    return old;
+}
+inline uint32_t atomicOr(uint32_t* p, uint32_t x) {
+    uint32_t old = *p;
+    *p = old | x;
+    return old;
+}
+inline uint32_t atomicMin(uint32_t* p, uint32_t x) {
+    uint32_t old = *p;
+    *p = old < x ? old : x;
+    return old;
+}
+
+inline int32_t __dp4a(int32_t a, int32_t b, int32_t sum) {
+    for (int i = 0; i < 4; ++i) sum += int32_t(int8_t(a >> (8 * i))) * int32_t(int8_t(b >> (8 * i)));
+    return sum;
+}
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline int32_t __float2int_rn(float x) { return int32_t(rintf(x)); }
+inline uint32_t __float_as_uint(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
+// Numbers of 16 bits: storage, and conversions that round to even.
+struct half {
+    uint16_t bits;
+};
+struct bf16 {
+    uint16_t bits;
+};
+inline uint16_t __half_as_ushort(half x) { return x.bits; }
+inline half __ushort_as_half(uint16_t bits) { return {bits}; }
+inline float __half2float(half x) {
+    uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = (x.bits >> 10) & 31, fraction = x.bits & 1023;
+    if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
+    if (exponent != 0) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+    float magnitude = ldexpf(float(fraction), -24);
+    return sign ? -magnitude : magnitude;
+}
+inline half __float2half_rn(float x) {
+    uint32_t bits = __float_as_uint(x), magnitude = bits & 0x7fffffffu;
+    uint16_t sign = uint16_t(bits >> 16 & 0x8000u);
+    if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7fffu)};
+    if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
+    // Below the smallest normal number codes are multiples of 2^-24.
+    if (magnitude < 0x38800000u) return {uint16_t(sign | uint16_t(rintf(ldexpf(__uint_as_float(magnitude), 24))))};
+    uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);
+    return {uint16_t(sign | uint16_t((rounded - 0x38000000u) >> 13))};
+}
+inline float __bfloat162float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+inline bf16 __float2bfloat16_rn(float x) {
+    uint32_t bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t(bits >> 16 | 0x40u)};
+    return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+
+// ptx.cuh
+struct Words4;
+Words4 load_words(const void* p);
+Words4 load_streaming(const void* p);
+void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void load_matrices(uint32_t (&words)[4], const void* row);
+void copy_async(void* shared, const void* global, bool valid);
+void commit_copies();
+void wait_for_copies_but(uint32_t pending);
+template <int PENDING>
+inline void wait_for_copies() {
+    wait_for_copies_but(PENDING);
+}

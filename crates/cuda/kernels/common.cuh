@@ -1,0 +1,71 @@
+// What every kernel file needs: short names, the KERNEL macro, conversions.
+//
+// The same files are compiled twice: by nvcc for GPUs, and by a C++ compiler with LLM_INT8_EMULATION for the
+// emulated device of the tests (emulation/emulation.h), which runs every thread of every block on the CPU.
+// Whatever is not plain C++ therefore goes through this file or ptx.cuh.
+//
+// A kernel takes one struct, which src/args.rs mirrors field by field: pointers and 32-bit numbers only, so
+// that both languages lay it out alike. Letters: M rows of activations, N out_features, K in_features.
+#pragma once
+
+#ifdef LLM_INT8_EMULATION
+#include "emulation.h"
+#define KERNEL(name, Args, threads) EMULATED_KERNEL(name, Args)
+#define DYNAMIC_SHARED(name) unsigned char* name = emulation::dynamic_shared()
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+#define KERNEL(name, Args, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+typedef __half half;
+typedef __nv_bfloat16 bf16;
+#endif
+
+typedef int8_t i8;
+typedef int32_t i32;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define DEVICE static __device__ __forceinline__
+
+constexpr u32 WARP = 32;
+constexpr u32 EVERY_LANE = 0xffffffffu;
+
+// 1 / 127 and 1 / 127^2, rounded once.
+constexpr float CODE_STEP = 1.0f / 127.0f;
+constexpr float PRODUCT_STEP = 1.0f / (127.0f * 127.0f);
+
+DEVICE float to_float(float x) { return x; }
+DEVICE float to_float(half x) { return __half2float(x); }
+DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
+
+template <class T>
+DEVICE T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ half from_float<half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+
+// The bits of the magnitude of a value in f16. Their order is that of the magnitudes, with infinity above
+// all numbers and NaN above infinity.
+constexpr u32 HALF_INFINITY = 0x7c00;
+DEVICE u32 half_magnitude(half x) { return __half_as_ushort(x) & 0x7fffu; }
+DEVICE float half_value(u32 bits) { return __half2float(__ushort_as_half((u16)bits)); }
+
+// `limit`: the smallest magnitude that is an outlier; NaN is none, it is to be seen in absmax.
+DEVICE bool is_outlier(u32 magnitude, u32 limit) { return magnitude >= limit && magnitude <= HALF_INFINITY; }
+
+// The code of a value: rint(value · 127 / absmax), halves to even. PyTorch's `127.0 / absmax` is a reciprocal
+// and a product; 0 where the row has no scale (zero, or not finite).
+DEVICE float inverse_step(float absmax) {
+    bool usable = absmax > 0.0f && absmax <= 65504.0f;
+    return usable ? __fmul_rn(__fdiv_rn(1.0f, absmax), 127.0f) : 0.0f;
+}
+DEVICE i32 code_of(half x, float inverse) {
+    return inverse == 0.0f ? 0 : __float2int_rn(__fmul_rn(__half2float(x), inverse));
+}

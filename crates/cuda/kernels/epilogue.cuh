@@ -1,0 +1,50 @@
+// What follows a product: outliers and bias are in y already.
+#pragma once
+#include "common.cuh"
+
+// As llm_int8_kernels::Activation.
+enum Activation : u32 { IDENTITY = 0, GELU = 1, GELU_TANH = 2, QUICK_GELU = 3, RELU = 4, RELU_SQUARED = 5, SILU = 6, TANH = 7 };
+
+DEVICE float activate(u32 function, float x) {
+    switch (function) {
+        case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+        case RELU: return x < 0.0f ? 0.0f : x;
+        case RELU_SQUARED: return x < 0.0f ? 0.0f : x * x;
+        case SILU: return x / (1.0f + expf(-x));
+        case TANH: return tanhf(x);
+        default: return x;
+    }
+}
+
+struct Epilogue {
+    const float* bias;      // [N] or null
+    const float* residual;  // [M, residual_stride] or null: out = residual + residual_scale · y
+    void* out;              // [M, out_stride]
+    u32 out_stride, residual_stride;
+    u32 activation, activated;  // the function of the first `activated` outputs
+    float residual_scale;
+    u32 padding;
+};
+
+template <class O>
+DEVICE void finish(const Epilogue& e, u32 m, u32 n, float y) {
+    if (n < e.activated) y = activate(e.activation, y);
+    if (e.residual != nullptr) y = __fmaf_rn(y, e.residual_scale, e.residual[(size_t)m * e.residual_stride + n]);
+    static_cast<O*>(e.out)[(size_t)m * e.out_stride + n] = from_float<O>(y);
+}
+
+// int8 weights: rows of `pitch` codes, a multiple of 16, zeros from K on.
+struct Int8Weight {
+    const i8* codes;
+    const float* absmax;  // [N]
+    u32 out_features, pitch;
+};
+
+// The int8 part and the bias of one output (LLM.int8(), equation 5 of the paper; bitsandbytes'
+// `int8_mm_dequant`), in f32 throughout, so that nothing overflows in f16.
+DEVICE float dequantize(i32 sum, float absmax_x, float absmax_w, const float* bias, u32 n) {
+    float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, absmax_w)), PRODUCT_STEP);
+    return bias != nullptr ? __fadd_rn(y, bias[n]) : y;
+}

@@ -1,0 +1,10 @@
+// All kernels as one translation unit.
+#include "quantize.cu"
+#include "gemv.cu"
+#include "thin.cu"
+#include "gemm.cu"
+#include "dense.cu"
+#include "rows.cu"
+#include "attention.cu"
+#include "select.cu"
+#include "weights.cu"

@@ -1,0 +1,87 @@
+// Instructions C++ has no words for, by the names and operand layouts of the PTX ISA 9.0. On the emulated
+// device their meaning is written out in emulation/emulation.h.
+#pragma once
+#include "common.cuh"
+
+struct alignas(16) Words4 {
+    u32 word[4];
+};
+
+#ifndef LLM_INT8_EMULATION
+
+// 16 bytes through the read-only path that are not used again: weights.
+DEVICE Words4 load_streaming(const void* p) {
+    Words4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(p));
+    return v;
+}
+
+// 16 bytes of global or shared memory.
+DEVICE Words4 load_words(const void* p) {
+    uint4 v = *reinterpret_cast<const uint4*>(p);
+    return {{v.x, v.y, v.z, v.w}};
+}
+
+// d += a · b over 32 codes: a row-major 16 × 32, b column-major 32 × 8, d 16 × 8. Of lane 4g + t:
+// a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g, bytes 4t.. and
+// 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.
+DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    // Turing: the same product in four parts of 8 × 16.
+#define PART(d0, d1, a0, b0)                                                                        \
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" \
+                 : "+r"(d0), "+r"(d1)                                                              \
+                 : "r"(a0), "r"(b0))
+    PART(d[0], d[1], a[0], b[0]);
+    PART(d[0], d[1], a[2], b[1]);
+    PART(d[2], d[3], a[1], b[0]);
+    PART(d[2], d[3], a[3], b[1]);
+#undef PART
+#endif
+}
+
+// Four 8 × 16-byte matrices out of shared memory; lane l gives the address of row l % 8 of matrix l / 8, and
+// gets in word i the bytes 4t..4t+3 of row g of matrix i.
+DEVICE void load_matrices(u32 (&words)[4], const void* row) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Copies 16 bytes from global to shared memory in the background; zeros where not `valid`.
+DEVICE void copy_async(void* shared, const void* global, bool valid) {
+#if __CUDA_ARCH__ >= 800
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (valid) v = *reinterpret_cast<const uint4*>(global);
+    *reinterpret_cast<uint4*>(shared) = v;
+#endif
+}
+
+// Ends a group of copies.
+DEVICE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `PENDING` groups of this thread are under way.
+template <int PENDING>
+DEVICE void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+#endif

@@ -1,0 +1,51 @@
+// Reductions over a warp and a block. Every thread of the block must call the block functions; every thread
+// gets the result. The order of additions is fixed, so that a sum has the same bits at every run.
+#pragma once
+#include "common.cuh"
+
+DEVICE u32 lane_index() { return threadIdx.x % WARP; }
+DEVICE u32 warp_index() { return threadIdx.x / WARP; }
+
+struct Sum {
+    template <class T>
+    static __device__ __forceinline__ T of(T x, T y) { return x + y; }
+};
+struct Max {
+    template <class T>
+    static __device__ __forceinline__ T of(T x, T y) { return x > y ? x : y; }
+};
+
+template <class Op, class T>
+DEVICE T warp_reduce(T x) {
+    for (u32 step = WARP / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
+    return x;
+}
+
+template <class Op, class T>
+DEVICE T block_reduce(T x) {
+    __shared__ T parts[32];
+    x = warp_reduce<Op>(x);
+    if (lane_index() == 0) parts[warp_index()] = x;
+    __syncthreads();
+    T all = parts[0];
+    for (u32 warp = 1; warp < blockDim.x / WARP; ++warp) all = Op::of(all, parts[warp]);
+    // The next reduction writes into the same place.
+    __syncthreads();
+    return all;
+}
+
+// How many of the flags of threads before this one are set, and in `total` how many of the whole block.
+DEVICE u32 block_rank(bool flag, u32& total) {
+    __shared__ u32 counts[32];
+    u32 ballot = __ballot_sync(EVERY_LANE, flag);
+    if (lane_index() == 0) counts[warp_index()] = __popc(ballot);
+    __syncthreads();
+    u32 before = __popc(ballot & ((1u << lane_index()) - 1));
+    total = 0;
+    for (u32 warp = 0; warp < blockDim.x / WARP; ++warp) {
+        if (warp < warp_index()) before += counts[warp];
+        total += counts[warp];
+    }
+    __syncthreads();
+    return before;
+}

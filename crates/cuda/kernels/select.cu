@@ -1,0 +1,93 @@
+// From logits to the few tokens that matter, so that no row of logits crosses the bus. One block a row.
+#include "reduce.cuh"
+
+// The order of f32 as an order of integers.
+DEVICE u32 ordered(float x) {
+    u32 bits = __float_as_uint(x);
+    return bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
+}
+DEVICE bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+
+// Logits of tokens that were there: divided by the penalty, multiplied where negative.
+struct PenaliseArgs {
+    float* logits;   // [V]
+    const u32* ids;  // [count], each once, below V
+    u32 count;
+    float penalty;
+};
+
+KERNEL(penalise, PenaliseArgs, 256) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= a.count) return;
+    float* logit = &a.logits[a.ids[i]];
+    *logit = *logit > 0.0f ? *logit / a.penalty : *logit * a.penalty;
+}
+
+struct SelectArgs {
+    const float* logits;  // [rows, V]
+    u32* ids;             // [rows, k]
+    float* values;        // [rows, k] their logits
+    u32* is_bad;          // [rows] whether a logit is not finite
+    u32 vocabulary, k;
+};
+
+// k = 1: the largest logit, the first of equal ones.
+KERNEL(select_largest, SelectArgs, 1024) {
+    const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;
+    u64 best = 0;
+    u32 bad = 0;
+    for (u32 i = threadIdx.x; i < a.vocabulary; i += blockDim.x) {
+        // 0 and -0 are equal: adding 0 makes them so.
+        float x = logits[i] + 0.0f;
+        bad |= !is_finite(x);
+        best = Max::of(best, (u64)ordered(x) << 32 | (0xffffffffu - i));
+    }
+    best = block_reduce<Max>(best);
+    bad = block_reduce<Max>(bad);
+    if (threadIdx.x != 0) return;
+    u32 id = 0xffffffffu - (u32)best;
+    a.ids[blockIdx.x] = id;
+    a.values[blockIdx.x] = id < a.vocabulary ? logits[id] : 0.0f;
+    a.is_bad[blockIdx.x] = bad;
+}
+
+// The k largest logits in the order of their ids; of equal ones at the end the first. The k-th largest is found
+// byte by byte (radix selection), then all above it and as many equal ones as are left are listed.
+KERNEL(select_top, SelectArgs, 1024) {
+    __shared__ u32 histogram[256];
+    const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;
+    u32 bad = 0, prefix = 0, mask = 0, wanted = a.k;
+    for (u32 i = threadIdx.x; i < a.vocabulary; i += blockDim.x) bad |= !is_finite(logits[i]);
+    bad = block_reduce<Max>(bad);
+    for (i32 shift = 24; shift >= 0; shift -= 8) {
+        for (u32 i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < a.vocabulary; i += blockDim.x) {
+            u32 key = ordered(logits[i]);
+            if ((key & mask) == prefix) atomicAdd(&histogram[key >> shift & 255], 1u);
+        }
+        __syncthreads();
+        u32 bucket = 255;
+        while (bucket > 0 && histogram[bucket] < wanted) wanted -= histogram[bucket--];
+        prefix |= bucket << shift;
+        mask |= 255u << shift;
+        __syncthreads();
+    }
+    u32 above = 0, equal = 0, all_above = a.k - wanted;
+    for (u32 first = 0; first < a.vocabulary; first += blockDim.x) {
+        u32 i = first + threadIdx.x, found;
+        u32 key = i < a.vocabulary ? ordered(logits[i]) : 0;
+        bool is_above = i < a.vocabulary && key > prefix, is_equal = i < a.vocabulary && key == prefix;
+        u32 place = above + block_rank(is_above, found);
+        above += found;
+        u32 rank = equal + block_rank(is_equal, found);
+        equal += found;
+        bool taken = is_above || (is_equal && rank < wanted);
+        if (is_equal) place = all_above + rank;
+        if (taken) {
+            a.ids[(size_t)blockIdx.x * a.k + place] = i;
+            a.values[(size_t)blockIdx.x * a.k + place] = logits[i];
+        }
+    }
+    if (threadIdx.x == 0) a.is_bad[blockIdx.x] = bad;
+}

@@ -1,0 +1,71 @@
+// A few rows (M = 1 … 16): weights are read once, tensor cores do the products.
+//
+// Idea: the operands are swapped, so that 16 rows of weights are the tall one of mma.m16n8k32 and 8 rows of
+// activations the wide one. A sum over k may be taken in any order, so a lane loads 16 bytes that lie side by
+// side, of a weight row and of an activation row alike, and feeds them as the k of two instructions: the loads
+// are 16 bytes wide without shared memory, and 4 lanes read 64 bytes in a row.
+//
+// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them.
+// Multiply-adds: at M = 16 a byte of weight needs 16, 4.8 TB/s of them 77 T/s: far below the tensor cores,
+// above what dp4a gives.
+#include "product.cuh"
+
+constexpr u32 THIN_WARPS = 8;
+
+// GROUPS: of 8 rows of activations.
+template <class T, u32 GROUPS>
+DEVICE void thin(const ProductArgs& a) {
+    __shared__ i32 sums[THIN_WARPS][16][8 * GROUPS + 1];
+    u32 lane = lane_index(), warp = warp_index(), g = lane / 4, t = lane % 4;
+    u32 part = warp % a.warps_k, group = warp / a.warps_k;
+    u32 pitch = a.weight.pitch, last = a.weight.out_features - 1;
+    u32 first = (blockIdx.x * (THIN_WARPS / a.warps_k) + group) * 16;
+    const i8* upper = a.weight.codes + (size_t)(first + g < last ? first + g : last) * pitch;
+    const i8* lower = a.weight.codes + (size_t)(first + g + 8 < last ? first + g + 8 : last) * pitch;
+    i32 sum[GROUPS][4] = {};
+    for (u32 k = (part * 4 + t) * 16; k - t * 16 < pitch; k += a.warps_k * 64) {
+        Words4 zero = {{0, 0, 0, 0}};
+        bool inside = k < pitch;
+        Words4 up = inside ? load_streaming(upper + k) : zero, low = inside ? load_streaming(lower + k) : zero;
+        u32 front[4] = {up.word[0], low.word[0], up.word[1], low.word[1]};
+        u32 back[4] = {up.word[2], low.word[2], up.word[3], low.word[3]};
+#pragma unroll
+        for (u32 j = 0; j < GROUPS; ++j) {
+            u32 m = j * 8 + g;
+            Words4 x = inside && m < a.rows ? load_words(a.codes + (size_t)m * pitch + k) : zero;
+            u32 x_front[2] = {x.word[0], x.word[1]}, x_back[2] = {x.word[2], x.word[3]};
+            mma_s8(sum[j], front, x_front);
+            mma_s8(sum[j], back, x_back);
+        }
+    }
+#pragma unroll
+    for (u32 j = 0; j < GROUPS; ++j)
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][j * 8 + 2 * t + i % 2] = sum[j][i];
+    __syncthreads();
+
+    // The outputs of the group's 16 weight rows, shared by its warps: neighbours write neighbours.
+    u32 count = *a.count;
+    for (u32 i = part * WARP + lane; i < 16 * a.rows; i += a.warps_k * WARP) {
+        u32 m = i / 16, r = i % 16, n = first + r;
+        if (n > last) continue;
+        i32 all = 0;
+        for (u32 w = 0; w < a.warps_k; ++w) all += sums[group * a.warps_k + w][r][m];
+        float absmax_w = a.weight.absmax[n], step = absmax_w * CODE_STEP;
+        float y = dequantize(all, a.absmax[m], absmax_w, a.epilogue.bias, n);
+        const i8* weight = a.weight.codes + (size_t)n * pitch;
+        for (u32 o = 0; o < count; ++o) {
+            u32 column = a.columns[o];
+            y = __fmaf_rn(outlier_value<T>(a, m, column), (float)weight[column] * step, y);
+        }
+        finish<T>(a.epilogue, m, n, y);
+    }
+}
+
+#define THIN(suffix, T)                                                      \
+    KERNEL(thin8_##suffix, ProductArgs, 256) { thin<T, 1>(a); }              \
+    KERNEL(thin16_##suffix, ProductArgs, 256) { thin<T, 2>(a); }
+
+THIN(f32, float)
+THIN(f16, half)
+THIN(bf16, bf16)

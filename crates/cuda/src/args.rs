@@ -1,0 +1,89 @@
+//! The structs that kernels take, field by field as in `kernels/`. Addresses are those of the device, 0 for none.
+//!
+//! All fields are 4 or 8 bytes and lie without gaps (which `Pod` checks), so that C++ lays them out alike; the
+//! emulated device also compares their sizes.
+
+use bytemuck::{Pod, Zeroable};
+
+macro_rules! structs {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {
+        $($(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+        #[repr(C)]
+        #[allow(missing_docs)]
+        pub struct $name { $(pub $field: $type),* })*
+    };
+}
+
+structs! {
+    /// `source.cuh`: rows of activations.
+    Source { x: u64, up: u64, weight: u64, bias: u64, stride: u32, cols: u32, kind: u32, eps: f32 }
+    /// `epilogue.cuh`: what follows a product.
+    Epilogue {
+        bias: u64, residual: u64, out: u64,
+        out_stride: u32, residual_stride: u32, activation: u32, activated: u32, residual_scale: f32, padding: u32,
+    }
+    /// `epilogue.cuh`: int8 weights.
+    Int8Weight { codes: u64, absmax: u64, out_features: u32, pitch: u32 }
+    /// `quantize.cu`.
+    QuantizeArgs {
+        source: Source, codes: u64, absmax: u64, values: u64, flags: u64, columns: u64, count: u64,
+        rows: u32, pitch: u32, limit: u32, padding: u32,
+    }
+    /// `quantize.cu`.
+    CollectArgs {
+        codes: u64, flags: u64, columns: u64, count: u64, cols: u32, pitch: u32, by_row: u32, padding: u32,
+    }
+    /// `gemv.cu`.
+    GemvArgs { source: Source, weight: Int8Weight, epilogue: Epilogue, limit: u32, warps_k: u32 }
+    /// `product.cuh`.
+    ProductArgs {
+        codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,
+        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, padding: u32,
+    }
+    /// `dense.cu`.
+    DenseArgs {
+        x: u64, weight: u64, epilogue: Epilogue,
+        rows: u32, out_features: u32, in_features: u32, x_stride: u32, pitch: u32, padding: u32,
+    }
+    /// `rows.cu`.
+    EmbedArgs {
+        ids: u64, position_rows: u64, table: u64, table_absmax: u64, positions: u64, out: u64,
+        width: u32, table_pitch: u32, position_pitch: u32, factor: f32,
+    }
+    /// `rows.cu`.
+    NormArgs { source: Source, out: u64, heads: u32, weight_stride: u32, out_stride: u32, padding: u32 }
+    /// `rows.cu`.
+    CombineArgs {
+        x: u64, up: u64, out: u64, width: u32, x_stride: u32, up_stride: u32, adds: u32, factor: f32, padding: u32,
+    }
+    /// `rows.cu`.
+    SoftcapArgs { x: u64, count: u64, scale: f32, cap: f32 }
+    /// `rows.cu`.
+    CopyRowsArgs { from: u64, to: u64, words: u32, from_pitch: u32, to_pitch: u32, padding: u32 }
+    /// `attention.cu`: one new position.
+    AttendedRow { cache: u64, capacity: u32, position: u32 }
+    /// `attention.cu`: how heads lie.
+    Heads { heads: u32, kv_heads: u32, size: u32, padded: u32, layer: u32, reserved: u32 }
+    /// `attention.cu`.
+    PrepareArgs {
+        qkv: u64, rows: u64, cos: u64, sin: u64, queries: u64, heads: Heads,
+        stride: u32, is_grouped: u32, dims: u32, neighbours: u32, clamp: f32, factor: f32,
+    }
+    /// `attention.cu`: how scores are made.
+    Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, padding: u32 }
+    /// `attention.cu`.
+    AttendArgs {
+        queries: u64, rows: u64, out: u64, partial: u64, counters: u64, tiles: u64, heads: Heads, rule: Rule,
+        splits: u32, padding: u32,
+    }
+    /// `select.cu`.
+    PenaliseArgs { logits: u64, ids: u64, count: u32, penalty: f32 }
+    /// `select.cu`.
+    SelectArgs { logits: u64, ids: u64, values: u64, is_bad: u64, vocabulary: u32, k: u32 }
+    /// `weights.cu`.
+    WeightArgs {
+        weight: u64, codes: u64, absmax: u64, bad_row: u64,
+        out_features: u32, in_features: u32, pitch: u32, padding: u32,
+    }
+}

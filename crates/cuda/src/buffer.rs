@@ -1,0 +1,228 @@
+//! Memory of a device.
+
+use crate::device::Device;
+use crate::error::{CudaError, Result};
+use bytemuck::Pod;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+
+/// Values in the memory of a device, given back when dropped. A new one holds nothing in particular.
+pub struct Buffer<T> {
+    device: Device,
+    address: u64,
+    length: usize,
+    values: PhantomData<T>,
+}
+
+/// A part of a buffer.
+#[derive(Debug)]
+pub struct View<'a, T> {
+    device: &'a Device,
+    address: u64,
+    length: usize,
+    values: PhantomData<&'a Buffer<T>>,
+}
+
+impl<T> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for View<'_, T> {}
+
+impl<T: Pod> Buffer<T> {
+    pub(crate) fn new(device: Device, length: usize) -> Result<Self> {
+        let bytes = length.checked_mul(size_of::<T>()).ok_or_else(|| CudaError::Shape {
+            kernel: "allocating",
+            reason: format!("{length} values are more than there can be"),
+        })?;
+        let address = device.driver().allocate(bytes)?;
+        device.count_allocation(bytes as u64);
+        Ok(Self { device, address, length, values: PhantomData })
+    }
+
+    /// All of it.
+    pub fn all(&self) -> View<'_, T> {
+        View { device: &self.device, address: self.address, length: self.length, values: PhantomData }
+    }
+
+    /// A part of it.
+    ///
+    /// # Errors
+    /// [`CudaError::TooShort`] where it ends before.
+    pub fn part(&self, range: impl RangeBounds<usize>) -> Result<View<'_, T>> {
+        self.all().part(range)
+    }
+
+    /// A copy on the host.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); self.length];
+        self.all().read(&mut values)?;
+        Ok(values)
+    }
+}
+
+impl<T> Buffer<T> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its address on the device, for tables of addresses.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        (self.length * size_of::<T>()) as u64
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.device.count_release(self.bytes());
+        // A drop cannot return an error; what the driver refuses shows at the next call.
+        if let Err(error) = self.device.driver().free(self.address) {
+            log::error!("{error}");
+        }
+    }
+}
+
+impl<T> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("device", &self.device).field("length", &self.length).finish()
+    }
+}
+
+impl<'a, T: Pod> View<'a, T> {
+    /// A part of it.
+    ///
+    /// # Errors
+    /// [`CudaError::TooShort`] where it ends before.
+    pub fn part(&self, range: impl RangeBounds<usize>) -> Result<View<'a, T>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => self.length,
+        };
+        if start > end || end > self.length {
+            return Err(CudaError::TooShort {
+                kernel: "a part",
+                what: "the buffer",
+                found: self.length,
+                needed: end.max(start),
+            });
+        }
+        Ok(View { address: self.address + (start * size_of::<T>()) as u64, length: end - start, ..*self })
+    }
+
+    /// Copies values to it; they may be changed at once.
+    ///
+    /// # Errors
+    /// [`CudaError::TooShort`], [`CudaError::Driver`].
+    pub fn write(&self, values: &[T]) -> Result<()> {
+        self.check("writing", values.len())?;
+        self.device().driver().write(self.address(), bytemuck::cast_slice(values))
+    }
+
+    /// Copies values from it, and waits for them.
+    ///
+    /// # Errors
+    /// [`CudaError::TooShort`], [`CudaError::Driver`].
+    pub fn read(&self, values: &mut [T]) -> Result<()> {
+        self.check("reading", values.len())?;
+        self.device().driver().read(self.address(), bytemuck::cast_slice_mut(values))
+    }
+
+    /// Copies all values of another part of the same device to the beginning of this one.
+    ///
+    /// # Errors
+    /// [`CudaError::TooShort`], [`CudaError::WrongDevice`], [`CudaError::Driver`].
+    pub fn copy_from(&self, other: &View<'_, T>) -> Result<()> {
+        self.check("copying", other.length)?;
+        if !self.device().is(other.device()) {
+            let device = self.device().name().to_owned();
+            return Err(CudaError::WrongDevice { kernel: "copying", what: "the source", device });
+        }
+        self.device().driver().copy(self.address(), other.address(), other.length * size_of::<T>())
+    }
+
+    /// Fills it with zeros.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn fill_with_zeros(&self) -> Result<()> {
+        self.device().driver().zero(self.address(), self.length * size_of::<T>())
+    }
+
+    fn check(&self, kernel: &'static str, needed: usize) -> Result<()> {
+        if needed <= self.length {
+            return Ok(());
+        }
+        Err(CudaError::TooShort { kernel, what: "the buffer", found: self.length, needed })
+    }
+}
+
+impl<'a> View<'a, u8> {
+    /// The same bytes as values of another type.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] where they do not begin or end with one.
+    pub fn cast<T: Pod>(&self) -> Result<View<'a, T>> {
+        let size = size_of::<T>();
+        // A buffer's memory itself is aligned for every type.
+        if !self.address.is_multiple_of(size as u64) || !self.length.is_multiple_of(size) {
+            let reason = format!("{} bytes are not whole values of {size}", self.length);
+            return Err(CudaError::Shape { kernel: "a part", reason });
+        }
+        Ok(View {
+            device: self.device,
+            address: self.address,
+            length: self.length / size,
+            values: PhantomData,
+        })
+    }
+}
+
+impl<T> View<'_, T> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Its address on the device.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+}

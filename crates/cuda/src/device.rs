@@ -1,0 +1,198 @@
+//! A device and what it is asked to do.
+
+use crate::buffer::Buffer;
+use crate::driver::{Driver, Launch, Properties, Recorded};
+use crate::error::Result;
+use bytemuck::Pod;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Memory of a device in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// What anyone on the machine may still allocate.
+    pub free: u64,
+    /// What it has.
+    pub total: u64,
+    /// What this program holds in [`Buffer`]s.
+    pub allocated: u64,
+    /// The most it has held.
+    pub peak: u64,
+}
+
+/// A GPU, or one that the CPU plays. Clones are the same device.
+///
+/// What is asked for happens in order, on one stream; only reading waits.
+#[derive(Clone)]
+pub struct Device(Arc<Shared>);
+
+struct Shared {
+    driver: Driver,
+    properties: Properties,
+    allocated: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// A sequence of launches, recorded once.
+#[derive(Debug)]
+pub struct Graph {
+    device: Device,
+    recorded: Recorded,
+}
+
+impl Device {
+    /// The GPU of that number.
+    ///
+    /// # Errors
+    /// [`CudaError::NotBuilt`](crate::CudaError::NotBuilt), [`CudaError::NoDriver`](crate::CudaError::NoDriver),
+    /// [`CudaError::NoDevice`](crate::CudaError::NoDevice), [`CudaError::Driver`](crate::CudaError::Driver).
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Self::with_driver(Driver::cuda(ordinal)?)
+    }
+
+    /// How many GPUs this program can use; 0 without the feature, a driver or a GPU.
+    pub fn cuda_count() -> usize {
+        Driver::cuda_count()
+    }
+
+    /// A device that the CPU plays, with so many bytes of memory. `order` 0 runs blocks and threads of a kernel by
+    /// number; other values seed a shuffling of both, which shows where a barrier is missing.
+    ///
+    /// # Errors
+    /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs that are no tests.
+    pub fn emulated(ordinal: usize, memory: u64, order: u64) -> Result<Self> {
+        Self::with_driver(Driver::emulated(ordinal, memory, order)?)
+    }
+
+    fn with_driver(driver: Driver) -> Result<Self> {
+        let properties = driver.properties()?;
+        let (allocated, peak) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self(Arc::new(Shared { driver, properties, allocated, peak })))
+    }
+
+    /// `cuda:0`.
+    pub fn name(&self) -> &str {
+        &self.0.properties.name
+    }
+
+    /// The product: `NVIDIA H200`.
+    pub fn model(&self) -> &str {
+        &self.0.properties.model
+    }
+
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.0.properties.multiprocessors
+    }
+
+    /// Bytes of shared memory a block may have.
+    pub fn shared_bytes(&self) -> usize {
+        self.0.properties.shared_bytes
+    }
+
+    /// Its memory.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`](crate::CudaError::Driver).
+    pub fn memory(&self) -> Result<MemoryInfo> {
+        let (free, total) = self.0.driver.memory()?;
+        let (allocated, peak) =
+            (self.0.allocated.load(Ordering::Relaxed), self.0.peak.load(Ordering::Relaxed));
+        Ok(MemoryInfo { free, total, allocated, peak })
+    }
+
+    /// Memory for `length` values, whatever was there.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
+    pub fn allocate<T: Pod>(&self, length: usize) -> Result<Buffer<T>> {
+        Buffer::new(self.clone(), length)
+    }
+
+    /// Memory of zeros.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    pub fn zeros<T: Pod>(&self, length: usize) -> Result<Buffer<T>> {
+        let buffer = self.allocate(length)?;
+        buffer.all().fill_with_zeros()?;
+        Ok(buffer)
+    }
+
+    /// Memory with these values.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    pub fn upload<T: Pod>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let buffer = self.allocate(values.len())?;
+        buffer.all().write(values)?;
+        Ok(buffer)
+    }
+
+    /// Waits until everything asked for is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`](crate::CudaError::Driver), also for what a kernel did wrong before.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.driver.synchronize()
+    }
+
+    /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may be allocated,
+    /// freed, written from or read to the host in it.
+    ///
+    /// # Errors
+    /// Those of `steps`; [`CudaError::Driver`](crate::CudaError::Driver).
+    pub fn record<E: From<crate::CudaError>>(
+        &self,
+        steps: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Graph, E> {
+        self.0.driver.begin_recording()?;
+        let done = steps();
+        let recorded = self.0.driver.end_recording();
+        done?;
+        Ok(Graph { device: self.clone(), recorded: recorded? })
+    }
+
+    /// Whether both are the same device.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.0.driver
+    }
+
+    pub(crate) fn count_allocation(&self, bytes: u64) {
+        let now = self.0.allocated.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_release(&self, bytes: u64) {
+        self.0.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
+        // Nothing to do is no launch: grids must not be empty.
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.0.driver.launch(launch)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.name()).finish()
+    }
+}
+
+impl Graph {
+    /// Does it all again.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`](crate::CudaError::Driver).
+    pub fn launch(&self) -> Result<()> {
+        self.device.0.driver.replay(&self.recorded)
+    }
+}

@@ -1,0 +1,45 @@
+//! Products with float weights.
+
+use super::{Check, FloatMatrix, Output, Source, Through, kernels, span};
+use crate::args::DenseArgs;
+use crate::error::Result;
+
+/// Rows up to which weights are streamed.
+const THIN_MOST: usize = 16;
+/// Outputs of a block of eight warps, and rows it takes, in `dense_thin`.
+const THIN_OUTPUTS: usize = 16;
+const THIN_ROWS: usize = 8;
+/// The side of a tile of `dense_tile`.
+const TILE: usize = 64;
+
+/// `y = x · Wᵀ + b` in f32, with weights as they are stored.
+///
+/// # Errors
+/// [`CudaError::Shape`](crate::CudaError::Shape) for sources that are not plain or of another width;
+/// [`CudaError::TooShort`](crate::CudaError::TooShort), [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
+pub fn dense(source: &Source<'_, f32>, matrix: &FloatMatrix, output: &Output<'_, f32>) -> Result<()> {
+    let is_thin = source.rows <= THIN_MOST;
+    let names = if is_thin { kernels!("dense_thin") } else { kernels!("dense_tile") };
+    let check = Check { kernel: matrix.dtype().of(names), device: matrix.device() };
+    if !matches!(source.through, Through::Plain) || source.cols != matrix.cols() {
+        let reason = format!("plain rows of {} values are needed, not {}", matrix.cols(), source.cols);
+        return Err(check.shape(reason));
+    }
+    let (rows, out_features) = (source.rows, matrix.rows());
+    let args = DenseArgs {
+        x: check.view("the activations", source.x, span(rows, source.stride, source.cols))?,
+        weight: matrix.address(),
+        epilogue: output.args(&check, rows, out_features)?,
+        rows: check.size("the rows", rows)?,
+        out_features: check.size("the outputs", out_features)?,
+        in_features: check.size("the inputs", source.cols)?,
+        x_stride: check.size("the stride", source.stride)?,
+        pitch: check.size("the inputs", matrix.pitch())?,
+        padding: 0,
+    };
+    let grid = match is_thin {
+        true => [out_features.div_ceil(THIN_OUTPUTS), rows.div_ceil(THIN_ROWS), 1],
+        false => [out_features.div_ceil(TILE), rows.div_ceil(TILE), 1],
+    };
+    check.launch(&args, grid, 256, 0)
+}

@@ -1,0 +1,249 @@
+//! The int8 layer: quantise, multiply.
+
+use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels};
+use crate::args::{CollectArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
+use crate::buffer::{Buffer, View};
+use crate::device::Device;
+use crate::error::Result;
+use crate::plan::{self, THIN_MOST, Tile};
+
+/// Memory for quantised rows, reused from product to product.
+#[derive(Debug)]
+pub struct QuantizedMemory {
+    codes: Buffer<i8>,
+    absmax: Buffer<f32>,
+    values: Buffer<f32>,
+    flags: Buffer<u32>,
+    columns: Buffer<u32>,
+    count: Buffer<u32>,
+}
+
+impl QuantizedMemory {
+    /// Memory for `rows` rows of up to `cols` values.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
+    pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        Ok(Self {
+            codes: device.allocate(rows * plan::pitch(cols))?,
+            absmax: device.allocate(rows)?,
+            values: device.allocate(rows * cols)?,
+            flags: device.allocate(cols.div_ceil(32))?,
+            columns: device.allocate(cols)?,
+            count: device.zeros(1)?,
+        })
+    }
+
+    /// Bytes it takes for so many rows and values.
+    pub fn bytes(rows: usize, cols: usize) -> u64 {
+        (rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 4) as u64
+    }
+}
+
+/// Rows that are quantised: codes, absmax, the columns of outliers and the values those are taken from.
+#[derive(Debug, Clone, Copy)]
+pub struct Quantized<'a, T> {
+    memory: &'a QuantizedMemory,
+    values: Values<'a, T>,
+    rows: usize,
+    cols: usize,
+    limit: u32,
+    by_row: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Values<'a, T> {
+    AsTheyLie(View<'a, T>, usize),
+    Made(View<'a, f32>),
+}
+
+impl<T: Float> Quantized<'_, T> {
+    /// Codes `[rows, cols]` on the host.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`](crate::CudaError::Driver).
+    pub fn codes(&self) -> Result<Vec<i8>> {
+        let pitch = plan::pitch(self.cols);
+        let mut codes = vec![0i8; self.rows * pitch];
+        self.memory.codes.all().read(&mut codes)?;
+        Ok(codes.chunks(pitch.max(1)).flat_map(|row| &row[..self.cols]).copied().collect())
+    }
+
+    /// The largest magnitudes below the threshold, on the host.
+    ///
+    /// # Errors
+    /// As [`Quantized::codes`].
+    pub fn absmax(&self) -> Result<Vec<f32>> {
+        let mut absmax = vec![0f32; self.rows];
+        self.memory.absmax.all().read(&mut absmax)?;
+        Ok(absmax)
+    }
+
+    /// The columns that are outliers in some row, ascending, on the host.
+    ///
+    /// # Errors
+    /// As [`Quantized::codes`].
+    pub fn columns(&self) -> Result<Vec<u32>> {
+        let count = self.memory.count.to_vec()?[0] as usize;
+        let mut columns = vec![0u32; count];
+        self.memory.columns.all().read(&mut columns)?;
+        Ok(columns)
+    }
+}
+
+/// Quantises rows: what reaches `threshold` in f16 is an outlier and has code 0; with `by_row` false its whole
+/// column has. Source: bitsandbytes' `int8_vectorwise_quant`; the rounding is described in `quantize.cu`.
+///
+/// # Errors
+/// [`CudaError::TooShort`](crate::CudaError::TooShort), [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
+pub fn quantize<'a, T: Float>(
+    source: &Source<'a, T>,
+    threshold: f32,
+    by_row: bool,
+    memory: &'a QuantizedMemory,
+) -> Result<Quantized<'a, T>> {
+    let check = Check { kernel: T::TYPE.of(kernels!("quantize")), device: memory.codes.device() };
+    let (rows, cols, pitch) = (source.rows, source.cols, plan::pitch(source.cols));
+    let limit = plan::outlier_limit(threshold);
+    let is_made = !matches!(source.through, Through::Plain);
+    let flags = memory.flags.part(..cols.div_ceil(32))?;
+    let collects = rows > 1 && threshold > 0.0;
+    if collects {
+        flags.fill_with_zeros()?;
+    } else if rows > 1 {
+        memory.count.all().fill_with_zeros()?;
+    }
+    let values = memory.values.part(..if is_made { rows * cols } else { 0 })?;
+    let args = QuantizeArgs {
+        source: source.args(&check)?,
+        codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
+        absmax: check.view("the largest magnitudes", memory.absmax.all(), rows)?,
+        values: if is_made { values.address() } else { 0 },
+        flags: flags.address(),
+        columns: check.view("the columns", memory.columns.all(), cols)?,
+        count: memory.count.address(),
+        rows: check.size("the rows", rows)?,
+        pitch: check.size("the row", pitch)?,
+        limit,
+        padding: 0,
+    };
+    check.launch(&args, [rows, 1, 1], plan::row_threads(cols), 0)?;
+    if collects {
+        let check = Check { kernel: "collect", device: memory.codes.device() };
+        let args = CollectArgs {
+            codes: args.codes,
+            flags: args.flags,
+            columns: args.columns,
+            count: args.count,
+            cols: args.source.cols,
+            pitch: args.pitch,
+            by_row: by_row.into(),
+            padding: 0,
+        };
+        // With outliers by row only the list is made.
+        check.launch(&args, [if by_row { 1 } else { rows }, 1, 1], 256, 0)?;
+    }
+    let values = if is_made { Values::Made(values) } else { Values::AsTheyLie(source.x, source.stride) };
+    Ok(Quantized { memory, values, rows, cols, limit, by_row })
+}
+
+fn weight(matrix: &Int8Matrix, check: &Check<'_>) -> Result<Int8Weight> {
+    let (rows, pitch) = (matrix.out_features(), matrix.pitch());
+    Ok(Int8Weight {
+        codes: check.view("the weight", matrix.codes(), rows * pitch)?,
+        absmax: check.view("the weight's largest magnitudes", matrix.absmax(), rows)?,
+        out_features: check.size("the outputs", rows)?,
+        pitch: check.size("the inputs", pitch)?,
+    })
+}
+
+fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()> {
+    if matrix.in_features() == cols {
+        return Ok(());
+    }
+    Err(check.shape(format!("rows of {cols} values; the layer takes {}", matrix.in_features())))
+}
+
+/// The product of quantised rows, outliers included: LLM.int8(), `y = x · Wᵀ + b`, for any number of rows.
+///
+/// # Errors
+/// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
+pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Output<'_, T>) -> Result<()> {
+    let device = matrix.device();
+    let (rows, out_features, units) = (x.rows, matrix.out_features(), device.multiprocessors());
+    let tile = Tile::of(rows, out_features, units);
+    let kernel = match (rows, tile) {
+        (0..=8, _) => kernels!("thin8"),
+        (9..=THIN_MOST, _) => kernels!("thin16"),
+        (_, Tile::Large) => kernels!("gemm128"),
+        (_, Tile::Small) => kernels!("gemm64"),
+    };
+    // Values that were made are f32: kernels for f16 and bf16 take theirs from where they lie.
+    let (kernel, values, value_stride) = match x.values {
+        Values::AsTheyLie(values, stride) => {
+            let check = Check { kernel: T::TYPE.of(kernel), device };
+            (check.kernel, check.view("the activations", values, super::span(rows, stride, x.cols))?, stride)
+        }
+        Values::Made(values) => {
+            let check = Check { kernel: T::TYPE.of(kernel), device };
+            if size_of::<T>() != size_of::<f32>() {
+                return Err(check.shape("norms and gates are for rows of f32".into()));
+            }
+            (check.kernel, check.view("the activations", values, rows * x.cols)?, x.cols)
+        }
+    };
+    let check = Check { kernel, device };
+    check_width(&check, matrix, x.cols)?;
+    let cut = plan::thin(out_features, matrix.pitch(), units);
+    let args = ProductArgs {
+        codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
+        absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
+        values,
+        columns: x.memory.columns.address(),
+        count: x.memory.count.address(),
+        weight: weight(matrix, &check)?,
+        epilogue: output.args(&check, rows, out_features)?,
+        rows: check.size("the rows", rows)?,
+        value_stride: check.size("the stride", value_stride)?,
+        limit: x.limit,
+        by_row: x.by_row.into(),
+        warps_k: cut.warps_k,
+        padding: 0,
+    };
+    if rows <= THIN_MOST {
+        return check.launch(&args, [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1], 256, 0);
+    }
+    let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), 1];
+    check.launch(&args, grid, tile.threads(), tile.shared_bytes() as usize)
+}
+
+/// One row from activations to outputs in one launch; false where the row is too long for it and [`quantize`]
+/// and [`product`] must do.
+///
+/// # Errors
+/// As [`product`].
+pub fn gemv<T: Float>(
+    source: &Source<'_, T>,
+    threshold: f32,
+    matrix: &Int8Matrix,
+    output: &Output<'_, T>,
+) -> Result<bool> {
+    let device = matrix.device();
+    let check = Check { kernel: T::TYPE.of(kernels!("gemv")), device };
+    check_width(&check, matrix, source.cols)?;
+    if source.rows != 1 {
+        return Err(check.shape(format!("{} rows; it takes one", source.rows)));
+    }
+    let shared = plan::gemv_shared_bytes(source.cols).filter(|bytes| *bytes <= device.shared_bytes());
+    let Some(shared) = shared else { return Ok(false) };
+    let cut = plan::gemv(matrix.out_features(), matrix.pitch(), device.multiprocessors());
+    let args = GemvArgs {
+        source: source.args(&check)?,
+        weight: weight(matrix, &check)?,
+        epilogue: output.args(&check, 1, matrix.out_features())?,
+        limit: plan::outlier_limit(threshold),
+        warps_k: cut.warps_k,
+    };
+    check.launch(&args, [cut.blocks as usize, 1, 1], 256, shared)?;
+    Ok(true)
+}

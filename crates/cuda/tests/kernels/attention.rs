@@ -1,0 +1,261 @@
+//! Attention against the formula in f64, with everything that families ask for.
+
+use crate::{assert_near, devices, noise};
+use half::{bf16, f16};
+use llm_int8_cuda::args::AttendedRow;
+use llm_int8_cuda::ops::{Attention, AttentionRule, FloatType, HeadLayout, Rotation, attend, prepare};
+use llm_int8_cuda::{Buffer, Device, plan};
+
+#[derive(Clone, Copy)]
+struct Model {
+    layout: HeadLayout,
+    is_grouped: bool,
+    dims: usize,
+    neighbours: bool,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    clamp: Option<f32>,
+    has_slopes: bool,
+    bias_factor: Option<f32>,
+}
+
+fn model(heads: usize, kv_heads: usize, size: usize, dtype: FloatType) -> Model {
+    Model {
+        layout: HeadLayout { heads, kv_heads, size, dtype },
+        is_grouped: false,
+        dims: 0,
+        neighbours: false,
+        window: None,
+        softcap: None,
+        clamp: None,
+        has_slopes: false,
+        bias_factor: None,
+    }
+}
+
+fn round(x: f32, dtype: FloatType) -> f64 {
+    f64::from(match dtype {
+        FloatType::F32 => x,
+        FloatType::F16 => f16::from_f32(x).to_f32(),
+        FloatType::BF16 => bf16::from_f32(x).to_f32(),
+    })
+}
+
+fn cos_sin(position: usize, dims: usize) -> Vec<(f32, f32)> {
+    (0..dims / 2).map(|i| ((position * (i + 1)) as f32 * 0.3).sin_cos()).map(|(s, c)| (c, s)).collect()
+}
+
+/// The head's vector, clamped and rotated.
+fn vector(model: &Model, x: &[f32], position: usize, turns: bool) -> Vec<f32> {
+    let mut x: Vec<f32> = x.iter().map(|x| model.clamp.map_or(*x, |limit| x.clamp(-limit, limit))).collect();
+    if turns {
+        for (i, (cos, sin)) in cos_sin(position, model.dims).into_iter().enumerate() {
+            let (a, b) = if model.neighbours { (2 * i, 2 * i + 1) } else { (i, i + model.dims / 2) };
+            (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
+        }
+    }
+    x
+}
+
+const SLOPES: [f32; 8] = [0.5, -0.25, 0.125, 0.3, 0.05, -0.02, 0.7, 0.01];
+
+/// The oracle: products `[positions, all heads · size]` of one text to outputs `[positions, heads · size]`.
+fn expected(model: &Model, qkv: &[f32], positions: usize, factor: f32) -> Vec<f32> {
+    let HeadLayout { heads, kv_heads, size, dtype } = model.layout;
+    let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
+    let place = |kind: usize, head: usize| match (model.is_grouped, kind) {
+        (true, 0) => head / group * (group + 2) + head % group,
+        (true, kind) => head * (group + 2) + group + kind - 1,
+        (false, kind) => [0, heads, heads + kv_heads][kind] + head,
+    };
+    let get = |position: usize, kind: usize, head: usize| {
+        let x = &qkv[(position * all + place(kind, head)) * size..][..size];
+        vector(model, x, position, kind < 2)
+    };
+    let mut out = Vec::new();
+    for position in 0..positions {
+        for (head, &slope) in SLOPES.iter().enumerate().take(heads) {
+            let query = get(position, 0, head);
+            let start = model.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let score = |key: usize| {
+                let keys = get(key, 1, head / group);
+                let dot: f64 =
+                    query.iter().zip(&keys).map(|(q, k)| f64::from(q * factor) * round(*k, dtype)).sum();
+                let capped = model.softcap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
+                let slope = if model.has_slopes { slope } else { 0.0 };
+                capped
+                    + match model.bias_factor {
+                        None => f64::from(slope * key as f32),
+                        Some(by) => {
+                            round(round(slope, FloatType::BF16) as f32 * key as f32, FloatType::BF16)
+                                * f64::from(by)
+                        }
+                    }
+            };
+            let scores: Vec<f64> = (start..=position).map(score).collect();
+            let largest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..size {
+                let value = |key: usize| round(get(key, 2, head / group)[d], dtype);
+                let sum: f64 = weights.iter().enumerate().map(|(i, w)| w * value(start + i)).sum();
+                out.push((sum / total) as f32);
+            }
+        }
+    }
+    out
+}
+
+/// Texts with caches in layer 1 of 2.
+struct Texts {
+    caches: Vec<Buffer<u8>>,
+    capacity: usize,
+}
+
+/// Runs new positions of texts: `(text, first position, count)`.
+fn run(
+    device: &Device,
+    model: &Model,
+    texts: &Texts,
+    qkv: &[Vec<f32>],
+    parts: &[(usize, usize, usize)],
+    (tiled, splits): (bool, usize),
+) -> Vec<Vec<f32>> {
+    let HeadLayout { heads, kv_heads, size, .. } = model.layout;
+    let all = (heads + 2 * kv_heads) * size;
+    let (mut products, mut rows, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for &(text, first, count) in parts {
+        products.extend_from_slice(&qkv[text][first * all..(first + count) * all]);
+        for position in first..first + count {
+            let (cache, capacity) = (texts.caches[text].address(), texts.capacity as u32);
+            rows.push(AttendedRow { cache, capacity, position: position as u32 });
+            for (c, s) in cos_sin(position, model.dims) {
+                cos.push(c);
+                sin.push(s);
+            }
+        }
+    }
+    let count = rows.len();
+    let rows = device.upload(&rows).unwrap();
+    let [products, cos, sin] = [&products, &cos, &sin].map(|values| device.upload(values).unwrap());
+    let queries = device.allocate::<f32>(count * heads * size).unwrap();
+    let attention =
+        Attention { layout: model.layout, layer: 1, rows: rows.all(), count, queries: queries.all() };
+    let turn = Rotation { cos: cos.all(), sin: sin.all(), dims: model.dims, neighbours: model.neighbours };
+    let turn = (model.dims > 0).then_some(&turn);
+    prepare(&attention, (products.all(), all), model.is_grouped, turn, model.clamp, 0.4).unwrap();
+    let slopes = device.upload(&SLOPES).unwrap();
+    let rule = AttentionRule {
+        slopes: model.has_slopes.then(|| slopes.all()),
+        bias_factor: model.bias_factor,
+        window: model.window,
+        softcap: model.softcap,
+    };
+    let out = device.allocate::<f32>(count * heads * size).unwrap();
+    let partial = device.allocate::<f32>(count * heads * splits * (model.layout.padded() + 2)).unwrap();
+    let counters = device.zeros::<u32>(count * kv_heads).unwrap();
+    let tiles: Vec<u32> = plan::query_tiles(&parts.iter().map(|part| part.2).collect::<Vec<_>>()).concat();
+    let tiles = device.upload(&tiles).unwrap();
+    let tiles = tiled.then(|| tiles.all());
+    attend(&attention, &rule, tiles, (splits, partial.all(), counters.all()), out.all()).unwrap();
+    device.synchronize().unwrap();
+    assert!(counters.to_vec().unwrap().iter().all(|count| *count == 0), "counters are left as they were");
+    let out = out.to_vec().unwrap();
+    let mut first = 0;
+    let mut split = |(_, _, count): &(usize, usize, usize)| {
+        let range = first * heads * size..(first + count) * heads * size;
+        first += count;
+        out[range].to_vec()
+    };
+    parts.iter().map(&mut split).collect()
+}
+
+fn check(device: &Device, model: &Model, lengths: &[usize], way: (bool, usize), what: &str) {
+    let HeadLayout { heads, kv_heads, size, .. } = model.layout;
+    let (all, capacity) = ((heads + 2 * kv_heads) * size, lengths.iter().max().unwrap() + 3);
+    let qkv: Vec<Vec<f32>> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, length)| noise(length * all, i as u64 + 1).iter().map(|x| x * 2.0).collect())
+        .collect();
+    let caches = lengths.iter().map(|_| device.allocate(model.layout.cache_bytes(2, capacity)).unwrap());
+    let texts = Texts { caches: caches.collect(), capacity };
+    // All but the last five positions first, then the rest: with what was seen before.
+    let early: Vec<_> = lengths.iter().enumerate().map(|(i, length)| (i, 0, length - 5)).collect();
+    let late: Vec<_> = lengths.iter().enumerate().map(|(i, length)| (i, length - 5, 5)).collect();
+    let first = run(device, model, &texts, &qkv, &early, way);
+    let second = run(device, model, &texts, &qkv, &late, way);
+    for (i, length) in lengths.iter().enumerate() {
+        let expected = expected(model, &qkv[i], *length, 0.4);
+        let found = [&first[i][..], &second[i][..]].concat();
+        assert_near(&found, &expected, 2e-5, &format!("{what}, text {i}, {way:?}, {device:?}"));
+    }
+}
+
+fn variants() -> Vec<(&'static str, Model)> {
+    use FloatType::{BF16, F16, F32};
+    vec![
+        ("plain", model(3, 3, 16, F32)),
+        ("odd heads in f16", model(2, 2, 13, F16)),
+        ("bf16", model(2, 1, 24, BF16)),
+        ("shared keys", model(6, 1, 8, F16)),
+        ("grouped", Model { is_grouped: true, ..model(6, 2, 8, F32) }),
+        ("rotated", Model { dims: 16, ..model(2, 2, 16, F16) }),
+        ("partly rotated neighbours", Model { dims: 6, neighbours: true, ..model(4, 2, 10, F32) }),
+        ("partly rotated halves", Model { dims: 6, ..model(4, 2, 10, F32) }),
+        ("window", Model { window: Some(7), ..model(2, 2, 8, F32) }),
+        ("softcap", Model { softcap: Some(1.5), ..model(2, 2, 8, F16) }),
+        ("clamp", Model { clamp: Some(0.7), ..model(2, 2, 8, F32) }),
+        ("biases", Model { has_slopes: true, ..model(8, 4, 8, F32) }),
+        ("rounded biases", Model { has_slopes: true, bias_factor: Some(0.3), ..model(8, 8, 8, F16) }),
+    ]
+}
+
+#[test]
+fn row_by_row() {
+    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+        for (what, model) in variants() {
+            check(&device, &model, &[9, 6], (false, 1), what);
+        }
+    }
+}
+
+#[test]
+fn row_by_row_with_shared_positions() {
+    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+        for (what, model) in variants() {
+            // More blocks than chunks, and chunks enough that each block takes several.
+            check(&device, &model, &[9], (false, 3), what);
+        }
+        let window = Model { window: Some(140), ..model(2, 1, 8, FloatType::F16) };
+        check(&device, &window, &[290], (false, 2), "several chunks");
+    }
+}
+
+#[test]
+fn tile_by_tile() {
+    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+        for (what, model) in variants() {
+            check(&device, &model, &[41, 6], (true, 1), what);
+        }
+        let wide = Model { dims: 128, window: Some(50), ..model(1, 1, 128, FloatType::F16) };
+        check(&device, &wide, &[80], (true, 1), "the widest heads");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    for device in devices().into_iter().take(1) {
+        let wide = model(1, 1, 136, FloatType::F32);
+        let rows = device.upload(&[AttendedRow { cache: 0, capacity: 1, position: 0 }]).unwrap();
+        let memory = device.zeros::<f32>(4000).unwrap();
+        let (counters, tiles) = (device.zeros::<u32>(1).unwrap(), device.upload(&[0u32, 1]).unwrap());
+        let attention =
+            Attention { layout: wide.layout, layer: 0, rows: rows.all(), count: 1, queries: memory.all() };
+        let way = (1, memory.all(), counters.all());
+        assert!(attend(&attention, &AttentionRule::default(), Some(tiles.all()), way, memory.all()).is_err());
+        let uneven = HeadLayout { heads: 3, kv_heads: 2, ..wide.layout };
+        let attention = Attention { layout: uneven, ..attention };
+        assert!(prepare(&attention, (memory.all(), 7 * 136), false, None, None, 1.0).is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! Memory, graphs, and what is refused.
+
+use crate::{MEMORY, devices};
+use llm_int8_cuda::ops::{Combined, Source, combine, softcap};
+use llm_int8_cuda::{CudaError, Device};
+
+#[test]
+fn memory_is_counted_and_given_back() {
+    for device in devices() {
+        let before = device.memory().unwrap();
+        let buffer = device.upload(&[1.0f32; 1000]).unwrap();
+        assert_eq!(device.memory().unwrap().allocated, before.allocated + 4000);
+        assert_eq!(buffer.to_vec().unwrap(), [1.0; 1000]);
+        let part = buffer.part(10..20).unwrap();
+        part.fill_with_zeros().unwrap();
+        let values = buffer.to_vec().unwrap();
+        assert_eq!((values[9], values[10], values[19], values[20]), (1.0, 0.0, 0.0, 1.0));
+        drop(buffer);
+        let after = device.memory().unwrap();
+        assert_eq!(after.allocated, before.allocated);
+        assert!(after.peak >= 4000);
+        assert!(matches!(device.upload(&[0u8; 4]).unwrap().part(2..5), Err(CudaError::TooShort { .. })));
+    }
+}
+
+#[test]
+fn large_copies_arrive_whole() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        let values: Vec<u32> = (0..10_000_000).collect();
+        assert!(device.upload(&values).unwrap().to_vec().unwrap() == values);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said_so() {
+    let Ok(device) = Device::emulated(3, 1000, 0) else { return };
+    let error = device.allocate::<f32>(300).unwrap_err();
+    assert!(matches!(error, CudaError::OutOfMemory { wanted: 1200, free: 1000, .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("emulated:3") && text.contains("--device-map"), "{text}");
+    assert!(device.allocate::<u64>(usize::MAX / 4).is_err());
+}
+
+#[test]
+fn a_graph_does_again_what_was_recorded() {
+    for device in devices() {
+        let x = device.upload(&[1.0f32, 2.0, 3.0]).unwrap();
+        let y = device.zeros::<f32>(3).unwrap();
+        let graph = device
+            .record(|| {
+                combine(Combined::Sum(2.0), (y.all(), 3), (x.all(), 3), y.all(), [1, 3])?;
+                x.all().copy_from(&y.all())
+            })
+            .unwrap();
+        assert_eq!(y.to_vec().unwrap(), [0.0; 3], "recording does nothing yet");
+        graph.launch().unwrap();
+        assert_eq!(x.to_vec().unwrap(), [2.0, 4.0, 6.0]);
+        graph.launch().unwrap();
+        // y = y + 2 x, and x is y by then.
+        assert_eq!(y.to_vec().unwrap(), [6.0, 12.0, 18.0]);
+    }
+}
+
+#[test]
+fn nothing_may_wait_or_allocate_in_a_graph() {
+    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let x = device.zeros::<f32>(3).unwrap();
+    let refused =
+        |steps: &dyn Fn() -> llm_int8_cuda::Result<()>| device.record(steps).unwrap_err().to_string();
+    assert!(refused(&|| device.zeros::<f32>(3).map(drop)).contains("not while launches are recorded"));
+    assert!(refused(&|| x.to_vec().map(drop)).contains("not while launches are recorded"));
+    assert!(refused(&|| x.all().write(&[1.0])).contains("not while launches are recorded"));
+    softcap(x.all(), 1.0, None).unwrap();
+}
+
+#[test]
+fn lengths_and_devices_are_checked_before_a_launch() {
+    let (Ok(a), Ok(b)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 0)) else { return };
+    let (x, other) = (a.zeros::<f32>(6).unwrap(), b.zeros::<f32>(6).unwrap());
+    let sum = |up, shape| combine(Combined::Product, (x.all(), 3), (up, 3), x.all(), shape);
+    assert!(matches!(sum(other.all(), [2, 3]), Err(CudaError::WrongDevice { what: "its partner", .. })));
+    let error = sum(x.all(), [3, 3]).unwrap_err();
+    assert!(matches!(error, CudaError::TooShort { what: "x", found: 6, needed: 9, .. }), "{error:?}");
+    assert!(Source::plain(x.all(), 1, 6).rows == 1);
+    assert!(matches!(other.all().copy_from(&x.all()), Err(CudaError::WrongDevice { .. })));
+}
+
+#[test]
+fn without_a_gpu_the_reason_is_said() {
+    match Device::cuda(7) {
+        Ok(_) => {}
+        Err(error) => {
+            let text = error.to_string();
+            let known = ["--device cpu", "this machine has"];
+            assert!(known.iter().any(|words| text.contains(words)), "{text}");
+        }
+    }
+}

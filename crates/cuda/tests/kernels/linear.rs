@@ -1,0 +1,326 @@
+//! Quantised activations and their products against `llm_int8_kernels::reference`.
+
+use crate::{assert_near, devices, noise};
+use half::{bf16, f16};
+use llm_int8_cuda::Device;
+use llm_int8_cuda::ops::{
+    Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through, gemv,
+    product, quantize,
+};
+use llm_int8_kernels::reference::{self, ReferenceActivations};
+use llm_int8_kernels::{Element, MatRef, OutlierScope};
+use proptest::prelude::*;
+
+/// Rows with a few outliers, one value exactly at the threshold.
+fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
+    let mut x: Vec<f32> = noise(rows * cols, seed).iter().map(|x| x * 3.0).collect();
+    for (i, value) in [(0, 6.0f32), (7, -40.5), (cols + 3, 6.004), (2 * cols + 7, 5.99)] {
+        if cols > 7 && i < x.len() {
+            x[i] = value;
+        }
+    }
+    x
+}
+
+struct Case<T> {
+    x: Vec<T>,
+    rows: usize,
+    cols: usize,
+    codes: Vec<i8>,
+    absmax: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl<T: Float + Element> Case<T> {
+    fn new([rows, out_features, cols]: [usize; 3], seed: u64) -> Self {
+        let x = activations(rows, cols, seed).into_iter().map(T::of).collect();
+        let codes = noise(out_features * cols, seed + 1).iter().map(|x| (x * 127.0).round() as i8).collect();
+        let absmax = noise(out_features, seed + 2).iter().map(|x| x.abs() + 0.1).collect();
+        Self { x, rows, cols, codes, absmax, bias: noise(out_features, seed + 3) }
+    }
+
+    fn reference(&self, threshold: f32, scope: OutlierScope) -> ReferenceActivations {
+        reference::quantize_activations(MatRef::new(&self.x, self.rows, self.cols).unwrap(), threshold, scope)
+    }
+
+    fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
+        let codes = MatRef::new(&self.codes, self.absmax.len(), self.cols).unwrap();
+        let weight_of = |n: usize, column: u32| {
+            f32::from(self.codes[n * self.cols + column as usize]) * self.absmax[n] / 127.0
+        };
+        reference::linear(&self.reference(threshold, scope), codes, &self.absmax, Some(&self.bias), weight_of)
+    }
+
+    fn matrix(&self, device: &Device) -> Int8Matrix {
+        let matrix = Int8Matrix::new(device, self.absmax.len(), self.cols).unwrap();
+        matrix.write_rows(0, &self.codes, &self.absmax).unwrap();
+        matrix
+    }
+
+    /// By `quantize` and `product`.
+    fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let out = device.allocate::<T>(self.rows * n).unwrap();
+        let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
+        let source = Source::plain(x.all(), self.rows, self.cols);
+        let quantized = quantize(&source, threshold, by_row, &memory).unwrap();
+        let output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
+        product(&quantized, &matrix, &output).unwrap();
+        device.synchronize().unwrap();
+        out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
+    }
+
+    fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let out = device.allocate::<T>(n).unwrap();
+        let output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
+        assert!(gemv(&Source::plain(x.all(), 1, self.cols), threshold, &matrix, &output).unwrap());
+        device.synchronize().unwrap();
+        out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
+    }
+}
+
+fn scope(by_row: bool) -> OutlierScope {
+    if by_row { OutlierScope::Row } else { OutlierScope::Batch }
+}
+
+fn quantizes_like_the_oracle<T: Float + Element>() {
+    for device in devices() {
+        for (rows, cols) in [(1, 1), (1, 15), (1, 499), (2, 16), (3, 1280), (17, 129), (5, 2100)] {
+            for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (6.004, true), (1.0, false)]
+            {
+                let case = Case::<T>::new([rows, 1, cols], 5);
+                let expected = case.reference(threshold, scope(by_row));
+                let x = device.upload(&case.x).unwrap();
+                let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
+                let source = Source::plain(x.all(), rows, cols);
+                let found = quantize(&source, threshold, by_row, &memory).unwrap();
+                let mut columns: Vec<u32> =
+                    expected.outliers.iter().flatten().map(|(column, _)| *column).collect();
+                columns.sort_unstable();
+                columns.dedup();
+                let what = format!("{rows}x{cols}, {threshold}, {by_row}, {device:?}");
+                assert_eq!(found.codes().unwrap(), expected.codes, "{what}");
+                assert_eq!(found.absmax().unwrap(), expected.absmax, "{what}");
+                assert_eq!(found.columns().unwrap(), columns, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_absmax_and_outliers_are_the_oracles_for_f32() {
+    quantizes_like_the_oracle::<f32>();
+}
+
+#[test]
+fn codes_absmax_and_outliers_are_the_oracles_for_f16_and_bf16() {
+    quantizes_like_the_oracle::<f16>();
+    quantizes_like_the_oracle::<bf16>();
+}
+
+/// Rounded once to the dtype, and sums of outliers in another order.
+fn tolerance<T: Float>() -> f32 {
+    if size_of::<T>() == 4 { 2e-6 } else { 5e-3 }
+}
+
+fn multiplies_like_the_oracle<T: Float + Element>() {
+    for device in devices() {
+        for shape in [
+            [1, 1, 1],
+            [1, 37, 499],
+            [2, 65, 16],
+            [8, 33, 640],
+            [9, 70, 100],
+            [16, 17, 1280],
+            [17, 65, 129],
+            [70, 130, 200],
+        ] {
+            for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (2.9, false)] {
+                let case = Case::<T>::new(shape, 11);
+                let expected = case.expected(threshold, scope(by_row));
+                let what = format!("{shape:?}, {threshold}, by row {by_row}, {device:?}");
+                assert_near(&case.by_product(&device, threshold, by_row), &expected, tolerance::<T>(), &what);
+                if shape[0] == 1 {
+                    assert_near(&case.by_gemv(&device, threshold), &expected, tolerance::<T>(), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_the_oracles_for_f32() {
+    multiplies_like_the_oracle::<f32>();
+}
+
+#[test]
+fn products_are_the_oracles_for_f16_and_bf16() {
+    multiplies_like_the_oracle::<f16>();
+    multiplies_like_the_oracle::<bf16>();
+}
+
+#[test]
+fn large_tiles_are_the_oracles() {
+    // Enough tiles for each of the four multiprocessors that the emulated device says it has.
+    for device in devices().into_iter().take(2) {
+        let case = Case::<f32>::new([150, 300, 210], 3);
+        for by_row in [false, true] {
+            let expected = case.expected(6.0, scope(by_row));
+            assert_near(&case.by_product(&device, 6.0, by_row), &expected, 2e-6, &format!("by row {by_row}"));
+        }
+    }
+}
+
+#[test]
+fn sums_beyond_2_to_the_24_are_exact() {
+    for device in devices() {
+        for rows in [1, 5, 20] {
+            let (cols, n) = (5120, 3);
+            let mut case = Case::<f32>::new([rows, n, cols], 1);
+            case.x.fill(127.0);
+            case.codes.fill(127);
+            case.codes[0] = 126;
+            case.absmax.fill(127.0);
+            case.bias.fill(0.0);
+            let expected = 127 * 127 * cols as i64;
+            let found = case.by_product(&device, 0.0, false);
+            assert_near(&[found[0], found[n - 1]], &[(expected - 127) as f32, expected as f32], 1e-7, "sums");
+            if rows == 1 {
+                assert_eq!(case.by_gemv(&device, 0.0), found);
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_show() {
+    for device in devices().into_iter().take(1) {
+        for rows in [1, 3, 20] {
+            let mut case = Case::<f32>::new([rows, 5, 40], 1);
+            case.x[39] = f32::NAN;
+            let found = case.by_product(&device, 6.0, true);
+            assert!(found[..5].iter().all(|x| x.is_nan()) && found[5..].iter().all(|x| x.is_finite()));
+            // Beyond f16, but an outlier: taken from the activation itself.
+            case.x[39] = 1e6;
+            let expected = case.expected(6.0, OutlierScope::Row);
+            assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "an outlier beyond f16");
+        }
+    }
+}
+
+/// The source's values made on the host.
+fn made(through: &str, x: &[f32], up: &[f32], weight: &[f32], bias: &[f32], cols: usize) -> Vec<f32> {
+    let row = |(x, up): (&[f32], &[f32])| -> Vec<f32> {
+        let n = cols as f64;
+        let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let mean = if through == "layer" { x.iter().sum::<f64>() / n } else { 0.0 };
+        let inverse = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + 1e-5).sqrt();
+        let value = |k: usize| match through {
+            "gated" => x[k] * f64::from(up[k]),
+            "layer" => (x[k] - mean) * inverse * f64::from(weight[k]) + f64::from(bias[k]),
+            _ => x[k] * inverse * f64::from(weight[k]),
+        };
+        (0..cols).map(|k| value(k) as f32).collect()
+    };
+    x.chunks(cols).zip(up.chunks(cols)).flat_map(row).collect()
+}
+
+#[test]
+fn norms_and_gates_go_before_and_functions_and_residuals_after() {
+    for device in devices() {
+        for (rows, cols, n) in [(1, 100, 37), (3, 100, 37), (20, 64, 70)] {
+            let (x, up) = (activations(rows, cols, 1), activations(rows, cols, 2));
+            let (weight, bias) = (noise(cols, 3), noise(cols, 4));
+            let stream = noise(rows * n, 5);
+            let [x_there, up_there, stream_there] =
+                [&x, &up, &stream].map(|values| device.upload(values).unwrap());
+            let [weight_there, bias_there] = [&weight, &bias].map(|values| device.upload(values).unwrap());
+            let parts = NormParts { weight: weight_there.all(), bias: Some(bias_there.all()), eps: 1e-5 };
+            for (name, through) in [
+                ("layer", Through::LayerNorm(parts)),
+                ("rms", Through::RmsNorm(NormParts { bias: None, ..parts })),
+                ("gated", Through::Gated(up_there.all())),
+            ] {
+                let values = made(name, &x, &up, &weight, &bias, cols);
+                let mut case = Case::<f32>::new([rows, n, cols], 9);
+                case.x = values;
+                let mut expected = case.expected(1.5, OutlierScope::Row);
+                for (i, y) in expected.iter_mut().enumerate() {
+                    // The first ten outputs go through ReLU.
+                    if i % n < 10 {
+                        *y = y.max(0.0);
+                    }
+                    *y = stream[i] + 0.5 * *y;
+                }
+                let (matrix, out) = (case.matrix(&device), device.allocate::<f32>(rows * n).unwrap());
+                let layer_bias = device.upload(&case.bias).unwrap();
+                let output = Output {
+                    bias: Some(layer_bias.all()),
+                    activation: Some((Activation::Relu, 10)),
+                    residual: Some(Residual { stream: stream_there.all(), stride: n, scale: 0.5 }),
+                    ..Output::plain(out.all(), n)
+                };
+                let source = Source { through, ..Source::plain(x_there.all(), rows, cols) };
+                let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
+                product(&quantize(&source, 1.5, true, &memory).unwrap(), &matrix, &output).unwrap();
+                // A value made in f32 may round to the neighbouring f16, and its code be one beside.
+                let what = format!("{name}, {rows} rows, {device:?}");
+                assert_near(&out.to_vec().unwrap(), &expected, 5e-3, &what);
+                if rows == 1 {
+                    let by_product = out.to_vec().unwrap();
+                    assert!(gemv(&source, 1.5, &matrix, &output).unwrap());
+                    assert_near(&out.to_vec().unwrap(), &by_product, 2e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activation_functions_are_those_of_the_cpu() {
+    use llm_int8_kernels::{Activation as Host, Isa, activation};
+    let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 8.0).collect();
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        for (function, host) in [
+            (Activation::Gelu, Host::Gelu),
+            (Activation::GeluTanh, Host::GeluTanh),
+            (Activation::QuickGelu, Host::QuickGelu),
+            (Activation::Relu, Host::Relu),
+            (Activation::ReluSquared, Host::ReluSquared),
+            (Activation::Silu, Host::Silu),
+            (Activation::Tanh, Host::Tanh),
+        ] {
+            // A layer whose weights are 0 gives its bias.
+            let matrix = Int8Matrix::new(&device, x.len(), 4).unwrap();
+            let (zeros, bias) = (device.zeros::<f32>(4).unwrap(), device.upload(&x).unwrap());
+            let out = device.allocate::<f32>(x.len()).unwrap();
+            let output = Output {
+                bias: Some(bias.all()),
+                activation: Some((function, x.len())),
+                ..Output::plain(out.all(), x.len())
+            };
+            assert!(gemv(&Source::plain(zeros.all(), 1, 4), 6.0, &matrix, &output).unwrap());
+            let mut expected = x.clone();
+            activation::apply(Isa::scalar(), host, &mut expected);
+            assert_near(&out.to_vec().unwrap(), &expected, 1e-6, &format!("{function:?}"));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape_gives_what_the_oracle_gives(
+        rows in 1usize..40, n in 1usize..90, cols in 1usize..300, seed in 1u64..1000, by_row: bool,
+    ) {
+        for device in devices().into_iter().skip(1).take(1) {
+            let case = Case::<f32>::new([rows, n, cols], seed);
+            let expected = case.expected(2.5, scope(by_row));
+            assert_near(&case.by_product(&device, 2.5, by_row), &expected, 2e-6, "product");
+        }
+    }
+}

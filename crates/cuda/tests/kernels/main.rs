@@ -1,0 +1,53 @@
+//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes: on the emulated
+//! device in the order of threads and in shuffled ones, and on the first GPU where the build and the machine have
+//! one.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+mod attention;
+mod device;
+mod linear;
+mod rows;
+mod select;
+mod weights;
+
+use llm_int8_cuda::{CudaError, Device};
+
+/// Plenty for tests.
+const MEMORY: u64 = 1 << 30;
+
+/// The devices to test on.
+fn devices() -> Vec<Device> {
+    let mut devices = Vec::new();
+    for order in [0, 1, 2] {
+        match Device::emulated(0, MEMORY, order) {
+            Ok(device) => devices.push(device),
+            Err(CudaError::NoEmulation) => eprintln!("skipped: no C++ compiler, so no emulated device"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    devices.extend(Device::cuda(0));
+    devices
+}
+
+/// Values between -1 and 1 without a pattern.
+fn noise(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Each value within `relative` of the expected one, measured by the largest expected.
+fn assert_near(found: &[f32], expected: &[f32], relative: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1e-20f32, |a, b| a.max(b.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (a - b).abs() <= relative * largest,
+            "{what}: [{i}] is {a}, expected {b} (largest {largest})"
+        );
+    }
+}
