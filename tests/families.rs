@@ -157,7 +157,7 @@ fn token_by_token_is_all_at_once() {
         let model = load(name, &unquantised());
         let ids = input_ids(name);
         let whole = logits(&model, &ids);
-        let mut caches = vec![model.new_cache(); ids.dim(0).unwrap()];
+        let mut caches: Vec<_> = (0..ids.dim(0).unwrap()).map(|_| model.new_cache()).collect();
         for place in 0..24 {
             let rows = ids.narrow(1, place, 1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
             let mut texts: Vec<Text<'_>> =

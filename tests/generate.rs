@@ -125,8 +125,8 @@ fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
         let model = load(&golden(&format!("models/{name}")).display().to_string(), OutlierScope::Row, false);
         let decoder = model.decoder();
         let vocab = decoder.spec().vocab_size();
-        let mut caches = vec![decoder.new_cache(); 3];
-        let mut alone = caches.clone();
+        let mut caches = [0; 3].map(|_| decoder.new_cache());
+        let mut alone = [0; 3].map(|_| decoder.new_cache());
         for step in 0..2 {
             let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
             let mut together: Vec<Text<'_>> =

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use llm_int8::{DeviceName, MemoryLimit};
 use std::path::PathBuf;
 
 /// Load any Hugging Face causal language model in 8 bit, the LLM.int8() way.
@@ -81,9 +82,32 @@ pub(crate) struct ModelArgs {
     /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub(crate) device: Device,
+    /// Where to compute: auto (a GPU where this program can use one and the model or a part of it fits, else the
+    /// CPU), cpu, cuda, cuda:N; several for --device-map
+    #[arg(
+        long,
+        value_name = "DEVICE,…",
+        value_delimiter = ',',
+        default_value = "auto",
+        help_heading = "Devices"
+    )]
+    pub(crate) device: Vec<DeviceName>,
+    /// Whole blocks on these GPUs (all, with --device auto), as many as fit, the rest on the CPU, all in 8 bit
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Devices")]
+    pub(crate) device_map: Option<DeviceMapName>,
+    /// What the model may take of each device's memory, by its number in the map, as 0=20GiB,1=10GiB,cpu=64GiB
+    #[arg(
+        long,
+        value_name = "N=SIZE,…",
+        value_delimiter = ',',
+        value_parser = memory_limit,
+        requires = "device_map",
+        help_heading = "Devices"
+    )]
+    pub(crate) max_memory: Vec<MemoryLimit>,
+    /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
+    #[arg(long, help_heading = "Devices")]
+    pub(crate) no_cuda_graph: bool,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
@@ -387,9 +411,20 @@ pub(crate) enum Dtype {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
+pub(crate) enum DeviceMapName {
     Auto,
-    Cpu,
+}
+
+/// `0=20GiB`, `cuda:0=20GiB` or `cpu=64GiB`.
+fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
+    let (device, bytes) = text.split_once('=').ok_or("a device and a size were expected, as 0=20GiB")?;
+    let bytes = size(bytes)?;
+    if device == "cpu" {
+        return Ok(MemoryLimit { device: None, bytes });
+    }
+    let number = device.strip_prefix("cuda:").unwrap_or(device).parse();
+    let number = number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
+    Ok(MemoryLimit { device: Some(number), bytes })
 }
 
 /// A number of bytes as transformers writes it: powers of 1000 (`GB`) or of 1024 (`GiB`).
@@ -454,6 +489,16 @@ mod tests {
         assert_eq!(size("17"), Ok(17));
         for wrong in ["", "GB", "5XB", "-1GB", "0", "99999999999999999999GB", "9999999999999GB", "1.5GB"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_of_memory_are_read() {
+        assert_eq!(memory_limit("1=2GiB"), Ok(MemoryLimit { device: Some(1), bytes: 2 << 30 }));
+        assert_eq!(memory_limit("cuda:0=5MB"), Ok(MemoryLimit { device: Some(0), bytes: 5_000_000 }));
+        assert_eq!(memory_limit("cpu=1"), Ok(MemoryLimit { device: None, bytes: 1 }));
+        for wrong in ["", "5GB", "x=5GB", "0=", "0=5XB", "-1=5GB"] {
+            assert!(memory_limit(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,29 +1,31 @@
 //! `llm-int8 inspect`: tree, parameters, footprint.
 
-use super::{explain, load, load_config};
+use super::{explain, load, load_config, part_text};
 use crate::args::InspectArgs;
 use crate::display::{Downloads, grouped};
 use llm_int8::AutoModelForCausalLM;
+use llm_int8::nn::models::PlacedPart;
 use llm_int8::nn::module::{Footprint, Node, ReplaceReport};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let (tree, layers) = if args.headers_only {
+    let (tree, layers, placed) = if args.headers_only {
         let config = load_config(&args.model)?;
         let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new())
             .map_err(|error| explain(error, &args.model.model))?;
-        (plan.tree, plan.layers)
+        (plan.tree, plan.layers, plan.placed)
     } else {
         let model = load(&args.model)?;
-        (model.tree().clone(), model.load_report().layers.clone())
+        (model.tree().clone(), model.load_report().layers.clone(), model.placed())
     };
-    let text = if args.json { json_text(args, &tree, &layers) } else { plain_text(args, &tree) };
+    let text =
+        if args.json { json_text(args, &tree, &layers, &placed) } else { plain_text(args, &tree, &placed) };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }
 
-fn plain_text(args: &InspectArgs, tree: &Node) -> String {
+fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String {
     let mut text = format!("{tree}\n");
     if args.params {
         tree.named_parameters().iter().for_each(|parameter| text.push_str(&format!("{parameter}\n")));
@@ -39,10 +41,16 @@ fn plain_text(args: &InspectArgs, tree: &Node) -> String {
         grouped(parameters),
         grouped(absmax),
     ));
+    // Everything on the CPU needs no telling.
+    if placed.iter().any(|part| part.device != "cpu") {
+        for part in placed {
+            text.push_str(&format!("{}: {} bytes\n", part_text(part), grouped(part.bytes)));
+        }
+    }
     text
 }
 
-fn json_text(args: &InspectArgs, tree: &Node, layers: &ReplaceReport) -> String {
+fn json_text(args: &InspectArgs, tree: &Node, layers: &ReplaceReport, placed: &[PlacedPart]) -> String {
     let parameters: Vec<_> = (tree.named_parameters().iter())
         .map(|parameter| json!({ "name": parameter.name, "dtype": parameter.dtype.name(), "shape": parameter.shape }))
         .collect();
@@ -65,6 +73,17 @@ fn json_text(args: &InspectArgs, tree: &Node, layers: &ReplaceReport) -> String 
         },
         "int8_layers": layers.replaced.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "kept_layers": kept,
+        "devices": placed.iter().map(place_json).collect::<Vec<_>>(),
     });
     format!("{object:#}\n")
+}
+
+fn place_json(part: &PlacedPart) -> Value {
+    json!({
+        "device": part.device,
+        "model": part.model,
+        "head": part.has_head,
+        "blocks": [part.blocks.start, part.blocks.end],
+        "bytes": part.bytes,
+    })
 }

@@ -11,16 +11,18 @@ mod run;
 mod save;
 mod write;
 
-use crate::args::{Arguments, Command, Dtype, ModelArgs, Outliers, SamplingArgs, Weights, WrongUse};
+use crate::args::{
+    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, SamplingArgs, Weights, WrongUse,
+};
 use crate::display::Downloads;
 use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8::nn::models::{LoadOptions, WeightDtype};
+use llm_int8::nn::models::{LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::nn::module::SkipList;
 use llm_int8::nn::{Isa, NnError};
-use llm_int8::{AutoModelForCausalLM, GenerationConfig, LlmError, LoadConfig};
+use llm_int8::{AutoModelForCausalLM, DeviceConfig, DeviceName, GenerationConfig, LlmError, LoadConfig};
 use std::path::Path;
 
 /// Runs the command.
@@ -83,8 +85,27 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
         quantize_head: args.quantize_head,
         isa,
+        placement: placement(args)?,
     };
     Ok(LoadConfig { options, hub: hub_config(args.offline) })
+}
+
+fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
+    // Original outlier weights come from the file, which only the CPU does; `auto` may choose it.
+    let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
+    if is_auto && args.outlier_weights == Weights::Original {
+        return Ok(Placement::cpu());
+    }
+    let config = DeviceConfig {
+        devices: args.device.clone(),
+        map: args.device_map == Some(DeviceMapName::Auto),
+        limits: args.max_memory.clone(),
+        uses_graphs: !args.no_cuda_graph,
+    };
+    config.placement().map_err(|error| match error {
+        LlmError::Setting { .. } => WrongUse(error.to_string()).into(),
+        error => error.into(),
+    })
 }
 
 fn weight_dtype(dtype: Dtype) -> WeightDtype {
@@ -96,11 +117,31 @@ fn weight_dtype(dtype: Dtype) -> WeightDtype {
     }
 }
 
+/// A part of a model and where it is, as people read it: `head, blocks 0 to 35`.
+fn part_text(part: &PlacedPart) -> String {
+    let mut what = Vec::new();
+    if part.has_head {
+        what.push("embedding and head".to_owned());
+    }
+    match part.blocks.len() {
+        0 => {}
+        1 => what.push(format!("block {}", part.blocks.start)),
+        _ => what.push(format!("blocks {} to {}", part.blocks.start, part.blocks.end - 1)),
+    }
+    format!("{} ({}): {}", part.device, part.model, what.join(", "))
+}
+
 /// Drafts are exact only where a token does not depend on its batch.
 fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
     let pooled = args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
     if speculate > 0 && pooled {
         let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
+        return Err(WrongUse(text.into()).into());
+    }
+    let may_be_cpu = args.device == [DeviceName::Auto] || args.device == [DeviceName::Cpu];
+    if speculate > 0 && !may_be_cpu {
+        let text = "--speculate computes on the CPU: GPUs add in another order for one token than for several, \
+                    and drafts could change the text; use --device cpu";
         return Err(WrongUse(text.into()).into());
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `llm-int8 run`: text after a prompt.
 
-use super::{check_drafts, load, sampled};
+use super::{check_drafts, load, part_text, sampled};
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -140,6 +140,31 @@ fn print_ids(
     Ok(generated)
 }
 
+/// Where the model is.
+fn devices(model: &AutoModelForCausalLM) {
+    let placed = model.placed();
+    if let [only] = &placed[..]
+        && only.device == "cpu"
+    {
+        return line("device:  cpu");
+    }
+    for part in &placed {
+        line(&format!("device:  {}, {}", part_text(part), bytes(part.bytes)));
+    }
+    match model.decoder().device_memory() {
+        Ok(all) => all.iter().for_each(|(name, memory)| {
+            line(&format!(
+                "         {name} holds {} of ours, at most {}; {} of {} are free",
+                bytes(memory.allocated),
+                bytes(memory.peak),
+                bytes(memory.free),
+                bytes(memory.total)
+            ));
+        }),
+        Err(error) => line(&format!("         its memory is not known: {error}")),
+    }
+}
+
 /// Times and memory, on standard error.
 fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     let (load, timing) = (model.load_report(), &generated.timing);
@@ -153,7 +178,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
         format!(", peak while loading {} (without mapped files)", bytes(peak.anonymous))
     });
     let now = MemoryUse::now().map_or(String::new(), |now| format!(", now {}", bytes(now.anonymous)));
-    line("device:  cpu");
+    devices(model);
     line(&format!(
         "load:    {:.2} s, {} int8 layers, {} kept",
         load.duration.as_secs_f64(),

@@ -1,12 +1,12 @@
 //! `llm-int8 quantize` and `dequantize`: a model into a folder.
 
-use super::{hub_config, load, load_named, weight_dtype};
+use super::{hub_config, load_config, load_named, weight_dtype};
 use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, WrongUse};
 use crate::display::{Writing, bytes, line};
 use crate::interrupt::Interrupt;
 use llm_int8::nn::checkpoint::NewFolder;
-use llm_int8::nn::models::{LoadOptions, SavedLayers};
-use llm_int8::{AutoModelForCausalLM, LoadConfig, SaveOptions};
+use llm_int8::nn::models::{LoadOptions, Placement, SavedLayers};
+use llm_int8::{AutoModelForCausalLM, DeviceName, LoadConfig, SaveOptions};
 use std::ops::ControlFlow;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
@@ -18,8 +18,13 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
                     run, chat, eval and bench";
         return Err(WrongUse(text.into()).into());
     }
+    if args.model.device.iter().any(|name| !matches!(name, DeviceName::Auto | DeviceName::Cpu)) {
+        return Err(WrongUse("quantize computes on the CPU; leave --device away".into()).into());
+    }
     check(&args.output)?;
-    save(&load(&args.model)?, &args.output, SavedLayers::Int8)
+    let mut config = load_config(&args.model)?;
+    config.options.placement = Placement::cpu();
+    save(&load_named(&args.model.model, &config)?, &args.output, SavedLayers::Int8)
 }
 
 pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ pub mod bench;
 pub mod builtin;
 pub mod chat;
 mod companion;
+pub mod device;
 pub mod error;
 pub mod generate;
 mod gguf_tokenizer;
@@ -30,6 +31,7 @@ pub mod save;
 pub mod tokenizer;
 
 pub use chat::{Chat, ChatMessage, ChatTemplate, Reply};
+pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
 pub use generate::{FinishReason, Generated, GenerationConfig, Timing};
 pub use load::LoadConfig;

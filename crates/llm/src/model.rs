@@ -9,7 +9,7 @@ use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use llm_int8_hub::{NoProgress, Progress};
-use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig};
+use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart};
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
 use std::fmt;
 use std::ops::ControlFlow;
@@ -34,6 +34,8 @@ pub struct ModelPlan {
     pub tree: Node,
     /// Layers that would be int8 and layers that would be kept.
     pub layers: ReplaceReport,
+    /// What would lie where.
+    pub placed: Vec<PlacedPart>,
 }
 
 /// A causal language model with its tokenizer, in 8 bit unless configured otherwise.
@@ -101,7 +103,8 @@ impl AutoModelForCausalLM {
     pub fn plan(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<ModelPlan> {
         let (model, checkpoint) = headers(name, &config.hub, download)?;
         let (decoder, layers) = Decoder::plan(&model, &checkpoint, &config.options)?;
-        Ok(ModelPlan { tree: decoder.describe(), layers })
+        let placed = decoder.planned(&config.options.placement)?;
+        Ok(ModelPlan { tree: decoder.describe(), layers, placed })
     }
 
     /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.
@@ -132,6 +135,16 @@ impl AutoModelForCausalLM {
     /// Its `config.json`.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What lies where, in the order in which a token goes through it.
+    pub fn placed(&self) -> Vec<PlacedPart> {
+        self.decoder.placed()
+    }
+
+    /// Decodes on devices by graphs recorded once, or by single launches; results are the same.
+    pub fn set_graphs(&mut self, uses_graphs: bool) {
+        self.decoder.set_graphs(uses_graphs);
     }
 
     /// The decoder itself.

@@ -209,6 +209,15 @@ pub enum NnError {
         "the weights of this model were not read: it was built from headers only, to be looked at and not run"
     )]
     NotLoaded,
+    /// Logits that no token can be chosen by.
+    #[error(
+        "the model's output contains NaN or infinity, so no token can be chosen; \
+         its weights or activations overflow: try --dtype bfloat16 or --no-quantize"
+    )]
+    NonFiniteLogits,
+    /// A device refused something.
+    #[error(transparent)]
+    Cuda(#[from] llm_int8_cuda::CudaError),
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] llm_int8_kernels::KernelError),

@@ -11,7 +11,7 @@
 //! | [`config`] | `config.json`, which families and rotations read |
 //! | [`module`] | a model's tree as data: paths, PyTorch's text, parameters, footprint, replacing |
 //!
-//! Every tensor is computed in f32 on the CPU; what is stored is int8 codes with an f32 `absmax` a
+//! Every tensor is computed in f32, on the CPU or on devices ([`models::Placement`]); what is stored is int8 codes with an f32 `absmax` a
 //! row, and f16, bf16 or f32 for everything else. The library prints nothing and reads no
 //! environment.
 
@@ -27,4 +27,5 @@ pub mod parameter;
 
 pub use dtype::{FloatDtype, ParameterDtype};
 pub use error::{NnError, Result};
+pub use llm_int8_cuda as cuda;
 pub use llm_int8_kernels::{Isa, limits};

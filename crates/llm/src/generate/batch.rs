@@ -89,17 +89,17 @@ fn prefill<'a>(
     admitted: Vec<(usize, &[u32])>,
 ) -> Result<Vec<Running<'a>>> {
     let started = Instant::now();
-    let mut caches = vec![decoder.new_cache(); admitted.len()];
+    let mut caches: Vec<KvCache> = admitted.iter().map(|_| decoder.new_cache()).collect();
     let texts = admitted.iter().zip(&mut caches).map(|((_, ids), cache)| Text { ids, cache });
-    let mut logits = decoder.forward(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
-    let prefill = started.elapsed();
-    let rows = logits.chunks_mut(decoder.spec().vocab_size());
+    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
     let mut running = Vec::new();
-    for (((number, prompt), cache), logits) in admitted.into_iter().zip(caches).zip(rows) {
+    for (row, ((number, prompt), cache)) in admitted.into_iter().zip(caches).enumerate() {
         let mut sequence = Sequence::new(config, tokenizer, prompt);
         if sequence.goes_on() {
-            sequence.next(logits, &mut |_, _| ControlFlow::Continue(()))?;
+            sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
         }
+        // The first token is what a device is waited for.
+        let prefill = started.elapsed();
         let (prompt_tokens, started) = (prompt.len(), Instant::now());
         running.push(Running { number, sequence, cache, prompt_tokens, prefill, started });
     }
@@ -116,9 +116,9 @@ fn step(decoder: &Decoder, running: &mut [Running<'_>]) -> Result<()> {
     let last: Vec<Vec<u32>> =
         active.iter().map(|text| text.sequence.ids().last().copied().into_iter().collect()).collect();
     let texts = active.iter_mut().zip(&last).map(|(text, ids)| Text { ids, cache: &mut text.cache });
-    let mut logits = decoder.forward(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
-    for (text, logits) in active.into_iter().zip(logits.chunks_mut(decoder.spec().vocab_size())) {
-        text.sequence.next(logits, &mut |_, _| ControlFlow::Continue(()))?;
+    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
+    for (row, text) in active.into_iter().enumerate() {
+        text.sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
     }
     Ok(())
 }

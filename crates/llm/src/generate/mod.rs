@@ -13,7 +13,7 @@ pub(crate) use batch::generate_batch;
 
 use crate::error::{LlmError, Result};
 use crate::tokenizer::Tokenizer;
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Text};
+use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, Text};
 use sequence::Sequence;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -83,7 +83,7 @@ pub struct Generated {
 }
 
 /// Keys and values, and the ids they are of: what one call of [`generate`] leaves to the next.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Context {
     cache: KvCache,
     ids: Vec<u32>,
@@ -109,9 +109,14 @@ impl Context {
         self.ids.truncate(kept);
     }
 
-    fn feed(&mut self, decoder: &Decoder, input: &[u32], wanted: LogitPositions) -> Result<Vec<f32>> {
+    fn feed<'a>(
+        &mut self,
+        decoder: &'a Decoder,
+        input: &[u32],
+        wanted: LogitPositions,
+    ) -> Result<Logits<'a>> {
         let mut text = [Text { ids: input, cache: &mut self.cache }];
-        match decoder.forward(&mut text, wanted) {
+        match decoder.logits_of(&mut text, wanted) {
             Ok(logits) => {
                 self.ids.extend_from_slice(input);
                 Ok(logits)
@@ -140,7 +145,8 @@ pub(crate) fn generate(
             name: "speculate",
             value: config.speculate.to_string(),
             expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row \
-                       (--outliers row), and not with rotations that change with the length of the text",
+                       (--outliers row) on the CPU (--device cpu), and not with rotations that change with the \
+                       length of the text",
         });
     }
     let prompt = fit(prompt, config, decoder.spec().positions)?;
@@ -162,8 +168,8 @@ pub(crate) fn generate(
         }
         timing.drafted_tokens += drafts.len();
         let rejected = context.ids.len() - drafts.len();
-        for (i, row) in logits.chunks_mut(decoder.spec().vocab_size()).enumerate() {
-            let id = sequence.next(row, on_piece)?;
+        for i in 0..logits.rows() {
+            let id = sequence.next(&mut logits, i, on_piece)?;
             input = vec![id];
             if !sequence.goes_on() || drafts.get(i) != Some(&id) {
                 // What follows was computed for a token that did not come.

@@ -3,6 +3,8 @@
 
 use super::GenerationConfig;
 use crate::error::{LlmError, Result};
+use llm_int8_nn::NnError;
+use llm_int8_nn::models::{Choice, Logits};
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
@@ -26,54 +28,38 @@ impl<'a> Sampler<'a> {
         &self.seen
     }
 
-    /// The next token after these logits (one per token of the vocabulary), which may be changed.
-    pub(super) fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
-        // No early end: a loop over all is vectorised.
-        if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
-            return Err(LlmError::BadLogits);
-        }
-        self.penalise(logits);
-        let id = if self.config.do_sample { self.draw(logits)? } else { most_likely(logits) };
+    /// The next token after a row of logits, which the penalty changes.
+    pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<u32> {
+        let count = match (self.config.do_sample, self.config.top_k) {
+            (false, _) => 1,
+            (true, 0) => usize::MAX,
+            (true, count) => count,
+        };
+        let penalty = self.config.repetition_penalty as f32;
+        let chosen = logits.choose(row, &Choice { count, penalty, seen: &self.seen });
+        let chosen = chosen.map_err(|error| match error {
+            NnError::NonFiniteLogits => LlmError::BadLogits,
+            error => error.into(),
+        })?;
+        let id =
+            if self.config.do_sample { self.draw(&chosen)? } else { chosen.first().map_or(0, |(id, _)| *id) };
         self.seen.push(id);
         Ok(id)
     }
 
-    fn penalise(&self, logits: &mut [f32]) {
-        let penalty = self.config.repetition_penalty as f32;
-        if penalty == 1.0 {
-            return;
-        }
-        let mut seen = self.seen.clone();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-            }
-        }
-    }
-
-    fn draw(&mut self, logits: &[f32]) -> Result<u32> {
-        let kept = kept(logits, self.config);
+    fn draw(&mut self, chosen: &[(u32, f32)]) -> Result<u32> {
+        let kept = kept(chosen, self.config);
         let weights = WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
         Ok(kept[weights.sample(&mut self.rng)].0)
     }
 }
 
-/// The tokens that may be drawn with their probabilities (up to a factor), the most likely first.
-fn kept(logits: &[f32], config: &GenerationConfig) -> Vec<(u32, f64)> {
-    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
-    // Equal logits go by id, so that the same seed gives the same text everywhere.
-    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if config.top_k > 0 && config.top_k < tokens.len() {
-        tokens.select_nth_unstable_by(config.top_k - 1, order);
-        tokens.truncate(config.top_k);
-    }
-    tokens.sort_unstable_by(order);
+/// The tokens that may be drawn with their probabilities (up to a factor), the most likely first: of those that
+/// top-k left, in that order.
+fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<(u32, f64)> {
     let largest = tokens.first().map_or(0.0, |(_, logit)| f64::from(*logit));
     let probability = |logit: f32| ((f64::from(logit) - largest) / config.temperature).exp();
-    let mut tokens: Vec<(u32, f64)> =
-        tokens.into_iter().map(|(id, logit)| (id, probability(logit))).collect();
+    let mut tokens: Vec<(u32, f64)> = tokens.iter().map(|(id, logit)| (*id, probability(*logit))).collect();
     let total: f64 = tokens.iter().map(|(_, p)| p).sum();
     let mut sum = 0.0;
     let within_p = tokens.iter().take_while(|(_, p)| {
@@ -88,20 +74,6 @@ fn kept(logits: &[f32], config: &GenerationConfig) -> Vec<(u32, f64)> {
     tokens
 }
 
-/// The token of the largest logit, the first of equal ones (as `torch.argmax` on a CPU).
-fn most_likely(logits: &[f32]) -> u32 {
-    // Sixteen maxima side by side are vectorised, a search for the first is not.
-    const LANES: usize = 16;
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = larger(*lane, *x));
-    }
-    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
-    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,12 +83,14 @@ mod tests {
     }
 
     /// Logits of probabilities 0.5, 0.25, 0.125, 0.125 (ids 1, 0, 2, 3).
-    fn logits() -> Vec<f32> {
-        [0.25f32, 0.5, 0.125, 0.125].map(f32::ln).to_vec()
+    fn logits() -> Logits<'static> {
+        Logits::from_vec([0.25f32, 0.5, 0.125, 0.125].map(f32::ln).to_vec(), 4)
     }
 
     fn ids(config: &GenerationConfig) -> Vec<u32> {
-        kept(&logits(), config).into_iter().map(|(id, _)| id).collect()
+        let count = if config.top_k == 0 { 4 } else { config.top_k };
+        let chosen = logits().choose(0, &Choice { count, penalty: 1.0, seen: &[] }).unwrap();
+        kept(&chosen, config).into_iter().map(|(id, _)| id).collect()
     }
 
     #[test]
@@ -136,7 +110,7 @@ mod tests {
         let mut sampler = Sampler::new(&config, &[]);
         let mut counts = [0; 4];
         for _ in 0..4000 {
-            counts[sampler.next(&mut logits()).unwrap() as usize] += 1;
+            counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
         }
         for (count, expected) in counts.iter().zip([1000, 2000, 500, 500]) {
             assert!((i64::from(*count) - expected).abs() < 200, "{counts:?}");
@@ -144,25 +118,20 @@ mod tests {
         let draw = |seed| {
             let config = GenerationConfig { seed, ..config.clone() };
             let mut sampler = Sampler::new(&config, &[]);
-            (0..20).map(|_| sampler.next(&mut logits()).unwrap()).collect::<Vec<_>>()
+            (0..20).map(|_| sampler.next(&mut logits(), 0).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
     }
 
     #[test]
-    fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
+    fn what_was_there_is_penalised_and_nan_is_an_error() {
         let config = GenerationConfig { repetition_penalty: 2.0, ..GenerationConfig::default() };
-        let sampler = Sampler::new(&config, &[0, 0, 1]);
-        let mut logits = [4.0, -1.0, 3.0];
-        sampler.penalise(&mut logits);
-        assert_eq!(logits, [2.0, -2.0, 3.0]);
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_equals_and_nan_is_an_error() {
-        assert_eq!(most_likely(&[1.0, 3.0, 3.0]), 1);
+        let logits = || Logits::from_vec(vec![4.0, 3.0, 2.5], 3);
+        let mut sampler = Sampler::new(&config, &[0]);
+        assert_eq!([0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()), [1, 2, 0]);
         let config = GenerationConfig::default();
-        assert!(matches!(Sampler::new(&config, &[]).next(&mut [f32::NAN]), Err(LlmError::BadLogits)));
+        let mut bad = Logits::from_vec(vec![f32::NAN], 1);
+        assert!(matches!(Sampler::new(&config, &[]).next(&mut bad, 0), Err(LlmError::BadLogits)));
     }
 }

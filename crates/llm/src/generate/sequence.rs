@@ -6,6 +6,7 @@ use super::stop::StopStrings;
 use super::{FinishReason, Generated, GenerationConfig, Timing};
 use crate::error::Result;
 use crate::tokenizer::{TextStream, Tokenizer};
+use llm_int8_nn::models::Logits;
 use std::ops::ControlFlow;
 
 /// A text that grows.
@@ -57,9 +58,14 @@ impl<'a> Sequence<'a> {
         draft(self.sampler.seen(), self.config.speculate.min(room))
     }
 
-    /// Chooses the next id by these logits.
-    pub(super) fn next(&mut self, logits: &mut [f32], on_piece: &mut OnPiece<'_>) -> Result<u32> {
-        let id = self.sampler.next(logits)?;
+    /// Chooses the next id by a row of logits.
+    pub(super) fn next(
+        &mut self,
+        logits: &mut Logits<'_>,
+        row: usize,
+        on_piece: &mut OnPiece<'_>,
+    ) -> Result<u32> {
+        let id = self.sampler.next(logits, row)?;
         self.ids.push(id);
         if self.config.eos_token_ids.contains(&id) {
             self.finish_reason = Some(FinishReason::EndOfText);

@@ -47,6 +47,16 @@ impl Alibi {
         Self { slopes, rounded: None }
     }
 
+    /// The slope of each head.
+    pub(crate) fn slopes(&self) -> &[f32] {
+        &self.slopes
+    }
+
+    /// Falcon's factor of rounded biases.
+    pub(crate) fn rounded(&self) -> Option<f32> {
+        self.rounded
+    }
+
     /// What is added to the score of a key.
     pub fn bias(&self, head: usize, position: usize) -> f32 {
         match self.rounded {

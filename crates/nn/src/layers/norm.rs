@@ -47,7 +47,7 @@ impl Norm {
     /// [`NnError::NotLoaded`](crate::NnError::NotLoaded).
     pub fn forward_rows(&self, isa: Isa, x: &mut [f32]) -> Result<()> {
         let weight = self.values()?;
-        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]);
+        let bias = self.bias_values()?;
         for_rows(x, self.width(), |_, row| self.normalise(isa, row, weight, bias));
         Ok(())
     }
@@ -58,7 +58,7 @@ impl Norm {
     /// As there.
     pub fn forward_from(&self, isa: Isa, source: &[f32], out: &mut [f32]) -> Result<()> {
         let (weight, width) = (self.values()?, self.width());
-        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]);
+        let bias = self.bias_values()?;
         for_rows(out, width, |i, row| {
             row.copy_from_slice(&source[i * width..][..width]);
             self.normalise(isa, row, weight, bias);
@@ -66,8 +66,23 @@ impl Norm {
         Ok(())
     }
 
+    /// Which norm.
+    pub(crate) fn kind(&self) -> NormKind {
+        self.kind
+    }
+
+    /// What is added to the variance.
+    pub(crate) fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// What is added to rows; empty where nothing is.
+    pub(crate) fn bias_values(&self) -> Result<&[f32]> {
+        Ok(self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]))
+    }
+
     /// What rows are multiplied with.
-    fn values(&self) -> Result<&[f32]> {
+    pub(crate) fn values(&self) -> Result<&[f32]> {
         let weight = self.weight.f32_values()?;
         Ok(match self.kind {
             NormKind::RmsPlusOne => self.one_more.get_or_init(|| weight.iter().map(|w| w + 1.0).collect()),
@@ -110,6 +125,11 @@ impl HeadNorms {
     /// So many copies of a norm, of one head each.
     pub fn declared(norm: &Norm, heads: usize) -> Self {
         Self(vec![norm.clone(); heads])
+    }
+
+    /// The norm of each head.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        self.0.iter()
     }
 
     /// Normalises every head of the rows of `x` by itself.

@@ -138,6 +138,11 @@ impl Rope {
         self.dims
     }
 
+    /// Whether neighbours form a pair.
+    pub(crate) fn turns_neighbours(&self) -> bool {
+        self.pairs == RopePairs::Neighbours
+    }
+
     /// How far positions may go beyond `max_position_embeddings`, as a factor.
     pub fn stretch(&self) -> f64 {
         self.stretch
@@ -187,6 +192,16 @@ impl Rope {
 }
 
 impl RopeTable {
+    /// Cosines, half of the rotated values a position.
+    pub(crate) fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines.
+    pub(crate) fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+
     /// Rotates the values of one head at the `index`-th position of the table.
     pub fn rotate(&self, index: usize, head: &mut [f32]) {
         let half = self.dims / 2;

@@ -1,6 +1,7 @@
 //! The one decoder and its parts. Which ones a model has, its family's template says; what is done with them
 //! stands in `forward`, once.
 
+use super::device::{DeviceCache, DeviceMap, Place, Stage};
 use super::spec::{DecoderSpec, LayerSpec, ModelSlot, Slot};
 use super::template::PartSpec;
 use crate::dtype::FloatDtype;
@@ -20,9 +21,13 @@ pub enum LogitPositions {
 }
 
 /// What one text has left in the blocks: keys and values of the positions seen so far.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvCache {
+    /// Of every block; those of blocks on devices stay empty.
     pub(super) layers: Vec<LayerCache>,
+    /// Of every stage of the decoder.
+    pub(super) devices: Vec<DeviceCache>,
+    pub(super) len: usize,
     /// The tokens seen, where they may have to be computed again.
     pub(super) seen: Vec<u32>,
     /// Whether its keys are rotated by the frequencies for long texts.
@@ -32,7 +37,7 @@ pub struct KvCache {
 impl KvCache {
     /// Positions seen.
     pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, LayerCache::len)
+        self.len
     }
 
     /// Whether nothing was seen.
@@ -42,12 +47,14 @@ impl KvCache {
 
     /// Bytes allocated.
     pub fn bytes(&self) -> u64 {
-        self.layers.iter().map(LayerCache::bytes).sum()
+        let devices: u64 = self.devices.iter().map(DeviceCache::bytes).sum();
+        devices + self.layers.iter().map(LayerCache::bytes).sum::<u64>()
     }
 
     /// Forgets all positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+        self.len = self.len.min(len);
         self.seen.truncate(len);
     }
 }
@@ -108,6 +115,11 @@ impl Parts {
         self.0.get(slot).and_then(Option::as_ref)
     }
 
+    /// Those that are there, with their slots.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Part)> {
+        self.0.iter().enumerate().filter_map(|(slot, part)| Some((slot, part.as_ref()?)))
+    }
+
     pub(super) fn norm(&self, slot: usize) -> Option<&Norm> {
         match self.get(slot) {
             Some(Part::Norm(norm)) => Some(norm),
@@ -131,6 +143,9 @@ pub struct Decoder {
     isa: Isa,
     pub(super) model: Parts,
     pub(super) blocks: Vec<Parts>,
+    pub(super) map: DeviceMap,
+    /// What lies on devices, in the order of the blocks; the first has what stands outside of blocks, if any has.
+    pub(super) stages: Vec<Stage>,
 }
 
 impl Decoder {
@@ -143,13 +158,16 @@ impl Decoder {
                 Slot::Block(_, slot) => block.insert(slot as usize, Part::declared(spec, dtype, isa)),
             }
         }
-        Self { model, blocks: vec![block; spec.layers.len()], spec, dtype, isa }
+        let blocks = vec![block; spec.layers.len()];
+        let map = DeviceMap { model: Place::Cpu, blocks: vec![Place::Cpu; blocks.len()] };
+        Self { model, blocks, map, stages: Vec::new(), spec, dtype, isa }
     }
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
         let layers = vec![LayerCache::new(self.dtype); self.blocks.len()];
-        KvCache { layers, seen: Vec::new(), is_long: false }
+        let devices = self.stages.iter().map(|stage| stage.new_cache(&self.spec)).collect();
+        KvCache { layers, devices, len: 0, seen: Vec::new(), is_long: false }
     }
 
     /// The description the decoder was built from.
@@ -243,11 +261,14 @@ impl Decoder {
     }
 
     /// Whether a token's logits depend only on what is before it, and not on how many tokens are computed at
-    /// once: outliers are looked for row by row, and rotations do not change with the length of the text.
+    /// once: outliers are looked for row by row, rotations do not change with the length of the text, and no block
+    /// is on a device, whose kernels for one row and for several add in different orders.
     pub fn is_batch_invariant(&self) -> bool {
         let by_row =
             |config: Int8Config| config.threshold == 0.0 || config.outlier_scope == OutlierScope::Row;
-        self.int8_config().is_none_or(by_row) && self.spec.attention.ropes.iter().all(Rope::is_fixed)
+        self.stages.is_empty()
+            && self.int8_config().is_none_or(by_row)
+            && self.spec.attention.ropes.iter().all(Rope::is_fixed)
     }
 
     pub(super) fn part(&self, slot: Slot) -> Option<&Part> {

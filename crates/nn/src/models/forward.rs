@@ -5,6 +5,8 @@
 //! is each layer's own business.
 
 use super::decoder::{Decoder, KvCache, LogitPositions, Part, Parts, Text};
+use super::device::{PassRows, Widths, Work};
+use super::logits::Logits;
 use super::spec::{BlockSlot, LayerSpec, ModelSlot, Residual};
 use crate::error::{NnError, Result};
 use crate::layers::{AttendedText, AttentionRule, Heads, Rope, RopeTable, attend};
@@ -22,11 +24,23 @@ impl Decoder {
     /// [`NnError::Input`] for a text without tokens or an id beyond the vocabulary; [`NnError::NotLoaded`].
     /// After an error the caches hold nothing usable.
     pub fn forward(&self, texts: &mut [Text<'_>], wanted: LogitPositions) -> Result<Vec<f32>> {
+        self.logits_of(texts, wanted)?.into_vec()
+    }
+
+    /// [`Decoder::forward`] with the logits where they were computed: of those on a device only the tokens chosen
+    /// need to be fetched. The device is this pass's until they are dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn logits_of(&self, texts: &mut [Text<'_>], wanted: LogitPositions) -> Result<Logits<'_>> {
         for text in texts.iter() {
             self.check(text)?;
         }
         let pass = Pass::new(self, texts, wanted)?;
-        if pass.ids.len() < POOLED_ROWS { pass.run(texts) } else { rayon::scope(|_| pass.run(texts)) }
+        let lengths: Vec<usize> = pass.segments.iter().map(|part| part.cached + part.rows.len()).collect();
+        let logits = if self.stages.is_empty() { pass.run(texts) } else { pass.run_on_devices(texts) }?;
+        texts.iter_mut().zip(lengths).for_each(|(text, length)| text.cache.len = length);
+        Ok(logits)
     }
 
     /// [`Decoder::forward`] for one text: the logits after its last token, f32 `[V]`.
@@ -46,7 +60,7 @@ impl Decoder {
     /// As [`Decoder::forward`]; [`NnError::Candle`] where `ids` are not u32 of two dimensions.
     pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
         let rows = ids.to_vec2::<u32>()?;
-        let mut caches = vec![self.new_cache(); rows.len()];
+        let mut caches: Vec<KvCache> = rows.iter().map(|_| self.new_cache()).collect();
         let mut texts: Vec<Text<'_>> =
             rows.iter().zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
         let logits = self.forward(&mut texts, LogitPositions::All)?;
@@ -147,23 +161,83 @@ impl<'a> Pass<'a> {
         Ok(Self { decoder, segments, ids, memory: Memory::default() })
     }
 
-    fn run(mut self, texts: &mut [Text<'_>]) -> Result<Vec<f32>> {
-        let mut x = self.embed()?;
+    /// Everything on the CPU.
+    fn run(mut self, texts: &mut [Text<'_>]) -> Result<Logits<'a>> {
+        let all = 0..self.decoder.blocks.len();
+        let run = |pass: &mut Self| {
+            let mut x = pass.embed()?;
+            pass.run_blocks(all, &mut x, texts)?;
+            pass.logits(&x)
+        };
+        let is_pooled = self.ids.len() >= POOLED_ROWS;
+        let logits = if is_pooled { rayon::scope(|_| run(&mut self)) } else { run(&mut self) }?;
+        Ok(Logits::on_cpu(logits, self.decoder.spec().vocab_size()))
+    }
+
+    /// The blocks of each device, then those of the CPU; the head where it lies.
+    fn run_on_devices(mut self, texts: &mut [Text<'_>]) -> Result<Logits<'a>> {
+        let (decoder, widths) = (self.decoder, Widths::of(self.decoder));
+        let (spec, blocks) = (decoder.spec(), decoder.blocks.len());
+        let wanted: Vec<usize> = self.segments.iter().flat_map(|part| part.wanted.clone()).collect();
+        let rows = self.rows_for_devices();
+        let is_with_head = decoder.stages.first().is_some_and(|stage| stage.has_model());
+        let mut x = if is_with_head { Vec::new() } else { self.embed()? };
+        let (mut head, mut first) = (None, 0);
+        for (number, stage) in decoder.stages.iter().enumerate() {
+            let mut caches: Vec<_> = texts.iter_mut().map(|text| &mut text.cache.devices[number]).collect();
+            let mut pass = stage.begin(spec, &widths, &rows, &mut caches)?;
+            let embeds = stage.has_model();
+            if !embeds {
+                pass.write(&x)?;
+            }
+            first = stage.range().end;
+            let ends = embeds && first == blocks;
+            let heads = ends && wanted.len() == self.ids.len();
+            pass.run(&Work { embeds, blocks: stage.range(), heads })?;
+            if ends {
+                if !heads {
+                    pass.logits_of(&wanted)?;
+                }
+                return Ok(Logits::on_device(pass, wanted.len(), spec.vocab_size()));
+            }
+            x = pass.read()?;
+            if embeds {
+                head = Some(pass);
+            }
+        }
+        let is_pooled = self.ids.len() >= POOLED_ROWS;
+        let mut rest = || self.run_blocks(first..blocks, &mut x, texts);
+        if is_pooled { rayon::scope(|_| rest()) } else { rest() }?;
+        match head {
+            Some(mut pass) => {
+                pass.write(&x)?;
+                pass.logits_of(&wanted)?;
+                Ok(Logits::on_device(pass, wanted.len(), spec.vocab_size()))
+            }
+            None => Ok(Logits::on_cpu(self.logits(&x)?, spec.vocab_size())),
+        }
+    }
+
+    fn rows_for_devices(&self) -> PassRows {
+        let mut rows = PassRows::default();
+        for part in &self.segments {
+            let ids = &self.ids[part.rows.clone()];
+            rows.push(part.cached, ids, self.decoder.spec().position_offset, &part.ropes);
+        }
+        rows
+    }
+
+    /// Blocks of the CPU.
+    fn run_blocks(&mut self, blocks: Range<usize>, x: &mut [f32], texts: &mut [Text<'_>]) -> Result<()> {
         let decoder = self.decoder;
-        for (number, layer) in decoder.spec().layers.iter().enumerate() {
+        for number in blocks {
+            let layer = &decoder.spec().layers[number];
             let caches = texts.iter_mut().map(|text| &mut *text.cache);
             let attended = attended(&self.segments, caches, number, layer);
             let block = Block { decoder, parts: &decoder.blocks[number], layer, rows: self.ids.len() };
-            block.run(&mut x, attended, &mut self.memory)?;
+            block.run(x, attended, &mut self.memory)?;
         }
-        let width = decoder.spec().hidden_size;
-        let wanted: Vec<f32> = self
-            .segments
-            .iter()
-            .flat_map(|part| &x[part.wanted.start * width..part.wanted.end * width])
-            .copied()
-            .collect();
-        self.logits(wanted, width)
+        Ok(())
     }
 
     fn embed(&mut self) -> Result<Vec<f32>> {
@@ -203,8 +277,11 @@ impl<'a> Pass<'a> {
         Ok(out)
     }
 
-    /// Logits of the rows `x` `[rows, width]`.
-    fn logits(&mut self, mut x: Vec<f32>, width: usize) -> Result<Vec<f32>> {
+    /// Logits of the rows wanted of the stream `x`.
+    fn logits(&mut self, x: &[f32]) -> Result<Vec<f32>> {
+        let width = self.decoder.spec().hidden_size;
+        let wanted = self.segments.iter().map(|part| &x[part.wanted.start * width..part.wanted.end * width]);
+        let mut x = wanted.collect::<Vec<_>>().concat();
         let (decoder, rows) = (self.decoder, x.len() / width);
         let spec = decoder.spec();
         if let Some(norm) = decoder.model.norm(ModelSlot::FinalNorm as usize) {

@@ -1,6 +1,7 @@
 //! From a checkpoint to a decoder, one tensor at a time.
 
 use super::decoder::{Decoder, Part};
+use super::device::{Placement, Scratch, Target};
 use super::spec::{DecoderSpec, ModelSlot, Slot};
 use crate::checkpoint::{
     Checkpoint, CheckpointColumns, float_tensor, int8_weight, is_float, read_linear_state,
@@ -48,8 +49,10 @@ pub struct LoadOptions {
     /// Also make the output head and the token table int8, which bitsandbytes never does: a model smaller by
     /// half of both, which cannot be exchanged with transformers. Without `int8` it does nothing.
     pub quantize_head: bool,
-    /// The instruction set of the products.
+    /// The instruction set of the products on the CPU.
     pub isa: Isa,
+    /// Where the model goes.
+    pub placement: Placement,
 }
 
 impl Default for LoadOptions {
@@ -62,6 +65,7 @@ impl Default for LoadOptions {
             skip_modules: SkipList::default(),
             quantize_head: false,
             isa: Isa::detect(),
+            placement: Placement::cpu(),
         }
     }
 }
@@ -154,18 +158,25 @@ impl Decoder {
         let slots = decoder.paths();
         let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;
-        let memory = CodeMemory::for_weights(slots.iter().map(|(_, slot)| decoder.own_codes(*slot)));
-        let mut reader = Reader { keys: Keys { checkpoint, prefix }, checkpoint, isa: options.isa, memory };
+        decoder.place(&options.placement)?;
+        let here = slots.iter().filter(|(_, slot)| decoder.stage_of(*slot).is_none());
+        let memory = CodeMemory::for_weights(here.map(|(_, slot)| decoder.own_codes(*slot)));
+        let keys = Keys { checkpoint, prefix };
+        let (isa, scratch) = (options.isa, Scratch::default());
+        let mut reader = Reader { keys, checkpoint, isa, memory, scratch };
         for (done, (path, slot)) in slots.iter().enumerate() {
+            let target = decoder.stage_of(*slot).and_then(|stage| stage.target(*slot, tied));
             match decoder.part_mut(*slot) {
                 // Its weight is that of the token table.
                 Some(Part::Linear(head)) if tied && *slot == HEAD => reader.bias(path, head)?,
-                Some(part) => reader.fill(path, part)?,
+                Some(part) => reader.fill(path, part, target.as_ref())?,
                 None => {}
             }
             observe(LoadEvent { module: path, done: done + 1, total: slots.len() });
         }
         decoder.tie_head()?;
+        drop(reader);
+        decoder.finish_stages()?;
         Ok((decoder, report))
     }
 }
@@ -357,11 +368,22 @@ struct Reader<'a> {
     checkpoint: &'a Arc<Checkpoint>,
     isa: Isa,
     memory: CodeMemory,
+    /// What travels to devices.
+    scratch: Scratch,
 }
 
 impl Reader<'_> {
-    fn fill(&mut self, path: &ModulePath, part: &mut Part) -> Result<()> {
+    /// Reads a part; its weight goes to `target` where it lies on a device. Norms and biases, which are small,
+    /// come to the CPU first.
+    fn fill(&mut self, path: &ModulePath, part: &mut Part, target: Option<&Target>) -> Result<()> {
         match part {
+            Part::Embedding(embedding) if target.is_some() => {
+                self.send(path, embedding.weight().dtype(), false, target)
+            }
+            Part::Linear(linear) if target.is_some() => {
+                self.send_linear(path, linear, target)?;
+                self.bias(path, linear)
+            }
             Part::Embedding(embedding) if embedding.is_int8() => {
                 let view = self.checkpoint.tensor(&self.keys.key(path, "weight"))?;
                 embedding.fill_int8(int8_weight(&view, false, self.isa, &mut self.memory)?);
@@ -394,6 +416,33 @@ impl Reader<'_> {
     ) -> Result<()> {
         let view = self.checkpoint.tensor(&self.keys.key(path, name))?;
         into.fill(float_tensor(&view, into.dtype(), transposed)?)
+    }
+
+    fn send(
+        &mut self,
+        path: &ModulePath,
+        dtype: FloatDtype,
+        transposed: bool,
+        target: Option<&Target>,
+    ) -> Result<()> {
+        let view = self.checkpoint.tensor(&self.keys.key(path, "weight"))?;
+        target.ok_or(NnError::NotLoaded)?.fill(&view, dtype, transposed, &mut self.scratch)
+    }
+
+    fn send_linear(&mut self, path: &ModulePath, linear: &Linear, target: Option<&Target>) -> Result<()> {
+        let (shape, transposed) =
+            ([linear.out_features(), linear.in_features()], linear.class() == LinearClass::Conv1D);
+        if linear.is_int8() && self.keys.is_quantised(path) {
+            let module = self.keys.module(path);
+            // Through memory of its own, which is gone after it.
+            let codes = read_linear_state(self.checkpoint, &module, shape, &mut CodeMemory::default())?;
+            return target.ok_or(NnError::NotLoaded)?.fill_codes(&codes);
+        }
+        let dtype = match linear {
+            Linear::Float(linear) => linear.weight().dtype(),
+            Linear::Int8(_) => FloatDtype::F32,
+        };
+        self.send(path, dtype, transposed, target)
     }
 
     fn float_linear(&self, path: &ModulePath, linear: &mut FloatLinear) -> Result<()> {

@@ -1,10 +1,13 @@
 //! Decoders: one implementation, and families that describe themselves to it.
 
 pub mod decoder;
+pub mod device;
 pub mod families;
 mod forward;
 mod gguf;
 mod load;
+mod logits;
+mod place;
 mod save;
 pub mod spec;
 pub mod template;
@@ -12,8 +15,11 @@ mod tree;
 
 pub use crate::config::ModelConfig;
 pub use decoder::{Decoder, KvCache, LogitPositions, Text};
+pub use device::{DeviceBudget, DeviceMap, Place, Placement};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;
 pub use load::{LoadEvent, LoadOptions, WeightDtype};
+pub use logits::{Choice, Logits};
+pub use place::PlacedPart;
 pub use save::SavedLayers;
 pub use spec::DecoderSpec;

@@ -1,0 +1,138 @@
+//! Decoders on devices: whole blocks on GPUs, in int8, and the rest on the CPU, in int8 too.
+//!
+//! What a device does stands here once for every family, beside `models/forward.rs`, which is the same for the
+//! CPU. Values between layers are rows of f32 on both.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `map.rs` | which part goes where |
+//! | `parts.rs` | a block's weights on a device |
+//! | `fill.rs` | from the checkpoint onto the device |
+//! | `cache.rs` | keys and values |
+//! | `memory.rs` | what a pass works in |
+//! | `pass.rs` | one pass through the blocks of a device, by a graph where it can be |
+
+mod cache;
+mod fill;
+pub mod map;
+mod memory;
+mod parts;
+mod pass;
+
+pub(super) use cache::DeviceCache;
+pub(super) use fill::{Scratch, Target};
+pub use map::{DeviceBudget, DeviceMap, Place, Placement};
+pub(super) use memory::{HeadMemory, Widths};
+pub(super) use pass::{PassRows, StagePass, Work};
+
+use super::decoder::Decoder;
+use super::spec::{DecoderSpec, Slot};
+use crate::dtype::FloatDtype;
+use crate::error::Result;
+use llm_int8_cuda::ops::{FloatType, HeadLayout};
+use llm_int8_cuda::{Buffer, Device, Graph};
+use memory::Workspace;
+use parts::{DeviceBlock, DeviceModel};
+use pass::GraphKey;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// What lies on one device, and what is needed to compute with it. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Stage {
+    device: Device,
+    dtype: FloatDtype,
+    /// Blocks in their order, the first of which is the model's `first`.
+    blocks: Arc<Vec<DeviceBlock>>,
+    first: usize,
+    model: Option<Arc<DeviceModel>>,
+    /// Slopes of position biases.
+    slopes: Option<Arc<Buffer<f32>>>,
+    uses_graphs: bool,
+    workspace: Arc<Mutex<Option<Workspace>>>,
+    graphs: Arc<Mutex<BTreeMap<GraphKey, Option<Graph>>>>,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("device", &self.device).field("blocks", &self.range()).finish()
+    }
+}
+
+impl Stage {
+    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_model`; no values yet.
+    pub(super) fn declare(
+        device: &Device,
+        decoder: &Decoder,
+        range: Range<usize>,
+        has_model: bool,
+        uses_graphs: bool,
+    ) -> Result<Self> {
+        let spec = decoder.spec();
+        let first = range.start;
+        let blocks =
+            range.map(|layer| DeviceBlock::declare(device, &decoder.blocks[layer])).collect::<Result<_>>()?;
+        let model = has_model.then(|| DeviceModel::declare(device, decoder)).transpose()?;
+        let slopes = spec.attention.alibi.as_ref().map(|alibi| device.upload(alibi.slopes())).transpose()?;
+        Ok(Self {
+            device: device.clone(),
+            dtype: decoder.dtype(),
+            blocks: Arc::new(blocks),
+            first,
+            model: model.map(Arc::new),
+            slopes: slopes.map(Arc::new),
+            uses_graphs,
+            workspace: Arc::default(),
+            graphs: Arc::default(),
+        })
+    }
+
+    /// The device.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The blocks it has.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.first..self.first + self.blocks.len()
+    }
+
+    /// Whether tables, norms outside of blocks and the head are here.
+    pub(super) fn has_model(&self) -> bool {
+        self.model.is_some()
+    }
+
+    /// Whether a part lies here.
+    pub(super) fn has(&self, slot: Slot) -> bool {
+        match slot {
+            Slot::Model(_) => self.has_model(),
+            Slot::Block(layer, _) => self.range().contains(&layer),
+        }
+    }
+
+    /// Whether decoding is by graphs.
+    pub(super) fn set_graphs(&mut self, uses_graphs: bool) {
+        self.uses_graphs = uses_graphs;
+    }
+
+    fn layout(&self, spec: &DecoderSpec) -> HeadLayout {
+        let attention = &spec.attention;
+        HeadLayout {
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            size: attention.head_size,
+            dtype: float_type(self.dtype),
+        }
+    }
+}
+
+/// The dtype as kernels name it.
+pub(super) fn float_type(dtype: FloatDtype) -> FloatType {
+    match dtype {
+        FloatDtype::F16 => FloatType::F16,
+        FloatDtype::BF16 => FloatType::BF16,
+        FloatDtype::F32 => FloatType::F32,
+    }
+}

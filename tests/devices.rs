@@ -1,0 +1,509 @@
+//! Models on devices: every family against transformers' values and against the CPU, by graphs and without,
+//! spread over several devices. The devices are played by the CPU, and a GPU where the build and the machine have
+//! one.
+
+use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
+use candle_core::{DType, Device as Host, Tensor};
+use llm_int8_nn::NnError;
+use llm_int8_nn::checkpoint::Checkpoint;
+use llm_int8_nn::cuda::{CudaError, Device};
+use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8_nn::models::{
+    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, ModelConfig, Place, Placement, Text,
+    WeightDtype,
+};
+use std::sync::Arc;
+
+const MEMORY: u64 = 1 << 30;
+
+/// Emulated devices, threads in order and shuffled, and the first GPU.
+fn devices() -> Vec<Device> {
+    let emulated = [0, 7].map(|order| match Device::emulated(0, MEMORY, order) {
+        Ok(device) => Some(device),
+        Err(CudaError::NoEmulation) => {
+            println!("skipped: no C++ compiler, so no emulated device");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    });
+    emulated.into_iter().flatten().chain(Device::cuda(0)).collect()
+}
+
+fn folders() -> Vec<String> {
+    let all = std::fs::read_dir(golden("models")).unwrap().flatten();
+    let whole = all.filter(|entry| {
+        entry.path().join("expected.safetensors").exists() && entry.path().join("model.safetensors").exists()
+    });
+    let mut names: Vec<String> = whole.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn load(folder: &str, options: &LoadOptions) -> Result<Decoder, NnError> {
+    let files = [golden(&format!("models/{folder}/model.safetensors"))];
+    let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
+    let config = ModelConfig::parse(golden_text(&format!("models/{folder}/config.json")).as_bytes()).unwrap();
+    Decoder::load(&config, &checkpoint, options, &mut |_| ()).map(|(decoder, _)| decoder)
+}
+
+fn expected(folder: &str, name: &str) -> Tensor {
+    golden_tensor(&format!("models/{folder}/expected.safetensors"), name)
+}
+
+fn input_ids(folder: &str) -> Tensor {
+    expected(folder, "input_ids").to_dtype(DType::U32).unwrap()
+}
+
+fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement: Placement) -> LoadOptions {
+    let int8 = int8.map(|outlier_scope| Int8Config { outlier_scope, ..Int8Config::default() });
+    LoadOptions { int8, dtype, placement, ..LoadOptions::default() }
+}
+
+fn in_every_folder(check: impl Fn(&str) -> Result<(), String>) {
+    let faults: Vec<String> = folders()
+        .iter()
+        .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
+        .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+fn at_most(what: &str, value: f64, limit: f64) -> Result<(), String> {
+    if value <= limit { Ok(()) } else { Err(format!("{what} is {value:e}, more than {limit:e}")) }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let tensor = |x: &[f32]| Tensor::new(x, &Host::Cpu).unwrap();
+    relative_error(&tensor(a), &tensor(b))
+}
+
+/// Logits after each of some tokens, one by one after a prompt.
+fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
+    let mut cache = model.new_cache();
+    let mut all = vec![model.next_logits(&ids[..prompt], &mut cache).unwrap()];
+    all.extend(ids[prompt..].iter().map(|id| model.next_logits(&[*id], &mut cache).unwrap()));
+    all
+}
+
+#[test]
+fn unquantised_logits_are_those_of_transformers() {
+    for device in devices() {
+        in_every_folder(|name| {
+            let options = options(None, WeightDtype::Float32, Placement::on(device.clone()));
+            let ours = load(name, &options).unwrap().logits(&input_ids(name)).unwrap();
+            at_most("distance", relative_error(&ours, &expected(name, "logits_f32")), 1e-4)
+        });
+    }
+}
+
+#[test]
+fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
+    for device in devices() {
+        in_every_folder(|name| {
+            let exact = expected(name, "logits_f32");
+            let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
+            let placement = Placement::on(device.clone());
+            let model =
+                load(name, &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement)).unwrap();
+            let ours = relative_error(&model.logits(&input_ids(name)).unwrap(), &exact);
+            at_most("distance", ours, 1.15 * theirs)
+        });
+    }
+}
+
+#[test]
+fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        in_every_folder(|name| {
+            for dtype in [WeightDtype::Float16, WeightDtype::BFloat16] {
+                let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+                let on =
+                    |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement)).unwrap();
+                let host = step_by_step(&on(Placement::cpu()), &ids, 12);
+                let mut there = on(Placement::on(device.clone()));
+                let by_graphs = step_by_step(&there, &ids, 12);
+                there.set_graphs(false);
+                let by_launches = step_by_step(&there, &ids, 12);
+                if by_graphs != by_launches {
+                    return Err(format!("graphs change numbers in {dtype:?}"));
+                }
+                // A code beside the other, where a norm's last bit differs.
+                for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
+                    at_most(&format!("distance at step {step} in {dtype:?}"), distance(ours, theirs), 2e-2)?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_text_is_the_same_alone_and_beside_others() {
+    let device = match devices().into_iter().nth(1) {
+        Some(device) => device,
+        None => return,
+    };
+    for name in ["gpt2", "llama", "falcon_multi_query", "phi3_longrope", "mpt"] {
+        let placement = Placement::on(device.clone());
+        let model = load(name, &options(Some(OutlierScope::Row), WeightDtype::Float16, placement)).unwrap();
+        let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+        let texts = [&ids[..3], &ids[2..16], &ids[5..10]];
+        let mut together: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
+        let mut alone: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
+        for step in 0..4 {
+            let ids: Vec<&[u32]> =
+                texts.iter().map(|text| if step == 0 { text } else { &text[step - 1..step] }).collect();
+            let mut batch: Vec<Text<'_>> =
+                ids.iter().zip(&mut together).map(|(ids, cache)| Text { ids, cache }).collect();
+            let logits = model.forward(&mut batch, LogitPositions::Last).unwrap();
+            for ((ids, cache), row) in
+                ids.iter().zip(&mut alone).zip(logits.chunks(model.spec().vocab_size()))
+            {
+                let own = model.next_logits(ids, cache).unwrap();
+                assert!(distance(row, &own) < 2e-2, "{name}, step {step}: {}", distance(row, &own));
+            }
+        }
+        assert_eq!(together[1].len(), 17);
+        assert!(together[1].bytes() > 0);
+    }
+}
+
+#[test]
+fn a_cache_grows_and_is_cut_without_changing_the_text() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        let placement = Placement::on(device);
+        // A model whose cache outgrows the room it begins with.
+        let config =
+            br#"{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 40,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 1024, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
+        let config = ModelConfig::parse(config).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        write_random(&config, &path);
+        let checkpoint = Arc::new(Checkpoint::open_safetensors(&[path], None).unwrap());
+        let on = |placement| {
+            let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
+            Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0
+        };
+        let (host, there) = (on(Placement::cpu()), on(placement));
+        let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
+        let (mut a, mut b) = (host.new_cache(), there.new_cache());
+        for range in [0..250, 250..255, 255..256, 256..257, 257..258, 258..300] {
+            let theirs = host.next_logits(&ids[range.clone()], &mut a).unwrap();
+            let ours = there.next_logits(&ids[range.clone()], &mut b).unwrap();
+            assert!(distance(&ours, &theirs) < 2e-2, "{range:?}: {}", distance(&ours, &theirs));
+        }
+        assert_eq!(b.len(), 300);
+        b.truncate(100);
+        let again = there.next_logits(&ids[100..101], &mut b).unwrap();
+        let fresh = there.next_logits(&ids[..101], &mut there.new_cache()).unwrap();
+        assert!(distance(&again, &fresh) < 2e-2);
+    }
+}
+
+/// A checkpoint of noise for a configuration.
+fn write_random(config: &ModelConfig, path: &std::path::Path) {
+    use llm_int8_nn::module::Module;
+    let spec = llm_int8_nn::models::DecoderSpec::from_config(config).unwrap();
+    let model = Decoder::declared(spec, llm_int8_nn::FloatDtype::F32, llm_int8_nn::Isa::detect());
+    let mut tensors = crate::support::Tensors::new();
+    let mut state = 1u64;
+    for parameter in model.describe().named_parameters() {
+        let count: usize = parameter.shape.iter().product();
+        let is_norm = parameter.shape.len() == 1;
+        let values: Vec<f32> = (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let noise = (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+                if is_norm { 1.0 + 0.1 * noise } else { 0.3 * noise }
+            })
+            .collect();
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        tensors.insert(parameter.name.clone(), (safetensors::Dtype::F32, parameter.shape.clone(), bytes));
+    }
+    crate::support::write_tensors(path, &tensors);
+}
+
+fn budget(device: &Device, most: u64) -> DeviceBudget {
+    DeviceBudget { device: device.clone(), most: Some(most) }
+}
+
+#[test]
+fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
+    let (Ok(first), Ok(second)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 3)) else {
+        return;
+    };
+    in_every_folder(|name| {
+        let options = |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+        let host = load(name, &options(Placement::cpu())).unwrap();
+        let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+        let theirs = step_by_step(&host, &ids, 14);
+        let layers = host.spec().layers.len();
+        let mut seen = Vec::new();
+        // From nothing on devices to everything, in steps smaller than a block.
+        for (most, other) in (0..80).map(|i| (i * 20_000, 0)).chain((0..80).map(|i| (i * 12_000, i * 12_000)))
+        {
+            let placement = Placement {
+                reserved_positions: 32,
+                ..Placement::auto(vec![budget(&first, most), budget(&second, other)])
+            };
+            let planned = host.planned(&placement).unwrap();
+            let shape: Vec<_> = planned
+                .iter()
+                .map(|part| (part.device.clone(), part.has_head, part.blocks.clone()))
+                .collect();
+            if seen.contains(&shape) {
+                continue;
+            }
+            let model = load(name, &options(placement)).unwrap();
+            assert_eq!(model.placed(), planned);
+            let covered: usize = planned.iter().map(|part| part.blocks.len()).sum();
+            assert_eq!(
+                (covered, planned.iter().filter(|part| part.has_head).count()),
+                (layers, 1),
+                "{shape:?}"
+            );
+            for (step, (ours, theirs)) in step_by_step(&model, &ids, 14).iter().zip(&theirs).enumerate() {
+                at_most(&format!("distance at step {step} with {shape:?}"), distance(ours, theirs), 2e-2)?;
+            }
+            seen.push(shape);
+        }
+        // Everything on the CPU, everything on a device, and shapes between.
+        if seen.len() < 4 { Err(format!("only {} maps were tried: {seen:?}", seen.len())) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
+    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let placement = |most_on_cpu| Placement { most_on_cpu, ..Placement::auto(vec![budget(&device, 0)]) };
+    let load = |placement| load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement));
+    assert!(load(placement(None)).is_ok());
+    let error = load(placement(Some(1000))).unwrap_err().to_string();
+    assert!(error.contains("the CPU may take 1000"), "{error}");
+    let twice = Placement::auto(vec![budget(&device, 0), budget(&device, 0)]);
+    assert!(load(twice).unwrap_err().to_string().contains("is there twice"));
+    let small = Device::emulated(0, 5000, 0).unwrap();
+    let error = load(Placement::on(small.clone())).unwrap_err();
+    assert!(matches!(error, NnError::Cuda(CudaError::OutOfMemory { .. })), "{error:?}");
+    assert_eq!(small.memory().unwrap().allocated, 0, "what was allocated before is given back");
+}
+
+#[test]
+fn loading_takes_little_more_than_the_model() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        let before = device.memory().unwrap();
+        let model = load(
+            "gpt2",
+            &options(Some(OutlierScope::Batch), WeightDtype::Float16, Placement::on(device.clone())),
+        )
+        .unwrap();
+        let after = device.memory().unwrap();
+        let (held, footprint) = (after.allocated - before.allocated, model.placed()[0].bytes);
+        // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
+        assert!(held >= footprint && held <= footprint + footprint / 10, "{held} of {footprint}");
+        let ids: Vec<u32> = input_ids("gpt2").get(0).unwrap().to_vec1().unwrap();
+        model.next_logits(&ids, &mut model.new_cache()).unwrap();
+        drop(model);
+        assert_eq!(device.memory().unwrap().allocated, before.allocated, "all is given back");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
+    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let mut tensors = crate::support::read_tensors("models/llama/model.safetensors");
+    let (dtype, shape, bytes) = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+    assert_eq!(*dtype, safetensors::Dtype::F32);
+    let place = 4 * (5 * shape[1] + 3);
+    bytes[place..place + 4].copy_from_slice(&70_000f32.to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    crate::support::write_tensors(&path, &tensors);
+    let config = ModelConfig::parse(golden_text("models/llama/config.json").as_bytes()).unwrap();
+    let error = |placement| {
+        let checkpoint = Arc::new(Checkpoint::open_safetensors(std::slice::from_ref(&path), None).unwrap());
+        let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+        Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap_err().to_string()
+    };
+    let (there, host) = (error(Placement::on(device)), error(Placement::cpu()));
+    assert_eq!(there, host);
+    assert!(host.contains("up_proj") && host.contains("output 5, input 3"), "{host}");
+}
+
+#[test]
+fn original_outlier_weights_are_the_cpus() {
+    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let int8 = Some(Int8Config { outlier_weights: OutlierWeights::Original, ..Int8Config::default() });
+    let options = LoadOptions { int8, placement: Placement::on(device), ..LoadOptions::default() };
+    let error = load("gpt2", &options).unwrap_err().to_string();
+    assert!(error.contains("--device cpu"), "{error}");
+}
+
+#[test]
+fn saved_int8_checkpoints_go_straight_onto_a_device() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        let read = |name: &str| std::fs::read(golden(&format!("bnb_checkpoints/gpt2/{name}"))).unwrap();
+        let config = ModelConfig::parse(&read("config.json")).unwrap();
+        let files = [golden("bnb_checkpoints/gpt2/model.safetensors")];
+        let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
+        let on = |placement| {
+            let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+            Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0
+        };
+        let (host, there) = (on(Placement::cpu()), on(Placement::on(device)));
+        let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
+        for (ours, theirs) in step_by_step(&there, &ids, 10).iter().zip(&step_by_step(&host, &ids, 10)) {
+            assert!(distance(ours, theirs) < 2e-2);
+        }
+    }
+}
+
+#[test]
+fn an_int8_head_and_table_work_on_a_device_too() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        for name in ["gpt2", "llama", "gemma2", "opt"] {
+            let on = |placement| {
+                let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+                load(name, &LoadOptions { quantize_head: true, ..options }).unwrap()
+            };
+            let (host, there) = (on(Placement::cpu()), on(Placement::on(device.clone())));
+            assert!(host.has_int8_head() && there.has_int8_head());
+            let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+            for (ours, theirs) in step_by_step(&there, &ids, 14).iter().zip(&step_by_step(&host, &ids, 14)) {
+                assert!(distance(ours, theirs) < 3e-2, "{name}: {}", distance(ours, theirs));
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
+    for device in devices() {
+        let model = |placement| {
+            load("llama", &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement)).unwrap()
+        };
+        let there = model(Placement::on(device));
+        let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
+        let vocabulary = there.spec().vocab_size();
+        for count in [1, 5, 50, vocabulary, usize::MAX] {
+            for penalty in [1.0, 1.3] {
+                let choice = Choice { count, penalty, seen: &ids };
+                let mut cache = there.new_cache();
+                let all = there.next_logits(&ids, &mut cache).unwrap();
+                let host = llm_int8_nn::models::Logits::from_vec(all, vocabulary).choose(0, &choice).unwrap();
+                let mut cache = there.new_cache();
+                let mut text = [Text { ids: &ids, cache: &mut cache }];
+                let mut logits = there.logits_of(&mut text, LogitPositions::Last).unwrap();
+                assert_eq!(logits.choose(0, &choice).unwrap(), host, "{count}, {penalty}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_map_fills_devices_in_their_order() {
+    let (Ok(first), Ok(second)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 0)) else {
+        return;
+    };
+    let placement = Placement::auto(vec![budget(&first, u64::MAX), budget(&second, u64::MAX)]);
+    let model = load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement)).unwrap();
+    let placed = model.placed();
+    assert_eq!(placed.len(), 1);
+    assert_eq!((placed[0].device.as_str(), placed[0].has_head), ("emulated:0", true));
+    assert_eq!(Place::Device(0), Place::Device(0));
+    assert_eq!(second.memory().unwrap().allocated, 0);
+}
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = llm_int8(arguments);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_program_runs_on_a_device_with_and_without_graphs() {
+    if devices().is_empty() {
+        return;
+    }
+    let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
+    let on = |more: &[&str]| run(&[&base[..], more].concat());
+    let (code, by_graphs, report) = on(&["--device", "emulated:0"]);
+    assert_eq!(code, Some(0), "{report}");
+    assert!(
+        report.contains("device:  emulated:0 (the CPU, playing a device): embedding and head, blocks 0 to")
+    );
+    assert!(report.contains("emulated:0 holds"), "{report}");
+    let (_, by_launches, _) = on(&["--device", "emulated:0", "--no-cuda-graph"]);
+    assert_eq!(by_graphs, by_launches);
+    let (_, host, _) = on(&["--device", "cpu"]);
+    assert_eq!(by_graphs, host);
+    let map = ["--device", "emulated:0,emulated:1", "--device-map", "auto", "--max-memory", "0=5MiB,1=1KiB"];
+    let (code, spread, report) = on(&map);
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(spread, host);
+    assert!(report.contains("device:  emulated:0") && report.contains("device:  cpu ("), "{report}");
+    let (_, drawn, _) = on(&["--device", "emulated:0", "--quiet"]);
+    assert_eq!(drawn, host);
+}
+
+#[test]
+fn drawn_tokens_are_the_same_on_a_device() {
+    if devices().is_empty() {
+        return;
+    }
+    let base =
+        ["run", "tiny-gpt2", "--prompt", "ROMEO:", "-n", "10", "--quiet", "--print-ids", "--ignore-eos"];
+    for more in [
+        &["--temperature", "0.9", "--top-k", "20", "--seed", "5"][..],
+        &["--temperature", "0.7", "--top-k", "0", "--top-p", "0.9"],
+        &["--repetition-penalty", "1.4"],
+    ] {
+        let on = |device| run(&[&base[..], more, &["--device", device]].concat());
+        assert_eq!(on("emulated"), on("cpu"), "{more:?}");
+    }
+}
+
+#[test]
+fn inspect_tells_what_would_lie_where() {
+    if devices().is_empty() {
+        return;
+    }
+    let on = |more: &[&str]| run(&[&["inspect", "tiny-gpt2"][..], more].concat());
+    let map = ["--device", "emulated:0", "--device-map", "auto", "--max-memory", "0=5MiB"];
+    let (code, loaded, _) = on(&map);
+    let (_, planned, _) = on(&[&map[..], &["--headers-only"]].concat());
+    assert_eq!(code, Some(0));
+    assert_eq!(loaded, planned);
+    assert!(loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"), "{loaded}");
+    let (_, json, _) = on(&[&map[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["devices"][0]["device"], "emulated:0");
+    let (_, plain, _) = on(&[]);
+    assert!(!plain.contains("cpu ("), "everything on the CPU needs no telling");
+}
+
+#[test]
+fn wrong_devices_are_explained() {
+    let on = |more: &[&str]| run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat());
+    for (arguments, words) in [
+        (&["--device", "gpu"][..], "auto, cpu, cuda or cuda:N was expected"),
+        (&["--device", "cpu", "--device-map", "auto"], "a device map needs devices"),
+        (&["--device", "cuda:0,cuda:1"], "several devices need --device-map auto"),
+        (&["--max-memory", "0=1GB"], "--device-map"),
+        (&["--device", "cpu,cuda"], "cannot stand beside"),
+        (&["--device-map", "auto", "--max-memory", "x=1GB"], "is no device"),
+        (&["--device", "emulated", "--outliers", "row", "--speculate", "4"], "use --device cpu"),
+    ] {
+        let (code, _, error) = on(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+    if Device::cuda_count() == 0 {
+        let (code, _, error) = on(&["--device", "cuda"]);
+        assert_eq!(code, Some(1));
+        assert!(error.contains("--device cpu"), "{error}");
+        let (code, ..) = on(&["--device", "auto"]);
+        assert_eq!(code, Some(0));
+    }
+}
