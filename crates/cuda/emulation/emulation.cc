@@ -261,10 +261,11 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     auto byte = [](uint32_t word, uint32_t k) { return int32_t(int8_t(word >> (8 * (k % 4)))); };
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
-        for (uint32_t k = 0; k < 32; ++k) {
-            Shown left = emulation::shown_by<Shown>(row % 8 * 4 + k % 16 / 4);
-            Shown right = emulation::shown_by<Shown>(column * 4 + k % 16 / 4);
-            d[i] += byte(left.a[row / 8 + 2 * (k / 16)], k) * byte(right.b[k / 16], k);
+        for (uint32_t lane = 0; lane < 4; ++lane) {
+            Shown left = emulation::shown_by<Shown>(row % 8 * 4 + lane);
+            Shown right = emulation::shown_by<Shown>(column * 4 + lane);
+            for (uint32_t k = 0; k < 8; ++k)
+                d[i] += byte(left.a[row / 8 + 2 * (k / 4)], k) * byte(right.b[k / 4], k);
         }
     }
     emulation::sync_warp();

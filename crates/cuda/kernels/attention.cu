@@ -40,40 +40,58 @@ struct PrepareArgs {
     float clamp, factor;  // clamp 0: none
 };
 
-// Clamps, rotates, scales queries; puts keys and values into the cache. A block a row and head.
+enum HeadKind : u32 { QUERY = 0, KEY = 1, VALUE = 2 };
+
+// Value d of a head of row m: clamped, queries and keys rotated, queries multiplied with the factor. Where the
+// heads lie, `is_grouped` says: all queries, all keys, all values; or each head of keys behind its queries.
+DEVICE float prepared(const PrepareArgs& a, u32 m, u32 kind, u32 index, u32 d) {
+    const Heads& h = a.heads;
+    if (d >= h.size) return 0.0f;
+    u32 group = h.heads / h.kv_heads;
+    u32 place = index + (kind == QUERY ? 0 : kind == KEY ? h.heads : h.heads + h.kv_heads);
+    if (a.is_grouped != 0)
+        place = kind == QUERY ? index / group * (group + 2) + index % group : index * (group + 2) + group + kind - 1;
+    const float* x = a.qkv + (size_t)m * a.stride + place * h.size;
+    auto clamped = [&](u32 i) {
+        float value = x[i];
+        if (a.clamp == 0.0f) return value;
+        return value < -a.clamp ? -a.clamp : value > a.clamp ? a.clamp : value;
+    };
+    float value = clamped(d);
+    u32 half_dims = a.dims / 2;
+    if (kind != VALUE && d < a.dims) {
+        bool second = a.neighbours != 0 ? d % 2 == 1 : d >= half_dims;
+        u32 pair = a.neighbours != 0 ? d / 2 : d % half_dims;
+        u32 other = a.neighbours != 0 ? d ^ 1 : second ? d - half_dims : d + half_dims;
+        float cos = a.cos[(size_t)m * half_dims + pair], sin = a.sin[(size_t)m * half_dims + pair];
+        float partner = clamped(other);
+        value = second ? value * cos + partner * sin : value * cos - partner * sin;
+    }
+    return kind == QUERY ? value * a.factor : value;
+}
+
+// Puts value d of the key and of the value of row m into the cache.
+template <class T>
+DEVICE void store(const PrepareArgs& a, const AttendedRow& row, u32 m, u32 kind, u32 kv, u32 d) {
+    T value = from_float<T>(prepared(a, m, kind, kv, d));
+    if (kind == KEY) {
+        keys_of<T>(row, a.heads, kv)[((u64)(d / 8) * row.capacity + row.position) * 8 + d % 8] = value;
+    } else {
+        values_of<T>(row, a.heads, kv)[(u64)row.position * a.heads.padded + d] = value;
+    }
+}
+
+// Queries, keys and values of all rows, before attention looks at them: a block a row and head.
 template <class T>
 DEVICE void prepare(const PrepareArgs& a) {
     const Heads& h = a.heads;
-    u32 m = blockIdx.x, head = blockIdx.y, group = h.heads / h.kv_heads;
-    u32 kind = head < h.heads ? 0 : head < h.heads + h.kv_heads ? 1 : 2;
-    u32 index = head - (kind == 0 ? 0 : kind == 1 ? h.heads : h.heads + h.kv_heads);
-    u32 place = head;
-    if (a.is_grouped != 0)
-        place = kind == 0 ? index / group * (group + 2) + index % group : index * (group + 2) + group + kind - 1;
-    const float* x = a.qkv + (size_t)m * a.stride + place * h.size;
-    AttendedRow row = a.rows[m];
-    u32 half_dims = a.dims / 2;
+    u32 m = blockIdx.x, head = blockIdx.y;
     for (u32 d = threadIdx.x; d < h.padded; d += blockDim.x) {
-        auto clamped = [&](u32 i) {
-            float value = x[i];
-            if (a.clamp == 0.0f) return value;
-            return value < -a.clamp ? -a.clamp : value > a.clamp ? a.clamp : value;
-        };
-        float value = d < h.size ? clamped(d) : 0.0f;
-        if (kind != 2 && d < a.dims) {
-            bool second = a.neighbours != 0 ? d % 2 == 1 : d >= half_dims;
-            u32 pair = a.neighbours != 0 ? d / 2 : d % half_dims;
-            u32 other = a.neighbours != 0 ? d ^ 1 : second ? d - half_dims : d + half_dims;
-            float cos = a.cos[(size_t)m * half_dims + pair], sin = a.sin[(size_t)m * half_dims + pair];
-            float partner = clamped(other);
-            value = second ? value * cos + partner * sin : value * cos - partner * sin;
-        }
-        if (kind == 0) {
-            if (d < h.size) a.queries[((size_t)m * h.heads + index) * h.size + d] = value * a.factor;
-        } else if (kind == 1) {
-            keys_of<T>(row, h, index)[((u64)(d / 8) * row.capacity + row.position) * 8 + d % 8] = from_float<T>(value);
+        if (head < h.heads) {
+            if (d < h.size) a.queries[((size_t)m * h.heads + head) * h.size + d] = prepared(a, m, QUERY, head, d);
         } else {
-            values_of<T>(row, h, index)[(u64)row.position * h.padded + d] = from_float<T>(value);
+            u32 kind = head < h.heads + h.kv_heads ? KEY : VALUE;
+            store<T>(a, a.rows[m], m, kind, head - h.heads - (kind == VALUE ? h.kv_heads : 0), d);
         }
     }
 }
@@ -141,7 +159,7 @@ struct AttendArgs {
     u32 splits, padding;
 };
 
-// Few new positions (decode). A block takes some chunks of positions of one row and one head of keys, for all
+// Few new positions. A block takes some chunks of positions of one row and one head of keys, for all
 // heads of queries that share it, `AT_ONCE` of them together; the last block of a row and head to end joins
 // what they found. Bytes: keys and values once, plus splits · (padded + 2) · 8 a head.
 constexpr u32 CHUNK = 128;
@@ -150,6 +168,8 @@ constexpr u32 AT_ONCE = 4;
 template <class T>
 struct AttendOne {
     const AttendArgs& a;
+    // Where each row is a text's only new one, nothing needs to be prepared by a launch of its own; else null.
+    const PrepareArgs* unprepared;
     const AttendedRow row;
     float *query, *score, *shared_sums;  // [AT_ONCE, padded], [AT_ONCE, CHUNK], [CHUNK, 8]
     u32 m, kv, group;
@@ -161,7 +181,11 @@ struct AttendOne {
         for (u32 i = threadIdx.x; i < AT_ONCE * h.padded; i += blockDim.x) {
             u32 q = i / h.padded, d = i % h.padded;
             bool inside = q < count && d < h.size;
-            query[i] = inside ? a.queries[((size_t)m * h.heads + first + q) * h.size + d] : 0.0f;
+            if (unprepared != nullptr) {
+                query[i] = inside ? prepared(*unprepared, m, QUERY, first + q, d) : 0.0f;
+            } else {
+                query[i] = inside ? a.queries[((size_t)m * h.heads + first + q) * h.size + d] : 0.0f;
+            }
         }
         __syncthreads();
         u32 start = first_seen(a.rule, row.position), end = row.position + 1;
@@ -175,6 +199,7 @@ struct AttendOne {
             bool seen = position >= start && position < end;
             float dot[AT_ONCE] = {};
             if (seen) {
+#pragma unroll 4
                 for (u32 d = 0; d < h.padded; d += 8) {
                     float key[8];
                     load8(keys + ((u64)(d / 8) * row.capacity + position) * 8, key);
@@ -198,6 +223,7 @@ struct AttendOne {
             }
             __syncthreads();
             if (place < side) {
+#pragma unroll 4
                 for (u32 p = place; p < CHUNK && chunk * CHUNK + p < end; p += side) {
                     if (chunk * CHUNK + p < start) continue;
                     float value[8];
@@ -254,13 +280,24 @@ struct AttendOne {
 };
 
 template <class T>
-DEVICE void attend_one(const AttendArgs& a) {
+DEVICE void attend_one(const AttendArgs& a, const PrepareArgs* unprepared) {
     DYNAMIC_SHARED(shared);
     __shared__ bool is_last;
     float* memory = reinterpret_cast<float*>(shared);
     u32 m = blockIdx.z, kv = blockIdx.y, group = a.heads.heads / a.heads.kv_heads;
     float* score = memory + AT_ONCE * a.heads.padded;
-    AttendOne<T> block{a, a.rows[m], memory, score, score + AT_ONCE * CHUNK, m, kv, group};
+    AttendedRow row = a.rows[m];
+    AttendOne<T> block{a, unprepared, row, memory, score, score + AT_ONCE * CHUNK, m, kv, group};
+    if (unprepared != nullptr) {
+        // The block that looks at the new position is the only one that needs it now.
+        u32 chunk = row.position / CHUNK - first_seen(a.rule, row.position) / CHUNK;
+        if (chunk % a.splits == blockIdx.x) {
+            for (u32 d = threadIdx.x; d < a.heads.padded; d += blockDim.x) {
+                store<T>(*unprepared, row, m, KEY, kv, d);
+                store<T>(*unprepared, row, m, VALUE, kv, d);
+            }
+        }
+    }
     for (u32 first = 0; first < group; first += AT_ONCE)
         block.run(kv * group + first, group - first < AT_ONCE ? group - first : AT_ONCE);
     if (a.splits == 1) return;
@@ -277,6 +314,12 @@ DEVICE void attend_one(const AttendArgs& a) {
     __threadfence();
     for (u32 head = kv * group; head < (kv + 1) * group; ++head) block.join(head);
 }
+
+// Every row is the only new one of its text (decode): `prepare` and `attend_one` in one launch.
+struct AttendNewArgs {
+    AttendArgs attend;
+    PrepareArgs prepare;
+};
 
 // Many new positions (prefill): 32 queries of a head and 64 positions at a time in shared memory, sums of
 // products in registers, two queries by four keys a thread. For heads of up to 128 values.
@@ -380,7 +423,8 @@ DEVICE void attend_many(const AttendArgs& a) {
 
 #define ATTENTION(suffix, T)                                             \
     KERNEL(prepare_##suffix, PrepareArgs, 128) { prepare<T>(a); }        \
-    KERNEL(attend_one_##suffix, AttendArgs, 128) { attend_one<T>(a); } \
+    KERNEL(attend_one_##suffix, AttendArgs, 128) { attend_one<T>(a, nullptr); } \
+    KERNEL(attend_new_##suffix, AttendNewArgs, 128) { attend_one<T>(a.attend, &a.prepare); } \
     KERNEL(attend_many_##suffix, AttendArgs, 256) { attend_many<T>(a); }
 
 ATTENTION(f32, float)

@@ -1,6 +1,7 @@
 // Products with float weights: the head, and layers that are not int8. f32 arithmetic, weights as stored.
 //
-// A few rows: a warp holds ROWS rows of weights and reads them once for up to 8 rows of activations. Many rows:
+// A few rows: a warp holds ROWS rows of weights and reads them once for up to TOKENS rows of activations; with one
+// row four of them, so that enough loads are under way (64 bytes a lane), else two. Many rows:
 // tiles of 64 × 64 in shared memory, plain multiply-adds (this is not what the crate is for).
 #include "epilogue.cuh"
 #include "ptx.cuh"
@@ -14,32 +15,30 @@ struct DenseArgs {
     u32 padding;
 };
 
-constexpr u32 DENSE_ROWS = 2;
-constexpr u32 DENSE_TOKENS = 8;
 constexpr u32 DENSE_WARPS = 8;
 
-template <class W>
+template <class W, u32 ROWS, u32 TOKENS>
 DEVICE void dense_thin(const DenseArgs& a) {
     constexpr u32 VALUES = 16 / sizeof(W);
     u32 lane = lane_index(), last = a.out_features - 1;
-    u32 first = (blockIdx.x * DENSE_WARPS + warp_index()) * DENSE_ROWS, first_m = blockIdx.y * DENSE_TOKENS;
-    float sum[DENSE_ROWS][DENSE_TOKENS] = {};
+    u32 first = (blockIdx.x * DENSE_WARPS + warp_index()) * ROWS, first_m = blockIdx.y * TOKENS;
+    float sum[ROWS][TOKENS] = {};
     for (u32 k = lane * VALUES; k < a.pitch; k += WARP * VALUES) {
-        Words4 words[DENSE_ROWS];
+        Words4 words[ROWS];
 #pragma unroll
-        for (u32 r = 0; r < DENSE_ROWS; ++r) {
+        for (u32 r = 0; r < ROWS; ++r) {
             u32 n = first + r < last ? first + r : last;
             words[r] = load_streaming(static_cast<const W*>(a.weight) + (size_t)n * a.pitch + k);
         }
 #pragma unroll
-        for (u32 m = 0; m < DENSE_TOKENS; ++m) {
+        for (u32 m = 0; m < TOKENS; ++m) {
             if (first_m + m >= a.rows) break;
             const float* x = a.x + (size_t)(first_m + m) * a.x_stride;
 #pragma unroll
             for (u32 i = 0; i < VALUES; ++i) {
                 float value = k + i < a.in_features ? x[k + i] : 0.0f;
 #pragma unroll
-                for (u32 r = 0; r < DENSE_ROWS; ++r) {
+                for (u32 r = 0; r < ROWS; ++r) {
                     W weight = reinterpret_cast<const W*>(&words[r])[i];
                     sum[r][m] = __fmaf_rn(value, to_float(weight), sum[r][m]);
                 }
@@ -47,9 +46,9 @@ DEVICE void dense_thin(const DenseArgs& a) {
         }
     }
 #pragma unroll
-    for (u32 r = 0; r < DENSE_ROWS; ++r)
+    for (u32 r = 0; r < ROWS; ++r)
 #pragma unroll
-        for (u32 m = 0; m < DENSE_TOKENS; ++m) {
+        for (u32 m = 0; m < TOKENS; ++m) {
             if (first_m + m >= a.rows) break;
             float y = warp_reduce<Sum>(sum[r][m]);
             u32 n = first + r;
@@ -97,7 +96,8 @@ DEVICE void dense_tile(const DenseArgs& a) {
 }
 
 #define DENSE(suffix, W)                                                 \
-    KERNEL(dense_thin_##suffix, DenseArgs, 256) { dense_thin<W>(a); } \
+    KERNEL(dense_one_##suffix, DenseArgs, 256) { dense_thin<W, 4, 1>(a); } \
+    KERNEL(dense_thin_##suffix, DenseArgs, 256) { dense_thin<W, 2, 8>(a); } \
     KERNEL(dense_tile_##suffix, DenseArgs, 256) { dense_tile<W>(a); }
 
 DENSE(f32, float)

@@ -77,6 +77,8 @@ structs! {
         queries: u64, rows: u64, out: u64, partial: u64, counters: u64, tiles: u64, heads: Heads, rule: Rule,
         splits: u32, padding: u32,
     }
+    /// `attention.cu`.
+    AttendNewArgs { attend: AttendArgs, prepare: PrepareArgs }
     /// `select.cu`.
     PenaliseArgs { logits: u64, ids: u64, count: u32, penalty: f32 }
     /// `select.cu`.

@@ -1,7 +1,7 @@
 //! Attention over a cache on the device.
 
 use super::{Check, FloatType, kernels, span};
-use crate::args::{AttendArgs, AttendedRow, Heads, PrepareArgs, Rule};
+use crate::args::{AttendArgs, AttendNewArgs, AttendedRow, Heads, PrepareArgs, Rule};
 use crate::buffer::View;
 use crate::error::Result;
 use crate::plan;
@@ -73,50 +73,53 @@ pub struct Attention<'a> {
     pub queries: View<'a, f32>,
 }
 
-/// Clamps and rotates the products `qkv` `[M, stride]`, puts keys and values into the caches and queries,
-/// multiplied with `factor`, into their memory. `is_grouped`: each head of keys follows its queries.
-///
-/// # Errors
-/// [`CudaError::Shape`](crate::CudaError::Shape), [`CudaError::TooShort`](crate::CudaError::TooShort),
-/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
-pub fn prepare(
-    attention: &Attention<'_>,
-    (qkv, stride): (View<'_, f32>, usize),
-    is_grouped: bool,
-    rotation: Option<&Rotation<'_>>,
-    clamp: Option<f32>,
-    factor: f32,
-) -> Result<()> {
-    let layout = &attention.layout;
-    let check = Check { kernel: layout.dtype.of(kernels!("prepare")), device: qkv.device() };
-    let (rows, all) = (attention.count, layout.heads + 2 * layout.kv_heads);
-    let (cos, sin, dims, neighbours) = match rotation {
-        Some(turn) if turn.dims > layout.size || turn.dims % 2 == 1 => {
-            return Err(check.shape(format!("{} of {} values cannot be rotated", turn.dims, layout.size)));
-        }
-        Some(turn) => {
-            let needed = rows * turn.dims / 2;
-            let cos = check.view("the cosines", turn.cos, needed)?;
-            (cos, check.view("the sines", turn.sin, needed)?, turn.dims, turn.neighbours)
-        }
-        None => (0, 0, 0, false),
-    };
-    let args = PrepareArgs {
-        qkv: check.view("the products", qkv, span(rows, stride, all * layout.size))?,
-        rows: check.view("the rows", attention.rows, rows)?,
-        cos,
-        sin,
-        queries: check.view("the queries", attention.queries, rows * layout.heads * layout.size)?,
-        heads: layout.args(&check, attention.layer)?,
-        stride: check.size("the stride", stride)?,
-        is_grouped: is_grouped.into(),
-        dims: check.size("a head", dims)?,
-        neighbours: neighbours.into(),
-        clamp: clamp.unwrap_or(0.0),
-        factor,
-    };
-    let threads = layout.padded().next_multiple_of(32).min(128) as u32;
-    check.launch(&args, [rows, all, 1], threads, 0)
+/// The products of a pass, and what is done with them before attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Products<'a> {
+    /// Queries, keys and values `[M, stride]`.
+    pub qkv: View<'a, f32>,
+    /// From row to row.
+    pub stride: usize,
+    /// Whether each head of keys and its values follow their queries; else all queries come first, then all keys.
+    pub is_grouped: bool,
+    /// Rotations of queries and keys.
+    pub rotation: Option<Rotation<'a>>,
+    /// All stay in `-clamp..=clamp`.
+    pub clamp: Option<f32>,
+    /// What queries are multiplied with.
+    pub factor: f32,
+}
+
+impl Products<'_> {
+    fn args(&self, attention: &Attention<'_>, check: &Check<'_>) -> Result<PrepareArgs> {
+        let (layout, rows) = (&attention.layout, attention.count);
+        let all = (layout.heads + 2 * layout.kv_heads) * layout.size;
+        let (cos, sin, dims, neighbours) = match self.rotation {
+            Some(turn) if turn.dims > layout.size || turn.dims % 2 == 1 => {
+                return Err(check.shape(format!("{} of {} values cannot be rotated", turn.dims, layout.size)));
+            }
+            Some(turn) => {
+                let needed = rows * turn.dims / 2;
+                let cos = check.view("the cosines", turn.cos, needed)?;
+                (cos, check.view("the sines", turn.sin, needed)?, turn.dims, turn.neighbours)
+            }
+            None => (0, 0, 0, false),
+        };
+        Ok(PrepareArgs {
+            qkv: check.view("the products", self.qkv, span(rows, self.stride, all))?,
+            rows: check.view("the rows", attention.rows, rows)?,
+            cos,
+            sin,
+            queries: check.view("the queries", attention.queries, rows * layout.heads * layout.size)?,
+            heads: layout.args(check, attention.layer)?,
+            stride: check.size("the stride", self.stride)?,
+            is_grouped: self.is_grouped.into(),
+            dims: check.size("a head", dims)?,
+            neighbours: neighbours.into(),
+            clamp: self.clamp.unwrap_or(0.0),
+            factor: self.factor,
+        })
+    }
 }
 
 /// How scores are made and which positions are seen.
@@ -132,37 +135,65 @@ pub struct AttentionRule<'a> {
     pub softcap: Option<f32>,
 }
 
-/// `softmax(q · kᵀ) · v` into `out` `[M, heads · size]`, for queries that [`prepare`] made.
-///
-/// With `tiles` (see [`plan::query_tiles`]) texts of many new positions are computed tile by tile; without, each
-/// row by itself, `splits` blocks sharing its positions. `partial` holds f32 `[M, heads, splits, padded + 2]`,
-/// `counters` zeros `[M, kv_heads]`, which stay zeros.
+/// How the rows of a pass are cut into blocks.
+#[derive(Debug, Clone, Copy)]
+pub enum Cut<'a> {
+    /// Each row is the only new one of its text: all in one launch, so many blocks sharing a row's positions.
+    New(usize),
+    /// A few new positions a text: row by row, so many blocks sharing a row's positions.
+    Rows(usize),
+    /// Texts of many new positions: these tiles (see [`plan::query_tiles`]).
+    Tiles(View<'a, u32>),
+}
+
+/// What blocks that share positions work in.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// f32 `[M, heads, splits, padded + 2]` with more than one block a row.
+    pub sums: View<'a, f32>,
+    /// Zeros `[M, kv_heads]`; they stay zeros.
+    pub counters: View<'a, u32>,
+}
+
+/// Puts the keys and values of a pass into the caches, and `softmax(q · kᵀ) · v` over all that is there by then
+/// into `out` `[M, heads · size]`.
 ///
 /// # Errors
-/// As [`prepare`].
+/// [`CudaError::Shape`](crate::CudaError::Shape), [`CudaError::TooShort`](crate::CudaError::TooShort),
+/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn attend(
     attention: &Attention<'_>,
+    products: &Products<'_>,
     rule: &AttentionRule<'_>,
-    tiles: Option<View<'_, u32>>,
-    (splits, partial, counters): (usize, View<'_, f32>, View<'_, u32>),
+    cut: &Cut<'_>,
+    parts: &Parts<'_>,
     out: View<'_, f32>,
 ) -> Result<()> {
     let layout = &attention.layout;
-    let names = if tiles.is_some() { kernels!("attend_many") } else { kernels!("attend_one") };
+    let names = match cut {
+        Cut::New(_) => kernels!("attend_new"),
+        Cut::Rows(_) => kernels!("attend_one"),
+        Cut::Tiles(_) => kernels!("attend_many"),
+    };
     let check = Check { kernel: layout.dtype.of(names), device: out.device() };
     let (rows, padded) = (attention.count, layout.padded());
-    if padded / 8 > plan::CHUNK || (tiles.is_some() && padded > plan::MOST_DIMS) {
+    if padded / 8 > plan::CHUNK || (matches!(cut, Cut::Tiles(_)) && padded > plan::MOST_DIMS) {
         return Err(check.shape(format!("heads of {} values are too wide", layout.size)));
     }
-    let parts = if splits > 1 { rows * layout.heads * splits * (padded + 2) } else { 0 };
-    let args = AttendArgs {
-        queries: check.view("the queries", attention.queries, rows * layout.heads * layout.size)?,
-        rows: check.view("the rows", attention.rows, rows)?,
+    let prepare = products.args(attention, &check)?;
+    let (splits, tiles) = match cut {
+        Cut::New(splits) | Cut::Rows(splits) => ((*splits).max(1), 0),
+        Cut::Tiles(tiles) => (1, tiles.address()),
+    };
+    let sums = if splits > 1 { rows * layout.heads * splits * (padded + 2) } else { 0 };
+    let attend = AttendArgs {
+        queries: prepare.queries,
+        rows: prepare.rows,
         out: check.view("the output", out, rows * layout.heads * layout.size)?,
-        partial: check.view("the parts", partial, parts)?,
-        counters: check.view("the counters", counters, rows * layout.kv_heads)?,
-        tiles: tiles.map_or(0, |tiles| tiles.address()),
-        heads: layout.args(&check, attention.layer)?,
+        partial: check.view("the parts", parts.sums, sums)?,
+        counters: check.view("the counters", parts.counters, rows * layout.kv_heads)?,
+        tiles,
+        heads: prepare.heads,
         rule: Rule {
             slopes: rule.slopes.map_or(Ok(0), |slopes| check.view("the slopes", slopes, layout.heads))?,
             window: check.size("the window", rule.window.unwrap_or(0))?,
@@ -173,14 +204,18 @@ pub fn attend(
         splits: check.size("the splits", splits)?,
         padding: 0,
     };
-    match tiles {
-        Some(tiles) => {
+    let (grid, shared) = ([splits, layout.kv_heads, rows], plan::attend_one_shared_bytes(padded));
+    if let Cut::New(_) = cut {
+        return check.launch(&AttendNewArgs { attend, prepare }, grid, 128, shared);
+    }
+    let first = Check { kernel: layout.dtype.of(kernels!("prepare")), device: out.device() };
+    let threads = padded.next_multiple_of(32).min(128) as u32;
+    first.launch(&prepare, [rows, layout.heads + 2 * layout.kv_heads, 1], threads, 0)?;
+    match cut {
+        Cut::Tiles(tiles) => {
             let grid = [tiles.len() / 2, layout.heads, 1];
-            check.launch(&args, grid, 256, plan::attend_many_shared_bytes(padded))
+            check.launch(&attend, grid, 256, plan::attend_many_shared_bytes(padded))
         }
-        None => {
-            let grid = [splits, layout.kv_heads, rows];
-            check.launch(&args, grid, 128, plan::attend_one_shared_bytes(padded))
-        }
+        _ => check.launch(&attend, grid, 128, shared),
     }
 }

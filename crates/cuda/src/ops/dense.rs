@@ -6,7 +6,8 @@ use crate::error::Result;
 
 /// Rows up to which weights are streamed.
 const THIN_MOST: usize = 16;
-/// Outputs of a block of eight warps, and rows it takes, in `dense_thin`.
+/// Outputs of a block of eight warps in `dense_one` and `dense_thin`, and rows that the latter takes.
+const ONE_OUTPUTS: usize = 32;
 const THIN_OUTPUTS: usize = 16;
 const THIN_ROWS: usize = 8;
 /// The side of a tile of `dense_tile`.
@@ -18,8 +19,11 @@ const TILE: usize = 64;
 /// [`CudaError::Shape`](crate::CudaError::Shape) for sources that are not plain or of another width;
 /// [`CudaError::TooShort`](crate::CudaError::TooShort), [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn dense(source: &Source<'_, f32>, matrix: &FloatMatrix, output: &Output<'_, f32>) -> Result<()> {
-    let is_thin = source.rows <= THIN_MOST;
-    let names = if is_thin { kernels!("dense_thin") } else { kernels!("dense_tile") };
+    let names = match source.rows {
+        0..=1 => kernels!("dense_one"),
+        2..=THIN_MOST => kernels!("dense_thin"),
+        _ => kernels!("dense_tile"),
+    };
     let check = Check { kernel: matrix.dtype().of(names), device: matrix.device() };
     if !matches!(source.through, Through::Plain) || source.cols != matrix.cols() {
         let reason = format!("plain rows of {} values are needed, not {}", matrix.cols(), source.cols);
@@ -37,9 +41,10 @@ pub fn dense(source: &Source<'_, f32>, matrix: &FloatMatrix, output: &Output<'_,
         pitch: check.size("the inputs", matrix.pitch())?,
         padding: 0,
     };
-    let grid = match is_thin {
-        true => [out_features.div_ceil(THIN_OUTPUTS), rows.div_ceil(THIN_ROWS), 1],
-        false => [out_features.div_ceil(TILE), rows.div_ceil(TILE), 1],
+    let grid = match rows {
+        0..=1 => [out_features.div_ceil(ONE_OUTPUTS), rows, 1],
+        2..=THIN_MOST => [out_features.div_ceil(THIN_OUTPUTS), rows.div_ceil(THIN_ROWS), 1],
+        _ => [out_features.div_ceil(TILE), rows.div_ceil(TILE), 1],
     };
     check.launch(&args, grid, 256, 0)
 }

@@ -7,7 +7,7 @@ mod rows;
 mod select;
 mod weights;
 
-pub use attention::{Attention, AttentionRule, HeadLayout, Rotation, attend, prepare};
+pub use attention::{Attention, AttentionRule, Cut, HeadLayout, Parts, Products, Rotation, attend};
 pub use dense::dense;
 pub use linear::{Quantized, QuantizedMemory, gemv, product, quantize};
 pub use rows::{Combined, NormParts, Table, TableRows, combine, copy_rows, embed, norm, softcap};

@@ -3,7 +3,9 @@
 use crate::{assert_near, devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::args::AttendedRow;
-use llm_int8_cuda::ops::{Attention, AttentionRule, FloatType, HeadLayout, Rotation, attend, prepare};
+use llm_int8_cuda::ops::{
+    Attention, AttentionRule, Cut, FloatType, HeadLayout, Parts, Products, Rotation, attend,
+};
 use llm_int8_cuda::{Buffer, Device, plan};
 
 #[derive(Clone, Copy)]
@@ -112,6 +114,13 @@ struct Texts {
     capacity: usize,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    New(usize),
+    Rows(usize),
+    Tiles,
+}
+
 /// Runs new positions of texts: `(text, first position, count)`.
 fn run(
     device: &Device,
@@ -119,7 +128,7 @@ fn run(
     texts: &Texts,
     qkv: &[Vec<f32>],
     parts: &[(usize, usize, usize)],
-    (tiled, splits): (bool, usize),
+    way: Way,
 ) -> Vec<Vec<f32>> {
     let HeadLayout { heads, kv_heads, size, .. } = model.layout;
     let all = (heads + 2 * kv_heads) * size;
@@ -142,8 +151,14 @@ fn run(
     let attention =
         Attention { layout: model.layout, layer: 1, rows: rows.all(), count, queries: queries.all() };
     let turn = Rotation { cos: cos.all(), sin: sin.all(), dims: model.dims, neighbours: model.neighbours };
-    let turn = (model.dims > 0).then_some(&turn);
-    prepare(&attention, (products.all(), all), model.is_grouped, turn, model.clamp, 0.4).unwrap();
+    let products = Products {
+        qkv: products.all(),
+        stride: all,
+        is_grouped: model.is_grouped,
+        rotation: (model.dims > 0).then_some(turn),
+        clamp: model.clamp,
+        factor: 0.4,
+    };
     let slopes = device.upload(&SLOPES).unwrap();
     let rule = AttentionRule {
         slopes: model.has_slopes.then(|| slopes.all()),
@@ -152,12 +167,18 @@ fn run(
         softcap: model.softcap,
     };
     let out = device.allocate::<f32>(count * heads * size).unwrap();
+    let splits = if let Way::New(splits) | Way::Rows(splits) = way { splits } else { 1 };
     let partial = device.allocate::<f32>(count * heads * splits * (model.layout.padded() + 2)).unwrap();
     let counters = device.zeros::<u32>(count * kv_heads).unwrap();
     let tiles: Vec<u32> = plan::query_tiles(&parts.iter().map(|part| part.2).collect::<Vec<_>>()).concat();
     let tiles = device.upload(&tiles).unwrap();
-    let tiles = tiled.then(|| tiles.all());
-    attend(&attention, &rule, tiles, (splits, partial.all(), counters.all()), out.all()).unwrap();
+    let cut = match way {
+        Way::New(splits) => Cut::New(splits),
+        Way::Rows(splits) => Cut::Rows(splits),
+        Way::Tiles => Cut::Tiles(tiles.all()),
+    };
+    let memory = Parts { sums: partial.all(), counters: counters.all() };
+    attend(&attention, &products, &rule, &cut, &memory, out.all()).unwrap();
     device.synchronize().unwrap();
     assert!(counters.to_vec().unwrap().iter().all(|count| *count == 0), "counters are left as they were");
     let out = out.to_vec().unwrap();
@@ -170,7 +191,7 @@ fn run(
     parts.iter().map(&mut split).collect()
 }
 
-fn check(device: &Device, model: &Model, lengths: &[usize], way: (bool, usize), what: &str) {
+fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str) {
     let HeadLayout { heads, kv_heads, size, .. } = model.layout;
     let (all, capacity) = ((heads + 2 * kv_heads) * size, lengths.iter().max().unwrap() + 3);
     let qkv: Vec<Vec<f32>> = lengths
@@ -183,12 +204,23 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: (bool, usize), 
     // All but the last five positions first, then the rest: with what was seen before.
     let early: Vec<_> = lengths.iter().enumerate().map(|(i, length)| (i, 0, length - 5)).collect();
     let late: Vec<_> = lengths.iter().enumerate().map(|(i, length)| (i, length - 5, 5)).collect();
-    let first = run(device, model, &texts, &qkv, &early, way);
-    let second = run(device, model, &texts, &qkv, &late, way);
+    let mut found =
+        run(device, model, &texts, &qkv, &early, if way == Way::Tiles { way } else { Way::Rows(1) });
+    let mut add = |parts: &[(usize, usize, usize)]| {
+        let more = run(device, model, &texts, &qkv, parts, way);
+        found.iter_mut().zip(more).for_each(|(found, more)| found.extend(more));
+    };
+    if let Way::New(_) = way {
+        for step in 0..5 {
+            add(&late.iter().map(|(i, first, _)| (*i, first + step, 1)).collect::<Vec<_>>());
+        }
+    } else {
+        add(&late);
+    }
     for (i, length) in lengths.iter().enumerate() {
         let expected = expected(model, &qkv[i], *length, 0.4);
-        let found = [&first[i][..], &second[i][..]].concat();
-        assert_near(&found, &expected, 2e-5, &format!("{what}, text {i}, {way:?}, {device:?}"));
+        let found = &found[i];
+        assert_near(found, &expected, 2e-5, &format!("{what}, text {i}, {way:?}, {device:?}"));
     }
 }
 
@@ -215,7 +247,8 @@ fn variants() -> Vec<(&'static str, Model)> {
 fn row_by_row() {
     for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
         for (what, model) in variants() {
-            check(&device, &model, &[9, 6], (false, 1), what);
+            check(&device, &model, &[9, 6], Way::Rows(1), what);
+            check(&device, &model, &[9, 6], Way::New(1), what);
         }
     }
 }
@@ -225,10 +258,14 @@ fn row_by_row_with_shared_positions() {
     for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
         for (what, model) in variants() {
             // More blocks than chunks, and chunks enough that each block takes several.
-            check(&device, &model, &[9], (false, 3), what);
+            check(&device, &model, &[9], Way::Rows(3), what);
+            check(&device, &model, &[9], Way::New(3), what);
         }
         let window = Model { window: Some(140), ..model(2, 1, 8, FloatType::F16) };
-        check(&device, &window, &[290], (false, 2), "several chunks");
+        check(&device, &window, &[290], Way::Rows(2), "several chunks");
+        for splits in 1..5 {
+            check(&device, &window, &[290, 131], Way::New(splits), "several chunks");
+        }
     }
 }
 
@@ -236,10 +273,10 @@ fn row_by_row_with_shared_positions() {
 fn tile_by_tile() {
     for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
         for (what, model) in variants() {
-            check(&device, &model, &[41, 6], (true, 1), what);
+            check(&device, &model, &[41, 6], Way::Tiles, what);
         }
         let wide = Model { dims: 128, window: Some(50), ..model(1, 1, 128, FloatType::F16) };
-        check(&device, &wide, &[80], (true, 1), "the widest heads");
+        check(&device, &wide, &[80], Way::Tiles, "the widest heads");
     }
 }
 
@@ -252,10 +289,21 @@ fn what_cannot_be_is_refused() {
         let (counters, tiles) = (device.zeros::<u32>(1).unwrap(), device.upload(&[0u32, 1]).unwrap());
         let attention =
             Attention { layout: wide.layout, layer: 0, rows: rows.all(), count: 1, queries: memory.all() };
-        let way = (1, memory.all(), counters.all());
-        assert!(attend(&attention, &AttentionRule::default(), Some(tiles.all()), way, memory.all()).is_err());
+        let parts = Parts { sums: memory.all(), counters: counters.all() };
+        let products = Products {
+            qkv: memory.all(),
+            stride: 7 * 136,
+            is_grouped: false,
+            rotation: None,
+            clamp: None,
+            factor: 1.0,
+        };
+        let run = |attention: &Attention<'_>, cut| {
+            attend(attention, &products, &AttentionRule::default(), &cut, &parts, memory.all())
+        };
+        assert!(run(&attention, Cut::Tiles(tiles.all())).unwrap_err().to_string().contains("too wide"));
         let uneven = HeadLayout { heads: 3, kv_heads: 2, ..wide.layout };
         let attention = Attention { layout: uneven, ..attention };
-        assert!(prepare(&attention, (memory.all(), 7 * 136), false, None, None, 1.0).is_err());
+        assert!(run(&attention, Cut::Rows(1)).unwrap_err().to_string().contains("cannot share"));
     }
 }

@@ -1,8 +1,8 @@
 //! One pass through the blocks of a device, as `models/forward.rs` does it on the CPU.
 //!
-//! A block is six launches for one token: the product of queries, keys and values with the norm and the
-//! quantising of its input in it; rotation and cache; attention; its output with the residual; the first products of
-//! the MLP with norm, quantising and function; the second with gate, quantising and residual. All of a token's
+//! A block is five launches for one token: the product of queries, keys and values with the norm and the
+//! quantising of its input in it; attention with rotation and cache; its output with the residual; the first
+//! products of the MLP with norm, quantising and function; the second with gate, quantising and residual. All of a token's
 //! launches on a device are recorded once as a graph, for a number of rows and of chunks of positions, and
 //! replayed.
 
@@ -16,8 +16,8 @@ use crate::layers::{Activation, QkvLayout, RopeTable};
 use crate::linear::OutlierScope;
 use llm_int8_cuda::args::AttendedRow;
 use llm_int8_cuda::ops::{
-    self, Activation as Function, Attention, AttentionRule, Combined, Output, Residual, Rotation, Source,
-    Table, TableRows, Through,
+    self, Activation as Function, Attention, AttentionRule, Combined, Cut, Output, Parts, Products, Residual,
+    Rotation, Source, Table, TableRows, Through,
 };
 use llm_int8_cuda::{Buffer, View, plan};
 use std::ops::Range;
@@ -145,7 +145,7 @@ impl Stage {
             count,
             splits: self.splits(widths, capacity, count),
             tiles: tiles.len(),
-            is_decode: rows.lengths.iter().all(|length| *length == 1) && count <= GRAPH_ROWS,
+            is_decode: rows.lengths.iter().all(|length| *length == 1),
             workspace,
         })
     }
@@ -193,7 +193,7 @@ impl StagePass<'_> {
         if work.heads {
             self.reserve_logits(self.count)?;
         }
-        if !(self.stage.uses_graphs && self.is_decode) {
+        if !(self.stage.uses_graphs && self.is_decode && self.count <= GRAPH_ROWS) {
             return self.launch(work);
         }
         let key = (work.embeds, work.blocks.start, work.blocks.end, work.heads, self.count, self.splits);
@@ -481,15 +481,21 @@ impl<'a> At<'a> {
         let is_grouped =
             spec.layout == QkvLayout::Grouped && block.qkv.offset_of(BlockSlot::Qkv as usize).is_some();
         let clamp = spec.qkv_clamp.map(|limit| limit as f32);
-        ops::prepare(&attention, (qkv, width), is_grouped, turn.as_ref(), clamp, layer.factor as f32)?;
+        let products =
+            Products { qkv, stride: width, is_grouped, rotation: turn, clamp, factor: layer.factor as f32 };
         let rule = AttentionRule {
             slopes: self.pass.stage.slopes.as_deref().map(Buffer::all),
             bias_factor: spec.alibi.as_ref().and_then(|alibi| alibi.rounded()),
             window: layer.window,
             softcap: spec.softcap.map(|cap| cap as f32),
         };
-        let parts = (self.pass.splits, memory.partial.all(), memory.counters.all());
-        Ok(ops::attend(&attention, &rule, self.inputs.tiles, parts, memory.mixed.all())?)
+        let cut = match self.inputs.tiles {
+            Some(tiles) => Cut::Tiles(tiles),
+            None if self.pass.is_decode => Cut::New(self.pass.splits),
+            None => Cut::Rows(self.pass.splits),
+        };
+        let parts = Parts { sums: memory.partial.all(), counters: memory.counters.all() };
+        Ok(ops::attend(&attention, &products, &rule, &cut, &parts, memory.mixed.all())?)
     }
 
     /// The norm of queries or keys: of each head, or of all at once, as its width says.
