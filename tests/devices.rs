@@ -2,14 +2,14 @@
 //! spread over several devices. The devices are played by the CPU, and a GPU where the build and the machine have
 //! one.
 
-use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
+use crate::support::{golden, golden_tensor, golden_text, relative_error};
 use candle_core::{DType, Device as Host, Tensor};
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::cuda::{CudaError, Device};
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8_nn::models::{
-    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, ModelConfig, Place, Placement, Text,
+    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, ModelConfig, Placement, Text,
     WeightDtype,
 };
 use std::sync::Arc;
@@ -114,15 +114,17 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
     for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
         in_every_folder(|name| {
-            for dtype in [WeightDtype::Float16, WeightDtype::BFloat16] {
+            // Every family in one of both.
+            let dtypes = [WeightDtype::Float16, WeightDtype::BFloat16];
+            for dtype in [dtypes[name.len() % 2]] {
                 let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
                 let on =
                     |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement)).unwrap();
-                let host = step_by_step(&on(Placement::cpu()), &ids, 18);
+                let host = step_by_step(&on(Placement::cpu()), &ids, 20);
                 let mut there = on(Placement::on(device.clone()));
-                let by_graphs = step_by_step(&there, &ids, 18);
+                let by_graphs = step_by_step(&there, &ids, 20);
                 there.set_graphs(false);
-                let by_launches = step_by_step(&there, &ids, 18);
+                let by_launches = step_by_step(&there, &ids, 20);
                 if by_graphs != by_launches {
                     return Err(format!("graphs change numbers in {dtype:?}"));
                 }
@@ -252,7 +254,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
                 .iter()
                 .map(|part| (part.device.clone(), part.has_head, part.blocks.clone()))
                 .collect();
-            if seen.contains(&shape) {
+            if seen.contains(&shape) || seen.len() >= 6 {
                 continue;
             }
             let model = load(name, &options(placement)).unwrap();
@@ -411,102 +413,5 @@ fn a_device_map_fills_devices_in_their_order() {
     let placed = model.placed();
     assert_eq!(placed.len(), 1);
     assert_eq!((placed[0].device.as_str(), placed[0].has_head), ("emulated:0", true));
-    assert_eq!(Place::Device(0), Place::Device(0));
     assert_eq!(second.memory().unwrap().allocated, 0);
-}
-
-fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = llm_int8(arguments);
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
-#[test]
-fn the_program_runs_on_a_device_with_and_without_graphs() {
-    if devices().is_empty() {
-        return;
-    }
-    let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
-    let on = |more: &[&str]| run(&[&base[..], more].concat());
-    let (code, by_graphs, report) = on(&["--device", "emulated:0"]);
-    assert_eq!(code, Some(0), "{report}");
-    assert!(
-        report.contains("device:  emulated:0 (the CPU, playing a device): embedding and head, blocks 0 to")
-    );
-    assert!(report.contains("emulated:0 holds"), "{report}");
-    let (_, by_launches, _) = on(&["--device", "emulated:0", "--no-cuda-graph"]);
-    assert_eq!(by_graphs, by_launches);
-    let (_, host, _) = on(&["--device", "cpu"]);
-    assert_eq!(by_graphs, host);
-    let map =
-        ["--device", "emulated:0,emulated:1", "--device-map", "auto", "--max-memory", "0=16MiB,1=14MiB"];
-    let (code, spread, report) = on(&map);
-    assert_eq!(code, Some(0), "{report}");
-    assert_eq!(spread, host);
-    for place in ["device:  emulated:0", "device:  emulated:1", "device:  cpu ("] {
-        assert!(report.contains(place), "{report}");
-    }
-    let (_, drawn, _) = on(&["--device", "emulated:0", "--quiet"]);
-    assert_eq!(drawn, host);
-}
-
-#[test]
-fn drawn_tokens_are_the_same_on_a_device() {
-    if devices().is_empty() {
-        return;
-    }
-    let base =
-        ["run", "tiny-gpt2", "--prompt", "ROMEO:", "-n", "10", "--quiet", "--print-ids", "--ignore-eos"];
-    for more in [
-        &["--temperature", "0.9", "--top-k", "20", "--seed", "5"][..],
-        &["--temperature", "0.7", "--top-k", "0", "--top-p", "0.9"],
-        &["--repetition-penalty", "1.4"],
-    ] {
-        let on = |device| run(&[&base[..], more, &["--device", device]].concat());
-        assert_eq!(on("emulated"), on("cpu"), "{more:?}");
-    }
-}
-
-#[test]
-fn inspect_tells_what_would_lie_where() {
-    if devices().is_empty() {
-        return;
-    }
-    let on = |more: &[&str]| run(&[&["inspect", "tiny-gpt2"][..], more].concat());
-    let map = ["--device", "emulated:0", "--device-map", "auto", "--max-memory", "0=16MiB"];
-    let (code, loaded, _) = on(&map);
-    let (_, planned, _) = on(&[&map[..], &["--headers-only"]].concat());
-    assert_eq!(code, Some(0));
-    assert_eq!(loaded, planned);
-    assert!(loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"), "{loaded}");
-    let (_, json, _) = on(&[&map[..], &["--json"]].concat());
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["devices"][0]["device"], "emulated:0");
-    let (_, plain, _) = on(&[]);
-    assert!(!plain.contains("cpu ("), "everything on the CPU needs no telling");
-}
-
-#[test]
-fn wrong_devices_are_explained() {
-    let on = |more: &[&str]| run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat());
-    for (arguments, words) in [
-        (&["--device", "gpu"][..], "auto, cpu, cuda or cuda:N was expected"),
-        (&["--device", "cpu", "--device-map", "auto"], "a device map needs devices"),
-        (&["--device", "cuda:0,cuda:1"], "several devices need --device-map auto"),
-        (&["--max-memory", "0=1GB"], "--device-map"),
-        (&["--device", "cpu,cuda"], "cannot stand beside"),
-        (&["--device-map", "auto", "--max-memory", "x=1GB"], "is no device"),
-        (&["--device", "emulated", "--outliers", "row", "--speculate", "4"], "use --device cpu"),
-    ] {
-        let (code, _, error) = on(arguments);
-        assert_eq!(code, Some(2), "{arguments:?}: {error}");
-        assert!(error.contains(words), "{arguments:?}: {error}");
-    }
-    if Device::cuda_count() == 0 {
-        let (code, _, error) = on(&["--device", "cuda"]);
-        assert_eq!(code, Some(1));
-        assert!(error.contains("--device cpu"), "{error}");
-        let (code, ..) = on(&["--device", "auto"]);
-        assert_eq!(code, Some(0));
-    }
 }

@@ -13,6 +13,7 @@ mod bnb_checkpoints;
 mod chat;
 mod checkpoints;
 mod cli;
+mod device_program;
 mod devices;
 mod families;
 mod generate;

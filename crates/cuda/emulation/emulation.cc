@@ -12,8 +12,8 @@
 
 namespace emulation {
 
-thread_local Thread* self;
-thread_local Dim3 block_index, block_size, grid_size;
+__thread Thread* self;
+__thread Dim3 block_index, block_size, grid_size;
 
 namespace {
 
@@ -114,34 +114,39 @@ struct Machine {
     const void* args = nullptr;
     const char* failure = nullptr;
 };
-thread_local Machine machine;
+__thread Machine* machine;
 
-void yield() { llm_int8_switch(&machine.current->stack_pointer, machine.scheduler); }
+void prepare_machine() {
+    thread_local Machine own;
+    machine = &own;
+}
+
+void yield() { llm_int8_switch(&machine->current->stack_pointer, machine->scheduler); }
 
 void release_warp(uint32_t warp) {
-    if (machine.waiting_in_warp[warp] == 0 || machine.waiting_in_warp[warp] < machine.alive_in_warp[warp]) return;
-    machine.waiting_in_warp[warp] = 0;
+    if (machine->waiting_in_warp[warp] == 0 || machine->waiting_in_warp[warp] < machine->alive_in_warp[warp]) return;
+    machine->waiting_in_warp[warp] = 0;
     for (uint32_t lane = 0; lane < LANES; ++lane) {
-        Fiber& fiber = machine.fibers[warp * LANES + lane];
+        Fiber& fiber = machine->fibers[warp * LANES + lane];
         if (fiber.waits == Fiber::AT_WARP) fiber.waits = Fiber::NONE;
     }
 }
 
 void release_block() {
-    if (machine.waiting == 0 || machine.waiting < machine.alive) return;
-    machine.waiting = 0;
-    for (Fiber& fiber : machine.fibers)
+    if (machine->waiting == 0 || machine->waiting < machine->alive) return;
+    machine->waiting = 0;
+    for (Fiber& fiber : machine->fibers)
         if (fiber.waits == Fiber::AT_BLOCK) fiber.waits = Fiber::NONE;
 }
 
-uint32_t warp_of_current() { return uint32_t(machine.current - machine.fibers.data()) / LANES; }
+uint32_t warp_of_current() { return uint32_t(machine->current - machine->fibers.data()) / LANES; }
 
 void fiber_main() {
-    machine.kernel(machine.args);
+    machine->kernel(machine->args);
     uint32_t warp = warp_of_current();
-    machine.current->is_done = true;
-    machine.alive -= 1;
-    machine.alive_in_warp[warp] -= 1;
+    machine->current->is_done = true;
+    machine->alive -= 1;
+    machine->alive_in_warp[warp] -= 1;
     release_warp(warp);
     release_block();
     yield();
@@ -174,35 +179,35 @@ void shuffle(std::vector<uint32_t>& order, uint64_t& state) {
 }
 
 void run_block(std::vector<uint32_t>& order, uint64_t& random, bool is_shuffled) {
-    uint32_t threads = uint32_t(machine.fibers.size());
-    machine.alive = threads;
-    machine.waiting = 0;
+    uint32_t threads = uint32_t(machine->fibers.size());
+    machine->alive = threads;
+    machine->waiting = 0;
     for (uint32_t t = 0; t < threads; ++t) {
-        Fiber& fiber = machine.fibers[t];
+        Fiber& fiber = machine->fibers[t];
         fiber.thread.index = {t, 0, 0};
         fiber.thread.lane = t % LANES;
-        fiber.thread.warp = &machine.warps[t / LANES];
+        fiber.thread.warp = &machine->warps[t / LANES];
         fiber.thread.copy_count = fiber.thread.group = 0;
         fiber.is_done = false;
         fiber.waits = Fiber::NONE;
-        prepare_stack(fiber, &machine.stacks[t * STACK_BYTES]);
+        prepare_stack(fiber, &machine->stacks[t * STACK_BYTES]);
     }
-    for (uint32_t warp = 0; warp < machine.warps.size(); ++warp) {
-        machine.alive_in_warp[warp] = LANES;
-        machine.waiting_in_warp[warp] = 0;
+    for (uint32_t warp = 0; warp < machine->warps.size(); ++warp) {
+        machine->alive_in_warp[warp] = LANES;
+        machine->waiting_in_warp[warp] = 0;
     }
-    memset(machine.shared.data(), 0xff, machine.shared.size());
-    while (machine.alive > 0 && machine.failure == nullptr) {
+    memset(machine->shared.data(), 0xff, machine->shared.size());
+    while (machine->alive > 0 && machine->failure == nullptr) {
         if (is_shuffled) shuffle(order, random);
         bool has_run = false;
         for (uint32_t t : order) {
-            Fiber& fiber = machine.fibers[t];
+            Fiber& fiber = machine->fibers[t];
             if (fiber.is_done || fiber.waits != Fiber::NONE) continue;
             has_run = true;
-            machine.current = &fiber;
+            machine->current = &fiber;
             self = &fiber.thread;
-            llm_int8_switch(&machine.scheduler, fiber.stack_pointer);
-            if (machine.failure != nullptr) break;
+            llm_int8_switch(&machine->scheduler, fiber.stack_pointer);
+            if (machine->failure != nullptr) break;
         }
         if (!has_run) fail("threads wait at different barriers");
     }
@@ -215,27 +220,27 @@ Registration::Registration(const char* name, Kernel kernel, uint32_t args_bytes)
 }
 
 void fail(const char* message) {
-    if (machine.failure == nullptr) machine.failure = message;
+    if (machine->failure == nullptr) machine->failure = message;
 }
 
 unsigned char* dynamic_shared() {
-    uintptr_t start = reinterpret_cast<uintptr_t>(machine.shared.data());
+    uintptr_t start = reinterpret_cast<uintptr_t>(machine->shared.data());
     return reinterpret_cast<unsigned char*>((start + 127) & ~uintptr_t(127));
 }
 
 void sync_warp() {
     uint32_t warp = warp_of_current();
-    machine.current->waits = Fiber::AT_WARP;
-    machine.waiting_in_warp[warp] += 1;
+    machine->current->waits = Fiber::AT_WARP;
+    machine->waiting_in_warp[warp] += 1;
     release_warp(warp);
-    if (machine.current->waits != Fiber::NONE) yield();
+    if (machine->current->waits != Fiber::NONE) yield();
 }
 
 void sync_block() {
-    machine.current->waits = Fiber::AT_BLOCK;
-    machine.waiting += 1;
+    machine->current->waits = Fiber::AT_BLOCK;
+    machine->waiting += 1;
     release_block();
-    if (machine.current->waits != Fiber::NONE) yield();
+    if (machine->current->waits != Fiber::NONE) yield();
 }
 
 }  // namespace emulation
@@ -316,15 +321,16 @@ extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint
     if (found == kernels().end()) return "there is no such kernel";
     if (found->second.args_bytes != args_bytes) return "the kernel's arguments have another size";
     if (threads == 0 || threads > 1024 || threads % LANES != 0) return "a block must be 1 to 32 whole warps";
-    machine.kernel = found->second.kernel;
-    machine.args = args;
-    machine.failure = nullptr;
-    machine.fibers.resize(threads);
-    machine.warps.resize(threads / LANES);
-    machine.alive_in_warp.resize(threads / LANES);
-    machine.waiting_in_warp.resize(threads / LANES);
-    if (machine.stacks.size() < threads * STACK_BYTES) machine.stacks.resize(threads * STACK_BYTES);
-    machine.shared.resize(shared_bytes + 256);
+    prepare_machine();
+    machine->kernel = found->second.kernel;
+    machine->args = args;
+    machine->failure = nullptr;
+    machine->fibers.resize(threads);
+    machine->warps.resize(threads / LANES);
+    machine->alive_in_warp.resize(threads / LANES);
+    machine->waiting_in_warp.resize(threads / LANES);
+    if (machine->stacks.size() < threads * STACK_BYTES) machine->stacks.resize(threads * STACK_BYTES);
+    machine->shared.resize(shared_bytes + 256);
     block_size = {threads, 1, 1};
     grid_size = {grid[0], grid[1], grid[2]};
     std::vector<uint32_t> thread_order(threads), block_order(size_t(grid[0]) * grid[1] * grid[2]);
@@ -335,7 +341,7 @@ extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint
     for (uint32_t block : block_order) {
         block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
         run_block(thread_order, random, order != 0);
-        if (machine.failure != nullptr) break;
+        if (machine->failure != nullptr) break;
     }
-    return machine.failure;
+    return machine->failure;
 }

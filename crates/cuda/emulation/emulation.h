@@ -16,8 +16,9 @@
 #define __host__
 #define __forceinline__ inline
 #define __restrict__
-// A block is done before the next begins in the same CPU thread.
-#define __shared__ static thread_local
+// A block is done before the next begins in the same CPU thread. (__thread: without the check for initialisation
+// that thread_local makes at every access.)
+#define __shared__ static __thread
 #define __align__(n) alignas(n)
 
 namespace emulation {
@@ -51,8 +52,8 @@ struct Thread {
     uint32_t copy_count, group;
 };
 
-extern thread_local Thread* self;
-extern thread_local Dim3 block_index, block_size, grid_size;
+extern __thread Thread* self;
+extern __thread Dim3 block_index, block_size, grid_size;
 
 void sync_block();
 void sync_warp();

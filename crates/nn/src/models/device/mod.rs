@@ -11,7 +11,9 @@
 //! | `cache.rs` | keys and values |
 //! | `memory.rs` | what a pass works in |
 //! | `pass.rs` | one pass through the blocks of a device, by a graph where it can be |
+//! | `block.rs` | a block, launch by launch |
 
+mod block;
 mod cache;
 mod fill;
 pub mod map;

@@ -1,0 +1,69 @@
+//! Arguments of `llm-int8 affine`.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["values", "file", "model", "notebook"])))]
+#[command(after_help = AFFINE_HELP)]
+pub(crate) struct AffineArgs {
+    /// Numbers to quantise
+    #[arg(value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) values: Vec<f32>,
+    /// A safetensors file (or pytorch_model.bin) to take a tensor from
+    #[arg(long, value_name = "FILE", requires = "tensor")]
+    pub(crate) file: Option<PathBuf>,
+    /// A model to take a tensor from: tiny-gpt2, a folder, or a model of the hub
+    #[arg(long, requires = "tensor")]
+    pub(crate) model: Option<String>,
+    /// The tensor's name, for instance transformer.h.0.attn.c_attn.weight
+    #[arg(long, value_name = "NAME", conflicts_with = "values")]
+    pub(crate) tensor: Option<String>,
+    /// How zero and the step are chosen
+    #[arg(long, value_enum, default_value_t = Scheme::All)]
+    pub(crate) scheme: Scheme,
+    /// Also with a scale of its own for each slice along this axis, counted from 0
+    #[arg(long, value_name = "AXIS")]
+    pub(crate) per_channel: Option<usize>,
+    /// What codes are stored as
+    #[arg(long, value_enum, default_value_t = AffineDtype::Qint8)]
+    pub(crate) dtype: AffineDtype,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Walk through the notebook: three tensors, PyTorch's way, by hand, qconfigs
+    #[arg(long, conflicts_with_all = ["json", "plot", "scheme", "per_channel", "dtype"])]
+    pub(crate) notebook: bool,
+    /// Draw the numbers, the codes' grids and the errors into this file (.svg or .png)
+    #[arg(long, value_name = "FILE", value_parser = picture)]
+    pub(crate) plot: Option<PathBuf>,
+    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+const AFFINE_HELP: &str = "Examples:\n  llm-int8 affine 3 -5.5 0 4 -6 2.5\n  \
+llm-int8 affine --model tiny-gpt2 --tensor transformer.h.0.attn.c_attn.weight --per-channel 1 --plot weight.svg\n  \
+llm-int8 affine --notebook";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Scheme {
+    PerTensorAffine,
+    PerTensorSymmetric,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AffineDtype {
+    Qint8,
+    Quint8,
+}
+
+fn picture(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("svg" | "png") => Ok(path),
+        _ => Err("a name that ends in .svg or .png was expected".into()),
+    }
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Runs the CUDA code without a GPU: builds a libcuda.so.1 whose GPU is the emulated device
+# (crates/cuda/emulation/driver.cc) and runs the device tests over it, with the feature `cuda` and a stand-in for nvcc.
+# What that shows and what not stands in crates/cuda/README.md. Needs Rust and g++ (or clang++ as CXX).
+#
+#   scripts/test_cuda_driver.sh            build and test
+#   scripts/test_cuda_driver.sh --stand-in print the path of the stand-in for nvcc, to type-check with:
+#                                          NVCC=$(scripts/test_cuda_driver.sh --stand-in) cargo clippy --features cuda
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder="$PWD/target/cuda-driver"
+mkdir -p "$folder"
+
+# Writes an empty file where nvcc would write the kernels.
+cat > "$folder/nvcc.new" <<'SH'
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+SH
+chmod +x "$folder/nvcc.new"
+cmp -s "$folder/nvcc.new" "$folder/nvcc" || mv "$folder/nvcc.new" "$folder/nvcc"
+if [ "${1:-}" = --stand-in ]; then
+    echo "$folder/nvcc"
+    exit
+fi
+
+"${CXX:-c++}" -std=c++17 -O2 -shared -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
+    -DLLM_INT8_EMULATION -Icrates/cuda/emulation -Wl,-soname,libcuda.so.1 \
+    crates/cuda/emulation/driver.cc -o "$folder/libcuda.so.1"
+export NVCC="$folder/nvcc"
+# The same folder for every build with the feature: it is not mixed with builds without.
+export CARGO_TARGET_DIR="$PWD/target/cuda"
+cargo test --release --workspace --features cuda --no-run
+export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+cargo test --release --workspace --features cuda --test kernels
+cargo test --release --workspace --features cuda --test tests device
