@@ -240,7 +240,7 @@ def command(args, name, model):
     program, device = [str(args.binary.absolute()), "bench"], ["--device", DEVICE, "--json"]
     if name == "linear-ours":
         shapes = ",".join(f"{out_features}x{in_features}" for out_features, in_features in args.shapes)
-        return [*program, "--linear", shapes, "--rows", numbers(args.rows), *device]
+        return [*program, "-", "--linear", shapes, "--rows", numbers(args.rows), *device]
     if name.startswith("ours"):
         device += ["--no-cuda-graph"] if name == "ours-no-graph" else []
         sizes = ["--contexts", CONTEXT, "--prompts", numbers(args.prompts), "--batch-sizes", numbers(args.batches)]

@@ -2,14 +2,14 @@
 # Makes a small CUDA 13.0 tree (nvcc, ptxas, fatbinary, headers) out of NVIDIA's packages on PyPI, for compiling the
 # kernels of crates/cuda without a toolkit and without root; prints the line that puts nvcc on PATH.
 #
-#     scripts/cuda_toolchain.sh [FOLDER]        # default: target/cuda
+#     scripts/cuda_toolchain.sh [FOLDER]        # default: target/cuda-toolkit
 #     eval "$(scripts/cuda_toolchain.sh)"       # the same, and sets PATH of this shell
 #
 # 105 MB from the network, 280 MB on disk, x86-64 or aarch64 Linux. Needs Python 3 with pip or venv; nvcc itself needs
 # g++. The packages are under NVIDIA's licence. What it compiles needs a driver of 580 or later; no driver comes with it,
 # and no library but that of the CUDA runtime.
 set -euo pipefail
-folder="$(realpath -m "${1:-$(cd "$(dirname "$0")/.." && pwd)/target/cuda}")"
+folder="$(realpath -m "${1:-$(cd "$(dirname "$0")/.." && pwd)/target/cuda-toolkit}")"
 release=V13.0.88
 
 is_made() {

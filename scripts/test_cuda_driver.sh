@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the CUDA code without a GPU: builds a libcuda.so.1 whose GPU is the emulated device
 # (crates/cuda/emulation/driver.cc) and runs the device tests over it, with the feature `cuda` and a stand-in for nvcc.
-# What that shows and what not stands in crates/cuda/README.md. Needs Rust and g++ (or clang++ as CXX).
+# What that shows and what not stands in crates/cuda/README.md. Needs Rust and g++ (or another compiler as CXX).
 #
-#   scripts/test_cuda_driver.sh            build and test
-#   scripts/test_cuda_driver.sh --stand-in print the path of the stand-in for nvcc, to type-check with:
-#                                          NVCC=$(scripts/test_cuda_driver.sh --stand-in) cargo clippy --features cuda
+#   scripts/test_cuda_driver.sh             build and test
+#   scripts/test_cuda_driver.sh --stand-in  print the path of the stand-in for nvcc, to type-check with:
+#                                           NVCC=$(scripts/test_cuda_driver.sh --stand-in) cargo clippy --features cuda
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$PWD/target/cuda-driver"
@@ -20,19 +20,21 @@ while [ $# -gt 0 ]; do
 done
 SH
 chmod +x "$folder/nvcc.new"
-cmp -s "$folder/nvcc.new" "$folder/nvcc" || mv "$folder/nvcc.new" "$folder/nvcc"
+if cmp -s "$folder/nvcc.new" "$folder/nvcc"; then rm "$folder/nvcc.new"; else mv "$folder/nvcc.new" "$folder/nvcc"; fi
 if [ "${1:-}" = --stand-in ]; then
     echo "$folder/nvcc"
     exit
 fi
 
 "${CXX:-c++}" -std=c++17 -O2 -shared -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
-    -DLLM_INT8_EMULATION -Icrates/cuda/emulation -Wl,-soname,libcuda.so.1 \
+    -Wno-unknown-pragmas -DLLM_INT8_EMULATION -Icrates/cuda/emulation -Wl,-soname,libcuda.so.1 \
     crates/cuda/emulation/driver.cc -o "$folder/libcuda.so.1"
 export NVCC="$folder/nvcc"
-# The same folder for every build with the feature: it is not mixed with builds without.
-export CARGO_TARGET_DIR="$PWD/target/cuda"
+# A program without kernels must not be left where one is looked for.
+trap 'rm -f target/release/llm-int8' EXIT
 cargo test --release --workspace --features cuda --no-run
 export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+target/release/llm-int8 run tiny-gpt2 --prompt "In the beginning" --max-new-tokens 2 --device cuda 2>&1 \
+    | grep -q "cuda:0 (the CPU behind an emulated driver)" || { echo "the program does not use the emulated driver" >&2; exit 1; }
 cargo test --release --workspace --features cuda --test kernels
 cargo test --release --workspace --features cuda --test tests device

@@ -244,7 +244,7 @@ fn wrong_use_is_2_and_says_what_is_right() {
         (&["run", "tiny-gpt2", "--prompt", "x", "--greedy", "-t", "1"], "cannot be used with"),
         (&["inspect", "tiny-gpt2", "--threshold", "-1"], "a number from 0 up"),
         (&["inspect", "tiny-gpt2", "--dtype", "int4"], "possible values"),
-        (&["inspect", "tiny-gpt2", "--device", "cuda"], "possible values"),
+        (&["inspect", "tiny-gpt2", "--device", "gpu"], "cuda or cuda:N was expected"),
         (&["inspect", "tiny-gpt2", "--skip-modules", "c_atn"], "did you mean `c_attn`?"),
         (&["inspect", "a/b/c"], "is not a model's name"),
         (&["pull", "./tests"], "pull takes a model of the hub"),

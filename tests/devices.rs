@@ -115,23 +115,20 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
     for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
         in_every_folder(|name| {
             // Every family in one of both.
-            let dtypes = [WeightDtype::Float16, WeightDtype::BFloat16];
-            for dtype in [dtypes[name.len() % 2]] {
-                let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-                let on =
-                    |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement)).unwrap();
-                let host = step_by_step(&on(Placement::cpu()), &ids, 20);
-                let mut there = on(Placement::on(device.clone()));
-                let by_graphs = step_by_step(&there, &ids, 20);
-                there.set_graphs(false);
-                let by_launches = step_by_step(&there, &ids, 20);
-                if by_graphs != by_launches {
-                    return Err(format!("graphs change numbers in {dtype:?}"));
-                }
-                // A code beside the other, where a norm's last bit differs.
-                for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
-                    at_most(&format!("distance at step {step} in {dtype:?}"), distance(ours, theirs), 2e-2)?;
-                }
+            let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
+            let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+            let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement)).unwrap();
+            let host = step_by_step(&on(Placement::cpu()), &ids, 20);
+            let mut there = on(Placement::on(device.clone()));
+            let by_graphs = step_by_step(&there, &ids, 20);
+            there.set_graphs(false);
+            let by_launches = step_by_step(&there, &ids, 20);
+            if by_graphs != by_launches {
+                return Err(format!("graphs change numbers in {dtype:?}"));
+            }
+            // A code beside the other, where a norm's last bit differs.
+            for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
+                at_most(&format!("distance at step {step} in {dtype:?}"), distance(ours, theirs), 2e-2)?;
             }
             Ok(())
         });

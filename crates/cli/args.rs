@@ -276,6 +276,15 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Instead of a model, int8 layers of these sizes by themselves (give - as MODEL)
+    #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
+    pub(crate) linear: Vec<[usize; 2]>,
+    /// Rows of activations of those
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = at_once)]
+    pub(crate) rows: Vec<usize>,
+    /// Texts decoded together
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_once)]
+    pub(crate) batch_sizes: Vec<usize>,
     /// Decode after so many tokens
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "32,128,256")]
     pub(crate) contexts: Vec<usize>,
@@ -395,6 +404,15 @@ fn threshold(text: &str) -> Result<f32, String> {
     }
 }
 
+/// `4096x11008`: outputs and inputs.
+fn shape(text: &str) -> Result<[usize; 2], String> {
+    let size = |text: &str| text.parse::<usize>().ok().filter(|size| (1..=1 << 20).contains(size));
+    match text.split_once('x').map(|(out, inputs)| (size(out), size(inputs))) {
+        Some((Some(out), Some(inputs))) if out.saturating_mul(inputs) <= 1 << 32 => Ok([out, inputs]),
+        _ => Err("two sizes were expected, outputs and inputs, as 4096x11008".into()),
+    }
+}
+
 fn at_once(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("1 or more was expected".into()),
@@ -428,6 +446,14 @@ mod tests {
         assert_eq!(size("17"), Ok(17));
         for wrong in ["", "GB", "5XB", "-1GB", "0", "99999999999999999999GB", "9999999999999GB", "1.5GB"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_read() {
+        assert_eq!(shape("4096x11008"), Ok([4096, 11008]));
+        for wrong in ["", "4096", "0x5", "5x", "axb", "9999999x1", "-1x4"] {
+            assert!(shape(wrong).is_err(), "{wrong}");
         }
     }
 

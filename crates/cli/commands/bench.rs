@@ -1,10 +1,10 @@
 //! `llm-int8 bench`: how fast a model runs, beside what the machine allows.
 
-use super::{check_drafts, load};
+use super::{check_drafts, load, load_config};
 use crate::args::BenchArgs;
 use crate::display::{bytes, line};
 use anyhow::Context;
-use llm_int8::bench::{BenchOptions, BenchReport};
+use llm_int8::bench::{BenchOptions, BenchReport, LinearBench};
 use llm_int8::{AutoModelForCausalLM, MemoryUse};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -12,9 +12,13 @@ use std::io::Write as _;
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     check_drafts(args.speculate, &args.model)?;
+    if !args.linear.is_empty() {
+        return linear(args);
+    }
     let model = load(&args.model)?;
     let options = BenchOptions {
         contexts: args.contexts.clone(),
+        batches: args.batch_sizes.clone(),
         prompts: args.prompts.clone(),
         new_tokens: args.max_new_tokens,
         runs: args.runs,
@@ -29,11 +33,59 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Layers by themselves.
+fn linear(args: &BenchArgs) -> anyhow::Result<()> {
+    let placement = load_config(&args.model)?.options.placement;
+    let device = placement.devices.first().map_or("cpu".into(), |budget| budget.device.name().to_owned());
+    let bench =
+        LinearBench { shapes: args.linear.clone(), rows: args.rows.clone(), runs: args.runs, placement };
+    let rates = bench.run(&mut |what| line(&format!("measuring: {what}")))?;
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        let layers = rates.iter().map(|rate| {
+            json!({
+                "out_features": rate.out_features,
+                "in_features": rate.in_features,
+                "rows": rate.rows,
+                "microseconds": rate.microseconds,
+            })
+        });
+        let object = json!({ "device": device, "threads": threads(), "linear": layers.collect::<Vec<_>>() });
+        writeln!(stdout, "{object:#}")?;
+        return Ok(());
+    }
+    writeln!(
+        stdout,
+        "{device}\n{:>13} {:>6} {:>12} {:>10} {:>10}",
+        "out x in", "rows", "microseconds", "GB/s", "TOPS"
+    )?;
+    for rate in &rates {
+        let codes = (rate.out_features * rate.in_features) as f64;
+        writeln!(
+            stdout,
+            "{:>13} {:>6} {:>12.1} {:>10.1} {:>10.3}",
+            format!("{}x{}", rate.out_features, rate.in_features),
+            rate.rows,
+            rate.microseconds,
+            codes / rate.microseconds / 1e3,
+            2.0 * codes * rate.rows as f64 / rate.microseconds / 1e6,
+        )?;
+    }
+    Ok(())
+}
+
+/// The device a token begins on.
+fn device(model: &AutoModelForCausalLM) -> String {
+    let parts: Vec<String> = model.placed().into_iter().map(|part| part.device).collect();
+    parts.join(", ")
+}
+
 fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
     let load = model.load_report();
     let decode = report.decode.iter().map(|rate| {
         json!({
             "context": rate.context,
+            "batch": rate.batch,
             "tokens_per_second": rate.tokens_per_second,
             "bytes_per_token": rate.bytes_per_token,
             "share_of_read_limit": rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate,
@@ -53,7 +105,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
     });
     json!({
         "model": model.name(),
-        "device": "cpu",
+        "device": device(model),
         "isa": report.isa,
         "threads": threads(),
         "load": {
@@ -63,6 +115,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
         "memory": {
             "model_bytes": model.memory_footprint().actual(),
             "now_anonymous_bytes": MemoryUse::now().map(|now| now.anonymous),
+            "devices": device_memory(model),
         },
         "limits": {
             "read_bytes_per_second": report.read_rate,
@@ -77,19 +130,32 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
 fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String, std::fmt::Error> {
     let (load, mut text) = (model.load_report(), String::new());
     let peak = load.peak_memory.map_or(String::new(), |peak| format!(", peak {}", bytes(peak.anonymous)));
-    writeln!(text, "{}: {}, {} threads", model.name(), report.isa, threads())?;
-    writeln!(
-        text,
-        "limits: reading memory {:.1} GB/s, {:.0} G multiply-adds/s",
-        report.read_rate / 1e9,
-        report.multiply_rate / 1e9
-    )?;
+    let place = device(model);
+    match report.multiply_rate {
+        Some(rate) => {
+            writeln!(text, "{}: {}, {} threads", model.name(), report.isa, threads())?;
+            let read = report.read_rate / 1e9;
+            writeln!(text, "limits: reading memory {read:.1} GB/s, {:.0} G multiply-adds/s", rate / 1e9)?;
+        }
+        None => {
+            writeln!(text, "{}: {place}", model.name())?;
+            writeln!(
+                text,
+                "limits: a copy on the device reads and writes {:.1} GB/s",
+                report.read_rate / 1e9
+            )?;
+        }
+    }
     let footprint = bytes(model.memory_footprint().actual());
     writeln!(text, "load: {:.2} s, model {footprint}{peak}\n", load.duration.as_secs_f64())?;
     writeln!(text, "{:>18} {:>10}  of what reading allows", "decode after", "tokens/s")?;
     for rate in &report.decode {
         let share = rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate;
-        writeln!(text, "{:>18} {:>10.1}  {:.0} %", rate.context, rate.tokens_per_second, 100.0 * share)?;
+        let what = match rate.batch {
+            1 => rate.context.to_string(),
+            batch => format!("{} ({batch} texts)", rate.context),
+        };
+        writeln!(text, "{what:>18} {:>10.1}  {:.0} %", rate.tokens_per_second, 100.0 * share)?;
     }
     writeln!(text, "{:>18} {:>10}", "prompt of", "tokens/s")?;
     for rate in &report.prefill {
@@ -107,6 +173,12 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
         )?;
     }
     Ok(text)
+}
+
+fn device_memory(model: &AutoModelForCausalLM) -> Vec<Value> {
+    let all = model.decoder().device_memory().unwrap_or_default();
+    let json = |(name, memory): (String, llm_int8::nn::cuda::MemoryInfo)| json!({ "device": name, "allocated": memory.allocated, "peak": memory.peak, "free": memory.free });
+    all.into_iter().map(json).collect()
 }
 
 fn threads() -> usize {

@@ -422,10 +422,10 @@ DEVICE void attend_many(const AttendArgs& a) {
 }
 
 #define ATTENTION(suffix, T)                                             \
-    KERNEL(prepare_##suffix, PrepareArgs, 128) { prepare<T>(a); }        \
-    KERNEL(attend_one_##suffix, AttendArgs, 128) { attend_one<T>(a, nullptr); } \
-    KERNEL(attend_new_##suffix, AttendNewArgs, 128) { attend_one<T>(a.attend, &a.prepare); } \
-    KERNEL(attend_many_##suffix, AttendArgs, 256) { attend_many<T>(a); }
+    KERNEL(prepare_##suffix, PrepareArgs, 128, 8) { prepare<T>(a); }        \
+    KERNEL(attend_one_##suffix, AttendArgs, 128, 4) { attend_one<T>(a, nullptr); } \
+    KERNEL(attend_new_##suffix, AttendNewArgs, 128, 4) { attend_one<T>(a.attend, &a.prepare); } \
+    KERNEL(attend_many_##suffix, AttendArgs, 256, 2) { attend_many<T>(a); }
 
 ATTENTION(f32, float)
 ATTENTION(f16, half)

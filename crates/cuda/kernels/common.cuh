@@ -4,20 +4,21 @@
 // emulated device of the tests (emulation/emulation.h), which runs every thread of every block on the CPU.
 // Whatever is not plain C++ therefore goes through this file or ptx.cuh.
 //
-// A kernel takes one struct, which src/args.rs mirrors field by field: pointers and 32-bit numbers only, so
+// A kernel is declared with the threads of its largest block and the blocks of those that a multiprocessor shall hold,
+// which says how many registers it may use: 65536 over both. It takes one struct, which src/args.rs mirrors field by field: pointers and 32-bit numbers only, so
 // that both languages lay it out alike. Letters: M rows of activations, N out_features, K in_features.
 #pragma once
 
 #ifdef LLM_INT8_EMULATION
 #include "emulation.h"
-#define KERNEL(name, Args, threads) EMULATED_KERNEL(name, Args)
+#define KERNEL(name, Args, threads, blocks) EMULATED_KERNEL(name, Args)
 #define DYNAMIC_SHARED(name) unsigned char* name = emulation::dynamic_shared()
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
-#define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+#define KERNEL(name, Args, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 typedef __half half;
 typedef __nv_bfloat16 bf16;

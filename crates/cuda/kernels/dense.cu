@@ -96,9 +96,9 @@ DEVICE void dense_tile(const DenseArgs& a) {
 }
 
 #define DENSE(suffix, W)                                                 \
-    KERNEL(dense_one_##suffix, DenseArgs, 256) { dense_thin<W, 4, 1>(a); } \
-    KERNEL(dense_thin_##suffix, DenseArgs, 256) { dense_thin<W, 2, 8>(a); } \
-    KERNEL(dense_tile_##suffix, DenseArgs, 256) { dense_tile<W>(a); }
+    KERNEL(dense_one_##suffix, DenseArgs, 256, 4) { dense_thin<W, 4, 1>(a); } \
+    KERNEL(dense_thin_##suffix, DenseArgs, 256, 3) { dense_thin<W, 2, 8>(a); } \
+    KERNEL(dense_tile_##suffix, DenseArgs, 256, 4) { dense_tile<W>(a); }
 
 DENSE(f32, float)
 DENSE(f16, half)

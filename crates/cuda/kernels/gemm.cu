@@ -148,8 +148,8 @@ struct Gemm {
 
 // Large tiles, and small ones for products that would leave multiprocessors without work.
 #define GEMM(suffix, T)                                                                 \
-    KERNEL(gemm128_##suffix, ProductArgs, 256) { Gemm<T, 128, 128, 64, 32>::run(a); } \
-    KERNEL(gemm64_##suffix, ProductArgs, 128) { Gemm<T, 64, 64, 32, 32>::run(a); }
+    KERNEL(gemm128_##suffix, ProductArgs, 256, 2) { Gemm<T, 128, 128, 64, 32>::run(a); } \
+    KERNEL(gemm64_##suffix, ProductArgs, 128, 4) { Gemm<T, 64, 64, 32, 32>::run(a); }
 
 GEMM(f32, float)
 GEMM(f16, half)

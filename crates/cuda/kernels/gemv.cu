@@ -85,6 +85,6 @@ DEVICE void gemv(const GemvArgs& a) {
     }
 }
 
-KERNEL(gemv_f32, GemvArgs, 256) { gemv<float>(a); }
-KERNEL(gemv_f16, GemvArgs, 256) { gemv<half>(a); }
-KERNEL(gemv_bf16, GemvArgs, 256) { gemv<bf16>(a); }
+KERNEL(gemv_f32, GemvArgs, 256, 4) { gemv<float>(a); }
+KERNEL(gemv_f16, GemvArgs, 256, 4) { gemv<half>(a); }
+KERNEL(gemv_bf16, GemvArgs, 256, 4) { gemv<bf16>(a); }

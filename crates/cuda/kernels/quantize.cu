@@ -62,9 +62,9 @@ DEVICE void quantize(const QuantizeArgs& a) {
     }
 }
 
-KERNEL(quantize_f32, QuantizeArgs, 1024) { quantize<float>(a); }
-KERNEL(quantize_f16, QuantizeArgs, 1024) { quantize<half>(a); }
-KERNEL(quantize_bf16, QuantizeArgs, 1024) { quantize<bf16>(a); }
+KERNEL(quantize_f32, QuantizeArgs, 1024, 1) { quantize<float>(a); }
+KERNEL(quantize_f16, QuantizeArgs, 1024, 1) { quantize<half>(a); }
+KERNEL(quantize_bf16, QuantizeArgs, 1024, 1) { quantize<bf16>(a); }
 
 struct CollectArgs {
     i8* codes;         // [M, pitch]
@@ -77,7 +77,7 @@ struct CollectArgs {
 
 // The list of the columns marked, ascending; with outliers of the whole batch their codes become 0 in every
 // row (a block each), with outliers by row they stay.
-KERNEL(collect, CollectArgs, 256) {
+KERNEL(collect, CollectArgs, 256, 8) {
     i8* codes = a.codes + (size_t)blockIdx.x * a.pitch;
     u32 count = 0;
     for (u32 first = 0; first < a.cols; first += blockDim.x) {

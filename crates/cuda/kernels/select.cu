@@ -16,7 +16,7 @@ struct PenaliseArgs {
     float penalty;
 };
 
-KERNEL(penalise, PenaliseArgs, 256) {
+KERNEL(penalise, PenaliseArgs, 256, 8) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= a.count) return;
     float* logit = &a.logits[a.ids[i]];
@@ -32,7 +32,7 @@ struct SelectArgs {
 };
 
 // k = 1: the largest logit, the first of equal ones.
-KERNEL(select_largest, SelectArgs, 1024) {
+KERNEL(select_largest, SelectArgs, 1024, 1) {
     const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;
     u64 best = 0;
     u32 bad = 0;
@@ -53,7 +53,7 @@ KERNEL(select_largest, SelectArgs, 1024) {
 
 // The k largest logits in the order of their ids; of equal ones at the end the first. The k-th largest is found
 // byte by byte (radix selection), then all above it and as many equal ones as are left are listed.
-KERNEL(select_top, SelectArgs, 1024) {
+KERNEL(select_top, SelectArgs, 1024, 1) {
     __shared__ u32 histogram[256];
     const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;
     u32 bad = 0, prefix = 0, mask = 0, wanted = a.k;

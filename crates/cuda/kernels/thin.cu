@@ -63,8 +63,8 @@ DEVICE void thin(const ProductArgs& a) {
 }
 
 #define THIN(suffix, T)                                                      \
-    KERNEL(thin8_##suffix, ProductArgs, 256) { thin<T, 1>(a); }              \
-    KERNEL(thin16_##suffix, ProductArgs, 256) { thin<T, 2>(a); }
+    KERNEL(thin8_##suffix, ProductArgs, 256, 4) { thin<T, 1>(a); }              \
+    KERNEL(thin16_##suffix, ProductArgs, 256, 4) { thin<T, 2>(a); }
 
 THIN(f32, float)
 THIN(f16, half)

@@ -240,9 +240,9 @@ impl Decoder {
         parts.filter_map(codes).collect()
     }
 
-    /// Bytes that one new token reads at least after so many others: all weights of products, and keys and
-    /// values.
-    pub fn bytes_per_token(&self, context: usize) -> u64 {
+    /// Bytes that a new token of each of `batch` texts reads at least, after so many others each: all weights of
+    /// products once, and keys and values.
+    pub fn bytes_per_step(&self, context: usize, batch: usize) -> u64 {
         let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
         let weights = parts.map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => linear.out_features() * (linear.in_features() + 4),
@@ -257,7 +257,7 @@ impl Decoder {
         let position = 2 * attention.kv_heads * attention.head_size * self.dtype.candle().size_in_bytes();
         let seen = |layer: &LayerSpec| layer.window.map_or(context, |window| context.min(window));
         let positions: usize = self.spec.layers.iter().map(seen).sum();
-        (weights.sum::<usize>() + positions * position) as u64
+        (weights.sum::<usize>() + batch * positions * position) as u64
     }
 
     /// Whether a token's logits depend only on what is before it, and not on how many tokens are computed at

@@ -8,9 +8,13 @@ use crate::error::{NnError, Result};
 use crate::linear::{Linear, OutlierWeights};
 use llm_int8_cuda::{Device, MemoryInfo};
 use std::ops::Range;
+use std::time::Instant;
 
 /// Rows of a pass that memory is kept free for.
 const RESERVED_ROWS: usize = 512;
+
+/// Bytes of a copy that is timed.
+const COPIED: u64 = 512 << 20;
 
 /// What lies in one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +127,23 @@ impl Decoder {
     pub fn device_memory(&self) -> Result<Vec<(String, MemoryInfo)>> {
         let of = |stage: &Stage| Ok((stage.device().name().to_owned(), stage.device().memory()?));
         self.stages.iter().map(of).collect()
+    }
+
+    /// Bytes a second that a copy within the first device reads and writes; none where everything is on the CPU.
+    ///
+    /// # Errors
+    /// [`NnError::Cuda`].
+    pub fn copy_rate(&self) -> Result<Option<f64>> {
+        const TIMES: u32 = 8;
+        let Some(stage) = self.stages.first() else { return Ok(None) };
+        let device = stage.device();
+        let bytes = (device.memory()?.free / 16).min(COPIED) as usize;
+        let (from, to) = (device.zeros::<u8>(bytes)?, device.zeros::<u8>(bytes)?);
+        device.synchronize()?;
+        let started = Instant::now();
+        (0..TIMES).try_for_each(|_| to.all().copy_from(&from.all()))?;
+        device.synchronize()?;
+        Ok(Some(2.0 * f64::from(TIMES) * bytes as f64 / started.elapsed().as_secs_f64()))
     }
 
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {

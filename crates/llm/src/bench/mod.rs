@@ -1,5 +1,9 @@
 //! How fast a model runs, beside what the machine allows.
 
+mod linear;
+
+pub use linear::{LinearBench, LinearRate};
+
 use crate::error::{LlmError, Result};
 use crate::generate::{Generated, GenerationConfig};
 use crate::model::AutoModelForCausalLM;
@@ -11,6 +15,8 @@ use std::ops::ControlFlow;
 pub struct BenchOptions {
     /// Tokens of context at which decoding starts.
     pub contexts: Vec<usize>,
+    /// Texts decoded together, each of these numbers.
+    pub batches: Vec<usize>,
     /// Lengths of prompts.
     pub prompts: Vec<usize>,
     /// New tokens of a run.
@@ -24,12 +30,14 @@ pub struct BenchOptions {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BenchReport {
-    /// The instruction set.
+    /// The instruction set of the CPU.
     pub isa: &'static str,
-    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights.
+    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights; where the model
+    /// begins on a device, bytes a second that a copy there reads and writes.
     pub read_rate: f64,
-    /// Multiply-adds of codes a second that registers alone reach.
-    pub multiply_rate: f64,
+    /// Multiply-adds of codes a second that registers of the CPU alone reach; none where the model begins on a
+    /// device.
+    pub multiply_rate: Option<f64>,
     /// Decoding.
     pub decode: Vec<DecodeRate>,
     /// Prompts.
@@ -43,7 +51,9 @@ pub struct BenchReport {
 pub struct DecodeRate {
     /// Tokens before the first decoded one.
     pub context: usize,
-    /// New tokens a second.
+    /// Texts at once.
+    pub batch: usize,
+    /// New tokens a second, of all texts together.
     pub tokens_per_second: f64,
     /// Bytes a token has to read, in the middle of the run.
     pub bytes_per_token: u64,
@@ -81,7 +91,9 @@ impl AutoModelForCausalLM {
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig, bench::BenchOptions};
     /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
-    /// let options = BenchOptions { contexts: vec![16], prompts: vec![32], new_tokens: 4, runs: 1, speculate: 0 };
+    /// let options = BenchOptions {
+    ///     contexts: vec![16], batches: vec![1, 2], prompts: vec![32], new_tokens: 4, runs: 1, speculate: 0,
+    /// };
     /// let report = model.bench(&options, &mut |_| ())?;
     /// assert!(report.decode[0].tokens_per_second > 1.0 && report.read_rate > 1e8);
     /// # Ok::<(), llm_int8::LlmError>(())
@@ -91,29 +103,39 @@ impl AutoModelForCausalLM {
     /// [`LlmError::ContextExceeded`] where the model has too few positions; [`LlmError::Setting`] where nothing
     /// can be measured.
     pub fn bench(&self, options: &BenchOptions, observe: &mut dyn FnMut(&str)) -> Result<BenchReport> {
-        if options.runs == 0 || options.new_tokens < 2 {
+        if options.runs == 0 || options.new_tokens < 2 || options.batches.contains(&0) {
             let (name, value) =
                 ("the number of runs or new tokens", options.runs.min(options.new_tokens).to_string());
             return Err(LlmError::Setting {
                 name,
                 value,
-                expected: "at least one run of two tokens can be measured",
+                expected: "at least one run of two tokens of one text can be measured",
             });
         }
         let isa = self.decoder().isa();
         observe("reading memory");
-        let read_rate = match self.decoder().codes_in_order() {
-            codes if codes.is_empty() => limits::read_rate_of_new_memory(),
-            codes => limits::read_rate(&codes),
+        let copy_rate = self.decoder().copy_rate()?;
+        let read_rate = match (copy_rate, self.decoder().codes_in_order()) {
+            (Some(rate), _) => rate,
+            (None, codes) if codes.is_empty() => limits::read_rate_of_new_memory(),
+            (None, codes) => limits::read_rate(&codes),
         };
-        let multiply_rate = limits::multiply_rate(isa);
+        let multiply_rate = copy_rate.is_none().then(|| limits::multiply_rate(isa));
         let mut decode = Vec::new();
         for &context in &options.contexts {
-            observe(&format!("decoding after {context} tokens"));
-            let rate = |done: &Generated| done.timing.decode_rate();
-            let tokens_per_second = self.median(&self.noise(context), options, 0, rate)?;
-            let bytes_per_token = self.decoder().bytes_per_token(context + options.new_tokens / 2);
-            decode.push(DecodeRate { context, tokens_per_second, bytes_per_token });
+            for &batch in &options.batches {
+                match batch {
+                    1 => observe(&format!("decoding after {context} tokens")),
+                    _ => observe(&format!("decoding {batch} texts after {context} tokens")),
+                }
+                let tokens_per_second = match batch {
+                    1 => self.median(&self.noise(context), options, 0, |done| done.timing.decode_rate())?,
+                    _ => self.batch_median(context, batch, options)?,
+                };
+                let middle = context + options.new_tokens / 2;
+                let bytes_per_token = self.decoder().bytes_per_step(middle, batch) / batch as u64;
+                decode.push(DecodeRate { context, batch, tokens_per_second, bytes_per_token });
+            }
         }
         let mut prefill = Vec::new();
         for &tokens in &options.prompts {
@@ -131,6 +153,23 @@ impl AutoModelForCausalLM {
             }
         };
         Ok(BenchReport { isa: isa.name(), read_rate, multiply_rate, decode, prefill, speculation })
+    }
+
+    /// New tokens a second of several texts at once.
+    fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
+        let config = GenerationConfig { max_new_tokens: options.new_tokens, ..GenerationConfig::default() };
+        let prompts = vec![self.noise(context); batch];
+        let mut figures = Vec::new();
+        for _ in 0..options.runs {
+            let all =
+                self.generate_batch_ids(&prompts, &config, batch, &mut |_, _| ControlFlow::Continue(()))?;
+            let tokens: usize = all.iter().map(|done| done.timing.decoded_tokens).sum();
+            // They are prefilled in groups: what counts is from the last first token on.
+            let shortest = all.iter().map(|done| done.timing.decode).min().unwrap_or_default();
+            figures.push(tokens as f64 / shortest.as_secs_f64().max(1e-9));
+        }
+        figures.sort_by(f64::total_cmp);
+        Ok(figures[figures.len() / 2])
     }
 
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {

@@ -1,0 +1,185 @@
+//! Single int8 layers by themselves: from activations to outputs, whatever model they would be of.
+
+use crate::error::{LlmError, Result};
+use candle_core::{DType, Device as Host, Tensor};
+use half::f16;
+use llm_int8_nn::NnError;
+use llm_int8_nn::cuda::Device;
+use llm_int8_nn::cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize};
+use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
+use llm_int8_nn::models::Placement;
+use std::time::{Duration, Instant};
+
+/// Bytes of weights that are gone through in turn, so that none is left in a cache.
+const ROTATED: usize = 512 << 20;
+/// Copies of a layer's weight at most.
+const MOST_COPIES: usize = 64;
+/// How long a run takes at least.
+const SHORTEST: Duration = Duration::from_millis(20);
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct LinearBench {
+    /// `[out_features, in_features]` of each layer.
+    pub shapes: Vec<[usize; 2]>,
+    /// Rows of activations.
+    pub rows: Vec<usize>,
+    /// Runs, of which the median counts.
+    pub runs: usize,
+    /// Where: the first device, or the CPU.
+    pub placement: Placement,
+}
+
+/// How long a layer takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearRate {
+    /// Outputs.
+    pub out_features: usize,
+    /// Inputs.
+    pub in_features: usize,
+    /// Rows of activations.
+    pub rows: usize,
+    /// From f16 activations to f16 outputs: quantising, product, outliers, scaling.
+    pub microseconds: f64,
+}
+
+impl LinearBench {
+    /// Measures every shape with every number of rows. `observe` is told what comes next.
+    ///
+    /// ```
+    /// use llm_int8::bench::LinearBench;
+    /// use llm_int8::nn::models::Placement;
+    /// let bench = LinearBench { shapes: vec![[64, 48]], rows: vec![1, 20], runs: 1, placement: Placement::cpu() };
+    /// let found = bench.run(&mut |_| ())?;
+    /// assert!(found.len() == 2 && found.iter().all(|rate| rate.microseconds > 0.0));
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LlmError::Setting`] where nothing can be measured; [`NnError::Cuda`].
+    pub fn run(&self, observe: &mut dyn FnMut(&str)) -> Result<Vec<LinearRate>> {
+        let sizes = self.shapes.iter().flatten().chain(&self.rows).chain([&self.runs]);
+        if sizes.clone().any(|size| *size == 0) {
+            let expected = "every size and the number of runs must be 1 or more";
+            return Err(LlmError::Setting { name: "a size", value: "0".into(), expected });
+        }
+        let mut rates = Vec::new();
+        for &[out_features, in_features] in &self.shapes {
+            let copies = ROTATED.div_ceil(out_features * in_features).clamp(2, MOST_COPIES);
+            let layers = self.layers([out_features, in_features], copies)?;
+            for &rows in &self.rows {
+                observe(&format!("{rows} rows through {in_features} to {out_features} features"));
+                let mut found = layers.measure(rows, self.runs)?;
+                found.sort_by(f64::total_cmp);
+                let microseconds = found[found.len() / 2];
+                rates.push(LinearRate { out_features, in_features, rows, microseconds });
+            }
+        }
+        Ok(rates)
+    }
+
+    fn layers(&self, [out_features, in_features]: [usize; 2], copies: usize) -> Result<Layers> {
+        let codes: Vec<i8> = noise(out_features * in_features).map(|bits| (bits % 255) as i8 - 127).collect();
+        let absmax = vec![0.1f32; out_features];
+        let Some(budget) = self.placement.devices.first() else {
+            let layer = || -> Result<Int8Linear> {
+                let weight = Int8Weight::from_codes(&codes, &absmax, [out_features, in_features])?;
+                Ok(Int8Linear::new(weight, None, Int8Config::default())?)
+            };
+            return Ok(Layers::Host((0..copies.min(4)).map(|_| layer()).collect::<Result<_>>()?));
+        };
+        let device = budget.device.clone();
+        let matrix = || -> llm_int8_nn::cuda::Result<Int8Matrix> {
+            let matrix = Int8Matrix::new(&device, out_features, in_features)?;
+            matrix.write_rows(0, &codes, &absmax)?;
+            Ok(matrix)
+        };
+        let matrices = (0..copies).map(|_| matrix()).collect::<std::result::Result<_, _>>();
+        Ok(Layers::Device(device, matrices.map_err(NnError::from)?))
+    }
+}
+
+/// Copies of a layer.
+enum Layers {
+    Host(Vec<Int8Linear>),
+    Device(Device, Vec<Int8Matrix>),
+}
+
+impl Layers {
+    /// Microseconds of a layer, of each run.
+    fn measure(&self, rows: usize, runs: usize) -> Result<Vec<f64>> {
+        match self {
+            Self::Host(layers) => {
+                let width = layers[0].in_features();
+                let x = Tensor::from_vec(activations(rows * width), (rows, width), &Host::Cpu)?;
+                let x = x.to_dtype(DType::F16)?;
+                let each = || {
+                    layers.iter().try_for_each(|layer| layer.forward(&x).map(drop)).map_err(LlmError::from)
+                };
+                timed(runs, layers.len(), each, || Ok(()))
+            }
+            Self::Device(device, matrices) => measure_on(device, matrices, rows, runs),
+        }
+    }
+}
+
+/// One recorded graph goes through all copies, so that launching costs the host next to nothing.
+fn measure_on(device: &Device, matrices: &[Int8Matrix], rows: usize, runs: usize) -> Result<Vec<f64>> {
+    let (n, k) = (matrices[0].out_features(), matrices[0].in_features());
+    let prepared = || -> llm_int8_nn::cuda::Result<_> {
+        let x: Vec<f16> = activations(rows * k).into_iter().map(f16::from_f32).collect();
+        Ok((device.upload(&x)?, device.allocate::<f16>(rows * n)?, QuantizedMemory::new(device, rows, k)?))
+    };
+    let (x, out, memory) = prepared().map_err(NnError::from)?;
+    let (source, output) = (Source::plain(x.all(), rows, k), Output::plain(out.all(), n));
+    let threshold = Int8Config::default().threshold;
+    let all = || -> std::result::Result<(), NnError> {
+        for matrix in matrices {
+            if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
+                product(&quantize(&source, threshold, false, &memory)?, matrix, &output)?;
+            }
+        }
+        Ok(())
+    };
+    all()?;
+    let graph = device.record(all)?;
+    let launch = || graph.launch().map_err(|error| NnError::from(error).into());
+    timed(runs, matrices.len(), launch, || device.synchronize().map_err(|error| NnError::from(error).into()))
+}
+
+/// Microseconds of one of `each`'s layers, of each run, which `wait` ends.
+fn timed(
+    runs: usize,
+    layers: usize,
+    each: impl Fn() -> Result<()>,
+    wait: impl Fn() -> Result<()>,
+) -> Result<Vec<f64>> {
+    let run = |times: usize| -> Result<Duration> {
+        wait()?;
+        let started = Instant::now();
+        (0..times).try_for_each(|_| each())?;
+        wait()?;
+        Ok(started.elapsed())
+    };
+    run(1)?;
+    let once = run(1)?.max(Duration::from_nanos(100));
+    let times = (SHORTEST.as_nanos() / once.as_nanos()).clamp(1, 10_000) as usize;
+    (0..runs).map(|_| Ok(run(times)?.as_secs_f64() * 1e6 / (times * layers) as f64)).collect()
+}
+
+fn noise(count: usize) -> impl Iterator<Item = u32> {
+    let mut state = 7u64;
+    (0..count).map(move |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as u32
+    })
+}
+
+/// Between -2 and 2, every thousandth an outlier, as models have them.
+fn activations(count: usize) -> Vec<f32> {
+    let value = |(i, bits): (usize, u32)| {
+        let x = bits as f32 / (1u32 << 22) as f32 - 2.0;
+        if i % 1000 == 999 { 8.0 } else { x }
+    };
+    noise(count).enumerate().map(value).collect()
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Compiles the kernels with nvcc for every capability the program is built for, and prints what the compiler says of each
+# kernel: registers, shared memory, spilled bytes. Ends with an error where one does not compile or spills.
+# Needs nvcc on PATH (scripts/cuda_toolchain.sh gets one).
+#
+#   scripts/cuda_report.sh [CAPABILITY…]   default: those of crates/cuda/build.rs
+set -euo pipefail
+cd "$(dirname "$0")/.."
+capabilities=("$@")
+if [ ${#capabilities[@]} -eq 0 ]; then
+    IFS=, read -ra capabilities <<< "$(sed -n 's/^const CAPABILITIES: &str = "\(.*\)";$/\1/p' crates/cuda/build.rs)"
+fi
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+compile() {
+    nvcc -std=c++17 -O3 -cubin -arch="sm_$1" -Xptxas -v crates/cuda/kernels/kernels.cu -o "$folder/$1.cubin" \
+        > "$folder/$1.txt" 2>&1 || { echo "sm_$1 does not compile:"; cat "$folder/$1.txt"; return 1; } >&2
+}
+export -f compile
+export folder
+printf '%s\n' "${capabilities[@]}" | xargs -P "$(nproc)" -I{} bash -c 'compile {}'
+python3 - "$folder" "${capabilities[@]}" <<'PY'
+import re, sys
+
+folder, capabilities = sys.argv[1], sys.argv[2:]
+kernels, spills = {}, []
+pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
+for capability in capabilities:
+    with open(f"{folder}/{capability}.txt") as file:
+        report = file.read()
+    for part in report.split("ptxas info    : Compiling")[1:]:
+        name, stores, loads, registers, shared = re.search(pattern, "Compiling" + part, re.S).groups()
+        kernels.setdefault(name, {})[capability] = (int(registers), int(shared or 0))
+        if int(stores) or int(loads):
+            spills.append(f"{name} spills on sm_{capability}")
+print("| kernel | static shared bytes | " + " | ".join(f"sm_{capability}" for capability in capabilities) + " |")
+print("|---|" + "---|" * (len(capabilities) + 1))
+for name in sorted(kernels):
+    found = kernels[name]
+    shared = max(value[1] for value in found.values())
+    print(f"| `{name}` | {shared} | " + " | ".join(str(found[capability][0]) for capability in capabilities) + " |")
+if spills:
+    sys.exit("\n".join(spills))
+PY
