@@ -123,8 +123,12 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
             let by_graphs = step_by_step(&there, &ids, 20);
             there.set_graphs(false);
             let by_launches = step_by_step(&there, &ids, 20);
-            if by_graphs != by_launches {
-                return Err(format!("graphs change numbers in {dtype:?}"));
+            drop(there);
+            let early = Placement { overlaps_kernels: true, ..Placement::on(device.clone()) };
+            let overlapping = step_by_step(&on(early), &ids, 20);
+            device.set_overlap(false);
+            if by_graphs != by_launches || by_graphs != overlapping {
+                return Err(format!("graphs or early starts change numbers in {dtype:?}"));
             }
             // A code beside the other, where a norm's last bit differs.
             for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
@@ -163,6 +167,26 @@ fn a_text_is_the_same_alone_and_beside_others() {
         }
         assert_eq!(together[1].len(), 17);
         assert!(together[1].bytes() > 0);
+    }
+}
+
+#[test]
+fn threads_may_share_a_model() {
+    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+        let load = || {
+            let placement = Placement::on(device.clone());
+            load("llama", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement)).unwrap()
+        };
+        let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
+        let alone = step_by_step(&load(), &ids, 12);
+        let model = &load();
+        // While one records a graph, others allocate, compute and give back.
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| step_by_step(model, &ids, 12))).collect();
+            for thread in threads {
+                assert_eq!(thread.join().unwrap(), alone);
+            }
+        });
     }
 }
 

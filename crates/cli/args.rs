@@ -112,6 +112,9 @@ pub(crate) struct ModelArgs {
     /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_graph: bool,
+    /// Let kernels start while the one before still runs (programmatic dependent launch; GPUs of capability 9.0 on)
+    #[arg(long, help_heading = "Devices")]
+    pub(crate) cuda_overlap: bool,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -44,8 +45,9 @@ std::recursive_mutex lock;
 std::map<uintptr_t, Allocation> allocations;
 std::map<std::string, std::unique_ptr<Function>> functions;
 size_t used = 0;
-int captures = 0;
 thread_local void* context = nullptr;
+// Captures of this thread (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
+thread_local int captures = 0;
 int the_context, the_module;
 
 Result do_or_record(Stream* stream, std::function<Result()> step) {
@@ -89,8 +91,8 @@ API cuDeviceGetName(char* name, int length, int) {
     return SUCCESS;
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
-    // Multiprocessors; shared memory a block may ask for; memory pools.
-    *value = attribute == 16 ? 4 : attribute == 97 ? 99 << 10 : 0;
+    // Multiprocessors; the capability, 9.0; shared memory a block may ask for; memory pools.
+    *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 99 << 10 : 0;
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRetain(void** out, int) {
@@ -226,19 +228,37 @@ API cuFuncSetAttribute(Function* function, int attribute, int value) {
     function->shared_bytes = value;
     return SUCCESS;
 }
-API cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
-                   unsigned threads_z, unsigned shared_bytes, Stream* stream, void** parameters, void**) {
+struct LaunchAttribute {
+    int id;
+    char padding[4];
+    union {
+        char bytes[64];
+        int starts_early;
+    } value;
+};
+struct LaunchConfig {
+    unsigned x, y, z, threads, threads_y, threads_z, shared_bytes;
+    Stream* stream;
+    LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters, void**) {
+    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; kernels are run one after the other all the same.
+    for (unsigned i = 0; i < config->attribute_count; ++i)
+        if (config->attributes[i].id != 6 || config->attributes[i].value.starts_early != 1) return INVALID_VALUE;
+    std::array<uint32_t, 3> grid = {config->x, config->y, config->z};
+    uint32_t threads = config->threads, shared_bytes = config->shared_bytes;
     LOCKED;
-    if (threads_y != 1 || threads_z != 1 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID_VALUE;
+    if (config->threads_y != 1 || config->threads_z != 1) return INVALID_VALUE;
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535) return INVALID_VALUE;
     if (int(shared_bytes) > function->shared_bytes) return INVALID_VALUE;
     // The kernel's one struct is taken at the call, as the driver does.
     uint32_t bytes = emulation::kernels()[function->name].args_bytes;
     std::vector<uint64_t> args((bytes + 7) / 8);
     memcpy(args.data(), parameters[0], bytes);
     std::string name = function->name;
-    return do_or_record(stream, [=] {
-        uint32_t grid[3] = {x, y, z};
-        const char* message = llm_int8_emulate(name.c_str(), args.data(), bytes, grid, threads, shared_bytes, 0);
+    return do_or_record(config->stream, [=] {
+        const char* message = llm_int8_emulate(name.c_str(), args.data(), bytes, grid.data(), threads, shared_bytes, 0);
         return message == nullptr ? SUCCESS : LAUNCH_FAILED;
     });
 }

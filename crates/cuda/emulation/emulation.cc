@@ -13,6 +13,7 @@
 namespace emulation {
 
 __thread Thread* self;
+__thread unsigned char prefetched;
 __thread Dim3 block_index, block_size, grid_size;
 
 namespace {

@@ -53,6 +53,7 @@ struct Thread {
 };
 
 extern __thread Thread* self;
+extern __thread unsigned char prefetched;
 extern __thread Dim3 block_index, block_size, grid_size;
 
 void sync_block();
@@ -96,11 +97,19 @@ inline void check_aligned(const void* p) {
 #define blockDim (emulation::block_size)
 #define gridDim (emulation::grid_size)
 
-#define EMULATED_KERNEL(name, Args)                                                                         \
+#define EMULATED_KERNEL(name, Args, prefetch)                                                                         \
     static void name##_on_cpu(const Args& a);                                                              \
     static emulation::Registration name##_registration(                                                    \
-        #name, [](const void* args) { name##_on_cpu(*static_cast<const Args*>(args)); }, sizeof(Args)); \
+        #name,                                                                                             \
+        [](const void* args) {                                                                              \
+            prefetch(*static_cast<const Args*>(args));                                                     \
+            name##_on_cpu(*static_cast<const Args*>(args));                                                \
+        },                                                                                                 \
+        sizeof(Args));                                                                                     \
     static void name##_on_cpu(const Args& a)
+
+// Reads a byte, so that what is fetched too early must at least be there.
+inline void prefetch_line(const void* p) { emulation::prefetched = *static_cast<const volatile unsigned char*>(p); }
 
 inline void __syncthreads() { emulation::sync_block(); }
 inline void __syncwarp(uint32_t = 0xffffffffu) { emulation::sync_warp(); }

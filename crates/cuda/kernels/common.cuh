@@ -4,25 +4,37 @@
 // emulated device of the tests (emulation/emulation.h), which runs every thread of every block on the CPU.
 // Whatever is not plain C++ therefore goes through this file or ptx.cuh.
 //
-// A kernel is declared with the threads of its largest block and the blocks of those that a multiprocessor shall hold,
-// which says how many registers it may use: 65536 over both. It takes one struct, which src/args.rs mirrors field by field: pointers and 32-bit numbers only, so
-// that both languages lay it out alike. Letters: M rows of activations, N out_features, K in_features.
+// A kernel is declared with the threads of its largest block and the blocks of those that a multiprocessor shall
+// hold, which says how many registers it may use: 65536 over both. It takes one struct, which src/args.rs mirrors
+// field by field: pointers and 32-bit numbers only, so that both languages lay it out alike. Letters: M rows of
+// activations, N out_features, K in_features.
+//
+// Every kernel first waits for the kernels before it, which matters where it was started early (programmatic
+// dependent launch, capability 9.0 on): so nothing that they write may be touched before. What is touched before is
+// said by a prefetch: weights, which no pass writes.
 #pragma once
 
 #ifdef LLM_INT8_EMULATION
 #include "emulation.h"
-#define KERNEL(name, Args, threads, blocks) EMULATED_KERNEL(name, Args)
+#define KERNEL_WITH_PREFETCH(name, Args, threads, blocks, prefetch) EMULATED_KERNEL(name, Args, prefetch)
 #define DYNAMIC_SHARED(name) unsigned char* name = emulation::dynamic_shared()
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
-#define KERNEL(name, Args, threads, blocks) \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a)
+#define KERNEL_WITH_PREFETCH(name, Args, threads, blocks, prefetch)                                            \
+    static __device__ void name##_body(const Args& a);                                                         \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a) {       \
+        prefetch(a);                                                                                           \
+        wait_for_kernels_before();                                                                             \
+        name##_body(a);                                                                                        \
+    }                                                                                                          \
+    static __device__ __forceinline__ void name##_body(const Args& a)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 typedef __half half;
 typedef __nv_bfloat16 bf16;
 #endif
+#define KERNEL(name, Args, threads, blocks) KERNEL_WITH_PREFETCH(name, Args, threads, blocks, no_prefetch)
 
 typedef int8_t i8;
 typedef int32_t i32;
@@ -31,6 +43,23 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 
 #define DEVICE static __device__ __forceinline__
+
+template <class Args>
+DEVICE void no_prefetch(const Args&) {}
+
+#ifndef LLM_INT8_EMULATION
+// Lets the kernel after this one be started, and waits until those before it are done and what they wrote can be
+// seen. Both do nothing where kernels are not started early.
+DEVICE void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Brings 128 bytes of global memory into the second cache.
+DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+#endif
 
 constexpr u32 WARP = 32;
 constexpr u32 EVERY_LANE = 0xffffffffu;

@@ -17,6 +17,15 @@ struct DenseArgs {
 
 constexpr u32 DENSE_WARPS = 8;
 
+// The first lines of each of the warp's rows, a line a lane.
+template <class W, u32 ROWS>
+DEVICE void prefetch_dense(const DenseArgs& a) {
+    constexpr u32 LINES = WARP / ROWS, VALUES = 128 / sizeof(W);
+    u32 n = (blockIdx.x * DENSE_WARPS + warp_index()) * ROWS + lane_index() / LINES;
+    u32 k = lane_index() % LINES * VALUES;
+    if (n < a.out_features && k < a.pitch) prefetch_line(static_cast<const W*>(a.weight) + (size_t)n * a.pitch + k);
+}
+
 template <class W, u32 ROWS, u32 TOKENS>
 DEVICE void dense_thin(const DenseArgs& a) {
     constexpr u32 VALUES = 16 / sizeof(W);
@@ -96,8 +105,8 @@ DEVICE void dense_tile(const DenseArgs& a) {
 }
 
 #define DENSE(suffix, W)                                                 \
-    KERNEL(dense_one_##suffix, DenseArgs, 256, 4) { dense_thin<W, 4, 1>(a); } \
-    KERNEL(dense_thin_##suffix, DenseArgs, 256, 3) { dense_thin<W, 2, 8>(a); } \
+    KERNEL_WITH_PREFETCH(dense_one_##suffix, DenseArgs, 256, 4, (prefetch_dense<W, 4>)) { dense_thin<W, 4, 1>(a); } \
+    KERNEL_WITH_PREFETCH(dense_thin_##suffix, DenseArgs, 256, 3, (prefetch_dense<W, 2>)) { dense_thin<W, 2, 8>(a); } \
     KERNEL(dense_tile_##suffix, DenseArgs, 256, 4) { dense_tile<W>(a); }
 
 DENSE(f32, float)

@@ -7,7 +7,8 @@
 //
 // Layout: a block is 8 warps, `warps_k` of which share the same rows of weights, K split among them; each
 // holds ROWS rows, so that a lane has ROWS independent 16-byte loads under way (ROWS · 512 bytes a warp).
-// Sums are of integers: the order does not matter. Lanes of one warp then share the outliers of a row.
+// Sums are of integers: the order does not matter. Lanes of one warp then share the outliers of a row. Weights are
+// under way before anything else is done.
 #include "epilogue.cuh"
 #include "ptx.cuh"
 
@@ -20,6 +21,15 @@ struct GemvArgs {
 
 constexpr u32 GEMV_WARPS = 8;
 constexpr u32 GEMV_ROWS = 4;
+
+// The first 1024 bytes of the warp's share of each of its rows, a line a lane: they travel while the row of
+// activations is quantised.
+DEVICE void prefetch_gemv(const GemvArgs& a) {
+    u32 part = warp_index() % a.warps_k, group = warp_index() / a.warps_k;
+    u32 n = (blockIdx.x * (GEMV_WARPS / a.warps_k) + group) * GEMV_ROWS + lane_index() / 8;
+    u32 k = part * 1024 + lane_index() % 8 * 128;
+    if (n < a.weight.out_features && k < a.weight.pitch) prefetch_line(a.weight.codes + (size_t)n * a.weight.pitch + k);
+}
 
 template <class T>
 DEVICE void gemv(const GemvArgs& a) {
@@ -85,6 +95,6 @@ DEVICE void gemv(const GemvArgs& a) {
     }
 }
 
-KERNEL(gemv_f32, GemvArgs, 256, 4) { gemv<float>(a); }
-KERNEL(gemv_f16, GemvArgs, 256, 4) { gemv<half>(a); }
-KERNEL(gemv_bf16, GemvArgs, 256, 4) { gemv<bf16>(a); }
+KERNEL_WITH_PREFETCH(gemv_f32, GemvArgs, 256, 4, prefetch_gemv) { gemv<float>(a); }
+KERNEL_WITH_PREFETCH(gemv_f16, GemvArgs, 256, 4, prefetch_gemv) { gemv<half>(a); }
+KERNEL_WITH_PREFETCH(gemv_bf16, GemvArgs, 256, 4, prefetch_gemv) { gemv<bf16>(a); }

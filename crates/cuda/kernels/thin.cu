@@ -12,6 +12,14 @@
 
 constexpr u32 THIN_WARPS = 8;
 
+// The first 256 bytes of the warp's share of each of its 16 rows, a line a lane.
+DEVICE void prefetch_thin(const ProductArgs& a) {
+    u32 part = warp_index() % a.warps_k, group = warp_index() / a.warps_k;
+    u32 n = (blockIdx.x * (THIN_WARPS / a.warps_k) + group) * 16 + lane_index() / 2;
+    u32 k = part * 256 + lane_index() % 2 * 128;
+    if (n < a.weight.out_features && k < a.weight.pitch) prefetch_line(a.weight.codes + (size_t)n * a.weight.pitch + k);
+}
+
 // GROUPS: of 8 rows of activations.
 template <class T, u32 GROUPS>
 DEVICE void thin(const ProductArgs& a) {
@@ -63,8 +71,8 @@ DEVICE void thin(const ProductArgs& a) {
 }
 
 #define THIN(suffix, T)                                                      \
-    KERNEL(thin8_##suffix, ProductArgs, 256, 4) { thin<T, 1>(a); }              \
-    KERNEL(thin16_##suffix, ProductArgs, 256, 4) { thin<T, 2>(a); }
+    KERNEL_WITH_PREFETCH(thin8_##suffix, ProductArgs, 256, 4, prefetch_thin) { thin<T, 1>(a); } \
+    KERNEL_WITH_PREFETCH(thin16_##suffix, ProductArgs, 256, 4, prefetch_thin) { thin<T, 2>(a); }
 
 THIN(f32, float)
 THIN(f16, half)

@@ -38,7 +38,7 @@ impl<T: Pod> Buffer<T> {
             kernel: "allocating",
             reason: format!("{length} values are more than there can be"),
         })?;
-        let address = device.driver().allocate(bytes)?;
+        let address = device.ask(|driver| driver.allocate(bytes))?;
         device.count_allocation(bytes as u64);
         Ok(Self { device, address, length, values: PhantomData })
     }
@@ -98,7 +98,8 @@ impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         self.device.count_release(self.bytes());
         // A drop cannot return an error; what the driver refuses shows at the next call.
-        if let Err(error) = self.device.driver().free(self.address) {
+        let address = self.address;
+        if let Err(error) = self.device.ask(|driver| driver.free(address)) {
             log::error!("{error}");
         }
     }
@@ -143,7 +144,8 @@ impl<'a, T: Pod> View<'a, T> {
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn write(&self, values: &[T]) -> Result<()> {
         self.check("writing", values.len())?;
-        self.device().driver().write(self.address(), bytemuck::cast_slice(values))
+        let (address, bytes) = (self.address(), bytemuck::cast_slice(values));
+        self.device().ask(|driver| driver.write(address, bytes))
     }
 
     /// Copies values from it, and waits for them.
@@ -152,7 +154,8 @@ impl<'a, T: Pod> View<'a, T> {
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         self.check("reading", values.len())?;
-        self.device().driver().read(self.address(), bytemuck::cast_slice_mut(values))
+        let (address, bytes) = (self.address(), bytemuck::cast_slice_mut(values));
+        self.device().ask(|driver| driver.read(address, bytes))
     }
 
     /// Copies all values of another part of the same device to the beginning of this one.
@@ -165,7 +168,8 @@ impl<'a, T: Pod> View<'a, T> {
             let device = self.device().name().to_owned();
             return Err(CudaError::WrongDevice { kernel: "copying", what: "the source", device });
         }
-        self.device().driver().copy(self.address(), other.address(), other.length * size_of::<T>())
+        let (to, from, bytes) = (self.address(), other.address(), other.length * size_of::<T>());
+        self.device().ask(|driver| driver.copy(to, from, bytes))
     }
 
     /// Fills it with zeros.
@@ -173,7 +177,8 @@ impl<'a, T: Pod> View<'a, T> {
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn fill_with_zeros(&self) -> Result<()> {
-        self.device().driver().zero(self.address(), self.length * size_of::<T>())
+        let (address, bytes) = (self.address(), self.length * size_of::<T>());
+        self.device().ask(|driver| driver.zero(address, bytes))
     }
 
     fn check(&self, kernel: &'static str, needed: usize) -> Result<()> {

@@ -5,8 +5,8 @@ use crate::driver::{Driver, Launch, Properties, Recorded};
 use crate::error::Result;
 use bytemuck::Pod;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct MemoryInfo {
 
 /// A GPU, or one that the CPU plays. Clones are the same device.
 ///
-/// What is asked for happens in order, on one stream; only reading waits.
+/// What is asked for happens in order, on one stream; only reading waits. Several threads may use it.
 #[derive(Clone)]
 pub struct Device(Arc<Shared>);
 
@@ -32,6 +32,11 @@ struct Shared {
     properties: Properties,
     allocated: AtomicU64,
     peak: AtomicU64,
+    overlaps: AtomicBool,
+    /// Held alone while launches are recorded, so that nothing of another thread gets among them.
+    stream: RwLock<()>,
+    /// The thread that records; 0: none.
+    recorder: AtomicU64,
 }
 
 /// A sequence of launches, recorded once.
@@ -39,6 +44,15 @@ struct Shared {
 pub struct Graph {
     device: Device,
     recorded: Recorded,
+}
+
+/// A number of this thread, from 1 on.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
 }
 
 impl Device {
@@ -68,7 +82,9 @@ impl Device {
     fn with_driver(driver: Driver) -> Result<Self> {
         let properties = driver.properties()?;
         let (allocated, peak) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self(Arc::new(Shared { driver, properties, allocated, peak })))
+        let overlaps = AtomicBool::new(false);
+        let (stream, recorder) = (RwLock::new(()), AtomicU64::new(0));
+        Ok(Self(Arc::new(Shared { driver, properties, allocated, peak, overlaps, stream, recorder })))
     }
 
     /// `cuda:0`.
@@ -96,7 +112,7 @@ impl Device {
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn memory(&self) -> Result<MemoryInfo> {
-        let (free, total) = self.0.driver.memory()?;
+        let (free, total) = self.ask(Driver::memory)?;
         let (allocated, peak) =
             (self.0.allocated.load(Ordering::Relaxed), self.0.peak.load(Ordering::Relaxed));
         Ok(MemoryInfo { free, total, allocated, peak })
@@ -135,7 +151,7 @@ impl Device {
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver), also for what a kernel did wrong before.
     pub fn synchronize(&self) -> Result<()> {
-        self.0.driver.synchronize()
+        self.ask(Driver::synchronize)
     }
 
     /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may be allocated,
@@ -147,11 +163,26 @@ impl Device {
         &self,
         steps: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
+        let alone = self.0.stream.write().unwrap_or_else(PoisonError::into_inner);
         self.0.driver.begin_recording()?;
+        self.0.recorder.store(this_thread(), Ordering::Relaxed);
         let done = steps();
+        self.0.recorder.store(0, Ordering::Relaxed);
         let recorded = self.0.driver.end_recording();
+        drop(alone);
         done?;
         Ok(Graph { device: self.clone(), recorded: recorded? })
+    }
+
+    /// Lets kernels be started while the one before still runs (programmatic dependent launch, for GPUs of capability
+    /// 9.0 and later): each first brings weights into the second cache and then waits for those before it. Results
+    /// are the same. Off until it is asked for.
+    pub fn set_overlap(&self, overlaps: bool) {
+        self.0.overlaps.store(overlaps, Ordering::Relaxed);
+    }
+
+    pub(crate) fn overlaps_kernels(&self) -> bool {
+        self.0.overlaps.load(Ordering::Relaxed)
     }
 
     /// Whether both are the same device.
@@ -159,8 +190,11 @@ impl Device {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(crate) fn driver(&self) -> &Driver {
-        &self.0.driver
+    /// Asks the driver for something, when no other thread records.
+    pub(crate) fn ask<T>(&self, what: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
+        let is_recorder = self.0.recorder.load(Ordering::Relaxed) == this_thread();
+        let _shared = (!is_recorder).then(|| self.0.stream.read().unwrap_or_else(PoisonError::into_inner));
+        what(&self.0.driver)
     }
 
     pub(crate) fn count_allocation(&self, bytes: u64) {
@@ -177,7 +211,7 @@ impl Device {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.0.driver.launch(launch)
+        self.ask(|driver| driver.launch(launch))
     }
 }
 
@@ -193,6 +227,6 @@ impl Graph {
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn launch(&self) -> Result<()> {
-        self.device.0.driver.replay(&self.recorded)
+        self.device.ask(|driver| driver.replay(&self.recorded))
     }
 }

@@ -77,11 +77,19 @@ pub struct DeviceConfig {
     pub limits: Vec<MemoryLimit>,
     /// Decode by graphs recorded once.
     pub uses_graphs: bool,
+    /// Let kernels start while the one before still runs.
+    pub overlaps_kernels: bool,
 }
 
 impl Default for DeviceConfig {
     fn default() -> Self {
-        Self { devices: vec![DeviceName::Auto], map: false, limits: Vec::new(), uses_graphs: true }
+        Self {
+            devices: vec![DeviceName::Auto],
+            map: false,
+            limits: Vec::new(),
+            uses_graphs: true,
+            overlaps_kernels: false,
+        }
     }
 }
 
@@ -114,7 +122,8 @@ impl DeviceConfig {
             (_, false) => Placement::on(budgets.remove(0).device),
         };
         let most_on_cpu = self.limits.iter().find(|limit| limit.device.is_none()).map(|limit| limit.bytes);
-        Ok(Placement { uses_graphs: self.uses_graphs, most_on_cpu, ..placement })
+        let (uses_graphs, overlaps_kernels) = (self.uses_graphs, self.overlaps_kernels);
+        Ok(Placement { uses_graphs, overlaps_kernels, most_on_cpu, ..placement })
     }
 
     fn is_auto(&self) -> bool {

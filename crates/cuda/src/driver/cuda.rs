@@ -36,6 +36,8 @@ pub(crate) struct CudaDriver {
     functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
     staging: Mutex<Vec<Staging>>,
     name: String,
+    /// The first number of the compute capability.
+    capability: i32,
 }
 
 /// A captured graph.
@@ -92,7 +94,16 @@ impl CudaDriver {
         let stream = context.new_stream().map_err(error("making a stream"))?;
         let module =
             context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(error("loading the kernels"))?;
-        Ok(Self { context, stream, module, functions: Mutex::default(), staging: Mutex::default(), name })
+        let (capability, _) = context.compute_capability().map_err(error("asking for its capability"))?;
+        Ok(Self {
+            capability,
+            context,
+            stream,
+            module,
+            functions: Mutex::default(),
+            staging: Mutex::default(),
+            name,
+        })
     }
 
     fn error(&self, action: &'static str) -> impl FnOnce(DriverError) -> CudaError {
@@ -233,7 +244,6 @@ impl CudaDriver {
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
         self.bind()?;
         let function = self.function(&launch)?;
-        let [x, y, z] = launch.grid;
         // Structs of kernels hold pointers: aligned as those are.
         let mut args = [0u64; 32];
         let Some(bytes) = bytemuck::cast_slice_mut::<u64, u8>(&mut args).get_mut(..launch.args.len()) else {
@@ -242,20 +252,39 @@ impl CudaDriver {
         };
         bytes.copy_from_slice(launch.args);
         let mut parameters = [args.as_mut_ptr().cast::<c_void>()];
+        let mut attributes = self.early_start(launch.overlaps);
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let (function, nothing) = (function.cu_function(), std::ptr::null_mut());
         #[expect(unsafe_code, reason = "kernels are C++")]
         // SAFETY: the kernel takes one struct, whose layout args.rs mirrors, and copies it at the call; what it
-        // touches was checked by the functions of `ops`.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                self.stream.cu_stream(),
-                &mut parameters,
-            )
+        // touches was checked by the functions of `ops`; attributes and parameters outlive the call.
+        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), nothing) }
+            .result()
+            .map_err(self.error(launch.kernel))
+    }
+
+    /// What lets a kernel start before the one before has ended; nothing where that is not asked for or not known.
+    fn early_start(&self, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
+        if !overlaps || self.capability < 9 {
+            return Vec::new();
         }
-        .map_err(self.error(launch.kernel))
+        #[expect(unsafe_code, reason = "an attribute is a union of C")]
+        // SAFETY: every member of the union is plain data, for which zeros are a value.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        vec![attribute]
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {

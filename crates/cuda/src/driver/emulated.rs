@@ -182,7 +182,7 @@ impl EmulatedDriver {
     }
 
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
-        let Launch { kernel, args, grid, threads, shared_bytes } = launch;
+        let Launch { kernel, args, grid, threads, shared_bytes, .. } = launch;
         self.step(Step::Launch { kernel, args: args.to_vec(), grid, threads, shared_bytes })
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Properties {
 
 /// A kernel to run.
 #[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(any(feature = "cuda", emulated)), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'static str,
     /// Its one struct.
@@ -31,6 +31,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) grid: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    /// Whether it may be started before the kernel before it has ended.
+    pub(crate) overlaps: bool,
 }
 
 /// A driver with one device and one stream: what is asked for happens in that order.

@@ -258,6 +258,7 @@ impl Check<'_> {
             grid: grid.map(|size| size as u32),
             threads,
             shared_bytes: shared_bytes as u32,
+            overlaps: self.device.overlaps_kernels(),
         })
     }
 }

@@ -26,7 +26,12 @@ fn devices() -> Vec<Device> {
             Err(error) => panic!("{error}"),
         }
     }
-    devices.extend(Device::cuda(0));
+    for overlaps in [false, true] {
+        if let Ok(device) = Device::cuda(0) {
+            device.set_overlap(overlaps);
+            devices.push(device);
+        }
+    }
     devices
 }
 

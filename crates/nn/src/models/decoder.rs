@@ -1,7 +1,7 @@
 //! The one decoder and its parts. Which ones a model has, its family's template says; what is done with them
 //! stands in `forward`, once.
 
-use super::device::{DeviceCache, DeviceMap, Place, Stage};
+use super::device::{DeviceCache, Stage};
 use super::spec::{DecoderSpec, LayerSpec, ModelSlot, Slot};
 use super::template::PartSpec;
 use crate::dtype::FloatDtype;
@@ -143,7 +143,6 @@ pub struct Decoder {
     isa: Isa,
     pub(super) model: Parts,
     pub(super) blocks: Vec<Parts>,
-    pub(super) map: DeviceMap,
     /// What lies on devices, in the order of the blocks; the first has what stands outside of blocks, if any has.
     pub(super) stages: Vec<Stage>,
 }
@@ -159,8 +158,7 @@ impl Decoder {
             }
         }
         let blocks = vec![block; spec.layers.len()];
-        let map = DeviceMap { model: Place::Cpu, blocks: vec![Place::Cpu; blocks.len()] };
-        Self { model, blocks, map, stages: Vec::new(), spec, dtype, isa }
+        Self { model, blocks, stages: Vec::new(), spec, dtype, isa }
     }
 
     /// An empty cache.

@@ -194,9 +194,10 @@ impl Decoder {
 
     /// Declares the decoder's parts where the placement wants them; values are read later.
     pub(super) fn place(&mut self, placement: &Placement) -> Result<()> {
-        self.map = self.map_for(placement)?;
-        for (number, has_model, range) in self.ranges(placement, &self.map) {
+        let map = self.map_for(placement)?;
+        for (number, has_model, range) in self.ranges(placement, &map) {
             let device = &placement.devices[number].device;
+            device.set_overlap(placement.overlaps_kernels);
             let stage = Stage::declare(device, self, range, has_model, placement.uses_graphs)?;
             self.stages.push(stage);
         }

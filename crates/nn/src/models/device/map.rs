@@ -21,6 +21,8 @@ pub struct Placement {
     pub spills: bool,
     /// Decode by graphs recorded once, and not by single launches.
     pub uses_graphs: bool,
+    /// Let kernels start while the one before still runs ([`Device::set_overlap`]).
+    pub overlaps_kernels: bool,
     /// Positions of one text that memory is kept free for.
     pub reserved_positions: usize,
     /// Bytes that may go to the CPU; none: all.
@@ -45,6 +47,7 @@ impl Placement {
             devices,
             spills: true,
             uses_graphs: true,
+            overlaps_kernels: false,
             reserved_positions: RESERVED_POSITIONS,
             most_on_cpu: None,
         }
