@@ -2,16 +2,17 @@
 # Takes the tests to a machine that has a GPU but no Rust.
 #
 #   scripts/gpu_tests.sh pack          here, with nvcc on PATH: builds the program and the tests of devices with the feature
-#                                      `cuda`, and puts them into gpu-tests/ (stripped and compressed, 36 MB)
+#                                      `cuda`, and puts them into target/gpu-tests (stripped and compressed, 36 MB)
 #   scripts/gpu_tests.sh run [FOLDER]  there, in the same checkout: kernels, then models and the program, then
-#                                      compute-sanitizer where there is one; logs into FOLDER (default: gpu-tests)
+#                                      compute-sanitizer where there is one; logs into FOLDER (default: target/gpu-tests)
 #
-# After that: python3 scripts/bench_gpu.py --binary gpu-tests/llm-int8
+# After that: python3 scripts/bench_gpu.py --binary target/gpu-tests/llm-int8
 set -euo pipefail
 cd "$(dirname "$0")/.."
+folder=target/gpu-tests
 
 pack() {
-    mkdir -p gpu-tests
+    mkdir -p "$folder"
     cargo test --release --workspace --features cuda --no-run --message-format json 2>/dev/null | python3 -c '
 import json, shutil, sys
 wanted = {("crates/cuda", "kernels"): "kernels", ("", "tests"): "tests"}
@@ -21,30 +22,30 @@ for line in sys.stdin:
         name = message["target"]["name"]
         for (folder, target), file in wanted.items():
             if name == target and folder in message["package_id"]:
-                shutil.copy(message["executable"], f"gpu-tests/{file}")
+                shutil.copy(message["executable"], f"target/gpu-tests/{file}")
 '
     # The program that the tests run: with emulated devices beside the GPUs.
-    cp target/release/llm-int8 gpu-tests/llm-int8
+    cp target/release/llm-int8 "$folder/llm-int8"
     # Where tests look for golden files and the program: paths of this machine are part of them.
-    pwd > gpu-tests/checkout
+    pwd > "$folder/checkout"
     for file in llm-int8 kernels tests; do
-        strip "gpu-tests/$file"
-        xz --force -3 "gpu-tests/$file"
+        strip "$folder/$file"
+        xz --force -3 "$folder/$file"
     done
-    du -h gpu-tests/*
+    du -h "$folder"/*
 }
 
 run() {
-    logs=${1:-gpu-tests}
+    logs=${1:-$folder}
     mkdir -p "$logs"
     for file in llm-int8 kernels tests; do
-        if [ -e "gpu-tests/$file.xz" ]; then
+        if [ -e "$folder/$file.xz" ]; then
             python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
-                "gpu-tests/$file.xz" "gpu-tests/$file"
-            chmod +x "gpu-tests/$file"
+                "$folder/$file.xz" "$folder/$file"
+            chmod +x "$folder/$file"
         fi
     done
-    checkout=$(cat gpu-tests/checkout)
+    checkout=$(cat "$folder/checkout")
     if [ ! -e "$checkout" ]; then
         mkdir -p "$(dirname "$checkout")"
         ln -s "$PWD" "$checkout"
@@ -52,7 +53,7 @@ run() {
     mkdir -p target/release
     # A hard link of cargo would be written through.
     rm -f target/release/llm-int8
-    cp gpu-tests/llm-int8 target/release/llm-int8
+    cp "$folder/llm-int8" target/release/llm-int8
     failed=0
     step() {
         local log="$logs/$1.log"
@@ -61,12 +62,12 @@ run() {
         "$@" > "$log" 2>&1 || failed=1
         grep -E '^test result|panicked|ERROR SUMMARY' "$log" || tail -n 3 "$log"
     }
-    step program gpu-tests/llm-int8 run tiny-gpt2 --prompt "In the beginning" --device cuda
-    step kernels gpu-tests/kernels
-    step tests gpu-tests/tests device
+    step program "$folder/llm-int8" run tiny-gpt2 --prompt "In the beginning" --device cuda
+    step kernels "$folder/kernels"
+    step tests "$folder/tests" device
     if command -v compute-sanitizer > /dev/null; then
         for tool in memcheck racecheck; do
-            step "$tool" compute-sanitizer --tool "$tool" gpu-tests/kernels --test-threads 1
+            step "$tool" compute-sanitizer --tool "$tool" "$folder/kernels" --test-threads 1
         done
     fi
     exit "$failed"

@@ -1,36 +1,11 @@
 //! Every family against transformers and bitsandbytes: the folders of `golden/models`.
 
-use crate::support::{golden, golden_tensor, golden_text, relative_error};
-use candle_core::{DType, Device, Tensor};
-use llm_int8_nn::checkpoint::Checkpoint;
+use crate::support::golden_models::{at_most, config, expected, folders, in_every_folder, input_ids, load};
+use crate::support::{golden_text, relative_error};
+use candle_core::{Device, Tensor};
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
-use llm_int8_nn::models::{
-    Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, ModelConfig, Text, WeightDtype,
-};
+use llm_int8_nn::models::{Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, Text, WeightDtype};
 use llm_int8_nn::module::Module;
-use std::sync::Arc;
-
-/// The folders of `golden/models` that hold expected values.
-fn folders() -> Vec<String> {
-    let all = std::fs::read_dir(golden("models")).unwrap().flatten();
-    let complete = all.filter(|entry| entry.path().join("expected.safetensors").exists());
-    let mut names: Vec<String> = complete.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn config(folder: &str) -> ModelConfig {
-    ModelConfig::parse(golden_text(&format!("models/{folder}/config.json")).as_bytes()).unwrap()
-}
-
-fn load(folder: &str, options: &LoadOptions) -> Decoder {
-    let files = [golden(&format!("models/{folder}/model.safetensors"))];
-    let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
-    match Decoder::load(&config(folder), &checkpoint, options, &mut |_| ()) {
-        Ok((decoder, _)) => decoder,
-        Err(error) => panic!("{folder}: {error}"),
-    }
-}
 
 fn unquantised() -> LoadOptions {
     LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() }
@@ -41,33 +16,12 @@ fn int8(outlier_scope: OutlierScope) -> LoadOptions {
     LoadOptions { int8, dtype: WeightDtype::Float32, ..LoadOptions::default() }
 }
 
-fn expected(folder: &str, name: &str) -> Tensor {
-    golden_tensor(&format!("models/{folder}/expected.safetensors"), name)
-}
-
-fn input_ids(folder: &str) -> Tensor {
-    expected(folder, "input_ids").to_dtype(DType::U32).unwrap()
-}
-
 fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
     model.logits(ids).unwrap()
 }
 
-/// Fails with every folder a check found fault with.
-fn in_every_folder(check: impl Fn(&str) -> Result<(), String>) {
-    let faults: Vec<String> = folders()
-        .iter()
-        .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
-        .collect();
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-}
-
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: &T, theirs: &T) -> Result<(), String> {
     if ours == theirs { Ok(()) } else { Err(format!("{what}:\n{ours:?}\n{theirs:?}")) }
-}
-
-fn at_most(what: &str, value: f64, limit: f64) -> Result<(), String> {
-    if value <= limit { Ok(()) } else { Err(format!("{what} is {value:e}, more than {limit:e}")) }
 }
 
 #[test]

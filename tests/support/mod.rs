@@ -1,5 +1,7 @@
 //! What several tests need.
 
+pub(crate) mod golden_models;
+
 use candle_core::{Device, Tensor};
 use std::io::Write;
 use std::path::{Path, PathBuf};

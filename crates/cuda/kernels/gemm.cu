@@ -91,23 +91,29 @@ struct Gemm {
         finish_tile(a, sum, tile_m, tile_n, warp_m, warp_n, reinterpret_cast<float*>(shared));
     }
 
-    static __device__ __forceinline__ void finish_tile(const ProductArgs& a, i32 (&sum)[HIGH][WIDE][4], u32 tile_m,
-                                                       u32 tile_n, u32 warp_m, u32 warp_n, float* shared) {
-        constexpr u32 PITCH = OUTLIERS_AT_ONCE + 1;
-        float *x = shared, *w = shared + TILE_M * PITCH;
-        u32 g = lane_index() / 4, t = lane_index() % 4, n_end = a.weight.out_features, count = *a.count;
-        float y[HIGH][WIDE][4];
+    // Calls f(m, n, i, j, c) for each output of this thread: where it lies, and its place among the sums.
+    template <class F>
+    static __device__ __forceinline__ void for_outputs(u32 first_m, u32 first_n, F f) {
+        u32 g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
         for (u32 i = 0; i < HIGH; ++i)
 #pragma unroll
             for (u32 j = 0; j < WIDE; ++j)
 #pragma unroll
-                for (u32 c = 0; c < 4; ++c) {
-                    u32 m = tile_m + warp_m + i * 16 + g + c / 2 * 8, n = tile_n + warp_n + j * 8 + 2 * t + c % 2;
-                    bool inside = m < a.rows && n < n_end;
-                    y[i][j][c] = inside ? dequantize(sum[i][j][c], a.absmax[m], a.weight.absmax[n], a.epilogue.bias, n)
-                                        : 0.0f;
-                }
+                for (u32 c = 0; c < 4; ++c) f(first_m + i * 16 + g + c / 2 * 8, first_n + j * 8 + 2 * t + c % 2, i, j, c);
+    }
+
+    static __device__ __forceinline__ void finish_tile(const ProductArgs& a, i32 (&sum)[HIGH][WIDE][4], u32 tile_m,
+                                                       u32 tile_n, u32 warp_m, u32 warp_n, float* shared) {
+        constexpr u32 PITCH = OUTLIERS_AT_ONCE + 1;
+        float *x = shared, *w = shared + TILE_M * PITCH;
+        u32 n_end = a.weight.out_features, count = *a.count;
+        float y[HIGH][WIDE][4];
+        for_outputs(tile_m + warp_m, tile_n + warp_n, [&](u32 m, u32 n, u32 i, u32 j, u32 c) {
+            bool inside = m < a.rows && n < n_end;
+            y[i][j][c] =
+                inside ? dequantize(sum[i][j][c], a.absmax[m], a.weight.absmax[n], a.epilogue.bias, n) : 0.0f;
+        });
         for (u32 first = 0; first < count; first += OUTLIERS_AT_ONCE) {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
             for (u32 i = threadIdx.x; i < (TILE_M + TILE_N) * here; i += THREADS) {
@@ -122,27 +128,15 @@ struct Gemm {
                 }
             }
             __syncthreads();
-            for (u32 o = 0; o < here; ++o) {
-#pragma unroll
-                for (u32 i = 0; i < HIGH; ++i)
-#pragma unroll
-                    for (u32 j = 0; j < WIDE; ++j)
-#pragma unroll
-                        for (u32 c = 0; c < 4; ++c)
-                            y[i][j][c] = __fmaf_rn(x[(warp_m + i * 16 + g + c / 2 * 8) * PITCH + o],
-                                                   w[(warp_n + j * 8 + 2 * t + c % 2) * PITCH + o], y[i][j][c]);
-            }
+            for (u32 o = 0; o < here; ++o)
+                for_outputs(warp_m, warp_n, [&](u32 m, u32 n, u32 i, u32 j, u32 c) {
+                    y[i][j][c] = __fmaf_rn(x[m * PITCH + o], w[n * PITCH + o], y[i][j][c]);
+                });
             __syncthreads();
         }
-#pragma unroll
-        for (u32 i = 0; i < HIGH; ++i)
-#pragma unroll
-            for (u32 j = 0; j < WIDE; ++j)
-#pragma unroll
-                for (u32 c = 0; c < 4; ++c) {
-                    u32 m = tile_m + warp_m + i * 16 + g + c / 2 * 8, n = tile_n + warp_n + j * 8 + 2 * t + c % 2;
-                    if (m < a.rows && n < n_end) finish<T>(a.epilogue, m, n, y[i][j][c]);
-                }
+        for_outputs(tile_m + warp_m, tile_n + warp_n, [&](u32 m, u32 n, u32 i, u32 j, u32 c) {
+            if (m < a.rows && n < n_end) finish<T>(a.epilogue, m, n, y[i][j][c]);
+        });
     }
 };
 

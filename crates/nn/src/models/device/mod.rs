@@ -32,10 +32,10 @@ use super::spec::{DecoderSpec, Slot};
 use crate::dtype::FloatDtype;
 use crate::error::Result;
 use llm_int8_cuda::ops::{FloatType, HeadLayout};
-use llm_int8_cuda::{Buffer, Device, Graph};
+use llm_int8_cuda::{Buffer, Device};
 use memory::Workspace;
 use parts::{DeviceBlock, DeviceModel};
-use pass::GraphKey;
+use pass::{GraphKey, GraphState};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -54,7 +54,7 @@ pub(super) struct Stage {
     slopes: Option<Arc<Buffer<f32>>>,
     uses_graphs: bool,
     workspace: Arc<Mutex<Option<Workspace>>>,
-    graphs: Arc<Mutex<BTreeMap<GraphKey, Option<Graph>>>>,
+    graphs: Arc<Mutex<BTreeMap<GraphKey, GraphState>>>,
 }
 
 impl fmt::Debug for Stage {

@@ -12,9 +12,9 @@ use super::parts::DeviceModel;
 use crate::error::{NnError, Result};
 use crate::layers::RopeTable;
 use llm_int8_cuda::args::AttendedRow;
-use llm_int8_cuda::plan;
+use llm_int8_cuda::{Graph, plan};
 use std::ops::Range;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Rows up to which a pass of single tokens is recorded.
 const GRAPH_ROWS: usize = 64;
@@ -87,6 +87,17 @@ pub(in crate::models) struct Work {
     pub(in crate::models) heads: bool,
 }
 
+/// How far a graph is.
+#[derive(Debug)]
+pub(super) enum GraphState {
+    /// Its launches were made once, which loaded what they need.
+    Once,
+    /// It is there.
+    Recorded(Graph),
+    /// The driver did not let it be recorded.
+    Refused,
+}
+
 /// For what a graph was recorded: what it does, rows, and blocks that share positions.
 pub(super) type GraphKey = (bool, usize, usize, bool, usize, usize);
 
@@ -157,12 +168,12 @@ impl Stage {
     /// Takes norms and biases from the CPU's parts, once those are read.
     pub(in crate::models) fn take_small_parts(&mut self, decoder: &super::Decoder) -> Result<()> {
         let shared = || NnError::NotLoaded;
-        let blocks = std::sync::Arc::get_mut(&mut self.blocks).ok_or_else(shared)?;
+        let blocks = Arc::get_mut(&mut self.blocks).ok_or_else(shared)?;
         for (block, parts) in blocks.iter_mut().zip(&decoder.blocks[self.first..]) {
             block.take_small_parts(&self.device, parts)?;
         }
         if let Some(model) = &mut self.model {
-            let model = std::sync::Arc::get_mut(model).ok_or_else(shared)?;
+            let model = Arc::get_mut(model).ok_or_else(shared)?;
             model.take_small_parts(&self.device, &decoder.model)?;
         }
         Ok(())
@@ -196,19 +207,35 @@ impl StagePass<'_> {
         if graphs.len() >= MOST_GRAPHS && !graphs.contains_key(&key) {
             graphs.clear();
         }
-        match graphs.get(&key) {
+        let state = graphs.remove(&key);
+        let next = match state {
             None => {
-                graphs.insert(key, None);
-                self.launch(work)
+                self.launch(work)?;
+                GraphState::Once
             }
-            Some(Some(graph)) => Ok(graph.launch()?),
-            Some(None) => {
-                let graph = self.stage.device.record(|| self.launch(work))?;
+            Some(GraphState::Once) => match self.stage.device.record(|| self.launch(work)) {
+                Ok(graph) => {
+                    graph.launch()?;
+                    GraphState::Recorded(graph)
+                }
+                Err(error) => {
+                    // Launches do the same; why recording failed is for whoever looks at logs.
+                    log::warn!("{}: no graph, but single launches: {error}", self.stage.device.name());
+                    self.launch(work)?;
+                    GraphState::Refused
+                }
+            },
+            Some(GraphState::Recorded(graph)) => {
                 graph.launch()?;
-                graphs.insert(key, Some(graph));
-                Ok(())
+                GraphState::Recorded(graph)
             }
-        }
+            Some(GraphState::Refused) => {
+                self.launch(work)?;
+                GraphState::Refused
+            }
+        };
+        graphs.insert(key, next);
+        Ok(())
     }
 
     fn launch(&self, work: &Work) -> Result<()> {
