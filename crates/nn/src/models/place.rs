@@ -82,6 +82,11 @@ impl Decoder {
         self.stages.iter_mut().for_each(|stage| stage.set_graphs(uses_graphs));
     }
 
+    /// Graphs recorded so far.
+    pub fn graph_count(&self) -> usize {
+        self.stages.iter().map(Stage::graph_count).sum()
+    }
+
     /// Bytes of weights; the head's only where it has its own.
     fn bytes_of(&self, parts: &Parts, is_model: bool) -> u64 {
         let part = |(slot, part): (usize, &Part)| -> u64 {

@@ -156,6 +156,12 @@ impl Stage {
         })
     }
 
+    /// Graphs recorded.
+    pub(in crate::models) fn graph_count(&self) -> usize {
+        let graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        graphs.values().filter(|state| matches!(state, GraphState::Recorded(_))).count()
+    }
+
     fn forget_graphs(&self) {
         self.graphs.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
