@@ -6,6 +6,7 @@
 
 mod attention;
 mod device;
+mod golden;
 mod linear;
 mod rows;
 mod select;
