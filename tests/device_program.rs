@@ -93,6 +93,7 @@ fn wrong_devices_are_explained() {
         (&["--device", "cpu,cuda"], "cannot stand beside"),
         (&["--device-map", "auto", "--max-memory", "x=1GB"], "is no device"),
         (&["--device", "emulated", "--outliers", "row", "--speculate", "4"], "use --device cpu"),
+        (&["--device", "emulated", "--outlier-weights", "original"], "leave --outlier-weights original away"),
     ] {
         let (code, _, error) = on(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");

@@ -183,10 +183,11 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
         .map_err(|error| explain(error, name))
 }
 
-/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one.
+/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one, and a place
+/// where the model cannot go.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
-        LlmError::Nn(NnError::UnknownModule { .. })
+        LlmError::Nn(NnError::UnknownModule { .. } | NnError::Placement { .. })
         | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
         error => anyhow::Error::from(error).context(format!("{name} cannot be loaded")),
     }

@@ -215,6 +215,12 @@ pub enum NnError {
          its weights or activations overflow: try --dtype bfloat16 or --no-quantize"
     )]
     NonFiniteLogits,
+    /// Devices that the model cannot be put on as asked for.
+    #[error("the model cannot be put there: {reason}")]
+    Placement {
+        /// Why, and what can be done.
+        reason: String,
+    },
     /// A device refused something.
     #[error(transparent)]
     Cuda(#[from] llm_int8_cuda::CudaError),

@@ -164,14 +164,14 @@ impl Decoder {
         if !placement.devices.is_empty() && self.blocks.iter().chain([&self.model]).any(original) {
             let reason = "original outlier weights are taken from the file for tokens as they come, which only the \
                           CPU does: use --device cpu, or leave --outlier-weights original away";
-            return Err(NnError::Config { reason: reason.into() });
+            return Err(NnError::Placement { reason: reason.into() });
         }
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
         let on_cpu = map.blocks.iter().zip(&self.blocks).filter(|(place, _)| **place == Place::Cpu);
         let head = if map.model == Place::Cpu { self.bytes_of(&self.model, true) } else { 0 };
         let bytes = head + on_cpu.map(|(_, parts)| self.bytes_of(parts, false)).sum::<u64>();
         match placement.most_on_cpu {
-            Some(most) if bytes > most => Err(NnError::Config {
+            Some(most) if bytes > most => Err(NnError::Placement {
                 reason: format!(
                     "{bytes} bytes do not fit on the devices, and the CPU may take {most}; allow more memory"
                 ),

@@ -158,7 +158,9 @@ impl DeviceMap {
         let names: Vec<&str> = placement.devices.iter().map(|budget| budget.device.name()).collect();
         let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
         match twice {
-            Some((_, name)) => Err(NnError::Config { reason: format!("the device {name} is there twice") }),
+            Some((_, name)) => {
+                Err(NnError::Placement { reason: format!("the device {name} is there twice") })
+            }
             None => Ok(()),
         }
     }
