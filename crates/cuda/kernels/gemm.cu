@@ -9,8 +9,8 @@
 // rows an ldmatrix reads lie in different banks.
 // Any M, N, K: rows beyond the end read as zeros and are not written, K is filled up to 16 by the pitch and to
 // 64 by the copies.
-// Not here: wgmma, without which Hopper's tensor cores reach about 60 % of their rate. It was not written
-// because it could not be run.
+// Not here: wgmma, without which Hopper's tensor cores reach about 60 % of their rate by published measurements
+// (arXiv 2402.13499). It was not written because it could not be run.
 #include "product.cuh"
 
 constexpr u32 STAGES = 4;
