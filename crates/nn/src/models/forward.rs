@@ -171,7 +171,7 @@ impl<'a> Pass<'a> {
         };
         let is_pooled = self.ids.len() >= POOLED_ROWS;
         let logits = if is_pooled { rayon::scope(|_| run(&mut self)) } else { run(&mut self) }?;
-        Ok(Logits::on_cpu(logits, self.decoder.spec().vocab_size()))
+        Ok(Logits::from_vec(logits, self.decoder.spec().vocab_size()))
     }
 
     /// The blocks of each device, then those of the CPU; the head where it lies.
@@ -214,7 +214,7 @@ impl<'a> Pass<'a> {
                 pass.logits_of(&wanted)?;
                 Ok(Logits::on_device(pass, wanted.len(), spec.vocab_size()))
             }
-            None => Ok(Logits::on_cpu(self.logits(&x)?, spec.vocab_size())),
+            None => Ok(Logits::from_vec(self.logits(&x)?, spec.vocab_size())),
         }
     }
 

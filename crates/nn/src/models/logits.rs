@@ -38,10 +38,6 @@ impl fmt::Debug for Logits<'_> {
 }
 
 impl<'a> Logits<'a> {
-    pub(super) fn on_cpu(logits: Vec<f32>, vocabulary: usize) -> Self {
-        Self { rows: logits.len() / vocabulary.max(1), place: Place::Cpu(logits), vocabulary }
-    }
-
     pub(super) fn on_device(pass: StagePass<'a>, rows: usize, vocabulary: usize) -> Self {
         Self { place: Place::Device(pass), rows, vocabulary }
     }
@@ -102,7 +98,7 @@ impl<'a> Logits<'a> {
 
     /// Logits `[rows, vocabulary]` that were made elsewhere.
     pub fn from_vec(logits: Vec<f32>, vocabulary: usize) -> Logits<'static> {
-        Logits::on_cpu(logits, vocabulary)
+        Logits { rows: logits.len() / vocabulary.max(1), place: Place::Cpu(logits), vocabulary }
     }
 }
 
