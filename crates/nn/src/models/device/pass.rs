@@ -138,8 +138,11 @@ impl Stage {
             *workspace = None;
             *workspace = Some(Workspace::new(&self.device, widths, count.next_power_of_two())?);
         }
+        let padded = self.layout(spec).padded();
+        // Turing's blocks have too little shared memory for tiles of wide heads.
         let is_tiled = rows.lengths.iter().any(|length| *length >= TILED_FROM)
-            && spec.attention.head_size.next_multiple_of(8) <= plan::MOST_DIMS;
+            && padded <= plan::MOST_DIMS
+            && plan::attend_many_shared_bytes(padded) <= self.device.shared_bytes();
         let tiles = if is_tiled { plan::query_tiles(&rows.lengths) } else { Vec::new() };
         let memory = workspace.as_ref().ok_or(NnError::NotLoaded)?;
         memory.inputs.all().write(&rows.bytes(caches, &tiles))?;
