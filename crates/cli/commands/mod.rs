@@ -14,7 +14,7 @@ mod write;
 use crate::args::{
     Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, SamplingArgs, Weights, WrongUse,
 };
-use crate::display::Downloads;
+use crate::display::{Downloads, line};
 use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::hub::HubConfig;
@@ -179,8 +179,10 @@ fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
 }
 
 fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCausalLM> {
-    AutoModelForCausalLM::from_pretrained_with(name, config, &Downloads::new(), &mut |_| ())
-        .map_err(|error| explain(error, name))
+    let model = AutoModelForCausalLM::from_pretrained_with(name, config, &Downloads::new(), &mut |_| ())
+        .map_err(|error| explain(error, name))?;
+    model.load_report().warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
+    Ok(model)
 }
 
 /// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one, and a place

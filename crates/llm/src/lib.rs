@@ -22,13 +22,13 @@ mod companion;
 pub mod device;
 pub mod error;
 pub mod generate;
-mod gguf_tokenizer;
 pub mod load;
 pub mod memory;
 pub mod model;
 pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
+pub mod warning;
 
 pub use chat::{Chat, ChatMessage, ChatTemplate, Reply};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
@@ -40,6 +40,7 @@ pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;
+pub use warning::Warning;
 
 pub use llm_int8_hub as hub;
 pub use llm_int8_nn as nn;

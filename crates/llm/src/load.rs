@@ -4,8 +4,8 @@ use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
-use crate::gguf_tokenizer;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, gguf};
+use crate::warning::Warning;
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
@@ -44,6 +44,8 @@ pub(crate) struct Source {
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
     pub(crate) generation: GenerationConfig,
     pub(crate) companions: Vec<Companion>,
+    /// What these files ask for and do not get.
+    pub(crate) warnings: Vec<Warning>,
 }
 
 impl Source {
@@ -70,13 +72,14 @@ impl Source {
                 &what("generation_config.json"),
             )?,
             companions: Companion::of_builtin(),
+            warnings: Vec::new(),
             config,
         })
     }
 
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let made = gguf_tokenizer::companions(&file);
+        let made = gguf::companions(&file);
         let (config, checkpoint) = open_gguf(file)?;
         let (companions, tokenizer) = match made {
             Ok(companions) => {
@@ -94,7 +97,7 @@ impl Source {
                 ..GenerationConfig::default()
             },
         };
-        Ok(Self { config, checkpoint, tokenizer, generation, companions })
+        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
     }
 
     fn from_files(files: &ModelFiles) -> Result<Self> {
@@ -120,7 +123,7 @@ impl Source {
         }
         let tokenizer = Tokenizer::from_files(&files.tokenizer);
         let companions = files.companions.iter().cloned().map(Companion::file).collect();
-        Ok(Self { config, checkpoint, tokenizer, generation, companions })
+        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::generate::{Context, Generated, GenerationConfig, generate, generate_b
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
+use crate::warning::Warning;
 use candle_core::{Device, Tensor};
 use llm_int8_hub::{NoProgress, Progress};
 use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart};
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 pub struct LoadReport {
     /// Layers that are int8 and layers that were kept.
     pub layers: ReplaceReport,
+    /// What the model's files ask for and do not get.
+    pub warnings: Vec<Warning>,
     /// Time from opened files to a usable model; downloading not counted.
     pub duration: Duration,
     /// The largest memory use seen while loading, where the system tells.
@@ -91,7 +94,12 @@ impl AutoModelForCausalLM {
             generation: source.generation,
             companions: source.companions,
             is_prequantized,
-            report: LoadReport { layers, duration: started.elapsed(), peak_memory },
+            report: LoadReport {
+                layers,
+                warnings: source.warnings,
+                duration: started.elapsed(),
+                peak_memory,
+            },
         })
     }
 

@@ -6,6 +6,7 @@ mod draft;
 mod sampler;
 mod sequence;
 mod stop;
+mod text_stream;
 
 pub use config::GenerationConfig;
 

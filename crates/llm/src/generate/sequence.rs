@@ -3,9 +3,10 @@
 use super::draft::draft;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
+use super::text_stream::TextStream;
 use super::{FinishReason, Generated, GenerationConfig, Timing};
 use crate::error::Result;
-use crate::tokenizer::{TextStream, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use llm_int8_nn::models::Logits;
 use std::ops::ControlFlow;
 

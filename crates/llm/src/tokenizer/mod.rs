@@ -1,8 +1,9 @@
-//! Text to token ids and back, streaming included.
+//! Text to token ids and back.
+
+pub(crate) mod gguf;
 
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
-use crate::gguf_tokenizer;
 use llm_int8_hub::TokenizerFiles;
 use llm_int8_nn::checkpoint::GgufFile;
 use std::path::Path;
@@ -63,7 +64,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LlmError::Tokenizer`] for one of a kind that is not read here.
     pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
-        Self::from_companions(&gguf_tokenizer::companions(file)?, file.name())
+        Self::from_companions(&gguf::companions(file)?, file.name())
     }
 
     /// From the `tokenizer.json` among small files; `what` names where they are from.
@@ -101,7 +102,19 @@ impl Tokenizer {
     /// # Errors
     /// [`LlmError::Tokenizer`].
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|cause| LlmError::Tokenizer {
+        self.decode_with(ids, true)
+    }
+
+    /// The text of ids, special tokens included.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`].
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.decode_with(ids, false)
+    }
+
+    fn decode_with(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special_tokens).map_err(|cause| LlmError::Tokenizer {
             what: "cannot write the text".into(),
             reason: cause.to_string(),
         })
@@ -129,88 +142,12 @@ fn special_tokens(files: &TokenizerFiles) -> Result<Vec<String>> {
     Ok(tokens)
 }
 
-/// Turns ids into text piece by piece; a piece never ends inside a character.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: Vec<u32>,
-    /// Ids before this one give context for spacing only.
-    prefix: usize,
-    /// Ids before this one have been turned into text.
-    read: usize,
-}
-
-impl<'a> TextStream<'a> {
-    /// A stream without ids.
-    pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), prefix: 0, read: 0 }
-    }
-
-    /// The text one more id completes; empty while a character is unfinished.
-    ///
-    /// # Errors
-    /// [`LlmError::Tokenizer`].
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let (before, now) = self.window()?;
-        if now.ends_with('\u{fffd}') || now.len() <= before.len() {
-            return Ok(String::new());
-        }
-        let piece = now.get(before.len()..).unwrap_or_default().to_owned();
-        self.prefix = self.read;
-        self.read = self.ids.len();
-        Ok(piece)
-    }
-
-    /// What is left when no more ids come: bytes that never became a character show as `�`.
-    ///
-    /// # Errors
-    /// [`LlmError::Tokenizer`].
-    pub fn finish(&mut self) -> Result<String> {
-        let (before, now) = self.window()?;
-        self.read = self.ids.len();
-        Ok(now.get(before.len()..).unwrap_or_default().to_owned())
-    }
-
-    /// The text of the ids since `prefix`: those already read, and all.
-    fn window(&self) -> Result<(String, String)> {
-        let before = self.tokenizer.decode(&self.ids[self.prefix..self.read])?;
-        Ok((before, self.tokenizer.decode(&self.ids[self.prefix..])?))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn tiny() -> Tokenizer {
         Tokenizer::from_bytes(crate::builtin::TOKENIZER, "tiny-gpt2").unwrap()
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn pieces_join_to_the_text_and_end_at_characters(text in "[a-zA-Zé漢🙂 \n.,]{0,40}") {
-            let tokenizer = tiny();
-            let mut stream = TextStream::new(&tokenizer);
-            let mut joined = String::new();
-            for id in tokenizer.encode(&text).unwrap() {
-                let piece = stream.push(id).unwrap();
-                proptest::prop_assert!(!piece.contains('\u{fffd}'), "{piece:?}");
-                joined.push_str(&piece);
-            }
-            joined.push_str(&stream.finish().unwrap());
-            proptest::prop_assert_eq!(joined, text);
-        }
-    }
-
-    #[test]
-    fn unfinished_bytes_show_at_the_end_only() {
-        let tokenizer = tiny();
-        let ids = tokenizer.encode("🙂").unwrap();
-        assert!(ids.len() > 1);
-        let mut stream = TextStream::new(&tokenizer);
-        assert_eq!(stream.push(ids[0]).unwrap(), "");
-        assert!(stream.finish().unwrap().contains('\u{fffd}'));
     }
 
     #[test]

@@ -1,0 +1,26 @@
+//! What a loaded model leaves out of its files. A library prints nothing, so the caller shows these.
+
+use std::fmt;
+
+/// Something in a model's files that is not used, though transformers would use it or expect it to be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Settings that transformers knows and this library does not act on.
+    IgnoredSettings {
+        /// The file they are in.
+        file: String,
+        /// The settings, in the order of the file.
+        keys: Vec<String>,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IgnoredSettings { file, keys } => {
+                write!(f, "{file}: not supported and ignored: {}", keys.join(", "))
+            }
+        }
+    }
+}
