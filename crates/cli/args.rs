@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Print a model's tree, parameters and footprint.
     Inspect(InspectArgs),
+    /// Show how a model's tokenizer splits a text, or the text of token ids.
+    Tokenize(TokenizeArgs),
     /// Download a model into the cache.
     Pull(PullArgs),
     /// Write a model's logits into a safetensors file, to compare with another implementation.
@@ -231,6 +233,33 @@ pub(crate) struct InspectArgs {
     /// Look at config.json and the headers of the weights only; nothing else is read or downloaded
     #[arg(long)]
     pub(crate) headers_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub; its weights are not read
+    pub(crate) model: String,
+    /// The text, or with --decode the token ids, as 1,2,3 or [1, 2, 3]; - reads standard input
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) text: String,
+    /// Print only the ids, as [1, 2, 3]
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) ids: bool,
+    /// Print one JSON object: ids, and the piece of each
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Leave out the special tokens that the tokenizer adds before and after the text
+    #[arg(long, conflicts_with = "decode")]
+    pub(crate) no_special_tokens: bool,
+    /// Turn token ids into text
+    #[arg(long, conflicts_with_all = ["ids", "json"])]
+    pub(crate) decode: bool,
+    /// Leave special tokens out of the text
+    #[arg(long, requires = "decode")]
+    pub(crate) skip_special_tokens: bool,
+    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 #[derive(Debug, Args)]

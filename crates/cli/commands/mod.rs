@@ -9,6 +9,7 @@ mod logits;
 mod pull;
 mod run;
 mod save;
+mod tokenize;
 mod write;
 
 use crate::args::{
@@ -31,6 +32,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Pull(args) => pull::pull(&args),
         Command::Logits(args) => logits::logits(&args),
         Command::Quantize(args) => save::quantize(&args),

@@ -167,6 +167,12 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     }
 }
 
+/// `config.json` and the small files of a folder.
+pub(crate) fn small_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let names = ["config.json"].into_iter().chain(COMPANIONS);
+    Ok(names.map(|name| folder.join(name)).filter(|path| path.is_file()).collect())
+}
+
 /// The model in a folder.
 pub(crate) fn local(folder: &Path) -> Result<ModelFiles> {
     let error = |source| HubError::Io { path: folder.to_owned(), source };

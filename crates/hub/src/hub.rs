@@ -68,6 +68,21 @@ impl Hub {
         }
     }
 
+    /// The small files of a model: `config.json` and what its tokenizer is made of.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`].
+    pub fn resolve_small(&self, model: &ModelRef, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+        match model {
+            ModelRef::Local(folder) => files::small_in(&self.local_folder(folder)),
+            ModelRef::Hub { .. } => {
+                let mut found = self.resolve(model, progress)?;
+                found.companions.push(found.config);
+                Ok(found.companions)
+            }
+        }
+    }
+
     /// Models that are whole in the cache.
     pub fn cached_models(&self) -> Vec<String> {
         cache::models(&self.config.cache_dir)

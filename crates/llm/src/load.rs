@@ -66,7 +66,11 @@ impl Source {
         let config = ModelConfig::parse(builtin::CONFIG)?;
         Ok(Self {
             checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
-            tokenizer: Tokenizer::from_bytes(builtin::TOKENIZER, &what("tokenizer.json")).map(Some),
+            tokenizer: Tokenizer::from_companions(
+                &Companion::of_builtin(),
+                config.values(),
+                &format!("of {}", builtin::NAME),
+            ),
             generation: GenerationConfig::from_json(
                 builtin::GENERATION_CONFIG,
                 &what("generation_config.json"),
@@ -83,7 +87,8 @@ impl Source {
         let (config, checkpoint) = open_gguf(file)?;
         let (companions, tokenizer) = match made {
             Ok(companions) => {
-                let tokenizer = Tokenizer::from_companions(&companions, &path.display().to_string());
+                let what = format!("in {}", path.display());
+                let tokenizer = Tokenizer::from_companions(&companions, &serde_json::Value::Null, &what);
                 (companions, tokenizer)
             }
             // Whoever needs no text can go on.
@@ -121,8 +126,9 @@ impl Source {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids = config.token_ids("eos_token_id");
         }
-        let tokenizer = Tokenizer::from_files(&files.tokenizer);
-        let companions = files.companions.iter().cloned().map(Companion::file).collect();
+        let companions: Vec<Companion> = files.companions.iter().cloned().map(Companion::file).collect();
+        let what = format!("of {}", files.root.display());
+        let tokenizer = Tokenizer::from_companions(&companions, config.values(), &what);
         Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
     }
 }
@@ -140,6 +146,25 @@ impl Source {
 /// A model that cannot be found, downloaded or opened.
 pub fn checkpoint(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Checkpoint> {
     Ok(Source::find(name, hub, progress)?.checkpoint)
+}
+
+/// The small files of a model and its `config.json` (null where there is none), for reading its tokenizer without its
+/// weights.
+pub(crate) fn small_files(
+    name: &str,
+    hub: &HubConfig,
+    progress: &dyn Progress,
+) -> Result<(Vec<Companion>, serde_json::Value)> {
+    if builtin::is_meant(name) {
+        return Ok((Companion::of_builtin(), ModelConfig::parse(builtin::CONFIG)?.values().clone()));
+    }
+    if is_gguf(name) {
+        return Ok((gguf::companions(&GgufFile::open(Path::new(name))?)?, serde_json::Value::Null));
+    }
+    let files = Hub::new(hub.clone())?.resolve_small(&name.parse()?, progress)?;
+    let companions: Vec<Companion> = files.into_iter().map(Companion::file).collect();
+    let config = Companion::json(&companions, "config.json")?.unwrap_or_default();
+    Ok((companions, config))
 }
 
 /// Config and headers of a model, for looking at it without its weights.

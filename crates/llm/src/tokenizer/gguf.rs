@@ -3,6 +3,8 @@
 //! llama.cpp keeps pieces, their kinds and merges or scores, and names the rule that splits texts
 //! (`tokenizer.ggml.pre`); the rules themselves stand in its `llama-vocab.cpp`.
 
+use super::gguf_rules::{ends, is_false_end, rule};
+use super::slow::byte_level as byte_step;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use llm_int8_nn::checkpoint::GgufFile;
@@ -12,18 +14,13 @@ use std::collections::HashMap;
 /// Kinds of pieces (`llama_token_type`).
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
-
-/// How Llama 3 and its followers split: `{}` is how many digits stay together.
-const SPLIT: [&str; 2] = [
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-];
+const UNKNOWN: f64 = 2.0;
 
 /// The files of a tokenizer beside the weights: `tokenizer.json`, `tokenizer_config.json` with the chat
 /// template, `generation_config.json`; none where the file holds no tokenizer.
 ///
 /// # Errors
-/// [`LlmError::Tokenizer`] for a tokenizer of a kind that is not read here.
+/// [`LlmError::Tokenizer`] for a tokenizer of a kind that is not supported.
 pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     let Some(tokens) = file.texts("tokenizer.ggml.tokens") else { return Ok(Vec::new()) };
     let tokenizer = match file.text("tokenizer.ggml.model") {
@@ -32,43 +29,71 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
         other => {
             return Err(refuse(
                 file,
-                format!("kind `{}`; gpt2 and llama are read here", other.unwrap_or("?")),
+                format!("kind `{}`; gpt2 and llama are supported", other.unwrap_or("?")),
             ));
         }
     };
-    let text = |key: &str| {
-        let id = file.integer(key).and_then(|id| usize::try_from(id).ok());
-        id.and_then(|id| tokens.get(id)).map_or(Value::Null, |token| (*token).into())
-    };
+    let ids = Ids::of(file, &tokens);
+    let text =
+        |id: Option<usize>| id.and_then(|id| tokens.get(id)).map_or(Value::Null, |token| (*token).into());
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
         // The class would else give `token_type_ids`, which decoders refuse.
         "model_input_names": ["input_ids", "attention_mask"],
-        "bos_token": text("tokenizer.ggml.bos_token_id"),
-        "eos_token": text("tokenizer.ggml.eos_token_id"),
-        "unk_token": text("tokenizer.ggml.unknown_token_id"),
-        "pad_token": text("tokenizer.ggml.padding_token_id"),
+        "bos_token": text(ids.bos),
+        "eos_token": text(ids.eos),
+        "unk_token": text(ids.unk),
+        "pad_token": text(ids.pad),
     });
     if let Some(template) = file.text("tokenizer.chat_template") {
         config["chat_template"] = template.into();
     }
-    // Some models end a text and a turn with different tokens.
-    let mut ends: Vec<i64> = ["eos", "eot"]
-        .iter()
-        .filter_map(|end| file.integer(&format!("tokenizer.ggml.{end}_token_id")))
-        .collect();
-    ends.dedup();
-    let generation = json!({
-        "bos_token_id": file.integer("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": ends,
-    });
+    let generation = json!({ "bos_token_id": ids.bos, "eos_token_id": ids.ends });
     let companion = |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
     Ok(vec![
         companion("tokenizer.json", tokenizer),
         companion("tokenizer_config.json", config),
         companion("generation_config.json", generation),
     ])
+}
+
+/// Ids of special tokens: those of the metadata, else llama.cpp's defaults for the kind of tokenizer.
+struct Ids {
+    bos: Option<usize>,
+    eos: Option<usize>,
+    unk: Option<usize>,
+    pad: Option<usize>,
+    /// Tokens that end a text or a turn.
+    ends: Vec<usize>,
+}
+
+impl Ids {
+    fn of(file: &GgufFile, tokens: &[&str]) -> Self {
+        let key = |name: &str| file.integer(&format!("tokenizer.ggml.{name}_token_id"));
+        let inside =
+            |id: Option<i64>| id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < tokens.len());
+        let defaults = match (file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")) {
+            (Some("llama"), _) => [Some(1), Some(2), Some(0)],
+            (_, Some("glm4" | "chatglm-bpe")) => [None, Some(11), None],
+            _ => [Some(11), Some(11), None],
+        };
+        let [bos, eos, unk] = [("bos", 0), ("eos", 1), ("unknown", 2)]
+            .map(|(name, place)| inside(key(name)).or_else(|| inside(defaults[place])));
+
+        let has = |text: &str| tokens.contains(&text);
+        let by_text = tokens.iter().enumerate().filter(|(_, token)| ends(token) && !is_false_end(token, has));
+        let by_key = ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"].map(|name| inside(key(name)));
+        let mut all: Vec<usize> = by_text.map(|(id, _)| id).collect();
+        all.extend([eos].into_iter().chain(by_key).flatten());
+        all.sort_unstable();
+        all.dedup();
+        // The main end token first, where transformers looks for the one to pad with.
+        if let Some(place) = eos.and_then(|eos| all.iter().position(|id| *id == eos)) {
+            all[..=place].rotate_right(1);
+        }
+        Self { bos, eos, unk, pad: inside(key("padding")), ends: all }
+    }
 }
 
 fn refuse(file: &GgufFile, reason: String) -> LlmError {
@@ -78,29 +103,12 @@ fn refuse(file: &GgufFile, reason: String) -> LlmError {
 /// Byte-level BPE, as GPT-2's.
 fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-    let bytes = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
-    let split = |digits: &str| {
-        let regex = [SPLIT[0], digits, SPLIT[1]].concat();
-        let split = json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
-        json!({ "type": "Sequence", "pretokenizers": [split, bytes(false)] })
-    };
-    let (pre_tokenizer, normalizer, ignore_merges) = match pre {
-        "default" | "gpt-2" => (bytes(true), Value::Null, false),
-        "smollm" | "starcoder" | "refact" => {
-            let digits = json!({ "type": "Digits", "individual_digits": true });
-            (json!({ "type": "Sequence", "pretokenizers": [digits, bytes(true)] }), Value::Null, false)
-        }
-        "llama-bpe" | "llama3" | "llama-v3" => (split(r"\p{N}{1,3}"), Value::Null, true),
-        "qwen2" => (split(r"\p{N}"), json!({ "type": "NFC" }), false),
-        other => {
-            return Err(refuse(
-                file,
-                format!(
-                    "rule `{other}`; default, gpt-2, smollm, starcoder, llama-bpe and qwen2 are read here"
-                ),
-            ));
-        }
-    };
+    let rule = rule(pre).ok_or_else(|| refuse(file, format!("rule `{pre}`, which is not supported")))?;
+    let split = |regex: &&str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
+    let mut steps: Vec<Value> = rule.splits.iter().map(split).collect();
+    steps.push(byte_step(false, false));
+    let pre_tokenizer = json!({ "type": "Sequence", "pretokenizers": steps });
+    let normalizer = if rule.nfc { json!({ "type": "NFC" }) } else { Value::Null };
     let merges =
         file.texts("tokenizer.ggml.merges").ok_or_else(|| refuse(file, "BPE without merges".into()))?;
     // Written as pairs: a merge of pieces that hold spaces cannot be split again.
@@ -114,12 +122,12 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "end_of_word_suffix": null,
         "fuse_unk": false,
         "byte_fallback": false,
-        "ignore_merges": ignore_merges,
+        "ignore_merges": rule.ignore_merges,
         "vocab": vocabulary(tokens),
         "merges": pairs,
     });
-    let decoder = bytes(true);
-    let begin = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+    let decoder = byte_step(true, true);
+    let begin = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(rule.add_bos);
     Ok(assembled(
         file,
         tokens,
@@ -204,35 +212,37 @@ fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
 /// The parts with special tokens and, where texts begin with a token, the step that puts it there.
 fn assembled(file: &GgufFile, tokens: &[&str], begin: bool, mut parts: Value) -> Value {
     let kinds = file.numbers("tokenizer.ggml.token_type").unwrap_or_default();
-    let special = |kind: f64| kind == CONTROL || kind == USER_DEFINED;
-    let added: Vec<Value> = (tokens.iter().enumerate().zip(kinds))
-        .filter(|(_, kind)| special(*kind))
-        .map(|((id, token), kind)| {
-            json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind == CONTROL,
+    let has = |text: &str| tokens.contains(&text);
+    let added: Vec<Value> = (tokens.iter().enumerate())
+        .filter_map(|(id, token)| {
+            let kind = kinds.get(id).copied();
+            let is_end = ends(token) && !is_false_end(token, has);
+            let is_special = kind == Some(CONTROL) || kind == Some(UNKNOWN) || is_end;
+            (is_special || kind == Some(USER_DEFINED)).then(|| {
+                json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false,
+                    "rstrip": strips_right(file, token), "normalized": false, "special": is_special,
+                })
             })
         })
         .collect();
-    let first = file.integer("tokenizer.ggml.bos_token_id").and_then(|id| usize::try_from(id).ok());
-    let first = first.filter(|_| begin).and_then(|id| Some((id, *tokens.get(id)?)));
     parts["version"] = "1.0".into();
     parts["truncation"] = Value::Null;
     parts["padding"] = Value::Null;
     parts["added_tokens"] = added.into();
-    parts["post_processor"] = match first {
-        None => Value::Null,
-        Some((id, token)) => {
-            let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-            let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
-            let second = json!({ "Sequence": { "id": "B", "type_id": 1 } });
-            json!({
-                "type": "TemplateProcessing",
-                "single": [special, text],
-                "pair": [special, text, second],
-                "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
-            })
-        }
+
+    let ids = Ids::of(file, tokens);
+    let around = |id: Option<usize>, is_wanted: bool| {
+        id.filter(|_| is_wanted).and_then(|id| Some((id, (*tokens.get(id)?).to_owned())))
     };
+    let end = file.flag("tokenizer.ggml.add_eos_token").unwrap_or(false);
+    parts["post_processor"] = super::template_json(around(ids.bos, begin), around(ids.eos, end));
     parts
+}
+
+/// Phi-3's tokens take the white space after them away, which GGUF has no flag for.
+fn strips_right(file: &GgufFile, token: &str) -> bool {
+    let name = file.text("general.name").unwrap_or_default().to_lowercase();
+    let is_phi3 = name.contains("phi-3") || name.contains("phi3");
+    is_phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token)
 }

@@ -1,0 +1,219 @@
+//! What each tokenizer class of transformers adds to its files: default special tokens, begin and end tokens, and
+//! the files it can be built from when there is no `tokenizer.json`.
+//!
+//! Read off the `tokenization_*_fast.py` files of transformers 4.57.
+
+use serde_json::Value;
+
+/// The files a class is built from where there is no `tokenizer.json` (`convert_slow_tokenizer.py`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SlowFiles {
+    /// `vocab.json` and `merges.txt`, split as GPT-2 splits.
+    Gpt2,
+    /// `vocab.json` and `merges.txt`, split as Qwen2 splits, after NFC.
+    Qwen2,
+    /// `tokenizer.model`, Llama's way.
+    Llama,
+    /// `tokenizer.model`, Gemma's way.
+    Gemma,
+    /// The class has no slow form: it needs `tokenizer.json`.
+    None,
+}
+
+/// Begin and end tokens around a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Those of `tokenizer.json`.
+    FromFile,
+    /// `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, whatever `tokenizer.json` says
+    /// (`update_post_processor`).
+    Flags {
+        /// `add_bos_token` where the file does not have it.
+        bos: bool,
+    },
+}
+
+/// One class, fast and slow.
+#[derive(Debug)]
+pub(super) struct TokenizerClass {
+    /// The name without `Fast`.
+    pub(super) name: &'static str,
+    /// Special tokens where the files name none.
+    pub(super) defaults: &'static [(&'static str, &'static str)],
+    pub(super) slow: SlowFiles,
+    pub(super) ends: Ends,
+    /// `add_prefix_space` reaches every step of the pipeline, not the first alone.
+    pub(super) deep_prefix_space: bool,
+    /// Further special tokens: the key of `tokenizer_config.json` and what it is where the file lacks it.
+    pub(super) additional: &'static [(&'static str, &'static str)],
+}
+
+const END_OF_TEXT: &[(&str, &str)] =
+    &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
+const SENTENCE: &[(&str, &str)] = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+
+const GENERIC: TokenizerClass = TokenizerClass {
+    name: "PreTrainedTokenizer",
+    defaults: &[],
+    slow: SlowFiles::None,
+    ends: Ends::FromFile,
+    deep_prefix_space: false,
+    additional: &[],
+};
+
+const CLASSES: &[TokenizerClass] = &[
+    GENERIC,
+    // The name transformers 5 saves.
+    TokenizerClass { name: "TokenizersBackend", ..GENERIC },
+    TokenizerClass { name: "GPT2Tokenizer", defaults: END_OF_TEXT, slow: SlowFiles::Gpt2, ..GENERIC },
+    TokenizerClass { name: "CodeGenTokenizer", defaults: END_OF_TEXT, slow: SlowFiles::Gpt2, ..GENERIC },
+    TokenizerClass {
+        name: "Qwen2Tokenizer",
+        defaults: &[
+            ("eos_token", "<|endoftext|>"),
+            ("unk_token", "<|endoftext|>"),
+            ("pad_token", "<|endoftext|>"),
+        ],
+        slow: SlowFiles::Qwen2,
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "LlamaTokenizer",
+        defaults: SENTENCE,
+        slow: SlowFiles::Llama,
+        ends: Ends::Flags { bos: true },
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "CodeLlamaTokenizer",
+        defaults: SENTENCE,
+        slow: SlowFiles::Llama,
+        ends: Ends::Flags { bos: true },
+        additional: &[
+            ("prefix_token", "▁<PRE>"),
+            ("middle_token", "▁<MID>"),
+            ("suffix_token", "▁<SUF>"),
+            ("eot_token", "▁<EOT>"),
+        ],
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "GemmaTokenizer",
+        defaults: &[
+            ("bos_token", "<bos>"),
+            ("eos_token", "<eos>"),
+            ("unk_token", "<unk>"),
+            ("pad_token", "<pad>"),
+        ],
+        slow: SlowFiles::Gemma,
+        ends: Ends::Flags { bos: true },
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "GPTNeoXTokenizer",
+        defaults: END_OF_TEXT,
+        ends: Ends::Flags { bos: false },
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "BloomTokenizer",
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+            ("pad_token", "<pad>"),
+        ],
+        deep_prefix_space: true,
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "CohereTokenizer",
+        defaults: &[
+            ("bos_token", "<BOS_TOKEN>"),
+            ("eos_token", "<|END_OF_TURN_TOKEN|>"),
+            ("unk_token", "<UNK>"),
+        ],
+        ends: Ends::Flags { bos: true },
+        deep_prefix_space: true,
+        ..GENERIC
+    },
+];
+
+/// The class a family has where no file names one (`TOKENIZER_MAPPING_NAMES`).
+const FAMILIES: &[(&str, &str)] = &[
+    ("bloom", "BloomTokenizer"),
+    ("gemma2", "GemmaTokenizer"),
+    ("gemma3_text", "GemmaTokenizer"),
+    ("gpt2", "GPT2Tokenizer"),
+    ("gpt_bigcode", "GPT2Tokenizer"),
+    ("gpt_neo", "GPT2Tokenizer"),
+    ("gpt_neox", "GPTNeoXTokenizer"),
+    ("gptj", "GPT2Tokenizer"),
+    ("granite", "GPT2Tokenizer"),
+    ("llama", "LlamaTokenizer"),
+    ("mistral", "LlamaTokenizer"),
+    ("mpt", "GPTNeoXTokenizer"),
+    ("olmo2", "GPTNeoXTokenizer"),
+    ("opt", "GPT2Tokenizer"),
+    ("phi", "CodeGenTokenizer"),
+    ("phi3", "LlamaTokenizer"),
+    ("qwen2", "Qwen2Tokenizer"),
+    ("qwen3", "Qwen2Tokenizer"),
+    ("stablelm", "GPTNeoXTokenizer"),
+    ("starcoder2", "GPT2Tokenizer"),
+];
+
+impl TokenizerClass {
+    /// The class that `tokenizer_config.json` names, else `config.json`, else that of the family. The error is the
+    /// name of a class that is not in the table.
+    pub(super) fn of(tokenizer_config: &Value, model_config: &Value) -> Result<&'static Self, String> {
+        let named = [tokenizer_config, model_config].map(|config| config["tokenizer_class"].as_str());
+        let family = || {
+            let model_type = model_config["model_type"].as_str()?;
+            FAMILIES.iter().find(|(family, _)| *family == model_type).map(|(_, class)| *class)
+        };
+        let name = named[0].or(named[1]).or_else(family).unwrap_or(GENERIC.name);
+        let short = name.strip_suffix("Fast").unwrap_or(name);
+
+        CLASSES.iter().find(|class| class.name == short).ok_or_else(|| name.to_owned())
+    }
+
+    /// The names in the table, for messages.
+    pub(super) fn names() -> String {
+        CLASSES.iter().map(|class| class.name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn name(tokenizer_config: Value, model_config: Value) -> Result<&'static str, String> {
+        TokenizerClass::of(&tokenizer_config, &model_config).map(|class| class.name)
+    }
+
+    #[test]
+    fn the_tokenizers_file_decides_before_the_models_and_the_family() {
+        let llama = json!({ "model_type": "llama" });
+        assert_eq!(name(json!({}), llama.clone()), Ok("LlamaTokenizer"));
+        assert_eq!(
+            name(json!({ "tokenizer_class": "GPT2TokenizerFast" }), llama.clone()),
+            Ok("GPT2Tokenizer")
+        );
+        let both = json!({ "model_type": "llama", "tokenizer_class": "PreTrainedTokenizerFast" });
+        assert_eq!(name(json!({}), both), Ok("PreTrainedTokenizer"));
+        assert_eq!(
+            name(json!({ "tokenizer_class": null }), json!({ "model_type": "falcon" })),
+            Ok("PreTrainedTokenizer")
+        );
+        assert_eq!(name(json!({ "tokenizer_class": "BertTokenizer" }), llama), Err("BertTokenizer".into()));
+    }
+
+    #[test]
+    fn every_family_has_a_class_of_the_table() {
+        for (family, class) in FAMILIES {
+            assert_eq!(name(json!({}), json!({ "model_type": family })).as_ref(), Ok(class));
+        }
+    }
+}

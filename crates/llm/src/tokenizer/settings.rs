@@ -1,0 +1,300 @@
+//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` put together as
+//! `PreTrainedTokenizerBase._from_pretrained` of transformers 4.57 does.
+
+use super::class::TokenizerClass;
+use crate::companion::Companion;
+use crate::error::{LlmError, Result};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// The special tokens transformers knows, in the order in which it adds them.
+const ATTRIBUTES: [&str; 8] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+];
+
+/// A token beside the vocabulary, before it is known whether it is special.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) content: String,
+    /// None for a plain string, which has no flags of its own.
+    pub(super) flags: Option<Flags>,
+}
+
+/// `AddedToken`'s flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flags {
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    /// None: the opposite of `special`.
+    normalized: Option<bool>,
+    pub(super) special: bool,
+}
+
+impl Token {
+    fn text(content: &str) -> Self {
+        Self { content: content.to_owned(), flags: None }
+    }
+
+    /// A string, or an object with `content`.
+    fn parse(value: &Value) -> Option<Self> {
+        let flag = |key: &str| value[key].as_bool().unwrap_or(false);
+        match value {
+            Value::String(text) => Some(Self::text(text)),
+            Value::Object(_) => Some(Self {
+                content: value["content"].as_str()?.to_owned(),
+                flags: Some(Flags {
+                    single_word: flag("single_word"),
+                    lstrip: flag("lstrip"),
+                    rstrip: flag("rstrip"),
+                    normalized: value["normalized"].as_bool(),
+                    special: flag("special"),
+                }),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What the tokenizers library takes.
+    pub(super) fn added(&self, special: bool) -> tokenizers::AddedToken {
+        let added = tokenizers::AddedToken::from(self.content.clone(), special);
+        match self.flags {
+            None => added,
+            Some(flags) => added
+                .single_word(flags.single_word)
+                .lstrip(flags.lstrip)
+                .rstrip(flags.rstrip)
+                .normalized(flags.normalized.unwrap_or(!special)),
+        }
+    }
+}
+
+/// What the small files say of a tokenizer.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) class: &'static TokenizerClass,
+    /// `tokenizer_config.json`.
+    config: Map<String, Value>,
+    /// Special tokens by attribute, in transformers' order.
+    special: Vec<(String, Vec<Token>)>,
+    /// Tokens beside the vocabulary, by the id the files give them.
+    pub(super) added: BTreeMap<u64, Token>,
+}
+
+impl Settings {
+    /// Reads the small files. `model_config` is `config.json`; `what` names the model in messages.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] for a class that is not supported and for tokens that are neither text nor object;
+    /// [`LlmError::MalformedJson`], [`LlmError::Read`].
+    pub(super) fn read(companions: &[Companion], model_config: &Value, what: &str) -> Result<Self> {
+        let refuse = |reason: String| LlmError::Tokenizer { what: what.to_owned(), reason };
+        let object = |name: &str| -> Result<Option<Map<String, Value>>> {
+            match Companion::json(companions, name)? {
+                None => Ok(None),
+                Some(Value::Object(values)) => Ok(Some(values)),
+                Some(_) => Err(refuse(format!("{name} is not a JSON object"))),
+            }
+        };
+        let mut config = object("tokenizer_config.json")?.unwrap_or_default();
+
+        let class = TokenizerClass::of(&Value::Object(config.clone()), model_config).map_err(|name| {
+            refuse(format!(
+                "its class `{name}` is not supported; supported are {}. Use token ids instead of text",
+                TokenizerClass::names()
+            ))
+        })?;
+
+        let mut added = BTreeMap::new();
+        if let Some(decoder) = config.get("added_tokens_decoder") {
+            let entries = decoder.as_object().cloned().unwrap_or_default();
+            for (id, token) in &entries {
+                let parsed = id.parse().ok().zip(Token::parse(token).filter(|token| token.flags.is_some()));
+                let (id, token) = parsed.ok_or_else(|| {
+                    refuse(format!("`added_tokens_decoder` has an entry that is no token: {id:?}: {token}"))
+                })?;
+                added.insert(id, token);
+            }
+        } else {
+            merge_special_tokens_map(&mut config, object("special_tokens_map.json")?.unwrap_or_default());
+            added = legacy_added_tokens(&config, object("added_tokens.json")?.unwrap_or_default());
+        }
+
+        let special = special_tokens(class, &config, &added).map_err(refuse)?;
+        Ok(Self { class, config, special, added })
+    }
+
+    /// A flag of `tokenizer_config.json`; null counts as false, as in Python.
+    pub(super) fn flag(&self, key: &str, default: bool) -> bool {
+        match self.config.get(key) {
+            None => default,
+            Some(value) => is_true(value),
+        }
+    }
+
+    /// A flag whose absence and null mean the same.
+    pub(super) fn optional_flag(&self, key: &str) -> Option<bool> {
+        self.config.get(key).filter(|value| !value.is_null()).map(is_true)
+    }
+
+    /// Whether the key is there without a value.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.config.get(key).is_some_and(Value::is_null)
+    }
+
+    /// The text of a special token.
+    pub(super) fn special_token(&self, attribute: &str) -> Option<&str> {
+        let (_, tokens) = self.special.iter().find(|(name, _)| name == attribute)?;
+        tokens.first().map(|token| token.content.as_str())
+    }
+
+    /// Code Llama's mark of a gap.
+    pub(super) fn fill_token(&self) -> Option<String> {
+        if self.class.name != "CodeLlamaTokenizer" {
+            return None;
+        }
+        match self.config.get("fill_token") {
+            None => Some("<FILL_ME>".to_owned()),
+            Some(value) => value.as_str().map(str::to_owned),
+        }
+    }
+
+    /// Every special token once, in transformers' order (`all_special_tokens_extended`).
+    pub(super) fn special_tokens(&self) -> Vec<&Token> {
+        let mut found: Vec<&Token> = Vec::new();
+        for token in self.special.iter().flat_map(|(_, tokens)| tokens) {
+            if !found.iter().any(|other| other.content == token.content) {
+                found.push(token);
+            }
+        }
+        found
+    }
+
+    /// What chat templates see: `bos_token`, `eos_token`, …, `additional_special_tokens`.
+    pub(super) fn special_tokens_map(&self) -> Map<String, Value> {
+        let texts = |tokens: &[Token]| tokens.iter().map(|token| token.content.clone()).collect::<Vec<_>>();
+        let mut map = Map::new();
+        for (attribute, tokens) in self.special.iter().filter(|(_, tokens)| !tokens.is_empty()) {
+            let mut texts = texts(tokens);
+            let value = match attribute.as_str() {
+                "additional_special_tokens" => texts.into(),
+                _ => texts.swap_remove(0).into(),
+            };
+            map.insert(attribute.clone(), value);
+        }
+        map
+    }
+}
+
+/// Python's idea of truth.
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+    }
+}
+
+/// `special_tokens_map.json` replaces what `tokenizer_config.json` says, and adds to its list of further tokens.
+fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Value>) {
+    for (key, mut value) in map {
+        if let Value::Object(token) = &mut value {
+            token.insert("special".into(), true.into());
+        }
+        if let ("additional_special_tokens", Value::Array(tokens)) = (key.as_str(), &value) {
+            let mut all = config.get(&key).and_then(Value::as_array).cloned().unwrap_or_default();
+            for token in tokens {
+                let mut token = token.clone();
+                if let Value::Object(flags) = &mut token {
+                    flags.insert("special".into(), true.into());
+                }
+                if !all.contains(&token) {
+                    all.push(token);
+                }
+            }
+            value = all.into();
+        }
+        config.insert(key, value);
+    }
+}
+
+/// `added_tokens.json`: tokens and their ids.
+fn legacy_added_tokens(config: &Map<String, Value>, added: Map<String, Value>) -> BTreeMap<u64, Token> {
+    let mut special: Vec<String> = Vec::new();
+    for attribute in ATTRIBUTES {
+        let tokens = match config.get(attribute) {
+            Some(Value::Array(tokens)) => tokens.iter().filter_map(Token::parse).collect(),
+            Some(value) => Token::parse(value).into_iter().collect(),
+            None => Vec::new(),
+        };
+        special.extend(tokens.into_iter().map(|token| token.content));
+    }
+    let token = |content: String| {
+        let special = special.contains(&content);
+        let flags =
+            Flags { single_word: false, lstrip: false, rstrip: false, normalized: Some(!special), special };
+        Token { content, flags: Some(flags) }
+    };
+    added.into_iter().filter_map(|(content, id)| Some((id.as_u64()?, token(content)))).collect()
+}
+
+/// The special tokens of the files, and the class's own where the files do not speak of them.
+fn special_tokens(
+    class: &TokenizerClass,
+    config: &Map<String, Value>,
+    added: &BTreeMap<u64, Token>,
+) -> std::result::Result<Vec<(String, Vec<Token>)>, String> {
+    // A token that stands among the added ones has their flags.
+    let known =
+        |token: Token| added.values().find(|other| other.content == token.content).cloned().unwrap_or(token);
+    let wrong = |attribute: &str, value: &Value| {
+        format!("`{attribute}` is {value}; a text or an object was expected")
+    };
+    let mut found = Vec::new();
+
+    for attribute in ATTRIBUTES {
+        let value = config.get(attribute);
+        if attribute == "additional_special_tokens" {
+            let items = value.and_then(Value::as_array).cloned().unwrap_or_default();
+            let parsed = items.iter().map(|item| Token::parse(item).ok_or_else(|| wrong(attribute, item)));
+            let mut tokens = parsed.collect::<std::result::Result<Vec<_>, _>>()?;
+            for (key, default) in class.additional {
+                match config.get(*key) {
+                    Some(Value::Null) => {}
+                    Some(value) => tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?),
+                    None => tokens.push(Token::text(default)),
+                }
+            }
+            found.push((attribute.to_owned(), tokens));
+            continue;
+        }
+        let token = match value {
+            Some(Value::Null) => None,
+            Some(value) => Some(known(Token::parse(value).ok_or_else(|| wrong(attribute, value))?)),
+            None => {
+                let default = class.defaults.iter().find(|(name, _)| *name == attribute);
+                default.map(|(_, text)| Token::text(text))
+            }
+        };
+        found.push((attribute.to_owned(), token.into_iter().collect()));
+    }
+
+    // Names of a model's own (`image_token`, …).
+    if let Some(Value::Object(extra)) = config.get("extra_special_tokens") {
+        for (attribute, value) in extra {
+            let token = Token::parse(value).ok_or_else(|| wrong(attribute, value))?;
+            found.push((attribute.clone(), vec![token]));
+        }
+    }
+    Ok(found)
+}
