@@ -23,3 +23,4 @@ mod smollm2;
 mod support;
 mod tidy;
 mod tiny_gpt2;
+mod tokenizers;

@@ -42,6 +42,8 @@ pub(super) struct TokenizerClass {
     pub(super) defaults: &'static [(&'static str, &'static str)],
     pub(super) slow: SlowFiles,
     pub(super) ends: Ends,
+    /// The class has a padding token or none, whatever padding `tokenizer.json` was saved with.
+    pub(super) names_padding: bool,
     /// `add_prefix_space` reaches every step of the pipeline, not the first alone.
     pub(super) deep_prefix_space: bool,
     /// Further special tokens: the key of `tokenizer_config.json` and what it is where the file lacks it.
@@ -57,6 +59,7 @@ const GENERIC: TokenizerClass = TokenizerClass {
     defaults: &[],
     slow: SlowFiles::None,
     ends: Ends::FromFile,
+    names_padding: false,
     deep_prefix_space: false,
     additional: &[],
 };
@@ -69,6 +72,7 @@ const CLASSES: &[TokenizerClass] = &[
     TokenizerClass { name: "CodeGenTokenizer", defaults: END_OF_TEXT, slow: SlowFiles::Gpt2, ..GENERIC },
     TokenizerClass {
         name: "Qwen2Tokenizer",
+        names_padding: true,
         defaults: &[
             ("eos_token", "<|endoftext|>"),
             ("unk_token", "<|endoftext|>"),
@@ -99,6 +103,7 @@ const CLASSES: &[TokenizerClass] = &[
     },
     TokenizerClass {
         name: "GemmaTokenizer",
+        names_padding: true,
         defaults: &[
             ("bos_token", "<bos>"),
             ("eos_token", "<eos>"),
@@ -111,12 +116,14 @@ const CLASSES: &[TokenizerClass] = &[
     },
     TokenizerClass {
         name: "GPTNeoXTokenizer",
+        names_padding: true,
         defaults: END_OF_TEXT,
         ends: Ends::Flags { bos: false },
         ..GENERIC
     },
     TokenizerClass {
         name: "BloomTokenizer",
+        names_padding: true,
         defaults: &[
             ("bos_token", "<s>"),
             ("eos_token", "</s>"),

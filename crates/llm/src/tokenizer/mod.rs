@@ -19,7 +19,7 @@ use llm_int8_hub::{HubConfig, Progress};
 use llm_int8_nn::checkpoint::GgufFile;
 use serde_json::{Map, Value, json};
 use settings::Settings;
-use tokenizers::{PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{Decoder, Model, PostProcessorWrapper, PreTokenizerWrapper};
 
 /// A model's tokenizer.
 #[derive(Debug, Clone)]
@@ -65,12 +65,15 @@ impl Tokenizer {
         if !companions.iter().any(|companion| SOURCES.contains(&companion.name.as_str())) {
             return Ok(None);
         }
-        let settings = Settings::read(companions, model_config, what)?;
+        let mut settings = Settings::read(companions, model_config, what)?;
         let refuse = |reason: String| refused(what, reason);
 
         let (mut inner, is_converted) = base(companions, &settings, what)?;
         inner.with_truncation(None).map_err(|cause| refuse(cause.to_string()))?;
-        inner.with_padding(None);
+        if let Some(padding) = inner.get_padding() {
+            settings.set_padding_token(&padding.pad_token);
+            inner.with_padding(None);
+        }
         add_tokens(&mut inner, &settings).map_err(refuse)?;
         set_prefix_space(&mut inner, &settings).map_err(refuse)?;
         set_ends(&mut inner, &settings, is_converted).map_err(refuse)?;
@@ -160,11 +163,26 @@ impl Tokenizer {
         self.decode_with(ids, false)
     }
 
+    /// As `decode` of tokenizers 0.22, which transformers 4.57 uses: 0.23 writes added tokens in their normalised form,
+    /// with a space more before them.
     fn decode_with(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|cause| LlmError::Tokenizer {
-            what: "cannot write the text".into(),
-            reason: cause.to_string(),
-        })
+        let vocabulary = self.inner.get_added_vocabulary();
+        let token = |id: &u32| {
+            let added = vocabulary.get_added_tokens_decoder().get(id);
+            let token = added
+                .map(|token| token.content.clone())
+                .or_else(|| self.inner.get_model().id_to_token(*id))?;
+            Some(token).filter(|token| !(skip_special_tokens && vocabulary.is_special_token(token)))
+        };
+        let tokens: Vec<String> = ids.iter().filter_map(token).collect();
+
+        match self.inner.get_decoder() {
+            None => Ok(tokens.join(" ")),
+            Some(decoder) => decoder.decode(tokens).map_err(|cause| LlmError::Tokenizer {
+                what: "cannot write the text".into(),
+                reason: cause.to_string(),
+            }),
+        }
     }
 }
 

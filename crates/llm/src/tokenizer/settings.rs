@@ -113,6 +113,8 @@ impl Settings {
         })?;
 
         let mut added = BTreeMap::new();
+        // Tokens whose flags count more than those that special tokens have elsewhere.
+        let known: Vec<Token>;
         if let Some(decoder) = config.get("added_tokens_decoder") {
             let entries = decoder.as_object().cloned().unwrap_or_default();
             for (id, token) in &entries {
@@ -122,12 +124,14 @@ impl Settings {
                 })?;
                 added.insert(id, token);
             }
+            known = added.values().cloned().collect();
         } else {
             merge_special_tokens_map(&mut config, object("special_tokens_map.json")?.unwrap_or_default());
             added = legacy_added_tokens(&config, object("added_tokens.json")?.unwrap_or_default());
+            known = tokens_of_json(companions, what)?;
         }
 
-        let special = special_tokens(class, &config, &added).map_err(refuse)?;
+        let special = special_tokens(class, &config, &known).map_err(refuse)?;
         Ok(Self { class, config, special, added })
     }
 
@@ -147,6 +151,17 @@ impl Settings {
     /// Whether the key is there without a value.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.config.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Takes the padding token that a `tokenizer.json` was saved with, where neither the files nor the class speak of
+    /// one.
+    pub(super) fn set_padding_token(&mut self, content: &str) {
+        let is_silent = !self.config.contains_key("pad_token") && !self.class.names_padding;
+        if let (true, Some((_, tokens))) =
+            (is_silent, self.special.iter_mut().find(|(name, _)| name == "pad_token"))
+        {
+            *tokens = vec![Token::text(content)];
+        }
     }
 
     /// The text of a special token.
@@ -248,15 +263,31 @@ fn legacy_added_tokens(config: &Map<String, Value>, added: Map<String, Value>) -
     added.into_iter().filter_map(|(content, id)| Some((id.as_u64()?, token(content)))).collect()
 }
 
+/// The added tokens of `tokenizer.json`.
+fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
+    #[derive(serde::Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        added_tokens: Vec<Value>,
+    }
+    let Some(json) = companions.iter().find(|companion| companion.name == "tokenizer.json") else {
+        return Ok(Vec::new());
+    };
+    let parts: Parts = serde_json::from_slice(&json.read()?).map_err(|cause| LlmError::Tokenizer {
+        what: what.to_owned(),
+        reason: format!("tokenizer.json: {cause}"),
+    })?;
+    Ok(parts.added_tokens.iter().filter_map(Token::parse).collect())
+}
+
 /// The special tokens of the files, and the class's own where the files do not speak of them.
 fn special_tokens(
     class: &TokenizerClass,
     config: &Map<String, Value>,
-    added: &BTreeMap<u64, Token>,
+    known: &[Token],
 ) -> std::result::Result<Vec<(String, Vec<Token>)>, String> {
-    // A token that stands among the added ones has their flags.
-    let known =
-        |token: Token| added.values().find(|other| other.content == token.content).cloned().unwrap_or(token);
+    let flagged =
+        |token: Token| known.iter().find(|other| other.content == token.content).cloned().unwrap_or(token);
     let wrong = |attribute: &str, value: &Value| {
         format!("`{attribute}` is {value}; a text or an object was expected")
     };
@@ -280,7 +311,7 @@ fn special_tokens(
         }
         let token = match value {
             Some(Value::Null) => None,
-            Some(value) => Some(known(Token::parse(value).ok_or_else(|| wrong(attribute, value))?)),
+            Some(value) => Some(flagged(Token::parse(value).ok_or_else(|| wrong(attribute, value))?)),
             None => {
                 let default = class.defaults.iter().find(|(name, _)| *name == attribute);
                 default.map(|(_, text)| Token::text(text))
