@@ -18,6 +18,7 @@ mod devices;
 mod families;
 mod generate;
 mod gguf;
+mod gguf_tokenizers;
 mod gpt2_parity;
 mod smollm2;
 mod support;

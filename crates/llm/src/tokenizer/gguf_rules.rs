@@ -129,12 +129,54 @@ pub(super) fn is_false_end(token: &str, has: impl Fn(&str) -> bool) -> bool {
 mod tests {
     use super::*;
 
+    /// One name of each rule.
+    const NAMES: [&str; 17] = [
+        "default",
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "dbrx",
+        "qwen2",
+        "stablelm2",
+        "qwen35",
+        "tekken",
+        "gpt-4o",
+        "bloom",
+        "viking",
+        "falcon",
+        "deepseek-coder",
+        "deepseek-v3",
+        "seed-coder",
+        "bailingmoe",
+    ];
+
     #[test]
     fn rules_begin_with_a_token_as_llama_cpp_has_it() {
         let begins = |name: &str| rule(name).unwrap().add_bos;
         assert!(["llama-bpe", "llama3", "tekken", "falcon3"].into_iter().all(begins));
         assert!(!["qwen2", "gpt-2", "smollm", "default", "dbrx", "gpt-4o"].into_iter().any(begins));
         assert_eq!(rule("nothing-known"), None);
+    }
+
+    #[test]
+    fn every_rule_is_a_regular_expression_and_keeps_every_character() {
+        use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+        let text = "Hello, I'LL pay 12345 €  to\n\n  東京 नमस्ते x_y  ";
+        for name in NAMES {
+            for split in rule(name).unwrap().splits {
+                let split = tokenizers::pre_tokenizers::split::Split::new(
+                    tokenizers::pre_tokenizers::split::SplitPattern::Regex((*split).to_owned()),
+                    tokenizers::SplitDelimiterBehavior::Isolated,
+                    false,
+                );
+                let mut pieces = PreTokenizedString::from(text);
+                split.unwrap_or_else(|error| panic!("{name}: {error}")).pre_tokenize(&mut pieces).unwrap();
+                let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+                let joined: String = pieces.iter().map(|(piece, _, _)| *piece).collect();
+                assert_eq!(joined, text, "{name}");
+                assert!(pieces.len() > 1, "{name}");
+            }
+        }
     }
 
     #[test]
