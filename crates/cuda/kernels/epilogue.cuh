@@ -3,17 +3,41 @@
 #include "common.cuh"
 
 // As llm_int8_kernels::Activation.
-enum Activation : u32 { IDENTITY = 0, GELU = 1, GELU_TANH = 2, QUICK_GELU = 3, RELU = 4, RELU_SQUARED = 5, SILU = 6, TANH = 7 };
+enum Activation : u32 {
+    IDENTITY = 0, GELU = 1, GELU_TANH = 2, QUICK_GELU = 3, RELU = 4, RELU_SQUARED = 5, SILU = 6, TANH = 7,
+    GELU_CLIPPED = 8, LAPLACE = 9, LEAKY_RELU = 10, MISH = 11, RELU6 = 12, SIGMOID = 13
+};
+
+DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// x clamped, and NaN for NaN.
+DEVICE float between(float x, float low, float high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+// tanh(ln(1 + e)) is n / (n + 2) for n = e^2 + 2e; from 20 on it is 1 in f32.
+DEVICE float mish(float x) {
+    if (x > 20.0f) return x;
+    float e = expf(x), n = e * (e + 2.0f);
+    return x * (n / (n + 2.0f));
+}
 
 DEVICE float activate(u32 function, float x) {
     switch (function) {
-        case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case GELU: return gelu(x);
         case GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
         case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
         case RELU: return x < 0.0f ? 0.0f : x;
         case RELU_SQUARED: return x < 0.0f ? 0.0f : x * x;
         case SILU: return x / (1.0f + expf(-x));
         case TANH: return tanhf(x);
+        case GELU_CLIPPED: return between(gelu(x), -10.0f, 10.0f);
+        case LAPLACE: return 0.5f * (1.0f + erff((x - 0.707107f) / (0.282095f * 1.41421356237309505f)));
+        case LEAKY_RELU: return x < 0.0f ? 0.01f * x : x;
+        case MISH: return mish(x);
+        case RELU6: return between(x, 0.0f, 6.0f);
+        case SIGMOID: return 1.0f / (1.0f + expf(-x));
         default: return x;
     }
 }

@@ -20,6 +20,20 @@ pub enum Activation {
     QuickGelu,
     /// `tanh(x)`.
     Tanh,
+    /// `x·Φ(x)`, kept within -10 and 10.
+    GeluClipped,
+    /// `½·(1 + erf((x − 0.707107) / (0.282095·√2)))`.
+    Laplace,
+    /// `x`, or `0.01·x` below 0.
+    LeakyRelu,
+    /// `x`.
+    Linear,
+    /// `x·tanh(ln(1 + eˣ))`.
+    Mish,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
+    /// `σ(x)`.
+    Sigmoid,
 }
 
 for_every_width! {
@@ -50,6 +64,13 @@ fn apply_all(function: Activation, x: &mut [f32]) {
         Activation::Silu => each(x, |x| x * sigmoid(x)),
         Activation::QuickGelu => each(x, |x| x * sigmoid(1.702 * x)),
         Activation::Tanh => each(x, |x| 2.0 * sigmoid(2.0 * x) - 1.0),
+        Activation::GeluClipped => each(x, |x| between(x * normal(x), -10.0, 10.0)),
+        Activation::Laplace => each(x, |x| normal((x - 0.707_107) / 0.282_095)),
+        Activation::LeakyRelu => each(x, |x| if x < 0.0 { 0.01 * x } else { x }),
+        Activation::Linear => {}
+        Activation::Mish => each(x, mish),
+        Activation::Relu6 => each(x, |x| between(x, 0.0, 6.0)),
+        Activation::Sigmoid => each(x, sigmoid),
     }
 }
 
@@ -75,6 +96,22 @@ fn exp_each(x: &mut [f32], largest: f32) -> f32 {
 #[inline(always)]
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
+}
+
+/// `x` clamped, and NaN for NaN.
+#[inline(always)]
+fn between(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// `tanh(ln(1 + e))` is `n / (n + 2)` for `n = e² + 2e`; from 20 on it is 1 in f32.
+#[inline(always)]
+fn mish(x: f32) -> f32 {
+    let e = exp(if x > 20.0 { 20.0 } else { x });
+    let n = e * (e + 2.0);
+    let y = x * (n / (n + 2.0));
+    if x > 20.0 { x } else { y }
 }
 
 #[inline(always)]
@@ -131,6 +168,13 @@ mod tests {
             Activation::Silu => x * sigmoid(x),
             Activation::QuickGelu => x * sigmoid(1.702 * x),
             Activation::Tanh => x.tanh(),
+            Activation::GeluClipped => (x * phi(x)).clamp(-10.0, 10.0),
+            Activation::Laplace => phi((x - 0.707_107) / 0.282_095),
+            Activation::LeakyRelu => x.max(0.01 * x),
+            Activation::Linear => x,
+            Activation::Mish => x * x.exp().ln_1p().tanh(),
+            Activation::Relu6 => x.clamp(0.0, 6.0),
+            Activation::Sigmoid => sigmoid(x),
         }
     }
 
@@ -144,7 +188,7 @@ mod tests {
         (density(start) + inner + density(x)) * h / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
     }
 
-    const ALL: [Activation; 7] = [
+    const ALL: [Activation; 14] = [
         Activation::GeluTanh,
         Activation::Gelu,
         Activation::Relu,
@@ -152,6 +196,13 @@ mod tests {
         Activation::Silu,
         Activation::QuickGelu,
         Activation::Tanh,
+        Activation::GeluClipped,
+        Activation::Laplace,
+        Activation::LeakyRelu,
+        Activation::Linear,
+        Activation::Mish,
+        Activation::Relu6,
+        Activation::Sigmoid,
     ];
 
     #[test]
@@ -182,8 +233,15 @@ mod tests {
             for function in ALL {
                 let mut y = [f32::NAN, 0.0, f32::INFINITY, 1e30];
                 apply(isa, function, &mut y);
-                let large = if function == Activation::Tanh { 1.0 } else { f32::INFINITY };
-                assert!(y[0].is_nan() && y[1] == 0.0 && y[2] == large && y[3] >= 1.0, "{function:?} {y:?}");
+                let zero = f64_of(function, 0.0) as f32;
+                let large = match function {
+                    Activation::Tanh | Activation::Laplace | Activation::Sigmoid => 1.0,
+                    Activation::Relu6 => 6.0,
+                    Activation::GeluClipped => 10.0,
+                    _ => f32::INFINITY,
+                };
+                assert!(y[0].is_nan() && y[2] == large && y[3] >= 1.0, "{function:?} {y:?}");
+                assert!((y[1] - zero).abs() <= 1e-6 * zero.abs(), "{function:?} {y:?}");
             }
             let mut y = [0.0, -1.0, -200.0, f32::NEG_INFINITY];
             let sum = exp_all(isa, &mut y, 0.0);

@@ -106,7 +106,7 @@ impl Source {
     }
 
     fn from_files(files: &ModelFiles) -> Result<Self> {
-        let config = ModelConfig::parse(&read(&files.config)?)?;
+        let config = ModelConfig::parse(&read(&files.config)?)?.named(model_name(&files.config));
         let checkpoint = match &files.weights {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
@@ -177,7 +177,7 @@ pub(crate) fn headers(
         let model = name.parse()?;
         if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone())?.resolve_metadata(&model, progress)?;
-            let config = ModelConfig::parse(&read(&found.config)?)?;
+            let config = ModelConfig::parse(&read(&found.config)?)?.named(name);
             let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
             return Ok((config, Checkpoint::from_headers(headers)?));
         }
@@ -190,6 +190,12 @@ pub(crate) fn headers(
 /// Whether config.json says that the weights are int8.
 fn is_int8(config: &ModelConfig) -> bool {
     config.quantization().is_some_and(|quantization| quantization["load_in_8bit"] == true)
+}
+
+/// The folder a config.json is in, or in the hub's cache that of its repository.
+fn model_name(config: &Path) -> &str {
+    let names = || config.parent().into_iter().flat_map(Path::iter).filter_map(|name| name.to_str());
+    names().find(|name| name.starts_with("models--")).or(names().next_back()).unwrap_or_default()
 }
 
 /// A `.gguf` file.

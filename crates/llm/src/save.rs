@@ -5,8 +5,9 @@ use crate::model::AutoModelForCausalLM;
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{NewFolder, WriteObserver};
 use llm_int8_nn::dtype::ParameterDtype;
+use llm_int8_nn::json;
 use llm_int8_nn::models::SavedLayers;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 
 /// How a model is written.
@@ -64,7 +65,7 @@ impl AutoModelForCausalLM {
         }
         // Last: a folder without it is no model.
         let config = self.saved_config(has_int8 && options.layers == SavedLayers::Int8);
-        new.write("config.json", format!("{config:#}\n").as_bytes())?;
+        new.write("config.json", format!("{}\n", json::to_text(&config)).as_bytes())?;
         Ok(new.commit()?)
     }
 
@@ -88,7 +89,7 @@ impl AutoModelForCausalLM {
         let kept: Vec<String> =
             self.load_report().layers.kept.iter().map(|layer| layer.path.to_string()).collect();
         let is_default = kept.iter().all(|path| self.decoder().spec().never_converted().contains(path));
-        json!({
+        serde_json::json!({
             "_load_in_4bit": false,
             "_load_in_8bit": true,
             "bnb_4bit_compute_dtype": "float32",

@@ -1,11 +1,57 @@
-//! `config.json`, read with messages that name the key.
+//! `config.json`, read with messages that name the key, and the configuration classes that fill in what it lacks.
 
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use serde_json::Value;
+use crate::json;
+use serde_json::{Map, Value};
 
 /// No size of a model is larger, and products of two such sizes do not overflow.
 const LARGEST_SIZE: u64 = 1 << 28;
+
+/// Keys that every configuration class has, with their defaults (`PretrainedConfig`).
+const BASE_DEFAULTS: &str =
+    r#"{ "tie_word_embeddings": true, "pad_token_id": null, "add_cross_attention": false }"#;
+
+/// A configuration class of transformers (`configuration_*.py`): what stands for keys that config.json lacks, and
+/// other names of keys.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfigClass {
+    /// Defaults of the class's `__init__`, as a JSON object.
+    pub defaults: &'static str,
+    /// `attribute_map`: another name and the name it stands for. Where both are in the file, the other name counts,
+    /// as in transformers, which sets it last.
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// Which key of `rope_scaling` names the kind where both are there.
+    pub rope_kind: RopeKind,
+}
+
+/// Which key of `rope_scaling` names the kind of rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeKind {
+    /// `rope_type`, and `type` where it is missing.
+    RopeType,
+    /// `type`, the older name, and `rope_type` where it is missing.
+    Type,
+    /// As [`RopeKind::Type`]; `su` and `yarn`, Phi 3's first names for it, are `longrope`.
+    Phi3,
+}
+
+impl ConfigClass {
+    /// A class without aliases whose `rope_type` counts.
+    pub const fn new(defaults: &'static str) -> Self {
+        Self { defaults, aliases: &[], rope_kind: RopeKind::RopeType }
+    }
+
+    /// The same class with other names of keys.
+    pub const fn with_aliases(self, aliases: &'static [(&'static str, &'static str)]) -> Self {
+        Self { aliases, ..self }
+    }
+
+    /// The same class with another rule for the kind of rotation.
+    pub const fn with_rope_kind(self, rope_kind: RopeKind) -> Self {
+        Self { rope_kind, ..self }
+    }
+}
 
 /// The keys of a `config.json`.
 ///
@@ -23,13 +69,15 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses the bytes of a `config.json`.
+    /// Parses the bytes of a `config.json`, as Python's `json` does ([`json::parse`]).
     ///
     /// # Errors
     /// [`NnError::Config`] where they are not a JSON object.
-    pub fn parse(json: &[u8]) -> Result<Self> {
-        let values: Value = serde_json::from_slice(json)
-            .map_err(|cause| error(format!("it is not JSON ({cause}); download it again")))?;
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let values = json::parse(bytes).map_err(|cause| match cause {
+            json::JsonError::Syntax(_) => error(format!("{cause}; check it, or download it again")),
+            json::JsonError::ByteOrderMark => error(cause.to_string()),
+        })?;
         if !values.is_object() {
             return Err(error("it is not a JSON object".into()));
         }
@@ -41,14 +89,65 @@ impl ModelConfig {
         Self { values }
     }
 
+    /// These keys as an object of a configuration class has them: its defaults where a key is missing, aliases
+    /// under the names they stand for, and one name for the kind of `rope_scaling`. A key that is null stays null.
+    ///
+    /// ```
+    /// use llm_int8_nn::config::{ConfigClass, ModelConfig};
+    /// const CLASS: ConfigClass =
+    ///     ConfigClass::new(r#"{"n_embd": 768, "n_layer": 12}"#).with_aliases(&[("hidden_size", "n_embd")]);
+    /// let config = ModelConfig::parse(br#"{"hidden_size": 48}"#)?.of_class(&CLASS)?;
+    /// assert_eq!((config.size("n_embd")?, config.size("n_layer")?), (48, 12));
+    /// # Ok::<(), llm_int8_nn::NnError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for a `rope_scaling` that is neither an object nor null.
+    pub fn of_class(&self, class: &ConfigClass) -> Result<Self> {
+        let table = |text: &str| {
+            serde_json::from_str::<Map<String, Value>>(text)
+                .map_err(|cause| error(format!("the defaults of its class are not JSON ({cause})")))
+        };
+        let mut values = table(BASE_DEFAULTS)?;
+        values.extend(table(class.defaults)?);
+        values.extend(self.values.as_object().cloned().unwrap_or_default());
+        for (alias, name) in class.aliases {
+            if let Some(value) = self.values.get(*alias) {
+                values.insert((*name).to_owned(), value.clone());
+            }
+        }
+
+        match values.get_mut("rope_scaling") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(scaling)) => name_rope_kind(scaling, class.rope_kind),
+            Some(other) => {
+                return Err(error(format!(
+                    "`rope_scaling` is {}; an object was expected",
+                    json::shown(other)
+                )));
+            }
+        }
+        Ok(Self { values: Value::Object(values) })
+    }
+
     /// `model_type`.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing.
+    /// [`NnError::Config`] where it is missing or not a text.
     pub fn model_type(&self) -> Result<&str> {
-        self.values["model_type"]
-            .as_str()
-            .ok_or_else(|| error("`model_type` is missing; it tells which family the model is of".into()))
+        match &self.values["model_type"] {
+            Value::Null => Err(error(
+                "`model_type` is missing, and neither `architectures` nor the folder's name tells which family the \
+                 model is of; add it"
+                    .into(),
+            )),
+            value => value.as_str().ok_or_else(|| unusable("model_type", value, "a text")),
+        }
+    }
+
+    /// Sets `model_type`.
+    pub(crate) fn set_model_type(&mut self, model_type: &str) {
+        self.values["model_type"] = model_type.into();
     }
 
     /// A size: a positive whole number.
@@ -56,28 +155,7 @@ impl ModelConfig {
     /// # Errors
     /// [`NnError::Config`] where it is missing or something else.
     pub fn size(&self, key: &str) -> Result<usize> {
-        self.optional_size(key)?.ok_or_else(|| error(format!("`{key}` is missing")))
-    }
-
-    /// A size under the first of these keys that there is.
-    ///
-    /// # Errors
-    /// [`NnError::Config`] where all are missing, or it is something else.
-    pub fn size_of(&self, keys: &[&str]) -> Result<usize> {
-        let found = keys.iter().find(|key| !self.values[**key].is_null());
-        self.size(found.or(keys.first()).copied().unwrap_or_default())
-    }
-
-    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end where it
-    /// is negative; `default` where config.json does not speak of it.
-    pub fn padding_row(&self, rows: usize, default: Option<usize>) -> Option<usize> {
-        match &self.values["pad_token_id"] {
-            Value::Null => default.filter(|_| !self.has("pad_token_id")),
-            value => {
-                let row = value.as_i64()?;
-                usize::try_from(if row < 0 { row + rows as i64 } else { row }).ok()
-            }
-        }
+        self.optional_size(key)?.ok_or_else(|| self.absent(key))
     }
 
     /// A size that may be missing or null.
@@ -89,47 +167,74 @@ impl ModelConfig {
             Value::Null => Ok(None),
             value => match value.as_u64().filter(|size| (1..=LARGEST_SIZE).contains(size)) {
                 Some(size) => Ok(Some(size as usize)),
-                None => Err(error(format!(
-                    "`{key}` is {value}; a whole number from 1 to {LARGEST_SIZE} was expected"
-                ))),
+                None => Err(unusable(key, value, &format!("a whole number from 1 to {LARGEST_SIZE}"))),
             },
         }
     }
 
-    /// A number with a default.
+    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end where it
+    /// is negative.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is something else.
-    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.values[key] {
-            Value::Null => Ok(default),
-            value => {
-                value.as_f64().ok_or_else(|| error(format!("`{key}` is {value}; a number was expected")))
+    /// [`NnError::Config`] for a row that the table does not have.
+    pub fn padding_row(&self, rows: usize) -> Result<Option<usize>> {
+        let value = &self.values["pad_token_id"];
+        if value.is_null() {
+            return Ok(None);
+        }
+        let count = i64::try_from(rows).unwrap_or(i64::MAX);
+        let row = value.as_i64().filter(|row| (-count..count).contains(row));
+        let row = row.map(|row| if row < 0 { row + count } else { row });
+        match row.and_then(|row| usize::try_from(row).ok()) {
+            Some(row) => Ok(Some(row)),
+            None => {
+                Err(unusable("pad_token_id", value, &format!("a row of the token table of {rows}, or null")))
             }
         }
     }
 
-    /// A flag with a default.
+    /// A number.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] where it is missing or something else.
+    pub fn number(&self, key: &str) -> Result<f64> {
+        self.optional_number(key)?.ok_or_else(|| self.absent(key))
+    }
+
+    /// A number that may be missing or null.
     ///
     /// # Errors
     /// [`NnError::Config`] where it is something else.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
         match &self.values[key] {
-            Value::Null => Ok(default),
-            value => value
-                .as_bool()
-                .ok_or_else(|| error(format!("`{key}` is {value}; true or false was expected"))),
+            Value::Null => Ok(None),
+            value => value.as_f64().map(Some).ok_or_else(|| unusable(key, value, "a number")),
         }
     }
 
-    /// A text with a default.
+    /// A flag. As in Python, null and 0 are false, and other numbers are true; a text is refused, because Python
+    /// takes even `"false"` for true.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is something else.
-    pub fn text<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+    /// [`NnError::Config`] where it is missing or something else.
+    pub fn flag(&self, key: &str) -> Result<bool> {
         match &self.values[key] {
-            Value::Null => Ok(default),
-            value => value.as_str().ok_or_else(|| error(format!("`{key}` is {value}; a text was expected"))),
+            Value::Null if !self.has(key) => Err(self.absent(key)),
+            Value::Null => Ok(false),
+            Value::Bool(flag) => Ok(*flag),
+            Value::Number(number) => Ok(number.as_f64() != Some(0.0)),
+            value => Err(unusable(key, value, "true or false")),
+        }
+    }
+
+    /// A text.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] where it is missing or something else.
+    pub fn text(&self, key: &str) -> Result<&str> {
+        match &self.values[key] {
+            Value::Null => Err(self.absent(key)),
+            value => value.as_str().ok_or_else(|| unusable(key, value, "a text")),
         }
     }
 
@@ -140,12 +245,20 @@ impl ModelConfig {
 
     /// The keys of an object under a key, as a config of its own; empty where there is none.
     pub fn nested(&self, key: &str) -> Self {
-        Self { values: self.object(key).cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new())) }
+        Self { values: self.object(key).cloned().unwrap_or_else(|| Value::Object(Map::new())) }
     }
 
-    /// A list of texts under a key, where there is one.
-    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
-        self.values[key].as_array().map(|items| items.iter().filter_map(Value::as_str).collect())
+    /// A list of texts that may be missing or null.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] where it is something else.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        let value = &self.values[key];
+        if value.is_null() {
+            return Ok(None);
+        }
+        let texts = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| unusable(key, value, "a list of texts"))
     }
 
     /// Whether the number under a key is written as a whole number.
@@ -163,7 +276,7 @@ impl ModelConfig {
         &self.values[key]
     }
 
-    /// Every key and value.
+    /// Every key and value; to write them, see [`json::to_text`].
     pub fn values(&self) -> &Value {
         &self.values
     }
@@ -187,6 +300,27 @@ impl ModelConfig {
             value => id(value).into_iter().collect(),
         }
     }
+
+    fn absent(&self, key: &str) -> NnError {
+        let what = if self.has(key) { "null, and has to be something" } else { "missing" };
+        error(format!("`{key}` is {what}"))
+    }
+}
+
+/// Puts the kind of a rotation under `rope_type`.
+fn name_rope_kind(scaling: &mut Map<String, Value>, rule: RopeKind) {
+    let older = scaling.get("type").cloned();
+    let kind = match (rule, older) {
+        (_, None) => return,
+        (RopeKind::RopeType, Some(_)) if scaling.contains_key("rope_type") => return,
+        (RopeKind::Phi3, Some(kind)) if kind == "su" || kind == "yarn" => "longrope".into(),
+        (_, Some(kind)) => kind,
+    };
+    scaling.insert("rope_type".to_owned(), kind);
+}
+
+fn unusable(key: &str, value: &Value, expected: &str) -> NnError {
+    error(format!("`{key}` is {}; {expected} was expected", json::shown(value)))
 }
 
 fn error(reason: String) -> NnError {

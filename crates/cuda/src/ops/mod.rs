@@ -91,6 +91,12 @@ pub enum Activation {
     ReluSquared = 5,
     Silu = 6,
     Tanh = 7,
+    GeluClipped = 8,
+    Laplace = 9,
+    LeakyRelu = 10,
+    Mish = 11,
+    Relu6 = 12,
+    Sigmoid = 13,
 }
 
 /// How the values of a source come about.

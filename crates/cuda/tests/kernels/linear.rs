@@ -282,7 +282,7 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
 #[test]
 fn activation_functions_are_those_of_the_cpu() {
     use llm_int8_kernels::{Activation as Host, Isa, activation};
-    let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 8.0).collect();
+    let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 24.0).collect();
     for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
         for (function, host) in [
             (Activation::Gelu, Host::Gelu),
@@ -292,6 +292,12 @@ fn activation_functions_are_those_of_the_cpu() {
             (Activation::ReluSquared, Host::ReluSquared),
             (Activation::Silu, Host::Silu),
             (Activation::Tanh, Host::Tanh),
+            (Activation::GeluClipped, Host::GeluClipped),
+            (Activation::Laplace, Host::Laplace),
+            (Activation::LeakyRelu, Host::LeakyRelu),
+            (Activation::Mish, Host::Mish),
+            (Activation::Relu6, Host::Relu6),
+            (Activation::Sigmoid, Host::Sigmoid),
         ] {
             // A layer whose weights are 0 gives its bias.
             let matrix = Int8Matrix::new(&device, x.len(), 4).unwrap();

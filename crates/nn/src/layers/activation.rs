@@ -8,53 +8,90 @@ use crate::error::{NnError, Result};
 pub enum Activation {
     /// `gelu_new`: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, GPT-2's.
     GeluNew,
-    /// `gelu`: `x·Φ(x)` with the error function.
+    /// `gelu` and `gelu_python`: `x·Φ(x)` with the error function.
     Gelu,
-    /// `gelu_pytorch_tanh`: the formula of `gelu_new`, by PyTorch's own function.
+    /// `gelu_10`: the same, kept within -10 and 10.
+    GeluClipped,
+    /// `gelu_pytorch_tanh` and `gelu_python_tanh`: the formula of `gelu_new`.
     GeluTanh,
-    /// `relu`: `max(x, 0)`.
-    Relu,
-    /// `silu` or `swish`: `x·σ(x)`.
-    Silu,
-    /// `tanh`.
-    Tanh,
+    /// `gelu_accurate`: the formula of `gelu_new`.
+    GeluAccurate,
     /// `gelu_fast`: the formula of `gelu_new` with a rounded constant.
     GeluFast,
     /// `quick_gelu`: `x·σ(1.702·x)`.
     QuickGelu,
+    /// `laplace`: `½·(1 + erf((x − 0.707107) / (0.282095·√2)))`.
+    Laplace,
+    /// `leaky_relu`: `x`, or `0.01·x` below 0.
+    LeakyRelu,
+    /// `linear`: `x`.
+    Linear,
+    /// `mish`: `x·tanh(ln(1 + eˣ))`.
+    Mish,
+    /// `relu`: `max(x, 0)`.
+    Relu,
     /// `relu2`: `max(x, 0)²`.
     ReluSquared,
+    /// `relu6`: `min(max(x, 0), 6)`.
+    Relu6,
+    /// `sigmoid`: `σ(x)`.
+    Sigmoid,
+    /// `silu`: `x·σ(x)`.
+    Silu,
+    /// `swish`: the same by PyTorch's class.
+    Swish,
+    /// `tanh`.
+    Tanh,
     /// Bloom's own class of the formula of `gelu_new`.
     BloomGelu,
     /// MPT's `nn.GELU(approximate="none")`.
     TorchGelu,
 }
 
+/// What `config.json` calls them.
+const NAMES: &[(&str, Activation)] = &[
+    ("gelu", Activation::Gelu),
+    ("gelu_10", Activation::GeluClipped),
+    ("gelu_accurate", Activation::GeluAccurate),
+    ("gelu_fast", Activation::GeluFast),
+    ("gelu_new", Activation::GeluNew),
+    ("gelu_python", Activation::Gelu),
+    ("gelu_python_tanh", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("laplace", Activation::Laplace),
+    ("leaky_relu", Activation::LeakyRelu),
+    ("linear", Activation::Linear),
+    ("mish", Activation::Mish),
+    ("quick_gelu", Activation::QuickGelu),
+    ("relu", Activation::Relu),
+    ("relu2", Activation::ReluSquared),
+    ("relu6", Activation::Relu6),
+    ("sigmoid", Activation::Sigmoid),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Swish),
+    ("tanh", Activation::Tanh),
+];
+
 impl Activation {
     /// The function of a name in `config.json`.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a name that is not known, with those that are.
+    /// [`NnError::Config`] for a name that is not known, with those that are, and for functions with parameters of
+    /// their own.
     pub fn from_name(name: &str) -> Result<Self> {
-        Ok(match name {
-            "gelu_new" => Self::GeluNew,
-            "gelu" => Self::Gelu,
-            "gelu_pytorch_tanh" => Self::GeluTanh,
-            "relu" => Self::Relu,
-            "silu" | "swish" => Self::Silu,
-            "tanh" => Self::Tanh,
-            "gelu_fast" => Self::GeluFast,
-            "quick_gelu" => Self::QuickGelu,
-            "relu2" => Self::ReluSquared,
-            other => {
-                return Err(NnError::Config {
-                    reason: format!(
-                        "activation function `{other}` is not known; known are gelu_new, gelu, \
-                         gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, relu2, silu, swish and tanh"
-                    ),
-                });
+        if let Some((_, activation)) = NAMES.iter().find(|(known, _)| *known == name) {
+            return Ok(*activation);
+        }
+        let reason = match name {
+            "prelu" | "xielu" => {
+                format!("activation function `{name}` has trained parameters, which are not supported")
             }
-        })
+            _ => {
+                let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
+                format!("activation function `{name}` is not known; known are {}", known.join(", "))
+            }
+        };
+        Err(NnError::Config { reason })
     }
 
     /// The class transformers prints.
@@ -62,13 +99,22 @@ impl Activation {
         match self {
             Self::GeluNew => "NewGELUActivation",
             Self::Gelu => "GELUActivation",
+            Self::GeluClipped => "ClippedGELUActivation",
             Self::GeluTanh => "GELUTanh",
-            Self::Relu => "ReLU",
-            Self::Silu => "SiLUActivation",
-            Self::Tanh => "Tanh",
+            Self::GeluAccurate => "AccurateGELUActivation",
             Self::GeluFast => "FastGELUActivation",
             Self::QuickGelu => "QuickGELUActivation",
+            Self::Laplace => "LaplaceActivation",
+            Self::LeakyRelu => "LeakyReLU",
+            Self::Linear => "LinearActivation",
+            Self::Mish => "MishActivation",
+            Self::Relu => "ReLU",
             Self::ReluSquared => "ReLUSquaredActivation",
+            Self::Relu6 => "ReLU6",
+            Self::Sigmoid => "Sigmoid",
+            Self::Silu => "SiLUActivation",
+            Self::Swish => "SiLU",
+            Self::Tanh => "Tanh",
             Self::BloomGelu => "BloomGelu",
             Self::TorchGelu => "GELU",
         }
@@ -76,19 +122,32 @@ impl Activation {
 
     /// What transformers prints between its brackets.
     pub fn arguments(self) -> &'static str {
-        if self == Self::TorchGelu { "approximate='none'" } else { "" }
+        match self {
+            Self::TorchGelu => "approximate='none'",
+            Self::LeakyRelu => "negative_slope=0.01",
+            _ => "",
+        }
     }
 
     /// The function itself.
     pub fn kernel(self) -> llm_int8_kernels::Activation {
         use llm_int8_kernels::Activation as Kernel;
         match self {
-            Self::GeluNew | Self::GeluTanh | Self::GeluFast | Self::BloomGelu => Kernel::GeluTanh,
+            Self::GeluNew | Self::GeluTanh | Self::GeluAccurate | Self::GeluFast | Self::BloomGelu => {
+                Kernel::GeluTanh
+            }
             Self::Gelu | Self::TorchGelu => Kernel::Gelu,
+            Self::GeluClipped => Kernel::GeluClipped,
             Self::QuickGelu => Kernel::QuickGelu,
-            Self::ReluSquared => Kernel::ReluSquared,
+            Self::Laplace => Kernel::Laplace,
+            Self::LeakyRelu => Kernel::LeakyRelu,
+            Self::Linear => Kernel::Linear,
+            Self::Mish => Kernel::Mish,
             Self::Relu => Kernel::Relu,
-            Self::Silu => Kernel::Silu,
+            Self::ReluSquared => Kernel::ReluSquared,
+            Self::Relu6 => Kernel::Relu6,
+            Self::Sigmoid => Kernel::Sigmoid,
+            Self::Silu | Self::Swish => Kernel::Silu,
             Self::Tanh => Kernel::Tanh,
         }
     }
@@ -98,33 +157,49 @@ impl Activation {
 mod tests {
     use super::*;
 
+    /// Name, class, and values at -1.5, 1 and 12, as PyTorch 2.8 and transformers 4.57.1 give them.
+    const EXPECTED: &[(&str, &str, [f32; 3])] = &[
+        ("gelu", "GELUActivation()", [-0.1002109, 0.8413447, 12.0]),
+        ("gelu_10", "ClippedGELUActivation()", [-0.1002109, 0.8413447, 10.0]),
+        ("gelu_accurate", "AccurateGELUActivation()", [-0.1004284, 0.841192, 12.0]),
+        ("gelu_fast", "FastGELUActivation()", [-0.1004284, 0.841192, 12.0]),
+        ("gelu_new", "NewGELUActivation()", [-0.1004284, 0.841192, 12.0]),
+        ("gelu_python", "GELUActivation()", [-0.1002108, 0.8413447, 12.0]),
+        ("gelu_python_tanh", "GELUTanh()", [-0.1004284, 0.841192, 12.0]),
+        ("gelu_pytorch_tanh", "GELUTanh()", [-0.1004284, 0.841192, 12.0]),
+        ("laplace", "LaplaceActivation()", [0.0, 0.8504297, 1.0]),
+        ("leaky_relu", "LeakyReLU(negative_slope=0.01)", [-0.015, 1.0, 12.0]),
+        ("linear", "LinearActivation()", [-1.5, 1.0, 12.0]),
+        ("mish", "MishActivation()", [-0.2980998, 0.8650984, 12.0]),
+        ("quick_gelu", "QuickGELUActivation()", [-0.1083378, 0.8457958, 12.0]),
+        ("relu", "ReLU()", [0.0, 1.0, 12.0]),
+        ("relu2", "ReLUSquaredActivation()", [0.0, 1.0, 144.0]),
+        ("relu6", "ReLU6()", [0.0, 1.0, 6.0]),
+        ("sigmoid", "Sigmoid()", [0.1824255, 0.7310586, 0.9999938]),
+        ("silu", "SiLUActivation()", [-0.2736383, 0.7310586, 11.9999256]),
+        ("swish", "SiLU()", [-0.2736383, 0.7310586, 11.9999256]),
+        ("tanh", "Tanh()", [-0.9051483, 0.7615942, 1.0]),
+    ];
+
     #[test]
-    fn functions_have_their_values_at_one() {
-        let at_one = |a: Activation| {
-            let mut x = [1f32];
-            llm_int8_kernels::activation::apply(llm_int8_kernels::Isa::detect(), a.kernel(), &mut x);
-            x[0]
-        };
-        for (activation, expected) in [
-            (Activation::GeluNew, 0.841_192),
-            (Activation::GeluTanh, 0.841_192),
-            (Activation::Gelu, 0.841_345),
-            (Activation::Relu, 1.0),
-            (Activation::Silu, 0.731_059),
-            (Activation::Tanh, 0.761_594),
-            (Activation::GeluFast, 0.841_192),
-            (Activation::QuickGelu, 0.845_795),
-            (Activation::ReluSquared, 1.0),
-            (Activation::BloomGelu, 0.841_192),
-            (Activation::TorchGelu, 0.841_345),
-        ] {
-            assert!((at_one(activation) - expected).abs() < 2e-6, "{activation:?}: {}", at_one(activation));
+    fn every_name_has_the_class_and_the_values_of_transformers() {
+        assert_eq!(EXPECTED.len(), NAMES.len());
+        for (name, class, expected) in EXPECTED {
+            let activation = Activation::from_name(name).unwrap();
+            assert_eq!(format!("{}({})", activation.class(), activation.arguments()), *class, "{name}");
+            let mut x = [-1.5f32, 1.0, 12.0];
+            llm_int8_kernels::activation::apply(llm_int8_kernels::Isa::detect(), activation.kernel(), &mut x);
+            for (x, expected) in x.iter().zip(expected) {
+                assert!((x - expected).abs() < 2e-6, "{name}: {x}, not {expected}");
+            }
         }
     }
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
-        let error = Activation::from_name("mish").unwrap_err().to_string();
-        assert!(error.contains("`mish` is not known") && error.contains("gelu_new"), "{error}");
+        let error = Activation::from_name("mush").unwrap_err().to_string();
+        assert!(error.contains("`mush` is not known") && error.contains("gelu_new"), "{error}");
+        let error = Activation::from_name("prelu").unwrap_err().to_string();
+        assert!(error.contains("`prelu` has trained parameters"), "{error}");
     }
 }

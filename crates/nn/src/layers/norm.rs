@@ -181,7 +181,7 @@ impl Module for Norm {
 }
 
 /// A float as Python prints it: `1e-05`, `0.001`, `1e-12`.
-fn python_float(value: f64) -> String {
+pub(crate) fn python_float(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-4 {
         let text = format!("{value:e}");
         return match text.split_once("e-") {

@@ -3,6 +3,7 @@
 
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
+use crate::json;
 use serde_json::Value;
 
 /// Which values of a head form a pair.
@@ -80,21 +81,24 @@ impl Rope {
         Self { pairs, ..self }
     }
 
-    /// As `rope_theta` and `rope_scaling` of a `config.json` ask for, or the `rope_parameters` that
-    /// transformers 5 writes; `base` where they do not say, `positions` is `max_position_embeddings`.
+    /// As `rope_scaling` of a `config.json` asks for, or the `rope_parameters` that transformers 5 writes, with the
+    /// base `base` where they name none; `positions` is `max_position_embeddings`.
     ///
     /// # Errors
     /// [`NnError::Config`] for a kind that is not known or lacks its numbers.
     pub fn from_config(config: &ModelConfig, base: f64, dims: usize, positions: usize) -> Result<Self> {
-        let base = config.number("rope_theta", base)?;
-        let mut values = match (config.object("rope_parameters"), config.object("rope_scaling")) {
-            (Some(values), _) | (None, Some(values)) => values.clone(),
-            (None, None) => return Self::from_values(&Value::Null, base, dims, positions),
+        // LongRoPE takes it from beside `rope_scaling` only, the other kinds from within.
+        let beside = config.value(ORIGINAL);
+        let (mut values, is_newer) = match (config.object("rope_parameters"), config.object("rope_scaling")) {
+            (Some(values), _) => (values.clone(), true),
+            (None, Some(values)) => (values.clone(), false),
+            (None, None) => return Ok(Self::plain(base, dims)),
         };
-        // Phi 3 keeps it beside.
-        let original = config.value("original_max_position_embeddings");
-        if !original.is_null() {
-            values["original_max_position_embeddings"] = original.clone();
+        if is_newer && name_of_kind(&values).is_null() {
+            values["rope_type"] = "default".into();
+        }
+        if kind(&values) == Some("longrope") && (!is_newer || values[ORIGINAL].is_null()) {
+            values[ORIGINAL] = beside.clone();
         }
         Self::from_values(&values, base, dims, positions)
     }
@@ -104,32 +108,33 @@ impl Rope {
     /// # Errors
     /// As [`Rope::from_config`].
     pub fn from_values(scaling: &Value, base: f64, dims: usize, positions: usize) -> Result<Self> {
-        let base = scaling["rope_theta"].as_f64().unwrap_or(base);
+        let base = optional(scaling, "rope_theta")?.unwrap_or(base);
         let plain = Self::plain(base, dims);
-        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
         let number = |key: &str| number(scaling, key);
         let fixed = |frequencies| Self { frequencies: Frequencies::Fixed(frequencies), ..plain.clone() };
-        match kind {
-            "default" | "mrope" => Ok(plain),
-            "linear" => {
+        match kind(scaling) {
+            Some("default") => Ok(plain),
+            Some("linear") => {
                 let factor = number("factor")? as f32;
                 let rope = fixed(inverse_frequencies(base, dims).into_iter().map(|f| f / factor).collect());
                 Ok(Self { stretch: f64::from(factor).max(1.0), ..rope })
             }
-            "dynamic" => {
+            Some("dynamic") => {
                 let factor = number("factor")?;
                 let frequencies = Frequencies::Dynamic { base, factor, limit: positions };
                 Ok(Self { frequencies, stretch: factor.max(1.0), ..plain })
             }
-            "llama3" => Ok(fixed(llama3(scaling, base, dims)?)),
-            "yarn" => yarn(scaling, base, dims, positions, plain),
-            "longrope" | "su" => long(scaling, base, dims, positions, plain),
-            other => Err(NnError::Config {
-                reason: format!(
-                    "rope_scaling of type `{other}` is not known; known are default, linear, dynamic, llama3, \
-                     yarn and longrope"
+            Some("llama3") => Ok(fixed(llama3(scaling, base, dims)?)),
+            Some("yarn") => yarn(scaling, base, dims, positions, plain),
+            Some("longrope") => long(scaling, base, dims, positions, plain),
+            _ => Err(error(match name_of_kind(scaling) {
+                Value::Null => "`rope_scaling` has no `rope_type`".into(),
+                other => format!(
+                    "rope_scaling of type {} is not known; known are default, linear, dynamic, llama3, yarn and \
+                     longrope",
+                    other.as_str().map_or(other.to_string(), |name| format!("`{name}`"))
                 ),
-            }),
+            })),
         }
     }
 
@@ -222,10 +227,36 @@ impl RopeTable {
     }
 }
 
+/// The context a model was trained for before its rotations were stretched.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// `rope_type`, or `type` where it is missing.
+fn name_of_kind(scaling: &Value) -> &Value {
+    scaling.get("rope_type").unwrap_or(&scaling["type"])
+}
+
+fn kind(scaling: &Value) -> Option<&str> {
+    name_of_kind(scaling).as_str()
+}
+
+fn error(reason: String) -> NnError {
+    NnError::Config { reason }
+}
+
+/// A number that may be missing or null.
+fn optional(scaling: &Value, key: &str) -> Result<Option<f64>> {
+    match &scaling[key] {
+        Value::Null => Ok(None),
+        value => value.as_f64().map(Some).ok_or_else(|| {
+            error(format!("`rope_scaling.{key}` is {}; a number was expected", json::shown(value)))
+        }),
+    }
+}
+
 fn number(scaling: &Value, key: &str) -> Result<f64> {
-    scaling[key].as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| NnError::Config {
-        reason: format!("`rope_scaling` has no usable `{key}`; a positive number was expected"),
-    })
+    let value = optional(scaling, key)?.filter(|x| x.is_finite() && *x > 0.0);
+    value
+        .ok_or_else(|| error(format!("`rope_scaling` has no usable `{key}`; a positive number was expected")))
 }
 
 /// Llama 3.1: long wavelengths are stretched, short ones stay, those between are mixed.
@@ -251,13 +282,15 @@ fn llama3(scaling: &Value, base: f64, dims: usize) -> Result<Vec<f32>> {
 /// YaRN (Peng et al. 2023).
 fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
     let factor = number(scaling, "factor")?;
-    let optional = |key: &str, default: f64| scaling[key].as_f64().filter(|x| *x != 0.0).unwrap_or(default);
-    let original = optional("original_max_position_embeddings", positions as f64);
-    let truncate = scaling["truncate"].as_bool().unwrap_or(true);
+    let given = |key: &str, default: f64| -> Result<f64> {
+        Ok(optional(scaling, key)?.filter(|x| *x != 0.0).unwrap_or(default))
+    };
+    let original = given(ORIGINAL, positions as f64)?;
+    let truncate = scaling.get("truncate").is_none_or(|value| value == true);
     let correction = |rotations: f64| {
         dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
     };
-    let (low, high) = (correction(optional("beta_fast", 32.0)), correction(optional("beta_slow", 1.0)));
+    let (low, high) = (correction(given("beta_fast", 32.0)?), correction(given("beta_slow", 1.0)?));
     let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
     let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
     let high = if low == high { high + 0.001 } else { high };
@@ -269,8 +302,8 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
         })
         .collect();
     let mscale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
-    let (some, all) = (optional("mscale", 0.0), optional("mscale_all_dim", 0.0));
-    let scale = match scaling["attention_factor"].as_f64() {
+    let (some, all) = (given("mscale", 0.0)?, given("mscale_all_dim", 0.0)?);
+    let scale = match optional(scaling, "attention_factor")? {
         Some(scale) => scale,
         None if some != 0.0 && all != 0.0 => mscale(some) / mscale(all),
         None => mscale(1.0),
@@ -281,27 +314,30 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
 
 /// LongRoPE (Ding et al. 2024).
 fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
-    let original = scaling["original_max_position_embeddings"].as_u64().filter(|size| *size > 0);
     let factors = |key: &str| -> Result<Vec<f32>> {
         let values = scaling[key].as_array().map(Vec::as_slice).unwrap_or_default();
         let factors: Vec<f32> = values.iter().filter_map(Value::as_f64).map(|x| x as f32).collect();
-        if factors.len() != dims / 2 || factors.iter().any(|x| *x <= 0.0) {
-            let reason = format!("`rope_scaling.{key}` must be {} positive numbers", dims / 2);
-            return Err(NnError::Config { reason });
+        if factors.len() != dims / 2 || factors.len() != values.len() || factors.iter().any(|x| *x <= 0.0) {
+            return Err(error(format!("`rope_scaling.{key}` must be {} positive numbers", dims / 2)));
         }
         let stretch = |(i, f): (usize, &f32)| 1.0 / (f * (base as f32).powf((2 * i) as f32 / dims as f32));
         Ok(factors.iter().enumerate().map(stretch).collect())
     };
+    let (short, long) = (factors("short_factor")?, factors("long_factor")?);
+
+    let original = optional(scaling, ORIGINAL)?.filter(|size| *size > 0.0);
     let limit = original.map_or(positions, |size| size as usize);
-    let factor = match original {
-        Some(original) => positions as f64 / original as f64,
-        None => scaling["factor"].as_f64().unwrap_or(1.0),
+    let scale = match (optional(scaling, "attention_factor")?, original) {
+        (Some(scale), _) => scale,
+        (None, original) => {
+            let factor = match original {
+                Some(original) => positions as f64 / original,
+                None => number(scaling, "factor")?,
+            };
+            if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (limit as f64).ln()).sqrt() }
+        }
     };
-    let scale = scaling["attention_factor"].as_f64().unwrap_or_else(|| {
-        if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (limit as f64).ln()).sqrt() }
-    });
-    let frequencies =
-        Frequencies::Long { short: factors("short_factor")?, long: factors("long_factor")?, limit };
+    let frequencies = Frequencies::Long { short, long, limit };
     Ok(Rope { frequencies, scale: scale as f32, ..plain })
 }
 
@@ -342,8 +378,14 @@ mod tests {
         for (scaling, word) in [
             (r#"{"type": "spiral"}"#, "`spiral`"),
             (r#"{"type": "linear"}"#, "`factor`"),
+            (r#"{"type": "linear", "factor": "2"}"#, "`rope_scaling.factor` is \"2\""),
             (r#"{"type": "longrope", "short_factor": [1], "long_factor": [1]}"#, "short_factor"),
             (r#"{"rope_type": "llama3", "factor": 8}"#, "low_freq_factor"),
+            (r#"{"type": "mrope", "mrope_section": [1, 1, 2]}"#, "`mrope`"),
+            (r#"{"type": "su"}"#, "`su`"),
+            (r#"{"rope_type": null, "type": "linear", "factor": 2}"#, "no `rope_type`"),
+            (r#"{"factor": 2}"#, "no `rope_type`"),
+            ("{}", "no `rope_type`"),
         ] {
             let error = Rope::from_config(&config(scaling), 1e4, 8, 64).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -246,6 +246,14 @@ impl Keys<'_> {
             config["attention_bias"] = self.has_tensor("blk.0.attn_q.bias").into();
         }
         config["rope_scaling"] = self.rope_scaling()?;
+        if config["rope_scaling"]["rope_type"] == "longrope" {
+            // transformers looks for it beside `rope_scaling`.
+            let scaling = config["rope_scaling"].as_object_mut();
+            let original = scaling.and_then(|scaling| scaling.remove("original_max_position_embeddings"));
+            if let Some(original) = original {
+                config["original_max_position_embeddings"] = original;
+            }
+        }
         Ok(config)
     }
 

@@ -2,16 +2,20 @@
 
 use super::families::FAMILIES;
 use super::template::{PartSpec, Template};
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
 use crate::module::ModulePath;
 
-/// A family: the `model_type` of its `config.json` and how it describes itself.
+/// A family: the `model_type` of its `config.json`, its classes in transformers, and how it describes itself.
 pub struct Family {
     /// `model_type`.
     pub model_type: &'static str,
-    /// From `config.json` to a description.
+    /// The class of its causal language model, as `architectures` names it.
+    pub architecture: &'static str,
+    /// Its configuration class.
+    pub class: ConfigClass,
+    /// From the keys of the configuration class to a description.
     pub describe: fn(&ModelConfig) -> Result<DecoderSpec>,
 }
 
@@ -191,7 +195,12 @@ impl DecoderSpec {
                 supported: FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", "),
             }
         })?;
-        let spec = Self { family: family.model_type, ..(family.describe)(config)? };
+        let config = config.of_class(&family.class)?;
+        if config.value("pruned_heads").as_object().is_some_and(|heads| !heads.is_empty()) {
+            let reason = "`pruned_heads` is not empty; layers with fewer heads than others are not supported";
+            return Err(NnError::Config { reason: reason.into() });
+        }
+        let spec = Self { family: family.model_type, ..(family.describe)(&config)? };
         spec.check()?;
         Ok(spec)
     }
@@ -300,6 +309,25 @@ impl DecoderSpec {
         };
         let tied = self.tied_head.then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
         [ModelSlot::Head].into_iter().chain(tied.into_iter().flatten()).filter_map(find).collect()
+    }
+}
+
+impl ModelConfig {
+    /// The same keys with a `model_type` where they have none, as files of before 2020 do: the family of the class
+    /// that `architectures` names, or the one whose `model_type` stands in the model's `name`, the longest first,
+    /// which is how transformers guesses.
+    pub fn named(mut self, name: &str) -> Self {
+        if self.has("model_type") {
+            return self;
+        }
+        let classes = self.texts("architectures").ok().flatten().unwrap_or_default();
+        let by_class = FAMILIES.iter().find(|family| classes.contains(&family.architecture));
+        let by_name = FAMILIES.iter().filter(|family| name.contains(family.model_type));
+        let found = by_class.or(by_name.max_by_key(|family| family.model_type.len()));
+        if let Some(family) = found {
+            self.set_model_type(family.model_type);
+        }
+        self
     }
 }
 

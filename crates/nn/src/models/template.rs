@@ -4,8 +4,8 @@
 use super::spec::{BlockSlot, ModelSlot, Slot};
 use crate::ParameterDtype;
 use crate::config::ModelConfig;
-use crate::error::Result;
-use crate::layers::{Activation, NormKind};
+use crate::error::{NnError, Result};
+use crate::layers::{Activation, NormKind, python_float};
 use crate::linear::LinearClass;
 use crate::module::ModulePath;
 
@@ -183,11 +183,28 @@ pub(super) fn act(activation: Activation) -> Template {
 }
 
 /// `Dropout`, with the probability `config.json` gives.
-pub(super) fn dropout(config: &ModelConfig, key: &str, default: f64) -> Result<Template> {
-    let p = config.number(key, default)?;
+pub(super) fn dropout(config: &ModelConfig, key: &str) -> Result<Template> {
+    let p = probability(config, key)?;
     // A whole number in config.json is printed as one.
-    let p = if config.is_integer(key) { format!("{p:.0}") } else { format!("{p:?}") };
+    let p = if config.is_integer(key) { format!("{p:.0}") } else { python_float(p) };
     Ok(Template::Plain("Dropout".into(), format!("p={p}, inplace=False")))
+}
+
+/// `Dropout`, with the probability `config.json` gives made a float.
+pub(super) fn float_dropout(config: &ModelConfig, key: &str) -> Result<Template> {
+    let p = python_float(probability(config, key)?);
+    Ok(Template::Plain("Dropout".into(), format!("p={p}, inplace=False")))
+}
+
+fn probability(config: &ModelConfig, key: &str) -> Result<f64> {
+    let p = config.number(key)?;
+    match (0.0..=1.0).contains(&p) {
+        true => Ok(p),
+        false => {
+            let reason = format!("`{key}` is {p}; a probability from 0 to 1 was expected");
+            Err(NnError::Config { reason })
+        }
+    }
 }
 
 /// A product inside a block.

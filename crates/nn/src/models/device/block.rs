@@ -193,7 +193,7 @@ impl<'a> At<'a> {
     fn raise(&self, block: &'a DeviceBlock, source: &Source<'a, f32>) -> Result<()> {
         let width = block.up.width;
         let activated = if block.is_gated { width / 2 } else { width };
-        let activation = Some((function(self.spec().activation), activated));
+        let activation = function(self.spec().activation).map(|function| (function, activated));
         self.project(&block.up, source, Output { activation, ..Output::plain(self.memory.up.all(), width) })
     }
 
@@ -308,10 +308,10 @@ impl<'a> At<'a> {
     }
 }
 
-/// The function as kernels name it.
-fn function(activation: Activation) -> Function {
+/// The function as kernels name it; none for the one that changes nothing.
+fn function(activation: Activation) -> Option<Function> {
     use llm_int8_kernels::Activation as Cpu;
-    match activation.kernel() {
+    Some(match activation.kernel() {
         Cpu::Gelu => Function::Gelu,
         Cpu::GeluTanh => Function::GeluTanh,
         Cpu::QuickGelu => Function::QuickGelu,
@@ -319,5 +319,12 @@ fn function(activation: Activation) -> Function {
         Cpu::ReluSquared => Function::ReluSquared,
         Cpu::Silu => Function::Silu,
         Cpu::Tanh => Function::Tanh,
-    }
+        Cpu::GeluClipped => Function::GeluClipped,
+        Cpu::Laplace => Function::Laplace,
+        Cpu::LeakyRelu => Function::LeakyRelu,
+        Cpu::Linear => return None,
+        Cpu::Mish => Function::Mish,
+        Cpu::Relu6 => Function::Relu6,
+        Cpu::Sigmoid => Function::Sigmoid,
+    })
 }

@@ -1,7 +1,7 @@
 //! BLOOM (BigScience 2022): position biases instead of embeddings, a norm of the embeddings.
 
 use super::llama_style::head_size;
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout};
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot};
@@ -9,20 +9,27 @@ use crate::models::template::{
     act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
 };
 
-pub(super) const FAMILY: Family = Family { model_type: "bloom", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "bloom", architecture: "BloomForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 250880, "hidden_size": 64, "n_embed": null, "n_layer": 2, "n_head": 8,
+        "layer_norm_epsilon": 1e-5, "apply_residual_connection_post_layernorm": false, "attention_dropout": 0.0
+    }"#,
+)
+.with_aliases(&[("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")]);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
-    // Files of 2022 have the second names.
-    let hidden = config.size_of(&["n_embed", "hidden_size"])?;
-    let heads = config.size_of(&["n_head", "num_attention_heads"])?;
-    let layers = config.size_of(&["n_layer", "num_hidden_layers"])?;
+    let hidden = older_width(config)?;
+    let (heads, layers) = (config.size("n_head")?, config.size("n_layer")?);
     let vocab = config.size("vocab_size")?;
-    let eps = config.number("layer_norm_epsilon", 1e-5)?;
+    let eps = config.number("layer_norm_epsilon")?;
     let attention = vec![
         ("query_key_value", linear(BlockSlot::Qkv, [3 * hidden, hidden], true)),
         ("dense", linear(BlockSlot::AttentionOut, [hidden, hidden], true)),
-        ("attention_dropout", dropout(config, "attention_dropout", 0.0)?),
+        ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
     let mlp = vec![
         ("dense_h_to_4h", linear(BlockSlot::Up, [4 * hidden, hidden], true)),
@@ -53,15 +60,23 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ..AttentionSpec::new(heads, heads, head)
     };
     Ok(DecoderSpec {
-        tied_head: config.flag("tie_word_embeddings", true)?,
+        tied_head: config.flag("tie_word_embeddings")?,
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, Activation::BloomGelu)?
     })
 }
 
+/// `n_embed`, as files of 2022 have it, or `hidden_size`.
+pub(super) fn older_width(config: &ModelConfig) -> Result<usize> {
+    match config.optional_size("n_embed")? {
+        Some(width) => Ok(width),
+        None => config.size("hidden_size"),
+    }
+}
+
 /// No published model adds the norm's result instead of its input.
 pub(super) fn refuse_other_residual(config: &ModelConfig) -> Result<()> {
-    if config.flag("apply_residual_connection_post_layernorm", false)? {
+    if config.flag("apply_residual_connection_post_layernorm")? {
         let reason = "`apply_residual_connection_post_layernorm` is true, which is not built";
         return Err(NnError::Config { reason: reason.into() });
     }

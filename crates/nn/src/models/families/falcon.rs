@@ -1,10 +1,10 @@
 //! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one head of
 //! keys, and the one of 40B with groups and two norms.
 
-use super::bloom::refuse_other_residual;
+use super::bloom::{older_width, refuse_other_residual};
 use super::llama_style::head_size;
-use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::config::{ConfigClass, ModelConfig};
+use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
 use crate::linear::LinearClass;
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
@@ -13,25 +13,36 @@ use crate::models::template::{
     norm, rotary, table,
 };
 
-pub(super) const FAMILY: Family = Family { model_type: "falcon", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "falcon", architecture: "FalconForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 65024, "hidden_size": 4544, "n_embed": null, "num_hidden_layers": 32,
+        "num_attention_heads": 71, "num_ln_in_parallel_attn": null, "layer_norm_epsilon": 1e-5,
+        "attention_dropout": 0.0, "num_kv_heads": null, "alibi": false, "new_decoder_architecture": false,
+        "multi_query": true, "parallel_attn": true, "bias": false, "max_position_embeddings": 2048,
+        "rope_theta": 10000.0, "rope_scaling": null, "ffn_hidden_size": null, "activation": "gelu",
+        "apply_residual_connection_post_layernorm": false
+    }"#,
+);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
-    let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+    let (hidden, heads) = (older_width(config)?, config.size("num_attention_heads")?);
     let (vocab, layers) = (config.size("vocab_size")?, config.size("num_hidden_layers")?);
-    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let positions = config.size("max_position_embeddings")?;
     let middle = config.optional_size("ffn_hidden_size")?.unwrap_or(4 * hidden);
-    let eps = config.number("layer_norm_epsilon", 1e-5)?;
-    let activation = Activation::from_name(config.text("activation", "gelu")?)?;
-    let bias = config.flag("bias", false)?;
+    let eps = config.number("layer_norm_epsilon")?;
+    let activation = Activation::from_name(config.text("activation")?)?;
+    let bias = config.flag("bias")?;
     let head = head_size(hidden, heads)?;
     let (kv_heads, layout) = keys(config, heads)?;
-    let is_parallel =
-        config.flag("parallel_attn", true)? || config.flag("new_decoder_architecture", false)?;
+    let is_parallel = config.flag("parallel_attn")?;
     let attention = vec![
         ("query_key_value", falcon_linear(BlockSlot::Qkv, [(heads + 2 * kv_heads) * head, hidden], bias)),
         ("dense", falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias)),
-        ("attention_dropout", dropout(config, "attention_dropout", 0.0)?),
+        ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
     let mlp = vec![
         ("dense_h_to_4h", falcon_linear(BlockSlot::Up, [middle, hidden], bias)),
@@ -52,19 +63,19 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let model = container("FalconModel", model);
     let tree = container("FalconForCausalLM", vec![("transformer", model), ("lm_head", lm_head)]);
-    let has_alibi = config.flag("alibi", false)?;
+    let has_alibi = config.flag("alibi")?;
     let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
     let attention = AttentionSpec { layout, alibi, ..AttentionSpec::new(heads, kv_heads, head) };
     let spec = DecoderSpec {
         positions,
         residual: if is_parallel { Residual::Parallel } else { Residual::Sequential },
-        tied_head: config.flag("tie_word_embeddings", true)?,
+        tied_head: config.flag("tie_word_embeddings")?,
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     };
     match has_alibi {
         true => Ok(spec),
-        false => Ok(spec.rotated(Rope::from_config(config, 10000.0, head, positions)?)),
+        false => Ok(spec.rotated(Rope::from_config(config, config.number("rope_theta")?, head, positions)?)),
     }
 }
 
@@ -76,7 +87,7 @@ fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias:
 
 /// Heads of keys, and how they lie in the one product.
 fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
-    Ok(match (config.flag("new_decoder_architecture", false)?, config.flag("multi_query", true)?) {
+    Ok(match (config.flag("new_decoder_architecture")?, config.flag("multi_query")?) {
         (true, _) => (config.optional_size("num_kv_heads")?.unwrap_or(heads), QkvLayout::Grouped),
         (false, true) => (1, QkvLayout::Blocks),
         (false, false) => (heads, QkvLayout::Grouped),
@@ -84,14 +95,24 @@ fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
 }
 
 /// One norm for both, one for each, or one after the other, in the order PyTorch registers them.
+///
+/// # Errors
+/// [`NnError::Config`] for combinations whose norms transformers registers and cannot run.
 fn norms(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
-    let is_new = config.flag("new_decoder_architecture", false)?;
+    let (is_new, is_parallel) = (config.flag("new_decoder_architecture")?, config.flag("parallel_attn")?);
     let count = config.optional_size("num_ln_in_parallel_attn")?.unwrap_or(if is_new { 2 } else { 1 });
     let [attention, mlp] =
         [BlockSlot::AttentionNorm, BlockSlot::MlpNorm].map(|slot| norm(slot, layer_norm(hidden, eps)));
-    Ok(match (config.flag("parallel_attn", true)?, count) {
-        (false, _) => vec![("post_attention_layernorm", mlp), ("input_layernorm", attention)],
-        (true, 2) => vec![("ln_attn", attention), ("ln_mlp", mlp)],
-        (true, _) => vec![("input_layernorm", attention)],
-    })
+    match (is_new, is_parallel, count) {
+        (false, false, _) => Ok(vec![("post_attention_layernorm", mlp), ("input_layernorm", attention)]),
+        (true, true, 2) => Ok(vec![("ln_attn", attention), ("ln_mlp", mlp)]),
+        (true, true, 1) => Ok(vec![("input_layernorm", attention)]),
+        (false, true, count) if count != 2 => Ok(vec![("input_layernorm", attention)]),
+        _ => Err(NnError::Config {
+            reason: format!(
+                "Falcon has no block with `new_decoder_architecture` {is_new}, `parallel_attn` {is_parallel} and \
+                 `num_ln_in_parallel_attn` {count}"
+            ),
+        }),
+    }
 }

@@ -2,27 +2,37 @@
 //! embeddings.
 
 use super::llama_style::LlamaStyle;
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig};
 use crate::error::Result;
-use crate::layers::{Activation, NormKind};
+use crate::layers::NormKind;
 use crate::models::spec::{BlockSlot, DecoderSpec, Family};
 use crate::models::template::Children;
 
-pub(super) const FAMILY: Family = Family { model_type: "gemma2", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "gemma2", architecture: "Gemma2ForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "pad_token_id": 0, "tie_word_embeddings": true,
+        "rope_theta": 10000.0, "attention_bias": false, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+        "layer_types": null, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0
+    }"#,
+);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let gemma = style(config, "Gemma2")?;
-    let bias = config.flag("attention_bias", false)?;
+    let bias = config.flag("attention_bias")?;
     let spec = gemma.model(block(&gemma, gemma.projections(bias, "o_proj", bias)))?;
-    let windows = gemma.windows(gemma.window(Some(4096))?, |layer| layer % 2 == 0)?;
-    scaled(spec.windowed(&windows), &gemma, [Some(50.0), Some(30.0)])
+    let windows = gemma.windows(Some(config.size("sliding_window")?), |layer| layer % 2 == 0)?;
+    scaled(spec.windowed(&windows), &gemma)
 }
 
 /// What both Gemmas read from config.json.
 pub(super) fn style<'a>(config: &'a ModelConfig, class: &'static str) -> Result<LlamaStyle<'a>> {
-    let read = LlamaStyle::read(config, class, ("rms_norm_eps", 1e-6))?.with_head(256)?;
-    let activation = Activation::from_name(config.text("hidden_activation", "gelu_pytorch_tanh")?)?;
-    Ok(LlamaStyle { activation, norm: NormKind::RmsPlusOne, padding: Some(0), tied: true, ..read })
+    let read = LlamaStyle::read_keys(config, class, "rms_norm_eps", "hidden_activation")?;
+    Ok(LlamaStyle { norm: NormKind::RmsPlusOne, ..read })
 }
 
 /// A block with norms before and after attention and MLP.
@@ -37,18 +47,10 @@ pub(super) fn block(gemma: &LlamaStyle<'_>, attention: Children) -> Children {
     ]
 }
 
-/// Gemma's factors, and its soft caps of attention and logits where config.json does not speak of them.
-pub(super) fn scaled(
-    mut spec: DecoderSpec,
-    gemma: &LlamaStyle<'_>,
-    [attention_cap, logit_cap]: [Option<f64>; 2],
-) -> Result<DecoderSpec> {
-    let cap = |key: &str, default: Option<f64>| match gemma.config.value(key).is_null() {
-        true => Ok(default.filter(|_| !gemma.config.has(key))),
-        false => gemma.config.number(key, 0.0).map(Some),
-    };
+/// Gemma's factors, and its soft caps of attention and logits.
+pub(super) fn scaled(mut spec: DecoderSpec, gemma: &LlamaStyle<'_>) -> Result<DecoderSpec> {
     spec.embedding_scale = (gemma.hidden as f64).sqrt();
-    spec.attention.softcap = cap("attn_logit_softcapping", attention_cap)?;
-    spec.logit_softcap = cap("final_logit_softcapping", logit_cap)?;
-    Ok(spec.with_factor(gemma.config.number("query_pre_attn_scalar", 256.0)?.powf(-0.5)))
+    spec.attention.softcap = gemma.config.optional_number("attn_logit_softcapping")?;
+    spec.logit_softcap = gemma.config.optional_number("final_logit_softcapping")?;
+    Ok(spec.with_factor(gemma.config.number("query_pre_attn_scalar")?.powf(-0.5)))
 }

@@ -3,7 +3,7 @@
 
 use super::llama_style::head_size;
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{NnError, Result};
 use crate::layers::Activation;
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot};
 use crate::models::template::{
@@ -12,7 +12,7 @@ use crate::models::template::{
 };
 
 /// Sizes of a model and the beginning of its classes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Gpt2Style<'a> {
     config: &'a ModelConfig,
     /// `GPTNeo` in `GPTNeoForCausalLM`.
@@ -26,34 +26,29 @@ pub(super) struct Gpt2Style<'a> {
     vocab: usize,
     eps: f64,
     activation: Activation,
-    /// Keys of the probabilities of dropout: of residuals and of embeddings.
-    dropouts: [&'static str; 2],
-    dropout: f64,
+    /// `Dropout` of residuals.
+    residual_dropout: Template,
+    /// `Dropout` of embeddings.
+    embedding_dropout: Template,
 }
 
 impl<'a> Gpt2Style<'a> {
-    /// Reads `n_embd`, `n_head`, `n_layer`, `n_positions` and `n_inner`, and `resid_pdrop` and `embd_pdrop`, which
-    /// are `dropout` where they are missing.
+    /// Reads `n_embd`, `n_head`, `n_layer`, `n_positions` and `n_inner`, and `resid_pdrop` and `embd_pdrop`.
     ///
     /// # Errors
     /// [`NnError::Config`](crate::NnError::Config) for missing or unusable keys.
-    pub(super) fn read(
-        config: &'a ModelConfig,
-        class: &'static str,
-        activation: &str,
-        dropout: f64,
-    ) -> Result<Self> {
+    pub(super) fn read(config: &'a ModelConfig, class: &'static str) -> Result<Self> {
         let keys = ["n_embd", "n_head", "n_layer", "n_positions", "n_inner"];
-        Self::read_keys(config, class, activation, keys, (["resid_pdrop", "embd_pdrop"], dropout))
+        let dropouts = [dropout(config, "resid_pdrop")?, dropout(config, "embd_pdrop")?];
+        Self::read_keys(config, class, keys, dropouts)
     }
 
-    /// The same under other keys.
+    /// The same under other keys, with the modules of dropout of residuals and of embeddings.
     pub(super) fn read_keys(
         config: &'a ModelConfig,
         class: &'static str,
-        activation: &str,
         [hidden, heads, layers, positions, middle]: [&str; 5],
-        (dropouts, dropout): ([&'static str; 2], f64),
+        [residual_dropout, embedding_dropout]: [Template; 2],
     ) -> Result<Self> {
         let (hidden, heads) = (config.size(hidden)?, config.size(heads)?);
         Ok(Self {
@@ -66,10 +61,10 @@ impl<'a> Gpt2Style<'a> {
             middle: config.optional_size(middle)?.unwrap_or(4 * hidden),
             positions: config.size(positions)?,
             vocab: config.size("vocab_size")?,
-            eps: config.number("layer_norm_epsilon", 1e-5)?,
-            activation: Activation::from_name(config.text("activation_function", activation)?)?,
-            dropouts,
-            dropout,
+            eps: config.number("layer_norm_epsilon")?,
+            activation: Activation::from_name(config.text("activation_function")?)?,
+            residual_dropout,
+            embedding_dropout,
         })
     }
 
@@ -78,8 +73,8 @@ impl<'a> Gpt2Style<'a> {
     }
 
     /// `Dropout` of residuals.
-    pub(super) fn residual_dropout(&self) -> Result<Template> {
-        dropout(self.config, self.dropouts[0], self.dropout)
+    pub(super) fn residual_dropout(&self) -> Template {
+        self.residual_dropout.clone()
     }
 
     /// Separate products, as GPT-Neo and GPT-J register them.
@@ -99,7 +94,7 @@ impl<'a> Gpt2Style<'a> {
     }
 
     /// `mlp` of two products.
-    pub(super) fn mlp(&self, [up, down]: [&'static str; 2]) -> Result<Template> {
+    pub(super) fn mlp(&self, [up, down]: [&'static str; 2]) -> Template {
         self.mlp_of(vec![
             (up, linear(BlockSlot::Up, [self.middle, self.hidden], true)),
             (down, linear(BlockSlot::Down, [self.hidden, self.middle], true)),
@@ -107,10 +102,10 @@ impl<'a> Gpt2Style<'a> {
     }
 
     /// `mlp` of these products.
-    pub(super) fn mlp_of(&self, mut products: Children) -> Result<Template> {
+    pub(super) fn mlp_of(&self, mut products: Children) -> Template {
         products.push(("act", act(self.activation)));
-        products.push(("dropout", self.residual_dropout()?));
-        Ok(container(self.named("MLP"), products))
+        products.push(("dropout", self.residual_dropout()));
+        container(self.named("MLP"), products)
     }
 
     /// `ln_1` or `ln_2`.
@@ -119,20 +114,20 @@ impl<'a> Gpt2Style<'a> {
     }
 
     /// `transformer` of a block.
-    pub(super) fn transformer(&self, block: Children, has_positions: bool) -> Result<Template> {
+    pub(super) fn transformer(&self, block: Children, has_positions: bool) -> Template {
         let mut children = vec![("wte", table(ModelSlot::Tokens, [self.vocab, self.hidden], None))];
         if has_positions {
             children.push(("wpe", table(ModelSlot::Positions, [self.positions, self.hidden], None)));
         }
         children.extend([
-            ("drop", dropout(self.config, self.dropouts[1], self.dropout)?),
+            ("drop", self.embedding_dropout.clone()),
             ("h", blocks(self.named("Block"), block)),
             ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(self.hidden, self.eps))),
         ]);
-        Ok(container(self.named("Model"), children))
+        container(self.named("Model"), children)
     }
 
-    /// The model of a class, with `lm_head`, which is tied by default where it has no bias.
+    /// The model of a class, with `lm_head`.
     pub(super) fn model(
         &self,
         class: &str,
@@ -142,13 +137,24 @@ impl<'a> Gpt2Style<'a> {
     ) -> Result<DecoderSpec> {
         let head = model_linear(ModelSlot::Head, [self.vocab, self.hidden], head_bias);
         let tree = container(self.named(class), vec![("transformer", transformer), ("lm_head", head)]);
-        let spec = DecoderSpec {
+        Ok(DecoderSpec {
             positions: self.positions,
-            tied_head: self.config.flag("tie_word_embeddings", !head_bias)?,
+            tied_head: self.config.flag("tie_word_embeddings")?,
             optional_prefix: "transformer.",
             ignored_suffixes: &[".attn.bias", ".attn.masked_bias"],
             ..DecoderSpec::plain(tree, self.hidden, attention, self.layers, self.activation)?
-        };
-        Ok(if self.config.flag("scale_attn_weights", true)? { spec } else { spec.with_factor(1.0) })
+        })
+    }
+}
+
+/// Refuses what only an encoder gives a meaning to.
+pub(super) fn refuse_cross_attention(config: &ModelConfig) -> Result<()> {
+    match config.flag("add_cross_attention")? {
+        false => Ok(()),
+        true => Err(NnError::Config {
+            reason:
+                "`add_cross_attention` is true; a model with cross-attention is not a causal language model"
+                    .into(),
+        }),
     }
 }

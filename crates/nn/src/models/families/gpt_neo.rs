@@ -2,21 +2,32 @@
 
 use super::gpt2::causal_mask;
 use super::gpt2_style::Gpt2Style;
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family};
-use crate::models::template::{container, dropout};
+use crate::models::template::{container, float_dropout};
 use serde_json::Value;
 
-pub(super) const FAMILY: Family = Family { model_type: "gpt_neo", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "gpt_neo", architecture: "GPTNeoForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 50257, "max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24,
+        "attention_types": [[["global", "local"], 12]], "num_heads": 16, "intermediate_size": null, "window_size": 256,
+        "activation_function": "gelu_new", "resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0,
+        "layer_norm_epsilon": 1e-5
+    }"#,
+)
+.with_aliases(&[("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers")]);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let keys = ["hidden_size", "num_heads", "num_layers", "max_position_embeddings", "intermediate_size"];
-    let dropouts = (["resid_dropout", "embed_dropout"], 0.0);
-    let gpt = Gpt2Style::read_keys(config, "GPTNeo", "gelu_new", keys, dropouts)?;
+    let dropouts = [float_dropout(config, "resid_dropout")?, float_dropout(config, "embed_dropout")?];
+    let gpt = Gpt2Style::read_keys(config, "GPTNeo", keys, dropouts)?;
     let mut attention = vec![
-        ("attn_dropout", dropout(config, "attention_dropout", 0.0)?),
-        ("resid_dropout", gpt.residual_dropout()?),
+        ("attn_dropout", float_dropout(config, "attention_dropout")?),
+        ("resid_dropout", gpt.residual_dropout()),
     ];
     attention.extend(gpt.projections(true));
     let attention = container("GPTNeoSelfAttention", attention).with_buffers(causal_mask(gpt.positions));
@@ -24,10 +35,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", gpt.attention(vec![("attention", attention)])),
         ("ln_2", gpt.norm(BlockSlot::MlpNorm)),
-        ("mlp", gpt.mlp(["c_fc", "c_proj"])?),
+        ("mlp", gpt.mlp(["c_fc", "c_proj"])),
     ];
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
-    let spec = gpt.model("ForCausalLM", gpt.transformer(block, true)?, attention, false)?;
+    let spec = gpt.model("ForCausalLM", gpt.transformer(block, true), attention, false)?;
     let windows = windows(config, gpt.layers)?;
     Ok(DecoderSpec {
         ignored_suffixes: &[".attn.attention.bias", ".attn.attention.masked_bias"],
@@ -35,31 +46,45 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     })
 }
 
-/// `attention_types`: lists of kinds, each to be repeated so many times.
+/// `attention_layers`, a kind for each layer, or `attention_types`: lists of kinds, each to be repeated so many times.
 fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
-    let error = |reason| Err(NnError::Config { reason });
-    let window = config.optional_size("window_size")?.unwrap_or(256);
-    let mut windows = Vec::new();
-    for group in config.value("attention_types").as_array().map(Vec::as_slice).unwrap_or_default() {
-        let (Some(kinds), Some(count)) = (group[0].as_array(), group[1].as_u64()) else {
-            return error(format!(
-                "`attention_types` holds {group}; a list of kinds and a number were expected"
-            ));
-        };
-        for kind in (0..count.min(layers as u64)).flat_map(|_| kinds) {
-            windows.push(match kind.as_str() {
-                Some("global") => None,
-                Some("local") => Some(window),
-                _ => return error(format!("`attention_types` names {kind}; global and local are known")),
-            });
+    let kinds = match config.texts("attention_layers")? {
+        Some(kinds) => kinds,
+        None => repeated(config, layers)?,
+    };
+    // transformers expands `attention_types` before it takes `num_hidden_layers` for `num_layers`.
+    let fits = if config.has("num_hidden_layers") { kinds.len() >= layers } else { kinds.len() == layers };
+    if !fits {
+        let reason = format!("`attention_types` speaks of {} layers of {layers}", kinds.len());
+        return Err(NnError::Config { reason });
+    }
+
+    let window = config.size("window_size")?;
+    let of = |kind: &str| match kind {
+        "global" => Ok(None),
+        "local" => Ok(Some(window)),
+        _ => {
+            let reason = format!("`attention_types` names `{kind}`; global and local are known");
+            Err(NnError::Config { reason })
         }
+    };
+    kinds.into_iter().take(layers).map(of).collect()
+}
+
+/// The kinds of `attention_types`, not many more than there are layers.
+fn repeated(config: &ModelConfig, layers: usize) -> Result<Vec<&str>> {
+    let error = || NnError::Config {
+        reason: format!(
+            "`attention_types` is {}; a list of lists of kinds, each with a number, was expected",
+            config.value("attention_types")
+        ),
+    };
+    let mut found = Vec::new();
+    for group in config.value("attention_types").as_array().ok_or_else(error)? {
+        let kinds = group[0].as_array().and_then(|kinds| kinds.iter().map(Value::as_str).collect());
+        let (kinds, count): (Vec<&str>, u64) = kinds.zip(group[1].as_u64()).ok_or_else(error)?;
+        let room = (layers + 1).saturating_sub(found.len());
+        found.extend((0..count.min(room as u64)).flat_map(|_| &kinds).take(room));
     }
-    // transformers' default: every other layer is local.
-    if config.value("attention_types") == &Value::Null {
-        windows = (0..layers).map(|layer| (layer % 2 == 1).then_some(window)).collect();
-    }
-    match windows.len() == layers {
-        true => Ok(windows),
-        false => error(format!("`attention_types` speaks of {} layers of {layers}", windows.len())),
-    }
+    Ok(found)
 }

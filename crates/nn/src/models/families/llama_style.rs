@@ -29,32 +29,35 @@ pub(super) struct LlamaStyle<'a> {
     pub(super) positions: usize,
     /// How many values of a head are rotated.
     pub(super) rotary: usize,
-    /// `rope_theta`, where config.json does not speak of it.
-    pub(super) rope_base: f64,
-    /// `pad_token_id`, where config.json does not speak of it.
-    pub(super) padding: Option<usize>,
-    /// `tie_word_embeddings`, where config.json does not speak of it.
-    pub(super) tied: bool,
+    /// Whether `partial_rotary_factor` is a key of the family.
+    pub(super) rotates_partly: bool,
 }
 
 impl<'a> LlamaStyle<'a> {
-    /// Reads the sizes; the norms' epsilon stands under `eps`.
+    /// Reads the sizes and what else these families have in common.
     ///
     /// # Errors
     /// [`NnError::Config`] for missing or unusable keys.
-    pub(super) fn read(config: &'a ModelConfig, class: &'static str, eps: (&str, f64)) -> Result<Self> {
+    pub(super) fn read(config: &'a ModelConfig, class: &'static str) -> Result<Self> {
+        Self::read_keys(config, class, "rms_norm_eps", "hidden_act")
+    }
+
+    /// The same where the norms' epsilon and the MLP's function stand under these keys.
+    pub(super) fn read_keys(
+        config: &'a ModelConfig,
+        class: &'static str,
+        eps: &str,
+        activation: &str,
+    ) -> Result<Self> {
         let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-        let head = match config.optional_size("head_dim")? {
-            Some(size) => size,
-            None => head_size(hidden, heads)?,
-        };
+        let head = config.optional_size("head_dim")?.unwrap_or(hidden / heads);
         check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
         Ok(Self {
             config,
             class,
             norm: NormKind::Rms,
-            eps: config.number(eps.0, eps.1)?,
-            activation: Activation::from_name(config.text("hidden_act", "silu")?)?,
+            eps: config.number(eps)?,
+            activation: Activation::from_name(config.text(activation)?)?,
             vocab: config.size("vocab_size")?,
             hidden,
             layers: config.size("num_hidden_layers")?,
@@ -64,24 +67,18 @@ impl<'a> LlamaStyle<'a> {
             middle: config.size("intermediate_size")?,
             positions: config.size("max_position_embeddings")?,
             rotary: head,
-            rope_base: 10000.0,
-            padding: None,
-            tied: false,
+            rotates_partly: false,
         })
     }
 
-    /// Where every head has `head_dim` values, or so many if config.json does not say.
-    pub(super) fn with_head(self, default: usize) -> Result<Self> {
-        let head = self.config.optional_size("head_dim")?.unwrap_or(default);
-        check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
-        Ok(Self { head, rotary: head, ..self })
-    }
-
     /// Where `partial_rotary_factor` of every head is rotated.
-    pub(super) fn with_partial_rotation(self, default: f64) -> Result<Self> {
-        let stored = self.config.nested("rope_parameters").number("partial_rotary_factor", default)?;
-        let share = self.config.number("partial_rotary_factor", stored)?;
-        Ok(Self { rotary: rotated(self.head, share)?, ..self })
+    pub(super) fn with_partial_rotation(self) -> Result<Self> {
+        let newer = self.config.nested("rope_parameters").optional_number("partial_rotary_factor")?;
+        let share = match newer {
+            Some(share) => share,
+            None => self.config.number("partial_rotary_factor")?,
+        };
+        Ok(Self { rotary: rotated(self.head, share)?, rotates_partly: true, ..self })
     }
 
     fn named(&self, part: &str) -> String {
@@ -153,13 +150,9 @@ impl<'a> LlamaStyle<'a> {
     }
 
     /// `embed_tokens`.
-    pub(super) fn tokens(&self) -> (&'static str, Template) {
-        ("embed_tokens", table(ModelSlot::Tokens, [self.vocab, self.hidden], self.padding_row()))
-    }
-
-    /// The row of padding, which PyTorch prints.
-    pub(super) fn padding_row(&self) -> Option<usize> {
-        self.config.padding_row(self.vocab, self.padding)
+    pub(super) fn tokens(&self) -> Result<(&'static str, Template)> {
+        let padding = self.config.padding_row(self.vocab)?;
+        Ok(("embed_tokens", table(ModelSlot::Tokens, [self.vocab, self.hidden], padding)))
     }
 
     /// `layers` of blocks.
@@ -179,7 +172,8 @@ impl<'a> LlamaStyle<'a> {
 
     /// The model of a block: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a head without bias.
     pub(super) fn model(&self, block: Children) -> Result<DecoderSpec> {
-        let children = vec![self.tokens(), self.blocks(block), self.final_norm("norm"), self.rotary_module()];
+        let children =
+            vec![self.tokens()?, self.blocks(block), self.final_norm("norm"), self.rotary_module()];
         Ok(self.model_of(self.named("Model"), children, false)?.rotated(self.rope()?))
     }
 
@@ -193,22 +187,31 @@ impl<'a> LlamaStyle<'a> {
         let attention = AttentionSpec::new(self.heads, self.kv_heads, self.head);
         Ok(DecoderSpec {
             positions: self.positions,
-            tied_head: self.config.flag("tie_word_embeddings", self.tied)?,
+            tied_head: self.config.flag("tie_word_embeddings")?,
             ..DecoderSpec::plain(tree, self.hidden, attention, self.layers, self.activation)?
         })
     }
 
     /// The rotation config.json asks for.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] for one that is not known, and for a share of a head in a family that rotates all of it.
     pub(super) fn rope(&self) -> Result<Rope> {
-        Rope::from_config(self.config, self.rope_base, self.rotary, self.positions)
+        let share = self.config.optional_number("partial_rotary_factor")?.unwrap_or(1.0);
+        if !self.rotates_partly && rotated(self.head, share)? != self.head {
+            let reason = format!(
+                "`partial_rotary_factor` is {share}, but {}ForCausalLM rotates whole heads",
+                self.class
+            );
+            return Err(NnError::Config { reason });
+        }
+        Rope::from_config(self.config, self.config.number("rope_theta")?, self.rotary, self.positions)
     }
 
-    /// `sliding_window`, of so many positions where config.json does not speak of it.
-    pub(super) fn window(&self, default: Option<usize>) -> Result<Option<usize>> {
-        match self.config.has("sliding_window") {
-            true => self.config.optional_size("sliding_window"),
-            false => Ok(default),
-        }
+    /// `sliding_window` in every layer, or in none.
+    pub(super) fn same_windows(&self) -> Result<Vec<Option<usize>>> {
+        let window = self.config.optional_size("sliding_window")?;
+        Ok(vec![window; DecoderSpec::check_layers(self.layers)?])
     }
 
     /// How far each layer sees: as `layer_types` says, or a `window` in the layers `is_sliding` tells.
@@ -220,7 +223,7 @@ impl<'a> LlamaStyle<'a> {
         window: Option<usize>,
         is_sliding: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<usize>>> {
-        let Some(types) = self.config.texts("layer_types") else {
+        let Some(types) = self.config.texts("layer_types")? else {
             let layers = DecoderSpec::check_layers(self.layers)?;
             return Ok((0..layers).map(|layer| window.filter(|_| is_sliding(layer))).collect());
         };

@@ -1,7 +1,7 @@
 //! OPT (Zhang et al. 2022): learned positions from the third row on, biases, ReLU.
 
 use super::llama_style::head_size;
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::Activation;
 use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
@@ -9,13 +9,23 @@ use crate::models::template::{
     PartSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm, table,
 };
 
-pub(super) const FAMILY: Family = Family { model_type: "opt", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "opt", architecture: "OPTForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072,
+        "max_position_embeddings": 2048, "do_layer_norm_before": true, "_remove_final_layer_norm": false,
+        "word_embed_proj_dim": null, "num_attention_heads": 12, "activation_function": "relu", "pad_token_id": 1,
+        "enable_bias": true, "layer_norm_elementwise_affine": true
+    }"#,
+);
 
 /// Rows of the position table before that of position 0.
 const OFFSET: usize = 2;
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    if !config.flag("layer_norm_elementwise_affine", true)? {
+    if !config.flag("layer_norm_elementwise_affine")? {
         let reason = "`layer_norm_elementwise_affine` is false; norms without weights are not built";
         return Err(NnError::Config { reason: reason.into() });
     }
@@ -23,9 +33,9 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let (vocab, positions) = (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     let (middle, eps) = (config.size("ffn_dim")?, 1e-5);
     let width = config.optional_size("word_embed_proj_dim")?.unwrap_or(hidden);
-    let activation = Activation::from_name(config.text("activation_function", "relu")?)?;
-    let bias = config.flag("enable_bias", true)?;
-    let is_before = config.flag("do_layer_norm_before", true)?;
+    let activation = Activation::from_name(config.text("activation_function")?)?;
+    let bias = config.flag("enable_bias")?;
+    let is_before = config.flag("do_layer_norm_before")?;
     let attention = vec![
         ("k_proj", linear(BlockSlot::Key, [hidden, hidden], bias)),
         ("v_proj", linear(BlockSlot::Value, [hidden, hidden], bias)),
@@ -40,7 +50,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("fc2", linear(BlockSlot::Down, [hidden, middle], bias)),
         ("final_layer_norm", norm(BlockSlot::MlpNorm, layer_norm(hidden, eps))),
     ];
-    let padding = config.padding_row(vocab, Some(1));
+    let padding = config.padding_row(vocab)?;
     let class = "OPTLearnedPositionalEmbedding".into();
     let table_of_positions =
         PartSpec::Embedding { class, rows: positions + OFFSET, width: hidden, padding: None };
@@ -52,7 +62,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         decoder.push(("project_out", model_linear(ModelSlot::ProjectOut, [width, hidden], false)));
         decoder.push(("project_in", model_linear(ModelSlot::ProjectIn, [hidden, width], false)));
     }
-    if is_before && !config.flag("_remove_final_layer_norm", false)? {
+    if is_before && !config.flag("_remove_final_layer_norm")? {
         decoder.push(("final_layer_norm", model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps))));
     }
     decoder.push(("layers", blocks("OPTDecoderLayer", block)));
@@ -65,7 +75,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         positions,
         position_offset: OFFSET,
         residual: if is_before { Residual::Sequential } else { Residual::NormAfter },
-        tied_head: config.flag("tie_word_embeddings", true)?,
+        tied_head: config.flag("tie_word_embeddings")?,
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     })
 }

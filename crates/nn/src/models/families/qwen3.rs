@@ -2,15 +2,27 @@
 
 use super::llama_style::LlamaStyle;
 use super::qwen2::late_windows;
-use crate::config::ModelConfig;
+use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
 use crate::models::spec::{BlockSlot, DecoderSpec, Family};
 
-pub(super) const FAMILY: Family = Family { model_type: "qwen3", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "qwen3", architecture: "Qwen3ForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "hidden_act": "silu",
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "rope_theta": 10000.0,
+        "rope_scaling": null, "attention_bias": false, "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
+        "layer_types": null
+    }"#,
+)
+.with_rope_kind(RopeKind::Type);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let qwen = LlamaStyle::read(config, "Qwen3", ("rms_norm_eps", 1e-6))?.with_head(128)?;
-    let bias = config.flag("attention_bias", false)?;
+    let qwen = LlamaStyle::read(config, "Qwen3")?;
+    let bias = config.flag("attention_bias")?;
     let mut attention = qwen.projections(bias, "o_proj", bias);
     attention.extend(qwen.query_key_norms(["q_norm", "k_norm"], [qwen.head; 2]));
     let spec = qwen.model(vec![

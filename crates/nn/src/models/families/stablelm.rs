@@ -1,20 +1,38 @@
 //! StableLM (Stability AI 2023): layer norms, a partial rotation, a gated MLP.
 
-use super::llama_style::LlamaStyle;
-use crate::config::ModelConfig;
-use crate::error::Result;
+use super::llama_style::{LlamaStyle, head_size};
+use crate::config::{ConfigClass, ModelConfig, RopeKind};
+use crate::error::{NnError, Result};
 use crate::layers::NormKind;
 use crate::models::spec::{BlockSlot, DecoderSpec, Family, Residual};
 use crate::models::template::{NormSpec, container, dropout, head_norms, layer_norm};
 
-pub(super) const FAMILY: Family = Family { model_type: "stablelm", describe };
+pub(super) const FAMILY: Family =
+    Family { model_type: "stablelm", architecture: "StableLmForCausalLM", class: CLASS, describe };
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 50304, "intermediate_size": 6912, "hidden_size": 2560, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5, "tie_word_embeddings": false, "rope_theta": 10000, "rope_scaling": null,
+        "use_qkv_bias": false, "qk_layernorm": false, "use_parallel_residual": false, "hidden_dropout": 0.0,
+        "attention_dropout": 0.0, "partial_rotary_factor": 0.25
+    }"#,
+)
+.with_rope_kind(RopeKind::Type);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let read = LlamaStyle::read(config, "StableLm", ("layer_norm_eps", 1e-5))?;
-    let stable = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation(0.25)? };
-    let is_parallel = config.flag("use_parallel_residual", false)?;
-    let mut attention = stable.projections(config.flag("use_qkv_bias", false)?, "o_proj", false);
-    if config.flag("qk_layernorm", false)? {
+    let read = LlamaStyle::read_keys(config, "StableLm", "layer_norm_eps", "hidden_act")?;
+    let head = head_size(read.hidden, read.heads)?;
+    if read.head != head {
+        let reason =
+            format!("`head_dim` is {}; the heads of StableLM share {} values", read.head, read.hidden);
+        return Err(NnError::Config { reason });
+    }
+    let stable = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation()? };
+    let is_parallel = config.flag("use_parallel_residual")?;
+    let mut attention = stable.projections(config.flag("use_qkv_bias")?, "o_proj", false);
+    if config.flag("qk_layernorm")? {
         for (name, slot, heads) in [
             ("q_layernorm", BlockSlot::QueryNorm, stable.heads),
             ("k_layernorm", BlockSlot::KeyNorm, stable.kv_heads),
@@ -24,7 +42,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             attention.push((name, container("StableLmLayerNormPerHead", norms)));
         }
     }
-    attention.push(("attention_dropout", dropout(config, "attention_dropout", 0.0)?));
+    attention.push(("attention_dropout", dropout(config, "attention_dropout")?));
     attention.push(stable.rotary_module());
     let mut block = vec![
         ("self_attn", container("StableLmSdpaAttention", attention)),
@@ -34,7 +52,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     if !is_parallel {
         block.push(stable.norm("post_attention_layernorm", BlockSlot::MlpNorm));
     }
-    block.push(("dropout", dropout(config, "hidden_dropout", 0.0)?));
+    block.push(("dropout", dropout(config, "hidden_dropout")?));
     let residual = if is_parallel { Residual::Parallel } else { Residual::Sequential };
     Ok(DecoderSpec { residual, ..stable.model(block)? })
 }
