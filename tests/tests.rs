@@ -20,6 +20,7 @@ mod generate;
 mod gguf;
 mod gguf_tokenizers;
 mod gpt2_parity;
+mod published;
 mod smollm2;
 mod support;
 mod tidy;

@@ -42,6 +42,11 @@ impl ConfigClass {
         Self { defaults, aliases: &[], rope_kind: RopeKind::RopeType }
     }
 
+    /// Whether a key has a default.
+    pub fn has(&self, key: &str) -> bool {
+        self.defaults.contains(&format!("\"{key}\":"))
+    }
+
     /// The same class with other names of keys.
     pub const fn with_aliases(self, aliases: &'static [(&'static str, &'static str)]) -> Self {
         Self { aliases, ..self }

@@ -134,6 +134,10 @@ fn the_row_of_padding_is_printed_as_pytorch_prints_it() {
     };
     assert!(first("llama", &[]).contains("padding: None"));
     assert!(first("llama", &[("pad_token_id", (-1).into())]).contains("padding: Some(99)"));
+    for outside in [json!(100), json!(-101), json!("0"), json!([0])] {
+        let error = describe(&with(llama_style("llama"), &[("pad_token_id", outside)])).unwrap_err();
+        assert!(error.contains("`pad_token_id`"), "{error}");
+    }
     assert!(first("gemma2", &[]).contains("padding: Some(0)"), "the default of Gemma2Config");
     assert!(first("gemma2", &[("pad_token_id", Value::Null)]).contains("padding: None"));
 }
@@ -142,21 +146,168 @@ fn the_row_of_padding_is_printed_as_pytorch_prints_it() {
 fn what_is_not_built_is_refused_by_its_key() {
     for (model_type, key, value) in [
         ("bloom", "apply_residual_connection_post_layernorm", json!(true)),
+        ("falcon", "apply_residual_connection_post_layernorm", json!(true)),
+        ("falcon", "num_ln_in_parallel_attn", json!(2)),
+        ("gemma2", "sliding_window", Value::Null),
         ("gemma3_text", "use_bidirectional_attention", json!(true)),
-        ("llama", "hidden_act", json!("mish")),
+        ("gpt2", "add_cross_attention", json!(true)),
+        ("gpt2", "pruned_heads", json!({ "0": [1] })),
+        ("gpt2", "attn_pdrop", json!(1.5)),
+        ("gpt_bigcode", "add_cross_attention", json!(true)),
+        ("gpt_neo", "attention_types", json!([[["global"], 5]])),
+        ("gptj", "rotary_dim", Value::Null),
+        ("llama", "hidden_act", json!("prelu")),
         ("llama", "rope_scaling", json!({ "rope_type": "spiral" })),
+        ("llama", "rope_scaling", json!({ "rope_type": "mrope" })),
+        ("llama", "rope_scaling", json!({ "type": "su" })),
+        ("llama", "rope_scaling", json!({})),
+        ("llama", "rope_scaling", json!("linear")),
+        ("llama", "partial_rotary_factor", json!(0.5)),
         ("llama", "head_dim", json!(7)),
         ("llama", "num_key_value_heads", json!(3)),
         ("llama", "num_attention_heads", json!(5)),
         ("llama", "num_hidden_layers", json!(5000)),
         ("llama", "hidden_size", json!(1 << 20)),
         ("llama", "vocab_size", json!(1u64 << 40)),
-        ("llama", "vocab_size", json!("many")),
         ("llama", "max_position_embeddings", json!(0)),
+        ("mpt", "attn_config", json!({ "alibi": false })),
+        ("mpt", "attn_config", json!({ "qk_ln": true })),
+        ("mpt", "attn_config", json!({ "attn_type": "multiquery_attention" })),
+        ("opt", "layer_norm_elementwise_affine", json!(false)),
+        ("phi3", "rope_scaling", json!({ "type": "linear", "factor": 2.0 })),
+        ("smollm3", "no_rope_layers", json!([1, 0])),
+        ("stablelm", "head_dim", json!(16)),
     ] {
         let error = describe(&with(llama_style(model_type), &[(key, value.clone())])).unwrap_err();
         assert!(error.starts_with("config.json: "), "{key} {value}: {error}");
     }
+}
+
+#[test]
+fn a_value_of_another_type_is_refused_by_its_key() {
+    for (key, value) in [
+        ("vocab_size", json!("many")),
+        ("hidden_size", json!(32.0)),
+        ("num_attention_heads", json!(true)),
+        ("intermediate_size", Value::Null),
+        ("rms_norm_eps", json!("1e-6")),
+        ("rms_norm_eps", Value::Null),
+        ("rope_theta", json!("10000")),
+        ("rope_theta", Value::Null),
+        ("attention_bias", json!("false")),
+        ("hidden_act", Value::Null),
+        ("hidden_act", json!(1)),
+        ("head_dim", json!(8.5)),
+    ] {
+        let error = describe(&with(llama_style("llama"), &[(key, value.clone())])).unwrap_err();
+        assert!(error.contains(&format!("`{key}` is {value}")), "{error}");
+    }
+    let text = with(llama_style("llama"), &[]).to_string().replace("256", "Infinity");
+    let config = ModelConfig::parse(text.as_bytes()).unwrap();
+    let error = DecoderSpec::from_config(&config).unwrap_err().to_string();
+    assert!(error.contains("`max_position_embeddings` is Infinity"), "{error}");
+}
+
+/// A missing key has the default of the class; the sizes here are those of GPT-2 and of Llama 7B.
+#[test]
+fn an_empty_file_is_the_model_of_the_defaults() {
+    let spec = describe(&json!({ "model_type": "gpt2" })).unwrap();
+    let attention = &spec.attention;
+    assert_eq!(
+        (spec.vocab_size(), spec.hidden_size, spec.layers.len(), attention.heads, spec.positions),
+        (50257, 768, 12, 12, 1024)
+    );
+    let spec = describe(&json!({ "model_type": "llama" })).unwrap();
+    assert_eq!((spec.vocab_size(), spec.hidden_size, spec.layers.len()), (32000, 4096, 32));
+    assert_eq!((spec.attention.kv_heads, spec.positions, spec.tied_head), (32, 2048, false));
+    for family in FAMILIES {
+        describe(&json!({ "model_type": family.model_type })).unwrap();
+    }
+}
+
+#[test]
+fn flags_are_read_as_python_takes_them() {
+    let is_tied = |value: Value| {
+        describe(&with(llama_style("qwen2"), &[("tie_word_embeddings", value)])).unwrap().tied_head
+    };
+    assert!(is_tied(json!(1)) && is_tied(json!(true)));
+    assert!(!is_tied(json!(0)) && !is_tied(Value::Null));
+}
+
+#[test]
+fn other_names_of_keys_count_as_in_transformers() {
+    let common = json!({
+        "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "max_position_embeddings": 64,
+        "rotary_dim": 4, "attention_types": [[["global"], 3]], "vocab_size": 100,
+    });
+    for model_type in ["gpt2", "gptj", "gpt_bigcode", "gpt_neo", "mpt", "bloom"] {
+        let spec = describe(&with(common.clone(), &[("model_type", model_type.into())])).unwrap();
+        let found = (spec.hidden_size, spec.attention.heads, spec.layers.len());
+        assert_eq!(found, (48, 6, 3), "{model_type}");
+    }
+    // The other name is set last.
+    let both = json!({ "model_type": "gpt2", "n_embd": 96, "hidden_size": 48, "n_head": 6 });
+    assert_eq!(describe(&both).unwrap().hidden_size, 48);
+    let both = json!({ "model_type": "bloom", "n_embed": 96, "hidden_size": 48, "n_head": 6 });
+    assert_eq!(describe(&both).unwrap().hidden_size, 96);
+}
+
+#[test]
+fn the_kind_of_a_rotation_is_the_one_its_class_reads() {
+    let ropes = |model_type: &str, scaling: Value| {
+        describe(&with(llama_style(model_type), &[("rope_scaling", scaling)])).unwrap().attention.ropes
+    };
+    let both = json!({ "type": "linear", "rope_type": "dynamic", "factor": 2.0 });
+    for (model_type, counts) in [("llama", "linear"), ("qwen2", "linear"), ("mistral", "dynamic")] {
+        let alone = json!({ "rope_type": counts, "factor": 2.0 });
+        assert_eq!(ropes(model_type, both.clone()), ropes(model_type, alone), "{model_type}");
+    }
+    // LongRoPE looks for the original context beside `rope_scaling`, YaRN and Llama 3 within.
+    let factors = json!([1.0, 1.0, 1.0, 1.0]);
+    let long =
+        json!({ "rope_type": "longrope", "long_factor": factors, "short_factor": factors, "factor": 2.0 });
+    let yarn = json!({ "rope_type": "yarn", "factor": 2.0 });
+    for (scaling, counts_beside, counts_within) in [(long, true, false), (yarn, false, true)] {
+        let of = |changes: &[(&str, Value)]| {
+            describe(&with(llama_style("llama"), changes)).unwrap().attention.ropes
+        };
+        let plain = of(&[("rope_scaling", scaling.clone())]);
+        let beside =
+            of(&[("rope_scaling", scaling.clone()), ("original_max_position_embeddings", 32.into())]);
+        let mut inner = scaling.clone();
+        inner["original_max_position_embeddings"] = 32.into();
+        let within = of(&[("rope_scaling", inner)]);
+        assert_eq!((plain != beside, plain != within), (counts_beside, counts_within), "{scaling}");
+    }
+}
+
+#[test]
+fn a_window_that_a_family_does_not_have_bounds_its_context() {
+    let positions =
+        |changes: &[(&str, Value)]| describe(&with(llama_style("llama"), changes)).unwrap().positions;
+    assert_eq!(positions(&[("sliding_window", Value::Null)]), 256);
+    assert_eq!(positions(&[("sliding_window", 64.into())]), 64);
+    assert_eq!(positions(&[("attention_chunk_size", 32.into())]), 32);
+    let full = ("layer_types", json!(vec!["full_attention"; 6]));
+    assert_eq!(positions(&[("sliding_window", 64.into()), full]), 256);
+}
+
+#[test]
+fn a_model_without_a_type_is_known_by_its_class_or_its_name() {
+    let named = |config: Value, name: &str| {
+        let config = ModelConfig::parse(config.to_string().as_bytes()).unwrap().named(name);
+        config.model_type().map(str::to_owned).map_err(|error| error.to_string())
+    };
+    assert_eq!(named(json!({}), "llama-7b-hf").unwrap(), "llama");
+    assert_eq!(named(json!({}), "gpt_neox-20b").unwrap(), "gpt_neox");
+    assert_eq!(named(json!({ "architectures": ["GPT2LMHeadModel"] }), "DialoGPT").unwrap(), "gpt2");
+    assert_eq!(named(json!({ "model_type": "phi" }), "llama").unwrap(), "phi");
+    assert!(
+        named(json!({ "architectures": ["LLaMAForCausalLM"] }), "weights")
+            .unwrap_err()
+            .contains("`model_type`")
+    );
+    assert!(named(json!({ "model_type": 7 }), "llama").unwrap_err().contains("`model_type` is 7"));
 }
 
 proptest::proptest! {

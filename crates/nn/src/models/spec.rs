@@ -200,7 +200,10 @@ impl DecoderSpec {
             let reason = "`pruned_heads` is not empty; layers with fewer heads than others are not supported";
             return Err(NnError::Config { reason: reason.into() });
         }
-        let spec = Self { family: family.model_type, ..(family.describe)(&config)? };
+        let mut spec = Self { family: family.model_type, ..(family.describe)(&config)? };
+        if !family.class.has("sliding_window") {
+            spec.positions = positions_in_foreign_window(&config, spec.positions)?;
+        }
         spec.check()?;
         Ok(spec)
     }
@@ -310,6 +313,19 @@ impl DecoderSpec {
         let tied = self.tied_head.then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
         [ModelSlot::Head].into_iter().chain(tied.into_iter().flatten()).filter_map(find).collect()
     }
+}
+
+/// The positions of a model whose family has no windows, in a file with the key of one. transformers' cache forgets
+/// what is outside of it and its masks do not, so longer texts depend on how they were cut; up to the window there
+/// is no difference.
+fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result<usize> {
+    let is_full =
+        config.texts("layer_types")?.is_some_and(|kinds| kinds.iter().all(|kind| *kind == "full_attention"));
+    let window = match config.optional_size("sliding_window")? {
+        Some(window) => Some(window),
+        None => config.optional_size("attention_chunk_size")?,
+    };
+    Ok(window.filter(|_| !is_full).map_or(positions, |window| window.min(positions)))
 }
 
 impl ModelConfig {
