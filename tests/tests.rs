@@ -11,6 +11,7 @@
 mod affine;
 mod bnb_checkpoints;
 mod chat;
+mod chat_templates;
 mod checkpoints;
 mod cli;
 mod device_program;

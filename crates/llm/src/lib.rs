@@ -30,7 +30,7 @@ pub mod save;
 pub mod tokenizer;
 pub mod warning;
 
-pub use chat::{Chat, ChatMessage, ChatTemplate, Reply};
+pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
 pub use generate::{FinishReason, Generated, GenerationConfig, Timing};

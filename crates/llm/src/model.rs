@@ -199,7 +199,7 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`].
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        ChatTemplate::of(&self.companions, &self.name)
+        ChatTemplate::of(&self.companions, self.special_tokens()?, &self.name)
     }
 
     /// Another template, with this model's special tokens.
@@ -207,7 +207,12 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::ChatTemplate`].
     pub fn chat_template_of(&self, text: &str) -> Result<ChatTemplate> {
-        ChatTemplate::with_tokens_of(&self.companions, text)
+        ChatTemplate::new(text, self.special_tokens()?.into())
+    }
+
+    /// What chat templates see of the special tokens.
+    fn special_tokens(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        crate::tokenizer::special_tokens_map(&self.companions, self.config.values(), &self.name)
     }
 
     /// Text after a prompt.

@@ -1,8 +1,9 @@
 //! Conversations: several turns over one cache of keys and values.
 
+mod jinja;
 mod template;
 
-pub use template::{ChatMessage, ChatTemplate};
+pub use template::{ChatInputs, ChatMessage, ChatTemplate};
 
 use crate::error::{LlmError, Result};
 use crate::generate::{Context, Generated, GenerationConfig};
@@ -15,6 +16,7 @@ pub struct Chat<'a> {
     model: &'a AutoModelForCausalLM,
     template: ChatTemplate,
     messages: Vec<ChatMessage>,
+    inputs: ChatInputs,
     context: Context,
 }
 
@@ -38,7 +40,15 @@ impl<'a> Chat<'a> {
 
     /// A conversation by another template.
     pub fn with_template(model: &'a AutoModelForCausalLM, template: ChatTemplate) -> Self {
-        Self { model, template, messages: Vec::new(), context: Context::new(model.decoder()) }
+        let inputs = ChatInputs { add_generation_prompt: true, ..ChatInputs::default() };
+        Self { model, template, messages: Vec::new(), inputs, context: Context::new(model.decoder()) }
+    }
+
+    /// The same conversation with tools, documents or further variables for the template, in every turn. It always
+    /// writes up to where the model goes on.
+    pub fn with_inputs(mut self, inputs: ChatInputs) -> Self {
+        self.inputs = ChatInputs { add_generation_prompt: true, ..inputs };
+        self
     }
 
     /// What was said so far.
@@ -99,7 +109,7 @@ impl<'a> Chat<'a> {
     fn fitting_ids(&mut self, room: usize, available: usize) -> Result<(Vec<u32>, usize)> {
         let mut forgotten = 0;
         loop {
-            let text = self.template.apply(&self.messages, true)?;
+            let text = self.template.apply_with(&template::values(&self.messages)?, &self.inputs)?;
             let ids = self.model.tokenizer()?.encode_templated(&text)?;
             if ids.len() + room <= available {
                 return Ok((ids, forgotten));

@@ -1,0 +1,165 @@
+//! Filters of texts.
+
+use super::wrap::Wrap;
+use crate::chat::jinja::args::{Args, Bound};
+use crate::chat::jinja::attributes::text_like;
+use crate::chat::jinja::budget::{Text, check_text};
+use crate::chat::jinja::chars;
+use crate::chat::jinja::error::{Error, Result};
+use crate::chat::jinja::interpreter::Interpreter;
+use crate::chat::jinja::lexer::is_space;
+use crate::chat::jinja::print::expect_str;
+use crate::chat::jinja::strings::{justified, replaced, stripped};
+use crate::chat::jinja::value::Value;
+
+impl Interpreter<'_> {
+    pub(super) fn text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+        let text = match name {
+            // These take a text and nothing else.
+            "indent" | "truncate" | "wordwrap" => None,
+            _ => Some(self.str(&input)?),
+        };
+        let Some(text) = text else { return self.strict_text_filter(name, input, args) };
+        self.spend_text(&text)?;
+        let like = |made: String| Ok(text_like(&input, made));
+        match name {
+            "capitalize" | "lower" | "upper" | "string" | "title" | "wordcount" => {
+                args.none(name)?;
+                match name {
+                    "capitalize" => like(chars::capitalized(&text)),
+                    "lower" => like(text.to_lowercase()),
+                    "upper" => like(text.to_uppercase()),
+                    "string" => Ok(text_like(&input, text)),
+                    "title" => Ok(Value::str(titled(&text))),
+                    _ => Ok(Value::Int(word_count(&text))),
+                }
+            }
+            "center" => {
+                let args = args.bind(name, ["width"], 0)?;
+                like(justified(&text, name, args.count(0, 80)?, ' ')?)
+            }
+            "trim" => {
+                let args = args.bind(name, ["chars"], 0)?;
+                like(stripped(&text, "strip", args.maybe_str(0)?).to_owned())
+            }
+            "replace" => {
+                let mut args = args.bind(name, ["old", "new", "count"], 2)?;
+                let count = args.maybe_int(2)?.unwrap_or(-1);
+                let (old, new) = (self.str(&args.value(0))?, self.str(&args.value(1))?);
+                replaced(&text, &old, &new, count).map(Value::str)
+            }
+            _ => self.format_filter(&text_like(&input, text), args),
+        }
+    }
+
+    fn format_filter(&mut self, format: &Value, args: Args) -> Result<Value> {
+        let values = match (args.positional.is_empty(), args.named.is_empty()) {
+            (false, false) => {
+                return Err(Error::new(
+                    "can't handle positional and keyword arguments at the same time",
+                ));
+            }
+            (_, true) => Value::tuple(args.positional)?,
+            _ => {
+                let pairs = args.named.into_iter().map(|(name, value)| (Value::Str(name), value));
+                Value::dict(pairs.collect())?
+            }
+        };
+        self.percent(format, &values)
+    }
+
+    fn strict_text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+        if name == "truncate" && input.is_undefined() {
+            return Ok(input);
+        }
+        let text = expect_str(&input, name)?;
+        self.spend_text(text)?;
+        match name {
+            "indent" => {
+                let args = args.bind(name, ["width", "first", "blank"], 0)?;
+                let spaces = match args.get(0) {
+                    Some(Value::Str(text) | Value::Markup(text)) => text.to_string(),
+                    _ => " ".repeat(check_text(Some(args.count(0, 4)?))?),
+                };
+                let text = indented(text, &spaces, args.truth(1, false), args.truth(2, false))?;
+                Ok(text_like(&input, text))
+            }
+            "truncate" => {
+                let names = ["length", "killwords", "end", "leeway"];
+                truncated(text, &args.bind(name, names, 0)?).map(|text| text_like(&input, text))
+            }
+            _ => {
+                let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
+                let args = args.bind(name, names, 0)?;
+                let wrap = Wrap {
+                    width: args.count(0, 79)?,
+                    breaks_words: args.truth(1, true),
+                    breaks_at_hyphens: args.truth(3, true),
+                };
+                let separator = args.maybe_str(2)?.unwrap_or("\n");
+                let mut out = Text::default();
+                for (place, line) in chars::lines(text, false).into_iter().enumerate() {
+                    out.push(if place > 0 { separator } else { "" })?;
+                    for (place, part) in wrap.wrapped(line)?.iter().enumerate() {
+                        out.push(if place > 0 { separator } else { "" })?;
+                        out.push(part)?;
+                    }
+                }
+                Ok(Value::str(out.into_string()))
+            }
+        }
+    }
+}
+
+/// Jinja2's own `title`: a word begins after white space, a hyphen or an opening bracket.
+fn titled(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let is_break = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
+    let mut rest = text;
+    while !rest.is_empty() {
+        let space = rest.len() - rest.trim_start_matches(is_break).len();
+        out.push_str(&rest[..space]);
+        let word = &rest[space..];
+        let word = &word[..word.find(is_break).unwrap_or(word.len())];
+        let mut chars = word.chars();
+        out.extend(chars.next().into_iter().flat_map(char::to_uppercase));
+        out.push_str(&chars.as_str().to_lowercase());
+        rest = &rest[space + word.len()..];
+    }
+    out
+}
+
+fn word_count(text: &str) -> i128 {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).count() as i128
+}
+
+fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Result<String> {
+    let text = format!("{text}\n");
+    let mut out = Text::default();
+    for (place, line) in chars::lines(&text, false).into_iter().enumerate() {
+        let is_indented = if place == 0 { with_first } else { with_blank || !line.is_empty() };
+        out.push(if place > 0 { "\n" } else { "" })?;
+        out.push(if is_indented { spaces } else { "" })?;
+        out.push(line)?;
+    }
+    Ok(out.into_string())
+}
+
+fn truncated(text: &str, args: &Bound<'_, 4>) -> Result<String> {
+    let length = args.count(0, 255)?;
+    let end = args.maybe_str(2)?.unwrap_or("...");
+    let leeway = args.count(3, 5)?;
+    let Some(kept) = length.checked_sub(end.chars().count()) else {
+        return Err(Error::new(format!("expected length >= {}, got {length}", end.chars().count())));
+    };
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.to_owned());
+    }
+    let kept: String = text.chars().take(kept).collect();
+    let kept = match kept.rsplit_once(' ') {
+        Some((words, _)) if !args.truth(1, false) => words,
+        _ => &kept,
+    };
+    Ok(format!("{kept}{end}"))
+}

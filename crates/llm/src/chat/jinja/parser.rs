@@ -1,0 +1,419 @@
+//! Statements: Jinja2's `Parser`, with the tags of `loopcontrols` and transformers' `generation`.
+
+use super::ast::{Expr, ExprKind, For, Macro, Stmt, StmtKind, Target, Uses};
+use super::error::{Error, Result};
+use super::lexer::{Token, TokenKind, tokens};
+use std::sync::Arc;
+
+/// Expressions and statements inside of each other, as far as parsing goes.
+const DEEPEST_SYNTAX: u32 = 60;
+
+/// The statements of a template.
+pub(super) fn parse(source: &str) -> Result<Vec<Stmt>> {
+    let mut parser = Parser::new(tokens(source)?);
+    let body = parser.body(&[]).and_then(|body| match parser.peek() {
+        TokenKind::End => Ok(body),
+        _ => Err(parser.unexpected("end of template")),
+    });
+    body.map_err(|error| error.at(parser.line()))
+}
+
+pub(super) struct Parser {
+    tokens: Vec<Token>,
+    position: usize,
+    depth: u32,
+    /// Loops around the current statement, up to the macro it belongs to.
+    loops: u32,
+    /// Of each open macro or `call` block.
+    uses: Vec<Uses>,
+}
+
+impl Parser {
+    fn new(tokens: Vec<Token>) -> Self {
+        Self { tokens, position: 0, depth: 0, loops: 0, uses: Vec::new() }
+    }
+
+    pub(super) fn peek(&self) -> &TokenKind {
+        self.look(0)
+    }
+
+    pub(super) fn look(&self, ahead: usize) -> &TokenKind {
+        // The last token is the end.
+        let last = self.tokens.len().saturating_sub(1);
+        self.tokens.get((self.position + ahead).min(last)).map_or(&TokenKind::End, |token| &token.kind)
+    }
+
+    pub(super) fn line(&self) -> u32 {
+        let last = self.tokens.len().saturating_sub(1);
+        self.tokens.get(self.position.min(last)).map_or(1, |token| token.line)
+    }
+
+    pub(super) fn next(&mut self) -> TokenKind {
+        let kind = self.peek().clone();
+        self.position += 1;
+        kind
+    }
+
+    pub(super) fn skip_op(&mut self, operator: &str) -> bool {
+        let found = matches!(self.peek(), TokenKind::Op(found) if *found == operator);
+        self.position += usize::from(found);
+        found
+    }
+
+    pub(super) fn is_op(&self, operator: &str) -> bool {
+        matches!(self.peek(), TokenKind::Op(found) if *found == operator)
+    }
+
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        matches!(self.peek(), TokenKind::Name(found) if **found == *word)
+    }
+
+    pub(super) fn skip_word(&mut self, word: &str) -> bool {
+        let found = self.is_word(word);
+        self.position += usize::from(found);
+        found
+    }
+
+    pub(super) fn expect_op(&mut self, operator: &str) -> Result<()> {
+        if self.skip_op(operator) { Ok(()) } else { Err(self.unexpected(&format!("'{operator}'"))) }
+    }
+
+    pub(super) fn expect_name(&mut self) -> Result<Arc<str>> {
+        match self.peek().clone() {
+            TokenKind::Name(name) => {
+                self.position += 1;
+                Ok(name)
+            }
+            _ => Err(self.unexpected("a name")),
+        }
+    }
+
+    fn expect(&mut self, kind: &TokenKind, what: &str) -> Result<()> {
+        if self.peek() != kind {
+            return Err(self.unexpected(what));
+        }
+        self.position += 1;
+        Ok(())
+    }
+
+    pub(super) fn unexpected(&self, expected: &str) -> Error {
+        let found = match self.peek() {
+            TokenKind::Data(_) => "text".to_owned(),
+            TokenKind::VariableBegin => "'{{'".to_owned(),
+            TokenKind::VariableEnd => "'}}'".to_owned(),
+            TokenKind::BlockBegin => "'{%'".to_owned(),
+            TokenKind::BlockEnd => "'%}'".to_owned(),
+            TokenKind::Name(name) => format!("'{name}'"),
+            TokenKind::Str(_) => "a string".to_owned(),
+            TokenKind::Int(_) | TokenKind::Float(_) => "a number".to_owned(),
+            TokenKind::Op(operator) => format!("'{operator}'"),
+            TokenKind::End => "the end of the template".to_owned(),
+        };
+        Error::new(format!("expected {expected}, got {found}")).at(self.line())
+    }
+
+    /// Goes one deeper; [`Parser::leave`] comes back.
+    pub(super) fn enter(&mut self) -> Result<()> {
+        self.depth += 1;
+        if self.depth > DEEPEST_SYNTAX {
+            return Err(Error::new("it is nested too deeply").at(self.line()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn leave(&mut self) {
+        self.depth -= 1;
+    }
+
+    /// A special variable that the macros around use.
+    pub(super) fn note_use(&mut self, name: &str) {
+        for uses in &mut self.uses {
+            match name {
+                "caller" => uses.caller = true,
+                "kwargs" => uses.kwargs = true,
+                "varargs" => uses.varargs = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// Statements up to a tag of one of these names, which is the current token then.
+    fn body(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
+        self.enter()?;
+        let mut body = Vec::new();
+        loop {
+            let line = self.line();
+            let kind = match self.peek().clone() {
+                TokenKind::Data(text) => {
+                    self.position += 1;
+                    StmtKind::Data(text)
+                }
+                TokenKind::VariableBegin => {
+                    self.position += 1;
+                    let value = self.tuple(true, &[])?;
+                    self.expect(&TokenKind::VariableEnd, "'}}'")?;
+                    StmtKind::Print(value)
+                }
+                TokenKind::BlockBegin => {
+                    self.position += 1;
+                    if ends.iter().any(|end| self.is_word(end)) {
+                        break;
+                    }
+                    let kinds = self.statement(ends)?;
+                    self.expect(&TokenKind::BlockEnd, "'%}'")?;
+                    body.extend(kinds.into_iter().map(|kind| Stmt { kind, line }));
+                    continue;
+                }
+                _ if ends.is_empty() => break,
+                _ => return Err(self.unexpected(&format!("the tag '{}'", ends.join("' or '")))),
+            };
+            body.push(Stmt { kind, line });
+        }
+        self.leave();
+        Ok(body)
+    }
+
+    /// The end of a tag and the statements up to one of these.
+    fn block(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
+        self.skip_op(":");
+        self.expect(&TokenKind::BlockEnd, "'%}'")?;
+        self.body(ends)
+    }
+
+    /// As [`Parser::block`], with the tag at its end.
+    fn closed_block(&mut self, end: &str) -> Result<Vec<Stmt>> {
+        let body = self.block(&[end])?;
+        self.position += 1;
+        Ok(body)
+    }
+
+    fn statement(&mut self, ends: &[&str]) -> Result<Vec<StmtKind>> {
+        let name = self.expect_name()?;
+        Ok(vec![match &*name {
+            "for" => StmtKind::For(Box::new(self.for_loop()?)),
+            "if" => self.conditional()?,
+            "set" => self.assignment()?,
+            "with" => self.with()?,
+            "macro" => {
+                let name = self.expect_name()?;
+                self.expect_op("(")?;
+                let parameters = self.parameters()?;
+                StmtKind::Macro(self.macro_body(Some(name), parameters, "endmacro")?)
+            }
+            "call" => self.call_block()?,
+            "filter" => {
+                let filter = self.filters(None, true)?;
+                StmtKind::Filter(filter, self.closed_block("endfilter")?)
+            }
+            "generation" => {
+                let loops = std::mem::take(&mut self.loops);
+                let body = self.closed_block("endgeneration")?;
+                self.loops = loops;
+                StmtKind::Scope(body)
+            }
+            "print" => return self.printed(),
+            "block" => self.template_block()?,
+            "break" | "continue" if self.loops == 0 => {
+                return Err(Error::new(format!("'{name}' outside of a loop")));
+            }
+            "break" => StmtKind::Break,
+            "continue" => StmtKind::Continue,
+            "include" | "import" | "from" | "extends" | "autoescape" => self.refused(&name)?,
+            _ => return Err(unknown_tag(&name, ends)),
+        }])
+    }
+
+    fn printed(&mut self) -> Result<Vec<StmtKind>> {
+        let mut values = Vec::new();
+        while *self.peek() != TokenKind::BlockEnd {
+            if !values.is_empty() {
+                self.expect_op(",")?;
+            }
+            values.push(StmtKind::Print(self.expression()?));
+        }
+        Ok(values)
+    }
+
+    fn for_loop(&mut self) -> Result<For> {
+        let target = self.target(false, &["in"])?;
+        if !self.skip_word("in") {
+            return Err(self.unexpected("'in'"));
+        }
+        let items = self.tuple(false, &["recursive"])?;
+        let condition = if self.skip_word("if") { Some(self.expression()?) } else { None };
+        let is_recursive = self.skip_word("recursive");
+        self.loops += 1;
+        let body = self.block(&["endfor", "else"])?;
+        self.loops -= 1;
+        let has_else = self.is_word("else");
+        self.position += 1;
+        let otherwise = if has_else { self.closed_block("endfor")? } else { Vec::new() };
+        Ok(For { target, items, condition, is_recursive, body, otherwise })
+    }
+
+    fn conditional(&mut self) -> Result<StmtKind> {
+        let mut branches = Vec::new();
+        loop {
+            let condition = self.tuple(false, &[])?;
+            let body = self.block(&["elif", "else", "endif"])?;
+            branches.push((condition, body));
+            if self.skip_word("elif") {
+                continue;
+            }
+            let has_else = self.is_word("else");
+            self.position += 1;
+            let otherwise = if has_else { self.closed_block("endif")? } else { Vec::new() };
+            return Ok(StmtKind::If(branches, otherwise));
+        }
+    }
+
+    fn assignment(&mut self) -> Result<StmtKind> {
+        let target = self.target(true, &[])?;
+        if self.skip_op("=") {
+            return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
+        }
+        let filter = if self.is_op("|") { Some(self.filters(None, false)?) } else { None };
+        Ok(StmtKind::SetBlock(target, filter, self.closed_block("endset")?))
+    }
+
+    fn with(&mut self) -> Result<StmtKind> {
+        let mut values = Vec::new();
+        while *self.peek() != TokenKind::BlockEnd {
+            if !values.is_empty() {
+                self.expect_op(",")?;
+            }
+            let target = self.target(false, &[])?;
+            self.expect_op("=")?;
+            values.push((target, self.expression()?));
+        }
+        Ok(StmtKind::With(values, self.closed_block("endwith")?))
+    }
+
+    fn call_block(&mut self) -> Result<StmtKind> {
+        let line = self.line();
+        let has_parameters = self.skip_op("(");
+        let parameters = if has_parameters { self.parameters()? } else { (Vec::new(), Vec::new()) };
+        let call = self.expression()?;
+        if !matches!(call.kind, ExprKind::Call(..)) {
+            return Err(Error::new("expected call").at(line));
+        }
+        Ok(StmtKind::Call(call, self.macro_body(None, parameters, "endcall")?))
+    }
+
+    /// Parameters and the defaults of the last ones, after the opening bracket.
+    fn parameters(&mut self) -> Result<(Vec<Arc<str>>, Vec<Expr>)> {
+        let (mut names, mut defaults) = (Vec::new(), Vec::new());
+        while !self.is_op(")") {
+            if !names.is_empty() {
+                self.expect_op(",")?;
+            }
+            names.push(self.expect_name()?);
+            if self.skip_op("=") {
+                defaults.push(self.expression()?);
+            } else if !defaults.is_empty() {
+                return Err(Error::new("non-default argument follows default argument").at(self.line()));
+            }
+        }
+        self.expect_op(")")?;
+        Ok((names, defaults))
+    }
+
+    fn macro_body(
+        &mut self,
+        name: Option<Arc<str>>,
+        (parameters, defaults): (Vec<Arc<str>>, Vec<Expr>),
+        end: &str,
+    ) -> Result<Macro> {
+        let loops = std::mem::take(&mut self.loops);
+        self.uses.push(Uses::default());
+        let body = self.closed_block(end)?;
+        let uses = self.uses.pop().unwrap_or_default();
+        self.loops = loops;
+        Ok(Macro { name, parameters, defaults, body, uses })
+    }
+
+    fn template_block(&mut self) -> Result<StmtKind> {
+        let name = self.expect_name()?;
+        let is_scoped = self.skip_word("scoped");
+        self.skip_word("required");
+        let loops = std::mem::take(&mut self.loops);
+        let body = self.closed_block("endblock")?;
+        self.loops = loops;
+        self.skip_word(&name);
+        Ok(StmtKind::Block { body, is_scoped })
+    }
+
+    /// Reads over a statement that fails when it is reached.
+    fn refused(&mut self, name: &str) -> Result<StmtKind> {
+        while !matches!(self.peek(), TokenKind::BlockEnd | TokenKind::End) {
+            self.position += 1;
+        }
+        Ok(StmtKind::Refused(match name {
+            "autoescape" => {
+                let body = self.closed_block("endautoescape")?;
+                drop(body);
+                "'autoescape' is not offered".to_owned()
+            }
+            _ => format!("'{name}' needs another template, and there is none"),
+        }))
+    }
+
+    /// What is assigned to; `with_namespace` allows `namespace.attribute`.
+    fn target(&mut self, with_namespace: bool, ends: &[&str]) -> Result<Target> {
+        self.enter()?;
+        let mut targets = Vec::new();
+        let mut is_tuple = false;
+        loop {
+            let is_end = matches!(self.peek(), TokenKind::BlockEnd)
+                || self.is_op(")")
+                || ends.iter().any(|end| self.is_word(end));
+            if is_end && !targets.is_empty() {
+                break;
+            }
+            targets.push(self.one_target(with_namespace)?);
+            if !self.skip_op(",") {
+                break;
+            }
+            is_tuple = true;
+        }
+        self.leave();
+        match targets.pop() {
+            Some(target) if !is_tuple => Ok(target),
+            last => {
+                targets.extend(last);
+                Ok(Target::Tuple(targets))
+            }
+        }
+    }
+
+    fn one_target(&mut self, with_namespace: bool) -> Result<Target> {
+        if self.skip_op("(") {
+            let target = self.target(false, &[])?;
+            self.expect_op(")")?;
+            return Ok(target);
+        }
+        let name = self.expect_name()?;
+        if with_namespace && self.skip_op(".") {
+            return Ok(Target::Attribute(name, self.expect_name()?));
+        }
+        match &*name {
+            "true" | "false" | "none" | "True" | "False" | "None" => {
+                Err(Error::new("can't assign to 'const'").at(self.line()))
+            }
+            "loop" if self.loops > 0 || !with_namespace => {
+                Err(Error::new("Can't assign to special loop variable in for-loop target").at(self.line()))
+            }
+            _ => Ok(Target::Name(name)),
+        }
+    }
+}
+
+fn unknown_tag(name: &str, ends: &[&str]) -> Error {
+    match ends {
+        [] => Error::new(format!("Encountered unknown tag '{name}'")),
+        ends => {
+            let ends = ends.join("' or '");
+            Error::new(format!("Encountered unknown tag '{name}'; the tag looked for was '{ends}'"))
+        }
+    }
+}

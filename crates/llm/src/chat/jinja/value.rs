@@ -1,0 +1,474 @@
+//! Values as a template sees them: Python's types, without what the sandbox forbids. Lists and dicts never change
+//! once made, so none can contain itself.
+
+use super::budget::{check_list, text_units};
+use super::error::{Error, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Containers inside of containers; Python's recursion ends at about five times as many.
+const DEEPEST_VALUE: u32 = 200;
+
+/// A Python value.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Undefined(Rc<Missing>),
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Arc<str>),
+    /// A `str` that is HTML already: what `safe` and `escape` give.
+    Markup(Arc<str>),
+    List(Rc<Items>),
+    Tuple(Rc<Items>),
+    Dict(Rc<Dict>),
+    View(ViewKind, Rc<Dict>),
+    Range(Range),
+    /// A generator: it can be walked once.
+    Iterator(Rc<Stream>),
+    Loop(Rc<Loop>),
+    /// An index into the interpreter's namespaces, which may refer to each other.
+    Namespace(usize),
+    Cycler(Rc<Cycler>),
+    Joiner(Rc<Joiner>),
+    /// An index into the interpreter's macros.
+    Macro(usize),
+    Function(Function),
+    Method(Rc<Method>),
+}
+
+/// Why a value is undefined: the message of the error that its use gives.
+#[derive(Debug)]
+pub(super) enum Missing {
+    Name(Arc<str>),
+    Attribute { of: &'static str, name: Value },
+    /// An attribute the sandbox forbids.
+    Unsafe { of: &'static str, name: Arc<str> },
+    Hint(String),
+}
+
+/// The elements of a list or tuple.
+#[derive(Debug)]
+pub(super) struct Items {
+    values: Vec<Value>,
+    extent: Extent,
+    /// A pair that `groupby` made, with the attributes `grouper` and `list`.
+    pub(super) is_group: bool,
+}
+
+/// How deep and how large a container is, all it holds included.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    depth: u32,
+    units: u64,
+}
+
+/// A dict in the order its keys were given.
+#[derive(Debug)]
+pub(super) struct Dict {
+    entries: Vec<(Value, Value)>,
+    /// Places of the keys that are strings, for dicts of more than a few.
+    places: Option<HashMap<Arc<str>, usize>>,
+    extent: Extent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ViewKind {
+    Keys,
+    Values,
+    Items,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) start: i128,
+    pub(super) stop: i128,
+    pub(super) step: i128,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    rest: RefCell<std::vec::IntoIter<Value>>,
+    extent: Extent,
+    pub(super) name: &'static str,
+}
+
+/// The `loop` of a `for`.
+#[derive(Debug)]
+pub(super) struct Loop {
+    pub(super) items: Rc<Items>,
+    pub(super) index0: Cell<usize>,
+    pub(super) depth0: usize,
+    /// An index into the interpreter's recursive loops.
+    pub(super) recursion: Option<usize>,
+    /// An index into the interpreter's values of `loop.changed`.
+    pub(super) changed: Cell<Option<usize>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Cycler {
+    pub(super) items: Rc<Items>,
+    pub(super) position: Cell<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Joiner {
+    pub(super) separator: Value,
+    pub(super) used: Cell<bool>,
+}
+
+/// The functions a template can call by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Function {
+    Range,
+    Dict,
+    Cycler,
+    Joiner,
+    Namespace,
+    RaiseException,
+    StrftimeNow,
+}
+
+#[derive(Debug)]
+pub(super) struct Method {
+    pub(super) of: Value,
+    pub(super) name: Arc<str>,
+}
+
+impl Items {
+    pub(super) fn new(values: Vec<Value>) -> Result<Self> {
+        check_list(Some(values.len()))?;
+        let extent = Extent::around(values.iter())?;
+        Ok(Self { values, extent, is_group: false })
+    }
+
+    pub(super) fn values(&self) -> &[Value] {
+        &self.values
+    }
+}
+
+impl Extent {
+    const LEAF: Self = Self { depth: 0, units: 1 };
+
+    fn around<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Self> {
+        let mut around = Self { depth: 0, units: 1 };
+        for value in values {
+            let extent = value.extent();
+            around.depth = around.depth.max(extent.depth);
+            around.units = around.units.saturating_add(extent.units);
+        }
+        around.depth += 1;
+        if around.depth > DEEPEST_VALUE {
+            return Err(Error::new(format!("a value is nested more than {DEEPEST_VALUE} deep")));
+        }
+        Ok(around)
+    }
+}
+
+/// Dicts of more keys than this are looked up by hash.
+const FEW: usize = 8;
+
+impl Dict {
+    /// Of pairs in order; a later value of the same key takes the place of the earlier one.
+    pub(super) fn new(pairs: Vec<(Value, Value)>) -> Result<Self> {
+        check_list(Some(pairs.len()))?;
+        let extent = Extent::around(pairs.iter().flat_map(|(key, value)| [key, value]))?;
+        let mut dict = Self { entries: Vec::with_capacity(pairs.len()), places: None, extent };
+        for (key, value) in pairs {
+            dict.insert(key, value)?;
+        }
+        Ok(dict)
+    }
+
+    fn insert(&mut self, key: Value, value: Value) -> Result<()> {
+        if !key.is_hashable() {
+            return Err(Error::new(format!("unhashable type: '{}'", key.type_name())));
+        }
+        if let Some(place) = self.place(&key) {
+            self.entries[place].1 = value;
+            return Ok(());
+        }
+        self.entries.push((key, value));
+        if self.entries.len() > FEW {
+            self.index();
+        }
+        Ok(())
+    }
+
+    /// Brings the table of places up to date.
+    fn index(&mut self) {
+        let known = if self.places.is_some() { self.entries.len() - 1 } else { 0 };
+        let places = self.places.get_or_insert_with(HashMap::new);
+        for (place, (key, _)) in self.entries.iter().enumerate().skip(known) {
+            if let Some(text) = key.as_arc() {
+                places.insert(text.clone(), place);
+            }
+        }
+    }
+
+    fn place(&self, key: &Value) -> Option<usize> {
+        if let (Some(places), Some(text)) = (&self.places, key.as_str()) {
+            return places.get(text).copied();
+        }
+        self.entries.iter().position(|(other, _)| super::ops::equal(other, key))
+    }
+
+    pub(super) fn get(&self, key: &Value) -> Option<&Value> {
+        self.place(key).map(|place| &self.entries[place].1)
+    }
+
+    pub(super) fn entries(&self) -> &[(Value, Value)] {
+        &self.entries
+    }
+}
+
+impl Range {
+    pub(super) fn len(&self) -> usize {
+        let (low, high, step) = match self.step > 0 {
+            true => (self.start, self.stop, self.step),
+            false => (self.stop, self.start, self.step.saturating_neg()),
+        };
+        if low >= high {
+            return 0;
+        }
+        let span = high.saturating_sub(low).saturating_sub(1) / step;
+        usize::try_from(span.saturating_add(1)).unwrap_or(usize::MAX)
+    }
+
+    /// The element at a place below the length.
+    pub(super) fn at(&self, place: usize) -> Value {
+        Value::Int(self.start.saturating_add(self.step.saturating_mul(place as i128)))
+    }
+}
+
+impl Stream {
+    pub(super) fn next(&self) -> Option<Value> {
+        self.rest.borrow_mut().next()
+    }
+
+    pub(super) fn take_all(&self) -> Vec<Value> {
+        self.rest.borrow_mut().by_ref().collect()
+    }
+}
+
+impl Value {
+    pub(super) fn str(text: impl Into<Arc<str>>) -> Self {
+        Self::Str(text.into())
+    }
+
+    pub(super) fn list(values: Vec<Self>) -> Result<Self> {
+        Ok(Self::List(Rc::new(Items::new(values)?)))
+    }
+
+    pub(super) fn tuple(values: Vec<Self>) -> Result<Self> {
+        Ok(Self::Tuple(Rc::new(Items::new(values)?)))
+    }
+
+    pub(super) fn dict(pairs: Vec<(Self, Self)>) -> Result<Self> {
+        Ok(Self::Dict(Rc::new(Dict::new(pairs)?)))
+    }
+
+    /// A generator; `name` is that of its Python function, for printing.
+    pub(super) fn stream(name: &'static str, values: Vec<Self>) -> Result<Self> {
+        let extent = Extent::around(values.iter())?;
+        Ok(Self::Iterator(Rc::new(Stream { rest: RefCell::new(values.into_iter()), extent, name })))
+    }
+
+    pub(super) fn hint(text: impl Into<String>) -> Self {
+        Self::Undefined(Rc::new(Missing::Hint(text.into())))
+    }
+
+    /// What `object.name` is where there is no such attribute.
+    pub(super) fn missing(of: &Self, name: &Self) -> Self {
+        // Only names that a message can show, so that an undefined value cannot hold a chain of others.
+        let name = match name {
+            Self::Str(_) | Self::Int(_) => name.clone(),
+            _ => Self::None,
+        };
+        Self::Undefined(Rc::new(Missing::Attribute { of: of.object_type(), name }))
+    }
+
+    pub(super) fn is_undefined(&self) -> bool {
+        matches!(self, Self::Undefined(_))
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    fn as_arc(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Str(text) | Self::Markup(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_str(&self) -> Option<&str> {
+        self.as_arc().map(|text| &**text)
+    }
+
+    /// An integer, of which `bool` is one.
+    pub(super) fn as_int(&self) -> Option<i128> {
+        match self {
+            Self::Int(number) => Some(*number),
+            Self::Bool(bool) => Some(i128::from(*bool)),
+            _ => None,
+        }
+    }
+
+    /// Any number as a float.
+    pub(super) fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(number) => Some(*number),
+            _ => self.as_int().map(|number| number as f64),
+        }
+    }
+
+    pub(super) fn truth(&self) -> bool {
+        match self {
+            Self::Undefined(_) | Self::None => false,
+            Self::Bool(bool) => *bool,
+            Self::Int(number) => *number != 0,
+            Self::Float(number) => *number != 0.0,
+            other => other.len() != Some(0),
+        }
+    }
+
+    /// Python's `len`, where there is one.
+    pub(super) fn len(&self) -> Option<usize> {
+        match self {
+            Self::Undefined(_) => Some(0),
+            Self::Str(text) | Self::Markup(text) => Some(text.chars().count()),
+            Self::List(items) | Self::Tuple(items) => Some(items.values.len()),
+            Self::Dict(dict) | Self::View(_, dict) => Some(dict.entries.len()),
+            Self::Range(range) => Some(range.len()),
+            Self::Loop(state) => Some(state.items.values.len()),
+            _ => None,
+        }
+    }
+
+    fn is_hashable(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Dict(_) | Self::View(..) => false,
+            Self::Tuple(items) => items.values.iter().all(Self::is_hashable),
+            _ => true,
+        }
+    }
+
+    fn extent(&self) -> Extent {
+        let one_more = |extent: Extent| Extent { depth: extent.depth + 1, ..extent };
+        match self {
+            Self::Str(text) | Self::Markup(text) => Extent { depth: 0, units: text_units(text.len()) },
+            Self::List(items) | Self::Tuple(items) => items.extent,
+            Self::Dict(dict) => dict.extent,
+            Self::View(_, dict) => one_more(dict.extent),
+            Self::Iterator(stream) => stream.extent,
+            Self::Loop(state) => one_more(state.items.extent),
+            Self::Cycler(cycler) => one_more(cycler.items.extent),
+            Self::Joiner(joiner) => one_more(joiner.separator.extent()),
+            Self::Method(method) => one_more(method.of.extent()),
+            _ => Extent::LEAF,
+        }
+    }
+
+    /// Work of an operation that visits all of the value: its text and that of all it contains.
+    pub(super) fn units(&self) -> u64 {
+        self.extent().units
+    }
+
+    /// Work of an operation that visits the value's own elements only.
+    pub(super) fn shallow_units(&self) -> u64 {
+        match self {
+            Self::Str(text) | Self::Markup(text) => text_units(text.len()),
+            Self::List(items) | Self::Tuple(items) => 1 + items.values.len() as u64,
+            Self::Dict(dict) | Self::View(_, dict) => 1 + dict.entries.len() as u64,
+            _ => 1,
+        }
+    }
+
+    /// Python's name of the type.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined(_) => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(_) => "str",
+            Self::Markup(_) => "Markup",
+            Self::List(_) => "list",
+            Self::Tuple(_) => "tuple",
+            Self::Dict(_) => "dict",
+            Self::View(ViewKind::Keys, _) => "dict_keys",
+            Self::View(ViewKind::Values, _) => "dict_values",
+            Self::View(ViewKind::Items, _) => "dict_items",
+            Self::Range(_) => "range",
+            Self::Iterator(_) => "generator",
+            Self::Loop(_) => "LoopContext",
+            Self::Namespace(_) => "Namespace",
+            Self::Cycler(_) => "Cycler",
+            Self::Joiner(_) => "Joiner",
+            Self::Macro(_) => "Macro",
+            Self::Function(_) => "function",
+            Self::Method(_) => "builtin_function_or_method",
+        }
+    }
+
+    /// How Jinja2 names the object of which something is missing.
+    fn object_type(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Bool(_) => "bool object",
+            Self::Int(_) => "int object",
+            Self::Float(_) => "float object",
+            Self::Str(_) => "str object",
+            Self::Markup(_) => "markupsafe.Markup object",
+            Self::List(_) => "list object",
+            Self::Tuple(_) => "tuple object",
+            Self::Dict(_) => "dict object",
+            Self::Range(_) => "range object",
+            Self::Iterator(_) => "generator object",
+            Self::Loop(_) => "jinja2.runtime.LoopContext object",
+            Self::Namespace(_) => "jinja2.utils.Namespace object",
+            Self::Macro(_) => "jinja2.runtime.Macro object",
+            _ => "object",
+        }
+    }
+}
+
+impl Missing {
+    pub(super) fn error(&self) -> Error {
+        Error::new(match self {
+            Self::Name(name) => format!("'{name}' is undefined"),
+            Self::Attribute { of, name } => match name {
+                Value::Str(name) => format!("'{of}' has no attribute '{name}'"),
+                Value::Int(number) => format!("{of} has no element {number}"),
+                _ => format!("{of} has no such element"),
+            },
+            Self::Unsafe { of, name } => format!("access to attribute '{name}' of '{of}' object is unsafe."),
+            Self::Hint(text) => text.clone(),
+        })
+    }
+}
+
+/// A value of JSON, its keys in order.
+pub(super) fn of_json(json: &serde_json::Value) -> Result<Value> {
+    use serde_json::Value as Json;
+    Ok(match json {
+        Json::Null => Value::None,
+        Json::Bool(bool) => Value::Bool(*bool),
+        Json::Number(number) => match number.as_i64().map(i128::from).or(number.as_u64().map(i128::from)) {
+            Some(number) => Value::Int(number),
+            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::str(text.as_str()),
+        Json::Array(values) => Value::list(values.iter().map(of_json).collect::<Result<_>>()?)?,
+        Json::Object(entries) => {
+            let pair = |(key, value): (&String, _)| Ok((Value::str(key.as_str()), of_json(value)?));
+            Value::dict(entries.iter().map(pair).collect::<Result<_>>()?)?
+        }
+    })
+}
