@@ -51,7 +51,7 @@ impl Companion {
     /// The JSON of a companion, where there is one of that name.
     pub(crate) fn json(all: &[Self], name: &str) -> Result<Option<Value>> {
         let Some(companion) = all.iter().find(|companion| companion.name == name) else { return Ok(None) };
-        let parsed = serde_json::from_slice(&companion.read()?);
+        let parsed = llm_int8_nn::json::parse(&companion.read()?);
         let what = || match &companion.content {
             Content::File(path) => path.display().to_string(),
             Content::Bytes(_) => name.to_owned(),
