@@ -88,6 +88,9 @@ pub(crate) struct ModelArgs {
     /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
+    /// Refuse weights with tensors that the model has no place for, instead of ignoring them with a warning
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Where to compute: auto (a GPU where this program can use one and the model or a part of it fits, else the
     /// CPU), cpu, cuda, cuda:N; several for --device-map
     #[arg(

@@ -2,7 +2,7 @@
 
 use super::{explain, load, load_config, part_text};
 use crate::args::InspectArgs;
-use crate::display::{Downloads, grouped};
+use crate::display::{Downloads, grouped, line};
 use llm_int8::AutoModelForCausalLM;
 use llm_int8::nn::models::PlacedPart;
 use llm_int8::nn::module::{Footprint, Node, ReplaceReport};
@@ -14,6 +14,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         let config = load_config(&args.model)?;
         let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new())
             .map_err(|error| explain(error, &args.model.model))?;
+        plan.warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
         (plan.tree, plan.layers, plan.placed)
     } else {
         let model = load(&args.model)?;

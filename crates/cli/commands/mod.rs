@@ -86,6 +86,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         threshold: args.threshold,
         skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
         quantize_head: args.quantize_head,
+        strict: args.strict,
         isa,
         placement: placement(args)?,
     };
@@ -193,6 +194,9 @@ fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. } | NnError::Placement { .. })
         | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
+        LlmError::Nn(NnError::UnexpectedTensors { .. }) => {
+            anyhow::Error::from(error).context(format!("{name} cannot be loaded with --strict"))
+        }
         error => anyhow::Error::from(error).context(format!("{name} cannot be loaded")),
     }
 }

@@ -7,7 +7,6 @@ use crate::generate::GenerationConfig;
 use crate::tokenizer::{Tokenizer, gguf};
 use crate::warning::Warning;
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
-use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::Path;
@@ -111,12 +110,6 @@ impl Source {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
             }
-            // candle's reader of pickles knows no int8.
-            WeightFiles::PytorchBin { .. } if is_int8(&config) => {
-                let reason = "the weights are int8 in a pytorch_model.bin, which is not read here; save them as \
-                              safetensors (`save_pretrained(…, safe_serialization=True)`)";
-                return Err(NnError::Config { reason: reason.into() }.into());
-            }
             WeightFiles::PytorchBin { files, index } => Checkpoint::open_pickle(files, index.as_deref())?,
         };
         let mut generation = match &files.generation_config {
@@ -185,11 +178,6 @@ pub(crate) fn headers(
     // Opening a checkpoint on disk reads headers only.
     let source = Source::find(name, hub, progress)?;
     Ok((source.config, source.checkpoint))
-}
-
-/// Whether config.json says that the weights are int8.
-fn is_int8(config: &ModelConfig) -> bool {
-    config.quantization().is_some_and(|quantization| quantization["load_in_8bit"] == true)
 }
 
 /// The folder a config.json is in, or in the hub's cache that of its repository.

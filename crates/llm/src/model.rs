@@ -37,6 +37,8 @@ pub struct ModelPlan {
     pub tree: Node,
     /// Layers that would be int8 and layers that would be kept.
     pub layers: ReplaceReport,
+    /// What the model's weights ask for and would not get.
+    pub warnings: Vec<Warning>,
     /// What would lie where.
     pub placed: Vec<PlacedPart>,
 }
@@ -77,14 +79,16 @@ impl AutoModelForCausalLM {
         load: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<Self> {
         let source = Source::find(name, &config.hub, download)?;
-        let is_prequantized = Decoder::is_prequantized(&source.config, &source.checkpoint)?;
+        let is_prequantized = Decoder::is_prequantized(&source.checkpoint);
         let started = Instant::now();
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
-        let (decoder, layers) = Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
+        let (decoder, outcome) = Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
             peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
             load(event);
         })?;
+        let mut warnings = source.warnings;
+        warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
         Ok(Self {
             name: name.to_owned(),
             tree: decoder.describe(),
@@ -95,8 +99,8 @@ impl AutoModelForCausalLM {
             companions: source.companions,
             is_prequantized,
             report: LoadReport {
-                layers,
-                warnings: source.warnings,
+                layers: outcome.layers,
+                warnings,
                 duration: started.elapsed(),
                 peak_memory,
             },
@@ -110,9 +114,10 @@ impl AutoModelForCausalLM {
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn plan(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<ModelPlan> {
         let (model, checkpoint) = headers(name, &config.hub, download)?;
-        let (decoder, layers) = Decoder::plan(&model, &checkpoint, &config.options)?;
+        let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &config.options)?;
         let placed = decoder.planned(&config.options.placement)?;
-        Ok(ModelPlan { tree: decoder.describe(), layers, placed })
+        let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
+        Ok(ModelPlan { tree: decoder.describe(), layers: outcome.layers, warnings, placed })
     }
 
     /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.

@@ -88,7 +88,8 @@ impl AutoModelForCausalLM {
         // default keeps the head.
         let kept: Vec<String> =
             self.load_report().layers.kept.iter().map(|layer| layer.path.to_string()).collect();
-        let is_default = kept.iter().all(|path| self.decoder().spec().never_converted().contains(path));
+        let is_default = !kept.is_empty()
+            && kept.iter().all(|path| self.decoder().spec().never_converted().contains(path));
         serde_json::json!({
             "_load_in_4bit": false,
             "_load_in_8bit": true,

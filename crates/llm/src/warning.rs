@@ -1,5 +1,6 @@
 //! What a loaded model leaves out of its files. A library prints nothing, so the caller shows these.
 
+use llm_int8_nn::models::LoadWarning;
 use std::fmt;
 
 /// Something in a model's files that is not used, though transformers would use it or expect it to be used.
@@ -13,6 +14,8 @@ pub enum Warning {
         /// The settings, in the order of the file.
         keys: Vec<String>,
     },
+    /// Something about the weights.
+    Weights(LoadWarning),
 }
 
 impl fmt::Display for Warning {
@@ -21,6 +24,7 @@ impl fmt::Display for Warning {
             Self::IgnoredSettings { file, keys } => {
                 write!(f, "{file}: not supported and ignored: {}", keys.join(", "))
             }
+            Self::Weights(warning) => warning.fmt(f),
         }
     }
 }

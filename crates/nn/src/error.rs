@@ -58,6 +58,14 @@ pub enum NnError {
         /// What does not hold.
         reason: String,
     },
+    /// A file that is whole, but of a kind that is not read.
+    #[error("{file} cannot be read: {reason}")]
+    UnsupportedFile {
+        /// The file.
+        file: String,
+        /// What it is, and what to do.
+        reason: String,
+    },
     /// An index (`*.index.json`) that does not fit the files beside it.
     #[error("the shard index {} is wrong: {reason}", path.display())]
     MalformedIndex {
@@ -88,10 +96,12 @@ pub enum NnError {
         /// Near names, if there are any.
         hint: String,
     },
-    /// Tensors in the checkpoint that the model has no place for.
+    /// Tensors in the checkpoint that the model has no place for, where
+    /// [`LoadOptions::strict`](crate::models::LoadOptions) refuses them.
     #[error(
         "the checkpoint {checkpoint} holds {count} tensor(s) that {family} has no place for ({names}); \
-         is config.json the one that belongs to these weights?"
+         is config.json the one that belongs to these weights? The option `strict` is on; without it they are \
+         ignored"
     )]
     UnexpectedTensors {
         /// Files of the checkpoint.
@@ -133,7 +143,7 @@ pub enum NnError {
     /// A weight that cannot be quantised.
     #[error(
         "tensor `{name}` in {file} cannot be quantised: {source}; \
-         keep the layer as it is with --skip-modules, or check the file"
+         keep the layer as it is (the option `skip_modules`), or check the file"
     )]
     Quantise {
         /// The tensor.
@@ -212,7 +222,7 @@ pub enum NnError {
     /// Logits that no token can be chosen by.
     #[error(
         "the model's output contains NaN or infinity, so no token can be chosen; \
-         its weights or activations overflow: try --dtype bfloat16 or --no-quantize"
+         its weights or activations overflow: try bfloat16 (the option `dtype`), or load it without 8 bit"
     )]
     NonFiniteLogits,
     /// Devices that the model cannot be put on as asked for.

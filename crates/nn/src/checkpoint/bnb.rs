@@ -2,7 +2,7 @@
 //! U8 (0 = row) beside an optional `bias`.
 
 use super::writer::{NewTensor, write_safetensors};
-use super::{Checkpoint, float_tensor};
+use super::{Checkpoint, Foreign, float_tensor};
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{CodeMemory, Int8Config, Int8Linear, Int8Weight};
@@ -53,6 +53,12 @@ pub(crate) fn read_linear_state(
 /// Only the row layout can be read; the three others were made for GPUs of 2022.
 fn check_format(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
     let name = format!("{prefix}.weight_format");
+    if let Some(Foreign::Text(layout)) = checkpoint.foreign(&name) {
+        // Before 0.43.1 it was a text in a pickle.
+        let reason = format!("only 'row' weight format is supported, got {layout}");
+        let error = NnError::QuantisationState { layer: prefix.to_owned(), reason };
+        return if layout == "row" { Ok(()) } else { Err(error) };
+    }
     if checkpoint.entry(&name).is_none() {
         return Ok(());
     }

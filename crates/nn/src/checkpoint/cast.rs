@@ -1,6 +1,7 @@
 //! From a tensor's bytes to what a layer holds: a float tensor in the wanted dtype, or int8 rows.
 
 use super::TensorView;
+use super::view::FLOATS;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{CodeMemory, Int8Weight};
@@ -19,14 +20,54 @@ const CHUNK: usize = 1 << 15;
 ///
 /// # Errors
 /// [`NnError::WrongDtype`] where it is not stored as a float; [`NnError::Input`] where a value does
-/// not fit into f16.
+/// not fit into f16, or of F64 into f32.
 pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) -> Result<Tensor> {
     match view.dtype {
         Dtype::F32 => from_source::<f32>(view, dtype, transposed),
         Dtype::F16 => from_source::<f16>(view, dtype, transposed),
         Dtype::BF16 => from_source::<bf16>(view, dtype, transposed),
-        _ => Err(view.wrong_dtype("F32, F16 or BF16")),
+        Dtype::F64 => from_source::<f32>(&narrowed(view)?, dtype, transposed),
+        _ => Err(view.wrong_dtype(FLOATS)),
     }
+}
+
+/// The tensor as transformers has it before it is quantised: rounded to the dtype the model is loaded in, as far
+/// as the rounding to f16 that follows does not hide it.
+///
+/// # Errors
+/// [`NnError::Input`] for a value of F64 that does not fit into f32.
+pub(crate) fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>> {
+    let view = if view.dtype == Dtype::F64 { narrowed(&view)? } else { view };
+    let data = match (view.dtype, dtype) {
+        (Dtype::F32, FloatDtype::BF16) => to_bytes(&view.elements::<f32>()?, |x| bf16::from_f32(*x)),
+        (Dtype::F16, FloatDtype::BF16) => to_bytes(&view.elements::<f16>()?, |x| bf16::from_f32(x.to_f32())),
+        _ => return Ok(view),
+    };
+    Ok(TensorView { dtype: Dtype::BF16, data: data.into(), ..view })
+}
+
+/// F64 as F32, which torch too goes through on the way to f16 and bf16.
+fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
+    let source = view.elements::<f64>()?;
+    if source.par_iter().any(|x| x.is_finite() && !(*x as f32).is_finite()) {
+        return Err(NnError::Input {
+            layer: format!("tensor `{}` in {}", view.name, view.file),
+            reason: "it holds values beyond the range of float32 (3.4e38), in which float64 weights are held here"
+                .into(),
+        });
+    }
+    let data = to_bytes(&source, |x| *x as f32).into();
+    Ok(TensorView { name: view.name.clone(), file: view.file, dtype: Dtype::F32, shape: view.shape, data })
+}
+
+fn to_bytes<S: Sync, T: Pod + Send + Sync>(source: &[S], convert: impl Fn(&S) -> T + Sync) -> Vec<u8> {
+    let mut bytes = vec![0; source.len() * size_of::<T>()];
+    let pairs = bytes.par_chunks_mut(CHUNK * size_of::<T>()).zip(source.par_chunks(CHUNK));
+    pairs.for_each(|(out, source)| {
+        let out = out.chunks_exact_mut(size_of::<T>());
+        out.zip(source).for_each(|(y, x)| y.copy_from_slice(bytemuck::bytes_of(&convert(x))));
+    });
+    bytes
 }
 
 fn from_source<S: Element + Pod>(
@@ -69,7 +110,9 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     if overflowed {
         return Err(NnError::Input {
             layer: format!("tensor `{}` in {}", view.name, view.file),
-            reason: "it holds values beyond the range of float16 (65504); load it with --dtype bfloat16 or float32".into(),
+            reason: "it holds values beyond the range of float16 (65504); load it in bfloat16 or float32 (the option \
+                     `dtype`)"
+                .into(),
         });
     }
     let length = memory.len();
@@ -115,7 +158,8 @@ fn transpose_into<S: Element, T: Send>(
 /// `[in, out]`.
 ///
 /// # Errors
-/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16.
+/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16; F64 must be
+/// [`rounded`] before.
 pub(crate) fn int8_weight(
     view: &TensorView<'_>,
     transposed: bool,
@@ -126,7 +170,7 @@ pub(crate) fn int8_weight(
         Dtype::F32 => quantize::<f32>(view, transposed, isa, memory),
         Dtype::F16 => quantize::<f16>(view, transposed, isa, memory),
         Dtype::BF16 => quantize::<bf16>(view, transposed, isa, memory),
-        _ => Err(view.wrong_dtype("F32, F16 or BF16")),
+        _ => Err(view.wrong_dtype(FLOATS)),
     }
 }
 
@@ -183,7 +227,7 @@ mod tests {
         for transposed in [false, true] {
             let error =
                 float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed).unwrap_err().to_string();
-            assert!(error.contains("tensor `w`") && error.contains("--dtype bfloat16"), "{error}");
+            assert!(error.contains("tensor `w`") && error.contains("bfloat16"), "{error}");
             assert!(float_tensor(&view(&values, &[1, 2]), FloatDtype::BF16, transposed).is_ok());
         }
         let infinite = [f32::INFINITY, f32::NAN];

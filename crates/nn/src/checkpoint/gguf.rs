@@ -42,13 +42,28 @@ impl GgufFile {
     /// Reads the header: metadata and places of tensors, all checked against the file's length.
     ///
     /// # Errors
-    /// [`NnError::Read`]; [`NnError::MalformedFile`] for a header that is damaged or lies.
+    /// [`NnError::Read`]; [`NnError::MalformedFile`] for a header that is damaged or lies;
+    /// [`NnError::UnsupportedFile`] for tensors of types that are not read, and for a part of a split model.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = FileBytes::map(path)?;
+        let bytes = FileBytes::map_checkpoint(path)?;
         let malformed = |reason: String| NnError::MalformedFile { file: name.clone(), reason };
-        let content = Content::read(&mut Cursor::new(&bytes[..]))
-            .map_err(|cause| malformed(format!("it cannot be read as GGUF ({cause})")))?;
+        let content = Content::read(&mut Cursor::new(&bytes[..])).map_err(|cause| {
+            let cause = cause.to_string();
+            match unsupported_type(&cause) {
+                Some(reason) => NnError::UnsupportedFile { file: name.clone(), reason },
+                None => malformed(format!("it cannot be read as GGUF ({cause})")),
+            }
+        })?;
+        let part = |key: &str| content.metadata.get(key).and_then(integer);
+        if let Some(count) = part("split.count").filter(|count| *count > 1) {
+            let number = part("split.no").map_or(1, |number| number.saturating_add(1));
+            let reason = format!(
+                "it is file {number} of {count} of a split model, and split models are not supported; put the files \
+                 together first: `llama-gguf-split --merge FIRST_FILE NEW_FILE` (llama.cpp)"
+            );
+            return Err(NnError::UnsupportedFile { file: name, reason });
+        }
         for (tensor, info) in &content.tensor_infos {
             let place = || -> Option<bool> {
                 let count = info.shape.dims().iter().try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
@@ -129,6 +144,52 @@ impl GgufFile {
         values.and_then(|values| values.flatten_all()?.to_vec1()).map_err(malformed)
     }
 }
+
+/// What to say where candle does not know the type of a tensor; its error carries ggml's number of it.
+fn unsupported_type(cause: &str) -> Option<String> {
+    let (_, number) = cause.split_once("unknown dtype for tensor ")?;
+    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    let number: u32 = number[..digits].parse().ok()?;
+    let name = match OTHER_TYPES.iter().find(|(other, _)| *other == number) {
+        Some((_, name)) => format!("type {name}"),
+        None => format!("type number {number} of ggml"),
+    };
+    Some(format!(
+        "it holds tensors of {name}, which is not supported; use a file of one of the types F32, F16, BF16, Q4_0, \
+         Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K (in names of files also Q4_K_M and the like)"
+    ))
+}
+
+/// Types of `ggml.h` that candle does not read.
+const OTHER_TYPES: &[(u32, &str)] = &[
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"),
+    (37, "IQ4_NL_4_8"),
+    (38, "IQ4_NL_8_8"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+];
 
 fn integer(value: &Value) -> Option<i64> {
     match value {

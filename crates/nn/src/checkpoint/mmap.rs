@@ -13,6 +13,16 @@ pub(super) enum FileBytes {
 }
 
 impl FileBytes {
+    /// Maps a file of weights, unless it only stands in for one.
+    pub(super) fn map_checkpoint(path: &Path) -> Result<Self> {
+        let bytes = Self::map(path)?;
+        if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+            let reason = "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
+            return Err(NnError::UnsupportedFile { file: path.display().to_string(), reason: reason.into() });
+        }
+        Ok(bytes)
+    }
+
     /// Maps a file read-only.
     #[expect(unsafe_code, reason = "mapping a file is unsafe: another process may truncate it")]
     pub(super) fn map(path: &Path) -> Result<Self> {

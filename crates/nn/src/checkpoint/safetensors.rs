@@ -24,13 +24,16 @@ pub(super) fn entries_of_header(file: &str, json: &[u8], file_len: u64) -> Resul
     Ok(from_metadata(&metadata, json.len() + 8))
 }
 
+/// The tensors by name, as the safetensors library lists them.
 fn from_metadata(metadata: &Metadata, data_start: usize) -> Vec<(String, Entry)> {
-    (metadata.tensors().into_iter())
+    let mut entries: Vec<_> = (metadata.tensors().into_iter())
         .map(|(name, info)| {
             let range = (data_start + info.data_offsets.0, data_start + info.data_offsets.1);
             (name, Entry { file: 0, dtype: info.dtype, shape: info.shape.clone(), range })
         })
-        .collect()
+        .collect();
+    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    entries
 }
 
 /// What the crate's error means for the person who holds the file.

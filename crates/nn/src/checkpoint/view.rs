@@ -20,9 +20,12 @@ pub struct TensorView<'a> {
     pub data: Cow<'a, [u8]>,
 }
 
+/// The floats that can be read, for messages.
+pub(super) const FLOATS: &str = "F16, BF16, F32 or F64";
+
 /// Whether a dtype is one of the floats that can be read.
 pub fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32)
+    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
 impl TensorView<'_> {

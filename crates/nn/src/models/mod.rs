@@ -18,7 +18,7 @@ pub use decoder::{Decoder, KvCache, LogitPositions, Text};
 pub use device::{DeviceBudget, DeviceMap, Place, Placement};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;
-pub use load::{LoadEvent, LoadOptions, WeightDtype};
+pub use load::{LoadEvent, LoadOptions, LoadOutcome, LoadWarning, WeightDtype};
 pub use logits::{Choice, Logits};
 pub use place::PlacedPart;
 pub use save::SavedLayers;
