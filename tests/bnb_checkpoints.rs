@@ -255,14 +255,3 @@ fn other_quantisations_are_refused_by_name() {
     let error = failure(folder.path());
     assert!(error.contains("`gptq`") && error.contains("unquantised checkpoint"), "{error}");
 }
-
-#[test]
-fn int8_in_a_pickle_is_refused_with_the_way_out() {
-    let folder = TempDir::new().unwrap();
-    std::fs::copy(golden("models/gpt2_bin/pytorch_model.bin"), folder.path().join("pytorch_model.bin"))
-        .unwrap();
-    std::fs::write(folder.path().join("config.json"), golden_text("bnb_checkpoints/gpt2/config.json"))
-        .unwrap();
-    let error = failure(folder.path());
-    assert!(error.contains("int8 in a pytorch_model.bin") && error.contains("safetensors"), "{error}");
-}

@@ -95,14 +95,10 @@ fn shards_and_their_index_give_the_same_model() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
     assert_eq!(logits_of(&load(sharded, &LoadOptions::default()).unwrap()), expected);
 
-    map.insert("transformer.wte.weight".into(), names[0].into());
-    map.insert("transformer.wpe.weight".into(), names[0].into());
+    map.insert("another".into(), "model-00003-of-00003.safetensors".into());
     write_index(&map);
     let error = Checkpoint::open_safetensors(&paths, Some(&index)).unwrap_err().to_string();
-    assert!(error.contains("shard index") && error.contains("but it is in"), "{error}");
-    map.insert("another".into(), names[0].into());
-    write_index(&map);
-    assert!(Checkpoint::open_safetensors(&paths, Some(&index)).is_err());
+    assert!(error.contains("shard index") && error.contains("names the file model-00003"), "{error}");
     std::fs::write(&index, "{").unwrap();
     assert!(matches!(
         Checkpoint::open_safetensors(&paths, Some(&index)),
@@ -136,17 +132,12 @@ fn f16_from_bits(bits: u16) -> f32 {
 }
 
 #[test]
-fn missing_extra_and_misshapen_tensors_are_named() {
+fn missing_and_misshapen_tensors_are_named() {
     let mut missing = tensors();
     missing.remove("transformer.h.1.ln_1.weight");
     let error = failure(&missing);
     assert!(error.contains("has no tensor `transformer.h.1.ln_1.weight`, which gpt2 needs"), "{error}");
     assert!(error.contains("did you mean `transformer.h.0.ln_1.weight`"), "{error}");
-
-    let mut extra = tensors();
-    extra.insert("transformer.h.3.ln_1.weight".into(), extra["transformer.ln_f.weight"].clone());
-    let error = failure(&extra);
-    assert!(error.contains("1 tensor(s)") && error.contains("`transformer.h.3.ln_1.weight`"), "{error}");
 
     let mut misshapen = tensors();
     misshapen.get_mut("transformer.h.2.mlp.c_fc.weight").unwrap().1.reverse();

@@ -98,12 +98,7 @@ impl AutoModelForCausalLM {
             generation: source.generation,
             companions: source.companions,
             is_prequantized,
-            report: LoadReport {
-                layers: outcome.layers,
-                warnings,
-                duration: started.elapsed(),
-                peak_memory,
-            },
+            report: LoadReport { layers: outcome.layers, warnings, duration: started.elapsed(), peak_memory },
         })
     }
 

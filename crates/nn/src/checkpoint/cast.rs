@@ -52,8 +52,9 @@ fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
     if source.par_iter().any(|x| x.is_finite() && !(*x as f32).is_finite()) {
         return Err(NnError::Input {
             layer: format!("tensor `{}` in {}", view.name, view.file),
-            reason: "it holds values beyond the range of float32 (3.4e38), in which float64 weights are held here"
-                .into(),
+            reason:
+                "it holds values beyond the range of float32 (3.4e38), in which float64 weights are held here"
+                    .into(),
         });
     }
     let data = to_bytes(&source, |x| *x as f32).into();

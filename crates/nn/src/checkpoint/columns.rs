@@ -29,10 +29,18 @@ impl OriginalWeights for CheckpointColumns {
     fn columns(&self, columns: &[u32]) -> Result<Vec<f32>> {
         let view = self.checkpoint.tensor(&self.name)?;
         match view.dtype {
-            Dtype::F32 => Ok(gather::<f32>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32)),
-            Dtype::F16 => Ok(gather::<f16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32)),
-            Dtype::BF16 => Ok(gather::<bf16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32)),
-            Dtype::F64 => Ok(gather::<f64>(&view.elements()?, view.shape, self.transposed, columns, |x| x as f32)),
+            Dtype::F32 => {
+                Ok(gather::<f32>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
+            }
+            Dtype::F16 => {
+                Ok(gather::<f16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
+            }
+            Dtype::BF16 => {
+                Ok(gather::<bf16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
+            }
+            Dtype::F64 => {
+                Ok(gather::<f64>(&view.elements()?, view.shape, self.transposed, columns, |x| x as f32))
+            }
             _ => Err(view.wrong_dtype(FLOATS)),
         }
     }

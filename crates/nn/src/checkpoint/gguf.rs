@@ -317,4 +317,55 @@ mod tests {
         assert_eq!(values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         assert_eq!(changed(vec![1.5], &[1], GgufChange::MinusOne), [0.5]);
     }
+
+    /// A header with these keys (u16 each) and one tensor of 32 values of a type.
+    fn header(keys: &[(&str, u16)], tensor_type: u32) -> Vec<u8> {
+        let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend((keys.len() as u64).to_le_bytes());
+        for (key, value) in keys {
+            bytes.extend(text(key));
+            bytes.extend(2u32.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend(text("token_embd.weight"));
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(32u64.to_le_bytes());
+        bytes.extend(tensor_type.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend([0; 256]);
+        bytes
+    }
+
+    fn opened(bytes: &[u8]) -> Result<GgufFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        GgufFile::open(&path)
+    }
+
+    #[test]
+    fn types_that_are_not_read_are_named_and_not_called_damage() {
+        assert!(opened(&header(&[], 0)).is_ok());
+        for (number, name) in
+            [(20, "type IQ4_NL"), (34, "type TQ1_0"), (39, "type MXFP4"), (28, "type F64"), (99, "number 99")]
+        {
+            let error = opened(&header(&[], number)).unwrap_err().to_string();
+            assert!(
+                error.contains(name) && error.contains("Q4_K") && error.contains("model.gguf"),
+                "{error}"
+            );
+            assert!(!error.contains("download it again"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_split_model_says_which_it_is_and_what_to_do() {
+        let error = opened(&header(&[("split.no", 0), ("split.count", 3)], 0)).unwrap_err().to_string();
+        assert!(error.contains("file 1 of 3") && error.contains("llama-gguf-split --merge"), "{error}");
+        let error = opened(&header(&[("split.no", 2), ("split.count", 3)], 0)).unwrap_err().to_string();
+        assert!(error.contains("file 3 of 3"), "{error}");
+        assert!(opened(&header(&[("split.no", 0), ("split.count", 1)], 0)).is_ok(), "merged again");
+    }
 }

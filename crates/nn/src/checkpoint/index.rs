@@ -73,7 +73,8 @@ impl ShardIndex {
                     continue;
                 };
                 let found = checkpoint.entries.get(&name).map(|entry| &checkpoint.sources[entry.file].0);
-                let is_settled = found.is_some_and(|file| Path::new(file).file_name() == Some(listed.as_ref()));
+                let is_settled =
+                    found.is_some_and(|file| Path::new(file).file_name() == Some(listed.as_ref()));
                 if is_settled && listed != here {
                     notes.copies.push(name);
                 } else {
@@ -84,9 +85,8 @@ impl ShardIndex {
             checkpoint.foreign.extend(listed.map(|(name, foreign)| (name, (shard.file.clone(), foreign))));
             checkpoint.sources.push((shard.file, shard.source));
         }
-        let is_found = |name: &String| {
-            checkpoint.entries.contains_key(name) || checkpoint.foreign.contains_key(name)
-        };
+        let is_found =
+            |name: &String| checkpoint.entries.contains_key(name) || checkpoint.foreign.contains_key(name);
         let absent = self.weight_map.iter().filter(|(name, _)| !is_found(name));
         notes.absent = absent.map(|(name, file)| (name.clone(), file.clone())).collect();
         notes.copies.sort();

@@ -17,7 +17,8 @@ impl FileBytes {
     pub(super) fn map_checkpoint(path: &Path) -> Result<Self> {
         let bytes = Self::map(path)?;
         if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-            let reason = "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
+            let reason =
+                "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
             return Err(NnError::UnsupportedFile { file: path.display().to_string(), reason: reason.into() });
         }
         Ok(bytes)

@@ -31,7 +31,8 @@ impl Archive {
             if number == 0 {
                 archive.folder = name.split('/').next().unwrap_or_default().to_owned();
             }
-            if record.compression() != CompressionMethod::Stored || record.size() != record.compressed_size() {
+            if record.compression() != CompressionMethod::Stored || record.size() != record.compressed_size()
+            {
                 let reason = format!("its record `{name}` is compressed, which torch.save never does");
                 return Err(Refusal::Unsupported(reason));
             }
@@ -49,7 +50,8 @@ impl Archive {
 
     fn check(&self, bytes: &[u8]) -> Result<(), Refusal> {
         if self.record("constants.pkl").is_some() {
-            let reason = "it is a TorchScript archive; save the model's `state_dict()` with torch.save instead";
+            let reason =
+                "it is a TorchScript archive; save the model's `state_dict()` with torch.save instead";
             return Err(Refusal::Unsupported(reason.into()));
         }
         match self.record("byteorder").and_then(|(start, end)| bytes.get(start..end)) {

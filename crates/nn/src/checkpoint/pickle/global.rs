@@ -139,7 +139,9 @@ fn dtype(name: &str) -> Option<Scalar> {
         "quint4x2" => Scalar::Other("quint4x2"),
         "quint2x4" => Scalar::Other("quint2x4"),
         "bits8" | "bits16" | "bits1x8" | "bits2x4" | "bits4x2" => Scalar::Other("bits"),
-        "int1" | "int2" | "int3" | "int4" | "int5" | "int6" | "int7" => Scalar::Other("an int of less than 8 bits"),
+        "int1" | "int2" | "int3" | "int4" | "int5" | "int6" | "int7" => {
+            Scalar::Other("an int of less than 8 bits")
+        }
         "uint1" | "uint2" | "uint3" | "uint4" | "uint5" | "uint6" | "uint7" => {
             Scalar::Other("a uint of less than 8 bits")
         }

@@ -31,18 +31,24 @@ pub(super) fn read(bytes: &[u8]) -> Outcome<(Value<'_>, Heap<'_>, Vec<Option<Ran
     check_system(next()?)?;
     let (top, heap) = next()?;
     let (keys, keys_heap) = next()?;
-    let sizes: HashMap<&str, usize> =
-        heap.storages.iter().filter_map(|storage| Some((storage.key, element_size(storage.scalar)?))).collect();
+    let sizes: HashMap<&str, usize> = heap
+        .storages
+        .iter()
+        .filter_map(|storage| Some((storage.key, element_size(storage.scalar)?)))
+        .collect();
     let mut ranges = HashMap::new();
     for key in keys_heap.items(keys).unwrap_or_default() {
         let Value::Text(key) = key else { continue };
-        let length = bytes.get(place..).and_then(|rest| rest.first_chunk()).map(|first| u64::from_le_bytes(*first));
+        let length =
+            bytes.get(place..).and_then(|rest| rest.first_chunk()).map(|first| u64::from_le_bytes(*first));
         let end = || -> Option<usize> {
             let size = usize::try_from(length?).ok()?.checked_mul(*sizes.get(key)?)?;
             (place + 8).checked_add(size).filter(|end| *end <= bytes.len())
         };
         let Some(end) = end() else {
-            return Err(Refusal::Damaged(format!("it ends before the end of its storage `{key}`: it is truncated")));
+            return Err(Refusal::Damaged(format!(
+                "it ends before the end of its storage `{key}`: it is truncated"
+            )));
         };
         ranges.insert(*key, (place + 8, end));
         place = end;

@@ -347,8 +347,14 @@ impl<'a> Machine<'a> {
     /// BINPERSID: `("storage", class, key, device, length)`.
     fn storage(&mut self) -> Outcome<()> {
         let id = self.pop()?;
-        let [Value::Text("storage"), Value::Global(Global::Storage(scalar)), Value::Text(key), _, length, view @ ..] =
-            self.heap.items(id).unwrap_or_default()
+        let [
+            Value::Text("storage"),
+            Value::Global(Global::Storage(scalar)),
+            Value::Text(key),
+            _,
+            length,
+            view @ ..,
+        ] = self.heap.items(id).unwrap_or_default()
         else {
             return damaged("a persistent id does not describe a storage");
         };
@@ -426,7 +432,8 @@ impl<'a> Machine<'a> {
             }
             _ => false,
         };
-        let tensor = if is_changed { Tensor::Other("a view with its negative or conjugate bit set") } else { view };
+        let tensor =
+            if is_changed { Tensor::Other("a view with its negative or conjugate bit set") } else { view };
         Ok(self.added(tensor))
     }
 }

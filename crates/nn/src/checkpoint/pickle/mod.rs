@@ -91,7 +91,8 @@ fn contents(
             Refusal::Unsupported("it is a zip archive, but has no `data.pkl` as torch.save writes one".into())
         })?;
         if end - start > LONGEST_PICKLE {
-            let reason = format!("its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most", end - start);
+            let reason =
+                format!("its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most", end - start);
             return Err(Refusal::Unsupported(reason));
         }
         let (top, heap, _) = Machine::run(&bytes[start..end])?;
@@ -99,7 +100,8 @@ fn contents(
         (top, heap, storages)
     };
     let Value::Dictionary(number) = top else {
-        let reason = format!("it holds a {} and not a dictionary of tensors by name (a `state_dict()`)", top.kind());
+        let reason =
+            format!("it holds a {} and not a dictionary of tensors by name (a `state_dict()`)", top.kind());
         return Err(Refusal::Unsupported(reason));
     };
     let mut found = Vec::new();
@@ -177,11 +179,14 @@ impl View<'_> {
         };
         let size = dtype.bitsize() / 8;
         let Storage { key, length, scalar } = self.heap.storages[storage];
-        let (start, end) =
-            self.storages[storage].ok_or_else(|| lies(format!("needs the record `data/{key}`, which is not there")))?;
+        let (start, end) = self.storages[storage]
+            .ok_or_else(|| lies(format!("needs the record `data/{key}`, which is not there")))?;
         let announced = if scalar == Scalar::Bytes { Some(length) } else { length.checked_mul(size) };
         if announced.is_none_or(|bytes| bytes > end - start) {
-            return Err(lies(format!("needs {length} elements, but the record `data/{key}` has {} bytes", end - start)));
+            return Err(lies(format!(
+                "needs {length} elements, but the record `data/{key}` has {} bytes",
+                end - start
+            )));
         }
         let view = Strided { start, size, offset, shape, strides };
         let place = view.check(end - start, self.file_len).ok_or_else(|| {
@@ -205,4 +210,3 @@ impl View<'_> {
         self.heap.lists[list].iter().map(|value| machine::size(*value)).collect()
     }
 }
-

@@ -72,7 +72,8 @@ impl Strided {
             if inner_stride == 1 {
                 out.extend_from_slice(&row[..inner * self.size]);
             } else {
-                (0..inner).for_each(|i| out.extend_from_slice(&row[i * inner_stride * self.size..][..self.size]));
+                (0..inner)
+                    .for_each(|i| out.extend_from_slice(&row[i * inner_stride * self.size..][..self.size]));
             }
             // The next row, as an odometer counts.
             for dimension in (0..outer).rev() {

@@ -116,7 +116,8 @@ impl Decoder {
                 layers
             }
             None if Self::is_prequantized(checkpoint) => {
-                let reason = "these weights are int8 already and cannot be loaded as floats; load them in 8 bit";
+                let reason =
+                    "these weights are int8 already and cannot be loaded as floats; load them in 8 bit";
                 return Err(NnError::Config { reason: reason.into() });
             }
             None => ReplaceReport::default(),

@@ -67,7 +67,9 @@ impl fmt::Display for LoadWarning {
             Self::CopiedTensors { names } => {
                 f.write_str("several shards hold ")?;
                 list(f, names, names.len())?;
-                f.write_str("; the copy that the index names is used (transformers uses that of the last shard)")
+                f.write_str(
+                    "; the copy that the index names is used (transformers uses that of the last shard)",
+                )
             }
             Self::UnknownQuantization { method } => write!(
                 f,

@@ -95,7 +95,8 @@ impl StoredQuantization {
         let skip = match &stored["llm_int8_skip_modules"] {
             Value::Null => None,
             value => {
-                let names = value.as_array().map(|names| names.iter().map(|name| Some(name.as_str()?.to_owned())));
+                let names =
+                    value.as_array().map(|names| names.iter().map(|name| Some(name.as_str()?.to_owned())));
                 Some(names.and_then(Iterator::collect).ok_or_else(|| {
                     error(format!("`llm_int8_skip_modules` is {value}; a list of names was expected"))
                 })?)
@@ -127,7 +128,9 @@ fn unsupported(method: &str) -> NnError {
 /// layer's own name, its path, or a piece of its path with a dot behind.
 fn stored_skip<'a>(names: &'a [String], path: &ModulePath) -> Option<&'a str> {
     let covers = |name: &&String| {
-        path.name() == name.as_str() || path.as_str() == name.as_str() || path.as_str().contains(&format!("{name}."))
+        path.name() == name.as_str()
+            || path.as_str() == name.as_str()
+            || path.as_str().contains(&format!("{name}."))
     };
     names.iter().find(covers).map(String::as_str)
 }
@@ -143,7 +146,8 @@ pub(super) fn declare(
     let user = &options.skip_modules;
     user.check(&decoder.describe())?;
     let default = decoder.default_skip_list();
-    let tied_head = decoder.spec().tied_head.then(|| decoder.paths().into_iter().find(|(_, slot)| *slot == HEAD));
+    let tied_head =
+        decoder.spec().tied_head.then(|| decoder.paths().into_iter().find(|(_, slot)| *slot == HEAD));
     let tied_head = tied_head.flatten().map(|(path, _)| path);
     // A file with codes and no config: its floats are what whoever wrote it left as they were.
     let keeps_floats = Decoder::is_prequantized(keys.checkpoint) && !stored.is_int8;

@@ -3,7 +3,9 @@
 use super::super::decoder::Part;
 use super::super::device::{Scratch, Target};
 use super::tensors::Keys;
-use crate::checkpoint::{Checkpoint, CheckpointColumns, float_tensor, int8_weight, read_linear_state, rounded};
+use crate::checkpoint::{
+    Checkpoint, CheckpointColumns, float_tensor, int8_weight, read_linear_state, rounded,
+};
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{

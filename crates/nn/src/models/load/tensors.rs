@@ -54,7 +54,13 @@ impl Keys<'_> {
     }
 
     /// Checks name, shape and dtype of a tensor; gives its key.
-    fn check(&self, path: &ModulePath, name: &str, expected: Expected, context: &Context<'_>) -> Result<String> {
+    fn check(
+        &self,
+        path: &ModulePath,
+        name: &str,
+        expected: Expected,
+        context: &Context<'_>,
+    ) -> Result<String> {
         let key = self.key(path, name);
         let Some(entry) = self.checkpoint.entry(&key) else {
             return Err(self.missing(key, context));
@@ -130,7 +136,8 @@ pub(super) fn check_tensors(
             tensors.retain(|(name, _)| name != "weight");
         }
         for (name, shape) in tensors {
-            let is_codes = is_codes && name == "weight" && matches!(part, Part::Linear(linear) if linear.is_int8());
+            let is_codes =
+                is_codes && name == "weight" && matches!(part, Part::Linear(linear) if linear.is_int8());
             known.insert(keys.check(&path, &name, Expected { shape, is_codes }, &context)?);
         }
         if is_codes {

@@ -1,0 +1,258 @@
+//! Files of `torch.save` (`golden/field/pickles`, made by scripts/make_field_weights_golden.py), and damaged ones.
+
+use crate::support::{golden, read_tensors};
+use llm_int8_nn::Result;
+use llm_int8_nn::checkpoint::Checkpoint;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+fn open(name: &str) -> Result<Checkpoint> {
+    Checkpoint::open_pickle(&[golden(&format!("field/pickles/{name}"))], None)
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pytorch_model.bin");
+    std::fs::write(&path, bytes).unwrap();
+    Checkpoint::open_pickle(&[path], None)
+}
+
+#[test]
+fn tensors_of_every_layout_and_dtype_have_the_values_that_torch_gives_them() {
+    let expected = read_tensors("field/pickles/tensors.safetensors");
+    for file in ["protocol_2.bin", "protocol_4.bin", "legacy.bin"] {
+        let checkpoint = open(file).unwrap();
+        for (name, (dtype, shape, bytes)) in &expected {
+            if file == "legacy.bin" && name == "f8" {
+                continue; // did not exist then
+            }
+            let view = checkpoint.tensor(name).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert_eq!((view.dtype, view.shape), (*dtype, shape.as_slice()), "{file}: {name}");
+            assert_eq!(view.data, bytes.as_slice(), "{file}: {name}");
+        }
+        let only_here = checkpoint.entries().filter(|(name, _)| !expected.contains_key(*name)).count();
+        assert_eq!(only_here, if file == "legacy.bin" { 1 } else { 2 }, "c64, and u16 where it existed");
+    }
+}
+
+#[test]
+fn a_contiguous_tensor_is_borrowed_from_the_file_and_another_is_gathered() {
+    let checkpoint = open("protocol_2.bin").unwrap();
+    for (name, is_borrowed) in
+        [("plain", true), ("shared_part", true), ("rows_cut", true), ("transposed", false)]
+    {
+        let data = checkpoint.tensor(name).unwrap().data;
+        assert_eq!(matches!(data, std::borrow::Cow::Borrowed(_)), is_borrowed, "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_tensor_is_passed_over_and_named_when_it_is_asked_for() {
+    let checkpoint = open("others.bin").unwrap();
+    let names: Vec<&str> = checkpoint.entries().map(|(name, _)| name).collect();
+    assert_eq!(names, ["marked", "plain"]);
+    for (name, kind) in [
+        ("c128", "complex128"),
+        ("quantized", "a quantized tensor"),
+        ("sparse", "a sparse tensor"),
+        ("negative", "negative or conjugate bit"),
+        ("step", "a int of Python"),
+        ("large", "a int of Python"),
+        ("text", "a str of Python"),
+        ("size", "a tuple of Python"),
+        ("device", "a device of Python"),
+        ("nested", "a dict of Python"),
+    ] {
+        let error = checkpoint.tensor(name).unwrap_err().to_string();
+        assert!(error.contains(kind) && error.contains("others.bin") && error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn files_of_other_kinds_are_refused_by_name() {
+    for (file, message) in [
+        ("nested.bin", "under `state_dict`, where transformers does not look"),
+        ("namespace.bin", "an object of `argparse.Namespace`"),
+        ("list.bin", "it holds a list and not a dictionary of tensors"),
+        ("no_tensors.bin", "it holds no tensors"),
+        ("big_endian.bin", "big-endian"),
+        ("compressed.bin", "is compressed"),
+        ("script.bin", "TorchScript"),
+    ] {
+        let error = open(file).expect_err(file).to_string();
+        assert!(error.contains(message) && error.contains(file), "{error}");
+        assert!(!error.contains("download it again"), "{error}");
+    }
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    let error = open_bytes(pointer).unwrap_err().to_string();
+    assert!(error.contains("git lfs pull"), "{error}");
+}
+
+/// A zip of stored records, as torch writes them.
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let records: [(&str, &[u8]); 2] = [("a/data.pkl", pickle), ("a/data/0", &[0; 16])];
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (name, data) in records {
+        let length = (data.len() as u32).to_le_bytes();
+        let mut header = vec![0; 4]; // flags, method: stored
+        header.extend([0; 8]); // time, checksum: not looked at
+        header.extend(length.iter().chain(&length));
+        header.extend((name.len() as u32).to_le_bytes()); // no extra field
+        directory.extend(b"PK\x01\x02\x14\0\x14\0");
+        directory.extend(&header);
+        directory.extend([0; 10]);
+        directory.extend((bytes.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        bytes.extend(b"PK\x03\x04\x14\0");
+        bytes.extend(&header);
+        bytes.extend(name.as_bytes());
+        bytes.extend(data);
+    }
+    let (start, length) = (bytes.len() as u32, directory.len() as u32);
+    bytes.extend(directory);
+    bytes.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
+    bytes.extend(length.to_le_bytes().iter().chain(&start.to_le_bytes()));
+    bytes.extend([0; 2]);
+    bytes
+}
+
+fn refused(pickle: &[u8]) -> String {
+    open_bytes(&archive(pickle)).unwrap_err().to_string()
+}
+
+/// `{"w": _rebuild_tensor_v2(storage of 4 floats, …)}` with these arguments after the storage.
+fn tensor(arguments: &[u8]) -> Vec<u8> {
+    let mut pickle =
+        b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n\
+                       X\x01\0\0\00X\x03\0\0\0cpuK\x04tQ"
+            .to_vec();
+    pickle.extend(arguments);
+    pickle.extend(b"tRs.");
+    pickle
+}
+
+#[test]
+fn views_beyond_their_storage_are_refused_before_anything_is_allocated() {
+    assert!(open_bytes(&archive(&tensor(b"K\0K\x02K\x02\x86K\x02K\x01\x86"))).is_ok());
+    for arguments in [
+        &b"K\x01K\x02K\x02\x86K\x02K\x01\x86"[..],                 // offset
+        b"K\0K\x02K\x02\x86K\x03K\x01\x86",                        // stride
+        b"K\0K\x02\x85K\x02K\x01\x86",                             // as many strides as dimensions
+        b"K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85K\0\x85", // 2^63 - 1 items of one element
+        b"K\0\x8a\x05\0\0\0\0\x01\x85K\0\x85",                     // 2^32 items
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7fK\x02\x85K\x01\x85", // an offset that overflows
+    ] {
+        let error = refused(&tensor(arguments));
+        assert!(error.contains("tensor `w`") && error.contains("does not lie within"), "{error}");
+    }
+    let error = refused(&tensor(b"J\xff\xff\xff\xffK\x02\x85K\x01\x85"));
+    assert!(error.contains("a size is -1"), "{error}");
+    let missing = tensor(b"K\0K\x02\x85K\x01\x85");
+    let place = missing.windows(6).position(|bytes| bytes == b"X\x01\0\0\00").unwrap();
+    let mut missing = missing.clone();
+    missing[place + 5] = b'7';
+    assert!(refused(&missing).contains("needs the record `data/7`"));
+}
+
+#[test]
+fn hostile_pickles_end_with_a_word() {
+    let nested = |count: usize| {
+        let mut pickle = b"\x80\x02)".to_vec();
+        pickle.extend(std::iter::repeat_n(0x85, count));
+        pickle.push(b'.');
+        pickle
+    };
+    assert!(refused(&nested(1_000_000)).contains("it holds a tuple"), "nothing recurses");
+    // Each tuple holds the former twice: 2^60 leaves, sixty values.
+    let mut doubling = b"\x80\x02}X\x01\0\0\0w)".to_vec();
+    (0..60).for_each(|_| doubling.extend(b"2\x86"));
+    doubling.extend(b"s.");
+    assert!(refused(&doubling).contains("no tensors"));
+    for (pickle, message) in [
+        (&b"\x80\x02X\xff\xff\xff\xff."[..], "announces"),
+        (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.", "announces"),
+        (b"\x80\x02cos\nsystem\n(X\x02\0\0\0lstR.", "an object of `os.system`"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "an object of `os.system`"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "has no storage"),
+        (b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", "is called with 0 arguments"),
+        (b"\x80\x02(1.", "more from the stack"),
+        (b"\x80\x02t.", "a mark is missing"),
+        (b"\x80\x02h\x05.", "memo 5 was never written"),
+        (b"\x80\x02K\x01K\x02K\x03s.", "sets items of a int"),
+        (b"\x80\x09.", "protocol is 9"),
+        (b"\x80\x02]", "ends"),
+        (b"\x80\x02i", "opcode 0x69"),
+    ] {
+        let error = refused(pickle);
+        assert!(error.contains(message), "{message}: {error}");
+    }
+    let endless = [b'N'; 3 << 20];
+    assert!(refused(&endless).contains("opcodes"));
+}
+
+/// Opcodes and their arguments, the wrong way round as often as not.
+fn opcode() -> impl Strategy<Value = Vec<u8>> {
+    let globals =
+        ["torch._utils\n_rebuild_tensor_v2\n", "torch._utils\n_rebuild_tensor_v3\n", "torch\nFloatStorage\n"];
+    let more = [
+        "collections\nOrderedDict\n",
+        "torch._utils\n_rebuild_parameter\n",
+        "torch._tensor\n_rebuild_from_type_v2\n",
+        "torch\nfloat16\n",
+        "torch.storage\nUntypedStorage\n",
+    ];
+    let names: Vec<Vec<u8>> =
+        globals.iter().chain(&more).map(|name| [b"c", name.as_bytes()].concat()).collect();
+    let plain = prop::sample::select(b"N)]}(0tal1eusdRbQ2\x85\x86\x87\x81\x88\x8f\x90\x94".to_vec());
+    prop_oneof![
+        6 => plain.prop_map(|byte| vec![byte]),
+        2 => any::<u8>().prop_map(|number| vec![b'K', number]),
+        1 => any::<i32>().prop_map(|number| [&b"J"[..], &number.to_le_bytes()].concat()),
+        1 => any::<u8>().prop_map(|place| vec![b'q', place % 8]),
+        1 => any::<u8>().prop_map(|place| vec![b'h', place % 8]),
+        1 => Just(b"X\x07\0\0\0storage".to_vec()),
+        1 => Just(b"X\x01\0\0\00".to_vec()),
+        2 => prop::sample::select(names),
+        1 => Just(b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x04tQ".to_vec()),
+    ]
+}
+
+/// Reads all there is.
+fn read_all(opened: Result<Checkpoint>) {
+    let Ok(checkpoint) = opened else { return };
+    let names: Vec<String> = checkpoint.entries().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        let view = checkpoint.tensor(&name).unwrap();
+        let expected: usize = view.shape.iter().product::<usize>() * view.dtype.bitsize() / 8;
+        assert_eq!(view.data.len(), expected, "{name}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_program_gives_tensors_or_an_error(program in prop::collection::vec(opcode(), 0..60)) {
+        let mut pickle = b"\x80\x02}X\x01\0\0\0w".to_vec();
+        pickle.extend(program.concat());
+        pickle.extend(b"s.");
+        read_all(open_bytes(&archive(&pickle)));
+    }
+
+    #[test]
+    fn damaged_files_give_tensors_or_an_error(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        file in prop::sample::select(vec!["protocol_2.bin", "protocol_4.bin", "legacy.bin", "others.bin"]),
+        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = std::fs::read(golden(&format!("field/pickles/{file}"))).unwrap();
+        for (place, byte) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        read_all(open_bytes(&bytes));
+    }
+}
