@@ -1,7 +1,7 @@
 //! Configurations in the form in which they are published: the folders of `golden/published`, which
 //! `scripts/make_published_golden.py` makes. Weights follow from the parameters' names.
 
-use crate::support::{Tensors, golden, golden_text, write_tensors};
+use crate::support::{Tensors, golden, golden_text, llm_int8, write_tensors};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::config::ConfigClass;
 use llm_int8_nn::models::{Decoder, FAMILIES, LoadOptions, ModelConfig, WeightDtype};
@@ -42,6 +42,7 @@ const NOT_ACTED_ON: &[&str] = &[
     "pretraining_tp",
     "slow_but_exact",
     "attn_impl",
+    "attn_logit_softcapping",
     "attn_uses_sequence_id",
     "expansion_ratio",
     "learned_pos_emb",
@@ -164,6 +165,29 @@ fn published_configurations_give_the_trees_and_ids_of_transformers() {
     let faults: Vec<String> =
         names.iter().filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}"))).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// A model whose config.json has Python's words for floats that are not finite keeps them when it is saved.
+#[test]
+fn words_of_python_are_saved_as_they_were() {
+    let name = "llama-python-words";
+    let folder = tempfile::tempdir().unwrap();
+    let [model, saved] = ["model", "saved"].map(|part| folder.path().join(part));
+    std::fs::create_dir(&model).unwrap();
+    std::fs::copy(golden(&format!("published/{name}/config.json")), model.join("config.json")).unwrap();
+    write_tensors(&model.join("model.safetensors"), &tensors(&expected(name)));
+
+    let [from, to] = [&model, &saved].map(|path| path.to_str().unwrap());
+    let output = llm_int8(&["quantize", from, to]);
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(saved.join("config.json")).unwrap();
+    for words in
+        ["Infinity\n", "\"low\": -Infinity", "\"mean\": NaN", "\"NaN, Infinity and -Infinity stay in texts\""]
+    {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    let output = llm_int8(&["inspect", to]);
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// The defaults a family gives are those of its class in transformers, and every key of the class is either read or

@@ -65,7 +65,7 @@ fn apply_all(function: Activation, x: &mut [f32]) {
         Activation::QuickGelu => each(x, |x| x * sigmoid(1.702 * x)),
         Activation::Tanh => each(x, |x| 2.0 * sigmoid(2.0 * x) - 1.0),
         Activation::GeluClipped => each(x, |x| between(x * normal(x), -10.0, 10.0)),
-        Activation::Laplace => each(x, |x| normal((x - 0.707_107) / 0.282_095)),
+        Activation::Laplace => each(x, |x| normal((x - LAPLACE_MEAN) / 0.282_095)),
         Activation::LeakyRelu => each(x, |x| if x < 0.0 { 0.01 * x } else { x }),
         Activation::Linear => {}
         Activation::Mish => each(x, mish),
@@ -91,6 +91,9 @@ fn exp_each(x: &mut [f32], largest: f32) -> f32 {
     rest.iter_mut().for_each(|x| *x = exp(*x - largest));
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
+
+/// Six digits of `√½`, as MEGA has them.
+const LAPLACE_MEAN: f32 = 707_107.0 / 1e6;
 
 /// `max(x, 0)`, and NaN for NaN.
 #[inline(always)]
@@ -169,7 +172,7 @@ mod tests {
             Activation::QuickGelu => x * sigmoid(1.702 * x),
             Activation::Tanh => x.tanh(),
             Activation::GeluClipped => (x * phi(x)).clamp(-10.0, 10.0),
-            Activation::Laplace => phi((x - 0.707_107) / 0.282_095),
+            Activation::Laplace => phi((x - f64::from(LAPLACE_MEAN)) / 0.282_095),
             Activation::LeakyRelu => x.max(0.01 * x),
             Activation::Linear => x,
             Activation::Mish => x * x.exp().ln_1p().tanh(),

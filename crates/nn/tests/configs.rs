@@ -148,6 +148,8 @@ fn what_is_not_built_is_refused_by_its_key() {
         ("bloom", "apply_residual_connection_post_layernorm", json!(true)),
         ("falcon", "apply_residual_connection_post_layernorm", json!(true)),
         ("falcon", "num_ln_in_parallel_attn", json!(2)),
+        ("falcon", "partial_rotary_factor", json!(0.5)),
+        ("gpt_neox", "head_dim", json!(16)),
         ("gemma2", "sliding_window", Value::Null),
         ("gemma3_text", "use_bidirectional_attention", json!(true)),
         ("gpt2", "add_cross_attention", json!(true)),

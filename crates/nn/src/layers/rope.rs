@@ -94,6 +94,10 @@ impl Rope {
             (None, Some(values)) => (values.clone(), false),
             (None, None) => return Ok(Self::plain(base, dims)),
         };
+        if !is_newer {
+            // transformers 4 knows it at the top only.
+            values["rope_theta"] = Value::Null;
+        }
         if is_newer && name_of_kind(&values).is_null() {
             values["rope_type"] = "default".into();
         }

@@ -2,7 +2,7 @@
 //! keys, and the one of 40B with groups and two norms.
 
 use super::bloom::{older_width, refuse_other_residual};
-use super::llama_style::head_size;
+use super::llama_style::{refuse_partial_rotation, shared_head_size};
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
@@ -36,7 +36,8 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let eps = config.number("layer_norm_epsilon")?;
     let activation = Activation::from_name(config.text("activation")?)?;
     let bias = config.flag("bias")?;
-    let head = head_size(hidden, heads)?;
+    let head = shared_head_size(config, hidden, heads)?;
+    refuse_partial_rotation(config, "Falcon", head)?;
     let (kv_heads, layout) = keys(config, heads)?;
     let is_parallel = config.flag("parallel_attn")?;
     let attention = vec![

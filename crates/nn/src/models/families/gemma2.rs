@@ -26,7 +26,9 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let bias = config.flag("attention_bias")?;
     let spec = gemma.model(block(&gemma, gemma.projections(bias, "o_proj", bias)))?;
     let windows = gemma.windows(Some(config.size("sliding_window")?), |layer| layer % 2 == 0)?;
-    scaled(spec.windowed(&windows), &gemma)
+    let mut spec = scaled(spec.windowed(&windows), &gemma)?;
+    spec.attention.softcap = config.optional_number("attn_logit_softcapping")?;
+    Ok(spec)
 }
 
 /// What both Gemmas read from config.json.
@@ -47,10 +49,9 @@ pub(super) fn block(gemma: &LlamaStyle<'_>, attention: Children) -> Children {
     ]
 }
 
-/// Gemma's factors, and its soft caps of attention and logits.
+/// Gemma's factors, and its soft cap of logits.
 pub(super) fn scaled(mut spec: DecoderSpec, gemma: &LlamaStyle<'_>) -> Result<DecoderSpec> {
     spec.embedding_scale = (gemma.hidden as f64).sqrt();
-    spec.attention.softcap = gemma.config.optional_number("attn_logit_softcapping")?;
     spec.logit_softcap = gemma.config.optional_number("final_logit_softcapping")?;
     Ok(spec.with_factor(gemma.config.number("query_pre_attn_scalar")?.powf(-0.5)))
 }

@@ -18,7 +18,7 @@ const CLASS: ConfigClass = ConfigClass::new(
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
         "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "pad_token_id": 0, "tie_word_embeddings": true,
         "rope_theta": 1000000.0, "attention_bias": false, "query_pre_attn_scalar": 256, "sliding_window": 4096,
-        "layer_types": null, "final_logit_softcapping": null, "attn_logit_softcapping": null,
+        "layer_types": null, "final_logit_softcapping": null,
         "rope_scaling": null, "rope_local_base_freq": 10000.0, "use_bidirectional_attention": false,
         "sliding_window_pattern": 6
     }"#,
@@ -49,6 +49,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     spec.attention.ropes.push(local);
     spec.layers.iter_mut().filter(|layer| layer.window.is_some()).for_each(|layer| layer.rope = Some(1));
     spec.positions = gemma.positions; // the scaled rotation is part of them
+    // Its attention does not read `attn_logit_softcapping`.
     scaled(spec, &gemma)
 }
 

@@ -1,7 +1,7 @@
 //! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values of a head together,
 //! attention and MLP side by side.
 
-use super::llama_style::{head_size, rotated};
+use super::llama_style::{rotated, shared_head_size};
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
 use crate::layers::{Activation, QkvLayout, Rope};
@@ -30,7 +30,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let eps = config.number("layer_norm_eps")?;
     let activation = Activation::from_name(config.text("hidden_act")?)?;
     let bias = config.flag("attention_bias")?;
-    let head = head_size(hidden, heads)?;
+    let head = shared_head_size(config, hidden, heads)?;
     let share = match config.nested("rope_parameters").optional_number("partial_rotary_factor")? {
         Some(share) => share,
         None => config.number("rotary_pct")?,

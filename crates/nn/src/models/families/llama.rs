@@ -13,7 +13,7 @@ const CLASS: ConfigClass = ConfigClass::new(
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": null, "hidden_act": "silu", "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "rope_theta": 10000.0, "rope_scaling": null,
-        "attention_bias": false, "mlp_bias": false, "head_dim": null
+        "attention_bias": false, "mlp_bias": false, "head_dim": null, "pad_token_id": null
     }"#,
 )
 .with_rope_kind(RopeKind::Type);

@@ -197,13 +197,8 @@ impl<'a> LlamaStyle<'a> {
     /// # Errors
     /// [`NnError::Config`] for one that is not known, and for a share of a head in a family that rotates all of it.
     pub(super) fn rope(&self) -> Result<Rope> {
-        let share = self.config.optional_number("partial_rotary_factor")?.unwrap_or(1.0);
-        if !self.rotates_partly && rotated(self.head, share)? != self.head {
-            let reason = format!(
-                "`partial_rotary_factor` is {share}, but {}ForCausalLM rotates whole heads",
-                self.class
-            );
-            return Err(NnError::Config { reason });
+        if !self.rotates_partly {
+            refuse_partial_rotation(self.config, self.class, self.head)?;
         }
         Rope::from_config(self.config, self.config.number("rope_theta")?, self.rotary, self.positions)
     }
@@ -245,6 +240,23 @@ impl<'a> LlamaStyle<'a> {
     }
 }
 
+/// Width of a head where the heads share the residual stream, as the family's attention takes it even where there is
+/// a `head_dim`.
+///
+/// # Errors
+/// [`NnError::Config`] for a `head_dim` that says otherwise, or a width that cannot be shared.
+pub(super) fn shared_head_size(config: &ModelConfig, hidden: usize, heads: usize) -> Result<usize> {
+    let head = head_size(hidden, heads)?;
+    match config.optional_size("head_dim")?.filter(|size| *size != head) {
+        None => Ok(head),
+        Some(size) => Err(NnError::Config {
+            reason: format!(
+                "`head_dim` is {size}, but {heads} heads of this family share a width of {hidden}"
+            ),
+        }),
+    }
+}
+
 /// Width of a head where the heads share the residual stream.
 ///
 /// # Errors
@@ -257,6 +269,16 @@ pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
             reason: format!("a width of {hidden} cannot be divided among {heads} heads"),
         }),
     }
+}
+
+/// Refuses a share of a head in a family that rotates all of it.
+pub(super) fn refuse_partial_rotation(config: &ModelConfig, class: &str, head: usize) -> Result<()> {
+    let share = config.optional_number("partial_rotary_factor")?.unwrap_or(1.0);
+    if rotated(head, share)? == head {
+        return Ok(());
+    }
+    let reason = format!("`partial_rotary_factor` is {share}, but {class}ForCausalLM rotates whole heads");
+    Err(NnError::Config { reason })
 }
 
 /// How many values of a head are a share of it, to be rotated.

@@ -1,8 +1,8 @@
 //! StableLM (Stability AI 2023): layer norms, a partial rotation, a gated MLP.
 
-use super::llama_style::{LlamaStyle, head_size};
+use super::llama_style::{LlamaStyle, shared_head_size};
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
-use crate::error::{NnError, Result};
+use crate::error::Result;
 use crate::layers::NormKind;
 use crate::models::spec::{BlockSlot, DecoderSpec, Family, Residual};
 use crate::models::template::{NormSpec, container, dropout, head_norms, layer_norm};
@@ -23,12 +23,7 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let read = LlamaStyle::read_keys(config, "StableLm", "layer_norm_eps", "hidden_act")?;
-    let head = head_size(read.hidden, read.heads)?;
-    if read.head != head {
-        let reason =
-            format!("`head_dim` is {}; the heads of StableLM share {} values", read.head, read.hidden);
-        return Err(NnError::Config { reason });
-    }
+    shared_head_size(config, read.hidden, read.heads)?;
     let stable = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation()? };
     let is_parallel = config.flag("use_parallel_residual")?;
     let mut attention = stable.projections(config.flag("use_qkv_bias")?, "o_proj", false);
