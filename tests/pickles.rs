@@ -4,6 +4,7 @@ use crate::support::{golden, read_tensors};
 use llm_int8_nn::Result;
 use llm_int8_nn::checkpoint::Checkpoint;
 use proptest::prelude::*;
+use std::path::Path;
 use tempfile::TempDir;
 
 fn open(name: &str) -> Result<Checkpoint> {
@@ -56,12 +57,12 @@ fn what_is_no_tensor_is_passed_over_and_named_when_it_is_asked_for() {
         ("quantized", "a quantized tensor"),
         ("sparse", "a sparse tensor"),
         ("negative", "negative or conjugate bit"),
-        ("step", "a int of Python"),
-        ("large", "a int of Python"),
-        ("text", "a str of Python"),
-        ("size", "a tuple of Python"),
-        ("device", "a device of Python"),
-        ("nested", "a dict of Python"),
+        ("step", "a Python int"),
+        ("large", "a Python int"),
+        ("text", "a Python str"),
+        ("size", "a Python tuple"),
+        ("device", "a Python device"),
+        ("nested", "a Python dict"),
     ] {
         let error = checkpoint.tensor(name).unwrap_err().to_string();
         assert!(error.contains(kind) && error.contains("others.bin") && error.contains(name), "{error}");
@@ -73,7 +74,7 @@ fn files_of_other_kinds_are_refused_by_name() {
     for (file, message) in [
         ("nested.bin", "under `state_dict`, where transformers does not look"),
         ("namespace.bin", "an object of `argparse.Namespace`"),
-        ("list.bin", "it holds a list and not a dictionary of tensors"),
+        ("list.bin", "it holds a Python list and not a dictionary of tensors"),
         ("no_tensors.bin", "it holds no tensors"),
         ("big_endian.bin", "big-endian"),
         ("compressed.bin", "is compressed"),
@@ -86,6 +87,34 @@ fn files_of_other_kinds_are_refused_by_name() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
     let error = open_bytes(pointer).unwrap_err().to_string();
     assert!(error.contains("git lfs pull"), "{error}");
+}
+
+#[test]
+fn an_index_over_bin_files_says_what_counts_too() {
+    let folder = TempDir::new().unwrap();
+    let files = ["protocol_2.bin", "protocol_4.bin", "small.bin"].map(|name| {
+        let path = folder.path().join(name);
+        std::fs::copy(golden(&format!("field/pickles/{name}")), &path).unwrap();
+        path
+    });
+    let index = folder.path().join("pytorch_model.bin.index.json");
+    let map = r#"{"weight_map": {"plain": "protocol_2.bin", "f16": "small.bin", "one": "protocol_4.bin"}}"#;
+    std::fs::write(&index, map).unwrap();
+    let checkpoint = Checkpoint::open_pickle(&files, Some(&index)).unwrap();
+    let found: Vec<_> =
+        checkpoint.entries().map(|(name, _)| (name, checkpoint.file_of(name).unwrap())).collect();
+    let expected = [("f16", &files[1]), ("one", &files[1]), ("plain", &files[0])];
+    assert!(
+        found.iter().zip(&expected).all(|((a, file), (b, path))| a == b && Path::new(file) == path.as_path())
+    );
+    assert_eq!(found.len(), 3);
+    // A file that is named and not there is an error, one that is there and not named is not opened.
+    std::fs::write(&files[2], "nothing").unwrap();
+    assert!(Checkpoint::open_pickle(&files, Some(&index)).is_err());
+    std::fs::write(&index, map.replace("small.bin", "protocol_4.bin")).unwrap();
+    assert!(Checkpoint::open_pickle(&files, Some(&index)).is_ok());
+    let error = Checkpoint::open_pickle(&files[..1], Some(&index)).unwrap_err().to_string();
+    assert!(error.contains("names the file protocol_4.bin"), "{error}");
 }
 
 /// A zip of stored records, as torch writes them.
@@ -124,7 +153,7 @@ fn refused(pickle: &[u8]) -> String {
 fn tensor(arguments: &[u8]) -> Vec<u8> {
     let mut pickle =
         b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n\
-                       X\x01\0\0\00X\x03\0\0\0cpuK\x04tQ"
+                       X\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
             .to_vec();
     pickle.extend(arguments);
     pickle.extend(b"tRs.");
@@ -148,7 +177,7 @@ fn views_beyond_their_storage_are_refused_before_anything_is_allocated() {
     let error = refused(&tensor(b"J\xff\xff\xff\xffK\x02\x85K\x01\x85"));
     assert!(error.contains("a size is -1"), "{error}");
     let missing = tensor(b"K\0K\x02\x85K\x01\x85");
-    let place = missing.windows(6).position(|bytes| bytes == b"X\x01\0\0\00").unwrap();
+    let place = missing.windows(6).position(|bytes| bytes == b"X\x01\0\0\x000").unwrap();
     let mut missing = missing.clone();
     missing[place + 5] = b'7';
     assert!(refused(&missing).contains("needs the record `data/7`"));
@@ -162,7 +191,7 @@ fn hostile_pickles_end_with_a_word() {
         pickle.push(b'.');
         pickle
     };
-    assert!(refused(&nested(1_000_000)).contains("it holds a tuple"), "nothing recurses");
+    assert!(refused(&nested(1_000_000)).contains("it holds a Python tuple"), "nothing recurses");
     // Each tuple holds the former twice: 2^60 leaves, sixty values.
     let mut doubling = b"\x80\x02}X\x01\0\0\0w)".to_vec();
     (0..60).for_each(|_| doubling.extend(b"2\x86"));
@@ -178,7 +207,7 @@ fn hostile_pickles_end_with_a_word() {
         (b"\x80\x02(1.", "more from the stack"),
         (b"\x80\x02t.", "a mark is missing"),
         (b"\x80\x02h\x05.", "memo 5 was never written"),
-        (b"\x80\x02K\x01K\x02K\x03s.", "sets items of a int"),
+        (b"\x80\x02K\x01K\x02K\x03s.", "sets items of a value of type int"),
         (b"\x80\x09.", "protocol is 9"),
         (b"\x80\x02]", "ends"),
         (b"\x80\x02i", "opcode 0x69"),
@@ -186,7 +215,7 @@ fn hostile_pickles_end_with_a_word() {
         let error = refused(pickle);
         assert!(error.contains(message), "{message}: {error}");
     }
-    let endless = [b'N'; 3 << 20];
+    let endless = vec![b'N'; 3 << 20];
     assert!(refused(&endless).contains("opcodes"));
 }
 
@@ -211,9 +240,9 @@ fn opcode() -> impl Strategy<Value = Vec<u8>> {
         1 => any::<u8>().prop_map(|place| vec![b'q', place % 8]),
         1 => any::<u8>().prop_map(|place| vec![b'h', place % 8]),
         1 => Just(b"X\x07\0\0\0storage".to_vec()),
-        1 => Just(b"X\x01\0\0\00".to_vec()),
+        1 => Just(b"X\x01\0\0\x000".to_vec()),
         2 => prop::sample::select(names),
-        1 => Just(b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x04tQ".to_vec()),
+        1 => Just(b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ".to_vec()),
     ]
 }
 

@@ -245,7 +245,7 @@ impl Checkpoint {
     pub(crate) fn foreign_error(&self, name: &str) -> Option<NnError> {
         let (file, foreign) = self.foreign.get(name)?;
         let found = match foreign {
-            Foreign::Text(_) => "a str of Python".to_owned(),
+            Foreign::Text(_) => "a Python str".to_owned(),
             Foreign::Other(kind) => kind.clone(),
         };
         Some(NnError::WrongDtype { name: name.to_owned(), file: file.clone(), found, expected: view::FLOATS })

@@ -25,6 +25,7 @@ impl Archive {
         };
         let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|cause| damaged(&cause))?;
         let mut archive = Self { folder: String::new(), records: HashMap::new() };
+        let mut compressed = None;
         for number in 0..zip.len() {
             let record = zip.by_index_raw(number).map_err(|cause| damaged(&cause))?;
             let Ok(name) = std::str::from_utf8(record.name_raw()) else { continue };
@@ -33,8 +34,8 @@ impl Archive {
             }
             if record.compression() != CompressionMethod::Stored || record.size() != record.compressed_size()
             {
-                let reason = format!("its record `{name}` is compressed, which torch.save never does");
-                return Err(Refusal::Unsupported(reason));
+                compressed = Some(name.to_owned());
+                continue;
             }
             let start = record.data_start().and_then(|start| usize::try_from(start).ok());
             let size = usize::try_from(record.size()).ok();
@@ -45,7 +46,12 @@ impl Archive {
             };
         }
         archive.check(bytes)?;
-        Ok(archive)
+        match compressed {
+            None => Ok(archive),
+            Some(name) => Err(Refusal::Unsupported(format!(
+                "its record `{name}` is compressed, which torch.save never does; load it with torch and save it again"
+            ))),
+        }
     }
 
     fn check(&self, bytes: &[u8]) -> Result<(), Refusal> {

@@ -169,7 +169,7 @@ impl<'a> Machine<'a> {
             b'h' | b'j' => self.recall(opcode),
             b')' | b't' | 0x85..=0x87 | b']' | b'l' | b'a' | b'e' => self.sequence(opcode),
             b'}' | b'd' | b's' | b'u' => self.dictionary(opcode),
-            0x8f | 0x90 | 0x91 => self.set(opcode),
+            0x8f..=0x91 => self.set(opcode),
             b'c' | 0x93 => self.global(opcode),
             b'R' | 0x81 => {
                 let arguments = self.pop()?;
@@ -249,7 +249,7 @@ impl<'a> Machine<'a> {
             b'a' | b'e' => {
                 let items = if opcode == b'a' { vec![self.pop()?] } else { self.pop_to_mark()? };
                 let Value::List(number) = self.top()? else {
-                    return damaged(format!("it appends to a {}", self.top()?.kind()));
+                    return damaged(format!("it appends to a value of type {}", self.top()?.kind()));
                 };
                 self.heap.lists[number].extend(items);
                 return Ok(());
@@ -292,7 +292,7 @@ impl<'a> Machine<'a> {
             self.stack.push(dictionary);
         }
         let Value::Dictionary(number) = self.top()? else {
-            return damaged(format!("it sets items of a {}", self.top()?.kind()));
+            return damaged(format!("it sets items of a value of type {}", self.top()?.kind()));
         };
         let (pairs, []) = items.as_chunks::<2>() else { return damaged("a key has no value") };
         self.heap.dictionaries[number].extend(pairs.iter().map(|[key, value]| (*key, *value)));
@@ -306,7 +306,7 @@ impl<'a> Machine<'a> {
         }
         match (opcode, self.stack.last()) {
             (0x90, Some(Value::Other("set"))) => Ok(()),
-            (0x90, _) => damaged("it adds to what is no set"),
+            (0x90, _) => damaged("it adds to something that is not a set"),
             _ => {
                 self.stack.push(Value::Other("set"));
                 Ok(())
@@ -340,7 +340,7 @@ impl<'a> Machine<'a> {
         self.pop()?;
         match self.top()? {
             Value::Dictionary(_) | Value::Tensor(_) | Value::Other(_) => Ok(()),
-            other => damaged(format!("it sets attributes of a {}", other.kind())),
+            other => damaged(format!("it sets attributes of a value of type {}", other.kind())),
         }
     }
 
@@ -371,7 +371,11 @@ impl<'a> Machine<'a> {
     /// REDUCE and NEWOBJ: what a class or function of torch would make of these arguments.
     fn made(&mut self, callable: Value<'a>, arguments: Value<'a>) -> Outcome<Value<'a>> {
         let (Value::Global(global), Value::Tuple(number)) = (callable, arguments) else {
-            return damaged(format!("it calls a {} with a {}", callable.kind(), arguments.kind()));
+            return damaged(format!(
+                "it calls a value of type {} with one of type {}",
+                callable.kind(),
+                arguments.kind()
+            ));
         };
         let given = &self.heap.lists[number];
         match (global, given.as_slice()) {
@@ -442,7 +446,7 @@ impl<'a> Machine<'a> {
 pub(super) fn size(value: Value<'_>) -> Outcome<usize> {
     match value {
         Value::Int(size) => usize::try_from(size).or_else(|_| damaged(format!("a size is {size}"))),
-        other => damaged(format!("a size is a {}", other.kind())),
+        other => damaged(format!("a size is a value of type {}", other.kind())),
     }
 }
 

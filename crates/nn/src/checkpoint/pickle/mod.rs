@@ -100,8 +100,10 @@ fn contents(
         (top, heap, storages)
     };
     let Value::Dictionary(number) = top else {
-        let reason =
-            format!("it holds a {} and not a dictionary of tensors by name (a `state_dict()`)", top.kind());
+        let reason = format!(
+            "it holds a Python {} and not a dictionary of tensors by name (a `state_dict()`)",
+            top.kind()
+        );
         return Err(Refusal::Unsupported(reason));
     };
     let mut found = Vec::new();
@@ -113,7 +115,7 @@ fn contents(
                 view.content(name, *tensor, strided)?
             }
             Value::Text(text) => Content::Foreign(Foreign::Text((*text).to_owned())),
-            other => Content::Foreign(Foreign::Other(format!("a {} of Python", other.kind()))),
+            other => Content::Foreign(Foreign::Other(format!("a Python {}", other.kind()))),
         };
         found.push(((*name).to_owned(), content));
     }

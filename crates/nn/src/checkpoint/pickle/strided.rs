@@ -1,12 +1,16 @@
 //! Tensors whose elements do not lie one after the other: transposed, cut out, expanded.
 
 use super::archive::Range;
+use rayon::prelude::*;
 
 /// torch allows no more dimensions.
 const MOST_DIMENSIONS: usize = 64;
 
 /// An expanded tensor may be larger than its file, but not by more than this.
 const MOST_BYTES_BESIDE_FILE: usize = 1 << 26;
+
+/// Rows that one task gathers.
+const BAND: usize = 32;
 
 /// A view of a storage, in elements.
 #[derive(Debug)]
@@ -58,34 +62,51 @@ impl Strided {
 
     /// The elements in row-major order. The view must have passed [`Strided::check`].
     pub(super) fn gather(&self, file: &[u8]) -> Vec<u8> {
-        let (inner, inner_stride) = match (self.shape.last(), self.strides.last()) {
-            (Some(size), Some(stride)) => (*size, *stride),
-            _ => (1, 1),
-        };
-        let outer = self.shape.len().saturating_sub(1);
-        let rows: usize = self.shape[..outer].iter().product();
-        let mut out = Vec::with_capacity(rows * inner * self.size);
-        let mut indices = vec![0; outer];
-        let mut place = self.offset;
-        for _ in 0..rows {
-            let row = &file[self.start + place * self.size..];
-            if inner_stride == 1 {
-                out.extend_from_slice(&row[..inner * self.size]);
-            } else {
-                (0..inner)
-                    .for_each(|i| out.extend_from_slice(&row[i * inner_stride * self.size..][..self.size]));
-            }
-            // The next row, as an odometer counts.
-            for dimension in (0..outer).rev() {
-                indices[dimension] += 1;
-                place += self.strides[dimension];
-                if indices[dimension] < self.shape[dimension] {
-                    break;
-                }
-                place -= self.shape[dimension] * self.strides[dimension];
-                indices[dimension] = 0;
-            }
+        let storage = &file[self.start..];
+        match self.size {
+            1 => self.elements::<1>(storage),
+            2 => self.elements::<2>(storage),
+            4 => self.elements::<4>(storage),
+            _ => self.elements::<8>(storage),
         }
-        out
+    }
+
+    /// A row is the last dimension. Some rows at a time are filled side by side: where the tensor is transposed,
+    /// their elements are neighbours in the storage.
+    fn elements<const SIZE: usize>(&self, storage: &[u8]) -> Vec<u8> {
+        let (storage, _) = storage.as_chunks::<SIZE>();
+        let (outer, width, stride) = match (self.shape.split_last(), self.strides.last()) {
+            (Some((width, outer)), Some(stride)) => (outer, *width, *stride),
+            _ => (&[][..], 1, 1),
+        };
+        let rows: usize = outer.iter().product();
+        let mut bytes = vec![0; rows * width * SIZE];
+        bytes.par_chunks_mut(width * SIZE * BAND).enumerate().for_each(|(band, bytes)| {
+            let (out, _) = bytes.as_chunks_mut::<SIZE>();
+            let first = band * BAND;
+            let places: Vec<usize> =
+                (first..first + out.len() / width).map(|row| self.row(row, outer)).collect();
+            if stride == 1 {
+                let rows = out.chunks_mut(width).zip(&places);
+                rows.for_each(|(out, place)| out.copy_from_slice(&storage[*place..][..width]));
+                return;
+            }
+            for column in 0..width {
+                for (row, place) in places.iter().enumerate() {
+                    out[row * width + column] = storage[place + column * stride];
+                }
+            }
+        });
+        bytes
+    }
+
+    /// Where a row begins, counted over the dimensions before the last.
+    fn row(&self, mut row: usize, outer: &[usize]) -> usize {
+        let mut place = self.offset;
+        for (size, stride) in outer.iter().zip(&self.strides).rev() {
+            place += row % size * stride;
+            row /= size;
+        }
+        place
     }
 }
