@@ -13,7 +13,7 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
             format!("{} is a folder; pull takes a model of the hub, such as gpt2-large", folder.display());
         return Err(WrongUse(text).into());
     }
-    let files = Hub::new(hub_config(args.offline))?.resolve(&model, &Downloads::new())?;
+    let files = Hub::new(hub_config(args.offline)).resolve(&model, &Downloads::new())?;
     writeln!(std::io::stdout().lock(), "{}", files.root.display())?;
     Ok(())
 }

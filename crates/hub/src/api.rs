@@ -3,7 +3,7 @@
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
 use crate::http::{self, Failure, malformed};
-use crate::names;
+use crate::{names, small};
 use hf_hub::{HFClient, HFError, split_id};
 use std::collections::BTreeSet;
 
@@ -32,9 +32,8 @@ pub(crate) async fn listing(
     let commit = info.sha.filter(|commit| crate::cache::is_commit(commit));
     let commit = commit.ok_or_else(|| malformed(host, repo, "it gives no commit".into()))?;
     let siblings = info.siblings.ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
-    // Files of subfolders and names that could leave the cache are none of a model's.
-    let names =
-        siblings.into_iter().map(|file| file.rfilename).filter(|name| crate::model_ref::is_plain_name(name));
+    // Files of other folders and names that could leave the cache are none of a model's.
+    let names = siblings.into_iter().map(|file| file.rfilename).filter(|name| small::may_be_fetched(name));
     Ok(Listing { commit, names: names.collect() })
 }
 

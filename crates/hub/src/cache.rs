@@ -1,10 +1,11 @@
 //! The cache as Python's huggingface_hub lays it out.
 //!
 //! `models--org--name/{blobs/ETAG, snapshots/COMMIT/FILE → ../../blobs/ETAG, refs/REVISION}` and
-//! `.locks/models--org--name/ETAG.lock`.
+//! `.locks/models--org--name/ETAG.lock`; `.no_exist/COMMIT/FILE` beside `snapshots` marks what a commit lacks.
 
 use crate::error::{HubError, Result};
 use crate::files::{self, ModelFiles, WeightFiles};
+use crate::small;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -53,24 +54,40 @@ impl RepoCache {
 
     /// Notes which commit a revision stands for.
     pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
-        if is_commit(revision) {
+        // Not written again: a cache that holds everything may be read-only.
+        if is_commit(revision) || self.commit_of(revision).is_some_and(|known| known == commit) {
             return Ok(());
         }
         let path = self.reference(revision);
         let error = |source| HubError::Io { path: path.clone(), source };
         create_parent(&path)?;
-        let beside = path.with_extension(format!("{}.partial", std::process::id()));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let beside = path.with_file_name(format!("{name}.{:016x}.partial", rand::random::<u64>()));
         std::fs::write(&beside, commit).and_then(|()| std::fs::rename(&beside, &path)).map_err(error)
     }
 
     /// Names in a snapshot whose blobs are there.
     pub(crate) fn names(&self, commit: &str) -> BTreeSet<String> {
-        let Ok(entries) = std::fs::read_dir(self.snapshot(commit)) else { return BTreeSet::new() };
-        entries
-            .filter_map(std::result::Result::ok)
-            .filter(|entry| entry.path().exists())
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
+        small::names_in(&self.snapshot(commit)).unwrap_or_default()
+    }
+
+    /// Notes which small files a commit does not have, as huggingface_hub does when it asked in vain.
+    pub(crate) fn note_absent(&self, commit: &str, names: &BTreeSet<String>) {
+        for name in small::fixed_names().filter(|name| !names.contains(*name)) {
+            let marker = self.absent(commit, name);
+            // Only spares a question another time, so a failure does not matter.
+            let _ = create_parent(&marker).map(|()| std::fs::File::create_new(&marker));
+        }
+    }
+
+    /// Whether each small file of a commit is either here or known not to exist.
+    pub(crate) fn knows_all(&self, commit: &str) -> bool {
+        let names = self.names(commit);
+        small::fixed_names().all(|name| names.contains(name) || self.absent(commit, name).exists())
+    }
+
+    fn absent(&self, commit: &str, name: &str) -> PathBuf {
+        self.root.join(".no_exist").join(commit).join(name)
     }
 
     /// The model of a snapshot, if everything it needs is there.
@@ -90,13 +107,15 @@ impl RepoCache {
         if path.is_symlink() {
             std::fs::remove_file(&path).map_err(error)?;
         }
-        let target = Path::new("../../blobs").join(etag);
-        match symlink(&target, &path) {
-            Ok(()) => {}
-            Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {}
-            // File systems without links get a copy, as with huggingface_hub.
-            Err(_) => drop(std::fs::copy(self.blob(etag), &path).map_err(error)?),
-        }
+        // From the file's folder up to `snapshots`, and one more: a chat template lies one folder deeper.
+        let up = "../".repeat(2 + file.matches('/').count());
+        let target = Path::new(&up).join("blobs").join(etag);
+        let linked = symlink(&target, &path).or_else(|cause| match cause.kind() {
+            std::io::ErrorKind::AlreadyExists => Ok(()),
+            _ => std::fs::hard_link(self.blob(etag), &path),
+        });
+        // File systems without links get a copy, as with huggingface_hub.
+        linked.or_else(|_| std::fs::copy(self.blob(etag), &path).map(drop)).map_err(error)?;
         Ok(path)
     }
 }

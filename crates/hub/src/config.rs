@@ -99,7 +99,10 @@ impl HubConfig {
         config.offline = variables.is_true(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]);
         config.hides_progress = variables.is_true(&["HF_HUB_DISABLE_PROGRESS_BARS"]);
         config.ca_bundle = variables.path(&["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]);
-        config.set_timeouts(variables.seconds("HF_HUB_DOWNLOAD_TIMEOUT"), variables.seconds("HF_HUB_ETAG_TIMEOUT"));
+        config.set_timeouts(
+            variables.seconds("HF_HUB_DOWNLOAD_TIMEOUT"),
+            variables.seconds("HF_HUB_ETAG_TIMEOUT"),
+        );
 
         // As there: without implicit tokens, none is sent unless a program passes one by itself.
         if !variables.is_true(&["HF_HUB_DISABLE_IMPLICIT_TOKEN"]) {
@@ -176,7 +179,8 @@ impl Variables<'_> {
             let (name, length) = match braced {
                 Some((end, braces)) => (&after[1..=end], end + braces),
                 None => {
-                    let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+                    let end =
+                        after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
                     (&after[..end], end)
                 }
             };

@@ -2,12 +2,13 @@
 
 use crate::cache::{RepoCache, create_parent};
 use crate::config::HubConfig;
+use crate::encoding::{decode, encoding};
 use crate::error::{HubError, Result};
 use crate::http::{Failure, Http, is_transient, malformed, transient};
 use crate::lock::{self, Wait};
 use crate::progress::{Progress, ProgressEvent};
 use crate::retry::{Retries, retry_after};
-use crate::verify::{mismatch, plain_etag};
+use crate::verify::{mismatch, plain_etag, without_etag};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap};
 use reqwest::{Method, Response, StatusCode};
 use std::fs::{File, OpenOptions};
@@ -28,9 +29,16 @@ pub(crate) struct Fetch<'a> {
 /// What the hub says of a file before it is downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Metadata {
+    /// The name of the blob, and its hash where it looks like one.
     pub(crate) etag: String,
     pub(crate) size: Option<u64>,
+    /// The hub itself says so, whose etags are hashes. Those of a mirror may be anything.
+    pub(crate) is_vouched: bool,
 }
+
+/// Downloads of a file until its etag counts as wrong: from the hub, and from a mirror, whose etag is no hash if two
+/// downloads agree.
+const DOWNLOADS: [usize; 2] = [2, 3];
 
 impl Fetch<'_> {
     /// The file in the snapshot; downloaded unless it is there.
@@ -55,8 +63,11 @@ impl Fetch<'_> {
             let answer =
                 self.http.send(Method::HEAD, url, None, |headers| headers.contains_key("x-linked-etag"));
             let failure = match answer.await {
+                Ok(response) if self.answers_no_head(&response) => {
+                    return Ok(self.read_metadata(file, &HeaderMap::new()));
+                }
                 Ok(response) => match self.check(file, &response) {
-                    Ok(()) => return self.read_metadata(file, response.headers()),
+                    Ok(()) => return Ok(self.read_metadata(file, response.headers())),
                     Err(failure) => failure,
                 },
                 Err(failure) => failure,
@@ -65,20 +76,27 @@ impl Fetch<'_> {
         }
     }
 
-    fn read_metadata(&self, file: &str, headers: &HeaderMap) -> Result<Metadata> {
+    /// Whether the place of a body does not let itself be asked about it: an address that is signed for GET alone.
+    fn answers_no_head(&self, response: &Response) -> bool {
+        let refused = [StatusCode::FORBIDDEN, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED];
+        let allowed = if self.http.is_endpoint(response.url()) { &refused[1..] } else { &refused[..] };
+        allowed.contains(&response.status())
+    }
+
+    fn read_metadata(&self, file: &str, headers: &HeaderMap) -> Metadata {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let raw = text("x-linked-etag").or_else(|| text(ETAG.as_str()));
-        let Some(etag) = raw.and_then(plain_etag) else {
-            let reason = format!("its etag is {raw:?}, which cannot name a file");
-            return Err(malformed(&self.http.host(), file, reason));
-        };
+        let linked = text("x-linked-etag");
+        let etag = linked.or_else(|| text(ETAG.as_str())).map(plain_etag);
         let number = |name: &str| text(name).and_then(|value| value.trim().parse().ok());
-        // A redirect's own length says nothing of the file's.
-        let size = number("x-linked-size").or_else(|| match headers.contains_key("location") {
-            true => None,
-            false => number(CONTENT_LENGTH.as_str()),
-        });
-        Ok(Metadata { etag, size })
+        // Neither a redirect's own length nor a compressed one says anything of the file's.
+        let is_other = headers.contains_key("location") || encoding(headers).is_some();
+        let size =
+            number("x-linked-size").or_else(|| if is_other { None } else { number(CONTENT_LENGTH.as_str()) });
+        Metadata {
+            etag: etag.unwrap_or_else(|| without_etag(self.commit, file)),
+            size,
+            is_vouched: linked.is_some() || headers.contains_key("x-repo-commit"),
+        }
     }
 
     /// An answer's status as an error, where it is one.
@@ -144,19 +162,27 @@ impl Fetch<'_> {
             return Ok(());
         }
         let io = |source| HubError::Io { path: incomplete.clone(), source };
-        for last_chance in [false, true] {
+        let mut before = None;
+        for left in (0..DOWNLOADS[usize::from(!metadata.is_vouched)]).rev() {
             self.body(file, metadata, &incomplete).await?;
-            let Some(reason) = mismatch(&incomplete, &metadata.etag, metadata.size).map_err(io)? else {
+            let found = mismatch(&incomplete, &metadata.etag, metadata.size).map_err(io)?;
+            // The same bytes twice were not damaged on their way: a mirror's etag is no hash of them.
+            let found = found
+                .filter(|found| metadata.is_vouched || found.content.is_none() || found.content != before);
+
+            let Some(found) = found else {
                 File::open(&incomplete).and_then(|file| file.sync_all()).map_err(io)?;
                 std::fs::rename(&incomplete, &blob).map_err(io)?;
                 self.progress.event(&ProgressEvent::Done { file });
                 return Ok(());
             };
             std::fs::remove_file(&incomplete).map_err(io)?;
-            if last_chance {
-                return Err(HubError::Damaged { file: file.to_owned(), repo: self.repo.to_owned(), reason });
+            if left == 0 {
+                let (file, repo) = (file.to_owned(), self.repo.to_owned());
+                return Err(HubError::Damaged { file, repo, reason: found.reason });
             }
-            self.progress.event(&ProgressEvent::Restart { file, reason });
+            self.progress.event(&ProgressEvent::Restart { file, reason: found.reason });
+            before = found.content;
         }
         Ok(())
     }
@@ -203,7 +229,8 @@ impl Fetch<'_> {
         let url = self.http.file_url(self.repo, self.commit, file)?;
         let mut response = self.http.send(Method::GET, url, range, |_| false).await?;
         self.check(file, &response)?;
-        if *have > 0 && !continues(&response, *have, metadata.size) {
+        let is_encoded = encoding(response.headers()).is_some();
+        if *have > 0 && (is_encoded || !continues(&response, *have, metadata.size)) {
             self.progress
                 .event(&ProgressEvent::Restart { file, reason: "the server cannot continue it".into() });
             target.set_len(0).map_err(|cause| self.write_error(file, cause, metadata, 0))?;
@@ -213,6 +240,9 @@ impl Fetch<'_> {
                 let reason = format!("the server answered {} to a range", response.status());
                 return Err(Failure::Transient { reason, after: Some(Duration::ZERO), unreachable: false });
             }
+        }
+        if is_encoded {
+            return self.encoded(file, &mut response, metadata, target, have).await;
         }
         while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
             let room = metadata.size.map_or(u64::MAX, |size| size - *have);
@@ -225,6 +255,27 @@ impl Fetch<'_> {
             *have += chunk.len() as u64;
             self.progress.event(&ProgressEvent::Advance { file, bytes: chunk.len() as u64 });
         }
+        Ok(())
+    }
+
+    /// A compressed body: all of it, or nothing.
+    async fn encoded(
+        &self,
+        file: &str,
+        response: &mut Response,
+        metadata: &Metadata,
+        target: &mut File,
+        have: &mut u64,
+    ) -> std::result::Result<(), Failure> {
+        let failed = |cause| self.write_error(file, cause, metadata, 0);
+        match decode(response, &self.http.host(), target, metadata.size, failed).await {
+            Ok(length) => *have = length,
+            Err(failure) => {
+                target.set_len(0).map_err(failed)?;
+                return Err(failure);
+            }
+        }
+        self.progress.event(&ProgressEvent::Advance { file, bytes: *have });
         Ok(())
     }
 
@@ -265,6 +316,10 @@ impl Fetch<'_> {
         let range = format!("bytes=0-{}", length.saturating_sub(1));
         let mut response = self.http.send(Method::GET, url, Some(range), |_| false).await?;
         self.check(file, &response)?;
+        if let Some(encoding) = encoding(response.headers()) {
+            let reason = format!("it is compressed ({encoding}), so its beginning cannot be read alone");
+            return Err(malformed(&self.http.host(), file, reason).into());
+        }
         let total = match response.status() {
             StatusCode::PARTIAL_CONTENT => content_range(response.headers()).and_then(|(_, total)| total),
             _ => response.content_length(),

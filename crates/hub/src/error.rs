@@ -21,7 +21,7 @@ pub enum HubError {
         reason: String,
     },
     /// A folder without the files of a model.
-    #[error("{} has no {lacks}; it holds: {}", folder.display(), list(holds))]
+    #[error("{} has no {lacks}{hint}; it holds: {}", folder.display(), list(holds))]
     IncompleteFolder {
         /// The folder.
         folder: PathBuf,
@@ -29,6 +29,22 @@ pub enum HubError {
         lacks: String,
         /// What is there.
         holds: Vec<String>,
+        /// What it may be instead, if anything is known.
+        hint: String,
+    },
+    /// A path that leads to a file.
+    #[error("{} is a file, not a model's folder: {hint}", path.display())]
+    NotAFolder {
+        /// The file.
+        path: PathBuf,
+        /// What to give instead.
+        hint: String,
+    },
+    /// A path that leads nowhere.
+    #[error("there is no folder {}", path.display())]
+    NoSuchFolder {
+        /// The path.
+        path: PathBuf,
     },
     /// A file that is not what its name says.
     #[error("{} is not usable: {reason}", path.display())]
@@ -79,7 +95,9 @@ pub enum HubError {
         hint: String,
     },
     /// 404 of a repository.
-    #[error("there is no model {repo} at {endpoint}{hint} (a private model needs HF_TOKEN)")]
+    #[error(
+        "there is no model {repo} at {endpoint} and no such folder here{hint} (a private model needs HF_TOKEN)"
+    )]
     NoSuchModel {
         /// The repository.
         repo: String,
@@ -107,12 +125,14 @@ pub enum HubError {
         file: String,
     },
     /// A repository without the files of a model.
-    #[error("the repository {repo} has no {lacks}, so it is not a model that can be loaded here")]
+    #[error("the repository {repo} has no {lacks}, so it is not a model that can be loaded here{hint}")]
     NotAModel {
         /// The repository.
         repo: String,
         /// What is missing.
         lacks: String,
+        /// What it may be instead, if anything is known.
+        hint: String,
     },
     /// The hub cannot be reached.
     #[error(
@@ -139,7 +159,7 @@ pub enum HubError {
     },
     /// Wrong bytes, twice.
     #[error(
-        "{file} of {repo} arrived damaged twice ({reason}); nothing of it was kept. Try again, or another HF_ENDPOINT"
+        "{file} of {repo} arrived damaged each time ({reason}); nothing of it was kept. Try again, or another HF_ENDPOINT"
     )]
     Damaged {
         /// The file.

@@ -1,6 +1,7 @@
 //! Which files of a folder or repository make a model.
 
 use crate::error::{HubError, Result};
+use crate::{hints, small};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -17,16 +18,43 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
     /// The weights.
     pub weights: WeightFiles,
-    /// The small files beside the weights that a copy of the model needs, `config.json` excepted.
+    /// The small files beside the weights that a copy of the model needs, `config.json` excepted: those that
+    /// transformers reads for generating and for any of its tokenizers, additional chat templates (in a folder
+    /// of their own) included.
     pub companions: Vec<PathBuf>,
     /// The commit, for a model of the hub.
     pub commit: Option<String>,
 }
 
+/// The small files of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SmallFiles {
+    /// The folder they are in.
+    pub root: PathBuf,
+    /// `config.json`.
+    pub config: Option<PathBuf>,
+    /// What the tokenizer is made of.
+    pub tokenizer: TokenizerFiles,
+    /// All others that a copy of the model needs.
+    pub companions: Vec<PathBuf>,
+}
+
+impl From<ModelFiles> for SmallFiles {
+    fn from(files: ModelFiles) -> Self {
+        Self {
+            root: files.root,
+            config: Some(files.config),
+            tokenizer: files.tokenizer,
+            companions: files.companions,
+        }
+    }
+}
+
 /// The tokenizer's files that there are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenizerFiles {
-    /// `tokenizer.json`, which holds everything.
+    /// `tokenizer.json`, which holds everything; or the one for a version of transformers, as
+    /// `tokenizer.4.0.0.json`, that `tokenizer_config.json` prefers to it.
     pub tokenizer_json: Option<PathBuf>,
     /// `vocab.json`, of older byte-level BPE models.
     pub vocab_json: Option<PathBuf>,
@@ -36,6 +64,10 @@ pub struct TokenizerFiles {
     pub tokenizer_config: Option<PathBuf>,
     /// `special_tokens_map.json`.
     pub special_tokens_map: Option<PathBuf>,
+    /// `added_tokens.json`.
+    pub added_tokens: Option<PathBuf>,
+    /// `tokenizer.model` or another name of a sentencepiece (or tiktoken) model.
+    pub tokenizer_model: Option<PathBuf>,
     /// `chat_template.jinja`.
     pub chat_template: Option<PathBuf>,
 }
@@ -94,29 +126,6 @@ const WEIGHTS: [(&str, &str, bool); 2] = [
     ("pytorch_model.bin", "pytorch_model.bin.index.json", false),
 ];
 
-/// Small files that are taken where they exist.
-const OPTIONAL: [&str; 5] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
-
-/// Small files that a copy of a model needs, `config.json` excepted.
-const COMPANIONS: [&str; 10] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-];
-
 /// Which weights a listing has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WeightChoice {
@@ -138,16 +147,6 @@ pub(crate) fn choose_weights(names: &BTreeSet<String>) -> Option<WeightChoice> {
     })
 }
 
-/// The small files to take from a listing, `config.json` first.
-pub(crate) fn choose_small(names: &BTreeSet<String>) -> Vec<&'static str> {
-    let has = |name: &&str| names.contains(*name);
-    let mut chosen: Vec<&str> = std::iter::once("config.json").chain(OPTIONAL).filter(has).collect();
-    if !names.contains("tokenizer.json") {
-        chosen.extend(["vocab.json", "merges.txt"].iter().filter(|name| has(name)));
-    }
-    chosen
-}
-
 /// The shards an index names, which must be plain names of its own folder.
 pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
@@ -167,27 +166,35 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// `config.json` and the small files of a folder.
-pub(crate) fn small_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let names = ["config.json"].into_iter().chain(COMPANIONS);
-    Ok(names.map(|name| folder.join(name)).filter(|path| path.is_file()).collect())
+/// The small files of a folder of which these names are known to be there.
+pub(crate) fn small_in(folder: &Path, names: &BTreeSet<String>) -> SmallFiles {
+    let path = |name: &str| names.contains(name).then(|| folder.join(name));
+    SmallFiles {
+        root: folder.to_owned(),
+        config: path("config.json"),
+        tokenizer: tokenizer_files(path),
+        companions: small::chosen(names).into_iter().map(|name| folder.join(name)).collect(),
+    }
+}
+
+/// The small files in a folder.
+pub(crate) fn local_small(folder: &Path) -> Result<SmallFiles> {
+    Ok(small_in(folder, &names_of_folder(folder)?))
 }
 
 /// The model in a folder.
 pub(crate) fn local(folder: &Path) -> Result<ModelFiles> {
-    let error = |source| HubError::Io { path: folder.to_owned(), source };
-    let names: BTreeSet<String> = std::fs::read_dir(folder)
-        .map_err(error)?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    if names.is_empty() {
-        return Err(HubError::IncompleteFolder {
-            folder: folder.to_owned(),
-            lacks: "any file".into(),
-            holds: names.into_iter().collect(),
-        });
+    in_folder(folder, &names_of_folder(folder)?, None)
+}
+
+fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
+    if folder.is_file() {
+        return Err(HubError::NotAFolder { path: folder.to_owned(), hint: hints::of_file(folder) });
     }
-    in_folder(folder, &names, None)
+    small::names_in(folder).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => HubError::NoSuchFolder { path: folder.to_owned() },
+        _ => HubError::Io { path: folder.to_owned(), source },
+    })
 }
 
 /// The files of a folder of which these names are known to be there.
@@ -200,9 +207,14 @@ pub(crate) fn in_folder(
         folder: folder.to_owned(),
         lacks: what.to_owned(),
         holds: names.iter().take(12).cloned().collect(),
+        hint: hints::of_folder(folder, names),
     };
+    if names.is_empty() {
+        return Err(lacks("any file"));
+    }
     let path = |name: &str| names.contains(name).then(|| folder.join(name));
     let config = path("config.json").ok_or_else(|| lacks("config.json"))?;
+
     let choice = choose_weights(names)
         .ok_or_else(|| lacks("model.safetensors, model.safetensors.index.json or pytorch_model.bin"))?;
     let (files, index) = if choice.is_index {
@@ -219,23 +231,32 @@ pub(crate) fn in_folder(
         true => WeightFiles::Safetensors { files, index },
         false => WeightFiles::PytorchBin { files, index },
     };
-    let tokenizer = TokenizerFiles {
-        tokenizer_json: path("tokenizer.json"),
-        vocab_json: path("vocab.json"),
-        merges_txt: path("merges.txt"),
-        tokenizer_config: path("tokenizer_config.json"),
-        special_tokens_map: path("special_tokens_map.json"),
-        chat_template: path("chat_template.jinja"),
-    };
+
     Ok(ModelFiles {
         root: folder.to_owned(),
         config,
         generation_config: path("generation_config.json"),
-        tokenizer,
+        tokenizer: tokenizer_files(path),
         weights,
-        companions: COMPANIONS.into_iter().filter_map(path).collect(),
+        companions: small::chosen(names).into_iter().map(|name| folder.join(name)).collect(),
         commit,
     })
+}
+
+/// The tokenizer's files, where `path` gives those that there are.
+fn tokenizer_files(path: impl Fn(&str) -> Option<PathBuf>) -> TokenizerFiles {
+    let tokenizer_config = path("tokenizer_config.json");
+    let preferred = tokenizer_config.as_deref().and_then(small::preferred_tokenizer);
+    TokenizerFiles {
+        tokenizer_json: preferred.and_then(|name| path(&name)).or_else(|| path("tokenizer.json")),
+        vocab_json: path("vocab.json"),
+        merges_txt: path("merges.txt"),
+        special_tokens_map: path("special_tokens_map.json"),
+        added_tokens: path("added_tokens.json"),
+        tokenizer_model: small::TOKENIZER_MODELS.iter().find_map(|name| path(name)),
+        chat_template: path("chat_template.jinja"),
+        tokenizer_config,
+    }
 }
 
 #[cfg(test)]

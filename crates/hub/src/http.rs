@@ -3,7 +3,8 @@
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Method, Response, StatusCode, Url};
+use std::path::Path;
 use std::time::Duration;
 
 /// Redirects followed for one request.
@@ -15,6 +16,7 @@ pub(crate) struct Http {
     client: Client,
     endpoint: Url,
     token: Option<String>,
+    etag_timeout: Duration,
 }
 
 /// A request that got no usable answer.
@@ -37,13 +39,43 @@ pub(crate) const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION
 
 /// A client as hf-hub and we use it.
 pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
-    Client::builder()
+    let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(config.connect_timeout)
         .read_timeout(config.read_timeout)
-        .redirect(redirects)
-        .build()
-        .map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
+        .redirect(redirects);
+    if let Some(bundle) = &config.ca_bundle {
+        builder = builder.tls_certs_only(certificates(bundle)?);
+    }
+    builder.build().map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
+}
+
+/// The certificates of a PEM file, or of all files of a folder.
+fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| HubError::Io { path, source }
+    };
+    let mut files = vec![bundle.to_owned()];
+    if bundle.is_dir() {
+        let entries = std::fs::read_dir(bundle).map_err(io(bundle))?;
+        files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    }
+
+    let mut found = Vec::new();
+    for file in files {
+        let pem = std::fs::read(&file).map_err(io(&file))?;
+        let malformed = |cause: reqwest::Error| HubError::MalformedFile {
+            path: file.clone(),
+            reason: format!("its certificates cannot be read: {cause}"),
+        };
+        found.extend(Certificate::from_pem_bundle(&pem).map_err(malformed)?);
+    }
+    if found.is_empty() {
+        let reason = "it holds no certificates in PEM form (REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names it)";
+        return Err(HubError::MalformedFile { path: bundle.to_owned(), reason: reason.into() });
+    }
+    Ok(found)
 }
 
 pub(crate) fn malformed(host: &str, what: &str, reason: String) -> HubError {
@@ -56,7 +88,7 @@ impl Http {
             malformed(&config.endpoint, "HF_ENDPOINT", format!("it is not a URL ({cause})"))
         })?;
         let client = client(config, reqwest::redirect::Policy::none())?;
-        Ok(Self { client, endpoint, token: config.token.clone() })
+        Ok(Self { client, endpoint, token: config.token.clone(), etag_timeout: config.etag_timeout })
     }
 
     /// The address of a file.
@@ -84,6 +116,9 @@ impl Http {
             if let (Some(token), true) = (&self.token, self.is_endpoint(&url)) {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
             }
+            if method == Method::HEAD {
+                request = request.timeout(self.etag_timeout);
+            }
             if let Some(range) = &range {
                 request = request.header(RANGE, range);
             }
@@ -100,7 +135,7 @@ impl Http {
     }
 
     /// Whether a URL is the hub's own: scheme, host and port.
-    fn is_endpoint(&self, url: &Url) -> bool {
+    pub(crate) fn is_endpoint(&self, url: &Url) -> bool {
         url.scheme() == self.endpoint.scheme()
             && url.host_str() == self.endpoint.host_str()
             && url.port_or_known_default() == self.endpoint.port_or_known_default()
@@ -125,7 +160,11 @@ pub(crate) fn transient(error: &reqwest::Error) -> Failure {
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        cause.to_string()
+        let cause = cause.to_string();
+        match cause.contains("certificate") {
+            true => format!("{cause}; a proxy's own certificate must be named by REQUESTS_CA_BUNDLE"),
+            false => cause,
+        }
     };
     Failure::Transient { reason, after: None, unreachable: error.is_connect() || error.is_timeout() }
 }

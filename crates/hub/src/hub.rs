@@ -5,11 +5,12 @@ use crate::cache::{self, RepoCache, is_commit};
 use crate::config::{HubConfig, expand_home};
 use crate::download::Fetch;
 use crate::error::{HubError, Result};
-use crate::files::{self, ModelFiles, ModelHeaders, SafetensorsHeader, WeightFiles};
+use crate::files::{self, ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, WeightFiles};
 use crate::http::{Failure, Http};
 use crate::model_ref::ModelRef;
 use crate::progress::{Progress, ProgressEvent};
 use crate::retry::Retries;
+use crate::{hints, small};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -24,16 +25,13 @@ const FIRST_BYTES: u64 = 1 << 17;
 #[derive(Debug)]
 pub struct Hub {
     config: HubConfig,
-    http: Http,
 }
 
 impl Hub {
-    /// A hub with those settings.
-    ///
-    /// # Errors
-    /// [`HubError::MalformedAnswer`] where the endpoint is not a URL.
-    pub fn new(config: HubConfig) -> Result<Self> {
-        Ok(Self { http: Http::new(&config)?, config })
+    /// A hub with those settings. An endpoint that is no URL or certificates that cannot be read are an error
+    /// of what needs the network, not of this.
+    pub fn new(config: HubConfig) -> Self {
+        Self { config }
     }
 
     /// The settings.
@@ -68,17 +66,16 @@ impl Hub {
         }
     }
 
-    /// The small files of a model: `config.json` and what its tokenizer is made of.
+    /// The small files of a model, without its weights: `config.json` and what its tokenizer and its chat templates
+    /// are made of. A folder or repository may lack any of them.
     ///
     /// # Errors
     /// As [`Hub::resolve`].
-    pub fn resolve_small(&self, model: &ModelRef, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+    pub fn resolve_small(&self, model: &ModelRef, progress: &dyn Progress) -> Result<SmallFiles> {
         match model {
-            ModelRef::Local(folder) => files::small_in(&self.local_folder(folder)),
-            ModelRef::Hub { .. } => {
-                let mut found = self.resolve(model, progress)?;
-                found.companions.push(found.config);
-                Ok(found.companions)
+            ModelRef::Local(folder) => files::local_small(&self.local_folder(folder)),
+            ModelRef::Hub { repo, revision } => {
+                block_on(|| self.repo_small(repo, revision.as_deref(), progress))
             }
         }
     }
@@ -105,52 +102,39 @@ impl Hub {
         if self.config.offline {
             return self.offline(&cache, repo, wanted);
         }
-        // A commit never changes: what the cache has of it is all there is to know.
+        // A commit never changes: what is known of it stays true.
         if is_commit(wanted)
             && let Ok(model) = cache.model(wanted)
-            && model.tokenizer != files::TokenizerFiles::default()
+            && cache.knows_all(wanted)
         {
             return Ok(model);
         }
-        let listing = match self.listing(repo, revision, progress).await {
+        let http = Http::new(&self.config)?;
+        let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
             Err(error) => return self.after_failure(&cache, wanted, error, progress),
         };
         let fetch = Fetch {
             config: &self.config,
-            http: &self.http,
+            http: &http,
             cache: &cache,
             repo,
             commit: &listing.commit,
             progress,
         };
-        self.fetch_all(&fetch, &listing).await?;
+        fetch_all(&fetch, &listing).await?;
+        cache.note_absent(&listing.commit, &listing.names);
         cache.set_commit(wanted, &listing.commit)?;
         cache.model(&listing.commit)
     }
 
-    /// Every file of the model, the small ones first, so that a wrong repository is known early.
-    async fn fetch_all(&self, fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
-        let not_a_model =
-            |lacks: &str| HubError::NotAModel { repo: fetch.repo.to_owned(), lacks: lacks.to_owned() };
-        if !listing.names.contains("config.json") {
-            return Err(not_a_model("config.json"));
-        }
-        let choice = files::choose_weights(&listing.names)
-            .ok_or_else(|| not_a_model("model.safetensors and no pytorch_model.bin"))?;
-        for file in files::choose_small(&listing.names) {
-            fetch.file(file).await?;
-        }
-        let first = fetch.file(choice.file).await?;
-        if choice.is_index {
-            for shard in files::shards_of(&first)? {
-                fetch.file(&shard).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn listing(&self, repo: &str, revision: Option<&str>, progress: &dyn Progress) -> Result<Listing> {
+    async fn listing(
+        &self,
+        http: &Http,
+        repo: &str,
+        revision: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<Listing> {
         let cached = self.cached_models();
         let mut retries = Retries::new(&self.config);
         loop {
@@ -164,7 +148,7 @@ impl Hub {
             // A host that cannot be reached twice will not be reached by patience.
             let Some(delay) = delay.filter(|_| !unreachable || retries.in_a_row() < 2) else {
                 return Err(HubError::NoNetwork {
-                    host: self.http.host(),
+                    host: http.host(),
                     reason,
                     offline_models: offline_models(cached),
                 });
@@ -174,7 +158,8 @@ impl Hub {
         }
     }
 
-    /// What the cache has when the hub cannot be asked.
+    /// What the cache has when the hub cannot be asked, or does not answer for the repository any more: as
+    /// huggingface_hub, which goes on with what it has downloaded before.
     fn after_failure(
         &self,
         cache: &RepoCache,
@@ -182,10 +167,16 @@ impl Hub {
         error: HubError,
         progress: &dyn Progress,
     ) -> Result<ModelFiles> {
-        let HubError::NoNetwork { reason, .. } = &error else { return Err(error) };
+        let reason = match &error {
+            HubError::NoNetwork { reason, .. } => reason.clone(),
+            HubError::Refused { status, .. } => format!("access to the repository is refused, {status}"),
+            HubError::NoSuchModel { .. } => "the hub has no such repository now".into(),
+            HubError::MalformedAnswer { .. } => error.to_string(),
+            _ => return Err(error),
+        };
         match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
             Some(Ok(model)) => {
-                progress.event(&ProgressEvent::UsingCache { reason: reason.clone() });
+                progress.event(&ProgressEvent::UsingCache { reason });
                 Ok(model)
             }
             _ => Err(error),
@@ -204,6 +195,46 @@ impl Hub {
         }
     }
 
+    async fn repo_small(
+        &self,
+        repo: &str,
+        revision: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<SmallFiles> {
+        let cache = RepoCache::new(&self.config.cache_dir, repo);
+        let wanted = revision.unwrap_or("main");
+        let cached = || {
+            let commit = cache.commit_of(wanted)?;
+            let names = cache.names(&commit);
+            (!names.is_empty()).then(|| files::small_in(&cache.snapshot(&commit), &names))
+        };
+        if self.config.offline {
+            return cached().map_or_else(|| self.offline(&cache, repo, wanted).map(SmallFiles::from), Ok);
+        }
+
+        let http = Http::new(&self.config)?;
+        let listing = match self.listing(&http, repo, revision, progress).await {
+            Ok(listing) => listing,
+            Err(error @ HubError::NoNetwork { .. }) => return cached().ok_or(error),
+            Err(error) => return Err(error),
+        };
+        let fetch = Fetch {
+            config: &self.config,
+            http: &http,
+            cache: &cache,
+            repo,
+            commit: &listing.commit,
+            progress,
+        };
+        let config = listing.names.contains("config.json").then_some("config.json");
+        for file in config.into_iter().chain(small::chosen(&listing.names)) {
+            fetch.file(file).await?;
+        }
+        cache.set_commit(wanted, &listing.commit)?;
+        let folder = cache.snapshot(&listing.commit);
+        Ok(files::small_in(&folder, &cache.names(&listing.commit)))
+    }
+
     async fn repo_headers(
         &self,
         repo: &str,
@@ -215,7 +246,8 @@ impl Hub {
         if self.config.offline {
             return headers_on_disk(&self.offline(&cache, repo, wanted)?);
         }
-        let listing = match self.listing(repo, revision, progress).await {
+        let http = Http::new(&self.config)?;
+        let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
             Err(error) => return headers_on_disk(&self.after_failure(&cache, wanted, error, progress)?),
         };
@@ -224,7 +256,7 @@ impl Hub {
         }
         let fetch = Fetch {
             config: &self.config,
-            http: &self.http,
+            http: &http,
             cache: &cache,
             repo,
             commit: &listing.commit,
@@ -245,10 +277,37 @@ impl Hub {
     }
 }
 
+/// Every file of the model, the small ones first, so that a wrong repository is known early.
+async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
+    let not_a_model = |lacks: &str| HubError::NotAModel {
+        repo: fetch.repo.to_owned(),
+        lacks: lacks.to_owned(),
+        hint: hints::of_repository(&listing.names),
+    };
+    if !listing.names.contains("config.json") {
+        return Err(not_a_model("config.json"));
+    }
+    let choice = files::choose_weights(&listing.names)
+        .ok_or_else(|| not_a_model("model.safetensors and no pytorch_model.bin"))?;
+
+    fetch.file("config.json").await?;
+    for file in small::chosen(&listing.names) {
+        fetch.file(file).await?;
+    }
+    let first = fetch.file(choice.file).await?;
+    if choice.is_index {
+        for shard in files::shards_of(&first)? {
+            fetch.file(&shard).await?;
+        }
+    }
+    Ok(())
+}
+
 fn no_headers(repo: &str) -> HubError {
     HubError::NotAModel {
         repo: repo.to_owned(),
         lacks: "safetensors weights, whose headers could be read alone".into(),
+        hint: String::new(),
     }
 }
 

@@ -12,7 +12,7 @@
 //! #     std::fs::write(folder.path().join(name), text)?;
 //! # }
 //! # let folder = folder.path().to_str().unwrap_or_default();
-//! let hub = Hub::new(HubConfig::new("/tmp/cache"))?;
+//! let hub = Hub::new(HubConfig::new("/tmp/cache"));
 //! let model: ModelRef = folder.parse()?; // or "gpt2-large", "org/name", "org/name@revision"
 //! let files = hub.resolve(&model, &NoProgress)?;
 //! assert!(files.config.ends_with("config.json"));
@@ -21,12 +21,15 @@
 //!
 //! The library prints nothing; [`HubConfig::from_env`] is the one place that reads the environment.
 
+mod address;
 mod api;
 mod cache;
 pub mod config;
 mod download;
+mod encoding;
 pub mod error;
 pub mod files;
+mod hints;
 mod http;
 pub mod hub;
 mod lock;
@@ -34,11 +37,12 @@ pub mod model_ref;
 mod names;
 pub mod progress;
 mod retry;
+mod small;
 mod verify;
 
 pub use config::HubConfig;
 pub use error::{HubError, Result};
-pub use files::{ModelFiles, ModelHeaders, SafetensorsHeader, TokenizerFiles, WeightFiles};
+pub use files::{ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, TokenizerFiles, WeightFiles};
 pub use hub::Hub;
 pub use model_ref::ModelRef;
 pub use progress::{NoProgress, Progress, ProgressEvent};

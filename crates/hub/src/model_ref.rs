@@ -1,8 +1,9 @@
 //! What a user calls a model.
 
+use crate::address;
 use crate::error::{HubError, Result};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A folder, or a repository of the hub at a revision.
@@ -24,29 +25,34 @@ impl FromStr for ModelRef {
 
     /// ```
     /// use llm_int8_hub::ModelRef;
-    /// let model: ModelRef = "org/name@v1.0".parse()?;
+    /// let model: ModelRef = "org/name@v1.0".parse()?; // or https://huggingface.co/org/name/tree/v1.0
     /// assert_eq!(model, ModelRef::Hub { repo: "org/name".into(), revision: Some("v1.0".into()) });
     /// assert!(matches!("./folder".parse()?, ModelRef::Local(_)));
     /// assert!("a/b/c".parse::<ModelRef>().is_err());
     /// # Ok::<(), llm_int8_hub::HubError>(())
     /// ```
     fn from_str(name: &str) -> Result<Self> {
-        let is_path = ["./", "../", "/", "~/", ".\\"].iter().any(|start| name.starts_with(start))
-            || name == "."
-            || name == ".."
-            || std::path::Path::new(name).is_dir();
-        if is_path {
+        if let Some(path) = address::on_the_hub(name) {
+            return address::model(name, path);
+        }
+        if is_path(name) {
             return Ok(Self::Local(PathBuf::from(name)));
         }
+        let refuse =
+            |reason: &str| HubError::InvalidName { name: name.to_owned(), reason: reason.to_owned() };
+        if name.contains("://") {
+            return Err(refuse(
+                "it is an address of another place than huggingface.co; give a mirror by HF_ENDPOINT",
+            ));
+        }
+
         let (repo, revision) = match name.split_once('@') {
             Some((repo, revision)) => (repo, Some(revision)),
             None => (name, None),
         };
-        let refuse =
-            |reason: &str| HubError::InvalidName { name: name.to_owned(), reason: reason.to_owned() };
         let parts: Vec<&str> = repo.split('/').collect();
         if parts.len() > 2 {
-            return Err(refuse("more than one `/`; a folder's path starts with `./` or `/`"));
+            return Err(refuse("there is no such folder, and a name on the hub has at most one `/`"));
         }
         if !parts.iter().all(|part| is_plain_name(part)) {
             return Err(refuse("only letters, digits, `-`, `_` and `.` are allowed, and no `..`"));
@@ -56,6 +62,26 @@ impl FromStr for ModelRef {
         }
         Ok(Self::Hub { repo: repo.to_owned(), revision: revision.map(str::to_owned) })
     }
+}
+
+/// Endings of files that people give in the place of their folder, and that no repository's name has.
+const FILE_ENDINGS: [&str; 9] =
+    [".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".onnx"];
+
+/// What is meant as a path: what begins like one, is a folder, or names a file.
+fn is_path(name: &str) -> bool {
+    let begins = ["./", "../", "/", "~/"].iter().any(|start| name.starts_with(start));
+    let is_windows = name.contains('\\') || name.as_bytes().get(1..3) == Some(b":/");
+    let path = Path::new(name);
+    let ending = name.to_ascii_lowercase();
+    // A file that happens to have a model's name, such as `gpt2`, does not hide the model.
+    let is_file = name.contains(['/', '.']) && path.is_file();
+    begins
+        || is_windows
+        || [".", "..", "~"].contains(&name)
+        || path.is_dir()
+        || is_file
+        || (!name.contains("://") && FILE_ENDINGS.iter().any(|known| ending.ends_with(known)))
 }
 
 /// A name that can stand in a URL and in a file name of the cache.
@@ -68,7 +94,7 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-fn is_plain_revision(revision: &str) -> bool {
+pub(crate) fn is_plain_revision(revision: &str) -> bool {
     revision.split('/').all(is_plain_name)
 }
 
@@ -97,6 +123,30 @@ mod tests {
                 "{name:?}: {parsed:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_one() {
+        for name in [
+            "./x",
+            "../x",
+            "/x",
+            "~/x",
+            "~",
+            ".",
+            "C:/x",
+            "C:\\x",
+            "a\\b",
+            "model.safetensors",
+            "a/b/config.json",
+        ] {
+            assert_eq!(name.parse::<ModelRef>().unwrap(), ModelRef::Local(name.into()), "{name}");
+        }
+        for name in ["gpt2", "org/name", "org/name.v1", "Qwen/Qwen2.5-0.5B"] {
+            assert!(matches!(name.parse().unwrap(), ModelRef::Hub { .. }), "{name}");
+        }
+        let nested = "models/org/name".parse::<ModelRef>().unwrap_err().to_string();
+        assert!(nested.contains("there is no such folder"), "{nested}");
     }
 
     #[test]

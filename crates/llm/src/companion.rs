@@ -4,11 +4,12 @@ use crate::builtin;
 use crate::error::{LlmError, Result};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A small file: on disk, part of the program, or made from what a GGUF file says.
 #[derive(Debug, Clone)]
 pub(crate) struct Companion {
+    /// Its path from the model's folder on, with `/`.
     pub(crate) name: String,
     content: Content,
 }
@@ -20,8 +21,9 @@ enum Content {
 }
 
 impl Companion {
-    pub(crate) fn file(path: PathBuf) -> Self {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    /// A file of a model's folder, or of the folder of chat templates inside it.
+    pub(crate) fn file(root: &Path, path: PathBuf) -> Self {
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
         Self { name, content: Content::File(path) }
     }
 

@@ -6,10 +6,10 @@ use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
 use crate::tokenizer::{Tokenizer, gguf};
 use crate::warning::Warning;
-use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, WeightFiles};
+use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything that decides how a model is found and loaded.
 ///
@@ -57,7 +57,7 @@ impl Source {
             return Self::from_gguf(Path::new(name));
         }
         let model: ModelRef = name.parse()?;
-        Self::from_files(&Hub::new(hub.clone())?.resolve(&model, progress)?)
+        Self::from_files(&Hub::new(hub.clone()).resolve(&model, progress)?)
     }
 
     fn builtin() -> Result<Self> {
@@ -119,11 +119,27 @@ impl Source {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids = config.token_ids("eos_token_id");
         }
-        let companions: Vec<Companion> = files.companions.iter().cloned().map(Companion::file).collect();
+        let companions = companions(&files.root, &files.companions);
         let what = format!("of {}", files.root.display());
-        let tokenizer = Tokenizer::from_companions(&companions, config.values(), &what);
+        let sources = tokenizer_sources(&companions, &files.tokenizer);
+        let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
         Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
     }
+}
+
+fn companions(root: &Path, paths: &[PathBuf]) -> Vec<Companion> {
+    paths.iter().map(|path| Companion::file(root, path.clone())).collect()
+}
+
+/// The files a tokenizer is built from: those beside the weights, with the `tokenizer.json` that is written for this
+/// version of transformers where there are several.
+fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Companion> {
+    let preferred = files.tokenizer_json.as_ref().filter(|path| !path.ends_with("tokenizer.json"));
+    let Some(preferred) = preferred else { return companions.to_vec() };
+
+    let others = companions.iter().filter(|companion| companion.name != "tokenizer.json").cloned();
+    let renamed = Companion { name: "tokenizer.json".into(), ..Companion::file(Path::new(""), preferred.clone()) };
+    others.chain([renamed]).collect()
 }
 
 /// A model's checkpoint, to read single tensors of it without loading the model.
@@ -154,10 +170,13 @@ pub(crate) fn small_files(
     if is_gguf(name) {
         return Ok((gguf::companions(&GgufFile::open(Path::new(name))?)?, serde_json::Value::Null));
     }
-    let files = Hub::new(hub.clone())?.resolve_small(&name.parse()?, progress)?;
-    let companions: Vec<Companion> = files.into_iter().map(Companion::file).collect();
-    let config = Companion::json(&companions, "config.json")?.unwrap_or_default();
-    Ok((companions, config))
+    let files = Hub::new(hub.clone()).resolve_small(&name.parse()?, progress)?;
+    let config = match &files.config {
+        Some(path) => ModelConfig::parse(&read(path)?)?.named(model_name(path)).values().clone(),
+        None => serde_json::Value::Null,
+    };
+    let companions = companions(&files.root, &files.companions);
+    Ok((tokenizer_sources(&companions, &files.tokenizer), config))
 }
 
 /// Config and headers of a model, for looking at it without its weights.
@@ -169,7 +188,7 @@ pub(crate) fn headers(
     if !builtin::is_meant(name) && !is_gguf(name) {
         let model = name.parse()?;
         if let ModelRef::Hub { .. } = model {
-            let found = Hub::new(hub.clone())?.resolve_metadata(&model, progress)?;
+            let found = Hub::new(hub.clone()).resolve_metadata(&model, progress)?;
             let config = ModelConfig::parse(&read(&found.config)?)?.named(name);
             let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
             return Ok((config, Checkpoint::from_headers(headers)?));
@@ -186,9 +205,9 @@ fn model_name(config: &Path) -> &str {
     names().find(|name| name.starts_with("models--")).or(names().next_back()).unwrap_or_default()
 }
 
-/// A `.gguf` file.
+/// A `.gguf` file on disk; an address of one is for the hub to refuse.
 fn is_gguf(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+    !name.contains("://") && Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -39,8 +39,28 @@ pub struct Request {
     pub authorization: Option<String>,
 }
 
+/// What a mirror does otherwise than the hub.
+#[derive(Debug, Clone, Default)]
+pub struct Mirror {
+    /// It is not at the root of its host.
+    pub prefix: &'static str,
+    /// It does not speak of commits with files.
+    pub hides_commit: bool,
+    /// It compresses JSON files, asked or not, and calls that so.
+    pub encoding: Option<&'static str>,
+    /// Bodies are at another path of the same host.
+    pub redirects_to: Option<&'static str>,
+    /// Redirects say nothing of the file they lead to.
+    pub is_terse: bool,
+    /// Questions for headers alone are answered with this status.
+    pub head_status: Option<u16>,
+    /// The first question for headers alone takes so long.
+    pub slow_head: Duration,
+}
+
 #[derive(Default)]
 struct State {
+    mirror: Mirror,
     /// Name → content and etag.
     files: BTreeMap<String, (Vec<u8>, String)>,
     faults: BTreeMap<String, VecDeque<Fault>>,
@@ -73,16 +93,21 @@ impl FakeHub {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}{}", self.address, self.state.lock().unwrap().mirror.prefix)
     }
 
-    /// A file whose etag is its SHA-256, as LFS has it.
+    pub fn is_mirror(&self, mirror: Mirror) {
+        self.state.lock().unwrap().mirror = mirror;
+    }
+
+    /// A file whose etag is its SHA-256, as the hub has it of large files.
     pub fn add(&self, name: &str, content: &[u8]) -> String {
         let etag: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
         self.add_with_etag(name, content, &etag);
         etag
     }
 
+    /// The etag is quoted unless it brings quotes along; an empty one is not sent.
     pub fn add_with_etag(&self, name: &str, content: &[u8], etag: &str) {
         self.state.lock().unwrap().files.insert(name.into(), (content.to_vec(), etag.into()));
     }
@@ -126,7 +151,13 @@ impl FakeHub {
 
     /// Answers; whether the connection goes on.
     fn answer(&self, request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        let prefix = self.state.lock().unwrap().mirror.prefix;
         let path = request.path.split('?').next().unwrap_or_default();
+        // Places of bodies are outside of the prefix.
+        if let Some(name) = path.strip_prefix("/signed/") {
+            return self.body(request, name, stream);
+        }
+        let Some(path) = path.strip_prefix(prefix) else { return status(stream, 404, "") };
         // A repository that was renamed: relative redirects, as the real hub sends them.
         if let Some(rest) = path.strip_prefix("/api/models/old") {
             return redirect(stream, &format!("/api/models/org/model{rest}"));
@@ -137,7 +168,7 @@ impl FakeHub {
         if let Some(rest) = path.strip_prefix("/api/models/") {
             return self.listing(rest, stream);
         }
-        match path.rsplit_once('/') {
+        match path.strip_prefix("/org/model/resolve/").and_then(|rest| rest.split_once('/')) {
             Some((_, name)) => self.file(request, name, stream),
             None => status(stream, 404, ""),
         }
@@ -174,39 +205,73 @@ impl FakeHub {
     }
 
     fn file(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-        let (found, cdn) = {
+        let (found, cdn, mirror) = {
             let state = self.state.lock().unwrap();
-            (state.files.get(name).cloned(), state.cdn)
+            (state.files.get(name).cloned(), state.cdn, state.mirror.clone())
         };
         let Some((content, etag)) = found else {
             return status(stream, 404, "X-Error-Code: EntryNotFound\r\n");
         };
-        let length = content.len();
-        if let Some(cdn) = cdn {
-            let location = format!("http://{cdn}/signed/{name}");
-            write!(
-                stream,
-                "HTTP/1.1 302 Found\r\nLocation: {location}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {length}\r\n\
-                 X-Repo-Commit: {COMMIT}\r\nContent-Length: 0\r\n\r\n"
-            )?;
-            return Ok(true);
+        let location = match (cdn, mirror.redirects_to) {
+            (Some(cdn), _) => format!("http://{cdn}/signed/{name}"),
+            (None, Some(path)) => format!("{path}/{name}"),
+            (None, None) => return self.body(request, name, stream),
+        };
+        let linked = match mirror.is_terse {
+            true => String::new(),
+            false => format!("X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n", content.len()),
+        };
+        let commit = if mirror.hides_commit { "" } else { COMMIT_LINE };
+        status(stream, 302, &format!("Location: {location}\r\n{linked}{commit}"))
+    }
+
+    /// The file itself.
+    fn body(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+        let (found, mirror) = {
+            let mut state = self.state.lock().unwrap();
+            let mirror = state.mirror.clone();
+            if request.method == "HEAD" {
+                state.mirror.slow_head = Duration::ZERO;
+            }
+            (state.files.get(name).cloned(), mirror)
+        };
+        let Some((content, etag)) = found else { return status(stream, 404, "") };
+
+        let encoding = mirror.encoding.filter(|_| name.ends_with(".json"));
+        let content = if encoding.is_some() { gzip(&content) } else { content };
+        let mut headers = encoding.map_or(String::new(), |name| format!("Content-Encoding: {name}\r\n"));
+        headers.push_str(if mirror.hides_commit { "" } else { COMMIT_LINE });
+        match etag.as_str() {
+            "" => {}
+            quoted if quoted.contains('"') => headers.push_str(&format!("ETag: {quoted}\r\n")),
+            etag => headers.push_str(&format!("ETag: \"{etag}\"\r\n")),
         }
         if request.method == "HEAD" {
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {length}\r\n\r\n"
-            )?;
+            std::thread::sleep(mirror.slow_head);
+            if let Some(code) = mirror.head_status {
+                return status(stream, code, "");
+            }
+            write!(stream, "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", content.len())?;
             return Ok(true);
         }
         let fault = self.state.lock().unwrap().faults.get_mut(name).and_then(VecDeque::pop_front);
-        send_body(request, &content, fault, stream)
+        send_body(request, &content, fault, &headers, stream)
     }
+}
+
+const COMMIT_LINE: &str = "X-Repo-Commit: 0123456789abcdef0123456789abcdef01234567\r\n";
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
 }
 
 fn send_body(
     request: &Request,
     content: &[u8],
     fault: Option<Fault>,
+    headers: &str,
     stream: &mut TcpStream,
 ) -> std::io::Result<bool> {
     let length = content.len();
@@ -232,7 +297,7 @@ fn send_body(
             (head, &content[start..=last])
         }
     };
-    write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    write!(stream, "HTTP/1.1 {head}\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
     match fault {
         Some(Fault::DropAfter(count)) => {
             stream.write_all(&body[..count.min(body.len())])?;

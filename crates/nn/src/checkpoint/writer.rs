@@ -103,14 +103,16 @@ impl NewFolder {
         Ok(Self { target: target.to_owned(), partial, is_committed: false })
     }
 
-    /// Writes a small file into it.
+    /// Writes a small file into it; `name` may lead into a folder, which is made.
     ///
     /// # Errors
     /// [`NnError::Write`], [`NnError::DiskFull`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(name);
+        let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let created = folder.and_then(|()| File::create(&path));
         let written =
-            File::create(&path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+            created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
         written.map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
     }
 

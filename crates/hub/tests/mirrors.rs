@@ -1,0 +1,366 @@
+//! Mirrors, whose answers differ from the hub's, and what a copy of a model needs beside its weights.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
+#![allow(dead_code, reason = "each test binary uses a part of the fake hub")]
+
+mod fake_hub;
+
+use fake_hub::{COMMIT, FakeHub, Fault, Mirror};
+use llm_int8_hub::{Hub, HubConfig, HubError, ModelFiles, NoProgress, Progress, ProgressEvent};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const FILE: &str = "model.safetensors";
+const CONFIG: &[u8] = br#"{"model_type": "gpt2"}"#;
+/// Of `CONFIG`: sha1sum, git hash-object, md5sum.
+const SHA1: &str = "168fde3e27c2b635db294b39b55d3c67f4cfb762";
+const GIT: &str = "7eb84e812bad01767dcf9cf8a2d84ef428949cad";
+const MD5: &str = "61f2004aca0a6f034cdccb6a4bfe1200";
+
+fn weights() -> Vec<u8> {
+    (0..30_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+}
+
+fn model_hub() -> FakeHub {
+    let hub = FakeHub::start();
+    hub.add("config.json", CONFIG);
+    hub.add("tokenizer.json", b"{}");
+    hub.add(FILE, &weights());
+    hub
+}
+
+fn config(hub: &FakeHub, cache: &Path) -> HubConfig {
+    let mut config = HubConfig::new(cache);
+    config.endpoint = hub.endpoint();
+    config.token = Some("hf_secret".into());
+    config.read_timeout = Duration::from_millis(500);
+    config.base_delay = Duration::from_millis(5);
+    config.max_delay = Duration::from_millis(50);
+    config
+}
+
+fn resolve(hub: &FakeHub, cache: &TempDir) -> Result<ModelFiles, HubError> {
+    resolve_with(config(hub, cache.path()), "org/model", &NoProgress)
+}
+
+fn resolve_with(config: HubConfig, name: &str, progress: &dyn Progress) -> Result<ModelFiles, HubError> {
+    Hub::new(config).resolve(&name.parse().unwrap(), progress)
+}
+
+fn is_right(model: &ModelFiles) {
+    assert_eq!(std::fs::read(&model.config).unwrap(), CONFIG);
+    assert_eq!(std::fs::read(&model.weights.files()[0]).unwrap(), weights());
+}
+
+#[derive(Default)]
+struct Restarts(Mutex<Vec<String>>);
+
+impl Progress for Restarts {
+    fn event(&self, event: &ProgressEvent<'_>) {
+        if let ProgressEvent::Restart { reason, .. } | ProgressEvent::UsingCache { reason } = event {
+            self.0.lock().unwrap().push(reason.clone());
+        }
+    }
+}
+
+/// The names of what is beside the weights, from the model's folder on.
+fn companions(model: &ModelFiles) -> Vec<String> {
+    let relative = |path: &std::path::PathBuf| path.strip_prefix(&model.root).unwrap().display().to_string();
+    model.companions.iter().map(relative).collect()
+}
+
+const SMALL: [&str; 18] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+    "additional_chat_templates/rag.jinja",
+    "additional_chat_templates/tool_use.jinja",
+    "tokenizer.4.0.0.json",
+];
+
+#[test]
+fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    for name in SMALL {
+        hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
+    }
+    hub.add(
+        "tokenizer_config.json",
+        br#"{"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}"#,
+    );
+    for unwanted in [
+        "additional_chat_templates/deep/x.jinja",
+        "additional_chat_templates/notes.md",
+        "additional_chat_templates/../../../../evil.jinja",
+        "training_args.bin",
+        "optimizer.pt",
+        "original/tokenizer.model",
+    ] {
+        hub.add(unwanted, b"unwanted");
+    }
+    let model = resolve(&hub, &cache).unwrap();
+    assert_eq!(companions(&model), SMALL);
+    for name in SMALL.iter().filter(|name| **name != "tokenizer_config.json") {
+        let text = std::fs::read_to_string(model.root.join(name)).unwrap();
+        assert_eq!(text, format!("{{\"of\": \"{name}\"}}"), "the link leads to the blob");
+    }
+    assert!(hub.log().iter().all(|r| {
+        !["deep", "notes", "evil", "training", "original", "optimizer"]
+            .iter()
+            .any(|name| r.path.contains(name))
+    }));
+    let tokenizer = &model.tokenizer;
+    assert!(
+        tokenizer.tokenizer_json.as_ref().unwrap().ends_with("tokenizer.4.0.0.json"),
+        "as transformers 4.57 reads it"
+    );
+    assert!(
+        tokenizer.added_tokens.is_some()
+            && tokenizer.tokenizer_model.as_ref().unwrap().ends_with("tokenizer.model")
+    );
+
+    // The same files in a folder are the same model.
+    let folder = TempDir::new().unwrap();
+    for name in SMALL.iter().chain(&["config.json", FILE]) {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(model.root.join(name), path).unwrap();
+    }
+    let local =
+        resolve_with(HubConfig::new(cache.path()), folder.path().to_str().unwrap(), &NoProgress).unwrap();
+    assert_eq!(companions(&local), companions(&model));
+}
+
+#[test]
+fn a_commit_that_python_fetched_in_part_is_made_whole_once() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    resolve(&hub, &cache).unwrap();
+    let root = cache.path().join("models--org--model");
+    assert!(
+        root.join(".no_exist").join(COMMIT).join("added_tokens.json").is_file(),
+        "as huggingface_hub marks it"
+    );
+    // Another program's cache: a file is missing, and nothing says that it does not exist.
+    hub.add("added_tokens.json", br#"{"<|user|>": 5}"#);
+    std::fs::remove_dir_all(root.join(".no_exist")).unwrap();
+    let name = format!("org/model@{COMMIT}");
+    let whole = resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
+    assert_eq!(companions(&whole), ["tokenizer.json", "added_tokens.json"]);
+    let before = hub.log().len();
+    resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
+    assert_eq!(hub.log().len(), before);
+}
+
+#[test]
+fn etags_of_every_kind_are_verified_or_accepted() {
+    let kinds = [
+        (GIT.to_owned(), true),
+        (SHA1.to_owned(), true),
+        (SHA1.to_uppercase(), true),
+        (format!("W/\"{SHA1}\""), true),
+        (format!("\"{{SHA1{{{SHA1}}}}}\""), true),
+        (MD5.to_owned(), false),
+        (format!("{MD5}-3"), false),
+        ("5d8c72a5-16".to_owned(), false),
+        ("\"CJ+3i/a==\"".to_owned(), false),
+        (String::new(), false),
+    ];
+    for (i, (etag, is_verified)) in kinds.into_iter().enumerate() {
+        // With and without the header by which the hub vouches for its etags, in turn.
+        let hides_commit = i % 2 == 1;
+        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        hub.is_mirror(Mirror { hides_commit, ..Mirror::default() });
+        hub.add_with_etag("config.json", CONFIG, &etag);
+        is_right(&resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap());
+        assert!(restarts.0.lock().unwrap().is_empty(), "{etag}: {restarts:?}", restarts = restarts.0);
+
+        let (cache, restarts) = (TempDir::new().unwrap(), Restarts::default());
+        hub.faults("config.json", [Fault::WrongBytes]);
+        let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
+        assert_eq!(restarts.0.lock().unwrap().len(), usize::from(is_verified), "{etag}");
+        assert_eq!(std::fs::read(model.config).unwrap() == CONFIG, is_verified, "{etag}");
+    }
+}
+
+/// 40 hexadecimal digits that are no hash of the file: a mirror may have them, the hub may not.
+#[test]
+fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
+    let odd = "1234567890123456789012345678901234567890";
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.is_mirror(Mirror { hides_commit: true, ..Mirror::default() });
+    hub.add_with_etag("config.json", CONFIG, odd);
+    is_right(&resolve(&hub, &cache).unwrap());
+    assert_eq!(hub.ranges("config.json").len(), 2, "the same bytes twice");
+
+    // One of three is damaged: two agree.
+    let cache = TempDir::new().unwrap();
+    hub.faults("config.json", [Fault::WrongBytes]);
+    is_right(&resolve(&hub, &cache).unwrap());
+    assert_eq!(hub.ranges("config.json").len(), 5);
+
+    hub.is_mirror(Mirror::default());
+    let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("arrived damaged each time (its git SHA-1 is"), "{error}");
+}
+
+#[test]
+fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
+    for (redirects_to, is_terse) in [
+        (None, false),
+        (Some("/signed"), false),
+        (Some("/signed"), true),
+        (Some("../../../../../../../signed"), true),
+    ] {
+        let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+        let prefix = "/artifactory/api/hf";
+        hub.is_mirror(Mirror { prefix, hides_commit: true, redirects_to, is_terse, ..Mirror::default() });
+        hub.faults(FILE, [Fault::DropAfter(9_000), Fault::NoRanges]);
+        is_right(&resolve(&hub, &cache).unwrap());
+        assert!(
+            hub.log().iter().any(|r| r.path.starts_with("/artifactory/api/hf/api/models/org/model")),
+            "{:?}",
+            hub.log()
+        );
+        assert!(hub.log().iter().all(|r| r.authorization.as_deref() == Some("Bearer hf_secret")), "one host");
+    }
+}
+
+/// An address that is signed for GET: asked for its headers alone, the place refuses.
+#[test]
+fn a_place_of_bodies_that_answers_no_head_works() {
+    for head_status in [403, 405, 501] {
+        let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+        hub.is_mirror(Mirror { hides_commit: true, is_terse: true, ..Mirror::default() });
+        cdn.is_mirror(Mirror { head_status: Some(head_status), ..Mirror::default() });
+        hub.redirect_bodies_to(&cdn);
+        cdn.faults(FILE, [Fault::DropAfter(9_000)]);
+        is_right(&resolve(&hub, &cache).unwrap());
+        assert!(cdn.log().iter().all(|request| request.authorization.is_none()), "no token for another host");
+        assert_eq!(cdn.ranges(FILE).last().unwrap().as_deref(), Some("bytes=9000-"));
+    }
+    // The hub's own 403 stays what it is.
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.is_mirror(Mirror { head_status: Some(403), ..Mirror::default() });
+    assert!(resolve(&hub, &cache).unwrap_err().to_string().contains("(403)"));
+}
+
+#[test]
+fn compressed_files_are_decoded_and_verified() {
+    let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+    hub.is_mirror(Mirror { encoding: Some("gzip"), ..Mirror::default() });
+    hub.add_with_etag("config.json", CONFIG, &format!("W/\"{GIT}\""));
+    hub.faults("config.json", [Fault::DropAfter(10)]);
+    hub.faults("tokenizer.json", [Fault::WrongBytes]);
+    let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
+    is_right(&model);
+    assert_eq!(std::fs::read(model.tokenizer.tokenizer_json.unwrap()).unwrap(), b"{}");
+
+    hub.is_mirror(Mirror { encoding: Some("br"), ..Mirror::default() });
+    let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("compressed (br), though the server was asked not to"), "{error}");
+}
+
+#[test]
+fn a_compressed_file_cannot_fill_the_disk() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.is_mirror(Mirror { encoding: Some("gzip"), redirects_to: Some("/signed"), ..Mirror::default() });
+    hub.add("tokenizer.json", &vec![b' '; 3_000_000]);
+    resolve(&hub, &cache).unwrap();
+    // The hub says 2 bytes and sends three million.
+    let lying = model_hub();
+    lying.is_mirror(Mirror { redirects_to: Some("/signed"), ..Mirror::default() });
+    lying.redirect_bodies_to(&hub);
+    let error = resolve(&lying, &TempDir::new().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("it is longer than 2 bytes"), "{error}");
+}
+
+#[test]
+fn slow_answers_about_a_file_have_a_time_out_of_their_own() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.is_mirror(Mirror { slow_head: Duration::from_secs(4), ..Mirror::default() });
+    let mut config = config(&hub, cache.path());
+    config.read_timeout = Duration::from_secs(20);
+    config.etag_timeout = Duration::from_millis(200);
+    let started = Instant::now();
+    is_right(&resolve_with(config, "org/model", &NoProgress).unwrap());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+/// As with transformers, what was downloaded before stays usable.
+#[test]
+fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
+    for (name, reason) in [("org/gated", "403"), ("org/private", "401"), ("org/gone", "no such repository")] {
+        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        resolve(&hub, &cache).unwrap();
+        let folder = |name: &str| cache.path().join(format!("models--{}", name.replace('/', "--")));
+        std::fs::rename(folder("org/model"), folder(name)).unwrap();
+        is_right(&resolve_with(config(&hub, cache.path()), name, &restarts).unwrap());
+        assert!(restarts.0.lock().unwrap()[0].contains(reason), "{restarts:?}", restarts = restarts.0);
+    }
+}
+
+#[test]
+fn a_full_cache_is_not_written_to() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    resolve(&hub, &cache).unwrap();
+    let reference = cache.path().join("models--org--model/refs/main");
+    let written = || std::fs::metadata(&reference).unwrap().modified().unwrap();
+    let before = written();
+    std::thread::sleep(Duration::from_millis(20));
+    resolve(&hub, &cache).unwrap();
+    assert_eq!(written(), before);
+}
+
+#[test]
+fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let model = resolve(&hub, &cache).unwrap();
+    let empty = cache.path().join("empty.pem");
+    std::fs::write(&empty, "no certificate\n").unwrap();
+    let with = |bundle: Option<&Path>, endpoint: &str| {
+        let mut config = config(&hub, cache.path());
+        config.ca_bundle = bundle.map(Path::to_owned);
+        endpoint.clone_into(&mut config.endpoint);
+        config
+    };
+    for (config, expected) in [
+        (with(Some(&empty), "https://127.0.0.1:9"), "empty.pem is not usable: it holds no certificates"),
+        (with(Some(Path::new("/nowhere/ca.pem")), "https://127.0.0.1:9"), "/nowhere/ca.pem: No such file"),
+        (with(None, "mirror.example"), "it is not a URL"),
+    ] {
+        let error = resolve_with(config.clone(), "org/model", &NoProgress).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        resolve_with(config.clone(), model.root.to_str().unwrap(), &NoProgress).unwrap();
+        resolve_with(HubConfig { offline: true, ..config }, "org/model", &NoProgress).unwrap();
+    }
+}
+
+#[test]
+fn repositories_of_other_kinds_say_what_to_do() {
+    for (file, expected) in [
+        ("model-Q4_K_M.gguf", "download one of its GGUF files, such as model-Q4_K_M.gguf"),
+        ("adapter_config.json", "merge it into its base model first"),
+        ("consolidated.safetensors", "a model's original weights"),
+        ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
+    ] {
+        let hub = FakeHub::start();
+        hub.add("config.json", b"{}");
+        hub.add(file, b"");
+        let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("has no model.safetensors") && error.contains(expected), "{error}");
+    }
+}
