@@ -32,6 +32,36 @@ fn negative_numbers_need_no_dashes_before_them() {
     assert_eq!(result, json(&[&["--"], &numbers[..]].concat()));
 }
 
+/// Numbers, and the scale, zero point and codes that MinMaxObserver(dtype=torch.qint8) of torch 2.8 gives for them.
+const AFFINE_OF_TORCH: [(&[&str], f64, i64, &[i64]); 6] = [
+    (&["3e-05", "-2e-05"], 1.960784317134312e-07, -26, &[127, -128]),
+    (&["tensor([ 3.0000e-05, -2.0000e-05])"], 1.960784317134312e-07, -26, &[127, -128]),
+    (&["-1E-3"], 3.921568804798881e-06, 127, &[-128]),
+    (&["-.5", "+2", "5."], 0.021568628028035164, -105, &[-128, -12, 127]),
+    (&["1e+10", "-1_000"], 39215692.0, -128, &[127, -128]),
+    (&["[-0.0,", "1]"], 0.003921568859368563, -128, &[-128, 127]),
+];
+
+#[test]
+fn numbers_are_read_in_every_form_python_prints() {
+    for (numbers, scale, zero_point, codes) in AFFINE_OF_TORCH {
+        let result = json(numbers);
+        let affine = &result["results"][0];
+        assert_eq!(affine["scale"].as_f64().unwrap(), scale, "{numbers:?}");
+        assert_eq!(affine["zero_point"], zero_point, "{numbers:?}");
+        assert_eq!(affine["codes"], serde_json::json!(codes), "{numbers:?}");
+    }
+}
+
+#[test]
+fn options_are_options_among_negative_numbers() {
+    let result = json(&["-2e-05", "--dtype", "quint8", "-.5", "--scheme", "per_tensor_affine", "-1E-3"]);
+    assert_eq!(result["values"].as_array().unwrap().len(), 3);
+    assert_eq!((&result["results"][0]["dtype"], &result["results"][1]), (&"quint8".into(), &Value::Null));
+    let help = llm_int8(&["affine", "-1", "-h"]);
+    assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("Usage"));
+}
+
 #[test]
 fn schemes_dtypes_and_channels_are_chosen() {
     let result =
@@ -90,6 +120,15 @@ fn wrong_input_is_one_clear_sentence() {
         (&[][..], 2, "<NUMBER|--file <FILE>|--model <MODEL>|--notebook>"),
         (&["nan"], 2, "value 0 is NaN"),
         (&["1", "inf"], 2, "value 1 is inf"),
+        (&["1", "-inf"], 2, "value 1 is -inf"),
+        (&["1", "-two"], 2, "unexpected argument '-t'"),
+        (&["1", "-5x"], 2, "`-5x` is not a number"),
+        (&["1", "--jsn"], 2, "a similar argument exists: '--json'"),
+        (&["1e40"], 2, "`1e40` is beyond float32"),
+        (&["1__0"], 2, "`1__0` is not a number"),
+        (&["[1,", "2"], 2, "a `[` lacks its `]`"),
+        (&["[[1, 2], [3]]"], 2, "a list of shape [2] beside a list of shape [1]"),
+        (&["[]"], 1, "the tensor is empty"),
         (&["1", "--per-channel", "1"], 2, "axis 1 is out of range"),
         (&["1", "--plot", "picture.jpg"], 2, ".svg or .png"),
         (&["--file", "x.safetensors"], 2, "--tensor <NAME>"),

@@ -270,7 +270,7 @@ fn failures_are_1_and_one_sentence() {
         ("gpt2-large", "Models that need no network: tiny-gpt2"),
         (no_config.as_str(), "has no config.json; it holds: notes.txt"),
         (truncated.path().to_str().unwrap(), "it is truncated or damaged"),
-        ("./no/such/folder", "No such file or directory"),
+        ("./no/such/folder", "there is no folder ./no/such/folder"),
     ] {
         let (code, error) = failure(&["inspect", name]);
         assert_eq!(code, 1, "{error}");
@@ -347,8 +347,6 @@ fn bench_measures_what_is_asked_for() {
     }
     let text = stdout(&run(&few));
     assert!(text.contains("decode after") && text.contains("prompt of"), "{text}");
-    let beyond = run(&["bench", "tiny-gpt2", "--contexts", "4000", "--runs", "1"]);
-    assert!(beyond.status.code() == Some(1) && stderr(&beyond).contains("512 positions"), "{beyond:?}");
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! The command line.
 
 mod affine;
+mod limits;
+mod numbers;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
+pub(crate) use numbers::{Numbers, with_negative_numbers};
+
+use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape, threads};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_int8::{DeviceName, MemoryLimit};
@@ -63,7 +68,8 @@ pub(crate) enum Command {
 /// The model and how to load it.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name, org/name@revision
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name, org/name@revision or
+    /// its address
     pub(crate) model: String,
     /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
     /// [default: 6, or what a saved 8-bit checkpoint says]
@@ -121,7 +127,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, help_heading = "Devices")]
     pub(crate) cuda_overlap: bool,
     /// Threads to compute with [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = threads())]
     pub(crate) threads: Option<u16>,
     /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
@@ -167,7 +173,7 @@ pub(crate) struct SamplingArgs {
     pub(crate) ignore_eos: bool,
     /// Draft up to N tokens from what was there before and compute them together: the same text, sooner where
     /// it repeats itself; needs --outliers row
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = drafts)]
     pub(crate) speculate: usize,
 }
 
@@ -315,25 +321,25 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
     pub(crate) linear: Vec<[usize; 2]>,
     /// Rows of activations of those
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = at_once)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = rows)]
     pub(crate) rows: Vec<usize>,
     /// Texts decoded together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_once)]
     pub(crate) batch_sizes: Vec<usize>,
-    /// Decode after so many tokens
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "32,128,256")]
-    pub(crate) contexts: Vec<usize>,
-    /// Lengths of prompts
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "16,128,512")]
-    pub(crate) prompts: Vec<usize>,
+    /// Decode after so many tokens [default: those of 32,128,256 that the model has positions for]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
+    pub(crate) contexts: Option<Vec<usize>>,
+    /// Lengths of prompts [default: those of 16,128,512 that the model has positions for]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
+    pub(crate) prompts: Option<Vec<usize>>,
     /// New tokens of a run
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 32)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 32, value_parser = bench_tokens)]
     pub(crate) max_new_tokens: usize,
     /// Runs, of which the median counts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = bench_runs)]
     pub(crate) runs: usize,
     /// Also decode a repetitive text with N drafts; needs --outliers row
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = drafts)]
     pub(crate) speculate: usize,
     /// Print one JSON object instead
     #[arg(long)]
@@ -439,23 +445,6 @@ fn threshold(text: &str) -> Result<f32, String> {
     }
 }
 
-/// `4096x11008`: outputs and inputs.
-fn shape(text: &str) -> Result<[usize; 2], String> {
-    let size = |text: &str| text.parse::<usize>().ok().filter(|size| (1..=1 << 20).contains(size));
-    match text.split_once('x').map(|(out, inputs)| (size(out), size(inputs))) {
-        Some((Some(out), Some(inputs))) if out.saturating_mul(inputs) <= 1 << 32 => Ok([out, inputs]),
-        _ => Err("two sizes were expected, outputs and inputs, as 4096x11008".into()),
-    }
-}
-
-fn at_once(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("1 or more was expected".into()),
-        Ok(number) => Ok(number),
-        Err(cause) => Err(format!("{cause}")),
-    }
-}
-
 /// Something asked for that makes no sense: exit code 2.
 #[derive(Debug)]
 pub(crate) struct WrongUse(pub(crate) String);
@@ -481,14 +470,6 @@ mod tests {
         assert_eq!(size("17"), Ok(17));
         for wrong in ["", "GB", "5XB", "-1GB", "0", "99999999999999999999GB", "9999999999999GB", "1.5GB"] {
             assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn shapes_are_read() {
-        assert_eq!(shape("4096x11008"), Ok([4096, 11008]));
-        for wrong in ["", "4096", "0x5", "5x", "axb", "9999999x1", "-1x4"] {
-            assert!(shape(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a person sees beside the results: progress, errors, figures.
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use llm_int8::hub::{Progress, ProgressEvent};
+use llm_int8::hub::{HubConfig, Progress, ProgressEvent};
 use llm_int8::nn::checkpoint::WriteEvent;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -78,14 +78,20 @@ pub(crate) fn bar(template: &str) -> ProgressBar {
 /// Shows downloads: a bar with size, speed and time left on a terminal, lines elsewhere.
 pub(crate) struct Downloads {
     bar: Option<Mutex<ProgressBar>>,
+    hides_progress: bool,
 }
 
 impl Downloads {
-    pub(crate) fn new() -> Self {
-        Self { bar: std::io::stderr().is_terminal().then(|| Mutex::new(ProgressBar::hidden())) }
+    pub(crate) fn new(hub: &HubConfig) -> Self {
+        let is_shown = std::io::stderr().is_terminal() && !hub.hides_progress;
+        let bar = is_shown.then(|| Mutex::new(ProgressBar::hidden()));
+        Self { bar, hides_progress: hub.hides_progress }
     }
 
     fn start(&self, file: &str, total: Option<u64>, resumed_from: u64) {
+        if self.hides_progress {
+            return;
+        }
         let from =
             if resumed_from > 0 { format!(", going on from {}", bytes(resumed_from)) } else { String::new() };
         match &self.bar {

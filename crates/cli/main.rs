@@ -9,7 +9,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = args::with_negative_numbers(std::env::args_os());
+    let arguments = args::Arguments::parse_from(arguments);
     match commands::dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if display::is_closed_pipe(&error) => ExitCode::SUCCESS,

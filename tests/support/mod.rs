@@ -69,6 +69,22 @@ pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// Variables by which a user's own settings could reach the program.
+const USERS_OWN: [&str; 12] = [
+    "CURL_CA_BUNDLE",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "LLM_INT8_ISA",
+    "PYTORCH_PRETRAINED_BERT_CACHE",
+    "PYTORCH_TRANSFORMERS_CACHE",
+    "REQUESTS_CA_BUNDLE",
+    "TRANSFORMERS_CACHE",
+    "TRANSFORMERS_OFFLINE",
+];
+
 /// Runs the program without a user's cache, token or network.
 pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
     llm_int8_reading(arguments, "")
@@ -78,7 +94,7 @@ pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
 pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
-    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "LLM_INT8_ISA"] {
+    for name in USERS_OWN {
         command.env_remove(name);
     }
     command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("source").required(true).args(["values", "file", "model", "notebook"])))]
 #[command(after_help = AFFINE_HELP)]
 pub(crate) struct AffineArgs {
-    /// Numbers to quantise
-    #[arg(value_name = "NUMBER", allow_negative_numbers = true)]
-    pub(crate) values: Vec<f32>,
+    /// Numbers to quantise, as Python prints them: 3 -5.5 3e-05, a list, or what torch and numpy show of a tensor
+    #[arg(value_name = "NUMBER")]
+    pub(crate) values: Vec<String>,
     /// A safetensors file (or pytorch_model.bin) to take a tensor from
     #[arg(long, value_name = "FILE", requires = "tensor")]
     pub(crate) file: Option<PathBuf>,
@@ -43,6 +43,8 @@ pub(crate) struct AffineArgs {
 }
 
 const AFFINE_HELP: &str = "Examples:\n  llm-int8 affine 3 -5.5 0 4 -6 2.5\n  \
+llm-int8 affine '[[3e-05, -2e-05], [1e-05, 0.0]]' --per-channel 0\n  \
+llm-int8 affine 'tensor([ 3.0000e-05, -2.0000e-05])'\n  \
 llm-int8 affine --model tiny-gpt2 --tensor transformer.h.0.attn.c_attn.weight --per-channel 1 --plot weight.svg\n  \
 llm-int8 affine --notebook";
 

@@ -1,14 +1,18 @@
 //! `llm-int8 bench`: how fast a model runs, beside what the machine allows.
 
 use super::{check_drafts, load, load_config};
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
 use llm_int8::bench::{BenchOptions, BenchReport, LinearBench};
-use llm_int8::{AutoModelForCausalLM, MemoryUse};
+use llm_int8::{AutoModelForCausalLM, LlmError, MemoryUse};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
+
+/// Lengths measured where none are given.
+const CONTEXTS: [usize; 3] = [32, 128, 256];
+const PROMPTS: [usize; 3] = [16, 128, 512];
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     check_drafts(args.speculate, &args.model)?;
@@ -16,15 +20,9 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         return linear(args);
     }
     let model = load(&args.model)?;
-    let options = BenchOptions {
-        contexts: args.contexts.clone(),
-        batches: args.batch_sizes.clone(),
-        prompts: args.prompts.clone(),
-        new_tokens: args.max_new_tokens,
-        runs: args.runs,
-        speculate: args.speculate,
-    };
-    let report = model.bench(&options, &mut |what| line(&format!("measuring: {what}")))?;
+    let options = options(args, model.decoder().spec().positions)?;
+    let report =
+        model.bench(&options, &mut |what| line(&format!("measuring: {what}"))).map_err(wrong_setting)?;
     let text = match args.json {
         true => format!("{:#}\n", as_json(&model, &report)),
         false => as_text(&model, &report).context("the report cannot be written")?,
@@ -33,13 +31,58 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is measured: the lengths that a model of so many positions has room for. Others are left out and named;
+/// where none is left, or none of those asked for, the command was wrong.
+fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse> {
+    let mut options = BenchOptions {
+        contexts: args.contexts.clone().unwrap_or_else(|| CONTEXTS.into()),
+        batches: args.batch_sizes.clone(),
+        prompts: args.prompts.clone().unwrap_or_else(|| PROMPTS.into()),
+        new_tokens: args.max_new_tokens,
+        runs: args.runs,
+        speculate: args.speculate,
+    };
+    let left_out = options.fit(positions);
+
+    let new = options.new_tokens;
+    let room = |what: &str, left_out: &[usize], new| {
+        let list: Vec<String> = left_out.iter().map(usize::to_string).collect();
+        format!(
+            "{what} {} and {new} new tokens are more than the model's {positions} positions",
+            list.join(", ")
+        )
+    };
+    let contexts = room("--contexts", &left_out.contexts, new);
+    let prompts = room("--prompts", &left_out.prompts, 1);
+    if options.contexts.is_empty() && (args.contexts.is_some() || options.prompts.is_empty()) {
+        return Err(WrongUse(contexts));
+    }
+    if options.prompts.is_empty() && args.prompts.is_some() {
+        return Err(WrongUse(prompts));
+    }
+    for (lengths, text) in [(&left_out.contexts, contexts), (&left_out.prompts, prompts)] {
+        if !lengths.is_empty() {
+            line(&format!("note: left out: {text}"));
+        }
+    }
+    Ok(options)
+}
+
+/// What is asked for and cannot be measured is a wrong command.
+fn wrong_setting(error: LlmError) -> anyhow::Error {
+    match error {
+        LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => WrongUse(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
 /// Layers by themselves.
 fn linear(args: &BenchArgs) -> anyhow::Result<()> {
     let placement = load_config(&args.model)?.options.placement;
     let device = placement.devices.first().map_or("cpu".into(), |budget| budget.device.name().to_owned());
     let bench =
         LinearBench { shapes: args.linear.clone(), rows: args.rows.clone(), runs: args.runs, placement };
-    let rates = bench.run(&mut |what| line(&format!("measuring: {what}")))?;
+    let rates = bench.run(&mut |what| line(&format!("measuring: {what}"))).map_err(wrong_setting)?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         let layers = rates.iter().map(|rate| {

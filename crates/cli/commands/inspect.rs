@@ -12,7 +12,7 @@ use std::io::Write;
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let (tree, layers, placed) = if args.headers_only {
         let config = load_config(&args.model)?;
-        let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new())
+        let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new(&config.hub))
             .map_err(|error| explain(error, &args.model.model))?;
         plan.warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
         (plan.tree, plan.layers, plan.placed)

@@ -18,7 +18,7 @@ use crate::args::{
 use crate::display::{Downloads, line};
 use anyhow::Context;
 use clap::CommandFactory;
-use llm_int8::hub::HubConfig;
+use llm_int8::hub::{HubConfig, HubError};
 use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8::nn::models::{LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::nn::module::SkipList;
@@ -182,18 +182,21 @@ fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
 }
 
 fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCausalLM> {
-    let model = AutoModelForCausalLM::from_pretrained_with(name, config, &Downloads::new(), &mut |_| ())
+    let downloads = Downloads::new(&config.hub);
+    let model = AutoModelForCausalLM::from_pretrained_with(name, config, &downloads, &mut |_| ())
         .map_err(|error| explain(error, name))?;
     model.load_report().warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
     Ok(model)
 }
 
-/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one, and a place
-/// where the model cannot go.
+/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one, a file in the
+/// place of its folder, and a place where the model cannot go.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. } | NnError::Placement { .. })
-        | LlmError::Hub(llm_int8::hub::HubError::InvalidName { .. }) => WrongUse(error.to_string()).into(),
+        | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
+            WrongUse(error.to_string()).into()
+        }
         LlmError::Nn(NnError::UnexpectedTensors { .. }) => {
             anyhow::Error::from(error).context(format!("{name} cannot be loaded with --strict"))
         }

@@ -7,13 +7,18 @@ use llm_int8::hub::{Hub, HubError, ModelRef};
 use std::io::Write;
 
 pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    if args.model == "tiny-gpt2" {
+        return Err(WrongUse("tiny-gpt2 is built in; there is nothing to download".into()).into());
+    }
     let model: ModelRef = args.model.parse().map_err(|error: HubError| WrongUse(error.to_string()))?;
     if let ModelRef::Local(folder) = &model {
         let text =
-            format!("{} is a folder; pull takes a model of the hub, such as gpt2-large", folder.display());
+            format!("{} is a path; pull takes a model of the hub, such as gpt2-large", folder.display());
         return Err(WrongUse(text).into());
     }
-    let files = Hub::new(hub_config(args.offline)).resolve(&model, &Downloads::new())?;
+    let config = hub_config(args.offline);
+    let downloads = Downloads::new(&config);
+    let files = Hub::new(config).resolve(&model, &downloads)?;
     writeln!(std::io::stdout().lock(), "{}", files.root.display())?;
     Ok(())
 }

@@ -23,7 +23,7 @@ enum Content {
 impl Companion {
     /// A file of a model's folder, or of the folder of chat templates inside it.
     pub(crate) fn file(root: &Path, path: PathBuf) -> Self {
-        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().replace('\\', "/");
         Self { name, content: Content::File(path) }
     }
 

@@ -207,7 +207,8 @@ fn model_name(config: &Path) -> &str {
 
 /// A `.gguf` file on disk; an address of one is for the hub to refuse.
 fn is_gguf(name: &str) -> bool {
-    !name.contains("://") && Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+    !name.contains("://")
+        && Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

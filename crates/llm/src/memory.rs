@@ -29,9 +29,31 @@ impl MemoryUse {
     }
 }
 
+/// Bytes that this process may still take: what the system has left, or its container (control group, version 2),
+/// whichever is less. None where the system does not tell.
+pub(crate) fn available() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let system = available_of(&read("/proc/meminfo")?)?;
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
+    Some(limit.map_or(system, |(most, now)| system.min(most.saturating_sub(now))))
+}
+
+fn available_of(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_memory_is_read() {
+        assert_eq!(available_of("MemTotal: 9 kB\nMemAvailable:     200 kB\n"), Some(204_800));
+        assert_eq!(available_of("MemTotal: 9 kB"), None);
+        assert!(available().is_none_or(|bytes| bytes > 1 << 20));
+    }
 
     #[test]
     fn the_lines_of_linux_are_understood() {

@@ -6,8 +6,8 @@ mod number_line;
 mod picture;
 mod report;
 
-use super::hub_config;
-use crate::args::{AffineArgs, AffineDtype, Scheme, WrongUse};
+use super::{explain as explain_load, hub_config};
+use crate::args::{AffineArgs, AffineDtype, Numbers, Scheme, WrongUse};
 use crate::display::Downloads;
 use anyhow::Context;
 use llm_int8::nn::FloatDtype;
@@ -84,7 +84,8 @@ fn explain(error: AffineError, input: &Input) -> anyhow::Error {
 
 fn read(args: &AffineArgs) -> anyhow::Result<Input> {
     let Some(tensor) = &args.tensor else {
-        return Ok(Input { name: None, values: args.values.clone(), shape: vec![args.values.len()] });
+        let Numbers { values, shape } = Numbers::read(&args.values)?;
+        return Ok(Input { name: None, values, shape });
     };
     let checkpoint = match (&args.file, &args.model) {
         (Some(file), _) if file.extension().is_some_and(|extension| extension == "bin") => {
@@ -92,8 +93,9 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
         }
         (Some(file), _) => Checkpoint::open_safetensors(std::slice::from_ref(file), None)?,
         (None, Some(model)) => {
-            llm_int8::load::checkpoint(model, &hub_config(args.offline), &Downloads::new())
-                .with_context(|| format!("{model} cannot be opened"))?
+            let hub = hub_config(args.offline);
+            llm_int8::load::checkpoint(model, &hub, &Downloads::new(&hub))
+                .map_err(|error| explain_load(error, model))?
         }
         (None, None) => return Err(WrongUse("--tensor needs --file or --model".into()).into()),
     };

@@ -1,6 +1,8 @@
 //! Single int8 layers by themselves: from activations to outputs, whatever model they would be of.
 
+use super::fit;
 use crate::error::{LlmError, Result};
+use crate::memory;
 use candle_core::{DType, Device as Host, Tensor};
 use half::f16;
 use llm_int8_nn::NnError;
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 const ROTATED: usize = 512 << 20;
 /// Copies of a layer's weight at most.
 const MOST_COPIES: usize = 64;
+/// The same on the CPU, whose caches are smaller.
+const MOST_COPIES_ON_CPU: usize = 4;
 /// How long a run takes at least.
 const SHORTEST: Duration = Duration::from_millis(20);
 
@@ -56,16 +60,21 @@ impl LinearBench {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] where nothing can be measured; [`NnError::Cuda`].
+    /// [`LlmError::Setting`] where nothing can be measured, or memory has no room for it; [`NnError::Cuda`].
     pub fn run(&self, observe: &mut dyn FnMut(&str)) -> Result<Vec<LinearRate>> {
         let sizes = self.shapes.iter().flatten().chain(&self.rows).chain([&self.runs]);
         if sizes.clone().any(|size| *size == 0) {
             let expected = "every size and the number of runs must be 1 or more";
             return Err(LlmError::Setting { name: "a size", value: "0".into(), expected });
         }
+        for &shape in &self.shapes {
+            for &rows in &self.rows {
+                self.check_memory(shape, rows)?;
+            }
+        }
         let mut rates = Vec::new();
         for &[out_features, in_features] in &self.shapes {
-            let copies = ROTATED.div_ceil(out_features * in_features).clamp(2, MOST_COPIES);
+            let copies = self.copies([out_features, in_features]);
             let layers = self.layers([out_features, in_features], copies)?;
             for &rows in &self.rows {
                 observe(&format!("{rows} rows through {in_features} to {out_features} features"));
@@ -78,6 +87,25 @@ impl LinearBench {
         Ok(rates)
     }
 
+    /// Copies of a layer's weight.
+    fn copies(&self, [out_features, in_features]: [usize; 2]) -> usize {
+        let copies = ROTATED.div_ceil(out_features.saturating_mul(in_features)).clamp(2, MOST_COPIES);
+        if self.placement.devices.is_empty() { copies.min(MOST_COPIES_ON_CPU) } else { copies }
+    }
+
+    /// Refuses what memory has no room for: the codes once more than their copies, and float activations.
+    fn check_memory(&self, shape: [usize; 2], rows: usize) -> Result<()> {
+        let [out_features, in_features] = shape;
+        let codes = out_features.saturating_mul(in_features).saturating_mul(1 + self.copies(shape));
+        let activations = out_features.saturating_add(in_features).saturating_mul(rows).saturating_mul(8);
+        let what = format!("{rows} rows through {in_features} to {out_features} features");
+        let free = match self.placement.devices.first() {
+            Some(budget) => Some(budget.device.memory().map_err(NnError::from)?.free),
+            None => memory::available(),
+        };
+        fit::check_memory(&what, codes.saturating_add(activations) as u64, free)
+    }
+
     fn layers(&self, [out_features, in_features]: [usize; 2], copies: usize) -> Result<Layers> {
         let codes: Vec<i8> = noise(out_features * in_features).map(|bits| (bits % 255) as i8 - 127).collect();
         let absmax = vec![0.1f32; out_features];
@@ -86,7 +114,7 @@ impl LinearBench {
                 let weight = Int8Weight::from_codes(&codes, &absmax, [out_features, in_features])?;
                 Ok(Int8Linear::new(weight, None, Int8Config::default())?)
             };
-            return Ok(Layers::Host((0..copies.min(4)).map(|_| layer()).collect::<Result<_>>()?));
+            return Ok(Layers::Host((0..copies).map(|_| layer()).collect::<Result<_>>()?));
         };
         let device = budget.device.clone();
         let matrix = || -> llm_int8_nn::cuda::Result<Int8Matrix> {

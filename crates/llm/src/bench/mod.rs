@@ -1,10 +1,12 @@
 //! How fast a model runs, beside what the machine allows.
 
+mod fit;
 mod linear;
 
+pub use fit::LeftOut;
 pub use linear::{LinearBench, LinearRate};
 
-use crate::error::{LlmError, Result};
+use crate::error::Result;
 use crate::generate::{Generated, GenerationConfig};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_nn::limits;
@@ -100,18 +102,11 @@ impl AutoModelForCausalLM {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::ContextExceeded`] where the model has too few positions; [`LlmError::Setting`] where nothing
-    /// can be measured.
+    /// Before anything is measured: [`LlmError::ContextExceeded`] where the model has too few positions (see
+    /// [`BenchOptions::fit`]); [`LlmError::Setting`] where nothing can be measured, or keys and values would need
+    /// more memory than is free.
     pub fn bench(&self, options: &BenchOptions, observe: &mut dyn FnMut(&str)) -> Result<BenchReport> {
-        if options.runs == 0 || options.new_tokens < 2 || options.batches.contains(&0) {
-            let (name, value) =
-                ("the number of runs or new tokens", options.runs.min(options.new_tokens).to_string());
-            return Err(LlmError::Setting {
-                name,
-                value,
-                expected: "at least one run of two tokens of one text can be measured",
-            });
-        }
+        self.check_bench(options)?;
         let isa = self.decoder().isa();
         observe("reading memory");
         let copy_rate = self.decoder().copy_rate()?;

@@ -111,8 +111,7 @@ impl NewFolder {
         let path = self.partial.join(name);
         let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         let created = folder.and_then(|()| File::create(&path));
-        let written =
-            created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+        let written = created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
         written.map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
     }
 

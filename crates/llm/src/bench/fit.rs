@@ -1,0 +1,142 @@
+//! Whether what is to be measured fits the model and the memory, found out before anything is measured.
+
+use super::{BenchOptions, REPETITIVE};
+use crate::error::{LlmError, Result};
+use crate::memory;
+use crate::model::AutoModelForCausalLM;
+
+/// Lengths that a model has too few positions for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// Contexts that leave no room for the new tokens.
+    pub contexts: Vec<usize>,
+    /// Prompts that leave no room for one.
+    pub prompts: Vec<usize>,
+}
+
+impl BenchOptions {
+    /// Leaves out the contexts and prompts that a model of so many positions has no room for.
+    ///
+    /// ```
+    /// use llm_int8::bench::{BenchOptions, LeftOut};
+    /// let mut options = BenchOptions {
+    ///     contexts: vec![32, 128, 500], batches: vec![1], prompts: vec![511, 512], new_tokens: 32, runs: 3, speculate: 0,
+    /// };
+    /// assert_eq!(options.fit(512), LeftOut { contexts: vec![500], prompts: vec![512] });
+    /// assert_eq!((options.contexts, options.prompts), (vec![32, 128], vec![511]));
+    /// ```
+    pub fn fit(&mut self, positions: usize) -> LeftOut {
+        let without = |lengths: &mut Vec<usize>, new: usize| {
+            let fits = |length: &usize| length.saturating_add(new) <= positions;
+            let (fitting, beyond) = std::mem::take(lengths).into_iter().partition(fits);
+            *lengths = fitting;
+            beyond
+        };
+        LeftOut {
+            contexts: without(&mut self.contexts, self.new_tokens),
+            prompts: without(&mut self.prompts, 1),
+        }
+    }
+}
+
+impl AutoModelForCausalLM {
+    /// Refuses what cannot be measured.
+    pub(super) fn check_bench(&self, options: &BenchOptions) -> Result<()> {
+        let refuse = |name, value: usize, expected| {
+            Err(LlmError::Setting { name, value: value.to_string(), expected })
+        };
+        if options.runs == 0 {
+            return refuse("the number of runs", 0, "it must be 1 or more");
+        }
+        if options.new_tokens < 2 {
+            let expected = "it must be 2 or more: the first is not counted";
+            return refuse("the number of new tokens", options.new_tokens, expected);
+        }
+        let lengths = options.contexts.iter().chain(&options.batches).chain(&options.prompts);
+        if lengths.clone().any(|length| *length == 0) {
+            return refuse("a context, a prompt or a batch", 0, "it must be 1 or more");
+        }
+
+        let positions = self.decoder().spec().positions;
+        let exceeded = |prompt, new| Err(LlmError::ContextExceeded { prompt, new, available: positions });
+        let left_out = options.clone().fit(positions);
+        if let Some(&context) = left_out.contexts.first() {
+            return exceeded(context, options.new_tokens);
+        }
+        if let Some(&prompt) = left_out.prompts.first() {
+            return exceeded(prompt, 1);
+        }
+        if options.speculate > 0 && options.new_tokens.saturating_add(REPETITIVE) > positions {
+            return exceeded(REPETITIVE, options.new_tokens);
+        }
+        self.check_memory(options)
+    }
+
+    /// Refuses batches whose keys and values memory has no room for.
+    fn check_memory(&self, options: &BenchOptions) -> Result<()> {
+        let devices = self.decoder().device_memory()?;
+        let on_devices: u64 = devices.iter().map(|(_, memory)| memory.free).sum();
+        let free = memory::available().map(|bytes| bytes.saturating_add(on_devices));
+        for &context in &options.contexts {
+            for &batch in &options.batches {
+                let length = context + options.new_tokens;
+                let one = self.decoder().bytes_per_step(length, 1) - self.decoder().bytes_per_step(0, 1);
+                let what = format!("the keys and values of {batch} texts of {length} tokens");
+                check_memory(&what, one.saturating_mul(batch as u64), free)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what needs more bytes than are free, as far as that is known.
+pub(super) fn check_memory(what: &str, bytes: u64, free: Option<u64>) -> Result<()> {
+    match free {
+        Some(free) if bytes > free => Err(LlmError::Setting {
+            name: "the memory to measure with",
+            value: format!("{:.1} GB for {what}", bytes as f64 / 1e9),
+            expected: "that is more than is free",
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoadConfig;
+
+    #[test]
+    fn nothing_is_measured_before_everything_fits() {
+        let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default()).unwrap();
+        let small = BenchOptions {
+            contexts: vec![16],
+            batches: vec![1],
+            prompts: vec![16],
+            new_tokens: 4,
+            runs: 1,
+            speculate: 0,
+        };
+        for (options, words) in [
+            (BenchOptions { runs: 0, ..small.clone() }, "the number of runs is 0"),
+            (BenchOptions { new_tokens: 1, ..small.clone() }, "the number of new tokens is 1"),
+            (BenchOptions { contexts: vec![16, 0], ..small.clone() }, "is 0; it must be 1 or more"),
+            (BenchOptions { contexts: vec![16, 509], ..small.clone() }, "the prompt has 509 tokens"),
+            (BenchOptions { prompts: vec![usize::MAX], ..small.clone() }, "the model has 512 positions"),
+            (BenchOptions { speculate: 2, new_tokens: 400, ..small.clone() }, "the model has 512 positions"),
+            (BenchOptions { batches: vec![1, usize::MAX], ..small.clone() }, "is more than is free"),
+        ] {
+            let error =
+                model.bench(&options, &mut |what| panic!("{what} was measured")).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(model.check_bench(&small).is_ok());
+    }
+
+    #[test]
+    fn memory_is_compared_where_it_is_known() {
+        assert!(check_memory("x", 10, Some(10)).is_ok() && check_memory("x", u64::MAX, None).is_ok());
+        let error = check_memory("much", 5_000_000_000, Some(10)).unwrap_err().to_string();
+        assert_eq!(error, "the memory to measure with is 5.0 GB for much; that is more than is free");
+    }
+}
