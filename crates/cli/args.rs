@@ -187,6 +187,12 @@ pub(crate) struct ChatArgs {
     /// A Jinja file to write conversations down by, instead of the model's own
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
+    /// Tools the model may call: a JSON file with a list of their descriptions
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tools: Option<PathBuf>,
+    /// Documents to answer from: a JSON file with a list of objects with `title` and `text`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) documents: Option<PathBuf>,
     /// New tokens of a reply at most
     #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
     pub(crate) max_new_tokens: usize,

@@ -5,10 +5,11 @@ use crate::args::ChatArgs;
 use crate::display::line;
 use crate::interrupt::Interrupt;
 use anyhow::Context;
-use llm_int8::{Chat, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply};
+use llm_int8::{Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply};
 use rustyline::error::ReadlineError;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D ends, ctrl-C stops a reply";
 
@@ -22,11 +23,17 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let inputs = ChatInputs {
+        tools: json_objects(args.tools.as_deref())?,
+        documents: json_objects(args.documents.as_deref())?,
+        ..ChatInputs::default()
+    };
     let model = load(&args.model)?;
-    let mut chat = match given {
+    let chat = match given {
         Some(text) => Chat::with_template(&model, model.chat_template_of(&text)?),
         None => Chat::new(&model)?,
     };
+    let mut chat = chat.with_inputs(inputs);
     args.system.iter().for_each(|text| chat.push(ChatMessage::system(text)));
     let config = GenerationConfig {
         max_new_tokens: args.max_new_tokens,
@@ -35,26 +42,47 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let mut lines = Lines::new()?;
     // After the line editor, which would take ctrl-C for itself.
     let interrupt = Interrupt::watch()?;
+    let (mut replies, mut failures) = (0, 0);
     while let Some(text) = lines.next()? {
         match text.trim() {
             "" => {}
             "/exit" | "/quit" => break,
             "/reset" => chat.reset(),
             "/help" => line(HELP),
-            text => turn(&mut chat, text, &config, &interrupt, args.quiet)?,
+            text => match turn(&mut chat, text, &config, &interrupt, args.quiet)? {
+                true => replies += 1,
+                false => failures += 1,
+            },
         }
+    }
+    // Whoever reads along has seen what failed; a script has the exit code alone.
+    if !lines.is_terminal() && failures > 0 && replies == 0 {
+        anyhow::bail!("no turn got a reply");
     }
     Ok(())
 }
 
-/// One turn. What only concerns this turn is said, and the conversation goes on.
+/// The JSON objects that a file lists.
+fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Value>>> {
+    let Some(path) = path else { return Ok(None) };
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a JSON list", path.display()))?;
+    if list.iter().any(|one| !one.is_object()) {
+        anyhow::bail!("{} lists something that is not a JSON object", path.display());
+    }
+    Ok(Some(list))
+}
+
+/// One turn, and whether it got a reply. An error that concerns this turn only is printed, and the conversation goes
+/// on.
 fn turn(
     chat: &mut Chat<'_>,
     text: &str,
     config: &GenerationConfig,
     interrupt: &Interrupt,
     is_quiet: bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     interrupt.forget();
     let mut stdout = std::io::stdout().lock();
     let mut failed = None;
@@ -70,11 +98,11 @@ fn turn(
         Ok(reply) => {
             writeln!(stdout)?;
             tell(&reply, is_quiet);
-            Ok(())
+            Ok(true)
         }
         Err(error @ (LlmError::TurnTooLong { .. } | LlmError::ChatTemplate { .. })) => {
             line(&format!("error: {error}"));
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error.into()),
     }
@@ -115,6 +143,10 @@ impl Lines {
         }
         line(HELP);
         Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new().context("the terminal cannot be used")?)))
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
     }
 
     /// The next line; none at the end.

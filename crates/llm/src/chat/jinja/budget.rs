@@ -11,7 +11,7 @@ const WORK: u64 = 32 << 20;
 pub(super) const LONGEST_TEXT: usize = 64 << 20;
 
 /// Elements of one list.
-pub(super) const LONGEST_LIST: usize = 4 << 20;
+pub(super) const LONGEST_LIST: usize = 1 << 20;
 
 /// Nesting of evaluation: expressions, statements and macro calls inside of each other.
 const DEEPEST_EVALUATION: u32 = 900;

@@ -155,7 +155,7 @@ impl<'t> Interpreter<'t> {
         let node = self.macros.get(index)?.node;
         match name {
             "name" => Some(node.name.clone().map_or(Value::None, Value::Str)),
-            "arguments" => Value::list(node.parameters.iter().cloned().map(Value::Str).collect()).ok(),
+            "arguments" => Value::tuple(node.parameters.iter().cloned().map(Value::Str).collect()).ok(),
             "catch_kwargs" => Some(Value::Bool(node.uses.kwargs)),
             "catch_varargs" => Some(Value::Bool(node.uses.varargs)),
             "caller" => Some(Value::Bool(node.uses.caller)),

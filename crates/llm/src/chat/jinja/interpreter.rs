@@ -1,7 +1,7 @@
 //! Statements.
 
 use super::ast::{Expr, For, Macro, Stmt, StmtKind, Target};
-use super::budget::{Budget, Text, text_units};
+use super::budget::{Budget, Text, check_list, text_units};
 use super::error::{Error, Result};
 use super::scopes::{ROOT, Scopes};
 use super::value::{Items, Loop, Value};
@@ -326,7 +326,10 @@ impl<'t> Interpreter<'t> {
     /// The elements that a `for` walks over. A generator is used up.
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
         use super::value::ViewKind;
-        self.budget.spend(value.shallow_units())?;
+        // Each character becomes a value.
+        let units = value.as_str().map_or_else(|| value.shallow_units(), |text| text.len() as u64);
+        self.budget.spend(units)?;
+        check_list(if value.as_str().is_some() { value.len() } else { Some(0) })?;
         Ok(match value {
             Value::Undefined(_) => Vec::new(),
             Value::List(items) | Value::Tuple(items) => items.values().to_vec(),

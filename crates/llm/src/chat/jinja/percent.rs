@@ -40,13 +40,10 @@ impl Values {
 impl Interpreter<'_> {
     /// `format % values`.
     pub(super) fn percent(&mut self, format: &Value, values: &Value) -> Result<Value> {
-        if let Value::Undefined(missing) = values {
-            return Err(missing.error());
-        }
         let is_markup = matches!(format, Value::Markup(_));
         let (rest, mapping) = match values {
             Value::Tuple(items) => (items.values().iter().cloned().collect(), None),
-            Value::Dict(_) => (VecDeque::from([values.clone()]), Some(values.clone())),
+            Value::Dict(_) | Value::Undefined(_) => (VecDeque::from([values.clone()]), Some(values.clone())),
             other => (VecDeque::from([other.clone()]), None),
         };
         // A list is a mapping as far as Python can tell here, so that it may be left over.
