@@ -26,7 +26,7 @@ fn chat(model: &AutoModelForCausalLM) -> Chat<'_> {
 }
 
 fn config(max_new_tokens: usize) -> GenerationConfig {
-    GenerationConfig { max_new_tokens, ..GenerationConfig::default() }
+    GenerationConfig { max_new_tokens: Some(max_new_tokens), ..GenerationConfig::default() }
 }
 
 fn go_on(_: &str) -> ControlFlow<()> {

@@ -32,8 +32,12 @@ fn drafts_change_the_speed_and_not_the_tokens() {
     let prompt = model.tokenizer().unwrap().encode(REPETITIVE).unwrap();
     for do_sample in [false, true] {
         for max_new_tokens in [1, 2, 40] {
-            let config =
-                GenerationConfig { max_new_tokens, do_sample, seed: 5, ..GenerationConfig::default() };
+            let config = GenerationConfig {
+                max_new_tokens: Some(max_new_tokens),
+                do_sample,
+                seed: 5,
+                ..GenerationConfig::default()
+            };
             let plain = ids(&model, &prompt, &config);
             assert_eq!((plain.timing.drafted_tokens, plain.timing.acceptance_rate()), (0, None));
             for speculate in [1, 3, 8, 20] {
@@ -53,7 +57,7 @@ fn drafts_change_the_speed_and_not_the_tokens() {
 fn text_with_drafts_ends_where_it_ends_without() {
     let model = by_row();
     let stop = vec!["unto".into()];
-    let plain = GenerationConfig { max_new_tokens: 48, stop, ..GenerationConfig::default() };
+    let plain = GenerationConfig { max_new_tokens: Some(48), stop, ..GenerationConfig::default() };
     let drafted = GenerationConfig { speculate: 6, ..plain.clone() };
     let [a, b] = [plain, drafted].map(|config| model.generate(REPETITIVE, &config).unwrap());
     assert_eq!((a.text, a.ids, a.finish_reason), (b.text, b.ids, b.finish_reason));
@@ -76,7 +80,8 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
     let model = by_row();
     let prompts = ["And it came to pass", "ROMEO:", "", REPETITIVE, "In the beginning God", "a"];
     for do_sample in [false, true] {
-        let config = GenerationConfig { max_new_tokens: 12, do_sample, seed: 9, ..model.generation_config() };
+        let config =
+            GenerationConfig { max_new_tokens: Some(12), do_sample, seed: 9, ..model.generation_config() };
         let alone = prompts.map(|prompt| model.generate(prompt, &config).unwrap());
         for at_once in [1, 2, 4, 16] {
             let mut ended = Vec::new();
@@ -101,7 +106,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
 #[test]
 fn a_batch_says_which_prompt_does_not_fit_and_can_be_ended() {
     let model = by_row();
-    let config = GenerationConfig { max_new_tokens: 4, ..GenerationConfig::default() };
+    let config = GenerationConfig { max_new_tokens: Some(4), ..GenerationConfig::default() };
     let flow = |flow: ControlFlow<()>| move |_: usize, _: &Generated| flow;
     let run = |prompts: &[Vec<u32>], config: &GenerationConfig, at_once| {
         model.generate_batch_ids(prompts, config, at_once, &mut flow(ControlFlow::Continue(())))
@@ -112,7 +117,7 @@ fn a_batch_says_which_prompt_does_not_fit_and_can_be_ended() {
     assert!(matches!(run(&[vec![1]], &config, 0), Err(LlmError::Setting { .. })));
     let drafts = GenerationConfig { speculate: 2, ..config.clone() };
     assert!(matches!(run(&[vec![1]], &drafts, 1), Err(LlmError::Setting { .. })));
-    let none = GenerationConfig { max_new_tokens: 0, ..config.clone() };
+    let none = GenerationConfig { max_new_tokens: Some(0), ..config.clone() };
     assert!(run(&[vec![1], vec![2]], &none, 2).unwrap().iter().all(|all| all.ids.is_empty()));
     let ended = model.generate_batch_ids(&[vec![1], vec![2]], &config, 1, &mut flow(ControlFlow::Break(())));
     assert!(matches!(ended, Err(LlmError::Interrupted)));

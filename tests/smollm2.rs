@@ -54,7 +54,7 @@ fn f32_perplexity_and_greedy_texts_are_those_of_transformers() {
     let theirs = &expected()["results"]["f32"];
     near(perplexity(&model), theirs, 0.001);
     for (prompt, text) in theirs["greedy"].as_object().unwrap() {
-        let config = GenerationConfig { max_new_tokens: 24, ..GenerationConfig::default() };
+        let config = GenerationConfig { max_new_tokens: Some(24), ..GenerationConfig::default() };
         assert_eq!(model.generate(prompt, &config).unwrap().text, text.as_str().unwrap(), "{prompt}");
     }
 }

@@ -20,6 +20,7 @@ mod devices;
 mod families;
 mod field_weights;
 mod generate;
+mod generation;
 mod gguf;
 mod gguf_tokenizers;
 mod gpt2_parity;

@@ -39,7 +39,7 @@ fn int8_logits_are_near() {
 #[test]
 fn greedy_ids_are_those_of_transformers() {
     let (expected, prompt) = (ids("greedy_f32"), &ids("input_ids")[..16]);
-    let config = GenerationConfig { max_new_tokens: 32, ..GenerationConfig::default() };
+    let config = GenerationConfig { max_new_tokens: Some(32), ..GenerationConfig::default() };
     let mut told = Vec::new();
     let generated = load(false)
         .generate_ids(prompt, &config, &mut |id| {

@@ -3,9 +3,11 @@
 mod affine;
 mod limits;
 mod numbers;
+mod sampling;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
 pub(crate) use numbers::{Numbers, with_negative_numbers};
+pub(crate) use sampling::SamplingArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape, threads};
 
@@ -134,49 +136,6 @@ pub(crate) struct ModelArgs {
     pub(crate) offline: bool,
 }
 
-/// How the next token is chosen, and when to end.
-#[derive(Debug, Args)]
-pub(crate) struct SamplingArgs {
-    /// Always take the most likely token (the default, unless the model's generation_config.json or an
-    /// option below asks for drawing)
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"], help_heading = "Drawing tokens")]
-    pub(crate) greedy: bool,
-    /// Draw tokens; smaller is safer, 0 is greedy
-    #[arg(long, short = 't', value_name = "T", help_heading = "Drawing tokens")]
-    pub(crate) temperature: Option<f64>,
-    /// Draw among the K most likely tokens; 0 among all
-    #[arg(long, value_name = "K", help_heading = "Drawing tokens")]
-    pub(crate) top_k: Option<usize>,
-    /// Draw among the most likely tokens that together reach probability P
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
-    pub(crate) top_p: Option<f64>,
-    /// Draw among tokens at least P times as likely as the most likely one
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
-    pub(crate) min_p: Option<f64>,
-    /// Make tokens that were there less likely; 1 does nothing
-    #[arg(long, value_name = "X", help_heading = "Drawing tokens")]
-    pub(crate) repetition_penalty: Option<f64>,
-    /// Seed of the drawing: the same seed gives the same text [default: 0]
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        help_heading = "Drawing tokens"
-    )]
-    pub(crate) seed: u64,
-    /// End before this text (may be given several times)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) stop: Vec<String>,
-    /// Go on after an end-of-text token
-    #[arg(long)]
-    pub(crate) ignore_eos: bool,
-    /// Draft up to N tokens from what was there before and compute them together: the same text, sooner where
-    /// it repeats itself; needs --outliers row
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = drafts)]
-    pub(crate) speculate: usize,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
@@ -193,9 +152,9 @@ pub(crate) struct ChatArgs {
     /// Documents to answer from: a JSON file with a list of objects with `title` and `text`
     #[arg(long, value_name = "FILE")]
     pub(crate) documents: Option<PathBuf>,
-    /// New tokens of a reply at most
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
-    pub(crate) max_new_tokens: usize,
+    /// New tokens of a reply at most [default: what the model's files say, else 512]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// Do not print times on standard error
@@ -222,9 +181,9 @@ pub(crate) struct RunArgs {
     /// Print only the new token ids, comma-separated
     #[arg(long)]
     pub(crate) print_ids: bool,
-    /// New tokens at most
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
-    pub(crate) max_new_tokens: usize,
+    /// New tokens at most [default: what the model's files say, else 64]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// Cut off the beginning of a prompt that is too long for the model

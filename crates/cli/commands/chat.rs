@@ -1,15 +1,20 @@
 //! `llm-int8 chat`: a conversation, turn by turn.
 
-use super::{check_drafts, load, sampled};
+use super::{check_drafts, load};
 use crate::args::ChatArgs;
 use crate::display::line;
 use crate::interrupt::Interrupt;
 use anyhow::Context;
-use llm_int8::{Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply};
+use llm_int8::{
+    AutoModelForCausalLM, Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply,
+};
 use rustyline::error::ReadlineError;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
+
+/// New tokens of a reply at most, where neither the arguments nor the model's files say how many.
+const NEW_TOKENS: usize = 512;
 
 const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D ends, ctrl-C stops a reply";
 
@@ -35,10 +40,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     };
     let mut chat = chat.with_inputs(inputs);
     args.system.iter().for_each(|text| chat.push(ChatMessage::system(text)));
-    let config = GenerationConfig {
-        max_new_tokens: args.max_new_tokens,
-        ..sampled(model.generation_config(), &args.sampling)
-    };
+    let config = generation(&model, args);
     let mut lines = Lines::new()?;
     // After the line editor, which would take ctrl-C for itself.
     let interrupt = Interrupt::watch()?;
@@ -60,6 +62,16 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         anyhow::bail!("no turn got a reply");
     }
     Ok(())
+}
+
+/// The model's own settings, changed by what the arguments say.
+fn generation(model: &AutoModelForCausalLM, args: &ChatArgs) -> GenerationConfig {
+    let mut config = args.sampling.over(model.generation_config());
+    config.max_new_tokens = args.max_new_tokens.or(config.max_new_tokens);
+    if config.max_new_tokens.is_none() && config.max_length.is_none() {
+        config.max_new_tokens = Some(NEW_TOKENS);
+    }
+    config
 }
 
 /// The JSON objects that a file lists.
@@ -116,6 +128,7 @@ fn tell(reply: &Reply, is_quiet: bool) {
     }
     match reply.generated.finish_reason {
         FinishReason::Interrupted => line("[stopped]"),
+        FinishReason::Time => line("[cut off by max_time of the model's generation_config.json]"),
         FinishReason::Length => line("[cut off by --max-new-tokens or the end of the context]"),
         _ => {}
     }

@@ -12,9 +12,7 @@ mod save;
 mod tokenize;
 mod write;
 
-use crate::args::{
-    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, SamplingArgs, Weights, WrongUse,
-};
+use crate::args::{Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Weights, WrongUse};
 use crate::display::{Downloads, line};
 use anyhow::Context;
 use clap::CommandFactory;
@@ -23,7 +21,7 @@ use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8::nn::models::{LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::nn::module::SkipList;
 use llm_int8::nn::{Isa, NnError};
-use llm_int8::{AutoModelForCausalLM, DeviceConfig, DeviceName, GenerationConfig, LlmError, LoadConfig};
+use llm_int8::{AutoModelForCausalLM, DeviceConfig, DeviceName, LlmError, LoadConfig};
 use std::path::Path;
 
 /// Runs the command.
@@ -149,25 +147,6 @@ fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
         return Err(WrongUse(text.into()).into());
     }
     Ok(())
-}
-
-/// A model's own settings, changed by what the arguments say.
-fn sampled(mut config: GenerationConfig, args: &SamplingArgs) -> GenerationConfig {
-    config.seed = args.seed;
-    config.speculate = args.speculate;
-    config.stop.clone_from(&args.stop);
-    if args.ignore_eos {
-        config.eos_token_ids.clear();
-    }
-    let asked =
-        args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
-    config.do_sample = (config.do_sample || asked) && !args.greedy && args.temperature != Some(0.0);
-    config.temperature = args.temperature.unwrap_or(config.temperature);
-    config.top_k = args.top_k.unwrap_or(config.top_k);
-    config.top_p = args.top_p.unwrap_or(config.top_p);
-    config.min_p = args.min_p.unwrap_or(config.min_p);
-    config.repetition_penalty = args.repetition_penalty.unwrap_or(config.repetition_penalty);
-    config
 }
 
 fn hub_config(offline: bool) -> HubConfig {

@@ -1,6 +1,6 @@
 //! `llm-int8 run`: text after a prompt.
 
-use super::{check_drafts, load, part_text, sampled};
+use super::{check_drafts, load, part_text};
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
@@ -73,6 +73,7 @@ fn reason(finish_reason: FinishReason) -> &'static str {
         FinishReason::EndOfText => "end of text",
         FinishReason::StopString => "stop string",
         FinishReason::Length => "--max-new-tokens",
+        FinishReason::Time => "max_time",
         FinishReason::Interrupted => "interrupted",
     }
 }
@@ -99,10 +100,11 @@ fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
 
 /// The model's own settings, changed by what the arguments say.
 fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig {
+    let config = args.sampling.over(model.generation_config());
     GenerationConfig {
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: args.max_new_tokens.or(config.max_new_tokens),
         truncate: args.truncate,
-        ..sampled(model.generation_config(), &args.sampling)
+        ..config
     }
 }
 

@@ -98,6 +98,7 @@ impl Source {
             Some(companion) => GenerationConfig::from_json(&companion.read()?, &companion.name)?,
             None => GenerationConfig {
                 eos_token_ids: config.token_ids("eos_token_id"),
+                bos_token_id: config.token_ids("bos_token_id").first().copied(),
                 ..GenerationConfig::default()
             },
         };
@@ -112,19 +113,29 @@ impl Source {
             }
             WeightFiles::PytorchBin { files, index } => Checkpoint::open_pickle(files, index.as_deref())?,
         };
-        let mut generation = match &files.generation_config {
-            Some(path) => GenerationConfig::from_json(&read(path)?, &path.display().to_string())?,
-            None => GenerationConfig::default(),
-        };
-        if generation.eos_token_ids.is_empty() {
-            generation.eos_token_ids = config.token_ids("eos_token_id");
-        }
+        let mut warnings = Vec::new();
+        let generation = generation_config(files, &config, &mut warnings)?;
         let companions = companions(&files.root, &files.companions);
         let what = format!("of {}", files.root.display());
         let sources = tokenizer_sources(&companions, &files.tokenizer);
         let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
-        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
+        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings })
     }
+}
+
+/// The generation settings of a model's files.
+fn generation_config(
+    files: &ModelFiles,
+    config: &ModelConfig,
+    warnings: &mut Vec<Warning>,
+) -> Result<GenerationConfig> {
+    let name = |path: &Path| path.display().to_string();
+    let json = match &files.generation_config {
+        Some(path) => Some((read(path)?, name(path))),
+        None => None,
+    };
+    let json = json.as_ref().map(|(bytes, name)| (bytes.as_slice(), name.as_str()));
+    GenerationConfig::of_files(json, (config, &name(&files.config)), warnings)
 }
 
 fn companions(root: &Path, paths: &[PathBuf]) -> Vec<Companion> {

@@ -3,7 +3,7 @@
 use crate::chat::ChatTemplate;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
-use crate::generate::{Context, Generated, GenerationConfig, generate, generate_batch};
+use crate::generate::{Context, Generated, GenerationConfig, Output, generate, generate_batch};
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
@@ -272,14 +272,14 @@ impl AutoModelForCausalLM {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let tokenizer = Some(self.tokenizer()?);
-        generate(&self.decoder, tokenizer, context, ids, config, &mut |_, piece| match piece {
+        let output = Output::Text(self.tokenizer()?);
+        generate(&self.decoder, output, context, ids, config, &mut |_, piece| match piece {
             "" => ControlFlow::Continue(()),
             piece => on_text(piece),
         })
     }
 
-    /// New ids after ids, without text: needs no tokenizer and knows no stop strings. `on_id` gets each new
+    /// New ids after ids, without text: needs a tokenizer only where there are stop strings. `on_id` gets each new
     /// id and may end it.
     ///
     /// # Errors
@@ -291,7 +291,13 @@ impl AutoModelForCausalLM {
         on_id: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let mut context = Context::new(&self.decoder);
-        generate(&self.decoder, None, &mut context, ids, config, &mut |id, _| on_id(id))
+        generate(&self.decoder, self.ids_of(config)?, &mut context, ids, config, &mut |id, _| on_id(id))
+    }
+
+    /// Ids alone, with the tokenizer where stop strings need it.
+    fn ids_of(&self, config: &GenerationConfig) -> Result<Output<'_>> {
+        let tokenizer = if config.stop.is_empty() { None } else { Some(self.tokenizer()?) };
+        Ok(Output::Ids(tokenizer))
     }
 
     /// Text after several prompts, at most `at_once` at a time: the weights are read once for a token of each.
@@ -321,7 +327,7 @@ impl AutoModelForCausalLM {
     ) -> Result<Vec<Generated>> {
         let tokenizer = self.tokenizer()?;
         let prompts = prompts.iter().map(|prompt| self.prompt_ids(prompt)).collect::<Result<Vec<_>>>()?;
-        generate_batch(&self.decoder, Some(tokenizer), &prompts, config, at_once, on_done)
+        generate_batch(&self.decoder, Output::Text(tokenizer), &prompts, config, at_once, on_done)
     }
 
     /// [`generate_batch`](Self::generate_batch) after token ids and without text.
@@ -335,13 +341,19 @@ impl AutoModelForCausalLM {
         at_once: usize,
         on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
-        generate_batch(&self.decoder, None, prompts, config, at_once, on_done)
+        generate_batch(&self.decoder, self.ids_of(config)?, prompts, config, at_once, on_done)
     }
 
     /// The ids of a prompt; an empty one begins where a text begins.
     fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
         let ids = self.tokenizer()?.encode(prompt)?;
-        Ok(if ids.is_empty() { self.config.token_ids("bos_token_id") } else { ids })
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+        match self.generation.bos_token_id {
+            Some(bos) => Ok(vec![bos]),
+            None => Ok(self.config.token_ids("bos_token_id")),
+        }
     }
 
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.

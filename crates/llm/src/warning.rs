@@ -16,6 +16,13 @@ pub enum Warning {
     },
     /// Something about the weights.
     Weights(LoadWarning),
+    /// Settings that only sampling looks at, in a file that does not turn sampling on.
+    SamplingSettings {
+        /// The file they are in.
+        file: String,
+        /// The settings, in the order of the file.
+        keys: Vec<String>,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -25,6 +32,10 @@ impl fmt::Display for Warning {
                 write!(f, "{file}: not supported and ignored: {}", keys.join(", "))
             }
             Self::Weights(warning) => warning.fmt(f),
+            Self::SamplingSettings { file, keys } => {
+                let keys = keys.join(", ");
+                write!(f, "{file}: used only when sampling, and `do_sample` is not true: {keys}")
+            }
         }
     }
 }

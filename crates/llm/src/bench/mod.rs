@@ -152,7 +152,8 @@ impl AutoModelForCausalLM {
 
     /// New tokens a second of several texts at once.
     fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
-        let config = GenerationConfig { max_new_tokens: options.new_tokens, ..GenerationConfig::default() };
+        let config =
+            GenerationConfig { max_new_tokens: Some(options.new_tokens), ..GenerationConfig::default() };
         let prompts = vec![self.noise(context); batch];
         let mut figures = Vec::new();
         for _ in 0..options.runs {
@@ -170,7 +171,8 @@ impl AutoModelForCausalLM {
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
         // What a model chooses greedily repeats itself before long.
         let mut text = self.noise(GIVEN);
-        let config = GenerationConfig { max_new_tokens: REPETITIVE - GIVEN, ..GenerationConfig::default() };
+        let config =
+            GenerationConfig { max_new_tokens: Some(REPETITIVE - GIVEN), ..GenerationConfig::default() };
         text.extend(self.generate_ids(&text, &config, &mut |_| ControlFlow::Continue(()))?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
         Ok(SpeculationRate {
@@ -194,8 +196,11 @@ impl AutoModelForCausalLM {
         speculate: usize,
         figure: impl Fn(&Generated) -> Option<f64>,
     ) -> Result<f64> {
-        let config =
-            GenerationConfig { max_new_tokens: options.new_tokens, speculate, ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            max_new_tokens: Some(options.new_tokens),
+            speculate,
+            ..GenerationConfig::default()
+        };
         let mut figures = Vec::new();
         for _ in 0..options.runs {
             let done = self.generate_ids(ids, &config, &mut |_| ControlFlow::Continue(()))?;

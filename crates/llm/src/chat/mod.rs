@@ -97,9 +97,10 @@ impl<'a> Chat<'a> {
     ) -> Result<Reply> {
         let available = self.model.decoder().spec().positions;
         // Half of a small context at most is kept free for a reply.
-        let (ids, forgotten) = self.fitting_ids(config.max_new_tokens.min(available / 2), available)?;
-        let room = config.max_new_tokens.min(available - ids.len());
-        let config = GenerationConfig { max_new_tokens: room, ..config.clone() };
+        let room = config.new_tokens(1, available)?.min(available / 2);
+        let (ids, forgotten) = self.fitting_ids(room, available)?;
+        let new = config.new_tokens(ids.len(), available)?.min(available - ids.len());
+        let config = GenerationConfig { max_new_tokens: Some(new), ..config.clone() };
         let generated = self.model.generate_in(&mut self.context, &ids, &config, on_text)?;
         self.messages.push(ChatMessage::assistant(generated.text.clone()));
         Ok(Reply { generated, forgotten })

@@ -1,9 +1,8 @@
 //! Several prompts at once: the weights are read once for a token of each.
 
-use super::sequence::Sequence;
+use super::sequence::{Output, Sequence};
 use super::{Generated, GenerationConfig, Timing, fit};
 use crate::error::{LlmError, Result};
-use crate::tokenizer::Tokenizer;
 use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Text};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -11,6 +10,13 @@ use std::time::{Duration, Instant};
 
 /// Tokens of prompts computed together; a longer prompt is computed by itself.
 const PREFILL_TOKENS: usize = 512;
+
+/// A prompt that waits: its number, ids, and how many tokens it may get.
+struct Waiting<'a> {
+    number: usize,
+    prompt: &'a [u32],
+    most: usize,
+}
 
 /// A prompt at work.
 struct Running<'a> {
@@ -26,13 +32,14 @@ struct Running<'a> {
 /// `on_done` gets each result with the number of its prompt and may end it all.
 pub(crate) fn generate_batch(
     decoder: &Decoder,
-    tokenizer: Option<&Tokenizer>,
+    output: Output<'_>,
     prompts: &[Vec<u32>],
     config: &GenerationConfig,
     at_once: usize,
     on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     config.check()?;
+    config.check_vocabulary(decoder.spec().vocab_size())?;
     let refuse =
         |name, value: usize, expected| Err(LlmError::Setting { name, value: value.to_string(), expected });
     if config.speculate > 0 {
@@ -43,9 +50,9 @@ pub(crate) fn generate_batch(
     }
     let mut waiting = VecDeque::new();
     for (i, prompt) in prompts.iter().enumerate() {
-        let prompt = fit(prompt, config, decoder.spec().positions)
+        let (prompt, most) = fit(prompt, config, decoder.spec().positions)
             .map_err(|source| LlmError::Prompt { number: i + 1, source: Box::new(source) })?;
-        waiting.push_back((i, prompt));
+        waiting.push_back(Waiting { number: i, prompt, most });
     }
     let mut done: Vec<Option<Generated>> = prompts.iter().map(|_| None).collect();
     let mut running: Vec<Running<'_>> = Vec::new();
@@ -53,7 +60,7 @@ pub(crate) fn generate_batch(
     while !is_ended && (!running.is_empty() || !waiting.is_empty()) {
         while running.len() < at_once && !waiting.is_empty() {
             let admitted = admit(&mut waiting, at_once - running.len());
-            running.extend(prefill(decoder, tokenizer, config, admitted)?);
+            running.extend(prefill(decoder, output, config, admitted)?);
         }
         step(decoder, &mut running)?;
         let (ended, others): (Vec<_>, Vec<_>) =
@@ -69,9 +76,9 @@ pub(crate) fn generate_batch(
 }
 
 /// The next prompts that are computed together.
-fn admit<'a>(waiting: &mut VecDeque<(usize, &'a [u32])>, most: usize) -> Vec<(usize, &'a [u32])> {
+fn admit<'a>(waiting: &mut VecDeque<Waiting<'a>>, most: usize) -> Vec<Waiting<'a>> {
     let (mut admitted, mut tokens) = (Vec::new(), 0);
-    while let Some((_, prompt)) = waiting.front() {
+    while let Some(Waiting { prompt, .. }) = waiting.front() {
         if admitted.len() == most || (tokens > 0 && tokens + prompt.len() > PREFILL_TOKENS) {
             break;
         }
@@ -84,17 +91,18 @@ fn admit<'a>(waiting: &mut VecDeque<(usize, &'a [u32])>, most: usize) -> Vec<(us
 /// Computes prompts and chooses the first token of each.
 fn prefill<'a>(
     decoder: &Decoder,
-    tokenizer: Option<&'a Tokenizer>,
+    output: Output<'a>,
     config: &'a GenerationConfig,
-    admitted: Vec<(usize, &[u32])>,
+    admitted: Vec<Waiting<'_>>,
 ) -> Result<Vec<Running<'a>>> {
     let started = Instant::now();
     let mut caches: Vec<KvCache> = admitted.iter().map(|_| decoder.new_cache()).collect();
-    let texts = admitted.iter().zip(&mut caches).map(|((_, ids), cache)| Text { ids, cache });
+    let texts = admitted.iter().zip(&mut caches).map(|(waiting, cache)| Text { ids: waiting.prompt, cache });
     let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
     let mut running = Vec::new();
-    for (row, ((number, prompt), cache)) in admitted.into_iter().zip(caches).enumerate() {
-        let mut sequence = Sequence::new(config, tokenizer, prompt);
+    for (row, (waiting, cache)) in admitted.into_iter().zip(caches).enumerate() {
+        let Waiting { number, prompt, most } = waiting;
+        let mut sequence = Sequence::new(config, output, prompt, most)?;
         if sequence.goes_on() {
             sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
         }

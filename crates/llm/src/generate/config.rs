@@ -1,31 +1,83 @@
 //! How the next token is chosen and when to end (`GenerationConfig` of transformers).
 
 use crate::error::{LlmError, Result};
-use serde_json::Value;
+use std::time::Duration;
 
-/// Settings of generating. The default is greedy, 64 tokens.
+/// New tokens where neither the caller nor the model's files set a length.
+const DEFAULT_NEW_TOKENS: usize = 64;
+
+/// Settings of generating, by transformers' names. The default is greedy, 64 tokens.
+///
+/// The settings act in transformers' order: `sequence_bias`, `encoder_repetition_penalty`, `repetition_penalty`,
+/// `no_repeat_ngram_size`, `encoder_no_repeat_ngram_size`, `bad_words_ids`, `min_length`, `min_new_tokens`,
+/// `forced_bos_token_id`, `forced_eos_token_ids`, `remove_invalid_values`, `exponential_decay_length_penalty`,
+/// `suppress_tokens`, `begin_suppress_tokens`, and when sampling `temperature`, `top_k`, `top_p`, `min_p`,
+/// `typical_p`, `epsilon_cutoff`, `eta_cutoff`. The "encoder" settings look at the prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
-    /// New tokens at most.
-    pub max_new_tokens: usize,
+    /// New tokens at most. Wins over `max_length`.
+    pub max_new_tokens: Option<usize>,
+    /// Tokens at most, the prompt included; never more than the model has positions. Where both are `None`, up to
+    /// 64 new tokens, as far as there are positions.
+    pub max_length: Option<usize>,
+    /// No end token before this many new tokens. Wins over `min_length`.
+    pub min_new_tokens: Option<usize>,
+    /// No end token before this many tokens, the prompt included; 0 is none.
+    pub min_length: usize,
+    /// Ends after the token during which this time has passed.
+    pub max_time: Option<Duration>,
     /// Draw tokens at random; otherwise the most likely one is taken.
     pub do_sample: bool,
     /// Logits are divided by it before drawing; smaller is safer. Greater than 0.
     pub temperature: f64,
-    /// Draw among that many most likely tokens; 0 among all.
+    /// Draw among that many most likely tokens, and those as likely as the last of them; 0 among all.
     pub top_k: usize,
     /// Draw among the most likely tokens that together reach this probability; 1 among all.
     pub top_p: f64,
     /// Draw among tokens at least this fraction as likely as the most likely one; 0 among all.
     pub min_p: f64,
-    /// Logits of tokens that were there are divided by it (multiplied where negative); 1 is none.
+    /// Draw among the tokens whose information is nearest to the entropy (locally typical sampling,
+    /// arXiv:2202.00666), as many as together reach this probability; 1 among all.
+    pub typical_p: f64,
+    /// Draw among tokens of at least this probability (arXiv:2210.15191); 0 among all.
+    pub epsilon_cutoff: f64,
+    /// Draw among tokens of at least the probability min(η, √η · exp(-entropy)) (arXiv:2210.15191); 0 among all.
+    pub eta_cutoff: f64,
+    /// Logits of tokens seen before are divided by it (multiplied where negative); 1 is none.
     pub repetition_penalty: f64,
+    /// Logits of tokens of the prompt are multiplied by it (divided where negative); 1 is none.
+    pub encoder_repetition_penalty: f64,
+    /// No sequence of that many tokens comes twice; 0 is none.
+    pub no_repeat_ngram_size: usize,
+    /// No sequence of that many tokens of the prompt comes again; 0 is none.
+    pub encoder_no_repeat_ngram_size: usize,
+    /// Sequences of tokens that are never completed. A single end token is not one of them. As in transformers, a
+    /// sequence is looked for once there are as many tokens as it has.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// What is added to the logit of the last token of a sequence wherever the others come before it.
+    pub sequence_bias: Vec<(Vec<u32>, f64)>,
+    /// Tokens that never come.
+    pub suppress_tokens: Vec<u32>,
+    /// Tokens that do not come first.
+    pub begin_suppress_tokens: Vec<u32>,
+    /// The first new token after a prompt of a single token.
+    pub forced_bos_token_id: Option<u32>,
+    /// The last token where the length is reached: one of these.
+    pub forced_eos_token_ids: Vec<u32>,
+    /// From so many new tokens on, the logit `x` of an end token grows by `|x| · (factor^n - 1)` at the n-th token
+    /// after.
+    pub exponential_decay_length_penalty: Option<(i64, f64)>,
+    /// NaN in a model's logits becomes 0 and infinities the largest finite numbers, instead of an error.
+    pub remove_invalid_values: bool,
     /// Seed of the drawing; the same seed gives the same text.
     pub seed: u64,
-    /// Texts that end generating; they are not part of the result.
+    /// Texts that end generating. The text shown ends before them; the ids hold the token that completes one. They
+    /// are looked for in the text with special tokens, the end of the prompt included.
     pub stop: Vec<String>,
     /// Tokens that end generating.
     pub eos_token_ids: Vec<u32>,
+    /// What an empty prompt begins with.
+    pub bos_token_id: Option<u32>,
     /// Draft up to so many tokens from what was there before and compute them together; 0 drafts none. The
     /// text is the same, a repetitive one is there sooner. Needs outliers per row.
     pub speculate: usize,
@@ -36,16 +88,35 @@ pub struct GenerationConfig {
 impl Default for GenerationConfig {
     fn default() -> Self {
         Self {
-            max_new_tokens: 64,
+            max_new_tokens: None,
+            max_length: None,
+            min_new_tokens: None,
+            min_length: 0,
+            max_time: None,
             do_sample: false,
             temperature: 1.0,
             top_k: 50,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
             repetition_penalty: 1.0,
+            encoder_repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            encoder_no_repeat_ngram_size: 0,
+            bad_words_ids: Vec::new(),
+            sequence_bias: Vec::new(),
+            suppress_tokens: Vec::new(),
+            begin_suppress_tokens: Vec::new(),
+            forced_bos_token_id: None,
+            forced_eos_token_ids: Vec::new(),
+            exponential_decay_length_penalty: None,
+            remove_invalid_values: false,
             seed: 0,
             stop: Vec::new(),
             eos_token_ids: Vec::new(),
+            bos_token_id: None,
             speculate: 0,
             truncate: false,
         }
@@ -53,76 +124,83 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// The defaults with what a `generation_config.json` says.
-    ///
-    /// # Errors
-    /// [`LlmError::MalformedJson`] where it is not JSON.
-    pub fn from_json(json: &[u8], what: &str) -> Result<Self> {
-        let values: Value = serde_json::from_slice(json)
-            .map_err(|cause| LlmError::MalformedJson { what: what.to_owned(), reason: cause.to_string() })?;
-        let mut config = Self::default();
-        let number = |key: &str, into: &mut f64| {
-            if let Some(value) = values[key].as_f64() {
-                *into = value;
+    /// New tokens after a prompt, for a model with so many positions: 1 or more, unless 0 were asked for.
+    pub(crate) fn new_tokens(&self, prompt: usize, positions: usize) -> Result<usize> {
+        match (self.max_new_tokens, self.max_length) {
+            (Some(new), _) => Ok(new),
+            (None, Some(length)) if prompt >= length => Err(LlmError::Setting {
+                name: "max_length",
+                value: length.to_string(),
+                expected: "it counts the prompt too and leaves no room for new tokens here; set max_new_tokens",
+            }),
+            (None, Some(length)) => Ok(length.min(positions).saturating_sub(prompt).max(1)),
+            (None, None) => {
+                let prompt = if self.truncate { 1 } else { prompt };
+                Ok(DEFAULT_NEW_TOKENS.min(positions.saturating_sub(prompt)).max(1))
             }
-        };
-        number("temperature", &mut config.temperature);
-        number("top_p", &mut config.top_p);
-        number("min_p", &mut config.min_p);
-        number("repetition_penalty", &mut config.repetition_penalty);
-        if let Some(k) = values["top_k"].as_u64() {
-            config.top_k = usize::try_from(k).unwrap_or(0);
         }
-        config.do_sample = values["do_sample"].as_bool().unwrap_or(false);
-        config.eos_token_ids = token_ids(&values["eos_token_id"]);
-        Ok(config)
     }
 
-    /// Refuses settings without sense.
+    /// Refuses settings without sense. Those of sampling count only where tokens are drawn.
     pub(super) fn check(&self) -> Result<()> {
         let refuse =
             |name, value: f64, expected| Err(LlmError::Setting { name, value: value.to_string(), expected });
-        if self.do_sample && !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return refuse("temperature", self.temperature, "it must be greater than 0 (use --greedy for 0)");
+
+        let penalties = [
+            ("repetition_penalty", self.repetition_penalty),
+            ("encoder_repetition_penalty", self.encoder_repetition_penalty),
+        ];
+        for (name, penalty) in penalties {
+            if !(penalty > 0.0 && penalty.is_finite()) {
+                return refuse(name, penalty, "it must be greater than 0");
+            }
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top_p", self.top_p, "it must be greater than 0 and at most 1");
+        if !self.do_sample {
+            return Ok(());
         }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return refuse("min_p", self.min_p, "it must be between 0 and 1");
+
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            let expected = "it must be greater than 0 (greedy decoding has none)";
+            return refuse("temperature", self.temperature, expected);
         }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return refuse("repetition_penalty", self.repetition_penalty, "it must be greater than 0");
+        let fractions = [
+            ("top_p", self.top_p),
+            ("min_p", self.min_p),
+            ("epsilon_cutoff", self.epsilon_cutoff),
+            ("eta_cutoff", self.eta_cutoff),
+        ];
+        for (name, fraction) in fractions {
+            if !(0.0..=1.0).contains(&fraction) {
+                return refuse(name, fraction, "it must be between 0 and 1");
+            }
+        }
+        if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
+            return refuse("typical_p", self.typical_p, "it must be greater than 0 and at most 1");
         }
         Ok(())
     }
-}
 
-/// One id or a list.
-fn token_ids(value: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Value::Array(ids) => ids.iter().filter_map(id).collect(),
-        value => id(value).into_iter().collect(),
+    /// Refuses biased or forced tokens that a vocabulary does not have.
+    pub(super) fn check_vocabulary(&self, vocabulary: usize) -> Result<()> {
+        let biased = self.sequence_bias.iter().flat_map(|(ids, _)| ids).map(|id| ("sequence_bias", id));
+        let bad = self.bad_words_ids.iter().flatten().map(|id| ("bad_words_ids", id));
+        let bos = self.forced_bos_token_id.iter().map(|id| ("forced_bos_token_id", id));
+        let eos = self.forced_eos_token_ids.iter().map(|id| ("forced_eos_token_id", id));
+
+        match biased.chain(bad).chain(bos).chain(eos).find(|(_, id)| **id as usize >= vocabulary) {
+            Some((name, id)) => Err(LlmError::Setting {
+                name,
+                value: format!("for token {id}"),
+                expected: "the model's vocabulary does not have that token",
+            }),
+            None => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_model_says_is_taken() {
-        let json = br#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}"#;
-        let config = GenerationConfig::from_json(json, "x").unwrap();
-        assert_eq!((config.do_sample, config.temperature, config.top_p), (true, 0.6, 0.9));
-        assert_eq!(config.eos_token_ids, [1, 2]);
-        assert_eq!(
-            GenerationConfig::from_json(br#"{"eos_token_id": 50256}"#, "x").unwrap().eos_token_ids,
-            [50256]
-        );
-        assert!(GenerationConfig::from_json(b"[", "x").is_err());
-    }
 
     #[test]
     fn settings_without_sense_are_refused() {
@@ -133,9 +211,41 @@ mod tests {
             GenerationConfig { temperature: f64::NAN, ..base.clone() },
             GenerationConfig { top_p: 1.5, ..base.clone() },
             GenerationConfig { min_p: -0.1, ..base.clone() },
-            GenerationConfig { repetition_penalty: 0.0, ..base.clone() },
+            GenerationConfig { typical_p: 0.0, ..base.clone() },
+            GenerationConfig { eta_cutoff: f64::NAN, ..base.clone() },
         ] {
             assert!(wrong.check().is_err(), "{wrong:?}");
+            let greedy = GenerationConfig { do_sample: false, ..wrong };
+            assert!(greedy.check().is_ok(), "greedy decoding does not look at it: {greedy:?}");
         }
+        let penalty = GenerationConfig { repetition_penalty: 0.0, ..GenerationConfig::default() };
+        assert!(penalty.check().is_err());
+        assert!(GenerationConfig { top_p: 0.0, ..base }.check().is_ok(), "transformers keeps one token");
+    }
+
+    #[test]
+    fn tokens_beyond_the_vocabulary_are_refused_where_transformers_refuses_them() {
+        let bad = GenerationConfig { bad_words_ids: vec![vec![1, 300]], ..GenerationConfig::default() };
+        let error = bad.check_vocabulary(300).unwrap_err().to_string();
+        assert!(error.contains("bad_words_ids") && error.contains("300"), "{error}");
+        assert!(bad.check_vocabulary(301).is_ok());
+        let suppressed = GenerationConfig { suppress_tokens: vec![300], ..GenerationConfig::default() };
+        assert!(suppressed.check_vocabulary(300).is_ok());
+    }
+
+    #[test]
+    fn the_length_is_that_of_transformers() {
+        let config = |max_new_tokens, max_length| GenerationConfig {
+            max_new_tokens,
+            max_length,
+            ..GenerationConfig::default()
+        };
+        assert_eq!(config(Some(9), Some(4)).new_tokens(6, 512).unwrap(), 9, "max_new_tokens wins");
+        assert_eq!(config(None, Some(30)).new_tokens(6, 512).unwrap(), 24);
+        assert_eq!(config(None, Some(9999)).new_tokens(6, 512).unwrap(), 506);
+        assert!(config(None, Some(6)).new_tokens(6, 512).is_err());
+        assert_eq!(config(None, None).new_tokens(6, 512).unwrap(), 64);
+        assert_eq!(config(None, None).new_tokens(500, 512).unwrap(), 12);
+        assert_eq!(config(None, None).new_tokens(600, 512).unwrap(), 1, "which does not fit either");
     }
 }

@@ -2,18 +2,24 @@
 
 mod batch;
 mod config;
+mod config_file;
 mod draft;
+mod filters;
+#[cfg(test)]
+mod golden;
+mod processors;
 mod sampler;
 mod sequence;
+mod settings;
 mod stop;
 mod text_stream;
 
 pub use config::GenerationConfig;
 
 pub(crate) use batch::generate_batch;
+pub(crate) use sequence::Output;
 
 use crate::error::{LlmError, Result};
-use crate::tokenizer::Tokenizer;
 use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, Text};
 use sequence::Sequence;
 use std::ops::ControlFlow;
@@ -28,6 +34,8 @@ pub enum FinishReason {
     StopString,
     /// All tokens asked for are there.
     Length,
+    /// The time asked for is over.
+    Time,
     /// The caller had enough.
     Interrupted,
 }
@@ -71,7 +79,7 @@ impl Timing {
 /// What was generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// The new text; empty without a tokenizer.
+    /// The new text; empty where only ids were asked for.
     pub text: String,
     /// The new ids, an end token included.
     pub ids: Vec<u32>,
@@ -134,13 +142,14 @@ impl Context {
 /// Generates after `prompt`; `on_piece` gets each new id and the text it completes, and may end it.
 pub(crate) fn generate(
     decoder: &Decoder,
-    tokenizer: Option<&Tokenizer>,
+    output: Output<'_>,
     context: &mut Context,
     prompt: &[u32],
     config: &GenerationConfig,
     on_piece: &mut dyn FnMut(u32, &str) -> ControlFlow<()>,
 ) -> Result<Generated> {
     config.check()?;
+    config.check_vocabulary(decoder.spec().vocab_size())?;
     if config.speculate > 0 && !decoder.is_batch_invariant() {
         return Err(LlmError::Setting {
             name: "speculate",
@@ -150,8 +159,8 @@ pub(crate) fn generate(
                        length of the text",
         });
     }
-    let prompt = fit(prompt, config, decoder.spec().positions)?;
-    let mut sequence = Sequence::new(config, tokenizer, prompt);
+    let (prompt, most) = fit(prompt, config, decoder.spec().positions)?;
+    let mut sequence = Sequence::new(config, output, prompt, most)?;
     let reused = context.reuse(prompt);
     let fed = prompt.len() - reused;
     let mut timing = Timing { prompt_tokens: fed, reused_tokens: reused, ..Timing::default() };
@@ -185,17 +194,17 @@ pub(crate) fn generate(
     sequence.finish(timing, context.cache.bytes(), on_piece)
 }
 
-/// The part of the prompt that leaves room for the new tokens.
-fn fit<'a>(prompt: &'a [u32], config: &GenerationConfig, positions: usize) -> Result<&'a [u32]> {
+/// The part of the prompt that leaves room for the new tokens, and how many there may be.
+fn fit<'a>(prompt: &'a [u32], config: &GenerationConfig, positions: usize) -> Result<(&'a [u32], usize)> {
     if prompt.is_empty() {
         return Err(LlmError::EmptyPrompt);
     }
-    let new = config.max_new_tokens;
+    let new = config.new_tokens(prompt.len(), positions)?;
     if prompt.len().saturating_add(new) <= positions {
-        return Ok(prompt);
+        return Ok((prompt, new));
     }
     if config.truncate && new < positions {
-        return Ok(&prompt[prompt.len() - prompt.len().min(positions - new)..]);
+        return Ok((&prompt[prompt.len() - prompt.len().min(positions - new)..], new));
     }
     Err(LlmError::ContextExceeded { prompt: prompt.len(), new, available: positions })
 }
@@ -207,13 +216,13 @@ mod tests {
     #[test]
     fn a_prompt_is_cut_at_its_beginning_only_when_that_is_asked_for() {
         let config = |max_new_tokens, truncate| GenerationConfig {
-            max_new_tokens,
+            max_new_tokens: Some(max_new_tokens),
             truncate,
             ..GenerationConfig::default()
         };
         let prompt = [1, 2, 3, 4, 5, 6];
-        assert_eq!(fit(&prompt, &config(2, false), 8).unwrap(), prompt);
-        assert_eq!(fit(&prompt, &config(4, true), 8).unwrap(), [3, 4, 5, 6]);
+        assert_eq!(fit(&prompt, &config(2, false), 8).unwrap(), (&prompt[..], 2));
+        assert_eq!(fit(&prompt, &config(4, true), 8).unwrap(), (&prompt[2..], 4));
         let error = fit(&prompt, &config(4, false), 8).unwrap_err().to_string();
         assert!(error.contains("6 tokens and 4 new ones") && error.contains("--truncate"), "{error}");
         assert!(fit(&prompt, &config(8, true), 8).is_err(), "no room for any prompt");

@@ -1,77 +1,116 @@
-//! Choosing the next token. The order is transformers': repetition penalty, temperature, top-k, top-p,
-//! min-p, each on the distribution the one before left.
+//! Choosing the next token. What can be done where the logits are is done there; a row is fetched only where a
+//! processor needs all of it.
 
 use super::GenerationConfig;
+use super::filters::kept;
+use super::processors::Processors;
 use crate::error::{LlmError, Result};
 use llm_int8_nn::NnError;
-use llm_int8_nn::models::{Choice, Logits};
+use llm_int8_nn::models::{Choice, Logits, largest};
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 
-/// Draws tokens.
+/// Chooses the tokens of one sequence.
 pub(super) struct Sampler<'a> {
     config: &'a GenerationConfig,
-    /// Tokens of the prompt and those drawn, for the penalty.
+    processors: Processors<'a>,
+    /// Tokens of the prompt and those chosen.
     seen: Vec<u32>,
     rng: StdRng,
 }
 
 impl<'a> Sampler<'a> {
-    pub(super) fn new(config: &'a GenerationConfig, prompt: &[u32]) -> Self {
-        Self { config, seen: prompt.to_vec(), rng: StdRng::seed_from_u64(config.seed) }
+    /// For up to `new_tokens` after a prompt.
+    pub(super) fn new(config: &'a GenerationConfig, prompt: &[u32], new_tokens: usize) -> Self {
+        Self {
+            config,
+            processors: Processors::new(config, prompt.len(), new_tokens),
+            seen: prompt.to_vec(),
+            rng: StdRng::seed_from_u64(config.seed),
+        }
     }
 
-    /// Tokens of the prompt and those drawn.
+    /// Tokens of the prompt and those chosen.
     pub(super) fn seen(&self) -> &[u32] {
         &self.seen
     }
 
-    /// The next token after a row of logits, which the penalty changes.
+    /// The next token after a row of logits, which the penalty may change.
     pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<u32> {
-        let count = match (self.config.do_sample, self.config.top_k) {
-            (false, _) => 1,
-            (true, 0) => usize::MAX,
-            (true, count) => count,
+        let id = if self.processors.act_on(&self.seen) {
+            let scores = self.processed(logits, row)?;
+            self.choose(&mut |count| Ok(largest(&scores, count)))?
+        } else {
+            let mut penalty = self.config.repetition_penalty as f32;
+            let seen = std::mem::take(&mut self.seen);
+            let id = self.choose(&mut |count| {
+                let chosen = logits.choose(row, &Choice { count, penalty, seen: &seen });
+                // The row is changed now.
+                penalty = 1.0;
+                chosen.map_err(|error| match error {
+                    NnError::NonFiniteLogits => LlmError::BadLogits,
+                    error => error.into(),
+                })
+            });
+            self.seen = seen;
+            id?
         };
-        let penalty = self.config.repetition_penalty as f32;
-        let chosen = logits.choose(row, &Choice { count, penalty, seen: &self.seen });
-        let chosen = chosen.map_err(|error| match error {
-            NnError::NonFiniteLogits => LlmError::BadLogits,
-            error => error.into(),
-        })?;
-        let id =
-            if self.config.do_sample { self.draw(&chosen)? } else { chosen.first().map_or(0, |(id, _)| *id) };
         self.seen.push(id);
         Ok(id)
     }
 
-    fn draw(&mut self, chosen: &[(u32, f32)]) -> Result<u32> {
-        let kept = kept(chosen, self.config);
+    /// A row of logits after the processors.
+    fn processed(&self, logits: &Logits<'_>, row: usize) -> Result<Vec<f32>> {
+        let mut scores = logits.row(row)?;
+        let is_bad = scores.iter().fold(false, |bad, score| bad | !score.is_finite());
+        if is_bad && !self.config.remove_invalid_values {
+            return Err(LlmError::BadLogits);
+        }
+        self.processors.apply(&self.seen, &mut scores);
+
+        // An end token that is forbidden while its logit grows: -inf + inf. torch.argmax takes NaN for the largest,
+        // and torch.multinomial refuses it.
+        match scores.iter().position(|score| score.is_nan()) {
+            Some(_) if self.config.do_sample => Err(LlmError::BadLogits),
+            Some(place) => {
+                scores.fill(f32::NEG_INFINITY);
+                scores[place] = 0.0;
+                Ok(scores)
+            }
+            None => Ok(scores),
+        }
+    }
+
+    /// A token among the largest logits, which `largest` gives, so many of them.
+    fn choose(&mut self, largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>) -> Result<u32> {
+        if !self.config.do_sample {
+            return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
+        }
+        let kept = kept(&top_k(largest, self.config.top_k)?, self.config);
         let weights = WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
         Ok(kept[weights.sample(&mut self.rng)].0)
     }
 }
 
-/// The tokens that may be drawn with their probabilities (up to a factor), the most likely first: of those that
-/// top-k left, in that order.
-fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<(u32, f64)> {
-    let largest = tokens.first().map_or(0.0, |(_, logit)| f64::from(*logit));
-    let probability = |logit: f32| ((f64::from(logit) - largest) / config.temperature).exp();
-    let mut tokens: Vec<(u32, f64)> = tokens.iter().map(|(id, logit)| (*id, probability(*logit))).collect();
-    let total: f64 = tokens.iter().map(|(_, p)| p).sum();
-    let mut sum = 0.0;
-    let within_p = tokens.iter().take_while(|(_, p)| {
-        let before = sum;
-        sum += p / total;
-        before < config.top_p
-    });
-    // The most likely token has probability 1 before normalising.
-    let count = within_p.count().max(1);
-    tokens.truncate(count);
-    tokens.retain(|(_, p)| *p >= config.min_p);
-    tokens
+/// The `k` most likely tokens and those as likely as the last of them; all where `k` is 0.
+pub(super) fn top_k(
+    largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>,
+    k: usize,
+) -> Result<Vec<(u32, f32)>> {
+    if k == 0 {
+        return largest(usize::MAX);
+    }
+    let mut tokens = largest(k.saturating_add(1))?;
+    match (tokens.get(k - 1).copied(), tokens.get(k).copied()) {
+        (Some((_, last)), Some((_, next))) if last == next => {
+            tokens = largest(usize::MAX)?;
+            tokens.retain(|(_, logit)| *logit >= last);
+        }
+        _ => tokens.truncate(k),
+    }
+    Ok(tokens)
 }
 
 #[cfg(test)]
@@ -87,27 +126,24 @@ mod tests {
         Logits::from_vec([0.25f32, 0.5, 0.125, 0.125].map(f32::ln).to_vec(), 4)
     }
 
-    fn ids(config: &GenerationConfig) -> Vec<u32> {
-        let count = if config.top_k == 0 { 4 } else { config.top_k };
-        let chosen = logits().choose(0, &Choice { count, penalty: 1.0, seen: &[] }).unwrap();
-        kept(&chosen, config).into_iter().map(|(id, _)| id).collect()
-    }
-
     #[test]
-    fn each_filter_keeps_what_transformers_keeps() {
-        assert_eq!(ids(&config()), [1, 0, 2, 3]);
-        assert_eq!(ids(&GenerationConfig { top_k: 2, ..config() }), [1, 0]);
-        assert_eq!(ids(&GenerationConfig { top_p: 0.5, ..config() }), [1]);
-        assert_eq!(ids(&GenerationConfig { top_p: 0.6, ..config() }), [1, 0]);
-        assert_eq!(ids(&GenerationConfig { min_p: 0.3, ..config() }), [1, 0]);
-        // Among the two left by top-k the first has 2/3: enough for 0.6 alone.
-        assert_eq!(ids(&GenerationConfig { top_k: 2, top_p: 0.6, ..config() }), [1]);
+    fn top_k_keeps_tokens_as_likely_as_the_last_one() {
+        let row = [0.25f32, 0.5, 0.125, 0.125, 0.0].map(f32::ln);
+        let ids = |k| {
+            let tokens = top_k(&mut |count| Ok(largest(&row, count)), k).unwrap();
+            tokens.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(1), [1]);
+        assert_eq!(ids(2), [1, 0]);
+        assert_eq!(ids(3), [1, 0, 2, 3]);
+        assert_eq!(ids(4), [1, 0, 2, 3]);
+        assert_eq!((ids(9).len(), ids(0).len()), (5, 5));
     }
 
     #[test]
     fn drawing_follows_the_probabilities_and_the_seed() {
         let config = config();
-        let mut sampler = Sampler::new(&config, &[]);
+        let mut sampler = Sampler::new(&config, &[], 4000);
         let mut counts = [0; 4];
         for _ in 0..4000 {
             counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
@@ -117,7 +153,7 @@ mod tests {
         }
         let draw = |seed| {
             let config = GenerationConfig { seed, ..config.clone() };
-            let mut sampler = Sampler::new(&config, &[]);
+            let mut sampler = Sampler::new(&config, &[], 20);
             (0..20).map(|_| sampler.next(&mut logits(), 0).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
@@ -128,10 +164,34 @@ mod tests {
     fn what_was_there_is_penalised_and_nan_is_an_error() {
         let config = GenerationConfig { repetition_penalty: 2.0, ..GenerationConfig::default() };
         let logits = || Logits::from_vec(vec![4.0, 3.0, 2.5], 3);
-        let mut sampler = Sampler::new(&config, &[0]);
+        let mut sampler = Sampler::new(&config, &[0], 3);
         assert_eq!([0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()), [1, 2, 0]);
-        let config = GenerationConfig::default();
-        let mut bad = Logits::from_vec(vec![f32::NAN], 1);
-        assert!(matches!(Sampler::new(&config, &[]).next(&mut bad, 0), Err(LlmError::BadLogits)));
+
+        let plain = GenerationConfig::default();
+        let processed = GenerationConfig { suppress_tokens: vec![9], ..plain.clone() };
+        for config in [&plain, &processed] {
+            let mut bad = Logits::from_vec(vec![f32::NAN, 1.0], 2);
+            assert!(matches!(Sampler::new(config, &[], 1).next(&mut bad, 0), Err(LlmError::BadLogits)));
+        }
+        let removed = GenerationConfig { remove_invalid_values: true, ..plain };
+        let mut bad = Logits::from_vec(vec![f32::NAN, -1.0], 2);
+        assert_eq!(Sampler::new(&removed, &[], 1).next(&mut bad, 0).unwrap(), 0, "NaN becomes 0");
+    }
+
+    #[test]
+    fn a_penalty_applies_once_where_the_row_is_looked_at_twice() {
+        // Tied at the end of top-k, so that all tokens are asked for.
+        let config = GenerationConfig { repetition_penalty: 2.0, top_k: 1, ..config() };
+        let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
+        assert!(Sampler::new(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
+        assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);
+    }
+
+    #[test]
+    fn drawing_where_everything_is_ruled_out_is_an_error() {
+        let all = GenerationConfig { suppress_tokens: vec![0, 1, 2, 3], ..config() };
+        assert!(matches!(Sampler::new(&all, &[], 1).next(&mut logits(), 0), Err(LlmError::BadLogits)));
+        let greedy = GenerationConfig { do_sample: false, ..all };
+        assert_eq!(Sampler::new(&greedy, &[], 1).next(&mut logits(), 0).unwrap(), 0, "as torch.argmax");
     }
 }

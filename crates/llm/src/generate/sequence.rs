@@ -9,37 +9,62 @@ use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 use llm_int8_nn::models::Logits;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// A text that grows.
 pub(super) struct Sequence<'a> {
     config: &'a GenerationConfig,
+    /// New tokens at most.
+    most: usize,
+    started: Instant,
     sampler: Sampler<'a>,
     stream: Option<TextStream<'a>>,
-    stops: StopStrings,
+    stops: Option<StopStrings<'a>>,
     /// The text so far, less what may still become a stop string.
     text: String,
     ids: Vec<u32>,
     finish_reason: Option<FinishReason>,
 }
 
+/// What turns ids into text: nothing, stop strings alone, or all of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Output<'a> {
+    /// Ids; the tokenizer is for stop strings, where there are some.
+    Ids(Option<&'a Tokenizer>),
+    /// Ids and their text.
+    Text(&'a Tokenizer),
+}
+
 /// What gets each new id and the text it completes, and may end it.
 pub(super) type OnPiece<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + 'a;
 
 impl<'a> Sequence<'a> {
+    /// After a prompt that leaves room for `most` new tokens.
     pub(super) fn new(
         config: &'a GenerationConfig,
-        tokenizer: Option<&'a Tokenizer>,
+        output: Output<'a>,
         prompt: &[u32],
-    ) -> Self {
-        Self {
+        most: usize,
+    ) -> Result<Self> {
+        let (tokenizer, stream) = match output {
+            Output::Ids(tokenizer) => (tokenizer, None),
+            Output::Text(tokenizer) => (Some(tokenizer), Some(TextStream::new(tokenizer))),
+        };
+        let stops = match tokenizer {
+            Some(tokenizer) => StopStrings::new(&config.stop, tokenizer, prompt)?,
+            None => None,
+        };
+        Ok(Self {
             config,
-            sampler: Sampler::new(config, prompt),
-            stream: tokenizer.map(TextStream::new),
-            stops: StopStrings::new(&config.stop),
+            most,
+            started: Instant::now(),
+            sampler: Sampler::new(config, prompt, most),
+            stream,
+            stops,
             text: String::new(),
             ids: Vec::new(),
-            finish_reason: (config.max_new_tokens == 0).then_some(FinishReason::Length),
-        }
+            finish_reason: (most == 0).then_some(FinishReason::Length),
+        })
     }
 
     /// New ids so far.
@@ -55,7 +80,7 @@ impl<'a> Sequence<'a> {
     /// What may come next, to be computed together with the last id.
     pub(super) fn drafts(&self) -> Vec<u32> {
         // The last token asked for is chosen, but not fed.
-        let room = self.config.max_new_tokens.saturating_sub(self.ids.len() + 1);
+        let room = self.most.saturating_sub(self.ids.len() + 1);
         draft(self.sampler.seen(), self.config.speculate.min(room))
     }
 
@@ -72,22 +97,31 @@ impl<'a> Sequence<'a> {
             self.finish_reason = Some(FinishReason::EndOfText);
             return Ok(id);
         }
+
         let (piece, stopped) = self.push(id)?;
         let flow = on_piece(id, &piece);
         if stopped {
             self.finish_reason = Some(FinishReason::StopString);
         } else if flow.is_break() {
             self.finish_reason = Some(FinishReason::Interrupted);
-        } else if self.ids.len() >= self.config.max_new_tokens {
+        } else if self.ids.len() >= self.most {
             self.finish_reason = Some(FinishReason::Length);
+        } else if self.config.max_time.is_some_and(|most| self.started.elapsed() > most) {
+            self.finish_reason = Some(FinishReason::Time);
         }
         Ok(id)
     }
 
     /// The text that can be shown after one more id, and whether a stop string was met.
     fn push(&mut self, id: u32) -> Result<(String, bool)> {
-        let Some(stream) = &mut self.stream else { return Ok((String::new(), false)) };
-        let (piece, stopped) = self.stops.push(&stream.push(id)?);
+        let mut piece = match &mut self.stream {
+            Some(stream) => stream.push(id)?,
+            None => String::new(),
+        };
+        let mut stopped = false;
+        if let Some(stops) = &mut self.stops {
+            (piece, stopped) = stops.push(id, piece)?;
+        }
         self.text.push_str(&piece);
         Ok((piece, stopped))
     }
@@ -101,9 +135,9 @@ impl<'a> Sequence<'a> {
     ) -> Result<Generated> {
         let finish_reason = self.finish_reason.unwrap_or(FinishReason::Length);
         if let (true, Some(stream)) = (finish_reason != FinishReason::StopString, &mut self.stream) {
-            let (mut rest, stopped) = self.stops.push(&stream.finish()?);
-            if !stopped {
-                rest.push_str(&self.stops.finish());
+            let mut rest = stream.finish()?;
+            if let Some(stops) = &mut self.stops {
+                rest = stops.finish(rest)?;
             }
             self.text.push_str(&rest);
             if let (false, Some(&last)) = (rest.is_empty(), self.ids.last()) {

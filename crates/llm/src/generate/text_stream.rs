@@ -7,6 +7,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug)]
 pub(super) struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
+    /// Whether special tokens are text.
+    with_special: bool,
     ids: Vec<u32>,
     /// Ids before this one give context for spacing only.
     prefix: usize,
@@ -15,15 +17,29 @@ pub(super) struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// A stream without ids.
+    /// A stream without ids, which leaves special tokens out.
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), prefix: 0, read: 0 }
+        Self { tokenizer, with_special: false, ids: Vec::new(), prefix: 0, read: 0 }
+    }
+
+    /// A stream that goes on from `ids` and keeps special tokens, and the text of `ids`. A character that they leave
+    /// unfinished belongs to what comes.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
+    pub(super) fn after(tokenizer: &'a Tokenizer, ids: &[u32]) -> Result<(Self, String)> {
+        let mut stream = Self { with_special: true, ..Self::new(tokenizer) };
+        let mut text = String::new();
+        for id in ids {
+            text.push_str(&stream.push(*id)?);
+        }
+        Ok((stream, text))
     }
 
     /// The text one more id completes; empty while a character is unfinished.
     ///
     /// # Errors
-    /// [`LlmError::Tokenizer`].
+    /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
     pub(super) fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let (before, now) = self.window()?;
@@ -39,7 +55,7 @@ impl<'a> TextStream<'a> {
     /// What is left when no more ids come: bytes that never became a character show as `�`.
     ///
     /// # Errors
-    /// [`LlmError::Tokenizer`].
+    /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
     pub(super) fn finish(&mut self) -> Result<String> {
         let (before, now) = self.window()?;
         self.read = self.ids.len();
@@ -48,8 +64,11 @@ impl<'a> TextStream<'a> {
 
     /// The text of the ids since `prefix`: those already read, and all.
     fn window(&self) -> Result<(String, String)> {
-        let before = self.tokenizer.decode(&self.ids[self.prefix..self.read])?;
-        Ok((before, self.tokenizer.decode(&self.ids[self.prefix..])?))
+        let decode = |ids: &[u32]| match self.with_special {
+            true => self.tokenizer.decode_all(ids),
+            false => self.tokenizer.decode(ids),
+        };
+        Ok((decode(&self.ids[self.prefix..self.read])?, decode(&self.ids[self.prefix..])?))
     }
 }
 

@@ -78,11 +78,7 @@ impl<'a> Logits<'a> {
     /// # Errors
     /// [`NnError::NonFiniteLogits`]; [`NnError::Cuda`]; [`NnError::Input`] for a row that is not there.
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
-        if row >= self.rows {
-            let reason = format!("there are logits of {} positions, not of {row}", self.rows);
-            return Err(NnError::Input { layer: "logits".into(), reason });
-        }
-        let range = row * self.vocabulary..(row + 1) * self.vocabulary;
+        let range = self.range(row)?;
         match &mut self.place {
             Place::Cpu(logits) => choose_on_cpu(&mut logits[range], choice),
             Place::Device(pass) if choice.count.min(self.vocabulary) <= MOST_CHOSEN => {
@@ -94,6 +90,31 @@ impl<'a> Logits<'a> {
                 choose_on_cpu(&mut logits, choice)
             }
         }
+    }
+
+    /// A copy of one row: f32 `[V]`, whatever is in it. On a device it crosses the bus.
+    ///
+    /// # Errors
+    /// [`NnError::Cuda`]; [`NnError::Input`] for a row that is not there.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
+        let range = self.range(row)?;
+        match &self.place {
+            Place::Cpu(logits) => Ok(logits[range].to_vec()),
+            Place::Device(pass) => {
+                let mut logits = vec![0f32; self.vocabulary];
+                pass.head()?.logits.part(range)?.read(&mut logits)?;
+                Ok(logits)
+            }
+        }
+    }
+
+    /// Where a row lies among all logits.
+    fn range(&self, row: usize) -> Result<std::ops::Range<usize>> {
+        if row >= self.rows {
+            let reason = format!("there are logits of {} positions, not of {row}", self.rows);
+            return Err(NnError::Input { layer: "logits".into(), reason });
+        }
+        Ok(row * self.vocabulary..(row + 1) * self.vocabulary)
     }
 
     /// Logits `[rows, vocabulary]` that were made elsewhere.
@@ -126,17 +147,23 @@ fn choose_on_cpu(logits: &mut [f32], choice: &Choice<'_>) -> Result<Vec<(u32, f3
             *logit = if *logit > 0.0 { *logit / choice.penalty } else { *logit * choice.penalty };
         }
     }
-    if choice.count == 1 {
+    Ok(largest(logits, choice.count))
+}
+
+/// The `count` largest of a row of logits with their ids, in the order of [`Logits::choose`]. The row may hold
+/// infinities, as a row does in which tokens are ruled out by -inf.
+pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    if count == 1 {
         let id = most_likely(logits);
-        return Ok(logits.get(id as usize).map(|logit| (id, *logit)).into_iter().collect());
+        return logits.get(id as usize).map(|logit| (id, *logit)).into_iter().collect();
     }
     let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
-    if choice.count < tokens.len() && choice.count > 0 {
-        tokens.select_nth_unstable_by(choice.count - 1, by_likelihood);
+    if count < tokens.len() && count > 0 {
+        tokens.select_nth_unstable_by(count - 1, by_likelihood);
     }
-    tokens.truncate(choice.count);
+    tokens.truncate(count);
     tokens.sort_unstable_by(by_likelihood);
-    Ok(tokens)
+    tokens
 }
 
 /// The token of the largest logit, the first of equal ones (as `torch.argmax` on a CPU).
@@ -211,6 +238,18 @@ mod tests {
         let mut logits = Logits::from_vec(vec![4.0, -1.0, 3.0], 3);
         let choice = Choice { count: 3, penalty: 2.0, seen: &[0, 0, 1, 77] };
         assert_eq!(logits.choose(0, &choice).unwrap(), [(2, 3.0), (0, 2.0), (1, -2.0)]);
+    }
+
+    #[test]
+    fn a_row_is_copied_as_it_is_and_its_largest_may_be_infinite() {
+        let logits = Logits::from_vec(vec![1.0, f32::NEG_INFINITY, 2.0, f32::NAN], 2);
+        assert_eq!(logits.row(0).unwrap(), [1.0, f32::NEG_INFINITY]);
+        assert!(logits.row(1).unwrap()[1].is_nan() && logits.row(2).is_err());
+
+        let inf = f32::NEG_INFINITY;
+        assert_eq!(largest(&[inf, 1.0, inf], 2), [(1, 1.0), (0, inf)]);
+        assert_eq!(largest(&[inf, inf], 1), [(0, inf)], "as torch.argmax where all are ruled out");
+        assert!(largest(&[], 1).is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use device::{DeviceBudget, DeviceMap, Place, Placement};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;
 pub use load::{LoadEvent, LoadOptions, LoadOutcome, LoadWarning, WeightDtype};
-pub use logits::{Choice, Logits};
+pub use logits::{Choice, Logits, largest};
 pub use place::PlacedPart;
 pub use save::SavedLayers;
 pub use spec::DecoderSpec;

@@ -1,0 +1,114 @@
+//! Processors and filters against those of transformers: `scripts/make_generation_golden.py`.
+
+use super::GenerationConfig;
+use super::filters::kept;
+use super::processors::Processors;
+use super::sampler::top_k;
+use llm_int8_nn::models::{ModelConfig, largest};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+fn golden(name: &str) -> Vec<Value> {
+    let path = format!("{}/../../tests/golden/generation/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// JSON has no infinities and no NaN: they are texts.
+fn number(value: &Value) -> f32 {
+    match value.as_str() {
+        Some(text) => text.parse().unwrap(),
+        None => value.as_f64().unwrap() as f32,
+    }
+}
+
+fn rows() -> Vec<Vec<f32>> {
+    golden("rows.json").iter().map(|row| row.as_array().unwrap().iter().map(number).collect()).collect()
+}
+
+fn size(value: &Value) -> usize {
+    value.as_u64().unwrap() as usize
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn config(case: &Value) -> GenerationConfig {
+    GenerationConfig::from_json(case["settings"].to_string().as_bytes(), "the settings").unwrap()
+}
+
+/// The row of a case after the processors.
+fn processed(case: &Value, config: &GenerationConfig, prompt: usize, new_tokens: usize) -> Vec<f32> {
+    let mut scores = rows()[size(&case["row"])].clone();
+    let seen = ids(&case["ids"]);
+    let processors = Processors::new(config, prompt, new_tokens);
+    let before = scores.clone();
+    processors.apply(&seen, &mut scores);
+
+    let is_penalised = config.repetition_penalty != 1.0;
+    let is_same = before.iter().zip(&scores).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(is_same || is_penalised || processors.act_on(&seen), "it acts without saying so: {case}");
+    scores
+}
+
+#[test]
+fn processors_change_what_those_of_transformers_change() {
+    let cases = golden("processors.json");
+    assert!(cases.len() > 100);
+    for case in cases {
+        let config = config(&case);
+        let scores = processed(&case, &config, size(&case["prompt"]), size(&case["new_tokens"]));
+
+        let mut expected = rows()[size(&case["row"])].clone();
+        for (id, score) in case["changed"].as_object().unwrap() {
+            expected[id.parse::<usize>().unwrap()] = number(score);
+        }
+        for (id, (ours, theirs)) in scores.iter().zip(&expected).enumerate() {
+            // The factor of the decay is a power, of which the last bit is free.
+            let is_near = (ours - theirs).abs() <= 4.0 * f32::EPSILON * theirs.abs();
+            let is_same = ours == theirs || (ours.is_nan() && theirs.is_nan());
+            assert!(is_same || is_near, "token {id}: {ours}, not {theirs}: {case}");
+        }
+    }
+}
+
+#[test]
+fn filters_keep_what_those_of_transformers_keep() {
+    let cases = golden("filters.json");
+    assert!(cases.len() > 50);
+    for case in cases {
+        let config = config(&case);
+        config.check().unwrap();
+        let scores = processed(&case, &config, 3, 10);
+        let tokens = top_k(&mut |count| Ok(largest(&scores, count)), config.top_k).unwrap();
+        let kept = kept(&tokens, &config);
+
+        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        let ours: BTreeMap<u32, f64> = kept.iter().map(|(id, weight)| (*id, weight / total)).collect();
+        let theirs: BTreeMap<u32, f64> = case["probabilities"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(id, p)| (id.parse().unwrap(), p.as_f64().unwrap()))
+            .collect();
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{case}");
+        for (id, p) in &theirs {
+            assert!((ours[id] - p).abs() < 1e-5 * p + 1e-9, "token {id}: {}, not {p}: {case}", ours[id]);
+        }
+    }
+}
+
+#[test]
+fn a_family_s_end_token_is_that_of_its_configuration_class() {
+    let classes = golden("class_tokens.json");
+    for family in llm_int8_nn::models::FAMILIES {
+        let class = classes.iter().find(|class| class[0] == family.model_type);
+        let class = class.unwrap_or_else(|| panic!("{} is not in class_tokens.json", family.model_type));
+        let config = serde_json::json!({ "model_type": family.model_type }).to_string();
+        let config = ModelConfig::parse(config.as_bytes()).unwrap();
+        let ours = GenerationConfig::from_model_config(&config, "config.json", &mut Vec::new()).unwrap();
+        let id = |value: &Value| value.as_u64().map(|id| id as u32);
+        assert_eq!(ours.bos_token_id, id(&class[1]), "{}", family.model_type);
+        assert_eq!(ours.eos_token_ids, Vec::from_iter(id(&class[2])), "{}", family.model_type);
+    }
+}

@@ -1,0 +1,305 @@
+//! Generation settings of a model's files against transformers: `golden/generation/greedy.json`, made by
+//! `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the command line, too.
+
+use crate::support::{golden, golden_text, llm_int8};
+use llm_int8::nn::cuda::{CudaError, Device};
+use llm_int8::nn::models::{Placement, WeightDtype};
+use llm_int8::{AutoModelForCausalLM, FinishReason, GenerationConfig, LlmError, LoadConfig, Warning};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn cases() -> Vec<Value> {
+    serde_json::from_str(&golden_text("generation/greedy.json")).unwrap()
+}
+
+fn folder_of(model: &str) -> PathBuf {
+    match model {
+        "tiny-gpt2" => Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-gpt2"),
+        model => golden("models").join(model),
+    }
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A copy of the model's folder with the case's files, as the script makes it.
+fn folder(case: &Value) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    let from = folder_of(case["model"].as_str().unwrap());
+    for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        if from.join(name).exists() {
+            std::fs::copy(from.join(name), copy.path().join(name)).unwrap();
+        }
+    }
+    if !case["generation_config"].is_null() {
+        let text = case["generation_config"].to_string();
+        std::fs::write(copy.path().join("generation_config.json"), text).unwrap();
+    }
+
+    let mut config = json_file(&from.join("config.json"));
+    for (key, value) in case["config"].as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    for key in case["config_without"].as_array().into_iter().flatten() {
+        config.as_object_mut().unwrap().remove(key.as_str().unwrap());
+    }
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    if !case["special_token"].is_null() {
+        let path = copy.path().join("tokenizer.json");
+        let mut tokenizer = json_file(&path);
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(case["special_token"].clone());
+        std::fs::write(path, tokenizer.to_string()).unwrap();
+    }
+    copy
+}
+
+fn load_on(folder: &Path, placement: Placement) -> AutoModelForCausalLM {
+    let mut config = LoadConfig::default();
+    config.options.int8 = None;
+    config.options.dtype = WeightDtype::Float32;
+    config.options.placement = placement;
+    AutoModelForCausalLM::from_pretrained(folder.to_str().unwrap(), &config).unwrap()
+}
+
+fn load(folder: &Path) -> AutoModelForCausalLM {
+    load_on(folder, Placement::cpu())
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// The model's own settings with the length that the case gives.
+fn settings(model: &AutoModelForCausalLM, case: &Value) -> GenerationConfig {
+    let mut config = model.generation_config();
+    if let Some(new) = case["max_new_tokens"].as_u64() {
+        config.max_new_tokens = Some(new as usize);
+    }
+    config
+}
+
+fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Vec<u32> {
+    model.generate_ids(prompt, config, &mut |_| ControlFlow::Continue(())).unwrap().ids
+}
+
+/// The settings of a case with an end token in them are checked with the whole of its files.
+fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])) {
+    for case in cases() {
+        let folder = folder(&case);
+        let model = load(folder.path());
+        check(&case, &model, &settings(&model, &case), &ids(&case["prompt"]));
+    }
+}
+
+#[test]
+fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
+    assert!(cases().len() > 100);
+    each(|case, model, config, prompt| {
+        assert_eq!(generate(model, prompt, config), ids(&case["ids"]), "{}", case["name"]);
+    });
+}
+
+#[test]
+fn drafts_and_batches_obey_the_same_settings() {
+    each(|case, model, config, prompt| {
+        let drafts = GenerationConfig { speculate: 5, ..config.clone() };
+        assert_eq!(generate(model, prompt, &drafts), ids(&case["ids"]), "drafts: {}", case["name"]);
+
+        let others = [prompt.to_vec(), vec![8, 8, 9], prompt.to_vec()];
+        let all =
+            model.generate_batch_ids(&others, config, 2, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        for place in [0, 2] {
+            assert_eq!(all[place].ids, ids(&case["ids"]), "prompt {place} of three: {}", case["name"]);
+        }
+    });
+}
+
+#[test]
+fn a_device_obeys_them_too() {
+    let device = match Device::emulated(0, 1 << 30, 0) {
+        Ok(device) => device,
+        Err(CudaError::NoEmulation) => return println!("skipped: no C++ compiler, so no emulated device"),
+        Err(error) => panic!("{error}"),
+    };
+    for case in cases().into_iter().filter(|case| case["model"] == "gpt2") {
+        let folder = folder(&case);
+        let model = load_on(folder.path(), Placement::on(device.clone()));
+        let config = settings(&model, &case);
+        assert_eq!(generate(&model, &ids(&case["prompt"]), &config), ids(&case["ids"]), "{}", case["name"]);
+    }
+}
+
+#[test]
+fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
+    let mut stopped = 0;
+    for case in cases().into_iter().filter(|case| case["model"] == "tiny-gpt2") {
+        let folder = folder(&case);
+        let model = load(folder.path());
+        let (config, mut shown) = (settings(&model, &case), String::new());
+        let generated = model
+            .generate_stream_from_ids(&ids(&case["prompt"]), &config, &mut |piece| {
+                shown.push_str(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!((&generated.ids, &generated.text), (&ids(&case["ids"]), &shown), "{}", case["name"]);
+
+        let tokenizer = model.tokenizer().unwrap();
+        let whole = tokenizer.decode(&generated.ids).unwrap();
+        let has_stop = config.stop.iter().any(|stop| shown.contains(stop.as_str()));
+        assert!(!has_stop && whole.starts_with(&shown), "{}: {shown:?} of {whole:?}", case["name"]);
+        match generated.finish_reason {
+            FinishReason::StopString => stopped += 1,
+            _ => assert_eq!((&whole, generated.ids.len()), (&shown, 24), "{}", case["name"]),
+        }
+    }
+    assert!(stopped > 6, "{stopped}");
+}
+
+fn llama(generation_config: Value) -> TempDir {
+    folder(&json!({ "model": "llama", "generation_config": generation_config }))
+}
+
+#[test]
+fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
+    let folder = llama(json!({ "stop_strings": ["x"] }));
+    let model = load(folder.path());
+    let config = model.generation_config();
+    let error = model.generate_ids(&[5, 9], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, LlmError::NoTokenizer { .. }), "{error}");
+    let without = GenerationConfig { stop: Vec::new(), max_new_tokens: Some(3), ..config };
+    assert_eq!(generate(&model, &[5, 9], &without).len(), 3);
+}
+
+#[test]
+fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_is() {
+    let folder = llama(json!({ "max_length": 3 }));
+    let model = load(folder.path());
+    let run = |prompt: &[u32]| {
+        model.generate_ids(prompt, &model.generation_config(), &mut |_| ControlFlow::Continue(()))
+    };
+    assert_eq!(run(&[5, 9]).unwrap().ids.len(), 1);
+    let error = run(&[5, 9, 33]).unwrap_err().to_string();
+    assert!(error.contains("max_length") && error.contains("set max_new_tokens"), "{error}");
+
+    let positions = model.decoder().spec().positions;
+    let long = vec![5; positions - 7];
+    assert_eq!(generate(&model, &long, &GenerationConfig::default()).len(), 7);
+    let given = GenerationConfig { max_new_tokens: Some(8), ..GenerationConfig::default() };
+    let error = model.generate_ids(&long, &given, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, LlmError::ContextExceeded { .. }), "{error}");
+}
+
+#[test]
+fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
+    let folder = llama(json!({ "max_time": 0.0 }));
+    let model = load(folder.path());
+    let config = model.generation_config();
+    let generated = model.generate_ids(&[5, 9], &config, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((generated.ids.len(), generated.finish_reason), (1, FinishReason::Time));
+
+    for wrong in [
+        GenerationConfig { bad_words_ids: vec![vec![5, 256]], ..GenerationConfig::default() },
+        GenerationConfig { forced_eos_token_ids: vec![256], ..GenerationConfig::default() },
+    ] {
+        let error = model.generate_ids(&[5, 9], &wrong, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, LlmError::Setting { .. }) && error.to_string().contains("256"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_in_the_report_and_printed_once() {
+    let folder = llama(json!({ "num_beams": 4, "top_p": 0.5, "eos_token_id": 2, "made_up": 1 }));
+    let path = folder.path().to_str().unwrap();
+    let file = folder.path().join("generation_config.json").display().to_string();
+    let expected = [
+        Warning::IgnoredSettings { file: file.clone(), keys: vec!["num_beams".into()] },
+        Warning::SamplingSettings { file, keys: vec!["top_p".into()] },
+    ];
+    assert_eq!(load(folder.path()).load_report().warnings, expected);
+
+    let output = llm_int8(&["run", path, "--token-ids", "5,9", "--print-ids", "-n", "2", "-q"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{error}");
+    assert_eq!(error.matches("num_beams").count(), 1, "{error}");
+    assert_eq!(error.matches("top_p").count(), 1, "{error}");
+    assert!(!error.contains("made_up"), "{error}");
+}
+
+#[test]
+fn a_value_of_a_wrong_type_is_named_with_its_file() {
+    let folder = llama(json!({ "bad_words_ids": [5, 6] }));
+    let path = folder.path().to_str().unwrap();
+    let output = llm_int8(&["run", path, "--token-ids", "5,9", "--print-ids"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("generation_config.json") && error.contains("`bad_words_ids` is [5,6]"),
+        "{error}"
+    );
+}
+
+/// New ids that the program prints.
+fn printed(folder: &TempDir, options: &[&str]) -> Vec<u32> {
+    let path = folder.path().to_str().unwrap();
+    let model = ["run", path, "--token-ids", "5,9,33,77,9,33", "--no-quantize", "--dtype", "float32"];
+    let output = llm_int8(&[&model[..], &["--print-ids", "-q"], options].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().split(',').map(|id| id.parse().unwrap()).collect()
+}
+
+#[test]
+fn options_of_the_program_are_the_settings_of_the_file() {
+    let plain = llama(json!({}));
+    for (settings, options) in [
+        (json!({ "no_repeat_ngram_size": 1 }), vec!["--no-repeat-ngram-size", "1"]),
+        (json!({ "encoder_no_repeat_ngram_size": 1 }), vec!["--encoder-no-repeat-ngram-size", "1"]),
+        (json!({ "encoder_repetition_penalty": 3.0 }), vec!["--encoder-repetition-penalty", "3"]),
+        (json!({ "repetition_penalty": 1.7 }), vec!["--repetition-penalty", "1.7"]),
+        (
+            json!({ "bad_words_ids": [[20], [222, 172]] }),
+            vec!["--bad-words-ids", "20", "--bad-words-ids", "222,172"],
+        ),
+        (json!({ "suppress_tokens": [20, 222] }), vec!["--suppress-tokens", "20,222"]),
+        (json!({ "begin_suppress_tokens": [20] }), vec!["--begin-suppress-tokens", "20"]),
+        (json!({ "forced_eos_token_id": 4 }), vec!["--forced-eos-token-id", "4"]),
+        (json!({ "max_new_tokens": 3 }), vec!["-n", "3"]),
+    ] {
+        let from_file = printed(&llama(settings.clone()), &[]);
+        assert_eq!(printed(&plain, &options), from_file, "{settings}");
+    }
+
+    let ends = llama(json!({ "eos_token_id": 222 }));
+    assert_eq!(printed(&ends, &[]), [20, 222]);
+    let later = printed(&ends, &["--min-new-tokens", "4", "-n", "8"]);
+    assert!(later.len() > 4 && !later[..4].contains(&222), "{later:?}");
+    let sooner =
+        printed(&llama(json!({ "eos_token_id": 17 })), &["--exponential-decay-length-penalty", "2,1.8"]);
+    assert_eq!(sooner, [20, 222, 172, 102, 29, 17]);
+
+    let most = llama(json!({ "max_new_tokens": 3, "max_length": 50 }));
+    assert_eq!(printed(&most, &[]).len(), 3, "max_new_tokens of the file");
+    assert_eq!(printed(&most, &["-n", "5"]).len(), 5, "what is given wins");
+    assert_eq!(printed(&llama(json!({ "max_length": 10 })), &[]).len(), 4, "max_length counts the prompt");
+    assert_eq!(printed(&plain, &[]).len(), 64);
+}
+
+#[test]
+fn drawing_keeps_to_what_the_filters_leave() {
+    let plain = llama(json!({}));
+    let greedy = printed(&plain, &["-n", "12"]);
+    // Filters that leave the most likely token alone draw it whatever the seed.
+    for filter in [["--top-k", "1"], ["--top-p", "0"], ["--epsilon-cutoff", "0.9999"], ["--min-p", "1"]] {
+        let drawn = printed(&plain, &[&["-n", "12", "--seed", "3"], &filter[..]].concat());
+        assert_eq!(drawn, greedy, "{filter:?}");
+    }
+    let drawn = printed(&plain, &["-n", "12", "--seed", "3", "--top-k", "0", "--temperature", "3"]);
+    assert_ne!(drawn, greedy);
+    let processed =
+        printed(&plain, &["-n", "12", "--seed", "3", "--top-k", "1", "--no-repeat-ngram-size", "1"]);
+    assert_eq!(processed, printed(&plain, &["-n", "12", "--no-repeat-ngram-size", "1"]));
+}
