@@ -18,6 +18,7 @@ mod cli_arguments;
 mod device_program;
 mod devices;
 mod families;
+mod field_cases;
 mod field_weights;
 mod generate;
 mod generation;

@@ -16,7 +16,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     }
     let ids = if args.decode { parse_ids(&text)? } else { Vec::new() };
     let hub = hub_config(args.offline);
-    let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new())
+    let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new(&hub))
         .with_context(|| format!("{} cannot be loaded", args.model))?;
 
     let mut stdout = std::io::stdout().lock();

@@ -27,6 +27,11 @@ impl Companion {
         Self { name, content: Content::File(path) }
     }
 
+    /// The same file under another name.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     pub(crate) fn bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
         Self { name: name.to_owned(), content: Content::Bytes(bytes.into()) }
     }

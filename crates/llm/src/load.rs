@@ -149,8 +149,7 @@ fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Co
     let Some(preferred) = preferred else { return companions.to_vec() };
 
     let others = companions.iter().filter(|companion| companion.name != "tokenizer.json").cloned();
-    let renamed =
-        Companion { name: "tokenizer.json".into(), ..Companion::file(Path::new(""), preferred.clone()) };
+    let renamed = Companion::file(Path::new(""), preferred.clone()).named("tokenizer.json");
     others.chain([renamed]).collect()
 }
 
