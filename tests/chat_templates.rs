@@ -24,7 +24,8 @@ fn render(template: &str, tokens: &Value, conversation: &Value, extra: &Value) -
         extra: variables,
         ..ChatInputs::default()
     };
-    ChatTemplate::new(template, tokens.clone())?.apply_with(&list(&conversation["messages"]).unwrap(), &inputs)
+    ChatTemplate::new(template, tokens.clone())?
+        .apply_with(&list(&conversation["messages"]).unwrap(), &inputs)
 }
 
 /// Where a text is not what transformers gives, or is given where transformers refuses.

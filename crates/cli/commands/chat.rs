@@ -78,8 +78,8 @@ fn generation(model: &AutoModelForCausalLM, args: &ChatArgs) -> GenerationConfig
 fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Value>>> {
     let Some(path) = path else { return Ok(None) };
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is not a JSON list", path.display()))?;
+    let list: Vec<serde_json::Value> =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON list", path.display()))?;
     if list.iter().any(|one| !one.is_object()) {
         anyhow::bail!("{} lists something that is not a JSON object", path.display());
     }

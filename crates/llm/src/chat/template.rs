@@ -105,7 +105,9 @@ impl ChatTemplate {
         let templates = match &found[..] {
             [] => return Err(LlmError::NoChatTemplate { model: model.to_owned() }),
             [(name, text)] if name == "default" => Templates::One(Template::new(text).map_err(refused)?),
-            _ => Templates::Named(found.into_iter().map(|(name, text)| (name, Template::new(&text))).collect()),
+            _ => {
+                Templates::Named(found.into_iter().map(|(name, text)| (name, Template::new(&text))).collect())
+            }
         };
         Ok(Self { templates, special_tokens })
     }

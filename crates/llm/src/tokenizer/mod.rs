@@ -397,10 +397,6 @@ fn template_json<Id: Copy + Into<Value>>(first: Option<(Id, String)>, last: Opti
 mod tests {
     use super::*;
 
-    fn tiny() -> Tokenizer {
-        Tokenizer::from_bytes(crate::builtin::TOKENIZER, "tiny-gpt2").unwrap()
-    }
-
     #[test]
     fn a_broken_tokenizer_is_named() {
         let error = Tokenizer::from_bytes(b"{", "x/tokenizer.json").unwrap_err().to_string();

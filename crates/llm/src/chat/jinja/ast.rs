@@ -109,7 +109,10 @@ pub(super) enum StmtKind {
     /// A block with a scope of its own and nothing else: `generation`.
     Scope(Vec<Stmt>),
     /// `block`, which sees the template's own variables only, unless it is `scoped`.
-    Block { body: Vec<Stmt>, is_scoped: bool },
+    Block {
+        body: Vec<Stmt>,
+        is_scoped: bool,
+    },
     Break,
     Continue,
     /// A statement that loads another template, or that is not offered here.
@@ -159,7 +162,9 @@ impl ExprKind {
             | Self::And(left, right)
             | Self::Or(left, right)
             | Self::Arithmetic(_, left, right) => of(left).max(of(right)),
-            Self::Slice(expr, bounds) => bounds.iter().flatten().map(|bound| of(bound)).fold(of(expr), u32::max),
+            Self::Slice(expr, bounds) => {
+                bounds.iter().flatten().map(|bound| of(bound)).fold(of(expr), u32::max)
+            }
             Self::Call(expr, args) | Self::Test(expr, _, args) => of(expr).max(args.height()),
             Self::Filter(expr, _, args) => expr.as_deref().map_or(0, of).max(args.height()),
             Self::Compare(expr, rest) => rest.iter().map(|(_, expr)| of(expr)).fold(of(expr), u32::max),

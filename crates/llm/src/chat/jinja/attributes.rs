@@ -7,11 +7,52 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 const STR: &[&str] = &[
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip",
-    "split", "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const DICT: &[&str] = &["copy", "get", "items", "keys", "values"];
 const LIST: &[&str] = &["copy", "count", "index"];
@@ -61,9 +102,8 @@ impl Interpreter<'_> {
     /// Python's `getattr`, and the sandbox's word on it.
     fn own_attribute(&mut self, of: &Value, name: &Arc<str>) -> Option<Value> {
         let is_special = name.len() > 4 && name.starts_with("__") && name.ends_with("__");
-        let forbidden = || {
-            Value::Undefined(Rc::new(Missing::Unsafe { of: of.type_name(), name: name.clone() }))
-        };
+        let forbidden =
+            || Value::Undefined(Rc::new(Missing::Unsafe { of: of.type_name(), name: name.clone() }));
         if is_special {
             return Some(forbidden());
         }
@@ -117,7 +157,9 @@ impl Interpreter<'_> {
     fn own_item(&mut self, of: &Value, key: &Value) -> Result<Option<Value>> {
         let place = |len: usize| {
             let place = key.as_int()?;
-            usize::try_from(if place < 0 { place + len as i128 } else { place }).ok().filter(|place| *place < len)
+            usize::try_from(if place < 0 { place + len as i128 } else { place })
+                .ok()
+                .filter(|place| *place < len)
         };
         Ok(match of {
             Value::List(items) | Value::Tuple(items) => {

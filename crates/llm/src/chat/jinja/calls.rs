@@ -171,7 +171,9 @@ impl<'t> Interpreter<'t> {
             Function::Namespace => {
                 let pairs = self.dict_of(args)?;
                 if pairs.len() > MOST_ATTRIBUTES {
-                    return Err(Error::new(format!("a namespace begins with {MOST_ATTRIBUTES} attributes at most")));
+                    return Err(Error::new(format!(
+                        "a namespace begins with {MOST_ATTRIBUTES} attributes at most"
+                    )));
                 }
                 let name = |key: &Value| match key {
                     Value::Str(name) | Value::Markup(name) => Some(name.clone()),

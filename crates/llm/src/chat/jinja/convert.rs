@@ -42,9 +42,8 @@ pub(super) fn float_of(text: &str) -> Option<f64> {
 /// Underscores can only stand between digits.
 fn without_underscores(text: &str) -> Option<String> {
     let chars: Vec<char> = text.chars().collect();
-    let is_digit = |place: Option<usize>| {
-        place.and_then(|place| chars.get(place)).is_some_and(|c| c.is_alphanumeric())
-    };
+    let is_digit =
+        |place: Option<usize>| place.and_then(|place| chars.get(place)).is_some_and(|c| c.is_alphanumeric());
     let is_good = |place: usize| is_digit(place.checked_sub(1)) && is_digit(Some(place + 1));
     let all_good = (0..chars.len()).all(|place| chars[place] != '_' || is_good(place));
     all_good.then(|| text.replace('_', ""))
@@ -109,7 +108,10 @@ mod tests {
             Ok(Value::Float(number)) => number,
             other => panic!("{other:?}"),
         };
-        assert_eq!((round(2.5, 0), round(2.675, 2), round(-0.4, 0).to_bits()), (2.0, 2.67, (-0.0_f64).to_bits()));
+        assert_eq!(
+            (round(2.5, 0), round(2.675, 2), round(-0.4, 0).to_bits()),
+            (2.0, 2.67, (-0.0_f64).to_bits())
+        );
         assert!(matches!(rounded(&Value::Int(25), -1), Ok(Value::Int(20))));
         assert!(matches!(rounded(&Value::Int(-35), -1), Ok(Value::Int(-40))));
     }

@@ -1,7 +1,7 @@
 //! Expressions.
 
-use super::ast::{CallArgs, Comparison, Conditional, Const, Expr, ExprKind};
 use super::args::Args;
+use super::ast::{CallArgs, Comparison, Conditional, Const, Expr, ExprKind};
 use super::budget::{Text, text_units};
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
@@ -131,12 +131,7 @@ impl<'t> Interpreter<'t> {
         Ok(all)
     }
 
-    fn filter_expr(
-        &mut self,
-        input: Option<&'t Expr>,
-        name: &Arc<str>,
-        args: &'t CallArgs,
-    ) -> Result<Value> {
+    fn filter_expr(&mut self, input: Option<&'t Expr>, name: &Arc<str>, args: &'t CallArgs) -> Result<Value> {
         let input = match input {
             Some(input) => self.eval(input)?,
             None => self.inputs.last().cloned().unwrap_or(Value::None),

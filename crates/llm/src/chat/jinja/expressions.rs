@@ -26,7 +26,8 @@ impl Parser {
         while self.skip_word("if") {
             let condition = self.or()?;
             let other = if self.skip_word("else") { Some(self.expression()?) } else { None };
-            value = self.expr(line, ExprKind::Conditional(Box::new(Conditional { condition, value, other })))?;
+            value =
+                self.expr(line, ExprKind::Conditional(Box::new(Conditional { condition, value, other })))?;
         }
         self.leave();
         Ok(value)

@@ -291,9 +291,8 @@ impl Interpreter<'_> {
 fn argument(name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value> {
     let out_of_range = || Error::new("Replacement index out of range for positional args tuple");
     if name.is_empty() {
-        let error = || {
-            Error::new("cannot switch from manual field specification to automatic field numbering")
-        };
+        let error =
+            || Error::new("cannot switch from manual field specification to automatic field numbering");
         let place = automatic.ok_or_else(error)?;
         *automatic = Some(place + 1);
         return args.positional.get(place).cloned().ok_or_else(out_of_range);

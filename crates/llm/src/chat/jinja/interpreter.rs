@@ -161,12 +161,7 @@ impl<'t> Interpreter<'t> {
         Value::str(self.outputs.pop().unwrap_or_default().into_string())
     }
 
-    fn set_block(
-        &mut self,
-        target: &'t Target,
-        filter: Option<&'t Expr>,
-        body: &'t [Stmt],
-    ) -> Result<Flow> {
+    fn set_block(&mut self, target: &'t Target, filter: Option<&'t Expr>, body: &'t [Stmt]) -> Result<Flow> {
         let (flow, text) = self.captured(self.scopes.current, body)?;
         if flow != Flow::Next {
             return Ok(flow);
@@ -240,8 +235,7 @@ impl<'t> Interpreter<'t> {
 
     /// `loop(items)` of a recursive loop: the text of its body over other items.
     pub(super) fn recurse(&mut self, state: &Loop, items: &Value) -> Result<Value> {
-        let error =
-            || Error::new("The loop must have the 'recursive' marker to be called recursively.");
+        let error = || Error::new("The loop must have the 'recursive' marker to be called recursively.");
         let recursion = state.recursion.ok_or_else(error)?;
         let &(node, scope) = self.recursions.get(recursion).ok_or_else(error)?;
         let back = std::mem::replace(&mut self.scopes.current, scope);
@@ -251,7 +245,13 @@ impl<'t> Interpreter<'t> {
         Ok(self.captured_text())
     }
 
-    fn run_loop(&mut self, node: &'t For, items: &Value, depth0: usize, recursion: Option<usize>) -> Result<()> {
+    fn run_loop(
+        &mut self,
+        node: &'t For,
+        items: &Value,
+        depth0: usize,
+        recursion: Option<usize>,
+    ) -> Result<()> {
         let items = self.iterate(items)?;
         let items = match &node.condition {
             Some(condition) => self.chosen(node, items, condition)?,

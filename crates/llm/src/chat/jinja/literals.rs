@@ -109,7 +109,8 @@ fn unescaped(text: &str) -> Result<String> {
             }
             'x' | 'u' | 'U' => {
                 let digits = [2, 4, 8][usize::from(c != 'x') + usize::from(c == 'U')];
-                let hexadecimal = rest.get(..digits).filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
+                let hexadecimal =
+                    rest.get(..digits).filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
                 let error = || Error::new(format!("truncated \\{c}{} escape", "X".repeat(digits)));
                 out.push(character(u32::from_str_radix(hexadecimal.ok_or_else(error)?, 16).ok())?);
                 rest = &rest[digits..];

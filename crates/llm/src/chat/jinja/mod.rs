@@ -184,7 +184,13 @@ mod tests {
     fn values_that_share_their_parts_are_not_walked_without_end() {
         let doubled = "{% set ns = namespace(v='x', w='x') %}{% for i in range(100) %}{% set ns.v = [ns.v, ns.v] %}\
                        {% set ns.w = [ns.w, ns.w] %}{% endfor %}";
-        for use_of in ["{{ ns.v }}", "{{ ns.v == ns.w }}", "{{ ns.v | tojson }}", "{{ ns.v < ns.w }}", "{{ ns.v | pprint }}"] {
+        for use_of in [
+            "{{ ns.v }}",
+            "{{ ns.v == ns.w }}",
+            "{{ ns.v | tojson }}",
+            "{{ ns.v < ns.w }}",
+            "{{ ns.v | pprint }}",
+        ] {
             assert!(error(&format!("{doubled}{use_of}")).contains("does not come to an end"), "{use_of}");
         }
     }

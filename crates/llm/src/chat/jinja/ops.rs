@@ -73,7 +73,9 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
             let is_above = a % b != 0 && (a < 0) != (b < 0);
             quotient.checked_sub(i128::from(is_above))
         }),
-        Op::Mod => a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }),
+        Op::Mod => {
+            a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
+        }
         Op::Pow if b < 0 => return floats(operator, a as f64, b as f64).map(Value::Float),
         Op::Pow => u32::try_from(b).ok().and_then(|exponent| a.checked_pow(exponent)).or(match a {
             0 | 1 => Some(a),
@@ -221,12 +223,9 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => all(a, b),
-        (Value::Dict(a), Value::Dict(b)) => {
-            a.entries().len() == b.entries().len() && contains_entries(a, b)
-        }
+        (Value::Dict(a), Value::Dict(b)) => a.entries().len() == b.entries().len() && contains_entries(a, b),
         (Value::Range(a), Value::Range(b)) => {
-            a.len() == b.len()
-                && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
+            a.len() == b.len() && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
         }
         (Value::View(ViewKind::Keys, a), Value::View(ViewKind::Keys, b)) => {
             a.entries().len() == b.entries().len() && a.entries().iter().all(|(key, _)| b.get(key).is_some())

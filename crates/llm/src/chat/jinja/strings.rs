@@ -37,7 +37,8 @@ impl Interpreter<'_> {
     fn format_map(&mut self, text: &str, args: Args) -> Result<String> {
         let mut args = args.bind("format_map", ["/mapping"], 1)?;
         let Value::Dict(dict) = args.value(0) else { return Err(Error::new("format_map takes a mapping")) };
-        let named = dict.entries().iter().filter_map(|(key, value)| Some((key.as_str()?.into(), value.clone())));
+        let named =
+            dict.entries().iter().filter_map(|(key, value)| Some((key.as_str()?.into(), value.clone())));
         let named = Args { positional: Vec::new(), named: named.collect() };
         self.str_format(text, &named)
     }
@@ -70,7 +71,9 @@ fn holds(text: &str, name: &str) -> bool {
         "isascii" => text.is_ascii(),
         "isdecimal" => all(|c| chars::decimal_digit(c).is_some()),
         "isdigit" => all(chars::is_digit),
-        "isidentifier" => text.chars().all(is_word) && text.starts_with(|c: char| c.is_alphabetic() || c == '_'),
+        "isidentifier" => {
+            text.chars().all(is_word) && text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        }
         "islower" => chars::is_all(text, char::is_lowercase),
         "isnumeric" => all(char::is_numeric),
         "isprintable" => text.chars().all(super::print::is_printable),
@@ -102,7 +105,8 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
         "removeprefix" | "removesuffix" => {
             let args = args.bind(name, ["/prefix"], 1)?;
             let affix = args.str(0)?;
-            let rest = if name == "removeprefix" { text.strip_prefix(affix) } else { text.strip_suffix(affix) };
+            let rest =
+                if name == "removeprefix" { text.strip_prefix(affix) } else { text.strip_suffix(affix) };
             Ok(rest.unwrap_or(text).to_owned())
         }
         "replace" => {
@@ -227,7 +231,8 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
             if separator.is_empty() {
                 return Err(Error::new("empty separator"));
             }
-            let found = if name == "partition" { text.split_once(separator) } else { text.rsplit_once(separator) };
+            let found =
+                if name == "partition" { text.split_once(separator) } else { text.rsplit_once(separator) };
             let parts = match found {
                 Some((before, after)) => [before, separator, after],
                 None if name == "partition" => [text, "", ""],

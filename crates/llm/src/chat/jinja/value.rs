@@ -44,9 +44,15 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) enum Missing {
     Name(Arc<str>),
-    Attribute { of: &'static str, name: Value },
+    Attribute {
+        of: &'static str,
+        name: Value,
+    },
     /// An attribute the sandbox forbids.
-    Unsafe { of: &'static str, name: Arc<str> },
+    Unsafe {
+        of: &'static str,
+        name: Arc<str>,
+    },
     Hint(String),
 }
 

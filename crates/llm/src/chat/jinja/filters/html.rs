@@ -42,8 +42,7 @@ impl Interpreter<'_> {
                 return Err(Error::new(format!("Invalid character in attribute name: '{key}'")));
             }
             let text = self.str(value)?;
-            let text =
-                if matches!(value, Value::Markup(_)) { text.to_string() } else { escape_html(&text)? };
+            let text = if matches!(value, Value::Markup(_)) { text.to_string() } else { escape_html(&text)? };
             out.push(if out.len() > 0 || has_space { " " } else { "" })?;
             out.push(&escape_html(&key)?)?;
             out.push("=\"")?;

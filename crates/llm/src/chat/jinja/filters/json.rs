@@ -68,9 +68,7 @@ impl Style {
             Value::Str(text) | Value::Markup(text) => out.push(&self.quoted(text)),
             Value::List(items) | Value::Tuple(items) => {
                 let values = items.values();
-                self.write_all(["[", "]"], values, level, out, |value, out| {
-                    self.write(value, level + 1, out)
-                })
+                self.write_all(["[", "]"], values, level, out, |value, out| self.write(value, level + 1, out))
             }
             Value::Dict(dict) => self.write_dict(dict, level, out),
             other => {

@@ -16,11 +16,58 @@ use super::value::Value;
 
 /// The filters that are offered.
 pub(super) const NAMES: [&str; 52] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join",
-    "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson",
-    "trim", "truncate", "unique", "upper", "urlencode", "wordcount", "wordwrap", "xmlattr",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
 ];
 
 impl Interpreter<'_> {
@@ -62,11 +109,11 @@ impl Interpreter<'_> {
                 self.html_filter(name, input, args)
             }
             "abs" | "filesizeformat" | "float" | "int" | "round" => self.number_filter(name, &input, args),
-            "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string" | "title" | "trim"
-            | "truncate" | "upper" | "wordcount" | "wordwrap" => self.text_filter(name, input, args),
-            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map" | "max"
-            | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice" | "sort" | "sum"
-            | "unique" => self.sequence_filter(name, input, args),
+            "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string" | "title"
+            | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" => self.text_filter(name, input, args),
+            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map"
+            | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice"
+            | "sort" | "sum" | "unique" => self.sequence_filter(name, input, args),
             "random" | "urlize" => Err(Error::new(format!("the filter '{name}' is not offered"))),
             _ => Err(Error::new(format!("No filter named '{name}'."))),
         }

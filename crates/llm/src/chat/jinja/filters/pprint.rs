@@ -151,11 +151,16 @@ fn words(line: &str) -> Vec<&str> {
 
 fn with_sorted_keys(value: &Value) -> Result<Value> {
     match value {
-        Value::List(items) => Value::list(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?),
-        Value::Tuple(items) => Value::tuple(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?),
+        Value::List(items) => {
+            Value::list(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?)
+        }
+        Value::Tuple(items) => {
+            Value::tuple(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?)
+        }
         Value::Dict(dict) => {
             let by_key = |a: &(Value, Value), b: &(Value, Value)| order(&a.0, &b.0, "<").or(Ok(None));
-            let entries = dict.entries().iter().map(|(key, value)| Ok((key.clone(), with_sorted_keys(value)?)));
+            let entries =
+                dict.entries().iter().map(|(key, value)| Ok((key.clone(), with_sorted_keys(value)?)));
             Value::dict(sorted(entries.collect::<Result<_>>()?, by_key, false)?)
         }
         other => Ok(other.clone()),

@@ -185,7 +185,12 @@ impl Interpreter<'_> {
         let keyed = dict.entries().iter().map(|pair| (key(pair), pair.clone())).collect::<Vec<_>>();
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.truth(2, false))?;
-        Value::list(keyed.into_iter().map(|(_, (key, value))| Value::tuple(vec![key, value])).collect::<Result<_>>()?)
+        Value::list(
+            keyed
+                .into_iter()
+                .map(|(_, (key, value))| Value::tuple(vec![key, value]))
+                .collect::<Result<_>>()?,
+        )
     }
 
     /// Charges for sorting: each of `n` elements is compared with about `log n` others.

@@ -55,9 +55,7 @@ impl Interpreter<'_> {
     fn format_filter(&mut self, format: &Value, args: Args) -> Result<Value> {
         let values = match (args.positional.is_empty(), args.named.is_empty()) {
             (false, false) => {
-                return Err(Error::new(
-                    "can't handle positional and keyword arguments at the same time",
-                ));
+                return Err(Error::new("can't handle positional and keyword arguments at the same time"));
             }
             (_, true) => Value::tuple(args.positional)?,
             _ => {
