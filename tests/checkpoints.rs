@@ -272,7 +272,7 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
         ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
         ("\"n_head\": 4", "\"n_head\": 0", "`n_head` is 0; a whole number from 1"),
         ("\"n_head\": 4", "\"n_head\": 5", "cannot be divided among 5 heads"),
-        ("\"n_head\": 4", "\"n_heads\": 4", "`n_head` is missing"),
+        ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
         ("\"gpt2\"", "\"mamba\"", "model type `mamba` is not supported; supported are bloom, falcon, gemma2"),
         ("gelu_new", "gelu_newer", "activation function `gelu_newer` is not known"),
     ] {

@@ -178,7 +178,7 @@ fn words_of_python_are_saved_as_they_were() {
     write_tensors(&model.join("model.safetensors"), &tensors(&expected(name)));
 
     let [from, to] = [&model, &saved].map(|path| path.to_str().unwrap());
-    let output = llm_int8(&["quantize", from, to]);
+    let output = llm_int8(&["quantize", from, "--output", to]);
     assert!(output.status.success(), "{output:?}");
     let text = std::fs::read_to_string(saved.join("config.json")).unwrap();
     for words in

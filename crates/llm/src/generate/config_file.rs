@@ -270,7 +270,7 @@ impl GenerationConfig {
 
 fn object(json: &[u8], what: &str) -> Result<Map<String, Value>> {
     let error = |reason: String| LlmError::MalformedJson { what: what.to_owned(), reason };
-    match serde_json::from_slice(json).map_err(|cause| error(cause.to_string()))? {
+    match llm_int8_nn::json::parse(json).map_err(|cause| error(cause.to_string()))? {
         Value::Object(values) => Ok(values),
         _ => Err(error("it is not a JSON object".into())),
     }
