@@ -8,6 +8,7 @@ conversations. The templates are written for these tests after the form of publi
 Needs transformers 4.57.1 (which brings jinja2):  python3 scripts/make_chat_golden.py
 """
 
+import copy
 import json
 import pathlib
 
@@ -455,6 +456,8 @@ SNIPPETS = {
 
 def render(template, messages, tools, documents, **extra):
     """The text, or None where the renderer raises."""
+    # Some filters change what they are given.
+    messages, extra = copy.deepcopy(messages), copy.deepcopy(extra)
     try:
         rendered, _ = render_jinja_template(
             conversations=[messages], tools=tools, documents=documents, chat_template=template,

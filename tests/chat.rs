@@ -126,6 +126,41 @@ fn the_program_talks_line_by_line() {
     assert!(!text.trim().is_empty() && told.contains("/reset forgets"), "{text}{told}");
 }
 
+#[test]
+fn tools_and_documents_reach_the_template() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let template = file(
+        "t.jinja",
+        "{% if not (tools and documents) %}{{ raise_exception('given: ' ~ tools ~ documents) }}{% endif %}\
+         {{ tools[0].function.name }}{{ documents | map(attribute='text') | join }}",
+    );
+    let tools = file("tools.json", r#"[{"type": "function", "function": {"name": "thou"}}]"#);
+    let documents = file("documents.json", r#"[{"text": " art"}, {"text": " king"}]"#);
+    let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", &template];
+    let with = |more: &[&str]| {
+        let output = llm_int8_reading(&[&arguments[..], more].concat(), "Hi\n");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = with(&["--tools", &tools, "--documents", &documents]);
+    let read = model().tokenizer().unwrap().encode_templated("thou art king").unwrap().len();
+    assert!(code == 0 && text.contains(&format!("[{read} tokens read")), "{text}");
+    let (code, text) = with(&["--tools", &tools]);
+    assert!(code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"), "{text}");
+    let broken = file("broken.json", "{}");
+    let (code, text) = with(&["--tools", &broken]);
+    assert!(code == 1 && text.contains("broken.json is not a JSON list"), "{text}");
+    let texts = file("texts.json", r#"["text"]"#);
+    let (code, text) = with(&["--documents", &texts]);
+    assert!(code == 1 && text.contains("something that is not a JSON object"), "{text}");
+    let (code, text) = with(&["--tools", "nowhere.json"]);
+    assert!(code == 1 && text.contains("cannot read nowhere.json"), "{text}");
+}
+
 /// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor knows of ctrl-C too; it must not keep it from a reply.
 #[cfg(unix)]
 #[test]
@@ -207,7 +242,12 @@ fn what_is_missing_or_does_not_end_is_said() {
     let (_folder, endless) =
         template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &endless]);
-    assert_eq!((code, text.matches("does not come to an end").count()), (0, 2), "{text}");
+    assert_eq!((code, text.matches("does not come to an end").count()), (1, 2), "{text}");
+    assert!(text.contains("no turn got a reply"), "{text}");
+    let (_folder, picky) =
+        template("{% if messages[-1].content == 'Hi' %}{{ raise_exception('no Hi') }}{% endif %}x");
+    let (code, text) = error(&["chat", "tiny-gpt2", "-n", "2", "--chat-template", &picky]);
+    assert!(code == 0 && text.contains("no Hi, line 1"), "one of two turns got a reply: {text}");
     let (_folder, broken) = template("{% if %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &broken]);
     assert!(code == 1 && text.contains("the chat template: "), "{text}");

@@ -82,6 +82,11 @@ impl<const N: usize> Bound<'_, N> {
         self.get(place).map_or(default, Value::truth)
     }
 
+    /// A switch that Python reads as an integer; off where it is not given.
+    pub(super) fn flag(&self, place: usize) -> Result<bool> {
+        self.get(place).map_or(Ok(false), |value| Ok(expect_int(value, &self.name(place))? != 0))
+    }
+
     /// A text that must be there.
     pub(super) fn str(&self, place: usize) -> Result<&str> {
         expect_str(self.get(place).unwrap_or(&Value::None), &self.name(place))

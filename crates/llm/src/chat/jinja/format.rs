@@ -14,6 +14,8 @@ use std::sync::Arc;
 struct Spec {
     fill: char,
     align: Option<char>,
+    /// A zero before the width: numbers are filled after their sign.
+    has_zeros: bool,
     sign: char,
     is_alternate: bool,
     width: usize,
@@ -40,9 +42,9 @@ impl Spec {
         };
         let sign = take(&['+', '-', ' ']).unwrap_or('-');
         let is_alternate = take(&['#']).is_some();
-        if take(&['0']).is_some() {
+        let has_zeros = take(&['0']).is_some();
+        if has_zeros {
             fill = fill.or(Some('0'));
-            align = align.or(Some('='));
         }
         let width = digits(&chars, &mut place)?.unwrap_or(0);
         let grouping = chars.get(place).copied().filter(|c| matches!(c, ',' | '_'));
@@ -57,7 +59,17 @@ impl Spec {
         if chars.len() > place + 1 {
             return Err(Error::new(format!("Invalid format specifier '{text}'")));
         }
-        Ok(Self { fill: fill.unwrap_or(' '), align, sign, is_alternate, width, grouping, precision, letter })
+        Ok(Self {
+            fill: fill.unwrap_or(' '),
+            align,
+            has_zeros,
+            sign,
+            is_alternate,
+            width,
+            grouping,
+            precision,
+            letter,
+        })
     }
 
     /// The sign and digits of a number, padded.
@@ -69,16 +81,20 @@ impl Spec {
             _ => "",
         };
         let head = format!("{sign}{prefix}");
+        let is_filled_inside = self.align == Some('=') || self.has_zeros && self.align.is_none();
         let digits = match self.grouping {
             Some(separator) => {
                 let group = if self.letter.is_some_and(|c| "boxX".contains(c)) { 4 } else { 3 };
-                let zeros = self.fill == '0' && self.align == Some('=');
-                let width = if zeros { self.width.saturating_sub(head.len()) } else { 0 };
+                let width = if is_filled_inside && self.fill == '0' {
+                    self.width.saturating_sub(head.len())
+                } else {
+                    0
+                };
                 numbers::grouped(&digits, separator, group, width)?
             }
             None => digits,
         };
-        if self.align == Some('=') {
+        if is_filled_inside {
             let mut text = Text::default();
             text.push(&head)?;
             text.pad(self.fill, self.width.saturating_sub(head.len() + digits.chars().count()))?;

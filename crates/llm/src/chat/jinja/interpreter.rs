@@ -333,8 +333,9 @@ impl<'t> Interpreter<'t> {
         Ok(match value {
             Value::Undefined(_) => Vec::new(),
             Value::List(items) | Value::Tuple(items) => items.values().to_vec(),
-            Value::Str(text) => text.chars().map(|c| Value::str(c.to_string())).collect(),
-            Value::Markup(text) => text.chars().map(|c| Value::Markup(c.to_string().into())).collect(),
+            Value::Str(text) | Value::Markup(text) => {
+                text.chars().map(|c| Value::str(c.to_string())).collect()
+            }
             Value::Dict(dict) | Value::View(ViewKind::Keys, dict) => {
                 dict.entries().iter().map(|(key, _)| key.clone()).collect()
             }

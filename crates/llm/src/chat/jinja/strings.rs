@@ -223,7 +223,7 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
         }
         "splitlines" => {
             let args = args.bind(name, ["keepends"], 0)?;
-            Value::list(chars::lines(text, args.truth(0, false)).into_iter().map(like).collect())
+            Value::list(chars::lines(text, args.flag(0)?).into_iter().map(like).collect())
         }
         _ => {
             let args = args.bind(name, ["/sep"], 1)?;

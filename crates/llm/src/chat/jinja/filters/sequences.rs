@@ -86,7 +86,11 @@ impl Interpreter<'_> {
         let values = self.iterate(input)?;
         let mut pieces = Vec::new();
         if name == "batch" {
+            // As in Jinja2: after an empty list, one of all.
             let size = if count == 0 { usize::MAX } else { count };
+            if args.maybe_int(0)? == Some(0) && !values.is_empty() {
+                pieces.push(Value::list(Vec::new())?);
+            }
             for piece in values.chunks(size) {
                 let mut piece = piece.to_vec();
                 if let Some(fill) = &fill {
@@ -114,7 +118,10 @@ impl Interpreter<'_> {
     }
 
     fn map(&mut self, input: &Value, mut args: Args) -> Result<Value> {
-        let values = if input.truth() { self.iterate(input)? } else { Vec::new() };
+        if !input.truth() {
+            return Value::stream("sync_do_map", Vec::new());
+        }
+        let values = self.iterate(input)?;
         let mut mapped = Vec::with_capacity(values.len());
         if args.positional.is_empty() && args.named.iter().any(|(name, _)| **name == *"attribute") {
             let mut args = args.bind("map", ["/", "attribute", "default"], 0)?;
@@ -139,7 +146,10 @@ impl Interpreter<'_> {
     }
 
     fn select(&mut self, name: &str, input: &Value, mut args: Args) -> Result<Value> {
-        let values = if input.truth() { self.iterate(input)? } else { Vec::new() };
+        if !input.truth() {
+            return Value::stream("select_or_reject", Vec::new());
+        }
+        let values = self.iterate(input)?;
         let path = if name.ends_with("attr") {
             if args.positional.is_empty() {
                 return Err(Error::new("Missing parameter for attribute name"));
@@ -184,7 +194,7 @@ impl Interpreter<'_> {
         };
         let keyed = dict.entries().iter().map(|pair| (key(pair), pair.clone())).collect::<Vec<_>>();
         self.spend_sorting(input)?;
-        let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.truth(2, false))?;
+        let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(2)?)?;
         Value::list(
             keyed
                 .into_iter()
@@ -216,7 +226,7 @@ impl Interpreter<'_> {
             keyed.push((Value::list(keys)?, value));
         }
         self.spend_sorting(input)?;
-        let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.truth(0, false))?;
+        let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(0)?)?;
         Value::list(keyed.into_iter().map(|(_, value)| value).collect())
     }
 

@@ -1,7 +1,7 @@
 //! Filters of texts.
 
 use super::wrap::Wrap;
-use crate::chat::jinja::args::{Args, Bound};
+use crate::chat::jinja::args::Args;
 use crate::chat::jinja::attributes::text_like;
 use crate::chat::jinja::budget::{Text, check_text};
 use crate::chat::jinja::chars;
@@ -67,8 +67,8 @@ impl Interpreter<'_> {
     }
 
     fn strict_text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
-        if name == "truncate" && input.is_undefined() {
-            return Ok(input);
+        if name == "truncate" {
+            return truncate(input, args);
         }
         let text = expect_str(&input, name)?;
         self.spend_text(text)?;
@@ -81,10 +81,6 @@ impl Interpreter<'_> {
                 };
                 let text = indented(text, &spaces, args.truth(1, false), args.truth(2, false))?;
                 Ok(text_like(&input, text))
-            }
-            "truncate" => {
-                let names = ["length", "killwords", "end", "leeway"];
-                truncated(text, &args.bind(name, names, 0)?).map(|text| text_like(&input, text))
             }
             _ => {
                 let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
@@ -144,20 +140,26 @@ fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Res
     Ok(out.into_string())
 }
 
-fn truncated(text: &str, args: &Bound<'_, 4>) -> Result<String> {
+fn truncate(input: Value, args: Args) -> Result<Value> {
+    let args = args.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
     let length = args.count(0, 255)?;
     let end = args.maybe_str(2)?.unwrap_or("...");
-    let leeway = args.count(3, 5)?;
-    let Some(kept) = length.checked_sub(end.chars().count()) else {
-        return Err(Error::new(format!("expected length >= {}, got {length}", end.chars().count())));
+    let leeway = args.maybe_int(3)?.unwrap_or(5);
+    let end_len = end.chars().count();
+    let Some(kept) = length.checked_sub(end_len) else {
+        return Err(Error::new(format!("expected length >= {end_len}, got {length}")));
     };
-    if text.chars().count() <= length.saturating_add(leeway) {
-        return Ok(text.to_owned());
+    let leeway =
+        usize::try_from(leeway).map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
+    // Whatever is short stays as it is.
+    if input.len().is_some_and(|len| len <= length.saturating_add(leeway)) {
+        return Ok(input);
     }
+    let text = expect_str(&input, "truncate")?;
     let kept: String = text.chars().take(kept).collect();
     let kept = match kept.rsplit_once(' ') {
         Some((words, _)) if !args.truth(1, false) => words,
         _ => &kept,
     };
-    Ok(format!("{kept}{end}"))
+    Ok(text_like(&input, format!("{kept}{end}")))
 }
