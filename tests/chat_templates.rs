@@ -70,20 +70,3 @@ fn templates_of_published_models_render_as_in_transformers() {
     assert!(count >= 76 && refused >= 4 && refused * 4 < count, "{count} {refused}");
     assert!(different.is_empty(), "{} of {count}:\n{}", different.len(), different.join("\n"));
 }
-
-#[test]
-fn scratch_fuzz() {
-    let golden: Value = serde_json::from_slice(&std::fs::read("/tmp/chat_fuzz.json").unwrap()).unwrap();
-    let snippets = golden["snippets"].as_array().unwrap();
-    let mut out = String::new();
-    for snippet in snippets {
-        let template = snippet["template"].as_str().unwrap();
-        if let Some(d) =
-            difference(template, &render(template, &json!({}), &golden, &Value::Null), &snippet["text"])
-        {
-            out += &d;
-            out += "\n";
-        }
-    }
-    std::fs::write("/tmp/chat_fuzz.out", out).unwrap();
-}

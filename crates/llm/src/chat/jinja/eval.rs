@@ -201,7 +201,7 @@ impl<'t> Interpreter<'t> {
         let mut text = Text::default();
         for part in parts {
             let value = self.eval(part)?;
-            text.push(&*self.str(&value)?)?;
+            text.push(&self.str(&value)?)?;
         }
         self.budget.spend(text_units(text.len()))?;
         Ok(Value::str(text.into_string()))

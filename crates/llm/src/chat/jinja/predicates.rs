@@ -83,8 +83,8 @@ impl Interpreter<'_> {
         match name {
             "odd" => self.has_rest(value, &Value::Int(2), 1),
             "even" => self.has_rest(value, &Value::Int(2), 0),
-            "lower" => Ok(super::chars::is_all(&*self.str(value)?, char::is_lowercase)),
-            "upper" => Ok(super::chars::is_all(&*self.str(value)?, char::is_uppercase)),
+            "lower" => Ok(super::chars::is_all(&self.str(value)?, char::is_lowercase)),
+            "upper" => Ok(super::chars::is_all(&self.str(value)?, char::is_uppercase)),
             _ => Ok(holds(name, value)),
         }
     }

@@ -58,7 +58,7 @@ impl Interpreter<'_> {
             Value::Str(_) | Value::Markup(_) | Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_)
         );
         if is_text {
-            return quoted(&*self.str(input)?, false);
+            return quoted(&self.str(input)?, false);
         }
         let pairs = match input {
             Value::Dict(dict) => dict.entries().to_vec(),
@@ -77,9 +77,9 @@ impl Interpreter<'_> {
         let mut out = Text::default();
         for (key, value) in &pairs {
             out.push(if out.len() > 0 { "&" } else { "" })?;
-            out.push(&quoted(&*self.str(key)?, true)?)?;
+            out.push(&quoted(&self.str(key)?, true)?)?;
             out.push("=")?;
-            out.push(&quoted(&*self.str(value)?, true)?)?;
+            out.push(&quoted(&self.str(value)?, true)?)?;
         }
         Ok(out.into_string())
     }

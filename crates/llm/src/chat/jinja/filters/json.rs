@@ -22,7 +22,7 @@ struct Style {
 }
 
 impl Interpreter<'_> {
-    pub(super) fn to_json(&mut self, input: &Value, args: Args) -> Result<Value> {
+    pub(super) fn json_text(&mut self, input: &Value, args: Args) -> Result<Value> {
         let args = args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
         let indent = match args.get(1) {
             None | Some(Value::None) => None,

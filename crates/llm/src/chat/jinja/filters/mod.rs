@@ -104,7 +104,7 @@ impl Interpreter<'_> {
                 args.none(name)?;
                 self.pretty(&input).map(Value::str)
             }
-            "tojson" => self.to_json(&input, args),
+            "tojson" => self.json_text(&input, args),
             "e" | "escape" | "forceescape" | "safe" | "striptags" | "urlencode" | "xmlattr" => {
                 self.html_filter(name, input, args)
             }

@@ -72,7 +72,7 @@ impl Interpreter<'_> {
             if place > 0 {
                 text.push(&separator)?;
             }
-            text.push(&*self.str(&value)?)?;
+            text.push(&self.str(&value)?)?;
         }
         Ok(Value::str(text.into_string()))
     }
