@@ -102,8 +102,8 @@ impl AutoModelForCausalLM {
     /// ```
     ///
     /// # Errors
-    /// Before anything is measured: [`LlmError::ContextExceeded`] where the model has too few positions (see
-    /// [`BenchOptions::fit`]); [`LlmError::Setting`] where nothing can be measured, or keys and values would need
+    /// Before anything is measured: [`crate::LlmError::ContextExceeded`] where the model has too few positions (see
+    /// [`BenchOptions::fit`]); [`crate::LlmError::Setting`] where nothing can be measured, or keys and values would need
     /// more memory than is free.
     pub fn bench(&self, options: &BenchOptions, observe: &mut dyn FnMut(&str)) -> Result<BenchReport> {
         self.check_bench(options)?;

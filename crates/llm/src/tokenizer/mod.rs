@@ -1,8 +1,8 @@
 //! Text to token ids and back, as the tokenizer classes of transformers do it.
 //!
 //! `tokenizer.json` is half of a tokenizer: transformers resets some of it (truncation, padding) and builds some anew
-//! (begin and end tokens, added tokens, the first space) by the class that `tokenizer_config.json` names. [`class`]
-//! is the table of classes, [`settings`] the small files, [`slow`] the files from before `tokenizer.json`, [`gguf`]
+//! (begin and end tokens, added tokens, the first space) by the class that `tokenizer_config.json` names. `class`
+//! is the table of classes, `settings` the small files, `slow` the files from before `tokenizer.json`, `gguf`
 //! what llama.cpp keeps.
 
 mod class;
