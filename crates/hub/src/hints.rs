@@ -96,7 +96,8 @@ fn dangling_link(folder: &Path) -> Option<String> {
 fn models_within(folder: &Path) -> Vec<String> {
     let inside = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let models = entries.map(|entry| entry.path()).filter(|path| path.join("config.json").exists());
+        let shown = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+        let models = shown.map(|entry| entry.path()).filter(|path| path.join("config.json").exists());
         models.map(|path| path.display().to_string()).collect()
     };
     let mut found = inside(folder);

@@ -54,7 +54,11 @@ fn qparams(qparams: &QParams) -> (String, String) {
     let (scales, zeros): (Vec<f64>, Vec<i32>) = qparams.channels().unzip();
     let (least, most) = scales.iter().fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
     let (low, high) = (zeros.iter().min().copied().unwrap_or(0), zeros.iter().max().copied().unwrap_or(0));
-    let scale = if least == most { format!("{least:.9}") } else { format!("{least:.1e}…{most:.1e}") };
+    let scale = match least == most {
+        true if (1e-3..1e4).contains(&least) => format!("{least:.9}"),
+        true => format!("{least:.7e}"),
+        false => format!("{least:.1e}…{most:.1e}"),
+    };
     (scale, if low == high { low.to_string() } else { format!("{low}…{high}") })
 }
 
