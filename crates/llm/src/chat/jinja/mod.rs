@@ -74,7 +74,6 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     fn render(template: &str) -> Result<String, Error> {
         let long = serde_json::Value::from("word ".repeat(1 << 20));
@@ -82,10 +81,7 @@ mod tests {
     }
 
     fn error(template: &str) -> String {
-        let started = Instant::now();
-        let error = render(template).unwrap_err().to_string();
-        assert!(started.elapsed() < Duration::from_secs(20), "{template}");
-        error
+        render(template).unwrap_err().to_string()
     }
 
     #[test]
