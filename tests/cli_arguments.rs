@@ -2,7 +2,6 @@
 
 use crate::support::{golden, llm_int8};
 use std::path::Path;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The exit code and standard error of a command that prints nothing else.
@@ -222,11 +221,9 @@ fn bench_refuses_at_once_what_it_can_not_measure() {
         (&["-n", "512", "--prompts", "512"], "new tokens are more than the model's 512 positions"),
         (&["--contexts", "8", "--speculate", "2", "--outliers", "row", "-n", "400"], "512 positions"),
     ] {
-        let started = Instant::now();
         let (code, error) = failure(&[&["bench", "tiny-gpt2"], more].concat());
         assert!(code == 2 && error.contains(words), "{more:?}: {error}");
         assert!(!error.contains("measuring"), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(10));
     }
     let (code, error) = failure(&["bench", "-", "--linear", "65536x65536", "--rows", "1048576"]);
     assert!(
