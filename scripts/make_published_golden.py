@@ -126,6 +126,7 @@ def defaults(out):
 def main():
     logging.set_verbosity_error()
     out, names = os.path.abspath(sys.argv[1]), sys.argv[2:]
+    os.makedirs(out, exist_ok=True)
     defaults(out)
     for name in names or PUBLISHED:
         make(out, name)
