@@ -166,6 +166,6 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
     assert!(error.contains("\"x\" is no token id"), "{error}");
     let error = fails(&["tokenize", &golden("models/gpt2").display().to_string(), "Hello"], 1);
     assert!(error.contains("has no tokenizer"), "{error}");
-    let error = fails(&["tokenize", "nowhere/at/all", "Hello"], 1);
+    let error = fails(&["tokenize", "nowhere/at/all", "Hello"], 2);
     assert!(error.contains("nowhere/at/all"), "{error}");
 }

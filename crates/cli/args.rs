@@ -270,7 +270,7 @@ pub(crate) struct EvalArgs {
     /// Tokens from the start of a window to that of the next [default: the window]
     #[arg(long, value_name = "N")]
     pub(crate) stride: Option<usize>,
-    /// Look at so many tokens of the text only
+    /// Read only the first N tokens of the text
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
     /// Print one JSON object instead
@@ -291,10 +291,10 @@ pub(crate) struct BenchArgs {
     /// Texts decoded together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_once)]
     pub(crate) batch_sizes: Vec<usize>,
-    /// Decode after so many tokens [default: those of 32,128,256 that the model has positions for]
+    /// Decode after contexts of N tokens [default: those of 32,128,256 that fit the model]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
     pub(crate) contexts: Option<Vec<usize>>,
-    /// Lengths of prompts [default: those of 16,128,512 that the model has positions for]
+    /// Prompts of N tokens [default: those of 16,128,512 that fit the model]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
     pub(crate) prompts: Option<Vec<usize>>,
     /// New tokens of a run
@@ -410,7 +410,7 @@ fn threshold(text: &str) -> Result<f32, String> {
     }
 }
 
-/// Something asked for that makes no sense: exit code 2.
+/// A command that makes no sense: exit code 2.
 #[derive(Debug)]
 pub(crate) struct WrongUse(pub(crate) String);
 

@@ -1,4 +1,4 @@
-//! Ctrl-C, asked for where work can end in good order.
+//! Ctrl-C, checked where work can end in good order.
 
 use anyhow::Context;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -127,7 +127,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The shape of what stands in the parentheses of `tensor(…)`.
+    /// The shape of the argument of `tensor(…)`.
     fn call(&mut self, depth: usize) -> Result<Vec<usize>, String> {
         let shape = self.list('(', depth)?;
         match shape.split_first() {
@@ -185,7 +185,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What stands before the parentheses of a printed tensor or number.
+/// Whether `word` is a name that Python prints before the parentheses of a tensor or number.
 fn is_call(word: &str) -> bool {
     let name =
         ["torch.", "np.", "numpy."].iter().find_map(|module| word.strip_prefix(module)).unwrap_or(word);

@@ -31,8 +31,8 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is measured: the lengths that a model of so many positions has room for. Others are left out and named;
-/// where none is left, or none of those asked for, the command was wrong.
+/// What to measure. Contexts and prompts that do not fit a model of `positions` tokens are left out, with a note;
+/// it is a wrong command if none fits, or none of those on the command line.
 fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse> {
     let mut options = BenchOptions {
         contexts: args.contexts.clone().unwrap_or_else(|| CONTEXTS.into()),
@@ -68,7 +68,7 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse>
     Ok(options)
 }
 
-/// What is asked for and cannot be measured is a wrong command.
+/// Settings that cannot be measured are a wrong command.
 fn wrong_setting(error: LlmError) -> anyhow::Error {
     match error {
         LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => WrongUse(error.to_string()).into(),

@@ -3,12 +3,14 @@
 use super::hub_config;
 use crate::args::{PullArgs, WrongUse};
 use crate::display::Downloads;
+use llm_int8::builtin;
 use llm_int8::hub::{Hub, HubError, ModelRef};
 use std::io::Write;
 
 pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
-    if args.model == "tiny-gpt2" {
-        return Err(WrongUse("tiny-gpt2 is built in; there is nothing to download".into()).into());
+    if args.model == builtin::NAME {
+        let text = format!("{} is built in; there is nothing to download", builtin::NAME);
+        return Err(WrongUse(text).into());
     }
     let model: ModelRef = args.model.parse().map_err(|error: HubError| WrongUse(error.to_string()))?;
     if let ModelRef::Local(folder) = &model {

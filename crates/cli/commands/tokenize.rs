@@ -1,6 +1,6 @@
 //! `llm-int8 tokenize`: what a tokenizer makes of a text, and back.
 
-use super::hub_config;
+use super::{explain, hub_config};
 use crate::args::{TokenizeArgs, WrongUse};
 use crate::display::Downloads;
 use anyhow::Context;
@@ -17,7 +17,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     let ids = if args.decode { parse_ids(&text)? } else { Vec::new() };
     let hub = hub_config(args.offline);
     let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new(&hub))
-        .with_context(|| format!("{} cannot be loaded", args.model))?;
+        .map_err(|error| explain(error, &args.model))?;
 
     let mut stdout = std::io::stdout().lock();
     if args.decode {

@@ -112,16 +112,9 @@ impl Hub {
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
-            Err(error) => return self.after_failure(&cache, wanted, error, progress),
+            Err(error) => return or_cached(error, progress, || cache.model(&cache.commit_of(wanted)?).ok()),
         };
-        let fetch = Fetch {
-            config: &self.config,
-            http: &http,
-            cache: &cache,
-            repo,
-            commit: &listing.commit,
-            progress,
-        };
+        let fetch = self.fetch(&http, &cache, repo, &listing, progress);
         fetch_all(&fetch, &listing).await?;
         cache.note_absent(&listing.commit, &listing.names);
         cache.set_commit(wanted, &listing.commit)?;
@@ -158,34 +151,19 @@ impl Hub {
         }
     }
 
-    /// What the cache has when the hub cannot be asked, or does not answer for the repository any more: as
-    /// huggingface_hub, which goes on with what it has downloaded before.
-    fn after_failure(
-        &self,
-        cache: &RepoCache,
-        revision: &str,
-        error: HubError,
-        progress: &dyn Progress,
-    ) -> Result<ModelFiles> {
-        let reason = match &error {
-            HubError::NoNetwork { reason, .. } => reason.clone(),
-            HubError::Refused { status, .. } => format!("access to the repository is refused, {status}"),
-            HubError::NoSuchModel { .. } => "the hub has no such repository now".into(),
-            HubError::MalformedAnswer { .. } => error.to_string(),
-            _ => return Err(error),
-        };
-        match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
-            Some(Ok(model)) => {
-                progress.event(&ProgressEvent::UsingCache { reason });
-                Ok(model)
-            }
-            _ => Err(error),
-        }
+    fn fetch<'a>(
+        &'a self,
+        http: &'a Http,
+        cache: &'a RepoCache,
+        repo: &'a str,
+        listing: &'a Listing,
+        progress: &'a dyn Progress,
+    ) -> Fetch<'a> {
+        Fetch { config: &self.config, http, cache, repo, commit: &listing.commit, progress }
     }
 
     fn offline(&self, cache: &RepoCache, repo: &str, revision: &str) -> Result<ModelFiles> {
-        let model = cache.commit_of(revision).map(|commit| cache.model(&commit));
-        match model {
+        match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
             Some(Ok(model)) => Ok(model),
             _ => Err(HubError::Offline {
                 model: if revision == "main" { repo.to_owned() } else { format!("{repo}@{revision}") },
@@ -215,17 +193,9 @@ impl Hub {
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
-            Err(error @ HubError::NoNetwork { .. }) => return cached().ok_or(error),
-            Err(error) => return Err(error),
+            Err(error) => return or_cached(error, progress, cached),
         };
-        let fetch = Fetch {
-            config: &self.config,
-            http: &http,
-            cache: &cache,
-            repo,
-            commit: &listing.commit,
-            progress,
-        };
+        let fetch = self.fetch(&http, &cache, repo, &listing, progress);
         let config = listing.names.contains("config.json").then_some("config.json");
         for file in config.into_iter().chain(small::chosen(&listing.names)) {
             fetch.file(file).await?;
@@ -249,19 +219,15 @@ impl Hub {
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
-            Err(error) => return headers_on_disk(&self.after_failure(&cache, wanted, error, progress)?),
+            Err(error) => {
+                let cached = || cache.model(&cache.commit_of(wanted)?).ok();
+                return headers_on_disk(&or_cached(error, progress, cached)?);
+            }
         };
         if let Ok(model) = cache.model(&listing.commit) {
             return headers_on_disk(&model);
         }
-        let fetch = Fetch {
-            config: &self.config,
-            http: &http,
-            cache: &cache,
-            repo,
-            commit: &listing.commit,
-            progress,
-        };
+        let fetch = self.fetch(&http, &cache, repo, &listing, progress);
         let choice = files::choose_weights(&listing.names).filter(|choice| choice.is_safetensors);
         let choice = choice.ok_or_else(|| no_headers(repo))?;
         let config = fetch.file("config.json").await?;
@@ -301,6 +267,21 @@ async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the cache has, if the hub cannot be reached or no longer answers for the repository: as huggingface_hub, which
+/// goes on with the files it downloaded before. Other errors are returned, and so is `error` where nothing is cached.
+fn or_cached<T>(error: HubError, progress: &dyn Progress, cached: impl FnOnce() -> Option<T>) -> Result<T> {
+    let reason = match &error {
+        HubError::NoNetwork { reason, .. } => reason.clone(),
+        HubError::Refused { status, .. } => format!("access to the repository is refused, {status}"),
+        HubError::NoSuchModel { .. } => "the hub has no such repository now".into(),
+        HubError::MalformedAnswer { .. } => error.to_string(),
+        _ => return Err(error),
+    };
+    let found = cached().ok_or(error)?;
+    progress.event(&ProgressEvent::UsingCache { reason });
+    Ok(found)
 }
 
 fn no_headers(repo: &str) -> HubError {

@@ -309,7 +309,11 @@ fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
         let folder = |name: &str| cache.path().join(format!("models--{}", name.replace('/', "--")));
         std::fs::rename(folder("org/model"), folder(name)).unwrap();
         is_right(&resolve_with(config(&hub, cache.path()), name, &restarts).unwrap());
-        assert!(restarts.0.lock().unwrap()[0].contains(reason), "{restarts:?}", restarts = restarts.0);
+        let small =
+            Hub::new(config(&hub, cache.path())).resolve_small(&name.parse().unwrap(), &restarts).unwrap();
+        assert_eq!(std::fs::read(small.config.unwrap()).unwrap(), CONFIG);
+        let reasons = restarts.0.lock().unwrap();
+        assert!(reasons.len() == 2 && reasons.iter().all(|text| text.contains(reason)), "{reasons:?}");
     }
 }
 

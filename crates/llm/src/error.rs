@@ -91,7 +91,7 @@ pub enum LlmError {
     ContextExceeded {
         /// Tokens of the prompt.
         prompt: usize,
-        /// New tokens asked for.
+        /// New tokens requested.
         new: usize,
         /// Positions of the model.
         available: usize,

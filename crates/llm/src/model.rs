@@ -212,7 +212,7 @@ impl AutoModelForCausalLM {
 
     /// What chat templates see of the special tokens.
     fn special_tokens(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        crate::tokenizer::special_tokens_map(&self.companions, self.config.values(), &self.name)
+        Ok(self.tokenizer()?.special_tokens().clone())
     }
 
     /// Text after a prompt.

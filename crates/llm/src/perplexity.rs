@@ -41,7 +41,7 @@ struct Window {
     first_scored: usize,
 }
 
-/// Windows over so many tokens; the first token of each is never scored, as nothing foresees it.
+/// The windows over a text of `tokens` tokens. The first token of a window is never scored: nothing predicts it.
 fn windows(tokens: usize, options: PerplexityOptions) -> Vec<Window> {
     let (mut found, mut start, mut seen) = (Vec::new(), 0, 0);
     while seen < tokens {

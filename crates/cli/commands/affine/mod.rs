@@ -17,7 +17,7 @@ use llm_int8_affine::{
 };
 use std::io::Write;
 
-/// Up to so many numbers each is shown by itself.
+/// Tensors of up to this many numbers are printed in full.
 const FEW: usize = 64;
 
 /// Numbers with a shape and where they come from.

@@ -8,7 +8,7 @@ use llm_int8_affine::{
 };
 use std::fmt::Write;
 
-/// What stands in the place of 6 in `[3, -5.5, 0, 6, -6, 2.5]`.
+/// What replaces the 6 of `[3, -5.5, 0, 6, -6, 2.5]`.
 const LARGEST: [f32; 3] = [6.0, 4.0, 8.0];
 
 pub(super) fn text() -> Result<String, AffineError> {

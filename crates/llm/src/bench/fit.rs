@@ -15,7 +15,7 @@ pub struct LeftOut {
 }
 
 impl BenchOptions {
-    /// Leaves out the contexts and prompts that a model of so many positions has no room for.
+    /// Removes the contexts and prompts that do not fit a model of `positions` tokens, and returns them.
     ///
     /// ```
     /// use llm_int8::bench::{BenchOptions, LeftOut};

@@ -44,11 +44,11 @@ pub struct BenchReport {
     pub decode: Vec<DecodeRate>,
     /// Prompts.
     pub prefill: Vec<PrefillRate>,
-    /// Drafts, where they were asked for.
+    /// Drafts, if [`BenchOptions::speculate`] is not 0.
     pub speculation: Option<SpeculationRate>,
 }
 
-/// Decoding after so many tokens.
+/// The speed of decoding after one context length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecodeRate {
     /// Tokens before the first decoded one.
@@ -61,7 +61,7 @@ pub struct DecodeRate {
     pub bytes_per_token: u64,
 }
 
-/// A prompt of so many tokens.
+/// The speed of reading a prompt of one length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PrefillRate {
     /// Its length.

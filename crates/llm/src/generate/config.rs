@@ -30,7 +30,7 @@ pub struct GenerationConfig {
     pub do_sample: bool,
     /// Logits are divided by it before drawing; smaller is safer. Greater than 0.
     pub temperature: f64,
-    /// Draw among that many most likely tokens, and those as likely as the last of them; 0 among all.
+    /// Draw among the `top_k` most likely tokens, and those as likely as the last of them; 0 among all.
     pub top_k: usize,
     /// Draw among the most likely tokens that together reach this probability; 1 among all.
     pub top_p: f64,
@@ -47,9 +47,9 @@ pub struct GenerationConfig {
     pub repetition_penalty: f64,
     /// Logits of tokens of the prompt are multiplied by it (divided where negative); 1 is none.
     pub encoder_repetition_penalty: f64,
-    /// No sequence of that many tokens comes twice; 0 is none.
+    /// No sequence of this many tokens comes twice; 0 turns it off.
     pub no_repeat_ngram_size: usize,
-    /// No sequence of that many tokens of the prompt comes again; 0 is none.
+    /// No sequence of this many tokens of the prompt comes again; 0 turns it off.
     pub encoder_no_repeat_ngram_size: usize,
     /// Sequences of tokens that are never completed. A single end token is not one of them. As in transformers, a
     /// sequence is looked for once there are as many tokens as it has.
@@ -64,8 +64,8 @@ pub struct GenerationConfig {
     pub forced_bos_token_id: Option<u32>,
     /// The last token where the length is reached: one of these.
     pub forced_eos_token_ids: Vec<u32>,
-    /// From so many new tokens on, the logit `x` of an end token grows by `|x| · (factor^n - 1)` at the n-th token
-    /// after.
+    /// `(start, factor)`: the logit `x` of each end token grows by `|x| · (factor^n - 1)`, `n` being the number of
+    /// new tokens beyond `start`.
     pub exponential_decay_length_penalty: Option<(i64, f64)>,
     /// NaN in a model's logits becomes 0 and infinities the largest finite numbers, instead of an error.
     pub remove_invalid_values: bool,
@@ -78,8 +78,8 @@ pub struct GenerationConfig {
     pub eos_token_ids: Vec<u32>,
     /// What an empty prompt begins with.
     pub bos_token_id: Option<u32>,
-    /// Draft up to so many tokens from what was there before and compute them together; 0 drafts none. The
-    /// text is the same, a repetitive one is there sooner. Needs outliers per row.
+    /// Draft up to this many tokens from earlier text and check them in one forward pass; 0 drafts none. The
+    /// text is the same, and a repetitive one takes less time. Needs outliers per row.
     pub speculate: usize,
     /// Cut off the beginning of a prompt that is too long, instead of an error.
     pub truncate: bool,
@@ -124,7 +124,8 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// New tokens after a prompt, for a model with so many positions: 1 or more, unless 0 were asked for.
+    /// How many tokens to generate after a prompt of `prompt` tokens, for a model of `positions` tokens: at least 1,
+    /// except where `max_new_tokens` is 0.
     pub(crate) fn new_tokens(&self, prompt: usize, positions: usize) -> Result<usize> {
         match (self.max_new_tokens, self.max_length) {
             (Some(new), _) => Ok(new),

@@ -32,9 +32,9 @@ pub enum FinishReason {
     EndOfText,
     /// A stop string appeared.
     StopString,
-    /// All tokens asked for are there.
+    /// The requested number of tokens was generated.
     Length,
-    /// The time asked for is over.
+    /// `max_time` is over.
     Time,
     /// The caller had enough.
     Interrupted,
@@ -53,7 +53,7 @@ pub struct Timing {
     pub decoded_tokens: usize,
     /// Time for those.
     pub decode: Duration,
-    /// Tokens drafted, where that was asked for.
+    /// Tokens drafted; 0 unless [`GenerationConfig::speculate`] is set.
     pub drafted_tokens: usize,
     /// Drafted tokens that the model would have chosen too.
     pub accepted_tokens: usize,
@@ -79,7 +79,7 @@ impl Timing {
 /// What was generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// The new text; empty where only ids were asked for.
+    /// The new text; empty if generation was started from ids.
     pub text: String,
     /// The new ids, an end token included.
     pub ids: Vec<u32>,

@@ -83,7 +83,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// A token among the largest logits, which `largest` gives, so many of them.
+    /// Chooses the next token: the most likely one, or one drawn. `largest(k)` returns the `k` tokens with the largest
+    /// logits, largest first.
     fn choose(&mut self, largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>) -> Result<u32> {
         if !self.config.do_sample {
             return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_penalty_applies_once_where_the_row_is_looked_at_twice() {
-        // Tied at the end of top-k, so that all tokens are asked for.
+        // The last of the top k ties with the next, so all tokens are needed.
         let config = GenerationConfig { repetition_penalty: 2.0, top_k: 1, ..config() };
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
         assert!(Sampler::new(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);

@@ -79,7 +79,7 @@ impl<'a> Sequence<'a> {
 
     /// What may come next, to be computed together with the last id.
     pub(super) fn drafts(&self) -> Vec<u32> {
-        // The last token asked for is chosen, but not fed.
+        // The last token is chosen, but not fed to the model.
         let room = self.most.saturating_sub(self.ids.len() + 1);
         draft(self.sampler.seen(), self.config.speculate.min(room))
     }

@@ -190,18 +190,6 @@ fn refused(what: &str, reason: String) -> LlmError {
     LlmError::Tokenizer { what: what.to_owned(), reason }
 }
 
-/// What chat templates see of a model's special tokens: those of its files and of its tokenizer class.
-///
-/// # Errors
-/// As [`Tokenizer::from_companions`].
-pub(crate) fn special_tokens_map(
-    companions: &[Companion],
-    model_config: &Value,
-    what: &str,
-) -> Result<Map<String, Value>> {
-    Ok(Settings::read(companions, model_config, what)?.special_tokens_map())
-}
-
 /// The tokenizer before transformers' changes: out of `tokenizer.json`, else converted from the older files of its
 /// class. The flag says which.
 fn base(companions: &[Companion], settings: &Settings, what: &str) -> Result<(tokenizers::Tokenizer, bool)> {

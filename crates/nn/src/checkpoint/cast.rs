@@ -31,8 +31,8 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
     }
 }
 
-/// The tensor as transformers has it before it is quantised: rounded to the dtype the model is loaded in, as far
-/// as the rounding to f16 that follows does not hide it.
+/// The tensor rounded to the dtype that the model is loaded in, as transformers rounds it before quantising. Only
+/// bf16 needs this step, because quantising rounds to f16 in any case.
 ///
 /// # Errors
 /// [`NnError::Input`] for a value of F64 that does not fit into f32.

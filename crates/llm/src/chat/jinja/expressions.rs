@@ -297,7 +297,7 @@ impl Parser {
         }
     }
 
-    /// What stands in square brackets after a value.
+    /// An index or slice in square brackets after a value.
     fn subscript(&mut self, of: Expr) -> Result<ExprKind> {
         let line = self.line();
         let start = if self.is_op(":") { None } else { Some(Box::new(self.expression()?)) };

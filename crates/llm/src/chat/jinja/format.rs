@@ -180,7 +180,7 @@ fn unknown_code(letter: char, of: &str) -> Error {
     Error::new(format!("Unknown format code '{letter}' for object of type '{of}'"))
 }
 
-/// A field of a format: what stands before its brackets end, and how many characters that takes.
+/// A replacement field of a format string: the parts between its braces.
 struct Field<'a> {
     name: &'a str,
     conversion: Option<char>,

@@ -46,7 +46,8 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     })
 }
 
-/// `attention_layers`, a kind for each layer, or `attention_types`: lists of kinds, each to be repeated so many times.
+/// The window of each layer, from `attention_layers` (the kind of each layer) or from `attention_types` (lists of
+/// kinds, each with the number of times to repeat it).
 fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
     let kinds = match config.texts("attention_layers")? {
         Some(kinds) => kinds,

@@ -109,7 +109,7 @@ fn without_tags(text: &str) -> String {
     unescaped(&words.join(" "))
 }
 
-/// The text without what stands between two marks.
+/// The text without `begin`, `end` and everything between them.
 fn removed(text: &str, begin: &str, end: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
