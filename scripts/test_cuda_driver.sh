@@ -36,5 +36,7 @@ cargo test --release --workspace --features cuda --no-run
 export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 target/release/llm-int8 run tiny-gpt2 --prompt "In the beginning" --max-new-tokens 2 --device cuda 2>&1 \
     | grep -q "cuda:0 (the CPU behind an emulated driver)" || { echo "the program does not use the emulated driver" >&2; exit 1; }
+export LLM_INT8_TEST_DEVICE=cuda
+cargo test --release --workspace --features cuda --lib driver::
 cargo test --release --workspace --features cuda --test kernels
 cargo test --release --workspace --features cuda --test tests device

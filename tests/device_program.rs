@@ -1,14 +1,11 @@
 //! The program on devices: what it says, and that texts are the same.
 
 use crate::support::llm_int8;
+use llm_int8_cuda::testing;
 use llm_int8_nn::cuda::Device;
 
 fn has_emulation() -> bool {
-    let found = Device::emulated(0, 1, 0).is_ok();
-    if !found {
-        println!("skipped: no C++ compiler, so no emulated device");
-    }
-    found
+    testing::names().contains(&"emulated:0")
 }
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -19,38 +16,45 @@ fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 #[test]
 fn the_program_runs_on_a_device_with_and_without_graphs() {
+    let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
+    let on = |more: &[&str]| run(&[&base[..], more].concat());
+    let (_, host, _) = on(&["--device", "cpu"]);
+    for name in testing::names() {
+        let (code, by_graphs, report) = on(&["--device", name]);
+        assert_eq!(code, Some(0), "{report}");
+        assert!(report.contains(&format!("device:  {name} (")), "{report}");
+        assert!(report.contains("): embedding and head, blocks 0 to"), "{report}");
+        assert!(report.contains(&format!("{name} holds")), "{report}");
+        let (_, by_launches, _) = on(&["--device", name, "--no-cuda-graph"]);
+        assert_eq!(by_graphs, by_launches);
+        let (_, overlapping, _) = on(&["--device", name, "--cuda-overlap"]);
+        assert_eq!(by_graphs, overlapping);
+        assert_eq!(by_graphs, host);
+        let (_, quiet, _) = on(&["--device", name, "--quiet"]);
+        assert_eq!(quiet, host);
+    }
+}
+
+#[test]
+fn the_program_runs_over_two_devices_and_the_cpu() {
     if !has_emulation() {
         return;
     }
     let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
     let on = |more: &[&str]| run(&[&base[..], more].concat());
-    let (code, by_graphs, report) = on(&["--device", "emulated:0"]);
-    assert_eq!(code, Some(0), "{report}");
-    assert!(
-        report.contains("device:  emulated:0 (the CPU, playing a device): embedding and head, blocks 0 to")
-    );
-    assert!(report.contains("emulated:0 holds"), "{report}");
-    let (_, by_launches, _) = on(&["--device", "emulated:0", "--no-cuda-graph"]);
-    assert_eq!(by_graphs, by_launches);
-    let (_, host, _) = on(&["--device", "cpu"]);
-    assert_eq!(by_graphs, host);
     let map =
         ["--device", "emulated:0,emulated:1", "--device-map", "auto", "--max-memory", "0=16MiB,1=14MiB"];
     let (code, spread, report) = on(&map);
     assert_eq!(code, Some(0), "{report}");
+    let (_, host, _) = on(&["--device", "cpu"]);
     assert_eq!(spread, host);
     for place in ["device:  emulated:0", "device:  emulated:1", "device:  cpu ("] {
         assert!(report.contains(place), "{report}");
     }
-    let (_, drawn, _) = on(&["--device", "emulated:0", "--quiet"]);
-    assert_eq!(drawn, host);
 }
 
 #[test]
 fn drawn_tokens_are_the_same_on_a_device() {
-    if !has_emulation() {
-        return;
-    }
     let base =
         ["run", "tiny-gpt2", "--prompt", "ROMEO:", "-n", "10", "--quiet", "--print-ids", "--ignore-eos"];
     for more in [
@@ -59,7 +63,9 @@ fn drawn_tokens_are_the_same_on_a_device() {
         &["--repetition-penalty", "1.4"],
     ] {
         let on = |device| run(&[&base[..], more, &["--device", device]].concat());
-        assert_eq!(on("emulated"), on("cpu"), "{more:?}");
+        for name in testing::names() {
+            assert_eq!(on(name), on("cpu"), "{name}, {more:?}");
+        }
     }
 }
 
@@ -103,7 +109,7 @@ fn wrong_devices_are_explained() {
         assert_eq!(code, Some(2), "{error}");
         assert!(error.contains("leave --outlier-weights original away"), "{error}");
     }
-    if Device::cuda_count() == 0 {
+    if Device::cuda_count() == Ok(0) {
         let (code, _, error) = on(&["--device", "cuda"]);
         assert_eq!(code, Some(1));
         assert!(error.contains("--device cpu"), "{error}");

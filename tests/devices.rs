@@ -1,10 +1,10 @@
-//! Models on devices: every family against transformers' values and against the CPU, by graphs and without,
-//! spread over several devices. The devices are played by the CPU, and a GPU where the build and the machine have
-//! one.
+//! Models on devices: every family against transformers' values and against the CPU, by graphs and by launches, spread
+//! over several devices. Which devices is said by `LLM_INT8_TEST_DEVICE` (see [`llm_int8_cuda::testing`]).
 
 use crate::support::golden_models::{at_most, expected, in_every_folder, input_ids, load, try_load};
 use crate::support::{golden, golden_text, relative_error};
 use candle_core::{Device as Host, Tensor};
+use llm_int8_cuda::testing;
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::cuda::{CudaError, Device};
@@ -17,17 +17,24 @@ use std::sync::Arc;
 
 const MEMORY: u64 = 1 << 30;
 
-/// Emulated devices, threads in order and shuffled, and the first GPU.
+/// Emulated devices, threads in order and shuffled, and the GPU without and with early starts.
 fn devices() -> Vec<Device> {
-    let emulated = [0, 7].map(|order| match Device::emulated(0, MEMORY, order) {
-        Ok(device) => Some(device),
-        Err(CudaError::NoEmulation) => {
-            println!("skipped: no C++ compiler, so no emulated device");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    });
-    emulated.into_iter().flatten().chain(Device::cuda(0)).collect()
+    testing::devices(&[0, 7])
+}
+
+/// The same with one emulated device.
+fn few_devices() -> Vec<Device> {
+    testing::devices(&[0])
+}
+
+/// Two emulated devices beside each other.
+fn two_emulated() -> Option<(Device, Device)> {
+    Some((testing::emulated(0, MEMORY, 0)?, testing::emulated(1, MEMORY, 3)?))
+}
+
+/// Early starts as they are set for the device: loading a model sets them anew.
+fn on_device(device: &Device) -> Placement {
+    Placement { overlaps_kernels: device.overlaps_kernels(), ..Placement::on(device.clone()) }
 }
 
 fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement: Placement) -> LoadOptions {
@@ -52,7 +59,7 @@ fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
 fn unquantised_logits_are_those_of_transformers() {
     for device in devices() {
         in_every_folder(|name| {
-            let options = options(None, WeightDtype::Float32, Placement::on(device.clone()));
+            let options = options(None, WeightDtype::Float32, on_device(&device));
             let ours = load(name, &options).logits(&input_ids(name)).unwrap();
             at_most("distance", relative_error(&ours, &expected(name, "logits_f32")), 1e-4)
         });
@@ -65,7 +72,7 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
         in_every_folder(|name| {
             let exact = expected(name, "logits_f32");
             let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
-            let placement = Placement::on(device.clone());
+            let placement = on_device(&device);
             let model = load(name, &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement));
             let ours = relative_error(&model.logits(&input_ids(name)).unwrap(), &exact);
             at_most("distance", ours, 1.15 * theirs)
@@ -75,14 +82,14 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 
 #[test]
 fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         in_every_folder(|name| {
             // Every family in one of both.
             let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement));
             let host = step_by_step(&on(Placement::cpu()), &ids, 20);
-            let mut there = on(Placement::on(device.clone()));
+            let mut there = on(on_device(&device));
             let by_graphs = step_by_step(&there, &ids, 20);
             if there.graph_count() == 0 {
                 return Err("no graph was recorded".into());
@@ -90,9 +97,10 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
             there.set_graphs(false);
             let by_launches = step_by_step(&there, &ids, 20);
             drop(there);
-            let early = Placement { overlaps_kernels: true, ..Placement::on(device.clone()) };
+            let overlaps = device.overlaps_kernels();
+            let early = Placement { overlaps_kernels: !overlaps, ..on_device(&device) };
             let overlapping = step_by_step(&on(early), &ids, 20);
-            device.set_overlap(false);
+            device.set_overlap(overlaps);
             if by_graphs != by_launches || by_graphs != overlapping {
                 return Err(format!("graphs or early starts change numbers in {dtype:?}"));
             }
@@ -107,12 +115,9 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
 
 #[test]
 fn a_text_is_the_same_alone_and_beside_others() {
-    let device = match devices().into_iter().nth(1) {
-        Some(device) => device,
-        None => return,
-    };
-    for name in ["gpt2", "llama", "falcon_multi_query", "phi3_longrope", "mpt"] {
-        let placement = Placement::on(device.clone());
+    let names = ["gpt2", "llama", "falcon_multi_query", "phi3_longrope", "mpt"];
+    for (device, name) in testing::devices(&[7]).iter().flat_map(|device| names.map(|name| (device, name))) {
+        let placement = on_device(device);
         let model = load(name, &options(Some(OutlierScope::Row), WeightDtype::Float16, placement));
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let texts = [&ids[..3], &ids[2..16], &ids[5..10]];
@@ -137,10 +142,107 @@ fn a_text_is_the_same_alone_and_beside_others() {
 }
 
 #[test]
+fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
+    for device in few_devices() {
+        for name in ["gpt2", "llama"] {
+            let mut model =
+                load(name, &options(Some(OutlierScope::Batch), WeightDtype::Float16, on_device(&device)));
+            let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+            let mut decode = |uses_graphs: bool| {
+                model.set_graphs(uses_graphs);
+                let mut caches: Vec<KvCache> = (0..8).map(|_| model.new_cache()).collect();
+                let mut all = Vec::new();
+                for step in 0..5 {
+                    // Sequences of different lengths, then one token of each.
+                    let ids =
+                        (0..8).map(|i| if step == 0 { &ids[i..2 * i + 3] } else { &ids[step + i..][..1] });
+                    let mut batch: Vec<Text<'_>> =
+                        ids.zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
+                    all.push(model.forward(&mut batch, LogitPositions::Last).unwrap());
+                }
+                all
+            };
+            let by_graphs = decode(true);
+            assert!(by_graphs == decode(false), "{name} on {device:?}");
+            assert!(model.graph_count() > 0, "no graph was recorded for {name} on {device:?}");
+        }
+    }
+}
+
+/// Reads the model that `LLM_INT8_GPT2_LARGE` names (scripts/make_random_gpt2.py makes one) and compares logits on a
+/// GPU with those that were computed on a CPU, in the file that `LLM_INT8_GPT2_LARGE_REFERENCE` names. With
+/// `LLM_INT8_GPT2_LARGE_WRITE` the CPU's are written to that file instead.
+#[test]
+fn gpt2_large_on_a_gpu_gives_the_logits_of_the_cpu() {
+    let variable = |name: &str| std::env::var(format!("LLM_INT8_GPT2_LARGE{name}")).ok();
+    let Some(folder) = variable("") else {
+        println!("skipped: LLM_INT8_GPT2_LARGE names no model");
+        return;
+    };
+    let folder = std::path::Path::new(&folder);
+    let config = ModelConfig::parse(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let file = [folder.join("model.safetensors")];
+    let sample = sample_of(&file[0]);
+    let ids: Vec<u32> = (0..140).map(|i| i * 7919 % 50257).collect();
+    let compute = |placement: Placement, uses_graphs: bool| {
+        let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
+        let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
+        let mut model = Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0;
+        model.set_graphs(uses_graphs);
+        let logits = step_by_step(&model, &ids, 128);
+        (logits, model.graph_count())
+    };
+
+    if let Some(path) = variable("_WRITE") {
+        let (logits, _) = compute(Placement::cpu(), false);
+        let mut tensors = crate::support::Tensors::new();
+        let values: Vec<u8> = logits.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+        let shape = vec![logits.len(), logits[0].len()];
+        tensors.insert("logits".into(), (safetensors::Dtype::F32, shape, values));
+        tensors.insert("sample".into(), (safetensors::Dtype::U8, vec![sample.len()], sample));
+        crate::support::write_tensors(path.as_ref(), &tensors);
+        return;
+    }
+
+    let reference = std::fs::read(variable("_REFERENCE").expect("a file with the CPU's logits")).unwrap();
+    let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
+    assert!(reference.tensor("sample").unwrap().data() == sample, "the reference is of another model");
+    let theirs: Vec<f32> =
+        bytemuck::allocation::pod_collect_to_vec(reference.tensor("logits").unwrap().data());
+    let theirs: Vec<&[f32]> = theirs.chunks(50257).collect();
+    for device in few_devices() {
+        let (by_graphs, graphs) = compute(on_device(&device), true);
+        assert!(graphs > 0, "no graph was recorded on {device:?}");
+        let (by_launches, _) = compute(on_device(&device), false);
+        assert!(by_graphs == by_launches, "graphs change numbers on {device:?}");
+        for (step, (ours, theirs)) in by_graphs.iter().zip(&theirs).enumerate() {
+            let apart = distance(ours, theirs);
+            println!("{device:?}, overlap {}: step {step}: {apart:.5}", device.overlaps_kernels());
+            assert!(apart < 2e-2, "step {step}: {apart}");
+        }
+    }
+}
+
+/// Bytes from all over a file, by which two models of the same size are told apart.
+fn sample_of(path: &std::path::Path) -> Vec<u8> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut sample = length.to_le_bytes().to_vec();
+    for part in 0..64 {
+        file.seek(SeekFrom::Start(length / 64 * part)).unwrap();
+        let mut bytes = [0; 16];
+        file.read_exact(&mut bytes).unwrap();
+        sample.extend_from_slice(&bytes);
+    }
+    sample
+}
+
+#[test]
 fn threads_may_share_a_model() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         let load = || {
-            let placement = Placement::on(device.clone());
+            let placement = on_device(&device);
             load("llama", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement))
         };
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
@@ -158,8 +260,8 @@ fn threads_may_share_a_model() {
 
 #[test]
 fn a_cache_grows_and_is_cut_without_changing_the_text() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
-        let placement = Placement::on(device);
+    for device in few_devices() {
+        let placement = on_device(&device);
         // A model whose cache outgrows the room it begins with.
         let config =
             br#"{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 40,
@@ -219,9 +321,7 @@ fn budget(device: &Device, most: u64) -> DeviceBudget {
 
 #[test]
 fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
-    let (Ok(first), Ok(second)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 3)) else {
-        return;
-    };
+    let Some((first, second)) = two_emulated() else { return };
     in_every_folder(|name| {
         let options = |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
         let host = load(name, &options(Placement::cpu()));
@@ -271,7 +371,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
 
 #[test]
 fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
-    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
     let placement = |most_on_cpu| Placement { most_on_cpu, ..Placement::auto(vec![budget(&device, 0)]) };
     let load =
         |placement| try_load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement));
@@ -288,12 +388,10 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
 
 #[test]
 fn loading_takes_little_more_than_the_model() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         let before = device.memory().unwrap();
-        let model = load(
-            "gpt2",
-            &options(Some(OutlierScope::Batch), WeightDtype::Float16, Placement::on(device.clone())),
-        );
+        let model =
+            load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, on_device(&device)));
         let after = device.memory().unwrap();
         let (held, footprint) = (after.allocated - before.allocated, model.placed()[0].bytes);
         // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
@@ -307,7 +405,7 @@ fn loading_takes_little_more_than_the_model() {
 
 #[test]
 fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
-    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
     let mut tensors = crate::support::read_tensors("models/llama/model.safetensors");
     let (dtype, shape, bytes) = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
     assert_eq!(*dtype, safetensors::Dtype::F16);
@@ -329,7 +427,7 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
 
 #[test]
 fn original_outlier_weights_are_the_cpus() {
-    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
+    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
     let int8 = Some(Int8Config { outlier_weights: OutlierWeights::Original, ..Int8Config::default() });
     let options = LoadOptions { int8, placement: Placement::on(device), ..LoadOptions::default() };
     let error = try_load("gpt2", &options).unwrap_err().to_string();
@@ -338,7 +436,7 @@ fn original_outlier_weights_are_the_cpus() {
 
 #[test]
 fn saved_int8_checkpoints_go_straight_onto_a_device() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         let read = |name: &str| std::fs::read(golden(&format!("bnb_checkpoints/gpt2/{name}"))).unwrap();
         let config = ModelConfig::parse(&read("config.json")).unwrap();
         let files = [golden("bnb_checkpoints/gpt2/model.safetensors")];
@@ -347,7 +445,7 @@ fn saved_int8_checkpoints_go_straight_onto_a_device() {
             let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
             Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0
         };
-        let (host, there) = (on(Placement::cpu()), on(Placement::on(device)));
+        let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
         let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
         for (ours, theirs) in step_by_step(&there, &ids, 10).iter().zip(&step_by_step(&host, &ids, 10)) {
             assert!(distance(ours, theirs) < 2e-2);
@@ -357,13 +455,13 @@ fn saved_int8_checkpoints_go_straight_onto_a_device() {
 
 #[test]
 fn an_int8_head_and_table_work_on_a_device_too() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         for name in ["gpt2", "llama", "gemma2", "opt"] {
             let on = |placement| {
                 let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
                 load(name, &LoadOptions { quantize_head: true, ..options })
             };
-            let (host, there) = (on(Placement::cpu()), on(Placement::on(device.clone())));
+            let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
             assert!(host.has_int8_head() && there.has_int8_head());
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             for (ours, theirs) in step_by_step(&there, &ids, 14).iter().zip(&step_by_step(&host, &ids, 14)) {
@@ -398,9 +496,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
 
 #[test]
 fn a_device_map_fills_devices_in_their_order() {
-    let (Ok(first), Ok(second)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 0)) else {
-        return;
-    };
+    let Some((first, second)) = two_emulated() else { return };
     let placement = Placement::auto(vec![budget(&first, u64::MAX), budget(&second, u64::MAX)]);
     let model = load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement));
     let placed = model.placed();

@@ -3,8 +3,9 @@
 use crate::support::golden;
 use llm_int8::nn::NnError;
 use llm_int8::nn::linear::OutlierScope;
-use llm_int8::nn::models::{LogitPositions, SavedLayers, Text};
+use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, Text};
 use llm_int8::{AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, SaveOptions};
+use llm_int8_cuda::testing;
 use std::ops::ControlFlow;
 
 fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCausalLM {
@@ -167,5 +168,21 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
         let error = head.save_pretrained(&target, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(error, LlmError::Nn(NnError::Config { .. })), "{error}");
         assert!(!target.exists());
+    }
+}
+
+#[test]
+fn a_prompt_ends_when_its_first_token_is_known() {
+    // Devices work asynchronously: a pass returns when it is queued, and only reading the token waits for it. The
+    // emulated device does all of the queued work at that point.
+    for device in testing::devices(&[0]).into_iter().filter(|device| device.name().starts_with("emulated")) {
+        let mut config = LoadConfig::default();
+        config.options.placement = Placement::on(device);
+        let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
+        let prompt: Vec<u32> = (0..200).collect();
+        let config = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() };
+        let timing = ids(&model, &prompt, &config).timing;
+        assert_eq!((timing.prompt_tokens, timing.decoded_tokens), (200, 1));
+        assert!(timing.prefill > timing.decode, "200 rows take longer than one: {timing:?}");
     }
 }

@@ -2,9 +2,9 @@
 //! `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the command line, too.
 
 use crate::support::{golden, golden_text, llm_int8};
-use llm_int8::nn::cuda::{CudaError, Device};
 use llm_int8::nn::models::{Placement, WeightDtype};
 use llm_int8::{AutoModelForCausalLM, FinishReason, GenerationConfig, LlmError, LoadConfig, Warning};
+use llm_int8_cuda::testing;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn cases() -> Vec<Value> {
 
 fn folder_of(model: &str) -> PathBuf {
     match model {
-        "tiny-gpt2" => Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-gpt2"),
+        "tiny-gpt2" => crate::support::root().join("models/tiny-gpt2"),
         model => golden("models").join(model),
     }
 }
@@ -119,16 +119,14 @@ fn drafts_and_batches_obey_the_same_settings() {
 
 #[test]
 fn a_device_obeys_them_too() {
-    let device = match Device::emulated(0, 1 << 30, 0) {
-        Ok(device) => device,
-        Err(CudaError::NoEmulation) => return println!("skipped: no C++ compiler, so no emulated device"),
-        Err(error) => panic!("{error}"),
-    };
-    for case in cases().into_iter().filter(|case| case["model"] == "gpt2") {
-        let folder = folder(&case);
-        let model = load_on(folder.path(), Placement::on(device.clone()));
-        let config = settings(&model, &case);
-        assert_eq!(generate(&model, &ids(&case["prompt"]), &config), ids(&case["ids"]), "{}", case["name"]);
+    for device in testing::devices(&[0]) {
+        for case in cases().into_iter().filter(|case| case["model"] == "gpt2") {
+            let folder = folder(&case);
+            let model = load_on(folder.path(), Placement::on(device.clone()));
+            let config = settings(&model, &case);
+            let found = generate(&model, &ids(&case["prompt"]), &config);
+            assert_eq!(found, ids(&case["ids"]), "{} on {device:?}", case["name"]);
+        }
     }
 }
 

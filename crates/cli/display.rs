@@ -20,6 +20,27 @@ pub(crate) fn error(error: &anyhow::Error) {
     line(&format!("error: {text}"));
 }
 
+/// Shows warnings of our libraries on standard error.
+pub(crate) fn show_warnings() {
+    struct Warnings;
+    impl log::Log for Warnings {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Warn && metadata.target().starts_with("llm_int8")
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                line(&format!("warning: {}", record.args()));
+            }
+        }
+
+        fn flush(&self) {}
+    }
+    // Only a second logger would be refused, and there is none.
+    let _ = log::set_logger(&Warnings);
+    log::set_max_level(log::LevelFilter::Warn);
+}
+
 /// A line on standard error; if even that is closed there is nobody to tell.
 pub(crate) fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

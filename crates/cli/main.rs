@@ -9,6 +9,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    display::show_warnings();
     let arguments = args::with_negative_numbers(std::env::args_os());
     let arguments = args::Arguments::parse_from(arguments);
     match commands::dispatch(arguments) {

@@ -7,9 +7,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+/// The checkout, or the copy of what tests read from it that `LLM_INT8_TEST_ROOT` names.
+pub(crate) fn root() -> PathBuf {
+    std::env::var_os("LLM_INT8_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// A file or folder of `tests/golden`.
 pub(crate) fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+    root().join("tests/golden").join(path)
 }
 
 /// A tensor of a golden file.
@@ -93,7 +98,8 @@ pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
 /// The same, with a text on standard input.
 pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
+    let program = std::env::var_os("LLM_INT8_TEST_PROGRAM");
+    let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
     for name in USERS_OWN {
         command.env_remove(name);
     }

@@ -90,6 +90,7 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
                 "out_features": rate.out_features,
                 "in_features": rate.in_features,
                 "rows": rate.rows,
+                "outlier_columns": rate.outlier_columns,
                 "microseconds": rate.microseconds,
             })
         });
@@ -99,16 +100,17 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
     }
     writeln!(
         stdout,
-        "{device}\n{:>13} {:>6} {:>12} {:>10} {:>10}",
-        "out x in", "rows", "microseconds", "GB/s", "TOPS"
+        "{device}\n{:>13} {:>6} {:>9} {:>12} {:>10} {:>10}",
+        "out x in", "rows", "outliers", "microseconds", "GB/s", "TOPS"
     )?;
     for rate in &rates {
         let codes = (rate.out_features * rate.in_features) as f64;
         writeln!(
             stdout,
-            "{:>13} {:>6} {:>12.1} {:>10.1} {:>10.3}",
+            "{:>13} {:>6} {:>9} {:>12.1} {:>10.1} {:>10.3}",
             format!("{}x{}", rate.out_features, rate.in_features),
             rate.rows,
+            rate.outlier_columns,
             rate.microseconds,
             codes / rate.microseconds / 1e3,
             2.0 * codes * rate.rows as f64 / rate.microseconds / 1e6,
@@ -149,6 +151,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
     json!({
         "model": model.name(),
         "device": device(model),
+        "graphs": model.decoder().graph_count(),
         "isa": report.isa,
         "threads": threads(),
         "load": {

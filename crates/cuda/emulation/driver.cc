@@ -1,17 +1,26 @@
 // A libcuda.so.1 whose GPU is the emulated device, so that src/driver/cuda.rs, which speaks to the driver, can be run
-// without a GPU: scripts/test_cuda_driver.sh builds it and runs the tests over it. It knows the functions
-// that are called, does each at once, and is as strict as the emulated device: while a stream is captured nothing
-// may be allocated, freed, copied from or to the host, or waited for.
+// without a GPU: scripts/test_cuda_driver.sh builds it and runs the tests over it. It knows the functions that are called.
+//
+// Like the real driver it works asynchronously: what is asked of a stream is queued, and runs when the host waits for the
+// stream or an event, or frees memory. A copy from the host reads its source only then, so that a slot of page-locked
+// memory that is filled again too early gives wrong values. Copies from pageable memory are refused: the real driver
+// may or may not stage them.
+//
+// While a stream is captured, what the real driver refuses in the mode THREAD_LOCAL is refused (allocating, freeing,
+// waiting), and the capture is invalid from then on: ending it returns an error and no graph.
 //
 // The signatures are those of the CUDA driver API 12.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <array>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,7 +30,7 @@ namespace {
 
 typedef int Result;
 constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
-                 NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900;
+                 NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901;
 constexpr size_t MEMORY = size_t(2) << 30;
 // Bytes behind each allocation that nobody may write.
 constexpr size_t GUARD = 256;
@@ -33,28 +42,79 @@ struct Function {
     std::string name;
     int shared_bytes;
 };
+typedef std::function<Result()> Step;
 struct Graph {
-    std::vector<std::function<Result()>> steps;
+    std::shared_ptr<std::vector<Step>> steps;
 };
 struct Stream {
-    std::shared_ptr<Graph> captured;
+    std::deque<Step> queue;
+    // Steps ever queued, and ever run.
+    uint64_t queued = 0, run = 0;
+    // While it is captured: its steps, and whether something was refused.
+    std::shared_ptr<std::vector<Step>> captured;
+    bool is_invalid = false;
+};
+// A place in a stream.
+struct Event {
+    Stream* stream;
+    uint64_t place;
 };
 
 // Kernels may run on several host threads, but memory and streams are one thread's at a time.
 std::recursive_mutex lock;
 std::map<uintptr_t, Allocation> allocations;
+std::map<uintptr_t, size_t> page_locked;
 std::map<std::string, std::unique_ptr<Function>> functions;
+std::set<Stream*> streams;
 size_t used = 0;
+// The first error of a step, which every later call returns.
+Result failed = SUCCESS;
 thread_local void* context = nullptr;
-// Captures of this thread (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
-thread_local int captures = 0;
+// The stream that this thread captures (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
+thread_local Stream* capturing = nullptr;
 int the_context, the_module;
 
-Result do_or_record(Stream* stream, std::function<Result()> step) {
+Result enqueue(Stream* stream, Step step) {
     if (context == nullptr) return INVALID_CONTEXT;
-    if (stream->captured == nullptr) return step();
-    stream->captured->steps.push_back(step);
+    if (stream->captured != nullptr) {
+        stream->captured->push_back(step);
+        return SUCCESS;
+    }
+    if (failed != SUCCESS) return failed;
+    stream->queue.push_back(step);
+    stream->queued += 1;
     return SUCCESS;
+}
+
+// Runs what is queued before a place of the stream.
+Result wait_for(Stream* stream, uint64_t place) {
+    while (stream->run < place && !stream->queue.empty()) {
+        Step step = stream->queue.front();
+        stream->queue.pop_front();
+        stream->run += 1;
+        Result result = step();
+        if (failed == SUCCESS) failed = result;
+    }
+    return failed;
+}
+
+Result wait_for_all() {
+    for (Stream* stream : streams) wait_for(stream, stream->queued);
+    return failed;
+}
+
+// Whether a call is forbidden now, because this thread captures; the capture is lost then.
+bool is_forbidden() {
+    if (capturing == nullptr) return false;
+    capturing->is_invalid = true;
+    return true;
+}
+
+bool is_page_locked(const void* from, size_t bytes) {
+    auto found = page_locked.upper_bound(reinterpret_cast<uintptr_t>(from));
+    if (found == page_locked.begin()) return false;
+    --found;
+    return reinterpret_cast<uintptr_t>(from) + bytes <= found->first + found->second;
 }
 
 bool is_within(uintptr_t address, size_t bytes) {
@@ -70,8 +130,12 @@ bool is_within(uintptr_t address, size_t bytes) {
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
 
 API cuInit(unsigned) { return SUCCESS; }
-API cuGetErrorName(Result, const char** text) {
-    *text = "EMULATED_DRIVER_ERROR";
+API cuGetErrorName(Result result, const char** text) {
+    *text = result == CAPTURE_UNSUPPORTED   ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+            : result == CAPTURE_INVALIDATED ? "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+            : result == LAUNCH_FAILED       ? "CUDA_ERROR_LAUNCH_FAILED"
+            : result == OUT_OF_MEMORY       ? "CUDA_ERROR_OUT_OF_MEMORY"
+                                            : "EMULATED_DRIVER_ERROR";
     return SUCCESS;
 }
 API cuGetErrorString(Result, const char** text) {
@@ -118,7 +182,8 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) {
 API cuMemAlloc_v2(uintptr_t* address, size_t bytes) {
     LOCKED;
     if (context == nullptr) return INVALID_CONTEXT;
-    if (captures > 0) return CAPTURE_UNSUPPORTED;
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
+    if (failed != SUCCESS) return failed;
     if (bytes == 0) return INVALID_VALUE;
     if (used + bytes > MEMORY) return OUT_OF_MEMORY;
     size_t rounded = (bytes + 2 * GUARD - 1) & ~(GUARD - 1);
@@ -132,7 +197,8 @@ API cuMemAlloc_v2(uintptr_t* address, size_t bytes) {
 }
 API cuMemFree_v2(uintptr_t address) {
     LOCKED;
-    if (captures > 0) return CAPTURE_UNSUPPORTED;
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
+    Result finished = wait_for_all();
     auto found = allocations.find(address);
     if (found == allocations.end()) return INVALID_VALUE;
     unsigned char* memory = reinterpret_cast<unsigned char*>(address);
@@ -141,48 +207,70 @@ API cuMemFree_v2(uintptr_t address) {
     used -= found->second.bytes;
     allocations.erase(found);
     free(memory);
-    return is_intact ? SUCCESS : LAUNCH_FAILED;
+    return is_intact ? finished : LAUNCH_FAILED;
 }
 API cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+    LOCKED;
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
     *memory = malloc(bytes);
+    page_locked[reinterpret_cast<uintptr_t>(*memory)] = bytes;
     return SUCCESS;
 }
 API cuMemFreeHost(void* memory) {
+    LOCKED;
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
+    Result finished = wait_for_all();
+    page_locked.erase(reinterpret_cast<uintptr_t>(memory));
     free(memory);
-    return SUCCESS;
+    return finished;
 }
 
 API cuStreamCreate(Stream** stream, unsigned) {
+    LOCKED;
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
     *stream = new Stream;
+    streams.insert(*stream);
     return SUCCESS;
 }
 API cuStreamDestroy_v2(Stream* stream) {
+    LOCKED;
+    Result finished = wait_for(stream, stream->queued);
+    streams.erase(stream);
     delete stream;
-    return SUCCESS;
+    return finished;
 }
 API cuStreamSynchronize(Stream* stream) {
     LOCKED;
-    return stream->captured == nullptr ? SUCCESS : CAPTURE_UNSUPPORTED;
+    if (stream->captured != nullptr) {
+        stream->is_invalid = true;
+        return CAPTURE_UNSUPPORTED;
+    }
+    return wait_for(stream, stream->queued);
 }
 API cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, Stream* stream) {
     LOCKED;
-    if (context == nullptr) return INVALID_CONTEXT;
-    if (stream->captured != nullptr) return CAPTURE_UNSUPPORTED;
-    if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
-    memcpy(reinterpret_cast<void*>(to), from, bytes);
-    return SUCCESS;
+    if (bytes > 0 && (!is_within(to, bytes) || !is_page_locked(from, bytes))) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
+        memcpy(reinterpret_cast<void*>(to), from, bytes);
+        return SUCCESS;
+    });
 }
 API cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, Stream* stream) {
     LOCKED;
-    if (context == nullptr) return INVALID_CONTEXT;
-    if (stream->captured != nullptr) return CAPTURE_UNSUPPORTED;
     if (bytes > 0 && !is_within(from, bytes)) return INVALID_VALUE;
-    memcpy(to, reinterpret_cast<void*>(from), bytes);
-    return SUCCESS;
+    if (stream->captured != nullptr && !is_page_locked(to, bytes)) {
+        stream->is_invalid = true;
+        return CAPTURE_UNSUPPORTED;
+    }
+    return enqueue(stream, [=] {
+        memcpy(to, reinterpret_cast<void*>(from), bytes);
+        return SUCCESS;
+    });
 }
 API cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, Stream* stream) {
     LOCKED;
-    return do_or_record(stream, [=] {
+    return enqueue(stream, [=] {
         if (bytes > 0 && !(is_within(to, bytes) && is_within(from, bytes))) return INVALID_VALUE;
         memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
         return SUCCESS;
@@ -190,23 +278,33 @@ API cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, Stream* str
 }
 API cuMemsetD8Async(uintptr_t to, unsigned char value, size_t bytes, Stream* stream) {
     LOCKED;
-    return do_or_record(stream, [=] {
+    return enqueue(stream, [=] {
         if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
         memset(reinterpret_cast<void*>(to), value, bytes);
         return SUCCESS;
     });
 }
 
-API cuEventCreate(void** event, unsigned) {
-    *event = new int;
+API cuEventCreate(Event** event, unsigned) {
+    *event = new Event{nullptr, 0};
     return SUCCESS;
 }
-API cuEventDestroy_v2(void* event) {
-    delete static_cast<int*>(event);
+API cuEventDestroy_v2(Event* event) {
+    delete event;
     return SUCCESS;
 }
-API cuEventRecord(void*, Stream*) { return SUCCESS; }
-API cuEventSynchronize(void*) { return SUCCESS; }
+API cuEventRecord(Event* event, Stream* stream) {
+    LOCKED;
+    // In a capture an event becomes a part of the graph and says nothing to the host.
+    if (stream->captured != nullptr) return SUCCESS;
+    *event = {stream, stream->queued};
+    return failed;
+}
+API cuEventSynchronize(Event* event) {
+    LOCKED;
+    if (event->stream == nullptr) return SUCCESS;
+    return wait_for(event->stream, event->place);
+}
 
 API cuModuleLoadData(void** module, const void*) {
     *module = &the_module;
@@ -257,25 +355,31 @@ API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
     std::vector<uint64_t> args((bytes + 7) / 8);
     memcpy(args.data(), parameters[0], bytes);
     std::string name = function->name;
-    return do_or_record(config->stream, [=] {
+    return enqueue(config->stream, [=] {
         const char* message = llm_int8_emulate(name.c_str(), args.data(), bytes, grid.data(), threads, shared_bytes, 0);
+        if (message != nullptr) fprintf(stderr, "emulated driver: %s: %s\n", name.c_str(), message);
         return message == nullptr ? SUCCESS : LAUNCH_FAILED;
     });
 }
 
-API cuStreamBeginCapture_v2(Stream* stream, int) {
+API cuStreamBeginCapture_v2(Stream* stream, int mode) {
     LOCKED;
-    if (stream->captured != nullptr) return INVALID_VALUE;
-    stream->captured = std::make_shared<Graph>();
-    captures += 1;
+    // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    if (mode != 1 || stream->captured != nullptr || capturing != nullptr) return INVALID_VALUE;
+    stream->captured = std::make_shared<std::vector<Step>>();
+    stream->is_invalid = false;
+    capturing = stream;
     return SUCCESS;
 }
 API cuStreamEndCapture(Stream* stream, Graph** graph) {
     LOCKED;
-    if (stream->captured == nullptr) return INVALID_VALUE;
-    *graph = new Graph(*stream->captured);
+    *graph = nullptr;
+    if (stream->captured == nullptr || capturing != stream) return INVALID_VALUE;
+    std::shared_ptr<std::vector<Step>> steps = stream->captured;
     stream->captured = nullptr;
-    captures -= 1;
+    capturing = nullptr;
+    if (stream->is_invalid) return CAPTURE_INVALIDATED;
+    *graph = new Graph{steps};
     return SUCCESS;
 }
 API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {
@@ -283,11 +387,14 @@ API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long 
     return SUCCESS;
 }
 API cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
-API cuGraphLaunch(Graph* graph, Stream*) {
+API cuGraphLaunch(Graph* graph, Stream* stream) {
     LOCKED;
-    for (auto& step : graph->steps)
-        if (Result result = step()) return result;
-    return SUCCESS;
+    // The steps live as long as the launch, whatever becomes of the graph.
+    return enqueue(stream, [steps = graph->steps] {
+        for (const Step& step : *steps)
+            if (Result result = step()) return result;
+        return SUCCESS;
+    });
 }
 API cuGraphExecDestroy(Graph* graph) {
     delete graph;

@@ -38,7 +38,7 @@ impl<T: Pod> Buffer<T> {
             kernel: "allocating",
             reason: format!("{length} values are more than there can be"),
         })?;
-        let address = device.ask(|driver| driver.allocate(bytes))?;
+        let address = device.ask_now("allocating", |driver| driver.allocate(bytes))?;
         device.count_allocation(bytes as u64);
         Ok(Self { device, address, length, values: PhantomData })
     }
@@ -99,7 +99,7 @@ impl<T> Drop for Buffer<T> {
         self.device.count_release(self.bytes());
         // A drop cannot return an error; what the driver refuses shows at the next call.
         let address = self.address;
-        if let Err(error) = self.device.ask(|driver| driver.free(address)) {
+        if let Err(error) = self.device.ask_now("freeing", |driver| driver.free(address)) {
             log::error!("{error}");
         }
     }
@@ -145,7 +145,7 @@ impl<'a, T: Pod> View<'a, T> {
     pub fn write(&self, values: &[T]) -> Result<()> {
         self.check("writing", values.len())?;
         let (address, bytes) = (self.address(), bytemuck::cast_slice(values));
-        self.device().ask(|driver| driver.write(address, bytes))
+        self.device().ask_now("copying from the host", |driver| driver.write(address, bytes))
     }
 
     /// Copies values from it, and waits for them.
@@ -155,7 +155,7 @@ impl<'a, T: Pod> View<'a, T> {
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         self.check("reading", values.len())?;
         let (address, bytes) = (self.address(), bytemuck::cast_slice_mut(values));
-        self.device().ask(|driver| driver.read(address, bytes))
+        self.device().ask_now("copying to the host", |driver| driver.read(address, bytes))
     }
 
     /// Copies all values of another part of the same device to the beginning of this one.

@@ -21,7 +21,7 @@ pub struct MemoryInfo {
     pub peak: u64,
 }
 
-/// A GPU, or one that the CPU plays. Clones are the same device.
+/// A GPU, or the emulated device. Clones are the same device.
 ///
 /// What is asked for happens in order, on one stream; only reading waits. Several threads may use it.
 #[derive(Clone)]
@@ -66,11 +66,15 @@ impl Device {
     }
 
     /// How many GPUs this program can use; 0 without the feature, a driver or a GPU.
-    pub fn cuda_count() -> usize {
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`](crate::CudaError::Driver) where there is a driver and it does not work: `libcuda` and the
+    /// kernel module are of different versions, or a toolkit's stub library was loaded in its place.
+    pub fn cuda_count() -> Result<usize> {
         Driver::cuda_count()
     }
 
-    /// A device that the CPU plays, with so many bytes of memory. `order` 0 runs blocks and threads of a kernel by
+    /// The emulated device with `memory` bytes. `order` 0 runs blocks and threads of a kernel by
     /// number; other values seed a shuffling of both, which shows where a barrier is missing.
     ///
     /// # Errors
@@ -151,7 +155,7 @@ impl Device {
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver), also for what a kernel did wrong before.
     pub fn synchronize(&self) -> Result<()> {
-        self.ask(Driver::synchronize)
+        self.ask_now("waiting", Driver::synchronize)
     }
 
     /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may be allocated,
@@ -181,7 +185,8 @@ impl Device {
         self.0.overlaps.store(overlaps, Ordering::Relaxed);
     }
 
-    pub(crate) fn overlaps_kernels(&self) -> bool {
+    /// Whether [`Device::set_overlap`] is on.
+    pub fn overlaps_kernels(&self) -> bool {
         self.0.overlaps.load(Ordering::Relaxed)
     }
 
@@ -190,11 +195,38 @@ impl Device {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Runs `steps` without [`Device::set_overlap`], whatever is set.
+    pub fn without_overlap<T>(&self, steps: impl FnOnce() -> T) -> T {
+        let overlaps = self.0.overlaps.swap(false, Ordering::Relaxed);
+        let result = steps();
+        self.0.overlaps.store(overlaps, Ordering::Relaxed);
+        result
+    }
+
+    fn is_recorder(&self) -> bool {
+        self.0.recorder.load(Ordering::Relaxed) == this_thread()
+    }
+
     /// Asks the driver for something, when no other thread records.
     pub(crate) fn ask<T>(&self, what: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
-        let is_recorder = self.0.recorder.load(Ordering::Relaxed) == this_thread();
-        let _shared = (!is_recorder).then(|| self.0.stream.read().unwrap_or_else(PoisonError::into_inner));
+        let others = (!self.is_recorder()).then(|| self.0.stream.read());
+        let _others = others.map(|guard| guard.unwrap_or_else(PoisonError::into_inner));
         what(&self.0.driver)
+    }
+
+    /// The same for what must happen at once and so cannot be recorded. Some of it the CUDA driver would take into the
+    /// graph (a copy from a slot of page-locked memory, whose content is another by then), the rest would end the
+    /// recording with an error that does not say why.
+    pub(crate) fn ask_now<T>(
+        &self,
+        action: &'static str,
+        what: impl FnOnce(&Driver) -> Result<T>,
+    ) -> Result<T> {
+        if self.is_recorder() {
+            let (device, reason) = (self.name().to_owned(), "not while launches are recorded".to_owned());
+            return Err(crate::CudaError::Driver { device, action, reason });
+        }
+        self.ask(what)
     }
 
     pub(crate) fn count_allocation(&self, bytes: u64) {

@@ -1,6 +1,6 @@
 //! LLM.int8() on GPUs: kernels, what launches them, and an emulated device that runs them on the CPU.
 //!
-//! - [`Device`]: a GPU (feature `cuda`), or one that the CPU plays (feature `emulation`, for tests); with
+//! - [`Device`]: a GPU (feature `cuda`), or the emulated device (feature `emulation`, for tests); with
 //!   neither feature there is none, and all of this compiles all the same.
 //! - [`Buffer`] is its memory, [`Graph`] a sequence of launches recorded once and run again.
 //! - [`ops`] has a safe function for each kernel, which checks that everything the kernel touches is there.
@@ -25,6 +25,8 @@ mod driver;
 mod error;
 pub mod ops;
 pub mod plan;
+#[cfg(feature = "emulation")]
+pub mod testing;
 
 pub use buffer::{Buffer, View};
 pub use device::{Device, Graph, MemoryInfo};

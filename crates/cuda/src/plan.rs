@@ -79,6 +79,9 @@ pub fn thin(out_features: usize, pitch: usize, multiprocessors: usize) -> Stream
     streaming(out_features, pitch, multiprocessors, THIN_ROWS, 4 * 16)
 }
 
+/// Static shared memory of `gemv.cu` in bytes, at most: it counts towards what a block may have.
+pub const GEMV_STATIC_BYTES: usize = 1 << 10;
+
 /// Bytes of dynamic shared memory of `gemv.cu`: the codes of the row and a list of its outlier columns, in 16
 /// bits each; none where a column does not fit into those.
 pub fn gemv_shared_bytes(cols: usize) -> Option<usize> {

@@ -12,29 +12,82 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// Bytes copied at once: while one buffer travels, the other is filled.
-const STAGED: usize = 16 << 20;
-/// Smaller copies go as they are: the driver stages them itself.
-const STAGED_FROM: usize = 1 << 20;
-/// What a block may use without being asked.
+/// Number and size in bytes of the slots for large copies: while one is copied, the other is filled.
+const LARGE_SLOTS: (usize, usize) = (2, 16 << 20);
+/// Number and size in bytes of the slots for small copies, such as what a pass is told of its rows.
+const SMALL_SLOTS: (usize, usize) = (64, 4 << 10);
+/// Dynamic shared memory in bytes that a block may use without opting in.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 
-/// Page-locked memory that a copy may still be reading.
-struct Staging {
+/// What the driver itself answers.
+type Driven<T> = std::result::Result<T, DriverError>;
+
+/// A ring of equal slots in one piece of page-locked memory.
+///
+/// Every copy from the host goes through such a slot. Of an asynchronous copy from pageable memory CUDA only says that
+/// the memory *might* be staged before the call returns; without that, a caller's buffer could be freed while it is
+/// still read ("API synchronization behavior", CUDA driver API).
+struct Ring {
     memory: *mut u8,
-    done: CudaEvent,
+    slot_bytes: usize,
+    /// Of each slot the end of its last copy.
+    done: Vec<CudaEvent>,
+    next: usize,
 }
 
 #[expect(unsafe_code, reason = "the memory belongs to this value alone")]
-// SAFETY: the pointer is to memory of the process, owned by this value and used under a lock.
-unsafe impl Send for Staging {}
+// SAFETY: the pointer is to page-locked memory that this value owns, and it is used under a lock.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    fn new(context: &Arc<CudaContext>, (slots, slot_bytes): (usize, usize)) -> Driven<Self> {
+        let done = (0..slots).map(|_| context.new_event(None)).collect::<Driven<_>>()?;
+        #[expect(unsafe_code, reason = "page-locked memory")]
+        // SAFETY: `new_event` bound the context to this thread; the memory is written before it is read.
+        let memory = unsafe { result::malloc_host(slots * slot_bytes, 0) }?;
+        Ok(Self { memory: memory.cast(), slot_bytes, done, next: 0 })
+    }
+
+    /// Starts copying at most a slot of bytes to the address.
+    fn copy(&mut self, stream: &Arc<CudaStream>, address: u64, bytes: &[u8]) -> Driven<()> {
+        assert!(bytes.len() <= self.slot_bytes, "a copy fits into its slot");
+        let slot = self.next;
+        self.next = (slot + 1) % self.done.len();
+        self.done[slot].synchronize()?;
+        #[expect(unsafe_code, reason = "page-locked memory")]
+        // SAFETY: slot `slot` is `slot_bytes` long, which `bytes` does not exceed; the event says that no copy reads
+        // it any more, and it lives until `free`, which waits for the stream.
+        unsafe {
+            let memory = self.memory.add(slot * self.slot_bytes);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len());
+            let staged = std::slice::from_raw_parts(memory, bytes.len());
+            result::memcpy_htod_async(address, staged, stream.cu_stream())?;
+        }
+        self.done[slot].record(stream)
+    }
+
+    /// Gives the memory back; no copy may be under way.
+    fn free(self) {
+        #[expect(unsafe_code, reason = "page-locked memory")]
+        // SAFETY: `new` locked it, and the caller waited for the stream. What cannot be given back now is given back
+        // with the process.
+        let _ = unsafe { result::free_host(self.memory.cast()) };
+    }
+}
+
+/// The rings, made when they are first needed.
+#[derive(Default)]
+struct Rings {
+    small: Option<Ring>,
+    large: Option<Ring>,
+}
 
 pub(crate) struct CudaDriver {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
-    staging: Mutex<Vec<Staging>>,
+    rings: Mutex<Rings>,
     name: String,
     /// The first number of the compute capability.
     capability: i32,
@@ -56,27 +109,43 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether libcuda can be loaded.
+#[cfg(not(feature = "linked"))]
 fn has_driver() -> bool {
-    #[expect(unsafe_code, reason = "looks for the library")]
-    // SAFETY: opens libcuda, whose initialisation has no preconditions.
+    #[expect(unsafe_code, reason = "loads the library")]
+    // SAFETY: loads libcuda, whose initialisers have no preconditions.
     unsafe {
         sys::is_culib_present()
     }
 }
 
+/// A program that is linked against libcuda does not start without it.
+#[cfg(feature = "linked")]
+fn has_driver() -> bool {
+    true
+}
+
 impl CudaDriver {
-    pub(crate) fn count() -> usize {
+    pub(crate) fn count() -> Result<usize> {
         if !has_driver() {
-            return 0;
+            return Ok(0);
         }
-        CudaContext::device_count().ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+        match CudaContext::device_count() {
+            Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+            Err(error) => Err(CudaError::Driver {
+                device: "cuda".into(),
+                action: "counting the devices",
+                reason: error.to_string(),
+            }),
+        }
     }
 
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
         if !has_driver() {
             return Err(CudaError::NoDriver);
         }
-        let count = Self::count();
+        let count = Self::count()?;
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
@@ -101,7 +170,7 @@ impl CudaDriver {
             stream,
             module,
             functions: Mutex::default(),
-            staging: Mutex::default(),
+            rings: Mutex::default(),
             name,
         })
     }
@@ -159,41 +228,23 @@ impl CudaDriver {
 
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
-        if from.len() < STAGED_FROM {
-            #[expect(unsafe_code, reason = "device memory")]
-            // SAFETY: the caller checked that the memory is as long as the slice; from pageable memory the call
-            // returns when the driver has taken a copy.
-            return unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
-                .map_err(self.error("copying from the host"));
+        let mut rings = lock(&self.rings);
+        let is_small = from.len() <= SMALL_SLOTS.1;
+        let (ring, size) = match is_small {
+            true => (&mut rings.small, SMALL_SLOTS),
+            false => (&mut rings.large, LARGE_SLOTS),
+        };
+        if ring.is_none() {
+            *ring = Some(Ring::new(&self.context, size).map_err(self.error("locking memory"))?);
         }
-        let mut staging = lock(&self.staging);
-        while staging.len() < 2 {
-            let staged = self.staging()?;
-            staging.push(staged);
-        }
-        for (i, part) in from.chunks(STAGED).enumerate() {
-            let buffer = &staging[i % 2];
-            buffer.done.synchronize().map_err(self.error("waiting for a copy"))?;
-            #[expect(unsafe_code, reason = "page-locked memory")]
-            // SAFETY: the buffer is STAGED bytes long and no copy reads it any more; the copy that is started
-            // reads what was written, and the buffer lives as long as the driver.
-            unsafe {
-                std::ptr::copy_nonoverlapping(part.as_ptr(), buffer.memory, part.len());
-                let staged = std::slice::from_raw_parts(buffer.memory, part.len());
-                result::memcpy_htod_async(address + (i * STAGED) as u64, staged, self.stream.cu_stream())
-            }
-            .map_err(self.error("copying from the host"))?;
-            buffer.done.record(&self.stream).map_err(self.error("recording an event"))?;
+        let Some(ring) = ring else { return Ok(()) };
+
+        let mut to = address;
+        for part in from.chunks(size.1) {
+            ring.copy(&self.stream, to, part).map_err(self.error("copying from the host"))?;
+            to += part.len() as u64;
         }
         Ok(())
-    }
-
-    fn staging(&self) -> Result<Staging> {
-        let done = self.context.new_event(None).map_err(self.error("making an event"))?;
-        #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: a context is bound; the memory is written before it is read.
-        let memory = unsafe { result::malloc_host(STAGED, 0) }.map_err(self.error("locking memory"))?;
-        Ok(Staging { memory: memory.cast(), done })
     }
 
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
@@ -298,9 +349,10 @@ impl CudaDriver {
     }
 
     pub(crate) fn end_recording(&self) -> Result<CudaRecorded> {
-        // Without flags: nothing is allocated within the graph. The enum has no name for that.
-        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags).map_err(self.error("ending a graph"))?;
+        let graph = self
+            .stream
+            .end_capture(sys::CUgraphInstantiate_flags(0))
+            .map_err(self.error("ending a graph"))?;
         let graph = graph
             .ok_or_else(|| self.error("ending a graph")(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)))?;
         graph.upload().map_err(self.error("uploading a graph"))?;
@@ -314,12 +366,65 @@ impl CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // What cannot be given back at the end is given back by the driver with the process.
+        // An error here is one of a kernel before; memory is the process's own either way.
         let _ = self.stream.synchronize();
-        for staging in lock(&self.staging).drain(..) {
-            #[expect(unsafe_code, reason = "page-locked memory")]
-            // SAFETY: it was locked by `staging`, and no copy is under way.
-            let _ = unsafe { result::free_host(staging.memory.cast()) };
+        let rings = std::mem::take(&mut *lock(&self.rings));
+        [rings.small, rings.large].into_iter().flatten().for_each(Ring::free);
+    }
+}
+
+/// What only the driver can answer; run where there is one, the emulated one among them.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn driver() -> Option<CudaDriver> {
+        let wanted = std::env::var("LLM_INT8_TEST_DEVICE").is_ok_and(|device| device != "emulated");
+        match CudaDriver::count().unwrap() {
+            0 if !wanted => None,
+            _ => Some(CudaDriver::new(0).unwrap()),
         }
+    }
+
+    #[test]
+    fn what_a_capture_refuses_ends_it_and_the_next_one_is_whole() {
+        let Some(driver) = driver() else { return };
+        let address = driver.allocate(64).unwrap();
+        driver.write(address, &[7; 64]).unwrap();
+        for refused in [
+            &|| driver.allocate(64).map(drop) as Result<()>,
+            &|| driver.free(address),
+            &|| driver.synchronize(),
+            &|| driver.read(address, &mut [0; 64]),
+        ] as [&dyn Fn() -> Result<()>; 4]
+        {
+            driver.begin_recording().unwrap();
+            assert!(refused().is_err());
+            assert!(driver.end_recording().is_err());
+        }
+
+        driver.begin_recording().unwrap();
+        driver.zero(address, 32).unwrap();
+        driver.copy(address + 48, address, 8).unwrap();
+        let graph = driver.end_recording().unwrap();
+        driver.replay(&graph).unwrap();
+        let mut bytes = [0; 64];
+        driver.read(address, &mut bytes).unwrap();
+        assert_eq!((bytes[31], bytes[32], bytes[47], bytes[48], bytes[56]), (0, 7, 7, 0, 7));
+        driver.free(address).unwrap();
+    }
+
+    #[test]
+    fn slots_are_not_filled_while_they_are_read() {
+        let Some(driver) = driver() else { return };
+        let count = 3 * SMALL_SLOTS.0;
+        let address = driver.allocate(count * 16).unwrap();
+        for i in 0..count {
+            driver.write(address + 16 * i as u64, &[i as u8; 16]).unwrap();
+        }
+        let mut bytes = vec![0; count * 16];
+        driver.read(address, &mut bytes).unwrap();
+        assert!(bytes.chunks(16).enumerate().all(|(i, slot)| slot.iter().all(|byte| *byte == i as u8)));
+        driver.free(address).unwrap();
     }
 }

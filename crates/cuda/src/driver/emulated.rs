@@ -1,13 +1,16 @@
-//! A device that the CPU plays: host memory, kernels compiled by a C++ compiler.
+//! The emulated device: host memory, and kernels compiled by a C++ compiler.
 //!
-//! It is stricter than a GPU where that finds mistakes: new memory is NaN, memory around each allocation must
-//! stay as it is, and while launches are recorded nothing may be allocated, freed or read.
+//! Like a GPU it works asynchronously: launches, copies on the device and zeros are queued, and run when the host reads,
+//! writes, frees or waits. What a kernel did wrong shows at such a call and at every one after it.
+//!
+//! It is stricter than a GPU where that finds mistakes: new memory is NaN, and memory around each allocation must
+//! stay as it is.
 
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[expect(unsafe_code, reason = "the kernels are C++")]
 // SAFETY: the signature is that of emulation/emulation.cc.
@@ -23,7 +26,7 @@ unsafe extern "C" {
     ) -> *const c_char;
 }
 
-/// Bytes before and after each allocation that nobody may write.
+/// Guard bytes before and after each allocation, which nobody may write.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xa5;
 const ALIGNMENT: usize = 256;
@@ -59,16 +62,21 @@ enum Step {
     Launch { kernel: &'static str, args: Vec<u8>, grid: [u32; 3], threads: u32, shared_bytes: u32 },
     Copy { to: u64, from: u64, bytes: usize },
     Zero { address: u64, bytes: usize },
+    Replay(Arc<Vec<Step>>),
 }
 
-/// Steps recorded.
-pub(crate) struct Recording(Vec<Step>);
+/// Recorded steps.
+pub(crate) struct Recording(Arc<Vec<Step>>);
 
 #[derive(Default)]
 struct State {
     allocations: BTreeMap<u64, Allocation>,
     used: u64,
+    /// Steps that were not run yet, in their order.
+    queue: VecDeque<Step>,
     recording: Option<Vec<Step>>,
+    /// The first error of a step: as on a GPU, nothing works after it.
+    failed: Option<CudaError>,
 }
 
 pub(crate) struct EmulatedDriver {
@@ -95,13 +103,6 @@ impl EmulatedDriver {
         CudaError::Driver { device: self.name(), action, reason: reason.into() }
     }
 
-    fn refuse_recording(&self, state: &State, action: &'static str) -> Result<()> {
-        match state.recording {
-            Some(_) => Err(self.error(action, "not while launches are recorded")),
-            None => Ok(()),
-        }
-    }
-
     pub(crate) fn properties(&self) -> Result<Properties> {
         Ok(Properties {
             name: self.name(),
@@ -117,7 +118,6 @@ impl EmulatedDriver {
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
         let mut state = self.state();
-        self.refuse_recording(&state, "allocating")?;
         if state.used + bytes as u64 > self.memory {
             return Err(CudaError::OutOfMemory {
                 device: self.name(),
@@ -135,11 +135,12 @@ impl EmulatedDriver {
 
     pub(crate) fn free(&self, address: u64) -> Result<()> {
         let mut state = self.state();
-        self.refuse_recording(&state, "freeing")?;
+        let finished = self.finish(&mut state);
         let Some(allocation) = state.allocations.remove(&address) else {
             return Err(self.error("freeing", "there is no such memory"));
         };
         state.used -= allocation.length as u64;
+        finished?;
         if allocation.is_intact() {
             Ok(())
         } else {
@@ -161,14 +162,14 @@ impl EmulatedDriver {
 
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         let mut state = self.state();
-        self.refuse_recording(&state, "copying from the host")?;
+        self.finish(&mut state)?;
         self.bytes(&mut state, address, from.len())?.copy_from_slice(from);
         Ok(())
     }
 
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
         let mut state = self.state();
-        self.refuse_recording(&state, "copying to the host")?;
+        self.finish(&mut state)?;
         into.copy_from_slice(self.bytes(&mut state, address, into.len())?);
         Ok(())
     }
@@ -189,11 +190,21 @@ impl EmulatedDriver {
     fn step(&self, step: Step) -> Result<()> {
         let mut state = self.state();
         match &mut state.recording {
-            Some(steps) => {
-                steps.push(step);
-                Ok(())
-            }
-            None => self.run(&mut state, &step),
+            Some(steps) => steps.push(step),
+            None => state.queue.push_back(step),
+        }
+        Ok(())
+    }
+
+    /// Runs what is queued.
+    fn finish(&self, state: &mut State) -> Result<()> {
+        while let Some(step) = state.queue.pop_front() {
+            let result = self.run(state, &step);
+            state.failed = state.failed.take().or(result.err());
+        }
+        match &state.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
         }
     }
 
@@ -211,6 +222,7 @@ impl EmulatedDriver {
             Step::Launch { kernel, args, grid, threads, shared_bytes } => {
                 self.run_kernel(kernel, args, *grid, *threads, *shared_bytes)
             }
+            Step::Replay(steps) => steps.iter().try_for_each(|step| self.run(state, step)),
         }
     }
 
@@ -253,7 +265,8 @@ impl EmulatedDriver {
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        let state = self.state();
+        let mut state = self.state();
+        self.finish(&mut state)?;
         match state.allocations.values().all(Allocation::is_intact) {
             true => Ok(()),
             false => Err(self.error("waiting", "memory beside an allocation was written")),
@@ -262,19 +275,20 @@ impl EmulatedDriver {
 
     pub(crate) fn begin_recording(&self) -> Result<()> {
         let mut state = self.state();
-        self.refuse_recording(&state, "recording")?;
+        if state.recording.is_some() {
+            return Err(self.error("recording", "a recording is under way"));
+        }
         state.recording = Some(Vec::new());
         Ok(())
     }
 
     pub(crate) fn end_recording(&self) -> Result<Recording> {
         let steps = self.state().recording.take();
-        steps.map(Recording).ok_or_else(|| self.error("recording", "nothing is recorded"))
+        let steps = steps.ok_or_else(|| self.error("recording", "nothing is recorded"))?;
+        Ok(Recording(Arc::new(steps)))
     }
 
     pub(crate) fn replay(&self, recording: &Recording) -> Result<()> {
-        let mut state = self.state();
-        self.refuse_recording(&state, "replaying")?;
-        recording.0.iter().try_for_each(|step| self.run(&mut state, step))
+        self.step(Step::Replay(Arc::clone(&recording.0)))
     }
 }

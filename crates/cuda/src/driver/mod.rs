@@ -81,11 +81,11 @@ impl Driver {
     }
 
     /// How many GPUs there are; none without a driver or the feature.
-    pub(crate) fn cuda_count() -> usize {
+    pub(crate) fn cuda_count() -> Result<usize> {
         #[cfg(feature = "cuda")]
         return cuda::CudaDriver::count();
         #[cfg(not(feature = "cuda"))]
-        0
+        Ok(0)
     }
 
     /// A device that the CPU plays, with so much memory; see [`crate::Device::emulated`].

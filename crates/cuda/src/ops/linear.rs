@@ -234,7 +234,8 @@ pub fn gemv<T: Float>(
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
-    let shared = plan::gemv_shared_bytes(source.cols).filter(|bytes| *bytes <= device.shared_bytes());
+    let fits = |bytes: &usize| bytes + plan::GEMV_STATIC_BYTES <= device.shared_bytes();
+    let shared = plan::gemv_shared_bytes(source.cols).filter(fits);
     let Some(shared) = shared else { return Ok(false) };
     let cut = plan::gemv(matrix.out_features(), matrix.pitch(), device.multiprocessors());
     let args = GemvArgs {

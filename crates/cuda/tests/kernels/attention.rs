@@ -1,12 +1,13 @@
 //! Attention against the formula in f64, with everything that families ask for.
 
-use crate::{assert_near, devices, noise};
+use crate::{assert_near, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::args::AttendedRow;
 use llm_int8_cuda::ops::{
     Attention, AttentionRule, Cut, FloatType, HeadLayout, Parts, Products, Rotation, attend,
 };
-use llm_int8_cuda::{Buffer, Device, plan};
+use llm_int8_cuda::{Buffer, Device, plan, testing};
+use std::ops::Range;
 
 #[derive(Clone, Copy)]
 struct Model {
@@ -61,8 +62,9 @@ fn vector(model: &Model, x: &[f32], position: usize, turns: bool) -> Vec<f32> {
 
 const SLOPES: [f32; 8] = [0.5, -0.25, 0.125, 0.3, 0.05, -0.02, 0.7, 0.01];
 
-/// The oracle: products `[positions, all heads · size]` of one text to outputs `[positions, heads · size]`.
-fn expected(model: &Model, qkv: &[f32], positions: usize, factor: f32) -> Vec<f32> {
+/// The oracle: products `[positions, all heads · size]` of one text to outputs `[positions, heads · size]` of these
+/// positions.
+fn expected(model: &Model, qkv: &[f32], positions: Range<usize>, factor: f32) -> Vec<f32> {
     let HeadLayout { heads, kv_heads, size, dtype } = model.layout;
     let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
     let place = |kind: usize, head: usize| match (model.is_grouped, kind) {
@@ -75,8 +77,9 @@ fn expected(model: &Model, qkv: &[f32], positions: usize, factor: f32) -> Vec<f3
         vector(model, x, position, kind < 2)
     };
     let mut out = Vec::new();
-    for position in 0..positions {
-        for (head, &slope) in SLOPES.iter().enumerate().take(heads) {
+    for position in positions {
+        for head in 0..heads {
+            let slope = SLOPES[head % SLOPES.len()];
             let query = get(position, 0, head);
             let start = model.window.map_or(0, |window| (position + 1).saturating_sub(window));
             let score = |key: usize| {
@@ -218,7 +221,7 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
         add(&late);
     }
     for (i, length) in lengths.iter().enumerate() {
-        let expected = expected(model, &qkv[i], *length, 0.4);
+        let expected = expected(model, &qkv[i], 0..*length, 0.4);
         let found = &found[i];
         assert_near(found, &expected, 2e-5, &format!("{what}, text {i}, {way:?}, {device:?}"));
     }
@@ -245,7 +248,7 @@ fn variants() -> Vec<(&'static str, Model)> {
 
 #[test]
 fn row_by_row() {
-    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+    for device in testing::devices(&[0, 1]) {
         for (what, model) in variants() {
             check(&device, &model, &[9, 6], Way::Rows(1), what);
             check(&device, &model, &[9, 6], Way::New(1), what);
@@ -255,7 +258,7 @@ fn row_by_row() {
 
 #[test]
 fn row_by_row_with_shared_positions() {
-    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+    for device in testing::devices(&[0, 1]) {
         for (what, model) in variants() {
             // More blocks than chunks, and chunks enough that each block takes several.
             check(&device, &model, &[9], Way::Rows(3), what);
@@ -271,7 +274,7 @@ fn row_by_row_with_shared_positions() {
 
 #[test]
 fn tile_by_tile() {
-    for device in devices().into_iter().take(2).chain(Device::cuda(0)) {
+    for device in testing::devices(&[0, 1]) {
         for (what, model) in variants() {
             check(&device, &model, &[41, 6], Way::Tiles, what);
         }
@@ -281,8 +284,33 @@ fn tile_by_tile() {
 }
 
 #[test]
+fn new_positions_of_gpt2_large() {
+    let model = model(20, 20, 64, FloatType::F16);
+    let check = |device: &Device, positions: usize| {
+        let all = 3 * 20 * 64;
+        let qkv = [noise(positions * all, 3).iter().map(|x| x * 2.0).collect::<Vec<f32>>()];
+        let cache = device.allocate(model.layout.cache_bytes(2, 1024)).unwrap();
+        let texts = Texts { caches: vec![cache], capacity: 1024 };
+        run(device, &model, &texts, &qkv, &[(0, 0, positions - 3)], Way::Tiles);
+        for position in positions - 3..positions {
+            // As a decoder cuts it, and in more and fewer parts.
+            for splits in [plan::splits(1024, 1, 20, device.multiprocessors()), 1, 3] {
+                let found = run(device, &model, &texts, &qkv, &[(0, position, 1)], Way::New(splits));
+                let expected = expected(&model, &qkv[0], position..position + 1, 0.4);
+                let what = format!("position {position}, {splits} splits, {device:?}");
+                assert_near(&found[0], &expected, 2e-5, &what);
+            }
+        }
+    };
+    testing::emulated(0, 1 << 28, 0).iter().for_each(|device| check(device, 100));
+    for device in testing::gpus() {
+        [100, 300, 1000].into_iter().for_each(|positions| check(&device, positions));
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
-    for device in devices().into_iter().take(1) {
+    for device in few_devices() {
         let wide = model(1, 1, 136, FloatType::F32);
         let rows = device.upload(&[AttendedRow { cache: 0, capacity: 1, position: 0 }]).unwrap();
         let memory = device.zeros::<f32>(4000).unwrap();

@@ -1,8 +1,8 @@
 //! Memory, graphs, and what is refused.
 
-use crate::{MEMORY, devices};
-use llm_int8_cuda::ops::{Combined, Source, combine, softcap};
-use llm_int8_cuda::{CudaError, Device};
+use crate::{devices, few_devices};
+use llm_int8_cuda::ops::{Combined, Source, combine, copy_rows, softcap};
+use llm_int8_cuda::{CudaError, Device, testing};
 
 #[test]
 fn memory_is_counted_and_given_back() {
@@ -25,7 +25,7 @@ fn memory_is_counted_and_given_back() {
 
 #[test]
 fn large_copies_arrive_whole() {
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         let values: Vec<u32> = (0..10_000_000).collect();
         assert!(device.upload(&values).unwrap().to_vec().unwrap() == values);
     }
@@ -33,7 +33,7 @@ fn large_copies_arrive_whole() {
 
 #[test]
 fn what_does_not_fit_is_said_so() {
-    let Ok(device) = Device::emulated(3, 1000, 0) else { return };
+    let Some(device) = testing::emulated(3, 1000, 0) else { return };
     let error = device.allocate::<f32>(300).unwrap_err();
     assert!(matches!(error, CudaError::OutOfMemory { wanted: 1200, free: 1000, .. }), "{error:?}");
     let text = error.to_string();
@@ -63,19 +63,28 @@ fn a_graph_does_again_what_was_recorded() {
 
 #[test]
 fn nothing_may_wait_or_allocate_in_a_graph() {
-    let Ok(device) = Device::emulated(0, MEMORY, 0) else { return };
-    let x = device.zeros::<f32>(3).unwrap();
-    let refused =
-        |steps: &dyn Fn() -> llm_int8_cuda::Result<()>| device.record(steps).unwrap_err().to_string();
-    assert!(refused(&|| device.zeros::<f32>(3).map(drop)).contains("not while launches are recorded"));
-    assert!(refused(&|| x.to_vec().map(drop)).contains("not while launches are recorded"));
-    assert!(refused(&|| x.all().write(&[1.0])).contains("not while launches are recorded"));
-    softcap(x.all(), 1.0, None).unwrap();
+    for device in few_devices() {
+        let x = device.upload(&[1.0f32, 2.0, 3.0]).unwrap();
+        let refuses = |steps: &dyn Fn() -> llm_int8_cuda::Result<()>| {
+            let error = device.record(steps).unwrap_err().to_string();
+            assert!(error.contains("not while launches are recorded"), "{error}");
+        };
+        refuses(&|| device.zeros::<f32>(3).map(drop));
+        refuses(&|| x.to_vec().map(drop));
+        refuses(&|| x.all().write(&[1.0]));
+        refuses(&|| device.synchronize());
+
+        // The recordings that ended so leave the device as it was.
+        let graph = device.record(|| softcap(x.all(), 2.0, None)).unwrap();
+        graph.launch().unwrap();
+        assert_eq!(x.to_vec().unwrap(), [2.0, 4.0, 6.0]);
+    }
 }
 
 #[test]
 fn lengths_and_devices_are_checked_before_a_launch() {
-    let (Ok(a), Ok(b)) = (Device::emulated(0, MEMORY, 0), Device::emulated(1, MEMORY, 0)) else { return };
+    let [a, b] = [0, 1].map(|ordinal| testing::emulated(ordinal, 1 << 20, 0));
+    let (Some(a), Some(b)) = (a, b) else { return };
     let (x, other) = (a.zeros::<f32>(6).unwrap(), b.zeros::<f32>(6).unwrap());
     let sum = |up, shape| combine(Combined::Product, (x.all(), 3), (up, 3), x.all(), shape);
     assert!(matches!(sum(other.all(), [2, 3]), Err(CudaError::WrongDevice { what: "its partner", .. })));
@@ -95,4 +104,39 @@ fn without_a_gpu_the_reason_is_said() {
             assert!(known.iter().any(|words| text.contains(words)), "{text}");
         }
     }
+}
+
+#[test]
+fn small_copies_one_after_the_other_each_arrive() {
+    for device in few_devices() {
+        // More copies than there are slots for them, none waited for before the last.
+        let buffers: Vec<_> = (0..300).map(|i| device.upload(&[i as u32; 7]).unwrap()).collect();
+        for (i, buffer) in buffers.iter().enumerate() {
+            assert_eq!(buffer.to_vec().unwrap(), [i as u32; 7]);
+        }
+        let sizes = [4095, 4096, 4097, 100_000];
+        let copies: Vec<_> = sizes
+            .map(|size| (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>())
+            .into_iter()
+            .map(|values| (device.upload(&values).unwrap(), values))
+            .collect();
+        for (buffer, values) in copies {
+            assert!(buffer.to_vec().unwrap() == values);
+        }
+    }
+}
+
+#[test]
+fn what_a_kernel_did_wrong_shows_at_every_later_call() {
+    // A GPU's context would be lost to the other tests.
+    let Some(device) = testing::emulated(0, 1 << 20, 0) else { return };
+    let x = device.upload(&[1.0f32; 64]).unwrap();
+    let wide = device.allocate::<u8>(4096).unwrap();
+    // 16-byte words from an address that is no multiple of 16.
+    copy_rows((wide.part(8..).unwrap(), 64), (wide.part(2048..).unwrap(), 64), [2, 64]).unwrap();
+    for _ in 0..2 {
+        let error = x.to_vec().unwrap_err().to_string();
+        assert!(error.contains("not aligned"), "{error}");
+    }
+    assert!(device.synchronize().is_err());
 }

@@ -1,12 +1,10 @@
 //! Expected values of bitsandbytes: ten cases of one product.
 
-use crate::{assert_near, devices};
+use crate::{assert_near, devices, golden};
 use half::f16;
 use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize};
 use safetensors::SafeTensors;
-
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/llm_int8_matmul.safetensors");
 
 /// One case: its tensors by name.
 struct Case<'a> {
@@ -79,7 +77,7 @@ impl Case<'_> {
 
 #[test]
 fn codes_absmax_and_columns_are_bitsandbytes_and_outputs_near() {
-    let bytes = std::fs::read(FILE).unwrap();
+    let bytes = std::fs::read(golden("llm_int8_matmul.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();

@@ -1,12 +1,12 @@
 //! Quantised activations and their products against `llm_int8_kernels::reference`.
 
-use crate::{assert_near, devices, noise};
+use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
-use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{
     Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through, gemv,
     product, quantize,
 };
+use llm_int8_cuda::{Device, testing};
 use llm_int8_kernels::reference::{self, ReferenceActivations};
 use llm_int8_kernels::{Element, MatRef, OutlierScope};
 use proptest::prelude::*;
@@ -165,12 +165,57 @@ fn products_are_the_oracles_for_f16_and_bf16() {
 #[test]
 fn large_tiles_are_the_oracles() {
     // Enough tiles for each of the four multiprocessors that the emulated device says it has.
-    for device in devices().into_iter().take(2) {
+    for device in testing::devices(&[0, 1]) {
         let case = Case::<f32>::new([150, 300, 210], 3);
         for by_row in [false, true] {
             let expected = case.expected(6.0, scope(by_row));
             assert_near(&case.by_product(&device, 6.0, by_row), &expected, 2e-6, &format!("by row {by_row}"));
         }
+    }
+    // And for each of those that a GPU has.
+    for device in testing::gpus() {
+        for shape in [[1500, 1500, 210], [600, 3840, 1280]] {
+            let case = Case::<f32>::new(shape, 3);
+            let expected = case.expected(6.0, OutlierScope::Row);
+            assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, &format!("{shape:?}"));
+        }
+    }
+}
+
+/// Outputs and inputs of gpt2-large's four linear layers.
+const GPT2_LARGE: [[usize; 2]; 4] = [[3840, 1280], [1280, 1280], [5120, 1280], [1280, 5120]];
+
+#[test]
+fn layers_of_gpt2_large_are_the_oracles() {
+    for device in few_devices() {
+        for [n, cols] in GPT2_LARGE {
+            for rows in [1, 8, 16] {
+                let case = Case::<f32>::new([rows, n, cols], 17);
+                let expected = case.expected(6.0, OutlierScope::Batch);
+                let what = format!("{rows} rows, {n} x {cols}, {device:?}");
+                assert_near(&case.by_product(&device, 6.0, false), &expected, 2e-6, &what);
+                if rows == 1 {
+                    assert_near(&case.by_gemv(&device, 6.0), &expected, 2e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_whose_codes_do_not_fit_beside_static_shared_memory_are_left_to_product() {
+    for device in few_devices() {
+        // Where codes and columns alone would fit into what a block may have.
+        let cols = (device.shared_bytes() / 3).min(1 << 16) & !15;
+        let case = Case::<f32>::new([1, 2, cols], 5);
+        let (x, matrix) = (device.upload(&case.x).unwrap(), case.matrix(&device));
+        let out = device.allocate::<f32>(2).unwrap();
+        let source = Source::plain(x.all(), 1, cols);
+        let is_done = gemv(&source, 6.0, &matrix, &Output::plain(out.all(), 2)).unwrap();
+        device.synchronize().unwrap();
+        assert!(!is_done || 3 * cols + 1024 <= device.shared_bytes(), "{cols}");
+        let expected = case.expected(6.0, OutlierScope::Row);
+        assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, &format!("{cols} columns"));
     }
 }
 
@@ -197,7 +242,7 @@ fn sums_beyond_2_to_the_24_are_exact() {
 
 #[test]
 fn values_that_are_not_finite_show() {
-    for device in devices().into_iter().take(1) {
+    for device in few_devices() {
         for rows in [1, 3, 20] {
             let mut case = Case::<f32>::new([rows, 5, 40], 1);
             case.x[39] = f32::NAN;
@@ -283,7 +328,7 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
 fn activation_functions_are_those_of_the_cpu() {
     use llm_int8_kernels::{Activation as Host, Isa, activation};
     let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 24.0).collect();
-    for device in devices().into_iter().take(1).chain(Device::cuda(0)) {
+    for device in few_devices() {
         for (function, host) in [
             (Activation::Gelu, Host::Gelu),
             (Activation::GeluTanh, Host::GeluTanh),
@@ -323,7 +368,7 @@ proptest! {
     fn any_shape_gives_what_the_oracle_gives(
         rows in 1usize..40, n in 1usize..90, cols in 1usize..300, seed in 1u64..1000, by_row: bool,
     ) {
-        for device in devices().into_iter().skip(1).take(1) {
+        for device in testing::devices(&[1]) {
             let case = Case::<f32>::new([rows, n, cols], seed);
             let expected = case.expected(2.5, scope(by_row));
             assert_near(&case.by_product(&device, 2.5, by_row), &expected, 2e-6, "product");

@@ -1,6 +1,6 @@
-//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes: on the emulated
-//! device in the order of threads and in shuffled ones, and on the first GPU where the build and the machine have
-//! one.
+//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes and on those of gpt2-large:
+//! on the emulated device in the order of threads and in shuffled ones, and on a GPU without and with early starts. Which
+//! of them is said by `LLM_INT8_TEST_DEVICE` (see [`llm_int8_cuda::testing`]).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
@@ -12,28 +12,25 @@ mod rows;
 mod select;
 mod weights;
 
-use llm_int8_cuda::{CudaError, Device};
-
-/// Plenty for tests.
-const MEMORY: u64 = 1 << 30;
+use llm_int8_cuda::{Device, testing};
+use std::path::PathBuf;
 
 /// The devices to test on.
 fn devices() -> Vec<Device> {
-    let mut devices = Vec::new();
-    for order in [0, 1, 2] {
-        match Device::emulated(0, MEMORY, order) {
-            Ok(device) => devices.push(device),
-            Err(CudaError::NoEmulation) => eprintln!("skipped: no C++ compiler, so no emulated device"),
-            Err(error) => panic!("{error}"),
-        }
-    }
-    for overlaps in [false, true] {
-        if let Ok(device) = Device::cuda(0) {
-            device.set_overlap(overlaps);
-            devices.push(device);
-        }
-    }
-    devices
+    testing::devices(&[0, 1, 2])
+}
+
+/// The same with the emulated device in one order of threads, for tests that take long there.
+fn few_devices() -> Vec<Device> {
+    testing::devices(&[0])
+}
+
+/// A file of `tests/golden`, in the checkout or where `LLM_INT8_TEST_ROOT` has a copy of it.
+fn golden(name: &str) -> PathBuf {
+    let root = std::env::var_os("LLM_INT8_TEST_ROOT").map(PathBuf::from);
+    root.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into())
+        .join("tests/golden")
+        .join(name)
 }
 
 /// Values between -1 and 1 without a pattern.

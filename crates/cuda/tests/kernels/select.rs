@@ -14,7 +14,7 @@ fn expected(logits: &[f32], k: usize) -> Vec<u32> {
 #[test]
 fn the_largest_are_chosen_and_of_equal_ones_the_first() {
     for device in devices() {
-        for (rows, vocabulary) in [(1, 1), (2, 100), (3, 1500), (1, 5000)] {
+        for (rows, vocabulary) in [(1, 1), (2, 100), (3, 1500), (1, 5000), (8, 50257)] {
             let mut logits: Vec<f32> =
                 noise(rows * vocabulary, 4).iter().map(|x| (x * 40.0).round() / 4.0).collect();
             if vocabulary > 10 {
@@ -22,7 +22,7 @@ fn the_largest_are_chosen_and_of_equal_ones_the_first() {
                 logits[9] = 50.0;
             }
             let there = device.upload(&logits).unwrap();
-            for k in [1, 2, 7, 50, vocabulary].into_iter().filter(|k| *k <= vocabulary) {
+            for k in [1, 2, 7, 50, vocabulary.min(5000)].into_iter().filter(|k| *k <= vocabulary) {
                 let (ids, values) =
                     (device.allocate::<u32>(rows * k).unwrap(), device.allocate::<f32>(rows * k).unwrap());
                 let is_bad = device.allocate::<u32>(rows).unwrap();

@@ -8,7 +8,13 @@ use llm_int8_kernels::{
 };
 use safetensors::SafeTensors;
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/llm_int8_matmul.safetensors");
+/// The file, in the checkout or where `LLM_INT8_TEST_ROOT` has a copy of it.
+fn file() -> std::path::PathBuf {
+    let root = std::env::var_os("LLM_INT8_TEST_ROOT").map(std::path::PathBuf::from);
+    let root = root.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into());
+    root.join("tests/golden/llm_int8_matmul.safetensors")
+}
+
 const CASES: [&str; 10] = [
     "at_threshold",
     "decode",
@@ -62,7 +68,7 @@ impl Case<'_> {
 }
 
 fn each_case(check: impl Fn(Isa, &Case<'_>)) {
-    let bytes = std::fs::read(FILE).unwrap();
+    let bytes = std::fs::read(file()).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();

@@ -34,6 +34,10 @@ pub struct LinearBench {
     pub placement: Placement,
 }
 
+/// Outlier columns of the activations that are measured: none, and as many as models of some billion parameters have
+/// (LLM.int8(), figure 4: at most 7), the same in every row.
+const OUTLIER_COLUMNS: [usize; 2] = [0, 5];
+
 /// How long a layer takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearRate {
@@ -43,19 +47,21 @@ pub struct LinearRate {
     pub in_features: usize,
     /// Rows of activations.
     pub rows: usize,
-    /// From f16 activations to f16 outputs: quantising, product, outliers, scaling.
+    /// Columns of the activations that hold an outlier in every row.
+    pub outlier_columns: usize,
+    /// From f16 activations to f16 outputs: quantising, matmul, outliers, scaling.
     pub microseconds: f64,
 }
 
 impl LinearBench {
-    /// Measures every shape with every number of rows. `observe` is told what comes next.
+    /// Measures every shape with every number of rows, without outliers and with a few columns of them. `observe` is told what comes next.
     ///
     /// ```
     /// use llm_int8::bench::LinearBench;
     /// use llm_int8::nn::models::Placement;
     /// let bench = LinearBench { shapes: vec![[64, 48]], rows: vec![1, 20], runs: 1, placement: Placement::cpu() };
     /// let found = bench.run(&mut |_| ())?;
-    /// assert!(found.len() == 2 && found.iter().all(|rate| rate.microseconds > 0.0));
+    /// assert!(found.len() == 4 && found.iter().all(|rate| rate.microseconds > 0.0));
     /// # Ok::<(), llm_int8::LlmError>(())
     /// ```
     ///
@@ -78,10 +84,12 @@ impl LinearBench {
             let layers = self.layers([out_features, in_features], copies)?;
             for &rows in &self.rows {
                 observe(&format!("{rows} rows through {in_features} to {out_features} features"));
-                let mut found = layers.measure(rows, self.runs)?;
-                found.sort_by(f64::total_cmp);
-                let microseconds = found[found.len() / 2];
-                rates.push(LinearRate { out_features, in_features, rows, microseconds });
+                for outlier_columns in OUTLIER_COLUMNS.map(|count| count.min(in_features)) {
+                    let mut found = layers.measure([rows, in_features, outlier_columns], self.runs)?;
+                    found.sort_by(f64::total_cmp);
+                    let microseconds = found[found.len() / 2];
+                    rates.push(LinearRate { out_features, in_features, rows, outlier_columns, microseconds });
+                }
             }
         }
         Ok(rates)
@@ -117,6 +125,7 @@ impl LinearBench {
             return Ok(Layers::Host((0..copies).map(|_| layer()).collect::<Result<_>>()?));
         };
         let device = budget.device.clone();
+        device.set_overlap(self.placement.overlaps_kernels);
         let matrix = || -> llm_int8_nn::cuda::Result<Int8Matrix> {
             let matrix = Int8Matrix::new(&device, out_features, in_features)?;
             matrix.write_rows(0, &codes, &absmax)?;
@@ -135,27 +144,28 @@ enum Layers {
 
 impl Layers {
     /// Microseconds of a layer, of each run.
-    fn measure(&self, rows: usize, runs: usize) -> Result<Vec<f64>> {
+    fn measure(&self, [rows, width, outliers]: [usize; 3], runs: usize) -> Result<Vec<f64>> {
+        let x = activations([rows, width, outliers]);
         match self {
             Self::Host(layers) => {
-                let width = layers[0].in_features();
-                let x = Tensor::from_vec(activations(rows * width), (rows, width), &Host::Cpu)?;
+                let x = Tensor::from_vec(x, (rows, width), &Host::Cpu)?;
                 let x = x.to_dtype(DType::F16)?;
                 let each = || {
                     layers.iter().try_for_each(|layer| layer.forward(&x).map(drop)).map_err(LlmError::from)
                 };
                 timed(runs, layers.len(), each, || Ok(()))
             }
-            Self::Device(device, matrices) => measure_on(device, matrices, rows, runs),
+            Self::Device(device, matrices) => measure_on(device, matrices, &x, runs),
         }
     }
 }
 
 /// One recorded graph goes through all copies, so that launching costs the host next to nothing.
-fn measure_on(device: &Device, matrices: &[Int8Matrix], rows: usize, runs: usize) -> Result<Vec<f64>> {
+fn measure_on(device: &Device, matrices: &[Int8Matrix], x: &[f32], runs: usize) -> Result<Vec<f64>> {
     let (n, k) = (matrices[0].out_features(), matrices[0].in_features());
+    let rows = x.len() / k;
     let prepared = || -> llm_int8_nn::cuda::Result<_> {
-        let x: Vec<f16> = activations(rows * k).into_iter().map(f16::from_f32).collect();
+        let x: Vec<f16> = x.iter().copied().map(f16::from_f32).collect();
         Ok((device.upload(&x)?, device.allocate::<f16>(rows * n)?, QuantizedMemory::new(device, rows, k)?))
     };
     let (x, out, memory) = prepared().map_err(NnError::from)?;
@@ -203,11 +213,32 @@ fn noise(count: usize) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Between -2 and 2, every thousandth an outlier, as models have them.
-fn activations(count: usize) -> Vec<f32> {
-    let value = |(i, bits): (usize, u32)| {
-        let x = bits as f32 / (1u32 << 22) as f32 - 2.0;
-        if i % 1000 == 999 { 8.0 } else { x }
-    };
-    noise(count).enumerate().map(value).collect()
+/// Activations `[rows, width]` between -2 and 2, and 8 in `outliers` columns, the same in every row: in models outliers
+/// are a property of a few features (LLM.int8(), section 4).
+fn activations([rows, width, outliers]: [usize; 3]) -> Vec<f32> {
+    let mut x: Vec<f32> = noise(rows * width).map(|bits| bits as f32 / (1u32 << 22) as f32 - 2.0).collect();
+    for row in x.chunks_mut(width) {
+        for outlier in 0..outliers {
+            row[(2 * outlier + 1) * width / (2 * outliers)] = 8.0;
+        }
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outliers_lie_in_a_few_columns_and_are_the_same_in_every_row() {
+        for width in [5, 48, 4096] {
+            let x = activations([40, width, 5]);
+            let is_outlier = |column: usize| x[column] >= 6.0;
+            assert_eq!((0..width).filter(|column| is_outlier(*column)).count(), 5, "{width}");
+            for row in x.chunks(width) {
+                assert!(row.iter().enumerate().all(|(i, x)| (x.abs() >= 6.0) == is_outlier(i)));
+            }
+            assert!(activations([40, width, 0]).iter().all(|x| x.abs() <= 2.0));
+        }
+    }
 }

@@ -172,10 +172,6 @@ pub(crate) fn generate(
         input.extend_from_slice(&drafts);
         let wanted = if is_first { LogitPositions::Last } else { LogitPositions::All };
         let mut logits = context.feed(decoder, &input, wanted)?;
-        if is_first {
-            timing.prefill = started.elapsed();
-            started = Instant::now();
-        }
         timing.drafted_tokens += drafts.len();
         let rejected = context.ids.len() - drafts.len();
         for i in 0..logits.rows() {
@@ -187,6 +183,11 @@ pub(crate) fn generate(
                 break;
             }
             timing.accepted_tokens += 1;
+        }
+        // Only a token that is known tells that a device is done with the prompt.
+        if is_first {
+            timing.prefill = started.elapsed();
+            started = Instant::now();
         }
     }
     timing.decoded_tokens = sequence.ids().len().saturating_sub(1);

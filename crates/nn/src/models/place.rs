@@ -209,10 +209,11 @@ impl Decoder {
         Ok(())
     }
 
-    /// Once all is read: norms and biases follow their weights.
+    /// Once all is read: norms and biases follow their weights, and each device is done with what it was given.
     pub(super) fn finish_stages(&mut self) -> Result<()> {
         let mut stages = std::mem::take(&mut self.stages);
         stages.iter_mut().try_for_each(|stage| stage.take_small_parts(self))?;
+        stages.iter().try_for_each(|stage| stage.device().synchronize())?;
         self.stages = stages;
         Ok(())
     }

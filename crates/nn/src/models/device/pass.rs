@@ -222,14 +222,13 @@ impl StagePass<'_> {
                 self.launch(work)?;
                 GraphState::Once
             }
-            Some(GraphState::Once) => match self.stage.device.record(|| self.launch(work)) {
+            Some(GraphState::Once) => match self.record(work) {
                 Ok(graph) => {
                     graph.launch()?;
                     GraphState::Recorded(graph)
                 }
                 Err(error) => {
-                    // Launches do the same; why recording failed is for whoever looks at logs.
-                    log::warn!("{}: no graph, but single launches: {error}", self.stage.device.name());
+                    log::warn!("{}: single launches instead of a graph: {error}", self.stage.device.name());
                     self.launch(work)?;
                     GraphState::Refused
                 }
@@ -245,6 +244,18 @@ impl StagePass<'_> {
         };
         graphs.insert(key, next);
         Ok(())
+    }
+
+    /// The work as a graph. Where the driver does not take early starts into a graph, the graph is without them.
+    fn record(&self, work: &Work) -> Result<Graph> {
+        let device = &self.stage.device;
+        match device.record(|| self.launch(work)) {
+            Err(error) if device.overlaps_kernels() => {
+                log::warn!("{}: a graph without early starts: {error}", device.name());
+                device.without_overlap(|| device.record(|| self.launch(work)))
+            }
+            recorded => recorded,
+        }
     }
 
     fn launch(&self, work: &Work) -> Result<()> {
