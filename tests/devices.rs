@@ -10,8 +10,8 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::cuda::{CudaError, Device};
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8_nn::models::{
-    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, ModelConfig, Placement, Text,
-    WeightDtype,
+    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits, ModelConfig, Placement,
+    Text, WeightDtype,
 };
 use std::sync::Arc;
 
@@ -491,6 +491,34 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
                 assert_eq!(logits.choose(0, &choice).unwrap(), host, "{count}, {penalty}");
             }
         }
+    }
+}
+
+#[test]
+fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
+    for device in devices() {
+        let options = options(Some(OutlierScope::Row), WeightDtype::Float32, on_device(&device));
+        let model = load("llama", &options);
+        let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
+        let mut caches: Vec<KvCache> = (0..20).map(|_| model.new_cache()).collect();
+        let mut batch: Vec<Text<'_>> =
+            caches.iter_mut().enumerate().map(|(i, cache)| Text { ids: &ids[i % 8..][..9], cache }).collect();
+        let mut logits = model.logits_of(&mut batch, LogitPositions::Last).unwrap();
+        let greedy = Choice { count: 1, penalty: 1.0, seen: &[] };
+        let expected = |logits: &Logits<'_>, row| {
+            let own = logits.row(row).unwrap();
+            llm_int8_nn::models::largest(&own, 1)
+        };
+        for row in [19, 0, 7] {
+            assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));
+        }
+        // A penalty changes its row, and the most likely token of that row with it.
+        let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else { panic!("one token") };
+        let punished = Choice { count: 1, penalty: 1e3, seen: &[likely] };
+        let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else { panic!("one token") };
+        assert_ne!(other, likely);
+        assert_eq!(logits.choose(3, &greedy).unwrap(), expected(&logits, 3));
+        assert_eq!(logits.choose(4, &greedy).unwrap(), expected(&logits, 4));
     }
 }
 

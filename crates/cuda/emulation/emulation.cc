@@ -277,6 +277,40 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emulation::sync_warp();
 }
 
+// `value`: a float of 16 bits as f32.
+template <class Value>
+static void mma_16_bits(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Value value) {
+    struct Shown {
+        uint32_t a[4], b[2];
+    } mine;
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
+    emulation::sync_warp();
+    uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
+    for (uint32_t i = 0; i < 4; ++i) {
+        uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
+        float sum = 0.0f;
+        for (uint32_t k = 0; k < 16; ++k) {
+            // Word k / 8 of its lane holds k, and of a also the row's half.
+            uint32_t lane = k % 8 / 2, shift = k % 2 * 16;
+            Shown left = emulation::shown_by<Shown>(row % 8 * 4 + lane);
+            Shown right = emulation::shown_by<Shown>(column * 4 + lane);
+            sum += value(left.a[row / 8 + 2 * (k / 8)] >> shift) * value(right.b[k / 8] >> shift);
+        }
+        d[i] += sum;
+    }
+    emulation::sync_warp();
+}
+
+void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half) {
+    mma_16_bits(d, a, b, [](uint32_t bits) { return __half2float(half{uint16_t(bits)}); });
+}
+
+void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
+    mma_16_bits(d, a, b, [](uint32_t bits) { return __bfloat162float(bf16{uint16_t(bits)}); });
+}
+
 void load_matrices(uint32_t (&words)[4], const void* row) {
     emulation::check_aligned(row);
     memcpy(emulation::self->warp->shown[emulation::self->lane], &row, sizeof row);

@@ -211,6 +211,8 @@ struct Words4;
 Words4 load_words(const void* p);
 Words4 load_streaming(const void* p);
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half);
+void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16);
 void load_matrices(uint32_t (&words)[4], const void* row);
 void copy_async(void* shared, const void* global, bool valid);
 void commit_copies();

@@ -1,4 +1,4 @@
-// What follows a product: outliers and bias are in y already.
+// What follows a matmul.
 #pragma once
 #include "common.cuh"
 
@@ -52,13 +52,6 @@ struct Epilogue {
     u32 padding;
 };
 
-template <class O>
-DEVICE void finish(const Epilogue& e, u32 m, u32 n, float y) {
-    if (n < e.activated) y = activate(e.activation, y);
-    if (e.residual != nullptr) y = __fmaf_rn(y, e.residual_scale, e.residual[(size_t)m * e.residual_stride + n]);
-    static_cast<O*>(e.out)[(size_t)m * e.out_stride + n] = from_float<O>(y);
-}
-
 // int8 weights: rows of `pitch` codes, a multiple of 16, zeros from K on.
 struct Int8Weight {
     const i8* codes;
@@ -66,9 +59,33 @@ struct Int8Weight {
     u32 out_features, pitch;
 };
 
+// What an output needs beside its sum, loaded before the sum is there, so that nobody waits for it at the end.
+struct Operands {
+    float absmax;    // of the weight row; float weights: none
+    float bias;      // 0 where there is none
+    float residual;  // as above
+
+    __device__ __forceinline__ Operands(const Epilogue& e, u32 m, u32 n)
+        : absmax(0.0f),
+          bias(e.bias != nullptr ? e.bias[n] : 0.0f),
+          residual(e.residual != nullptr ? e.residual[(size_t)m * e.residual_stride + n] : 0.0f) {}
+
+    __device__ __forceinline__ Operands(const Int8Weight& weight, const Epilogue& e, u32 m, u32 n) : Operands(e, m, n) {
+        absmax = weight.absmax[n];
+    }
+};
+
+// Output n of row m, after outliers and bias.
+template <class O>
+DEVICE void finish(const Epilogue& e, const Operands& operands, u32 m, u32 n, float y) {
+    if (n < e.activated) y = activate(e.activation, y);
+    if (e.residual != nullptr) y = __fmaf_rn(y, e.residual_scale, operands.residual);
+    static_cast<O*>(e.out)[(size_t)m * e.out_stride + n] = from_float<O>(y);
+}
+
 // The int8 part and the bias of one output (LLM.int8(), equation 5 of the paper; bitsandbytes'
 // `int8_mm_dequant`), in f32 throughout, so that nothing overflows in f16.
-DEVICE float dequantize(i32 sum, float absmax_x, float absmax_w, const float* bias, u32 n) {
-    float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, absmax_w)), PRODUCT_STEP);
-    return bias != nullptr ? __fadd_rn(y, bias[n]) : y;
+DEVICE float dequantize(i32 sum, float absmax_x, const Operands& operands) {
+    float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, operands.absmax)), PRODUCT_STEP);
+    return __fadd_rn(y, operands.bias);
 }

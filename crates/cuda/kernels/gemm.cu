@@ -111,8 +111,7 @@ struct Gemm {
         float y[HIGH][WIDE][4];
         for_outputs(tile_m + warp_m, tile_n + warp_n, [&](u32 m, u32 n, u32 i, u32 j, u32 c) {
             bool inside = m < a.rows && n < n_end;
-            y[i][j][c] =
-                inside ? dequantize(sum[i][j][c], a.absmax[m], a.weight.absmax[n], a.epilogue.bias, n) : 0.0f;
+            y[i][j][c] = inside ? dequantize(sum[i][j][c], a.absmax[m], Operands(a.weight, a.epilogue, m, n)) : 0.0f;
         });
         for (u32 first = 0; first < count; first += OUTLIERS_AT_ONCE) {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
@@ -135,7 +134,7 @@ struct Gemm {
             __syncthreads();
         }
         for_outputs(tile_m + warp_m, tile_n + warp_n, [&](u32 m, u32 n, u32 i, u32 j, u32 c) {
-            if (m < a.rows && n < n_end) finish<T>(a.epilogue, m, n, y[i][j][c]);
+            if (m < a.rows && n < n_end) finish<T>(a.epilogue, Operands(a.epilogue, m, n), m, n, y[i][j][c]);
         });
     }
 };

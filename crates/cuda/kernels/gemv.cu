@@ -2,96 +2,126 @@
 //
 // Idea: decode is bound by reading weights, N · K bytes, once. What else a layer needs of one row (norm,
 // outlier scan, absmax, codes) is a few microseconds of one block and would idle the other multiprocessors, so
-// every block does it for itself, out of the second cache, and no launch and no trip through memory lies
-// between the norm and the product.
+// every block does it for itself, out of L2, and no launch and no trip through memory lies between the norm and the
+// matmul.
 //
-// Layout: a block is 8 warps, `warps_k` of which share the same rows of weights, K split among them; each
-// holds ROWS rows, so that a lane has ROWS independent 16-byte loads under way (ROWS · 512 bytes a warp).
-// Sums are of integers: the order does not matter. Lanes of one warp then share the outliers of a row. Weights are
-// under way before anything else is done.
+// Layout: `lanes` threads of a block share a row of weights, a power of two from 16 to 256 that leaves few of them
+// without work (plan.rs); each has LOADS independent 16-byte loads under way. A block takes a set of 256 / lanes rows, then
+// the set `gridDim.x` further on. Sums are of integers: the order does not matter. The first weights, and everything else
+// that no kernel writes, are on their way into L2 before the kernels before this one have ended.
+//
+// Outliers are a bitmap of their columns in shared memory. The lanes of a row share its words; the activation of
+// an outlier is computed again.
 #include "epilogue.cuh"
 #include "ptx.cuh"
+#include "source.cuh"
 
 struct GemvArgs {
     Source source;  // one row
     Int8Weight weight;
     Epilogue epilogue;
-    u32 limit, warps_k;
+    u32 limit, lanes;
 };
 
-constexpr u32 GEMV_WARPS = 8;
-constexpr u32 GEMV_ROWS = 4;
+constexpr u32 GEMV_THREADS = 256;
+constexpr u32 GEMV_LOADS = 5;
+// Lines of weights that a thread fetches early, at most.
+constexpr u32 GEMV_LINES = 4;
 
-// The first 1024 bytes of the warp's share of each of its rows, a line a lane: they travel while the row of
-// activations is quantised.
+// The weights of the norm; then the rows of this block, set by set, with their scales and biases.
 DEVICE void prefetch_gemv(const GemvArgs& a) {
-    u32 part = warp_index() % a.warps_k, group = warp_index() / a.warps_k;
-    u32 n = (blockIdx.x * (GEMV_WARPS / a.warps_k) + group) * GEMV_ROWS + lane_index() / 8;
-    u32 k = part * 1024 + lane_index() % 8 * 128;
-    if (n < a.weight.out_features && k < a.weight.pitch) prefetch_line(a.weight.codes + (size_t)n * a.weight.pitch + k);
+    prefetch_source(a.source);
+    u32 rows = GEMV_THREADS / a.lanes, lane = threadIdx.x % a.lanes, left = GEMV_LINES;
+    for (u32 first = blockIdx.x * rows; first < a.weight.out_features && left > 0; first += gridDim.x * rows) {
+        u32 n = first + threadIdx.x / a.lanes;
+        if (n >= a.weight.out_features) return;
+        if (lane == 0) {
+            prefetch_line(a.weight.absmax + n);
+            if (a.epilogue.bias != nullptr) prefetch_line(a.epilogue.bias + n);
+        }
+        const i8* weight = a.weight.codes + (size_t)n * a.weight.pitch;
+        for (u32 k = lane * 128; k < a.weight.pitch && left > 0; k += a.lanes * 128, --left) prefetch_line(weight + k);
+    }
+}
+
+// The sum of codes of this thread's share of a weight row.
+DEVICE i32 dot_codes(const i8* weight, const i8* codes, u32 lane, u32 lanes, u32 pitch) {
+    i32 sum = 0;
+    for (u32 k = lane * 16; k < pitch; k += GEMV_LOADS * lanes * 16) {
+        Words4 w[GEMV_LOADS];
+#pragma unroll
+        for (u32 i = 0; i < GEMV_LOADS; ++i) {
+            u32 at = k + i * lanes * 16;
+            w[i] = at < pitch ? load_streaming(weight + at) : Words4{{0, 0, 0, 0}};
+        }
+#pragma unroll
+        for (u32 i = 0; i < GEMV_LOADS; ++i) {
+            u32 at = k + i * lanes * 16;
+            if (at >= pitch) break;
+            Words4 x = load_words(codes + at);
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) sum = __dp4a((i32)w[i].word[j], (i32)x.word[j], sum);
+        }
+    }
+    return sum;
 }
 
 template <class T>
 DEVICE void gemv(const GemvArgs& a) {
     DYNAMIC_SHARED(shared);
-    __shared__ i32 sums[GEMV_WARPS][GEMV_ROWS];
-    i8* codes = reinterpret_cast<i8*>(shared);                 // [pitch]
-    u16* columns = reinterpret_cast<u16*>(shared + a.weight.pitch);  // [cols]
+    __shared__ i32 sums[GEMV_THREADS / WARP];
+    i8* codes = reinterpret_cast<i8*>(shared);                              // [pitch]
+    u32* outliers = reinterpret_cast<u32*>(shared + a.weight.pitch);  // [ceil(cols / 32)], a bit a column
+    u32 words = (a.source.cols + WARP - 1) / WARP;
 
     Row<T> row(a.source, 0);
     bool has_outliers;
     float absmax = half_value(row_absmax(row, a.limit, has_outliers));
     float inverse = inverse_step(absmax);
-    for (u32 k = threadIdx.x; k < a.weight.pitch; k += blockDim.x) {
-        i32 code = 0;
-        if (k < row.cols) {
-            half rounded = __float2half_rn(row[k]);
-            if (!is_outlier(half_magnitude(rounded), a.limit)) code = code_of(rounded, inverse);
+    row.each(a.weight.pitch, [&](u32 k, float value) {
+        half rounded = __float2half_rn(value);
+        bool apart = k < row.cols && is_outlier(half_magnitude(rounded), a.limit);
+        if (k < a.weight.pitch) codes[k] = apart ? (i8)0 : (i8)code_of(rounded, inverse);
+        if (has_outliers) {
+            u32 ballot = __ballot_sync(EVERY_LANE, apart);
+            if (lane_index() == 0 && k < row.cols) outliers[k / WARP] = ballot;
         }
-        codes[k] = (i8)code;
-    }
-    u32 count = has_outliers ? list_outliers(row, a.limit, columns) : 0;
+    });
     __syncthreads();
 
-    u32 lane = lane_index(), warp = warp_index();
-    u32 part = warp % a.warps_k, group = warp / a.warps_k;
-    u32 first = (blockIdx.x * (GEMV_WARPS / a.warps_k) + group) * GEMV_ROWS;
-    const i8* weights[GEMV_ROWS];
-    i32 sum[GEMV_ROWS];
-#pragma unroll
-    for (u32 r = 0; r < GEMV_ROWS; ++r) {
-        u32 n = first + r < a.weight.out_features ? first + r : a.weight.out_features - 1;
-        weights[r] = a.weight.codes + (size_t)n * a.weight.pitch;
-        sum[r] = 0;
-    }
-    for (u32 k = (part * WARP + lane) * 16; k < a.weight.pitch; k += a.warps_k * WARP * 16) {
-        Words4 w[GEMV_ROWS];
-#pragma unroll
-        for (u32 r = 0; r < GEMV_ROWS; ++r) w[r] = load_streaming(weights[r] + k);
-        Words4 x = load_words(codes + k);
-#pragma unroll
-        for (u32 r = 0; r < GEMV_ROWS; ++r)
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) sum[r] = __dp4a((i32)w[r].word[i], (i32)x.word[i], sum[r]);
-    }
-#pragma unroll
-    for (u32 r = 0; r < GEMV_ROWS; ++r) {
-        sum[r] = warp_reduce<Sum>(sum[r]);
-        if (lane == 0) sums[warp][r] = sum[r];
-    }
-    __syncthreads();
-
-    // Each of the warps of a group finishes its share of the group's rows.
-    for (u32 r = part; r < GEMV_ROWS; r += a.warps_k) {
-        u32 n = first + r;
-        if (n >= a.weight.out_features) break;
-        i32 all = 0;
-        for (u32 w = 0; w < a.warps_k; ++w) all += sums[group * a.warps_k + w][r];
-        float absmax_w = a.weight.absmax[n], step = absmax_w * CODE_STEP, apart = 0.0f;
+    u32 lanes = a.lanes, lane = threadIdx.x % lanes, rows = GEMV_THREADS / lanes;
+    u32 together = lanes < WARP ? lanes : WARP;
+    for (u32 first = blockIdx.x * rows; first < a.weight.out_features; first += gridDim.x * rows) {
+        u32 n = first + threadIdx.x / lanes;
+        bool inside = n < a.weight.out_features;
+        if (!inside) n = a.weight.out_features - 1;
         const i8* weight = a.weight.codes + (size_t)n * a.weight.pitch;
-        for (u32 o = lane; o < count; o += WARP) apart += row[columns[o]] * ((float)weight[columns[o]] * step);
-        apart = warp_reduce<Sum>(apart);
-        if (lane == 0) finish<T>(a.epilogue, 0, n, dequantize(all, absmax, absmax_w, a.epilogue.bias, n) + apart);
+        Operands operands(a.weight, a.epilogue, 0, n);
+
+        i32 sum = lanes_reduce<Sum>(dot_codes(weight, codes, lane, lanes, a.weight.pitch), together);
+        if (lanes > WARP) {
+            // Warps of a row join their sums; the barrier after that is for the next set of rows.
+            if (lane_index() == 0) sums[warp_index()] = sum;
+            __syncthreads();
+            u32 warps = lanes / WARP, first_warp = warp_index() / warps * warps;
+            sum = 0;
+            for (u32 w = 0; w < warps; ++w) sum += sums[first_warp + w];
+            __syncthreads();
+            if (lane >= WARP) continue;
+        }
+
+        float apart = 0.0f;
+        if (has_outliers) {
+            float step = operands.absmax * CODE_STEP;
+            for (u32 w = lane; w < words; w += together)
+                for (u32 bits = outliers[w]; bits != 0; bits &= bits - 1) {
+                    u32 column = w * WARP + __ffs(bits) - 1;
+                    apart += row[column] * ((float)weight[column] * step);
+                }
+            apart = lanes_reduce<Sum>(apart, together);
+        }
+        if (lane == 0 && inside)
+            finish<T>(a.epilogue, operands, 0, n, dequantize(sum, absmax, operands) + apart);
     }
 }
 

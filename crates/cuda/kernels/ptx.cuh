@@ -46,6 +46,24 @@ DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif
 }
 
+// d += a · b over 16 values, sums in f32: a row-major 16 × 16, b column-major 16 × 8, d 16 × 8. Of lane 4g + t, two values
+// a word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1; a[2], a[3]: columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1
+// and 8 later; d as above. From capability 8.0 on.
+DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 // Four 8 × 16-byte matrices out of shared memory; lane l gives the address of row l % 8 of matrix l / 8, and
 // gets in word i the bytes 4t..4t+3 of row g of matrix i.
 DEVICE void load_matrices(u32 (&words)[4], const void* row) {

@@ -3,8 +3,8 @@
 // One block a row and one launch for one row. With several rows the columns of outliers of all rows are needed
 // first: `quantize` marks them in a bitmap, `collect` makes the list of them.
 //
-// Bytes: x is read two to four times, but only once from device memory (a row is at most some 100 KB and stays
-// in the caches); codes are written once, a quarter of an f32 row.
+// Bytes: up to 8192 values a row, x is read once; of longer rows the rest is read two to four times, but only once from
+// device memory, as it stays in the caches. Codes are written once, a quarter of an f32 row.
 #include "source.cuh"
 
 struct QuantizeArgs {
@@ -41,20 +41,16 @@ DEVICE void quantize(const QuantizeArgs& a) {
     float absmax = half_value(row_absmax(row, a.limit, has_outliers));
     float inverse = inverse_step(absmax);
     i8* codes = a.codes + (size_t)m * a.pitch;
-    for (u32 k = threadIdx.x; k < a.pitch; k += blockDim.x) {
-        i32 code = 0;
-        if (k < row.cols) {
-            float value = row[k];
-            half rounded = __float2half_rn(value);
-            if (a.values != nullptr) a.values[(size_t)m * row.cols + k] = value;
-            if (!is_outlier(half_magnitude(rounded), a.limit)) {
-                code = code_of(rounded, inverse);
-            } else if (a.rows > 1) {
-                atomicOr(&a.flags[k / 32], 1u << (k % 32));
-            }
+    row.each(a.pitch, [&](u32 k, float value) {
+        half rounded = __float2half_rn(value);
+        bool apart = k < row.cols && is_outlier(half_magnitude(rounded), a.limit);
+        if (k < row.cols && a.values != nullptr) a.values[(size_t)m * row.cols + k] = value;
+        if (k < a.pitch) codes[k] = apart ? (i8)0 : (i8)code_of(rounded, inverse);
+        if (has_outliers && a.rows > 1) {
+            u32 ballot = __ballot_sync(EVERY_LANE, apart);
+            if (ballot != 0 && lane_index() == 0) atomicOr(&a.flags[k / 32], ballot);
         }
-        codes[k] = (i8)code;
-    }
+    });
     if (threadIdx.x == 0) a.absmax[m] = absmax;
     if (a.rows == 1) {
         u32 count = has_outliers ? list_outliers(row, a.limit, a.columns) : 0;
@@ -62,9 +58,11 @@ DEVICE void quantize(const QuantizeArgs& a) {
     }
 }
 
-KERNEL(quantize_f32, QuantizeArgs, 1024, 1) { quantize<float>(a); }
-KERNEL(quantize_f16, QuantizeArgs, 1024, 1) { quantize<half>(a); }
-KERNEL(quantize_bf16, QuantizeArgs, 1024, 1) { quantize<bf16>(a); }
+DEVICE void prefetch_quantize(const QuantizeArgs& a) { prefetch_source(a.source); }
+
+KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<float>(a); }
+KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<half>(a); }
+KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<bf16>(a); }
 
 struct CollectArgs {
     i8* codes;         // [M, pitch]

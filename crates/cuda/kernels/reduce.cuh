@@ -15,20 +15,34 @@ struct Max {
     static __device__ __forceinline__ T of(T x, T y) { return x > y ? x : y; }
 };
 
+// Over groups of `lanes` neighbouring lanes, a power of two.
 template <class Op, class T>
-DEVICE T warp_reduce(T x) {
-    for (u32 step = WARP / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
+DEVICE T lanes_reduce(T x, u32 lanes) {
+    for (u32 step = lanes / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
     return x;
 }
 
 template <class Op, class T>
-DEVICE T block_reduce(T x) {
-    __shared__ T parts[32];
+DEVICE T warp_reduce(T x) {
+    return lanes_reduce<Op>(x, WARP);
+}
+
+// With one barrier: `parts` is shared memory for a value a warp, which nothing else uses in the whole kernel.
+template <class Op, class T>
+DEVICE T block_reduce(T x, T* parts) {
     x = warp_reduce<Op>(x);
     if (lane_index() == 0) parts[warp_index()] = x;
     __syncthreads();
     T all = parts[0];
     for (u32 warp = 1; warp < blockDim.x / WARP; ++warp) all = Op::of(all, parts[warp]);
+    return all;
+}
+
+// With two barriers: as often as one likes.
+template <class Op, class T>
+DEVICE T block_reduce(T x) {
+    __shared__ T parts[32];
+    T all = block_reduce<Op>(x, parts);
     // The next reduction writes into the same place.
     __syncthreads();
     return all;

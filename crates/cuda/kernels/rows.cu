@@ -56,7 +56,9 @@ KERNEL(norm_rows, NormArgs, 1024, 1) {
     if (source.bias != nullptr) source.bias += head * a.weight_stride;
     Row<float> row(source, m);
     float* out = a.out + (size_t)m * a.out_stride + head * source.cols;
-    for (u32 k = threadIdx.x; k < source.cols; k += blockDim.x) out[k] = row[k];
+    row.each(source.cols, [&](u32 k, float value) {
+        if (k < source.cols) out[k] = value;
+    });
 }
 
 // out = x · up, or x += factor · up: what is left of gates and residuals where no product takes them along.

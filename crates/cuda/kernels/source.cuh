@@ -1,5 +1,6 @@
-// Rows of activations as a product reads them: as they lie, through a norm, or gated. The value is made again
-// whenever it is looked at, which costs a few operations and saves a trip through memory.
+// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread keeps the first
+// HELD of its values in registers; what lies beyond is computed again whenever it is needed, which costs a few
+// operations and saves a trip through memory.
 #pragma once
 #include "reduce.cuh"
 
@@ -14,13 +15,28 @@ struct Source {
     float eps;
 };
 
-// One row; the statistics of a norm are the whole block's work.
+// Brings the weights of a norm into L2.
+DEVICE void prefetch_source(const Source& source) {
+    if (source.weight == nullptr) return;
+    constexpr u32 LINE = 128 / sizeof(float);
+    for (u32 k = threadIdx.x * LINE; k < source.cols; k += blockDim.x * LINE) {
+        prefetch_line(source.weight + k);
+        if (source.bias != nullptr) prefetch_line(source.bias + k);
+    }
+}
+
+// Values of a row that a thread keeps: 2048 of a row with 256 threads, 8192 with 1024.
+constexpr u32 HELD = 8;
+
+// One row; every thread of the block makes its own, and the statistics of a norm are the whole block's work. Value k of
+// the row is thread k % blockDim.x's.
 template <class T>
 struct Row {
     const T *x, *up;
     const float *weight, *bias;
     u32 cols, kind;
     float mean, inverse;
+    float held[HELD];
 
     __device__ __forceinline__ Row(const Source& source, u32 row)
         : x(static_cast<const T*>(source.x) + (size_t)row * source.stride),
@@ -31,21 +47,37 @@ struct Row {
           kind(source.kind),
           mean(0.0f),
           inverse(1.0f) {
+        // All loads before the first use, those of the norm's weights too: they arrive together.
+        float factor[HELD], offset[HELD];
+#pragma unroll
+        for (u32 i = 0; i < HELD; ++i) {
+            u32 k = i * blockDim.x + threadIdx.x;
+            held[i] = k < cols ? to_float(x[k]) : 0.0f;
+            factor[i] = k < cols && weight != nullptr ? weight[k] : 1.0f;
+            offset[i] = k < cols && bias != nullptr ? bias[k] : 0.0f;
+            if (k < cols && up != nullptr) factor[i] = to_float(up[k]);
+        }
         if (kind == LAYER_NORM) {
             float sum = 0.0f;
-            for (u32 k = threadIdx.x; k < cols; k += blockDim.x) sum += to_float(x[k]);
-            mean = block_reduce<Sum>(sum) / (float)cols;
+            each_raw([&](float value) { sum += value; });
+            __shared__ float parts[32];
+            mean = block_reduce<Sum>(sum, parts) / (float)cols;
         }
         if (kind == LAYER_NORM || kind == RMS_NORM) {
             float squares = 0.0f;
-            for (u32 k = threadIdx.x; k < cols; k += blockDim.x) {
-                float centred = to_float(x[k]) - mean;
-                squares += centred * centred;
-            }
-            inverse = rsqrtf(block_reduce<Sum>(squares) / (float)cols + source.eps);
+            each_raw([&](float value) { squares += (value - mean) * (value - mean); });
+            __shared__ float parts[32];
+            inverse = rsqrtf(block_reduce<Sum>(squares, parts) / (float)cols + source.eps);
+        }
+        // Of what is not normed, mean and inverse are 0 and 1, and a value stays as it is.
+#pragma unroll
+        for (u32 i = 0; i < HELD; ++i) {
+            u32 k = i * blockDim.x + threadIdx.x;
+            if (k < cols) held[i] = (held[i] - mean) * inverse * factor[i] + offset[i];
         }
     }
 
+    // Value k, of any thread.
     __device__ __forceinline__ float operator[](u32 k) const {
         float value = to_float(x[k]);
         if (kind == PLAIN) return value;
@@ -53,21 +85,53 @@ struct Row {
         value = (value - mean) * inverse * weight[k];
         return bias != nullptr ? value + bias[k] : value;
     }
+
+    // Calls f(k, value) for the values of this thread up to `end`, which may lie past the row, where they are 0. Lanes of a
+    // warp have neighbouring k and make the same calls.
+    template <class F>
+    __device__ __forceinline__ void each(u32 end, F f) const {
+        u32 first = threadIdx.x - lane_index();
+#pragma unroll
+        for (u32 i = 0; i < HELD; ++i)
+            if (i * blockDim.x + first < end) f(i * blockDim.x + threadIdx.x, held[i]);
+        for (u32 base = HELD * blockDim.x + first; base < end; base += blockDim.x) {
+            u32 k = base + lane_index();
+            f(k, k < cols ? (*this)[k] : 0.0f);
+        }
+    }
+
+private:
+    // Calls f(x) for the values of this thread, while `held` has them as they lie.
+    template <class F>
+    __device__ __forceinline__ void each_raw(F f) const {
+#pragma unroll
+        for (u32 i = 0; i < HELD; ++i)
+            if (i * blockDim.x + threadIdx.x < cols) f(held[i]);
+        for (u32 k = HELD * blockDim.x + threadIdx.x; k < cols; k += blockDim.x) f(to_float(x[k]));
+    }
 };
 
-// The largest f16 magnitude of a row that is no outlier, as its bits, and whether there are outliers. NaN
-// wins over every number.
+// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there are outliers.
+struct Magnitudes {
+    static constexpr u32 OUTLIER = 1u << 16;
+
+    static __device__ __forceinline__ u32 of(u32 x, u32 y) {
+        u32 low_x = x & 0xffffu, low_y = y & 0xffffu;
+        return (low_x > low_y ? low_x : low_y) | ((x | y) & OUTLIER);
+    }
+};
+
+// The bits of the largest f16 magnitude of a row that is no outlier, and whether there are outliers. NaN wins over
+// every number.
 template <class T>
 DEVICE u32 row_absmax(const Row<T>& row, u32 limit, bool& has_outliers) {
-    u32 largest = 0, found = 0;
-    for (u32 k = threadIdx.x; k < row.cols; k += blockDim.x) {
-        u32 magnitude = half_magnitude(__float2half_rn(row[k]));
-        bool apart = is_outlier(magnitude, limit);
-        found |= apart;
-        if (!apart && magnitude > largest) largest = magnitude;
-    }
-    // One reduction for both: 15 bits of magnitude and one above.
-    u32 all = block_reduce<Max>(largest);
-    has_outliers = block_reduce<Max>(found) != 0;
-    return all;
+    u32 found = 0;
+    row.each(row.cols, [&](u32, float value) {
+        u32 magnitude = half_magnitude(__float2half_rn(value));
+        found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
+    });
+    __shared__ u32 parts[32];
+    found = block_reduce<Magnitudes>(found, parts);
+    has_outliers = (found & Magnitudes::OUTLIER) != 0;
+    return found & 0xffffu;
 }

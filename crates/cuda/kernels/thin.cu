@@ -18,6 +18,11 @@ DEVICE void prefetch_thin(const ProductArgs& a) {
     u32 n = (blockIdx.x * (THIN_WARPS / a.warps_k) + group) * 16 + lane_index() / 2;
     u32 k = part * 256 + lane_index() % 2 * 128;
     if (n < a.weight.out_features && k < a.weight.pitch) prefetch_line(a.weight.codes + (size_t)n * a.weight.pitch + k);
+    if (part == 0 && lane_index() == 0 && n < a.weight.out_features) {
+        // 16 rows: half a line of each.
+        prefetch_line(a.weight.absmax + n);
+        if (a.epilogue.bias != nullptr) prefetch_line(a.epilogue.bias + n);
+    }
 }
 
 // GROUPS: of 8 rows of activations.
@@ -59,14 +64,14 @@ DEVICE void thin(const ProductArgs& a) {
         if (n > last) continue;
         i32 all = 0;
         for (u32 w = 0; w < a.warps_k; ++w) all += sums[group * a.warps_k + w][r][m];
-        float absmax_w = a.weight.absmax[n], step = absmax_w * CODE_STEP;
-        float y = dequantize(all, a.absmax[m], absmax_w, a.epilogue.bias, n);
+        Operands operands(a.weight, a.epilogue, m, n);
+        float step = operands.absmax * CODE_STEP, y = dequantize(all, a.absmax[m], operands);
         const i8* weight = a.weight.codes + (size_t)n * pitch;
         for (u32 o = 0; o < count; ++o) {
             u32 column = a.columns[o];
             y = __fmaf_rn(outlier_value<T>(a, m, column), (float)weight[column] * step, y);
         }
-        finish<T>(a.epilogue, m, n, y);
+        finish<T>(a.epilogue, operands, m, n, y);
     }
 }
 

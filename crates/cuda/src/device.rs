@@ -111,6 +111,11 @@ impl Device {
         self.0.properties.shared_bytes
     }
 
+    /// The compute capability: 90 for 9.0.
+    pub fn capability(&self) -> u32 {
+        self.0.properties.capability
+    }
+
     /// Its memory.
     ///
     /// # Errors

@@ -5,10 +5,12 @@
 pub const WARP: usize = 32;
 /// Rows of codes begin at multiples of this many bytes, as loads of 16 bytes need.
 pub const ALIGNMENT: usize = 16;
-/// Warps of a block of `gemv.cu` and `thin.cu`.
+/// Warps of a block of `thin.cu`.
 const BLOCK_WARPS: usize = 8;
-/// Weight rows that a warp of `gemv.cu` holds.
-const GEMV_ROWS: usize = 4;
+/// Threads of a block of `gemv.cu`.
+const GEMV_THREADS: usize = 256;
+/// Loads of a thread of `gemv.cu` that are under way together.
+const GEMV_LOADS: usize = 5;
 /// Weight rows that a warp of `thin.cu` holds.
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
@@ -43,49 +45,72 @@ pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 1024) as u32
 }
 
-/// How a product with one or a few rows is cut into blocks.
+/// How `gemv.cu` divides a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Streaming {
+pub struct Gemv {
+    /// Threads that share a weight row.
+    pub lanes: u32,
+    /// Blocks.
+    pub blocks: u32,
+}
+
+/// How `gemv.cu` divides a layer of `out_features` rows of `pitch` codes.
+///
+/// The division with the least estimated time, counted in 16-byte loads of all threads of a block (4 KB, which takes a
+/// multiprocessor of an H100 0.17 µs of its share of the bandwidth): what the busiest multiprocessor reads, or, if that is
+/// more, how long a block waits for its loads, five of each thread at a time; quantising the row, in each block; and joining
+/// the sums of several warps.
+pub fn gemv(out_features: usize, pitch: usize, multiprocessors: usize) -> Gemv {
+    /// How often a load would fit into the time that it takes to arrive, about 0.8 µs.
+    const LATENCY: usize = 5;
+    /// Chunks of a row whose quantising takes as long as a load.
+    const QUANTIZED: usize = 80;
+    let (chunks, units) = ((pitch / 16).max(1), multiprocessors.max(1));
+
+    let candidate = |lanes: usize, waves: usize| {
+        let sets = out_features.div_ceil(GEMV_THREADS / lanes).max(1);
+        let sets_a_block = sets.div_ceil(waves * units);
+        let blocks = sets.div_ceil(sets_a_block);
+        let loads = chunks.div_ceil(lanes);
+
+        let read = blocks.div_ceil(units) * sets_a_block * loads;
+        let waited = sets_a_block * loads.div_ceil(GEMV_LOADS) * LATENCY;
+        let joined = if lanes > WARP { sets_a_block } else { 0 };
+        let cost = QUANTIZED * (read.max(waited) + joined) + blocks.div_ceil(units) * chunks;
+        (cost, Gemv { lanes: lanes as u32, blocks: blocks as u32 })
+    };
+    let lanes = [256, 128, 64, 32, 16];
+    let all = lanes.into_iter().flat_map(|lanes| (1..=4).map(move |waves| candidate(lanes, waves)));
+    let best = all.min_by_key(|(cost, _)| *cost);
+    best.map_or(Gemv { lanes: 16, blocks: 1 }, |(_, best)| best)
+}
+
+/// How `thin.cu` divides a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thin {
     /// Warps that share weight rows, K split among them.
     pub warps_k: u32,
     /// Blocks.
     pub blocks: u32,
 }
 
-/// The cut for `rows_a_warp` weight rows a warp: as few warps along K as fill the device twice over, since
-/// joining them costs a barrier, but never more than there is K for (a warp takes `bytes_a_step` of it).
-fn streaming(
-    out_features: usize,
-    pitch: usize,
-    multiprocessors: usize,
-    rows: usize,
-    bytes: usize,
-) -> Streaming {
-    let blocks = |warps_k: usize| out_features.div_ceil(BLOCK_WARPS / warps_k * rows);
+/// How `thin.cu` divides a layer: as few warps along K as fill the device twice over, since joining them costs a
+/// barrier, but never more than there is K for (a warp takes 64 bytes of it).
+pub fn thin(out_features: usize, pitch: usize, multiprocessors: usize) -> Thin {
+    let blocks = |warps_k: usize| out_features.div_ceil(BLOCK_WARPS / warps_k * THIN_ROWS);
     let mut warps_k = 1;
-    while warps_k < BLOCK_WARPS && blocks(warps_k) < 2 * multiprocessors && warps_k * bytes < pitch {
+    while warps_k < BLOCK_WARPS && blocks(warps_k) < 2 * multiprocessors && warps_k * 64 < pitch {
         warps_k *= 2;
     }
-    Streaming { warps_k: warps_k as u32, blocks: blocks(warps_k) as u32 }
-}
-
-/// How `gemv.cu` cuts a layer.
-pub fn gemv(out_features: usize, pitch: usize, multiprocessors: usize) -> Streaming {
-    streaming(out_features, pitch, multiprocessors, GEMV_ROWS, WARP * 16)
-}
-
-/// How `thin.cu` cuts a layer.
-pub fn thin(out_features: usize, pitch: usize, multiprocessors: usize) -> Streaming {
-    streaming(out_features, pitch, multiprocessors, THIN_ROWS, 4 * 16)
+    Thin { warps_k: warps_k as u32, blocks: blocks(warps_k) as u32 }
 }
 
 /// Static shared memory of `gemv.cu` in bytes, at most: it counts towards what a block may have.
 pub const GEMV_STATIC_BYTES: usize = 1 << 10;
 
-/// Bytes of dynamic shared memory of `gemv.cu`: the codes of the row and a list of its outlier columns, in 16
-/// bits each; none where a column does not fit into those.
-pub fn gemv_shared_bytes(cols: usize) -> Option<usize> {
-    (cols <= 1 << 16).then(|| pitch(cols) + 2 * cols)
+/// Bytes of dynamic shared memory of `gemv.cu`: the codes of the row, and a bit for each of its columns.
+pub fn gemv_shared_bytes(cols: usize) -> usize {
+    pitch(cols) + cols.div_ceil(32) * 4
 }
 
 /// Tiles of `gemm.cu`.
@@ -98,9 +123,10 @@ pub enum Tile {
 }
 
 impl Tile {
-    /// The tile for a product: large ones where they give every multiprocessor work.
+    /// The tile for a matmul: large ones where they give 6 of 10 multiprocessors work. A large one does a third more
+    /// multiply-adds for each byte that it reads from shared memory, which is what limits both.
     pub fn of(rows: usize, out_features: usize, multiprocessors: usize) -> Self {
-        match rows.div_ceil(128) * out_features.div_ceil(128) >= multiprocessors {
+        match 10 * rows.div_ceil(128) * out_features.div_ceil(128) >= 6 * multiprocessors {
             true => Self::Large,
             false => Self::Small,
         }
@@ -182,34 +208,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_weight_row_has_a_warp_and_no_warp_is_without_k() {
+    fn every_weight_row_has_threads_and_no_block_is_without_rows() {
         for out_features in [1usize, 3, 64, 1280, 5120, 50257] {
             for in_features in [1usize, 16, 511, 1280, 5120, 28672] {
                 for multiprocessors in [4, 68, 132] {
                     let pitch = pitch(in_features);
-                    for (cut, rows, bytes) in [
-                        (gemv(out_features, pitch, multiprocessors), GEMV_ROWS, 512),
-                        (thin(out_features, pitch, multiprocessors), THIN_ROWS, 64),
-                    ] {
-                        let (warps_k, blocks) = (cut.warps_k as usize, cut.blocks as usize);
-                        assert!(BLOCK_WARPS.is_multiple_of(warps_k));
-                        let covered = blocks * (BLOCK_WARPS / warps_k) * rows;
-                        assert!(covered >= out_features && covered - out_features < BLOCK_WARPS * rows);
-                        assert!(
-                            warps_k == 1 || (warps_k / 2) * bytes < pitch,
-                            "{cut:?} for K = {in_features}"
-                        );
-                    }
+                    let cut = gemv(out_features, pitch, multiprocessors);
+                    let sets = out_features.div_ceil(GEMV_THREADS / cut.lanes as usize);
+                    assert!((1..=sets).contains(&(cut.blocks as usize)), "{cut:?} for {sets} sets");
+                    assert!(GEMV_THREADS.is_multiple_of(cut.lanes as usize) && cut.lanes >= 16);
+
+                    let cut = thin(out_features, pitch, multiprocessors);
+                    let (warps_k, blocks) = (cut.warps_k as usize, cut.blocks as usize);
+                    assert!(BLOCK_WARPS.is_multiple_of(warps_k));
+                    let covered = blocks * (BLOCK_WARPS / warps_k) * THIN_ROWS;
+                    assert!(covered >= out_features && covered - out_features < BLOCK_WARPS * THIN_ROWS);
+                    assert!(warps_k == 1 || (warps_k / 2) * 64 < pitch, "{cut:?} for K = {in_features}");
                 }
             }
         }
     }
 
     #[test]
-    fn few_outputs_share_k_and_many_do_not() {
-        // gpt2-large on 132 multiprocessors: the second product of an MLP, and the head of a 7B model.
-        assert_eq!(gemv(1280, 5120, 132), Streaming { warps_k: 8, blocks: 320 });
-        assert_eq!(gemv(32000, 4096, 132).warps_k, 1);
+    fn layers_of_gpt2_large_leave_no_lane_without_work() {
+        for [out_features, in_features] in [[3840, 1280], [1280, 1280], [5120, 1280], [1280, 5120]] {
+            let cut = gemv(out_features, in_features, 132);
+            let (lanes, chunks) = (cut.lanes as usize, in_features / 16);
+            assert!(chunks.is_multiple_of(lanes), "{cut:?}");
+            // Half of the multiprocessors at least, and no second round on some of them.
+            assert!((66..=132).contains(&cut.blocks) || cut.blocks.is_multiple_of(132), "{cut:?}");
+        }
     }
 
     #[test]
@@ -223,7 +251,9 @@ mod tests {
             assert!(2 * tile.side() * 17 * 4 <= tile.shared_bytes() as usize);
         }
         assert_eq!(Tile::of(512, 5120, 132), Tile::Large);
-        assert_eq!(Tile::of(128, 1280, 132), Tile::Small);
+        // 128 and 120 tiles on 132 multiprocessors.
+        assert_eq!([4096, 3840].map(|n| Tile::of(512, n, 132)), [Tile::Large; 2]);
+        assert_eq!([128, 512].map(|rows| Tile::of(rows, 1280, 132)), [Tile::Small; 2]);
     }
 
     #[test]

@@ -89,8 +89,8 @@ pub(crate) struct CudaDriver {
     functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
     rings: Mutex<Rings>,
     name: String,
-    /// The first number of the compute capability.
-    capability: i32,
+    /// The compute capability: 90 for 9.0.
+    capability: u32,
 }
 
 /// A captured graph.
@@ -163,7 +163,8 @@ impl CudaDriver {
         let stream = context.new_stream().map_err(error("making a stream"))?;
         let module =
             context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(error("loading the kernels"))?;
-        let (capability, _) = context.compute_capability().map_err(error("asking for its capability"))?;
+        let (major, minor) = context.compute_capability().map_err(error("asking for its capability"))?;
+        let capability = u32::try_from(10 * major + minor).unwrap_or(0);
         Ok(Self {
             capability,
             context,
@@ -196,6 +197,7 @@ impl CudaDriver {
             shared_bytes: attribute(
                 CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
+            capability: self.capability,
         })
     }
 
@@ -327,7 +329,7 @@ impl CudaDriver {
 
     /// What lets a kernel start before the one before has ended; nothing where that is not asked for or not known.
     fn early_start(&self, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
-        if !overlaps || self.capability < 9 {
+        if !overlaps || self.capability < 90 {
             return Vec::new();
         }
         #[expect(unsafe_code, reason = "an attribute is a union of C")]

@@ -109,6 +109,7 @@ impl EmulatedDriver {
             model: "the CPU, playing a device".into(),
             multiprocessors: 4,
             shared_bytes: 99 << 10,
+            capability: 90,
         })
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Properties {
     pub(crate) multiprocessors: usize,
     /// Bytes of shared memory a block may ask for.
     pub(crate) shared_bytes: usize,
+    /// The compute capability: 90 for 9.0.
+    pub(crate) capability: u32,
 }
 
 /// A kernel to run.

@@ -234,16 +234,17 @@ pub fn gemv<T: Float>(
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
-    let fits = |bytes: &usize| bytes + plan::GEMV_STATIC_BYTES <= device.shared_bytes();
-    let shared = plan::gemv_shared_bytes(source.cols).filter(fits);
-    let Some(shared) = shared else { return Ok(false) };
+    let shared = plan::gemv_shared_bytes(source.cols);
+    if shared + plan::GEMV_STATIC_BYTES > device.shared_bytes() {
+        return Ok(false);
+    }
     let cut = plan::gemv(matrix.out_features(), matrix.pitch(), device.multiprocessors());
     let args = GemvArgs {
         source: source.args(&check)?,
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, 1, matrix.out_features())?,
         limit: plan::outlier_limit(threshold),
-        warps_k: cut.warps_k,
+        lanes: cut.lanes,
     };
     check.launch(&args, [cut.blocks as usize, 1, 1], 256, shared)?;
     Ok(true)

@@ -116,9 +116,20 @@ fn rows_are_joined_with_their_strides() {
 fn float_products_are_those_of_f64() {
     for device in devices() {
         for dtype in TYPES {
-            for [rows, n, cols] in
-                [[1, 1, 1], [1, 35, 77], [3, 16, 300], [9, 33, 64], [16, 5, 31], [70, 66, 50]]
-            {
+            for [rows, n, cols] in [
+                [1, 1, 1],
+                [1, 35, 77],
+                [3, 16, 300],
+                [9, 33, 64],
+                [16, 5, 31],
+                [70, 66, 50],
+                // By tensor cores where weights have 16 bits: 17 to 32 rows, up to 64, and more.
+                [17, 35, 64],
+                [32, 130, 40],
+                [33, 16, 104],
+                [64, 9, 8],
+                [131, 20, 96],
+            ] {
                 let (x, bias) = (noise(rows * cols, 1), noise(n, 2));
                 let (weight, values) = matrix(&device, dtype, &noise(n * cols, 3), cols);
                 let (there, bias_there) = (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
@@ -134,6 +145,31 @@ fn float_products_are_those_of_f64() {
                 let what = format!("{dtype:?} {rows}x{n}x{cols}");
                 assert_near(&out.to_vec().unwrap(), &expected, 1e-5, &what);
             }
+        }
+    }
+}
+
+#[test]
+fn activations_of_32_bits_lose_nothing_to_weights_of_16() {
+    for device in devices() {
+        for dtype in [FloatType::F16, FloatType::BF16] {
+            // Sums that cancel to what only the low bits of the activations hold.
+            let (rows, cols) = (20, 32);
+            let x: Vec<f32> = (0..rows * cols)
+                .map(|i| if i % 2 == 0 { 1.0 + (i / 2 % 7) as f32 * 2e-6 } else { -1.0 })
+                .collect();
+            let (weight, _) = matrix(&device, dtype, &[1.0; 32], cols);
+            let (there, out) = (device.upload(&x).unwrap(), device.allocate::<f32>(rows).unwrap());
+            dense(&Source::plain(there.all(), rows, cols), &weight, &Output::plain(out.all(), 1)).unwrap();
+            let exact: Vec<f32> =
+                x.chunks(cols).map(|row| row.iter().map(|x| f64::from(*x)).sum::<f64>() as f32).collect();
+            assert_near(&out.to_vec().unwrap(), &exact, 2e-2, &format!("{dtype:?} on {device:?}"));
+
+            // And activations beyond f16.
+            let x: Vec<f32> = (0..rows * cols).map(|i| if i % cols == 3 { 1e5 } else { 0.0 }).collect();
+            there.all().write(&x).unwrap();
+            dense(&Source::plain(there.all(), rows, cols), &weight, &Output::plain(out.all(), 1)).unwrap();
+            assert_near(&out.to_vec().unwrap(), &[1e5; 20], 1e-5, &format!("{dtype:?} on {device:?}"));
         }
     }
 }

@@ -7,6 +7,8 @@ use std::fmt;
 
 /// Tokens from which on a whole row of logits is fetched from a device.
 pub(super) const MOST_CHOSEN: usize = 1024;
+/// Rows whose most likely tokens fit into the memory for as many tokens.
+const MOST_ROWS: usize = 8 * MOST_CHOSEN / 12;
 
 /// Logits of the positions wanted of a pass, row by row, on the CPU or still on a device.
 pub struct Logits<'a> {
@@ -17,7 +19,9 @@ pub struct Logits<'a> {
 
 enum Place<'a> {
     Cpu(Vec<f32>),
-    Device(StagePass<'a>),
+    /// With the most likely token of each row and its logit (none: the row is not finite), once one of them was asked
+    /// for and as long as no penalty changes a row.
+    Device(StagePass<'a>, Option<Vec<Option<(u32, f32)>>>),
 }
 
 /// Which tokens are asked for.
@@ -39,7 +43,7 @@ impl fmt::Debug for Logits<'_> {
 
 impl<'a> Logits<'a> {
     pub(super) fn on_device(pass: StagePass<'a>, rows: usize, vocabulary: usize) -> Self {
-        Self { place: Place::Device(pass), rows, vocabulary }
+        Self { place: Place::Device(pass, None), rows, vocabulary }
     }
 
     /// Number of rows: one for each position wanted.
@@ -54,7 +58,7 @@ impl<'a> Logits<'a> {
     pub fn into_vec(self) -> Result<Vec<f32>> {
         match self.place {
             Place::Cpu(logits) => Ok(logits),
-            Place::Device(pass) => {
+            Place::Device(pass, _) => {
                 let mut logits = vec![0f32; self.rows * self.vocabulary];
                 pass.head()?.logits.all().read(&mut logits)?;
                 Ok(logits)
@@ -65,7 +69,8 @@ impl<'a> Logits<'a> {
     /// The most likely tokens of a row with their logits, the most likely first, equal ones by their ids. The
     /// penalty changes the row: ask once for each.
     ///
-    /// On a device only these tokens cross the bus.
+    /// On a device only these tokens cross the bus. The most likely token of every row comes by one launch and one copy,
+    /// when that of the first row is asked for.
     ///
     /// ```
     /// use llm_int8_nn::models::{Choice, Logits};
@@ -79,12 +84,25 @@ impl<'a> Logits<'a> {
     /// [`NnError::NonFiniteLogits`]; [`NnError::Cuda`]; [`NnError::Input`] for a row that is not there.
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
         let range = self.range(row)?;
+        let shape = [self.rows, self.vocabulary];
         match &mut self.place {
             Place::Cpu(logits) => choose_on_cpu(&mut logits[range], choice),
-            Place::Device(pass) if choice.count.min(self.vocabulary) <= MOST_CHOSEN => {
+            Place::Device(pass, largest)
+                if choice.count == 1 && choice.penalty == 1.0 && self.rows <= MOST_ROWS =>
+            {
+                if largest.is_none() {
+                    *largest = Some(largest_of_rows(pass.head()?, shape)?);
+                }
+                let of_row = largest.as_ref().and_then(|all| all[row]);
+                of_row.map(|found| vec![found]).ok_or(NnError::NonFiniteLogits)
+            }
+            Place::Device(pass, largest) if choice.count.min(self.vocabulary) <= MOST_CHOSEN => {
+                if choice.penalty != 1.0 {
+                    *largest = None;
+                }
                 choose_on_device(pass.head()?, range, choice)
             }
-            Place::Device(pass) => {
+            Place::Device(pass, _) => {
                 let mut logits = vec![0f32; self.vocabulary];
                 pass.head()?.logits.part(range)?.read(&mut logits)?;
                 choose_on_cpu(&mut logits, choice)
@@ -100,7 +118,7 @@ impl<'a> Logits<'a> {
         let range = self.range(row)?;
         match &self.place {
             Place::Cpu(logits) => Ok(logits[range].to_vec()),
-            Place::Device(pass) => {
+            Place::Device(pass, _) => {
                 let mut logits = vec![0f32; self.vocabulary];
                 pass.head()?.logits.part(range)?.read(&mut logits)?;
                 Ok(logits)
@@ -178,6 +196,25 @@ fn most_likely(logits: &[f32]) -> u32 {
     }
     let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
     logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
+}
+
+/// The most likely token of each row `[rows, vocabulary]` with its logit; none where a logit is not finite.
+fn largest_of_rows(memory: &HeadMemory, [rows, vocabulary]: [usize; 2]) -> Result<Vec<Option<(u32, f32)>>> {
+    // Ids, logits and marks in one piece, so that one copy fetches them.
+    let found = memory.chosen.part(..12 * rows)?;
+    let into = Selected {
+        ids: found.part(..4 * rows)?.cast()?,
+        values: found.part(4 * rows..8 * rows)?.cast()?,
+        is_bad: found.part(8 * rows..)?.cast()?,
+    };
+    select(memory.logits.all(), [rows, vocabulary], 1, &into)?;
+    let mut words = vec![0u32; 3 * rows];
+    found.cast::<u32>()?.read(&mut words)?;
+    let of_row = |row: usize| {
+        let (id, value, is_bad) = (words[row], f32::from_bits(words[rows + row]), words[2 * rows + row] != 0);
+        (!is_bad).then_some((id, value))
+    };
+    Ok((0..rows).map(of_row).collect())
 }
 
 fn choose_on_device(
