@@ -4,29 +4,37 @@
     python3 scripts/bench_gpu.py [--quick] [--json raw.json [--resume]] [--only ours,torch,…] [--dry-run]
 
 Needs our program built with CUDA, torch, transformers, accelerate and numpy (Python 3.11); bitsandbytes is left out
-where it is not installed, and a peer that fails does not stop the others. Each row is a process of its own; what it
-measured is in the file of --json as soon as it ends, and --resume measures what such a file lacks.
+where it is not installed, and a peer that fails does not stop the others. Each row of ours is a process; rows of peers
+that follow each other share one, because importing torch takes 5 to 10 s. The file of --json is written after each
+process, and --resume measures what such a file lacks. Exit status 75: a row lacks something, the last lines say why.
 
 The model is a random gpt2-large in float16 with outlier columns, made in a temporary folder or in --model. A number is
-the median of --runs (as many as begin within 20 s) after one that is not counted:
+the median of --runs (as many as begin within 5 s) after one that is not counted:
 
 - load: the model alone, from the page cache, without the start of Python or of the card;
-- decode: greedy, 128 new tokens after 128 others, the first not counted; tokens of all texts of a batch. Peers leave
-  their tokens on the card. Compiled: mode="reduce-overhead", a static cache of 256 positions, each batch by itself;
-- prompt: one text to its first new token, with an empty cache, not compiled;
-- linear: one layer without bias, activations without outliers, f16 in and out for the peers; 512 MiB of copies of its
-  weights are taken in turn, so that they come from memory. torch: the lower of calls one by one and in a CUDA graph,
-  which bitsandbytes cannot have, as it waits for the card. Ours quantises the activations in that time too;
+- decode: greedy, 128 new tokens after 128 others, the first not counted; tokens of all sequences of a batch. Peers
+  leave their tokens on the card. Compiled: mode="reduce-overhead", a static cache of 256 positions, each batch alone;
+- prompt: one sequence to its first new token, with an empty cache, not compiled;
+- linear: one layer without bias, f16 in and out for the peers; up to 64 copies of its weights, 512 MiB at most, are
+  taken in turn, so that they come from memory. Ours and bitsandbytes are measured twice: without outliers, and with
+  5 outlier columns. torch: the lower of calls one by one and in a CUDA graph, which bitsandbytes cannot have, as it
+  waits for the card. Ours quantises the activations in that time too; torch int8 is torch._int_mm from int8 to int32
+  alone, without quantising or scaling, for more than 16 rows;
 - copy: a GiB to another, bytes read and bytes written.
+
+--device cpu --tiny rehearses all of it without a GPU, on a model of two layers; its numbers mean nothing.
 """
 
 import argparse
 import contextlib
 import datetime
+import faulthandler
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import os
@@ -43,60 +51,109 @@ SCRIPT = pathlib.Path(__file__).resolve()
 DEVICE = "cuda:0"
 CONTEXT, POSITIONS = 128, 1088  # a prompt of 1024 and a token after it fit
 BATCHES, PROMPTS, NEW_TOKENS = [1, 8, 32], [128, 512, 1024], 128
-SHAPES, ROWS = [(4096, 4096), (11008, 4096), (4096, 11008), (8192, 28672)], [1, 8, 64, 512, 4096]  # (N, K), M
+GPT2_LARGE = [(3840, 1280), (1280, 1280), (5120, 1280), (1280, 5120)]  # (N, K)
+SHAPES = [*GPT2_LARGE, (4096, 4096), (11008, 4096), (4096, 11008), (8192, 28672)]
+ROWS = [1, 8, 64, 512, 4096]  # M
+OUTLIER_COLUMNS, OUTLIER = 5, 8.0
 THRESHOLD = 6.0  # of outliers, in bitsandbytes
-ROTATED = 512 << 20  # bytes of weights: four times the largest last cache
-SLOW = 20  # seconds after which a measurement takes no further run
-SAMPLE = 100_000  # microseconds of work between two events
+ROTATED, MOST_COPIES = 512 << 20, 64  # bytes of weights, several times L2, and copies of a layer at most
+COPIED = 1 << 30
+SLOW = 5  # seconds after which a measurement takes no further run
+SAMPLE = 30_000  # microseconds of work between two events
+GRACE = 10  # seconds that a row of peers has to finish what it measures when its time is over
+STARTING = 30  # seconds to start a process of peers
+SHORTEST = 2  # with fewer seconds left, nothing more is started
+MAKING = 300  # seconds for making the model
+INCOMPLETE = 75  # exit status where a row of --only lacks something
 MODEL = ["torch", "transformers", "accelerate"]
 PEERS = {  # of a row its title and what it needs
-    "copy": ("copy on the card", ["torch"]),
     "ours": ("llm-int8", []),
     "ours-no-graph": ("llm-int8, no CUDA graph", []),
+    "ours-overlap": ("llm-int8, overlapping kernels", []),
     "linear-ours": ("llm-int8", []),
+    "linear-ours-overlap": ("llm-int8, overlapping kernels", []),
+    "copy": ("copy on the card", ["torch"]),
     "torch": ("torch f16", MODEL),
     "linear-torch": ("torch f16", ["torch"]),
+    "linear-torch-int8": ("torch int8", ["torch"]),
     "bitsandbytes": ("bitsandbytes", [*MODEL, "bitsandbytes"]),
     "linear-bitsandbytes": ("bitsandbytes", ["torch", "bitsandbytes"]),
     "torch-compiled": ("torch f16, compiled", MODEL),
 }
 
 
+def use(device, tiny):
+    """Sets where to measure; tiny: how much, in a rehearsal on a CPU."""
+    global DEVICE, CONTEXT, ROTATED, COPIED, SAMPLE
+    DEVICE = device
+    if tiny:
+        CONTEXT, ROTATED, COPIED, SAMPLE = 16, 1 << 16, 1 << 20, 1000
+
+
 # What runs in a process of its own: bench_gpu.py --step NAME JSON
 
 
-def record(report, kind, sizes, work):
-    """Adds what work() measures to a list of the report, or why it failed; prints all there is so far."""
-    try:
-        report.setdefault(kind, []).append(sizes | work())
-    except Exception as error:  # too little memory for one size must not lose the others
-        report.setdefault("errors", {})[f"{kind} {sizes}"] = f"{type(error).__name__}: {error}"[:300]
-    print("\n" + json.dumps(report), flush=True)
-
-
-def repeat(work, runs):
-    """The median of what work() returns."""
-    work()
-    results, end = [], time.monotonic() + SLOW
-    while not results or (len(results) < runs and time.monotonic() < end):
-        results.append(work())
-    return statistics.median(results)
-
-
-def make_model(_, folder):
+def make_model(folder, tiny):
     import make_random_gpt2
 
     make_random_gpt2.POSITIONS = POSITIONS
-    sys.argv = ["make_random_gpt2.py", "--size", "gpt2-large", "--dtype", "F16", "-o", folder]
+    size = "gpt2-large"
+    if tiny:
+        size, make_random_gpt2.VOCAB = "tiny", 512
+        make_random_gpt2.SIZES[size] = (2, 64, 2)
+    sys.argv = ["make_random_gpt2.py", "--size", size, "--dtype", "F16", "-o", folder]
     make_random_gpt2.main()
 
 
-def run_model(name, model, batches, prompts, new_tokens, runs):
+class Row:
+    """A row being measured: what was found so far, beside the rows before it, and when its time is over."""
+
+    def __init__(self, reports, name, seconds):
+        self.reports, self.name, self.report = reports, name, {}
+        self.started, self.end = time.monotonic(), time.monotonic() + seconds
+        reports[name] = self.report
+        self.show()
+
+    def show(self):
+        """Prints all there is, so that a kill loses only the rest."""
+        print("\n" + json.dumps(self.reports), flush=True)
+
+    def failed(self, what, error):
+        self.report.setdefault("errors", {})[what] = f"{type(error).__name__}: {error}"[:300]
+
+    def add(self, kind, sizes, work):
+        """Adds what work() measures to a list of the report, or why it failed."""
+        if time.monotonic() >= self.end:
+            self.report["left_out"] = self.report.get("left_out", 0) + 1
+            return
+        try:
+            self.report.setdefault(kind, []).append(sizes | work())
+        except Exception as error:  # too little memory for one size must not lose the others
+            self.failed(f"{kind} {sizes}", error)
+        self.show()
+
+    def repeat(self, work, runs):
+        """What work() returns, in several runs after one that is not counted."""
+        work()
+        results, end = [], min(self.end, time.monotonic() + SLOW)
+        while not results or (len(results) < runs and time.monotonic() < end):
+            results.append(work())
+        return results
+
+
+def synchronize():
+    import torch
+
+    if DEVICE.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def run_model(row, model, batches, prompts, new_tokens, runs):
     import torch
     import transformers
 
     def now():
-        torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter()
 
     def ids(batch, length):
@@ -119,16 +176,19 @@ def run_model(name, model, batches, prompts, new_tokens, runs):
             token = step(token, past, position)
         return len(prompt) * len(positions) / (now() - started)
 
+    def rate(work):
+        samples = row.repeat(work, runs)
+        return {"tokens_per_second": statistics.median(samples), "samples": samples}
+
     def decode_rate(batch):
         prompt, new_cache = ids(batch, CONTEXT), lambda: transformers.DynamicCache(config=network.config)
         if not compiled:
-            return {"tokens_per_second": repeat(lambda: decode(prompt, new_cache(), advance), runs)}
+            return rate(lambda: decode(prompt, new_cache(), advance))
         # One cache for all runs: the graph holds its addresses.
         past = transformers.StaticCache(config=network.config, max_cache_len=CONTEXT + NEW_TOKENS)
         torch._dynamo.utils.counters.clear()
-        rate = repeat(lambda: past.reset() or decode(prompt, past, replay), runs)
-        skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
-        return {"tokens_per_second": rate, "skipped_graphs": skipped}
+        found = rate(lambda: past.reset() or decode(prompt, past, replay))
+        return found | {"skipped_graphs": torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]}
 
     def prefill(tokens):
         prompt, position = ids(1, tokens), torch.arange(tokens, device=DEVICE)
@@ -139,27 +199,33 @@ def run_model(name, model, batches, prompts, new_tokens, runs):
     torch.manual_seed(0)
     torch.zeros(1, device=DEVICE)
     options = {"dtype": torch.float16, "attn_implementation": "sdpa", "device_map": DEVICE}
-    if name == "bitsandbytes":
+    if row.name == "bitsandbytes":
         options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
     started = now()
     network = transformers.GPT2LMHeadModel.from_pretrained(model, **options).eval()
-    report = {"load": {"seconds": now() - started}, "memory": {"model_bytes": network.get_memory_footprint()}}
+    row.report |= {"load": {"seconds": now() - started}, "memory": {"model_bytes": network.get_memory_footprint()}}
     # Before its version 5 transformers had to be told where in a cache it is.
     takes_position = "cache_position" in inspect.signature(network.forward).parameters
-    compiled = name == "torch-compiled" and torch.compile(advance, mode="reduce-overhead", dynamic=False)
+    compiled = row.name == "torch-compiled" and torch.compile(advance, mode="reduce-overhead", dynamic=False)
     with torch.no_grad():
         for batch in batches:
-            record(report, "decode", {"context": CONTEXT, "batch": batch}, lambda: decode_rate(batch))
+            row.add("decode", {"context": CONTEXT, "batch": batch}, lambda: decode_rate(batch))
         for tokens in [] if compiled else prompts:
-            rate = lambda: {"tokens_per_second": repeat(lambda: prefill(tokens), runs)}
-            record(report, "prefill", {"tokens": tokens}, rate)
+            row.add("prefill", {"tokens": tokens}, lambda: rate(lambda: prefill(tokens)))
 
 
-def microseconds(calls, runs):
-    """The time of one of these calls between events on the card; they are taken in turn."""
+def microseconds(row, calls, runs):
+    """The times of one of these calls, each of several runs; the calls are taken in turn."""
     import torch
 
-    def sample(rounds):
+    def sample_on_cpu(rounds):
+        started = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        return (time.perf_counter() - started) * 1e6 / (rounds * len(calls))
+
+    def sample_by_events(rounds):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(rounds):
@@ -169,95 +235,174 @@ def microseconds(calls, runs):
         end.synchronize()
         return begin.elapsed_time(end) * 1e3 / (rounds * len(calls))
 
+    sample = sample_by_events if DEVICE.startswith("cuda") else sample_on_cpu
     sample(1)
     rounds = min(1000, max(1, round(SAMPLE / (sample(1) * len(calls)))))
-    return repeat(lambda: sample(rounds), runs)
+    return row.repeat(lambda: sample(rounds), runs)
 
 
-def linear(name, shapes, rows, runs):
+def bitsandbytes_layer(weight):
+    import bitsandbytes
+
+    options = {"bias": False, "has_fp16_weights": False, "threshold": THRESHOLD, "device": "meta"}
+    layer = bitsandbytes.nn.Linear8bitLt(*reversed(weight.shape), **options)
+    layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    return layer.to(DEVICE).eval()  # moving it quantises it
+
+
+def linear(row, shapes, rows, runs):
     import torch
 
-    def bitsandbytes_layer(weight):
-        import bitsandbytes
-
-        options = {"bias": False, "has_fp16_weights": False, "threshold": THRESHOLD, "device": "meta"}
-        layer = bitsandbytes.nn.Linear8bitLt(*reversed(weight.shape), **options)
-        layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-        return layer.to(DEVICE).eval()  # moving it quantises it
+    def copies(out_features, in_features, size):
+        return range(min(MOST_COPIES, max(2, math.ceil(ROTATED / (out_features * in_features * size)))))
 
     @functools.lru_cache(maxsize=1)
-    def layers(out_features, in_features):
-        weight = torch.randn(out_features, in_features, device=DEVICE, dtype=torch.float16) * in_features**-0.5
-        if name == "linear-bitsandbytes":
+    def layers(*shape):
+        if row.name == "linear-torch-int8":
+            weight = torch.randint(-127, 128, shape, device=DEVICE, dtype=torch.int8)
+            return [functools.partial(torch._int_mm, mat2=weight.clone().t()) for _ in copies(*shape, 1)]
+        weight = torch.randn(*shape, device=DEVICE, dtype=torch.float16) * shape[1] ** -0.5
+        if row.name == "linear-bitsandbytes":
             weight = weight.cpu()
-            return [bitsandbytes_layer(weight) for _ in range(max(2, math.ceil(ROTATED / weight.numel())))]
-        product, copies = torch.nn.functional.linear, max(2, math.ceil(ROTATED / (2 * weight.numel())))
-        return [functools.partial(product, weight=weight.clone()) for _ in range(copies)]
+            return [bitsandbytes_layer(weight) for _ in copies(*shape, 1)]
+        return [functools.partial(torch.nn.functional.linear, weight=weight.clone()) for _ in copies(*shape, 2)]
 
-    def measure(out_features, in_features, count):
-        x = torch.randn(count, in_features, device=DEVICE, dtype=torch.float16)
+    def activations(count, in_features, outlier_columns):
+        if row.name == "linear-torch-int8":
+            return torch.randint(-127, 128, (count, in_features), device=DEVICE, dtype=torch.int8)
+        x = torch.randn(count, in_features, device=DEVICE, dtype=torch.float16).clamp_(-4, 4)
+        if outlier_columns:
+            x[:, torch.arange(outlier_columns) * in_features // outlier_columns] = OUTLIER
+        return x
+
+    def measure(out_features, in_features, count, outlier_columns):
+        x = activations(count, in_features, outlier_columns)
         calls = [functools.partial(layer, x) for layer in layers(out_features, in_features)]
-        found = {"one_by_one": microseconds(calls, runs)}
-        if name == "linear-torch":
+        samples = {"one_by_one": microseconds(row, calls, runs)}
+        if row.name.startswith("linear-torch") and DEVICE.startswith("cuda"):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 for call in calls:
                     call()
-            found["in_a_graph"] = microseconds([graph.replay], runs) / len(calls)
-        return {"microseconds": min(found.values())} | found
+            samples["in_a_graph"] = [time / len(calls) for time in microseconds(row, [graph.replay], runs)]
+        found = {way: statistics.median(times) for way, times in samples.items()}
+        return {"microseconds": min(found.values()), "samples": samples} | found
 
     torch.manual_seed(0)
-    report = {}
+    has_outliers = row.name == "linear-bitsandbytes"
     with torch.no_grad():
-        for out_features, in_features in shapes:
-            for count in rows:
+        for (out_features, in_features), count in itertools.product(shapes, rows):
+            if row.name == "linear-torch-int8" and count <= 16:
+                continue  # torch._int_mm refuses them
+            for columns in [0, OUTLIER_COLUMNS] if has_outliers else [None]:
                 sizes = {"out_features": out_features, "in_features": in_features, "rows": count}
-                record(report, "linear", sizes, lambda: measure(out_features, in_features, count))
+                sizes |= {"outlier_columns": columns} if has_outliers else {}
+                row.add("linear", sizes, lambda: measure(out_features, in_features, count, columns))
 
 
-def copy(_, runs):
+def copy(row, runs):
     import torch
 
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE).random_()
+    source = torch.randint(256, (COPIED,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    rate = 2e6 * source.numel() / microseconds([lambda: target.copy_(source)], runs)
-    print(json.dumps({"bytes_per_second": rate}))
+    samples = [2e6 * COPIED / time for time in microseconds(row, [lambda: target.copy_(source)], runs)]
+    row.report |= {"bytes_per_second": statistics.median(samples), "samples": samples}
 
 
-STEPS = {"make-model": make_model, "copy": copy, "linear-torch": linear, "linear-bitsandbytes": linear}
+def peers(rows, limit, seconds):
+    """Measures rows of peers one after the other; each has `limit` seconds, all together `seconds`."""
+    import torch
+
+    reports, end = {}, time.monotonic() + seconds
+    for name, options in rows:
+        own = min(limit, end - time.monotonic())
+        if own <= 0:
+            return
+        # A call that hangs ends the process; the rows after it then get another one.
+        faulthandler.dump_traceback_later(own + GRACE, exit=True)
+        row = Row(reports, name, own)
+        work = copy if name == "copy" else linear if name.startswith("linear") else run_model
+        try:
+            work(row, **options)
+        except Exception as error:
+            row.failed("all", error)
+        row.report["wall_seconds"] = round(time.monotonic() - row.started, 1)
+        row.show()
+        gc.collect()
+        synchronize()  # after an illegal access this fails, and the process ends
+        if DEVICE.startswith("cuda"):
+            torch.cuda.empty_cache()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def step(name, options):
+    options = json.loads(options)
+    use(options.pop("device"), options["tiny"])
+    if name == "make-model":
+        make_model(**options)
+    else:
+        peers(options["rows"], options["limit"], options["seconds"])
 
 
 # Measuring
 
 
-def own_step(name, **options):
+def own_step(args, name, **options):
+    options |= {"device": args.device, "tiny": args.tiny}
     return [sys.executable, str(SCRIPT), "--step", name, json.dumps(options)]
 
 
-def command(args, name, model):
-    """The command that measures a row."""
+def is_ours(name):
+    return "ours" in name
+
+
+def together(names):
+    """The first of the rows with those after it that share its process."""
+    alone = lambda name: is_ours(name) or name == "torch-compiled"
+    return names[:1] if alone(names[0]) else list(itertools.takewhile(lambda name: not alone(name), names))
+
+
+def our_command(args, name, model):
     numbers = lambda values: ",".join(map(str, values))
-    program, device = [str(args.binary.absolute()), "bench"], ["--device", DEVICE, "--json"]
-    if name == "linear-ours":
+    program, device = [str(args.binary.absolute()), "bench"], ["--device", args.device, "--json"]
+    device += ["--no-cuda-graph"] if name.endswith("-no-graph") else []
+    device += ["--cuda-overlap"] if name.endswith("-overlap") else []
+    if name.startswith("linear"):
         shapes = ",".join(f"{out_features}x{in_features}" for out_features, in_features in args.shapes)
-        return [*program, "-", "--linear", shapes, "--rows", numbers(args.rows), *device]
-    if name.startswith("ours"):
-        device += ["--no-cuda-graph"] if name == "ours-no-graph" else []
-        sizes = ["--contexts", CONTEXT, "--prompts", numbers(args.prompts), "--batch-sizes", numbers(args.batches)]
-        sizes += ["--max-new-tokens", args.new_tokens, "--runs", args.runs]
-        return [*program, model, *device, *map(str, sizes)]
-    sizes = {"model": model, "batches": args.batches, "prompts": args.prompts, "new_tokens": args.new_tokens}
-    sizes = {"shapes": args.shapes, "rows": args.rows} if name.startswith("linear") else sizes
-    return own_step(name, **({} if name == "copy" else sizes), runs=args.runs)
+        return [*program, "-", "--linear", shapes, "--rows", numbers(args.rows), "--runs", str(args.runs), *device]
+    sizes = ["--contexts", CONTEXT, "--prompts", numbers(args.prompts), "--batch-sizes", numbers(args.batches)]
+    sizes += ["--max-new-tokens", args.new_tokens, "--runs", args.runs]
+    return [*program, model, *device, *map(str, sizes)]
+
+
+def command(args, names, model, left):
+    """The command that measures these rows in one process, and the seconds it may take."""
+    if is_ours(names[0]):
+        return our_command(args, names[0], model), min(args.limit, left)
+
+    def options(name):
+        sizes = {"model": model, "batches": args.batches, "prompts": args.prompts, "new_tokens": args.new_tokens}
+        sizes = {"shapes": args.shapes, "rows": args.rows} if name.startswith("linear") else sizes
+        return ({} if name == "copy" else sizes) | {"runs": args.runs}
+
+    rows = [[name, options(name)] for name in names]
+    seconds = min(left - SHORTEST / 2, len(names) * (args.limit + GRACE))
+    words = own_step(args, "peers", rows=rows, limit=args.limit, seconds=round(seconds, 1))
+    return words, min(left, seconds + STARTING)
+
+
+class Stopped(Exception):
+    """Someone ended this program."""
 
 
 def last_object(text):
     """The last JSON object of a text, which begins at the start of a line; None where there is none."""
     text = "\n" + text
-    try:
-        return json.loads(text[text.rindex("\n{") :])
-    except ValueError:
-        return None
+    while (start := text.rfind("\n{")) >= 0:
+        with contextlib.suppress(ValueError):  # a kill may have cut the last one off
+            return json.loads(text[start:])
+        text = text[:start]
+    return None
 
 
 def run(words, limit):
@@ -271,7 +416,9 @@ def run(words, limit):
         try:
             status = f"exit status {process.wait(limit)}"
         except subprocess.TimeoutExpired:
-            status = f"stopped after {limit} s"
+            status = f"stopped after {limit:.0f} s"
+        except Stopped:
+            status = "stopped by a signal"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # torch's compiler leaves workers
@@ -280,15 +427,17 @@ def run(words, limit):
         found, lines = last_object(out.read()), errors.read().split("\n")
     if not failed:
         return found, None
-    lines = [line.strip() for line in lines if line.strip()] or ["no message"]
-    line = ([line for line in lines if "error" in line.lower()] or lines)[-1]
-    return found, f"{status}: {line[:300]}"
+    lines = [line.strip() for line in lines if line.strip()]
+    telling = [line for line in lines if line.startswith("Timeout (") or "error" in line.lower()]
+    # What a killed process wrote last may be any warning.
+    telling = telling or (lines[-1:] if process.returncode > 0 else [])
+    return found, ": ".join([status, *[line[:300] for line in telling[-1:]]])
 
 
 def said(*words):
     """What a short command prints."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.strip()
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{words[0]} does not answer ({type(error).__name__})"
 
@@ -297,36 +446,78 @@ def lacking(name):
     return ", ".join(module for module in PEERS[name][1] if not importlib.util.find_spec(module))
 
 
+def version(module):
+    try:
+        return f"{module} {importlib.metadata.version(module)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{module} of unknown version"
+
+
+def shortcomings(report, reason):
+    """Why a row is incomplete: what the report says, and why its process failed. Empty where nothing is missing."""
+    found = [reason] if reason else []
+    found += [f"{what}: {error}" for what, error in report.get("errors", {}).items()]
+    if left_out := report.get("left_out"):
+        found.append(f"{left_out} numbers left out: the row's time was over")
+    return "; ".join(found)[:600]
+
+
+def measure_together(args, found, names, model, left):
+    """Measures rows in one process; returns those that it began."""
+    words, limit = command(args, names, model, left)
+    started = time.monotonic()
+    found["commands"] |= {name: shlex.join(words) for name in names}
+    print("$", shlex.join(words), file=sys.stderr, flush=True)
+    result, reason = run(words, limit)
+    seconds = round(time.monotonic() - started, 1)
+    if is_ours(names[0]):
+        reports = {names[0]: result | {"wall_seconds": seconds} if result else {}}
+        reason = reason or (None if result else "it printed no JSON")
+    else:
+        reports = {name: report for name, report in (result or {}).items() if name in names}
+        reports = reports or {name: {} for name in names}  # not one was begun: all failed alike
+    for name, report in reports.items():
+        own = reason if "wall_seconds" not in report else None
+        if set(report) - {"errors", "left_out", "wall_seconds"}:
+            found["results"][name] = report
+        if why := shortcomings(report, own):
+            found["reasons"][name] = why
+        print(f"{name}: {why or 'done'}, {report.get('wall_seconds', seconds)} s", file=sys.stderr, flush=True)
+    return list(reports)
+
+
+def write(path, text):
+    """Writes a file at once: who reads it finds the old text or the new one."""
+    if path:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text)
+        partial.rename(path)
+
+
 def measure(args, found, model):
-    """Fills found with results, reasons why there is none, and commands, row by row."""
-    results, reasons = found["results"], found["reasons"]
-    todo = [name for name in args.only if name not in results or name in reasons]
-    config = pathlib.Path(model, "config.json")
-    if not config.exists() and any("linear" not in name and name != "copy" for name in todo):
-        _, reason = run(own_step("make-model", folder=model), args.limit)
-        print(f"making the model: {reason or 'done'}", file=sys.stderr)
+    """Fills found with results, reasons why there is none, and commands, process by process."""
+    reasons, end = found["reasons"], time.monotonic() + args.budget
+    todo = [name for name in args.only if name not in found["results"] or name in reasons]
+    reasons |= {name: f"left out, not installed: {lacking(name)}" for name in todo if lacking(name)}
+    todo = [name for name in todo if not lacking(name)]
     for name in todo:
         reasons.pop(name, None)
-        words, started = command(args, name, model), time.monotonic()
-        if modules := lacking(name):
-            reason = f"left out, not installed: {modules}"
-        else:
-            found["commands"][name] = shlex.join(words)
-            print("$", found["commands"][name], file=sys.stderr, flush=True)
-            result, reason = run(words, args.limit)
-            if result:
-                results[name] = result | {"wall_seconds": round(time.monotonic() - started, 1)}
-                failed = [f"{what}: {error}" for what, error in result.get("errors", {}).items()]
-                reason = "; ".join([reason, *failed] if reason else failed)[:600]
-            else:
-                reason = reason or "it printed no JSON"
-        if reason:
-            reasons[name] = reason
-        print(f"{name}: {reason or 'done'}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        if args.json:
-            partial = args.json.with_name(args.json.name + ".partial")
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-            partial.rename(args.json)
+    over = "not run: the time was over"
+    try:
+        needed = any("linear" not in name and name != "copy" for name in todo)
+        if needed and not pathlib.Path(model, "config.json").exists():
+            _, reason = run(own_step(args, "make-model", folder=model), min(MAKING, args.budget))
+            print(f"making the model: {reason or 'done'}", file=sys.stderr)
+        while todo and not args.stopped and (left := end - time.monotonic()) >= SHORTEST:
+            begun = measure_together(args, found, together(todo), model, left)
+            todo = [name for name in todo if name not in begun]
+            write(args.json, json.dumps(found, indent=1) + "\n")
+    except Stopped:
+        pass
+    if args.stopped:
+        over = "not run: stopped by a signal"
+    reasons |= {name: over for name in todo}
+    write(args.json, json.dumps(found, indent=1) + "\n")
 
 
 # Printing
@@ -363,27 +554,35 @@ def model_tables(results):
 
 def linear_table(results):
     times, rows, copied = {}, [], results.get("copy", {}).get("bytes_per_second")
-    for name in ("ours", "torch", "bitsandbytes"):
+    names = ["ours", "ours-overlap", "torch", "torch-int8", "bitsandbytes"]
+    for name in names:
         for entry in results.get(f"linear-{name}", {}).get("linear", []):
             key = (entry["out_features"], entry["in_features"], entry["rows"])
-            times.setdefault(key, {})[name] = entry["microseconds"]
-    for (out_features, in_features, count), found in times.items():
-        ours, peers = found.get("ours"), [found.get("torch"), found.get("bitsandbytes")]
-        weights = out_features * in_features
-        ratios = [f"{theirs / ours:.2f}" if theirs and ours else "–" for theirs in peers]
-        share = f"{weights / (ours * 1e-6) / copied:.0%}" if ours and copied and count == 1 else ""
-        rate = number(count * weights / (ours * 1e6)) if ours else "–"
-        numbers = map(number, [ours, *peers])
-        rows.append([f"{out_features} × {in_features}", count, *numbers, *ratios, share, rate])
-    titles = ["out × in", "rows", "llm-int8, µs", "torch f16, µs", "bitsandbytes, µs", "torch ÷ ours"]
-    titles += ["bitsandbytes ÷ ours", "ours, of the copy's bytes/s", "ours, T multiply-adds/s"]
+            times.setdefault(key, {})[name, entry.get("outlier_columns")] = entry["microseconds"]
+    order = list(dict.fromkeys(key[:2] for key in times))
+    for key in sorted(times, key=lambda key: (order.index(key[:2]), key[2])):
+        (out_features, in_features, count), found = key, times[key]
+        # torch knows no outliers: its one time stands beside both of ours.
+        for outliers in sorted({columns for _, columns in found if columns is not None}) or [0]:
+            ours, *others = [found.get((name, outliers), found.get((name, None))) for name in names]
+            weights = out_features * in_features
+            ratios = [f"{other / ours:.2f}" if other and ours else "–" for other in others]
+            share = f"{weights / (ours * 1e-6) / copied:.0%}" if ours and copied and count == 1 else ""
+            rate = number(2 * count * weights / (ours * 1e6)) if ours else "–"
+            sizes = [f"{out_features} × {in_features}", count, outliers]
+            rows.append([*sizes, *map(number, [ours, *others]), *ratios, share, rate])
+    titles = ["out × in", "rows", "outlier columns", "llm-int8, µs", "overlapping, µs", "torch f16, µs"]
+    titles += ["torch int8 matmul alone, µs", "bitsandbytes, µs", "overlapping ÷ ours", "torch ÷ ours"]
+    titles += ["int8 matmul alone ÷ ours", "bitsandbytes ÷ ours", "ours, of the copy's bytes/s", "ours, TOPS"]
     return table(titles, rows) if rows else []
 
 
 def circumstances(found):
     """What the numbers depend on."""
     results, rate = found["results"], found["results"].get("copy", {}).get("bytes_per_second")
-    lines = [f"{found['date']}; {found['card']}; medians of runs: {found['runs']}.", f"`{found['command']}`", ""]
+    runs = ", ".join(map(str, found["runs"]))
+    lines = [f"{found['date']}; {found['card']}; medians of runs: {runs}.", *[f"`{call}`" for call in found["calls"]]]
+    lines.append("")
     if rate:
         lines.append(f"- copying on the card: {rate / 1e9:.0f} GB/s, read and written")
     for entry in results.get("ours", {}).get("decode", []):
@@ -397,52 +596,101 @@ def circumstances(found):
     return lines + [f"- {name}: {reason.replace('|', '/')}" for name, reason in found["reasons"].items()]
 
 
-def main():
-    if sys.argv[1:2] == ["--step"]:
-        name, options = sys.argv[2:4]
-        return STEPS.get(name, run_model)(name, **json.loads(options))
+def tables(found):
+    parts = [model_tables(found["results"]), linear_table(found["results"]), circumstances(found)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def numbers(text):
+    values = [int(value) for value in text.split(",")]
+    if min(values) < 1:
+        raise ValueError(text)
+    return values
+
+
+def shapes(text):
+    return [numbers(shape.replace("x", ",")) for shape in text.split(",")]
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=pathlib.Path, default=SCRIPT.parent.parent / "target/release/llm-int8")
     parser.add_argument("--model", type=pathlib.Path, metavar="DIR", help="keep the model there, or take this one")
     parser.add_argument("--only", default=",".join(PEERS), metavar="LIST", help="rows, default: %(default)s")
     parser.add_argument("--runs", type=int, choices=range(1, 100), default=5, metavar="N")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, tokens and runs: does everything work?")
-    parser.add_argument("--limit", type=int, default=600, metavar="S", help="seconds for one row")
+    parser.add_argument("--tiny", action="store_true", help="a model of two layers and tiny sizes: a rehearsal")
+    parser.add_argument("--device", default=DEVICE, metavar="NAME", help="%(default)s, or cpu for a rehearsal")
+    for name, kind in [("batches", numbers), ("prompts", numbers), ("shapes", shapes), ("rows", numbers)]:
+        what = {"shapes": "OUTxIN, of layers", "rows": "rows of activations"}.get(name, f"{name} of models")
+        parser.add_argument(f"--{name}", type=kind, metavar="LIST", help=what)
+    parser.add_argument("--limit", type=int, default=60, metavar="S", help="seconds for one row, default: %(default)s")
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="S", help="seconds for all rows")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the raw results")
     parser.add_argument("--resume", action="store_true", help="measure only what the file of --json lacks")
     parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="also write the tables there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args()
-    args.only = args.only.split(",")
+    args.only = list(dict.fromkeys(args.only.split(",")))
     if wrong := set(args.only) - set(PEERS):
         parser.error(f"unknown rows: {', '.join(sorted(wrong))}")
-    args.shapes, args.rows = (SHAPES[:2], [1, 64, 512]) if args.quick else (SHAPES, ROWS)
-    args.batches, args.prompts = ([1, 8], [128]) if args.quick else (BATCHES, PROMPTS)
-    args.new_tokens, args.runs = (32, min(args.runs, 2)) if args.quick else (NEW_TOKENS, args.runs)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and with us what we started
+    given = [args.batches, args.prompts, args.shapes, args.rows]
+    sizes, args.new_tokens = [BATCHES, PROMPTS, SHAPES, ROWS], NEW_TOKENS
+    if args.quick or args.tiny:
+        sizes, args.new_tokens, args.runs = [[1, 8], [128], SHAPES[3:5], [1, 64, 512]], 32, min(args.runs, 2)
+    if args.tiny:
+        sizes, args.new_tokens = [[1, 2], [16], [(96, 64), (64, 128)], [1, 32]], 4
+    args.batches, args.prompts, args.shapes, args.rows = [a or b for a, b in zip(given, sizes)]
+    return args
+
+
+def print_commands(args, model):
+    print(shlex.join(own_step(args, "make-model", folder=model)))
+    todo = list(args.only)
+    while todo:
+        names = together(todo)
+        todo = todo[len(names) :]
+        missing = {name: lacking(name) for name in names if lacking(name)}
+        lines = [f"\n# {name} is left out here, not installed: {modules}" for name, modules in missing.items()]
+        words, _ = command(args, names, model, min(args.budget, 1e6))
+        print(f"\n# {', '.join(names)}{''.join(lines)}\n{shlex.join(words)}")
+
+
+def main():
+    if sys.argv[1:2] == ["--step"]:
+        return step(*sys.argv[2:4])
+    args = arguments()
+    use(args.device, args.tiny)
+    args.stopped = False
+
+    def stop(*_):
+        if not args.stopped:  # once: what was found is still written
+            args.stopped = True
+            raise Stopped
+
     with tempfile.TemporaryDirectory(prefix="llm-int8-gpu-") as scratch:
         model = str((args.model or pathlib.Path(scratch, "gpt2-large")).absolute())
         if args.dry_run:
-            print(shlex.join(own_step("make-model", folder=model)))
-            for name in args.only:
-                left_out = f" (left out here, not installed: {lacking(name)})" if lacking(name) else ""
-                print(f"\n# {name}{left_out}\n{shlex.join(command(args, name, model))}")
-            return
-        found = {"results": {}, "reasons": {}, "commands": {}}
+            return print_commands(args, model)
+        found = {"results": {}, "reasons": {}, "commands": {}, "calls": [], "runs": []}
         if args.resume and args.json and args.json.exists():
-            found = json.loads(args.json.read_text())
+            found |= json.loads(args.json.read_text())
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
         found |= {"date": str(datetime.date.today()), "card": said(*query, "-i", "0")}
-        peers = {peer for name in args.only for peer in PEERS[name][1] if importlib.util.find_spec(peer)}
-        versions = [f"{peer} {importlib.metadata.version(peer)}" for peer in sorted(peers)]
-        found |= {"runs": args.runs, "versions": [said(str(args.binary.absolute()), "--version"), *versions]}
-        found["command"] = shlex.join(["python3", "scripts/bench_gpu.py", *sys.argv[1:]])
+        modules = {module for name in args.only for module in PEERS[name][1] if importlib.util.find_spec(module)}
+        versions = [said(str(args.binary.absolute()), "--version"), *map(version, sorted(modules))]
+        found["versions"] = list(dict.fromkeys([*found.get("versions", []), *versions]))
+        found["calls"].append(shlex.join(["python3", "scripts/bench_gpu.py", *sys.argv[1:]]))
+        found["runs"] = sorted({*found["runs"], args.runs})
+        signal.signal(signal.SIGTERM, stop)
         measure(args, found, model)
-    parts = [model_tables(found["results"]), linear_table(found["results"]), circumstances(found)]
-    text = "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
-    if args.markdown:
-        args.markdown.write_text(text)
+    text = tables(found)
+    write(args.markdown, text)
     print(text, end="")
+    if args.stopped:
+        sys.exit(128 + signal.SIGTERM)
+    if any(name in found["reasons"] for name in args.only):
+        sys.exit(INCOMPLETE)
 
 
 if __name__ == "__main__":

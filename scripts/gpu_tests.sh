@@ -1,80 +1,116 @@
 #!/usr/bin/env bash
-# Takes the tests to a machine that has a GPU but no Rust.
+# Makes a folder that takes the tests and measurements to a machine that has a GPU but no Rust, network or checkout:
 #
-#   scripts/gpu_tests.sh pack          here, with nvcc on PATH: builds the program and the tests of devices with the feature
-#                                      `cuda`, and puts them into target/gpu-tests (stripped and compressed, 36 MB)
-#   scripts/gpu_tests.sh run [FOLDER]  there, in the same checkout: kernels, then models and the program, then
-#                                      compute-sanitizer where there is one; logs into FOLDER (default: target/gpu-tests)
+#   scripts/gpu_tests.sh pack [FOLDER]      default: target/gpu-tests
 #
-# After that: python3 scripts/bench_gpu.py --binary target/gpu-tests/llm-int8
+# On that machine, in the folder: ./first_light.sh OUT [SECONDS] (scripts/gpu_first_light.sh says what it does).
+#
+# The code is for capability 9.0 (LLM_INT8_CUDA_CAPABILITIES: another) with line information for profilers and
+# sanitizers. nvcc comes from PATH or from scripts/cuda_toolchain.sh. About 4 minutes where the project is built already;
+# the reference logits of a random gpt2-large (another 2 minutes, 1.6 GB in a temporary folder, Python with numpy, PYTHON: another than
+# python3) are made once and kept in target/gpu-reference. bitsandbytes is packed where LLM_INT8_BITSANDBYTES names its wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=target/gpu-tests
 
-pack() {
-    mkdir -p "$folder"
-    cargo test --release --workspace --features cuda --no-run --message-format json 2>/dev/null | python3 -c '
+usage() {
+    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+[ "${1:-}" = pack ] && [ $# -le 2 ] || usage
+folder=$(realpath -m "${2:-target/gpu-tests}")
+
+command -v nvcc > /dev/null || eval "$(scripts/cuda_toolchain.sh)"
+export LLM_INT8_CUDA_CAPABILITIES=${LLM_INT8_CUDA_CAPABILITIES:-90}
+export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--lineinfo}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# Executables, with emulated devices beside the GPUs. What does not compile is said by cargo on standard error.
+cargo test --release --workspace --features cuda --no-run --message-format json-render-diagnostics > "$scratch/build.json"
+rm -rf "$folder"
+mkdir -p "$scratch/bin" "$folder"
+python3 - "$scratch" << 'PYTHON'
 import json, shutil, sys
-wanted = {("crates/cuda", "kernels"): "kernels", ("", "tests"): "tests"}
-for line in sys.stdin:
+scratch, found = sys.argv[1], set()
+wanted = {("crates/cuda", "kernels"): "cuda_kernels", ("crates/kernels", "kernels"): "cpu_kernels"}
+wanted |= {("", "tests"): "device_tests"}
+for line in open(f"{scratch}/build.json"):
     message = json.loads(line)
-    if message.get("executable") and message["profile"]["test"]:
-        name = message["target"]["name"]
-        for (folder, target), file in wanted.items():
-            if name == target and folder in message["package_id"]:
-                shutil.copy(message["executable"], f"target/gpu-tests/{file}")
-'
-    # The program that the tests run: with emulated devices beside the GPUs.
-    cp target/release/llm-int8 "$folder/llm-int8"
-    # Where tests look for golden files and the program: paths of this machine are part of them.
-    pwd > "$folder/checkout"
-    for file in llm-int8 kernels tests; do
-        strip "$folder/$file"
-        xz --force -3 "$folder/$file"
-    done
-    du -h "$folder"/*
-}
+    target, executable = message.get("target", {}), message.get("executable")
+    if not executable or "bin" in target["kind"] and message["profile"]["test"]:
+        continue
+    if "bin" in target["kind"] and target["name"] == "llm-int8":
+        name = "llm-int8"
+    else:
+        places = [place for place in wanted if place[1] == target["name"] and f"{place[0]}/tests/" in target["src_path"]]
+        name = wanted[max(places, key=lambda place: len(place[0]))] if places else None
+    if name:
+        shutil.copy(executable, f"{scratch}/bin/{name}")
+        found.add(name)
+lacking = {"llm-int8", *wanted.values()} - found
+if lacking:
+    sys.exit(f"cargo built no {', '.join(sorted(lacking))}")
+PYTHON
+strip "$scratch"/bin/*
 
-run() {
-    logs=${1:-$folder}
-    mkdir -p "$logs"
-    for file in llm-int8 kernels tests; do
-        if [ -e "$folder/$file.xz" ]; then
-            python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
-                "$folder/$file.xz" "$folder/$file"
-            chmod +x "$folder/$file"
-        fi
-    done
-    checkout=$(cat "$folder/checkout")
-    if [ ! -e "$checkout" ]; then
-        mkdir -p "$(dirname "$checkout")"
-        ln -s "$PWD" "$checkout"
-    fi
-    mkdir -p target/release
-    # A hard link of cargo would be written through.
-    rm -f target/release/llm-int8
-    cp "$folder/llm-int8" target/release/llm-int8
-    failed=0
-    step() {
-        local log="$logs/$1.log"
-        shift
-        printf '== %s\n' "$*"
-        "$@" > "$log" 2>&1 || failed=1
-        grep -E '^test result|panicked|ERROR SUMMARY' "$log" || tail -n 3 "$log"
-    }
-    step program "$folder/llm-int8" run tiny-gpt2 --prompt "In the beginning" --device cuda
-    step kernels "$folder/kernels"
-    step tests "$folder/tests" device
-    if command -v compute-sanitizer > /dev/null; then
-        for tool in memcheck racecheck; do
-            step "$tool" compute-sanitizer --tool "$tool" "$folder/kernels" --test-threads 1
-        done
-    fi
-    exit "$failed"
-}
+# One archive with a window that reaches over all of it: both large executables hold the same libraries. By Python, as xz
+# may be missing.
+mkdir -p "$scratch/project/tests"
+cp -r --parents tests/golden/{models,bnb_checkpoints,generation,llm_int8_matmul.safetensors} "$scratch/project"
+python3 - "$folder/tests.tar.xz" "$scratch" << 'PYTHON'
+import lzma, sys, tarfile
+archive, folder = sys.argv[1:]
+window = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 128 << 20}]
+with lzma.open(archive, "w", filters=window) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
+    for name in ["bin", "project"]:
+        tar.add(f"{folder}/{name}", name)
+PYTHON
 
-case "${1:-}" in
-    pack) pack ;;
-    run) run "${2:-}" ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
-esac
+# reference MODEL FILE: the CPU's logits of a model in FILE.
+reference() {
+    LLM_INT8_GPT2_LARGE=$1 LLM_INT8_GPT2_LARGE_WRITE=$2 LLM_INT8_TEST_DEVICE=emulated "$scratch/bin/device_tests" \
+        --exact gpt2_large::on_a_device_it_gives_the_logits_of_the_cpu > "$scratch/log" 2>&1 \
+        || { cat "$scratch/log" >&2; return 1; }
+}
+reference "$PWD/tests/golden/models/gpt2" "$folder/reference_tiny.safetensors"
+# Of a change of these files the reference is another.
+key=$(cat scripts/make_random_gpt2.py tests/gpt2_large.rs | sha256sum | cut -c 1-16)
+kept=target/gpu-reference/$key.safetensors
+if [ ! -e "$kept" ]; then
+    rm -rf target/gpu-reference
+    mkdir -p target/gpu-reference
+    "${PYTHON:-python3}" scripts/bench_gpu.py --step make-model \
+        "{\"folder\": \"$scratch/gpt2-large\", \"device\": \"cuda:0\", \"tiny\": false}" > "$scratch/log" 2>&1 \
+        || { cat "$scratch/log" >&2; exit 1; }
+    reference "$scratch/gpt2-large" "$PWD/$kept.new"
+    mv "$kept.new" "$kept"
+fi
+cp "$kept" "$folder/reference.safetensors"
+
+cp scripts/gpu_first_light.sh "$folder/first_light.sh"
+cp scripts/{gpu_report.py,bench_gpu.py,make_random_gpt2.py,gpu_probe.cu,gpu_probe_kernels.cuh} "$folder"
+if [ -n "${LLM_INT8_BITSANDBYTES:-}" ]; then
+    # Of its libraries the one for CUDA 13.0.
+    python3 - "$LLM_INT8_BITSANDBYTES" "$folder/bnb" << 'PYTHON'
+import sys, zipfile
+wheel, folder = sys.argv[1:]
+with zipfile.ZipFile(wheel) as packed:
+    for name in packed.namelist():
+        if not name.endswith((".so", ".dll")) or name.endswith("libbitsandbytes_cuda130.so"):
+            packed.extract(name, folder)
+PYTHON
+fi
+
+{
+    echo "llm-int8 $(git describe --always --dirty 2> /dev/null || echo 'of an unknown commit'), packed $(date -u +%FT%RZ)"
+    echo "capabilities $LLM_INT8_CUDA_CAPABILITIES, $(nvcc --version | tail -n 1), flags $NVCC_APPEND_FLAGS"
+    (cd "$folder" && du -ab --exclude=manifest.txt . | sort -k 2)
+} > "$folder/manifest.txt"
+bytes=$(du -sb "$folder" | cut -f 1)
+du -sh "$folder"/*
+if [ "$bytes" -gt $((60 << 20)) ]; then
+    echo "$folder holds $bytes bytes, more than the 60 MiB that may travel" >&2
+    exit 1
+fi
+checkout=$(git ls-files -z 2> /dev/null | xargs -0 du -cb 2> /dev/null | tail -n 1 | cut -f 1)
+echo "$folder holds $((bytes >> 20)) MiB, the checkout $((${checkout:-0} >> 20)) MiB; there: ./first_light.sh OUT"

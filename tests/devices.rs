@@ -23,7 +23,7 @@ fn devices() -> Vec<Device> {
 }
 
 /// The same with one emulated device.
-fn few_devices() -> Vec<Device> {
+pub(crate) fn few_devices() -> Vec<Device> {
     testing::devices(&[0])
 }
 
@@ -33,22 +33,22 @@ fn two_emulated() -> Option<(Device, Device)> {
 }
 
 /// Early starts as they are set for the device: loading a model sets them anew.
-fn on_device(device: &Device) -> Placement {
+pub(crate) fn on_device(device: &Device) -> Placement {
     Placement { overlaps_kernels: device.overlaps_kernels(), ..Placement::on(device.clone()) }
 }
 
-fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement: Placement) -> LoadOptions {
+pub(crate) fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement: Placement) -> LoadOptions {
     let int8 = int8.map(|outlier_scope| Int8Config { outlier_scope, ..Int8Config::default() });
     LoadOptions { int8, dtype, placement, ..LoadOptions::default() }
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
     let tensor = |x: &[f32]| Tensor::new(x, &Host::Cpu).unwrap();
     relative_error(&tensor(a), &tensor(b))
 }
 
 /// Logits after each of some tokens, one by one after a prompt.
-fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
+pub(crate) fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
     let mut cache = model.new_cache();
     let mut all = vec![model.next_logits(&ids[..prompt], &mut cache).unwrap()];
     all.extend(ids[prompt..].iter().map(|id| model.next_logits(&[*id], &mut cache).unwrap()));
@@ -167,75 +167,6 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
             assert!(model.graph_count() > 0, "no graph was recorded for {name} on {device:?}");
         }
     }
-}
-
-/// Reads the model that `LLM_INT8_GPT2_LARGE` names (scripts/make_random_gpt2.py makes one) and compares logits on a
-/// GPU with those that were computed on a CPU, in the file that `LLM_INT8_GPT2_LARGE_REFERENCE` names. With
-/// `LLM_INT8_GPT2_LARGE_WRITE` the CPU's are written to that file instead.
-#[test]
-fn gpt2_large_on_a_gpu_gives_the_logits_of_the_cpu() {
-    let variable = |name: &str| std::env::var(format!("LLM_INT8_GPT2_LARGE{name}")).ok();
-    let Some(folder) = variable("") else {
-        println!("skipped: LLM_INT8_GPT2_LARGE names no model");
-        return;
-    };
-    let folder = std::path::Path::new(&folder);
-    let config = ModelConfig::parse(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
-    let file = [folder.join("model.safetensors")];
-    let sample = sample_of(&file[0]);
-    let ids: Vec<u32> = (0..140).map(|i| i * 7919 % 50257).collect();
-    let compute = |placement: Placement, uses_graphs: bool| {
-        let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
-        let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
-        let mut model = Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0;
-        model.set_graphs(uses_graphs);
-        let logits = step_by_step(&model, &ids, 128);
-        (logits, model.graph_count())
-    };
-
-    if let Some(path) = variable("_WRITE") {
-        let (logits, _) = compute(Placement::cpu(), false);
-        let mut tensors = crate::support::Tensors::new();
-        let values: Vec<u8> = logits.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
-        let shape = vec![logits.len(), logits[0].len()];
-        tensors.insert("logits".into(), (safetensors::Dtype::F32, shape, values));
-        tensors.insert("sample".into(), (safetensors::Dtype::U8, vec![sample.len()], sample));
-        crate::support::write_tensors(path.as_ref(), &tensors);
-        return;
-    }
-
-    let reference = std::fs::read(variable("_REFERENCE").expect("a file with the CPU's logits")).unwrap();
-    let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
-    assert!(reference.tensor("sample").unwrap().data() == sample, "the reference is of another model");
-    let theirs: Vec<f32> =
-        bytemuck::allocation::pod_collect_to_vec(reference.tensor("logits").unwrap().data());
-    let theirs: Vec<&[f32]> = theirs.chunks(50257).collect();
-    for device in few_devices() {
-        let (by_graphs, graphs) = compute(on_device(&device), true);
-        assert!(graphs > 0, "no graph was recorded on {device:?}");
-        let (by_launches, _) = compute(on_device(&device), false);
-        assert!(by_graphs == by_launches, "graphs change numbers on {device:?}");
-        for (step, (ours, theirs)) in by_graphs.iter().zip(&theirs).enumerate() {
-            let apart = distance(ours, theirs);
-            println!("{device:?}, overlap {}: step {step}: {apart:.5}", device.overlaps_kernels());
-            assert!(apart < 2e-2, "step {step}: {apart}");
-        }
-    }
-}
-
-/// Bytes from all over a file, by which two models of the same size are told apart.
-fn sample_of(path: &std::path::Path) -> Vec<u8> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(path).unwrap();
-    let length = file.metadata().unwrap().len();
-    let mut sample = length.to_le_bytes().to_vec();
-    for part in 0..64 {
-        file.seek(SeekFrom::Start(length / 64 * part)).unwrap();
-        let mut bytes = [0; 16];
-        file.read_exact(&mut bytes).unwrap();
-        sample.extend_from_slice(&bytes);
-    }
-    sample
 }
 
 #[test]

@@ -29,9 +29,17 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Where unsafe code may be.
 const UNSAFE: &[&str] = &["crates/kernels/", "crates/cuda/", "crates/nn/src/checkpoint/mmap.rs"];
 /// Where the environment may be read and where lines may be printed.
-const ENVIRONMENT: &[&str] =
-    &["crates/cli/", "tests/", "crates/hub/src/config.rs", "examples/", "benches/", "build.rs"];
-const PRINTING: &[&str] = &["crates/cli/", "tests/", "examples/", "benches/", "build.rs"];
+const ENVIRONMENT: &[&str] = &[
+    "crates/cli/",
+    "tests/",
+    "crates/hub/src/config.rs",
+    "crates/cuda/src/testing.rs",
+    "examples/",
+    "benches/",
+    "build.rs",
+];
+const PRINTING: &[&str] =
+    &["crates/cli/", "tests/", "crates/cuda/src/testing.rs", "examples/", "benches/", "build.rs"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "LLM_INT8_CUDA_CAPABILITIES"] {
+    for name in ["NVCC", "NVCC_APPEND_FLAGS", "CUDA_HOME", "CUDA_PATH", "LLM_INT8_CUDA_CAPABILITIES"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = find_nvcc().ok_or(

@@ -3,7 +3,7 @@
 // One block a row and one launch for one row. With several rows the columns of outliers of all rows are needed
 // first: `quantize` marks them in a bitmap, `collect` makes the list of them.
 //
-// Bytes: up to 8192 values a row, x is read once; of longer rows the rest is read two to four times, but only once from
+// Bytes: up to 4096 values a row, x is read once; of longer rows the rest is read two to four times, but only once from
 // device memory, as it stays in the caches. Codes are written once, a quarter of an f32 row.
 #include "source.cuh"
 
@@ -60,9 +60,9 @@ DEVICE void quantize(const QuantizeArgs& a) {
 
 DEVICE void prefetch_quantize(const QuantizeArgs& a) { prefetch_source(a.source); }
 
-KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<float>(a); }
-KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<half>(a); }
-KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 1024, 1, prefetch_quantize) { quantize<bf16>(a); }
+KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<float>(a); }
+KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<half>(a); }
+KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<bf16>(a); }
 
 struct CollectArgs {
     i8* codes;         // [M, pitch]

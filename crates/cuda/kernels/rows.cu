@@ -48,7 +48,7 @@ struct NormArgs {
     u32 heads, weight_stride, out_stride, padding;
 };
 
-KERNEL(norm_rows, NormArgs, 1024, 1) {
+KERNEL(norm_rows, NormArgs, 512, 1) {
     u32 m = blockIdx.x / a.heads, head = blockIdx.x % a.heads;
     Source source = a.source;
     source.x = static_cast<const float*>(source.x) + head * source.cols;

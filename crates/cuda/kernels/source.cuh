@@ -25,7 +25,7 @@ DEVICE void prefetch_source(const Source& source) {
     }
 }
 
-// Values of a row that a thread keeps: 2048 of a row with 256 threads, 8192 with 1024.
+// Values of a row that a thread keeps: 2048 of a row with 256 threads, 4096 with 512.
 constexpr u32 HELD = 8;
 
 // One row; every thread of the block makes its own, and the statistics of a norm are the whole block's work. Value k of

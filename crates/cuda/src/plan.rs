@@ -35,14 +35,15 @@ pub fn pitch(in_features: usize) -> usize {
     in_features.next_multiple_of(ALIGNMENT)
 }
 
-/// Threads of a block that works on one row of so many values: each has about eight.
+/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps in registers (`HELD` in
+/// `source.cuh`); more than 512 threads would leave too few registers for that.
 ///
 /// ```
 /// use llm_int8_cuda::plan::row_threads;
-/// assert_eq!([1, 1280, 5120, 53248].map(row_threads), [128, 256, 1024, 1024]);
+/// assert_eq!([1, 1280, 5120, 53248].map(row_threads), [128, 256, 512, 512]);
 /// ```
 pub fn row_threads(cols: usize) -> u32 {
-    (cols / 8).next_power_of_two().clamp(128, 1024) as u32
+    (cols / 8).next_power_of_two().clamp(128, 512) as u32
 }
 
 /// How `gemv.cu` divides a layer.

@@ -376,16 +376,13 @@ impl Drop for CudaDriver {
 }
 
 /// What only the driver can answer; run where there is one, the emulated one among them.
-#[cfg(test)]
+#[cfg(all(test, feature = "emulation"))]
 mod tests {
     use super::*;
 
     fn driver() -> Option<CudaDriver> {
-        let wanted = std::env::var("LLM_INT8_TEST_DEVICE").is_ok_and(|device| device != "emulated");
-        match CudaDriver::count().unwrap() {
-            0 if !wanted => None,
-            _ => Some(CudaDriver::new(0).unwrap()),
-        }
+        let is_tested = !crate::testing::gpus().is_empty();
+        is_tested.then(|| CudaDriver::new(0).unwrap())
     }
 
     #[test]

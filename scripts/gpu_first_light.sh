@@ -1,0 +1,486 @@
+#!/usr/bin/env bash
+# For a few minutes on a machine with a GPU: checks whether the results are right, then measures how fast they come,
+# then profiles kernels and runs sanitizers. The machine needs no Rust, no network and no checkout.
+#
+#   first_light.sh OUT [SECONDS]    takes at most SECONDS (default 390)
+#
+# It runs in the folder that `scripts/gpu_tests.sh pack` makes, which holds:
+#   tests.tar.xz          bin: the program and the test executables cuda_kernels, device_tests and cpu_kernels;
+#                         project: the files that tests read
+#   reference.safetensors logits of the random gpt2-large, computed on a CPU; reference_tiny.safetensors: of a tiny model
+#   bench_gpu.py, gpu_report.py, make_random_gpt2.py, gpu_probe.cu and what it includes, manifest.txt; optional: bnb,
+#   with bitsandbytes
+#
+# Each step has a time limit, a log and a line in the table at the end. A step that fails, crashes or hangs costs no
+# other step its results; only `facts` and `smoke` end the script early. OUT is brought up to date after each step:
+#   results.json          steps, and key numbers beside predictions
+#   bench.json, bench.md  all timings
+#   logs.tar.gz           one log for each step, long ones shortened
+#   steps.tsv, summary.txt
+#
+# A step is skipped, with a reason, where a tool or a file that it needs is missing. Exit status: 0 every step passed
+# or was skipped, 1 ended early, 2 usage error, 3 a step failed, 143 stopped by a signal.
+#
+# LLM_INT8_REHEARSAL=1: the GPU is emulated (by a libcuda.so.1 on LD_LIBRARY_PATH) and very slow, so sizes are small,
+# limits are longer, and torch runs on the CPU. LLM_INT8_STEP_SECONDS=N: no step takes longer than N seconds.
+#
+# Never changes the card: no clocks, power limits, modes or resets.
+set -u
+ulimit -c 0
+
+# Tests of cuda_kernels that run under the sanitizers.
+SANITIZED="linear::products_are_the_oracles_for_f32 linear::large_tiles_are_the_oracles
+    attention::row_by_row_with_shared_positions attention::tile_by_tile
+    select::the_largest_are_chosen_and_of_equal_ones_the_first
+    linear::norms_and_gates_go_before_and_functions_and_residuals_after"
+# Kernels that are profiled: of single tokens, and of a prompt of 1024. Sections of both profiles.
+TOKEN_KERNELS='gemv|attend_new'
+PROMPT_KERNELS='gemm128|attend_many'
+SECTIONS="--section SpeedOfLight --section WarpStateStats --section Occupancy --section LaunchStats"
+
+usage() {
+    sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+[ $# -ge 1 ] && [ $# -le 2 ] || usage
+LIMIT=${2:-390}
+case $LIMIT in *[!0-9]* | '') usage ;; esac
+HERE=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
+rm -f "$OUT"/{results.json,bench.json,bench.md,logs.tar.gz,steps.tsv,summary.txt}
+SCRATCH=$(mktemp -d) || exit 2
+LOGS=$SCRATCH/logs
+mkdir -p "$LOGS" "$SCRATCH/notes" "$SCRATCH/prepared"
+: > "$SCRATCH/steps.tsv"
+PATH=$PATH:/usr/local/cuda/bin
+PYTHON=$(python3 -c 'import sys; print(sys.executable)') || { echo "python3 is needed" >&2; exit 2; }
+BIN=$SCRATCH/bin
+MODEL=$SCRATCH/gpt2-large
+REHEARSAL=${LLM_INT8_REHEARSAL:-}
+TINY=${REHEARSAL:+--tiny}
+RESERVE=6 # seconds for the last table and for ending what is stopped
+LEAST=8   # seconds that must be left for a step to begin
+SLOWER=${REHEARSAL:+6}
+export HERE OUT SCRATCH LOGS PATH PYTHON BIN MODEL REHEARSAL TINY SLOWER SANITIZED SECTIONS
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+export LLM_INT8_TEST_DEVICE=cuda LLM_INT8_TEST_ROOT=$SCRATCH/project LLM_INT8_TEST_PROGRAM=$BIN/llm-int8
+
+preparing=""
+current=""
+
+# Steps
+
+left() {
+    echo $((LIMIT - RESERVE - SECONDS))
+}
+
+# own SECONDS: a step's limit, adjusted by the environment.
+own() {
+    local seconds=$(($1 * ${SLOWER:-1})) most=${LLM_INT8_STEP_SECONDS:-}
+    [ -n "$most" ] && [ "$seconds" -gt "$most" ] && seconds=$most
+    echo "$seconds"
+}
+
+# Kills what a step left behind, or what all steps did. Each of their processes has the step's mark in its environment.
+sweep() { # [STEP]
+    local file pid
+    for file in $(grep -lzs "^FIRST_LIGHT_STEP=$SCRATCH/${1:+$1$}" /proc/[0-9]*/environ); do
+        pid=${file#/proc/}
+        kill -KILL "${pid%/environ}" 2> /dev/null
+    done
+}
+
+# COMMAND may be one of the functions below. Exit status 77 means skipped, for the reason in the step's note.
+limited() { # STEP SECONDS COMMAND...
+    FIRST_LIGHT_STEP=$SCRATCH/$1 STEP_SECONDS=$2 STEP_LOG=$LOGS/$1.log STEP_NOTE=$SCRATCH/notes/$1 \
+        exec timeout -k 3 "$2" bash -c '"$@"' first_light "${@:3}" > "$LOGS/$1.log" 2>&1 < /dev/null
+}
+
+# record STEP RESULT SECONDS LIMIT: a line of the table.
+record() {
+    printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >> "$SCRATCH/steps.tsv"
+    printf '== %s: %s, %s s of %s\n' "$1" "$2" "$3" "$4"
+    case $2 in
+        skipped*) return ;;
+        ok*) ;;
+        *) tail -n 6 "$LOGS/$1.log" 2> /dev/null | cut -c 1-200 | sed 's/^/   | /' ;;
+    esac
+    save
+}
+
+# ended STEP STATUS SECONDS LIMIT: records the result; succeeds if the step passed or was skipped.
+ended() {
+    local note="" result cannot why
+    [ -s "$SCRATCH/notes/$1" ] && note=$(tr -s '\t\n' ' ' < "$SCRATCH/notes/$1" | head -c 600)
+    if [ "$2" -eq 124 ] || { [ "$2" -eq 137 ] && [ "$3" -ge "$4" ]; }; then
+        result="timed out"
+    elif [ "$2" -eq 77 ]; then
+        result=skipped
+    elif [ "$2" -eq 75 ]; then
+        result=incomplete
+    elif [ "$2" -gt 128 ]; then
+        result="failed: signal $(kill -l "$2" 2> /dev/null || echo $(($2 - 128)))"
+    elif [ "$2" -ne 0 ]; then
+        result="failed: exit status $2"
+    else
+        result=ok
+    fi
+    # These tools cannot work on every machine; that is no failure of the program.
+    cannot='Device not supported|Failed to initialize the profiler|ERR_NVGPUCTRPERM'
+    case $1:$result in profile-*:failed* | memcheck:failed* | racecheck:failed*)
+        why=$(grep -hE -m 1 "$cannot" "$LOGS/$1".* | head -n 1 | cut -c 1-200)
+        [ -z "$why" ] || result=skipped note=$why ;;
+    esac
+    record "$1" "$result${note:+: ${note% }}" "$3" "$4"
+    case $result in ok | skipped) ;; *) return 1 ;; esac
+}
+
+skip() { # STEP WHY
+    record "$1" "skipped: $2" 0 0
+}
+
+step() { # STEP SECONDS COMMAND...
+    local name=$1 seconds room status started
+    seconds=$(own "$2") room=$(left)
+    if [ "$room" -lt "$LEAST" ]; then
+        skip "$name" "$room s are left"
+        return 1
+    fi
+    [ "$seconds" -gt "$room" ] && seconds=$room
+    started=$SECONDS current=$name current_since=$SECONDS
+    limited "$name" "$seconds" "${@:3}" &
+    current_pid=$!
+    wait "$current_pid"
+    status=$?
+    current=
+    sweep "$name"
+    ended "$name" "$status" $((SECONDS - started)) "$seconds"
+}
+
+# Work in the background: `prepare` starts it, `collect` waits for it and records the result.
+prepare() { # STEP SECONDS COMMAND...
+    local name=$1 seconds
+    preparing="$preparing $name"
+    seconds=$(own "$2")
+    [ "$seconds" -gt "$(left)" ] && seconds=$(left)
+    (
+        began=$SECONDS
+        (limited "$name" "$seconds" "${@:3}")
+        echo "$? $((SECONDS - began)) $seconds" > "$SCRATCH/prepared/$name.new"
+        mv "$SCRATCH/prepared/$name.new" "$SCRATCH/prepared/$name"
+    ) &
+}
+
+collect() { # STEP SECONDS
+    local end status seconds limit
+    preparing=${preparing/ $1/}
+    end=$((SECONDS + $(own "$2")))
+    [ $((end - SECONDS)) -gt "$(left)" ] && end=$((SECONDS + $(left)))
+    while [ ! -e "$SCRATCH/prepared/$1" ] && [ "$SECONDS" -lt "$end" ]; do sleep 0.2; done
+    if [ -e "$SCRATCH/prepared/$1" ]; then
+        read -r status seconds limit < "$SCRATCH/prepared/$1"
+        ended "$1" "$status" "$seconds" "$limit"
+    else
+        sweep "$1"
+        record "$1" "timed out: not ready when it was needed" "$SECONDS" "$SECONDS"
+        return 1
+    fi
+}
+
+# Results
+
+save() { # [print]
+    cp "$SCRATCH/steps.tsv" "$OUT/steps.tsv.new" && mv "$OUT/steps.tsv.new" "$OUT/steps.tsv"
+    timeout -k 1 20 "$PYTHON" -I "$HERE/gpu_report.py" "$@" || { [ $# -eq 0 ] || cat "$SCRATCH/steps.tsv"; }
+}
+
+finish() { # STATUS
+    trap '' TERM INT HUP
+    for name in $preparing; do
+        if [ -e "$SCRATCH/prepared/$name" ]; then collect "$name" 0; else skip "$name" "not ready at the end"; fi
+    done
+    # shellcheck disable=SC2046
+    kill -KILL $(jobs -p) 2> /dev/null
+    sweep
+    save print
+    rm -rf "$SCRATCH" "$OUT"/*.new "$OUT"/*.partial
+    exit "$1"
+}
+
+stopped() {
+    trap '' TERM INT HUP
+    if [ -n "$current" ]; then
+        # bench_gpu.py then writes what it has.
+        kill -TERM "$current_pid" 2> /dev/null
+        for _ in 1 2 3 4 5 6 7 8; do kill -0 "$current_pid" 2> /dev/null && sleep 0.25; done
+        record "$current" "stopped by a signal" $((SECONDS - current_since)) 0
+    fi
+    finish 143
+}
+trap stopped TERM INT HUP
+
+# What steps run
+
+say_why() { # WHY: ends a step as skipped
+    echo "$1" > "$STEP_NOTE"
+    echo "skipped: $1"
+    exit 77
+}
+
+unpack() {
+    "$PYTHON" -c 'if True:
+        import sys, tarfile
+        with tarfile.open(sys.argv[1]) as archive:
+            archive.extractall(sys.argv[2], **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))' \
+        "$HERE/tests.tar.xz" "$SCRATCH"
+}
+
+card() {
+    command -v nvidia-smi || return 0
+    timeout -k 1 5 nvidia-smi
+    local fields=name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw
+    timeout -k 1 5 nvidia-smi --format=csv --query-gpu=$fields
+}
+
+# Attributes of the card, among them those on which asynchronous copies from pageable memory depend.
+attributes() {
+    "$PYTHON" - << 'PYTHON'
+import ctypes
+cuda, device, value = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+print("cuInit", cuda.cuInit(0), "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), 0))
+for number, name in {
+    13: "clock, kHz", 16: "multiprocessors", 36: "memory clock, kHz", 37: "memory bus, bits", 38: "L2, bytes",
+    75: "capability, major", 76: "capability, minor", 88: "reads pageable memory", 89: "concurrent managed memory",
+    95: "cooperative launch", 97: "shared memory of a block, opt-in", 100: "uses the host's page tables",
+}.items():
+    status = cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+    print(f"{name}: {value.value if status == 0 else f'error {status}'}")
+PYTHON
+}
+
+facts() {
+    cat "$HERE/manifest.txt"
+    date -u
+    uname -a
+    nproc
+    grep -m 1 'model name' /proc/cpuinfo
+    grep -m 1 '^flags' /proc/cpuinfo | tr ' ' '\n' | grep -E '^(avx|amx|fma)' | tr '\n' ' '
+    head -n 2 /proc/meminfo
+    echo "LD_LIBRARY_PATH: ${LD_LIBRARY_PATH:-}"
+    PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep libcuda
+    "$BIN/llm-int8" --version &&
+        "$BIN/llm-int8" run tiny-gpt2 --prompt "In the beginning" --device cuda -n 8
+    local status=$?
+    attributes
+    card
+    return $status
+}
+
+# Versions of the tools that later steps call.
+tools() {
+    local tool
+    for tool in nvcc ncu compute-sanitizer; do
+        echo "== $tool: $(command -v "$tool" || echo missing)"
+        timeout -k 1 10 "$tool" --version
+    done
+    return 0
+}
+
+# Runs tests in one process, then those that did not pass again, one per process: after an illegal access no other
+# test of that process can pass, and behind a hanging test others may not have started.
+tests() { # EXECUTABLE [ARGUMENT]...
+    local program=$BIN/$1 status name room first passed=0 failed="" rest=0
+    shift
+    [ -x "$program" ] || say_why "not packed"
+    timeout -k 1 5 "$program" --list --format terse "$@" | sed -n 's/: test$//p' > "$STEP_NOTE.all"
+    [ -s "$STEP_NOTE.all" ] || say_why "there is no test for: $*"
+    first=$((STEP_SECONDS * 2 / 3))
+    timeout -k 2 $((first > 0 ? first : 1)) "$program" "$@"
+    status=$?
+    [ "$status" -eq 0 ] && return 0
+    sed -nE 's/^test (.*) \.\.\. (ok|ignored).*/\1/p' "$STEP_LOG" | sed 's/ - should panic$//' > "$STEP_NOTE.passed"
+    grep -vxF -f "$STEP_NOTE.passed" "$STEP_NOTE.all" > "$STEP_NOTE.again"
+    while read -r name; do
+        room=$((STEP_SECONDS - SECONDS - 1))
+        if [ "$room" -lt 1 ]; then
+            rest=$((rest + 1))
+            continue
+        fi
+        echo "== alone: $name"
+        if timeout -k 1 $((room < 10 ? room : 10)) "$program" --exact "$name" --nocapture < /dev/null; then
+            passed=$((passed + 1))
+        else
+            failed="$failed $name ($?)"
+        fi
+    done < "$STEP_NOTE.again"
+    echo "alone: $passed pass; fail:${failed:- none}; not run again: $rest" | tee "$STEP_NOTE"
+    return "$status"
+}
+
+gpt2_large() {
+    export LLM_INT8_GPT2_LARGE=$MODEL LLM_INT8_GPT2_LARGE_REFERENCE=$HERE/reference.safetensors
+    if [ -n "$REHEARSAL" ]; then
+        LLM_INT8_GPT2_LARGE=$LLM_INT8_TEST_ROOT/tests/golden/models/gpt2
+        LLM_INT8_GPT2_LARGE_REFERENCE=$HERE/reference_tiny.safetensors
+    fi
+    [ -e "$LLM_INT8_GPT2_LARGE_REFERENCE" ] || say_why "no reference is packed"
+    [ -e "$LLM_INT8_GPT2_LARGE/config.json" ] || say_why "there is no model"
+    tests device_tests gpt2_large
+}
+
+on_model() { # COMMAND...
+    [ -e "$MODEL/config.json" ] || say_why "there is no model"
+    "$@"
+}
+
+bench() { # SECONDS-OF-A-ROW ARGUMENT...: bench_gpu.py
+    local most
+    most=$(own "$1")
+    shift
+    # In place of this shell, so that a signal reaches it and it still writes what it has.
+    # shellcheck disable=SC2086
+    exec "$PYTHON" "$HERE/bench_gpu.py" --binary "$BIN/llm-int8" --model "$MODEL" --json "$OUT/bench.json" --resume \
+        --markdown "$OUT/bench.md" --limit "$most" --budget $((STEP_SECONDS - 2)) $TINY "$@"
+}
+
+# Rows of peers: on the card, in a rehearsal on the CPU and without the emulated driver.
+peers() { # SECONDS-OF-A-ROW ARGUMENT...
+    if [ -n "$REHEARSAL" ]; then
+        unset LD_LIBRARY_PATH
+        export CUDA_VISIBLE_DEVICES=""
+        bench "$@" --device cpu
+    else
+        bench "$@"
+    fi
+}
+
+import_torch() {
+    [ -z "$REHEARSAL" ] || unset LD_LIBRARY_PATH
+    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("torch") is None)' || say_why "torch is not installed"
+    "$PYTHON" -c 'import importlib, torch
+print("torch", torch.__version__, "CUDA", torch.version.cuda)
+print("torch sees a GPU:", torch.cuda.is_available(), flush=True)
+for name in ["numpy", "transformers", "accelerate"]:
+    try:
+        print(name, importlib.import_module(name).__version__)
+    except ImportError as error:
+        print(error)'
+}
+
+make_model() {
+    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("numpy") is None)' || say_why "numpy is not installed"
+    "$PYTHON" "$HERE/bench_gpu.py" --step make-model \
+        "{\"folder\": \"$MODEL\", \"device\": \"cuda:0\", \"tiny\": $([ -n "$REHEARSAL" ] && echo true || echo false)}"
+}
+
+make_probe() {
+    [ -e "$HERE/gpu_probe.cu" ] || say_why "not packed"
+    command -v nvcc || say_why "nvcc is missing"
+    local what=(-o "$SCRATCH/probe")
+    [ -z "$REHEARSAL" ] || what=(-c -o "$SCRATCH/probe.o")
+    nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a "$HERE/gpu_probe.cu" "${what[@]}"
+}
+
+probe() {
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    [ -x "$SCRATCH/probe" ] || say_why "it was not compiled"
+    "$SCRATCH/probe"
+}
+
+cpu_kernels() {
+    [ -x "$BIN/cpu_kernels" ] || say_why "not packed"
+    nice -n 15 "$BIN/cpu_kernels"
+}
+
+profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    command -v ncu || say_why "ncu is missing"
+    local file=$1 ids=$2
+    shift 2
+    # shellcheck disable=SC2086
+    ncu --clock-control none --csv --log-file "$LOGS/$file" $SECTIONS "$@" \
+        "$BIN/llm-int8" run "$MODEL" --device cuda --no-cuda-graph --token-ids "$ids" -n 4 --ignore-eos --print-ids -q
+}
+
+sanitize() { # TOOL
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    command -v compute-sanitizer || say_why "compute-sanitizer is missing"
+    local found
+    # shellcheck disable=SC2086
+    found=$("$BIN/cuda_kernels" --list --format terse --exact $SANITIZED | grep -c ': test$')
+    [ "$found" -gt 0 ] || say_why "there is no test of these names"
+    echo "$found of $(wc -w <<< "$SANITIZED") tests" | tee "$STEP_NOTE"
+    # shellcheck disable=SC2086
+    compute-sanitizer --tool "$1" --error-exitcode 9 "$BIN/cuda_kernels" --exact $SANITIZED --test-threads 1
+}
+
+bitsandbytes() {
+    [ ! -d "$HERE/bnb" ] || export PYTHONPATH=$HERE/bnb${PYTHONPATH:+:$PYTHONPATH}
+    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("bitsandbytes") is None)' ||
+        say_why "bitsandbytes is not installed"
+    peers "$@"
+}
+
+export -f own say_why unpack card attributes facts tools tests gpt2_large on_model bench peers import_torch
+export -f make_model make_probe probe cpu_kernels profile sanitize bitsandbytes
+
+# Everything
+
+cat "$HERE/manifest.txt" 2> /dev/null
+[ -z "$REHEARSAL" ] || echo "A REHEARSAL: small sizes, limits times $SLOWER; no number means anything"
+
+prepare make-model 150 make_model
+prepare make-probe 90 make_probe
+prepare import-torch 60 import_torch
+prepare tools 40 tools
+step unpack 60 unpack
+prepare cpu-kernels 120 cpu_kernels
+
+step facts 25 facts || finish 1
+step smoke 30 tests cuda_kernels golden:: device:: || finish 1
+step kernels 60 tests cuda_kernels
+step models 60 tests device_tests device --skip gpt2_large
+collect make-model 60
+step gpt2-large 45 gpt2_large
+
+# Nothing else may run beside the timings.
+collect tools 10
+collect make-probe 30
+collect import-torch 30
+collect cpu-kernels 30
+step ours 45 on_model bench 20 --only ours,ours-no-graph,ours-overlap --runs 3
+step linear-ours 30 bench 30 --only linear-ours --runs 3
+few=(--rows 1,8,64)
+[ -z "$REHEARSAL" ] || few=()
+step linear-ours-overlap 25 bench 25 --only linear-ours-overlap --runs 3 "${few[@]}"
+step probe 15 probe
+
+torch=yes
+if ! grep -q '^torch sees a GPU' "$LOGS/import-torch.log"; then
+    torch="torch cannot be imported"
+elif [ -z "$REHEARSAL" ] && ! grep -q '^torch sees a GPU: True' "$LOGS/import-torch.log"; then
+    torch="torch sees no GPU"
+fi
+with_torch() { # STEP SECONDS COMMAND...
+    if [ "$torch" = yes ]; then step "$@"; else skip "$1" "$torch"; fi
+}
+rows=copy,torch,linear-torch,linear-torch-int8
+[ -e "$MODEL/config.json" ] || rows=${rows/torch,/}
+with_torch peers 60 peers 25 --only $rows --runs 3
+
+# Blocks of the second token: a pass has 180 of these launches.
+step profile-decode 30 on_model profile profile-decode.csv 5 --kernel-name "regex:$TOKEN_KERNELS" \
+    --launch-skip 200 --launch-count 12
+step profile-prompt 30 on_model profile profile-prompt.csv "$(seq -s , 1 1024)" --kernel-name "regex:$PROMPT_KERNELS" \
+    --launch-skip 5 --launch-count 5
+step memcheck 25 sanitize memcheck
+step racecheck 25 sanitize racecheck
+few=(--batches 1 --prompts 512 --shapes 5120x1280,4096x4096 --rows 1,512)
+[ -z "$REHEARSAL" ] || few=()
+with_torch bitsandbytes 50 on_model bitsandbytes 30 --only bitsandbytes,linear-bitsandbytes --runs 2 "${few[@]}"
+step card-after 10 card
+with_torch torch-compiled 150 on_model peers 140 --only torch-compiled --runs 2 --batches 1
+
+status=0
+cut -f 2 "$SCRATCH/steps.tsv" | grep -qvE '^(ok|skipped)' && status=3
+finish "$status"

@@ -1,0 +1,379 @@
+//! `scripts/gpu_first_light.sh` with stand-ins for the program, the test executables and a GPU's tools: no step's
+//! failure, crash or hang may cost another its results.
+
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A process that hangs, ignores SIGTERM and left its group; the test looks for it by its argument.
+const HANG: &str = "python3 -c 'import os, signal, sys, time\nos.setpgid(0, 0)\nsignal.signal(15, signal.SIG_IGN)\n\
+                    open(sys.argv[1], \"a\").write(f\"{os.getpid()}\\n\")\ntime.sleep(60)' \"$HUNG\" & wait";
+
+const PROGRAM: &str = r#"#!/bin/sh
+case "$*" in
+    --version) echo "llm-int8 0" ;;
+    run*) echo "a text" ;;
+    *--linear*--cuda-overlap*) OVERLAP ;;
+    *--linear*) echo '{"linear": [{"out_features": 4096, "in_features": 4096, "rows": 1, "outlier_columns": 0,'
+        echo '"microseconds": 9.5}]}' ;;
+    *) echo '{"load": {"seconds": 1.5}, "memory": {"model_bytes": 5}, "prefill": [], "decode": [{"context": 128,'
+        echo '"batch": 1, "tokens_per_second": 1234.0, "bytes_per_token": 10}]}' ;;
+esac
+"#;
+
+/// What libtest prints, for tests that `run NAME BEHAVIOUR` adds.
+const SUITE: &str = r#"#!/bin/sh
+list= exact= filters= status=0
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --list) list=1 ;;
+        --exact) exact=1 ;;
+        --format | --test-threads | --skip) shift ;;
+        --nocapture) ;;
+        *) filters="$filters $1" ;;
+    esac
+    shift
+done
+run() {
+    chosen=$([ -n "$filters" ] || echo 1)
+    for filter in $filters; do
+        case "$1" in
+            "$filter") chosen=1 ;;
+            *"$filter"*) [ -n "$exact" ] || chosen=1 ;;
+        esac
+    done
+    [ -n "$chosen" ] || return 0
+    [ -z "$list" ] || { echo "$1: test"; return 0; }
+    case "$2$exact" in
+        passes* | alone1) echo "test $1 ... ok" ;;
+        fails* | alone) echo "test $1 ... FAILED"; status=101 ;;
+        crashes*) kill -SEGV $$ ;;
+        hangs*) HANG ;;
+    esac
+}
+"#;
+
+/// Tools that run what they are given, or write what they would write.
+const TOOLS: [(&str, &str); 4] = [
+    ("nvidia-smi", "#!/bin/sh\necho a card\n"),
+    (
+        "nvcc",
+        "#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\nprintf '#!/bin/sh\\necho {}\\n' > \"$1\"; chmod +x \"$1\"\n",
+    ),
+    (
+        "ncu",
+        "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nwhile [ \"$1\" != --log-file ]; do shift; done\necho csv > \"$2\"\n",
+    ),
+    ("compute-sanitizer", "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nshift 4; exec \"$@\"\n"),
+];
+
+/// Modules instead of those of the machine: numpy is there, torch is not, whatever is installed.
+const MODULES: [(&str, &str); 2] = [
+    ("sitecustomize.py", "import sys\nsys.path = [p for p in sys.path if not p.endswith('-packages')]\n"),
+    ("numpy.py", ""),
+];
+
+const MAKE_MODEL: &str = "import pathlib, sys\nSIZES = {}\n\ndef main():\n    folder = pathlib.Path(sys.argv[-1])\n    \
+                          folder.mkdir()\n    (folder / 'config.json').write_text('{}')\n";
+
+const PACK: &str = "import sys, tarfile\nwith tarfile.open(f'{sys.argv[1]}/tests.tar.xz', 'w:xz', preset=0) as archive:\n    \
+                    for name in ['bin', 'project']: archive.add(f'{sys.argv[1]}/{name}', name)\n";
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// What the stand-ins of a packed folder do.
+struct StandIns {
+    /// Tests of `cuda_kernels` and what becomes of them.
+    kernels: &'static [(&'static str, &'static str)],
+    /// The same of `device_tests`.
+    models: &'static [(&'static str, &'static str)],
+    /// Whether layers with overlapping kernels hang.
+    overlap_hangs: bool,
+}
+
+const FINE: StandIns = StandIns {
+    kernels: &[
+        ("golden::codes", "passes"),
+        ("device::copies", "passes"),
+        ("linear::large_tiles_are_the_oracles", "passes"),
+    ],
+    models: &[("devices::logits", "passes"), ("devices::gpt2_large", "passes")],
+    overlap_hangs: false,
+};
+
+/// A packed folder with stand-ins, and what the script left.
+struct Machine {
+    folder: TempDir,
+}
+
+impl Machine {
+    /// None, with the reason printed, where the machine lacks what the script or its parts need.
+    fn new(stand_ins: &StandIns) -> Option<Self> {
+        let needed = "command -v timeout && test -d /proc/self && \
+                      python3 -c 'import lzma, sys; sys.exit(sys.version_info < (3, 11))'";
+        let found =
+            Command::new("bash").args(["-c", needed]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !found.is_ok_and(|status| status.success()) {
+            println!("skipped: bash, timeout, /proc or Python 3.11 is missing");
+            return None;
+        }
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        let pack = machine.path("pack");
+        for (from, to) in [
+            ("gpu_first_light.sh", "first_light.sh"),
+            ("gpu_report.py", "gpu_report.py"),
+            ("bench_gpu.py", "bench_gpu.py"),
+        ] {
+            write(&pack.join(to), &std::fs::read_to_string(script(from)).unwrap());
+        }
+        for (name, text) in
+            [("manifest.txt", "commit 0"), ("gpu_probe.cu", ""), ("reference.safetensors", "")].into_iter()
+        {
+            write(&pack.join(name), text);
+        }
+        write(&pack.join("make_random_gpt2.py"), MAKE_MODEL);
+        write(&pack.join("project/tests/golden/file"), "");
+        let overlap = if stand_ins.overlap_hangs { HANG } else { "echo '{\"linear\": []}'" };
+        write(&pack.join("bin/llm-int8"), &PROGRAM.replace("OVERLAP", overlap));
+        for (name, tests) in [
+            ("cuda_kernels", stand_ins.kernels),
+            ("device_tests", stand_ins.models),
+            ("cpu_kernels", &[("float::sums", "passes")]),
+        ] {
+            let mut text = SUITE.replace("HANG", HANG);
+            for (test, behaviour) in tests {
+                writeln!(text, "run {test} {behaviour}").unwrap();
+            }
+            write(&pack.join("bin").join(name), &(text + "exit $status\n"));
+        }
+        for (name, text) in TOOLS {
+            write(&machine.path("tools").join(name), text);
+        }
+        for (name, text) in MODULES {
+            write(&machine.path("modules").join(name), text);
+        }
+        let packed = Command::new("python3").args(["-c", PACK]).arg(&pack).status().unwrap();
+        assert!(packed.success());
+        for name in ["bin", "project"] {
+            std::fs::remove_dir_all(pack.join(name)).unwrap();
+        }
+        Some(machine)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The script, each step of which takes at most `most` seconds and all of them `limit`.
+    fn start(&self, limit: u32, most: u32) -> Child {
+        let path = std::env::var("PATH").unwrap();
+        std::fs::create_dir_all(self.path("tmp")).unwrap();
+        Command::new("bash")
+            .arg(self.path("pack/first_light.sh"))
+            .arg(self.path("out"))
+            .arg(limit.to_string())
+            .env("PATH", format!("{}:{path}", self.path("tools").display()))
+            .env("PYTHONPATH", self.path("modules"))
+            .env("TMPDIR", self.path("tmp"))
+            .env("HUNG", self.path("hung"))
+            .env("LLM_INT8_STEP_SECONDS", most.to_string())
+            .env_remove("LLM_INT8_REHEARSAL")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn run(&self, limit: u32, most: u32) -> Left {
+        self.left(self.start(limit, most))
+    }
+
+    /// Waits for the script and checks what must always hold.
+    fn left(&self, script: Child) -> Left {
+        let output = script.wait_with_output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let files: Vec<String> = std::fs::read_dir(self.path("out"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(files.len() <= 8, "{files:?}");
+        let wanted = ["results.json", "steps.tsv", "logs.tar.gz", "summary.txt"];
+        assert!(wanted.iter().all(|name| files.iter().any(|file| file == name)), "{files:?}");
+        assert!(!files.iter().any(|name| name.ends_with(".new") || name.ends_with(".partial")), "{files:?}");
+        let results = std::fs::read_to_string(self.path("out/results.json")).unwrap();
+        let archive =
+            flate2::read::GzDecoder::new(std::fs::File::open(self.path("out/logs.tar.gz")).unwrap());
+        let logs = std::io::read_to_string(archive).unwrap();
+        for pid in std::fs::read_to_string(self.path("hung")).unwrap_or_default().lines() {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            assert!(!command.contains("SIG_IGN"), "process {pid} still runs");
+        }
+        assert_eq!(std::fs::read_dir(self.path("tmp")).unwrap().count(), 0, "the scratch folder is left");
+        Left { code: output.status.code(), printed, results: serde_json::from_str(&results).unwrap(), logs }
+    }
+}
+
+/// What a run of the script left.
+struct Left {
+    code: Option<i32>,
+    printed: String,
+    results: Value,
+    logs: String,
+}
+
+impl Left {
+    fn steps(&self) -> Vec<(String, String)> {
+        let text = |step: &Value, key: &str| step[key].as_str().unwrap().to_owned();
+        let steps = self.results["steps"].as_array().unwrap();
+        steps.iter().map(|step| (text(step, "step"), text(step, "result"))).collect()
+    }
+
+    fn result(&self, step: &str) -> String {
+        let found = self.steps().into_iter().find(|(name, _)| name == step);
+        found.unwrap_or_else(|| panic!("no step {step}: {}", self.printed)).1
+    }
+}
+
+#[test]
+fn every_step_ends_well_or_says_why_it_was_skipped() {
+    let Some(machine) = Machine::new(&FINE) else { return };
+    let left = machine.run(300, 60);
+    assert_eq!(left.code, Some(0), "{}", left.printed);
+    for (step, result) in left.steps() {
+        assert!(
+            result == "ok" || result.starts_with("skipped: ") || step.ends_with("check"),
+            "{step}: {result}"
+        );
+    }
+    for step in [
+        "unpack",
+        "facts",
+        "smoke",
+        "kernels",
+        "models",
+        "make-model",
+        "gpt2-large",
+        "make-probe",
+        "cpu-kernels",
+        "ours",
+        "linear-ours",
+        "linear-ours-overlap",
+        "probe",
+        "profile-decode",
+        "profile-prompt",
+        "card-after",
+    ] {
+        assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
+    }
+    for step in ["peers", "bitsandbytes", "torch-compiled"] {
+        assert_eq!(left.result(step), "skipped: torch cannot be imported");
+    }
+    assert_eq!(left.result("memcheck"), "ok: 1 of 6 tests");
+    assert_eq!(left.results["verdict"], "correct");
+    let numbers = left.results["numbers"].as_array().unwrap();
+    let number = numbers.iter().find(|number| number["name"] == "decode, batch 1, ours, tokens/s").unwrap();
+    assert_eq!(number["value"], 1234.0);
+    assert!(left.printed.contains("layer 4096 x 4096, 1 rows, 0 outliers, ours, us"), "{}", left.printed);
+    assert!(left.logs.contains("test golden::codes ... ok"));
+    assert!(
+        std::fs::read_to_string(machine.path("out/bench.md"))
+            .unwrap()
+            .contains("| 4096 × 4096 | 1 | 0 | 9.50 |")
+    );
+}
+
+#[test]
+fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
+    let Some(machine) = Machine::new(&StandIns {
+        kernels: &[
+            ("golden::codes", "passes"),
+            ("device::copies", "passes"),
+            ("linear::first", "crashes"),
+            ("linear::second", "passes"),
+        ],
+        models: &[
+            ("devices::victim", "alone"),
+            ("devices::wrong", "fails"),
+            ("devices::logits", "passes"),
+            ("large::gpt2_large", "hangs"),
+        ],
+        overlap_hangs: true,
+    }) else {
+        return;
+    };
+    let left = machine.run(300, 6);
+    assert_eq!(left.code, Some(3), "{}", left.printed);
+    let expected = "failed: signal SEGV: alone: 1 pass; fail: linear::first (139); not run again: 0";
+    assert_eq!(left.result("kernels"), expected);
+    let expected = "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
+    assert_eq!(left.result("models"), expected);
+    assert!(left.result("gpt2-large").starts_with("timed out"), "{}", left.printed);
+    assert!(left.result("linear-ours-overlap").starts_with("incomplete"), "{}", left.printed);
+    for step in ["facts", "smoke", "ours", "linear-ours", "probe", "card-after"] {
+        assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
+    }
+    let first = "correctness failed (kernels, models, gpt2-large): numbers are not to be published";
+    assert_eq!(left.results["verdict"], first);
+    assert!(std::fs::read_to_string(machine.path("out/summary.txt")).unwrap().starts_with(first));
+    assert!(left.logs.contains("== alone: devices::victim"));
+}
+
+#[test]
+fn a_failing_smoke_test_ends_everything_early() {
+    let Some(machine) = Machine::new(&StandIns {
+        kernels: &[("golden::codes", "passes"), ("device::copies", "fails")],
+        ..FINE
+    }) else {
+        return;
+    };
+    let left = machine.run(300, 60);
+    assert_eq!(left.code, Some(1), "{}", left.printed);
+    assert_eq!(left.result("facts"), "ok");
+    assert!(left.result("smoke").starts_with("failed: exit status 101"), "{}", left.printed);
+    assert!(!left.steps().iter().any(|(name, _)| name == "kernels" || name == "ours"), "{}", left.printed);
+    assert!(left.logs.contains("test device::copies ... FAILED"));
+}
+
+#[test]
+fn no_step_begins_when_the_time_is_over() {
+    let kernels = &[("golden::codes", "passes"), ("device::copies", "passes"), ("linear::first", "hangs")];
+    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else { return };
+    let left = machine.run(20, 9);
+    assert_eq!(left.code, Some(3), "{}", left.printed);
+    assert!(left.result("kernels").starts_with("timed out"), "{}", left.printed);
+    for step in ["models", "gpt2-large", "ours", "probe", "memcheck", "card-after"] {
+        assert!(left.result(step).ends_with("s are left"), "{step}: {}", left.result(step));
+    }
+}
+
+#[test]
+fn what_was_found_is_written_when_someone_ends_it() {
+    let kernels = &[("golden::codes", "passes"), ("device::copies", "passes"), ("linear::first", "hangs")];
+    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else { return };
+    let script = machine.start(300, 60);
+    let started = Instant::now();
+    // The hanging test writes this.
+    while !machine.path("hung").exists() && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ended = Command::new("bash").args(["-c", &format!("kill -TERM {}", script.id())]).status().unwrap();
+    assert!(ended.success());
+    let left = machine.left(script);
+    assert_eq!(left.code, Some(143), "{}", left.printed);
+    assert_eq!(left.result("smoke"), "ok");
+    assert_eq!(left.result("kernels"), "stopped by a signal");
+    assert!(!left.steps().iter().any(|(name, _)| name == "ours"), "{}", left.printed);
+    assert!(left.logs.contains("test device::copies ... ok"));
+}
