@@ -376,7 +376,7 @@ impl Drop for CudaDriver {
 }
 
 /// What only the driver can answer; run where there is one, the emulated one among them.
-#[cfg(all(test, feature = "emulation"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -40,7 +40,7 @@ pub(crate) struct Launch<'a> {
 /// A driver with one device and one stream: what is asked for happens in that order.
 pub(crate) enum Driver {
     #[cfg(feature = "cuda")]
-    Cuda(cuda::CudaDriver),
+    Cuda(Box<cuda::CudaDriver>),
     #[cfg(emulated)]
     Emulated(emulated::EmulatedDriver),
     /// Keeps the enum inhabited in builds with no device; never made.
@@ -77,7 +77,7 @@ impl Driver {
     /// The GPU of that number.
     pub(crate) fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda")]
-        return cuda::CudaDriver::new(ordinal).map(Self::Cuda);
+        return cuda::CudaDriver::new(ordinal).map(Box::new).map(Self::Cuda);
         #[cfg(not(feature = "cuda"))]
         Err(CudaError::NotBuilt)
     }
