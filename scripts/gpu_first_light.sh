@@ -325,7 +325,7 @@ gpt2_large() {
     fi
     [ -e "$LLM_INT8_GPT2_LARGE_REFERENCE" ] || say_why "no reference is packed"
     [ -e "$LLM_INT8_GPT2_LARGE/config.json" ] || say_why "there is no model"
-    tests device_tests gpt2_large
+    tests device_tests gpt2_large::
 }
 
 on_model() { # COMMAND...
@@ -382,7 +382,7 @@ make_probe() {
 }
 
 probe() {
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
     [ -x "$SCRATCH/probe" ] || say_why "it was not compiled"
     "$SCRATCH/probe"
 }
@@ -393,7 +393,7 @@ cpu_kernels() {
 }
 
 profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
     command -v ncu || say_why "ncu is missing"
     local file=$1 ids=$2
     shift 2
@@ -403,7 +403,7 @@ profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
 }
 
 sanitize() { # TOOL
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal"
+    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
     command -v compute-sanitizer || say_why "compute-sanitizer is missing"
     local found
     # shellcheck disable=SC2086

@@ -104,7 +104,7 @@ fi
 {
     echo "llm-int8 $(git describe --always --dirty 2> /dev/null || echo 'of an unknown commit'), packed $(date -u +%FT%RZ)"
     echo "capabilities $LLM_INT8_CUDA_CAPABILITIES, $(nvcc --version | tail -n 1), flags $NVCC_APPEND_FLAGS"
-    (cd "$folder" && du -ab --exclude=manifest.txt . | sort -k 2)
+    (cd "$folder" && du -sb -- *)
 } > "$folder/manifest.txt"
 bytes=$(du -sb "$folder" | cut -f 1)
 du -sh "$folder"/*
