@@ -109,7 +109,7 @@ const FINE: StandIns = StandIns {
         ("device::copies", "passes"),
         ("linear::large_tiles_are_the_oracles", "passes"),
     ],
-    models: &[("devices::logits", "passes"), ("devices::gpt2_large", "passes")],
+    models: &[("devices::logits", "passes"), ("gpt2_large::logits", "passes")],
     overlap_hangs: false,
 };
 
@@ -307,7 +307,7 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
             ("devices::victim", "alone"),
             ("devices::wrong", "fails"),
             ("devices::logits", "passes"),
-            ("large::gpt2_large", "hangs"),
+            ("gpt2_large::logits", "hangs"),
         ],
         overlap_hangs: true,
     }) else {
