@@ -449,7 +449,7 @@ collect make-probe 30
 collect import-torch 30
 collect cpu-kernels 30
 step ours 45 on_model bench 20 --only ours,ours-no-graph,ours-overlap --runs 3
-step linear-ours 30 bench 30 --only linear-ours --runs 3
+step linear-ours 40 bench 38 --only linear-ours --runs 3
 few=(--rows 1,8,64)
 [ -z "$REHEARSAL" ] || few=()
 step linear-ours-overlap 25 bench 25 --only linear-ours-overlap --runs 3 "${few[@]}"
