@@ -10,8 +10,8 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::cuda::{CudaError, Device};
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8_nn::models::{
-    Choice, Decoder, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits, ModelConfig, Placement,
-    Text, WeightDtype,
+    Choice, Decoder, DecoderSpec, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits, ModelConfig,
+    Placement, Text, WeightDtype,
 };
 use std::sync::Arc;
 
@@ -201,7 +201,7 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
         let config = ModelConfig::parse(config).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        write_random(&config, &path);
+        write_random(&DecoderSpec::from_config(&config).unwrap(), &path);
         let checkpoint = Arc::new(Checkpoint::open_safetensors(&[path], None).unwrap());
         let on = |placement| {
             let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
@@ -223,11 +223,11 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
     }
 }
 
-/// A checkpoint of noise for a configuration.
-fn write_random(config: &ModelConfig, path: &std::path::Path) {
+/// A checkpoint of noise for a description.
+pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
     use llm_int8_nn::module::Module;
-    let spec = llm_int8_nn::models::DecoderSpec::from_config(config).unwrap();
-    let model = Decoder::declared(spec, llm_int8_nn::FloatDtype::F32, llm_int8_nn::Isa::detect());
+    let model =
+        Decoder::declared(spec.clone(), llm_int8_nn::FloatDtype::F32, llm_int8_nn::Isa::detect()).unwrap();
     let mut tensors = crate::support::Tensors::new();
     let mut state = 1u64;
     for parameter in model.describe().named_parameters() {

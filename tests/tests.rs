@@ -29,6 +29,7 @@ mod gpt2_large;
 mod gpt2_parity;
 mod hub_program;
 mod pickles;
+mod plans;
 mod published;
 mod smollm2;
 mod support;

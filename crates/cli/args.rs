@@ -207,6 +207,9 @@ pub(crate) struct InspectArgs {
     /// Look at config.json and the headers of the weights only; nothing else is read or downloaded
     #[arg(long)]
     pub(crate) headers_only: bool,
+    /// Print what the decoder does with tokens instead: one line a step, equal blocks once
+    #[arg(long, conflicts_with_all = ["params", "json"])]
+    pub(crate) plan: bool,
 }
 
 #[derive(Debug, Args)]

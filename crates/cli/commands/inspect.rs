@@ -10,18 +10,22 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let (tree, layers, placed) = if args.headers_only {
+    let (tree, layers, placed, steps) = if args.headers_only {
         let config = load_config(&args.model)?;
         let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new(&config.hub))
             .map_err(|error| explain(error, &args.model.model))?;
         plan.warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
-        (plan.tree, plan.layers, plan.placed)
+        (plan.tree, plan.layers, plan.placed, plan.steps)
     } else {
         let model = load(&args.model)?;
-        (model.tree().clone(), model.load_report().layers.clone(), model.placed())
+        let steps = model.decoder().execution_plan().clone();
+        (model.tree().clone(), model.load_report().layers.clone(), model.placed(), steps)
     };
-    let text =
-        if args.json { json_text(args, &tree, &layers, &placed) } else { plain_text(args, &tree, &placed) };
+    let text = match (args.json, args.plan) {
+        (true, _) => json_text(args, &tree, &layers, &placed),
+        (false, true) => steps.to_string(),
+        (false, false) => plain_text(args, &tree, &placed),
+    };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }

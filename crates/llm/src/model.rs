@@ -10,7 +10,7 @@ use crate::tokenizer::Tokenizer;
 use crate::warning::Warning;
 use candle_core::{Device, Tensor};
 use llm_int8_hub::{NoProgress, Progress};
-use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart};
+use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
 use std::fmt;
 use std::ops::ControlFlow;
@@ -41,6 +41,8 @@ pub struct ModelPlan {
     pub warnings: Vec<Warning>,
     /// What would lie where.
     pub placed: Vec<PlacedPart>,
+    /// What the decoder does with tokens; printed, one line a step.
+    pub steps: Plan,
 }
 
 /// A causal language model with its tokenizer, in 8 bit unless configured otherwise.
@@ -112,7 +114,8 @@ impl AutoModelForCausalLM {
         let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &config.options)?;
         let placed = decoder.planned(&config.options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
-        Ok(ModelPlan { tree: decoder.describe(), layers: outcome.layers, warnings, placed })
+        let (tree, steps) = (decoder.describe(), decoder.execution_plan().clone());
+        Ok(ModelPlan { tree, layers: outcome.layers, warnings, placed, steps })
     }
 
     /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.

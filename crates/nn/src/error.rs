@@ -219,6 +219,14 @@ pub enum NnError {
         "the weights of this model were not read: it was built from headers only, to be looked at and not run"
     )]
     NotLoaded,
+    /// Parts of this program do not agree with each other.
+    #[error(
+        "a bug in this program: {what} is missing where the plan of the model needs it; please report it"
+    )]
+    Bug {
+        /// What is missing.
+        what: &'static str,
+    },
     /// Logits that no token can be chosen by.
     #[error(
         "the model's output contains NaN or infinity, so no token can be chosen; \

@@ -20,13 +20,6 @@ pub(crate) struct Projection<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
-impl<'a> Projection<'a> {
-    /// Without anything applied.
-    pub(crate) fn plain(linear: &'a Linear, out: &'a mut [f32]) -> Self {
-        Self { linear, activation: None, out }
-    }
-}
-
 /// Computes layers with the same input `x` `[rows, in_features]`: int8 ones quantise it once and, with one
 /// row, share their threads' work as if they were one layer. `quantized` is memory to work in.
 ///

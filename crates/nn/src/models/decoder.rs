@@ -1,8 +1,10 @@
-//! The one decoder and its parts. Which ones a model has, its family's template says; what is done with them
-//! stands in `forward`, once.
+//! The one decoder and its parts. Which ones a model has, its family's template says; what is done with them says its
+//! plan.
 
 use super::device::{DeviceCache, Stage};
-use super::spec::{DecoderSpec, LayerSpec, ModelSlot, Slot};
+use super::plan::Plan;
+use super::slot::{BlockSlot, ModelSlot, Part, Parts, Slot};
+use super::spec::{DecoderSpec, LayerSpec};
 use super::template::PartSpec;
 use crate::dtype::FloatDtype;
 use crate::error::Result;
@@ -68,15 +70,6 @@ pub struct Text<'a> {
     pub cache: &'a mut KvCache,
 }
 
-/// A part with parameters.
-#[derive(Debug, Clone)]
-pub(super) enum Part {
-    Embedding(Embedding),
-    Norm(Norm),
-    HeadNorms(HeadNorms),
-    Linear(Linear),
-}
-
 impl Part {
     /// A part without values.
     fn declared(spec: &PartSpec, dtype: FloatDtype, isa: Isa) -> Self {
@@ -99,72 +92,52 @@ impl Part {
     }
 }
 
-/// Parts by the number of their slot.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Parts(Vec<Option<Part>>);
-
-impl Parts {
-    fn insert(&mut self, slot: usize, part: Part) {
-        if self.0.len() <= slot {
-            self.0.resize_with(slot + 1, || None);
-        }
-        self.0[slot] = Some(part);
-    }
-
-    pub(super) fn get(&self, slot: usize) -> Option<&Part> {
-        self.0.get(slot).and_then(Option::as_ref)
-    }
-
-    /// Those that are there, with their slots.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Part)> {
-        self.0.iter().enumerate().filter_map(|(slot, part)| Some((slot, part.as_ref()?)))
-    }
-
-    pub(super) fn norm(&self, slot: usize) -> Option<&Norm> {
-        match self.get(slot) {
-            Some(Part::Norm(norm)) => Some(norm),
-            _ => None,
-        }
-    }
-
-    pub(super) fn linear(&self, slot: usize) -> Option<&Linear> {
-        match self.get(slot) {
-            Some(Part::Linear(linear)) => Some(linear),
-            _ => None,
-        }
-    }
-}
-
 /// A causal language model.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     spec: DecoderSpec,
     dtype: FloatDtype,
     isa: Isa,
-    pub(super) model: Parts,
-    pub(super) blocks: Vec<Parts>,
-    /// What lies on devices, in the order of the blocks; the first has what stands outside of blocks, if any has.
+    plan: Plan,
+    pub(super) model: Parts<ModelSlot>,
+    pub(super) blocks: Vec<Parts<BlockSlot>>,
+    /// What lies on devices, in the order of the blocks; if any has embeddings and head, it is the first.
     pub(super) stages: Vec<Stage>,
 }
 
 impl Decoder {
     /// A decoder without values; `dtype` is what its float parameters will be stored in.
-    pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Self {
+    ///
+    /// # Errors
+    /// [`NnError::Config`](crate::NnError::Config) for a combination of parts that cannot be computed.
+    pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Result<Self> {
+        let plan = Plan::of(&spec)?;
         let (mut model, mut block) = (Parts::default(), Parts::default());
         for (slot, spec) in spec.tree.slots() {
             match slot {
-                Slot::Model(slot) => model.insert(slot as usize, Part::declared(spec, dtype, isa)),
-                Slot::Block(_, slot) => block.insert(slot as usize, Part::declared(spec, dtype, isa)),
+                Slot::Model(slot) => model.insert(slot, Part::declared(spec, dtype, isa)),
+                Slot::Block(_, slot) => block.insert(slot, Part::declared(spec, dtype, isa)),
             }
         }
         let blocks = vec![block; spec.layers.len()];
-        Self { model, blocks, stages: Vec::new(), spec, dtype, isa }
+        Ok(Self { plan, model, blocks, stages: Vec::new(), spec, dtype, isa })
+    }
+
+    /// What it does with tokens, step by step.
+    pub fn execution_plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The parts of all blocks, then those of the embeddings and the head.
+    pub(super) fn all_parts(&self) -> impl Iterator<Item = &Part> {
+        let blocks = self.blocks.iter().flat_map(Parts::iter).map(|(_, part)| part);
+        blocks.chain(self.model.iter().map(|(_, part)| part))
     }
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
         let layers = vec![LayerCache::new(self.dtype); self.blocks.len()];
-        let devices = self.stages.iter().map(|stage| stage.new_cache(&self.spec)).collect();
+        let devices = self.stages.iter().map(|stage| stage.new_cache(self.spec.positions)).collect();
         KvCache { layers, devices, len: 0, seen: Vec::new(), is_long: false }
     }
 
@@ -185,8 +158,7 @@ impl Decoder {
 
     /// How the int8 layers compute; none where no layer is int8.
     pub fn int8_config(&self) -> Option<Int8Config> {
-        let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
-        parts.into_iter().find_map(|part| match part {
+        self.all_parts().find_map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => Some(linear.config()),
             _ => None,
         })
@@ -199,7 +171,7 @@ impl Decoder {
 
     /// Lets the head share the token table's values, where it does.
     pub(super) fn tie_head(&mut self) -> Result<()> {
-        let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens as usize) else { return Ok(()) };
+        let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens) else { return Ok(()) };
         let (weight, int8) = (tokens.weight().clone(), tokens.int8_weight().cloned());
         match (self.spec.tied_head, self.part_mut(Slot::Model(ModelSlot::Head)), int8) {
             (true, Some(Part::Linear(Linear::Float(head))), _) => *head.weight_mut() = weight,
@@ -211,7 +183,7 @@ impl Decoder {
 
     /// Whether the head and the token table are int8, as no checkpoint of bitsandbytes has them.
     pub fn has_int8_head(&self) -> bool {
-        matches!(self.model.get(ModelSlot::Tokens as usize), Some(Part::Embedding(table)) if table.is_int8())
+        matches!(self.model.get(ModelSlot::Tokens), Some(Part::Embedding(table)) if table.is_int8())
     }
 
     /// Codes of a part, as far as it holds any of its own.
@@ -230,19 +202,17 @@ impl Decoder {
 
     /// The codes of all int8 weights of products, in the order in which a token reads them.
     pub fn codes_in_order(&self) -> Vec<&[i8]> {
-        let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
         let codes = |part| match part {
             &Part::Linear(Linear::Int8(ref linear)) => linear.weight().ok().map(Int8Weight::codes),
             _ => None,
         };
-        parts.filter_map(codes).collect()
+        self.all_parts().filter_map(codes).collect()
     }
 
-    /// Bytes that a new token of each of `batch` texts reads at least, after so many others each: all weights of
-    /// products once, and keys and values.
+    /// Minimum bytes read to decode one token for each of `batch` sequences of `context` tokens: the weights of all
+    /// linear layers once, and keys and values.
     pub fn bytes_per_step(&self, context: usize, batch: usize) -> u64 {
-        let parts = self.blocks.iter().chain([&self.model]).flat_map(|parts| parts.0.iter().flatten());
-        let weights = parts.map(|part| match part {
+        let weights = self.all_parts().map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => linear.out_features() * (linear.in_features() + 4),
             Part::Linear(Linear::Float(linear)) => {
                 linear.out_features()
@@ -271,15 +241,15 @@ impl Decoder {
 
     pub(super) fn part(&self, slot: Slot) -> Option<&Part> {
         match slot {
-            Slot::Model(slot) => self.model.get(slot as usize),
-            Slot::Block(layer, slot) => self.blocks.get(layer)?.get(slot as usize),
+            Slot::Model(slot) => self.model.get(slot),
+            Slot::Block(layer, slot) => self.blocks.get(layer)?.get(slot),
         }
     }
 
     pub(super) fn part_mut(&mut self, slot: Slot) -> Option<&mut Part> {
         match slot {
-            Slot::Model(slot) => self.model.0.get_mut(slot as usize)?.as_mut(),
-            Slot::Block(layer, slot) => self.blocks.get_mut(layer)?.0.get_mut(slot as usize)?.as_mut(),
+            Slot::Model(slot) => self.model.get_mut(slot),
+            Slot::Block(layer, slot) => self.blocks.get_mut(layer)?.get_mut(slot),
         }
     }
 }

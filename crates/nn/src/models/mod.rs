@@ -2,13 +2,16 @@
 
 pub mod decoder;
 pub mod device;
+mod execute;
 pub mod families;
-mod forward;
 mod gguf;
 mod load;
 mod logits;
+mod pass;
 mod place;
+pub mod plan;
 mod save;
+pub mod slot;
 pub mod spec;
 pub mod template;
 mod tree;
@@ -21,5 +24,6 @@ pub use gguf::open_gguf;
 pub use load::{LoadEvent, LoadOptions, LoadOutcome, LoadWarning, WeightDtype};
 pub use logits::{Choice, Logits, largest};
 pub use place::PlacedPart;
+pub use plan::Plan;
 pub use save::SavedLayers;
 pub use spec::DecoderSpec;

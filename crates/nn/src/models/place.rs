@@ -1,9 +1,9 @@
 //! A decoder's parts on devices: how large they are, where they go, where they went.
 
-use super::decoder::{Decoder, Part, Parts};
+use super::decoder::Decoder;
 use super::device::map::Sizes;
 use super::device::{DeviceMap, Place, Placement, Stage, Widths};
-use super::spec::{ModelSlot, Slot};
+use super::slot::{ModelSlot, Part, Slot};
 use crate::error::{NnError, Result};
 use crate::linear::{Linear, OutlierWeights};
 use llm_int8_cuda::{Device, MemoryInfo};
@@ -53,8 +53,8 @@ impl Decoder {
 
     fn parts_of(&self, devices: &[Device], ranges: &[(bool, Range<usize>)]) -> Vec<PlacedPart> {
         let bytes = |range: Range<usize>, has_head: bool| {
-            let blocks: u64 = self.blocks[range].iter().map(|parts| self.bytes_of(parts, false)).sum();
-            blocks + if has_head { self.bytes_of(&self.model, true) } else { 0 }
+            let blocks: u64 = range.map(|block| self.block_bytes(block)).sum();
+            blocks + if has_head { self.model_bytes() } else { 0 }
         };
         let mut placed: Vec<PlacedPart> = Vec::new();
         for (device, (has_head, blocks)) in devices.iter().zip(ranges) {
@@ -87,30 +87,35 @@ impl Decoder {
         self.stages.iter().map(Stage::graph_count).sum()
     }
 
-    /// Bytes of weights; the head's only where it has its own.
-    fn bytes_of(&self, parts: &Parts, is_model: bool) -> u64 {
-        let part = |(slot, part): (usize, &Part)| -> u64 {
-            let elements = |shape: &[usize]| shape.iter().product::<usize>();
-            let float = self.dtype().candle().size_in_bytes();
-            let bytes = match part {
-                Part::Linear(_) if is_model && slot == ModelSlot::Head as usize && self.spec().tied_head => 0,
-                Part::Linear(linear @ Linear::Int8(_)) => {
-                    linear.out_features() * (llm_int8_cuda::plan::pitch(linear.in_features()) + 4)
-                }
-                Part::Linear(linear) => linear.out_features() * linear.in_features() * float,
-                Part::Embedding(table) if table.is_int8() => elements(&table.shape()) + 4 * table.shape()[0],
-                Part::Embedding(table) => elements(&table.shape()) * float,
-                // Norms are f32 on devices.
-                Part::Norm(norm) => {
-                    4 * norm.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>()
-                }
-                Part::HeadNorms(norms) => {
-                    4 * norms.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>()
-                }
-            };
-            bytes as u64
+    /// Bytes of a block's weights.
+    fn block_bytes(&self, block: usize) -> u64 {
+        self.blocks[block].iter().map(|(_, part)| self.part_bytes(part)).sum()
+    }
+
+    /// Bytes of embeddings and head; a tied head has none of its own.
+    fn model_bytes(&self) -> u64 {
+        let is_own = |slot| !(slot == ModelSlot::Head && self.spec().tied_head);
+        self.model.iter().filter(|(slot, _)| is_own(*slot)).map(|(_, part)| self.part_bytes(part)).sum()
+    }
+
+    /// Bytes of a part as it lies on a device.
+    fn part_bytes(&self, part: &Part) -> u64 {
+        let elements = |shape: &[usize]| shape.iter().product::<usize>();
+        let float = self.dtype().candle().size_in_bytes();
+        let bytes = match part {
+            Part::Linear(linear @ Linear::Int8(_)) => {
+                linear.out_features() * (llm_int8_cuda::plan::pitch(linear.in_features()) + 4)
+            }
+            Part::Linear(linear) => linear.out_features() * linear.in_features() * float,
+            Part::Embedding(table) if table.is_int8() => elements(&table.shape()) + 4 * table.shape()[0],
+            Part::Embedding(table) => elements(&table.shape()) * float,
+            // Norms are f32 on devices.
+            Part::Norm(norm) => 4 * norm.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>(),
+            Part::HeadNorms(norms) => {
+                4 * norms.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>()
+            }
         };
-        parts.iter().map(part).sum()
+        bytes as u64
     }
 
     fn sizes(&self, placement: &Placement) -> Sizes {
@@ -119,8 +124,8 @@ impl Decoder {
         let units = placement.devices.iter().map(|budget| budget.device.multiprocessors()).max().unwrap_or(0);
         let rows = RESERVED_ROWS.min(positions.max(1));
         Sizes {
-            model: self.bytes_of(&self.model, true) + 4 * 2 * self.spec().vocab_size() as u64,
-            blocks: self.blocks.iter().map(|parts| self.bytes_of(parts, false) + cache).collect(),
+            model: self.model_bytes() + 4 * 2 * self.spec().vocab_size() as u64,
+            blocks: (0..self.blocks.len()).map(|block| self.block_bytes(block) + cache).collect(),
             pass: Widths::of(self).bytes(rows, units),
         }
     }
@@ -153,23 +158,19 @@ impl Decoder {
 
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {
         DeviceMap::check(placement)?;
-        let original = |parts: &Parts| {
-            parts.iter().any(|(_, part)| match part {
-                Part::Linear(Linear::Int8(linear)) => {
-                    linear.config().outlier_weights == OutlierWeights::Original
-                }
-                _ => false,
-            })
+        let original = |part: &Part| match part {
+            Part::Linear(Linear::Int8(linear)) => linear.config().outlier_weights == OutlierWeights::Original,
+            _ => false,
         };
-        if !placement.devices.is_empty() && self.blocks.iter().chain([&self.model]).any(original) {
+        if !placement.devices.is_empty() && self.all_parts().any(original) {
             let reason = "original outlier weights are taken from the file for tokens as they come, which only the \
                           CPU does: use --device cpu, or leave --outlier-weights original away";
             return Err(NnError::Placement { reason: reason.into() });
         }
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
-        let on_cpu = map.blocks.iter().zip(&self.blocks).filter(|(place, _)| **place == Place::Cpu);
-        let head = if map.model == Place::Cpu { self.bytes_of(&self.model, true) } else { 0 };
-        let bytes = head + on_cpu.map(|(_, parts)| self.bytes_of(parts, false)).sum::<u64>();
+        let on_cpu = map.blocks.iter().enumerate().filter(|(_, place)| **place == Place::Cpu);
+        let head = if map.model == Place::Cpu { self.model_bytes() } else { 0 };
+        let bytes = head + on_cpu.map(|(block, _)| self.block_bytes(block)).sum::<u64>();
         match placement.most_on_cpu {
             Some(most) if bytes > most => Err(NnError::Placement {
                 reason: format!(

@@ -1,7 +1,7 @@
 //! From a decoder back to tensors of a checkpoint.
 
-use super::decoder::{Decoder, Part};
-use super::spec::{ModelSlot, Slot};
+use super::decoder::Decoder;
+use super::slot::{ModelSlot, Part, Slot};
 use crate::checkpoint::{NewTensor, float_bytes, float_state, linear_state};
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};

@@ -1,6 +1,8 @@
 //! What differs between families, as data.
 
 use super::families::FAMILIES;
+use super::plan::Plan;
+use super::slot::{ModelSlot, Slot};
 use super::template::{PartSpec, Template};
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
@@ -21,9 +23,9 @@ pub struct Family {
 
 /// A decoder, described: its tree of parts, and how values go through them.
 ///
-/// Which parts there are is what the [`Template`] says; the decoder acts on what it finds. A block with
-/// [`BlockSlot::Gate`] has a gated MLP, one with [`BlockSlot::QueryNorm`] normalises queries, one
-/// without [`BlockSlot::MlpNorm`] gives its MLP what attention got.
+/// Which parts there are is what the [`Template`] says; the [`Plan`] acts on what it finds. A block with
+/// [`BlockSlot::Gate`](super::slot::BlockSlot::Gate) has a gated MLP, one with [`BlockSlot::QueryNorm`](super::slot::BlockSlot::QueryNorm) normalises queries, one
+/// without [`BlockSlot::MlpNorm`](super::slot::BlockSlot::MlpNorm) gives its MLP what attention got.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
     /// `model_type` of `config.json`.
@@ -69,7 +71,7 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Width of a head, D.
     pub head_size: usize,
-    /// How queries, keys and values lie in the one product of [`BlockSlot::Qkv`].
+    /// How queries, keys and values lie in the one product of [`BlockSlot::Qkv`](super::slot::BlockSlot::Qkv).
     pub layout: QkvLayout,
     /// Queries, keys and values are kept in `-clamp..=clamp` (MPT).
     pub qkv_clamp: Option<f64>,
@@ -117,69 +119,6 @@ pub enum Residual {
     Parallel,
     /// `x = n(x + a(x))`, then `x = n(x + m(x))` (OPT 350m).
     NormAfter,
-}
-
-/// A part of the decoder that has parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Slot {
-    /// A part outside of the blocks.
-    Model(ModelSlot),
-    /// A part of a block.
-    Block(usize, BlockSlot),
-}
-
-/// A part outside of the blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ModelSlot {
-    /// The token table `[V, C]`.
-    Tokens,
-    /// The position table `[P, C]`.
-    Positions,
-    /// A norm of the embeddings (Bloom).
-    EmbeddingNorm,
-    /// From the width of the token table to that of the blocks (OPT 350m).
-    ProjectIn,
-    /// And back.
-    ProjectOut,
-    /// The norm before the head.
-    FinalNorm,
-    /// The head `[V, C]`.
-    Head,
-}
-
-/// A part of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BlockSlot {
-    /// The norm before attention.
-    AttentionNorm,
-    /// Queries, keys and values in one product.
-    Qkv,
-    /// Queries.
-    Query,
-    /// Keys.
-    Key,
-    /// Values.
-    Value,
-    /// The norm of queries: of each head, or of all at once, as its width says.
-    QueryNorm,
-    /// The norm of keys.
-    KeyNorm,
-    /// The product after attention.
-    AttentionOut,
-    /// The norm of what attention gives, before it joins the stream.
-    AttentionPostNorm,
-    /// The norm before the MLP.
-    MlpNorm,
-    /// The product whose activated result gates that of [`BlockSlot::Up`].
-    Gate,
-    /// Gate and up in one product, gate first.
-    GateUp,
-    /// The first product of the MLP.
-    Up,
-    /// The second product of the MLP.
-    Down,
-    /// The norm of what the MLP gives, before it joins the stream.
-    MlpPostNorm,
 }
 
 impl DecoderSpec {
@@ -289,7 +228,8 @@ impl DecoderSpec {
         }
         match self.tree.parts().into_iter().find(|(_, part)| part.elements() > 1 << 36) {
             Some((path, _)) => error(format!("`{path}` would have more than 2^36 values")),
-            None => Ok(()),
+            // What no executor can compute is refused here.
+            None => Plan::of(self).map(drop),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A model's tree as a family writes it down: PyTorch's classes and names, and in their places the parts
 //! that have parameters.
 
-use super::spec::{BlockSlot, ModelSlot, Slot};
+use super::slot::{BlockSlot, ModelSlot, Slot};
 use crate::ParameterDtype;
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};

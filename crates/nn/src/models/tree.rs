@@ -1,7 +1,7 @@
 //! The decoder's module tree: a family's template, filled with the decoder's own parts.
 
-use super::decoder::{Decoder, Part};
-use super::spec::{ModelSlot, Slot};
+use super::decoder::Decoder;
+use super::slot::{ModelSlot, Part, Slot};
 use super::template::Template;
 use crate::error::Result;
 use crate::linear::{HasLinears, Linear};

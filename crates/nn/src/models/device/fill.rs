@@ -1,7 +1,7 @@
 //! From the checkpoint onto a device: a weight's bytes travel as they are in the file and are quantised there,
 //! some rows at a time, so that the device holds little beside the model.
 
-use super::super::spec::{ModelSlot, Slot};
+use super::super::slot::{ModelSlot, Slot};
 use super::Stage;
 use super::parts::{TableWeight, Weight};
 use crate::checkpoint::{TensorView, float_bytes, float_tensor};
@@ -32,24 +32,21 @@ impl Stage {
         match slot {
             Slot::Block(layer, slot) => {
                 let block = self.blocks.get(layer.checked_sub(self.first)?)?;
-                block.groups().into_iter().find_map(|group| group.weight_of(slot as usize)).map(target)
+                block.weight_of(slot).map(target)
             }
             Slot::Model(slot) => {
-                let model = self.model.as_ref()?;
-                let whole = |weight| Some(Target { weight, first_row: 0 });
-                match (slot, &model.tokens) {
-                    (ModelSlot::Head, _) if is_tied => None,
-                    (ModelSlot::Tokens, TableWeight::Float(table)) => whole(Weight::Float(Arc::clone(table))),
-                    (ModelSlot::Tokens, TableWeight::Int8(table)) => {
-                        whole(Weight::Int8(Arc::clone(table), crate::linear::Int8Config::default()))
-                    }
-                    (ModelSlot::Positions, _) => whole(Weight::Float(Arc::clone(model.positions.as_ref()?))),
-                    (slot, _) => model
-                        .groups()
-                        .into_iter()
-                        .find_map(|group| group.weight_of(slot as usize))
-                        .map(target),
+                if slot == ModelSlot::Head && is_tied {
+                    return None;
                 }
+                let model = self.model.as_ref()?;
+                match model.table(slot) {
+                    Ok(TableWeight::Float(table)) => Some((Weight::Float(Arc::clone(table)), 0)),
+                    Ok(TableWeight::Int8(table)) => {
+                        Some((Weight::Int8(Arc::clone(table), crate::linear::Int8Config::default()), 0))
+                    }
+                    Err(_) => model.parts.weight_of(slot),
+                }
+                .map(target)
             }
         }
     }
@@ -82,7 +79,7 @@ impl Target {
             Weight::Int8(matrix, _) => {
                 Ok(matrix.write_rows(self.first_row, codes.codes(), codes.absmax())?)
             }
-            Weight::Float(_) => Err(NnError::NotLoaded),
+            Weight::Float(_) => Err(NnError::Bug { what: "an int8 matrix for codes" }),
         }
     }
 
@@ -104,7 +101,9 @@ impl Target {
         transposed: bool,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let [rows, cols] = *view.shape else { return Err(NnError::NotLoaded) };
+        let [rows, cols] = *view.shape else {
+            return Err(NnError::Bug { what: "a weight of two dimensions" });
+        };
         let elements = view.elements::<T>()?;
         let outputs = if transposed { cols } else { rows };
         // A column's largest magnitude needs all rows.
@@ -171,7 +170,8 @@ impl Scratch {
             self.memory = None;
             self.memory = Some((device.allocate(bytes)?, Int8Matrix::mark(device)?));
         }
-        let (memory, mark) = self.memory.as_ref().ok_or(NnError::NotLoaded)?;
+        let (memory, mark) =
+            self.memory.as_ref().ok_or(NnError::Bug { what: "memory of a weight on its way" })?;
         let view = memory.part(..bytes)?.cast::<T>()?;
         view.write(values)?;
         Ok((view, mark))

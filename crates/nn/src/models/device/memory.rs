@@ -2,8 +2,7 @@
 
 use super::super::decoder::Decoder;
 use super::super::logits::MOST_CHOSEN;
-use super::super::spec::{BlockSlot, ModelSlot, Slot};
-use super::super::template::PartSpec;
+use super::super::plan::Rows;
 use super::{Stage, float_type};
 use crate::error::Result;
 use llm_int8_cuda::args::AttendedRow;
@@ -17,11 +16,11 @@ pub(in crate::models) struct Widths {
     pub(super) stream: usize,
     /// Queries, keys and values of a row.
     pub(super) qkv: usize,
-    /// Queries of a row.
-    pub(super) queries: usize,
-    /// What the first products of an MLP give.
-    pub(super) up: usize,
-    /// The widest input of a product.
+    /// What attention found of a row; also its queries.
+    pub(super) mixed: usize,
+    /// What the first layers of an MLP give.
+    pub(super) raised: usize,
+    /// The widest input of layers.
     pub(super) input: usize,
     /// Cosines of a row, for each rotation.
     pub(super) turns: Vec<usize>,
@@ -32,29 +31,14 @@ pub(in crate::models) struct Widths {
 
 impl Widths {
     pub(in crate::models) fn of(decoder: &Decoder) -> Self {
-        let spec = decoder.spec();
-        let attention = &spec.attention;
-        let (mut stream, mut input, mut up) = (spec.hidden_size, 0, 0);
-        for (slot, part) in spec.tree.slots() {
-            match (slot, part) {
-                (Slot::Model(ModelSlot::Tokens), PartSpec::Embedding { width, .. }) => {
-                    stream = stream.max(*width)
-                }
-                (slot, PartSpec::Linear { out_features, in_features, .. }) => {
-                    input = input.max(*in_features);
-                    if let Slot::Block(_, BlockSlot::GateUp | BlockSlot::Gate | BlockSlot::Up) = slot {
-                        up += out_features;
-                    }
-                }
-                _ => {}
-            }
-        }
+        let (attention, plan) = (&decoder.spec().attention, decoder.execution_plan());
+        let stream = plan.width(Rows::Stream).max(plan.width(Rows::Embedded));
         Self {
             stream,
-            qkv: (attention.heads + 2 * attention.kv_heads) * attention.head_size,
-            queries: attention.heads * attention.head_size,
-            up,
-            input: input.max(stream),
+            qkv: plan.width(Rows::Qkv),
+            mixed: plan.width(Rows::Mixed),
+            raised: plan.width(Rows::Raised),
+            input: plan.widest_input().max(stream),
             turns: attention.ropes.iter().map(|rope| rope.dims() / 2).collect(),
             heads: attention.heads,
             kv_heads: attention.kv_heads,
@@ -75,7 +59,7 @@ impl Widths {
 
     /// Bytes of a [`Workspace`] for so many rows.
     pub(in crate::models) fn bytes(&self, rows: usize, multiprocessors: usize) -> u64 {
-        let floats = 4 * self.stream + self.input + self.qkv + 2 * self.queries + self.up;
+        let floats = 4 * self.stream + self.input + self.qkv + 2 * self.mixed + self.raised;
         let floats = rows * floats + self.parts(rows, multiprocessors) + rows * self.kv_heads;
         QuantizedMemory::bytes(rows, self.input) + (4 * floats + rows * self.input_bytes()) as u64
     }
@@ -90,12 +74,12 @@ pub(in crate::models) struct Workspace {
     pub(super) x: Buffer<f32>,
     pub(super) branch: Buffer<f32>,
     pub(super) attended: Buffer<f32>,
-    /// Values of norms and gates, where a float product needs them.
+    /// Values of norms and gates, where a float layer needs them.
     pub(super) made: Buffer<f32>,
     pub(super) qkv: Buffer<f32>,
     pub(super) queries: Buffer<f32>,
     pub(super) mixed: Buffer<f32>,
-    pub(super) up: Buffer<f32>,
+    pub(super) raised: Buffer<f32>,
     pub(super) quantized: QuantizedMemory,
     pub(super) partial: Buffer<f32>,
     pub(super) counters: Buffer<u32>,
@@ -127,9 +111,9 @@ impl Workspace {
             attended: floats(widths.stream)?,
             made: floats(widths.input)?,
             qkv: floats(widths.qkv)?,
-            queries: floats(widths.queries)?,
-            mixed: floats(widths.queries)?,
-            up: floats(widths.up)?,
+            queries: floats(widths.mixed)?,
+            mixed: floats(widths.mixed)?,
+            raised: floats(widths.raised)?,
             quantized: QuantizedMemory::new(device, rows, widths.input)?,
             partial: device.allocate(widths.parts(rows, device.multiprocessors()))?,
             counters: device.zeros(rows * widths.kv_heads)?,
@@ -195,7 +179,7 @@ impl Stage {
     }
 
     /// Blocks that share the positions of a row in attention.
-    pub(super) fn splits(&self, widths: &Widths, capacity: usize, rows: usize) -> usize {
-        plan::splits(capacity, rows, widths.kv_heads, self.device.multiprocessors())
+    pub(super) fn splits(&self, capacity: usize, rows: usize) -> usize {
+        plan::splits(capacity, rows, self.widths.kv_heads, self.device.multiprocessors())
     }
 }

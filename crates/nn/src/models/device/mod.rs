@@ -1,7 +1,6 @@
 //! Decoders on devices: whole blocks on GPUs, in int8, and the rest on the CPU, in int8 too.
 //!
-//! What a device does stands here once for every family, beside `models/forward.rs`, which is the same for the
-//! CPU. Values between layers are rows of f32 on both.
+//! A device follows the same plan as the CPU (`models/execute`). Values between layers are rows of f32 on both.
 //!
 //! | file | holds |
 //! |---|---|
@@ -11,15 +10,15 @@
 //! | `cache.rs` | keys and values |
 //! | `memory.rs` | what a pass works in |
 //! | `pass.rs` | one pass through the blocks of a device, by a graph where it can be |
-//! | `block.rs` | a block, launch by launch |
+//! | `steps.rs` | the steps of a plan, launch by launch |
 
-mod block;
 mod cache;
 mod fill;
 pub mod map;
 mod memory;
 mod parts;
 mod pass;
+mod steps;
 
 pub(super) use cache::DeviceCache;
 pub(super) use fill::{Scratch, Target};
@@ -28,13 +27,13 @@ pub(super) use memory::{HeadMemory, Widths};
 pub(super) use pass::{PassRows, StagePass, Work};
 
 use super::decoder::Decoder;
-use super::spec::{DecoderSpec, Slot};
+use super::slot::{BlockSlot, Slot};
 use crate::dtype::FloatDtype;
 use crate::error::Result;
 use llm_int8_cuda::ops::{FloatType, HeadLayout};
 use llm_int8_cuda::{Buffer, Device};
 use memory::Workspace;
-use parts::{DeviceBlock, DeviceModel};
+use parts::{DeviceModel, DeviceParts};
 use pass::{GraphKey, GraphState};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,9 +44,10 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone)]
 pub(super) struct Stage {
     device: Device,
-    dtype: FloatDtype,
+    layout: HeadLayout,
+    widths: Arc<Widths>,
     /// Blocks in their order, the first of which is the model's `first`.
-    blocks: Arc<Vec<DeviceBlock>>,
+    blocks: Arc<Vec<DeviceParts<BlockSlot>>>,
     first: usize,
     model: Option<Arc<DeviceModel>>,
     /// Slopes of position biases.
@@ -72,15 +72,23 @@ impl Stage {
         has_model: bool,
         uses_graphs: bool,
     ) -> Result<Self> {
-        let spec = decoder.spec();
+        let attention = &decoder.spec().attention;
         let first = range.start;
-        let blocks =
-            range.map(|layer| DeviceBlock::declare(device, &decoder.blocks[layer])).collect::<Result<_>>()?;
+        let plan = decoder.execution_plan();
+        let blocks = range
+            .map(|number| DeviceParts::declare(device, &decoder.blocks[number], plan.blocks[number].iter()))
+            .collect::<Result<_>>()?;
         let model = has_model.then(|| DeviceModel::declare(device, decoder)).transpose()?;
-        let slopes = spec.attention.alibi.as_ref().map(|alibi| device.upload(alibi.slopes())).transpose()?;
+        let slopes = attention.alibi.as_ref().map(|alibi| device.upload(alibi.slopes())).transpose()?;
         Ok(Self {
             device: device.clone(),
-            dtype: decoder.dtype(),
+            layout: HeadLayout {
+                heads: attention.heads,
+                kv_heads: attention.kv_heads,
+                size: attention.head_size,
+                dtype: float_type(decoder.dtype()),
+            },
+            widths: Arc::new(Widths::of(decoder)),
             blocks: Arc::new(blocks),
             first,
             model: model.map(Arc::new),
@@ -119,14 +127,8 @@ impl Stage {
         self.uses_graphs = uses_graphs;
     }
 
-    fn layout(&self, spec: &DecoderSpec) -> HeadLayout {
-        let attention = &spec.attention;
-        HeadLayout {
-            heads: attention.heads,
-            kv_heads: attention.kv_heads,
-            size: attention.head_size,
-            dtype: float_type(self.dtype),
-        }
+    fn layout(&self) -> HeadLayout {
+        self.layout
     }
 }
 

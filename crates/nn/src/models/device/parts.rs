@@ -1,8 +1,9 @@
 //! A block's weights on a device. Layers with the same input lie in one matrix, one after the other, so that a
 //! launch computes them all; what each weight row holds does not change by that.
 
-use super::super::decoder::{Decoder, Part, Parts};
-use super::super::spec::{BlockSlot, ModelSlot};
+use super::super::decoder::Decoder;
+use super::super::plan::{Layer, LinearStep, Rows, Step};
+use super::super::slot::{ModelSlot, Part, PartSlot, Parts};
 use super::float_type;
 use crate::error::{NnError, Result};
 use crate::layers::{HeadNorms, Norm, NormKind};
@@ -30,31 +31,32 @@ pub(super) struct Product {
 
 /// A layer's place in a group.
 #[derive(Debug, Clone, Copy)]
-struct Member {
-    slot: usize,
+struct Member<S> {
+    slot: S,
     product: usize,
     first_row: usize,
 }
 
 /// Layers with the same input, whose outputs lie side by side.
-#[derive(Debug, Default)]
-pub(super) struct Group {
+#[derive(Debug)]
+pub(super) struct Group<S> {
     pub(super) products: Vec<Product>,
-    members: Vec<Member>,
+    members: Vec<Member<S>>,
     pub(super) width: usize,
     pub(super) in_features: usize,
 }
 
-impl Group {
-    /// Memory for the layers of these slots, as far as there are any.
-    fn declare(device: &Device, parts: &Parts, slots: &[usize]) -> Result<Self> {
-        let layers: Vec<(usize, &Linear)> =
-            slots.iter().filter_map(|slot| Some((*slot, parts.linear(*slot)?))).collect();
+impl<S: PartSlot> Group<S> {
+    /// Memory for the layers of a step.
+    fn declare(device: &Device, parts: &Parts<S>, layers: &[Layer<S>]) -> Result<Self> {
+        let of = |layer: &Layer<S>| parts.linear(layer.slot).map(|linear| (layer.slot, linear));
+        let layers: Option<Vec<(S, &Linear)>> = layers.iter().map(of).collect();
+        let layers = layers.ok_or(NnError::Bug { what: "a linear layer" })?;
         let config = |linear: &Linear| match linear {
             Linear::Int8(linear) => Some(linear.config()),
             Linear::Float(_) => None,
         };
-        let mut group = Self::default();
+        let mut group = Self { products: Vec::new(), members: Vec::new(), width: 0, in_features: 0 };
         for together in layers.chunk_by(|a, b| config(a.1).is_some() && config(a.1) == config(b.1)) {
             let in_features = together[0].1.in_features();
             let width = together.iter().map(|(_, linear)| linear.out_features()).sum();
@@ -82,19 +84,13 @@ impl Group {
     }
 
     /// The matrix of a slot and its first row there.
-    pub(super) fn weight_of(&self, slot: usize) -> Option<(Weight, usize)> {
+    pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
         let member = self.members.iter().find(|member| member.slot == slot)?;
         Some((self.products[member.product].weight.clone(), member.first_row))
     }
 
-    /// Where a slot's outputs begin in a row.
-    pub(super) fn offset_of(&self, slot: usize) -> Option<usize> {
-        let member = self.members.iter().find(|member| member.slot == slot)?;
-        Some(self.products[member.product].offset + member.first_row)
-    }
-
     /// Puts a layer's bias where it belongs.
-    pub(super) fn write_bias(&self, slot: usize, bias: &[f32]) -> Result<()> {
+    pub(super) fn write_bias(&self, slot: S, bias: &[f32]) -> Result<()> {
         for member in self.members.iter().filter(|member| member.slot == slot) {
             if let Some(target) = &self.products[member.product].bias {
                 target.part(member.first_row..member.first_row + bias.len())?.write(bias)?;
@@ -105,10 +101,6 @@ impl Group {
 
     pub(super) fn has_float(&self) -> bool {
         self.products.iter().any(|product| matches!(product.weight, Weight::Float(_)))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.products.is_empty()
     }
 }
 
@@ -151,87 +143,72 @@ impl DeviceNorm {
     }
 }
 
-/// Norms by the number of their slot.
-#[derive(Debug, Default)]
-pub(super) struct Norms(Vec<(usize, DeviceNorm)>);
+/// The layers and norms that a list of steps needs.
+#[derive(Debug)]
+pub(super) struct DeviceParts<S> {
+    /// Those of each linear step.
+    groups: Vec<Group<S>>,
+    norms: Vec<(S, DeviceNorm)>,
+}
 
-impl Norms {
-    fn upload(device: &Device, parts: &Parts, slots: impl Iterator<Item = usize>) -> Result<Self> {
-        let mut norms = Vec::new();
-        for slot in slots {
-            let found = match parts.get(slot) {
+impl<S: PartSlot> DeviceParts<S> {
+    /// Memory for the layers of these steps; norms come with [`DeviceParts::take_small_parts`].
+    pub(super) fn declare<'s>(
+        device: &Device,
+        parts: &Parts<S>,
+        steps: impl Iterator<Item = &'s Step<S>>,
+    ) -> Result<Self> {
+        let mut groups = Vec::new();
+        for step in steps {
+            if let Step::Linear(step) = step {
+                groups.push(Group::declare(device, parts, &step.layers)?);
+            }
+        }
+        Ok(Self { groups, norms: Vec::new() })
+    }
+
+    /// The layers of a linear step.
+    pub(super) fn group(&self, step: &LinearStep<S>) -> Result<&Group<S>> {
+        let first = step.layers.first().map(|layer| layer.slot);
+        let found = self.groups.iter().find(|group| group.members.first().map(|member| member.slot) == first);
+        found.ok_or(NnError::Bug { what: "a linear layer on the device" })
+    }
+
+    pub(super) fn norm(&self, slot: S) -> Result<&DeviceNorm> {
+        let found = self.norms.iter().find(|(known, _)| *known == slot);
+        found.map(|(_, norm)| norm).ok_or(NnError::Bug { what: "a norm on the device" })
+    }
+
+    /// The matrix of a slot and its first row there.
+    pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
+        self.groups.iter().find_map(|group| group.weight_of(slot))
+    }
+
+    /// Takes the norms of these steps and all biases from the parts of the CPU, which are small and were read.
+    pub(super) fn take_small_parts<'s>(
+        &mut self,
+        device: &Device,
+        parts: &Parts<S>,
+        steps: impl Iterator<Item = &'s Step<S>>,
+    ) -> Result<()> {
+        for slot in steps.filter_map(Step::norm) {
+            if self.norms.iter().any(|(known, _)| *known == slot) {
+                continue;
+            }
+            let norm = match parts.get(slot) {
                 Some(Part::Norm(norm)) => DeviceNorm::upload(device, &[norm])?,
                 Some(Part::HeadNorms(heads)) => {
                     DeviceNorm::upload(device, &HeadNorms::norms(heads).collect::<Vec<_>>())?
                 }
                 _ => None,
             };
-            norms.extend(found.map(|norm| (slot, norm)));
+            self.norms.extend(norm.map(|norm| (slot, norm)));
         }
-        Ok(Self(norms))
-    }
-
-    pub(super) fn get(&self, slot: usize) -> Option<&DeviceNorm> {
-        self.0.iter().find(|(number, _)| *number == slot).map(|(_, norm)| norm)
+        self.groups.iter().try_for_each(|group| take_biases(group, parts))
     }
 }
 
-/// One block.
-#[derive(Debug)]
-pub(super) struct DeviceBlock {
-    pub(super) qkv: Group,
-    pub(super) attention_out: Group,
-    pub(super) up: Group,
-    pub(super) down: Group,
-    /// Whether the first half of what `up` gives gates the second.
-    pub(super) is_gated: bool,
-    pub(super) norms: Norms,
-}
-
-const QKV: [BlockSlot; 4] = [BlockSlot::Qkv, BlockSlot::Query, BlockSlot::Key, BlockSlot::Value];
-const UP: [BlockSlot; 3] = [BlockSlot::GateUp, BlockSlot::Gate, BlockSlot::Up];
-const NORMS: [BlockSlot; 6] = [
-    BlockSlot::AttentionNorm,
-    BlockSlot::QueryNorm,
-    BlockSlot::KeyNorm,
-    BlockSlot::AttentionPostNorm,
-    BlockSlot::MlpNorm,
-    BlockSlot::MlpPostNorm,
-];
-
-impl DeviceBlock {
-    pub(super) fn declare(device: &Device, parts: &Parts) -> Result<Self> {
-        let group = |slots: &[BlockSlot]| {
-            Group::declare(device, parts, &slots.iter().map(|slot| *slot as usize).collect::<Vec<_>>())
-        };
-        let has = |slot: BlockSlot| parts.linear(slot as usize).is_some();
-        let block = Self {
-            qkv: group(&QKV)?,
-            attention_out: group(&[BlockSlot::AttentionOut])?,
-            up: group(&UP)?,
-            down: group(&[BlockSlot::Down])?,
-            is_gated: has(BlockSlot::GateUp) || has(BlockSlot::Gate),
-            norms: Norms::default(),
-        };
-        match [&block.qkv, &block.attention_out, &block.up, &block.down].iter().any(|group| group.is_empty())
-        {
-            true => Err(NnError::NotLoaded),
-            false => Ok(block),
-        }
-    }
-
-    pub(super) fn groups(&self) -> [&Group; 4] {
-        [&self.qkv, &self.attention_out, &self.up, &self.down]
-    }
-
-    /// Takes norms and biases from the parts of the CPU, which are small and were read.
-    pub(super) fn take_small_parts(&mut self, device: &Device, parts: &Parts) -> Result<()> {
-        self.norms = Norms::upload(device, parts, NORMS.into_iter().map(|slot| slot as usize))?;
-        self.groups().into_iter().try_for_each(|group| take_biases(group, parts))
-    }
-}
-
-fn take_biases(group: &Group, parts: &Parts) -> Result<()> {
+fn take_biases<S: PartSlot>(group: &Group<S>, parts: &Parts<S>) -> Result<()> {
     for member in &group.members {
         let bias = match parts.linear(member.slot) {
             Some(Linear::Int8(linear)) => linear.bias(),
@@ -252,54 +229,44 @@ pub(super) enum TableWeight {
     Int8(Arc<Int8Matrix>),
 }
 
-/// What stands outside of blocks.
+/// Embeddings and head.
 #[derive(Debug)]
 pub(super) struct DeviceModel {
-    pub(super) tokens: TableWeight,
-    pub(super) positions: Option<Arc<FloatMatrix>>,
-    pub(super) project_in: Group,
-    pub(super) project_out: Group,
-    pub(super) head: Group,
-    pub(super) norms: Norms,
+    tables: Vec<(ModelSlot, TableWeight)>,
+    pub(super) parts: DeviceParts<ModelSlot>,
 }
 
 impl DeviceModel {
     pub(super) fn declare(device: &Device, decoder: &Decoder) -> Result<Self> {
-        let parts = &decoder.model;
-        let group = |slot: ModelSlot| Group::declare(device, parts, &[slot as usize]);
-        let tokens = table(device, parts, ModelSlot::Tokens)?.ok_or(NnError::NotLoaded)?;
-        let positions = match table(device, parts, ModelSlot::Positions)? {
-            Some(TableWeight::Float(table)) => Some(table),
-            _ => None,
-        };
-        let head = if decoder.spec().tied_head {
-            tied_head(device, parts, &tokens)?
-        } else {
-            group(ModelSlot::Head)?
-        };
-        Ok(Self {
-            tokens,
-            positions,
-            project_in: group(ModelSlot::ProjectIn)?,
-            project_out: group(ModelSlot::ProjectOut)?,
-            head,
-            norms: Norms::default(),
-        })
+        let (model, plan) = (&decoder.model, decoder.execution_plan());
+        let mut tables = Vec::new();
+        for slot in [ModelSlot::Tokens, ModelSlot::Positions] {
+            tables.extend(table(device, model, slot)?.map(|table| (slot, table)));
+        }
+        let tokens = tables.iter().find(|(slot, _)| *slot == ModelSlot::Tokens);
+
+        // A tied head has no memory of its own.
+        let is_own = |step: &&Step<ModelSlot>| !(decoder.spec().tied_head && is_head(step));
+        let mut parts =
+            DeviceParts::declare(device, model, plan.embed.iter().chain(plan.head.iter().filter(is_own)))?;
+        if let (true, Some((_, tokens))) = (decoder.spec().tied_head, tokens) {
+            parts.groups.push(tied_head(device, model, tokens)?);
+        }
+        Ok(Self { tables, parts })
     }
 
-    pub(super) fn groups(&self) -> [&Group; 3] {
-        [&self.project_in, &self.project_out, &self.head]
-    }
-
-    pub(super) fn take_small_parts(&mut self, device: &Device, parts: &Parts) -> Result<()> {
-        let slots = [ModelSlot::EmbeddingNorm, ModelSlot::FinalNorm];
-        self.norms = Norms::upload(device, parts, slots.into_iter().map(|slot| slot as usize))?;
-        self.groups().into_iter().try_for_each(|group| take_biases(group, parts))
+    pub(super) fn table(&self, slot: ModelSlot) -> Result<&TableWeight> {
+        let found = self.tables.iter().find(|(known, _)| *known == slot);
+        found.map(|(_, table)| table).ok_or(NnError::Bug { what: "a table on the device" })
     }
 }
 
-fn table(device: &Device, parts: &Parts, slot: ModelSlot) -> Result<Option<TableWeight>> {
-    let Some(Part::Embedding(table)) = parts.get(slot as usize) else { return Ok(None) };
+fn is_head(step: &Step<ModelSlot>) -> bool {
+    matches!(step, Step::Linear(step) if step.into == Rows::Logits)
+}
+
+fn table(device: &Device, parts: &Parts<ModelSlot>, slot: ModelSlot) -> Result<Option<TableWeight>> {
+    let Some(Part::Embedding(table)) = parts.get(slot) else { return Ok(None) };
     let [rows, cols] = table.shape();
     Ok(Some(match table.is_int8() {
         true => TableWeight::Int8(Arc::new(Int8Matrix::new(device, rows, cols)?)),
@@ -311,13 +278,13 @@ fn table(device: &Device, parts: &Parts, slot: ModelSlot) -> Result<Option<Table
 }
 
 /// A head that shares the token table's memory.
-fn tied_head(device: &Device, parts: &Parts, tokens: &TableWeight) -> Result<Group> {
-    let slot = ModelSlot::Head as usize;
-    let head = parts.linear(slot).ok_or(NnError::NotLoaded)?;
+fn tied_head(device: &Device, parts: &Parts<ModelSlot>, tokens: &TableWeight) -> Result<Group<ModelSlot>> {
+    let slot = ModelSlot::Head;
+    let head = parts.linear(slot).ok_or(NnError::Bug { what: "the head" })?;
     let weight = match (tokens, head) {
         (TableWeight::Float(table), Linear::Float(_)) => Weight::Float(Arc::clone(table)),
         (TableWeight::Int8(table), Linear::Int8(linear)) => Weight::Int8(Arc::clone(table), linear.config()),
-        _ => return Err(NnError::NotLoaded),
+        _ => return Err(NnError::Bug { what: "a head like the token table" }),
     };
     let width = head.out_features();
     let bias = head.has_bias().then(|| device.zeros(width)).transpose()?;

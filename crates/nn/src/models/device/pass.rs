@@ -1,14 +1,15 @@
-//! One pass through the blocks of a device, as `models/forward.rs` does it on the CPU.
+//! One pass through the blocks of a device.
 //!
 //! All of a token's launches on a device are recorded once as a graph, for a number of rows and of blocks that
 //! share positions, and replayed: what changes from token to token lies in memory.
 
-use super::super::spec::DecoderSpec;
+use super::super::decoder::Decoder;
+use super::super::plan::{Plan, Rows};
 use super::Stage;
-use super::block::At;
 use super::cache::DeviceCache;
 use super::memory::{HeadMemory, Inputs, Widths, Workspace};
 use super::parts::DeviceModel;
+use super::steps::Executor;
 use crate::error::{NnError, Result};
 use crate::layers::RopeTable;
 use llm_int8_cuda::args::AttendedRow;
@@ -22,6 +23,9 @@ const GRAPH_ROWS: usize = 64;
 const MOST_GRAPHS: usize = 64;
 /// New positions of a text from which attention works tile by tile.
 const TILED_FROM: usize = 9;
+
+/// Memory is reserved before it is used.
+const NO_MEMORY: NnError = NnError::Bug { what: "memory of a pass on a device" };
 
 /// What a pass is told.
 #[derive(Debug, Default)]
@@ -104,8 +108,7 @@ pub(super) type GraphKey = (bool, usize, usize, bool, usize, usize);
 /// One pass at work on a device.
 pub(in crate::models) struct StagePass<'a> {
     pub(super) stage: &'a Stage,
-    pub(super) spec: &'a DecoderSpec,
-    pub(super) widths: Widths,
+    pub(super) decoder: &'a Decoder,
     workspace: MutexGuard<'a, Option<Workspace>>,
     count: usize,
     /// Blocks that share the positions of a row.
@@ -119,8 +122,7 @@ impl Stage {
     /// Gets ready for a pass: room in the caches, memory to work in, and what the rows are.
     pub(in crate::models) fn begin<'a>(
         &'a self,
-        spec: &'a DecoderSpec,
-        widths: &Widths,
+        decoder: &'a Decoder,
         rows: &PassRows,
         caches: &mut [&mut DeviceCache],
     ) -> Result<StagePass<'a>> {
@@ -136,23 +138,22 @@ impl Stage {
             // Graphs know the old addresses.
             self.forget_graphs();
             *workspace = None;
-            *workspace = Some(Workspace::new(&self.device, widths, count.next_power_of_two())?);
+            *workspace = Some(Workspace::new(&self.device, &self.widths, count.next_power_of_two())?);
         }
-        let padded = self.layout(spec).padded();
+        let padded = self.layout().padded();
         // Turing's blocks have too little shared memory for tiles of wide heads.
         let is_tiled = rows.lengths.iter().any(|length| *length >= TILED_FROM)
             && padded <= plan::MOST_DIMS
             && plan::attend_many_shared_bytes(padded) <= self.device.shared_bytes();
         let tiles = if is_tiled { plan::query_tiles(&rows.lengths) } else { Vec::new() };
-        let memory = workspace.as_ref().ok_or(NnError::NotLoaded)?;
+        let memory = workspace.as_ref().ok_or(NO_MEMORY)?;
         memory.inputs.all().write(&rows.bytes(caches, &tiles))?;
         let capacity = caches.iter().map(|cache| cache.capacity()).max().unwrap_or(0);
         Ok(StagePass {
             stage: self,
-            spec,
-            widths: widths.clone(),
+            decoder,
             count,
-            splits: self.splits(widths, capacity, count),
+            splits: self.splits(capacity, count),
             tiles: tiles.len(),
             is_decode: rows.lengths.iter().all(|length| *length == 1),
             workspace,
@@ -170,26 +171,37 @@ impl Stage {
     }
 
     /// An empty cache.
-    pub(in crate::models) fn new_cache(&self, spec: &DecoderSpec) -> DeviceCache {
-        DeviceCache::new(self.device.clone(), self.layout(spec), self.blocks.len(), spec.positions)
+    pub(in crate::models) fn new_cache(&self, positions: usize) -> DeviceCache {
+        DeviceCache::new(self.device.clone(), self.layout(), self.blocks.len(), positions)
     }
 
     /// Takes norms and biases from the CPU's parts, once those are read.
-    pub(in crate::models) fn take_small_parts(&mut self, decoder: &super::Decoder) -> Result<()> {
-        let shared = || NnError::NotLoaded;
+    pub(in crate::models) fn take_small_parts(&mut self, decoder: &Decoder) -> Result<()> {
+        let shared = || NnError::Bug { what: "a stage of its own while the model is loaded" };
+        let (plan, first) = (decoder.execution_plan(), self.first);
         let blocks = Arc::get_mut(&mut self.blocks).ok_or_else(shared)?;
-        for (block, parts) in blocks.iter_mut().zip(&decoder.blocks[self.first..]) {
-            block.take_small_parts(&self.device, parts)?;
+        for (number, block) in blocks.iter_mut().enumerate() {
+            let steps = plan.blocks[first + number].iter();
+            block.take_small_parts(&self.device, &decoder.blocks[first + number], steps)?;
         }
         if let Some(model) = &mut self.model {
             let model = Arc::get_mut(model).ok_or_else(shared)?;
-            model.take_small_parts(&self.device, &decoder.model)?;
+            let steps = plan.embed.iter().chain(&plan.head);
+            model.parts.take_small_parts(&self.device, &decoder.model, steps)?;
         }
         Ok(())
     }
 }
 
 impl StagePass<'_> {
+    pub(super) fn plan(&self) -> &Plan {
+        self.decoder.execution_plan()
+    }
+
+    pub(super) fn widths(&self) -> &Widths {
+        &self.stage.widths
+    }
+
     /// The stream's rows come from elsewhere.
     pub(in crate::models) fn write(&self, x: &[f32]) -> Result<()> {
         Ok(self.memory()?.x.all().write(x)?)
@@ -197,7 +209,7 @@ impl StagePass<'_> {
 
     /// The stream's rows go elsewhere: f32 `[rows, hidden_size]`.
     pub(in crate::models) fn read(&self) -> Result<Vec<f32>> {
-        let mut x = vec![0f32; self.count * self.spec.hidden_size];
+        let mut x = vec![0f32; self.count * self.plan().width(Rows::Stream)];
         self.memory()?.x.all().read(&mut x)?;
         Ok(x)
     }
@@ -259,20 +271,19 @@ impl StagePass<'_> {
     }
 
     fn launch(&self, work: &Work) -> Result<()> {
-        let memory = self.memory()?;
-        let inputs = Inputs::new(&memory.inputs, &self.widths, self.count, self.tiles)?;
-        let at = At { pass: self, memory, inputs, count: self.count };
+        let (memory, plan) = (self.memory()?, self.plan());
+        let inputs = Inputs::new(&memory.inputs, self.widths(), self.count, self.tiles)?;
+        let rows = Executor { pass: self, memory, inputs, stream: memory.x.all(), count: self.count };
         if work.embeds {
-            at.embed(self.model()?)?;
+            rows.model(&plan.embed, self.model()?)?;
         }
         for number in work.blocks.clone() {
             let index = number - self.stage.first;
-            let layer = &self.spec.layers[number];
-            At { ..at }.block(&self.stage.blocks[index], layer, index)?;
+            let parts = &self.stage.blocks[index];
+            plan.blocks[number].iter().try_for_each(|step| rows.step(step, parts, index))?;
         }
         if work.heads {
-            let head = memory.head.as_ref().ok_or(NnError::NotLoaded)?;
-            at.logits(self.model()?, memory.x.all(), head)?;
+            rows.model(&plan.head, self.model()?)?;
         }
         Ok(())
     }
@@ -280,8 +291,8 @@ impl StagePass<'_> {
     /// Logits of some rows of the stream, not by a graph.
     pub(in crate::models) fn logits_of(&mut self, wanted: &[usize]) -> Result<()> {
         self.reserve_logits(wanted.len())?;
-        let (memory, width) = (self.memory()?, self.spec.hidden_size);
-        let head = memory.head.as_ref().ok_or(NnError::NotLoaded)?;
+        let (memory, width) = (self.memory()?, self.plan().width(Rows::Stream));
+        let head = memory.head.as_ref().ok_or(NO_MEMORY)?;
         // Rows that follow each other go together.
         let mut to = 0;
         for together in wanted.chunk_by(|a, b| a + 1 == *b) {
@@ -289,34 +300,34 @@ impl StagePass<'_> {
             head.wanted.part(to * width..)?.copy_from(&memory.x.part(from)?)?;
             to += together.len();
         }
-        let inputs = Inputs::new(&memory.inputs, &self.widths, self.count, self.tiles)?;
-        let at = At { pass: self, memory, inputs, count: wanted.len() };
-        at.logits(self.model()?, head.wanted.all(), head)
+        let inputs = Inputs::new(&memory.inputs, self.widths(), self.count, self.tiles)?;
+        let stream = head.wanted.all();
+        let rows = Executor { pass: self, memory, inputs, stream, count: wanted.len() };
+        rows.model(&self.plan().head, self.model()?)
     }
 
     fn reserve_logits(&mut self, rows: usize) -> Result<()> {
-        let vocabulary = self.spec.vocab_size();
-        let (stage, widths) = (self.stage, self.widths.clone());
-        let memory = self.workspace.as_mut().ok_or(NnError::NotLoaded)?;
+        let (stage, vocabulary) = (self.stage, self.plan().width(Rows::Logits));
+        let memory = self.workspace.as_mut().ok_or(NO_MEMORY)?;
         if memory.head.as_ref().is_none_or(|head| head.rows < rows) {
             stage.forget_graphs();
             memory.head = None;
             memory.head =
-                Some(HeadMemory::new(&stage.device, &widths, vocabulary, rows.next_power_of_two())?);
+                Some(HeadMemory::new(&stage.device, &stage.widths, vocabulary, rows.next_power_of_two())?);
         }
         Ok(())
     }
 
     /// With the logits last computed, `[rows, vocabulary]` from the beginning.
     pub(in crate::models) fn head(&self) -> Result<&HeadMemory> {
-        self.memory()?.head.as_ref().ok_or(NnError::NotLoaded)
+        self.memory()?.head.as_ref().ok_or(NO_MEMORY)
     }
 
     fn memory(&self) -> Result<&Workspace> {
-        self.workspace.as_ref().ok_or(NnError::NotLoaded)
+        self.workspace.as_ref().ok_or(NO_MEMORY)
     }
 
     fn model(&self) -> Result<&DeviceModel> {
-        self.stage.model.as_deref().ok_or(NnError::NotLoaded)
+        self.stage.model.as_deref().ok_or(NnError::Bug { what: "embeddings and head on the device" })
     }
 }

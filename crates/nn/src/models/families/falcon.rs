@@ -7,7 +7,8 @@ use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
 use crate::linear::LinearClass;
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
+use crate::models::slot::{BlockSlot, ModelSlot};
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family, Residual};
 use crate::models::template::{
     Children, PartSpec, Template, act, blocks, container, dropout, layer_norm, model_linear, model_norm,
     norm, rotary, table,

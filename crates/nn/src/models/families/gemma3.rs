@@ -6,7 +6,8 @@ use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::Rope;
-use crate::models::spec::{DecoderSpec, Family, ModelSlot};
+use crate::models::slot::ModelSlot;
+use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::{BufferSpec, PartSpec, Template};
 
 pub(super) const FAMILY: Family =

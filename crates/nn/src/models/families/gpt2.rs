@@ -4,7 +4,8 @@ use super::gpt2_style::{Gpt2Style, refuse_cross_attention};
 use crate::ParameterDtype;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::Result;
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{BufferSpec, conv1d, dropout};
 
 pub(super) const FAMILY: Family =

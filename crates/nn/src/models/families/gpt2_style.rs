@@ -5,7 +5,8 @@ use super::llama_style::head_size;
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
 use crate::layers::Activation;
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot};
+use crate::models::slot::{BlockSlot, ModelSlot};
+use crate::models::spec::{AttentionSpec, DecoderSpec};
 use crate::models::template::{
     Children, Template, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
     table,

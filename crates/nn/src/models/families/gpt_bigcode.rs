@@ -5,7 +5,8 @@ use crate::ParameterDtype;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::Result;
 use crate::layers::QkvLayout;
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{BufferSpec, linear};
 
 pub(super) const FAMILY: Family =

@@ -4,7 +4,8 @@ use super::gpt2::causal_mask;
 use super::gpt2_style::Gpt2Style;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{container, float_dropout};
 use serde_json::Value;
 

@@ -5,7 +5,8 @@ use super::llama_style::{rotated, shared_head_size};
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
 use crate::layers::{Activation, QkvLayout, Rope};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot, Residual};
+use crate::models::slot::{BlockSlot, ModelSlot};
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family, Residual};
 use crate::models::template::{
     act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, rotary, table,
 };

@@ -4,7 +4,8 @@ use super::gpt2_style::Gpt2Style;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::Result;
 use crate::layers::{Rope, RopePairs};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, Residual, check_size};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family, Residual, check_size};
 use crate::models::template::dropout;
 
 pub(super) const FAMILY: Family =

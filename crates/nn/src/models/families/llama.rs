@@ -3,7 +3,8 @@
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
-use crate::models::spec::{BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{DecoderSpec, Family};
 
 pub(super) const FAMILY: Family =
     Family { model_type: "llama", architecture: "LlamaForCausalLM", class: CLASS, describe };

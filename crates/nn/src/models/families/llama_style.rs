@@ -4,7 +4,8 @@
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, NormKind, Rope};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, ModelSlot, check_size};
+use crate::models::slot::{BlockSlot, ModelSlot};
+use crate::models::spec::{AttentionSpec, DecoderSpec, check_size};
 use crate::models::template::{
     Children, NormSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
     rotary, table,

@@ -4,7 +4,8 @@ use super::llama_style::head_size;
 use crate::config::{ConfigClass, ModelConfig};
 use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, NormKind};
-use crate::models::spec::{AttentionSpec, BlockSlot, DecoderSpec, Family, ModelSlot};
+use crate::models::slot::{BlockSlot, ModelSlot};
+use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{
     NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
 };

@@ -4,7 +4,8 @@ use super::llama_style::LlamaStyle;
 use super::qwen2::late_windows;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
-use crate::models::spec::{BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{DecoderSpec, Family};
 
 pub(super) const FAMILY: Family =
     Family { model_type: "qwen3", architecture: "Qwen3ForCausalLM", class: CLASS, describe };

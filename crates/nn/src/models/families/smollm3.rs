@@ -3,7 +3,8 @@
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::{NnError, Result};
-use crate::models::spec::{BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{DecoderSpec, Family};
 use serde_json::Value;
 
 pub(super) const FAMILY: Family =

@@ -4,7 +4,8 @@ use super::llama_style::{LlamaStyle, shared_head_size};
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
 use crate::layers::NormKind;
-use crate::models::spec::{BlockSlot, DecoderSpec, Family, Residual};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{DecoderSpec, Family, Residual};
 use crate::models::template::{NormSpec, container, dropout, head_norms, layer_norm};
 
 pub(super) const FAMILY: Family =

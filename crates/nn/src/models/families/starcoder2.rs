@@ -4,7 +4,8 @@ use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
 use crate::error::Result;
 use crate::layers::NormKind;
-use crate::models::spec::{BlockSlot, DecoderSpec, Family};
+use crate::models::slot::BlockSlot;
+use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::act;
 
 pub(super) const FAMILY: Family =

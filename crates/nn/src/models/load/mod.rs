@@ -7,9 +7,10 @@ mod tensors;
 
 pub use outcome::{LoadOutcome, LoadWarning};
 
-use super::decoder::{Decoder, Part};
+use super::decoder::Decoder;
 use super::device::{Placement, Scratch};
-use super::spec::{DecoderSpec, ModelSlot, Slot};
+use super::slot::{ModelSlot, Part, Slot};
+use super::spec::DecoderSpec;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::dtype::FloatDtype;
@@ -101,10 +102,19 @@ impl Decoder {
         checkpoint: &Checkpoint,
         options: &LoadOptions,
     ) -> Result<(Self, LoadOutcome)> {
-        let spec = DecoderSpec::from_config(config)?;
+        Self::plan_described(DecoderSpec::from_config(config)?, config, checkpoint, options)
+    }
+
+    /// [`Decoder::plan`] for a description that did not come from the configuration.
+    fn plan_described(
+        spec: DecoderSpec,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<(Self, LoadOutcome)> {
         let stored = StoredQuantization::of(config)?;
         let (dtype, narrowed) = float_dtype(config, checkpoint, options.dtype);
-        let mut decoder = Self::declared(spec, dtype, options.isa);
+        let mut decoder = Self::declared(spec, dtype, options.isa)?;
         let keys = Keys { checkpoint, prefix: decoder.spec().optional_prefix };
         let layers = match options.int8 {
             Some(int8) => {
@@ -151,7 +161,22 @@ impl Decoder {
         options: &LoadOptions,
         observe: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<(Self, LoadOutcome)> {
-        let (mut decoder, outcome) = Self::plan(config, checkpoint, options)?;
+        Self::load_described(DecoderSpec::from_config(config)?, config, checkpoint, options, observe)
+    }
+
+    /// [`Decoder::load`] for a description that did not come from the configuration, which still says how the weights
+    /// are stored.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_described(
+        spec: DecoderSpec,
+        config: &ModelConfig,
+        checkpoint: &Arc<Checkpoint>,
+        options: &LoadOptions,
+        observe: &mut dyn FnMut(LoadEvent<'_>),
+    ) -> Result<(Self, LoadOutcome)> {
+        let (mut decoder, outcome) = Self::plan_described(spec, config, checkpoint, options)?;
         let slots = decoder.paths();
         let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;

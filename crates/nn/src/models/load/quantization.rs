@@ -3,8 +3,8 @@
 //! The config says what transformers would do (`quantizers/auto.py`, `quantizer_bnb_8bit.py`); what a layer's
 //! weight is, codes or floats, is what the file says.
 
-use super::super::decoder::{Decoder, Part};
-use super::super::spec::{ModelSlot, Slot};
+use super::super::decoder::Decoder;
+use super::super::slot::{ModelSlot, Part, Slot};
 use super::outcome::LoadWarning;
 use super::tensors::Keys;
 use super::{HEAD, LoadOptions};

@@ -1,7 +1,7 @@
 //! Filling a decoder's parts, one tensor at a time.
 
-use super::super::decoder::Part;
 use super::super::device::{Scratch, Target};
+use super::super::slot::Part;
 use super::tensors::Keys;
 use crate::checkpoint::{
     Checkpoint, CheckpointColumns, float_tensor, int8_weight, read_linear_state, rounded,
@@ -15,6 +15,8 @@ use crate::module::ModulePath;
 use crate::parameter::FloatParameter;
 use llm_int8_kernels::Isa;
 use std::sync::Arc;
+
+const NO_TARGET: NnError = NnError::Bug { what: "a place on the device" };
 
 /// Fills the parts of a decoder.
 pub(super) struct Reader<'a> {
@@ -88,7 +90,7 @@ impl Reader<'_> {
             view = rounded(view, self.dtype)?;
         }
         let dtype = dtype.unwrap_or(self.dtype);
-        target.ok_or(NnError::NotLoaded)?.fill(&view, dtype, transposed, &mut self.scratch)
+        target.ok_or(NO_TARGET)?.fill(&view, dtype, transposed, &mut self.scratch)
     }
 
     fn send_linear(&mut self, path: &ModulePath, linear: &Linear, target: Option<&Target>) -> Result<()> {
@@ -98,7 +100,7 @@ impl Reader<'_> {
             let module = self.keys.module(path);
             // Through memory of its own, which is gone after it.
             let codes = read_linear_state(self.checkpoint, &module, shape, &mut CodeMemory::default())?;
-            return target.ok_or(NnError::NotLoaded)?.fill_codes(&codes);
+            return target.ok_or(NO_TARGET)?.fill_codes(&codes);
         }
         let dtype = match linear {
             Linear::Float(linear) => Some(linear.weight().dtype()),

@@ -1,6 +1,7 @@
 //! Which tensors of a checkpoint a model needs, and which it has no place for.
 
-use super::super::decoder::{Decoder, Part};
+use super::super::decoder::Decoder;
+use super::super::slot::Part;
 use super::outcome::{LISTED, LoadWarning};
 use super::quantization::StoredQuantization;
 use super::{HEAD, LoadOptions};

@@ -1,0 +1,364 @@
+//! Follows the steps of a plan on the CPU. Rows are f32; what the weights are stored in is each layer's own business.
+
+use crate::error::{NnError, Result};
+use crate::layers::{Alibi, AttendedText, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend};
+use crate::linear::{Projection, for_rows, project};
+use crate::models::decoder::Decoder;
+use crate::models::plan::{
+    Activated, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
+};
+use crate::models::slot::{Part, PartSlot, Parts};
+use llm_int8_kernels::{Isa, QuantizedActivations, activation};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The rows of one sequence in a pass.
+#[derive(Debug)]
+pub(in crate::models) struct TextRows {
+    pub(in crate::models) rows: Range<usize>,
+    /// Positions before its first row.
+    pub(in crate::models) cached: usize,
+    /// The rotations of its rows, one for each of the model's.
+    pub(in crate::models) ropes: Vec<RopeTable>,
+}
+
+impl TextRows {
+    pub(in crate::models) fn new(rows: Range<usize>, cached: usize, ropes: &[Rope]) -> Self {
+        let ropes = ropes.iter().map(|rope| rope.table(cached, rows.len())).collect();
+        Self { rows, cached, ropes }
+    }
+}
+
+/// A pass on the CPU: rows, and memory that is reused from step to step.
+pub(in crate::models) struct Cpu<'a> {
+    decoder: &'a Decoder,
+    ids: &'a [u32],
+    texts: &'a [TextRows],
+    /// Rows of the steps at work: all of the pass, or those whose logits are requested.
+    count: usize,
+    /// Of each kind of rows a buffer for each layer that writes them.
+    rows: BTreeMap<Rows, Vec<Vec<f32>>>,
+    /// Input of layers, made by a norm or a gate.
+    made: Vec<f32>,
+    /// The slot's number of the norm through which `made` was made from the stream as it is now.
+    normed: Option<usize>,
+    /// Output of layers that is added to other rows.
+    added: Vec<f32>,
+    quantized: QuantizedActivations,
+}
+
+/// A step names a part that its plan did not check: a mistake in this program.
+fn no_part<T>(what: &'static str) -> Result<T> {
+    Err(NnError::Bug { what })
+}
+
+/// `count` rows of `width` values, whatever was in them.
+fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
+    buffer.resize(count * width, 0.0);
+    buffer
+}
+
+impl<'a> Cpu<'a> {
+    pub(in crate::models) fn new(decoder: &'a Decoder, ids: &'a [u32], texts: &'a [TextRows]) -> Self {
+        Self {
+            decoder,
+            ids,
+            texts,
+            count: ids.len(),
+            rows: BTreeMap::new(),
+            made: Vec::new(),
+            normed: None,
+            added: Vec::new(),
+            quantized: QuantizedActivations::default(),
+        }
+    }
+
+    /// The stream `[rows, C]`, which becomes empty here.
+    pub(in crate::models) fn take_stream(&mut self) -> Vec<f32> {
+        self.take_one(Rows::Stream)
+    }
+
+    pub(in crate::models) fn set_stream(&mut self, stream: Vec<f32>) {
+        self.put(Rows::Stream, vec![stream]);
+    }
+
+    /// From token ids to the stream.
+    pub(in crate::models) fn embed(&mut self) -> Result<()> {
+        let decoder = self.decoder;
+        decoder.execution_plan().embed.iter().try_for_each(|step| self.step(step, &decoder.model, &mut []))
+    }
+
+    /// One block, with the cache of each sequence.
+    pub(in crate::models) fn block(&mut self, number: usize, caches: &mut [&mut LayerCache]) -> Result<()> {
+        let decoder = self.decoder;
+        let steps = &decoder.execution_plan().blocks[number];
+        steps.iter().try_for_each(|step| self.step(step, &decoder.blocks[number], caches))
+    }
+
+    /// Logits `[requested, V]` of these rows of the stream.
+    pub(in crate::models) fn logits(mut self, requested: &[usize]) -> Result<Vec<f32>> {
+        let decoder = self.decoder;
+        let (stream, width) = (self.take_stream(), decoder.spec().hidden_size);
+        let rows = requested.iter().flat_map(|row| &stream[row * width..][..width]).copied();
+        let stream = if requested.len() * width == stream.len() { stream } else { rows.collect() };
+        self.set_stream(stream);
+        self.count = requested.len();
+        decoder.execution_plan().head.iter().try_for_each(|step| self.step(step, &decoder.model, &mut []))?;
+        Ok(self.take_one(Rows::Logits))
+    }
+
+    fn isa(&self) -> Isa {
+        self.decoder.isa()
+    }
+
+    /// The buffers of some rows, taken out so that others can be borrowed beside them.
+    fn take(&mut self, rows: Rows) -> Vec<Vec<f32>> {
+        self.rows.get_mut(&rows).map(std::mem::take).unwrap_or_default()
+    }
+
+    fn take_one(&mut self, rows: Rows) -> Vec<f32> {
+        self.take(rows).into_iter().next().unwrap_or_default()
+    }
+
+    fn put(&mut self, rows: Rows, buffers: Vec<Vec<f32>>) {
+        if rows == Rows::Stream {
+            self.normed = None;
+        }
+        self.rows.insert(rows, buffers);
+    }
+
+    fn step<S: PartSlot>(
+        &mut self,
+        step: &Step<S>,
+        parts: &Parts<S>,
+        caches: &mut [&mut LayerCache],
+    ) -> Result<()> {
+        match step {
+            Step::Embed(step) => self.rows_of_tables(step, parts),
+            Step::Linear(step) => self.linear(step, parts),
+            Step::HeadNorm(step) => self.head_norm(step, parts),
+            Step::Attend(step) => self.attend(step, caches),
+            Step::Norm(step) => self.norm(step, parts),
+            Step::Add(step) => {
+                let from = self.take(step.from);
+                let mut stream = self.take_one(Rows::Stream);
+                if let [from] = from.as_slice() {
+                    add(&mut stream, from, self.count, step.scale as f32);
+                }
+                self.put(step.from, from);
+                self.put(Rows::Stream, vec![stream]);
+                Ok(())
+            }
+            Step::Logits(step) => {
+                self.logits_step(*step);
+                Ok(())
+            }
+        }
+    }
+
+    fn rows_of_tables<S: PartSlot>(&mut self, step: &Embed<S>, parts: &Parts<S>) -> Result<()> {
+        let isa = self.isa();
+        let table = |slot| match parts.get(slot) {
+            Some(Part::Embedding(table)) => Ok(table),
+            _ => no_part("a table"),
+        };
+        let positions = |offset: usize| {
+            self.texts.iter().flat_map(move |text| {
+                let first = text.cached + offset;
+                first..first + text.rows.len()
+            })
+        };
+
+        let tokens = table(step.table)?;
+        let mut x = vec![0f32; self.count * tokens.shape()[1]];
+        match step.index {
+            Index::Token => tokens.rows(isa, self.ids.iter().map(|id| *id as usize), &mut x)?,
+            Index::Position(offset) => tokens.rows(isa, positions(offset), &mut x)?,
+        }
+        if step.scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= step.scale as f32);
+        }
+        if let Some(slot) = step.positions {
+            let mut rows = vec![0f32; x.len()];
+            table(slot)?.rows(isa, positions(step.offset), &mut rows)?;
+            x.iter_mut().zip(&rows).for_each(|(x, position)| *x += position);
+        }
+        self.put(step.into, vec![x]);
+        Ok(())
+    }
+
+    fn linear<S: PartSlot>(&mut self, step: &LinearStep<S>, parts: &Parts<S>) -> Result<()> {
+        let (count, isa) = (self.count, self.isa());
+        let mut input = self.take(step.input);
+        let is_made = self.make_input(step, parts, &mut input)?;
+        // Of a gate in two buffers the product is in the second.
+        let x = if is_made { Some(&self.made) } else { input.last() };
+        let Some(x) = x else { return no_part("rows that no step wrote") };
+
+        let mut outputs = match step.adds {
+            Some(_) => vec![std::mem::take(&mut self.added)],
+            None => self.rows.get_mut(&step.into).map(std::mem::take).unwrap_or_default(),
+        };
+        outputs.resize_with(step.layers.len(), Vec::new);
+        let mut projections = Vec::with_capacity(step.layers.len());
+        for (layer, out) in step.layers.iter().zip(&mut outputs) {
+            let Some(linear) = parts.linear(layer.slot) else { return no_part("a linear layer") };
+            let whole = |activated: &Activated| layer.offset + layer.out_features <= activated.outputs;
+            let activation = step.activation.filter(whole).map(|activated| activated.function.kernel());
+            projections.push(Projection { linear, activation, out: sized(out, count, layer.out_features) });
+        }
+        project(x, count, projections, &mut self.quantized)?;
+
+        for (layer, out) in step.layers.iter().zip(&mut outputs) {
+            let Some(Activated { function, outputs }) = step.activation else { continue };
+            let (first, end) = (layer.offset, layer.offset + layer.out_features);
+            if first < outputs && outputs < end {
+                // The gate of a layer that gives gate and up.
+                let activated = outputs - first;
+                for_rows(out, layer.out_features, |_, row| {
+                    activation::apply(isa, function.kernel(), &mut row[..activated]);
+                });
+            }
+        }
+
+        self.rows.insert(step.input, input);
+        match (step.adds, outputs.as_slice()) {
+            (Some(scale), [added]) => {
+                let mut rows = self.take_one(step.into);
+                add(&mut rows, added, count, scale as f32);
+                self.put(step.into, vec![rows]);
+                self.added = outputs.remove(0);
+            }
+            _ => self.put(step.into, outputs),
+        }
+        Ok(())
+    }
+
+    /// The input of layers in `self.made`, or false where it lies in the last buffer of `input`.
+    fn make_input<S: PartSlot>(
+        &mut self,
+        step: &LinearStep<S>,
+        parts: &Parts<S>,
+        input: &mut [Vec<f32>],
+    ) -> Result<bool> {
+        let (count, isa) = (self.count, self.isa());
+        match step.through {
+            Through::Plain => Ok(false),
+            Through::Norm(slot) => {
+                if step.input == Rows::Stream && self.normed == Some(slot.number()) {
+                    return Ok(true);
+                }
+                let (Some(Part::Norm(norm)), [x]) = (parts.get(slot), &*input) else {
+                    return no_part("a norm");
+                };
+                norm.forward_from(isa, x, sized(&mut self.made, count, step.in_features))?;
+                self.normed = (step.input == Rows::Stream).then(|| slot.number());
+                Ok(true)
+            }
+            Through::Gate => match input {
+                [gate, up] => {
+                    let width = step.in_features;
+                    for_rows(up, width, |row, up| {
+                        up.iter_mut().zip(&gate[row * width..]).for_each(|(x, gate)| *x *= gate);
+                    });
+                    Ok(false)
+                }
+                [both] => {
+                    let width = step.in_features;
+                    self.normed = None;
+                    for_rows(sized(&mut self.made, count, width), width, |row, out| {
+                        let (gate, up) = both[row * 2 * width..][..2 * width].split_at(width);
+                        out.iter_mut().zip(gate).zip(up).for_each(|((x, gate), up)| *x = gate * up);
+                    });
+                    Ok(true)
+                }
+                _ => no_part("gate and up"),
+            },
+        }
+    }
+
+    fn head_norm<S: PartSlot>(&mut self, step: &HeadNorm<S>, parts: &Parts<S>) -> Result<()> {
+        let isa = self.isa();
+        let Some(x) = self.rows.get_mut(&step.rows).and_then(|buffers| buffers.get_mut(step.layer)) else {
+            return no_part("queries or keys");
+        };
+        match parts.get(step.norm) {
+            Some(Part::Norm(norm)) => norm.forward_rows(isa, x),
+            Some(Part::HeadNorms(norms)) => norms.forward_rows(isa, x),
+            _ => no_part("a norm of heads"),
+        }
+    }
+
+    fn attend(&mut self, step: &Attend, caches: &mut [&mut LayerCache]) -> Result<()> {
+        let (heads, kv_heads, size) = (step.heads, step.kv_heads, step.head_size);
+        let mut qkv = self.take(Rows::Qkv);
+        if let Some(clamp) = step.clamp {
+            let clamp = clamp as f32;
+            qkv.iter_mut().flatten().for_each(|x| *x = x.clamp(-clamp, clamp));
+        }
+        let [queries, keys, values] = match qkv.as_slice() {
+            [all] => Heads::split(all, step.layout, [heads, kv_heads, size]),
+            [q, k, v] => [(q, heads), (k, kv_heads), (v, kv_heads)]
+                .map(|(x, heads)| Heads::in_order(x, heads * size, 0, heads, size)),
+            _ => return no_part("queries, keys and values"),
+        };
+
+        let alibi: Option<&Alibi> = self.decoder.spec().attention.alibi.as_ref();
+        let rule = AttentionRule {
+            factor: step.scale as f32,
+            softcap: step.softcap.map(|cap| cap as f32),
+            window: step.window,
+            alibi: alibi.filter(|_| step.alibi),
+        };
+        let texts = self.texts.iter().zip(caches).map(|(text, cache)| AttendedText {
+            rows: text.rows.clone(),
+            cache,
+            rope: step.rope.map(|rope| &text.ropes[rope]),
+        });
+        let mut texts: Vec<AttendedText<'_>> = texts.collect();
+        let mut mixed = self.rows.get_mut(&Rows::Mixed).map(std::mem::take).unwrap_or_default();
+        mixed.resize_with(1, Vec::new);
+        let out = sized(&mut mixed[0], self.count, heads * size);
+        attend(self.isa(), [&queries, &keys, &values], &rule, &mut texts, out);
+
+        self.put(Rows::Qkv, qkv);
+        self.put(Rows::Mixed, mixed);
+        Ok(())
+    }
+
+    fn norm<S: PartSlot>(&mut self, step: &NormStep<S>, parts: &Parts<S>) -> Result<()> {
+        let mut rows = self.take(step.rows);
+        match (parts.get(step.norm), rows.as_mut_slice()) {
+            (Some(Part::Norm(norm)), [x]) => norm.forward_rows(self.isa(), x)?,
+            _ => return no_part("a norm"),
+        }
+        self.put(step.rows, rows);
+        Ok(())
+    }
+
+    fn logits_step(&mut self, step: LogitsStep) {
+        let mut logits = self.take_one(Rows::Logits);
+        let width = self.decoder.spec().vocab_size().max(1);
+        let (scale, cap) = (step.scale as f32, step.softcap.map(|cap| cap as f32));
+        for_rows(&mut logits, width, |_, row| {
+            row.iter_mut().for_each(|x| *x *= scale);
+            if let Some(cap) = cap {
+                row.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            }
+        });
+        self.put(Rows::Logits, vec![logits]);
+    }
+}
+
+/// `rows += scale · from`.
+fn add(rows: &mut [f32], from: &[f32], count: usize, scale: f32) {
+    let width = rows.len() / count.max(1);
+    for_rows(rows, width, |row, x| {
+        let from = &from[row * width..][..width];
+        if scale == 1.0 {
+            x.iter_mut().zip(from).for_each(|(x, y)| *x += y);
+        } else {
+            x.iter_mut().zip(from).for_each(|(x, y)| *x += y * scale);
+        }
+    });
+}

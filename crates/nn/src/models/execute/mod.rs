@@ -1,0 +1,5 @@
+//! The executor of plans on the CPU. That of GPUs is `models/device/steps.rs`.
+
+mod cpu;
+
+pub(super) use cpu::{Cpu, TextRows};
