@@ -94,7 +94,7 @@ fn wrong_devices_are_explained() {
     for (arguments, words) in [
         (&["--device", "gpu"][..], "auto, cpu, cuda or cuda:N was expected"),
         (&["--device", "cpu", "--device-map", "auto"], "a device map needs devices"),
-        (&["--device", "cuda:0,cuda:1"], "several devices need --device-map auto"),
+        (&["--device", "cuda:0,cuda:1"], "--device-map auto"),
         (&["--max-memory", "0=1GB"], "--device-map"),
         (&["--device", "cpu,cuda"], "cannot stand beside"),
         (&["--device-map", "auto", "--max-memory", "x=1GB"], "is no device"),

@@ -17,6 +17,10 @@ pub(crate) fn error(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
+    if let Some(hint) = crate::hints::of_chain(error) {
+        text.push_str(": ");
+        text.push_str(hint);
+    }
     line(&format!("error: {text}"));
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod display;
+mod hints;
 mod interrupt;
 
 use clap::Parser;

@@ -3,6 +3,7 @@
 use super::{check_drafts, load, load_config};
 use crate::args::{BenchArgs, WrongUse};
 use crate::display::{bytes, line};
+use crate::hints::explained;
 use anyhow::Context;
 use llm_int8::bench::{BenchOptions, BenchReport, LinearBench};
 use llm_int8::{AutoModelForCausalLM, LlmError, MemoryUse};
@@ -71,7 +72,7 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse>
 /// Settings that cannot be measured are a wrong command.
 fn wrong_setting(error: LlmError) -> anyhow::Error {
     match error {
-        LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => WrongUse(error.to_string()).into(),
+        LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => WrongUse(explained(&error)).into(),
         error => error.into(),
     }
 }

@@ -14,6 +14,7 @@ mod write;
 
 use crate::args::{Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Weights, WrongUse};
 use crate::display::{Downloads, line};
+use crate::hints::explained;
 use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::hub::{HubConfig, HubError};
@@ -105,7 +106,7 @@ fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
         overlaps_kernels: args.cuda_overlap,
     };
     config.placement().map_err(|error| match error {
-        LlmError::Setting { .. } => WrongUse(error.to_string()).into(),
+        LlmError::Setting { .. } => WrongUse(explained(&error)).into(),
         error => error.into(),
     })
 }
@@ -172,9 +173,11 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
 /// place of its folder, and a place where the model cannot go.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
-        LlmError::Nn(NnError::UnknownModule { .. } | NnError::Placement { .. })
+        LlmError::Nn(
+            NnError::UnknownModule { .. } | NnError::Placement { .. } | NnError::OriginalWeightsOnDevice,
+        )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
-            WrongUse(error.to_string()).into()
+            WrongUse(explained(&error)).into()
         }
         LlmError::Nn(NnError::UnexpectedTensors { .. }) => {
             anyhow::Error::from(error).context(format!("{name} cannot be loaded with --strict"))

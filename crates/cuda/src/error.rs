@@ -10,11 +10,11 @@ pub type Result<T> = std::result::Result<T, CudaError>;
 #[non_exhaustive]
 pub enum CudaError {
     /// The program was built without the feature `cuda`.
-    #[error("this program was built without CUDA; build it with `--features cuda`, or use `--device cpu`")]
+    #[error("this program was built without CUDA; build it with the feature `cuda`, or compute on the CPU")]
     NotBuilt,
     /// There is no driver.
     #[error(
-        "there is no CUDA driver (libcuda.so.1) on this machine; install NVIDIA's driver, or use `--device cpu`"
+        "there is no CUDA driver (libcuda.so.1) on this machine; install NVIDIA's driver, or compute on the CPU"
     )]
     NoDriver,
     /// There is no such device.
@@ -43,7 +43,7 @@ pub enum CudaError {
     /// Memory ran out.
     #[error(
         "{device} has no room for {wanted} more bytes ({free} of {total} are free); \
-         use `--device-map auto` to leave layers on the CPU, or a smaller model or context"
+         leave layers on the CPU (a device map), or use a smaller model or context"
     )]
     OutOfMemory {
         /// The device.

@@ -39,6 +39,13 @@ pub struct HubConfig {
 /// The hub of Hugging Face.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
+impl Default for HubConfig {
+    /// The public hub and `~/.cache/huggingface`, whatever the environment says: no token, no mirror.
+    fn default() -> Self {
+        Self::from_variables(&|name| if name == "HOME" { Self::home_variable() } else { None })
+    }
+}
+
 impl HubConfig {
     /// The usual settings with that cache; reads nothing.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
@@ -78,9 +85,14 @@ impl HubConfig {
     pub fn from_env() -> Self {
         Self::from_variables(&|name| match std::env::var(name) {
             Ok(value) => Some(value),
-            Err(_) if name == "HOME" => std::env::home_dir()?.into_os_string().into_string().ok(),
+            Err(_) if name == "HOME" => Self::home_variable(),
             Err(_) => None,
         })
+    }
+
+    /// The variable `HOME`, or what the system says instead.
+    fn home_variable() -> Option<String> {
+        std::env::home_dir()?.into_os_string().into_string().ok()
     }
 
     fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Self {

@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = arguments.next().unwrap_or_else(|| "tiny-gpt2".into());
     let prompt = arguments.next().unwrap_or_else(|| "And it came to pass".into());
 
-    let model = AutoModelForCausalLM::from_pretrained(&name, &LoadConfig::default())?;
+    let model = AutoModelForCausalLM::from_pretrained(&name, &LoadConfig::from_env())?;
     println!("{model}");
     model.named_parameters().iter().for_each(|parameter| println!("{parameter}"));
     println!("{}", model.generate(&prompt, &model.generation_config())?.text);

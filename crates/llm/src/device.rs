@@ -150,21 +150,21 @@ impl DeviceConfig {
 
     fn check(&self, names: &[DeviceName]) -> Result<()> {
         if self.map && self.devices == [DeviceName::Cpu] {
-            return self.refuse("cpu".into(), "a device map needs devices: use --device auto, or name them");
+            return self.refuse("cpu".into(), "a device map needs devices: `auto`, or named ones");
         }
         if !self.map && !self.limits.is_empty() {
-            return self.refuse(self.text(), "--max-memory needs --device-map auto");
+            return self.refuse_as("limits", self.text(), "limits of memory need a device map");
         }
         if names.len() > 1 && !self.map {
-            return self.refuse(self.text(), "several devices need --device-map auto");
+            return self.refuse(self.text(), "several devices need a device map");
         }
         let beyond =
             self.limits.iter().filter_map(|limit| limit.device).find(|number| *number >= names.len());
         match beyond {
             // Without any GPU `auto` is the CPU, whatever limits say of GPUs.
             Some(number) if !(self.is_auto() && names.is_empty()) => Err(LlmError::Setting {
-                name: "--max-memory of device",
-                value: number.to_string(),
+                name: "limits",
+                value: format!("for device {number}"),
                 expected: "there is no such device among those used",
             }),
             _ => Ok(()),
@@ -176,7 +176,11 @@ impl DeviceConfig {
     }
 
     fn refuse<T>(&self, value: String, expected: &'static str) -> Result<T> {
-        Err(LlmError::Setting { name: "--device", value, expected })
+        self.refuse_as("devices", value, expected)
+    }
+
+    fn refuse_as<T>(&self, name: &'static str, value: String, expected: &'static str) -> Result<T> {
+        Err(LlmError::Setting { name, value, expected })
     }
 }
 
@@ -186,7 +190,7 @@ fn open(name: DeviceName) -> Result<Device> {
         DeviceName::Emulated(number) => Device::emulated(number, EMULATED_BYTES, 0),
         DeviceName::Auto | DeviceName::Cpu => {
             return Err(LlmError::Setting {
-                name: "--device",
+                name: "devices",
                 value: name.to_string(),
                 expected: "it is no device by itself",
             });
@@ -220,9 +224,12 @@ mod tests {
         let text = |config: &DeviceConfig| config.placement().unwrap_err().to_string();
         assert!(text(&config(&["cpu"], true)).contains("a device map needs devices"));
         assert!(text(&config(&["cuda:0", "cpu"], true)).contains("cannot stand beside"));
-        assert!(text(&config(&["cuda:0", "cuda:1"], false)).contains("--device-map auto"));
+        assert!(text(&config(&["cuda:0", "cuda:1"], false)).contains("several devices need a device map"));
         let limits = vec![MemoryLimit { device: Some(0), bytes: 1 }];
-        assert!(text(&DeviceConfig { limits, ..config(&["cuda"], false) }).contains("--max-memory needs"));
+        assert!(
+            text(&DeviceConfig { limits, ..config(&["cuda"], false) })
+                .contains("limits of memory need a device map")
+        );
         let limits = vec![MemoryLimit { device: Some(1), bytes: 1 }];
         assert!(text(&DeviceConfig { limits, ..config(&["cuda"], true) }).contains("no such device"));
     }

@@ -37,7 +37,7 @@ pub enum LlmError {
     /// Text was given to a model without a tokenizer.
     #[error(
         "{model} has no tokenizer (neither tokenizer.json nor vocab.json with merges.txt), so it cannot read text; \
-         give token ids instead (--token-ids 1,2,3 --print-ids)"
+         give token ids instead"
     )]
     NoTokenizer {
         /// The model.
@@ -54,7 +54,7 @@ pub enum LlmError {
     /// Chatting with a model that says nothing of how.
     #[error(
         "{model} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json); \
-         give one with --chat-template FILE, or go on from a text with `llm-int8 run`"
+         give one, or go on from a text without roles"
     )]
     NoChatTemplate {
         /// The model.
@@ -85,8 +85,8 @@ pub enum LlmError {
     EmptyPrompt,
     /// Prompt and new tokens are more than the model has positions for.
     #[error(
-        "the prompt has {prompt} tokens and {new} new ones are wanted, but the model has {available} positions; \
-         ask for fewer with --max-new-tokens, shorten the prompt, or let its beginning be cut off with --truncate"
+        "the prompt has {prompt} tokens and {new} new ones are requested, but the model has {available} positions; \
+         ask for fewer, shorten the prompt, or let its beginning be cut off (`truncate`)"
     )]
     ContextExceeded {
         /// Tokens of the prompt.
@@ -117,7 +117,7 @@ pub enum LlmError {
     /// Logits that no token can be drawn from.
     #[error(
         "the model's output contains NaN or infinity, so no token can be drawn; \
-         its weights or activations overflow: try --dtype bfloat16 or --no-quantize"
+         its weights or activations overflow: try bfloat16 (`dtype`), or load it without 8 bit"
     )]
     BadLogits,
 }

@@ -3,7 +3,7 @@
 //! ```
 //! use llm_int8::{AutoModelForCausalLM, LoadConfig};
 //!
-//! let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?; // 8 bit
+//! let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::from_env())?; // 8 bit
 //! println!("{model}"); // PyTorch's text
 //! for parameter in model.named_parameters() {
 //!     println!("{parameter}"); // transformer.h.0.attn.c_attn.weight torch.int8 (768, 256)

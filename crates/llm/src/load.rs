@@ -11,14 +11,15 @@ use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::{Path, PathBuf};
 
-/// Everything that decides how a model is found and loaded.
+/// Everything that decides how a model is found and loaded. The default reads no environment; [`LoadConfig::from_env`]
+/// does.
 ///
 /// ```
 /// use llm_int8::LoadConfig;
 /// let mut config = LoadConfig::default(); // 8 bit, threshold 6, f16 beside it
 /// config.options.int8 = None;             // load it as it is
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadConfig {
     /// Dtypes, int8 settings, the skip list.
     pub options: LoadOptions,
@@ -26,11 +27,11 @@ pub struct LoadConfig {
     pub hub: HubConfig,
 }
 
-impl Default for LoadConfig {
-    /// 8 bit as bitsandbytes does it; the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …),
-    /// as huggingface_hub reads them.
-    fn default() -> Self {
-        Self { options: LoadOptions::default(), hub: HubConfig::from_env() }
+impl LoadConfig {
+    /// The default with the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …), as huggingface_hub reads
+    /// them.
+    pub fn from_env() -> Self {
+        Self { hub: HubConfig::from_env(), ..Self::default() }
     }
 }
 

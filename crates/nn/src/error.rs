@@ -239,6 +239,12 @@ pub enum NnError {
         /// Why, and what can be done.
         reason: String,
     },
+    /// Original outlier weights and a device.
+    #[error(
+        "original outlier weights are taken from the file while tokens are computed, which only the CPU does; compute \
+         there, or take them from the codes"
+    )]
+    OriginalWeightsOnDevice,
     /// A device refused something.
     #[error(transparent)]
     Cuda(#[from] llm_int8_cuda::CudaError),

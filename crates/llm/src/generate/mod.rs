@@ -154,9 +154,8 @@ pub(crate) fn generate(
         return Err(LlmError::Setting {
             name: "speculate",
             value: config.speculate.to_string(),
-            expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row \
-                       (--outliers row) on the CPU (--device cpu), and not with rotations that change with the \
-                       length of the text",
+            expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row, \
+                       on the CPU, and not with rotations that change with the length of the text",
         });
     }
     let (prompt, most) = fit(prompt, config, decoder.spec().positions)?;
@@ -225,7 +224,7 @@ mod tests {
         assert_eq!(fit(&prompt, &config(2, false), 8).unwrap(), (&prompt[..], 2));
         assert_eq!(fit(&prompt, &config(4, true), 8).unwrap(), (&prompt[2..], 4));
         let error = fit(&prompt, &config(4, false), 8).unwrap_err().to_string();
-        assert!(error.contains("6 tokens and 4 new ones") && error.contains("--truncate"), "{error}");
+        assert!(error.contains("6 tokens and 4 new ones") && error.contains("`truncate`"), "{error}");
         assert!(fit(&prompt, &config(8, true), 8).is_err(), "no room for any prompt");
         assert!(matches!(fit(&[], &config(1, true), 8), Err(LlmError::EmptyPrompt)));
     }

@@ -163,9 +163,7 @@ impl Decoder {
             _ => false,
         };
         if !placement.devices.is_empty() && self.all_parts().any(original) {
-            let reason = "original outlier weights are taken from the file for tokens as they come, which only the \
-                          CPU does: use --device cpu, or leave --outlier-weights original away";
-            return Err(NnError::Placement { reason: reason.into() });
+            return Err(NnError::OriginalWeightsOnDevice);
         }
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
         let on_cpu = map.blocks.iter().enumerate().filter(|(_, place)| **place == Place::Cpu);
