@@ -29,8 +29,10 @@ fn of(error: &LlmError) -> Option<&'static str> {
         LlmError::ContextExceeded { .. } => "use --max-new-tokens N or --truncate",
         LlmError::BadLogits => "try --dtype bfloat16 or --no-quantize",
         LlmError::Setting { name, .. } => match *name {
-            "devices" => "use --device auto, --device cpu, or --device-map auto for several",
-            "limits" => "--max-memory needs --device-map auto, and names devices by their place in --device",
+            "the device" => "use --device auto, --device cpu, or --device-map auto for several",
+            "a memory limit" => {
+                "--max-memory needs --device-map auto, and names devices by their place in --device"
+            }
             "speculate" => "use --outliers row --device cpu",
             _ => return None,
         },

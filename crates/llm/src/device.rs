@@ -153,7 +153,7 @@ impl DeviceConfig {
             return self.refuse("cpu".into(), "a device map needs devices: `auto`, or named ones");
         }
         if !self.map && !self.limits.is_empty() {
-            return self.refuse_as("limits", self.text(), "limits of memory need a device map");
+            return self.refuse_as("a memory limit", "given".into(), "that needs a device map");
         }
         if names.len() > 1 && !self.map {
             return self.refuse(self.text(), "several devices need a device map");
@@ -163,7 +163,7 @@ impl DeviceConfig {
         match beyond {
             // Without any GPU `auto` is the CPU, whatever limits say of GPUs.
             Some(number) if !(self.is_auto() && names.is_empty()) => Err(LlmError::Setting {
-                name: "limits",
+                name: "a memory limit",
                 value: format!("for device {number}"),
                 expected: "there is no such device among those used",
             }),
@@ -176,7 +176,7 @@ impl DeviceConfig {
     }
 
     fn refuse<T>(&self, value: String, expected: &'static str) -> Result<T> {
-        self.refuse_as("devices", value, expected)
+        self.refuse_as("the device", value, expected)
     }
 
     fn refuse_as<T>(&self, name: &'static str, value: String, expected: &'static str) -> Result<T> {
@@ -190,7 +190,7 @@ fn open(name: DeviceName) -> Result<Device> {
         DeviceName::Emulated(number) => Device::emulated(number, EMULATED_BYTES, 0),
         DeviceName::Auto | DeviceName::Cpu => {
             return Err(LlmError::Setting {
-                name: "devices",
+                name: "the device",
                 value: name.to_string(),
                 expected: "it is no device by itself",
             });
@@ -228,7 +228,7 @@ mod tests {
         let limits = vec![MemoryLimit { device: Some(0), bytes: 1 }];
         assert!(
             text(&DeviceConfig { limits, ..config(&["cuda"], false) })
-                .contains("limits of memory need a device map")
+                .contains("a memory limit is given; that needs a device map")
         );
         let limits = vec![MemoryLimit { device: Some(1), bytes: 1 }];
         assert!(text(&DeviceConfig { limits, ..config(&["cuda"], true) }).contains("no such device"));
