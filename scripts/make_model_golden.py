@@ -43,6 +43,7 @@ MODELS = {
     "gemma3_text": dict(SMALL, model_type="gemma3_text", num_key_value_heads=2, head_dim=16, sliding_window=8,
                         layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=16,
                         rope_scaling=dict(rope_type="linear", factor=8.0), pad_token_id=0),
+    "glm": dict(SMALL, model_type="glm", num_key_value_heads=2, head_dim=16, pad_token_id=0),
     "phi_tied": dict(SMALL, model_type="phi", num_key_value_heads=2, tie_word_embeddings=True, qk_layernorm=True,
                      resid_pdrop=0.1),
     "falcon_multi_query": dict(FALCON, model_type="falcon", multi_query=True, parallel_attn=True, bias=False,

@@ -26,7 +26,7 @@ from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 from published_configs import EAGER, PUBLISHED
 
 PROMPT = [5, 9, 33, 77, 120, 200, 7]
-FAMILIES = ("bloom falcon gemma2 gemma3_text gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite llama mistral mpt olmo2 "
+FAMILIES = ("bloom falcon gemma2 gemma3_text glm gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite llama mistral mpt olmo2 "
             "opt phi phi3 qwen2 qwen3 smollm3 stablelm starcoder2").split()
 # The next best logit of every step is at least this far off, so that rounding does not decide.
 MARGIN = 2e-3

@@ -82,26 +82,27 @@ const OF_MODEL_CONFIG: [(&str, Unset); 25] = [
 ];
 
 /// `bos_token_id` and `eos_token_id` of a configuration class, for a `config.json` without these keys.
-const CLASS_TOKENS: [(&str, Option<u32>, Option<u32>); 19] = [
-    ("bloom", Some(1), Some(2)),
-    ("falcon", Some(11), Some(11)),
-    ("gemma2", Some(2), Some(1)),
-    ("gemma3_text", Some(2), Some(1)),
-    ("gpt2", Some(50256), Some(50256)),
-    ("gpt_bigcode", Some(50256), Some(50256)),
-    ("gpt_neo", Some(50256), Some(50256)),
-    ("gpt_neox", Some(0), Some(2)),
-    ("gptj", Some(50256), Some(50256)),
-    ("granite", Some(1), Some(2)),
-    ("llama", Some(1), Some(2)),
-    ("mistral", Some(1), Some(2)),
-    ("olmo2", None, Some(50279)),
-    ("opt", Some(2), Some(2)),
-    ("phi", Some(1), Some(2)),
-    ("phi3", Some(1), Some(32000)),
-    ("smollm3", Some(128000), Some(128001)),
-    ("stablelm", Some(0), Some(0)),
-    ("starcoder2", Some(50256), Some(50256)),
+const CLASS_TOKENS: [(&str, Option<u32>, &[u32]); 20] = [
+    ("bloom", Some(1), &[2]),
+    ("falcon", Some(11), &[11]),
+    ("gemma2", Some(2), &[1]),
+    ("gemma3_text", Some(2), &[1]),
+    ("glm", None, &[151329, 151336, 151338]),
+    ("gpt2", Some(50256), &[50256]),
+    ("gpt_bigcode", Some(50256), &[50256]),
+    ("gpt_neo", Some(50256), &[50256]),
+    ("gpt_neox", Some(0), &[2]),
+    ("gptj", Some(50256), &[50256]),
+    ("granite", Some(1), &[2]),
+    ("llama", Some(1), &[2]),
+    ("mistral", Some(1), &[2]),
+    ("olmo2", None, &[50279]),
+    ("opt", Some(2), &[2]),
+    ("phi", Some(1), &[2]),
+    ("phi3", Some(1), &[32000]),
+    ("smollm3", Some(128000), &[128001]),
+    ("stablelm", Some(0), &[0]),
+    ("starcoder2", Some(50256), &[50256]),
 ];
 
 impl Unset {
@@ -152,7 +153,7 @@ impl GenerationConfig {
                 generation.bos_token_id = *bos;
             }
             if !config.has("eos_token_id") {
-                generation.eos_token_ids = eos.iter().copied().collect();
+                generation.eos_token_ids = eos.to_vec();
             }
         }
         Ok(generation)

@@ -219,9 +219,9 @@ mod tests {
 
     #[test]
     fn every_family_has_a_class_of_the_table() {
-        // Those of falcon and smollm3 are `PreTrainedTokenizerFast` in transformers.
+        // Those of falcon, glm and smollm3 are `PreTrainedTokenizerFast` in transformers.
         for family in llm_int8_nn::models::FAMILIES.iter().map(|family| family.model_type) {
-            let is_generic = ["falcon", "smollm3"].contains(&family);
+            let is_generic = ["falcon", "glm", "smollm3"].contains(&family);
             assert_eq!(FAMILIES.iter().any(|(name, _)| *name == family), !is_generic, "{family}");
         }
         for (family, class) in FAMILIES {

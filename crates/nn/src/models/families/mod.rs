@@ -4,6 +4,7 @@ mod bloom;
 mod falcon;
 mod gemma2;
 mod gemma3;
+mod glm;
 mod gpt2;
 mod gpt2_style;
 mod gpt_bigcode;
@@ -33,6 +34,7 @@ pub const FAMILIES: &[Family] = &[
     falcon::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
+    glm::FAMILY,
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neo::FAMILY,
