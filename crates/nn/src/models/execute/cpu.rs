@@ -9,7 +9,6 @@ use crate::models::plan::{
 };
 use crate::models::slot::{Part, PartSlot, Parts};
 use llm_int8_kernels::{Isa, QuantizedActivations, activation};
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The rows of one sequence in a pass.
@@ -37,7 +36,7 @@ pub(in crate::models) struct Cpu<'a> {
     /// Rows of the steps at work: all of the pass, or those whose logits are requested.
     count: usize,
     /// Of each kind of rows a buffer for each layer that writes them.
-    rows: BTreeMap<Rows, Vec<Vec<f32>>>,
+    rows: [Vec<Vec<f32>>; Rows::COUNT],
     /// Input of layers, made by a norm or a gate.
     made: Vec<f32>,
     /// The slot's number of the norm through which `made` was made from the stream as it is now.
@@ -65,7 +64,7 @@ impl<'a> Cpu<'a> {
             ids,
             texts,
             count: ids.len(),
-            rows: BTreeMap::new(),
+            rows: Default::default(),
             made: Vec::new(),
             normed: None,
             added: Vec::new(),
@@ -79,7 +78,7 @@ impl<'a> Cpu<'a> {
     }
 
     pub(in crate::models) fn set_stream(&mut self, stream: Vec<f32>) {
-        self.put(Rows::Stream, vec![stream]);
+        self.put_one(Rows::Stream, stream);
     }
 
     /// From token ids to the stream.
@@ -113,18 +112,29 @@ impl<'a> Cpu<'a> {
 
     /// The buffers of some rows, taken out so that others can be borrowed beside them.
     fn take(&mut self, rows: Rows) -> Vec<Vec<f32>> {
-        self.rows.get_mut(&rows).map(std::mem::take).unwrap_or_default()
+        std::mem::take(&mut self.rows[rows as usize])
     }
 
+    /// The values of rows that have one buffer.
     fn take_one(&mut self, rows: Rows) -> Vec<f32> {
-        self.take(rows).into_iter().next().unwrap_or_default()
+        self.rows[rows as usize].first_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn put_one(&mut self, rows: Rows, buffer: Vec<f32>) {
+        if rows == Rows::Stream {
+            self.normed = None;
+        }
+        match self.rows[rows as usize].as_mut_slice() {
+            [first] => *first = buffer,
+            _ => self.rows[rows as usize] = vec![buffer],
+        }
     }
 
     fn put(&mut self, rows: Rows, buffers: Vec<Vec<f32>>) {
         if rows == Rows::Stream {
             self.normed = None;
         }
-        self.rows.insert(rows, buffers);
+        self.rows[rows as usize] = buffers;
     }
 
     fn step<S: PartSlot>(
@@ -146,7 +156,7 @@ impl<'a> Cpu<'a> {
                     add(&mut stream, from, self.count, step.scale as f32);
                 }
                 self.put(step.from, from);
-                self.put(Rows::Stream, vec![stream]);
+                self.put_one(Rows::Stream, stream);
                 Ok(())
             }
             Step::Logits(step) => {
@@ -183,7 +193,7 @@ impl<'a> Cpu<'a> {
             table(slot)?.rows(isa, positions(step.offset), &mut rows)?;
             x.iter_mut().zip(&rows).for_each(|(x, position)| *x += position);
         }
-        self.put(step.into, vec![x]);
+        self.put_one(step.into, x);
         Ok(())
     }
 
@@ -197,7 +207,7 @@ impl<'a> Cpu<'a> {
 
         let mut outputs = match step.adds {
             Some(_) => vec![std::mem::take(&mut self.added)],
-            None => self.rows.get_mut(&step.into).map(std::mem::take).unwrap_or_default(),
+            None => std::mem::take(&mut self.rows[step.into as usize]),
         };
         outputs.resize_with(step.layers.len(), Vec::new);
         let mut projections = Vec::with_capacity(step.layers.len());
@@ -221,12 +231,12 @@ impl<'a> Cpu<'a> {
             }
         }
 
-        self.rows.insert(step.input, input);
+        self.rows[step.input as usize] = input;
         match (step.adds, outputs.as_slice()) {
             (Some(scale), [added]) => {
                 let mut rows = self.take_one(step.into);
                 add(&mut rows, added, count, scale as f32);
-                self.put(step.into, vec![rows]);
+                self.put_one(step.into, rows);
                 self.added = outputs.remove(0);
             }
             _ => self.put(step.into, outputs),
@@ -279,7 +289,7 @@ impl<'a> Cpu<'a> {
 
     fn head_norm<S: PartSlot>(&mut self, step: &HeadNorm<S>, parts: &Parts<S>) -> Result<()> {
         let isa = self.isa();
-        let Some(x) = self.rows.get_mut(&step.rows).and_then(|buffers| buffers.get_mut(step.layer)) else {
+        let Some(x) = self.rows[step.rows as usize].get_mut(step.layer) else {
             return no_part("queries or keys");
         };
         match parts.get(step.norm) {
@@ -316,7 +326,7 @@ impl<'a> Cpu<'a> {
             rope: step.rope.map(|rope| &text.ropes[rope]),
         });
         let mut texts: Vec<AttendedText<'_>> = texts.collect();
-        let mut mixed = self.rows.get_mut(&Rows::Mixed).map(std::mem::take).unwrap_or_default();
+        let mut mixed = self.take(Rows::Mixed);
         mixed.resize_with(1, Vec::new);
         let out = sized(&mut mixed[0], self.count, heads * size);
         attend(self.isa(), [&queries, &keys, &values], &rule, &mut texts, out);
@@ -346,7 +356,7 @@ impl<'a> Cpu<'a> {
                 row.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
             }
         });
-        self.put(Rows::Logits, vec![logits]);
+        self.put_one(Rows::Logits, logits);
     }
 }
 

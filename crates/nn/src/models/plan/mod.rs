@@ -58,6 +58,11 @@ pub(super) enum Rows {
     Logits,
 }
 
+impl Rows {
+    /// How many kinds there are.
+    pub(super) const COUNT: usize = Self::Logits as usize + 1;
+}
+
 /// One thing to do with rows.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step<S> {
