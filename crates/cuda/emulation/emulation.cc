@@ -255,21 +255,28 @@ Words4 load_words(const void* p) {
 
 Words4 load_streaming(const void* p) { return load_words(p); }
 
-void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    struct Shown {
-        uint32_t a[4], b[2];
-    } mine;
+// The operands of a lane, which every lane of its warp reads.
+struct MmaOperands {
+    uint32_t a[4], b[2];
+};
+
+static void show_operands(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    MmaOperands mine;
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
     memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
     emulation::sync_warp();
+}
+
+void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    show_operands(a, b);
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     auto byte = [](uint32_t word, uint32_t k) { return int32_t(int8_t(word >> (8 * (k % 4)))); };
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
         for (uint32_t lane = 0; lane < 4; ++lane) {
-            Shown left = emulation::shown_by<Shown>(row % 8 * 4 + lane);
-            Shown right = emulation::shown_by<Shown>(column * 4 + lane);
+            MmaOperands left = emulation::shown_by<MmaOperands>(row % 8 * 4 + lane);
+            MmaOperands right = emulation::shown_by<MmaOperands>(column * 4 + lane);
             for (uint32_t k = 0; k < 8; ++k)
                 d[i] += byte(left.a[row / 8 + 2 * (k / 4)], k) * byte(right.b[k / 4], k);
         }
@@ -280,13 +287,7 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 // `value`: a float of 16 bits as f32.
 template <class Value>
 static void mma_16_bits(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Value value) {
-    struct Shown {
-        uint32_t a[4], b[2];
-    } mine;
-    memcpy(mine.a, a, sizeof mine.a);
-    memcpy(mine.b, b, sizeof mine.b);
-    memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
-    emulation::sync_warp();
+    show_operands(a, b);
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
@@ -294,8 +295,8 @@ static void mma_16_bits(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
         for (uint32_t k = 0; k < 16; ++k) {
             // Word k / 8 of its lane holds k, and of a also the row's half.
             uint32_t lane = k % 8 / 2, shift = k % 2 * 16;
-            Shown left = emulation::shown_by<Shown>(row % 8 * 4 + lane);
-            Shown right = emulation::shown_by<Shown>(column * 4 + lane);
+            MmaOperands left = emulation::shown_by<MmaOperands>(row % 8 * 4 + lane);
+            MmaOperands right = emulation::shown_by<MmaOperands>(column * 4 + lane);
             sum += value(left.a[row / 8 + 2 * (k / 8)] >> shift) * value(right.b[k / 8] >> shift);
         }
         d[i] += sum;

@@ -10,8 +10,7 @@
 use crate::{CudaError, Device};
 use std::sync::OnceLock;
 
-/// The variable.
-pub const VARIABLE: &str = "LLM_INT8_TEST_DEVICE";
+const VARIABLE: &str = "LLM_INT8_TEST_DEVICE";
 
 /// Memory of an emulated device in bytes.
 const MEMORY: u64 = 1 << 30;

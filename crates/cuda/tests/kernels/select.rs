@@ -13,8 +13,18 @@ fn expected(logits: &[f32], k: usize) -> Vec<u32> {
 
 #[test]
 fn the_largest_are_chosen_and_of_equal_ones_the_first() {
+    chosen_are_the_largest(&[(1, 1), (2, 100), (3, 1500), (1, 5000)]);
+}
+
+#[test]
+fn the_largest_of_gpt2s_vocabulary_are_chosen() {
+    chosen_are_the_largest(&[(8, 50257)]);
+}
+
+/// Of logits with many equal ones, `(rows, vocabulary)`.
+fn chosen_are_the_largest(shapes: &[(usize, usize)]) {
     for device in devices() {
-        for (rows, vocabulary) in [(1, 1), (2, 100), (3, 1500), (1, 5000), (8, 50257)] {
+        for &(rows, vocabulary) in shapes {
             let mut logits: Vec<f32> =
                 noise(rows * vocabulary, 4).iter().map(|x| (x * 40.0).round() / 4.0).collect();
             if vocabulary > 10 {

@@ -94,7 +94,7 @@ impl<'a> Executor<'a> {
         };
         let ids = match step.index {
             Index::Token => self.inputs.ids,
-            Index::Position(_) => self.inputs.position_rows,
+            Index::Position => self.inputs.position_rows,
         };
         let rows = TableRows { ids, positions, rows: self.count, factor: step.scale as f32 };
         Ok(ops::embed(table, &rows, self.rows(step.into)?.0)?)

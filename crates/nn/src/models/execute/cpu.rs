@@ -121,13 +121,10 @@ impl<'a> Cpu<'a> {
     }
 
     fn put_one(&mut self, rows: Rows, buffer: Vec<f32>) {
-        if rows == Rows::Stream {
-            self.normed = None;
-        }
-        match self.rows[rows as usize].as_mut_slice() {
-            [first] => *first = buffer,
-            _ => self.rows[rows as usize] = vec![buffer],
-        }
+        let mut buffers = self.take(rows);
+        buffers.resize_with(1, Vec::new);
+        buffers[0] = buffer;
+        self.put(rows, buffers);
     }
 
     fn put(&mut self, rows: Rows, buffers: Vec<Vec<f32>>) {
@@ -150,12 +147,13 @@ impl<'a> Cpu<'a> {
             Step::Attend(step) => self.attend(step, caches),
             Step::Norm(step) => self.norm(step, parts),
             Step::Add(step) => {
-                let from = self.take(step.from);
+                let from = self.take_one(step.from);
                 let mut stream = self.take_one(Rows::Stream);
-                if let [from] = from.as_slice() {
-                    add(&mut stream, from, self.count, step.scale as f32);
+                if from.len() != stream.len() {
+                    return no_part("rows for the stream");
                 }
-                self.put(step.from, from);
+                add(&mut stream, &from, self.count, step.scale as f32);
+                self.put_one(step.from, from);
                 self.put_one(Rows::Stream, stream);
                 Ok(())
             }
@@ -172,9 +170,9 @@ impl<'a> Cpu<'a> {
             Some(Part::Embedding(table)) => Ok(table),
             _ => no_part("a table"),
         };
-        let positions = |offset: usize| {
-            self.texts.iter().flat_map(move |text| {
-                let first = text.cached + offset;
+        let positions = || {
+            self.texts.iter().flat_map(|text| {
+                let first = text.cached + step.offset;
                 first..first + text.rows.len()
             })
         };
@@ -183,14 +181,14 @@ impl<'a> Cpu<'a> {
         let mut x = vec![0f32; self.count * tokens.shape()[1]];
         match step.index {
             Index::Token => tokens.rows(isa, self.ids.iter().map(|id| *id as usize), &mut x)?,
-            Index::Position(offset) => tokens.rows(isa, positions(offset), &mut x)?,
+            Index::Position => tokens.rows(isa, positions(), &mut x)?,
         }
         if step.scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= step.scale as f32);
         }
         if let Some(slot) = step.positions {
             let mut rows = vec![0f32; x.len()];
-            table(slot)?.rows(isa, positions(step.offset), &mut rows)?;
+            table(slot)?.rows(isa, positions(), &mut rows)?;
             x.iter_mut().zip(&rows).for_each(|(x, position)| *x += position);
         }
         self.put_one(step.into, x);

@@ -145,7 +145,7 @@ impl<'a> Builder<'a> {
                 self.writes(Rows::Branch, width)?;
                 steps.push(Step::Embed(Embed {
                     table,
-                    index: Index::Position(offset),
+                    index: Index::Position,
                     scale: 1.0,
                     positions: None,
                     offset,

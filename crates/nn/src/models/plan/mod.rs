@@ -82,7 +82,7 @@ pub(super) struct Embed<S> {
     pub(super) index: Index,
     pub(super) scale: f64,
     pub(super) positions: Option<S>,
-    /// Of `positions`.
+    /// What is added to a position before its row is taken (OPT: 2).
     pub(super) offset: usize,
     pub(super) into: Rows,
 }
@@ -91,8 +91,7 @@ pub(super) struct Embed<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Index {
     Token,
-    /// The position and this offset (OPT: 2).
-    Position(usize),
+    Position,
 }
 
 /// Layers with the same input, whose outputs lie side by side: `into = f(layers(through(input)))`, or

@@ -82,13 +82,13 @@ fn line<S: PartSlot>(step: &Step<S>, name: &dyn Fn(S) -> String) -> String {
 fn embed<S: PartSlot>(step: &Embed<S>, name: &dyn Fn(S) -> String) -> String {
     let index = |index| match index {
         Index::Token => "token".to_owned(),
-        Index::Position(0) => "position".to_owned(),
-        Index::Position(offset) => format!("position + {offset}"),
+        Index::Position if step.offset == 0 => "position".to_owned(),
+        Index::Position => format!("position + {}", step.offset),
     };
     let rows = scaled(step.scale, &format!("{}[{}]", name(step.table), index(step.index)));
     match step.positions {
         Some(table) => {
-            let offset = index(Index::Position(step.offset));
+            let offset = index(Index::Position);
             format!("{} = {rows} + {}[{offset}]", step.into, name(table))
         }
         None => format!("{} = {rows}", step.into),
