@@ -112,5 +112,5 @@ if [ "$bytes" -gt $((60 << 20)) ]; then
     echo "$folder holds $bytes bytes, more than the 60 MiB that may travel" >&2
     exit 1
 fi
-checkout=$(git ls-files -z 2> /dev/null | xargs -0 du -cb 2> /dev/null | tail -n 1 | cut -f 1)
+checkout=$(git ls-files -z 2> /dev/null | xargs -0 du -cb -- 2> /dev/null | tail -n 1 | cut -f 1)
 echo "$folder holds $((bytes >> 20)) MiB, the checkout $((${checkout:-0} >> 20)) MiB; there: ./first_light.sh OUT"
