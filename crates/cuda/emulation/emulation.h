@@ -108,6 +108,10 @@ inline void check_aligned(const void* p) {
         sizeof(Args));                                                                                     \
     static void name##_on_cpu(const Args& a)
 
+// Kernels of the emulated device run one after the other.
+inline void start_kernels_after() {}
+inline void wait_for_kernels_before() {}
+
 // Reads a byte, so that what is fetched too early must at least be there.
 inline void prefetch_line(const void* p) { emulation::prefetched = *static_cast<const volatile unsigned char*>(p); }
 
@@ -172,6 +176,13 @@ inline float __uint_as_float(uint32_t bits) {
     return x;
 }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 
 // Numbers of 16 bits: storage, and conversions that round to even.
 struct half {

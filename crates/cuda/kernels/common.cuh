@@ -9,14 +9,16 @@
 // field by field: pointers and 32-bit numbers only, so that both languages lay it out alike. Letters: M rows of
 // activations, N out_features, K in_features.
 //
-// Every kernel first waits for the kernels before it, which matters where it was started early (programmatic
-// dependent launch, capability 9.0 on): so nothing that they write may be touched before. What is touched before is
-// said by a prefetch: weights, which no pass writes.
+// Every kernel waits for the kernels before it, which matters where it was started early (programmatic dependent launch,
+// capability 9.0 on): nothing that they write may be touched before. KERNEL waits first; KERNEL_WITH_PREFETCH first
+// prefetches what no pass writes, weights; the body of a KERNEL_THAT_WAITS calls `start_kernels_after` and
+// `wait_for_kernels_before` itself, each exactly once in every thread.
 #pragma once
 
 #ifdef LLM_INT8_EMULATION
 #include "emulation.h"
 #define KERNEL_WITH_PREFETCH(name, Args, threads, blocks, prefetch) EMULATED_KERNEL(name, Args, prefetch)
+#define KERNEL_THAT_WAITS(name, Args, threads, blocks) EMULATED_KERNEL(name, Args, no_prefetch)
 #define DYNAMIC_SHARED(name) unsigned char* name = emulation::dynamic_shared()
 #else
 #include <cuda_bf16.h>
@@ -25,8 +27,15 @@
 #define KERNEL_WITH_PREFETCH(name, Args, threads, blocks, prefetch)                                            \
     static __device__ void name##_body(const Args& a);                                                         \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a) {       \
+        start_kernels_after();                                                                                 \
         prefetch(a);                                                                                           \
         wait_for_kernels_before();                                                                             \
+        name##_body(a);                                                                                        \
+    }                                                                                                          \
+    static __device__ __forceinline__ void name##_body(const Args& a)
+#define KERNEL_THAT_WAITS(name, Args, threads, blocks)                                                         \
+    static __device__ void name##_body(const Args& a);                                                         \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a) {       \
         name##_body(a);                                                                                        \
     }                                                                                                          \
     static __device__ __forceinline__ void name##_body(const Args& a)
@@ -48,11 +57,17 @@ template <class Args>
 DEVICE void no_prefetch(const Args&) {}
 
 #ifndef LLM_INT8_EMULATION
-// Lets the kernel after this one be started, and waits until those before it are done and what they wrote can be
-// seen. Both do nothing where kernels are not started early.
-DEVICE void wait_for_kernels_before() {
+// Lets the kernel after this one be started once all blocks of this one have come here.
+DEVICE void start_kernels_after() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits until the kernels before this one are done and what they wrote can be seen. Both functions do nothing where kernels
+// are not started early.
+DEVICE void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
@@ -71,6 +86,19 @@ constexpr float PRODUCT_STEP = 1.0f / (127.0f * 127.0f);
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(half x) { return __half2float(x); }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
+
+// Four values that lie side by side, aligned to their size.
+DEVICE void load4(const float* p, float (&out)[4]) {
+    float4 v = *reinterpret_cast<const float4*>(p);
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+}
+template <class T>
+DEVICE void load4(const T* p, float (&out)[4]) {
+    uint2 v = *reinterpret_cast<const uint2*>(p);
+    const T* values = reinterpret_cast<const T*>(&v);
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) out[i] = to_float(values[i]);
+}
 
 template <class T>
 DEVICE T from_float(float x);

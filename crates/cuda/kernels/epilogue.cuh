@@ -59,6 +59,19 @@ struct Int8Weight {
     u32 out_features, pitch;
 };
 
+// What an output needs that no kernel writes: it may be loaded before the kernels before are waited for.
+struct Constants {
+    float absmax, bias;  // of the weight row; 0 where there is no bias
+
+    __device__ __forceinline__ Constants() : absmax(0.0f), bias(0.0f) {}
+    __device__ __forceinline__ Constants(const Int8Weight& weight, const Epilogue& e, u32 n)
+        : absmax(weight.absmax[n]), bias(e.bias != nullptr ? e.bias[n] : 0.0f) {}
+};
+
+DEVICE float residual_of(const Epilogue& e, u32 m, u32 n) {
+    return e.residual != nullptr ? e.residual[(size_t)m * e.residual_stride + n] : 0.0f;
+}
+
 // What an output needs beside its sum, loaded before the sum is there, so that nobody waits for it at the end.
 struct Operands {
     float absmax;    // of the weight row; float weights: none
@@ -68,11 +81,14 @@ struct Operands {
     __device__ __forceinline__ Operands(const Epilogue& e, u32 m, u32 n)
         : absmax(0.0f),
           bias(e.bias != nullptr ? e.bias[n] : 0.0f),
-          residual(e.residual != nullptr ? e.residual[(size_t)m * e.residual_stride + n] : 0.0f) {}
+          residual(residual_of(e, m, n)) {}
 
     __device__ __forceinline__ Operands(const Int8Weight& weight, const Epilogue& e, u32 m, u32 n) : Operands(e, m, n) {
         absmax = weight.absmax[n];
     }
+
+    __device__ __forceinline__ Operands(const Constants& constants, float residual)
+        : absmax(constants.absmax), bias(constants.bias), residual(residual) {}
 };
 
 // Output n of row m, after outliers and bias.

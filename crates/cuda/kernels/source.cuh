@@ -111,6 +111,123 @@ private:
     }
 };
 
+// The same row for blocks of 256 threads that start early: `load_constants` may come before the kernels before are waited for,
+// `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 256 i) … + 3, the first QUADS groups of them in
+// registers: rows of up to 5120 values.
+constexpr u32 QUADS = 5;
+
+template <class T>
+struct QuadRow {
+    const T *x, *up;
+    const float *weight, *bias;
+    u32 cols, kind;
+    float mean, inverse, eps;
+    float held[QUADS][4], factor[QUADS][4], offset[QUADS][4];
+
+    static constexpr u32 THREADS = 256;
+
+    __device__ __forceinline__ explicit QuadRow(const Source& source)
+        : x(static_cast<const T*>(source.x)),
+          up(source.kind == GATED ? static_cast<const T*>(source.up) : nullptr),
+          weight(source.weight),
+          bias(source.bias),
+          cols(source.cols),
+          kind(source.kind),
+          mean(0.0f),
+          inverse(1.0f),
+          eps(source.eps) {}
+
+    __device__ __forceinline__ void load_constants() {
+        load_quads(weight, factor, 1.0f);
+        load_quads(bias, offset, 0.0f);
+    }
+
+    // All loads come before the first use.
+    __device__ __forceinline__ void load() {
+        load_quads(x, held, 0.0f);
+        if (up != nullptr) load_quads(up, factor, 1.0f);
+    }
+
+    __device__ __forceinline__ void normalise() {
+        if (kind == LAYER_NORM) {
+            float sum = 0.0f;
+            each_raw([&](float value) { sum += value; });
+            __shared__ float parts[32];
+            mean = block_reduce<Sum>(sum, parts) / (float)cols;
+        }
+        if (kind == LAYER_NORM || kind == RMS_NORM) {
+            float squares = 0.0f;
+            each_raw([&](float value) { squares += (value - mean) * (value - mean); });
+            __shared__ float parts[32];
+            inverse = rsqrtf(block_reduce<Sum>(squares, parts) / (float)cols + eps);
+        }
+        // Of what is not normed, mean and inverse are 0 and 1, and a value stays as it is.
+        if (kind == PLAIN) return;
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            if (i * THREADS * 4 >= cols) break;
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                bool inside = (i * THREADS + threadIdx.x) * 4 + j < cols;
+                held[i][j] = inside ? (held[i][j] - mean) * inverse * factor[i][j] + offset[i][j] : 0.0f;
+            }
+        }
+    }
+
+    // Value k, of any thread.
+    __device__ __forceinline__ float operator[](u32 k) const {
+        float value = to_float(x[k]);
+        if (kind == PLAIN) return value;
+        if (kind == GATED) return value * to_float(up[k]);
+        value = (value - mean) * inverse * weight[k];
+        return bias != nullptr ? value + bias[k] : value;
+    }
+
+    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row, where
+    // values are 0.
+    template <class F>
+    __device__ __forceinline__ void each(u32 end, F f) const {
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            u32 k = (i * THREADS + threadIdx.x) * 4;
+            if (k < end) f(k, held[i]);
+        }
+        for (u32 k = (QUADS * THREADS + threadIdx.x) * 4; k < end; k += THREADS * 4) {
+            float value[4];
+            for (u32 j = 0; j < 4; ++j) value[j] = k + j < cols ? (*this)[k + j] : 0.0f;
+            f(k, value);
+        }
+    }
+
+private:
+    template <class V>
+    __device__ __forceinline__ void load_quads(const V* from, float (&to)[QUADS][4], float otherwise) const {
+        bool is_aligned = (reinterpret_cast<u64>(from) & (sizeof(V) * 4 - 1)) == 0;
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            u32 k = (i * THREADS + threadIdx.x) * 4;
+            if (from != nullptr && is_aligned && k + 4 <= cols) {
+                load4(from + k, to[i]);
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j) to[i][j] = from != nullptr && k + j < cols ? to_float(from[k + j]) : otherwise;
+            }
+        }
+    }
+
+    // Calls f(x) for the values of this thread, while `held` has them as they lie.
+    template <class F>
+    __device__ __forceinline__ void each_raw(F f) const {
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i)
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j)
+                if ((i * THREADS + threadIdx.x) * 4 + j < cols) f(held[i][j]);
+        for (u32 k = (QUADS * THREADS + threadIdx.x) * 4; k < cols; k += THREADS * 4)
+            for (u32 j = 0; j < 4 && k + j < cols; ++j) f(to_float(x[k + j]));
+    }
+};
+
 // The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there are outliers.
 struct Magnitudes {
     static constexpr u32 OUTLIER = 1u << 16;
@@ -129,6 +246,22 @@ DEVICE u32 row_absmax(const Row<T>& row, u32 limit, bool& has_outliers) {
     row.each(row.cols, [&](u32, float value) {
         u32 magnitude = half_magnitude(__float2half_rn(value));
         found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
+    });
+    __shared__ u32 parts[32];
+    found = block_reduce<Magnitudes>(found, parts);
+    has_outliers = (found & Magnitudes::OUTLIER) != 0;
+    return found & 0xffffu;
+}
+
+template <class T>
+DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
+    u32 found = 0;
+    row.each(row.cols, [&](u32, const float (&value)[4]) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            u32 magnitude = half_magnitude(__float2half_rn(value[i]));
+            found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
+        }
     });
     __shared__ u32 parts[32];
     found = block_reduce<Magnitudes>(found, parts);

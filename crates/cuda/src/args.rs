@@ -35,7 +35,10 @@ structs! {
         codes: u64, flags: u64, columns: u64, count: u64, cols: u32, pitch: u32, by_row: u32, padding: u32,
     }
     /// `gemv.cu`.
-    GemvArgs { source: Source, weight: Int8Weight, epilogue: Epilogue, limit: u32, lanes: u32 }
+    GemvArgs {
+        source: Source, weight: Int8Weight, epilogue: Epilogue,
+        limit: u32, lanes: u32, rows: u32, keeps_values: u32,
+    }
     /// `product.cuh`.
     ProductArgs {
         codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,

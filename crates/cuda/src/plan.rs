@@ -9,8 +9,8 @@ pub const ALIGNMENT: usize = 16;
 const BLOCK_WARPS: usize = 8;
 /// Threads of a block of `gemv.cu`.
 const GEMV_THREADS: usize = 256;
-/// Loads of a thread of `gemv.cu` that are under way together.
-const GEMV_LOADS: usize = 5;
+/// Pieces of weights that a thread of `gemv.cu` copies ahead, at most.
+const GEMV_STAGES: usize = 16;
 /// Weight rows that a warp of `thin.cu` holds.
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
@@ -51,39 +51,47 @@ pub fn row_threads(cols: usize) -> u32 {
 pub struct Gemv {
     /// Threads that share a weight row.
     pub lanes: u32,
+    /// Weight rows of a block.
+    pub rows: u32,
     /// Blocks.
     pub blocks: u32,
+    /// Pieces of 16 bytes that each thread multiplies.
+    pub pieces: u32,
+}
+
+impl Gemv {
+    /// Bytes of shared memory for a row of `cols` values: the pieces that are copied ahead, the codes of the row, a byte for
+    /// four of its columns, two sums for each warp of a weight row, and, if `keeps_values`, the row itself.
+    pub fn shared_bytes(&self, cols: usize, keeps_values: bool) -> usize {
+        let stages = GEMV_STAGES.min(self.pieces as usize);
+        let sums = self.rows as usize * (self.lanes as usize).div_ceil(WARP);
+        let values = if keeps_values { 4 * cols } else { 0 };
+        stages * GEMV_THREADS * 16 + pitch(cols) / 4 * 5 + 8 * sums + values
+    }
 }
 
 /// How `gemv.cu` divides a layer of `out_features` rows of `pitch` codes.
 ///
-/// The division with the least estimated time, counted in 16-byte loads of all threads of a block (4 KB, which takes a
-/// multiprocessor of an H100 0.17 µs of its share of the bandwidth): what the busiest multiprocessor reads, or, if that is
-/// more, how long a block waits for its loads, five of each thread at a time; quantising the row, in each block; and joining
-/// the sums of several warps.
+/// The division with the least work for a thread: pieces, each of which costs it some ten instructions, and sums of weight
+/// rows, which cost about as much as two pieces; with as few blocks as that takes, one a multiprocessor at most, because
+/// each quantises the row for itself and none shall wait for another.
 pub fn gemv(out_features: usize, pitch: usize, multiprocessors: usize) -> Gemv {
-    /// How often a load would fit into the time that it takes to arrive, about 0.8 µs.
-    const LATENCY: usize = 5;
-    /// Chunks of a row whose quantising takes as long as a load.
-    const QUANTIZED: usize = 80;
-    let (chunks, units) = ((pitch / 16).max(1), multiprocessors.max(1));
+    /// Pieces whose multiplication takes as long as summing over the threads of a row.
+    const SUMMED: usize = 2;
+    let chunks = (pitch / 16).max(1);
 
-    let candidate = |lanes: usize, waves: usize| {
-        let sets = out_features.div_ceil(GEMV_THREADS / lanes).max(1);
-        let sets_a_block = sets.div_ceil(waves * units);
-        let blocks = sets.div_ceil(sets_a_block);
-        let loads = chunks.div_ceil(lanes);
-
-        let read = blocks.div_ceil(units) * sets_a_block * loads;
-        let waited = sets_a_block * loads.div_ceil(GEMV_LOADS) * LATENCY;
-        let joined = if lanes > WARP { sets_a_block } else { 0 };
-        let cost = QUANTIZED * (read.max(waited) + joined) + blocks.div_ceil(units) * chunks;
-        (cost, Gemv { lanes: lanes as u32, blocks: blocks as u32 })
+    let candidate = |lanes: usize| {
+        let together = GEMV_THREADS / lanes;
+        let sets = out_features.div_ceil(together).div_ceil(multiprocessors.max(1)).max(1);
+        let (rows, pieces) = (sets * together, sets * chunks.div_ceil(lanes));
+        let blocks = out_features.div_ceil(rows);
+        let cut =
+            Gemv { lanes: lanes as u32, rows: rows as u32, blocks: blocks as u32, pieces: pieces as u32 };
+        (pieces + SUMMED * sets, blocks, cut)
     };
-    let lanes = [256, 128, 64, 32, 16];
-    let all = lanes.into_iter().flat_map(|lanes| (1..=4).map(move |waves| candidate(lanes, waves)));
-    let best = all.min_by_key(|(cost, _)| *cost);
-    best.map_or(Gemv { lanes: 16, blocks: 1 }, |(_, best)| best)
+    let all = [16, 32, 64, 128, 256].map(candidate);
+    let best = all.into_iter().min_by_key(|(cost, blocks, _)| (*cost, *blocks));
+    best.map_or(Gemv { lanes: 16, rows: 16, blocks: 0, pieces: 0 }, |(_, _, best)| best)
 }
 
 /// How `thin.cu` divides a layer.
@@ -108,11 +116,6 @@ pub fn thin(out_features: usize, pitch: usize, multiprocessors: usize) -> Thin {
 
 /// Static shared memory of `gemv.cu` in bytes, at most: it counts towards what a block may have.
 pub const GEMV_STATIC_BYTES: usize = 1 << 10;
-
-/// Bytes of dynamic shared memory of `gemv.cu`: the codes of the row, and a bit for each of its columns.
-pub fn gemv_shared_bytes(cols: usize) -> usize {
-    pitch(cols) + cols.div_ceil(32) * 4
-}
 
 /// Tiles of `gemm.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,9 +218,11 @@ mod tests {
                 for multiprocessors in [4, 68, 132] {
                     let pitch = pitch(in_features);
                     let cut = gemv(out_features, pitch, multiprocessors);
-                    let sets = out_features.div_ceil(GEMV_THREADS / cut.lanes as usize);
-                    assert!((1..=sets).contains(&(cut.blocks as usize)), "{cut:?} for {sets} sets");
-                    assert!(GEMV_THREADS.is_multiple_of(cut.lanes as usize) && cut.lanes >= 16);
+                    let (lanes, rows, blocks) = (cut.lanes as usize, cut.rows as usize, cut.blocks as usize);
+                    assert!(GEMV_THREADS.is_multiple_of(lanes) && lanes >= 16);
+                    assert!(rows * blocks >= out_features && rows * (blocks - 1) < out_features, "{cut:?}");
+                    assert!(blocks <= multiprocessors && rows.is_multiple_of(GEMV_THREADS / lanes));
+                    assert!(cut.pieces as usize * GEMV_THREADS * 16 >= rows * pitch);
 
                     let cut = thin(out_features, pitch, multiprocessors);
                     let (warps_k, blocks) = (cut.warps_k as usize, cut.blocks as usize);
@@ -231,13 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_gpt2_large_leave_no_lane_without_work() {
+    fn layers_of_gpt2_large_leave_no_lane_without_work_and_are_copied_ahead_whole() {
         for [out_features, in_features] in [[3840, 1280], [1280, 1280], [5120, 1280], [1280, 5120]] {
             let cut = gemv(out_features, in_features, 132);
-            let (lanes, chunks) = (cut.lanes as usize, in_features / 16);
-            assert!(chunks.is_multiple_of(lanes), "{cut:?}");
-            // Half of the multiprocessors at least, and no second round on some of them.
-            assert!((66..=132).contains(&cut.blocks) || cut.blocks.is_multiple_of(132), "{cut:?}");
+            assert!((in_features / 16).is_multiple_of(cut.lanes as usize), "{cut:?}");
+            assert!(cut.pieces as usize <= GEMV_STAGES && cut.blocks >= 66, "{cut:?}");
+            // Blocks of two layers fit into a multiprocessor of an H100 together.
+            assert!(2 * (cut.shared_bytes(in_features, true) + (1 << 10)) <= 228 << 10, "{cut:?}");
         }
     }
 

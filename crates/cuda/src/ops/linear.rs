@@ -234,18 +234,22 @@ pub fn gemv<T: Float>(
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
-    let shared = plan::gemv_shared_bytes(source.cols);
-    if shared + plan::GEMV_STATIC_BYTES > device.shared_bytes() {
-        return Ok(false);
-    }
     let cut = plan::gemv(matrix.out_features(), matrix.pitch(), device.multiprocessors());
+    let room = device.shared_bytes().saturating_sub(plan::GEMV_STATIC_BYTES);
+    let fits = |keeps_values: &bool| cut.shared_bytes(source.cols, *keeps_values) <= room;
+    let Some(keeps_values) = [true, false].into_iter().find(fits) else {
+        return Ok(false);
+    };
     let args = GemvArgs {
         source: source.args(&check)?,
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, 1, matrix.out_features())?,
         limit: plan::outlier_limit(threshold),
         lanes: cut.lanes,
+        rows: cut.rows,
+        keeps_values: keeps_values.into(),
     };
+    let shared = cut.shared_bytes(source.cols, keeps_values);
     check.launch(&args, [cut.blocks as usize, 1, 1], 256, shared)?;
     Ok(true)
 }
