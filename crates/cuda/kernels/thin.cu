@@ -3,53 +3,72 @@
 // Idea: the operands are swapped, so that 16 rows of weights are the tall one of mma.m16n8k32 and 8 rows of
 // activations the wide one. A sum over k may be taken in any order, so a lane loads 16 bytes that lie side by
 // side, of a weight row and of an activation row alike, and feeds them as the k of two instructions: the loads
-// are 16 bytes wide without shared memory, and 4 lanes read 64 bytes in a row.
+// are 16 bytes wide, and 4 lanes read 64 bytes in a row.
 //
-// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them.
+// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them. Each lane copies the weights
+// it needs into a place of its own in shared memory, THIN_STAGES steps of 64 columns ahead, the first of them before the
+// kernels before this one are waited for: with programmatic dependent launch they arrive while the rows are quantised.
 // Multiply-adds: at M = 16 a byte of weight needs 16, 4.8 TB/s of them 77 T/s: far below the tensor cores,
 // above what dp4a gives.
 #include "product.cuh"
 
 constexpr u32 THIN_WARPS = 8;
-
-// The first 256 bytes of the warp's share of each of its 16 rows, a line a lane.
-DEVICE void prefetch_thin(const ProductArgs& a) {
-    u32 part = warp_index() % a.warps_k, group = warp_index() / a.warps_k;
-    u32 n = (blockIdx.x * (THIN_WARPS / a.warps_k) + group) * 16 + lane_index() / 2;
-    u32 k = part * 256 + lane_index() % 2 * 128;
-    if (n < a.weight.out_features && k < a.weight.pitch) prefetch_line(a.weight.codes + (size_t)n * a.weight.pitch + k);
-    if (part == 0 && lane_index() == 0 && n < a.weight.out_features) {
-        // 16 rows: half a line of each.
-        prefetch_line(a.weight.absmax + n);
-        if (a.epilogue.bias != nullptr) prefetch_line(a.epilogue.bias + n);
-    }
-}
+constexpr u32 THIN_STAGES = 4;
 
 // GROUPS: of 8 rows of activations.
 template <class T, u32 GROUPS>
 DEVICE void thin(const ProductArgs& a) {
+    DYNAMIC_SHARED(shared);  // [min(steps, THIN_STAGES), 2, 256] pieces of 16 bytes
     __shared__ i32 sums[THIN_WARPS][16][8 * GROUPS + 1];
+    start_kernels_after();
     u32 lane = lane_index(), warp = warp_index(), g = lane / 4, t = lane % 4;
     u32 part = warp % a.warps_k, group = warp / a.warps_k;
     u32 pitch = a.weight.pitch, last = a.weight.out_features - 1;
     u32 first = (blockIdx.x * (THIN_WARPS / a.warps_k) + group) * 16;
     const i8* upper = a.weight.codes + (size_t)(first + g < last ? first + g : last) * pitch;
     const i8* lower = a.weight.codes + (size_t)(first + g + 8 < last ? first + g + 8 : last) * pitch;
+
+    u32 steps = (pitch + a.warps_k * 64 - 1) / (a.warps_k * 64), first_k = (part * 4 + t) * 16;
+    auto place = [&](u32 step, u32 row) {
+        return shared + ((step % THIN_STAGES * 2 + row) * THIN_WARPS * WARP + threadIdx.x) * 16;
+    };
+    auto fetch = [&](u32 step) {
+        u32 k = first_k + step * a.warps_k * 64;
+        bool inside = step < steps && k < pitch;
+        if (step < steps) {
+            copy_async(place(step, 0), inside ? upper + k : upper, inside);
+            copy_async(place(step, 1), inside ? lower + k : lower, inside);
+        }
+        commit_copies();
+    };
+    for (u32 step = 0; step < THIN_STAGES; ++step) fetch(step);
+    if (lane < 16 && first + lane <= last) {
+        prefetch_line(a.weight.absmax + first + lane);
+        if (a.epilogue.bias != nullptr) prefetch_line(a.epilogue.bias + first + lane);
+    }
+    wait_for_kernels_before();
+
     i32 sum[GROUPS][4] = {};
-    for (u32 k = (part * 4 + t) * 16; k - t * 16 < pitch; k += a.warps_k * 64) {
-        Words4 zero = {{0, 0, 0, 0}};
-        bool inside = k < pitch;
-        Words4 up = inside ? load_streaming(upper + k) : zero, low = inside ? load_streaming(lower + k) : zero;
+#pragma unroll 2
+    for (u32 step = 0; step < steps; ++step) {
+        Words4 zero = {{0, 0, 0, 0}}, x[GROUPS];
+        u32 k = first_k + step * a.warps_k * 64;
+#pragma unroll
+        for (u32 j = 0; j < GROUPS; ++j) {
+            u32 m = j * 8 + g;
+            x[j] = k < pitch && m < a.rows ? load_words(a.codes + (size_t)m * pitch + k) : zero;
+        }
+        wait_for_copies<THIN_STAGES - 1>();
+        Words4 up = load_words(place(step, 0)), low = load_words(place(step, 1));
         u32 front[4] = {up.word[0], low.word[0], up.word[1], low.word[1]};
         u32 back[4] = {up.word[2], low.word[2], up.word[3], low.word[3]};
 #pragma unroll
         for (u32 j = 0; j < GROUPS; ++j) {
-            u32 m = j * 8 + g;
-            Words4 x = inside && m < a.rows ? load_words(a.codes + (size_t)m * pitch + k) : zero;
-            u32 x_front[2] = {x.word[0], x.word[1]}, x_back[2] = {x.word[2], x.word[3]};
+            u32 x_front[2] = {x[j].word[0], x[j].word[1]}, x_back[2] = {x[j].word[2], x[j].word[3]};
             mma_s8(sum[j], front, x_front);
             mma_s8(sum[j], back, x_back);
         }
+        fetch(step + THIN_STAGES);
     }
 #pragma unroll
     for (u32 j = 0; j < GROUPS; ++j)
@@ -75,9 +94,9 @@ DEVICE void thin(const ProductArgs& a) {
     }
 }
 
-#define THIN(suffix, T)                                                      \
-    KERNEL_WITH_PREFETCH(thin8_##suffix, ProductArgs, 256, 4, prefetch_thin) { thin<T, 1>(a); } \
-    KERNEL_WITH_PREFETCH(thin16_##suffix, ProductArgs, 256, 4, prefetch_thin) { thin<T, 2>(a); }
+#define THIN(suffix, T)                                                    \
+    KERNEL_THAT_WAITS(thin8_##suffix, ProductArgs, 256, 3) { thin<T, 1>(a); } \
+    KERNEL_THAT_WAITS(thin16_##suffix, ProductArgs, 256, 3) { thin<T, 2>(a); }
 
 THIN(f32, float)
 THIN(f16, half)

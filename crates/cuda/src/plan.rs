@@ -11,6 +11,8 @@ const BLOCK_WARPS: usize = 8;
 const GEMV_THREADS: usize = 256;
 /// Pieces of weights that a thread of `gemv.cu` copies ahead, at most.
 const GEMV_STAGES: usize = 16;
+/// Steps of 64 columns that a lane of `thin.cu` copies ahead, at most.
+const THIN_STAGES: usize = 4;
 /// Weight rows that a warp of `thin.cu` holds.
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
@@ -101,6 +103,8 @@ pub struct Thin {
     pub warps_k: u32,
     /// Blocks.
     pub blocks: u32,
+    /// Bytes of shared memory: weights that are copied ahead.
+    pub shared_bytes: u32,
 }
 
 /// How `thin.cu` divides a layer: as few warps along K as fill the device twice over, since joining them costs a
@@ -111,7 +115,9 @@ pub fn thin(out_features: usize, pitch: usize, multiprocessors: usize) -> Thin {
     while warps_k < BLOCK_WARPS && blocks(warps_k) < 2 * multiprocessors && warps_k * 64 < pitch {
         warps_k *= 2;
     }
-    Thin { warps_k: warps_k as u32, blocks: blocks(warps_k) as u32 }
+    let stages = pitch.div_ceil(warps_k * 64).min(THIN_STAGES);
+    let shared_bytes = (stages * 2 * 16 * BLOCK_WARPS * WARP) as u32;
+    Thin { warps_k: warps_k as u32, blocks: blocks(warps_k) as u32, shared_bytes }
 }
 
 /// Static shared memory of `gemv.cu` in bytes, at most: it counts towards what a block may have.
@@ -252,6 +258,7 @@ mod tests {
         assert!(Tile::Large.shared_bytes() <= 64 << 10);
         assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
         assert!(attend_one_shared_bytes(256) <= 48 << 10);
+        assert!(thin(5120, 5120, 68).shared_bytes + (9 << 10) <= 64 << 10);
         // The epilogue's outliers: two tiles of 17 floats a row.
         for tile in [Tile::Large, Tile::Small] {
             assert!(2 * tile.side() * 17 * 4 <= tile.shared_bytes() as usize);

@@ -211,7 +211,8 @@ pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Out
         padding: 0,
     };
     if rows <= THIN_MOST {
-        return check.launch(&args, [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1], 256, 0);
+        let grid = [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1];
+        return check.launch(&args, grid, 256, cut.shared_bytes as usize);
     }
     let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), 1];
     check.launch(&args, grid, tile.threads(), tile.shared_bytes() as usize)
@@ -234,10 +235,16 @@ pub fn gemv<T: Float>(
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
-    let cut = plan::gemv(matrix.out_features(), matrix.pitch(), device.multiprocessors());
+    // Where shared memory is small (64 KB on Turing), more blocks of fewer rows.
     let room = device.shared_bytes().saturating_sub(plan::GEMV_STATIC_BYTES);
-    let fits = |keeps_values: &bool| cut.shared_bytes(source.cols, *keeps_values) <= room;
-    let Some(keeps_values) = [true, false].into_iter().find(fits) else {
+    let candidates = [(1, true), (2, true), (4, true), (1, false), (2, false), (4, false)];
+    let found = candidates.into_iter().find_map(|(blocks, keeps_values)| {
+        let units = blocks * device.multiprocessors();
+        let cut = plan::gemv(matrix.out_features(), matrix.pitch(), units);
+        let shared = cut.shared_bytes(source.cols, keeps_values);
+        (shared <= room).then_some((cut, keeps_values, shared))
+    });
+    let Some((cut, keeps_values, shared)) = found else {
         return Ok(false);
     };
     let args = GemvArgs {
@@ -249,7 +256,6 @@ pub fn gemv<T: Float>(
         rows: cut.rows,
         keeps_values: keeps_values.into(),
     };
-    let shared = cut.shared_bytes(source.cols, keeps_values);
     check.launch(&args, [cut.blocks as usize, 1, 1], 256, shared)?;
     Ok(true)
 }
