@@ -24,6 +24,8 @@
 # LLM_INT8_REHEARSAL=1: the GPU is emulated (by a libcuda.so.1 on LD_LIBRARY_PATH) and very slow, so sizes are small,
 # limits are longer, and torch runs on the CPU. LLM_INT8_STEP_SECONDS=N: no step takes longer than N seconds.
 #
+# FIRST_LIGHT_ONLY="STEP ...": only these steps (`unpack` always).
+#
 # Never changes the card: no clocks, power limits, modes or resets.
 set -u
 ulimit -c 0
@@ -139,8 +141,13 @@ skip() { # STEP WHY
     record "$1" "skipped: $2" 0 0
 }
 
+wanted() { # STEP
+    case " ${FIRST_LIGHT_ONLY:-$1} unpack " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
 step() { # STEP SECONDS COMMAND...
     local name=$1 seconds room status started
+    wanted "$name" || return 0
     seconds=$(own "$2") room=$(left)
     if [ "$room" -lt "$LEAST" ]; then
         skip "$name" "$room s are left"
@@ -160,6 +167,7 @@ step() { # STEP SECONDS COMMAND...
 # Work in the background: `prepare` starts it, `collect` waits for it and records the result.
 prepare() { # STEP SECONDS COMMAND...
     local name=$1 seconds
+    wanted "$name" || return 0
     preparing="$preparing $name"
     seconds=$(own "$2")
     [ "$seconds" -gt "$(left)" ] && seconds=$(left)
@@ -173,6 +181,7 @@ prepare() { # STEP SECONDS COMMAND...
 
 collect() { # STEP SECONDS
     local end status seconds limit
+    wanted "$1" || return 0
     preparing=${preparing/ $1/}
     end=$((SECONDS + $(own "$2")))
     [ $((end - SECONDS)) -gt "$(left)" ] && end=$((SECONDS + $(left)))
@@ -398,7 +407,7 @@ profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
     local file=$1 ids=$2
     shift 2
     # shellcheck disable=SC2086
-    ncu --clock-control none --csv --log-file "$LOGS/$file" $SECTIONS "$@" \
+    ncu --clock-control none --cache-control none --csv --log-file "$LOGS/$file" $SECTIONS "$@" \
         "$BIN/llm-int8" run "$MODEL" --device cuda --no-cuda-graph --token-ids "$ids" -n 4 --ignore-eos --print-ids -q
 }
 
@@ -471,6 +480,8 @@ with_torch peers 60 peers 25 --only $rows --runs 3
 # Blocks of the second token: a pass has 180 of these launches.
 step profile-decode 30 on_model profile profile-decode.csv 5 --kernel-name "regex:$TOKEN_KERNELS" \
     --launch-skip 200 --launch-count 12
+step stalls-decode 30 on_model profile stalls-decode.csv 5 --section SourceCounters --page source \
+    --kernel-name "regex:$TOKEN_KERNELS" --launch-skip 206 --launch-count 5
 step profile-prompt 30 on_model profile profile-prompt.csv "$(seq -s , 1 1024)" --kernel-name "regex:$PROMPT_KERNELS" \
     --launch-skip 5 --launch-count 5
 step memcheck 25 sanitize memcheck
