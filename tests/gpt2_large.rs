@@ -29,19 +29,20 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
     let shallow = ModelConfig::parse(&with_layers(&config_bytes, SHALLOW)).unwrap();
     let file = [folder.join("model.safetensors")];
     let sample = sample_of(&file[0]);
-    let compute = |config: &ModelConfig, placement: Placement, int8: Option<OutlierScope>, uses_graphs: bool| {
-        let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
-        let options = options(int8, WeightDtype::Float16, placement);
-        let mut model = Decoder::load(config, &checkpoint, &options, &mut |_| ()).unwrap().0;
-        model.set_graphs(uses_graphs);
-        // A prompt of 128 and twelve tokens after it, or what a smaller model has room for.
-        let (vocabulary, positions) = (model.spec().vocab_size(), model.spec().positions.min(140));
-        let ids: Vec<u32> = (0..positions).map(|i| (i * 7919 % vocabulary) as u32).collect();
-        let mut logits = step_by_step(&model, &ids, positions - 12);
-        // After the prompt, by launches, by the graph when it is new, and at the end.
-        let logits = [0, 1, 2, 12].map(|step| std::mem::take(&mut logits[step])).to_vec();
-        (logits, model.graph_count())
-    };
+    let compute =
+        |config: &ModelConfig, placement: Placement, int8: Option<OutlierScope>, uses_graphs: bool| {
+            let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
+            let options = options(int8, WeightDtype::Float16, placement);
+            let mut model = Decoder::load(config, &checkpoint, &options, &mut |_| ()).unwrap().0;
+            model.set_graphs(uses_graphs);
+            // A prompt of 128 and twelve tokens after it, or what a smaller model has room for.
+            let (vocabulary, positions) = (model.spec().vocab_size(), model.spec().positions.min(140));
+            let ids: Vec<u32> = (0..positions).map(|i| (i * 7919 % vocabulary) as u32).collect();
+            let mut logits = step_by_step(&model, &ids, positions - 12);
+            // After the prompt, by launches, by the graph when it is new, and at the end.
+            let logits = [0, 1, 2, 12].map(|step| std::mem::take(&mut logits[step])).to_vec();
+            (logits, model.graph_count())
+        };
     let int8 = Some(OutlierScope::Row);
 
     if let Some(path) = variable("_WRITE") {

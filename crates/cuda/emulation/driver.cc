@@ -321,6 +321,8 @@ API cuModuleGetFunction(Function** function, void*, const char* name) {
 }
 API cuFuncSetAttribute(Function* function, int attribute, int value) {
     LOCKED;
+    // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
+    if (attribute == 9) return value >= -1 && value <= 100 ? SUCCESS : INVALID_VALUE;
     // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     if (attribute != 8 || value > 99 << 10) return INVALID_VALUE;
     function->shared_bytes = value;

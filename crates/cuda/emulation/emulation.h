@@ -15,6 +15,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
 #define __restrict__
 // A block is done before the next begins in the same CPU thread. (__thread: without the check for initialisation
 // that thread_local makes at every access.)

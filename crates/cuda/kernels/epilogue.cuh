@@ -42,6 +42,9 @@ DEVICE float activate(u32 function, float x) {
     }
 }
 
+// The same, not inlined: its code is there once.
+static __device__ __noinline__ float activate_apart(u32 function, float x) { return activate(function, x); }
+
 struct Epilogue {
     const float* bias;      // [N] or null
     const float* residual;  // [M, residual_stride] or null: out = residual + residual_scale · y
@@ -94,7 +97,7 @@ struct Operands {
 // Output n of row m, after outliers and bias.
 template <class O>
 DEVICE void finish(const Epilogue& e, const Operands& operands, u32 m, u32 n, float y) {
-    if (n < e.activated) y = activate(e.activation, y);
+    if (n < e.activated && e.activation != IDENTITY) y = activate_apart(e.activation, y);
     if (e.residual != nullptr) y = __fmaf_rn(y, e.residual_scale, operands.residual);
     static_cast<O*>(e.out)[(size_t)m * e.out_stride + n] = from_float<O>(y);
 }

@@ -24,7 +24,9 @@ DEVICE T lanes_reduce(T x, u32 lanes) {
 
 template <class Op, class T>
 DEVICE T warp_reduce(T x) {
-    return lanes_reduce<Op>(x, WARP);
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
+    return x;
 }
 
 // With one barrier: `parts` is shared memory for a value a warp, which nothing else uses in the whole kernel.
@@ -35,6 +37,18 @@ DEVICE T block_reduce(T x, T* parts) {
     __syncthreads();
     T all = parts[0];
     for (u32 warp = 1; warp < blockDim.x / WARP; ++warp) all = Op::of(all, parts[warp]);
+    return all;
+}
+
+// The same for blocks of WARPS warps, which the compiler knows.
+template <u32 WARPS, class Op, class T>
+DEVICE T block_reduce_of(T x, T (&parts)[WARPS]) {
+    x = warp_reduce<Op>(x);
+    if (lane_index() == 0) parts[warp_index()] = x;
+    __syncthreads();
+    T all = parts[0];
+#pragma unroll
+    for (u32 warp = 1; warp < WARPS; ++warp) all = Op::of(all, parts[warp]);
     return all;
 }
 

@@ -113,18 +113,19 @@ private:
 
 // The same row for blocks of 256 threads that start early: `load_constants` may come before the kernels before are waited for,
 // `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 256 i) … + 3, the first QUADS groups of them in
-// registers: rows of up to 5120 values.
+// registers: rows of up to 5120 values. Rows that are not a multiple of 4 long, or that lie where four values cannot be
+// loaded together, are not kept at all.
 constexpr u32 QUADS = 5;
 
 template <class T>
 struct QuadRow {
     const T *x, *up;
     const float *weight, *bias;
-    u32 cols, kind;
+    u32 cols, kind, quads;  // quads: that are kept
     float mean, inverse, eps;
     float held[QUADS][4], factor[QUADS][4], offset[QUADS][4];
 
-    static constexpr u32 THREADS = 256;
+    static constexpr u32 THREADS = 256, WARPS = THREADS / WARP;
 
     __device__ __forceinline__ explicit QuadRow(const Source& source)
         : x(static_cast<const T*>(source.x)),
@@ -133,6 +134,7 @@ struct QuadRow {
           bias(source.bias),
           cols(source.cols),
           kind(source.kind),
+          quads(source.cols % 4 == 0 && is_aligned(x) && is_aligned(up) && is_aligned(weight) && is_aligned(bias) ? QUADS : 0),
           mean(0.0f),
           inverse(1.0f),
           eps(source.eps) {}
@@ -152,25 +154,24 @@ struct QuadRow {
         if (kind == LAYER_NORM) {
             float sum = 0.0f;
             each_raw([&](float value) { sum += value; });
-            __shared__ float parts[32];
-            mean = block_reduce<Sum>(sum, parts) / (float)cols;
+            __shared__ float parts[WARPS];
+            mean = block_reduce_of<WARPS, Sum>(sum, parts) / (float)cols;
         }
         if (kind == LAYER_NORM || kind == RMS_NORM) {
             float squares = 0.0f;
             each_raw([&](float value) { squares += (value - mean) * (value - mean); });
-            __shared__ float parts[32];
-            inverse = rsqrtf(block_reduce<Sum>(squares, parts) / (float)cols + eps);
+            __shared__ float parts[WARPS];
+            inverse = rsqrtf(block_reduce_of<WARPS, Sum>(squares, parts) / (float)cols + eps);
         }
         // Of what is not normed, mean and inverse are 0 and 1, and a value stays as it is.
         if (kind == PLAIN) return;
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
             if (i * THREADS * 4 >= cols) break;
+            bool inside = (i * THREADS + threadIdx.x) * 4 < cols;
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                bool inside = (i * THREADS + threadIdx.x) * 4 + j < cols;
+            for (u32 j = 0; j < 4; ++j)
                 held[i][j] = inside ? (held[i][j] - mean) * inverse * factor[i][j] + offset[i][j] : 0.0f;
-            }
         }
     }
 
@@ -183,35 +184,39 @@ struct QuadRow {
         return bias != nullptr ? value + bias[k] : value;
     }
 
-    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row, where
-    // values are 0.
+    // Calls f(k, group, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row,
+    // where values are 0. `group` is QUADS for those that are not kept.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
             u32 k = (i * THREADS + threadIdx.x) * 4;
-            if (k < end) f(k, held[i]);
+            if (i >= quads || i * THREADS * 4 >= end) break;
+            if (k < end) f(k, i, held[i]);
         }
-        for (u32 k = (QUADS * THREADS + threadIdx.x) * 4; k < end; k += THREADS * 4) {
+#pragma unroll 1
+        for (u32 k = (quads * THREADS + threadIdx.x) * 4; k < end; k += THREADS * 4) {
             float value[4];
+#pragma unroll
             for (u32 j = 0; j < 4; ++j) value[j] = k + j < cols ? (*this)[k + j] : 0.0f;
-            f(k, value);
+            f(k, QUADS, value);
         }
     }
 
 private:
     template <class V>
+    static __device__ __forceinline__ bool is_aligned(const V* p) {
+        return (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0;
+    }
+
+    template <class V>
     __device__ __forceinline__ void load_quads(const V* from, float (&to)[QUADS][4], float otherwise) const {
-        bool is_aligned = (reinterpret_cast<u64>(from) & (sizeof(V) * 4 - 1)) == 0;
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
             u32 k = (i * THREADS + threadIdx.x) * 4;
-            if (from != nullptr && is_aligned && k + 4 <= cols) {
-                load4(from + k, to[i]);
-            } else {
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) to[i][j] = from != nullptr && k + j < cols ? to_float(from[k + j]) : otherwise;
-            }
+            for (u32 j = 0; j < 4; ++j) to[i][j] = otherwise;
+            if (from != nullptr && i < quads && k < cols) load4(from + k, to[i]);
         }
     }
 
@@ -219,12 +224,14 @@ private:
     template <class F>
     __device__ __forceinline__ void each_raw(F f) const {
 #pragma unroll
-        for (u32 i = 0; i < QUADS; ++i)
+        for (u32 i = 0; i < QUADS; ++i) {
+            if (i >= quads || i * THREADS * 4 >= cols) break;
+            if ((i * THREADS + threadIdx.x) * 4 >= cols) break;
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j)
-                if ((i * THREADS + threadIdx.x) * 4 + j < cols) f(held[i][j]);
-        for (u32 k = (QUADS * THREADS + threadIdx.x) * 4; k < cols; k += THREADS * 4)
-            for (u32 j = 0; j < 4 && k + j < cols; ++j) f(to_float(x[k + j]));
+            for (u32 j = 0; j < 4; ++j) f(held[i][j]);
+        }
+#pragma unroll 1
+        for (u32 k = quads * THREADS * 4 + threadIdx.x; k < cols; k += THREADS) f(to_float(x[k]));
     }
 };
 
@@ -253,18 +260,26 @@ DEVICE u32 row_absmax(const Row<T>& row, u32 limit, bool& has_outliers) {
     return found & 0xffffu;
 }
 
+// The same, and in `outliers` which of the values that this thread keeps are outliers: bit 4i + j is that of value j of
+// group i.
 template <class T>
-DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
+DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers, u32& outliers) {
     u32 found = 0;
-    row.each(row.cols, [&](u32, const float (&value)[4]) {
+    outliers = 0;
+    row.each(row.cols, [&](u32, u32 group, const float (&value)[4]) {
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             u32 magnitude = half_magnitude(__float2half_rn(value[i]));
-            found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
+            if (!is_outlier(magnitude, limit)) {
+                if (magnitude > (found & 0xffffu)) found = (found & Magnitudes::OUTLIER) | magnitude;
+            } else {
+                found |= Magnitudes::OUTLIER;
+                if (group < QUADS) outliers |= 1u << (4 * group + i);
+            }
         }
     });
-    __shared__ u32 parts[32];
-    found = block_reduce<Magnitudes>(found, parts);
+    __shared__ u32 parts[QuadRow<T>::WARPS];
+    found = block_reduce_of<QuadRow<T>::WARPS, Magnitudes>(found, parts);
     has_outliers = (found & Magnitudes::OUTLIER) != 0;
     return found & 0xffffu;
 }

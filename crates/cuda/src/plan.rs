@@ -11,6 +11,10 @@ const BLOCK_WARPS: usize = 8;
 const GEMV_THREADS: usize = 256;
 /// Pieces of weights that a thread of `gemv.cu` copies ahead, at most.
 const GEMV_STAGES: usize = 16;
+/// Pieces of a weight row that a thread of `gemv.cu` has, at most.
+const GEMV_LOADS: usize = 8;
+/// The widest row of codes that `gemv.cu` takes.
+pub const GEMV_MOST_PITCH: usize = GEMV_LOADS * GEMV_THREADS * 16;
 /// Steps of 64 columns that a lane of `thin.cu` copies ahead, at most.
 const THIN_STAGES: usize = 4;
 /// Weight rows that a warp of `thin.cu` holds.
@@ -72,7 +76,7 @@ impl Gemv {
     }
 }
 
-/// How `gemv.cu` divides a layer of `out_features` rows of `pitch` codes.
+/// How `gemv.cu` divides a layer of `out_features` rows of `pitch` codes, of [`GEMV_MOST_PITCH`] at most.
 ///
 /// The division with the least work for a thread: pieces, each of which costs it some ten instructions, and sums of weight
 /// rows, which cost about as much as two pieces; with as few blocks as that takes, one a multiprocessor at most, because
@@ -91,8 +95,9 @@ pub fn gemv(out_features: usize, pitch: usize, multiprocessors: usize) -> Gemv {
             Gemv { lanes: lanes as u32, rows: rows as u32, blocks: blocks as u32, pieces: pieces as u32 };
         (pieces + SUMMED * sets, blocks, cut)
     };
-    let all = [16, 32, 64, 128, 256].map(candidate);
-    let best = all.into_iter().min_by_key(|(cost, blocks, _)| (*cost, *blocks));
+    let has_room = |lanes: &usize| chunks.div_ceil(*lanes) <= GEMV_LOADS || *lanes == 256;
+    let all = [16, 32, 64, 128, 256].into_iter().filter(has_room).map(candidate);
+    let best = all.min_by_key(|(cost, blocks, _)| (*cost, *blocks));
     best.map_or(Gemv { lanes: 16, rows: 16, blocks: 0, pieces: 0 }, |(_, _, best)| best)
 }
 

@@ -280,6 +280,10 @@ impl CudaDriver {
         let mut functions = lock(&self.functions);
         if !functions.contains_key(launch.kernel) {
             let function = self.module.load_function(launch.kernel).map_err(self.error(launch.kernel))?;
+            // The same for all kernels: a multiprocessor must be idle before it divides its memory otherwise, so kernels
+            // that want different shares do not overlap.
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            function.set_attribute(attribute, 100).map_err(self.error(launch.kernel))?;
             functions.insert(launch.kernel, (function, SHARED_BY_DEFAULT));
         }
         let Some((function, allowed)) = functions.get_mut(launch.kernel) else {

@@ -235,6 +235,9 @@ pub fn gemv<T: Float>(
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
+    if matrix.pitch() > plan::GEMV_MOST_PITCH {
+        return Ok(false);
+    }
     // Where shared memory is small (64 KB on Turing), more blocks of fewer rows.
     let room = device.shared_bytes().saturating_sub(plan::GEMV_STATIC_BYTES);
     let candidates = [(1, true), (2, true), (4, true), (1, false), (2, false), (4, false)];
