@@ -411,6 +411,26 @@ profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
         "$BIN/llm-int8" run "$MODEL" --device cuda --no-cuda-graph --token-ids "$ids" -n 4 --ignore-eos --print-ids -q
 }
 
+# Where warps wait, by instruction; of those without a sample only every 20th is kept.
+stalls() { # NAME TOKEN-IDS ARGUMENT-OF-NCU...
+    local name=$1
+    shift
+    profile "$name.csv" "$@" --section SourceCounters --page source || return
+    "$PYTHON" - "$LOGS/$name.csv" << 'PYTHON' > "$LOGS/$name.txt"
+import csv, sys
+for kernel in open(sys.argv[1]).read().split('"Kernel Name",')[1:]:
+    lines = kernel.splitlines()
+    print("==", lines[0])
+    for i, row in enumerate(csv.DictReader(lines[1:])):
+        samples = int(row["# Samples"] or 0)
+        if samples or i % 20 == 0:
+            why = {name[6:]: int(n) for name, n in row.items() if name and name.startswith("stall_") and n and n != "0"
+                   and "Not" not in name}
+            print(i, samples, row["Instructions Executed"], row["Source"].strip(), why)
+PYTHON
+    rm "$LOGS/$name.csv"
+}
+
 sanitize() { # TOOL
     [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
     command -v compute-sanitizer || say_why "compute-sanitizer is missing"
@@ -431,7 +451,7 @@ bitsandbytes() {
 }
 
 export -f own say_why unpack card attributes facts tools tests gpt2_large on_model bench peers import_torch
-export -f make_model make_probe probe cpu_kernels profile sanitize bitsandbytes
+export -f make_model make_probe probe cpu_kernels profile stalls sanitize bitsandbytes
 
 # Everything
 
@@ -480,8 +500,8 @@ with_torch peers 60 peers 25 --only $rows --runs 3
 # Blocks of the second token: a pass has 180 of these launches.
 step profile-decode 30 on_model profile profile-decode.csv 5 --kernel-name "regex:$TOKEN_KERNELS" \
     --launch-skip 200 --launch-count 12
-step stalls-decode 30 on_model profile stalls-decode.csv 5 --section SourceCounters --page source \
-    --kernel-name "regex:$TOKEN_KERNELS" --launch-skip 206 --launch-count 5
+step stalls-decode 30 on_model stalls stalls-decode 5 --kernel-name "regex:$TOKEN_KERNELS" --launch-skip 205 \
+    --launch-count 5
 step profile-prompt 30 on_model profile profile-prompt.csv "$(seq -s , 1 1024)" --kernel-name "regex:$PROMPT_KERNELS" \
     --launch-skip 5 --launch-count 5
 step memcheck 25 sanitize memcheck
