@@ -172,7 +172,7 @@ fn run(
     let out = device.allocate::<f32>(count * heads * size).unwrap();
     let splits = if let Way::New(splits) | Way::Rows(splits) = way { splits } else { 1 };
     let partial = device.allocate::<f32>(count * heads * splits * (model.layout.padded() + 2)).unwrap();
-    let counters = device.zeros::<u32>(count * kv_heads).unwrap();
+    let counters = device.zeros::<u32>(count * heads).unwrap();
     let tiles: Vec<u32> = plan::query_tiles(&parts.iter().map(|part| part.2).collect::<Vec<_>>()).concat();
     let tiles = device.upload(&tiles).unwrap();
     let cut = match way {
