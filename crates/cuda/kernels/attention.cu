@@ -66,7 +66,8 @@ struct AttendFew {
     u32 m, kv, set, first, count;       // `count` heads of queries from `first` on
     u32 start, end, base, chunks;       // positions start .. end lie in the cache, in chunks of 32 from `base` on
     u32 active;                         // blocks that share them
-    float *vectors, *sums, *extremes;   // [HEADS + 2, padded]; [HEADS, warps · side, 8 · lanes]; [2, HEADS, warps]
+    float *vectors, *sums, *extremes;   // [HEADS + 2, width]; [HEADS, warps · side, 8 · lanes]; [2, HEADS, warps]
+    u32 width;                          // padded, up to whole batches of keys: zeros from padded on
 
     __device__ __forceinline__ float* part(u32 head, u32 split) const {
         return a.partial + (((size_t)m * a.heads.heads + head) * a.splits + split) * (a.heads.padded + 2);
@@ -82,7 +83,7 @@ struct AttendFew {
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < total; i += FEW_THREADS) {
             u32 slot = i >> h.shift, d = i & ((1u << h.shift) - 1);
-            if (d >= h.padded) continue;
+            if (d >= width) continue;
             float value = 0.0f;
             if constexpr (IS_NEW) {
                 u32 kind = slot < HEADS ? QUERY : slot == HEADS ? KEY : VALUE;
@@ -94,12 +95,12 @@ struct AttendFew {
                 if (kind != QUERY) {
                     T rounded = from_float<T>(value);
                     value = to_float(rounded);
-                    if (set == 0) store(h, row, kind, kv, d, rounded);
+                    if (set == 0 && d < h.padded) store(h, row, kind, kv, d, rounded);
                 }
             } else if (slot < count && d < h.size) {
                 value = a.queries[((size_t)m * h.heads + first + slot) * h.size + d];
             }
-            vectors[slot * h.padded + d] = value;
+            vectors[slot * width + d] = value;
         }
     }
 
@@ -114,19 +115,21 @@ struct AttendFew {
 
         // Lanes without a position of their own load one that others load.
         auto inside = [&](u32 position) { return position < start ? start : position < end ? position : end - 1; };
-        Piece<T> key[BATCH], value[BATCH];
+        // What is not loaded stays zero or is an older piece, and meets a zero among the queries or weights.
+        Piece<T> key[BATCH] = {}, value[BATCH] = {};
+        u32 stride = row.capacity * 8;
         auto load_keys = [&](u32 chunk, u32 d) {
-            const T* p = keys + ((u64)(d / 8) * row.capacity + inside(base + chunk * WARP + lane)) * 8;
+            u32 offset = d * row.capacity + inside(base + chunk * WARP + lane) * 8;
 #pragma unroll
             for (u32 j = 0; j < BATCH; ++j)
-                if (d + 8 * j < h.padded) key[j] = load_piece(p + (u64)j * row.capacity * 8);
+                if (d + 8 * j < h.padded) key[j] = load_piece(keys + (offset + j * stride));
         };
         auto load_values = [&](u32 chunk, u32 offset) {
 #pragma unroll
             for (u32 j = 0; j < BATCH; ++j) {
                 u32 within = offset + j * side;
                 if (within < WARP)
-                    value[j] = load_piece(values + (u64)inside(base + chunk * WARP + within + place) * h.padded + column);
+                    value[j] = load_piece(values + (inside(base + chunk * WARP + within + place) * h.padded + column));
             }
         };
         u32 chunk = blockIdx.x * FEW_WARPS + warp, step = active * FEW_WARPS;
@@ -145,11 +148,12 @@ struct AttendFew {
 #pragma unroll
         for (u32 q = 0; q < HEADS; ++q) largest[q] = negative_infinity(), total[q] = 0.0f;
         if (has_fresh() && warp == FEW_WARPS - 1) {
-            const float *new_key = vectors + HEADS * h.padded, *new_value = new_key + h.padded;
+            const float *new_key = vectors + HEADS * width, *new_value = new_key + width;
 #pragma unroll
             for (u32 q = 0; q < HEADS; ++q) {
                 float dot = 0.0f;
-                for (u32 d = lane; d < h.padded; d += WARP) dot = __fmaf_rn(vectors[q * h.padded + d], new_key[d], dot);
+#pragma unroll 1
+                for (u32 d = lane; d < h.padded; d += WARP) dot = __fmaf_rn(vectors[q * width + d], new_key[d], dot);
                 largest[q] = rescore(a.rule, slope[q], row.position, warp_reduce<Sum>(dot));
                 total[q] = lane == 0 ? 1.0f : 0.0f;
 #pragma unroll
@@ -158,21 +162,21 @@ struct AttendFew {
         }
         for (; chunk < chunks; chunk += step) {
             u32 next = chunk + step;
-            float dot[HEADS] = {};
+            float dot[HEADS][2] = {};
 #pragma unroll 1
             for (u32 d = 0; d < h.padded; d += 8 * BATCH) {
 #pragma unroll
                 for (u32 j = 0; j < BATCH; ++j) {
-                    if (d + 8 * j >= h.padded) break;
                     float floats[8];
                     unpack(key[j], floats);
 #pragma unroll
                     for (u32 q = 0; q < HEADS; ++q) {
-                        const float* query = vectors + q * h.padded + d + 8 * j;
+                        const float* query = vectors + q * width + d + 8 * j;
                         Words4 front = load_words(query), back = load_words(query + 4);
 #pragma unroll
                         for (u32 i = 0; i < 8; ++i)
-                            dot[q] = __fmaf_rn(__uint_as_float(i < 4 ? front.word[i] : back.word[i - 4]), floats[i], dot[q]);
+                            dot[q][i % 2] =
+                                __fmaf_rn(__uint_as_float(i < 4 ? front.word[i] : back.word[i - 4]), floats[i], dot[q][i % 2]);
                     }
                 }
                 bool goes_on = d + 8 * BATCH < h.padded;
@@ -183,7 +187,7 @@ struct AttendFew {
             float weight[HEADS];
 #pragma unroll
             for (u32 q = 0; q < HEADS; ++q) {
-                float score = seen ? rescore(a.rule, slope[q], position, dot[q]) : negative_infinity();
+                float score = seen ? rescore(a.rule, slope[q], position, dot[q][0] + dot[q][1]) : negative_infinity();
                 // Some position of every chunk is seen.
                 float grown = Max::of(largest[q], warp_reduce<Max>(score)), factor = shrink(largest[q], grown);
                 weight[q] = seen ? expf(score - grown) : 0.0f;
@@ -197,7 +201,6 @@ struct AttendFew {
 #pragma unroll
                 for (u32 j = 0; j < BATCH; ++j) {
                     u32 within = offset + j * side + place;
-                    if (offset + j * side >= WARP) break;
                     float floats[8];
                     unpack(value[j], floats);
 #pragma unroll
@@ -260,9 +263,11 @@ struct AttendFew {
         u32 lane = lane_index(), warp = warp_index();
         if (warp < count) {
             float largest = negative_infinity(), total = 0.0f;
+#pragma unroll 1
             for (u32 split = lane; split < active; split += WARP)
                 largest = Max::of(largest, part(first + warp, split)[h.padded]);
             largest = warp_reduce<Max>(largest);
+#pragma unroll 1
             for (u32 split = lane; split < active; split += WARP) {
                 float factor = shrink(part(first + warp, split)[h.padded], largest);
                 total += part(first + warp, split)[h.padded + 1] * factor;
@@ -302,11 +307,13 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
 
     u32 lanes = (a.heads.padded < MOST_TOGETHER ? a.heads.padded : MOST_TOGETHER) / 8, side = WARP * a.inverse >> 16;
     float* vectors = reinterpret_cast<float*>(shared);
-    float* sums = vectors + (HEADS + 2) * a.heads.padded;
+    constexpr u32 WHOLE = 8 * AttendFew<T, HEADS, IS_NEW>::BATCH;
+    u32 width = (a.heads.padded + WHOLE - 1) / WHOLE * WHOLE;
+    float* sums = vectors + (HEADS + 2) * width;
     float* extremes = sums + HEADS * FEW_WARPS * side * lanes * 8;
     AttendFew<T, HEADS, IS_NEW> block{a,     fresh, row,  m,      kv,     set,     kv * a.group + set * HEADS,
                                       rest < HEADS ? rest : HEADS, start,  end,     base,
-                                      chunks, active, vectors, sums, extremes};
+                                      chunks, active, vectors, sums, extremes, width};
 #pragma unroll 1
     for (u32 from = 0; from < a.heads.padded; from += MOST_TOGETHER) block.run(from);
     if (active == 1) return;

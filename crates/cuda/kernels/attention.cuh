@@ -10,7 +10,7 @@
 #include "ptx.cuh"
 #include "reduce.cuh"
 
-// One new position: a row of the products.
+// One new position: a row of the products. capacity · padded size stays below 2^32.
 struct AttendedRow {
     u64 cache;  // address of its text's cache on this device
     u32 capacity, position;
@@ -20,17 +20,16 @@ struct AttendedRow {
 struct Heads {
     u32 heads, kv_heads, size, padded;  // padded: size up to a multiple of 8
     u32 layer;
-    u32 shift;  // padded <= 1 << shift: a thread's head and place in it without a division
+    u32 shift;  // at least 6, padded <= 1 << shift: a thread's head and place in it without a division
 };
 
 template <class T>
 DEVICE T* keys_of(const AttendedRow& row, const Heads& h, u32 kv) {
-    u64 head = (u64)row.capacity * h.padded, layer = 2 * head * h.kv_heads;
-    return reinterpret_cast<T*>(row.cache) + h.layer * layer + kv * head;
+    return reinterpret_cast<T*>(row.cache) + (u64)(row.capacity * h.padded) * (2 * h.layer * h.kv_heads + kv);
 }
 template <class T>
 DEVICE T* values_of(const AttendedRow& row, const Heads& h, u32 kv) {
-    return keys_of<T>(row, h, kv) + (u64)row.capacity * h.padded * h.kv_heads;
+    return keys_of<T>(row, h, kv + h.kv_heads);
 }
 
 struct PrepareArgs {
@@ -70,9 +69,9 @@ DEVICE float prepared(const PrepareArgs& a, u32 m, u32 place, u32 kind, u32 d) {
 template <class T>
 DEVICE void store(const Heads& h, const AttendedRow& row, u32 kind, u32 kv, u32 d, T value) {
     if (kind == KEY) {
-        keys_of<T>(row, h, kv)[((u64)(d / 8) * row.capacity + row.position) * 8 + d % 8] = value;
+        keys_of<T>(row, h, kv)[(d / 8 * row.capacity + row.position) * 8 + d % 8] = value;
     } else {
-        values_of<T>(row, h, kv)[(u64)row.position * h.padded + d] = value;
+        values_of<T>(row, h, kv)[row.position * h.padded + d] = value;
     }
 }
 
@@ -81,14 +80,14 @@ struct Rule {
     u32 window;           // positions seen, the own one included; 0: all
     float softcap;        // 0: none
     float bias_factor;    // not 0: biases are rounded to bf16 and multiplied with it (Falcon)
-    u32 padding;
+    float softcap_inverse;
 };
 
 DEVICE float slope_of(const Rule& rule, u32 head) { return rule.slopes != nullptr ? rule.slopes[head] : 0.0f; }
 
 // `slope`: that of the head.
 DEVICE float rescore(const Rule& rule, float slope, u32 position, float score) {
-    if (rule.softcap != 0.0f) score = rule.softcap * tanhf(score / rule.softcap);
+    if (rule.softcap != 0.0f) score = rule.softcap * tanhf(score * rule.softcap_inverse);
     if (rule.slopes != nullptr) {
         if (rule.bias_factor == 0.0f) {
             score += slope * (float)position;

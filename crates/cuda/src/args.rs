@@ -71,7 +71,7 @@ structs! {
         stride: u32, is_grouped: u32, dims: u32, neighbours: u32, clamp: f32, factor: f32,
     }
     /// `attention.cuh`: how scores are made.
-    Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, padding: u32 }
+    Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, softcap_inverse: f32 }
     /// `attention.cuh`.
     AttendArgs {
         queries: u64, rows: u64, out: u64, partial: u64, counters: u64, tiles: u64, heads: Heads, rule: Rule,

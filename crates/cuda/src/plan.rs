@@ -21,11 +21,13 @@ const SPLIT_POSITIONS: usize = 512;
 pub const MOST_SPLITS: usize = 1024;
 /// Values of a head up to which attention computes.
 pub const WIDEST_HEAD: usize = 1024;
-/// Queries of a tile of `attend_many`.
-pub const TILE_QUERIES: usize = 32;
-/// Positions of a tile of `attend_many`.
+/// Queries of a tile of prompts.
+pub const TILE_QUERIES: usize = 64;
+/// Queries that a block of `attend_many` takes; others take a whole tile.
+const BLOCK_QUERIES: usize = 32;
+/// Positions that blocks for prompts have in shared memory.
 pub const TILE_KEYS: usize = 64;
-/// Values of a head up to which `attend_many` computes.
+/// Values of a head up to which prompts are computed in tiles.
 pub const MOST_DIMS: usize = 128;
 
 /// Bytes from one row of codes to the next.
@@ -189,20 +191,69 @@ pub fn few(group: usize, padded: usize) -> Few {
         at_once,
         sets: group.div_ceil(at_once).max(1),
         inverse: (65536 / lanes + 1) as u32,
-        shared_bytes: 4 * ((at_once + 2) * padded + at_once * sums + 2 * at_once * WARPS),
+        shared_bytes: 4
+            * ((at_once + 2) * padded.next_multiple_of(64) + at_once * sums + 2 * at_once * WARPS),
     }
 }
 
 /// Bytes of dynamic shared memory of `attend_many`.
 pub fn attend_many_shared_bytes(padded: usize) -> usize {
-    4 * ((TILE_QUERIES + 2 * TILE_KEYS) * (padded + 1) + TILE_QUERIES * (TILE_KEYS + 1))
+    4 * ((BLOCK_QUERIES + 2 * TILE_KEYS) * (padded + 1) + BLOCK_QUERIES * (TILE_KEYS + 1))
 }
 
-/// Tiles of queries for `attend_many`: first row and number of rows of each, for texts of so many new positions
+/// How prompts are computed in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Many {
+    /// `attend_many`: f32 multiply-adds.
+    Plain,
+    /// `attend_many64`: tensor cores, heads of up to 64 values.
+    Tensor64,
+    /// `attend_many128`: tensor cores, heads of up to 128 values.
+    Tensor128,
+}
+
+impl Many {
+    /// For heads of `padded` values, in a cache of values of `bytes` bytes: tensor cores from capability 8.0 on, where the
+    /// cache has 16 bits.
+    pub fn of(padded: usize, bytes: usize, capability: u32) -> Self {
+        match (bytes == 2 && capability >= 80, padded <= 64) {
+            (false, _) => Self::Plain,
+            (true, true) => Self::Tensor64,
+            (true, false) => Self::Tensor128,
+        }
+    }
+
+    /// Blocks for a tile and head.
+    pub fn blocks_a_tile(self) -> usize {
+        match self {
+            Self::Plain => TILE_QUERIES / BLOCK_QUERIES,
+            Self::Tensor64 | Self::Tensor128 => 1,
+        }
+    }
+
+    /// Threads of a block.
+    pub fn threads(self) -> u32 {
+        match self {
+            Self::Plain => 256,
+            Self::Tensor64 | Self::Tensor128 => 128,
+        }
+    }
+
+    /// Bytes of dynamic shared memory: of tensor cores two stages of keys and values, 16 bits each.
+    pub fn shared_bytes(self, padded: usize) -> usize {
+        match self {
+            Self::Plain => attend_many_shared_bytes(padded),
+            Self::Tensor64 => 2 * 2 * TILE_KEYS * 64 * 2,
+            Self::Tensor128 => 2 * 2 * TILE_KEYS * 128 * 2,
+        }
+    }
+}
+
+/// Tiles of queries for prompts: first row and number of rows of each, for texts of so many new positions
 /// one after the other. No tile holds rows of two texts.
 ///
 /// ```
-/// assert_eq!(llm_int8_cuda::plan::query_tiles(&[40, 1]), [[0, 32], [32, 8], [40, 1]]);
+/// assert_eq!(llm_int8_cuda::plan::query_tiles(&[80, 1]), [[0, 64], [64, 16], [80, 1]]);
 /// ```
 pub fn query_tiles(lengths: &[usize]) -> Vec<[u32; 2]> {
     let mut tiles = Vec::new();
@@ -272,6 +323,7 @@ mod tests {
         // 99 KB: what a block may have on 8.6 and 8.9; 64 KB on 7.5.
         assert!(Tile::Large.shared_bytes() <= 64 << 10);
         assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
+        assert!(Many::Tensor128.shared_bytes(128) <= 99 << 10);
         assert!(few(4, 256).shared_bytes <= 48 << 10);
         assert!(few(4, WIDEST_HEAD).shared_bytes <= 64 << 10);
         // The epilogue's outliers: two tiles of 17 floats a row.
@@ -307,6 +359,15 @@ mod tests {
             // Where sums were, a factor for each part finds room.
             assert!(8 * (WARP / lanes) * lanes * 8 >= MOST_SPLITS, "{padded}");
         }
+    }
+
+    #[test]
+    fn tensor_cores_are_used_where_there_are_some() {
+        assert_eq!(
+            [75, 80, 90].map(|capability| Many::of(64, 2, capability)),
+            [Many::Plain, Many::Tensor64, Many::Tensor64]
+        );
+        assert_eq!([Many::of(72, 2, 90), Many::of(64, 4, 90)], [Many::Tensor128, Many::Plain]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl HeadLayout {
             size: check.size("a head", self.size)?,
             padded: check.size("a head", self.padded())?,
             layer: check.size("the layers", layer)?,
-            shift: self.padded().next_power_of_two().trailing_zeros(),
+            shift: self.padded().next_power_of_two().trailing_zeros().max(6),
         })
     }
 }
@@ -178,12 +178,17 @@ pub fn attend(
     let (rows, padded) = (attention.count, layout.padded());
     let group = layout.heads / layout.kv_heads.max(1);
     let few = plan::few(group, padded);
+    let many = plan::Many::of(padded, layout.dtype.bytes(), out.device().capability());
     let names = match (cut, few.at_once) {
         (Cut::New(_), 1) => kernels!("attend_new1"),
         (Cut::New(_), _) => kernels!("attend_new4"),
         (Cut::Rows(_), 1) => kernels!("attend_one1"),
         (Cut::Rows(_), _) => kernels!("attend_one4"),
-        (Cut::Tiles(_), _) => kernels!("attend_many"),
+        (Cut::Tiles(_), _) => match many {
+            plan::Many::Plain => kernels!("attend_many"),
+            plan::Many::Tensor64 => kernels!("attend_many64"),
+            plan::Many::Tensor128 => kernels!("attend_many128"),
+        },
     };
     let check = Check { kernel: layout.dtype.of(names), device: out.device() };
     let widest = if let Cut::Tiles(_) = cut { plan::MOST_DIMS } else { plan::WIDEST_HEAD };
@@ -209,7 +214,7 @@ pub fn attend(
             window: check.size("the window", rule.window.unwrap_or(0))?,
             softcap: rule.softcap.unwrap_or(0.0),
             bias_factor: rule.bias_factor.unwrap_or(0.0),
-            padding: 0,
+            softcap_inverse: rule.softcap.map_or(0.0, f32::recip),
         },
         splits: check.size("the splits", splits)?,
         group: check.size("the heads", group)?,
@@ -226,8 +231,8 @@ pub fn attend(
     first.launch(&prepare, [rows, blocks, 1], PREPARE_THREADS, 0)?;
     match cut {
         Cut::Tiles(tiles) => {
-            let grid = [tiles.len() / 2, layout.heads, 1];
-            check.launch(&attend, grid, 256, plan::attend_many_shared_bytes(padded))
+            let grid = [tiles.len() / 2 * many.blocks_a_tile(), layout.heads, 1];
+            check.launch(&attend, grid, many.threads(), many.shared_bytes(padded))
         }
         _ => check.launch(&attend, grid, FEW_THREADS, few.shared_bytes),
     }
