@@ -207,6 +207,7 @@ inline bf16 __float2bfloat16_rn(float x) {
 }
 
 // ptx.cuh
+inline float power_of_2(float x) { return exp2f(x); }
 inline uint32_t pack_floats(float low, float high, half) {
     return __float2half_rn(low).bits | uint32_t(__float2half_rn(high).bits) << 16;
 }

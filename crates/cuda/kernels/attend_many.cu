@@ -19,6 +19,7 @@
 
 constexpr u32 TILE_ROWS = 64;   // as plan::TILE_QUERIES
 constexpr u32 TILE_KEYS = 64;
+constexpr float LOG2_E = 1.4426950408889634f;
 
 template <class T, u32 DIMS>
 struct AttendTile {
@@ -48,19 +49,19 @@ struct AttendTile {
                                                 u32 padded, u32 tile, u32 stop) {
         // The steps of a product are 16 values: the half of the last one that heads may lack is zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < whole * TILE_KEYS; i += THREADS) {
-            u32 piece = i / TILE_KEYS, position = i % TILE_KEYS;
-            bool there = piece < pieces && tile + position < stop;
-            copy_async(stage.keys + i, keys + (there ? (piece * text.capacity + tile + position) * 8 : 0), there);
+#pragma unroll
+        for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
+            u32 i = threadIdx.x + c * THREADS, piece = i / TILE_KEYS, position = tile + i % TILE_KEYS;
+            bool there = piece < pieces && position < stop;
+            const T* key = keys + (there ? (piece * text.capacity + position) * 8 : 0);
+            if (piece < whole) copy_async(stage.keys + i, key, there);
         }
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < PIECES * TILE_KEYS; i += THREADS) {
-            u32 piece = i % PIECES, position = i / PIECES;
-            if (piece >= whole) continue;
+#pragma unroll
+        for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
+            u32 i = threadIdx.x + c * THREADS, piece = i % PIECES, position = i / PIECES;
             bool there = piece < pieces && tile + position < stop;
-            copy_async(stage.values + value_place(piece, position),
-                       values + (there ? (tile + position) * padded + piece * 8 : 0), there);
+            const T* value = values + (there ? (tile + position) * padded + piece * 8 : 0);
+            if (piece < whole) copy_async(stage.values + value_place(piece, position), value, there);
         }
         commit_copies();
     }
@@ -139,14 +140,21 @@ struct AttendTile {
                     }
                 }
             }
-            if (has_rule || tile < all_from || tile + TILE_KEYS > all_to) {
+            if (has_rule) {
+#pragma unroll
+                for (u32 n = 0; n < TILE_KEYS / 8; ++n)
+#pragma unroll
+                    for (u32 i = 0; i < 4; ++i)
+                        score[n][i] = rescore(a.rule, slope, tile + n * 8 + 2 * t + i % 2, score[n][i]);
+            }
+            if (tile < all_from || tile + TILE_KEYS > all_to) {
 #pragma unroll
                 for (u32 n = 0; n < TILE_KEYS / 8; ++n)
 #pragma unroll
                     for (u32 i = 0; i < 4; ++i) {
                         u32 position = tile + n * 8 + 2 * t + i % 2;
                         bool seen = position >= start[i / 2] && position < end[i / 2];
-                        score[n][i] = seen ? rescore(a.rule, slope, position, score[n][i]) : negative_infinity();
+                        score[n][i] = seen ? score[n][i] : negative_infinity();
                     }
             }
 #pragma unroll
@@ -158,12 +166,12 @@ struct AttendTile {
                 grown = lanes_reduce<Max>(grown, 4);
                 float factor = shrink(largest[r], grown), part = 0.0f;
                 // A row that has seen nothing so far: all weights are 0.
-                float base = grown == negative_infinity() ? 0.0f : grown;
+                float base = grown == negative_infinity() ? 0.0f : grown * LOG2_E;
 #pragma unroll
                 for (u32 n = 0; n < TILE_KEYS / 8; ++n)
 #pragma unroll
                     for (u32 i = 2 * r; i < 2 * r + 2; ++i) {
-                        score[n][i] = expf(score[n][i] - base);
+                        score[n][i] = power_of_2(__fmaf_rn(score[n][i], LOG2_E, -base));
                         part += score[n][i];
                     }
                 total[r] = total[r] * factor + part;
@@ -195,7 +203,7 @@ struct AttendTile {
         }
 #pragma unroll
         for (u32 r = 0; r < 2; ++r) {
-            float all = lanes_reduce<Sum>(total[r], 4);
+            float inverse = 1.0f / lanes_reduce<Sum>(total[r], 4);
             u32 row = warp_row + g + 8 * r;
             if (row >= count) continue;
             float* out = a.out + ((size_t)(first_row + row) * h.heads + head) * h.size;
@@ -203,7 +211,7 @@ struct AttendTile {
             for (u32 d = 0; d < PIECES; ++d)
 #pragma unroll
                 for (u32 i = 0; i < 2; ++i)
-                    if (d * 8 + 2 * t + i < h.size) out[d * 8 + 2 * t + i] = sum[d][2 * r + i] / all;
+                    if (d * 8 + 2 * t + i < h.size) out[d * 8 + 2 * t + i] = sum[d][2 * r + i] * inverse;
         }
     }
 };

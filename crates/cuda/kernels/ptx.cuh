@@ -83,6 +83,13 @@ DEVICE void load_transposed(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
+// 2^x within two units in the last place; 0 where that is below the smallest normal number.
+DEVICE float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Two values, rounded to 16 bits, as a word with `low` in its lower half.
 DEVICE u32 pack_floats(float low, float high, half) {
     __half2 pair = __floats2half2_rn(low, high);
