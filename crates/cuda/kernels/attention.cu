@@ -50,8 +50,10 @@ DEVICE void prepare(const PrepareArgs& a) {
 
 constexpr u32 FEW_WARPS = 8;
 constexpr u32 FEW_THREADS = FEW_WARPS * WARP;
-// Positions for which another block is worth its joining, which takes as long as reading about so many.
-constexpr u32 SPLIT_POSITIONS = 512;
+// Positions that a block computes in one round, and up to which it stays alone: joining several takes about as long as
+// another round.
+constexpr u32 ROUND = FEW_THREADS;
+constexpr u32 ALONE = 2 * ROUND;
 // Values of a head that a warp sums up together, 8 a lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
@@ -301,8 +303,8 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     u32 rest = a.group - set * HEADS;
     u32 start = first_seen(a.rule, row.position), end = row.position + (IS_NEW ? 0 : 1), base = start / WARP * WARP;
     u32 chunks = end > start ? (end - base + WARP - 1) / WARP : 0;
-    u32 active = (chunks * WARP + SPLIT_POSITIONS - 1) / SPLIT_POSITIONS;
-    active = active < 1 ? 1 : active < a.splits ? active : a.splits;
+    u32 active = chunks * WARP <= ALONE ? 1 : (chunks * WARP + ROUND - 1) / ROUND;
+    if (active > a.splits) active = a.splits;
     if (blockIdx.x >= active) return;
 
     u32 lanes = (a.heads.padded < MOST_TOGETHER ? a.heads.padded : MOST_TOGETHER) / 8, side = WARP * a.inverse >> 16;

@@ -15,8 +15,8 @@ const GEMV_LOADS: usize = 5;
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
 pub const THIN_MOST: usize = 16;
-/// Positions of which a block of `attend_one` and `attend_new` takes more rather than share them with another.
-const SPLIT_POSITIONS: usize = 512;
+/// Positions that a block of `attend_one` and `attend_new` computes in one round.
+const ROUND: usize = 256;
 /// Blocks that can share the positions of a row at most: what shared memory has room for when their parts are joined.
 pub const MOST_SPLITS: usize = 1024;
 /// Values of a head up to which attention computes.
@@ -160,11 +160,11 @@ impl Tile {
 }
 
 /// Blocks that may share the positions of one row and head of keys in `attend_one` and `attend_new`: what the whole cache
-/// would need, but not more than fill the device four times. How many of them work is decided on the device, by the
+/// would need, but not more than the device can hold at once. How many of them work is decided on the device, by the
 /// positions that are there.
 pub fn splits(capacity: usize, rows: usize, kv_heads: usize, multiprocessors: usize) -> usize {
-    let useful = capacity.div_ceil(SPLIT_POSITIONS).max(1);
-    useful.min((4 * multiprocessors).div_ceil((rows * kv_heads).max(1)).max(1)).min(MOST_SPLITS)
+    let useful = capacity.div_ceil(ROUND).max(1);
+    useful.min((2 * multiprocessors).div_ceil((rows * kv_heads).max(1)).max(1)).min(MOST_SPLITS)
 }
 
 /// How `attend_one` and `attend_new` divide heads.
@@ -338,9 +338,9 @@ mod tests {
 
     #[test]
     fn positions_are_shared_by_as_many_blocks_as_are_useful() {
-        assert_eq!(splits(1024, 1, 20, 132), 2);
+        assert_eq!(splits(1024, 1, 20, 132), 4);
         assert_eq!(splits(1024, 32, 20, 132), 1);
-        assert_eq!(splits(131_072, 1, 8, 132), 66);
+        assert_eq!(splits(131_072, 1, 8, 132), 33);
         assert_eq!(splits(1 << 20, 1, 1, 1000), MOST_SPLITS);
         assert_eq!(splits(0, 1, 1, 132), 1);
     }
@@ -354,7 +354,7 @@ mod tests {
         for padded in (8..=WIDEST_HEAD).step_by(8) {
             let (cut, lanes) = (few(4, padded), (padded / 8).min(WARP));
             for lane in 0..=WARP {
-                assert_eq!(lane * cut.inverse as usize >> 16, lane / lanes, "{padded}");
+                assert_eq!((lane * cut.inverse as usize) >> 16, lane / lanes, "{padded}");
             }
             // Where sums were, a factor for each part finds room.
             assert!(8 * (WARP / lanes) * lanes * 8 >= MOST_SPLITS, "{padded}");
