@@ -57,6 +57,18 @@ constexpr u32 ALONE = 2 * ROUND;
 // Values of a head that a warp sums up together, 8 a lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
+// Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how many blocks share them.
+struct Share {
+    u32 start, end, base, chunks, active;
+
+    __device__ __forceinline__ Share(const AttendArgs& a, u32 position, bool is_new) {
+        start = first_seen(a.rule, position), end = position + (is_new ? 0 : 1), base = start / WARP * WARP;
+        chunks = end > start ? (end - base + WARP - 1) / WARP : 0;
+        active = chunks * WARP <= ALONE ? 1 : (chunks * WARP + ROUND - 1) / ROUND;
+        if (active > a.splits) active = a.splits;
+    }
+};
+
 template <class T, u32 HEADS, bool IS_NEW>
 struct AttendFew {
     // Loads of 16 bytes that a lane has under way for keys, and as many for values.
@@ -65,9 +77,8 @@ struct AttendFew {
     const AttendArgs& a;
     const PrepareArgs& fresh;  // IS_NEW
     const AttendedRow row;
+    const Share share;
     u32 m, kv, set, first, count;       // `count` heads of queries from `first` on
-    u32 start, end, base, chunks;       // positions start .. end lie in the cache, in chunks of 32 from `base` on
-    u32 active;                         // blocks that share them
     float *vectors, *sums, *extremes;   // [HEADS + 2, width]; [HEADS, warps · side, 8 · lanes]; [2, HEADS, warps]
     u32 width;                          // padded, up to whole batches of keys: zeros from padded on
 
@@ -76,7 +87,7 @@ struct AttendFew {
     }
 
     // Whether this block sees the new position.
-    __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == active - 1; }
+    __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == share.active - 1; }
 
     // The queries, zeros from `count` on, and the new key and value, both as rounded as they will be in the cache.
     __device__ __forceinline__ void fill_vectors() const {
@@ -109,7 +120,8 @@ struct AttendFew {
     // What this block's positions give to values from .. from + 256 of its heads.
     __device__ __forceinline__ void run(u32 from) const {
         const Heads& h = a.heads;
-        u32 lane = lane_index(), warp = warp_index();
+        const u32 lane = lane_index(), warp = warp_index();
+        const u32 start = share.start, end = share.end, base = share.base, chunks = share.chunks, active = share.active;
         u32 lanes = (h.padded < MOST_TOGETHER ? h.padded : MOST_TOGETHER) / 8;
         u32 side = WARP * a.inverse >> 16, place = lane * a.inverse >> 16, piece = lane - place * lanes;
         const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
@@ -262,7 +274,7 @@ struct AttendFew {
     // The parts of all active blocks; `sums` has room for a factor of each.
     __device__ __forceinline__ void join() const {
         const Heads& h = a.heads;
-        u32 lane = lane_index(), warp = warp_index();
+        const u32 lane = lane_index(), warp = warp_index(), active = share.active;
         if (warp < count) {
             float largest = negative_infinity(), total = 0.0f;
 #pragma unroll 1
@@ -301,11 +313,8 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     // One head at once means that none share keys.
     u32 kv = HEADS == 1 ? blockIdx.y : blockIdx.y / a.sets, set = HEADS == 1 ? 0 : blockIdx.y - kv * a.sets;
     u32 rest = a.group - set * HEADS;
-    u32 start = first_seen(a.rule, row.position), end = row.position + (IS_NEW ? 0 : 1), base = start / WARP * WARP;
-    u32 chunks = end > start ? (end - base + WARP - 1) / WARP : 0;
-    u32 active = chunks * WARP <= ALONE ? 1 : (chunks * WARP + ROUND - 1) / ROUND;
-    if (active > a.splits) active = a.splits;
-    if (blockIdx.x >= active) return;
+    Share share(a, row.position, IS_NEW);
+    if (blockIdx.x >= share.active) return;
 
     u32 lanes = (a.heads.padded < MOST_TOGETHER ? a.heads.padded : MOST_TOGETHER) / 8, side = WARP * a.inverse >> 16;
     float* vectors = reinterpret_cast<float*>(shared);
@@ -313,18 +322,17 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     u32 width = (a.heads.padded + WHOLE - 1) / WHOLE * WHOLE;
     float* sums = vectors + (HEADS + 2) * width;
     float* extremes = sums + HEADS * FEW_WARPS * side * lanes * 8;
-    AttendFew<T, HEADS, IS_NEW> block{a,     fresh, row,  m,      kv,     set,     kv * a.group + set * HEADS,
-                                      rest < HEADS ? rest : HEADS, start,  end,     base,
-                                      chunks, active, vectors, sums, extremes, width};
+    AttendFew<T, HEADS, IS_NEW> block{a,     fresh, row, share, m, kv, set, kv * a.group + set * HEADS, rest < HEADS ? rest : HEADS,
+                                      vectors, sums, extremes, width};
 #pragma unroll 1
     for (u32 from = 0; from < a.heads.padded; from += MOST_TOGETHER) block.run(from);
-    if (active == 1) return;
+    if (share.active == 1) return;
     // What this block wrote must be seen before it is counted.
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
         u32* counter = &a.counters[m * gridDim.y + blockIdx.y];
-        is_last = atomicAdd(counter, 1u) == active - 1;
+        is_last = atomicAdd(counter, 1u) == share.active - 1;
         if (is_last) *counter = 0;
     }
     __syncthreads();
@@ -337,12 +345,38 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
 struct AttendNewArgs {
     AttendArgs attend;
     PrepareArgs prepare;
+    u32 prefetches;  // whether the kernel before may still run when this one starts
+    u32 padding;
 };
+
+// The keys and values that a warp reads first. The row is one of the pass's inputs, which are copied to the device before
+// the first kernel of the pass: no kernel writes it. Old keys and values were written by passes before.
+template <class T>
+DEVICE void prefetch_new(const AttendNewArgs& args) {
+    if (args.prefetches == 0) return;
+    constexpr u32 LINE = 128 / sizeof(T), POSITIONS = LINE / 8;
+    const AttendArgs& a = args.attend;
+    const Heads& h = a.heads;
+    AttendedRow row = a.rows[blockIdx.z];
+    Share share(a, row.position, true);
+    u32 chunk = blockIdx.x * FEW_WARPS + warp_index(), kv = blockIdx.y / a.sets;
+    if (blockIdx.x >= share.active || chunk >= share.chunks) return;
+    const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
+    u32 first = share.base + chunk * WARP;
+    for (u32 i = lane_index(); i < h.padded / 8 * (WARP / POSITIONS); i += WARP) {
+        u32 position = first + i % (WARP / POSITIONS) * POSITIONS;
+        if (position < share.end) prefetch_line(keys + (i / (WARP / POSITIONS) * row.capacity + position) * 8);
+    }
+    for (u32 i = first * h.padded + lane_index() * LINE; i < (first + WARP) * h.padded; i += WARP * LINE)
+        if (i < share.end * h.padded) prefetch_line(values + i);
+}
 
 // Four heads at once need more registers than two blocks of a multiprocessor could have.
 #define ATTEND_FEW(suffix, T, HEADS, blocks)                                                                             \
     KERNEL(attend_one##HEADS##_##suffix, AttendArgs, 256, blocks) { attend_few<T, HEADS, false>(a, PrepareArgs()); }     \
-    KERNEL(attend_new##HEADS##_##suffix, AttendNewArgs, 256, blocks) { attend_few<T, HEADS, true>(a.attend, a.prepare); }
+    KERNEL_WITH_PREFETCH(attend_new##HEADS##_##suffix, AttendNewArgs, 256, blocks, prefetch_new<T>) {                     \
+        attend_few<T, HEADS, true>(a.attend, a.prepare);                                                                 \
+    }
 
 #define ATTENTION(suffix, T)                                          \
     KERNEL(prepare_##suffix, PrepareArgs, 256, 4) { prepare<T>(a); }  \

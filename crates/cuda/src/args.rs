@@ -78,7 +78,7 @@ structs! {
         splits: u32, group: u32, sets: u32, inverse: u32,
     }
     /// `attention.cu`.
-    AttendNewArgs { attend: AttendArgs, prepare: PrepareArgs }
+    AttendNewArgs { attend: AttendArgs, prepare: PrepareArgs, prefetches: u32, padding: u32 }
     /// `select.cu`.
     PenaliseArgs { logits: u64, ids: u64, count: u32, penalty: f32 }
     /// `select.cu`.

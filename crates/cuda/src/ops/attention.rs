@@ -223,7 +223,9 @@ pub fn attend(
     };
     let grid = [splits, layout.kv_heads * few.sets, rows];
     if let Cut::New(_) = cut {
-        return check.launch(&AttendNewArgs { attend, prepare }, grid, FEW_THREADS, few.shared_bytes);
+        let prefetches = u32::from(out.device().overlaps_kernels());
+        let args = AttendNewArgs { attend, prepare, prefetches, padding: 0 };
+        return check.launch(&args, grid, FEW_THREADS, few.shared_bytes);
     }
     let first = Check { kernel: layout.dtype.of(kernels!("prepare")), device: out.device() };
     let heads_a_block = (PREPARE_THREADS as usize >> prepare.heads.shift).max(1);

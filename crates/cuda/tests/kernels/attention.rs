@@ -399,7 +399,11 @@ fn new_positions_after_many() {
         let wide = [model(1, 1, 256, FloatType::F16), model(3, 1, 520, FloatType::F32)];
         for model in shapes().into_iter().chain(wide) {
             for splits in [1, 3, 7] {
+                // With early starts the kernel prefetches.
+                let overlaps = device.overlaps_kernels();
+                device.set_overlap(overlaps || splits == 3);
                 continued(&device, &model, &LENGTHS, 1, Way::New(splits), "decode");
+                device.set_overlap(overlaps);
             }
         }
         for model in [&shapes()[0], &shapes()[1], &shapes()[2]] {

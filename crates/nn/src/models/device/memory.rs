@@ -48,7 +48,7 @@ impl Widths {
 
     /// Values of parts of sums of attention: what [`plan::splits`] can ask for.
     fn parts(&self, rows: usize, multiprocessors: usize) -> usize {
-        let blocks = 4 * multiprocessors + rows * self.kv_heads;
+        let blocks = 2 * multiprocessors + rows * self.kv_heads;
         blocks * self.heads.div_ceil(self.kv_heads.max(1)) * (self.padded + 2)
     }
 
