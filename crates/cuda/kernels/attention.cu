@@ -57,6 +57,10 @@ constexpr u32 ALONE = 2 * ROUND;
 // Values of a head that a warp sums up together, 8 a lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
+// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it do not diverge, and
+// exchanges in them need no second version for lanes that have left.
+DEVICE u32 uniform_warp() { return __shfl_sync(EVERY_LANE, warp_index(), 0); }
+
 // Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how many blocks share them.
 struct Share {
     u32 start, end, base, chunks, active;
@@ -120,7 +124,7 @@ struct AttendFew {
     // What this block's positions give to values from .. from + 256 of its heads.
     __device__ __forceinline__ void run(u32 from) const {
         const Heads& h = a.heads;
-        const u32 lane = lane_index(), warp = warp_index();
+        const u32 lane = lane_index(), warp = uniform_warp();
         const u32 start = share.start, end = share.end, base = share.base, chunks = share.chunks, active = share.active;
         u32 lanes = (h.padded < MOST_TOGETHER ? h.padded : MOST_TOGETHER) / 8;
         u32 side = WARP * a.inverse >> 16, place = lane * a.inverse >> 16, piece = lane - place * lanes;
@@ -274,7 +278,7 @@ struct AttendFew {
     // The parts of all active blocks; `sums` has room for a factor of each.
     __device__ __forceinline__ void join() const {
         const Heads& h = a.heads;
-        const u32 lane = lane_index(), warp = warp_index(), active = share.active;
+        const u32 lane = lane_index(), warp = uniform_warp(), active = share.active;
         if (warp < count) {
             float largest = negative_infinity(), total = 0.0f;
 #pragma unroll 1
