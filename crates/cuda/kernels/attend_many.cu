@@ -82,7 +82,7 @@ struct AttendTile {
         u32 begin = first_seen(a.rule, text.position) / TILE_KEYS * TILE_KEYS, stop = text.position + count;
         copy(stage(0), keys, values, text, h.padded, begin, stop);
 
-        u32 lane = lane_index(), g = lane / 4, t = lane % 4, warp_row = warp_index() * 16;
+        u32 lane = lane_index(), g = lane / 4, t = lane % 4, warp_row = uniform_warp() * 16;
         float slope = slope_of(a.rule, head);
         // Of lane 4g + t rows g and g + 8 of the warp's.
         u32 start[2], end[2];
@@ -324,7 +324,7 @@ ATTEND_MANY(f16, half)
 ATTEND_MANY(bf16, bf16)
 
 #define ATTEND_TILE(suffix, T)                                                                              \
-    KERNEL(attend_many64_##suffix, AttendArgs, 128, 3) { (AttendTile<T, 64>::run(a)); }                     \
+    KERNEL(attend_many64_##suffix, AttendArgs, 128, 2) { (AttendTile<T, 64>::run(a)); }                     \
     KERNEL(attend_many128_##suffix, AttendArgs, 128, 2) { (AttendTile<T, 128>::run(a)); }
 
 ATTEND_TILE(f16, half)

@@ -57,10 +57,6 @@ constexpr u32 ALONE = 2 * ROUND;
 // Values of a head that a warp sums up together, 8 a lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
-// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it do not diverge, and
-// exchanges in them need no second version for lanes that have left.
-DEVICE u32 uniform_warp() { return __shfl_sync(EVERY_LANE, warp_index(), 0); }
-
 // Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how many blocks share them.
 struct Share {
     u32 start, end, base, chunks, active;

@@ -10,6 +10,10 @@
 #include "ptx.cuh"
 #include "reduce.cuh"
 
+// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it do not diverge, and
+// exchanges in them need no second version for lanes that have left.
+DEVICE u32 uniform_warp() { return __shfl_sync(EVERY_LANE, warp_index(), 0); }
+
 // One new position: a row of the products. capacity · padded size stays below 2^32.
 struct AttendedRow {
     u64 cache;  // address of its text's cache on this device
