@@ -322,6 +322,20 @@ void load_matrices(uint32_t (&words)[4], const void* row) {
     emulation::sync_warp();
 }
 
+void load_transposed(uint32_t (&words)[4], const void* row) {
+    emulation::check_aligned(row);
+    memcpy(emulation::self->warp->shown[emulation::self->lane], &row, sizeof row);
+    emulation::sync_warp();
+    uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
+    for (uint32_t i = 0; i < 4; ++i) {
+        uint16_t values[2];
+        for (uint32_t r = 0; r < 2; ++r)
+            memcpy(&values[r], emulation::shown_by<const unsigned char*>(8 * i + 2 * t + r) + 2 * g, 2);
+        words[i] = values[0] | uint32_t(values[1]) << 16;
+    }
+    emulation::sync_warp();
+}
+
 void copy_async(void* shared, const void* global, bool valid) {
     emulation::check_aligned(shared);
     if (valid) emulation::check_aligned(global);

@@ -219,6 +219,13 @@ inline bf16 __float2bfloat16_rn(float x) {
 }
 
 // ptx.cuh
+inline float power_of_2(float x) { return exp2f(x); }
+inline uint32_t pack_floats(float low, float high, half) {
+    return __float2half_rn(low).bits | uint32_t(__float2half_rn(high).bits) << 16;
+}
+inline uint32_t pack_floats(float low, float high, bf16) {
+    return __float2bfloat16_rn(low).bits | uint32_t(__float2bfloat16_rn(high).bits) << 16;
+}
 struct Words4;
 Words4 load_words(const void* p);
 Words4 load_streaming(const void* p);
@@ -226,6 +233,7 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16);
 void load_matrices(uint32_t (&words)[4], const void* row);
+void load_transposed(uint32_t (&words)[4], const void* row);
 void copy_async(void* shared, const void* global, bool valid);
 void commit_copies();
 void wait_for_copies_but(uint32_t pending);

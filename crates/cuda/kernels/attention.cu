@@ -1,431 +1,387 @@
-// Causal attention over a cache of keys and values, for every family: grouped heads, windows, rotations,
-// biases, soft caps. f32 arithmetic, keys and values in the dtype they are kept in.
+// Attention of few new positions: decode, and short continuations.
 //
-// A text's cache is one piece of memory, so that all a launch needs to know of it is its address and capacity,
-// which lie on the device: a captured graph serves every text. Of each layer first the keys, of each head in
-// groups of 8 values, [kv_heads, size / 8, capacity, 8]: neighbouring threads read neighbouring positions,
-// 16 bytes each; then the values, [kv_heads, capacity, padded size].
-#include "epilogue.cuh"
-#include "reduce.cuh"
+// A block takes one row, one head of keys, up to HEADS of the heads of queries that share it, and a share of the
+// positions. It is bound by latency, not by bandwidth, so what counts is the chain of waits: the row (where the cache
+// is), then keys and values, and while those are under way the queries; two barriers of the block in all.
+// Each of the 8 warps has its own positions, 32 at a time, and its own softmax. For scores a lane is a position: it
+// reads its key in pieces of 16 bytes, neighbouring lanes beside each other. For values a lane is one piece of a
+// row of values, so that with heads of 64 a warp reads 4 positions per load. Keys and values of the next 32
+// positions are loaded while these are computed. At the end the warps' maxima, totals and sums meet in shared memory.
+//
+// With `attend_new` each row is the only new one of its text. Its key and value then come from the products, not from the
+// cache: the block that needs them also puts them there.
+//
+// The grid is fixed when a graph is recorded, and counts as many blocks a row as the whole cache could need. How many
+// of them work is decided here, by the positions that there are; the others end at once. A block alone writes the result;
+// several write parts, and the last of them to end joins these.
+//
+// Heads wider than 256 values are summed up 256 values at a time, and their scores computed again for each.
+//
+// Bytes: keys and values once for each set of HEADS heads; where several blocks work, 8 · (padded + 2) a block and head
+// for the parts.
+#include "attention.cuh"
 
-// One new position: a row of the products.
-struct AttendedRow {
-    u64 cache;  // address of its text's cache on this device
-    u32 capacity, position;
-};
-
-// How the heads lie, as everything here needs it.
-struct Heads {
-    u32 heads, kv_heads, size, padded;  // padded: size up to a multiple of 8
-    u32 layer, reserved;
-};
-
-template <class T>
-DEVICE T* keys_of(const AttendedRow& row, const Heads& h, u32 kv) {
-    u64 head = (u64)row.capacity * h.padded, layer = 2 * head * h.kv_heads;
-    return reinterpret_cast<T*>(row.cache) + h.layer * layer + kv * head;
-}
-template <class T>
-DEVICE T* values_of(const AttendedRow& row, const Heads& h, u32 kv) {
-    return keys_of<T>(row, h, kv) + (u64)row.capacity * h.padded * h.kv_heads;
-}
-
-struct PrepareArgs {
-    const float* qkv;         // [M, stride]: the products
-    const AttendedRow* rows;  // [M]
-    const float *cos, *sin;   // [M, dims / 2]; dims 0: no rotation
-    float* queries;           // [M, heads, size], rotated and multiplied with `factor`
-    Heads heads;
-    u32 stride, is_grouped, dims, neighbours;
-    float clamp, factor;  // clamp 0: none
-};
-
-enum HeadKind : u32 { QUERY = 0, KEY = 1, VALUE = 2 };
-
-// Value d of a head of row m: clamped, queries and keys rotated, queries multiplied with the factor. Where the
-// heads lie, `is_grouped` says: all queries, all keys, all values; or each head of keys behind its queries.
-DEVICE float prepared(const PrepareArgs& a, u32 m, u32 kind, u32 index, u32 d) {
-    const Heads& h = a.heads;
-    if (d >= h.size) return 0.0f;
-    u32 group = h.heads / h.kv_heads;
-    u32 place = index + (kind == QUERY ? 0 : kind == KEY ? h.heads : h.heads + h.kv_heads);
-    if (a.is_grouped != 0)
-        place = kind == QUERY ? index / group * (group + 2) + index % group : index * (group + 2) + group + kind - 1;
-    const float* x = a.qkv + (size_t)m * a.stride + place * h.size;
-    auto clamped = [&](u32 i) {
-        float value = x[i];
-        if (a.clamp == 0.0f) return value;
-        return value < -a.clamp ? -a.clamp : value > a.clamp ? a.clamp : value;
-    };
-    float value = clamped(d);
-    u32 half_dims = a.dims / 2;
-    if (kind != VALUE && d < a.dims) {
-        bool second = a.neighbours != 0 ? d % 2 == 1 : d >= half_dims;
-        u32 pair = a.neighbours != 0 ? d / 2 : d % half_dims;
-        u32 other = a.neighbours != 0 ? d ^ 1 : second ? d - half_dims : d + half_dims;
-        float cos = a.cos[(size_t)m * half_dims + pair], sin = a.sin[(size_t)m * half_dims + pair];
-        float partner = clamped(other);
-        value = second ? value * cos + partner * sin : value * cos - partner * sin;
-    }
-    return kind == QUERY ? value * a.factor : value;
-}
-
-// Puts value d of the key and of the value of row m into the cache.
-template <class T>
-DEVICE void store(const PrepareArgs& a, const AttendedRow& row, u32 m, u32 kind, u32 kv, u32 d) {
-    T value = from_float<T>(prepared(a, m, kind, kv, d));
-    if (kind == KEY) {
-        keys_of<T>(row, a.heads, kv)[((u64)(d / 8) * row.capacity + row.position) * 8 + d % 8] = value;
-    } else {
-        values_of<T>(row, a.heads, kv)[(u64)row.position * a.heads.padded + d] = value;
-    }
-}
-
-// Queries, keys and values of all rows, before attention looks at them: a block a row and head.
+// Queries, keys and values of all rows, before attention looks at them; a thread a value.
 template <class T>
 DEVICE void prepare(const PrepareArgs& a) {
     const Heads& h = a.heads;
-    u32 m = blockIdx.x, head = blockIdx.y;
-    for (u32 d = threadIdx.x; d < h.padded; d += blockDim.x) {
-        if (head < h.heads) {
-            if (d < h.size) a.queries[((size_t)m * h.heads + head) * h.size + d] = prepared(a, m, QUERY, head, d);
-        } else {
-            u32 kind = head < h.heads + h.kv_heads ? KEY : VALUE;
-            store<T>(a, a.rows[m], m, kind, head - h.heads - (kind == VALUE ? h.kv_heads : 0), d);
+    u32 m = blockIdx.x, group = h.heads / h.kv_heads;
+    u32 width = 1u << h.shift, beside = blockDim.x >> h.shift;
+    u32 place = blockIdx.y * (beside > 0 ? beside : 1) + (threadIdx.x >> h.shift);
+    if (place >= h.heads + 2 * h.kv_heads) return;
+    u32 kind, index;
+    if (a.is_grouped != 0) {
+        u32 kv = place / (group + 2), within = place % (group + 2);
+        kind = within < group ? QUERY : within == group ? KEY : VALUE;
+        index = kind == QUERY ? kv * group + within : kv;
+    } else {
+        kind = place < h.heads ? QUERY : place < h.heads + h.kv_heads ? KEY : VALUE;
+        index = place - (kind == QUERY ? 0 : kind == KEY ? h.heads : h.heads + h.kv_heads);
+    }
+    for (u32 d = threadIdx.x & (width - 1); d < h.padded; d += blockDim.x) {
+        float value = prepared(a, m, place, kind, d);
+        if (kind != QUERY) {
+            store(h, a.rows[m], kind, index, d, from_float<T>(value));
+        } else if (d < h.size) {
+            a.queries[((size_t)m * h.heads + index) * h.size + d] = value;
         }
     }
 }
 
-struct Rule {
-    const float* slopes;  // [heads] or null: position biases
-    u32 window;           // positions seen, the own one included; 0: all
-    float softcap;        // 0: none
-    float bias_factor;    // not 0: biases are rounded to bf16 and multiplied with it (Falcon)
-    u32 padding;
-};
+constexpr u32 FEW_WARPS = 8;
+constexpr u32 FEW_THREADS = FEW_WARPS * WARP;
+// Positions that a block computes in one round, and up to which it stays alone: joining several takes about as long as
+// another round.
+constexpr u32 ROUND = FEW_THREADS;
+constexpr u32 ALONE = 2 * ROUND;
+// Values of a head that a warp sums up together, 8 a lane.
+constexpr u32 MOST_TOGETHER = 8 * WARP;
 
-DEVICE float rescore(const Rule& rule, u32 head, u32 position, float score) {
-    if (rule.softcap != 0.0f) score = rule.softcap * tanhf(score / rule.softcap);
-    if (rule.slopes != nullptr) {
-        float slope = rule.slopes[head];
-        if (rule.bias_factor == 0.0f) {
-            score += slope * (float)position;
-        } else {
-            float rounded = to_float(from_float<bf16>(slope));
-            score += to_float(from_float<bf16>(rounded * (float)position)) * rule.bias_factor;
-        }
+// Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how many blocks share them.
+struct Share {
+    u32 start, end, base, chunks, active;
+
+    __device__ __forceinline__ Share(const AttendArgs& a, u32 position, bool is_new) {
+        start = first_seen(a.rule, position), end = position + (is_new ? 0 : 1), base = start / WARP * WARP;
+        chunks = end > start ? (end - base + WARP - 1) / WARP : 0;
+        active = chunks * WARP <= ALONE ? 1 : (chunks * WARP + ROUND - 1) / ROUND;
+        if (active > a.splits) active = a.splits;
     }
-    return score;
-}
-
-DEVICE u32 first_seen(const Rule& rule, u32 position) {
-    return rule.window != 0 && position + 1 > rule.window ? position + 1 - rule.window : 0;
-}
-
-struct alignas(16) Half8 {
-    u16 value[8];
 };
 
-// Eight values that lie side by side, 16-byte aligned.
-DEVICE void load8(const float* p, float (&out)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) out[i] = p[i];
-}
-DEVICE void load8(const half* p, float (&out)[8]) {
-    Half8 words = *reinterpret_cast<const Half8*>(p);
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) out[i] = __half2float(__ushort_as_half(words.value[i]));
-}
-DEVICE void load8(const bf16* p, float (&out)[8]) {
-    Half8 words = *reinterpret_cast<const Half8*>(p);
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) out[i] = __uint_as_float((u32)words.value[i] << 16);
-}
+template <class T, u32 HEADS, bool IS_NEW>
+struct AttendFew {
+    // Loads of 16 bytes that a lane has under way for keys, and as many for values.
+    static constexpr u32 BATCH = 16 / sizeof(T);
 
-DEVICE float negative_infinity() { return __uint_as_float(0xff800000u); }
-
-// What old sums are multiplied with when the largest score grows; also right where there was none yet.
-DEVICE float shrink(float old_max, float new_max) { return old_max == new_max ? 1.0f : expf(old_max - new_max); }
-
-struct AttendArgs {
-    const float* queries;     // [M, heads, size]
-    const AttendedRow* rows;  // [M]
-    float* out;               // [M, heads · size]
-    float* partial;           // [M, heads, splits, padded + 2] where splits > 1
-    u32* counters;            // [M, kv_heads] zeros, left as zeros
-    const u32* tiles;         // attend_many: first row and number of rows of each tile, all of one text
-    Heads heads;
-    Rule rule;
-    u32 splits, padding;
-};
-
-// Few new positions. A block takes some chunks of positions of one row and one head of keys, for all
-// heads of queries that share it, `AT_ONCE` of them together; the last block of a row and head to end joins
-// what they found. Bytes: keys and values once, plus splits · (padded + 2) · 8 a head.
-constexpr u32 CHUNK = 128;
-constexpr u32 AT_ONCE = 4;
-
-template <class T>
-struct AttendOne {
     const AttendArgs& a;
-    // Where each row is a text's only new one, nothing needs to be prepared by a launch of its own; else null.
-    const PrepareArgs* unprepared;
+    const PrepareArgs& fresh;  // IS_NEW
     const AttendedRow row;
-    float *query, *score, *shared_sums;  // [AT_ONCE, padded], [AT_ONCE, CHUNK], [CHUNK, 8]
-    u32 m, kv, group;
-
-    // What this block's positions give to the query heads first .. first + count.
-    __device__ __forceinline__ void run(u32 first, u32 count) {
-        const Heads& h = a.heads;
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < AT_ONCE * h.padded; i += blockDim.x) {
-            u32 q = i / h.padded, d = i % h.padded;
-            bool inside = q < count && d < h.size;
-            if (unprepared != nullptr) {
-                query[i] = inside ? prepared(*unprepared, m, QUERY, first + q, d) : 0.0f;
-            } else {
-                query[i] = inside ? a.queries[((size_t)m * h.heads + first + q) * h.size + d] : 0.0f;
-            }
-        }
-        __syncthreads();
-        u32 start = first_seen(a.rule, row.position), end = row.position + 1;
-        u32 lanes = h.padded / 8, side = CHUNK / lanes, lane = threadIdx.x % lanes, place = threadIdx.x / lanes;
-        float largest[AT_ONCE], total[AT_ONCE], sum[AT_ONCE][8] = {};
-#pragma unroll
-        for (u32 q = 0; q < AT_ONCE; ++q) largest[q] = negative_infinity(), total[q] = 0.0f;
-        const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
-        for (u32 chunk = start / CHUNK + blockIdx.x; chunk * CHUNK < end; chunk += a.splits) {
-            u32 position = chunk * CHUNK + threadIdx.x;
-            bool seen = position >= start && position < end;
-            float dot[AT_ONCE] = {};
-            if (seen) {
-#pragma unroll 4
-                for (u32 d = 0; d < h.padded; d += 8) {
-                    float key[8];
-                    load8(keys + ((u64)(d / 8) * row.capacity + position) * 8, key);
-#pragma unroll
-                    for (u32 q = 0; q < AT_ONCE; ++q)
-#pragma unroll
-                        for (u32 i = 0; i < 8; ++i) dot[q] = __fmaf_rn(query[q * h.padded + d + i], key[i], dot[q]);
-                }
-            }
-#pragma unroll
-            for (u32 q = 0; q < AT_ONCE; ++q) {
-                if (q >= count) break;
-                float s = seen ? rescore(a.rule, first + q, position, dot[q]) : negative_infinity();
-                float grown = Max::of(largest[q], block_reduce<Max>(s));
-                float p = seen ? expf(s - grown) : 0.0f, factor = shrink(largest[q], grown);
-                total[q] = total[q] * factor + block_reduce<Sum>(p);
-                largest[q] = grown;
-                score[q * CHUNK + threadIdx.x] = p;
-#pragma unroll
-                for (u32 i = 0; i < 8; ++i) sum[q][i] *= factor;
-            }
-            __syncthreads();
-            if (place < side) {
-#pragma unroll 4
-                for (u32 p = place; p < CHUNK && chunk * CHUNK + p < end; p += side) {
-                    if (chunk * CHUNK + p < start) continue;
-                    float value[8];
-                    load8(values + (u64)(chunk * CHUNK + p) * h.padded + lane * 8, value);
-#pragma unroll
-                    for (u32 q = 0; q < AT_ONCE; ++q)
-#pragma unroll
-                        for (u32 i = 0; i < 8; ++i)
-                            sum[q][i] = q < count ? __fmaf_rn(score[q * CHUNK + p], value[i], sum[q][i]) : 0.0f;
-                }
-            }
-            __syncthreads();
-        }
-#pragma unroll
-        for (u32 q = 0; q < AT_ONCE; ++q) {
-            if (q >= count) break;
-#pragma unroll
-            for (u32 i = 0; i < 8; ++i) shared_sums[threadIdx.x * 8 + i] = sum[q][i];
-            __syncthreads();
-            for (u32 d = threadIdx.x; d < h.padded; d += blockDim.x) {
-                float all = 0.0f;
-                for (u32 p = 0; p < side; ++p) all += shared_sums[(p * lanes + d / 8) * 8 + d % 8];
-                if (a.splits > 1) {
-                    part(first + q, blockIdx.x)[d] = all;
-                } else if (d < h.size) {
-                    a.out[((size_t)m * h.heads + first + q) * h.size + d] = all / total[q];
-                }
-            }
-            if (a.splits > 1 && threadIdx.x == 0) {
-                part(first + q, blockIdx.x)[h.padded] = largest[q];
-                part(first + q, blockIdx.x)[h.padded + 1] = total[q];
-            }
-            __syncthreads();
-        }
-    }
+    const Share share;
+    u32 m, kv, set, first, count;       // `count` heads of queries from `first` on
+    float *vectors, *sums, *extremes;   // [HEADS + 2, width]; [HEADS, warps · side, 8 · lanes]; [2, HEADS, warps]
+    u32 width;                          // padded, up to whole batches of keys: zeros from padded on
 
     __device__ __forceinline__ float* part(u32 head, u32 split) const {
         return a.partial + (((size_t)m * a.heads.heads + head) * a.splits + split) * (a.heads.padded + 2);
     }
 
-    __device__ __forceinline__ void join(u32 head) const {
+    // Whether this block sees the new position.
+    __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == share.active - 1; }
+
+    // The queries, zeros from `count` on, and the new key and value, both as rounded as they will be in the cache.
+    __device__ __forceinline__ void fill_vectors() const {
         const Heads& h = a.heads;
-        float largest = negative_infinity(), total = 0.0f;
-        for (u32 split = 0; split < a.splits; ++split) largest = Max::of(largest, part(head, split)[h.padded]);
-        for (u32 split = 0; split < a.splits; ++split)
-            total += part(head, split)[h.padded + 1] * shrink(part(head, split)[h.padded], largest);
-        for (u32 d = threadIdx.x; d < h.size; d += blockDim.x) {
+        u32 total = (HEADS + (has_fresh() ? 2 : 0)) << h.shift;
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < total; i += FEW_THREADS) {
+            u32 slot = i >> h.shift, d = i & ((1u << h.shift) - 1);
+            if (d >= width) continue;
+            float value = 0.0f;
+            if constexpr (IS_NEW) {
+                u32 kind = slot < HEADS ? QUERY : slot == HEADS ? KEY : VALUE;
+                u32 within = kind == QUERY ? set * HEADS + slot : a.group + kind - KEY;
+                u32 place = kv * (a.group + 2) + within;
+                if (fresh.is_grouped == 0)
+                    place = kind == QUERY ? first + slot : kv + (kind == KEY ? h.heads : h.heads + h.kv_heads);
+                if (kind != QUERY || slot < count) value = prepared(fresh, m, place, kind, d);
+                if (kind != QUERY) {
+                    T rounded = from_float<T>(value);
+                    value = to_float(rounded);
+                    if (set == 0 && d < h.padded) store(h, row, kind, kv, d, rounded);
+                }
+            } else if (slot < count && d < h.size) {
+                value = a.queries[((size_t)m * h.heads + first + slot) * h.size + d];
+            }
+            vectors[slot * width + d] = value;
+        }
+    }
+
+    // What this block's positions give to values from .. from + 256 of its heads.
+    __device__ __forceinline__ void run(u32 from) const {
+        const Heads& h = a.heads;
+        const u32 lane = lane_index(), warp = uniform_warp();
+        const u32 start = share.start, end = share.end, base = share.base, chunks = share.chunks, active = share.active;
+        u32 lanes = (h.padded < MOST_TOGETHER ? h.padded : MOST_TOGETHER) / 8;
+        u32 side = WARP * a.inverse >> 16, place = lane * a.inverse >> 16, piece = lane - place * lanes;
+        const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
+        u32 column = from + piece * 8 < h.padded ? from + piece * 8 : h.padded - 8;
+
+        // Lanes without a position of their own load one that others load.
+        auto inside = [&](u32 position) { return position < start ? start : position < end ? position : end - 1; };
+        // What is not loaded stays zero or is an older piece, and meets a zero among the queries or weights.
+        Piece<T> key[BATCH] = {}, value[BATCH] = {};
+        u32 stride = row.capacity * 8;
+        auto load_keys = [&](u32 chunk, u32 d) {
+            u32 offset = d * row.capacity + inside(base + chunk * WARP + lane) * 8;
+#pragma unroll
+            for (u32 j = 0; j < BATCH; ++j)
+                if (d + 8 * j < h.padded) key[j] = load_piece(keys + (offset + j * stride));
+        };
+        auto load_values = [&](u32 chunk, u32 offset) {
+#pragma unroll
+            for (u32 j = 0; j < BATCH; ++j) {
+                u32 within = offset + j * side;
+                if (within < WARP)
+                    value[j] = load_piece(values + (inside(base + chunk * WARP + within + place) * h.padded + column));
+            }
+        };
+        u32 chunk = blockIdx.x * FEW_WARPS + warp, step = active * FEW_WARPS;
+        if (chunk < chunks) {
+            load_keys(chunk, 0);
+            load_values(chunk, 0);
+        }
+        float slope[HEADS];
+#pragma unroll
+        for (u32 q = 0; q < HEADS; ++q) slope[q] = slope_of(a.rule, first + (q < count ? q : 0));
+        if (from == 0) fill_vectors();
+        // The vectors are there, and everyone has read the sums of the values before `from`.
+        __syncthreads();
+
+        float largest[HEADS], total[HEADS], sum[HEADS][8] = {};
+#pragma unroll
+        for (u32 q = 0; q < HEADS; ++q) largest[q] = negative_infinity(), total[q] = 0.0f;
+        if (has_fresh() && warp == FEW_WARPS - 1) {
+            const float *new_key = vectors + HEADS * width, *new_value = new_key + width;
+#pragma unroll
+            for (u32 q = 0; q < HEADS; ++q) {
+                float dot = 0.0f;
+#pragma unroll 1
+                for (u32 d = lane; d < h.padded; d += WARP) dot = __fmaf_rn(vectors[q * width + d], new_key[d], dot);
+                largest[q] = rescore(a.rule, slope[q], row.position, warp_reduce<Sum>(dot));
+                total[q] = lane == 0 ? 1.0f : 0.0f;
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) sum[q][i] = place == 0 ? new_value[column + i] : 0.0f;
+            }
+        }
+        for (; chunk < chunks; chunk += step) {
+            u32 next = chunk + step;
+            float dot[HEADS][2] = {};
+#pragma unroll 1
+            for (u32 d = 0; d < h.padded; d += 8 * BATCH) {
+#pragma unroll
+                for (u32 j = 0; j < BATCH; ++j) {
+                    float floats[8];
+                    unpack(key[j], floats);
+#pragma unroll
+                    for (u32 q = 0; q < HEADS; ++q) {
+                        const float* query = vectors + q * width + d + 8 * j;
+                        Words4 front = load_words(query), back = load_words(query + 4);
+#pragma unroll
+                        for (u32 i = 0; i < 8; ++i)
+                            dot[q][i % 2] =
+                                __fmaf_rn(__uint_as_float(i < 4 ? front.word[i] : back.word[i - 4]), floats[i], dot[q][i % 2]);
+                    }
+                }
+                bool goes_on = d + 8 * BATCH < h.padded;
+                if (goes_on || next < chunks) load_keys(goes_on ? chunk : next, goes_on ? d + 8 * BATCH : 0);
+            }
+            u32 position = base + chunk * WARP + lane;
+            bool seen = position >= start && position < end;
+            float weight[HEADS];
+#pragma unroll
+            for (u32 q = 0; q < HEADS; ++q) {
+                float score = seen ? rescore(a.rule, slope[q], position, dot[q][0] + dot[q][1]) : negative_infinity();
+                // Some position of every chunk is seen.
+                float grown = Max::of(largest[q], warp_reduce<Max>(score)), factor = shrink(largest[q], grown);
+                weight[q] = seen ? expf(score - grown) : 0.0f;
+                total[q] = total[q] * factor + weight[q];
+                largest[q] = grown;
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) sum[q][i] *= factor;
+            }
+#pragma unroll 1
+            for (u32 offset = 0; offset < WARP; offset += BATCH * side) {
+#pragma unroll
+                for (u32 j = 0; j < BATCH; ++j) {
+                    u32 within = offset + j * side + place;
+                    float floats[8];
+                    unpack(value[j], floats);
+#pragma unroll
+                    for (u32 q = 0; q < HEADS; ++q) {
+                        float its = __shfl_sync(EVERY_LANE, weight[q], within % WARP);
+                        // Lanes that are left over, and positions that the next chunk has.
+                        if (place >= side || within >= WARP) its = 0.0f;
+#pragma unroll
+                        for (u32 i = 0; i < 8; ++i) sum[q][i] = __fmaf_rn(its, floats[i], sum[q][i]);
+                    }
+                }
+                bool goes_on = offset + BATCH * side < WARP;
+                if (goes_on || next < chunks) load_values(goes_on ? chunk : next, goes_on ? offset + BATCH * side : 0);
+            }
+        }
+        u32 pitch = 8 * lanes, sums_a_head = FEW_WARPS * side;
+#pragma unroll
+        for (u32 q = 0; q < HEADS; ++q) {
+            float* mine = sums + (q * sums_a_head + warp * side + place) * pitch + piece * 8;
+            float all = warp_reduce<Sum>(total[q]);
+            if (place < side) {
+#pragma unroll
+                for (u32 i = 0; i < 8; i += 4)
+                    *reinterpret_cast<Words4*>(mine + i) = {{__float_as_uint(sum[q][i]), __float_as_uint(sum[q][i + 1]),
+                                                             __float_as_uint(sum[q][i + 2]), __float_as_uint(sum[q][i + 3])}};
+            }
+            if (lane == 0) extremes[q * FEW_WARPS + warp] = largest[q], extremes[(HEADS + q) * FEW_WARPS + warp] = all;
+        }
+        __syncthreads();
+        u32 shift = h.shift < 8 ? h.shift : 8;
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < count << shift; i += FEW_THREADS) {
+            u32 q = i >> shift, within = i & ((1u << shift) - 1), d = from + within;
+            if (within >= pitch || d >= h.padded) continue;
+            float most = extremes[q * FEW_WARPS], all = 0.0f, result = 0.0f;
+#pragma unroll
+            for (u32 w = 1; w < FEW_WARPS; ++w) most = Max::of(most, extremes[q * FEW_WARPS + w]);
+            const float* column_sums = sums + q * sums_a_head * pitch + within;
+#pragma unroll 1
+            for (u32 w = 0; w < FEW_WARPS; ++w) {
+                float factor = shrink(extremes[q * FEW_WARPS + w], most), of_warp = 0.0f;
+#pragma unroll 4
+                for (u32 p = 0; p < side; ++p) of_warp += column_sums[(w * side + p) * pitch];
+                result = __fmaf_rn(factor, of_warp, result);
+                all = __fmaf_rn(factor, extremes[(HEADS + q) * FEW_WARPS + w], all);
+            }
+            if (active > 1) {
+                float* its = part(first + q, blockIdx.x);
+                its[d] = result;
+                if (d == 0) its[h.padded] = most, its[h.padded + 1] = all;
+            } else if (d < h.size) {
+                a.out[((size_t)m * h.heads + first + q) * h.size + d] = result / all;
+            }
+        }
+    }
+
+    // The parts of all active blocks; `sums` has room for a factor of each.
+    __device__ __forceinline__ void join() const {
+        const Heads& h = a.heads;
+        const u32 lane = lane_index(), warp = uniform_warp(), active = share.active;
+        if (warp < count) {
+            float largest = negative_infinity(), total = 0.0f;
+#pragma unroll 1
+            for (u32 split = lane; split < active; split += WARP)
+                largest = Max::of(largest, part(first + warp, split)[h.padded]);
+            largest = warp_reduce<Max>(largest);
+#pragma unroll 1
+            for (u32 split = lane; split < active; split += WARP) {
+                float factor = shrink(part(first + warp, split)[h.padded], largest);
+                total += part(first + warp, split)[h.padded + 1] * factor;
+                sums[warp * active + split] = factor;
+            }
+            total = warp_reduce<Sum>(total);
+            if (lane == 0) extremes[warp] = total;
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < count << h.shift; i += FEW_THREADS) {
+            u32 q = i >> h.shift, d = i & ((1u << h.shift) - 1);
+            if (d >= h.size) continue;
             float sum = 0.0f;
-            for (u32 split = 0; split < a.splits; ++split)
-                sum += part(head, split)[d] * shrink(part(head, split)[h.padded], largest);
-            a.out[((size_t)m * h.heads + head) * h.size + d] = sum / total;
+#pragma unroll 4
+            for (u32 split = 0; split < active; ++split)
+                sum = __fmaf_rn(part(first + q, split)[d], sums[q * active + split], sum);
+            a.out[((size_t)m * h.heads + first + q) * h.size + d] = sum / extremes[q];
         }
     }
 };
 
-template <class T>
-DEVICE void attend_one(const AttendArgs& a, const PrepareArgs* unprepared) {
+template <class T, u32 HEADS, bool IS_NEW>
+DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     DYNAMIC_SHARED(shared);
     __shared__ bool is_last;
-    float* memory = reinterpret_cast<float*>(shared);
-    u32 m = blockIdx.z, kv = blockIdx.y, group = a.heads.heads / a.heads.kv_heads;
-    float* score = memory + AT_ONCE * a.heads.padded;
+    u32 m = blockIdx.z;
     AttendedRow row = a.rows[m];
-    AttendOne<T> block{a, unprepared, row, memory, score, score + AT_ONCE * CHUNK, m, kv, group};
-    if (unprepared != nullptr) {
-        // The block that looks at the new position is the only one that needs it now.
-        u32 chunk = row.position / CHUNK - first_seen(a.rule, row.position) / CHUNK;
-        if (chunk % a.splits == blockIdx.x) {
-            for (u32 d = threadIdx.x; d < a.heads.padded; d += blockDim.x) {
-                store<T>(*unprepared, row, m, KEY, kv, d);
-                store<T>(*unprepared, row, m, VALUE, kv, d);
-            }
-        }
-    }
-    for (u32 first = 0; first < group; first += AT_ONCE)
-        block.run(kv * group + first, group - first < AT_ONCE ? group - first : AT_ONCE);
-    if (a.splits == 1) return;
+    // One head at once means that none share keys.
+    u32 kv = HEADS == 1 ? blockIdx.y : blockIdx.y / a.sets, set = HEADS == 1 ? 0 : blockIdx.y - kv * a.sets;
+    u32 rest = a.group - set * HEADS;
+    Share share(a, row.position, IS_NEW);
+    if (blockIdx.x >= share.active) return;
+
+    u32 lanes = (a.heads.padded < MOST_TOGETHER ? a.heads.padded : MOST_TOGETHER) / 8, side = WARP * a.inverse >> 16;
+    float* vectors = reinterpret_cast<float*>(shared);
+    constexpr u32 WHOLE = 8 * AttendFew<T, HEADS, IS_NEW>::BATCH;
+    u32 width = (a.heads.padded + WHOLE - 1) / WHOLE * WHOLE;
+    float* sums = vectors + (HEADS + 2) * width;
+    float* extremes = sums + HEADS * FEW_WARPS * side * lanes * 8;
+    AttendFew<T, HEADS, IS_NEW> block{a,     fresh, row, share, m, kv, set, kv * a.group + set * HEADS, rest < HEADS ? rest : HEADS,
+                                      vectors, sums, extremes, width};
+#pragma unroll 1
+    for (u32 from = 0; from < a.heads.padded; from += MOST_TOGETHER) block.run(from);
+    if (share.active == 1) return;
     // What this block wrote must be seen before it is counted.
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32* counter = &a.counters[m * a.heads.kv_heads + kv];
-        is_last = atomicAdd(counter, 1u) == a.splits - 1;
+        u32* counter = &a.counters[m * gridDim.y + blockIdx.y];
+        is_last = atomicAdd(counter, 1u) == share.active - 1;
         if (is_last) *counter = 0;
     }
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    for (u32 head = kv * group; head < (kv + 1) * group; ++head) block.join(head);
+    block.join();
 }
 
-// Every row is the only new one of its text (decode): `prepare` and `attend_one` in one launch.
+// Every row is the only new one of its text: no `prepare` before.
 struct AttendNewArgs {
     AttendArgs attend;
     PrepareArgs prepare;
+    u32 prefetches;  // whether the kernel before may still run when this one starts
+    u32 padding;
 };
 
-// Many new positions (prefill): 32 queries of a head and 64 positions at a time in shared memory, sums of
-// products in registers, two queries by four keys a thread. For heads of up to 128 values.
-constexpr u32 TILE_Q = 32;
-constexpr u32 TILE_KEYS = 64;
-constexpr u32 MOST_DIMS = 128;
-
+// The keys and values that a warp reads first. The row is one of the pass's inputs, which are copied to the device before
+// the first kernel of the pass: no kernel writes it. Old keys and values were written by passes before.
 template <class T>
-DEVICE void attend_many(const AttendArgs& a) {
-    DYNAMIC_SHARED(shared);
+DEVICE void prefetch_new(const AttendNewArgs& args) {
+    if (args.prefetches == 0) return;
+    constexpr u32 LINE = 128 / sizeof(T), POSITIONS = LINE / 8;
+    const AttendArgs& a = args.attend;
     const Heads& h = a.heads;
-    u32 pitch = h.padded + 1, head = blockIdx.y, kv = head / (h.heads / h.kv_heads);
-    float* queries = reinterpret_cast<float*>(shared);  // [TILE_Q, pitch]
-    float* keys = queries + TILE_Q * pitch;             // [TILE_KEYS, pitch]
-    float* values = keys + TILE_KEYS * pitch;           // [TILE_KEYS, pitch]
-    float* scores = values + TILE_KEYS * pitch;         // [TILE_Q, TILE_KEYS + 1]
-    u32 first_row = a.tiles[2 * blockIdx.x], count = a.tiles[2 * blockIdx.x + 1];
-    AttendedRow first = a.rows[first_row];
-    u32 x = threadIdx.x % 16, y = threadIdx.x / 16;
-    for (u32 i = threadIdx.x; i < TILE_Q * h.padded; i += blockDim.x) {
-        u32 q = i / h.padded, d = i % h.padded;
-        bool inside = q < count && d < h.size;
-        queries[q * pitch + d] = inside ? a.queries[((size_t)(first_row + q) * h.heads + head) * h.size + d] : 0.0f;
+    AttendedRow row = a.rows[blockIdx.z];
+    Share share(a, row.position, true);
+    u32 chunk = blockIdx.x * FEW_WARPS + warp_index(), kv = blockIdx.y / a.sets;
+    if (blockIdx.x >= share.active || chunk >= share.chunks) return;
+    const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
+    u32 first = share.base + chunk * WARP;
+    for (u32 i = lane_index(); i < h.padded / 8 * (WARP / POSITIONS); i += WARP) {
+        u32 position = first + i % (WARP / POSITIONS) * POSITIONS;
+        if (position < share.end) prefetch_line(keys + (i / (WARP / POSITIONS) * row.capacity + position) * 8);
     }
-    float largest[2], total[2], sum[2][MOST_DIMS / 16] = {};
-    u32 start[2], end[2];
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        u32 position = first.position + y * 2 + i;
-        largest[i] = negative_infinity(), total[i] = 0.0f;
-        start[i] = first_seen(a.rule, position);
-        end[i] = y * 2 + i < count ? position + 1 : 0;
-    }
-    const T *key_memory = keys_of<T>(first, h, kv), *value_memory = values_of<T>(first, h, kv);
-    u32 begin = first_seen(a.rule, first.position) / TILE_KEYS * TILE_KEYS, stop = first.position + count;
-    for (u32 tile = begin; tile < stop; tile += TILE_KEYS) {
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < TILE_KEYS * h.padded / 8; i += blockDim.x) {
-            u32 p = i % TILE_KEYS, d = i / TILE_KEYS * 8;
-            float key[8] = {}, value[8] = {};
-            if (tile + p < stop) {
-                load8(key_memory + ((u64)(d / 8) * first.capacity + tile + p) * 8, key);
-                load8(value_memory + (u64)(tile + p) * h.padded + d, value);
-            }
-#pragma unroll
-            for (u32 c = 0; c < 8; ++c) keys[p * pitch + d + c] = key[c], values[p * pitch + d + c] = value[c];
-        }
-        __syncthreads();
-        float dot[2][4] = {};
-        for (u32 d = 0; d < h.size; ++d)
-#pragma unroll
-            for (u32 i = 0; i < 2; ++i)
-#pragma unroll
-                for (u32 j = 0; j < 4; ++j)
-                    dot[i][j] = __fmaf_rn(queries[(y * 2 + i) * pitch + d], keys[(x + 16 * j) * pitch + d], dot[i][j]);
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i) {
-            float grown = largest[i];
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                u32 position = tile + x + 16 * j;
-                bool seen = position >= start[i] && position < end[i];
-                dot[i][j] = seen ? rescore(a.rule, head, position, dot[i][j]) : negative_infinity();
-                grown = Max::of(grown, dot[i][j]);
-            }
-            for (u32 step = 8; step > 0; step /= 2) grown = Max::of(grown, __shfl_xor_sync(EVERY_LANE, grown, step));
-            float factor = shrink(largest[i], grown), part = 0.0f;
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                // Without any position seen so far all are minus infinity.
-                float p = dot[i][j] == negative_infinity() ? 0.0f : expf(dot[i][j] - grown);
-                scores[(y * 2 + i) * (TILE_KEYS + 1) + x + 16 * j] = p;
-                part += p;
-            }
-            for (u32 step = 8; step > 0; step /= 2) part += __shfl_xor_sync(EVERY_LANE, part, step);
-            total[i] = total[i] * factor + part;
-            largest[i] = grown;
-#pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) sum[i][c] *= factor;
-        }
-        __syncthreads();
-        for (u32 p = 0; p < TILE_KEYS; ++p)
-#pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
-                u32 d = x + 16 * c;
-                if (d >= h.size) break;
-                float value = values[p * pitch + d];
-#pragma unroll
-                for (u32 i = 0; i < 2; ++i)
-                    sum[i][c] = __fmaf_rn(scores[(y * 2 + i) * (TILE_KEYS + 1) + p], value, sum[i][c]);
-            }
-    }
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i)
-#pragma unroll
-        for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
-            u32 d = x + 16 * c, q = y * 2 + i;
-            if (d < h.size && q < count) a.out[((size_t)(first_row + q) * h.heads + head) * h.size + d] = sum[i][c] / total[i];
-        }
+    for (u32 i = first * h.padded + lane_index() * LINE; i < (first + WARP) * h.padded; i += WARP * LINE)
+        if (i < share.end * h.padded) prefetch_line(values + i);
 }
 
-#define ATTENTION(suffix, T)                                             \
-    KERNEL(prepare_##suffix, PrepareArgs, 128, 8) { prepare<T>(a); }        \
-    KERNEL(attend_one_##suffix, AttendArgs, 128, 4) { attend_one<T>(a, nullptr); } \
-    KERNEL(attend_new_##suffix, AttendNewArgs, 128, 4) { attend_one<T>(a.attend, &a.prepare); } \
-    KERNEL(attend_many_##suffix, AttendArgs, 256, 2) { attend_many<T>(a); }
+// Four heads at once need more registers than two blocks of a multiprocessor could have.
+#define ATTEND_FEW(suffix, T, HEADS, blocks)                                                                             \
+    KERNEL(attend_one##HEADS##_##suffix, AttendArgs, 256, blocks) { attend_few<T, HEADS, false>(a, PrepareArgs()); }     \
+    KERNEL_WITH_PREFETCH(attend_new##HEADS##_##suffix, AttendNewArgs, 256, blocks, prefetch_new<T>) {                     \
+        attend_few<T, HEADS, true>(a.attend, a.prepare);                                                                 \
+    }
+
+#define ATTENTION(suffix, T)                                          \
+    KERNEL(prepare_##suffix, PrepareArgs, 256, 4) { prepare<T>(a); }  \
+    ATTEND_FEW(suffix, T, 1, 2)                                       \
+    ATTEND_FEW(suffix, T, 4, 1)
 
 ATTENTION(f32, float)
 ATTENTION(f16, half)

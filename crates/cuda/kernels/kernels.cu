@@ -6,5 +6,6 @@
 #include "dense.cu"
 #include "rows.cu"
 #include "attention.cu"
+#include "attend_many.cu"
 #include "select.cu"
 #include "weights.cu"

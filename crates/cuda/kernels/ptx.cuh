@@ -74,6 +74,32 @@ DEVICE void load_matrices(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
+// The same with each matrix of 8 × 8 values of 16 bits transposed: the lane gets in word i of column g rows 2t, 2t + 1.
+DEVICE void load_transposed(u32 (&words)[4], const void* row) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// 2^x within two units in the last place; 0 where that is below the smallest normal number.
+DEVICE float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two values, rounded to 16 bits, as a word with `low` in its lower half.
+DEVICE u32 pack_floats(float low, float high, half) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<u32*>(&pair);
+}
+DEVICE u32 pack_floats(float low, float high, bf16) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<u32*>(&pair);
+}
+
 // Copies 16 bytes from global to shared memory in the background; zeros where not `valid`.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800

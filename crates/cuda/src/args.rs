@@ -64,24 +64,24 @@ structs! {
     SoftcapArgs { x: u64, count: u64, scale: f32, cap: f32 }
     /// `rows.cu`.
     CopyRowsArgs { from: u64, to: u64, words: u32, from_pitch: u32, to_pitch: u32, padding: u32 }
-    /// `attention.cu`: one new position.
+    /// `attention.cuh`: one new position.
     AttendedRow { cache: u64, capacity: u32, position: u32 }
-    /// `attention.cu`: how heads lie.
-    Heads { heads: u32, kv_heads: u32, size: u32, padded: u32, layer: u32, reserved: u32 }
-    /// `attention.cu`.
+    /// `attention.cuh`: how heads lie.
+    Heads { heads: u32, kv_heads: u32, size: u32, padded: u32, layer: u32, shift: u32 }
+    /// `attention.cuh`.
     PrepareArgs {
         qkv: u64, rows: u64, cos: u64, sin: u64, queries: u64, heads: Heads,
         stride: u32, is_grouped: u32, dims: u32, neighbours: u32, clamp: f32, factor: f32,
     }
-    /// `attention.cu`: how scores are made.
-    Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, padding: u32 }
-    /// `attention.cu`.
+    /// `attention.cuh`: how scores are made.
+    Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, softcap_inverse: f32 }
+    /// `attention.cuh`.
     AttendArgs {
         queries: u64, rows: u64, out: u64, partial: u64, counters: u64, tiles: u64, heads: Heads, rule: Rule,
-        splits: u32, padding: u32,
+        splits: u32, group: u32, sets: u32, inverse: u32,
     }
     /// `attention.cu`.
-    AttendNewArgs { attend: AttendArgs, prepare: PrepareArgs }
+    AttendNewArgs { attend: AttendArgs, prepare: PrepareArgs, prefetches: u32, padding: u32 }
     /// `select.cu`.
     PenaliseArgs { logits: u64, ids: u64, count: u32, penalty: f32 }
     /// `select.cu`.

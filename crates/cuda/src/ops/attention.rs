@@ -6,6 +6,11 @@ use crate::buffer::View;
 use crate::error::Result;
 use crate::plan;
 
+/// Threads of `attend_one` and `attend_new`.
+const FEW_THREADS: u32 = 256;
+/// Threads of `prepare`.
+const PREPARE_THREADS: u32 = 256;
+
 /// Heads of a model, and how a text's cache lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLayout {
@@ -40,7 +45,7 @@ impl HeadLayout {
             size: check.size("a head", self.size)?,
             padded: check.size("a head", self.padded())?,
             layer: check.size("the layers", layer)?,
-            reserved: 0,
+            shift: self.padded().next_power_of_two().trailing_zeros().max(6),
         })
     }
 }
@@ -151,7 +156,7 @@ pub enum Cut<'a> {
 pub struct Parts<'a> {
     /// f32 `[M, heads, splits, padded + 2]` with more than one block a row.
     pub sums: View<'a, f32>,
-    /// Zeros `[M, kv_heads]`; they stay zeros.
+    /// Zeros `[M, heads]`; they stay zeros.
     pub counters: View<'a, u32>,
 }
 
@@ -170,19 +175,29 @@ pub fn attend(
     out: View<'_, f32>,
 ) -> Result<()> {
     let layout = &attention.layout;
-    let names = match cut {
-        Cut::New(_) => kernels!("attend_new"),
-        Cut::Rows(_) => kernels!("attend_one"),
-        Cut::Tiles(_) => kernels!("attend_many"),
+    let (rows, padded) = (attention.count, layout.padded());
+    let group = layout.heads / layout.kv_heads.max(1);
+    let few = plan::few(group, padded);
+    let many = plan::Many::of(padded, layout.dtype.bytes(), out.device().capability());
+    let names = match (cut, few.at_once) {
+        (Cut::New(_), 1) => kernels!("attend_new1"),
+        (Cut::New(_), _) => kernels!("attend_new4"),
+        (Cut::Rows(_), 1) => kernels!("attend_one1"),
+        (Cut::Rows(_), _) => kernels!("attend_one4"),
+        (Cut::Tiles(_), _) => match many {
+            plan::Many::Plain => kernels!("attend_many"),
+            plan::Many::Tensor64 => kernels!("attend_many64"),
+            plan::Many::Tensor128 => kernels!("attend_many128"),
+        },
     };
     let check = Check { kernel: layout.dtype.of(names), device: out.device() };
-    let (rows, padded) = (attention.count, layout.padded());
-    if padded / 8 > plan::CHUNK || (matches!(cut, Cut::Tiles(_)) && padded > plan::MOST_DIMS) {
+    let widest = if let Cut::Tiles(_) = cut { plan::MOST_DIMS } else { plan::WIDEST_HEAD };
+    if padded > widest {
         return Err(check.shape(format!("heads of {} values are too wide", layout.size)));
     }
     let prepare = products.args(attention, &check)?;
     let (splits, tiles) = match cut {
-        Cut::New(splits) | Cut::Rows(splits) => ((*splits).max(1), 0),
+        Cut::New(splits) | Cut::Rows(splits) => ((*splits).clamp(1, plan::MOST_SPLITS), 0),
         Cut::Tiles(tiles) => (1, tiles.address()),
     };
     let sums = if splits > 1 { rows * layout.heads * splits * (padded + 2) } else { 0 };
@@ -191,7 +206,7 @@ pub fn attend(
         rows: prepare.rows,
         out: check.view("the output", out, rows * layout.heads * layout.size)?,
         partial: check.view("the parts", parts.sums, sums)?,
-        counters: check.view("the counters", parts.counters, rows * layout.kv_heads)?,
+        counters: check.view("the counters", parts.counters, rows * layout.kv_heads * few.sets)?,
         tiles,
         heads: prepare.heads,
         rule: Rule {
@@ -199,23 +214,28 @@ pub fn attend(
             window: check.size("the window", rule.window.unwrap_or(0))?,
             softcap: rule.softcap.unwrap_or(0.0),
             bias_factor: rule.bias_factor.unwrap_or(0.0),
-            padding: 0,
+            softcap_inverse: rule.softcap.map_or(0.0, f32::recip),
         },
         splits: check.size("the splits", splits)?,
-        padding: 0,
+        group: check.size("the heads", group)?,
+        sets: check.size("the heads", few.sets)?,
+        inverse: few.inverse,
     };
-    let (grid, shared) = ([splits, layout.kv_heads, rows], plan::attend_one_shared_bytes(padded));
+    let grid = [splits, layout.kv_heads * few.sets, rows];
     if let Cut::New(_) = cut {
-        return check.launch(&AttendNewArgs { attend, prepare }, grid, 128, shared);
+        let prefetches = u32::from(out.device().overlaps_kernels());
+        let args = AttendNewArgs { attend, prepare, prefetches, padding: 0 };
+        return check.launch(&args, grid, FEW_THREADS, few.shared_bytes);
     }
     let first = Check { kernel: layout.dtype.of(kernels!("prepare")), device: out.device() };
-    let threads = padded.next_multiple_of(32).min(128) as u32;
-    first.launch(&prepare, [rows, layout.heads + 2 * layout.kv_heads, 1], threads, 0)?;
+    let heads_a_block = (PREPARE_THREADS as usize >> prepare.heads.shift).max(1);
+    let blocks = (layout.heads + 2 * layout.kv_heads).div_ceil(heads_a_block);
+    first.launch(&prepare, [rows, blocks, 1], PREPARE_THREADS, 0)?;
     match cut {
         Cut::Tiles(tiles) => {
-            let grid = [tiles.len() / 2, layout.heads, 1];
-            check.launch(&attend, grid, 256, plan::attend_many_shared_bytes(padded))
+            let grid = [tiles.len() / 2 * many.blocks_a_tile(), layout.heads, 1];
+            check.launch(&attend, grid, many.threads(), many.shared_bytes(padded))
         }
-        _ => check.launch(&attend, grid, 128, shared),
+        _ => check.launch(&attend, grid, FEW_THREADS, few.shared_bytes),
     }
 }

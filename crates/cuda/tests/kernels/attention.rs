@@ -62,32 +62,43 @@ fn vector(model: &Model, x: &[f32], position: usize, turns: bool) -> Vec<f32> {
 
 const SLOPES: [f32; 8] = [0.5, -0.25, 0.125, 0.3, 0.05, -0.02, 0.7, 0.01];
 
+/// Where a head of queries (kind 0), keys or values lies among the products.
+fn place(model: &Model, kind: usize, head: usize) -> usize {
+    let HeadLayout { heads, kv_heads, .. } = model.layout;
+    let group = heads / kv_heads;
+    match (model.is_grouped, kind) {
+        (true, 0) => head / group * (group + 2) + head % group,
+        (true, kind) => head * (group + 2) + group + kind - 1,
+        (false, kind) => [0, heads, heads + kv_heads][kind] + head,
+    }
+}
+
 /// The oracle: products `[positions, all heads · size]` of one text to outputs `[positions, heads · size]` of these
 /// positions.
 fn expected(model: &Model, qkv: &[f32], positions: Range<usize>, factor: f32) -> Vec<f32> {
     let HeadLayout { heads, kv_heads, size, dtype } = model.layout;
     let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
-    let place = |kind: usize, head: usize| match (model.is_grouped, kind) {
-        (true, 0) => head / group * (group + 2) + head % group,
-        (true, kind) => head * (group + 2) + group + kind - 1,
-        (false, kind) => [0, heads, heads + kv_heads][kind] + head,
-    };
     let get = |position: usize, kind: usize, head: usize| {
-        let x = &qkv[(position * all + place(kind, head)) * size..][..size];
+        let x = &qkv[(position * all + place(model, kind, head)) * size..][..size];
         vector(model, x, position, kind < 2)
     };
+    let rounded = |kind: usize| -> Vec<Vec<Vec<f64>>> {
+        let of = |position: usize, head: usize| -> Vec<f64> {
+            get(position, kind, head).iter().map(|x| round(*x, dtype)).collect()
+        };
+        (0..positions.end).map(|position| (0..kv_heads).map(|head| of(position, head)).collect()).collect()
+    };
+    let (keys, values) = (rounded(1), rounded(2));
     let mut out = Vec::new();
     for position in positions {
         for head in 0..heads {
-            let slope = SLOPES[head % SLOPES.len()];
+            let slope = if model.has_slopes { SLOPES[head % SLOPES.len()] } else { 0.0 };
             let query = get(position, 0, head);
             let start = model.window.map_or(0, |window| (position + 1).saturating_sub(window));
             let score = |key: usize| {
-                let keys = get(key, 1, head / group);
-                let dot: f64 =
-                    query.iter().zip(&keys).map(|(q, k)| f64::from(q * factor) * round(*k, dtype)).sum();
+                let its = &keys[key][head / group];
+                let dot: f64 = query.iter().zip(its).map(|(q, k)| f64::from(q * factor) * k).sum();
                 let capped = model.softcap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
-                let slope = if model.has_slopes { slope } else { 0.0 };
                 capped
                     + match model.bias_factor {
                         None => f64::from(slope * key as f32),
@@ -101,14 +112,48 @@ fn expected(model: &Model, qkv: &[f32], positions: Range<usize>, factor: f32) ->
             let largest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
-            for d in 0..size {
-                let value = |key: usize| round(get(key, 2, head / group)[d], dtype);
-                let sum: f64 = weights.iter().enumerate().map(|(i, w)| w * value(start + i)).sum();
-                out.push((sum / total) as f32);
+            let mut sums = vec![0f64; size];
+            for (key, weight) in (start..).zip(&weights) {
+                let its = &values[key][head / group];
+                sums.iter_mut().zip(its).for_each(|(sum, value)| *sum += weight * value);
             }
+            out.extend(sums.iter().map(|sum| (sum / total) as f32));
         }
     }
     out
+}
+
+/// A cache of two layers as the kernels keep it, with the keys and values of these positions in layer 1, NaN elsewhere.
+fn filled_cache(model: &Model, qkv: &[f32], positions: usize, capacity: usize) -> Vec<u8> {
+    let HeadLayout { heads, kv_heads, size, dtype } = model.layout;
+    let (all, padded, width) = ((heads + 2 * kv_heads) * size, model.layout.padded(), dtype.bytes());
+    let mut bytes = vec![0xff; model.layout.cache_bytes(2, capacity)];
+    for position in 0..positions {
+        for kv in 0..kv_heads {
+            for kind in [1, 2] {
+                let place = place(model, kind, kv);
+                let x = &qkv[position * all + place * size..][..size];
+                let mut x = vector(model, x, position, kind == 1);
+                x.resize(padded, 0.0);
+                for (d, x) in x.iter().enumerate() {
+                    let within = match kind {
+                        1 => (d / 8 * capacity + position) * 8 + d % 8,
+                        _ => position * padded + d,
+                    };
+                    let head = 2 * kv_heads + (kind - 1) * kv_heads + kv;
+                    let at = (head * capacity * padded + within) * width;
+                    match dtype {
+                        FloatType::F32 => bytes[at..at + 4].copy_from_slice(&x.to_le_bytes()),
+                        FloatType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(*x).to_le_bytes()),
+                        FloatType::BF16 => {
+                            bytes[at..at + 2].copy_from_slice(&bf16::from_f32(*x).to_le_bytes())
+                        }
+                    }
+                }
+            }
+        }
+    }
+    bytes
 }
 
 /// Texts with caches in layer 1 of 2.
@@ -172,7 +217,7 @@ fn run(
     let out = device.allocate::<f32>(count * heads * size).unwrap();
     let splits = if let Way::New(splits) | Way::Rows(splits) = way { splits } else { 1 };
     let partial = device.allocate::<f32>(count * heads * splits * (model.layout.padded() + 2)).unwrap();
-    let counters = device.zeros::<u32>(count * kv_heads).unwrap();
+    let counters = device.zeros::<u32>(count * heads).unwrap();
     let tiles: Vec<u32> = plan::query_tiles(&parts.iter().map(|part| part.2).collect::<Vec<_>>()).concat();
     let tiles = device.upload(&tiles).unwrap();
     let cut = match way {
@@ -305,6 +350,79 @@ fn new_positions_of_gpt2_large() {
     testing::emulated(0, 1 << 28, 0).iter().for_each(|device| check(device, 100));
     for device in testing::gpus() {
         [100, 300, 1000].into_iter().for_each(|positions| check(&device, positions));
+    }
+}
+
+/// Texts that have so many positions in their caches, and `new` more: all of them in one launch.
+fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way: Way, what: &str) {
+    let HeadLayout { heads, kv_heads, size, .. } = model.layout;
+    let (all, capacity) = ((heads + 2 * kv_heads) * size, lengths.iter().max().unwrap() + new + 2);
+    let qkv: Vec<Vec<f32>> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, length)| noise((length + new) * all, i as u64 + 7).iter().map(|x| x * 2.0).collect())
+        .collect();
+    let cache = |(qkv, length): (&Vec<f32>, &usize)| {
+        device.upload(&filled_cache(model, qkv, *length, capacity)).unwrap()
+    };
+    let texts = Texts { caches: qkv.iter().zip(lengths).map(cache).collect(), capacity };
+    let parts: Vec<_> = lengths.iter().enumerate().map(|(i, length)| (i, *length, new)).collect();
+    let found = run(device, model, &texts, &qkv, &parts, way);
+    for (i, length) in lengths.iter().enumerate() {
+        let expected = expected(model, &qkv[i], *length..length + new, 0.4);
+        let what = format!("{what}, {:?}, {new} after {length}, {way:?}, {device:?}", model.layout);
+        // Tensor cores get queries and weights in two parts, which in bf16 keep 16 of their 24 bits.
+        let is_narrow = way == Way::Tiles && model.layout.dtype == FloatType::BF16;
+        assert_near(&found[i], &expected, if is_narrow { 4e-5 } else { 2e-5 }, &what);
+    }
+}
+
+/// Positions about the sizes of warps, blocks and shares.
+const LENGTHS: [usize; 9] = [0, 1, 31, 32, 33, 100, 511, 513, 1500];
+
+fn shapes() -> Vec<Model> {
+    use FloatType::{BF16, F16, F32};
+    vec![
+        Model { dims: 64, ..model(2, 2, 64, F16) },
+        Model { is_grouped: true, dims: 20, neighbours: true, ..model(6, 2, 20, BF16) },
+        Model { window: Some(300), ..model(4, 1, 80, F16) },
+        Model { is_grouped: true, softcap: Some(20.0), ..model(3, 1, 96, F32) },
+        Model { dims: 128, ..model(8, 1, 128, BF16) },
+        Model { dims: 32, has_slopes: true, ..model(5, 1, 128, F16) },
+        Model { window: Some(64), ..model(1, 1, 64, BF16) },
+    ]
+}
+
+#[test]
+fn new_positions_after_many() {
+    for device in testing::devices(&[0, 3]) {
+        let wide = [model(1, 1, 256, FloatType::F16), model(3, 1, 520, FloatType::F32)];
+        for model in shapes().into_iter().chain(wide) {
+            for splits in [1, 3, 7] {
+                // With early starts the kernel prefetches.
+                let overlaps = device.overlaps_kernels();
+                device.set_overlap(overlaps || splits == 3);
+                continued(&device, &model, &LENGTHS, 1, Way::New(splits), "decode");
+                device.set_overlap(overlaps);
+            }
+        }
+        for model in [&shapes()[0], &shapes()[1], &shapes()[2]] {
+            for splits in [1, 3] {
+                continued(&device, model, &[0, 33, 511, 1100], 3, Way::Rows(splits), "a few");
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_after_many() {
+    for device in testing::devices(&[0, 4]) {
+        for model in shapes() {
+            continued(&device, &model, &[0, 1, 31, 64, 100], 9, Way::Tiles, "short prompts");
+            continued(&device, &model, &[0, 37], 130, Way::Tiles, "prompts");
+        }
+        let small = Model { window: Some(70), ..model(2, 1, 16, FloatType::F16) };
+        continued(&device, &small, &[511], 200, Way::Tiles, "a prompt within a window");
     }
 }
 

@@ -48,7 +48,7 @@ impl Widths {
 
     /// Values of parts of sums of attention: what [`plan::splits`] can ask for.
     fn parts(&self, rows: usize, multiprocessors: usize) -> usize {
-        let blocks = 4 * multiprocessors + rows * self.kv_heads;
+        let blocks = 2 * multiprocessors + rows * self.kv_heads;
         blocks * self.heads.div_ceil(self.kv_heads.max(1)) * (self.padded + 2)
     }
 
@@ -60,7 +60,7 @@ impl Widths {
     /// Bytes of a [`Workspace`] for so many rows.
     pub(in crate::models) fn bytes(&self, rows: usize, multiprocessors: usize) -> u64 {
         let floats = 4 * self.stream + self.input + self.qkv + 2 * self.mixed + self.raised;
-        let floats = rows * floats + self.parts(rows, multiprocessors) + rows * self.kv_heads;
+        let floats = rows * floats + self.parts(rows, multiprocessors) + rows * self.heads;
         QuantizedMemory::bytes(rows, self.input) + (4 * floats + rows * self.input_bytes()) as u64
     }
 }
@@ -116,7 +116,7 @@ impl Workspace {
             raised: floats(widths.raised)?,
             quantized: QuantizedMemory::new(device, rows, widths.input)?,
             partial: device.allocate(widths.parts(rows, device.multiprocessors()))?,
-            counters: device.zeros(rows * widths.kv_heads)?,
+            counters: device.zeros(rows * widths.heads)?,
             head: None,
         })
     }
