@@ -39,7 +39,8 @@ structs! {
     /// `product.cuh`.
     ProductArgs {
         codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,
-        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, padding: u32,
+        sums: u64, counters: u64,
+        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, splits: u32,
     }
     /// `dense.cu`.
     DenseArgs {

@@ -124,17 +124,8 @@ pub enum Tile {
 }
 
 impl Tile {
-    /// The tile for a matmul: large ones where they give 6 of 10 multiprocessors work. A large one does a third more
-    /// multiply-adds for each byte that it reads from shared memory, which is what limits both.
-    pub fn of(rows: usize, out_features: usize, multiprocessors: usize) -> Self {
-        match 10 * rows.div_ceil(128) * out_features.div_ceil(128) >= 6 * multiprocessors {
-            true => Self::Large,
-            false => Self::Small,
-        }
-    }
-
     /// Rows and columns.
-    pub fn side(self) -> usize {
+    pub const fn side(self) -> usize {
         match self {
             Self::Large => 128,
             Self::Small => 64,
@@ -142,7 +133,7 @@ impl Tile {
     }
 
     /// Threads of a block.
-    pub fn threads(self) -> u32 {
+    pub const fn threads(self) -> u32 {
         match self {
             Self::Large => 256,
             Self::Small => 128,
@@ -150,9 +141,94 @@ impl Tile {
     }
 
     /// Bytes of shared memory: four stages of both tiles, 64 bytes a row. The epilogue reuses them.
-    pub fn shared_bytes(self) -> u32 {
-        (4 * 2 * self.side() * 64) as u32
+    pub const fn shared_bytes(self) -> u32 {
+        match self {
+            Self::Large | Self::Small => (4 * 2 * self.side() * 64) as u32,
+        }
     }
+
+    /// Tiles of a matmul.
+    pub fn count(self, rows: usize, out_features: usize) -> usize {
+        rows.div_ceil(self.side()) * out_features.div_ceil(self.side())
+    }
+
+    /// Blocks that may share the K of a tile: for more tiles than this there is no memory for sums.
+    const fn most_shared(self, multiprocessors: usize) -> usize {
+        match self {
+            Self::Small => multiprocessors,
+            Self::Large => multiprocessors / 2,
+        }
+    }
+
+    /// Time of 128 bytes of K of a tile in tenths of a microsecond, where a multiprocessor has nothing else to do, and of
+    /// everything that a block does once.
+    const fn cost(self) -> (usize, usize) {
+        match self {
+            Self::Small => (3, 10),
+            Self::Large => (8, 20),
+        }
+    }
+}
+
+/// How `gemm.cu` divides a matmul.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gemm {
+    /// The tile of a block.
+    pub tile: Tile,
+    /// Blocks that share the K of a tile.
+    pub splits: u32,
+}
+
+/// Blocks that share the K of a tile, at most.
+const MOST_SPLITS: usize = 16;
+
+/// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor the least time by estimate. Large tiles read less
+/// shared memory for each multiply-add, small ones and a K that several blocks share give all multiprocessors work.
+///
+/// ```
+/// use llm_int8_cuda::plan::{Gemm, Tile, gemm};
+/// // 20 tiles, and 5120 codes to go through: each by several blocks.
+/// let cut = gemm(64, 1280, 5120, 132);
+/// assert!(cut.tile == Tile::Small && cut.splits > 4);
+/// assert_eq!(gemm(4096, 4096, 4096, 132), Gemm { tile: Tile::Large, splits: 1 });
+/// ```
+pub fn gemm(rows: usize, out_features: usize, pitch: usize, multiprocessors: usize) -> Gemm {
+    /// Adding up in device memory and waiting for one another, in tenths of a microsecond.
+    const JOINING: usize = 25;
+    let (steps, units) = (pitch.div_ceil(128).max(1), multiprocessors.max(1));
+
+    let candidate = |tile: Tile, splits: usize| {
+        let blocks = tile.count(rows, out_features) * splits;
+        let (step, once) = tile.cost();
+        let joined = if splits > 1 { JOINING } else { 0 };
+        let cost = blocks.div_ceil(units) * (steps.div_ceil(splits) * step + once) + joined;
+        (cost, Gemm { tile, splits: splits as u32 })
+    };
+    let tiles = [Tile::Large, Tile::Small];
+    let all = tiles.into_iter().flat_map(|tile| {
+        let may_split = tile.count(rows, out_features) <= tile.most_shared(units);
+        let most = if may_split { MOST_SPLITS.min(steps) } else { 1 };
+        (1..=most).map(move |splits| candidate(tile, splits))
+    });
+    let best = all.min_by_key(|(cost, _)| *cost);
+    best.map_or(Gemm { tile: Tile::Small, splits: 1 }, |(_, best)| best)
+}
+
+/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of so many rows can need.
+///
+/// ```
+/// use llm_int8_cuda::plan::{gemm_counters, gemm_sums};
+/// assert_eq!([gemm_counters(16, 132), gemm_sums(16, 132)], [0, 0]);
+/// assert_eq!([gemm_counters(64, 132), gemm_sums(64, 132)], [132, 132 * 128 * 64]);
+/// ```
+pub fn gemm_counters(rows: usize, multiprocessors: usize) -> usize {
+    if rows > THIN_MOST { multiprocessors } else { 0 }
+}
+
+/// See [`gemm_counters`].
+pub fn gemm_sums(rows: usize, multiprocessors: usize) -> usize {
+    let sums = |tile: Tile| tile.most_shared(multiprocessors) * tile.side() * tile.side();
+    if rows > THIN_MOST { sums(Tile::Large).max(sums(Tile::Small)) } else { 0 }
 }
 
 /// Blocks that share the positions of one row and head of keys in `attend_one`: one for each chunk of the cache,
@@ -247,14 +323,25 @@ mod tests {
         assert!(Tile::Large.shared_bytes() <= 64 << 10);
         assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
         assert!(attend_one_shared_bytes(256) <= 48 << 10);
-        // The epilogue's outliers: two tiles of 17 floats a row.
-        for tile in [Tile::Large, Tile::Small] {
-            assert!(2 * tile.side() * 17 * 4 <= tile.shared_bytes() as usize);
+        assert!(Tile::Small.shared_bytes() <= Tile::Large.shared_bytes());
+    }
+
+    #[test]
+    fn matmuls_give_multiprocessors_work() {
+        for (rows, out_features, in_features) in
+            [(64, 1280, 1280), (64, 1280, 5120), (512, 5120, 1280), (512, 1280, 5120), (17, 50257, 1280)]
+        {
+            let cut = gemm(rows, out_features, in_features, 132);
+            let tiles = cut.tile.count(rows, out_features);
+            assert!(tiles * cut.splits as usize >= 66, "{cut:?} for {rows} x {out_features} x {in_features}");
+            if cut.splits > 1 {
+                assert!(tiles <= gemm_counters(rows, 132));
+                assert!(tiles * cut.tile.side() * cut.tile.side() <= gemm_sums(rows, 132));
+            }
         }
-        assert_eq!(Tile::of(512, 5120, 132), Tile::Large);
-        // 128 and 120 tiles on 132 multiprocessors.
-        assert_eq!([4096, 3840].map(|n| Tile::of(512, n, 132)), [Tile::Large; 2]);
-        assert_eq!([128, 512].map(|rows| Tile::of(rows, 1280, 132)), [Tile::Small; 2]);
+        // Nothing to share.
+        assert_eq!(gemm(64, 1280, 16, 132).splits, 1);
+        assert_eq!(gemm(100, 0, 0, 132).splits, 1);
     }
 
     #[test]

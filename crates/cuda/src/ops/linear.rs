@@ -5,7 +5,7 @@ use crate::args::{CollectArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
-use crate::plan::{self, THIN_MOST, Tile};
+use crate::plan::{self, Gemm, THIN_MOST, Tile};
 
 /// Memory for quantised rows, reused from product to product.
 #[derive(Debug)]
@@ -16,6 +16,9 @@ pub struct QuantizedMemory {
     flags: Buffer<u32>,
     columns: Buffer<u32>,
     count: Buffer<u32>,
+    /// Of tiles whose K several blocks share; all zeros between launches.
+    sums: Buffer<i32>,
+    counters: Buffer<u32>,
 }
 
 impl QuantizedMemory {
@@ -24,6 +27,7 @@ impl QuantizedMemory {
     /// # Errors
     /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        let units = device.multiprocessors();
         Ok(Self {
             codes: device.allocate(rows * plan::pitch(cols))?,
             absmax: device.allocate(rows)?,
@@ -31,12 +35,16 @@ impl QuantizedMemory {
             flags: device.allocate(cols.div_ceil(32))?,
             columns: device.allocate(cols)?,
             count: device.zeros(1)?,
+            sums: device.zeros(plan::gemm_sums(rows, units))?,
+            counters: device.zeros(plan::gemm_counters(rows, units))?,
         })
     }
 
-    /// Bytes it takes for so many rows and values.
-    pub fn bytes(rows: usize, cols: usize) -> u64 {
-        (rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 4) as u64
+    /// Bytes it takes for so many rows and values on a device with so many multiprocessors.
+    pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
+        let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 4;
+        let shared = plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
+        (of_rows + 4 * shared) as u64
     }
 }
 
@@ -169,14 +177,29 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
 /// # Errors
 /// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
 pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Output<'_, T>) -> Result<()> {
+    let (rows, out_features, units) = (x.rows, matrix.out_features(), matrix.device().multiprocessors());
+    let cut = (rows > THIN_MOST).then(|| plan::gemm(rows, out_features, matrix.pitch(), units));
+    product_by(cut, x, matrix, output)
+}
+
+/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu`, for any number of rows, or with `None`
+/// by `thin.cu`, which takes up to 16.
+///
+/// # Errors
+/// As [`product`], which knows how much memory there is for sums of tiles whose K is shared.
+pub fn product_by<T: Float>(
+    division: Option<Gemm>,
+    x: &Quantized<'_, T>,
+    matrix: &Int8Matrix,
+    output: &Output<'_, T>,
+) -> Result<()> {
     let device = matrix.device();
-    let (rows, out_features, units) = (x.rows, matrix.out_features(), device.multiprocessors());
-    let tile = Tile::of(rows, out_features, units);
-    let kernel = match (rows, tile) {
-        (0..=8, _) => kernels!("thin8"),
-        (9..=THIN_MOST, _) => kernels!("thin16"),
-        (_, Tile::Large) => kernels!("gemm128"),
-        (_, Tile::Small) => kernels!("gemm64"),
+    let (rows, out_features) = (x.rows, matrix.out_features());
+    let kernel = match division.map(|division| division.tile) {
+        None if rows <= 8 => kernels!("thin8"),
+        None => kernels!("thin16"),
+        Some(Tile::Large) => kernels!("gemm128"),
+        Some(Tile::Small) => kernels!("gemm64"),
     };
     // Values that were made are f32: kernels for f16 and bf16 take theirs from where they lie.
     let (kernel, values, value_stride) = match x.values {
@@ -194,7 +217,16 @@ pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Out
     };
     let check = Check { kernel, device };
     check_width(&check, matrix, x.cols)?;
-    let cut = plan::thin(out_features, matrix.pitch(), units);
+    if division.is_none() && rows > THIN_MOST {
+        return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
+    }
+    let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
+    let splits = division.map_or(1, |division| division.splits.max(1));
+    let shared_tiles = match division {
+        Some(Gemm { tile, splits: 2.. }) => tile.count(rows, out_features),
+        _ => 0,
+    };
+    let side = division.map_or(0, |division| division.tile.side());
     let args = ProductArgs {
         codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
         absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
@@ -203,17 +235,19 @@ pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Out
         count: x.memory.count.address(),
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, rows, out_features)?,
+        sums: check.view("the sums of tiles", x.memory.sums.all(), shared_tiles * side * side)?,
+        counters: check.view("the counters of tiles", x.memory.counters.all(), shared_tiles)?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
         limit: x.limit,
         by_row: x.by_row.into(),
         warps_k: cut.warps_k,
-        padding: 0,
+        splits,
     };
-    if rows <= THIN_MOST {
+    let Some(Gemm { tile, .. }) = division else {
         return check.launch(&args, [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1], 256, 0);
-    }
-    let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), 1];
+    };
+    let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), splits as usize];
     check.launch(&args, grid, tile.threads(), tile.shared_bytes() as usize)
 }
 
