@@ -44,12 +44,24 @@ struct BackgroundCopy {
 
 constexpr uint32_t MOST_COPIES = 256;
 
+// A product of tensor cores that reads shared memory: it happens when it is waited for, so that memory which is filled
+// again too early gives wrong sums.
+struct BackgroundProduct {
+    int32_t* sums;
+    const unsigned char *a, *b;
+    uint32_t step, group;
+};
+
+constexpr uint32_t MOST_PRODUCTS = 32;
+
 struct Thread {
     Dim3 index;
     uint32_t lane;
     Warp* warp;
     BackgroundCopy copies[MOST_COPIES];
     uint32_t copy_count, group;
+    BackgroundProduct products[MOST_PRODUCTS];
+    uint32_t product_count, product_group;
 };
 
 extern __thread Thread* self;
@@ -210,6 +222,7 @@ inline bf16 __float2bfloat16_rn(float x) {
 struct Words4;
 Words4 load_words(const void* p);
 Words4 load_streaming(const void* p);
+void store_words(void* p, Words4 v);
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16);
@@ -221,3 +234,14 @@ template <int PENDING>
 inline void wait_for_copies() {
     wait_for_copies_but(PENDING);
 }
+unsigned char* align_tiles(unsigned char* shared);
+inline void show_to_tensor_cores() {}
+inline void begin_wgmma() {}
+void wgmma_s8(int32_t (&d)[64], const void* a, const void* b, uint32_t step);
+void commit_wgmma();
+void wait_for_wgmma_but(uint32_t pending);
+template <int PENDING>
+inline void wait_for_wgmma() {
+    wait_for_wgmma_but(PENDING);
+}
+inline void use_sums(int32_t (&)[64]) {}

@@ -88,7 +88,7 @@ struct Tile {
             for (u32 part = 0; part < PARTS; ++part) {
                 put(part);
                 __syncthreads();
-                for_sums(part, [](i32& here, i32& all) { atomicAdd(&all, here); });
+                add_sums(part);
                 __syncthreads();
             }
             if (!is_last()) return;
@@ -96,7 +96,7 @@ struct Tile {
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; ++part) {
             if (is_joined) {
-                for_sums(part, [](i32& here, i32& all) { here = all, all = 0; });
+                take_sums(part);
             } else {
                 put(part);
             }
@@ -109,14 +109,39 @@ struct Tile {
     }
 
 private:
-    // Calls f(sum in shared memory, sum in device memory) for those of a part.
-    template <class F>
-    __device__ __forceinline__ void for_sums(u32 part, F f) const {
-        i32* all = a.sums + (size_t)(blockIdx.x + gridDim.x * blockIdx.y) * TILE_M * TILE_N + part * HEIGHT * TILE_N;
+    // The sums of a part in device memory, [HEIGHT, TILE_N].
+    __device__ __forceinline__ i32* all_sums(u32 part) const {
+        return a.sums + ((size_t)(blockIdx.x + gridDim.x * blockIdx.y) * TILE_M + part * HEIGHT) * TILE_N;
+    }
+
+    __device__ __forceinline__ void add_sums(u32 part) const {
+        i32* all = all_sums(part);
         u32 rows = rows_of(part);
         each_place<4>([&](u32 row, u32 column) {
-            if (row < rows) f(sums[row * PITCH + column], all[row * TILE_N + column]);
+            if (row < rows) atomicAdd(&all[row * TILE_N + column], sums[row * PITCH + column]);
         });
+    }
+
+    // Fetches what all blocks have added and leaves zeros: 16 bytes at a time, many of them under way together.
+    __device__ __forceinline__ void take_sums(u32 part) const {
+        constexpr u32 AT_ONCE = 512 / TILE_N, STRIDE = THREADS * 4;
+        static_assert(HEIGHT * TILE_N % (AT_ONCE * STRIDE) == 0, "whole rounds of all threads");
+        i32* all = all_sums(part) + threadIdx.x * 4;
+        u32 count = rows_of(part) * TILE_N;
+#pragma unroll 1
+        for (u32 first = threadIdx.x * 4; first < count; first += AT_ONCE * STRIDE, all += AT_ONCE * STRIDE) {
+            Words4 found[AT_ONCE];
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i)
+                if (first + i * STRIDE < count) found[i] = load_words(all + i * STRIDE);
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i) {
+                u32 place = first + i * STRIDE;
+                if (place >= count) continue;
+                store_words(all + i * STRIDE, {{0, 0, 0, 0}});
+                store_words(sums + place / TILE_N * PITCH + place % TILE_N, found[i]);
+            }
+        }
     }
 
     // Calls f(row, column) for this thread's outputs of a part, neighbouring threads side by side.

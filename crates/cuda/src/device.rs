@@ -116,6 +116,11 @@ impl Device {
         self.0.properties.capability
     }
 
+    /// Whether kernels with `wgmma` can run: on Hopper, where they were compiled for it.
+    pub fn has_wgmma(&self) -> bool {
+        self.0.properties.has_wgmma
+    }
+
     /// Its memory.
     ///
     /// # Errors

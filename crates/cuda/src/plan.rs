@@ -117,6 +117,8 @@ pub fn gemv_shared_bytes(cols: usize) -> usize {
 /// Tiles of `gemm.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
+    /// 128 by 128, 256 threads, by `wgmma.cu`, where the device has that instruction.
+    Hopper,
     /// 128 by 128, 256 threads.
     Large,
     /// 64 by 64, 128 threads.
@@ -127,7 +129,7 @@ impl Tile {
     /// Rows and columns.
     pub const fn side(self) -> usize {
         match self {
-            Self::Large => 128,
+            Self::Hopper | Self::Large => 128,
             Self::Small => 64,
         }
     }
@@ -135,14 +137,16 @@ impl Tile {
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
         match self {
-            Self::Large => 256,
+            Self::Hopper | Self::Large => 256,
             Self::Small => 128,
         }
     }
 
-    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row. The epilogue reuses them.
+    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three, 128 bytes a row, which begin
+    /// at a multiple of 1024 bytes. The epilogue reuses them.
     pub const fn shared_bytes(self) -> u32 {
         match self {
+            Self::Hopper => 3 * 2 * 128 * 128 + 1024,
             Self::Large | Self::Small => (4 * 2 * self.side() * 64) as u32,
         }
     }
@@ -156,16 +160,17 @@ impl Tile {
     const fn most_shared(self, multiprocessors: usize) -> usize {
         match self {
             Self::Small => multiprocessors,
-            Self::Large => multiprocessors / 2,
+            Self::Hopper | Self::Large => multiprocessors / 2,
         }
     }
 
-    /// Time of 128 bytes of K of a tile in tenths of a microsecond, where a multiprocessor has nothing else to do, and of
-    /// everything that a block does once.
-    const fn cost(self) -> (usize, usize) {
+    /// In tenths of a microsecond: 128 bytes of K of a tile, where a multiprocessor has nothing else to do; what a block does
+    /// once; and joining the sums of blocks that share K.
+    const fn costs(self) -> [usize; 3] {
         match self {
-            Self::Small => (3, 10),
-            Self::Large => (8, 20),
+            Self::Small => [5, 10, 25],
+            Self::Large => [8, 20, 40],
+            Self::Hopper => [4, 20, 40],
         }
     }
 }
@@ -184,28 +189,28 @@ const MOST_SPLITS: usize = 16;
 
 /// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor the least time by estimate. Large tiles read less
 /// shared memory for each multiply-add, small ones and a K that several blocks share give all multiprocessors work.
+/// The matmul is given as M, N and the pitch of K.
 ///
 /// ```
 /// use llm_int8_cuda::plan::{Gemm, Tile, gemm};
 /// // 20 tiles, and 5120 codes to go through: each by several blocks.
-/// let cut = gemm(64, 1280, 5120, 132);
+/// let cut = gemm([64, 1280, 5120], 132, true);
 /// assert!(cut.tile == Tile::Small && cut.splits > 4);
-/// assert_eq!(gemm(4096, 4096, 4096, 132), Gemm { tile: Tile::Large, splits: 1 });
+/// assert_eq!(gemm([4096, 4096, 4096], 132, true), Gemm { tile: Tile::Hopper, splits: 1 });
+/// assert_eq!(gemm([4096, 4096, 4096], 108, false), Gemm { tile: Tile::Large, splits: 1 });
 /// ```
-pub fn gemm(rows: usize, out_features: usize, pitch: usize, multiprocessors: usize) -> Gemm {
-    /// Adding up in device memory and waiting for one another, in tenths of a microsecond.
-    const JOINING: usize = 25;
+pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has_wgmma: bool) -> Gemm {
     let (steps, units) = (pitch.div_ceil(128).max(1), multiprocessors.max(1));
 
     let candidate = |tile: Tile, splits: usize| {
         let blocks = tile.count(rows, out_features) * splits;
-        let (step, once) = tile.cost();
-        let joined = if splits > 1 { JOINING } else { 0 };
+        let [step, once, joining] = tile.costs();
+        let joined = if splits > 1 { joining } else { 0 };
         let cost = blocks.div_ceil(units) * (steps.div_ceil(splits) * step + once) + joined;
         (cost, Gemm { tile, splits: splits as u32 })
     };
-    let tiles = [Tile::Large, Tile::Small];
-    let all = tiles.into_iter().flat_map(|tile| {
+    let large = if has_wgmma { Tile::Hopper } else { Tile::Large };
+    let all = [large, Tile::Small].into_iter().flat_map(|tile| {
         let may_split = tile.count(rows, out_features) <= tile.most_shared(units);
         let most = if may_split { MOST_SPLITS.min(steps) } else { 1 };
         (1..=most).map(move |splits| candidate(tile, splits))
@@ -323,6 +328,7 @@ mod tests {
         assert!(Tile::Large.shared_bytes() <= 64 << 10);
         assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
         assert!(attend_one_shared_bytes(256) <= 48 << 10);
+        assert!(Tile::Hopper.shared_bytes() <= 99 << 10);
         assert!(Tile::Small.shared_bytes() <= Tile::Large.shared_bytes());
     }
 
@@ -331,7 +337,7 @@ mod tests {
         for (rows, out_features, in_features) in
             [(64, 1280, 1280), (64, 1280, 5120), (512, 5120, 1280), (512, 1280, 5120), (17, 50257, 1280)]
         {
-            let cut = gemm(rows, out_features, in_features, 132);
+            let cut = gemm([rows, out_features, in_features], 132, true);
             let tiles = cut.tile.count(rows, out_features);
             assert!(tiles * cut.splits as usize >= 66, "{cut:?} for {rows} x {out_features} x {in_features}");
             if cut.splits > 1 {
@@ -340,8 +346,8 @@ mod tests {
             }
         }
         // Nothing to share.
-        assert_eq!(gemm(64, 1280, 16, 132).splits, 1);
-        assert_eq!(gemm(100, 0, 0, 132).splits, 1);
+        assert_eq!(gemm([64, 1280, 16], 132, true).splits, 1);
+        assert_eq!(gemm([100, 0, 0], 132, true).splits, 1);
     }
 
     #[test]

@@ -110,6 +110,7 @@ impl EmulatedDriver {
             multiprocessors: 4,
             shared_bytes: 99 << 10,
             capability: 90,
+            has_wgmma: true,
         })
     }
 

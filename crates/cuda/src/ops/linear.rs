@@ -177,13 +177,13 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
 /// # Errors
 /// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
 pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Output<'_, T>) -> Result<()> {
-    let (rows, out_features, units) = (x.rows, matrix.out_features(), matrix.device().multiprocessors());
-    let cut = (rows > THIN_MOST).then(|| plan::gemm(rows, out_features, matrix.pitch(), units));
-    product_by(cut, x, matrix, output)
+    let (device, shape) = (matrix.device(), [x.rows, matrix.out_features(), matrix.pitch()]);
+    let division = || plan::gemm(shape, device.multiprocessors(), device.has_wgmma());
+    product_by((x.rows > THIN_MOST).then(division), x, matrix, output)
 }
 
-/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu`, for any number of rows, or with `None`
-/// by `thin.cu`, which takes up to 16.
+/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`, for any number of rows, or with
+/// `None` by `thin.cu`, which takes up to 16.
 ///
 /// # Errors
 /// As [`product`], which knows how much memory there is for sums of tiles whose K is shared.
@@ -198,6 +198,7 @@ pub fn product_by<T: Float>(
     let kernel = match division.map(|division| division.tile) {
         None if rows <= 8 => kernels!("thin8"),
         None => kernels!("thin16"),
+        Some(Tile::Hopper) => kernels!("wgmma128"),
         Some(Tile::Large) => kernels!("gemm128"),
         Some(Tile::Small) => kernels!("gemm64"),
     };
@@ -219,6 +220,9 @@ pub fn product_by<T: Float>(
     check_width(&check, matrix, x.cols)?;
     if division.is_none() && rows > THIN_MOST {
         return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
+    }
+    if matches!(division, Some(Gemm { tile: Tile::Hopper, .. })) && !device.has_wgmma() {
+        return Err(check.shape(format!("{} has no wgmma", device.name())));
     }
     let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
     let splits = division.map_or(1, |division| division.splits.max(1));
