@@ -157,6 +157,11 @@ inline uint32_t atomicOr(uint32_t* p, uint32_t x) {
     *p = old | x;
     return old;
 }
+inline uint32_t atomicExch(uint32_t* p, uint32_t x) {
+    uint32_t old = *p;
+    *p = x;
+    return old;
+}
 inline uint32_t atomicMin(uint32_t* p, uint32_t x) {
     uint32_t old = *p;
     *p = old < x ? old : x;

@@ -27,13 +27,11 @@ structs! {
     Int8Weight { codes: u64, absmax: u64, out_features: u32, pitch: u32 }
     /// `quantize.cu`.
     QuantizeArgs {
-        source: Source, codes: u64, absmax: u64, values: u64, flags: u64, columns: u64, count: u64,
+        source: Source, codes: u64, absmax: u64, values: u64, flags: u64, blocks: u64, columns: u64, count: u64,
         rows: u32, pitch: u32, limit: u32, padding: u32,
     }
     /// `quantize.cu`.
-    CollectArgs {
-        codes: u64, flags: u64, columns: u64, count: u64, cols: u32, pitch: u32, by_row: u32, padding: u32,
-    }
+    ClearArgs { codes: u64, columns: u64, count: u64, pitch: u32, padding: u32 }
     /// `gemv.cu`.
     GemvArgs { source: Source, weight: Int8Weight, epilogue: Epilogue, limit: u32, lanes: u32 }
     /// `product.cuh`.

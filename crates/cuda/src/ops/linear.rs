@@ -1,7 +1,7 @@
 //! The int8 layer: quantise, multiply.
 
 use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels};
-use crate::args::{CollectArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
+use crate::args::{ClearArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
@@ -13,7 +13,9 @@ pub struct QuantizedMemory {
     codes: Buffer<i8>,
     absmax: Buffer<f32>,
     values: Buffer<f32>,
+    /// Marks of outlier columns and the number of blocks that are done; all zeros between launches.
     flags: Buffer<u32>,
+    blocks: Buffer<u32>,
     columns: Buffer<u32>,
     count: Buffer<u32>,
     /// Of tiles whose K several blocks share; all zeros between launches.
@@ -32,7 +34,8 @@ impl QuantizedMemory {
             codes: device.allocate(rows * plan::pitch(cols))?,
             absmax: device.allocate(rows)?,
             values: device.allocate(rows * cols)?,
-            flags: device.allocate(cols.div_ceil(32))?,
+            flags: device.zeros(cols.div_ceil(32))?,
+            blocks: device.zeros(1)?,
             columns: device.allocate(cols)?,
             count: device.zeros(1)?,
             sums: device.zeros(plan::gemm_sums(rows, units))?,
@@ -42,7 +45,7 @@ impl QuantizedMemory {
 
     /// Bytes it takes for so many rows and values on a device with so many multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
-        let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 4;
+        let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
         let shared = plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
         (of_rows + 4 * shared) as u64
     }
@@ -114,20 +117,14 @@ pub fn quantize<'a, T: Float>(
     let (rows, cols, pitch) = (source.rows, source.cols, plan::pitch(source.cols));
     let limit = plan::outlier_limit(threshold);
     let is_made = !matches!(source.through, Through::Plain);
-    let flags = memory.flags.part(..cols.div_ceil(32))?;
-    let collects = rows > 1 && threshold > 0.0;
-    if collects {
-        flags.fill_with_zeros()?;
-    } else if rows > 1 {
-        memory.count.all().fill_with_zeros()?;
-    }
     let values = memory.values.part(..if is_made { rows * cols } else { 0 })?;
     let args = QuantizeArgs {
         source: source.args(&check)?,
         codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
         absmax: check.view("the largest magnitudes", memory.absmax.all(), rows)?,
         values: if is_made { values.address() } else { 0 },
-        flags: flags.address(),
+        flags: check.view("the marks of columns", memory.flags.all(), cols.div_ceil(32))?,
+        blocks: memory.blocks.address(),
         columns: check.view("the columns", memory.columns.all(), cols)?,
         count: memory.count.address(),
         rows: check.size("the rows", rows)?,
@@ -136,20 +133,16 @@ pub fn quantize<'a, T: Float>(
         padding: 0,
     };
     check.launch(&args, [rows, 1, 1], plan::row_threads(cols), 0)?;
-    if collects {
-        let check = Check { kernel: "collect", device: memory.codes.device() };
-        let args = CollectArgs {
+    if rows > 1 && threshold > 0.0 && !by_row {
+        let check = Check { kernel: "clear_columns", device: memory.codes.device() };
+        let args = ClearArgs {
             codes: args.codes,
-            flags: args.flags,
             columns: args.columns,
             count: args.count,
-            cols: args.source.cols,
             pitch: args.pitch,
-            by_row: by_row.into(),
             padding: 0,
         };
-        // With outliers by row only the list is made.
-        check.launch(&args, [if by_row { 1 } else { rows }, 1, 1], 256, 0)?;
+        check.launch(&args, [rows, 1, 1], 128, 0)?;
     }
     let values = if is_made { Values::Made(values) } else { Values::AsTheyLie(source.x, source.stride) };
     Ok(Quantized { memory, values, rows, cols, limit, by_row })
