@@ -1,6 +1,6 @@
 // Activations: which are outliers, absmax over the rest, codes; no host takes part.
 //
-// One block a row and one launch. Columns with outliers in any row are marked in a bitmap; the last block to end makes the
+// One launch, a row a block at a time, by as many blocks as are on the device together. Columns with outliers in any row are marked in a bitmap; the last block to end makes the
 // list of them and leaves the bitmap and the counter of blocks as zeros, so that no launch is needed before or after. Only
 // where an outlier takes its whole column with it, `clear_columns` follows.
 //
@@ -40,9 +40,9 @@ DEVICE void list_columns(const QuantizeArgs& a) {
     if (lane == 0) *a.count = count;
 }
 
+// One row; whether it has outliers.
 template <class T>
-DEVICE void quantize(const QuantizeArgs& a) {
-    u32 m = blockIdx.x;
+DEVICE bool quantize_row(const QuantizeArgs& a, u32 m) {
     Row<T> row(a.source, m);
     bool has_outliers;
     float absmax = half_value(row_absmax(row, a.limit, has_outliers));
@@ -60,13 +60,24 @@ DEVICE void quantize(const QuantizeArgs& a) {
         }
     });
     if (threadIdx.x == 0) a.absmax[m] = absmax;
+    return has_outliers;
+}
 
+template <class T>
+DEVICE void quantize(const QuantizeArgs& a) {
+    bool has_marked = false;
+#pragma unroll 1
+    for (u32 m = blockIdx.x; m < a.rows; m += gridDim.x) {
+        has_marked |= quantize_row<T>(a, m);
+        // The next row uses the same shared memory.
+        __syncthreads();
+    }
     // The block's marks must be there before it is counted.
-    if (has_outliers) __threadfence();
+    if (has_marked) __threadfence();
     __syncthreads();
     if (warp_index() != 0) return;
     u32 done = lane_index() == 0 ? atomicAdd(a.blocks, 1u) : 0;
-    if (__shfl_sync(EVERY_LANE, done, 0) != a.rows - 1) return;
+    if (__shfl_sync(EVERY_LANE, done, 0) != gridDim.x - 1) return;
     __threadfence();
     list_columns(a);
     if (lane_index() == 0) *a.blocks = 0;
@@ -74,9 +85,9 @@ DEVICE void quantize(const QuantizeArgs& a) {
 
 DEVICE void prefetch_quantize(const QuantizeArgs& a) { prefetch_source(a.source); }
 
-KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<float>(a); }
-KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<half>(a); }
-KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<bf16>(a); }
+KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<float>(a); }
+KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<half>(a); }
+KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<bf16>(a); }
 
 struct ClearArgs {
     i8* codes;           // [M, pitch]

@@ -11,6 +11,8 @@ const BLOCK_WARPS: usize = 8;
 const GEMV_THREADS: usize = 256;
 /// Loads of a thread of `gemv.cu` that are under way together.
 const GEMV_LOADS: usize = 5;
+/// Threads of `quantize.cu` that a multiprocessor holds.
+const QUANTIZE_THREADS: usize = 1024;
 /// Weight rows that a warp of `thin.cu` holds.
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
@@ -44,6 +46,18 @@ pub fn pitch(in_features: usize) -> usize {
 /// ```
 pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
+}
+
+/// Blocks of `quantize.cu`: those that are on the device together, by the registers of its threads, and not more than there
+/// are rows.
+///
+/// ```
+/// use llm_int8_cuda::plan::quantize_blocks;
+/// assert_eq!([64, 4096].map(|rows| quantize_blocks(rows, 1280, 132)), [64, 4 * 132]);
+/// ```
+pub fn quantize_blocks(rows: usize, cols: usize, multiprocessors: usize) -> usize {
+    let blocks = QUANTIZE_THREADS / row_threads(cols) as usize;
+    rows.min(blocks * multiprocessors.max(1))
 }
 
 /// How `gemv.cu` divides a layer.

@@ -132,7 +132,8 @@ pub fn quantize<'a, T: Float>(
         limit,
         padding: 0,
     };
-    check.launch(&args, [rows, 1, 1], plan::row_threads(cols), 0)?;
+    let blocks = plan::quantize_blocks(rows, cols, memory.codes.device().multiprocessors());
+    check.launch(&args, [blocks, 1, 1], plan::row_threads(cols), 0)?;
     if rows > 1 && threshold > 0.0 && !by_row {
         let check = Check { kernel: "clear_columns", device: memory.codes.device() };
         let args = ClearArgs {
