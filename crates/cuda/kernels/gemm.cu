@@ -67,6 +67,7 @@ struct Gemm {
             }
             commit_copies();
         };
+        Finish tile(a);
         i32 sum[HIGH][WIDE][4] = {};
 #pragma unroll 1
         for (u32 i = 0; i < STAGES - 1; ++i) start(steps.first + i);
@@ -82,18 +83,16 @@ struct Gemm {
         wait_for_copies<0>();
         __syncthreads();
 
-        Finish tile(a, shared);
-        tile.finish_all([&](u32 part) {
+        tile.finish(shared, [&](u32 part) {
             if (warp_m / Finish::HEIGHT != part) return;
-            u32 first_row = warp_m % Finish::HEIGHT + lane_index() / 4, first_column = warp_n + lane_index() % 4 * 2;
+            u32 row = warp_m % Finish::HEIGHT + lane_index() / 4, column = warp_n + lane_index() % 4 * 2;
 #pragma unroll
             for (u32 i = 0; i < HIGH; ++i)
 #pragma unroll
                 for (u32 j = 0; j < WIDE; ++j)
 #pragma unroll
-                    for (u32 c = 0; c < 4; ++c)
-                        tile.sums[(first_row + i * 16 + c / 2 * 8) * Finish::PITCH + first_column + j * 8 + c % 2] =
-                            sum[i][j][c];
+                    for (u32 c = 0; c < 4; c += 2)
+                        tile.put_pair(row + i * 16 + c * 4, column + j * 8, sum[i][j][c], sum[i][j][c + 1]);
         });
     }
 };

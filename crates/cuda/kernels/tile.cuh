@@ -61,27 +61,41 @@ struct Tile {
     // A lane's pairs of neighbouring sums, of rows g and columns 2t, lie in different banks.
     static constexpr u32 PITCH = TILE_N + 8;
     static constexpr u32 WARPS = THREADS / WARP, COLUMNS = TILE_N / WARP, ROWS = 8 / COLUMNS;
-    static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + OUTLIERS_AT_ONCE * (HEIGHT + TILE_N));
+    static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * (TILE_M + TILE_N) + TILE_N + 1);
+    static_assert(THREADS == TILE_M + TILE_N, "a thread for each row and each column");
 
     const ProductArgs& a;
-    u32 first_m, first_n;
-    i32* sums;          // [HEIGHT, PITCH]
-    float *y, *x, *w;   // in the place of sums; outliers [OUTLIERS_AT_ONCE, HEIGHT] and [OUTLIERS_AT_ONCE, TILE_N]
+    u32 first_m, first_n, count;
+    // Fetched before the main loop: absmax of a row of activations or of weights, and the bias.
+    float factor, offset;
+    // In shared memory, after it.
+    i32* sums;        // [HEIGHT, PITCH], later values
+    float* outliers;  // [OUTLIERS_AT_ONCE, TILE_M + TILE_N]: of activations, then of weights
+    float* factors;   // [TILE_M + TILE_N]
+    float* offsets;   // [TILE_N]
+    u32* is_last;
 
-    __device__ __forceinline__ Tile(const ProductArgs& a, void* shared)
-        : a(a),
-          first_m(blockIdx.x * TILE_M),
-          first_n(blockIdx.y * TILE_N),
-          sums(static_cast<i32*>(shared)),
-          y(static_cast<float*>(shared)),
-          x(y + HEIGHT * PITCH),
-          w(x + OUTLIERS_AT_ONCE * HEIGHT) {}
+    __device__ __forceinline__ Tile(const ProductArgs& a)
+        : a(a), first_m(blockIdx.x * TILE_M), first_n(blockIdx.y * TILE_N), count(*a.count), factor(0.0f), offset(0.0f) {
+        u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
+        if (threadIdx.x < TILE_M) {
+            if (m < a.rows) factor = a.absmax[m];
+        } else if (n < a.weight.out_features) {
+            factor = a.weight.absmax[n];
+            if (a.epilogue.bias != nullptr) offset = a.epilogue.bias[n];
+        }
+    }
 
-    // Finishes the tile. put(part) writes rows part · HEIGHT … of its sums to `sums`; all threads call it. No thread may
-    // use shared memory for something else any more.
+    // Finishes the tile in BYTES of shared memory, which no thread may use for something else any more. put(part) gives rows
+    // part · HEIGHT … of its sums to put_pair; all threads call it.
     template <class Put>
-    __device__ __forceinline__ void finish_all(Put put) const {
+    __device__ __forceinline__ void finish(void* shared, Put put) {
         constexpr u32 PARTS = TILE_M / HEIGHT;
+        sums = static_cast<i32*>(shared);
+        outliers = static_cast<float*>(shared) + HEIGHT * PITCH;
+        factors = outliers + OUTLIERS_AT_ONCE * (TILE_M + TILE_N);
+        offsets = factors + TILE_M + TILE_N;
+        is_last = reinterpret_cast<u32*>(offsets + TILE_N);
         bool is_joined = a.splits > 1;
         if (is_joined) {
 #pragma unroll 1
@@ -91,8 +105,11 @@ struct Tile {
                 add_sums(part);
                 __syncthreads();
             }
-            if (!is_last()) return;
+            if (!all_have_added()) return;
         }
+        load_outliers(0);
+        factors[threadIdx.x] = factor;
+        if (threadIdx.x >= TILE_M) offsets[threadIdx.x - TILE_M] = offset;
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; ++part) {
             if (is_joined) {
@@ -101,14 +118,26 @@ struct Tile {
                 put(part);
             }
             __syncthreads();
-            dequantize_rows(part);
-            activate_rows();
-            write_rows(part);
+            finish_rows(part);
             __syncthreads();
         }
     }
 
+    // Two sums of a row of a part, side by side.
+    __device__ __forceinline__ void put_pair(u32 row, u32 column, i32 left, i32 right) const {
+        struct alignas(8) Pair {
+            i32 left, right;
+        };
+        *reinterpret_cast<Pair*>(&sums[row * PITCH + column]) = {left, right};
+    }
+
 private:
+    // Rows of a part that there are.
+    __device__ __forceinline__ u32 rows_of(u32 part) const {
+        u32 first = first_m + part * HEIGHT;
+        return first >= a.rows ? 0 : a.rows - first < HEIGHT ? a.rows - first : HEIGHT;
+    }
+
     // The sums of a part in device memory, [HEIGHT, TILE_N].
     __device__ __forceinline__ i32* all_sums(u32 part) const {
         return a.sums + ((size_t)(blockIdx.x + gridDim.x * blockIdx.y) * TILE_M + part * HEIGHT) * TILE_N;
@@ -120,6 +149,21 @@ private:
         each_place<4>([&](u32 row, u32 column) {
             if (row < rows) atomicAdd(&all[row * TILE_N + column], sums[row * PITCH + column]);
         });
+    }
+
+    // Whether this block is the last of its tile to have added its sums.
+    __device__ __forceinline__ bool all_have_added() const {
+        // What this block added must be seen before it is counted.
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            u32* counter = &a.counters[blockIdx.x + gridDim.x * blockIdx.y];
+            *is_last = atomicAdd(counter, 1u) == a.splits - 1;
+            if (*is_last != 0) *counter = 0;
+        }
+        __syncthreads();
+        __threadfence();
+        return *is_last != 0;
     }
 
     // Fetches what all blocks have added and leaves zeros: 16 bytes at a time, many of them under way together.
@@ -154,132 +198,119 @@ private:
         for (u32 i = 0; i < HEIGHT / STRIDE; ++i) f(row + i * STRIDE, column);
     }
 
-    // Whether all other blocks of this tile have added their sums.
-    __device__ __forceinline__ bool is_last() const {
-        __shared__ bool last;
-        // What this block added must be seen before it is counted.
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            u32* counter = &a.counters[blockIdx.x + gridDim.x * blockIdx.y];
-            last = atomicAdd(counter, 1u) == a.splits - 1;
-            if (last) *counter = 0;
+    // Outlier columns from number `first` on: the values of a row in them, or the weights that belong to them, by each thread.
+    __device__ __forceinline__ void load_outliers(u32 first) const {
+        u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
+        u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
+        bool is_x = threadIdx.x < TILE_M, inside = is_x ? m < a.rows : n < a.weight.out_features;
+#pragma unroll 4
+        for (u32 o = 0; o < here; ++o) {
+            u32 column = a.columns[first + o];
+            float value = 0.0f;
+            if (inside && is_x) value = outlier_value<T>(a, m, column);
+            if (inside && !is_x) value = (float)a.weight.codes[(size_t)n * a.weight.pitch + column] * (factor * CODE_STEP);
+            outliers[o * (TILE_M + TILE_N) + threadIdx.x] = value;
         }
-        __syncthreads();
-        __threadfence();
-        return last;
     }
 
-    // Rows of a part that there are.
-    __device__ __forceinline__ u32 rows_of(u32 part) const {
-        u32 first = first_m + part * HEIGHT;
-        return first >= a.rows ? 0 : a.rows - first < HEIGHT ? a.rows - first : HEIGHT;
-    }
-
-    // Sums become values: the int8 part, the bias, and the outliers in the order of their columns.
-    __device__ __forceinline__ void dequantize_rows(u32 part) const {
-        u32 m = first_m + part * HEIGHT, rows = rows_of(part), lane = lane_index();
-        u32 n_end = a.weight.out_features, count = *a.count;
-        float absmax[COLUMNS], bias[COLUMNS];
-#pragma unroll
-        for (u32 j = 0; j < COLUMNS; ++j) {
-            u32 n = first_n + lane + j * WARP;
-            absmax[j] = n < n_end ? a.weight.absmax[n] : 0.0f;
-            bias[j] = n < n_end && a.epilogue.bias != nullptr ? a.epilogue.bias[n] : 0.0f;
-        }
+    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their columns, the rest.
+    __device__ __forceinline__ void finish_rows(u32 part) const {
+        u32 lane = lane_index();
+        bool is_activated = first_n < a.epilogue.activated;
+        float* values = reinterpret_cast<float*>(sums);
         u32 first = 0;
         do {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
-            if (here != 0) {
-                load_outliers(m, rows, first, here);
+            // The first ones are there, unless the part before needed that place for others.
+            if (first != 0 || (part != 0 && count > OUTLIERS_AT_ONCE)) {
+                __syncthreads();
+                load_outliers(first);
                 __syncthreads();
             }
+            bool are_all = count - first <= OUTLIERS_AT_ONCE;
 #pragma unroll 1
             for (u32 r = warp_index() * ROWS; r < HEIGHT; r += WARPS * ROWS) {
                 float value[ROWS][COLUMNS];
 #pragma unroll
-                for (u32 i = 0; i < ROWS; ++i) {
-                    float step = first == 0 && r + i < rows ? a.absmax[m + r + i] : 0.0f;
+                for (u32 j = 0; j < COLUMNS; ++j) {
+                    u32 column = lane + j * WARP;
+                    float absmax = factors[TILE_M + column], bias = offsets[column];
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) {
-                        u32 place = (r + i) * PITCH + lane + j * WARP;
-                        value[i][j] = first == 0 ? dequantize(sums[place], step, absmax[j], bias[j]) : y[place];
+                    for (u32 i = 0; i < ROWS; ++i) {
+                        u32 place = (r + i) * PITCH + column;
+                        value[i][j] = first != 0 ? values[place]
+                                                 : dequantize(sums[place], factors[part * HEIGHT + r + i], absmax, bias);
                     }
                 }
 #pragma unroll 1
                 for (u32 o = 0; o < here; ++o) {
-                    float right[COLUMNS];
+                    const float *x = outliers + o * (TILE_M + TILE_N) + part * HEIGHT + r, *w = x - part * HEIGHT - r + TILE_M;
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) right[j] = w[o * TILE_N + lane + j * WARP];
+                    for (u32 j = 0; j < COLUMNS; ++j) {
+                        float right = w[lane + j * WARP];
 #pragma unroll
-                    for (u32 i = 0; i < ROWS; ++i) {
-                        float left = x[o * HEIGHT + r + i];
-#pragma unroll
-                        for (u32 j = 0; j < COLUMNS; ++j) value[i][j] = __fmaf_rn(left, right[j], value[i][j]);
+                        for (u32 i = 0; i < ROWS; ++i) value[i][j] = __fmaf_rn(x[i], right, value[i][j]);
                     }
+                }
+                if (are_all && !is_activated) {
+                    write_rows(part, r, value);
+                    continue;
                 }
 #pragma unroll
                 for (u32 i = 0; i < ROWS; ++i)
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) y[(r + i) * PITCH + lane + j * WARP] = value[i][j];
+                    for (u32 j = 0; j < COLUMNS; ++j) values[(r + i) * PITCH + lane + j * WARP] = value[i][j];
             }
-            __syncthreads();
             first += OUTLIERS_AT_ONCE;
         } while (first < count);
-    }
+        if (!is_activated) return;
 
-    // The values of `here` outlier columns in the part's rows, and the weights that belong to them.
-    __device__ __forceinline__ void load_outliers(u32 m, u32 rows, u32 first, u32 here) const {
-        u32 n_end = a.weight.out_features;
-#pragma unroll 1
-        for (u32 i = threadIdx.x; i < (HEIGHT + TILE_N) * here; i += THREADS) {
-            u32 row = i / here, o = i % here, column = a.columns[first + o], n = first_n + row - HEIGHT;
-            if (row < HEIGHT) {
-                x[o * HEIGHT + row] = row < rows ? outlier_value<T>(a, m + row, column) : 0.0f;
-            } else if (n < n_end) {
-                float code = (float)a.weight.codes[(size_t)n * a.weight.pitch + column];
-                w[o * TILE_N + row - HEIGHT] = code * (a.weight.absmax[n] * CODE_STEP);
-            } else {
-                w[o * TILE_N + row - HEIGHT] = 0.0f;
-            }
-        }
-    }
-
-    __device__ __forceinline__ void activate_rows() const {
-        const Epilogue& e = a.epilogue;
-        if (first_n >= e.activated) return;
-        u32 columns = e.activated - first_n;
-        with_activation(e.activation, [&](auto function) {
+        __syncthreads();
+        u32 columns = a.epilogue.activated - first_n;
+        with_activation(a.epilogue.activation, [&](auto function) {
             each_place<2>([&](u32 row, u32 column) {
-                float& value = y[row * PITCH + column];
+                float& value = values[row * PITCH + column];
                 if (column < columns) value = function.of(value);
             });
         });
         __syncthreads();
+#pragma unroll 1
+        for (u32 r = warp_index() * ROWS; r < HEIGHT; r += WARPS * ROWS) {
+            float value[ROWS][COLUMNS];
+#pragma unroll
+            for (u32 i = 0; i < ROWS; ++i)
+#pragma unroll
+                for (u32 j = 0; j < COLUMNS; ++j) value[i][j] = values[(r + i) * PITCH + lane + j * WARP];
+            write_rows(part, r, value);
+        }
     }
 
-    __device__ __forceinline__ void write_rows(u32 part) const {
+    // Rows r … of a part, of which a lane has every 32nd column: the residual, and out.
+    __device__ __forceinline__ void write_rows(u32 part, u32 r, float (&value)[ROWS][COLUMNS]) const {
         const Epilogue& e = a.epilogue;
-        u32 m = first_m + part * HEIGHT, rows = rows_of(part), lane = lane_index(), n_end = a.weight.out_features;
-#pragma unroll 1
-        for (u32 r = warp_index() * ROWS; r < rows; r += WARPS * ROWS) {
-            float value[ROWS][COLUMNS], residual[ROWS][COLUMNS];
-            auto each = [&](auto f) {
+        u32 m = first_m + part * HEIGHT + r, n = first_n + lane_index(), n_end = a.weight.out_features;
+        if (e.residual != nullptr) {
+            // All loads before the first use.
+            float residual[ROWS][COLUMNS];
 #pragma unroll
-                for (u32 i = 0; i < ROWS; ++i)
+            for (u32 i = 0; i < ROWS; ++i)
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) {
-                        u32 n = first_n + lane + j * WARP;
-                        if (r + i < rows && n < n_end) f(i, j, n);
-                    }
-            };
-            if (e.residual != nullptr)
-                each([&](u32 i, u32 j, u32 n) { residual[i][j] = e.residual[(size_t)(m + r + i) * e.residual_stride + n]; });
-            each([&](u32 i, u32 j, u32 n) {
-                value[i][j] = y[(r + i) * PITCH + n - first_n];
-                if (e.residual != nullptr) value[i][j] = __fmaf_rn(value[i][j], e.residual_scale, residual[i][j]);
-                static_cast<T*>(e.out)[(size_t)(m + r + i) * e.out_stride + n] = from_float<T>(value[i][j]);
-            });
+                for (u32 j = 0; j < COLUMNS; ++j) {
+                    bool inside = m + i < a.rows && n + j * WARP < n_end;
+                    residual[i][j] = inside ? e.residual[(size_t)(m + i) * e.residual_stride + n + j * WARP] : 0.0f;
+                }
+#pragma unroll
+            for (u32 i = 0; i < ROWS; ++i)
+#pragma unroll
+                for (u32 j = 0; j < COLUMNS; ++j)
+                    value[i][j] = __fmaf_rn(value[i][j], e.residual_scale, residual[i][j]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            T* out = static_cast<T*>(e.out) + (size_t)(m + i) * e.out_stride + n;
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; ++j)
+                if (m + i < a.rows && n + j * WARP < n_end) out[j * WARP] = from_float<T>(value[i][j]);
         }
     }
 };

@@ -38,6 +38,7 @@ DEVICE void wgmma_product(const ProductArgs& a) {
         }
         commit_copies();
     };
+    Finish tile(a);
     i32 sum[64] = {};
 #pragma unroll 1
     for (u32 i = 0; i < FILLED - 1; ++i) start(steps.first + i);
@@ -60,13 +61,11 @@ DEVICE void wgmma_product(const ProductArgs& a) {
     wait_for_copies<0>();
     __syncthreads();
 
-    Finish tile(a, shared);
-    tile.finish_all([&](u32 part) {
+    tile.finish(shared, [&](u32 part) {
         if (warpgroup != part) return;
         u32 row = warp_index() % 4 * 16 + lane_index() / 4, column = lane_index() % 4 * 2;
 #pragma unroll
-        for (u32 i = 0; i < 64; ++i)
-            tile.sums[(row + i / 2 % 2 * 8) * Finish::PITCH + column + i / 4 * 8 + i % 2] = sum[i];
+        for (u32 i = 0; i < 64; i += 2) tile.put_pair(row + i / 2 % 2 * 8, column + i / 4 * 8, sum[i], sum[i + 1]);
     });
 }
 #else
