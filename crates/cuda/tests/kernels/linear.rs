@@ -225,7 +225,8 @@ fn products_are_the_oracles_for_f16_and_bf16() {
 
 #[test]
 fn large_tiles_are_the_oracles() {
-    // Enough tiles for each of the four multiprocessors that the emulated device says it has.
+    // Enough tiles for each of the four multiprocessors that the emulated device says it has, and more steps along K than
+    // are in shared memory together.
     for device in testing::devices(&[0, 1]) {
         let case = Case::<f32>::new([150, 300, 700], 3);
         for by_row in [false, true] {
@@ -250,19 +251,18 @@ fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
     }
 }
 
-/// `x` with outliers in `count` columns, beside those that happen to be there, and in none of the last row.
-fn with_outlier_columns(case: &mut Case<f32>, count: usize) {
-    case.x = noise(case.rows * case.cols, 7).iter().map(|x| x * 3.0).collect();
+/// Values with outliers in `count` columns, every other row in each, and none in the last row.
+fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
+    case.x = noise(case.rows * case.cols, 7).iter().map(|x| T::of(x * 3.0)).collect();
     for column in 0..count {
         for row in (column % 2..case.rows - 1).step_by(2) {
-            case.x[row * case.cols + column * 3] = 7.0 + column as f32;
+            case.x[row * case.cols + column * 3] = T::of(7.0 + column as f32);
         }
     }
 }
 
-#[test]
-fn every_division_of_a_matmul_gives_the_same() {
-    for device in devices() {
+fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
+    for device in devices {
         for (tile, splits) in
             [(Tile::Small, 1), (Tile::Small, 2), (Tile::Small, 5), (Tile::Large, 1), (Tile::Large, 3)]
         {
@@ -278,7 +278,7 @@ fn every_division_of_a_matmul_gives_the_same() {
                 if splits > 1 && tile.count(rows, n) > 2 {
                     continue;
                 }
-                let mut case = Case::<f32>::new([rows, n, cols], 23);
+                let mut case = Case::<T>::new([rows, n, cols], 23);
                 with_outlier_columns(&mut case, outliers);
                 for by_row in [false, true] {
                     let expected = case.expected(6.0, scope(by_row));
@@ -286,11 +286,27 @@ fn every_division_of_a_matmul_gives_the_same() {
                         "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {by_row}, {device:?}"
                     );
                     let division = Gemm { tile, splits };
-                    assert_near(&case.by_division(&device, by_row, division, None), &expected, 2e-6, &what);
+                    assert_near(
+                        &case.by_division(&device, by_row, division, None),
+                        &expected,
+                        tolerance::<T>(),
+                        &what,
+                    );
                 }
             }
         }
     }
+}
+
+#[test]
+fn every_division_of_a_matmul_gives_the_same() {
+    divides_a_matmul::<f32>(devices());
+}
+
+#[test]
+fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
+    divides_a_matmul::<f16>(few_devices());
+    divides_a_matmul::<bf16>(few_devices());
 }
 
 #[test]
