@@ -14,6 +14,7 @@ namespace emulation {
 
 __thread Thread* self;
 __thread unsigned char prefetched;
+__thread bool copies_at_once;
 __thread Dim3 block_index, block_size, grid_size;
 
 namespace {
@@ -328,10 +329,19 @@ void load_matrices(uint32_t (&words)[4], const void* row) {
     emulation::sync_warp();
 }
 
+static void copy_now(const emulation::BackgroundCopy& copy) {
+    if (copy.valid) {
+        memcpy(copy.shared, copy.global, 16);
+    } else {
+        memset(copy.shared, 0, 16);
+    }
+}
+
 void copy_async(void* shared, const void* global, bool valid) {
     emulation::check_aligned(shared);
     if (valid) emulation::check_aligned(global);
     emulation::Thread& thread = *emulation::self;
+    if (emulation::copies_at_once) return copy_now({shared, global, valid, 0});
     if (thread.copy_count == emulation::MOST_COPIES) return emulation::fail("too many copies under way");
     thread.copies[thread.copy_count++] = {shared, global, valid, thread.group};
 }
@@ -345,10 +355,8 @@ void wait_for_copies_but(uint32_t pending) {
         emulation::BackgroundCopy copy = thread.copies[i];
         if (copy.group + pending >= thread.group) {
             thread.copies[kept++] = copy;
-        } else if (copy.valid) {
-            memcpy(copy.shared, copy.global, 16);
         } else {
-            memset(copy.shared, 0, 16);
+            copy_now(copy);
         }
     }
     thread.copy_count = kept;
@@ -402,8 +410,8 @@ void wait_for_wgmma_but(uint32_t pending) {
     thread.product_count = kept;
 }
 
-// Runs a kernel. `order` 0: blocks and threads by number; others seed the shuffling of both. Returns null, or
-// what went wrong.
+// Runs a kernel. `order` 0: blocks and threads by number; others seed the shuffling of both, and even ones let background
+// copies happen at once. Returns null, or what went wrong.
 extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint32_t args_bytes, const uint32_t* grid,
                                         uint32_t threads, uint32_t shared_bytes, uint64_t order) {
     using namespace emulation;
@@ -426,6 +434,7 @@ extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint
     std::vector<uint32_t> thread_order(threads), block_order(size_t(grid[0]) * grid[1] * grid[2]);
     for (uint32_t i = 0; i < threads; ++i) thread_order[i] = i;
     for (uint32_t i = 0; i < block_order.size(); ++i) block_order[i] = i;
+    copies_at_once = order != 0 && order % 2 == 0;
     uint64_t random = order;
     if (order != 0) shuffle(block_order, random);
     for (uint32_t block : block_order) {

@@ -4,7 +4,8 @@
 // __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step, and the order of fibers and
 // of blocks can be shuffled: what needs a barrier and lacks one gives other results in another order. A
 // barrier that not all threads reach is reported, as is a vector load that is not aligned. Dynamic shared
-// memory is filled with NaN before each block, and a background copy happens only when it is waited for.
+// memory is filled with NaN before each block. A background copy happens only when it is waited for, or at once where the
+// order is an even number other than 0: what is read too early is not there, what is filled too early is lost.
 #pragma once
 
 #include <math.h>
@@ -66,6 +67,7 @@ struct Thread {
 
 extern __thread Thread* self;
 extern __thread unsigned char prefetched;
+extern __thread bool copies_at_once;
 extern __thread Dim3 block_index, block_size, grid_size;
 
 void sync_block();

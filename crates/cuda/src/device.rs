@@ -75,7 +75,8 @@ impl Device {
     }
 
     /// The emulated device with `memory` bytes. `order` 0 runs blocks and threads of a kernel by
-    /// number; other values seed a shuffling of both, which shows where a barrier is missing.
+    /// number; other values seed a shuffling of both, which shows where a barrier is missing, and even ones also let
+    /// background copies happen at once and not when they are waited for.
     ///
     /// # Errors
     /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs that are no tests.

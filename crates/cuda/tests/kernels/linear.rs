@@ -227,7 +227,7 @@ fn products_are_the_oracles_for_f16_and_bf16() {
 fn large_tiles_are_the_oracles() {
     // Enough tiles for each of the four multiprocessors that the emulated device says it has, and more steps along K than
     // are in shared memory together.
-    for device in testing::devices(&[0, 1]) {
+    for device in devices() {
         let case = Case::<f32>::new([150, 300, 700], 3);
         for by_row in [false, true] {
             let expected = case.expected(6.0, scope(by_row));
