@@ -62,7 +62,7 @@ struct Tile {
     static constexpr u32 PITCH = TILE_N + 8;
     static constexpr u32 WARPS = THREADS / WARP, COLUMNS = TILE_N / WARP, ROWS = 8 / COLUMNS;
     static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * (TILE_M + TILE_N) + TILE_N + 1);
-    static_assert(THREADS == TILE_M + TILE_N, "a thread for each row and each column");
+    static_assert(THREADS >= TILE_M + TILE_N, "a thread for each row and each column");
 
     const ProductArgs& a;
     u32 first_m, first_n, count;
@@ -80,7 +80,7 @@ struct Tile {
         u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
         if (threadIdx.x < TILE_M) {
             if (m < a.rows) factor = a.absmax[m];
-        } else if (n < a.weight.out_features) {
+        } else if (threadIdx.x < TILE_M + TILE_N && n < a.weight.out_features) {
             factor = a.weight.absmax[n];
             if (a.epilogue.bias != nullptr) offset = a.epilogue.bias[n];
         }
@@ -108,8 +108,8 @@ struct Tile {
             if (!all_have_added()) return;
         }
         load_outliers(0);
-        factors[threadIdx.x] = factor;
-        if (threadIdx.x >= TILE_M) offsets[threadIdx.x - TILE_M] = offset;
+        if (threadIdx.x < TILE_M + TILE_N) factors[threadIdx.x] = factor;
+        if (threadIdx.x >= TILE_M && threadIdx.x < TILE_M + TILE_N) offsets[threadIdx.x - TILE_M] = offset;
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; ++part) {
             if (is_joined) {
@@ -200,6 +200,7 @@ private:
 
     // Outlier columns from number `first` on: the values of a row in them, or the weights that belong to them, by each thread.
     __device__ __forceinline__ void load_outliers(u32 first) const {
+        if (threadIdx.x >= TILE_M + TILE_N) return;
         u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
         u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
         bool is_x = threadIdx.x < TILE_M, inside = is_x ? m < a.rows : n < a.weight.out_features;

@@ -1,40 +1,43 @@
 // Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its operands from shared
 // memory. `mma.sync` reaches two thirds of the rate there.
 //
-// Idea: two warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at a time
-// come into shared memory by copies in the background, STAGES deep. Two blocks fit on a multiprocessor, so that one
-// multiplies while the other fills its first stages or finishes its outputs (tile.cuh).
+// Idea: two or four warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at a
+// time come into shared memory by copies in the background, FILLED stages deep. Of tiles of 128 rows two blocks fit on a
+// multiprocessor, so that one multiplies while the other fills its first stages or finishes its outputs (tile.cuh). Tiles of
+// 256 rows are for large products, which the second cache limits: they read a quarter less of it.
 //
-// Order within a step: its codes are there; its products are started; those of the step before are done, in both
-// warpgroups; the stage that those have read is filled for a later step, while the tensor cores work.
+// Order within a step: its codes are there; its products are started; those of the step before are done, in all warpgroups;
+// the stage that those have read is filled for a later step, while the tensor cores work.
 //
-// Layout of a stage: 128 rows of activations and 128 of weights, 128 bytes each, swizzled as ptx.cuh says. 32 KB, of which
-// the tensor cores read 48 KB and 32 KB are written in a step of 512 cycles at their full rate: 80 KB where
-// shared memory can give 64 in that time, which limits this kernel to four fifths of the rate.
+// Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as ptx.cuh says.
+// Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in 512 cycles at the tensor cores' full
+// rate, in which it can give 64 KB; of 256 rows 48 and 96 KB in 1024 cycles, in which it can give 128. The second cache
+// gives each multiprocessor about 25 KB in 1024 cycles.
 // On other devices the kernels are empty and never launched.
 #include "tile.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(LLM_INT8_EMULATION)
-template <class T>
+template <class T, u32 WARPGROUPS, u32 FILLED>
 DEVICE void wgmma_product(const ProductArgs& a) {
-    constexpr u32 SIDE = 128, DEPTH = 128, FILLED = 3, THREADS = 256;
-    typedef Tile<T, SIDE, SIDE, THREADS> Finish;
-    typedef TileCopy<SIDE, DEPTH / 16, THREADS> Copy;
-    constexpr u32 STAGE_BYTES = 2 * Copy::BYTES;
+    constexpr u32 TILE_M = 64 * WARPGROUPS, TILE_N = 128, DEPTH = 128, THREADS = 128 * WARPGROUPS;
+    typedef Tile<T, TILE_M, TILE_N, THREADS> Finish;
+    typedef TileCopy<TILE_M, DEPTH / 16, THREADS> CopyX;
+    typedef TileCopy<TILE_N, DEPTH / 16, THREADS> CopyW;
+    constexpr u32 STAGE_BYTES = CopyX::BYTES + CopyW::BYTES;
     static_assert(Finish::BYTES <= FILLED * STAGE_BYTES, "the epilogue works in the memory of the stages");
 
     DYNAMIC_SHARED(unaligned);
     unsigned char* shared = align_tiles(unaligned);
     u32 pitch = a.weight.pitch, warpgroup = threadIdx.x / 128;
     auto swizzle = [](u32 row, u32 chunk) { return chunk ^ row % 8; };
-    Copy x(a.codes, pitch, blockIdx.x * SIDE, a.rows, swizzle);
-    Copy w(a.weight.codes, pitch, blockIdx.y * SIDE, a.weight.out_features, swizzle);
+    CopyX x(a.codes, pitch, blockIdx.x * TILE_M, a.rows, swizzle);
+    CopyW w(a.weight.codes, pitch, blockIdx.y * TILE_N, a.weight.out_features, swizzle);
     StepRange steps((pitch + DEPTH - 1) / DEPTH, a.splits);
     auto start = [&](u32 step) {
         if (step < steps.end) {
             unsigned char* stage = shared + step % FILLED * STAGE_BYTES;
             x.start(stage, step * DEPTH);
-            w.start(stage + Copy::BYTES, step * DEPTH);
+            w.start(stage + CopyX::BYTES, step * DEPTH);
         }
         commit_copies();
     };
@@ -50,7 +53,7 @@ DEVICE void wgmma_product(const ProductArgs& a) {
         unsigned char* stage = shared + step % FILLED * STAGE_BYTES;
         begin_wgmma();
 #pragma unroll
-        for (u32 i = 0; i < DEPTH / 32; ++i) wgmma_s8(sum, stage + warpgroup * 64 * DEPTH, stage + Copy::BYTES, i);
+        for (u32 i = 0; i < DEPTH / 32; ++i) wgmma_s8(sum, stage + warpgroup * 64 * DEPTH, stage + CopyX::BYTES, i);
         commit_wgmma();
         wait_for_wgmma<1>();
         __syncthreads();
@@ -69,10 +72,14 @@ DEVICE void wgmma_product(const ProductArgs& a) {
     });
 }
 #else
-template <class T>
+template <class T, u32 WARPGROUPS, u32 FILLED>
 DEVICE void wgmma_product(const ProductArgs&) {}
 #endif
 
-KERNEL(wgmma128_f32, ProductArgs, 256, 2) { wgmma_product<float>(a); }
-KERNEL(wgmma128_f16, ProductArgs, 256, 2) { wgmma_product<half>(a); }
-KERNEL(wgmma128_bf16, ProductArgs, 256, 2) { wgmma_product<bf16>(a); }
+#define WGMMA(suffix, T)                                                                      \
+    KERNEL(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); } \
+    KERNEL(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
+
+WGMMA(f32, float)
+WGMMA(f16, half)
+WGMMA(bf16, bf16)

@@ -131,7 +131,9 @@ pub fn gemv_shared_bytes(cols: usize) -> usize {
 /// Tiles of `gemm.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
-    /// 128 by 128, 256 threads, by `wgmma.cu`, where the device has that instruction.
+    /// 256 rows by 128 columns, 512 threads, by `wgmma.cu`, where the device has that instruction.
+    HopperTall,
+    /// 128 by 128, 256 threads, as well.
     Hopper,
     /// 128 by 128, 256 threads.
     Large,
@@ -141,33 +143,51 @@ pub enum Tile {
 
 impl Tile {
     /// Rows and columns.
-    pub const fn side(self) -> usize {
+    pub const fn size(self) -> [usize; 2] {
         match self {
-            Self::Hopper | Self::Large => 128,
-            Self::Small => 64,
+            Self::HopperTall => [256, 128],
+            Self::Hopper | Self::Large => [128, 128],
+            Self::Small => [64, 64],
         }
+    }
+
+    /// Its outputs.
+    pub const fn outputs(self) -> usize {
+        let [rows, columns] = self.size();
+        rows * columns
     }
 
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
         match self {
+            Self::HopperTall => 512,
             Self::Hopper | Self::Large => 256,
             Self::Small => 128,
         }
     }
 
-    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three, 128 bytes a row, which begin
-    /// at a multiple of 1024 bytes. The epilogue reuses them.
+    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three or four, 128 bytes a row, which
+    /// begin at a multiple of 1024 bytes. The epilogue reuses them.
     pub const fn shared_bytes(self) -> u32 {
+        let [rows, columns] = self.size();
+        let both = (rows + columns) as u32;
         match self {
-            Self::Hopper => 3 * 2 * 128 * 128 + 1024,
-            Self::Large | Self::Small => (4 * 2 * self.side() * 64) as u32,
+            Self::HopperTall => 4 * both * 128 + 1024,
+            Self::Hopper => 3 * both * 128 + 1024,
+            Self::Large | Self::Small => 4 * both * 64,
         }
+    }
+
+    /// Tiles along M and N.
+    pub fn grid(self, rows: usize, out_features: usize) -> [usize; 2] {
+        let [high, wide] = self.size();
+        [rows.div_ceil(high), out_features.div_ceil(wide)]
     }
 
     /// Tiles of a matmul.
     pub fn count(self, rows: usize, out_features: usize) -> usize {
-        rows.div_ceil(self.side()) * out_features.div_ceil(self.side())
+        let [blocks_m, blocks_n] = self.grid(rows, out_features);
+        blocks_m * blocks_n
     }
 
     /// Blocks that may share the K of a tile: for more tiles than this there is no memory for sums.
@@ -175,6 +195,7 @@ impl Tile {
         match self {
             Self::Small => multiprocessors,
             Self::Hopper | Self::Large => multiprocessors / 2,
+            Self::HopperTall => 0,
         }
     }
 
@@ -184,7 +205,8 @@ impl Tile {
         match self {
             Self::Small => [5, 10, 25],
             Self::Large => [8, 20, 40],
-            Self::Hopper => [4, 20, 40],
+            Self::Hopper => [4, 15, 40],
+            Self::HopperTall => [7, 30, 0],
         }
     }
 }
@@ -201,7 +223,7 @@ pub struct Gemm {
 /// Blocks that share the K of a tile, at most.
 const MOST_SPLITS: usize = 16;
 
-/// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor the least time by estimate. Large tiles read less
+/// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor, or the second cache, the least time by estimate. Large tiles read less
 /// shared memory for each multiply-add, small ones and a K that several blocks share give all multiprocessors work.
 /// The matmul is given as M, N and the pitch of K.
 ///
@@ -210,21 +232,26 @@ const MOST_SPLITS: usize = 16;
 /// // 20 tiles, and 5120 codes to go through: each by several blocks.
 /// let cut = gemm([64, 1280, 5120], 132, true);
 /// assert!(cut.tile == Tile::Small && cut.splits > 4);
-/// assert_eq!(gemm([4096, 4096, 4096], 132, true), Gemm { tile: Tile::Hopper, splits: 1 });
+/// assert_eq!(gemm([4096, 4096, 4096], 132, true), Gemm { tile: Tile::HopperTall, splits: 1 });
 /// assert_eq!(gemm([4096, 4096, 4096], 108, false), Gemm { tile: Tile::Large, splits: 1 });
 /// ```
 pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has_wgmma: bool) -> Gemm {
+    /// What the second cache of an H100 gives all multiprocessors in a tenth of a microsecond.
+    const CACHE_BYTES: usize = 550_000;
     let (steps, units) = (pitch.div_ceil(128).max(1), multiprocessors.max(1));
 
     let candidate = |tile: Tile, splits: usize| {
         let blocks = tile.count(rows, out_features) * splits;
         let [step, once, joining] = tile.costs();
         let joined = if splits > 1 { joining } else { 0 };
-        let cost = blocks.div_ceil(units) * (steps.div_ceil(splits) * step + once) + joined;
+        let (steps, in_turn, [high, wide]) = (steps.div_ceil(splits), blocks.div_ceil(units), tile.size());
+        let read = blocks * steps * (high + wide) * 128 / CACHE_BYTES;
+        let cost = read.max(in_turn * steps * step) + in_turn * once + joined;
         (cost, Gemm { tile, splits: splits as u32 })
     };
-    let large = if has_wgmma { Tile::Hopper } else { Tile::Large };
-    let all = [large, Tile::Small].into_iter().flat_map(|tile| {
+    let tiles: &[Tile] =
+        if has_wgmma { &[Tile::HopperTall, Tile::Hopper, Tile::Small] } else { &[Tile::Large, Tile::Small] };
+    let all = tiles.iter().flat_map(|&tile| {
         let may_split = tile.count(rows, out_features) <= tile.most_shared(units);
         let most = if may_split { MOST_SPLITS.min(steps) } else { 1 };
         (1..=most).map(move |splits| candidate(tile, splits))
@@ -246,7 +273,7 @@ pub fn gemm_counters(rows: usize, multiprocessors: usize) -> usize {
 
 /// See [`gemm_counters`].
 pub fn gemm_sums(rows: usize, multiprocessors: usize) -> usize {
-    let sums = |tile: Tile| tile.most_shared(multiprocessors) * tile.side() * tile.side();
+    let sums = |tile: Tile| tile.most_shared(multiprocessors) * tile.outputs();
     if rows > THIN_MOST { sums(Tile::Large).max(sums(Tile::Small)) } else { 0 }
 }
 
@@ -342,7 +369,9 @@ mod tests {
         assert!(Tile::Large.shared_bytes() <= 64 << 10);
         assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
         assert!(attend_one_shared_bytes(256) <= 48 << 10);
-        assert!(Tile::Hopper.shared_bytes() <= 99 << 10);
+        // Two blocks, or one, on a multiprocessor of 9.0.
+        assert!(2 * (Tile::Hopper.shared_bytes() + 1024) <= 228 << 10);
+        assert!(Tile::HopperTall.shared_bytes() <= 227 << 10);
         assert!(Tile::Small.shared_bytes() <= Tile::Large.shared_bytes());
     }
 
@@ -356,7 +385,7 @@ mod tests {
             assert!(tiles * cut.splits as usize >= 66, "{cut:?} for {rows} x {out_features} x {in_features}");
             if cut.splits > 1 {
                 assert!(tiles <= gemm_counters(rows, 132));
-                assert!(tiles * cut.tile.side() * cut.tile.side() <= gemm_sums(rows, 132));
+                assert!(tiles * cut.tile.outputs() <= gemm_sums(rows, 132));
             }
         }
         // Nothing to share.

@@ -192,6 +192,7 @@ pub fn product_by<T: Float>(
     let kernel = match division.map(|division| division.tile) {
         None if rows <= 8 => kernels!("thin8"),
         None => kernels!("thin16"),
+        Some(Tile::HopperTall) => kernels!("wgmma256"),
         Some(Tile::Hopper) => kernels!("wgmma128"),
         Some(Tile::Large) => kernels!("gemm128"),
         Some(Tile::Small) => kernels!("gemm64"),
@@ -215,7 +216,7 @@ pub fn product_by<T: Float>(
     if division.is_none() && rows > THIN_MOST {
         return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
     }
-    if matches!(division, Some(Gemm { tile: Tile::Hopper, .. })) && !device.has_wgmma() {
+    if matches!(division, Some(Gemm { tile: Tile::Hopper | Tile::HopperTall, .. })) && !device.has_wgmma() {
         return Err(check.shape(format!("{} has no wgmma", device.name())));
     }
     let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
@@ -224,7 +225,7 @@ pub fn product_by<T: Float>(
         Some(Gemm { tile, splits: 2.. }) => tile.count(rows, out_features),
         _ => 0,
     };
-    let side = division.map_or(0, |division| division.tile.side());
+    let outputs = division.map_or(0, |division| division.tile.outputs());
     let args = ProductArgs {
         codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
         absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
@@ -233,7 +234,7 @@ pub fn product_by<T: Float>(
         count: x.memory.count.address(),
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, rows, out_features)?,
-        sums: check.view("the sums of tiles", x.memory.sums.all(), shared_tiles * side * side)?,
+        sums: check.view("the sums of tiles", x.memory.sums.all(), shared_tiles * outputs)?,
         counters: check.view("the counters of tiles", x.memory.counters.all(), shared_tiles)?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
@@ -245,8 +246,8 @@ pub fn product_by<T: Float>(
     let Some(Gemm { tile, .. }) = division else {
         return check.launch(&args, [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1], 256, 0);
     };
-    let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), splits as usize];
-    check.launch(&args, grid, tile.threads(), tile.shared_bytes() as usize)
+    let [blocks_m, blocks_n] = tile.grid(rows, out_features);
+    check.launch(&args, [blocks_m, blocks_n, splits as usize], tile.threads(), tile.shared_bytes() as usize)
 }
 
 /// One row from activations to outputs in one launch; false where the row is too long for it and [`quantize`]

@@ -225,16 +225,19 @@ fn products_are_the_oracles_for_f16_and_bf16() {
 
 #[test]
 fn large_tiles_are_the_oracles() {
-    // Enough tiles for each of the four multiprocessors that the emulated device says it has, and more steps along K than
-    // are in shared memory together.
+    // Several tiles, and more steps along K than are in shared memory together.
     for device in devices() {
-        let case = Case::<f32>::new([150, 300, 700], 3);
-        for by_row in [false, true] {
-            let expected = case.expected(6.0, scope(by_row));
-            assert_near(&case.by_product(&device, 6.0, by_row), &expected, 2e-6, &format!("by row {by_row}"));
+        let case = Case::<f32>::new([300, 200, 700], 3);
+        for tile in [Tile::Large, Tile::Hopper, Tile::HopperTall] {
+            if tile != Tile::Large && !device.has_wgmma() {
+                continue;
+            }
+            let expected = case.expected(6.0, OutlierScope::Row);
+            let found = case.by_division(&device, true, Gemm { tile, splits: 1 }, None);
+            assert_near(&found, &expected, 2e-6, &format!("{tile:?}"));
         }
     }
-    // And for each of those that a GPU has.
+    // Enough tiles for each of the multiprocessors that a GPU has.
     for device in testing::gpus() {
         let case = Case::<f32>::new([1500, 1500, 210], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
@@ -312,8 +315,10 @@ fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
 #[test]
 fn every_function_and_the_residual_follow_a_matmul() {
     for device in few_devices() {
-        for (tile, splits) in [(Tile::Small, 1), (Tile::Small, 2), (Tile::Large, 1), (Tile::Hopper, 1)] {
-            if tile == Tile::Hopper && !device.has_wgmma() {
+        for (tile, splits) in
+            [(Tile::Small, 1), (Tile::Small, 2), (Tile::Large, 1), (Tile::Hopper, 1), (Tile::HopperTall, 1)]
+        {
+            if matches!(tile, Tile::Hopper | Tile::HopperTall) && !device.has_wgmma() {
                 continue;
             }
             let case = Case::<f32>::new([20, 70, 40], 29);
