@@ -217,7 +217,7 @@ DENSE(f16, half)
 DENSE(bf16, bf16)
 
 #define DENSE_MMA(suffix, W)                                             \
-    KERNEL_WITH_PREFETCH(dense_mma32_##suffix, DenseArgs, 256, 3, prefetch_dense_mma<W>) { dense_mma<W, 4>(a); } \
+    KERNEL_WITH_PREFETCH(dense_mma32_##suffix, DenseArgs, 256, 2, prefetch_dense_mma<W>) { dense_mma<W, 4>(a); } \
     KERNEL_WITH_PREFETCH(dense_mma64_##suffix, DenseArgs, 256, 2, prefetch_dense_mma<W>) { dense_mma<W, 8>(a); }
 
 DENSE_MMA(f16, half)
