@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Machine code is made for these; the code of 8.0 also runs on 8.6. The last one's is also embedded as PTX,
-/// which drivers of later GPUs translate.
+/// which drivers of later GPUs translate. Not that of 9.0: its code is made with the instructions that only this capability
+/// has (`wgmma`, target `sm_90a`), and PTX with those runs nowhere else.
 const CAPABILITIES: &str = "75,80,89,90,100,120";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-check-cfg=cfg(emulated)");
+    println!("cargo::rustc-check-cfg=cfg(wgmma)");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=emulation");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
@@ -36,7 +38,10 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(&nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "--threads", "0", "-Xcompiler", "-Wall"]);
     for (i, capability) in capabilities.iter().enumerate() {
-        let code = if i + 1 == capabilities.len() {
+        let code = if *capability == "90" {
+            println!("cargo::rustc-cfg=wgmma");
+            "arch=compute_90a,code=sm_90a".to_owned()
+        } else if i + 1 == capabilities.len() {
             format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]")
         } else {
             format!("arch=compute_{capability},code=sm_{capability}")

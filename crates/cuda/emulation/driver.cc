@@ -156,7 +156,7 @@ API cuDeviceGetName(char* name, int length, int) {
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     // Multiprocessors; the capability, 9.0; shared memory a block may ask for; memory pools.
-    *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 99 << 10 : 0;
+    *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : 0;
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRetain(void** out, int) {
@@ -324,7 +324,7 @@ API cuFuncSetAttribute(Function* function, int attribute, int value) {
     // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
     if (attribute == 9) return value >= -1 && value <= 100 ? SUCCESS : INVALID_VALUE;
     // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    if (attribute != 8 || value > 99 << 10) return INVALID_VALUE;
+    if (attribute != 8 || value > 227 << 10) return INVALID_VALUE;
     function->shared_bytes = value;
     return SUCCESS;
 }

@@ -14,6 +14,7 @@ namespace emulation {
 
 __thread Thread* self;
 __thread unsigned char prefetched;
+__thread bool copies_at_once;
 __thread Dim3 block_index, block_size, grid_size;
 
 namespace {
@@ -189,6 +190,7 @@ void run_block(std::vector<uint32_t>& order, uint64_t& random, bool is_shuffled)
         fiber.thread.lane = t % LANES;
         fiber.thread.warp = &machine->warps[t / LANES];
         fiber.thread.copy_count = fiber.thread.group = 0;
+        fiber.thread.product_count = fiber.thread.product_group = 0;
         fiber.is_done = false;
         fiber.waits = Fiber::NONE;
         prepare_stack(fiber, &machine->stacks[t * STACK_BYTES]);
@@ -254,6 +256,11 @@ Words4 load_words(const void* p) {
 }
 
 Words4 load_streaming(const void* p) { return load_words(p); }
+
+void store_words(void* p, Words4 v) {
+    emulation::check_aligned(p);
+    memcpy(p, &v, sizeof v);
+}
 
 // The operands of a lane, which every lane of its warp reads.
 struct MmaOperands {
@@ -336,10 +343,19 @@ void load_transposed(uint32_t (&words)[4], const void* row) {
     emulation::sync_warp();
 }
 
+static void copy_now(const emulation::BackgroundCopy& copy) {
+    if (copy.valid) {
+        memcpy(copy.shared, copy.global, 16);
+    } else {
+        memset(copy.shared, 0, 16);
+    }
+}
+
 void copy_async(void* shared, const void* global, bool valid) {
     emulation::check_aligned(shared);
     if (valid) emulation::check_aligned(global);
     emulation::Thread& thread = *emulation::self;
+    if (emulation::copies_at_once) return copy_now({shared, global, valid, 0});
     if (thread.copy_count == emulation::MOST_COPIES) return emulation::fail("too many copies under way");
     thread.copies[thread.copy_count++] = {shared, global, valid, thread.group};
 }
@@ -353,17 +369,63 @@ void wait_for_copies_but(uint32_t pending) {
         emulation::BackgroundCopy copy = thread.copies[i];
         if (copy.group + pending >= thread.group) {
             thread.copies[kept++] = copy;
-        } else if (copy.valid) {
-            memcpy(copy.shared, copy.global, 16);
         } else {
-            memset(copy.shared, 0, 16);
+            copy_now(copy);
         }
     }
     thread.copy_count = kept;
 }
 
-// Runs a kernel. `order` 0: blocks and threads by number; others seed the shuffling of both. Returns null, or
-// what went wrong.
+unsigned char* align_tiles(unsigned char* shared) {
+    return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(shared) + 1023) & ~uintptr_t(1023));
+}
+
+void wgmma_s8(int32_t (&d)[64], const void* a, const void* b, uint32_t step) {
+    emulation::Thread& thread = *emulation::self;
+    if ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) % 1024 != 0)
+        return emulation::fail("a tile does not begin at a multiple of 1024 bytes");
+    if (thread.product_count == emulation::MOST_PRODUCTS) return emulation::fail("too many products under way");
+    auto bytes = [](const void* tile) { return static_cast<const unsigned char*>(tile); };
+    thread.products[thread.product_count++] = {d, bytes(a), bytes(b), step, thread.product_group};
+}
+
+void commit_wgmma() { emulation::self->product_group += 1; }
+
+// A thread's part of a product, out of the tiles as the tensor cores find them there: bits 4 to 6 of an address are
+// changed by its bits 7 to 9.
+static void multiply_tiles(const emulation::BackgroundProduct& product) {
+    uint32_t warp = emulation::self->index.x / 32 % 4, g = emulation::self->lane / 4, t = emulation::self->lane % 4;
+    auto codes = [&](const unsigned char* tile, uint32_t row, uint32_t half) {
+        uintptr_t address = reinterpret_cast<uintptr_t>(tile) + row * 128 + product.step * 32 + half * 16;
+        return reinterpret_cast<const int8_t*>(address ^ (address >> 7 & 7) << 4);
+    };
+    for (uint32_t i = 0; i < 64; ++i) {
+        uint32_t row = warp * 16 + g + i / 2 % 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
+        int32_t sum = 0;
+        for (uint32_t half = 0; half < 2; ++half) {
+            const int8_t *x = codes(product.a, row, half), *w = codes(product.b, column, half);
+            for (uint32_t k = 0; k < 16; ++k) sum += int32_t(x[k]) * int32_t(w[k]);
+        }
+        product.sums[i] += sum;
+    }
+}
+
+void wait_for_wgmma_but(uint32_t pending) {
+    emulation::Thread& thread = *emulation::self;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < thread.product_count; ++i) {
+        emulation::BackgroundProduct product = thread.products[i];
+        if (product.group + pending >= thread.product_group) {
+            thread.products[kept++] = product;
+        } else {
+            multiply_tiles(product);
+        }
+    }
+    thread.product_count = kept;
+}
+
+// Runs a kernel. `order` 0: blocks and threads by number; others seed the shuffling of both, and even ones let background
+// copies happen at once. Returns null, or what went wrong.
 extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint32_t args_bytes, const uint32_t* grid,
                                         uint32_t threads, uint32_t shared_bytes, uint64_t order) {
     using namespace emulation;
@@ -386,6 +448,7 @@ extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint
     std::vector<uint32_t> thread_order(threads), block_order(size_t(grid[0]) * grid[1] * grid[2]);
     for (uint32_t i = 0; i < threads; ++i) thread_order[i] = i;
     for (uint32_t i = 0; i < block_order.size(); ++i) block_order[i] = i;
+    copies_at_once = order != 0 && order % 2 == 0;
     uint64_t random = order;
     if (order != 0) shuffle(block_order, random);
     for (uint32_t block : block_order) {

@@ -4,7 +4,8 @@
 // __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step, and the order of fibers and
 // of blocks can be shuffled: what needs a barrier and lacks one gives other results in another order. A
 // barrier that not all threads reach is reported, as is a vector load that is not aligned. Dynamic shared
-// memory is filled with NaN before each block, and a background copy happens only when it is waited for.
+// memory is filled with NaN before each block. A background copy happens only when it is waited for, or at once where the
+// order is an even number other than 0: what is read too early is not there, what is filled too early is lost.
 #pragma once
 
 #include <math.h>
@@ -45,16 +46,29 @@ struct BackgroundCopy {
 
 constexpr uint32_t MOST_COPIES = 256;
 
+// A product of tensor cores that reads shared memory: it happens when it is waited for, so that memory which is filled
+// again too early gives wrong sums.
+struct BackgroundProduct {
+    int32_t* sums;
+    const unsigned char *a, *b;
+    uint32_t step, group;
+};
+
+constexpr uint32_t MOST_PRODUCTS = 32;
+
 struct Thread {
     Dim3 index;
     uint32_t lane;
     Warp* warp;
     BackgroundCopy copies[MOST_COPIES];
     uint32_t copy_count, group;
+    BackgroundProduct products[MOST_PRODUCTS];
+    uint32_t product_count, product_group;
 };
 
 extern __thread Thread* self;
 extern __thread unsigned char prefetched;
+extern __thread bool copies_at_once;
 extern __thread Dim3 block_index, block_size, grid_size;
 
 void sync_block();
@@ -150,6 +164,11 @@ inline uint32_t atomicOr(uint32_t* p, uint32_t x) {
     *p = old | x;
     return old;
 }
+inline uint32_t atomicExch(uint32_t* p, uint32_t x) {
+    uint32_t old = *p;
+    *p = x;
+    return old;
+}
 inline uint32_t atomicMin(uint32_t* p, uint32_t x) {
     uint32_t old = *p;
     *p = old < x ? old : x;
@@ -229,6 +248,7 @@ inline uint32_t pack_floats(float low, float high, bf16) {
 struct Words4;
 Words4 load_words(const void* p);
 Words4 load_streaming(const void* p);
+void store_words(void* p, Words4 v);
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half);
 void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16);
@@ -241,3 +261,14 @@ template <int PENDING>
 inline void wait_for_copies() {
     wait_for_copies_but(PENDING);
 }
+unsigned char* align_tiles(unsigned char* shared);
+inline void show_to_tensor_cores() {}
+inline void begin_wgmma() {}
+void wgmma_s8(int32_t (&d)[64], const void* a, const void* b, uint32_t step);
+void commit_wgmma();
+void wait_for_wgmma_but(uint32_t pending);
+template <int PENDING>
+inline void wait_for_wgmma() {
+    wait_for_wgmma_but(PENDING);
+}
+inline void use_sums(int32_t (&)[64]) {}

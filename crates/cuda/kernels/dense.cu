@@ -57,17 +57,33 @@ DEVICE void dense_thin(const DenseArgs& a) {
             }
         }
     }
+    // Lane r · TOKENS + m finishes row r of token m.
+    static_assert(ROWS * TOKENS <= WARP, "a lane for each output");
+    float mine = 0.0f;
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r)
 #pragma unroll
         for (u32 m = 0; m < TOKENS; ++m) {
-            if (first_m + m >= a.rows) break;
             float y = warp_reduce<Sum>(sum[r][m]);
-            u32 n = first + r;
-            if (lane != 0 || n > last) continue;
-            Operands operands(a.epilogue, first_m + m, n);
-            finish<float>(a.epilogue, operands, first_m + m, n, y + operands.bias);
+            if (lane == r * TOKENS + m) mine = y;
         }
+    u32 n = first + lane / TOKENS, m = first_m + lane % TOKENS;
+    if (lane >= ROWS * TOKENS || m >= a.rows || n > last) return;
+    Operands operands(a.epilogue, m, n);
+    finish<float>(a.epilogue, operands, m, n, mine + operands.bias);
+}
+
+// Finishes outputs first_m … and first_n … out of shared memory, M rows of N and a pitch: neighbouring threads write
+// neighbours, and the code of the activation functions is there once.
+template <u32 M, u32 N, u32 PITCH>
+DEVICE void finish_tile(const DenseArgs& a, const float* sums, u32 first_m, u32 first_n) {
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < M * N; i += blockDim.x) {
+        u32 m = first_m + i / N, n = first_n + i % N;
+        if (m >= a.rows || n >= a.out_features) continue;
+        Operands operands(a.epilogue, m, n);
+        finish<float>(a.epilogue, operands, m, n, sums[i / N * PITCH + i % N] + operands.bias);
+    }
 }
 
 // A value as a sum of PARTS floats of 16 bits: f16 has 11 bits and two of them 22, bf16 8 and three of them 24. Of f16
@@ -102,7 +118,9 @@ DEVICE void dense_mma(const DenseArgs& a) {
     const W* upper = static_cast<const W*>(a.weight) + (size_t)(first + g < last ? first + g : last) * a.pitch;
     const W* lower = static_cast<const W*>(a.weight) + (size_t)(first + g + 8 < last ? first + g + 8 : last) * a.pitch;
     float sum[GROUPS][4] = {};
-#pragma unroll 2
+    // The loop must fit into the instruction cache.
+    [[maybe_unused]] constexpr u32 UNROLLED = GROUPS * PARTS > 8 ? 1 : 2;
+#pragma unroll UNROLLED
     for (u32 k = t * 8; k - t * 8 < a.in_features; k += 32) {
         Words4 zero = {{0, 0, 0, 0}};
         bool inside = k < a.in_features;
@@ -133,15 +151,16 @@ DEVICE void dense_mma(const DenseArgs& a) {
             }
         }
     }
+    // Four lanes of a row, two rows of activations apart, write to different banks.
+    constexpr u32 OUTPUTS = 16 * DENSE_WARPS, PITCH = OUTPUTS + 4;
+    __shared__ float sums[8 * GROUPS * PITCH];
 #pragma unroll
     for (u32 j = 0; j < GROUPS; ++j)
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            u32 n = first + g + i / 2 * 8, m = first_m + j * 8 + 2 * t + i % 2;
-            if (m >= a.rows || n > last) continue;
-            Operands operands(a.epilogue, m, n);
-            finish<float>(a.epilogue, operands, m, n, sum[j][i] + operands.bias);
-        }
+        for (u32 i = 0; i < 4; ++i)
+            sums[(j * 8 + 2 * t + i % 2) * PITCH + warp_index() * 16 + g + i / 2 * 8] = sum[j][i];
+    __syncthreads();
+    finish_tile<8 * GROUPS, OUTPUTS, PITCH>(a, sums, first_m, blockIdx.x * OUTPUTS);
 }
 
 // The first 128 bytes of each of the warp's 16 rows.
@@ -156,7 +175,10 @@ constexpr u32 DENSE_DEPTH = 16;
 
 template <class W>
 DEVICE void dense_tile(const DenseArgs& a) {
-    __shared__ float x[DENSE_DEPTH][DENSE_TILE + 4], w[DENSE_DEPTH][DENSE_TILE + 4];
+    constexpr u32 PITCH = DENSE_TILE + 4;
+    // First operands, then sums.
+    __shared__ float memory[DENSE_TILE * PITCH];
+    float(*x)[PITCH] = reinterpret_cast<float(*)[PITCH]>(memory), (*w)[PITCH] = x + DENSE_DEPTH;
     u32 tile_m = blockIdx.y * DENSE_TILE, tile_n = blockIdx.x * DENSE_TILE;
     u32 row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     float sum[4][4] = {};
@@ -180,12 +202,9 @@ DEVICE void dense_tile(const DenseArgs& a) {
 #pragma unroll
     for (u32 i = 0; i < 4; ++i)
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-            u32 m = tile_m + row + i, n = tile_n + column + j;
-            if (m >= a.rows || n >= a.out_features) continue;
-            Operands operands(a.epilogue, m, n);
-            finish<float>(a.epilogue, operands, m, n, sum[i][j] + operands.bias);
-        }
+        for (u32 j = 0; j < 4; ++j) memory[(row + i) * PITCH + column + j] = sum[i][j];
+    __syncthreads();
+    finish_tile<DENSE_TILE, DENSE_TILE, PITCH>(a, memory, tile_m, tile_n);
 }
 
 #define DENSE(suffix, W)                                                 \
@@ -198,7 +217,7 @@ DENSE(f16, half)
 DENSE(bf16, bf16)
 
 #define DENSE_MMA(suffix, W)                                             \
-    KERNEL_WITH_PREFETCH(dense_mma32_##suffix, DenseArgs, 256, 3, prefetch_dense_mma<W>) { dense_mma<W, 4>(a); } \
+    KERNEL_WITH_PREFETCH(dense_mma32_##suffix, DenseArgs, 256, 2, prefetch_dense_mma<W>) { dense_mma<W, 4>(a); } \
     KERNEL_WITH_PREFETCH(dense_mma64_##suffix, DenseArgs, 256, 2, prefetch_dense_mma<W>) { dense_mma<W, 8>(a); }
 
 DENSE_MMA(f16, half)

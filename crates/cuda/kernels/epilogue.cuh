@@ -45,6 +45,22 @@ DEVICE float activate(u32 function, float x) {
 // The same, not inlined: its code is there once.
 static __device__ __noinline__ float activate_apart(u32 function, float x) { return activate(function, x); }
 
+// An activation function that is known when the kernel is compiled.
+template <u32 FUNCTION>
+struct Activate {
+    static __device__ __forceinline__ float of(float x) { return activate(FUNCTION, x); }
+};
+
+// Calls f(Activate<function>()): for loops that shall not choose the function again for every value.
+template <u32 FUNCTION = GELU, class F>
+DEVICE void with_activation(u32 function, F f) {
+    if (function == FUNCTION) {
+        f(Activate<FUNCTION>());
+    } else if constexpr (FUNCTION < SIGMOID) {
+        with_activation<FUNCTION + 1>(function, f);
+    }
+}
+
 struct Epilogue {
     const float* bias;      // [N] or null
     const float* residual;  // [M, residual_stride] or null: out = residual + residual_scale · y
@@ -104,7 +120,10 @@ DEVICE void finish(const Epilogue& e, const Operands& operands, u32 m, u32 n, fl
 
 // The int8 part and the bias of one output (LLM.int8(), equation 5 of the paper; bitsandbytes'
 // `int8_mm_dequant`), in f32 throughout, so that nothing overflows in f16.
+DEVICE float dequantize(i32 sum, float absmax_x, float absmax_w, float bias) {
+    float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, absmax_w)), PRODUCT_STEP);
+    return __fadd_rn(y, bias);
+}
 DEVICE float dequantize(i32 sum, float absmax_x, const Operands& operands) {
-    float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, operands.absmax)), PRODUCT_STEP);
-    return __fadd_rn(y, operands.bias);
+    return dequantize(sum, absmax_x, operands.absmax, operands.bias);
 }

@@ -3,6 +3,7 @@
 #include "gemv.cu"
 #include "thin.cu"
 #include "gemm.cu"
+#include "wgmma.cu"
 #include "dense.cu"
 #include "rows.cu"
 #include "attention.cu"

@@ -12,8 +12,9 @@ struct ProductArgs {
     const u32* count;     // how many
     Int8Weight weight;
     Epilogue epilogue;
-    u32 rows, value_stride, limit, by_row, warps_k;
-    u32 padding;
+    i32* sums;      // gemm.cu with splits > 1: zeros for each tile, left as zeros
+    u32* counters;  // as above, one a tile
+    u32 rows, value_stride, limit, by_row, warps_k, splits;
 };
 
 // What row m has in an outlier column: with outliers by row nothing where its own value is none.

@@ -24,6 +24,10 @@ DEVICE Words4 load_words(const void* p) {
     return {{v.x, v.y, v.z, v.w}};
 }
 
+DEVICE void store_words(void* p, Words4 v) {
+    *reinterpret_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
 // d += a · b over 32 codes: a row-major 16 × 32, b column-major 32 × 8, d 16 × 8. Of lane 4g + t:
 // a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g, bytes 4t.. and
 // 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.
@@ -125,6 +129,82 @@ template <int PENDING>
 DEVICE void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// ---- Hopper's tensor cores (capability 9.0 alone) ------------------------------------------------------------
+// They read both operands from shared memory, where a tile lies in rows of 128 codes, at a multiple of 1024 bytes; the
+// 16-byte chunk c of row r is at chunk c ^ (r % 8), so that 8 rows fill 1024 bytes (the 128-byte swizzle).
+
+// Dynamic shared memory from a multiple of 1024 bytes on; the caller asked for 1024 more than it uses.
+DEVICE unsigned char* align_tiles(unsigned char* shared) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
+    return shared + (1024 - address % 1024) % 1024;
+}
+
+// What this thread wrote to shared memory, also by copies that it has waited for, can be read by tensor cores of any
+// warpgroup after the next barrier.
+DEVICE void show_to_tensor_cores() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Before the first wgmma_s8 of a group: registers are as the thread left them.
+DEVICE void begin_wgmma() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// The bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024 bytes from 8 rows to the next
+// 8, 128-byte swizzle.
+DEVICE u64 tile_descriptor(const void* tile) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(tile));
+    return u64((address & 0x3ffff) >> 4) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+}
+#endif
+
+// Starts d += a · bᵀ over codes 32 · step … of 64 rows of tile a and 128 of tile b, by a warpgroup. Of lane 4g + t of its
+// warp w: d[4j + 2h + e] is row 16w + g + 8h of a, row 8j + 2t + e of b.
+DEVICE void wgmma_s8(i32 (&d)[64], const void* a, const void* b, u32 step) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define WORDS4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define WORDS16(i) WORDS4(i), WORDS4(i + 4), WORDS4(i + 8), WORDS4(i + 12)
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+        "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
+        "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+        "}, %64, %65, 1;"
+        : WORDS16(0), WORDS16(16), WORDS16(32), WORDS16(48)
+        : "l"(tile_descriptor(a) + step * 2), "l"(tile_descriptor(b) + step * 2));
+#undef WORDS16
+#undef WORDS4
+#endif
+}
+
+// Ends a group of wgmma_s8.
+DEVICE void commit_wgmma() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Waits until at most `PENDING` groups of this warpgroup are under way.
+template <int PENDING>
+DEVICE void wait_for_wgmma() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// After waiting for all groups: no read of d moves before that.
+DEVICE void use_sums(i32 (&d)[64]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#pragma unroll
+    for (u32 i = 0; i < 64; ++i) asm volatile("" : "+r"(d[i])::"memory");
 #endif
 }
 

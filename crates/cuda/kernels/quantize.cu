@@ -1,7 +1,8 @@
 // Activations: which are outliers, absmax over the rest, codes; no host takes part.
 //
-// One block a row and one launch for one row. With several rows the columns of outliers of all rows are needed
-// first: `quantize` marks them in a bitmap, `collect` makes the list of them.
+// One launch, a row a block at a time, by as many blocks as are on the device together. Columns with outliers in any row are marked in a bitmap; the last block to end makes the
+// list of them and leaves the bitmap and the counter of blocks as zeros, so that no launch is needed before or after. Only
+// where an outlier takes its whole column with it, `clear_columns` follows.
 //
 // Bytes: up to 4096 values a row, x is read once; of longer rows the rest is read two to four times, but only once from
 // device memory, as it stays in the caches. Codes are written once, a quarter of an f32 row.
@@ -12,79 +13,91 @@ struct QuantizeArgs {
     i8* codes;      // [M, pitch]
     float* absmax;  // [M]
     float* values;  // [M, cols] or null: the values themselves, where `source` does not lie like that
-    u32* flags;     // [ceil(cols / 32)] zeros: a bit for each outlier column
-    u32* columns;   // [cols]: of one row, the outlier columns, ascending
+    u32* flags;     // [ceil(cols / 32)] zeros, left as zeros: a bit for each outlier column
+    u32* blocks;    // [1] zero, left as zero: blocks that are done
+    u32* columns;   // [cols]: the outlier columns of all rows, ascending
     u32* count;     // [1]
     u32 rows, pitch, limit;
     u32 padding;
 };
 
-// The outlier columns of a row, ascending, into `columns`; the same for every thread.
-template <class T, class Column>
-DEVICE u32 list_outliers(const Row<T>& row, u32 limit, Column* columns) {
-    u32 count = 0;
-    for (u32 first = 0; first < row.cols; first += blockDim.x) {
-        u32 k = first + threadIdx.x, found;
-        bool apart = k < row.cols && is_outlier(half_magnitude(__float2half_rn(row[k])), limit);
-        u32 place = count + block_rank(apart, found);
-        if (apart) columns[place] = (Column)k;
-        count += found;
+// The list of the columns marked, by one warp; the marks are taken away.
+DEVICE void list_columns(const QuantizeArgs& a) {
+    u32 lane = lane_index(), words = (a.source.cols + WARP - 1) / WARP, count = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < words; first += WARP) {
+        // Marks of other blocks: read where the atomics are done, not out of a cache of this multiprocessor.
+        u32 marks = first + lane < words ? atomicExch(&a.flags[first + lane], 0u) : 0, before = __popc(marks);
+        for (u32 step = 1; step < WARP; step *= 2) {
+            u32 other = __shfl_sync(EVERY_LANE, before, (lane - step) % WARP);
+            if (lane >= step) before += other;
+        }
+        u32 place = count + before - __popc(marks);
+#pragma unroll 1
+        for (; marks != 0; marks &= marks - 1) a.columns[place++] = (first + lane) * WARP + __ffs(marks) - 1;
+        count += __shfl_sync(EVERY_LANE, before, WARP - 1);
     }
-    return count;
+    if (lane == 0) *a.count = count;
 }
 
+// One row; whether it has outliers.
 template <class T>
-DEVICE void quantize(const QuantizeArgs& a) {
-    u32 m = blockIdx.x;
+DEVICE bool quantize_row(const QuantizeArgs& a, u32 m) {
     Row<T> row(a.source, m);
     bool has_outliers;
     float absmax = half_value(row_absmax(row, a.limit, has_outliers));
     float inverse = inverse_step(absmax);
     i8* codes = a.codes + (size_t)m * a.pitch;
+    float* values = a.values != nullptr ? a.values + (size_t)m * row.cols : nullptr;
     row.each(a.pitch, [&](u32 k, float value) {
         half rounded = __float2half_rn(value);
         bool apart = k < row.cols && is_outlier(half_magnitude(rounded), a.limit);
-        if (k < row.cols && a.values != nullptr) a.values[(size_t)m * row.cols + k] = value;
+        if (k < row.cols && values != nullptr) values[k] = value;
         if (k < a.pitch) codes[k] = apart ? (i8)0 : (i8)code_of(rounded, inverse);
-        if (has_outliers && a.rows > 1) {
+        if (has_outliers) {
             u32 ballot = __ballot_sync(EVERY_LANE, apart);
             if (ballot != 0 && lane_index() == 0) atomicOr(&a.flags[k / 32], ballot);
         }
     });
     if (threadIdx.x == 0) a.absmax[m] = absmax;
-    if (a.rows == 1) {
-        u32 count = has_outliers ? list_outliers(row, a.limit, a.columns) : 0;
-        if (threadIdx.x == 0) *a.count = count;
+    return has_outliers;
+}
+
+template <class T>
+DEVICE void quantize(const QuantizeArgs& a) {
+    bool has_marked = false;
+#pragma unroll 1
+    for (u32 m = blockIdx.x; m < a.rows; m += gridDim.x) {
+        has_marked |= quantize_row<T>(a, m);
+        // The next row uses the same shared memory.
+        __syncthreads();
     }
+    // The block's marks must be there before it is counted.
+    if (has_marked) __threadfence();
+    __syncthreads();
+    if (warp_index() != 0) return;
+    u32 done = lane_index() == 0 ? atomicAdd(a.blocks, 1u) : 0;
+    if (__shfl_sync(EVERY_LANE, done, 0) != gridDim.x - 1) return;
+    __threadfence();
+    list_columns(a);
+    if (lane_index() == 0) *a.blocks = 0;
 }
 
 DEVICE void prefetch_quantize(const QuantizeArgs& a) { prefetch_source(a.source); }
 
-KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<float>(a); }
-KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<half>(a); }
-KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 512, 1, prefetch_quantize) { quantize<bf16>(a); }
+KERNEL_WITH_PREFETCH(quantize_f32, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<float>(a); }
+KERNEL_WITH_PREFETCH(quantize_f16, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<half>(a); }
+KERNEL_WITH_PREFETCH(quantize_bf16, QuantizeArgs, 512, 2, prefetch_quantize) { quantize<bf16>(a); }
 
-struct CollectArgs {
-    i8* codes;         // [M, pitch]
-    const u32* flags;  // [ceil(cols / 32)]
-    u32* columns;      // [cols]
-    u32* count;        // [1]
-    u32 cols, pitch, by_row;
-    u32 padding;
+struct ClearArgs {
+    i8* codes;           // [M, pitch]
+    const u32* columns;  // [count]
+    const u32* count;    // [1]
+    u32 pitch, padding;
 };
 
-// The list of the columns marked, ascending; with outliers of the whole batch their codes become 0 in every
-// row (a block each), with outliers by row they stay.
-KERNEL(collect, CollectArgs, 256, 8) {
+// With outliers of the whole batch: the codes of their columns become 0 in every row, a block each.
+KERNEL(clear_columns, ClearArgs, 128, 8) {
     i8* codes = a.codes + (size_t)blockIdx.x * a.pitch;
-    u32 count = 0;
-    for (u32 first = 0; first < a.cols; first += blockDim.x) {
-        u32 k = first + threadIdx.x, found;
-        bool apart = k < a.cols && (a.flags[k / 32] >> (k % 32) & 1);
-        u32 place = count + block_rank(apart, found);
-        if (apart && blockIdx.x == 0) a.columns[place] = k;
-        if (apart && a.by_row == 0) codes[k] = 0;
-        count += found;
-    }
-    if (blockIdx.x == 0 && threadIdx.x == 0) *a.count = count;
+    for (u32 i = threadIdx.x; i < *a.count; i += blockDim.x) codes[a.columns[i]] = 0;
 }

@@ -27,13 +27,11 @@ structs! {
     Int8Weight { codes: u64, absmax: u64, out_features: u32, pitch: u32 }
     /// `quantize.cu`.
     QuantizeArgs {
-        source: Source, codes: u64, absmax: u64, values: u64, flags: u64, columns: u64, count: u64,
+        source: Source, codes: u64, absmax: u64, values: u64, flags: u64, blocks: u64, columns: u64, count: u64,
         rows: u32, pitch: u32, limit: u32, padding: u32,
     }
     /// `quantize.cu`.
-    CollectArgs {
-        codes: u64, flags: u64, columns: u64, count: u64, cols: u32, pitch: u32, by_row: u32, padding: u32,
-    }
+    ClearArgs { codes: u64, columns: u64, count: u64, pitch: u32, padding: u32 }
     /// `gemv.cu`.
     GemvArgs {
         source: Source, weight: Int8Weight, epilogue: Epilogue,
@@ -42,7 +40,8 @@ structs! {
     /// `product.cuh`.
     ProductArgs {
         codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,
-        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, padding: u32,
+        sums: u64, counters: u64,
+        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, splits: u32,
     }
     /// `dense.cu`.
     DenseArgs {

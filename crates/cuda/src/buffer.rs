@@ -178,6 +178,9 @@ impl<'a, T: Pod> View<'a, T> {
     /// [`CudaError::Driver`].
     pub fn fill_with_zeros(&self) -> Result<()> {
         let (address, bytes) = (self.address(), self.length * size_of::<T>());
+        if bytes == 0 {
+            return Ok(());
+        }
         self.device().ask(|driver| driver.zero(address, bytes))
     }
 

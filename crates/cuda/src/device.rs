@@ -75,7 +75,8 @@ impl Device {
     }
 
     /// The emulated device with `memory` bytes. `order` 0 runs blocks and threads of a kernel by
-    /// number; other values seed a shuffling of both, which shows where a barrier is missing.
+    /// number; other values seed a shuffling of both, which shows where a barrier is missing, and even ones also let
+    /// background copies happen at once and not when they are waited for.
     ///
     /// # Errors
     /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs that are no tests.
@@ -114,6 +115,11 @@ impl Device {
     /// The compute capability: 90 for 9.0.
     pub fn capability(&self) -> u32 {
         self.0.properties.capability
+    }
+
+    /// Whether kernels with `wgmma` can run: on Hopper, where they were compiled for it.
+    pub fn has_wgmma(&self) -> bool {
+        self.0.properties.has_wgmma
     }
 
     /// Its memory.

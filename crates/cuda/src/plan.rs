@@ -17,6 +17,8 @@ const GEMV_LOADS: usize = 8;
 pub const GEMV_MOST_PITCH: usize = GEMV_LOADS * GEMV_THREADS * 16;
 /// Steps of 64 columns that a lane of `thin.cu` copies ahead, at most.
 const THIN_STAGES: usize = 4;
+/// Threads of `quantize.cu` that a multiprocessor holds.
+const QUANTIZE_THREADS: usize = 1024;
 /// Weight rows that a warp of `thin.cu` holds.
 const THIN_ROWS: usize = 16;
 /// Rows of activations up to which `thin.cu` computes.
@@ -54,6 +56,18 @@ pub fn pitch(in_features: usize) -> usize {
 /// ```
 pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
+}
+
+/// Blocks of `quantize.cu`: those that are on the device together, by the registers of its threads, and not more than there
+/// are rows.
+///
+/// ```
+/// use llm_int8_cuda::plan::quantize_blocks;
+/// assert_eq!([64, 4096].map(|rows| quantize_blocks(rows, 1280, 132)), [64, 4 * 132]);
+/// ```
+pub fn quantize_blocks(rows: usize, cols: usize, multiprocessors: usize) -> usize {
+    let blocks = QUANTIZE_THREADS / row_threads(cols) as usize;
+    rows.min(blocks * multiprocessors.max(1))
 }
 
 /// How `gemv.cu` divides a layer.
@@ -135,6 +149,10 @@ pub const GEMV_STATIC_BYTES: usize = 1 << 10;
 /// Tiles of `gemm.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
+    /// 256 rows by 128 columns, 512 threads, by `wgmma.cu`, where the device has that instruction.
+    HopperTall,
+    /// 128 by 128, 256 threads, as well.
+    Hopper,
     /// 128 by 128, 256 threads.
     Large,
     /// 64 by 64, 128 threads.
@@ -142,35 +160,139 @@ pub enum Tile {
 }
 
 impl Tile {
-    /// The tile for a matmul: large ones where they give 6 of 10 multiprocessors work. A large one does a third more
-    /// multiply-adds for each byte that it reads from shared memory, which is what limits both.
-    pub fn of(rows: usize, out_features: usize, multiprocessors: usize) -> Self {
-        match 10 * rows.div_ceil(128) * out_features.div_ceil(128) >= 6 * multiprocessors {
-            true => Self::Large,
-            false => Self::Small,
+    /// Rows and columns.
+    pub const fn size(self) -> [usize; 2] {
+        match self {
+            Self::HopperTall => [256, 128],
+            Self::Hopper | Self::Large => [128, 128],
+            Self::Small => [64, 64],
         }
     }
 
-    /// Rows and columns.
-    pub fn side(self) -> usize {
-        match self {
-            Self::Large => 128,
-            Self::Small => 64,
-        }
+    /// Its outputs.
+    pub const fn outputs(self) -> usize {
+        let [rows, columns] = self.size();
+        rows * columns
     }
 
     /// Threads of a block.
-    pub fn threads(self) -> u32 {
+    pub const fn threads(self) -> u32 {
         match self {
-            Self::Large => 256,
+            Self::HopperTall => 512,
+            Self::Hopper | Self::Large => 256,
             Self::Small => 128,
         }
     }
 
-    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row. The epilogue reuses them.
-    pub fn shared_bytes(self) -> u32 {
-        (4 * 2 * self.side() * 64) as u32
+    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three or four, 128 bytes a row, which
+    /// begin at a multiple of 1024 bytes. The epilogue reuses them.
+    pub const fn shared_bytes(self) -> u32 {
+        let [rows, columns] = self.size();
+        let both = (rows + columns) as u32;
+        match self {
+            Self::HopperTall => 4 * both * 128 + 1024,
+            Self::Hopper => 3 * both * 128 + 1024,
+            Self::Large | Self::Small => 4 * both * 64,
+        }
     }
+
+    /// Tiles along M and N.
+    pub fn grid(self, rows: usize, out_features: usize) -> [usize; 2] {
+        let [high, wide] = self.size();
+        [rows.div_ceil(high), out_features.div_ceil(wide)]
+    }
+
+    /// Tiles of a matmul.
+    pub fn count(self, rows: usize, out_features: usize) -> usize {
+        let [blocks_m, blocks_n] = self.grid(rows, out_features);
+        blocks_m * blocks_n
+    }
+
+    /// Blocks that may share the K of a tile: for more tiles than this there is no memory for sums.
+    const fn most_shared(self, multiprocessors: usize) -> usize {
+        match self {
+            Self::Small => multiprocessors,
+            Self::Hopper | Self::Large => multiprocessors / 2,
+            Self::HopperTall => 0,
+        }
+    }
+
+    /// In tenths of a microsecond: 128 bytes of K of a tile, where a multiprocessor has nothing else to do; what a block does
+    /// once; and joining the sums of blocks that share K.
+    const fn costs(self) -> [usize; 3] {
+        match self {
+            Self::Small => [5, 10, 25],
+            Self::Large => [8, 20, 40],
+            Self::Hopper => [4, 15, 40],
+            Self::HopperTall => [7, 30, 0],
+        }
+    }
+}
+
+/// How `gemm.cu` divides a matmul.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gemm {
+    /// The tile of a block.
+    pub tile: Tile,
+    /// Blocks that share the K of a tile.
+    pub splits: u32,
+}
+
+/// Blocks that share the K of a tile, at most.
+const MOST_SPLITS: usize = 16;
+
+/// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor, or the second cache, the least time by estimate. Large tiles read less
+/// shared memory for each multiply-add, small ones and a K that several blocks share give all multiprocessors work.
+/// The matmul is given as M, N and the pitch of K.
+///
+/// ```
+/// use llm_int8_cuda::plan::{Gemm, Tile, gemm};
+/// // 20 tiles, and 5120 codes to go through: each by several blocks.
+/// let cut = gemm([64, 1280, 5120], 132, true);
+/// assert!(cut.tile == Tile::Small && cut.splits > 4);
+/// assert_eq!(gemm([4096, 4096, 4096], 132, true), Gemm { tile: Tile::HopperTall, splits: 1 });
+/// assert_eq!(gemm([4096, 4096, 4096], 108, false), Gemm { tile: Tile::Large, splits: 1 });
+/// ```
+pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has_wgmma: bool) -> Gemm {
+    /// What the second cache of an H100 gives all multiprocessors in a tenth of a microsecond.
+    const CACHE_BYTES: usize = 550_000;
+    let (steps, units) = (pitch.div_ceil(128).max(1), multiprocessors.max(1));
+
+    let candidate = |tile: Tile, splits: usize| {
+        let blocks = tile.count(rows, out_features) * splits;
+        let [step, once, joining] = tile.costs();
+        let joined = if splits > 1 { joining } else { 0 };
+        let (steps, in_turn, [high, wide]) = (steps.div_ceil(splits), blocks.div_ceil(units), tile.size());
+        let read = blocks * steps * (high + wide) * 128 / CACHE_BYTES;
+        let cost = read.max(in_turn * steps * step) + in_turn * once + joined;
+        (cost, Gemm { tile, splits: splits as u32 })
+    };
+    let tiles: &[Tile] =
+        if has_wgmma { &[Tile::HopperTall, Tile::Hopper, Tile::Small] } else { &[Tile::Large, Tile::Small] };
+    let all = tiles.iter().flat_map(|&tile| {
+        let may_split = tile.count(rows, out_features) <= tile.most_shared(units);
+        let most = if may_split { MOST_SPLITS.min(steps) } else { 1 };
+        (1..=most).map(move |splits| candidate(tile, splits))
+    });
+    let best = all.min_by_key(|(cost, _)| *cost);
+    best.map_or(Gemm { tile: Tile::Small, splits: 1 }, |(_, best)| best)
+}
+
+/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of so many rows can need.
+///
+/// ```
+/// use llm_int8_cuda::plan::{gemm_counters, gemm_sums};
+/// assert_eq!([gemm_counters(16, 132), gemm_sums(16, 132)], [0, 0]);
+/// assert_eq!([gemm_counters(64, 132), gemm_sums(64, 132)], [132, 132 * 128 * 64]);
+/// ```
+pub fn gemm_counters(rows: usize, multiprocessors: usize) -> usize {
+    if rows > THIN_MOST { multiprocessors } else { 0 }
+}
+
+/// See [`gemm_counters`].
+pub fn gemm_sums(rows: usize, multiprocessors: usize) -> usize {
+    let sums = |tile: Tile| tile.most_shared(multiprocessors) * tile.outputs();
+    if rows > THIN_MOST { sums(Tile::Large).max(sums(Tile::Small)) } else { 0 }
 }
 
 /// Blocks that may share the positions of one row and head of keys in `attend_one` and `attend_new`: what the whole cache
@@ -343,14 +465,28 @@ mod tests {
         assert!(Many::Tensor128.shared_bytes(128) <= 99 << 10);
         assert!(few(4, 256).shared_bytes <= 48 << 10);
         assert!(few(4, WIDEST_HEAD).shared_bytes <= 64 << 10);
-        // The epilogue's outliers: two tiles of 17 floats a row.
-        for tile in [Tile::Large, Tile::Small] {
-            assert!(2 * tile.side() * 17 * 4 <= tile.shared_bytes() as usize);
+        // Two blocks, or one, on a multiprocessor of 9.0.
+        assert!(2 * (Tile::Hopper.shared_bytes() + 1024) <= 228 << 10);
+        assert!(Tile::HopperTall.shared_bytes() <= 227 << 10);
+        assert!(Tile::Small.shared_bytes() <= Tile::Large.shared_bytes());
+    }
+
+    #[test]
+    fn matmuls_give_multiprocessors_work() {
+        for (rows, out_features, in_features) in
+            [(64, 1280, 1280), (64, 1280, 5120), (512, 5120, 1280), (512, 1280, 5120), (17, 50257, 1280)]
+        {
+            let cut = gemm([rows, out_features, in_features], 132, true);
+            let tiles = cut.tile.count(rows, out_features);
+            assert!(tiles * cut.splits as usize >= 66, "{cut:?} for {rows} x {out_features} x {in_features}");
+            if cut.splits > 1 {
+                assert!(tiles <= gemm_counters(rows, 132));
+                assert!(tiles * cut.tile.outputs() <= gemm_sums(rows, 132));
+            }
         }
-        assert_eq!(Tile::of(512, 5120, 132), Tile::Large);
-        // 128 and 120 tiles on 132 multiprocessors.
-        assert_eq!([4096, 3840].map(|n| Tile::of(512, n, 132)), [Tile::Large; 2]);
-        assert_eq!([128, 512].map(|rows| Tile::of(rows, 1280, 132)), [Tile::Small; 2]);
+        // Nothing to share.
+        assert_eq!(gemm([64, 1280, 16], 132, true).splits, 1);
+        assert_eq!(gemm([100, 0, 0], 132, true).splits, 1);
     }
 
     #[test]

@@ -198,6 +198,7 @@ impl CudaDriver {
                 CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
             capability: self.capability,
+            has_wgmma: cfg!(wgmma) && self.capability == 90,
         })
     }
 

@@ -108,8 +108,9 @@ impl EmulatedDriver {
             name: self.name(),
             model: "the CPU, playing a device".into(),
             multiprocessors: 4,
-            shared_bytes: 99 << 10,
+            shared_bytes: 227 << 10,
             capability: 90,
+            has_wgmma: true,
         })
     }
 
@@ -235,7 +236,7 @@ impl EmulatedDriver {
         threads: u32,
         shared: u32,
     ) -> Result<()> {
-        if shared as usize > 99 << 10 {
+        if shared as usize > 227 << 10 {
             return Err(self.error(kernel, format!("{shared} bytes of shared memory are too many")));
         }
         let name = CString::new(kernel).map_err(|_| self.error(kernel, "not a name"))?;

@@ -21,6 +21,8 @@ pub(crate) struct Properties {
     pub(crate) shared_bytes: usize,
     /// The compute capability: 90 for 9.0.
     pub(crate) capability: u32,
+    /// Whether it has `wgmma` and the kernels were compiled for it.
+    pub(crate) has_wgmma: bool,
 }
 
 /// A kernel to run.

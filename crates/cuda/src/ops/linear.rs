@@ -1,11 +1,11 @@
 //! The int8 layer: quantise, multiply.
 
 use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels};
-use crate::args::{CollectArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
+use crate::args::{ClearArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
-use crate::plan::{self, THIN_MOST, Tile};
+use crate::plan::{self, Gemm, THIN_MOST, Tile};
 
 /// Memory for quantised rows, reused from product to product.
 #[derive(Debug)]
@@ -13,9 +13,14 @@ pub struct QuantizedMemory {
     codes: Buffer<i8>,
     absmax: Buffer<f32>,
     values: Buffer<f32>,
+    /// Marks of outlier columns and the number of blocks that are done; all zeros between launches.
     flags: Buffer<u32>,
+    blocks: Buffer<u32>,
     columns: Buffer<u32>,
     count: Buffer<u32>,
+    /// Of tiles whose K several blocks share; all zeros between launches.
+    sums: Buffer<i32>,
+    counters: Buffer<u32>,
 }
 
 impl QuantizedMemory {
@@ -24,19 +29,25 @@ impl QuantizedMemory {
     /// # Errors
     /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        let units = device.multiprocessors();
         Ok(Self {
             codes: device.allocate(rows * plan::pitch(cols))?,
             absmax: device.allocate(rows)?,
             values: device.allocate(rows * cols)?,
-            flags: device.allocate(cols.div_ceil(32))?,
+            flags: device.zeros(cols.div_ceil(32))?,
+            blocks: device.zeros(1)?,
             columns: device.allocate(cols)?,
             count: device.zeros(1)?,
+            sums: device.zeros(plan::gemm_sums(rows, units))?,
+            counters: device.zeros(plan::gemm_counters(rows, units))?,
         })
     }
 
-    /// Bytes it takes for so many rows and values.
-    pub fn bytes(rows: usize, cols: usize) -> u64 {
-        (rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 4) as u64
+    /// Bytes it takes for so many rows and values on a device with so many multiprocessors.
+    pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
+        let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
+        let shared = plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
+        (of_rows + 4 * shared) as u64
     }
 }
 
@@ -106,20 +117,14 @@ pub fn quantize<'a, T: Float>(
     let (rows, cols, pitch) = (source.rows, source.cols, plan::pitch(source.cols));
     let limit = plan::outlier_limit(threshold);
     let is_made = !matches!(source.through, Through::Plain);
-    let flags = memory.flags.part(..cols.div_ceil(32))?;
-    let collects = rows > 1 && threshold > 0.0;
-    if collects {
-        flags.fill_with_zeros()?;
-    } else if rows > 1 {
-        memory.count.all().fill_with_zeros()?;
-    }
     let values = memory.values.part(..if is_made { rows * cols } else { 0 })?;
     let args = QuantizeArgs {
         source: source.args(&check)?,
         codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
         absmax: check.view("the largest magnitudes", memory.absmax.all(), rows)?,
         values: if is_made { values.address() } else { 0 },
-        flags: flags.address(),
+        flags: check.view("the marks of columns", memory.flags.all(), cols.div_ceil(32))?,
+        blocks: memory.blocks.address(),
         columns: check.view("the columns", memory.columns.all(), cols)?,
         count: memory.count.address(),
         rows: check.size("the rows", rows)?,
@@ -127,21 +132,18 @@ pub fn quantize<'a, T: Float>(
         limit,
         padding: 0,
     };
-    check.launch(&args, [rows, 1, 1], plan::row_threads(cols), 0)?;
-    if collects {
-        let check = Check { kernel: "collect", device: memory.codes.device() };
-        let args = CollectArgs {
+    let blocks = plan::quantize_blocks(rows, cols, memory.codes.device().multiprocessors());
+    check.launch(&args, [blocks, 1, 1], plan::row_threads(cols), 0)?;
+    if rows > 1 && threshold > 0.0 && !by_row {
+        let check = Check { kernel: "clear_columns", device: memory.codes.device() };
+        let args = ClearArgs {
             codes: args.codes,
-            flags: args.flags,
             columns: args.columns,
             count: args.count,
-            cols: args.source.cols,
             pitch: args.pitch,
-            by_row: by_row.into(),
             padding: 0,
         };
-        // With outliers by row only the list is made.
-        check.launch(&args, [if by_row { 1 } else { rows }, 1, 1], 256, 0)?;
+        check.launch(&args, [rows, 1, 1], 128, 0)?;
     }
     let values = if is_made { Values::Made(values) } else { Values::AsTheyLie(source.x, source.stride) };
     Ok(Quantized { memory, values, rows, cols, limit, by_row })
@@ -169,14 +171,31 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
 /// # Errors
 /// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
 pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Output<'_, T>) -> Result<()> {
+    let (device, shape) = (matrix.device(), [x.rows, matrix.out_features(), matrix.pitch()]);
+    let division = || plan::gemm(shape, device.multiprocessors(), device.has_wgmma());
+    product_by((x.rows > THIN_MOST).then(division), x, matrix, output)
+}
+
+/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`, for any number of rows, or with
+/// `None` by `thin.cu`, which takes up to 16.
+///
+/// # Errors
+/// As [`product`], which knows how much memory there is for sums of tiles whose K is shared.
+pub fn product_by<T: Float>(
+    division: Option<Gemm>,
+    x: &Quantized<'_, T>,
+    matrix: &Int8Matrix,
+    output: &Output<'_, T>,
+) -> Result<()> {
     let device = matrix.device();
-    let (rows, out_features, units) = (x.rows, matrix.out_features(), device.multiprocessors());
-    let tile = Tile::of(rows, out_features, units);
-    let kernel = match (rows, tile) {
-        (0..=8, _) => kernels!("thin8"),
-        (9..=THIN_MOST, _) => kernels!("thin16"),
-        (_, Tile::Large) => kernels!("gemm128"),
-        (_, Tile::Small) => kernels!("gemm64"),
+    let (rows, out_features) = (x.rows, matrix.out_features());
+    let kernel = match division.map(|division| division.tile) {
+        None if rows <= 8 => kernels!("thin8"),
+        None => kernels!("thin16"),
+        Some(Tile::HopperTall) => kernels!("wgmma256"),
+        Some(Tile::Hopper) => kernels!("wgmma128"),
+        Some(Tile::Large) => kernels!("gemm128"),
+        Some(Tile::Small) => kernels!("gemm64"),
     };
     // Values that were made are f32: kernels for f16 and bf16 take theirs from where they lie.
     let (kernel, values, value_stride) = match x.values {
@@ -194,7 +213,19 @@ pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Out
     };
     let check = Check { kernel, device };
     check_width(&check, matrix, x.cols)?;
-    let cut = plan::thin(out_features, matrix.pitch(), units);
+    if division.is_none() && rows > THIN_MOST {
+        return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
+    }
+    if matches!(division, Some(Gemm { tile: Tile::Hopper | Tile::HopperTall, .. })) && !device.has_wgmma() {
+        return Err(check.shape(format!("{} has no wgmma", device.name())));
+    }
+    let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
+    let splits = division.map_or(1, |division| division.splits.max(1));
+    let shared_tiles = match division {
+        Some(Gemm { tile, splits: 2.. }) => tile.count(rows, out_features),
+        _ => 0,
+    };
+    let outputs = division.map_or(0, |division| division.tile.outputs());
     let args = ProductArgs {
         codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
         absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
@@ -203,19 +234,21 @@ pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Out
         count: x.memory.count.address(),
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, rows, out_features)?,
+        sums: check.view("the sums of tiles", x.memory.sums.all(), shared_tiles * outputs)?,
+        counters: check.view("the counters of tiles", x.memory.counters.all(), shared_tiles)?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
         limit: x.limit,
         by_row: x.by_row.into(),
         warps_k: cut.warps_k,
-        padding: 0,
+        splits,
     };
-    if rows <= THIN_MOST {
+    let Some(Gemm { tile, .. }) = division else {
         let grid = [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1];
         return check.launch(&args, grid, 256, cut.shared_bytes as usize);
-    }
-    let grid = [rows.div_ceil(tile.side()), out_features.div_ceil(tile.side()), 1];
-    check.launch(&args, grid, tile.threads(), tile.shared_bytes() as usize)
+    };
+    let [blocks_m, blocks_n] = tile.grid(rows, out_features);
+    check.launch(&args, [blocks_m, blocks_n, splits as usize], tile.threads(), tile.shared_bytes() as usize)
 }
 
 /// One row from activations to outputs in one launch; false where the row is too long for it and [`quantize`]

@@ -4,11 +4,12 @@ use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::ops::{
     Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through, gemv,
-    product, quantize,
+    product, product_by, quantize,
 };
+use llm_int8_cuda::plan::{Gemm, Tile};
 use llm_int8_cuda::{Device, plan, testing};
 use llm_int8_kernels::reference::{self, ReferenceActivations};
-use llm_int8_kernels::{Element, MatRef, OutlierScope};
+use llm_int8_kernels::{Activation as Host, Element, Isa, MatRef, OutlierScope, activation};
 use proptest::prelude::*;
 
 /// Rows with a few outliers, one value exactly at the threshold.
@@ -71,6 +72,45 @@ impl<T: Float + Element> Case<T> {
         out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
     }
 
+    /// By `product_by`, twice with the same memory; with a function of the first outputs and a residual where one is given.
+    fn by_division(
+        &self,
+        device: &Device,
+        by_row: bool,
+        division: Gemm,
+        function: Option<(Activation, Host)>,
+    ) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let stream = device.upload(&noise(self.rows * n, 31)).unwrap();
+        let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
+        let source = Source::plain(x.all(), self.rows, self.cols);
+        let quantized = quantize(&source, 6.0, by_row, &memory).unwrap();
+        let results = [0, 1].map(|_| {
+            let out = device.allocate::<T>(self.rows * n).unwrap();
+            let mut output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
+            if let Some((function, _)) = function {
+                output.activation = Some((function, n - 2));
+                output.residual = Some(Residual { stream: stream.all(), stride: n, scale: 0.5 });
+            }
+            product_by(Some(division), &quantized, &matrix, &output).unwrap();
+            device.synchronize().unwrap();
+            out.to_vec().unwrap().into_iter().map(Element::to_f32).collect::<Vec<f32>>()
+        });
+        assert_eq!(results[0], results[1]);
+        results.into_iter().next().unwrap()
+    }
+
+    /// What `by_division` with a function makes of what it gives without.
+    fn followed(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
+        let n = self.absmax.len();
+        let mut all = plain.to_vec();
+        for row in all.chunks_mut(n) {
+            activation::apply(Isa::scalar(), host, &mut row[..n - 2]);
+        }
+        all.iter().zip(noise(self.rows * n, 31)).map(|(y, stream)| stream + 0.5 * y).collect()
+    }
+
     fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
         let (n, matrix) = (self.absmax.len(), self.matrix(device));
         let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
@@ -81,6 +121,22 @@ impl<T: Float + Element> Case<T> {
         out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
     }
 }
+
+const FUNCTIONS: [(Activation, Host); 13] = [
+    (Activation::Gelu, Host::Gelu),
+    (Activation::GeluTanh, Host::GeluTanh),
+    (Activation::QuickGelu, Host::QuickGelu),
+    (Activation::Relu, Host::Relu),
+    (Activation::ReluSquared, Host::ReluSquared),
+    (Activation::Silu, Host::Silu),
+    (Activation::Tanh, Host::Tanh),
+    (Activation::GeluClipped, Host::GeluClipped),
+    (Activation::Laplace, Host::Laplace),
+    (Activation::LeakyRelu, Host::LeakyRelu),
+    (Activation::Mish, Host::Mish),
+    (Activation::Relu6, Host::Relu6),
+    (Activation::Sigmoid, Host::Sigmoid),
+];
 
 fn scope(by_row: bool) -> OutlierScope {
     if by_row { OutlierScope::Row } else { OutlierScope::Batch }
@@ -96,6 +152,11 @@ fn quantizes_like_the_oracle<T: Float + Element>() {
                 let x = device.upload(&case.x).unwrap();
                 let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
                 let source = Source::plain(x.all(), rows, cols);
+                // The marks of the first time are gone at the second.
+                let before = device
+                    .upload(&noise(rows * cols, 3).iter().map(|x| T::of(x * 9.0)).collect::<Vec<_>>())
+                    .unwrap();
+                quantize(&Source::plain(before.all(), rows, cols), threshold, by_row, &memory).unwrap();
                 let found = quantize(&source, threshold, by_row, &memory).unwrap();
                 let mut columns: Vec<u32> =
                     expected.outliers.iter().flatten().map(|(column, _)| *column).collect();
@@ -164,15 +225,19 @@ fn products_are_the_oracles_for_f16_and_bf16() {
 
 #[test]
 fn large_tiles_are_the_oracles() {
-    // Enough tiles for each of the four multiprocessors that the emulated device says it has.
-    for device in testing::devices(&[0, 1]) {
-        let case = Case::<f32>::new([150, 300, 210], 3);
-        for by_row in [false, true] {
-            let expected = case.expected(6.0, scope(by_row));
-            assert_near(&case.by_product(&device, 6.0, by_row), &expected, 2e-6, &format!("by row {by_row}"));
+    // Several tiles, and more steps along K than are in shared memory together.
+    for device in devices() {
+        let case = Case::<f32>::new([300, 200, 700], 3);
+        for tile in [Tile::Large, Tile::Hopper, Tile::HopperTall] {
+            if tile != Tile::Large && !device.has_wgmma() {
+                continue;
+            }
+            let expected = case.expected(6.0, OutlierScope::Row);
+            let found = case.by_division(&device, true, Gemm { tile, splits: 1 }, None);
+            assert_near(&found, &expected, 2e-6, &format!("{tile:?}"));
         }
     }
-    // And for each of those that a GPU has.
+    // Enough tiles for each of the multiprocessors that a GPU has.
     for device in testing::gpus() {
         let case = Case::<f32>::new([1500, 1500, 210], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
@@ -186,6 +251,84 @@ fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
         let case = Case::<f32>::new([600, 3840, 1280], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
         assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "600 rows");
+    }
+}
+
+/// Values with outliers in `count` columns, every other row in each, and none in the last row.
+fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
+    case.x = noise(case.rows * case.cols, 7).iter().map(|x| T::of(x * 3.0)).collect();
+    for column in 0..count {
+        for row in (column % 2..case.rows - 1).step_by(2) {
+            case.x[row * case.cols + column * 3] = T::of(7.0 + column as f32);
+        }
+    }
+}
+
+fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
+    for device in devices {
+        for (tile, splits) in
+            [(Tile::Small, 1), (Tile::Small, 2), (Tile::Small, 5), (Tile::Large, 1), (Tile::Large, 3)]
+        {
+            for ([rows, n, cols], outliers) in [
+                ([70, 77, 130], 0),
+                ([17, 33, 599], 1),
+                ([65, 65, 129], 5),
+                ([66, 12, 300], 17),
+                ([40, 66, 523], 40),
+                ([130, 150, 300], 3),
+            ] {
+                // What the emulated device has memory for.
+                if splits > 1 && tile.count(rows, n) > 2 {
+                    continue;
+                }
+                let mut case = Case::<T>::new([rows, n, cols], 23);
+                with_outlier_columns(&mut case, outliers);
+                for by_row in [false, true] {
+                    let expected = case.expected(6.0, scope(by_row));
+                    let what = format!(
+                        "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {by_row}, {device:?}"
+                    );
+                    let division = Gemm { tile, splits };
+                    assert_near(
+                        &case.by_division(&device, by_row, division, None),
+                        &expected,
+                        tolerance::<T>(),
+                        &what,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_division_of_a_matmul_gives_the_same() {
+    divides_a_matmul::<f32>(devices());
+}
+
+#[test]
+fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
+    divides_a_matmul::<f16>(few_devices());
+    divides_a_matmul::<bf16>(few_devices());
+}
+
+#[test]
+fn every_function_and_the_residual_follow_a_matmul() {
+    for device in few_devices() {
+        for (tile, splits) in
+            [(Tile::Small, 1), (Tile::Small, 2), (Tile::Large, 1), (Tile::Hopper, 1), (Tile::HopperTall, 1)]
+        {
+            if matches!(tile, Tile::Hopper | Tile::HopperTall) && !device.has_wgmma() {
+                continue;
+            }
+            let case = Case::<f32>::new([20, 70, 40], 29);
+            let plain = case.by_division(&device, true, Gemm { tile, splits }, None);
+            for function in FUNCTIONS {
+                let found = case.by_division(&device, true, Gemm { tile, splits }, Some(function));
+                let expected = case.followed(&plain, function);
+                assert_near(&found, &expected, 1e-6, &format!("{tile:?}, {splits}, {function:?}"));
+            }
+        }
     }
 }
 
@@ -338,24 +481,9 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
 
 #[test]
 fn activation_functions_are_those_of_the_cpu() {
-    use llm_int8_kernels::{Activation as Host, Isa, activation};
     let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 24.0).collect();
     for device in few_devices() {
-        for (function, host) in [
-            (Activation::Gelu, Host::Gelu),
-            (Activation::GeluTanh, Host::GeluTanh),
-            (Activation::QuickGelu, Host::QuickGelu),
-            (Activation::Relu, Host::Relu),
-            (Activation::ReluSquared, Host::ReluSquared),
-            (Activation::Silu, Host::Silu),
-            (Activation::Tanh, Host::Tanh),
-            (Activation::GeluClipped, Host::GeluClipped),
-            (Activation::Laplace, Host::Laplace),
-            (Activation::LeakyRelu, Host::LeakyRelu),
-            (Activation::Mish, Host::Mish),
-            (Activation::Relu6, Host::Relu6),
-            (Activation::Sigmoid, Host::Sigmoid),
-        ] {
+        for (function, host) in FUNCTIONS {
             // A layer whose weights are 0 gives its bias.
             let matrix = Int8Matrix::new(&device, x.len(), 4).unwrap();
             let (zeros, bias) = (device.zeros::<f32>(4).unwrap(), device.upload(&x).unwrap());

@@ -61,7 +61,8 @@ impl Widths {
     pub(in crate::models) fn bytes(&self, rows: usize, multiprocessors: usize) -> u64 {
         let floats = 4 * self.stream + self.input + self.qkv + 2 * self.mixed + self.raised;
         let floats = rows * floats + self.parts(rows, multiprocessors) + rows * self.heads;
-        QuantizedMemory::bytes(rows, self.input) + (4 * floats + rows * self.input_bytes()) as u64
+        QuantizedMemory::bytes(rows, self.input, multiprocessors)
+            + (4 * floats + rows * self.input_bytes()) as u64
     }
 }
 

@@ -1,0 +1,85 @@
+// Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its operands from shared
+// memory. `mma.sync` reaches two thirds of the rate there.
+//
+// Idea: two or four warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at a
+// time come into shared memory by copies in the background, FILLED stages deep. Of tiles of 128 rows two blocks fit on a
+// multiprocessor, so that one multiplies while the other fills its first stages or finishes its outputs (tile.cuh). Tiles of
+// 256 rows are for large products, which the second cache limits: they read a quarter less of it.
+//
+// Order within a step: its codes are there; its products are started; those of the step before are done, in all warpgroups;
+// the stage that those have read is filled for a later step, while the tensor cores work.
+//
+// Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as ptx.cuh says.
+// Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in 512 cycles at the tensor cores' full
+// rate, in which it can give 64 KB; of 256 rows 48 and 96 KB in 1024 cycles, in which it can give 128. The second cache
+// gives each multiprocessor about 25 KB in 1024 cycles.
+// On other devices the kernels are empty and never launched.
+#include "tile.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(LLM_INT8_EMULATION)
+template <class T, u32 WARPGROUPS, u32 FILLED>
+DEVICE void wgmma_product(const ProductArgs& a) {
+    constexpr u32 TILE_M = 64 * WARPGROUPS, TILE_N = 128, DEPTH = 128, THREADS = 128 * WARPGROUPS;
+    typedef Tile<T, TILE_M, TILE_N, THREADS> Finish;
+    typedef TileCopy<TILE_M, DEPTH / 16, THREADS> CopyX;
+    typedef TileCopy<TILE_N, DEPTH / 16, THREADS> CopyW;
+    constexpr u32 STAGE_BYTES = CopyX::BYTES + CopyW::BYTES;
+    static_assert(Finish::BYTES <= FILLED * STAGE_BYTES, "the epilogue works in the memory of the stages");
+
+    DYNAMIC_SHARED(unaligned);
+    unsigned char* shared = align_tiles(unaligned);
+    u32 pitch = a.weight.pitch, warpgroup = threadIdx.x / 128;
+    auto swizzle = [](u32 row, u32 chunk) { return chunk ^ row % 8; };
+    CopyX x(a.codes, pitch, blockIdx.x * TILE_M, a.rows, swizzle);
+    CopyW w(a.weight.codes, pitch, blockIdx.y * TILE_N, a.weight.out_features, swizzle);
+    StepRange steps((pitch + DEPTH - 1) / DEPTH, a.splits);
+    auto start = [&](u32 step) {
+        if (step < steps.end) {
+            unsigned char* stage = shared + step % FILLED * STAGE_BYTES;
+            x.start(stage, step * DEPTH);
+            w.start(stage + CopyX::BYTES, step * DEPTH);
+        }
+        commit_copies();
+    };
+    Finish tile(a);
+    i32 sum[64] = {};
+#pragma unroll 1
+    for (u32 i = 0; i < FILLED - 1; ++i) start(steps.first + i);
+#pragma unroll 1
+    for (u32 step = steps.first; step < steps.end; ++step) {
+        wait_for_copies<FILLED - 2>();
+        show_to_tensor_cores();
+        __syncthreads();
+        unsigned char* stage = shared + step % FILLED * STAGE_BYTES;
+        begin_wgmma();
+#pragma unroll
+        for (u32 i = 0; i < DEPTH / 32; ++i) wgmma_s8(sum, stage + warpgroup * 64 * DEPTH, stage + CopyX::BYTES, i);
+        commit_wgmma();
+        wait_for_wgmma<1>();
+        __syncthreads();
+        start(step + FILLED - 1);
+    }
+    wait_for_wgmma<0>();
+    use_sums(sum);
+    wait_for_copies<0>();
+    __syncthreads();
+
+    tile.finish(shared, [&](u32 part) {
+        if (warpgroup != part) return;
+        u32 row = warp_index() % 4 * 16 + lane_index() / 4, column = lane_index() % 4 * 2;
+#pragma unroll
+        for (u32 i = 0; i < 64; i += 2) tile.put_pair(row + i / 2 % 2 * 8, column + i / 4 * 8, sum[i], sum[i + 1]);
+    });
+}
+#else
+template <class T, u32 WARPGROUPS, u32 FILLED>
+DEVICE void wgmma_product(const ProductArgs&) {}
+#endif
+
+#define WGMMA(suffix, T)                                                                      \
+    KERNEL(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); } \
+    KERNEL(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
+
+WGMMA(f32, float)
+WGMMA(f16, half)
+WGMMA(bf16, bf16)
