@@ -239,7 +239,7 @@ pub struct Gemm {
 }
 
 /// Blocks that share the K of a tile, at most.
-const MOST_SPLITS: usize = 16;
+const MOST_K_SPLITS: usize = 16;
 
 /// How `gemm.cu` divides a matmul: what takes the busiest multiprocessor, or the second cache, the least time by estimate. Large tiles read less
 /// shared memory for each multiply-add, small ones and a K that several blocks share give all multiprocessors work.
@@ -271,7 +271,7 @@ pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has
         if has_wgmma { &[Tile::HopperTall, Tile::Hopper, Tile::Small] } else { &[Tile::Large, Tile::Small] };
     let all = tiles.iter().flat_map(|&tile| {
         let may_split = tile.count(rows, out_features) <= tile.most_shared(units);
-        let most = if may_split { MOST_SPLITS.min(steps) } else { 1 };
+        let most = if may_split { MOST_K_SPLITS.min(steps) } else { 1 };
         (1..=most).map(move |splits| candidate(tile, splits))
     });
     let best = all.min_by_key(|(cost, _)| *cost);
