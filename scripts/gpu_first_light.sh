@@ -37,7 +37,7 @@ SANITIZED="linear::products_are_the_oracles_for_f32 linear::large_tiles_are_the_
     linear::norms_and_gates_go_before_and_functions_and_residuals_after"
 # Kernels that are profiled: of single tokens, and of a prompt of 1024. Sections of both profiles.
 TOKEN_KERNELS='gemv|attend_new'
-PROMPT_KERNELS='wgmma128|gemm128|attend_many'
+PROMPT_KERNELS='wgmma|gemm128|attend_many'
 SECTIONS="--section SpeedOfLight --section WarpStateStats --section Occupancy --section LaunchStats"
 
 usage() {

@@ -63,11 +63,22 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m) {
     return has_outliers;
 }
 
+// Brings a row into L2, a line a thread.
+template <class T>
+DEVICE void prefetch_row(const Source& source, u32 m) {
+    constexpr u32 LINE = 128 / sizeof(T);
+    for (u32 k = threadIdx.x * LINE; k < source.cols; k += blockDim.x * LINE) {
+        prefetch_line(static_cast<const T*>(source.x) + (size_t)m * source.stride + k);
+        if (source.kind == GATED) prefetch_line(static_cast<const T*>(source.up) + (size_t)m * source.stride + k);
+    }
+}
+
 template <class T>
 DEVICE void quantize(const QuantizeArgs& a) {
     bool has_marked = false;
 #pragma unroll 1
     for (u32 m = blockIdx.x; m < a.rows; m += gridDim.x) {
+        if (m + gridDim.x < a.rows) prefetch_row<T>(a.source, m + gridDim.x);
         has_marked |= quantize_row<T>(a, m);
         // The next row uses the same shared memory.
         __syncthreads();

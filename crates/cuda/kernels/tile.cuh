@@ -2,9 +2,10 @@
 //
 // Idea: the sums leave the registers of the tensor cores' layout for shared memory, 64 rows of the tile at a time, in the
 // place of the stages that the main loop no longer needs. From there a warp finishes whole rows: neighbouring lanes have
-// neighbouring outputs, so that all reads and writes of device memory are coalesced, and what belongs to a column stays in
-// a register. The loops are not unrolled over the tile: the code of an activation function must not be there once for
-// every output of a thread, or the instruction cache does not hold it.
+// neighbouring outputs, so that all reads and writes of device memory are coalesced. The loops are not unrolled over the
+// tile: the code of an activation function must not be there once for every output of a thread, or the instruction cache
+// does not hold it. absmax and biases are fetched before the main loop, a value or two a thread; outlier columns after it,
+// once for the tile if there are up to 16.
 //
 // Few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each adds its sums to those of the tile in
 // device memory, which is exact in any order; the last one finishes, and leaves sums and counter as zeros.
