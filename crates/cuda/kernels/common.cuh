@@ -127,3 +127,16 @@ DEVICE float inverse_step(float absmax) {
 DEVICE i32 code_of(half x, float inverse) {
     return inverse == 0.0f ? 0 : __float2int_rn(__fmul_rn(__half2float(x), inverse));
 }
+
+// The codes of four values, each a byte; of outliers any. The sum with 1.5 · 2^23 rounds to an integer, halves to even, whose
+// low bits are those of the sum.
+DEVICE u32 codes_of(const float (&value)[4], float inverse) {
+    u32 word = 0;
+    if (inverse == 0.0f) return word;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        float scaled = __fmul_rn(__half2float(__float2half_rn(value[i])), inverse);
+        word |= (__float_as_uint(__fadd_rn(scaled, 12582912.0f)) & 0xff) << (8 * i);
+    }
+    return word;
+}

@@ -40,16 +40,16 @@ DEVICE T block_reduce(T x, T* parts) {
     return all;
 }
 
-// The same for blocks of WARPS warps, which the compiler knows.
+// The same for blocks of WARPS warps, a power of two up to 32; the order of additions is another.
 template <u32 WARPS, class Op, class T>
 DEVICE T block_reduce_of(T x, T (&parts)[WARPS]) {
     x = warp_reduce<Op>(x);
     if (lane_index() == 0) parts[warp_index()] = x;
     __syncthreads();
-    T all = parts[0];
+    x = parts[lane_index() % WARPS];
 #pragma unroll
-    for (u32 warp = 1; warp < WARPS; ++warp) all = Op::of(all, parts[warp]);
-    return all;
+    for (u32 step = WARPS / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
+    return x;
 }
 
 // With two barriers: as often as one likes.

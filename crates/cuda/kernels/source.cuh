@@ -111,11 +111,11 @@ private:
     }
 };
 
-// The same row for blocks of 256 threads that start early: `load_constants` may come before the kernels before are waited for,
-// `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 256 i) … + 3, the first QUADS groups of them in
-// registers: rows of up to 5120 values. Rows that are not a multiple of 4 long, or that lie where four values cannot be
+// The same row for blocks of 512 threads that start early: `load_constants` may come before the kernels before are waited for,
+// `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 512 i) … + 3, the first QUADS groups of them in
+// registers: rows of up to 6144 values. Rows that are not a multiple of 4 long, or that lie where four values cannot be
 // loaded together, are not kept at all.
-constexpr u32 QUADS = 5;
+constexpr u32 QUADS = 3;
 
 template <class T>
 struct QuadRow {
@@ -125,7 +125,7 @@ struct QuadRow {
     float mean, inverse, eps;
     float held[QUADS][4], factor[QUADS][4], offset[QUADS][4];
 
-    static constexpr u32 THREADS = 256, WARPS = THREADS / WARP;
+    static constexpr u32 THREADS = 512, WARPS = THREADS / WARP;
 
     __device__ __forceinline__ explicit QuadRow(const Source& source)
         : x(static_cast<const T*>(source.x)),
@@ -184,22 +184,22 @@ struct QuadRow {
         return bias != nullptr ? value + bias[k] : value;
     }
 
-    // Calls f(k, group, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row,
-    // where values are 0. `group` is QUADS for those that are not kept.
+    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row, where
+    // values are 0.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
             u32 k = (i * THREADS + threadIdx.x) * 4;
             if (i >= quads || i * THREADS * 4 >= end) break;
-            if (k < end) f(k, i, held[i]);
+            if (k < end) f(k, held[i]);
         }
 #pragma unroll 1
         for (u32 k = (quads * THREADS + threadIdx.x) * 4; k < end; k += THREADS * 4) {
             float value[4];
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) value[j] = k + j < cols ? (*this)[k + j] : 0.0f;
-            f(k, QUADS, value);
+            f(k, value);
         }
     }
 
@@ -260,22 +260,14 @@ DEVICE u32 row_absmax(const Row<T>& row, u32 limit, bool& has_outliers) {
     return found & 0xffffu;
 }
 
-// The same, and in `outliers` which of the values that this thread keeps are outliers: bit 4i + j is that of value j of
-// group i.
 template <class T>
-DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers, u32& outliers) {
+DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
     u32 found = 0;
-    outliers = 0;
-    row.each(row.cols, [&](u32, u32 group, const float (&value)[4]) {
+    row.each(row.cols, [&](u32, const float (&value)[4]) {
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             u32 magnitude = half_magnitude(__float2half_rn(value[i]));
-            if (!is_outlier(magnitude, limit)) {
-                if (magnitude > (found & 0xffffu)) found = (found & Magnitudes::OUTLIER) | magnitude;
-            } else {
-                found |= Magnitudes::OUTLIER;
-                if (group < QUADS) outliers |= 1u << (4 * group + i);
-            }
+            found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
         }
     });
     __shared__ u32 parts[QuadRow<T>::WARPS];

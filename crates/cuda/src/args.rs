@@ -35,7 +35,7 @@ structs! {
     /// `gemv.cu`.
     GemvArgs {
         source: Source, weight: Int8Weight, epilogue: Epilogue,
-        limit: u32, lanes: u32, rows: u32, keeps_values: u32,
+        limit: u32, lanes: u32, rows: u32, padding: u32,
     }
     /// `product.cuh`.
     ProductArgs {

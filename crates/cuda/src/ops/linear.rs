@@ -273,14 +273,12 @@ pub fn gemv<T: Float>(
     }
     // Where shared memory is small (64 KB on Turing), more blocks of fewer rows.
     let room = device.shared_bytes().saturating_sub(plan::GEMV_STATIC_BYTES);
-    let candidates = [(1, true), (2, true), (4, true), (1, false), (2, false), (4, false)];
-    let found = candidates.into_iter().find_map(|(blocks, keeps_values)| {
-        let units = blocks * device.multiprocessors();
-        let cut = plan::gemv(matrix.out_features(), matrix.pitch(), units);
-        let shared = cut.shared_bytes(source.cols, keeps_values);
-        (shared <= room).then_some((cut, keeps_values, shared))
+    let found = [1, 2, 4].into_iter().find_map(|blocks| {
+        let cut = plan::gemv(matrix.out_features(), matrix.pitch(), blocks * device.multiprocessors());
+        let shared = cut.shared_bytes(source.cols);
+        (shared <= room).then_some((cut, shared))
     });
-    let Some((cut, keeps_values, shared)) = found else {
+    let Some((cut, shared)) = found else {
         return Ok(false);
     };
     let args = GemvArgs {
@@ -290,8 +288,8 @@ pub fn gemv<T: Float>(
         limit: plan::outlier_limit(threshold),
         lanes: cut.lanes,
         rows: cut.rows,
-        keeps_values: keeps_values.into(),
+        padding: 0,
     };
-    check.launch(&args, [cut.blocks as usize, 1, 1], 256, shared)?;
+    check.launch(&args, [cut.blocks as usize, 1, 1], 512, shared)?;
     Ok(true)
 }

@@ -353,12 +353,29 @@ fn layers_of_gpt2_large_are_the_oracles() {
 }
 
 #[test]
+fn one_row_may_have_any_number_of_outliers() {
+    for device in devices() {
+        // All weights of a block in shared memory, or streamed through it; rows that four values are loaded of, or one.
+        for (n, cols) in [(33, 800), (33, 799), (3000, 800)] {
+            for count in [0, 1, 7, 255, 256, 257, 600] {
+                let mut case = Case::<f32>::new([1, n, cols], 1);
+                case.x.iter_mut().for_each(|x| *x = x.clamp(-5.0, 5.0));
+                // From the end, so that they are not found in the order of columns.
+                (0..count).for_each(|i| case.x[cols - 1 - i * (cols / count.max(1))] = 6.0 + i as f32 / 64.0);
+                let expected = case.expected(6.0, OutlierScope::Row);
+                let what = format!("{count} outliers, {n} x {cols}, {device:?}");
+                assert_near(&case.by_gemv(&device, 6.0), &expected, 5e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_whose_codes_do_not_fit_beside_static_shared_memory_are_left_to_product() {
     for device in few_devices() {
         // Without static shared memory it would fit into what a block may have.
-        let needed = |cols: usize| {
-            plan::gemv(2, plan::pitch(cols), device.multiprocessors()).shared_bytes(cols, false)
-        };
+        let needed =
+            |cols: usize| plan::gemv(2, plan::pitch(cols), device.multiprocessors()).shared_bytes(cols);
         let fits = |cols: &usize| needed(*cols) <= device.shared_bytes();
         let cols = (1..).map(|i| 16 * i).take_while(fits).last().unwrap();
         assert!(needed(cols) > device.shared_bytes() - 512);
