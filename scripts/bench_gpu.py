@@ -69,9 +69,9 @@ MODEL = ["torch", "transformers", "accelerate"]
 PEERS = {  # of a row its title and what it needs
     "ours": ("llm-int8", []),
     "ours-no-graph": ("llm-int8, no CUDA graph", []),
-    "ours-overlap": ("llm-int8, overlapping kernels", []),
+    "ours-no-overlap": ("llm-int8, no overlap", []),
     "linear-ours": ("llm-int8", []),
-    "linear-ours-overlap": ("llm-int8, overlapping kernels", []),
+    "linear-ours-no-overlap": ("llm-int8, no overlap", []),
     "copy": ("copy on the card", ["torch"]),
     "torch": ("torch f16", MODEL),
     "linear-torch": ("torch f16", ["torch"]),
@@ -366,7 +366,7 @@ def our_command(args, name, model):
     numbers = lambda values: ",".join(map(str, values))
     program, device = [str(args.binary.absolute()), "bench"], ["--device", args.device, "--json"]
     device += ["--no-cuda-graph"] if name.endswith("-no-graph") else []
-    device += ["--cuda-overlap"] if name.endswith("-overlap") else []
+    device += ["--no-cuda-overlap"] if name.endswith("-no-overlap") else []
     if name.startswith("linear"):
         shapes = ",".join(f"{out_features}x{in_features}" for out_features, in_features in args.shapes)
         return [*program, "-", "--linear", shapes, "--rows", numbers(args.rows), "--runs", str(args.runs), *device]
@@ -554,7 +554,7 @@ def model_tables(results):
 
 def linear_table(results):
     times, rows, copied = {}, [], results.get("copy", {}).get("bytes_per_second")
-    names = ["ours", "ours-overlap", "torch", "torch-int8", "bitsandbytes"]
+    names = ["ours", "ours-no-overlap", "torch", "torch-int8", "bitsandbytes"]
     for name in names:
         for entry in results.get(f"linear-{name}", {}).get("linear", []):
             key = (entry["out_features"], entry["in_features"], entry["rows"])
@@ -571,8 +571,8 @@ def linear_table(results):
             rate = number(2 * count * weights / (ours * 1e6)) if ours else "–"
             sizes = [f"{out_features} × {in_features}", count, outliers]
             rows.append([*sizes, *map(number, [ours, *others]), *ratios, share, rate])
-    titles = ["out × in", "rows", "outlier columns", "llm-int8, µs", "overlapping, µs", "torch f16, µs"]
-    titles += ["torch int8 matmul alone, µs", "bitsandbytes, µs", "overlapping ÷ ours", "torch ÷ ours"]
+    titles = ["out × in", "rows", "outlier columns", "llm-int8, µs", "no overlap, µs", "torch f16, µs"]
+    titles += ["torch int8 matmul alone, µs", "bitsandbytes, µs", "no overlap ÷ ours", "torch ÷ ours"]
     titles += ["int8 matmul alone ÷ ours", "bitsandbytes ÷ ours", "ours, of the copy's bytes/s", "ours, TOPS"]
     return table(titles, rows) if rows else []
 

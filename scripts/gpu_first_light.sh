@@ -477,11 +477,11 @@ collect tools 10
 collect make-probe 30
 collect import-torch 30
 collect cpu-kernels 30
-step ours 45 on_model bench 20 --only ours,ours-no-graph,ours-overlap --runs 3
+step ours 45 on_model bench 20 --only ours,ours-no-graph,ours-no-overlap --runs 3
 step linear-ours 40 bench 38 --only linear-ours --runs 3
 few=(--rows 1,8,64)
 [ -z "$REHEARSAL" ] || few=()
-step linear-ours-overlap 25 bench 25 --only linear-ours-overlap --runs 3 "${few[@]}"
+step linear-ours-no-overlap 25 bench 25 --only linear-ours-no-overlap --runs 3 "${few[@]}"
 step probe 15 probe
 
 torch=yes

@@ -17,7 +17,7 @@ const PROGRAM: &str = r#"#!/bin/sh
 case "$*" in
     --version) echo "llm-int8 0" ;;
     run*) echo "a text" ;;
-    *--linear*--cuda-overlap*) OVERLAP ;;
+    *--linear*--no-cuda-overlap*) OVERLAP ;;
     *--linear*) echo '{"linear": [{"out_features": 4096, "in_features": 4096, "rows": 1, "outlier_columns": 0,'
         echo '"microseconds": 9.5}]}' ;;
     *) echo '{"load": {"seconds": 1.5}, "memory": {"model_bytes": 5}, "prefill": [], "decode": [{"context": 128,'
@@ -99,7 +99,7 @@ struct StandIns {
     kernels: &'static [(&'static str, &'static str)],
     /// The same of `device_tests`.
     models: &'static [(&'static str, &'static str)],
-    /// Whether layers with overlapping kernels hang.
+    /// Whether layers without overlapping kernels hang.
     overlap_hangs: bool,
 }
 
@@ -269,7 +269,7 @@ fn every_step_ends_well_or_says_why_it_was_skipped() {
         "cpu-kernels",
         "ours",
         "linear-ours",
-        "linear-ours-overlap",
+        "linear-ours-no-overlap",
         "probe",
         "profile-decode",
         "profile-prompt",
@@ -320,7 +320,7 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
     let expected = "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
     assert_eq!(left.result("models"), expected);
     assert!(left.result("gpt2-large").starts_with("timed out"), "{}", left.printed);
-    assert!(left.result("linear-ours-overlap").starts_with("incomplete"), "{}", left.printed);
+    assert!(left.result("linear-ours-no-overlap").starts_with("incomplete"), "{}", left.printed);
     for step in ["facts", "smoke", "ours", "linear-ours", "probe", "card-after"] {
         assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
     }

@@ -125,9 +125,10 @@ pub(crate) struct ModelArgs {
     /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_graph: bool,
-    /// Let kernels start while the one before still runs (programmatic dependent launch; GPUs of capability 9.0 on)
+    /// Start each kernel after the one before has ended: the same text, slower. Without this, GPUs of capability 9.0
+    /// and later start it earlier, to load weights (programmatic dependent launch)
     #[arg(long, help_heading = "Devices")]
-    pub(crate) cuda_overlap: bool,
+    pub(crate) no_cuda_overlap: bool,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_name = "N", value_parser = threads())]
     pub(crate) threads: Option<u16>,

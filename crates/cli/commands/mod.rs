@@ -103,7 +103,7 @@ fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
         map: args.device_map == Some(DeviceMapName::Auto),
         limits: args.max_memory.clone(),
         uses_graphs: !args.no_cuda_graph,
-        overlaps_kernels: args.cuda_overlap,
+        overlaps_kernels: !args.no_cuda_overlap,
     };
     config.placement().map_err(|error| match error {
         LlmError::Setting { .. } => WrongUse(explained(&error)).into(),

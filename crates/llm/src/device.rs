@@ -88,7 +88,7 @@ impl Default for DeviceConfig {
             map: false,
             limits: Vec::new(),
             uses_graphs: true,
-            overlaps_kernels: false,
+            overlaps_kernels: true,
         }
     }
 }

@@ -47,7 +47,7 @@ impl Placement {
             devices,
             spills: true,
             uses_graphs: true,
-            overlaps_kernels: false,
+            overlaps_kernels: true,
             reserved_positions: RESERVED_POSITIONS,
             most_on_cpu: None,
         }
