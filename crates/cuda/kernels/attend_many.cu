@@ -256,8 +256,8 @@ DEVICE void attend_many(const AttendArgs& a) {
             u32 p = i % TILE_KEYS, d = i / TILE_KEYS * 8;
             float key[8] = {}, value[8] = {};
             if (tile + p < stop) {
-                unpack(load_piece(key_memory + ((u64)(d / 8) * first.capacity + tile + p) * 8), key);
-                unpack(load_piece(value_memory + (u64)(tile + p) * h.padded + d), value);
+                unpack(load_piece<false>(key_memory + ((u64)(d / 8) * first.capacity + tile + p) * 8), key);
+                unpack(load_piece<false>(value_memory + (u64)(tile + p) * h.padded + d), value);
             }
 #pragma unroll
             for (u32 c = 0; c < 8; ++c) keys[p * pitch + d + c] = key[c], values[p * pitch + d + c] = value[c];

@@ -136,14 +136,14 @@ struct AttendFew {
             u32 offset = d * row.capacity + inside(base + chunk * WARP + lane) * 8;
 #pragma unroll
             for (u32 j = 0; j < BATCH; ++j)
-                if (d + 8 * j < h.padded) key[j] = load_piece(keys + (offset + j * stride));
+                if (d + 8 * j < h.padded) key[j] = load_piece<IS_NEW>(keys + (offset + j * stride));
         };
         auto load_values = [&](u32 chunk, u32 offset) {
 #pragma unroll
             for (u32 j = 0; j < BATCH; ++j) {
                 u32 within = offset + j * side;
                 if (within < WARP)
-                    value[j] = load_piece(values + (inside(base + chunk * WARP + within + place) * h.padded + column));
+                    value[j] = load_piece<IS_NEW>(values + (inside(base + chunk * WARP + within + place) * h.padded + column));
             }
         };
         u32 chunk = blockIdx.x * FEW_WARPS + warp, step = active * FEW_WARPS;

@@ -133,11 +133,15 @@ struct Piece {
     Words4 words[sizeof(T) / 2];
 };
 
-template <class T>
+// `IS_OLD`: written before this pass, so that the read-only path may be taken also where kernels start early.
+template <bool IS_OLD, class T>
 DEVICE Piece<T> load_piece(const T* p) {
     Piece<T> piece;
 #pragma unroll
-    for (u32 i = 0; i < sizeof(T) / 2; ++i) piece.words[i] = load_streaming(p + i * 16 / sizeof(T));
+    for (u32 i = 0; i < sizeof(T) / 2; ++i) {
+        const T* words = p + i * 16 / sizeof(T);
+        piece.words[i] = IS_OLD ? load_streaming(words) : load_words(words);
+    }
     return piece;
 }
 
