@@ -35,8 +35,8 @@ SANITIZED="linear::products_are_the_oracles_for_f32 linear::large_tiles_are_the_
     attention::row_by_row_with_shared_positions attention::tile_by_tile
     select::the_largest_are_chosen_and_of_equal_ones_the_first
     linear::norms_and_gates_go_before_and_functions_and_residuals_after"
-# Kernels that are profiled: of single tokens, and of a prompt of 1024. Sections of both profiles.
-TOKEN_KERNELS='gemv|attend_new'
+# Kernels that are profiled: of single tokens, 184 launches each for gpt2-large, and of a prompt of 1024. Sections of both profiles.
+TOKEN_KERNELS='gemv|attend_new|embed|norm_rows|dense_one|select'
 PROMPT_KERNELS='wgmma|gemm128|attend_many'
 SECTIONS="--section SpeedOfLight --section WarpStateStats --section Occupancy --section LaunchStats"
 
@@ -497,9 +497,9 @@ rows=copy,torch,linear-torch,linear-torch-int8
 [ -e "$MODEL/config.json" ] || rows=${rows/torch,/}
 with_torch peers 60 peers 25 --only $rows --runs 3
 
-# Blocks of the second token: a pass has 180 of these launches.
+# The end of the second token and the beginning of the third.
 step profile-decode 30 on_model profile profile-decode.csv 5 --kernel-name "regex:$TOKEN_KERNELS" \
-    --launch-skip 200 --launch-count 12
+    --launch-skip 358 --launch-count 18
 step stalls-decode 30 on_model stalls stalls-decode 5 --kernel-name "regex:$TOKEN_KERNELS" --launch-skip 205 \
     --launch-count 5
 step profile-prompt 30 on_model profile profile-prompt.csv "$(seq -s , 1 1024)" --kernel-name "regex:$PROMPT_KERNELS" \

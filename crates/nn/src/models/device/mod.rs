@@ -38,6 +38,7 @@ use pass::{GraphKey, GraphState};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 /// What lies on one device, and what is needed to compute with it. Clones share everything.
@@ -55,6 +56,8 @@ pub(super) struct Stage {
     uses_graphs: bool,
     workspace: Arc<Mutex<Option<Workspace>>>,
     graphs: Arc<Mutex<BTreeMap<GraphKey, GraphState>>>,
+    /// Graphs ever recorded.
+    recorded: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Stage {
@@ -96,6 +99,7 @@ impl Stage {
             uses_graphs,
             workspace: Arc::default(),
             graphs: Arc::default(),
+            recorded: Arc::default(),
         })
     }
 

@@ -15,6 +15,7 @@ use crate::layers::RopeTable;
 use llm_int8_cuda::args::AttendedRow;
 use llm_int8_cuda::{Graph, plan};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Rows up to which a pass of single tokens is recorded.
@@ -160,10 +161,9 @@ impl Stage {
         })
     }
 
-    /// Graphs recorded.
+    /// Graphs recorded so far, those among them that were forgotten.
     pub(in crate::models) fn graph_count(&self) -> usize {
-        let graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-        graphs.values().filter(|state| matches!(state, GraphState::Recorded(_))).count()
+        self.recorded.load(Ordering::Relaxed)
     }
 
     fn forget_graphs(&self) {
@@ -236,6 +236,7 @@ impl StagePass<'_> {
             }
             Some(GraphState::Once) => match self.record(work) {
                 Ok(graph) => {
+                    self.stage.recorded.fetch_add(1, Ordering::Relaxed);
                     graph.launch()?;
                     GraphState::Recorded(graph)
                 }
