@@ -20,7 +20,7 @@ struct Gemm {
     static constexpr u32 THREADS = TILE_M / WARP_M * WARPS_N * WARP;
     static constexpr u32 STAGE_BYTES = (TILE_M + TILE_N) * TILE_K;
     static constexpr u32 HIGH = WARP_M / 16, WIDE = WARP_N / 8;
-    typedef Tile<T, TILE_M, TILE_N, THREADS> Finish;
+    typedef Tile<T, TILE_M, TILE_N, THREADS, 64> Finish;
     static_assert(Finish::BYTES <= STAGES * STAGE_BYTES, "the epilogue works in the memory of the stages");
 
     static __device__ __forceinline__ u32 swizzle(u32 row, u32 chunk) { return chunk ^ (row / 2 % 4); }
@@ -83,9 +83,10 @@ struct Gemm {
         wait_for_copies<0>();
         __syncthreads();
 
-        tile.finish(shared, [&](u32 part) {
-            if (warp_m / Finish::HEIGHT != part) return;
-            u32 row = warp_m % Finish::HEIGHT + lane_index() / 4, column = warp_n + lane_index() % 4 * 2;
+        typedef i32 Flat[Finish::SUMS];
+        tile.finish(shared, reinterpret_cast<Flat&>(sum), tile_m + warp_m < a.rows, [&](u32 part) {
+            if (warp_m / 64 != part) return;
+            u32 row = warp_m % 64 + lane_index() / 4, column = warp_n + lane_index() % 4 * 2;
 #pragma unroll
             for (u32 i = 0; i < HIGH; ++i)
 #pragma unroll

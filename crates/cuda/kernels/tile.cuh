@@ -1,19 +1,27 @@
 // From the sums of a tile to outputs.
 //
-// Idea: the sums leave the registers of the tensor cores' layout for shared memory, 64 rows of the tile at a time, in the
-// place of the stages that the main loop no longer needs. From there a warp finishes whole rows: neighbouring lanes have
-// neighbouring outputs, so that all reads and writes of device memory are coalesced. The loops are not unrolled over the
-// tile: the code of an activation function must not be there once for every output of a thread, or the instruction cache
-// does not hold it. absmax and biases are fetched before the main loop, a value or two a thread; outlier columns after it,
-// once for the tile if there are up to 16.
+// Idea: the sums leave the registers of the tensor cores' layout for shared memory, in the place of the stages that the
+// main loop no longer needs. From there a thread finishes blocks of 4 rows by 4 neighbouring columns: 16 independent outputs
+// at once, shared memory read 16 bytes at a time, residuals and outputs moved as vectors where they lie so. A thread stays
+// in its columns, whose absmax and bias it keeps. The loops are not unrolled over the tile: the code of an activation function
+// must not be there once for every output of a thread, or the instruction cache does not hold it. absmax, biases and the
+// numbers of outlier columns are fetched before the main loop; outliers after it, once for the tile if there are up to 16.
 //
 // Few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each adds its sums to those of the tile in
-// device memory, which is exact in any order; the last one finishes, and leaves sums and counter as zeros.
+// device memory, which is exact in any order; the last one takes them back into its registers and finishes, and leaves
+// sums and counter as zeros. There sum i of a thread lies beside sum i of its neighbour.
 // Bytes: 4 · splits + 8 an output, all of it in L2.
 #pragma once
 #include "product.cuh"
 
 constexpr u32 OUTLIERS_AT_ONCE = 16;
+
+// Four values that lie side by side, aligned to their size.
+DEVICE void store4(float* p, const float (&x)[4]) { *reinterpret_cast<float4*>(p) = float4{x[0], x[1], x[2], x[3]}; }
+template <class T>
+DEVICE void store4(T* p, const float (&x)[4]) {
+    *reinterpret_cast<uint2*>(p) = uint2{pack_floats(x[0], x[1], T()), pack_floats(x[2], x[3], T())};
+}
 
 // Of the steps along K, the block's share: from `first` to before `end`.
 struct StepRange {
@@ -56,71 +64,68 @@ struct TileCopy {
     }
 };
 
-template <class T, u32 TILE_M, u32 TILE_N, u32 THREADS>
+// HEIGHT: rows of the tile that are in shared memory together.
+template <class T, u32 TILE_M, u32 TILE_N, u32 THREADS, u32 HEIGHT = TILE_M>
 struct Tile {
-    static constexpr u32 HEIGHT = 64;
     // A lane's pairs of neighbouring sums, of rows g and columns 2t, lie in different banks.
     static constexpr u32 PITCH = TILE_N + 8;
-    static constexpr u32 WARPS = THREADS / WARP, COLUMNS = TILE_N / WARP, ROWS = 8 / COLUMNS;
-    static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * (TILE_M + TILE_N) + TILE_N + 1);
-    static_assert(THREADS >= TILE_M + TILE_N, "a thread for each row and each column");
+    static constexpr u32 BOTH = TILE_M + TILE_N, FETCHED = (BOTH + THREADS - 1) / THREADS;
+    // A thread has rows ROWS · i … of every STRIDE, and 4 columns, in which it stays.
+    static constexpr u32 ROWS = 4, QUADS = TILE_N / 4, STRIDE = THREADS / QUADS * ROWS;
+    static constexpr u32 SUMS = TILE_M * TILE_N / THREADS, PARTS = TILE_M / HEIGHT;
+    static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * BOTH + TILE_N + 4);
+    static_assert(THREADS % QUADS == 0 && HEIGHT % STRIDE == 0 && TILE_M % HEIGHT == 0, "whole rounds of all threads");
 
     const ProductArgs& a;
     u32 first_m, first_n, count;
-    // Fetched before the main loop: absmax of a row of activations or of weights, and the bias.
-    float factor, offset;
+    // Fetched before the main loop: absmax of rows of activations or of weights, biases, and an outlier column a lane.
+    float factor[FETCHED], offset[FETCHED];
+    u32 column;
     // In shared memory, after it.
     i32* sums;        // [HEIGHT, PITCH], later values
-    float* outliers;  // [OUTLIERS_AT_ONCE, TILE_M + TILE_N]: of activations, then of weights
-    float* factors;   // [TILE_M + TILE_N]
+    float* outliers;  // [OUTLIERS_AT_ONCE, BOTH]: of activations, then of weights
+    float* factors;   // [BOTH]
     float* offsets;   // [TILE_N]
     u32* is_last;
 
     __device__ __forceinline__ Tile(const ProductArgs& a)
-        : a(a), first_m(blockIdx.x * TILE_M), first_n(blockIdx.y * TILE_N), count(*a.count), factor(0.0f), offset(0.0f) {
-        u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
-        if (threadIdx.x < TILE_M) {
-            if (m < a.rows) factor = a.absmax[m];
-        } else if (threadIdx.x < TILE_M + TILE_N && n < a.weight.out_features) {
-            factor = a.weight.absmax[n];
-            if (a.epilogue.bias != nullptr) offset = a.epilogue.bias[n];
+        : a(a), first_m(blockIdx.x * TILE_M), first_n(blockIdx.y * TILE_N), count(*a.count), column(0) {
+#pragma unroll
+        for (u32 i = 0; i < FETCHED; ++i) {
+            u32 place = i * THREADS + threadIdx.x, m = first_m + place, n = first_n + place - TILE_M;
+            factor[i] = offset[i] = 0.0f;
+            if (place < TILE_M) {
+                if (m < a.rows) factor[i] = a.absmax[m];
+            } else if (place < BOTH && n < a.weight.out_features) {
+                factor[i] = a.weight.absmax[n];
+                if (a.epilogue.bias != nullptr) offset[i] = a.epilogue.bias[n];
+            }
         }
+        if (lane_index() < OUTLIERS_AT_ONCE && lane_index() < count) column = a.columns[lane_index()];
     }
 
     // Finishes the tile in BYTES of shared memory, which no thread may use for something else any more. put(part) gives rows
-    // part · HEIGHT … of its sums to put_pair; all threads call it.
+    // part · HEIGHT … of `sum` to put_pair; all threads call it. `has_rows`: whether the warp has rows that there are.
     template <class Put>
-    __device__ __forceinline__ void finish(void* shared, Put put) {
-        constexpr u32 PARTS = TILE_M / HEIGHT;
+    __device__ __forceinline__ void finish(void* shared, i32 (&sum)[SUMS], bool has_rows, Put put) {
         sums = static_cast<i32*>(shared);
         outliers = static_cast<float*>(shared) + HEIGHT * PITCH;
-        factors = outliers + OUTLIERS_AT_ONCE * (TILE_M + TILE_N);
-        offsets = factors + TILE_M + TILE_N;
+        factors = outliers + OUTLIERS_AT_ONCE * BOTH;
+        offsets = factors + BOTH;
         is_last = reinterpret_cast<u32*>(offsets + TILE_N);
-        bool is_joined = a.splits > 1;
-        if (is_joined) {
-#pragma unroll 1
-            for (u32 part = 0; part < PARTS; ++part) {
-                put(part);
-                __syncthreads();
-                add_sums(part);
-                __syncthreads();
-            }
-            if (!all_have_added()) return;
+        if (a.splits > 1 && !join(sum, has_rows)) return;
+        if (count != 0) load_outliers(0);
+#pragma unroll
+        for (u32 i = 0; i < FETCHED; ++i) {
+            u32 place = i * THREADS + threadIdx.x;
+            if (place < BOTH) factors[place] = factor[i];
+            if (place >= TILE_M && place < BOTH) offsets[place - TILE_M] = offset[i];
         }
-        load_outliers(0);
-        if (threadIdx.x < TILE_M + TILE_N) factors[threadIdx.x] = factor;
-        if (threadIdx.x >= TILE_M && threadIdx.x < TILE_M + TILE_N) offsets[threadIdx.x - TILE_M] = offset;
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; ++part) {
-            if (is_joined) {
-                take_sums(part);
-            } else {
-                put(part);
-            }
-            __syncthreads();
+            put(part);
             finish_rows(part);
-            __syncthreads();
+            if (part + 1 < PARTS) __syncthreads();
         }
     }
 
@@ -133,93 +138,135 @@ struct Tile {
     }
 
 private:
-    // Rows of a part that there are.
-    __device__ __forceinline__ u32 rows_of(u32 part) const {
-        u32 first = first_m + part * HEIGHT;
-        return first >= a.rows ? 0 : a.rows - first < HEIGHT ? a.rows - first : HEIGHT;
-    }
-
-    // The sums of a part in device memory, [HEIGHT, TILE_N].
-    __device__ __forceinline__ i32* all_sums(u32 part) const {
-        return a.sums + ((size_t)(blockIdx.x + gridDim.x * blockIdx.y) * TILE_M + part * HEIGHT) * TILE_N;
-    }
-
-    __device__ __forceinline__ void add_sums(u32 part) const {
-        i32* all = all_sums(part);
-        u32 rows = rows_of(part);
-        each_place<4>([&](u32 row, u32 column) {
-            if (row < rows) atomicAdd(&all[row * TILE_N + column], sums[row * PITCH + column]);
-        });
-    }
-
-    // Whether this block is the last of its tile to have added its sums.
-    __device__ __forceinline__ bool all_have_added() const {
+    // Adds this block's sums to those of the tile. Whether it is the last one to do so: then `sum` is all of them.
+    __device__ __forceinline__ bool join(i32 (&sum)[SUMS], bool has_rows) const {
+        u32 tile = blockIdx.x + gridDim.x * blockIdx.y;
+        i32* all = a.sums + (size_t)tile * (TILE_M * TILE_N) + threadIdx.x;
+        if (has_rows) {
+#pragma unroll
+            for (u32 i = 0; i < SUMS; ++i) atomicAdd(&all[i * THREADS], sum[i]);
+        }
         // What this block added must be seen before it is counted.
         __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
-            u32* counter = &a.counters[blockIdx.x + gridDim.x * blockIdx.y];
-            *is_last = atomicAdd(counter, 1u) == a.splits - 1;
-            if (*is_last != 0) *counter = 0;
+            u32 before = atomicAdd(&a.counters[tile], 1u);
+            *is_last = before == a.splits - 1;
+            if (before == a.splits - 1) a.counters[tile] = 0;
         }
         __syncthreads();
+        if (*is_last == 0) return false;
         __threadfence();
-        return *is_last != 0;
-    }
-
-    // Fetches what all blocks have added and leaves zeros: 16 bytes at a time, many of them under way together.
-    __device__ __forceinline__ void take_sums(u32 part) const {
-        constexpr u32 AT_ONCE = 512 / TILE_N, STRIDE = THREADS * 4;
-        static_assert(HEIGHT * TILE_N % (AT_ONCE * STRIDE) == 0, "whole rounds of all threads");
-        i32* all = all_sums(part) + threadIdx.x * 4;
-        u32 count = rows_of(part) * TILE_N;
-#pragma unroll 1
-        for (u32 first = threadIdx.x * 4; first < count; first += AT_ONCE * STRIDE, all += AT_ONCE * STRIDE) {
-            Words4 found[AT_ONCE];
+        if (has_rows) {
 #pragma unroll
-            for (u32 i = 0; i < AT_ONCE; ++i)
-                if (first + i * STRIDE < count) found[i] = load_words(all + i * STRIDE);
+            for (u32 i = 0; i < SUMS; ++i) sum[i] = all[i * THREADS];
 #pragma unroll
-            for (u32 i = 0; i < AT_ONCE; ++i) {
-                u32 place = first + i * STRIDE;
-                if (place >= count) continue;
-                store_words(all + i * STRIDE, {{0, 0, 0, 0}});
-                store_words(sums + place / TILE_N * PITCH + place % TILE_N, found[i]);
-            }
+            for (u32 i = 0; i < SUMS; ++i) all[i * THREADS] = 0;
         }
-    }
-
-    // Calls f(row, column) for this thread's outputs of a part, neighbouring threads side by side.
-    template <u32 UNROLLED, class F>
-    static __device__ __forceinline__ void each_place(F f) {
-        constexpr u32 STRIDE = THREADS / TILE_N;
-        static_assert(THREADS % TILE_N == 0, "a thread stays in its column");
-        u32 row = threadIdx.x / TILE_N, column = threadIdx.x % TILE_N;
-#pragma unroll UNROLLED
-        for (u32 i = 0; i < HEIGHT / STRIDE; ++i) f(row + i * STRIDE, column);
+        return true;
     }
 
     // Outlier columns from number `first` on: the values of a row in them, or the weights that belong to them, by each thread.
     __device__ __forceinline__ void load_outliers(u32 first) const {
-        if (threadIdx.x >= TILE_M + TILE_N) return;
-        u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
-        u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
-        bool is_x = threadIdx.x < TILE_M, inside = is_x ? m < a.rows : n < a.weight.out_features;
-#pragma unroll 4
-        for (u32 o = 0; o < here; ++o) {
-            u32 column = a.columns[first + o];
-            float value = 0.0f;
-            if (inside && is_x) value = outlier_value<T>(a, m, column);
-            if (inside && !is_x) value = (float)a.weight.codes[(size_t)n * a.weight.pitch + column] * (factor * CODE_STEP);
-            outliers[o * (TILE_M + TILE_N) + threadIdx.x] = value;
+        constexpr u32 AT_ONCE = 8;
+        u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE, mine = column;
+        if (first != 0) mine = lane_index() < here ? a.columns[first + lane_index()] : 0;
+#pragma unroll 1
+        for (u32 i = 0; i < FETCHED; ++i) {
+            u32 place = i * THREADS + threadIdx.x, m = first_m + place, n = first_n + place - TILE_M;
+            bool is_x = place < TILE_M, inside = is_x ? m < a.rows : place < BOTH && n < a.weight.out_features;
+            const i8* weight = a.weight.codes + (size_t)n * a.weight.pitch;
+            float step = inside && !is_x ? a.weight.absmax[n] * CODE_STEP : 0.0f;
+#pragma unroll 1
+            for (u32 o = 0; o < here; o += AT_ONCE) {
+                // All loads before the first use.
+                float value[AT_ONCE];
+#pragma unroll
+                for (u32 j = 0; j < AT_ONCE; ++j) {
+                    u32 k = __shfl_sync(EVERY_LANE, mine, o + j);
+                    value[j] = 0.0f;
+                    if (!inside || o + j >= here) continue;
+                    value[j] = is_x ? outlier_value<T>(a, m, k) : (float)weight[k] * step;
+                }
+#pragma unroll
+                for (u32 j = 0; j < AT_ONCE; ++j)
+                    if (place < BOTH && o + j < here) outliers[(o + j) * BOTH + place] = value[j];
+            }
         }
     }
 
-    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their columns, the rest.
+    // Whether four values from p on, of this thread's columns, can be moved together in every row.
+    template <class V>
+    __device__ __forceinline__ bool is_whole(const V* p, u32 stride, u32 n) const {
+        bool is_aligned = (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0 && stride % 4 == 0;
+        return is_aligned && n + 4 <= a.weight.out_features;
+    }
+
+    // The residual of rows m … in columns n ….
+    __device__ __forceinline__ void load_residual(u32 m, u32 n, bool is_whole, float (&residual)[ROWS][4]) const {
+        const float* from = a.epilogue.residual + (size_t)m * a.epilogue.residual_stride + n;
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i, from += a.epilogue.residual_stride) {
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) residual[i][j] = 0.0f;
+            if (m + i >= a.rows) continue;
+            if (is_whole) {
+                load4(from, residual[i]);
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j)
+                    if (n + j < a.weight.out_features) residual[i][j] = from[j];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void write(u32 m, u32 n, bool is_whole, const float (&value)[ROWS][4]) const {
+        T* out = static_cast<T*>(a.epilogue.out) + (size_t)m * a.epilogue.out_stride + n;
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i, out += a.epilogue.out_stride) {
+            if (m + i >= a.rows) break;
+            if (is_whole) {
+                store4(out, value[i]);
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j)
+                    if (n + j < a.weight.out_features) out[j] = from_float<T>(value[i][j]);
+            }
+        }
+    }
+
+    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their columns, the function, the
+    // residual.
     __device__ __forceinline__ void finish_rows(u32 part) const {
-        u32 lane = lane_index();
-        bool is_activated = first_n < a.epilogue.activated;
+        const Epilogue& e = a.epilogue;
+        u32 c = threadIdx.x % QUADS * 4, n = first_n + c, first_row = threadIdx.x / QUADS * ROWS;
+        u32 part_m = first_m + part * HEIGHT, rows = part_m < a.rows ? a.rows - part_m : 0;
+        if (rows > HEIGHT) rows = HEIGHT;
+        bool has_residual = e.residual != nullptr, is_activated = first_n < e.activated && e.activation != IDENTITY;
+        bool whole_residual = is_whole(e.residual, e.residual_stride, n);
+        bool whole_out = is_whole(static_cast<const T*>(e.out), e.out_stride, n);
+        // Of the rows that come next, on its way while those before are finished; where sums of other parts wait in registers
+        // there is no room for that.
+        constexpr bool IS_EARLY = PARTS == 1;
+        float residual[ROWS][4];
+        if (IS_EARLY && has_residual) load_residual(part_m + first_row, n, whole_residual, residual);
+        __syncthreads();
+
+        float absmax[4], bias[4];
+        load4(factors + TILE_M + c, absmax);
+        load4(offsets + c, bias);
         float* values = reinterpret_cast<float*>(sums);
+        auto write_rows = [&](u32 r, float (&value)[ROWS][4]) {
+            if (has_residual) {
+                if (!IS_EARLY) load_residual(part_m + r, n, whole_residual, residual);
+#pragma unroll
+                for (u32 i = 0; i < ROWS; ++i)
+#pragma unroll
+                    for (u32 j = 0; j < 4; ++j) value[i][j] = __fmaf_rn(value[i][j], e.residual_scale, residual[i][j]);
+                if (IS_EARLY && r + STRIDE < rows) load_residual(part_m + r + STRIDE, n, whole_residual, residual);
+            }
+            write(part_m + r, n, whole_out, value);
+        };
         u32 first = 0;
         do {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
@@ -229,90 +276,59 @@ private:
                 load_outliers(first);
                 __syncthreads();
             }
-            bool are_all = count - first <= OUTLIERS_AT_ONCE;
+            bool is_done = count - first <= OUTLIERS_AT_ONCE && !is_activated;
 #pragma unroll 1
-            for (u32 r = warp_index() * ROWS; r < HEIGHT; r += WARPS * ROWS) {
-                float value[ROWS][COLUMNS];
+            for (u32 r = first_row; r < rows; r += STRIDE) {
+                float value[ROWS][4], x[ROWS];
+                load4(factors + part * HEIGHT + r, x);
 #pragma unroll
-                for (u32 j = 0; j < COLUMNS; ++j) {
-                    u32 column = lane + j * WARP;
-                    float absmax = factors[TILE_M + column], bias = offsets[column];
+                for (u32 i = 0; i < ROWS; ++i) {
+                    Words4 found = load_words(sums + (r + i) * PITCH + c);
 #pragma unroll
-                    for (u32 i = 0; i < ROWS; ++i) {
-                        u32 place = (r + i) * PITCH + column;
-                        value[i][j] = first != 0 ? values[place]
-                                                 : dequantize(sums[place], factors[part * HEIGHT + r + i], absmax, bias);
-                    }
+                    for (u32 j = 0; j < 4; ++j)
+                        value[i][j] = first != 0 ? __uint_as_float(found.word[j])
+                                                 : dequantize((i32)found.word[j], x[i], absmax[j], bias[j]);
                 }
-#pragma unroll 1
+#pragma unroll 2
                 for (u32 o = 0; o < here; ++o) {
-                    const float *x = outliers + o * (TILE_M + TILE_N) + part * HEIGHT + r, *w = x - part * HEIGHT - r + TILE_M;
+                    float left[ROWS], right[4];
+                    load4(outliers + o * BOTH + part * HEIGHT + r, left);
+                    load4(outliers + o * BOTH + TILE_M + c, right);
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) {
-                        float right = w[lane + j * WARP];
+                    for (u32 i = 0; i < ROWS; ++i)
 #pragma unroll
-                        for (u32 i = 0; i < ROWS; ++i) value[i][j] = __fmaf_rn(x[i], right, value[i][j]);
-                    }
+                        for (u32 j = 0; j < 4; ++j) value[i][j] = __fmaf_rn(left[i], right[j], value[i][j]);
                 }
-                if (are_all && !is_activated) {
-                    write_rows(part, r, value);
+                if (is_done) {
+                    write_rows(r, value);
                     continue;
                 }
 #pragma unroll
-                for (u32 i = 0; i < ROWS; ++i)
-#pragma unroll
-                    for (u32 j = 0; j < COLUMNS; ++j) values[(r + i) * PITCH + lane + j * WARP] = value[i][j];
+                for (u32 i = 0; i < ROWS; ++i) store4(values + (r + i) * PITCH + c, value[i]);
             }
             first += OUTLIERS_AT_ONCE;
         } while (first < count);
         if (!is_activated) return;
 
-        __syncthreads();
-        u32 columns = a.epilogue.activated - first_n;
-        with_activation(a.epilogue.activation, [&](auto function) {
-            each_place<2>([&](u32 row, u32 column) {
-                float& value = values[row * PITCH + column];
-                if (column < columns) value = function.of(value);
-            });
-        });
-        __syncthreads();
+        // From here on a thread reads what it wrote itself.
+        with_activation(e.activation, [&](auto function) {
 #pragma unroll 1
-        for (u32 r = warp_index() * ROWS; r < HEIGHT; r += WARPS * ROWS) {
-            float value[ROWS][COLUMNS];
+            for (u32 i = 0; i < HEIGHT / STRIDE * ROWS; ++i) {
+                u32 r = first_row + i / ROWS * STRIDE + i % ROWS;
+                if (r >= rows || n >= e.activated) break;
+                float value[4];
+                load4(values + r * PITCH + c, value);
 #pragma unroll
-            for (u32 i = 0; i < ROWS; ++i)
+                for (u32 j = 0; j < 4; ++j) value[j] = n + j < e.activated ? function.of(value[j]) : value[j];
+                store4(values + r * PITCH + c, value);
+            }
+        });
+#pragma unroll 1
+        for (u32 r = first_row; r < rows; r += STRIDE) {
+            float value[ROWS][4];
 #pragma unroll
-                for (u32 j = 0; j < COLUMNS; ++j) value[i][j] = values[(r + i) * PITCH + lane + j * WARP];
-            write_rows(part, r, value);
-        }
-    }
-
-    // Rows r … of a part, of which a lane has every 32nd column: the residual, and out.
-    __device__ __forceinline__ void write_rows(u32 part, u32 r, float (&value)[ROWS][COLUMNS]) const {
-        const Epilogue& e = a.epilogue;
-        u32 m = first_m + part * HEIGHT + r, n = first_n + lane_index(), n_end = a.weight.out_features;
-        if (e.residual != nullptr) {
-            // All loads before the first use.
-            float residual[ROWS][COLUMNS];
-#pragma unroll
-            for (u32 i = 0; i < ROWS; ++i)
-#pragma unroll
-                for (u32 j = 0; j < COLUMNS; ++j) {
-                    bool inside = m + i < a.rows && n + j * WARP < n_end;
-                    residual[i][j] = inside ? e.residual[(size_t)(m + i) * e.residual_stride + n + j * WARP] : 0.0f;
-                }
-#pragma unroll
-            for (u32 i = 0; i < ROWS; ++i)
-#pragma unroll
-                for (u32 j = 0; j < COLUMNS; ++j)
-                    value[i][j] = __fmaf_rn(value[i][j], e.residual_scale, residual[i][j]);
-        }
-#pragma unroll
-        for (u32 i = 0; i < ROWS; ++i) {
-            T* out = static_cast<T*>(e.out) + (size_t)(m + i) * e.out_stride + n;
-#pragma unroll
-            for (u32 j = 0; j < COLUMNS; ++j)
-                if (m + i < a.rows && n + j * WARP < n_end) out[j * WARP] = from_float<T>(value[i][j]);
+            for (u32 i = 0; i < ROWS; ++i) load4(values + (r + i) * PITCH + c, value[i]);
+            write_rows(r, value);
         }
     }
 };

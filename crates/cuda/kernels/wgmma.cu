@@ -64,11 +64,11 @@ DEVICE void wgmma_product(const ProductArgs& a) {
     wait_for_copies<0>();
     __syncthreads();
 
-    tile.finish(shared, [&](u32 part) {
-        if (warpgroup != part) return;
-        u32 row = warp_index() % 4 * 16 + lane_index() / 4, column = lane_index() % 4 * 2;
+    u32 row = warp_index() * 16;
+    tile.finish(shared, sum, blockIdx.x * TILE_M + row < a.rows, [&](u32) {
+        u32 first = row + lane_index() / 4, column = lane_index() % 4 * 2;
 #pragma unroll
-        for (u32 i = 0; i < 64; i += 2) tile.put_pair(row + i / 2 % 2 * 8, column + i / 4 * 8, sum[i], sum[i + 1]);
+        for (u32 i = 0; i < 64; i += 2) tile.put_pair(first + i / 2 % 2 * 8, column + i / 4 * 8, sum[i], sum[i + 1]);
     });
 }
 #else
