@@ -58,15 +58,28 @@ pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
 }
 
+/// Threads of a block of `quantize.cu`, which works on rows of `cols` values. Of few rows each has eight values, so that none
+/// is waited for long; of many twice as many, which costs less for a value.
+///
+/// ```
+/// use llm_int8_cuda::plan::quantize_threads;
+/// assert_eq!([1280, 4096, 53248].map(|cols| quantize_threads(8, cols, 132)), [160, 512, 512]);
+/// assert_eq!([1280, 4096, 53248].map(|cols| quantize_threads(4096, cols, 132)), [96, 256, 512]);
+/// ```
+pub fn quantize_threads(rows: usize, cols: usize, multiprocessors: usize) -> u32 {
+    let values = if rows <= 2 * multiprocessors { 8 } else { 16 };
+    cols.div_ceil(values).next_multiple_of(WARP).clamp(64, 512) as u32
+}
+
 /// Blocks of `quantize.cu`: those that are on the device together, by the registers of its threads, and not more than there
 /// are rows.
 ///
 /// ```
 /// use llm_int8_cuda::plan::quantize_blocks;
-/// assert_eq!([64, 4096].map(|rows| quantize_blocks(rows, 1280, 132)), [64, 4 * 132]);
+/// assert_eq!([64, 4096].map(|rows| quantize_blocks(rows, 4096, 132)), [64, 4 * 132]);
 /// ```
 pub fn quantize_blocks(rows: usize, cols: usize, multiprocessors: usize) -> usize {
-    let blocks = QUANTIZE_THREADS / row_threads(cols) as usize;
+    let blocks = QUANTIZE_THREADS / quantize_threads(rows, cols, multiprocessors) as usize;
     rows.min(blocks * multiprocessors.max(1))
 }
 

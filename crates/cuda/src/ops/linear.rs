@@ -132,8 +132,9 @@ pub fn quantize<'a, T: Float>(
         limit,
         padding: 0,
     };
-    let blocks = plan::quantize_blocks(rows, cols, memory.codes.device().multiprocessors());
-    check.launch(&args, [blocks, 1, 1], plan::row_threads(cols), 0)?;
+    let units = memory.codes.device().multiprocessors();
+    let blocks = plan::quantize_blocks(rows, cols, units);
+    check.launch(&args, [blocks, 1, 1], plan::quantize_threads(rows, cols, units), 0)?;
     if rows > 1 && threshold > 0.0 && !by_row {
         let check = Check { kernel: "clear_columns", device: memory.codes.device() };
         let args = ClearArgs {

@@ -144,7 +144,8 @@ fn scope(by_row: bool) -> OutlierScope {
 
 fn quantizes_like_the_oracle<T: Float + Element>() {
     for device in devices() {
-        for (rows, cols) in [(1, 1), (1, 15), (1, 499), (2, 16), (3, 1280), (17, 129), (5, 2100), (70, 130)] {
+        for (rows, cols) in [(1, 1), (1, 15), (1, 499), (2, 16), (3, 1280), (17, 129), (5, 2100), (70, 130), (2, 8300), (6, 9001)]
+        {
             for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (6.004, true), (1.0, false)]
             {
                 let case = Case::<T>::new([rows, 1, cols], 5);
