@@ -195,6 +195,8 @@ pub fn product_by<T: Float>(
         None => kernels!("thin16"),
         Some(Tile::HopperTall) => kernels!("wgmma256"),
         Some(Tile::Hopper) => kernels!("wgmma128"),
+        Some(Tile::HopperDeep) => kernels!("wgmma128_deep"),
+        Some(Tile::HopperFlat) => kernels!("wgmma64"),
         Some(Tile::Large) => kernels!("gemm128"),
         Some(Tile::Small) => kernels!("gemm64"),
     };
@@ -217,7 +219,7 @@ pub fn product_by<T: Float>(
     if division.is_none() && rows > THIN_MOST {
         return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
     }
-    if matches!(division, Some(Gemm { tile: Tile::Hopper | Tile::HopperTall, .. })) && !device.has_wgmma() {
+    if division.is_some_and(|division| Tile::HOPPER.contains(&division.tile)) && !device.has_wgmma() {
         return Err(check.shape(format!("{} has no wgmma", device.name())));
     }
     let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
