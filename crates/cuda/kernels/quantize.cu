@@ -321,12 +321,10 @@ DEVICE void quantize(const QuantizeArgs& a) {
     // In the counter of blocks: each that has marked columns adds this too.
     constexpr u32 MARKED = 1u << 16;
     bool has_marked = quantize_any<T>(a);
-    // The block's marks must be there before it is counted.
-    if (has_marked) {
-        __threadfence();
-        __syncthreads();
-    }
+    if (has_marked) __syncthreads();
     if (warp_index() != 0) return;
+    // The block's marks must be there before it is counted.
+    if (has_marked && lane_index() == 0) __threadfence();
     u32 mine = has_marked ? MARKED + 1 : 1, all = lane_index() == 0 ? atomicAdd(a.blocks, mine) + mine : 0;
     all = __shfl_sync(EVERY_LANE, all, 0);
     if (all % MARKED != gridDim.x) return;
