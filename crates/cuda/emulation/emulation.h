@@ -245,6 +245,7 @@ inline uint32_t pack_floats(float low, float high, half) {
 inline uint32_t pack_floats(float low, float high, bf16) {
     return __float2bfloat16_rn(low).bits | uint32_t(__float2bfloat16_rn(high).bits) << 16;
 }
+inline void add_apart(int32_t* p, int32_t x) { *p += x; }
 struct Words4;
 Words4 load_words(const void* p);
 Words4 load_streaming(const void* p);

@@ -1,7 +1,7 @@
 // Many rows (prefill): int8 tensor cores, tiles in shared memory, everything else of the layer in the epilogue.
 //
 // Idea: a block computes TILE_M × TILE_N outputs; codes of 64 k at a time come into shared memory by copies in
-// the background, STAGES deep, and go from there to the registers of mma.m16n8k32 by ldmatrix. tile.cuh makes outputs of
+// the background, STAGES deep (weights of the first ones before the kernels before are waited for), and go from there to the registers of mma.m16n8k32 by ldmatrix. tile.cuh makes outputs of
 // the sums and writes each once: no i32 matrix is ever in device memory (bitsandbytes writes and reads M · N · 4 bytes
 // there), but for small products whose K several blocks share.
 //
@@ -53,30 +53,38 @@ struct Gemm {
 
     static __device__ __forceinline__ void run(const ProductArgs& a) {
         DYNAMIC_SHARED(shared);
+        start_kernels_after();
         u32 pitch = a.weight.pitch, n_end = a.weight.out_features;
         u32 tile_m = blockIdx.x * TILE_M, tile_n = blockIdx.y * TILE_N;
         u32 warp_m = warp_index() / WARPS_N * WARP_M, warp_n = warp_index() % WARPS_N * WARP_N;
         StepRange steps((pitch + TILE_K - 1) / TILE_K, a.splits);
         TileCopy<TILE_M, TILE_K / 16, THREADS> x(a.codes, pitch, tile_m, a.rows, swizzle);
         TileCopy<TILE_N, TILE_K / 16, THREADS> w(a.weight.codes, pitch, tile_n, n_end, swizzle);
-        auto start = [&](u32 step) {
-            if (step < steps.end) {
-                unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
-                x.start(stage, step * TILE_K);
-                w.start(stage + x.BYTES, step * TILE_K);
-            }
-            commit_copies();
+        auto start_x = [&](u32 step) {
+            if (step < steps.end) x.start(shared + step % STAGES * STAGE_BYTES, step * TILE_K);
         };
-        Finish tile(a);
+        auto start_w = [&](u32 step) {
+            if (step < steps.end) w.start(shared + step % STAGES * STAGE_BYTES + x.BYTES, step * TILE_K);
+        };
         i32 sum[HIGH][WIDE][4] = {};
 #pragma unroll 1
-        for (u32 i = 0; i < STAGES - 1; ++i) start(steps.first + i);
+        for (u32 i = 0; i < STAGES - 1; ++i) start_w(steps.first + i);
+        wait_for_kernels_before();
+        // Weights are in the first group, with the first codes of activations.
+#pragma unroll 1
+        for (u32 i = 0; i < STAGES - 1; ++i) {
+            start_x(steps.first + i);
+            commit_copies();
+        }
+        Finish tile(a);
 #pragma unroll 1
         for (u32 step = steps.first; step < steps.end; ++step) {
             wait_for_copies<STAGES - 2>();
             // Also: every warp is done with the stage that is filled next.
             __syncthreads();
-            start(step + STAGES - 1);
+            start_x(step + STAGES - 1);
+            start_w(step + STAGES - 1);
+            commit_copies();
             unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
             multiply(sum, stage, stage + x.BYTES, warp_m, warp_n);
         }
@@ -99,9 +107,9 @@ struct Gemm {
 };
 
 // Large tiles, and small ones for products that would leave multiprocessors without work.
-#define GEMM(suffix, T)                                                                 \
-    KERNEL(gemm128_##suffix, ProductArgs, 256, 2) { Gemm<T, 128, 128, 64, 32>::run(a); } \
-    KERNEL(gemm64_##suffix, ProductArgs, 128, 4) { Gemm<T, 64, 64, 32, 32>::run(a); }
+#define GEMM(suffix, T)                                                                              \
+    KERNEL_THAT_WAITS(gemm128_##suffix, ProductArgs, 256, 2) { Gemm<T, 128, 128, 64, 32>::run(a); } \
+    KERNEL_THAT_WAITS(gemm64_##suffix, ProductArgs, 128, 4) { Gemm<T, 64, 64, 32, 32>::run(a); }
 
 GEMM(f32, float)
 GEMM(f16, half)

@@ -28,6 +28,9 @@ DEVICE void store_words(void* p, Words4 v) {
     *reinterpret_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
+// *p += x as one step among all blocks, without waiting for it.
+DEVICE void add_apart(i32* p, i32 x) { asm volatile("red.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory"); }
+
 // d += a · b over 32 codes: a row-major 16 × 32, b column-major 32 × 8, d 16 × 8. Of lane 4g + t:
 // a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g, bytes 4t.. and
 // 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.

@@ -74,6 +74,8 @@ struct Tile {
     static constexpr u32 ROWS = 4, QUADS = TILE_N / 4, STRIDE = THREADS / QUADS * ROWS;
     static constexpr u32 SUMS = TILE_M * TILE_N / THREADS, PARTS = TILE_M / HEIGHT;
     static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * BOTH + TILE_N + 4);
+    static_assert(PARTS == 1 || FETCHED == 1, "what load_outliers takes");
+    static_assert(TILE_M % WARP == 0 && BOTH % WARP == 0, "a warp fetches what belongs to rows, or to columns");
     static_assert(THREADS % QUADS == 0 && HEIGHT % STRIDE == 0 && TILE_M % HEIGHT == 0, "whole rounds of all threads");
 
     const ProductArgs& a;
@@ -144,19 +146,19 @@ private:
         i32* all = a.sums + (size_t)tile * (TILE_M * TILE_N) + threadIdx.x;
         if (has_rows) {
 #pragma unroll
-            for (u32 i = 0; i < SUMS; ++i) atomicAdd(&all[i * THREADS], sum[i]);
+            for (u32 i = 0; i < SUMS; ++i) add_apart(&all[i * THREADS], sum[i]);
         }
-        // What this block added must be seen before it is counted.
-        __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
+            // What this block added must be seen before it is counted, and what others added once they are.
+            __threadfence();
             u32 before = atomicAdd(&a.counters[tile], 1u);
+            __threadfence();
             *is_last = before == a.splits - 1;
             if (before == a.splits - 1) a.counters[tile] = 0;
         }
         __syncthreads();
         if (*is_last == 0) return false;
-        __threadfence();
         if (has_rows) {
 #pragma unroll
             for (u32 i = 0; i < SUMS; ++i) sum[i] = all[i * THREADS];
@@ -168,30 +170,63 @@ private:
 
     // Outlier columns from number `first` on: the values of a row in them, or the weights that belong to them, by each thread.
     __device__ __forceinline__ void load_outliers(u32 first) const {
-        constexpr u32 AT_ONCE = 8;
-        u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE, mine = column;
+        u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
+        // Where sums of other parts wait in registers, there is room for one at a time.
+        if constexpr (PARTS > 1) {
+            u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
+            bool is_x = threadIdx.x < TILE_M, inside = is_x ? m < a.rows : threadIdx.x < BOTH && n < a.weight.out_features;
+            float* to = outliers + threadIdx.x;
+#pragma unroll 1
+            for (u32 o = 0; o < here; ++o, to += BOTH) {
+                u32 k = a.columns[first + o];
+                float value = 0.0f;
+                if (inside && is_x) value = outlier_value<T>(a, m, k);
+                if (inside && !is_x) value = (float)a.weight.codes[(size_t)n * a.weight.pitch + k] * (factor[0] * CODE_STEP);
+                if (threadIdx.x < BOTH) *to = value;
+            }
+            return;
+        }
+        u32 mine = column;
         if (first != 0) mine = lane_index() < here ? a.columns[first + lane_index()] : 0;
 #pragma unroll 1
         for (u32 i = 0; i < FETCHED; ++i) {
-            u32 place = i * THREADS + threadIdx.x, m = first_m + place, n = first_n + place - TILE_M;
-            bool is_x = place < TILE_M, inside = is_x ? m < a.rows : place < BOTH && n < a.weight.out_features;
-            const i8* weight = a.weight.codes + (size_t)n * a.weight.pitch;
-            float step = inside && !is_x ? a.weight.absmax[n] * CODE_STEP : 0.0f;
-#pragma unroll 1
-            for (u32 o = 0; o < here; o += AT_ONCE) {
-                // All loads before the first use.
-                float value[AT_ONCE];
-#pragma unroll
-                for (u32 j = 0; j < AT_ONCE; ++j) {
-                    u32 k = __shfl_sync(EVERY_LANE, mine, o + j);
-                    value[j] = 0.0f;
-                    if (!inside || o + j >= here) continue;
-                    value[j] = is_x ? outlier_value<T>(a, m, k) : (float)weight[k] * step;
-                }
-#pragma unroll
-                for (u32 j = 0; j < AT_ONCE; ++j)
-                    if (place < BOTH && o + j < here) outliers[(o + j) * BOTH + place] = value[j];
+            u32 place = i * THREADS + threadIdx.x;
+            // The same for all lanes of a warp.
+            if (place < TILE_M) {
+                u32 m = first_m + place;
+                bool is_there = m < a.rows;
+                if (!is_there) m = first_m;
+                const T* x = static_cast<const T*>(a.values) + (size_t)m * a.value_stride;
+                fetch_outliers(x, mine, here, outliers + place, [&](T found) {
+                    float value = to_float(found);
+                    bool counts = a.by_row == 0 || is_outlier(half_magnitude(__float2half_rn(value)), a.limit);
+                    return is_there && counts ? value : 0.0f;
+                });
+            } else if (place < BOTH) {
+                u32 n = first_n + place - TILE_M;
+                bool is_there = n < a.weight.out_features;
+                if (!is_there) n = first_n;
+                float step = is_there ? a.weight.absmax[n] * CODE_STEP : 0.0f;
+                const i8* codes = a.weight.codes + (size_t)n * a.weight.pitch;
+                fetch_outliers(codes, mine, here, outliers + place, [&](i8 code) { return (float)code * step; });
             }
+        }
+    }
+
+    // Puts into shared memory what f makes of the values of a row in `here` columns, of which lane o has number o; other lanes
+    // have column 0.
+    template <class V, class F>
+    __device__ __forceinline__ void fetch_outliers(const V* row, u32 column, u32 here, float* to, F f) const {
+        constexpr u32 AT_ONCE = 8;
+#pragma unroll 1
+        for (u32 o = 0; o < here; o += AT_ONCE) {
+            // All loads before the first use.
+            V found[AT_ONCE];
+#pragma unroll
+            for (u32 j = 0; j < AT_ONCE; ++j) found[j] = row[__shfl_sync(EVERY_LANE, column, o + j)];
+#pragma unroll
+            for (u32 j = 0; j < AT_ONCE; ++j)
+                if (o + j < here) to[(o + j) * BOTH] = f(found[j]);
         }
     }
 

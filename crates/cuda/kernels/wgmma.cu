@@ -1,10 +1,12 @@
 // Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its operands from shared
 // memory. `mma.sync` reaches two thirds of the rate there.
 //
-// Idea: two or four warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at a
-// time come into shared memory by copies in the background, FILLED stages deep. Of tiles of 128 rows two blocks fit on a
+// Idea: one, two or four warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at
+// a time come into shared memory by copies in the background, FILLED stages deep; weights of the first stages before the
+// kernels before this one are waited for. Of tiles of 128 rows two blocks fit on a
 // multiprocessor, so that one multiplies while the other fills its first stages or finishes its outputs (tile.cuh). Tiles of
-// 256 rows are for large products, which the second cache limits: they read a quarter less of it.
+// 256 rows are for large products, which the second cache limits: they read a quarter less of it. Where there are not more
+// blocks than multiprocessors, each has one for itself and as many stages as fit: `wgmma64` and `wgmma128_deep`.
 //
 // Order within a step: its codes are there; its products are started; those of the step before are done, in all warpgroups;
 // the stage that those have read is filled for a later step, while the tensor cores work.
@@ -27,24 +29,30 @@ DEVICE void wgmma_product(const ProductArgs& a) {
     static_assert(Finish::BYTES <= FILLED * STAGE_BYTES, "the epilogue works in the memory of the stages");
 
     DYNAMIC_SHARED(unaligned);
+    start_kernels_after();
     unsigned char* shared = align_tiles(unaligned);
     u32 pitch = a.weight.pitch, warpgroup = threadIdx.x / 128;
     auto swizzle = [](u32 row, u32 chunk) { return chunk ^ row % 8; };
     CopyX x(a.codes, pitch, blockIdx.x * TILE_M, a.rows, swizzle);
     CopyW w(a.weight.codes, pitch, blockIdx.y * TILE_N, a.weight.out_features, swizzle);
     StepRange steps((pitch + DEPTH - 1) / DEPTH, a.splits);
-    auto start = [&](u32 step) {
-        if (step < steps.end) {
-            unsigned char* stage = shared + step % FILLED * STAGE_BYTES;
-            x.start(stage, step * DEPTH);
-            w.start(stage + CopyX::BYTES, step * DEPTH);
-        }
-        commit_copies();
+    auto start_x = [&](u32 step) {
+        if (step < steps.end) x.start(shared + step % FILLED * STAGE_BYTES, step * DEPTH);
     };
-    Finish tile(a);
+    auto start_w = [&](u32 step) {
+        if (step < steps.end) w.start(shared + step % FILLED * STAGE_BYTES + CopyX::BYTES, step * DEPTH);
+    };
     i32 sum[64] = {};
 #pragma unroll 1
-    for (u32 i = 0; i < FILLED - 1; ++i) start(steps.first + i);
+    for (u32 i = 0; i < FILLED - 1; ++i) start_w(steps.first + i);
+    wait_for_kernels_before();
+    // Weights are in the first group, with the first codes of activations.
+#pragma unroll 1
+    for (u32 i = 0; i < FILLED - 1; ++i) {
+        start_x(steps.first + i);
+        commit_copies();
+    }
+    Finish tile(a);
 #pragma unroll 1
     for (u32 step = steps.first; step < steps.end; ++step) {
         wait_for_copies<FILLED - 2>();
@@ -57,7 +65,9 @@ DEVICE void wgmma_product(const ProductArgs& a) {
         commit_wgmma();
         wait_for_wgmma<1>();
         __syncthreads();
-        start(step + FILLED - 1);
+        start_x(step + FILLED - 1);
+        start_w(step + FILLED - 1);
+        commit_copies();
     }
     wait_for_wgmma<0>();
     use_sums(sum);
@@ -76,9 +86,11 @@ template <class T, u32 WARPGROUPS, u32 FILLED>
 DEVICE void wgmma_product(const ProductArgs&) {}
 #endif
 
-#define WGMMA(suffix, T)                                                                      \
-    KERNEL(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); } \
-    KERNEL(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
+#define WGMMA(suffix, T)                                                                                  \
+    KERNEL_THAT_WAITS(wgmma64_##suffix, ProductArgs, 128, 1) { wgmma_product<T, 1, 8>(a); }       \
+    KERNEL_THAT_WAITS(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); }      \
+    KERNEL_THAT_WAITS(wgmma128_deep_##suffix, ProductArgs, 256, 1) { wgmma_product<T, 2, 6>(a); } \
+    KERNEL_THAT_WAITS(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
 
 WGMMA(f32, float)
 WGMMA(f16, half)

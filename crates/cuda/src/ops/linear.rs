@@ -132,8 +132,9 @@ pub fn quantize<'a, T: Float>(
         limit,
         padding: 0,
     };
-    let blocks = plan::quantize_blocks(rows, cols, memory.codes.device().multiprocessors());
-    check.launch(&args, [blocks, 1, 1], plan::row_threads(cols), 0)?;
+    let units = memory.codes.device().multiprocessors();
+    let blocks = plan::quantize_blocks(rows, cols, units);
+    check.launch(&args, [blocks, 1, 1], plan::quantize_threads(rows, cols, units), 0)?;
     if rows > 1 && threshold > 0.0 && !by_row {
         let check = Check { kernel: "clear_columns", device: memory.codes.device() };
         let args = ClearArgs {
@@ -194,6 +195,8 @@ pub fn product_by<T: Float>(
         None => kernels!("thin16"),
         Some(Tile::HopperTall) => kernels!("wgmma256"),
         Some(Tile::Hopper) => kernels!("wgmma128"),
+        Some(Tile::HopperDeep) => kernels!("wgmma128_deep"),
+        Some(Tile::HopperFlat) => kernels!("wgmma64"),
         Some(Tile::Large) => kernels!("gemm128"),
         Some(Tile::Small) => kernels!("gemm64"),
     };
@@ -216,7 +219,7 @@ pub fn product_by<T: Float>(
     if division.is_none() && rows > THIN_MOST {
         return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
     }
-    if matches!(division, Some(Gemm { tile: Tile::Hopper | Tile::HopperTall, .. })) && !device.has_wgmma() {
+    if division.is_some_and(|division| Tile::HOPPER.contains(&division.tile)) && !device.has_wgmma() {
         return Err(check.shape(format!("{} has no wgmma", device.name())));
     }
     let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());

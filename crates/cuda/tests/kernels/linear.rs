@@ -144,7 +144,18 @@ fn scope(by_row: bool) -> OutlierScope {
 
 fn quantizes_like_the_oracle<T: Float + Element>() {
     for device in devices() {
-        for (rows, cols) in [(1, 1), (1, 15), (1, 499), (2, 16), (3, 1280), (17, 129), (5, 2100), (70, 130)] {
+        for (rows, cols) in [
+            (1, 1),
+            (1, 15),
+            (1, 499),
+            (2, 16),
+            (3, 1280),
+            (17, 129),
+            (5, 2100),
+            (70, 130),
+            (2, 8300),
+            (6, 9001),
+        ] {
             for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (6.004, true), (1.0, false)]
             {
                 let case = Case::<T>::new([rows, 1, cols], 5);
@@ -228,7 +239,7 @@ fn large_tiles_are_the_oracles() {
     // Several tiles, and more steps along K than are in shared memory together.
     for device in devices() {
         let case = Case::<f32>::new([300, 200, 700], 3);
-        for tile in [Tile::Large, Tile::Hopper, Tile::HopperTall] {
+        for tile in [Tile::Large].into_iter().chain(Tile::HOPPER) {
             if tile != Tile::Large && !device.has_wgmma() {
                 continue;
             }
@@ -266,9 +277,18 @@ fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
 
 fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
     for device in devices {
-        for (tile, splits) in
-            [(Tile::Small, 1), (Tile::Small, 2), (Tile::Small, 5), (Tile::Large, 1), (Tile::Large, 3)]
-        {
+        for (tile, splits) in [
+            (Tile::Small, 1),
+            (Tile::Small, 5),
+            (Tile::Large, 1),
+            (Tile::Large, 3),
+            (Tile::HopperFlat, 2),
+            (Tile::Hopper, 2),
+            (Tile::HopperDeep, 3),
+        ] {
+            if Tile::HOPPER.contains(&tile) && !device.has_wgmma() {
+                continue;
+            }
             for ([rows, n, cols], outliers) in [
                 ([70, 77, 130], 0),
                 ([17, 33, 599], 1),
@@ -315,10 +335,14 @@ fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
 #[test]
 fn every_function_and_the_residual_follow_a_matmul() {
     for device in few_devices() {
-        for (tile, splits) in
-            [(Tile::Small, 1), (Tile::Small, 2), (Tile::Large, 1), (Tile::Hopper, 1), (Tile::HopperTall, 1)]
-        {
-            if matches!(tile, Tile::Hopper | Tile::HopperTall) && !device.has_wgmma() {
+        for (tile, splits) in [
+            (Tile::Small, 1),
+            (Tile::Small, 2),
+            (Tile::Large, 1),
+            (Tile::HopperFlat, 2),
+            (Tile::HopperTall, 1),
+        ] {
+            if Tile::HOPPER.contains(&tile) && !device.has_wgmma() {
                 continue;
             }
             let case = Case::<f32>::new([20, 70, 40], 29);
