@@ -63,19 +63,6 @@ DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
     return bits;
 }
 
-// The codes of four values. A float of this size has no bits below 1: its last byte is that of the nearest integer, halves to
-// even, for products from -127 to 127. Of outliers, whose product may be beyond, the caller takes the code away.
-DEVICE u32 codes_of(const float (&value)[4], float inverse) {
-    constexpr float WHOLE = 12582912.0f;  // 1.5 · 2^23
-    u32 word = 0;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        float product = __fmul_rn(__half2float(__float2half_rn(value[i])), inverse);
-        word |= (__float_as_uint(__fadd_rn(product, WHOLE)) & 0xffu) << (8 * i);
-    }
-    return inverse == 0.0f ? 0 : word;
-}
-
 // One row, of which a thread has the groups of four values 4 · (threadIdx.x + blockDim.x · i) …, and keeps the first GROUPS.
 // IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept, and four values can be loaded together. What a kind of rows
 // does not need is not in its code, which runs once in a small product and has to come from memory first.
