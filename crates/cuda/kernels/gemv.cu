@@ -12,7 +12,7 @@
 // Of every row it has the same columns, whose codes it keeps in registers: a piece costs one load and four dp4a. Sums are of
 // integers: their order does not matter. Outputs are finished at the end, a thread each.
 //
-// Outliers are listed in shared memory, columns ascending. The threads of a row of weights share them.
+// Outliers are listed in shared memory, columns ascending, and added when an output is finished.
 #include "epilogue.cuh"
 #include "ptx.cuh"
 #include "source.cuh"
@@ -37,7 +37,6 @@ struct GemvMemory {
     unsigned char* stage;  // [min(pieces, GEMV_STAGES), 512] pieces of 16 bytes
     i8* codes;             // [pitch]
     i32* sums;             // [rows, warps that share a row]
-    float* aparts;         // [rows, warps that share a row]: of outliers
     u32* columns;          // [2, GEMV_OUTLIERS]: of outliers, as they were found and ascending
     float* values;         // [2, GEMV_OUTLIERS]
 };
@@ -63,13 +62,11 @@ struct GemvShare {
 
     __device__ __forceinline__ u32 row_of(u32 set) const { return set * together + row; }
 
-    // A weight of this thread's row in a set, copied by whichever thread multiplies it. STREAMS: see `sum_sets`.
-    template <bool STREAMS>
-    __device__ __forceinline__ float weight(const GemvMemory& memory, u32 set, u32 column) const {
-        if (STREAMS) return row_of(set) < rows ? (float)weights[(size_t)row_of(set) * pitch + column] : 0.0f;
-        u32 chunk = column / 16, load = chunk >> (__ffs(lanes) - 1), thread = row * lanes + (chunk & (lanes - 1));
-        const unsigned char* piece = memory.stage + ((set * loads + load) * GEMV_THREADS + thread) * 16;
-        return (float)(i8)piece[column % 16];
+    // Where a weight of the block's row `at` lies in shared memory, if all pieces have a stage of their own.
+    __device__ __forceinline__ const i8* staged(const GemvMemory& memory, u32 at, u32 column) const {
+        u32 shift = __ffs(lanes) - 1, chunk = column / 16, slot = (at >> (__ffs(together) - 1)) * loads + (chunk >> shift);
+        u32 thread = (at & (together - 1)) * lanes + (chunk & (lanes - 1));
+        return reinterpret_cast<const i8*>(memory.stage) + (slot * GEMV_THREADS + thread) * 16 + column % 16;
     }
 
     // Starts copying piece `load` of a row to stage `slot`; zeros where there is no such piece.
@@ -82,37 +79,11 @@ struct GemvShare {
     }
 };
 
-// Outliers of a row of activations.
-struct GemvOutliers {
-    u32 count, limit;
-
-    // What those of this thread add to its row in SETS sets, without the scale of the weights. They are shared by the threads
-    // of a row; of more than are listed, all columns are gone through.
-    template <u32 SETS, bool STREAMS, class Row>
-    __device__ __forceinline__ void add(const GemvShare& share, const GemvMemory& memory, const Row& row, u32 first,
-                                        float (&apart)[SETS]) const {
-        bool is_listed = count <= GEMV_OUTLIERS;
-        u32 end = is_listed ? count : row.cols;
-#pragma unroll 1
-        for (u32 i = share.lane; i < end; i += share.lanes) {
-            u32 column = is_listed ? memory.columns[GEMV_OUTLIERS + i] : i;
-            float value = is_listed ? memory.values[GEMV_OUTLIERS + i] : row[i];
-            if (!is_listed && !is_outlier(half_magnitude(__float2half_rn(value)), limit)) continue;
-#pragma unroll
-            for (u32 s = 0; s < SETS; ++s)
-                if (first + s < share.sets)
-                    apart[s] = __fmaf_rn(value, share.weight<STREAMS>(memory, first + s, column), apart[s]);
-        }
-    }
-};
-
 // The sums of SETS sets from `first` on, into `memory`. STREAMS: there are more pieces than stages, and the places of these
 // are filled with later ones.
-template <u32 SETS, bool STREAMS, class Row>
-DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Words4 (&x)[GEMV_LOADS], const Row& row,
-                     const GemvOutliers& outliers, u32 first) {
+template <u32 SETS, bool STREAMS>
+DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Words4 (&x)[GEMV_LOADS], u32 first) {
     i32 sum[SETS] = {};
-    float apart[SETS] = {};
 #pragma unroll
     for (u32 s = 0; s < SETS; ++s) {
         if (first + s >= share.sets) break;
@@ -134,21 +105,15 @@ DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Wor
             share.fetch(memory, next_set, next, (first * share.loads + load) % GEMV_STAGES);
         }
     }
-    if (outliers.count > 0) outliers.add<SETS, STREAMS>(share, memory, row, first, apart);
-
     u32 together = share.lanes < WARP ? share.lanes : WARP;
     for (u32 step = together / 2; step > 0; step /= 2)
 #pragma unroll
-        for (u32 s = 0; s < SETS; ++s) {
-            sum[s] += __shfl_xor_sync(EVERY_LANE, sum[s], step);
-            if (outliers.count > 0) apart[s] += __shfl_xor_sync(EVERY_LANE, apart[s], step);
-        }
+        for (u32 s = 0; s < SETS; ++s) sum[s] += __shfl_xor_sync(EVERY_LANE, sum[s], step);
 #pragma unroll
     for (u32 s = 0; s < SETS; ++s) {
         u32 at = share.row_of(first + s);
-        if ((threadIdx.x & (together - 1)) != 0 || at >= share.rows) continue;
-        memory.sums[at * share.warps + share.lane / WARP] = sum[s];
-        memory.aparts[at * share.warps + share.lane / WARP] = apart[s];
+        if ((threadIdx.x & (together - 1)) == 0 && at < share.rows)
+            memory.sums[at * share.warps + share.lane / WARP] = sum[s];
     }
 }
 
@@ -160,6 +125,30 @@ DEVICE void sort_outliers(const GemvMemory& memory, u32 count) {
         memory.columns[GEMV_OUTLIERS + before] = column;
         memory.values[GEMV_OUTLIERS + before] = memory.values[i];
     }
+}
+
+// What outliers add to the output of the block's row `at`, without the scale of its weights.
+template <class Row>
+DEVICE float sum_outliers(const GemvShare& share, const GemvMemory& memory, const Row& row, u32 at, u32 count, u32 limit) {
+    const i8* weight = share.weights + (size_t)at * share.pitch;
+    const u32* columns = memory.columns + GEMV_OUTLIERS;
+    const float* values = memory.values + GEMV_OUTLIERS;
+    float sum = 0.0f;
+    if (count <= GEMV_OUTLIERS && share.pieces <= GEMV_STAGES) {
+#pragma unroll 4
+        for (u32 i = 0; i < count; ++i) sum = __fmaf_rn(values[i], (float)*share.staged(memory, at, columns[i]), sum);
+        return sum;
+    }
+    if (count <= GEMV_OUTLIERS) {
+#pragma unroll 4
+        for (u32 i = 0; i < count; ++i) sum = __fmaf_rn(values[i], (float)weight[columns[i]], sum);
+        return sum;
+    }
+    for (u32 k = 0; k < row.cols; ++k) {
+        float value = row[k];
+        if (is_outlier(half_magnitude(__float2half_rn(value)), limit)) sum = __fmaf_rn(value, (float)weight[k], sum);
+    }
+    return sum;
 }
 
 template <class T>
@@ -175,7 +164,6 @@ DEVICE void gemv(const GemvArgs& a) {
     memory.columns = reinterpret_cast<u32*>(memory.codes + share.pitch);
     memory.values = reinterpret_cast<float*>(memory.columns + 2 * GEMV_OUTLIERS);
     memory.sums = reinterpret_cast<i32*>(memory.values + 2 * GEMV_OUTLIERS);
-    memory.aparts = reinterpret_cast<float*>(memory.sums + a.rows * share.warps);
 
     for (u32 set = 0, piece = 0; piece < stages; ++set)
         for (u32 load = 0; load < share.loads && piece < stages; ++load, ++piece)
@@ -209,43 +197,35 @@ DEVICE void gemv(const GemvArgs& a) {
     });
     __syncthreads();
 
-    bool is_all_there = share.pieces <= GEMV_STAGES;
-    if (is_all_there) wait_for_copies<0>();
-    GemvOutliers outliers = {has_outliers ? found : 0, a.limit};
-    if (outliers.count > 0) {
-        if (outliers.count <= GEMV_OUTLIERS) sort_outliers(memory, outliers.count);
-        // Also: the weights that other threads have copied can be read.
-        __syncthreads();
-    }
+    u32 outliers = has_outliers ? found : 0;
+    if (outliers <= GEMV_OUTLIERS) sort_outliers(memory, outliers);
     Words4 x[GEMV_LOADS];
 #pragma unroll
     for (u32 load = 0; load < GEMV_LOADS; ++load) {
         u32 chunk = load * share.lanes + share.lane;
         x[load] = chunk < share.chunks ? load_words(memory.codes + chunk * 16) : Words4{{0, 0, 0, 0}};
     }
-    if (is_all_there) {
-        for (u32 set = 0; set < share.sets; set += GEMV_SETS)
-            sum_sets<GEMV_SETS, false>(share, memory, x, row, outliers, set);
+    if (share.pieces <= GEMV_STAGES) {
+        wait_for_copies<0>();
+        for (u32 set = 0; set < share.sets; set += GEMV_SETS) sum_sets<GEMV_SETS, false>(share, memory, x, set);
     } else {
         for (u32 set = 0; set < share.sets; ++set) {
             // Then the oldest GEMV_LOADS pieces are there, of which this set has no more.
             wait_for_copies<GEMV_STAGES - GEMV_LOADS>();
-            sum_sets<1, true>(share, memory, x, row, outliers, set);
+            sum_sets<1, true>(share, memory, x, set);
         }
     }
     __syncthreads();
 
-#pragma unroll 1
     for (u32 i = threadIdx.x; i < share.rows; i += GEMV_THREADS) {
         if (i != threadIdx.x) {
             constants = Constants(a.weight, a.epilogue, first + i);
             residual = residual_of(a.epilogue, 0, first + i);
         }
         i32 sum = 0;
+        for (u32 warp = 0; warp < share.warps; ++warp) sum += memory.sums[i * share.warps + warp];
         float apart = 0.0f;
-#pragma unroll 1
-        for (u32 warp = i * share.warps; warp < (i + 1) * share.warps; ++warp)
-            sum += memory.sums[warp], apart += memory.aparts[warp];
+        if (outliers > 0) apart = sum_outliers(share, memory, row, i, outliers, a.limit);
         Operands operands(constants, residual);
         float y = dequantize(sum, absmax, operands) + apart * (operands.absmax * CODE_STEP);
         finish<T>(a.epilogue, operands, 0, first + i, y);

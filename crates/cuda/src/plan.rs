@@ -100,11 +100,11 @@ pub struct Gemv {
 
 impl Gemv {
     /// Bytes of shared memory for a row of `cols` values: the pieces that are copied ahead, the codes of the row, two lists of
-    /// outliers, and two sums for each warp of a weight row.
+    /// outliers, and a sum for each warp of a weight row.
     pub fn shared_bytes(&self, cols: usize) -> usize {
         let stages = GEMV_STAGES.min(self.pieces as usize);
         let sums = self.rows as usize * (self.lanes as usize).div_ceil(WARP);
-        stages * GEMV_THREADS * 16 + pitch(cols) + 16 * GEMV_OUTLIERS + 8 * sums
+        stages * GEMV_THREADS * 16 + pitch(cols) + 16 * GEMV_OUTLIERS + 4 * sums
     }
 }
 
