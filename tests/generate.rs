@@ -3,7 +3,7 @@
 use crate::support::golden;
 use llm_int8::nn::NnError;
 use llm_int8::nn::linear::OutlierScope;
-use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, Text};
+use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, SequenceInput};
 use llm_int8::{AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, SaveOptions};
 use llm_int8_cuda::testing;
 use std::ops::ControlFlow;
@@ -125,7 +125,7 @@ fn a_batch_says_which_prompt_does_not_fit_and_can_be_ended() {
 }
 
 #[test]
-fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
+fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
     let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
     for name in ["gpt2", "llama", "bloom", "falcon", "gemma2", "phi3_longrope", "opt"] {
         let model = load(&golden(&format!("models/{name}")).display().to_string(), OutlierScope::Row, false);
@@ -135,9 +135,13 @@ fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
         let mut alone = [0; 3].map(|_| decoder.new_cache());
         for step in 0..2 {
             let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
-            let mut together: Vec<Text<'_>> =
-                next.into_iter().zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
-            let logits = decoder.forward(&mut together, LogitPositions::Last).unwrap();
+            let logits = LogitPositions::Last;
+            let mut together: Vec<SequenceInput<'_>> = next
+                .into_iter()
+                .zip(&mut caches)
+                .map(|(ids, cache)| SequenceInput { ids, cache, logits })
+                .collect();
+            let logits = decoder.forward(&mut together).unwrap();
             for ((ids, cache), logits) in next.into_iter().zip(&mut alone).zip(logits.chunks(vocab)) {
                 assert_eq!(logits, decoder.next_logits(ids, cache).unwrap(), "{name}");
             }

@@ -3,7 +3,7 @@
 use super::sequence::{Output, Sequence};
 use super::{Generated, GenerationConfig, Timing, fit};
 use crate::error::{LlmError, Result};
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Text};
+use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, SequenceInput};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -97,8 +97,8 @@ fn prefill<'a>(
 ) -> Result<Vec<Running<'a>>> {
     let started = Instant::now();
     let mut caches: Vec<KvCache> = admitted.iter().map(|_| decoder.new_cache()).collect();
-    let texts = admitted.iter().zip(&mut caches).map(|(waiting, cache)| Text { ids: waiting.prompt, cache });
-    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
+    let inputs = admitted.iter().zip(&mut caches).map(|(waiting, cache)| last(waiting.prompt, cache));
+    let mut logits = decoder.logits_of(&mut inputs.collect::<Vec<_>>())?;
     let mut running = Vec::new();
     for (row, (waiting, cache)) in admitted.into_iter().zip(caches).enumerate() {
         let Waiting { number, prompt, most } = waiting;
@@ -114,6 +114,11 @@ fn prefill<'a>(
     Ok(running)
 }
 
+/// New tokens of which the last one's logits are needed.
+fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
+    SequenceInput { ids, cache, logits: LogitPositions::Last }
+}
+
 /// One more token of each text that goes on.
 fn step(decoder: &Decoder, running: &mut [Running<'_>]) -> Result<()> {
     let mut active: Vec<&mut Running<'_>> =
@@ -121,10 +126,10 @@ fn step(decoder: &Decoder, running: &mut [Running<'_>]) -> Result<()> {
     if active.is_empty() {
         return Ok(());
     }
-    let last: Vec<Vec<u32>> =
+    let ids: Vec<Vec<u32>> =
         active.iter().map(|text| text.sequence.ids().last().copied().into_iter().collect()).collect();
-    let texts = active.iter_mut().zip(&last).map(|(text, ids)| Text { ids, cache: &mut text.cache });
-    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
+    let inputs = active.iter_mut().zip(&ids).map(|(text, ids)| last(ids, &mut text.cache));
+    let mut logits = decoder.logits_of(&mut inputs.collect::<Vec<_>>())?;
     for (row, text) in active.into_iter().enumerate() {
         text.sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
     }

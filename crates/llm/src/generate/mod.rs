@@ -20,7 +20,7 @@ pub(crate) use batch::generate_batch;
 pub(crate) use sequence::Output;
 
 use crate::error::{LlmError, Result};
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, Text};
+use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, SequenceInput};
 use sequence::Sequence;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -122,10 +122,9 @@ impl Context {
         &mut self,
         decoder: &'a Decoder,
         input: &[u32],
-        wanted: LogitPositions,
+        logits: LogitPositions,
     ) -> Result<Logits<'a>> {
-        let mut text = [Text { ids: input, cache: &mut self.cache }];
-        match decoder.logits_of(&mut text, wanted) {
+        match decoder.logits_of(&mut [SequenceInput { ids: input, cache: &mut self.cache, logits }]) {
             Ok(logits) => {
                 self.ids.extend_from_slice(input);
                 Ok(logits)
@@ -169,8 +168,8 @@ pub(crate) fn generate(
         let is_first = sequence.ids().is_empty();
         let drafts = if is_first { Vec::new() } else { sequence.drafts() };
         input.extend_from_slice(&drafts);
-        let wanted = if is_first { LogitPositions::Last } else { LogitPositions::All };
-        let mut logits = context.feed(decoder, &input, wanted)?;
+        let positions = if is_first { LogitPositions::Last } else { LogitPositions::All };
+        let mut logits = context.feed(decoder, &input, positions)?;
         timing.drafted_tokens += drafts.len();
         let rejected = context.ids.len() - drafts.len();
         for i in 0..logits.rows() {
