@@ -1,10 +1,13 @@
 //! Drafts, batches and the int8 head, with the built-in model and the golden ones.
 
 use crate::support::golden;
+use llm_int8::generate::Update;
 use llm_int8::nn::NnError;
 use llm_int8::nn::linear::OutlierScope;
 use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, SequenceInput};
-use llm_int8::{AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, SaveOptions};
+use llm_int8::{
+    AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, Request, SaveOptions,
+};
 use llm_int8_cuda::testing;
 use std::ops::ControlFlow;
 
@@ -120,6 +123,28 @@ fn a_batch_says_which_prompt_does_not_fit() {
     assert!(matches!(model.generate_batch([[1]]).at_once(0).into_iter().next(), Some(Err(_))));
     let none = GenerationConfig { max_new_tokens: Some(0), ..config.clone() };
     assert!(run(&[vec![1], vec![2]], &none, 2).unwrap().iter().all(|all| all.ids.is_empty()));
+}
+
+/// Each cache takes memory of the device, and so many are more than there is.
+#[test]
+fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
+    let Some(device) = testing::emulated(0, 40 << 20, 0) else { return };
+    let mut config = LoadConfig::default();
+    config.options.placement = Placement::on(device);
+    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
+    let settings = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() };
+    let mut engine = model.engine(60).unwrap();
+    let mut add = || engine.add(Request::new([5]).config(settings.clone()).ids_only()).unwrap();
+    let (first, last) = ([0; 60].map(|_| add()), add());
+
+    let error = engine.step().map(Iterator::count).unwrap_err();
+    assert!(matches!(error, LlmError::Nn(NnError::Cuda(_))), "{error}");
+    assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
+    let mut finished = Vec::new();
+    while !engine.is_idle() {
+        finished.extend(engine.step().unwrap().filter(|event| matches!(event.update, Update::Finished(_))));
+    }
+    assert_eq!(finished.iter().map(|event| event.id).collect::<Vec<_>>(), [last]);
 }
 
 #[test]
