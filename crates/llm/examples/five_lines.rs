@@ -20,5 +20,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
+    println!();
     Ok(())
 }

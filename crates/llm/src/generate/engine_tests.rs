@@ -1,6 +1,8 @@
 //! Sequences beside each other give what each gives alone; pieces make together what is given at the end.
 
-use super::{Engine, FinishReason, Generated, GenerationConfig, Piece, Request, SequenceId, Update};
+use super::{
+    Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId, Update,
+};
 use crate::error::LlmError;
 use crate::load::LoadConfig;
 use crate::model::AutoModelForCausalLM;
@@ -106,6 +108,15 @@ fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
             seen.check(*id);
         }
     }
+}
+
+/// A server runs its engine on a thread of its own.
+#[test]
+fn an_engine_and_its_events_may_go_to_another_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Engine<'_>>();
+    is_send::<Event>();
+    is_send::<Pieces<'_>>();
 }
 
 #[test]

@@ -141,8 +141,10 @@ pub struct Pieces<'m> {
     state: State<'m>,
     /// What the last pass gave, less what was given on.
     events: VecDeque<Event>,
-    /// Ids and bytes of text that were given on.
-    given: (usize, usize),
+    /// Ids that were given on.
+    given_ids: usize,
+    /// Bytes of text that were given on.
+    given_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -155,7 +157,7 @@ enum State<'m> {
 
 impl<'m> Pieces<'m> {
     fn new(model: &'m AutoModelForCausalLM, state: State<'m>) -> Self {
-        Self { model, state, events: VecDeque::new(), given: (0, 0) }
+        Self { model, state, events: VecDeque::new(), given_ids: 0, given_bytes: 0 }
     }
 
     /// What the pieces so far make together. Generating ends here, if it has not ended yet; the reason is
@@ -174,13 +176,12 @@ impl<'m> Pieces<'m> {
             State::Failed(error) => return Err(error.unwrap_or(LlmError::Interrupted)),
         };
         let (mut generated, context) = running.finish();
-        let (ids, bytes) = self.given;
-        if ids < generated.ids.len() {
+        if self.given_ids < generated.ids.len() {
             // Drafts that were right, but that nobody asked for.
             generated.finish_reason = FinishReason::Interrupted;
-            generated.ids.truncate(ids);
-            generated.text.truncate(bytes);
-            generated.timing.decoded_tokens = ids.saturating_sub(1);
+            generated.ids.truncate(self.given_ids);
+            generated.text.truncate(self.given_bytes);
+            generated.timing.decoded_tokens = self.given_ids.saturating_sub(1);
         }
         Ok((generated, context))
     }
@@ -198,7 +199,8 @@ impl Iterator for Pieces<'_> {
         loop {
             match self.events.pop_front().map(|event| event.update) {
                 Some(Update::Piece(piece)) => {
-                    self.given = (self.given.0 + 1, self.given.1 + piece.text.len());
+                    self.given_ids += 1;
+                    self.given_bytes += piece.text.len();
                     return Some(Ok(piece));
                 }
                 Some(Update::Failed(error)) => return self.fail(error),
