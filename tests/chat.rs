@@ -42,7 +42,8 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
         let before = [chat.messages(), &[ChatMessage::user(text)]].concat();
         let reply = chat.reply(text, &config, &mut go_on).unwrap();
         let whole = model.chat_template_of(TEMPLATE).unwrap().apply(&before, true).unwrap();
-        assert_eq!(reply.generated.text, model.generate(&whole, &config).unwrap().text, "{whole}");
+        let alone = model.generation(&whole).config(config.clone()).run().unwrap();
+        assert_eq!(reply.generated.text, alone.text, "{whole}");
         let timing = reply.generated.timing;
         let all = model.tokenizer().unwrap().encode_templated(&whole).unwrap().len();
         assert_eq!(timing.prompt_tokens + timing.reused_tokens, all);

@@ -11,7 +11,7 @@ use llm_int8_nn::cuda::{CudaError, Device};
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8_nn::models::{
     Choice, Decoder, DecoderSpec, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits, ModelConfig,
-    Placement, Text, WeightDtype,
+    Placement, SequenceInput, WeightDtype,
 };
 use std::sync::Arc;
 
@@ -45,6 +45,10 @@ pub(crate) fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement:
 pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
     let tensor = |x: &[f32]| Tensor::new(x, &Host::Cpu).unwrap();
     relative_error(&tensor(a), &tensor(b))
+}
+
+fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
+    SequenceInput { ids, cache, logits: LogitPositions::Last }
 }
 
 /// Logits after each of some tokens, one by one after a prompt.
@@ -126,9 +130,9 @@ fn a_text_is_the_same_alone_and_beside_others() {
         for step in 0..4 {
             let ids: Vec<&[u32]> =
                 texts.iter().map(|text| if step == 0 { text } else { &text[step - 1..step] }).collect();
-            let mut batch: Vec<Text<'_>> =
-                ids.iter().zip(&mut together).map(|(ids, cache)| Text { ids, cache }).collect();
-            let logits = model.forward(&mut batch, LogitPositions::Last).unwrap();
+            let mut batch: Vec<SequenceInput<'_>> =
+                ids.iter().zip(&mut together).map(|(ids, cache)| last(ids, cache)).collect();
+            let logits = model.forward(&mut batch).unwrap();
             for ((ids, cache), row) in
                 ids.iter().zip(&mut alone).zip(logits.chunks(model.spec().vocab_size()))
             {
@@ -138,6 +142,31 @@ fn a_text_is_the_same_alone_and_beside_others() {
         }
         assert_eq!(together[1].len(), 17);
         assert!(together[1].bytes() > 0);
+    }
+}
+
+#[test]
+fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
+    for device in devices() {
+        for name in ["gpt2", "llama"] {
+            let options = options(Some(OutlierScope::Row), WeightDtype::Float16, on_device(&device));
+            let model = load(name, &options);
+            let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+            let (prompt, first, drafts) = (&ids[..9], &ids[3..8], &ids[8..11]);
+            let [mut new, mut old] = [0; 2].map(|_| model.new_cache());
+            model.next_logits(first, &mut old).unwrap();
+            let draft = SequenceInput { ids: drafts, cache: &mut old, logits: LogitPositions::All };
+            let logits = model.forward(&mut [last(prompt, &mut new), draft]).unwrap();
+
+            let mut cache = model.new_cache();
+            let mut alone = vec![model.next_logits(prompt, &mut model.new_cache()).unwrap()];
+            model.next_logits(first, &mut cache).unwrap();
+            alone.extend(drafts.iter().map(|id| model.next_logits(&[*id], &mut cache).unwrap()));
+            assert_eq!(logits.len(), 4 * model.spec().vocab_size());
+            for (row, own) in logits.chunks(model.spec().vocab_size()).zip(&alone) {
+                assert!(distance(row, own) < 2e-2, "{name}: {}", distance(row, own));
+            }
+        }
     }
 }
 
@@ -156,9 +185,9 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                     // Sequences of different lengths, then one token of each.
                     let ids =
                         (0..8).map(|i| if step == 0 { &ids[i..2 * i + 3] } else { &ids[step + i..][..1] });
-                    let mut batch: Vec<Text<'_>> =
-                        ids.zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
-                    all.push(model.forward(&mut batch, LogitPositions::Last).unwrap());
+                    let mut batch: Vec<SequenceInput<'_>> =
+                        ids.zip(&mut caches).map(|(ids, cache)| last(ids, cache)).collect();
+                    all.push(model.forward(&mut batch).unwrap());
                 }
                 all
             };
@@ -417,8 +446,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
                 let all = there.next_logits(&ids, &mut cache).unwrap();
                 let host = llm_int8_nn::models::Logits::from_vec(all, vocabulary).choose(0, &choice).unwrap();
                 let mut cache = there.new_cache();
-                let mut text = [Text { ids: &ids, cache: &mut cache }];
-                let mut logits = there.logits_of(&mut text, LogitPositions::Last).unwrap();
+                let mut logits = there.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
                 assert_eq!(logits.choose(0, &choice).unwrap(), host, "{count}, {penalty}");
             }
         }
@@ -432,9 +460,9 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
         let model = load("llama", &options);
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let mut caches: Vec<KvCache> = (0..20).map(|_| model.new_cache()).collect();
-        let mut batch: Vec<Text<'_>> =
-            caches.iter_mut().enumerate().map(|(i, cache)| Text { ids: &ids[i % 8..][..9], cache }).collect();
-        let mut logits = model.logits_of(&mut batch, LogitPositions::Last).unwrap();
+        let mut batch: Vec<SequenceInput<'_>> =
+            caches.iter_mut().enumerate().map(|(i, cache)| last(&ids[i % 8..][..9], cache)).collect();
+        let mut logits = model.logits_of(&mut batch).unwrap();
         let greedy = Choice { count: 1, penalty: 1.0, seen: &[] };
         let expected = |logits: &Logits<'_>, row| {
             let own = logits.row(row).unwrap();

@@ -4,7 +4,9 @@ use crate::support::golden_models::{at_most, config, expected, folders, in_every
 use crate::support::{golden_text, relative_error};
 use candle_core::{Device, Tensor};
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
-use llm_int8_nn::models::{Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, Text, WeightDtype};
+use llm_int8_nn::models::{
+    Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, SequenceInput, WeightDtype,
+};
 use llm_int8_nn::module::Module;
 
 fn unquantised() -> LoadOptions {
@@ -114,9 +116,10 @@ fn token_by_token_is_all_at_once() {
         let mut caches: Vec<_> = (0..ids.dim(0).unwrap()).map(|_| model.new_cache()).collect();
         for place in 0..24 {
             let rows = ids.narrow(1, place, 1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
-            let mut texts: Vec<Text<'_>> =
-                rows.chunks(1).zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
-            let step = model.forward(&mut texts, LogitPositions::Last).unwrap();
+            let logits = LogitPositions::Last;
+            let inputs =
+                rows.chunks(1).zip(&mut caches).map(|(ids, cache)| SequenceInput { ids, cache, logits });
+            let step = model.forward(&mut inputs.collect::<Vec<_>>()).unwrap();
             let step =
                 Tensor::from_vec(step, (rows.len(), 1, model.spec().vocab_size()), &Device::Cpu).unwrap();
             // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter text.

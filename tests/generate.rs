@@ -1,10 +1,13 @@
 //! Drafts, batches and the int8 head, with the built-in model and the golden ones.
 
 use crate::support::golden;
+use llm_int8::generate::Update;
 use llm_int8::nn::NnError;
 use llm_int8::nn::linear::OutlierScope;
-use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, Text};
-use llm_int8::{AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, SaveOptions};
+use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, SequenceInput};
+use llm_int8::{
+    AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, Request, SaveOptions,
+};
 use llm_int8_cuda::testing;
 use std::ops::ControlFlow;
 
@@ -22,7 +25,7 @@ fn by_row() -> AutoModelForCausalLM {
 }
 
 fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
-    model.generate_ids(prompt, config, &mut |_| ControlFlow::Continue(())).unwrap()
+    model.generation(prompt).config(config.clone()).ids_only().run().unwrap()
 }
 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
@@ -60,7 +63,7 @@ fn text_with_drafts_ends_where_it_ends_without() {
     let stop = vec!["unto".into()];
     let plain = GenerationConfig { max_new_tokens: Some(48), stop, ..GenerationConfig::default() };
     let drafted = GenerationConfig { speculate: 6, ..plain.clone() };
-    let [a, b] = [plain, drafted].map(|config| model.generate(REPETITIVE, &config).unwrap());
+    let [a, b] = [plain, drafted].map(|config| model.generation(REPETITIVE).config(config).run().unwrap());
     assert_eq!((a.text, a.ids, a.finish_reason), (b.text, b.ids, b.finish_reason));
 }
 
@@ -68,11 +71,11 @@ fn text_with_drafts_ends_where_it_ends_without() {
 fn drafts_are_refused_where_they_would_change_the_text() {
     let config = GenerationConfig { speculate: 4, ..GenerationConfig::default() };
     let pooled = load("tiny-gpt2", OutlierScope::Batch, false);
-    let error = pooled.generate_ids(&[1, 2], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = pooled.generation([1, 2]).config(config.clone()).run().unwrap_err();
     assert!(matches!(error, LlmError::Setting { name: "speculate", .. }), "{error}");
     let folder = golden("models/llama_dynamic_rope").display().to_string();
     let dynamic = load(&folder, OutlierScope::Row, false);
-    let error = dynamic.generate_ids(&[1, 2], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = dynamic.generation([1, 2]).config(config.clone()).run().unwrap_err();
     assert!(error.to_string().contains("rotations"), "{error}");
 }
 
@@ -83,14 +86,10 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
     for do_sample in [false, true] {
         let config =
             GenerationConfig { max_new_tokens: Some(12), do_sample, seed: 9, ..model.generation_config() };
-        let alone = prompts.map(|prompt| model.generate(prompt, &config).unwrap());
+        let alone = prompts.map(|prompt| model.generation(prompt).config(config.clone()).run().unwrap());
         for at_once in [1, 2, 4, 16] {
-            let mut ended = Vec::new();
-            let mut on_done = |number: usize, generated: &Generated| {
-                ended.push((number, generated.ids.clone()));
-                ControlFlow::Continue(())
-            };
-            let together = model.generate_batch(&prompts, &config, at_once, &mut on_done).unwrap();
+            let batch = model.generate_batch(prompts).config(config.clone()).at_once(at_once);
+            let together = batch.clone().run().unwrap();
             for (a, b) in alone.iter().zip(&together) {
                 assert_eq!(
                     (&a.text, &a.ids, a.finish_reason),
@@ -98,6 +97,10 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                     "{at_once}"
                 );
             }
+            let mut ended: Vec<_> = batch
+                .into_iter()
+                .map(|result| result.map(|(number, all)| (number, all.ids)).unwrap())
+                .collect();
             ended.sort();
             assert_eq!(ended, (0..6).map(|i| (i, alone[i].ids.clone())).collect::<Vec<_>>());
         }
@@ -105,27 +108,47 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
 }
 
 #[test]
-fn a_batch_says_which_prompt_does_not_fit_and_can_be_ended() {
+fn a_batch_says_which_prompt_does_not_fit() {
     let model = by_row();
     let config = GenerationConfig { max_new_tokens: Some(4), ..GenerationConfig::default() };
-    let flow = |flow: ControlFlow<()>| move |_: usize, _: &Generated| flow;
     let run = |prompts: &[Vec<u32>], config: &GenerationConfig, at_once| {
-        model.generate_batch_ids(prompts, config, at_once, &mut flow(ControlFlow::Continue(())))
+        model.generate_batch(prompts).config(config.clone()).at_once(at_once).run()
     };
     let error = run(&[vec![1], vec![7; 600]], &config, 2).unwrap_err().to_string();
     assert!(error.starts_with("prompt 2: the prompt has 600 tokens"), "{error}");
+    let error = run(&[vec![1], vec![999_999]], &config, 2).unwrap_err().to_string();
+    assert!(error.starts_with("prompt 2: ") && error.contains("999999 is beyond the vocabulary"), "{error}");
     assert!(run(&[], &config, 2).unwrap().is_empty());
     assert!(matches!(run(&[vec![1]], &config, 0), Err(LlmError::Setting { .. })));
-    let drafts = GenerationConfig { speculate: 2, ..config.clone() };
-    assert!(matches!(run(&[vec![1]], &drafts, 1), Err(LlmError::Setting { .. })));
+    assert!(matches!(model.generate_batch([[1]]).at_once(0).into_iter().next(), Some(Err(_))));
     let none = GenerationConfig { max_new_tokens: Some(0), ..config.clone() };
     assert!(run(&[vec![1], vec![2]], &none, 2).unwrap().iter().all(|all| all.ids.is_empty()));
-    let ended = model.generate_batch_ids(&[vec![1], vec![2]], &config, 1, &mut flow(ControlFlow::Break(())));
-    assert!(matches!(ended, Err(LlmError::Interrupted)));
+}
+
+/// Each cache takes memory of the device, and so many are more than there is.
+#[test]
+fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
+    let Some(device) = testing::emulated(0, 40 << 20, 0) else { return };
+    let mut config = LoadConfig::default();
+    config.options.placement = Placement::on(device);
+    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
+    let settings = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() };
+    let mut engine = model.engine(60).unwrap();
+    let mut add = || engine.add(Request::new([5]).config(settings.clone()).ids_only()).unwrap();
+    let (first, last) = ([0; 60].map(|_| add()), add());
+
+    let error = engine.step().map(Iterator::count).unwrap_err();
+    assert!(matches!(error, LlmError::Nn(NnError::Cuda(_))), "{error}");
+    assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
+    let mut finished = Vec::new();
+    while !engine.is_idle() {
+        finished.extend(engine.step().unwrap().filter(|event| matches!(event.update, Update::Finished(_))));
+    }
+    assert_eq!(finished.iter().map(|event| event.id).collect::<Vec<_>>(), [last]);
 }
 
 #[test]
-fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
+fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
     let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
     for name in ["gpt2", "llama", "bloom", "falcon", "gemma2", "phi3_longrope", "opt"] {
         let model = load(&golden(&format!("models/{name}")).display().to_string(), OutlierScope::Row, false);
@@ -135,9 +158,13 @@ fn ragged_texts_side_by_side_have_the_logits_of_each_alone() {
         let mut alone = [0; 3].map(|_| decoder.new_cache());
         for step in 0..2 {
             let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
-            let mut together: Vec<Text<'_>> =
-                next.into_iter().zip(&mut caches).map(|(ids, cache)| Text { ids, cache }).collect();
-            let logits = decoder.forward(&mut together, LogitPositions::Last).unwrap();
+            let logits = LogitPositions::Last;
+            let mut together: Vec<SequenceInput<'_>> = next
+                .into_iter()
+                .zip(&mut caches)
+                .map(|(ids, cache)| SequenceInput { ids, cache, logits })
+                .collect();
+            let logits = decoder.forward(&mut together).unwrap();
             for ((ids, cache), logits) in next.into_iter().zip(&mut alone).zip(logits.chunks(vocab)) {
                 assert_eq!(logits, decoder.next_logits(ids, cache).unwrap(), "{name}");
             }

@@ -3,10 +3,11 @@
 
 use crate::support::{golden, golden_text, llm_int8};
 use llm_int8::nn::models::{Placement, WeightDtype};
-use llm_int8::{AutoModelForCausalLM, FinishReason, GenerationConfig, LlmError, LoadConfig, Warning};
+use llm_int8::{
+    AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, LlmError, LoadConfig, Request, Warning,
+};
 use llm_int8_cuda::testing;
 use serde_json::{Value, json};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -81,8 +82,16 @@ fn settings(model: &AutoModelForCausalLM, case: &Value) -> GenerationConfig {
     config
 }
 
+fn run(
+    model: &AutoModelForCausalLM,
+    prompt: &[u32],
+    config: &GenerationConfig,
+) -> llm_int8::Result<Generated> {
+    model.generation(prompt).config(config.clone()).ids_only().run()
+}
+
 fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Vec<u32> {
-    model.generate_ids(prompt, config, &mut |_| ControlFlow::Continue(())).unwrap().ids
+    run(model, prompt, config).unwrap().ids
 }
 
 /// The settings of a case with an end token in them are checked with the whole of its files.
@@ -108,9 +117,8 @@ fn drafts_and_batches_obey_the_same_settings() {
         let drafts = GenerationConfig { speculate: 5, ..config.clone() };
         assert_eq!(generate(model, prompt, &drafts), ids(&case["ids"]), "drafts: {}", case["name"]);
 
-        let others = [prompt.to_vec(), vec![8, 8, 9], prompt.to_vec()];
-        let all =
-            model.generate_batch_ids(&others, config, 2, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let others = [prompt, &[8, 8, 9], prompt].map(|prompt| Request::new(prompt).ids_only());
+        let all = model.generate_batch(others).config(config.clone()).at_once(2).run().unwrap();
         for place in [0, 2] {
             assert_eq!(all[place].ids, ids(&case["ids"]), "prompt {place} of three: {}", case["name"]);
         }
@@ -137,12 +145,9 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
         let folder = folder(&case);
         let model = load(folder.path());
         let (config, mut shown) = (settings(&model, &case), String::new());
-        let generated = model
-            .generate_stream_from_ids(&ids(&case["prompt"]), &config, &mut |piece| {
-                shown.push_str(piece);
-                ControlFlow::Continue(())
-            })
-            .unwrap();
+        let mut pieces = model.generation(ids(&case["prompt"])).config(config.clone()).pieces().unwrap();
+        pieces.by_ref().for_each(|piece| shown.push_str(&piece.unwrap().text));
+        let generated = pieces.finish().unwrap();
         assert_eq!((&generated.ids, &generated.text), (&ids(&case["ids"]), &shown), "{}", case["name"]);
 
         let tokenizer = model.tokenizer().unwrap();
@@ -166,7 +171,7 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
     let folder = llama(json!({ "stop_strings": ["x"] }));
     let model = load(folder.path());
     let config = model.generation_config();
-    let error = model.generate_ids(&[5, 9], &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = run(&model, &[5, 9], &config).unwrap_err();
     assert!(matches!(error, LlmError::NoTokenizer { .. }), "{error}");
     let without = GenerationConfig { stop: Vec::new(), max_new_tokens: Some(3), ..config };
     assert_eq!(generate(&model, &[5, 9], &without).len(), 3);
@@ -176,18 +181,16 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
 fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_is() {
     let folder = llama(json!({ "max_length": 3 }));
     let model = load(folder.path());
-    let run = |prompt: &[u32]| {
-        model.generate_ids(prompt, &model.generation_config(), &mut |_| ControlFlow::Continue(()))
-    };
-    assert_eq!(run(&[5, 9]).unwrap().ids.len(), 1);
-    let error = run(&[5, 9, 33]).unwrap_err().to_string();
+    let config = model.generation_config();
+    assert_eq!(generate(&model, &[5, 9], &config).len(), 1);
+    let error = run(&model, &[5, 9, 33], &config).unwrap_err().to_string();
     assert!(error.contains("max_length") && error.contains("set max_new_tokens"), "{error}");
 
     let positions = model.decoder().spec().positions;
     let long = vec![5; positions - 7];
     assert_eq!(generate(&model, &long, &GenerationConfig::default()).len(), 7);
     let given = GenerationConfig { max_new_tokens: Some(8), ..GenerationConfig::default() };
-    let error = model.generate_ids(&long, &given, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = run(&model, &long, &given).unwrap_err();
     assert!(matches!(error, LlmError::ContextExceeded { .. }), "{error}");
 }
 
@@ -196,14 +199,14 @@ fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
     let folder = llama(json!({ "max_time": 0.0 }));
     let model = load(folder.path());
     let config = model.generation_config();
-    let generated = model.generate_ids(&[5, 9], &config, &mut |_| ControlFlow::Continue(())).unwrap();
+    let generated = run(&model, &[5, 9], &config).unwrap();
     assert_eq!((generated.ids.len(), generated.finish_reason), (1, FinishReason::Time));
 
     for wrong in [
         GenerationConfig { bad_words_ids: vec![vec![5, 256]], ..GenerationConfig::default() },
         GenerationConfig { forced_eos_token_ids: vec![256], ..GenerationConfig::default() },
     ] {
-        let error = model.generate_ids(&[5, 9], &wrong, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        let error = run(&model, &[5, 9], &wrong).unwrap_err();
         assert!(matches!(error, LlmError::Setting { .. }) && error.to_string().contains("256"), "{error}");
     }
 }

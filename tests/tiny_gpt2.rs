@@ -4,7 +4,6 @@ use crate::support::{golden_tensor, relative_error};
 use candle_core::DType;
 use llm_int8::nn::models::WeightDtype;
 use llm_int8::{AutoModelForCausalLM, GenerationConfig, LoadConfig};
-use std::ops::ControlFlow;
 
 const EXPECTED: &str = "tiny_gpt2_expected.safetensors";
 
@@ -39,14 +38,11 @@ fn int8_logits_are_near() {
 #[test]
 fn greedy_ids_are_those_of_transformers() {
     let (expected, prompt) = (ids("greedy_f32"), &ids("input_ids")[..16]);
+    let model = load(false);
     let config = GenerationConfig { max_new_tokens: Some(32), ..GenerationConfig::default() };
-    let mut told = Vec::new();
-    let generated = load(false)
-        .generate_ids(prompt, &config, &mut |id| {
-            told.push(id);
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+    let mut pieces = model.generation(prompt).config(config).ids_only().pieces().unwrap();
+    let told: Vec<u32> = pieces.by_ref().map(|piece| piece.unwrap().id).collect();
+    let generated = pieces.finish().unwrap();
     assert_eq!([prompt, &generated.ids].concat(), expected);
     assert_eq!(told, generated.ids);
 }

@@ -171,7 +171,7 @@ pub(crate) struct RunArgs {
     #[arg(long, short, allow_hyphen_values = true, required_unless_present_any = ["token_ids", "prompts_file"])]
     pub(crate) prompt: Option<String>,
     /// Prompts to go on from, one a line, several at once; prints a JSON object a line
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "token_ids", "print_ids", "speculate"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "token_ids", "print_ids"])]
     pub(crate) prompts_file: Option<PathBuf>,
     /// Prompts of the file at once
     #[arg(long, value_name = "N", default_value_t = 8, requires = "prompts_file", value_parser = at_once)]

@@ -4,10 +4,11 @@ use super::{check_drafts, load, part_text};
 use crate::args::{RunArgs, WrongUse};
 use crate::display::{bytes, line};
 use anyhow::Context;
-use llm_int8::{AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, MemoryUse};
+use llm_int8::{
+    AutoModelForCausalLM, FinishReason, Generated, Generation, GenerationConfig, MemoryUse, Prompt,
+};
 use serde_json::json;
 use std::io::{Read, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -19,15 +20,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let prompt = prompt(args)?;
     let model = load(&args.model)?;
     let config = generation(&model, args);
-    let generated = match (prompt, args.print_ids) {
-        (Prompt::Text(text), false) => stream(|show| model.generate_stream(&text, &config, show))?,
-        (Prompt::Text(text), true) => {
-            let ids = model.tokenizer()?.encode(&text)?;
-            print_ids(&model, &ids, &config)?
-        }
-        (Prompt::Ids(ids), true) => print_ids(&model, &ids, &config)?,
-        (Prompt::Ids(ids), false) => stream(|show| model.generate_stream_from_ids(&ids, &config, show))?,
-    };
+    let generation = model.generation(prompt).config(config);
+    let generated = if args.print_ids { print_ids(generation.ids_only())? } else { stream(generation)? };
     if !args.quiet {
         report(&model, &generated);
     }
@@ -44,8 +38,8 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
     let model = load(&args.model)?;
     let config = generation(&model, args);
     let started = Instant::now();
-    let all =
-        model.generate_batch(&prompts, &config, args.batch_size, &mut |_, _| ControlFlow::Continue(()))?;
+    let batch = model.generate_batch(prompts.iter().copied()).config(config).at_once(args.batch_size);
+    let all = batch.run()?;
     let seconds = started.elapsed().as_secs_f64();
     let mut stdout = std::io::stdout().lock();
     for (prompt, generated) in prompts.iter().zip(&all) {
@@ -78,11 +72,6 @@ fn reason(finish_reason: FinishReason) -> &'static str {
     }
 }
 
-enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
-}
-
 fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
     match (&args.token_ids, args.prompt.as_deref()) {
         (Some(ids), _) if ids.is_empty() => Err(WrongUse("--token-ids needs at least one id".into()).into()),
@@ -109,34 +98,19 @@ fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig 
 }
 
 /// Shows text as it comes; a closed output ends generating.
-fn stream(
-    generate: impl FnOnce(&mut dyn FnMut(&str) -> ControlFlow<()>) -> llm_int8::Result<Generated>,
-) -> anyhow::Result<Generated> {
+fn stream(generation: Generation<'_>) -> anyhow::Result<Generated> {
     let mut stdout = std::io::stdout().lock();
-    let mut failed = None;
-    let generated =
-        generate(&mut |piece| match stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        })?;
-    match failed {
-        Some(error) => Err(error.into()),
-        None => {
-            writeln!(stdout)?;
-            Ok(generated)
-        }
+    let mut pieces = generation.pieces()?;
+    for piece in &mut pieces {
+        stdout.write_all(piece?.text.as_bytes())?;
+        stdout.flush()?;
     }
+    writeln!(stdout)?;
+    Ok(pieces.finish()?)
 }
 
-fn print_ids(
-    model: &AutoModelForCausalLM,
-    ids: &[u32],
-    config: &GenerationConfig,
-) -> anyhow::Result<Generated> {
-    let generated = model.generate_ids(ids, config, &mut |_| ControlFlow::Continue(()))?;
+fn print_ids(generation: Generation<'_>) -> anyhow::Result<Generated> {
+    let generated = generation.run()?;
     let text: Vec<String> = generated.ids.iter().map(u32::to_string).collect();
     writeln!(std::io::stdout().lock(), "{}", text.join(","))?;
     Ok(generated)

@@ -6,7 +6,6 @@
 
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use std::io::Write;
-use std::ops::ControlFlow;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -16,16 +15,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = AutoModelForCausalLM::from_pretrained(&name, &LoadConfig::from_env())?;
     println!("{model}");
     model.named_parameters().iter().for_each(|parameter| println!("{parameter}"));
-    println!("{}", model.generate(&prompt, &model.generation_config())?.text);
-
-    // The same, piece by piece as it is made.
-    model.generate_stream(&prompt, &model.generation_config(), &mut |piece| {
-        print!("{piece}");
-        match std::io::stdout().flush() {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    })?;
+    println!("{}", model.generation(&prompt).run()?.text);
+    for piece in model.generation(&prompt) {
+        print!("{}", piece?.text);
+        std::io::stdout().flush()?;
+    }
     println!();
     Ok(())
 }

@@ -8,7 +8,10 @@
 //! for parameter in model.named_parameters() {
 //!     println!("{parameter}"); // transformer.h.0.attn.c_attn.weight torch.int8 (768, 256)
 //! }
-//! println!("{}", model.generate("In the beginning", &model.generation_config())?.text);
+//! println!("{}", model.generation("In the beginning").run()?.text);
+//! for piece in model.generation("ROMEO:").max_new_tokens(32).temperature(0.8) {
+//!     print!("{}", piece?.text); // as soon as it is there
+//! }
 //! # Ok::<(), llm_int8::LlmError>(())
 //! ```
 //!
@@ -33,7 +36,10 @@ pub mod warning;
 pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
-pub use generate::{FinishReason, Generated, GenerationConfig, Timing};
+pub use generate::{
+    Batch, Engine, FinishReason, Generated, Generation, GenerationConfig, Piece, Pieces, Prompt, Request,
+    Timing,
+};
 pub use load::LoadConfig;
 pub use memory::MemoryUse;
 pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};

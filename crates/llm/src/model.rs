@@ -3,7 +3,7 @@
 use crate::chat::ChatTemplate;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
-use crate::generate::{Context, Generated, GenerationConfig, Output, generate, generate_batch};
+use crate::generate::{Batch, Engine, Generation, GenerationConfig, Prompt, Request};
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
@@ -13,7 +13,6 @@ use llm_int8_hub::{NoProgress, Progress};
 use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,142 +217,53 @@ impl AutoModelForCausalLM {
         Ok(self.tokenizer()?.special_tokens().clone())
     }
 
-    /// Text after a prompt.
-    ///
-    /// # Errors
-    /// [`LlmError::ContextExceeded`] where the model has too few positions; [`LlmError::NoTokenizer`];
-    /// [`LlmError::BadLogits`] where the model's numbers overflow.
-    pub fn generate(&self, prompt: &str, config: &GenerationConfig) -> Result<Generated> {
-        self.generate_stream(prompt, config, &mut |_| ControlFlow::Continue(()))
-    }
-
-    /// [`generate`](Self::generate), giving each piece of text as soon as it is there; a piece never ends
-    /// inside a character. Returning [`ControlFlow::Break`] ends it.
+    /// Text after a prompt, which is a text or token ids: to be set up, and to be run or iterated over.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
-    /// use std::ops::ControlFlow;
     /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
-    /// let mut shown = String::new();
-    /// let all = model.generate_stream("ROMEO:", &model.generation_config(), &mut |piece| {
-    ///     shown.push_str(piece);
-    ///     ControlFlow::Continue(())
-    /// })?;
-    /// assert_eq!(shown, all.text);
+    /// println!("{}", model.generation("In the beginning").run()?.text);
+    /// for piece in model.generation("ROMEO:").max_new_tokens(32).temperature(0.8).seed(1) {
+    ///     print!("{}", piece?.text);
+    /// }
     /// # Ok::<(), llm_int8::LlmError>(())
     /// ```
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate).
-    pub fn generate_stream(
-        &self,
-        prompt: &str,
-        config: &GenerationConfig,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Generated> {
-        self.generate_stream_from_ids(&self.prompt_ids(prompt)?, config, on_text)
+    pub fn generation(&self, prompt: impl Into<Prompt>) -> Generation<'_> {
+        Generation::new(self, prompt.into())
     }
 
-    /// [`generate_stream`](Self::generate_stream) after token ids.
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate).
-    pub fn generate_stream_from_ids(
-        &self,
-        ids: &[u32],
-        config: &GenerationConfig,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Generated> {
-        self.generate_in(&mut Context::new(&self.decoder), ids, config, on_text)
-    }
-
-    /// Text after token ids, of which `context` may hold the beginning already.
-    pub(crate) fn generate_in(
-        &self,
-        context: &mut Context,
-        ids: &[u32],
-        config: &GenerationConfig,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Generated> {
-        let output = Output::Text(self.tokenizer()?);
-        generate(&self.decoder, output, context, ids, config, &mut |_, piece| match piece {
-            "" => ControlFlow::Continue(()),
-            piece => on_text(piece),
-        })
-    }
-
-    /// New ids after ids, without text: needs a tokenizer only where there are stop strings. `on_id` gets each new
-    /// id and may end it.
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate).
-    pub fn generate_ids(
-        &self,
-        ids: &[u32],
-        config: &GenerationConfig,
-        on_id: &mut dyn FnMut(u32) -> ControlFlow<()>,
-    ) -> Result<Generated> {
-        let mut context = Context::new(&self.decoder);
-        generate(&self.decoder, self.ids_of(config)?, &mut context, ids, config, &mut |id, _| on_id(id))
-    }
-
-    /// Ids alone, with the tokenizer where stop strings need it.
-    fn ids_of(&self, config: &GenerationConfig) -> Result<Output<'_>> {
-        let tokenizer = if config.stop.is_empty() { None } else { Some(self.tokenizer()?) };
-        Ok(Output::Ids(tokenizer))
-    }
-
-    /// Text after several prompts, at most `at_once` at a time: the weights are read once for a token of each.
-    /// With outliers per row every result is that of [`generate`](Self::generate) with its prompt alone.
-    /// `on_done` gets each result with the number of its prompt, in the order in which they end, and may end
-    /// it all.
+    /// Text after several prompts, some of them at once: the weights are read once for a token of each. A request is a
+    /// prompt, a [`Request`] or a [`Generation`].
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
-    /// use std::ops::ControlFlow;
     /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
-    /// let config = model.generation_config();
-    /// let all = model.generate_batch(&["And it came", "ROMEO:"], &config, 8, &mut |_, _| ControlFlow::Continue(()))?;
+    /// let all = model.generate_batch(["And it came", "ROMEO:"]).run()?;
     /// assert_eq!(all.len(), 2);
     /// # Ok::<(), llm_int8::LlmError>(())
     /// ```
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate); [`LlmError::Prompt`] says which prompt does not fit;
-    /// [`LlmError::Interrupted`].
-    pub fn generate_batch(
-        &self,
-        prompts: &[&str],
-        config: &GenerationConfig,
-        at_once: usize,
-        on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
-    ) -> Result<Vec<Generated>> {
-        let tokenizer = self.tokenizer()?;
-        let prompts = prompts.iter().map(|prompt| self.prompt_ids(prompt)).collect::<Result<Vec<_>>>()?;
-        generate_batch(&self.decoder, Output::Text(tokenizer), &prompts, config, at_once, on_done)
+    pub fn generate_batch(&self, requests: impl IntoIterator<Item: Into<Request>>) -> Batch<'_> {
+        Batch::new(self, requests.into_iter().map(Into::into).collect())
     }
 
-    /// [`generate_batch`](Self::generate_batch) after token ids and without text.
+    /// Runs requests as they come, at most `at_once` of them at a time.
     ///
     /// # Errors
-    /// As there.
-    pub fn generate_batch_ids(
-        &self,
-        prompts: &[Vec<u32>],
-        config: &GenerationConfig,
-        at_once: usize,
-        on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
-    ) -> Result<Vec<Generated>> {
-        generate_batch(&self.decoder, self.ids_of(config)?, prompts, config, at_once, on_done)
+    /// [`LlmError::Setting`] where `at_once` is 0.
+    pub fn engine(&self, at_once: usize) -> Result<Engine<'_>> {
+        Engine::new(self, at_once)
     }
 
-    /// The ids of a prompt; an empty one begins where a text begins.
-    fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
-        let ids = self.tokenizer()?.encode(prompt)?;
+    /// The ids of a prompt; an empty text begins where a text begins.
+    pub(crate) fn prompt_ids(&self, prompt: Prompt, config: &GenerationConfig) -> Result<Vec<u32>> {
+        let ids = match prompt {
+            Prompt::Ids(ids) => return Ok(ids),
+            Prompt::Text(text) => self.tokenizer()?.encode(&text)?,
+        };
         if !ids.is_empty() {
             return Ok(ids);
         }
-        match self.generation.bos_token_id {
+        match config.bos_token_id.or(self.generation.bos_token_id) {
             Some(bos) => Ok(vec![bos]),
             None => Ok(self.config.token_ids("bos_token_id")),
         }

@@ -2,7 +2,7 @@
 
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
-use llm_int8_nn::models::{LogitPositions, Text};
+use llm_int8_nn::models::{LogitPositions, SequenceInput};
 use std::ops::ControlFlow;
 
 /// How a text is cut into windows.
@@ -114,8 +114,9 @@ impl AutoModelForCausalLM {
         // the whole window.
         let decoder = self.decoder();
         let mut cache = decoder.new_cache();
-        let mut text = [Text { ids: &ids[window.start..window.end], cache: &mut cache }];
-        let logits = decoder.forward(&mut text, LogitPositions::All)?;
+        let (ids_of_window, logits) = (&ids[window.start..window.end], LogitPositions::All);
+        let input = SequenceInput { ids: ids_of_window, cache: &mut cache, logits };
+        let logits = decoder.forward(&mut [input])?;
         let rows = logits.chunks(decoder.spec().vocab_size());
         let mut sum = 0f64;
         let scored = &ids[window.first_scored..window.end];

@@ -7,17 +7,17 @@ pub use fit::LeftOut;
 pub use linear::{LinearBench, LinearRate};
 
 use crate::error::Result;
-use crate::generate::{Generated, GenerationConfig};
+use crate::generate::{Engine, Generated, GenerationConfig, Request, Update};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_nn::limits;
-use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// What is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BenchOptions {
     /// Tokens of context at which decoding starts.
     pub contexts: Vec<usize>,
-    /// Texts decoded together, each of these numbers.
+    /// Sequences decoded together, each of these numbers.
     pub batches: Vec<usize>,
     /// Lengths of prompts.
     pub prompts: Vec<usize>,
@@ -150,19 +150,28 @@ impl AutoModelForCausalLM {
         Ok(BenchReport { isa: isa.name(), read_rate, multiply_rate, decode, prefill, speculation })
     }
 
-    /// New tokens a second of several texts at once.
+    /// New tokens a second of several sequences at once, from when all of them have their first token.
     fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
-        let config =
-            GenerationConfig { max_new_tokens: Some(options.new_tokens), ..GenerationConfig::default() };
-        let prompts = vec![self.noise(context); batch];
+        // Prompts come in one pass after the other; the sequence that begins first must not end before the others.
+        let room = self.decoder().spec().positions.saturating_sub(context);
+        let most = (options.new_tokens + batch).min(room);
+        let config = GenerationConfig { max_new_tokens: Some(most), ..GenerationConfig::default() };
+        let request = Request::new(self.noise(context)).config(config).ids_only();
+
         let mut figures = Vec::new();
         for _ in 0..options.runs {
-            let all =
-                self.generate_batch_ids(&prompts, &config, batch, &mut |_, _| ControlFlow::Continue(()))?;
-            let tokens: usize = all.iter().map(|done| done.timing.decoded_tokens).sum();
-            // They are prefilled in groups: what counts is from the last first token on.
-            let shortest = all.iter().map(|done| done.timing.decode).min().unwrap_or_default();
-            figures.push(tokens as f64 / shortest.as_secs_f64().max(1e-9));
+            let mut engine = self.engine(batch)?;
+            for _ in 0..batch {
+                engine.add(request.clone())?;
+            }
+            while engine.waiting() > 0 {
+                step(&mut engine)?;
+            }
+            let (started, mut tokens) = (Instant::now(), 0);
+            for _ in 1..options.new_tokens {
+                tokens += step(&mut engine)?;
+            }
+            figures.push(tokens as f64 / started.elapsed().as_secs_f64().max(1e-9));
         }
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
@@ -173,7 +182,7 @@ impl AutoModelForCausalLM {
         let mut text = self.noise(GIVEN);
         let config =
             GenerationConfig { max_new_tokens: Some(REPETITIVE - GIVEN), ..GenerationConfig::default() };
-        text.extend(self.generate_ids(&text, &config, &mut |_| ControlFlow::Continue(()))?.ids);
+        text.extend(self.generation(&text).config(config).ids_only().run()?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
         Ok(SpeculationRate {
             drafts,
@@ -203,10 +212,23 @@ impl AutoModelForCausalLM {
         };
         let mut figures = Vec::new();
         for _ in 0..options.runs {
-            let done = self.generate_ids(ids, &config, &mut |_| ControlFlow::Continue(()))?;
+            let done = self.generation(ids).config(config.clone()).ids_only().run()?;
             figures.push(figure(&done).unwrap_or(0.0));
         }
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
     }
+}
+
+/// One step of an engine, and how many tokens it gave.
+fn step(engine: &mut Engine<'_>) -> Result<usize> {
+    let mut tokens = 0;
+    for event in engine.step()? {
+        match event.update {
+            Update::Piece(_) => tokens += 1,
+            Update::Finished(_) => {}
+            Update::Failed(error) => return Err(error),
+        }
+    }
+    Ok(tokens)
 }

@@ -74,7 +74,7 @@ impl<'a> Chat<'a> {
     ///
     /// # Errors
     /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] where this turn alone leaves no room; what
-    /// [`AutoModelForCausalLM::generate`] gives.
+    /// [`Generation::run`](crate::Generation::run) gives.
     pub fn reply(
         &mut self,
         text: &str,
@@ -101,9 +101,30 @@ impl<'a> Chat<'a> {
         let (ids, forgotten) = self.fitting_ids(room, available)?;
         let new = config.new_tokens(ids.len(), available)?.min(available - ids.len());
         let config = GenerationConfig { max_new_tokens: Some(new), ..config.clone() };
-        let generated = self.model.generate_in(&mut self.context, &ids, &config, on_text)?;
+        let generated = self.generate(ids, config, on_text)?;
         self.messages.push(ChatMessage::assistant(generated.text.clone()));
         Ok(Reply { generated, forgotten })
+    }
+
+    /// Text after the ids of the conversation, of which the context may hold the beginning already.
+    fn generate(
+        &mut self,
+        ids: Vec<u32>,
+        config: GenerationConfig,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        // After an error nothing is kept.
+        let context = std::mem::replace(&mut self.context, Context::new(self.model.decoder()));
+        let mut pieces = self.model.generation(ids).config(config).pieces_in(context)?;
+        for piece in &mut pieces {
+            let text = piece?.text;
+            if !text.is_empty() && on_text(&text).is_break() {
+                break;
+            }
+        }
+        let (generated, context) = pieces.finish_in_context()?;
+        self.context = context;
+        Ok(generated)
     }
 
     /// Ids of the conversation, at best with so much room for a reply, and how many messages had to go for it.

@@ -1,145 +1,152 @@
-//! Several prompts at once: the weights are read once for a token of each.
+//! A known number of prompts, several at once.
 
-use super::sequence::{Output, Sequence};
-use super::{Generated, GenerationConfig, Timing, fit};
+use super::engine::{Engine, Event, SequenceId, Update};
+use super::request::Request;
+use super::{Generated, GenerationConfig};
 use crate::error::{LlmError, Result};
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Text};
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use crate::model::AutoModelForCausalLM;
+use std::collections::{BTreeMap, VecDeque};
+use std::iter::FusedIterator;
 
-/// Tokens of prompts computed together; a longer prompt is computed by itself.
-const PREFILL_TOKENS: usize = 512;
+/// Sequences at once, where nobody says how many.
+const AT_ONCE: usize = 8;
 
-/// A prompt that waits: its number, ids, and how many tokens it may get.
-struct Waiting<'a> {
-    number: usize,
-    prompt: &'a [u32],
-    most: usize,
-}
-
-/// A prompt at work.
-struct Running<'a> {
-    number: usize,
-    sequence: Sequence<'a>,
-    cache: KvCache,
-    prompt_tokens: usize,
-    prefill: Duration,
-    started: Instant,
-}
-
-/// Generates after every prompt, at most `at_once` at a time: when one is done, the next takes its place.
-/// `on_done` gets each result with the number of its prompt and may end it all.
-pub(crate) fn generate_batch(
-    decoder: &Decoder,
-    output: Output<'_>,
-    prompts: &[Vec<u32>],
-    config: &GenerationConfig,
+/// Text after several prompts, some of them at once: the weights are read once for a token of each.
+///
+/// [`run`](Self::run) gives the results in the order of the prompts. As an iterator it gives the number of a prompt
+/// with its result, in the order in which they end:
+///
+/// ```
+/// use llm_int8::{AutoModelForCausalLM, LoadConfig};
+/// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+/// let long = model.generation("And it came").max_new_tokens(9);
+/// let short = model.generation("ROMEO:").max_new_tokens(3);
+/// let mut ended = Vec::new();
+/// for result in model.generate_batch([long, short]) {
+///     let (number, generated) = result?;
+///     ended.push((number, generated.ids.len()));
+/// }
+/// assert_eq!(ended, [(1, 3), (0, 9)]);
+/// # Ok::<(), llm_int8::LlmError>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing is generated until it is run or iterated over"]
+pub struct Batch<'m> {
+    model: &'m AutoModelForCausalLM,
+    requests: Vec<Request>,
     at_once: usize,
-    on_done: &mut dyn FnMut(usize, &Generated) -> ControlFlow<()>,
-) -> Result<Vec<Generated>> {
-    config.check()?;
-    config.check_vocabulary(decoder.spec().vocab_size())?;
-    let refuse =
-        |name, value: usize, expected| Err(LlmError::Setting { name, value: value.to_string(), expected });
-    if config.speculate > 0 {
-        return refuse("speculate", config.speculate, "drafts are for one prompt at a time");
-    }
-    if at_once == 0 {
-        return refuse("the number of prompts at once", 0, "it must be 1 or more");
-    }
-    let mut waiting = VecDeque::new();
-    for (i, prompt) in prompts.iter().enumerate() {
-        let (prompt, most) = fit(prompt, config, decoder.spec().positions)
-            .map_err(|source| LlmError::Prompt { number: i + 1, source: Box::new(source) })?;
-        waiting.push_back(Waiting { number: i, prompt, most });
-    }
-    let mut done: Vec<Option<Generated>> = prompts.iter().map(|_| None).collect();
-    let mut running: Vec<Running<'_>> = Vec::new();
-    let mut is_ended = false;
-    while !is_ended && (!running.is_empty() || !waiting.is_empty()) {
-        while running.len() < at_once && !waiting.is_empty() {
-            let admitted = admit(&mut waiting, at_once - running.len());
-            running.extend(prefill(decoder, output, config, admitted)?);
-        }
-        step(decoder, &mut running)?;
-        let (ended, others): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(|text| !text.sequence.goes_on());
-        running = others;
-        for text in ended {
-            let (number, result) = (text.number, text.finish()?);
-            is_ended |= on_done(number, &result).is_break();
-            done[number] = Some(result);
-        }
-    }
-    if is_ended { Err(LlmError::Interrupted) } else { Ok(done.into_iter().flatten().collect()) }
 }
 
-/// The next prompts that are computed together.
-fn admit<'a>(waiting: &mut VecDeque<Waiting<'a>>, most: usize) -> Vec<Waiting<'a>> {
-    let (mut admitted, mut tokens) = (Vec::new(), 0);
-    while let Some(Waiting { prompt, .. }) = waiting.front() {
-        if admitted.len() == most || (tokens > 0 && tokens + prompt.len() > PREFILL_TOKENS) {
-            break;
+impl<'m> Batch<'m> {
+    pub(crate) fn new(model: &'m AutoModelForCausalLM, requests: Vec<Request>) -> Self {
+        Self { model, requests, at_once: AT_ONCE }
+    }
+
+    /// Settings of the requests that have none of their own.
+    pub fn config(mut self, config: GenerationConfig) -> Self {
+        for request in self.requests.iter_mut().filter(|request| request.config.is_none()) {
+            request.config = Some(config.clone());
         }
-        tokens += prompt.len();
-        admitted.extend(waiting.pop_front());
+        self
     }
-    admitted
-}
 
-/// Computes prompts and chooses the first token of each.
-fn prefill<'a>(
-    decoder: &Decoder,
-    output: Output<'a>,
-    config: &'a GenerationConfig,
-    admitted: Vec<Waiting<'_>>,
-) -> Result<Vec<Running<'a>>> {
-    let started = Instant::now();
-    let mut caches: Vec<KvCache> = admitted.iter().map(|_| decoder.new_cache()).collect();
-    let texts = admitted.iter().zip(&mut caches).map(|(waiting, cache)| Text { ids: waiting.prompt, cache });
-    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
-    let mut running = Vec::new();
-    for (row, (waiting, cache)) in admitted.into_iter().zip(caches).enumerate() {
-        let Waiting { number, prompt, most } = waiting;
-        let mut sequence = Sequence::new(config, output, prompt, most)?;
-        if sequence.goes_on() {
-            sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
+    /// Runs at most so many sequences at once; 8 unless this says otherwise. When one ends, the next takes its place.
+    pub fn at_once(mut self, sequences: usize) -> Self {
+        self.at_once = sequences;
+        self
+    }
+
+    /// All results, in the order of the prompts.
+    ///
+    /// # Errors
+    /// As [`results`](Self::results); the first error ends all.
+    pub fn run(self) -> Result<Vec<Generated>> {
+        let done: BTreeMap<usize, Generated> = self.results()?.collect::<Result<_>>()?;
+        Ok(done.into_values().collect())
+    }
+
+    /// The results as they come, each with the number of its prompt, counted from 0.
+    ///
+    /// # Errors
+    /// [`LlmError::Prompt`] says which prompt, and why, where one cannot be begun; [`LlmError::Setting`] where none
+    /// may run at once.
+    pub fn results(self) -> Result<Results<'m>> {
+        let mut engine = Engine::new(self.model, self.at_once)?;
+        let mut numbers = BTreeMap::new();
+        for (number, request) in self.requests.into_iter().enumerate() {
+            let id = engine.add(request).map_err(|error| of_prompt(number, error))?;
+            numbers.insert(id, number);
         }
-        // The first token is what a device is waited for.
-        let prefill = started.elapsed();
-        let (prompt_tokens, started) = (prompt.len(), Instant::now());
-        running.push(Running { number, sequence, cache, prompt_tokens, prefill, started });
+        Ok(Results::new(Ok(engine), numbers))
     }
-    Ok(running)
 }
 
-/// One more token of each text that goes on.
-fn step(decoder: &Decoder, running: &mut [Running<'_>]) -> Result<()> {
-    let mut active: Vec<&mut Running<'_>> =
-        running.iter_mut().filter(|text| text.sequence.goes_on()).collect();
-    if active.is_empty() {
-        return Ok(());
+impl<'m> IntoIterator for Batch<'m> {
+    type Item = Result<(usize, Generated)>;
+    type IntoIter = Results<'m>;
+
+    /// What keeps a prompt from beginning is the first and only item.
+    fn into_iter(self) -> Results<'m> {
+        self.results().unwrap_or_else(|error| Results::new(Err(Some(error)), BTreeMap::new()))
     }
-    let last: Vec<Vec<u32>> =
-        active.iter().map(|text| text.sequence.ids().last().copied().into_iter().collect()).collect();
-    let texts = active.iter_mut().zip(&last).map(|(text, ids)| Text { ids, cache: &mut text.cache });
-    let mut logits = decoder.logits_of(&mut texts.collect::<Vec<_>>(), LogitPositions::Last)?;
-    for (row, text) in active.into_iter().enumerate() {
-        text.sequence.next(&mut logits, row, &mut |_, _| ControlFlow::Continue(()))?;
-    }
-    Ok(())
 }
 
-impl Running<'_> {
-    fn finish(self) -> Result<Generated> {
-        let timing = Timing {
-            prompt_tokens: self.prompt_tokens,
-            prefill: self.prefill,
-            decoded_tokens: self.sequence.ids().len().saturating_sub(1),
-            decode: self.started.elapsed(),
-            ..Timing::default()
-        };
-        self.sequence.finish(timing, self.cache.bytes(), &mut |_, _| ControlFlow::Continue(()))
+/// The results of a [`Batch`], in the order in which they end. An error of one sequence does not end the others.
+/// Dropping it ends all.
+#[derive(Debug)]
+#[must_use = "nothing is generated until it is iterated over"]
+pub struct Results<'m> {
+    /// Or the error that ended all, until it is given on.
+    engine: Result<Engine<'m>, Option<LlmError>>,
+    /// Of the sequences that have not ended.
+    numbers: BTreeMap<SequenceId, usize>,
+    /// What the last step ended, less what was given on.
+    ended: VecDeque<Result<(usize, Generated)>>,
+}
+
+impl<'m> Results<'m> {
+    fn new(engine: Result<Engine<'m>, Option<LlmError>>, numbers: BTreeMap<SequenceId, usize>) -> Self {
+        Self { engine, numbers, ended: VecDeque::new() }
     }
+}
+
+impl Iterator for Results<'_> {
+    type Item = Result<(usize, Generated)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ended.is_empty() {
+            let engine = match &mut self.engine {
+                Ok(engine) if engine.is_idle() => return None,
+                Ok(engine) => engine,
+                Err(error) => return error.take().map(Err),
+            };
+            let numbers = &mut self.numbers;
+            let done = engine.step().map(|events| {
+                self.ended.extend(events.filter_map(|event| result_of(event, numbers)));
+            });
+            if let Err(error) = done {
+                self.engine = Err(None);
+                return Some(Err(error));
+            }
+        }
+        self.ended.pop_front()
+    }
+}
+
+impl FusedIterator for Results<'_> {}
+
+/// The result of a sequence, if this is its last event.
+fn result_of(event: Event, numbers: &mut BTreeMap<SequenceId, usize>) -> Option<Result<(usize, Generated)>> {
+    let result = match event.update {
+        Update::Piece(_) => return None,
+        Update::Finished(generated) => Ok(generated),
+        Update::Failed(error) => Err(error),
+    };
+    let number = numbers.remove(&event.id)?;
+    Some(result.map(|generated| (number, generated)).map_err(|error| of_prompt(number, error)))
+}
+
+/// An error of one of several prompts.
+fn of_prompt(number: usize, error: LlmError) -> LlmError {
+    LlmError::Prompt { number: number + 1, source: Box::new(error) }
 }

@@ -7,6 +7,7 @@ use super::sampler::top_k;
 use llm_int8_nn::models::{ModelConfig, largest};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 fn golden(name: &str) -> Vec<Value> {
     let path = format!("{}/../../tests/golden/generation/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -41,7 +42,7 @@ fn config(case: &Value) -> GenerationConfig {
 fn processed(case: &Value, config: &GenerationConfig, prompt: usize, new_tokens: usize) -> Vec<f32> {
     let mut scores = rows()[size(&case["row"])].clone();
     let seen = ids(&case["ids"]);
-    let processors = Processors::new(config, prompt, new_tokens);
+    let processors = Processors::new(Arc::new(config.clone()), prompt, new_tokens);
     let before = scores.clone();
     processors.apply(&seen, &mut scores);
 

@@ -1,29 +1,38 @@
 //! From a prompt to text, token by token, with drafts, or several prompts at once.
+//!
+//! A [`Generation`] is one prompt by itself, a [`Batch`] a known number of them, and an [`Engine`] takes them as they
+//! come. All three run their sequences by the same passes (`running`), and choose and end by the same rules
+//! (`sequence`).
 
 mod batch;
 mod config;
 mod config_file;
 mod draft;
+mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod filters;
+mod generation;
 #[cfg(test)]
 mod golden;
 mod processors;
+mod request;
+mod running;
 mod sampler;
 mod sequence;
 mod settings;
 mod stop;
 mod text_stream;
 
+pub use batch::{Batch, Results};
 pub use config::GenerationConfig;
+pub use engine::{Engine, Event, SequenceId, Update};
+pub use generation::{Generation, Pieces};
+pub use request::{Prompt, Request};
 
-pub(crate) use batch::generate_batch;
-pub(crate) use sequence::Output;
+pub(crate) use running::Context;
 
-use crate::error::{LlmError, Result};
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, Text};
-use sequence::Sequence;
-use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Why generating ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +45,7 @@ pub enum FinishReason {
     Length,
     /// `max_time` is over.
     Time,
-    /// The caller had enough.
+    /// The caller had enough: pieces were no longer asked for, or the sequence was cancelled.
     Interrupted,
 }
 
@@ -76,10 +85,20 @@ impl Timing {
     }
 }
 
+/// One new token and the text it completes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The token; an end token is one too.
+    pub id: u32,
+    /// The text, which never ends inside a character. Empty where it completes none, where it may be part of a stop
+    /// string, and where ids alone are asked for.
+    pub text: String,
+}
+
 /// What was generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// The new text; empty if generation was started from ids.
+    /// The new text; empty where ids alone are asked for.
     pub text: String,
     /// The new ids, an end token included.
     pub ids: Vec<u32>,
@@ -89,143 +108,4 @@ pub struct Generated {
     pub timing: Timing,
     /// Bytes of keys and values at the end.
     pub cache_bytes: u64,
-}
-
-/// Keys and values, and the ids they are of: what one call of [`generate`] leaves to the next.
-#[derive(Debug)]
-pub(crate) struct Context {
-    cache: KvCache,
-    ids: Vec<u32>,
-}
-
-impl Context {
-    /// Nothing yet.
-    pub(crate) fn new(decoder: &Decoder) -> Self {
-        Self { cache: decoder.new_cache(), ids: Vec::new() }
-    }
-
-    /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits are for.
-    fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let kept = same.min(prompt.len().saturating_sub(1));
-        self.forget(kept);
-        kept
-    }
-
-    /// Forgets all ids from `kept` on.
-    fn forget(&mut self, kept: usize) {
-        self.cache.truncate(kept);
-        self.ids.truncate(kept);
-    }
-
-    fn feed<'a>(
-        &mut self,
-        decoder: &'a Decoder,
-        input: &[u32],
-        wanted: LogitPositions,
-    ) -> Result<Logits<'a>> {
-        let mut text = [Text { ids: input, cache: &mut self.cache }];
-        match decoder.logits_of(&mut text, wanted) {
-            Ok(logits) => {
-                self.ids.extend_from_slice(input);
-                Ok(logits)
-            }
-            Err(error) => {
-                // Some layers may have added the input to the cache and others not.
-                *self = Self::new(decoder);
-                Err(error.into())
-            }
-        }
-    }
-}
-
-/// Generates after `prompt`; `on_piece` gets each new id and the text it completes, and may end it.
-pub(crate) fn generate(
-    decoder: &Decoder,
-    output: Output<'_>,
-    context: &mut Context,
-    prompt: &[u32],
-    config: &GenerationConfig,
-    on_piece: &mut dyn FnMut(u32, &str) -> ControlFlow<()>,
-) -> Result<Generated> {
-    config.check()?;
-    config.check_vocabulary(decoder.spec().vocab_size())?;
-    if config.speculate > 0 && !decoder.is_batch_invariant() {
-        return Err(LlmError::Setting {
-            name: "speculate",
-            value: config.speculate.to_string(),
-            expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row, \
-                       on the CPU, and not with rotations that change with the length of the text",
-        });
-    }
-    let (prompt, most) = fit(prompt, config, decoder.spec().positions)?;
-    let mut sequence = Sequence::new(config, output, prompt, most)?;
-    let reused = context.reuse(prompt);
-    let fed = prompt.len() - reused;
-    let mut timing = Timing { prompt_tokens: fed, reused_tokens: reused, ..Timing::default() };
-    let mut input = prompt[reused..].to_vec();
-    let mut started = Instant::now();
-    while sequence.goes_on() {
-        let is_first = sequence.ids().is_empty();
-        let drafts = if is_first { Vec::new() } else { sequence.drafts() };
-        input.extend_from_slice(&drafts);
-        let wanted = if is_first { LogitPositions::Last } else { LogitPositions::All };
-        let mut logits = context.feed(decoder, &input, wanted)?;
-        timing.drafted_tokens += drafts.len();
-        let rejected = context.ids.len() - drafts.len();
-        for i in 0..logits.rows() {
-            let id = sequence.next(&mut logits, i, on_piece)?;
-            input = vec![id];
-            if !sequence.goes_on() || drafts.get(i) != Some(&id) {
-                // What follows was computed for a token that did not come.
-                context.forget(rejected + i);
-                break;
-            }
-            timing.accepted_tokens += 1;
-        }
-        // Only a token that is known tells that a device is done with the prompt.
-        if is_first {
-            timing.prefill = started.elapsed();
-            started = Instant::now();
-        }
-    }
-    timing.decoded_tokens = sequence.ids().len().saturating_sub(1);
-    timing.decode = started.elapsed();
-    sequence.finish(timing, context.cache.bytes(), on_piece)
-}
-
-/// The part of the prompt that leaves room for the new tokens, and how many there may be.
-fn fit<'a>(prompt: &'a [u32], config: &GenerationConfig, positions: usize) -> Result<(&'a [u32], usize)> {
-    if prompt.is_empty() {
-        return Err(LlmError::EmptyPrompt);
-    }
-    let new = config.new_tokens(prompt.len(), positions)?;
-    if prompt.len().saturating_add(new) <= positions {
-        return Ok((prompt, new));
-    }
-    if config.truncate && new < positions {
-        return Ok((&prompt[prompt.len() - prompt.len().min(positions - new)..], new));
-    }
-    Err(LlmError::ContextExceeded { prompt: prompt.len(), new, available: positions })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prompt_is_cut_at_its_beginning_only_when_that_is_asked_for() {
-        let config = |max_new_tokens, truncate| GenerationConfig {
-            max_new_tokens: Some(max_new_tokens),
-            truncate,
-            ..GenerationConfig::default()
-        };
-        let prompt = [1, 2, 3, 4, 5, 6];
-        assert_eq!(fit(&prompt, &config(2, false), 8).unwrap(), (&prompt[..], 2));
-        assert_eq!(fit(&prompt, &config(4, true), 8).unwrap(), (&prompt[2..], 4));
-        let error = fit(&prompt, &config(4, false), 8).unwrap_err().to_string();
-        assert!(error.contains("6 tokens and 4 new ones") && error.contains("`truncate`"), "{error}");
-        assert!(fit(&prompt, &config(8, true), 8).is_err(), "no room for any prompt");
-        assert!(matches!(fit(&[], &config(1, true), 8), Err(LlmError::EmptyPrompt)));
-    }
 }

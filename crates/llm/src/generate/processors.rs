@@ -3,37 +3,35 @@
 
 use super::GenerationConfig;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The processors of one sequence. "Seen" below are the ids so far, which begin with the prompt.
-pub(super) struct Processors<'a> {
-    config: &'a GenerationConfig,
+#[derive(Debug)]
+pub(super) struct Processors {
+    config: Arc<GenerationConfig>,
     /// Tokens of the prompt.
     prompt: usize,
     /// Tokens at most, the prompt included.
     max_length: usize,
-    biases: Vec<(&'a [u32], f32)>,
-    bad_words: Vec<(&'a [u32], f32)>,
+    biases: Vec<(Vec<u32>, f32)>,
+    bad_words: Vec<(Vec<u32>, f32)>,
 }
 
-impl<'a> Processors<'a> {
-    pub(super) fn new(config: &'a GenerationConfig, prompt: usize, new_tokens: usize) -> Self {
+impl Processors {
+    pub(super) fn new(config: Arc<GenerationConfig>, prompt: usize, new_tokens: usize) -> Self {
         let eos = &config.eos_token_ids;
         let is_eos = |ids: &[u32]| matches!(ids, [id] if eos.contains(id));
         let bad_words = config.bad_words_ids.iter().map(Vec::as_slice).filter(|ids| !is_eos(ids));
+        let bad_words = distinct_sequences(bad_words.map(|ids| (ids, f32::NEG_INFINITY)));
         let biases = config.sequence_bias.iter().map(|(ids, bias)| (ids.as_slice(), *bias as f32));
-        Self {
-            config,
-            prompt,
-            max_length: prompt.saturating_add(new_tokens),
-            biases: distinct_sequences(biases),
-            bad_words: distinct_sequences(bad_words.map(|ids| (ids, f32::NEG_INFINITY))),
-        }
+        let (biases, max_length) = (distinct_sequences(biases), prompt.saturating_add(new_tokens));
+        Self { config, prompt, max_length, biases, bad_words }
     }
 
     /// Whether one of them changes the next row. The repetition penalty does not count: it can be computed where
     /// the logits are.
     pub(super) fn act_on(&self, seen: &[u32]) -> bool {
-        let config = self.config;
+        let config = &self.config;
         !self.biases.is_empty()
             || config.encoder_repetition_penalty != 1.0
             || config.no_repeat_ngram_size > 0
@@ -49,7 +47,7 @@ impl<'a> Processors<'a> {
 
     /// Processes a row of logits `[V]`.
     pub(super) fn apply(&self, seen: &[u32], scores: &mut [f32]) {
-        let config = self.config;
+        let config = &self.config;
         let (prompt, length) = (&seen[..self.prompt.min(seen.len())], seen.len());
 
         add_biases(&self.biases, seen, scores);
@@ -115,15 +113,15 @@ impl<'a> Processors<'a> {
 }
 
 /// Each sequence once, with its last bias, as the keys of a dict.
-fn distinct_sequences<'a>(sequences: impl Iterator<Item = (&'a [u32], f32)>) -> Vec<(&'a [u32], f32)> {
-    let mut found: Vec<(&[u32], f32)> = Vec::new();
+fn distinct_sequences<'a>(sequences: impl Iterator<Item = (&'a [u32], f32)>) -> Vec<(Vec<u32>, f32)> {
+    let mut found: Vec<(Vec<u32>, f32)> = Vec::new();
     let mut places: BTreeMap<&[u32], usize> = BTreeMap::new();
     for (ids, bias) in sequences {
         match places.get(ids) {
             Some(place) => found[*place].1 = bias,
             None => {
                 places.insert(ids, found.len());
-                found.push((ids, bias));
+                found.push((ids.to_vec(), bias));
             }
         }
     }
@@ -131,7 +129,7 @@ fn distinct_sequences<'a>(sequences: impl Iterator<Item = (&'a [u32], f32)>) -> 
 }
 
 /// Adds the biases of single tokens, and those of longer sequences that the next token would complete.
-fn add_biases(biases: &[(&[u32], f32)], seen: &[u32], scores: &mut [f32]) {
+fn add_biases(biases: &[(Vec<u32>, f32)], seen: &[u32], scores: &mut [f32]) {
     let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
     let is_due = |ids: &[u32]| match ids {
         [] | [_] => true,

@@ -11,24 +11,26 @@ use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
+use std::sync::Arc;
 
 /// Chooses the tokens of one sequence.
-pub(super) struct Sampler<'a> {
-    config: &'a GenerationConfig,
-    processors: Processors<'a>,
+#[derive(Debug)]
+pub(super) struct Sampler {
+    config: Arc<GenerationConfig>,
+    processors: Processors,
     /// Tokens of the prompt and those chosen.
     seen: Vec<u32>,
     rng: StdRng,
 }
 
-impl<'a> Sampler<'a> {
+impl Sampler {
     /// For up to `new_tokens` after a prompt.
-    pub(super) fn new(config: &'a GenerationConfig, prompt: &[u32], new_tokens: usize) -> Self {
+    pub(super) fn new(config: Arc<GenerationConfig>, prompt: Vec<u32>, new_tokens: usize) -> Self {
         Self {
-            config,
-            processors: Processors::new(config, prompt.len(), new_tokens),
-            seen: prompt.to_vec(),
+            processors: Processors::new(Arc::clone(&config), prompt.len(), new_tokens),
+            seen: prompt,
             rng: StdRng::seed_from_u64(config.seed),
+            config,
         }
     }
 
@@ -89,7 +91,7 @@ impl<'a> Sampler<'a> {
         if !self.config.do_sample {
             return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
         }
-        let kept = kept(&top_k(largest, self.config.top_k)?, self.config);
+        let kept = kept(&top_k(largest, self.config.top_k)?, &self.config);
         let weights = WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
         Ok(kept[weights.sample(&mut self.rng)].0)
     }
@@ -122,6 +124,10 @@ mod tests {
         GenerationConfig { do_sample: true, top_k: 0, ..GenerationConfig::default() }
     }
 
+    fn sampler_of(config: &GenerationConfig, prompt: &[u32], new_tokens: usize) -> Sampler {
+        Sampler::new(Arc::new(config.clone()), prompt.to_vec(), new_tokens)
+    }
+
     /// Logits of probabilities 0.5, 0.25, 0.125, 0.125 (ids 1, 0, 2, 3).
     fn logits() -> Logits<'static> {
         Logits::from_vec([0.25f32, 0.5, 0.125, 0.125].map(f32::ln).to_vec(), 4)
@@ -144,7 +150,7 @@ mod tests {
     #[test]
     fn drawing_follows_the_probabilities_and_the_seed() {
         let config = config();
-        let mut sampler = Sampler::new(&config, &[], 4000);
+        let mut sampler = sampler_of(&config, &[], 4000);
         let mut counts = [0; 4];
         for _ in 0..4000 {
             counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
@@ -154,7 +160,7 @@ mod tests {
         }
         let draw = |seed| {
             let config = GenerationConfig { seed, ..config.clone() };
-            let mut sampler = Sampler::new(&config, &[], 20);
+            let mut sampler = sampler_of(&config, &[], 20);
             (0..20).map(|_| sampler.next(&mut logits(), 0).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
@@ -165,18 +171,18 @@ mod tests {
     fn what_was_there_is_penalised_and_nan_is_an_error() {
         let config = GenerationConfig { repetition_penalty: 2.0, ..GenerationConfig::default() };
         let logits = || Logits::from_vec(vec![4.0, 3.0, 2.5], 3);
-        let mut sampler = Sampler::new(&config, &[0], 3);
+        let mut sampler = sampler_of(&config, &[0], 3);
         assert_eq!([0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()), [1, 2, 0]);
 
         let plain = GenerationConfig::default();
         let processed = GenerationConfig { suppress_tokens: vec![9], ..plain.clone() };
         for config in [&plain, &processed] {
             let mut bad = Logits::from_vec(vec![f32::NAN, 1.0], 2);
-            assert!(matches!(Sampler::new(config, &[], 1).next(&mut bad, 0), Err(LlmError::BadLogits)));
+            assert!(matches!(sampler_of(config, &[], 1).next(&mut bad, 0), Err(LlmError::BadLogits)));
         }
         let removed = GenerationConfig { remove_invalid_values: true, ..plain };
         let mut bad = Logits::from_vec(vec![f32::NAN, -1.0], 2);
-        assert_eq!(Sampler::new(&removed, &[], 1).next(&mut bad, 0).unwrap(), 0, "NaN becomes 0");
+        assert_eq!(sampler_of(&removed, &[], 1).next(&mut bad, 0).unwrap(), 0, "NaN becomes 0");
     }
 
     #[test]
@@ -184,15 +190,15 @@ mod tests {
         // The last of the top k ties with the next, so all tokens are needed.
         let config = GenerationConfig { repetition_penalty: 2.0, top_k: 1, ..config() };
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
-        assert!(Sampler::new(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
+        assert!(sampler_of(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
         assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);
     }
 
     #[test]
     fn drawing_where_everything_is_ruled_out_is_an_error() {
         let all = GenerationConfig { suppress_tokens: vec![0, 1, 2, 3], ..config() };
-        assert!(matches!(Sampler::new(&all, &[], 1).next(&mut logits(), 0), Err(LlmError::BadLogits)));
+        assert!(matches!(sampler_of(&all, &[], 1).next(&mut logits(), 0), Err(LlmError::BadLogits)));
         let greedy = GenerationConfig { do_sample: false, ..all };
-        assert_eq!(Sampler::new(&greedy, &[], 1).next(&mut logits(), 0).unwrap(), 0, "as torch.argmax");
+        assert_eq!(sampler_of(&greedy, &[], 1).next(&mut logits(), 0).unwrap(), 0, "as torch.argmax");
     }
 }

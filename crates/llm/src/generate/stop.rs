@@ -6,6 +6,7 @@ use crate::tokenizer::Tokenizer;
 use std::collections::VecDeque;
 
 /// Texts that end generating, and the text held back because it may become one.
+#[derive(Debug)]
 pub(super) struct StopStrings<'a> {
     stops: Vec<String>,
     /// Everything, special tokens included.

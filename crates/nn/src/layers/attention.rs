@@ -76,9 +76,9 @@ pub struct AttentionRule<'a> {
     pub alibi: Option<&'a Alibi>,
 }
 
-/// One text of a batch: which rows of the products are its new positions, and what was seen of it.
+/// One sequence of a pass: which rows of the products are its new positions, and what was seen of it.
 #[derive(Debug)]
-pub struct AttendedText<'a> {
+pub struct AttendedSequence<'a> {
     /// Its rows.
     pub rows: Range<usize>,
     /// Its keys and values of this layer.
@@ -92,40 +92,40 @@ const TASK_POSITIONS: usize = 32;
 
 /// `softmax(cap(q · kᵀ · factor) + bias) · v` over everything cached and the new keys and values, which
 /// are added to the caches. A row's result does not depend on the others, nor on how many positions of
-/// its text came at once.
+/// its sequence came at once.
 ///
 /// # Shapes
-/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all texts, one
-/// text after the other; `out` `[rows, H · D]`, row-major.
+/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all sequences, one
+/// sequence after the other; `out` `[rows, H · D]`, row-major.
 pub fn attend(
     isa: Isa,
     [q, k, v]: [&Heads<'_>; 3],
     rule: &AttentionRule<'_>,
-    texts: &mut [AttendedText<'_>],
+    sequences: &mut [AttendedSequence<'_>],
     out: &mut [f32],
 ) {
     let (heads, kv_heads, size) = (q.offsets.len(), k.offsets.len(), q.size);
     let group = heads / kv_heads;
-    for text in texts.iter_mut() {
-        text.cache.append([k, v], text.rows.clone(), text.rope);
+    for sequence in sequences.iter_mut() {
+        sequence.cache.append([k, v], sequence.rows.clone(), sequence.rope);
     }
     let mut tasks = Vec::new();
     let mut rest = out;
-    for text in texts.iter() {
-        let (mine, others) = rest.split_at_mut(text.rows.len() * heads * size);
+    for sequence in sequences.iter() {
+        let (mine, others) = rest.split_at_mut(sequence.rows.len() * heads * size);
         rest = others;
         for (block, out) in mine.chunks_mut(TASK_POSITIONS * heads * size).enumerate() {
             let first = tasks.len();
-            tasks.extend((0..kv_heads).map(|kv| (text, block * TASK_POSITIONS, kv, Vec::new())));
+            tasks.extend((0..kv_heads).map(|kv| (sequence, block * TASK_POSITIONS, kv, Vec::new())));
             for (i, out) in out.chunks_mut(group * size).enumerate() {
                 tasks[first + i % kv_heads].3.push(out);
             }
         }
     }
-    let task = |scratch: &mut (Vec<f32>, Scratch), (text, first, kv, outs): Task<'_, '_>| {
-        let text: &AttendedText<'_> = text;
-        let queries = Queries { q, rule, text, first, heads: kv * group..(kv + 1) * group };
-        match text.cache.values() {
+    let task = |scratch: &mut (Vec<f32>, Scratch), (sequence, first, kv, outs): Task<'_, '_>| {
+        let sequence: &AttendedSequence<'_> = sequence;
+        let queries = Queries { q, rule, sequence, first, heads: kv * group..(kv + 1) * group };
+        match sequence.cache.values() {
             CacheValues::F16(cache) => queries.attend(isa, cache, outs, scratch),
             CacheValues::BF16(cache) => queries.attend(isa, cache, outs, scratch),
             CacheValues::F32(cache) => queries.attend(isa, cache, outs, scratch),
@@ -134,14 +134,14 @@ pub fn attend(
     team::for_each(tasks, task);
 }
 
-/// A text, the first of some of its new positions, a head of keys, and where each position's results go.
-type Task<'a, 'b> = (&'a AttendedText<'b>, usize, usize, Vec<&'a mut [f32]>);
+/// A sequence, the first of some of its new positions, a head of keys, and where each position's results go.
+type Task<'a, 'b> = (&'a AttendedSequence<'b>, usize, usize, Vec<&'a mut [f32]>);
 
 /// Queries of a task: those of some new positions that share a head of keys.
 struct Queries<'a> {
     q: &'a Heads<'a>,
     rule: &'a AttentionRule<'a>,
-    text: &'a AttendedText<'a>,
+    sequence: &'a AttendedSequence<'a>,
     first: usize,
     heads: Range<usize>,
 }
@@ -159,15 +159,15 @@ impl Queries<'_> {
         for t in self.first..self.first + outs.len() {
             for head in self.heads.clone() {
                 let start = vectors.len();
-                vectors.extend_from_slice(self.q.get(self.text.rows.start + t, head));
+                vectors.extend_from_slice(self.q.get(self.sequence.rows.start + t, head));
                 let query = &mut vectors[start..];
-                if let Some(rope) = self.text.rope {
+                if let Some(rope) = self.sequence.rope {
                     rope.rotate(t, query);
                 }
                 query.iter_mut().for_each(|x| *x *= self.rule.factor);
             }
         }
-        let cached = self.text.cache.len() - self.text.rows.len() + self.first;
+        let cached = self.sequence.cache.len() - self.sequence.rows.len() + self.first;
         let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
         let mut vectors = vectors.chunks(size);
         for (position, out) in (cached..).zip(outs) {
@@ -222,8 +222,8 @@ mod tests {
         let k = Heads::in_order(&k[range.start * 6..], 6, 0, 2, 3);
         let v = Heads::in_order(&v[range.start * 6..], 6, 0, 2, 3);
         let mut out = vec![0f32; tokens * 12];
-        let mut text = [AttendedText { rows: 0..tokens, cache, rope: table.as_ref() }];
-        attend(Isa::detect(), [&q, &k, &v], &rule, &mut text, &mut out);
+        let mut sequence = [AttendedSequence { rows: 0..tokens, cache, rope: table.as_ref() }];
+        attend(Isa::detect(), [&q, &k, &v], &rule, &mut sequence, &mut out);
         out
     }
 
@@ -257,19 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn texts_side_by_side_give_what_each_gives_alone() {
+    fn sequences_side_by_side_give_what_each_gives_alone() {
         let (q, k, v) = (noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19));
         let heads = |values, row, count| Heads::in_order(values, row, 0, count, 3);
         let alone = [run(0..2, rule(), None, &mut empty()), run(2..5, rule(), None, &mut empty())].concat();
         let mut caches = [empty(), empty()];
         let [first, second] = &mut caches;
-        let mut texts = [
-            AttendedText { rows: 0..2, cache: first, rope: None },
-            AttendedText { rows: 2..5, cache: second, rope: None },
+        let mut sequences = [
+            AttendedSequence { rows: 0..2, cache: first, rope: None },
+            AttendedSequence { rows: 2..5, cache: second, rope: None },
         ];
         let mut out = vec![0f32; 5 * 12];
         let qkv = [&heads(&q, 12, 4), &heads(&k, 6, 2), &heads(&v, 6, 2)];
-        attend(Isa::detect(), qkv, &rule(), &mut texts, &mut out);
+        attend(Isa::detect(), qkv, &rule(), &mut sequences, &mut out);
         assert_eq!(out, alone);
         assert_eq!((caches[0].len(), caches[1].len()), (2, 3));
     }

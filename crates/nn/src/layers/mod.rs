@@ -10,7 +10,7 @@ pub mod rope;
 
 pub use activation::Activation;
 pub use alibi::Alibi;
-pub use attention::{AttendedText, AttentionRule, Heads, QkvLayout, attend};
+pub use attention::{AttendedSequence, AttentionRule, Heads, QkvLayout, attend};
 pub use cache::LayerCache;
 pub use embedding::Embedding;
 pub(crate) use norm::python_float;

@@ -13,16 +13,16 @@ use crate::linear::{FloatLinear, Int8Config, Int8Weight, Linear, OutlierScope};
 use crate::module::ModulePath;
 use llm_int8_kernels::Isa;
 
-/// Which positions logits are wanted for.
+/// The positions of a sequence for which logits are requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogitPositions {
     /// Every new position.
     All,
-    /// The last one of each text, which is all that generating needs.
+    /// The last new position, which is all that generating needs.
     Last,
 }
 
-/// What one text has left in the blocks: keys and values of the positions seen so far.
+/// What one sequence has left in the blocks: keys and values of the positions seen so far.
 #[derive(Debug)]
 pub struct KvCache {
     /// Of every block; those of blocks on devices stay empty.
@@ -61,13 +61,15 @@ impl KvCache {
     }
 }
 
-/// A text of a batch: new tokens after those its cache has seen.
+/// What a pass computes of one sequence: new tokens after those its cache has seen.
 #[derive(Debug)]
-pub struct Text<'a> {
+pub struct SequenceInput<'a> {
     /// The new tokens.
     pub ids: &'a [u32],
     /// What was seen of it.
     pub cache: &'a mut KvCache,
+    /// The new positions whose logits are requested.
+    pub logits: LogitPositions,
 }
 
 impl Part {

@@ -10,7 +10,7 @@ pub(super) const MOST_CHOSEN: usize = 1024;
 /// Rows whose most likely tokens fit into the memory for as many tokens.
 const MOST_ROWS: usize = 8 * MOST_CHOSEN / 12;
 
-/// Logits of the positions wanted of a pass, row by row, on the CPU or still on a device.
+/// Logits of the positions requested of a pass, row by row, on the CPU or still on a device.
 pub struct Logits<'a> {
     place: Place<'a>,
     rows: usize,
@@ -46,7 +46,7 @@ impl<'a> Logits<'a> {
         Self { place: Place::Device(pass, None), rows, vocabulary }
     }
 
-    /// Number of rows: one for each position wanted.
+    /// Number of rows: one for each position requested.
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -17,7 +17,7 @@ pub mod template;
 mod tree;
 
 pub use crate::config::ModelConfig;
-pub use decoder::{Decoder, KvCache, LogitPositions, Text};
+pub use decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 pub use device::{DeviceBudget, DeviceMap, Place, Placement};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;

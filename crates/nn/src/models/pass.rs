@@ -2,9 +2,9 @@
 //!
 //! The new tokens of all sequences lie one after the other, so that lengths need not be equal and nothing is padded.
 
-use super::decoder::{Decoder, KvCache, LogitPositions, Text};
+use super::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 use super::device::{PassRows, StagePass, Work};
-use super::execute::{Cpu, TextRows};
+use super::execute::{Cpu, SequenceRows};
 use super::logits::Logits;
 use crate::error::{NnError, Result};
 use crate::layers::{LayerCache, Rope};
@@ -12,15 +12,15 @@ use candle_core::{Device, Tensor};
 use std::ops::Range;
 
 impl Decoder {
-    /// Logits for the next tokens of some sequences: f32 `[rows, V]`, for the requested positions of each, one
+    /// Logits for the next tokens of some sequences: f32 `[rows, V]`, for the positions that each requests, one
     /// sequence after the other.
     ///
     /// # Errors
     /// [`NnError::ContextExceeded`] where a cache and its new tokens do not fit into the model's positions;
     /// [`NnError::Input`] for a sequence without tokens or an id beyond the vocabulary; [`NnError::NotLoaded`].
     /// After an error the caches hold nothing usable.
-    pub fn forward(&self, texts: &mut [Text<'_>], wanted: LogitPositions) -> Result<Vec<f32>> {
-        self.logits_of(texts, wanted)?.into_vec()
+    pub fn forward(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Vec<f32>> {
+        self.logits_of(sequences)?.into_vec()
     }
 
     /// [`Decoder::forward`] with the logits where they were computed: of those on a device only the tokens chosen
@@ -28,19 +28,19 @@ impl Decoder {
     ///
     /// # Errors
     /// As there.
-    pub fn logits_of(&self, texts: &mut [Text<'_>], wanted: LogitPositions) -> Result<Logits<'_>> {
-        for text in texts.iter() {
-            self.check(text)?;
+    pub fn logits_of(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Logits<'_>> {
+        for sequence in sequences.iter() {
+            self.check(sequence)?;
         }
-        let input = Input::new(self, texts, wanted);
+        let input = Input::new(self, sequences);
 
         let logits = match self.stages.is_empty() {
-            true => on_cpu(self, &input, texts),
-            false => on_devices(self, &input, texts),
+            true => on_cpu(self, &input, sequences),
+            false => on_devices(self, &input, sequences),
         }?;
 
-        for (text, rows) in texts.iter_mut().zip(&input.texts) {
-            text.cache.len = rows.cached + rows.rows.len();
+        for (sequence, rows) in sequences.iter_mut().zip(&input.sequences) {
+            sequence.cache.len = rows.cached + rows.rows.len();
         }
         Ok(logits)
     }
@@ -50,7 +50,7 @@ impl Decoder {
     /// # Errors
     /// As there.
     pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
-        self.forward(&mut [Text { ids, cache }], LogitPositions::Last)
+        self.forward(&mut [SequenceInput { ids, cache, logits: LogitPositions::Last }])
     }
 
     /// Logits of every position of a batch of equally long sequences.
@@ -63,20 +63,21 @@ impl Decoder {
     pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
         let rows = ids.to_vec2::<u32>()?;
         let mut caches: Vec<KvCache> = rows.iter().map(|_| self.new_cache()).collect();
-        let texts = rows.iter().zip(&mut caches).map(|(ids, cache)| Text { ids, cache });
-        let logits = self.forward(&mut texts.collect::<Vec<_>>(), LogitPositions::All)?;
+        let logits = LogitPositions::All;
+        let sequences = rows.iter().zip(&mut caches).map(|(ids, cache)| SequenceInput { ids, cache, logits });
+        let logits = self.forward(&mut sequences.collect::<Vec<_>>())?;
 
         let (batch, tokens) = ids.dims2()?;
         Ok(Tensor::from_vec(logits, (batch, tokens, self.spec().vocab_size()), &Device::Cpu)?)
     }
 
-    fn check(&self, text: &Text<'_>) -> Result<()> {
+    /// Whether all ids belong to the vocabulary, and there are some.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] where they do not.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let error = |reason: String| Err(NnError::Input { layer: self.spec().family.into(), reason });
-        let (requested, available) = (text.cache.len() + text.ids.len(), self.spec().positions);
-        if requested > available {
-            return Err(NnError::ContextExceeded { requested, available });
-        }
-        let (Some(largest), vocab_size) = (text.ids.iter().max(), self.spec().vocab_size()) else {
+        let (Some(largest), vocab_size) = (ids.iter().max(), self.spec().vocab_size()) else {
             return error("there are no token ids; give at least one".into());
         };
         if *largest as usize >= vocab_size {
@@ -86,23 +87,31 @@ impl Decoder {
         }
         Ok(())
     }
+
+    fn check(&self, sequence: &SequenceInput<'_>) -> Result<()> {
+        let (requested, available) = (sequence.cache.len() + sequence.ids.len(), self.spec().positions);
+        if requested > available {
+            return Err(NnError::ContextExceeded { requested, available });
+        }
+        self.check_ids(sequence.ids)
+    }
 }
 
 /// What a pass computes.
 struct Input {
     /// The new tokens of all sequences.
     ids: Vec<u32>,
-    texts: Vec<TextRows>,
+    sequences: Vec<SequenceRows>,
     /// The rows whose logits are requested.
     requested: Vec<usize>,
 }
 
 impl Input {
-    fn new(decoder: &Decoder, texts: &mut [Text<'_>], wanted: LogitPositions) -> Self {
-        let mut input = Self { ids: Vec::new(), texts: Vec::new(), requested: Vec::new() };
+    fn new(decoder: &Decoder, sequences: &mut [SequenceInput<'_>]) -> Self {
+        let mut input = Self { ids: Vec::new(), sequences: Vec::new(), requested: Vec::new() };
         let ropes = &decoder.spec().attention.ropes;
         let may_change = ropes.iter().any(Rope::has_long);
-        for Text { ids: new, cache } in texts {
+        for SequenceInput { ids: new, cache, logits } in sequences {
             let length = cache.len() + new.len();
             let is_long = ropes.iter().any(|rope| rope.is_long(length));
             let first = input.ids.len();
@@ -118,20 +127,20 @@ impl Input {
             }
             cache.is_long = is_long;
 
-            input.requested.extend(match wanted {
+            input.requested.extend(match logits {
                 LogitPositions::All => rows.end - new.len()..rows.end,
                 LogitPositions::Last => rows.end - 1..rows.end,
             });
-            input.texts.push(TextRows::new(rows, cache.len(), ropes));
+            input.sequences.push(SequenceRows::new(rows, cache.len(), ropes));
         }
         input
     }
 
     fn rows_for_devices(&self, decoder: &Decoder) -> PassRows {
         let mut rows = PassRows::default();
-        for text in &self.texts {
-            let ids = &self.ids[text.rows.clone()];
-            rows.push(text.cached, ids, decoder.spec().position_offset, &text.ropes);
+        for sequence in &self.sequences {
+            let ids = &self.ids[sequence.rows.clone()];
+            rows.push(sequence.cached, ids, decoder.spec().position_offset, &sequence.ropes);
         }
         rows
     }
@@ -147,21 +156,25 @@ fn pooled<T: Send>(rows: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Everything on the CPU.
-fn on_cpu<'a>(decoder: &'a Decoder, input: &Input, texts: &mut [Text<'_>]) -> Result<Logits<'a>> {
+fn on_cpu<'a>(
+    decoder: &'a Decoder,
+    input: &Input,
+    sequences: &mut [SequenceInput<'_>],
+) -> Result<Logits<'a>> {
     let logits = pooled(input.ids.len(), || {
-        let mut cpu = Cpu::new(decoder, &input.ids, &input.texts);
+        let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
         cpu.embed()?;
-        run_blocks(&mut cpu, 0..decoder.blocks.len(), texts)?;
+        run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
         cpu.logits(&input.requested)
     })?;
     Ok(Logits::from_vec(logits, decoder.spec().vocab_size()))
 }
 
 /// Blocks on the CPU.
-fn run_blocks(cpu: &mut Cpu<'_>, blocks: Range<usize>, texts: &mut [Text<'_>]) -> Result<()> {
+fn run_blocks(cpu: &mut Cpu<'_>, blocks: Range<usize>, sequences: &mut [SequenceInput<'_>]) -> Result<()> {
     for number in blocks {
         let mut caches: Vec<&mut LayerCache> =
-            texts.iter_mut().map(|text| &mut text.cache.layers[number]).collect();
+            sequences.iter_mut().map(|sequence| &mut sequence.cache.layers[number]).collect();
         cpu.block(number, &mut caches)?;
     }
     Ok(())
@@ -169,10 +182,14 @@ fn run_blocks(cpu: &mut Cpu<'_>, blocks: Range<usize>, texts: &mut [Text<'_>]) -
 
 /// The blocks of each device in turn, then those of the CPU; embeddings and head where they lie. The stream goes
 /// from place to place through the host.
-fn on_devices<'a>(decoder: &'a Decoder, input: &Input, texts: &mut [Text<'_>]) -> Result<Logits<'a>> {
+fn on_devices<'a>(
+    decoder: &'a Decoder,
+    input: &Input,
+    sequences: &mut [SequenceInput<'_>],
+) -> Result<Logits<'a>> {
     let rows = input.rows_for_devices(decoder);
     let blocks = decoder.blocks.len();
-    let mut cpu = Cpu::new(decoder, &input.ids, &input.texts);
+    let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
     // The device that has embeddings and head, once it has computed its blocks.
     let mut with_head: Option<StagePass<'a>> = None;
     let mut computed = 0;
@@ -181,7 +198,8 @@ fn on_devices<'a>(decoder: &'a Decoder, input: &Input, texts: &mut [Text<'_>]) -
         cpu.embed()?;
     }
     for (number, stage) in decoder.stages.iter().enumerate() {
-        let mut caches: Vec<_> = texts.iter_mut().map(|text| &mut text.cache.devices[number]).collect();
+        let mut caches: Vec<_> =
+            sequences.iter_mut().map(|sequence| &mut sequence.cache.devices[number]).collect();
         let mut pass = stage.begin(decoder, &rows, &mut caches)?;
         let embeds = stage.has_model();
         if !embeds {
@@ -203,7 +221,7 @@ fn on_devices<'a>(decoder: &'a Decoder, input: &Input, texts: &mut [Text<'_>]) -
         }
     }
 
-    pooled(input.ids.len(), || run_blocks(&mut cpu, computed..blocks, texts))?;
+    pooled(input.ids.len(), || run_blocks(&mut cpu, computed..blocks, sequences))?;
     match with_head {
         Some(pass) => {
             pass.write(&cpu.take_stream())?;

@@ -1,7 +1,7 @@
 //! Follows the steps of a plan on the CPU. Rows are f32; what the weights are stored in is each layer's own business.
 
 use crate::error::{NnError, Result};
-use crate::layers::{Alibi, AttendedText, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend};
+use crate::layers::{Alibi, AttendedSequence, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend};
 use crate::linear::{Projection, for_rows, project};
 use crate::models::decoder::Decoder;
 use crate::models::plan::{
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// The rows of one sequence in a pass.
 #[derive(Debug)]
-pub(in crate::models) struct TextRows {
+pub(in crate::models) struct SequenceRows {
     pub(in crate::models) rows: Range<usize>,
     /// Positions before its first row.
     pub(in crate::models) cached: usize,
@@ -21,7 +21,7 @@ pub(in crate::models) struct TextRows {
     pub(in crate::models) ropes: Vec<RopeTable>,
 }
 
-impl TextRows {
+impl SequenceRows {
     pub(in crate::models) fn new(rows: Range<usize>, cached: usize, ropes: &[Rope]) -> Self {
         let ropes = ropes.iter().map(|rope| rope.table(cached, rows.len())).collect();
         Self { rows, cached, ropes }
@@ -32,7 +32,7 @@ impl TextRows {
 pub(in crate::models) struct Cpu<'a> {
     decoder: &'a Decoder,
     ids: &'a [u32],
-    texts: &'a [TextRows],
+    sequences: &'a [SequenceRows],
     /// Rows of the steps at work: all of the pass, or those whose logits are requested.
     count: usize,
     /// Of each kind of rows a buffer for each layer that writes them.
@@ -58,11 +58,15 @@ fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
 }
 
 impl<'a> Cpu<'a> {
-    pub(in crate::models) fn new(decoder: &'a Decoder, ids: &'a [u32], texts: &'a [TextRows]) -> Self {
+    pub(in crate::models) fn new(
+        decoder: &'a Decoder,
+        ids: &'a [u32],
+        sequences: &'a [SequenceRows],
+    ) -> Self {
         Self {
             decoder,
             ids,
-            texts,
+            sequences,
             count: ids.len(),
             rows: Default::default(),
             made: Vec::new(),
@@ -171,9 +175,9 @@ impl<'a> Cpu<'a> {
             _ => no_part("a table"),
         };
         let positions = || {
-            self.texts.iter().flat_map(|text| {
-                let first = text.cached + step.offset;
-                first..first + text.rows.len()
+            self.sequences.iter().flat_map(|sequence| {
+                let first = sequence.cached + step.offset;
+                first..first + sequence.rows.len()
             })
         };
 
@@ -318,16 +322,16 @@ impl<'a> Cpu<'a> {
             window: step.window,
             alibi: alibi.filter(|_| step.alibi),
         };
-        let texts = self.texts.iter().zip(caches).map(|(text, cache)| AttendedText {
-            rows: text.rows.clone(),
+        let attended = self.sequences.iter().zip(caches).map(|(sequence, cache)| AttendedSequence {
+            rows: sequence.rows.clone(),
             cache,
-            rope: step.rope.map(|rope| &text.ropes[rope]),
+            rope: step.rope.map(|rope| &sequence.ropes[rope]),
         });
-        let mut texts: Vec<AttendedText<'_>> = texts.collect();
+        let mut attended: Vec<AttendedSequence<'_>> = attended.collect();
         let mut mixed = self.take(Rows::Mixed);
         mixed.resize_with(1, Vec::new);
         let out = sized(&mut mixed[0], self.count, heads * size);
-        attend(self.isa(), [&queries, &keys, &values], &rule, &mut texts, out);
+        attend(self.isa(), [&queries, &keys, &values], &rule, &mut attended, out);
 
         self.put(Rows::Qkv, qkv);
         self.put(Rows::Mixed, mixed);

@@ -2,4 +2,4 @@
 
 mod cpu;
 
-pub(super) use cpu::{Cpu, TextRows};
+pub(super) use cpu::{Cpu, SequenceRows};

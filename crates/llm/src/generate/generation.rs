@@ -1,0 +1,224 @@
+//! Text after one prompt: how it is asked for, and its pieces.
+
+use super::request::{Prompt, Request};
+use super::running::{Context, Running, pass};
+use super::sequence::Sequence;
+use super::{Event, FinishReason, Generated, GenerationConfig, Piece, SequenceId, Update};
+use crate::error::{LlmError, Result};
+use crate::model::AutoModelForCausalLM;
+use std::collections::VecDeque;
+use std::iter::FusedIterator;
+
+/// Text after a prompt, by the settings that the model's files ask for and what is set here.
+///
+/// [`run`](Self::run) gives all of it at once. As an iterator it gives each token as soon as it is there:
+///
+/// ```
+/// use llm_int8::{AutoModelForCausalLM, LoadConfig};
+/// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+/// let mut text = String::new();
+/// for piece in model.generation("ROMEO:").max_new_tokens(20) {
+///     text.push_str(&piece?.text);
+/// }
+/// assert_eq!(text, model.generation("ROMEO:").max_new_tokens(20).run()?.text);
+/// # Ok::<(), llm_int8::LlmError>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing is generated until it is run or iterated over"]
+pub struct Generation<'m> {
+    model: &'m AutoModelForCausalLM,
+    prompt: Prompt,
+    config: GenerationConfig,
+    has_text: bool,
+}
+
+impl<'m> Generation<'m> {
+    pub(crate) fn new(model: &'m AutoModelForCausalLM, prompt: Prompt) -> Self {
+        Self { model, prompt, config: model.generation_config(), has_text: true }
+    }
+
+    /// Replaces all settings.
+    pub fn config(mut self, config: GenerationConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Generates up to so many tokens.
+    pub fn max_new_tokens(mut self, tokens: usize) -> Self {
+        self.config.max_new_tokens = Some(tokens);
+        self
+    }
+
+    /// Draws tokens at random, with logits divided by `temperature`; at 0 the most likely token is taken.
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.config.do_sample = temperature != 0.0;
+        if self.config.do_sample {
+            self.config.temperature = temperature;
+        }
+        self
+    }
+
+    /// The seed of drawing; the same seed gives the same text.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.config.seed = seed;
+        self
+    }
+
+    /// One more text that ends generating and is not shown.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.config.stop.push(text.into());
+        self
+    }
+
+    /// Ids without text, which needs a tokenizer only where there are stop strings.
+    pub fn ids_only(mut self) -> Self {
+        self.has_text = false;
+        self
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// [`LlmError::Setting`] for a setting without sense; [`LlmError::EmptyPrompt`] and [`LlmError::ContextExceeded`]
+    /// for a prompt that leaves no room or has nothing in it; [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`];
+    /// [`LlmError::Nn`] for ids beyond the vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
+    pub fn run(self) -> Result<Generated> {
+        let mut pieces = self.pieces()?;
+        for piece in &mut pieces {
+            piece?;
+        }
+        pieces.finish()
+    }
+
+    /// Piece by piece, with what came of it all at the end:
+    ///
+    /// ```
+    /// use llm_int8::{AutoModelForCausalLM, FinishReason, LoadConfig};
+    /// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+    /// let mut pieces = model.generation("ROMEO:").max_new_tokens(8).pieces()?;
+    /// let ids: Vec<u32> = pieces.by_ref().map(|piece| Ok(piece?.id)).collect::<llm_int8::Result<_>>()?;
+    /// let generated = pieces.finish()?;
+    /// assert_eq!((generated.ids, generated.finish_reason), (ids, FinishReason::Length));
+    /// # Ok::<(), llm_int8::LlmError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), where it cannot begin.
+    pub fn pieces(self) -> Result<Pieces<'m>> {
+        let context = Context::new(self.model.decoder());
+        self.pieces_in(context)
+    }
+
+    /// [`pieces`](Self::pieces) with a context that may hold the beginning of the prompt already.
+    pub(crate) fn pieces_in(self, context: Context) -> Result<Pieces<'m>> {
+        let model = self.model;
+        let sequence = Sequence::new(model, self.into_request())?;
+        let running = Running::new(SequenceId::ALONE, sequence, context);
+        Ok(Pieces::new(model, State::Begun(Box::new(running))))
+    }
+
+    pub(super) fn into_request(self) -> Request {
+        Request { prompt: self.prompt, config: Some(self.config), has_text: self.has_text }
+    }
+}
+
+impl<'m> IntoIterator for Generation<'m> {
+    type Item = Result<Piece>;
+    type IntoIter = Pieces<'m>;
+
+    /// What keeps it from beginning is the first and only item.
+    fn into_iter(self) -> Pieces<'m> {
+        let model = self.model;
+        self.pieces().unwrap_or_else(|error| Pieces::new(model, State::Failed(Some(error))))
+    }
+}
+
+/// The pieces of a [`Generation`], computed as they are asked for, one for each new id. Dropping it ends generating.
+#[derive(Debug)]
+#[must_use = "nothing is generated until it is iterated over"]
+pub struct Pieces<'m> {
+    model: &'m AutoModelForCausalLM,
+    state: State<'m>,
+    /// What the last pass gave, less what was given on.
+    events: VecDeque<Event>,
+    /// Ids that were given on.
+    given_ids: usize,
+    /// Bytes of text that were given on.
+    given_bytes: usize,
+}
+
+#[derive(Debug)]
+enum State<'m> {
+    /// Going on or ended.
+    Begun(Box<Running<'m>>),
+    /// The error, until it is given on.
+    Failed(Option<LlmError>),
+}
+
+impl<'m> Pieces<'m> {
+    fn new(model: &'m AutoModelForCausalLM, state: State<'m>) -> Self {
+        Self { model, state, events: VecDeque::new(), given_ids: 0, given_bytes: 0 }
+    }
+
+    /// What the pieces so far make together. Generating ends here, if it has not ended yet; the reason is
+    /// [`FinishReason::Interrupted`] then.
+    ///
+    /// # Errors
+    /// What kept it from beginning. [`LlmError::Interrupted`] where the iterator has given the error that ended it.
+    pub fn finish(self) -> Result<Generated> {
+        Ok(self.finish_in_context()?.0)
+    }
+
+    /// [`finish`](Self::finish), with the context for the next turn.
+    pub(crate) fn finish_in_context(self) -> Result<(Generated, Context)> {
+        let running = match self.state {
+            State::Begun(running) => *running,
+            State::Failed(error) => return Err(error.unwrap_or(LlmError::Interrupted)),
+        };
+        let (mut generated, context) = running.finish();
+        if self.given_ids < generated.ids.len() {
+            // Drafts that were right, but that nobody asked for.
+            generated.finish_reason = FinishReason::Interrupted;
+            generated.ids.truncate(self.given_ids);
+            generated.text.truncate(self.given_bytes);
+            generated.timing.decoded_tokens = self.given_ids.saturating_sub(1);
+        }
+        Ok((generated, context))
+    }
+
+    fn fail(&mut self, error: LlmError) -> Option<Result<Piece>> {
+        self.state = State::Failed(None);
+        Some(Err(error))
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Result<Piece>> {
+        loop {
+            match self.events.pop_front().map(|event| event.update) {
+                Some(Update::Piece(piece)) => {
+                    self.given_ids += 1;
+                    self.given_bytes += piece.text.len();
+                    return Some(Ok(piece));
+                }
+                Some(Update::Failed(error)) => return self.fail(error),
+                Some(Update::Finished(_)) | None => {}
+            }
+            let done = match &mut self.state {
+                State::Begun(running) if running.goes_on() => {
+                    let alone = std::slice::from_mut(running.as_mut());
+                    pass(self.model.decoder(), alone, &mut self.events)
+                }
+                State::Begun(_) => return None,
+                State::Failed(error) => return error.take().map(Err),
+            };
+            if let Err(error) = done {
+                return self.fail(error);
+            }
+        }
+    }
+}
+
+impl FusedIterator for Pieces<'_> {}
