@@ -62,7 +62,7 @@ const TOOLS: [(&str, &str); 4] = [
     ("nvidia-smi", "#!/bin/sh\necho a card\n"),
     (
         "nvcc",
-        "#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\nprintf '#!/bin/sh\\necho {}\\n' > \"$1\"; chmod +x \"$1\"\n",
+        "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nwhile [ $# -gt 1 ]; do shift; done\nprintf '#!/bin/sh\\necho {}\\n' > \"$1\"; chmod +x \"$1\"\n",
     ),
     (
         "ncu",

@@ -23,17 +23,17 @@ fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
     x
 }
 
-struct Case<T> {
-    x: Vec<T>,
-    rows: usize,
-    cols: usize,
+pub(crate) struct Case<T> {
+    pub(crate) x: Vec<T>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
     codes: Vec<i8>,
     absmax: Vec<f32>,
     bias: Vec<f32>,
 }
 
 impl<T: Float + Element> Case<T> {
-    fn new([rows, out_features, cols]: [usize; 3], seed: u64) -> Self {
+    pub(crate) fn new([rows, out_features, cols]: [usize; 3], seed: u64) -> Self {
         let x = activations(rows, cols, seed).into_iter().map(T::of).collect();
         let codes = noise(out_features * cols, seed + 1).iter().map(|x| (x * 127.0).round() as i8).collect();
         let absmax = noise(out_features, seed + 2).iter().map(|x| x.abs() + 0.1).collect();
@@ -44,7 +44,7 @@ impl<T: Float + Element> Case<T> {
         reference::quantize_activations(MatRef::new(&self.x, self.rows, self.cols).unwrap(), threshold, scope)
     }
 
-    fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
+    pub(crate) fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
         let codes = MatRef::new(&self.codes, self.absmax.len(), self.cols).unwrap();
         let weight_of = |n: usize, column: u32| {
             f32::from(self.codes[n * self.cols + column as usize]) * self.absmax[n] / 127.0
@@ -59,7 +59,7 @@ impl<T: Float + Element> Case<T> {
     }
 
     /// By `quantize` and `product`.
-    fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
+    pub(crate) fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
         let (n, matrix) = (self.absmax.len(), self.matrix(device));
         let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
         let out = device.allocate::<T>(self.rows * n).unwrap();
@@ -73,7 +73,7 @@ impl<T: Float + Element> Case<T> {
     }
 
     /// By `product_by`, twice with the same memory; with a function of the first outputs and a residual where one is given.
-    fn by_division(
+    pub(crate) fn by_division(
         &self,
         device: &Device,
         by_row: bool,
@@ -102,7 +102,7 @@ impl<T: Float + Element> Case<T> {
     }
 
     /// What `by_division` with a function makes of what it gives without.
-    fn followed(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
+    pub(crate) fn followed(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
         let n = self.absmax.len();
         let mut all = plain.to_vec();
         for row in all.chunks_mut(n) {
@@ -122,7 +122,7 @@ impl<T: Float + Element> Case<T> {
     }
 }
 
-const FUNCTIONS: [(Activation, Host); 13] = [
+pub(crate) const FUNCTIONS: [(Activation, Host); 13] = [
     (Activation::Gelu, Host::Gelu),
     (Activation::GeluTanh, Host::GeluTanh),
     (Activation::QuickGelu, Host::QuickGelu),
@@ -138,7 +138,7 @@ const FUNCTIONS: [(Activation, Host); 13] = [
     (Activation::Sigmoid, Host::Sigmoid),
 ];
 
-fn scope(by_row: bool) -> OutlierScope {
+pub(crate) fn scope(by_row: bool) -> OutlierScope {
     if by_row { OutlierScope::Row } else { OutlierScope::Batch }
 }
 
@@ -194,7 +194,7 @@ fn codes_absmax_and_outliers_are_the_oracles_for_f16_and_bf16() {
 }
 
 /// Rounded once to the dtype, and sums of outliers in another order.
-fn tolerance<T: Float>() -> f32 {
+pub(crate) fn tolerance<T: Float>() -> f32 {
     if size_of::<T>() == 4 { 2e-6 } else { 5e-3 }
 }
 
@@ -262,97 +262,6 @@ fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
         let case = Case::<f32>::new([600, 3840, 1280], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
         assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "600 rows");
-    }
-}
-
-/// Values with outliers in `count` columns, every other row in each, and none in the last row.
-fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
-    case.x = noise(case.rows * case.cols, 7).iter().map(|x| T::of(x * 3.0)).collect();
-    for column in 0..count {
-        for row in (column % 2..case.rows - 1).step_by(2) {
-            case.x[row * case.cols + column * 3] = T::of(7.0 + column as f32);
-        }
-    }
-}
-
-fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
-    for device in devices {
-        for (tile, splits) in [
-            (Tile::Small, 1),
-            (Tile::Small, 5),
-            (Tile::Large, 1),
-            (Tile::Large, 3),
-            (Tile::HopperFlat, 2),
-            (Tile::Hopper, 2),
-            (Tile::HopperDeep, 3),
-        ] {
-            if Tile::HOPPER.contains(&tile) && !device.has_wgmma() {
-                continue;
-            }
-            for ([rows, n, cols], outliers) in [
-                ([70, 77, 130], 0),
-                ([17, 33, 599], 1),
-                ([65, 65, 129], 5),
-                ([66, 12, 300], 17),
-                ([40, 66, 523], 40),
-                ([130, 150, 300], 3),
-            ] {
-                // What the emulated device has memory for.
-                if splits > 1 && tile.count(rows, n) > 2 {
-                    continue;
-                }
-                let mut case = Case::<T>::new([rows, n, cols], 23);
-                with_outlier_columns(&mut case, outliers);
-                for by_row in [false, true] {
-                    let expected = case.expected(6.0, scope(by_row));
-                    let what = format!(
-                        "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {by_row}, {device:?}"
-                    );
-                    let division = Gemm { tile, splits };
-                    assert_near(
-                        &case.by_division(&device, by_row, division, None),
-                        &expected,
-                        tolerance::<T>(),
-                        &what,
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn every_division_of_a_matmul_gives_the_same() {
-    divides_a_matmul::<f32>(devices());
-}
-
-#[test]
-fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
-    divides_a_matmul::<f16>(few_devices());
-    divides_a_matmul::<bf16>(few_devices());
-}
-
-#[test]
-fn every_function_and_the_residual_follow_a_matmul() {
-    for device in few_devices() {
-        for (tile, splits) in [
-            (Tile::Small, 1),
-            (Tile::Small, 2),
-            (Tile::Large, 1),
-            (Tile::HopperFlat, 2),
-            (Tile::HopperTall, 1),
-        ] {
-            if Tile::HOPPER.contains(&tile) && !device.has_wgmma() {
-                continue;
-            }
-            let case = Case::<f32>::new([20, 70, 40], 29);
-            let plain = case.by_division(&device, true, Gemm { tile, splits }, None);
-            for function in FUNCTIONS {
-                let found = case.by_division(&device, true, Gemm { tile, splits }, Some(function));
-                let expected = case.followed(&plain, function);
-                assert_near(&found, &expected, 1e-6, &format!("{tile:?}, {splits}, {function:?}"));
-            }
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod attention;
 mod device;
+mod divisions;
 mod golden;
 mod linear;
 mod rows;

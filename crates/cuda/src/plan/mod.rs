@@ -1,0 +1,64 @@
+//! Shapes of launches: pure functions of sizes, tested without a device. The numbers they choose by are of the
+//! hardware (warps of 32, blocks that fill a multiprocessor) and of `kernels/`.
+
+mod attention;
+mod gemm;
+mod rows;
+
+pub use attention::*;
+pub use gemm::*;
+pub use rows::*;
+
+/// Lanes of a warp.
+pub const WARP: usize = 32;
+/// Rows of codes begin at multiples of this many bytes, as loads of 16 bytes need.
+pub const ALIGNMENT: usize = 16;
+
+/// Bytes from one row of codes to the next.
+///
+/// ```
+/// assert_eq!(llm_int8_cuda::plan::pitch(499), 512);
+/// ```
+pub fn pitch(in_features: usize) -> usize {
+    in_features.next_multiple_of(ALIGNMENT)
+}
+
+/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps in registers (`HELD` in
+/// `source.cuh`); more than 512 threads would leave too few registers for that.
+///
+/// ```
+/// use llm_int8_cuda::plan::row_threads;
+/// assert_eq!([1, 1280, 5120, 53248].map(row_threads), [128, 256, 512, 512]);
+/// ```
+pub fn row_threads(cols: usize) -> u32 {
+    (cols / 8).next_power_of_two().clamp(128, 512) as u32
+}
+
+/// The bits of the smallest f16 magnitude that is an outlier; of none where `threshold` is 0. NaN is never one.
+///
+/// ```
+/// use llm_int8_cuda::plan::outlier_limit;
+/// assert_eq!(outlier_limit(6.0), half::f16::from_f32(6.0).to_bits().into());
+/// assert_eq!(outlier_limit(0.0), 0xffff);
+/// ```
+pub fn outlier_limit(threshold: f32) -> u32 {
+    if threshold <= 0.0 {
+        return 0xffff;
+    }
+    let nearest = half::f16::from_f32(threshold);
+    u32::from(nearest.to_bits()) + u32::from(nearest.to_f32() < threshold)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_the_smallest_outliers() {
+        let above = |x: f32| half::f16::from_bits(outlier_limit(x) as u16).to_f32();
+        assert_eq!(above(6.0), 6.0);
+        assert!(above(6.001) >= 6.001 && above(6.001) < 6.01);
+        // Nothing finite reaches it, infinity does.
+        assert_eq!(above(1e6), f32::INFINITY);
+    }
+}
