@@ -72,7 +72,7 @@ DEVICE void wait_for_kernels_before() {
 #endif
 }
 
-// Brings 128 bytes of global memory into the second cache.
+// Brings 128 bytes of global memory into L2.
 DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 #endif
 

@@ -7,7 +7,7 @@
 // registers. With programmatic dependent launch all of that overlaps with those kernels.
 //
 // Layout: a block has `rows` neighbouring rows of weights. `lanes` threads share a row, a power of two from 16 to 512 that
-// leaves few of them without work (plan.rs), and a block takes a set of 512 / lanes rows at a time. Each thread copies the
+// leaves few of them without work (plan::gemv), and a block takes a set of 512 / lanes rows at a time. Each thread copies the
 // pieces of 16 bytes that it multiplies, into a place of its own, so that no barrier is needed between copying and reading.
 // Of every row it has the same columns, whose codes it keeps in registers: a piece costs one load and four dp4a. Sums are of
 // integers: their order does not matter. Outputs are finished at the end, a thread each.

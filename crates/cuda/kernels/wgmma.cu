@@ -5,7 +5,7 @@
 // a time come into shared memory by copies in the background, FILLED stages deep; weights of the first stages before the
 // kernels before this one are waited for. Of tiles of 128 rows two blocks fit on a
 // multiprocessor, so that one multiplies while the other fills its first stages or finishes its outputs (tile.cuh). Tiles of
-// 256 rows are for large products, which the second cache limits: they read a quarter less of it. Where there are not more
+// 256 rows are for large products, which L2 limits: they read a quarter less of it. Where there are not more
 // blocks than multiprocessors, each has one for itself and as many stages as fit: `wgmma64` and `wgmma128_deep`.
 //
 // Order within a step: its codes are there; its products are started; those of the step before are done, in all warpgroups;
@@ -13,7 +13,7 @@
 //
 // Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as ptx.cuh says.
 // Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in 512 cycles at the tensor cores' full
-// rate, in which it can give 64 KB; of 256 rows 48 and 96 KB in 1024 cycles, in which it can give 128. The second cache
+// rate, in which it can give 64 KB; of 256 rows 48 and 96 KB in 1024 cycles, in which it can give 128. L2
 // gives each multiprocessor about 25 KB in 1024 cycles.
 // On other devices the kernels are empty and never launched.
 #include "tile.cuh"

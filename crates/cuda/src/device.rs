@@ -190,7 +190,7 @@ impl Device {
     }
 
     /// Lets kernels be started while the one before still runs (programmatic dependent launch, for GPUs of capability
-    /// 9.0 and later): each first brings weights into the second cache and then waits for those before it. Results
+    /// 9.0 and later): each first brings weights into L2 and then waits for those before it. Results
     /// are the same. Off until it is asked for.
     pub fn set_overlap(&self, overlaps: bool) {
         self.0.overlaps.store(overlaps, Ordering::Relaxed);

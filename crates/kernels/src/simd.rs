@@ -20,7 +20,7 @@ pub(crate) fn avx512_available() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Fetches bytes into the second cache.
+/// Fetches bytes into L2.
 pub(crate) fn prefetch(bytes: &[i8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {

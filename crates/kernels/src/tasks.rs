@@ -4,7 +4,7 @@
 //! features for all rows; their results lie block by block and are copied into rows at the end (at
 //! most 64 rows a thread, so this is small). Many rows (prefill): tasks own rows, pass over all
 //! weights block by block and write in place; a weight is then read once for hundreds of rows, whose
-//! activations stay in the second cache. The cut never changes a sum, so it cannot change a bit of the result.
+//! activations stay in L2. The cut never changes a sum, so it cannot change a bit of the result.
 
 use crate::{MatMut, team};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// Rows for each thread from which tasks own rows.
 const ROWS_PER_THREAD: usize = 64;
-/// Values of activations of a task that owns rows: they stay in the second cache.
+/// Values of activations of a task that owns rows: they stay in L2.
 const TASK_ACTIVATIONS: usize = 3 << 19;
 /// Rows of such a task are a multiple of this, where there are as many.
 const ROWS: usize = 16;

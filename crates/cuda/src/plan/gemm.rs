@@ -120,7 +120,7 @@ pub struct Gemm {
 /// Blocks that share the K of a tile, at most.
 const MOST_K_SPLITS: usize = 16;
 
-/// How `gemm.cu` and `wgmma.cu` divide a matmul: what takes the busiest multiprocessor, or the second cache, the least time by
+/// How `gemm.cu` and `wgmma.cu` divide a matmul: what takes the busiest multiprocessor, or L2, the least time by
 /// estimate. Large tiles read less shared memory for each multiply-add, small ones and a K that several blocks share give all
 /// multiprocessors work. The matmul is given as M, N and the pitch of K.
 ///
@@ -133,7 +133,7 @@ const MOST_K_SPLITS: usize = 16;
 /// assert_eq!(gemm([4096, 4096, 4096], 108, false), Gemm { tile: Tile::Large, splits: 1 });
 /// ```
 pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has_wgmma: bool) -> Gemm {
-    /// What the second cache gives all multiprocessors in a nanosecond.
+    /// What L2 gives all multiprocessors in a nanosecond.
     const CACHE_BYTES: usize = 7000;
     /// Sums that are added in it in a nanosecond.
     const ADDED: usize = 1300;

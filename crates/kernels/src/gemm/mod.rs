@@ -7,7 +7,7 @@
 //! - Few rows (`rows`): each weight is read once, in the order of memory, fetched ahead. One row is
 //!   bound by memory.
 //! - Many rows (`panels`): sixteen rows side by side in a register, weights broadcast to them, or both in
-//!   tiles (AMX). Tasks own rows, whose panels stay in the second cache while all weights pass by.
+//!   tiles (AMX). Tasks own rows, whose panels stay in L2 while all weights pass by.
 //! - Epilogue: in one place for every instruction set, in a fixed order and without fused multiply-adds:
 //!   scale and bias, outliers, activation function. So a row gives the same bits alone, in any batch, on any
 //!   number of threads and any instruction set.
@@ -36,7 +36,7 @@ use rows::Rows;
 use std::ops::Range;
 use thin::ThinProduct;
 
-/// Weights of a block, which stay in the second cache, and the most output features of one.
+/// Weights of a block, which stay in L2, and the most output features of one.
 const BLOCK_BYTES: usize = 160 * 1024;
 const MAX_BLOCK: usize = 64;
 /// `columns · 128²` must stay below 2³¹.
