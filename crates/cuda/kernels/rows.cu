@@ -36,9 +36,9 @@ DEVICE void embed(const EmbedArgs& a) {
     }
 }
 
-KERNEL(embed_f32, EmbedArgs, 256, 8) { embed<float>(a); }
-KERNEL(embed_f16, EmbedArgs, 256, 8) { embed<half>(a); }
-KERNEL(embed_bf16, EmbedArgs, 256, 8) { embed<bf16>(a); }
+KERNEL(embed_f32, EmbedArgs, 256, 4) { embed<float>(a); }
+KERNEL(embed_f16, EmbedArgs, 256, 4) { embed<half>(a); }
+KERNEL(embed_bf16, EmbedArgs, 256, 4) { embed<bf16>(a); }
 
 // A norm by itself: of whole rows, or of each of `heads` parts of a row, with weights of its own where
 // `weight_stride` is its width. `out` may be where `source` lies.
@@ -71,7 +71,7 @@ struct CombineArgs {
     u32 padding;
 };
 
-KERNEL(combine, CombineArgs, 256, 8) {
+KERNEL(combine, CombineArgs, 256, 4) {
     u32 m = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= a.width) return;
     float x = a.x[(size_t)m * a.x_stride + i], up = a.up[(size_t)m * a.up_stride + i];
@@ -85,7 +85,7 @@ struct SoftcapArgs {
     float scale, cap;
 };
 
-KERNEL(softcap, SoftcapArgs, 256, 8) {
+KERNEL(softcap, SoftcapArgs, 256, 4) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= a.count) return;
     float x = a.x[i] * a.scale;
@@ -100,7 +100,7 @@ struct CopyRowsArgs {
     u32 padding;
 };
 
-KERNEL(copy_rows, CopyRowsArgs, 256, 8) {
+KERNEL(copy_rows, CopyRowsArgs, 256, 4) {
     u32 i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= a.words) return;
     static_cast<Words4*>(a.to)[(size_t)blockIdx.x * a.to_pitch + i] =

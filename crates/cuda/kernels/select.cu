@@ -16,7 +16,7 @@ struct PenaliseArgs {
     float penalty;
 };
 
-KERNEL(penalise, PenaliseArgs, 256, 8) {
+KERNEL(penalise, PenaliseArgs, 256, 4) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= a.count) return;
     float* logit = &a.logits[a.ids[i]];

@@ -62,7 +62,7 @@ DEVICE void quantize_transposed(const WeightArgs& a) {
 
 #define WEIGHTS(suffix, T)                                                             \
     KERNEL(quantize_weight_##suffix, WeightArgs, 1024, 1) { quantize_weight<T>(a); } \
-    KERNEL(quantize_transposed_##suffix, WeightArgs, 256, 8) { quantize_transposed<T>(a); }
+    KERNEL(quantize_transposed_##suffix, WeightArgs, 256, 4) { quantize_transposed<T>(a); }
 
 WEIGHTS(f32, float)
 WEIGHTS(f16, half)
