@@ -26,7 +26,7 @@ struct GemvArgs {
     u32 padding;
 };
 
-constexpr u32 GEMV_THREADS = 512;
+constexpr u32 GEMV_THREADS = QuadRow<float>::THREADS;
 constexpr u32 GEMV_STAGES = 10;
 constexpr u32 GEMV_LOADS = 5;       // pieces of a row that a thread has, at most
 constexpr u32 GEMV_SETS = 2;        // sets whose sums are taken together
@@ -185,9 +185,10 @@ DEVICE void gemv(const GemvArgs& a) {
     row.each(share.pitch, [&](u32 k, const float (&value)[4]) {
         u32 word = codes_of(value, inverse);
         if (has_outliers) {
+            u32 bits = find_outliers(value, a.limit);
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
-                if (k + i >= row.cols || !is_outlier(half_magnitude(__float2half_rn(value[i])), a.limit)) continue;
+                if ((bits >> i & 1) == 0) continue;
                 word &= ~(0xffu << (8 * i));
                 u32 place = atomicAdd(&found, 1u);
                 if (place < GEMV_OUTLIERS) memory.columns[place] = k + i, memory.values[place] = value[i];

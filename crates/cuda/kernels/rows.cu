@@ -54,10 +54,12 @@ KERNEL(norm_rows, NormArgs, 512, 1) {
     source.x = static_cast<const float*>(source.x) + head * source.cols;
     source.weight += head * a.weight_stride;
     if (source.bias != nullptr) source.bias += head * a.weight_stride;
-    Row<float> row(source, m);
+    GroupedRow<float, 2, false, false> row(source, m, 0);
     float* out = a.out + (size_t)m * a.out_stride + head * source.cols;
-    row.each(source.cols, [&](u32 k, float value) {
-        if (k < source.cols) out[k] = value;
+    row.each(source.cols, [&](u32 k, u32, const float (&value)[4]) {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j)
+            if (k + j < source.cols) out[k + j] = value[j];
     });
 }
 

@@ -1,6 +1,6 @@
-// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread keeps the first
-// HELD of its values in registers; what lies beyond is computed again whenever it is needed, which costs a few
-// operations and saves a trip through memory.
+// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread keeps the first of its
+// values in registers; what lies beyond is computed again whenever it is needed, which costs a few operations and saves a
+// trip through memory.
 #pragma once
 #include "reduce.cuh"
 
@@ -25,93 +25,189 @@ DEVICE void prefetch_source(const Source& source) {
     }
 }
 
-// Values of a row that a thread keeps: 2048 of a row with 256 threads, 4096 with 512.
-constexpr u32 HELD = 8;
+// Whether four values can be loaded together.
+template <class V>
+DEVICE bool is_aligned(const V* p) {
+    return (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0;
+}
 
-// One row; every thread of the block makes its own, and the statistics of a norm are the whole block's work. Value k of
-// the row is thread k % blockDim.x's.
-template <class T>
-struct Row {
-    const T *x, *up;
-    const float *weight, *bias;
-    u32 cols, kind;
-    float mean, inverse;
-    float held[HELD];
+// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there are outliers.
+struct Magnitudes {
+    static constexpr u32 OUTLIER = 1u << 16;
 
-    __device__ __forceinline__ Row(const Source& source, u32 row)
-        : x(static_cast<const T*>(source.x) + (size_t)row * source.stride),
-          up(source.kind == GATED ? static_cast<const T*>(source.up) + (size_t)row * source.stride : nullptr),
-          weight(source.weight),
-          bias(source.bias),
-          cols(source.cols),
-          kind(source.kind),
-          mean(0.0f),
-          inverse(1.0f) {
-        // All loads before the first use, those of the norm's weights too: they arrive together.
-        float factor[HELD], offset[HELD];
-#pragma unroll
-        for (u32 i = 0; i < HELD; ++i) {
-            u32 k = i * blockDim.x + threadIdx.x;
-            held[i] = k < cols ? to_float(x[k]) : 0.0f;
-            factor[i] = k < cols && weight != nullptr ? weight[k] : 1.0f;
-            offset[i] = k < cols && bias != nullptr ? bias[k] : 0.0f;
-            if (k < cols && up != nullptr) factor[i] = to_float(up[k]);
-        }
-        if (kind == LAYER_NORM) {
-            float sum = 0.0f;
-            each_raw([&](float value) { sum += value; });
-            __shared__ float parts[32];
-            mean = block_reduce<Sum>(sum, parts) / (float)cols;
-        }
-        if (kind == LAYER_NORM || kind == RMS_NORM) {
-            float squares = 0.0f;
-            each_raw([&](float value) { squares += (value - mean) * (value - mean); });
-            __shared__ float parts[32];
-            inverse = rsqrtf(block_reduce<Sum>(squares, parts) / (float)cols + source.eps);
-        }
-        // Of what is not normed, mean and inverse are 0 and 1, and a value stays as it is.
-#pragma unroll
-        for (u32 i = 0; i < HELD; ++i) {
-            u32 k = i * blockDim.x + threadIdx.x;
-            if (k < cols) held[i] = (held[i] - mean) * inverse * factor[i] + offset[i];
-        }
-    }
-
-    // Value k, of any thread.
-    __device__ __forceinline__ float operator[](u32 k) const {
-        float value = to_float(x[k]);
-        if (kind == PLAIN) return value;
-        if (kind == GATED) return value * to_float(up[k]);
-        value = (value - mean) * inverse * weight[k];
-        return bias != nullptr ? value + bias[k] : value;
-    }
-
-    // Calls f(k, value) for the values of this thread up to `end`, which may lie past the row, where they are 0. Lanes of a
-    // warp have neighbouring k and make the same calls.
-    template <class F>
-    __device__ __forceinline__ void each(u32 end, F f) const {
-        u32 first = threadIdx.x - lane_index();
-#pragma unroll
-        for (u32 i = 0; i < HELD; ++i)
-            if (i * blockDim.x + first < end) f(i * blockDim.x + threadIdx.x, held[i]);
-        for (u32 base = HELD * blockDim.x + first; base < end; base += blockDim.x) {
-            u32 k = base + lane_index();
-            f(k, k < cols ? (*this)[k] : 0.0f);
-        }
-    }
-
-private:
-    // Calls f(x) for the values of this thread, while `held` has them as they lie.
-    template <class F>
-    __device__ __forceinline__ void each_raw(F f) const {
-#pragma unroll
-        for (u32 i = 0; i < HELD; ++i)
-            if (i * blockDim.x + threadIdx.x < cols) f(held[i]);
-        for (u32 k = HELD * blockDim.x + threadIdx.x; k < cols; k += blockDim.x) f(to_float(x[k]));
+    static __device__ __forceinline__ u32 of(u32 x, u32 y) {
+        u32 low_x = x & 0xffffu, low_y = y & 0xffffu;
+        return (low_x > low_y ? low_x : low_y) | ((x | y) & OUTLIER);
     }
 };
 
-// The same row for blocks of 512 threads that start early: `load_constants` may come before the kernels before are waited for,
+// Which of four values are outliers, a bit each.
+DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
+    u32 bits = 0;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i)
+        if (is_outlier(half_magnitude(__float2half_rn(value[i])), limit)) bits |= 1u << i;
+    return bits;
+}
+
+// One row, of which a thread has the groups of four values 4 · (threadIdx.x + blockDim.x · i) …, and keeps the first GROUPS.
+// IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept, and four values can be loaded together. What a kind of rows
+// does not need is not in its code, which runs once in a small product and has to come from memory first.
+template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
+struct GroupedRow {
+    const Source& source;
+    const T *x, *up;
+    u32 round;  // which of two places reductions use: with the next row the other one
+    float mean, inverse;
+    float held[GROUPS][4];
+
+    __device__ __forceinline__ GroupedRow(const Source& source, u32 row, u32 round)
+        : source(source),
+          x(static_cast<const T*>(source.x) + (size_t)row * source.stride),
+          up(source.kind == GATED ? static_cast<const T*>(source.up) + (size_t)row * source.stride : nullptr),
+          round(round),
+          mean(0.0f),
+          inverse(1.0f) {
+        // All loads before the first use.
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; ++i) load(x, place(i), held[i], 0.0f);
+        if (IS_PLAIN || source.kind == PLAIN) return;
+        // Those of a norm's weights too, where there is room for them. Of what is not normed, mean and inverse are 0 and 1, and
+        // a value stays as it is.
+        if constexpr (GROUPS <= 2) {
+            float factor[GROUPS][4], offset[GROUPS][4];
+#pragma unroll
+            for (u32 i = 0; i < GROUPS; ++i) load_constants(place(i), factor[i], offset[i]);
+            if (source.kind != GATED) find_statistics();
+#pragma unroll
+            for (u32 i = 0; i < GROUPS; ++i) apply(place(i), held[i], factor[i], offset[i]);
+        } else {
+            if (source.kind != GATED) find_statistics();
+#pragma unroll
+            for (u32 i = 0; i < GROUPS; ++i) {
+                float factor[4], offset[4];
+                load_constants(place(i), factor, offset);
+                apply(place(i), held[i], factor, offset);
+            }
+        }
+    }
+
+    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; past the row values are 0. `group` is GROUPS
+    // for those that are not kept.
+    template <class F>
+    __device__ __forceinline__ void each(u32 end, F f) const {
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; ++i)
+            if (place(i) < end) f(place(i), i, held[i]);
+        if constexpr (!IS_WHOLE) {
+#pragma unroll 1
+            for (u32 k = place(GROUPS); k < end; k += blockDim.x * 4) {
+                float value[4];
+                load(x, k, value, 0.0f);
+                if (source.kind != PLAIN) {
+                    float factor[4], offset[4];
+                    load_constants(k, factor, offset);
+                    apply(k, value, factor, offset);
+                }
+                f(k, GROUPS, value);
+            }
+        }
+    }
+
+    // The bits of the largest f16 magnitude that is no outlier, whether the row has outliers, and which of the kept values of
+    // this thread are some: bit 4i + j is that of value j of group i. NaN wins over every number.
+    __device__ __forceinline__ u32 absmax(u32 limit, bool& has_outliers, u32& outliers) const {
+        u32 found = 0;
+        each(source.cols, [&](u32, u32, const float (&value)[4]) {
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) found = Max::of(found, half_magnitude(__float2half_rn(value[j])));
+        });
+        outliers = 0;
+        if (found >= limit) {
+            found = 0;
+            each(source.cols, [&](u32, u32 group, const float (&value)[4]) {
+                u32 bits = find_outliers(value, limit);
+                if (bits != 0) found |= Magnitudes::OUTLIER;
+                if (group < GROUPS) outliers |= bits << (4 * group);
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j)
+                    if ((bits >> j & 1) == 0) found = Magnitudes::of(found, half_magnitude(__float2half_rn(value[j])));
+            });
+        }
+        __shared__ u32 parts[2][32];
+        found = block_reduce<Magnitudes>(found, parts[round]);
+        has_outliers = (found & Magnitudes::OUTLIER) != 0;
+        return found & 0xffffu;
+    }
+
+private:
+    static __device__ __forceinline__ u32 place(u32 group) { return (group * blockDim.x + threadIdx.x) * 4; }
+
+    // Values k … k + 3; `otherwise` past the row, or where there are none at all.
+    template <class V>
+    __device__ __forceinline__ void load(const V* from, u32 k, float (&to)[4], float otherwise) const {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) to[j] = otherwise;
+        if (from == nullptr) return;
+        if (IS_WHOLE) {
+            if (k < source.cols) load4(from + k, to);
+        } else {
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j)
+                if (k + j < source.cols) to[j] = to_float(from[k + j]);
+        }
+    }
+
+    // What a value is multiplied with, and what is added.
+    __device__ __forceinline__ void load_constants(u32 k, float (&factor)[4], float (&offset)[4]) const {
+        if (up != nullptr) {
+            load(up, k, factor, 1.0f);
+        } else {
+            load(source.weight, k, factor, 1.0f);
+        }
+        load(source.bias, k, offset, 0.0f);
+    }
+    __device__ __forceinline__ void apply(u32 k, float (&value)[4], const float (&factor)[4], const float (&offset)[4]) const {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j)
+            if (k + j < source.cols) value[j] = (value[j] - mean) * inverse * factor[j] + offset[j];
+    }
+
+    // Mean and inverse of the norm, while `held` has the values as they lie.
+    __device__ __forceinline__ void find_statistics() {
+        if (source.kind == LAYER_NORM) {
+            float sum = 0.0f;
+            each_raw([&](float value) { sum += value; });
+            __shared__ float parts[2][32];
+            mean = block_reduce<Sum>(sum, parts[round]) / (float)source.cols;
+        }
+        float squares = 0.0f;
+        each_raw([&](float value) { squares += (value - mean) * (value - mean); });
+        __shared__ float parts[2][32];
+        inverse = rsqrtf(block_reduce<Sum>(squares, parts[round]) / (float)source.cols + source.eps);
+    }
+
+    template <class F>
+    __device__ __forceinline__ void each_raw(F f) const {
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; ++i)
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j)
+                if (place(i) + j < source.cols) f(held[i][j]);
+        if constexpr (!IS_WHOLE) {
+#pragma unroll 1
+            for (u32 k = place(GROUPS); k < source.cols; k += blockDim.x * 4) {
+                float value[4];
+                load(x, k, value, 0.0f);
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j)
+                    if (k + j < source.cols) f(value[j]);
+            }
+        }
+    }
+};
+
+// A row for blocks of 512 threads that start early: `load_constants` may come before the kernels before are waited for,
 // `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 512 i) … + 3, the first QUADS groups of them in
 // registers: rows of up to 6144 values. Rows that are not a multiple of 4 long, or that lie where four values cannot be
 // loaded together, are not kept at all.
@@ -205,11 +301,6 @@ struct QuadRow {
 
 private:
     template <class V>
-    static __device__ __forceinline__ bool is_aligned(const V* p) {
-        return (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0;
-    }
-
-    template <class V>
     __device__ __forceinline__ void load_quads(const V* from, float (&to)[QUADS][4], float otherwise) const {
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
@@ -235,31 +326,8 @@ private:
     }
 };
 
-// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there are outliers.
-struct Magnitudes {
-    static constexpr u32 OUTLIER = 1u << 16;
-
-    static __device__ __forceinline__ u32 of(u32 x, u32 y) {
-        u32 low_x = x & 0xffffu, low_y = y & 0xffffu;
-        return (low_x > low_y ? low_x : low_y) | ((x | y) & OUTLIER);
-    }
-};
-
 // The bits of the largest f16 magnitude of a row that is no outlier, and whether there are outliers. NaN wins over
 // every number.
-template <class T>
-DEVICE u32 row_absmax(const Row<T>& row, u32 limit, bool& has_outliers) {
-    u32 found = 0;
-    row.each(row.cols, [&](u32, float value) {
-        u32 magnitude = half_magnitude(__float2half_rn(value));
-        found = Magnitudes::of(found, is_outlier(magnitude, limit) ? Magnitudes::OUTLIER : magnitude);
-    });
-    __shared__ u32 parts[32];
-    found = block_reduce<Magnitudes>(found, parts);
-    has_outliers = (found & Magnitudes::OUTLIER) != 0;
-    return found & 0xffffu;
-}
-
 template <class T>
 DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
     u32 found = 0;

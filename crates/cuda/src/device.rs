@@ -4,6 +4,7 @@ use crate::buffer::Buffer;
 use crate::driver::{Driver, Launch, Properties, Recorded};
 use crate::error::Result;
 use bytemuck::Pod;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,12 @@ struct Shared {
 pub struct Graph {
     device: Device,
     recorded: Recorded,
+}
+
+thread_local! {
+    /// Whether this thread is within [`Device::without_overlap`]. Per thread, because threads that share a device would
+    /// restore each other's setting.
+    static APART: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A number of this thread, from 1 on.
@@ -196,9 +203,10 @@ impl Device {
         self.0.overlaps.store(overlaps, Ordering::Relaxed);
     }
 
-    /// Whether [`Device::set_overlap`] is on.
+    /// Whether kernels that this thread launches overlap: [`Device::set_overlap`] is on, and this is not within
+    /// [`Device::without_overlap`].
     pub fn overlaps_kernels(&self) -> bool {
-        self.0.overlaps.load(Ordering::Relaxed)
+        self.0.overlaps.load(Ordering::Relaxed) && !APART.get()
     }
 
     /// Whether both are the same device.
@@ -206,11 +214,11 @@ impl Device {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Runs `steps` without [`Device::set_overlap`], whatever is set.
+    /// Runs `steps` without [`Device::set_overlap`], whatever is set. Other threads are not affected.
     pub fn without_overlap<T>(&self, steps: impl FnOnce() -> T) -> T {
-        let overlaps = self.0.overlaps.swap(false, Ordering::Relaxed);
+        let before = APART.replace(true);
         let result = steps();
-        self.0.overlaps.store(overlaps, Ordering::Relaxed);
+        APART.set(before);
         result
     }
 

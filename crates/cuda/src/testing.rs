@@ -3,7 +3,7 @@
 //! | value | tests run on |
 //! |---|---|
 //! | not set | the emulated device, and the first GPU if there is one |
-//! | `emulated` | the emulated device alone |
+//! | `emulated` | the emulated device alone; without a C++ compiler they fail |
 //! | `cuda` | the first GPU alone; without one they fail |
 //! | `both` | both; without a GPU they fail |
 

@@ -43,7 +43,7 @@ impl QuantizedMemory {
         })
     }
 
-    /// Bytes it takes for so many rows and values on a device with so many multiprocessors.
+    /// Bytes it takes for `rows` rows of up to `cols` values on a device with `multiprocessors` multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
         let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
         let shared = plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);

@@ -32,7 +32,7 @@ pub struct Few {
     pub at_once: usize,
     /// Blocks that take the heads of queries of one head of keys.
     pub sets: usize,
-    /// 65536 / lanes + 1, where each of so many lanes has 8 values of a head: a division by them is a product and a shift.
+    /// 65536 / lanes + 1, where `lanes` lanes hold a head, 8 values each. It replaces a division by `lanes`: multiply, shift by 16.
     pub inverse: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
@@ -107,8 +107,8 @@ impl Many {
     }
 }
 
-/// Tiles of queries for prompts: first row and number of rows of each, for texts of so many new positions
-/// one after the other. No tile holds rows of two texts.
+/// Tiles of queries for prompts: first row and number of rows of each, for sequences of `lengths` new
+/// positions, one after the other. No tile holds rows of two texts.
 ///
 /// ```
 /// assert_eq!(llm_int8_cuda::plan::query_tiles(&[80, 1]), [[0, 64], [64, 16], [80, 1]]);

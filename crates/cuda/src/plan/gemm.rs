@@ -167,7 +167,7 @@ pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has
     best.map_or(Gemm { tile: Tile::Small, splits: 1 }, |(_, best)| best)
 }
 
-/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of so many rows can need.
+/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of `rows` rows can need.
 ///
 /// ```
 /// use llm_int8_cuda::plan::{gemm_counters, gemm_sums};

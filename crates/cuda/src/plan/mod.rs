@@ -23,8 +23,7 @@ pub fn pitch(in_features: usize) -> usize {
     in_features.next_multiple_of(ALIGNMENT)
 }
 
-/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps in registers (`HELD` in
-/// `source.cuh`); more than 512 threads would leave too few registers for that.
+/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps in registers; more than 512 threads would leave too few registers for that.
 ///
 /// ```
 /// use llm_int8_cuda::plan::row_threads;

@@ -353,7 +353,7 @@ fn new_positions_of_gpt2_large() {
     }
 }
 
-/// Texts that have so many positions in their caches, and `new` more: all of them in one launch.
+/// Sequences with `cached` positions in their caches and `new` more, all in one launch.
 fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way: Way, what: &str) {
     let HeadLayout { heads, kv_heads, size, .. } = model.layout;
     let (all, capacity) = ((heads + 2 * kv_heads) * size, lengths.iter().max().unwrap() + new + 2);

@@ -107,6 +107,34 @@ fn without_a_gpu_the_reason_is_said() {
 }
 
 #[test]
+fn what_one_thread_does_without_overlap_leaves_the_others_as_they_are() {
+    for device in few_devices() {
+        let before = device.overlaps_kernels();
+        device.set_overlap(true);
+        let (inside, outside) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                device.without_overlap(|| {
+                    inside.wait();
+                    assert!(!device.overlaps_kernels());
+                    outside.wait();
+                });
+                assert!(device.overlaps_kernels());
+            });
+            // This one begins while the other is within, and ends after it has looked.
+            inside.wait();
+            assert!(device.overlaps_kernels());
+            device.without_overlap(|| {
+                assert!(!device.overlaps_kernels());
+                outside.wait();
+            });
+        });
+        assert!(device.overlaps_kernels());
+        device.set_overlap(before);
+    }
+}
+
+#[test]
 fn small_copies_one_after_the_other_each_arrive() {
     for device in few_devices() {
         // More copies than there are slots for them, none waited for before the last.

@@ -50,7 +50,7 @@ impl<'m> Batch<'m> {
         self
     }
 
-    /// Runs at most so many sequences at once; 8 unless this says otherwise. When one ends, the next takes its place.
+    /// Runs at most `at_once` sequences at once (default 8). When one ends, the next takes its place.
     pub fn at_once(mut self, sequences: usize) -> Self {
         self.at_once = sequences;
         self

@@ -43,7 +43,7 @@ impl<'m> Generation<'m> {
         self
     }
 
-    /// Generates up to so many tokens.
+    /// Generates at most `tokens` new tokens.
     pub fn max_new_tokens(mut self, tokens: usize) -> Self {
         self.config.max_new_tokens = Some(tokens);
         self
