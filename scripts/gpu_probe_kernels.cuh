@@ -12,15 +12,17 @@ typedef int32_t i32;
 
 constexpr u32 THREADS = 256;
 
-// ---- helpers ------------------------------------------------------------------------------------------
-// Random bits for an index. All data comes from here: zeros draw less power and so run faster.
+// ---- helpers
+// ------------------------------------------------------------------------------------------ Random
+// bits for an index. All data comes from here: zeros draw less power and so run faster.
 static __host__ __device__ __forceinline__ u32 hash(u32 x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
 
-// Time on one SM, in its own clock and in nanoseconds: together they give the clock rate under load.
+// Time on one SM, in its own clock and in nanoseconds: together they give the clock rate under
+// load.
 struct Ticks {
     u64 cycles, nanoseconds;
 };
@@ -60,9 +62,10 @@ __global__ void fill_random(u32* words, size_t count, u32* sum) {
     add_xor(sum, all);
 }
 
-// ---- kernel chain and barriers ------------------------------------------------------------------------
-// Each word becomes one more than a word written by another block of the kernel before, so a kernel that reads too
-// early, or reads a stale line of L1, shows up as a wrong count.
+// ---- kernel chain and barriers
+// ------------------------------------------------------------------------ Each word becomes one
+// more than a word written by another block of the kernel before, so a kernel that reads too early,
+// or reads a stale line of L1, shows up as a wrong count.
 __global__ void __launch_bounds__(THREADS) chain_step(const u32* in, u32* out) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -78,9 +81,10 @@ struct BarrierState {
     u32 timed_out;
 };
 
-// Sense-reversing: the top bit of the count is the sense. One block adds 2^31 - (blocks - 1) and the others 1, so the
-// last arrival flips it and the low bits return to zero. The release covers what the whole block has written, by the
-// block barrier before it. After a timeout, `broken`, the thread no longer waits.
+// Sense-reversing: the top bit of the count is the sense. One block adds 2^31 - (blocks - 1) and
+// the others 1, so the last arrival flips it and the low bits return to zero. The release covers
+// what the whole block has written, by the block barrier before it. After a timeout, `broken`, the
+// thread no longer waits.
 DEVICE void atomic_barrier(BarrierState* state, bool& broken) {
     constexpr u32 SENSE = 1u << 31, MAX_POLLS = 1 << 21;  // 1 to 2 seconds
     __syncthreads();
@@ -100,9 +104,9 @@ DEVICE void atomic_barrier(BarrierState* state, bool& broken) {
     __syncthreads();
 }
 
-// With `exchange`, each round also passes a value between blocks through memory and checks it; each block reads from
-// the others in turn. Two slots per block: one is written again only after the next barrier, which its reader reaches
-// after reading.
+// With `exchange`, each round also passes a value between blocks through memory and checks it; each
+// block reads from the others in turn. Two slots per block: one is written again only after the
+// next barrier, which its reader reaches after reading.
 template <bool COOPERATIVE_GROUPS>
 __global__ void __launch_bounds__(THREADS) grid_rounds(u32 rounds, bool exchange, BarrierState* state, u32* slots) {
     u32 blocks = gridDim.x, other = blockIdx.x, wrong = 0;
@@ -121,8 +125,8 @@ __global__ void __launch_bounds__(THREADS) grid_rounds(u32 rounds, bool exchange
     if (wrong != 0) atomicAdd(&state->wrong, wrong);
 }
 
-// As grid_rounds, within each cluster and through its distributed shared memory. Without exchange the arrival is
-// relaxed: the fence of a release is part of what an exchange costs.
+// As grid_rounds, within each cluster and through its distributed shared memory. Without exchange
+// the arrival is relaxed: the fence of a release is part of what an exchange costs.
 template <bool EXCHANGE>
 __global__ void __launch_bounds__(THREADS) cluster_rounds(u32 rounds, u32* wrong_total) {
 #if __CUDA_ARCH__ >= 900
@@ -153,9 +157,11 @@ __global__ void __launch_bounds__(THREADS) cluster_rounds(u32 rounds, u32* wrong
 #endif
 }
 
-// ---- memory -------------------------------------------------------------------------------------------
-// Each block walks over tiles of LOADS * 4 KiB; LOADS is the number of 16-byte loads that a thread has in flight.
-// Without the bound of 4 blocks, ptxas saves registers by waiting for the first loads before it issues the last.
+// ---- memory
+// ------------------------------------------------------------------------------------------- Each
+// block walks over tiles of LOADS * 4 KiB; LOADS is the number of 16-byte loads that a thread has
+// in flight. Without the bound of 4 blocks, ptxas saves registers by waiting for the first loads
+// before it issues the last.
 template <u32 LOADS>
 __global__ void __launch_bounds__(THREADS, 4) read_words(const uint4* data, size_t tiles, u32* sum) {
     u32 all = 0;
@@ -238,7 +244,8 @@ __global__ void __launch_bounds__(THREADS) read_ring(const u8* data, size_t chun
 #endif
 }
 
-// A chain through all lines of 128 bytes in the order of a generator of full period; `lines` is a power of two.
+// A chain through all lines of 128 bytes in the order of a generator of full period; `lines` is a
+// power of two.
 constexpr u32 LINE_WORDS = 32;
 
 __global__ void fill_chain(u32* words, u32 lines) {
@@ -255,8 +262,9 @@ __global__ void chase(const u32* words, u32 steps, u32* position, Ticks* ticks) 
     report_ticks(start, ticks);
 }
 
-// ---- tensor cores -------------------------------------------------------------------------------------
-// mma.sync on registers alone: eight independent accumulators per warp.
+// ---- tensor cores
+// ------------------------------------------------------------------------------------- mma.sync on
+// registers alone: eight independent accumulators per warp.
 constexpr u32 TILES = 8;
 
 __global__ void __launch_bounds__(512) mma_rounds(u32 rounds, u32* out, Ticks* ticks) {
@@ -282,8 +290,9 @@ __global__ void __launch_bounds__(512) mma_rounds(u32 rounds, u32* out, Ticks* t
 #endif
 }
 
-// wgmma tiles: A is 64 rows per warpgroup, B 256 rows, each row 128 bytes of K (four steps of 32), K-major with the
-// 128-byte swizzle: the 16-byte piece c of row r lies at piece c ^ (r % 8), and 8 rows fill 1024 bytes.
+// wgmma tiles: A is 64 rows per warpgroup, B 256 rows, each row 128 bytes of K (four steps of 32),
+// K-major with the 128-byte swizzle: the 16-byte piece c of row r lies at piece c ^ (r % 8), and 8
+// rows fill 1024 bytes.
 constexpr u32 TILE_K = 128, WG_ROWS = 64, WG_COLUMNS = 256, A_ROWS = 2 * WG_ROWS;
 constexpr u32 WGMMA_SHARED = (A_ROWS + WG_COLUMNS) * TILE_K + 1024;  // with room to align
 
@@ -291,8 +300,8 @@ constexpr u32 WGMMA_SHARED = (A_ROWS + WG_COLUMNS) * TILE_K + 1024;  // with roo
 static __host__ __device__ __forceinline__ u32 operand_word(u32 row, u32 w) { return hash(row * 32 + w + 0x5eed); }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// By the bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024 bytes from 8 rows to
-// the next 8, 128-byte swizzle.
+// By the bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024
+// bytes from 8 rows to the next 8, 128-byte swizzle.
 DEVICE u64 matrix_descriptor(u32 address) {
     return u64((address & 0x3ffff) >> 4) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
@@ -301,7 +310,8 @@ DEVICE u64 matrix_descriptor(u32 address) {
 #define WORDS16(i) WORDS4(i), WORDS4(i + 4), WORDS4(i + 8), WORDS4(i + 12)
 #define WORDS64(i) WORDS16(i), WORDS16(i + 16), WORDS16(i + 32), WORDS16(i + 48)
 
-// d += A * B^T over 32 bytes of K. Lane 4g + t of warp w: d[4j + 2h + e] is row 16w + g + 8h, column 8j + 2t + e.
+// d += A * B^T over 32 bytes of K. Lane 4g + t of warp w: d[4j + 2h + e] is row 16w + g + 8h,
+// column 8j + 2t + e.
 DEVICE void wgmma_s8(i32 (&d)[128], u64 a, u64 b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {"
@@ -316,8 +326,8 @@ DEVICE void wgmma_s8(i32 (&d)[128], u64 a, u64 b) {
 }
 #endif
 
-// Multiplies the same tile `rounds` times, with one group of four wgmma in flight while the next is issued. `tile`,
-// if any, receives the sums as rows of WG_COLUMNS.
+// Multiplies the same tile `rounds` times, with one group of four wgmma in flight while the next is
+// issued. `tile`, if any, receives the sums as rows of WG_COLUMNS.
 template <u32 WARPGROUPS>
 __global__ void __launch_bounds__(128 * WARPGROUPS, 1) wgmma_rounds(u32 rounds, u32* out, i32* tile, Ticks* ticks) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

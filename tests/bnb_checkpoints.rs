@@ -1,8 +1,9 @@
-//! 8-bit checkpoints of bitsandbytes: read, written, exchanged, and broken ones (`golden/bnb_checkpoints`).
+//! 8-bit checkpoints of bitsandbytes: read, written, exchanged, and broken ones
+//! (`golden/bnb_checkpoints`).
 
 use crate::support::{
-    Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error, tensors_of,
-    write_tensors,
+    Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error,
+    tensors_of, write_tensors,
 };
 use candle_core::{DType, Tensor};
 use half::f16;
@@ -16,7 +17,13 @@ use tempfile::TempDir;
 const FAMILIES: [&str; 2] = ["gpt2", "llama"];
 
 fn config(options: LoadOptions) -> LoadConfig {
-    LoadConfig { options, hub: HubConfig { offline: true, ..HubConfig::from_env() } }
+    LoadConfig {
+        options,
+        hub: HubConfig {
+            offline: true,
+            ..HubConfig::from_env()
+        },
+    }
 }
 
 fn load(folder: &Path, options: LoadOptions) -> AutoModelForCausalLM {
@@ -25,12 +32,22 @@ fn load(folder: &Path, options: LoadOptions) -> AutoModelForCausalLM {
 
 fn failure(folder: &Path) -> String {
     let name = folder.display().to_string();
-    AutoModelForCausalLM::from_pretrained(&name, &config(LoadOptions::default())).unwrap_err().to_string()
+    AutoModelForCausalLM::from_pretrained(&name, &config(LoadOptions::default()))
+        .unwrap_err()
+        .to_string()
 }
 
 fn row0(family: &str) -> Vec<u32> {
-    let ids = golden_tensor(&format!("models/{family}/expected.safetensors"), "input_ids");
-    ids.to_dtype(DType::U32).unwrap().get(0).unwrap().to_vec1().unwrap()
+    let ids = golden_tensor(
+        &format!("models/{family}/expected.safetensors"),
+        "input_ids",
+    );
+    ids.to_dtype(DType::U32)
+        .unwrap()
+        .get(0)
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 fn logits(model: &AutoModelForCausalLM, family: &str) -> Tensor {
@@ -43,8 +60,16 @@ fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     let target = scratch.path().join("written");
     let (model, out) = (model.display().to_string(), target.display().to_string());
     let output = llm_int8(&[&[command, &model, "-o", &out], more].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1, "nothing beside the folder");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        std::fs::read_dir(scratch.path()).unwrap().count(),
+        1,
+        "nothing beside the folder"
+    );
     (scratch, target)
 }
 
@@ -55,22 +80,36 @@ fn json(path: &Path) -> serde_json::Value {
 #[test]
 fn theirs_give_the_logits_of_the_model_they_were_made_of() {
     for family in FAMILIES {
-        let theirs = load(&golden(&format!("bnb_checkpoints/{family}")), LoadOptions::default());
+        let theirs = load(
+            &golden(&format!("bnb_checkpoints/{family}")),
+            LoadOptions::default(),
+        );
         let ours = load(&golden(&format!("models/{family}")), LoadOptions::default());
         assert_eq!(theirs.tree(), ours.tree());
         assert!(theirs.is_prequantized() && !ours.is_prequantized());
         let error = relative_error(&logits(&theirs, family), &logits(&ours, family));
         assert_eq!(error, 0.0, "{family}: the same codes give the same logits");
-        let in_f32 = LoadOptions { dtype: WeightDtype::Float32, ..LoadOptions::default() };
+        let in_f32 = LoadOptions {
+            dtype: WeightDtype::Float32,
+            ..LoadOptions::default()
+        };
         let theirs = load(&golden(&format!("bnb_checkpoints/{family}")), in_f32);
         let expected = |name| golden_tensor(&format!("models/{family}/expected.safetensors"), name);
         let ours = logits(&theirs, family);
-        let alone = relative_error(&ours, &expected("logits_int8_f32_row0").reshape(ours.dims()).unwrap());
+        let alone = relative_error(
+            &ours,
+            &expected("logits_int8_f32_row0")
+                .reshape(ours.dims())
+                .unwrap(),
+        );
         let ids = expected("input_ids").to_dtype(DType::U32).unwrap();
         let decoder = theirs.decoder();
         let batch = decoder.logits(&ids).unwrap();
         let in_batch = relative_error(&batch, &expected("logits_int8_f32"));
-        assert!(alone < 0.02 && in_batch < 0.02, "{family}: {alone}, {in_batch}");
+        assert!(
+            alone < 0.02 && in_batch < 0.02,
+            "{family}: {alone}, {in_batch}"
+        );
     }
 }
 
@@ -81,7 +120,10 @@ fn what_is_read_is_written_to_the_byte() {
         for model in [&theirs, &golden(&format!("models/{family}"))] {
             let (_scratch, ours) = written("quantize", model, &[]);
             assert!(tensors_of(&ours) == tensors_of(&theirs), "{family}");
-            let (ours, theirs) = (json(&ours.join("config.json")), json(&theirs.join("config.json")));
+            let (ours, theirs) = (
+                json(&ours.join("config.json")),
+                json(&theirs.join("config.json")),
+            );
             assert_eq!(ours, theirs, "{family}");
         }
     }
@@ -92,7 +134,10 @@ fn shards_are_those_of_transformers() {
     let theirs = golden("bnb_checkpoints/llama");
     let (_scratch, ours) = written("quantize", &theirs, &["--max-shard-size", "60KB"]);
     let index = "model.safetensors.index.json";
-    assert_eq!(json(&ours.join(index))["weight_map"], json(&theirs.join(index))["weight_map"]);
+    assert_eq!(
+        json(&ours.join(index))["weight_map"],
+        json(&theirs.join(index))["weight_map"]
+    );
     for shard in 1..=3 {
         let name = format!("model-0000{shard}-of-00003.safetensors");
         assert!(
@@ -101,21 +146,35 @@ fn shards_are_those_of_transformers() {
         );
     }
     let model = load(&ours, LoadOptions::default());
-    let error =
-        relative_error(&logits(&model, "llama"), &logits(&load(&theirs, LoadOptions::default()), "llama"));
+    let error = relative_error(
+        &logits(&model, "llama"),
+        &logits(&load(&theirs, LoadOptions::default()), "llama"),
+    );
     assert_eq!(error, 0.0);
 }
 
 #[test]
 fn a_skip_list_is_written_so_that_it_replaces_the_default() {
-    let (_scratch, folder) = written("quantize", &golden("models/gpt2"), &["--skip-modules", "h.1.mlp"]);
+    let (_scratch, folder) = written(
+        "quantize",
+        &golden("models/gpt2"),
+        &["--skip-modules", "h.1.mlp"],
+    );
     let skip = &json(&folder.join("config.json"))["quantization_config"]["llm_int8_skip_modules"];
     assert_eq!(
         *skip,
-        serde_json::json!(["transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj", "lm_head"])
+        serde_json::json!([
+            "transformer.h.1.mlp.c_fc",
+            "transformer.h.1.mlp.c_proj",
+            "lm_head"
+        ])
     );
     let kept = &tensors_of(&folder)["transformer.h.1.mlp.c_fc.weight"];
-    assert_eq!((kept.0, kept.1.as_slice()), (Dtype::F16, [48, 192].as_slice()), "Conv1D as it was");
+    assert_eq!(
+        (kept.0, kept.1.as_slice()),
+        (Dtype::F16, [48, 192].as_slice()),
+        "Conv1D as it was"
+    );
     let model = load(&folder, LoadOptions::default());
     assert!(model.to_string().contains("(c_fc): Conv1D(nf=192, nx=48)"));
 }
@@ -127,7 +186,10 @@ fn dequantised_weights_are_code_times_step() {
         let (_scratch, folder) = written("dequantize", &theirs, &["--dtype", "float32"]);
         let (float, int8) = (tensors_of(&folder), tensors_of(&theirs));
         assert!(json(&folder.join("config.json"))["quantization_config"].is_null());
-        let layers: Vec<&str> = int8.keys().filter_map(|name| name.strip_suffix(".SCB")).collect();
+        let layers: Vec<&str> = int8
+            .keys()
+            .filter_map(|name| name.strip_suffix(".SCB"))
+            .collect();
         assert!(!layers.is_empty());
         for layer in layers {
             let (_, shape, codes) = &int8[&format!("{layer}.weight")];
@@ -135,37 +197,78 @@ fn dequantised_weights_are_code_times_step() {
             let (_, stored, bytes) = &float[&format!("{layer}.weight")];
             let values = candle_f32(bytes);
             let is_conv = family == "gpt2";
-            assert_eq!(*stored, if is_conv { vec![shape[1], shape[0]] } else { shape.clone() });
+            assert_eq!(
+                *stored,
+                if is_conv {
+                    vec![shape[1], shape[0]]
+                } else {
+                    shape.clone()
+                }
+            );
             for (place, code) in codes.iter().enumerate() {
                 let (row, column) = (place / shape[1], place % shape[1]);
-                let value = values[if is_conv { column * shape[0] + row } else { place }];
+                let value = values[if is_conv {
+                    column * shape[0] + row
+                } else {
+                    place
+                }];
                 let expected = f32::from(*code as i8) * absmax[row] / 127.0;
-                assert!((value - expected).abs() <= 1e-6 * expected.abs(), "{layer}: {value} and {expected}");
+                assert!(
+                    (value - expected).abs() <= 1e-6 * expected.abs(),
+                    "{layer}: {value} and {expected}"
+                );
             }
         }
-        let again = load(&folder, LoadOptions { int8: None, ..LoadOptions::default() });
+        let again = load(
+            &folder,
+            LoadOptions {
+                int8: None,
+                ..LoadOptions::default()
+            },
+        );
         assert!(!again.is_prequantized());
-        let distance =
-            relative_error(&logits(&again, family), &logits(&load(&theirs, LoadOptions::default()), family));
+        let distance = relative_error(
+            &logits(&again, family),
+            &logits(&load(&theirs, LoadOptions::default()), family),
+        );
         assert!(distance < 0.05, "{family}: {distance}");
     }
 }
 
 fn candle_f32(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 #[test]
 fn the_stored_threshold_holds_unless_another_is_asked_for() {
     let (_scratch, folder) = written("quantize", &golden("models/llama"), &["--threshold", "2.5"]);
-    let of = |options: LoadOptions| load(&folder, options).decoder().int8_config().unwrap().threshold;
+    let of = |options: LoadOptions| {
+        load(&folder, options)
+            .decoder()
+            .int8_config()
+            .unwrap()
+            .threshold
+    };
     assert_eq!(of(LoadOptions::default()), 2.5);
-    assert_eq!(of(LoadOptions { threshold: Some(4.0), ..LoadOptions::default() }), 4.0);
+    assert_eq!(
+        of(LoadOptions {
+            threshold: Some(4.0),
+            ..LoadOptions::default()
+        }),
+        4.0
+    );
     let plain = load(&golden("models/llama"), LoadOptions::default());
     assert_eq!(plain.decoder().int8_config().unwrap().threshold, 6.0);
     assert!(
-        relative_error(&logits(&load(&folder, LoadOptions::default()), "llama"), &logits(&plain, "llama"))
-            > 0.0
+        relative_error(
+            &logits(&load(&folder, LoadOptions::default()), "llama"),
+            &logits(&plain, "llama")
+        ) > 0.0
     );
 }
 
@@ -173,16 +276,32 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
 fn nothing_is_overwritten_and_nothing_to_do_is_said() {
     let scratch = TempDir::new().unwrap();
     std::fs::write(scratch.path().join("mine"), "x").unwrap();
-    let (model, taken) = (golden("models/gpt2").display().to_string(), scratch.path().display().to_string());
+    let (model, taken) = (
+        golden("models/gpt2").display().to_string(),
+        scratch.path().display().to_string(),
+    );
     let fresh = scratch.path().join("fresh").display().to_string();
     for (arguments, message) in [
-        (vec!["quantize", &model, "-o", &taken], "exists and is not empty"),
-        (vec!["quantize", &model, "-o", &fresh, "--no-quantize"], "contradict each other"),
-        (vec!["dequantize", &model, "-o", &fresh], "not an 8-bit checkpoint"),
+        (
+            vec!["quantize", &model, "-o", &taken],
+            "exists and is not empty",
+        ),
+        (
+            vec!["quantize", &model, "-o", &fresh, "--no-quantize"],
+            "contradict each other",
+        ),
+        (
+            vec!["dequantize", &model, "-o", &fresh],
+            "not an 8-bit checkpoint",
+        ),
     ] {
         let output = llm_int8(&arguments);
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), error.contains(message)), (Some(2), true), "{error}");
+        assert_eq!(
+            (output.status.code(), error.contains(message)),
+            (Some(2), true),
+            "{error}"
+        );
     }
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
@@ -193,8 +312,11 @@ fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
     let mut tensors = read_tensors("bnb_checkpoints/gpt2/model.safetensors");
     change(&mut tensors);
     write_tensors(&folder.path().join("model.safetensors"), &tensors);
-    std::fs::write(folder.path().join("config.json"), golden_text("bnb_checkpoints/gpt2/config.json"))
-        .unwrap();
+    std::fs::write(
+        folder.path().join("config.json"),
+        golden_text("bnb_checkpoints/gpt2/config.json"),
+    )
+    .unwrap();
     folder
 }
 
@@ -202,25 +324,46 @@ const LAYER: &str = "transformer.h.0.attn.c_attn";
 
 #[test]
 fn broken_states_are_named() {
-    let (weight, scb, format) =
-        (format!("{LAYER}.weight"), format!("{LAYER}.SCB"), format!("{LAYER}.weight_format"));
+    let (weight, scb, format) = (
+        format!("{LAYER}.weight"),
+        format!("{LAYER}.SCB"),
+        format!("{LAYER}.weight_format"),
+    );
     let fails = |change: &dyn Fn(&mut Tensors), expected: &str| {
         let error = failure(changed(|tensors| change(tensors)).path());
         assert!(error.contains(LAYER) && error.contains(expected), "{error}");
     };
-    fails(&|t| drop(t.remove(&scb)), "missing quantisation component `SCB`");
-    fails(&|t| drop(t.insert(scb.clone(), (Dtype::F32, vec![3], vec![0; 12]))), "SCB holds 3 values");
+    fails(
+        &|t| drop(t.remove(&scb)),
+        "missing quantisation component `SCB`",
+    );
+    fails(
+        &|t| drop(t.insert(scb.clone(), (Dtype::F32, vec![3], vec![0; 12]))),
+        "SCB holds 3 values",
+    );
     for (number, name) in [(1, "col32"), (2, "col_turing"), (3, "col_ampere")] {
-        fails(&|t| drop(t.insert(format.clone(), (Dtype::U8, vec![], vec![number]))), name);
+        fails(
+            &|t| drop(t.insert(format.clone(), (Dtype::U8, vec![], vec![number]))),
+            name,
+        );
     }
-    fails(&|t| drop(t.insert(format.clone(), (Dtype::U8, vec![], vec![9]))), "U8 0 (row) was expected");
+    fails(
+        &|t| drop(t.insert(format.clone(), (Dtype::U8, vec![], vec![9]))),
+        "U8 0 (row) was expected",
+    );
     for bad in [f32::NAN, f32::INFINITY, -1.0] {
         let bytes = bad.to_le_bytes().repeat(144);
-        fails(&|t| drop(t.insert(scb.clone(), (Dtype::F32, vec![144], bytes.clone()))), "SCB[0] is");
+        fails(
+            &|t| drop(t.insert(scb.clone(), (Dtype::F32, vec![144], bytes.clone()))),
+            "SCB[0] is",
+        );
     }
     fails(&|t| t.get_mut(&weight).unwrap().2[7] = 0x80, "-128");
     let float = f16::ONE.to_le_bytes().repeat(144 * 48);
-    fails(&|t| drop(t.insert(weight.clone(), (Dtype::F16, vec![144, 48], float.clone()))), "not I8");
+    fails(
+        &|t| drop(t.insert(weight.clone(), (Dtype::F16, vec![144, 48], float.clone()))),
+        "not I8",
+    );
 }
 
 #[test]
@@ -240,10 +383,16 @@ fn a_missing_or_truncated_shard_is_named() {
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 10]).unwrap();
     let error = failure(folder.path());
-    assert!(error.contains("model-00002-of-00003.safetensors") && error.contains("truncated"), "{error}");
+    assert!(
+        error.contains("model-00002-of-00003.safetensors") && error.contains("truncated"),
+        "{error}"
+    );
     std::fs::remove_file(&shard).unwrap();
     let error = failure(folder.path());
-    assert!(error.contains("has no model-00002-of-00003.safetensors"), "{error}");
+    assert!(
+        error.contains("has no model-00002-of-00003.safetensors"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -253,5 +402,8 @@ fn other_quantisations_are_refused_by_name() {
     config["quantization_config"] = serde_json::json!({"quant_method": "gptq", "bits": 4});
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let error = failure(folder.path());
-    assert!(error.contains("`gptq`") && error.contains("unquantised checkpoint"), "{error}");
+    assert!(
+        error.contains("`gptq`") && error.contains("unquantised checkpoint"),
+        "{error}"
+    );
 }

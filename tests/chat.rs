@@ -1,4 +1,5 @@
-//! Conversations, in the library and as a user has them. tiny-gpt2 has no chat template, so these bring one.
+//! Conversations, in the library and as a user has them. tiny-gpt2 has no chat template, so these
+//! bring one.
 
 use crate::support::{golden, llm_int8, llm_int8_reading};
 use llm_int8::hub::HubConfig;
@@ -15,9 +16,18 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.conten
 
 fn model() -> AutoModelForCausalLM {
     // Rows by themselves: a result does not depend on what is computed with it.
-    let int8 = Int8Config { outlier_scope: OutlierScope::Row, ..Int8Config::default() };
-    let options = LoadOptions { int8: Some(int8), ..LoadOptions::default() };
-    let hub = HubConfig { offline: true, ..HubConfig::from_env() };
+    let int8 = Int8Config {
+        outlier_scope: OutlierScope::Row,
+        ..Int8Config::default()
+    };
+    let options = LoadOptions {
+        int8: Some(int8),
+        ..LoadOptions::default()
+    };
+    let hub = HubConfig {
+        offline: true,
+        ..HubConfig::from_env()
+    };
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig { options, hub }).unwrap()
 }
 
@@ -26,7 +36,10 @@ fn chat(model: &AutoModelForCausalLM) -> Chat<'_> {
 }
 
 fn config(max_new_tokens: usize) -> GenerationConfig {
-    GenerationConfig { max_new_tokens: Some(max_new_tokens), ..GenerationConfig::default() }
+    GenerationConfig {
+        max_new_tokens: Some(max_new_tokens),
+        ..GenerationConfig::default()
+    }
 }
 
 fn go_on(_: &str) -> ControlFlow<()> {
@@ -41,15 +54,31 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
     for text in ["Who art thou?", "And whence comest thou?", "Go in peace."] {
         let before = [chat.messages(), &[ChatMessage::user(text)]].concat();
         let reply = chat.reply(text, &config, &mut go_on).unwrap();
-        let whole = model.chat_template_of(TEMPLATE).unwrap().apply(&before, true).unwrap();
-        let alone = model.generation(&whole).config(config.clone()).run().unwrap();
+        let whole = model
+            .chat_template_of(TEMPLATE)
+            .unwrap()
+            .apply(&before, true)
+            .unwrap();
+        let alone = model
+            .generation(&whole)
+            .config(config.clone())
+            .run()
+            .unwrap();
         assert_eq!(reply.generated.text, alone.text, "{whole}");
         let timing = reply.generated.timing;
-        let all = model.tokenizer().unwrap().encode_templated(&whole).unwrap().len();
+        let all = model
+            .tokenizer()
+            .unwrap()
+            .encode_templated(&whole)
+            .unwrap()
+            .len();
         assert_eq!(timing.prompt_tokens + timing.reused_tokens, all);
         reused.push(timing.reused_tokens);
     }
-    assert!(reused[0] == 0 && reused[1] > 10 && reused[2] > reused[1] + 10, "{reused:?}");
+    assert!(
+        reused[0] == 0 && reused[1] > 10 && reused[2] > reused[1] + 10,
+        "{reused:?}"
+    );
     assert_eq!(chat.messages().len(), 6);
     chat.reset();
     assert!(chat.messages().is_empty());
@@ -62,10 +91,17 @@ fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
     let mut pieces = 0;
     let reply = chat.reply("Who art thou?", &config(64), &mut |_| {
         pieces += 1;
-        if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if pieces == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     let generated = reply.unwrap().generated;
-    assert_eq!((generated.finish_reason, generated.ids.len()), (FinishReason::Interrupted, 3));
+    assert_eq!(
+        (generated.finish_reason, generated.ids.len()),
+        (FinishReason::Interrupted, 3)
+    );
     assert_eq!(chat.messages()[1], ChatMessage::assistant(generated.text));
     assert!(chat.reply("Go on.", &config(4), &mut go_on).is_ok());
 }
@@ -78,17 +114,27 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
     let long = "and the people of the land ".repeat(20);
     let mut forgotten = 0;
     for _ in 0..6 {
-        forgotten += chat.reply(&long, &config(32), &mut go_on).unwrap().forgotten;
+        forgotten += chat
+            .reply(&long, &config(32), &mut go_on)
+            .unwrap()
+            .forgotten;
     }
     assert!(forgotten >= 4, "{forgotten}");
     assert_eq!(chat.messages()[0].role, "system");
     let before = chat.messages().to_vec();
-    let error = chat.reply(&long.repeat(10), &config(32), &mut go_on).unwrap_err();
+    let error = chat
+        .reply(&long.repeat(10), &config(32), &mut go_on)
+        .unwrap_err();
     assert!(
-        matches!(error, LlmError::TurnTooLong { .. }) && error.to_string().contains("512 positions"),
+        matches!(error, LlmError::TurnTooLong { .. })
+            && error.to_string().contains("512 positions"),
         "{error}"
     );
-    assert_eq!(chat.messages().last(), before.last(), "what failed is not part of the conversation");
+    assert_eq!(
+        chat.messages().last(),
+        before.last(),
+        "what failed is not part of the conversation"
+    );
 }
 
 /// tiny-gpt2 has 512 positions, which is what a reply may take by default.
@@ -96,10 +142,19 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
 fn a_reply_takes_the_room_there_is() {
     let model = model();
     let mut chat = chat(&model);
-    let config = GenerationConfig { eos_token_ids: Vec::new(), ..config(512) };
-    let generated = chat.reply("Who art thou?", &config, &mut go_on).unwrap().generated;
+    let config = GenerationConfig {
+        eos_token_ids: Vec::new(),
+        ..config(512)
+    };
+    let generated = chat
+        .reply("Who art thou?", &config, &mut go_on)
+        .unwrap()
+        .generated;
     assert_eq!(
-        (generated.timing.prompt_tokens + generated.ids.len(), generated.finish_reason),
+        (
+            generated.timing.prompt_tokens + generated.ids.len(),
+            generated.finish_reason
+        ),
         (512, FinishReason::Length)
     );
     let next = chat.reply("Go on.", &config, &mut go_on).unwrap();
@@ -117,14 +172,38 @@ fn template(text: &str) -> (TempDir, String) {
 #[test]
 fn the_program_talks_line_by_line() {
     let (_folder, template) = template(TEMPLATE);
-    let arguments = ["chat", "tiny-gpt2", "--chat-template", &template, "-n", "8", "--system", "Be brief."];
-    let output = llm_int8_reading(&arguments, "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n");
-    let (text, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let arguments = [
+        "chat",
+        "tiny-gpt2",
+        "--chat-template",
+        &template,
+        "-n",
+        "8",
+        "--system",
+        "Be brief.",
+    ];
+    let output = llm_int8_reading(
+        &arguments,
+        "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n",
+    );
+    let (text, told) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
     assert!(output.status.success(), "{told}");
-    let turns: Vec<&str> = told.lines().filter(|line| line.contains("kept from before")).collect();
+    let turns: Vec<&str> = told
+        .lines()
+        .filter(|line| line.contains("kept from before"))
+        .collect();
     assert_eq!(turns.len(), 2, "{told}");
-    assert!(turns[0].contains(", 0 kept from before, 8 written") && !turns[1].contains(", 0 kept"), "{told}");
-    assert!(!text.trim().is_empty() && told.contains("/reset forgets"), "{text}{told}");
+    assert!(
+        turns[0].contains(", 0 kept from before, 8 written") && !turns[1].contains(", 0 kept"),
+        "{told}"
+    );
+    assert!(
+        !text.trim().is_empty() && told.contains("/reset forgets"),
+        "{text}{told}"
+    );
 }
 
 #[test]
@@ -140,29 +219,56 @@ fn tools_and_documents_reach_the_template() {
         "{% if not (tools and documents) %}{{ raise_exception('given: ' ~ tools ~ documents) }}{% endif %}\
          {{ tools[0].function.name }}{{ documents | map(attribute='text') | join }}",
     );
-    let tools = file("tools.json", r#"[{"type": "function", "function": {"name": "thou"}}]"#);
+    let tools = file(
+        "tools.json",
+        r#"[{"type": "function", "function": {"name": "thou"}}]"#,
+    );
     let documents = file("documents.json", r#"[{"text": " art"}, {"text": " king"}]"#);
     let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", &template];
     let with = |more: &[&str]| {
         let output = llm_int8_reading(&[&arguments[..], more].concat(), "Hi\n");
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let (code, text) = with(&["--tools", &tools, "--documents", &documents]);
-    let read = model().tokenizer().unwrap().encode_templated("thou art king").unwrap().len();
-    assert!(code == 0 && text.contains(&format!("[{read} tokens read")), "{text}");
+    let read = model()
+        .tokenizer()
+        .unwrap()
+        .encode_templated("thou art king")
+        .unwrap()
+        .len();
+    assert!(
+        code == 0 && text.contains(&format!("[{read} tokens read")),
+        "{text}"
+    );
     let (code, text) = with(&["--tools", &tools]);
-    assert!(code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"), "{text}");
+    assert!(
+        code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"),
+        "{text}"
+    );
     let broken = file("broken.json", "{}");
     let (code, text) = with(&["--tools", &broken]);
-    assert!(code == 1 && text.contains("broken.json is not a JSON list"), "{text}");
+    assert!(
+        code == 1 && text.contains("broken.json is not a JSON list"),
+        "{text}"
+    );
     let texts = file("texts.json", r#"["text"]"#);
     let (code, text) = with(&["--documents", &texts]);
-    assert!(code == 1 && text.contains("something that is not a JSON object"), "{text}");
+    assert!(
+        code == 1 && text.contains("something that is not a JSON object"),
+        "{text}"
+    );
     let (code, text) = with(&["--tools", "nowhere.json"]);
-    assert!(code == 1 && text.contains("cannot read nowhere.json"), "{text}");
+    assert!(
+        code == 1 && text.contains("cannot read nowhere.json"),
+        "{text}"
+    );
 }
 
-/// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor knows of ctrl-C too; it must not keep it from a reply.
+/// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor
+/// knows of ctrl-C too; it must not keep it from a reply.
 #[cfg(unix)]
 #[test]
 fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
@@ -181,13 +287,20 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
         &template,
     ]);
     command.args(["-n", "490", "--threads", "1", "--ignore-eos"]);
-    command.env("TERM", "xterm").env("LLM_INT8_ISA", "scalar").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .env("TERM", "xterm")
+        .env("LLM_INT8_ISA", "scalar")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let Ok(child) = command.stderr(Stdio::null()).spawn() else {
         println!("skipped: there is no python3 here to make a terminal");
         return;
     };
     let mut child = Ended(child);
-    let (mut keys, mut screen) = (child.0.stdin.take().unwrap(), child.0.stdout.take().unwrap());
+    let (mut keys, mut screen) = (
+        child.0.stdin.take().unwrap(),
+        child.0.stdout.take().unwrap(),
+    );
     let (sender, pieces) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = [0; 256];
@@ -208,7 +321,10 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
     wait_for(&|seen| seen.contains("> "));
     keys.write_all(b"Hi\r").unwrap();
     // Keys that come while the line is still being edited belong to it: a reply must have begun.
-    wait_for(&|seen| seen.split_once("Hi").is_some_and(|(_, reply)| reply.len() > 60));
+    wait_for(&|seen| {
+        seen.split_once("Hi")
+            .is_some_and(|(_, reply)| reply.len() > 60)
+    });
     keys.write_all(b"\x03").unwrap();
     let was_stopped = wait_for(&|seen| seen.contains("[stopped]") || seen.contains("490 written"));
     keys.write_all(b"/exit\r").unwrap();
@@ -216,7 +332,10 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
         std::thread::sleep(std::time::Duration::from_millis(100));
         child.0.try_wait().unwrap()
     });
-    assert!(status.is_some_and(|status| status.success()) && was_stopped, "{status:?}");
+    assert!(
+        status.is_some_and(|status| status.success()) && was_stopped,
+        "{status:?}"
+    );
 }
 
 /// A process that does not outlive its test.
@@ -233,7 +352,10 @@ impl Drop for Ended {
 fn what_is_missing_or_does_not_end_is_said() {
     let error = |arguments: &[&str]| {
         let output = llm_int8_reading(arguments, "Hi\nAgain\n");
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let (code, text) = error(&["chat", "tiny-gpt2"]);
     assert!(
@@ -243,34 +365,66 @@ fn what_is_missing_or_does_not_end_is_said() {
     let (_folder, endless) =
         template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &endless]);
-    assert_eq!((code, text.matches("does not come to an end").count()), (1, 2), "{text}");
+    assert_eq!(
+        (code, text.matches("does not come to an end").count()),
+        (1, 2),
+        "{text}"
+    );
     assert!(text.contains("no turn got a reply"), "{text}");
     let (_folder, picky) =
         template("{% if messages[-1].content == 'Hi' %}{{ raise_exception('no Hi') }}{% endif %}x");
     let (code, text) = error(&["chat", "tiny-gpt2", "-n", "2", "--chat-template", &picky]);
-    assert!(code == 0 && text.contains("no Hi, line 1"), "one of two turns got a reply: {text}");
+    assert!(
+        code == 0 && text.contains("no Hi, line 1"),
+        "one of two turns got a reply: {text}"
+    );
     let (_folder, broken) = template("{% if %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &broken]);
     assert!(code == 1 && text.contains("the chat template: "), "{text}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", "nowhere.jinja"]);
-    assert!(code == 1 && text.contains("cannot read nowhere.jinja"), "{text}");
+    assert!(
+        code == 1 && text.contains("cannot read nowhere.jinja"),
+        "{text}"
+    );
 }
 
 #[test]
 fn perplexity_is_printed_for_people_and_as_json() {
     let text = golden("smollm2/text.txt").display().to_string();
-    let arguments = ["eval", "tiny-gpt2", "--text", &text, "--max-tokens", "300", "--window", "128"];
+    let arguments = [
+        "eval",
+        "tiny-gpt2",
+        "--text",
+        &text,
+        "--max-tokens",
+        "300",
+        "--window",
+        "128",
+    ];
     let output = llm_int8(&[&arguments[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json["tokens"], 300 - 3, "the first token of each window is not scored");
-    let (nll, perplexity) = (json["mean_nll"].as_f64().unwrap(), json["perplexity"].as_f64().unwrap());
+    assert_eq!(
+        json["tokens"],
+        300 - 3,
+        "the first token of each window is not scored"
+    );
+    let (nll, perplexity) = (
+        json["mean_nll"].as_f64().unwrap(),
+        json["perplexity"].as_f64().unwrap(),
+    );
     assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9 && perplexity > 2.0 && perplexity < 4096.0);
     let plain = String::from_utf8(llm_int8(&arguments).stdout).unwrap();
-    assert!(plain.starts_with(&format!("perplexity {perplexity:.4} ")), "{plain}");
+    assert!(
+        plain.starts_with(&format!("perplexity {perplexity:.4} ")),
+        "{plain}"
+    );
     let strided = llm_int8(&[&arguments[..], &["--json", "--stride", "32"]].concat());
     let strided: serde_json::Value = serde_json::from_slice(&strided.stdout).unwrap();
     assert_eq!(strided["tokens"], 299);
-    assert!(strided["perplexity"].as_f64().unwrap() < perplexity, "more context foresees better");
+    assert!(
+        strided["perplexity"].as_f64().unwrap() < perplexity,
+        "more context foresees better"
+    );
     for (more, message) in [
         (["--window", "1"], "window is 1"),
         (["--window", "600"], "window is 600"),
@@ -286,6 +440,9 @@ fn perplexity_is_printed_for_people_and_as_json() {
         }
         let output = llm_int8(&arguments);
         let error = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && error.contains(message), "{error}");
+        assert!(
+            !output.status.success() && error.contains(message),
+            "{error}"
+        );
     }
 }

@@ -16,7 +16,12 @@ fn list(value: &Value) -> Option<Vec<Value>> {
 /// A template for a conversation that holds `messages`, `tools`, `documents` and `extra`.
 fn render(template: &str, tokens: &Value, conversation: &Value, extra: &Value) -> Result<String> {
     let mut variables = extra.as_object().cloned().unwrap_or_default();
-    variables.extend(conversation["extra"].as_object().cloned().unwrap_or_default());
+    variables.extend(
+        conversation["extra"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default(),
+    );
     let inputs = ChatInputs {
         tools: list(&conversation["tools"]),
         documents: list(&conversation["documents"]),
@@ -33,7 +38,9 @@ fn difference(name: &str, found: &Result<String>, expected: &Value) -> Option<St
     match (found, expected.as_str()) {
         (Ok(found), Some(expected)) if found == expected => None,
         (Err(_), None) => None,
-        (found, expected) => Some(format!("{name}\n  expected {expected:?}\n  found    {found:?}")),
+        (found, expected) => Some(format!(
+            "{name}\n  expected {expected:?}\n  found    {found:?}"
+        )),
     }
 }
 
@@ -45,11 +52,21 @@ fn every_piece_of_the_language_renders_as_in_transformers() {
         .iter()
         .filter_map(|snippet| {
             let template = snippet["template"].as_str().unwrap();
-            difference(template, &render(template, &json!({}), &golden, &Value::Null), &snippet["text"])
+            difference(
+                template,
+                &render(template, &json!({}), &golden, &Value::Null),
+                &snippet["text"],
+            )
         })
         .collect();
     assert!(snippets.len() > 300, "{}", snippets.len());
-    assert!(different.is_empty(), "{} of {}:\n{}", different.len(), snippets.len(), different.join("\n"));
+    assert!(
+        different.is_empty(),
+        "{} of {}:\n{}",
+        different.len(),
+        snippets.len(),
+        different.join("\n")
+    );
 }
 
 #[test]
@@ -57,16 +74,29 @@ fn templates_of_published_models_render_as_in_transformers() {
     let golden_values = read("chat/conversations.json");
     let (mut different, mut refused, mut count) = (Vec::new(), 0, 0);
     for (name, texts) in golden_values["templates"].as_object().unwrap() {
-        let template = std::fs::read_to_string(golden(&format!("chat/templates/{name}.jinja"))).unwrap();
+        let template =
+            std::fs::read_to_string(golden(&format!("chat/templates/{name}.jinja"))).unwrap();
         for (conversation, expected) in texts.as_object().unwrap() {
             let inputs = &golden_values["conversations"][conversation];
             let extra = json!({ "date_string": "26 Jul 2024" });
             let found = render(&template, &golden_values["tokens"], inputs, &extra);
-            different.extend(difference(&format!("{name}, {conversation}"), &found, expected));
+            different.extend(difference(
+                &format!("{name}, {conversation}"),
+                &found,
+                expected,
+            ));
             refused += usize::from(expected.is_null());
             count += 1;
         }
     }
-    assert!(count >= 76 && refused >= 4 && refused * 4 < count, "{count} {refused}");
-    assert!(different.is_empty(), "{} of {count}:\n{}", different.len(), different.join("\n"));
+    assert!(
+        count >= 76 && refused >= 4 && refused * 4 < count,
+        "{count} {refused}"
+    );
+    assert!(
+        different.is_empty(),
+        "{} of {count}:\n{}",
+        different.len(),
+        different.join("\n")
+    );
 }

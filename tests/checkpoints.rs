@@ -20,7 +20,8 @@ fn tensors() -> Tensors {
 }
 
 fn load(checkpoint: Checkpoint, options: &LoadOptions) -> Result<Decoder> {
-    Decoder::load(&config(), &Arc::new(checkpoint), options, &mut |_| ()).map(|(decoder, _)| decoder)
+    Decoder::load(&config(), &Arc::new(checkpoint), options, &mut |_| ())
+        .map(|(decoder, _)| decoder)
 }
 
 /// The logits of a model out of these tensors.
@@ -47,30 +48,45 @@ fn load_tensors(tensors: &Tensors) -> Result<Decoder> {
 }
 
 fn failure(tensors: &Tensors) -> String {
-    load_tensors(tensors).expect_err("this must not load").to_string()
+    load_tensors(tensors)
+        .expect_err("this must not load")
+        .to_string()
 }
 
 fn unquantised() -> LoadOptions {
-    LoadOptions { int8: None, dtype: WeightDtype::Auto, ..LoadOptions::default() }
+    LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Auto,
+        ..LoadOptions::default()
+    }
 }
 
 #[test]
 fn a_pickle_gives_the_numbers_of_safetensors() {
     for options in [LoadOptions::default(), unquantised()] {
-        let bin = Checkpoint::open_pickle(&[golden("models/gpt2_bin/pytorch_model.bin")], None).unwrap();
+        let bin =
+            Checkpoint::open_pickle(&[golden("models/gpt2_bin/pytorch_model.bin")], None).unwrap();
         let plain = open(&golden("models/gpt2/model.safetensors")).unwrap();
-        assert_eq!(logits_of(&load(bin, &options).unwrap()), logits_of(&load(plain, &options).unwrap()));
+        assert_eq!(
+            logits_of(&load(bin, &options).unwrap()),
+            logits_of(&load(plain, &options).unwrap())
+        );
     }
 }
 
 #[test]
 fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
-    let mut changed: Tensors =
-        tensors().into_iter().map(|(name, t)| (name.replace("transformer.", ""), t)).collect();
+    let mut changed: Tensors = tensors()
+        .into_iter()
+        .map(|(name, t)| (name.replace("transformer.", ""), t))
+        .collect();
     let mask = (Dtype::F32, vec![1, 1, 64, 64], vec![0; 4 * 64 * 64]);
     changed.insert("h.0.attn.bias".into(), mask);
-    changed.insert("h.0.attn.masked_bias".into(), (Dtype::F32, vec![], vec![0; 4]));
+    changed.insert(
+        "h.0.attn.masked_bias".into(),
+        (Dtype::F32, vec![], vec![0; 4]),
+    );
     changed.insert("lm_head.weight".into(), changed["wte.weight"].clone());
     assert_eq!(logits_of(&load_tensors(&changed).unwrap()), expected);
 }
@@ -78,14 +94,20 @@ fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
 #[test]
 fn shards_and_their_index_give_the_same_model() {
     let folder = TempDir::new().unwrap();
-    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let names = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
     let (mut shards, mut map) = ([Tensors::new(), Tensors::new()], serde_json::Map::new());
     for (i, (name, tensor)) in tensors().into_iter().enumerate() {
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
     }
     let paths = names.map(|name| folder.path().join(name));
-    shards.iter().zip(&paths).for_each(|(shard, path)| write_tensors(path, shard));
+    shards
+        .iter()
+        .zip(&paths)
+        .for_each(|(shard, path)| write_tensors(path, shard));
     let index = folder.path().join("model.safetensors.index.json");
     let write_index = |map: &serde_json::Map<String, serde_json::Value>| {
         std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
@@ -93,12 +115,20 @@ fn shards_and_their_index_give_the_same_model() {
     write_index(&map);
     let sharded = Checkpoint::open_safetensors(&paths, Some(&index)).unwrap();
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
-    assert_eq!(logits_of(&load(sharded, &LoadOptions::default()).unwrap()), expected);
+    assert_eq!(
+        logits_of(&load(sharded, &LoadOptions::default()).unwrap()),
+        expected
+    );
 
     map.insert("another".into(), "model-00003-of-00003.safetensors".into());
     write_index(&map);
-    let error = Checkpoint::open_safetensors(&paths, Some(&index)).unwrap_err().to_string();
-    assert!(error.contains("shard index") && error.contains("names the file model-00003"), "{error}");
+    let error = Checkpoint::open_safetensors(&paths, Some(&index))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("shard index") && error.contains("names the file model-00003"),
+        "{error}"
+    );
     std::fs::write(&index, "{").unwrap();
     assert!(matches!(
         Checkpoint::open_safetensors(&paths, Some(&index)),
@@ -110,7 +140,9 @@ fn shards_and_their_index_give_the_same_model() {
 fn other_float_dtypes_are_read() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
     let to_f32 = |bytes: &[u8]| -> Vec<u8> {
-        let halves = bytes.chunks(2).map(|b| f16_from_bits(u16::from_le_bytes([b[0], b[1]])));
+        let halves = bytes
+            .chunks(2)
+            .map(|b| f16_from_bits(u16::from_le_bytes([b[0], b[1]])));
         halves.flat_map(f32::to_le_bytes).collect()
     };
     let wide: Tensors = tensors()
@@ -136,29 +168,49 @@ fn missing_and_misshapen_tensors_are_named() {
     let mut missing = tensors();
     missing.remove("transformer.h.1.ln_1.weight");
     let error = failure(&missing);
-    assert!(error.contains("has no tensor `transformer.h.1.ln_1.weight`, which gpt2 needs"), "{error}");
-    assert!(error.contains("did you mean `transformer.h.0.ln_1.weight`"), "{error}");
+    assert!(
+        error.contains("has no tensor `transformer.h.1.ln_1.weight`, which gpt2 needs"),
+        "{error}"
+    );
+    assert!(
+        error.contains("did you mean `transformer.h.0.ln_1.weight`"),
+        "{error}"
+    );
 
     let mut misshapen = tensors();
-    misshapen.get_mut("transformer.h.2.mlp.c_fc.weight").unwrap().1.reverse();
+    misshapen
+        .get_mut("transformer.h.2.mlp.c_fc.weight")
+        .unwrap()
+        .1
+        .reverse();
     let error = failure(&misshapen);
-    assert!(error.contains("`transformer.h.2.mlp.c_fc.weight`") && error.contains("[192, 48]"), "{error}");
+    assert!(
+        error.contains("`transformer.h.2.mlp.c_fc.weight`") && error.contains("[192, 48]"),
+        "{error}"
+    );
     assert!(error.contains("model.safetensors"), "{error}");
 
     let mut integers = tensors();
     integers.get_mut("transformer.ln_f.weight").unwrap().0 = Dtype::I16;
     let error = failure(&integers);
-    assert!(error.contains("`transformer.ln_f.weight`") && error.contains("stored as I16"), "{error}");
+    assert!(
+        error.contains("`transformer.ln_f.weight`") && error.contains("stored as I16"),
+        "{error}"
+    );
 }
 
 #[test]
 fn weights_that_are_not_numbers_are_named() {
     let mut tensors = tensors();
-    let bytes = &mut tensors.get_mut("transformer.h.1.attn.c_proj.weight").unwrap().2;
+    let bytes = &mut tensors
+        .get_mut("transformer.h.1.attn.c_proj.weight")
+        .unwrap()
+        .2;
     bytes[10..12].copy_from_slice(&0x7e00u16.to_le_bytes());
     let error = failure(&tensors);
     assert!(
-        error.contains("`transformer.h.1.attn.c_proj.weight`") && error.contains("cannot be quantised"),
+        error.contains("`transformer.h.1.attn.c_proj.weight`")
+            && error.contains("cannot be quantised"),
         "{error}"
     );
     assert!(error.contains("NaN"), "{error}");
@@ -172,7 +224,10 @@ fn truncated_and_lying_files_are_refused() {
     let check = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let error = open(&path).expect_err("this must not open").to_string();
-        assert!(error.contains("model.safetensors") && error.contains("not a usable checkpoint"), "{error}");
+        assert!(
+            error.contains("model.safetensors") && error.contains("not a usable checkpoint"),
+            "{error}"
+        );
     };
     for length in [0, 4, 8, 100, 5000, bytes.len() / 2, bytes.len() - 1] {
         check(&bytes[..length]);
@@ -203,10 +258,20 @@ fn broken_pickles_are_refused() {
     let bytes = std::fs::read(golden("models/gpt2_bin/pytorch_model.bin")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("pytorch_model.bin");
-    for broken in [&b""[..], b"not a zip", &bytes[..bytes.len() / 2], &bytes[..100]] {
+    for broken in [
+        &b""[..],
+        b"not a zip",
+        &bytes[..bytes.len() / 2],
+        &bytes[..100],
+    ] {
         std::fs::write(&path, broken).unwrap();
-        let error = Checkpoint::open_pickle(std::slice::from_ref(&path), None).unwrap_err().to_string();
-        assert!(error.contains("pytorch_model.bin") && error.contains("not a usable checkpoint"), "{error}");
+        let error = Checkpoint::open_pickle(std::slice::from_ref(&path), None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("pytorch_model.bin") && error.contains("not a usable checkpoint"),
+            "{error}"
+        );
     }
 }
 
@@ -215,14 +280,18 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap());
     let json = &bytes[8..8 + length as usize];
-    let headers = Checkpoint::from_headers([("model.safetensors", json, bytes.len() as u64)]).unwrap();
+    let headers =
+        Checkpoint::from_headers([("model.safetensors", json, bytes.len() as u64)]).unwrap();
     let (planned, _) = Decoder::plan(&config(), &headers, &LoadOptions::default()).unwrap();
     let loaded = load_tensors(&tensors()).unwrap();
     assert_eq!(planned.describe(), loaded.describe());
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
     let error = planned.logits(&ids).unwrap_err();
     assert!(matches!(error, NnError::NotLoaded));
-    assert!(Checkpoint::from_headers([("x", json, 12)]).is_err(), "a header that does not fit its file");
+    assert!(
+        Checkpoint::from_headers([("x", json, 12)]).is_err(),
+        "a header that does not fit its file"
+    );
 }
 
 #[test]
@@ -232,12 +301,23 @@ fn the_skip_list_adds_and_names_are_checked() {
         ..LoadOptions::default()
     };
     let (_folder, path) = written(&tensors());
-    let kept = load(open(&path).unwrap(), &options(&["h.1", "c_fc"])).unwrap().describe();
+    let kept = load(open(&path).unwrap(), &options(&["h.1", "c_fc"]))
+        .unwrap()
+        .describe();
     let text = kept.to_string();
-    assert!(text.contains("(lm_head): Linear(") && text.contains("(c_fc): Conv1D(nf=192, nx=48)"), "{text}");
-    let int8 = kept.named_parameters().iter().filter(|p| p.dtype == llm_int8_nn::ParameterDtype::I8).count();
+    assert!(
+        text.contains("(lm_head): Linear(") && text.contains("(c_fc): Conv1D(nf=192, nx=48)"),
+        "{text}"
+    );
+    let int8 = kept
+        .named_parameters()
+        .iter()
+        .filter(|p| p.dtype == llm_int8_nn::ParameterDtype::I8)
+        .count();
     assert_eq!(int8, 2 * 3, "two blocks with three layers each");
-    let error = load(open(&path).unwrap(), &options(&["c_fcc"])).unwrap_err().to_string();
+    let error = load(open(&path).unwrap(), &options(&["c_fcc"]))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("did you mean `c_fc`?"), "{error}");
     // An empty list crashes transformers on a tied model; here it changes nothing.
     assert!(load(open(&path).unwrap(), &options(&[])).is_ok());
@@ -246,10 +326,15 @@ fn the_skip_list_adds_and_names_are_checked() {
 #[test]
 fn unquantised_models_print_as_transformers_prints_them() {
     let (_folder, path) = written(&tensors());
-    let tree = load(open(&path).unwrap(), &unquantised()).unwrap().describe();
+    let tree = load(open(&path).unwrap(), &unquantised())
+        .unwrap()
+        .describe();
     assert!(tree.to_string().contains("(c_attn): Conv1D(nf=144, nx=48)"));
     let weight = &tree.named_parameters()[4];
-    assert_eq!(weight.to_string(), "transformer.h.0.attn.c_attn.weight torch.float16 (48, 144)");
+    assert_eq!(
+        weight.to_string(),
+        "transformer.h.0.attn.c_attn.weight torch.float16 (48, 144)"
+    );
 }
 
 #[test]
@@ -260,26 +345,73 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
         assert_ne!(changed, text);
         let (_folder, path) = written(&tensors());
         let config = ModelConfig::parse(changed.as_bytes()).unwrap();
-        Decoder::plan(&config, &open(&path).unwrap(), &LoadOptions::default()).unwrap_err().to_string()
+        Decoder::plan(&config, &open(&path).unwrap(), &LoadOptions::default())
+            .unwrap_err()
+            .to_string()
     };
     for (from, to, expected) in [
-        ("\"n_layer\": 3", "\"n_layer\": 4000000000", "`n_layer` is 4000000000; a whole number from 1"),
-        ("\"n_layer\": 3", "\"n_layer\": 100000000", "number of layers is 100000000"),
-        ("\"n_embd\": 48", "\"n_embd\": 99999999", "cannot be divided among 4 heads"),
-        ("\"n_embd\": 48", "\"n_embd\": 99999996", "hidden size is 99999996"),
-        ("\"vocab_size\": 256", "\"vocab_size\": 260000000", "has shape"),
-        ("\"n_positions\": 64", "\"n_positions\": 260000000", "has shape"),
+        (
+            "\"n_layer\": 3",
+            "\"n_layer\": 4000000000",
+            "`n_layer` is 4000000000; a whole number from 1",
+        ),
+        (
+            "\"n_layer\": 3",
+            "\"n_layer\": 100000000",
+            "number of layers is 100000000",
+        ),
+        (
+            "\"n_embd\": 48",
+            "\"n_embd\": 99999999",
+            "cannot be divided among 4 heads",
+        ),
+        (
+            "\"n_embd\": 48",
+            "\"n_embd\": 99999996",
+            "hidden size is 99999996",
+        ),
+        (
+            "\"vocab_size\": 256",
+            "\"vocab_size\": 260000000",
+            "has shape",
+        ),
+        (
+            "\"n_positions\": 64",
+            "\"n_positions\": 260000000",
+            "has shape",
+        ),
         ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
-        ("\"n_head\": 4", "\"n_head\": 0", "`n_head` is 0; a whole number from 1"),
-        ("\"n_head\": 4", "\"n_head\": 5", "cannot be divided among 5 heads"),
+        (
+            "\"n_head\": 4",
+            "\"n_head\": 0",
+            "`n_head` is 0; a whole number from 1",
+        ),
+        (
+            "\"n_head\": 4",
+            "\"n_head\": 5",
+            "cannot be divided among 5 heads",
+        ),
         ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
-        ("\"gpt2\"", "\"mamba\"", "model type `mamba` is not supported; supported are bloom, falcon, gemma2"),
-        ("gelu_new", "gelu_newer", "activation function `gelu_newer` is not known"),
+        (
+            "\"gpt2\"",
+            "\"mamba\"",
+            "model type `mamba` is not supported; supported are bloom, falcon, gemma2",
+        ),
+        (
+            "gelu_new",
+            "gelu_newer",
+            "activation function `gelu_newer` is not known",
+        ),
     ] {
         let error = plan(from, to);
         assert!(error.contains(expected), "{error}");
     }
-    assert!(ModelConfig::parse(b"[1]").unwrap_err().to_string().contains("not a JSON object"));
+    assert!(
+        ModelConfig::parse(b"[1]")
+            .unwrap_err()
+            .to_string()
+            .contains("not a JSON object")
+    );
 }
 
 proptest::proptest! {

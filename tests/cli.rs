@@ -29,39 +29,76 @@ fn gpt2() -> String {
 #[test]
 fn inspect_prints_tree_parameters_and_footprint() {
     let text = stdout(&run(&["inspect", &gpt2(), "--params"]));
-    let expected = golden_text("models/gpt2/print.txt") + &golden_text("models/gpt2/parameters.txt");
+    let expected =
+        golden_text("models/gpt2/print.txt") + &golden_text("models/gpt2/parameters.txt");
     let rest = text.strip_prefix(&expected).expect("tree, then parameters");
     assert_eq!(
         rest.lines().next().unwrap(),
         "footprint by transformers' rule: 129,894 bytes (parameters 117,600, buffers 12,294)"
     );
-    assert_eq!(stdout(&run(&["inspect", &gpt2(), "--params", "--headers-only"])), text);
+    assert_eq!(
+        stdout(&run(&["inspect", &gpt2(), "--params", "--headers-only"])),
+        text
+    );
 }
 
 /// The checkpoint is 3.2 GB; its header says the same in a few kilobytes.
 #[test]
 fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     let folder = TempDir::new().unwrap();
-    std::fs::copy(golden("print/gpt2-large.config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::copy(
+        golden("print/gpt2-large.config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
     let length = gpt2_large_headers(&folder.path().join("model.safetensors"));
     assert_eq!(length, 3_247_115_264);
     let name = folder.path().display().to_string();
     let text = stdout(&run(&["inspect", &name, "--params", "--headers-only"]));
-    let rest = text.strip_prefix(&golden_text("print/gpt2-large.txt")).expect("the golden tree");
-    let parameters: Vec<&str> = rest.lines().filter(|line| line.contains(" torch.")).collect();
+    let rest = text
+        .strip_prefix(&golden_text("print/gpt2-large.txt"))
+        .expect("the golden tree");
+    let parameters: Vec<&str> = rest
+        .lines()
+        .filter(|line| line.contains(" torch."))
+        .collect();
     assert_eq!(parameters.len(), 436);
-    let int8: Vec<&&str> = parameters.iter().filter(|line| line.contains("torch.int8")).collect();
+    let int8: Vec<&&str> = parameters
+        .iter()
+        .filter(|line| line.contains("torch.int8"))
+        .collect();
     assert_eq!(int8.len(), 4 * 36);
-    let projections = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
-    assert!(int8.iter().all(|line| projections.iter().any(|name| line.contains(name))));
-    assert_eq!(parameters.iter().filter(|line| line.contains("torch.float16")).count(), 436 - 4 * 36);
-    assert!(rest.contains("footprint by transformers' rule: 878,020,168 bytes"), "{rest}");
+    let projections = [
+        "attn.c_attn.weight",
+        "attn.c_proj.weight",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.weight",
+    ];
+    assert!(
+        int8.iter()
+            .all(|line| projections.iter().any(|name| line.contains(name)))
+    );
+    assert_eq!(
+        parameters
+            .iter()
+            .filter(|line| line.contains("torch.float16"))
+            .count(),
+        436 - 4 * 36
+    );
+    assert!(
+        rest.contains("footprint by transformers' rule: 878,020,168 bytes"),
+        "{rest}"
+    );
 }
 
-/// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its tensors.
+/// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its
+/// tensors.
 fn gpt2_large_headers(path: &Path) -> u64 {
     let (layers, c, v, p) = (36u64, 1280u64, 50257u64, 1024u64);
-    let mut tensors = vec![("wte.weight".to_owned(), vec![v, c]), ("wpe.weight".to_owned(), vec![p, c])];
+    let mut tensors = vec![
+        ("wte.weight".to_owned(), vec![v, c]),
+        ("wpe.weight".to_owned(), vec![p, c]),
+    ];
     for layer in 0..layers {
         let shapes: [(&str, Vec<u64>); 13] = [
             ("ln_1.weight", vec![c]),
@@ -80,7 +117,10 @@ fn gpt2_large_headers(path: &Path) -> u64 {
         ];
         tensors.extend(shapes.map(|(name, shape)| (format!("h.{layer}.{name}"), shape)));
     }
-    tensors.extend([("ln_f.weight".to_owned(), vec![c]), ("ln_f.bias".to_owned(), vec![c])]);
+    tensors.extend([
+        ("ln_f.weight".to_owned(), vec![c]),
+        ("ln_f.bias".to_owned(), vec![c]),
+    ]);
     let (mut header, mut offset) = (serde_json::Map::new(), 0u64);
     for (name, shape) in tensors {
         let end = offset + 4 * shape.iter().product::<u64>();
@@ -104,17 +144,33 @@ fn inspect_speaks_json() {
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&run(&["inspect", &gpt2(), "--json"]))).unwrap();
     assert_eq!(json["footprint"]["transformers"], 129_894);
-    assert_eq!(format!("{}\n", json["tree"].as_str().unwrap()), golden_text("models/gpt2/print.txt"));
+    assert_eq!(
+        format!("{}\n", json["tree"].as_str().unwrap()),
+        golden_text("models/gpt2/print.txt")
+    );
     let parameter = &json["parameters"][4];
     assert_eq!(parameter["name"], "transformer.h.0.attn.c_attn.weight");
-    assert_eq!((&parameter["dtype"], &parameter["shape"]), (&"int8".into(), &serde_json::json!([144, 48])));
+    assert_eq!(
+        (&parameter["dtype"], &parameter["shape"]),
+        (&"int8".into(), &serde_json::json!([144, 48]))
+    );
     assert_eq!(json["int8_layers"].as_array().unwrap().len(), 12);
-    assert_eq!(json["kept_layers"][0], serde_json::json!({ "path": "lm_head", "because": "lm_head" }));
+    assert_eq!(
+        json["kept_layers"][0],
+        serde_json::json!({ "path": "lm_head", "because": "lm_head" })
+    );
 }
 
 #[test]
 fn the_built_in_model_writes_text_and_reports_on_standard_error() {
-    let output = run(&["run", "tiny-gpt2", "--prompt", "And it came to pass", "-n", "12"]);
+    let output = run(&[
+        "run",
+        "tiny-gpt2",
+        "--prompt",
+        "And it came to pass",
+        "-n",
+        "12",
+    ]);
     let text = stdout(&output);
     assert!(text.trim().len() > 10 && text.ends_with('\n'), "{text:?}");
     let report = stderr(&output);
@@ -130,7 +186,15 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
     ] {
         assert!(report.contains(part), "{part} is missing in {report}");
     }
-    let quiet = run(&["run", "tiny-gpt2", "--prompt", "And it came to pass", "-n", "12", "-q"]);
+    let quiet = run(&[
+        "run",
+        "tiny-gpt2",
+        "--prompt",
+        "And it came to pass",
+        "-n",
+        "12",
+        "-q",
+    ]);
     assert_eq!((stdout(&quiet), stderr(&quiet)), (text, String::new()));
 }
 
@@ -156,21 +220,52 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
     assert_eq!(draw("1"), draw("1"));
     assert_ne!(draw("1"), draw("2"));
     let greedy = |more: &[&str]| {
-        stdout(&run(&[&["run", "tiny-gpt2", "-p", "ROMEO:", "-n", "8", "-q"], more].concat()))
+        stdout(&run(&[
+            &["run", "tiny-gpt2", "-p", "ROMEO:", "-n", "8", "-q"],
+            more,
+        ]
+        .concat()))
     };
     assert_eq!(greedy(&["-t", "0"]), greedy(&["--greedy"]));
 }
 
 #[test]
 fn token_ids_go_in_and_come_out_without_a_tokenizer() {
-    let text = stdout(&run(&["run", &gpt2(), "--token-ids", "1,2,3", "--print-ids", "-n", "5", "-q"]));
-    let ids: Vec<u32> = text.trim().split(',').map(|id| id.parse().unwrap()).collect();
+    let text = stdout(&run(&[
+        "run",
+        &gpt2(),
+        "--token-ids",
+        "1,2,3",
+        "--print-ids",
+        "-n",
+        "5",
+        "-q",
+    ]));
+    let ids: Vec<u32> = text
+        .trim()
+        .split(',')
+        .map(|id| id.parse().unwrap())
+        .collect();
     assert_eq!(ids.len(), 5);
     let (code, error) = failure(&["run", &gpt2(), "--prompt", "x"]);
     assert_eq!(code, 1);
-    assert!(error.contains("has no tokenizer") && error.contains("--token-ids"), "{error}");
-    let (code, error) = failure(&["run", &gpt2(), "--token-ids", "999", "--print-ids", "-n", "5"]);
-    assert!(code == 1 && error.contains("token id 999 is beyond the vocabulary of 256"), "{error}");
+    assert!(
+        error.contains("has no tokenizer") && error.contains("--token-ids"),
+        "{error}"
+    );
+    let (code, error) = failure(&[
+        "run",
+        &gpt2(),
+        "--token-ids",
+        "999",
+        "--print-ids",
+        "-n",
+        "5",
+    ]);
+    assert!(
+        code == 1 && error.contains("token id 999 is beyond the vocabulary of 256"),
+        "{error}"
+    );
 }
 
 /// A model can be looked at and run on ids whatever its tokenizer is.
@@ -183,26 +278,67 @@ fn a_broken_tokenizer_hurts_only_those_who_need_it() {
     std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     let name = folder.path().to_str().unwrap();
     stdout(&run(&["inspect", name]));
-    stdout(&run(&["run", name, "--token-ids", "1", "--print-ids", "-n", "2", "-q"]));
+    stdout(&run(&[
+        "run",
+        name,
+        "--token-ids",
+        "1",
+        "--print-ids",
+        "-n",
+        "2",
+        "-q",
+    ]));
     let (code, error) = failure(&["run", name, "--prompt", "x", "-n", "2"]);
     assert!(code == 1 && error.contains("tokenizer.json: "), "{error}");
 }
 
 #[test]
 fn stop_strings_and_the_context_are_respected() {
-    let all = stdout(&run(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "30", "-q"]));
+    let all = stdout(&run(&[
+        "run",
+        "tiny-gpt2",
+        "-p",
+        "In the beginning",
+        "-n",
+        "30",
+        "-q",
+    ]));
     let stop = all.split_whitespace().nth(3).unwrap();
-    let stopped =
-        stdout(&run(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "30", "-q", "--stop", stop]));
-    assert_eq!(stopped.trim_end_matches('\n'), &all[..all.find(stop).unwrap()]);
+    let stopped = stdout(&run(&[
+        "run",
+        "tiny-gpt2",
+        "-p",
+        "In the beginning",
+        "-n",
+        "30",
+        "-q",
+        "--stop",
+        stop,
+    ]));
+    assert_eq!(
+        stopped.trim_end_matches('\n'),
+        &all[..all.find(stop).unwrap()]
+    );
     let (code, error) = failure(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "600"]);
     assert!(
         code == 1 && error.contains("the model has 512 positions") && error.contains("--truncate"),
         "{error}"
     );
     let long = "word ".repeat(600);
-    assert_eq!(failure(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q"]).0, 1);
-    stdout(&run(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q", "--truncate"]));
+    assert_eq!(
+        failure(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q"]).0,
+        1
+    );
+    stdout(&run(&[
+        "run",
+        "tiny-gpt2",
+        "-p",
+        &long,
+        "-n",
+        "4",
+        "-q",
+        "--truncate",
+    ]));
 }
 
 #[test]
@@ -214,8 +350,15 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
         stdout(&run(&[&base[..], more].concat()));
         let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
         assert_eq!(tensors["logits"].dims(), [1, 4, 256]);
-        assert_eq!(tensors["token_ids"].to_vec2::<i64>().unwrap(), [[1, 2, 3, 250]]);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
+        assert_eq!(
+            tensors["token_ids"].to_vec2::<i64>().unwrap(),
+            [[1, 2, 3, 250]]
+        );
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing half-written is left"
+        );
         tensors["logits"].flatten_all().unwrap().to_vec1().unwrap()
     };
     let default = logits(&[]);
@@ -231,7 +374,11 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
         assert_ne!(logits(more), default, "{more:?}");
     }
     // The checkpoint is f16, and so is what auto and the default store.
-    for same in [&["--dtype", "auto"][..], &["--threads", "1"], &["--device", "cpu"]] {
+    for same in [
+        &["--dtype", "auto"][..],
+        &["--threads", "1"],
+        &["--device", "cpu"],
+    ] {
         assert_eq!(logits(same), default, "{same:?}");
     }
 }
@@ -240,12 +387,30 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
 fn wrong_use_is_2_and_says_what_is_right() {
     for (arguments, expected) in [
         (&["run", "tiny-gpt2"][..], "--prompt"),
-        (&["run", "tiny-gpt2", "--prompt", "x", "--token-ids", "1"], "cannot be used with"),
-        (&["run", "tiny-gpt2", "--prompt", "x", "--greedy", "-t", "1"], "cannot be used with"),
-        (&["inspect", "tiny-gpt2", "--threshold", "-1"], "a number from 0 up"),
-        (&["inspect", "tiny-gpt2", "--dtype", "int4"], "possible values"),
-        (&["inspect", "tiny-gpt2", "--device", "gpu"], "cuda or cuda:N was expected"),
-        (&["inspect", "tiny-gpt2", "--skip-modules", "c_atn"], "did you mean `c_attn`?"),
+        (
+            &["run", "tiny-gpt2", "--prompt", "x", "--token-ids", "1"],
+            "cannot be used with",
+        ),
+        (
+            &["run", "tiny-gpt2", "--prompt", "x", "--greedy", "-t", "1"],
+            "cannot be used with",
+        ),
+        (
+            &["inspect", "tiny-gpt2", "--threshold", "-1"],
+            "a number from 0 up",
+        ),
+        (
+            &["inspect", "tiny-gpt2", "--dtype", "int4"],
+            "possible values",
+        ),
+        (
+            &["inspect", "tiny-gpt2", "--device", "gpu"],
+            "cuda or cuda:N was expected",
+        ),
+        (
+            &["inspect", "tiny-gpt2", "--skip-modules", "c_atn"],
+            "did you mean `c_attn`?",
+        ),
         (&["inspect", "a/b/c"], "is not a model's name"),
         (&["pull", "./tests"], "pull takes a model of the hub"),
         (&["inspcet"], "unrecognized subcommand"),
@@ -263,33 +428,72 @@ fn failures_are_1_and_one_sentence() {
     std::fs::write(empty.path().join("notes.txt"), "x").unwrap();
     let truncated = TempDir::new().unwrap();
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
-    std::fs::write(truncated.path().join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
-    std::fs::copy(golden("models/gpt2/config.json"), truncated.path().join("config.json")).unwrap();
+    std::fs::write(
+        truncated.path().join("model.safetensors"),
+        &bytes[..bytes.len() / 2],
+    )
+    .unwrap();
+    std::fs::copy(
+        golden("models/gpt2/config.json"),
+        truncated.path().join("config.json"),
+    )
+    .unwrap();
     for (name, expected) in [
         ("gpt2-large", "127.0.0.1 cannot be reached"),
         ("gpt2-large", "Models that need no network: tiny-gpt2"),
-        (no_config.as_str(), "has no config.json; it holds: notes.txt"),
-        (truncated.path().to_str().unwrap(), "it is truncated or damaged"),
+        (
+            no_config.as_str(),
+            "has no config.json; it holds: notes.txt",
+        ),
+        (
+            truncated.path().to_str().unwrap(),
+            "it is truncated or damaged",
+        ),
         ("./no/such/folder", "there is no folder ./no/such/folder"),
     ] {
         let (code, error) = failure(&["inspect", name]);
         assert_eq!(code, 1, "{error}");
         assert!(error.contains(expected), "{error}");
-        assert_eq!(error.lines().filter(|line| line.starts_with("error")).count(), 1, "{error}");
+        assert_eq!(
+            error
+                .lines()
+                .filter(|line| line.starts_with("error"))
+                .count(),
+            1,
+            "{error}"
+        );
     }
     let (code, error) = failure(&["inspect", "gpt2-large", "--offline"]);
     assert!(
         code == 1 && error.contains("is not in the cache") && error.contains("offline mode is on"),
         "{error}"
     );
-    let (code, error) = failure(&["logits", "tiny-gpt2", "--token-ids", "1", "--out", "/no/such/folder/x"]);
-    assert!(code == 1 && error.contains("cannot write /no/such/folder/x"), "{error}");
+    let (code, error) = failure(&[
+        "logits",
+        "tiny-gpt2",
+        "--token-ids",
+        "1",
+        "--out",
+        "/no/such/folder/x",
+    ]);
+    assert!(
+        code == 1 && error.contains("cannot write /no/such/folder/x"),
+        "{error}"
+    );
 }
 
 #[test]
 fn drafts_are_counted_and_need_outliers_by_row() {
     let prompt = "the king said unto him, the king said unto them, the king said unto";
-    let arguments = ["run", "tiny-gpt2", "--greedy", "--prompt", prompt, "--outliers", "row"];
+    let arguments = [
+        "run",
+        "tiny-gpt2",
+        "--greedy",
+        "--prompt",
+        prompt,
+        "--outliers",
+        "row",
+    ];
     let plain = run(&arguments);
     let drafted = run(&[&arguments[..], &["--speculate", "6"]].concat());
     assert_eq!(stdout(&plain), stdout(&drafted));
@@ -308,31 +512,74 @@ fn prompts_of_a_file_give_an_object_a_line() {
     let options = ["--greedy", "-n", "8", "--outliers", "row"];
     let with = |more: &[&str]| run(&[&["run", "tiny-gpt2"], &options[..], more].concat());
     let output = with(&["--prompts-file", &file]);
-    let lines: Vec<serde_json::Value> =
-        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(lines.len(), 2);
     for (line, prompt) in lines.iter().zip(["And it came", "ROMEO:"]) {
         assert_eq!(line["prompt"], prompt);
         let alone = stdout(&with(&["--prompt", prompt]));
-        assert_eq!(line["text"].as_str().unwrap(), alone.strip_suffix('\n').unwrap());
+        assert_eq!(
+            line["text"].as_str().unwrap(),
+            alone.strip_suffix('\n').unwrap()
+        );
         assert_eq!(line["token_ids"].as_array().unwrap().len(), 8);
     }
-    assert!(stderr(&output).contains("2 prompts, 2 at once: 16 new tokens"), "{}", stderr(&output));
-    assert_eq!(stdout(&with(&["--prompts-file", &file, "--speculate", "3"])), stdout(&output));
+    assert!(
+        stderr(&output).contains("2 prompts, 2 at once: 16 new tokens"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(
+        stdout(&with(&["--prompts-file", &file, "--speculate", "3"])),
+        stdout(&output)
+    );
     let empty = folder.path().join("empty.txt").display().to_string();
     std::fs::write(&empty, "\n").unwrap();
-    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty]).0, 2);
-    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", "/nowhere"]).0, 1);
-    assert_eq!(failure(&["run", "tiny-gpt2", "--prompts-file", &empty, "--prompt", "a"]).0, 2);
+    assert_eq!(
+        failure(&["run", "tiny-gpt2", "--prompts-file", &empty]).0,
+        2
+    );
+    assert_eq!(
+        failure(&["run", "tiny-gpt2", "--prompts-file", "/nowhere"]).0,
+        1
+    );
+    assert_eq!(
+        failure(&[
+            "run",
+            "tiny-gpt2",
+            "--prompts-file",
+            &empty,
+            "--prompt",
+            "a"
+        ])
+        .0,
+        2
+    );
 }
 
 #[test]
 fn bench_measures_what_is_asked_for() {
-    let few = ["bench", "tiny-gpt2", "--contexts", "8", "--prompts", "16,32", "-n", "4", "--runs", "1"];
+    let few = [
+        "bench",
+        "tiny-gpt2",
+        "--contexts",
+        "8",
+        "--prompts",
+        "16,32",
+        "-n",
+        "4",
+        "--runs",
+        "1",
+    ];
     let drafts = ["--json", "--speculate", "2", "--outliers", "row"];
     let report: serde_json::Value =
         serde_json::from_str(&stdout(&run(&[&few[..], &drafts].concat()))).unwrap();
-    assert_eq!((&report["model"], &report["decode"][0]["context"]), (&"tiny-gpt2".into(), &8.into()));
+    assert_eq!(
+        (&report["model"], &report["decode"][0]["context"]),
+        (&"tiny-gpt2".into(), &8.into())
+    );
     for figure in [
         &report["decode"][0]["tokens_per_second"],
         &report["decode"][0]["bytes_per_token"],
@@ -345,19 +592,58 @@ fn bench_measures_what_is_asked_for() {
         assert!(figure.as_f64().unwrap() > 0.0, "{report}");
     }
     let text = stdout(&run(&few));
-    assert!(text.contains("decode after") && text.contains("prompt of"), "{text}");
+    assert!(
+        text.contains("decode after") && text.contains("prompt of"),
+        "{text}"
+    );
 }
 
 #[test]
 fn an_int8_head_runs_and_is_not_saved() {
     let text = stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head"]));
     assert!(text.contains("Embedding8bit(4096, 256)"), "{text}");
-    assert_eq!(text, stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head", "--headers-only"])));
-    let text = stdout(&run(&["run", "tiny-gpt2", "--quantize-head", "--prompt", "And it came", "-n", "4"]));
+    assert_eq!(
+        text,
+        stdout(&run(&[
+            "inspect",
+            "tiny-gpt2",
+            "--quantize-head",
+            "--headers-only"
+        ]))
+    );
+    let text = stdout(&run(&[
+        "run",
+        "tiny-gpt2",
+        "--quantize-head",
+        "--prompt",
+        "And it came",
+        "-n",
+        "4",
+    ]));
     assert!(text.len() > 4);
-    let (code, text) = failure(&["quantize", "tiny-gpt2", "--quantize-head", "-o", "/tmp/never"]);
-    assert!(code == 2 && text.contains("bitsandbytes does not know"), "{text}");
-    assert_eq!(failure(&["run", "tiny-gpt2", "--quantize-head", "--no-quantize", "--prompt", "a"]).0, 2);
+    let (code, text) = failure(&[
+        "quantize",
+        "tiny-gpt2",
+        "--quantize-head",
+        "-o",
+        "/tmp/never",
+    ]);
+    assert!(
+        code == 2 && text.contains("bitsandbytes does not know"),
+        "{text}"
+    );
+    assert_eq!(
+        failure(&[
+            "run",
+            "tiny-gpt2",
+            "--quantize-head",
+            "--no-quantize",
+            "--prompt",
+            "a"
+        ])
+        .0,
+        2
+    );
 }
 
 #[test]

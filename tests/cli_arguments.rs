@@ -1,4 +1,5 @@
-//! Arguments that are not what the program expects: it says what to give instead, before it does any work.
+//! Arguments that are not what the program expects: it says what to give instead, before it does
+//! any work.
 
 use crate::support::{golden, llm_int8};
 use std::path::Path;
@@ -8,12 +9,19 @@ use tempfile::TempDir;
 fn failure(arguments: &[&str]) -> (i32, String) {
     let output = llm_int8(arguments);
     assert!(output.stdout.is_empty(), "{arguments:?}");
-    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 fn stdout(arguments: &[&str]) -> String {
     let output = llm_int8(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -35,17 +43,44 @@ fn a_path_that_is_no_models_folder_gets_a_hint() {
     std::fs::write(parent.path().join("model.pth"), "").unwrap();
     let folder = at("model");
     for (name, code, words) in [
-        (at("model/model.safetensors"), 2, format!("give its folder, {folder}")),
-        (at("model/config.json"), 2, format!("give its folder, {folder}")),
-        (at("model.pth"), 2, "weights are read from .safetensors".into()),
+        (
+            at("model/model.safetensors"),
+            2,
+            format!("give its folder, {folder}"),
+        ),
+        (
+            at("model/config.json"),
+            2,
+            format!("give its folder, {folder}"),
+        ),
+        (
+            at("model.pth"),
+            2,
+            "weights are read from .safetensors".into(),
+        ),
         (at(""), 1, format!("did you mean {}model?", at(""))),
-        (at("modle"), 1, format!("there is no folder {}", at("modle"))),
-        ("model-00001-of-00002.safetensors".into(), 1, "there is no folder model-00001".into()),
-        ("./no/such/folder".into(), 1, "there is no folder ./no/such/folder".into()),
+        (
+            at("modle"),
+            1,
+            format!("there is no folder {}", at("modle")),
+        ),
+        (
+            "model-00001-of-00002.safetensors".into(),
+            1,
+            "there is no folder model-00001".into(),
+        ),
+        (
+            "./no/such/folder".into(),
+            1,
+            "there is no folder ./no/such/folder".into(),
+        ),
         ("no/such/folder".into(), 2, "there is no such folder".into()),
         (at("nowhere.gguf"), 1, "nowhere.gguf".into()),
     ] {
-        for command in [&["inspect", &name][..], &["affine", "--model", &name, "--tensor", "x"]] {
+        for command in [
+            &["inspect", &name][..],
+            &["affine", "--model", &name, "--tensor", "x"],
+        ] {
             let (found, error) = failure(command);
             assert_eq!(found, code, "{command:?}: {error}");
             assert!(error.contains(&words), "{command:?}: {error}");
@@ -58,12 +93,28 @@ fn a_path_that_is_no_models_folder_gets_a_hint() {
 #[test]
 fn an_address_of_the_hub_is_a_name() {
     let (code, error) = failure(&["inspect", "https://huggingface.co/org/name/tree/v1"]);
-    assert!(code == 1 && error.contains("127.0.0.1 cannot be reached"), "{error}");
-    let (code, error) = failure(&["inspect", "--offline", "https://hf.co/org/name?library=transformers"]);
-    assert!(code == 1 && error.contains("org/name is not in the cache"), "{error}");
+    assert!(
+        code == 1 && error.contains("127.0.0.1 cannot be reached"),
+        "{error}"
+    );
+    let (code, error) = failure(&[
+        "inspect",
+        "--offline",
+        "https://hf.co/org/name?library=transformers",
+    ]);
+    assert!(
+        code == 1 && error.contains("org/name is not in the cache"),
+        "{error}"
+    );
     for (address, words) in [
-        ("https://huggingface.co/org/name/blob/main/model.safetensors", "give org/name@main"),
-        ("https://huggingface.co/org/name/resolve/main/m.gguf", "download the GGUF file first"),
+        (
+            "https://huggingface.co/org/name/blob/main/model.safetensors",
+            "give org/name@main",
+        ),
+        (
+            "https://huggingface.co/org/name/resolve/main/m.gguf",
+            "download the GGUF file first",
+        ),
         ("https://huggingface.co/datasets/org/name", "are no models"),
         ("https://mirror.example/org/name", "HF_ENDPOINT"),
     ] {
@@ -77,7 +128,10 @@ fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
     let (code, error) = failure(&["pull", "tiny-gpt2"]);
     assert!(code == 2 && error.contains("built in"), "{error}");
     let (code, error) = failure(&["pull", "some.gguf"]);
-    assert!(code == 2 && error.contains("some.gguf is a path"), "{error}");
+    assert!(
+        code == 2 && error.contains("some.gguf is a path"),
+        "{error}"
+    );
 }
 
 /// A copy holds every small file, so that transformers reads the same tokens and templates from it.
@@ -98,52 +152,152 @@ fn a_saved_copy_has_every_small_file() {
     ];
     std::fs::create_dir(folder.join("additional_chat_templates")).unwrap();
     for name in small {
-        let text = if name.ends_with("json") { "{}".to_owned() } else { format!("this is {name}") };
+        let text = if name.ends_with("json") {
+            "{}".to_owned()
+        } else {
+            format!("this is {name}")
+        };
         std::fs::write(folder.join(name), text).unwrap();
     }
     std::fs::write(folder.join("additional_chat_templates/notes.txt"), "").unwrap();
     std::fs::write(folder.join("README.md"), "").unwrap();
     let copy = parent.path().join("copy");
-    stdout(&["quantize", folder.to_str().unwrap(), "-o", copy.to_str().unwrap()]);
+    stdout(&[
+        "quantize",
+        folder.to_str().unwrap(),
+        "-o",
+        copy.to_str().unwrap(),
+    ]);
     for name in small {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert_eq!(read(&copy), read(&folder), "{name}");
     }
     let names = |folder: &Path| {
         let entries = std::fs::read_dir(folder).unwrap().flatten();
-        let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };
-    assert_eq!(names(&copy.join("additional_chat_templates")), ["rag.jinja"]);
-    assert!(!names(&copy).contains(&"README.md".to_owned()), "{:?}", names(&copy));
+    assert_eq!(
+        names(&copy.join("additional_chat_templates")),
+        ["rag.jinja"]
+    );
+    assert!(
+        !names(&copy).contains(&"README.md".to_owned()),
+        "{:?}",
+        names(&copy)
+    );
 }
 
 #[test]
 fn numbers_beyond_use_are_refused_before_loading() {
     let huge = "18446744073709551615";
     for (arguments, words) in [
-        (&["run", "/nowhere", "--prompt", "x", "--threads", "1025"][..], "1025 is not in 1..=1024"),
-        (&["run", "/nowhere", "--prompt", "x", "--threads", "65535"], "is not in 1..=1024"),
-        (&["run", "/nowhere", "--prompt", "x", "--threads", "99999999999"], "is not in 1..=1024"),
-        (&["run", "/nowhere", "--prompt", "x", "--threads", "0"], "is not in 1..=1024"),
-        (&["run", "/nowhere", "--prompts-file", "x", "--batch-size", huge], "from 1 to 65536"),
-        (&["run", "/nowhere", "--prompt", "x", "--speculate", huge, "--outliers", "row"], "from 0 to 1024"),
-        (&["run", "/nowhere", "--prompt", "x", "-n", "99999999999999999999"], "too large"),
-        (&["bench", "/nowhere", "--contexts", huge], "from 1 to 16777216"),
-        (&["bench", "/nowhere", "--contexts", "8,0"], "from 1 to 16777216"),
-        (&["bench", "/nowhere", "--prompts", huge], "from 1 to 16777216"),
-        (&["bench", "/nowhere", "--batch-sizes", huge], "from 1 to 65536"),
+        (
+            &["run", "/nowhere", "--prompt", "x", "--threads", "1025"][..],
+            "1025 is not in 1..=1024",
+        ),
+        (
+            &["run", "/nowhere", "--prompt", "x", "--threads", "65535"],
+            "is not in 1..=1024",
+        ),
+        (
+            &[
+                "run",
+                "/nowhere",
+                "--prompt",
+                "x",
+                "--threads",
+                "99999999999",
+            ],
+            "is not in 1..=1024",
+        ),
+        (
+            &["run", "/nowhere", "--prompt", "x", "--threads", "0"],
+            "is not in 1..=1024",
+        ),
+        (
+            &[
+                "run",
+                "/nowhere",
+                "--prompts-file",
+                "x",
+                "--batch-size",
+                huge,
+            ],
+            "from 1 to 65536",
+        ),
+        (
+            &[
+                "run",
+                "/nowhere",
+                "--prompt",
+                "x",
+                "--speculate",
+                huge,
+                "--outliers",
+                "row",
+            ],
+            "from 0 to 1024",
+        ),
+        (
+            &[
+                "run",
+                "/nowhere",
+                "--prompt",
+                "x",
+                "-n",
+                "99999999999999999999",
+            ],
+            "too large",
+        ),
+        (
+            &["bench", "/nowhere", "--contexts", huge],
+            "from 1 to 16777216",
+        ),
+        (
+            &["bench", "/nowhere", "--contexts", "8,0"],
+            "from 1 to 16777216",
+        ),
+        (
+            &["bench", "/nowhere", "--prompts", huge],
+            "from 1 to 16777216",
+        ),
+        (
+            &["bench", "/nowhere", "--batch-sizes", huge],
+            "from 1 to 65536",
+        ),
         (&["bench", "/nowhere", "--runs", huge], "from 1 to 10000"),
         (&["bench", "/nowhere", "--runs", "0"], "from 1 to 10000"),
         (&["bench", "/nowhere", "-n", huge], "from 2 to 16777216"),
         (&["bench", "/nowhere", "-n", "1"], "from 2 to 16777216"),
-        (&["bench", "/nowhere", "--speculate", huge], "from 0 to 1024"),
-        (&["bench", "-", "--linear", "64x64", "--rows", huge], "from 1 to 1048576"),
-        (&["bench", "-", "--linear", "9999999999x1"], "sizes from 1 to 1048576"),
-        (&["bench", "-", "--linear", "1048576x1048576"], "at most 4294967296 weights"),
         (
-            &["quantize", "/nowhere", "-o", "/tmp/never", "--max-shard-size", "99999999999999999999GB"],
+            &["bench", "/nowhere", "--speculate", huge],
+            "from 0 to 1024",
+        ),
+        (
+            &["bench", "-", "--linear", "64x64", "--rows", huge],
+            "from 1 to 1048576",
+        ),
+        (
+            &["bench", "-", "--linear", "9999999999x1"],
+            "sizes from 1 to 1048576",
+        ),
+        (
+            &["bench", "-", "--linear", "1048576x1048576"],
+            "at most 4294967296 weights",
+        ),
+        (
+            &[
+                "quantize",
+                "/nowhere",
+                "-o",
+                "/tmp/never",
+                "--max-shard-size",
+                "99999999999999999999GB",
+            ],
             "a whole number",
         ),
     ] {
@@ -161,39 +315,100 @@ fn large_numbers_that_mean_something_do_no_harm() {
     let with = |more: &[&'static str]| [&prompt[..], more].concat();
     let text = stdout(&with(&["-n", "8", "-t", "1"]));
     assert_eq!(
-        stdout(&with(&["-n", "8", "-t", "1", "--top-k", "18446744073709551615"])),
+        stdout(&with(&[
+            "-n",
+            "8",
+            "-t",
+            "1",
+            "--top-k",
+            "18446744073709551615"
+        ])),
         stdout(&with(&["-n", "8", "-t", "1", "--top-k", "0"]))
     );
-    assert_eq!(stdout(&with(&["-n", "8", "-t", "1", "--threads", "16"])), text);
-    assert!(!stdout(&with(&["-n", "8", "--seed", "18446744073709551615", "-t", "1"])).is_empty());
+    assert_eq!(
+        stdout(&with(&["-n", "8", "-t", "1", "--threads", "16"])),
+        text
+    );
+    assert!(
+        !stdout(&with(&[
+            "-n",
+            "8",
+            "--seed",
+            "18446744073709551615",
+            "-t",
+            "1"
+        ]))
+        .is_empty()
+    );
     for more in [&["-n", huge][..], &["-n", huge, "--truncate"]] {
         let (code, error) = failure(&[&prompt[..], more].concat());
-        assert!(code == 1 && error.contains("the model has 512 positions"), "{error}");
+        assert!(
+            code == 1 && error.contains("the model has 512 positions"),
+            "{error}"
+        );
     }
     let drafted = with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]);
-    assert_eq!(stdout(&drafted), stdout(&with(&["-n", "40", "--outliers", "row"])));
+    assert_eq!(
+        stdout(&drafted),
+        stdout(&with(&["-n", "40", "--outliers", "row"]))
+    );
 
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("text.txt").display().to_string();
     std::fs::write(&file, "And it came to pass\nin those days\n").unwrap();
-    let batch = ["run", "tiny-gpt2", "--prompts-file", &file, "--batch-size", "65536", "-n", "2", "-q"];
+    let batch = [
+        "run",
+        "tiny-gpt2",
+        "--prompts-file",
+        &file,
+        "--batch-size",
+        "65536",
+        "-n",
+        "2",
+        "-q",
+    ];
     assert_eq!(stdout(&batch).lines().count(), 2);
     for more in [["--window", huge], ["--stride", huge]] {
         let (_, error) = failure(&[&["eval", "tiny-gpt2", "--text", &file], &more[..]].concat());
         assert!(error.contains(&format!("is {huge}; it must be")), "{error}");
     }
-    assert!(stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", huge]).contains("perplexity"));
+    assert!(
+        stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", huge])
+            .contains("perplexity")
+    );
     let copy = folder.path().join("copy").display().to_string();
-    stdout(&["quantize", "tiny-gpt2", "-o", &copy, "--max-shard-size", "18446744073709551615"]);
+    stdout(&[
+        "quantize",
+        "tiny-gpt2",
+        "-o",
+        &copy,
+        "--max-shard-size",
+        "18446744073709551615",
+    ]);
     stdout(&["inspect", &copy]);
     let limits = format!("cpu={huge},0={huge}");
-    stdout(&["inspect", "tiny-gpt2", "--device-map", "auto", "--max-memory", &limits, "--device", "auto"]);
+    stdout(&[
+        "inspect",
+        "tiny-gpt2",
+        "--device-map",
+        "auto",
+        "--max-memory",
+        &limits,
+        "--device",
+        "auto",
+    ]);
 }
 
 #[test]
 fn bench_leaves_out_what_the_model_has_no_positions_for() {
     let short = ["--runs", "1", "-n", "2", "--json"];
-    let output = llm_int8(&[&["bench", "tiny-gpt2", "--contexts", "8,511,4000"], &short[..]].concat());
+    let output = llm_int8(
+        &[
+            &["bench", "tiny-gpt2", "--contexts", "8,511,4000"],
+            &short[..],
+        ]
+        .concat(),
+    );
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{error}");
     assert!(
@@ -204,9 +419,17 @@ fn bench_leaves_out_what_the_model_has_no_positions_for() {
     );
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let lengths = |key: &str, name: &str| -> Vec<u64> {
-        report[key].as_array().unwrap().iter().map(|rate| rate[name].as_u64().unwrap()).collect()
+        report[key]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|rate| rate[name].as_u64().unwrap())
+            .collect()
     };
-    assert_eq!((lengths("decode", "context"), lengths("prefill", "tokens")), (vec![8], vec![16, 128]));
+    assert_eq!(
+        (lengths("decode", "context"), lengths("prefill", "tokens")),
+        (vec![8], vec![16, 128])
+    );
 }
 
 #[test]
@@ -216,10 +439,31 @@ fn bench_refuses_at_once_what_it_can_not_measure() {
             &["--contexts", "4000"][..],
             "--contexts 4000 and 32 new tokens are more than the model's 512 positions",
         ),
-        (&["--prompts", "512,600"], "--prompts 512, 600 and 1 new tokens"),
-        (&["-n", "512", "--contexts", "32,128"], "--contexts 32, 128 and 512 new tokens"),
-        (&["-n", "512", "--prompts", "512"], "new tokens are more than the model's 512 positions"),
-        (&["--contexts", "8", "--speculate", "2", "--outliers", "row", "-n", "400"], "512 positions"),
+        (
+            &["--prompts", "512,600"],
+            "--prompts 512, 600 and 1 new tokens",
+        ),
+        (
+            &["-n", "512", "--contexts", "32,128"],
+            "--contexts 32, 128 and 512 new tokens",
+        ),
+        (
+            &["-n", "512", "--prompts", "512"],
+            "new tokens are more than the model's 512 positions",
+        ),
+        (
+            &[
+                "--contexts",
+                "8",
+                "--speculate",
+                "2",
+                "--outliers",
+                "row",
+                "-n",
+                "400",
+            ],
+            "512 positions",
+        ),
     ] {
         let (code, error) = failure(&[&["bench", "tiny-gpt2"], more].concat());
         assert!(code == 2 && error.contains(words), "{more:?}: {error}");
@@ -235,11 +479,14 @@ fn bench_refuses_at_once_what_it_can_not_measure() {
 /// Line breaks and all, in one argument.
 #[test]
 fn a_tensor_is_pasted_as_torch_prints_it() {
-    let tensor =
-        "tensor([[ 3.0000e-05, -2.0000e-05],\n        [ 1.0000e-05,  0.0000e+00]], grad_fn=<MulBackward0>)";
+    let tensor = "tensor([[ 3.0000e-05, -2.0000e-05],\n        [ 1.0000e-05,  0.0000e+00]], grad_fn=<MulBackward0>)";
     let json = |arguments: &[&str]| -> serde_json::Value {
         let output = llm_int8(&[&["affine", "--json"], arguments].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let pasted = json(&[tensor, "--per-channel", "0"]);
@@ -248,5 +495,8 @@ fn a_tensor_is_pasted_as_torch_prints_it() {
     assert_eq!(pasted["results"][2]["scale"].as_array().unwrap().len(), 2);
     let typed = json(&["3e-05", "-2e-05", "1e-05", "-0.0"]);
     assert_eq!(typed["results"][0]["codes"], pasted["results"][0]["codes"]);
-    assert_eq!(json(&["[3e-05,", "-2e-05,", "1e-05,", "0]"])["results"], typed["results"]);
+    assert_eq!(
+        json(&["[3e-05,", "-2e-05,", "1e-05,", "0]"])["results"],
+        typed["results"]
+    );
 }

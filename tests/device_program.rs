@@ -11,19 +11,35 @@ fn has_emulation() -> bool {
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = llm_int8(arguments);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 #[test]
 fn the_program_runs_on_a_device_with_and_without_graphs() {
-    let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
+    let base = [
+        "run",
+        "tiny-gpt2",
+        "--prompt",
+        "In the beginning",
+        "-n",
+        "12",
+        "--ignore-eos",
+        "--greedy",
+    ];
     let on = |more: &[&str]| run(&[&base[..], more].concat());
     let (_, host, _) = on(&["--device", "cpu"]);
     for name in testing::names() {
         let (code, by_graphs, report) = on(&["--device", name]);
         assert_eq!(code, Some(0), "{report}");
         assert!(report.contains(&format!("device:  {name} (")), "{report}");
-        assert!(report.contains("): embedding and head, blocks 0 to"), "{report}");
+        assert!(
+            report.contains("): embedding and head, blocks 0 to"),
+            "{report}"
+        );
         assert!(report.contains(&format!("{name} holds")), "{report}");
         let (_, by_launches, _) = on(&["--device", name, "--no-cuda-graph"]);
         assert_eq!(by_graphs, by_launches);
@@ -40,23 +56,51 @@ fn the_program_runs_over_two_devices_and_the_cpu() {
     if !has_emulation() {
         return;
     }
-    let base = ["run", "tiny-gpt2", "--prompt", "In the beginning", "-n", "12", "--ignore-eos", "--greedy"];
+    let base = [
+        "run",
+        "tiny-gpt2",
+        "--prompt",
+        "In the beginning",
+        "-n",
+        "12",
+        "--ignore-eos",
+        "--greedy",
+    ];
     let on = |more: &[&str]| run(&[&base[..], more].concat());
-    let map =
-        ["--device", "emulated:0,emulated:1", "--device-map", "auto", "--max-memory", "0=16MiB,1=14MiB"];
+    let map = [
+        "--device",
+        "emulated:0,emulated:1",
+        "--device-map",
+        "auto",
+        "--max-memory",
+        "0=16MiB,1=14MiB",
+    ];
     let (code, spread, report) = on(&map);
     assert_eq!(code, Some(0), "{report}");
     let (_, host, _) = on(&["--device", "cpu"]);
     assert_eq!(spread, host);
-    for place in ["device:  emulated:0", "device:  emulated:1", "device:  cpu ("] {
+    for place in [
+        "device:  emulated:0",
+        "device:  emulated:1",
+        "device:  cpu (",
+    ] {
         assert!(report.contains(place), "{report}");
     }
 }
 
 #[test]
 fn drawn_tokens_are_the_same_on_a_device() {
-    let base =
-        ["run", "tiny-gpt2", "--prompt", "ROMEO:", "-n", "10", "--quiet", "--print-ids", "--ignore-eos"];
+    let base = [
+        "run",
+        "tiny-gpt2",
+        "--prompt",
+        "ROMEO:",
+        "-n",
+        "10",
+        "--quiet",
+        "--print-ids",
+        "--ignore-eos",
+    ];
     for more in [
         &["--temperature", "0.9", "--top-k", "20", "--seed", "5"][..],
         &["--temperature", "0.7", "--top-k", "0", "--top-p", "0.9"],
@@ -75,30 +119,64 @@ fn inspect_tells_what_would_lie_where() {
         return;
     }
     let on = |more: &[&str]| run(&[&["inspect", "tiny-gpt2"][..], more].concat());
-    let map = ["--device", "emulated:0", "--device-map", "auto", "--max-memory", "0=16MiB"];
+    let map = [
+        "--device",
+        "emulated:0",
+        "--device-map",
+        "auto",
+        "--max-memory",
+        "0=16MiB",
+    ];
     let (code, loaded, _) = on(&map);
     let (_, planned, _) = on(&[&map[..], &["--headers-only"]].concat());
     assert_eq!(code, Some(0));
     assert_eq!(loaded, planned);
-    assert!(loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"), "{loaded}");
+    assert!(
+        loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"),
+        "{loaded}"
+    );
     let (_, json, _) = on(&[&map[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["devices"][0]["device"], "emulated:0");
     let (_, plain, _) = on(&[]);
-    assert!(!plain.contains("cpu ("), "everything on the CPU needs no telling");
+    assert!(
+        !plain.contains("cpu ("),
+        "everything on the CPU needs no telling"
+    );
 }
 
 #[test]
 fn wrong_devices_are_explained() {
-    let on = |more: &[&str]| run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat());
+    let on = |more: &[&str]| {
+        run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat())
+    };
     for (arguments, words) in [
-        (&["--device", "gpu"][..], "auto, cpu, cuda or cuda:N was expected"),
-        (&["--device", "cpu", "--device-map", "auto"], "a device map needs devices"),
+        (
+            &["--device", "gpu"][..],
+            "auto, cpu, cuda or cuda:N was expected",
+        ),
+        (
+            &["--device", "cpu", "--device-map", "auto"],
+            "a device map needs devices",
+        ),
         (&["--device", "cuda:0,cuda:1"], "--device-map auto"),
         (&["--max-memory", "0=1GB"], "--device-map"),
         (&["--device", "cpu,cuda"], "cannot stand beside"),
-        (&["--device-map", "auto", "--max-memory", "x=1GB"], "is no device"),
-        (&["--device", "emulated", "--outliers", "row", "--speculate", "4"], "use --device cpu"),
+        (
+            &["--device-map", "auto", "--max-memory", "x=1GB"],
+            "is no device",
+        ),
+        (
+            &[
+                "--device",
+                "emulated",
+                "--outliers",
+                "row",
+                "--speculate",
+                "4",
+            ],
+            "use --device cpu",
+        ),
     ] {
         let (code, _, error) = on(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
@@ -107,7 +185,10 @@ fn wrong_devices_are_explained() {
     if has_emulation() {
         let (code, _, error) = on(&["--device", "emulated", "--outlier-weights", "original"]);
         assert_eq!(code, Some(2), "{error}");
-        assert!(error.contains("leave --outlier-weights original away"), "{error}");
+        assert!(
+            error.contains("leave --outlier-weights original away"),
+            "{error}"
+        );
     }
     if Device::cuda_count() == Ok(0) {
         let (code, _, error) = on(&["--device", "cuda"]);

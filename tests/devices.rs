@@ -1,7 +1,10 @@
-//! Models on devices: every family against transformers' values and against the CPU, by graphs and by launches, spread
-//! over several devices. Which devices is said by `LLM_INT8_TEST_DEVICE` (see [`llm_int8_cuda::testing`]).
+//! Models on devices: every family against transformers' values and against the CPU, by graphs and
+//! by launches, spread over several devices. Which devices is said by `LLM_INT8_TEST_DEVICE` (see
+//! [`llm_int8_cuda::testing`]).
 
-use crate::support::golden_models::{at_most, expected, in_every_folder, input_ids, load, try_load};
+use crate::support::golden_models::{
+    at_most, expected, in_every_folder, input_ids, load, try_load,
+};
 use crate::support::{golden, golden_text, relative_error};
 use candle_core::{Device as Host, Tensor};
 use llm_int8_cuda::testing;
@@ -10,8 +13,8 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::cuda::{CudaError, Device};
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8_nn::models::{
-    Choice, Decoder, DecoderSpec, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits, ModelConfig,
-    Placement, SequenceInput, WeightDtype,
+    Choice, Decoder, DecoderSpec, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits,
+    ModelConfig, Placement, SequenceInput, WeightDtype,
 };
 use std::sync::Arc;
 
@@ -29,17 +32,35 @@ pub(crate) fn few_devices() -> Vec<Device> {
 
 /// Two emulated devices beside each other.
 fn two_emulated() -> Option<(Device, Device)> {
-    Some((testing::emulated(0, MEMORY, 0)?, testing::emulated(1, MEMORY, 3)?))
+    Some((
+        testing::emulated(0, MEMORY, 0)?,
+        testing::emulated(1, MEMORY, 3)?,
+    ))
 }
 
 /// Early starts as they are set for the device: loading a model sets them anew.
 pub(crate) fn on_device(device: &Device) -> Placement {
-    Placement { overlaps_kernels: device.overlaps_kernels(), ..Placement::on(device.clone()) }
+    Placement {
+        overlaps_kernels: device.overlaps_kernels(),
+        ..Placement::on(device.clone())
+    }
 }
 
-pub(crate) fn options(int8: Option<OutlierScope>, dtype: WeightDtype, placement: Placement) -> LoadOptions {
-    let int8 = int8.map(|outlier_scope| Int8Config { outlier_scope, ..Int8Config::default() });
-    LoadOptions { int8, dtype, placement, ..LoadOptions::default() }
+pub(crate) fn options(
+    int8: Option<OutlierScope>,
+    dtype: WeightDtype,
+    placement: Placement,
+) -> LoadOptions {
+    let int8 = int8.map(|outlier_scope| Int8Config {
+        outlier_scope,
+        ..Int8Config::default()
+    });
+    LoadOptions {
+        int8,
+        dtype,
+        placement,
+        ..LoadOptions::default()
+    }
 }
 
 pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -48,14 +69,22 @@ pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
-    SequenceInput { ids, cache, logits: LogitPositions::Last }
+    SequenceInput {
+        ids,
+        cache,
+        logits: LogitPositions::Last,
+    }
 }
 
 /// Logits after each of some tokens, one by one after a prompt.
 pub(crate) fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
     let mut cache = model.new_cache();
     let mut all = vec![model.next_logits(&ids[..prompt], &mut cache).unwrap()];
-    all.extend(ids[prompt..].iter().map(|id| model.next_logits(&[*id], &mut cache).unwrap()));
+    all.extend(
+        ids[prompt..]
+            .iter()
+            .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
+    );
     all
 }
 
@@ -65,7 +94,11 @@ fn unquantised_logits_are_those_of_transformers() {
         in_every_folder(|name| {
             let options = options(None, WeightDtype::Float32, on_device(&device));
             let ours = load(name, &options).logits(&input_ids(name)).unwrap();
-            at_most("distance", relative_error(&ours, &expected(name, "logits_f32")), 1e-4)
+            at_most(
+                "distance",
+                relative_error(&ours, &expected(name, "logits_f32")),
+                1e-4,
+            )
         });
     }
 }
@@ -77,7 +110,10 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
             let exact = expected(name, "logits_f32");
             let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
             let placement = on_device(&device);
-            let model = load(name, &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement));
+            let model = load(
+                name,
+                &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
+            );
             let ours = relative_error(&model.logits(&input_ids(name)).unwrap(), &exact);
             at_most("distance", ours, 1.15 * theirs)
         });
@@ -102,15 +138,24 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
             let by_launches = step_by_step(&there, &ids, 20);
             drop(there);
             let overlaps = device.overlaps_kernels();
-            let early = Placement { overlaps_kernels: !overlaps, ..on_device(&device) };
+            let early = Placement {
+                overlaps_kernels: !overlaps,
+                ..on_device(&device)
+            };
             let overlapping = step_by_step(&on(early), &ids, 20);
             device.set_overlap(overlaps);
             if by_graphs != by_launches || by_graphs != overlapping {
-                return Err(format!("graphs or early starts change numbers in {dtype:?}"));
+                return Err(format!(
+                    "graphs or early starts change numbers in {dtype:?}"
+                ));
             }
             // A code beside the other, where a norm's last bit differs.
             for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
-                at_most(&format!("distance at step {step} in {dtype:?}"), distance(ours, theirs), 2e-2)?;
+                at_most(
+                    &format!("distance at step {step} in {dtype:?}"),
+                    distance(ours, theirs),
+                    2e-2,
+                )?;
             }
             Ok(())
         });
@@ -119,25 +164,54 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
 
 #[test]
 fn a_text_is_the_same_alone_and_beside_others() {
-    let names = ["gpt2", "llama", "falcon_multi_query", "phi3_longrope", "mpt"];
-    for (device, name) in testing::devices(&[7]).iter().flat_map(|device| names.map(|name| (device, name))) {
+    let names = [
+        "gpt2",
+        "llama",
+        "falcon_multi_query",
+        "phi3_longrope",
+        "mpt",
+    ];
+    for (device, name) in testing::devices(&[7])
+        .iter()
+        .flat_map(|device| names.map(|name| (device, name)))
+    {
         let placement = on_device(device);
-        let model = load(name, &options(Some(OutlierScope::Row), WeightDtype::Float16, placement));
+        let model = load(
+            name,
+            &options(Some(OutlierScope::Row), WeightDtype::Float16, placement),
+        );
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let texts = [&ids[..3], &ids[2..16], &ids[5..10]];
         let mut together: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
         let mut alone: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
         for step in 0..4 {
-            let ids: Vec<&[u32]> =
-                texts.iter().map(|text| if step == 0 { text } else { &text[step - 1..step] }).collect();
-            let mut batch: Vec<SequenceInput<'_>> =
-                ids.iter().zip(&mut together).map(|(ids, cache)| last(ids, cache)).collect();
+            let ids: Vec<&[u32]> = texts
+                .iter()
+                .map(|text| {
+                    if step == 0 {
+                        text
+                    } else {
+                        &text[step - 1..step]
+                    }
+                })
+                .collect();
+            let mut batch: Vec<SequenceInput<'_>> = ids
+                .iter()
+                .zip(&mut together)
+                .map(|(ids, cache)| last(ids, cache))
+                .collect();
             let logits = model.forward(&mut batch).unwrap();
-            for ((ids, cache), row) in
-                ids.iter().zip(&mut alone).zip(logits.chunks(model.spec().vocab_size()))
+            for ((ids, cache), row) in ids
+                .iter()
+                .zip(&mut alone)
+                .zip(logits.chunks(model.spec().vocab_size()))
             {
                 let own = model.next_logits(ids, cache).unwrap();
-                assert!(distance(row, &own) < 2e-2, "{name}, step {step}: {}", distance(row, &own));
+                assert!(
+                    distance(row, &own) < 2e-2,
+                    "{name}, step {step}: {}",
+                    distance(row, &own)
+                );
             }
         }
         assert_eq!(together[1].len(), 17);
@@ -149,19 +223,31 @@ fn a_text_is_the_same_alone_and_beside_others() {
 fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
     for device in devices() {
         for name in ["gpt2", "llama"] {
-            let options = options(Some(OutlierScope::Row), WeightDtype::Float16, on_device(&device));
+            let options = options(
+                Some(OutlierScope::Row),
+                WeightDtype::Float16,
+                on_device(&device),
+            );
             let model = load(name, &options);
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let (prompt, first, drafts) = (&ids[..9], &ids[3..8], &ids[8..11]);
             let [mut new, mut old] = [0; 2].map(|_| model.new_cache());
             model.next_logits(first, &mut old).unwrap();
-            let draft = SequenceInput { ids: drafts, cache: &mut old, logits: LogitPositions::All };
+            let draft = SequenceInput {
+                ids: drafts,
+                cache: &mut old,
+                logits: LogitPositions::All,
+            };
             let logits = model.forward(&mut [last(prompt, &mut new), draft]).unwrap();
 
             let mut cache = model.new_cache();
             let mut alone = vec![model.next_logits(prompt, &mut model.new_cache()).unwrap()];
             model.next_logits(first, &mut cache).unwrap();
-            alone.extend(drafts.iter().map(|id| model.next_logits(&[*id], &mut cache).unwrap()));
+            alone.extend(
+                drafts
+                    .iter()
+                    .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
+            );
             assert_eq!(logits.len(), 4 * model.spec().vocab_size());
             for (row, own) in logits.chunks(model.spec().vocab_size()).zip(&alone) {
                 assert!(distance(row, own) < 2e-2, "{name}: {}", distance(row, own));
@@ -174,8 +260,14 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
 fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
     for device in few_devices() {
         for name in ["gpt2", "llama"] {
-            let mut model =
-                load(name, &options(Some(OutlierScope::Batch), WeightDtype::Float16, on_device(&device)));
+            let mut model = load(
+                name,
+                &options(
+                    Some(OutlierScope::Batch),
+                    WeightDtype::Float16,
+                    on_device(&device),
+                ),
+            );
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let mut decode = |uses_graphs: bool| {
                 model.set_graphs(uses_graphs);
@@ -183,17 +275,27 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                 let mut all = Vec::new();
                 for step in 0..5 {
                     // Sequences of different lengths, then one token of each.
-                    let ids =
-                        (0..8).map(|i| if step == 0 { &ids[i..2 * i + 3] } else { &ids[step + i..][..1] });
-                    let mut batch: Vec<SequenceInput<'_>> =
-                        ids.zip(&mut caches).map(|(ids, cache)| last(ids, cache)).collect();
+                    let ids = (0..8).map(|i| {
+                        if step == 0 {
+                            &ids[i..2 * i + 3]
+                        } else {
+                            &ids[step + i..][..1]
+                        }
+                    });
+                    let mut batch: Vec<SequenceInput<'_>> = ids
+                        .zip(&mut caches)
+                        .map(|(ids, cache)| last(ids, cache))
+                        .collect();
                     all.push(model.forward(&mut batch).unwrap());
                 }
                 all
             };
             let by_graphs = decode(true);
             assert!(by_graphs == decode(false), "{name} on {device:?}");
-            assert!(model.graph_count() > 0, "no graph was recorded for {name} on {device:?}");
+            assert!(
+                model.graph_count() > 0,
+                "no graph was recorded for {name} on {device:?}"
+            );
         }
     }
 }
@@ -203,14 +305,19 @@ fn threads_may_share_a_model() {
     for device in few_devices() {
         let load = || {
             let placement = on_device(&device);
-            load("llama", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement))
+            load(
+                "llama",
+                &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+            )
         };
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let alone = step_by_step(&load(), &ids, 12);
         let model = &load();
         // While one records a graph, others allocate, compute and give back.
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| step_by_step(model, &ids, 12))).collect();
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| step_by_step(model, &ids, 12)))
+                .collect();
             for thread in threads {
                 assert_eq!(thread.join().unwrap(), alone);
             }
@@ -234,7 +341,9 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
         let checkpoint = Arc::new(Checkpoint::open_safetensors(&[path], None).unwrap());
         let on = |placement| {
             let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
-            Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0
+            Decoder::load(&config, &checkpoint, &options, &mut |_| ())
+                .unwrap()
+                .0
         };
         let (host, there) = (on(Placement::cpu()), on(placement));
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
@@ -242,12 +351,18 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
         for range in [0..250, 250..255, 255..256, 256..257, 257..258, 258..300] {
             let theirs = host.next_logits(&ids[range.clone()], &mut a).unwrap();
             let ours = there.next_logits(&ids[range.clone()], &mut b).unwrap();
-            assert!(distance(&ours, &theirs) < 2e-2, "{range:?}: {}", distance(&ours, &theirs));
+            assert!(
+                distance(&ours, &theirs) < 2e-2,
+                "{range:?}: {}",
+                distance(&ours, &theirs)
+            );
         }
         assert_eq!(b.len(), 300);
         b.truncate(100);
         let again = there.next_logits(&ids[100..101], &mut b).unwrap();
-        let fresh = there.next_logits(&ids[..101], &mut there.new_cache()).unwrap();
+        let fresh = there
+            .next_logits(&ids[..101], &mut there.new_cache())
+            .unwrap();
         assert!(distance(&again, &fresh) < 2e-2);
     }
 }
@@ -255,8 +370,12 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
 /// A checkpoint of noise for a description.
 pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
     use llm_int8_nn::module::Module;
-    let model =
-        Decoder::declared(spec.clone(), llm_int8_nn::FloatDtype::F32, llm_int8_nn::Isa::detect()).unwrap();
+    let model = Decoder::declared(
+        spec.clone(),
+        llm_int8_nn::FloatDtype::F32,
+        llm_int8_nn::Isa::detect(),
+    )
+    .unwrap();
     let mut tensors = crate::support::Tensors::new();
     let mut state = 1u64;
     for parameter in model.describe().named_parameters() {
@@ -264,33 +383,50 @@ pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
         let is_norm = parameter.shape.len() == 1;
         let values: Vec<f32> = (0..count)
             .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 let noise = (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-                if is_norm { 1.0 + 0.1 * noise } else { 0.3 * noise }
+                if is_norm {
+                    1.0 + 0.1 * noise
+                } else {
+                    0.3 * noise
+                }
             })
             .collect();
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensors.insert(parameter.name.clone(), (safetensors::Dtype::F32, parameter.shape.clone(), bytes));
+        tensors.insert(
+            parameter.name.clone(),
+            (safetensors::Dtype::F32, parameter.shape.clone(), bytes),
+        );
     }
     crate::support::write_tensors(path, &tensors);
 }
 
 fn budget(device: &Device, most: u64) -> DeviceBudget {
-    DeviceBudget { device: device.clone(), most: Some(most) }
+    DeviceBudget {
+        device: device.clone(),
+        most: Some(most),
+    }
 }
 
 #[test]
 fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
-    let Some((first, second)) = two_emulated() else { return };
+    let Some((first, second)) = two_emulated() else {
+        return;
+    };
     in_every_folder(|name| {
-        let options = |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+        let options =
+            |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
         let host = load(name, &options(Placement::cpu()));
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let theirs = step_by_step(&host, &ids, 21);
         let layers = host.spec().layers.len();
         let mut seen = Vec::new();
         // From nothing on devices to everything, in steps smaller than a block.
-        for (most, other) in (0..80).map(|i| (i * 20_000, 0)).chain((0..80).map(|i| (i * 12_000, i * 12_000)))
+        for (most, other) in (0..80)
+            .map(|i| (i * 20_000, 0))
+            .chain((0..80).map(|i| (i * 12_000, i * 12_000)))
         {
             let placement = Placement {
                 reserved_positions: 32,
@@ -314,60 +450,108 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
             );
             let all = step_by_step(&model, &ids, 21);
             // One for each device that has blocks.
-            let devices =
-                planned.iter().filter(|part| part.device != "cpu" && !part.blocks.is_empty()).count();
+            let devices = planned
+                .iter()
+                .filter(|part| part.device != "cpu" && !part.blocks.is_empty())
+                .count();
             if model.graph_count() < devices {
                 return Err(format!("{} graphs with {shape:?}", model.graph_count()));
             }
             for (step, (ours, theirs)) in all.iter().zip(&theirs).enumerate() {
-                at_most(&format!("distance at step {step} with {shape:?}"), distance(ours, theirs), 2e-2)?;
+                at_most(
+                    &format!("distance at step {step} with {shape:?}"),
+                    distance(ours, theirs),
+                    2e-2,
+                )?;
             }
             seen.push(shape);
         }
         // Everything on the CPU, everything on a device, and shapes between.
-        if seen.len() < 4 { Err(format!("only {} maps were tried: {seen:?}", seen.len())) } else { Ok(()) }
+        if seen.len() < 4 {
+            Err(format!("only {} maps were tried: {seen:?}", seen.len()))
+        } else {
+            Ok(())
+        }
     });
 }
 
 #[test]
 fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
-    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
-    let placement = |most_on_cpu| Placement { most_on_cpu, ..Placement::auto(vec![budget(&device, 0)]) };
-    let load =
-        |placement| try_load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement));
+    let Some(device) = testing::emulated(0, MEMORY, 0) else {
+        return;
+    };
+    let placement = |most_on_cpu| Placement {
+        most_on_cpu,
+        ..Placement::auto(vec![budget(&device, 0)])
+    };
+    let load = |placement| {
+        try_load(
+            "gpt2",
+            &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+        )
+    };
     assert!(load(placement(None)).is_ok());
     let error = load(placement(Some(1000))).unwrap_err().to_string();
     assert!(error.contains("the CPU may take 1000"), "{error}");
     let twice = Placement::auto(vec![budget(&device, 0), budget(&device, 0)]);
-    assert!(load(twice).unwrap_err().to_string().contains("is there twice"));
+    assert!(
+        load(twice)
+            .unwrap_err()
+            .to_string()
+            .contains("is there twice")
+    );
     let small = Device::emulated(0, 5000, 0).unwrap();
     let error = load(Placement::on(small.clone())).unwrap_err();
-    assert!(matches!(error, NnError::Cuda(CudaError::OutOfMemory { .. })), "{error:?}");
-    assert_eq!(small.memory().unwrap().allocated, 0, "what was allocated before is given back");
+    assert!(
+        matches!(error, NnError::Cuda(CudaError::OutOfMemory { .. })),
+        "{error:?}"
+    );
+    assert_eq!(
+        small.memory().unwrap().allocated,
+        0,
+        "what was allocated before is given back"
+    );
 }
 
 #[test]
 fn loading_takes_little_more_than_the_model() {
     for device in few_devices() {
         let before = device.memory().unwrap();
-        let model =
-            load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, on_device(&device)));
+        let model = load(
+            "gpt2",
+            &options(
+                Some(OutlierScope::Batch),
+                WeightDtype::Float16,
+                on_device(&device),
+            ),
+        );
         let after = device.memory().unwrap();
         let (held, footprint) = (after.allocated - before.allocated, model.placed()[0].bytes);
         // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
-        assert!(held >= footprint && held <= footprint + footprint / 10, "{held} of {footprint}");
+        assert!(
+            held >= footprint && held <= footprint + footprint / 10,
+            "{held} of {footprint}"
+        );
         let ids: Vec<u32> = input_ids("gpt2").get(0).unwrap().to_vec1().unwrap();
         model.next_logits(&ids, &mut model.new_cache()).unwrap();
         drop(model);
-        assert_eq!(device.memory().unwrap().allocated, before.allocated, "all is given back");
+        assert_eq!(
+            device.memory().unwrap().allocated,
+            before.allocated,
+            "all is given back"
+        );
     }
 }
 
 #[test]
 fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
-    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
+    let Some(device) = testing::emulated(0, MEMORY, 0) else {
+        return;
+    };
     let mut tensors = crate::support::read_tensors("models/llama/model.safetensors");
-    let (dtype, shape, bytes) = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+    let (dtype, shape, bytes) = tensors
+        .get_mut("model.layers.1.mlp.up_proj.weight")
+        .unwrap();
     assert_eq!(*dtype, safetensors::Dtype::F16);
     let place = 2 * (5 * shape[1] + 3);
     bytes[place..place + 2].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
@@ -376,20 +560,35 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
     crate::support::write_tensors(&path, &tensors);
     let config = ModelConfig::parse(golden_text("models/llama/config.json").as_bytes()).unwrap();
     let error = |placement| {
-        let checkpoint = Arc::new(Checkpoint::open_safetensors(std::slice::from_ref(&path), None).unwrap());
+        let checkpoint =
+            Arc::new(Checkpoint::open_safetensors(std::slice::from_ref(&path), None).unwrap());
         let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
-        Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap_err().to_string()
+        Decoder::load(&config, &checkpoint, &options, &mut |_| ())
+            .unwrap_err()
+            .to_string()
     };
     let (there, host) = (error(Placement::on(device)), error(Placement::cpu()));
     assert_eq!(there, host);
-    assert!(host.contains("up_proj") && host.contains("output 5, input 3"), "{host}");
+    assert!(
+        host.contains("up_proj") && host.contains("output 5, input 3"),
+        "{host}"
+    );
 }
 
 #[test]
 fn original_outlier_weights_are_the_cpus() {
-    let Some(device) = testing::emulated(0, MEMORY, 0) else { return };
-    let int8 = Some(Int8Config { outlier_weights: OutlierWeights::Original, ..Int8Config::default() });
-    let options = LoadOptions { int8, placement: Placement::on(device), ..LoadOptions::default() };
+    let Some(device) = testing::emulated(0, MEMORY, 0) else {
+        return;
+    };
+    let int8 = Some(Int8Config {
+        outlier_weights: OutlierWeights::Original,
+        ..Int8Config::default()
+    });
+    let options = LoadOptions {
+        int8,
+        placement: Placement::on(device),
+        ..LoadOptions::default()
+    };
     let error = try_load("gpt2", &options).unwrap_err().to_string();
     assert!(error.contains("only the CPU does"), "{error}");
 }
@@ -397,17 +596,23 @@ fn original_outlier_weights_are_the_cpus() {
 #[test]
 fn saved_int8_checkpoints_go_straight_onto_a_device() {
     for device in few_devices() {
-        let read = |name: &str| std::fs::read(golden(&format!("bnb_checkpoints/gpt2/{name}"))).unwrap();
+        let read =
+            |name: &str| std::fs::read(golden(&format!("bnb_checkpoints/gpt2/{name}"))).unwrap();
         let config = ModelConfig::parse(&read("config.json")).unwrap();
         let files = [golden("bnb_checkpoints/gpt2/model.safetensors")];
         let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
         let on = |placement| {
             let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
-            Decoder::load(&config, &checkpoint, &options, &mut |_| ()).unwrap().0
+            Decoder::load(&config, &checkpoint, &options, &mut |_| ())
+                .unwrap()
+                .0
         };
         let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
         let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
-        for (ours, theirs) in step_by_step(&there, &ids, 10).iter().zip(&step_by_step(&host, &ids, 10)) {
+        for (ours, theirs) in step_by_step(&there, &ids, 10)
+            .iter()
+            .zip(&step_by_step(&host, &ids, 10))
+        {
             assert!(distance(ours, theirs) < 2e-2);
         }
     }
@@ -419,13 +624,26 @@ fn an_int8_head_and_table_work_on_a_device_too() {
         for name in ["gpt2", "llama", "gemma2", "opt"] {
             let on = |placement| {
                 let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
-                load(name, &LoadOptions { quantize_head: true, ..options })
+                load(
+                    name,
+                    &LoadOptions {
+                        quantize_head: true,
+                        ..options
+                    },
+                )
             };
             let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
             assert!(host.has_int8_head() && there.has_int8_head());
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            for (ours, theirs) in step_by_step(&there, &ids, 14).iter().zip(&step_by_step(&host, &ids, 14)) {
-                assert!(distance(ours, theirs) < 3e-2, "{name}: {}", distance(ours, theirs));
+            for (ours, theirs) in step_by_step(&there, &ids, 14)
+                .iter()
+                .zip(&step_by_step(&host, &ids, 14))
+            {
+                assert!(
+                    distance(ours, theirs) < 3e-2,
+                    "{name}: {}",
+                    distance(ours, theirs)
+                );
             }
         }
     }
@@ -434,20 +652,34 @@ fn an_int8_head_and_table_work_on_a_device_too() {
 #[test]
 fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
     for device in devices() {
-        let model =
-            |placement| load("llama", &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement));
+        let model = |placement| {
+            load(
+                "llama",
+                &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
+            )
+        };
         let there = model(Placement::on(device));
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let vocabulary = there.spec().vocab_size();
         for count in [1, 5, 50, vocabulary, usize::MAX] {
             for penalty in [1.0, 1.3] {
-                let choice = Choice { count, penalty, seen: &ids };
+                let choice = Choice {
+                    count,
+                    penalty,
+                    seen: &ids,
+                };
                 let mut cache = there.new_cache();
                 let all = there.next_logits(&ids, &mut cache).unwrap();
-                let host = llm_int8_nn::models::Logits::from_vec(all, vocabulary).choose(0, &choice).unwrap();
+                let host = llm_int8_nn::models::Logits::from_vec(all, vocabulary)
+                    .choose(0, &choice)
+                    .unwrap();
                 let mut cache = there.new_cache();
                 let mut logits = there.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
-                assert_eq!(logits.choose(0, &choice).unwrap(), host, "{count}, {penalty}");
+                assert_eq!(
+                    logits.choose(0, &choice).unwrap(),
+                    host,
+                    "{count}, {penalty}"
+                );
             }
         }
     }
@@ -456,14 +688,25 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
 #[test]
 fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
     for device in devices() {
-        let options = options(Some(OutlierScope::Row), WeightDtype::Float32, on_device(&device));
+        let options = options(
+            Some(OutlierScope::Row),
+            WeightDtype::Float32,
+            on_device(&device),
+        );
         let model = load("llama", &options);
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let mut caches: Vec<KvCache> = (0..20).map(|_| model.new_cache()).collect();
-        let mut batch: Vec<SequenceInput<'_>> =
-            caches.iter_mut().enumerate().map(|(i, cache)| last(&ids[i % 8..][..9], cache)).collect();
+        let mut batch: Vec<SequenceInput<'_>> = caches
+            .iter_mut()
+            .enumerate()
+            .map(|(i, cache)| last(&ids[i % 8..][..9], cache))
+            .collect();
         let mut logits = model.logits_of(&mut batch).unwrap();
-        let greedy = Choice { count: 1, penalty: 1.0, seen: &[] };
+        let greedy = Choice {
+            count: 1,
+            penalty: 1.0,
+            seen: &[],
+        };
         let expected = |logits: &Logits<'_>, row| {
             let own = logits.row(row).unwrap();
             llm_int8_nn::models::largest(&own, 1)
@@ -472,9 +715,17 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
             assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));
         }
         // A penalty changes its row, and the most likely token of that row with it.
-        let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else { panic!("one token") };
-        let punished = Choice { count: 1, penalty: 1e3, seen: &[likely] };
-        let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else { panic!("one token") };
+        let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else {
+            panic!("one token")
+        };
+        let punished = Choice {
+            count: 1,
+            penalty: 1e3,
+            seen: &[likely],
+        };
+        let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else {
+            panic!("one token")
+        };
         assert_ne!(other, likely);
         assert_eq!(logits.choose(3, &greedy).unwrap(), expected(&logits, 3));
         assert_eq!(logits.choose(4, &greedy).unwrap(), expected(&logits, 4));
@@ -483,11 +734,19 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
 
 #[test]
 fn a_device_map_fills_devices_in_their_order() {
-    let Some((first, second)) = two_emulated() else { return };
+    let Some((first, second)) = two_emulated() else {
+        return;
+    };
     let placement = Placement::auto(vec![budget(&first, u64::MAX), budget(&second, u64::MAX)]);
-    let model = load("gpt2", &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement));
+    let model = load(
+        "gpt2",
+        &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+    );
     let placed = model.placed();
     assert_eq!(placed.len(), 1);
-    assert_eq!((placed[0].device.as_str(), placed[0].has_head), ("emulated:0", true));
+    assert_eq!(
+        (placed[0].device.as_str(), placed[0].has_head),
+        ("emulated:0", true)
+    );
     assert_eq!(second.memory().unwrap().allocated, 0);
 }

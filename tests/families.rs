@@ -1,6 +1,8 @@
 //! Every family against transformers and bitsandbytes: the folders of `golden/models`.
 
-use crate::support::golden_models::{at_most, config, expected, folders, in_every_folder, input_ids, load};
+use crate::support::golden_models::{
+    at_most, config, expected, folders, in_every_folder, input_ids, load,
+};
 use crate::support::{golden_text, relative_error};
 use candle_core::{Device, Tensor};
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
@@ -10,12 +12,23 @@ use llm_int8_nn::models::{
 use llm_int8_nn::module::Module;
 
 fn unquantised() -> LoadOptions {
-    LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 fn int8(outlier_scope: OutlierScope) -> LoadOptions {
-    let int8 = Some(Int8Config { outlier_scope, ..Int8Config::default() });
-    LoadOptions { int8, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    let int8 = Some(Int8Config {
+        outlier_scope,
+        ..Int8Config::default()
+    });
+    LoadOptions {
+        int8,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
@@ -23,15 +36,27 @@ fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: &T, theirs: &T) -> Result<(), String> {
-    if ours == theirs { Ok(()) } else { Err(format!("{what}:\n{ours:?}\n{theirs:?}")) }
+    if ours == theirs {
+        Ok(())
+    } else {
+        Err(format!("{what}:\n{ours:?}\n{theirs:?}"))
+    }
 }
 
 #[test]
 fn every_family_has_a_folder() {
-    let types: Vec<String> =
-        folders().iter().map(|name| config(name).model_type().unwrap().to_owned()).collect();
+    let types: Vec<String> = folders()
+        .iter()
+        .map(|name| config(name).model_type().unwrap().to_owned())
+        .collect();
     for family in FAMILIES {
-        assert!(types.iter().any(|model_type| model_type == family.model_type), "{}", family.model_type);
+        assert!(
+            types
+                .iter()
+                .any(|model_type| model_type == family.model_type),
+            "{}",
+            family.model_type
+        );
     }
 }
 
@@ -39,14 +64,22 @@ fn every_family_has_a_folder() {
 fn unquantised_logits_are_those_of_transformers() {
     in_every_folder(|name| {
         let ours = logits(&load(name, &unquantised()), &input_ids(name));
-        at_most("distance", relative_error(&ours, &expected(name, "logits_f32")), 1e-4)
+        at_most(
+            "distance",
+            relative_error(&ours, &expected(name, "logits_f32")),
+            1e-4,
+        )
     });
 }
 
 #[test]
 fn greedy_ids_are_those_of_transformers() {
     in_every_folder(|name| {
-        let theirs = expected(name, "greedy_f32").flatten_all().unwrap().to_vec1::<i64>().unwrap();
+        let theirs = expected(name, "greedy_f32")
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<i64>()
+            .unwrap();
         let model = load(name, &unquantised());
         let mut cache = model.new_cache();
         let mut ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
@@ -54,7 +87,13 @@ fn greedy_ids_are_those_of_transformers() {
         while ids.len() < theirs.len() {
             let logits = model.next_logits(&ids[fed..], &mut cache).unwrap();
             fed = ids.len();
-            ids.push((0..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0);
+            ids.push(
+                (0..)
+                    .zip(&logits)
+                    .max_by(|a, b| a.1.total_cmp(b.1))
+                    .unwrap()
+                    .0,
+            );
         }
         same("ids", &ids, &theirs.iter().map(|id| *id as u32).collect())
     });
@@ -65,7 +104,10 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
     in_every_folder(|name| {
         let exact = expected(name, "logits_f32");
         let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
-        let ours = relative_error(&logits(&load(name, &int8(OutlierScope::Batch)), &input_ids(name)), &exact);
+        let ours = relative_error(
+            &logits(&load(name, &int8(OutlierScope::Batch)), &input_ids(name)),
+            &exact,
+        );
         at_most("distance", ours, 1.15 * theirs)
     });
 }
@@ -74,9 +116,21 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
     in_every_folder(|name| {
         let tree = load(name, &LoadOptions::default()).describe();
-        same("tree", &format!("{tree}\n"), &golden_text(&format!("models/{name}/print.txt")))?;
-        let parameters: String = tree.named_parameters().iter().map(|p| format!("{p}\n")).collect();
-        same("parameters", &parameters, &golden_text(&format!("models/{name}/parameters.txt")))?;
+        same(
+            "tree",
+            &format!("{tree}\n"),
+            &golden_text(&format!("models/{name}/print.txt")),
+        )?;
+        let parameters: String = tree
+            .named_parameters()
+            .iter()
+            .map(|p| format!("{p}\n"))
+            .collect();
+        same(
+            "parameters",
+            &parameters,
+            &golden_text(&format!("models/{name}/parameters.txt")),
+        )?;
         let facts = golden_text(&format!("models/{name}/facts.json"));
         let facts: serde_json::Value = serde_json::from_str(&facts).unwrap();
         let theirs = facts["memory_footprint_int8"].as_u64().unwrap();
@@ -88,8 +142,14 @@ fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
 #[test]
 fn unquantised_products_of_falcon_are_printed_under_their_class() {
     let tree = load("falcon", &unquantised()).describe().to_string();
-    assert!(tree.contains("(dense): FalconLinear(in_features=48, out_features=48, bias=False)"), "{tree}");
-    assert!(tree.contains("(lm_head): Linear(in_features=48, out_features=256, bias=False)"), "{tree}");
+    assert!(
+        tree.contains("(dense): FalconLinear(in_features=48, out_features=48, bias=False)"),
+        "{tree}"
+    );
+    assert!(
+        tree.contains("(lm_head): Linear(in_features=48, out_features=256, bias=False)"),
+        "{tree}"
+    );
 }
 
 #[test]
@@ -101,7 +161,11 @@ fn a_row_alone_is_the_row_in_its_batch() {
         for row in 0..2 {
             let alone = logits(&model, &ids.narrow(0, row, 1).unwrap());
             let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            same("bits", &bits(&both.narrow(0, row, 1).unwrap()), &bits(&alone))?;
+            same(
+                "bits",
+                &bits(&both.narrow(0, row, 1).unwrap()),
+                &bits(&alone),
+            )?;
         }
         Ok(())
     });
@@ -113,20 +177,39 @@ fn token_by_token_is_all_at_once() {
         let model = load(name, &unquantised());
         let ids = input_ids(name);
         let whole = logits(&model, &ids);
-        let mut caches: Vec<_> = (0..ids.dim(0).unwrap()).map(|_| model.new_cache()).collect();
+        let mut caches: Vec<_> = (0..ids.dim(0).unwrap())
+            .map(|_| model.new_cache())
+            .collect();
         for place in 0..24 {
-            let rows = ids.narrow(1, place, 1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+            let rows = ids
+                .narrow(1, place, 1)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<u32>()
+                .unwrap();
             let logits = LogitPositions::Last;
-            let inputs =
-                rows.chunks(1).zip(&mut caches).map(|(ids, cache)| SequenceInput { ids, cache, logits });
+            let inputs = rows
+                .chunks(1)
+                .zip(&mut caches)
+                .map(|(ids, cache)| SequenceInput { ids, cache, logits });
             let step = model.forward(&mut inputs.collect::<Vec<_>>()).unwrap();
-            let step =
-                Tensor::from_vec(step, (rows.len(), 1, model.spec().vocab_size()), &Device::Cpu).unwrap();
-            // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter text.
+            let step = Tensor::from_vec(
+                step,
+                (rows.len(), 1, model.spec().vocab_size()),
+                &Device::Cpu,
+            )
+            .unwrap();
+            // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter
+            // text.
             if name.ends_with("dynamic_rope") || name.ends_with("longrope") {
                 continue;
             }
-            at_most("distance", relative_error(&step, &whole.narrow(1, place, 1).unwrap()), 1e-5)?;
+            at_most(
+                "distance",
+                relative_error(&step, &whole.narrow(1, place, 1).unwrap()),
+                1e-5,
+            )?;
         }
         Ok(())
     });
@@ -138,7 +221,13 @@ fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one
     let model = load("phi3_longrope", &unquantised());
     let ids = input_ids("phi3_longrope");
     let forward = |cache: &mut KvCache, start, count| {
-        let ids = ids.get(0).unwrap().narrow(0, start, count).unwrap().to_vec1::<u32>().unwrap();
+        let ids = ids
+            .get(0)
+            .unwrap()
+            .narrow(0, start, count)
+            .unwrap()
+            .to_vec1::<u32>()
+            .unwrap();
         model.next_logits(&ids, cache).unwrap()
     };
     let mut cache = model.new_cache();

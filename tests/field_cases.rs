@@ -1,6 +1,6 @@
-//! Models as people have them: 37 inputs out of public bug reports, made anew at small size, with what transformers 4.57.1
-//! (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists arguments, what to check, and the weights,
-//! which several cases share.
+//! Models as people have them: 37 inputs out of public bug reports, made anew at small size, with
+//! what transformers 4.57.1 (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists
+//! arguments, what to check, and the weights, which several cases share.
 
 use crate::support::{golden, golden_text, llm_int8_reading};
 use serde_json::Value;
@@ -20,7 +20,11 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     for (file, weights) in case["large"].as_object().unwrap() {
-        std::fs::copy(golden("cases").join(weights.as_str().unwrap()), folder.join(file)).unwrap();
+        std::fs::copy(
+            golden("cases").join(weights.as_str().unwrap()),
+            folder.join(file),
+        )
+        .unwrap();
     }
     folder
 }
@@ -28,11 +32,24 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
 /// Why a case fails; none where it passes.
 fn failure(case: &Value, model: &Path) -> Option<String> {
     let model = model.display().to_string();
-    let arguments = case["arguments"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
-    let arguments: Vec<String> = arguments.map(|argument| argument.replace("{model}", &model)).collect();
+    let arguments = case["arguments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|argument| argument.as_str().unwrap());
+    let arguments: Vec<String> = arguments
+        .map(|argument| argument.replace("{model}", &model))
+        .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (check, expected) = (case["check"].as_str().unwrap(), case["expect"].as_str().unwrap());
-    let input = if check.contains("standard input is Hi") { "Hi\n" } else { "" };
+    let (check, expected) = (
+        case["check"].as_str().unwrap(),
+        case["expect"].as_str().unwrap(),
+    );
+    let input = if check.contains("standard input is Hi") {
+        "Hi\n"
+    } else {
+        ""
+    };
 
     let output = llm_int8_reading(&arguments, input);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -45,7 +62,8 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
     };
     let passed = output.status.success() && is_right;
     let why = case["why"].as_str().unwrap();
-    (!passed).then(|| format!("{model}: {why}: {expected:?} was expected, got {stdout:?} {stderr:?}"))
+    (!passed)
+        .then(|| format!("{model}: {why}: {expected:?} was expected, got {stdout:?} {stderr:?}"))
 }
 
 #[test]
@@ -53,7 +71,9 @@ fn files_of_bug_reports_load_as_transformers_loads_them() {
     let cases: Vec<Value> = serde_json::from_str(&golden_text("cases/cases.json")).unwrap();
     assert_eq!(cases.len(), 37);
     let scratch = TempDir::new().unwrap();
-    let failures: Vec<String> =
-        cases.iter().filter_map(|case| failure(case, &assembled(case, scratch.path()))).collect();
+    let failures: Vec<String> = cases
+        .iter()
+        .filter_map(|case| failure(case, &assembled(case, scratch.path())))
+        .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

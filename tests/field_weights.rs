@@ -1,5 +1,6 @@
 //! Weights as people have them: a tiny checkpoint (`golden/field/llama`) changed as
-//! scripts/make_field_weights_golden.py changes it, beside what transformers makes of it (`weights.json`).
+//! scripts/make_field_weights_golden.py changes it, beside what transformers makes of it
+//! (`weights.json`).
 
 use crate::support::{Tensors, golden, golden_text, llm_int8, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
@@ -32,7 +33,12 @@ fn expected(case: &str) -> Value {
 }
 
 fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap() as f32)
+        .collect()
 }
 
 fn folder(config: &Value, tensors: &Tensors) -> TempDir {
@@ -43,8 +49,14 @@ fn folder(config: &Value, tensors: &Tensors) -> TempDir {
 }
 
 fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<AutoModelForCausalLM> {
-    let hub = HubConfig { offline: true, ..HubConfig::from_env() };
-    let config = LoadConfig { options: options.clone(), hub };
+    let hub = HubConfig {
+        offline: true,
+        ..HubConfig::from_env()
+    };
+    let config = LoadConfig {
+        options: options.clone(),
+        hub,
+    };
     let model = AutoModelForCausalLM::from_pretrained(&folder.display().to_string(), &config);
     // Headers alone say the same.
     let plan = AutoModelForCausalLM::plan(&folder.display().to_string(), &config, &NoProgress);
@@ -60,30 +72,52 @@ fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<AutoModelForCa
 }
 
 fn floats_in_f32() -> LoadOptions {
-    LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 fn int8_in_f32() -> LoadOptions {
-    LoadOptions { dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    LoadOptions {
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 /// ‖ours − theirs‖ / ‖theirs‖ of the logits after the last token.
 fn distance(model: &AutoModelForCausalLM, case: &str) -> f32 {
     let input = Tensor::new(&[IDS], &Device::Cpu).unwrap();
     let logits = model.decoder().logits(&input).unwrap();
-    let logits = logits.to_dtype(candle_core::DType::F32).unwrap().to_vec3::<f32>().unwrap();
+    let logits = logits
+        .to_dtype(candle_core::DType::F32)
+        .unwrap()
+        .to_vec3::<f32>()
+        .unwrap();
     let theirs = floats(&expected(case)["logits"]);
     let ours = &logits[0][logits[0].len() - 1];
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
-    (square(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b)) / square(&mut theirs.iter().copied())).sqrt()
+    (square(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b))
+        / square(&mut theirs.iter().copied()))
+    .sqrt()
 }
 
 fn warnings(model: &AutoModelForCausalLM) -> Vec<String> {
-    model.load_report().warnings.iter().map(ToString::to_string).collect()
+    model
+        .load_report()
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn ones(shape: &[usize]) -> (Dtype, Vec<usize>, Vec<u8>) {
-    (Dtype::F32, shape.to_vec(), 1f32.to_le_bytes().repeat(shape.iter().product()))
+    (
+        Dtype::F32,
+        shape.to_vec(),
+        1f32.to_le_bytes().repeat(shape.iter().product()),
+    )
 }
 
 #[test]
@@ -91,20 +125,37 @@ fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict()
     let mut extra = tensors();
     extra.insert("v_head.summary.weight".into(), ones(&[1, 16]));
     extra.insert("score.weight".into(), ones(&[3, 16]));
-    extra.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), ones(&[4]));
-    extra.insert("model.layers.0.self_attn.rotary_emb.cos_cached".into(), ones(&[1, 1, 8, 8]));
+    extra.insert(
+        "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
+        ones(&[4]),
+    );
+    extra.insert(
+        "model.layers.0.self_attn.rotary_emb.cos_cached".into(),
+        ones(&[1, 1, 8, 8]),
+    );
     extra.insert("model.layers.1.self_attn.q_proj.bias".into(), ones(&[16]));
     let folder = folder(&config(), &extra);
     let model = load(folder.path(), &floats_in_f32()).unwrap();
     assert!(distance(&model, "extra") < 1e-5);
-    let [warning] = &warnings(&model)[..] else { panic!("{:?}", warnings(&model)) };
+    let [warning] = &warnings(&model)[..] else {
+        panic!("{:?}", warnings(&model))
+    };
     let named = "ignored 4 tensors that llama has no place for: `model.layers.0.self_attn.rotary_emb.cos_cached`, \
                  `model.layers.1.self_attn.q_proj.bias`, `score.weight`, `v_head.summary.weight`";
-    assert!(warning.ends_with(named) && warning.contains("model.safetensors"), "{warning}");
+    assert!(
+        warning.ends_with(named) && warning.contains("model.safetensors"),
+        "{warning}"
+    );
 
-    let strict = LoadOptions { strict: true, ..floats_in_f32() };
+    let strict = LoadOptions {
+        strict: true,
+        ..floats_in_f32()
+    };
     let error = load(folder.path(), &strict).unwrap_err().to_string();
-    assert!(error.contains("4 tensor(s)") && error.contains("option `strict`"), "{error}");
+    assert!(
+        error.contains("4 tensor(s)") && error.contains("option `strict`"),
+        "{error}"
+    );
     let path = folder.path().display().to_string();
     for (more, code, message) in [
         (&["--headers-only"][..], 0, "warning: "),
@@ -113,7 +164,11 @@ fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict()
     ] {
         let output = llm_int8(&[&["inspect", &path], more].concat());
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), text.contains(message)), (Some(code), true), "{text}");
+        assert_eq!(
+            (output.status.code(), text.contains(message)),
+            (Some(code), true),
+            "{text}"
+        );
         assert!(text.contains("`score.weight`"), "{text}");
     }
 }
@@ -133,13 +188,22 @@ fn layers_beyond_the_configured_ones_are_ignored_and_missing_ones_are_not() {
 
     // Weights of another model have too much and too little.
     let other = read_tensors("models/gpt2/model.safetensors");
-    let error = load(folder(&config(), &other).path(), &floats_in_f32()).unwrap_err().to_string();
+    let error = load(folder(&config(), &other).path(), &floats_in_f32())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("has no tensor"), "{error}");
 }
 
 /// Two shards with tensors in turn, and their map.
-fn shards() -> ([&'static str; 2], [Tensors; 2], serde_json::Map<String, Value>) {
-    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+fn shards() -> (
+    [&'static str; 2],
+    [Tensors; 2],
+    serde_json::Map<String, Value>,
+) {
+    let names = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
     let (mut shards, mut map) = ([Tensors::new(), Tensors::new()], serde_json::Map::new());
     for (i, (name, tensor)) in tensors().into_iter().enumerate() {
         map.insert(name.clone(), names[i % 2].into());
@@ -151,8 +215,14 @@ fn shards() -> ([&'static str; 2], [Tensors; 2], serde_json::Map<String, Value>)
 fn sharded(shards: &[Tensors; 2], map: &serde_json::Map<String, Value>) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config().to_string()).unwrap();
-    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-    names.iter().zip(shards).for_each(|(name, shard)| write_tensors(&folder.path().join(name), shard));
+    let names = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
+    names
+        .iter()
+        .zip(shards)
+        .for_each(|(name, shard)| write_tensors(&folder.path().join(name), shard));
     let index = json!({ "metadata": {}, "weight_map": map }).to_string();
     std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
     folder
@@ -179,31 +249,58 @@ fn the_index_says_which_copy_of_a_tensor_counts() {
 fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
     let (names, parts, map) = shards();
     let mut moved = map.clone();
-    moved.insert(NORM.into(), names[usize::from(map[NORM] == names[0])].into());
+    moved.insert(
+        NORM.into(),
+        names[usize::from(map[NORM] == names[0])].into(),
+    );
     let model = load(sharded(&parts, &moved).path(), &floats_in_f32()).unwrap();
     assert!(distance(&model, "index_names_another_shard") < 1e-5 && warnings(&model).is_empty());
 
     let mut more = map.clone();
     more.insert("ghost".into(), names[0].into());
     let model = load(sharded(&parts, &more).path(), &floats_in_f32()).unwrap();
-    assert!(distance(&model, "index_lists_nothing") < 1e-5 && warnings(&model)[0].contains("`ghost`"));
+    assert!(
+        distance(&model, "index_lists_nothing") < 1e-5 && warnings(&model)[0].contains("`ghost`")
+    );
 
     // What the index does not list is not there, and no file that it does not name is opened.
     let (mut stale, mut unlisted) = (parts.clone(), map.clone());
     stale[0].insert("stale".into(), ones(&[1]));
     let folder = sharded(&stale, &map);
-    std::fs::write(folder.path().join("model-00003-of-00003.safetensors"), "no tensors").unwrap();
+    std::fs::write(
+        folder.path().join("model-00003-of-00003.safetensors"),
+        "no tensors",
+    )
+    .unwrap();
     assert!(warnings(&load(folder.path(), &floats_in_f32()).unwrap()).is_empty());
-    let strict = LoadOptions { strict: true, ..floats_in_f32() };
-    assert!(load(folder.path(), &strict).unwrap_err().to_string().contains("`stale`"));
+    let strict = LoadOptions {
+        strict: true,
+        ..floats_in_f32()
+    };
+    assert!(
+        load(folder.path(), &strict)
+            .unwrap_err()
+            .to_string()
+            .contains("`stale`")
+    );
     unlisted.remove(NORM);
-    let error = load(sharded(&parts, &unlisted).path(), &floats_in_f32()).unwrap_err().to_string();
-    assert!(error.contains(NORM) && error.contains("but the index does not list it"), "{error}");
+    let error = load(sharded(&parts, &unlisted).path(), &floats_in_f32())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(NORM) && error.contains("but the index does not list it"),
+        "{error}"
+    );
 
     let mut lacking = parts.clone();
     lacking.iter_mut().for_each(|part| drop(part.remove(NORM)));
-    let error = load(sharded(&lacking, &map).path(), &floats_in_f32()).unwrap_err().to_string();
-    assert!(error.contains(NORM) && error.contains("the index says that it is in model-0000"), "{error}");
+    let error = load(sharded(&lacking, &map).path(), &floats_in_f32())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(NORM) && error.contains("the index says that it is in model-0000"),
+        "{error}"
+    );
 }
 
 fn in_8_bit(more: Value) -> Value {
@@ -220,43 +317,102 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
         config[key] = value;
         config
     };
-    let defaults = distance(&load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(), "int8");
+    let defaults = distance(
+        &load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(),
+        "int8",
+    );
     assert!(defaults < 0.02, "{defaults}");
     for (case, stored) in [
         ("int8", flag.clone()),
         ("int8_gptq_too", with("quant_method", "gptq".into())),
         ("int8_threshold", with("llm_int8_threshold", 0.5.into())),
-        ("int8_skip", with("llm_int8_skip_modules", json!(["mlp", "nothing"]))),
-        ("int8_skip_nothing", with("llm_int8_skip_modules", json!([]))),
-        ("int8_skip_paths", with("llm_int8_skip_modules", json!(["lm_head", "ers.1", "q_proj"]))),
-        ("int8_fp16_weight", with("llm_int8_has_fp16_weight", true.into())),
+        (
+            "int8_skip",
+            with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
+        ),
+        (
+            "int8_skip_nothing",
+            with("llm_int8_skip_modules", json!([])),
+        ),
+        (
+            "int8_skip_paths",
+            with(
+                "llm_int8_skip_modules",
+                json!(["lm_head", "ers.1", "q_proj"]),
+            ),
+        ),
+        (
+            "int8_fp16_weight",
+            with("llm_int8_has_fp16_weight", true.into()),
+        ),
     ] {
         let folder = folder(&in_8_bit(stored), &tensors());
         let model = load(folder.path(), &int8_in_f32()).unwrap();
-        let mut layers: Vec<String> =
-            model.load_report().layers.replaced.iter().map(ToString::to_string).collect();
+        let mut layers: Vec<String> = model
+            .load_report()
+            .layers
+            .replaced
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         layers.sort();
         assert_eq!(json!(layers), expected(case)["int8_layers"], "{case}");
-        assert!(distance(&model, case) < 0.02, "{case}: {}", distance(&model, case));
+        assert!(
+            distance(&model, case) < 0.02,
+            "{case}: {}",
+            distance(&model, case)
+        );
         assert!(!model.is_prequantized() && warnings(&model).is_empty());
         // Whoever asks for floats gets them.
-        assert!(distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5, "{case}");
+        assert!(
+            distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5,
+            "{case}"
+        );
     }
-    let folder = folder(&in_8_bit(with("llm_int8_threshold", 0.5.into())), &tensors());
+    let folder = folder(
+        &in_8_bit(with("llm_int8_threshold", 0.5.into())),
+        &tensors(),
+    );
     let threshold = |options: LoadOptions| {
-        load(folder.path(), &options).unwrap().decoder().int8_config().unwrap().threshold
+        load(folder.path(), &options)
+            .unwrap()
+            .decoder()
+            .int8_config()
+            .unwrap()
+            .threshold
     };
     assert_eq!(threshold(int8_in_f32()), 0.5);
-    assert_eq!(threshold(LoadOptions { threshold: Some(3.0), ..int8_in_f32() }), 3.0);
     assert_eq!(
         threshold(LoadOptions {
-            int8: Some(Int8Config { threshold: 9.0, ..Int8Config::default() }),
+            threshold: Some(3.0),
+            ..int8_in_f32()
+        }),
+        3.0
+    );
+    assert_eq!(
+        threshold(LoadOptions {
+            int8: Some(Int8Config {
+                threshold: 9.0,
+                ..Int8Config::default()
+            }),
             ..int8_in_f32()
         }),
         0.5
     );
-    let mine = LoadOptions { skip_modules: SkipList::new(["layers.1"]), ..int8_in_f32() };
-    assert_eq!(load(folder.path(), &mine).unwrap().load_report().layers.replaced.len(), 7, "names are added");
+    let mine = LoadOptions {
+        skip_modules: SkipList::new(["layers.1"]),
+        ..int8_in_f32()
+    };
+    assert_eq!(
+        load(folder.path(), &mine)
+            .unwrap()
+            .load_report()
+            .layers
+            .replaced
+            .len(),
+        7,
+        "names are added"
+    );
 }
 
 #[test]
@@ -265,11 +421,23 @@ fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
     let source = folder(&in_8_bit(stored), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
-    let output =
-        llm_int8(&["quantize", &source.path().display().to_string(), "-o", &target.display().to_string()]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let saved: Value = serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
-    assert_eq!(saved["quantization_config"]["llm_int8_skip_modules"], json!([]));
+    let output = llm_int8(&[
+        "quantize",
+        &source.path().display().to_string(),
+        "-o",
+        &target.display().to_string(),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        saved["quantization_config"]["llm_int8_skip_modules"],
+        json!([])
+    );
     let model = load(&target, &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && model.load_report().layers.kept.is_empty());
 }
@@ -279,11 +447,18 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     let source = folder(&in_8_bit(json!({ "load_in_8bit": true })), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
-    let output =
-        llm_int8(&["quantize", &source.path().display().to_string(), "-o", &target.display().to_string()]);
+    let output = llm_int8(&[
+        "quantize",
+        &source.path().display().to_string(),
+        "-o",
+        &target.display().to_string(),
+    ]);
     assert!(output.status.success());
     let mut mixed = crate::support::tensors_of(&target);
-    mixed.insert(format!("{UP}.weight"), tensors()[&format!("{UP}.weight")].clone());
+    mixed.insert(
+        format!("{UP}.weight"),
+        tensors()[&format!("{UP}.weight")].clone(),
+    );
     mixed.remove(&format!("{UP}.SCB"));
     mixed.remove(&format!("{UP}.weight_format"));
     let mut saved: Value =
@@ -296,7 +471,9 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     saved.as_object_mut().unwrap().remove("quantization_config");
     let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
     assert_eq!(model.load_report().layers.replaced.len(), 13);
-    let error = load(folder(&saved, &mixed).path(), &floats_in_f32()).unwrap_err().to_string();
+    let error = load(folder(&saved, &mixed).path(), &floats_in_f32())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("int8 already"), "{error}");
 
     // An absmax beside floats is a leftover, unless config.json says that it counts.
@@ -305,14 +482,23 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     let model = load(folder(&config(), &leftover).path(), &floats_in_f32()).unwrap();
     assert!(warnings(&model)[0].contains("up_proj.SCB"));
     let flagged = in_8_bit(json!({ "load_in_8bit": true }));
-    let error = load(folder(&flagged, &leftover).path(), &int8_in_f32()).unwrap_err().to_string();
-    assert!(error.contains(UP) && error.contains("float and not I8"), "{error}");
+    let error = load(folder(&flagged, &leftover).path(), &int8_in_f32())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(UP) && error.contains("float and not I8"),
+        "{error}"
+    );
 }
 
 #[test]
 fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
     for (case, stored, method) in [
-        ("unknown_method", json!({ "quant_method": "exl2", "bits": 4 }), "`exl2`"),
+        (
+            "unknown_method",
+            json!({ "quant_method": "exl2", "bits": 4 }),
+            "`exl2`",
+        ),
         (
             "no_flag",
             json!({ "quant_method": "bitsandbytes", "load_in_8bit": false, "load_in_4bit": false }),
@@ -322,23 +508,48 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
         let folder = folder(&in_8_bit(stored), &tensors());
         let model = load(folder.path(), &floats_in_f32()).unwrap();
         assert!(distance(&model, case) < 1e-5);
-        assert!(warnings(&model)[0].contains(method), "{:?}", warnings(&model));
+        assert!(
+            warnings(&model)[0].contains(method),
+            "{:?}",
+            warnings(&model)
+        );
         // As for any other floats, 8 bit is what the caller asks for.
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         assert_eq!(model.load_report().layers.replaced.len(), 14);
     }
     for (stored, message) in [
-        (json!({ "quant_method": "gptq", "bits": 4 }), "quantised by `gptq`"),
+        (
+            json!({ "quant_method": "gptq", "bits": 4 }),
+            "quantised by `gptq`",
+        ),
         (json!({ "quant_method": "awq" }), "quantised by `awq`"),
         (json!({ "quant_method": "fp8" }), "quantised by `fp8`"),
         (json!({ "quant_method": "mxfp4" }), "quantised by `mxfp4`"),
-        (json!({ "quant_method": "compressed-tensors" }), "quantised by `compressed-tensors`"),
-        (json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }), "bitsandbytes in 4 bit"),
-        (json!({ "load_in_4bit": true, "load_in_8bit": true }), "are both true"),
+        (
+            json!({ "quant_method": "compressed-tensors" }),
+            "quantised by `compressed-tensors`",
+        ),
+        (
+            json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }),
+            "bitsandbytes in 4 bit",
+        ),
+        (
+            json!({ "load_in_4bit": true, "load_in_8bit": true }),
+            "are both true",
+        ),
         (json!({ "bits": 4, "group_size": 64 }), "no `quant_method`"),
-        (json!({ "load_in_8bit": "yes" }), "`load_in_8bit` is \"yes\""),
-        (json!({ "load_in_8bit": true, "llm_int8_skip_modules": "lm_head" }), "a list of names was expected"),
-        (json!({ "load_in_8bit": true, "llm_int8_threshold": -1 }), "a number from 0 up"),
+        (
+            json!({ "load_in_8bit": "yes" }),
+            "`load_in_8bit` is \"yes\"",
+        ),
+        (
+            json!({ "load_in_8bit": true, "llm_int8_skip_modules": "lm_head" }),
+            "a list of names was expected",
+        ),
+        (
+            json!({ "load_in_8bit": true, "llm_int8_threshold": -1 }),
+            "a number from 0 up",
+        ),
     ] {
         let folder = folder(&in_8_bit(stored), &tensors());
         for options in [floats_in_f32(), int8_in_f32()] {
@@ -352,12 +563,19 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
     packed.insert(format!("{UP}.q_weight"), ones(&[1]));
     let folder = folder(&in_8_bit(json!({ "quant_method": "exl2" })), &packed);
     let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
-    assert!(error.contains("up_proj.weight") && error.contains("quantised by `exl2`"), "{error}");
+    assert!(
+        error.contains("up_proj.weight") && error.contains("quantised by `exl2`"),
+        "{error}"
+    );
 }
 
 fn wide(factor: f64) -> Tensors {
     let widen = |bytes: &[u8]| -> Vec<u8> {
-        let values = bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)) * factor);
+        let values = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f64::from(f32::from_le_bytes(*b)) * factor);
         values.flat_map(f64::to_le_bytes).collect()
     };
     tensors()
@@ -379,35 +597,71 @@ fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
         .collect();
     let file = TempDir::new().unwrap();
     let path = file.path().join("x.safetensors");
-    write_tensors(&path, &[("x".to_owned(), (Dtype::F64, vec![6], values))].into());
+    write_tensors(
+        &path,
+        &[("x".to_owned(), (Dtype::F64, vec![6], values))].into(),
+    );
     let checkpoint = llm_int8::nn::checkpoint::Checkpoint::open_safetensors(&[path], None).unwrap();
     for dtype in ["float16", "bfloat16", "float32"] {
         let wanted = llm_int8::nn::FloatDtype::from_name(dtype).unwrap();
         let tensor =
-            llm_int8::nn::checkpoint::float_tensor(&checkpoint.tensor("x").unwrap(), wanted, false).unwrap();
-        let ours = tensor.to_dtype(candle_core::DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            llm_int8::nn::checkpoint::float_tensor(&checkpoint.tensor("x").unwrap(), wanted, false)
+                .unwrap();
+        let ours = tensor
+            .to_dtype(candle_core::DType::F32)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert_eq!(ours, floats(&rounding[dtype]), "{dtype}");
     }
     // Beyond float32 there is nothing to round to.
     let mut huge = wide(1.0);
     huge.get_mut(NORM).unwrap().2[..8].copy_from_slice(&1e300f64.to_le_bytes());
-    let error = load(crate::field_weights::folder(&config(), &huge).path(), &floats_in_f32())
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains(NORM) && error.contains("beyond the range of float32"), "{error}");
+    let error = load(
+        crate::field_weights::folder(&config(), &huge).path(),
+        &floats_in_f32(),
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains(NORM) && error.contains("beyond the range of float32"),
+        "{error}"
+    );
 }
 
 /// Absmax and codes of one layer, saved.
 fn quantised(folder: &Path, dtype: WeightDtype) -> (Vec<f32>, Vec<i64>) {
-    let model = load(folder, &LoadOptions { dtype, ..LoadOptions::default() }).unwrap();
+    let model = load(
+        folder,
+        &LoadOptions {
+            dtype,
+            ..LoadOptions::default()
+        },
+    )
+    .unwrap();
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
-    let go_on = &mut |_: llm_int8::nn::checkpoint::WriteEvent<'_>| std::ops::ControlFlow::Continue(());
-    model.save_pretrained(&target, &llm_int8::SaveOptions::default(), go_on).unwrap();
+    let go_on =
+        &mut |_: llm_int8::nn::checkpoint::WriteEvent<'_>| std::ops::ControlFlow::Continue(());
+    model
+        .save_pretrained(&target, &llm_int8::SaveOptions::default(), go_on)
+        .unwrap();
     let saved = crate::support::tensors_of(&target);
-    let absmax =
-        saved[&format!("{UP}.SCB")].2.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    (absmax, saved[&format!("{UP}.weight")].2.iter().map(|code| i64::from(*code as i8)).collect())
+    let absmax = saved[&format!("{UP}.SCB")]
+        .2
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect();
+    (
+        absmax,
+        saved[&format!("{UP}.weight")]
+            .2
+            .iter()
+            .map(|code| i64::from(*code as i8))
+            .collect(),
+    )
 }
 
 #[test]
@@ -425,7 +679,11 @@ fn weights_are_rounded_to_the_dtype_of_loading_before_they_are_quantised() {
 
 #[test]
 fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
-    let auto = LoadOptions { int8: None, dtype: WeightDtype::Auto, ..LoadOptions::default() };
+    let auto = LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Auto,
+        ..LoadOptions::default()
+    };
     let mut half = tensors();
     for (dtype, _, bytes) in half.values_mut() {
         *dtype = Dtype::F16;
@@ -451,21 +709,35 @@ fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
     ] {
         let model = load(folder(&config, &tensors).path(), &auto).unwrap();
         assert_eq!(model.named_parameters()[0].dtype.name(), dtype);
-        assert_eq!(warnings(&model).len(), usize::from(is_warned), "{:?}", warnings(&model));
+        assert_eq!(
+            warnings(&model).len(),
+            usize::from(is_warned),
+            "{:?}",
+            warnings(&model)
+        );
         assert!(!is_warned || warnings(&model)[0].contains("held in float32"));
     }
 }
 
 #[test]
 fn weights_in_other_dtypes_are_refused_from_the_header_on() {
-    for (dtype, name) in
-        [(Dtype::F8_E4M3, "F8_E4M3"), (Dtype::F8_E5M2, "F8_E5M2"), (Dtype::I32, "I32"), (Dtype::U8, "U8")]
-    {
+    for (dtype, name) in [
+        (Dtype::F8_E4M3, "F8_E4M3"),
+        (Dtype::F8_E5M2, "F8_E5M2"),
+        (Dtype::I32, "I32"),
+        (Dtype::U8, "U8"),
+    ] {
         let mut changed = tensors();
         let weight = changed.get_mut(&format!("{UP}.weight")).unwrap();
-        *weight = (dtype, weight.1.clone(), vec![0; 32 * 16 * dtype.bitsize() / 8]);
+        *weight = (
+            dtype,
+            weight.1.clone(),
+            vec![0; 32 * 16 * dtype.bitsize() / 8],
+        );
         for options in [floats_in_f32(), int8_in_f32()] {
-            let error = load(folder(&config(), &changed).path(), &options).unwrap_err().to_string();
+            let error = load(folder(&config(), &changed).path(), &options)
+                .unwrap_err()
+                .to_string();
             assert!(
                 error.contains(name) && error.contains("up_proj.weight") && error.contains("F64"),
                 "{error}"
@@ -480,12 +752,22 @@ fn int8_in_a_pickle_is_read_with_the_layout_as_a_text() {
     assert!(model.is_prequantized() && warnings(&model).is_empty());
     assert!(distance(&model, "int8") < 0.02);
     let bytes = std::fs::read(golden("field/llama_int8_bin/pytorch_model.bin")).unwrap();
-    let place = bytes.windows(8).position(|bytes| bytes == b"X\x03\0\0\0row").unwrap();
+    let place = bytes
+        .windows(8)
+        .position(|bytes| bytes == b"X\x03\0\0\0row")
+        .unwrap();
     let mut changed = bytes;
     changed[place + 5..place + 8].copy_from_slice(b"col");
     let folder = TempDir::new().unwrap();
-    std::fs::copy(golden("field/llama_int8_bin/config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::copy(
+        golden("field/llama_int8_bin/config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
     std::fs::write(folder.path().join("pytorch_model.bin"), changed).unwrap();
     let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
-    assert!(error.contains("only 'row' weight format is supported, got col"), "{error}");
+    assert!(
+        error.contains("only 'row' weight format is supported, got col"),
+        "{error}"
+    );
 }

@@ -1,5 +1,5 @@
-//! `scripts/gpu_first_light.sh` with stand-ins for the program, the test executables and a GPU's tools: no step's
-//! failure, crash or hang may cost another its results.
+//! `scripts/gpu_first_light.sh` with stand-ins for the program, the test executables and a GPU's
+//! tools: no step's failure, crash or hang may cost another its results.
 
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -68,12 +68,18 @@ const TOOLS: [(&str, &str); 4] = [
         "ncu",
         "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nwhile [ \"$1\" != --log-file ]; do shift; done\necho csv > \"$2\"\n",
     ),
-    ("compute-sanitizer", "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nshift 4; exec \"$@\"\n"),
+    (
+        "compute-sanitizer",
+        "#!/bin/sh\n[ \"$1\" != --version ] || exit 0\nshift 4; exec \"$@\"\n",
+    ),
 ];
 
 /// Modules instead of those of the machine: numpy is there, torch is not, whatever is installed.
 const MODULES: [(&str, &str); 2] = [
-    ("sitecustomize.py", "import sys\nsys.path = [p for p in sys.path if not p.endswith('-packages')]\n"),
+    (
+        "sitecustomize.py",
+        "import sys\nsys.path = [p for p in sys.path if not p.endswith('-packages')]\n",
+    ),
     ("numpy.py", ""),
 ];
 
@@ -84,7 +90,9 @@ const PACK: &str = "import sys, tarfile\nwith tarfile.open(f'{sys.argv[1]}/tests
                     for name in ['bin', 'project']: archive.add(f'{sys.argv[1]}/{name}', name)\n";
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("scripts")
+        .join(name)
 }
 
 fn write(path: &Path, text: &str) {
@@ -109,7 +117,10 @@ const FINE: StandIns = StandIns {
         ("device::copies", "passes"),
         ("linear::large_tiles_are_the_oracles", "passes"),
     ],
-    models: &[("devices::logits", "passes"), ("gpt2_large::logits", "passes")],
+    models: &[
+        ("devices::logits", "passes"),
+        ("gpt2_large::logits", "passes"),
+    ],
     overlap_hangs: false,
 };
 
@@ -123,30 +134,49 @@ impl Machine {
     fn new(stand_ins: &StandIns) -> Option<Self> {
         let needed = "command -v timeout && test -d /proc/self && \
                       python3 -c 'import lzma, sys; sys.exit(sys.version_info < (3, 11))'";
-        let found =
-            Command::new("bash").args(["-c", needed]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found = Command::new("bash")
+            .args(["-c", needed])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if !found.is_ok_and(|status| status.success()) {
             println!("skipped: bash, timeout, /proc or Python 3.11 is missing");
             return None;
         }
-        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        let machine = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         let pack = machine.path("pack");
         for (from, to) in [
             ("gpu_first_light.sh", "first_light.sh"),
             ("gpu_report.py", "gpu_report.py"),
             ("bench_gpu.py", "bench_gpu.py"),
         ] {
-            write(&pack.join(to), &std::fs::read_to_string(script(from)).unwrap());
+            write(
+                &pack.join(to),
+                &std::fs::read_to_string(script(from)).unwrap(),
+            );
         }
-        for (name, text) in
-            [("manifest.txt", "commit 0"), ("gpu_probe.cu", ""), ("reference.safetensors", "")].into_iter()
+        for (name, text) in [
+            ("manifest.txt", "commit 0"),
+            ("gpu_probe.cu", ""),
+            ("reference.safetensors", ""),
+        ]
+        .into_iter()
         {
             write(&pack.join(name), text);
         }
         write(&pack.join("make_random_gpt2.py"), MAKE_MODEL);
         write(&pack.join("project/tests/golden/file"), "");
-        let overlap = if stand_ins.overlap_hangs { HANG } else { "echo '{\"linear\": []}'" };
-        write(&pack.join("bin/llm-int8"), &PROGRAM.replace("OVERLAP", overlap));
+        let overlap = if stand_ins.overlap_hangs {
+            HANG
+        } else {
+            "echo '{\"linear\": []}'"
+        };
+        write(
+            &pack.join("bin/llm-int8"),
+            &PROGRAM.replace("OVERLAP", overlap),
+        );
         for (name, tests) in [
             ("cuda_kernels", stand_ins.kernels),
             ("device_tests", stand_ins.models),
@@ -164,7 +194,11 @@ impl Machine {
         for (name, text) in MODULES {
             write(&machine.path("modules").join(name), text);
         }
-        let packed = Command::new("python3").args(["-c", PACK]).arg(&pack).status().unwrap();
+        let packed = Command::new("python3")
+            .args(["-c", PACK])
+            .arg(&pack)
+            .status()
+            .unwrap();
         assert!(packed.success());
         for name in ["bin", "project"] {
             std::fs::remove_dir_all(pack.join(name)).unwrap();
@@ -210,18 +244,42 @@ impl Machine {
             .collect();
         assert!(files.len() <= 8, "{files:?}");
         let wanted = ["results.json", "steps.tsv", "logs.tar.gz", "summary.txt"];
-        assert!(wanted.iter().all(|name| files.iter().any(|file| file == name)), "{files:?}");
-        assert!(!files.iter().any(|name| name.ends_with(".new") || name.ends_with(".partial")), "{files:?}");
+        assert!(
+            wanted
+                .iter()
+                .all(|name| files.iter().any(|file| file == name)),
+            "{files:?}"
+        );
+        assert!(
+            !files
+                .iter()
+                .any(|name| name.ends_with(".new") || name.ends_with(".partial")),
+            "{files:?}"
+        );
         let results = std::fs::read_to_string(self.path("out/results.json")).unwrap();
-        let archive =
-            flate2::read::GzDecoder::new(std::fs::File::open(self.path("out/logs.tar.gz")).unwrap());
+        let archive = flate2::read::GzDecoder::new(
+            std::fs::File::open(self.path("out/logs.tar.gz")).unwrap(),
+        );
         let logs = std::io::read_to_string(archive).unwrap();
-        for pid in std::fs::read_to_string(self.path("hung")).unwrap_or_default().lines() {
-            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        for pid in std::fs::read_to_string(self.path("hung"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let command =
+                std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             assert!(!command.contains("SIG_IGN"), "process {pid} still runs");
         }
-        assert_eq!(std::fs::read_dir(self.path("tmp")).unwrap().count(), 0, "the scratch folder is left");
-        Left { code: output.status.code(), printed, results: serde_json::from_str(&results).unwrap(), logs }
+        assert_eq!(
+            std::fs::read_dir(self.path("tmp")).unwrap().count(),
+            0,
+            "the scratch folder is left"
+        );
+        Left {
+            code: output.status.code(),
+            printed,
+            results: serde_json::from_str(&results).unwrap(),
+            logs,
+        }
     }
 }
 
@@ -237,18 +295,25 @@ impl Left {
     fn steps(&self) -> Vec<(String, String)> {
         let text = |step: &Value, key: &str| step[key].as_str().unwrap().to_owned();
         let steps = self.results["steps"].as_array().unwrap();
-        steps.iter().map(|step| (text(step, "step"), text(step, "result"))).collect()
+        steps
+            .iter()
+            .map(|step| (text(step, "step"), text(step, "result")))
+            .collect()
     }
 
     fn result(&self, step: &str) -> String {
         let found = self.steps().into_iter().find(|(name, _)| name == step);
-        found.unwrap_or_else(|| panic!("no step {step}: {}", self.printed)).1
+        found
+            .unwrap_or_else(|| panic!("no step {step}: {}", self.printed))
+            .1
     }
 }
 
 #[test]
 fn every_step_ends_well_or_says_why_it_was_skipped() {
-    let Some(machine) = Machine::new(&FINE) else { return };
+    let Some(machine) = Machine::new(&FINE) else {
+        return;
+    };
     let left = machine.run(300, 60);
     assert_eq!(left.code, Some(0), "{}", left.printed);
     for (step, result) in left.steps() {
@@ -283,9 +348,17 @@ fn every_step_ends_well_or_says_why_it_was_skipped() {
     assert_eq!(left.result("memcheck"), "ok: 1 of 6 tests");
     assert_eq!(left.results["verdict"], "correct");
     let numbers = left.results["numbers"].as_array().unwrap();
-    let number = numbers.iter().find(|number| number["name"] == "decode, batch 1, ours, tokens/s").unwrap();
+    let number = numbers
+        .iter()
+        .find(|number| number["name"] == "decode, batch 1, ours, tokens/s")
+        .unwrap();
     assert_eq!(number["value"], 1234.0);
-    assert!(left.printed.contains("layer 4096 x 4096, 1 rows, 0 outliers, ours, us"), "{}", left.printed);
+    assert!(
+        left.printed
+            .contains("layer 4096 x 4096, 1 rows, 0 outliers, ours, us"),
+        "{}",
+        left.printed
+    );
     assert!(left.logs.contains("test golden::codes ... ok"));
     assert!(
         std::fs::read_to_string(machine.path("out/bench.md"))
@@ -315,18 +388,40 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
     };
     let left = machine.run(300, 6);
     assert_eq!(left.code, Some(3), "{}", left.printed);
-    let expected = "failed: signal SEGV: alone: 1 pass; fail: linear::first (139); not run again: 0";
+    let expected =
+        "failed: signal SEGV: alone: 1 pass; fail: linear::first (139); not run again: 0";
     assert_eq!(left.result("kernels"), expected);
-    let expected = "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
+    let expected =
+        "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
     assert_eq!(left.result("models"), expected);
-    assert!(left.result("gpt2-large").starts_with("timed out"), "{}", left.printed);
-    assert!(left.result("linear-ours-no-overlap").starts_with("incomplete"), "{}", left.printed);
-    for step in ["facts", "smoke", "ours", "linear-ours", "probe", "card-after"] {
+    assert!(
+        left.result("gpt2-large").starts_with("timed out"),
+        "{}",
+        left.printed
+    );
+    assert!(
+        left.result("linear-ours-no-overlap")
+            .starts_with("incomplete"),
+        "{}",
+        left.printed
+    );
+    for step in [
+        "facts",
+        "smoke",
+        "ours",
+        "linear-ours",
+        "probe",
+        "card-after",
+    ] {
         assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
     }
     let first = "correctness failed (kernels, models, gpt2-large): numbers are not to be published";
     assert_eq!(left.results["verdict"], first);
-    assert!(std::fs::read_to_string(machine.path("out/summary.txt")).unwrap().starts_with(first));
+    assert!(
+        std::fs::read_to_string(machine.path("out/summary.txt"))
+            .unwrap()
+            .starts_with(first)
+    );
     assert!(left.logs.contains("== alone: devices::victim"));
 }
 
@@ -341,39 +436,84 @@ fn a_failing_smoke_test_ends_everything_early() {
     let left = machine.run(300, 60);
     assert_eq!(left.code, Some(1), "{}", left.printed);
     assert_eq!(left.result("facts"), "ok");
-    assert!(left.result("smoke").starts_with("failed: exit status 101"), "{}", left.printed);
-    assert!(!left.steps().iter().any(|(name, _)| name == "kernels" || name == "ours"), "{}", left.printed);
+    assert!(
+        left.result("smoke").starts_with("failed: exit status 101"),
+        "{}",
+        left.printed
+    );
+    assert!(
+        !left
+            .steps()
+            .iter()
+            .any(|(name, _)| name == "kernels" || name == "ours"),
+        "{}",
+        left.printed
+    );
     assert!(left.logs.contains("test device::copies ... FAILED"));
 }
 
 #[test]
 fn no_step_begins_when_the_time_is_over() {
-    let kernels = &[("golden::codes", "passes"), ("device::copies", "passes"), ("linear::first", "hangs")];
-    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else { return };
+    let kernels = &[
+        ("golden::codes", "passes"),
+        ("device::copies", "passes"),
+        ("linear::first", "hangs"),
+    ];
+    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else {
+        return;
+    };
     let left = machine.run(20, 9);
     assert_eq!(left.code, Some(3), "{}", left.printed);
-    assert!(left.result("kernels").starts_with("timed out"), "{}", left.printed);
-    for step in ["models", "gpt2-large", "ours", "probe", "memcheck", "card-after"] {
-        assert!(left.result(step).ends_with("s are left"), "{step}: {}", left.result(step));
+    assert!(
+        left.result("kernels").starts_with("timed out"),
+        "{}",
+        left.printed
+    );
+    for step in [
+        "models",
+        "gpt2-large",
+        "ours",
+        "probe",
+        "memcheck",
+        "card-after",
+    ] {
+        assert!(
+            left.result(step).ends_with("s are left"),
+            "{step}: {}",
+            left.result(step)
+        );
     }
 }
 
 #[test]
 fn what_was_found_is_written_when_someone_ends_it() {
-    let kernels = &[("golden::codes", "passes"), ("device::copies", "passes"), ("linear::first", "hangs")];
-    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else { return };
+    let kernels = &[
+        ("golden::codes", "passes"),
+        ("device::copies", "passes"),
+        ("linear::first", "hangs"),
+    ];
+    let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else {
+        return;
+    };
     let script = machine.start(300, 60);
     let started = Instant::now();
     // The hanging test writes this.
     while !machine.path("hung").exists() && started.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(50));
     }
-    let ended = Command::new("bash").args(["-c", &format!("kill -TERM {}", script.id())]).status().unwrap();
+    let ended = Command::new("bash")
+        .args(["-c", &format!("kill -TERM {}", script.id())])
+        .status()
+        .unwrap();
     assert!(ended.success());
     let left = machine.left(script);
     assert_eq!(left.code, Some(143), "{}", left.printed);
     assert_eq!(left.result("smoke"), "ok");
     assert_eq!(left.result("kernels"), "stopped by a signal");
-    assert!(!left.steps().iter().any(|(name, _)| name == "ours"), "{}", left.printed);
+    assert!(
+        !left.steps().iter().any(|(name, _)| name == "ours"),
+        "{}",
+        left.printed
+    );
     assert!(left.logs.contains("test device::copies ... ok"));
 }

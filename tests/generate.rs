@@ -25,7 +25,12 @@ fn by_row() -> AutoModelForCausalLM {
 }
 
 fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
-    model.generation(prompt).config(config.clone()).ids_only().run().unwrap()
+    model
+        .generation(prompt)
+        .config(config.clone())
+        .ids_only()
+        .run()
+        .unwrap()
 }
 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
@@ -43,10 +48,23 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 ..GenerationConfig::default()
             };
             let plain = ids(&model, &prompt, &config);
-            assert_eq!((plain.timing.drafted_tokens, plain.timing.acceptance_rate()), (0, None));
+            assert_eq!(
+                (plain.timing.drafted_tokens, plain.timing.acceptance_rate()),
+                (0, None)
+            );
             for speculate in [1, 3, 8, 20] {
-                let drafted = ids(&model, &prompt, &GenerationConfig { speculate, ..config.clone() });
-                assert_eq!(drafted.ids, plain.ids, "{speculate} drafts, drawn: {do_sample}");
+                let drafted = ids(
+                    &model,
+                    &prompt,
+                    &GenerationConfig {
+                        speculate,
+                        ..config.clone()
+                    },
+                );
+                assert_eq!(
+                    drafted.ids, plain.ids,
+                    "{speculate} drafts, drawn: {do_sample}"
+                );
                 assert_eq!(drafted.finish_reason, plain.finish_reason);
                 if max_new_tokens == 40 && !do_sample {
                     assert!(drafted.timing.accepted_tokens > 3, "{:?}", drafted.timing);
@@ -61,34 +79,85 @@ fn drafts_change_the_speed_and_not_the_tokens() {
 fn text_with_drafts_ends_where_it_ends_without() {
     let model = by_row();
     let stop = vec!["unto".into()];
-    let plain = GenerationConfig { max_new_tokens: Some(48), stop, ..GenerationConfig::default() };
-    let drafted = GenerationConfig { speculate: 6, ..plain.clone() };
-    let [a, b] = [plain, drafted].map(|config| model.generation(REPETITIVE).config(config).run().unwrap());
-    assert_eq!((a.text, a.ids, a.finish_reason), (b.text, b.ids, b.finish_reason));
+    let plain = GenerationConfig {
+        max_new_tokens: Some(48),
+        stop,
+        ..GenerationConfig::default()
+    };
+    let drafted = GenerationConfig {
+        speculate: 6,
+        ..plain.clone()
+    };
+    let [a, b] =
+        [plain, drafted].map(|config| model.generation(REPETITIVE).config(config).run().unwrap());
+    assert_eq!(
+        (a.text, a.ids, a.finish_reason),
+        (b.text, b.ids, b.finish_reason)
+    );
 }
 
 #[test]
 fn drafts_are_refused_where_they_would_change_the_text() {
-    let config = GenerationConfig { speculate: 4, ..GenerationConfig::default() };
+    let config = GenerationConfig {
+        speculate: 4,
+        ..GenerationConfig::default()
+    };
     let pooled = load("tiny-gpt2", OutlierScope::Batch, false);
-    let error = pooled.generation([1, 2]).config(config.clone()).run().unwrap_err();
-    assert!(matches!(error, LlmError::Setting { name: "speculate", .. }), "{error}");
+    let error = pooled
+        .generation([1, 2])
+        .config(config.clone())
+        .run()
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LlmError::Setting {
+                name: "speculate",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let folder = golden("models/llama_dynamic_rope").display().to_string();
     let dynamic = load(&folder, OutlierScope::Row, false);
-    let error = dynamic.generation([1, 2]).config(config.clone()).run().unwrap_err();
+    let error = dynamic
+        .generation([1, 2])
+        .config(config.clone())
+        .run()
+        .unwrap_err();
     assert!(error.to_string().contains("rotations"), "{error}");
 }
 
 #[test]
 fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
     let model = by_row();
-    let prompts = ["And it came to pass", "ROMEO:", "", REPETITIVE, "In the beginning God", "a"];
+    let prompts = [
+        "And it came to pass",
+        "ROMEO:",
+        "",
+        REPETITIVE,
+        "In the beginning God",
+        "a",
+    ];
     for do_sample in [false, true] {
-        let config =
-            GenerationConfig { max_new_tokens: Some(12), do_sample, seed: 9, ..model.generation_config() };
-        let alone = prompts.map(|prompt| model.generation(prompt).config(config.clone()).run().unwrap());
+        let config = GenerationConfig {
+            max_new_tokens: Some(12),
+            do_sample,
+            seed: 9,
+            ..model.generation_config()
+        };
+        let alone = prompts.map(|prompt| {
+            model
+                .generation(prompt)
+                .config(config.clone())
+                .run()
+                .unwrap()
+        });
         for at_once in [1, 2, 4, 16] {
-            let batch = model.generate_batch(prompts).config(config.clone()).at_once(at_once);
+            let batch = model
+                .generate_batch(prompts)
+                .config(config.clone())
+                .at_once(at_once);
             let together = batch.clone().run().unwrap();
             for (a, b) in alone.iter().zip(&together) {
                 assert_eq!(
@@ -102,7 +171,12 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                 .map(|result| result.map(|(number, all)| (number, all.ids)).unwrap())
                 .collect();
             ended.sort();
-            assert_eq!(ended, (0..6).map(|i| (i, alone[i].ids.clone())).collect::<Vec<_>>());
+            assert_eq!(
+                ended,
+                (0..6)
+                    .map(|i| (i, alone[i].ids.clone()))
+                    .collect::<Vec<_>>()
+            );
         }
     }
 }
@@ -110,31 +184,71 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
 #[test]
 fn a_batch_says_which_prompt_does_not_fit() {
     let model = by_row();
-    let config = GenerationConfig { max_new_tokens: Some(4), ..GenerationConfig::default() };
-    let run = |prompts: &[Vec<u32>], config: &GenerationConfig, at_once| {
-        model.generate_batch(prompts).config(config.clone()).at_once(at_once).run()
+    let config = GenerationConfig {
+        max_new_tokens: Some(4),
+        ..GenerationConfig::default()
     };
-    let error = run(&[vec![1], vec![7; 600]], &config, 2).unwrap_err().to_string();
-    assert!(error.starts_with("prompt 2: the prompt has 600 tokens"), "{error}");
-    let error = run(&[vec![1], vec![999_999]], &config, 2).unwrap_err().to_string();
-    assert!(error.starts_with("prompt 2: ") && error.contains("999999 is beyond the vocabulary"), "{error}");
+    let run = |prompts: &[Vec<u32>], config: &GenerationConfig, at_once| {
+        model
+            .generate_batch(prompts)
+            .config(config.clone())
+            .at_once(at_once)
+            .run()
+    };
+    let error = run(&[vec![1], vec![7; 600]], &config, 2)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("prompt 2: the prompt has 600 tokens"),
+        "{error}"
+    );
+    let error = run(&[vec![1], vec![999_999]], &config, 2)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("prompt 2: ") && error.contains("999999 is beyond the vocabulary"),
+        "{error}"
+    );
     assert!(run(&[], &config, 2).unwrap().is_empty());
-    assert!(matches!(run(&[vec![1]], &config, 0), Err(LlmError::Setting { .. })));
-    assert!(matches!(model.generate_batch([[1]]).at_once(0).into_iter().next(), Some(Err(_))));
-    let none = GenerationConfig { max_new_tokens: Some(0), ..config.clone() };
-    assert!(run(&[vec![1], vec![2]], &none, 2).unwrap().iter().all(|all| all.ids.is_empty()));
+    assert!(matches!(
+        run(&[vec![1]], &config, 0),
+        Err(LlmError::Setting { .. })
+    ));
+    assert!(matches!(
+        model.generate_batch([[1]]).at_once(0).into_iter().next(),
+        Some(Err(_))
+    ));
+    let none = GenerationConfig {
+        max_new_tokens: Some(0),
+        ..config.clone()
+    };
+    assert!(
+        run(&[vec![1], vec![2]], &none, 2)
+            .unwrap()
+            .iter()
+            .all(|all| all.ids.is_empty())
+    );
 }
 
 /// Each cache takes memory of the device, and so many are more than there is.
 #[test]
 fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
-    let Some(device) = testing::emulated(0, 40 << 20, 0) else { return };
+    let Some(device) = testing::emulated(0, 40 << 20, 0) else {
+        return;
+    };
     let mut config = LoadConfig::default();
     config.options.placement = Placement::on(device);
     let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
-    let settings = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() };
+    let settings = GenerationConfig {
+        max_new_tokens: Some(2),
+        ..GenerationConfig::default()
+    };
     let mut engine = model.engine(60).unwrap();
-    let mut add = || engine.add(Request::new([5]).config(settings.clone()).ids_only()).unwrap();
+    let mut add = || {
+        engine
+            .add(Request::new([5]).config(settings.clone()).ids_only())
+            .unwrap()
+    };
     let (first, last) = ([0; 60].map(|_| add()), add());
 
     let error = engine.step().map(Iterator::count).unwrap_err();
@@ -142,16 +256,36 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
     assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
     let mut finished = Vec::new();
     while !engine.is_idle() {
-        finished.extend(engine.step().unwrap().filter(|event| matches!(event.update, Update::Finished(_))));
+        finished.extend(
+            engine
+                .step()
+                .unwrap()
+                .filter(|event| matches!(event.update, Update::Finished(_))),
+        );
     }
-    assert_eq!(finished.iter().map(|event| event.id).collect::<Vec<_>>(), [last]);
+    assert_eq!(
+        finished.iter().map(|event| event.id).collect::<Vec<_>>(),
+        [last]
+    );
 }
 
 #[test]
 fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
     let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
-    for name in ["gpt2", "llama", "bloom", "falcon", "gemma2", "phi3_longrope", "opt"] {
-        let model = load(&golden(&format!("models/{name}")).display().to_string(), OutlierScope::Row, false);
+    for name in [
+        "gpt2",
+        "llama",
+        "bloom",
+        "falcon",
+        "gemma2",
+        "phi3_longrope",
+        "opt",
+    ] {
+        let model = load(
+            &golden(&format!("models/{name}")).display().to_string(),
+            OutlierScope::Row,
+            false,
+        );
         let decoder = model.decoder();
         let vocab = decoder.spec().vocab_size();
         let mut caches = [0; 3].map(|_| decoder.new_cache());
@@ -165,7 +299,8 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
                 .map(|(ids, cache)| SequenceInput { ids, cache, logits })
                 .collect();
             let logits = decoder.forward(&mut together).unwrap();
-            for ((ids, cache), logits) in next.into_iter().zip(&mut alone).zip(logits.chunks(vocab)) {
+            for ((ids, cache), logits) in next.into_iter().zip(&mut alone).zip(logits.chunks(vocab))
+            {
                 assert_eq!(logits, decoder.next_logits(ids, cache).unwrap(), "{name}");
             }
         }
@@ -174,8 +309,14 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
 
 #[test]
 fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
-    for name in ["tiny-gpt2".to_owned(), golden("models/gptj").display().to_string()] {
-        let (plain, head) = (load(&name, OutlierScope::Batch, false), load(&name, OutlierScope::Batch, true));
+    for name in [
+        "tiny-gpt2".to_owned(),
+        golden("models/gptj").display().to_string(),
+    ] {
+        let (plain, head) = (
+            load(&name, OutlierScope::Batch, false),
+            load(&name, OutlierScope::Batch, true),
+        );
         let input: Vec<u32> = (1..20).collect();
         let [a, b] = [&plain, &head].map(|model| model.logits(&input).unwrap());
         let distance = crate::support::relative_error(&b, &a);
@@ -183,33 +324,57 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
 
         let tree = head.to_string();
         assert!(tree.contains("Embedding8bit("), "{tree}");
-        assert!(tree.lines().any(|line| line.contains("(lm_head): Linear8bitLt(")), "{tree}");
+        assert!(
+            tree.lines()
+                .any(|line| line.contains("(lm_head): Linear8bitLt(")),
+            "{tree}"
+        );
         let (report, before) = (&head.load_report().layers, &plain.load_report().layers);
-        assert_eq!((report.kept.len(), report.replaced.len()), (0, before.replaced.len() + 2));
+        assert_eq!(
+            (report.kept.len(), report.replaced.len()),
+            (0, before.replaced.len() + 2)
+        );
         let (small, large) = (head.memory_footprint(), plain.memory_footprint());
         assert!(small.actual() < large.actual(), "{small:?} {large:?}");
 
         let folder = tempfile::TempDir::new().unwrap();
-        let options = SaveOptions { max_shard_size: 1 << 30, layers: SavedLayers::Int8 };
+        let options = SaveOptions {
+            max_shard_size: 1 << 30,
+            layers: SavedLayers::Int8,
+        };
         let target = folder.path().join("saved");
-        let error = head.save_pretrained(&target, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
-        assert!(matches!(error, LlmError::Nn(NnError::Config { .. })), "{error}");
+        let error = head
+            .save_pretrained(&target, &options, &mut |_| ControlFlow::Continue(()))
+            .unwrap_err();
+        assert!(
+            matches!(error, LlmError::Nn(NnError::Config { .. })),
+            "{error}"
+        );
         assert!(!target.exists());
     }
 }
 
 #[test]
 fn a_prompt_ends_when_its_first_token_is_known() {
-    // Devices work asynchronously: a pass returns when it is queued, and only reading the token waits for it. The
-    // emulated device does all of the queued work at that point.
-    for device in testing::devices(&[0]).into_iter().filter(|device| device.name().starts_with("emulated")) {
+    // Devices work asynchronously: a pass returns when it is queued, and only reading the token
+    // waits for it. The emulated device does all of the queued work at that point.
+    for device in testing::devices(&[0])
+        .into_iter()
+        .filter(|device| device.name().starts_with("emulated"))
+    {
         let mut config = LoadConfig::default();
         config.options.placement = Placement::on(device);
         let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
         let prompt: Vec<u32> = (0..200).collect();
-        let config = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            max_new_tokens: Some(2),
+            ..GenerationConfig::default()
+        };
         let timing = ids(&model, &prompt, &config).timing;
         assert_eq!((timing.prompt_tokens, timing.decoded_tokens), (200, 1));
-        assert!(timing.prefill > timing.decode, "200 rows take longer than one: {timing:?}");
+        assert!(
+            timing.prefill > timing.decode,
+            "200 rows take longer than one: {timing:?}"
+        );
     }
 }

@@ -1,10 +1,12 @@
-//! Generation settings of a model's files against transformers: `golden/generation/greedy.json`, made by
-//! `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the command line, too.
+//! Generation settings of a model's files against transformers: `golden/generation/greedy.json`,
+//! made by `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the
+//! command line, too.
 
 use crate::support::{golden, golden_text, llm_int8};
 use llm_int8::nn::models::{Placement, WeightDtype};
 use llm_int8::{
-    AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, LlmError, LoadConfig, Request, Warning,
+    AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, LlmError, LoadConfig, Request,
+    Warning,
 };
 use llm_int8_cuda::testing;
 use serde_json::{Value, json};
@@ -30,7 +32,11 @@ fn json_file(path: &Path) -> Value {
 fn folder(case: &Value) -> TempDir {
     let copy = TempDir::new().unwrap();
     let from = folder_of(case["model"].as_str().unwrap());
-    for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+    for name in [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
         if from.join(name).exists() {
             std::fs::copy(from.join(name), copy.path().join(name)).unwrap();
         }
@@ -45,13 +51,19 @@ fn folder(case: &Value) -> TempDir {
         config[key] = value.clone();
     }
     for key in case["config_without"].as_array().into_iter().flatten() {
-        config.as_object_mut().unwrap().remove(key.as_str().unwrap());
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove(key.as_str().unwrap());
     }
     std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
     if !case["special_token"].is_null() {
         let path = copy.path().join("tokenizer.json");
         let mut tokenizer = json_file(&path);
-        tokenizer["added_tokens"].as_array_mut().unwrap().push(case["special_token"].clone());
+        tokenizer["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(case["special_token"].clone());
         std::fs::write(path, tokenizer.to_string()).unwrap();
     }
     copy
@@ -70,7 +82,12 @@ fn load(folder: &Path) -> AutoModelForCausalLM {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 /// The model's own settings with the length that the case gives.
@@ -87,7 +104,11 @@ fn run(
     prompt: &[u32],
     config: &GenerationConfig,
 ) -> llm_int8::Result<Generated> {
-    model.generation(prompt).config(config.clone()).ids_only().run()
+    model
+        .generation(prompt)
+        .config(config.clone())
+        .ids_only()
+        .run()
 }
 
 fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Vec<u32> {
@@ -99,7 +120,12 @@ fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])
     for case in cases() {
         let folder = folder(&case);
         let model = load(folder.path());
-        check(&case, &model, &settings(&model, &case), &ids(&case["prompt"]));
+        check(
+            &case,
+            &model,
+            &settings(&model, &case),
+            &ids(&case["prompt"]),
+        );
     }
 }
 
@@ -107,20 +133,43 @@ fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])
 fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
     assert!(cases().len() > 100);
     each(|case, model, config, prompt| {
-        assert_eq!(generate(model, prompt, config), ids(&case["ids"]), "{}", case["name"]);
+        assert_eq!(
+            generate(model, prompt, config),
+            ids(&case["ids"]),
+            "{}",
+            case["name"]
+        );
     });
 }
 
 #[test]
 fn drafts_and_batches_obey_the_same_settings() {
     each(|case, model, config, prompt| {
-        let drafts = GenerationConfig { speculate: 5, ..config.clone() };
-        assert_eq!(generate(model, prompt, &drafts), ids(&case["ids"]), "drafts: {}", case["name"]);
+        let drafts = GenerationConfig {
+            speculate: 5,
+            ..config.clone()
+        };
+        assert_eq!(
+            generate(model, prompt, &drafts),
+            ids(&case["ids"]),
+            "drafts: {}",
+            case["name"]
+        );
 
         let others = [prompt, &[8, 8, 9], prompt].map(|prompt| Request::new(prompt).ids_only());
-        let all = model.generate_batch(others).config(config.clone()).at_once(2).run().unwrap();
+        let all = model
+            .generate_batch(others)
+            .config(config.clone())
+            .at_once(2)
+            .run()
+            .unwrap();
         for place in [0, 2] {
-            assert_eq!(all[place].ids, ids(&case["ids"]), "prompt {place} of three: {}", case["name"]);
+            assert_eq!(
+                all[place].ids,
+                ids(&case["ids"]),
+                "prompt {place} of three: {}",
+                case["name"]
+            );
         }
     });
 }
@@ -141,22 +190,45 @@ fn a_device_obeys_them_too() {
 #[test]
 fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
     let mut stopped = 0;
-    for case in cases().into_iter().filter(|case| case["model"] == "tiny-gpt2") {
+    for case in cases()
+        .into_iter()
+        .filter(|case| case["model"] == "tiny-gpt2")
+    {
         let folder = folder(&case);
         let model = load(folder.path());
         let (config, mut shown) = (settings(&model, &case), String::new());
-        let mut pieces = model.generation(ids(&case["prompt"])).config(config.clone()).pieces().unwrap();
-        pieces.by_ref().for_each(|piece| shown.push_str(&piece.unwrap().text));
+        let mut pieces = model
+            .generation(ids(&case["prompt"]))
+            .config(config.clone())
+            .pieces()
+            .unwrap();
+        pieces
+            .by_ref()
+            .for_each(|piece| shown.push_str(&piece.unwrap().text));
         let generated = pieces.finish().unwrap();
-        assert_eq!((&generated.ids, &generated.text), (&ids(&case["ids"]), &shown), "{}", case["name"]);
+        assert_eq!(
+            (&generated.ids, &generated.text),
+            (&ids(&case["ids"]), &shown),
+            "{}",
+            case["name"]
+        );
 
         let tokenizer = model.tokenizer().unwrap();
         let whole = tokenizer.decode(&generated.ids).unwrap();
         let has_stop = config.stop.iter().any(|stop| shown.contains(stop.as_str()));
-        assert!(!has_stop && whole.starts_with(&shown), "{}: {shown:?} of {whole:?}", case["name"]);
+        assert!(
+            !has_stop && whole.starts_with(&shown),
+            "{}: {shown:?} of {whole:?}",
+            case["name"]
+        );
         match generated.finish_reason {
             FinishReason::StopString => stopped += 1,
-            _ => assert_eq!((&whole, generated.ids.len()), (&shown, 24), "{}", case["name"]),
+            _ => assert_eq!(
+                (&whole, generated.ids.len()),
+                (&shown, 24),
+                "{}",
+                case["name"]
+            ),
         }
     }
     assert!(stopped > 6, "{stopped}");
@@ -173,7 +245,11 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
     let config = model.generation_config();
     let error = run(&model, &[5, 9], &config).unwrap_err();
     assert!(matches!(error, LlmError::NoTokenizer { .. }), "{error}");
-    let without = GenerationConfig { stop: Vec::new(), max_new_tokens: Some(3), ..config };
+    let without = GenerationConfig {
+        stop: Vec::new(),
+        max_new_tokens: Some(3),
+        ..config
+    };
     assert_eq!(generate(&model, &[5, 9], &without).len(), 3);
 }
 
@@ -184,12 +260,21 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
     let config = model.generation_config();
     assert_eq!(generate(&model, &[5, 9], &config).len(), 1);
     let error = run(&model, &[5, 9, 33], &config).unwrap_err().to_string();
-    assert!(error.contains("max_length") && error.contains("set max_new_tokens"), "{error}");
+    assert!(
+        error.contains("max_length") && error.contains("set max_new_tokens"),
+        "{error}"
+    );
 
     let positions = model.decoder().spec().positions;
     let long = vec![5; positions - 7];
-    assert_eq!(generate(&model, &long, &GenerationConfig::default()).len(), 7);
-    let given = GenerationConfig { max_new_tokens: Some(8), ..GenerationConfig::default() };
+    assert_eq!(
+        generate(&model, &long, &GenerationConfig::default()).len(),
+        7
+    );
+    let given = GenerationConfig {
+        max_new_tokens: Some(8),
+        ..GenerationConfig::default()
+    };
     let error = run(&model, &long, &given).unwrap_err();
     assert!(matches!(error, LlmError::ContextExceeded { .. }), "{error}");
 }
@@ -200,14 +285,26 @@ fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
     let model = load(folder.path());
     let config = model.generation_config();
     let generated = run(&model, &[5, 9], &config).unwrap();
-    assert_eq!((generated.ids.len(), generated.finish_reason), (1, FinishReason::Time));
+    assert_eq!(
+        (generated.ids.len(), generated.finish_reason),
+        (1, FinishReason::Time)
+    );
 
     for wrong in [
-        GenerationConfig { bad_words_ids: vec![vec![5, 256]], ..GenerationConfig::default() },
-        GenerationConfig { forced_eos_token_ids: vec![256], ..GenerationConfig::default() },
+        GenerationConfig {
+            bad_words_ids: vec![vec![5, 256]],
+            ..GenerationConfig::default()
+        },
+        GenerationConfig {
+            forced_eos_token_ids: vec![256],
+            ..GenerationConfig::default()
+        },
     ] {
         let error = run(&model, &[5, 9], &wrong).unwrap_err();
-        assert!(matches!(error, LlmError::Setting { .. }) && error.to_string().contains("256"), "{error}");
+        assert!(
+            matches!(error, LlmError::Setting { .. }) && error.to_string().contains("256"),
+            "{error}"
+        );
     }
 }
 
@@ -215,14 +312,33 @@ fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
 fn what_is_not_built_is_in_the_report_and_printed_once() {
     let folder = llama(json!({ "num_beams": 4, "top_p": 0.5, "eos_token_id": 2, "made_up": 1 }));
     let path = folder.path().to_str().unwrap();
-    let file = folder.path().join("generation_config.json").display().to_string();
+    let file = folder
+        .path()
+        .join("generation_config.json")
+        .display()
+        .to_string();
     let expected = [
-        Warning::IgnoredSettings { file: file.clone(), keys: vec!["num_beams".into()] },
-        Warning::SamplingSettings { file, keys: vec!["top_p".into()] },
+        Warning::IgnoredSettings {
+            file: file.clone(),
+            keys: vec!["num_beams".into()],
+        },
+        Warning::SamplingSettings {
+            file,
+            keys: vec!["top_p".into()],
+        },
     ];
     assert_eq!(load(folder.path()).load_report().warnings, expected);
 
-    let output = llm_int8(&["run", path, "--token-ids", "5,9", "--print-ids", "-n", "2", "-q"]);
+    let output = llm_int8(&[
+        "run",
+        path,
+        "--token-ids",
+        "5,9",
+        "--print-ids",
+        "-n",
+        "2",
+        "-q",
+    ]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{error}");
     assert_eq!(error.matches("num_beams").count(), 1, "{error}");
@@ -246,28 +362,64 @@ fn a_value_of_a_wrong_type_is_named_with_its_file() {
 /// New ids that the program prints.
 fn printed(folder: &TempDir, options: &[&str]) -> Vec<u32> {
     let path = folder.path().to_str().unwrap();
-    let model = ["run", path, "--token-ids", "5,9,33,77,9,33", "--no-quantize", "--dtype", "float32"];
+    let model = [
+        "run",
+        path,
+        "--token-ids",
+        "5,9,33,77,9,33",
+        "--no-quantize",
+        "--dtype",
+        "float32",
+    ];
     let output = llm_int8(&[&model[..], &["--print-ids", "-q"], options].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).unwrap();
-    text.trim().split(',').map(|id| id.parse().unwrap()).collect()
+    text.trim()
+        .split(',')
+        .map(|id| id.parse().unwrap())
+        .collect()
 }
 
 #[test]
 fn options_of_the_program_are_the_settings_of_the_file() {
     let plain = llama(json!({}));
     for (settings, options) in [
-        (json!({ "no_repeat_ngram_size": 1 }), vec!["--no-repeat-ngram-size", "1"]),
-        (json!({ "encoder_no_repeat_ngram_size": 1 }), vec!["--encoder-no-repeat-ngram-size", "1"]),
-        (json!({ "encoder_repetition_penalty": 3.0 }), vec!["--encoder-repetition-penalty", "3"]),
-        (json!({ "repetition_penalty": 1.7 }), vec!["--repetition-penalty", "1.7"]),
+        (
+            json!({ "no_repeat_ngram_size": 1 }),
+            vec!["--no-repeat-ngram-size", "1"],
+        ),
+        (
+            json!({ "encoder_no_repeat_ngram_size": 1 }),
+            vec!["--encoder-no-repeat-ngram-size", "1"],
+        ),
+        (
+            json!({ "encoder_repetition_penalty": 3.0 }),
+            vec!["--encoder-repetition-penalty", "3"],
+        ),
+        (
+            json!({ "repetition_penalty": 1.7 }),
+            vec!["--repetition-penalty", "1.7"],
+        ),
         (
             json!({ "bad_words_ids": [[20], [222, 172]] }),
             vec!["--bad-words-ids", "20", "--bad-words-ids", "222,172"],
         ),
-        (json!({ "suppress_tokens": [20, 222] }), vec!["--suppress-tokens", "20,222"]),
-        (json!({ "begin_suppress_tokens": [20] }), vec!["--begin-suppress-tokens", "20"]),
-        (json!({ "forced_eos_token_id": 4 }), vec!["--forced-eos-token-id", "4"]),
+        (
+            json!({ "suppress_tokens": [20, 222] }),
+            vec!["--suppress-tokens", "20,222"],
+        ),
+        (
+            json!({ "begin_suppress_tokens": [20] }),
+            vec!["--begin-suppress-tokens", "20"],
+        ),
+        (
+            json!({ "forced_eos_token_id": 4 }),
+            vec!["--forced-eos-token-id", "4"],
+        ),
         (json!({ "max_new_tokens": 3 }), vec!["-n", "3"]),
     ] {
         let from_file = printed(&llama(settings.clone()), &[]);
@@ -278,14 +430,20 @@ fn options_of_the_program_are_the_settings_of_the_file() {
     assert_eq!(printed(&ends, &[]), [20, 222]);
     let later = printed(&ends, &["--min-new-tokens", "4", "-n", "8"]);
     assert!(later.len() > 4 && !later[..4].contains(&222), "{later:?}");
-    let sooner =
-        printed(&llama(json!({ "eos_token_id": 17 })), &["--exponential-decay-length-penalty", "2,1.8"]);
+    let sooner = printed(
+        &llama(json!({ "eos_token_id": 17 })),
+        &["--exponential-decay-length-penalty", "2,1.8"],
+    );
     assert_eq!(sooner, [20, 222, 172, 102, 29, 17]);
 
     let most = llama(json!({ "max_new_tokens": 3, "max_length": 50 }));
     assert_eq!(printed(&most, &[]).len(), 3, "max_new_tokens of the file");
     assert_eq!(printed(&most, &["-n", "5"]).len(), 5, "what is given wins");
-    assert_eq!(printed(&llama(json!({ "max_length": 10 })), &[]).len(), 4, "max_length counts the prompt");
+    assert_eq!(
+        printed(&llama(json!({ "max_length": 10 })), &[]).len(),
+        4,
+        "max_length counts the prompt"
+    );
     assert_eq!(printed(&plain, &[]).len(), 64);
 }
 
@@ -294,13 +452,47 @@ fn drawing_keeps_to_what_the_filters_leave() {
     let plain = llama(json!({}));
     let greedy = printed(&plain, &["-n", "12"]);
     // Filters that leave the most likely token alone draw it whatever the seed.
-    for filter in [["--top-k", "1"], ["--top-p", "0"], ["--epsilon-cutoff", "0.9999"], ["--min-p", "1"]] {
-        let drawn = printed(&plain, &[&["-n", "12", "--seed", "3"], &filter[..]].concat());
+    for filter in [
+        ["--top-k", "1"],
+        ["--top-p", "0"],
+        ["--epsilon-cutoff", "0.9999"],
+        ["--min-p", "1"],
+    ] {
+        let drawn = printed(
+            &plain,
+            &[&["-n", "12", "--seed", "3"], &filter[..]].concat(),
+        );
         assert_eq!(drawn, greedy, "{filter:?}");
     }
-    let drawn = printed(&plain, &["-n", "12", "--seed", "3", "--top-k", "0", "--temperature", "3"]);
+    let drawn = printed(
+        &plain,
+        &[
+            "-n",
+            "12",
+            "--seed",
+            "3",
+            "--top-k",
+            "0",
+            "--temperature",
+            "3",
+        ],
+    );
     assert_ne!(drawn, greedy);
-    let processed =
-        printed(&plain, &["-n", "12", "--seed", "3", "--top-k", "1", "--no-repeat-ngram-size", "1"]);
-    assert_eq!(processed, printed(&plain, &["-n", "12", "--no-repeat-ngram-size", "1"]));
+    let processed = printed(
+        &plain,
+        &[
+            "-n",
+            "12",
+            "--seed",
+            "3",
+            "--top-k",
+            "1",
+            "--no-repeat-ngram-size",
+            "1",
+        ],
+    );
+    assert_eq!(
+        processed,
+        printed(&plain, &["-n", "12", "--no-repeat-ngram-size", "1"])
+    );
 }

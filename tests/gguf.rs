@@ -1,5 +1,5 @@
-//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), tokenizers out of
-//! metadata, and files that lie.
+//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), tokenizers
+//! out of metadata, and files that lie.
 
 use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
 use candle_core::{DType, Tensor};
@@ -13,15 +13,29 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-const MODELS: [&str; 8] = ["gemma2", "gpt2", "llama", "llama3_rope", "phi3", "qwen2", "qwen3", "starcoder2"];
+const MODELS: [&str; 8] = [
+    "gemma2",
+    "gpt2",
+    "llama",
+    "llama3_rope",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "starcoder2",
+];
 
 fn unquantised() -> LoadOptions {
-    LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 fn load(path: &Path) -> Result<Decoder> {
     let (config, checkpoint) = open_gguf(GgufFile::open(path)?)?;
-    Decoder::load(&config, &Arc::new(checkpoint), &unquantised(), &mut |_| ()).map(|(decoder, _)| decoder)
+    Decoder::load(&config, &Arc::new(checkpoint), &unquantised(), &mut |_| ())
+        .map(|(decoder, _)| decoder)
 }
 
 /// The same model out of its safetensors folder.
@@ -29,16 +43,24 @@ fn from_folder(family: &str) -> Decoder {
     let mut config = golden_text(&format!("models/{family}/config.json"));
     if family == "gemma2" {
         // GGUF has no place for it; llama.cpp takes the width of a head.
-        config = config.replace("\"query_pre_attn_scalar\": 256", "\"query_pre_attn_scalar\": 16");
+        config = config.replace(
+            "\"query_pre_attn_scalar\": 256",
+            "\"query_pre_attn_scalar\": 16",
+        );
     }
     let files = [golden(&format!("models/{family}/model.safetensors"))];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
     let config = ModelConfig::parse(config.as_bytes()).unwrap();
-    Decoder::load(&config, &checkpoint, &unquantised(), &mut |_| ()).unwrap().0
+    Decoder::load(&config, &checkpoint, &unquantised(), &mut |_| ())
+        .unwrap()
+        .0
 }
 
 fn logits(model: &Decoder, family: &str) -> Tensor {
-    let ids = golden_tensor(&format!("models/{family}/expected.safetensors"), "input_ids");
+    let ids = golden_tensor(
+        &format!("models/{family}/expected.safetensors"),
+        "input_ids",
+    );
     let ids = ids.to_dtype(DType::U32).unwrap();
     model.logits(&ids).unwrap()
 }
@@ -46,7 +68,8 @@ fn logits(model: &Decoder, family: &str) -> Tensor {
 #[test]
 fn a_gguf_file_is_the_model_it_was_made_of() {
     for family in MODELS {
-        let ours = load(&golden(&format!("gguf/{family}.gguf"))).unwrap_or_else(|e| panic!("{family}: {e}"));
+        let ours = load(&golden(&format!("gguf/{family}.gguf")))
+            .unwrap_or_else(|e| panic!("{family}: {e}"));
         let theirs = from_folder(family);
         let error = relative_error(&logits(&ours, family), &logits(&theirs, family));
         assert!(error < 1e-5, "{family}: {error}");
@@ -60,10 +83,27 @@ fn the_program_runs_and_quantises_a_gguf_file() {
     let file = golden("gguf/llama.gguf").display().to_string();
     let scratch = TempDir::new().unwrap();
     let folder = scratch.path().join("llama").display().to_string();
-    assert!(llm_int8(&["quantize", &file, "-o", &folder]).status.success());
+    assert!(
+        llm_int8(&["quantize", &file, "-o", &folder])
+            .status
+            .success()
+    );
     let run = |model: &str| {
-        let output = llm_int8(&["run", model, "--token-ids", "5,6,7", "--print-ids", "-n", "8", "-q"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = llm_int8(&[
+            "run",
+            model,
+            "--token-ids",
+            "5,6,7",
+            "--print-ids",
+            "-n",
+            "8",
+            "-q",
+        ]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let ids = run(&file);
@@ -71,35 +111,59 @@ fn the_program_runs_and_quantises_a_gguf_file() {
     assert_eq!(run(&golden("models/llama").display().to_string()), ids);
     let headers = llm_int8(&["inspect", &file, "--headers-only"]);
     let text = String::from_utf8(headers.stdout).unwrap();
-    assert!(text.starts_with(golden_text("models/llama/print.txt").trim_end()), "{text}");
+    assert!(
+        text.starts_with(golden_text("models/llama/print.txt").trim_end()),
+        "{text}"
+    );
 }
 
 #[test]
 fn sentencepiece_out_of_the_metadata_gives_the_ids_of_sentencepiece() {
-    let tokenizer =
-        llm_int8::Tokenizer::from_gguf(&GgufFile::open(&golden("gguf/sentencepiece.gguf")).unwrap());
+    let tokenizer = llm_int8::Tokenizer::from_gguf(
+        &GgufFile::open(&golden("gguf/sentencepiece.gguf")).unwrap(),
+    );
     let tokenizer = tokenizer.unwrap().unwrap();
-    let expected: serde_json::Value = serde_json::from_str(&golden_text("gguf/sentencepiece.json")).unwrap();
+    let expected: serde_json::Value =
+        serde_json::from_str(&golden_text("gguf/sentencepiece.json")).unwrap();
     for case in expected.as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
-        let ids: Vec<u64> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
-        let ours: Vec<u64> = tokenizer.encode(text).unwrap().into_iter().map(u64::from).collect();
+        let ids: Vec<u64> = case["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap())
+            .collect();
+        let ours: Vec<u64> = tokenizer
+            .encode(text)
+            .unwrap()
+            .into_iter()
+            .map(u64::from)
+            .collect();
         assert_eq!(ours, ids, "{text:?}");
-        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text);
+        assert_eq!(
+            tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(),
+            text
+        );
     }
 }
 
 #[test]
 fn an_unknown_architecture_lists_the_known_ones() {
     let bytes = std::fs::read(golden("gguf/starcoder2.gguf")).unwrap();
-    let at = bytes.windows(10).position(|window| window == b"starcoder2").unwrap();
+    let at = bytes
+        .windows(10)
+        .position(|window| window == b"starcoder2")
+        .unwrap();
     let mut changed = bytes.clone();
     changed[at..at + 10].copy_from_slice(b"starcoder9");
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("m.gguf");
     std::fs::write(&path, changed).unwrap();
     let error = load(&path).unwrap_err().to_string();
-    assert!(error.contains("`starcoder9`") && error.contains("gemma2, gpt2, llama"), "{error}");
+    assert!(
+        error.contains("`starcoder9`") && error.contains("gemma2, gpt2, llama"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -129,7 +193,11 @@ fn headers_that_lie_are_refused() {
         fails(&with(24, count)); // length of the first key
     }
     let name = b"token_embd.weight";
-    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    let at = bytes
+        .windows(name.len())
+        .position(|window| window == name)
+        .unwrap()
+        + name.len();
     for size in [u64::MAX, 1 << 62, 1 << 33, 4096] {
         fails(&with(at + 4, size)); // first dimension
     }
@@ -138,9 +206,16 @@ fn headers_that_lie_are_refused() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let config =
-        LoadConfig { options: unquantised(), hub: HubConfig { offline: true, ..HubConfig::from_env() } };
-    let error = AutoModelForCausalLM::from_pretrained("nowhere/m.gguf", &config).unwrap_err().to_string();
+    let config = LoadConfig {
+        options: unquantised(),
+        hub: HubConfig {
+            offline: true,
+            ..HubConfig::from_env()
+        },
+    };
+    let error = AutoModelForCausalLM::from_pretrained("nowhere/m.gguf", &config)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("cannot read nowhere/m.gguf"), "{error}");
 }
 

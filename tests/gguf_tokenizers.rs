@@ -1,5 +1,5 @@
-//! Tokenizers out of GGUF metadata, by llama.cpp's defaults: what a text begins and ends with, how it is split, and the
-//! tokens that end generation.
+//! Tokenizers out of GGUF metadata, by llama.cpp's defaults: what a text begins and ends with, how
+//! it is split, and the tokens that end generation.
 
 use llm_int8::nn::checkpoint::GgufFile;
 use llm_int8::{Result, Tokenizer};
@@ -46,10 +46,12 @@ fn file(metadata: &[(&str, Meta<'_>)]) -> (TempDir, GgufFile) {
                 bytes.push(u8::from(*flag));
             }
             Meta::Texts(items) => list(&mut bytes, 8, items, |bytes, item| text(bytes, item)),
-            Meta::Numbers(items) => {
-                list(&mut bytes, 6, items, |bytes, item| bytes.extend(item.to_le_bytes()))
-            }
-            Meta::Kinds(items) => list(&mut bytes, 5, items, |bytes, item| bytes.extend(item.to_le_bytes())),
+            Meta::Numbers(items) => list(&mut bytes, 6, items, |bytes, item| {
+                bytes.extend(item.to_le_bytes())
+            }),
+            Meta::Kinds(items) => list(&mut bytes, 5, items, |bytes, item| {
+                bytes.extend(item.to_le_bytes())
+            }),
         }
     }
     bytes.resize(bytes.len().next_multiple_of(32), 0);
@@ -60,16 +62,20 @@ fn file(metadata: &[(&str, Meta<'_>)]) -> (TempDir, GgufFile) {
     (folder, opened)
 }
 
-/// The 256 characters that GPT-2 writes bytes as, and after them the given tokens as control tokens.
+/// The 256 characters that GPT-2 writes bytes as, and after them the given tokens as control
+/// tokens.
 fn byte_level(
     pre: Option<&'static str>,
     tokens: &[&str],
     more: Vec<(&'static str, Meta<'static>)>,
 ) -> Result<Tokenizer> {
-    let printable =
-        |byte: &u32| (33..127).contains(byte) || (161..173).contains(byte) || (174..256).contains(byte);
-    let mut pieces: Vec<String> =
-        (0..256).filter(printable).map(|byte| char::from_u32(byte).unwrap().into()).collect();
+    let printable = |byte: &u32| {
+        (33..127).contains(byte) || (161..173).contains(byte) || (174..256).contains(byte)
+    };
+    let mut pieces: Vec<String> = (0..256)
+        .filter(printable)
+        .map(|byte| char::from_u32(byte).unwrap().into())
+        .collect();
     pieces.extend((256..256 + 68).map(|code| String::from(char::from_u32(code).unwrap())));
     assert_eq!(pieces.len(), 256);
     let mut kinds = vec![1; 256];
@@ -80,44 +86,75 @@ fn byte_level(
         ("tokenizer.ggml.model", Meta::Text("gpt2")),
         ("tokenizer.ggml.tokens", Meta::Texts(pieces)),
         ("tokenizer.ggml.token_type", Meta::Kinds(kinds)),
-        ("tokenizer.ggml.merges", Meta::Texts(vec!["a b".into(), "1 2".into()])),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["a b".into(), "1 2".into()]),
+        ),
     ];
     metadata.extend(pre.map(|pre| ("tokenizer.ggml.pre", Meta::Text(pre))));
     metadata.extend(more);
     // The pieces of the merges must be there.
-    if let Some((_, Meta::Texts(pieces))) =
-        metadata.iter_mut().find(|(key, _)| *key == "tokenizer.ggml.tokens")
+    if let Some((_, Meta::Texts(pieces))) = metadata
+        .iter_mut()
+        .find(|(key, _)| *key == "tokenizer.ggml.tokens")
     {
         pieces.extend(["ab", "12"].map(str::to_owned));
     }
-    if let Some((_, Meta::Kinds(kinds))) =
-        metadata.iter_mut().find(|(key, _)| *key == "tokenizer.ggml.token_type")
+    if let Some((_, Meta::Kinds(kinds))) = metadata
+        .iter_mut()
+        .find(|(key, _)| *key == "tokenizer.ggml.token_type")
     {
         kinds.extend([1, 1]);
     }
     Tokenizer::from_gguf(&file(&metadata).1).map(Option::unwrap)
 }
 
-const IDS: fn() -> Vec<(&'static str, Meta<'static>)> =
-    || vec![("tokenizer.ggml.bos_token_id", Meta::Id(256)), ("tokenizer.ggml.eos_token_id", Meta::Id(257))];
+const IDS: fn() -> Vec<(&'static str, Meta<'static>)> = || {
+    vec![
+        ("tokenizer.ggml.bos_token_id", Meta::Id(256)),
+        ("tokenizer.ggml.eos_token_id", Meta::Id(257)),
+    ]
+};
 
 #[test]
 fn the_rule_decides_whether_a_text_begins_with_a_token() {
-    for (pre, begins) in
-        [("llama-bpe", true), ("tekken", true), ("qwen2", false), ("gpt-2", false), ("dbrx", false)]
-    {
+    for (pre, begins) in [
+        ("llama-bpe", true),
+        ("tekken", true),
+        ("qwen2", false),
+        ("gpt-2", false),
+        ("dbrx", false),
+    ] {
         let tokenizer = byte_level(Some(pre), &["<s>", "</s>"], IDS()).unwrap();
-        assert_eq!(tokenizer.encode("ab").unwrap().first() == Some(&256), begins, "{pre}");
+        assert_eq!(
+            tokenizer.encode("ab").unwrap().first() == Some(&256),
+            begins,
+            "{pre}"
+        );
     }
 }
 
 #[test]
 fn the_keys_decide_before_the_rule() {
     let flag = |key, value| [IDS(), vec![(key, Meta::Flag(value))]].concat_owned();
-    let ids = |pre, more| byte_level(Some(pre), &["<s>", "</s>"], more).unwrap().encode("ab").unwrap();
-    assert_eq!(ids("llama-bpe", flag("tokenizer.ggml.add_bos_token", false)), [258]);
-    assert_eq!(ids("qwen2", flag("tokenizer.ggml.add_bos_token", true)), [256, 258]);
-    assert_eq!(ids("qwen2", flag("tokenizer.ggml.add_eos_token", true)), [258, 257]);
+    let ids = |pre, more| {
+        byte_level(Some(pre), &["<s>", "</s>"], more)
+            .unwrap()
+            .encode("ab")
+            .unwrap()
+    };
+    assert_eq!(
+        ids("llama-bpe", flag("tokenizer.ggml.add_bos_token", false)),
+        [258]
+    );
+    assert_eq!(
+        ids("qwen2", flag("tokenizer.ggml.add_bos_token", true)),
+        [256, 258]
+    );
+    assert_eq!(
+        ids("qwen2", flag("tokenizer.ggml.add_eos_token", true)),
+        [258, 257]
+    );
 }
 
 /// `concat` for lists whose items cannot be cloned.
@@ -133,26 +170,47 @@ impl<T, const N: usize> ConcatOwned<T> for [Vec<T>; N] {
 
 #[test]
 fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
-    let pieces =
-        |pre| byte_level(pre, &["<s>", "</s>"], IDS()).unwrap().encode_templated("ab12").unwrap().len();
-    for keeps_digits in [None, Some("default"), Some("gpt-2"), Some("llama-bpe"), Some("gpt-4o")] {
+    let pieces = |pre| {
+        byte_level(pre, &["<s>", "</s>"], IDS())
+            .unwrap()
+            .encode_templated("ab12")
+            .unwrap()
+            .len()
+    };
+    for keeps_digits in [
+        None,
+        Some("default"),
+        Some("gpt-2"),
+        Some("llama-bpe"),
+        Some("gpt-4o"),
+    ] {
         assert_eq!(pieces(keeps_digits), 2, "{keeps_digits:?}");
     }
     for splits_digits in ["smollm", "starcoder", "qwen2", "tekken", "deepseek-coder"] {
         assert_eq!(pieces(Some(splits_digits)), 3, "{splits_digits}");
     }
-    let error = byte_level(Some("someone's-own"), &["<s>"], Vec::new()).unwrap_err().to_string();
+    let error = byte_level(Some("someone's-own"), &["<s>"], Vec::new())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("rule `someone's-own`"), "{error}");
 }
 
 #[test]
 fn sentencepiece_begins_with_token_1_where_the_file_names_none() {
-    let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"].map(str::to_owned).to_vec();
+    let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]
+        .map(str::to_owned)
+        .to_vec();
     let metadata = [
         ("tokenizer.ggml.model", Meta::Text("llama")),
         ("tokenizer.ggml.tokens", Meta::Texts(pieces)),
-        ("tokenizer.ggml.scores", Meta::Numbers(vec![0.0, 0.0, 0.0, -3.0, -4.0, -1.0])),
-        ("tokenizer.ggml.token_type", Meta::Kinds(vec![2, 3, 3, 1, 1, 1])),
+        (
+            "tokenizer.ggml.scores",
+            Meta::Numbers(vec![0.0, 0.0, 0.0, -3.0, -4.0, -1.0]),
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Meta::Kinds(vec![2, 3, 3, 1, 1, 1]),
+        ),
     ];
     let (_folder, opened) = file(&metadata);
     let tokenizer = Tokenizer::from_gguf(&opened).unwrap().unwrap();
@@ -166,6 +224,8 @@ fn another_kind_of_tokenizer_is_refused_by_name() {
         ("tokenizer.ggml.model", Meta::Text("rwkv")),
         ("tokenizer.ggml.tokens", Meta::Texts(vec!["a".into()])),
     ];
-    let error = Tokenizer::from_gguf(&file(&metadata).1).unwrap_err().to_string();
+    let error = Tokenizer::from_gguf(&file(&metadata).1)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("kind `rwkv`"), "{error}");
 }

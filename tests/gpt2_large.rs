@@ -1,8 +1,8 @@
 //! A model of a real size on a device, beside what a CPU computed before.
 //!
-//! `LLM_INT8_GPT2_LARGE` names the model's folder (scripts/make_random_gpt2.py makes one); without it nothing is tested.
-//! `LLM_INT8_GPT2_LARGE_REFERENCE` names the file with the CPU's logits, and `LLM_INT8_GPT2_LARGE_WRITE` a file to which
-//! they are written instead (scripts/gpu_tests.sh).
+//! `LLM_INT8_GPT2_LARGE` names the model's folder (scripts/make_random_gpt2.py makes one); without
+//! it nothing is tested. `LLM_INT8_GPT2_LARGE_REFERENCE` names the file with the CPU's logits, and
+//! `LLM_INT8_GPT2_LARGE_WRITE` a file to which they are written instead (scripts/gpu_tests.sh).
 
 use crate::devices::{distance, few_devices, on_device, options, step_by_step};
 use crate::support::{Tensors, write_tensors};
@@ -12,7 +12,8 @@ use llm_int8_nn::models::{Decoder, ModelConfig, Placement, WeightDtype};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Blocks of the model that is too shallow for differences to grow, and how much of what quantising changes they may be.
+/// Blocks of the model that is too shallow for differences to grow, and how much of what quantising
+/// changes they may be.
 const SHALLOW: usize = 2;
 const SHALLOW_BOUND: f64 = 0.5;
 
@@ -29,20 +30,28 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
     let shallow = ModelConfig::parse(&with_layers(&config_bytes, SHALLOW)).unwrap();
     let file = [folder.join("model.safetensors")];
     let sample = sample_of(&file[0]);
-    let compute =
-        |config: &ModelConfig, placement: Placement, int8: Option<OutlierScope>, uses_graphs: bool| {
-            let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
-            let options = options(int8, WeightDtype::Float16, placement);
-            let mut model = Decoder::load(config, &checkpoint, &options, &mut |_| ()).unwrap().0;
-            model.set_graphs(uses_graphs);
-            // A prompt of 128 and twelve tokens after it, or what a smaller model has room for.
-            let (vocabulary, positions) = (model.spec().vocab_size(), model.spec().positions.min(140));
-            let ids: Vec<u32> = (0..positions).map(|i| (i * 7919 % vocabulary) as u32).collect();
-            let mut logits = step_by_step(&model, &ids, positions - 12);
-            // After the prompt, by launches, by the graph when it is new, and at the end.
-            let logits = [0, 1, 2, 12].map(|step| std::mem::take(&mut logits[step])).to_vec();
-            (logits, model.graph_count())
-        };
+    let compute = |config: &ModelConfig,
+                   placement: Placement,
+                   int8: Option<OutlierScope>,
+                   uses_graphs: bool| {
+        let checkpoint = Arc::new(Checkpoint::open_safetensors(&file, None).unwrap());
+        let options = options(int8, WeightDtype::Float16, placement);
+        let mut model = Decoder::load(config, &checkpoint, &options, &mut |_| ())
+            .unwrap()
+            .0;
+        model.set_graphs(uses_graphs);
+        // A prompt of 128 and twelve tokens after it, or what a smaller model has room for.
+        let (vocabulary, positions) = (model.spec().vocab_size(), model.spec().positions.min(140));
+        let ids: Vec<u32> = (0..positions)
+            .map(|i| (i * 7919 % vocabulary) as u32)
+            .collect();
+        let mut logits = step_by_step(&model, &ids, positions - 12);
+        // After the prompt, by launches, by the graph when it is new, and at the end.
+        let logits = [0, 1, 2, 12]
+            .map(|step| std::mem::take(&mut logits[step]))
+            .to_vec();
+        (logits, model.graph_count())
+    };
     let int8 = Some(OutlierScope::Row);
 
     if let Some(path) = variable("_WRITE") {
@@ -55,25 +64,40 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
         ];
         for (name, config, int8) in all {
             let (logits, _) = compute(config, Placement::cpu(), int8, false);
-            let values: Vec<u8> = logits.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+            let values: Vec<u8> = logits
+                .iter()
+                .flatten()
+                .flat_map(|x| x.to_le_bytes())
+                .collect();
             let shape = vec![logits.len(), logits[0].len()];
             tensors.insert(name.into(), (safetensors::Dtype::F32, shape, values));
         }
-        tensors.insert("sample".into(), (safetensors::Dtype::U8, vec![sample.len()], sample));
+        tensors.insert(
+            "sample".into(),
+            (safetensors::Dtype::U8, vec![sample.len()], sample),
+        );
         write_tensors(path.as_ref(), &tensors);
         return;
     }
 
-    let reference = std::fs::read(variable("_REFERENCE").expect("a file with the CPU's logits")).unwrap();
+    let reference =
+        std::fs::read(variable("_REFERENCE").expect("a file with the CPU's logits")).unwrap();
     let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
-    assert!(reference.tensor("sample").unwrap().data() == sample, "the reference is of another model");
+    assert!(
+        reference.tensor("sample").unwrap().data() == sample,
+        "the reference is of another model"
+    );
     let expected = |name: &str| -> Vec<Vec<f32>> {
         let logits = reference.tensor(name).unwrap();
         let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(logits.data());
-        values.chunks(logits.shape()[1]).map(<[f32]>::to_vec).collect()
+        values
+            .chunks(logits.shape()[1])
+            .map(<[f32]>::to_vec)
+            .collect()
     };
     let (their_int8, their_float) = (expected("int8"), expected("float"));
-    let (their_shallow_int8, their_shallow_float) = (expected("shallow int8"), expected("shallow float"));
+    let (their_shallow_int8, their_shallow_float) =
+        (expected("shallow int8"), expected("shallow float"));
     for device in few_devices() {
         let what = format!("{device:?}, overlap {}", device.overlaps_kernels());
         let (float, _) = compute(&config, on_device(&device), None, true);
@@ -88,19 +112,31 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             println!("{what}: step {step}, float {apart:.6}");
             assert!(apart < 1e-3, "step {step} on {what}: {apart}");
 
-            // Where the last bit of a norm differs, a code may be the one beside it, and what follows from that grows
-            // from block to block. After two blocks it is little of what quantising changes; after 36 of random weights
-            // nearly as much: the CPU's own logits move by 0.75 to 0.86 of it when every 64th position embedding
-            // changes in its last bit.
+            // Where the last bit of a norm differs, a code may be the one beside it, and what
+            // follows from that grows from block to block. After two blocks it is little of what
+            // quantising changes; after 36 of random weights nearly as much: the CPU's own logits
+            // move by 0.75 to 0.86 of it when every 64th position embedding changes in its last
+            // bit.
             let all = [
-                ("two blocks", &of_shallow, &their_shallow_int8, &their_shallow_float, SHALLOW_BOUND),
+                (
+                    "two blocks",
+                    &of_shallow,
+                    &their_shallow_int8,
+                    &their_shallow_float,
+                    SHALLOW_BOUND,
+                ),
                 ("all blocks", &by_graphs, &their_int8, &their_float, 1.1),
             ];
             for (blocks, ours, theirs, float, bound) in all {
                 let apart = distance(&ours[step], &theirs[step]);
                 let quantised = distance(&theirs[step], &float[step]);
-                println!("{what}: step {step}, {blocks}: int8 {apart:.6}, quantising changes {quantised:.6}");
-                assert!(apart < bound * quantised, "{blocks}, step {step} on {what}: {apart} of {quantised}");
+                println!(
+                    "{what}: step {step}, {blocks}: int8 {apart:.6}, quantising changes {quantised:.6}"
+                );
+                assert!(
+                    apart < bound * quantised,
+                    "{blocks}, step {step} on {what}: {apart} of {quantised}"
+                );
             }
         }
     }

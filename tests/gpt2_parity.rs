@@ -11,19 +11,32 @@ use std::sync::Arc;
 const EXPECTED: &str = "models/gpt2/expected.safetensors";
 
 fn load(folder: &str, options: &LoadOptions) -> Decoder {
-    let config = ModelConfig::parse(&std::fs::read(golden(folder).join("config.json")).unwrap()).unwrap();
+    let config =
+        ModelConfig::parse(&std::fs::read(golden(folder).join("config.json")).unwrap()).unwrap();
     let files = [golden(folder).join("model.safetensors")];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
-    Decoder::load(&config, &checkpoint, options, &mut |_| ()).unwrap().0
+    Decoder::load(&config, &checkpoint, options, &mut |_| ())
+        .unwrap()
+        .0
 }
 
 fn int8_f32(scope: OutlierScope, weights: OutlierWeights) -> LoadOptions {
-    let int8 = Int8Config { outlier_scope: scope, outlier_weights: weights, ..Int8Config::default() };
-    LoadOptions { int8: Some(int8), dtype: WeightDtype::Float32, ..LoadOptions::default() }
+    let int8 = Int8Config {
+        outlier_scope: scope,
+        outlier_weights: weights,
+        ..Int8Config::default()
+    };
+    LoadOptions {
+        int8: Some(int8),
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 fn input_ids() -> Tensor {
-    golden_tensor(EXPECTED, "input_ids").to_dtype(DType::U32).unwrap()
+    golden_tensor(EXPECTED, "input_ids")
+        .to_dtype(DType::U32)
+        .unwrap()
 }
 
 fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
@@ -35,15 +48,24 @@ fn original_outlier_weights_and_rows_by_themselves_are_not_farther() {
     let exact = golden_tensor(EXPECTED, "logits_f32");
     let their_distance = relative_error(&golden_tensor(EXPECTED, "logits_int8_f32"), &exact);
     for scope in [OutlierScope::Batch, OutlierScope::Row] {
-        let ours = logits(&load("models/gpt2", &int8_f32(scope, OutlierWeights::Original)), &input_ids());
+        let ours = logits(
+            &load("models/gpt2", &int8_f32(scope, OutlierWeights::Original)),
+            &input_ids(),
+        );
         let distance = relative_error(&ours, &exact);
-        assert!(distance <= 1.05 * their_distance, "{scope:?}: {distance} and {their_distance}");
+        assert!(
+            distance <= 1.05 * their_distance,
+            "{scope:?}: {distance} and {their_distance}"
+        );
     }
 }
 
 #[test]
 fn row0_alone_differs_from_row0_in_the_batch_as_in_bitsandbytes() {
-    let model = load("models/gpt2", &int8_f32(OutlierScope::Batch, OutlierWeights::Dequantized));
+    let model = load(
+        "models/gpt2",
+        &int8_f32(OutlierScope::Batch, OutlierWeights::Dequantized),
+    );
     let alone = logits(&model, &input_ids().narrow(0, 0, 1).unwrap());
     let theirs = golden_tensor(EXPECTED, "logits_int8_f32_row0");
     assert!(relative_error(&alone, &theirs.reshape(alone.dims()).unwrap()) < 0.02);

@@ -1,7 +1,11 @@
 //! The program with a model of the hub, which a server on the loopback interface plays.
 
 #[path = "../crates/hub/tests/fake_hub/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "the tests of crates/hub use the rest")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests of crates/hub use the rest"
+)]
 mod fake_hub;
 
 use crate::support::golden;
@@ -13,8 +17,15 @@ use tempfile::TempDir;
 /// Runs the program with that hub, a home of its own and more variables.
 fn run(hub: &FakeHub, home: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
-    command.env_clear().env("HOME", home).env("HF_ENDPOINT", hub.endpoint());
-    command.envs(variables.iter().copied()).args(arguments).output().unwrap()
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("HF_ENDPOINT", hub.endpoint());
+    command
+        .envs(variables.iter().copied())
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -33,7 +44,10 @@ const SMALL: [&str; 6] = [
 fn gpt2_hub() -> FakeHub {
     let hub = FakeHub::start();
     for name in ["config.json", "model.safetensors"] {
-        hub.add(name, &std::fs::read(golden("models/gpt2").join(name)).unwrap());
+        hub.add(
+            name,
+            &std::fs::read(golden("models/gpt2").join(name)).unwrap(),
+        );
     }
     for name in SMALL {
         hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
@@ -51,15 +65,28 @@ fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
         ..Mirror::default()
     });
     let copy = home.path().join("copy");
-    let output = run(&hub, home.path(), &[], &["quantize", "org/model", "-o", copy.to_str().unwrap()]);
+    let output = run(
+        &hub,
+        home.path(),
+        &[],
+        &["quantize", "org/model", "-o", copy.to_str().unwrap()],
+    );
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("downloading model.safetensors"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("downloading model.safetensors"),
+        "{}",
+        stderr(&output)
+    );
     for name in SMALL {
         let text = std::fs::read_to_string(copy.join(name)).unwrap();
         assert_eq!(text, format!("{{\"of\": \"{name}\"}}"));
     }
     let inspected = run(&hub, home.path(), &[], &["inspect", copy.to_str().unwrap()]);
-    assert!(String::from_utf8(inspected.stdout).unwrap().contains("Linear8bitLt"));
+    assert!(
+        String::from_utf8(inspected.stdout)
+            .unwrap()
+            .contains("Linear8bitLt")
+    );
 }
 
 #[test]
@@ -75,14 +102,23 @@ fn older_names_of_the_environment_are_read() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output), "", "no progress");
     assert!(cache.join("models--org--model").is_dir());
-    assert!(hub.log().iter().all(|request| request.authorization.as_deref() == Some("Bearer hf_old")));
+    assert!(
+        hub.log()
+            .iter()
+            .all(|request| request.authorization.as_deref() == Some("Bearer hf_old"))
+    );
 
     let before = hub.log().len();
     let offline = [variables[0], ("TRANSFORMERS_OFFLINE", "1")];
     let output = run(&hub, home.path(), &offline, &["inspect", "org/model"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(hub.log().len(), before, "no request");
-    let output = run(&hub, home.path(), &[("TRANSFORMERS_OFFLINE", "ON")], &["inspect", "org/model"]);
+    let output = run(
+        &hub,
+        home.path(),
+        &[("TRANSFORMERS_OFFLINE", "ON")],
+        &["inspect", "org/model"],
+    );
     assert!(
         stderr(&output).contains("offline mode is on"),
         "the default cache is another: {}",

@@ -1,4 +1,5 @@
-//! Files of `torch.save` (`golden/field/pickles`, made by scripts/make_field_weights_golden.py), and damaged ones.
+//! Files of `torch.save` (`golden/field/pickles`, made by scripts/make_field_weights_golden.py),
+//! and damaged ones.
 
 use crate::support::{golden, read_tensors};
 use llm_int8_nn::Result;
@@ -27,23 +28,43 @@ fn tensors_of_every_layout_and_dtype_have_the_values_that_torch_gives_them() {
             if file == "legacy.bin" && name == "f8" {
                 continue; // did not exist then
             }
-            let view = checkpoint.tensor(name).unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert_eq!((view.dtype, view.shape), (*dtype, shape.as_slice()), "{file}: {name}");
+            let view = checkpoint
+                .tensor(name)
+                .unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert_eq!(
+                (view.dtype, view.shape),
+                (*dtype, shape.as_slice()),
+                "{file}: {name}"
+            );
             assert_eq!(view.data, bytes.as_slice(), "{file}: {name}");
         }
-        let only_here = checkpoint.entries().filter(|(name, _)| !expected.contains_key(*name)).count();
-        assert_eq!(only_here, if file == "legacy.bin" { 1 } else { 2 }, "c64, and u16 where it existed");
+        let only_here = checkpoint
+            .entries()
+            .filter(|(name, _)| !expected.contains_key(*name))
+            .count();
+        assert_eq!(
+            only_here,
+            if file == "legacy.bin" { 1 } else { 2 },
+            "c64, and u16 where it existed"
+        );
     }
 }
 
 #[test]
 fn a_contiguous_tensor_is_borrowed_from_the_file_and_another_is_gathered() {
     let checkpoint = open("protocol_2.bin").unwrap();
-    for (name, is_borrowed) in
-        [("plain", true), ("shared_part", true), ("rows_cut", true), ("transposed", false)]
-    {
+    for (name, is_borrowed) in [
+        ("plain", true),
+        ("shared_part", true),
+        ("rows_cut", true),
+        ("transposed", false),
+    ] {
         let data = checkpoint.tensor(name).unwrap().data;
-        assert_eq!(matches!(data, std::borrow::Cow::Borrowed(_)), is_borrowed, "{name}");
+        assert_eq!(
+            matches!(data, std::borrow::Cow::Borrowed(_)),
+            is_borrowed,
+            "{name}"
+        );
     }
 }
 
@@ -65,16 +86,25 @@ fn what_is_no_tensor_is_passed_over_and_named_when_it_is_asked_for() {
         ("nested", "a Python dict"),
     ] {
         let error = checkpoint.tensor(name).unwrap_err().to_string();
-        assert!(error.contains(kind) && error.contains("others.bin") && error.contains(name), "{error}");
+        assert!(
+            error.contains(kind) && error.contains("others.bin") && error.contains(name),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn files_of_other_kinds_are_refused_by_name() {
     for (file, message) in [
-        ("nested.bin", "under `state_dict`, where transformers does not look"),
+        (
+            "nested.bin",
+            "under `state_dict`, where transformers does not look",
+        ),
         ("namespace.bin", "an object of `argparse.Namespace`"),
-        ("list.bin", "it holds a Python list and not a dictionary of tensors"),
+        (
+            "list.bin",
+            "it holds a Python list and not a dictionary of tensors",
+        ),
         ("no_tensors.bin", "it holds no tensors"),
         ("big_endian.bin", "big-endian"),
         ("compressed.bin", "is compressed"),
@@ -101,19 +131,27 @@ fn an_index_over_bin_files_says_what_counts_too() {
     let map = r#"{"weight_map": {"plain": "protocol_2.bin", "f16": "small.bin", "one": "protocol_4.bin"}}"#;
     std::fs::write(&index, map).unwrap();
     let checkpoint = Checkpoint::open_pickle(&files, Some(&index)).unwrap();
-    let found: Vec<_> =
-        checkpoint.entries().map(|(name, _)| (name, checkpoint.file_of(name).unwrap())).collect();
+    let found: Vec<_> = checkpoint
+        .entries()
+        .map(|(name, _)| (name, checkpoint.file_of(name).unwrap()))
+        .collect();
     let expected = [("f16", &files[1]), ("one", &files[1]), ("plain", &files[0])];
     assert!(
-        found.iter().zip(&expected).all(|((a, file), (b, path))| a == b && Path::new(file) == path.as_path())
+        found
+            .iter()
+            .zip(&expected)
+            .all(|((a, file), (b, path))| a == b && Path::new(file) == path.as_path())
     );
     assert_eq!(found.len(), 3);
-    // A file that is named and not there is an error, one that is there and not named is not opened.
+    // A file that is named and not there is an error, one that is there and not named is not
+    // opened.
     std::fs::write(&files[2], "nothing").unwrap();
     assert!(Checkpoint::open_pickle(&files, Some(&index)).is_err());
     std::fs::write(&index, map.replace("small.bin", "protocol_4.bin")).unwrap();
     assert!(Checkpoint::open_pickle(&files, Some(&index)).is_ok());
-    let error = Checkpoint::open_pickle(&files[..1], Some(&index)).unwrap_err().to_string();
+    let error = Checkpoint::open_pickle(&files[..1], Some(&index))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("names the file protocol_4.bin"), "{error}");
 }
 
@@ -164,20 +202,26 @@ fn tensor(arguments: &[u8]) -> Vec<u8> {
 fn views_beyond_their_storage_are_refused_before_anything_is_allocated() {
     assert!(open_bytes(&archive(&tensor(b"K\0K\x02K\x02\x86K\x02K\x01\x86"))).is_ok());
     for arguments in [
-        &b"K\x01K\x02K\x02\x86K\x02K\x01\x86"[..],                 // offset
-        b"K\0K\x02K\x02\x86K\x03K\x01\x86",                        // stride
-        b"K\0K\x02\x85K\x02K\x01\x86",                             // as many strides as dimensions
+        &b"K\x01K\x02K\x02\x86K\x02K\x01\x86"[..], // offset
+        b"K\0K\x02K\x02\x86K\x03K\x01\x86",        // stride
+        b"K\0K\x02\x85K\x02K\x01\x86",             // as many strides as dimensions
         b"K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85K\0\x85", // 2^63 - 1 items of one element
-        b"K\0\x8a\x05\0\0\0\0\x01\x85K\0\x85",                     // 2^32 items
+        b"K\0\x8a\x05\0\0\0\0\x01\x85K\0\x85",     // 2^32 items
         b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7fK\x02\x85K\x01\x85", // an offset that overflows
     ] {
         let error = refused(&tensor(arguments));
-        assert!(error.contains("tensor `w`") && error.contains("does not lie within"), "{error}");
+        assert!(
+            error.contains("tensor `w`") && error.contains("does not lie within"),
+            "{error}"
+        );
     }
     let error = refused(&tensor(b"J\xff\xff\xff\xffK\x02\x85K\x01\x85"));
     assert!(error.contains("a size is -1"), "{error}");
     let missing = tensor(b"K\0K\x02\x85K\x01\x85");
-    let place = missing.windows(6).position(|bytes| bytes == b"X\x01\0\0\x000").unwrap();
+    let place = missing
+        .windows(6)
+        .position(|bytes| bytes == b"X\x01\0\0\x000")
+        .unwrap();
     let mut missing = missing.clone();
     missing[place + 5] = b'7';
     assert!(refused(&missing).contains("needs the record `data/7`"));
@@ -191,7 +235,10 @@ fn hostile_pickles_end_with_a_word() {
         pickle.push(b'.');
         pickle
     };
-    assert!(refused(&nested(1_000_000)).contains("it holds a Python tuple"), "nothing recurses");
+    assert!(
+        refused(&nested(1_000_000)).contains("it holds a Python tuple"),
+        "nothing recurses"
+    );
     // Each tuple holds the former twice: 2^60 leaves, sixty values.
     let mut doubling = b"\x80\x02}X\x01\0\0\0w)".to_vec();
     (0..60).for_each(|_| doubling.extend(b"2\x86"));
@@ -199,15 +246,33 @@ fn hostile_pickles_end_with_a_word() {
     assert!(refused(&doubling).contains("no tensors"));
     for (pickle, message) in [
         (&b"\x80\x02X\xff\xff\xff\xff."[..], "announces"),
-        (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.", "announces"),
-        (b"\x80\x02cos\nsystem\n(X\x02\0\0\0lstR.", "an object of `os.system`"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "an object of `os.system`"),
-        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "has no storage"),
-        (b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", "is called with 0 arguments"),
+        (
+            b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.",
+            "announces",
+        ),
+        (
+            b"\x80\x02cos\nsystem\n(X\x02\0\0\0lstR.",
+            "an object of `os.system`",
+        ),
+        (
+            b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+            "an object of `os.system`",
+        ),
+        (
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+            "has no storage",
+        ),
+        (
+            b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.",
+            "is called with 0 arguments",
+        ),
         (b"\x80\x02(1.", "more from the stack"),
         (b"\x80\x02t.", "a mark is missing"),
         (b"\x80\x02h\x05.", "memo 5 was never written"),
-        (b"\x80\x02K\x01K\x02K\x03s.", "sets items of a value of type int"),
+        (
+            b"\x80\x02K\x01K\x02K\x03s.",
+            "sets items of a value of type int",
+        ),
         (b"\x80\x09.", "protocol is 9"),
         (b"\x80\x02]", "ends"),
         (b"\x80\x02i", "opcode 0x69"),
@@ -221,8 +286,11 @@ fn hostile_pickles_end_with_a_word() {
 
 /// Opcodes and their arguments, the wrong way round as often as not.
 fn opcode() -> impl Strategy<Value = Vec<u8>> {
-    let globals =
-        ["torch._utils\n_rebuild_tensor_v2\n", "torch._utils\n_rebuild_tensor_v3\n", "torch\nFloatStorage\n"];
+    let globals = [
+        "torch._utils\n_rebuild_tensor_v2\n",
+        "torch._utils\n_rebuild_tensor_v3\n",
+        "torch\nFloatStorage\n",
+    ];
     let more = [
         "collections\nOrderedDict\n",
         "torch._utils\n_rebuild_parameter\n",
@@ -230,9 +298,13 @@ fn opcode() -> impl Strategy<Value = Vec<u8>> {
         "torch\nfloat16\n",
         "torch.storage\nUntypedStorage\n",
     ];
-    let names: Vec<Vec<u8>> =
-        globals.iter().chain(&more).map(|name| [b"c", name.as_bytes()].concat()).collect();
-    let plain = prop::sample::select(b"N)]}(0tal1eusdRbQ2\x85\x86\x87\x81\x88\x8f\x90\x94".to_vec());
+    let names: Vec<Vec<u8>> = globals
+        .iter()
+        .chain(&more)
+        .map(|name| [b"c", name.as_bytes()].concat())
+        .collect();
+    let plain =
+        prop::sample::select(b"N)]}(0tal1eusdRbQ2\x85\x86\x87\x81\x88\x8f\x90\x94".to_vec());
     prop_oneof![
         6 => plain.prop_map(|byte| vec![byte]),
         2 => any::<u8>().prop_map(|number| vec![b'K', number]),
@@ -249,7 +321,10 @@ fn opcode() -> impl Strategy<Value = Vec<u8>> {
 /// Reads all there is.
 fn read_all(opened: Result<Checkpoint>) {
     let Ok(checkpoint) = opened else { return };
-    let names: Vec<String> = checkpoint.entries().map(|(name, _)| name.to_owned()).collect();
+    let names: Vec<String> = checkpoint
+        .entries()
+        .map(|(name, _)| name.to_owned())
+        .collect();
     for name in names {
         let view = checkpoint.tensor(&name).unwrap();
         let expected: usize = view.shape.iter().product::<usize>() * view.dtype.bitsize() / 8;

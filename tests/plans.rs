@@ -1,5 +1,5 @@
-//! What decoders do, as plans: the text of every family's, what is refused, and combinations that no family has, on
-//! the CPU beside a device.
+//! What decoders do, as plans: the text of every family's, what is refused, and combinations that
+//! no family has, on the CPU beside a device.
 
 use crate::devices::{distance, few_devices, on_device, options, step_by_step, write_random};
 use crate::support::golden_models::{config, folders};
@@ -38,16 +38,23 @@ fn the_program_prints_a_plan() {
     let text = plan(&[]);
     assert_eq!(text, plan(&["--headers-only"]));
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[1], "  stream = transformer.wte[token] + transformer.wpe[position]");
+    assert_eq!(
+        lines[1],
+        "  stream = transformer.wte[token] + transformer.wpe[position]"
+    );
     assert_eq!(lines[2], "blocks 0 to 3");
     assert_eq!(lines[3], "  qkv = attn.c_attn(ln_1(stream))");
     assert_eq!(lines[5], "  stream += attn.c_proj(mixed)");
-    assert_eq!(lines.last().unwrap(), &"  logits = lm_head(transformer.ln_f(stream))");
+    assert_eq!(
+        lines.last().unwrap(),
+        &"  logits = lm_head(transformer.ln_f(stream))"
+    );
 }
 
 /// A small Llama with queries and keys that are normalised.
 fn small() -> (ModelConfig, DecoderSpec) {
-    let config = br#"{"model_type": "qwen3", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 40,
+    let config =
+        br#"{"model_type": "qwen3", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 40,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": false}"#;
     let config = ModelConfig::parse(config).unwrap();
@@ -62,7 +69,9 @@ type Children = Vec<(&'static str, Template)>;
 fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) {
     match template {
         Template::Container(_, children) => {
-            children.iter_mut().for_each(|(_, child)| change_block(child, change));
+            children
+                .iter_mut()
+                .for_each(|(_, child)| change_block(child, change));
         }
         Template::Blocks(block) => match &mut **block {
             Template::Container(_, children) => change(children),
@@ -76,7 +85,9 @@ fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) 
 /// The norm of one slot for another.
 fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: BlockSlot) {
     let norm = children.iter().find_map(|(_, child)| match child {
-        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == from => Some(part.clone()),
+        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == from => {
+            Some(part.clone())
+        }
         _ => None,
     });
     children.push((name, Template::BlockPart(to, norm.unwrap())));
@@ -87,12 +98,24 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
     let (config, mut spec) = small();
     spec.residual = Residual::Parallel;
     change_block(&mut spec.tree, &mut |block| {
-        copy_norm(block, BlockSlot::MlpNorm, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
-        copy_norm(block, BlockSlot::MlpNorm, "post_attention_norm", BlockSlot::AttentionPostNorm);
+        copy_norm(
+            block,
+            BlockSlot::MlpNorm,
+            "post_mlp_layernorm",
+            BlockSlot::MlpPostNorm,
+        );
+        copy_norm(
+            block,
+            BlockSlot::MlpNorm,
+            "post_attention_norm",
+            BlockSlot::AttentionPostNorm,
+        );
     });
     let text = Plan::of(&spec).unwrap().to_string();
-    let steps: Vec<&str> =
-        text.lines().filter(|line| line.contains("branch") || line.contains("attended")).collect();
+    let steps: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("branch") || line.contains("attended"))
+        .collect();
     assert_eq!(
         steps,
         [
@@ -112,7 +135,9 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
     for (int8, bound) in [(None, 1e-3), (Some(OutlierScope::Row), 2e-2)] {
         let on = |placement: Placement| {
             let options = options(int8, WeightDtype::Float16, placement);
-            Decoder::load_described(spec.clone(), &config, &checkpoint, &options, &mut |_| ()).unwrap().0
+            Decoder::load_described(spec.clone(), &config, &checkpoint, &options, &mut |_| ())
+                .unwrap()
+                .0
         };
         let ids: Vec<u32> = (0..24).map(|i| i * 37 % 128).collect();
         let host = step_by_step(&on(Placement::cpu()), &ids, 16);
@@ -138,7 +163,12 @@ fn what_no_executor_can_do_is_refused_by_name() {
     let mut after = spec.clone();
     after.residual = Residual::NormAfter;
     change_block(&mut after.tree, &mut |block| {
-        copy_norm(block, BlockSlot::MlpNorm, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
+        copy_norm(
+            block,
+            BlockSlot::MlpNorm,
+            "post_mlp_layernorm",
+            BlockSlot::MlpPostNorm,
+        );
     });
     assert!(refused(&after).contains("norms after the residual and norms of what joins it"));
 
@@ -146,24 +176,40 @@ fn what_no_executor_can_do_is_refused_by_name() {
     let mut fused = spec.clone();
     change_block(&mut fused.tree, &mut |block| {
         for (_, child) in block {
-            let Template::Container(_, attention) = child else { continue };
-            let is_projection = |slot| [BlockSlot::Query, BlockSlot::Key, BlockSlot::Value].contains(&slot);
+            let Template::Container(_, attention) = child else {
+                continue;
+            };
+            let is_projection =
+                |slot| [BlockSlot::Query, BlockSlot::Key, BlockSlot::Value].contains(&slot);
             let first = attention
                 .iter()
                 .position(|(_, child)| matches!(child, Template::BlockPart(BlockSlot::Query, _)));
             let Some(first) = first else { continue };
-            let Template::BlockPart(_, PartSpec::Linear { class, in_features, .. }) =
-                attention[first].1.clone()
+            let Template::BlockPart(
+                _,
+                PartSpec::Linear {
+                    class, in_features, ..
+                },
+            ) = attention[first].1.clone()
             else {
                 panic!("a linear layer")
             };
-            attention
-                .retain(|(_, child)| !matches!(child, Template::BlockPart(slot, _) if is_projection(*slot)));
-            let layer = PartSpec::Linear { class, out_features: 64, in_features, bias: false };
+            attention.retain(
+                |(_, child)| !matches!(child, Template::BlockPart(slot, _) if is_projection(*slot)),
+            );
+            let layer = PartSpec::Linear {
+                class,
+                out_features: 64,
+                in_features,
+                bias: false,
+            };
             attention.insert(0, ("qkv_proj", Template::BlockPart(BlockSlot::Qkv, layer)));
         }
     });
-    assert!(refused(&fused).contains("norms of queries or keys that come from one layer with the values"));
+    assert!(
+        refused(&fused)
+            .contains("norms of queries or keys that come from one layer with the values")
+    );
 
     let mut wide = spec;
     wide.attention.head_size = 16;

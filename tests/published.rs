@@ -9,8 +9,8 @@ use llm_int8_nn::module::Module;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Keys of configuration classes that change nothing for a text-only causal model that is not trained, or that
-/// others than the families read.
+/// Keys of configuration classes that change nothing for a text-only causal model that is not
+/// trained, or that others than the families read.
 const NOT_ACTED_ON: &[&str] = &[
     "initializer_range",
     "init_std",
@@ -65,7 +65,9 @@ const FROM_ELSEWHERE: &[(&str, &str)] = &[
 fn names() -> Vec<String> {
     let entries = std::fs::read_dir(golden("published")).unwrap().flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
-    let mut names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = folders
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -76,9 +78,11 @@ fn expected(name: &str) -> Value {
 
 /// A parameter's values, as `values` of the script computes them.
 fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
-    let start = format!("{name}#{seed}").bytes().fold(0xcbf2_9ce4_8422_2325u64, |state, byte| {
-        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let start = format!("{name}#{seed}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |state, byte| {
+            (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     let is_norm = shape.len() == 1 && name.ends_with("weight");
     let scale = if shape.len() == 1 { 0.25 } else { 0.5 };
     let value = |index: u64| {
@@ -89,7 +93,9 @@ fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
         if is_norm { u * scale + 1.0 } else { u * scale }
     };
     let count = shape.iter().product::<usize>() as u64;
-    (0..count).flat_map(|index| value(index).to_le_bytes()).collect()
+    (0..count)
+        .flat_map(|index| value(index).to_le_bytes())
+        .collect()
 }
 
 /// The tensors of a model, from the names and shapes of its parameters.
@@ -105,26 +111,41 @@ fn tensors(expected: &Value) -> Tensors {
 
 fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
     let text = golden_text(&format!("published/{name}/config.json"));
-    let config = ModelConfig::parse(text.as_bytes()).map_err(|error| error.to_string())?.named(name);
+    let config = ModelConfig::parse(text.as_bytes())
+        .map_err(|error| error.to_string())?
+        .named(name);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     write_tensors(&file, &tensors(expected));
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&[file], None).unwrap());
-    let options = LoadOptions { int8: None, dtype: WeightDtype::Float32, ..LoadOptions::default() };
+    let options = LoadOptions {
+        int8: None,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    };
     let loaded = Decoder::load(&config, &checkpoint, &options, &mut |_| ());
-    loaded.map(|(decoder, _)| decoder).map_err(|error| error.to_string())
+    loaded
+        .map(|(decoder, _)| decoder)
+        .map_err(|error| error.to_string())
 }
 
 /// The ten most probable tokens, one after the other, and the first eight logits after the prompt.
 fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
-    let (mut cache, mut ids, mut fed, mut first) = (model.new_cache(), prompt.to_vec(), 0, Vec::new());
+    let (mut cache, mut ids, mut fed, mut first) =
+        (model.new_cache(), prompt.to_vec(), 0, Vec::new());
     for _ in 0..10 {
         let logits = model.next_logits(&ids[fed..], &mut cache).unwrap();
         if fed == 0 {
             first = logits[..8].to_vec();
         }
         fed = ids.len();
-        ids.push((0..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0);
+        ids.push(
+            (0..)
+                .zip(&logits)
+                .max_by(|a, b| a.1.total_cmp(b.1))
+                .unwrap()
+                .0,
+        );
     }
     (ids.split_off(prompt.len()), first)
 }
@@ -138,18 +159,32 @@ fn check(name: &str) -> Result<(), String> {
     if format!("{tree}\n") != theirs {
         return Err(format!("ours:\n{tree}\ntransformers':\n{theirs}"));
     }
-    let ours: Vec<String> = tree.named_parameters().iter().map(|parameter| parameter.name.clone()).collect();
+    let ours: Vec<String> = tree
+        .named_parameters()
+        .iter()
+        .map(|parameter| parameter.name.clone())
+        .collect();
     let theirs: Vec<&String> = expected["parameters"].as_object().unwrap().keys().collect();
     if ours.iter().collect::<std::collections::BTreeSet<_>>() != theirs.iter().copied().collect() {
         return Err(format!("parameters are {ours:?}, not {theirs:?}"));
     }
 
     let list = |key: &str| expected[key].as_array().unwrap().clone();
-    let prompt: Vec<u32> = list("prompt").iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    let prompt: Vec<u32> = list("prompt")
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect();
     let (ids, first) = greedy(&model, &prompt);
-    let theirs: Vec<f32> = list("logits").iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    let theirs: Vec<f32> = list("logits")
+        .iter()
+        .map(|x| x.as_f64().unwrap() as f32)
+        .collect();
     let largest = theirs.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    if first.iter().zip(&theirs).any(|(a, b)| (a - b).abs() > 1e-4 * largest) {
+    if first
+        .iter()
+        .zip(&theirs)
+        .any(|(a, b)| (a - b).abs() > 1e-4 * largest)
+    {
         return Err(format!("logits are {first:?}, not {theirs:?}"));
     }
     if serde_json::json!(ids) != expected["ids"] {
@@ -162,45 +197,64 @@ fn check(name: &str) -> Result<(), String> {
 fn published_configurations_give_the_trees_and_ids_of_transformers() {
     let names = names();
     assert!(names.len() >= 35, "{names:?}");
-    let faults: Vec<String> =
-        names.iter().filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}"))).collect();
+    let faults: Vec<String> = names
+        .iter()
+        .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
+        .collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// A model whose config.json has Python's words for floats that are not finite keeps them when it is saved.
+/// A model whose config.json has Python's words for floats that are not finite keeps them when it
+/// is saved.
 #[test]
 fn words_of_python_are_saved_as_they_were() {
     let name = "llama-python-words";
     let folder = tempfile::tempdir().unwrap();
     let [model, saved] = ["model", "saved"].map(|part| folder.path().join(part));
     std::fs::create_dir(&model).unwrap();
-    std::fs::copy(golden(&format!("published/{name}/config.json")), model.join("config.json")).unwrap();
+    std::fs::copy(
+        golden(&format!("published/{name}/config.json")),
+        model.join("config.json"),
+    )
+    .unwrap();
     write_tensors(&model.join("model.safetensors"), &tensors(&expected(name)));
 
     let [from, to] = [&model, &saved].map(|path| path.to_str().unwrap());
     let output = llm_int8(&["quantize", from, "--output", to]);
     assert!(output.status.success(), "{output:?}");
     let text = std::fs::read_to_string(saved.join("config.json")).unwrap();
-    for words in
-        ["Infinity\n", "\"low\": -Infinity", "\"mean\": NaN", "\"NaN, Infinity and -Infinity stay in texts\""]
-    {
+    for words in [
+        "Infinity\n",
+        "\"low\": -Infinity",
+        "\"mean\": NaN",
+        "\"NaN, Infinity and -Infinity stay in texts\"",
+    ] {
         assert!(text.contains(words), "{words} in {text}");
     }
     let output = llm_int8(&["inspect", to]);
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The defaults a family gives are those of its class in transformers, and every key of the class is either read or
-/// known to change nothing.
+/// The defaults a family gives are those of its class in transformers, and every key of the class
+/// is either read or known to change nothing.
 #[test]
 fn defaults_and_aliases_are_those_of_the_configuration_classes() {
     let golden: Value = serde_json::from_str(&golden_text("published/defaults.json")).unwrap();
     for family in FAMILIES {
         let theirs = &golden[family.model_type];
         compare(family.model_type, &family.class, theirs);
-        let aliases: Map<String, Value> =
-            family.class.aliases.iter().map(|(alias, name)| ((*alias).into(), (*name).into())).collect();
-        assert_eq!(theirs["aliases"], Value::Object(aliases), "{}", family.model_type);
+        let aliases: Map<String, Value> = family
+            .class
+            .aliases
+            .iter()
+            .map(|(alias, name)| ((*alias).into(), (*name).into()))
+            .collect();
+        assert_eq!(
+            theirs["aliases"],
+            Value::Object(aliases),
+            "{}",
+            family.model_type
+        );
     }
 }
 
@@ -210,7 +264,10 @@ fn compare(family: &str, class: &ConfigClass, theirs: &Value) {
     for (key, value) in &ours {
         match theirs.get(key) {
             Some(other) => assert_eq!(value, other, "{family}: `{key}`"),
-            None => assert!(FROM_ELSEWHERE.contains(&(family, key.as_str())), "{family}: `{key}`"),
+            None => assert!(
+                FROM_ELSEWHERE.contains(&(family, key.as_str())),
+                "{family}: `{key}`"
+            ),
         }
     }
     for key in theirs.keys() {

@@ -1,29 +1,42 @@
-//! Real trained weights: SmolLM2-135M-Instruct out of a GGUF file, against transformers and bitsandbytes
-//! (`golden/smollm2`). The file is fetched by `scripts/fetch_smollm2.sh`; without it these tests say that they
-//! were skipped.
+//! Real trained weights: SmolLM2-135M-Instruct out of a GGUF file, against transformers and
+//! bitsandbytes (`golden/smollm2`). The file is fetched by `scripts/fetch_smollm2.sh`; without it
+//! these tests say that they were skipped.
 
 use crate::support::golden_text;
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use llm_int8::nn::models::{LoadOptions, WeightDtype};
-use llm_int8::{AutoModelForCausalLM, ChatMessage, GenerationConfig, LoadConfig, PerplexityOptions};
+use llm_int8::{
+    AutoModelForCausalLM, ChatMessage, GenerationConfig, LoadConfig, PerplexityOptions,
+};
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 /// The file, where it is there.
 pub(crate) fn file() -> Option<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     if path.exists() {
         return Some(path.display().to_string());
     }
-    println!("skipped: {} is not there; scripts/fetch_smollm2.sh fetches it", path.display());
+    println!(
+        "skipped: {} is not there; scripts/fetch_smollm2.sh fetches it",
+        path.display()
+    );
     None
 }
 
 fn load(file: &str, int8: Option<Int8Config>) -> AutoModelForCausalLM {
-    let options = LoadOptions { int8, dtype: WeightDtype::Float32, ..LoadOptions::default() };
-    let hub = HubConfig { offline: true, ..HubConfig::from_env() };
+    let options = LoadOptions {
+        int8,
+        dtype: WeightDtype::Float32,
+        ..LoadOptions::default()
+    };
+    let hub = HubConfig {
+        offline: true,
+        ..HubConfig::from_env()
+    };
     AutoModelForCausalLM::from_pretrained(file, &LoadConfig { options, hub }).unwrap()
 }
 
@@ -32,12 +45,19 @@ fn expected() -> Value {
 }
 
 fn input_ids() -> Vec<u32> {
-    expected()["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    expected()["input_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 fn perplexity(model: &AutoModelForCausalLM) -> f64 {
     let observe = &mut |_, _| ControlFlow::Continue(());
-    let found = model.perplexity(&input_ids(), PerplexityOptions::default(), observe).unwrap();
+    let found = model
+        .perplexity(&input_ids(), PerplexityOptions::default(), observe)
+        .unwrap();
     assert_eq!(found.tokens, 4 * 511);
     found.perplexity
 }
@@ -54,8 +74,16 @@ fn f32_perplexity_and_greedy_texts_are_those_of_transformers() {
     let theirs = &expected()["results"]["f32"];
     near(perplexity(&model), theirs, 0.001);
     for (prompt, text) in theirs["greedy"].as_object().unwrap() {
-        let config = GenerationConfig { max_new_tokens: Some(24), ..GenerationConfig::default() };
-        let ours = model.generation(prompt.as_str()).config(config).run().unwrap().text;
+        let config = GenerationConfig {
+            max_new_tokens: Some(24),
+            ..GenerationConfig::default()
+        };
+        let ours = model
+            .generation(prompt.as_str())
+            .config(config)
+            .run()
+            .unwrap()
+            .text;
         assert_eq!(ours, text.as_str().unwrap(), "{prompt}");
     }
 }
@@ -66,14 +94,22 @@ fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
     let theirs = &expected()["results"]["bnb_int8_threshold6_f32"];
     for outlier_scope in [OutlierScope::Batch, OutlierScope::Row] {
         for outlier_weights in [OutlierWeights::Dequantized, OutlierWeights::Original] {
-            let config = Int8Config { outlier_scope, outlier_weights, ..Int8Config::default() };
+            let config = Int8Config {
+                outlier_scope,
+                outlier_weights,
+                ..Int8Config::default()
+            };
             let ours = perplexity(&load(&file, Some(config)));
             match outlier_weights {
                 OutlierWeights::Dequantized => near(ours, theirs, 0.005),
-                // Not bitsandbytes' rule: it may be nearer to the model without int8, and no farther.
+                // Not bitsandbytes' rule: it may be nearer to the model without int8, and no
+                // farther.
                 OutlierWeights::Original => {
                     near(ours, theirs, 0.01);
-                    assert!(ours < theirs["perplexity"].as_f64().unwrap() * 1.005, "{ours}");
+                    assert!(
+                        ours < theirs["perplexity"].as_f64().unwrap() * 1.005,
+                        "{ours}"
+                    );
                 }
             }
         }
@@ -84,7 +120,11 @@ fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
 fn the_tokenizer_of_the_metadata_gives_the_ids_of_transformers() {
     let Some(file) = file() else { return };
     let model = load(&file, Some(Int8Config::default()));
-    let ids = model.tokenizer().unwrap().encode(&golden_text("smollm2/text.txt")).unwrap();
+    let ids = model
+        .tokenizer()
+        .unwrap()
+        .encode(&golden_text("smollm2/text.txt"))
+        .unwrap();
     // transformers puts a token before the text that the file says not to put there.
     assert_eq!(ids[..2047], input_ids()[1..]);
 }
@@ -93,7 +133,17 @@ fn the_tokenizer_of_the_metadata_gives_the_ids_of_transformers() {
 fn the_chat_template_of_the_metadata_is_applied() {
     let Some(file) = file() else { return };
     let model = load(&file, Some(Int8Config::default()));
-    let text = model.chat_template().unwrap().apply(&[ChatMessage::user("Hi")], true).unwrap();
-    assert!(text.starts_with("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"), "{text}");
-    assert!(text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{text}");
+    let text = model
+        .chat_template()
+        .unwrap()
+        .apply(&[ChatMessage::user("Hi")], true)
+        .unwrap();
+    assert!(
+        text.starts_with("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        "{text}"
+    );
 }

@@ -1,5 +1,6 @@
 //! The house's order: who may depend on whom, how long a file may be, what must not be left behind.
-//! See CONTRIBUTING.md for the reasons. Each check is a function over text, tested on text of its own.
+//! See CONTRIBUTING.md for the reasons. Each check is a function over text, tested on text of its
+//! own.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Where unsafe code may be.
-const UNSAFE: &[&str] = &["crates/kernels/", "crates/cuda/", "crates/nn/src/checkpoint/mmap.rs"];
+const UNSAFE: &[&str] = &[
+    "crates/kernels/",
+    "crates/cuda/",
+    "crates/nn/src/checkpoint/mmap.rs",
+];
 /// Where the environment may be read and where lines may be printed.
 const ENVIRONMENT: &[&str] = &[
     "crates/cli/",
@@ -38,8 +43,14 @@ const ENVIRONMENT: &[&str] = &[
     "benches/",
     "build.rs",
 ];
-const PRINTING: &[&str] =
-    &["crates/cli/", "tests/", "crates/cuda/src/testing.rs", "examples/", "benches/", "build.rs"];
+const PRINTING: &[&str] = &[
+    "crates/cli/",
+    "tests/",
+    "crates/cuda/src/testing.rs",
+    "examples/",
+    "benches/",
+    "build.rs",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -83,22 +94,39 @@ fn code(line: &str) -> &str {
 }
 
 fn lines_with(text: &str, what: impl Fn(&str) -> Option<String>) -> Vec<(usize, String)> {
-    text.lines().enumerate().filter_map(|(i, line)| Some((i + 1, what(line)?))).collect()
+    text.lines()
+        .enumerate()
+        .filter_map(|(i, line)| Some((i + 1, what(line)?)))
+        .collect()
 }
 
 fn too_long(text: &str, limit: usize) -> Vec<(usize, String)> {
     let count = text.lines().count();
-    if count > limit { vec![(count, format!("{count} lines; at most {limit}"))] } else { Vec::new() }
+    if count > limit {
+        vec![(count, format!("{count} lines; at most {limit}"))]
+    } else {
+        Vec::new()
+    }
 }
 
 fn leftovers(text: &str) -> Vec<(usize, String)> {
     // Put together here, so that this file does not find itself.
-    let words =
-        [["TO", "DO"], ["FIX", "ME"], ["XX", "X"], ["to", "do!("], ["unimple", "mented!("], ["db", "g!("]];
+    let words = [
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["XX", "X"],
+        ["to", "do!("],
+        ["unimple", "mented!("],
+        ["db", "g!("],
+    ];
     lines_with(text, |line| {
-        let word = words.iter().map(|parts| parts.concat()).find(|word| line.contains(word.as_str()));
+        let word = words
+            .iter()
+            .map(|parts| parts.concat())
+            .find(|word| line.contains(word.as_str()));
         let ignored = line.contains("#[ignore") && !line.contains('"');
-        word.map(|word| format!("{word} is left over")).or(ignored.then(|| "ignored without a reason".into()))
+        word.map(|word| format!("{word} is left over"))
+            .or(ignored.then(|| "ignored without a reason".into()))
     })
 }
 
@@ -111,8 +139,12 @@ fn forbidden(text: &str, words: &[&str], reason: &str) -> Vec<(usize, String)> {
 
 fn unsafe_code(text: &str) -> Vec<(usize, String)> {
     lines_with(text, |line| {
-        let code = code(line).replace("unsafe_code", "").replace("unsafe_block", "");
-        let word = code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+        let code = code(line)
+            .replace("unsafe_code", "")
+            .replace("unsafe_block", "");
+        let word = code
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .any(|word| word == "unsafe");
         let quoted = code.contains('"');
         (word && !quoted).then(|| "unsafe code outside of its fence".to_owned())
     })
@@ -126,7 +158,12 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
         if line.starts_with('[') {
             section = line.to_owned();
         } else if section == "[dependencies]" && line.starts_with("llm-int8") {
-            found.push(line.split(['.', ' ', '=']).next().unwrap_or_default().to_owned());
+            found.push(
+                line.split(['.', ' ', '='])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            );
         }
     }
     found
@@ -142,7 +179,9 @@ fn command_after<'a>(readme: &'a str, before: &str) -> Option<&'a str> {
 #[test]
 fn dependencies_point_one_way() {
     for (folder, allowed) in EDGES {
-        let Ok(manifest) = std::fs::read_to_string(root().join(folder).join("Cargo.toml")) else { continue };
+        let Ok(manifest) = std::fs::read_to_string(root().join(folder).join("Cargo.toml")) else {
+            continue;
+        };
         for dependency in own_dependencies(&manifest) {
             assert!(
                 allowed.contains(&dependency.as_str()),
@@ -152,7 +191,10 @@ fn dependencies_point_one_way() {
     }
     for (module, others) in LAYERS {
         let prefix = format!("crates/nn/src/{module}/");
-        let words: Vec<String> = others.iter().map(|other| format!("crate::{other}")).collect();
+        let words: Vec<String> = others
+            .iter()
+            .map(|other| format!("crate::{other}"))
+            .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         check(&[".rs"], |name, text| match name.starts_with(&prefix) {
             true => forbidden(text, &words, "this module stands below that one"),
@@ -177,22 +219,28 @@ fn nothing_is_left_over() {
 
 #[test]
 fn libraries_neither_print_nor_read_the_environment() {
-    check(&[".rs"], |name, text| match ENVIRONMENT.iter().any(|place| name.contains(place)) {
-        true => Vec::new(),
-        false => forbidden(text, &["env::var"], "a library reads no environment"),
+    check(&[".rs"], |name, text| {
+        match ENVIRONMENT.iter().any(|place| name.contains(place)) {
+            true => Vec::new(),
+            false => forbidden(text, &["env::var"], "a library reads no environment"),
+        }
     });
     let print = ["println!", "eprintln!", " print!", " eprint!", "(print!"];
-    check(&[".rs"], |name, text| match PRINTING.iter().any(|place| name.contains(place)) {
-        true => Vec::new(),
-        false => forbidden(text, &print, "a library prints nothing"),
+    check(&[".rs"], |name, text| {
+        match PRINTING.iter().any(|place| name.contains(place)) {
+            true => Vec::new(),
+            false => forbidden(text, &print, "a library prints nothing"),
+        }
     });
 }
 
 #[test]
 fn unsafe_code_is_fenced() {
-    check(&[".rs"], |name, text| match UNSAFE.iter().any(|place| name.starts_with(place)) {
-        true => Vec::new(),
-        false => unsafe_code(text),
+    check(&[".rs"], |name, text| {
+        match UNSAFE.iter().any(|place| name.starts_with(place)) {
+            true => Vec::new(),
+            false => unsafe_code(text),
+        }
     });
 }
 
@@ -200,24 +248,33 @@ fn unsafe_code_is_fenced() {
 fn every_library_says_what_it_is() {
     check(&["lib.rs"], |_, text| match text.starts_with("//!") {
         true => Vec::new(),
-        false => vec![(1, "the file must open with //! and what the crate is".into())],
+        false => vec![(
+            1,
+            "the file must open with //! and what the crate is".into(),
+        )],
     });
 }
 
 #[test]
 fn ci_runs_the_test_command_of_the_readme() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let command =
-        command_after(&readme, "passes the tests").expect("README.md: a block after `passes the tests`");
+    let command = command_after(&readme, "passes the tests")
+        .expect("README.md: a block after `passes the tests`");
     let ci = std::fs::read_to_string(root().join(".ci/run")).unwrap();
-    assert!(ci.lines().any(|line| line == command), "`{command}` is not a line of .ci/run");
+    assert!(
+        ci.lines().any(|line| line == command),
+        "`{command}` is not a line of .ci/run"
+    );
 }
 
 #[test]
 fn no_file_is_large() {
     for (name, path) in files(&[""]) {
         let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        assert!(size <= LARGEST_FILE, "{name} has {size} bytes; at most {LARGEST_FILE}");
+        assert!(
+            size <= LARGEST_FILE,
+            "{name} has {size} bytes; at most {LARGEST_FILE}"
+        );
     }
 }
 
@@ -231,15 +288,26 @@ fn the_checks_find_what_they_look_for() {
     );
     assert_eq!(leftovers("#[ignore]").len(), 1);
     assert!(leftovers("#[ignore = \"needs the network\"]").is_empty());
-    assert_eq!(forbidden("use crate::models::X;", &["crate::models"], "no").len(), 1);
+    assert_eq!(
+        forbidden("use crate::models::X;", &["crate::models"], "no").len(),
+        1
+    );
     assert!(forbidden("// crate::models", &["crate::models"], "no").is_empty());
     assert_eq!(unsafe_code("    unsafe { f() }").len(), 1);
     assert!(unsafe_code("#![expect(unsafe_code)] // unsafe").is_empty());
-    let manifest = "[dependencies]\nllm-int8-nn.workspace = true\n[dev-dependencies]\nllm-int8-hub = \"1\"\n";
+    let manifest =
+        "[dependencies]\nllm-int8-nn.workspace = true\n[dev-dependencies]\nllm-int8-hub = \"1\"\n";
     assert_eq!(own_dependencies(manifest), ["llm-int8-nn"]);
     assert_eq!(
-        command_after("a\nthis passes the tests:\n```sh\ncargo x\n```", "passes the tests"),
+        command_after(
+            "a\nthis passes the tests:\n```sh\ncargo x\n```",
+            "passes the tests"
+        ),
         Some("cargo x")
     );
-    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tidy.rs").exists());
+    assert!(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/tidy.rs")
+            .exists()
+    );
 }

@@ -8,7 +8,11 @@ use llm_int8::{AutoModelForCausalLM, GenerationConfig, LoadConfig};
 const EXPECTED: &str = "tiny_gpt2_expected.safetensors";
 
 fn ids(name: &str) -> Vec<u32> {
-    let ids = golden_tensor(EXPECTED, name).flatten_all().unwrap().to_dtype(DType::U32).unwrap();
+    let ids = golden_tensor(EXPECTED, name)
+        .flatten_all()
+        .unwrap()
+        .to_dtype(DType::U32)
+        .unwrap();
     ids.to_vec1().unwrap()
 }
 
@@ -39,8 +43,16 @@ fn int8_logits_are_near() {
 fn greedy_ids_are_those_of_transformers() {
     let (expected, prompt) = (ids("greedy_f32"), &ids("input_ids")[..16]);
     let model = load(false);
-    let config = GenerationConfig { max_new_tokens: Some(32), ..GenerationConfig::default() };
-    let mut pieces = model.generation(prompt).config(config).ids_only().pieces().unwrap();
+    let config = GenerationConfig {
+        max_new_tokens: Some(32),
+        ..GenerationConfig::default()
+    };
+    let mut pieces = model
+        .generation(prompt)
+        .config(config)
+        .ids_only()
+        .pieces()
+        .unwrap();
     let told: Vec<u32> = pieces.by_ref().map(|piece| piece.unwrap().id).collect();
     let generated = pieces.finish().unwrap();
     assert_eq!([prompt, &generated.ids].concat(), expected);

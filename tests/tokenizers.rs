@@ -1,5 +1,6 @@
-//! Tokenizers beside transformers': `golden/tokenizers` holds a small vocabulary for every class and form of files, and
-//! what transformers 4.57 makes of strings and ids (`scripts/check_tokenizers.py`, which compares 500 strings each).
+//! Tokenizers beside transformers': `golden/tokenizers` holds a small vocabulary for every class
+//! and form of files, and what transformers 4.57 makes of strings and ids
+//! (`scripts/check_tokenizers.py`, which compares 500 strings each).
 
 use crate::support::{golden, golden_text, llm_int8, llm_int8_reading};
 use llm_int8::hub::NoProgress;
@@ -10,11 +11,20 @@ use std::process::Output;
 use tempfile::TempDir;
 
 fn tokenizer(folder: &Path) -> llm_int8::Result<Tokenizer> {
-    Tokenizer::from_pretrained(&folder.display().to_string(), &LoadConfig::default().hub, &NoProgress)
+    Tokenizer::from_pretrained(
+        &folder.display().to_string(),
+        &LoadConfig::default().hub,
+        &NoProgress,
+    )
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 #[test]
@@ -24,14 +34,26 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
         let name = entry.file_name().into_string().unwrap();
         let tokenizer = tokenizer(&entry.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
         let cases: Vec<Value> =
-            serde_json::from_str(&golden_text(&format!("tokenizers/{name}/expected.json"))).unwrap();
+            serde_json::from_str(&golden_text(&format!("tokenizers/{name}/expected.json")))
+                .unwrap();
         for case in &cases {
             let text = case["text"].as_str().unwrap();
-            assert_eq!(tokenizer.encode(text).unwrap(), ids(&case["ids"]), "{name}: {text:?}");
-            assert_eq!(tokenizer.encode_templated(text).unwrap(), ids(&case["plain"]), "{name}: {text:?}");
+            assert_eq!(
+                tokenizer.encode(text).unwrap(),
+                ids(&case["ids"]),
+                "{name}: {text:?}"
+            );
+            assert_eq!(
+                tokenizer.encode_templated(text).unwrap(),
+                ids(&case["plain"]),
+                "{name}: {text:?}"
+            );
             for (key, decoded) in [("ids", "decoded"), ("noise", "noise_decoded")] {
                 let ids = ids(&case[key]);
-                let ours = [tokenizer.decode_all(&ids).unwrap(), tokenizer.decode(&ids).unwrap()];
+                let ours = [
+                    tokenizer.decode_all(&ids).unwrap(),
+                    tokenizer.decode(&ids).unwrap(),
+                ];
                 assert_eq!(serde_json::json!(ours), case[decoded], "{name}: {ids:?}");
             }
         }
@@ -41,10 +63,14 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
     assert!(forms >= 30, "{forms}");
 }
 
-/// A folder with files of one of the golden forms, some left out, and another `tokenizer_config.json`.
+/// A folder with files of one of the golden forms, some left out, and another
+/// `tokenizer_config.json`.
 fn changed(form: &str, leave_out: &[&str], config: Option<&str>) -> TempDir {
     let folder = TempDir::new().unwrap();
-    for entry in std::fs::read_dir(golden("tokenizers").join(form)).unwrap().flatten() {
+    for entry in std::fs::read_dir(golden("tokenizers").join(form))
+        .unwrap()
+        .flatten()
+    {
         let name = entry.file_name().into_string().unwrap();
         if !leave_out.contains(&name.as_str()) {
             std::fs::copy(entry.path(), folder.path().join(name)).unwrap();
@@ -59,13 +85,29 @@ fn changed(form: &str, leave_out: &[&str], config: Option<&str>) -> TempDir {
 #[test]
 fn what_cannot_be_built_is_refused_by_name() {
     let refused = |form, leave_out: &[&str], config| {
-        tokenizer(changed(form, leave_out, config).path()).unwrap_err().to_string()
+        tokenizer(changed(form, leave_out, config).path())
+            .unwrap_err()
+            .to_string()
     };
-    let error = refused("gpt2_json", &[], Some(r#"{"tokenizer_class": "BertTokenizer"}"#));
-    assert!(error.contains("`BertTokenizer` is not supported") && error.contains("GPT2Tokenizer"), "{error}");
+    let error = refused(
+        "gpt2_json",
+        &[],
+        Some(r#"{"tokenizer_class": "BertTokenizer"}"#),
+    );
+    assert!(
+        error.contains("`BertTokenizer` is not supported") && error.contains("GPT2Tokenizer"),
+        "{error}"
+    );
 
-    let error = refused("gpt2_merges", &[], Some(r#"{"tokenizer_class": "GPTNeoXTokenizer"}"#));
-    assert!(error.contains("`GPTNeoXTokenizer` is built from tokenizer.json"), "{error}");
+    let error = refused(
+        "gpt2_merges",
+        &[],
+        Some(r#"{"tokenizer_class": "GPTNeoXTokenizer"}"#),
+    );
+    assert!(
+        error.contains("`GPTNeoXTokenizer` is built from tokenizer.json"),
+        "{error}"
+    );
 
     let error = refused("gpt2_merges", &["merges.txt"], None);
     assert!(error.contains("vocab.json and merges.txt"), "{error}");
@@ -89,7 +131,10 @@ fn what_cannot_be_built_is_refused_by_name() {
         &[],
         Some(r#"{"tokenizer_class": "LlamaTokenizer", "add_prefix_space": false}"#),
     );
-    assert!(error.contains("`add_prefix_space`") && error.contains("tokenizer.model"), "{error}");
+    assert!(
+        error.contains("`add_prefix_space`") && error.contains("tokenizer.model"),
+        "{error}"
+    );
 
     let error = refused("gpt2_json", &[], Some(r#"{"eos_token": 5}"#));
     assert!(error.contains("`eos_token` is 5"), "{error}");
@@ -106,12 +151,19 @@ fn a_tokenizer_model_of_another_format_is_refused() {
 #[test]
 fn gaps_to_fill_are_refused_and_not_tokenised_as_text() {
     let tokenizer = tokenizer(&golden("tokenizers/code_llama_model")).unwrap();
-    let error = tokenizer.encode("def f(<FILL_ME>):").unwrap_err().to_string();
+    let error = tokenizer
+        .encode("def f(<FILL_ME>):")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("<FILL_ME>"), "{error}");
 }
 
 fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -123,19 +175,48 @@ fn the_program_shows_tokens_ids_and_texts() {
         .map(|line| line.trim().split_once(" -> ").unwrap())
         .map(|(id, piece)| (id.parse().unwrap(), piece))
         .collect();
-    assert!(shown.iter().any(|(_, piece)| piece.contains('Ġ')), "{lines}");
+    assert!(
+        shown.iter().any(|(_, piece)| piece.contains('Ġ')),
+        "{lines}"
+    );
 
     let ids: Vec<String> = shown.iter().map(|(id, _)| id.to_string()).collect();
-    let list = stdout(&llm_int8(&["tokenize", "tiny-gpt2", "Hello world", "--ids"]));
+    let list = stdout(&llm_int8(&[
+        "tokenize",
+        "tiny-gpt2",
+        "Hello world",
+        "--ids",
+    ]));
     assert_eq!(list.trim_end(), format!("[{}]", ids.join(", ")));
-    assert_eq!(stdout(&llm_int8_reading(&["tokenize", "tiny-gpt2", "-", "--ids"], "Hello world")), list);
-    assert_eq!(stdout(&llm_int8(&["tokenize", "tiny-gpt2", list.trim(), "--decode"])), "Hello world\n");
+    assert_eq!(
+        stdout(&llm_int8_reading(
+            &["tokenize", "tiny-gpt2", "-", "--ids"],
+            "Hello world"
+        )),
+        list
+    );
+    assert_eq!(
+        stdout(&llm_int8(&[
+            "tokenize",
+            "tiny-gpt2",
+            list.trim(),
+            "--decode"
+        ])),
+        "Hello world\n"
+    );
 
-    let json: Value =
-        serde_json::from_str(&stdout(&llm_int8(&["tokenize", "tiny-gpt2", "a<|endoftext|>", "--json"])))
-            .unwrap();
+    let json: Value = serde_json::from_str(&stdout(&llm_int8(&[
+        "tokenize",
+        "tiny-gpt2",
+        "a<|endoftext|>",
+        "--json",
+    ])))
+    .unwrap();
     let last = json["tokens"].as_array().unwrap().last().unwrap();
-    assert_eq!((last["token"].as_str(), last["special"].as_bool()), (Some("<|endoftext|>"), Some(true)));
+    assert_eq!(
+        (last["token"].as_str(), last["special"].as_bool()),
+        (Some("<|endoftext|>"), Some(true))
+    );
 }
 
 #[test]
@@ -143,13 +224,20 @@ fn begin_tokens_and_special_tokens_can_be_left_out() {
     let model = golden("tokenizers/opt_merges").display().to_string();
     let first = |arguments: &[&str]| {
         let all = [&["tokenize", &model, "Hello", "--ids"], arguments].concat();
-        stdout(&llm_int8(&all)).trim_matches(['[', ']', '\n']).split(", ").next().unwrap().to_owned()
+        stdout(&llm_int8(&all))
+            .trim_matches(['[', ']', '\n'])
+            .split(", ")
+            .next()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(first(&[]), "2", "OPT begins with </s>");
     assert_ne!(first(&["--no-special-tokens"]), "2");
 
     let text = |arguments: &[&str]| {
-        stdout(&llm_int8(&[&["tokenize", &model, "2,40", "--decode"], arguments].concat()))
+        stdout(&llm_int8(
+            &[&["tokenize", &model, "2,40", "--decode"], arguments].concat(),
+        ))
     };
     assert!(text(&[]).starts_with("</s>"));
     assert!(!text(&["--skip-special-tokens"]).contains("</s>"));
@@ -164,7 +252,14 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
     };
     let error = fails(&["tokenize", "tiny-gpt2", "1,x", "--decode"], 2);
     assert!(error.contains("\"x\" is no token id"), "{error}");
-    let error = fails(&["tokenize", &golden("models/gpt2").display().to_string(), "Hello"], 1);
+    let error = fails(
+        &[
+            "tokenize",
+            &golden("models/gpt2").display().to_string(),
+            "Hello",
+        ],
+        1,
+    );
     assert!(error.contains("has no tokenizer"), "{error}");
     let error = fails(&["tokenize", "nowhere/at/all", "Hello"], 2);
     assert!(error.contains("nowhere/at/all"), "{error}");

@@ -70,24 +70,31 @@ pub(crate) enum Command {
 /// The model and how to load it.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name, org/name@revision or
-    /// its address
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name,
+    /// org/name@revision or its address
     pub(crate) model: String,
-    /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that off
-    /// [default: 6, or what a saved 8-bit checkpoint says]
+    /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that
+    /// off [default: 6, or what a saved 8-bit checkpoint says]
     #[arg(long, value_name = "X", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
     pub(crate) threshold: Option<f32>,
-    /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself (batch-invariant)
+    /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself
+    /// (batch-invariant)
     #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
     pub(crate) outliers: Outliers,
-    /// Weights of outlier columns: from int8 (as bitsandbytes), or from the file in full precision (as the paper)
+    /// Weights of outlier columns: from int8 (as bitsandbytes), or from the file in full precision
+    /// (as the paper)
     #[arg(long, value_enum, default_value_t = Weights::Dequantized, help_heading = "8 bit")]
     pub(crate) outlier_weights: Weights,
     /// More modules to leave unquantised, by name or path; lm_head always is
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "8 bit")]
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        help_heading = "8 bit"
+    )]
     pub(crate) skip_modules: Vec<String>,
-    /// Also make the output head and the token table int8: smaller and faster, but nothing that bitsandbytes
-    /// knows, so it cannot be saved
+    /// Also make the output head and the token table int8: smaller and faster, but nothing that
+    /// bitsandbytes knows, so it cannot be saved
     #[arg(long, help_heading = "8 bit")]
     pub(crate) quantize_head: bool,
     /// Load every layer as it is
@@ -96,11 +103,12 @@ pub(crate) struct ModelArgs {
     /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
-    /// Refuse weights with tensors that the model has no place for, instead of ignoring them with a warning
+    /// Refuse weights with tensors that the model has no place for, instead of ignoring them with a
+    /// warning
     #[arg(long)]
     pub(crate) strict: bool,
-    /// Where to compute: auto (a GPU where this program can use one and the model or a part of it fits, else the
-    /// CPU), cpu, cuda, cuda:N; several for --device-map
+    /// Where to compute: auto (a GPU where this program can use one and the model or a part of it
+    /// fits, else the CPU), cpu, cuda, cuda:N; several for --device-map
     #[arg(
         long,
         value_name = "DEVICE,…",
@@ -109,10 +117,12 @@ pub(crate) struct ModelArgs {
         help_heading = "Devices"
     )]
     pub(crate) device: Vec<DeviceName>,
-    /// Whole blocks on these GPUs (all, with --device auto), as many as fit, the rest on the CPU, all in 8 bit
+    /// Whole blocks on these GPUs (all, with --device auto), as many as fit, the rest on the CPU,
+    /// all in 8 bit
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Devices")]
     pub(crate) device_map: Option<DeviceMapName>,
-    /// What the model may take of each device's memory, by its number in the map, as 0=20GiB,1=10GiB,cpu=64GiB
+    /// What the model may take of each device's memory, by its number in the map, as
+    /// 0=20GiB,1=10GiB,cpu=64GiB
     #[arg(
         long,
         value_name = "N=SIZE,…",
@@ -125,8 +135,9 @@ pub(crate) struct ModelArgs {
     /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_graph: bool,
-    /// Start each kernel after the one before has ended: the same text, slower. Without this, GPUs of capability 9.0
-    /// and later start it earlier, to load weights (programmatic dependent launch)
+    /// Start each kernel after the one before has ended: the same text, slower. Without this, GPUs
+    /// of capability 9.0 and later start it earlier, to load weights (programmatic dependent
+    /// launch)
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_overlap: bool,
     /// Threads to compute with [default: one per core]
@@ -177,7 +188,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 8, requires = "prompts_file", value_parser = at_once)]
     pub(crate) batch_size: usize,
     /// Token ids to go on from, instead of text
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        conflicts_with = "prompt"
+    )]
     pub(crate) token_ids: Option<Vec<u32>>,
     /// Print only the new token ids, comma-separated
     #[arg(long)]
@@ -215,7 +231,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TokenizeArgs {
-    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub; its weights are not read
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub; its weights are not
+    /// read
     pub(crate) model: String,
     /// The text, or with --decode the token ids, as 1,2,3 or [1, 2, 3]; - reads standard input
     #[arg(allow_hyphen_values = true)]
@@ -375,19 +392,30 @@ pub(crate) enum DeviceMapName {
 
 /// `0=20GiB`, `cuda:0=20GiB` or `cpu=64GiB`.
 fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
-    let (device, bytes) = text.split_once('=').ok_or("a device and a size were expected, as 0=20GiB")?;
+    let (device, bytes) = text
+        .split_once('=')
+        .ok_or("a device and a size were expected, as 0=20GiB")?;
     let bytes = size(bytes)?;
     if device == "cpu" {
-        return Ok(MemoryLimit { device: None, bytes });
+        return Ok(MemoryLimit {
+            device: None,
+            bytes,
+        });
     }
     let number = device.strip_prefix("cuda:").unwrap_or(device).parse();
-    let number = number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
-    Ok(MemoryLimit { device: Some(number), bytes })
+    let number =
+        number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
+    Ok(MemoryLimit {
+        device: Some(number),
+        bytes,
+    })
 }
 
 /// A number of bytes as transformers writes it: powers of 1000 (`GB`) or of 1024 (`GiB`).
 fn size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let unit: u64 = match text[digits..].to_ascii_uppercase().as_str() {
         "" | "B" => 1,
         "KB" => 1000,
@@ -396,10 +424,15 @@ fn size(text: &str) -> Result<u64, String> {
         "KIB" => 1 << 10,
         "MIB" => 1 << 20,
         "GIB" => 1 << 30,
-        other => return Err(format!("`{other}` is no unit; B, KB, MB, GB, KiB, MiB and GiB are known")),
+        other => {
+            return Err(format!(
+                "`{other}` is no unit; B, KB, MB, GB, KiB, MiB and GiB are known"
+            ));
+        }
     };
-    let number: u64 =
-        text[..digits].parse().map_err(|_| "a whole number and a unit were expected, as 5GB")?;
+    let number: u64 = text[..digits]
+        .parse()
+        .map_err(|_| "a whole number and a unit were expected, as 5GB")?;
     match number.checked_mul(unit) {
         Some(size) if size > 0 => Ok(size),
         _ => Err("a size from 1 byte up was expected".into()),
@@ -437,16 +470,43 @@ mod tests {
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("200mb"), Ok(200_000_000));
         assert_eq!(size("17"), Ok(17));
-        for wrong in ["", "GB", "5XB", "-1GB", "0", "99999999999999999999GB", "9999999999999GB", "1.5GB"] {
+        for wrong in [
+            "",
+            "GB",
+            "5XB",
+            "-1GB",
+            "0",
+            "99999999999999999999GB",
+            "9999999999999GB",
+            "1.5GB",
+        ] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn limits_of_memory_are_read() {
-        assert_eq!(memory_limit("1=2GiB"), Ok(MemoryLimit { device: Some(1), bytes: 2 << 30 }));
-        assert_eq!(memory_limit("cuda:0=5MB"), Ok(MemoryLimit { device: Some(0), bytes: 5_000_000 }));
-        assert_eq!(memory_limit("cpu=1"), Ok(MemoryLimit { device: None, bytes: 1 }));
+        assert_eq!(
+            memory_limit("1=2GiB"),
+            Ok(MemoryLimit {
+                device: Some(1),
+                bytes: 2 << 30
+            })
+        );
+        assert_eq!(
+            memory_limit("cuda:0=5MB"),
+            Ok(MemoryLimit {
+                device: Some(0),
+                bytes: 5_000_000
+            })
+        );
+        assert_eq!(
+            memory_limit("cpu=1"),
+            Ok(MemoryLimit {
+                device: None,
+                bytes: 1
+            })
+        );
         for wrong in ["", "5GB", "x=5GB", "0=", "0=5XB", "-1=5GB"] {
             assert!(memory_limit(wrong).is_err(), "{wrong}");
         }

@@ -53,7 +53,9 @@ pub(crate) fn line(text: &str) {
 /// Whether the reader of our output went away (`| head`), which is no failure.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }
 
@@ -96,7 +98,8 @@ impl Writing {
 
 /// A bar on standard error; hidden where that is no terminal.
 pub(crate) fn bar(template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
 }
 
@@ -110,22 +113,29 @@ impl Downloads {
     pub(crate) fn new(hub: &HubConfig) -> Self {
         let is_shown = std::io::stderr().is_terminal() && !hub.hides_progress;
         let bar = is_shown.then(|| Mutex::new(ProgressBar::hidden()));
-        Self { bar, hides_progress: hub.hides_progress }
+        Self {
+            bar,
+            hides_progress: hub.hides_progress,
+        }
     }
 
     fn start(&self, file: &str, total: Option<u64>, resumed_from: u64) {
         if self.hides_progress {
             return;
         }
-        let from =
-            if resumed_from > 0 { format!(", going on from {}", bytes(resumed_from)) } else { String::new() };
+        let from = if resumed_from > 0 {
+            format!(", going on from {}", bytes(resumed_from))
+        } else {
+            String::new()
+        };
         match &self.bar {
             None => {
                 let size = total.map_or("size unknown".into(), bytes);
                 line(&format!("downloading {file} ({size}{from})"));
             }
             Some(bar) => {
-                let template = "{msg:28!} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+                let template =
+                    "{msg:28!} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
                 let new = self::bar(template);
                 if let Some(total) = total {
                     new.set_length(total);
@@ -157,17 +167,36 @@ impl Downloads {
 impl Progress for Downloads {
     fn event(&self, event: &ProgressEvent<'_>) {
         match event {
-            ProgressEvent::Start { file, total, resumed_from } => self.start(file, *total, *resumed_from),
+            ProgressEvent::Start {
+                file,
+                total,
+                resumed_from,
+            } => self.start(file, *total, *resumed_from),
             ProgressEvent::Advance { bytes, .. } => self.update(None, |bar| bar.inc(*bytes)),
-            ProgressEvent::Retry { file, attempt, delay, reason } => {
-                let text = format!("{file}: {reason}; try {attempt} in {:.1} s", delay.as_secs_f64());
+            ProgressEvent::Retry {
+                file,
+                attempt,
+                delay,
+                reason,
+            } => {
+                let text = format!(
+                    "{file}: {reason}; try {attempt} in {:.1} s",
+                    delay.as_secs_f64()
+                );
                 self.update(Some(text), |_| ());
             }
             ProgressEvent::Restart { file, reason } => {
-                self.update(Some(format!("{file}: starting over ({reason})")), |bar| bar.set_position(0));
+                self.update(Some(format!("{file}: starting over ({reason})")), |bar| {
+                    bar.set_position(0)
+                });
             }
             ProgressEvent::WaitingForLock { file } => {
-                self.update(Some(format!("{file}: another process is downloading it; waiting")), |_| ());
+                self.update(
+                    Some(format!(
+                        "{file}: another process is downloading it; waiting"
+                    )),
+                    |_| (),
+                );
             }
             ProgressEvent::UsingCache { reason } => {
                 self.update(Some(format!("using the cached copy ({reason})")), |_| ());
@@ -184,7 +213,12 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (878_020_168, "878,020,168")] {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (878_020_168, "878,020,168"),
+        ] {
             assert_eq!(grouped(number), text);
         }
     }

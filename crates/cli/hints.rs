@@ -1,5 +1,5 @@
-//! What an option of the program can do about an error of a library. Libraries speak of their own fields; that a field
-//! is an option here, and what it is called, only the program knows.
+//! What an option of the program can do about an error of a library. Libraries speak of their own
+//! fields; that a field is an option here, and what it is called, only the program knows.
 
 use llm_int8::LlmError;
 use llm_int8::nn::NnError;
@@ -18,7 +18,8 @@ pub(crate) fn of_chain(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
         let llm = cause.downcast_ref().and_then(of);
         let nn = cause.downcast_ref().and_then(of_nn);
-        llm.or(nn).or_else(|| cause.downcast_ref().and_then(of_cuda))
+        llm.or(nn)
+            .or_else(|| cause.downcast_ref().and_then(of_cuda))
     })
 }
 
@@ -45,7 +46,9 @@ fn of(error: &LlmError) -> Option<&'static str> {
 fn of_nn(error: &NnError) -> Option<&'static str> {
     Some(match error {
         NnError::NonFiniteLogits => "try --dtype bfloat16 or --no-quantize",
-        NnError::OriginalWeightsOnDevice => "use --device cpu, or leave --outlier-weights original away",
+        NnError::OriginalWeightsOnDevice => {
+            "use --device cpu, or leave --outlier-weights original away"
+        }
         NnError::Cuda(error) => return of_cuda(error),
         _ => return None,
     })
@@ -53,7 +56,9 @@ fn of_nn(error: &NnError) -> Option<&'static str> {
 
 fn of_cuda(error: &CudaError) -> Option<&'static str> {
     match error {
-        CudaError::NotBuilt | CudaError::NoDriver | CudaError::NoDevice { .. } => Some("use --device cpu"),
+        CudaError::NotBuilt | CudaError::NoDriver | CudaError::NoDevice { .. } => {
+            Some("use --device cpu")
+        }
         CudaError::OutOfMemory { .. } => Some("use --device-map auto"),
         _ => None,
     }

@@ -11,7 +11,8 @@ pub(crate) struct Interrupt(());
 impl Interrupt {
     /// Begins to watch; once a program.
     pub(crate) fn watch() -> anyhow::Result<Self> {
-        ctrlc::set_handler(|| CAME.store(true, Ordering::Relaxed)).context("ctrl-C cannot be watched for")?;
+        ctrlc::set_handler(|| CAME.store(true, Ordering::Relaxed))
+            .context("ctrl-C cannot be watched for")?;
         Ok(Self(()))
     }
 

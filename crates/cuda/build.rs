@@ -1,13 +1,14 @@
-//! Compiles the kernels: with nvcc for GPUs (feature `cuda`), with a C++ compiler for the emulated device
-//! (feature `emulation`).
+//! Compiles the kernels: with nvcc for GPUs (feature `cuda`), with a C++ compiler for the emulated
+//! device (feature `emulation`).
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Machine code is made for these; the code of 8.0 also runs on 8.6. The last one's is also embedded as PTX,
-/// which drivers of later GPUs translate. Not that of 9.0: its code is made with the instructions that only this capability
-/// has (`wgmma`, target `sm_90a`), and PTX with those runs nowhere else.
+/// Machine code is made for these; the code of 8.0 also runs on 8.6. The last one's is also
+/// embedded as PTX, which drivers of later GPUs translate. Not that of 9.0: its code is made with
+/// the instructions that only this capability has (`wgmma`, target `sm_90a`), and PTX with those
+/// runs nowhere else.
 const CAPABILITIES: &str = "75,80,89,90,100,120";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,7 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
-    for name in ["NVCC", "NVCC_APPEND_FLAGS", "CUDA_HOME", "CUDA_PATH", "LLM_INT8_CUDA_CAPABILITIES"] {
+    for name in [
+        "NVCC",
+        "NVCC_APPEND_FLAGS",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "LLM_INT8_CUDA_CAPABILITIES",
+    ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = find_nvcc().ok_or(
@@ -36,7 +43,15 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
     let capabilities: Vec<&str> = capabilities.split(',').map(str::trim).collect();
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("kernels.fatbin");
     let mut command = Command::new(&nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin", "--threads", "0", "-Xcompiler", "-Wall"]);
+    command.args([
+        "-std=c++17",
+        "-O3",
+        "-fatbin",
+        "--threads",
+        "0",
+        "-Xcompiler",
+        "-Wall",
+    ]);
     for (i, capability) in capabilities.iter().enumerate() {
         let code = if *capability == "90" {
             println!("cargo::rustc-cfg=wgmma");
@@ -48,7 +63,11 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
         };
         command.args(["-gencode", &code]);
     }
-    let status = command.arg("kernels/kernels.cu").arg("-o").arg(&out).status();
+    let status = command
+        .arg("kernels/kernels.cu")
+        .arg("-o")
+        .arg(&out)
+        .status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{} ended with {status}", nvcc.display()).into()),
@@ -61,9 +80,14 @@ fn find_nvcc() -> Option<PathBuf> {
         return Some(nvcc.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    let folders = std::env::split_paths(&path).chain(homes.map(|home| PathBuf::from(home).join("bin")));
-    folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+    let homes = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(std::env::var_os);
+    let folders =
+        std::env::split_paths(&path).chain(homes.map(|home| PathBuf::from(home).join("bin")));
+    folders
+        .map(|folder| folder.join("nvcc"))
+        .find(|nvcc| nvcc.is_file())
 }
 
 /// Without a C++ compiler there is no emulated device, and its tests say that they were skipped.

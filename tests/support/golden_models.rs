@@ -10,7 +10,9 @@ use std::sync::Arc;
 pub(crate) fn folders() -> Vec<String> {
     let all = std::fs::read_dir(golden("models")).unwrap().flatten();
     let complete = all.filter(|entry| entry.path().join("expected.safetensors").exists());
-    let mut names: Vec<String> = complete.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = complete
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -50,5 +52,9 @@ pub(crate) fn in_every_folder(check: impl Fn(&str) -> Result<(), String>) {
 }
 
 pub(crate) fn at_most(what: &str, value: f64, limit: f64) -> Result<(), String> {
-    if value <= limit { Ok(()) } else { Err(format!("{what} is {value:e}, more than {limit:e}")) }
+    if value <= limit {
+        Ok(())
+    } else {
+        Err(format!("{what} is {value:e}, more than {limit:e}"))
+    }
 }

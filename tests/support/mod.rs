@@ -9,7 +9,8 @@ use std::process::{Command, Output, Stdio};
 
 /// The checkout, or the copy of what tests read from it that `LLM_INT8_TEST_ROOT` names.
 pub(crate) fn root() -> PathBuf {
-    std::env::var_os("LLM_INT8_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    std::env::var_os("LLM_INT8_TEST_ROOT")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// A file or folder of `tests/golden`.
@@ -20,7 +21,10 @@ pub(crate) fn golden(path: &str) -> PathBuf {
 /// A tensor of a golden file.
 pub(crate) fn golden_tensor(path: &str, name: &str) -> Tensor {
     let tensors = candle_core::safetensors::load(golden(path), &Device::Cpu).unwrap();
-    tensors.get(name).unwrap_or_else(|| panic!("{path} has no {name}")).clone()
+    tensors
+        .get(name)
+        .unwrap_or_else(|| panic!("{path} has no {name}"))
+        .clone()
 }
 
 /// A text file of `tests/golden`.
@@ -31,7 +35,11 @@ pub(crate) fn golden_text(path: &str) -> String {
 /// ‖a − b‖ / ‖b‖ over all elements.
 pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let values = |t: &Tensor| -> Vec<f64> {
-        let flat = t.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap();
+        let flat = t
+            .to_dtype(candle_core::DType::F64)
+            .unwrap()
+            .flatten_all()
+            .unwrap();
         flat.to_vec1().unwrap()
     };
     let (a, b) = (values(a), values(b));
@@ -41,7 +49,8 @@ pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Tensors of a safetensors file, to be changed and written again.
-pub(crate) type Tensors = std::collections::BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+pub(crate) type Tensors =
+    std::collections::BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 /// The tensors of a golden safetensors file.
 pub(crate) fn read_tensors(path: &str) -> Tensors {
@@ -50,7 +59,10 @@ pub(crate) fn read_tensors(path: &str) -> Tensors {
 
 /// The tensors of all safetensors files of a folder.
 pub(crate) fn tensors_of(folder: &Path) -> Tensors {
-    let files = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path());
     files
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
         .flat_map(|path| tensors_in(&path))
@@ -63,13 +75,19 @@ fn tensors_in(path: &Path) -> Tensors {
     let owned = |view: safetensors::tensor::TensorView<'_>| {
         (view.dtype(), view.shape().to_vec(), view.data().to_vec())
     };
-    file.tensors().into_iter().map(|(name, view)| (name, owned(view))).collect()
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| (name, owned(view)))
+        .collect()
 }
 
 /// Writes tensors as a safetensors file.
 pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        (
+            name,
+            safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
     });
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
@@ -99,12 +117,19 @@ pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
 pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
     let program = std::env::var_os("LLM_INT8_TEST_PROGRAM");
-    let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
+    let mut command =
+        Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
     for name in USERS_OWN {
         command.env_remove(name);
     }
-    command.env("HF_HOME", nowhere.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env("HF_HOME", nowhere.path())
+        .env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A program that wants no input may be gone before it is all written.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());

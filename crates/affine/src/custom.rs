@@ -1,8 +1,8 @@
 //! The formulae a notebook writes by hand, to see that they agree with torch's observers.
 //!
-//! They differ from [`observer`](crate::observer) in two ways that show on some tensors only: the range
-//! is not widened to hold zero, and values are divided by the scale instead of multiplied with its
-//! reciprocal.
+//! They differ from [`observer`](crate::observer) in two ways that show on some tensors only: the
+//! range is not widened to hold zero, and values are divided by the scale instead of multiplied
+//! with its reciprocal.
 
 use crate::{QParams, QuantizedDtype, Result, TensorRef};
 
@@ -21,8 +21,13 @@ use crate::{QParams, QuantizedDtype, Result, TensorRef};
 pub fn asymmetric(x: TensorRef<'_>) -> Result<QParams> {
     let (min, max) = x.min_max()?;
     let scale = positive((max - min) / 255.0);
-    let zero_point = (-128.0 - min / scale).round_ties_even().clamp(-128.0, 127.0) as i32;
-    Ok(QParams::PerTensor { scale: f64::from(scale), zero_point })
+    let zero_point = (-128.0 - min / scale)
+        .round_ties_even()
+        .clamp(-128.0, 127.0) as i32;
+    Ok(QParams::PerTensor {
+        scale: f64::from(scale),
+        zero_point,
+    })
 }
 
 /// Symmetric: `scale = absmax / 127.5`, `zero_point = 0`.
@@ -40,7 +45,10 @@ pub fn asymmetric(x: TensorRef<'_>) -> Result<QParams> {
 pub fn symmetric(x: TensorRef<'_>) -> Result<QParams> {
     let (min, max) = x.min_max()?;
     let scale = positive((-min).max(max) / 127.5);
-    Ok(QParams::PerTensor { scale: f64::from(scale), zero_point: 0 })
+    Ok(QParams::PerTensor {
+        scale: f64::from(scale),
+        zero_point: 0,
+    })
 }
 
 /// A constant tensor would have the step 0; torch's smallest step stands in.
@@ -57,7 +65,10 @@ fn positive(scale: f32) -> f32 {
 pub fn codes(values: &[f32], scale: f32, zero_point: i32) -> Vec<i32> {
     let (min, max) = QuantizedDtype::Qint8.range();
     let code = |x: &f32| (x / scale).round_ties_even() + zero_point as f32;
-    values.iter().map(|x| code(x).clamp(min as f32, max as f32) as i32).collect()
+    values
+        .iter()
+        .map(|x| code(x).clamp(min as f32, max as f32) as i32)
+        .collect()
 }
 
 /// `(code - zero_point) · scale`.
@@ -67,5 +78,8 @@ pub fn codes(values: &[f32], scale: f32, zero_point: i32) -> Vec<i32> {
 /// assert_eq!(custom::recovered(&[5, -1], 0.5, 3), [1.0, -2.0]);
 /// ```
 pub fn recovered(codes: &[i32], scale: f32, zero_point: i32) -> Vec<f32> {
-    codes.iter().map(|code| (code - zero_point) as f32 * scale).collect()
+    codes
+        .iter()
+        .map(|code| (code - zero_point) as f32 * scale)
+        .collect()
 }

@@ -25,8 +25,8 @@ impl QuantizedDtype {
         }
     }
 
-    /// Half of the codes, as `reduce_range` asks for: a product of two bytes then fits fbgemm's 16-bit
-    /// sums on machines without VNNI.
+    /// Half of the codes, as `reduce_range` asks for: a product of two bytes then fits fbgemm's
+    /// 16-bit sums on machines without VNNI.
     ///
     /// ```
     /// use llm_int8_affine::QuantizedDtype;

@@ -10,7 +10,9 @@ pub type Result<T, E = AffineError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum AffineError {
     /// A value that has no code.
-    #[error("value {index} is {value}: only finite numbers can be quantised; remove it or replace it first")]
+    #[error(
+        "value {index} is {value}: only finite numbers can be quantised; remove it or replace it first"
+    )]
     NotFinite {
         /// Its place, counted from 0 in row-major order.
         index: usize,
@@ -29,7 +31,9 @@ pub enum AffineError {
         shape: Vec<usize>,
     },
     /// An axis the tensor does not have.
-    #[error("axis {axis} is out of range: the tensor has {dimensions} dimension(s), counted from 0")]
+    #[error(
+        "axis {axis} is out of range: the tensor has {dimensions} dimension(s), counted from 0"
+    )]
     AxisOutOfRange {
         /// The axis asked for.
         axis: usize,
@@ -37,7 +41,9 @@ pub enum AffineError {
         dimensions: usize,
     },
     /// Two batches with different numbers of channels.
-    #[error("the observer has seen {seen} channels and now gets {now}; make a new observer or fix the batch")]
+    #[error(
+        "the observer has seen {seen} channels and now gets {now}; make a new observer or fix the batch"
+    )]
     ChannelsChanged {
         /// Before.
         seen: usize,

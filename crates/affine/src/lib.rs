@@ -1,5 +1,5 @@
-//! INT8 affine quantisation as PyTorch does it (`torch.ao.quantization`, eager mode, engine fbgemm):
-//! `value ≈ (code - zero_point) · scale`.
+//! INT8 affine quantisation as PyTorch does it (`torch.ao.quantization`, eager mode, engine
+//! fbgemm): `value ≈ (code - zero_point) · scale`.
 //!
 //! ```
 //! use llm_int8_affine::{MinMaxObserver, Observer, QScheme, QuantizedDtype, QuantizedTensor, TensorRef};
@@ -33,8 +33,8 @@ pub mod tensor;
 pub use dtype::{QScheme, QuantizedDtype};
 pub use error::{AffineError, Result};
 pub use observer::{
-    AnyObserver, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, Observer, ObserverConfig,
-    ObserverKind, PerChannelMinMaxObserver,
+    AnyObserver, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, Observer,
+    ObserverConfig, ObserverKind, PerChannelMinMaxObserver,
 };
 pub use qparams::QParams;
 pub use statistics::ErrorStatistics;

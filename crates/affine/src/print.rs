@@ -21,17 +21,30 @@ const PREFIX: &str = "tensor(";
 /// ```
 pub fn python_float(x: f64) -> String {
     if !x.is_finite() {
-        return if x.is_nan() { "nan".into() } else { x.to_string() };
+        return if x.is_nan() {
+            "nan".into()
+        } else {
+            x.to_string()
+        };
     }
     let scientific = format!("{x:e}");
-    let exponent: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
-    if x != 0.0 && !(-4..16).contains(&exponent) { python_exponent(&scientific) } else { format!("{x:?}") }
+    let exponent: i32 = scientific
+        .split_once('e')
+        .and_then(|(_, e)| e.parse().ok())
+        .unwrap_or(0);
+    if x != 0.0 && !(-4..16).contains(&exponent) {
+        python_exponent(&scientific)
+    } else {
+        format!("{x:?}")
+    }
 }
 
 /// `1e-7` → `1e-07`.
 fn python_exponent(scientific: &str) -> String {
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((scientific, "0"));
-    let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
+    let (sign, digits) = exponent
+        .strip_prefix('-')
+        .map_or(('+', exponent), |digits| ('-', digits));
     format!("{mantissa}e{sign}{digits:0>2}")
 }
 
@@ -59,12 +72,18 @@ impl Printed {
     /// ```
     pub fn floats(values: &[f32], shape: &[usize]) -> Self {
         let wide: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
-        Self { body: body(Numbers::Floats(&wide), shape), suffixes: Vec::new() }
+        Self {
+            body: body(Numbers::Floats(&wide), shape),
+            suffixes: Vec::new(),
+        }
     }
 
     /// Floats of dtype float64.
     pub fn doubles(values: &[f64], shape: &[usize]) -> Self {
-        Self { body: body(Numbers::Floats(values), shape), suffixes: vec!["dtype=torch.float64".into()] }
+        Self {
+            body: body(Numbers::Floats(values), shape),
+            suffixes: vec!["dtype=torch.float64".into()],
+        }
     }
 
     /// Integers; `dtype` is named unless it is torch's int64.
@@ -75,8 +94,14 @@ impl Printed {
     /// assert_eq!(printed.to_string(), "tensor([[  64, -117]], dtype=torch.int8)");
     /// ```
     pub fn integers(values: &[i32], shape: &[usize], dtype: Option<&str>) -> Self {
-        let suffixes = dtype.map(|dtype| format!("dtype={dtype}")).into_iter().collect();
-        Self { body: body(Numbers::Integers(values), shape), suffixes }
+        let suffixes = dtype
+            .map(|dtype| format!("dtype={dtype}"))
+            .into_iter()
+            .collect();
+        Self {
+            body: body(Numbers::Integers(values), shape),
+            suffixes,
+        }
     }
 
     /// More after the numbers.
@@ -91,7 +116,11 @@ impl fmt::Display for Printed {
         let mut text = format!("{PREFIX}{}", self.body);
         let mut length = text.len() - text.rfind('\n').unwrap_or(0);
         // As `_add_suffixes`, which counts one more where there is a line before.
-        length = if text.contains('\n') { length + 1 } else { length + 2 };
+        length = if text.contains('\n') {
+            length + 1
+        } else {
+            length + 2
+        };
         for suffix in &self.suffixes {
             if length + suffix.len() + 2 > LINE_WIDTH {
                 text.push_str(&format!(",\n{:indent$}{suffix}", "", indent = PREFIX.len()));
@@ -118,14 +147,25 @@ impl fmt::Display for QuantizedTensor {
                 suffixes.push(format!("scale={}", python_float(*scale)));
                 suffixes.push(format!("zero_point={zero_point}"));
             }
-            QParams::PerChannel { scales, zero_points, axis } => {
-                suffixes.push(format!("scale={}", Printed::doubles(scales, &[scales.len()])));
+            QParams::PerChannel {
+                scales,
+                zero_points,
+                axis,
+            } => {
+                suffixes.push(format!(
+                    "scale={}",
+                    Printed::doubles(scales, &[scales.len()])
+                ));
                 let zeros = Printed::integers(zero_points, &[zero_points.len()], None);
                 suffixes.push(format!("zero_point={zeros}"));
                 suffixes.push(format!("axis={axis}"));
             }
         }
-        write!(f, "{}", Printed::floats(&self.dequantize(), self.shape()).with_suffixes(suffixes))
+        write!(
+            f,
+            "{}",
+            Printed::floats(&self.dequantize(), self.shape()).with_suffixes(suffixes)
+        )
     }
 }
 
@@ -133,7 +173,14 @@ impl fmt::Display for QuantizedTensor {
 fn python_tuple(shape: &[usize]) -> String {
     match shape {
         [one] => format!("({one},)"),
-        shape => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+        shape => format!(
+            "({})",
+            shape
+                .iter()
+                .map(usize::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     }
 }
 
@@ -143,14 +190,25 @@ fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
     if count == 0 {
         return "[]".into();
     }
-    let layout = Layout { summarize: count > SUMMARIZE_ABOVE };
+    let layout = Layout {
+        summarize: count > SUMMARIZE_ABOVE,
+    };
     let mut shown = Vec::new();
     layout.shown(shape, 0, &mut shown);
     let format = match numbers {
-        Numbers::Floats(values) => Format::of(&shown.iter().map(|&i| values[i]).collect::<Vec<_>>()),
+        Numbers::Floats(values) => {
+            Format::of(&shown.iter().map(|&i| values[i]).collect::<Vec<_>>())
+        }
         Numbers::Integers(values) => {
-            let width = shown.iter().map(|&i| values[i].to_string().len()).max().unwrap_or(1);
-            Format { style: Style::Integer, width }
+            let width = shown
+                .iter()
+                .map(|&i| values[i].to_string().len())
+                .max()
+                .unwrap_or(1);
+            Format {
+                style: Style::Integer,
+                width,
+            }
         }
     };
     let text = |i: usize| match numbers {
@@ -172,7 +230,11 @@ impl Layout {
     /// Places along a dimension that are shown; `None` is the ellipsis.
     fn places(&self, size: usize) -> Vec<Option<usize>> {
         if self.summarize && size > 2 * EDGE {
-            (0..EDGE).map(Some).chain([None]).chain((size - EDGE..size).map(Some)).collect()
+            (0..EDGE)
+                .map(Some)
+                .chain([None])
+                .chain((size - EDGE..size).map(Some))
+                .collect()
         } else {
             (0..size).map(Some).collect()
         }
@@ -180,7 +242,9 @@ impl Layout {
 
     /// The elements that decide the format.
     fn shown(&self, shape: &[usize], offset: usize, into: &mut Vec<usize>) {
-        let Some((&size, rest)) = shape.split_first() else { return into.push(offset) };
+        let Some((&size, rest)) = shape.split_first() else {
+            return into.push(offset);
+        };
         let stride: usize = rest.iter().product();
         for place in self.places(size).into_iter().flatten() {
             self.shown(rest, offset + place * stride, into);
@@ -195,13 +259,17 @@ impl Layout {
         width: usize,
         number: &impl Fn(usize) -> String,
     ) -> String {
-        let Some((&size, rest)) = shape.split_first() else { return number(offset) };
+        let Some((&size, rest)) = shape.split_first() else {
+            return number(offset);
+        };
         let places = self.places(size);
         let margin = " ".repeat(indent + 1);
         if rest.is_empty() {
             let a_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
-            let numbers: Vec<String> =
-                places.iter().map(|place| place.map_or(" ...".into(), |i| number(offset + i))).collect();
+            let numbers: Vec<String> = places
+                .iter()
+                .map(|place| place.map_or(" ...".into(), |i| number(offset + i)))
+                .collect();
             let lines: Vec<String> = numbers.chunks(a_line).map(|line| line.join(", ")).collect();
             return format!("[{}]", lines.join(&format!(",\n{margin}")));
         }
@@ -211,7 +279,10 @@ impl Layout {
             None => "...".into(),
         };
         let parts: Vec<String> = places.iter().map(part).collect();
-        format!("[{}]", parts.join(&format!(",{}{margin}", "\n".repeat(rest.len()))))
+        format!(
+            "[{}]",
+            parts.join(&format!(",{}{margin}", "\n".repeat(rest.len())))
+        )
     }
 }
 
@@ -233,18 +304,28 @@ struct Format {
 
 impl Format {
     fn of(values: &[f64]) -> Self {
-        let counted: Vec<f64> = values.iter().copied().filter(|x| x.is_finite() && *x != 0.0).collect();
-        let (min, max) =
-            counted.iter().fold((f64::INFINITY, 0f64), |(min, max), x| (min.min(x.abs()), max.max(x.abs())));
+        let counted: Vec<f64> = values
+            .iter()
+            .copied()
+            .filter(|x| x.is_finite() && *x != 0.0)
+            .collect();
+        let (min, max) = counted.iter().fold((f64::INFINITY, 0f64), |(min, max), x| {
+            (min.min(x.abs()), max.max(x.abs()))
+        });
         let whole = counted.iter().all(|x| x.fract() == 0.0);
-        let wide = !counted.is_empty() && (max / min > 1000.0 || max > 1e8 || (!whole && min < 1e-4));
+        let wide =
+            !counted.is_empty() && (max / min > 1000.0 || max > 1e8 || (!whole && min < 1e-4));
         let style = match (whole, wide) {
             (_, true) => Style::Scientific,
             (true, false) => Style::Whole,
             (false, false) => Style::Fixed,
         };
         let bare = Self { style, width: 0 };
-        let width = counted.iter().map(|&x| bare.text(x).len()).max().unwrap_or(1);
+        let width = counted
+            .iter()
+            .map(|&x| bare.text(x).len())
+            .max()
+            .unwrap_or(1);
         Self { style, width }
     }
 
@@ -264,7 +345,10 @@ mod tests {
 
     #[test]
     fn zeros_print_as_torch_does() {
-        assert_eq!(Printed::floats(&[0.0, 0.0], &[2]).to_string(), "tensor([0., 0.])");
+        assert_eq!(
+            Printed::floats(&[0.0, 0.0], &[2]).to_string(),
+            "tensor([0., 0.])"
+        );
         assert_eq!(Printed::floats(&[-0.0], &[1]).to_string(), "tensor([-0.])");
     }
 

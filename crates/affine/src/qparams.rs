@@ -29,10 +29,15 @@ impl QParams {
     /// Scale and zero point of each channel; of the one there is when they are per tensor.
     pub fn channels(&self) -> impl Iterator<Item = (f64, i32)> + '_ {
         let (scales, zero_points) = match self {
-            Self::PerTensor { scale, zero_point } => {
-                (std::slice::from_ref(scale), std::slice::from_ref(zero_point))
-            }
-            Self::PerChannel { scales, zero_points, .. } => (&scales[..], &zero_points[..]),
+            Self::PerTensor { scale, zero_point } => (
+                std::slice::from_ref(scale),
+                std::slice::from_ref(zero_point),
+            ),
+            Self::PerChannel {
+                scales,
+                zero_points,
+                ..
+            } => (&scales[..], &zero_points[..]),
         };
         scales.iter().copied().zip(zero_points.iter().copied())
     }
@@ -54,7 +59,12 @@ impl QParams {
     pub(crate) fn check(&self, dtype: QuantizedDtype) -> Result<()> {
         let (min, max) = dtype.range();
         for (scale, zero_point) in self.channels() {
-            let wrong = |reason| AffineError::WrongQParams { scale, zero_point, dtype, reason };
+            let wrong = |reason| AffineError::WrongQParams {
+                scale,
+                zero_point,
+                dtype,
+                reason,
+            };
             let step = scale as f32;
             if !(step > 0.0 && step.is_finite() && step.recip().is_finite()) {
                 return Err(wrong(
@@ -83,8 +93,8 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Scale and zero point of the range `min..max` (`_calculate_qparams`). The range is widened to hold
-    /// zero. Without data (`min > max`) scale 1 and zero point 0.
+    /// Scale and zero point of the range `min..max` (`_calculate_qparams`). The range is widened to
+    /// hold zero. Without data (`min > max`) scale 1 and zero point 0.
     ///
     /// affine: `scale = max((max - min) / (quant_max - quant_min), eps)`,
     /// `zero_point = clamp(quant_min - round(min / scale))`; symmetric:
@@ -116,37 +126,74 @@ mod tests {
 
     fn grid(dtype: QuantizedDtype, symmetric: bool) -> Grid {
         let (quant_min, quant_max) = dtype.range();
-        Grid { dtype, symmetric, quant_min, quant_max, customized: false, eps: f32::EPSILON }
+        Grid {
+            dtype,
+            symmetric,
+            quant_min,
+            quant_max,
+            customized: false,
+            eps: f32::EPSILON,
+        }
     }
 
     #[test]
     fn the_range_always_holds_zero() {
-        assert_eq!(grid(QuantizedDtype::Quint8, false).qparams(3.0, 5.0), (5.0 / 255.0, 0));
-        assert_eq!(grid(QuantizedDtype::Quint8, false).qparams(-5.0, -3.0), (5.0 / 255.0, 255));
+        assert_eq!(
+            grid(QuantizedDtype::Quint8, false).qparams(3.0, 5.0),
+            (5.0 / 255.0, 0)
+        );
+        assert_eq!(
+            grid(QuantizedDtype::Quint8, false).qparams(-5.0, -3.0),
+            (5.0 / 255.0, 255)
+        );
     }
 
     #[test]
     fn without_data_the_scale_is_one() {
-        assert_eq!(grid(QuantizedDtype::Qint8, false).qparams(f32::INFINITY, f32::NEG_INFINITY), (1.0, 0));
+        assert_eq!(
+            grid(QuantizedDtype::Qint8, false).qparams(f32::INFINITY, f32::NEG_INFINITY),
+            (1.0, 0)
+        );
     }
 
     #[test]
     fn zeros_get_the_smallest_scale() {
-        assert_eq!(grid(QuantizedDtype::Qint8, false).qparams(0.0, 0.0), (f32::EPSILON, -128));
-        assert_eq!(grid(QuantizedDtype::Qint8, true).qparams(0.0, 0.0), (f32::EPSILON, 0));
+        assert_eq!(
+            grid(QuantizedDtype::Qint8, false).qparams(0.0, 0.0),
+            (f32::EPSILON, -128)
+        );
+        assert_eq!(
+            grid(QuantizedDtype::Qint8, true).qparams(0.0, 0.0),
+            (f32::EPSILON, 0)
+        );
     }
 
     #[test]
     fn symmetric_steps_are_127_and_a_half() {
-        assert_eq!(grid(QuantizedDtype::Qint8, true).qparams(-6.0, 2.0), (6.0 / 127.5, 0));
-        assert_eq!(grid(QuantizedDtype::Quint8, true).qparams(-6.0, 2.0), (6.0 / 127.5, 128));
+        assert_eq!(
+            grid(QuantizedDtype::Qint8, true).qparams(-6.0, 2.0),
+            (6.0 / 127.5, 0)
+        );
+        assert_eq!(
+            grid(QuantizedDtype::Quint8, true).qparams(-6.0, 2.0),
+            (6.0 / 127.5, 128)
+        );
     }
 
     #[test]
     fn parameters_without_codes_are_refused() {
-        let check = |scale, zero_point| QParams::PerTensor { scale, zero_point }.check(QuantizedDtype::Qint8);
+        let check = |scale, zero_point| {
+            QParams::PerTensor { scale, zero_point }.check(QuantizedDtype::Qint8)
+        };
         assert!(check(0.5, -128).is_ok());
-        for (scale, zero_point) in [(0.0, 0), (-1.0, 0), (f64::NAN, 0), (1e-45, 0), (1e300, 0), (1.0, 128)] {
+        for (scale, zero_point) in [
+            (0.0, 0),
+            (-1.0, 0),
+            (f64::NAN, 0),
+            (1e-45, 0),
+            (1e300, 0),
+            (1.0, 128),
+        ] {
             assert!(check(scale, zero_point).is_err(), "{scale} {zero_point}");
         }
     }

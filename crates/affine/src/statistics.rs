@@ -32,7 +32,16 @@ impl ErrorStatistics {
             signal += f64::from(x) * f64::from(x);
         }
         let count = values.len().max(1) as f64;
-        let signal_to_noise = if squares == 0.0 { f64::INFINITY } else { 10.0 * (signal / squares).log10() };
-        Self { max, mean: sum / count, rms: (squares / count).sqrt(), signal_to_noise }
+        let signal_to_noise = if squares == 0.0 {
+            f64::INFINITY
+        } else {
+            10.0 * (signal / squares).log10()
+        };
+        Self {
+            max,
+            mean: sum / count,
+            rms: (squares / count).sqrt(),
+            signal_to_noise,
+        }
     }
 }

@@ -23,12 +23,20 @@ impl<'a> TensorRef<'a> {
     /// # Errors
     /// [`AffineError::WrongShape`], [`AffineError::NotFinite`].
     pub fn new(values: &'a [f32], shape: &'a [usize]) -> Result<Self> {
-        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+        let count = shape
+            .iter()
+            .try_fold(1usize, |count, &size| count.checked_mul(size));
         if count != Some(values.len()) {
-            return Err(AffineError::WrongShape { count: values.len(), shape: shape.to_vec() });
+            return Err(AffineError::WrongShape {
+                count: values.len(),
+                shape: shape.to_vec(),
+            });
         }
         match values.iter().position(|x| !x.is_finite()) {
-            Some(index) => Err(AffineError::NotFinite { index, value: values[index] }),
+            Some(index) => Err(AffineError::NotFinite {
+                index,
+                value: values[index],
+            }),
             None => Ok(Self { values, shape }),
         }
     }
@@ -65,7 +73,9 @@ impl<'a> TensorRef<'a> {
 
 /// The smallest and the largest of some numbers; infinities the wrong way round of none.
 pub(crate) fn min_max(values: impl Iterator<Item = f32>) -> (f32, f32) {
-    values.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| (min.min(x), max.max(x)))
+    values.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| {
+        (min.min(x), max.max(x))
+    })
 }
 
 /// Which elements of a row-major tensor belong to which slice along an axis.
@@ -80,10 +90,17 @@ pub struct Channels {
 impl Channels {
     pub(crate) fn new(shape: &[usize], axis: usize) -> Result<Self> {
         let Some(&count) = shape.get(axis) else {
-            return Err(AffineError::AxisOutOfRange { axis, dimensions: shape.len() });
+            return Err(AffineError::AxisOutOfRange {
+                axis,
+                dimensions: shape.len(),
+            });
         };
         let stride = shape[axis + 1..].iter().product();
-        Ok(Self { count, stride, outer: shape[..axis].iter().product() })
+        Ok(Self {
+            count,
+            stride,
+            outer: shape[..axis].iter().product(),
+        })
     }
 
     /// How many slices there are.
@@ -93,7 +110,11 @@ impl Channels {
 
     /// Ranges of elements that together are a slice.
     pub fn ranges(&self, channel: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let Self { count, stride, outer } = *self;
+        let Self {
+            count,
+            stride,
+            outer,
+        } = *self;
         (0..outer).map(move |i| (i * count + channel) * stride..(i * count + channel + 1) * stride)
     }
 }
@@ -109,8 +130,8 @@ pub struct QuantizedTensor {
 }
 
 impl QuantizedTensor {
-    /// `clamp(round(x · (1 / scale)) + zero_point)` in f32, halves to even: torch multiplies with the
-    /// reciprocal, which decides codes at ties.
+    /// `clamp(round(x · (1 / scale)) + zero_point)` in f32, halves to even: torch multiplies with
+    /// the reciprocal, which decides codes at ties.
     ///
     /// ```
     /// use llm_int8_affine::{QParams, QuantizedDtype, QuantizedTensor, TensorRef};
@@ -122,7 +143,8 @@ impl QuantizedTensor {
     /// ```
     ///
     /// # Errors
-    /// [`AffineError::WrongQParams`], [`AffineError::WrongChannels`], [`AffineError::AxisOutOfRange`].
+    /// [`AffineError::WrongQParams`], [`AffineError::WrongChannels`],
+    /// [`AffineError::AxisOutOfRange`].
     pub fn quantize(x: TensorRef<'_>, dtype: QuantizedDtype, qparams: &QParams) -> Result<Self> {
         qparams.check(dtype)?;
         let (min, max) = dtype.range();
@@ -136,7 +158,12 @@ impl QuantizedTensor {
                 }
             }
         }
-        Ok(Self { codes, shape: x.shape.to_vec(), dtype, qparams: qparams.clone() })
+        Ok(Self {
+            codes,
+            shape: x.shape.to_vec(),
+            dtype,
+            qparams: qparams.clone(),
+        })
     }
 
     /// Codes that are there already.
@@ -146,7 +173,12 @@ impl QuantizedTensor {
         dtype: QuantizedDtype,
         qparams: QParams,
     ) -> Self {
-        Self { codes, shape, dtype, qparams }
+        Self {
+            codes,
+            shape,
+            dtype,
+            qparams,
+        }
     }
 
     /// The codes (`int_repr()`).
@@ -181,7 +213,9 @@ impl QuantizedTensor {
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0f32; self.codes.len()];
         // The parameters fitted the shape when this was made.
-        let Ok(parts) = parts(&self.shape, &self.qparams) else { return values };
+        let Ok(parts) = parts(&self.shape, &self.qparams) else {
+            return values;
+        };
         for (ranges, (scale, zero_point)) in parts.zip(self.qparams.channels()) {
             for range in ranges {
                 for (x, &code) in values[range.clone()].iter_mut().zip(&self.codes[range]) {
@@ -198,15 +232,31 @@ impl QuantizedTensor {
     }
 }
 
-/// For each channel the ranges of its elements; one range of everything when parameters are per tensor.
-fn parts(shape: &[usize], qparams: &QParams) -> Result<impl Iterator<Item = Vec<Range<usize>>> + use<>> {
+/// For each channel the ranges of its elements; one range of everything when parameters are per
+/// tensor.
+fn parts(
+    shape: &[usize],
+    qparams: &QParams,
+) -> Result<impl Iterator<Item = Vec<Range<usize>>> + use<>> {
     let channels = match qparams {
-        QParams::PerTensor { .. } => Channels { count: 1, stride: shape.iter().product(), outer: 1 },
-        QParams::PerChannel { scales, zero_points, axis } => {
+        QParams::PerTensor { .. } => Channels {
+            count: 1,
+            stride: shape.iter().product(),
+            outer: 1,
+        },
+        QParams::PerChannel {
+            scales,
+            zero_points,
+            axis,
+        } => {
             let channels = Channels::new(shape, *axis)?;
             if scales.len() != channels.count || zero_points.len() != channels.count {
                 let count = scales.len();
-                return Err(AffineError::WrongChannels { count, axis: *axis, shape: shape.to_vec() });
+                return Err(AffineError::WrongChannels {
+                    count,
+                    axis: *axis,
+                    shape: shape.to_vec(),
+                });
             }
             channels
         }
@@ -228,12 +278,22 @@ mod tests {
     #[test]
     fn parameters_of_another_shape_are_refused() {
         let x = TensorRef::new(&[1.0, 2.0, 3.0, 4.0], &[2, 2]).unwrap();
-        let per_channel =
-            |count, axis| QParams::PerChannel { scales: vec![1.0; count], zero_points: vec![0; count], axis };
-        let quantize = |qparams: &QParams| QuantizedTensor::quantize(x, QuantizedDtype::Qint8, qparams);
+        let per_channel = |count, axis| QParams::PerChannel {
+            scales: vec![1.0; count],
+            zero_points: vec![0; count],
+            axis,
+        };
+        let quantize =
+            |qparams: &QParams| QuantizedTensor::quantize(x, QuantizedDtype::Qint8, qparams);
         assert!(quantize(&per_channel(2, 1)).is_ok());
-        assert!(matches!(quantize(&per_channel(3, 0)), Err(AffineError::WrongChannels { count: 3, .. })));
-        assert!(matches!(quantize(&per_channel(2, 2)), Err(AffineError::AxisOutOfRange { .. })));
+        assert!(matches!(
+            quantize(&per_channel(3, 0)),
+            Err(AffineError::WrongChannels { count: 3, .. })
+        ));
+        assert!(matches!(
+            quantize(&per_channel(2, 2)),
+            Err(AffineError::AxisOutOfRange { .. })
+        ));
     }
 
     #[test]

@@ -12,21 +12,34 @@ const SCHEMES: [(QuantizedDtype, QScheme); 4] = [
     (QuantizedDtype::Quint8, QScheme::PerTensorSymmetric),
 ];
 
-fn quantize(values: &[f32], (dtype, scheme): (QuantizedDtype, QScheme)) -> (QuantizedTensor, f32, i32) {
+fn quantize(
+    values: &[f32],
+    (dtype, scheme): (QuantizedDtype, QScheme),
+) -> (QuantizedTensor, f32, i32) {
     let shape = [values.len()];
     let x = TensorRef::new(values, &shape).unwrap();
     let mut observer = MinMaxObserver::new(dtype, scheme).unwrap();
     observer.observe(x).unwrap();
     let qparams = observer.qparams().unwrap();
     let (scale, zero_point) = qparams.channels().next().unwrap();
-    (QuantizedTensor::quantize(x, dtype, &qparams).unwrap(), scale as f32, zero_point)
+    (
+        QuantizedTensor::quantize(x, dtype, &qparams).unwrap(),
+        scale as f32,
+        zero_point,
+    )
 }
 
 /// Values of very different magnitudes, one sided or not.
 fn values() -> impl Strategy<Value = Vec<f32>> {
     let spread = prop::sample::select(vec![1e-4f32, 1.0, 300.0, 1e6]);
-    (prop::collection::vec(-1.0f32..1.0, 1..60), spread, -1.5f32..1.5)
-        .prop_map(|(values, spread, shift)| values.into_iter().map(|x| (x + shift) * spread).collect())
+    (
+        prop::collection::vec(-1.0f32..1.0, 1..60),
+        spread,
+        -1.5f32..1.5,
+    )
+        .prop_map(|(values, spread, shift)| {
+            values.into_iter().map(|x| (x + shift) * spread).collect()
+        })
 }
 
 proptest! {
@@ -99,21 +112,54 @@ proptest! {
 
 #[test]
 fn a_range_beyond_f32_is_an_error() {
-    let mut observer = MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine).unwrap();
-    observer.observe(TensorRef::new(&[f32::MIN, f32::MAX], &[2]).unwrap()).unwrap();
-    assert!(observer.qparams().unwrap_err().to_string().contains("scale inf"));
+    let mut observer =
+        MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine).unwrap();
+    observer
+        .observe(TensorRef::new(&[f32::MIN, f32::MAX], &[2]).unwrap())
+        .unwrap();
+    assert!(
+        observer
+            .qparams()
+            .unwrap_err()
+            .to_string()
+            .contains("scale inf")
+    );
 }
 
 #[test]
 fn wrong_settings_are_named() {
-    let config =
-        ObserverConfig::new(ObserverKind::MinMax, QuantizedDtype::Quint8, QScheme::PerTensorSymmetric);
+    let config = ObserverConfig::new(
+        ObserverKind::MinMax,
+        QuantizedDtype::Quint8,
+        QScheme::PerTensorSymmetric,
+    );
     let error = |config: ObserverConfig| config.build().unwrap_err().to_string();
-    assert!(error(ObserverConfig { reduce_range: true, ..config }).contains("reduce_range"));
-    assert!(error(ObserverConfig { scheme: QScheme::PerChannelAffine, ..config }).contains("MinMaxObserver"));
-    assert!(error(ObserverConfig { quant_range: Some((-1, 127)), ..config }).contains("-1..=127"));
+    assert!(
+        error(ObserverConfig {
+            reduce_range: true,
+            ..config
+        })
+        .contains("reduce_range")
+    );
+    assert!(
+        error(ObserverConfig {
+            scheme: QScheme::PerChannelAffine,
+            ..config
+        })
+        .contains("MinMaxObserver")
+    );
+    assert!(
+        error(ObserverConfig {
+            quant_range: Some((-1, 127)),
+            ..config
+        })
+        .contains("-1..=127")
+    );
     assert!(error(ObserverConfig { eps: 0.0, ..config }).contains("eps"));
-    let average = ObserverConfig { kind: ObserverKind::MovingAverageMinMax(2.0), ..config };
+    let average = ObserverConfig {
+        kind: ObserverKind::MovingAverageMinMax(2.0),
+        ..config
+    };
     assert!(error(average).contains("averaging_constant"));
 }
 
@@ -121,7 +167,11 @@ fn wrong_settings_are_named() {
 fn channels_must_not_change_between_batches() {
     let mut observer =
         PerChannelMinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerChannelAffine, 0).unwrap();
-    observer.observe(TensorRef::new(&[1.0, 2.0], &[2, 1]).unwrap()).unwrap();
-    let error = observer.observe(TensorRef::new(&[1.0, 2.0, 3.0], &[3, 1]).unwrap()).unwrap_err();
+    observer
+        .observe(TensorRef::new(&[1.0, 2.0], &[2, 1]).unwrap())
+        .unwrap();
+    let error = observer
+        .observe(TensorRef::new(&[1.0, 2.0, 3.0], &[3, 1]).unwrap())
+        .unwrap_err();
     assert_eq!(error, AffineError::ChannelsChanged { seen: 2, now: 3 });
 }

@@ -1,5 +1,5 @@
-//! Against values made with torch 2.8 (`tests/golden/torch_affine*.json` of the repository): codes, zero
-//! points, scales, recovered values, outputs and printed forms.
+//! Against values made with torch 2.8 (`tests/golden/torch_affine*.json` of the repository): codes,
+//! zero points, scales, recovered values, outputs and printed forms.
 
 #![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
@@ -35,7 +35,11 @@ fn integers(value: &Value) -> Vec<i32> {
 /// Lengths of nested lists.
 fn shape(value: &Value) -> Vec<usize> {
     match value.as_array() {
-        Some(items) => [vec![items.len()], items.first().map(shape).unwrap_or_default()].concat(),
+        Some(items) => [
+            vec![items.len()],
+            items.first().map(shape).unwrap_or_default(),
+        ]
+        .concat(),
         None => Vec::new(),
     }
 }
@@ -88,13 +92,20 @@ fn tensors_of_every_kind() {
         };
         let x = TensorRef::new(&values, &shape).unwrap();
         let mut observer =
-            ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"])).build().unwrap();
+            ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"]))
+                .build()
+                .unwrap();
         observer.observe(x).unwrap();
-        let q = QuantizedTensor::quantize(x, observer.dtype(), &observer.qparams().unwrap()).unwrap();
+        let q =
+            QuantizedTensor::quantize(x, observer.dtype(), &observer.qparams().unwrap()).unwrap();
         let expected = (doubles(&case["scale"]), integers(&case["zero_point"]));
         assert_eq!(unzip(q.qparams()), expected, "{case}");
         assert_eq!(q.int_repr(), integers(&case["int_repr"]), "{case}");
-        assert_eq!(bits(&q.dequantize()), bits(&floats(&case["dequantized"])), "{case}");
+        assert_eq!(
+            bits(&q.dequantize()),
+            bits(&floats(&case["dequantized"])),
+            "{case}"
+        );
     }
 }
 
@@ -108,15 +119,27 @@ fn the_notebook() {
                 MinMaxObserver::new(QuantizedDtype::Qint8, scheme(&Value::from(name))).unwrap();
             observer.observe(x).unwrap();
             let q =
-                QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap()).unwrap();
+                QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
+                    .unwrap();
             compare(&q, &case[name]);
             // The formulae written by hand agree with torch on these tensors.
-            let by_hand =
-                if name.ends_with("symmetric") { custom::symmetric(x) } else { custom::asymmetric(x) };
-            let QParams::PerTensor { scale, zero_point } = by_hand.unwrap() else { unreachable!() };
+            let by_hand = if name.ends_with("symmetric") {
+                custom::symmetric(x)
+            } else {
+                custom::asymmetric(x)
+            };
+            let QParams::PerTensor { scale, zero_point } = by_hand.unwrap() else {
+                unreachable!()
+            };
             assert_eq!(QParams::PerTensor { scale, zero_point }, *q.qparams());
-            assert_eq!(custom::codes(&values, scale as f32, zero_point), q.int_repr());
-            assert_eq!(custom::recovered(q.int_repr(), scale as f32, zero_point), q.dequantize());
+            assert_eq!(
+                custom::codes(&values, scale as f32, zero_point),
+                q.int_repr()
+            );
+            assert_eq!(
+                custom::recovered(q.int_repr(), scale as f32, zero_point),
+                q.dequantize()
+            );
         }
         let qconfigs = [
             ("fbgemm", QConfig::fbgemm()),
@@ -125,20 +148,35 @@ fn the_notebook() {
         ];
         for (name, qconfig) in qconfigs {
             let linear = Linear::new(values.clone(), 6, 1, None).unwrap();
-            let converted = Model::new("M", linear).prepare(&qconfig).unwrap().convert().unwrap();
+            let converted = Model::new("M", linear)
+                .prepare(&qconfig)
+                .unwrap()
+                .convert()
+                .unwrap();
             let weight = converted.linear().weight();
             compare(weight, &case[name]);
             assert_eq!(weight.to_string(), text(&case[name]["repr"]));
             assert_eq!(converted.to_string(), text(&case[name]["module"]));
-            assert_eq!(weight.qparams().scheme().to_string(), text(&case[name]["scheme"]));
+            assert_eq!(
+                weight.qparams().scheme().to_string(),
+                text(&case[name]["scheme"])
+            );
         }
     }
 }
 
 fn compare(q: &QuantizedTensor, expected: &Value) {
-    assert_eq!(unzip(q.qparams()), (doubles(&expected["scale"]), integers(&expected["zp"])), "{expected}");
+    assert_eq!(
+        unzip(q.qparams()),
+        (doubles(&expected["scale"]), integers(&expected["zp"])),
+        "{expected}"
+    );
     assert_eq!(q.int_repr(), integers(&expected["int_repr"]), "{expected}");
-    assert_eq!(bits(&q.dequantize()), bits(&floats(&expected["dequant"])), "{expected}");
+    assert_eq!(
+        bits(&q.dequantize()),
+        bits(&floats(&expected["dequant"])),
+        "{expected}"
+    );
 }
 
 fn linear(case: &Value) -> Linear {
@@ -159,32 +197,59 @@ fn calibrated_and_converted_linears() {
             "symmetric" => QConfig::symmetric(),
             "fbgemm" => QConfig::fbgemm(),
             "per_channel" => QConfig {
-                activation: ObserverConfig { reduce_range: true, ..QConfig::asymmetric().activation },
+                activation: ObserverConfig {
+                    reduce_range: true,
+                    ..QConfig::asymmetric().activation
+                },
                 weight: QConfig::fbgemm().weight,
             },
             other => unreachable!("{other}"),
         };
-        let mut prepared = Model::new("M", linear(case)).with_stubs().prepare(&qconfig).unwrap();
+        let mut prepared = Model::new("M", linear(case))
+            .with_stubs()
+            .prepare(&qconfig)
+            .unwrap();
         for batch in items(&case["calibration"]) {
-            prepared.forward(TensorRef::new(&floats(batch), &shape(batch)).unwrap()).unwrap();
+            prepared
+                .forward(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
+                .unwrap();
         }
         let converted = prepared.convert().unwrap();
         let name = text(&case["qconfig"]);
-        let input = (doubles(&case["input_scale"]), integers(&case["input_zero_point"]));
+        let input = (
+            doubles(&case["input_scale"]),
+            integers(&case["input_zero_point"]),
+        );
         assert_eq!(unzip(converted.input_qparams().unwrap()), input, "{name}");
         // The range of outputs depends on the order in which torch's sgemm adds: one bit of f32.
-        let (scale, zero_point) =
-            (case["output_scale"].as_f64().unwrap(), integers(&case["output_zero_point"])[0]);
+        let (scale, zero_point) = (
+            case["output_scale"].as_f64().unwrap(),
+            integers(&case["output_zero_point"])[0],
+        );
         let (scales, zero_points) = unzip(&converted.linear().output_qparams());
         assert_eq!(zero_points, [zero_point], "{name}");
-        assert!((scales[0] as f32).to_bits().abs_diff((scale as f32).to_bits()) <= 1, "{name}");
+        assert!(
+            (scales[0] as f32)
+                .to_bits()
+                .abs_diff((scale as f32).to_bits())
+                <= 1,
+            "{name}"
+        );
         // What follows is compared bit by bit, with torch's own scale.
         let output = QParams::PerTensor { scale, zero_point };
         let layer = QuantizedLinear::from_float(&linear(case), &qconfig.weight, &output).unwrap();
         assert!(text(&case["module"]).contains(&layer.to_string()), "{name}");
         let weight = layer.weight();
-        assert_eq!(weight.int_repr(), integers(&case["weight_int_repr"]), "{name}");
-        assert_eq!(unzip(weight.qparams()).0, doubles(&case["weight_scale"]), "{name}");
+        assert_eq!(
+            weight.int_repr(),
+            integers(&case["weight_int_repr"]),
+            "{name}"
+        );
+        assert_eq!(
+            unzip(weight.qparams()).0,
+            doubles(&case["weight_scale"]),
+            "{name}"
+        );
         // This golden comes from a machine without VNNI.
         let (input, shape) = (floats(&case["input"]), shape(&case["input"]));
         let x = TensorRef::new(&input, &shape).unwrap();
@@ -220,9 +285,13 @@ fn observers_over_several_batches() {
         };
         let mut observer = config.build().unwrap();
         let name = format!("{config:?} {}", case["kind"]);
-        for (batch, after) in items(&golden["batches"][text(&case["kind"])]).iter().zip(items(&case["after"]))
+        for (batch, after) in items(&golden["batches"][text(&case["kind"])])
+            .iter()
+            .zip(items(&case["after"]))
         {
-            observer.observe(TensorRef::new(&floats(batch), &[8, 33]).unwrap()).unwrap();
+            observer
+                .observe(TensorRef::new(&floats(batch), &[8, 33]).unwrap())
+                .unwrap();
             let expected = (doubles(&after["scale"]), integers(&after["zero_point"]));
             assert_eq!(unzip(&observer.qparams().unwrap()), expected, "{name}");
         }
@@ -233,9 +302,15 @@ fn observers_over_several_batches() {
 #[test]
 fn histograms_of_many_values() {
     for case in items(&golden("torch_affine_more.json")["histograms"]) {
-        let mut observer = ObserverConfig { ..QConfig::fbgemm().activation }.build().unwrap();
+        let mut observer = ObserverConfig {
+            ..QConfig::fbgemm().activation
+        }
+        .build()
+        .unwrap();
         for batch in items(&case["batches"]) {
-            observer.observe(TensorRef::new(&floats(batch), &shape(batch)).unwrap()).unwrap();
+            observer
+                .observe(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
+                .unwrap();
         }
         let expected = (doubles(&case["scale"]), integers(&case["zero_point"]));
         assert_eq!(unzip(&observer.qparams().unwrap()), expected);
@@ -248,9 +323,13 @@ fn dynamic_linears() {
         let layer = DynamicQuantizedLinear::from_float(&linear(case)).unwrap();
         assert_eq!(layer.to_string(), text(&case["text"]));
         assert_eq!(layer.weight().int_repr(), integers(&case["weight_codes"]));
-        assert_eq!(unzip(layer.weight().qparams()).0, doubles(&case["weight_scale"]));
-        let y =
-            layer.forward(TensorRef::new(&floats(&case["input"]), &shape(&case["input"])).unwrap()).unwrap();
+        assert_eq!(
+            unzip(layer.weight().qparams()).0,
+            doubles(&case["weight_scale"])
+        );
+        let y = layer
+            .forward(TensorRef::new(&floats(&case["input"]), &shape(&case["input"])).unwrap())
+            .unwrap();
         assert_eq!(bits(&y), bits(&floats(&case["output"])), "{}", case["text"]);
     }
 }
@@ -271,20 +350,31 @@ fn prepared_and_converted_modules_print_as_torch_does() {
         prepared.forward(x).unwrap();
         let converted = prepared.convert().unwrap();
         assert_eq!(converted.to_string(), text(&case["converted"]));
-        assert_eq!(bits(&converted.forward(x).unwrap()), bits(&floats(&case["output"])));
+        assert_eq!(
+            bits(&converted.forward(x).unwrap()),
+            bits(&floats(&case["output"]))
+        );
     }
 }
 
 #[test]
 fn tensors_print_as_torch_does() {
     for case in items(&golden("torch_affine_more.json")["printed"]) {
-        let shape: Vec<usize> = integers(&case["shape"]).into_iter().map(|size| size as usize).collect();
+        let shape: Vec<usize> = integers(&case["shape"])
+            .into_iter()
+            .map(|size| size as usize)
+            .collect();
         let values = floats(&case["values"]);
         let x = TensorRef::new(&values, &shape).unwrap();
-        assert_eq!(Printed::floats(&values, &shape).to_string(), text(&case["float"]));
-        let mut observer = MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine).unwrap();
+        assert_eq!(
+            Printed::floats(&values, &shape).to_string(),
+            text(&case["float"])
+        );
+        let mut observer =
+            MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine).unwrap();
         observer.observe(x).unwrap();
-        let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap()).unwrap();
+        let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
+            .unwrap();
         assert_eq!(q.to_string(), text(&case["quantized"]));
         let codes = Printed::integers(q.int_repr(), &shape, Some("torch.int8"));
         assert_eq!(codes.to_string(), text(&case["codes"]));

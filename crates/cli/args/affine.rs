@@ -7,7 +7,8 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("source").required(true).args(["values", "file", "model", "notebook"])))]
 #[command(after_help = AFFINE_HELP)]
 pub(crate) struct AffineArgs {
-    /// Numbers to quantise, as Python prints them: 3 -5.5 3e-05, a list, or what torch and numpy show of a tensor
+    /// Numbers to quantise, as Python prints them: 3 -5.5 3e-05, a list, or what torch and numpy
+    /// show of a tensor
     #[arg(value_name = "NUMBER")]
     pub(crate) values: Vec<String>,
     /// A safetensors file (or pytorch_model.bin) to take a tensor from

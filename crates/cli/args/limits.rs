@@ -1,4 +1,5 @@
-//! Numbers of the command line and how large they may be: beyond any use, they are refused before a model is loaded.
+//! Numbers of the command line and how large they may be: beyond any use, they are refused before a
+//! model is loaded.
 
 use std::ops::RangeInclusive;
 
@@ -50,21 +51,34 @@ pub(super) fn drafts(text: &str) -> Result<usize, String> {
 /// A whole number within a range, which the message names.
 fn number(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("a whole number from {} to {} was expected", range.start(), range.end()))
+    number.ok_or_else(|| {
+        format!(
+            "a whole number from {} to {} was expected",
+            range.start(),
+            range.end()
+        )
+    })
 }
 
 /// `4096x11008`: outputs and inputs.
 pub(super) fn shape(text: &str) -> Result<[usize; 2], String> {
-    let sizes = text.split_once('x').map(|(out, inputs)| (out.parse::<usize>(), inputs.parse::<usize>()));
+    let sizes = text
+        .split_once('x')
+        .map(|(out, inputs)| (out.parse::<usize>(), inputs.parse::<usize>()));
     let Some((Ok(out), Ok(inputs))) = sizes else {
         return Err("two sizes were expected, outputs and inputs, as 4096x11008".into());
     };
-    if ![out, inputs].iter().all(|size| (1..=MOST_FEATURES).contains(size)) {
+    if ![out, inputs]
+        .iter()
+        .all(|size| (1..=MOST_FEATURES).contains(size))
+    {
         return Err(format!("sizes from 1 to {MOST_FEATURES} were expected"));
     }
     match out.saturating_mul(inputs) <= MOST_WEIGHTS {
         true => Ok([out, inputs]),
-        false => Err(format!("a layer of at most {MOST_WEIGHTS} weights was expected")),
+        false => Err(format!(
+            "a layer of at most {MOST_WEIGHTS} weights was expected"
+        )),
     }
 }
 
@@ -75,17 +89,46 @@ mod tests {
     #[test]
     fn shapes_are_read() {
         assert_eq!(shape("4096x11008"), Ok([4096, 11008]));
-        for wrong in ["", "4096", "0x5", "5x", "axb", "9999999x1", "-1x4", "1048576x1048576"] {
+        for wrong in [
+            "",
+            "4096",
+            "0x5",
+            "5x",
+            "axb",
+            "9999999x1",
+            "-1x4",
+            "1048576x1048576",
+        ] {
             assert!(shape(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn numbers_beyond_use_are_refused_with_the_limit() {
-        assert_eq!((at_once("65536"), positions("1"), drafts("0")), (Ok(65536), Ok(1), Ok(0)));
-        for wrong in ["0", "-1", "1.5", "", "x", "65537", "18446744073709551615", "99999999999999999999999"] {
-            assert_eq!(at_once(wrong), Err("a whole number from 1 to 65536 was expected".into()), "{wrong}");
+        assert_eq!(
+            (at_once("65536"), positions("1"), drafts("0")),
+            (Ok(65536), Ok(1), Ok(0))
+        );
+        for wrong in [
+            "0",
+            "-1",
+            "1.5",
+            "",
+            "x",
+            "65537",
+            "18446744073709551615",
+            "99999999999999999999999",
+        ] {
+            assert_eq!(
+                at_once(wrong),
+                Err("a whole number from 1 to 65536 was expected".into()),
+                "{wrong}"
+            );
         }
-        assert!(bench_tokens("1").unwrap_err().contains("from 2 to 16777216"));
+        assert!(
+            bench_tokens("1")
+                .unwrap_err()
+                .contains("from 2 to 16777216")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Numbers as people have them at hand: one an argument, or pasted as Python, numpy and torch print them.
+//! Numbers as people have them at hand: one an argument, or pasted as Python, numpy and torch print
+//! them.
 
 use super::WrongUse;
 use std::ffi::{OsStr, OsString};
@@ -9,8 +10,8 @@ const DEEPEST: usize = 32;
 const EXPECTED: &str =
     "numbers are written as Python prints them: 3 -5.5 3e-05, [1.0, -2.5], tensor([1., 2.])";
 
-/// The arguments of the program, with a blank before negative numbers for `affine`: clap knows `-5.5` as a number, but
-/// takes `-2e-05`, `-.5` and `-inf` for options.
+/// The arguments of the program, with a blank before negative numbers for `affine`: clap knows
+/// `-5.5` as a number, but takes `-2e-05`, `-.5` and `-inf` for options.
 pub(crate) fn with_negative_numbers(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.collect();
     if arguments.get(1).is_some_and(|command| command == "affine") {
@@ -25,7 +26,9 @@ pub(crate) fn with_negative_numbers(arguments: impl Iterator<Item = OsString>) -
 
 /// Whether it begins as a negative number does.
 fn is_negative(text: &str) -> bool {
-    let Some(number) = text.strip_prefix('-') else { return false };
+    let Some(number) = text.strip_prefix('-') else {
+        return false;
+    };
     let number = number.to_ascii_lowercase();
     number.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         || ["inf", "nan"].iter().any(|name| number.starts_with(name))
@@ -42,7 +45,11 @@ impl Numbers {
     /// Reads arguments, whose limits mean no more than blanks do.
     pub(crate) fn read(arguments: &[String]) -> Result<Self, WrongUse> {
         let text = arguments.join(" ");
-        let mut reader = Reader { text: &text, place: 0, values: Vec::new() };
+        let mut reader = Reader {
+            text: &text,
+            place: 0,
+            values: Vec::new(),
+        };
         let mut shapes = Vec::new();
         while let Some(shape) = reader.item(0).map_err(WrongUse)? {
             shapes.push(shape);
@@ -57,7 +64,10 @@ impl Numbers {
             [one] => one.clone(),
             _ => common(&shapes).map_err(WrongUse)?,
         };
-        Ok(Self { values: reader.values, shape })
+        Ok(Self {
+            values: reader.values,
+            shape,
+        })
     }
 }
 
@@ -70,7 +80,11 @@ fn common(shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
                 [] => "a number".to_owned(),
                 shape => format!("a list of shape {shape:?}"),
             };
-            Err(format!("a list holds {} beside {}; all must be alike", text(&first), text(other)))
+            Err(format!(
+                "a list holds {} beside {}; all must be alike",
+                text(&first),
+                text(other)
+            ))
         }
         None => Ok([&[shapes.len()], &first[..]].concat()),
     }
@@ -118,7 +132,9 @@ impl<'a> Reader<'a> {
         }
         let close = if open == '[' { ']' } else { ')' };
         if self.peek() != Some(close) {
-            return Err(format!("a `{open}` lacks its `{close}`; quote what holds brackets or blanks"));
+            return Err(format!(
+                "a `{open}` lacks its `{close}`; quote what holds brackets or blanks"
+            ));
         }
         self.place += 1;
         match shapes.is_empty() {
@@ -132,7 +148,9 @@ impl<'a> Reader<'a> {
         let shape = self.list('(', depth)?;
         match shape.split_first() {
             Some((1, inner)) => Ok(inner.to_vec()),
-            _ => Err(format!("one list or number was expected in parentheses; {EXPECTED}")),
+            _ => Err(format!(
+                "one list or number was expected in parentheses; {EXPECTED}"
+            )),
         }
     }
 
@@ -187,10 +205,15 @@ impl<'a> Reader<'a> {
 
 /// Whether `word` is a name that Python prints before the parentheses of a tensor or number.
 fn is_call(word: &str) -> bool {
-    let name =
-        ["torch.", "np.", "numpy."].iter().find_map(|module| word.strip_prefix(module)).unwrap_or(word);
-    ["tensor", "array", "Tensor", "float16", "float32", "float64", "float", "int8", "int32", "int64"]
-        .contains(&name)
+    let name = ["torch.", "np.", "numpy."]
+        .iter()
+        .find_map(|module| word.strip_prefix(module))
+        .unwrap_or(word);
+    [
+        "tensor", "array", "Tensor", "float16", "float32", "float64", "float", "int8", "int32",
+        "int64",
+    ]
+    .contains(&name)
 }
 
 /// A number as Python reads it, rounded to float32 as `torch.tensor` does it: by way of float64.
@@ -203,7 +226,11 @@ fn number(word: &str) -> Result<f32, String> {
 
     let wrong = || format!("`{word}` is not a number; {EXPECTED}");
     let bytes = word.as_bytes();
-    let is_digit = |place: Option<usize>| place.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);
+    let is_digit = |place: Option<usize>| {
+        place
+            .and_then(|i| bytes.get(i))
+            .is_some_and(u8::is_ascii_digit)
+    };
     // Underscores stand between digits, as in 1_000.
     let are_placed = |(i, _): (usize, &str)| is_digit(i.checked_sub(1)) && is_digit(Some(i + 1));
     if !word.match_indices('_').all(are_placed) {
@@ -212,9 +239,10 @@ fn number(word: &str) -> Result<f32, String> {
     let value: f64 = word.replace('_', "").parse().map_err(|_| wrong())?;
     let is_written_infinite = word.to_ascii_lowercase().contains("inf");
     match value as f32 {
-        rounded if rounded.is_infinite() && !is_written_infinite => {
-            Err(format!("`{word}` is beyond float32, whose largest number is {:e}", f32::MAX))
-        }
+        rounded if rounded.is_infinite() && !is_written_infinite => Err(format!(
+            "`{word}` is beyond float32, whose largest number is {:e}",
+            f32::MAX
+        )),
         rounded => Ok(rounded),
     }
 }
@@ -244,17 +272,36 @@ mod tests {
         assert_eq!(values("-inf Infinity"), [f32::NEG_INFINITY, f32::INFINITY]);
         assert!(values("nan")[0].is_nan() && values("-NaN")[0].is_nan());
         // torch.tensor(1.00000017881393432617187499) == 1.0000001192092896: rounded twice.
-        assert_eq!(values("1.00000017881393432617187499")[0].to_bits(), 0x3f80_0002);
+        assert_eq!(
+            values("1.00000017881393432617187499")[0].to_bits(),
+            0x3f80_0002
+        );
     }
 
     #[test]
     fn negative_numbers_are_no_options() {
         let escaped = |text: &str| {
-            let arguments = ["llm-int8", "affine"].into_iter().chain(text.split(' ')).map(OsString::from);
+            let arguments = ["llm-int8", "affine"]
+                .into_iter()
+                .chain(text.split(' '))
+                .map(OsString::from);
             let all = with_negative_numbers(arguments);
-            all[2..].iter().map(|argument| argument.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+            all[2..]
+                .iter()
+                .map(|argument| argument.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
         };
-        for number in ["-2e-05", "-1E-3", "-.5", "-5.5", "-inf", "-Infinity", "-nan", "-1]", "-2.5,"] {
+        for number in [
+            "-2e-05",
+            "-1E-3",
+            "-.5",
+            "-5.5",
+            "-inf",
+            "-Infinity",
+            "-nan",
+            "-1]",
+            "-2.5,",
+        ] {
             assert_eq!(escaped(number), [format!(" {number}")]);
         }
         let options = ["1", "-h", "-V", "--json", "--scheme", "-", "--", "-x"];
@@ -276,8 +323,14 @@ mod tests {
             ("7", vec![1]),
             ("tensor(7.)", vec![1]),
             ("tensor([ 3.0000e-05, -2.0000e-05])", vec![2]),
-            ("tensor([[1., 2.],\n        [3., 4.]], dtype=torch.float64, requires_grad=True)", vec![2, 2]),
-            ("tensor([1., 2.], device='cuda:0', grad_fn=<AddBackward0>)", vec![2]),
+            (
+                "tensor([[1., 2.],\n        [3., 4.]], dtype=torch.float64, requires_grad=True)",
+                vec![2, 2],
+            ),
+            (
+                "tensor([1., 2.], device='cuda:0', grad_fn=<AddBackward0>)",
+                vec![2],
+            ),
             ("array([1., 2.], dtype=float32)", vec![2]),
             ("[np.float32(1.5), np.float32(-2.0)]", vec![2]),
             (
@@ -287,7 +340,11 @@ mod tests {
         ] {
             let found = read(text).unwrap();
             assert_eq!(found.shape, shape, "{text}");
-            assert_eq!(found.values.len(), shape.iter().product::<usize>(), "{text}");
+            assert_eq!(
+                found.values.len(),
+                shape.iter().product::<usize>(),
+                "{text}"
+            );
         }
     }
 
@@ -310,7 +367,10 @@ mod tests {
             ("[1, 2)", "a `[` lacks its `]`"),
             ("1]", "`]` closes nothing"),
             ("[1,, 2]", "two commas"),
-            ("[[1, 2], [3]]", "a list of shape [2] beside a list of shape [1]"),
+            (
+                "[[1, 2], [3]]",
+                "a list of shape [2] beside a list of shape [1]",
+            ),
             ("[1, [2]]", "a number beside a list of shape [1]"),
             ("tensor(1., 2.)", "one list or number"),
             ("[1, ..., 3]", "leaves numbers out"),
@@ -319,6 +379,10 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
-        assert!(read(&"[".repeat(100_000)).unwrap_err().contains("more than 32 brackets"));
+        assert!(
+            read(&"[".repeat(100_000))
+                .unwrap_err()
+                .contains("more than 32 brackets")
+        );
     }
 }

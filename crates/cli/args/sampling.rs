@@ -3,11 +3,12 @@
 use clap::Args;
 use llm_int8::GenerationConfig;
 
-/// How the next token is chosen, and when to end. What is not given here is as the model's files say.
+/// How the next token is chosen, and when to end. What is not given here is as the model's files
+/// say.
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
-    /// Always take the most likely token (the default, unless the model's generation_config.json or an
-    /// option below asks for drawing)
+    /// Always take the most likely token (the default, unless the model's generation_config.json or
+    /// an option below asks for drawing)
     #[arg(
         long,
         conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"],
@@ -26,8 +27,8 @@ pub(crate) struct SamplingArgs {
     /// Draw among tokens at least P times as likely as the most likely one
     #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
     pub(crate) min_p: Option<f64>,
-    /// Draw among the tokens that are about as surprising as expected, as many as together reach probability P
-    /// (locally typical sampling)
+    /// Draw among the tokens that are about as surprising as expected, as many as together reach
+    /// probability P (locally typical sampling)
     #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
     pub(crate) typical_p: Option<f64>,
     /// Draw among tokens of at least probability P; 3e-4 to 9e-4 are usual
@@ -61,16 +62,31 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "ID,…", value_parser = token_ids, help_heading = "Steering")]
     pub(crate) bad_words_ids: Vec<TokenIds>,
     /// Never write any of these tokens
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Steering")]
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        help_heading = "Steering"
+    )]
     pub(crate) suppress_tokens: Vec<u32>,
     /// Do not begin with any of these tokens
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Steering")]
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        help_heading = "Steering"
+    )]
     pub(crate) begin_suppress_tokens: Vec<u32>,
     /// Do not end before this many new tokens
     #[arg(long, value_name = "N", help_heading = "Steering")]
     pub(crate) min_new_tokens: Option<usize>,
     /// Let the last token be one of these where the length is reached
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Steering")]
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        help_heading = "Steering"
+    )]
     pub(crate) forced_eos_token_id: Vec<u32>,
     /// After START new tokens, make an end more likely from token to token: a FACTOR above 1
     #[arg(long, value_name = "START,FACTOR", value_parser = decay, help_heading = "Steering")]
@@ -81,8 +97,8 @@ pub(crate) struct SamplingArgs {
     /// Go on after an end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Draft up to N tokens from what was there before and compute them together: the same text, sooner where
-    /// it repeats itself; needs --outliers row
+    /// Draft up to N tokens from what was there before and compute them together: the same text,
+    /// sooner where it repeats itself; needs --outliers row
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = super::limits::drafts)]
     pub(crate) speculate: usize,
 }
@@ -106,10 +122,18 @@ impl SamplingArgs {
     }
 
     fn draw(&self, config: &mut GenerationConfig) {
-        let fractions = [self.top_p, self.min_p, self.typical_p, self.epsilon_cutoff, self.eta_cutoff];
-        let is_asked =
-            self.temperature.is_some() || self.top_k.is_some() || fractions.iter().any(Option::is_some);
-        config.do_sample = (config.do_sample || is_asked) && !self.greedy && self.temperature != Some(0.0);
+        let fractions = [
+            self.top_p,
+            self.min_p,
+            self.typical_p,
+            self.epsilon_cutoff,
+            self.eta_cutoff,
+        ];
+        let is_asked = self.temperature.is_some()
+            || self.top_k.is_some()
+            || fractions.iter().any(Option::is_some);
+        config.do_sample =
+            (config.do_sample || is_asked) && !self.greedy && self.temperature != Some(0.0);
         set(&mut config.temperature, self.temperature);
         set(&mut config.top_k, self.top_k);
         set(&mut config.top_p, self.top_p);
@@ -121,13 +145,22 @@ impl SamplingArgs {
 
     fn steer(&self, config: &mut GenerationConfig) {
         set(&mut config.repetition_penalty, self.repetition_penalty);
-        set(&mut config.encoder_repetition_penalty, self.encoder_repetition_penalty);
+        set(
+            &mut config.encoder_repetition_penalty,
+            self.encoder_repetition_penalty,
+        );
         set(&mut config.no_repeat_ngram_size, self.no_repeat_ngram_size);
-        set(&mut config.encoder_no_repeat_ngram_size, self.encoder_no_repeat_ngram_size);
+        set(
+            &mut config.encoder_no_repeat_ngram_size,
+            self.encoder_no_repeat_ngram_size,
+        );
         let bad_words: Vec<Vec<u32>> = self.bad_words_ids.iter().map(|ids| ids.0.clone()).collect();
         set_list(&mut config.bad_words_ids, &bad_words);
         set_list(&mut config.suppress_tokens, &self.suppress_tokens);
-        set_list(&mut config.begin_suppress_tokens, &self.begin_suppress_tokens);
+        set_list(
+            &mut config.begin_suppress_tokens,
+            &self.begin_suppress_tokens,
+        );
         config.min_new_tokens = self.min_new_tokens.or(config.min_new_tokens);
         set_list(&mut config.forced_eos_token_ids, &self.forced_eos_token_id);
         let decay = self.exponential_decay_length_penalty;
@@ -149,15 +182,25 @@ fn set_list<T: Clone>(into: &mut Vec<T>, given: &[T]) {
 
 fn token_ids(text: &str) -> Result<TokenIds, String> {
     let ids: Result<Vec<u32>, _> = text.split(',').map(|id| id.trim().parse()).collect();
-    ids.map(TokenIds).map_err(|_| "token ids were expected, as 5 or 5,17".into())
+    ids.map(TokenIds)
+        .map_err(|_| "token ids were expected, as 5 or 5,17".into())
 }
 
 /// `15,1.5`: a number of tokens and a factor.
 fn decay(text: &str) -> Result<(i64, f64), String> {
     let pair = text.split_once(',').and_then(|(start, factor)| {
-        Some((start.trim().parse().ok()?, factor.trim().parse().ok().filter(|factor: &f64| *factor > 0.0)?))
+        Some((
+            start.trim().parse().ok()?,
+            factor
+                .trim()
+                .parse()
+                .ok()
+                .filter(|factor: &f64| *factor > 0.0)?,
+        ))
     });
-    pair.ok_or_else(|| "a number of tokens and a factor greater than 0 were expected, as 15,1.5".into())
+    pair.ok_or_else(|| {
+        "a number of tokens and a factor greater than 0 were expected, as 15,1.5".into()
+    })
 }
 
 #[cfg(test)]
@@ -173,7 +216,10 @@ mod tests {
 
     fn given(arguments: &[&str], config: GenerationConfig) -> GenerationConfig {
         let line = ["x"].iter().chain(arguments);
-        Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).sampling.over(config)
+        Line::try_parse_from(line)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .sampling
+            .over(config)
     }
 
     #[test]
@@ -188,7 +234,15 @@ mod tests {
             ..GenerationConfig::default()
         };
         assert_eq!(given(&[], files.clone()), files);
-        let arguments = ["--stop", "b", "--suppress-tokens", "7,8", "--min-new-tokens", "5", "--ignore-eos"];
+        let arguments = [
+            "--stop",
+            "b",
+            "--suppress-tokens",
+            "7,8",
+            "--min-new-tokens",
+            "5",
+            "--ignore-eos",
+        ];
         let expected = GenerationConfig {
             stop: vec!["b".into()],
             suppress_tokens: vec![7, 8],
@@ -203,14 +257,25 @@ mod tests {
 
     #[test]
     fn every_filter_turns_drawing_on() {
-        for filter in
-            ["--temperature", "--top-p", "--min-p", "--typical-p", "--epsilon-cutoff", "--eta-cutoff"]
-        {
-            assert!(given(&[filter, "0.5"], GenerationConfig::default()).do_sample, "{filter}");
+        for filter in [
+            "--temperature",
+            "--top-p",
+            "--min-p",
+            "--typical-p",
+            "--epsilon-cutoff",
+            "--eta-cutoff",
+        ] {
+            assert!(
+                given(&[filter, "0.5"], GenerationConfig::default()).do_sample,
+                "{filter}"
+            );
         }
         assert!(given(&["--top-k", "5"], GenerationConfig::default()).do_sample);
         assert!(!given(&["--temperature", "0"], GenerationConfig::default()).do_sample);
-        let files = GenerationConfig { do_sample: true, ..GenerationConfig::default() };
+        let files = GenerationConfig {
+            do_sample: true,
+            ..GenerationConfig::default()
+        };
         assert!(!given(&["--greedy"], files).do_sample);
     }
 

@@ -22,8 +22,9 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let model = load(&args.model)?;
     let options = options(args, model.decoder().spec().positions)?;
-    let report =
-        model.bench(&options, &mut |what| line(&format!("measuring: {what}"))).map_err(wrong_setting)?;
+    let report = model
+        .bench(&options, &mut |what| line(&format!("measuring: {what}")))
+        .map_err(wrong_setting)?;
     let text = match args.json {
         true => format!("{:#}\n", as_json(&model, &report)),
         false => as_text(&model, &report).context("the report cannot be written")?,
@@ -32,8 +33,8 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What to measure. Contexts and prompts that do not fit a model of `positions` tokens are left out, with a note;
-/// it is a wrong command if none fits, or none of those on the command line.
+/// What to measure. Contexts and prompts that do not fit a model of `positions` tokens are left
+/// out, with a note; it is a wrong command if none fits, or none of those on the command line.
 fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse> {
     let mut options = BenchOptions {
         contexts: args.contexts.clone().unwrap_or_else(|| CONTEXTS.into()),
@@ -72,7 +73,9 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse>
 /// Settings that cannot be measured are a wrong command.
 fn wrong_setting(error: LlmError) -> anyhow::Error {
     match error {
-        LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => WrongUse(explained(&error)).into(),
+        LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => {
+            WrongUse(explained(&error)).into()
+        }
         error => error.into(),
     }
 }
@@ -80,10 +83,19 @@ fn wrong_setting(error: LlmError) -> anyhow::Error {
 /// Layers by themselves.
 fn linear(args: &BenchArgs) -> anyhow::Result<()> {
     let placement = load_config(&args.model)?.options.placement;
-    let device = placement.devices.first().map_or("cpu".into(), |budget| budget.device.name().to_owned());
-    let bench =
-        LinearBench { shapes: args.linear.clone(), rows: args.rows.clone(), runs: args.runs, placement };
-    let rates = bench.run(&mut |what| line(&format!("measuring: {what}"))).map_err(wrong_setting)?;
+    let device = placement
+        .devices
+        .first()
+        .map_or("cpu".into(), |budget| budget.device.name().to_owned());
+    let bench = LinearBench {
+        shapes: args.linear.clone(),
+        rows: args.rows.clone(),
+        runs: args.runs,
+        placement,
+    };
+    let rates = bench
+        .run(&mut |what| line(&format!("measuring: {what}")))
+        .map_err(wrong_setting)?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         let layers = rates.iter().map(|rate| {
@@ -95,7 +107,8 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
                 "microseconds": rate.microseconds,
             })
         });
-        let object = json!({ "device": device, "threads": threads(), "linear": layers.collect::<Vec<_>>() });
+        let object =
+            json!({ "device": device, "threads": threads(), "linear": layers.collect::<Vec<_>>() });
         writeln!(stdout, "{object:#}")?;
         return Ok(());
     }
@@ -176,13 +189,25 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
 
 fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String, std::fmt::Error> {
     let (load, mut text) = (model.load_report(), String::new());
-    let peak = load.peak_memory.map_or(String::new(), |peak| format!(", peak {}", bytes(peak.anonymous)));
+    let peak = load.peak_memory.map_or(String::new(), |peak| {
+        format!(", peak {}", bytes(peak.anonymous))
+    });
     let place = device(model);
     match report.multiply_rate {
         Some(rate) => {
-            writeln!(text, "{}: {}, {} threads", model.name(), report.isa, threads())?;
+            writeln!(
+                text,
+                "{}: {}, {} threads",
+                model.name(),
+                report.isa,
+                threads()
+            )?;
             let read = report.read_rate / 1e9;
-            writeln!(text, "limits: reading memory {read:.1} GB/s, {:.0} G multiply-adds/s", rate / 1e9)?;
+            writeln!(
+                text,
+                "limits: reading memory {read:.1} GB/s, {:.0} G multiply-adds/s",
+                rate / 1e9
+            )?;
         }
         None => {
             writeln!(text, "{}: {place}", model.name())?;
@@ -194,15 +219,28 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
         }
     }
     let footprint = bytes(model.memory_footprint().actual());
-    writeln!(text, "load: {:.2} s, model {footprint}{peak}\n", load.duration.as_secs_f64())?;
-    writeln!(text, "{:>18} {:>10}  of what reading allows", "decode after", "tokens/s")?;
+    writeln!(
+        text,
+        "load: {:.2} s, model {footprint}{peak}\n",
+        load.duration.as_secs_f64()
+    )?;
+    writeln!(
+        text,
+        "{:>18} {:>10}  of what reading allows",
+        "decode after", "tokens/s"
+    )?;
     for rate in &report.decode {
         let share = rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate;
         let what = match rate.batch {
             1 => rate.context.to_string(),
             batch => format!("{} ({batch} texts)", rate.context),
         };
-        writeln!(text, "{what:>18} {:>10.1}  {:.0} %", rate.tokens_per_second, 100.0 * share)?;
+        writeln!(
+            text,
+            "{what:>18} {:>10.1}  {:.0} %",
+            rate.tokens_per_second,
+            100.0 * share
+        )?;
     }
     writeln!(text, "{:>18} {:>10}", "prompt of", "tokens/s")?;
     for rate in &report.prefill {
@@ -210,7 +248,11 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
     }
     if let Some(rate) = report.speculation {
         writeln!(text, "{:>18} {:>10}", "repetitive text", "tokens/s")?;
-        writeln!(text, "{:>18} {:>10.1}", "plain", rate.plain_tokens_per_second)?;
+        writeln!(
+            text,
+            "{:>18} {:>10.1}",
+            "plain", rate.plain_tokens_per_second
+        )?;
         let drafts = format!("{} drafts", rate.drafts);
         writeln!(
             text,

@@ -6,7 +6,8 @@ use crate::display::line;
 use crate::interrupt::Interrupt;
 use anyhow::Context;
 use llm_int8::{
-    AutoModelForCausalLM, Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError, Reply,
+    AutoModelForCausalLM, Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError,
+    Reply,
 };
 use rustyline::error::ReadlineError;
 use std::io::{IsTerminal, Write};
@@ -22,8 +23,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     check_drafts(args.sampling.speculate, &args.model)?;
     let given = match &args.chat_template {
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
             Some(text)
         }
         None => None,
@@ -39,7 +40,9 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         None => Chat::new(&model)?,
     };
     let mut chat = chat.with_inputs(inputs);
-    args.system.iter().for_each(|text| chat.push(ChatMessage::system(text)));
+    args.system
+        .iter()
+        .for_each(|text| chat.push(ChatMessage::system(text)));
     let config = generation(&model, args);
     let mut lines = Lines::new()?;
     // After the line editor, which would take ctrl-C for itself.
@@ -78,16 +81,19 @@ fn generation(model: &AutoModelForCausalLM, args: &ChatArgs) -> GenerationConfig
 fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Value>>> {
     let Some(path) = path else { return Ok(None) };
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let list: Vec<serde_json::Value> =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON list", path.display()))?;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a JSON list", path.display()))?;
     if list.iter().any(|one| !one.is_object()) {
-        anyhow::bail!("{} lists something that is not a JSON object", path.display());
+        anyhow::bail!(
+            "{} lists something that is not a JSON object",
+            path.display()
+        );
     }
     Ok(Some(list))
 }
 
-/// One turn, and whether it got a reply. An error that concerns this turn only is printed, and the conversation goes
-/// on.
+/// One turn, and whether it got a reply. An error that concerns this turn only is printed, and the
+/// conversation goes on.
 fn turn(
     chat: &mut Chat<'_>,
     text: &str,
@@ -99,9 +105,15 @@ fn turn(
     let mut stdout = std::io::stdout().lock();
     let mut failed = None;
     let reply = chat.reply(text, config, &mut |piece| {
-        let written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
+        let written = stdout
+            .write_all(piece.as_bytes())
+            .and_then(|()| stdout.flush());
         failed = written.err();
-        if failed.is_some() || interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if failed.is_some() || interrupt.came() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     if let Some(error) = failed {
         return Err(error.into());
@@ -124,7 +136,10 @@ fn turn(
 fn tell(reply: &Reply, is_quiet: bool) {
     let timing = &reply.generated.timing;
     if reply.forgotten > 0 {
-        line(&format!("[{} old messages forgotten: the context is full]", reply.forgotten));
+        line(&format!(
+            "[{} old messages forgotten: the context is full]",
+            reply.forgotten
+        ));
     }
     match reply.generated.finish_reason {
         FinishReason::Interrupted => line("[stopped]"),
@@ -133,7 +148,9 @@ fn tell(reply: &Reply, is_quiet: bool) {
         _ => {}
     }
     if !is_quiet {
-        let rate = timing.decode_rate().map_or(String::new(), |rate| format!(", {rate:.1} tokens/s"));
+        let rate = timing
+            .decode_rate()
+            .map_or(String::new(), |rate| format!(", {rate:.1} tokens/s"));
         line(&format!(
             "[{} tokens read, {} kept from before, {} written{rate}]",
             timing.prompt_tokens,
@@ -155,7 +172,9 @@ impl Lines {
             return Ok(Self::Plain(std::io::stdin().lines()));
         }
         line(HELP);
-        Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new().context("the terminal cannot be used")?)))
+        Ok(Self::Terminal(Box::new(
+            rustyline::DefaultEditor::new().context("the terminal cannot be used")?,
+        )))
     }
 
     fn is_terminal(&self) -> bool {
@@ -165,7 +184,10 @@ impl Lines {
     /// The next line; none at the end.
     fn next(&mut self) -> anyhow::Result<Option<String>> {
         match self {
-            Self::Plain(lines) => lines.next().transpose().context("cannot read from standard input"),
+            Self::Plain(lines) => lines
+                .next()
+                .transpose()
+                .context("cannot read from standard input"),
             Self::Terminal(editor) => loop {
                 match editor.readline("> ") {
                     Ok(text) => {

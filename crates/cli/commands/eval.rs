@@ -10,15 +10,23 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
-    let bytes = std::fs::read(&args.text).with_context(|| format!("cannot read {}", args.text.display()))?;
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("{} is no text in UTF-8; convert it first", args.text.display()))?;
+    let bytes = std::fs::read(&args.text)
+        .with_context(|| format!("cannot read {}", args.text.display()))?;
+    let text = String::from_utf8(bytes).with_context(|| {
+        format!(
+            "{} is no text in UTF-8; convert it first",
+            args.text.display()
+        )
+    })?;
     let model = load(&args.model)?;
     let mut ids = model.tokenizer()?.encode(&text)?;
     if let Some(most) = args.max_tokens {
         ids.truncate(most);
     }
-    let options = PerplexityOptions { window: args.window, stride: args.stride.unwrap_or(args.window) };
+    let options = PerplexityOptions {
+        window: args.window,
+        stride: args.stride.unwrap_or(args.window),
+    };
     let bar = bar("{bar:30} {pos}/{len} tokens, {eta} left");
     let found = model.perplexity(&ids, options, &mut |done, total| {
         bar.set_length(total as u64);

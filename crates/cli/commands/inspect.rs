@@ -12,14 +12,22 @@ use std::io::Write;
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let (tree, layers, placed, steps) = if args.headers_only {
         let config = load_config(&args.model)?;
-        let plan = AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new(&config.hub))
-            .map_err(|error| explain(error, &args.model.model))?;
-        plan.warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
+        let plan =
+            AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new(&config.hub))
+                .map_err(|error| explain(error, &args.model.model))?;
+        plan.warnings
+            .iter()
+            .for_each(|warning| line(&format!("warning: {warning}")));
         (plan.tree, plan.layers, plan.placed, plan.steps)
     } else {
         let model = load(&args.model)?;
         let steps = model.decoder().execution_plan().clone();
-        (model.tree().clone(), model.load_report().layers.clone(), model.placed(), steps)
+        (
+            model.tree().clone(),
+            model.load_report().layers.clone(),
+            model.placed(),
+            steps,
+        )
     };
     let text = match (args.json, args.plan) {
         (true, _) => json_text(args, &tree, &layers, &placed),
@@ -33,9 +41,15 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String {
     let mut text = format!("{tree}\n");
     if args.params {
-        tree.named_parameters().iter().for_each(|parameter| text.push_str(&format!("{parameter}\n")));
+        tree.named_parameters()
+            .iter()
+            .for_each(|parameter| text.push_str(&format!("{parameter}\n")));
     }
-    let Footprint { parameters, buffers, absmax } = tree.footprint();
+    let Footprint {
+        parameters,
+        buffers,
+        absmax,
+    } = tree.footprint();
     text.push_str(&format!(
         "footprint by transformers' rule: {} bytes (parameters {}, buffers {})\n\
          held here: {} bytes (parameters {}, absmax of int8 rows {}, no buffers)\n",
@@ -49,13 +63,22 @@ fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String 
     // Everything on the CPU needs no telling.
     if placed.iter().any(|part| part.device != "cpu") {
         for part in placed {
-            text.push_str(&format!("{}: {} bytes\n", part_text(part), grouped(part.bytes)));
+            text.push_str(&format!(
+                "{}: {} bytes\n",
+                part_text(part),
+                grouped(part.bytes)
+            ));
         }
     }
     text
 }
 
-fn json_text(args: &InspectArgs, tree: &Node, layers: &ReplaceReport, placed: &[PlacedPart]) -> String {
+fn json_text(
+    args: &InspectArgs,
+    tree: &Node,
+    layers: &ReplaceReport,
+    placed: &[PlacedPart],
+) -> String {
     let parameters: Vec<_> = (tree.named_parameters().iter())
         .map(|parameter| json!({ "name": parameter.name, "dtype": parameter.dtype.name(), "shape": parameter.shape }))
         .collect();

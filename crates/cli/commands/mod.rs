@@ -12,7 +12,9 @@ mod save;
 mod tokenize;
 mod write;
 
-use crate::args::{Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Weights, WrongUse};
+use crate::args::{
+    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Weights, WrongUse,
+};
 use crate::display::{Downloads, line};
 use crate::hints::explained;
 use anyhow::Context;
@@ -89,7 +91,10 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         isa,
         placement: placement(args)?,
     };
-    Ok(LoadConfig { options, hub: hub_config(args.offline) })
+    Ok(LoadConfig {
+        options,
+        hub: hub_config(args.offline),
+    })
 }
 
 fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
@@ -129,14 +134,19 @@ fn part_text(part: &PlacedPart) -> String {
     match part.blocks.len() {
         0 => {}
         1 => what.push(format!("block {}", part.blocks.start)),
-        _ => what.push(format!("blocks {} to {}", part.blocks.start, part.blocks.end - 1)),
+        _ => what.push(format!(
+            "blocks {} to {}",
+            part.blocks.start,
+            part.blocks.end - 1
+        )),
     }
     format!("{} ({}): {}", part.device, part.model, what.join(", "))
 }
 
 /// Drafts are exact only where a token does not depend on its batch.
 fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
-    let pooled = args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
+    let pooled =
+        args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
     if speculate > 0 && pooled {
         let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
         return Err(WrongUse(text.into()).into());
@@ -165,16 +175,22 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
     let downloads = Downloads::new(&config.hub);
     let model = AutoModelForCausalLM::from_pretrained_with(name, config, &downloads, &mut |_| ())
         .map_err(|error| explain(error, name))?;
-    model.load_report().warnings.iter().for_each(|warning| line(&format!("warning: {warning}")));
+    model
+        .load_report()
+        .warnings
+        .iter()
+        .for_each(|warning| line(&format!("warning: {warning}")));
     Ok(model)
 }
 
-/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be one, a file in the
-/// place of its folder, and a place where the model cannot go.
+/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be
+/// one, a file in the place of its folder, and a place where the model cannot go.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(
-            NnError::UnknownModule { .. } | NnError::Placement { .. } | NnError::OriginalWeightsOnDevice,
+            NnError::UnknownModule { .. }
+            | NnError::Placement { .. }
+            | NnError::OriginalWeightsOnDevice,
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
             WrongUse(explained(&error)).into()

@@ -9,13 +9,21 @@ use std::io::Write;
 
 pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
     if args.model == builtin::NAME {
-        let text = format!("{} is built in; there is nothing to download", builtin::NAME);
+        let text = format!(
+            "{} is built in; there is nothing to download",
+            builtin::NAME
+        );
         return Err(WrongUse(text).into());
     }
-    let model: ModelRef = args.model.parse().map_err(|error: HubError| WrongUse(error.to_string()))?;
+    let model: ModelRef = args
+        .model
+        .parse()
+        .map_err(|error: HubError| WrongUse(error.to_string()))?;
     if let ModelRef::Local(folder) = &model {
-        let text =
-            format!("{} is a path; pull takes a model of the hub, such as gpt2-large", folder.display());
+        let text = format!(
+            "{} is a path; pull takes a model of the hub, such as gpt2-large",
+            folder.display()
+        );
         return Err(WrongUse(text).into());
     }
     let config = hub_config(args.offline);

@@ -21,7 +21,11 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let model = load(&args.model)?;
     let config = generation(&model, args);
     let generation = model.generation(prompt).config(config);
-    let generated = if args.print_ids { print_ids(generation.ids_only())? } else { stream(generation)? };
+    let generated = if args.print_ids {
+        print_ids(generation.ids_only())?
+    } else {
+        stream(generation)?
+    };
     if !args.quiet {
         report(&model, &generated);
     }
@@ -30,15 +34,26 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Several prompts at once: a JSON object a line, in the order of the file.
 fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let prompts: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     if prompts.is_empty() {
-        return Err(WrongUse(format!("{} holds no prompts; one a line was expected", file.display())).into());
+        return Err(WrongUse(format!(
+            "{} holds no prompts; one a line was expected",
+            file.display()
+        ))
+        .into());
     }
     let model = load(&args.model)?;
     let config = generation(&model, args);
     let started = Instant::now();
-    let batch = model.generate_batch(prompts.iter().copied()).config(config).at_once(args.batch_size);
+    let batch = model
+        .generate_batch(prompts.iter().copied())
+        .config(config)
+        .at_once(args.batch_size);
     let all = batch.run()?;
     let seconds = started.elapsed().as_secs_f64();
     let mut stdout = std::io::stdout().lock();
@@ -74,7 +89,9 @@ fn reason(finish_reason: FinishReason) -> &'static str {
 
 fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
     match (&args.token_ids, args.prompt.as_deref()) {
-        (Some(ids), _) if ids.is_empty() => Err(WrongUse("--token-ids needs at least one id".into()).into()),
+        (Some(ids), _) if ids.is_empty() => {
+            Err(WrongUse("--token-ids needs at least one id".into()).into())
+        }
         (Some(ids), _) => Ok(Prompt::Ids(ids.clone())),
         (None, Some("-")) => {
             let mut text = String::new();
@@ -125,7 +142,11 @@ fn devices(model: &AutoModelForCausalLM) {
         return line("device:  cpu");
     }
     for part in &placed {
-        line(&format!("device:  {}, {}", part_text(part), bytes(part.bytes)));
+        line(&format!(
+            "device:  {}, {}",
+            part_text(part),
+            bytes(part.bytes)
+        ));
     }
     match model.decoder().device_memory() {
         Ok(all) => all.iter().for_each(|(name, memory)| {
@@ -151,9 +172,14 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     };
     let reason = reason(generated.finish_reason);
     let peak = load.peak_memory.map_or(String::new(), |peak| {
-        format!(", peak while loading {} (without mapped files)", bytes(peak.anonymous))
+        format!(
+            ", peak while loading {} (without mapped files)",
+            bytes(peak.anonymous)
+        )
     });
-    let now = MemoryUse::now().map_or(String::new(), |now| format!(", now {}", bytes(now.anonymous)));
+    let now = MemoryUse::now().map_or(String::new(), |now| {
+        format!(", now {}", bytes(now.anonymous))
+    });
     devices(model);
     line(&format!(
         "load:    {:.2} s, {} int8 layers, {} kept",
@@ -161,11 +187,18 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
         load.layers.replaced.len(),
         load.layers.kept.len()
     ));
-    line(&format!("prefill: {} tokens at {:.1} tokens/s", timing.prompt_tokens, timing.prefill_rate()));
+    line(&format!(
+        "prefill: {} tokens at {:.1} tokens/s",
+        timing.prompt_tokens,
+        timing.prefill_rate()
+    ));
     line(&format!("decode:  {decode}; ended by {reason}"));
     if let Some(rate) = timing.acceptance_rate() {
         let (drafted, accepted) = (timing.drafted_tokens, timing.accepted_tokens);
-        line(&format!("drafts:  {accepted} of {drafted} accepted ({:.0} %)", 100.0 * rate));
+        line(&format!(
+            "drafts:  {accepted} of {drafted} accepted ({:.0} %)",
+            100.0 * rate
+        ));
     }
     line(&format!(
         "memory:  model {}, key/value cache {}{peak}{now}",

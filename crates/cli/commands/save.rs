@@ -18,43 +18,78 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
                     run, chat, eval and bench";
         return Err(WrongUse(text.into()).into());
     }
-    if args.model.device.iter().any(|name| !matches!(name, DeviceName::Auto | DeviceName::Cpu)) {
+    if args
+        .model
+        .device
+        .iter()
+        .any(|name| !matches!(name, DeviceName::Auto | DeviceName::Cpu))
+    {
         return Err(WrongUse("quantize computes on the CPU; leave --device away".into()).into());
     }
     check(&args.output)?;
     let mut config = load_config(&args.model)?;
     config.options.placement = Placement::cpu();
-    save(&load_named(&args.model.model, &config)?, &args.output, SavedLayers::Int8)
+    save(
+        &load_named(&args.model.model, &config)?,
+        &args.output,
+        SavedLayers::Int8,
+    )
 }
 
 pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
     check(&args.output)?;
-    let options = LoadOptions { dtype: weight_dtype(args.dtype), ..LoadOptions::default() };
-    let config = LoadConfig { options, hub: hub_config(args.offline) };
+    let options = LoadOptions {
+        dtype: weight_dtype(args.dtype),
+        ..LoadOptions::default()
+    };
+    let config = LoadConfig {
+        options,
+        hub: hub_config(args.offline),
+    };
     let model = load_named(&args.model, &config)?;
     if !model.is_prequantized() {
-        let text = format!("{} is not an 8-bit checkpoint; there is nothing to dequantise", args.model);
+        let text = format!(
+            "{} is not an 8-bit checkpoint; there is nothing to dequantise",
+            args.model
+        );
         return Err(WrongUse(text).into());
     }
     save(&model, &args.output, SavedLayers::Dequantized)
 }
 
-fn save(model: &AutoModelForCausalLM, output: &OutputArgs, layers: SavedLayers) -> anyhow::Result<()> {
-    let options = SaveOptions { max_shard_size: output.max_shard_size, layers };
+fn save(
+    model: &AutoModelForCausalLM,
+    output: &OutputArgs,
+    layers: SavedLayers,
+) -> anyhow::Result<()> {
+    let options = SaveOptions {
+        max_shard_size: output.max_shard_size,
+        layers,
+    };
     let interrupt = Interrupt::watch()?;
     let writing = Writing::new();
     let mut written = 0;
     let saved = model.save_pretrained(&output.folder, &options, &mut |event| {
         written = event.total;
         writing.show(&event);
-        if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if interrupt.came() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     writing.end();
     saved?;
     if let Err(error) = model.tokenizer() {
-        line(&format!("note: the folder has no usable tokenizer: {error}"));
+        line(&format!(
+            "note: the folder has no usable tokenizer: {error}"
+        ));
     }
-    line(&format!("wrote {} of weights into {}", bytes(written), output.folder.display()));
+    line(&format!(
+        "wrote {} of weights into {}",
+        bytes(written),
+        output.folder.display()
+    ));
     Ok(())
 }
 

@@ -12,9 +12,15 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     let mut text = args.text.clone();
     if text == "-" {
         text.clear();
-        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
     }
-    let ids = if args.decode { parse_ids(&text)? } else { Vec::new() };
+    let ids = if args.decode {
+        parse_ids(&text)?
+    } else {
+        Vec::new()
+    };
     let hub = hub_config(args.offline);
     let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new(&hub))
         .map_err(|error| explain(error, &args.model))?;
@@ -38,10 +44,14 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
         let list: Vec<String> = ids.iter().map(u32::to_string).collect();
         writeln!(stdout, "[{}]", list.join(", "))?;
     } else if args.json {
-        let tokens = ids
-            .iter()
-            .map(|id| json!({ "id": id, "token": token(*id), "special": tokenizer.is_special(*id) }));
-        writeln!(stdout, "{}", json!({ "ids": ids, "tokens": tokens.collect::<Vec<_>>() }))?;
+        let tokens = ids.iter().map(
+            |id| json!({ "id": id, "token": token(*id), "special": tokenizer.is_special(*id) }),
+        );
+        writeln!(
+            stdout,
+            "{}",
+            json!({ "ids": ids, "tokens": tokens.collect::<Vec<_>>() })
+        )?;
     } else {
         for id in ids {
             writeln!(stdout, "{id:6} -> '{}'", token(id))?;
@@ -53,9 +63,17 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
 /// `1,2,3`, `1 2 3` or `[1, 2, 3]`.
 fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
     let list = text.trim().trim_start_matches('[').trim_end_matches(']');
-    let parts = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
-    let wrong = |part: &str| WrongUse(format!("{part:?} is no token id; ids were expected, as 1,2,3"));
-    parts.map(|part| part.parse().map_err(|_| wrong(part).into())).collect()
+    let parts = list
+        .split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|part| !part.is_empty());
+    let wrong = |part: &str| {
+        WrongUse(format!(
+            "{part:?} is no token id; ids were expected, as 1,2,3"
+        ))
+    };
+    parts
+        .map(|part| part.parse().map_err(|_| wrong(part).into()))
+        .collect()
 }
 
 #[cfg(test)]

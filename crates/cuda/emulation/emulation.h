@@ -1,11 +1,13 @@
-// The CUDA thread model on a CPU, so that the kernels of ../kernels can be run and tested without a GPU.
+// The CUDA thread model on a CPU, so that the kernels of ../kernels can be run and tested without a
+// GPU.
 //
-// The threads of a block are fibers of one CPU thread; a fiber runs until it meets a barrier (__syncthreads,
-// __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step, and the order of fibers and
-// of blocks can be shuffled: what needs a barrier and lacks one gives other results in another order. A
-// barrier that not all threads reach is reported, as is a vector load that is not aligned. Dynamic shared
-// memory is filled with NaN before each block. A background copy happens only when it is waited for, or at once where the
-// order is an even number other than 0: what is read too early is not there, what is filled too early is lost.
+// The threads of a block are fibers of one CPU thread; a fiber runs until it meets a barrier
+// (__syncthreads, __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step,
+// and the order of fibers and of blocks can be shuffled: what needs a barrier and lacks one gives
+// other results in another order. A barrier that not all threads reach is reported, as is a vector
+// load that is not aligned. Dynamic shared memory is filled with NaN before each block. A
+// background copy happens only when it is waited for, or at once where the order is an even number
+// other than 0: what is read too early is not there, what is filled too early is lost.
 #pragma once
 
 #include <math.h>
@@ -18,8 +20,8 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __restrict__
-// A block is done before the next begins in the same CPU thread. (__thread: without the check for initialisation
-// that thread_local makes at every access.)
+// A block is done before the next begins in the same CPU thread. (__thread: without the check for
+// initialisation that thread_local makes at every access.)
 #define __shared__ static __thread
 #define __align__(n) alignas(n)
 
@@ -46,8 +48,8 @@ struct BackgroundCopy {
 
 constexpr uint32_t MOST_COPIES = 256;
 
-// A product of tensor cores that reads shared memory: it happens when it is waited for, so that memory which is filled
-// again too early gives wrong sums.
+// A product of tensor cores that reads shared memory: it happens when it is waited for, so that
+// memory which is filled again too early gives wrong sums.
 struct BackgroundProduct {
     int32_t* sums;
     const unsigned char *a, *b;

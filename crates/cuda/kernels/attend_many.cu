@@ -1,18 +1,20 @@
-// Attention of many new positions (prompts): a block takes a tile of 64 positions of one text, and one head.
+// Attention of many new positions (prompts): a block takes a tile of 64 positions of one text, and
+// one head.
 //
-// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, caches of 16 bits, capability 8.0 on): tensor
-// cores, in the manner of flash attention 2. Each of 4 warps holds 16 queries in registers, with their softmax, and 64 keys
-// at a time pass through shared memory, with the next 64 already on their way (cp.async). Scores leave the tensor cores
-// in the layout in which weights enter them, so that neither goes through memory. Queries, which are f32, and weights
-// are each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16 in bf16, for twice the
-// multiply-adds. Tiles of
-// keys that a warp's causal mask or window hides are skipped, those that they cut are masked; the longest tiles of a
-// text start first.
-// Shared memory, for keys and for values: [values / 8, 64 positions] pieces of 16 bytes. That is how keys lie in
-// the cache; values are moved within groups of 8 positions so that neither copying nor `ldmatrix` meets a bank twice.
+// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, caches of 16 bits,
+// capability 8.0 on): tensor cores, in the manner of flash attention 2. Each of 4 warps holds 16
+// queries in registers, with their softmax, and 64 keys at a time pass through shared memory, with
+// the next 64 already on their way (cp.async). Scores leave the tensor cores in the layout in which
+// weights enter them, so that neither goes through memory. Queries, which are f32, and weights are
+// each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16 in bf16,
+// for twice the multiply-adds. Tiles of keys that a warp's causal mask or window hides are skipped,
+// those that they cut are masked; the longest tiles of a text start first. Shared memory, for keys
+// and for values: [values / 8, 64 positions] pieces of 16 bytes. That is how keys lie in the cache;
+// values are moved within groups of 8 positions so that neither copying nor `ldmatrix` meets a bank
+// twice.
 //
-// `attend_many`, for all else: 32 queries of a head and 64 positions in shared memory, f32 multiply-adds, two queries by
-// four keys a thread; two blocks a tile.
+// `attend_many`, for all else: 32 queries of a head and 64 positions in shared memory, f32
+// multiply-adds, two queries by four keys a thread; two blocks a tile.
 //
 // Bytes: of keys and values once for each tile and head, from L2.
 #include "attention.cuh"
@@ -47,7 +49,8 @@ struct AttendTile {
     // Starts to copy the keys and values of positions `tile` on, those before `stop`.
     static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& text,
                                                 u32 padded, u32 tile, u32 stop) {
-        // The steps of a product are 16 values: the half of the last one that heads may lack is zeros.
+        // The steps of a product are 16 values: the half of the last one that heads may lack is
+        // zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {

@@ -1,24 +1,28 @@
 // Attention of few new positions: decode, and short continuations.
 //
-// A block takes one row, one head of keys, up to HEADS of the heads of queries that share it, and a share of the
-// positions. It is bound by latency, not by bandwidth, so what counts is the chain of waits: the row (where the cache
-// is), then keys and values, and while those are under way the queries; two barriers of the block in all.
-// Each of the 8 warps has its own positions, 32 at a time, and its own softmax. For scores a lane is a position: it
-// reads its key in pieces of 16 bytes, neighbouring lanes beside each other. For values a lane is one piece of a
-// row of values, so that with heads of 64 a warp reads 4 positions per load. Keys and values of the next 32
-// positions are loaded while these are computed. At the end the warps' maxima, totals and sums meet in shared memory.
+// A block takes one row, one head of keys, up to HEADS of the heads of queries that share it, and a
+// share of the positions. It is bound by latency, not by bandwidth, so what counts is the chain of
+// waits: the row (where the cache is), then keys and values, and while those are under way the
+// queries; two barriers of the block in all. Each of the 8 warps has its own positions, 32 at a
+// time, and its own softmax. For scores a lane is a position: it reads its key in pieces of 16
+// bytes, neighbouring lanes beside each other. For values a lane is one piece of a row of values,
+// so that with heads of 64 a warp reads 4 positions per load. Keys and values of the next 32
+// positions are loaded while these are computed. At the end the warps' maxima, totals and sums meet
+// in shared memory.
 //
-// With `attend_new` each row is the only new one of its text. Its key and value then come from the products, not from the
-// cache: the block that needs them also puts them there.
+// With `attend_new` each row is the only new one of its text. Its key and value then come from the
+// products, not from the cache: the block that needs them also puts them there.
 //
-// The grid is fixed when a graph is recorded, and counts as many blocks a row as the whole cache could need. How many
-// of them work is decided here, by the positions that there are; the others end at once. A block alone writes the result;
-// several write parts, and the last of them to end joins these.
+// The grid is fixed when a graph is recorded, and counts as many blocks a row as the whole cache
+// could need. How many of them work is decided here, by the positions that there are; the others
+// end at once. A block alone writes the result; several write parts, and the last of them to end
+// joins these.
 //
-// Heads wider than 256 values are summed up 256 values at a time, and their scores computed again for each.
+// Heads wider than 256 values are summed up 256 values at a time, and their scores computed again
+// for each.
 //
-// Bytes: keys and values once for each set of HEADS heads; where several blocks work, 8 · (padded + 2) a block and head
-// for the parts.
+// Bytes: keys and values once for each set of HEADS heads; where several blocks work, 8 · (padded +
+// 2) a block and head for the parts.
 #include "attention.cuh"
 
 // Queries, keys and values of all rows, before attention looks at them; a thread a value.
@@ -50,14 +54,15 @@ DEVICE void prepare(const PrepareArgs& a) {
 
 constexpr u32 FEW_WARPS = 8;
 constexpr u32 FEW_THREADS = FEW_WARPS * WARP;
-// Positions that a block computes in one round, and up to which it stays alone: joining several takes about as long as
-// another round.
+// Positions that a block computes in one round, and up to which it stays alone: joining several
+// takes about as long as another round.
 constexpr u32 ROUND = FEW_THREADS;
 constexpr u32 ALONE = 2 * ROUND;
 // Values of a head that a warp sums up together, 8 a lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
-// Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how many blocks share them.
+// Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how
+// many blocks share them.
 struct Share {
     u32 start, end, base, chunks, active;
 
@@ -89,7 +94,8 @@ struct AttendFew {
     // Whether this block sees the new position.
     __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == share.active - 1; }
 
-    // The queries, zeros from `count` on, and the new key and value, both as rounded as they will be in the cache.
+    // The queries, zeros from `count` on, and the new key and value, both as rounded as they will
+    // be in the cache.
     __device__ __forceinline__ void fill_vectors() const {
         const Heads& h = a.heads;
         u32 total = (HEADS + (has_fresh() ? 2 : 0)) << h.shift;
@@ -129,7 +135,8 @@ struct AttendFew {
 
         // Lanes without a position of their own load one that others load.
         auto inside = [&](u32 position) { return position < start ? start : position < end ? position : end - 1; };
-        // What is not loaded stays zero or is an older piece, and meets a zero among the queries or weights.
+        // What is not loaded stays zero or is an older piece, and meets a zero among the queries or
+        // weights.
         Piece<T> key[BATCH] = {}, value[BATCH] = {};
         u32 stride = row.capacity * 8;
         auto load_keys = [&](u32 chunk, u32 d) {
@@ -349,8 +356,9 @@ struct AttendNewArgs {
     u32 padding;
 };
 
-// The keys and values that a warp reads first. The row is one of the pass's inputs, which are copied to the device before
-// the first kernel of the pass: no kernel writes it. Old keys and values were written by passes before.
+// The keys and values that a warp reads first. The row is one of the pass's inputs, which are
+// copied to the device before the first kernel of the pass: no kernel writes it. Old keys and
+// values were written by passes before.
 template <class T>
 DEVICE void prefetch_new(const AttendNewArgs& args) {
     if (args.prefetches == 0) return;

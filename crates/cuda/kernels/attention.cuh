@@ -1,17 +1,18 @@
-// What all attention kernels share: where a cache keeps keys and values, what is done with queries, keys and values
-// before they meet, and how scores become weights. Causal attention for every family: grouped heads, windows, rotations,
-// biases, soft caps.
+// What all attention kernels share: where a cache keeps keys and values, what is done with queries,
+// keys and values before they meet, and how scores become weights. Causal attention for every
+// family: grouped heads, windows, rotations, biases, soft caps.
 //
-// A text's cache is one piece of memory, so that all a launch needs to know of it is its address and capacity,
-// which lie on the device: a captured graph serves every text. Of each layer first the keys, of each head in
-// groups of 8 values, [kv_heads, size / 8, capacity, 8]: neighbouring threads read neighbouring positions,
-// 16 bytes each; then the values, [kv_heads, capacity, padded size].
+// A text's cache is one piece of memory, so that all a launch needs to know of it is its address
+// and capacity, which lie on the device: a captured graph serves every text. Of each layer first
+// the keys, of each head in groups of 8 values, [kv_heads, size / 8, capacity, 8]: neighbouring
+// threads read neighbouring positions, 16 bytes each; then the values, [kv_heads, capacity, padded
+// size].
 #pragma once
 #include "ptx.cuh"
 #include "reduce.cuh"
 
-// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it do not diverge, and
-// exchanges in them need no second version for lanes that have left.
+// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it
+// do not diverge, and exchanges in them need no second version for lanes that have left.
 DEVICE u32 uniform_warp() { return __shfl_sync(EVERY_LANE, warp_index(), 0); }
 
 // One new position: a row of the products. capacity · padded size stays below 2^32.
@@ -48,7 +49,8 @@ struct PrepareArgs {
 
 enum HeadKind : u32 { QUERY = 0, KEY = 1, VALUE = 2 };
 
-// Value d of the head at `place` in row m: clamped, queries and keys rotated, queries multiplied with the factor.
+// Value d of the head at `place` in row m: clamped, queries and keys rotated, queries multiplied
+// with the factor.
 DEVICE float prepared(const PrepareArgs& a, u32 m, u32 place, u32 kind, u32 d) {
     if (d >= a.heads.size) return 0.0f;
     const float* x = a.qkv + (size_t)m * a.stride + place * a.heads.size;
@@ -109,7 +111,8 @@ DEVICE u32 first_seen(const Rule& rule, u32 position) {
 
 DEVICE float negative_infinity() { return __uint_as_float(0xff800000u); }
 
-// What old sums are multiplied with when the largest score grows; also right where there was none yet.
+// What old sums are multiplied with when the largest score grows; also right where there was none
+// yet.
 DEVICE float shrink(float old_max, float new_max) { return old_max == new_max ? 1.0f : expf(old_max - new_max); }
 
 struct AttendArgs {
@@ -133,7 +136,8 @@ struct Piece {
     Words4 words[sizeof(T) / 2];
 };
 
-// `IS_OLD`: written before this pass, so that the read-only path may be taken also where kernels start early.
+// `IS_OLD`: written before this pass, so that the read-only path may be taken also where kernels
+// start early.
 template <bool IS_OLD, class T>
 DEVICE Piece<T> load_piece(const T* p) {
     Piece<T> piece;

@@ -1,18 +1,20 @@
 // What every kernel file needs: short names, the KERNEL macro, conversions.
 //
-// The same files are compiled twice: by nvcc for GPUs, and by a C++ compiler with LLM_INT8_EMULATION for the
-// emulated device of the tests (emulation/emulation.h), which runs every thread of every block on the CPU.
-// Whatever is not plain C++ therefore goes through this file or ptx.cuh.
+// The same files are compiled twice: by nvcc for GPUs, and by a C++ compiler with
+// LLM_INT8_EMULATION for the emulated device of the tests (emulation/emulation.h), which runs every
+// thread of every block on the CPU. Whatever is not plain C++ therefore goes through this file or
+// ptx.cuh.
 //
-// A kernel is declared with the threads of its largest block and the blocks of those that a multiprocessor shall
-// hold, which says how many registers it may use: 65536 over both. It takes one struct, which src/args.rs mirrors
-// field by field: pointers and 32-bit numbers only, so that both languages lay it out alike. Letters: M rows of
-// activations, N out_features, K in_features.
+// A kernel is declared with the threads of its largest block and the blocks of those that a
+// multiprocessor shall hold, which says how many registers it may use: 65536 over both. It takes
+// one struct, which src/args.rs mirrors field by field: pointers and 32-bit numbers only, so that
+// both languages lay it out alike. Letters: M rows of activations, N out_features, K in_features.
 //
-// Every kernel waits for the kernels before it, which matters where it was started early (programmatic dependent launch,
-// capability 9.0 on): nothing that they write may be touched before. KERNEL waits first; KERNEL_WITH_PREFETCH first
-// prefetches what no pass writes, weights; the body of a KERNEL_THAT_WAITS calls `start_kernels_after` and
-// `wait_for_kernels_before` itself, each exactly once in every thread.
+// Every kernel waits for the kernels before it, which matters where it was started early
+// (programmatic dependent launch, capability 9.0 on): nothing that they write may be touched
+// before. KERNEL waits first; KERNEL_WITH_PREFETCH first prefetches what no pass writes, weights;
+// the body of a KERNEL_THAT_WAITS calls `start_kernels_after` and `wait_for_kernels_before` itself,
+// each exactly once in every thread.
 #pragma once
 
 #ifdef LLM_INT8_EMULATION
@@ -64,8 +66,8 @@ DEVICE void start_kernels_after() {
 #endif
 }
 
-// Waits until the kernels before this one are done and what they wrote can be seen. Both functions do nothing where kernels
-// are not started early.
+// Waits until the kernels before this one are done and what they wrote can be seen. Both functions
+// do nothing where kernels are not started early.
 DEVICE void wait_for_kernels_before() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -109,8 +111,8 @@ __device__ __forceinline__ half from_float<half>(float x) { return __float2half_
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-// The bits of the magnitude of a value in f16. Their order is that of the magnitudes, with infinity above
-// all numbers and NaN above infinity.
+// The bits of the magnitude of a value in f16. Their order is that of the magnitudes, with infinity
+// above all numbers and NaN above infinity.
 constexpr u32 HALF_INFINITY = 0x7c00;
 DEVICE u32 half_magnitude(half x) { return __half_as_ushort(x) & 0x7fffu; }
 DEVICE float half_value(u32 bits) { return __half2float(__ushort_as_half((u16)bits)); }
@@ -118,8 +120,8 @@ DEVICE float half_value(u32 bits) { return __half2float(__ushort_as_half((u16)bi
 // `limit`: the smallest magnitude that is an outlier; NaN is none, it is to be seen in absmax.
 DEVICE bool is_outlier(u32 magnitude, u32 limit) { return magnitude >= limit && magnitude <= HALF_INFINITY; }
 
-// The code of a value: rint(value · 127 / absmax), halves to even. PyTorch's `127.0 / absmax` is a reciprocal
-// and a product; 0 where the row has no scale (zero, or not finite).
+// The code of a value: rint(value · 127 / absmax), halves to even. PyTorch's `127.0 / absmax` is a
+// reciprocal and a product; 0 where the row has no scale (zero, or not finite).
 DEVICE float inverse_step(float absmax) {
     bool usable = absmax > 0.0f && absmax <= 65504.0f;
     return usable ? __fmul_rn(__fdiv_rn(1.0f, absmax), 127.0f) : 0.0f;
@@ -128,8 +130,8 @@ DEVICE i32 code_of(half x, float inverse) {
     return inverse == 0.0f ? 0 : __float2int_rn(__fmul_rn(__half2float(x), inverse));
 }
 
-// The codes of four values, each a byte; of outliers any. The sum with 1.5 · 2^23 rounds to an integer, halves to even, whose
-// low bits are those of the sum.
+// The codes of four values, each a byte; of outliers any. The sum with 1.5 · 2^23 rounds to an
+// integer, halves to even, whose low bits are those of the sum.
 DEVICE u32 codes_of(const float (&value)[4], float inverse) {
     u32 word = 0;
     if (inverse == 0.0f) return word;

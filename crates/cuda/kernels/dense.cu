@@ -1,11 +1,13 @@
-// Products with float weights: the head, and layers that are not int8. f32 arithmetic, weights as stored.
+// Products with float weights: the head, and layers that are not int8. f32 arithmetic, weights as
+// stored.
 //
-// A few rows: a warp holds ROWS rows of weights and reads them once for up to TOKENS rows of activations; with one
-// row four of them, so that enough loads are under way (64 bytes a lane), else two.
-// More rows and weights of 16 bits: `dense_mma`, tensor cores; the operands as in thin.cu, weights streamed once for 64
-// rows. f32 activations are split into a sum of 16-bit floats, so that nothing of them is lost: the head of 32 sequences
-// is as exact as that of one. Bytes: the weights once for 64 rows; at 32 rows of gpt2-large's head 0.13 GB.
-// Otherwise tiles of 64 × 64 in shared memory, plain multiply-adds.
+// A few rows: a warp holds ROWS rows of weights and reads them once for up to TOKENS rows of
+// activations; with one row four of them, so that enough loads are under way (64 bytes a lane),
+// else two. More rows and weights of 16 bits: `dense_mma`, tensor cores; the operands as in
+// thin.cu, weights streamed once for 64 rows. f32 activations are split into a sum of 16-bit
+// floats, so that nothing of them is lost: the head of 32 sequences is as exact as that of one.
+// Bytes: the weights once for 64 rows; at 32 rows of gpt2-large's head 0.13 GB. Otherwise tiles of
+// 64 × 64 in shared memory, plain multiply-adds.
 #include "epilogue.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
@@ -73,8 +75,8 @@ DEVICE void dense_thin(const DenseArgs& a) {
     finish<float>(a.epilogue, operands, m, n, mine + operands.bias);
 }
 
-// Finishes outputs first_m … and first_n … out of shared memory, M rows of N and a pitch: neighbouring threads write
-// neighbours, and the code of the activation functions is there once.
+// Finishes outputs first_m … and first_n … out of shared memory, M rows of N and a pitch:
+// neighbouring threads write neighbours, and the code of the activation functions is there once.
 template <u32 M, u32 N, u32 PITCH>
 DEVICE void finish_tile(const DenseArgs& a, const float* sums, u32 first_m, u32 first_n) {
 #pragma unroll 1
@@ -86,8 +88,9 @@ DEVICE void finish_tile(const DenseArgs& a, const float* sums, u32 first_m, u32 
     }
 }
 
-// A value as a sum of PARTS floats of 16 bits: f16 has 11 bits and two of them 22, bf16 8 and three of them 24. Of f16
-// values up to 131008 in magnitude are in range; beyond, the result is not finite.
+// A value as a sum of PARTS floats of 16 bits: f16 has 11 bits and two of them 22, bf16 8 and three
+// of them 24. Of f16 values up to 131008 in magnitude are in range; beyond, the result is not
+// finite.
 template <class W>
 struct Split;
 template <>
@@ -109,7 +112,8 @@ struct Split<bf16> {
     static __device__ __forceinline__ float value(u32 bits) { return __uint_as_float(bits << 16); }
 };
 
-// GROUPS: of 8 rows of activations. K is a multiple of 8, and rows of x lie at multiples of 16 bytes.
+// GROUPS: of 8 rows of activations. K is a multiple of 8, and rows of x lie at multiples of 16
+// bytes.
 template <class W, u32 GROUPS>
 DEVICE void dense_mma(const DenseArgs& a) {
     constexpr u32 PARTS = Split<W>::PARTS;

@@ -51,7 +51,8 @@ struct Activate {
     static __device__ __forceinline__ float of(float x) { return activate(FUNCTION, x); }
 };
 
-// Calls f(Activate<function>()): for loops that shall not choose the function again for every value.
+// Calls f(Activate<function>()): for loops that shall not choose the function again for every
+// value.
 template <u32 FUNCTION = GELU, class F>
 DEVICE void with_activation(u32 function, F f) {
     if (function == FUNCTION) {
@@ -78,7 +79,8 @@ struct Int8Weight {
     u32 out_features, pitch;
 };
 
-// What an output needs that no kernel writes: it may be loaded before the kernels before are waited for.
+// What an output needs that no kernel writes: it may be loaded before the kernels before are waited
+// for.
 struct Constants {
     float absmax, bias;  // of the weight row; 0 where there is no bias
 
@@ -91,7 +93,8 @@ DEVICE float residual_of(const Epilogue& e, u32 m, u32 n) {
     return e.residual != nullptr ? e.residual[(size_t)m * e.residual_stride + n] : 0.0f;
 }
 
-// What an output needs beside its sum, loaded before the sum is there, so that nobody waits for it at the end.
+// What an output needs beside its sum, loaded before the sum is there, so that nobody waits for it
+// at the end.
 struct Operands {
     float absmax;    // of the weight row; float weights: none
     float bias;      // 0 where there is none

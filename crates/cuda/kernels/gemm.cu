@@ -1,14 +1,15 @@
-// Many rows (prefill): int8 tensor cores, tiles in shared memory, everything else of the layer in the epilogue.
+// Many rows (prefill): int8 tensor cores, tiles in shared memory, everything else of the layer in
+// the epilogue.
 //
-// Idea: a block computes TILE_M × TILE_N outputs; codes of 64 k at a time come into shared memory by copies in
-// the background, STAGES deep (weights of the first ones before the kernels before are waited for), and go from there to the registers of mma.m16n8k32 by ldmatrix. tile.cuh makes outputs of
-// the sums and writes each once: no i32 matrix is ever in device memory (bitsandbytes writes and reads M · N · 4 bytes
-// there), but for small products whose K several blocks share.
+// Idea: a block computes TILE_M × TILE_N outputs; codes of 64 k at a time come into shared memory
+// by copies in the background, STAGES deep (weights of the first ones before the kernels before are
+// waited for), and go from there to the registers of mma.m16n8k32 by ldmatrix. tile.cuh makes
+// outputs of the sums and writes each once: no i32 matrix is ever in device memory (bitsandbytes
+// writes and reads M · N · 4 bytes there), but for small products whose K several blocks share.
 //
-// Layout of a stage: rows of 64 bytes, their four 16-byte chunks permuted by (row / 2) % 4, so that the eight
-// rows an ldmatrix reads lie in different banks.
-// Any M, N, K: rows beyond the end read as zeros and are not written, K is filled up to 16 by the pitch and to
-// 64 by the copies.
+// Layout of a stage: rows of 64 bytes, their four 16-byte chunks permuted by (row / 2) % 4, so that
+// the eight rows an ldmatrix reads lie in different banks. Any M, N, K: rows beyond the end read as
+// zeros and are not written, K is filled up to 16 by the pitch and to 64 by the copies.
 #include "tile.cuh"
 
 constexpr u32 STAGES = 4;

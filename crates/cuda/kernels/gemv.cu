@@ -1,16 +1,18 @@
 // One token (M = 1): from a row of activations to the outputs of an int8 layer in one launch.
 //
-// Idea: decode is bound by reading weights, N · K bytes, once, and by latency: a layer of gpt2-large reads for 1 to 2 us.
-// Every block normalises and quantises the row for itself, out of L2, which costs less than a launch and a trip through
-// memory between norm and matmul. What no kernel writes is fetched before the kernels before this one are waited for: up to
-// GEMV_STAGES · 8 KB of the block's weights on their way into shared memory, scales, biases and the norm's weights in
-// registers. With programmatic dependent launch all of that overlaps with those kernels.
+// Idea: decode is bound by reading weights, N · K bytes, once, and by latency: a layer of
+// gpt2-large reads for 1 to 2 us. Every block normalises and quantises the row for itself, out of
+// L2, which costs less than a launch and a trip through memory between norm and matmul. What no
+// kernel writes is fetched before the kernels before this one are waited for: up to GEMV_STAGES · 8
+// KB of the block's weights on their way into shared memory, scales, biases and the norm's weights
+// in registers. With programmatic dependent launch all of that overlaps with those kernels.
 //
-// Layout: a block has `rows` neighbouring rows of weights. `lanes` threads share a row, a power of two from 16 to 512 that
-// leaves few of them without work (plan::gemv), and a block takes a set of 512 / lanes rows at a time. Each thread copies the
-// pieces of 16 bytes that it multiplies, into a place of its own, so that no barrier is needed between copying and reading.
-// Of every row it has the same columns, whose codes it keeps in registers: a piece costs one load and four dp4a. Sums are of
-// integers: their order does not matter. Outputs are finished at the end, a thread each.
+// Layout: a block has `rows` neighbouring rows of weights. `lanes` threads share a row, a power of
+// two from 16 to 512 that leaves few of them without work (plan::gemv), and a block takes a set of
+// 512 / lanes rows at a time. Each thread copies the pieces of 16 bytes that it multiplies, into a
+// place of its own, so that no barrier is needed between copying and reading. Of every row it has
+// the same columns, whose codes it keeps in registers: a piece costs one load and four dp4a. Sums
+// are of integers: their order does not matter. Outputs are finished at the end, a thread each.
 //
 // Outliers are listed in shared memory, columns ascending, and added when an output is finished.
 #include "epilogue.cuh"
@@ -62,7 +64,8 @@ struct GemvShare {
 
     __device__ __forceinline__ u32 row_of(u32 set) const { return set * together + row; }
 
-    // Where a weight of the block's row `at` lies in shared memory, if all pieces have a stage of their own.
+    // Where a weight of the block's row `at` lies in shared memory, if all pieces have a stage of
+    // their own.
     __device__ __forceinline__ const i8* staged(const GemvMemory& memory, u32 at, u32 column) const {
         u32 shift = __ffs(lanes) - 1, chunk = column / 16, slot = (at >> (__ffs(together) - 1)) * loads + (chunk >> shift);
         u32 thread = (at & (together - 1)) * lanes + (chunk & (lanes - 1));
@@ -79,8 +82,8 @@ struct GemvShare {
     }
 };
 
-// The sums of SETS sets from `first` on, into `memory`. STREAMS: there are more pieces than stages, and the places of these
-// are filled with later ones.
+// The sums of SETS sets from `first` on, into `memory`. STREAMS: there are more pieces than stages,
+// and the places of these are filled with later ones.
 template <u32 SETS, bool STREAMS>
 DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Words4 (&x)[GEMV_LOADS], u32 first) {
     i32 sum[SETS] = {};
@@ -98,7 +101,8 @@ DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Wor
         }
     }
     if (STREAMS) {
-        // Every piece of this set counts as one of those under way, also where no other takes its place.
+        // Every piece of this set counts as one of those under way, also where no other takes its
+        // place.
         u32 next_set = first + GEMV_STAGES / share.loads, next = GEMV_STAGES % share.loads;
         for (u32 load = 0; load < share.loads; ++load, ++next) {
             if (next == share.loads) next = 0, ++next_set;

@@ -1,5 +1,5 @@
-// Instructions C++ has no words for, by the names and operand layouts of the PTX ISA 9.0. On the emulated
-// device their meaning is written out in emulation/emulation.h.
+// Instructions C++ has no words for, by the names and operand layouts of the PTX ISA 9.0. On the
+// emulated device their meaning is written out in emulation/emulation.h.
 #pragma once
 #include "common.cuh"
 
@@ -32,8 +32,8 @@ DEVICE void store_words(void* p, Words4 v) {
 DEVICE void add_apart(i32* p, i32 x) { asm volatile("red.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory"); }
 
 // d += a · b over 32 codes: a row-major 16 × 32, b column-major 32 × 8, d 16 × 8. Of lane 4g + t:
-// a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g, bytes 4t.. and
-// 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.
+// a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g,
+// bytes 4t.. and 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.
 DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -53,9 +53,10 @@ DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif
 }
 
-// d += a · b over 16 values, sums in f32: a row-major 16 × 16, b column-major 16 × 8, d 16 × 8. Of lane 4g + t, two values
-// a word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1; a[2], a[3]: columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1
-// and 8 later; d as above. From capability 8.0 on.
+// d += a · b over 16 values, sums in f32: a row-major 16 × 16, b column-major 16 × 8, d 16 × 8. Of
+// lane 4g + t, two values a word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1; a[2], a[3]:
+// columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1 and 8 later; d as above. From capability
+// 8.0 on.
 DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -71,8 +72,8 @@ DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16
 #endif
 }
 
-// Four 8 × 16-byte matrices out of shared memory; lane l gives the address of row l % 8 of matrix l / 8, and
-// gets in word i the bytes 4t..4t+3 of row g of matrix i.
+// Four 8 × 16-byte matrices out of shared memory; lane l gives the address of row l % 8 of matrix l
+// / 8, and gets in word i the bytes 4t..4t+3 of row g of matrix i.
 DEVICE void load_matrices(u32 (&words)[4], const void* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -81,7 +82,8 @@ DEVICE void load_matrices(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
-// The same with each matrix of 8 × 8 values of 16 bits transposed: the lane gets in word i of column g rows 2t, 2t + 1.
+// The same with each matrix of 8 × 8 values of 16 bits transposed: the lane gets in word i of
+// column g rows 2t, 2t + 1.
 DEVICE void load_transposed(u32 (&words)[4], const void* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -135,18 +137,20 @@ DEVICE void wait_for_copies() {
 #endif
 }
 
-// ---- Hopper's tensor cores (capability 9.0 alone) ------------------------------------------------------------
-// They read both operands from shared memory, where a tile lies in rows of 128 codes, at a multiple of 1024 bytes; the
-// 16-byte chunk c of row r is at chunk c ^ (r % 8), so that 8 rows fill 1024 bytes (the 128-byte swizzle).
+// ---- Hopper's tensor cores (capability 9.0 alone)
+// ------------------------------------------------------------ They read both operands from shared
+// memory, where a tile lies in rows of 128 codes, at a multiple of 1024 bytes; the 16-byte chunk c
+// of row r is at chunk c ^ (r % 8), so that 8 rows fill 1024 bytes (the 128-byte swizzle).
 
-// Dynamic shared memory from a multiple of 1024 bytes on; the caller asked for 1024 more than it uses.
+// Dynamic shared memory from a multiple of 1024 bytes on; the caller asked for 1024 more than it
+// uses.
 DEVICE unsigned char* align_tiles(unsigned char* shared) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
     return shared + (1024 - address % 1024) % 1024;
 }
 
-// What this thread wrote to shared memory, also by copies that it has waited for, can be read by tensor cores of any
-// warpgroup after the next barrier.
+// What this thread wrote to shared memory, also by copies that it has waited for, can be read by
+// tensor cores of any warpgroup after the next barrier.
 DEVICE void show_to_tensor_cores() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -161,16 +165,16 @@ DEVICE void begin_wgmma() {
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// The bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024 bytes from 8 rows to the next
-// 8, 128-byte swizzle.
+// The bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024 bytes
+// from 8 rows to the next 8, 128-byte swizzle.
 DEVICE u64 tile_descriptor(const void* tile) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(tile));
     return u64((address & 0x3ffff) >> 4) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 #endif
 
-// Starts d += a · bᵀ over codes 32 · step … of 64 rows of tile a and 128 of tile b, by a warpgroup. Of lane 4g + t of its
-// warp w: d[4j + 2h + e] is row 16w + g + 8h of a, row 8j + 2t + e of b.
+// Starts d += a · bᵀ over codes 32 · step … of 64 rows of tile a and 128 of tile b, by a warpgroup.
+// Of lane 4g + t of its warp w: d[4j + 2h + e] is row 16w + g + 8h of a, row 8j + 2t + e of b.
 DEVICE void wgmma_s8(i32 (&d)[64], const void* a, const void* b, u32 step) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define WORDS4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])

@@ -1,13 +1,15 @@
 // Activations: which are outliers, absmax over the rest, codes; no host takes part.
 //
-// One launch, a row a block at a time, by as many blocks as are on the device together. A thread has groups of four values that
-// lie side by side and keeps the first of them in registers. Most rows have no outliers: then a value costs a maximum, a
-// product and a sum. Columns with outliers in any row are marked in a bitmap; the last block to end makes the list of them
-// and leaves the bitmap and the counter of blocks as zeros, so that no launch is needed before or after. Only
+// One launch, a row a block at a time, by as many blocks as are on the device together. A thread
+// has groups of four values that lie side by side and keeps the first of them in registers. Most
+// rows have no outliers: then a value costs a maximum, a product and a sum. Columns with outliers
+// in any row are marked in a bitmap; the last block to end makes the list of them and leaves the
+// bitmap and the counter of blocks as zeros, so that no launch is needed before or after. Only
 // where an outlier takes its whole column with it, `clear_columns` follows.
 //
-// Bytes: up to 8192 values a row, x is read once; of longer rows the rest is read two to four times, but only once from
-// device memory, as it stays in the caches. Codes are written once, a quarter of an f32 row.
+// Bytes: up to 8192 values a row, x is read once; of longer rows the rest is read two to four
+// times, but only once from device memory, as it stays in the caches. Codes are written once, a
+// quarter of an f32 row.
 #include "source.cuh"
 
 struct QuantizeArgs {
@@ -29,7 +31,8 @@ DEVICE void list_columns(const QuantizeArgs& a) {
     u32 lane = lane_index(), words = (a.source.cols + WARP - 1) / WARP, count = 0;
 #pragma unroll 1
     for (u32 first = 0; first < words; first += AT_ONCE * WARP) {
-        // Marks of other blocks: read where the atomics are done, not out of a cache of this multiprocessor.
+        // Marks of other blocks: read where the atomics are done, not out of a cache of this
+        // multiprocessor.
         u32 marks[AT_ONCE];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; ++i) {
@@ -54,7 +57,8 @@ DEVICE void list_columns(const QuantizeArgs& a) {
     if (lane == 0) *a.count = count;
 }
 
-// One row; whether it has outliers. `marked`: the columns of kept values that this thread has marked before.
+// One row; whether it has outliers. `marked`: the columns of kept values that this thread has
+// marked before.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
 DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
     static_assert(GROUPS * 4 <= 32, "a bit for each value that is kept");

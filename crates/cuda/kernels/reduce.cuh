@@ -1,5 +1,6 @@
-// Reductions over a warp and a block. Every thread of the block must call the block functions; every thread
-// gets the result. The order of additions is fixed, so that a sum has the same bits at every run.
+// Reductions over a warp and a block. Every thread of the block must call the block functions;
+// every thread gets the result. The order of additions is fixed, so that a sum has the same bits at
+// every run.
 #pragma once
 #include "common.cuh"
 
@@ -29,7 +30,8 @@ DEVICE T warp_reduce(T x) {
     return x;
 }
 
-// With one barrier: `parts` is shared memory for a value a warp, which nothing else uses in the whole kernel.
+// With one barrier: `parts` is shared memory for a value a warp, which nothing else uses in the
+// whole kernel.
 template <class Op, class T>
 DEVICE T block_reduce(T x, T* parts) {
     x = warp_reduce<Op>(x);
@@ -62,7 +64,8 @@ DEVICE T block_reduce(T x) {
     return all;
 }
 
-// How many of the flags of threads before this one are set, and in `total` how many of the whole block.
+// How many of the flags of threads before this one are set, and in `total` how many of the whole
+// block.
 DEVICE u32 block_rank(bool flag, u32& total) {
     __shared__ u32 counts[32];
     u32 ballot = __ballot_sync(EVERY_LANE, flag);

@@ -40,8 +40,8 @@ KERNEL(embed_f32, EmbedArgs, 256, 4) { embed<float>(a); }
 KERNEL(embed_f16, EmbedArgs, 256, 4) { embed<half>(a); }
 KERNEL(embed_bf16, EmbedArgs, 256, 4) { embed<bf16>(a); }
 
-// A norm by itself: of whole rows, or of each of `heads` parts of a row, with weights of its own where
-// `weight_stride` is its width. `out` may be where `source` lies.
+// A norm by itself: of whole rows, or of each of `heads` parts of a row, with weights of its own
+// where `weight_stride` is its width. `out` may be where `source` lies.
 struct NormArgs {
     Source source;
     float* out;
@@ -63,7 +63,8 @@ KERNEL(norm_rows, NormArgs, 512, 1) {
     });
 }
 
-// out = x · up, or x += factor · up: what is left of gates and residuals where no product takes them along.
+// out = x · up, or x += factor · up: what is left of gates and residuals where no product takes
+// them along.
 struct CombineArgs {
     const float* x;   // [M, x_stride]
     const float* up;  // [M, up_stride]

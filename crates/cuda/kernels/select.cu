@@ -1,4 +1,5 @@
-// From logits to the few tokens that matter, so that no row of logits crosses the bus. One block a row.
+// From logits to the few tokens that matter, so that no row of logits crosses the bus. One block a
+// row.
 #include "reduce.cuh"
 
 // The order of f32 as an order of integers.
@@ -65,8 +66,9 @@ KERNEL(select_largest, SelectArgs, 1024, 1) {
     a.is_bad[blockIdx.x] = bad;
 }
 
-// The k largest logits in the order of their ids; of equal ones at the end the first. The k-th largest is found
-// byte by byte (radix selection), then all above it and as many equal ones as are left are listed.
+// The k largest logits in the order of their ids; of equal ones at the end the first. The k-th
+// largest is found byte by byte (radix selection), then all above it and as many equal ones as are
+// left are listed.
 KERNEL(select_top, SelectArgs, 1024, 1) {
     __shared__ u32 histogram[256];
     const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;

@@ -1,6 +1,6 @@
-// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread keeps the first of its
-// values in registers; what lies beyond is computed again whenever it is needed, which costs a few operations and saves a
-// trip through memory.
+// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread
+// keeps the first of its values in registers; what lies beyond is computed again whenever it is
+// needed, which costs a few operations and saves a trip through memory.
 #pragma once
 #include "reduce.cuh"
 
@@ -31,7 +31,8 @@ DEVICE bool is_aligned(const V* p) {
     return (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0;
 }
 
-// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there are outliers.
+// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there
+// are outliers.
 struct Magnitudes {
     static constexpr u32 OUTLIER = 1u << 16;
 
@@ -50,9 +51,10 @@ DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
     return bits;
 }
 
-// One row, of which a thread has the groups of four values 4 · (threadIdx.x + blockDim.x · i) …, and keeps the first GROUPS.
-// IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept, and four values can be loaded together. What a kind of rows
-// does not need is not in its code, which runs once in a small product and has to come from memory first.
+// One row, of which a thread has the groups of four values 4 · (threadIdx.x + blockDim.x · i) …,
+// and keeps the first GROUPS. IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept, and
+// four values can be loaded together. What a kind of rows does not need is not in its code, which
+// runs once in a small product and has to come from memory first.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
 struct GroupedRow {
     const Source& source;
@@ -72,8 +74,8 @@ struct GroupedRow {
 #pragma unroll
         for (u32 i = 0; i < GROUPS; ++i) load(x, place(i), held[i], 0.0f);
         if (IS_PLAIN || source.kind == PLAIN) return;
-        // Those of a norm's weights too, where there is room for them. Of what is not normed, mean and inverse are 0 and 1, and
-        // a value stays as it is.
+        // Those of a norm's weights too, where there is room for them. Of what is not normed, mean
+        // and inverse are 0 and 1, and a value stays as it is.
         if constexpr (GROUPS <= 2) {
             float factor[GROUPS][4], offset[GROUPS][4];
 #pragma unroll
@@ -92,8 +94,8 @@ struct GroupedRow {
         }
     }
 
-    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; past the row values are 0. `group` is GROUPS
-    // for those that are not kept.
+    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; past the row
+    // values are 0. `group` is GROUPS for those that are not kept.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
@@ -114,8 +116,9 @@ struct GroupedRow {
         }
     }
 
-    // The bits of the largest f16 magnitude that is no outlier, whether the row has outliers, and which of the kept values of
-    // this thread are some: bit 4i + j is that of value j of group i. NaN wins over every number.
+    // The bits of the largest f16 magnitude that is no outlier, whether the row has outliers, and
+    // which of the kept values of this thread are some: bit 4i + j is that of value j of group i.
+    // NaN wins over every number.
     __device__ __forceinline__ u32 absmax(u32 limit, bool& has_outliers, u32& outliers) const {
         u32 found = 0;
         each(source.cols, [&](u32, u32, const float (&value)[4]) {
@@ -207,10 +210,11 @@ private:
     }
 };
 
-// A row for blocks of 512 threads that start early: `load_constants` may come before the kernels before are waited for,
-// `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x + 512 i) … + 3, the first QUADS groups of them in
-// registers: rows of up to 6144 values. Rows that are not a multiple of 4 long, or that lie where four values cannot be
-// loaded together, are not kept at all.
+// A row for blocks of 512 threads that start early: `load_constants` may come before the kernels
+// before are waited for, `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x +
+// 512 i) … + 3, the first QUADS groups of them in registers: rows of up to 6144 values. Rows that
+// are not a multiple of 4 long, or that lie where four values cannot be loaded together, are not
+// kept at all.
 constexpr u32 QUADS = 3;
 
 template <class T>
@@ -280,8 +284,8 @@ struct QuadRow {
         return bias != nullptr ? value + bias[k] : value;
     }
 
-    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may lie past the row, where
-    // values are 0.
+    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may
+    // lie past the row, where values are 0.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
@@ -326,8 +330,8 @@ private:
     }
 };
 
-// The bits of the largest f16 magnitude of a row that is no outlier, and whether there are outliers. NaN wins over
-// every number.
+// The bits of the largest f16 magnitude of a row that is no outlier, and whether there are
+// outliers. NaN wins over every number.
 template <class T>
 DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
     u32 found = 0;

@@ -1,15 +1,16 @@
 // A few rows (M = 1 … 16): weights are read once, tensor cores do the products.
 //
-// Idea: the operands are swapped, so that 16 rows of weights are the tall one of mma.m16n8k32 and 8 rows of
-// activations the wide one. A sum over k may be taken in any order, so a lane loads 16 bytes that lie side by
-// side, of a weight row and of an activation row alike, and feeds them as the k of two instructions: the loads
-// are 16 bytes wide, and 4 lanes read 64 bytes in a row.
+// Idea: the operands are swapped, so that 16 rows of weights are the tall one of mma.m16n8k32 and 8
+// rows of activations the wide one. A sum over k may be taken in any order, so a lane loads 16
+// bytes that lie side by side, of a weight row and of an activation row alike, and feeds them as
+// the k of two instructions: the loads are 16 bytes wide, and 4 lanes read 64 bytes in a row.
 //
-// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them. Each lane copies the weights
-// it needs into a place of its own in shared memory, THIN_STAGES steps of 64 columns ahead, the first of them before the
-// kernels before this one are waited for: with programmatic dependent launch they arrive while the rows are quantised.
-// Multiply-adds: at M = 16 a byte of weight needs 16, 4.8 TB/s of them 77 T/s: far below the tensor cores,
-// above what dp4a gives.
+// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them. Each
+// lane copies the weights it needs into a place of its own in shared memory, THIN_STAGES steps of
+// 64 columns ahead, the first of them before the kernels before this one are waited for: with
+// programmatic dependent launch they arrive while the rows are quantised. Multiply-adds: at M = 16
+// a byte of weight needs 16, 4.8 TB/s of them 77 T/s: far below the tensor cores, above what dp4a
+// gives.
 #include "product.cuh"
 
 constexpr u32 THIN_WARPS = 8;

@@ -1,16 +1,18 @@
 // From the sums of a tile to outputs.
 //
-// Idea: the sums leave the registers of the tensor cores' layout for shared memory, in the place of the stages that the
-// main loop no longer needs. From there a thread finishes blocks of 4 rows by 4 neighbouring columns: 16 independent outputs
-// at once, shared memory read 16 bytes at a time, residuals and outputs moved as vectors where they lie so. A thread stays
-// in its columns, whose absmax and bias it keeps. The loops are not unrolled over the tile: the code of an activation function
-// must not be there once for every output of a thread, or the instruction cache does not hold it. absmax, biases and the
-// numbers of outlier columns are fetched before the main loop; outliers after it, once for the tile if there are up to 16.
+// Idea: the sums leave the registers of the tensor cores' layout for shared memory, in the place of
+// the stages that the main loop no longer needs. From there a thread finishes blocks of 4 rows by 4
+// neighbouring columns: 16 independent outputs at once, shared memory read 16 bytes at a time,
+// residuals and outputs moved as vectors where they lie so. A thread stays in its columns, whose
+// absmax and bias it keeps. The loops are not unrolled over the tile: the code of an activation
+// function must not be there once for every output of a thread, or the instruction cache does not
+// hold it. absmax, biases and the numbers of outlier columns are fetched before the main loop;
+// outliers after it, once for the tile if there are up to 16.
 //
-// Few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each adds its sums to those of the tile in
-// device memory, which is exact in any order; the last one takes them back into its registers and finishes, and leaves
-// sums and counter as zeros. There sum i of a thread lies beside sum i of its neighbour.
-// Bytes: 4 · splits + 8 an output, all of it in L2.
+// Few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each adds its sums
+// to those of the tile in device memory, which is exact in any order; the last one takes them back
+// into its registers and finishes, and leaves sums and counter as zeros. There sum i of a thread
+// lies beside sum i of its neighbour. Bytes: 4 · splits + 8 an output, all of it in L2.
 #pragma once
 #include "product.cuh"
 
@@ -34,8 +36,9 @@ struct StepRange {
     }
 };
 
-// Copies a tile of codes into shared memory, in the background: ROWS rows of CHUNKS · 16 bytes, of which a thread copies
-// the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, with which the order of chunks in a row repeats.
+// Copies a tile of codes into shared memory, in the background: ROWS rows of CHUNKS · 16 bytes, of
+// which a thread copies the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, with
+// which the order of chunks in a row repeats.
 template <u32 ROWS, u32 CHUNKS, u32 THREADS>
 struct TileCopy {
     static constexpr u32 STRIDE = THREADS / CHUNKS, BYTES = ROWS * CHUNKS * 16;
@@ -80,7 +83,8 @@ struct Tile {
 
     const ProductArgs& a;
     u32 first_m, first_n, count;
-    // Fetched before the main loop: absmax of rows of activations or of weights, biases, and an outlier column a lane.
+    // Fetched before the main loop: absmax of rows of activations or of weights, biases, and an
+    // outlier column a lane.
     float factor[FETCHED], offset[FETCHED];
     u32 column;
     // In shared memory, after it.
@@ -106,8 +110,9 @@ struct Tile {
         if (lane_index() < OUTLIERS_AT_ONCE && lane_index() < count) column = a.columns[lane_index()];
     }
 
-    // Finishes the tile in BYTES of shared memory, which no thread may use for something else any more. put(part) gives rows
-    // part · HEIGHT … of `sum` to put_pair; all threads call it. `has_rows`: whether the warp has rows that there are.
+    // Finishes the tile in BYTES of shared memory, which no thread may use for something else any
+    // more. put(part) gives rows part · HEIGHT … of `sum` to put_pair; all threads call it.
+    // `has_rows`: whether the warp has rows that there are.
     template <class Put>
     __device__ __forceinline__ void finish(void* shared, i32 (&sum)[SUMS], bool has_rows, Put put) {
         sums = static_cast<i32*>(shared);
@@ -140,7 +145,8 @@ struct Tile {
     }
 
 private:
-    // Adds this block's sums to those of the tile. Whether it is the last one to do so: then `sum` is all of them.
+    // Adds this block's sums to those of the tile. Whether it is the last one to do so: then `sum`
+    // is all of them.
     __device__ __forceinline__ bool join(i32 (&sum)[SUMS], bool has_rows) const {
         u32 tile = blockIdx.x + gridDim.x * blockIdx.y;
         i32* all = a.sums + (size_t)tile * (TILE_M * TILE_N) + threadIdx.x;
@@ -150,7 +156,8 @@ private:
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            // What this block added must be seen before it is counted, and what others added once they are.
+            // What this block added must be seen before it is counted, and what others added once
+            // they are.
             __threadfence();
             u32 before = atomicAdd(&a.counters[tile], 1u);
             __threadfence();
@@ -168,7 +175,8 @@ private:
         return true;
     }
 
-    // Outlier columns from number `first` on: the values of a row in them, or the weights that belong to them, by each thread.
+    // Outlier columns from number `first` on: the values of a row in them, or the weights that
+    // belong to them, by each thread.
     __device__ __forceinline__ void load_outliers(u32 first) const {
         u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
         // Where sums of other parts wait in registers, there is room for one at a time.
@@ -213,8 +221,8 @@ private:
         }
     }
 
-    // Puts into shared memory what f makes of the values of a row in `here` columns, of which lane o has number o; other lanes
-    // have column 0.
+    // Puts into shared memory what f makes of the values of a row in `here` columns, of which lane
+    // o has number o; other lanes have column 0.
     template <class V, class F>
     __device__ __forceinline__ void fetch_outliers(const V* row, u32 column, u32 here, float* to, F f) const {
         constexpr u32 AT_ONCE = 8;
@@ -270,8 +278,8 @@ private:
         }
     }
 
-    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their columns, the function, the
-    // residual.
+    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their
+    // columns, the function, the residual.
     __device__ __forceinline__ void finish_rows(u32 part) const {
         const Epilogue& e = a.epilogue;
         u32 c = threadIdx.x % QUADS * 4, n = first_n + c, first_row = threadIdx.x / QUADS * ROWS;
@@ -280,8 +288,8 @@ private:
         bool has_residual = e.residual != nullptr, is_activated = first_n < e.activated && e.activation != IDENTITY;
         bool whole_residual = is_whole(e.residual, e.residual_stride, n);
         bool whole_out = is_whole(static_cast<const T*>(e.out), e.out_stride, n);
-        // Of the rows that come next, on its way while those before are finished; where sums of other parts wait in registers
-        // there is no room for that.
+        // Of the rows that come next, on its way while those before are finished; where sums of
+        // other parts wait in registers there is no room for that.
         constexpr bool IS_EARLY = PARTS == 1;
         float residual[ROWS][4];
         if (IS_EARLY && has_residual) load_residual(part_m + first_row, n, whole_residual, residual);

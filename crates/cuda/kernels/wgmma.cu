@@ -1,21 +1,24 @@
-// Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its operands from shared
-// memory. `mma.sync` reaches two thirds of the rate there.
+// Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its
+// operands from shared memory. `mma.sync` reaches two thirds of the rate there.
 //
-// Idea: one, two or four warpgroups, each with 64 rows of activations against the same 128 rows of weights. Codes of 128 k at
-// a time come into shared memory by copies in the background, FILLED stages deep; weights of the first stages before the
-// kernels before this one are waited for. Of tiles of 128 rows two blocks fit on a
-// multiprocessor, so that one multiplies while the other fills its first stages or finishes its outputs (tile.cuh). Tiles of
-// 256 rows are for large products, which L2 limits: they read a quarter less of it. Where there are not more
-// blocks than multiprocessors, each has one for itself and as many stages as fit: `wgmma64` and `wgmma128_deep`.
+// Idea: one, two or four warpgroups, each with 64 rows of activations against the same 128 rows of
+// weights. Codes of 128 k at a time come into shared memory by copies in the background, FILLED
+// stages deep; weights of the first stages before the kernels before this one are waited for. Of
+// tiles of 128 rows two blocks fit on a multiprocessor, so that one multiplies while the other
+// fills its first stages or finishes its outputs (tile.cuh). Tiles of 256 rows are for large
+// products, which L2 limits: they read a quarter less of it. Where there are not more blocks than
+// multiprocessors, each has one for itself and as many stages as fit: `wgmma64` and
+// `wgmma128_deep`.
 //
-// Order within a step: its codes are there; its products are started; those of the step before are done, in all warpgroups;
-// the stage that those have read is filled for a later step, while the tensor cores work.
+// Order within a step: its codes are there; its products are started; those of the step before are
+// done, in all warpgroups; the stage that those have read is filled for a later step, while the
+// tensor cores work.
 //
-// Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as ptx.cuh says.
-// Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in 512 cycles at the tensor cores' full
-// rate, in which it can give 64 KB; of 256 rows 48 and 96 KB in 1024 cycles, in which it can give 128. L2
-// gives each multiprocessor about 25 KB in 1024 cycles.
-// On other devices the kernels are empty and never launched.
+// Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as
+// ptx.cuh says. Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in
+// 512 cycles at the tensor cores' full rate, in which it can give 64 KB; of 256 rows 48 and 96 KB
+// in 1024 cycles, in which it can give 128. L2 gives each multiprocessor about 25 KB in 1024
+// cycles. On other devices the kernels are empty and never launched.
 #include "tile.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(LLM_INT8_EMULATION)

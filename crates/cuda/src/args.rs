@@ -1,7 +1,8 @@
-//! The structs that kernels take, field by field as in `kernels/`. Addresses are those of the device, 0 for none.
+//! The structs that kernels take, field by field as in `kernels/`. Addresses are those of the
+//! device, 0 for none.
 //!
-//! All fields are 4 or 8 bytes and lie without gaps (which `Pod` checks), so that C++ lays them out alike; the
-//! emulated device also compares their sizes.
+//! All fields are 4 or 8 bytes and lie without gaps (which `Pod` checks), so that C++ lays them out
+//! alike; the emulated device also compares their sizes.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -7,7 +7,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 
-/// Values in the memory of a device, given back when dropped. A new one holds nothing in particular.
+/// Values in the memory of a device, given back when dropped. A new one holds nothing in
+/// particular.
 pub struct Buffer<T> {
     device: Device,
     address: u64,
@@ -34,18 +35,30 @@ impl<T> Copy for View<'_, T> {}
 
 impl<T: Pod> Buffer<T> {
     pub(crate) fn new(device: Device, length: usize) -> Result<Self> {
-        let bytes = length.checked_mul(size_of::<T>()).ok_or_else(|| CudaError::Shape {
-            kernel: "allocating",
-            reason: format!("{length} values are more than there can be"),
-        })?;
+        let bytes = length
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| CudaError::Shape {
+                kernel: "allocating",
+                reason: format!("{length} values are more than there can be"),
+            })?;
         let address = device.ask_now("allocating", |driver| driver.allocate(bytes))?;
         device.count_allocation(bytes as u64);
-        Ok(Self { device, address, length, values: PhantomData })
+        Ok(Self {
+            device,
+            address,
+            length,
+            values: PhantomData,
+        })
     }
 
     /// All of it.
     pub fn all(&self) -> View<'_, T> {
-        View { device: &self.device, address: self.address, length: self.length, values: PhantomData }
+        View {
+            device: &self.device,
+            address: self.address,
+            length: self.length,
+            values: PhantomData,
+        }
     }
 
     /// A part of it.
@@ -99,7 +112,10 @@ impl<T> Drop for Buffer<T> {
         self.device.count_release(self.bytes());
         // A drop cannot return an error; what the driver refuses shows at the next call.
         let address = self.address;
-        if let Err(error) = self.device.ask_now("freeing", |driver| driver.free(address)) {
+        if let Err(error) = self
+            .device
+            .ask_now("freeing", |driver| driver.free(address))
+        {
             log::error!("{error}");
         }
     }
@@ -107,7 +123,10 @@ impl<T> Drop for Buffer<T> {
 
 impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffer").field("device", &self.device).field("length", &self.length).finish()
+        f.debug_struct("Buffer")
+            .field("device", &self.device)
+            .field("length", &self.length)
+            .finish()
     }
 }
 
@@ -135,7 +154,11 @@ impl<'a, T: Pod> View<'a, T> {
                 needed: end.max(start),
             });
         }
-        Ok(View { address: self.address + (start * size_of::<T>()) as u64, length: end - start, ..*self })
+        Ok(View {
+            address: self.address + (start * size_of::<T>()) as u64,
+            length: end - start,
+            ..*self
+        })
     }
 
     /// Copies values to it; they may be changed at once.
@@ -145,7 +168,9 @@ impl<'a, T: Pod> View<'a, T> {
     pub fn write(&self, values: &[T]) -> Result<()> {
         self.check("writing", values.len())?;
         let (address, bytes) = (self.address(), bytemuck::cast_slice(values));
-        self.device().ask_now("copying from the host", |driver| driver.write(address, bytes))
+        self.device().ask_now("copying from the host", |driver| {
+            driver.write(address, bytes)
+        })
     }
 
     /// Copies values from it, and waits for them.
@@ -155,7 +180,8 @@ impl<'a, T: Pod> View<'a, T> {
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         self.check("reading", values.len())?;
         let (address, bytes) = (self.address(), bytemuck::cast_slice_mut(values));
-        self.device().ask_now("copying to the host", |driver| driver.read(address, bytes))
+        self.device()
+            .ask_now("copying to the host", |driver| driver.read(address, bytes))
     }
 
     /// Copies all values of another part of the same device to the beginning of this one.
@@ -166,9 +192,17 @@ impl<'a, T: Pod> View<'a, T> {
         self.check("copying", other.length)?;
         if !self.device().is(other.device()) {
             let device = self.device().name().to_owned();
-            return Err(CudaError::WrongDevice { kernel: "copying", what: "the source", device });
+            return Err(CudaError::WrongDevice {
+                kernel: "copying",
+                what: "the source",
+                device,
+            });
         }
-        let (to, from, bytes) = (self.address(), other.address(), other.length * size_of::<T>());
+        let (to, from, bytes) = (
+            self.address(),
+            other.address(),
+            other.length * size_of::<T>(),
+        );
         self.device().ask(|driver| driver.copy(to, from, bytes))
     }
 
@@ -188,7 +222,12 @@ impl<'a, T: Pod> View<'a, T> {
         if needed <= self.length {
             return Ok(());
         }
-        Err(CudaError::TooShort { kernel, what: "the buffer", found: self.length, needed })
+        Err(CudaError::TooShort {
+            kernel,
+            what: "the buffer",
+            found: self.length,
+            needed,
+        })
     }
 }
 
@@ -202,7 +241,10 @@ impl<'a> View<'a, u8> {
         // A buffer's memory itself is aligned for every type.
         if !self.address.is_multiple_of(size as u64) || !self.length.is_multiple_of(size) {
             let reason = format!("{} bytes are not whole values of {size}", self.length);
-            return Err(CudaError::Shape { kernel: "a part", reason });
+            return Err(CudaError::Shape {
+                kernel: "a part",
+                reason,
+            });
         }
         Ok(View {
             device: self.device,

@@ -24,7 +24,8 @@ pub struct MemoryInfo {
 
 /// A GPU, or the emulated device. Clones are the same device.
 ///
-/// What is asked for happens in order, on one stream; only reading waits. Several threads may use it.
+/// What is asked for happens in order, on one stream; only reading waits. Several threads may use
+/// it.
 #[derive(Clone)]
 pub struct Device(Arc<Shared>);
 
@@ -48,8 +49,8 @@ pub struct Graph {
 }
 
 thread_local! {
-    /// Whether this thread is within [`Device::without_overlap`]. Per thread, because threads that share a device would
-    /// restore each other's setting.
+    /// Whether this thread is within [`Device::without_overlap`]. Per thread, because threads that
+    /// share a device would restore each other's setting.
     static APART: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -66,8 +67,10 @@ impl Device {
     /// The GPU of that number.
     ///
     /// # Errors
-    /// [`CudaError::NotBuilt`](crate::CudaError::NotBuilt), [`CudaError::NoDriver`](crate::CudaError::NoDriver),
-    /// [`CudaError::NoDevice`](crate::CudaError::NoDevice), [`CudaError::Driver`](crate::CudaError::Driver).
+    /// [`CudaError::NotBuilt`](crate::CudaError::NotBuilt),
+    /// [`CudaError::NoDriver`](crate::CudaError::NoDriver),
+    /// [`CudaError::NoDevice`](crate::CudaError::NoDevice),
+    /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn cuda(ordinal: usize) -> Result<Self> {
         Self::with_driver(Driver::cuda(ordinal)?)
     }
@@ -75,15 +78,16 @@ impl Device {
     /// How many GPUs this program can use; 0 without the feature, a driver or a GPU.
     ///
     /// # Errors
-    /// [`CudaError::Driver`](crate::CudaError::Driver) where there is a driver and it does not work: `libcuda` and the
-    /// kernel module are of different versions, or a toolkit's stub library was loaded in its place.
+    /// [`CudaError::Driver`](crate::CudaError::Driver) where there is a driver and it does not
+    /// work: `libcuda` and the kernel module are of different versions, or a toolkit's stub library
+    /// was loaded in its place.
     pub fn cuda_count() -> Result<usize> {
         Driver::cuda_count()
     }
 
     /// The emulated device with `memory` bytes. `order` 0 runs blocks and threads of a kernel by
-    /// number; other values seed a shuffling of both, which shows where a barrier is missing, and even ones also let
-    /// background copies happen at once and not when they are waited for.
+    /// number; other values seed a shuffling of both, which shows where a barrier is missing, and
+    /// even ones also let background copies happen at once and not when they are waited for.
     ///
     /// # Errors
     /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs that are no tests.
@@ -96,7 +100,15 @@ impl Device {
         let (allocated, peak) = (AtomicU64::new(0), AtomicU64::new(0));
         let overlaps = AtomicBool::new(false);
         let (stream, recorder) = (RwLock::new(()), AtomicU64::new(0));
-        Ok(Self(Arc::new(Shared { driver, properties, allocated, peak, overlaps, stream, recorder })))
+        Ok(Self(Arc::new(Shared {
+            driver,
+            properties,
+            allocated,
+            peak,
+            overlaps,
+            stream,
+            recorder,
+        })))
     }
 
     /// `cuda:0`.
@@ -135,9 +147,16 @@ impl Device {
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn memory(&self) -> Result<MemoryInfo> {
         let (free, total) = self.ask(Driver::memory)?;
-        let (allocated, peak) =
-            (self.0.allocated.load(Ordering::Relaxed), self.0.peak.load(Ordering::Relaxed));
-        Ok(MemoryInfo { free, total, allocated, peak })
+        let (allocated, peak) = (
+            self.0.allocated.load(Ordering::Relaxed),
+            self.0.peak.load(Ordering::Relaxed),
+        );
+        Ok(MemoryInfo {
+            free,
+            total,
+            allocated,
+            peak,
+        })
     }
 
     /// Memory for `length` values, whatever was there.
@@ -176,8 +195,8 @@ impl Device {
         self.ask_now("waiting", Driver::synchronize)
     }
 
-    /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may be allocated,
-    /// freed, written from or read to the host in it.
+    /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may
+    /// be allocated, freed, written from or read to the host in it.
     ///
     /// # Errors
     /// Those of `steps`; [`CudaError::Driver`](crate::CudaError::Driver).
@@ -185,7 +204,11 @@ impl Device {
         &self,
         steps: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
-        let alone = self.0.stream.write().unwrap_or_else(PoisonError::into_inner);
+        let alone = self
+            .0
+            .stream
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         self.0.driver.begin_recording()?;
         self.0.recorder.store(this_thread(), Ordering::Relaxed);
         let done = steps();
@@ -193,18 +216,21 @@ impl Device {
         let recorded = self.0.driver.end_recording();
         drop(alone);
         done?;
-        Ok(Graph { device: self.clone(), recorded: recorded? })
+        Ok(Graph {
+            device: self.clone(),
+            recorded: recorded?,
+        })
     }
 
-    /// Lets kernels be started while the one before still runs (programmatic dependent launch, for GPUs of capability
-    /// 9.0 and later): each first brings weights into L2 and then waits for those before it. Results
-    /// are the same. Off until it is asked for.
+    /// Lets kernels be started while the one before still runs (programmatic dependent launch, for
+    /// GPUs of capability 9.0 and later): each first brings weights into L2 and then waits for
+    /// those before it. Results are the same. Off until it is asked for.
     pub fn set_overlap(&self, overlaps: bool) {
         self.0.overlaps.store(overlaps, Ordering::Relaxed);
     }
 
-    /// Whether kernels that this thread launches overlap: [`Device::set_overlap`] is on, and this is not within
-    /// [`Device::without_overlap`].
+    /// Whether kernels that this thread launches overlap: [`Device::set_overlap`] is on, and this
+    /// is not within [`Device::without_overlap`].
     pub fn overlaps_kernels(&self) -> bool {
         self.0.overlaps.load(Ordering::Relaxed) && !APART.get()
     }
@@ -214,7 +240,8 @@ impl Device {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Runs `steps` without [`Device::set_overlap`], whatever is set. Other threads are not affected.
+    /// Runs `steps` without [`Device::set_overlap`], whatever is set. Other threads are not
+    /// affected.
     pub fn without_overlap<T>(&self, steps: impl FnOnce() -> T) -> T {
         let before = APART.replace(true);
         let result = steps();
@@ -233,17 +260,24 @@ impl Device {
         what(&self.0.driver)
     }
 
-    /// The same for what must happen at once and so cannot be recorded. Some of it the CUDA driver would take into the
-    /// graph (a copy from a slot of page-locked memory, whose content is another by then), the rest would end the
-    /// recording with an error that does not say why.
+    /// The same for what must happen at once and so cannot be recorded. Some of it the CUDA driver
+    /// would take into the graph (a copy from a slot of page-locked memory, whose content is
+    /// another by then), the rest would end the recording with an error that does not say why.
     pub(crate) fn ask_now<T>(
         &self,
         action: &'static str,
         what: impl FnOnce(&Driver) -> Result<T>,
     ) -> Result<T> {
         if self.is_recorder() {
-            let (device, reason) = (self.name().to_owned(), "not while launches are recorded".to_owned());
-            return Err(crate::CudaError::Driver { device, action, reason });
+            let (device, reason) = (
+                self.name().to_owned(),
+                "not while launches are recorded".to_owned(),
+            );
+            return Err(crate::CudaError::Driver {
+                device,
+                action,
+                reason,
+            });
         }
         self.ask(what)
     }

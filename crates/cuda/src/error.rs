@@ -10,7 +10,9 @@ pub type Result<T> = std::result::Result<T, CudaError>;
 #[non_exhaustive]
 pub enum CudaError {
     /// The program was built without the feature `cuda`.
-    #[error("this program was built without CUDA; build it with the feature `cuda`, or compute on the CPU")]
+    #[error(
+        "this program was built without CUDA; build it with the feature `cuda`, or compute on the CPU"
+    )]
     NotBuilt,
     /// There is no driver.
     #[error(

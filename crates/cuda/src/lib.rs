@@ -1,13 +1,15 @@
-//! LLM.int8() on GPUs: kernels, what launches them, and an emulated device that runs them on the CPU.
+//! LLM.int8() on GPUs: kernels, what launches them, and an emulated device that runs them on the
+//! CPU.
 //!
-//! - [`Device`]: a GPU (feature `cuda`), or the emulated device (feature `emulation`, for tests); with
-//!   neither feature there is none, and all of this compiles all the same.
+//! - [`Device`]: a GPU (feature `cuda`), or the emulated device (feature `emulation`, for tests);
+//!   with neither feature there is none, and all of this compiles all the same.
 //! - [`Buffer`] is its memory, [`Graph`] a sequence of launches recorded once and run again.
-//! - [`ops`] has a safe function for each kernel, which checks that everything the kernel touches is there.
+//! - [`ops`] has a safe function for each kernel, which checks that everything the kernel touches
+//!   is there.
 //! - [`plan`] decides shapes of launches, and can be tested without any device.
 //!
-//! This crate knows tensors of no library, and none of ours. Letters: M rows of activations, N `out_features`,
-//! K `in_features`.
+//! This crate knows tensors of no library, and none of ours. Letters: M rows of activations, N
+//! `out_features`, K `in_features`.
 //!
 //! ```
 //! use llm_int8_cuda::{CudaError, Device};

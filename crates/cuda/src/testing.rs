@@ -40,13 +40,17 @@ fn kinds() -> &'static [Kind] {
     }
 }
 
-/// Emulated devices with these orders of threads (see [`Device::emulated`]), then the GPU without and with
-/// [`Device::set_overlap`], as far as each kind is tested.
+/// Emulated devices with these orders of threads (see [`Device::emulated`]), then the GPU without
+/// and with [`Device::set_overlap`], as far as each kind is tested.
 ///
 /// # Panics
 /// Where a GPU is required and none can be opened.
 pub fn devices(orders: &[u64]) -> Vec<Device> {
-    orders.iter().filter_map(|order| emulated(0, MEMORY, *order)).chain(gpus()).collect()
+    orders
+        .iter()
+        .filter_map(|order| emulated(0, MEMORY, *order))
+        .chain(gpus())
+        .collect()
 }
 
 /// An emulated device, if those are tested and there is a C++ compiler.
@@ -78,7 +82,8 @@ pub fn emulated(ordinal: usize, memory: u64, order: u64) -> Option<Device> {
 /// Where none can be opened.
 #[expect(clippy::panic, reason = "a test that tests nothing must fail")]
 pub fn gpus() -> Vec<Device> {
-    // The last device that is dropped takes the driver's context with it, and the next test would pay for a new one.
+    // The last device that is dropped takes the driver's context with it, and the next test would
+    // pay for a new one.
     static KEPT: OnceLock<Device> = OnceLock::new();
 
     let open = || Device::cuda(0).unwrap_or_else(|error| panic!("{VARIABLE}: {error}"));

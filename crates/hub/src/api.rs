@@ -24,29 +24,50 @@ pub(crate) async fn listing(
     let client = client(config)?;
     let (owner, name) = split_id(repo);
     let answer = match revision {
-        Some(revision) => client.model(owner, name).info().revision(revision).send().await,
+        Some(revision) => {
+            client
+                .model(owner, name)
+                .info()
+                .revision(revision)
+                .send()
+                .await
+        }
         None => client.model(owner, name).info().send().await,
     };
     let info = answer.map_err(|cause| explain(config, repo, revision, cached, cause))?;
     let host = config.endpoint.as_str();
     let commit = info.sha.filter(|commit| crate::cache::is_commit(commit));
     let commit = commit.ok_or_else(|| malformed(host, repo, "it gives no commit".into()))?;
-    let siblings = info.siblings.ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
+    let siblings = info
+        .siblings
+        .ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
     // Files of other folders and names that could leave the cache are none of a model's.
-    let names = siblings.into_iter().map(|file| file.rfilename).filter(|name| small::may_be_fetched(name));
-    Ok(Listing { commit, names: names.collect() })
+    let names = siblings
+        .into_iter()
+        .map(|file| file.rfilename)
+        .filter(|name| small::may_be_fetched(name));
+    Ok(Listing {
+        commit,
+        names: names.collect(),
+    })
 }
 
 fn client(config: &HubConfig) -> Result<HFClient> {
     let mut builder = HFClient::builder()
         .endpoint(&config.endpoint)
         .cache_dir(&config.cache_dir)
-        .client(http::client(config, reqwest::redirect::Policy::limited(10))?)
+        .client(http::client(
+            config,
+            reqwest::redirect::Policy::limited(10),
+        )?)
         .retry_max_attempts(0);
-    // Given no token, hf-hub looks for one in the environment by itself; given one that cannot stand in a
-    // header (a line break), it sends none, which is what a configuration without token means.
+    // Given no token, hf-hub looks for one in the environment by itself; given one that cannot
+    // stand in a header (a line break), it sends none, which is what a configuration without token
+    // means.
     builder = builder.token(config.token.as_deref().unwrap_or("\n"));
-    builder.build().map_err(|cause| malformed(&config.endpoint, "HF_ENDPOINT", cause.to_string()))
+    builder
+        .build()
+        .map_err(|cause| malformed(&config.endpoint, "HF_ENDPOINT", cause.to_string()))
 }
 
 /// hf-hub's error as ours, or as something to try again.
@@ -72,13 +93,17 @@ fn explain(
         HFError::Forbidden { .. } => refused(403),
         HFError::RepoNotFound { .. } => no_such_model(repo, &endpoint, cached),
         HFError::RevisionNotFound { context, .. } => {
-            let code = context.and_then(|context| context.error_code).unwrap_or_default();
+            let code = context
+                .and_then(|context| context.error_code)
+                .unwrap_or_default();
             match revision {
-                Some(revision) if code != "RepoNotFound" => Failure::Final(HubError::NoSuchRevision {
-                    repo: repo.to_owned(),
-                    revision: revision.to_owned(),
-                    endpoint,
-                }),
+                Some(revision) if code != "RepoNotFound" => {
+                    Failure::Final(HubError::NoSuchRevision {
+                        repo: repo.to_owned(),
+                        revision: revision.to_owned(),
+                        endpoint,
+                    })
+                }
                 _ => no_such_model(repo, &endpoint, cached),
             }
         }

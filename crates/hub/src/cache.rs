@@ -1,7 +1,8 @@
 //! The cache as Python's huggingface_hub lays it out.
 //!
 //! `models--org--name/{blobs/ETAG, snapshots/COMMIT/FILE → ../../blobs/ETAG, refs/REVISION}` and
-//! `.locks/models--org--name/ETAG.lock`; `.no_exist/COMMIT/FILE` beside `snapshots` marks what a commit lacks.
+//! `.locks/models--org--name/ETAG.lock`; `.no_exist/COMMIT/FILE` beside `snapshots` marks what a
+//! commit lacks.
 
 use crate::error::{HubError, Result};
 use crate::files::{self, ModelFiles, WeightFiles};
@@ -19,7 +20,10 @@ pub(crate) struct RepoCache {
 impl RepoCache {
     pub(crate) fn new(cache_dir: &Path, repo: &str) -> Self {
         let folder = format!("models--{}", repo.replace('/', "--"));
-        Self { root: cache_dir.join(&folder), locks: cache_dir.join(".locks").join(folder) }
+        Self {
+            root: cache_dir.join(&folder),
+            locks: cache_dir.join(".locks").join(folder),
+        }
     }
 
     pub(crate) fn blob(&self, etag: &str) -> PathBuf {
@@ -39,7 +43,9 @@ impl RepoCache {
     }
 
     fn reference(&self, revision: &str) -> PathBuf {
-        revision.split('/').fold(self.root.join("refs"), |path, part| path.join(part))
+        revision
+            .split('/')
+            .fold(self.root.join("refs"), |path, part| path.join(part))
     }
 
     /// The commit a revision stands for, as far as the cache knows.
@@ -55,15 +61,24 @@ impl RepoCache {
     /// Notes which commit a revision stands for.
     pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
         // Not written again: a cache that holds everything may be read-only.
-        if is_commit(revision) || self.commit_of(revision).is_some_and(|known| known == commit) {
+        if is_commit(revision)
+            || self
+                .commit_of(revision)
+                .is_some_and(|known| known == commit)
+        {
             return Ok(());
         }
         let path = self.reference(revision);
-        let error = |source| HubError::Io { path: path.clone(), source };
+        let error = |source| HubError::Io {
+            path: path.clone(),
+            source,
+        };
         create_parent(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let beside = path.with_file_name(format!("{name}.{:016x}.partial", rand::random::<u64>()));
-        std::fs::write(&beside, commit).and_then(|()| std::fs::rename(&beside, &path)).map_err(error)
+        std::fs::write(&beside, commit)
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .map_err(error)
     }
 
     /// Names in a snapshot whose blobs are there.
@@ -71,7 +86,8 @@ impl RepoCache {
         small::names_in(&self.snapshot(commit)).unwrap_or_default()
     }
 
-    /// Notes which small files a commit does not have, as huggingface_hub does when it asked in vain.
+    /// Notes which small files a commit does not have, as huggingface_hub does when it asked in
+    /// vain.
     pub(crate) fn note_absent(&self, commit: &str, names: &BTreeSet<String>) {
         for name in small::fixed_names().filter(|name| !names.contains(*name)) {
             let marker = self.absent(commit, name);
@@ -92,13 +108,20 @@ impl RepoCache {
 
     /// The model of a snapshot, if everything it needs is there.
     pub(crate) fn model(&self, commit: &str) -> Result<ModelFiles> {
-        files::in_folder(&self.snapshot(commit), &self.names(commit), Some(commit.to_owned()))
+        files::in_folder(
+            &self.snapshot(commit),
+            &self.names(commit),
+            Some(commit.to_owned()),
+        )
     }
 
     /// Lets a file of a snapshot point to its blob.
     pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<PathBuf> {
         let path = self.snapshot(commit).join(file);
-        let error = |source| HubError::Io { path: path.clone(), source };
+        let error = |source| HubError::Io {
+            path: path.clone(),
+            source,
+        };
         create_parent(&path)?;
         if path.exists() {
             return Ok(path);
@@ -107,7 +130,8 @@ impl RepoCache {
         if path.is_symlink() {
             std::fs::remove_file(&path).map_err(error)?;
         }
-        // From the file's folder up to `snapshots`, and one more: a chat template lies one folder deeper.
+        // From the file's folder up to `snapshots`, and one more: a chat template lies one folder
+        // deeper.
         let up = "../".repeat(2 + file.matches('/').count());
         let target = Path::new(&up).join("blobs").join(etag);
         let linked = symlink(&target, &path).or_else(|cause| match cause.kind() {
@@ -115,7 +139,9 @@ impl RepoCache {
             _ => std::fs::hard_link(self.blob(etag), &path),
         });
         // File systems without links get a copy, as with huggingface_hub.
-        linked.or_else(|_| std::fs::copy(self.blob(etag), &path).map(drop)).map_err(error)?;
+        linked
+            .or_else(|_| std::fs::copy(self.blob(etag), &path).map(drop))
+            .map_err(error)?;
         Ok(path)
     }
 }
@@ -132,8 +158,13 @@ fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
 
 /// Creates the folder a file will be in.
 pub(crate) fn create_parent(path: &Path) -> Result<()> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    std::fs::create_dir_all(parent).map_err(|source| HubError::Io { path: parent.to_owned(), source })
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(parent).map_err(|source| HubError::Io {
+        path: parent.to_owned(),
+        source,
+    })
 }
 
 pub(crate) fn is_commit(revision: &str) -> bool {
@@ -142,15 +173,24 @@ pub(crate) fn is_commit(revision: &str) -> bool {
 
 /// Models that are whole in the cache, by name.
 pub(crate) fn models(cache_dir: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(cache_dir) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(cache_dir) else {
+        return Vec::new();
+    };
     let mut found: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter_map(|folder| Some(folder.strip_prefix("models--")?.replacen("--", "/", 1)))
         .filter(|repo| {
             let cache = RepoCache::new(cache_dir, repo);
-            let snapshots = std::fs::read_dir(cache.root.join("snapshots")).into_iter().flatten();
-            let mut commits = snapshots.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-            commits.any(|commit| cache.model(&commit).is_ok_and(|model| has_weights(&model.weights)))
+            let snapshots = std::fs::read_dir(cache.root.join("snapshots"))
+                .into_iter()
+                .flatten();
+            let mut commits =
+                snapshots.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            commits.any(|commit| {
+                cache
+                    .model(&commit)
+                    .is_ok_and(|model| has_weights(&model.weights))
+            })
         })
         .collect();
     found.sort();

@@ -40,9 +40,16 @@ pub struct HubConfig {
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 impl Default for HubConfig {
-    /// The public hub and `~/.cache/huggingface`, whatever the environment says: no token, no mirror.
+    /// The public hub and `~/.cache/huggingface`, whatever the environment says: no token, no
+    /// mirror.
     fn default() -> Self {
-        Self::from_variables(&|name| if name == "HOME" { Self::home_variable() } else { None })
+        Self::from_variables(&|name| {
+            if name == "HOME" {
+                Self::home_variable()
+            } else {
+                None
+            }
+        })
     }
 }
 
@@ -70,12 +77,13 @@ impl HubConfig {
     /// The settings of the environment, by the names and the precedence of huggingface_hub 0.36 and
     /// transformers 4.57 (`constants.py`, `utils/_auth.py`, `transformers/utils/hub.py`):
     ///
-    /// - cache: `TRANSFORMERS_CACHE`, `PYTORCH_TRANSFORMERS_CACHE`, `PYTORCH_PRETRAINED_BERT_CACHE`,
-    ///   `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, else `hub` in `HF_HOME`, else `huggingface/hub` in
-    ///   `XDG_CACHE_HOME` or `~/.cache`. `~`, `$NAME` and `${NAME}` stand for what they stand for in a shell;
+    /// - cache: `TRANSFORMERS_CACHE`, `PYTORCH_TRANSFORMERS_CACHE`,
+    ///   `PYTORCH_PRETRAINED_BERT_CACHE`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, else `hub` in
+    ///   `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME` or `~/.cache`. `~`, `$NAME` and
+    ///   `${NAME}` stand for what they stand for in a shell;
     /// - endpoint: `HF_ENDPOINT`;
-    /// - token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH`, else `token` in `HF_HOME`; none
-    ///   at all where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is true;
+    /// - token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH`, else `token` in
+    ///   `HF_HOME`; none at all where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is true;
     /// - offline: `HF_HUB_OFFLINE`, and `TRANSFORMERS_OFFLINE` where that is not set;
     /// - time-outs in whole seconds: `HF_HUB_DOWNLOAD_TIMEOUT`, `HF_HUB_ETAG_TIMEOUT`;
     /// - certificates: `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`;
@@ -99,7 +107,9 @@ impl HubConfig {
         let variables = Variables(variable);
         let home = variables.path(&["HF_HOME"]).unwrap_or_else(|| {
             let cache = variables.path(&["XDG_CACHE_HOME"]);
-            cache.unwrap_or_else(|| variables.expand("~/.cache")).join("huggingface")
+            cache
+                .unwrap_or_else(|| variables.expand("~/.cache"))
+                .join("huggingface")
         });
 
         let mut config = Self::new(variables.path(&CACHES).unwrap_or_else(|| home.join("hub")));
@@ -118,7 +128,9 @@ impl HubConfig {
 
         // As there: without implicit tokens, none is sent unless a program passes one by itself.
         if !variables.is_true(&["HF_HUB_DISABLE_IMPLICIT_TOKEN"]) {
-            let file = variables.path(&["HF_TOKEN_PATH"]).unwrap_or_else(|| home.join("token"));
+            let file = variables
+                .path(&["HF_TOKEN_PATH"])
+                .unwrap_or_else(|| home.join("token"));
             let given = variables.first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]);
             let token = given.or_else(|| std::fs::read_to_string(file).ok());
             config.token = token.and_then(|token| clean_token(&token));
@@ -136,7 +148,8 @@ impl HubConfig {
     }
 }
 
-/// Names of the cache, the first that is set counts: transformers looks at its own before the hub's.
+/// Names of the cache, the first that is set counts: transformers looks at its own before the
+/// hub's.
 const CACHES: [&str; 5] = [
     "TRANSFORMERS_CACHE",
     "PYTORCH_TRANSFORMERS_CACHE",
@@ -151,7 +164,10 @@ struct Variables<'a>(&'a dyn Fn(&str) -> Option<String>);
 impl Variables<'_> {
     /// The first of these that is set and not blank.
     fn first(&self, names: &[&str]) -> Option<String> {
-        names.iter().filter_map(|name| (self.0)(name)).find(|value| !value.trim().is_empty())
+        names
+            .iter()
+            .filter_map(|name| (self.0)(name))
+            .find(|value| !value.trim().is_empty())
     }
 
     fn path(&self, names: &[&str]) -> Option<PathBuf> {
@@ -160,7 +176,11 @@ impl Variables<'_> {
 
     /// Whether the first of these that is set has a value that huggingface_hub takes for true.
     fn is_true(&self, names: &[&str]) -> bool {
-        let value = self.first(names).unwrap_or_default().trim().to_ascii_lowercase();
+        let value = self
+            .first(names)
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         ["1", "true", "yes", "on"].contains(&value.as_str())
     }
 
@@ -187,12 +207,15 @@ impl Variables<'_> {
         while let Some(place) = rest.find('$') {
             out.push_str(&rest[..place]);
             let after = &rest[place + 1..];
-            let braced = after.strip_prefix('{').and_then(|inner| Some((inner.find('}')?, 2)));
+            let braced = after
+                .strip_prefix('{')
+                .and_then(|inner| Some((inner.find('}')?, 2)));
             let (name, length) = match braced {
                 Some((end, braces)) => (&after[1..=end], end + braces),
                 None => {
-                    let end =
-                        after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+                    let end = after
+                        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                        .unwrap_or(after.len());
                     (&after[..end], end)
                 }
             };
@@ -217,7 +240,9 @@ fn clean_token(token: &str) -> Option<String> {
 pub(crate) fn expand_home(path: &str, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix('~'), home) {
         (Some(""), Some(home)) => home.to_owned(),
-        (Some(rest), Some(home)) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        (Some(rest), Some(home)) if rest.starts_with('/') => {
+            home.join(rest.trim_start_matches('/'))
+        }
         _ => PathBuf::from(path),
     }
 }
@@ -229,23 +254,33 @@ mod tests {
 
     fn config(variables: &[(&str, &str)]) -> HubConfig {
         HubConfig::from_variables(&|name| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
         })
     }
 
     /// `scripts/make_hub_golden.py` asked huggingface_hub 0.36.2 and transformers 4.57.1.
     #[test]
     fn the_environment_means_what_it_means_to_transformers() {
-        let cases: Value = serde_json::from_str(include_str!("../tests/golden/environment.json")).unwrap();
+        let cases: Value =
+            serde_json::from_str(include_str!("../tests/golden/environment.json")).unwrap();
         let cases = cases.as_array().unwrap();
         assert!(cases.len() > 40);
         for case in cases {
             let variables = case["environment"].as_object().unwrap();
-            let pairs: Vec<(&str, &str)> =
-                variables.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap())).collect();
+            let pairs: Vec<(&str, &str)> = variables
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str().unwrap()))
+                .collect();
             let read = config(&pairs);
             let seconds = |duration: Duration, default: u64| {
-                Value::from(if duration.as_secs() == default { 10 } else { duration.as_secs() })
+                Value::from(if duration.as_secs() == default {
+                    10
+                } else {
+                    duration.as_secs()
+                })
             };
             let found = serde_json::json!({
                 "cache": read.cache_dir,
@@ -268,9 +303,19 @@ mod tests {
         std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
         std::fs::write(folder.path().join("other"), " hf_other\r\n").unwrap();
         let home = folder.path().to_str().unwrap();
-        assert_eq!(config(&[("HF_HOME", home)]).token.as_deref(), Some("hf_file"));
-        assert_eq!(config(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
-        let path = [("HF_TOKEN_PATH", "$WHERE/other"), ("WHERE", home), ("HF_HOME", home)];
+        assert_eq!(
+            config(&[("HF_HOME", home)]).token.as_deref(),
+            Some("hf_file")
+        );
+        assert_eq!(
+            config(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token,
+            None
+        );
+        let path = [
+            ("HF_TOKEN_PATH", "$WHERE/other"),
+            ("WHERE", home),
+            ("HF_HOME", home),
+        ];
         assert_eq!(config(&path).token.as_deref(), Some("hf_other"));
         let given = [("HF_HOME", home), ("HUGGING_FACE_HUB_TOKEN", "hf_old")];
         assert_eq!(config(&given).token.as_deref(), Some("hf_old"));
@@ -278,13 +323,28 @@ mod tests {
 
     #[test]
     fn blank_variables_and_timeouts_that_are_no_numbers_count_as_unset() {
-        let blank = config(&[("HF_HOME", ""), ("HF_ENDPOINT", " "), ("HOME", "/h"), ("HF_HUB_CACHE", "")]);
+        let blank = config(&[
+            ("HF_HOME", ""),
+            ("HF_ENDPOINT", " "),
+            ("HOME", "/h"),
+            ("HF_HUB_CACHE", ""),
+        ]);
         assert_eq!(blank.cache_dir, Path::new("/h/.cache/huggingface/hub"));
         assert_eq!(blank.endpoint, DEFAULT_ENDPOINT);
         for wrong in ["soon", "0", "-3", "1.5"] {
-            assert_eq!(config(&[("HF_HUB_DOWNLOAD_TIMEOUT", wrong)]).read_timeout, Duration::from_secs(30));
+            assert_eq!(
+                config(&[("HF_HUB_DOWNLOAD_TIMEOUT", wrong)]).read_timeout,
+                Duration::from_secs(30)
+            );
         }
-        let slow = config(&[("HF_HUB_DOWNLOAD_TIMEOUT", "5"), ("HF_HUB_ETAG_TIMEOUT", "60")]);
-        assert_eq!(slow.connect_timeout, Duration::from_secs(60), "a slow line connects slowly, too");
+        let slow = config(&[
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "5"),
+            ("HF_HUB_ETAG_TIMEOUT", "60"),
+        ]);
+        assert_eq!(
+            slow.connect_timeout,
+            Duration::from_secs(60),
+            "a slow line connects slowly, too"
+        );
     }
 }

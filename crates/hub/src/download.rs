@@ -36,8 +36,8 @@ pub(crate) struct Metadata {
     pub(crate) is_vouched: bool,
 }
 
-/// Downloads of a file until its etag counts as wrong: from the hub, and from a mirror, whose etag is no hash if two
-/// downloads agree.
+/// Downloads of a file until its etag counts as wrong: from the hub, and from a mirror, whose etag
+/// is no hash if two downloads agree.
 const DOWNLOADS: [usize; 2] = [2, 3];
 
 impl Fetch<'_> {
@@ -60,8 +60,9 @@ impl Fetch<'_> {
         let mut retries = Retries::new(self.config);
         loop {
             let url = self.http.file_url(self.repo, self.commit, file)?;
-            let answer =
-                self.http.send(Method::HEAD, url, None, |headers| headers.contains_key("x-linked-etag"));
+            let answer = self.http.send(Method::HEAD, url, None, |headers| {
+                headers.contains_key("x-linked-etag")
+            });
             let failure = match answer.await {
                 Ok(response) if self.answers_no_head(&response) => {
                     return Ok(self.read_metadata(file, &HeaderMap::new()));
@@ -76,10 +77,19 @@ impl Fetch<'_> {
         }
     }
 
-    /// Whether the place of a body does not let itself be asked about it: an address that is signed for GET alone.
+    /// Whether the place of a body does not let itself be asked about it: an address that is signed
+    /// for GET alone.
     fn answers_no_head(&self, response: &Response) -> bool {
-        let refused = [StatusCode::FORBIDDEN, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED];
-        let allowed = if self.http.is_endpoint(response.url()) { &refused[1..] } else { &refused[..] };
+        let refused = [
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::NOT_IMPLEMENTED,
+        ];
+        let allowed = if self.http.is_endpoint(response.url()) {
+            &refused[1..]
+        } else {
+            &refused[..]
+        };
         allowed.contains(&response.status())
     }
 
@@ -90,8 +100,13 @@ impl Fetch<'_> {
         let number = |name: &str| text(name).and_then(|value| value.trim().parse().ok());
         // Neither a redirect's own length nor a compressed one says anything of the file's.
         let is_other = headers.contains_key("location") || encoding(headers).is_some();
-        let size =
-            number("x-linked-size").or_else(|| if is_other { None } else { number(CONTENT_LENGTH.as_str()) });
+        let size = number("x-linked-size").or_else(|| {
+            if is_other {
+                None
+            } else {
+                number(CONTENT_LENGTH.as_str())
+            }
+        });
         Metadata {
             etag: etag.unwrap_or_else(|| without_etag(self.commit, file)),
             size,
@@ -102,7 +117,10 @@ impl Fetch<'_> {
     /// An answer's status as an error, where it is one.
     fn check(&self, file: &str, response: &Response) -> std::result::Result<(), Failure> {
         let status = response.status();
-        if status.is_success() || status.is_redirection() || status == StatusCode::RANGE_NOT_SATISFIABLE {
+        if status.is_success()
+            || status.is_redirection()
+            || status == StatusCode::RANGE_NOT_SATISFIABLE
+        {
             return Ok(());
         }
         if is_transient(status) {
@@ -115,7 +133,10 @@ impl Fetch<'_> {
         }
         let repo = self.repo.to_owned();
         Err(Failure::Final(match status {
-            StatusCode::NOT_FOUND => HubError::NoSuchFile { repo, file: file.to_owned() },
+            StatusCode::NOT_FOUND => HubError::NoSuchFile {
+                repo,
+                file: file.to_owned(),
+            },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HubError::Refused {
                 repo,
                 endpoint: self.config.endpoint.clone(),
@@ -128,7 +149,13 @@ impl Fetch<'_> {
     }
 
     /// Waits before another try, or gives up.
-    async fn pause(&self, file: &str, failure: Failure, retries: &mut Retries, kept: u64) -> Result<()> {
+    async fn pause(
+        &self,
+        file: &str,
+        failure: Failure,
+        retries: &mut Retries,
+        kept: u64,
+    ) -> Result<()> {
         let (reason, after) = match failure {
             Failure::Final(error) => return Err(error),
             Failure::Transient { reason, after, .. } => (reason, after),
@@ -141,14 +168,23 @@ impl Fetch<'_> {
                 kept,
             });
         };
-        self.progress.event(&ProgressEvent::Retry { file, attempt: retries.in_a_row(), delay, reason });
+        self.progress.event(&ProgressEvent::Retry {
+            file,
+            attempt: retries.in_a_row(),
+            delay,
+            reason,
+        });
         tokio::time::sleep(delay).await;
         Ok(())
     }
 
-    /// Downloads a blob: alone among processes, continued where it stopped, checked before it is renamed.
+    /// Downloads a blob: alone among processes, continued where it stopped, checked before it is
+    /// renamed.
     async fn blob(&self, file: &str, metadata: &Metadata) -> Result<()> {
-        let (blob, incomplete) = (self.cache.blob(&metadata.etag), self.cache.incomplete(&metadata.etag));
+        let (blob, incomplete) = (
+            self.cache.blob(&metadata.etag),
+            self.cache.incomplete(&metadata.etag),
+        );
         create_parent(&incomplete)?;
         let wait = Wait {
             file,
@@ -161,17 +197,24 @@ impl Fetch<'_> {
         if blob.exists() {
             return Ok(());
         }
-        let io = |source| HubError::Io { path: incomplete.clone(), source };
+        let io = |source| HubError::Io {
+            path: incomplete.clone(),
+            source,
+        };
         let mut before = None;
         for left in (0..DOWNLOADS[usize::from(!metadata.is_vouched)]).rev() {
             self.body(file, metadata, &incomplete).await?;
             let found = mismatch(&incomplete, &metadata.etag, metadata.size).map_err(io)?;
-            // The same bytes twice were not damaged on their way: a mirror's etag is no hash of them.
-            let found = found
-                .filter(|found| metadata.is_vouched || found.content.is_none() || found.content != before);
+            // The same bytes twice were not damaged on their way: a mirror's etag is no hash of
+            // them.
+            let found = found.filter(|found| {
+                metadata.is_vouched || found.content.is_none() || found.content != before
+            });
 
             let Some(found) = found else {
-                File::open(&incomplete).and_then(|file| file.sync_all()).map_err(io)?;
+                File::open(&incomplete)
+                    .and_then(|file| file.sync_all())
+                    .map_err(io)?;
                 std::fs::rename(&incomplete, &blob).map_err(io)?;
                 self.progress.event(&ProgressEvent::Done { file });
                 return Ok(());
@@ -179,9 +222,16 @@ impl Fetch<'_> {
             std::fs::remove_file(&incomplete).map_err(io)?;
             if left == 0 {
                 let (file, repo) = (file.to_owned(), self.repo.to_owned());
-                return Err(HubError::Damaged { file, repo, reason: found.reason });
+                return Err(HubError::Damaged {
+                    file,
+                    repo,
+                    reason: found.reason,
+                });
             }
-            self.progress.event(&ProgressEvent::Restart { file, reason: found.reason });
+            self.progress.event(&ProgressEvent::Restart {
+                file,
+                reason: found.reason,
+            });
             before = found.content;
         }
         Ok(())
@@ -189,15 +239,26 @@ impl Fetch<'_> {
 
     /// Brings the incomplete file to its full length.
     async fn body(&self, file: &str, metadata: &Metadata, incomplete: &Path) -> Result<()> {
-        let io = |source| HubError::Io { path: incomplete.to_owned(), source };
+        let io = |source| HubError::Io {
+            path: incomplete.to_owned(),
+            source,
+        };
         let mut retries = Retries::new(self.config);
-        let mut target = OpenOptions::new().create(true).append(true).open(incomplete).map_err(io)?;
+        let mut target = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(incomplete)
+            .map_err(io)?;
         let mut have = target.metadata().map_err(io)?.len();
         if metadata.size.is_some_and(|size| have > size) {
             target.set_len(0).map_err(io)?;
             have = 0;
         }
-        self.progress.event(&ProgressEvent::Start { file, total: metadata.size, resumed_from: have });
+        self.progress.event(&ProgressEvent::Start {
+            file,
+            total: metadata.size,
+            resumed_from: have,
+        });
         while metadata.size != Some(have) {
             let before = have;
             let outcome = self.part(file, metadata, &mut target, &mut have).await;
@@ -208,7 +269,11 @@ impl Fetch<'_> {
                 Ok(()) if metadata.size.is_none_or(|size| have == size) => break,
                 Ok(()) => {
                     let reason = format!("the connection ended after {have} bytes");
-                    let failure = Failure::Transient { reason, after: None, unreachable: false };
+                    let failure = Failure::Transient {
+                        reason,
+                        after: None,
+                        unreachable: false,
+                    };
                     self.pause(file, failure, &mut retries, have).await?;
                 }
                 Err(failure) => self.pause(file, failure, &mut retries, have).await?,
@@ -231,18 +296,28 @@ impl Fetch<'_> {
         self.check(file, &response)?;
         let is_encoded = encoding(response.headers()).is_some();
         if *have > 0 && (is_encoded || !continues(&response, *have, metadata.size)) {
-            self.progress
-                .event(&ProgressEvent::Restart { file, reason: "the server cannot continue it".into() });
-            target.set_len(0).map_err(|cause| self.write_error(file, cause, metadata, 0))?;
+            self.progress.event(&ProgressEvent::Restart {
+                file,
+                reason: "the server cannot continue it".into(),
+            });
+            target
+                .set_len(0)
+                .map_err(|cause| self.write_error(file, cause, metadata, 0))?;
             *have = 0;
             if response.status() != StatusCode::OK {
                 // Not the beginning of the file: ask again, for all of it.
                 let reason = format!("the server answered {} to a range", response.status());
-                return Err(Failure::Transient { reason, after: Some(Duration::ZERO), unreachable: false });
+                return Err(Failure::Transient {
+                    reason,
+                    after: Some(Duration::ZERO),
+                    unreachable: false,
+                });
             }
         }
         if is_encoded {
-            return self.encoded(file, &mut response, metadata, target, have).await;
+            return self
+                .encoded(file, &mut response, metadata, target, have)
+                .await;
         }
         while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
             let room = metadata.size.map_or(u64::MAX, |size| size - *have);
@@ -251,9 +326,14 @@ impl Fetch<'_> {
             if chunk.is_empty() {
                 break;
             }
-            target.write_all(chunk).map_err(|cause| self.write_error(file, cause, metadata, *have))?;
+            target
+                .write_all(chunk)
+                .map_err(|cause| self.write_error(file, cause, metadata, *have))?;
             *have += chunk.len() as u64;
-            self.progress.event(&ProgressEvent::Advance { file, bytes: chunk.len() as u64 });
+            self.progress.event(&ProgressEvent::Advance {
+                file,
+                bytes: chunk.len() as u64,
+            });
         }
         Ok(())
     }
@@ -275,19 +355,31 @@ impl Fetch<'_> {
                 return Err(failure);
             }
         }
-        self.progress.event(&ProgressEvent::Advance { file, bytes: *have });
+        self.progress
+            .event(&ProgressEvent::Advance { file, bytes: *have });
         Ok(())
     }
 
-    fn write_error(&self, file: &str, cause: std::io::Error, metadata: &Metadata, have: u64) -> HubError {
+    fn write_error(
+        &self,
+        file: &str,
+        cause: std::io::Error,
+        metadata: &Metadata,
+        have: u64,
+    ) -> HubError {
         let path = self.cache.incomplete(&metadata.etag);
         match cause.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => HubError::DiskFull {
-                file: file.to_owned(),
-                needed: metadata.size.unwrap_or(have).saturating_sub(have),
-                folder: path.parent().unwrap_or(&path).to_owned(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                HubError::DiskFull {
+                    file: file.to_owned(),
+                    needed: metadata.size.unwrap_or(have).saturating_sub(have),
+                    folder: path.parent().unwrap_or(&path).to_owned(),
+                }
+            }
+            _ => HubError::Io {
+                path,
+                source: cause,
             },
-            _ => HubError::Io { path, source: cause },
         }
     }
 
@@ -299,7 +391,8 @@ impl Fetch<'_> {
                 Ok((bytes, Some(total))) => return Ok((bytes, total)),
                 Ok((bytes, None)) => {
                     let size = self.metadata(file).await?.size;
-                    let reason = || malformed(&self.http.host(), file, "its length is not told".into());
+                    let reason =
+                        || malformed(&self.http.host(), file, "its length is not told".into());
                     return Ok((bytes, size.ok_or_else(reason)?));
                 }
                 Err(failure) => self.pause(file, failure, &mut retries, 0).await?,
@@ -314,14 +407,20 @@ impl Fetch<'_> {
     ) -> std::result::Result<(Vec<u8>, Option<u64>), Failure> {
         let url = self.http.file_url(self.repo, self.commit, file)?;
         let range = format!("bytes=0-{}", length.saturating_sub(1));
-        let mut response = self.http.send(Method::GET, url, Some(range), |_| false).await?;
+        let mut response = self
+            .http
+            .send(Method::GET, url, Some(range), |_| false)
+            .await?;
         self.check(file, &response)?;
         if let Some(encoding) = encoding(response.headers()) {
-            let reason = format!("it is compressed ({encoding}), so its beginning cannot be read alone");
+            let reason =
+                format!("it is compressed ({encoding}), so its beginning cannot be read alone");
             return Err(malformed(&self.http.host(), file, reason).into());
         }
         let total = match response.status() {
-            StatusCode::PARTIAL_CONTENT => content_range(response.headers()).and_then(|(_, total)| total),
+            StatusCode::PARTIAL_CONTENT => {
+                content_range(response.headers()).and_then(|(_, total)| total)
+            }
             _ => response.content_length(),
         };
         let mut bytes = Vec::new();
@@ -337,8 +436,8 @@ impl Fetch<'_> {
     }
 }
 
-/// Whether an answer goes on from byte `have`. Some mirrors leave `Content-Range` out; then the length
-/// must tally.
+/// Whether an answer goes on from byte `have`. Some mirrors leave `Content-Range` out; then the
+/// length must tally.
 fn continues(response: &Response, have: u64, size: Option<u64>) -> bool {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return false;
@@ -353,7 +452,13 @@ fn continues(response: &Response, have: u64, size: Option<u64>) -> bool {
 
 /// First byte and total length of a `Content-Range: bytes 5-9/10`.
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
-    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.trim().strip_prefix("bytes")?.trim_start();
+    let value = headers
+        .get(CONTENT_RANGE)?
+        .to_str()
+        .ok()?
+        .trim()
+        .strip_prefix("bytes")?
+        .trim_start();
     let (range, total) = value.split_once('/')?;
     let start = range.split_once('-')?.0.trim().parse().ok()?;
     Some((start, total.trim().parse().ok()))

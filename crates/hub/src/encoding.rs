@@ -12,11 +12,17 @@ const LARGEST: u64 = 1 << 30;
 
 /// The compression of a body, in small letters; none where there is none.
 pub(crate) fn encoding(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(CONTENT_ENCODING)?.to_str().unwrap_or("?").trim().to_ascii_lowercase();
+    let value = headers
+        .get(CONTENT_ENCODING)?
+        .to_str()
+        .unwrap_or("?")
+        .trim()
+        .to_ascii_lowercase();
     (!value.is_empty() && value != "identity").then_some(value)
 }
 
-/// Writes the decoded body to `target`, which is empty; its length. Such a body cannot be continued.
+/// Writes the decoded body to `target`, which is empty; its length. Such a body cannot be
+/// continued.
 pub(crate) async fn decode(
     response: &mut Response,
     host: &str,
@@ -37,14 +43,20 @@ pub(crate) async fn decode(
         | std::io::ErrorKind::InvalidData
         | std::io::ErrorKind::UnexpectedEof => {
             let reason = format!("its compressed body is damaged: {cause}");
-            Failure::Transient { reason, after: None, unreachable: false }
+            Failure::Transient {
+                reason,
+                after: None,
+                unreachable: false,
+            }
         }
         _ => write_error(cause).into(),
     };
     while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
         decoder.write_all(&chunk).map_err(damaged)?;
         if decoder.get_mut().stream_position().map_err(&write_error)? > most {
-            return Err(malformed(host, "a file", format!("it is longer than {most} bytes")).into());
+            return Err(
+                malformed(host, "a file", format!("it is longer than {most} bytes")).into(),
+            );
         }
     }
     let target = decoder.finish().map_err(damaged)?;

@@ -125,7 +125,9 @@ pub enum HubError {
         file: String,
     },
     /// A repository without the files of a model.
-    #[error("the repository {repo} has no {lacks}, so it is not a model that can be loaded here{hint}")]
+    #[error(
+        "the repository {repo} has no {lacks}, so it is not a model that can be loaded here{hint}"
+    )]
     NotAModel {
         /// The repository.
         repo: String,
@@ -209,5 +211,9 @@ pub enum HubError {
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "(nothing)".into() } else { names.join(", ") }
+    if names.is_empty() {
+        "(nothing)".into()
+    } else {
+        names.join(", ")
+    }
 }

@@ -18,9 +18,9 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
     /// The weights.
     pub weights: WeightFiles,
-    /// The small files beside the weights that a copy of the model needs, `config.json` excepted: those that
-    /// transformers reads for generating and for any of its tokenizers, additional chat templates (in a folder
-    /// of their own) included.
+    /// The small files beside the weights that a copy of the model needs, `config.json` excepted:
+    /// those that transformers reads for generating and for any of its tokenizers, additional chat
+    /// templates (in a folder of their own) included.
     pub companions: Vec<PathBuf>,
     /// The commit, for a model of the hub.
     pub commit: Option<String>,
@@ -138,7 +138,11 @@ pub(crate) struct WeightChoice {
 /// Chooses among the names of a listing.
 pub(crate) fn choose_weights(names: &BTreeSet<String>) -> Option<WeightChoice> {
     WEIGHTS.iter().find_map(|&(single, index, is_safetensors)| {
-        let choice = |file, is_index| WeightChoice { file, is_index, is_safetensors };
+        let choice = |file, is_index| WeightChoice {
+            file,
+            is_index,
+            is_safetensors,
+        };
         if names.contains(single) {
             Some(choice(single, false))
         } else {
@@ -153,15 +157,27 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let malformed = |reason: String| HubError::MalformedFile { path: index.to_owned(), reason };
-    let text = std::fs::read(index).map_err(|source| HubError::Io { path: index.to_owned(), source })?;
-    let parsed: Index = serde_json::from_slice(&text).map_err(|cause| malformed(cause.to_string()))?;
+    let malformed = |reason: String| HubError::MalformedFile {
+        path: index.to_owned(),
+        reason,
+    };
+    let text = std::fs::read(index).map_err(|source| HubError::Io {
+        path: index.to_owned(),
+        source,
+    })?;
+    let parsed: Index =
+        serde_json::from_slice(&text).map_err(|cause| malformed(cause.to_string()))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if shards.is_empty() {
         return Err(malformed("it names no shards".into()));
     }
-    match shards.iter().find(|name| !crate::model_ref::is_plain_name(name)) {
-        Some(name) => Err(malformed(format!("it names the shard {name:?}, which is not a plain file name"))),
+    match shards
+        .iter()
+        .find(|name| !crate::model_ref::is_plain_name(name))
+    {
+        Some(name) => Err(malformed(format!(
+            "it names the shard {name:?}, which is not a plain file name"
+        ))),
         None => Ok(shards.into_iter().collect()),
     }
 }
@@ -173,7 +189,10 @@ pub(crate) fn small_in(folder: &Path, names: &BTreeSet<String>) -> SmallFiles {
         root: folder.to_owned(),
         config: path("config.json"),
         tokenizer: tokenizer_files(path),
-        companions: small::chosen(names).into_iter().map(|name| folder.join(name)).collect(),
+        companions: small::chosen(names)
+            .into_iter()
+            .map(|name| folder.join(name))
+            .collect(),
     }
 }
 
@@ -189,11 +208,19 @@ pub(crate) fn local(folder: &Path) -> Result<ModelFiles> {
 
 fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
     if folder.is_file() {
-        return Err(HubError::NotAFolder { path: folder.to_owned(), hint: hints::of_file(folder) });
+        return Err(HubError::NotAFolder {
+            path: folder.to_owned(),
+            hint: hints::of_file(folder),
+        });
     }
     small::names_in(folder).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => HubError::NoSuchFolder { path: folder.to_owned() },
-        _ => HubError::Io { path: folder.to_owned(), source },
+        std::io::ErrorKind::NotFound => HubError::NoSuchFolder {
+            path: folder.to_owned(),
+        },
+        _ => HubError::Io {
+            path: folder.to_owned(),
+            source,
+        },
     })
 }
 
@@ -215,15 +242,19 @@ pub(crate) fn in_folder(
     let path = |name: &str| names.contains(name).then(|| folder.join(name));
     let config = path("config.json").ok_or_else(|| lacks("config.json"))?;
 
-    let choice = choose_weights(names)
-        .ok_or_else(|| lacks("model.safetensors, model.safetensors.index.json or pytorch_model.bin"))?;
+    let choice = choose_weights(names).ok_or_else(|| {
+        lacks("model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+    })?;
     let (files, index) = if choice.is_index {
         let index = folder.join(choice.file);
         let shards = shards_of(&index)?;
         if let Some(missing) = shards.iter().find(|name| !folder.join(name).exists()) {
             return Err(lacks(&format!("{missing}, which {} names", choice.file)));
         }
-        (shards.iter().map(|name| folder.join(name)).collect(), Some(index))
+        (
+            shards.iter().map(|name| folder.join(name)).collect(),
+            Some(index),
+        )
     } else {
         (vec![folder.join(choice.file)], None)
     };
@@ -238,7 +269,10 @@ pub(crate) fn in_folder(
         generation_config: path("generation_config.json"),
         tokenizer: tokenizer_files(path),
         weights,
-        companions: small::chosen(names).into_iter().map(|name| folder.join(name)).collect(),
+        companions: small::chosen(names)
+            .into_iter()
+            .map(|name| folder.join(name))
+            .collect(),
         commit,
     })
 }
@@ -246,9 +280,13 @@ pub(crate) fn in_folder(
 /// The tokenizer's files, where `path` gives those that there are.
 fn tokenizer_files(path: impl Fn(&str) -> Option<PathBuf>) -> TokenizerFiles {
     let tokenizer_config = path("tokenizer_config.json");
-    let preferred = tokenizer_config.as_deref().and_then(small::preferred_tokenizer);
+    let preferred = tokenizer_config
+        .as_deref()
+        .and_then(small::preferred_tokenizer);
     TokenizerFiles {
-        tokenizer_json: preferred.and_then(|name| path(&name)).or_else(|| path("tokenizer.json")),
+        tokenizer_json: preferred
+            .and_then(|name| path(&name))
+            .or_else(|| path("tokenizer.json")),
         vocab_json: path("vocab.json"),
         merges_txt: path("merges.txt"),
         special_tokens_map: path("special_tokens_map.json"),
@@ -289,14 +327,32 @@ mod tests {
 
     #[test]
     fn what_a_folder_lacks_is_named() {
-        let error = local(folder(&[("README.md", "")]).path()).unwrap_err().to_string();
-        assert!(error.contains("has no config.json") && error.contains("README.md"), "{error}");
-        let error = local(folder(&[("config.json", "{}")]).path()).unwrap_err().to_string();
+        let error = local(folder(&[("README.md", "")]).path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("has no config.json") && error.contains("README.md"),
+            "{error}"
+        );
+        let error = local(folder(&[("config.json", "{}")]).path())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("has no model.safetensors"), "{error}");
         let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
-        let error = local(folder(&[("config.json", "{}"), ("model.safetensors.index.json", index)]).path())
-            .unwrap_err();
-        assert!(error.to_string().contains("has no model-00001-of-00002.safetensors"), "{error}");
+        let error = local(
+            folder(&[
+                ("config.json", "{}"),
+                ("model.safetensors.index.json", index),
+            ])
+            .path(),
+        )
+        .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("has no model-00001-of-00002.safetensors"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -304,8 +360,9 @@ mod tests {
         for shard in ["../secret", "/etc/passwd", "a/b", ""] {
             let index = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
             let files = folder(&[("model.safetensors.index.json", &index)]);
-            let error =
-                shards_of(&files.path().join("model.safetensors.index.json")).unwrap_err().to_string();
+            let error = shards_of(&files.path().join("model.safetensors.index.json"))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("not a plain file name"), "{error}");
         }
     }

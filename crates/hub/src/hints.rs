@@ -8,7 +8,10 @@ const MOST_FOLDERS: usize = 3;
 
 /// What to give instead of a file.
 pub(crate) fn of_file(file: &Path) -> String {
-    let extension = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let extension = file
+        .extension()
+        .and_then(|ending| ending.to_str())
+        .unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "safetensors" | "bin" | "json" | "model" | "txt" | "jinja" => {
             let folder = match file.parent() {
@@ -31,7 +34,9 @@ pub(crate) fn of_file(file: &Path) -> String {
 pub(crate) fn of_folder(folder: &Path, names: &BTreeSet<String>) -> String {
     let here = folder.display();
     if let Some(link) = dangling_link(folder) {
-        return format!("; its {link} is a link to a file that is gone (copy a cached model with cp -rL)");
+        return format!(
+            "; its {link} is a link to a file that is gone (copy a cached model with cp -rL)"
+        );
     }
     if let Some(adapter) = adapter(&folder.join("adapter_config.json")) {
         return adapter;
@@ -53,7 +58,9 @@ pub(crate) fn of_repository(names: &BTreeSet<String>) -> String {
             .into();
     }
     match first_gguf(names) {
-        Some(name) => format!("; download one of its GGUF files, such as {name}, and give the file's path"),
+        Some(name) => {
+            format!("; download one of its GGUF files, such as {name}, and give the file's path")
+        }
         None => of_names(names),
     }
 }
@@ -61,9 +68,14 @@ pub(crate) fn of_repository(names: &BTreeSet<String>) -> String {
 fn of_names(names: &BTreeSet<String>) -> String {
     let has = |name: &str| names.contains(name);
     if has("params.json") || names.iter().any(|name| name.starts_with("consolidated.")) {
-        return "; these are a model's original weights: convert them for transformers first".into();
+        return "; these are a model's original weights: convert them for transformers first"
+            .into();
     }
-    let foreign = [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("model.onnx", "ONNX")];
+    let foreign = [
+        ("tf_model.h5", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
+        ("model.onnx", "ONNX"),
+    ];
     let found = foreign.iter().find(|(name, _)| has(name));
     found.map_or(String::new(), |(name, what)| {
         format!("; {name} is for {what}: let transformers save it as safetensors first")
@@ -71,14 +83,20 @@ fn of_names(names: &BTreeSet<String>) -> String {
 }
 
 fn first_gguf(names: &BTreeSet<String>) -> Option<&String> {
-    names.iter().find(|name| name.to_ascii_lowercase().ends_with(".gguf"))
+    names
+        .iter()
+        .find(|name| name.to_ascii_lowercase().ends_with(".gguf"))
 }
 
 /// A LoRA adapter names the model it was made for.
 fn adapter(config: &Path) -> Option<String> {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
-    let base = config["base_model_name_or_path"].as_str().unwrap_or("its base model");
-    Some(format!("; it is an adapter for {base}: merge both first (`merge_and_unload()` of peft)"))
+    let base = config["base_model_name_or_path"]
+        .as_str()
+        .unwrap_or("its base model");
+    Some(format!(
+        "; it is an adapter for {base}: merge both first (`merge_and_unload()` of peft)"
+    ))
 }
 
 /// The name of a link whose target is gone, as an incomplete copy of a cache leaves it.
@@ -92,12 +110,15 @@ fn dangling_link(folder: &Path) -> Option<String> {
     links.into_iter().next()
 }
 
-/// Folders directly inside with a `config.json`, and the snapshots where `folder` is a repository's cache.
+/// Folders directly inside with a `config.json`, and the snapshots where `folder` is a repository's
+/// cache.
 fn models_within(folder: &Path) -> Vec<String> {
     let inside = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let shown = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
-        let models = shown.map(|entry| entry.path()).filter(|path| path.join("config.json").exists());
+        let models = shown
+            .map(|entry| entry.path())
+            .filter(|path| path.join("config.json").exists());
         models.map(|path| path.display().to_string()).collect()
     };
     let mut found = inside(folder);
@@ -126,19 +147,35 @@ mod tests {
 
     #[test]
     fn a_folder_of_models_names_them() {
-        let (text, folder) = error(&[("a/config.json", "{}"), ("b/config.json", "{}"), ("c/notes", "")]);
-        assert!(text.contains(&format!("did you mean {folder}/a or {folder}/b?")), "{text}");
+        let (text, folder) = error(&[
+            ("a/config.json", "{}"),
+            ("b/config.json", "{}"),
+            ("c/notes", ""),
+        ]);
+        assert!(
+            text.contains(&format!("did you mean {folder}/a or {folder}/b?")),
+            "{text}"
+        );
         let (text, folder) = error(&[("snapshots/0123/config.json", "{}"), ("refs/main", "0123")]);
-        assert!(text.contains(&format!("did you mean {folder}/snapshots/0123?")), "{text}");
+        assert!(
+            text.contains(&format!("did you mean {folder}/snapshots/0123?")),
+            "{text}"
+        );
     }
 
     #[test]
     fn other_kinds_of_models_are_told_apart() {
         let adapter = r#"{"base_model_name_or_path": "gpt2"}"#;
-        let (text, _) = error(&[("adapter_config.json", adapter), ("adapter_model.safetensors", "")]);
+        let (text, _) = error(&[
+            ("adapter_config.json", adapter),
+            ("adapter_model.safetensors", ""),
+        ]);
         assert!(text.contains("an adapter for gpt2"), "{text}");
         let (text, folder) = error(&[("Model-Q8_0.GGUF", ""), ("README.md", "")]);
-        assert!(text.contains(&format!("give the file: {folder}/Model-Q8_0.GGUF")), "{text}");
+        assert!(
+            text.contains(&format!("give the file: {folder}/Model-Q8_0.GGUF")),
+            "{text}"
+        );
         let (text, _) = error(&[("consolidated.00.pth", ""), ("params.json", "{}")]);
         assert!(text.contains("original weights"), "{text}");
         let (text, _) = error(&[("config.json", "{}"), ("tf_model.h5", "")]);
@@ -151,16 +188,25 @@ mod tests {
         let here = folder.path().display().to_string();
         let text = |name: &str| local(&folder.path().join(name)).unwrap_err().to_string();
         for (name, expected) in [
-            ("model.safetensors", format!("is a file, not a model's folder: give its folder, {here}")),
+            (
+                "model.safetensors",
+                format!("is a file, not a model's folder: give its folder, {here}"),
+            ),
             ("config.json", format!("give its folder, {here}")),
             ("model.pth", "not from .pth".into()),
             ("model.zip", "unpack it".into()),
-            ("model", "a model is a folder, a .gguf file, or a name on the hub".into()),
+            (
+                "model",
+                "a model is a folder, a .gguf file, or a name on the hub".into(),
+            ),
         ] {
             std::fs::write(folder.path().join(name), "").unwrap();
             assert!(text(name).contains(&expected), "{}", text(name));
         }
-        assert_eq!(text("nowhere"), format!("there is no folder {here}/nowhere"));
+        assert_eq!(
+            text("nowhere"),
+            format!("there is no folder {here}/nowhere")
+        );
         assert_eq!(of_file(Path::new("config.json")), "give its folder, .");
     }
 
@@ -169,10 +215,12 @@ mod tests {
     fn links_without_their_targets_are_named() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-        std::os::unix::fs::symlink("../../blobs/abc", folder.path().join("model.safetensors")).unwrap();
+        std::os::unix::fs::symlink("../../blobs/abc", folder.path().join("model.safetensors"))
+            .unwrap();
         let text = local(folder.path()).unwrap_err().to_string();
         assert!(
-            text.contains("has no model.safetensors") && text.contains("link to a file that is gone"),
+            text.contains("has no model.safetensors")
+                && text.contains("link to a file that is gone"),
             "{text}"
         );
     }

@@ -23,7 +23,11 @@ pub(crate) struct Http {
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Worth another try, after the delay the server asks for.
-    Transient { reason: String, after: Option<Duration>, unreachable: bool },
+    Transient {
+        reason: String,
+        after: Option<Duration>,
+        unreachable: bool,
+    },
     /// Not worth one.
     Final(HubError),
 }
@@ -47,7 +51,9 @@ pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -
     if let Some(bundle) = &config.ca_bundle {
         builder = builder.tls_certs_only(certificates(bundle)?);
     }
-    builder.build().map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
+    builder
+        .build()
+        .map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
 }
 
 /// The certificates of a PEM file, or of all files of a folder.
@@ -59,7 +65,11 @@ fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
     let mut files = vec![bundle.to_owned()];
     if bundle.is_dir() {
         let entries = std::fs::read_dir(bundle).map_err(io(bundle))?;
-        files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+            .collect();
     }
 
     let mut found = Vec::new();
@@ -72,23 +82,40 @@ fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
         found.extend(Certificate::from_pem_bundle(&pem).map_err(malformed)?);
     }
     if found.is_empty() {
-        let reason = "it holds no certificates in PEM form (REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names it)";
-        return Err(HubError::MalformedFile { path: bundle.to_owned(), reason: reason.into() });
+        let reason =
+            "it holds no certificates in PEM form (REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names it)";
+        return Err(HubError::MalformedFile {
+            path: bundle.to_owned(),
+            reason: reason.into(),
+        });
     }
     Ok(found)
 }
 
 pub(crate) fn malformed(host: &str, what: &str, reason: String) -> HubError {
-    HubError::MalformedAnswer { host: host.to_owned(), what: what.to_owned(), reason }
+    HubError::MalformedAnswer {
+        host: host.to_owned(),
+        what: what.to_owned(),
+        reason,
+    }
 }
 
 impl Http {
     pub(crate) fn new(config: &HubConfig) -> Result<Self> {
         let endpoint = Url::parse(&config.endpoint).map_err(|cause| {
-            malformed(&config.endpoint, "HF_ENDPOINT", format!("it is not a URL ({cause})"))
+            malformed(
+                &config.endpoint,
+                "HF_ENDPOINT",
+                format!("it is not a URL ({cause})"),
+            )
         })?;
         let client = client(config, reqwest::redirect::Policy::none())?;
-        Ok(Self { client, endpoint, token: config.token.clone(), etag_timeout: config.etag_timeout })
+        Ok(Self {
+            client,
+            endpoint,
+            token: config.token.clone(),
+            etag_timeout: config.etag_timeout,
+        })
     }
 
     /// The address of a file.
@@ -126,12 +153,22 @@ impl Http {
             if !response.status().is_redirection() || enough(response.headers()) {
                 return Ok(response);
             }
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|value| value.to_str().ok());
             url = location
                 .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| malformed(&self.host(), "a redirect", "it says not where to".into()))?;
+                .ok_or_else(|| {
+                    malformed(&self.host(), "a redirect", "it says not where to".into())
+                })?;
         }
-        Err(malformed(&self.host(), "a file", format!("more than {REDIRECTS} redirects")).into())
+        Err(malformed(
+            &self.host(),
+            "a file",
+            format!("more than {REDIRECTS} redirects"),
+        )
+        .into())
     }
 
     /// Whether a URL is the hub's own: scheme, host and port.
@@ -162,14 +199,24 @@ pub(crate) fn transient(error: &reqwest::Error) -> Failure {
         }
         let cause = cause.to_string();
         match cause.contains("certificate") {
-            true => format!("{cause}; a proxy's own certificate must be named by REQUESTS_CA_BUNDLE"),
+            true => {
+                format!("{cause}; a proxy's own certificate must be named by REQUESTS_CA_BUNDLE")
+            }
             false => cause,
         }
     };
-    Failure::Transient { reason, after: None, unreachable: error.is_connect() || error.is_timeout() }
+    Failure::Transient {
+        reason,
+        after: None,
+        unreachable: error.is_connect() || error.is_timeout(),
+    }
 }
 
 /// Whether another try may help.
 pub(crate) fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+        )
 }

@@ -28,8 +28,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with those settings. An endpoint that is no URL or certificates that cannot be read are an error
-    /// of what needs the network, not of this.
+    /// A hub with those settings. An endpoint that is no URL or certificates that cannot be read
+    /// are an error of what needs the network, not of this.
     pub fn new(config: HubConfig) -> Self {
         Self { config }
     }
@@ -52,12 +52,16 @@ impl Hub {
         }
     }
 
-    /// `config.json` and the headers of the safetensors files, without the weights: from disk where they
-    /// are there, else by asking for the first bytes of each file.
+    /// `config.json` and the headers of the safetensors files, without the weights: from disk where
+    /// they are there, else by asking for the first bytes of each file.
     ///
     /// # Errors
     /// As [`Hub::resolve`]; [`HubError::NotAModel`] where there are no safetensors files.
-    pub fn resolve_metadata(&self, model: &ModelRef, progress: &dyn Progress) -> Result<ModelHeaders> {
+    pub fn resolve_metadata(
+        &self,
+        model: &ModelRef,
+        progress: &dyn Progress,
+    ) -> Result<ModelHeaders> {
         match model {
             ModelRef::Local(folder) => headers_on_disk(&files::local(&self.local_folder(folder))?),
             ModelRef::Hub { repo, revision } => {
@@ -66,8 +70,8 @@ impl Hub {
         }
     }
 
-    /// The small files of a model, without its weights: `config.json` and what its tokenizer and its chat templates
-    /// are made of. A folder or repository may lack any of them.
+    /// The small files of a model, without its weights: `config.json` and what its tokenizer and
+    /// its chat templates are made of. A folder or repository may lack any of them.
     ///
     /// # Errors
     /// As [`Hub::resolve`].
@@ -86,9 +90,10 @@ impl Hub {
     }
 
     fn local_folder(&self, folder: &Path) -> PathBuf {
-        folder
-            .to_str()
-            .map_or_else(|| folder.to_owned(), |text| expand_home(text, self.config.home.as_deref()))
+        folder.to_str().map_or_else(
+            || folder.to_owned(),
+            |text| expand_home(text, self.config.home.as_deref()),
+        )
     }
 
     async fn resolve_repo(
@@ -112,7 +117,11 @@ impl Hub {
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
-            Err(error) => return or_cached(error, progress, || cache.model(&cache.commit_of(wanted)?).ok()),
+            Err(error) => {
+                return or_cached(error, progress, || {
+                    cache.model(&cache.commit_of(wanted)?).ok()
+                });
+            }
         };
         let fetch = self.fetch(&http, &cache, repo, &listing, progress);
         fetch_all(&fetch, &listing).await?;
@@ -131,12 +140,16 @@ impl Hub {
         let cached = self.cached_models();
         let mut retries = Retries::new(&self.config);
         loop {
-            let (reason, after, unreachable) = match api::listing(&self.config, repo, revision, &cached).await
-            {
-                Ok(listing) => return Ok(listing),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Transient { reason, after, unreachable }) => (reason, after, unreachable),
-            };
+            let (reason, after, unreachable) =
+                match api::listing(&self.config, repo, revision, &cached).await {
+                    Ok(listing) => return Ok(listing),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Transient {
+                        reason,
+                        after,
+                        unreachable,
+                    }) => (reason, after, unreachable),
+                };
             let delay = retries.next(after);
             // A host that cannot be reached twice will not be reached by patience.
             let Some(delay) = delay.filter(|_| !unreachable || retries.in_a_row() < 2) else {
@@ -146,7 +159,12 @@ impl Hub {
                     offline_models: offline_models(cached),
                 });
             };
-            progress.event(&ProgressEvent::Retry { file: repo, attempt: retries.in_a_row(), delay, reason });
+            progress.event(&ProgressEvent::Retry {
+                file: repo,
+                attempt: retries.in_a_row(),
+                delay,
+                reason,
+            });
             tokio::time::sleep(delay).await;
         }
     }
@@ -159,14 +177,25 @@ impl Hub {
         listing: &'a Listing,
         progress: &'a dyn Progress,
     ) -> Fetch<'a> {
-        Fetch { config: &self.config, http, cache, repo, commit: &listing.commit, progress }
+        Fetch {
+            config: &self.config,
+            http,
+            cache,
+            repo,
+            commit: &listing.commit,
+            progress,
+        }
     }
 
     fn offline(&self, cache: &RepoCache, repo: &str, revision: &str) -> Result<ModelFiles> {
         match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
             Some(Ok(model)) => Ok(model),
             _ => Err(HubError::Offline {
-                model: if revision == "main" { repo.to_owned() } else { format!("{repo}@{revision}") },
+                model: if revision == "main" {
+                    repo.to_owned()
+                } else {
+                    format!("{repo}@{revision}")
+                },
                 cache: self.config.cache_dir.clone(),
                 offline_models: offline_models(self.cached_models()),
             }),
@@ -187,7 +216,10 @@ impl Hub {
             (!names.is_empty()).then(|| files::small_in(&cache.snapshot(&commit), &names))
         };
         if self.config.offline {
-            return cached().map_or_else(|| self.offline(&cache, repo, wanted).map(SmallFiles::from), Ok);
+            return cached().map_or_else(
+                || self.offline(&cache, repo, wanted).map(SmallFiles::from),
+                Ok,
+            );
         }
 
         let http = Http::new(&self.config)?;
@@ -196,7 +228,10 @@ impl Hub {
             Err(error) => return or_cached(error, progress, cached),
         };
         let fetch = self.fetch(&http, &cache, repo, &listing, progress);
-        let config = listing.names.contains("config.json").then_some("config.json");
+        let config = listing
+            .names
+            .contains("config.json")
+            .then_some("config.json");
         for file in config.into_iter().chain(small::chosen(&listing.names)) {
             fetch.file(file).await?;
         }
@@ -269,12 +304,19 @@ async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
     Ok(())
 }
 
-/// What the cache has, if the hub cannot be reached or no longer answers for the repository: as huggingface_hub, which
-/// goes on with the files it downloaded before. Other errors are returned, and so is `error` where nothing is cached.
-fn or_cached<T>(error: HubError, progress: &dyn Progress, cached: impl FnOnce() -> Option<T>) -> Result<T> {
+/// What the cache has, if the hub cannot be reached or no longer answers for the repository: as
+/// huggingface_hub, which goes on with the files it downloaded before. Other errors are returned,
+/// and so is `error` where nothing is cached.
+fn or_cached<T>(
+    error: HubError,
+    progress: &dyn Progress,
+    cached: impl FnOnce() -> Option<T>,
+) -> Result<T> {
     let reason = match &error {
         HubError::NoNetwork { reason, .. } => reason.clone(),
-        HubError::Refused { status, .. } => format!("access to the repository is refused, {status}"),
+        HubError::Refused { status, .. } => {
+            format!("access to the repository is refused, {status}")
+        }
         HubError::NoSuchModel { .. } => "the hub has no such repository now".into(),
         HubError::MalformedAnswer { .. } => error.to_string(),
         _ => return Err(error),
@@ -299,8 +341,14 @@ fn offline_models(cached: Vec<String>) -> Vec<String> {
 /// Runs a future on a thread and runtime of its own, so that callers may have a runtime too.
 fn block_on<T: Send, F: Future<Output = Result<T>>>(make: impl FnOnce() -> F + Send) -> Result<T> {
     let run = || {
-        let io = |source| HubError::Io { path: PathBuf::from("(network runtime)"), source };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
+        let io = |source| HubError::Io {
+            path: PathBuf::from("(network runtime)"),
+            source,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(io)?;
         runtime.block_on(make())
     };
     std::thread::scope(|scope| match scope.spawn(run).join() {
@@ -311,22 +359,32 @@ fn block_on<T: Send, F: Future<Output = Result<T>>>(make: impl FnOnce() -> F + S
 
 /// The header of a safetensors file on the hub.
 async fn remote_header(fetch: &Fetch<'_>, file: &str) -> Result<SafetensorsHeader> {
-    let malformed = |reason: String| HubError::MalformedFile { path: PathBuf::from(file), reason };
+    let malformed = |reason: String| HubError::MalformedFile {
+        path: PathBuf::from(file),
+        reason,
+    };
     let (mut bytes, file_len) = fetch.beginning(file, FIRST_BYTES).await?;
     let length = header_length(&bytes).map_err(malformed)?;
     if (bytes.len() as u64) < 8 + length {
         bytes = fetch.beginning(file, 8 + length).await?.0;
     }
     let end = usize::try_from(8 + length).unwrap_or(usize::MAX);
-    let json =
-        bytes.get(8..end).ok_or_else(|| malformed(format!("it ends inside its header of {length} bytes")))?;
-    Ok(SafetensorsHeader { file_name: file.to_owned(), json: json.to_vec(), file_len })
+    let json = bytes
+        .get(8..end)
+        .ok_or_else(|| malformed(format!("it ends inside its header of {length} bytes")))?;
+    Ok(SafetensorsHeader {
+        file_name: file.to_owned(),
+        json: json.to_vec(),
+        file_len,
+    })
 }
 
 fn header_length(bytes: &[u8]) -> std::result::Result<u64, String> {
     match bytes.first_chunk().map(|first| u64::from_le_bytes(*first)) {
         Some(length) if length <= LONGEST_HEADER => Ok(length),
-        Some(length) => Err(format!("its header would have {length} bytes; it is not a safetensors file")),
+        Some(length) => Err(format!(
+            "its header would have {length} bytes; it is not a safetensors file"
+        )),
         None => Err("it has fewer than 8 bytes".into()),
     }
 }
@@ -335,13 +393,25 @@ fn headers_on_disk(model: &ModelFiles) -> Result<ModelHeaders> {
     let WeightFiles::Safetensors { files, .. } = &model.weights else {
         return Err(no_headers(&model.root.display().to_string()));
     };
-    let headers = files.iter().map(|path| header_on_disk(path)).collect::<Result<_>>()?;
-    Ok(ModelHeaders { config: model.config.clone(), headers })
+    let headers = files
+        .iter()
+        .map(|path| header_on_disk(path))
+        .collect::<Result<_>>()?;
+    Ok(ModelHeaders {
+        config: model.config.clone(),
+        headers,
+    })
 }
 
 fn header_on_disk(path: &Path) -> Result<SafetensorsHeader> {
-    let io = |source| HubError::Io { path: path.to_owned(), source };
-    let malformed = |reason| HubError::MalformedFile { path: path.to_owned(), reason };
+    let io = |source| HubError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let malformed = |reason| HubError::MalformedFile {
+        path: path.to_owned(),
+        reason,
+    };
     let mut file = std::fs::File::open(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
     let mut first = Vec::new();
@@ -350,8 +420,18 @@ fn header_on_disk(path: &Path) -> Result<SafetensorsHeader> {
     let mut json = Vec::new();
     file.take(length).read_to_end(&mut json).map_err(io)?;
     if json.len() as u64 != length {
-        return Err(malformed(format!("it ends inside its header of {length} bytes")));
+        return Err(malformed(format!(
+            "it ends inside its header of {length} bytes"
+        )));
     }
-    let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(SafetensorsHeader { file_name, json, file_len })
+    let file_name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Ok(SafetensorsHeader {
+        file_name,
+        json,
+        file_len,
+    })
 }

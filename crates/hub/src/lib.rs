@@ -1,9 +1,9 @@
 //! Model files, from a folder, from the cache, or from the Hugging Face hub over a bad line.
 //!
 //! [`Hub::resolve`] turns a model's name into files on disk, in the cache layout of Python's
-//! `huggingface_hub`, so that both use each other's downloads. What hf-hub 1.0 lacks is here: resuming
-//! by byte range, time-outs, retries in the middle of a body, size and checksum before the rename,
-//! waiting for another process' download, offline mode, mirrors.
+//! `huggingface_hub`, so that both use each other's downloads. What hf-hub 1.0 lacks is here:
+//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum before the
+//! rename, waiting for another process' download, offline mode, mirrors.
 //!
 //! ```
 //! use llm_int8_hub::{Hub, HubConfig, ModelRef, NoProgress};
@@ -42,7 +42,9 @@ mod verify;
 
 pub use config::HubConfig;
 pub use error::{HubError, Result};
-pub use files::{ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, TokenizerFiles, WeightFiles};
+pub use files::{
+    ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, TokenizerFiles, WeightFiles,
+};
 pub use hub::Hub;
 pub use model_ref::ModelRef;
 pub use progress::{NoProgress, Progress, ProgressEvent};

@@ -30,7 +30,10 @@ pub(crate) struct Wait<'a> {
 /// Takes the lock, waiting for another process' download.
 pub(crate) async fn acquire(wait: &Wait<'_>, progress: &dyn Progress) -> Result<Lock> {
     create_parent(wait.lock)?;
-    let error = |source| HubError::Io { path: wait.lock.to_owned(), source };
+    let error = |source| HubError::Io {
+        path: wait.lock.to_owned(),
+        source,
+    };
     // Truncating does no harm: the lock is on the file, not in it.
     let file = File::create(wait.lock).map_err(error)?;
     let started = Instant::now();
@@ -52,7 +55,11 @@ pub(crate) async fn acquire(wait: &Wait<'_>, progress: &dyn Progress) -> Result<
         }
         let waited = started.elapsed();
         if wait.timeout.is_some_and(|limit| waited > limit) || last.1.elapsed() > wait.patience {
-            return Err(HubError::Locked { file: wait.file.to_owned(), waited, lock: wait.lock.to_owned() });
+            return Err(HubError::Locked {
+                file: wait.file.to_owned(),
+                waited,
+                lock: wait.lock.to_owned(),
+            });
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

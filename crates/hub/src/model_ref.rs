@@ -38,8 +38,10 @@ impl FromStr for ModelRef {
         if is_path(name) {
             return Ok(Self::Local(PathBuf::from(name)));
         }
-        let refuse =
-            |reason: &str| HubError::InvalidName { name: name.to_owned(), reason: reason.to_owned() };
+        let refuse = |reason: &str| HubError::InvalidName {
+            name: name.to_owned(),
+            reason: reason.to_owned(),
+        };
         if name.contains("://") {
             return Err(refuse(
                 "it is an address of another place than huggingface.co; give a mirror by HF_ENDPOINT",
@@ -52,25 +54,46 @@ impl FromStr for ModelRef {
         };
         let parts: Vec<&str> = repo.split('/').collect();
         if parts.len() > 2 {
-            return Err(refuse("there is no such folder, and a name on the hub has at most one `/`"));
+            return Err(refuse(
+                "there is no such folder, and a name on the hub has at most one `/`",
+            ));
         }
         if !parts.iter().all(|part| is_plain_name(part)) {
-            return Err(refuse("only letters, digits, `-`, `_` and `.` are allowed, and no `..`"));
+            return Err(refuse(
+                "only letters, digits, `-`, `_` and `.` are allowed, and no `..`",
+            ));
         }
         if revision.is_some_and(|revision| !is_plain_revision(revision)) {
-            return Err(refuse("the revision after `@` is not a branch, tag or commit"));
+            return Err(refuse(
+                "the revision after `@` is not a branch, tag or commit",
+            ));
         }
-        Ok(Self::Hub { repo: repo.to_owned(), revision: revision.map(str::to_owned) })
+        Ok(Self::Hub {
+            repo: repo.to_owned(),
+            revision: revision.map(str::to_owned),
+        })
     }
 }
 
-/// Endings of files that people give in the place of their folder, and that no repository's name has.
-const FILE_ENDINGS: [&str; 9] =
-    [".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".onnx"];
+/// Endings of files that people give in the place of their folder, and that no repository's name
+/// has.
+const FILE_ENDINGS: [&str; 9] = [
+    ".safetensors",
+    ".bin",
+    ".json",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".onnx",
+];
 
 /// What is meant as a path: what begins like one, is a folder, or names a file.
 fn is_path(name: &str) -> bool {
-    let begins = ["./", "../", "/", "~/"].iter().any(|start| name.starts_with(start));
+    let begins = ["./", "../", "/", "~/"]
+        .iter()
+        .any(|start| name.starts_with(start));
     let is_windows = name.contains('\\') || name.as_bytes().get(1..3) == Some(b":/");
     let path = Path::new(name);
     let ending = name.to_ascii_lowercase();
@@ -102,8 +125,14 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(path) => write!(f, "{}", path.display()),
-            Self::Hub { repo, revision: None } => f.write_str(repo),
-            Self::Hub { repo, revision: Some(revision) } => write!(f, "{repo}@{revision}"),
+            Self::Hub {
+                repo,
+                revision: None,
+            } => f.write_str(repo),
+            Self::Hub {
+                repo,
+                revision: Some(revision),
+            } => write!(f, "{repo}@{revision}"),
         }
     }
 }
@@ -114,12 +143,25 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused() {
-        for name in
-            ["", "a/b/c", "a/../b", "..a", "a b", "a/", "/", "org/name@", "org/name@../x", "a\0b", "-/.x"]
-        {
+        for name in [
+            "",
+            "a/b/c",
+            "a/../b",
+            "..a",
+            "a b",
+            "a/",
+            "/",
+            "org/name@",
+            "org/name@../x",
+            "a\0b",
+            "-/.x",
+        ] {
             let parsed = name.parse::<ModelRef>();
             assert!(
-                matches!(parsed, Err(HubError::InvalidName { .. }) | Ok(ModelRef::Local(_))),
+                matches!(
+                    parsed,
+                    Err(HubError::InvalidName { .. }) | Ok(ModelRef::Local(_))
+                ),
                 "{name:?}: {parsed:?}"
             );
         }
@@ -140,12 +182,22 @@ mod tests {
             "model.safetensors",
             "a/b/config.json",
         ] {
-            assert_eq!(name.parse::<ModelRef>().unwrap(), ModelRef::Local(name.into()), "{name}");
+            assert_eq!(
+                name.parse::<ModelRef>().unwrap(),
+                ModelRef::Local(name.into()),
+                "{name}"
+            );
         }
         for name in ["gpt2", "org/name", "org/name.v1", "Qwen/Qwen2.5-0.5B"] {
-            assert!(matches!(name.parse().unwrap(), ModelRef::Hub { .. }), "{name}");
+            assert!(
+                matches!(name.parse().unwrap(), ModelRef::Hub { .. }),
+                "{name}"
+            );
         }
-        let nested = "models/org/name".parse::<ModelRef>().unwrap_err().to_string();
+        let nested = "models/org/name"
+            .parse::<ModelRef>()
+            .unwrap_err()
+            .to_string();
         assert!(nested.contains("there is no such folder"), "{nested}");
     }
 

@@ -33,13 +33,22 @@ pub(crate) fn hint(name: &str, cached: &[String]) -> String {
     let candidates = cached.iter().map(String::as_str).chain(WELL_KNOWN);
     let mut near: Vec<(usize, &str)> = candidates
         .filter(|candidate| *candidate != name)
-        .map(|candidate| (distance(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            (
+                distance(&name.to_lowercase(), &candidate.to_lowercase()),
+                candidate,
+            )
+        })
         .filter(|(distance, _)| *distance <= (name.len() / 4).max(2))
         .collect();
     near.sort_unstable();
     near.dedup();
     let names: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
-    if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(" or ")) }
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; did you mean {}?", names.join(" or "))
+    }
 }
 
 /// Changes from one name to the other, two swapped letters being one change (Damerau-Levenshtein).
@@ -71,7 +80,10 @@ mod tests {
             "{}",
             hint("gpt2-lrage", &[])
         );
-        assert_eq!(hint("my/modle", &["my/model".into()]), "; did you mean my/model?");
+        assert_eq!(
+            hint("my/modle", &["my/model".into()]),
+            "; did you mean my/model?"
+        );
         assert_eq!(hint("something-else-entirely", &[]), "");
     }
 }

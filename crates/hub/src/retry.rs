@@ -34,7 +34,8 @@ impl Retries {
         self.in_a_row = 0;
     }
 
-    /// The delay before the next try, or none when it is time to give up. `asked` is a `Retry-After`.
+    /// The delay before the next try, or none when it is time to give up. `asked` is a
+    /// `Retry-After`.
     pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.in_a_row += 1;
         self.altogether += 1;
@@ -43,7 +44,8 @@ impl Retries {
         }
         let doubled = self.base.saturating_mul(1 << (self.in_a_row - 1).min(16));
         // Up to a quarter more, so that many clients do not come back at once.
-        let delay = asked.unwrap_or_else(|| doubled.mul_f64(1.0 + rand::rng().random::<f64>() / 4.0));
+        let delay =
+            asked.unwrap_or_else(|| doubled.mul_f64(1.0 + rand::rng().random::<f64>() / 4.0));
         Some(delay.min(self.longest))
     }
 
@@ -59,7 +61,10 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).ok()
+    httpdate::parse_http_date(value)
+        .ok()?
+        .duration_since(SystemTime::now())
+        .ok()
 }
 
 #[cfg(test)]
@@ -102,7 +107,10 @@ mod tests {
             headers
         };
         assert_eq!(retry_after(&headers("2")), Some(Duration::from_secs(2)));
-        assert_eq!(retries().next(Some(Duration::from_secs(3600))), Some(Duration::from_secs(5)));
+        assert_eq!(
+            retries().next(Some(Duration::from_secs(3600))),
+            Some(Duration::from_secs(5))
+        );
         let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
         assert!(retry_after(&headers(&date)).unwrap() > Duration::from_secs(90));
         assert_eq!(retry_after(&headers("soon")), None);

@@ -1,13 +1,18 @@
-//! The small files beside a model's weights, by name: everything transformers reads for generating and for
-//! tokenizers of whatever class (`vocab_files_names`, `PreTrainedTokenizerBase.from_pretrained`), so that a copy
-//! of the model reads as the model does.
+//! The small files beside a model's weights, by name: everything transformers reads for generating
+//! and for tokenizers of whatever class (`vocab_files_names`,
+//! `PreTrainedTokenizerBase.from_pretrained`), so that a copy of the model reads as the model does.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Names of a sentencepiece or tiktoken model, by tokenizer class.
-pub(crate) const TOKENIZER_MODELS: [&str; 5] =
-    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"];
+pub(crate) const TOKENIZER_MODELS: [&str; 5] = [
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+];
 
 /// The others.
 const NAMES: [&str; 10] = [
@@ -37,7 +42,12 @@ pub(crate) fn fixed_names() -> impl Iterator<Item = &'static str> {
 /// The small files among these names, `config.json` excepted.
 pub(crate) fn chosen(names: &BTreeSet<String>) -> Vec<&str> {
     let mut chosen: Vec<&str> = fixed_names().filter(|name| names.contains(*name)).collect();
-    chosen.extend(names.iter().map(String::as_str).filter(|name| is_versioned(name) || is_template(name)));
+    chosen.extend(
+        names
+            .iter()
+            .map(String::as_str)
+            .filter(|name| is_versioned(name) || is_template(name)),
+    );
     chosen
 }
 
@@ -48,11 +58,14 @@ pub(crate) fn may_be_fetched(name: &str) -> bool {
 
 /// `additional_chat_templates/NAME.jinja`.
 fn is_template(name: &str) -> bool {
-    let inner = name.strip_prefix(TEMPLATES).and_then(|rest| rest.strip_prefix('/'));
+    let inner = name
+        .strip_prefix(TEMPLATES)
+        .and_then(|rest| rest.strip_prefix('/'));
     inner.is_some_and(|inner| inner.ends_with(".jinja") && crate::model_ref::is_plain_name(inner))
 }
 
-/// `tokenizer.4.0.0.json`: what transformers from that version on reads instead of `tokenizer.json`.
+/// `tokenizer.4.0.0.json`: what transformers from that version on reads instead of
+/// `tokenizer.json`.
 fn is_versioned(name: &str) -> bool {
     version(name).is_some()
 }
@@ -62,20 +75,25 @@ fn version(name: &str) -> Option<Vec<u64>> {
     digits.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// The tokenizer that `fast_tokenizer_files` of a `tokenizer_config.json` prefers to `tokenizer.json`, as
-/// `get_fast_tokenizer_file` of transformers chooses.
+/// The tokenizer that `fast_tokenizer_files` of a `tokenizer_config.json` prefers to
+/// `tokenizer.json`, as `get_fast_tokenizer_file` of transformers chooses.
 pub(crate) fn preferred_tokenizer(config: &Path) -> Option<String> {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
-    let names = config["fast_tokenizer_files"].as_array()?.iter().filter_map(|name| name.as_str());
+    let names = config["fast_tokenizer_files"]
+        .as_array()?
+        .iter()
+        .filter_map(|name| name.as_str());
     let mut known: Vec<&str> = names.filter(|name| is_versioned(name)).collect();
     // There, versions are sorted as texts, and the first that is too new ends the search.
     known.sort_unstable();
-    let usable = known.iter().take_while(|name| version(name).is_some_and(|v| v[..] <= TRANSFORMERS[..]));
+    let usable = known
+        .iter()
+        .take_while(|name| version(name).is_some_and(|v| v[..] <= TRANSFORMERS[..]));
     usable.last().map(|name| (*name).to_owned())
 }
 
-/// Names of the files in a model's folder: its own, and those of the folder of chat templates. Links whose
-/// target is gone are none.
+/// Names of the files in a model's folder: its own, and those of the folder of chat templates.
+/// Links whose target is gone are none.
 pub(crate) fn names_in(folder: &Path) -> std::io::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(folder)? {
@@ -85,7 +103,10 @@ pub(crate) fn names_in(folder: &Path) -> std::io::Result<BTreeSet<String>> {
         }
     }
 
-    let templates = std::fs::read_dir(folder.join(TEMPLATES)).into_iter().flatten().flatten();
+    let templates = std::fs::read_dir(folder.join(TEMPLATES))
+        .into_iter()
+        .flatten()
+        .flatten();
     let templates = templates.filter(|entry| entry.path().is_file());
     let templates =
         templates.filter_map(|entry| Some(format!("{TEMPLATES}/{}", entry.file_name().to_str()?)));
@@ -103,7 +124,10 @@ mod tests {
 
     #[test]
     fn one_folder_is_allowed_and_nothing_beside_it() {
-        for good in ["model.safetensors", "additional_chat_templates/tool_use.jinja"] {
+        for good in [
+            "model.safetensors",
+            "additional_chat_templates/tool_use.jinja",
+        ] {
             assert!(may_be_fetched(good), "{good}");
         }
         for bad in [
@@ -149,13 +173,26 @@ mod tests {
         let path = folder.path().join("tokenizer_config.json");
         for (files, expected) in [
             (&["tokenizer.json"][..], None),
-            (&["tokenizer.json", "tokenizer.4.0.0.json"], Some("tokenizer.4.0.0.json")),
-            (&["tokenizer.4.9.0.json", "tokenizer.4.0.0.json"], Some("tokenizer.4.9.0.json")),
-            (&["tokenizer.4.57.1.json", "tokenizer.4.58.0.json"], Some("tokenizer.4.57.1.json")),
+            (
+                &["tokenizer.json", "tokenizer.4.0.0.json"],
+                Some("tokenizer.4.0.0.json"),
+            ),
+            (
+                &["tokenizer.4.9.0.json", "tokenizer.4.0.0.json"],
+                Some("tokenizer.4.9.0.json"),
+            ),
+            (
+                &["tokenizer.4.57.1.json", "tokenizer.4.58.0.json"],
+                Some("tokenizer.4.57.1.json"),
+            ),
             (&["tokenizer.10.0.0.json", "tokenizer.4.0.0.json"], None),
             (&["tokenizer.5.0.0.json"], None),
         ] {
-            std::fs::write(&path, serde_json::json!({ "fast_tokenizer_files": files }).to_string()).unwrap();
+            std::fs::write(
+                &path,
+                serde_json::json!({ "fast_tokenizer_files": files }).to_string(),
+            )
+            .unwrap();
             assert_eq!(preferred_tokenizer(&path).as_deref(), expected, "{files:?}");
         }
         std::fs::write(&path, "{}").unwrap();

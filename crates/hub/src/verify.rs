@@ -10,23 +10,31 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) reason: String,
-    /// Another file of the same length: the hash it has. Two downloads that agree in it were not damaged on
-    /// their way.
+    /// Another file of the same length: the hash it has. Two downloads that agree in it were not
+    /// damaged on their way.
     pub(crate) content: Option<String>,
 }
 
 /// Why a file is not the one that was asked for, or nothing.
 ///
-/// What can be checked: the length, where the server tells it; an etag of 64 hexadecimal digits as the SHA-256 that
-/// the hub gives for large files; one of 40 as git's SHA-1 of a blob, which the hub gives for small ones, or as
-/// a plain SHA-1, which mirrors give. Other etags (MD5s, those of multipart uploads, dates) say nothing.
-pub(crate) fn mismatch(path: &Path, etag: &str, size: Option<u64>) -> std::io::Result<Option<Mismatch>> {
+/// What can be checked: the length, where the server tells it; an etag of 64 hexadecimal digits as
+/// the SHA-256 that the hub gives for large files; one of 40 as git's SHA-1 of a blob, which the
+/// hub gives for small ones, or as a plain SHA-1, which mirrors give. Other etags (MD5s, those of
+/// multipart uploads, dates) say nothing.
+pub(crate) fn mismatch(
+    path: &Path,
+    etag: &str,
+    size: Option<u64>,
+) -> std::io::Result<Option<Mismatch>> {
     let length = std::fs::metadata(path)?.len();
     if let Some(size) = size
         && length != size
     {
         let reason = format!("it has {length} bytes instead of {size}");
-        return Ok(Some(Mismatch { reason, content: None }));
+        return Ok(Some(Mismatch {
+            reason,
+            content: None,
+        }));
     }
 
     let is_hex = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -38,23 +46,34 @@ pub(crate) fn mismatch(path: &Path, etag: &str, size: Option<u64>) -> std::io::R
         40 if is_hex => {
             let blob = Sha1::new().chain_update(format!("blob {length}\0"));
             let [git, plain] = hash([blob, Sha1::new()], path)?;
-            (format!("its git SHA-1 is {git} and its plain SHA-1 {plain}"), vec![git, plain])
+            (
+                format!("its git SHA-1 is {git} and its plain SHA-1 {plain}"),
+                vec![git, plain],
+            )
         }
         _ => return Ok(None),
     };
     let is_same = found.iter().any(|hash| hash.eq_ignore_ascii_case(etag));
     let reason = format!("{reason} instead of {etag}");
-    Ok((!is_same).then(|| Mismatch { reason, content: found.into_iter().next() }))
+    Ok((!is_same).then(|| Mismatch {
+        reason,
+        content: found.into_iter().next(),
+    }))
 }
 
 /// Several hashes of a file, read once.
-fn hash<D: Digest, const N: usize>(mut hashers: [D; N], path: &Path) -> std::io::Result<[String; N]> {
+fn hash<D: Digest, const N: usize>(
+    mut hashers: [D; N],
+    path: &Path,
+) -> std::io::Result<[String; N]> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0u8; 1 << 18];
     loop {
         match file.read(&mut buffer)? {
             0 => break,
-            count => hashers.iter_mut().for_each(|hasher| hasher.update(&buffer[..count])),
+            count => hashers
+                .iter_mut()
+                .for_each(|hasher| hasher.update(&buffer[..count])),
         }
     }
     Ok(hashers.map(|hasher| hex(&hasher.finalize())))
@@ -64,11 +83,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The etag of an answer as the name of a blob: without `W/`, quotes and Nexus' `{SHA1{…}}`. What cannot name
-/// a file is named by its hash.
+/// The etag of an answer as the name of a blob: without `W/`, quotes and Nexus' `{SHA1{…}}`. What
+/// cannot name a file is named by its hash.
 pub(crate) fn plain_etag(raw: &str) -> String {
     let etag = raw.trim().trim_start_matches("W/").trim_matches('"');
-    let etag = etag.strip_prefix("{SHA1{").and_then(|inner| inner.strip_suffix("}}")).unwrap_or(etag);
+    let etag = etag
+        .strip_prefix("{SHA1{")
+        .and_then(|inner| inner.strip_suffix("}}"))
+        .unwrap_or(etag);
     match crate::model_ref::is_plain_name(etag) {
         true => etag.to_owned(),
         false => name_of(&format!("etag {raw}")),
@@ -102,13 +124,31 @@ mod tests {
         let git = "ce013625030ba8dba906f756967f9e9ca394464a"; // printf 'hello\n' | git hash-object --stdin
         let sha1 = "f572d396fae9206628714fb2ce00f72e94f2258f"; // printf 'hello\n' | sha1sum
         let md5 = "b1946ac92492d2347c6235b4d2611184"; // printf 'hello\n' | md5sum
-        for etag in [sha256, git, sha1, md5, "something-else", &sha1.to_uppercase()] {
-            assert_eq!(mismatch(hello.path(), etag, Some(6)).unwrap(), None, "{etag}");
+        for etag in [
+            sha256,
+            git,
+            sha1,
+            md5,
+            "something-else",
+            &sha1.to_uppercase(),
+        ] {
+            assert_eq!(
+                mismatch(hello.path(), etag, Some(6)).unwrap(),
+                None,
+                "{etag}"
+            );
         }
         let wrong = file(b"hellO\n");
-        for (etag, name) in [(sha256, "SHA-256"), (git, "git SHA-1"), (sha1, "plain SHA-1")] {
+        for (etag, name) in [
+            (sha256, "SHA-256"),
+            (git, "git SHA-1"),
+            (sha1, "plain SHA-1"),
+        ] {
             let found = mismatch(wrong.path(), etag, Some(6)).unwrap().unwrap();
-            assert!(found.reason.contains(name) && found.content.is_some(), "{found:?}");
+            assert!(
+                found.reason.contains(name) && found.content.is_some(),
+                "{found:?}"
+            );
         }
         assert_eq!(
             mismatch(wrong.path(), md5, Some(6)).unwrap(),
@@ -116,7 +156,10 @@ mod tests {
             "what is no hash we know says nothing"
         );
         let shorter = mismatch(hello.path(), git, Some(7)).unwrap().unwrap();
-        assert_eq!((shorter.reason.as_str(), shorter.content), ("it has 6 bytes instead of 7", None));
+        assert_eq!(
+            (shorter.reason.as_str(), shorter.content),
+            ("it has 6 bytes instead of 7", None)
+        );
     }
 
     #[test]
@@ -124,17 +167,31 @@ mod tests {
         let sha1 = "f572d396fae9206628714fb2ce00f72e94f2258f";
         for (raw, name) in [
             ("W/\"abc-1\"", "abc-1"),
-            ("\"d41d8cd98f00b204e9800998ecf8427e-3\"", "d41d8cd98f00b204e9800998ecf8427e-3"),
+            (
+                "\"d41d8cd98f00b204e9800998ecf8427e-3\"",
+                "d41d8cd98f00b204e9800998ecf8427e-3",
+            ),
             ("\"{SHA1{f572d396fae9206628714fb2ce00f72e94f2258f}}\"", sha1),
             ("\"0x8D4BCC2E4835CD0\"", "0x8D4BCC2E4835CD0"),
         ] {
             assert_eq!(plain_etag(raw), name);
         }
-        let odd = ["\"../../x\"", "a/b", "", "\"\"", "a\\b", ".hidden", "\"CJ+3i/a==\""];
-        let names: std::collections::BTreeSet<String> = odd.iter().map(|raw| plain_etag(raw)).collect();
+        let odd = [
+            "\"../../x\"",
+            "a/b",
+            "",
+            "\"\"",
+            "a\\b",
+            ".hidden",
+            "\"CJ+3i/a==\"",
+        ];
+        let names: std::collections::BTreeSet<String> =
+            odd.iter().map(|raw| plain_etag(raw)).collect();
         assert_eq!(names.len(), odd.len());
         assert!(
-            names.iter().all(|name| name.starts_with("unverified-") && crate::model_ref::is_plain_name(name))
+            names.iter().all(
+                |name| name.starts_with("unverified-") && crate::model_ref::is_plain_name(name)
+            )
         );
         assert_ne!(without_etag("c", "a"), without_etag("c", "b"));
     }

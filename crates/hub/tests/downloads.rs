@@ -1,13 +1,20 @@
 //! Downloads from a hub that drops, stalls, lies and redirects.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
 #![allow(dead_code, reason = "each test binary uses a part of the fake hub")]
 
 mod fake_hub;
 
 use fake_hub::{COMMIT, FakeHub, Fault};
 use llm_int8_hub::{
-    Hub, HubConfig, HubError, ModelFiles, ModelRef, NoProgress, Progress, ProgressEvent, WeightFiles,
+    Hub, HubConfig, HubError, ModelFiles, ModelRef, NoProgress, Progress, ProgressEvent,
+    WeightFiles,
 };
 use std::path::Path;
 use std::sync::Mutex;
@@ -18,7 +25,9 @@ const FILE: &str = "model.safetensors";
 
 /// 40,000 bytes that differ everywhere.
 fn weights() -> Vec<u8> {
-    (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..40_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
 }
 
 fn model_hub() -> FakeHub {
@@ -26,8 +35,13 @@ fn model_hub() -> FakeHub {
     hub.add("config.json", br#"{"model_type": "gpt2"}"#);
     hub.add("tokenizer.json", b"{}");
     hub.add(FILE, &weights());
-    for unwanted in ["README.md", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "onnx/vocab.json"]
-    {
+    for unwanted in [
+        "README.md",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "pytorch_model.bin",
+        "onnx/vocab.json",
+    ] {
         hub.add(unwanted, b"unwanted");
     }
     hub
@@ -48,7 +62,11 @@ fn resolve(hub: &FakeHub, cache: &TempDir, name: &str) -> Result<ModelFiles, Hub
     resolve_with(config(hub, cache.path()), name, &NoProgress)
 }
 
-fn resolve_with(config: HubConfig, name: &str, progress: &dyn Progress) -> Result<ModelFiles, HubError> {
+fn resolve_with(
+    config: HubConfig,
+    name: &str,
+    progress: &dyn Progress,
+) -> Result<ModelFiles, HubError> {
     Hub::new(config).resolve(&name.parse::<ModelRef>().unwrap(), progress)
 }
 
@@ -59,7 +77,9 @@ fn content(model: &ModelFiles) -> Vec<u8> {
 fn blobs(cache: &TempDir) -> Vec<String> {
     let folder = cache.path().join("models--org--model/blobs");
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -77,7 +97,12 @@ impl Progress for Events {
 
 impl Events {
     fn count(&self, kind: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|event| event.starts_with(kind)).count()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| event.starts_with(kind))
+            .count()
     }
 }
 
@@ -87,15 +112,29 @@ fn the_cache_is_laid_out_as_huggingface_hub_does() {
     let model = resolve(&hub, &cache, "org/model").unwrap();
     let root = cache.path().join("models--org--model");
     assert_eq!(model.root, root.join("snapshots").join(COMMIT));
-    assert_eq!(std::fs::read_to_string(root.join("refs/main")).unwrap(), COMMIT);
+    assert_eq!(
+        std::fs::read_to_string(root.join("refs/main")).unwrap(),
+        COMMIT
+    );
     let link = std::fs::read_link(model.root.join(FILE)).unwrap();
-    assert_eq!(link, Path::new("../../blobs").join(hub.add(FILE, &weights())));
+    assert_eq!(
+        link,
+        Path::new("../../blobs").join(hub.add(FILE, &weights()))
+    );
     assert_eq!(content(&model), weights());
-    assert!(matches!(&model.weights, WeightFiles::Safetensors { index: None, .. }));
+    assert!(matches!(
+        &model.weights,
+        WeightFiles::Safetensors { index: None, .. }
+    ));
     // Only what is needed: nothing else was even asked about.
     assert_eq!(blobs(&cache).len(), 3);
     for unwanted in ["README", "h5", "msgpack", "pytorch_model", "vocab"] {
-        assert!(!hub.log().iter().any(|request| request.path.contains(unwanted)), "{unwanted}");
+        assert!(
+            !hub.log()
+                .iter()
+                .any(|request| request.path.contains(unwanted)),
+            "{unwanted}"
+        );
     }
 }
 
@@ -118,9 +157,11 @@ fn a_cache_made_by_python_is_used_without_any_body() {
     std::fs::create_dir_all(root.join("blobs")).unwrap();
     std::fs::create_dir_all(root.join("refs")).unwrap();
     std::fs::write(root.join("refs/main"), COMMIT).unwrap();
-    for (name, bytes) in
-        [("config.json", b"{}".to_vec()), ("tokenizer.json", b"{}".to_vec()), (FILE, weights())]
-    {
+    for (name, bytes) in [
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        (FILE, weights()),
+    ] {
         let etag = format!("etag-{name}");
         std::fs::write(root.join("blobs").join(&etag), bytes).unwrap();
         std::os::unix::fs::symlink(
@@ -129,17 +170,35 @@ fn a_cache_made_by_python_is_used_without_any_body() {
         )
         .unwrap();
     }
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
-    assert_eq!(hub.log().len(), 1, "one question for the commit: {:?}", hub.log());
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert_eq!(
+        hub.log().len(),
+        1,
+        "one question for the commit: {:?}",
+        hub.log()
+    );
 }
 
 #[test]
 fn a_dropped_connection_is_continued_where_it_stopped() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::DropAfter(5_000)]);
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
     let ranges = hub.ranges(FILE);
-    assert_eq!(ranges, [None, Some("bytes=10000-".into()), Some("bytes=15000-".into())]);
+    assert_eq!(
+        ranges,
+        [
+            None,
+            Some("bytes=10000-".into()),
+            Some("bytes=15000-".into())
+        ]
+    );
 }
 
 #[test]
@@ -147,8 +206,14 @@ fn a_stalled_connection_is_left_and_continued() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, [Fault::StallAfter(7_000)]);
     let started = Instant::now();
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
-    assert!(started.elapsed() < Duration::from_secs(2), "it waited for the read time-out only");
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "it waited for the read time-out only"
+    );
     assert_eq!(hub.ranges(FILE)[1], Some("bytes=7000-".into()));
 }
 
@@ -160,17 +225,33 @@ fn an_interrupted_process_is_continued_by_the_next() {
     // The first process gets 12,345 bytes and gives up.
     hub.faults(FILE, [Fault::DropAfter(12_345)]);
     let error = resolve_with(impatient, "org/model", &NoProgress).unwrap_err();
-    assert!(error.to_string().contains("it goes on from byte 12345"), "{error}");
-    let incomplete = blobs(&cache).into_iter().find(|name| name.ends_with(".incomplete")).unwrap();
+    assert!(
+        error.to_string().contains("it goes on from byte 12345"),
+        "{error}"
+    );
+    let incomplete = blobs(&cache)
+        .into_iter()
+        .find(|name| name.ends_with(".incomplete"))
+        .unwrap();
     assert_eq!(
-        std::fs::metadata(cache.path().join("models--org--model/blobs").join(incomplete)).unwrap().len(),
+        std::fs::metadata(
+            cache
+                .path()
+                .join("models--org--model/blobs")
+                .join(incomplete)
+        )
+        .unwrap()
+        .len(),
         12_345
     );
     // The second goes on.
     let events = Events::default();
     let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
     assert_eq!(content(&model), weights());
-    assert_eq!(hub.ranges(FILE).last().unwrap().as_deref(), Some("bytes=12345-"));
+    assert_eq!(
+        hub.ranges(FILE).last().unwrap().as_deref(),
+        Some("bytes=12345-")
+    );
     assert_eq!(events.count("Start"), 1);
     assert!(events.0.lock().unwrap()[0].contains("resumed_from: 12345"));
 }
@@ -179,10 +260,19 @@ fn an_interrupted_process_is_continued_by_the_next() {
 fn server_errors_and_retry_after_are_waited_for() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.api_faults([Fault::Status(503, None), Fault::Status(429, Some("1"))]);
-    hub.faults(FILE, [Fault::Status(500, None), Fault::Status(429, Some("1"))]);
+    hub.faults(
+        FILE,
+        [Fault::Status(500, None), Fault::Status(429, Some("1"))],
+    );
     let started = Instant::now();
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
-    assert!(started.elapsed() >= Duration::from_secs(2), "both Retry-After were honoured");
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        started.elapsed() >= Duration::from_secs(2),
+        "both Retry-After were honoured"
+    );
 }
 
 #[test]
@@ -190,7 +280,10 @@ fn failing_for_good_says_how_often_and_why() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, std::iter::repeat_n(Fault::Status(502, None), 20));
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
-    assert!(error.contains("could not be downloaded after 6 tries: the server answered 502"), "{error}");
+    assert!(
+        error.contains("could not be downloaded after 6 tries: the server answered 502"),
+        "{error}"
+    );
     assert_eq!(hub.ranges(FILE).len(), 6);
 }
 
@@ -205,8 +298,16 @@ fn wrong_bytes_are_fetched_once_more_and_never_reach_the_cache() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, [Fault::WrongBytes, Fault::WrongBytes]);
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
-    assert!(error.contains("arrived damaged each time (its SHA-256 is"), "{error}");
-    assert_eq!(blobs(&cache).len(), 2, "neither blob nor remainder: {:?}", blobs(&cache));
+    assert!(
+        error.contains("arrived damaged each time (its SHA-256 is"),
+        "{error}"
+    );
+    assert_eq!(
+        blobs(&cache).len(),
+        2,
+        "neither blob nor remainder: {:?}",
+        blobs(&cache)
+    );
 }
 
 #[test]
@@ -221,7 +322,11 @@ fn a_wrong_beginning_of_an_earlier_download_is_found_out() {
         (vec![9u8; 40_000], "complete and wrong"),
     ] {
         std::fs::write(folder.join(format!("{etag}.incomplete")), beginning).unwrap();
-        assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights(), "{name}");
+        assert_eq!(
+            content(&resolve(&hub, &cache, "org/model").unwrap()),
+            weights(),
+            "{name}"
+        );
         std::fs::remove_dir_all(cache.path().join("models--org--model/snapshots")).unwrap();
         std::fs::remove_file(folder.join(&etag)).unwrap();
     }
@@ -231,7 +336,11 @@ fn a_wrong_beginning_of_an_earlier_download_is_found_out() {
 fn git_files_are_checked_too() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     // printf '{}' | git hash-object --stdin
-    hub.add_with_etag("config.json", b"{}", "9e26dfeeb6e641a33dae4961196235bdb965b21b");
+    hub.add_with_etag(
+        "config.json",
+        b"{}",
+        "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+    );
     hub.faults("config.json", [Fault::WrongBytes]);
     let model = resolve(&hub, &cache, "org/model").unwrap();
     assert_eq!(std::fs::read(model.config).unwrap(), b"{}");
@@ -241,13 +350,24 @@ fn git_files_are_checked_too() {
 fn mirrors_without_ranges_or_content_range_work() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::NoContentRange]);
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
-    assert_eq!(hub.ranges(FILE).len(), 2, "206 without Content-Range was continued");
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert_eq!(
+        hub.ranges(FILE).len(),
+        2,
+        "206 without Content-Range was continued"
+    );
     for fault in [Fault::NoRanges, Fault::WrongRange] {
         let (hub, cache, events) = (model_hub(), TempDir::new().unwrap(), Events::default());
         hub.faults(FILE, [Fault::DropAfter(10_000), fault.clone()]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
-        assert_eq!((content(&model), events.count("Restart")), (weights(), 1), "{fault:?}");
+        assert_eq!(
+            (content(&model), events.count("Restart")),
+            (weights(), 1),
+            "{fault:?}"
+        );
     }
 }
 
@@ -264,9 +384,22 @@ fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
     let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
     hub.redirect_bodies_to(&cdn);
     cdn.faults(FILE, [Fault::DropAfter(20_000)]);
-    assert_eq!(content(&resolve(&hub, &cache, "org/model").unwrap()), weights());
-    assert!(hub.log().iter().all(|request| request.authorization.as_deref() == Some("Bearer hf_secret")));
-    assert!(!cdn.log().is_empty() && cdn.log().iter().all(|request| request.authorization.is_none()));
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        hub.log()
+            .iter()
+            .all(|request| request.authorization.as_deref() == Some("Bearer hf_secret"))
+    );
+    assert!(
+        !cdn.log().is_empty()
+            && cdn
+                .log()
+                .iter()
+                .all(|request| request.authorization.is_none())
+    );
     assert_eq!(cdn.ranges(FILE)[1].as_deref(), Some("bytes=20000-"));
 }
 
@@ -276,7 +409,13 @@ fn without_a_token_no_request_speaks_of_one() {
     let mut config = config(&hub, cache.path());
     config.token = None;
     resolve_with(config, "org/model", &NoProgress).unwrap();
-    assert!(!hub.log().is_empty() && hub.log().iter().all(|request| request.authorization.is_none()));
+    assert!(
+        !hub.log().is_empty()
+            && hub
+                .log()
+                .iter()
+                .all(|request| request.authorization.is_none())
+    );
 }
 
 #[test]
@@ -303,15 +442,22 @@ fn two_downloaders_fetch_a_file_once() {
 #[test]
 fn a_lock_that_is_never_freed_is_named() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    let lock =
-        cache.path().join(".locks/models--org--model").join(format!("{}.lock", hub.add(FILE, &weights())));
+    let lock = cache
+        .path()
+        .join(".locks/models--org--model")
+        .join(format!("{}.lock", hub.add(FILE, &weights())));
     std::fs::create_dir_all(lock.parent().unwrap()).unwrap();
     let held = std::fs::File::create(&lock).unwrap();
     held.lock().unwrap();
     let mut config = config(&hub, cache.path());
     config.lock_timeout = Some(Duration::from_millis(200));
-    let error = resolve_with(config, "org/model", &NoProgress).unwrap_err().to_string();
-    assert!(error.contains("another process has been downloading model.safetensors"), "{error}");
+    let error = resolve_with(config, "org/model", &NoProgress)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("another process has been downloading model.safetensors"),
+        "{error}"
+    );
     assert!(error.contains(&lock.display().to_string()), "{error}");
 }
 
@@ -327,7 +473,10 @@ fn shards_are_fetched_and_nothing_outside_the_folder() {
     );
     let model = resolve(&hub, &cache, "org/model").unwrap();
     assert_eq!(model.weights.files().len(), 2);
-    hub.add("model.safetensors.index.json", br#"{"weight_map": {"x": "../../../evil"}}"#);
+    hub.add(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"x": "../../../evil"}}"#,
+    );
     let cache = TempDir::new().unwrap();
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
     assert!(error.contains("not a plain file name"), "{error}");
@@ -338,7 +487,10 @@ fn hostile_etags_cannot_leave_the_cache() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
     hub.add_with_etag("config.json", b"{}", "../../../../evil");
     resolve(&hub, &cache, "org/model").unwrap();
-    let odd: Vec<String> = blobs(&cache).into_iter().filter(|name| name.starts_with("unverified-")).collect();
+    let odd: Vec<String> = blobs(&cache)
+        .into_iter()
+        .filter(|name| name.starts_with("unverified-"))
+        .collect();
     assert_eq!(odd.len(), 1, "{:?}", blobs(&cache));
     let outside = std::fs::read_dir(cache.path()).unwrap().count();
     assert_eq!(outside, 2, "the repository and its locks");
@@ -350,13 +502,16 @@ fn refusals_say_what_to_do() {
     let text = |name: &str| resolve(&hub, &cache, name).unwrap_err().to_string();
     let gated = text("org/gated");
     assert!(
-        gated.contains("(403)") && gated.contains("accept its licence") && gated.contains("HF_TOKEN"),
+        gated.contains("(403)")
+            && gated.contains("accept its licence")
+            && gated.contains("HF_TOKEN"),
         "{gated}"
     );
     assert!(text("org/private").contains("(401)"));
     let missing = text("gpt2-lrage");
     assert!(
-        missing.contains("there is no model gpt2-lrage") && missing.contains("did you mean gpt2-large"),
+        missing.contains("there is no model gpt2-lrage")
+            && missing.contains("did you mean gpt2-large"),
         "{missing}"
     );
     let revision = text("org/model@nope");
@@ -367,9 +522,19 @@ fn refusals_say_what_to_do() {
 fn a_repository_without_a_model_is_said_to_be_none() {
     let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
     hub.add("README.md", b"");
-    assert!(resolve(&hub, &cache, "org/model").unwrap_err().to_string().contains("has no config.json"));
+    assert!(
+        resolve(&hub, &cache, "org/model")
+            .unwrap_err()
+            .to_string()
+            .contains("has no config.json")
+    );
     hub.add("config.json", b"{}");
-    assert!(resolve(&hub, &cache, "org/model").unwrap_err().to_string().contains("has no model.safetensors"));
+    assert!(
+        resolve(&hub, &cache, "org/model")
+            .unwrap_err()
+            .to_string()
+            .contains("has no model.safetensors")
+    );
 }
 
 #[test]
@@ -379,9 +544,14 @@ fn without_network_the_cache_serves_and_otherwise_names_what_works() {
     let mut config = config(&hub, cache.path());
     config.endpoint = "http://127.0.0.1:9".into(); // the discard port: nobody listens
     let events = Events::default();
-    assert_eq!(content(&resolve_with(config.clone(), "org/model", &events).unwrap()), weights());
+    assert_eq!(
+        content(&resolve_with(config.clone(), "org/model", &events).unwrap()),
+        weights()
+    );
     assert_eq!(events.count("UsingCache"), 1);
-    let error = resolve_with(config, "org/other", &NoProgress).unwrap_err().to_string();
+    let error = resolve_with(config, "org/other", &NoProgress)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("127.0.0.1 cannot be reached") && error.contains("tiny-gpt2, org/model"),
         "{error}"
@@ -395,9 +565,17 @@ fn offline_sends_no_request() {
     let before = hub.log().len();
     let mut config = config(&hub, cache.path());
     config.offline = true;
-    assert_eq!(content(&resolve_with(config.clone(), "org/model@v1", &NoProgress).unwrap()), weights());
-    let error = resolve_with(config, "org/model", &NoProgress).unwrap_err().to_string();
-    assert!(error.contains("org/model is not in the cache") && error.contains("tiny-gpt2"), "{error}");
+    assert_eq!(
+        content(&resolve_with(config.clone(), "org/model@v1", &NoProgress).unwrap()),
+        weights()
+    );
+    let error = resolve_with(config, "org/model", &NoProgress)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("org/model is not in the cache") && error.contains("tiny-gpt2"),
+        "{error}"
+    );
     assert_eq!(hub.log().len(), before);
 }
 
@@ -417,6 +595,10 @@ fn headers_are_read_without_the_weights() {
         assert_eq!(found.headers[0].json, json);
         assert_eq!(found.headers[0].file_len, file.len() as u64);
     }
-    assert!(hub.ranges(FILE).iter().all(|range| range.as_deref() == Some("bytes=0-131071")));
+    assert!(
+        hub.ranges(FILE)
+            .iter()
+            .all(|range| range.as_deref() == Some("bytes=0-131071"))
+    );
     assert_eq!(blobs(&cache).len(), 1, "config.json only");
 }

@@ -1,6 +1,13 @@
-//! Mirrors, whose answers differ from the hub's, and what a copy of a model needs beside its weights.
+//! Mirrors, whose answers differ from the hub's, and what a copy of a model needs beside its
+//! weights.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
 #![allow(dead_code, reason = "each test binary uses a part of the fake hub")]
 
 mod fake_hub;
@@ -20,7 +27,9 @@ const GIT: &str = "7eb84e812bad01767dcf9cf8a2d84ef428949cad";
 const MD5: &str = "61f2004aca0a6f034cdccb6a4bfe1200";
 
 fn weights() -> Vec<u8> {
-    (0..30_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+    (0..30_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect()
 }
 
 fn model_hub() -> FakeHub {
@@ -45,7 +54,11 @@ fn resolve(hub: &FakeHub, cache: &TempDir) -> Result<ModelFiles, HubError> {
     resolve_with(config(hub, cache.path()), "org/model", &NoProgress)
 }
 
-fn resolve_with(config: HubConfig, name: &str, progress: &dyn Progress) -> Result<ModelFiles, HubError> {
+fn resolve_with(
+    config: HubConfig,
+    name: &str,
+    progress: &dyn Progress,
+) -> Result<ModelFiles, HubError> {
     Hub::new(config).resolve(&name.parse().unwrap(), progress)
 }
 
@@ -59,7 +72,8 @@ struct Restarts(Mutex<Vec<String>>);
 
 impl Progress for Restarts {
     fn event(&self, event: &ProgressEvent<'_>) {
-        if let ProgressEvent::Restart { reason, .. } | ProgressEvent::UsingCache { reason } = event {
+        if let ProgressEvent::Restart { reason, .. } | ProgressEvent::UsingCache { reason } = event
+        {
             self.0.lock().unwrap().push(reason.clone());
         }
     }
@@ -67,7 +81,12 @@ impl Progress for Restarts {
 
 /// The names of what is beside the weights, from the model's folder on.
 fn companions(model: &ModelFiles) -> Vec<String> {
-    let relative = |path: &std::path::PathBuf| path.strip_prefix(&model.root).unwrap().display().to_string();
+    let relative = |path: &std::path::PathBuf| {
+        path.strip_prefix(&model.root)
+            .unwrap()
+            .display()
+            .to_string()
+    };
     model.companions.iter().map(relative).collect()
 }
 
@@ -114,9 +133,16 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
     }
     let model = resolve(&hub, &cache).unwrap();
     assert_eq!(companions(&model), SMALL);
-    for name in SMALL.iter().filter(|name| **name != "tokenizer_config.json") {
+    for name in SMALL
+        .iter()
+        .filter(|name| **name != "tokenizer_config.json")
+    {
         let text = std::fs::read_to_string(model.root.join(name)).unwrap();
-        assert_eq!(text, format!("{{\"of\": \"{name}\"}}"), "the link leads to the blob");
+        assert_eq!(
+            text,
+            format!("{{\"of\": \"{name}\"}}"),
+            "the link leads to the blob"
+        );
     }
     assert!(hub.log().iter().all(|r| {
         !["deep", "notes", "evil", "training", "original", "optimizer"]
@@ -125,12 +151,20 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
     }));
     let tokenizer = &model.tokenizer;
     assert!(
-        tokenizer.tokenizer_json.as_ref().unwrap().ends_with("tokenizer.4.0.0.json"),
+        tokenizer
+            .tokenizer_json
+            .as_ref()
+            .unwrap()
+            .ends_with("tokenizer.4.0.0.json"),
         "as transformers 4.57 reads it"
     );
     assert!(
         tokenizer.added_tokens.is_some()
-            && tokenizer.tokenizer_model.as_ref().unwrap().ends_with("tokenizer.model")
+            && tokenizer
+                .tokenizer_model
+                .as_ref()
+                .unwrap()
+                .ends_with("tokenizer.model")
     );
 
     // The same files in a folder are the same model.
@@ -140,8 +174,12 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::copy(model.root.join(name), path).unwrap();
     }
-    let local =
-        resolve_with(HubConfig::new(cache.path()), folder.path().to_str().unwrap(), &NoProgress).unwrap();
+    let local = resolve_with(
+        HubConfig::new(cache.path()),
+        folder.path().to_str().unwrap(),
+        &NoProgress,
+    )
+    .unwrap();
     assert_eq!(companions(&local), companions(&model));
 }
 
@@ -151,7 +189,10 @@ fn a_commit_that_python_fetched_in_part_is_made_whole_once() {
     resolve(&hub, &cache).unwrap();
     let root = cache.path().join("models--org--model");
     assert!(
-        root.join(".no_exist").join(COMMIT).join("added_tokens.json").is_file(),
+        root.join(".no_exist")
+            .join(COMMIT)
+            .join("added_tokens.json")
+            .is_file(),
         "as huggingface_hub marks it"
     );
     // Another program's cache: a file is missing, and nothing says that it does not exist.
@@ -183,16 +224,31 @@ fn etags_of_every_kind_are_verified_or_accepted() {
         // With and without the header by which the hub vouches for its etags, in turn.
         let hides_commit = i % 2 == 1;
         let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
-        hub.is_mirror(Mirror { hides_commit, ..Mirror::default() });
+        hub.is_mirror(Mirror {
+            hides_commit,
+            ..Mirror::default()
+        });
         hub.add_with_etag("config.json", CONFIG, &etag);
         is_right(&resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap());
-        assert!(restarts.0.lock().unwrap().is_empty(), "{etag}: {restarts:?}", restarts = restarts.0);
+        assert!(
+            restarts.0.lock().unwrap().is_empty(),
+            "{etag}: {restarts:?}",
+            restarts = restarts.0
+        );
 
         let (cache, restarts) = (TempDir::new().unwrap(), Restarts::default());
         hub.faults("config.json", [Fault::WrongBytes]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
-        assert_eq!(restarts.0.lock().unwrap().len(), usize::from(is_verified), "{etag}");
-        assert_eq!(std::fs::read(model.config).unwrap() == CONFIG, is_verified, "{etag}");
+        assert_eq!(
+            restarts.0.lock().unwrap().len(),
+            usize::from(is_verified),
+            "{etag}"
+        );
+        assert_eq!(
+            std::fs::read(model.config).unwrap() == CONFIG,
+            is_verified,
+            "{etag}"
+        );
     }
 }
 
@@ -201,7 +257,10 @@ fn etags_of_every_kind_are_verified_or_accepted() {
 fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
     let odd = "1234567890123456789012345678901234567890";
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    hub.is_mirror(Mirror { hides_commit: true, ..Mirror::default() });
+    hub.is_mirror(Mirror {
+        hides_commit: true,
+        ..Mirror::default()
+    });
     hub.add_with_etag("config.json", CONFIG, odd);
     is_right(&resolve(&hub, &cache).unwrap());
     assert_eq!(hub.ranges("config.json").len(), 2, "the same bytes twice");
@@ -213,8 +272,13 @@ fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
     assert_eq!(hub.ranges("config.json").len(), 5);
 
     hub.is_mirror(Mirror::default());
-    let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("arrived damaged each time (its git SHA-1 is"), "{error}");
+    let error = resolve(&hub, &TempDir::new().unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("arrived damaged each time (its git SHA-1 is"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -227,15 +291,28 @@ fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
     ] {
         let (hub, cache) = (model_hub(), TempDir::new().unwrap());
         let prefix = "/artifactory/api/hf";
-        hub.is_mirror(Mirror { prefix, hides_commit: true, redirects_to, is_terse, ..Mirror::default() });
+        hub.is_mirror(Mirror {
+            prefix,
+            hides_commit: true,
+            redirects_to,
+            is_terse,
+            ..Mirror::default()
+        });
         hub.faults(FILE, [Fault::DropAfter(9_000), Fault::NoRanges]);
         is_right(&resolve(&hub, &cache).unwrap());
         assert!(
-            hub.log().iter().any(|r| r.path.starts_with("/artifactory/api/hf/api/models/org/model")),
+            hub.log().iter().any(|r| r
+                .path
+                .starts_with("/artifactory/api/hf/api/models/org/model")),
             "{:?}",
             hub.log()
         );
-        assert!(hub.log().iter().all(|r| r.authorization.as_deref() == Some("Bearer hf_secret")), "one host");
+        assert!(
+            hub.log()
+                .iter()
+                .all(|r| r.authorization.as_deref() == Some("Bearer hf_secret")),
+            "one host"
+        );
     }
 }
 
@@ -244,76 +321,141 @@ fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
 fn a_place_of_bodies_that_answers_no_head_works() {
     for head_status in [403, 405, 501] {
         let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
-        hub.is_mirror(Mirror { hides_commit: true, is_terse: true, ..Mirror::default() });
-        cdn.is_mirror(Mirror { head_status: Some(head_status), ..Mirror::default() });
+        hub.is_mirror(Mirror {
+            hides_commit: true,
+            is_terse: true,
+            ..Mirror::default()
+        });
+        cdn.is_mirror(Mirror {
+            head_status: Some(head_status),
+            ..Mirror::default()
+        });
         hub.redirect_bodies_to(&cdn);
         cdn.faults(FILE, [Fault::DropAfter(9_000)]);
         is_right(&resolve(&hub, &cache).unwrap());
-        assert!(cdn.log().iter().all(|request| request.authorization.is_none()), "no token for another host");
-        assert_eq!(cdn.ranges(FILE).last().unwrap().as_deref(), Some("bytes=9000-"));
+        assert!(
+            cdn.log()
+                .iter()
+                .all(|request| request.authorization.is_none()),
+            "no token for another host"
+        );
+        assert_eq!(
+            cdn.ranges(FILE).last().unwrap().as_deref(),
+            Some("bytes=9000-")
+        );
     }
     // The hub's own 403 stays what it is.
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    hub.is_mirror(Mirror { head_status: Some(403), ..Mirror::default() });
-    assert!(resolve(&hub, &cache).unwrap_err().to_string().contains("(403)"));
+    hub.is_mirror(Mirror {
+        head_status: Some(403),
+        ..Mirror::default()
+    });
+    assert!(
+        resolve(&hub, &cache)
+            .unwrap_err()
+            .to_string()
+            .contains("(403)")
+    );
 }
 
 #[test]
 fn compressed_files_are_decoded_and_verified() {
     let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
-    hub.is_mirror(Mirror { encoding: Some("gzip"), ..Mirror::default() });
+    hub.is_mirror(Mirror {
+        encoding: Some("gzip"),
+        ..Mirror::default()
+    });
     hub.add_with_etag("config.json", CONFIG, &format!("W/\"{GIT}\""));
     hub.faults("config.json", [Fault::DropAfter(10)]);
     hub.faults("tokenizer.json", [Fault::WrongBytes]);
     let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
     is_right(&model);
-    assert_eq!(std::fs::read(model.tokenizer.tokenizer_json.unwrap()).unwrap(), b"{}");
+    assert_eq!(
+        std::fs::read(model.tokenizer.tokenizer_json.unwrap()).unwrap(),
+        b"{}"
+    );
 
-    hub.is_mirror(Mirror { encoding: Some("br"), ..Mirror::default() });
-    let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("compressed (br), though the server was asked not to"), "{error}");
+    hub.is_mirror(Mirror {
+        encoding: Some("br"),
+        ..Mirror::default()
+    });
+    let error = resolve(&hub, &TempDir::new().unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("compressed (br), though the server was asked not to"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_compressed_file_cannot_fill_the_disk() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    hub.is_mirror(Mirror { encoding: Some("gzip"), redirects_to: Some("/signed"), ..Mirror::default() });
+    hub.is_mirror(Mirror {
+        encoding: Some("gzip"),
+        redirects_to: Some("/signed"),
+        ..Mirror::default()
+    });
     hub.add("tokenizer.json", &vec![b' '; 3_000_000]);
     resolve(&hub, &cache).unwrap();
     // The hub says 2 bytes and sends three million.
     let lying = model_hub();
-    lying.is_mirror(Mirror { redirects_to: Some("/signed"), ..Mirror::default() });
+    lying.is_mirror(Mirror {
+        redirects_to: Some("/signed"),
+        ..Mirror::default()
+    });
     lying.redirect_bodies_to(&hub);
-    let error = resolve(&lying, &TempDir::new().unwrap()).unwrap_err().to_string();
+    let error = resolve(&lying, &TempDir::new().unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("it is longer than 2 bytes"), "{error}");
 }
 
 #[test]
 fn slow_answers_about_a_file_have_a_time_out_of_their_own() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    hub.is_mirror(Mirror { slow_head: Duration::from_secs(4), ..Mirror::default() });
+    hub.is_mirror(Mirror {
+        slow_head: Duration::from_secs(4),
+        ..Mirror::default()
+    });
     let mut config = config(&hub, cache.path());
     config.read_timeout = Duration::from_secs(20);
     config.etag_timeout = Duration::from_millis(200);
     let started = Instant::now();
     is_right(&resolve_with(config, "org/model", &NoProgress).unwrap());
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 /// As with transformers, what was downloaded before stays usable.
 #[test]
 fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
-    for (name, reason) in [("org/gated", "403"), ("org/private", "401"), ("org/gone", "no such repository")] {
+    for (name, reason) in [
+        ("org/gated", "403"),
+        ("org/private", "401"),
+        ("org/gone", "no such repository"),
+    ] {
         let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
         resolve(&hub, &cache).unwrap();
-        let folder = |name: &str| cache.path().join(format!("models--{}", name.replace('/', "--")));
+        let folder = |name: &str| {
+            cache
+                .path()
+                .join(format!("models--{}", name.replace('/', "--")))
+        };
         std::fs::rename(folder("org/model"), folder(name)).unwrap();
         is_right(&resolve_with(config(&hub, cache.path()), name, &restarts).unwrap());
-        let small =
-            Hub::new(config(&hub, cache.path())).resolve_small(&name.parse().unwrap(), &restarts).unwrap();
+        let small = Hub::new(config(&hub, cache.path()))
+            .resolve_small(&name.parse().unwrap(), &restarts)
+            .unwrap();
         assert_eq!(std::fs::read(small.config.unwrap()).unwrap(), CONFIG);
         let reasons = restarts.0.lock().unwrap();
-        assert!(reasons.len() == 2 && reasons.iter().all(|text| text.contains(reason)), "{reasons:?}");
+        assert!(
+            reasons.len() == 2 && reasons.iter().all(|text| text.contains(reason)),
+            "{reasons:?}"
+        );
     }
 }
 
@@ -342,21 +484,40 @@ fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
         config
     };
     for (config, expected) in [
-        (with(Some(&empty), "https://127.0.0.1:9"), "empty.pem is not usable: it holds no certificates"),
-        (with(Some(Path::new("/nowhere/ca.pem")), "https://127.0.0.1:9"), "/nowhere/ca.pem: No such file"),
+        (
+            with(Some(&empty), "https://127.0.0.1:9"),
+            "empty.pem is not usable: it holds no certificates",
+        ),
+        (
+            with(Some(Path::new("/nowhere/ca.pem")), "https://127.0.0.1:9"),
+            "/nowhere/ca.pem: No such file",
+        ),
         (with(None, "mirror.example"), "it is not a URL"),
     ] {
-        let error = resolve_with(config.clone(), "org/model", &NoProgress).unwrap_err().to_string();
+        let error = resolve_with(config.clone(), "org/model", &NoProgress)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{error}");
         resolve_with(config.clone(), model.root.to_str().unwrap(), &NoProgress).unwrap();
-        resolve_with(HubConfig { offline: true, ..config }, "org/model", &NoProgress).unwrap();
+        resolve_with(
+            HubConfig {
+                offline: true,
+                ..config
+            },
+            "org/model",
+            &NoProgress,
+        )
+        .unwrap();
     }
 }
 
 #[test]
 fn repositories_of_other_kinds_say_what_to_do() {
     for (file, expected) in [
-        ("model-Q4_K_M.gguf", "download one of its GGUF files, such as model-Q4_K_M.gguf"),
+        (
+            "model-Q4_K_M.gguf",
+            "download one of its GGUF files, such as model-Q4_K_M.gguf",
+        ),
         ("adapter_config.json", "merge it into its base model first"),
         ("consolidated.safetensors", "a model's original weights"),
         ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
@@ -364,7 +525,12 @@ fn repositories_of_other_kinds_say_what_to_do() {
         let hub = FakeHub::start();
         hub.add("config.json", b"{}");
         hub.add(file, b"");
-        let error = resolve(&hub, &TempDir::new().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("has no model.safetensors") && error.contains(expected), "{error}");
+        let error = resolve(&hub, &TempDir::new().unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("has no model.safetensors") && error.contains(expected),
+            "{error}"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! The products of gpt2-large: one token (decode), a prompt (prefill), the float output head, and
 //! reading a checkpoint.
 //!
-//! `cargo bench -p llm-int8-kernels`, on every instruction set the CPU has. The peer is the same product in f32
-//! by the `gemm` crate, which candle multiplies with. What memory and registers allow is printed beside.
+//! `cargo bench -p llm-int8-kernels`, on every instruction set the CPU has. The peer is the same
+//! product in f32 by the `gemm` crate, which candle multiplies with. What memory and registers
+//! allow is printed beside.
 
 #![allow(clippy::print_stdout, reason = "limits are printed beside the results")]
 
@@ -12,8 +13,9 @@ use half::{bf16, f16};
 use llm_int8_kernels as kernels;
 use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations, activation,
-    attention, dense, limits, linear, quantize_activations, quantize_weight, quantize_weight_transposed,
+    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations,
+    activation, attention, dense, limits, linear, quantize_activations, quantize_weight,
+    quantize_weight_transposed,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -65,21 +67,37 @@ impl Model {
     fn new(shapes: impl Iterator<Item = (usize, usize)>) -> Self {
         let (mut first, mut layers) = (64, Vec::new());
         for (inputs, outputs) in shapes {
-            layers.push(Layer { inputs, outputs, first, absmax: vec![0.5; outputs] });
+            layers.push(Layer {
+                inputs,
+                outputs,
+                first,
+                absmax: vec![0.5; outputs],
+            });
             first += inputs * outputs;
         }
         let mut codes = vec![0i8; first];
         prefer_large(&mut codes);
         let some = noise(1 << 20);
-        codes.iter_mut().zip(some.iter().cycle()).for_each(|(code, x)| *code = (x * 127.0) as i8);
+        codes
+            .iter_mut()
+            .zip(some.iter().cycle())
+            .for_each(|(code, x)| *code = (x * 127.0) as i8);
         let offset = codes.as_ptr().align_offset(64);
-        layers.iter_mut().for_each(|layer| layer.first = layer.first - 64 + offset);
+        layers
+            .iter_mut()
+            .for_each(|layer| layer.first = layer.first - 64 + offset);
         Self { codes, layers }
     }
 }
 
 impl Layer {
-    fn forward(&self, isa: Isa, model: &Model, a: &QuantizedActivations, out: &mut [f32]) -> Result {
+    fn forward(
+        &self,
+        isa: Isa,
+        model: &Model,
+        a: &QuantizedActivations,
+        out: &mut [f32],
+    ) -> Result {
         let codes = &model.codes[self.first..][..self.inputs * self.outputs];
         let w = Int8WeightRef::new(MatRef::new(codes, self.outputs, self.inputs)?, &self.absmax)?;
         let rows = a.rows();
@@ -104,7 +122,9 @@ fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
     [1280, 5120].map(|inputs| {
         let mut x = noise(rows * inputs);
         for (m, row) in x.chunks_mut(inputs).enumerate() {
-            (0..columns).filter(|c| (c + m) % 4 == 0).for_each(|c| row[c * 211 % inputs] = 9.0);
+            (0..columns)
+                .filter(|c| (c + m) % 4 == 0)
+                .for_each(|c| row[c * 211 % inputs] = 9.0);
         }
         x
     })
@@ -115,12 +135,17 @@ fn decode(c: &mut Criterion) {
     let (x, mut out) = (activations(8, 24), vec![0f32; 8 * 5120]);
     let mut group = c.benchmark_group("all int8 layers of gpt2-large");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
-    println!("reading memory {:.1} GB/s", limits::read_rate(&[&model.codes]) / 1e9);
+    println!(
+        "reading memory {:.1} GB/s",
+        limits::read_rate(&[&model.codes]) / 1e9
+    );
     for isa in Isa::available().into_iter().skip(1) {
         for rows in [1, 2, 4, 8] {
             group.bench_function(format!("{}/{rows} rows", isa.name()), |b| {
                 // On the pool from beginning to end, as the decoder runs.
-                b.iter(|| rayon::scope(|_| done(token(isa, &model, &x, rows, black_box(&mut out)))));
+                b.iter(|| {
+                    rayon::scope(|_| done(token(isa, &model, &x, rows, black_box(&mut out))))
+                });
             });
         }
     }
@@ -133,25 +158,45 @@ fn prefill(c: &mut Criterion) {
     let macs = model.codes.len();
     let mut group = c.benchmark_group("prefill one block of gpt2-large");
     for isa in Isa::available().into_iter().skip(1) {
-        println!("{}: {:.0} G multiply-adds/s in registers", isa.name(), limits::multiply_rate(isa) / 1e9);
+        println!(
+            "{}: {:.0} G multiply-adds/s in registers",
+            isa.name(),
+            limits::multiply_rate(isa) / 1e9
+        );
         for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
             let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
             group.throughput(Throughput::Elements((macs * rows) as u64));
-            group.bench_function(format!("{}/{rows} rows, {columns} outlier columns", isa.name()), |b| {
-                b.iter(|| done(token(isa, &model, &x, rows, black_box(&mut out))));
-            });
+            group.bench_function(
+                format!("{}/{rows} rows, {columns} outlier columns", isa.name()),
+                |b| {
+                    b.iter(|| done(token(isa, &model, &x, rows, black_box(&mut out))));
+                },
+            );
         }
     }
     let (rows, (inputs, outputs)) = (128, SHAPES[2]);
-    let (x, w, mut out) = (noise(rows * inputs), noise(inputs * outputs), vec![0f32; rows * outputs]);
+    let (x, w, mut out) = (
+        noise(rows * inputs),
+        noise(inputs * outputs),
+        vec![0f32; rows * outputs],
+    );
     group.throughput(Throughput::Elements((inputs * outputs * rows) as u64));
     group.bench_function("peer: gemm crate, f32, 1280×5120/128", |b| {
         b.iter(|| peer(rows, inputs, outputs, &x, &w, black_box(&mut out)));
     });
     group.bench_function("dense f32, 1280×5120/128", |b| {
         b.iter(checked(|| {
-            let (a, w) = (MatRef::new(&x, rows, inputs)?, MatRef::new(&w, outputs, inputs)?);
-            dense::linear(Isa::detect(), a, w, None, MatMut::new(black_box(&mut out), rows, outputs)?)
+            let (a, w) = (
+                MatRef::new(&x, rows, inputs)?,
+                MatRef::new(&w, outputs, inputs)?,
+            );
+            dense::linear(
+                Isa::detect(),
+                a,
+                w,
+                None,
+                MatMut::new(black_box(&mut out), rows, outputs)?,
+            )
         }));
     });
     group.finish();
@@ -160,7 +205,10 @@ fn prefill(c: &mut Criterion) {
 /// One token of a gpt2-large layer after 256 others, and 512 tokens at once.
 fn attend(c: &mut Criterion) {
     let (heads, size, positions) = (20, 64, 512);
-    let keys: Vec<f16> = noise(positions * size).into_iter().map(f16::from_f32).collect();
+    let keys: Vec<f16> = noise(positions * size)
+        .into_iter()
+        .map(f16::from_f32)
+        .collect();
     let query = noise(size);
     let mut group = c.benchmark_group("attention of a gpt2-large layer");
     for isa in Isa::available() {
@@ -244,13 +292,19 @@ fn head(c: &mut Criterion) {
         &mut group,
         "f16",
         &x,
-        &noise(inputs * outputs).into_iter().map(f16::from_f32).collect::<Vec<_>>(),
+        &noise(inputs * outputs)
+            .into_iter()
+            .map(f16::from_f32)
+            .collect::<Vec<_>>(),
     );
     head_of(
         &mut group,
         "bf16",
         &x,
-        &noise(inputs * outputs).into_iter().map(bf16::from_f32).collect::<Vec<_>>(),
+        &noise(inputs * outputs)
+            .into_iter()
+            .map(bf16::from_f32)
+            .collect::<Vec<_>>(),
     );
     head_of(&mut group, "f32", &x, &noise(inputs * outputs));
     group.finish();
@@ -265,7 +319,12 @@ fn int8_head(c: &mut Criterion) {
     for isa in Isa::available().into_iter().skip(1) {
         group.bench_function(isa.name(), |b| {
             b.iter(checked(|| {
-                let a = quantize_activations(isa, MatRef::new(&x, 1, HEAD.0)?, 6.0, OutlierScope::Batch);
+                let a = quantize_activations(
+                    isa,
+                    MatRef::new(&x, 1, HEAD.0)?,
+                    6.0,
+                    OutlierScope::Batch,
+                );
                 model.layers[0].forward(isa, &model, &a, black_box(&mut out))
             }));
         });
@@ -282,7 +341,13 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     group.bench_function(name, |b| {
         b.iter(checked(|| {
             let (a, w) = (MatRef::new(x, 1, inputs)?, MatRef::new(w, outputs, inputs)?);
-            dense::linear(Isa::detect(), a, w, None, MatMut::new(black_box(&mut out), 1, outputs)?)
+            dense::linear(
+                Isa::detect(),
+                a,
+                w,
+                None,
+                MatMut::new(black_box(&mut out), 1, outputs)?,
+            )
         }));
     });
 }
@@ -292,8 +357,19 @@ fn quantise(c: &mut Criterion) {
     let floats = noise(4 * inputs * outputs);
     let mut group = c.benchmark_group("quantise 5120×5120");
     quantise_from(&mut group, "f32", &floats);
-    quantise_from(&mut group, "f16", &floats.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>());
-    quantise_from(&mut group, "bf16", &floats.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+    quantise_from(
+        &mut group,
+        "f16",
+        &floats.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(),
+    );
+    quantise_from(
+        &mut group,
+        "bf16",
+        &floats
+            .iter()
+            .map(|&x| bf16::from_f32(x))
+            .collect::<Vec<_>>(),
+    );
     let [x, _] = activations(1, 24);
     group.throughput(Throughput::Elements(1280));
     group.bench_function("activations 1×1280", |b| {
@@ -312,13 +388,23 @@ fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
     group.bench_function(format!("{name} rows"), |b| {
         b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;
-            quantize_weight(Isa::detect(), MatRef::new(w, 5120, 5120)?, codes, &mut absmax)
+            quantize_weight(
+                Isa::detect(),
+                MatRef::new(w, 5120, 5120)?,
+                codes,
+                &mut absmax,
+            )
         }));
     });
     group.bench_function(format!("{name} transposed"), |b| {
         b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;
-            quantize_weight_transposed(Isa::detect(), MatRef::new(w, 5120, 5120)?, codes, &mut absmax)
+            quantize_weight_transposed(
+                Isa::detect(),
+                MatRef::new(w, 5120, 5120)?,
+                codes,
+                &mut absmax,
+            )
         }));
     });
 }

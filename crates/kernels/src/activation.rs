@@ -1,5 +1,5 @@
-//! The functions between the products of an MLP, element by element, vectorised and with the same bits on
-//! every instruction set. Errors are below 2e-7 of the argument's size.
+//! The functions between the products of an MLP, element by element, vectorised and with the same
+//! bits on every instruction set. Errors are below 2e-7 of the argument's size.
 
 use crate::simd::for_every_width;
 
@@ -57,7 +57,9 @@ for_every_width! {
 fn apply_all(function: Activation, x: &mut [f32]) {
     // The function is chosen outside of the loops, so that each of them is vectorised.
     match function {
-        Activation::GeluTanh => each(x, |x| x * sigmoid(2.0 * 0.797_884_6 * (x + 0.044_715 * x * x * x))),
+        Activation::GeluTanh => each(x, |x| {
+            x * sigmoid(2.0 * 0.797_884_6 * (x + 0.044_715 * x * x * x))
+        }),
         Activation::Gelu => each(x, |x| x * normal(x)),
         Activation::Relu => each(x, relu),
         Activation::ReluSquared => each(x, |x| relu(x) * relu(x)),
@@ -150,7 +152,9 @@ fn exp(x: f32) -> f32 {
 fn normal(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_74) * t
+        + 0.254_829_6)
+        * t;
     let tail = 0.5 * p * exp(-z * z);
     if x < 0.0 { tail } else { 1.0 - tail }
 }
@@ -186,8 +190,9 @@ mod tests {
         let (steps, start) = (4000, -12.0);
         let h = (x - start) / f64::from(steps);
         let density = |x: f64| (-x * x / 2.0).exp();
-        let inner: f64 =
-            (1..steps).map(|i| density(start + f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+        let inner: f64 = (1..steps)
+            .map(|i| density(start + f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 })
+            .sum();
         (density(start) + inner + density(x)) * h / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
     }
 
@@ -225,7 +230,11 @@ mod tests {
                     );
                 }
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
-                assert_eq!(first.get_or_insert(bits.clone()), &bits, "{isa:?} {function:?}");
+                assert_eq!(
+                    first.get_or_insert(bits.clone()),
+                    &bits,
+                    "{isa:?} {function:?}"
+                );
             }
         }
     }
@@ -243,7 +252,10 @@ mod tests {
                     Activation::GeluClipped => 10.0,
                     _ => f32::INFINITY,
                 };
-                assert!(y[0].is_nan() && y[2] == large && y[3] >= 1.0, "{function:?} {y:?}");
+                assert!(
+                    y[0].is_nan() && y[2] == large && y[3] >= 1.0,
+                    "{function:?} {y:?}"
+                );
                 let bound = if zero == 0.0 { 0.0 } else { 3e-7 };
                 assert!((y[1] - zero).abs() <= bound, "{function:?} {y:?}");
             }

@@ -1,5 +1,5 @@
-//! Memory that begins with a cache line. A vector load that lies in two lines is read twice: with panels that
-//! did not begin with a line, a prompt of 512 tokens took a seventh longer.
+//! Memory that begins with a cache line. A vector load that lies in two lines is read twice: with
+//! panels that did not begin with a line, a prompt of 512 tokens took a seventh longer.
 
 use std::ops::{Deref, DerefMut};
 
@@ -58,7 +58,13 @@ impl<T: Clone + Default> Default for AlignedVec<T> {
 
 impl<T: Clone> Clone for AlignedVec<T> {
     fn clone(&self) -> Self {
-        let Some(value) = self.first().cloned() else { return Self { memory: Vec::new(), first: 0, len: 0 } };
+        let Some(value) = self.first().cloned() else {
+            return Self {
+                memory: Vec::new(),
+                first: 0,
+                len: 0,
+            };
+        };
         let mut copy = Self::filled(self.len, value);
         copy.clone_from_slice(self);
         copy

@@ -1,12 +1,16 @@
 //! Attention of queries that share one head of keys and values.
 //!
-//! Keys lie in panels of sixteen positions, one value of all sixteen after the other, so that scores come out
-//! in registers without sums across them; values lie position after position. Up to eight queries pass
-//! over keys and values together, because turning f16 into f32 costs as much as multiplying. Every score runs over
-//! the head's values and every output over positions, one after the other: a query gives the same bits
-//! alone and together with others, at once and token by token.
+//! Keys lie in panels of sixteen positions, one value of all sixteen after the other, so that
+//! scores come out in registers without sums across them; values lie position after position. Up to
+//! eight queries pass over keys and values together, because turning f16 into f32 costs as much as
+//! multiplying. Every score runs over the head's values and every output over positions, one after
+//! the other: a query gives the same bits alone and together with others, at once and token by
+//! token.
 
-#![allow(clippy::needless_range_loop, reason = "several arrays of registers are indexed side by side")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "several arrays of registers are indexed side by side"
+)]
 #![expect(
     unsafe_code,
     reason = "vector loads through pointers, and calls into functions compiled for vectors"
@@ -72,8 +76,8 @@ pub fn key_place(position: usize, d: usize, size: usize) -> usize {
 }
 
 impl<'a, T: Element> HeadCache<'a, T> {
-    /// Keys and values of a head of `size` values: both hold as many positions, a multiple of [`PANEL`];
-    /// keys by [`key_place`], values [`padded`] and one position after the other.
+    /// Keys and values of a head of `size` values: both hold as many positions, a multiple of
+    /// [`PANEL`]; keys by [`key_place`], values [`padded`] and one position after the other.
     ///
     /// # Panics
     /// Where the lengths are not those.
@@ -85,8 +89,8 @@ impl<'a, T: Element> HeadCache<'a, T> {
     }
 }
 
-/// `softmax(rescore(q · kᵀ)) · v` of each query over the positions it sees. `rescore` gets a query's head,
-/// the first position and the scores, and may change these.
+/// `softmax(rescore(q · kᵀ)) · v` of each query over the positions it sees. `rescore` gets a
+/// query's head, the first position and the scores, and may change these.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, attention::*};
@@ -143,7 +147,12 @@ fn together<T: Element, const Q: usize>(
     scratch: &mut Scratch,
 ) {
     let first = queries.iter().map(|q| q.seen.start).min().unwrap_or(0) / PANEL;
-    let last = queries.iter().map(|q| q.seen.end).max().unwrap_or(0).div_ceil(PANEL);
+    let last = queries
+        .iter()
+        .map(|q| q.seen.end)
+        .max()
+        .unwrap_or(0)
+        .div_ceil(PANEL);
     let (length, width) = ((last - first) * PANEL, padded(cache.size));
     scratch.scores.resize(Q * length, 0.0);
     let vectors: [&[f32]; Q] = std::array::from_fn(|i| queries[i].query);
@@ -161,11 +170,23 @@ fn together<T: Element, const Q: usize>(
     }
     // What all see is passed together, what only some see one by one, and positions stay in order.
     let start = queries.iter().map(|q| q.seen.start).max().unwrap_or(0);
-    let end = queries.iter().map(|q| q.seen.end).min().unwrap_or(0).max(start);
+    let end = queries
+        .iter()
+        .map(|q| q.seen.end)
+        .min()
+        .unwrap_or(0)
+        .max(start);
     let one = |i: usize, places: Range<usize>, scratch: &mut Scratch| {
         if !places.is_empty() {
-            let weights = [&scratch.scores[i * length..][places.start - offset..places.end - offset]];
-            mix(isa, weights, cache, places.start, &mut scratch.sums[i * width..][..width]);
+            let weights =
+                [&scratch.scores[i * length..][places.start - offset..places.end - offset]];
+            mix(
+                isa,
+                weights,
+                cache,
+                places.start,
+                &mut scratch.sums[i * width..][..width],
+            );
         }
     };
     for (i, query) in queries.iter().enumerate() {
@@ -180,7 +201,11 @@ fn together<T: Element, const Q: usize>(
         one(i, end.max(query.seen.start)..query.seen.end, scratch);
         let inverse = totals[i].recip();
         let sums = &scratch.sums[i * width..];
-        query.out.iter_mut().zip(sums).for_each(|(y, x)| *y = x * inverse);
+        query
+            .out
+            .iter_mut()
+            .zip(sums)
+            .for_each(|(y, x)| *y = x * inverse);
     }
 }
 
@@ -195,9 +220,16 @@ fn largest_of(values: &[f32]) -> f32 {
     let (chunks, rest) = values.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = larger(*lane, *x));
+        lanes
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(lane, x)| *lane = larger(*lane, *x));
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger)
 }
 
 /// Scores of `Q` queries with all positions of some panels: `out[q][position]`.
@@ -252,7 +284,10 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
             }
             for q in 0..Q {
                 for part in 0..parts {
-                    sums[q][part].store(out.as_mut_ptr().add(q * length + p * PANEL + part * L::COUNT));
+                    sums[q][part].store(
+                        out.as_mut_ptr()
+                            .add(q * length + p * PANEL + part * L::COUNT),
+                    );
                 }
             }
         }
@@ -296,7 +331,8 @@ unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(
     let is_wide = if L::COUNT == 16 { Q <= 4 } else { Q <= 2 };
     let mut d = 0;
     while d < width {
-        // SAFETY: d and the registers after it lie in a position of `width` values, a multiple of 16.
+        // SAFETY: d and the registers after it lie in a position of `width` values, a multiple of
+        // 16.
         unsafe {
             d += if is_wide && d + 4 * L::COUNT <= width {
                 mix_chunk::<L, T, Q, 4>(weights, values, sums, d)
@@ -385,5 +421,10 @@ mod x86 {
         };
     }
     compiled!(scores256, mix256, __m256, "avx2,f16c,fma");
-    compiled!(scores512, mix512, __m512, "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl");
+    compiled!(
+        scores512,
+        mix512,
+        __m512,
+        "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl"
+    );
 }

@@ -48,7 +48,9 @@ pub enum KernelError {
         value: f32,
     },
     /// A code that row-wise quantisation never writes.
-    #[error("code {index} is -128, which is outside of -127..=127; the weight was not written by LLM.int8()")]
+    #[error(
+        "code {index} is -128, which is outside of -127..=127; the weight was not written by LLM.int8()"
+    )]
     CodeOutOfRange {
         /// Place in the slice.
         index: usize,

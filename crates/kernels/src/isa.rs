@@ -8,7 +8,8 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa(Kind);
 
-/// The slowest first; each has what those before it have, up to AVX-VNNI, which AVX-512 does not need.
+/// The slowest first; each has what those before it have, up to AVX-VNNI, which AVX-512 does not
+/// need.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Scalar,
@@ -40,15 +41,18 @@ pub(crate) enum Width {
 }
 
 impl Isa {
-    /// The fastest this CPU has of those that have run on real hardware. `neon-dot` has only run under
-    /// emulation, so it is used where it is asked for by name.
+    /// The fastest this CPU has of those that have run on real hardware. `neon-dot` has only run
+    /// under emulation, so it is used where it is asked for by name.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
     /// assert!(Isa::available().contains(&Isa::detect()));
     /// ```
     pub fn detect() -> Self {
-        Self::available().into_iter().rfind(|isa| isa.tried()).unwrap_or(Self::scalar())
+        Self::available()
+            .into_iter()
+            .rfind(|isa| isa.tried())
+            .unwrap_or(Self::scalar())
     }
 
     /// Whether it has run on real hardware, so that its speed is known.
@@ -110,10 +114,17 @@ impl Isa {
     /// [`KernelError::UnknownIsa`] where there is none or this CPU lacks it.
     pub fn by_name(name: &str) -> Result<Self, KernelError> {
         let all = Self::available();
-        all.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| KernelError::UnknownIsa {
-            name: name.to_owned(),
-            available: all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
-        })
+        all.iter()
+            .copied()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| KernelError::UnknownIsa {
+                name: name.to_owned(),
+                available: all
+                    .iter()
+                    .map(|isa| isa.name())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 
     /// Its name.
@@ -150,7 +161,8 @@ impl Isa {
             Kind::Avx2 | Kind::AvxVnni => Width::V256,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni | Kind::Amx => Width::V512,
-            // Floats stay plain Rust: NEON is in every AArch64 CPU, so the compiler uses it by itself.
+            // Floats stay plain Rust: NEON is in every AArch64 CPU, so the compiler uses it by
+            // itself.
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => Width::Scalar,
         }
@@ -169,7 +181,11 @@ mod tests {
 
     #[test]
     fn every_name_is_found_and_what_has_not_run_on_hardware_must_be_asked_for() {
-        assert!(Isa::available().into_iter().all(|isa| Isa::by_name(isa.name()) == Ok(isa)));
+        assert!(
+            Isa::available()
+                .into_iter()
+                .all(|isa| Isa::by_name(isa.name()) == Ok(isa))
+        );
         assert_ne!(Isa::detect().name(), "neon-dot");
     }
 }

@@ -1,7 +1,10 @@
-//! What this machine allows, to set results beside: how fast memory is read, and how many multiply-adds of
-//! codes a second its registers can do.
+//! What this machine allows, to set results beside: how fast memory is read, and how many
+//! multiply-adds of codes a second its registers can do.
 
-#![allow(unsafe_code, reason = "assembly that keeps the compiler from finishing loops early")]
+#![allow(
+    unsafe_code,
+    reason = "assembly that keeps the compiler from finishing loops early"
+)]
 
 use crate::Isa;
 use crate::isa::Kind;
@@ -18,31 +21,39 @@ const AHEAD: usize = 1024;
 /// The best of so many tries counts: a limit is not reached while others disturb.
 const TRIES: usize = 7;
 
-/// Bytes a second that all threads together read from this memory, with whichever loads are fastest. Where
-/// memory lies makes a difference of up to a third on machines shared with others, so the limit of a model is
-/// that of its own weights.
+/// Bytes a second that all threads together read from this memory, with whichever loads are
+/// fastest. Where memory lies makes a difference of up to a third on machines shared with others,
+/// so the limit of a model is that of its own weights.
 ///
 /// ```no_run
 /// println!("{:.1} GB/s", llm_int8_kernels::limits::read_rate(&[&[0i8; 1 << 20]]) / 1e9);
 /// ```
 pub fn read_rate(memory: &[&[i8]]) -> f64 {
-    // From the beginning of a cache line on, and a part for each thread, from one end to the other: what weights
-    // are read like.
+    // From the beginning of a cache line on, and a part for each thread, from one end to the other:
+    // what weights are read like.
     let pieces: Vec<&[u64]> = (memory.iter())
         .filter_map(|part| part.get(part.as_ptr().align_offset(64)..))
-        .flat_map(|part| bytemuck::cast_slice::<i8, u64>(&part[..part.len() / 8 * 8]).chunks(1 << 17))
+        .flat_map(|part| {
+            bytemuck::cast_slice::<i8, u64>(&part[..part.len() / 8 * 8]).chunks(1 << 17)
+        })
         .collect();
     let bytes: usize = pieces.iter().map(|piece| size_of_val(*piece)).sum();
     let share = pieces.len().div_ceil(rayon::current_num_threads()).max(1);
     let seconds = |isa| {
         let started = Instant::now();
         let total: u64 = (pieces.par_chunks(share))
-            .map(|pieces| pieces.iter().fold(0, |total, piece| sum(isa, piece).wrapping_add(total)))
+            .map(|pieces| {
+                pieces
+                    .iter()
+                    .fold(0, |total, piece| sum(isa, piece).wrapping_add(total))
+            })
             .reduce(|| 0, u64::wrapping_add);
         black_box(total);
         started.elapsed().as_secs_f64()
     };
-    let tries = Isa::available().into_iter().flat_map(|isa| std::iter::repeat_n(isa, TRIES));
+    let tries = Isa::available()
+        .into_iter()
+        .flat_map(|isa| std::iter::repeat_n(isa, TRIES));
     bytes as f64 / tries.map(seconds).fold(f64::INFINITY, f64::min)
 }
 
@@ -70,9 +81,13 @@ fn sum_of(values: &[u64]) -> u64 {
     for chunk in chunks {
         // The processor's own prefetchers do less with loads of 512 bits.
         crate::simd::prefetch_ahead(chunk.as_ptr().cast(), AHEAD, size_of_val(chunk));
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+        sums.iter_mut()
+            .zip(chunk)
+            .for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
     }
-    sums.iter().chain(rest).fold(0, |sum, x| sum.wrapping_add(*x))
+    sums.iter()
+        .chain(rest)
+        .fold(0, |sum, x| sum.wrapping_add(*x))
 }
 
 /// Multiply-adds of codes a second that all threads together can do, with everything in registers.
@@ -117,7 +132,12 @@ const ROUNDS: u64 = 4_000_000;
 fn scalar() -> u64 {
     let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
     for _ in 0..ROUNDS / 16 {
-        black_box(a.iter().zip(black_box(&b)).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum::<i32>());
+        black_box(
+            a.iter()
+                .zip(black_box(&b))
+                .map(|(&x, &y)| i32::from(x) * i32::from(y))
+                .sum::<i32>(),
+        );
     }
     ROUNDS / 16 * 64
 }
@@ -151,9 +171,16 @@ mod x86 {
         };
     }
     // The sum itself is a factor, or the compiler would multiply once for all twelve.
-    rounds!(avx2, "avx2", ymm_reg, __m256i, _mm256_setzero_si256, _mm256_set1_epi16(1), 16, |s, x, _| {
-        _mm256_add_epi32(s, _mm256_madd_epi16(x, s))
-    });
+    rounds!(
+        avx2,
+        "avx2",
+        ymm_reg,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_set1_epi16(1),
+        16,
+        |s, x, _| { _mm256_add_epi32(s, _mm256_madd_epi16(x, s)) }
+    );
     rounds!(
         avx_vnni,
         "avx2,avxvnni",

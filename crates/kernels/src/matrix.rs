@@ -121,5 +121,13 @@ impl<'a, T> MatMut<'a, T> {
 
 /// Checks one dimension.
 pub(crate) fn expect(what: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
-    if expected == found { Ok(()) } else { Err(KernelError::WrongDimension { what, expected, found }) }
+    if expected == found {
+        Ok(())
+    } else {
+        Err(KernelError::WrongDimension {
+            what,
+            expected,
+            found,
+        })
+    }
 }

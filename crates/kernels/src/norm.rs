@@ -3,8 +3,8 @@
 use crate::simd::for_every_width;
 
 for_every_width! {
-    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016); without a bias where it is
-    /// empty. All slices have the length of the row.
+    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016); without a bias
+    /// where it is empty. All slices have the length of the row.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, norm};
@@ -37,8 +37,12 @@ fn layer_row(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
 
 #[inline(always)]
 fn rms_row(row: &mut [f32], weight: &[f32], eps: f32) {
-    let inverse = (sum(row, |x| x * x) / row.len() as f32 + eps).sqrt().recip();
-    row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
+    let inverse = (sum(row, |x| x * x) / row.len() as f32 + eps)
+        .sqrt()
+        .recip();
+    row.iter_mut()
+        .zip(weight)
+        .for_each(|(x, w)| *x = *x * inverse * w);
 }
 
 /// A sum in sixteen parts, which keeps it exact enough for long rows and is vectorised.
@@ -47,7 +51,9 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; 16];
     let (chunks, rest) = row.as_chunks::<16>();
     for chunk in chunks {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
+        sums.iter_mut()
+            .zip(chunk)
+            .for_each(|(sum, x)| *sum += of(*x));
     }
     sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
@@ -60,7 +66,9 @@ mod tests {
     #[test]
     fn rows_are_normalised_and_the_same_everywhere() {
         for length in [1usize, 5, 16, 33, 100] {
-            let x: Vec<f32> = (0..length).map(|i| (i as f32 * 1.7).sin() * 3.0 + 0.5).collect();
+            let x: Vec<f32> = (0..length)
+                .map(|i| (i as f32 * 1.7).sin() * 3.0 + 0.5)
+                .collect();
             let (weight, bias) = (vec![2f32; length], vec![0.25f32; length]);
             let run = |isa| {
                 let (mut a, mut b) = (x.clone(), x.clone());
@@ -69,8 +77,9 @@ mod tests {
                 (a, b)
             };
             let (a, b) = run(Isa::scalar());
-            let mean =
-                |of: &dyn Fn(f32) -> f64, x: &[f32]| x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64;
+            let mean = |of: &dyn Fn(f32) -> f64, x: &[f32]| {
+                x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64
+            };
             assert!((mean(&f64::from, &a) - 0.25).abs() < 1e-5);
             let squares = mean(&|x| f64::from(x) * f64::from(x), &b);
             let expected = mean(&|x| f64::from(x) * f64::from(x), &x);

@@ -14,8 +14,8 @@ const PARALLEL_ROWS: usize = 16;
 /// Where an outlier counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutlierScope {
-    /// A column is an outlier for every row when any row has one there (bitsandbytes): a row's result
-    /// depends on its batch.
+    /// A column is an outlier for every row when any row has one there (bitsandbytes): a row's
+    /// result depends on its batch.
     #[default]
     Batch,
     /// Each row by itself: a row's result is the same, bit for bit, alone and in any batch.
@@ -106,8 +106,8 @@ impl QuantizedActivations {
         MatRef::trusted(&self.codes, self.rows(), self.cols)
     }
 
-    /// Largest magnitude of each row among what is not an outlier; NaN or infinite where the row holds
-    /// such a value, so that its outputs become NaN and nothing is hidden.
+    /// Largest magnitude of each row among what is not an outlier; NaN or infinite where the row
+    /// holds such a value, so that its outputs become NaN and nothing is hidden.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
@@ -120,10 +120,10 @@ impl QuantizedActivations {
 
 /// Quantises activations `a` `[M, K]` row by row.
 ///
-/// Values go through f16. Where `threshold > 0`, a value whose f16 magnitude reaches it is an outlier:
-/// its code is 0, it does not count for `absmax`, and it is listed with its original value; with
-/// [`OutlierScope::Batch`] its whole column is. A value below the threshold counts for its row's
-/// `absmax` even in an outlier column, as in bitsandbytes.
+/// Values go through f16. Where `threshold > 0`, a value whose f16 magnitude reaches it is an
+/// outlier: its code is 0, it does not count for `absmax`, and it is listed with its original
+/// value; with [`OutlierScope::Batch`] its whole column is. A value below the threshold counts for
+/// its row's `absmax` even in an outlier column, as in bitsandbytes.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
@@ -159,7 +159,13 @@ impl QuantizedActivations {
     /// }
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
-    pub fn refill<T: Element>(&mut self, isa: Isa, a: MatRef<'_, T>, threshold: f32, scope: OutlierScope) {
+    pub fn refill<T: Element>(
+        &mut self,
+        isa: Isa,
+        a: MatRef<'_, T>,
+        threshold: f32,
+        scope: OutlierScope,
+    ) {
         let (rows, cols) = (a.rows(), a.cols());
         self.cols = cols;
         self.codes.reset(rows * cols, 0);
@@ -167,18 +173,23 @@ impl QuantizedActivations {
         self.absmax.resize(rows, 0.0);
         let mut own = vec![Vec::new(); rows];
         if cols > 0 {
-            let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
-                T::to_f16_slice(a.row(row), row16);
-                quantize_row_apart(isa, row16, threshold, codes, absmax)
-            };
+            let quantize =
+                |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
+                    T::to_f16_slice(a.row(row), row16);
+                    quantize_row_apart(isa, row16, threshold, codes, absmax)
+                };
             let scratch = || vec![f16::ZERO; cols];
             let (codes, absmax) = (&mut self.codes, &mut self.absmax);
             if rows >= PARALLEL_ROWS {
-                (codes.par_chunks_mut(cols).zip(absmax).zip(&mut own).enumerate())
-                    .with_min_len(PARALLEL_ROWS / 2)
-                    .for_each_init(scratch, |row16, (row, ((codes, absmax), own))| {
-                        *own = quantize(row16, row, codes, absmax)
-                    });
+                (codes
+                    .par_chunks_mut(cols)
+                    .zip(absmax)
+                    .zip(&mut own)
+                    .enumerate())
+                .with_min_len(PARALLEL_ROWS / 2)
+                .for_each_init(scratch, |row16, (row, ((codes, absmax), own))| {
+                    *own = quantize(row16, row, codes, absmax)
+                });
             } else {
                 let mut row16 = scratch();
                 for (row, ((codes, absmax), own)) in
@@ -193,9 +204,12 @@ impl QuantizedActivations {
             OutlierScope::Batch => {
                 let pooled = distinct(own.iter().map(Vec::as_slice));
                 if !pooled.is_empty() {
-                    self.codes.par_chunks_mut(cols).with_min_len(PARALLEL_ROWS).for_each(|codes| {
-                        pooled.iter().for_each(|&column| codes[column as usize] = 0);
-                    });
+                    self.codes
+                        .par_chunks_mut(cols)
+                        .with_min_len(PARALLEL_ROWS)
+                        .for_each(|codes| {
+                            pooled.iter().for_each(|&column| codes[column as usize] = 0);
+                        });
                 }
                 listed(a, std::iter::repeat_n(&pooled[..], rows))
             }
@@ -206,11 +220,15 @@ impl QuantizedActivations {
 /// Values looked at together: most chunks have no outlier.
 const CHUNK: usize = 64;
 
-/// The bits of the smallest f16 that is an outlier. For magnitudes the order of the bits is that of the
-/// values.
+/// The bits of the smallest f16 that is an outlier. For magnitudes the order of the bits is that of
+/// the values.
 fn smallest_outlier(threshold: f32) -> u16 {
     let nearest = f16::from_f32(threshold);
-    if nearest.to_f32() >= threshold { nearest.to_bits() } else { nearest.to_bits() + 1 }
+    if nearest.to_f32() >= threshold {
+        nearest.to_bits()
+    } else {
+        nearest.to_bits() + 1
+    }
 }
 
 /// NaN is none: it is to be seen in `absmax`.
@@ -227,7 +245,9 @@ for_every_width! {
 #[inline(always)]
 fn any_of(row16: &[f16], limit: u16) -> bool {
     // No early end: a loop over all is vectorised.
-    row16.iter().fold(false, |any, x| any | is_outlier(*x, limit))
+    row16
+        .iter()
+        .fold(false, |any, x| any | is_outlier(*x, limit))
 }
 
 /// Quantises one row and returns its outlier columns.
@@ -265,17 +285,36 @@ fn quantize_row_apart(
 /// The columns of all lists, each once, ascending. Lists may be long (every row repeats a pooled
 /// column), so they are marked, not sorted.
 fn distinct<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
-    let mut marks = vec![false; lists.clone().flatten().max().map_or(0, |&last| last as usize + 1)];
-    lists.flatten().for_each(|&column| marks[column as usize] = true);
-    (0..).zip(marks).filter_map(|(column, marked)| marked.then_some(column)).collect()
+    let mut marks = vec![
+        false;
+        lists
+            .clone()
+            .flatten()
+            .max()
+            .map_or(0, |&last| last as usize + 1)
+    ];
+    lists
+        .flatten()
+        .for_each(|&column| marks[column as usize] = true);
+    (0..)
+        .zip(marks)
+        .filter_map(|(column, marked)| marked.then_some(column))
+        .collect()
 }
 
 /// The lists of each row's columns with the original activations.
 fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32]>) -> Outliers {
-    let mut outliers = Outliers { starts: vec![0], ..Outliers::default() };
+    let mut outliers = Outliers {
+        starts: vec![0],
+        ..Outliers::default()
+    };
     for (row, columns) in lists.enumerate() {
         outliers.columns.extend(columns);
-        outliers.values.extend(columns.iter().map(|&column| a.row(row)[column as usize].to_f32()));
+        outliers.values.extend(
+            columns
+                .iter()
+                .map(|&column| a.row(row)[column as usize].to_f32()),
+        );
         outliers.starts.push(outliers.columns.len());
     }
     outliers
@@ -298,7 +337,11 @@ mod tests {
                 }
                 for (row, expected) in expected.outliers.iter().enumerate() {
                     let (columns, values) = found.outliers().row(row);
-                    let pairs: Vec<_> = columns.iter().copied().zip(values.iter().copied()).collect();
+                    let pairs: Vec<_> = columns
+                        .iter()
+                        .copied()
+                        .zip(values.iter().copied())
+                        .collect();
                     assert_eq!(&pairs, expected);
                 }
             }
@@ -318,7 +361,10 @@ mod tests {
         check(&[8.0f32, -9.0, 7.0], 1, 6.0);
         let a = MatRef::new(&[8.0f32, -9.0], 1, 2).unwrap();
         let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
-        assert_eq!((a.absmax(), a.codes().data()), (&[0.0f32][..], &[0i8, 0][..]));
+        assert_eq!(
+            (a.absmax(), a.codes().data()),
+            (&[0.0f32][..], &[0i8, 0][..])
+        );
     }
 
     #[test]
@@ -329,7 +375,10 @@ mod tests {
         // 70,000 is infinite in f16: an outlier, with its original value.
         let b = MatRef::new(&[1.0f32, 70_000.0], 1, 2).unwrap();
         let apart = quantize_activations(Isa::detect(), b, 6.0, OutlierScope::Batch);
-        assert_eq!((apart.absmax(), apart.outliers().row(0).1), (&[1.0f32][..], &[70_000.0f32][..]));
+        assert_eq!(
+            (apart.absmax(), apart.outliers().row(0).1),
+            (&[1.0f32][..], &[70_000.0f32][..])
+        );
         let not_apart = quantize_activations(Isa::detect(), b, 0.0, OutlierScope::Batch);
         assert!(not_apart.absmax()[0].is_infinite());
     }

@@ -4,7 +4,8 @@
 use crate::{Element, MatRef, OutlierScope};
 use half::f16;
 
-/// `1 / 127²`, which turns a product of codes and two absmax into the product of what they stand for.
+/// `1 / 127²`, which turns a product of codes and two absmax into the product of what they stand
+/// for.
 pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 
 /// One row of f16 values: codes and absmax (bitsandbytes' `int8_vectorwise_quant`).
@@ -16,13 +17,22 @@ pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 /// ```
 pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
     let nan = row.iter().any(|x| x.is_nan());
-    let absmax = if nan { f32::NAN } else { row.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max) };
+    let absmax = if nan {
+        f32::NAN
+    } else {
+        row.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max)
+    };
     if absmax == 0.0 || !absmax.is_finite() {
         return (vec![0; row.len()], absmax);
     }
     // PyTorch's `127.0 / absmax` is a reciprocal and a product; the goldens show it at ties.
     let inv_step = (1.0 / absmax) * 127.0;
-    (row.iter().map(|x| (x.to_f32() * inv_step).round_ties_even() as i8).collect(), absmax)
+    (
+        row.iter()
+            .map(|x| (x.to_f32() * inv_step).round_ties_even() as i8)
+            .collect(),
+        absmax,
+    )
 }
 
 /// What [`quantize_activations`](crate::quantize_activations) finds, row by row.
@@ -50,12 +60,25 @@ pub fn quantize_activations<T: Element>(
     scope: OutlierScope,
 ) -> ReferenceActivations {
     let is_outlier = |x: T| threshold > 0.0 && x.to_f16().to_f32().abs() >= threshold;
-    let pooled: Vec<bool> =
-        (0..a.cols()).map(|column| (0..a.rows()).any(|row| is_outlier(a.row(row)[column]))).collect();
-    let mut found = ReferenceActivations { codes: Vec::new(), absmax: Vec::new(), outliers: Vec::new() };
+    let pooled: Vec<bool> = (0..a.cols())
+        .map(|column| (0..a.rows()).any(|row| is_outlier(a.row(row)[column])))
+        .collect();
+    let mut found = ReferenceActivations {
+        codes: Vec::new(),
+        absmax: Vec::new(),
+        outliers: Vec::new(),
+    };
     for row in (0..a.rows()).map(|row| a.row(row)) {
-        let kept: Vec<f16> =
-            row.iter().map(|&x| if is_outlier(x) { f16::ZERO } else { Element::to_f16(x) }).collect();
+        let kept: Vec<f16> = row
+            .iter()
+            .map(|&x| {
+                if is_outlier(x) {
+                    f16::ZERO
+                } else {
+                    Element::to_f16(x)
+                }
+            })
+            .collect();
         let (mut codes, absmax) = quantize_row(&kept);
         let mut outliers = Vec::new();
         for column in 0..row.len() {
@@ -84,8 +107,15 @@ pub fn quantize_activations<T: Element>(
 /// # Ok::<(), llm_int8_kernels::KernelError>(())
 /// ```
 pub fn matmul_i32(a: MatRef<'_, i8>, w: MatRef<'_, i8>) -> Vec<i32> {
-    let dot = |x: &[i8], y: &[i8]| x.iter().zip(y).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
-    (0..a.rows()).flat_map(|m| (0..w.rows()).map(move |n| dot(a.row(m), w.row(n)))).collect()
+    let dot = |x: &[i8], y: &[i8]| {
+        x.iter()
+            .zip(y)
+            .map(|(&x, &y)| i32::from(x) * i32::from(y))
+            .sum()
+    };
+    (0..a.rows())
+        .flat_map(|m| (0..w.rows()).map(move |n| dot(a.row(m), w.row(n))))
+        .collect()
 }
 
 /// One output: the int8 part, the bias, then the outliers in ascending order of their columns.
@@ -106,7 +136,9 @@ pub fn output(
     weight_of: impl Fn(u32) -> f32,
 ) -> f32 {
     let y = acc as f32 * (absmax_a * absmax_w) * PRODUCT_STEP + bias;
-    outliers.iter().fold(y, |y, &(column, value)| y + value * weight_of(column))
+    outliers
+        .iter()
+        .fold(y, |y, &(column, value)| y + value * weight_of(column))
 }
 
 /// The whole layer, M × N: [`output`] for every row and output feature.
@@ -131,9 +163,20 @@ pub fn linear(
     for (m, outliers) in a.outliers.iter().enumerate() {
         let row = &a.codes[m * codes.cols()..][..codes.cols()];
         for (n, &absmax_w) in absmax.iter().enumerate() {
-            let acc = row.iter().zip(codes.row(n)).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+            let acc = row
+                .iter()
+                .zip(codes.row(n))
+                .map(|(&x, &y)| i32::from(x) * i32::from(y))
+                .sum();
             let bias = bias.map_or(0.0, |bias| bias[n]);
-            out.push(output(acc, a.absmax[m], absmax_w, bias, outliers, |column| weight_of(n, column)));
+            out.push(output(
+                acc,
+                a.absmax[m],
+                absmax_w,
+                bias,
+                outliers,
+                |column| weight_of(n, column),
+            ));
         }
     }
     out

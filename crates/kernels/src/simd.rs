@@ -1,10 +1,13 @@
 //! What kernels in floating point are written with: one body, compiled for every width of vectors.
 //!
-//! [`for_every_width!`] compiles a plain function three times and picks by [`Isa`](crate::Isa); loops over
-//! slices become vector instructions by themselves. [`Lanes`] is for the few places where registers must
-//! be named. Nothing here fuses or reorders what the body does not.
+//! [`for_every_width!`] compiles a plain function three times and picks by [`Isa`](crate::Isa);
+//! loops over slices become vector instructions by themselves. [`Lanes`] is for the few places
+//! where registers must be named. Nothing here fuses or reorders what the body does not.
 
-#![expect(unsafe_code, reason = "calls into functions compiled for instruction sets, and vector loads")]
+#![expect(
+    unsafe_code,
+    reason = "calls into functions compiled for instruction sets, and vector loads"
+)]
 
 use crate::Element;
 #[cfg(target_arch = "x86_64")]
@@ -31,8 +34,8 @@ pub(crate) fn prefetch(bytes: &[i8]) {
     let _ = bytes;
 }
 
-/// Fetches `count` bytes that lie `ahead` of a place into the first cache. They may lie behind the end of
-/// what is there: a hint reads nothing.
+/// Fetches `count` bytes that lie `ahead` of a place into the first cache. They may lie behind the
+/// end of what is there: a hint reads nothing.
 #[inline(always)]
 pub(crate) fn prefetch_ahead(place: *const i8, ahead: usize, count: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -75,8 +78,8 @@ macro_rules! for_every_width {
 }
 pub(crate) use for_every_width;
 
-/// A register of f32. Its functions have no `target_feature` of their own (a trait's cannot): they are
-/// inlined into functions that have.
+/// A register of f32. Its functions have no `target_feature` of their own (a trait's cannot): they
+/// are inlined into functions that have.
 pub(crate) trait Lanes: Copy {
     /// How many values.
     const COUNT: usize;
@@ -176,7 +179,10 @@ impl Lanes for __m256 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: as in `splat`.
         unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(self),
+                _mm256_extractf128_ps::<1>(self),
+            );
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }

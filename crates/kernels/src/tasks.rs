@@ -3,8 +3,9 @@
 //! One row (decode): tasks own output features and write them in place. Few rows: tasks own output
 //! features for all rows; their results lie block by block and are copied into rows at the end (at
 //! most 64 rows a thread, so this is small). Many rows (prefill): tasks own rows, pass over all
-//! weights block by block and write in place; a weight is then read once for hundreds of rows, whose
-//! activations stay in L2. The cut never changes a sum, so it cannot change a bit of the result.
+//! weights block by block and write in place; a weight is then read once for hundreds of rows,
+//! whose activations stay in L2. The cut never changes a sum, so it cannot change a bit of the
+//! result.
 
 use crate::{MatMut, team};
 use rayon::prelude::*;
@@ -38,8 +39,8 @@ impl<T> Patch<'_, T> {
     }
 }
 
-/// Calls `task` for patches that cover `out`, each at most `block` output features wide. `columns` is
-/// K, which says what a patch costs. `S` is memory that a thread reuses from task to task.
+/// Calls `task` for patches that cover `out`, each at most `block` output features wide. `columns`
+/// is K, which says what a patch costs. `S` is memory that a thread reuses from task to task.
 pub(crate) fn run<T, S>(
     out: MatMut<'_, T>,
     columns: usize,
@@ -64,19 +65,37 @@ pub(crate) fn run<T, S>(
             for first in (0..outputs).step_by(block) {
                 let outputs_here = first..outputs.min(first + block);
                 let (rows, data) = (rows.clone(), &mut *data);
-                task(Patch { data, stride: outputs, offset: first, rows, outputs: outputs_here }, scratch);
+                task(
+                    Patch {
+                        data,
+                        stride: outputs,
+                        offset: first,
+                        rows,
+                        outputs: outputs_here,
+                    },
+                    scratch,
+                );
             }
         });
     }
     // Blocks of few weights are computed several at a time.
     let blocks = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
     let by_outputs = |target: &mut [T]| {
-        let tasks = target.chunks_mut(blocks * block * rows).enumerate().collect();
+        let tasks = target
+            .chunks_mut(blocks * block * rows)
+            .enumerate()
+            .collect();
         team::for_each(tasks, |scratch: &mut S, (i, data): (usize, &mut [T])| {
             for (j, data) in data.chunks_mut(block * rows).enumerate() {
                 let (stride, first) = (data.len() / rows, (i * blocks + j) * block);
                 task(
-                    Patch { data, stride, offset: 0, rows: 0..rows, outputs: first..first + stride },
+                    Patch {
+                        data,
+                        stride,
+                        offset: 0,
+                        rows: 0..rows,
+                        outputs: first..first + stride,
+                    },
                     scratch,
                 );
             }
@@ -92,7 +111,10 @@ pub(crate) fn run<T, S>(
             patch.copy_from_slice(&source[m * patch.len()..][..patch.len()]);
         }
     };
-    out.par_chunks_mut(outputs).enumerate().with_min_len(ROWS).for_each(rows_in_order);
+    out.par_chunks_mut(outputs)
+        .enumerate()
+        .with_min_len(ROWS)
+        .for_each(rows_in_order);
 }
 
 #[cfg(test)]
@@ -113,7 +135,10 @@ mod tests {
                         }
                     }
                 });
-                assert!(out.iter().enumerate().all(|(i, &y)| y == i + 1), "{rows} × {outputs}");
+                assert!(
+                    out.iter().enumerate().all(|(i, &y)| y == i + 1),
+                    "{rows} × {outputs}"
+                );
             }
         }
     }

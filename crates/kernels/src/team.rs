@@ -1,10 +1,11 @@
 //! Threads that meet every few microseconds.
 //!
-//! A token passes through hundreds of products, each of which takes two threads some tens to hundreds of
-//! microseconds. A thread pool that lets its threads sleep in between (rayon does after a few) has to wake them
-//! again and again: on 2 cores of a virtual machine that was 7 % of a token, of gpt2-large as of SmolLM2-135M. So
-//! for work that small threads wait by looking, for a fraction of a millisecond, and only then sleep. There is one
-//! team, as large as rayon's global pool; whoever finds it at work uses rayon instead.
+//! A token passes through hundreds of products, each of which takes two threads some tens to
+//! hundreds of microseconds. A thread pool that lets its threads sleep in between (rayon does after
+//! a few) has to wake them again and again: on 2 cores of a virtual machine that was 7 % of a
+//! token, of gpt2-large as of SmolLM2-135M. So for work that small threads wait by looking, for a
+//! fraction of a millisecond, and only then sleep. There is one team, as large as rayon's global
+//! pool; whoever finds it at work uses rayon instead.
 
 #![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
 
@@ -20,9 +21,9 @@ const PATIENCE: Duration = Duration::from_micros(400);
 /// Looks between two looks at the clock.
 const LOOKS: usize = 64;
 
-/// Calls `f` for every item, on all threads of the team; `S` is memory that a thread reuses from item to item.
-/// Each thread begins with a part of its own and takes its items in order, so that neighbours are read one
-/// after the other, and then helps the others.
+/// Calls `f` for every item, on all threads of the team; `S` is memory that a thread reuses from
+/// item to item. Each thread begins with a part of its own and takes its items in order, so that
+/// neighbours are read one after the other, and then helps the others.
 ///
 /// ```
 /// let mut numbers = [1, 2, 3, 4];
@@ -37,17 +38,25 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
         0 | 1 => None,
         _ => Team::get(),
     };
-    let Some((team, _at_work)) = team.and_then(|team| Some((team, team.at_work.try_lock().ok()?))) else {
+    let Some((team, _at_work)) = team.and_then(|team| Some((team, team.at_work.try_lock().ok()?)))
+    else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
-            return items.into_par_iter().for_each(|item| f(&mut S::default(), item));
+            return items
+                .into_par_iter()
+                .for_each(|item| f(&mut S::default(), item));
         }
         let mut memory = S::default();
         return items.into_iter().for_each(|item| f(&mut memory, item));
     };
     let members = team.helpers.len() + 1;
     let share = items.len().div_ceil(members);
-    let next: Vec<AtomicUsize> = (0..members).map(|member| AtomicUsize::new(member * share)).collect();
-    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    let next: Vec<AtomicUsize> = (0..members)
+        .map(|member| AtomicUsize::new(member * share))
+        .collect();
+    let items: Vec<Mutex<Option<T>>> = items
+        .into_iter()
+        .map(|item| Mutex::new(Some(item)))
+        .collect();
     let work = |member: usize| {
         let mut memory = S::default();
         for part in (member..members).chain(0..member) {
@@ -57,7 +66,10 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
                 if place >= end {
                     break;
                 }
-                let item = items[place].lock().unwrap_or_else(PoisonError::into_inner).take();
+                let item = items[place]
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
                 item.into_iter().for_each(|item| f(&mut memory, item));
             }
         }
@@ -111,19 +123,29 @@ impl Team {
         let shared: &'static Shared = shared;
         let helper = |member| {
             let thread = thread::Builder::new().name(format!("llm-int8 {member}"));
-            thread.spawn(move || shared.help(member)).ok().map(|handle| handle.thread().clone())
+            thread
+                .spawn(move || shared.help(member))
+                .ok()
+                .map(|handle| handle.thread().clone())
         };
-        let helpers = (1..rayon::current_num_threads()).map(helper).collect::<Option<Vec<_>>>()?;
-        Some(Self { at_work: Mutex::new(()), helpers, shared })
+        let helpers = (1..rayon::current_num_threads())
+            .map(helper)
+            .collect::<Option<Vec<_>>>()?;
+        Some(Self {
+            at_work: Mutex::new(()),
+            helpers,
+            shared,
+        })
     }
 
-    /// Runs `work` with the number of each member, at least with that of the caller, and returns when no one
-    /// is in it any more. The caller holds `at_work`.
+    /// Runs `work` with the number of each member, at least with that of the caller, and returns
+    /// when no one is in it any more. The caller holds `at_work`.
     fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         let shared = self.shared;
-        // SAFETY: the reference is used by helpers only between their `inside += 1`, after which they see the
-        // work open, and their `inside -= 1`. `Closing` closes the work and waits until no one is inside before
-        // this function returns or unwinds, so the closure is alive whenever it is called.
+        // SAFETY: the reference is used by helpers only between their `inside += 1`, after which
+        // they see the work open, and their `inside -= 1`. `Closing` closes the work and waits
+        // until no one is inside before this function returns or unwinds, so the closure is alive
+        // whenever it is called.
         let lent = Work(unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work)
         });
@@ -136,7 +158,10 @@ impl Team {
         }
         work(0);
         drop(closing);
-        assert!(!shared.has_panicked.swap(false, SeqCst), "a thread that helped has panicked");
+        assert!(
+            !shared.has_panicked.swap(false, SeqCst),
+            "a thread that helped has panicked"
+        );
     }
 }
 
@@ -150,7 +175,11 @@ impl Drop for Closing {
         while self.0.inside.load(SeqCst) > 0 {
             looks += 1;
             // A helper may have lost its processor to another program.
-            if looks % 1024 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+            if looks % 1024 == 0 {
+                thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
         *self.0.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -224,7 +253,9 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..300 {
                         let mut numbers = [1u64; 50];
-                        for_each(numbers.iter_mut().collect(), |_: &mut (), number| *number += 1);
+                        for_each(numbers.iter_mut().collect(), |_: &mut (), number| {
+                            *number += 1
+                        });
                         assert_eq!(numbers.iter().sum::<u64>(), 100);
                     }
                 });
@@ -235,12 +266,17 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
         for _ in 0..20 {
-            let failed =
-                catch_unwind(|| for_each((0..40).collect(), |_: &mut (), i| assert!(i != 33, "expected")));
+            let failed = catch_unwind(|| {
+                for_each((0..40).collect(), |_: &mut (), i| {
+                    assert!(i != 33, "expected")
+                })
+            });
             assert!(failed.is_err());
         }
         let mut numbers = [0; 9];
-        for_each(numbers.iter_mut().collect(), |_: &mut (), number| *number = 1);
+        for_each(numbers.iter_mut().collect(), |_: &mut (), number| {
+            *number = 1
+        });
         assert_eq!(numbers, [1; 9]);
     }
 }

@@ -10,11 +10,16 @@ use std::io::Write;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_else(|| "tiny-gpt2".into());
-    let prompt = arguments.next().unwrap_or_else(|| "And it came to pass".into());
+    let prompt = arguments
+        .next()
+        .unwrap_or_else(|| "And it came to pass".into());
 
     let model = AutoModelForCausalLM::from_pretrained(&name, &LoadConfig::from_env())?;
     println!("{model}");
-    model.named_parameters().iter().for_each(|parameter| println!("{parameter}"));
+    model
+        .named_parameters()
+        .iter()
+        .for_each(|parameter| println!("{parameter}"));
     println!("{}", model.generation(&prompt).run()?.text);
     for piece in model.generation(&prompt) {
         print!("{}", piece?.text);

@@ -11,7 +11,8 @@ pub(crate) const GENERATION_CONFIG: &[u8] =
 /// `tokenizer.json`.
 pub(crate) const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-gpt2/tokenizer.json");
 /// `tokenizer_config.json`.
-pub(crate) const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../../models/tiny-gpt2/tokenizer_config.json");
+pub(crate) const TOKENIZER_CONFIG: &[u8] =
+    include_bytes!("../../../models/tiny-gpt2/tokenizer_config.json");
 /// `model.safetensors`.
 pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-gpt2/model.safetensors");
 

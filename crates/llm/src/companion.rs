@@ -23,17 +23,30 @@ enum Content {
 impl Companion {
     /// A file of a model's folder, or of the folder of chat templates inside it.
     pub(crate) fn file(root: &Path, path: PathBuf) -> Self {
-        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-        Self { name, content: Content::File(path) }
+        let name = path
+            .strip_prefix(root)
+            .unwrap_or(&path)
+            .to_string_lossy()
+            .replace('\\', "/");
+        Self {
+            name,
+            content: Content::File(path),
+        }
     }
 
     /// The same file under another name.
     pub(crate) fn named(self, name: &str) -> Self {
-        Self { name: name.to_owned(), ..self }
+        Self {
+            name: name.to_owned(),
+            ..self
+        }
     }
 
     pub(crate) fn bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self { name: name.to_owned(), content: Content::Bytes(bytes.into()) }
+        Self {
+            name: name.to_owned(),
+            content: Content::Bytes(bytes.into()),
+        }
     }
 
     /// Those of the built-in model.
@@ -50,19 +63,27 @@ impl Companion {
             Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
             Content::File(path) => {
                 let read = std::fs::read(path);
-                read.map(Cow::Owned).map_err(|source| LlmError::Read { path: path.clone(), source })
+                read.map(Cow::Owned).map_err(|source| LlmError::Read {
+                    path: path.clone(),
+                    source,
+                })
             }
         }
     }
 
     /// The JSON of a companion, where there is one of that name.
     pub(crate) fn json(all: &[Self], name: &str) -> Result<Option<Value>> {
-        let Some(companion) = all.iter().find(|companion| companion.name == name) else { return Ok(None) };
+        let Some(companion) = all.iter().find(|companion| companion.name == name) else {
+            return Ok(None);
+        };
         let parsed = llm_int8_nn::json::parse(&companion.read()?);
         let what = || match &companion.content {
             Content::File(path) => path.display().to_string(),
             Content::Bytes(_) => name.to_owned(),
         };
-        parsed.map(Some).map_err(|cause| LlmError::MalformedJson { what: what(), reason: cause.to_string() })
+        parsed.map(Some).map_err(|cause| LlmError::MalformedJson {
+            what: what(),
+            reason: cause.to_string(),
+        })
     }
 }

@@ -106,24 +106,42 @@ impl DeviceConfig {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] for settings that contradict each other; [`NnError::Cuda`] for a device that is not
-    /// there.
+    /// [`LlmError::Setting`] for settings that contradict each other; [`NnError::Cuda`] for a
+    /// device that is not there.
     pub fn placement(&self) -> Result<Placement> {
         let names = self.names()?;
         self.check(&names)?;
-        let budgets = names.iter().enumerate().map(|(number, name)| -> Result<DeviceBudget> {
-            let limit = self.limits.iter().find(|limit| limit.device == Some(number));
-            Ok(DeviceBudget { device: open(*name)?, most: limit.map(|limit| limit.bytes) })
-        });
+        let budgets = names
+            .iter()
+            .enumerate()
+            .map(|(number, name)| -> Result<DeviceBudget> {
+                let limit = self
+                    .limits
+                    .iter()
+                    .find(|limit| limit.device == Some(number));
+                Ok(DeviceBudget {
+                    device: open(*name)?,
+                    most: limit.map(|limit| limit.bytes),
+                })
+            });
         let mut budgets = budgets.collect::<Result<Vec<_>>>()?;
         let placement = match (budgets.len(), self.map || self.is_auto()) {
             (0, _) => Placement::cpu(),
             (_, true) => Placement::auto(budgets),
             (_, false) => Placement::on(budgets.remove(0).device),
         };
-        let most_on_cpu = self.limits.iter().find(|limit| limit.device.is_none()).map(|limit| limit.bytes);
+        let most_on_cpu = self
+            .limits
+            .iter()
+            .find(|limit| limit.device.is_none())
+            .map(|limit| limit.bytes);
         let (uses_graphs, overlaps_kernels) = (self.uses_graphs, self.overlaps_kernels);
-        Ok(Placement { uses_graphs, overlaps_kernels, most_on_cpu, ..placement })
+        Ok(Placement {
+            uses_graphs,
+            overlaps_kernels,
+            most_on_cpu,
+            ..placement
+        })
     }
 
     fn is_auto(&self) -> bool {
@@ -144,13 +162,19 @@ impl DeviceConfig {
         match self.devices.iter().find(|name| alone.contains(name)) {
             None => Ok(self.devices.clone()),
             Some(_) if self.devices == [DeviceName::Cpu] => Ok(Vec::new()),
-            Some(name) => self.refuse(name.to_string(), "auto and cpu cannot stand beside other devices"),
+            Some(name) => self.refuse(
+                name.to_string(),
+                "auto and cpu cannot stand beside other devices",
+            ),
         }
     }
 
     fn check(&self, names: &[DeviceName]) -> Result<()> {
         if self.map && self.devices == [DeviceName::Cpu] {
-            return self.refuse("cpu".into(), "a device map needs devices: `auto`, or named ones");
+            return self.refuse(
+                "cpu".into(),
+                "a device map needs devices: `auto`, or named ones",
+            );
         }
         if !self.map && !self.limits.is_empty() {
             return self.refuse_as("a memory limit", "given".into(), "that needs a device map");
@@ -158,8 +182,11 @@ impl DeviceConfig {
         if names.len() > 1 && !self.map {
             return self.refuse(self.text(), "several devices need a device map");
         }
-        let beyond =
-            self.limits.iter().filter_map(|limit| limit.device).find(|number| *number >= names.len());
+        let beyond = self
+            .limits
+            .iter()
+            .filter_map(|limit| limit.device)
+            .find(|number| *number >= names.len());
         match beyond {
             // Without any GPU `auto` is the CPU, whatever limits say of GPUs.
             Some(number) if !(self.is_auto() && names.is_empty()) => Err(LlmError::Setting {
@@ -172,7 +199,11 @@ impl DeviceConfig {
     }
 
     fn text(&self) -> String {
-        self.devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        self.devices
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
     }
 
     fn refuse<T>(&self, value: String, expected: &'static str) -> Result<T> {
@@ -180,7 +211,11 @@ impl DeviceConfig {
     }
 
     fn refuse_as<T>(&self, name: &'static str, value: String, expected: &'static str) -> Result<T> {
-        Err(LlmError::Setting { name, value, expected })
+        Err(LlmError::Setting {
+            name,
+            value,
+            expected,
+        })
     }
 }
 
@@ -205,7 +240,11 @@ mod tests {
 
     fn config(devices: &[&str], map: bool) -> DeviceConfig {
         let devices = devices.iter().map(|name| name.parse().unwrap()).collect();
-        DeviceConfig { devices, map, ..DeviceConfig::default() }
+        DeviceConfig {
+            devices,
+            map,
+            ..DeviceConfig::default()
+        }
     }
 
     #[test]
@@ -214,7 +253,9 @@ mod tests {
             assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
         assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
-        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:0", "CUDA"] {
+        for wrong in [
+            "", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:0", "CUDA",
+        ] {
             assert!(wrong.parse::<DeviceName>().is_err(), "{wrong}");
         }
     }
@@ -224,21 +265,51 @@ mod tests {
         let text = |config: &DeviceConfig| config.placement().unwrap_err().to_string();
         assert!(text(&config(&["cpu"], true)).contains("a device map needs devices"));
         assert!(text(&config(&["cuda:0", "cpu"], true)).contains("cannot stand beside"));
-        assert!(text(&config(&["cuda:0", "cuda:1"], false)).contains("several devices need a device map"));
-        let limits = vec![MemoryLimit { device: Some(0), bytes: 1 }];
         assert!(
-            text(&DeviceConfig { limits, ..config(&["cuda"], false) })
-                .contains("a memory limit is given; that needs a device map")
+            text(&config(&["cuda:0", "cuda:1"], false))
+                .contains("several devices need a device map")
         );
-        let limits = vec![MemoryLimit { device: Some(1), bytes: 1 }];
-        assert!(text(&DeviceConfig { limits, ..config(&["cuda"], true) }).contains("no such device"));
+        let limits = vec![MemoryLimit {
+            device: Some(0),
+            bytes: 1,
+        }];
+        assert!(
+            text(&DeviceConfig {
+                limits,
+                ..config(&["cuda"], false)
+            })
+            .contains("a memory limit is given; that needs a device map")
+        );
+        let limits = vec![MemoryLimit {
+            device: Some(1),
+            bytes: 1,
+        }];
+        assert!(
+            text(&DeviceConfig {
+                limits,
+                ..config(&["cuda"], true)
+            })
+            .contains("no such device")
+        );
     }
 
     #[test]
     fn without_a_gpu_auto_is_the_cpu() {
         if Device::cuda_count() == Ok(0) {
-            assert!(DeviceConfig::default().placement().unwrap().devices.is_empty());
-            assert!(config(&["auto"], true).placement().unwrap().devices.is_empty());
+            assert!(
+                DeviceConfig::default()
+                    .placement()
+                    .unwrap()
+                    .devices
+                    .is_empty()
+            );
+            assert!(
+                config(&["auto"], true)
+                    .placement()
+                    .unwrap()
+                    .devices
+                    .is_empty()
+            );
             assert!(config(&["cuda"], false).placement().is_err());
         }
     }

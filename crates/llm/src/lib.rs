@@ -1,4 +1,5 @@
-//! Any Hugging Face causal language model in 8 bit: load it, print it, list its parameters, generate.
+//! Any Hugging Face causal language model in 8 bit: load it, print it, list its parameters,
+//! generate.
 //!
 //! ```
 //! use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -15,8 +16,8 @@
 //! # Ok::<(), llm_int8::LlmError>(())
 //! ```
 //!
-//! `"tiny-gpt2"` is part of the library and needs no network; `"gpt2-large"`, `"org/name@revision"` and
-//! a folder's path work the same way.
+//! `"tiny-gpt2"` is part of the library and needs no network; `"gpt2-large"`, `"org/name@revision"`
+//! and a folder's path work the same way.
 
 pub mod bench;
 pub mod builtin;
@@ -37,8 +38,8 @@ pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
 pub use generate::{
-    Batch, Engine, FinishReason, Generated, Generation, GenerationConfig, Piece, Pieces, Prompt, Request,
-    Timing,
+    Batch, Engine, FinishReason, Generated, Generation, GenerationConfig, Piece, Pieces, Prompt,
+    Request, Timing,
 };
 pub use load::LoadConfig;
 pub use memory::MemoryUse;

@@ -11,8 +11,8 @@ use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::{Path, PathBuf};
 
-/// Everything that decides how a model is found and loaded. The default reads no environment; [`LoadConfig::from_env`]
-/// does.
+/// Everything that decides how a model is found and loaded. The default reads no environment;
+/// [`LoadConfig::from_env`] does.
 ///
 /// ```
 /// use llm_int8::LoadConfig;
@@ -28,10 +28,13 @@ pub struct LoadConfig {
 }
 
 impl LoadConfig {
-    /// The default with the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …), as huggingface_hub reads
-    /// them.
+    /// The default with the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …), as
+    /// huggingface_hub reads them.
     pub fn from_env() -> Self {
-        Self { hub: HubConfig::from_env(), ..Self::default() }
+        Self {
+            hub: HubConfig::from_env(),
+            ..Self::default()
+        }
     }
 }
 
@@ -39,8 +42,8 @@ impl LoadConfig {
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
-    /// None where there is none; an error is for those who need the tokenizer, which looking at a model
-    /// or giving it token ids does not.
+    /// None where there is none; an error is for those who need the tokenizer, which looking at a
+    /// model or giving it token ids does not.
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
     pub(crate) generation: GenerationConfig,
     pub(crate) companions: Vec<Companion>,
@@ -88,13 +91,16 @@ impl Source {
         let (companions, tokenizer) = match made {
             Ok(companions) => {
                 let what = format!("in {}", path.display());
-                let tokenizer = Tokenizer::from_companions(&companions, &serde_json::Value::Null, &what);
+                let tokenizer =
+                    Tokenizer::from_companions(&companions, &serde_json::Value::Null, &what);
                 (companions, tokenizer)
             }
             // Whoever needs no text can go on.
             Err(error) => (Vec::new(), Err(error)),
         };
-        let generation = match companions.iter().find(|companion| companion.name == "generation_config.json")
+        let generation = match companions
+            .iter()
+            .find(|companion| companion.name == "generation_config.json")
         {
             Some(companion) => GenerationConfig::from_json(&companion.read()?, &companion.name)?,
             None => GenerationConfig {
@@ -103,7 +109,14 @@ impl Source {
                 ..GenerationConfig::default()
             },
         };
-        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings: Vec::new() })
+        Ok(Self {
+            config,
+            checkpoint,
+            tokenizer,
+            generation,
+            companions,
+            warnings: Vec::new(),
+        })
     }
 
     fn from_files(files: &ModelFiles) -> Result<Self> {
@@ -112,7 +125,9 @@ impl Source {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
             }
-            WeightFiles::PytorchBin { files, index } => Checkpoint::open_pickle(files, index.as_deref())?,
+            WeightFiles::PytorchBin { files, index } => {
+                Checkpoint::open_pickle(files, index.as_deref())?
+            }
         };
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;
@@ -120,7 +135,14 @@ impl Source {
         let what = format!("of {}", files.root.display());
         let sources = tokenizer_sources(&companions, &files.tokenizer);
         let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
-        Ok(Self { config, checkpoint, tokenizer, generation, companions, warnings })
+        Ok(Self {
+            config,
+            checkpoint,
+            tokenizer,
+            generation,
+            companions,
+            warnings,
+        })
     }
 }
 
@@ -135,21 +157,34 @@ fn generation_config(
         Some(path) => Some((read(path)?, name(path))),
         None => None,
     };
-    let json = json.as_ref().map(|(bytes, name)| (bytes.as_slice(), name.as_str()));
+    let json = json
+        .as_ref()
+        .map(|(bytes, name)| (bytes.as_slice(), name.as_str()));
     GenerationConfig::of_files(json, (config, &name(&files.config)), warnings)
 }
 
 fn companions(root: &Path, paths: &[PathBuf]) -> Vec<Companion> {
-    paths.iter().map(|path| Companion::file(root, path.clone())).collect()
+    paths
+        .iter()
+        .map(|path| Companion::file(root, path.clone()))
+        .collect()
 }
 
-/// The files a tokenizer is built from: those beside the weights, with the `tokenizer.json` that is written for this
-/// version of transformers where there are several.
+/// The files a tokenizer is built from: those beside the weights, with the `tokenizer.json` that is
+/// written for this version of transformers where there are several.
 fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Companion> {
-    let preferred = files.tokenizer_json.as_ref().filter(|path| !path.ends_with("tokenizer.json"));
-    let Some(preferred) = preferred else { return companions.to_vec() };
+    let preferred = files
+        .tokenizer_json
+        .as_ref()
+        .filter(|path| !path.ends_with("tokenizer.json"));
+    let Some(preferred) = preferred else {
+        return companions.to_vec();
+    };
 
-    let others = companions.iter().filter(|companion| companion.name != "tokenizer.json").cloned();
+    let others = companions
+        .iter()
+        .filter(|companion| companion.name != "tokenizer.json")
+        .cloned();
     let renamed = Companion::file(Path::new(""), preferred.clone()).named("tokenizer.json");
     others.chain([renamed]).collect()
 }
@@ -169,22 +204,31 @@ pub fn checkpoint(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Resul
     Ok(Source::find(name, hub, progress)?.checkpoint)
 }
 
-/// The small files of a model and its `config.json` (null where there is none), for reading its tokenizer without its
-/// weights.
+/// The small files of a model and its `config.json` (null where there is none), for reading its
+/// tokenizer without its weights.
 pub(crate) fn small_files(
     name: &str,
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(Vec<Companion>, serde_json::Value)> {
     if builtin::is_meant(name) {
-        return Ok((Companion::of_builtin(), ModelConfig::parse(builtin::CONFIG)?.values().clone()));
+        return Ok((
+            Companion::of_builtin(),
+            ModelConfig::parse(builtin::CONFIG)?.values().clone(),
+        ));
     }
     if is_gguf(name) {
-        return Ok((gguf::companions(&GgufFile::open(Path::new(name))?)?, serde_json::Value::Null));
+        return Ok((
+            gguf::companions(&GgufFile::open(Path::new(name))?)?,
+            serde_json::Value::Null,
+        ));
     }
     let files = Hub::new(hub.clone()).resolve_small(&name.parse()?, progress)?;
     let config = match &files.config {
-        Some(path) => ModelConfig::parse(&read(path)?)?.named(model_name(path)).values().clone(),
+        Some(path) => ModelConfig::parse(&read(path)?)?
+            .named(model_name(path))
+            .values()
+            .clone(),
         None => serde_json::Value::Null,
     };
     let companions = companions(&files.root, &files.companions);
@@ -202,7 +246,10 @@ pub(crate) fn headers(
         if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone()).resolve_metadata(&model, progress)?;
             let config = ModelConfig::parse(&read(&found.config)?)?.named(name);
-            let headers = found.headers.iter().map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
+            let headers = found
+                .headers
+                .iter()
+                .map(|h| (h.file_name.as_str(), h.json.as_slice(), h.file_len));
             return Ok((config, Checkpoint::from_headers(headers)?));
         }
     }
@@ -213,16 +260,30 @@ pub(crate) fn headers(
 
 /// The folder a config.json is in, or in the hub's cache that of its repository.
 fn model_name(config: &Path) -> &str {
-    let names = || config.parent().into_iter().flat_map(Path::iter).filter_map(|name| name.to_str());
-    names().find(|name| name.starts_with("models--")).or(names().next_back()).unwrap_or_default()
+    let names = || {
+        config
+            .parent()
+            .into_iter()
+            .flat_map(Path::iter)
+            .filter_map(|name| name.to_str())
+    };
+    names()
+        .find(|name| name.starts_with("models--"))
+        .or(names().next_back())
+        .unwrap_or_default()
 }
 
 /// A `.gguf` file on disk; an address of one is for the hub to refuse.
 fn is_gguf(name: &str) -> bool {
     !name.contains("://")
-        && Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+        && Path::new(name)
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| LlmError::Read { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| LlmError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -20,17 +20,23 @@ impl MemoryUse {
             let line = status.lines().find_map(|line| line.strip_prefix(key))?;
             line.split_whitespace().next()?.parse().ok()
         };
-        Some(Self { anonymous: 1024 * kilobytes("RssAnon:")?, resident: 1024 * kilobytes("VmRSS:")? })
+        Some(Self {
+            anonymous: 1024 * kilobytes("RssAnon:")?,
+            resident: 1024 * kilobytes("VmRSS:")?,
+        })
     }
 
     /// The larger of both, figure by figure.
     pub fn max(self, other: Self) -> Self {
-        Self { anonymous: self.anonymous.max(other.anonymous), resident: self.resident.max(other.resident) }
+        Self {
+            anonymous: self.anonymous.max(other.anonymous),
+            resident: self.resident.max(other.resident),
+        }
     }
 }
 
-/// Bytes that this process may still take: what the system has left, or its container (control group, version 2),
-/// whichever is less. None where the system does not tell.
+/// Bytes that this process may still take: what the system has left, or its container (control
+/// group, version 2), whichever is less. None where the system does not tell.
 pub(crate) fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let system = available_of(&read("/proc/meminfo")?)?;
@@ -40,8 +46,14 @@ pub(crate) fn available() -> Option<u64> {
 }
 
 fn available_of(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -50,15 +62,25 @@ mod tests {
 
     #[test]
     fn free_memory_is_read() {
-        assert_eq!(available_of("MemTotal: 9 kB\nMemAvailable:     200 kB\n"), Some(204_800));
+        assert_eq!(
+            available_of("MemTotal: 9 kB\nMemAvailable:     200 kB\n"),
+            Some(204_800)
+        );
         assert_eq!(available_of("MemTotal: 9 kB"), None);
         assert!(available().is_none_or(|bytes| bytes > 1 << 20));
     }
 
     #[test]
     fn the_lines_of_linux_are_understood() {
-        let status = "VmHWM:\t  9 kB\nVmRSS:\t     200 kB\nRssAnon:\t     120 kB\nRssFile:\t 80 kB\n";
-        assert_eq!(MemoryUse::parse(status), Some(MemoryUse { anonymous: 122_880, resident: 204_800 }));
+        let status =
+            "VmHWM:\t  9 kB\nVmRSS:\t     200 kB\nRssAnon:\t     120 kB\nRssFile:\t 80 kB\n";
+        assert_eq!(
+            MemoryUse::parse(status),
+            Some(MemoryUse {
+                anonymous: 122_880,
+                resident: 204_800
+            })
+        );
         assert_eq!(MemoryUse::parse("nothing"), None);
     }
 }

@@ -63,7 +63,8 @@ impl AutoModelForCausalLM {
     /// `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Nn`] where it cannot be loaded.
+    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Nn`] where it cannot be
+    /// loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
     }
@@ -84,10 +85,11 @@ impl AutoModelForCausalLM {
         let started = Instant::now();
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
-        let (decoder, outcome) = Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
-            peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
-            load(event);
-        })?;
+        let (decoder, outcome) =
+            Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
+                peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
+                load(event);
+            })?;
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
         Ok(Self {
@@ -99,12 +101,17 @@ impl AutoModelForCausalLM {
             generation: source.generation,
             companions: source.companions,
             is_prequantized,
-            report: LoadReport { layers: outcome.layers, warnings, duration: started.elapsed(), peak_memory },
+            report: LoadReport {
+                layers: outcome.layers,
+                warnings,
+                duration: started.elapsed(),
+                peak_memory,
+            },
         })
     }
 
-    /// The tree, parameters and footprint a model would have, from `config.json` and the headers of its
-    /// weights alone.
+    /// The tree, parameters and footprint a model would have, from `config.json` and the headers of
+    /// its weights alone.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
@@ -114,7 +121,13 @@ impl AutoModelForCausalLM {
         let placed = decoder.planned(&config.options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
         let (tree, steps) = (decoder.describe(), decoder.execution_plan().clone());
-        Ok(ModelPlan { tree, layers: outcome.layers, warnings, placed, steps })
+        Ok(ModelPlan {
+            tree,
+            layers: outcome.layers,
+            warnings,
+            placed,
+            steps,
+        })
     }
 
     /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.
@@ -180,18 +193,24 @@ impl AutoModelForCausalLM {
     /// Its tokenizer.
     ///
     /// # Errors
-    /// [`LlmError::NoTokenizer`] where the checkpoint has none, [`LlmError::Tokenizer`] where it cannot be
-    /// used.
+    /// [`LlmError::NoTokenizer`] where the checkpoint has none, [`LlmError::Tokenizer`] where it
+    /// cannot be used.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         match &self.tokenizer {
             Ok(Some(tokenizer)) => Ok(tokenizer),
-            Ok(None) => Err(LlmError::NoTokenizer { model: self.name.clone() }),
-            Err(LlmError::Tokenizer { what, reason }) => {
-                Err(LlmError::Tokenizer { what: what.clone(), reason: reason.clone() })
-            }
+            Ok(None) => Err(LlmError::NoTokenizer {
+                model: self.name.clone(),
+            }),
+            Err(LlmError::Tokenizer { what, reason }) => Err(LlmError::Tokenizer {
+                what: what.clone(),
+                reason: reason.clone(),
+            }),
             Err(other) => {
                 let what = format!("of {} cannot be read", self.name);
-                Err(LlmError::Tokenizer { what, reason: other.to_string() })
+                Err(LlmError::Tokenizer {
+                    what,
+                    reason: other.to_string(),
+                })
             }
         }
     }
@@ -217,7 +236,8 @@ impl AutoModelForCausalLM {
         Ok(self.tokenizer()?.special_tokens().clone())
     }
 
-    /// Text after a prompt, which is a text or token ids: to be set up, and to be run or iterated over.
+    /// Text after a prompt, which is a text or token ids: to be set up, and to be run or iterated
+    /// over.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -232,8 +252,8 @@ impl AutoModelForCausalLM {
         Generation::new(self, prompt.into())
     }
 
-    /// Text after several prompts, some of them at once: the weights are read once for a token of each. A request is a
-    /// prompt, a [`Request`] or a [`Generation`].
+    /// Text after several prompts, some of them at once: the weights are read once for a token of
+    /// each. A request is a prompt, a [`Request`] or a [`Generation`].
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -272,7 +292,8 @@ impl AutoModelForCausalLM {
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.
     ///
     /// # Errors
-    /// [`LlmError::EmptyPrompt`]; [`LlmError::Nn`] for ids beyond the vocabulary or too many of them.
+    /// [`LlmError::EmptyPrompt`]; [`LlmError::Nn`] for ids beyond the vocabulary or too many of
+    /// them.
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         if ids.is_empty() {
             return Err(LlmError::EmptyPrompt);

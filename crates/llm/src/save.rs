@@ -22,7 +22,10 @@ pub struct SaveOptions {
 impl Default for SaveOptions {
     /// Int8 as bitsandbytes saves it, files of 5 GB as transformers writes them.
     fn default() -> Self {
-        Self { max_shard_size: 5_000_000_000, layers: SavedLayers::Int8 }
+        Self {
+            max_shard_size: 5_000_000_000,
+            layers: SavedLayers::Int8,
+        }
     }
 }
 
@@ -45,37 +48,52 @@ impl AutoModelForCausalLM {
     ///
     /// # Errors
     /// [`LlmError::Nn`](crate::LlmError::Nn): [`NnError::TargetExists`], [`NnError::DiskFull`],
-    /// [`NnError::Write`], [`NnError::Interrupted`] when `observe` ends it, and [`NnError::Config`] where a
-    /// model without int8 layers is to be saved in 8 bit, or to be dequantised.
+    /// [`NnError::Write`], [`NnError::Interrupted`] when `observe` ends it, and [`NnError::Config`]
+    /// where a model without int8 layers is to be saved in 8 bit, or to be dequantised.
     pub fn save_pretrained(
         &self,
         folder: &Path,
         options: &SaveOptions,
         observe: &mut WriteObserver<'_>,
     ) -> Result<()> {
-        let has_int8 = self.named_parameters().iter().any(|p| p.dtype == ParameterDtype::I8);
+        let has_int8 = self
+            .named_parameters()
+            .iter()
+            .any(|p| p.dtype == ParameterDtype::I8);
         if !has_int8 && options.layers == SavedLayers::Dequantized {
-            let reason = "no layer of this model is int8, so there is nothing to dequantise".to_owned();
+            let reason =
+                "no layer of this model is int8, so there is nothing to dequantise".to_owned();
             return Err(NnError::Config { reason }.into());
         }
         let new = NewFolder::begin(folder)?;
-        new.write_tensors(&self.decoder().state(options.layers)?, options.max_shard_size, observe)?;
+        new.write_tensors(
+            &self.decoder().state(options.layers)?,
+            options.max_shard_size,
+            observe,
+        )?;
         for companion in self.companions() {
             new.write(&companion.name, &companion.read()?)?;
         }
         // Last: a folder without it is no model.
         let config = self.saved_config(has_int8 && options.layers == SavedLayers::Int8);
-        new.write("config.json", format!("{}\n", json::to_text(&config)).as_bytes())?;
+        new.write(
+            "config.json",
+            format!("{}\n", json::to_text(&config)).as_bytes(),
+        )?;
         Ok(new.commit()?)
     }
 
-    /// `config.json` with the dtype of the saved floats and, for 8 bit, what `BitsAndBytesConfig` writes.
+    /// `config.json` with the dtype of the saved floats and, for 8 bit, what `BitsAndBytesConfig`
+    /// writes.
     fn saved_config(&self, is_int8: bool) -> Value {
         let mut config = self.config().values().clone();
         if let Some(keys) = config.as_object_mut() {
             keys.remove("torch_dtype");
             keys.remove("quantization_config");
-            keys.insert("dtype".into(), ParameterDtype::from(self.decoder().dtype()).name().into());
+            keys.insert(
+                "dtype".into(),
+                ParameterDtype::from(self.decoder().dtype()).name().into(),
+            );
             if is_int8 {
                 keys.insert("quantization_config".into(), self.quantization_config());
             }
@@ -84,12 +102,19 @@ impl AutoModelForCausalLM {
     }
 
     fn quantization_config(&self) -> Value {
-        // The list of transformers replaces its default one, so it names every layer that was kept; its
-        // default keeps the head.
-        let kept: Vec<String> =
-            self.load_report().layers.kept.iter().map(|layer| layer.path.to_string()).collect();
+        // The list of transformers replaces its default one, so it names every layer that was kept;
+        // its default keeps the head.
+        let kept: Vec<String> = self
+            .load_report()
+            .layers
+            .kept
+            .iter()
+            .map(|layer| layer.path.to_string())
+            .collect();
         let is_default = !kept.is_empty()
-            && kept.iter().all(|path| self.decoder().spec().never_converted().contains(path));
+            && kept
+                .iter()
+                .all(|path| self.decoder().spec().never_converted().contains(path));
         serde_json::json!({
             "_load_in_4bit": false,
             "_load_in_8bit": true,
@@ -109,6 +134,8 @@ impl AutoModelForCausalLM {
 
     /// The threshold the int8 layers were loaded with.
     fn threshold(&self) -> f32 {
-        self.decoder().int8_config().map_or(0.0, |config| config.threshold)
+        self.decoder()
+            .int8_config()
+            .map_or(0.0, |config| config.threshold)
     }
 }

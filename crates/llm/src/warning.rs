@@ -1,9 +1,11 @@
-//! What a loaded model leaves out of its files. A library prints nothing, so the caller shows these.
+//! What a loaded model leaves out of its files. A library prints nothing, so the caller shows
+//! these.
 
 use llm_int8_nn::models::LoadWarning;
 use std::fmt;
 
-/// Something in a model's files that is not used, though transformers would use it or expect it to be used.
+/// Something in a model's files that is not used, though transformers would use it or expect it to
+/// be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
@@ -34,7 +36,10 @@ impl fmt::Display for Warning {
             Self::Weights(warning) => warning.fmt(f),
             Self::SamplingSettings { file, keys } => {
                 let keys = keys.join(", ");
-                write!(f, "{file}: used only when sampling, and `do_sample` is not true: {keys}")
+                write!(
+                    f,
+                    "{file}: used only when sampling, and `do_sample` is not true: {keys}"
+                )
             }
         }
     }

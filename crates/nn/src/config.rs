@@ -1,4 +1,5 @@
-//! `config.json`, read with messages that name the key, and the configuration classes that fill in what it lacks.
+//! `config.json`, read with messages that name the key, and the configuration classes that fill in
+//! what it lacks.
 
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
@@ -12,14 +13,14 @@ const LARGEST_SIZE: u64 = 1 << 28;
 const BASE_DEFAULTS: &str =
     r#"{ "tie_word_embeddings": true, "pad_token_id": null, "add_cross_attention": false }"#;
 
-/// A configuration class of transformers (`configuration_*.py`): what stands for keys that config.json lacks, and
-/// other names of keys.
+/// A configuration class of transformers (`configuration_*.py`): what stands for keys that
+/// config.json lacks, and other names of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfigClass {
     /// Defaults of the class's `__init__`, as a JSON object.
     pub defaults: &'static str,
-    /// `attribute_map`: another name and the name it stands for. Where both are in the file, the other name counts,
-    /// as in transformers, which sets it last.
+    /// `attribute_map`: another name and the name it stands for. Where both are in the file, the
+    /// other name counts, as in transformers, which sets it last.
     pub aliases: &'static [(&'static str, &'static str)],
     /// Which key of `rope_scaling` names the kind where both are there.
     pub rope_kind: RopeKind,
@@ -39,7 +40,11 @@ pub enum RopeKind {
 impl ConfigClass {
     /// A class without aliases whose `rope_type` counts.
     pub const fn new(defaults: &'static str) -> Self {
-        Self { defaults, aliases: &[], rope_kind: RopeKind::RopeType }
+        Self {
+            defaults,
+            aliases: &[],
+            rope_kind: RopeKind::RopeType,
+        }
     }
 
     /// Whether a key has a default.
@@ -94,8 +99,9 @@ impl ModelConfig {
         Self { values }
     }
 
-    /// These keys as an object of a configuration class has them: its defaults where a key is missing, aliases
-    /// under the names they stand for, and one name for the kind of `rope_scaling`. A key that is null stays null.
+    /// These keys as an object of a configuration class has them: its defaults where a key is
+    /// missing, aliases under the names they stand for, and one name for the kind of
+    /// `rope_scaling`. A key that is null stays null.
     ///
     /// ```
     /// use llm_int8_nn::config::{ConfigClass, ModelConfig};
@@ -132,7 +138,9 @@ impl ModelConfig {
                 )));
             }
         }
-        Ok(Self { values: Value::Object(values) })
+        Ok(Self {
+            values: Value::Object(values),
+        })
     }
 
     /// `model_type`.
@@ -170,15 +178,22 @@ impl ModelConfig {
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
         match &self.values[key] {
             Value::Null => Ok(None),
-            value => match value.as_u64().filter(|size| (1..=LARGEST_SIZE).contains(size)) {
+            value => match value
+                .as_u64()
+                .filter(|size| (1..=LARGEST_SIZE).contains(size))
+            {
                 Some(size) => Ok(Some(size as usize)),
-                None => Err(unusable(key, value, &format!("a whole number from 1 to {LARGEST_SIZE}"))),
+                None => Err(unusable(
+                    key,
+                    value,
+                    &format!("a whole number from 1 to {LARGEST_SIZE}"),
+                )),
             },
         }
     }
 
-    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end where it
-    /// is negative.
+    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end
+    /// where it is negative.
     ///
     /// # Errors
     /// [`NnError::Config`] for a row that the table does not have.
@@ -192,9 +207,11 @@ impl ModelConfig {
         let row = row.map(|row| if row < 0 { row + count } else { row });
         match row.and_then(|row| usize::try_from(row).ok()) {
             Some(row) => Ok(Some(row)),
-            None => {
-                Err(unusable("pad_token_id", value, &format!("a row of the token table of {rows}, or null")))
-            }
+            None => Err(unusable(
+                "pad_token_id",
+                value,
+                &format!("a row of the token table of {rows}, or null"),
+            )),
         }
     }
 
@@ -213,12 +230,15 @@ impl ModelConfig {
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
         match &self.values[key] {
             Value::Null => Ok(None),
-            value => value.as_f64().map(Some).ok_or_else(|| unusable(key, value, "a number")),
+            value => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| unusable(key, value, "a number")),
         }
     }
 
-    /// A flag. As in Python, null and 0 are false, and other numbers are true; a text is refused, because Python
-    /// takes even `"false"` for true.
+    /// A flag. As in Python, null and 0 are false, and other numbers are true; a text is refused,
+    /// because Python takes even `"false"` for true.
     ///
     /// # Errors
     /// [`NnError::Config`] where it is missing or something else.
@@ -250,7 +270,12 @@ impl ModelConfig {
 
     /// The keys of an object under a key, as a config of its own; empty where there is none.
     pub fn nested(&self, key: &str) -> Self {
-        Self { values: self.object(key).cloned().unwrap_or_else(|| Value::Object(Map::new())) }
+        Self {
+            values: self
+                .object(key)
+                .cloned()
+                .unwrap_or_else(|| Value::Object(Map::new())),
+        }
     }
 
     /// A list of texts that may be missing or null.
@@ -262,8 +287,12 @@ impl ModelConfig {
         if value.is_null() {
             return Ok(None);
         }
-        let texts = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
-        texts.map(Some).ok_or_else(|| unusable(key, value, "a list of texts"))
+        let texts = value
+            .as_array()
+            .and_then(|items| items.iter().map(Value::as_str).collect());
+        texts
+            .map(Some)
+            .ok_or_else(|| unusable(key, value, "a list of texts"))
     }
 
     /// Whether the number under a key is written as a whole number.
@@ -288,13 +317,17 @@ impl ModelConfig {
 
     /// The dtype the checkpoint says it is in (`dtype`, or `torch_dtype` of older writers).
     pub fn stored_dtype(&self) -> Option<FloatDtype> {
-        let name = self.values["dtype"].as_str().or(self.values["torch_dtype"].as_str())?;
+        let name = self.values["dtype"]
+            .as_str()
+            .or(self.values["torch_dtype"].as_str())?;
         FloatDtype::from_name(name)
     }
 
     /// The `quantization_config`, where there is one.
     pub fn quantization(&self) -> Option<&Value> {
-        self.values.get("quantization_config").filter(|value| value.is_object())
+        self.values
+            .get("quantization_config")
+            .filter(|value| value.is_object())
     }
 
     /// Token ids under a key: a number or a list of numbers.
@@ -307,7 +340,11 @@ impl ModelConfig {
     }
 
     fn absent(&self, key: &str) -> NnError {
-        let what = if self.has(key) { "null, and has to be something" } else { "missing" };
+        let what = if self.has(key) {
+            "null, and has to be something"
+        } else {
+            "missing"
+        };
         error(format!("`{key}` is {what}"))
     }
 }
@@ -325,7 +362,10 @@ fn name_rope_kind(scaling: &mut Map<String, Value>, rule: RopeKind) {
 }
 
 fn unusable(key: &str, value: &Value, expected: &str) -> NnError {
-    error(format!("`{key}` is {}; {expected} was expected", json::shown(value)))
+    error(format!(
+        "`{key}` is {}; {expected} was expected",
+        json::shown(value)
+    ))
 }
 
 fn error(reason: String) -> NnError {

@@ -259,7 +259,8 @@ pub enum NnError {
 impl NnError {
     /// Names files where they were meant to be, instead of where they were being written.
     pub(crate) fn at(mut self, partial: &std::path::Path, target: &std::path::Path) -> Self {
-        if let Self::Write { path, .. } | Self::DiskFull { path, .. } | Self::Interrupted { path } = &mut self
+        if let Self::Write { path, .. } | Self::DiskFull { path, .. } | Self::Interrupted { path } =
+            &mut self
         {
             match path.strip_prefix(partial) {
                 Ok(rest) if rest.as_os_str().is_empty() => *path = target.to_owned(),

@@ -1,8 +1,9 @@
-//! JSON as Python's `json` module reads and writes it, which is what the small files beside a model are made with.
+//! JSON as Python's `json` module reads and writes it, which is what the small files beside a model
+//! are made with.
 //!
-//! Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. [`Value`] has no such numbers either, so
-//! here they become marked strings: whoever asks for a number refuses them by their key, and [`to_text`] writes
-//! them as they were.
+//! Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. [`Value`] has no such
+//! numbers either, so here they become marked strings: whoever asks for a number refuses them by
+//! their key, and [`to_text`] writes them as they were.
 
 use serde_json::Value;
 use std::borrow::Cow;
@@ -10,7 +11,8 @@ use std::borrow::Cow;
 /// The words Python writes for floats that are not finite, the longest first.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// Begins the string that stands for such a word: a noncharacter of Unicode, which no text contains.
+/// Begins the string that stands for such a word: a noncharacter of Unicode, which no text
+/// contains.
 const MARK: char = '\u{FFFF}';
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -52,7 +54,9 @@ pub fn to_text(value: &Value) -> String {
     if !text.contains(MARK) {
         return text;
     }
-    WORDS.iter().fold(text, |text, word| text.replace(&format!("\"{MARK}{word}\""), word))
+    WORDS.iter().fold(text, |text, word| {
+        text.replace(&format!("\"{MARK}{word}\""), word)
+    })
 }
 
 /// A value as a message shows it.
@@ -72,7 +76,10 @@ fn marked(bytes: &[u8]) -> Cow<'_, [u8]> {
             b'\\' if in_string => at += 1,
             b'"' => in_string = !in_string,
             b'-' | b'I' | b'N' if !in_string => {
-                if let Some(word) = WORDS.iter().find(|word| bytes[at..].starts_with(word.as_bytes())) {
+                if let Some(word) = WORDS
+                    .iter()
+                    .find(|word| bytes[at..].starts_with(word.as_bytes()))
+                {
                     out.extend_from_slice(&bytes[copied..at]);
                     out.extend_from_slice(format!("\"{MARK}{word}\"").as_bytes());
                     copied = at + word.len();
@@ -97,13 +104,17 @@ mod tests {
 
     #[test]
     fn words_outside_of_strings_are_read_and_written_again() {
-        let text = r#"{"a":[0.0,Infinity,-Infinity,NaN],"NaN":"Infinity \" NaN","b":{"c":-1,"d":NaN}}"#;
+        let text =
+            r#"{"a":[0.0,Infinity,-Infinity,NaN],"NaN":"Infinity \" NaN","b":{"c":-1,"d":NaN}}"#;
         let value = parse(text.as_bytes()).unwrap();
         assert_eq!(value["NaN"], "Infinity \" NaN");
         assert_eq!(value["b"]["c"], -1);
         assert_eq!(shown(&value["a"][2]), "-Infinity");
         let written: String = to_text(&value).split_whitespace().collect();
-        assert!(written.contains(r#""a":[0.0,Infinity,-Infinity,NaN]"#) && written.contains(r#""d":NaN"#));
+        assert!(
+            written.contains(r#""a":[0.0,Infinity,-Infinity,NaN]"#)
+                && written.contains(r#""d":NaN"#)
+        );
         assert_eq!(parse(to_text(&value).as_bytes()).unwrap(), value);
     }
 

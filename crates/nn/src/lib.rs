@@ -12,9 +12,9 @@
 //! | [`json`] | JSON as Python reads and writes it |
 //! | [`module`] | a model's tree as data: paths, PyTorch's text, parameters, footprint, replacing |
 //!
-//! Every tensor is computed in f32, on the CPU or on devices ([`models::Placement`]); what is stored is int8 codes with an f32 `absmax` a
-//! row, and f16, bf16 or f32 for everything else. The library prints nothing and reads no
-//! environment.
+//! Every tensor is computed in f32, on the CPU or on devices ([`models::Placement`]); what is
+//! stored is int8 codes with an f32 `absmax` a row, and f16, bf16 or f32 for everything else. The
+//! library prints nothing and reads no environment.
 
 pub mod checkpoint;
 pub mod config;

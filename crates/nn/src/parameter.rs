@@ -23,7 +23,12 @@ pub struct FloatParameter {
 impl FloatParameter {
     /// A parameter without values.
     pub fn declared(shape: impl Into<Vec<usize>>, dtype: FloatDtype) -> Self {
-        Self { shape: shape.into(), dtype, tensor: None, floats: OnceLock::new() }
+        Self {
+            shape: shape.into(),
+            dtype,
+            tensor: None,
+            floats: OnceLock::new(),
+        }
     }
 
     /// A parameter with values.
@@ -36,7 +41,12 @@ impl FloatParameter {
             reason: format!("{:?} is not f16, bf16 or f32", tensor.dtype()),
         })?;
         let shape = tensor.dims().to_vec();
-        Ok(Self { shape, dtype, tensor: Some(tensor.contiguous()?), floats: OnceLock::new() })
+        Ok(Self {
+            shape,
+            dtype,
+            tensor: Some(tensor.contiguous()?),
+            floats: OnceLock::new(),
+        })
     }
 
     /// Gives a declared parameter its values.
@@ -71,7 +81,8 @@ impl FloatParameter {
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         let tensor = self.tensor()?;
         let (storage, layout) = tensor.storage_and_layout();
-        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
             return Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?);
         };
         // half converts whole slices eight at a time; candle's to_dtype goes element by element.

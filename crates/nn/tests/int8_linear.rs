@@ -1,6 +1,10 @@
 //! The scenarios of bitsandbytes' and transformers' own tests that concern one layer.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests stop at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests stop at the first surprise"
+)]
 
 use candle_core::{DType, Device, Tensor};
 use llm_int8_nn::NnError;
@@ -22,7 +26,8 @@ fn normal(shape: &[usize], deviation: f32, seed: u64) -> Tensor {
     let count: usize = shape.iter().product();
     let values: Vec<f32> = (0..count)
         .map(|_| {
-            ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32 * deviation
+            ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32
+                * deviation
         })
         .collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
@@ -36,7 +41,12 @@ fn layer(out_features: usize, in_features: usize, config: Int8Config) -> (FloatL
 }
 
 fn values(x: &Tensor) -> Vec<f32> {
-    x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    x.to_dtype(DType::F32)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 fn relative(a: &Tensor, b: &Tensor) -> f64 {
@@ -47,13 +57,23 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn with(scope: OutlierScope, weights: OutlierWeights) -> Int8Config {
-    Int8Config { outlier_scope: scope, outlier_weights: weights, ..Int8Config::default() }
+    Int8Config {
+        outlier_scope: scope,
+        outlier_weights: weights,
+        ..Int8Config::default()
+    }
 }
 
 #[test]
 fn any_rank_and_dtype_goes_in_and_comes_out_the_same() {
     let (float, int8) = layer(24, 13, Int8Config::default());
-    for shape in [vec![13], vec![5, 13], vec![2, 3, 13], vec![2, 1, 3, 13], vec![1, 1, 1, 1, 13]] {
+    for shape in [
+        vec![13],
+        vec![5, 13],
+        vec![2, 3, 13],
+        vec![2, 1, 3, 13],
+        vec![1, 1, 1, 1, 13],
+    ] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let x = normal(&shape, 1.0, 3).to_dtype(dtype).unwrap();
             let y = int8.forward(&x).unwrap();
@@ -82,9 +102,17 @@ fn what_does_not_fit_is_refused_with_its_shape() {
     let (_, int8) = layer(24, 13, Int8Config::default());
     let wrong = Tensor::zeros((2, 12), DType::F32, &Device::Cpu).unwrap();
     let error = int8.forward(&wrong).unwrap_err().to_string();
-    assert_eq!(error, "Linear8bitLt: the input's shape is [2, 12]; its last dimension must be 13");
+    assert_eq!(
+        error,
+        "Linear8bitLt: the input's shape is [2, 12]; its last dimension must be 13"
+    );
     let ids = Tensor::zeros((2, 13), DType::U32, &Device::Cpu).unwrap();
-    assert!(int8.forward(&ids).unwrap_err().to_string().contains("f16, bf16 or f32 is needed"));
+    assert!(
+        int8.forward(&ids)
+            .unwrap_err()
+            .to_string()
+            .contains("f16, bf16 or f32 is needed")
+    );
 }
 
 #[test]
@@ -92,7 +120,10 @@ fn inputs_that_are_not_contiguous_are_read_right() {
     let (_, int8) = layer(24, 13, Int8Config::default());
     let turned = normal(&[13, 4], 1.0, 5).t().unwrap();
     let y = int8.forward(&turned).unwrap();
-    assert_eq!(values(&y), values(&int8.forward(&turned.contiguous().unwrap()).unwrap()));
+    assert_eq!(
+        values(&y),
+        values(&int8.forward(&turned.contiguous().unwrap()).unwrap())
+    );
 }
 
 /// bitsandbytes tests/test_autograd.py::test_matmullt: columns at exactly the threshold.
@@ -103,15 +134,30 @@ fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
         let float = FloatLinear::new(normal(&[48, 32], 0.1, 7), None).unwrap();
         let int8 = Int8Linear::quantize(&float, config).unwrap();
         let mut x = normal(&[64, 32], 1.0, 8).to_vec2::<f32>().unwrap();
-        x.iter_mut().for_each(|row| [3, 9, 17, 30].iter().for_each(|&column| row[column] = 6.0));
+        x.iter_mut()
+            .for_each(|row| [3, 9, 17, 30].iter().for_each(|&column| row[column] = 6.0));
         let x = Tensor::new(x, &Device::Cpu).unwrap();
-        let (ours, exact) = (values(&int8.forward(&x).unwrap()), values(&float.forward(&x).unwrap()));
+        let (ours, exact) = (
+            values(&int8.forward(&x).unwrap()),
+            values(&float.forward(&x).unwrap()),
+        );
         let misses = |atol: f32, rtol: f32| {
-            let off = ours.iter().zip(&exact).filter(|(a, b)| (*a - *b).abs() > atol + rtol * b.abs());
+            let off = ours
+                .iter()
+                .zip(&exact)
+                .filter(|(a, b)| (*a - *b).abs() > atol + rtol * b.abs());
             off.count() as f64 / ours.len() as f64
         };
-        assert!(misses(0.01, 0.1) <= 0.0175, "{scope:?}: {}", misses(0.01, 0.1));
-        assert!(misses(0.035, 0.2) <= 0.001, "{scope:?}: {}", misses(0.035, 0.2));
+        assert!(
+            misses(0.01, 0.1) <= 0.0175,
+            "{scope:?}: {}",
+            misses(0.01, 0.1)
+        );
+        assert!(
+            misses(0.035, 0.2) <= 0.001,
+            "{scope:?}: {}",
+            misses(0.035, 0.2)
+        );
     }
 }
 
@@ -129,14 +175,20 @@ fn row_scope_gives_the_same_bits_alone_and_in_any_batch_and_batch_scope_does_not
             for row in 0..9 {
                 let alone = values(&int8.forward(&x.narrow(0, row, 1).unwrap()).unwrap());
                 let inside = values(&whole.narrow(0, row, 1).unwrap());
-                let same = alone.iter().zip(&inside).all(|(a, b)| a.to_bits() == b.to_bits());
+                let same = alone
+                    .iter()
+                    .zip(&inside)
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
                 match scope {
                     OutlierScope::Row => assert!(same, "row {row} {weights:?}"),
                     OutlierScope::Batch => depends |= !same,
                 }
             }
         }
-        assert!(depends, "pooling outliers must show, or the test shows nothing");
+        assert!(
+            depends,
+            "pooling outliers must show, or the test shows nothing"
+        );
     }
 }
 
@@ -149,7 +201,10 @@ fn original_weights_of_outlier_columns_are_nearer() {
         let (float, int8) = layer(40, 64, with(OutlierScope::Row, weights));
         relative(&int8.forward(&x).unwrap(), &float.forward(&x).unwrap())
     };
-    let (dequantized, original) = (distance(OutlierWeights::Dequantized), distance(OutlierWeights::Original));
+    let (dequantized, original) = (
+        distance(OutlierWeights::Dequantized),
+        distance(OutlierWeights::Original),
+    );
     assert!(original < 0.2 * dequantized, "{original} and {dequantized}");
 }
 
@@ -159,10 +214,16 @@ fn original_weights_without_a_source_are_an_error_that_says_so() {
     let weight = Int8Weight::from_codes(&[1; 6], &[1.0; 2], [2, 3]).unwrap();
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let quiet = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu).unwrap();
-    assert!(int8.forward(&quiet).is_ok(), "nothing is needed where there is no outlier");
+    assert!(
+        int8.forward(&quiet).is_ok(),
+        "nothing is needed where there is no outlier"
+    );
     let loud = Tensor::new(&[[1f32, 20., 3.]], &Device::Cpu).unwrap();
     let error = int8.forward(&loud).unwrap_err().to_string();
-    assert!(error.contains("no full-precision weights") && error.contains("`dequantized`"), "{error}");
+    assert!(
+        error.contains("no full-precision weights") && error.contains("`dequantized`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -172,7 +233,10 @@ fn nan_and_infinity_are_given_back_and_not_hidden() {
     rows[0][2] = f32::NAN;
     rows[1][3] = f32::INFINITY;
     let forward = |rows: &[Vec<f32>]| {
-        int8.forward(&Tensor::new(rows.to_vec(), &Device::Cpu).unwrap()).unwrap().to_vec2::<f32>().unwrap()
+        int8.forward(&Tensor::new(rows.to_vec(), &Device::Cpu).unwrap())
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap()
     };
     let y = forward(&rows);
     assert!(y[0].iter().all(|y| y.is_nan()));
@@ -196,14 +260,18 @@ fn zero_rows_and_zero_weights_give_the_bias() {
     assert_eq!((y[0].as_slice(), y[1][0]), (&[0.5f32, -0.5][..], 0.5));
 }
 
-/// X9: sums beyond 2²⁴, where an f32 accumulator (bitsandbytes on a CPU without AVX-512) loses units.
+/// X9: sums beyond 2²⁴, where an f32 accumulator (bitsandbytes on a CPU without AVX-512) loses
+/// units.
 #[test]
 fn sums_are_exact_at_five_thousand_columns_of_127() {
     let k = 5120;
     let mut codes = vec![127i8; k];
     codes[0] = 126;
     let weight = Int8Weight::from_codes(&codes, &[127.0], [1, k]).unwrap();
-    let config = Int8Config { threshold: 0.0, ..Int8Config::default() };
+    let config = Int8Config {
+        threshold: 0.0,
+        ..Int8Config::default()
+    };
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let x = Tensor::full(127f32, (1, k), &Device::Cpu).unwrap();
     let y = int8.forward(&x).unwrap().to_vec2::<f32>().unwrap()[0][0];
@@ -221,7 +289,10 @@ fn dequantised_weights_are_within_half_a_step() {
     for (i, (x, y)) in original.iter().zip(&back).enumerate() {
         let absmax = weight.absmax()[i / 33];
         // Half a step, and the rounding of the original to f16.
-        assert!((x - y).abs() <= absmax / 254.0 * 1.0001 + x.abs() / 2048.0, "{x} {y}");
+        assert!(
+            (x - y).abs() <= absmax / 254.0 * 1.0001 + x.abs() / 2048.0,
+            "{x} {y}"
+        );
     }
 }
 
@@ -230,8 +301,13 @@ fn dequantised_weights_are_within_half_a_step() {
 fn weights_beyond_f16_are_refused_with_their_place() {
     let weight = Tensor::new(&[[1f32, 2.], [3., 70_000.]], &Device::Cpu).unwrap();
     let float = FloatLinear::new(weight, None).unwrap();
-    let error = Int8Linear::quantize(&float, Int8Config::default()).unwrap_err().to_string();
-    assert!(error.contains("70000") && error.contains("65504"), "{error}");
+    let error = Int8Linear::quantize(&float, Int8Config::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("70000") && error.contains("65504"),
+        "{error}"
+    );
 }
 
 /// L2, L5: a layer saved and loaded gives the same outputs, in less than half the bytes of f32.
@@ -240,26 +316,50 @@ fn a_saved_layer_loads_with_the_same_outputs() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("layer.safetensors");
     for threshold in [0.0, 6.0] {
-        let config = Int8Config { threshold, ..Int8Config::default() };
+        let config = Int8Config {
+            threshold,
+            ..Int8Config::default()
+        };
         let (_, int8) = layer(96, 32, config);
         write_linear_state(&int8, "fc", &path).unwrap();
         let f32_bytes = 4 * (96 * 32 + 96);
         assert!(std::fs::metadata(&path).unwrap().len() < f32_bytes / 2);
         let checkpoint = Checkpoint::open_safetensors(std::slice::from_ref(&path), None).unwrap();
         let names: Vec<&str> = checkpoint.entries().map(|(name, _)| name).collect();
-        assert_eq!(names, ["fc.SCB", "fc.bias", "fc.weight", "fc.weight_format"]);
+        assert_eq!(
+            names,
+            ["fc.SCB", "fc.bias", "fc.weight", "fc.weight_format"]
+        );
         let loaded = Int8Linear::from_checkpoint(&checkpoint, "fc", config).unwrap();
-        assert_eq!(loaded.weight().unwrap().codes(), int8.weight().unwrap().codes());
-        assert_eq!(loaded.weight().unwrap().absmax(), int8.weight().unwrap().absmax());
+        assert_eq!(
+            loaded.weight().unwrap().codes(),
+            int8.weight().unwrap().codes()
+        );
+        assert_eq!(
+            loaded.weight().unwrap().absmax(),
+            int8.weight().unwrap().absmax()
+        );
         let x = normal(&[4, 32], 3.0, 19);
-        let (ours, again) = (values(&int8.forward(&x).unwrap()), values(&loaded.forward(&x).unwrap()));
+        let (ours, again) = (
+            values(&int8.forward(&x).unwrap()),
+            values(&loaded.forward(&x).unwrap()),
+        );
         // Only the bias went through f16.
         assert!(ours.iter().zip(&again).all(|(a, b)| (a - b).abs() < 5e-4));
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing half-written is left"
+    );
     let (_, int8) = layer(4, 4, Int8Config::default());
     let nowhere = folder.path().join("no/such/folder/x.safetensors");
-    assert!(write_linear_state(&int8, "fc", &nowhere).unwrap_err().to_string().contains("cannot write"));
+    assert!(
+        write_linear_state(&int8, "fc", &nowhere)
+            .unwrap_err()
+            .to_string()
+            .contains("cannot write")
+    );
 }
 
 /// L3: a copy shares storage.
@@ -267,7 +367,10 @@ fn a_saved_layer_loads_with_the_same_outputs() {
 fn a_clone_shares_its_codes() {
     let (_, int8) = layer(8, 8, Int8Config::default());
     let copy = int8.clone();
-    assert!(std::ptr::eq(int8.weight().unwrap().codes(), copy.weight().unwrap().codes()));
+    assert!(std::ptr::eq(
+        int8.weight().unwrap().codes(),
+        copy.weight().unwrap().codes()
+    ));
 }
 
 type Stored = (&'static str, safetensors::Dtype, Vec<usize>, Vec<u8>);
@@ -277,7 +380,10 @@ fn load(tensors: &[Stored]) -> String {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("x.safetensors");
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        (
+            *name,
+            safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
     });
     std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
     let checkpoint = Checkpoint::open_safetensors(&[path], None).unwrap();
@@ -292,7 +398,12 @@ fn load(tensors: &[Stored]) -> String {
 #[test]
 fn unusable_states_are_refused_by_name() {
     use safetensors::Dtype::{F32, I8, U8};
-    let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let f32s = |values: &[f32]| {
+        values
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
     let weight = || -> Stored { ("fc.weight", I8, vec![2, 3], vec![1; 6]) };
     let scb = |values: &[f32]| -> Stored { ("fc.SCB", F32, vec![values.len()], f32s(values)) };
     let format = |code| -> Stored { ("fc.weight_format", U8, vec![], vec![code]) };
@@ -301,15 +412,24 @@ fn unusable_states_are_refused_by_name() {
     assert_eq!(load(&[weight(), good.clone(), format(0)]), "loaded");
     for (code, name) in [(1, "col32"), (2, "col_turing"), (3, "col_ampere")] {
         let text = load(&[weight(), good.clone(), format(code)]);
-        assert!(text.contains("`fc`") && text.contains(&format!("got {name}")), "{text}");
+        assert!(
+            text.contains("`fc`") && text.contains(&format!("got {name}")),
+            "{text}"
+        );
     }
     let cases = [
         (vec![weight()], "missing quantisation component `SCB`"),
         (vec![weight(), scb(&[1.0])], "SCB holds 1 values for 2 rows"),
         (vec![weight(), scb(&[1.0, f32::NAN])], "SCB[1] is NaN"),
         (vec![weight(), scb(&[-1.0, 1.0])], "SCB[0] is -1"),
-        (vec![("fc.weight", I8, vec![2, 3], vec![128; 6]), good.clone()], "code 0 is -128"),
-        (vec![("fc.weight", F32, vec![2, 3], f32s(&[0.0; 6])), good], "a layer that is not quantised"),
+        (
+            vec![("fc.weight", I8, vec![2, 3], vec![128; 6]), good.clone()],
+            "code 0 is -128",
+        ),
+        (
+            vec![("fc.weight", F32, vec![2, 3], f32s(&[0.0; 6])), good],
+            "a layer that is not quantised",
+        ),
     ];
     for (tensors, expected) in cases {
         let text = load(&tensors);

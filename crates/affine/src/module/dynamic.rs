@@ -17,7 +17,8 @@ pub struct DynamicQuantizedLinear {
 }
 
 impl DynamicQuantizedLinear {
-    /// `quantize_dynamic` of a Linear: weights qint8, symmetric, per tensor (`default_dynamic_qconfig`).
+    /// `quantize_dynamic` of a Linear: weights qint8, symmetric, per tensor
+    /// (`default_dynamic_qconfig`).
     ///
     /// ```
     /// use llm_int8_affine::{TensorRef, module::{DynamicQuantizedLinear, Linear}};
@@ -31,7 +32,10 @@ impl DynamicQuantizedLinear {
     /// # Errors
     /// A weight that no scale can stand for.
     pub fn from_float(linear: &Linear) -> Result<Self> {
-        Ok(Self { weight: packed(linear, &QConfig::symmetric().weight)?, bias: linear.bias.clone() })
+        Ok(Self {
+            weight: packed(linear, &QConfig::symmetric().weight)?,
+            bias: linear.bias.clone(),
+        })
     }
 
     /// The weight.
@@ -39,26 +43,41 @@ impl DynamicQuantizedLinear {
         &self.weight.tensor
     }
 
-    /// `[..., in_features]` → `[..., out_features]` (`quantized::linear_dynamic` with `reduce_range`).
+    /// `[..., in_features]` → `[..., out_features]` (`quantized::linear_dynamic` with
+    /// `reduce_range`).
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`](crate::AffineError::WrongDimension).
     pub fn forward(&self, x: TensorRef<'_>) -> Result<Vec<f32>> {
         let (min, max) = x.min_max().unwrap_or((0.0, 0.0));
         let (scale, zero_point) = range_qparams(min, max);
-        let qparams = QParams::PerTensor { scale: f64::from(scale), zero_point };
-        let sums = self.weight.product(&QuantizedTensor::quantize(x, QuantizedDtype::Quint8, &qparams)?)?;
-        let scales: Vec<f32> = self.weight.channels().map(|(scale_w, _)| scale * scale_w).collect();
+        let qparams = QParams::PerTensor {
+            scale: f64::from(scale),
+            zero_point,
+        };
+        let sums = self.weight.product(&QuantizedTensor::quantize(
+            x,
+            QuantizedDtype::Quint8,
+            &qparams,
+        )?)?;
+        let scales: Vec<f32> = self
+            .weight
+            .channels()
+            .map(|(scale_w, _)| scale * scale_w)
+            .collect();
         let output = |(n, &sum): (usize, &i32)| {
             // fbgemm fuses the bias: one rounding.
             (sum as f32).mul_add(scales[n], self.bias.as_ref().map_or(0.0, |bias| bias[n]))
         };
-        Ok(sums.chunks(scales.len()).flat_map(|row| row.iter().enumerate().map(output)).collect())
+        Ok(sums
+            .chunks(scales.len())
+            .flat_map(|row| row.iter().enumerate().map(output))
+            .collect())
     }
 }
 
-/// Scale and zero point of a range in the codes 0..=127 (`ChooseQuantizationParams`): in f64, the zero
-/// point from the end of the range that places it with less error.
+/// Scale and zero point of a range in the codes 0..=127 (`ChooseQuantizationParams`): in f64, the
+/// zero point from the end of the range that places it with less error.
 fn range_qparams(min: f32, max: f32) -> (f32, i32) {
     let (quant_min, quant_max) = (0f64, 127f64);
     let (mut min, mut max) = (min.min(0.0), max.max(0.0));
@@ -82,13 +101,25 @@ fn range_qparams(min: f32, max: f32) -> (f32, i32) {
     let (from_min, from_max) = (quant_min - min / scale, quant_max - max / scale);
     let error_from_min = quant_min.abs() - (min / scale).abs();
     let error_from_max = quant_max.abs() - (max / scale).abs();
-    let zero_point = if error_from_min < error_from_max { from_min } else { from_max };
-    (scale as f32, zero_point.clamp(quant_min, quant_max).round_ties_even() as i32)
+    let zero_point = if error_from_min < error_from_max {
+        from_min
+    } else {
+        from_max
+    };
+    (
+        scale as f32,
+        zero_point.clamp(quant_min, quant_max).round_ties_even() as i32,
+    )
 }
 
 impl fmt::Display for DynamicQuantizedLinear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PackedWeight { in_features, out_features, tensor, .. } = &self.weight;
+        let PackedWeight {
+            in_features,
+            out_features,
+            tensor,
+            ..
+        } = &self.weight;
         write!(
             f,
             "DynamicQuantizedLinear(in_features={in_features}, out_features={out_features}, \

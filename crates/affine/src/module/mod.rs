@@ -20,7 +20,9 @@ mod model;
 mod product;
 mod quantized_linear;
 
-use crate::{AffineError, ObserverConfig, ObserverKind, QScheme, QuantizedDtype, Result, TensorRef};
+use crate::{
+    AffineError, ObserverConfig, ObserverKind, QScheme, QuantizedDtype, Result, TensorRef,
+};
 pub use dynamic::DynamicQuantizedLinear;
 pub use model::{Model, PreparedModel, QuantizedModel};
 pub use quantized_linear::QuantizedLinear;
@@ -53,7 +55,12 @@ impl Linear {
         if let Some(bias) = &bias {
             TensorRef::new(bias, &[out_features])?;
         }
-        Ok(Self { weight, in_features, out_features, bias })
+        Ok(Self {
+            weight,
+            in_features,
+            out_features,
+            bias,
+        })
     }
 
     /// The weight's numbers `[out_features, in_features]`.
@@ -66,23 +73,34 @@ impl Linear {
         self.bias.as_deref()
     }
 
-    /// `y` `[..., out_features]` of `x` `[..., in_features]`, row-major. Products are added in f32, in order,
-    /// each rounded once: on small layers the same bits as torch's, on larger ones its order varies.
+    /// `y` `[..., out_features]` of `x` `[..., in_features]`, row-major. Products are added in f32,
+    /// in order, each rounded once: on small layers the same bits as torch's, on larger ones its
+    /// order varies.
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`].
     pub fn forward(&self, x: TensorRef<'_>) -> Result<Vec<f32>> {
         rows(x.shape(), self.in_features)?;
-        let dot = |row: &[f32], w: &[f32]| row.iter().zip(w).fold(0f32, |sum, (&a, &b)| a.mul_add(b, sum));
+        let dot = |row: &[f32], w: &[f32]| {
+            row.iter()
+                .zip(w)
+                .fold(0f32, |sum, (&a, &b)| a.mul_add(b, sum))
+        };
         let output = |row, (n, w)| dot(row, w) + self.bias.as_ref().map_or(0.0, |bias| bias[n]);
         let weights = || self.weight.chunks(self.in_features).enumerate();
         let outputs = |row| weights().map(move |weight: (usize, &[f32])| output(row, weight));
-        Ok(x.values().chunks(self.in_features).flat_map(outputs).collect())
+        Ok(x.values()
+            .chunks(self.in_features)
+            .flat_map(outputs)
+            .collect())
     }
 
     fn arguments(&self) -> String {
         let bias = if self.bias.is_some() { "True" } else { "False" };
-        format!("in_features={}, out_features={}, bias={bias}", self.in_features, self.out_features)
+        format!(
+            "in_features={}, out_features={}, bias={bias}",
+            self.in_features, self.out_features
+        )
     }
 }
 
@@ -97,7 +115,11 @@ fn rows(shape: &[usize], in_features: usize) -> Result<usize> {
     let (&found, before) = shape.split_last().ok_or(AffineError::Empty)?;
     if found != in_features {
         let what = "last dimension of the input";
-        return Err(AffineError::WrongDimension { what, expected: in_features, found });
+        return Err(AffineError::WrongDimension {
+            what,
+            expected: in_features,
+            found,
+        });
     }
     Ok(before.iter().product())
 }
@@ -117,13 +139,16 @@ impl QConfig {
         use {ObserverKind::MinMax, QuantizedDtype as D};
         let activation = ObserverConfig::new(MinMax, D::Quint8, QScheme::PerTensorAffine);
         Self {
-            activation: ObserverConfig { quant_range: Some((0, 127)), ..activation },
+            activation: ObserverConfig {
+                quant_range: Some((0, 127)),
+                ..activation
+            },
             weight: ObserverConfig::new(MinMax, D::Qint8, QScheme::PerTensorSymmetric),
         }
     }
 
-    /// `get_default_qconfig('fbgemm')`, the same as `'x86'`: activations quint8 by histogram in half of
-    /// the codes, weights symmetric per output.
+    /// `get_default_qconfig('fbgemm')`, the same as `'x86'`: activations quint8 by histogram in
+    /// half of the codes, weights symmetric per output.
     ///
     /// ```
     /// use llm_int8_affine::{ObserverKind, module::QConfig};
@@ -133,8 +158,15 @@ impl QConfig {
         use {ObserverKind as K, QuantizedDtype as D};
         let activation = ObserverConfig::new(K::Histogram, D::Quint8, QScheme::PerTensorAffine);
         Self {
-            activation: ObserverConfig { reduce_range: true, ..activation },
-            weight: ObserverConfig::new(K::PerChannelMinMax(0), D::Qint8, QScheme::PerChannelSymmetric),
+            activation: ObserverConfig {
+                reduce_range: true,
+                ..activation
+            },
+            weight: ObserverConfig::new(
+                K::PerChannelMinMax(0),
+                D::Qint8,
+                QScheme::PerChannelSymmetric,
+            ),
         }
     }
 

@@ -18,7 +18,11 @@ pub struct Model {
 impl Model {
     /// A module of this class name with the one child `linear`.
     pub fn new(class: &str, linear: Linear) -> Self {
-        Self { class: class.into(), linear, stubs: false }
+        Self {
+            class: class.into(),
+            linear,
+            stubs: false,
+        }
     }
 
     /// With `quant` before and `dequant` after: floats in, floats out.
@@ -34,19 +38,34 @@ impl Model {
     pub fn prepare(self, qconfig: &QConfig) -> Result<PreparedModel> {
         let input = self.stubs.then(|| qconfig.activation.build()).transpose()?;
         let output = qconfig.activation.build()?;
-        Ok(PreparedModel { model: self, qconfig: *qconfig, input, output })
+        Ok(PreparedModel {
+            model: self,
+            qconfig: *qconfig,
+            input,
+            output,
+        })
     }
 }
 
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let linear = self.linear.to_string();
-        write_tree(f, &self.class, self.stubs, ["QuantStub()", &linear, "DeQuantStub()"])
+        write_tree(
+            f,
+            &self.class,
+            self.stubs,
+            ["QuantStub()", &linear, "DeQuantStub()"],
+        )
     }
 }
 
 /// Writes the module and its children; without stubs the middle one alone.
-fn write_tree(f: &mut fmt::Formatter<'_>, class: &str, stubs: bool, children: [&str; 3]) -> fmt::Result {
+fn write_tree(
+    f: &mut fmt::Formatter<'_>,
+    class: &str,
+    stubs: bool,
+    children: [&str; 3],
+) -> fmt::Result {
     writeln!(f, "{class}(")?;
     for (name, text) in ["quant", "linear", "dequant"].iter().zip(children) {
         if stubs || *name == "linear" {
@@ -75,7 +94,10 @@ impl PreparedModel {
         if let Some(observer) = &mut self.input {
             observer.observe(x)?;
         }
-        self.output.observe(TensorRef::new(&y, &output_shape(x, self.model.linear.out_features))?)?;
+        self.output.observe(TensorRef::new(
+            &y,
+            &output_shape(x, self.model.linear.out_features),
+        )?)?;
         Ok(y)
     }
 
@@ -84,10 +106,17 @@ impl PreparedModel {
     /// # Errors
     /// What an observer cannot choose parameters for.
     pub fn convert(self) -> Result<QuantizedModel> {
-        let input = self.input.map(|observer| Ok::<_, AffineError>((observer.dtype(), observer.qparams()?)));
+        let input = self
+            .input
+            .map(|observer| Ok::<_, AffineError>((observer.dtype(), observer.qparams()?)));
         let output = self.output.qparams()?;
-        let linear = QuantizedLinear::from_float(&self.model.linear, &self.qconfig.weight, &output)?;
-        Ok(QuantizedModel { class: self.model.class, input: input.transpose()?, linear })
+        let linear =
+            QuantizedLinear::from_float(&self.model.linear, &self.qconfig.weight, &output)?;
+        Ok(QuantizedModel {
+            class: self.model.class,
+            input: input.transpose()?,
+            linear,
+        })
     }
 }
 
@@ -103,7 +132,12 @@ impl fmt::Display for PreparedModel {
         });
         let (arguments, output) = (self.model.linear.arguments(), &self.output);
         let linear = format!("Linear(\n  {arguments}\n  (activation_post_process): {output}\n)");
-        write_tree(f, &self.model.class, self.model.stubs, [&stub, &linear, "DeQuantStub()"])
+        write_tree(
+            f,
+            &self.model.class,
+            self.model.stubs,
+            [&stub, &linear, "DeQuantStub()"],
+        )
     }
 }
 
@@ -127,10 +161,12 @@ impl QuantizedModel {
         self.input.as_ref().map(|(_, qparams)| qparams)
     }
 
-    /// Quantises, multiplies in integers and dequantises: `[..., in_features]` → `[..., out_features]`.
+    /// Quantises, multiplies in integers and dequantises: `[..., in_features]` → `[...,
+    /// out_features]`.
     ///
     /// # Errors
-    /// [`AffineError::Unsupported`] without stubs: the Linear takes quantised input then, as torch's does.
+    /// [`AffineError::Unsupported`] without stubs: the Linear takes quantised input then, as
+    /// torch's does.
     pub fn forward(&self, x: TensorRef<'_>) -> Result<Vec<f32>> {
         Ok(self.linear.forward(&self.quantize(x)?)?.dequantize())
     }
@@ -142,7 +178,11 @@ impl QuantizedModel {
     pub fn quantize(&self, x: TensorRef<'_>) -> Result<QuantizedTensor> {
         let Some((dtype, qparams)) = &self.input else {
             let found = "floats, and the model has no QuantStub".into();
-            return Err(AffineError::Unsupported { what: "the input", expected: "quantised", found });
+            return Err(AffineError::Unsupported {
+                what: "the input",
+                expected: "quantised",
+                found,
+            });
         };
         QuantizedTensor::quantize(x, *dtype, qparams)
     }
@@ -159,6 +199,11 @@ impl fmt::Display for QuantizedModel {
             _ => String::new(),
         };
         let linear = self.linear.to_string();
-        write_tree(f, &self.class, self.input.is_some(), [&quant, &linear, "DeQuantize()"])
+        write_tree(
+            f,
+            &self.class,
+            self.input.is_some(),
+            [&quant, &linear, "DeQuantize()"],
+        )
     }
 }

@@ -17,7 +17,11 @@ pub(super) struct PackedWeight {
 
 impl PackedWeight {
     /// Quantises a weight.
-    pub(super) fn new(weight: TensorRef<'_>, dtype: QuantizedDtype, qparams: &QParams) -> Result<Self> {
+    pub(super) fn new(
+        weight: TensorRef<'_>,
+        dtype: QuantizedDtype,
+        qparams: &QParams,
+    ) -> Result<Self> {
         if dtype != QuantizedDtype::Qint8 {
             let found = dtype.to_string();
             return Err(AffineError::Unsupported {
@@ -30,21 +34,39 @@ impl PackedWeight {
             && *axis != 0
         {
             let found = axis.to_string();
-            return Err(AffineError::Unsupported { what: "the weight's channel axis", expected: "0", found });
+            return Err(AffineError::Unsupported {
+                what: "the weight's channel axis",
+                expected: "0",
+                found,
+            });
         }
         let &[out_features, in_features] = weight.shape() else {
             let found = weight.shape().len();
-            return Err(AffineError::WrongDimension { what: "dimensions of the weight", expected: 2, found });
+            return Err(AffineError::WrongDimension {
+                what: "dimensions of the weight",
+                expected: 2,
+                found,
+            });
         };
         let tensor = QuantizedTensor::quantize(weight, dtype, qparams)?;
         let codes: Vec<i8> = tensor.int_repr().iter().map(|&code| code as i8).collect();
-        let sums = codes.chunks(in_features).map(|row| row.iter().copied().map(i32::from).sum()).collect();
-        Ok(Self { tensor, codes, sums, in_features, out_features })
+        let sums = codes
+            .chunks(in_features)
+            .map(|row| row.iter().copied().map(i32::from).sum())
+            .collect();
+        Ok(Self {
+            tensor,
+            codes,
+            sums,
+            in_features,
+            out_features,
+        })
     }
 
     /// `Σ (a - zero_point_a) · (w - zero_point_w)` `[rows, out_features]`, exact.
     ///
-    /// The kernels multiply signed bytes, so 128 is taken off the activations and off their zero point.
+    /// The kernels multiply signed bytes, so 128 is taken off the activations and off their zero
+    /// point.
     pub(super) fn product(&self, x: &QuantizedTensor) -> Result<Vec<i32>> {
         let QParams::PerTensor { zero_point, .. } = *x.qparams() else {
             return Err(unsupported_activation(x));
@@ -54,13 +76,28 @@ impl PackedWeight {
         }
         let rows = rows(x.shape(), self.in_features)?;
         let zero_point = zero_point - 128;
-        let codes: Vec<i8> = x.int_repr().iter().map(|&code| (code - 128) as i8).collect();
+        let codes: Vec<i8> = x
+            .int_repr()
+            .iter()
+            .map(|&code| (code - 128) as i8)
+            .collect();
         let mut out = vec![0i32; rows * self.out_features];
         let a = MatRef::new(&codes, rows, self.in_features)?;
         let w = MatRef::new(&self.codes, self.out_features, self.in_features)?;
-        matmul_i32(Isa::detect(), a, w, MatMut::new(&mut out, rows, self.out_features)?)?;
-        let zeros: Vec<i32> = self.channels().map(|(_, zero_point_w)| zero_point_w).collect();
-        for (row, out) in codes.chunks(self.in_features).zip(out.chunks_mut(self.out_features)) {
+        matmul_i32(
+            Isa::detect(),
+            a,
+            w,
+            MatMut::new(&mut out, rows, self.out_features)?,
+        )?;
+        let zeros: Vec<i32> = self
+            .channels()
+            .map(|(_, zero_point_w)| zero_point_w)
+            .collect();
+        for (row, out) in codes
+            .chunks(self.in_features)
+            .zip(out.chunks_mut(self.out_features))
+        {
             let sum: i32 = row.iter().copied().map(i32::from).sum();
             // Σ over K of (a - za)(w - zw) = Σ a·w - za·Σ w - zw·(Σ a - K·za)
             let shifted = sum - self.in_features as i32 * zero_point;
@@ -71,16 +108,24 @@ impl PackedWeight {
         Ok(out)
     }
 
-    /// What fbgemm's sums lose of the exact ones on a machine without VNNI: there the products of two
-    /// neighbours along K (`u8 · i8`, `vpmaddubsw`) are added in 16 bits and saturate.
+    /// What fbgemm's sums lose of the exact ones on a machine without VNNI: there the products of
+    /// two neighbours along K (`u8 · i8`, `vpmaddubsw`) are added in 16 bits and saturate.
     pub(super) fn saturation(&self, x: &QuantizedTensor) -> Vec<i32> {
         let excess = |a: &[i32], w: &[i8]| {
             let sum: i32 = a.iter().zip(w).map(|(a, w)| a * i32::from(*w)).sum();
             sum.clamp(i16::MIN.into(), i16::MAX.into()) - sum
         };
-        let row = |a: &[i32], w: &[i8]| a.chunks(2).zip(w.chunks(2)).map(|(a, w)| excess(a, w)).sum();
+        let row = |a: &[i32], w: &[i8]| {
+            a.chunks(2)
+                .zip(w.chunks(2))
+                .map(|(a, w)| excess(a, w))
+                .sum()
+        };
         let outputs = |a| self.codes.chunks(self.in_features).map(move |w| row(a, w));
-        x.int_repr().chunks(self.in_features).flat_map(outputs).collect()
+        x.int_repr()
+            .chunks(self.in_features)
+            .flat_map(outputs)
+            .collect()
     }
 
     /// Scale and zero point of each output.
@@ -90,11 +135,17 @@ impl PackedWeight {
         self.tensor
             .qparams()
             .channels()
-            .flat_map(move |(scale, zero_point)| std::iter::repeat_n((scale as f32, zero_point), repeats))
+            .flat_map(move |(scale, zero_point)| {
+                std::iter::repeat_n((scale as f32, zero_point), repeats)
+            })
     }
 }
 
 fn unsupported_activation(x: &QuantizedTensor) -> AffineError {
     let found = format!("{} {}", x.dtype(), x.qparams().scheme());
-    AffineError::Unsupported { what: "the input", expected: "torch.quint8 per tensor", found }
+    AffineError::Unsupported {
+        what: "the input",
+        expected: "torch.quint8 per tensor",
+        found,
+    }
 }

@@ -47,7 +47,12 @@ impl HistogramObserver {
 
     pub(super) fn with_config(config: &ObserverConfig) -> Result<Self> {
         let grid = config.grid("HistogramObserver", false)?;
-        Ok(Self { grid, min: f32::INFINITY, max: f32::NEG_INFINITY, histogram: vec![0.0; BINS] })
+        Ok(Self {
+            grid,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+            histogram: vec![0.0; BINS],
+        })
     }
 
     /// The histogram in the wider range `min..max` (`_combine_histograms`).
@@ -55,22 +60,30 @@ impl HistogramObserver {
         if self.min == self.max {
             // torch weighs the one value seen so far with the number of values of the new batch.
             let total: f32 = batch.iter().sum();
-            return count(&[self.min], min, max).into_iter().map(|n| n * total).collect();
+            return count(&[self.min], min, max)
+                .into_iter()
+                .map(|n| n * total)
+                .collect();
         }
         let parts = BINS * UPSAMPLE;
         let middle = 0.5 * ((self.max - self.min) / parts as f32);
-        let edges: Vec<f32> = (0..=BINS).map(|i| linspace(min, max, BINS + 1, i)).collect();
+        let edges: Vec<f32> = (0..=BINS)
+            .map(|i| linspace(min, max, BINS + 1, i))
+            .collect();
         let mut wider = vec![0f32; BINS];
         for part in 0..parts {
             let x = linspace(self.min, self.max, parts + 1, part) + middle;
-            let bin = edges.partition_point(|edge| *edge <= x).saturating_sub(1).min(BINS - 1);
+            let bin = edges
+                .partition_point(|edge| *edge <= x)
+                .saturating_sub(1)
+                .min(BINS - 1);
             wider[bin] += self.histogram[part / UPSAMPLE] / UPSAMPLE as f32;
         }
         wider
     }
 
-    /// The range that loses least, by its squared error (`_non_linear_param_search`): from both ends
-    /// quantiles are given up as long as that makes the error smaller.
+    /// The range that loses least, by its squared error (`_non_linear_param_search`): from both
+    /// ends quantiles are given up as long as that makes the error smaller.
     fn best_range(&self) -> (f32, f32) {
         let bin_width = (self.max - self.min) / BINS as f32;
         let sums = cumulative(&self.histogram);
@@ -102,7 +115,10 @@ impl HistogramObserver {
             }
             (least, start, end) = (error, next_start, next_end);
         }
-        (self.min + bin_width * start as f32, self.min + bin_width * (end + 1) as f32)
+        (
+            self.min + bin_width * start as f32,
+            self.min + bin_width * (end + 1) as f32,
+        )
     }
 
     /// The squared error of quantising everything with the range of these bins
@@ -126,27 +142,44 @@ impl HistogramObserver {
             let in_last = integral(-half, end - (last * step + half), density);
             in_first + between + in_last
         };
-        self.histogram.iter().enumerate().map(|(bin, &count)| f64::from(error(bin, count))).sum()
+        self.histogram
+            .iter()
+            .enumerate()
+            .map(|(bin, &count)| f64::from(error(bin, count)))
+            .sum()
     }
 }
 
 impl Observer for HistogramObserver {
     fn observe(&mut self, x: TensorRef<'_>) -> Result<()> {
-        let Ok((min, max)) = x.min_max() else { return Ok(()) };
+        let Ok((min, max)) = x.min_max() else {
+            return Ok(());
+        };
         let first = self.min > self.max;
         let (min, max) = (self.min.min(min), self.max.max(max));
         let mut histogram = count(x.values(), min, max);
         if !first {
             let same = (min, max) == (self.min, self.max);
-            let before = if same { self.histogram.clone() } else { self.stretched(min, max, &histogram) };
-            histogram.iter_mut().zip(before).for_each(|(n, before)| *n += before);
+            let before = if same {
+                self.histogram.clone()
+            } else {
+                self.stretched(min, max, &histogram)
+            };
+            histogram
+                .iter_mut()
+                .zip(before)
+                .for_each(|(n, before)| *n += before);
         }
         (self.min, self.max, self.histogram) = (min, max, histogram);
         Ok(())
     }
 
     fn qparams(&self) -> Result<QParams> {
-        let (min, max) = if self.min > self.max { (self.min, self.max) } else { self.best_range() };
+        let (min, max) = if self.min > self.max {
+            (self.min, self.max)
+        } else {
+            self.best_range()
+        };
         per_tensor(&self.grid, min, max)
     }
 
@@ -161,9 +194,14 @@ impl fmt::Display for HistogramObserver {
     }
 }
 
-/// `torch.histc`: how many values are in each bin. A range of one point is widened by 1 to both sides.
+/// `torch.histc`: how many values are in each bin. A range of one point is widened by 1 to both
+/// sides.
 fn count(values: &[f32], min: f32, max: f32) -> Vec<f32> {
-    let (min, max) = if min == max { (min - 1.0, max + 1.0) } else { (min, max) };
+    let (min, max) = if min == max {
+        (min - 1.0, max + 1.0)
+    } else {
+        (min, max)
+    };
     let mut histogram = vec![0f32; BINS];
     for x in values {
         let bin = ((x - min) * BINS as f32 / (max - min)) as usize;
@@ -175,7 +213,11 @@ fn count(values: &[f32], min: f32, max: f32) -> Vec<f32> {
 /// `torch.linspace(start, end, steps)[index]`: counted from the nearer end.
 fn linspace(start: f32, end: f32, steps: usize, index: usize) -> f32 {
     let step = (end - start) / (steps - 1) as f32;
-    if index < steps / 2 { start + step * index as f32 } else { end - step * (steps - index - 1) as f32 }
+    if index < steps / 2 {
+        start + step * index as f32
+    } else {
+        end - step * (steps - index - 1) as f32
+    }
 }
 
 /// Running sums: added in f64, kept in f32.
@@ -200,7 +242,11 @@ fn floor_divide(a: f32, b: f32) -> f32 {
         quotient -= 1.0;
     }
     let floor = quotient.floor();
-    if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+    if quotient - floor > 0.5 {
+        floor + 1.0
+    } else {
+        floor
+    }
 }
 
 #[cfg(test)]
@@ -222,21 +268,32 @@ mod tests {
 
     #[test]
     fn stretching_loses_no_count() {
-        let mut observer = HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
+        let mut observer =
+            HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
         for batch in [[-1.0, 0.5, 1.0], [-3.0, 0.0, 0.25], [0.0, 9.0, 9.0]] {
-            observer.observe(TensorRef::new(&batch, &[3]).unwrap()).unwrap();
+            observer
+                .observe(TensorRef::new(&batch, &[3]).unwrap())
+                .unwrap();
         }
         assert_eq!(observer.histogram.iter().sum::<f32>(), 9.0);
-        assert_eq!(observer.to_string(), "HistogramObserver(min_val=-3.0, max_val=9.0)");
+        assert_eq!(
+            observer.to_string(),
+            "HistogramObserver(min_val=-3.0, max_val=9.0)"
+        );
     }
 
     #[test]
     fn one_value_again_and_again_is_a_range() {
-        let mut observer = HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
+        let mut observer =
+            HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
         for _ in 0..2 {
-            observer.observe(TensorRef::new(&[2.5], &[1]).unwrap()).unwrap();
+            observer
+                .observe(TensorRef::new(&[2.5], &[1]).unwrap())
+                .unwrap();
         }
-        let QParams::PerTensor { scale, zero_point } = observer.qparams().unwrap() else { unreachable!() };
+        let QParams::PerTensor { scale, zero_point } = observer.qparams().unwrap() else {
+            unreachable!()
+        };
         assert_eq!((scale as f32, zero_point), (2.5 / 255.0, 0));
     }
 }

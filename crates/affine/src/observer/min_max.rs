@@ -35,7 +35,11 @@ impl MinMaxObserver {
 
     pub(super) fn with_config(config: &ObserverConfig) -> Result<Self> {
         let grid = config.grid("MinMaxObserver", false)?;
-        Ok(Self { grid, min: f32::INFINITY, max: f32::NEG_INFINITY })
+        Ok(Self {
+            grid,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+        })
     }
 
     /// The smallest and the largest value so far; infinities the wrong way round before any.
@@ -69,7 +73,11 @@ impl fmt::Display for MinMaxObserver {
 
 /// `min_val=…, max_val=…`.
 pub(super) fn range_text(min: f32, max: f32) -> String {
-    format!("min_val={}, max_val={}", python_float(min.into()), python_float(max.into()))
+    format!(
+        "min_val={}, max_val={}",
+        python_float(min.into()),
+        python_float(max.into())
+    )
 }
 
 /// `MovingAverageMinMaxObserver`: after the first batch the range moves a part of the way,
@@ -96,23 +104,39 @@ impl MovingAverageMinMaxObserver {
     /// [`AffineError::UnsupportedScheme`], [`AffineError::WrongSetting`].
     pub fn new(dtype: QuantizedDtype, scheme: QScheme, averaging_constant: f32) -> Result<Self> {
         let kind = ObserverKind::MovingAverageMinMax(averaging_constant);
-        Self::with_config(&ObserverConfig::new(kind, dtype, scheme), averaging_constant)
+        Self::with_config(
+            &ObserverConfig::new(kind, dtype, scheme),
+            averaging_constant,
+        )
     }
 
     pub(super) fn with_config(config: &ObserverConfig, averaging_constant: f32) -> Result<Self> {
         if !(0.0..=1.0).contains(&averaging_constant) {
             let (setting, value) = ("averaging_constant", f64::from(averaging_constant));
-            return Err(AffineError::WrongSetting { setting, value, expected: "between 0 and 1" });
+            return Err(AffineError::WrongSetting {
+                setting,
+                value,
+                expected: "between 0 and 1",
+            });
         }
         let grid = config.grid("MovingAverageMinMaxObserver", false)?;
-        let inner = MinMaxObserver { grid, min: f32::INFINITY, max: f32::NEG_INFINITY };
-        Ok(Self { inner, averaging_constant })
+        let inner = MinMaxObserver {
+            grid,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+        };
+        Ok(Self {
+            inner,
+            averaging_constant,
+        })
     }
 }
 
 impl Observer for MovingAverageMinMaxObserver {
     fn observe(&mut self, x: TensorRef<'_>) -> Result<()> {
-        let Ok((min, max)) = x.min_max() else { return Ok(()) };
+        let Ok((min, max)) = x.min_max() else {
+            return Ok(());
+        };
         if self.inner.min > self.inner.max {
             (self.inner.min, self.inner.max) = (min, max);
         } else {
@@ -133,6 +157,10 @@ impl Observer for MovingAverageMinMaxObserver {
 
 impl fmt::Display for MovingAverageMinMaxObserver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MovingAverageMinMaxObserver({})", range_text(self.inner.min, self.inner.max))
+        write!(
+            f,
+            "MovingAverageMinMaxObserver({})",
+            range_text(self.inner.min, self.inner.max)
+        )
     }
 }

@@ -19,7 +19,8 @@ pub trait Observer: fmt::Display {
     /// What does not fit the batches before.
     fn observe(&mut self, x: TensorRef<'_>) -> Result<()>;
 
-    /// Scale and zero point of what was seen; scale 1 and zero point 0 of nothing, as torch (which warns).
+    /// Scale and zero point of what was seen; scale 1 and zero point 0 of nothing, as torch (which
+    /// warns).
     ///
     /// # Errors
     /// A range so wide that f32 cannot hold its width.
@@ -73,7 +74,14 @@ pub struct ObserverConfig {
 impl ObserverConfig {
     /// With torch's defaults for the rest.
     pub fn new(kind: ObserverKind, dtype: QuantizedDtype, scheme: QScheme) -> Self {
-        Self { kind, dtype, scheme, reduce_range: false, quant_range: None, eps: f32::EPSILON }
+        Self {
+            kind,
+            dtype,
+            scheme,
+            reduce_range: false,
+            quant_range: None,
+            eps: f32::EPSILON,
+        }
     }
 
     /// A new observer.
@@ -84,9 +92,9 @@ impl ObserverConfig {
     pub fn build(&self) -> Result<AnyObserver> {
         Ok(match self.kind {
             ObserverKind::MinMax => AnyObserver::MinMax(MinMaxObserver::with_config(self)?),
-            ObserverKind::MovingAverageMinMax(constant) => {
-                AnyObserver::MovingAverage(MovingAverageMinMaxObserver::with_config(self, constant)?)
-            }
+            ObserverKind::MovingAverageMinMax(constant) => AnyObserver::MovingAverage(
+                MovingAverageMinMaxObserver::with_config(self, constant)?,
+            ),
             ObserverKind::PerChannelMinMax(axis) => {
                 AnyObserver::PerChannel(PerChannelMinMaxObserver::with_config(self, axis)?)
             }
@@ -98,21 +106,35 @@ impl ObserverConfig {
 
     /// The codes to aim at, checked, for an observer that is per channel or not.
     fn grid(&self, observer: &'static str, per_channel: bool) -> Result<Grid> {
-        let Self { dtype, scheme, reduce_range, eps, .. } = *self;
+        let Self {
+            dtype,
+            scheme,
+            reduce_range,
+            eps,
+            ..
+        } = *self;
         if scheme.is_per_channel() != per_channel {
             let takes = if per_channel {
                 "per_channel_affine or per_channel_symmetric"
             } else {
                 "per_tensor_affine or per_tensor_symmetric"
             };
-            return Err(AffineError::UnsupportedScheme { observer, scheme, takes });
+            return Err(AffineError::UnsupportedScheme {
+                observer,
+                scheme,
+                takes,
+            });
         }
         if scheme.is_symmetric() && reduce_range && dtype == QuantizedDtype::Quint8 {
             return Err(AffineError::SymmetricReducedQuint8);
         }
         if !(eps > 0.0 && eps.is_finite()) {
             let value = f64::from(eps);
-            return Err(AffineError::WrongSetting { setting: "eps", value, expected: "a positive number" });
+            return Err(AffineError::WrongSetting {
+                setting: "eps",
+                value,
+                expected: "a positive number",
+            });
         }
         let (lowest, highest) = dtype.range();
         let (quant_min, quant_max) = match self.quant_range {
@@ -128,7 +150,14 @@ impl ObserverConfig {
             None => dtype.range(),
         };
         let customized = self.quant_range.is_some();
-        Ok(Grid { dtype, symmetric: scheme.is_symmetric(), quant_min, quant_max, customized, eps })
+        Ok(Grid {
+            dtype,
+            symmetric: scheme.is_symmetric(),
+            quant_min,
+            quant_max,
+            customized,
+            eps,
+        })
     }
 }
 
@@ -184,7 +213,10 @@ impl fmt::Display for AnyObserver {
 /// Per-tensor parameters of a range, refused when the range does not fit f32.
 fn per_tensor(grid: &Grid, min: f32, max: f32) -> Result<QParams> {
     let (scale, zero_point) = grid.qparams(min, max);
-    let qparams = QParams::PerTensor { scale: f64::from(scale), zero_point };
+    let qparams = QParams::PerTensor {
+        scale: f64::from(scale),
+        zero_point,
+    };
     qparams.check(grid.dtype)?;
     Ok(qparams)
 }

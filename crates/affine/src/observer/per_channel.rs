@@ -31,12 +31,19 @@ impl PerChannelMinMaxObserver {
     /// # Errors
     /// [`AffineError::UnsupportedScheme`].
     pub fn new(dtype: QuantizedDtype, scheme: QScheme, axis: usize) -> Result<Self> {
-        Self::with_config(&ObserverConfig::new(ObserverKind::PerChannelMinMax(axis), dtype, scheme), axis)
+        Self::with_config(
+            &ObserverConfig::new(ObserverKind::PerChannelMinMax(axis), dtype, scheme),
+            axis,
+        )
     }
 
     pub(super) fn with_config(config: &ObserverConfig, axis: usize) -> Result<Self> {
         let grid = config.grid("PerChannelMinMaxObserver", true)?;
-        Ok(Self { grid, axis, ranges: Vec::new() })
+        Ok(Self {
+            grid,
+            axis,
+            ranges: Vec::new(),
+        })
     }
 
     fn text(&self, pick: impl Fn(&(f32, f32)) -> f32) -> String {
@@ -54,10 +61,16 @@ impl Observer for PerChannelMinMaxObserver {
         if self.ranges.is_empty() {
             self.ranges = vec![(f32::INFINITY, f32::NEG_INFINITY); channels.count()];
         } else if self.ranges.len() != channels.count() {
-            return Err(AffineError::ChannelsChanged { seen: self.ranges.len(), now: channels.count() });
+            return Err(AffineError::ChannelsChanged {
+                seen: self.ranges.len(),
+                now: channels.count(),
+            });
         }
         for (channel, range) in self.ranges.iter_mut().enumerate() {
-            let values = channels.ranges(channel).flat_map(|range| &x.values()[range]).copied();
+            let values = channels
+                .ranges(channel)
+                .flat_map(|range| &x.values()[range])
+                .copied();
             let (min, max) = min_max(values);
             *range = (range.0.min(min), range.1.max(max));
         }
@@ -66,13 +79,21 @@ impl Observer for PerChannelMinMaxObserver {
 
     fn qparams(&self) -> Result<QParams> {
         let nothing = [(f32::INFINITY, f32::NEG_INFINITY)];
-        let ranges = if self.ranges.is_empty() { &nothing[..] } else { &self.ranges };
+        let ranges = if self.ranges.is_empty() {
+            &nothing[..]
+        } else {
+            &self.ranges
+        };
         let (scales, zero_points) = ranges
             .iter()
             .map(|&(min, max)| self.grid.qparams(min, max))
             .map(|(scale, zero_point)| (f64::from(scale), zero_point))
             .unzip();
-        let qparams = QParams::PerChannel { scales, zero_points, axis: self.axis };
+        let qparams = QParams::PerChannel {
+            scales,
+            zero_points,
+            axis: self.axis,
+        };
         qparams.check(self.grid.dtype)?;
         Ok(qparams)
     }

@@ -1,4 +1,5 @@
-//! A tensor of many numbers: how they are spread under the grids of codes, and the error of each channel.
+//! A tensor of many numbers: how they are spread under the grids of codes, and the error of each
+//! channel.
 
 use super::picture::{COLOURS, FAINT, INK, PALE, bold, text};
 use super::{Input, Quantized};
@@ -21,7 +22,8 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
         let grids = results.iter().filter_map(grid).count() as i32;
         let (histogram_top, channels_top) = (90, 450 + 34 * grids);
         let height = channels_top + if channels.is_some() { 330 } else { 0 };
-        let canvas = SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
+        let canvas =
+            SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
         canvas.fill(&WHITE)?;
         let name = input.name.as_deref().unwrap_or("numbers");
         canvas.draw(&Text::new(name, (LEFT, 34), bold(24, INK, HPos::Left)))?;
@@ -36,15 +38,25 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
     Ok(svg)
 }
 
-/// The histogram (its height is logarithmic: the far values are what decides a range), and below it the
-/// range of codes of each scheme that has one.
-fn spread(canvas: &Canvas<'_>, input: &Input, results: &[Quantized], top: i32) -> anyhow::Result<()> {
+/// The histogram (its height is logarithmic: the far values are what decides a range), and below it
+/// the range of codes of each scheme that has one.
+fn spread(
+    canvas: &Canvas<'_>,
+    input: &Input,
+    results: &[Quantized],
+    top: i32,
+) -> anyhow::Result<()> {
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
-    let grids: Vec<_> =
-        results.iter().enumerate().filter_map(|(i, result)| Some((i, grid(result)?))).collect();
+    let grids: Vec<_> = results
+        .iter()
+        .enumerate()
+        .filter_map(|(i, result)| Some((i, grid(result)?)))
+        .collect();
     let ends = grids.iter().map(|(_, grid)| (grid.0, grid.1));
-    let (low, high) = ends.fold((f64::from(min), f64::from(max)), |(a, b), (c, d)| (a.min(c), b.max(d)));
+    let (low, high) = ends.fold((f64::from(min), f64::from(max)), |(a, b), (c, d)| {
+        (a.min(c), b.max(d))
+    });
     let width = (high - low).max(f64::MIN_POSITIVE);
     let at = |x: f64| LEFT + ((x - low) / width * f64::from(RIGHT - LEFT)).round() as i32;
     let mut counts = [0u64; BINS];
@@ -56,9 +68,16 @@ fn spread(canvas: &Canvas<'_>, input: &Input, results: &[Quantized], top: i32) -
     let height = |count: f64| bottom - ((count + 1.0).ln() / (most + 1.0).ln() * reach) as i32;
     for power in 0..=most.log10() as u32 {
         let y = height(10f64.powi(power as i32));
-        canvas.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], PALE.stroke_width(1)))?;
+        canvas.draw(&PathElement::new(
+            [(LEFT, y), (RIGHT, y)],
+            PALE.stroke_width(1),
+        ))?;
         let label = 10u64.pow(power).to_string();
-        canvas.draw(&Text::new(label, (LEFT - 8, y), text(12, FAINT, HPos::Right)))?;
+        canvas.draw(&Text::new(
+            label,
+            (LEFT - 8, y),
+            text(12, FAINT, HPos::Right),
+        ))?;
     }
     for (bin, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let edge = |bin: usize| at(low + width * bin as f64 / BINS as f64);
@@ -70,29 +89,57 @@ fn spread(canvas: &Canvas<'_>, input: &Input, results: &[Quantized], top: i32) -
         [(zero, top), (zero, bottom + 34 * grids.len() as i32 + 20)],
         INK.stroke_width(1),
     ))?;
-    canvas.draw(&Text::new("0", (zero, top - 12), bold(14, INK, HPos::Center)))?;
+    canvas.draw(&Text::new(
+        "0",
+        (zero, top - 12),
+        bold(14, INK, HPos::Center),
+    ))?;
     for (x, across) in [(min, HPos::Left), (max, HPos::Right)] {
-        canvas.draw(&Text::new(format!("{x:.4}"), (at(x.into()), top - 12), text(13, FAINT, across)))?;
+        canvas.draw(&Text::new(
+            format!("{x:.4}"),
+            (at(x.into()), top - 12),
+            text(13, FAINT, across),
+        ))?;
     }
     for (row, (i, (first, last, scale, zero_point))) in grids.into_iter().enumerate() {
         let (y, colour) = (bottom + 40 + 34 * row as i32, COLOURS[i % COLOURS.len()]);
         let codes = ((last - first) / scale).round() as i32;
-        canvas.draw(&Rectangle::new([(at(first), y - 7), (at(last), y + 7)], colour.mix(0.12).filled()))?;
+        canvas.draw(&Rectangle::new(
+            [(at(first), y - 7), (at(last), y + 7)],
+            colour.mix(0.12).filled(),
+        ))?;
         for code in 0..=codes {
             let x = at(first + f64::from(code) * scale);
-            canvas.draw(&PathElement::new([(x, y - 6), (x, y + 6)], colour.mix(0.5).stroke_width(1)))?;
+            canvas.draw(&PathElement::new(
+                [(x, y - 6), (x, y + 6)],
+                colour.mix(0.5).stroke_width(1),
+            ))?;
         }
-        let label = format!("{}: step {scale:.6}, zero is code {zero_point}", results[i].name());
-        canvas.draw(&Text::new(label, (LEFT, y - 16), text(13, colour, HPos::Left)))?;
+        let label = format!(
+            "{}: step {scale:.6}, zero is code {zero_point}",
+            results[i].name()
+        );
+        canvas.draw(&Text::new(
+            label,
+            (LEFT, y - 16),
+            text(13, colour, HPos::Left),
+        ))?;
     }
     Ok(())
 }
 
 /// First and last number of a scheme's codes, the step and the zero point.
 fn grid(result: &Quantized) -> Option<(f64, f64, f64, i32)> {
-    let QParams::PerTensor { scale, zero_point } = *result.tensor.qparams() else { return None };
+    let QParams::PerTensor { scale, zero_point } = *result.tensor.qparams() else {
+        return None;
+    };
     let (min, max) = result.tensor.dtype().range();
-    Some((f64::from(min - zero_point) * scale, f64::from(max - zero_point) * scale, scale, zero_point))
+    Some((
+        f64::from(min - zero_point) * scale,
+        f64::from(max - zero_point) * scale,
+        scale,
+        zero_point,
+    ))
 }
 
 /// RMS errors of the channels, scheme by scheme, sorted by those of the first.
@@ -104,17 +151,24 @@ struct Channels {
 impl Channels {
     /// Along the axis of a per-channel scheme, else along the first of a matrix.
     fn of(input: &Input, results: &[Quantized]) -> anyhow::Result<Option<Self>> {
-        let axis = results.iter().find_map(|result| match result.tensor.qparams() {
-            QParams::PerChannel { axis, .. } => Some(*axis),
-            QParams::PerTensor { .. } => None,
-        });
-        let Some(axis) = axis.or((input.shape.len() > 1).then_some(0)) else { return Ok(None) };
+        let axis = results
+            .iter()
+            .find_map(|result| match result.tensor.qparams() {
+                QParams::PerChannel { axis, .. } => Some(*axis),
+                QParams::PerTensor { .. } => None,
+            });
+        let Some(axis) = axis.or((input.shape.len() > 1).then_some(0)) else {
+            return Ok(None);
+        };
         let channels = input.tensor()?.channels(axis)?;
         let mut errors = Vec::new();
         for result in results {
             let recovered = result.tensor.dequantize();
             let pick = |all: &[f32], channel| -> Vec<f32> {
-                channels.ranges(channel).flat_map(|range| all[range].iter().copied()).collect()
+                channels
+                    .ranges(channel)
+                    .flat_map(|range| all[range].iter().copied())
+                    .collect()
             };
             let rms = |i| ErrorStatistics::of(&pick(&input.values, i), &pick(&recovered, i)).rms;
             errors.push((0..channels.count()).map(rms).collect::<Vec<f64>>());
@@ -126,21 +180,38 @@ impl Channels {
         // Of very many channels an even choice is drawn.
         let shown = order.len().min(MOST_CHANNELS);
         let order: Vec<usize> = (0..shown).map(|i| order[i * order.len() / shown]).collect();
-        let errors = errors.iter().map(|errors| order.iter().map(|&i| errors[i]).collect()).collect();
+        let errors = errors
+            .iter()
+            .map(|errors| order.iter().map(|&i| errors[i]).collect())
+            .collect();
         Ok(Some(Self { axis, errors }))
     }
 
     fn draw(&self, canvas: &Canvas<'_>, results: &[Quantized], top: i32) -> anyhow::Result<()> {
-        let heading =
-            format!("RMS error of each channel (axis {}), in the order of the last scheme's", self.axis);
+        let heading = format!(
+            "RMS error of each channel (axis {}), in the order of the last scheme's",
+            self.axis
+        );
         canvas.draw(&Text::new(heading, (LEFT, top), bold(16, INK, HPos::Left)))?;
         let (bottom, reach) = (top + 260, 220.0);
-        let most = self.errors.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
+        let most = self
+            .errors
+            .iter()
+            .flatten()
+            .copied()
+            .fold(f64::MIN_POSITIVE, f64::max);
         for part in 0..=4 {
             let error = most * f64::from(part) / 4.0;
             let y = bottom - (reach * f64::from(part) / 4.0) as i32;
-            canvas.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], PALE.stroke_width(1)))?;
-            canvas.draw(&Text::new(format!("{error:.1e}"), (LEFT - 8, y), text(12, FAINT, HPos::Right)))?;
+            canvas.draw(&PathElement::new(
+                [(LEFT, y), (RIGHT, y)],
+                PALE.stroke_width(1),
+            ))?;
+            canvas.draw(&Text::new(
+                format!("{error:.1e}"),
+                (LEFT - 8, y),
+                text(12, FAINT, HPos::Right),
+            ))?;
         }
         for (i, errors) in self.errors.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
@@ -152,9 +223,16 @@ impl Channels {
             let line: Vec<_> = errors.iter().enumerate().map(point).collect();
             canvas.draw(&PathElement::new(line, colour.stroke_width(2)))?;
             let x = LEFT + 270 * i as i32;
-            canvas.draw(&Rectangle::new([(x, bottom + 24), (x + 24, bottom + 30)], colour.filled()))?;
+            canvas.draw(&Rectangle::new(
+                [(x, bottom + 24), (x + 24, bottom + 30)],
+                colour.filled(),
+            ))?;
             let name = results[i].name();
-            canvas.draw(&Text::new(name, (x + 32, bottom + 27), text(14, colour, HPos::Left)))?;
+            canvas.draw(&Text::new(
+                name,
+                (x + 32, bottom + 27),
+                text(14, colour, HPos::Left),
+            ))?;
         }
         Ok(())
     }

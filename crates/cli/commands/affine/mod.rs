@@ -13,7 +13,8 @@ use anyhow::Context;
 use llm_int8::nn::FloatDtype;
 use llm_int8::nn::checkpoint::{Checkpoint, float_tensor};
 use llm_int8_affine::{
-    AffineError, Observer, ObserverConfig, ObserverKind, QScheme, QuantizedDtype, QuantizedTensor, TensorRef,
+    AffineError, Observer, ObserverConfig, ObserverKind, QScheme, QuantizedDtype, QuantizedTensor,
+    TensorRef,
 };
 use std::io::Write;
 
@@ -46,7 +47,10 @@ struct Quantized {
 impl Quantized {
     /// The scheme's name without `torch.`.
     fn name(&self) -> String {
-        self.scheme.to_string().trim_start_matches("torch.").to_owned()
+        self.scheme
+            .to_string()
+            .trim_start_matches("torch.")
+            .to_owned()
     }
 }
 
@@ -58,7 +62,11 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
     }
     let input = read(args)?;
     let results = quantize(&input, args).map_err(|error| explain(error, &input))?;
-    let text = if args.json { report::json(&input, &results)? } else { report::text(&input, &results)? };
+    let text = if args.json {
+        report::json(&input, &results)?
+    } else {
+        report::text(&input, &results)?
+    };
     out.write_all(text.as_bytes())?;
     if let Some(path) = &args.plot {
         let svg = if input.is_small() {
@@ -77,7 +85,9 @@ fn explain(error: AffineError, input: &Input) -> anyhow::Error {
         (AffineError::AxisOutOfRange { .. }, _) | (AffineError::NotFinite { .. }, None) => {
             WrongUse(error.to_string()).into()
         }
-        (_, Some(name)) => anyhow::Error::from(error).context(format!("{name} cannot be quantised")),
+        (_, Some(name)) => {
+            anyhow::Error::from(error).context(format!("{name} cannot be quantised"))
+        }
         (_, None) => error.into(),
     }
 }
@@ -85,7 +95,11 @@ fn explain(error: AffineError, input: &Input) -> anyhow::Error {
 fn read(args: &AffineArgs) -> anyhow::Result<Input> {
     let Some(tensor) = &args.tensor else {
         let Numbers { values, shape } = Numbers::read(&args.values)?;
-        return Ok(Input { name: None, values, shape });
+        return Ok(Input {
+            name: None,
+            values,
+            shape,
+        });
     };
     let checkpoint = match (&args.file, &args.model) {
         (Some(file), _) if file.extension().is_some_and(|extension| extension == "bin") => {
@@ -101,7 +115,11 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
     };
     let tensor = float_tensor(&checkpoint.find(tensor)?, FloatDtype::F32, false)?;
     let shape = tensor.dims().to_vec();
-    Ok(Input { name: args.tensor.clone(), values: tensor.flatten_all()?.to_vec1()?, shape })
+    Ok(Input {
+        name: args.tensor.clone(),
+        values: tensor.flatten_all()?.to_vec1()?,
+        shape,
+    })
 }
 
 fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineError> {
@@ -112,7 +130,10 @@ fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineEr
         AffineDtype::Quint8 => QuantizedDtype::Quint8,
     };
     let chosen = |scheme| args.scheme == Scheme::All || args.scheme == scheme;
-    let (affine, symmetric) = (chosen(Scheme::PerTensorAffine), chosen(Scheme::PerTensorSymmetric));
+    let (affine, symmetric) = (
+        chosen(Scheme::PerTensorAffine),
+        chosen(Scheme::PerTensorSymmetric),
+    );
     let mut schemes = Vec::new();
     schemes.extend(affine.then_some((ObserverKind::MinMax, QScheme::PerTensorAffine)));
     schemes.extend(symmetric.then_some((ObserverKind::MinMax, QScheme::PerTensorSymmetric)));
@@ -124,7 +145,10 @@ fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineEr
     let quantized = |(kind, scheme)| {
         let mut observer = ObserverConfig::new(kind, dtype, scheme).build()?;
         observer.observe(x)?;
-        Ok(Quantized { scheme, tensor: QuantizedTensor::quantize(x, dtype, &observer.qparams()?)? })
+        Ok(Quantized {
+            scheme,
+            tensor: QuantizedTensor::quantize(x, dtype, &observer.qparams()?)?,
+        })
     };
     schemes.into_iter().map(quantized).collect()
 }

@@ -3,8 +3,8 @@
 use llm_int8_affine::module::{Linear, Model, QConfig};
 use llm_int8_affine::print::{Printed, python_float};
 use llm_int8_affine::{
-    AffineError, MinMaxObserver, Observer, QParams, QScheme, QuantizedDtype, QuantizedTensor, TensorRef,
-    custom,
+    AffineError, MinMaxObserver, Observer, QParams, QScheme, QuantizedDtype, QuantizedTensor,
+    TensorRef, custom,
 };
 use std::fmt::Write;
 
@@ -15,7 +15,10 @@ pub(super) fn text() -> Result<String, AffineError> {
     let mut out = String::new();
     for largest in LARGEST {
         let values = [3.0, -5.5, 0.0, largest, -6.0, 2.5];
-        say(&mut out, format_args!("# The tensor {}\n", Printed::floats(&values, &[6])));
+        say(
+            &mut out,
+            format_args!("# The tensor {}\n", Printed::floats(&values, &[6])),
+        );
         let x = TensorRef::new(&values, &[6])?;
         by_torch(&mut out, x, QScheme::PerTensorAffine)?;
         by_hand(
@@ -25,9 +28,17 @@ pub(super) fn text() -> Result<String, AffineError> {
             custom::asymmetric(x)?,
         );
         by_torch(&mut out, x, QScheme::PerTensorSymmetric)?;
-        by_hand(&mut out, x, "symmetric: scale = absmax / 127.5, zero_point = 0", custom::symmetric(x)?);
+        by_hand(
+            &mut out,
+            x,
+            "symmetric: scale = absmax / 127.5, zero_point = 0",
+            custom::symmetric(x)?,
+        );
         for (name, qconfig) in [
-            ("get_default_qconfig('fbgemm'): weights symmetric per output", QConfig::fbgemm()),
+            (
+                "get_default_qconfig('fbgemm'): weights symmetric per output",
+                QConfig::fbgemm(),
+            ),
             ("custom qconfig, asymmetric", QConfig::asymmetric()),
             ("custom qconfig, symmetric", QConfig::symmetric()),
         ] {
@@ -57,14 +68,28 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
     let mut observer = MinMaxObserver::new(QuantizedDtype::Qint8, scheme)?;
     observer.observe(x)?;
     let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams()?)?;
-    say(out, format_args!("## PyTorch: MinMaxObserver(dtype=torch.qint8, qscheme={scheme})\n\n{observer}"));
+    say(
+        out,
+        format_args!(
+            "## PyTorch: MinMaxObserver(dtype=torch.qint8, qscheme={scheme})\n\n{observer}"
+        ),
+    );
     show_qparams(out, q.qparams());
     say(out, format_args!("{q}"));
     say(
         out,
-        format_args!("int_repr():   {}", Printed::integers(q.int_repr(), q.shape(), Some("torch.int8"))),
+        format_args!(
+            "int_repr():   {}",
+            Printed::integers(q.int_repr(), q.shape(), Some("torch.int8"))
+        ),
     );
-    say(out, format_args!("dequantize(): {}", Printed::floats(&q.dequantize(), q.shape())));
+    say(
+        out,
+        format_args!(
+            "dequantize(): {}",
+            Printed::floats(&q.dequantize(), q.shape())
+        ),
+    );
     show_errors(out, x, &q.dequantize());
     Ok(())
 }
@@ -75,25 +100,48 @@ fn by_hand(out: &mut String, x: TensorRef<'_>, formula: &str, qparams: QParams) 
     for (scale, zero_point) in qparams.channels() {
         let codes = custom::codes(x.values(), scale as f32, zero_point);
         let back = custom::recovered(&codes, scale as f32, zero_point);
-        say(out, format_args!("codes:        {}", Printed::integers(&codes, x.shape(), None)));
-        say(out, format_args!("back:         {}", Printed::floats(&back, x.shape())));
+        say(
+            out,
+            format_args!(
+                "codes:        {}",
+                Printed::integers(&codes, x.shape(), None)
+            ),
+        );
+        say(
+            out,
+            format_args!("back:         {}", Printed::floats(&back, x.shape())),
+        );
         show_errors(out, x, &back);
     }
 }
 
 fn show_qparams(out: &mut String, qparams: &QParams) {
     for (scale, zero_point) in qparams.channels() {
-        say(out, format_args!("scale {}, zero_point {zero_point}", python_float(scale)));
+        say(
+            out,
+            format_args!("scale {}, zero_point {zero_point}", python_float(scale)),
+        );
     }
 }
 
 fn show_errors(out: &mut String, x: TensorRef<'_>, back: &[f32]) {
     let errors: Vec<f32> = x.values().iter().zip(back).map(|(x, y)| x - y).collect();
-    say(out, format_args!("error:        {}\n", Printed::floats(&errors, x.shape())));
+    say(
+        out,
+        format_args!("error:        {}\n", Printed::floats(&errors, x.shape())),
+    );
 }
 
-fn converted(out: &mut String, values: &[f32; 6], name: &str, qconfig: &QConfig) -> Result<(), AffineError> {
-    say(out, format_args!("## Linear(6, 1) with the tensor as its weight, {name}\n"));
+fn converted(
+    out: &mut String,
+    values: &[f32; 6],
+    name: &str,
+    qconfig: &QConfig,
+) -> Result<(), AffineError> {
+    say(
+        out,
+        format_args!("## Linear(6, 1) with the tensor as its weight, {name}\n"),
+    );
     let prepared = Model::new("M", Linear::new(values.to_vec(), 6, 1, None)?).prepare(qconfig)?;
     say(out, format_args!("prepare:\n{prepared}\n"));
     let model = prepared.convert()?;

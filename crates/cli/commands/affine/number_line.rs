@@ -1,5 +1,5 @@
-//! A few numbers on their line: the grid of codes of each scheme, where zero falls, what is clipped, and
-//! the error of each number.
+//! A few numbers on their line: the grid of codes of each scheme, where zero falls, what is
+//! clipped, and the error of each number.
 
 use super::picture::{ALARM, COLOURS, FAINT, INK, PALE, bold, text};
 use super::{Input, Quantized};
@@ -44,13 +44,16 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
     for &(result, scale, zero_point) in &shown {
         let (first, last) = grid_ends(result, scale, zero_point);
         (low, high) = (low.min(first), high.max(last));
-        largest_error = largest_error.max(result.tensor.errors(x).max).max(scale / 2.0);
+        largest_error = largest_error
+            .max(result.tensor.errors(x).max)
+            .max(scale / 2.0);
     }
     let margin = (high - low) * 0.03;
     let mut svg = String::new();
     {
         let height = TOP + PANEL * shown.len() as i32;
-        let canvas = SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
+        let canvas =
+            SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
         canvas.fill(&WHITE)?;
         let title = "Where numbers fall on 256 codes";
         canvas.draw(&Text::new(title, (LEFT, 36), bold(26, INK, HPos::Left)))?;
@@ -75,7 +78,10 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
 /// What the smallest and the largest code stand for.
 fn grid_ends(result: &Quantized, scale: f64, zero_point: i32) -> (f64, f64) {
     let (min, max) = result.tensor.dtype().range();
-    (f64::from(min - zero_point) * scale, f64::from(max - zero_point) * scale)
+    (
+        f64::from(min - zero_point) * scale,
+        f64::from(max - zero_point) * scale,
+    )
 }
 
 impl Panel<'_> {
@@ -93,13 +99,21 @@ impl Panel<'_> {
 
     fn heading(&self, canvas: &Canvas<'_>) -> anyhow::Result<()> {
         let name = self.result.name();
-        canvas.draw(&Text::new(name, (LEFT, self.top + 14), bold(18, self.colour, HPos::Left)))?;
+        canvas.draw(&Text::new(
+            name,
+            (LEFT, self.top + 14),
+            bold(18, self.colour, HPos::Left),
+        ))?;
         let errors = self.result.tensor.errors(self.input.tensor()?);
         let facts = format!(
             "scale {:.6} · zero point {} · mean error {:.4} · SNR {:.1} dB",
             self.scale, self.zero_point, errors.mean, errors.signal_to_noise
         );
-        canvas.draw(&Text::new(facts, (RIGHT, self.top + 14), text(15, FAINT, HPos::Right)))?;
+        canvas.draw(&Text::new(
+            facts,
+            (RIGHT, self.top + 14),
+            text(15, FAINT, HPos::Right),
+        ))?;
         Ok(())
     }
 
@@ -109,7 +123,10 @@ impl Panel<'_> {
         let (first, last) = grid_ends(self.result, self.scale, self.zero_point);
         let band = [(self.at(first), y - 16), (self.at(last), y + 16)];
         canvas.draw(&Rectangle::new(band, self.colour.mix(0.08).filled()))?;
-        canvas.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], INK.stroke_width(1)))?;
+        canvas.draw(&PathElement::new(
+            [(LEFT, y), (RIGHT, y)],
+            INK.stroke_width(1),
+        ))?;
         let (min, max) = self.result.tensor.dtype().range();
         for code in min..=max {
             let x = self.at(f64::from(code - self.zero_point) * self.scale);
@@ -117,7 +134,10 @@ impl Panel<'_> {
             let long = ends || (code % 32 == 0 && code - min > 12 && max - code > 12);
             let reach = if long { 14 } else { 6 };
             let ink = self.colour.mix(if long { 0.9 } else { 0.35 });
-            canvas.draw(&PathElement::new([(x, y - reach), (x, y + reach)], ink.stroke_width(1)))?;
+            canvas.draw(&PathElement::new(
+                [(x, y - reach), (x, y + reach)],
+                ink.stroke_width(1),
+            ))?;
             if long && code != self.zero_point {
                 canvas.draw(&Text::new(
                     code.to_string(),
@@ -127,9 +147,16 @@ impl Panel<'_> {
             }
         }
         let zero = self.at(0.0);
-        canvas.draw(&PathElement::new([(zero, y - 30), (zero, y + 38)], INK.stroke_width(2)))?;
+        canvas.draw(&PathElement::new(
+            [(zero, y - 30), (zero, y + 38)],
+            INK.stroke_width(2),
+        ))?;
         let label = format!("0 is code {}", self.zero_point);
-        canvas.draw(&Text::new(label, (zero, y + 48), bold(13, INK, HPos::Center)))?;
+        canvas.draw(&Text::new(
+            label,
+            (zero, y + 48),
+            bold(13, INK, HPos::Center),
+        ))?;
         Ok(())
     }
 
@@ -152,7 +179,10 @@ impl Panel<'_> {
             if let Some(storey) = storey {
                 free[storey] = x + reach;
                 let height = y - 44 - 22 * storey as i32;
-                canvas.draw(&PathElement::new([(x, height + 10), (x, y)], ink.mix(0.4).stroke_width(1)))?;
+                canvas.draw(&PathElement::new(
+                    [(x, height + 10), (x, y)],
+                    ink.mix(0.4).stroke_width(1),
+                ))?;
                 canvas.draw(&Text::new(label, (x, height), text(14, ink, HPos::Center)))?;
             }
             canvas.draw(&Circle::new((x, y), 5, ink.filled()))?;
@@ -167,12 +197,28 @@ impl Panel<'_> {
         let half = self.scale / 2.0;
         let area = [(LEFT, height(half)), (RIGHT, height(-half))];
         canvas.draw(&Rectangle::new(area, PALE.mix(0.5).filled()))?;
-        canvas.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], FAINT.stroke_width(1)))?;
+        canvas.draw(&PathElement::new(
+            [(LEFT, y), (RIGHT, y)],
+            FAINT.stroke_width(1),
+        ))?;
         let note = format!("error of each number; grey: half a step, ±{half:.4}");
-        canvas.draw(&Text::new(note, (LEFT, y + 68), text(13, FAINT, HPos::Left)))?;
-        for (&x, recovered) in self.input.values.iter().zip(self.result.tensor.dequantize()) {
+        canvas.draw(&Text::new(
+            note,
+            (LEFT, y + 68),
+            text(13, FAINT, HPos::Left),
+        ))?;
+        for (&x, recovered) in self
+            .input
+            .values
+            .iter()
+            .zip(self.result.tensor.dequantize())
+        {
             let error = f64::from(x) - f64::from(recovered);
-            let ink = if error.abs() > half * 1.001 { ALARM } else { self.colour };
+            let ink = if error.abs() > half * 1.001 {
+                ALARM
+            } else {
+                self.colour
+            };
             let (x, end) = (self.at(x.into()), height(error));
             canvas.draw(&PathElement::new([(x, y), (x, end)], ink.stroke_width(4)))?;
             canvas.draw(&Circle::new((x, end), 4, ink.filled()))?;

@@ -14,15 +14,22 @@ pub(super) const FAINT: RGBColor = RGBColor(107, 114, 128);
 pub(super) const PALE: RGBColor = RGBColor(229, 231, 235);
 pub(super) const ALARM: RGBColor = RGBColor(220, 38, 38);
 /// One a scheme.
-pub(super) const COLOURS: [RGBColor; 4] =
-    [RGBColor(37, 99, 235), RGBColor(217, 119, 6), RGBColor(5, 150, 105), RGBColor(147, 51, 234)];
+pub(super) const COLOURS: [RGBColor; 4] = [
+    RGBColor(37, 99, 235),
+    RGBColor(217, 119, 6),
+    RGBColor(5, 150, 105),
+    RGBColor(147, 51, 234),
+];
 
 /// Pixels of a PNG for each unit of the drawing.
 const SHARPNESS: f32 = 2.0;
 
 /// Text of this size and colour, placed by one of its edges.
 pub(super) fn text(size: u32, colour: RGBColor, across: HPos) -> TextStyle<'static> {
-    ("DejaVu Sans", size).into_font().color(&colour).pos(Pos::new(across, VPos::Center))
+    ("DejaVu Sans", size)
+        .into_font()
+        .color(&colour)
+        .pos(Pos::new(across, VPos::Center))
 }
 
 /// The same, bold.
@@ -40,12 +47,19 @@ pub(super) fn write(svg: &str, path: &Path) -> anyhow::Result<()> {
 }
 
 fn png(svg: &str) -> anyhow::Result<Vec<u8>> {
-    let mut options = usvg::Options { font_family: "DejaVu Sans".into(), ..usvg::Options::default() };
+    let mut options = usvg::Options {
+        font_family: "DejaVu Sans".into(),
+        ..usvg::Options::default()
+    };
     let fonts = Arc::make_mut(&mut options.fontdb);
     fonts.load_font_data(dejavu::sans::regular().to_vec());
     fonts.load_font_data(dejavu::sans::bold().to_vec());
     let tree = usvg::Tree::from_str(svg, &options)?;
-    let size = tree.size().to_int_size().scale_by(SHARPNESS).context("the picture is too large")?;
+    let size = tree
+        .size()
+        .to_int_size()
+        .scale_by(SHARPNESS)
+        .context("the picture is too large")?;
     let mut pixels =
         tiny_skia::Pixmap::new(size.width(), size.height()).context("the picture is too large")?;
     let scale = tiny_skia::Transform::from_scale(SHARPNESS, SHARPNESS);

@@ -5,12 +5,18 @@ use llm_int8_affine::{AffineError, ErrorStatistics, QParams};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Schemes one below the other, then value by value side by side; of many values, what torch prints.
+/// Schemes one below the other, then value by value side by side; of many values, what torch
+/// prints.
 pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, AffineError> {
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
-    let name = input.name.as_ref().map_or(String::new(), |name| format!("{name}, shape {:?}: ", input.shape));
-    let mut out = format!("{name}{} numbers from {min} to {max}\n\n", input.values.len());
+    let name = input.name.as_ref().map_or(String::new(), |name| {
+        format!("{name}, shape {:?}: ", input.shape)
+    });
+    let mut out = format!(
+        "{name}{} numbers from {min} to {max}\n\n",
+        input.values.len()
+    );
     push(
         &mut out,
         format_args!(
@@ -19,7 +25,12 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
         ),
     );
     for result in results {
-        let ErrorStatistics { max, mean, rms, signal_to_noise } = result.tensor.errors(x);
+        let ErrorStatistics {
+            max,
+            mean,
+            rms,
+            signal_to_noise,
+        } = result.tensor.errors(x);
         let (scale, zero_point) = qparams(result.tensor.qparams());
         push(
             &mut out,
@@ -29,7 +40,11 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
                 significant(max),
                 significant(mean),
                 significant(rms),
-                if signal_to_noise.is_finite() { format!("{signal_to_noise:.1}") } else { "no error".into() },
+                if signal_to_noise.is_finite() {
+                    format!("{signal_to_noise:.1}")
+                } else {
+                    "no error".into()
+                },
             ),
         );
     }
@@ -37,9 +52,12 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
     if input.is_small() {
         side_by_side(&mut out, input, results);
     } else {
-        results
-            .iter()
-            .for_each(|result| push(&mut out, format_args!("{}:\n{}\n", result.name(), result.tensor)));
+        results.iter().for_each(|result| {
+            push(
+                &mut out,
+                format_args!("{}:\n{}\n", result.name(), result.tensor),
+            )
+        });
     }
     Ok(out)
 }
@@ -52,14 +70,26 @@ fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
 /// One scale, or the smallest and the largest of several.
 fn qparams(qparams: &QParams) -> (String, String) {
     let (scales, zeros): (Vec<f64>, Vec<i32>) = qparams.channels().unzip();
-    let (least, most) = scales.iter().fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
-    let (low, high) = (zeros.iter().min().copied().unwrap_or(0), zeros.iter().max().copied().unwrap_or(0));
+    let (least, most) = scales
+        .iter()
+        .fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
+    let (low, high) = (
+        zeros.iter().min().copied().unwrap_or(0),
+        zeros.iter().max().copied().unwrap_or(0),
+    );
     let scale = match least == most {
         true if (1e-3..1e4).contains(&least) => format!("{least:.9}"),
         true => format!("{least:.7e}"),
         false => format!("{least:.1e}…{most:.1e}"),
     };
-    (scale, if low == high { low.to_string() } else { format!("{low}…{high}") })
+    (
+        scale,
+        if low == high {
+            low.to_string()
+        } else {
+            format!("{low}…{high}")
+        },
+    )
 }
 
 /// Three digits that count.
@@ -80,16 +110,26 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
     let mut columns = format!("{:>12}", "value");
     for result in results {
         heading.push_str(&format!("  {:^32}", result.name()));
-        columns.push_str(&format!("  {:>6} {:>12} {:>12}", "code", "recovered", "error"));
+        columns.push_str(&format!(
+            "  {:>6} {:>12} {:>12}",
+            "code", "recovered", "error"
+        ));
     }
     push(out, format_args!("{}", heading.trim_end()));
     push(out, format_args!("{columns}"));
-    let recovered: Vec<Vec<f32>> = results.iter().map(|result| result.tensor.dequantize()).collect();
+    let recovered: Vec<Vec<f32>> = results
+        .iter()
+        .map(|result| result.tensor.dequantize())
+        .collect();
     for (i, &x) in input.values.iter().enumerate() {
         let mut line = format!("{x:>12}");
         for (result, recovered) in results.iter().zip(&recovered) {
             let (code, y) = (result.tensor.int_repr()[i], recovered[i]);
-            line.push_str(&format!("  {code:>6} {:>12} {:>12}", short(y), short(x - y)));
+            line.push_str(&format!(
+                "  {code:>6} {:>12} {:>12}",
+                short(y),
+                short(x - y)
+            ));
         }
         push(out, format_args!("{line}"));
     }
@@ -113,10 +153,14 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
     let result = |result: &Quantized| {
         let errors = result.tensor.errors(x);
         let (scale, zero_point, axis) = match result.tensor.qparams() {
-            QParams::PerTensor { scale, zero_point } => (json!(scale), json!(zero_point), Value::Null),
-            QParams::PerChannel { scales, zero_points, axis } => {
-                (json!(scales), json!(zero_points), json!(axis))
+            QParams::PerTensor { scale, zero_point } => {
+                (json!(scale), json!(zero_point), Value::Null)
             }
+            QParams::PerChannel {
+                scales,
+                zero_points,
+                axis,
+            } => (json!(scales), json!(zero_points), json!(axis)),
         };
         json!({
             "scheme": result.name(),
@@ -136,8 +180,7 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
         })
     };
     let results: Vec<Value> = results.iter().map(result).collect();
-    let object =
-        json!({ "tensor": input.name, "shape": input.shape, "values": input.values, "results": results });
+    let object = json!({ "tensor": input.name, "shape": input.shape, "values": input.values, "results": results });
     Ok(format!("{object}\n"))
 }
 
@@ -147,8 +190,17 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_true() {
-        assert_eq!([significant(0.0), significant(0.01234), significant(123.4)], ["0", "0.0123", "123"]);
-        assert_eq!([significant(3e-7), significant(2.5e9)], ["3.00e-7", "2.50e9"]);
-        assert_eq!([short(3.0117648), short(-4.0), short(1.5e-7)], ["3.011765", "-4", "1.5000e-7"]);
+        assert_eq!(
+            [significant(0.0), significant(0.01234), significant(123.4)],
+            ["0", "0.0123", "123"]
+        );
+        assert_eq!(
+            [significant(3e-7), significant(2.5e9)],
+            ["3.00e-7", "2.50e9"]
+        );
+        assert_eq!(
+            [short(3.0117648), short(-4.0), short(1.5e-7)],
+            ["3.011765", "-4", "1.5000e-7"]
+        );
     }
 }

@@ -1,10 +1,14 @@
-//! GPUs, through the driver alone: no CUDA runtime, no cuBLAS. The library `libcuda` is looked for when a
-//! device is asked for, so that a program with this feature starts on machines without it.
+//! GPUs, through the driver alone: no CUDA runtime, no cuBLAS. The library `libcuda` is looked for
+//! when a device is asked for, so that a program with this feature starts on machines without it.
 
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum as FunctionAttribute};
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute, CUfunction_attribute_enum as FunctionAttribute,
+};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result,
+};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -12,7 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// Number and size in bytes of the slots for large copies: while one is copied, the other is filled.
+/// Number and size in bytes of the slots for large copies: while one is copied, the other is
+/// filled.
 const LARGE_SLOTS: (usize, usize) = (2, 16 << 20);
 /// Number and size in bytes of the slots for small copies, such as what a pass is told of its rows.
 const SMALL_SLOTS: (usize, usize) = (64, 4 << 10);
@@ -24,9 +29,10 @@ type Driven<T> = std::result::Result<T, DriverError>;
 
 /// A ring of equal slots in one piece of page-locked memory.
 ///
-/// Every copy from the host goes through such a slot. Of an asynchronous copy from pageable memory CUDA only says that
-/// the memory *might* be staged before the call returns; without that, a caller's buffer could be freed while it is
-/// still read ("API synchronization behavior", CUDA driver API).
+/// Every copy from the host goes through such a slot. Of an asynchronous copy from pageable memory
+/// CUDA only says that the memory *might* be staged before the call returns; without that, a
+/// caller's buffer could be freed while it is still read ("API synchronization behavior", CUDA
+/// driver API).
 struct Ring {
     memory: *mut u8,
     slot_bytes: usize,
@@ -41,11 +47,19 @@ unsafe impl Send for Ring {}
 
 impl Ring {
     fn new(context: &Arc<CudaContext>, (slots, slot_bytes): (usize, usize)) -> Driven<Self> {
-        let done = (0..slots).map(|_| context.new_event(None)).collect::<Driven<_>>()?;
+        let done = (0..slots)
+            .map(|_| context.new_event(None))
+            .collect::<Driven<_>>()?;
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new_event` bound the context to this thread; the memory is written before it is read.
+        // SAFETY: `new_event` bound the context to this thread; the memory is written before it is
+        // read.
         let memory = unsafe { result::malloc_host(slots * slot_bytes, 0) }?;
-        Ok(Self { memory: memory.cast(), slot_bytes, done, next: 0 })
+        Ok(Self {
+            memory: memory.cast(),
+            slot_bytes,
+            done,
+            next: 0,
+        })
     }
 
     /// Starts copying at most a slot of bytes to the address.
@@ -55,8 +69,8 @@ impl Ring {
         self.next = (slot + 1) % self.done.len();
         self.done[slot].synchronize()?;
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: slot `slot` is `slot_bytes` long, which `bytes` does not exceed; the event says that no copy reads
-        // it any more, and it lives until `free`, which waits for the stream.
+        // SAFETY: slot `slot` is `slot_bytes` long, which `bytes` does not exceed; the event says
+        // that no copy reads it any more, and it lives until `free`, which waits for the stream.
         unsafe {
             let memory = self.memory.add(slot * self.slot_bytes);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len());
@@ -69,8 +83,8 @@ impl Ring {
     /// Gives the memory back; no copy may be under way.
     fn free(self) {
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new` locked it, and the caller waited for the stream. What cannot be given back now is given back
-        // with the process.
+        // SAFETY: `new` locked it, and the caller waited for the stream. What cannot be given back
+        // now is given back with the process.
         let _ = unsafe { result::free_host(self.memory.cast()) };
     }
 }
@@ -96,10 +110,13 @@ pub(crate) struct CudaDriver {
 /// A captured graph.
 pub(crate) struct CudaRecorded(Mutex<cudarc::driver::CudaGraph>);
 
-#[expect(unsafe_code, reason = "the driver's graphs may be used from any thread, one at a time")]
-// SAFETY: the CUDA programming guide: "Graph objects are not threadsafe. It is the responsibility of the user to
-// ensure that multiple threads do not concurrently access the same cudaGraph_t": the lock does, and every use
-// binds the context to the calling thread.
+#[expect(
+    unsafe_code,
+    reason = "the driver's graphs may be used from any thread, one at a time"
+)]
+// SAFETY: the CUDA programming guide: "Graph objects are not threadsafe. It is the responsibility
+// of the user to ensure that multiple threads do not concurrently access the same cudaGraph_t": the
+// lock does, and every use binds the context to the calling thread.
 unsafe impl Send for CudaRecorded {}
 #[expect(unsafe_code, reason = "as above")]
 // SAFETY: as above.
@@ -152,18 +169,28 @@ impl CudaDriver {
         let name = format!("cuda:{ordinal}");
         let error = |action| {
             let device = name.clone();
-            move |error: DriverError| CudaError::Driver { device, action, reason: error.to_string() }
+            move |error: DriverError| CudaError::Driver {
+                device,
+                action,
+                reason: error.to_string(),
+            }
         };
         let context = CudaContext::new(ordinal).map_err(error("opening it"))?;
-        #[expect(unsafe_code, reason = "events between streams cost time at every launch")]
+        #[expect(
+            unsafe_code,
+            reason = "events between streams cost time at every launch"
+        )]
         // SAFETY: there is one stream, and what is freed is waited for.
         unsafe {
             context.disable_event_tracking();
         }
         let stream = context.new_stream().map_err(error("making a stream"))?;
-        let module =
-            context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(error("loading the kernels"))?;
-        let (major, minor) = context.compute_capability().map_err(error("asking for its capability"))?;
+        let module = context
+            .load_module(Ptx::from_binary(KERNELS.to_vec()))
+            .map_err(error("loading the kernels"))?;
+        let (major, minor) = context
+            .compute_capability()
+            .map_err(error("asking for its capability"))?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
         Ok(Self {
             capability,
@@ -178,22 +205,36 @@ impl CudaDriver {
 
     fn error(&self, action: &'static str) -> impl FnOnce(DriverError) -> CudaError {
         let device = self.name.clone();
-        move |error| CudaError::Driver { device, action, reason: error.to_string() }
+        move |error| CudaError::Driver {
+            device,
+            action,
+            reason: error.to_string(),
+        }
     }
 
     fn bind(&self) -> Result<()> {
-        self.context.bind_to_thread().map_err(self.error("binding it to a thread"))
+        self.context
+            .bind_to_thread()
+            .map_err(self.error("binding it to a thread"))
     }
 
     pub(crate) fn properties(&self) -> Result<Properties> {
         let attribute = |which| {
-            let value = self.context.attribute(which).map_err(self.error("asking for its properties"))?;
+            let value = self
+                .context
+                .attribute(which)
+                .map_err(self.error("asking for its properties"))?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
         Ok(Properties {
             name: self.name.clone(),
-            model: self.context.name().map_err(self.error("asking for its name"))?,
-            multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            model: self
+                .context
+                .name()
+                .map_err(self.error("asking for its name"))?,
+            multiprocessors: attribute(
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            )?,
             shared_bytes: attribute(
                 CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
@@ -203,20 +244,29 @@ impl CudaDriver {
     }
 
     pub(crate) fn memory(&self) -> Result<(u64, u64)> {
-        let (free, total) = self.context.mem_get_info().map_err(self.error("asking for its memory"))?;
+        let (free, total) = self
+            .context
+            .mem_get_info()
+            .map_err(self.error("asking for its memory"))?;
         Ok((free as u64, total as u64))
     }
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: a context is bound; the memory is written before kernels read it, which is the callers' matter.
+        // SAFETY: a context is bound; the memory is written before kernels read it, which is the
+        // callers' matter.
         let allocated = unsafe { result::malloc_sync(bytes.max(1)) };
         match allocated {
             Ok(address) => Ok(address),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, total) = self.memory()?;
-                Err(CudaError::OutOfMemory { device: self.name.clone(), wanted: bytes as u64, free, total })
+                Err(CudaError::OutOfMemory {
+                    device: self.name.clone(),
+                    wanted: bytes as u64,
+                    free,
+                    total,
+                })
             }
             Err(error) => Err(self.error("allocating")(error)),
         }
@@ -244,7 +294,8 @@ impl CudaDriver {
 
         let mut to = address;
         for part in from.chunks(size.1) {
-            ring.copy(&self.stream, to, part).map_err(self.error("copying from the host"))?;
+            ring.copy(&self.stream, to, part)
+                .map_err(self.error("copying from the host"))?;
             to += part.len() as u64;
         }
         Ok(())
@@ -253,8 +304,8 @@ impl CudaDriver {
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: the caller checked that the memory is as long as the slice, which outlives the copy, as it is
-        // waited for.
+        // SAFETY: the caller checked that the memory is as long as the slice, which outlives the
+        // copy, as it is waited for.
         unsafe { result::memcpy_dtoh_async(into, address, self.stream.cu_stream()) }
             .map_err(self.error("copying to the host"))?;
         self.synchronize()
@@ -280,20 +331,29 @@ impl CudaDriver {
     fn function(&self, launch: &Launch<'_>) -> Result<CudaFunction> {
         let mut functions = lock(&self.functions);
         if !functions.contains_key(launch.kernel) {
-            let function = self.module.load_function(launch.kernel).map_err(self.error(launch.kernel))?;
-            // The same for all kernels: a multiprocessor must be idle before it divides its memory otherwise, so kernels
-            // that want different shares do not overlap.
+            let function = self
+                .module
+                .load_function(launch.kernel)
+                .map_err(self.error(launch.kernel))?;
+            // The same for all kernels: a multiprocessor must be idle before it divides its memory
+            // otherwise, so kernels that want different shares do not overlap.
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            function.set_attribute(attribute, 100).map_err(self.error(launch.kernel))?;
+            function
+                .set_attribute(attribute, 100)
+                .map_err(self.error(launch.kernel))?;
             functions.insert(launch.kernel, (function, SHARED_BY_DEFAULT));
         }
         let Some((function, allowed)) = functions.get_mut(launch.kernel) else {
-            return Err(self.error(launch.kernel)(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)));
+            return Err(self.error(launch.kernel)(DriverError(
+                sys::CUresult::CUDA_ERROR_NOT_FOUND,
+            )));
         };
         if launch.shared_bytes > *allowed {
             let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, bytes).map_err(self.error(launch.kernel))?;
+            function
+                .set_attribute(attribute, bytes)
+                .map_err(self.error(launch.kernel))?;
             *allowed = launch.shared_bytes;
         }
         Ok(function.clone())
@@ -304,9 +364,14 @@ impl CudaDriver {
         let function = self.function(&launch)?;
         // Structs of kernels hold pointers: aligned as those are.
         let mut args = [0u64; 32];
-        let Some(bytes) = bytemuck::cast_slice_mut::<u64, u8>(&mut args).get_mut(..launch.args.len()) else {
+        let Some(bytes) =
+            bytemuck::cast_slice_mut::<u64, u8>(&mut args).get_mut(..launch.args.len())
+        else {
             let reason = format!("{} bytes of arguments", launch.args.len());
-            return Err(CudaError::Shape { kernel: launch.kernel, reason });
+            return Err(CudaError::Shape {
+                kernel: launch.kernel,
+                reason,
+            });
         };
         bytes.copy_from_slice(launch.args);
         let mut parameters = [args.as_mut_ptr().cast::<c_void>()];
@@ -325,14 +390,16 @@ impl CudaDriver {
         };
         let (function, nothing) = (function.cu_function(), std::ptr::null_mut());
         #[expect(unsafe_code, reason = "kernels are C++")]
-        // SAFETY: the kernel takes one struct, whose layout args.rs mirrors, and copies it at the call; what it
-        // touches was checked by the functions of `ops`; attributes and parameters outlive the call.
+        // SAFETY: the kernel takes one struct, whose layout args.rs mirrors, and copies it at the
+        // call; what it touches was checked by the functions of `ops`; attributes and parameters
+        // outlive the call.
         unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), nothing) }
             .result()
             .map_err(self.error(launch.kernel))
     }
 
-    /// What lets a kernel start before the one before has ended; nothing where that is not asked for or not known.
+    /// What lets a kernel start before the one before has ended; nothing where that is not asked
+    /// for or not known.
     fn early_start(&self, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
         if !overlaps || self.capability < 90 {
             return Vec::new();
@@ -340,7 +407,8 @@ impl CudaDriver {
         #[expect(unsafe_code, reason = "an attribute is a union of C")]
         // SAFETY: every member of the union is plain data, for which zeros are a value.
         let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.id =
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         attribute.value.programmaticStreamSerializationAllowed = 1;
         vec![attribute]
     }
@@ -360,14 +428,17 @@ impl CudaDriver {
             .stream
             .end_capture(sys::CUgraphInstantiate_flags(0))
             .map_err(self.error("ending a graph"))?;
-        let graph = graph
-            .ok_or_else(|| self.error("ending a graph")(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)))?;
+        let graph = graph.ok_or_else(|| {
+            self.error("ending a graph")(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND))
+        })?;
         graph.upload().map_err(self.error("uploading a graph"))?;
         Ok(CudaRecorded(Mutex::new(graph)))
     }
 
     pub(crate) fn replay(&self, recorded: &CudaRecorded) -> Result<()> {
-        lock(&recorded.0).launch().map_err(self.error("launching a graph"))
+        lock(&recorded.0)
+            .launch()
+            .map_err(self.error("launching a graph"))
     }
 }
 
@@ -376,7 +447,10 @@ impl Drop for CudaDriver {
         // An error here is one of a kernel before; memory is the process's own either way.
         let _ = self.stream.synchronize();
         let rings = std::mem::take(&mut *lock(&self.rings));
-        [rings.small, rings.large].into_iter().flatten().for_each(Ring::free);
+        [rings.small, rings.large]
+            .into_iter()
+            .flatten()
+            .for_each(Ring::free);
     }
 }
 
@@ -414,7 +488,10 @@ mod tests {
         driver.replay(&graph).unwrap();
         let mut bytes = [0; 64];
         driver.read(address, &mut bytes).unwrap();
-        assert_eq!((bytes[31], bytes[32], bytes[47], bytes[48], bytes[56]), (0, 7, 7, 0, 7));
+        assert_eq!(
+            (bytes[31], bytes[32], bytes[47], bytes[48], bytes[56]),
+            (0, 7, 7, 0, 7)
+        );
         driver.free(address).unwrap();
     }
 
@@ -424,11 +501,18 @@ mod tests {
         let count = 3 * SMALL_SLOTS.0;
         let address = driver.allocate(count * 16).unwrap();
         for i in 0..count {
-            driver.write(address + 16 * i as u64, &[i as u8; 16]).unwrap();
+            driver
+                .write(address + 16 * i as u64, &[i as u8; 16])
+                .unwrap();
         }
         let mut bytes = vec![0; count * 16];
         driver.read(address, &mut bytes).unwrap();
-        assert!(bytes.chunks(16).enumerate().all(|(i, slot)| slot.iter().all(|byte| *byte == i as u8)));
+        assert!(
+            bytes
+                .chunks(16)
+                .enumerate()
+                .all(|(i, slot)| slot.iter().all(|byte| *byte == i as u8))
+        );
         driver.free(address).unwrap();
     }
 }

@@ -1,10 +1,11 @@
 //! The emulated device: host memory, and kernels compiled by a C++ compiler.
 //!
-//! Like a GPU it works asynchronously: launches, copies on the device and zeros are queued, and run when the host reads,
-//! writes, frees or waits. What a kernel did wrong shows at such a call and at every one after it.
+//! Like a GPU it works asynchronously: launches, copies on the device and zeros are queued, and run
+//! when the host reads, writes, frees or waits. What a kernel did wrong shows at such a call and at
+//! every one after it.
 //!
-//! It is stricter than a GPU where that finds mistakes: new memory is NaN, and memory around each allocation must
-//! stay as it is.
+//! It is stricter than a GPU where that finds mistakes: new memory is NaN, and memory around each
+//! allocation must stay as it is.
 
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
@@ -44,7 +45,11 @@ impl Allocation {
         let mut bytes = vec![GUARD_BYTE; length + 2 * GUARD + ALIGNMENT];
         let offset = bytes.as_ptr().align_offset(ALIGNMENT);
         bytes[offset + GUARD..offset + GUARD + length].fill(0xff);
-        Self { bytes, offset, length }
+        Self {
+            bytes,
+            offset,
+            length,
+        }
     }
 
     fn address(&self) -> u64 {
@@ -59,9 +64,22 @@ impl Allocation {
 }
 
 enum Step {
-    Launch { kernel: &'static str, args: Vec<u8>, grid: [u32; 3], threads: u32, shared_bytes: u32 },
-    Copy { to: u64, from: u64, bytes: usize },
-    Zero { address: u64, bytes: usize },
+    Launch {
+        kernel: &'static str,
+        args: Vec<u8>,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Zero {
+        address: u64,
+        bytes: usize,
+    },
     Replay(Arc<Vec<Step>>),
 }
 
@@ -88,7 +106,12 @@ pub(crate) struct EmulatedDriver {
 
 impl EmulatedDriver {
     pub(crate) fn new(ordinal: usize, memory: u64, order: u64) -> Self {
-        Self { ordinal, memory, order, state: Mutex::default() }
+        Self {
+            ordinal,
+            memory,
+            order,
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -100,7 +123,11 @@ impl EmulatedDriver {
     }
 
     fn error(&self, action: &'static str, reason: impl Into<String>) -> CudaError {
-        CudaError::Driver { device: self.name(), action, reason: reason.into() }
+        CudaError::Driver {
+            device: self.name(),
+            action,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn properties(&self) -> Result<Properties> {
@@ -154,7 +181,9 @@ impl EmulatedDriver {
     fn bytes<'a>(&self, state: &'a mut State, address: u64, length: usize) -> Result<&'a mut [u8]> {
         let found = state.allocations.range_mut(..=address).next_back();
         match found {
-            Some((start, allocation)) if address + length as u64 <= start + allocation.length as u64 => {
+            Some((start, allocation))
+                if address + length as u64 <= start + allocation.length as u64 =>
+            {
                 let first = allocation.offset + GUARD + (address - start) as usize;
                 Ok(&mut allocation.bytes[first..first + length])
             }
@@ -165,7 +194,8 @@ impl EmulatedDriver {
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         let mut state = self.state();
         self.finish(&mut state)?;
-        self.bytes(&mut state, address, from.len())?.copy_from_slice(from);
+        self.bytes(&mut state, address, from.len())?
+            .copy_from_slice(from);
         Ok(())
     }
 
@@ -185,8 +215,21 @@ impl EmulatedDriver {
     }
 
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
-        let Launch { kernel, args, grid, threads, shared_bytes, .. } = launch;
-        self.step(Step::Launch { kernel, args: args.to_vec(), grid, threads, shared_bytes })
+        let Launch {
+            kernel,
+            args,
+            grid,
+            threads,
+            shared_bytes,
+            ..
+        } = launch;
+        self.step(Step::Launch {
+            kernel,
+            args: args.to_vec(),
+            grid,
+            threads,
+            shared_bytes,
+        })
     }
 
     fn step(&self, step: Step) -> Result<()> {
@@ -221,9 +264,13 @@ impl EmulatedDriver {
                 self.bytes(state, *address, *bytes)?.fill(0);
                 Ok(())
             }
-            Step::Launch { kernel, args, grid, threads, shared_bytes } => {
-                self.run_kernel(kernel, args, *grid, *threads, *shared_bytes)
-            }
+            Step::Launch {
+                kernel,
+                args,
+                grid,
+                threads,
+                shared_bytes,
+            } => self.run_kernel(kernel, args, *grid, *threads, *shared_bytes),
             Step::Replay(steps) => steps.iter().try_for_each(|step| self.run(state, step)),
         }
     }
@@ -237,15 +284,19 @@ impl EmulatedDriver {
         shared: u32,
     ) -> Result<()> {
         if shared as usize > 227 << 10 {
-            return Err(self.error(kernel, format!("{shared} bytes of shared memory are too many")));
+            return Err(self.error(
+                kernel,
+                format!("{shared} bytes of shared memory are too many"),
+            ));
         }
         let name = CString::new(kernel).map_err(|_| self.error(kernel, "not a name"))?;
         // Structs of kernels hold pointers: aligned as those are.
         let mut aligned = vec![0u64; args.len().div_ceil(8)];
         bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..args.len()].copy_from_slice(args);
         #[expect(unsafe_code, reason = "the kernels are C++")]
-        // SAFETY: pointers are valid for the call; the kernel itself touches what the safe functions of `ops`
-        // checked to be within allocations, which live as long as the state that is locked.
+        // SAFETY: pointers are valid for the call; the kernel itself touches what the safe
+        // functions of `ops` checked to be within allocations, which live as long as the state that
+        // is locked.
         let message = unsafe {
             llm_int8_emulate(
                 name.as_ptr(),

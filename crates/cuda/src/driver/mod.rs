@@ -95,7 +95,9 @@ impl Driver {
     /// A device that the CPU plays, with so much memory; see [`crate::Device::emulated`].
     pub(crate) fn emulated(ordinal: usize, memory: u64, order: u64) -> Result<Self> {
         #[cfg(emulated)]
-        return Ok(Self::Emulated(emulated::EmulatedDriver::new(ordinal, memory, order)));
+        return Ok(Self::Emulated(emulated::EmulatedDriver::new(
+            ordinal, memory, order,
+        )));
         #[cfg(not(emulated))]
         Err(CudaError::NoEmulation)
     }

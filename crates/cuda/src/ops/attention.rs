@@ -37,7 +37,10 @@ impl HeadLayout {
 
     fn args(&self, check: &Check<'_>, layer: usize) -> Result<Heads> {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(check.shape(format!("{} heads cannot share {}", self.heads, self.kv_heads)));
+            return Err(check.shape(format!(
+                "{} heads cannot share {}",
+                self.heads, self.kv_heads
+            )));
         }
         Ok(Heads {
             heads: check.size("the heads", self.heads)?,
@@ -85,7 +88,8 @@ pub struct Products<'a> {
     pub qkv: View<'a, f32>,
     /// From row to row.
     pub stride: usize,
-    /// Whether each head of keys and its values follow their queries; else all queries come first, then all keys.
+    /// Whether each head of keys and its values follow their queries; else all queries come first,
+    /// then all keys.
     pub is_grouped: bool,
     /// Rotations of queries and keys.
     pub rotation: Option<Rotation<'a>>,
@@ -101,12 +105,20 @@ impl Products<'_> {
         let all = (layout.heads + 2 * layout.kv_heads) * layout.size;
         let (cos, sin, dims, neighbours) = match self.rotation {
             Some(turn) if turn.dims > layout.size || turn.dims % 2 == 1 => {
-                return Err(check.shape(format!("{} of {} values cannot be rotated", turn.dims, layout.size)));
+                return Err(check.shape(format!(
+                    "{} of {} values cannot be rotated",
+                    turn.dims, layout.size
+                )));
             }
             Some(turn) => {
                 let needed = rows * turn.dims / 2;
                 let cos = check.view("the cosines", turn.cos, needed)?;
-                (cos, check.view("the sines", turn.sin, needed)?, turn.dims, turn.neighbours)
+                (
+                    cos,
+                    check.view("the sines", turn.sin, needed)?,
+                    turn.dims,
+                    turn.neighbours,
+                )
             }
             None => (0, 0, 0, false),
         };
@@ -115,7 +127,11 @@ impl Products<'_> {
             rows: check.view("the rows", attention.rows, rows)?,
             cos,
             sin,
-            queries: check.view("the queries", attention.queries, rows * layout.heads * layout.size)?,
+            queries: check.view(
+                "the queries",
+                attention.queries,
+                rows * layout.heads * layout.size,
+            )?,
             heads: layout.args(check, attention.layer)?,
             stride: check.size("the stride", self.stride)?,
             is_grouped: self.is_grouped.into(),
@@ -143,7 +159,8 @@ pub struct AttentionRule<'a> {
 /// How the rows of a pass are cut into blocks.
 #[derive(Debug, Clone, Copy)]
 pub enum Cut<'a> {
-    /// Each row is the only new one of its text: all in one launch, so many blocks sharing a row's positions.
+    /// Each row is the only new one of its text: all in one launch, so many blocks sharing a row's
+    /// positions.
     New(usize),
     /// A few new positions a text: row by row, so many blocks sharing a row's positions.
     Rows(usize),
@@ -160,11 +177,12 @@ pub struct Parts<'a> {
     pub counters: View<'a, u32>,
 }
 
-/// Puts the keys and values of a pass into the caches, and `softmax(q · kᵀ) · v` over all that is there by then
-/// into `out` `[M, heads · size]`.
+/// Puts the keys and values of a pass into the caches, and `softmax(q · kᵀ) · v` over all that is
+/// there by then into `out` `[M, heads · size]`.
 ///
 /// # Errors
-/// [`CudaError::Shape`](crate::CudaError::Shape), [`CudaError::TooShort`](crate::CudaError::TooShort),
+/// [`CudaError::Shape`](crate::CudaError::Shape),
+/// [`CudaError::TooShort`](crate::CudaError::TooShort),
 /// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn attend(
     attention: &Attention<'_>,
@@ -190,8 +208,15 @@ pub fn attend(
             plan::Many::Tensor128 => kernels!("attend_many128"),
         },
     };
-    let check = Check { kernel: layout.dtype.of(names), device: out.device() };
-    let widest = if let Cut::Tiles(_) = cut { plan::MOST_DIMS } else { plan::WIDEST_HEAD };
+    let check = Check {
+        kernel: layout.dtype.of(names),
+        device: out.device(),
+    };
+    let widest = if let Cut::Tiles(_) = cut {
+        plan::MOST_DIMS
+    } else {
+        plan::WIDEST_HEAD
+    };
     if padded > widest {
         return Err(check.shape(format!("heads of {} values are too wide", layout.size)));
     }
@@ -200,17 +225,27 @@ pub fn attend(
         Cut::New(splits) | Cut::Rows(splits) => ((*splits).clamp(1, plan::MOST_SPLITS), 0),
         Cut::Tiles(tiles) => (1, tiles.address()),
     };
-    let sums = if splits > 1 { rows * layout.heads * splits * (padded + 2) } else { 0 };
+    let sums = if splits > 1 {
+        rows * layout.heads * splits * (padded + 2)
+    } else {
+        0
+    };
     let attend = AttendArgs {
         queries: prepare.queries,
         rows: prepare.rows,
         out: check.view("the output", out, rows * layout.heads * layout.size)?,
         partial: check.view("the parts", parts.sums, sums)?,
-        counters: check.view("the counters", parts.counters, rows * layout.kv_heads * few.sets)?,
+        counters: check.view(
+            "the counters",
+            parts.counters,
+            rows * layout.kv_heads * few.sets,
+        )?,
         tiles,
         heads: prepare.heads,
         rule: Rule {
-            slopes: rule.slopes.map_or(Ok(0), |slopes| check.view("the slopes", slopes, layout.heads))?,
+            slopes: rule.slopes.map_or(Ok(0), |slopes| {
+                check.view("the slopes", slopes, layout.heads)
+            })?,
             window: check.size("the window", rule.window.unwrap_or(0))?,
             softcap: rule.softcap.unwrap_or(0.0),
             bias_factor: rule.bias_factor.unwrap_or(0.0),
@@ -224,10 +259,18 @@ pub fn attend(
     let grid = [splits, layout.kv_heads * few.sets, rows];
     if let Cut::New(_) = cut {
         let prefetches = u32::from(out.device().overlaps_kernels());
-        let args = AttendNewArgs { attend, prepare, prefetches, padding: 0 };
+        let args = AttendNewArgs {
+            attend,
+            prepare,
+            prefetches,
+            padding: 0,
+        };
         return check.launch(&args, grid, FEW_THREADS, few.shared_bytes);
     }
-    let first = Check { kernel: layout.dtype.of(kernels!("prepare")), device: out.device() };
+    let first = Check {
+        kernel: layout.dtype.of(kernels!("prepare")),
+        device: out.device(),
+    };
     let heads_a_block = (PREPARE_THREADS as usize >> prepare.heads.shift).max(1);
     let blocks = (layout.heads + 2 * layout.kv_heads).div_ceil(heads_a_block);
     first.launch(&prepare, [rows, blocks, 1], PREPARE_THREADS, 0)?;

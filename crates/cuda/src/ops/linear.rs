@@ -43,15 +43,19 @@ impl QuantizedMemory {
         })
     }
 
-    /// Bytes it takes for `rows` rows of up to `cols` values on a device with `multiprocessors` multiprocessors.
+    /// Bytes it takes for `rows` rows of up to `cols` values on a device with `multiprocessors`
+    /// multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
-        let of_rows = rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
-        let shared = plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
+        let of_rows =
+            rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
+        let shared =
+            plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
         (of_rows + 4 * shared) as u64
     }
 }
 
-/// Rows that are quantised: codes, absmax, the columns of outliers and the values those are taken from.
+/// Rows that are quantised: codes, absmax, the columns of outliers and the values those are taken
+/// from.
 #[derive(Debug, Clone, Copy)]
 pub struct Quantized<'a, T> {
     memory: &'a QuantizedMemory,
@@ -77,7 +81,11 @@ impl<T: Float> Quantized<'_, T> {
         let pitch = plan::pitch(self.cols);
         let mut codes = vec![0i8; self.rows * pitch];
         self.memory.codes.all().read(&mut codes)?;
-        Ok(codes.chunks(pitch.max(1)).flat_map(|row| &row[..self.cols]).copied().collect())
+        Ok(codes
+            .chunks(pitch.max(1))
+            .flat_map(|row| &row[..self.cols])
+            .copied()
+            .collect())
     }
 
     /// The largest magnitudes below the threshold, on the host.
@@ -102,28 +110,39 @@ impl<T: Float> Quantized<'_, T> {
     }
 }
 
-/// Quantises rows: what reaches `threshold` in f16 is an outlier and has code 0; with `by_row` false its whole
-/// column has. Source: bitsandbytes' `int8_vectorwise_quant`; the rounding is described in `quantize.cu`.
+/// Quantises rows: what reaches `threshold` in f16 is an outlier and has code 0; with `by_row`
+/// false its whole column has. Source: bitsandbytes' `int8_vectorwise_quant`; the rounding is
+/// described in `quantize.cu`.
 ///
 /// # Errors
-/// [`CudaError::TooShort`](crate::CudaError::TooShort), [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
+/// [`CudaError::TooShort`](crate::CudaError::TooShort),
+/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn quantize<'a, T: Float>(
     source: &Source<'a, T>,
     threshold: f32,
     by_row: bool,
     memory: &'a QuantizedMemory,
 ) -> Result<Quantized<'a, T>> {
-    let check = Check { kernel: T::TYPE.of(kernels!("quantize")), device: memory.codes.device() };
+    let check = Check {
+        kernel: T::TYPE.of(kernels!("quantize")),
+        device: memory.codes.device(),
+    };
     let (rows, cols, pitch) = (source.rows, source.cols, plan::pitch(source.cols));
     let limit = plan::outlier_limit(threshold);
     let is_made = !matches!(source.through, Through::Plain);
-    let values = memory.values.part(..if is_made { rows * cols } else { 0 })?;
+    let values = memory
+        .values
+        .part(..if is_made { rows * cols } else { 0 })?;
     let args = QuantizeArgs {
         source: source.args(&check)?,
         codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
         absmax: check.view("the largest magnitudes", memory.absmax.all(), rows)?,
         values: if is_made { values.address() } else { 0 },
-        flags: check.view("the marks of columns", memory.flags.all(), cols.div_ceil(32))?,
+        flags: check.view(
+            "the marks of columns",
+            memory.flags.all(),
+            cols.div_ceil(32),
+        )?,
         blocks: memory.blocks.address(),
         columns: check.view("the columns", memory.columns.all(), cols)?,
         count: memory.count.address(),
@@ -134,9 +153,17 @@ pub fn quantize<'a, T: Float>(
     };
     let units = memory.codes.device().multiprocessors();
     let blocks = plan::quantize_blocks(rows, cols, units);
-    check.launch(&args, [blocks, 1, 1], plan::quantize_threads(rows, cols, units), 0)?;
+    check.launch(
+        &args,
+        [blocks, 1, 1],
+        plan::quantize_threads(rows, cols, units),
+        0,
+    )?;
     if rows > 1 && threshold > 0.0 && !by_row {
-        let check = Check { kernel: "clear_columns", device: memory.codes.device() };
+        let check = Check {
+            kernel: "clear_columns",
+            device: memory.codes.device(),
+        };
         let args = ClearArgs {
             codes: args.codes,
             columns: args.columns,
@@ -146,8 +173,19 @@ pub fn quantize<'a, T: Float>(
         };
         check.launch(&args, [rows, 1, 1], 128, 0)?;
     }
-    let values = if is_made { Values::Made(values) } else { Values::AsTheyLie(source.x, source.stride) };
-    Ok(Quantized { memory, values, rows, cols, limit, by_row })
+    let values = if is_made {
+        Values::Made(values)
+    } else {
+        Values::AsTheyLie(source.x, source.stride)
+    };
+    Ok(Quantized {
+        memory,
+        values,
+        rows,
+        cols,
+        limit,
+        by_row,
+    })
 }
 
 fn weight(matrix: &Int8Matrix, check: &Check<'_>) -> Result<Int8Weight> {
@@ -164,21 +202,32 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
     if matrix.in_features() == cols {
         return Ok(());
     }
-    Err(check.shape(format!("rows of {cols} values; the layer takes {}", matrix.in_features())))
+    Err(check.shape(format!(
+        "rows of {cols} values; the layer takes {}",
+        matrix.in_features()
+    )))
 }
 
-/// The product of quantised rows, outliers included: LLM.int8(), `y = x · Wᵀ + b`, for any number of rows.
+/// The product of quantised rows, outliers included: LLM.int8(), `y = x · Wᵀ + b`, for any number
+/// of rows.
 ///
 /// # Errors
 /// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
-pub fn product<T: Float>(x: &Quantized<'_, T>, matrix: &Int8Matrix, output: &Output<'_, T>) -> Result<()> {
-    let (device, shape) = (matrix.device(), [x.rows, matrix.out_features(), matrix.pitch()]);
+pub fn product<T: Float>(
+    x: &Quantized<'_, T>,
+    matrix: &Int8Matrix,
+    output: &Output<'_, T>,
+) -> Result<()> {
+    let (device, shape) = (
+        matrix.device(),
+        [x.rows, matrix.out_features(), matrix.pitch()],
+    );
     let division = || plan::gemm(shape, device.multiprocessors(), device.has_wgmma());
     product_by((x.rows > THIN_MOST).then(division), x, matrix, output)
 }
 
-/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`, for any number of rows, or with
-/// `None` by `thin.cu`, which takes up to 16.
+/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`,
+/// for any number of rows, or with `None` by `thin.cu`, which takes up to 16.
 ///
 /// # Errors
 /// As [`product`], which knows how much memory there is for sums of tiles whose K is shared.
@@ -203,15 +252,29 @@ pub fn product_by<T: Float>(
     // Values that were made are f32: kernels for f16 and bf16 take theirs from where they lie.
     let (kernel, values, value_stride) = match x.values {
         Values::AsTheyLie(values, stride) => {
-            let check = Check { kernel: T::TYPE.of(kernel), device };
-            (check.kernel, check.view("the activations", values, super::span(rows, stride, x.cols))?, stride)
+            let check = Check {
+                kernel: T::TYPE.of(kernel),
+                device,
+            };
+            (
+                check.kernel,
+                check.view("the activations", values, super::span(rows, stride, x.cols))?,
+                stride,
+            )
         }
         Values::Made(values) => {
-            let check = Check { kernel: T::TYPE.of(kernel), device };
+            let check = Check {
+                kernel: T::TYPE.of(kernel),
+                device,
+            };
             if size_of::<T>() != size_of::<f32>() {
                 return Err(check.shape("norms and gates are for rows of f32".into()));
             }
-            (check.kernel, check.view("the activations", values, rows * x.cols)?, x.cols)
+            (
+                check.kernel,
+                check.view("the activations", values, rows * x.cols)?,
+                x.cols,
+            )
         }
     };
     let check = Check { kernel, device };
@@ -219,7 +282,8 @@ pub fn product_by<T: Float>(
     if division.is_none() && rows > THIN_MOST {
         return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
     }
-    if division.is_some_and(|division| Tile::HOPPER.contains(&division.tile)) && !device.has_wgmma() {
+    if division.is_some_and(|division| Tile::HOPPER.contains(&division.tile)) && !device.has_wgmma()
+    {
         return Err(check.shape(format!("{} has no wgmma", device.name())));
     }
     let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
@@ -237,8 +301,16 @@ pub fn product_by<T: Float>(
         count: x.memory.count.address(),
         weight: weight(matrix, &check)?,
         epilogue: output.args(&check, rows, out_features)?,
-        sums: check.view("the sums of tiles", x.memory.sums.all(), shared_tiles * outputs)?,
-        counters: check.view("the counters of tiles", x.memory.counters.all(), shared_tiles)?,
+        sums: check.view(
+            "the sums of tiles",
+            x.memory.sums.all(),
+            shared_tiles * outputs,
+        )?,
+        counters: check.view(
+            "the counters of tiles",
+            x.memory.counters.all(),
+            shared_tiles,
+        )?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
         limit: x.limit,
@@ -251,11 +323,16 @@ pub fn product_by<T: Float>(
         return check.launch(&args, grid, 256, cut.shared_bytes as usize);
     };
     let [blocks_m, blocks_n] = tile.grid(rows, out_features);
-    check.launch(&args, [blocks_m, blocks_n, splits as usize], tile.threads(), tile.shared_bytes() as usize)
+    check.launch(
+        &args,
+        [blocks_m, blocks_n, splits as usize],
+        tile.threads(),
+        tile.shared_bytes() as usize,
+    )
 }
 
-/// One row from activations to outputs in one launch; false where the row is too long for it and [`quantize`]
-/// and [`product`] must do.
+/// One row from activations to outputs in one launch; false where the row is too long for it and
+/// [`quantize`] and [`product`] must do.
 ///
 /// # Errors
 /// As [`product`].
@@ -266,7 +343,10 @@ pub fn gemv<T: Float>(
     output: &Output<'_, T>,
 ) -> Result<bool> {
     let device = matrix.device();
-    let check = Check { kernel: T::TYPE.of(kernels!("gemv")), device };
+    let check = Check {
+        kernel: T::TYPE.of(kernels!("gemv")),
+        device,
+    };
     check_width(&check, matrix, source.cols)?;
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
@@ -275,9 +355,15 @@ pub fn gemv<T: Float>(
         return Ok(false);
     }
     // Where shared memory is small (64 KB on Turing), more blocks of fewer rows.
-    let room = device.shared_bytes().saturating_sub(plan::GEMV_STATIC_BYTES);
+    let room = device
+        .shared_bytes()
+        .saturating_sub(plan::GEMV_STATIC_BYTES);
     let found = [1, 2, 4].into_iter().find_map(|blocks| {
-        let cut = plan::gemv(matrix.out_features(), matrix.pitch(), blocks * device.multiprocessors());
+        let cut = plan::gemv(
+            matrix.out_features(),
+            matrix.pitch(),
+            blocks * device.multiprocessors(),
+        );
         let shared = cut.shared_bytes(source.cols);
         (shared <= room).then_some((cut, shared))
     });

@@ -1,4 +1,5 @@
-//! A safe function for each kernel: it checks lengths and devices, and chooses the shape of the launch.
+//! A safe function for each kernel: it checks lengths and devices, and chooses the shape of the
+//! launch.
 
 mod attention;
 mod dense;
@@ -74,7 +75,11 @@ impl Float for bf16 {
 /// The names of a kernel for the three types.
 macro_rules! kernels {
     ($name:literal) => {
-        [concat!($name, "_f32"), concat!($name, "_f16"), concat!($name, "_bf16")]
+        [
+            concat!($name, "_f32"),
+            concat!($name, "_f16"),
+            concat!($name, "_bf16"),
+        ]
     };
 }
 use kernels;
@@ -130,7 +135,13 @@ pub struct Source<'a, T> {
 impl<'a, T: Float> Source<'a, T> {
     /// Rows that lie one after the other.
     pub fn plain(x: View<'a, T>, rows: usize, cols: usize) -> Self {
-        Self { x, rows, cols, stride: cols, through: Through::Plain }
+        Self {
+            x,
+            rows,
+            cols,
+            stride: cols,
+            through: Through::Plain,
+        }
     }
 
     fn args(&self, check: &Check<'_>) -> Result<args::Source> {
@@ -140,13 +151,21 @@ impl<'a, T: Float> Source<'a, T> {
                 Some(bias) => check.view("the norm's bias", bias, self.cols)?,
                 None => 0,
             };
-            Ok((check.view("the norm's weight", parts.weight, self.cols)?, bias))
+            Ok((
+                check.view("the norm's weight", parts.weight, self.cols)?,
+                bias,
+            ))
         };
         let (kind, up, (weight, bias), eps) = match &self.through {
             Through::Plain => (0, 0, (0, 0), 0.0),
             Through::LayerNorm(parts) => (1, 0, norm(parts)?, parts.eps),
             Through::RmsNorm(parts) => (2, 0, norm(parts)?, parts.eps),
-            Through::Gated(up) => (3, check.view("the gate's partner", *up, length)?, (0, 0), 0.0),
+            Through::Gated(up) => (
+                3,
+                check.view("the gate's partner", *up, length)?,
+                (0, 0),
+                0.0,
+            ),
         };
         Ok(args::Source {
             x: check.view("the activations", self.x, length)?,
@@ -190,21 +209,41 @@ pub struct Residual<'a> {
 impl<'a, T: Float> Output<'a, T> {
     /// Nothing but the product.
     pub fn plain(out: View<'a, T>, stride: usize) -> Self {
-        Self { out, stride, bias: None, activation: None, residual: None }
+        Self {
+            out,
+            stride,
+            bias: None,
+            activation: None,
+            residual: None,
+        }
     }
 
     fn args(&self, check: &Check<'_>, rows: usize, out_features: usize) -> Result<args::Epilogue> {
-        let (activation, activated) = self.activation.map_or((0, 0), |(f, count)| (f as u32, count));
+        let (activation, activated) = self
+            .activation
+            .map_or((0, 0), |(f, count)| (f as u32, count));
         let (residual, residual_stride, residual_scale) = match self.residual {
-            Some(Residual { stream, stride, scale }) => {
-                (check.view("the residual", stream, span(rows, stride, out_features))?, stride, scale)
-            }
+            Some(Residual {
+                stream,
+                stride,
+                scale,
+            }) => (
+                check.view("the residual", stream, span(rows, stride, out_features))?,
+                stride,
+                scale,
+            ),
             None => (0, 0, 1.0),
         };
         Ok(args::Epilogue {
-            bias: self.bias.map_or(Ok(0), |bias| check.view("the bias", bias, out_features))?,
+            bias: self
+                .bias
+                .map_or(Ok(0), |bias| check.view("the bias", bias, out_features))?,
             residual,
-            out: check.view("the output", self.out, span(rows, self.stride, out_features))?,
+            out: check.view(
+                "the output",
+                self.out,
+                span(rows, self.stride, out_features),
+            )?,
             out_stride: check.size("the output's stride", self.stride)?,
             residual_stride: check.size("the residual's stride", residual_stride)?,
             activation,
@@ -217,7 +256,11 @@ impl<'a, T: Float> Output<'a, T> {
 
 /// Values from the first of the first row to the last of the last.
 fn span(rows: usize, stride: usize, cols: usize) -> usize {
-    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
+    if rows == 0 {
+        0
+    } else {
+        (rows - 1) * stride + cols
+    }
 }
 
 /// Checks of one launch.
@@ -231,28 +274,49 @@ impl Check<'_> {
     fn view<T>(&self, what: &'static str, view: View<'_, T>, needed: usize) -> Result<u64> {
         if !view.device().is(self.device) {
             let device = self.device.name().to_owned();
-            return Err(CudaError::WrongDevice { kernel: self.kernel, what, device });
+            return Err(CudaError::WrongDevice {
+                kernel: self.kernel,
+                what,
+                device,
+            });
         }
         if view.len() < needed {
-            return Err(CudaError::TooShort { kernel: self.kernel, what, found: view.len(), needed });
+            return Err(CudaError::TooShort {
+                kernel: self.kernel,
+                what,
+                found: view.len(),
+                needed,
+            });
         }
         Ok(view.address())
     }
 
     /// A size as kernels take it.
     fn size(&self, what: &'static str, size: usize) -> Result<u32> {
-        u32::try_from(size).map_err(|_| self.shape(format!("{what} has {size} values; 2^32 are too many")))
+        u32::try_from(size)
+            .map_err(|_| self.shape(format!("{what} has {size} values; 2^32 are too many")))
     }
 
     fn shape(&self, reason: String) -> CudaError {
-        CudaError::Shape { kernel: self.kernel, reason }
+        CudaError::Shape {
+            kernel: self.kernel,
+            reason,
+        }
     }
 
-    fn launch<A: Pod>(&self, args: &A, grid: [usize; 3], threads: u32, shared_bytes: usize) -> Result<()> {
+    fn launch<A: Pod>(
+        &self,
+        args: &A,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+    ) -> Result<()> {
         if shared_bytes > self.device.shared_bytes() {
             let most = self.device.shared_bytes();
-            return Err(self
-                .shape(format!("{shared_bytes} bytes of shared memory; {} has {most}", self.device.name())));
+            return Err(self.shape(format!(
+                "{shared_bytes} bytes of shared memory; {} has {most}",
+                self.device.name()
+            )));
         }
         // The second and third dimension of a grid have 16 bits.
         if grid[0] > i32::MAX as usize || grid[1] > 65535 || grid[2] > 65535 {

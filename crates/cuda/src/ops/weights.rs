@@ -8,8 +8,8 @@ use crate::error::{CudaError, Result};
 use crate::plan::{self, ALIGNMENT};
 use std::ops::Range;
 
-/// Int8 weights: rows of codes, filled up to a multiple of 16 with zeros, and the largest magnitude of each row.
-/// Several layers with the same input may lie in one matrix, one after the other.
+/// Int8 weights: rows of codes, filled up to a multiple of 16 with zeros, and the largest magnitude
+/// of each row. Several layers with the same input may lie in one matrix, one after the other.
 #[derive(Debug)]
 pub struct Int8Matrix {
     codes: Buffer<i8>,
@@ -75,7 +75,12 @@ impl Int8Matrix {
         let rows = first..first + absmax.len();
         if codes.len() != absmax.len() * self.in_features {
             let (found, needed) = (codes.len(), absmax.len() * self.in_features);
-            return Err(CudaError::TooShort { kernel: "writing codes", what: "the codes", found, needed });
+            return Err(CudaError::TooShort {
+                kernel: "writing codes",
+                what: "the codes",
+                found,
+                needed,
+            });
         }
         self.absmax.part(rows.clone())?.write(absmax)?;
         let pitch = self.pitch();
@@ -90,7 +95,8 @@ impl Int8Matrix {
     /// Rows from `first` on are quantised from float rows `[rows, K]`.
     ///
     /// # Errors
-    /// [`CudaError::TooShort`], [`CudaError::Driver`]; whether all were finite, [`Int8Matrix::check_finite`] says.
+    /// [`CudaError::TooShort`], [`CudaError::Driver`]; whether all were finite,
+    /// [`Int8Matrix::check_finite`] says.
     pub fn quantize_rows<T: Float>(
         &self,
         weight: View<'_, T>,
@@ -98,7 +104,14 @@ impl Int8Matrix {
         bad_row: &Buffer<u32>,
     ) -> Result<()> {
         let threads = plan::row_threads(self.in_features);
-        self.quantize(T::TYPE.of(kernels!("quantize_weight")), weight, &rows, bad_row, rows.len(), threads)
+        self.quantize(
+            T::TYPE.of(kernels!("quantize_weight")),
+            weight,
+            &rows,
+            bad_row,
+            rows.len(),
+            threads,
+        )
     }
 
     /// [`Int8Matrix::quantize_rows`] from a weight stored `[K, rows]` (GPT-2's `Conv1D`).
@@ -112,7 +125,14 @@ impl Int8Matrix {
         bad_row: &Buffer<u32>,
     ) -> Result<()> {
         let blocks = rows.len().div_ceil(plan::WARP);
-        self.quantize(T::TYPE.of(kernels!("quantize_transposed")), weight, &rows, bad_row, blocks, 256)
+        self.quantize(
+            T::TYPE.of(kernels!("quantize_transposed")),
+            weight,
+            &rows,
+            bad_row,
+            blocks,
+            256,
+        )
     }
 
     fn quantize<T: Float>(
@@ -124,11 +144,17 @@ impl Int8Matrix {
         blocks: usize,
         threads: u32,
     ) -> Result<()> {
-        let check = Check { kernel, device: self.device() };
+        let check = Check {
+            kernel,
+            device: self.device(),
+        };
         let pitch = self.pitch();
         let args = WeightArgs {
             weight: check.view("the weight", weight, rows.len() * self.in_features)?,
-            codes: self.codes.part(rows.start * pitch..rows.end * pitch)?.address(),
+            codes: self
+                .codes
+                .part(rows.start * pitch..rows.end * pitch)?
+                .address(),
             absmax: self.absmax.part(rows.clone())?.address(),
             bad_row: check.view("the mark", bad_row.all(), 1)?,
             out_features: check.size("the outputs", rows.len())?,
@@ -147,8 +173,8 @@ impl Int8Matrix {
         device.upload(&[u32::MAX])
     }
 
-    /// The first of the rows quantised since the last call that was not finite in f16, counted from the first row
-    /// of its call; the mark is made new. Waits for the device.
+    /// The first of the rows quantised since the last call that was not finite in f16, counted from
+    /// the first row of its call; the mark is made new. Waits for the device.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -188,7 +214,12 @@ impl FloatMatrix {
     /// [`CudaError::OutOfMemory`].
     pub fn new(device: &Device, dtype: FloatType, rows: usize, cols: usize) -> Result<Self> {
         let pitch = (cols * dtype.bytes()).next_multiple_of(ALIGNMENT);
-        Ok(Self { values: device.zeros(rows * pitch)?, dtype, rows, cols })
+        Ok(Self {
+            values: device.zeros(rows * pitch)?,
+            dtype,
+            rows,
+            cols,
+        })
     }
 
     /// Rows from `first` on become these values, as bytes.
@@ -196,10 +227,17 @@ impl FloatMatrix {
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn write_rows(&self, first: usize, values: &[u8]) -> Result<()> {
-        let (width, pitch) = (self.cols * self.dtype.bytes(), self.pitch() * self.dtype.bytes());
+        let (width, pitch) = (
+            self.cols * self.dtype.bytes(),
+            self.pitch() * self.dtype.bytes(),
+        );
         let rows = values.len() / width.max(1);
         let target = self.values.part(first * pitch..(first + rows) * pitch)?;
-        if width == pitch { target.write(values) } else { target.write(&fill_up(values, width, pitch)) }
+        if width == pitch {
+            target.write(values)
+        } else {
+            target.write(&fill_up(values, width, pitch))
+        }
     }
 
     /// The dtype.

@@ -4,7 +4,8 @@ use super::WARP;
 
 /// Positions that a block of `attend_one` and `attend_new` computes in one round.
 const ROUND: usize = 256;
-/// Blocks that can share the positions of a row at most: what shared memory has room for when their parts are joined.
+/// Blocks that can share the positions of a row at most: what shared memory has room for when their
+/// parts are joined.
 pub const MOST_SPLITS: usize = 1024;
 /// Values of a head up to which attention computes.
 pub const WIDEST_HEAD: usize = 1024;
@@ -17,12 +18,18 @@ pub const TILE_KEYS: usize = 64;
 /// Values of a head up to which prompts are computed in tiles.
 pub const MOST_DIMS: usize = 128;
 
-/// Blocks that may share the positions of one row and head of keys in `attend_one` and `attend_new`: what the whole cache
-/// would need, but not more than the device can hold at once. How many of them work is decided on the device, by the
-/// positions that are there.
+/// Blocks that may share the positions of one row and head of keys in `attend_one` and
+/// `attend_new`: what the whole cache would need, but not more than the device can hold at once.
+/// How many of them work is decided on the device, by the positions that are there.
 pub fn splits(capacity: usize, rows: usize, kv_heads: usize, multiprocessors: usize) -> usize {
     let useful = capacity.div_ceil(ROUND).max(1);
-    useful.min((2 * multiprocessors).div_ceil((rows * kv_heads).max(1)).max(1)).min(MOST_SPLITS)
+    useful
+        .min(
+            (2 * multiprocessors)
+                .div_ceil((rows * kv_heads).max(1))
+                .max(1),
+        )
+        .min(MOST_SPLITS)
 }
 
 /// How `attend_one` and `attend_new` divide heads.
@@ -32,13 +39,15 @@ pub struct Few {
     pub at_once: usize,
     /// Blocks that take the heads of queries of one head of keys.
     pub sets: usize,
-    /// 65536 / lanes + 1, where `lanes` lanes hold a head, 8 values each. It replaces a division by `lanes`: multiply, shift by 16.
+    /// 65536 / lanes + 1, where `lanes` lanes hold a head, 8 values each. It replaces a division by
+    /// `lanes`: multiply, shift by 16.
     pub inverse: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
 }
 
-/// How `attend_one` and `attend_new` divide `group` heads of queries, of `padded` values each, that share keys.
+/// How `attend_one` and `attend_new` divide `group` heads of queries, of `padded` values each, that
+/// share keys.
 pub fn few(group: usize, padded: usize) -> Few {
     /// Warps of a block.
     const WARPS: usize = 8;
@@ -71,8 +80,8 @@ pub enum Many {
 }
 
 impl Many {
-    /// For heads of `padded` values, in a cache of values of `bytes` bytes: tensor cores from capability 8.0 on, where the
-    /// cache has 16 bits.
+    /// For heads of `padded` values, in a cache of values of `bytes` bytes: tensor cores from
+    /// capability 8.0 on, where the cache has 16 bits.
     pub fn of(padded: usize, bytes: usize, capability: u32) -> Self {
         match (bytes == 2 && capability >= 80, padded <= 64) {
             (false, _) => Self::Plain,
@@ -107,8 +116,8 @@ impl Many {
     }
 }
 
-/// Tiles of queries for prompts: first row and number of rows of each, for sequences of `lengths` new
-/// positions, one after the other. No tile holds rows of two texts.
+/// Tiles of queries for prompts: first row and number of rows of each, for sequences of `lengths`
+/// new positions, one after the other. No tile holds rows of two texts.
 ///
 /// ```
 /// assert_eq!(llm_int8_cuda::plan::query_tiles(&[80, 1]), [[0, 64], [64, 16], [80, 1]]);
@@ -150,12 +159,19 @@ mod tests {
     fn every_head_of_queries_has_a_block_and_every_lane_its_place() {
         for group in 1..20 {
             let cut = few(group, 64);
-            assert!(cut.sets * cut.at_once >= group && (cut.sets - 1) * cut.at_once < group, "{cut:?}");
+            assert!(
+                cut.sets * cut.at_once >= group && (cut.sets - 1) * cut.at_once < group,
+                "{cut:?}"
+            );
         }
         for padded in (8..=WIDEST_HEAD).step_by(8) {
             let (cut, lanes) = (few(4, padded), (padded / 8).min(WARP));
             for lane in 0..=WARP {
-                assert_eq!((lane * cut.inverse as usize) >> 16, lane / lanes, "{padded}");
+                assert_eq!(
+                    (lane * cut.inverse as usize) >> 16,
+                    lane / lanes,
+                    "{padded}"
+                );
             }
             // Where sums were, a factor for each part finds room.
             assert!(8 * (WARP / lanes) * lanes * 8 >= MOST_SPLITS, "{padded}");
@@ -168,6 +184,9 @@ mod tests {
             [75, 80, 90].map(|capability| Many::of(64, 2, capability)),
             [Many::Plain, Many::Tensor64, Many::Tensor64]
         );
-        assert_eq!([Many::of(72, 2, 90), Many::of(64, 4, 90)], [Many::Tensor128, Many::Plain]);
+        assert_eq!(
+            [Many::of(72, 2, 90), Many::of(64, 4, 90)],
+            [Many::Tensor128, Many::Plain]
+        );
     }
 }

@@ -35,7 +35,12 @@ struct Costs {
 
 impl Tile {
     /// Those that multiply by `wgmma`.
-    pub const HOPPER: [Self; 4] = [Self::HopperTall, Self::Hopper, Self::HopperDeep, Self::HopperFlat];
+    pub const HOPPER: [Self; 4] = [
+        Self::HopperTall,
+        Self::Hopper,
+        Self::HopperDeep,
+        Self::HopperFlat,
+    ];
 
     /// Rows and columns.
     pub const fn size(self) -> [usize; 2] {
@@ -62,8 +67,8 @@ impl Tile {
         }
     }
 
-    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three to eight, 128 bytes a row,
-    /// which begin at a multiple of 1024 bytes. The epilogue reuses them.
+    /// Bytes of shared memory: four stages of both tiles, 64 bytes a row; for `wgmma.cu` three to
+    /// eight, 128 bytes a row, which begin at a multiple of 1024 bytes. The epilogue reuses them.
     pub const fn shared_bytes(self) -> u32 {
         let [rows, columns] = self.size();
         let both = (rows + columns) as u32;
@@ -92,18 +97,56 @@ impl Tile {
     fn may_share(self, rows: usize, out_features: usize, multiprocessors: usize) -> bool {
         let tiles = self.count(rows, out_features);
         let has_counters = tiles <= gemm_counters(rows, multiprocessors);
-        has_counters && self != Self::HopperTall && tiles * self.outputs() <= gemm_sums(rows, multiprocessors)
+        has_counters
+            && self != Self::HopperTall
+            && tiles * self.outputs() <= gemm_sums(rows, multiprocessors)
     }
 
     /// From measurements on an H100, of what can be told apart in them.
     const fn costs(self) -> Costs {
         match self {
-            Self::HopperTall => Costs { alone: 650, busy: 650, once: 3000, again: 2500, together: 1 },
-            Self::Hopper => Costs { alone: 450, busy: 330, once: 2200, again: 500, together: 2 },
-            Self::HopperDeep => Costs { alone: 390, busy: 390, once: 2200, again: 2000, together: 1 },
-            Self::HopperFlat => Costs { alone: 300, busy: 300, once: 1700, again: 1500, together: 1 },
-            Self::Large => Costs { alone: 600, busy: 500, once: 2500, again: 600, together: 2 },
-            Self::Small => Costs { alone: 300, busy: 130, once: 1500, again: 250, together: 4 },
+            Self::HopperTall => Costs {
+                alone: 650,
+                busy: 650,
+                once: 3000,
+                again: 2500,
+                together: 1,
+            },
+            Self::Hopper => Costs {
+                alone: 450,
+                busy: 330,
+                once: 2200,
+                again: 500,
+                together: 2,
+            },
+            Self::HopperDeep => Costs {
+                alone: 390,
+                busy: 390,
+                once: 2200,
+                again: 2000,
+                together: 1,
+            },
+            Self::HopperFlat => Costs {
+                alone: 300,
+                busy: 300,
+                once: 1700,
+                again: 1500,
+                together: 1,
+            },
+            Self::Large => Costs {
+                alone: 600,
+                busy: 500,
+                once: 2500,
+                again: 600,
+                together: 2,
+            },
+            Self::Small => Costs {
+                alone: 300,
+                busy: 130,
+                once: 1500,
+                again: 250,
+                together: 4,
+            },
         }
     }
 }
@@ -120,9 +163,10 @@ pub struct Gemm {
 /// Blocks that share the K of a tile, at most.
 const MOST_K_SPLITS: usize = 16;
 
-/// How `gemm.cu` and `wgmma.cu` divide a matmul: what takes the busiest multiprocessor, or L2, the least time by
-/// estimate. Large tiles read less shared memory for each multiply-add, small ones and a K that several blocks share give all
-/// multiprocessors work. The matmul is given as M, N and the pitch of K.
+/// How `gemm.cu` and `wgmma.cu` divide a matmul: what takes the busiest multiprocessor, or L2, the
+/// least time by estimate. Large tiles read less shared memory for each multiply-add, small ones
+/// and a K that several blocks share give all multiprocessors work. The matmul is given as M, N and
+/// the pitch of K.
 ///
 /// ```
 /// use llm_int8_cuda::plan::{Gemm, Tile, gemm};
@@ -132,7 +176,11 @@ const MOST_K_SPLITS: usize = 16;
 /// assert_eq!(gemm([4096, 4096, 4096], 132, true), Gemm { tile: Tile::HopperTall, splits: 1 });
 /// assert_eq!(gemm([4096, 4096, 4096], 108, false), Gemm { tile: Tile::Large, splits: 1 });
 /// ```
-pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has_wgmma: bool) -> Gemm {
+pub fn gemm(
+    [rows, out_features, pitch]: [usize; 3],
+    multiprocessors: usize,
+    has_wgmma: bool,
+) -> Gemm {
     /// What L2 gives all multiprocessors in a nanosecond.
     const CACHE_BYTES: usize = 7000;
     /// Sums that are added in it in a nanosecond.
@@ -142,32 +190,65 @@ pub fn gemm([rows, out_features, pitch]: [usize; 3], multiprocessors: usize, has
     let (steps, units) = (pitch.div_ceil(128).max(1), multiprocessors.max(1));
 
     let candidate = |tile: Tile, splits: usize| {
-        let Costs { alone, busy, once, again, together } = tile.costs();
+        let Costs {
+            alone,
+            busy,
+            once,
+            again,
+            together,
+        } = tile.costs();
         let ([high, wide], blocks) = (tile.size(), tile.count(rows, out_features) * splits);
         let (share, in_turn) = (steps.div_ceil(splits), blocks.div_ceil(units));
         let read = blocks * share * (high + wide) * 128 / CACHE_BYTES;
         let multiplied = (in_turn.div_ceil(together) * share * alone).max(in_turn * share * busy);
-        let joined = if splits > 1 { JOINING + blocks * tile.outputs() / ADDED } else { 0 };
+        let joined = if splits > 1 {
+            JOINING + blocks * tile.outputs() / ADDED
+        } else {
+            0
+        };
         let cost = read.max(multiplied) + once + in_turn.saturating_sub(1) * again + joined;
-        (cost, Gemm { tile, splits: splits as u32 })
+        (
+            cost,
+            Gemm {
+                tile,
+                splits: splits as u32,
+            },
+        )
     };
     let tiles: &[Tile] = if has_wgmma {
-        &[Tile::HopperTall, Tile::Hopper, Tile::HopperDeep, Tile::HopperFlat, Tile::Small]
+        &[
+            Tile::HopperTall,
+            Tile::Hopper,
+            Tile::HopperDeep,
+            Tile::HopperFlat,
+            Tile::Small,
+        ]
     } else {
         &[Tile::Large, Tile::Small]
     };
     let all = tiles.iter().flat_map(|&tile| {
         let may_share = tile.may_share(rows, out_features, units);
-        let most = if may_share { MOST_K_SPLITS.min(steps) } else { 1 };
+        let most = if may_share {
+            MOST_K_SPLITS.min(steps)
+        } else {
+            1
+        };
         // No block without steps.
         let useful = (1..=most).filter(|splits| (splits - 1) * steps.div_ceil(*splits) < steps);
         useful.map(move |splits| candidate(tile, splits))
     });
     let best = all.min_by_key(|(cost, _)| *cost);
-    best.map_or(Gemm { tile: Tile::Small, splits: 1 }, |(_, best)| best)
+    best.map_or(
+        Gemm {
+            tile: Tile::Small,
+            splits: 1,
+        },
+        |(_, best)| best,
+    )
 }
 
-/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of `rows` rows can need.
+/// Counters of tiles whose K is shared, and sums of those tiles, that a matmul of `rows` rows can
+/// need.
 ///
 /// ```
 /// use llm_int8_cuda::plan::{gemm_counters, gemm_sums};
@@ -181,8 +262,16 @@ pub fn gemm_counters(rows: usize, multiprocessors: usize) -> usize {
 
 /// See [`gemm_counters`].
 pub fn gemm_sums(rows: usize, multiprocessors: usize) -> usize {
-    let tile = if rows > 64 { Tile::HopperDeep } else { Tile::HopperFlat };
-    if rows > THIN_MOST { multiprocessors * tile.outputs() } else { 0 }
+    let tile = if rows > 64 {
+        Tile::HopperDeep
+    } else {
+        Tile::HopperFlat
+    };
+    if rows > THIN_MOST {
+        multiprocessors * tile.outputs()
+    } else {
+        0
+    }
 }
 
 #[cfg(test)]
@@ -197,18 +286,29 @@ mod tests {
         assert!(thin(5120, 5120, 68).shared_bytes + (9 << 10) <= 64 << 10);
         // Two blocks, or one, on a multiprocessor of 9.0.
         assert!(2 * (Tile::Hopper.shared_bytes() + 1024) <= 228 << 10);
-        assert!(Tile::HOPPER.iter().all(|tile| tile.shared_bytes() <= 227 << 10));
+        assert!(
+            Tile::HOPPER
+                .iter()
+                .all(|tile| tile.shared_bytes() <= 227 << 10)
+        );
         assert!(Tile::Small.shared_bytes() <= Tile::Large.shared_bytes());
     }
 
     #[test]
     fn matmuls_give_multiprocessors_work() {
-        for (rows, out_features, in_features) in
-            [(64, 1280, 1280), (64, 1280, 5120), (512, 5120, 1280), (512, 1280, 5120), (17, 50257, 1280)]
-        {
+        for (rows, out_features, in_features) in [
+            (64, 1280, 1280),
+            (64, 1280, 5120),
+            (512, 5120, 1280),
+            (512, 1280, 5120),
+            (17, 50257, 1280),
+        ] {
             let cut = gemm([rows, out_features, in_features], 132, true);
             let tiles = cut.tile.count(rows, out_features);
-            assert!(tiles * cut.splits as usize >= 66, "{cut:?} for {rows} x {out_features} x {in_features}");
+            assert!(
+                tiles * cut.splits as usize >= 66,
+                "{cut:?} for {rows} x {out_features} x {in_features}"
+            );
             if cut.splits > 1 {
                 assert!(tiles <= gemm_counters(rows, 132));
                 assert!(tiles * cut.tile.outputs() <= gemm_sums(rows, 132));

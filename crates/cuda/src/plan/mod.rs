@@ -1,5 +1,5 @@
-//! Shapes of launches: pure functions of sizes, tested without a device. The numbers they choose by are of the
-//! hardware (warps of 32, blocks that fill a multiprocessor) and of `kernels/`.
+//! Shapes of launches: pure functions of sizes, tested without a device. The numbers they choose by
+//! are of the hardware (warps of 32, blocks that fill a multiprocessor) and of `kernels/`.
 
 mod attention;
 mod gemm;
@@ -23,7 +23,8 @@ pub fn pitch(in_features: usize) -> usize {
     in_features.next_multiple_of(ALIGNMENT)
 }
 
-/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps in registers; more than 512 threads would leave too few registers for that.
+/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps
+/// in registers; more than 512 threads would leave too few registers for that.
 ///
 /// ```
 /// use llm_int8_cuda::plan::row_threads;
@@ -33,7 +34,8 @@ pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
 }
 
-/// The bits of the smallest f16 magnitude that is an outlier; of none where `threshold` is 0. NaN is never one.
+/// The bits of the smallest f16 magnitude that is an outlier; of none where `threshold` is 0. NaN
+/// is never one.
 ///
 /// ```
 /// use llm_int8_cuda::plan::outlier_limit;

@@ -14,12 +14,18 @@ fn memory_is_counted_and_given_back() {
         let part = buffer.part(10..20).unwrap();
         part.fill_with_zeros().unwrap();
         let values = buffer.to_vec().unwrap();
-        assert_eq!((values[9], values[10], values[19], values[20]), (1.0, 0.0, 0.0, 1.0));
+        assert_eq!(
+            (values[9], values[10], values[19], values[20]),
+            (1.0, 0.0, 0.0, 1.0)
+        );
         drop(buffer);
         let after = device.memory().unwrap();
         assert_eq!(after.allocated, before.allocated);
         assert!(after.peak >= 4000);
-        assert!(matches!(device.upload(&[0u8; 4]).unwrap().part(2..5), Err(CudaError::TooShort { .. })));
+        assert!(matches!(
+            device.upload(&[0u8; 4]).unwrap().part(2..5),
+            Err(CudaError::TooShort { .. })
+        ));
     }
 }
 
@@ -33,11 +39,26 @@ fn large_copies_arrive_whole() {
 
 #[test]
 fn what_does_not_fit_is_said_so() {
-    let Some(device) = testing::emulated(3, 1000, 0) else { return };
+    let Some(device) = testing::emulated(3, 1000, 0) else {
+        return;
+    };
     let error = device.allocate::<f32>(300).unwrap_err();
-    assert!(matches!(error, CudaError::OutOfMemory { wanted: 1200, free: 1000, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            CudaError::OutOfMemory {
+                wanted: 1200,
+                free: 1000,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     let text = error.to_string();
-    assert!(text.contains("emulated:3") && text.contains("a device map"), "{text}");
+    assert!(
+        text.contains("emulated:3") && text.contains("a device map"),
+        "{text}"
+    );
     assert!(device.allocate::<u64>(usize::MAX / 4).is_err());
 }
 
@@ -48,7 +69,13 @@ fn a_graph_does_again_what_was_recorded() {
         let y = device.zeros::<f32>(3).unwrap();
         let graph = device
             .record(|| {
-                combine(Combined::Sum(2.0), (y.all(), 3), (x.all(), 3), y.all(), [1, 3])?;
+                combine(
+                    Combined::Sum(2.0),
+                    (y.all(), 3),
+                    (x.all(), 3),
+                    y.all(),
+                    [1, 3],
+                )?;
                 x.all().copy_from(&y.all())
             })
             .unwrap();
@@ -87,11 +114,31 @@ fn lengths_and_devices_are_checked_before_a_launch() {
     let (Some(a), Some(b)) = (a, b) else { return };
     let (x, other) = (a.zeros::<f32>(6).unwrap(), b.zeros::<f32>(6).unwrap());
     let sum = |up, shape| combine(Combined::Product, (x.all(), 3), (up, 3), x.all(), shape);
-    assert!(matches!(sum(other.all(), [2, 3]), Err(CudaError::WrongDevice { what: "its partner", .. })));
+    assert!(matches!(
+        sum(other.all(), [2, 3]),
+        Err(CudaError::WrongDevice {
+            what: "its partner",
+            ..
+        })
+    ));
     let error = sum(x.all(), [3, 3]).unwrap_err();
-    assert!(matches!(error, CudaError::TooShort { what: "x", found: 6, needed: 9, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            CudaError::TooShort {
+                what: "x",
+                found: 6,
+                needed: 9,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     assert!(Source::plain(x.all(), 1, 6).rows == 1);
-    assert!(matches!(other.all().copy_from(&x.all()), Err(CudaError::WrongDevice { .. })));
+    assert!(matches!(
+        other.all().copy_from(&x.all()),
+        Err(CudaError::WrongDevice { .. })
+    ));
 }
 
 #[test]
@@ -138,7 +185,9 @@ fn what_one_thread_does_without_overlap_leaves_the_others_as_they_are() {
 fn small_copies_one_after_the_other_each_arrive() {
     for device in few_devices() {
         // More copies than there are slots for them, none waited for before the last.
-        let buffers: Vec<_> = (0..300).map(|i| device.upload(&[i as u32; 7]).unwrap()).collect();
+        let buffers: Vec<_> = (0..300)
+            .map(|i| device.upload(&[i as u32; 7]).unwrap())
+            .collect();
         for (i, buffer) in buffers.iter().enumerate() {
             assert_eq!(buffer.to_vec().unwrap(), [i as u32; 7]);
         }
@@ -157,11 +206,18 @@ fn small_copies_one_after_the_other_each_arrive() {
 #[test]
 fn what_a_kernel_did_wrong_shows_at_every_later_call() {
     // A GPU's context would be lost to the other tests.
-    let Some(device) = testing::emulated(0, 1 << 20, 0) else { return };
+    let Some(device) = testing::emulated(0, 1 << 20, 0) else {
+        return;
+    };
     let x = device.upload(&[1.0f32; 64]).unwrap();
     let wide = device.allocate::<u8>(4096).unwrap();
     // 16-byte words from an address that is no multiple of 16.
-    copy_rows((wide.part(8..).unwrap(), 64), (wide.part(2048..).unwrap(), 64), [2, 64]).unwrap();
+    copy_rows(
+        (wide.part(8..).unwrap(), 64),
+        (wide.part(2048..).unwrap(), 64),
+        [2, 64],
+    )
+    .unwrap();
     for _ in 0..2 {
         let error = x.to_vec().unwrap_err().to_string();
         assert!(error.contains("not aligned"), "{error}");

@@ -10,7 +10,10 @@ use llm_int8_kernels::Element;
 
 /// Values with outliers in `count` columns, every other row in each, and none in the last row.
 fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
-    case.x = noise(case.rows * case.cols, 7).iter().map(|x| T::of(x * 3.0)).collect();
+    case.x = noise(case.rows * case.cols, 7)
+        .iter()
+        .map(|x| T::of(x * 3.0))
+        .collect();
     for column in 0..count {
         for row in (column % 2..case.rows - 1).step_by(2) {
             case.x[row * case.cols + column * 3] = T::of(7.0 + column as f32);
@@ -93,7 +96,12 @@ fn every_function_and_the_residual_follow_a_matmul() {
             for function in FUNCTIONS {
                 let found = case.by_division(&device, true, Gemm { tile, splits }, Some(function));
                 let expected = case.followed(&plain, function);
-                assert_near(&found, &expected, 1e-6, &format!("{tile:?}, {splits}, {function:?}"));
+                assert_near(
+                    &found,
+                    &expected,
+                    1e-6,
+                    &format!("{tile:?}, {splits}, {function:?}"),
+                );
             }
         }
     }

@@ -15,7 +15,11 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn bytes(&self, tensor: &str) -> Vec<u8> {
-        self.file.tensor(&format!("{}.{tensor}", self.name)).unwrap().data().to_vec()
+        self.file
+            .tensor(&format!("{}.{tensor}", self.name))
+            .unwrap()
+            .data()
+            .to_vec()
     }
 
     fn values<T: bytemuck::Pod>(&self, tensor: &str) -> Vec<T> {
@@ -23,14 +27,22 @@ impl Case<'_> {
     }
 
     fn shape(&self, tensor: &str) -> [usize; 2] {
-        let view = self.file.tensor(&format!("{}.{tensor}", self.name)).unwrap();
+        let view = self
+            .file
+            .tensor(&format!("{}.{tensor}", self.name))
+            .unwrap();
         [view.shape()[0], view.shape()[1]]
     }
 
     fn bias(&self) -> Option<Vec<f32>> {
         let name = format!("{}.bias", self.name);
         let given = self.file.names().contains(&name.as_str());
-        given.then(|| self.values::<f16>("bias").iter().map(|x| x.to_f32()).collect())
+        given.then(|| {
+            self.values::<f16>("bias")
+                .iter()
+                .map(|x| x.to_f32())
+                .collect()
+        })
     }
 
     fn check(&self, device: &Device) {
@@ -39,27 +51,55 @@ impl Case<'_> {
         let matrix = Int8Matrix::new(device, n, k).unwrap();
         let mark = Int8Matrix::mark(device).unwrap();
         matrix
-            .quantize_rows(device.upload(&self.values::<f16>("weight")).unwrap().all(), 0..n, &mark)
+            .quantize_rows(
+                device.upload(&self.values::<f16>("weight")).unwrap().all(),
+                0..n,
+                &mark,
+            )
             .unwrap();
         assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), None, "{what}");
         let (mut codes, mut absmax) = (vec![0i8; n * matrix.pitch()], vec![0f32; n]);
         matrix.codes().read(&mut codes).unwrap();
         matrix.absmax().read(&mut absmax).unwrap();
-        let codes: Vec<i8> = codes.chunks(matrix.pitch()).flat_map(|row| &row[..k]).copied().collect();
-        assert_eq!((codes, absmax), (self.values("weight_int8"), self.values("weight_absmax")), "{what}");
+        let codes: Vec<i8> = codes
+            .chunks(matrix.pitch())
+            .flat_map(|row| &row[..k])
+            .copied()
+            .collect();
+        assert_eq!(
+            (codes, absmax),
+            (self.values("weight_int8"), self.values("weight_absmax")),
+            "{what}"
+        );
 
         let a = device.upload(&self.values::<f16>("a")).unwrap();
         let memory = QuantizedMemory::new(device, m, k).unwrap();
         let source = Source::plain(a.all(), m, k);
         let quantized = quantize(&source, self.threshold, false, &memory).unwrap();
-        assert_eq!(quantized.codes().unwrap(), self.values::<i8>("a_int8"), "{what}");
-        assert_eq!(quantized.absmax().unwrap(), self.values::<f32>("a_absmax"), "{what}");
-        let columns: Vec<i64> = quantized.columns().unwrap().into_iter().map(i64::from).collect();
+        assert_eq!(
+            quantized.codes().unwrap(),
+            self.values::<i8>("a_int8"),
+            "{what}"
+        );
+        assert_eq!(
+            quantized.absmax().unwrap(),
+            self.values::<f32>("a_absmax"),
+            "{what}"
+        );
+        let columns: Vec<i64> = quantized
+            .columns()
+            .unwrap()
+            .into_iter()
+            .map(i64::from)
+            .collect();
         assert_eq!(columns, self.values::<i64>("outlier_cols"), "{what}");
 
         let bias = self.bias().map(|bias| device.upload(&bias).unwrap());
         let out = device.allocate::<f16>(m * n).unwrap();
-        let output = Output { bias: bias.as_ref().map(|bias| bias.all()), ..Output::plain(out.all(), n) };
+        let output = Output {
+            bias: bias.as_ref().map(|bias| bias.all()),
+            ..Output::plain(out.all(), n)
+        };
         let theirs = self.values::<f32>("out_exact");
         let compare = |way: &str| {
             let ours: Vec<f32> = out.to_vec().unwrap().iter().map(|x| x.to_f32()).collect();
@@ -82,13 +122,23 @@ fn codes_absmax_and_columns_are_bitsandbytes_and_outputs_near() {
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
     let mut thresholds: Vec<(String, f32)> = (metadata.iter())
-        .filter_map(|(key, value)| Some((key.strip_suffix(".threshold")?.to_owned(), value.parse().ok()?)))
+        .filter_map(|(key, value)| {
+            Some((
+                key.strip_suffix(".threshold")?.to_owned(),
+                value.parse().ok()?,
+            ))
+        })
         .collect();
     thresholds.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(thresholds.len(), 10);
     for device in devices() {
         for (name, threshold) in &thresholds {
-            Case { name: name.clone(), file: &file, threshold: *threshold }.check(&device);
+            Case {
+                name: name.clone(),
+                file: &file,
+                threshold: *threshold,
+            }
+            .check(&device);
         }
     }
 }

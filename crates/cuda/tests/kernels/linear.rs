@@ -3,8 +3,8 @@
 use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::ops::{
-    Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through, gemv,
-    product, product_by, quantize,
+    Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through,
+    gemv, product, product_by, quantize,
 };
 use llm_int8_cuda::plan::{Gemm, Tile};
 use llm_int8_cuda::{Device, plan, testing};
@@ -15,7 +15,12 @@ use proptest::prelude::*;
 /// Rows with a few outliers, one value exactly at the threshold.
 fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
     let mut x: Vec<f32> = noise(rows * cols, seed).iter().map(|x| x * 3.0).collect();
-    for (i, value) in [(0, 6.0f32), (7, -40.5), (cols + 3, 6.004), (2 * cols + 7, 5.99)] {
+    for (i, value) in [
+        (0, 6.0f32),
+        (7, -40.5),
+        (cols + 3, 6.004),
+        (2 * cols + 7, 5.99),
+    ] {
         if cols > 7 && i < x.len() {
             x[i] = value;
         }
@@ -34,14 +39,34 @@ pub(crate) struct Case<T> {
 
 impl<T: Float + Element> Case<T> {
     pub(crate) fn new([rows, out_features, cols]: [usize; 3], seed: u64) -> Self {
-        let x = activations(rows, cols, seed).into_iter().map(T::of).collect();
-        let codes = noise(out_features * cols, seed + 1).iter().map(|x| (x * 127.0).round() as i8).collect();
-        let absmax = noise(out_features, seed + 2).iter().map(|x| x.abs() + 0.1).collect();
-        Self { x, rows, cols, codes, absmax, bias: noise(out_features, seed + 3) }
+        let x = activations(rows, cols, seed)
+            .into_iter()
+            .map(T::of)
+            .collect();
+        let codes = noise(out_features * cols, seed + 1)
+            .iter()
+            .map(|x| (x * 127.0).round() as i8)
+            .collect();
+        let absmax = noise(out_features, seed + 2)
+            .iter()
+            .map(|x| x.abs() + 0.1)
+            .collect();
+        Self {
+            x,
+            rows,
+            cols,
+            codes,
+            absmax,
+            bias: noise(out_features, seed + 3),
+        }
     }
 
     fn reference(&self, threshold: f32, scope: OutlierScope) -> ReferenceActivations {
-        reference::quantize_activations(MatRef::new(&self.x, self.rows, self.cols).unwrap(), threshold, scope)
+        reference::quantize_activations(
+            MatRef::new(&self.x, self.rows, self.cols).unwrap(),
+            threshold,
+            scope,
+        )
     }
 
     pub(crate) fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
@@ -49,7 +74,13 @@ impl<T: Float + Element> Case<T> {
         let weight_of = |n: usize, column: u32| {
             f32::from(self.codes[n * self.cols + column as usize]) * self.absmax[n] / 127.0
         };
-        reference::linear(&self.reference(threshold, scope), codes, &self.absmax, Some(&self.bias), weight_of)
+        reference::linear(
+            &self.reference(threshold, scope),
+            codes,
+            &self.absmax,
+            Some(&self.bias),
+            weight_of,
+        )
     }
 
     fn matrix(&self, device: &Device) -> Int8Matrix {
@@ -61,18 +92,29 @@ impl<T: Float + Element> Case<T> {
     /// By `quantize` and `product`.
     pub(crate) fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
         let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
         let out = device.allocate::<T>(self.rows * n).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
         let quantized = quantize(&source, threshold, by_row, &memory).unwrap();
-        let output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
+        let output = Output {
+            bias: Some(bias.all()),
+            ..Output::plain(out.all(), n)
+        };
         product(&quantized, &matrix, &output).unwrap();
         device.synchronize().unwrap();
-        out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
+        out.to_vec()
+            .unwrap()
+            .into_iter()
+            .map(Element::to_f32)
+            .collect()
     }
 
-    /// By `product_by`, twice with the same memory; with a function of the first outputs and a residual where one is given.
+    /// By `product_by`, twice with the same memory; with a function of the first outputs and a
+    /// residual where one is given.
     pub(crate) fn by_division(
         &self,
         device: &Device,
@@ -81,21 +123,35 @@ impl<T: Float + Element> Case<T> {
         function: Option<(Activation, Host)>,
     ) -> Vec<f32> {
         let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
         let stream = device.upload(&noise(self.rows * n, 31)).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
         let quantized = quantize(&source, 6.0, by_row, &memory).unwrap();
         let results = [0, 1].map(|_| {
             let out = device.allocate::<T>(self.rows * n).unwrap();
-            let mut output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
+            let mut output = Output {
+                bias: Some(bias.all()),
+                ..Output::plain(out.all(), n)
+            };
             if let Some((function, _)) = function {
                 output.activation = Some((function, n - 2));
-                output.residual = Some(Residual { stream: stream.all(), stride: n, scale: 0.5 });
+                output.residual = Some(Residual {
+                    stream: stream.all(),
+                    stride: n,
+                    scale: 0.5,
+                });
             }
             product_by(Some(division), &quantized, &matrix, &output).unwrap();
             device.synchronize().unwrap();
-            out.to_vec().unwrap().into_iter().map(Element::to_f32).collect::<Vec<f32>>()
+            out.to_vec()
+                .unwrap()
+                .into_iter()
+                .map(Element::to_f32)
+                .collect::<Vec<f32>>()
         });
         assert_eq!(results[0], results[1]);
         results.into_iter().next().unwrap()
@@ -108,17 +164,38 @@ impl<T: Float + Element> Case<T> {
         for row in all.chunks_mut(n) {
             activation::apply(Isa::scalar(), host, &mut row[..n - 2]);
         }
-        all.iter().zip(noise(self.rows * n, 31)).map(|(y, stream)| stream + 0.5 * y).collect()
+        all.iter()
+            .zip(noise(self.rows * n, 31))
+            .map(|(y, stream)| stream + 0.5 * y)
+            .collect()
     }
 
     fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
         let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (device.upload(&self.x).unwrap(), device.upload(&self.bias).unwrap());
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
         let out = device.allocate::<T>(n).unwrap();
-        let output = Output { bias: Some(bias.all()), ..Output::plain(out.all(), n) };
-        assert!(gemv(&Source::plain(x.all(), 1, self.cols), threshold, &matrix, &output).unwrap());
+        let output = Output {
+            bias: Some(bias.all()),
+            ..Output::plain(out.all(), n)
+        };
+        assert!(
+            gemv(
+                &Source::plain(x.all(), 1, self.cols),
+                threshold,
+                &matrix,
+                &output
+            )
+            .unwrap()
+        );
         device.synchronize().unwrap();
-        out.to_vec().unwrap().into_iter().map(Element::to_f32).collect()
+        out.to_vec()
+            .unwrap()
+            .into_iter()
+            .map(Element::to_f32)
+            .collect()
     }
 }
 
@@ -139,7 +216,11 @@ pub(crate) const FUNCTIONS: [(Activation, Host); 13] = [
 ];
 
 pub(crate) fn scope(by_row: bool) -> OutlierScope {
-    if by_row { OutlierScope::Row } else { OutlierScope::Batch }
+    if by_row {
+        OutlierScope::Row
+    } else {
+        OutlierScope::Batch
+    }
 }
 
 fn quantizes_like_the_oracle<T: Float + Element>() {
@@ -156,8 +237,13 @@ fn quantizes_like_the_oracle<T: Float + Element>() {
             (2, 8300),
             (6, 9001),
         ] {
-            for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (6.004, true), (1.0, false)]
-            {
+            for (threshold, by_row) in [
+                (6.0, false),
+                (6.0, true),
+                (0.0, false),
+                (6.004, true),
+                (1.0, false),
+            ] {
                 let case = Case::<T>::new([rows, 1, cols], 5);
                 let expected = case.reference(threshold, scope(by_row));
                 let x = device.upload(&case.x).unwrap();
@@ -165,12 +251,27 @@ fn quantizes_like_the_oracle<T: Float + Element>() {
                 let source = Source::plain(x.all(), rows, cols);
                 // The marks of the first time are gone at the second.
                 let before = device
-                    .upload(&noise(rows * cols, 3).iter().map(|x| T::of(x * 9.0)).collect::<Vec<_>>())
+                    .upload(
+                        &noise(rows * cols, 3)
+                            .iter()
+                            .map(|x| T::of(x * 9.0))
+                            .collect::<Vec<_>>(),
+                    )
                     .unwrap();
-                quantize(&Source::plain(before.all(), rows, cols), threshold, by_row, &memory).unwrap();
+                quantize(
+                    &Source::plain(before.all(), rows, cols),
+                    threshold,
+                    by_row,
+                    &memory,
+                )
+                .unwrap();
                 let found = quantize(&source, threshold, by_row, &memory).unwrap();
-                let mut columns: Vec<u32> =
-                    expected.outliers.iter().flatten().map(|(column, _)| *column).collect();
+                let mut columns: Vec<u32> = expected
+                    .outliers
+                    .iter()
+                    .flatten()
+                    .map(|(column, _)| *column)
+                    .collect();
                 columns.sort_unstable();
                 columns.dedup();
                 let what = format!("{rows}x{cols}, {threshold}, {by_row}, {device:?}");
@@ -214,9 +315,19 @@ fn multiplies_like_the_oracle<T: Float + Element>() {
                 let case = Case::<T>::new(shape, 11);
                 let expected = case.expected(threshold, scope(by_row));
                 let what = format!("{shape:?}, {threshold}, by row {by_row}, {device:?}");
-                assert_near(&case.by_product(&device, threshold, by_row), &expected, tolerance::<T>(), &what);
+                assert_near(
+                    &case.by_product(&device, threshold, by_row),
+                    &expected,
+                    tolerance::<T>(),
+                    &what,
+                );
                 if shape[0] == 1 {
-                    assert_near(&case.by_gemv(&device, threshold), &expected, tolerance::<T>(), &what);
+                    assert_near(
+                        &case.by_gemv(&device, threshold),
+                        &expected,
+                        tolerance::<T>(),
+                        &what,
+                    );
                 }
             }
         }
@@ -252,7 +363,12 @@ fn large_tiles_are_the_oracles() {
     for device in testing::gpus() {
         let case = Case::<f32>::new([1500, 1500, 210], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
-        assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "1500 rows");
+        assert_near(
+            &case.by_product(&device, 6.0, true),
+            &expected,
+            2e-6,
+            "1500 rows",
+        );
     }
 }
 
@@ -261,7 +377,12 @@ fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
     for device in testing::gpus() {
         let case = Case::<f32>::new([600, 3840, 1280], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
-        assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "600 rows");
+        assert_near(
+            &case.by_product(&device, 6.0, true),
+            &expected,
+            2e-6,
+            "600 rows",
+        );
     }
 }
 
@@ -276,7 +397,12 @@ fn layers_of_gpt2_large_are_the_oracles() {
                 let case = Case::<f32>::new([rows, n, cols], 17);
                 let expected = case.expected(6.0, OutlierScope::Batch);
                 let what = format!("{rows} rows, {n} x {cols}, {device:?}");
-                assert_near(&case.by_product(&device, 6.0, false), &expected, 2e-6, &what);
+                assert_near(
+                    &case.by_product(&device, 6.0, false),
+                    &expected,
+                    2e-6,
+                    &what,
+                );
                 if rows == 1 {
                     assert_near(&case.by_gemv(&device, 6.0), &expected, 2e-6, &what);
                 }
@@ -288,13 +414,16 @@ fn layers_of_gpt2_large_are_the_oracles() {
 #[test]
 fn one_row_may_have_any_number_of_outliers() {
     for device in devices() {
-        // All weights of a block in shared memory, or streamed through it; rows that four values are loaded of, or one.
+        // All weights of a block in shared memory, or streamed through it; rows that four values
+        // are loaded of, or one.
         for (n, cols) in [(33, 800), (33, 799), (3000, 800)] {
             for count in [0, 1, 7, 255, 256, 257, 600] {
                 let mut case = Case::<f32>::new([1, n, cols], 1);
                 case.x.iter_mut().for_each(|x| *x = x.clamp(-5.0, 5.0));
                 // From the end, so that they are not found in the order of columns.
-                (0..count).for_each(|i| case.x[cols - 1 - i * (cols / count.max(1))] = 6.0 + i as f32 / 64.0);
+                (0..count).for_each(|i| {
+                    case.x[cols - 1 - i * (cols / count.max(1))] = 6.0 + i as f32 / 64.0
+                });
                 let expected = case.expected(6.0, OutlierScope::Row);
                 let what = format!("{count} outliers, {n} x {cols}, {device:?}");
                 assert_near(&case.by_gemv(&device, 6.0), &expected, 5e-6, &what);
@@ -307,8 +436,9 @@ fn one_row_may_have_any_number_of_outliers() {
 fn rows_whose_codes_do_not_fit_beside_static_shared_memory_are_left_to_product() {
     for device in few_devices() {
         // Without static shared memory it would fit into what a block may have.
-        let needed =
-            |cols: usize| plan::gemv(2, plan::pitch(cols), device.multiprocessors()).shared_bytes(cols);
+        let needed = |cols: usize| {
+            plan::gemv(2, plan::pitch(cols), device.multiprocessors()).shared_bytes(cols)
+        };
         let fits = |cols: &usize| needed(*cols) <= device.shared_bytes();
         let cols = (1..).map(|i| 16 * i).take_while(fits).last().unwrap();
         assert!(needed(cols) > device.shared_bytes() - 512);
@@ -320,7 +450,12 @@ fn rows_whose_codes_do_not_fit_beside_static_shared_memory_are_left_to_product()
         device.synchronize().unwrap();
         assert!(!is_done, "{cols}");
         let expected = case.expected(6.0, OutlierScope::Row);
-        assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, &format!("{cols} columns"));
+        assert_near(
+            &case.by_product(&device, 6.0, true),
+            &expected,
+            2e-6,
+            &format!("{cols} columns"),
+        );
     }
 }
 
@@ -337,7 +472,12 @@ fn sums_beyond_2_to_the_24_are_exact() {
             case.bias.fill(0.0);
             let expected = 127 * 127 * cols as i64;
             let found = case.by_product(&device, 0.0, false);
-            assert_near(&[found[0], found[n - 1]], &[(expected - 127) as f32, expected as f32], 1e-7, "sums");
+            assert_near(
+                &[found[0], found[n - 1]],
+                &[(expected - 127) as f32, expected as f32],
+                1e-7,
+                "sums",
+            );
             if rows == 1 {
                 assert_eq!(case.by_gemv(&device, 0.0), found);
             }
@@ -352,21 +492,39 @@ fn values_that_are_not_finite_show() {
             let mut case = Case::<f32>::new([rows, 5, 40], 1);
             case.x[39] = f32::NAN;
             let found = case.by_product(&device, 6.0, true);
-            assert!(found[..5].iter().all(|x| x.is_nan()) && found[5..].iter().all(|x| x.is_finite()));
+            assert!(
+                found[..5].iter().all(|x| x.is_nan()) && found[5..].iter().all(|x| x.is_finite())
+            );
             // Beyond f16, but an outlier: taken from the activation itself.
             case.x[39] = 1e6;
             let expected = case.expected(6.0, OutlierScope::Row);
-            assert_near(&case.by_product(&device, 6.0, true), &expected, 2e-6, "an outlier beyond f16");
+            assert_near(
+                &case.by_product(&device, 6.0, true),
+                &expected,
+                2e-6,
+                "an outlier beyond f16",
+            );
         }
     }
 }
 
 /// The source's values made on the host.
-fn made(through: &str, x: &[f32], up: &[f32], weight: &[f32], bias: &[f32], cols: usize) -> Vec<f32> {
+fn made(
+    through: &str,
+    x: &[f32],
+    up: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    cols: usize,
+) -> Vec<f32> {
     let row = |(x, up): (&[f32], &[f32])| -> Vec<f32> {
         let n = cols as f64;
         let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let mean = if through == "layer" { x.iter().sum::<f64>() / n } else { 0.0 };
+        let mean = if through == "layer" {
+            x.iter().sum::<f64>() / n
+        } else {
+            0.0
+        };
         let inverse = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + 1e-5).sqrt();
         let value = |k: usize| match through {
             "gated" => x[k] * f64::from(up[k]),
@@ -387,11 +545,22 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
             let stream = noise(rows * n, 5);
             let [x_there, up_there, stream_there] =
                 [&x, &up, &stream].map(|values| device.upload(values).unwrap());
-            let [weight_there, bias_there] = [&weight, &bias].map(|values| device.upload(values).unwrap());
-            let parts = NormParts { weight: weight_there.all(), bias: Some(bias_there.all()), eps: 1e-5 };
+            let [weight_there, bias_there] =
+                [&weight, &bias].map(|values| device.upload(values).unwrap());
+            let parts = NormParts {
+                weight: weight_there.all(),
+                bias: Some(bias_there.all()),
+                eps: 1e-5,
+            };
             for (name, through) in [
                 ("layer", Through::LayerNorm(parts)),
-                ("rms", Through::RmsNorm(NormParts { bias: None, ..parts })),
+                (
+                    "rms",
+                    Through::RmsNorm(NormParts {
+                        bias: None,
+                        ..parts
+                    }),
+                ),
                 ("gated", Through::Gated(up_there.all())),
             ] {
                 let values = made(name, &x, &up, &weight, &bias, cols);
@@ -405,18 +574,34 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
                     }
                     *y = stream[i] + 0.5 * *y;
                 }
-                let (matrix, out) = (case.matrix(&device), device.allocate::<f32>(rows * n).unwrap());
+                let (matrix, out) = (
+                    case.matrix(&device),
+                    device.allocate::<f32>(rows * n).unwrap(),
+                );
                 let layer_bias = device.upload(&case.bias).unwrap();
                 let output = Output {
                     bias: Some(layer_bias.all()),
                     activation: Some((Activation::Relu, 10)),
-                    residual: Some(Residual { stream: stream_there.all(), stride: n, scale: 0.5 }),
+                    residual: Some(Residual {
+                        stream: stream_there.all(),
+                        stride: n,
+                        scale: 0.5,
+                    }),
                     ..Output::plain(out.all(), n)
                 };
-                let source = Source { through, ..Source::plain(x_there.all(), rows, cols) };
+                let source = Source {
+                    through,
+                    ..Source::plain(x_there.all(), rows, cols)
+                };
                 let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
-                product(&quantize(&source, 1.5, true, &memory).unwrap(), &matrix, &output).unwrap();
-                // A value made in f32 may round to the neighbouring f16, and its code be one beside.
+                product(
+                    &quantize(&source, 1.5, true, &memory).unwrap(),
+                    &matrix,
+                    &output,
+                )
+                .unwrap();
+                // A value made in f32 may round to the neighbouring f16, and its code be one
+                // beside.
                 let what = format!("{name}, {rows} rows, {device:?}");
                 assert_near(&out.to_vec().unwrap(), &expected, 5e-3, &what);
                 if rows == 1 {
@@ -446,7 +631,12 @@ fn activation_functions_are_those_of_the_cpu() {
             assert!(gemv(&Source::plain(zeros.all(), 1, 4), 6.0, &matrix, &output).unwrap());
             let mut expected = x.clone();
             activation::apply(Isa::scalar(), host, &mut expected);
-            assert_near(&out.to_vec().unwrap(), &expected, 1e-6, &format!("{function:?}"));
+            assert_near(
+                &out.to_vec().unwrap(),
+                &expected,
+                1e-6,
+                &format!("{function:?}"),
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes and on those of gpt2-large:
-//! on the emulated device in the order of threads and in shuffled ones, and on a GPU without and with early starts. Which
-//! of them is said by `LLM_INT8_TEST_DEVICE` (see [`llm_int8_cuda::testing`]).
+//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes and on
+//! those of gpt2-large: on the emulated device in the order of threads and in shuffled ones, and on
+//! a GPU without and with early starts. Which of them is said by `LLM_INT8_TEST_DEVICE` (see
+//! [`llm_int8_cuda::testing`]).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
@@ -38,7 +39,9 @@ fn golden(name: &str) -> PathBuf {
 fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     };
     (0..count).map(|_| next()).collect()

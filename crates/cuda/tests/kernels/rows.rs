@@ -4,21 +4,32 @@ use crate::{assert_near, devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{
-    Combined, Float, FloatMatrix, FloatType, Int8Matrix, NormParts, Output, Source, Table, TableRows,
-    Through, combine, copy_rows, dense, embed, norm, softcap,
+    Combined, Float, FloatMatrix, FloatType, Int8Matrix, NormParts, Output, Source, Table,
+    TableRows, Through, combine, copy_rows, dense, embed, norm, softcap,
 };
 
-fn matrix(device: &Device, dtype: FloatType, values: &[f32], cols: usize) -> (FloatMatrix, Vec<f32>) {
+fn matrix(
+    device: &Device,
+    dtype: FloatType,
+    values: &[f32],
+    cols: usize,
+) -> (FloatMatrix, Vec<f32>) {
     let matrix = FloatMatrix::new(device, dtype, values.len() / cols, cols).unwrap();
     let (bytes, rounded): (Vec<u8>, Vec<f32>) = match dtype {
         FloatType::F32 => (bytemuck::cast_slice(values).to_vec(), values.to_vec()),
         FloatType::F16 => {
             let stored: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
-            (bytemuck::cast_slice(&stored).to_vec(), stored.iter().map(|x| x.to_f32()).collect())
+            (
+                bytemuck::cast_slice(&stored).to_vec(),
+                stored.iter().map(|x| x.to_f32()).collect(),
+            )
         }
         FloatType::BF16 => {
             let stored: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
-            (bytemuck::cast_slice(&stored).to_vec(), stored.iter().map(|x| x.to_f32()).collect())
+            (
+                bytemuck::cast_slice(&stored).to_vec(),
+                stored.iter().map(|x| x.to_f32()).collect(),
+            )
         }
     };
     matrix.write_rows(0, &bytes).unwrap();
@@ -34,27 +45,46 @@ fn rows_of_tables_are_found_and_added() {
         for dtype in TYPES {
             let (tokens, token_values) = matrix(&device, dtype, &noise(5 * width, 1), width);
             let (places, place_values) = matrix(&device, dtype, &noise(6 * width, 2), width);
-            let (ids_there, numbers) =
-                (device.upload(&ids).unwrap(), device.upload(&[2u32, 3, 4, 5]).unwrap());
+            let (ids_there, numbers) = (
+                device.upload(&ids).unwrap(),
+                device.upload(&[2u32, 3, 4, 5]).unwrap(),
+            );
             let out = device.allocate::<f32>(4 * width).unwrap();
             let positions = Some((&places, numbers.all()));
-            let rows = TableRows { ids: ids_there.all(), positions, rows: 4, factor: 2.0 };
+            let rows = TableRows {
+                ids: ids_there.all(),
+                positions,
+                rows: 4,
+                factor: 2.0,
+            };
             embed(Table::Float(&tokens), &rows, out.all()).unwrap();
             let value = |(m, id): (usize, &u32), i: usize| {
                 2.0 * token_values[*id as usize * width + i] + place_values[(m + 2) * width + i]
             };
             let all = || ids.iter().enumerate();
-            let expected: Vec<f32> = all().flat_map(|row| (0..width).map(move |i| value(row, i))).collect();
+            let expected: Vec<f32> = all()
+                .flat_map(|row| (0..width).map(move |i| value(row, i)))
+                .collect();
             assert_near(&out.to_vec().unwrap(), &expected, 1e-6, "embedding");
 
             let codes: Vec<i8> = (0..5 * width).map(|i| (i % 255) as i8).collect();
             let table = Int8Matrix::new(&device, 5, width).unwrap();
-            table.write_rows(0, &codes, &[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
-            let rows = TableRows { positions: None, factor: 1.0, ..rows };
+            table
+                .write_rows(0, &codes, &[1.0, 2.0, 3.0, 4.0, 5.0])
+                .unwrap();
+            let rows = TableRows {
+                positions: None,
+                factor: 1.0,
+                ..rows
+            };
             embed(Table::Int8(&table), &rows, out.all()).unwrap();
-            let code =
-                |id: u32, i: usize| f32::from(codes[id as usize * width + i]) * (id + 1) as f32 / 127.0;
-            let expected: Vec<f32> = ids.iter().flat_map(|id| (0..width).map(|i| code(*id, i))).collect();
+            let code = |id: u32, i: usize| {
+                f32::from(codes[id as usize * width + i]) * (id + 1) as f32 / 127.0
+            };
+            let expected: Vec<f32> = ids
+                .iter()
+                .flat_map(|id| (0..width).map(|i| code(*id, i)))
+                .collect();
             assert_near(&out.to_vec().unwrap(), &expected, 1e-6, "int8 embedding");
         }
     }
@@ -66,11 +96,18 @@ fn norms_of_rows_and_of_heads() {
     let (x, weight) = (noise(rows * heads * cols, 3), noise(heads * cols, 4));
     let rms = |x: &[f32], weight: &[f32]| -> Vec<f32> {
         let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64;
-        x.iter().zip(weight).map(|(x, w)| (f64::from(*x) / (mean + 1e-6).sqrt()) as f32 * w).collect()
+        x.iter()
+            .zip(weight)
+            .map(|(x, w)| (f64::from(*x) / (mean + 1e-6).sqrt()) as f32 * w)
+            .collect()
     };
     for device in devices() {
         let (there, weight_there) = (device.upload(&x).unwrap(), device.upload(&weight).unwrap());
-        let parts = NormParts { weight: weight_there.all(), bias: None, eps: 1e-6 };
+        let parts = NormParts {
+            weight: weight_there.all(),
+            bias: None,
+            eps: 1e-6,
+        };
         for own in [false, true] {
             let source = Source {
                 through: Through::RmsNorm(parts),
@@ -87,10 +124,15 @@ fn norms_of_rows_and_of_heads() {
             assert_near(&out.to_vec().unwrap(), &expected, 1e-6, "heads");
         }
         // In place, a whole row.
-        let source =
-            Source { through: Through::RmsNorm(parts), ..Source::plain(there.all(), rows, heads * cols) };
+        let source = Source {
+            through: Through::RmsNorm(parts),
+            ..Source::plain(there.all(), rows, heads * cols)
+        };
         norm(&source, 1, false, there.all(), heads * cols).unwrap();
-        let expected: Vec<f32> = x.chunks(heads * cols).flat_map(|x| rms(x, &weight)).collect();
+        let expected: Vec<f32> = x
+            .chunks(heads * cols)
+            .flat_map(|x| rms(x, &weight))
+            .collect();
         assert_near(&there.to_vec().unwrap(), &expected, 1e-6, "rows");
     }
 }
@@ -98,12 +140,28 @@ fn norms_of_rows_and_of_heads() {
 #[test]
 fn rows_are_joined_with_their_strides() {
     for device in devices() {
-        let both = device.upload(&[1.0f32, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0]).unwrap();
+        let both = device
+            .upload(&[1.0f32, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0])
+            .unwrap();
         let out = device.allocate::<f32>(4).unwrap();
         let up = both.part(2..).unwrap();
-        combine(Combined::Product, (both.all(), 4), (up, 4), out.all(), [2, 2]).unwrap();
+        combine(
+            Combined::Product,
+            (both.all(), 4),
+            (up, 4),
+            out.all(),
+            [2, 2],
+        )
+        .unwrap();
         assert_eq!(out.to_vec().unwrap(), [10.0, 40.0, 90.0, 160.0]);
-        combine(Combined::Sum(0.5), (out.all(), 2), (up, 4), out.all(), [2, 2]).unwrap();
+        combine(
+            Combined::Sum(0.5),
+            (out.all(), 2),
+            (up, 4),
+            out.all(),
+            [2, 2],
+        )
+        .unwrap();
         assert_eq!(out.to_vec().unwrap(), [15.0, 50.0, 105.0, 180.0]);
         softcap(out.all(), 0.1, None).unwrap();
         softcap(out.all(), 1.0, Some(3.0)).unwrap();
@@ -132,16 +190,25 @@ fn float_products_are_those_of_f64() {
             ] {
                 let (x, bias) = (noise(rows * cols, 1), noise(n, 2));
                 let (weight, values) = matrix(&device, dtype, &noise(n * cols, 3), cols);
-                let (there, bias_there) = (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
+                let (there, bias_there) =
+                    (device.upload(&x).unwrap(), device.upload(&bias).unwrap());
                 let out = device.allocate::<f32>(rows * n).unwrap();
-                let output = Output { bias: Some(bias_there.all()), ..Output::plain(out.all(), n) };
+                let output = Output {
+                    bias: Some(bias_there.all()),
+                    ..Output::plain(out.all(), n)
+                };
                 dense(&Source::plain(there.all(), rows, cols), &weight, &output).unwrap();
                 let dot = |m: usize, n: usize| -> f32 {
                     let pairs = x[m * cols..][..cols].iter().zip(&values[n * cols..]);
-                    pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32 + bias[n]
+                    pairs
+                        .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                        .sum::<f64>() as f32
+                        + bias[n]
                 };
-                let expected: Vec<f32> =
-                    (0..rows).flat_map(|m| (0..n).map(move |n| (m, n))).map(|(m, n)| dot(m, n)).collect();
+                let expected: Vec<f32> = (0..rows)
+                    .flat_map(|m| (0..n).map(move |n| (m, n)))
+                    .map(|(m, n)| dot(m, n))
+                    .collect();
                 let what = format!("{dtype:?} {rows}x{n}x{cols}");
                 assert_near(&out.to_vec().unwrap(), &expected, 1e-5, &what);
             }
@@ -156,20 +223,53 @@ fn activations_of_32_bits_lose_nothing_to_weights_of_16() {
             // Sums that cancel to what only the low bits of the activations hold.
             let (rows, cols) = (20, 32);
             let x: Vec<f32> = (0..rows * cols)
-                .map(|i| if i % 2 == 0 { 1.0 + (i / 2 % 7) as f32 * 2e-6 } else { -1.0 })
+                .map(|i| {
+                    if i % 2 == 0 {
+                        1.0 + (i / 2 % 7) as f32 * 2e-6
+                    } else {
+                        -1.0
+                    }
+                })
                 .collect();
             let (weight, _) = matrix(&device, dtype, &[1.0; 32], cols);
-            let (there, out) = (device.upload(&x).unwrap(), device.allocate::<f32>(rows).unwrap());
-            dense(&Source::plain(there.all(), rows, cols), &weight, &Output::plain(out.all(), 1)).unwrap();
-            let exact: Vec<f32> =
-                x.chunks(cols).map(|row| row.iter().map(|x| f64::from(*x)).sum::<f64>() as f32).collect();
-            assert_near(&out.to_vec().unwrap(), &exact, 2e-2, &format!("{dtype:?} on {device:?}"));
+            let (there, out) = (
+                device.upload(&x).unwrap(),
+                device.allocate::<f32>(rows).unwrap(),
+            );
+            dense(
+                &Source::plain(there.all(), rows, cols),
+                &weight,
+                &Output::plain(out.all(), 1),
+            )
+            .unwrap();
+            let exact: Vec<f32> = x
+                .chunks(cols)
+                .map(|row| row.iter().map(|x| f64::from(*x)).sum::<f64>() as f32)
+                .collect();
+            assert_near(
+                &out.to_vec().unwrap(),
+                &exact,
+                2e-2,
+                &format!("{dtype:?} on {device:?}"),
+            );
 
             // And activations beyond f16.
-            let x: Vec<f32> = (0..rows * cols).map(|i| if i % cols == 3 { 1e5 } else { 0.0 }).collect();
+            let x: Vec<f32> = (0..rows * cols)
+                .map(|i| if i % cols == 3 { 1e5 } else { 0.0 })
+                .collect();
             there.all().write(&x).unwrap();
-            dense(&Source::plain(there.all(), rows, cols), &weight, &Output::plain(out.all(), 1)).unwrap();
-            assert_near(&out.to_vec().unwrap(), &[1e5; 20], 1e-5, &format!("{dtype:?} on {device:?}"));
+            dense(
+                &Source::plain(there.all(), rows, cols),
+                &weight,
+                &Output::plain(out.all(), 1),
+            )
+            .unwrap();
+            assert_near(
+                &out.to_vec().unwrap(),
+                &[1e5; 20],
+                1e-5,
+                &format!("{dtype:?} on {device:?}"),
+            );
         }
     }
 }
@@ -178,7 +278,9 @@ fn activations_of_32_bits_lose_nothing_to_weights_of_16() {
 fn rows_are_copied_from_pitch_to_pitch() {
     for device in devices() {
         let values: Vec<u32> = (0..60).collect();
-        let from = device.upload(bytemuck::cast_slice::<u32, u8>(&values)).unwrap();
+        let from = device
+            .upload(bytemuck::cast_slice::<u32, u8>(&values))
+            .unwrap();
         let to = device.zeros::<u8>(3 * 128).unwrap();
         copy_rows((from.all(), 80), (to.all(), 128), [3, 64]).unwrap();
         let mut copied = [1u32; 96];

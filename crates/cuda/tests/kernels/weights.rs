@@ -8,11 +8,18 @@ use llm_int8_kernels::{Element, reference};
 
 fn quantizes_rows<T: Float + Element>(device: &Device) {
     for (n, k) in [(1, 1), (5, 499), (33, 64), (70, 130)] {
-        let weight: Vec<T> = noise(n * k, 7).into_iter().map(|x| T::of(x * 2.5)).collect();
+        let weight: Vec<T> = noise(n * k, 7)
+            .into_iter()
+            .map(|x| T::of(x * 2.5))
+            .collect();
         let rows: Vec<_> = weight
             .chunks(k)
             .map(|row| {
-                reference::quantize_row(&row.iter().map(|x| Element::to_f16(*x)).collect::<Vec<f16>>())
+                reference::quantize_row(
+                    &row.iter()
+                        .map(|x| Element::to_f16(*x))
+                        .collect::<Vec<f16>>(),
+                )
             })
             .collect();
         let mark = Int8Matrix::mark(device).unwrap();
@@ -20,9 +27,13 @@ fn quantizes_rows<T: Float + Element>(device: &Device) {
         // Beside other rows, as layers with the same input lie.
         let matrix = Int8Matrix::new(device, n + 4, k).unwrap();
         for is_transposed in [false, true] {
-            let there = device.upload(if is_transposed { &transposed } else { &weight }).unwrap();
+            let there = device
+                .upload(if is_transposed { &transposed } else { &weight })
+                .unwrap();
             if is_transposed {
-                matrix.quantize_transposed(there.all(), 2..n + 2, &mark).unwrap();
+                matrix
+                    .quantize_transposed(there.all(), 2..n + 2, &mark)
+                    .unwrap();
             } else {
                 matrix.quantize_rows(there.all(), 2..n + 2, &mark).unwrap();
             }
@@ -36,8 +47,15 @@ fn quantizes_rows<T: Float + Element>(device: &Device) {
                     Some((codes, absmax)) => (codes.clone(), *absmax),
                     None => (vec![0; k], 0.0),
                 };
-                assert_eq!(row[..k], expected, "{n}x{k} row {i}, transposed {is_transposed}");
-                assert!(row[k..].iter().all(|code| *code == 0), "filled up with zeros");
+                assert_eq!(
+                    row[..k],
+                    expected,
+                    "{n}x{k} row {i}, transposed {is_transposed}"
+                );
+                assert!(
+                    row[k..].iter().all(|code| *code == 0),
+                    "filled up with zeros"
+                );
                 assert_eq!(absmax[i], largest);
             }
         }
@@ -61,12 +79,20 @@ fn a_weight_beyond_f16_is_found() {
         let mut weight = noise(320, 1);
         weight[35 * 8 + 3] = 70_000.0;
         weight[36 * 8] = f32::NAN;
-        matrix.quantize_rows(device.upload(&weight).unwrap().all(), 0..40, &mark).unwrap();
+        matrix
+            .quantize_rows(device.upload(&weight).unwrap().all(), 0..40, &mark)
+            .unwrap();
         assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), Some(35));
         let transposed: Vec<f32> = (0..320).map(|i| weight[i % 40 * 8 + i / 40]).collect();
-        matrix.quantize_transposed(device.upload(&transposed).unwrap().all(), 0..40, &mark).unwrap();
+        matrix
+            .quantize_transposed(device.upload(&transposed).unwrap().all(), 0..40, &mark)
+            .unwrap();
         assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), Some(35));
-        assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), None, "the mark is new each time");
+        assert_eq!(
+            Int8Matrix::check_finite(&mark).unwrap(),
+            None,
+            "the mark is new each time"
+        );
     }
 }
 
@@ -74,11 +100,16 @@ fn a_weight_beyond_f16_is_found() {
 fn codes_are_written_as_they_are() {
     for device in few_devices() {
         let matrix = Int8Matrix::new(&device, 3, 5).unwrap();
-        matrix.write_rows(1, &[1, 2, 3, 4, 5, -6, -7, -8, -9, -10], &[0.5, 2.0]).unwrap();
+        matrix
+            .write_rows(1, &[1, 2, 3, 4, 5, -6, -7, -8, -9, -10], &[0.5, 2.0])
+            .unwrap();
         let mut codes = vec![0i8; 48];
         matrix.codes().read(&mut codes).unwrap();
         assert_eq!((codes[15], &codes[16..22]), (0, &[1, 2, 3, 4, 5, 0][..]));
-        assert_eq!((codes[31], &codes[32..38]), (0, &[-6, -7, -8, -9, -10, 0][..]));
+        assert_eq!(
+            (codes[31], &codes[32..38]),
+            (0, &[-6, -7, -8, -9, -10, 0][..])
+        );
         assert!(matrix.write_rows(2, &[0; 10], &[1.0, 1.0]).is_err());
         assert!(matrix.write_rows(0, &[0; 3], &[1.0]).is_err());
     }

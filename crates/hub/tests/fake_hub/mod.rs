@@ -80,7 +80,10 @@ pub struct FakeHub {
 impl FakeHub {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let hub = Self { address: listener.local_addr().unwrap(), state: Arc::default() };
+        let hub = Self {
+            address: listener.local_addr().unwrap(),
+            state: Arc::default(),
+        };
         let server = hub.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -93,7 +96,11 @@ impl FakeHub {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}{}", self.address, self.state.lock().unwrap().mirror.prefix)
+        format!(
+            "http://{}{}",
+            self.address,
+            self.state.lock().unwrap().mirror.prefix
+        )
     }
 
     pub fn is_mirror(&self, mirror: Mirror) {
@@ -102,19 +109,32 @@ impl FakeHub {
 
     /// A file whose etag is its SHA-256, as the hub has it of large files.
     pub fn add(&self, name: &str, content: &[u8]) -> String {
-        let etag: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let etag: String = Sha256::digest(content)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         self.add_with_etag(name, content, &etag);
         etag
     }
 
     /// The etag is quoted unless it brings quotes along; an empty one is not sent.
     pub fn add_with_etag(&self, name: &str, content: &[u8], etag: &str) {
-        self.state.lock().unwrap().files.insert(name.into(), (content.to_vec(), etag.into()));
+        self.state
+            .lock()
+            .unwrap()
+            .files
+            .insert(name.into(), (content.to_vec(), etag.into()));
     }
 
     /// The next requests for the body of this file go wrong like that, one after the other.
     pub fn faults(&self, name: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.state.lock().unwrap().faults.entry(name.into()).or_default().extend(faults);
+        self.state
+            .lock()
+            .unwrap()
+            .faults
+            .entry(name.into())
+            .or_default()
+            .extend(faults);
     }
 
     /// The next questions for the listing go wrong like that.
@@ -133,15 +153,19 @@ impl FakeHub {
 
     /// Ranges of the requests for a file's body, in order; `None` for a request without one.
     pub fn ranges(&self, name: &str) -> Vec<Option<String>> {
-        let bodies =
-            self.log().into_iter().filter(|r| r.method == "GET" && r.path.ends_with(&format!("/{name}")));
+        let bodies = self
+            .log()
+            .into_iter()
+            .filter(|r| r.method == "GET" && r.path.ends_with(&format!("/{name}")));
         bodies.map(|request| request.range).collect()
     }
 
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream.try_clone()?);
         loop {
-            let Some(request) = read_request(&mut reader)? else { return Ok(()) };
+            let Some(request) = read_request(&mut reader)? else {
+                return Ok(());
+            };
             self.state.lock().unwrap().log.push(request.clone());
             if !self.answer(&request, &mut stream)? {
                 return Ok(());
@@ -157,7 +181,9 @@ impl FakeHub {
         if let Some(name) = path.strip_prefix("/signed/") {
             return self.body(request, name, stream);
         }
-        let Some(path) = path.strip_prefix(prefix) else { return status(stream, 404, "") };
+        let Some(path) = path.strip_prefix(prefix) else {
+            return status(stream, 404, "");
+        };
         // A repository that was renamed: relative redirects, as the real hub sends them.
         if let Some(rest) = path.strip_prefix("/api/models/old") {
             return redirect(stream, &format!("/api/models/org/model{rest}"));
@@ -168,7 +194,10 @@ impl FakeHub {
         if let Some(rest) = path.strip_prefix("/api/models/") {
             return self.listing(rest, stream);
         }
-        match path.strip_prefix("/org/model/resolve/").and_then(|rest| rest.split_once('/')) {
+        match path
+            .strip_prefix("/org/model/resolve/")
+            .and_then(|rest| rest.split_once('/'))
+        {
             Some((_, name)) => self.file(request, name, stream),
             None => status(stream, 404, ""),
         }
@@ -177,7 +206,8 @@ impl FakeHub {
     fn listing(&self, rest: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let fault = self.state.lock().unwrap().api_faults.pop_front();
         if let Some(Fault::Status(code, retry_after)) = fault {
-            let extra = retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
+            let extra =
+                retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
             return status(stream, code, &extra);
         }
         let (repo, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
@@ -191,7 +221,10 @@ impl FakeHub {
             return status(stream, 404, "X-Error-Code: RevisionNotFound\r\n");
         }
         let names: Vec<String> = self.state.lock().unwrap().files.keys().cloned().collect();
-        let siblings: Vec<String> = names.iter().map(|name| format!("{{\"rfilename\": {name:?}}}")).collect();
+        let siblings: Vec<String> = names
+            .iter()
+            .map(|name| format!("{{\"rfilename\": {name:?}}}"))
+            .collect();
         let body = format!(
             "{{\"id\": \"org/model\", \"sha\": \"{COMMIT}\", \"siblings\": [{}]}}",
             siblings.join(",")
@@ -207,7 +240,11 @@ impl FakeHub {
     fn file(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let (found, cdn, mirror) = {
             let state = self.state.lock().unwrap();
-            (state.files.get(name).cloned(), state.cdn, state.mirror.clone())
+            (
+                state.files.get(name).cloned(),
+                state.cdn,
+                state.mirror.clone(),
+            )
         };
         let Some((content, etag)) = found else {
             return status(stream, 404, "X-Error-Code: EntryNotFound\r\n");
@@ -219,10 +256,17 @@ impl FakeHub {
         };
         let linked = match mirror.is_terse {
             true => String::new(),
-            false => format!("X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n", content.len()),
+            false => format!(
+                "X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n",
+                content.len()
+            ),
         };
         let commit = if mirror.hides_commit { "" } else { COMMIT_LINE };
-        status(stream, 302, &format!("Location: {location}\r\n{linked}{commit}"))
+        status(
+            stream,
+            302,
+            &format!("Location: {location}\r\n{linked}{commit}"),
+        )
     }
 
     /// The file itself.
@@ -235,11 +279,19 @@ impl FakeHub {
             }
             (state.files.get(name).cloned(), mirror)
         };
-        let Some((content, etag)) = found else { return status(stream, 404, "") };
+        let Some((content, etag)) = found else {
+            return status(stream, 404, "");
+        };
 
         let encoding = mirror.encoding.filter(|_| name.ends_with(".json"));
-        let content = if encoding.is_some() { gzip(&content) } else { content };
-        let mut headers = encoding.map_or(String::new(), |name| format!("Content-Encoding: {name}\r\n"));
+        let content = if encoding.is_some() {
+            gzip(&content)
+        } else {
+            content
+        };
+        let mut headers = encoding.map_or(String::new(), |name| {
+            format!("Content-Encoding: {name}\r\n")
+        });
         headers.push_str(if mirror.hides_commit { "" } else { COMMIT_LINE });
         match etag.as_str() {
             "" => {}
@@ -251,10 +303,20 @@ impl FakeHub {
             if let Some(code) = mirror.head_status {
                 return status(stream, code, "");
             }
-            write!(stream, "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", content.len())?;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n",
+                content.len()
+            )?;
             return Ok(true);
         }
-        let fault = self.state.lock().unwrap().faults.get_mut(name).and_then(VecDeque::pop_front);
+        let fault = self
+            .state
+            .lock()
+            .unwrap()
+            .faults
+            .get_mut(name)
+            .and_then(VecDeque::pop_front);
         send_body(request, &content, fault, &headers, stream)
     }
 }
@@ -275,29 +337,48 @@ fn send_body(
     stream: &mut TcpStream,
 ) -> std::io::Result<bool> {
     let length = content.len();
-    let start = request
+    let start = request.range.as_deref().and_then(|range| {
+        range
+            .strip_prefix("bytes=")?
+            .split('-')
+            .next()?
+            .parse()
+            .ok()
+    });
+    let end = request
         .range
         .as_deref()
-        .and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
-    let end = request.range.as_deref().and_then(|range| range.rsplit('-').next()?.parse::<usize>().ok());
+        .and_then(|range| range.rsplit('-').next()?.parse::<usize>().ok());
     let (head, body) = match (start, &fault) {
         (_, Some(Fault::Status(code, retry_after))) => {
-            let extra = retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
+            let extra =
+                retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
             return status(stream, *code, &extra);
         }
         (None, _) | (Some(_), Some(Fault::NoRanges)) => ("200 OK".to_owned(), content),
         (Some(start), _) if start >= length => return status(stream, 416, ""),
-        (Some(start), Some(Fault::NoContentRange)) => ("206 Partial Content".to_owned(), &content[start..]),
-        (Some(_), Some(Fault::WrongRange)) => {
-            (format!("206 Partial Content\r\nContent-Range: bytes 0-{}/{length}", length - 1), content)
+        (Some(start), Some(Fault::NoContentRange)) => {
+            ("206 Partial Content".to_owned(), &content[start..])
         }
+        (Some(_), Some(Fault::WrongRange)) => (
+            format!(
+                "206 Partial Content\r\nContent-Range: bytes 0-{}/{length}",
+                length - 1
+            ),
+            content,
+        ),
         (Some(start), _) => {
             let last = end.map_or(length - 1, |end| end.min(length - 1));
-            let head = format!("206 Partial Content\r\nContent-Range: bytes {start}-{last}/{length}");
+            let head =
+                format!("206 Partial Content\r\nContent-Range: bytes {start}-{last}/{length}");
             (head, &content[start..=last])
         }
     };
-    write!(stream, "HTTP/1.1 {head}\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
+    write!(
+        stream,
+        "HTTP/1.1 {head}\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    )?;
     match fault {
         Some(Fault::DropAfter(count)) => {
             stream.write_all(&body[..count.min(body.len())])?;
@@ -331,12 +412,18 @@ fn send_body(
 }
 
 fn status(stream: &mut TcpStream, code: u16, extra: &str) -> std::io::Result<bool> {
-    write!(stream, "HTTP/1.1 {code} Status\r\n{extra}Content-Length: 0\r\n\r\n")?;
+    write!(
+        stream,
+        "HTTP/1.1 {code} Status\r\n{extra}Content-Length: 0\r\n\r\n"
+    )?;
     Ok(true)
 }
 
 fn redirect(stream: &mut TcpStream, location: &str) -> std::io::Result<bool> {
-    write!(stream, "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")?;
+    write!(
+        stream,
+        "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+    )?;
     Ok(true)
 }
 
@@ -355,7 +442,9 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { return Ok(Some(request)) };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            return Ok(Some(request));
+        };
         match name.to_ascii_lowercase().as_str() {
             "range" => request.range = Some(value.trim().into()),
             "authorization" => request.authorization = Some(value.trim().into()),

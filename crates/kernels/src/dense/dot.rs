@@ -1,5 +1,5 @@
-//! Dot products in floating point, a register of columns a step. Weights are read in whichever type they
-//! have, so that one row of activations costs one pass over the stored bytes.
+//! Dot products in floating point, a register of columns a step. Weights are read in whichever type
+//! they have, so that one row of activations costs one pass over the stored bytes.
 
 #![expect(
     unsafe_code,
@@ -52,7 +52,11 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 if M == 1 {
                     // The same place of the next rows, which come after these.
                     let bytes = L::COUNT * size_of::<W>();
-                    prefetch_ahead(w[n].as_ptr().wrapping_add(k).cast(), N * size_of_val(w[n]), bytes);
+                    prefetch_ahead(
+                        w[n].as_ptr().wrapping_add(k).cast(),
+                        N * size_of_val(w[n]),
+                        bytes,
+                    );
                 }
                 let y = L::load(w[n].as_ptr().add(k));
                 for m in 0..M {

@@ -1,11 +1,11 @@
 //! The product of float layers: f16, bf16 or f32 weights, f32 arithmetic.
 //!
-//! Ladder. One row (the output head while decoding) reads each stored weight once and converts it in
-//! registers. More rows: a block of 4 outputs is converted to f32 once (in the first cache) and the
-//! rows pass over it in twos, which keeps 8 sums in registers. The sum of one output runs over the
-//! lanes of a register in the same order for any number of rows, so that a row's result does not depend on its
-//! batch. Results of instruction sets differ in the last bits: registers differ, and only vectors fuse
-//! multiply and add.
+//! Ladder. One row (the output head while decoding) reads each stored weight once and converts it
+//! in registers. More rows: a block of 4 outputs is converted to f32 once (in the first cache) and
+//! the rows pass over it in twos, which keeps 8 sums in registers. The sum of one output runs over
+//! the lanes of a register in the same order for any number of rows, so that a row's result does
+//! not depend on its batch. Results of instruction sets differ in the last bits: registers differ,
+//! and only vectors fuse multiply and add.
 
 mod dot;
 
@@ -41,7 +41,11 @@ pub fn linear<W: Element>(
 ) -> Result<(), KernelError> {
     let (rows, outputs, columns) = (a.rows(), w.rows(), w.cols());
     expect("columns of the weight", a.cols(), columns)?;
-    out.expect(rows, outputs, ["rows of the result", "columns of the result"])?;
+    out.expect(
+        rows,
+        outputs,
+        ["rows of the result", "columns of the result"],
+    )?;
     if let Some(bias) = bias {
         expect("length of the bias", outputs, bias.len())?;
     }
@@ -49,7 +53,12 @@ pub fn linear<W: Element>(
         let (first, width) = (patch.outputs.start, patch.outputs.len());
         if patch.rows.len() == 1 {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
-            store(dot(isa, [a.row(patch.rows.start)], weights), 0, bias, &mut patch);
+            store(
+                dot(isa, [a.row(patch.rows.start)], weights),
+                0,
+                bias,
+                &mut patch,
+            );
             return;
         }
         floats.resize(BLOCK * columns, 0.0);
@@ -62,8 +71,8 @@ pub fn linear<W: Element>(
     Ok(())
 }
 
-/// All rows of the patch against the weights of one block. Blocks at the end hold fewer features: the
-/// surplus weights repeat the last one and their results are not stored.
+/// All rows of the patch against the weights of one block. Blocks at the end hold fewer features:
+/// the surplus weights repeat the last one and their results are not stored.
 fn multiply(
     isa: Isa,
     a: MatRef<'_, f32>,

@@ -1,7 +1,10 @@
 //! Conversions with AVX2 and F16C. The half crate's slice conversions call a function for every 8
 //! values; in line, eight bf16 → f16 take 3 instructions.
 
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for AVX2")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for AVX2"
+)]
 
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -9,8 +12,8 @@ use std::arch::x86_64::*;
 /// Values converted at once.
 pub(crate) const LANES: usize = 8;
 
-/// Eight values from memory, as f32. It has no `target_feature` of its own (a trait's function cannot):
-/// it is inlined into functions that have.
+/// Eight values from memory, as f32. It has no `target_feature` of its own (a trait's function
+/// cannot): it is inlined into functions that have.
 pub trait Load: Copy {
     /// The eight values at `from`.
     ///

@@ -51,7 +51,9 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// assert_eq!(out, [half::bf16::ONE]);
     /// ```
     fn of_slice(source: &[f32], out: &mut [Self]) {
-        out.iter_mut().zip(source).for_each(|(y, x)| *y = Self::of(*x));
+        out.iter_mut()
+            .zip(source)
+            .for_each(|(y, x)| *y = Self::of(*x));
     }
 
     /// A slice of [`Element::to_f32`]; both slices have the same length.
@@ -64,10 +66,17 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn to_f32_slice(source: &[Self], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() { avx2::to_f32(source, out) } else { 0 };
+        let done = if avx2::available() {
+            avx2::to_f32(source, out)
+        } else {
+            0
+        };
         #[cfg(not(target_arch = "x86_64"))]
         let done = 0;
-        out.iter_mut().zip(source).skip(done).for_each(|(y, x)| *y = x.to_f32());
+        out.iter_mut()
+            .zip(source)
+            .skip(done)
+            .for_each(|(y, x)| *y = x.to_f32());
     }
 
     /// A slice of [`Element::to_f16`]; both slices have the same length.
@@ -80,10 +89,17 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn to_f16_slice(source: &[Self], out: &mut [f16]) {
         #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() { avx2::to_f16(source, out) } else { 0 };
+        let done = if avx2::available() {
+            avx2::to_f16(source, out)
+        } else {
+            0
+        };
         #[cfg(not(target_arch = "x86_64"))]
         let done = 0;
-        out.iter_mut().zip(source).skip(done).for_each(|(y, x)| *y = Element::to_f16(*x));
+        out.iter_mut()
+            .zip(source)
+            .skip(done)
+            .for_each(|(y, x)| *y = Element::to_f16(*x));
     }
 }
 
@@ -154,8 +170,12 @@ mod tests {
             T::to_f16_slice(source, &mut halves);
             for (i, x) in source.iter().enumerate() {
                 let (float, half) = (x.to_f32(), Element::to_f16(*x));
-                assert!(float.to_bits() == floats[i].to_bits() || float.is_nan() && floats[i].is_nan());
-                assert!(half.to_bits() == halves[i].to_bits() || half.is_nan() && halves[i].is_nan());
+                assert!(
+                    float.to_bits() == floats[i].to_bits() || float.is_nan() && floats[i].is_nan()
+                );
+                assert!(
+                    half.to_bits() == halves[i].to_bits() || half.is_nan() && halves[i].is_nan()
+                );
             }
         }
     }

@@ -1,8 +1,10 @@
-//! The products with AMX: tiles of 16 rows × 64 bytes, `tdpbssd` multiplies signed codes and adds fours.
+//! The products with AMX: tiles of 16 rows × 64 bytes, `tdpbssd` multiplies signed codes and adds
+//! fours.
 //!
-//! Weights are the first factor, as they lie in memory, and a panel of activations is the second: its steps
-//! are the rows AMX wants. So nothing but activations is packed, and few rows are as well off as many.
-//! std's intrinsics for AMX are not stable, so this is assembly; no other code here uses tile registers.
+//! Weights are the first factor, as they lie in memory, and a panel of activations is the second:
+//! its steps are the rows AMX wants. So nothing but activations is packed, and few rows are as well
+//! off as many. std's intrinsics for AMX are not stable, so this is assembly; no other code here
+//! uses tile registers.
 
 #![expect(unsafe_code, reason = "assembly, and a system call")]
 
@@ -23,8 +25,8 @@ pub(super) fn available() -> bool {
         // Leaf 7, EDX: bit 24 tiles, bit 25 int8.
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
         let has = std::arch::x86_64::__cpuid(0).eax >= 7 && leaf.edx >> 24 & 0b11 == 0b11;
-        // The registers are large, so Linux saves them only for processes that ask: ARCH_REQ_XCOMP_PERM of
-        // XFEATURE_XTILEDATA.
+        // The registers are large, so Linux saves them only for processes that ask:
+        // ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XTILEDATA: libc::c_long = 18;
         // SAFETY: the call takes two numbers and touches no memory of ours.
@@ -59,7 +61,9 @@ static CONFIG: TileConfig = TileConfig {
 
 /// Sums of up to two panels with 32 rows of weights: each register is used twice.
 pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
-    assert!(isa.kind() == Kind::Amx && a.len().is_multiple_of(panel) && w.steps.is_multiple_of(STEPS));
+    assert!(
+        isa.kind() == Kind::Amx && a.len().is_multiple_of(panel) && w.steps.is_multiple_of(STEPS)
+    );
     assert!(panel >= w.steps * STEP_BYTES && w.data.len() >= (TILE - 1) * w.stride + w.steps * 4);
     let panels = a.len() / panel;
     assert!((1..=2).contains(&panels) && panels * LANES <= tile[0].len());
@@ -69,8 +73,8 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     // A panel that is not there is the first one again, with the same sums.
     let second = (panels - 1) * LANES;
     // SAFETY: an `Isa` of kind Amx is only made where CPU and system allow it. Weights: 32 rows of
-    // `w.steps` dwords, `w.stride` apart; panels: `w.steps` steps of 64 bytes; sums: 32 rows of 16 values
-    // that are a row of `Tile` apart. All were checked, and the registers are given back.
+    // `w.steps` dwords, `w.stride` apart; panels: `w.steps` steps of 64 bytes; sums: 32 rows of 16
+    // values that are a row of `Tile` apart. All were checked, and the registers are given back.
     unsafe {
         asm!(
             "ldtilecfg [{config}]",
@@ -116,7 +120,8 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     }
 }
 
-/// Multiplies tiles `rounds` times and returns the number of multiply-adds: what the unit can do at most.
+/// Multiplies tiles `rounds` times and returns the number of multiply-adds: what the unit can do at
+/// most.
 ///
 /// # Safety
 /// CPU and system allow AMX.

@@ -1,6 +1,9 @@
 //! The products with AVX2.
 
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for AVX2")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for AVX2"
+)]
 
 use super::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
 use crate::Isa;
@@ -11,8 +14,8 @@ use std::arch::x86_64::*;
 macro_rules! strips_of_256_bits {
     ($features:literal, $add_products:path) => {
         /// # Safety
-        /// Panels of `panel` bytes have `w.steps` steps, `w` as many dwords a row, and `tile` has room for the
-        /// sums of all.
+        /// Panels of `panel` bytes have `w.steps` steps, `w` as many dwords a row, and `tile` has
+        /// room for the sums of all.
         #[target_feature(enable = $features)]
         unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
             for (p, panel) in a.chunks_exact(panel).enumerate() {
@@ -51,9 +54,13 @@ macro_rules! strips_of_256_bits {
                 // SAFETY: a step is 64 bytes of the panel and a dword of each row.
                 unsafe {
                     let at = panel.as_ptr().add(k * STEP_BYTES);
-                    let x = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                    let x = [
+                        _mm256_loadu_si256(at.cast()),
+                        _mm256_loadu_si256(at.add(32).cast()),
+                    ];
                     for n in 0..N {
-                        let y = _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
+                        let y =
+                            _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
                         sums[n][0] = $add_products(sums[n][0], x[0], y);
                         sums[n][1] = $add_products(sums[n][1], x[1], y);
                     }
@@ -78,19 +85,28 @@ const LANES: usize = 16;
 /// How far ahead of its use a weight is fetched, in bytes.
 const AHEAD: usize = 1024;
 
-/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the other.
+/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
+/// other.
 pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i16]; M], w: &[i8], sums: &mut [i32]) {
     let length = a[0].len();
     let outputs = sums.len() / M;
     assert!(isa.kind() == Kind::Avx2 && a.iter().all(|a| a.len() == length));
     assert!(w.len() == outputs * length && sums.len() == outputs * M);
     for n in 0..outputs {
-        // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; every slice has `length` codes.
+        // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; every slice has
+        // `length` codes.
         let found = unsafe {
             let row = &w[n * length..][..length];
-            if M == 1 { [one(a[0], row); M] } else { several(a, row) }
+            if M == 1 {
+                [one(a[0], row); M]
+            } else {
+                several(a, row)
+            }
         };
-        found.iter().enumerate().for_each(|(m, sum)| sums[m * outputs + n] = *sum);
+        found
+            .iter()
+            .enumerate()
+            .for_each(|(m, sum)| sums[m * outputs + n] = *sum);
     }
 }
 
@@ -117,8 +133,15 @@ unsafe fn one(a: &[i16], w: &[i8]) -> i32 {
         }
     }
     let [p, q, r, s] = parts;
-    let tail: i32 = a[whole..].iter().zip(&w[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
-    tail + horizontal_sum(_mm256_add_epi32(_mm256_add_epi32(p, q), _mm256_add_epi32(r, s)))
+    let tail: i32 = a[whole..]
+        .iter()
+        .zip(&w[whole..])
+        .map(|(&x, &y)| i32::from(x) * i32::from(y))
+        .sum();
+    tail + horizontal_sum(_mm256_add_epi32(
+        _mm256_add_epi32(p, q),
+        _mm256_add_epi32(r, s),
+    ))
 }
 
 /// # Safety
@@ -139,7 +162,10 @@ unsafe fn several<const M: usize>(a: [&[i16]; M], w: &[i8]) -> [i32; M] {
     }
     let mut out = [0; M];
     for m in 0..M {
-        let tail = a[m][whole..].iter().zip(&w[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y));
+        let tail = a[m][whole..]
+            .iter()
+            .zip(&w[whole..])
+            .map(|(&x, &y)| i32::from(x) * i32::from(y));
         out[m] = tail.sum::<i32>() + horizontal_sum(sums[m]);
     }
     out
@@ -155,7 +181,9 @@ pub(super) fn horizontal_sum(x: __m256i) -> i32 {
 
 /// Sums of panels `a` with widened weights.
 pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
-    assert!(isa.kind() == Kind::Avx2 && panel >= w.steps * STEP_BYTES && a.len().is_multiple_of(panel));
+    assert!(
+        isa.kind() == Kind::Avx2 && panel >= w.steps * STEP_BYTES && a.len().is_multiple_of(panel)
+    );
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
     // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; the lengths were checked.

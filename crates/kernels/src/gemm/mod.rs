@@ -2,15 +2,16 @@
 //!
 //! Ladder.
 //! - Idea: `y = (codes_a · codes_wᵀ) · (absmax_a · absmax_w) / 127²`, the sum exact in i32.
-//! - Weights stay int8, row after row, as checkpoints hold them: memory sees one byte a weight, and one
-//!   layout serves every instruction set. What has to be rearranged are activations, which are few.
+//! - Weights stay int8, row after row, as checkpoints hold them: memory sees one byte a weight, and
+//!   one layout serves every instruction set. What has to be rearranged are activations, which are
+//!   few.
 //! - Few rows (`rows`): each weight is read once, in the order of memory, fetched ahead. One row is
 //!   bound by memory.
-//! - Many rows (`panels`): sixteen rows side by side in a register, weights broadcast to them, or both in
-//!   tiles (AMX). Tasks own rows, whose panels stay in L2 while all weights pass by.
-//! - Epilogue: in one place for every instruction set, in a fixed order and without fused multiply-adds:
-//!   scale and bias, outliers, activation function. So a row gives the same bits alone, in any batch, on any
-//!   number of threads and any instruction set.
+//! - Many rows (`panels`): sixteen rows side by side in a register, weights broadcast to them, or
+//!   both in tiles (AMX). Tasks own rows, whose panels stay in L2 while all weights pass by.
+//! - Epilogue: in one place for every instruction set, in a fixed order and without fused
+//!   multiply-adds: scale and bias, outliers, activation function. So a row gives the same bits
+//!   alone, in any batch, on any number of threads and any instruction set.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -119,7 +120,12 @@ impl<'a> Layer<'a> {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn new(weight: Int8WeightRef<'a>) -> Self {
-        Self { weight, outlier_weights: OutlierWeights::Dequantized, bias: None, activation: None }
+        Self {
+            weight,
+            outlier_weights: OutlierWeights::Dequantized,
+            bias: None,
+            activation: None,
+        }
     }
 
     fn outputs(&self) -> usize {
@@ -128,7 +134,11 @@ impl<'a> Layer<'a> {
 
     fn check(&self, a: &QuantizedActivations, out: &MatMut<'_, f32>) -> Result<(), KernelError> {
         expect("columns of the weight", a.cols(), self.weight.codes.cols())?;
-        out.expect(a.rows(), self.outputs(), ["rows of the result", "columns of the result"])?;
+        out.expect(
+            a.rows(),
+            self.outputs(),
+            ["rows of the result", "columns of the result"],
+        )?;
         if let Some(bias) = self.bias {
             expect("length of the bias", self.outputs(), bias.len())?;
         }
@@ -138,15 +148,18 @@ impl<'a> Layer<'a> {
 
 fn check_columns(columns: usize) -> Result<(), KernelError> {
     if columns > MAX_COLUMNS {
-        return Err(KernelError::TooManyColumns { columns, limit: MAX_COLUMNS });
+        return Err(KernelError::TooManyColumns {
+            columns,
+            limit: MAX_COLUMNS,
+        });
     }
     Ok(())
 }
 
 /// `out = activation(a · wᵀ + bias)`, LLM.int8()'s mixed product: f32 `[M, N]`.
 ///
-/// `acc · (absmax_a · absmax_w) / 127² + bias`, then `+ value · weight` for each of the row's outliers
-/// in ascending order of their columns, then the activation function.
+/// `acc · (absmax_a · absmax_w) / 127² + bias`, then `+ value · weight` for each of the row's
+/// outliers in ascending order of their columns, then the activation function.
 ///
 /// ```
 /// use llm_int8_kernels::*;
@@ -174,18 +187,31 @@ pub fn linear(
     }
     layer.check(a, &out)?;
     let epilogue = Epilogue::new(isa, a, layer)?;
-    product(isa, a.codes(), layer.weight.codes, out, |mut patch, sums, weights: &mut Vec<f32>| {
-        let outputs = patch.outputs.clone();
-        epilogue.thin.gather(isa, &layer.weight, outputs.clone(), weights);
-        for (i, (m, sums)) in patch.rows.clone().zip(sums.chunks(outputs.len())).enumerate() {
-            epilogue.run(m, outputs.clone(), sums, weights, patch.row_mut(i));
-        }
-    });
+    product(
+        isa,
+        a.codes(),
+        layer.weight.codes,
+        out,
+        |mut patch, sums, weights: &mut Vec<f32>| {
+            let outputs = patch.outputs.clone();
+            epilogue
+                .thin
+                .gather(isa, &layer.weight, outputs.clone(), weights);
+            for (i, (m, sums)) in patch
+                .rows
+                .clone()
+                .zip(sums.chunks(outputs.len()))
+                .enumerate()
+            {
+                epilogue.run(m, outputs.clone(), sums, weights, patch.row_mut(i));
+            }
+        },
+    );
     Ok(())
 }
 
-/// [`linear`] for several layers with the same activations: queries, keys and values, or gate and up. With
-/// one row they are computed as if they were one layer, so that threads meet once.
+/// [`linear`] for several layers with the same activations: queries, keys and values, or gate and
+/// up. With one row they are computed as if they were one layer, so that threads meet once.
 ///
 /// ```
 /// use llm_int8_kernels::*;
@@ -207,7 +233,9 @@ pub fn linears(
     layers: Vec<(Layer<'_>, MatMut<'_, f32>)>,
 ) -> Result<(), KernelError> {
     if a.rows() != 1 {
-        return layers.into_iter().try_for_each(|(layer, out)| linear(isa, a, &layer, out));
+        return layers
+            .into_iter()
+            .try_for_each(|(layer, out)| linear(isa, a, &layer, out));
     }
     let input = Rows::new(isa, a.codes());
     let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
@@ -215,9 +243,15 @@ pub fn linears(
     for (i, (layer, out)) in layers.into_iter().enumerate() {
         layer.check(a, &out)?;
         epilogues.push((layer.weight, Epilogue::new(isa, a, &layer)?));
-        pieces.extend(out.into_data().chunks_mut(block).enumerate().map(|(j, y)| (i, j * block, y)));
+        pieces.extend(
+            out.into_data()
+                .chunks_mut(block)
+                .enumerate()
+                .map(|(j, y)| (i, j * block, y)),
+        );
     }
-    let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>), (i, first, y): (usize, usize, &mut [f32])| {
+    let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>),
+                (i, first, y): (usize, usize, &mut [f32])| {
         let outputs = first..first + y.len();
         let (weight, epilogue) = &epilogues[i];
         sums.resize(y.len(), 0);
@@ -255,8 +289,17 @@ impl<'a> Epilogue<'a> {
     fn run(&self, m: usize, outputs: Range<usize>, sums: &[i32], weights: &[f32], y: &mut [f32]) {
         // As with a bias of zeros, which turns -0 into 0.
         const ZEROS: [f32; MAX_BLOCK] = [0.0; MAX_BLOCK];
-        let bias = self.bias.map_or(&ZEROS[..outputs.len()], |bias| &bias[outputs.clone()]);
-        scale(self.isa, sums, self.absmax_a[m], &self.absmax_w[outputs], bias, y);
+        let bias = self
+            .bias
+            .map_or(&ZEROS[..outputs.len()], |bias| &bias[outputs.clone()]);
+        scale(
+            self.isa,
+            sums,
+            self.absmax_a[m],
+            &self.absmax_w[outputs],
+            bias,
+            y,
+        );
         self.thin.add(self.isa, m, weights, y);
         if let Some(function) = self.activation {
             activation::apply(self.isa, function, y);
@@ -296,7 +339,11 @@ pub fn matmul_i32(
     out: MatMut<'_, i32>,
 ) -> Result<(), KernelError> {
     expect("columns of the weight", a.cols(), w.cols())?;
-    out.expect(a.rows(), w.rows(), ["rows of the result", "columns of the result"])?;
+    out.expect(
+        a.rows(),
+        w.rows(),
+        ["rows of the result", "columns of the result"],
+    )?;
     check_columns(w.cols())?;
     product(isa, a, w, out, |mut patch, sums, _: &mut ()| {
         for (i, sums) in sums.chunks(patch.outputs.len()).enumerate() {
@@ -317,7 +364,11 @@ struct Scratch {
 fn block(columns: usize) -> usize {
     let block = (BLOCK_BYTES / columns.max(1)).clamp(4, MAX_BLOCK);
     // Whole tiles where there are some.
-    if block >= panels::TILE { block / panels::TILE * panels::TILE } else { block / 4 * 4 }
+    if block >= panels::TILE {
+        block / panels::TILE * panels::TILE
+    } else {
+        block / 4 * 4
+    }
 }
 
 /// Computes the codes' product and hands each task's sums to `finish`, row-major like its patch.
@@ -333,10 +384,20 @@ fn product<T, S>(
 {
     if a.rows() <= rows::MAX_ROWS {
         let input = Rows::new(isa, a);
-        accumulate(w, out, |places, sums, _| input.multiply(isa, w, places, sums), finish);
+        accumulate(
+            w,
+            out,
+            |places, sums, _| input.multiply(isa, w, places, sums),
+            finish,
+        );
     } else {
         let input = Panels::new(isa, a);
-        accumulate(w, out, |places, sums, scratch| input.multiply(isa, w, places, sums, scratch), finish);
+        accumulate(
+            w,
+            out,
+            |places, sums, scratch| input.multiply(isa, w, places, sums, scratch),
+            finish,
+        );
     }
 }
 
@@ -349,10 +410,15 @@ fn accumulate<T, S>(
     T: Copy + Default + Send + Sync,
     S: Default + Send,
 {
-    tasks::run(out, w.cols(), block(w.cols()), |patch, scratch: &mut (Vec<i32>, Scratch, S)| {
-        let (sums, kernel, rest) = scratch;
-        sums.resize(patch.rows.len() * patch.outputs.len(), 0);
-        multiply([&patch.rows, &patch.outputs], sums, kernel);
-        finish(patch, sums, rest);
-    });
+    tasks::run(
+        out,
+        w.cols(),
+        block(w.cols()),
+        |patch, scratch: &mut (Vec<i32>, Scratch, S)| {
+            let (sums, kernel, rest) = scratch;
+            sums.resize(patch.rows.len() * patch.outputs.len(), 0);
+            multiply([&patch.rows, &patch.outputs], sums, kernel);
+            finish(patch, sums, rest);
+        },
+    );
 }

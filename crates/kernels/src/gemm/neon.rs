@@ -1,6 +1,6 @@
-//! The products with `sdot` of NEON's dot product extension, which multiplies four signed codes with four
-//! signed codes and adds them up, so that nothing has to be offset. std's intrinsic for it is not stable, so
-//! the instruction itself is assembly.
+//! The products with `sdot` of NEON's dot product extension, which multiplies four signed codes
+//! with four signed codes and adds them up, so that nothing has to be offset. std's intrinsic for
+//! it is not stable, so the instruction itself is assembly.
 //!
 //! Tried under emulation only: what is exact is known, what is fast is not.
 
@@ -37,7 +37,8 @@ fn add_products(mut sums: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
     sums
 }
 
-/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the other.
+/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
+/// other.
 pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut [i32]) {
     let length = a[0].len();
     let outputs = sums.len() / M;
@@ -45,8 +46,8 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
     assert!(w.len() == outputs * length && sums.len() == outputs * M);
     for n in 0..outputs {
         let row = &w[n * length..][..length];
-        // SAFETY: an `Isa` of kind NeonDot is only made where the CPU has `sdot`; every slice has `length`
-        // codes.
+        // SAFETY: an `Isa` of kind NeonDot is only made where the CPU has `sdot`; every slice has
+        // `length` codes.
         let found = unsafe {
             match M {
                 1 => dot::<M, 8>(a, row),
@@ -55,7 +56,10 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
                 _ => dot::<M, 1>(a, row),
             }
         };
-        found.iter().enumerate().for_each(|(m, sum)| sums[m * outputs + n] = *sum);
+        found
+            .iter()
+            .enumerate()
+            .for_each(|(m, sum)| sums[m * outputs + n] = *sum);
     }
 }
 
@@ -82,8 +86,13 @@ unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; 
     }
     let mut out = [0; M];
     for m in 0..M {
-        let total = sums.iter().fold(vdupq_n_s32(0), |total, sums| vaddq_s32(total, sums[m]));
-        let tail = a[m][whole..].iter().zip(&w[whole..]).map(|(&x, &y)| i32::from(x) * i32::from(y));
+        let total = sums
+            .iter()
+            .fold(vdupq_n_s32(0), |total, sums| vaddq_s32(total, sums[m]));
+        let tail = a[m][whole..]
+            .iter()
+            .zip(&w[whole..])
+            .map(|(&x, &y)| i32::from(x) * i32::from(y));
         out[m] = vaddvq_s32(total) + tail.sum::<i32>();
     }
     out
@@ -91,7 +100,11 @@ unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; 
 
 /// Sums of panels `a` with weights.
 pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
-    assert!(isa.kind() == Kind::NeonDot && panel >= w.steps * STEP_BYTES && a.len().is_multiple_of(panel));
+    assert!(
+        isa.kind() == Kind::NeonDot
+            && panel >= w.steps * STEP_BYTES
+            && a.len().is_multiple_of(panel)
+    );
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
     for (p, panel) in a.chunks_exact(panel).enumerate() {
@@ -109,7 +122,8 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     }
 }
 
-/// `N` outputs from `first` on; those beyond the last repeat it, in rows of the tile that count for nothing.
+/// `N` outputs from `first` on; those beyond the last repeat it, in rows of the tile that count for
+/// nothing.
 ///
 /// # Safety
 /// `panel` has `w.steps` steps, `w` as many dwords a row.
@@ -150,8 +164,8 @@ unsafe fn strip<const N: usize>(
     N
 }
 
-/// Does so many rounds of twelve multiplications that do not wait for each other, and returns the number of
-/// multiply-adds.
+/// Does so many rounds of twelve multiplications that do not wait for each other, and returns the
+/// number of multiply-adds.
 ///
 /// # Safety
 /// The CPU has `sdot`.

@@ -1,7 +1,8 @@
-//! Many rows (prefill, batches): sixteen rows of activations are packed into a panel, in which four codes of
-//! each row stand side by side, so that a register holds one step of sixteen rows and a weight is broadcast
-//! to all of them. Weights stay as they are, row after row; the sums of a tile come out with outputs as rows
-//! and are turned. Nothing is added across a register, and packing costs M · K, which is small.
+//! Many rows (prefill, batches): sixteen rows of activations are packed into a panel, in which four
+//! codes of each row stand side by side, so that a register holds one step of sixteen rows and a
+//! weight is broadcast to all of them. Weights stay as they are, row after row; the sums of a tile
+//! come out with outputs as rows and are turned. Nothing is added across a register, and packing
+//! costs M · K, which is small.
 //!
 //! | | step of a panel | weights | in registers |
 //! |---|---|---|---|
@@ -53,12 +54,19 @@ impl Panels {
         let panel = columns.next_multiple_of(DEPTH) / codes_a_step(isa) * STEP_BYTES;
         let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
         if panel > 0 {
-            data.par_chunks_mut(panel).enumerate().for_each(|(i, panel)| {
-                let rows = i * LANES..rows.min((i + 1) * LANES);
-                pack(isa, codes, rows, panel);
-            });
+            data.par_chunks_mut(panel)
+                .enumerate()
+                .for_each(|(i, panel)| {
+                    let rows = i * LANES..rows.min((i + 1) * LANES);
+                    pack(isa, codes, rows, panel);
+                });
         }
-        Self { data, rows, columns, panel }
+        Self {
+            data,
+            rows,
+            columns,
+            panel,
+        }
     }
 
     /// `sums[m][n]`, row-major, of some rows, from the beginning of a panel on, and outputs.
@@ -70,7 +78,9 @@ impl Panels {
         sums: &mut [i32],
         scratch: &mut Scratch,
     ) {
-        debug_assert!(m.start.is_multiple_of(LANES) && m.end <= self.rows && w.cols() == self.columns);
+        debug_assert!(
+            m.start.is_multiple_of(LANES) && m.end <= self.rows && w.cols() == self.columns
+        );
         let width = n.len();
         if self.panel == 0 {
             return sums.fill(0);
@@ -106,8 +116,8 @@ impl Panels {
     }
 }
 
-/// The weights that follow, in so many parts: each is fetched while this tile meets a group of rows, because
-/// the processor does not foresee tiles.
+/// The weights that follow, in so many parts: each is fetched while this tile meets a group of
+/// rows, because the processor does not foresee tiles.
 fn next_weights(w: MatRef<'_, i8>, first: usize, parts: usize) -> std::slice::Chunks<'_, i8> {
     let last = w.rows().min(first + TILE);
     let weights = &w.data()[first.min(last) * w.cols()..last * w.cols()];
@@ -145,14 +155,19 @@ fn offset(isa: Isa) -> u8 {
 fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
     let (size, offset) = (codes_a_step(isa), offset(isa));
     #[cfg(target_arch = "x86_64")]
-    if isa.width() == crate::isa::Width::V512 && rows.len() == LANES && codes.cols().is_multiple_of(DEPTH) {
+    if isa.width() == crate::isa::Width::V512
+        && rows.len() == LANES
+        && codes.cols().is_multiple_of(DEPTH)
+    {
         let codes = &codes.data()[rows.start * codes.cols()..rows.end * codes.cols()];
         return vnni::v512::pack(isa, codes, offset, panel);
     }
     panel.fill(offset);
     for (lane, row) in rows.enumerate() {
         let row = codes.row(row);
-        let steps = panel.chunks_exact_mut(STEP_BYTES).map(|step| &mut step[lane * 4..lane * 4 + 4]);
+        let steps = panel
+            .chunks_exact_mut(STEP_BYTES)
+            .map(|step| &mut step[lane * 4..lane * 4 + 4]);
         if size == 2 {
             for (place, pair) in steps.zip(row.chunks(2)) {
                 for (place, &code) in place.chunks_exact_mut(2).zip(pair) {
@@ -168,7 +183,10 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
                 place.copy_from_slice(&(four ^ u32::from_ne_bytes([offset; 4])).to_ne_bytes());
             }
             if let Some(place) = steps.next() {
-                place.iter_mut().zip(rest).for_each(|(place, &code)| *place = code as u8 ^ offset);
+                place
+                    .iter_mut()
+                    .zip(rest)
+                    .for_each(|(place, &code)| *place = code as u8 ^ offset);
             }
         }
     }
@@ -188,7 +206,12 @@ pub(super) struct Weights<'a> {
 
 impl Scratch {
     /// The rows of some outputs, copied where the instruction set cannot take them as they are.
-    fn weights<'a>(&'a mut self, isa: Isa, w: MatRef<'a, i8>, outputs: Range<usize>) -> Weights<'a> {
+    fn weights<'a>(
+        &'a mut self,
+        isa: Isa,
+        w: MatRef<'a, i8>,
+        outputs: Range<usize>,
+    ) -> Weights<'a> {
         let (columns, rows) = (w.cols(), outputs.len());
         let source = &w.data()[outputs.start * columns..outputs.end * columns];
         let size = codes_a_step(isa);
@@ -201,13 +224,22 @@ impl Scratch {
         };
         if as_it_is {
             let data = bytemuck::cast_slice(source);
-            return Weights { data, stride: columns, rows, steps: columns / 4 };
+            return Weights {
+                data,
+                stride: columns,
+                rows,
+                steps: columns / 4,
+            };
         }
         let padded = columns.next_multiple_of(DEPTH);
         let stride = padded * 4 / size;
         self.weights.clear();
         self.weights.resize(TILE * stride, 0);
-        for (row, codes) in self.weights.chunks_exact_mut(stride).zip(source.chunks_exact(columns.max(1))) {
+        for (row, codes) in self
+            .weights
+            .chunks_exact_mut(stride)
+            .zip(source.chunks_exact(columns.max(1)))
+        {
             if size == 2 {
                 for (place, &code) in row.chunks_exact_mut(2).zip(codes) {
                     place.copy_from_slice(&i16::from(code).to_ne_bytes());
@@ -216,7 +248,12 @@ impl Scratch {
                 row[..columns].copy_from_slice(bytemuck::cast_slice(codes));
             }
         }
-        Weights { data: &self.weights, stride, rows, steps: padded / size }
+        Weights {
+            data: &self.weights,
+            stride,
+            rows,
+            steps: padded / size,
+        }
     }
 }
 
@@ -228,8 +265,10 @@ fn scalar(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
             sums[p * LANES..][..LANES].fill(0);
             for (step, four) in panel.chunks_exact(STEP_BYTES).zip(row.chunks_exact(4)) {
                 for (sum, codes) in sums[p * LANES..].iter_mut().zip(step.chunks_exact(4)) {
-                    let products =
-                        codes.iter().zip(four).map(|(&x, &y)| i32::from(x as i8) * i32::from(y as i8));
+                    let products = codes
+                        .iter()
+                        .zip(four)
+                        .map(|(&x, &y)| i32::from(x as i8) * i32::from(y as i8));
                     *sum += products.sum::<i32>();
                 }
             }
@@ -252,7 +291,10 @@ fn turn(isa: Isa, tile: &Tile, [rows, outputs]: [usize; 2], sums: &mut [i32], wi
         }
         _ => {
             for (m, sums) in sums.chunks_mut(width).enumerate().take(rows) {
-                sums[..outputs].iter_mut().zip(tile).for_each(|(sum, tile)| *sum = tile[m]);
+                sums[..outputs]
+                    .iter_mut()
+                    .zip(tile)
+                    .for_each(|(sum, tile)| *sum = tile[m]);
             }
         }
     }

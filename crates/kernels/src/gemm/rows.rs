@@ -1,11 +1,13 @@
-//! Few rows (decode, drafts, small batches): weights are streamed row after row in the order of memory and
-//! fetched ahead, and each is multiplied with all rows of activations while it is in a register.
+//! Few rows (decode, drafts, small batches): weights are streamed row after row in the order of
+//! memory and fetched ahead, and each is multiplied with all rows of activations while it is in a
+//! register.
 //!
-//! - AVX2: 16 codes a step, widened to i16, multiplied and added in pairs (`vpmaddwd`), which is exact:
+//! - AVX2: 16 codes a step, widened to i16, multiplied and added in pairs (`vpmaddwd`), which is
+//!   exact:
 //!   |sum of two products| ≤ 2·128² < 2³¹. `vpmaddubsw` on |a| and w·sign(a) would need no widening, but it
 //!   is wrong for a code of -128 and takes as many multiplications.
-//! - VNNI multiplies unsigned with signed codes: weights are offset by 128, and `128 · Σ a` is taken off at
-//!   the end. Sums wrap around and come back, so this is exact for every code.
+//! - VNNI multiplies unsigned with signed codes: weights are offset by 128, and `128 · Σ a` is
+//!   taken off at the end. Sums wrap around and come back, so this is exact for every code.
 //! - NEON's `sdot` multiplies signed with signed codes, as they are.
 
 #[cfg(target_arch = "aarch64")]
@@ -48,11 +50,21 @@ impl<'a> Rows<'a> {
                 offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
             }
         }
-        Self { codes, wide, offsets }
+        Self {
+            codes,
+            wide,
+            offsets,
+        }
     }
 
     /// `sums[m][n]`, row-major, of some rows and outputs.
-    pub(super) fn multiply(&self, isa: Isa, w: MatRef<'_, i8>, [m, n]: [&Range<usize>; 2], sums: &mut [i32]) {
+    pub(super) fn multiply(
+        &self,
+        isa: Isa,
+        w: MatRef<'_, i8>,
+        [m, n]: [&Range<usize>; 2],
+        sums: &mut [i32],
+    ) {
         match m.len() {
             0 => {}
             1 => self.strip::<1>(isa, w, m.start, n, sums),
@@ -86,8 +98,10 @@ impl<'a> Rows<'a> {
             Kind::Scalar => {
                 for (j, row) in n.clone().enumerate() {
                     for (i, codes) in codes.iter().enumerate() {
-                        let products =
-                            codes.iter().zip(w.row(row)).map(|(&x, &y)| i32::from(x) * i32::from(y));
+                        let products = codes
+                            .iter()
+                            .zip(w.row(row))
+                            .map(|(&x, &y)| i32::from(x) * i32::from(y));
                         sums[i * n.len() + j] = products.sum();
                     }
                 }
@@ -101,7 +115,9 @@ impl<'a> Rows<'a> {
             #[cfg(target_arch = "x86_64")]
             Kind::AvxVnni => vnni::v256::dots(isa, codes, self.offsets(first), weights, sums),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Vnni | Kind::Amx => vnni::v512::dots(isa, codes, self.offsets(first), weights, sums),
+            Kind::Avx512Vnni | Kind::Amx => {
+                vnni::v512::dots(isa, codes, self.offsets(first), weights, sums)
+            }
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => neon::dots(isa, codes, weights, sums),
         }

@@ -1,8 +1,8 @@
 //! The outlier part of the product: few columns, in floating point.
 //!
 //! For each row, `y[n] += value · weight[column, n]`, column after column. The vector lanes are
-//! output features, so each output is summed in ascending order of the columns with a rounding after
-//! every product and every sum, whatever the instruction set.
+//! output features, so each output is summed in ascending order of the columns with a rounding
+//! after every product and every sum, whatever the instruction set.
 
 use super::{Int8WeightRef, OutlierWeights};
 use crate::matrix::expect;
@@ -31,23 +31,58 @@ impl<'a> ThinProduct<'a> {
     ) -> Result<Self, KernelError> {
         let columns = outliers.distinct_columns();
         let mut sources = Vec::new();
-        if let OutlierWeights::Original { columns: given, values } = weights {
-            expect("rows of the original outlier weights", given.len(), values.rows())?;
-            expect("columns of the original outlier weights", outputs, values.cols())?;
+        if let OutlierWeights::Original {
+            columns: given,
+            values,
+        } = weights
+        {
+            expect(
+                "rows of the original outlier weights",
+                given.len(),
+                values.rows(),
+            )?;
+            expect(
+                "columns of the original outlier weights",
+                outputs,
+                values.cols(),
+            )?;
             for &column in &columns {
-                let missing = |_| KernelError::MissingOutlierColumn { column, given: given.len() };
+                let missing = |_| KernelError::MissingOutlierColumn {
+                    column,
+                    given: given.len(),
+                };
                 sources.push(given.binary_search(&column).map_err(missing)?);
             }
         }
-        // A table instead of searches: with hundreds of outlier columns those cost as much as the product.
+        // A table instead of searches: with hundreds of outlier columns those cost as much as the
+        // product.
         let mut table = vec![0u32; columns.last().map_or(0, |&last| last as usize + 1)];
-        columns.iter().zip(0..).for_each(|(&column, place)| table[column as usize] = place);
-        let places = outliers.columns().iter().map(|&column| table[column as usize]).collect();
-        Ok(Self { outliers, weights, columns, sources, places })
+        columns
+            .iter()
+            .zip(0..)
+            .for_each(|(&column, place)| table[column as usize] = place);
+        let places = outliers
+            .columns()
+            .iter()
+            .map(|&column| table[column as usize])
+            .collect();
+        Ok(Self {
+            outliers,
+            weights,
+            columns,
+            sources,
+            places,
+        })
     }
 
     /// The weights of the distinct columns for some outputs, `[columns, outputs]`.
-    pub(super) fn gather(&self, isa: Isa, w: &Int8WeightRef<'_>, outputs: Range<usize>, into: &mut Vec<f32>) {
+    pub(super) fn gather(
+        &self,
+        isa: Isa,
+        w: &Int8WeightRef<'_>,
+        outputs: Range<usize>,
+        into: &mut Vec<f32>,
+    ) {
         let width = outputs.len();
         into.clear();
         match self.weights {
@@ -55,7 +90,14 @@ impl<'a> ThinProduct<'a> {
                 into.resize(self.columns.len() * width, 0.0);
                 #[cfg(target_arch = "x86_64")]
                 if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
-                    return super::vnni::v512::gather(isa, w.codes, &self.columns, outputs, w.absmax, into);
+                    return super::vnni::v512::gather(
+                        isa,
+                        w.codes,
+                        &self.columns,
+                        outputs,
+                        w.absmax,
+                        into,
+                    );
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = isa;
@@ -106,7 +148,14 @@ fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
         first += 8;
     }
     for y in rest {
-        add_chunk(places, values, weights, width, first, std::array::from_mut(y));
+        add_chunk(
+            places,
+            values,
+            weights,
+            width,
+            first,
+            std::array::from_mut(y),
+        );
         first += 1;
     }
 }

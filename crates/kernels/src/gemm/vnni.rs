@@ -1,8 +1,14 @@
-//! The products with `vpdpbusd`, which multiplies four unsigned with four signed codes and adds them up, on
-//! 256 bits (AVX-VNNI) and 512 bits (AVX-512 VNNI).
+//! The products with `vpdpbusd`, which multiplies four unsigned with four signed codes and adds
+//! them up, on 256 bits (AVX-VNNI) and 512 bits (AVX-512 VNNI).
 
-#![allow(clippy::needless_range_loop, reason = "several arrays of registers are indexed side by side")]
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for VNNI")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "several arrays of registers are indexed side by side"
+)]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for VNNI"
+)]
 
 /// The dot products of a few rows; `$ones` a register of codes and `$lanes` their number.
 macro_rules! dot_products {
@@ -13,8 +19,8 @@ macro_rules! dot_products {
         /// How far ahead of its use a weight is fetched, in bytes.
         const AHEAD: usize = 4096;
 
-        /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
-        /// other; `offsets` is `128 · Σ a[m][k]`.
+        /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after
+        /// the other; `offsets` is `128 · Σ a[m][k]`.
         pub(in crate::gemm) fn dots<const M: usize>(
             isa: Isa,
             a: [&[i8]; M],
@@ -28,7 +34,8 @@ macro_rules! dot_products {
             assert!(w.len() == outputs * length && sums.len() == outputs * M);
             for n in 0..outputs {
                 let row = &w[n * length..][..length];
-                // SAFETY: the `Isa` proves that the CPU has the instructions; every slice has `length` codes.
+                // SAFETY: the `Isa` proves that the CPU has the instructions; every slice has
+                // `length` codes.
                 let found = unsafe {
                     match M {
                         1 => dot::<M, 4>(a, row),
@@ -58,7 +65,8 @@ macro_rules! dot_products {
                     let at = k + part * LANES;
                     // A hint that may point behind the last weight: it reads nothing there.
                     _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at + AHEAD));
-                    // SAFETY: at + LANES ≤ whole ≤ length of every slice, and unaligned loads are used.
+                    // SAFETY: at + LANES ≤ whole ≤ length of every slice, and unaligned loads are
+                    // used.
                     let y = $xor(unsafe { $load(w.as_ptr().add(at).cast()) }, offset);
                     for m in 0..M {
                         // SAFETY: as above.
@@ -75,7 +83,9 @@ macro_rules! dot_products {
                     total = $add(total, sums[m][part]);
                 }
                 let tail = a[m][whole..].iter().zip(&w[whole..]);
-                let tail: i32 = tail.map(|(&x, &y)| i32::from(x) * (i32::from(y) + 128)).sum();
+                let tail: i32 = tail
+                    .map(|(&x, &y)| i32::from(x) * (i32::from(y) + 128))
+                    .sum();
                 out[m] = $sum(total).wrapping_add(tail);
             }
             out
@@ -99,7 +109,13 @@ macro_rules! dot_products {
         }
 
         /// Sums of panels `a` with weights, and what the offset of the panels adds taken off.
-        pub(in crate::gemm) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
+        pub(in crate::gemm) fn tile(
+            isa: Isa,
+            a: &[u8],
+            panel: usize,
+            w: &Weights<'_>,
+            tile: &mut Tile,
+        ) {
             assert!(matches!(isa.kind(), $kinds) && a.len().is_multiple_of(panel));
             assert!(panel >= w.steps * STEP_BYTES && w.rows >= 1 && w.rows <= tile.len());
             assert!(w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
@@ -110,7 +126,9 @@ macro_rules! dot_products {
             for (n, tile) in tile.iter_mut().enumerate().take(w.rows) {
                 // SAFETY: as above.
                 let offset = unsafe { row_offset(&w.data[n * w.stride..][..w.steps * 4]) };
-                tile[..sums].iter_mut().for_each(|sum| *sum = sum.wrapping_sub(offset));
+                tile[..sums]
+                    .iter_mut()
+                    .for_each(|sum| *sum = sum.wrapping_sub(offset));
             }
         }
     };
@@ -183,12 +201,19 @@ pub(super) mod v512 {
         }
     }
 
-    /// Eight outputs from `first` on with `P` panels; outputs beyond the last repeat it and are not stored.
+    /// Eight outputs from `first` on with `P` panels; outputs beyond the last repeat it and are not
+    /// stored.
     ///
     /// # Safety
     /// There are `P` panels of `w.steps` steps, and `w` has as many dwords a row.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn strip<const P: usize>(a: &[u8], panel: usize, w: &Weights<'_>, first: usize, tile: &mut Tile) {
+    unsafe fn strip<const P: usize>(
+        a: &[u8],
+        panel: usize,
+        w: &Weights<'_>,
+        first: usize,
+        tile: &mut Tile,
+    ) {
         const N: usize = 8;
         let mut rows = [w.data.as_ptr(); N];
         for (i, row) in rows.iter_mut().enumerate() {
@@ -228,11 +253,15 @@ pub(super) mod v512 {
         sums: &mut [i32],
         width: usize,
     ) {
-        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && rows >= 1 && tile.len() >= PANEL_LANES);
+        assert!(
+            matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx)
+                && rows >= 1
+                && tile.len() >= PANEL_LANES
+        );
         assert!(rows <= PANEL_LANES && first + PANEL_LANES <= tile[0].len());
         assert!(sums.len() >= (rows - 1) * width + PANEL_LANES);
-        // SAFETY: the CPU has AVX-512; sixteen values are read of each row of the tile and written to each
-        // row of `sums`, which both have them.
+        // SAFETY: the CPU has AVX-512; sixteen values are read of each row of the tile and written
+        // to each row of `sums`, which both have them.
         unsafe { turn_inner(tile, first, rows, sums, width) }
     }
 
@@ -257,11 +286,13 @@ pub(super) mod v512 {
         }
     }
 
-    /// Packs sixteen rows of codes, which lie one after the other, into a panel; `offset` is added as bits.
+    /// Packs sixteen rows of codes, which lie one after the other, into a panel; `offset` is added
+    /// as bits.
     pub(in crate::gemm) fn pack(isa: Isa, codes: &[i8], offset: u8, panel: &mut [u8]) {
         assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && panel.len() == codes.len());
         assert!(codes.len().is_multiple_of(PANEL_LANES * STEP_BYTES));
-        // SAFETY: the CPU has AVX-512; rows are a multiple of 64 codes, and the panel has as many bytes.
+        // SAFETY: the CPU has AVX-512; rows are a multiple of 64 codes, and the panel has as many
+        // bytes.
         unsafe { pack_inner(codes, offset, panel) }
     }
 
@@ -279,12 +310,18 @@ pub(super) mod v512 {
             }
             for (i, step) in transposed(a).iter().enumerate() {
                 // SAFETY: sixteen steps of four codes a row end at (k + 64) · 16.
-                unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add((k / 4 + i) * STEP_BYTES).cast(), *step) }
+                unsafe {
+                    _mm512_storeu_si512(
+                        panel.as_mut_ptr().add((k / 4 + i) * STEP_BYTES).cast(),
+                        *step,
+                    )
+                }
             }
         }
     }
 
-    /// The weights of some columns for some outputs, a multiple of 16: `[columns, outputs]`, dequantised.
+    /// The weights of some columns for some outputs, a multiple of 16: `[columns, outputs]`,
+    /// dequantised.
     pub(in crate::gemm) fn gather(
         isa: Isa,
         codes: MatRef<'_, i8>,
@@ -293,11 +330,20 @@ pub(super) mod v512 {
         absmax: &[f32],
         into: &mut [f32],
     ) {
-        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && codes.cols() <= i32::MAX as usize / 16);
         assert!(
-            outputs.len().is_multiple_of(16) && outputs.end <= codes.rows() && outputs.end <= absmax.len()
+            matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx)
+                && codes.cols() <= i32::MAX as usize / 16
         );
-        assert!(columns.iter().all(|column| (*column as usize) < codes.cols()));
+        assert!(
+            outputs.len().is_multiple_of(16)
+                && outputs.end <= codes.rows()
+                && outputs.end <= absmax.len()
+        );
+        assert!(
+            columns
+                .iter()
+                .all(|column| (*column as usize) < codes.cols())
+        );
         assert!(into.len() == columns.len() * outputs.len());
         // SAFETY: the CPU has AVX-512; every code and every value lies where was checked.
         unsafe { gather_inner(codes, columns, outputs, absmax, into) }
@@ -320,28 +366,32 @@ pub(super) mod v512 {
         for (line, &column) in into.chunks_exact_mut(width).zip(columns) {
             for i in (0..width).step_by(16) {
                 let first = (outputs.start + i) * cols + column as usize;
-                // SAFETY: a dword ends with the code wanted; at the very beginning there is none before it.
+                // SAFETY: a dword ends with the code wanted; at the very beginning there is none
+                // before it.
                 let found = unsafe {
                     if first >= 3 {
-                        let dwords = _mm512_i32gather_epi32::<1>(rows, data.as_ptr().add(first - 3).cast());
+                        let dwords =
+                            _mm512_i32gather_epi32::<1>(rows, data.as_ptr().add(first - 3).cast());
                         _mm512_srai_epi32::<24>(dwords)
                     } else {
-                        let codes: [i32; 16] = std::array::from_fn(|n| i32::from(data[first + n * cols]));
+                        let codes: [i32; 16] =
+                            std::array::from_fn(|n| i32::from(data[first + n * cols]));
                         _mm512_loadu_si512(codes.as_ptr().cast())
                     }
                 };
                 // SAFETY: sixteen values of `absmax` and of the line.
                 unsafe {
                     let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
-                    let value = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse);
+                    let value =
+                        _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse);
                     _mm512_storeu_ps(line.as_mut_ptr().add(i), value);
                 }
             }
         }
     }
 
-    /// Rows and columns of 16 × 16 values of 32 bits exchanged: pairs, then fours, then halves and quarters of
-    /// registers.
+    /// Rows and columns of 16 × 16 values of 32 bits exchanged: pairs, then fours, then halves and
+    /// quarters of registers.
     #[target_feature(enable = "avx512f")]
     fn transposed(mut a: [__m512i; 16]) -> [__m512i; 16] {
         let mut b = a;

@@ -1,6 +1,9 @@
 //! Absmax, codes and turned tiles with AVX2 and F16C.
 
-#![expect(unsafe_code, reason = "vector loads through pointers, and calls into functions compiled for AVX2")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers, and calls into functions compiled for AVX2"
+)]
 
 use super::{Block, TILE, TILE_ROWS};
 use crate::Isa;
@@ -29,7 +32,8 @@ fn round_codes_inner(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
             *part = _mm256_cvtps_epi32(_mm256_mul_ps(values, factor));
         }
         let [a, b, c, d] = parts;
-        // Packing works in each half by itself; the permutation puts the eight groups of 4 in order.
+        // Packing works in each half by itself; the permutation puts the eight groups of 4 in
+        // order.
         let mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
         let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         let bytes = _mm256_permutevar8x32_epi32(mixed, order);
@@ -58,8 +62,11 @@ unsafe fn turn_block_inner(block: &Block, out: &mut [f16], stride: usize) {
                 *row = unsafe { _mm_loadu_si128(block[r + i].as_ptr().add(c).cast()) };
             }
             for (i, column) in turn_8x8(rows).into_iter().enumerate() {
-                // SAFETY: (c + i) · stride + r + 8 ≤ (TILE - 1) · stride + TILE_ROWS ≤ length of `out`.
-                unsafe { _mm_storeu_si128(out.as_mut_ptr().add((c + i) * stride + r).cast(), column) };
+                // SAFETY: (c + i) · stride + r + 8 ≤ (TILE - 1) · stride + TILE_ROWS ≤ length of
+                // `out`.
+                unsafe {
+                    _mm_storeu_si128(out.as_mut_ptr().add((c + i) * stride + r).cast(), column)
+                };
             }
         }
     }
@@ -77,8 +84,14 @@ fn turn_8x8([a, b, c, d, e, f, g, h]: [__m128i; LANES]) -> [__m128i; LANES] {
     let mut out = [_mm_setzero_si128(); LANES];
     for i in 0..2 {
         let (abcd, efgh) = (
-            [_mm_unpacklo_epi32(ab[i], cd[i]), _mm_unpackhi_epi32(ab[i], cd[i])],
-            [_mm_unpacklo_epi32(ef[i], gh[i]), _mm_unpackhi_epi32(ef[i], gh[i])],
+            [
+                _mm_unpacklo_epi32(ab[i], cd[i]),
+                _mm_unpackhi_epi32(ab[i], cd[i]),
+            ],
+            [
+                _mm_unpacklo_epi32(ef[i], gh[i]),
+                _mm_unpackhi_epi32(ef[i], gh[i]),
+            ],
         );
         for j in 0..2 {
             out[4 * i + 2 * j] = _mm_unpacklo_epi64(abcd[j], efgh[j]);

@@ -2,11 +2,11 @@
 //! `int8_vectorwise_quant`).
 //!
 //! Ladder: a weight goes through f16 (part of the format: quantising straight from f32 gives other
-//! codes in a few places), the largest magnitude is found on the f16 *bits* (for positive floats the
-//! order of the bits is the order of the values, so an integer maximum does it, and NaN and infinity
-//! come out on top), and codes are rounded half to even, by the CPU's own conversion in the AVX2
-//! version. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in tiles of 64 columns as f16,
-//! 8 × 8 values in registers at a time, so that no full-size temporary exists.
+//! codes in a few places), the largest magnitude is found on the f16 *bits* (for positive floats
+//! the order of the bits is the order of the values, so an integer maximum does it, and NaN and
+//! infinity come out on top), and codes are rounded half to even, by the CPU's own conversion in
+//! the AVX2 version. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in tiles of 64
+//! columns as f16, 8 × 8 values in registers at a time, so that no full-size temporary exists.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -25,9 +25,11 @@ const TILE: usize = 64;
 /// Rows that are converted before they are turned.
 const TILE_ROWS: usize = 32;
 
-/// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · (1 / absmax · 127))`, half to even.
+/// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · (1 / absmax · 127))`, half to
+/// even.
 ///
-/// `absmax[o]` is the largest magnitude of row `o` after rounding to f16; a row of zeros gets codes 0.
+/// `absmax[o]` is the largest magnitude of row `o` after rounding to f16; a row of zeros gets codes
+/// 0.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatMut, MatRef, quantize_weight};
@@ -55,7 +57,12 @@ pub fn quantize_weight<T: Element>(
         absmax.fill(0.0);
         return Ok(());
     }
-    (codes.into_data().par_chunks_mut(cols).zip(absmax).enumerate()).try_for_each_init(
+    (codes
+        .into_data()
+        .par_chunks_mut(cols)
+        .zip(absmax)
+        .enumerate())
+    .try_for_each_init(
         || vec![f16::ZERO; cols],
         |row16, (row, (codes, absmax))| {
             T::to_f16_slice(source.row(row), row16);
@@ -94,7 +101,10 @@ pub fn quantize_weight_transposed<T: Element>(
         absmax.fill(0.0);
         return Ok(());
     }
-    let tiles = codes.into_data().par_chunks_mut(TILE * inputs).zip(absmax.par_chunks_mut(TILE));
+    let tiles = codes
+        .into_data()
+        .par_chunks_mut(TILE * inputs)
+        .zip(absmax.par_chunks_mut(TILE));
     tiles.enumerate().try_for_each_init(
         || vec![f16::ZERO; TILE * inputs],
         |turned, (tile, (codes, absmax))| {
@@ -104,7 +114,11 @@ pub fn quantize_weight_transposed<T: Element>(
                 let row16 = &turned[i * inputs..][..inputs];
                 *absmax = quantize_finite_row(isa, row16, codes).map_err(|column| {
                     let value = source.row(column)[first + i].to_f32();
-                    KernelError::NonFiniteWeight { row: first + i, column, value }
+                    KernelError::NonFiniteWeight {
+                        row: first + i,
+                        column,
+                        value,
+                    }
                 })?;
             }
             Ok(())
@@ -116,13 +130,22 @@ pub fn quantize_weight_transposed<T: Element>(
 type Block = [[f16; TILE]; TILE_ROWS];
 
 /// Columns `first..first + width` of `[in, out]`, as f16 rows of `in` values.
-fn turn_tile<T: Element>(isa: Isa, source: MatRef<'_, T>, first: usize, width: usize, turned: &mut [f16]) {
+fn turn_tile<T: Element>(
+    isa: Isa,
+    source: MatRef<'_, T>,
+    first: usize,
+    width: usize,
+    turned: &mut [f16],
+) {
     let inputs = source.rows();
     let mut block: Block = [[f16::ZERO; TILE]; TILE_ROWS];
     for start in (0..inputs).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(inputs - start);
         for (r, line) in block.iter_mut().enumerate().take(rows) {
-            T::to_f16_slice(&source.row(start + r)[first..first + width], &mut line[..width]);
+            T::to_f16_slice(
+                &source.row(start + r)[first..first + width],
+                &mut line[..width],
+            );
         }
         match isa.width() {
             #[cfg(target_arch = "x86_64")]
@@ -132,7 +155,9 @@ fn turn_tile<T: Element>(isa: Isa, source: MatRef<'_, T>, first: usize, width: u
             _ => {
                 for c in 0..width {
                     let out = &mut turned[c * inputs + start..][..rows];
-                    out.iter_mut().zip(&block).for_each(|(y, line)| *y = line[c]);
+                    out.iter_mut()
+                        .zip(&block)
+                        .for_each(|(y, line)| *y = line[c]);
                 }
             }
         }
@@ -143,7 +168,10 @@ fn turn_tile<T: Element>(isa: Isa, source: MatRef<'_, T>, first: usize, width: u
 fn quantize_finite_row(isa: Isa, row16: &[f16], codes: &mut [i8]) -> Result<f32, usize> {
     let largest = largest_bits(isa, row16);
     if largest >= INFINITY_BITS {
-        return Err(row16.iter().position(|x| !x.is_finite()).unwrap_or_default());
+        return Err(row16
+            .iter()
+            .position(|x| !x.is_finite())
+            .unwrap_or_default());
     }
     let absmax = f16::from_bits(largest).to_f32();
     quantize_row(isa, row16, absmax, codes);
@@ -177,7 +205,9 @@ fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
 
 #[inline(always)]
 fn largest_magnitude(row16: &[f16]) -> u16 {
-    row16.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
+    row16
+        .iter()
+        .fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
 }
 
 /// `code · absmax / 127`: f32 `[out, in]`.
@@ -198,19 +228,30 @@ pub fn dequantize(
     absmax: &[f32],
     out: MatMut<'_, f32>,
 ) -> Result<(), KernelError> {
-    out.expect(codes.rows(), codes.cols(), ["rows of the result", "columns of the result"])?;
+    out.expect(
+        codes.rows(),
+        codes.cols(),
+        ["rows of the result", "columns of the result"],
+    )?;
     expect("length of absmax", codes.rows(), absmax.len())?;
     if codes.cols() == 0 {
         return Ok(());
     }
-    out.into_data().par_chunks_mut(codes.cols()).zip(absmax).enumerate().for_each(|(row, (out, absmax))| {
-        out.iter_mut().zip(codes.row(row)).for_each(|(y, &code)| *y = dequantized(code, *absmax));
-    });
+    out.into_data()
+        .par_chunks_mut(codes.cols())
+        .zip(absmax)
+        .enumerate()
+        .for_each(|(row, (out, absmax))| {
+            out.iter_mut()
+                .zip(codes.row(row))
+                .for_each(|(y, &code)| *y = dequantized(code, *absmax));
+        });
     Ok(())
 }
 
 /// What a value is multiplied with to become a code. PyTorch computes `127.0 / absmax` as
-/// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the format.
+/// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the
+/// format.
 pub(crate) fn inv_step(absmax: f32) -> f32 {
     absmax.recip() * 127.0
 }
@@ -222,7 +263,8 @@ pub(crate) fn dequantized(code: i8, absmax: f32) -> f32 {
     f32::from(code) * absmax * INV_CODES
 }
 
-/// Checks that codes of a foreign checkpoint are in -127..=127, the range row-wise quantisation writes.
+/// Checks that codes of a foreign checkpoint are in -127..=127, the range row-wise quantisation
+/// writes.
 ///
 /// ```
 /// use llm_int8_kernels::check_codes;
@@ -235,10 +277,18 @@ pub(crate) fn dequantized(code: i8, absmax: f32) -> f32 {
 pub fn check_codes(codes: &[i8]) -> Result<(), KernelError> {
     // Large pieces: `contains` is vectorised, a search shared between threads byte by byte is not.
     const PIECE: usize = 1 << 16;
-    match codes.par_chunks(PIECE).position_first(|piece| piece.contains(&i8::MIN)) {
+    match codes
+        .par_chunks(PIECE)
+        .position_first(|piece| piece.contains(&i8::MIN))
+    {
         Some(piece) => {
-            let before = codes[piece * PIECE..].iter().take_while(|code| **code != i8::MIN).count();
-            Err(KernelError::CodeOutOfRange { index: piece * PIECE + before })
+            let before = codes[piece * PIECE..]
+                .iter()
+                .take_while(|code| **code != i8::MIN)
+                .count();
+            Err(KernelError::CodeOutOfRange {
+                index: piece * PIECE + before,
+            })
         }
         None => Ok(()),
     }

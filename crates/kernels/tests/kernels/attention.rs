@@ -18,8 +18,11 @@ impl<T: Element> Head<T> {
     fn new(noise: &mut Noise, positions: usize, size: usize) -> Self {
         let capacity = positions.next_multiple_of(PANEL);
         let rounded = |x: Vec<f32>| x.into_iter().map(|x| T::of(x).to_f32()).collect::<Vec<_>>();
-        let plain =
-            [0, 1].map(|_| (0..positions).map(|_| rounded(noise.normals(size, 1.0))).collect::<Vec<_>>());
+        let plain = [0, 1].map(|_| {
+            (0..positions)
+                .map(|_| rounded(noise.normals(size, 1.0)))
+                .collect::<Vec<_>>()
+        });
         // What lies behind the last position must not matter.
         let mut keys = vec![T::of(f32::NAN); capacity * size];
         let mut values = vec![T::of(f32::NAN); capacity * padded(size)];
@@ -30,14 +33,25 @@ impl<T: Element> Head<T> {
             }
             values[position * padded(size)..][size..padded(size)].fill(T::of(0.0));
         }
-        Self { keys, values, plain, size }
+        Self {
+            keys,
+            values,
+            plain,
+            size,
+        }
     }
 
     fn run(&self, isa: Isa, queries: &[(Vec<f32>, Range<usize>)]) -> Vec<f32> {
         let mut out = vec![f32::NAN; queries.len() * self.size];
-        let mut queries: Vec<Query<'_>> = (queries.iter().enumerate().zip(out.chunks_mut(self.size)))
-            .map(|((head, (query, seen)), out)| Query { query, seen: seen.clone(), head, out })
-            .collect();
+        let mut queries: Vec<Query<'_>> =
+            (queries.iter().enumerate().zip(out.chunks_mut(self.size)))
+                .map(|((head, (query, seen)), out)| Query {
+                    query,
+                    seen: seen.clone(),
+                    head,
+                    out,
+                })
+                .collect();
         let cache = HeadCache::new(&self.keys, &self.values, self.size);
         attend(isa, cache, &mut queries, rescore, &mut Scratch::default());
         out
@@ -45,14 +59,26 @@ impl<T: Element> Head<T> {
 
     fn expected(&self, head: usize, query: &[f32], seen: Range<usize>) -> Vec<f64> {
         let [keys, values] = &self.plain;
-        let dot =
-            |key: &[f32]| query.iter().zip(key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-        let scores: Vec<f64> = seen.clone().map(|i| dot(&keys[i]) + bias(head, i)).collect();
+        let dot = |key: &[f32]| {
+            query
+                .iter()
+                .zip(key)
+                .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                .sum::<f64>()
+        };
+        let scores: Vec<f64> = seen
+            .clone()
+            .map(|i| dot(&keys[i]) + bias(head, i))
+            .collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let powers: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let total: f64 = powers.iter().sum();
-        let value =
-            |d: usize| seen.clone().zip(&powers).map(|(i, p)| p * f64::from(values[i][d])).sum::<f64>();
+        let value = |d: usize| {
+            seen.clone()
+                .zip(&powers)
+                .map(|(i, p)| p * f64::from(values[i][d]))
+                .sum::<f64>()
+        };
         (0..self.size).map(|d| value(d) / total).collect()
     }
 }
@@ -63,7 +89,10 @@ fn bias(head: usize, position: usize) -> f64 {
 }
 
 fn rescore(head: usize, first: usize, scores: &mut [f32]) {
-    scores.iter_mut().enumerate().for_each(|(i, score)| *score += bias(head, first + i) as f32);
+    scores
+        .iter_mut()
+        .enumerate()
+        .for_each(|(i, score)| *score += bias(head, first + i) as f32);
 }
 
 fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
@@ -71,19 +100,31 @@ fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
     let positions = seen.iter().map(|seen| seen.end).max().unwrap();
     let head = Head::<T>::new(&mut noise, positions, size);
     let deviation = 1.0 / (size as f32).sqrt();
-    let queries: Vec<_> = seen.iter().map(|seen| (noise.normals(size, deviation), seen.clone())).collect();
+    let queries: Vec<_> = seen
+        .iter()
+        .map(|seen| (noise.normals(size, deviation), seen.clone()))
+        .collect();
     for isa in Isa::available() {
         let found = head.run(isa, &queries);
         for (i, ((query, seen), found)) in queries.iter().zip(found.chunks(size)).enumerate() {
             let expected = head.expected(i, query, seen.clone());
-            // Weights and their sum are off by some units of f32 for each of the sums over `size` and positions.
+            // Weights and their sum are off by some units of f32 for each of the sums over `size`
+            // and positions.
             let bound = f64::from(f32::EPSILON) * (size + seen.len() + 16) as f64 * 4.0;
-            let far = found.iter().zip(&expected).find(|(x, y)| (f64::from(**x) - **y).abs() > bound);
+            let far = found
+                .iter()
+                .zip(&expected)
+                .find(|(x, y)| (f64::from(**x) - **y).abs() > bound);
             assert!(far.is_none(), "{isa:?} {size} {seen:?}: {far:?}");
         }
-        // Heads differ by their bias only where they are numbered, so single queries take the number 0.
+        // Heads differ by their bias only where they are numbered, so single queries take the
+        // number 0.
         let first = head.run(isa, &queries[..1]);
-        assert_eq!(bits(&first), bits(&found[..size]), "{isa:?}: a query depends on those beside it");
+        assert_eq!(
+            bits(&first),
+            bits(&found[..size]),
+            "{isa:?}: a query depends on those beside it"
+        );
     }
 }
 
@@ -109,8 +150,14 @@ fn queries_give_the_same_bits_in_any_company() {
         for company in 1..20 {
             for first in [0..30, 12..50] {
                 let others = (0..company).map(|i| (noise.normals(64, 0.1), i..i + 31));
-                let all: Vec<_> = std::iter::once((query.clone(), first.clone())).chain(others).collect();
-                assert_eq!(bits(&head.run(isa, &all)[..64]), alone(first), "{isa:?} {company}");
+                let all: Vec<_> = std::iter::once((query.clone(), first.clone()))
+                    .chain(others)
+                    .collect();
+                assert_eq!(
+                    bits(&head.run(isa, &all)[..64]),
+                    alone(first),
+                    "{isa:?} {company}"
+                );
             }
         }
     }

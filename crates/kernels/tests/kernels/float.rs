@@ -19,16 +19,28 @@ fn check<W: Element>(x: &[f32], w: &[W], k: usize, bias: &[f32]) {
             let found = forward(isa, x, w, k, bias);
             for (i, y) in found.iter().enumerate() {
                 let (row, weights) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
-                let terms = row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(w.to_f32()));
+                let terms = row
+                    .iter()
+                    .zip(weights)
+                    .map(|(x, w)| f64::from(*x) * f64::from(w.to_f32()));
                 let bias = bias.map_or(0.0, |bias| f64::from(bias[i % n]));
-                let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), x| (sum + x, size + x.abs()));
+                let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), x| {
+                    (sum + x, size + x.abs())
+                });
                 // At most k roundings of partial sums and products, each of half a unit.
                 let bound = size * (k + 2) as f64 * f64::from(f32::EPSILON);
                 assert!((f64::from(*y) - sum).abs() <= bound, "{isa:?} {y} {sum}");
             }
         }
-        let alone: Vec<f32> = x.chunks(k).flat_map(|row| forward(isa, row, w, k, None)).collect();
-        assert_eq!(bits(&forward(isa, x, w, k, None)), bits(&alone), "{isa:?}: a row depends on its batch");
+        let alone: Vec<f32> = x
+            .chunks(k)
+            .flat_map(|row| forward(isa, row, w, k, None))
+            .collect();
+        assert_eq!(
+            bits(&forward(isa, x, w, k, None)),
+            bits(&alone),
+            "{isa:?}: a row depends on its batch"
+        );
     }
 }
 
@@ -37,10 +49,19 @@ fn every_shape_and_type_is_within_the_bound_and_independent_of_the_batch() {
     let mut noise = Noise(21);
     for k in [1, 3, 7, 8, 9, 16, 17, 130, 499] {
         for (m, n) in [(1, 1), (1, 6), (2, 4), (3, 5), (4, 9), (7, 3), (67, 10)] {
-            let (x, w, bias) = (noise.normals(m * k, 1.0), noise.normals(n * k, 1.0), noise.normals(n, 1.0));
+            let (x, w, bias) = (
+                noise.normals(m * k, 1.0),
+                noise.normals(n * k, 1.0),
+                noise.normals(n, 1.0),
+            );
             check(&x, &w, k, &bias);
             check(&x, &halves(&w), k, &bias);
-            check(&x, &w.iter().map(|&w| bf16::from_f32(w)).collect::<Vec<_>>(), k, &bias);
+            check(
+                &x,
+                &w.iter().map(|&w| bf16::from_f32(w)).collect::<Vec<_>>(),
+                k,
+                &bias,
+            );
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::{Layer, relative_error};
 use half::f16;
 use llm_int8_kernels::{
-    Isa, MatMut, MatRef, OutlierScope, OutlierWeights, matmul_i32, quantize_activations, quantize_weight,
-    quantize_weight_transposed,
+    Isa, MatMut, MatRef, OutlierScope, OutlierWeights, matmul_i32, quantize_activations,
+    quantize_weight, quantize_weight_transposed,
 };
 use safetensors::SafeTensors;
 
@@ -37,8 +37,16 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn numbers<const SIZE: usize, T>(&self, tensor: &str, parse: fn([u8; SIZE]) -> T) -> Vec<T> {
-        let view = self.file.tensor(&format!("{}.{tensor}", self.name)).unwrap();
-        view.data().as_chunks::<SIZE>().0.iter().map(|&bytes| parse(bytes)).collect()
+        let view = self
+            .file
+            .tensor(&format!("{}.{tensor}", self.name))
+            .unwrap();
+        view.data()
+            .as_chunks::<SIZE>()
+            .0
+            .iter()
+            .map(|&bytes| parse(bytes))
+            .collect()
     }
 
     fn f32(&self, tensor: &str) -> Vec<f32> {
@@ -61,7 +69,13 @@ impl Case<'_> {
 
     /// M, K and N.
     fn shape(&self) -> [usize; 3] {
-        let shape = |tensor| self.file.tensor(&format!("{}.{tensor}", self.name)).unwrap().shape().to_vec();
+        let shape = |tensor| {
+            self.file
+                .tensor(&format!("{}.{tensor}", self.name))
+                .unwrap()
+                .shape()
+                .to_vec()
+        };
         let (a, w) = (shape("a"), shape("weight"));
         [a[0], a[1], w[0]]
     }
@@ -74,7 +88,16 @@ fn each_case(check: impl Fn(Isa, &Case<'_>)) {
     let metadata = header.metadata().as_ref().unwrap();
     for name in CASES {
         let threshold = metadata[&format!("{name}.threshold")].parse().unwrap();
-        Isa::available().into_iter().for_each(|isa| check(isa, &Case { name, file: &file, threshold }));
+        Isa::available().into_iter().for_each(|isa| {
+            check(
+                isa,
+                &Case {
+                    name,
+                    file: &file,
+                    threshold,
+                },
+            )
+        });
     }
 }
 
@@ -85,16 +108,38 @@ fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
         let weight = case.f16("weight");
         let (mut codes, mut absmax) = (vec![0; n * k], vec![0.0; n]);
         let target = MatMut::new(&mut codes, n, k).unwrap();
-        quantize_weight(isa, MatRef::new(&weight, n, k).unwrap(), target, &mut absmax).unwrap();
+        quantize_weight(
+            isa,
+            MatRef::new(&weight, n, k).unwrap(),
+            target,
+            &mut absmax,
+        )
+        .unwrap();
         assert_eq!(codes, case.i8("weight_int8"), "{} {isa:?}", case.name);
         assert_eq!(absmax, case.f32("weight_absmax"), "{} {isa:?}", case.name);
 
         let stored: Vec<f16> = (0..k * n).map(|i| weight[i % n * k + i / n]).collect();
         codes.fill(0);
         let target = MatMut::new(&mut codes, n, k).unwrap();
-        quantize_weight_transposed(isa, MatRef::new(&stored, k, n).unwrap(), target, &mut absmax).unwrap();
-        assert_eq!(codes, case.i8("weight_int8"), "{} {isa:?} transposed", case.name);
-        assert_eq!(absmax, case.f32("weight_absmax"), "{} {isa:?} transposed", case.name);
+        quantize_weight_transposed(
+            isa,
+            MatRef::new(&stored, k, n).unwrap(),
+            target,
+            &mut absmax,
+        )
+        .unwrap();
+        assert_eq!(
+            codes,
+            case.i8("weight_int8"),
+            "{} {isa:?} transposed",
+            case.name
+        );
+        assert_eq!(
+            absmax,
+            case.f32("weight_absmax"),
+            "{} {isa:?} transposed",
+            case.name
+        );
     });
 }
 
@@ -107,12 +152,24 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
         let a = quantize_activations(isa, a, case.threshold, OutlierScope::Batch);
         assert_eq!(a.codes().data(), case.i8("a_int8"), "{} {isa:?}", case.name);
         assert_eq!(a.absmax(), case.f32("a_absmax"), "{} {isa:?}", case.name);
-        let columns: Vec<i64> = a.outliers().distinct_columns().into_iter().map(i64::from).collect();
-        assert_eq!(columns, case.numbers("outlier_cols", i64::from_le_bytes), "{} {isa:?}", case.name);
+        let columns: Vec<i64> = a
+            .outliers()
+            .distinct_columns()
+            .into_iter()
+            .map(i64::from)
+            .collect();
+        assert_eq!(
+            columns,
+            case.numbers("outlier_cols", i64::from_le_bytes),
+            "{} {isa:?}",
+            case.name
+        );
         for row in 0..m {
             let (columns, originals) = a.outliers().row(row);
             assert_eq!(columns, a.outliers().distinct_columns());
-            let expected = columns.iter().map(|&c| values[row * k + c as usize].to_f32());
+            let expected = columns
+                .iter()
+                .map(|&c| values[row * k + c as usize].to_f32());
             assert!(originals.iter().copied().eq(expected));
         }
     });
@@ -124,9 +181,17 @@ fn accumulators_are_exact() {
         let [m, k, n] = case.shape();
         let (a, w) = (case.i8("a_int8"), case.i8("weight_int8"));
         let mut out = vec![0; m * n];
-        let (a, w) = (MatRef::new(&a, m, k).unwrap(), MatRef::new(&w, n, k).unwrap());
+        let (a, w) = (
+            MatRef::new(&a, m, k).unwrap(),
+            MatRef::new(&w, n, k).unwrap(),
+        );
         matmul_i32(isa, a, w, MatMut::new(&mut out, m, n).unwrap()).unwrap();
-        assert_eq!(out, case.numbers("acc_i32", i32::from_le_bytes), "{} {isa:?}", case.name);
+        assert_eq!(
+            out,
+            case.numbers("acc_i32", i32::from_le_bytes),
+            "{} {isa:?}",
+            case.name
+        );
     });
 }
 

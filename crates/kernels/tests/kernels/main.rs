@@ -1,7 +1,10 @@
 //! The kernels against expected values made with PyTorch and bitsandbytes, against the scalar
 //! reference bit for bit, and against the bounds that the algorithm promises.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests stop at the first surprise, as tests do")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stop at the first surprise, as tests do"
+)]
 
 mod attention;
 mod float;
@@ -12,8 +15,8 @@ mod tolerance;
 
 use half::f16;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights, linear,
-    quantize_activations, quantize_weight,
+    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights,
+    linear, quantize_activations, quantize_weight,
 };
 
 /// A repeatable stream of numbers.
@@ -59,9 +62,17 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f64| x * x;
-    let error: f64 = found.iter().zip(expected).map(|(x, y)| square(f64::from(x - y))).sum();
+    let error: f64 = found
+        .iter()
+        .zip(expected)
+        .map(|(x, y)| square(f64::from(x - y)))
+        .sum();
     let norm: f64 = expected.iter().map(|&y| square(f64::from(y))).sum();
-    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
+    if error == 0.0 {
+        0.0
+    } else {
+        (error / norm).sqrt()
+    }
 }
 
 /// A quantised layer.
@@ -78,7 +89,11 @@ impl Layer {
         let source = MatRef::new(weight, outputs, inputs).unwrap();
         let target = MatMut::new(&mut codes, outputs, inputs).unwrap();
         quantize_weight(Isa::detect(), source, target, &mut absmax).unwrap();
-        Self { codes, absmax, inputs }
+        Self {
+            codes,
+            absmax,
+            inputs,
+        }
     }
 
     fn codes(&self) -> MatRef<'_, i8> {
@@ -99,7 +114,12 @@ impl Layer {
         let mut out = vec![f32::NAN; a.rows() * self.absmax.len()];
         let w = Int8WeightRef::new(self.codes(), &self.absmax).unwrap();
         let target = MatMut::new(&mut out, a.rows(), self.absmax.len()).unwrap();
-        let layer = Linear { weight: w, outlier_weights: weights, bias, activation: None };
+        let layer = Linear {
+            weight: w,
+            outlier_weights: weights,
+            bias,
+            activation: None,
+        };
         linear(isa, &a, &layer, target).unwrap();
         out
     }
@@ -107,6 +127,8 @@ impl Layer {
     /// What the codes stand for.
     fn weight(&self, output: usize, column: u32) -> f32 {
         const INV_CODES: f32 = 1.0 / 127.0;
-        f32::from(self.codes[output * self.inputs + column as usize]) * self.absmax[output] * INV_CODES
+        f32::from(self.codes[output * self.inputs + column as usize])
+            * self.absmax[output]
+            * INV_CODES
     }
 }

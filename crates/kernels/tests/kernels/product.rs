@@ -17,13 +17,31 @@ fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
 #[test]
 fn sums_are_exact_for_every_code_at_every_edge() {
     let mut noise = Noise(11);
-    for k in [1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 499, 2047, 2049] {
-        let shapes =
-            [(1, 1), (1, 5), (1, 64), (2, 3), (3, 65), (4, 2), (5, 7), (6, 33), (7, 1), (8, 16), (9, 32)];
-        for (m, n) in shapes.into_iter().chain([(16, 31), (37, 66), (48, 40), (70, 3), (100, 97)]) {
+    for k in [
+        1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 499, 2047, 2049,
+    ] {
+        let shapes = [
+            (1, 1),
+            (1, 5),
+            (1, 64),
+            (2, 3),
+            (3, 65),
+            (4, 2),
+            (5, 7),
+            (6, 33),
+            (7, 1),
+            (8, 16),
+            (9, 32),
+        ];
+        for (m, n) in shapes
+            .into_iter()
+            .chain([(16, 31), (37, 66), (48, 40), (70, 3), (100, 97)])
+        {
             let (a, w) = (noise.codes(m * k), noise.codes(n * k));
-            let expected =
-                reference::matmul_i32(MatRef::new(&a, m, k).unwrap(), MatRef::new(&w, n, k).unwrap());
+            let expected = reference::matmul_i32(
+                MatRef::new(&a, m, k).unwrap(),
+                MatRef::new(&w, n, k).unwrap(),
+            );
             for isa in Isa::available() {
                 assert_eq!(product(isa, &a, &w, k), expected, "{isa:?} {m} × {k} × {n}");
             }
@@ -33,13 +51,24 @@ fn sums_are_exact_for_every_code_at_every_edge() {
 
 #[test]
 fn extreme_codes_do_not_saturate() {
-    for (x, y) in [(127i8, 127i8), (-127, 127), (-128, -128), (-128, 127), (127, -128), (-128, -1)] {
+    for (x, y) in [
+        (127i8, 127i8),
+        (-127, 127),
+        (-128, -128),
+        (-128, 127),
+        (127, -128),
+        (-128, -1),
+    ] {
         for k in [5120, 131_071] {
             for m in [1, 4, 8, 17] {
                 let (a, w) = (vec![x; m * k], vec![y; 2 * k]);
                 let expected = vec![i32::from(x) * i32::from(y) * k as i32; 2 * m];
                 for isa in Isa::available() {
-                    assert_eq!(product(isa, &a, &w, k), expected, "{isa:?} {x} · {y}, {k} columns");
+                    assert_eq!(
+                        product(isa, &a, &w, k),
+                        expected,
+                        "{isa:?} {x} · {y}, {k} columns"
+                    );
                 }
             }
         }
@@ -60,28 +89,47 @@ fn activations(noise: &mut Noise, rows: usize, columns: usize) -> Vec<f32> {
 #[test]
 fn outputs_are_the_reference_bit_for_bit() {
     let mut noise = Noise(12);
-    for (m, k, n) in
-        [(1, 1, 1), (1, 3, 5), (1, 499, 130), (2, 64, 33), (3, 65, 64), (33, 499, 40), (70, 96, 100)]
-    {
+    for (m, k, n) in [
+        (1, 1, 1),
+        (1, 3, 5),
+        (1, 499, 130),
+        (2, 64, 33),
+        (3, 65, 64),
+        (33, 499, 40),
+        (70, 96, 100),
+    ] {
         let layer = Layer::new(&noise.normals(n * k, 0.05), k);
         let (x, bias) = (activations(&mut noise, m, k), noise.normals(n, 1.0));
         let columns: Vec<u32> = (0..k as u32).collect();
         let originals = noise.normals(k * n, 0.05);
-        let original =
-            OutlierWeights::Original { columns: &columns, values: MatRef::new(&originals, k, n).unwrap() };
+        let original = OutlierWeights::Original {
+            columns: &columns,
+            values: MatRef::new(&originals, k, n).unwrap(),
+        };
         for scope in [OutlierScope::Batch, OutlierScope::Row] {
             let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
             for bias in [None, Some(&bias[..])] {
-                let ours =
-                    reference::linear(&a, layer.codes(), &layer.absmax, bias, |n, c| layer.weight(n, c));
-                let theirs = reference::linear(&a, layer.codes(), &layer.absmax, bias, |output, c| {
-                    originals[c as usize * n + output]
+                let ours = reference::linear(&a, layer.codes(), &layer.absmax, bias, |n, c| {
+                    layer.weight(n, c)
                 });
+                let theirs =
+                    reference::linear(&a, layer.codes(), &layer.absmax, bias, |output, c| {
+                        originals[c as usize * n + output]
+                    });
                 for isa in Isa::available() {
-                    let found = layer.forward(isa, &x, 6.0, scope, OutlierWeights::Dequantized, bias);
-                    assert_eq!(bits(&found), bits(&ours), "{isa:?} {scope:?} {m} × {k} × {n}");
+                    let found =
+                        layer.forward(isa, &x, 6.0, scope, OutlierWeights::Dequantized, bias);
+                    assert_eq!(
+                        bits(&found),
+                        bits(&ours),
+                        "{isa:?} {scope:?} {m} × {k} × {n}"
+                    );
                     let found = layer.forward(isa, &x, 6.0, scope, original, bias);
-                    assert_eq!(bits(&found), bits(&theirs), "{isa:?} {scope:?} original {m} × {k} × {n}");
+                    assert_eq!(
+                        bits(&found),
+                        bits(&theirs),
+                        "{isa:?} {scope:?} original {m} × {k} × {n}"
+                    );
                 }
             }
         }
@@ -94,15 +142,33 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
     let (k, n) = (200, 150);
     let layer = Layer::new(&noise.normals(n * k, 0.05), k);
     let x = activations(&mut noise, 90, k);
-    let forward =
-        |isa, x: &[f32]| layer.forward(isa, x, 6.0, OutlierScope::Row, OutlierWeights::Dequantized, None);
+    let forward = |isa, x: &[f32]| {
+        layer.forward(
+            isa,
+            x,
+            6.0,
+            OutlierScope::Row,
+            OutlierWeights::Dequantized,
+            None,
+        )
+    };
     for isa in Isa::available() {
-        let alone: Vec<u32> = x.chunks(k).flat_map(|row| bits(&forward(isa, row))).collect();
+        let alone: Vec<u32> = x
+            .chunks(k)
+            .flat_map(|row| bits(&forward(isa, row)))
+            .collect();
         for threads in [1, 2, 5] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             for rows in [1, 2, 3, 17, 90] {
                 let found = pool.install(|| forward(isa, &x[..rows * k]));
-                assert_eq!(bits(&found), alone[..rows * n], "{isa:?} {threads} threads, {rows} rows");
+                assert_eq!(
+                    bits(&found),
+                    alone[..rows * n],
+                    "{isa:?} {threads} threads, {rows} rows"
+                );
             }
         }
     }
@@ -114,11 +180,21 @@ fn many_rows_on_several_threads_are_exact() {
     let mut noise = Noise(15);
     let (m, k, n) = (300, 130, 70);
     let (a, w) = (noise.codes(m * k), noise.codes(n * k));
-    let expected = reference::matmul_i32(MatRef::new(&a, m, k).unwrap(), MatRef::new(&w, n, k).unwrap());
+    let expected = reference::matmul_i32(
+        MatRef::new(&a, m, k).unwrap(),
+        MatRef::new(&w, n, k).unwrap(),
+    );
     for isa in Isa::available() {
         for threads in [1, 2, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            assert_eq!(pool.install(|| product(isa, &a, &w, k)), expected, "{isa:?} {threads} threads");
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            assert_eq!(
+                pool.install(|| product(isa, &a, &w, k)),
+                expected,
+                "{isa:?} {threads} threads"
+            );
         }
     }
 }
@@ -128,27 +204,38 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
     let mut noise = Noise(16);
     let k = 96;
     let layers = [40, 1, 150].map(|n| Layer::new(&noise.normals(n * k, 0.05), k));
-    let biases = layers.each_ref().map(|layer| noise.normals(layer.absmax.len(), 1.0));
+    let biases = layers
+        .each_ref()
+        .map(|layer| noise.normals(layer.absmax.len(), 1.0));
     for m in [1, 3, 20] {
         let x = activations(&mut noise, m, k);
         for isa in Isa::available() {
-            let a = quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), 6.0, OutlierScope::Row);
+            let a =
+                quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), 6.0, OutlierScope::Row);
             let forms = layers.iter().zip(&biases).map(|(layer, bias)| Linear {
                 bias: Some(bias),
                 activation: Some(Activation::Silu),
                 ..Linear::new(Int8WeightRef::new(layer.codes(), &layer.absmax).unwrap())
             });
             let forms: Vec<Linear<'_>> = forms.collect();
-            let mut outs: Vec<Vec<f32>> =
-                layers.iter().map(|layer| vec![0.0; m * layer.absmax.len()]).collect();
+            let mut outs: Vec<Vec<f32>> = layers
+                .iter()
+                .map(|layer| vec![0.0; m * layer.absmax.len()])
+                .collect();
             let jobs = forms.iter().zip(&mut outs).map(|(form, out)| {
                 let n = out.len() / m;
                 (*form, MatMut::new(out, m, n).unwrap())
             });
             linears(isa, &a, jobs.collect()).unwrap();
             for ((layer, bias), out) in layers.iter().zip(&biases).zip(&outs) {
-                let mut alone =
-                    layer.forward(isa, &x, 6.0, OutlierScope::Row, OutlierWeights::Dequantized, Some(bias));
+                let mut alone = layer.forward(
+                    isa,
+                    &x,
+                    6.0,
+                    OutlierScope::Row,
+                    OutlierWeights::Dequantized,
+                    Some(bias),
+                );
                 llm_int8_kernels::activation::apply(isa, Activation::Silu, &mut alone);
                 assert_eq!(bits(out), bits(&alone), "{isa:?} {m} rows");
             }
@@ -163,11 +250,23 @@ fn pooled_columns_make_a_row_depend_on_its_batch() {
     let mut x = noise.normals(2 * 256, 1.0);
     x[256 + 9] = 20.0; // Only the second row has an outlier.
     let forward = |x: &[f32], scope| {
-        layer.forward(Isa::detect(), x, 6.0, scope, OutlierWeights::Dequantized, None)[..64].to_vec()
+        layer.forward(
+            Isa::detect(),
+            x,
+            6.0,
+            scope,
+            OutlierWeights::Dequantized,
+            None,
+        )[..64]
+            .to_vec()
     };
     let change = |scope| {
         let (alone, batch) = (forward(&x[..256], scope), forward(&x, scope));
-        alone.iter().zip(&batch).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+        alone
+            .iter()
+            .zip(&batch)
+            .map(|(x, y)| (x - y).abs())
+            .fold(0.0, f32::max)
     };
     assert!(change(OutlierScope::Batch) > 1e-5);
     assert_eq!(change(OutlierScope::Row), 0.0);
@@ -183,7 +282,10 @@ fn empty_arguments_are_fine() {
             let w = Int8WeightRef::new(MatRef::new(&codes, n, k).unwrap(), &absmax).unwrap();
             let mut out = vec![1f32; m * n];
             let target = MatMut::new(&mut out, m, n).unwrap();
-            let layer = Linear { bias: Some(&bias), ..Linear::new(w) };
+            let layer = Linear {
+                bias: Some(&bias),
+                ..Linear::new(w)
+            };
             linear(isa, &a, &layer, target).unwrap();
             assert_eq!(out, vec![2.0; m * n]);
         }
@@ -193,31 +295,95 @@ fn empty_arguments_are_fine() {
 #[test]
 fn arguments_that_do_not_fit_are_errors() {
     let isa = Isa::detect();
-    let a = quantize_activations(isa, MatRef::new(&[7.0f32, 1.0], 1, 2).unwrap(), 6.0, OutlierScope::Row);
+    let a = quantize_activations(
+        isa,
+        MatRef::new(&[7.0f32, 1.0], 1, 2).unwrap(),
+        6.0,
+        OutlierScope::Row,
+    );
     let codes = [1i8; 4];
     let w = Int8WeightRef::new(MatRef::new(&codes, 2, 2).unwrap(), &[1.0; 2]).unwrap();
     let wide = Int8WeightRef::new(MatRef::new(&codes, 1, 4).unwrap(), &[1.0]).unwrap();
     let mut out = [0f32; 4];
     let mut run = |w: &Int8WeightRef<'_>, outlier_weights, bias: Option<&[f32]>, columns| {
-        let layer = Linear { weight: *w, outlier_weights, bias, activation: None };
-        linear(isa, &a, &layer, MatMut::new(&mut out[..columns], 1, columns).unwrap())
+        let layer = Linear {
+            weight: *w,
+            outlier_weights,
+            bias,
+            activation: None,
+        };
+        linear(
+            isa,
+            &a,
+            &layer,
+            MatMut::new(&mut out[..columns], 1, columns).unwrap(),
+        )
     };
-    let wrong = |result| assert!(matches!(result, Err(KernelError::WrongDimension { .. })), "{result:?}");
+    let wrong = |result| {
+        assert!(
+            matches!(result, Err(KernelError::WrongDimension { .. })),
+            "{result:?}"
+        )
+    };
     wrong(run(&wide, OutlierWeights::Dequantized, None, 1));
     wrong(run(&w, OutlierWeights::Dequantized, None, 3));
     wrong(run(&w, OutlierWeights::Dequantized, Some(&[1.0]), 2));
     let values = MatRef::new(&[1f32; 2], 1, 2).unwrap();
-    wrong(run(&w, OutlierWeights::Original { columns: &[0, 1], values }, None, 2));
-    let missing = run(&w, OutlierWeights::Original { columns: &[1], values }, None, 2);
-    assert_eq!(missing, Err(KernelError::MissingOutlierColumn { column: 0, given: 1 }));
-    assert!(missing.unwrap_err().to_string().starts_with("outlier column 0 is not among the 1"));
-    assert!(run(&w, OutlierWeights::Original { columns: &[0], values }, None, 2).is_ok());
+    wrong(run(
+        &w,
+        OutlierWeights::Original {
+            columns: &[0, 1],
+            values,
+        },
+        None,
+        2,
+    ));
+    let missing = run(
+        &w,
+        OutlierWeights::Original {
+            columns: &[1],
+            values,
+        },
+        None,
+        2,
+    );
+    assert_eq!(
+        missing,
+        Err(KernelError::MissingOutlierColumn {
+            column: 0,
+            given: 1
+        })
+    );
+    assert!(
+        missing
+            .unwrap_err()
+            .to_string()
+            .starts_with("outlier column 0 is not among the 1")
+    );
+    assert!(
+        run(
+            &w,
+            OutlierWeights::Original {
+                columns: &[0],
+                values
+            },
+            None,
+            2
+        )
+        .is_ok()
+    );
 
     let columns = 131_072;
     let long = vec![0i8; columns];
     let long = MatRef::new(&long, 1, columns).unwrap();
     let result = matmul_i32(isa, long, long, MatMut::new(&mut [0], 1, 1).unwrap());
-    assert_eq!(result, Err(KernelError::TooManyColumns { columns, limit: 131_071 }));
+    assert_eq!(
+        result,
+        Err(KernelError::TooManyColumns {
+            columns,
+            limit: 131_071
+        })
+    );
 }
 
 proptest::proptest! {

@@ -11,25 +11,41 @@ use llm_int8_kernels::{
 fn check<T: Element>(weight: &[T], outputs: usize, inputs: usize) {
     let expected: Vec<(Vec<i8>, f32)> = (0..outputs)
         .map(|n| {
-            let row: Vec<f16> = weight[n * inputs..][..inputs].iter().map(|&x| Element::to_f16(x)).collect();
+            let row: Vec<f16> = weight[n * inputs..][..inputs]
+                .iter()
+                .map(|&x| Element::to_f16(x))
+                .collect();
             reference::quantize_row(&row)
         })
         .collect();
-    let codes: Vec<i8> = expected.iter().flat_map(|(codes, _)| codes.clone()).collect();
+    let codes: Vec<i8> = expected
+        .iter()
+        .flat_map(|(codes, _)| codes.clone())
+        .collect();
     let absmax: Vec<f32> = expected.iter().map(|(_, absmax)| *absmax).collect();
-    let stored: Vec<T> = (0..inputs * outputs).map(|i| weight[i % outputs * inputs + i / outputs]).collect();
+    let stored: Vec<T> = (0..inputs * outputs)
+        .map(|i| weight[i % outputs * inputs + i / outputs])
+        .collect();
     for isa in Isa::available() {
         let (mut found, mut found_absmax) = (vec![1i8; codes.len()], vec![1f32; outputs]);
         let source = MatRef::new(weight, outputs, inputs).unwrap();
         let target = MatMut::new(&mut found, outputs, inputs).unwrap();
         quantize_weight(isa, source, target, &mut found_absmax).unwrap();
-        assert_eq!((&found, &found_absmax), (&codes, &absmax), "{isa:?} {outputs} × {inputs}");
+        assert_eq!(
+            (&found, &found_absmax),
+            (&codes, &absmax),
+            "{isa:?} {outputs} × {inputs}"
+        );
         found.fill(1);
         found_absmax.fill(1.0);
         let source = MatRef::new(&stored, inputs, outputs).unwrap();
         let target = MatMut::new(&mut found, outputs, inputs).unwrap();
         quantize_weight_transposed(isa, source, target, &mut found_absmax).unwrap();
-        assert_eq!((&found, &found_absmax), (&codes, &absmax), "{isa:?} {outputs} × {inputs} transposed");
+        assert_eq!(
+            (&found, &found_absmax),
+            (&codes, &absmax),
+            "{isa:?} {outputs} × {inputs} transposed"
+        );
     }
 }
 
@@ -41,7 +57,14 @@ fn every_shape_and_type_is_the_reference() {
             let weight = noise.normals(inputs * outputs, 0.02);
             check(&weight, outputs, inputs);
             check(&halves(&weight), outputs, inputs);
-            check(&weight.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), outputs, inputs);
+            check(
+                &weight
+                    .iter()
+                    .map(|&x| bf16::from_f32(x))
+                    .collect::<Vec<_>>(),
+                outputs,
+                inputs,
+            );
         }
     }
 }
@@ -54,7 +77,13 @@ fn halves_round_to_even_and_zero_rows_stay_zero() {
         for row in [&ties[..], &long] {
             let (mut codes, mut absmax) = (vec![0; row.len()], [0.0]);
             let target = MatMut::new(&mut codes, 1, row.len()).unwrap();
-            quantize_weight(isa, MatRef::new(row, 1, row.len()).unwrap(), target, &mut absmax).unwrap();
+            quantize_weight(
+                isa,
+                MatRef::new(row, 1, row.len()).unwrap(),
+                target,
+                &mut absmax,
+            )
+            .unwrap();
             for (i, code) in codes.iter().enumerate() {
                 assert_eq!(*code, [127, 0, 2, 2, 0, -2, -2, 64][i % 8], "{isa:?}");
             }
@@ -95,14 +124,28 @@ fn what_is_not_a_finite_f16_is_named_by_output_and_input() {
         for isa in Isa::available() {
             let (mut codes, mut absmax) = (vec![0; 70 * 40], vec![0.0; 70]);
             let target = MatMut::new(&mut codes, 70, 40).unwrap();
-            let straight =
-                quantize_weight(isa, MatRef::new(&weight, 70, 40).unwrap(), target, &mut absmax).unwrap_err();
+            let straight = quantize_weight(
+                isa,
+                MatRef::new(&weight, 70, 40).unwrap(),
+                target,
+                &mut absmax,
+            )
+            .unwrap_err();
             let target = MatMut::new(&mut codes, 70, 40).unwrap();
-            let turned =
-                quantize_weight_transposed(isa, MatRef::new(&stored, 40, 70).unwrap(), target, &mut absmax)
-                    .unwrap_err();
+            let turned = quantize_weight_transposed(
+                isa,
+                MatRef::new(&stored, 40, 70).unwrap(),
+                target,
+                &mut absmax,
+            )
+            .unwrap_err();
             for error in [straight, turned] {
-                let KernelError::NonFiniteWeight { row, column, value: found } = error else {
+                let KernelError::NonFiniteWeight {
+                    row,
+                    column,
+                    value: found,
+                } = error
+                else {
                     panic!("{error}");
                 };
                 assert_eq!((row, column, found.to_bits()), (66, 37, value.to_bits()));
@@ -136,7 +179,14 @@ fn what_overflows_f16_is_an_outlier_or_a_nan() {
     let layer = Layer::new(&[1.0f32, 0.5], 2);
     for isa in Isa::available() {
         let forward = |x: &[f32], threshold| {
-            layer.forward(isa, x, threshold, OutlierScope::Row, OutlierWeights::Dequantized, None)[0]
+            layer.forward(
+                isa,
+                x,
+                threshold,
+                OutlierScope::Row,
+                OutlierWeights::Dequantized,
+                None,
+            )[0]
         };
         assert!((forward(&[70_000.0, 2.0], 6.0) - 70_001.0).abs() < 5.0);
         assert!(forward(&[70_000.0, 2.0], 0.0).is_nan());
@@ -150,17 +200,50 @@ fn wrong_lengths_are_errors() {
     let isa = Isa::detect();
     let source = MatRef::new(&[0f32; 6], 2, 3).unwrap();
     let wrong = |result: Result<(), KernelError>| {
-        assert!(matches!(result, Err(KernelError::WrongDimension { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(KernelError::WrongDimension { .. })),
+            "{result:?}"
+        );
     };
     let mut codes = [0i8; 6];
-    wrong(quantize_weight(isa, source, MatMut::new(&mut codes, 3, 2).unwrap(), &mut [0.0; 2]));
-    wrong(quantize_weight(isa, source, MatMut::new(&mut codes, 2, 3).unwrap(), &mut [0.0; 3]));
-    wrong(quantize_weight_transposed(isa, source, MatMut::new(&mut codes, 2, 3).unwrap(), &mut [0.0; 2]));
-    wrong(quantize_weight_transposed(isa, source, MatMut::new(&mut codes, 3, 2).unwrap(), &mut [0.0; 2]));
+    wrong(quantize_weight(
+        isa,
+        source,
+        MatMut::new(&mut codes, 3, 2).unwrap(),
+        &mut [0.0; 2],
+    ));
+    wrong(quantize_weight(
+        isa,
+        source,
+        MatMut::new(&mut codes, 2, 3).unwrap(),
+        &mut [0.0; 3],
+    ));
+    wrong(quantize_weight_transposed(
+        isa,
+        source,
+        MatMut::new(&mut codes, 2, 3).unwrap(),
+        &mut [0.0; 2],
+    ));
+    wrong(quantize_weight_transposed(
+        isa,
+        source,
+        MatMut::new(&mut codes, 3, 2).unwrap(),
+        &mut [0.0; 2],
+    ));
     let codes = MatRef::new(&codes, 2, 3).unwrap();
     let mut out = [0f32; 6];
-    wrong(dequantize(isa, codes, &[1.0], MatMut::new(&mut out, 2, 3).unwrap()));
-    wrong(dequantize(isa, codes, &[1.0; 2], MatMut::new(&mut out, 6, 1).unwrap()));
+    wrong(dequantize(
+        isa,
+        codes,
+        &[1.0],
+        MatMut::new(&mut out, 2, 3).unwrap(),
+    ));
+    wrong(dequantize(
+        isa,
+        codes,
+        &[1.0; 2],
+        MatMut::new(&mut out, 6, 1).unwrap(),
+    ));
     let overflow = MatRef::new(&[0f32; 0], usize::MAX, 2);
     assert!(matches!(overflow, Err(KernelError::WrongLength { .. })));
 }
@@ -171,7 +254,10 @@ fn exactly_six_is_an_outlier_and_5_996_is_not() {
         let a = MatRef::new(&[6.0f32, -6.0, 5.996, -5.996, 5.999], 1, 5).unwrap();
         let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
         // 5.999 is 6 as f16, and the f16 decides.
-        assert_eq!(a.outliers().row(0), (&[0, 1, 4][..], &[6.0, -6.0, 5.999][..]));
+        assert_eq!(
+            a.outliers().row(0),
+            (&[0, 1, 4][..], &[6.0, -6.0, 5.999][..])
+        );
         assert_eq!(a.absmax(), [f16::from_f32(5.996).to_f32()]);
     }
 }

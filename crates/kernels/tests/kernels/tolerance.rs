@@ -11,7 +11,10 @@ fn float(x: &[f16], w: &[f16], k: usize) -> Vec<f32> {
     let (m, n) = (x.len() / k, w.len() / k);
     let (x, mut out): (Vec<f32>, _) = (x.iter().map(|x| x.to_f32()).collect(), vec![0.0; m * n]);
     let target = MatMut::new(&mut out, m, n).unwrap();
-    let (x, w) = (MatRef::new(&x, m, k).unwrap(), MatRef::new(w, n, k).unwrap());
+    let (x, w) = (
+        MatRef::new(&x, m, k).unwrap(),
+        MatRef::new(w, n, k).unwrap(),
+    );
     dense::linear(Isa::scalar(), x, w, None, target).unwrap();
     out
 }
@@ -32,14 +35,23 @@ fn the_raw_product_equals_the_float_product() {
         let (x, y) = (floats(&a), floats(&w));
         let mut expected = vec![0f32; 128 * 64];
         let target = MatMut::new(&mut expected, 128, 64).unwrap();
-        let (x, y) = (MatRef::new(&x, 128, k).unwrap(), MatRef::new(&y, 64, k).unwrap());
+        let (x, y) = (
+            MatRef::new(&x, 128, k).unwrap(),
+            MatRef::new(&y, 64, k).unwrap(),
+        );
         dense::linear(Isa::scalar(), x, y, None, target).unwrap();
         for isa in Isa::available() {
             let mut out = vec![0i32; 128 * 64];
             let target = MatMut::new(&mut out, 128, 64).unwrap();
-            let (a, w) = (MatRef::new(&a, 128, k).unwrap(), MatRef::new(&w, 64, k).unwrap());
+            let (a, w) = (
+                MatRef::new(&a, 128, k).unwrap(),
+                MatRef::new(&w, 64, k).unwrap(),
+            );
             matmul_i32(isa, a, w, target).unwrap();
-            assert!(out.iter().zip(&expected).all(|(&x, &y)| x as f32 == y), "{isa:?}");
+            assert!(
+                out.iter().zip(&expected).all(|(&x, &y)| x as f32 == y),
+                "{isa:?}"
+            );
         }
     }
 }
@@ -49,14 +61,23 @@ fn the_raw_product_equals_the_float_product() {
 fn the_product_is_near_the_float_product() {
     let mut noise = Noise(32);
     for (m, n) in [(64, 64), (64, 256)] {
-        let (x, w) = (halves(&noise.normals(m * 128, 1.0)), halves(&noise.normals(n * 128, 1.0)));
+        let (x, w) = (
+            halves(&noise.normals(m * 128, 1.0)),
+            halves(&noise.normals(n * 128, 1.0)),
+        );
         let (layer, bias) = (Layer::new(&w, 128), noise.normals(n, 1.0));
         let expected = float(&x, &w, 128);
         let deviation = 128f32.sqrt();
         for isa in Isa::available() {
             for bias in [None, Some(&bias[..])] {
-                let mut found =
-                    layer.forward(isa, &x, 0.0, OutlierScope::Batch, OutlierWeights::Dequantized, bias);
+                let mut found = layer.forward(
+                    isa,
+                    &x,
+                    0.0,
+                    OutlierScope::Batch,
+                    OutlierWeights::Dequantized,
+                    bias,
+                );
                 for (i, y) in found.iter_mut().enumerate() {
                     *y = (*y - bias.map_or(0.0, |bias| bias[i % n])) / deviation;
                 }
@@ -83,8 +104,15 @@ fn activations_without_outlier_columns_come_back() {
         let apart = a.outliers().distinct_columns();
         for (i, (&code, x)) in a.codes().data().iter().zip(&x).enumerate() {
             let back = f32::from(code) * a.absmax()[i / k] / 127.0;
-            let kept = if apart.contains(&((i % k) as u32)) { 0.0 } else { x.to_f32() };
-            assert!((back - kept).abs() <= 1.5e-2 + 0.05 * kept.abs(), "{back} {kept}");
+            let kept = if apart.contains(&((i % k) as u32)) {
+                0.0
+            } else {
+                x.to_f32()
+            };
+            assert!(
+                (back - kept).abs() <= 1.5e-2 + 0.05 * kept.abs(),
+                "{back} {kept}"
+            );
         }
     }
 }
@@ -96,11 +124,22 @@ fn a_layer_is_near_its_float_layer() {
     let (k, n) = (1024, 512);
     // torch.nn.Linear starts with weights uniform in ±1/√K.
     let bound = 1.0 / (k as f32).sqrt();
-    let w = halves(&(0..n * k).map(|_| noise.uniform() * bound).collect::<Vec<_>>());
+    let w = halves(
+        &(0..n * k)
+            .map(|_| noise.uniform() * bound)
+            .collect::<Vec<_>>(),
+    );
     let x = halves(&noise.normals(3 * k, 1.0));
     let (layer, expected) = (Layer::new(&w, k), float(&x, &w, k));
     for isa in Isa::available() {
-        let found = layer.forward(isa, &x, 6.0, OutlierScope::Batch, OutlierWeights::Dequantized, None);
+        let found = layer.forward(
+            isa,
+            &x,
+            6.0,
+            OutlierScope::Batch,
+            OutlierWeights::Dequantized,
+            None,
+        );
         assert!(misses(&found, &expected, 0.02, 1e-5) <= 0.003, "{isa:?}");
         assert_eq!(misses(&found, &expected, 0.03, 0.0), 0.0, "{isa:?}");
     }
@@ -112,7 +151,8 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
     let mut noise = Noise(35);
     let (m, k, n) = (64, 32, 48);
     let mut x = noise.normals(m * k, 1.0);
-    x.chunks_mut(k).for_each(|row| row.iter_mut().step_by(8).for_each(|x| *x = 6.0));
+    x.chunks_mut(k)
+        .for_each(|row| row.iter_mut().step_by(8).for_each(|x| *x = 6.0));
     let (x, w) = (halves(&x), halves(&noise.normals(n * k, 0.1)));
     let (layer, expected) = (Layer::new(&w, k), float(&x, &w, k));
     let forward = |scope, weights| layer.forward(Isa::detect(), &x, 6.0, scope, weights, None);
@@ -121,7 +161,10 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
     assert!(misses(&found, &expected, 0.035, 0.2) <= 0.001);
 
     // Every row has the same outliers, so pooling changes nothing.
-    assert_eq!(bits(&found), bits(&forward(OutlierScope::Row, OutlierWeights::Dequantized)));
+    assert_eq!(
+        bits(&found),
+        bits(&forward(OutlierScope::Row, OutlierWeights::Dequantized))
+    );
     // The paper's original weights are nearer to the float layer than dequantised ones.
     let columns: Vec<u32> = (0..k as u32).step_by(8).collect();
     let values: Vec<f32> = columns
@@ -130,6 +173,12 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
         .map(|i| w[i].to_f32())
         .collect();
     let values = MatRef::new(&values, columns.len(), n).unwrap();
-    let original = forward(OutlierScope::Batch, OutlierWeights::Original { columns: &columns, values });
+    let original = forward(
+        OutlierScope::Batch,
+        OutlierWeights::Original {
+            columns: &columns,
+            values,
+        },
+    );
     assert!(relative_error(&original, &expected) < relative_error(&found, &expected));
 }

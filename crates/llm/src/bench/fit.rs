@@ -1,4 +1,5 @@
-//! Whether what is to be measured fits the model and the memory, found out before anything is measured.
+//! Whether what is to be measured fits the model and the memory, found out before anything is
+//! measured.
 
 use super::{BenchOptions, REPETITIVE};
 use crate::error::{LlmError, Result};
@@ -15,7 +16,8 @@ pub struct LeftOut {
 }
 
 impl BenchOptions {
-    /// Removes the contexts and prompts that do not fit a model of `positions` tokens, and returns them.
+    /// Removes the contexts and prompts that do not fit a model of `positions` tokens, and returns
+    /// them.
     ///
     /// ```
     /// use llm_int8::bench::{BenchOptions, LeftOut};
@@ -43,7 +45,11 @@ impl AutoModelForCausalLM {
     /// Refuses what cannot be measured.
     pub(super) fn check_bench(&self, options: &BenchOptions) -> Result<()> {
         let refuse = |name, value: usize, expected| {
-            Err(LlmError::Setting { name, value: value.to_string(), expected })
+            Err(LlmError::Setting {
+                name,
+                value: value.to_string(),
+                expected,
+            })
         };
         if options.runs == 0 {
             return refuse("the number of runs", 0, "it must be 1 or more");
@@ -52,13 +58,23 @@ impl AutoModelForCausalLM {
             let expected = "it must be 2 or more: the first is not counted";
             return refuse("the number of new tokens", options.new_tokens, expected);
         }
-        let lengths = options.contexts.iter().chain(&options.batches).chain(&options.prompts);
+        let lengths = options
+            .contexts
+            .iter()
+            .chain(&options.batches)
+            .chain(&options.prompts);
         if lengths.clone().any(|length| *length == 0) {
             return refuse("a context, a prompt or a batch", 0, "it must be 1 or more");
         }
 
         let positions = self.decoder().spec().positions;
-        let exceeded = |prompt, new| Err(LlmError::ContextExceeded { prompt, new, available: positions });
+        let exceeded = |prompt, new| {
+            Err(LlmError::ContextExceeded {
+                prompt,
+                new,
+                available: positions,
+            })
+        };
         let left_out = options.clone().fit(positions);
         if let Some(&context) = left_out.contexts.first() {
             return exceeded(context, options.new_tokens);
@@ -80,7 +96,8 @@ impl AutoModelForCausalLM {
         for &context in &options.contexts {
             for &batch in &options.batches {
                 let length = context + options.new_tokens;
-                let one = self.decoder().bytes_per_step(length, 1) - self.decoder().bytes_per_step(0, 1);
+                let one =
+                    self.decoder().bytes_per_step(length, 1) - self.decoder().bytes_per_step(0, 1);
                 let what = format!("the keys and values of {batch} texts of {length} tokens");
                 check_memory(&what, one.saturating_mul(batch as u64), free)?;
             }
@@ -108,7 +125,8 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_before_everything_fits() {
-        let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default()).unwrap();
+        let model =
+            AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default()).unwrap();
         let small = BenchOptions {
             contexts: vec![16],
             batches: vec![1],
@@ -118,16 +136,61 @@ mod tests {
             speculate: 0,
         };
         for (options, words) in [
-            (BenchOptions { runs: 0, ..small.clone() }, "the number of runs is 0"),
-            (BenchOptions { new_tokens: 1, ..small.clone() }, "the number of new tokens is 1"),
-            (BenchOptions { contexts: vec![16, 0], ..small.clone() }, "is 0; it must be 1 or more"),
-            (BenchOptions { contexts: vec![16, 509], ..small.clone() }, "the prompt has 509 tokens"),
-            (BenchOptions { prompts: vec![usize::MAX], ..small.clone() }, "the model has 512 positions"),
-            (BenchOptions { speculate: 2, new_tokens: 400, ..small.clone() }, "the model has 512 positions"),
-            (BenchOptions { batches: vec![1, usize::MAX], ..small.clone() }, "is more than is free"),
+            (
+                BenchOptions {
+                    runs: 0,
+                    ..small.clone()
+                },
+                "the number of runs is 0",
+            ),
+            (
+                BenchOptions {
+                    new_tokens: 1,
+                    ..small.clone()
+                },
+                "the number of new tokens is 1",
+            ),
+            (
+                BenchOptions {
+                    contexts: vec![16, 0],
+                    ..small.clone()
+                },
+                "is 0; it must be 1 or more",
+            ),
+            (
+                BenchOptions {
+                    contexts: vec![16, 509],
+                    ..small.clone()
+                },
+                "the prompt has 509 tokens",
+            ),
+            (
+                BenchOptions {
+                    prompts: vec![usize::MAX],
+                    ..small.clone()
+                },
+                "the model has 512 positions",
+            ),
+            (
+                BenchOptions {
+                    speculate: 2,
+                    new_tokens: 400,
+                    ..small.clone()
+                },
+                "the model has 512 positions",
+            ),
+            (
+                BenchOptions {
+                    batches: vec![1, usize::MAX],
+                    ..small.clone()
+                },
+                "is more than is free",
+            ),
         ] {
-            let error =
-                model.bench(&options, &mut |what| panic!("{what} was measured")).unwrap_err().to_string();
+            let error = model
+                .bench(&options, &mut |what| panic!("{what} was measured"))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(words), "{error}");
         }
         assert!(model.check_bench(&small).is_ok());
@@ -135,8 +198,15 @@ mod tests {
 
     #[test]
     fn memory_is_compared_where_it_is_known() {
-        assert!(check_memory("x", 10, Some(10)).is_ok() && check_memory("x", u64::MAX, None).is_ok());
-        let error = check_memory("much", 5_000_000_000, Some(10)).unwrap_err().to_string();
-        assert_eq!(error, "the memory to measure with is 5.0 GB for much; that is more than is free");
+        assert!(
+            check_memory("x", 10, Some(10)).is_ok() && check_memory("x", u64::MAX, None).is_ok()
+        );
+        let error = check_memory("much", 5_000_000_000, Some(10))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "the memory to measure with is 5.0 GB for much; that is more than is free"
+        );
     }
 }

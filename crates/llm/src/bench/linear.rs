@@ -7,7 +7,9 @@ use candle_core::{DType, Device as Host, Tensor};
 use half::f16;
 use llm_int8_nn::NnError;
 use llm_int8_nn::cuda::Device;
-use llm_int8_nn::cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize};
+use llm_int8_nn::cuda::ops::{
+    Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize,
+};
 use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
 use llm_int8_nn::models::Placement;
 use std::time::{Duration, Instant};
@@ -34,8 +36,8 @@ pub struct LinearBench {
     pub placement: Placement,
 }
 
-/// Outlier columns of the activations that are measured: none, and as many as models of some billion parameters have
-/// (LLM.int8(), figure 4: at most 7), the same in every row.
+/// Outlier columns of the activations that are measured: none, and as many as models of some
+/// billion parameters have (LLM.int8(), figure 4: at most 7), the same in every row.
 const OUTLIER_COLUMNS: [usize; 2] = [0, 5];
 
 /// How long a layer takes.
@@ -54,7 +56,8 @@ pub struct LinearRate {
 }
 
 impl LinearBench {
-    /// Measures every shape with every number of rows, without outliers and with a few columns of them. `observe` is told what comes next.
+    /// Measures every shape with every number of rows, without outliers and with a few columns of
+    /// them. `observe` is told what comes next.
     ///
     /// ```
     /// use llm_int8::bench::LinearBench;
@@ -66,12 +69,22 @@ impl LinearBench {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] where nothing can be measured, or memory has no room for it; [`NnError::Cuda`].
+    /// [`LlmError::Setting`] where nothing can be measured, or memory has no room for it;
+    /// [`NnError::Cuda`].
     pub fn run(&self, observe: &mut dyn FnMut(&str)) -> Result<Vec<LinearRate>> {
-        let sizes = self.shapes.iter().flatten().chain(&self.rows).chain([&self.runs]);
+        let sizes = self
+            .shapes
+            .iter()
+            .flatten()
+            .chain(&self.rows)
+            .chain([&self.runs]);
         if sizes.clone().any(|size| *size == 0) {
             let expected = "every size and the number of runs must be 1 or more";
-            return Err(LlmError::Setting { name: "a size", value: "0".into(), expected });
+            return Err(LlmError::Setting {
+                name: "a size",
+                value: "0".into(),
+                expected,
+            });
         }
         for &shape in &self.shapes {
             for &rows in &self.rows {
@@ -83,12 +96,21 @@ impl LinearBench {
             let copies = self.copies([out_features, in_features]);
             let layers = self.layers([out_features, in_features], copies)?;
             for &rows in &self.rows {
-                observe(&format!("{rows} rows through {in_features} to {out_features} features"));
+                observe(&format!(
+                    "{rows} rows through {in_features} to {out_features} features"
+                ));
                 for outlier_columns in OUTLIER_COLUMNS.map(|count| count.min(in_features)) {
-                    let mut found = layers.measure([rows, in_features, outlier_columns], self.runs)?;
+                    let mut found =
+                        layers.measure([rows, in_features, outlier_columns], self.runs)?;
                     found.sort_by(f64::total_cmp);
                     let microseconds = found[found.len() / 2];
-                    rates.push(LinearRate { out_features, in_features, rows, outlier_columns, microseconds });
+                    rates.push(LinearRate {
+                        out_features,
+                        in_features,
+                        rows,
+                        outlier_columns,
+                        microseconds,
+                    });
                 }
             }
         }
@@ -97,15 +119,27 @@ impl LinearBench {
 
     /// Copies of a layer's weight.
     fn copies(&self, [out_features, in_features]: [usize; 2]) -> usize {
-        let copies = ROTATED.div_ceil(out_features.saturating_mul(in_features)).clamp(2, MOST_COPIES);
-        if self.placement.devices.is_empty() { copies.min(MOST_COPIES_ON_CPU) } else { copies }
+        let copies = ROTATED
+            .div_ceil(out_features.saturating_mul(in_features))
+            .clamp(2, MOST_COPIES);
+        if self.placement.devices.is_empty() {
+            copies.min(MOST_COPIES_ON_CPU)
+        } else {
+            copies
+        }
     }
 
-    /// Refuses what memory has no room for: the codes once more than their copies, and float activations.
+    /// Refuses what memory has no room for: the codes once more than their copies, and float
+    /// activations.
     fn check_memory(&self, shape: [usize; 2], rows: usize) -> Result<()> {
         let [out_features, in_features] = shape;
-        let codes = out_features.saturating_mul(in_features).saturating_mul(1 + self.copies(shape));
-        let activations = out_features.saturating_add(in_features).saturating_mul(rows).saturating_mul(8);
+        let codes = out_features
+            .saturating_mul(in_features)
+            .saturating_mul(1 + self.copies(shape));
+        let activations = out_features
+            .saturating_add(in_features)
+            .saturating_mul(rows)
+            .saturating_mul(8);
         let what = format!("{rows} rows through {in_features} to {out_features} features");
         let free = match self.placement.devices.first() {
             Some(budget) => Some(budget.device.memory().map_err(NnError::from)?.free),
@@ -115,14 +149,18 @@ impl LinearBench {
     }
 
     fn layers(&self, [out_features, in_features]: [usize; 2], copies: usize) -> Result<Layers> {
-        let codes: Vec<i8> = noise(out_features * in_features).map(|bits| (bits % 255) as i8 - 127).collect();
+        let codes: Vec<i8> = noise(out_features * in_features)
+            .map(|bits| (bits % 255) as i8 - 127)
+            .collect();
         let absmax = vec![0.1f32; out_features];
         let Some(budget) = self.placement.devices.first() else {
             let layer = || -> Result<Int8Linear> {
                 let weight = Int8Weight::from_codes(&codes, &absmax, [out_features, in_features])?;
                 Ok(Int8Linear::new(weight, None, Int8Config::default())?)
             };
-            return Ok(Layers::Host((0..copies).map(|_| layer()).collect::<Result<_>>()?));
+            return Ok(Layers::Host(
+                (0..copies).map(|_| layer()).collect::<Result<_>>()?,
+            ));
         };
         let device = budget.device.clone();
         device.set_overlap(self.placement.overlaps_kernels);
@@ -131,7 +169,9 @@ impl LinearBench {
             matrix.write_rows(0, &codes, &absmax)?;
             Ok(matrix)
         };
-        let matrices = (0..copies).map(|_| matrix()).collect::<std::result::Result<_, _>>();
+        let matrices = (0..copies)
+            .map(|_| matrix())
+            .collect::<std::result::Result<_, _>>();
         Ok(Layers::Device(device, matrices.map_err(NnError::from)?))
     }
 }
@@ -151,7 +191,10 @@ impl Layers {
                 let x = Tensor::from_vec(x, (rows, width), &Host::Cpu)?;
                 let x = x.to_dtype(DType::F16)?;
                 let each = || {
-                    layers.iter().try_for_each(|layer| layer.forward(&x).map(drop)).map_err(LlmError::from)
+                    layers
+                        .iter()
+                        .try_for_each(|layer| layer.forward(&x).map(drop))
+                        .map_err(LlmError::from)
                 };
                 timed(runs, layers.len(), each, || Ok(()))
             }
@@ -161,12 +204,21 @@ impl Layers {
 }
 
 /// One recorded graph goes through all copies, so that launching costs the host next to nothing.
-fn measure_on(device: &Device, matrices: &[Int8Matrix], x: &[f32], runs: usize) -> Result<Vec<f64>> {
+fn measure_on(
+    device: &Device,
+    matrices: &[Int8Matrix],
+    x: &[f32],
+    runs: usize,
+) -> Result<Vec<f64>> {
     let (n, k) = (matrices[0].out_features(), matrices[0].in_features());
     let rows = x.len() / k;
     let prepared = || -> llm_int8_nn::cuda::Result<_> {
         let x: Vec<f16> = x.iter().copied().map(f16::from_f32).collect();
-        Ok((device.upload(&x)?, device.allocate::<f16>(rows * n)?, QuantizedMemory::new(device, rows, k)?))
+        Ok((
+            device.upload(&x)?,
+            device.allocate::<f16>(rows * n)?,
+            QuantizedMemory::new(device, rows, k)?,
+        ))
     };
     let (x, out, memory) = prepared().map_err(NnError::from)?;
     let (source, output) = (Source::plain(x.all(), rows, k), Output::plain(out.all(), n));
@@ -174,7 +226,11 @@ fn measure_on(device: &Device, matrices: &[Int8Matrix], x: &[f32], runs: usize) 
     let all = || -> std::result::Result<(), NnError> {
         for matrix in matrices {
             if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
-                product(&quantize(&source, threshold, false, &memory)?, matrix, &output)?;
+                product(
+                    &quantize(&source, threshold, false, &memory)?,
+                    matrix,
+                    &output,
+                )?;
             }
         }
         Ok(())
@@ -182,7 +238,11 @@ fn measure_on(device: &Device, matrices: &[Int8Matrix], x: &[f32], runs: usize) 
     all()?;
     let graph = device.record(all)?;
     let launch = || graph.launch().map_err(|error| NnError::from(error).into());
-    timed(runs, matrices.len(), launch, || device.synchronize().map_err(|error| NnError::from(error).into()))
+    timed(runs, matrices.len(), launch, || {
+        device
+            .synchronize()
+            .map_err(|error| NnError::from(error).into())
+    })
 }
 
 /// Microseconds of one of `each`'s layers, of each run, which `wait` ends.
@@ -202,21 +262,27 @@ fn timed(
     run(1)?;
     let once = run(1)?.max(Duration::from_nanos(100));
     let times = (SHORTEST.as_nanos() / once.as_nanos()).clamp(1, 10_000) as usize;
-    (0..runs).map(|_| Ok(run(times)?.as_secs_f64() * 1e6 / (times * layers) as f64)).collect()
+    (0..runs)
+        .map(|_| Ok(run(times)?.as_secs_f64() * 1e6 / (times * layers) as f64))
+        .collect()
 }
 
 fn noise(count: usize) -> impl Iterator<Item = u32> {
     let mut state = 7u64;
     (0..count).map(move |_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as u32
     })
 }
 
-/// Activations `[rows, width]` between -2 and 2, and 8 in `outliers` columns, the same in every row: in models outliers
-/// are a property of a few features (LLM.int8(), section 4).
+/// Activations `[rows, width]` between -2 and 2, and 8 in `outliers` columns, the same in every
+/// row: in models outliers are a property of a few features (LLM.int8(), section 4).
 fn activations([rows, width, outliers]: [usize; 3]) -> Vec<f32> {
-    let mut x: Vec<f32> = noise(rows * width).map(|bits| bits as f32 / (1u32 << 22) as f32 - 2.0).collect();
+    let mut x: Vec<f32> = noise(rows * width)
+        .map(|bits| bits as f32 / (1u32 << 22) as f32 - 2.0)
+        .collect();
     for row in x.chunks_mut(width) {
         for outlier in 0..outliers {
             row[(2 * outlier + 1) * width / (2 * outliers)] = 8.0;
@@ -234,9 +300,17 @@ mod tests {
         for width in [5, 48, 4096] {
             let x = activations([40, width, 5]);
             let is_outlier = |column: usize| x[column] >= 6.0;
-            assert_eq!((0..width).filter(|column| is_outlier(*column)).count(), 5, "{width}");
+            assert_eq!(
+                (0..width).filter(|column| is_outlier(*column)).count(),
+                5,
+                "{width}"
+            );
             for row in x.chunks(width) {
-                assert!(row.iter().enumerate().all(|(i, x)| (x.abs() >= 6.0) == is_outlier(i)));
+                assert!(
+                    row.iter()
+                        .enumerate()
+                        .all(|(i, x)| (x.abs() >= 6.0) == is_outlier(i))
+                );
             }
             assert!(activations([40, width, 0]).iter().all(|x| x.abs() <= 2.0));
         }

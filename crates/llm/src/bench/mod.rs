@@ -34,11 +34,11 @@ pub struct BenchOptions {
 pub struct BenchReport {
     /// The instruction set of the CPU.
     pub isa: &'static str,
-    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights; where the model
-    /// begins on a device, bytes a second that a copy there reads and writes.
+    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights;
+    /// where the model begins on a device, bytes a second that a copy there reads and writes.
     pub read_rate: f64,
-    /// Multiply-adds of codes a second that registers of the CPU alone reach; none where the model begins on a
-    /// device.
+    /// Multiply-adds of codes a second that registers of the CPU alone reach; none where the model
+    /// begins on a device.
     pub multiply_rate: Option<f64>,
     /// Decoding.
     pub decode: Vec<DecodeRate>,
@@ -102,10 +102,14 @@ impl AutoModelForCausalLM {
     /// ```
     ///
     /// # Errors
-    /// Before anything is measured: [`crate::LlmError::ContextExceeded`] where the model has too few positions (see
-    /// [`BenchOptions::fit`]); [`crate::LlmError::Setting`] where nothing can be measured, or keys and values would need
-    /// more memory than is free.
-    pub fn bench(&self, options: &BenchOptions, observe: &mut dyn FnMut(&str)) -> Result<BenchReport> {
+    /// Before anything is measured: [`crate::LlmError::ContextExceeded`] where the model has too
+    /// few positions (see [`BenchOptions::fit`]); [`crate::LlmError::Setting`] where nothing can be
+    /// measured, or keys and values would need more memory than is free.
+    pub fn bench(
+        &self,
+        options: &BenchOptions,
+        observe: &mut dyn FnMut(&str),
+    ) -> Result<BenchReport> {
         self.check_bench(options)?;
         let isa = self.decoder().isa();
         observe("reading memory");
@@ -124,21 +128,34 @@ impl AutoModelForCausalLM {
                     _ => observe(&format!("decoding {batch} texts after {context} tokens")),
                 }
                 let tokens_per_second = match batch {
-                    1 => self.median(&self.noise(context), options, 0, |done| done.timing.decode_rate())?,
+                    1 => self.median(&self.noise(context), options, 0, |done| {
+                        done.timing.decode_rate()
+                    })?,
                     _ => self.batch_median(context, batch, options)?,
                 };
                 let middle = context + options.new_tokens / 2;
                 let bytes_per_token = self.decoder().bytes_per_step(middle, batch) / batch as u64;
-                decode.push(DecodeRate { context, batch, tokens_per_second, bytes_per_token });
+                decode.push(DecodeRate {
+                    context,
+                    batch,
+                    tokens_per_second,
+                    bytes_per_token,
+                });
             }
         }
         let mut prefill = Vec::new();
         for &tokens in &options.prompts {
             observe(&format!("a prompt of {tokens} tokens"));
-            let one = BenchOptions { new_tokens: 1, ..options.clone() };
+            let one = BenchOptions {
+                new_tokens: 1,
+                ..options.clone()
+            };
             let rate = |done: &Generated| Some(done.timing.prefill_rate());
             let tokens_per_second = self.median(&self.noise(tokens), &one, 0, rate)?;
-            prefill.push(PrefillRate { tokens, tokens_per_second });
+            prefill.push(PrefillRate {
+                tokens,
+                tokens_per_second,
+            });
         }
         let speculation = match options.speculate {
             0 => None,
@@ -147,15 +164,27 @@ impl AutoModelForCausalLM {
                 Some(self.speculation(drafts, options)?)
             }
         };
-        Ok(BenchReport { isa: isa.name(), read_rate, multiply_rate, decode, prefill, speculation })
+        Ok(BenchReport {
+            isa: isa.name(),
+            read_rate,
+            multiply_rate,
+            decode,
+            prefill,
+            speculation,
+        })
     }
 
-    /// New tokens a second of several sequences at once, from when all of them have their first token.
+    /// New tokens a second of several sequences at once, from when all of them have their first
+    /// token.
     fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
-        // Prompts come in one pass after the other; the sequence that begins first must not end before the others.
+        // Prompts come in one pass after the other; the sequence that begins first must not end
+        // before the others.
         let room = self.decoder().spec().positions.saturating_sub(context);
         let most = (options.new_tokens + batch).min(room);
-        let config = GenerationConfig { max_new_tokens: Some(most), ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            max_new_tokens: Some(most),
+            ..GenerationConfig::default()
+        };
         let request = Request::new(self.noise(context)).config(config).ids_only();
 
         let mut figures = Vec::new();
@@ -180,22 +209,27 @@ impl AutoModelForCausalLM {
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
         // What a model chooses greedily repeats itself before long.
         let mut text = self.noise(GIVEN);
-        let config =
-            GenerationConfig { max_new_tokens: Some(REPETITIVE - GIVEN), ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            max_new_tokens: Some(REPETITIVE - GIVEN),
+            ..GenerationConfig::default()
+        };
         text.extend(self.generation(&text).config(config).ids_only().run()?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
         Ok(SpeculationRate {
             drafts,
             tokens_per_second: self.median(&text, options, drafts, rate)?,
             plain_tokens_per_second: self.median(&text, options, 0, rate)?,
-            acceptance: self.median(&text, options, drafts, |done| done.timing.acceptance_rate())?,
+            acceptance: self
+                .median(&text, options, drafts, |done| done.timing.acceptance_rate())?,
         })
     }
 
     /// Ids without meaning.
     fn noise(&self, length: usize) -> Vec<u32> {
         let vocabulary = self.decoder().spec().vocab_size();
-        (0..length).map(|i| (i * 7919 % vocabulary) as u32).collect()
+        (0..length)
+            .map(|i| (i * 7919 % vocabulary) as u32)
+            .collect()
     }
 
     fn median(
@@ -212,7 +246,11 @@ impl AutoModelForCausalLM {
         };
         let mut figures = Vec::new();
         for _ in 0..options.runs {
-            let done = self.generation(ids).config(config.clone()).ids_only().run()?;
+            let done = self
+                .generation(ids)
+                .config(config.clone())
+                .ids_only()
+                .run()?;
             figures.push(figure(&done).unwrap_or(0.0));
         }
         figures.sort_by(f64::total_cmp);

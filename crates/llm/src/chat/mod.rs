@@ -10,7 +10,8 @@ use crate::generate::{Context, Generated, GenerationConfig};
 use crate::model::AutoModelForCausalLM;
 use std::ops::ControlFlow;
 
-/// A conversation with a model. What was said before is not computed again: a turn costs its own tokens.
+/// A conversation with a model. What was said before is not computed again: a turn costs its own
+/// tokens.
 #[derive(Debug)]
 pub struct Chat<'a> {
     model: &'a AutoModelForCausalLM,
@@ -40,14 +41,26 @@ impl<'a> Chat<'a> {
 
     /// A conversation by another template.
     pub fn with_template(model: &'a AutoModelForCausalLM, template: ChatTemplate) -> Self {
-        let inputs = ChatInputs { add_generation_prompt: true, ..ChatInputs::default() };
-        Self { model, template, messages: Vec::new(), inputs, context: Context::new(model.decoder()) }
+        let inputs = ChatInputs {
+            add_generation_prompt: true,
+            ..ChatInputs::default()
+        };
+        Self {
+            model,
+            template,
+            messages: Vec::new(),
+            inputs,
+            context: Context::new(model.decoder()),
+        }
     }
 
-    /// The same conversation with tools, documents or further variables for the template, in every turn. It always
-    /// writes up to where the model goes on.
+    /// The same conversation with tools, documents or further variables for the template, in every
+    /// turn. It always writes up to where the model goes on.
     pub fn with_inputs(mut self, inputs: ChatInputs) -> Self {
-        self.inputs = ChatInputs { add_generation_prompt: true, ..inputs };
+        self.inputs = ChatInputs {
+            add_generation_prompt: true,
+            ..inputs
+        };
         self
     }
 
@@ -66,15 +79,16 @@ impl<'a> Chat<'a> {
         self.messages.push(message);
     }
 
-    /// The model's reply to what a person says; `on_text` gets its pieces and may end it. A reply that was
-    /// ended is part of the conversation as far as it went; after an error the conversation is as before.
+    /// The model's reply to what a person says; `on_text` gets its pieces and may end it. A reply
+    /// that was ended is part of the conversation as far as it went; after an error the
+    /// conversation is as before.
     ///
-    /// Where the conversation leaves too little room for a reply, the oldest turns are forgotten; a reply is never
-    /// longer than what room there is.
+    /// Where the conversation leaves too little room for a reply, the oldest turns are forgotten; a
+    /// reply is never longer than what room there is.
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] where this turn alone leaves no room; what
-    /// [`Generation::run`](crate::Generation::run) gives.
+    /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] where this turn alone leaves no room;
+    /// what [`Generation::run`](crate::Generation::run) gives.
     pub fn reply(
         &mut self,
         text: &str,
@@ -99,11 +113,20 @@ impl<'a> Chat<'a> {
         // Half of a small context at most is kept free for a reply.
         let room = config.new_tokens(1, available)?.min(available / 2);
         let (ids, forgotten) = self.fitting_ids(room, available)?;
-        let new = config.new_tokens(ids.len(), available)?.min(available - ids.len());
-        let config = GenerationConfig { max_new_tokens: Some(new), ..config.clone() };
+        let new = config
+            .new_tokens(ids.len(), available)?
+            .min(available - ids.len());
+        let config = GenerationConfig {
+            max_new_tokens: Some(new),
+            ..config.clone()
+        };
         let generated = self.generate(ids, config, on_text)?;
-        self.messages.push(ChatMessage::assistant(generated.text.clone()));
-        Ok(Reply { generated, forgotten })
+        self.messages
+            .push(ChatMessage::assistant(generated.text.clone()));
+        Ok(Reply {
+            generated,
+            forgotten,
+        })
     }
 
     /// Text after the ids of the conversation, of which the context may hold the beginning already.
@@ -115,7 +138,11 @@ impl<'a> Chat<'a> {
     ) -> Result<Generated> {
         // After an error nothing is kept.
         let context = std::mem::replace(&mut self.context, Context::new(self.model.decoder()));
-        let mut pieces = self.model.generation(ids).config(config).pieces_in(context)?;
+        let mut pieces = self
+            .model
+            .generation(ids)
+            .config(config)
+            .pieces_in(context)?;
         for piece in &mut pieces {
             let text = piece?.text;
             if !text.is_empty() && on_text(&text).is_break() {
@@ -127,22 +154,31 @@ impl<'a> Chat<'a> {
         Ok(generated)
     }
 
-    /// Ids of the conversation, at best with so much room for a reply, and how many messages had to go for it.
+    /// Ids of the conversation, at best with so much room for a reply, and how many messages had to
+    /// go for it.
     fn fitting_ids(&mut self, room: usize, available: usize) -> Result<(Vec<u32>, usize)> {
         let mut forgotten = 0;
         loop {
-            let text = self.template.apply_with(&template::values(&self.messages)?, &self.inputs)?;
+            let text = self
+                .template
+                .apply_with(&template::values(&self.messages)?, &self.inputs)?;
             let ids = self.model.tokenizer()?.encode_templated(&text)?;
             if ids.len() + room <= available {
                 return Ok((ids, forgotten));
             }
             // The oldest person's turn up to the next one goes; the last one is what is asked now.
-            let turns: Vec<usize> =
-                (0..self.messages.len()).filter(|place| self.messages[*place].role == "user").collect();
+            let turns: Vec<usize> = (0..self.messages.len())
+                .filter(|place| self.messages[*place].role == "user")
+                .collect();
             match turns[..] {
                 [first, second, ..] => forgotten += self.messages.drain(first..second).count(),
                 _ if ids.len() < available => return Ok((ids, forgotten)),
-                _ => return Err(LlmError::TurnTooLong { tokens: ids.len(), available }),
+                _ => {
+                    return Err(LlmError::TurnTooLong {
+                        tokens: ids.len(),
+                        available,
+                    });
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Chat templates: how a model wants a conversation written down (Jinja, as transformers renders it).
+//! Chat templates: how a model wants a conversation written down (Jinja, as transformers renders
+//! it).
 
 use super::jinja::{self, Template};
 use crate::companion::Companion;
@@ -17,30 +18,41 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// What tells the model how to behave.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: "system".into(), content: content.into() }
+        Self {
+            role: "system".into(),
+            content: content.into(),
+        }
     }
 
     /// What a person says.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user".into(), content: content.into() }
+        Self {
+            role: "user".into(),
+            content: content.into(),
+        }
     }
 
     /// What the model said.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: "assistant".into(), content: content.into() }
+        Self {
+            role: "assistant".into(),
+            content: content.into(),
+        }
     }
 }
 
 /// What a template is given beside the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatInputs {
-    /// Tools the model may call, each a JSON object (usually `{"type": "function", "function": {…}}`).
+    /// Tools the model may call, each a JSON object (usually `{"type": "function", "function":
+    /// {…}}`).
     pub tools: Option<Vec<Value>>,
     /// Documents to answer from, each a JSON object (usually with `title` and `text`).
     pub documents: Option<Vec<Value>>,
     /// Write up to where the model goes on.
     pub add_generation_prompt: bool,
-    /// Of several templates the one of this name; without it `tool_use` where there are tools, else `default`.
+    /// Of several templates the one of this name; without it `tool_use` where there are tools, else
+    /// `default`.
     pub template: Option<String>,
     /// Further variables (`enable_thinking`, …). They hide special tokens of the same name.
     pub extra: Map<String, Value>,
@@ -64,7 +76,8 @@ enum Templates {
 const ADDITIONAL: &str = "additional_chat_templates/";
 
 impl ChatTemplate {
-    /// From the text of a template; `special_tokens` is an object of `bos_token`, `eos_token` and the like.
+    /// From the text of a template; `special_tokens` is an object of `bos_token`, `eos_token` and
+    /// the like.
     ///
     /// ```
     /// use llm_int8::{ChatMessage, ChatTemplate};
@@ -81,11 +94,15 @@ impl ChatTemplate {
             Value::Object(tokens) => tokens,
             _ => Map::new(),
         };
-        Ok(Self { templates: Templates::One(Template::new(text).map_err(refused)?), special_tokens })
+        Ok(Self {
+            templates: Templates::One(Template::new(text).map_err(refused)?),
+            special_tokens,
+        })
     }
 
-    /// The template among a model's small files, as transformers finds it: `chat_template.jinja` with
-    /// `additional_chat_templates`, else that of `tokenizer_config.json`; last `chat_template.json`.
+    /// The template among a model's small files, as transformers finds it: `chat_template.jinja`
+    /// with `additional_chat_templates`, else that of `tokenizer_config.json`; last
+    /// `chat_template.json`.
     pub(crate) fn of(
         companions: &[Companion],
         special_tokens: Map<String, Value>,
@@ -101,15 +118,31 @@ impl ChatTemplate {
             }
             Ok(None)
         };
-        let found = if files.is_empty() { in_config()?.map(named).unwrap_or_default() } else { files };
-        let templates = match &found[..] {
-            [] => return Err(LlmError::NoChatTemplate { model: model.to_owned() }),
-            [(name, text)] if name == "default" => Templates::One(Template::new(text).map_err(refused)?),
-            _ => {
-                Templates::Named(found.into_iter().map(|(name, text)| (name, Template::new(&text))).collect())
-            }
+        let found = if files.is_empty() {
+            in_config()?.map(named).unwrap_or_default()
+        } else {
+            files
         };
-        Ok(Self { templates, special_tokens })
+        let templates = match &found[..] {
+            [] => {
+                return Err(LlmError::NoChatTemplate {
+                    model: model.to_owned(),
+                });
+            }
+            [(name, text)] if name == "default" => {
+                Templates::One(Template::new(text).map_err(refused)?)
+            }
+            _ => Templates::Named(
+                found
+                    .into_iter()
+                    .map(|(name, text)| (name, Template::new(&text)))
+                    .collect(),
+            ),
+        };
+        Ok(Self {
+            templates,
+            special_tokens,
+        })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the model goes on.
@@ -117,11 +150,18 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::apply_with`].
     pub fn apply(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        self.apply_with(&values(messages)?, &ChatInputs { add_generation_prompt, ..ChatInputs::default() })
+        self.apply_with(
+            &values(messages)?,
+            &ChatInputs {
+                add_generation_prompt,
+                ..ChatInputs::default()
+            },
+        )
     }
 
-    /// The text of a conversation whose messages are JSON objects with whatever fields the template knows:
-    /// `tool_calls`, `reasoning_content`, a `content` of several parts. Fields keep their order.
+    /// The text of a conversation whose messages are JSON objects with whatever fields the template
+    /// knows: `tool_calls`, `reasoning_content`, a `content` of several parts. Fields keep their
+    /// order.
     ///
     /// ```
     /// use llm_int8::{ChatInputs, ChatTemplate};
@@ -135,8 +175,8 @@ impl ChatTemplate {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`] where the template refuses the messages, fails, does not end, or where no template
-    /// has the name asked for; for tools or documents that are not objects.
+    /// [`LlmError::ChatTemplate`] where the template refuses the messages, fails, does not end, or
+    /// where no template has the name asked for; for tools or documents that are not objects.
     pub fn apply_with(&self, messages: &[Value], inputs: &ChatInputs) -> Result<String> {
         for (what, given) in [("tool", &inputs.tools), ("document", &inputs.documents)] {
             if given.iter().flatten().any(|one| !one.is_object()) {
@@ -149,7 +189,10 @@ impl ChatTemplate {
             ("messages", Value::Array(messages.to_vec())),
             ("tools", json(&inputs.tools)),
             ("documents", json(&inputs.documents)),
-            ("add_generation_prompt", Value::Bool(inputs.add_generation_prompt)),
+            (
+                "add_generation_prompt",
+                Value::Bool(inputs.add_generation_prompt),
+            ),
         ];
         let variables = self.special_tokens.iter().chain(&inputs.extra);
         let variables = variables.map(|(name, value)| (name.as_str(), value));
@@ -160,13 +203,22 @@ impl ChatTemplate {
     /// transformers' `get_chat_template`.
     fn chosen(&self, inputs: &ChatInputs) -> Result<&Template> {
         let all = match &self.templates {
-            Templates::One(template) if inputs.template.as_deref().is_none_or(|name| name == "default") => {
+            Templates::One(template)
+                if inputs
+                    .template
+                    .as_deref()
+                    .is_none_or(|name| name == "default") =>
+            {
                 return Ok(template);
             }
             Templates::One(_) => &[][..],
             Templates::Named(all) => all,
         };
-        let of = |name: &str| all.iter().find(|(known, _)| known == name).map(|(_, template)| template);
+        let of = |name: &str| {
+            all.iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, template)| template)
+        };
         let found = match (&inputs.template, &inputs.tools) {
             (Some(name), _) => of(name),
             (None, Some(_)) => of("tool_use").or_else(|| of("default")),
@@ -175,7 +227,11 @@ impl ChatTemplate {
         let Some(found) = found else {
             let wanted = inputs.template.as_deref().unwrap_or("default");
             let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
-            let there = if names.is_empty() { "default".to_owned() } else { names.join(", ") };
+            let there = if names.is_empty() {
+                "default".to_owned()
+            } else {
+                names.join(", ")
+            };
             let reason = format!("the model has none named {wanted}; it has {there}");
             return Err(LlmError::ChatTemplate { reason });
         };
@@ -185,8 +241,13 @@ impl ChatTemplate {
 
 /// Messages as JSON objects.
 pub(super) fn values(messages: &[ChatMessage]) -> Result<Vec<Value>> {
-    let values = messages.iter().map(serde_json::to_value).collect::<std::result::Result<_, _>>();
-    values.map_err(|cause| LlmError::ChatTemplate { reason: cause.to_string() })
+    let values = messages
+        .iter()
+        .map(serde_json::to_value)
+        .collect::<std::result::Result<_, _>>();
+    values.map_err(|cause| LlmError::ChatTemplate {
+        reason: cause.to_string(),
+    })
 }
 
 /// The templates that are files of their own, by name.
@@ -195,7 +256,9 @@ fn of_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
     for companion in companions {
         let name = match &*companion.name {
             "chat_template.jinja" => Some("default"),
-            name => name.strip_prefix(ADDITIONAL).and_then(|name| name.strip_suffix(".jinja")),
+            name => name
+                .strip_prefix(ADDITIONAL)
+                .and_then(|name| name.strip_suffix(".jinja")),
         };
         if let Some(name) = name {
             let text = String::from_utf8_lossy(&companion.read()?).into_owned();
@@ -211,14 +274,18 @@ fn named(value: Value) -> Vec<(String, String)> {
         Value::String(text) => vec![("default".to_owned(), text)],
         Value::Array(list) => {
             let text = |one: &Value, key: &str| one[key].as_str().map(str::to_owned);
-            list.iter().filter_map(|one| Some((text(one, "name")?, text(one, "template")?))).collect()
+            list.iter()
+                .filter_map(|one| Some((text(one, "name")?, text(one, "template")?)))
+                .collect()
         }
         _ => Vec::new(),
     }
 }
 
 fn refused(error: jinja::Error) -> LlmError {
-    LlmError::ChatTemplate { reason: error.to_string() }
+    LlmError::ChatTemplate {
+        reason: error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -227,7 +294,10 @@ mod tests {
     use serde_json::json;
 
     fn apply(text: &str) -> Result<String> {
-        let messages = [ChatMessage::system("Be brief."), ChatMessage::user("Hi <b>")];
+        let messages = [
+            ChatMessage::system("Be brief."),
+            ChatMessage::user("Hi <b>"),
+        ];
         ChatTemplate::new(text, json!({ "bos_token": "<s>" }))?.apply(&messages, true)
     }
 
@@ -250,12 +320,21 @@ mod tests {
 
     #[test]
     fn what_a_template_refuses_is_reported() {
-        let error =
-            apply("{{ raise_exception('Conversation roles must alternate') }}").unwrap_err().to_string();
-        assert!(error.contains("Conversation roles must alternate"), "{error}");
+        let error = apply("{{ raise_exception('Conversation roles must alternate') }}")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("Conversation roles must alternate"),
+            "{error}"
+        );
         let error = apply("\n{% for %}").unwrap_err().to_string();
-        assert!(error.starts_with("the chat template: ") && error.contains("line 2"), "{error}");
-        let error = apply("a\r\nb\r\n{{ nothing.at.all }}").unwrap_err().to_string();
+        assert!(
+            error.starts_with("the chat template: ") && error.contains("line 2"),
+            "{error}"
+        );
+        let error = apply("a\r\nb\r\n{{ nothing.at.all }}")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("'nothing' is undefined, line 3"), "{error}");
     }
 
@@ -263,30 +342,49 @@ mod tests {
     fn dates_are_formatted_and_unknown_formats_are_errors() {
         let year: u32 = apply("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
         assert!(year >= 2025);
-        assert_eq!(apply("{{ strftime_now('%d %b %Y') | length }}").unwrap(), "11");
+        assert_eq!(
+            apply("{{ strftime_now('%d %b %Y') | length }}").unwrap(),
+            "11"
+        );
         assert_eq!(apply("{{ strftime_now('%f') | length }}").unwrap(), "6");
-        assert!(apply("{{ strftime_now('%E') }}").unwrap_err().to_string().contains("does not know"));
+        assert!(
+            apply("{{ strftime_now('%E') }}")
+                .unwrap_err()
+                .to_string()
+                .contains("does not know")
+        );
     }
 
     #[test]
     fn extra_variables_hide_special_tokens_and_nothing_else() {
-        let template =
-            ChatTemplate::new("{{ bos_token }} {{ messages }} {{ thinking }}", json!({ "bos_token": "<s>" }))
-                .unwrap();
+        let template = ChatTemplate::new(
+            "{{ bos_token }} {{ messages }} {{ thinking }}",
+            json!({ "bos_token": "<s>" }),
+        )
+        .unwrap();
         let extra = json!({ "bos_token": "<b>", "messages": 1, "thinking": false });
-        let inputs = ChatInputs { extra: extra.as_object().unwrap().clone(), ..ChatInputs::default() };
+        let inputs = ChatInputs {
+            extra: extra.as_object().unwrap().clone(),
+            ..ChatInputs::default()
+        };
         assert_eq!(template.apply_with(&[], &inputs).unwrap(), "<b> [] False");
     }
 
     fn of(files: &[(&'static str, &'static str)]) -> Result<ChatTemplate> {
-        let companions: Vec<Companion> =
-            files.iter().map(|(name, text)| Companion::bytes(name, text.as_bytes())).collect();
+        let companions: Vec<Companion> = files
+            .iter()
+            .map(|(name, text)| Companion::bytes(name, text.as_bytes()))
+            .collect();
         ChatTemplate::of(&companions, Map::new(), "m")
     }
 
     fn with(template: &ChatTemplate, tools: bool, name: Option<&str>) -> Result<String> {
         let tools = tools.then(Vec::new);
-        let inputs = ChatInputs { tools, template: name.map(str::to_owned), ..ChatInputs::default() };
+        let inputs = ChatInputs {
+            tools,
+            template: name.map(str::to_owned),
+            ..ChatInputs::default()
+        };
         template.apply_with(&[], &inputs)
     }
 
@@ -299,9 +397,19 @@ mod tests {
         assert_eq!(with(&several, false, None).unwrap(), "d");
         assert_eq!(with(&several, true, None).unwrap(), "t");
         assert_eq!(with(&several, true, Some("default")).unwrap(), "d");
-        let error = with(&several, false, Some("other")).unwrap_err().to_string();
-        assert!(error.contains("none named other; it has tool_use, default, rag"), "{error}");
-        assert!(with(&several, false, Some("rag")).unwrap_err().to_string().contains("line 1"));
+        let error = with(&several, false, Some("other"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("none named other; it has tool_use, default, rag"),
+            "{error}"
+        );
+        assert!(
+            with(&several, false, Some("rag"))
+                .unwrap_err()
+                .to_string()
+                .contains("line 1")
+        );
     }
 
     #[test]
@@ -318,8 +426,16 @@ mod tests {
             (vec![config, tools], None, Some("t")),
         ] {
             let template = of(&files).unwrap();
-            assert_eq!(with(&template, false, None).ok().as_deref(), plain, "{files:?}");
-            assert_eq!(with(&template, true, None).ok().as_deref(), with_tools, "{files:?}");
+            assert_eq!(
+                with(&template, false, None).ok().as_deref(),
+                plain,
+                "{files:?}"
+            );
+            assert_eq!(
+                with(&template, true, None).ok().as_deref(),
+                with_tools,
+                "{files:?}"
+            );
         }
         assert!(matches!(of(&[]), Err(LlmError::NoChatTemplate { .. })));
     }
@@ -327,7 +443,10 @@ mod tests {
     #[test]
     fn tools_and_documents_are_objects() {
         let template = ChatTemplate::new("", json!({})).unwrap();
-        let inputs = ChatInputs { documents: Some(vec![json!("text")]), ..ChatInputs::default() };
+        let inputs = ChatInputs {
+            documents: Some(vec![json!("text")]),
+            ..ChatInputs::default()
+        };
         let error = template.apply_with(&[], &inputs).unwrap_err().to_string();
         assert!(error.contains("a document is not a JSON object"), "{error}");
     }

@@ -13,8 +13,8 @@ const AT_ONCE: usize = 8;
 
 /// Text after several prompts, some of them at once: the weights are read once for a token of each.
 ///
-/// [`run`](Self::run) gives the results in the order of the prompts. As an iterator it gives the number of a prompt
-/// with its result, in the order in which they end:
+/// [`run`](Self::run) gives the results in the order of the prompts. As an iterator it gives the
+/// number of a prompt with its result, in the order in which they end:
 ///
 /// ```
 /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -39,18 +39,27 @@ pub struct Batch<'m> {
 
 impl<'m> Batch<'m> {
     pub(crate) fn new(model: &'m AutoModelForCausalLM, requests: Vec<Request>) -> Self {
-        Self { model, requests, at_once: AT_ONCE }
+        Self {
+            model,
+            requests,
+            at_once: AT_ONCE,
+        }
     }
 
     /// Settings of the requests that have none of their own.
     pub fn config(mut self, config: GenerationConfig) -> Self {
-        for request in self.requests.iter_mut().filter(|request| request.config.is_none()) {
+        for request in self
+            .requests
+            .iter_mut()
+            .filter(|request| request.config.is_none())
+        {
             request.config = Some(config.clone());
         }
         self
     }
 
-    /// Runs at most `at_once` sequences at once (default 8). When one ends, the next takes its place.
+    /// Runs at most `at_once` sequences at once (default 8). When one ends, the next takes its
+    /// place.
     pub fn at_once(mut self, sequences: usize) -> Self {
         self.at_once = sequences;
         self
@@ -68,13 +77,15 @@ impl<'m> Batch<'m> {
     /// The results as they come, each with the number of its prompt, counted from 0.
     ///
     /// # Errors
-    /// [`LlmError::Prompt`] says which prompt, and why, where one cannot be begun; [`LlmError::Setting`] where none
-    /// may run at once.
+    /// [`LlmError::Prompt`] says which prompt, and why, where one cannot be begun;
+    /// [`LlmError::Setting`] where none may run at once.
     pub fn results(self) -> Result<Results<'m>> {
         let mut engine = Engine::new(self.model, self.at_once)?;
         let mut numbers = BTreeMap::new();
         for (number, request) in self.requests.into_iter().enumerate() {
-            let id = engine.add(request).map_err(|error| of_prompt(number, error))?;
+            let id = engine
+                .add(request)
+                .map_err(|error| of_prompt(number, error))?;
             numbers.insert(id, number);
         }
         Ok(Results::new(Ok(engine), numbers))
@@ -87,12 +98,13 @@ impl<'m> IntoIterator for Batch<'m> {
 
     /// What keeps a prompt from beginning is the first and only item.
     fn into_iter(self) -> Results<'m> {
-        self.results().unwrap_or_else(|error| Results::new(Err(Some(error)), BTreeMap::new()))
+        self.results()
+            .unwrap_or_else(|error| Results::new(Err(Some(error)), BTreeMap::new()))
     }
 }
 
-/// The results of a [`Batch`], in the order in which they end. An error of one sequence does not end the others.
-/// Dropping it ends all.
+/// The results of a [`Batch`], in the order in which they end. An error of one sequence does not
+/// end the others. Dropping it ends all.
 #[derive(Debug)]
 #[must_use = "nothing is generated until it is iterated over"]
 pub struct Results<'m> {
@@ -105,8 +117,15 @@ pub struct Results<'m> {
 }
 
 impl<'m> Results<'m> {
-    fn new(engine: Result<Engine<'m>, Option<LlmError>>, numbers: BTreeMap<SequenceId, usize>) -> Self {
-        Self { engine, numbers, ended: VecDeque::new() }
+    fn new(
+        engine: Result<Engine<'m>, Option<LlmError>>,
+        numbers: BTreeMap<SequenceId, usize>,
+    ) -> Self {
+        Self {
+            engine,
+            numbers,
+            ended: VecDeque::new(),
+        }
     }
 }
 
@@ -122,7 +141,8 @@ impl Iterator for Results<'_> {
             };
             let numbers = &mut self.numbers;
             let done = engine.step().map(|events| {
-                self.ended.extend(events.filter_map(|event| result_of(event, numbers)));
+                self.ended
+                    .extend(events.filter_map(|event| result_of(event, numbers)));
             });
             if let Err(error) = done {
                 self.engine = Err(None);
@@ -136,17 +156,27 @@ impl Iterator for Results<'_> {
 impl FusedIterator for Results<'_> {}
 
 /// The result of a sequence, if this is its last event.
-fn result_of(event: Event, numbers: &mut BTreeMap<SequenceId, usize>) -> Option<Result<(usize, Generated)>> {
+fn result_of(
+    event: Event,
+    numbers: &mut BTreeMap<SequenceId, usize>,
+) -> Option<Result<(usize, Generated)>> {
     let result = match event.update {
         Update::Piece(_) => return None,
         Update::Finished(generated) => Ok(generated),
         Update::Failed(error) => Err(error),
     };
     let number = numbers.remove(&event.id)?;
-    Some(result.map(|generated| (number, generated)).map_err(|error| of_prompt(number, error)))
+    Some(
+        result
+            .map(|generated| (number, generated))
+            .map_err(|error| of_prompt(number, error)),
+    )
 }
 
 /// An error of one of several prompts.
 fn of_prompt(number: usize, error: LlmError) -> LlmError {
-    LlmError::Prompt { number: number + 1, source: Box::new(error) }
+    LlmError::Prompt {
+        number: number + 1,
+        source: Box::new(error),
+    }
 }

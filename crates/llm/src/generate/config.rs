@@ -8,17 +8,18 @@ const DEFAULT_NEW_TOKENS: usize = 64;
 
 /// Settings of generating, by transformers' names. The default is greedy, 64 tokens.
 ///
-/// The settings act in transformers' order: `sequence_bias`, `encoder_repetition_penalty`, `repetition_penalty`,
-/// `no_repeat_ngram_size`, `encoder_no_repeat_ngram_size`, `bad_words_ids`, `min_length`, `min_new_tokens`,
-/// `forced_bos_token_id`, `forced_eos_token_ids`, `remove_invalid_values`, `exponential_decay_length_penalty`,
-/// `suppress_tokens`, `begin_suppress_tokens`, and when sampling `temperature`, `top_k`, `top_p`, `min_p`,
+/// The settings act in transformers' order: `sequence_bias`, `encoder_repetition_penalty`,
+/// `repetition_penalty`, `no_repeat_ngram_size`, `encoder_no_repeat_ngram_size`, `bad_words_ids`,
+/// `min_length`, `min_new_tokens`, `forced_bos_token_id`, `forced_eos_token_ids`,
+/// `remove_invalid_values`, `exponential_decay_length_penalty`, `suppress_tokens`,
+/// `begin_suppress_tokens`, and when sampling `temperature`, `top_k`, `top_p`, `min_p`,
 /// `typical_p`, `epsilon_cutoff`, `eta_cutoff`. The "encoder" settings look at the prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
     /// New tokens at most. Wins over `max_length`.
     pub max_new_tokens: Option<usize>,
-    /// Tokens at most, the prompt included; never more than the model has positions. Where both are `None`, up to
-    /// 64 new tokens, as far as there are positions.
+    /// Tokens at most, the prompt included; never more than the model has positions. Where both are
+    /// `None`, up to 64 new tokens, as far as there are positions.
     pub max_length: Option<usize>,
     /// No end token before this many new tokens. Wins over `min_length`.
     pub min_new_tokens: Option<usize>,
@@ -30,7 +31,8 @@ pub struct GenerationConfig {
     pub do_sample: bool,
     /// Logits are divided by it before drawing; smaller is safer. Greater than 0.
     pub temperature: f64,
-    /// Draw among the `top_k` most likely tokens, and those as likely as the last of them; 0 among all.
+    /// Draw among the `top_k` most likely tokens, and those as likely as the last of them; 0 among
+    /// all.
     pub top_k: usize,
     /// Draw among the most likely tokens that together reach this probability; 1 among all.
     pub top_p: f64,
@@ -41,7 +43,8 @@ pub struct GenerationConfig {
     pub typical_p: f64,
     /// Draw among tokens of at least this probability (arXiv:2210.15191); 0 among all.
     pub epsilon_cutoff: f64,
-    /// Draw among tokens of at least the probability min(η, √η · exp(-entropy)) (arXiv:2210.15191); 0 among all.
+    /// Draw among tokens of at least the probability min(η, √η · exp(-entropy)) (arXiv:2210.15191);
+    /// 0 among all.
     pub eta_cutoff: f64,
     /// Logits of tokens seen before are divided by it (multiplied where negative); 1 is none.
     pub repetition_penalty: f64,
@@ -51,10 +54,11 @@ pub struct GenerationConfig {
     pub no_repeat_ngram_size: usize,
     /// No sequence of this many tokens of the prompt comes again; 0 turns it off.
     pub encoder_no_repeat_ngram_size: usize,
-    /// Sequences of tokens that are never completed. A single end token is not one of them. As in transformers, a
-    /// sequence is looked for once there are as many tokens as it has.
+    /// Sequences of tokens that are never completed. A single end token is not one of them. As in
+    /// transformers, a sequence is looked for once there are as many tokens as it has.
     pub bad_words_ids: Vec<Vec<u32>>,
-    /// What is added to the logit of the last token of a sequence wherever the others come before it.
+    /// What is added to the logit of the last token of a sequence wherever the others come before
+    /// it.
     pub sequence_bias: Vec<(Vec<u32>, f64)>,
     /// Tokens that never come.
     pub suppress_tokens: Vec<u32>,
@@ -64,22 +68,24 @@ pub struct GenerationConfig {
     pub forced_bos_token_id: Option<u32>,
     /// The last token where the length is reached: one of these.
     pub forced_eos_token_ids: Vec<u32>,
-    /// `(start, factor)`: the logit `x` of each end token grows by `|x| · (factor^n - 1)`, `n` being the number of
-    /// new tokens beyond `start`.
+    /// `(start, factor)`: the logit `x` of each end token grows by `|x| · (factor^n - 1)`, `n`
+    /// being the number of new tokens beyond `start`.
     pub exponential_decay_length_penalty: Option<(i64, f64)>,
-    /// NaN in a model's logits becomes 0 and infinities the largest finite numbers, instead of an error.
+    /// NaN in a model's logits becomes 0 and infinities the largest finite numbers, instead of an
+    /// error.
     pub remove_invalid_values: bool,
     /// Seed of the drawing; the same seed gives the same text.
     pub seed: u64,
-    /// Texts that end generating. The text shown ends before them; the ids hold the token that completes one. They
-    /// are looked for in the text with special tokens, the end of the prompt included.
+    /// Texts that end generating. The text shown ends before them; the ids hold the token that
+    /// completes one. They are looked for in the text with special tokens, the end of the prompt
+    /// included.
     pub stop: Vec<String>,
     /// Tokens that end generating.
     pub eos_token_ids: Vec<u32>,
     /// What an empty prompt begins with.
     pub bos_token_id: Option<u32>,
-    /// Draft up to this many tokens from earlier text and check them in one forward pass; 0 drafts none. The
-    /// text is the same, and a repetitive one takes less time. Needs outliers per row.
+    /// Draft up to this many tokens from earlier text and check them in one forward pass; 0 drafts
+    /// none. The text is the same, and a repetitive one takes less time. Needs outliers per row.
     pub speculate: usize,
     /// Cut off the beginning of a prompt that is too long, instead of an error.
     pub truncate: bool,
@@ -124,8 +130,8 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// How many tokens to generate after a prompt of `prompt` tokens, for a model of `positions` tokens: at least 1,
-    /// except where `max_new_tokens` is 0.
+    /// How many tokens to generate after a prompt of `prompt` tokens, for a model of `positions`
+    /// tokens: at least 1, except where `max_new_tokens` is 0.
     pub(crate) fn new_tokens(&self, prompt: usize, positions: usize) -> Result<usize> {
         match (self.max_new_tokens, self.max_length) {
             (Some(new), _) => Ok(new),
@@ -137,19 +143,29 @@ impl GenerationConfig {
             (None, Some(length)) => Ok(length.min(positions).saturating_sub(prompt).max(1)),
             (None, None) => {
                 let prompt = if self.truncate { 1 } else { prompt };
-                Ok(DEFAULT_NEW_TOKENS.min(positions.saturating_sub(prompt)).max(1))
+                Ok(DEFAULT_NEW_TOKENS
+                    .min(positions.saturating_sub(prompt))
+                    .max(1))
             }
         }
     }
 
     /// Refuses settings without sense. Those of sampling count only where tokens are drawn.
     pub(super) fn check(&self) -> Result<()> {
-        let refuse =
-            |name, value: f64, expected| Err(LlmError::Setting { name, value: value.to_string(), expected });
+        let refuse = |name, value: f64, expected| {
+            Err(LlmError::Setting {
+                name,
+                value: value.to_string(),
+                expected,
+            })
+        };
 
         let penalties = [
             ("repetition_penalty", self.repetition_penalty),
-            ("encoder_repetition_penalty", self.encoder_repetition_penalty),
+            (
+                "encoder_repetition_penalty",
+                self.encoder_repetition_penalty,
+            ),
         ];
         for (name, penalty) in penalties {
             if !(penalty > 0.0 && penalty.is_finite()) {
@@ -176,19 +192,42 @@ impl GenerationConfig {
             }
         }
         if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
-            return refuse("typical_p", self.typical_p, "it must be greater than 0 and at most 1");
+            return refuse(
+                "typical_p",
+                self.typical_p,
+                "it must be greater than 0 and at most 1",
+            );
         }
         Ok(())
     }
 
     /// Refuses biased or forced tokens that a vocabulary does not have.
     pub(super) fn check_vocabulary(&self, vocabulary: usize) -> Result<()> {
-        let biased = self.sequence_bias.iter().flat_map(|(ids, _)| ids).map(|id| ("sequence_bias", id));
-        let bad = self.bad_words_ids.iter().flatten().map(|id| ("bad_words_ids", id));
-        let bos = self.forced_bos_token_id.iter().map(|id| ("forced_bos_token_id", id));
-        let eos = self.forced_eos_token_ids.iter().map(|id| ("forced_eos_token_id", id));
+        let biased = self
+            .sequence_bias
+            .iter()
+            .flat_map(|(ids, _)| ids)
+            .map(|id| ("sequence_bias", id));
+        let bad = self
+            .bad_words_ids
+            .iter()
+            .flatten()
+            .map(|id| ("bad_words_ids", id));
+        let bos = self
+            .forced_bos_token_id
+            .iter()
+            .map(|id| ("forced_bos_token_id", id));
+        let eos = self
+            .forced_eos_token_ids
+            .iter()
+            .map(|id| ("forced_eos_token_id", id));
 
-        match biased.chain(bad).chain(bos).chain(eos).find(|(_, id)| **id as usize >= vocabulary) {
+        match biased
+            .chain(bad)
+            .chain(bos)
+            .chain(eos)
+            .find(|(_, id)| **id as usize >= vocabulary)
+        {
             Some((name, id)) => Err(LlmError::Setting {
                 name,
                 value: format!("for token {id}"),
@@ -205,32 +244,74 @@ mod tests {
 
     #[test]
     fn settings_without_sense_are_refused() {
-        let base = GenerationConfig { do_sample: true, ..GenerationConfig::default() };
+        let base = GenerationConfig {
+            do_sample: true,
+            ..GenerationConfig::default()
+        };
         assert!(base.check().is_ok());
         for wrong in [
-            GenerationConfig { temperature: 0.0, ..base.clone() },
-            GenerationConfig { temperature: f64::NAN, ..base.clone() },
-            GenerationConfig { top_p: 1.5, ..base.clone() },
-            GenerationConfig { min_p: -0.1, ..base.clone() },
-            GenerationConfig { typical_p: 0.0, ..base.clone() },
-            GenerationConfig { eta_cutoff: f64::NAN, ..base.clone() },
+            GenerationConfig {
+                temperature: 0.0,
+                ..base.clone()
+            },
+            GenerationConfig {
+                temperature: f64::NAN,
+                ..base.clone()
+            },
+            GenerationConfig {
+                top_p: 1.5,
+                ..base.clone()
+            },
+            GenerationConfig {
+                min_p: -0.1,
+                ..base.clone()
+            },
+            GenerationConfig {
+                typical_p: 0.0,
+                ..base.clone()
+            },
+            GenerationConfig {
+                eta_cutoff: f64::NAN,
+                ..base.clone()
+            },
         ] {
             assert!(wrong.check().is_err(), "{wrong:?}");
-            let greedy = GenerationConfig { do_sample: false, ..wrong };
-            assert!(greedy.check().is_ok(), "greedy decoding does not look at it: {greedy:?}");
+            let greedy = GenerationConfig {
+                do_sample: false,
+                ..wrong
+            };
+            assert!(
+                greedy.check().is_ok(),
+                "greedy decoding does not look at it: {greedy:?}"
+            );
         }
-        let penalty = GenerationConfig { repetition_penalty: 0.0, ..GenerationConfig::default() };
+        let penalty = GenerationConfig {
+            repetition_penalty: 0.0,
+            ..GenerationConfig::default()
+        };
         assert!(penalty.check().is_err());
-        assert!(GenerationConfig { top_p: 0.0, ..base }.check().is_ok(), "transformers keeps one token");
+        assert!(
+            GenerationConfig { top_p: 0.0, ..base }.check().is_ok(),
+            "transformers keeps one token"
+        );
     }
 
     #[test]
     fn tokens_beyond_the_vocabulary_are_refused_where_transformers_refuses_them() {
-        let bad = GenerationConfig { bad_words_ids: vec![vec![1, 300]], ..GenerationConfig::default() };
+        let bad = GenerationConfig {
+            bad_words_ids: vec![vec![1, 300]],
+            ..GenerationConfig::default()
+        };
         let error = bad.check_vocabulary(300).unwrap_err().to_string();
-        assert!(error.contains("bad_words_ids") && error.contains("300"), "{error}");
+        assert!(
+            error.contains("bad_words_ids") && error.contains("300"),
+            "{error}"
+        );
         assert!(bad.check_vocabulary(301).is_ok());
-        let suppressed = GenerationConfig { suppress_tokens: vec![300], ..GenerationConfig::default() };
+        let suppressed = GenerationConfig {
+            suppress_tokens: vec![300],
+            ..GenerationConfig::default()
+        };
         assert!(suppressed.check_vocabulary(300).is_ok());
     }
 
@@ -241,12 +322,20 @@ mod tests {
             max_length,
             ..GenerationConfig::default()
         };
-        assert_eq!(config(Some(9), Some(4)).new_tokens(6, 512).unwrap(), 9, "max_new_tokens wins");
+        assert_eq!(
+            config(Some(9), Some(4)).new_tokens(6, 512).unwrap(),
+            9,
+            "max_new_tokens wins"
+        );
         assert_eq!(config(None, Some(30)).new_tokens(6, 512).unwrap(), 24);
         assert_eq!(config(None, Some(9999)).new_tokens(6, 512).unwrap(), 506);
         assert!(config(None, Some(6)).new_tokens(6, 512).is_err());
         assert_eq!(config(None, None).new_tokens(6, 512).unwrap(), 64);
         assert_eq!(config(None, None).new_tokens(500, 512).unwrap(), 12);
-        assert_eq!(config(None, None).new_tokens(600, 512).unwrap(), 1, "which does not fit either");
+        assert_eq!(
+            config(None, None).new_tokens(600, 512).unwrap(),
+            1,
+            "which does not fit either"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! `generation_config.json`, and the generation settings that older models keep in `config.json`, read as
-//! transformers 4.57 reads them (`generation/configuration_utils.py`).
+//! `generation_config.json`, and the generation settings that older models keep in `config.json`,
+//! read as transformers 4.57 reads them (`generation/configuration_utils.py`).
 
 use super::GenerationConfig;
 use super::settings::Settings;
@@ -16,9 +16,9 @@ enum Unset {
     Nothing,
 }
 
-/// Settings of transformers that are not built here, with the values that do nothing. Not among them are those that
-/// only shape what Python's `generate` returns (`output_scores`), how fast it is (`compile_config`), or that only an
-/// encoder or an assistant model would use.
+/// Settings of transformers that are not built here, with the values that do nothing. Not among
+/// them are those that only shape what Python's `generate` returns (`output_scores`), how fast it
+/// is (`compile_config`), or that only an encoder or an assistant model would use.
 const NOT_BUILT: [(&str, Unset); 19] = [
     ("early_stopping", Unset::Flag(false)),
     ("num_beams", Unset::Number(1.0)),
@@ -52,7 +52,8 @@ const SAMPLING: [(&str, Unset); 7] = [
     ("eta_cutoff", Unset::Number(0.0)),
 ];
 
-/// Generation settings that transformers has in every `config.json` (`_get_global_generation_defaults`).
+/// Generation settings that transformers has in every `config.json`
+/// (`_get_global_generation_defaults`).
 const OF_MODEL_CONFIG: [(&str, Unset); 25] = [
     ("max_length", Unset::Number(20.0)),
     ("min_length", Unset::Number(0.0)),
@@ -81,7 +82,8 @@ const OF_MODEL_CONFIG: [(&str, Unset); 25] = [
     ("diversity_penalty", Unset::Number(0.0)),
 ];
 
-/// `bos_token_id` and `eos_token_id` of a configuration class, for a `config.json` without these keys.
+/// `bos_token_id` and `eos_token_id` of a configuration class, for a `config.json` without these
+/// keys.
 const CLASS_TOKENS: [(&str, Option<u32>, &[u32]); 20] = [
     ("bloom", Some(1), &[2]),
     ("falcon", Some(11), &[11]),
@@ -117,8 +119,8 @@ impl Unset {
 }
 
 impl GenerationConfig {
-    /// The defaults with what a `generation_config.json` sets; `what` names it in messages. Unknown keys are
-    /// ignored, as transformers ignores them.
+    /// The defaults with what a `generation_config.json` sets; `what` names it in messages. Unknown
+    /// keys are ignored, as transformers ignores them.
     ///
     /// # Errors
     /// [`LlmError::MalformedJson`] where it is not a JSON object, or a setting is of a wrong type.
@@ -135,19 +137,27 @@ impl GenerationConfig {
         Self::from_values(&values, what, warnings)
     }
 
-    /// The settings that a `config.json` holds, as older models have them and transformers takes them where there is
-    /// no `generation_config.json` (`GenerationConfig.from_model_config`). `what` names the file in messages.
+    /// The settings that a `config.json` holds, as older models have them and transformers takes
+    /// them where there is no `generation_config.json` (`GenerationConfig.from_model_config`).
+    /// `what` names the file in messages.
     ///
     /// # Errors
     /// [`LlmError::MalformedJson`] where a setting is of a wrong type.
-    pub fn from_model_config(config: &ModelConfig, what: &str, warnings: &mut Vec<Warning>) -> Result<Self> {
-        // Null is as good as nothing there. `use_cache` is a setting of training in most of these files.
+    pub fn from_model_config(
+        config: &ModelConfig,
+        what: &str,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Self> {
+        // Null is as good as nothing there. `use_cache` is a setting of training in most of these
+        // files.
         let mut values = config.values().as_object().cloned().unwrap_or_default();
         values.retain(|key, value| !value.is_null() && key != "use_cache");
         let mut generation = Self::from_values(&values, what, warnings)?;
 
-        let class =
-            config.model_type().ok().and_then(|name| CLASS_TOKENS.iter().find(|(of, ..)| *of == name));
+        let class = config
+            .model_type()
+            .ok()
+            .and_then(|name| CLASS_TOKENS.iter().find(|(of, ..)| *of == name));
         if let Some((_, bos, eos)) = class {
             if !config.has("bos_token_id") {
                 generation.bos_token_id = *bos;
@@ -159,25 +169,37 @@ impl GenerationConfig {
         Ok(generation)
     }
 
-    /// The settings of a model's files, each with its name: those of its `generation_config.json`; those of its
-    /// `config.json` where there is none, or where the former only was a copy of the latter and the latter sets more.
+    /// The settings of a model's files, each with its name: those of its `generation_config.json`;
+    /// those of its `config.json` where there is none, or where the former only was a copy of the
+    /// latter and the latter sets more.
     pub(crate) fn of_files(
         generation: Option<(&[u8], &str)>,
         (config, what): (&ModelConfig, &str),
         warnings: &mut Vec<Warning>,
     ) -> Result<Self> {
-        let Some((json, name)) = generation else { return Self::from_model_config(config, what, warnings) };
+        let Some((json, name)) = generation else {
+            return Self::from_model_config(config, what, warnings);
+        };
         let values = object(json, name)?;
-        let is_copy = values.get("_from_model_config").is_some_and(|value| value == true);
-        let sets_more =
-            |config: &ModelConfig| OF_MODEL_CONFIG.iter().any(|(key, unset)| !unset.is(config.value(key)));
+        let is_copy = values
+            .get("_from_model_config")
+            .is_some_and(|value| value == true);
+        let sets_more = |config: &ModelConfig| {
+            OF_MODEL_CONFIG
+                .iter()
+                .any(|(key, unset)| !unset.is(config.value(key)))
+        };
         if is_copy && sets_more(config) {
             return Self::from_model_config(config, what, warnings);
         }
         Self::from_values(&values, name, warnings)
     }
 
-    fn from_values(values: &Map<String, Value>, what: &str, warnings: &mut Vec<Warning>) -> Result<Self> {
+    fn from_values(
+        values: &Map<String, Value>,
+        what: &str,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Self> {
         let settings = Settings { values, what };
         let mut config = Self::default();
         config.read_lengths(&settings)?;
@@ -186,19 +208,32 @@ impl GenerationConfig {
         config.read_tokens(&settings)?;
 
         let named = |table: &[(&str, Unset)]| -> Vec<String> {
-            let differs =
-                |key: &str, value: &Value| table.iter().any(|(name, unset)| *name == key && !unset.is(value));
-            values.iter().filter(|(key, value)| differs(key, value)).map(|(key, _)| key.clone()).collect()
+            let differs = |key: &str, value: &Value| {
+                table
+                    .iter()
+                    .any(|(name, unset)| *name == key && !unset.is(value))
+            };
+            values
+                .iter()
+                .filter(|(key, value)| differs(key, value))
+                .map(|(key, _)| key.clone())
+                .collect()
         };
         let mut keys = named(&NOT_BUILT);
         // transformers takes this name for nothing, since models have their own kinds of caches.
         keys.retain(|key| key != "cache_implementation" || values[key] != "hybrid");
         if !keys.is_empty() {
-            warnings.push(Warning::IgnoredSettings { file: what.to_owned(), keys });
+            warnings.push(Warning::IgnoredSettings {
+                file: what.to_owned(),
+                keys,
+            });
         }
         let keys = named(&SAMPLING);
         if !config.do_sample && !keys.is_empty() {
-            warnings.push(Warning::SamplingSettings { file: what.to_owned(), keys });
+            warnings.push(Warning::SamplingSettings {
+                file: what.to_owned(),
+                keys,
+            });
         }
         Ok(config)
     }
@@ -217,7 +252,8 @@ impl GenerationConfig {
         self.min_new_tokens = new.map(|new| usize::try_from(new).unwrap_or(0));
         self.min_length = settings.count("min_length")?;
         let seconds = settings.optional_number("max_time")?;
-        self.max_time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
+        self.max_time =
+            seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
         self.stop = settings.texts("stop_strings")?;
         Ok(())
     }
@@ -230,12 +266,20 @@ impl GenerationConfig {
             let k = settings.integer("top_k")?.unwrap_or(0);
             match usize::try_from(k) {
                 Ok(k) => self.top_k = k,
-                Err(_) if self.do_sample => return Err(settings.wrong("top_k", "a number from 0 up")),
+                Err(_) if self.do_sample => {
+                    return Err(settings.wrong("top_k", "a number from 0 up"));
+                }
                 Err(_) => {}
             }
         }
         // Values that transformers applies no filter for are those of no filter here.
-        let within = |value: f64| if 0.0 < value && value < 1.0 { value } else { 0.0 };
+        let within = |value: f64| {
+            if 0.0 < value && value < 1.0 {
+                value
+            } else {
+                0.0
+            }
+        };
         self.top_p = settings.number("top_p", 1.0)?.min(1.0);
         self.min_p = settings.number("min_p", 0.0)?;
         self.typical_p = settings.number("typical_p", 1.0)?.min(1.0);
@@ -253,7 +297,8 @@ impl GenerationConfig {
         self.sequence_bias = settings.biases("sequence_bias")?;
         self.suppress_tokens = settings.ids("suppress_tokens")?;
         self.begin_suppress_tokens = settings.ids("begin_suppress_tokens")?;
-        self.exponential_decay_length_penalty = settings.decay("exponential_decay_length_penalty")?;
+        self.exponential_decay_length_penalty =
+            settings.decay("exponential_decay_length_penalty")?;
         self.remove_invalid_values = settings.flag("remove_invalid_values")?;
         // It changes neither the most likely token nor the probabilities: only its type matters.
         settings.flag("renormalize_logits")?;
@@ -270,7 +315,10 @@ impl GenerationConfig {
 }
 
 fn object(json: &[u8], what: &str) -> Result<Map<String, Value>> {
-    let error = |reason: String| LlmError::MalformedJson { what: what.to_owned(), reason };
+    let error = |reason: String| LlmError::MalformedJson {
+        what: what.to_owned(),
+        reason,
+    };
     match llm_int8_nn::json::parse(json).map_err(|cause| error(cause.to_string()))? {
         Value::Object(values) => Ok(values),
         _ => Err(error("it is not a JSON object".into())),
@@ -283,7 +331,8 @@ mod tests {
 
     fn read(json: &str) -> (GenerationConfig, Vec<String>) {
         let mut warnings = Vec::new();
-        let config = GenerationConfig::from_json_with(json.as_bytes(), "g.json", &mut warnings).unwrap();
+        let config =
+            GenerationConfig::from_json_with(json.as_bytes(), "g.json", &mut warnings).unwrap();
         (config, warnings.iter().map(ToString::to_string).collect())
     }
 
@@ -306,7 +355,13 @@ mod tests {
         assert_eq!(read(r#"{"eos_token_id": 50256}"#).0.eos_token_ids, [50256]);
         assert_eq!(read("{}").0, GenerationConfig::default());
         let off = read(r#"{"top_k": null, "top_p": null, "temperature": null, "min_p": null}"#).0;
-        assert_eq!(off, GenerationConfig { top_k: 0, ..GenerationConfig::default() });
+        assert_eq!(
+            off,
+            GenerationConfig {
+                top_k: 0,
+                ..GenerationConfig::default()
+            }
+        );
     }
 
     #[test]
@@ -338,16 +393,28 @@ mod tests {
             ("max_time", r#""1""#),
         ] {
             let json = format!(r#"{{"{key}": {wrong}}}"#);
-            let error = GenerationConfig::from_json(json.as_bytes(), "g.json").unwrap_err().to_string();
+            let error = GenerationConfig::from_json(json.as_bytes(), "g.json")
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with("g.json is not usable: `"), "{error}");
-            assert!(error.contains(&format!("`{key}` is ")) && error.contains("expected"), "{error}");
+            assert!(
+                error.contains(&format!("`{key}` is ")) && error.contains("expected"),
+                "{error}"
+            );
         }
         for wrong in ["[", "[]", "1"] {
-            assert!(GenerationConfig::from_json(wrong.as_bytes(), "x").is_err(), "{wrong}");
+            assert!(
+                GenerationConfig::from_json(wrong.as_bytes(), "x").is_err(),
+                "{wrong}"
+            );
         }
         let negative = r#"{"top_k": -1, "do_sample": true}"#;
         assert!(GenerationConfig::from_json(negative.as_bytes(), "x").is_err());
-        assert_eq!(read(r#"{"top_k": -1}"#).0.top_k, 50, "greedy decoding does not mind");
+        assert_eq!(
+            read(r#"{"top_k": -1}"#).0.top_k,
+            50,
+            "greedy decoding does not mind"
+        );
     }
 
     #[test]
@@ -357,13 +424,23 @@ mod tests {
             "output_scores": true, "chat_format": "x", "cache_implementation": "hybrid", "diversity_penalty": 0}"#;
         let (config, warnings) = read(json);
         assert_eq!(config, GenerationConfig::default());
-        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-        assert!(warning.starts_with("g.json: not supported and ignored: "), "{warning}");
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(
+            warning.starts_with("g.json: not supported and ignored: "),
+            "{warning}"
+        );
         let mut keys: Vec<&str> = warning.rsplit(": ").next().unwrap().split(", ").collect();
         keys.sort_unstable();
         assert_eq!(keys, ["guidance_scale", "num_beams", "watermarking_config"]);
 
-        for one in ["num_beam_groups", "prompt_lookup_num_tokens", "penalty_alpha", "num_return_sequences"] {
+        for one in [
+            "num_beam_groups",
+            "prompt_lookup_num_tokens",
+            "penalty_alpha",
+            "num_return_sequences",
+        ] {
             assert!(read(&format!(r#"{{"{one}": 2}}"#)).1[0].ends_with(&format!(": {one}")));
         }
         assert!(read(r#"{"use_cache": false}"#).1[0].ends_with(": use_cache"));
@@ -372,10 +449,19 @@ mod tests {
 
     #[test]
     fn sampling_settings_beside_greedy_decoding_are_named() {
-        let (_, warnings) = read(r#"{"top_p": 0.0, "temperature": 1.0, "top_k": 50, "typical_p": 0.9}"#);
-        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-        assert!(warning.contains("only when sampling") && warning.contains("top_p"), "{warning}");
-        assert!(warning.contains("typical_p") && !warning.contains("top_k"), "{warning}");
+        let (_, warnings) =
+            read(r#"{"top_p": 0.0, "temperature": 1.0, "top_k": 50, "typical_p": 0.9}"#);
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(
+            warning.contains("only when sampling") && warning.contains("top_p"),
+            "{warning}"
+        );
+        assert!(
+            warning.contains("typical_p") && !warning.contains("top_k"),
+            "{warning}"
+        );
         assert!(read(r#"{"do_sample": true, "top_p": 0.5}"#).1.is_empty());
     }
 
@@ -387,15 +473,24 @@ mod tests {
         };
         let opt = read(r#"{"model_type": "opt"}"#);
         assert_eq!((opt.bos_token_id, opt.eos_token_ids), (Some(2), vec![2]));
-        let null = read(r#"{"model_type": "opt", "eos_token_id": null, "bos_token_id": 5, "top_k": null}"#);
-        assert_eq!((null.bos_token_id, null.eos_token_ids, null.top_k), (Some(5), Vec::new(), 50));
+        let null = read(
+            r#"{"model_type": "opt", "eos_token_id": null, "bos_token_id": 5, "top_k": null}"#,
+        );
+        assert_eq!(
+            (null.bos_token_id, null.eos_token_ids, null.top_k),
+            (Some(5), Vec::new(), 50)
+        );
         assert!(read(r#"{"model_type": "qwen2"}"#).eos_token_ids.is_empty());
 
         let config =
-            ModelConfig::parse(br#"{"model_type": "llama", "use_cache": false, "num_beams": 3}"#).unwrap();
+            ModelConfig::parse(br#"{"model_type": "llama", "use_cache": false, "num_beams": 3}"#)
+                .unwrap();
         let mut warnings = Vec::new();
         GenerationConfig::from_model_config(&config, "c.json", &mut warnings).unwrap();
-        let named = Warning::IgnoredSettings { file: "c.json".into(), keys: vec!["num_beams".into()] };
+        let named = Warning::IgnoredSettings {
+            file: "c.json".into(),
+            keys: vec!["num_beams".into()],
+        };
         assert_eq!(warnings, [named]);
     }
 }

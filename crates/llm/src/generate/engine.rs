@@ -1,4 +1,5 @@
-//! Continuous batching: sequences come and go, and every pass of the model gives each of them its next tokens.
+//! Continuous batching: sequences come and go, and every pass of the model gives each of them its
+//! next tokens.
 
 use super::request::Request;
 use super::running::{Context, Running, pass};
@@ -47,8 +48,9 @@ struct Waiting<'m> {
     sequence: Sequence<'m>,
 }
 
-/// Runs any number of requests over one model, a limited number of them at a time: the weights are read once for a
-/// token of each. Every sequence has its own settings, and requests may be added or cancelled between steps.
+/// Runs any number of requests over one model, a limited number of them at a time: the weights are
+/// read once for a token of each. Every sequence has its own settings, and requests may be added or
+/// cancelled between steps.
 ///
 /// With outliers per row on the CPU every sequence gives exactly what it gives alone.
 ///
@@ -98,13 +100,21 @@ impl<'m> Engine<'m> {
             });
         }
         let (waiting, running, events) = (VecDeque::new(), Vec::new(), VecDeque::new());
-        Ok(Self { model, at_once, added: 0, waiting, running, events })
+        Ok(Self {
+            model,
+            at_once,
+            added: 0,
+            waiting,
+            running,
+            events,
+        })
     }
 
     /// Adds a request, which begins in a later [`step`](Self::step), when there is a place for it.
     ///
     /// # Errors
-    /// As [`Generation::run`](super::Generation::run), where the request cannot be begun; the others go on.
+    /// As [`Generation::run`](super::Generation::run), where the request cannot be begun; the
+    /// others go on.
     pub fn add(&mut self, request: impl Into<Request>) -> Result<SequenceId> {
         let sequence = Sequence::new(self.model, request.into())?;
         let id = SequenceId(self.added);
@@ -113,8 +123,8 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Ends a sequence, whether it runs or waits, and gives what came of it; none where it is not (or no longer) here.
-    /// Others are not changed.
+    /// Ends a sequence, whether it runs or waits, and gives what came of it; none where it is not
+    /// (or no longer) here. Others are not changed.
     pub fn cancel(&mut self, id: SequenceId) -> Option<Generated> {
         if let Some(place) = self.running.iter().position(|running| running.id == id) {
             return Some(self.running.remove(place).finish().0);
@@ -145,9 +155,9 @@ impl<'m> Engine<'m> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// One pass of the model: begins sequences as far as there are places, and gives every running one its next token,
-    /// or several where drafts were right. A sequence ends in the step that gives its last token. Without sequences
-    /// nothing is computed.
+    /// One pass of the model: begins sequences as far as there are places, and gives every running
+    /// one its next token, or several where drafts were right. A sequence ends in the step that
+    /// gives its last token. Without sequences nothing is computed.
     ///
     /// # Errors
     /// [`LlmError::Nn`] where the pass fails. The sequences that ran are gone then (see
@@ -168,7 +178,8 @@ impl<'m> Engine<'m> {
         Ok(self.events.drain(..))
     }
 
-    /// Begins the sequences that wait, as many as there are places and as their prompts fit into one pass.
+    /// Begins the sequences that wait, as many as there are places and as their prompts fit into
+    /// one pass.
     fn begin_waiting(&mut self) {
         let mut tokens = 0;
         while self.running.len() < self.at_once
@@ -180,7 +191,11 @@ impl<'m> Engine<'m> {
                 break;
             }
             tokens += prompt;
-            self.running.push(Running::new(id, sequence, Context::new(self.model.decoder())));
+            self.running.push(Running::new(
+                id,
+                sequence,
+                Context::new(self.model.decoder()),
+            ));
         }
     }
 

@@ -1,7 +1,9 @@
-//! Sequences beside each other give what each gives alone; pieces make together what is given at the end.
+//! Sequences beside each other give what each gives alone; pieces make together what is given at
+//! the end.
 
 use super::{
-    Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId, Update,
+    Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId,
+    Update,
 };
 use crate::error::LlmError;
 use crate::load::LoadConfig;
@@ -20,7 +22,13 @@ fn model() -> AutoModelForCausalLM {
 
 fn drawn(max_new_tokens: usize, temperature: f64, seed: u64) -> GenerationConfig {
     let max_new_tokens = Some(max_new_tokens);
-    GenerationConfig { max_new_tokens, do_sample: true, temperature, seed, ..GenerationConfig::default() }
+    GenerationConfig {
+        max_new_tokens,
+        do_sample: true,
+        temperature,
+        seed,
+        ..GenerationConfig::default()
+    }
 }
 
 /// Every sequence has other settings than the others.
@@ -31,12 +39,20 @@ fn requests() -> Vec<Request> {
         stop: stop.iter().map(|text| (*text).to_owned()).collect(),
         ..GenerationConfig::default()
     };
-    let biased = GenerationConfig { no_repeat_ngram_size: 2, repetition_penalty: 1.3, ..drawn(11, 0.9, 4) };
+    let biased = GenerationConfig {
+        no_repeat_ngram_size: 2,
+        repetition_penalty: 1.3,
+        ..drawn(11, 0.9, 4)
+    };
     vec![
         Request::new("And it came to pass").config(greedy(7, 0, &[])),
         Request::new("ROMEO:").config(drawn(15, 1.2, 3)),
         Request::new("ROMEO:").config(drawn(15, 0.5, 3)),
-        Request::new(REPETITIVE).config(greedy(40, 4, &["king of Assyria, and the king of Assyria"])),
+        Request::new(REPETITIVE).config(greedy(
+            40,
+            4,
+            &["king of Assyria, and the king of Assyria"],
+        )),
         Request::new("").config(greedy(24, 0, &["the", "\n"])),
         Request::new([5, 6, 7]).config(biased).ids_only(),
         Request::new("nothing").config(greedy(0, 0, &[])),
@@ -46,9 +62,17 @@ fn requests() -> Vec<Request> {
 
 /// What a request gives by itself.
 fn alone(model: &AutoModelForCausalLM, request: &Request) -> Generated {
-    let Request { prompt, config, has_text } = request.clone();
+    let Request {
+        prompt,
+        config,
+        has_text,
+    } = request.clone();
     let generation = model.generation(prompt).config(config.unwrap());
-    if has_text { generation.run().unwrap() } else { generation.ids_only().run().unwrap() }
+    if has_text {
+        generation.run().unwrap()
+    } else {
+        generation.ids_only().run().unwrap()
+    }
 }
 
 /// What of a result does not depend on time.
@@ -67,7 +91,8 @@ struct Seen {
 impl Seen {
     fn step(&mut self, engine: &mut Engine<'_>) {
         for event in engine.step().unwrap() {
-            let has_ended = self.finished.contains_key(&event.id) || self.failed.contains_key(&event.id);
+            let has_ended =
+                self.finished.contains_key(&event.id) || self.failed.contains_key(&event.id);
             assert!(!has_ended, "nothing comes after the end");
             match event.update {
                 Update::Piece(piece) => self.pieces.entry(event.id).or_default().push(piece),
@@ -81,14 +106,22 @@ impl Seen {
         while !engine.is_idle() {
             self.step(engine);
         }
-        assert_eq!(engine.step().unwrap().count(), 0, "an idle engine does nothing");
+        assert_eq!(
+            engine.step().unwrap().count(),
+            0,
+            "an idle engine does nothing"
+        );
     }
 
     /// The pieces of a sequence make its result.
     fn check(&self, id: SequenceId) {
         let (pieces, generated) = (self.pieces.get(&id), &self.finished[&id]);
         let ids: Vec<u32> = pieces.into_iter().flatten().map(|piece| piece.id).collect();
-        let text: String = pieces.into_iter().flatten().map(|piece| piece.text.as_str()).collect();
+        let text: String = pieces
+            .into_iter()
+            .flatten()
+            .map(|piece| piece.text.as_str())
+            .collect();
         assert_eq!((&ids, &text), (&generated.ids, &generated.text));
     }
 }
@@ -96,15 +129,28 @@ impl Seen {
 #[test]
 fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
     let model = model();
-    let expected: Vec<Generated> = requests().iter().map(|request| alone(&model, request)).collect();
-    assert!(expected[1].ids != expected[2].ids, "another temperature draws other tokens");
+    let expected: Vec<Generated> = requests()
+        .iter()
+        .map(|request| alone(&model, request))
+        .collect();
+    assert!(
+        expected[1].ids != expected[2].ids,
+        "another temperature draws other tokens"
+    );
     assert_eq!(expected[3].finish_reason, FinishReason::StopString);
     for at_once in [1, 2, 3, 8, 100] {
         let (mut engine, mut seen) = (model.engine(at_once).unwrap(), Seen::default());
-        let ids: Vec<SequenceId> = requests().into_iter().map(|one| engine.add(one).unwrap()).collect();
+        let ids: Vec<SequenceId> = requests()
+            .into_iter()
+            .map(|one| engine.add(one).unwrap())
+            .collect();
         seen.run(&mut engine);
         for (id, expected) in ids.iter().zip(&expected) {
-            assert_eq!(fixed(&seen.finished[id]), fixed(expected), "{at_once} at once");
+            assert_eq!(
+                fixed(&seen.finished[id]),
+                fixed(expected),
+                "{at_once} at once"
+            );
             seen.check(*id);
         }
     }
@@ -141,16 +187,30 @@ fn a_sequence_may_be_added_while_others_run() {
 fn a_prompt_and_a_running_sequence_share_a_pass() {
     let model = model();
     let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
-    let first = engine.add(Request::new("ROMEO:").config(drawn(5, 1.0, 1))).unwrap();
+    let first = engine
+        .add(Request::new("ROMEO:").config(drawn(5, 1.0, 1)))
+        .unwrap();
     seen.step(&mut engine);
-    let second = engine.add(Request::new("JULIET:").config(drawn(5, 1.0, 2))).unwrap();
+    let second = engine
+        .add(Request::new("JULIET:").config(drawn(5, 1.0, 2)))
+        .unwrap();
     seen.step(&mut engine);
-    assert_eq!((seen.pieces[&first].len(), seen.pieces[&second].len()), (2, 1));
+    assert_eq!(
+        (seen.pieces[&first].len(), seen.pieces[&second].len()),
+        (2, 1)
+    );
 
-    // Prompts that are too long for one pass come in one after the other, and the running sequences go on.
+    // Prompts that are too long for one pass come in one after the other, and the running sequences
+    // go on.
     let mut engine = model.engine(8).unwrap();
     for _ in 0..3 {
-        engine.add(Request::new(vec![7; 300]).config(drawn(4, 1.0, 1)).ids_only()).unwrap();
+        engine
+            .add(
+                Request::new(vec![7; 300])
+                    .config(drawn(4, 1.0, 1))
+                    .ids_only(),
+            )
+            .unwrap();
     }
     let waiting = [0; 3].map(|_| {
         seen = Seen::default();
@@ -165,8 +225,11 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
     let model = model();
     let requests = requests();
     let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
-    let ids: Vec<SequenceId> =
-        requests.iter().take(4).map(|request| engine.add(request.clone()).unwrap()).collect();
+    let ids: Vec<SequenceId> = requests
+        .iter()
+        .take(4)
+        .map(|request| engine.add(request.clone()).unwrap())
+        .collect();
     for _ in 0..3 {
         seen.step(&mut engine);
     }
@@ -182,7 +245,10 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
     seen.run(&mut engine);
     assert_eq!(seen.finished.len(), 2);
     for place in [0, 2] {
-        assert_eq!(fixed(&seen.finished[&ids[place]]), fixed(&alone(&model, &requests[place])));
+        assert_eq!(
+            fixed(&seen.finished[&ids[place]]),
+            fixed(&alone(&model, &requests[place]))
+        );
     }
 }
 
@@ -190,7 +256,10 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
 fn a_sequence_that_fails_does_not_end_the_others() {
     let model = model();
     let vocabulary = model.decoder().spec().vocab_size() as u32;
-    let nothing_left = GenerationConfig { suppress_tokens: (0..vocabulary).collect(), ..drawn(9, 1.0, 1) };
+    let nothing_left = GenerationConfig {
+        suppress_tokens: (0..vocabulary).collect(),
+        ..drawn(9, 1.0, 1)
+    };
     let failing = || Request::new("ROMEO:").config(nothing_left.clone());
     let good = &requests()[..2];
 
@@ -198,20 +267,36 @@ fn a_sequence_that_fails_does_not_end_the_others() {
     let first = engine.add(good[0].clone()).unwrap();
     let bad = engine.add(failing()).unwrap();
     let last = engine.add(good[1].clone()).unwrap();
-    assert!(engine.add(Request::new([vocabulary])).is_err(), "refused at once");
+    assert!(
+        engine.add(Request::new([vocabulary])).is_err(),
+        "refused at once"
+    );
     seen.run(&mut engine);
     assert!(matches!(seen.failed[&bad], LlmError::BadLogits));
-    assert_eq!(fixed(&seen.finished[&first]), fixed(&alone(&model, &good[0])));
-    assert_eq!(fixed(&seen.finished[&last]), fixed(&alone(&model, &good[1])));
+    assert_eq!(
+        fixed(&seen.finished[&first]),
+        fixed(&alone(&model, &good[0]))
+    );
+    assert_eq!(
+        fixed(&seen.finished[&last]),
+        fixed(&alone(&model, &good[1]))
+    );
 
     let batch = model.generate_batch([good[0].clone(), failing(), good[1].clone()]);
     let results: Vec<_> = batch.clone().into_iter().collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
     let error = results.into_iter().find_map(Result::err).unwrap();
-    assert!(matches!(error, LlmError::Prompt { number: 2, .. }), "{error}");
+    assert!(
+        matches!(error, LlmError::Prompt { number: 2, .. }),
+        "{error}"
+    );
     assert!(batch.run().is_err());
 
-    let mut pieces = model.generation("ROMEO:").config(nothing_left).pieces().unwrap();
+    let mut pieces = model
+        .generation("ROMEO:")
+        .config(nothing_left)
+        .pieces()
+        .unwrap();
     assert!(matches!(pieces.next(), Some(Err(LlmError::BadLogits))));
     assert!(pieces.next().is_none() && matches!(pieces.finish(), Err(LlmError::Interrupted)));
 }
@@ -221,14 +306,37 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
     let model = model();
     // With drafts a pass gives several tokens, of which the last may not be asked for.
     for speculate in [0, 6] {
-        let config = GenerationConfig { max_new_tokens: Some(30), speculate, ..GenerationConfig::default() };
-        let whole = model.generation(REPETITIVE).config(config.clone()).run().unwrap();
+        let config = GenerationConfig {
+            max_new_tokens: Some(30),
+            speculate,
+            ..GenerationConfig::default()
+        };
+        let whole = model
+            .generation(REPETITIVE)
+            .config(config.clone())
+            .run()
+            .unwrap();
         for taken in 0..=whole.ids.len() {
-            let mut pieces = model.generation(REPETITIVE).config(config.clone()).pieces().unwrap();
-            let text: String = pieces.by_ref().take(taken).map(|piece| piece.unwrap().text).collect();
+            let mut pieces = model
+                .generation(REPETITIVE)
+                .config(config.clone())
+                .pieces()
+                .unwrap();
+            let text: String = pieces
+                .by_ref()
+                .take(taken)
+                .map(|piece| piece.unwrap().text)
+                .collect();
             let generated = pieces.finish().unwrap();
-            let expected = if taken == 30 { FinishReason::Length } else { FinishReason::Interrupted };
-            assert_eq!(fixed(&generated), (text.as_str(), &whole.ids[..taken], expected));
+            let expected = if taken == 30 {
+                FinishReason::Length
+            } else {
+                FinishReason::Interrupted
+            };
+            assert_eq!(
+                fixed(&generated),
+                (text.as_str(), &whole.ids[..taken], expected)
+            );
             assert_eq!(generated.timing.decoded_tokens, taken.saturating_sub(1));
         }
     }
@@ -239,18 +347,36 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
 fn what_keeps_a_generation_from_beginning_is_its_only_item() {
     let model = model();
     let cold = || model.generation("ROMEO:").temperature(-1.0);
-    assert!(matches!(cold().run(), Err(LlmError::Setting { name: "temperature", .. })));
+    assert!(matches!(
+        cold().run(),
+        Err(LlmError::Setting {
+            name: "temperature",
+            ..
+        })
+    ));
     assert!(cold().pieces().is_err());
     let items: Vec<_> = cold().into_iter().collect();
     assert!(matches!(items[..], [Err(LlmError::Setting { .. })]));
-    assert!(matches!(cold().into_iter().finish(), Err(LlmError::Setting { .. })));
-    assert!(matches!(model.generation(Vec::new()).run(), Err(LlmError::EmptyPrompt)));
+    assert!(matches!(
+        cold().into_iter().finish(),
+        Err(LlmError::Setting { .. })
+    ));
+    assert!(matches!(
+        model.generation(Vec::new()).run(),
+        Err(LlmError::EmptyPrompt)
+    ));
 }
 
 #[test]
 fn short_cuts_change_the_settings_of_the_model_s_files() {
     let model = model();
-    let generation = model.generation("a").max_new_tokens(3).temperature(0.5).seed(2).stop("x").stop("y");
+    let generation = model
+        .generation("a")
+        .max_new_tokens(3)
+        .temperature(0.5)
+        .seed(2)
+        .stop("x")
+        .stop("y");
     let expected = GenerationConfig {
         max_new_tokens: Some(3),
         do_sample: true,
@@ -261,19 +387,39 @@ fn short_cuts_change_the_settings_of_the_model_s_files() {
     };
     let request = |generation| Request::from(generation).config.unwrap();
     assert_eq!(request(generation.clone()), expected);
-    assert_eq!(request(generation.temperature(0.0)), GenerationConfig { do_sample: false, ..expected });
+    assert_eq!(
+        request(generation.temperature(0.0)),
+        GenerationConfig {
+            do_sample: false,
+            ..expected
+        }
+    );
 }
 
 #[test]
 fn the_pieces_hold_the_end_token_and_what_was_kept_back() {
     let model = model();
-    let plain = model.generation("And it came").max_new_tokens(12).run().unwrap();
+    let plain = model
+        .generation("And it came")
+        .max_new_tokens(12)
+        .run()
+        .unwrap();
     let end = plain.ids[5];
-    let config = GenerationConfig { eos_token_ids: vec![end], ..GenerationConfig::default() };
+    let config = GenerationConfig {
+        eos_token_ids: vec![end],
+        ..GenerationConfig::default()
+    };
     let first = plain.ids.iter().position(|id| *id == end).unwrap();
-    let pieces: Vec<Piece> =
-        model.generation("And it came").config(config).into_iter().map(Result::unwrap).collect();
-    assert_eq!(pieces.iter().map(|piece| piece.id).collect::<Vec<_>>(), plain.ids[..=first]);
+    let pieces: Vec<Piece> = model
+        .generation("And it came")
+        .config(config)
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        pieces.iter().map(|piece| piece.id).collect::<Vec<_>>(),
+        plain.ids[..=first]
+    );
     assert_eq!(pieces.last().unwrap().text, "");
 
     // The whole text may become the stop string until the length is reached.

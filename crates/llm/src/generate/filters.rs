@@ -1,17 +1,22 @@
-//! What sampling keeps of the most likely tokens: top-p, min-p, locally typical sampling, epsilon and eta sampling,
-//! in transformers' order, each on the distribution that the one before left. Each keeps a token at least.
+//! What sampling keeps of the most likely tokens: top-p, min-p, locally typical sampling, epsilon
+//! and eta sampling, in transformers' order, each on the distribution that the one before left.
+//! Each keeps a token at least.
 
 use super::GenerationConfig;
 
 /// A token and its probability up to a factor that all share.
 type Weighted = (u32, f64);
 
-/// The tokens that may be drawn with their probabilities up to a factor, the most likely first. `tokens` are those
-/// that top-k left with their logits, in that order; none are kept where no logit is finite.
+/// The tokens that may be drawn with their probabilities up to a factor, the most likely first.
+/// `tokens` are those that top-k left with their logits, in that order; none are kept where no
+/// logit is finite.
 pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weighted> {
     let largest = tokens.first().map_or(0.0, |(_, logit)| f64::from(*logit));
     let weight = |logit: f32| ((f64::from(logit) - largest) / config.temperature).exp();
-    let mut tokens: Vec<Weighted> = tokens.iter().map(|(id, logit)| (*id, weight(*logit))).collect();
+    let mut tokens: Vec<Weighted> = tokens
+        .iter()
+        .map(|(id, logit)| (*id, weight(*logit)))
+        .collect();
     tokens.retain(|(_, weight)| *weight > 0.0);
 
     top_p(&mut tokens, config.top_p);
@@ -35,7 +40,10 @@ fn total(tokens: &[Weighted]) -> f64 {
 /// In nats.
 fn entropy(tokens: &[Weighted]) -> f64 {
     let total = total(tokens);
-    -tokens.iter().map(|(_, weight)| weight / total * (weight / total).ln()).sum::<f64>()
+    -tokens
+        .iter()
+        .map(|(_, weight)| weight / total * (weight / total).ln())
+        .sum::<f64>()
 }
 
 /// Keeps the most likely tokens that together reach the probability `p`.
@@ -47,21 +55,29 @@ fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
         before < p
     });
     let count = within.count().max(1);
-    let Some(last) = tokens.get(count - 1).map(|(_, weight)| *weight) else { return };
+    let Some(last) = tokens.get(count - 1).map(|(_, weight)| *weight) else {
+        return;
+    };
 
-    // Of equally likely tokens, which have the order of their ids here, torch.sort puts the last one first.
-    let first = tokens.iter().take_while(|(_, weight)| *weight > last).count();
+    // Of equally likely tokens, which have the order of their ids here, torch.sort puts the last
+    // one first.
+    let first = tokens
+        .iter()
+        .take_while(|(_, weight)| *weight > last)
+        .count();
     tokens.retain(|(_, weight)| *weight >= last);
     tokens.drain(first..first + tokens.len() - count);
 }
 
-/// Keeps the tokens whose information is nearest to the entropy, as many as together reach the probability `mass`,
-/// and those as near as the last of them.
+/// Keeps the tokens whose information is nearest to the entropy, as many as together reach the
+/// probability `mass`, and those as near as the last of them.
 fn typical(tokens: &mut Vec<Weighted>, mass: f64) {
     let (total, entropy) = (total(tokens), entropy(tokens));
     let distance = |weight: f64| (-(weight / total).ln() - entropy).abs();
-    let mut nearest: Vec<(f64, f64)> =
-        tokens.iter().map(|(_, weight)| (distance(*weight), weight / total)).collect();
+    let mut nearest: Vec<(f64, f64)> = tokens
+        .iter()
+        .map(|(_, weight)| (distance(*weight), weight / total))
+        .collect();
     nearest.sort_by(|a, b| a.0.total_cmp(&b.0));
 
     let mut sum = 0.0;
@@ -86,38 +102,133 @@ mod tests {
     use super::*;
 
     fn config() -> GenerationConfig {
-        GenerationConfig { do_sample: true, ..GenerationConfig::default() }
+        GenerationConfig {
+            do_sample: true,
+            ..GenerationConfig::default()
+        }
     }
 
     fn ids(probabilities: &[f32], config: &GenerationConfig) -> Vec<u32> {
         let tokens: Vec<(u32, f32)> = (0..).zip(probabilities.iter().map(|p| p.ln())).collect();
-        kept(&tokens, config).into_iter().map(|(id, _)| id).collect()
+        kept(&tokens, config)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect()
     }
 
     #[test]
     fn each_filter_keeps_what_it_says() {
         let halves = [0.5, 0.25, 0.125, 0.125];
         assert_eq!(ids(&halves, &config()), [0, 1, 2, 3]);
-        assert_eq!(ids(&halves, &GenerationConfig { top_p: 0.5, ..config() }), [0]);
-        assert_eq!(ids(&halves, &GenerationConfig { top_p: 0.6, ..config() }), [0, 1]);
-        assert_eq!(ids(&halves, &GenerationConfig { top_p: 0.0, ..config() }), [0]);
-        assert_eq!(ids(&halves, &GenerationConfig { min_p: 0.3, ..config() }), [0, 1]);
-        assert_eq!(ids(&halves, &GenerationConfig { epsilon_cutoff: 0.2, ..config() }), [0, 1]);
-        assert_eq!(ids(&halves, &GenerationConfig { epsilon_cutoff: 0.9, ..config() }), [0]);
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    top_p: 0.5,
+                    ..config()
+                }
+            ),
+            [0]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    top_p: 0.6,
+                    ..config()
+                }
+            ),
+            [0, 1]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    top_p: 0.0,
+                    ..config()
+                }
+            ),
+            [0]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    min_p: 0.3,
+                    ..config()
+                }
+            ),
+            [0, 1]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    epsilon_cutoff: 0.2,
+                    ..config()
+                }
+            ),
+            [0, 1]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    epsilon_cutoff: 0.9,
+                    ..config()
+                }
+            ),
+            [0]
+        );
         // The entropy is 1.75 bits: 2 bits are nearest, then 1 bit, then 3.
-        assert_eq!(ids(&halves, &GenerationConfig { typical_p: 0.2, ..config() }), [1]);
-        assert_eq!(ids(&halves, &GenerationConfig { typical_p: 0.7, ..config() }), [0, 1]);
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    typical_p: 0.2,
+                    ..config()
+                }
+            ),
+            [1]
+        );
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    typical_p: 0.7,
+                    ..config()
+                }
+            ),
+            [0, 1]
+        );
         // exp(-1.75 ln 2) · √0.5 = 0.21
-        assert_eq!(ids(&halves, &GenerationConfig { eta_cutoff: 0.5, ..config() }), [0, 1]);
+        assert_eq!(
+            ids(
+                &halves,
+                &GenerationConfig {
+                    eta_cutoff: 0.5,
+                    ..config()
+                }
+            ),
+            [0, 1]
+        );
     }
 
     #[test]
     fn a_filter_sees_what_the_one_before_left() {
         let halves = [0.5, 0.25, 0.125, 0.125];
         // Two thirds and a third are left.
-        let both = GenerationConfig { top_p: 0.6, epsilon_cutoff: 0.34, ..config() };
+        let both = GenerationConfig {
+            top_p: 0.6,
+            epsilon_cutoff: 0.34,
+            ..config()
+        };
         assert_eq!(ids(&halves, &both), [0]);
-        let both = GenerationConfig { top_p: 0.6, epsilon_cutoff: 0.33, ..config() };
+        let both = GenerationConfig {
+            top_p: 0.6,
+            epsilon_cutoff: 0.33,
+            ..config()
+        };
         assert_eq!(ids(&halves, &both), [0, 1]);
     }
 

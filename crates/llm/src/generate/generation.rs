@@ -11,7 +11,8 @@ use std::iter::FusedIterator;
 
 /// Text after a prompt, by the settings that the model's files ask for and what is set here.
 ///
-/// [`run`](Self::run) gives all of it at once. As an iterator it gives each token as soon as it is there:
+/// [`run`](Self::run) gives all of it at once. As an iterator it gives each token as soon as it is
+/// there:
 ///
 /// ```
 /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -34,7 +35,12 @@ pub struct Generation<'m> {
 
 impl<'m> Generation<'m> {
     pub(crate) fn new(model: &'m AutoModelForCausalLM, prompt: Prompt) -> Self {
-        Self { model, prompt, config: model.generation_config(), has_text: true }
+        Self {
+            model,
+            prompt,
+            config: model.generation_config(),
+            has_text: true,
+        }
     }
 
     /// Replaces all settings.
@@ -49,7 +55,8 @@ impl<'m> Generation<'m> {
         self
     }
 
-    /// Draws tokens at random, with logits divided by `temperature`; at 0 the most likely token is taken.
+    /// Draws tokens at random, with logits divided by `temperature`; at 0 the most likely token is
+    /// taken.
     pub fn temperature(mut self, temperature: f64) -> Self {
         self.config.do_sample = temperature != 0.0;
         if self.config.do_sample {
@@ -79,9 +86,10 @@ impl<'m> Generation<'m> {
     /// All of it.
     ///
     /// # Errors
-    /// [`LlmError::Setting`] for a setting without sense; [`LlmError::EmptyPrompt`] and [`LlmError::ContextExceeded`]
-    /// for a prompt that leaves no room or has nothing in it; [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`];
-    /// [`LlmError::Nn`] for ids beyond the vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
+    /// [`LlmError::Setting`] for a setting without sense; [`LlmError::EmptyPrompt`] and
+    /// [`LlmError::ContextExceeded`] for a prompt that leaves no room or has nothing in it;
+    /// [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`]; [`LlmError::Nn`] for ids beyond the
+    /// vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
     pub fn run(self) -> Result<Generated> {
         let mut pieces = self.pieces()?;
         for piece in &mut pieces {
@@ -118,7 +126,11 @@ impl<'m> Generation<'m> {
     }
 
     pub(super) fn into_request(self) -> Request {
-        Request { prompt: self.prompt, config: Some(self.config), has_text: self.has_text }
+        Request {
+            prompt: self.prompt,
+            config: Some(self.config),
+            has_text: self.has_text,
+        }
     }
 }
 
@@ -129,11 +141,13 @@ impl<'m> IntoIterator for Generation<'m> {
     /// What keeps it from beginning is the first and only item.
     fn into_iter(self) -> Pieces<'m> {
         let model = self.model;
-        self.pieces().unwrap_or_else(|error| Pieces::new(model, State::Failed(Some(error))))
+        self.pieces()
+            .unwrap_or_else(|error| Pieces::new(model, State::Failed(Some(error))))
     }
 }
 
-/// The pieces of a [`Generation`], computed as they are asked for, one for each new id. Dropping it ends generating.
+/// The pieces of a [`Generation`], computed as they are asked for, one for each new id. Dropping it
+/// ends generating.
 #[derive(Debug)]
 #[must_use = "nothing is generated until it is iterated over"]
 pub struct Pieces<'m> {
@@ -157,14 +171,21 @@ enum State<'m> {
 
 impl<'m> Pieces<'m> {
     fn new(model: &'m AutoModelForCausalLM, state: State<'m>) -> Self {
-        Self { model, state, events: VecDeque::new(), given_ids: 0, given_bytes: 0 }
+        Self {
+            model,
+            state,
+            events: VecDeque::new(),
+            given_ids: 0,
+            given_bytes: 0,
+        }
     }
 
-    /// What the pieces so far make together. Generating ends here, if it has not ended yet; the reason is
-    /// [`FinishReason::Interrupted`] then.
+    /// What the pieces so far make together. Generating ends here, if it has not ended yet; the
+    /// reason is [`FinishReason::Interrupted`] then.
     ///
     /// # Errors
-    /// What kept it from beginning. [`LlmError::Interrupted`] where the iterator has given the error that ended it.
+    /// What kept it from beginning. [`LlmError::Interrupted`] where the iterator has given the
+    /// error that ended it.
     pub fn finish(self) -> Result<Generated> {
         Ok(self.finish_in_context()?.0)
     }

@@ -10,7 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn golden(name: &str) -> Vec<Value> {
-    let path = format!("{}/../../tests/golden/generation/{name}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!(
+        "{}/../../tests/golden/generation/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    );
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -23,7 +26,10 @@ fn number(value: &Value) -> f32 {
 }
 
 fn rows() -> Vec<Vec<f32>> {
-    golden("rows.json").iter().map(|row| row.as_array().unwrap().iter().map(number).collect()).collect()
+    golden("rows.json")
+        .iter()
+        .map(|row| row.as_array().unwrap().iter().map(number).collect())
+        .collect()
 }
 
 fn size(value: &Value) -> usize {
@@ -31,7 +37,12 @@ fn size(value: &Value) -> usize {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 fn config(case: &Value) -> GenerationConfig {
@@ -39,7 +50,12 @@ fn config(case: &Value) -> GenerationConfig {
 }
 
 /// The row of a case after the processors.
-fn processed(case: &Value, config: &GenerationConfig, prompt: usize, new_tokens: usize) -> Vec<f32> {
+fn processed(
+    case: &Value,
+    config: &GenerationConfig,
+    prompt: usize,
+    new_tokens: usize,
+) -> Vec<f32> {
     let mut scores = rows()[size(&case["row"])].clone();
     let seen = ids(&case["ids"]);
     let processors = Processors::new(Arc::new(config.clone()), prompt, new_tokens);
@@ -47,8 +63,14 @@ fn processed(case: &Value, config: &GenerationConfig, prompt: usize, new_tokens:
     processors.apply(&seen, &mut scores);
 
     let is_penalised = config.repetition_penalty != 1.0;
-    let is_same = before.iter().zip(&scores).all(|(a, b)| a.to_bits() == b.to_bits());
-    assert!(is_same || is_penalised || processors.act_on(&seen), "it acts without saying so: {case}");
+    let is_same = before
+        .iter()
+        .zip(&scores)
+        .all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(
+        is_same || is_penalised || processors.act_on(&seen),
+        "it acts without saying so: {case}"
+    );
     scores
 }
 
@@ -58,7 +80,12 @@ fn processors_change_what_those_of_transformers_change() {
     assert!(cases.len() > 100);
     for case in cases {
         let config = config(&case);
-        let scores = processed(&case, &config, size(&case["prompt"]), size(&case["new_tokens"]));
+        let scores = processed(
+            &case,
+            &config,
+            size(&case["prompt"]),
+            size(&case["new_tokens"]),
+        );
 
         let mut expected = rows()[size(&case["row"])].clone();
         for (id, score) in case["changed"].as_object().unwrap() {
@@ -68,7 +95,10 @@ fn processors_change_what_those_of_transformers_change() {
             // The factor of the decay is a power, of which the last bit is free.
             let is_near = (ours - theirs).abs() <= 4.0 * f32::EPSILON * theirs.abs();
             let is_same = ours == theirs || (ours.is_nan() && theirs.is_nan());
-            assert!(is_same || is_near, "token {id}: {ours}, not {theirs}: {case}");
+            assert!(
+                is_same || is_near,
+                "token {id}: {ours}, not {theirs}: {case}"
+            );
         }
     }
 }
@@ -85,16 +115,27 @@ fn filters_keep_what_those_of_transformers_keep() {
         let kept = kept(&tokens, &config);
 
         let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
-        let ours: BTreeMap<u32, f64> = kept.iter().map(|(id, weight)| (*id, weight / total)).collect();
+        let ours: BTreeMap<u32, f64> = kept
+            .iter()
+            .map(|(id, weight)| (*id, weight / total))
+            .collect();
         let theirs: BTreeMap<u32, f64> = case["probabilities"]
             .as_object()
             .unwrap()
             .iter()
             .map(|(id, p)| (id.parse().unwrap(), p.as_f64().unwrap()))
             .collect();
-        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{case}");
+        assert_eq!(
+            ours.keys().collect::<Vec<_>>(),
+            theirs.keys().collect::<Vec<_>>(),
+            "{case}"
+        );
         for (id, p) in &theirs {
-            assert!((ours[id] - p).abs() < 1e-5 * p + 1e-9, "token {id}: {}, not {p}: {case}", ours[id]);
+            assert!(
+                (ours[id] - p).abs() < 1e-5 * p + 1e-9,
+                "token {id}: {}, not {p}: {case}",
+                ours[id]
+            );
         }
     }
 }
@@ -104,10 +145,12 @@ fn a_family_s_end_token_is_that_of_its_configuration_class() {
     let classes = golden("class_tokens.json");
     for family in llm_int8_nn::models::FAMILIES {
         let class = classes.iter().find(|class| class[0] == family.model_type);
-        let class = class.unwrap_or_else(|| panic!("{} is not in class_tokens.json", family.model_type));
+        let class =
+            class.unwrap_or_else(|| panic!("{} is not in class_tokens.json", family.model_type));
         let config = serde_json::json!({ "model_type": family.model_type }).to_string();
         let config = ModelConfig::parse(config.as_bytes()).unwrap();
-        let ours = GenerationConfig::from_model_config(&config, "config.json", &mut Vec::new()).unwrap();
+        let ours =
+            GenerationConfig::from_model_config(&config, "config.json", &mut Vec::new()).unwrap();
         let id = |value: &Value| value.as_u64().map(|id| id as u32);
         assert_eq!(ours.bos_token_id, id(&class[1]), "{}", family.model_type);
         let ends: Vec<u32> = match class[2].as_array() {

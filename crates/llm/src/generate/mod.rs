@@ -1,8 +1,8 @@
 //! From a prompt to text, token by token, with drafts, or several prompts at once.
 //!
-//! A [`Generation`] is one prompt by itself, a [`Batch`] a known number of them, and an [`Engine`] takes them as they
-//! come. All three run their sequences by the same passes (`running`), and choose and end by the same rules
-//! (`sequence`).
+//! A [`Generation`] is one prompt by itself, a [`Batch`] a known number of them, and an [`Engine`]
+//! takes them as they come. All three run their sequences by the same passes (`running`), and
+//! choose and end by the same rules (`sequence`).
 
 mod batch;
 mod config;
@@ -76,7 +76,8 @@ impl Timing {
 
     /// New tokens a second, the first not counted; none where there was only one.
     pub fn decode_rate(&self) -> Option<f64> {
-        (self.decoded_tokens > 0).then(|| self.decoded_tokens as f64 / self.decode.as_secs_f64().max(1e-9))
+        (self.decoded_tokens > 0)
+            .then(|| self.decoded_tokens as f64 / self.decode.as_secs_f64().max(1e-9))
     }
 
     /// The share of drafted tokens that were accepted; none where none were drafted.
@@ -90,8 +91,8 @@ impl Timing {
 pub struct Piece {
     /// The token; an end token is one too.
     pub id: u32,
-    /// The text, which never ends inside a character. Empty where it completes none, where it may be part of a stop
-    /// string, and where ids alone are asked for.
+    /// The text, which never ends inside a character. Empty where it completes none, where it may
+    /// be part of a stop string, and where ids alone are asked for.
     pub text: String,
 }
 

@@ -1,5 +1,6 @@
-//! What is done to a whole row of logits before a token is chosen: transformers' logits processors, in the order
-//! of `_get_logits_processor` and with the arithmetic of `generation/logits_process.py`, in f32.
+//! What is done to a whole row of logits before a token is chosen: transformers' logits processors,
+//! in the order of `_get_logits_processor` and with the arithmetic of
+//! `generation/logits_process.py`, in f32.
 
 use super::GenerationConfig;
 use std::collections::BTreeMap;
@@ -21,15 +22,31 @@ impl Processors {
     pub(super) fn new(config: Arc<GenerationConfig>, prompt: usize, new_tokens: usize) -> Self {
         let eos = &config.eos_token_ids;
         let is_eos = |ids: &[u32]| matches!(ids, [id] if eos.contains(id));
-        let bad_words = config.bad_words_ids.iter().map(Vec::as_slice).filter(|ids| !is_eos(ids));
+        let bad_words = config
+            .bad_words_ids
+            .iter()
+            .map(Vec::as_slice)
+            .filter(|ids| !is_eos(ids));
         let bad_words = distinct_sequences(bad_words.map(|ids| (ids, f32::NEG_INFINITY)));
-        let biases = config.sequence_bias.iter().map(|(ids, bias)| (ids.as_slice(), *bias as f32));
-        let (biases, max_length) = (distinct_sequences(biases), prompt.saturating_add(new_tokens));
-        Self { config, prompt, max_length, biases, bad_words }
+        let biases = config
+            .sequence_bias
+            .iter()
+            .map(|(ids, bias)| (ids.as_slice(), *bias as f32));
+        let (biases, max_length) = (
+            distinct_sequences(biases),
+            prompt.saturating_add(new_tokens),
+        );
+        Self {
+            config,
+            prompt,
+            max_length,
+            biases,
+            bad_words,
+        }
     }
 
-    /// Whether one of them changes the next row. The repetition penalty does not count: it can be computed where
-    /// the logits are.
+    /// Whether one of them changes the next row. The repetition penalty does not count: it can be
+    /// computed where the logits are.
     pub(super) fn act_on(&self, seen: &[u32]) -> bool {
         let config = &self.config;
         !self.biases.is_empty()
@@ -52,10 +69,17 @@ impl Processors {
 
         add_biases(&self.biases, seen, scores);
         // transformers divides by the reciprocal, which makes tokens of the prompt more likely.
-        penalise(prompt, (1.0 / config.encoder_repetition_penalty) as f32, scores);
+        penalise(
+            prompt,
+            (1.0 / config.encoder_repetition_penalty) as f32,
+            scores,
+        );
         penalise(seen, config.repetition_penalty as f32, scores);
         forbid(&repeated(seen, seen, config.no_repeat_ngram_size), scores);
-        forbid(&repeated(prompt, seen, config.encoder_no_repeat_ngram_size), scores);
+        forbid(
+            &repeated(prompt, seen, config.encoder_no_repeat_ngram_size),
+            scores,
+        );
         add_biases(&self.bad_words, seen, scores);
         if self.forbids_end(length) {
             forbid(&config.eos_token_ids, scores);
@@ -90,18 +114,25 @@ impl Processors {
 
     /// The tokens that are the only possible ones now.
     fn forced(&self, length: usize) -> Option<&[u32]> {
-        let (bos, eos) = (&self.config.forced_bos_token_id, &self.config.forced_eos_token_ids);
+        let (bos, eos) = (
+            &self.config.forced_bos_token_id,
+            &self.config.forced_eos_token_ids,
+        );
         // At the last token the end wins over the beginning, as the processor that comes later.
         if !eos.is_empty() && length.saturating_add(1) == self.max_length {
             return Some(eos);
         }
-        bos.as_ref().filter(|_| length == 1).map(std::slice::from_ref)
+        bos.as_ref()
+            .filter(|_| length == 1)
+            .map(std::slice::from_ref)
     }
 
     /// What the magnitude of an end token's logit is multiplied by and added, where that has begun.
     fn decay(&self, length: usize) -> Option<f32> {
         let (start, factor) = self.config.exponential_decay_length_penalty?;
-        let after = i64::try_from(length - self.prompt.min(length)).ok()?.saturating_sub(start);
+        let after = i64::try_from(length - self.prompt.min(length))
+            .ok()?
+            .saturating_sub(start);
         (after > 0).then(|| (factor.powf(after as f64) - 1.0) as f32)
     }
 
@@ -113,7 +144,9 @@ impl Processors {
 }
 
 /// Each sequence once, with its last bias, as the keys of a dict.
-fn distinct_sequences<'a>(sequences: impl Iterator<Item = (&'a [u32], f32)>) -> Vec<(Vec<u32>, f32)> {
+fn distinct_sequences<'a>(
+    sequences: impl Iterator<Item = (&'a [u32], f32)>,
+) -> Vec<(Vec<u32>, f32)> {
     let mut found: Vec<(Vec<u32>, f32)> = Vec::new();
     let mut places: BTreeMap<&[u32], usize> = BTreeMap::new();
     for (ids, bias) in sequences {
@@ -128,12 +161,14 @@ fn distinct_sequences<'a>(sequences: impl Iterator<Item = (&'a [u32], f32)>) -> 
     found
 }
 
-/// Adds the biases of single tokens, and those of longer sequences that the next token would complete.
+/// Adds the biases of single tokens, and those of longer sequences that the next token would
+/// complete.
 fn add_biases(biases: &[(Vec<u32>, f32)], seen: &[u32], scores: &mut [f32]) {
     let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
     let is_due = |ids: &[u32]| match ids {
         [] | [_] => true,
-        // A sequence as long as the text could be completed a token earlier; transformers does not look then.
+        // A sequence as long as the text could be completed a token earlier; transformers does not
+        // look then.
         [before @ .., _] => ids.len() <= seen.len() && seen.ends_with(before),
     };
     // The sum of single tokens comes first, since f32 sums depend on their order.
@@ -150,22 +185,32 @@ fn add_biases(biases: &[(Vec<u32>, f32)], seen: &[u32], scores: &mut [f32]) {
     }
 }
 
-/// Divides the positive logits of these tokens by the penalty and multiplies the negative ones, each once.
+/// Divides the positive logits of these tokens by the penalty and multiplies the negative ones,
+/// each once.
 fn penalise(ids: &[u32], penalty: f32, scores: &mut [f32]) {
     if penalty == 1.0 {
         return;
     }
     for id in distinct(ids, scores.len()) {
         let score = &mut scores[id as usize];
-        *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+        *score = if *score < 0.0 {
+            *score * penalty
+        } else {
+            *score / penalty
+        };
     }
 }
 
 /// The tokens that followed in `text` where it holds the last `size - 1` tokens of `seen`.
 fn repeated(text: &[u32], seen: &[u32], size: usize) -> Vec<u32> {
-    let Some(start) = (seen.len() + 1).checked_sub(size).filter(|_| size > 0) else { return Vec::new() };
+    let Some(start) = (seen.len() + 1).checked_sub(size).filter(|_| size > 0) else {
+        return Vec::new();
+    };
     let end = &seen[start..];
-    text.windows(size).filter(|window| window.starts_with(end)).map(|window| window[size - 1]).collect()
+    text.windows(size)
+        .filter(|window| window.starts_with(end))
+        .map(|window| window[size - 1])
+        .collect()
 }
 
 /// Makes tokens impossible.
@@ -183,12 +228,20 @@ fn set(ids: &[u32], value: f32, scores: &mut [f32]) {
 
 /// The nearest number of the same sign that is finite; 0 for NaN.
 fn valid(score: f32) -> f32 {
-    if score.is_nan() { 0.0 } else { score.clamp(f32::MIN, f32::MAX) }
+    if score.is_nan() {
+        0.0
+    } else {
+        score.clamp(f32::MIN, f32::MAX)
+    }
 }
 
 /// Each token of a vocabulary once, in order.
 fn distinct(ids: &[u32], vocabulary: usize) -> Vec<u32> {
-    let mut ids: Vec<u32> = ids.iter().copied().filter(|id| (*id as usize) < vocabulary).collect();
+    let mut ids: Vec<u32> = ids
+        .iter()
+        .copied()
+        .filter(|id| (*id as usize) < vocabulary)
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     ids

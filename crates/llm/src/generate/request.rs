@@ -69,7 +69,11 @@ pub struct Request {
 impl Request {
     /// Text after a prompt, by the settings that the model's files ask for.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
-        Self { prompt: prompt.into(), config: None, has_text: true }
+        Self {
+            prompt: prompt.into(),
+            config: None,
+            has_text: true,
+        }
     }
 
     /// By these settings instead.

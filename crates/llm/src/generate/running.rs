@@ -17,12 +17,21 @@ pub(crate) struct Context {
 impl Context {
     /// Nothing yet.
     pub(crate) fn new(decoder: &Decoder) -> Self {
-        Self { cache: decoder.new_cache(), ids: Vec::new() }
+        Self {
+            cache: decoder.new_cache(),
+            ids: Vec::new(),
+        }
     }
 
-    /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits are for.
+    /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits
+    /// are for.
     fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let same = self
+            .ids
+            .iter()
+            .zip(prompt)
+            .take_while(|(a, b)| a == b)
+            .count();
         let kept = same.min(prompt.len().saturating_sub(1));
         self.forget(kept);
         kept
@@ -58,8 +67,21 @@ impl<'m> Running<'m> {
         let prompt = sequence.all_ids();
         let reused = context.reuse(prompt);
         let input = prompt[reused..].to_vec();
-        let timing = Timing { prompt_tokens: input.len(), reused_tokens: reused, ..Timing::default() };
-        Self { id, sequence, context, input, drafts: 0, timing, started: Instant::now(), has_failed: false }
+        let timing = Timing {
+            prompt_tokens: input.len(),
+            reused_tokens: reused,
+            ..Timing::default()
+        };
+        Self {
+            id,
+            sequence,
+            context,
+            input,
+            drafts: 0,
+            timing,
+            started: Instant::now(),
+            has_failed: false,
+        }
     }
 
     /// Whether it takes part in the next pass.
@@ -77,7 +99,11 @@ impl<'m> Running<'m> {
         if self.goes_on() {
             self.stop_clock();
         }
-        (self.sequence.into_generated(self.timing, self.context.cache.bytes()), self.context)
+        (
+            self.sequence
+                .into_generated(self.timing, self.context.cache.bytes()),
+            self.context,
+        )
     }
 
     fn is_at_prompt(&self) -> bool {
@@ -93,23 +119,40 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// Positions of the input whose logits are needed: the last of a prompt; a token and every draft after it.
+    /// Positions of the input whose logits are needed: the last of a prompt; a token and every
+    /// draft after it.
     fn positions(&self) -> LogitPositions {
-        if self.is_at_prompt() { LogitPositions::Last } else { LogitPositions::All }
+        if self.is_at_prompt() {
+            LogitPositions::Last
+        } else {
+            LogitPositions::All
+        }
     }
 
     fn as_input(&mut self) -> SequenceInput<'_> {
         let logits = self.positions();
-        SequenceInput { ids: &self.input, cache: &mut self.context.cache, logits }
+        SequenceInput {
+            ids: &self.input,
+            cache: &mut self.context.cache,
+            logits,
+        }
     }
 
-    /// Takes the tokens that its rows of a pass's logits give, from row `first` on: one, and one more for each draft
-    /// that was right.
-    fn take(&mut self, logits: &mut Logits<'_>, first: usize, on_piece: &mut dyn FnMut(Piece)) -> Result<()> {
+    /// Takes the tokens that its rows of a pass's logits give, from row `first` on: one, and one
+    /// more for each draft that was right.
+    fn take(
+        &mut self,
+        logits: &mut Logits<'_>,
+        first: usize,
+        on_piece: &mut dyn FnMut(Piece),
+    ) -> Result<()> {
         let is_first = self.is_at_prompt();
         self.context.ids.extend_from_slice(&self.input);
         self.timing.drafted_tokens += self.drafts;
-        let (known, known_before) = (self.input.len() - self.drafts, self.context.ids.len() - self.drafts);
+        let (known, known_before) = (
+            self.input.len() - self.drafts,
+            self.context.ids.len() - self.drafts,
+        );
 
         for i in 0..=self.drafts {
             let piece = self.sequence.next(logits, first + i)?;
@@ -145,8 +188,8 @@ impl<'m> Running<'m> {
     }
 }
 
-/// One pass over sequences that all go on, prompts and single tokens side by side. Each adds its pieces to `events`,
-/// or the error that ended it alone.
+/// One pass over sequences that all go on, prompts and single tokens side by side. Each adds its
+/// pieces to `events`, or the error that ended it alone.
 ///
 /// # Errors
 /// [`LlmError::Nn`](crate::LlmError::Nn) where the pass fails: none of the sequences can go on.
@@ -162,10 +205,18 @@ pub(super) fn pass(
     let mut row = 0;
     for one in running {
         let (id, rows) = (one.id, one.drafts + 1);
-        let mut on_piece = |piece| events.push_back(Event { id, update: Update::Piece(piece) });
+        let mut on_piece = |piece| {
+            events.push_back(Event {
+                id,
+                update: Update::Piece(piece),
+            })
+        };
         if let Err(error) = one.take(&mut logits, row, &mut on_piece) {
             one.has_failed = true;
-            events.push_back(Event { id, update: Update::Failed(error) });
+            events.push_back(Event {
+                id,
+                update: Update::Failed(error),
+            });
         }
         row += rows;
     }

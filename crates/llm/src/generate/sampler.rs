@@ -1,5 +1,5 @@
-//! Choosing the next token. What can be done where the logits are is done there; a row is fetched only where a
-//! processor needs all of it.
+//! Choosing the next token. What can be done where the logits are is done there; a row is fetched
+//! only where a processor needs all of it.
 
 use super::GenerationConfig;
 use super::filters::kept;
@@ -48,7 +48,14 @@ impl Sampler {
             let mut penalty = self.config.repetition_penalty as f32;
             let seen = std::mem::take(&mut self.seen);
             let id = self.choose(&mut |count| {
-                let chosen = logits.choose(row, &Choice { count, penalty, seen: &seen });
+                let chosen = logits.choose(
+                    row,
+                    &Choice {
+                        count,
+                        penalty,
+                        seen: &seen,
+                    },
+                );
                 // The row is changed now.
                 penalty = 1.0;
                 chosen.map_err(|error| match error {
@@ -66,14 +73,16 @@ impl Sampler {
     /// A row of logits after the processors.
     fn processed(&self, logits: &Logits<'_>, row: usize) -> Result<Vec<f32>> {
         let mut scores = logits.row(row)?;
-        let is_bad = scores.iter().fold(false, |bad, score| bad | !score.is_finite());
+        let is_bad = scores
+            .iter()
+            .fold(false, |bad, score| bad | !score.is_finite());
         if is_bad && !self.config.remove_invalid_values {
             return Err(LlmError::BadLogits);
         }
         self.processors.apply(&self.seen, &mut scores);
 
-        // An end token that is forbidden while its logit grows: -inf + inf. torch.argmax takes NaN for the largest,
-        // and torch.multinomial refuses it.
+        // An end token that is forbidden while its logit grows: -inf + inf. torch.argmax takes NaN
+        // for the largest, and torch.multinomial refuses it.
         match scores.iter().position(|score| score.is_nan()) {
             Some(_) if self.config.do_sample => Err(LlmError::BadLogits),
             Some(place) => {
@@ -85,14 +94,15 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token: the most likely one, or one drawn. `largest(k)` returns the `k` tokens with the largest
-    /// logits, largest first.
+    /// Chooses the next token: the most likely one, or one drawn. `largest(k)` returns the `k`
+    /// tokens with the largest logits, largest first.
     fn choose(&mut self, largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>) -> Result<u32> {
         if !self.config.do_sample {
             return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
         }
         let kept = kept(&top_k(largest, self.config.top_k)?, &self.config);
-        let weights = WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
+        let weights =
+            WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
         Ok(kept[weights.sample(&mut self.rng)].0)
     }
 }
@@ -121,7 +131,11 @@ mod tests {
     use super::*;
 
     fn config() -> GenerationConfig {
-        GenerationConfig { do_sample: true, top_k: 0, ..GenerationConfig::default() }
+        GenerationConfig {
+            do_sample: true,
+            top_k: 0,
+            ..GenerationConfig::default()
+        }
     }
 
     fn sampler_of(config: &GenerationConfig, prompt: &[u32], new_tokens: usize) -> Sampler {
@@ -159,9 +173,14 @@ mod tests {
             assert!((i64::from(*count) - expected).abs() < 200, "{counts:?}");
         }
         let draw = |seed| {
-            let config = GenerationConfig { seed, ..config.clone() };
+            let config = GenerationConfig {
+                seed,
+                ..config.clone()
+            };
             let mut sampler = sampler_of(&config, &[], 20);
-            (0..20).map(|_| sampler.next(&mut logits(), 0).unwrap()).collect::<Vec<_>>()
+            (0..20)
+                .map(|_| sampler.next(&mut logits(), 0).unwrap())
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
@@ -169,26 +188,49 @@ mod tests {
 
     #[test]
     fn what_was_there_is_penalised_and_nan_is_an_error() {
-        let config = GenerationConfig { repetition_penalty: 2.0, ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            repetition_penalty: 2.0,
+            ..GenerationConfig::default()
+        };
         let logits = || Logits::from_vec(vec![4.0, 3.0, 2.5], 3);
         let mut sampler = sampler_of(&config, &[0], 3);
-        assert_eq!([0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()), [1, 2, 0]);
+        assert_eq!(
+            [0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()),
+            [1, 2, 0]
+        );
 
         let plain = GenerationConfig::default();
-        let processed = GenerationConfig { suppress_tokens: vec![9], ..plain.clone() };
+        let processed = GenerationConfig {
+            suppress_tokens: vec![9],
+            ..plain.clone()
+        };
         for config in [&plain, &processed] {
             let mut bad = Logits::from_vec(vec![f32::NAN, 1.0], 2);
-            assert!(matches!(sampler_of(config, &[], 1).next(&mut bad, 0), Err(LlmError::BadLogits)));
+            assert!(matches!(
+                sampler_of(config, &[], 1).next(&mut bad, 0),
+                Err(LlmError::BadLogits)
+            ));
         }
-        let removed = GenerationConfig { remove_invalid_values: true, ..plain };
+        let removed = GenerationConfig {
+            remove_invalid_values: true,
+            ..plain
+        };
         let mut bad = Logits::from_vec(vec![f32::NAN, -1.0], 2);
-        assert_eq!(sampler_of(&removed, &[], 1).next(&mut bad, 0).unwrap(), 0, "NaN becomes 0");
+        assert_eq!(
+            sampler_of(&removed, &[], 1).next(&mut bad, 0).unwrap(),
+            0,
+            "NaN becomes 0"
+        );
     }
 
     #[test]
     fn a_penalty_applies_once_where_the_row_is_looked_at_twice() {
         // The last of the top k ties with the next, so all tokens are needed.
-        let config = GenerationConfig { repetition_penalty: 2.0, top_k: 1, ..config() };
+        let config = GenerationConfig {
+            repetition_penalty: 2.0,
+            top_k: 1,
+            ..config()
+        };
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
         assert!(sampler_of(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
         assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);
@@ -196,9 +238,22 @@ mod tests {
 
     #[test]
     fn drawing_where_everything_is_ruled_out_is_an_error() {
-        let all = GenerationConfig { suppress_tokens: vec![0, 1, 2, 3], ..config() };
-        assert!(matches!(sampler_of(&all, &[], 1).next(&mut logits(), 0), Err(LlmError::BadLogits)));
-        let greedy = GenerationConfig { do_sample: false, ..all };
-        assert_eq!(sampler_of(&greedy, &[], 1).next(&mut logits(), 0).unwrap(), 0, "as torch.argmax");
+        let all = GenerationConfig {
+            suppress_tokens: vec![0, 1, 2, 3],
+            ..config()
+        };
+        assert!(matches!(
+            sampler_of(&all, &[], 1).next(&mut logits(), 0),
+            Err(LlmError::BadLogits)
+        ));
+        let greedy = GenerationConfig {
+            do_sample: false,
+            ..all
+        };
+        assert_eq!(
+            sampler_of(&greedy, &[], 1).next(&mut logits(), 0).unwrap(),
+            0,
+            "as torch.argmax"
+        );
     }
 }

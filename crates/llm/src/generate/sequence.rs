@@ -32,10 +32,15 @@ impl<'m> Sequence<'m> {
     /// Before its first token.
     ///
     /// # Errors
-    /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`]; [`LlmError::Nn`] for an id
-    /// beyond the vocabulary; [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`] where text is needed.
+    /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`];
+    /// [`LlmError::Nn`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
+    /// [`LlmError::Tokenizer`] where text is needed.
     pub(super) fn new(model: &'m AutoModelForCausalLM, request: Request) -> Result<Self> {
-        let Request { prompt, config, has_text } = request;
+        let Request {
+            prompt,
+            config,
+            has_text,
+        } = request;
         let config = Arc::new(config.unwrap_or_else(|| model.generation_config()));
         check(model, &config)?;
 
@@ -44,7 +49,11 @@ impl<'m> Sequence<'m> {
         model.decoder().check_ids(&prompt)?;
 
         let needs_tokenizer = has_text || !config.stop.is_empty();
-        let tokenizer = if needs_tokenizer { Some(model.tokenizer()?) } else { None };
+        let tokenizer = if needs_tokenizer {
+            Some(model.tokenizer()?)
+        } else {
+            None
+        };
         let stops = match tokenizer {
             Some(tokenizer) => StopStrings::new(&config.stop, tokenizer, &prompt)?,
             None => None,
@@ -89,7 +98,8 @@ impl<'m> Sequence<'m> {
         draft(self.sampler.seen(), self.config.speculate.min(room))
     }
 
-    /// Chooses the next id by a row of logits. The piece that ends the sequence holds the text kept back so far.
+    /// Chooses the next id by a row of logits. The piece that ends the sequence holds the text kept
+    /// back so far.
     pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<Piece> {
         let id = self.sampler.next(logits, row)?;
         self.ids.push(id);
@@ -102,7 +112,10 @@ impl<'m> Sequence<'m> {
             (text, is_stopped) = self.push(id)?;
             self.finish_reason = self.reason_to_end(is_stopped);
         }
-        if self.finish_reason.is_some_and(|reason| reason != FinishReason::StopString) {
+        if self
+            .finish_reason
+            .is_some_and(|reason| reason != FinishReason::StopString)
+        {
             text.push_str(&self.kept_back()?);
         }
         self.text.push_str(&text);
@@ -115,7 +128,11 @@ impl<'m> Sequence<'m> {
             Some(FinishReason::StopString)
         } else if self.ids.len() >= self.most {
             Some(FinishReason::Length)
-        } else if self.config.max_time.is_some_and(|most| self.started.elapsed() > most) {
+        } else if self
+            .config
+            .max_time
+            .is_some_and(|most| self.started.elapsed() > most)
+        {
             Some(FinishReason::Time)
         } else {
             None
@@ -136,7 +153,9 @@ impl<'m> Sequence<'m> {
 
     /// What was kept back in case it became a character or a stop string.
     fn kept_back(&mut self) -> Result<String> {
-        let Some(stream) = &mut self.stream else { return Ok(String::new()) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(String::new());
+        };
         let text = stream.finish()?;
         match &mut self.stops {
             Some(stops) => stops.finish(text),
@@ -147,7 +166,13 @@ impl<'m> Sequence<'m> {
     /// What came of it; one that has not ended was interrupted.
     pub(super) fn into_generated(self, timing: Timing, cache_bytes: u64) -> Generated {
         let finish_reason = self.finish_reason.unwrap_or(FinishReason::Interrupted);
-        Generated { text: self.text, ids: self.ids, finish_reason, timing, cache_bytes }
+        Generated {
+            text: self.text,
+            ids: self.ids,
+            finish_reason,
+            timing,
+            cache_bytes,
+        }
     }
 }
 
@@ -167,7 +192,11 @@ fn check(model: &AutoModelForCausalLM, config: &GenerationConfig) -> Result<()> 
 }
 
 /// The part of the prompt that leaves room for the new tokens, and how many there may be.
-fn fit(mut prompt: Vec<u32>, config: &GenerationConfig, positions: usize) -> Result<(Vec<u32>, usize)> {
+fn fit(
+    mut prompt: Vec<u32>,
+    config: &GenerationConfig,
+    positions: usize,
+) -> Result<(Vec<u32>, usize)> {
     if prompt.is_empty() {
         return Err(LlmError::EmptyPrompt);
     }
@@ -179,7 +208,11 @@ fn fit(mut prompt: Vec<u32>, config: &GenerationConfig, positions: usize) -> Res
         prompt.drain(..prompt.len() - prompt.len().min(positions - new));
         return Ok((prompt, new));
     }
-    Err(LlmError::ContextExceeded { prompt: prompt.len(), new, available: positions })
+    Err(LlmError::ContextExceeded {
+        prompt: prompt.len(),
+        new,
+        available: positions,
+    })
 }
 
 #[cfg(test)]
@@ -195,10 +228,22 @@ mod tests {
         };
         let prompt = || vec![1, 2, 3, 4, 5, 6];
         assert_eq!(fit(prompt(), &config(2, false), 8).unwrap(), (prompt(), 2));
-        assert_eq!(fit(prompt(), &config(4, true), 8).unwrap(), (vec![3, 4, 5, 6], 4));
+        assert_eq!(
+            fit(prompt(), &config(4, true), 8).unwrap(),
+            (vec![3, 4, 5, 6], 4)
+        );
         let error = fit(prompt(), &config(4, false), 8).unwrap_err().to_string();
-        assert!(error.contains("6 tokens and 4 new ones") && error.contains("`truncate`"), "{error}");
-        assert!(fit(prompt(), &config(8, true), 8).is_err(), "no room for any prompt");
-        assert!(matches!(fit(Vec::new(), &config(1, true), 8), Err(LlmError::EmptyPrompt)));
+        assert!(
+            error.contains("6 tokens and 4 new ones") && error.contains("`truncate`"),
+            "{error}"
+        );
+        assert!(
+            fit(prompt(), &config(8, true), 8).is_err(),
+            "no room for any prompt"
+        );
+        assert!(matches!(
+            fit(Vec::new(), &config(1, true), 8),
+            Err(LlmError::EmptyPrompt)
+        ));
     }
 }

@@ -27,14 +27,19 @@ impl Settings<'_> {
             value = value.chars().take(60).chain(['…']).collect();
         }
         let reason = format!("`{key}` is {value}; {expected} was expected");
-        LlmError::MalformedJson { what: self.what.to_owned(), reason }
+        LlmError::MalformedJson {
+            what: self.what.to_owned(),
+            reason,
+        }
     }
 
     /// True or false; false where there is none.
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         match self.get(key) {
             Value::Null => Ok(false),
-            value => value.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
+            value => value
+                .as_bool()
+                .ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
 
@@ -47,7 +52,10 @@ impl Settings<'_> {
     pub(super) fn optional_number(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             Value::Null => Ok(None),
-            value => value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number")),
+            value => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, "a number")),
         }
     }
 
@@ -55,13 +63,17 @@ impl Settings<'_> {
     pub(super) fn integer(&self, key: &str) -> Result<Option<i64>> {
         match self.get(key) {
             Value::Null => Ok(None),
-            value => whole(value).map(Some).ok_or_else(|| self.wrong(key, "a whole number")),
+            value => whole(value)
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, "a whole number")),
         }
     }
 
     /// A whole number from 0 up, where there is one.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
-        let size = |number: i64| usize::try_from(number).map_err(|_| self.wrong(key, "a number from 0 up"));
+        let size = |number: i64| {
+            usize::try_from(number).map_err(|_| self.wrong(key, "a number from 0 up"))
+        };
         self.integer(key)?.map(size).transpose()
     }
 
@@ -84,8 +96,12 @@ impl Settings<'_> {
             Value::Array(list) => list.iter().map(whole).collect(),
             value => whole(value).map(|number| vec![number]),
         };
-        let ids = numbers.ok_or_else(wrong)?.into_iter().filter(|number| *number >= 0);
-        ids.map(|number| u32::try_from(number).map_err(|_| wrong())).collect()
+        let ids = numbers
+            .ok_or_else(wrong)?
+            .into_iter()
+            .filter(|number| *number >= 0);
+        ids.map(|number| u32::try_from(number).map_err(|_| wrong()))
+            .collect()
     }
 
     /// A list of lists of token ids, none of them empty.
@@ -109,7 +125,8 @@ impl Settings<'_> {
             Value::Array(list) => list.iter().map(pair).collect::<Option<Vec<_>>>(),
             _ => None,
         };
-        biases.ok_or_else(|| self.wrong(key, "a list of token ids and biases, as [[[1, 2], -0.5]],"))
+        biases
+            .ok_or_else(|| self.wrong(key, "a list of token ids and biases, as [[[1, 2], -0.5]],"))
     }
 
     /// A whole number and a number.
@@ -140,12 +157,18 @@ impl Settings<'_> {
 
 /// A whole number, written as one or as 20.0.
 fn whole(value: &Value) -> Option<i64> {
-    let of_float = |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
+    let of_float =
+        |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
     value.as_i64().or_else(|| value.as_f64().and_then(of_float))
 }
 
 /// A list of token ids that is not empty.
 fn sequence(value: &Value) -> Option<Vec<u32>> {
     let id = |value: &Value| whole(value).and_then(|number| u32::try_from(number).ok());
-    value.as_array()?.iter().map(id).collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty())
+    value
+        .as_array()?
+        .iter()
+        .map(id)
+        .collect::<Option<Vec<u32>>>()
+        .filter(|ids| !ids.is_empty())
 }

@@ -1,4 +1,5 @@
-//! Stop strings: looked for in the text with special tokens, found across tokens, and never shown in part.
+//! Stop strings: looked for in the text with special tokens, found across tokens, and never shown
+//! in part.
 
 use super::text_stream::TextStream;
 use crate::error::Result;
@@ -24,7 +25,8 @@ struct Piece {
 }
 
 impl Piece {
-    /// The place in `shown` of a place in `all`; none where they differ otherwise than by a beginning.
+    /// The place in `shown` of a place in `all`; none where they differ otherwise than by a
+    /// beginning.
     fn shown_place(&self, place: usize) -> Option<usize> {
         let missing = self.all.strip_suffix(&self.shown)?.len();
         Some(place.saturating_sub(missing))
@@ -32,24 +34,47 @@ impl Piece {
 }
 
 impl<'a> StopStrings<'a> {
-    /// Begins after a prompt: what it ends with may be the beginning of a stop string. None without stop strings.
+    /// Begins after a prompt: what it ends with may be the beginning of a stop string. None without
+    /// stop strings.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
-    pub(super) fn new(stops: &[String], tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Option<Self>> {
-        let stops: Vec<String> = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+    pub(super) fn new(
+        stops: &[String],
+        tokenizer: &'a Tokenizer,
+        prompt: &[u32],
+    ) -> Result<Option<Self>> {
+        let stops: Vec<String> = stops
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .cloned()
+            .collect();
         let longest = stops.iter().map(|stop| stop.chars().count()).max();
-        let Some(longest) = longest else { return Ok(None) };
+        let Some(longest) = longest else {
+            return Ok(None);
+        };
 
         // As transformers, which looks at a token for each character.
         let end = &prompt[prompt.len() - prompt.len().min(longest)..];
         let (stream, text) = TextStream::after(tokenizer, end)?;
-        let kept = stops.iter().map(|stop| begun(&text, stop)).max().unwrap_or(0);
+        let kept = stops
+            .iter()
+            .map(|stop| begun(&text, stop))
+            .max()
+            .unwrap_or(0);
         let all = text[text.len() - kept..].to_owned();
-        Ok(Some(Self { stops, stream, held: VecDeque::from([Piece { all, shown: String::new() }]) }))
+        Ok(Some(Self {
+            stops,
+            stream,
+            held: VecDeque::from([Piece {
+                all,
+                shown: String::new(),
+            }]),
+        }))
     }
 
-    /// The text that can be shown after one more id, which adds `shown` to it, and whether a stop string was met.
+    /// The text that can be shown after one more id, which adds `shown` to it, and whether a stop
+    /// string was met.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -58,7 +83,8 @@ impl<'a> StopStrings<'a> {
         Ok(self.add(Piece { all, shown }))
     }
 
-    /// What was held back, with `shown`, which an unfinished character at the end of the text becomes.
+    /// What was held back, with `shown`, which an unfinished character at the end of the text
+    /// becomes.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -75,12 +101,22 @@ impl<'a> StopStrings<'a> {
         self.held.push_back(piece);
         let all: String = self.held.iter().map(|piece| piece.all.as_str()).collect();
 
-        if let Some(place) = self.stops.iter().filter_map(|stop| all.find(stop.as_str())).min() {
+        if let Some(place) = self
+            .stops
+            .iter()
+            .filter_map(|stop| all.find(stop.as_str()))
+            .min()
+        {
             let shown = self.release(place);
             self.held.clear();
             return (shown, true);
         }
-        let kept = self.stops.iter().map(|stop| begun(&all, stop)).max().unwrap_or(0);
+        let kept = self
+            .stops
+            .iter()
+            .map(|stop| begun(&all, stop))
+            .max()
+            .unwrap_or(0);
         (self.release(all.len() - kept), false)
     }
 
@@ -93,11 +129,16 @@ impl<'a> StopStrings<'a> {
                 text.push_str(&piece.shown);
                 continue;
             }
-            if let Some(place) = piece.shown_place(bytes).filter(|place| piece.shown.is_char_boundary(*place))
+            if let Some(place) = piece
+                .shown_place(bytes)
+                .filter(|place| piece.shown.is_char_boundary(*place))
             {
                 let rest = piece.shown.split_off(place);
                 text.push_str(&piece.shown);
-                piece = Piece { all: piece.all.split_off(bytes), shown: rest };
+                piece = Piece {
+                    all: piece.all.split_off(bytes),
+                    shown: rest,
+                };
             }
             self.held.push_front(piece);
             break;
@@ -109,7 +150,11 @@ impl<'a> StopStrings<'a> {
 /// Length of the longest end of `text` that is a beginning of `stop`, and not all of it.
 fn begun(text: &str, stop: &str) -> usize {
     let beginnings = stop.char_indices().map(|(place, _)| &stop[..place]).rev();
-    beginnings.filter(|beginning| text.ends_with(beginning)).map(str::len).max().unwrap_or(0)
+    beginnings
+        .filter(|beginning| text.ends_with(beginning))
+        .map(str::len)
+        .max()
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -122,15 +167,23 @@ mod tests {
 
     fn stops<'a>(texts: &[&str], tokenizer: &'a Tokenizer, prompt: &str) -> StopStrings<'a> {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-        StopStrings::new(&texts, tokenizer, &tokenizer.encode(prompt).unwrap()).unwrap().unwrap()
+        StopStrings::new(&texts, tokenizer, &tokenizer.encode(prompt).unwrap())
+            .unwrap()
+            .unwrap()
     }
 
     fn same(text: &str) -> Piece {
-        Piece { all: text.into(), shown: text.into() }
+        Piece {
+            all: text.into(),
+            shown: text.into(),
+        }
     }
 
     fn special(text: &str) -> Piece {
-        Piece { all: text.into(), shown: String::new() }
+        Piece {
+            all: text.into(),
+            shown: String::new(),
+        }
     }
 
     #[test]
@@ -149,7 +202,11 @@ mod tests {
         let mut stops = stops(&["a<s>b", "</s>"], &tokenizer, "");
         assert_eq!(stops.add(same("xa")), ("x".into(), false));
         assert_eq!(stops.add(special("<s>")), (String::new(), false));
-        assert_eq!(stops.add(same("c")), ("ac".into(), false), "the special token is not shown");
+        assert_eq!(
+            stops.add(same("c")),
+            ("ac".into(), false),
+            "the special token is not shown"
+        );
         assert_eq!(stops.add(same("y")), ("y".into(), false));
         assert_eq!(stops.add(special("</s>")), (String::new(), true));
 
@@ -164,7 +221,10 @@ mod tests {
         let tokenizer = tokenizer();
         let mut stops = stops(&["END"], &tokenizer, "");
         assert_eq!(
-            stops.add(Piece { all: " one END".into(), shown: "one END".into() }),
+            stops.add(Piece {
+                all: " one END".into(),
+                shown: "one END".into()
+            }),
             ("one ".into(), true)
         );
     }
@@ -172,13 +232,21 @@ mod tests {
     #[test]
     fn the_prompt_may_begin_a_stop_string() {
         let tokenizer = tokenizer();
-        assert!(StopStrings::new(&[String::new()], &tokenizer, &[]).unwrap().is_none());
+        assert!(
+            StopStrings::new(&[String::new()], &tokenizer, &[])
+                .unwrap()
+                .is_none()
+        );
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
         assert_eq!(begun.add(same("OP two")), (String::new(), true));
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
         assert_eq!(begun.add(same("ART")), ("ART".into(), false));
         let mut whole = stops(&["STOP"], &tokenizer, "STOP");
-        assert_eq!(whole.add(same("P")), ("P".into(), false), "what was there before does not count");
+        assert_eq!(
+            whole.add(same("P")),
+            ("P".into(), false),
+            "what was there before does not count"
+        );
     }
 
     #[test]

@@ -19,16 +19,25 @@ pub(super) struct TextStream<'a> {
 impl<'a> TextStream<'a> {
     /// A stream without ids, which leaves special tokens out.
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, with_special: false, ids: Vec::new(), prefix: 0, read: 0 }
+        Self {
+            tokenizer,
+            with_special: false,
+            ids: Vec::new(),
+            prefix: 0,
+            read: 0,
+        }
     }
 
-    /// A stream that goes on from `ids` and keeps special tokens, and the text of `ids`. A character that they leave
-    /// unfinished belongs to what comes.
+    /// A stream that goes on from `ids` and keeps special tokens, and the text of `ids`. A
+    /// character that they leave unfinished belongs to what comes.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
     pub(super) fn after(tokenizer: &'a Tokenizer, ids: &[u32]) -> Result<(Self, String)> {
-        let mut stream = Self { with_special: true, ..Self::new(tokenizer) };
+        let mut stream = Self {
+            with_special: true,
+            ..Self::new(tokenizer)
+        };
         let mut text = String::new();
         for id in ids {
             text.push_str(&stream.push(*id)?);
@@ -68,7 +77,10 @@ impl<'a> TextStream<'a> {
             true => self.tokenizer.decode_all(ids),
             false => self.tokenizer.decode(ids),
         };
-        Ok((decode(&self.ids[self.prefix..self.read])?, decode(&self.ids[self.prefix..])?))
+        Ok((
+            decode(&self.ids[self.prefix..self.read])?,
+            decode(&self.ids[self.prefix..])?,
+        ))
     }
 }
 

@@ -1,11 +1,12 @@
-//! What each tokenizer class of transformers adds to its files: default special tokens, begin and end tokens, and
-//! the files it can be built from when there is no `tokenizer.json`.
+//! What each tokenizer class of transformers adds to its files: default special tokens, begin and
+//! end tokens, and the files it can be built from when there is no `tokenizer.json`.
 //!
 //! Read off the `tokenization_*_fast.py` files of transformers 4.57.
 
 use serde_json::Value;
 
-/// The files a class is built from where there is no `tokenizer.json` (`convert_slow_tokenizer.py`).
+/// The files a class is built from where there is no `tokenizer.json`
+/// (`convert_slow_tokenizer.py`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SlowFiles {
     /// `vocab.json` and `merges.txt`, split as GPT-2 splits.
@@ -25,8 +26,8 @@ pub(super) enum SlowFiles {
 pub(super) enum Ends {
     /// Those of `tokenizer.json`.
     FromFile,
-    /// `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, whatever `tokenizer.json` says
-    /// (`update_post_processor`).
+    /// `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, whatever `tokenizer.json`
+    /// says (`update_post_processor`).
     Flags {
         /// `add_bos_token` where the file does not have it.
         bos: bool,
@@ -46,13 +47,21 @@ pub(super) struct TokenizerClass {
     pub(super) names_padding: bool,
     /// `add_prefix_space` reaches every step of the pipeline, not the first alone.
     pub(super) deep_prefix_space: bool,
-    /// Further special tokens: the key of `tokenizer_config.json` and what it is where the file lacks it.
+    /// Further special tokens: the key of `tokenizer_config.json` and what it is where the file
+    /// lacks it.
     pub(super) additional: &'static [(&'static str, &'static str)],
 }
 
-const END_OF_TEXT: &[(&str, &str)] =
-    &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
-const SENTENCE: &[(&str, &str)] = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+const END_OF_TEXT: &[(&str, &str)] = &[
+    ("bos_token", "<|endoftext|>"),
+    ("eos_token", "<|endoftext|>"),
+    ("unk_token", "<|endoftext|>"),
+];
+const SENTENCE: &[(&str, &str)] = &[
+    ("bos_token", "<s>"),
+    ("eos_token", "</s>"),
+    ("unk_token", "<unk>"),
+];
 
 const GENERIC: TokenizerClass = TokenizerClass {
     name: "PreTrainedTokenizer",
@@ -67,9 +76,22 @@ const GENERIC: TokenizerClass = TokenizerClass {
 const CLASSES: &[TokenizerClass] = &[
     GENERIC,
     // The name transformers 5 saves.
-    TokenizerClass { name: "TokenizersBackend", ..GENERIC },
-    TokenizerClass { name: "GPT2Tokenizer", defaults: END_OF_TEXT, slow: SlowFiles::Gpt2, ..GENERIC },
-    TokenizerClass { name: "CodeGenTokenizer", defaults: END_OF_TEXT, slow: SlowFiles::Gpt2, ..GENERIC },
+    TokenizerClass {
+        name: "TokenizersBackend",
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "GPT2Tokenizer",
+        defaults: END_OF_TEXT,
+        slow: SlowFiles::Gpt2,
+        ..GENERIC
+    },
+    TokenizerClass {
+        name: "CodeGenTokenizer",
+        defaults: END_OF_TEXT,
+        slow: SlowFiles::Gpt2,
+        ..GENERIC
+    },
     TokenizerClass {
         name: "Qwen2Tokenizer",
         names_padding: true,
@@ -171,23 +193,40 @@ const FAMILIES: &[(&str, &str)] = &[
 ];
 
 impl TokenizerClass {
-    /// The class that `tokenizer_config.json` names, else `config.json`, else that of the family. The error is the
-    /// name of a class that is not in the table.
-    pub(super) fn of(tokenizer_config: &Value, model_config: &Value) -> Result<&'static Self, String> {
-        let named = [tokenizer_config, model_config].map(|config| config["tokenizer_class"].as_str());
+    /// The class that `tokenizer_config.json` names, else `config.json`, else that of the family.
+    /// The error is the name of a class that is not in the table.
+    pub(super) fn of(
+        tokenizer_config: &Value,
+        model_config: &Value,
+    ) -> Result<&'static Self, String> {
+        let named =
+            [tokenizer_config, model_config].map(|config| config["tokenizer_class"].as_str());
         let family = || {
             let model_type = model_config["model_type"].as_str()?;
-            FAMILIES.iter().find(|(family, _)| *family == model_type).map(|(_, class)| *class)
+            FAMILIES
+                .iter()
+                .find(|(family, _)| *family == model_type)
+                .map(|(_, class)| *class)
         };
-        let name = named[0].or(named[1]).or_else(family).unwrap_or(GENERIC.name);
+        let name = named[0]
+            .or(named[1])
+            .or_else(family)
+            .unwrap_or(GENERIC.name);
         let short = name.strip_suffix("Fast").unwrap_or(name);
 
-        CLASSES.iter().find(|class| class.name == short).ok_or_else(|| name.to_owned())
+        CLASSES
+            .iter()
+            .find(|class| class.name == short)
+            .ok_or_else(|| name.to_owned())
     }
 
     /// The names in the table, for messages.
     pub(super) fn names() -> String {
-        CLASSES.iter().map(|class| class.name).collect::<Vec<_>>().join(", ")
+        CLASSES
+            .iter()
+            .map(|class| class.name)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -205,27 +244,46 @@ mod tests {
         let llama = json!({ "model_type": "llama" });
         assert_eq!(name(json!({}), llama.clone()), Ok("LlamaTokenizer"));
         assert_eq!(
-            name(json!({ "tokenizer_class": "GPT2TokenizerFast" }), llama.clone()),
+            name(
+                json!({ "tokenizer_class": "GPT2TokenizerFast" }),
+                llama.clone()
+            ),
             Ok("GPT2Tokenizer")
         );
         let both = json!({ "model_type": "llama", "tokenizer_class": "PreTrainedTokenizerFast" });
         assert_eq!(name(json!({}), both), Ok("PreTrainedTokenizer"));
         assert_eq!(
-            name(json!({ "tokenizer_class": null }), json!({ "model_type": "falcon" })),
+            name(
+                json!({ "tokenizer_class": null }),
+                json!({ "model_type": "falcon" })
+            ),
             Ok("PreTrainedTokenizer")
         );
-        assert_eq!(name(json!({ "tokenizer_class": "BertTokenizer" }), llama), Err("BertTokenizer".into()));
+        assert_eq!(
+            name(json!({ "tokenizer_class": "BertTokenizer" }), llama),
+            Err("BertTokenizer".into())
+        );
     }
 
     #[test]
     fn every_family_has_a_class_of_the_table() {
         // Those of falcon, glm and smollm3 are `PreTrainedTokenizerFast` in transformers.
-        for family in llm_int8_nn::models::FAMILIES.iter().map(|family| family.model_type) {
+        for family in llm_int8_nn::models::FAMILIES
+            .iter()
+            .map(|family| family.model_type)
+        {
             let is_generic = ["falcon", "glm", "smollm3"].contains(&family);
-            assert_eq!(FAMILIES.iter().any(|(name, _)| *name == family), !is_generic, "{family}");
+            assert_eq!(
+                FAMILIES.iter().any(|(name, _)| *name == family),
+                !is_generic,
+                "{family}"
+            );
         }
         for (family, class) in FAMILIES {
-            assert_eq!(name(json!({}), json!({ "model_type": family })).as_ref(), Ok(class));
+            assert_eq!(
+                name(json!({}), json!({ "model_type": family })).as_ref(),
+                Ok(class)
+            );
         }
     }
 }

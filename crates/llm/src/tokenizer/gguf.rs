@@ -16,26 +16,33 @@ const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 const UNKNOWN: f64 = 2.0;
 
-/// The files of a tokenizer beside the weights: `tokenizer.json`, `tokenizer_config.json` with the chat
-/// template, `generation_config.json`; none where the file holds no tokenizer.
+/// The files of a tokenizer beside the weights: `tokenizer.json`, `tokenizer_config.json` with the
+/// chat template, `generation_config.json`; none where the file holds no tokenizer.
 ///
 /// # Errors
 /// [`LlmError::Tokenizer`] for a tokenizer of a kind that is not supported.
 pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
-    let Some(tokens) = file.texts("tokenizer.ggml.tokens") else { return Ok(Vec::new()) };
+    let Some(tokens) = file.texts("tokenizer.ggml.tokens") else {
+        return Ok(Vec::new());
+    };
     let tokenizer = match file.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(file, &tokens)?,
         Some("llama") => sentence_piece(file, &tokens)?,
         other => {
             return Err(refuse(
                 file,
-                format!("kind `{}`; gpt2 and llama are supported", other.unwrap_or("?")),
+                format!(
+                    "kind `{}`; gpt2 and llama are supported",
+                    other.unwrap_or("?")
+                ),
             ));
         }
     };
     let ids = Ids::of(file, &tokens);
-    let text =
-        |id: Option<usize>| id.and_then(|id| tokens.get(id)).map_or(Value::Null, |token| (*token).into());
+    let text = |id: Option<usize>| {
+        id.and_then(|id| tokens.get(id))
+            .map_or(Value::Null, |token| (*token).into())
+    };
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
@@ -50,7 +57,8 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
         config["chat_template"] = template.into();
     }
     let generation = json!({ "bos_token_id": ids.bos, "eos_token_id": ids.ends });
-    let companion = |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
+    let companion =
+        |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
     Ok(vec![
         companion("tokenizer.json", tokenizer),
         companion("tokenizer_config.json", config),
@@ -58,7 +66,8 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     ])
 }
 
-/// Ids of special tokens: those of the metadata, else llama.cpp's defaults for the kind of tokenizer.
+/// Ids of special tokens: those of the metadata, else llama.cpp's defaults for the kind of
+/// tokenizer.
 struct Ids {
     bos: Option<usize>,
     eos: Option<usize>,
@@ -71,9 +80,14 @@ struct Ids {
 impl Ids {
     fn of(file: &GgufFile, tokens: &[&str]) -> Self {
         let key = |name: &str| file.integer(&format!("tokenizer.ggml.{name}_token_id"));
-        let inside =
-            |id: Option<i64>| id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < tokens.len());
-        let defaults = match (file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")) {
+        let inside = |id: Option<i64>| {
+            id.and_then(|id| usize::try_from(id).ok())
+                .filter(|id| *id < tokens.len())
+        };
+        let defaults = match (
+            file.text("tokenizer.ggml.model"),
+            file.text("tokenizer.ggml.pre"),
+        ) {
             (Some("llama"), _) => [Some(1), Some(2), Some(0)],
             (_, Some("glm4" | "chatglm-bpe")) => [None, Some(11), None],
             _ => [Some(11), Some(11), None],
@@ -82,7 +96,10 @@ impl Ids {
             .map(|(name, place)| inside(key(name)).or_else(|| inside(defaults[place])));
 
         let has = |text: &str| tokens.contains(&text);
-        let by_text = tokens.iter().enumerate().filter(|(_, token)| ends(token) && !is_false_end(token, has));
+        let by_text = tokens
+            .iter()
+            .enumerate()
+            .filter(|(_, token)| ends(token) && !is_false_end(token, has));
         let by_key = ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"].map(|name| inside(key(name)));
         let mut all: Vec<usize> = by_text.map(|(id, _)| id).collect();
         all.extend([eos].into_iter().chain(by_key).flatten());
@@ -92,28 +109,46 @@ impl Ids {
         if let Some(place) = eos.and_then(|eos| all.iter().position(|id| *id == eos)) {
             all[..=place].rotate_right(1);
         }
-        Self { bos, eos, unk, pad: inside(key("padding")), ends: all }
+        Self {
+            bos,
+            eos,
+            unk,
+            pad: inside(key("padding")),
+            ends: all,
+        }
     }
 }
 
 fn refuse(file: &GgufFile, reason: String) -> LlmError {
-    LlmError::Tokenizer { what: format!("in {}", file.name()), reason: format!("it is of {reason}") }
+    LlmError::Tokenizer {
+        what: format!("in {}", file.name()),
+        reason: format!("it is of {reason}"),
+    }
 }
 
 /// Byte-level BPE, as GPT-2's.
 fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-    let rule = rule(pre).ok_or_else(|| refuse(file, format!("rule `{pre}`, which is not supported")))?;
+    let rule =
+        rule(pre).ok_or_else(|| refuse(file, format!("rule `{pre}`, which is not supported")))?;
     let split = |regex: &&str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
     let mut steps: Vec<Value> = rule.splits.iter().map(split).collect();
     steps.push(byte_step(false, false));
     let pre_tokenizer = json!({ "type": "Sequence", "pretokenizers": steps });
-    let normalizer = if rule.nfc { json!({ "type": "NFC" }) } else { Value::Null };
-    let merges =
-        file.texts("tokenizer.ggml.merges").ok_or_else(|| refuse(file, "BPE without merges".into()))?;
+    let normalizer = if rule.nfc {
+        json!({ "type": "NFC" })
+    } else {
+        Value::Null
+    };
+    let merges = file
+        .texts("tokenizer.ggml.merges")
+        .ok_or_else(|| refuse(file, "BPE without merges".into()))?;
     // Written as pairs: a merge of pieces that hold spaces cannot be split again.
-    let pairs: Vec<Value> =
-        merges.iter().filter_map(|merge| merge.split_once(' ')).map(|(a, b)| json!([a, b])).collect();
+    let pairs: Vec<Value> = merges
+        .iter()
+        .filter_map(|merge| merge.split_once(' '))
+        .map(|(a, b)| json!([a, b]))
+        .collect();
     let model = json!({
         "type": "BPE",
         "dropout": null,
@@ -127,7 +162,9 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "merges": pairs,
     });
     let decoder = byte_step(true, true);
-    let begin = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(rule.add_bos);
+    let begin = file
+        .flag("tokenizer.ggml.add_bos_token")
+        .unwrap_or(rule.add_bos);
     Ok(assembled(
         file,
         tokens,
@@ -145,7 +182,10 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         .filter(|scores| scores.len() == tokens.len())
         .ok_or_else(|| refuse(file, "SentencePiece without a score for every piece".into()))?;
     let unknown = file.integer("tokenizer.ggml.unknown_token_id").unwrap_or(0);
-    let unknown = usize::try_from(unknown).ok().and_then(|id| tokens.get(id)).copied();
+    let unknown = usize::try_from(unknown)
+        .ok()
+        .and_then(|id| tokens.get(id))
+        .copied();
     let model = json!({
         "type": "BPE",
         "dropout": null,
@@ -161,7 +201,11 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let space = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
     let has_prefix = file.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let prefix = json!({ "type": "Prepend", "prepend": "▁" });
-    let normalizers = if has_prefix { vec![prefix, space] } else { vec![space] };
+    let normalizers = if has_prefix {
+        vec![prefix, space]
+    } else {
+        vec![space]
+    };
     let mut decoders = vec![
         json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
         json!({ "type": "ByteFallback" }),
@@ -195,7 +239,11 @@ fn vocabulary(tokens: &[&str]) -> Value {
 
 /// Every way to put a piece together from two others, the best-scored pieces first.
 fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
-    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
+    let ids: HashMap<&str, usize> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| (*token, id))
+        .collect();
     let mut found: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         for (place, _) in token.char_indices().skip(1) {
@@ -206,12 +254,17 @@ fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
         }
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
-    found.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect()
+    found
+        .into_iter()
+        .map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()])
+        .collect()
 }
 
 /// The parts with special tokens and, where texts begin with a token, the step that puts it there.
 fn assembled(file: &GgufFile, tokens: &[&str], begin: bool, mut parts: Value) -> Value {
-    let kinds = file.numbers("tokenizer.ggml.token_type").unwrap_or_default();
+    let kinds = file
+        .numbers("tokenizer.ggml.token_type")
+        .unwrap_or_default();
     let has = |text: &str| tokens.contains(&text);
     let added: Vec<Value> = (tokens.iter().enumerate())
         .filter_map(|(id, token)| {
@@ -233,7 +286,8 @@ fn assembled(file: &GgufFile, tokens: &[&str], begin: bool, mut parts: Value) ->
 
     let ids = Ids::of(file, tokens);
     let around = |id: Option<usize>, is_wanted: bool| {
-        id.filter(|_| is_wanted).and_then(|id| Some((id, (*tokens.get(id)?).to_owned())))
+        id.filter(|_| is_wanted)
+            .and_then(|id| Some((id, (*tokens.get(id)?).to_owned())))
     };
     let end = file.flag("tokenizer.ggml.add_eos_token").unwrap_or(false);
     parts["post_processor"] = super::template_json(around(ids.bos, begin), around(ids.eos, end));

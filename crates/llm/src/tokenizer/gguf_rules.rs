@@ -1,5 +1,6 @@
-//! What llama.cpp does by the name of a tokenizer's splitting rule (`tokenizer.ggml.pre`), and the tokens it ends at by
-//! their text. Read off `llama-vocab.cpp` (`llama_vocab::impl::load`, `llm_tokenizer_bpe`) at commit 00ad355.
+//! What llama.cpp does by the name of a tokenizer's splitting rule (`tokenizer.ggml.pre`), and the
+//! tokens it ends at by their text. Read off `llama-vocab.cpp` (`llama_vocab::impl::load`,
+//! `llm_tokenizer_bpe`) at commit 00ad355.
 
 /// GPT-2's words.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -7,8 +8,7 @@ const DIGIT: &str = r"\p{N}";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BAILING: &str =
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
@@ -21,19 +21,25 @@ const DEEPSEEK3: [&str; 3] = [
 /// How a rule splits and what it begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// Regular expressions, each applied to what those before left; matches and what lies between become words.
+    /// Regular expressions, each applied to what those before left; matches and what lies between
+    /// become words.
     pub(super) splits: &'static [&'static str],
     /// A word that is a piece stays whole.
     pub(super) ignore_merges: bool,
     /// A text begins with the begin token where the file does not say.
     pub(super) add_bos: bool,
-    /// Qwen2's tokenizer composes characters first. llama.cpp leaves that out; transformers, which the model was
-    /// trained with, does not.
+    /// Qwen2's tokenizer composes characters first. llama.cpp leaves that out; transformers, which
+    /// the model was trained with, does not.
     pub(super) nfc: bool,
 }
 
 const fn splitting(splits: &'static [&'static str]) -> Rule {
-    Rule { splits, ignore_merges: false, add_bos: false, nfc: false }
+    Rule {
+        splits,
+        ignore_merges: false,
+        add_bos: false,
+        nfc: false,
+    }
 }
 
 /// The rule of a name; None for one that is not in the table.
@@ -44,23 +50,36 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
 
     Some(match name {
         "default" => splitting(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-        "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" | "gigachat"
-        | "a.x-4.0" | "mellum" | "exaone4" => PLAIN,
+        "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling"
+        | "gigachat" | "a.x-4.0" | "mellum" | "exaone4" => PLAIN,
         "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" | "minerva-7b"
         | "mellum2" => DIGITS,
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => {
-            Rule { ignore_merges: true, add_bos: true, ..splitting(&[LLAMA3]) }
-        }
+        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
+        | "lfm2" => Rule {
+            ignore_merges: true,
+            add_bos: true,
+            ..splitting(&[LLAMA3])
+        },
         "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => splitting(&[LLAMA3]),
         "qwen2" | "deepseek-r1-qwen" | "megrez" => Rule { nfc: true, ..QWEN2 },
         "stablelm2" | "hunyuan" | "solar-open" | "grok-2" | "kormo" | "f2llmv2" => QWEN2,
         "qwen35" => splitting(&[QWEN35]),
-        "tekken" => Rule { ignore_merges: true, add_bos: true, ..splitting(&[TEKKEN]) },
+        "tekken" => Rule {
+            ignore_merges: true,
+            add_bos: true,
+            ..splitting(&[TEKKEN])
+        },
         "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => splitting(&[GPT4O]),
         "poro-chat" | "bloom" | "gpt3-finnish" => splitting(&[BLOOM]),
         "viking" => splitting(&[BLOOM, DIGIT]),
         "falcon" => splitting(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
-        "deepseek-coder" => splitting(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", DIGIT]),
+        "deepseek-coder" => splitting(&[
+            r"[\r\n]",
+            r"\s?\p{L}+",
+            r"\s?\p{P}+",
+            "[一-龥ࠀ-一가-퟿]+",
+            DIGIT,
+        ]),
         "deepseek-v3" | "hunyuan-dense" | "joyai-llm" => splitting(&DEEPSEEK3),
         "seed-coder" => splitting(&[SEED_CODER]),
         "bailingmoe" | "bailingmoe2" | "llada-moe" => splitting(&[BAILING]),
@@ -113,9 +132,9 @@ pub(super) fn ends(token: &str) -> bool {
     ENDS.contains(&token) || MARKS.contains(&token)
 }
 
-/// Takes back what [`ends`] says where other tokens of the vocabulary show that it means something else: `<|end|>`
-/// ends a message and not a turn beside `<|return|>` and `<|call|>`; `</s>` is a mark of markup beside
-/// `<|tool_response>`.
+/// Takes back what [`ends`] says where other tokens of the vocabulary show that it means something
+/// else: `<|end|>` ends a message and not a turn beside `<|return|>` and `<|call|>`; `</s>` is a
+/// mark of markup beside `<|tool_response>`.
 pub(super) fn is_false_end(token: &str, has: impl Fn(&str) -> bool) -> bool {
     let calls = || has("<|call|>") || has("<|calls|>");
     match token {
@@ -153,8 +172,16 @@ mod tests {
     #[test]
     fn rules_begin_with_a_token_as_llama_cpp_has_it() {
         let begins = |name: &str| rule(name).unwrap().add_bos;
-        assert!(["llama-bpe", "llama3", "tekken", "falcon3"].into_iter().all(begins));
-        assert!(!["qwen2", "gpt-2", "smollm", "default", "dbrx", "gpt-4o"].into_iter().any(begins));
+        assert!(
+            ["llama-bpe", "llama3", "tekken", "falcon3"]
+                .into_iter()
+                .all(begins)
+        );
+        assert!(
+            !["qwen2", "gpt-2", "smollm", "default", "dbrx", "gpt-4o"]
+                .into_iter()
+                .any(begins)
+        );
         assert_eq!(rule("nothing-known"), None);
     }
 
@@ -170,7 +197,10 @@ mod tests {
                     false,
                 );
                 let mut pieces = PreTokenizedString::from(text);
-                split.unwrap_or_else(|error| panic!("{name}: {error}")).pre_tokenize(&mut pieces).unwrap();
+                split
+                    .unwrap_or_else(|error| panic!("{name}: {error}"))
+                    .pre_tokenize(&mut pieces)
+                    .unwrap();
                 let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
                 let joined: String = pieces.iter().map(|(piece, _, _)| *piece).collect();
                 assert_eq!(joined, text, "{name}");
@@ -183,7 +213,8 @@ mod tests {
     fn an_end_of_a_message_is_no_end_of_a_turn_in_harmony() {
         assert!(ends("<|end|>") && ends("<|eot_id|>") && !ends("<|im_start|>"));
         assert!(!is_false_end("<|end|>", |_| false));
-        assert!(is_false_end("<|end|>", |token| ["<|return|>", "<|call|>"].contains(&token)));
+        assert!(is_false_end("<|end|>", |token| ["<|return|>", "<|call|>"]
+            .contains(&token)));
         assert!(!is_false_end("<|eot_id|>", |_| true));
     }
 }

@@ -1,9 +1,9 @@
 //! Text to token ids and back, as the tokenizer classes of transformers do it.
 //!
-//! `tokenizer.json` is half of a tokenizer: transformers resets some of it (truncation, padding) and builds some anew
-//! (begin and end tokens, added tokens, the first space) by the class that `tokenizer_config.json` names. `class`
-//! is the table of classes, `settings` the small files, `slow` the files from before `tokenizer.json`, `gguf`
-//! what llama.cpp keeps.
+//! `tokenizer.json` is half of a tokenizer: transformers resets some of it (truncation, padding)
+//! and builds some anew (begin and end tokens, added tokens, the first space) by the class that
+//! `tokenizer_config.json` names. `class` is the table of classes, `settings` the small files,
+//! `slow` the files from before `tokenizer.json`, `gguf` what llama.cpp keeps.
 
 mod class;
 pub(crate) mod gguf;
@@ -31,7 +31,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// From the bytes of a `tokenizer.json`, as a plain `PreTrainedTokenizerFast`; `what` names it in messages.
+    /// From the bytes of a `tokenizer.json`, as a plain `PreTrainedTokenizerFast`; `what` names it
+    /// in messages.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`].
@@ -50,26 +51,36 @@ impl Tokenizer {
         Self::from_companions(&gguf::companions(file)?, &Value::Null, &what)
     }
 
-    /// From a model's small files and its `config.json`; `None` where there is no tokenizer among them. `what` names
-    /// the model in messages.
+    /// From a model's small files and its `config.json`; `None` where there is no tokenizer among
+    /// them. `what` names the model in messages.
     ///
     /// # Errors
-    /// [`LlmError::Tokenizer`] for a class that is not supported, and for files that the class cannot be built from;
-    /// [`LlmError::MalformedJson`], [`LlmError::Read`].
+    /// [`LlmError::Tokenizer`] for a class that is not supported, and for files that the class
+    /// cannot be built from; [`LlmError::MalformedJson`], [`LlmError::Read`].
     pub(crate) fn from_companions(
         companions: &[Companion],
         model_config: &Value,
         what: &str,
     ) -> Result<Option<Self>> {
-        const SOURCES: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"];
-        if !companions.iter().any(|companion| SOURCES.contains(&companion.name.as_str())) {
+        const SOURCES: [&str; 4] = [
+            "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "tokenizer.model",
+        ];
+        if !companions
+            .iter()
+            .any(|companion| SOURCES.contains(&companion.name.as_str()))
+        {
             return Ok(None);
         }
         let mut settings = Settings::read(companions, model_config, what)?;
         let refuse = |reason: String| refused(what, reason);
 
         let (mut inner, is_converted) = base(companions, &settings, what)?;
-        inner.with_truncation(None).map_err(|cause| refuse(cause.to_string()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|cause| refuse(cause.to_string()))?;
         if let Some(padding) = inner.get_padding() {
             settings.set_padding_token(&padding.pad_token);
             inner.with_padding(None);
@@ -80,7 +91,11 @@ impl Tokenizer {
         inner.set_encode_special_tokens(settings.flag("split_special_tokens", false));
 
         let fill_token = settings.fill_token();
-        Ok(Some(Self { inner, special_tokens: settings.special_tokens_map(), fill_token }))
+        Ok(Some(Self {
+            inner,
+            special_tokens: settings.special_tokens_map(),
+            fill_token,
+        }))
     }
 
     /// The texts of `bos_token`, `eos_token` and the others, as chat templates see them.
@@ -88,8 +103,8 @@ impl Tokenizer {
         &self.special_tokens
     }
 
-    /// The tokenizer of a model: `tiny-gpt2`, a folder, a `.gguf` file, or a model of the hub, of which no weights are
-    /// read or downloaded.
+    /// The tokenizer of a model: `tiny-gpt2`, a folder, a `.gguf` file, or a model of the hub, of
+    /// which no weights are read or downloaded.
     ///
     /// ```
     /// use llm_int8::{LoadConfig, Tokenizer, hub::NoProgress};
@@ -100,11 +115,14 @@ impl Tokenizer {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::NoTokenizer`], [`LlmError::Tokenizer`]; [`LlmError::Hub`] for a model that cannot be found.
+    /// [`LlmError::NoTokenizer`], [`LlmError::Tokenizer`]; [`LlmError::Hub`] for a model that
+    /// cannot be found.
     pub fn from_pretrained(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Self> {
         let (companions, config) = crate::load::small_files(name, hub, progress)?;
         let found = Self::from_companions(&companions, &config, &format!("of {name}"))?;
-        found.ok_or_else(|| LlmError::NoTokenizer { model: name.to_owned() })
+        found.ok_or_else(|| LlmError::NoTokenizer {
+            model: name.to_owned(),
+        })
     }
 
     /// The ids of a text, with the special tokens the tokenizer adds.
@@ -124,19 +142,30 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        if self.fill_token.as_ref().is_some_and(|mark| text.contains(mark.as_str())) {
-            let reason = "it has a gap to fill (<FILL_ME>); filling gaps is not supported".to_owned();
-            return Err(LlmError::Tokenizer { what: "cannot read the text".into(), reason });
+        if self
+            .fill_token
+            .as_ref()
+            .is_some_and(|mark| text.contains(mark.as_str()))
+        {
+            let reason =
+                "it has a gap to fill (<FILL_ME>); filling gaps is not supported".to_owned();
+            return Err(LlmError::Tokenizer {
+                what: "cannot read the text".into(),
+                reason,
+            });
         }
-        let encoding = self.inner.encode(text, add_special_tokens).map_err(|cause| LlmError::Tokenizer {
-            what: "cannot read the text".into(),
-            reason: cause.to_string(),
-        })?;
+        let encoding = self
+            .inner
+            .encode(text, add_special_tokens)
+            .map_err(|cause| LlmError::Tokenizer {
+                what: "cannot read the text".into(),
+                reason: cause.to_string(),
+            })?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The piece of the vocabulary that has an id, as it stands there (`Ġthe`, `▁the`, `<0x0A>`); none for an id
-    /// beyond the vocabulary.
+    /// The piece of the vocabulary that has an id, as it stands there (`Ġthe`, `▁the`, `<0x0A>`);
+    /// none for an id beyond the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -163,8 +192,8 @@ impl Tokenizer {
         self.decode_with(ids, false)
     }
 
-    /// As `decode` of tokenizers 0.22, which transformers 4.57 uses: 0.23 writes added tokens in their normalised form,
-    /// with a space more before them.
+    /// As `decode` of tokenizers 0.22, which transformers 4.57 uses: 0.23 writes added tokens in
+    /// their normalised form, with a space more before them.
     fn decode_with(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let vocabulary = self.inner.get_added_vocabulary();
         let token = |id: &u32| {
@@ -187,12 +216,19 @@ impl Tokenizer {
 }
 
 fn refused(what: &str, reason: String) -> LlmError {
-    LlmError::Tokenizer { what: what.to_owned(), reason }
+    LlmError::Tokenizer {
+        what: what.to_owned(),
+        reason,
+    }
 }
 
-/// The tokenizer before transformers' changes: out of `tokenizer.json`, else converted from the older files of its
-/// class. The flag says which.
-fn base(companions: &[Companion], settings: &Settings, what: &str) -> Result<(tokenizers::Tokenizer, bool)> {
+/// The tokenizer before transformers' changes: out of `tokenizer.json`, else converted from the
+/// older files of its class. The flag says which.
+fn base(
+    companions: &[Companion],
+    settings: &Settings,
+    what: &str,
+) -> Result<(tokenizers::Tokenizer, bool)> {
     let file = |name: &str| companions.iter().find(|companion| companion.name == name);
     let class = settings.class;
     if let Some(json) = file("tokenizer.json")
@@ -204,7 +240,12 @@ fn base(companions: &[Companion], settings: &Settings, what: &str) -> Result<(to
         return Ok((inner, false));
     }
 
-    let built = match (class.slow, file("vocab.json"), file("merges.txt"), file("tokenizer.model")) {
+    let built = match (
+        class.slow,
+        file("vocab.json"),
+        file("merges.txt"),
+        file("tokenizer.model"),
+    ) {
         (kind @ (SlowFiles::Gpt2 | SlowFiles::Qwen2), Some(vocab), Some(merges), _) => {
             slow::from_merges(kind, &vocab.read()?, &merges.read()?, settings)
         }
@@ -213,35 +254,50 @@ fn base(companions: &[Companion], settings: &Settings, what: &str) -> Result<(to
         }
         (kind, ..) => {
             let files = match kind {
-                SlowFiles::Gpt2 | SlowFiles::Qwen2 => "tokenizer.json, or vocab.json and merges.txt",
+                SlowFiles::Gpt2 | SlowFiles::Qwen2 => {
+                    "tokenizer.json, or vocab.json and merges.txt"
+                }
                 SlowFiles::Llama | SlowFiles::Gemma => "tokenizer.json or tokenizer.model",
                 SlowFiles::None => "tokenizer.json",
             };
-            Err(format!("its class `{}` is built from {files}, which the model does not have", class.name))
+            Err(format!(
+                "its class `{}` is built from {files}, which the model does not have",
+                class.name
+            ))
         }
     };
     let built = built.map_err(|reason| refused(what, reason))?;
     Ok((built, true))
 }
 
-/// Whether the class builds its tokenizer anew though there is a `tokenizer.json`: Llama's does so where
-/// `add_prefix_space` is given.
+/// Whether the class builds its tokenizer anew though there is a `tokenizer.json`: Llama's does so
+/// where `add_prefix_space` is given.
 fn rebuilds(settings: &Settings, has_model: bool) -> bool {
     settings.class.name == "LlamaTokenizer"
         && settings.optional_flag("add_prefix_space").is_some()
         && has_model
 }
 
-/// Without a `tokenizer.model` transformers cannot follow a Llama's `add_prefix_space` and fails. Here it is enough
-/// that `tokenizer.json` does what the setting says.
+/// Without a `tokenizer.model` transformers cannot follow a Llama's `add_prefix_space` and fails.
+/// Here it is enough that `tokenizer.json` does what the setting says.
 fn check_llama_prefix(inner: &tokenizers::Tokenizer, settings: &Settings) -> Result<(), String> {
-    let Some(expected) = settings.optional_flag("add_prefix_space") else { return Ok(()) };
+    let Some(expected) = settings.optional_flag("add_prefix_space") else {
+        return Ok(());
+    };
     if settings.class.name != "LlamaTokenizer" {
         return Ok(());
     }
     let text = |part: Option<String>| part.unwrap_or_default();
-    let normalizer = text(inner.get_normalizer().and_then(|part| serde_json::to_string(part).ok()));
-    let pre_tokenizer = text(inner.get_pre_tokenizer().and_then(|part| serde_json::to_string(part).ok()));
+    let normalizer = text(
+        inner
+            .get_normalizer()
+            .and_then(|part| serde_json::to_string(part).ok()),
+    );
+    let pre_tokenizer = text(
+        inner
+            .get_pre_tokenizer()
+            .and_then(|part| serde_json::to_string(part).ok()),
+    );
     let adds = normalizer.contains(r#""type":"Prepend""#)
         || pre_tokenizer.contains(r#""prepend_scheme":"first""#)
         || pre_tokenizer.contains(r#""prepend_scheme":"always""#)
@@ -258,7 +314,8 @@ fn check_llama_prefix(inner: &tokenizers::Tokenizer, settings: &Settings) -> Res
 /// Adds the tokens that the small files name and the tokenizer lacks, and marks special ones
 /// (`PreTrainedTokenizerFast.__init__`).
 fn add_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<(), String> {
-    let present: Vec<tokenizers::AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
+    let present: Vec<tokenizers::AddedToken> =
+        inner.get_added_tokens_decoder().into_values().collect();
     let special = settings.special_tokens();
     let is_special = |content: &str| special.iter().any(|token| token.content == content);
 
@@ -271,10 +328,14 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<
     }
     for token in &special {
         let is_known = match token.flags {
-            // An object is compared with the added tokens alone, so that its flags win over those of the file.
+            // An object is compared with the added tokens alone, so that its flags win over those
+            // of the file.
             Some(_) => new.contains(*token),
             None => [
-                present.iter().map(|token| &token.content).collect::<Vec<_>>(),
+                present
+                    .iter()
+                    .map(|token| &token.content)
+                    .collect::<Vec<_>>(),
                 new.iter().map(|t| &t.content).collect(),
             ]
             .concat()
@@ -290,24 +351,34 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<
         token.added(marked || is_special(&token.content))
     });
     let new: Vec<tokenizers::AddedToken> = new.collect();
-    inner.add_tokens(new).map(drop).map_err(|cause| cause.to_string())
+    inner
+        .add_tokens(new)
+        .map(drop)
+        .map_err(|cause| cause.to_string())
 }
 
-/// Lets `add_prefix_space` of `tokenizer_config.json` (false where it lacks) win over that of `tokenizer.json`.
+/// Lets `add_prefix_space` of `tokenizer_config.json` (false where it lacks) win over that of
+/// `tokenizer.json`.
 fn set_prefix_space(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<(), String> {
     let wanted = settings.flag("add_prefix_space", false);
     // Null, which is Llama's default, leaves the step as it is.
     let is_null = settings.is_null("add_prefix_space")
-        || settings.class.name == "LlamaTokenizer" && settings.optional_flag("add_prefix_space").is_none();
-    if let (Some(PreTokenizerWrapper::ByteLevel(step)), false) = (inner.get_pre_tokenizer(), is_null) {
+        || settings.class.name == "LlamaTokenizer"
+            && settings.optional_flag("add_prefix_space").is_none();
+    if let (Some(PreTokenizerWrapper::ByteLevel(step)), false) =
+        (inner.get_pre_tokenizer(), is_null)
+    {
         let step = step.add_prefix_space(wanted);
         inner.with_pre_tokenizer(Some(step));
     }
     if wanted && settings.class.deep_prefix_space {
-        let deep = |text: String| text.replace(r#""add_prefix_space":false"#, r#""add_prefix_space":true"#);
+        let deep = |text: String| {
+            text.replace(r#""add_prefix_space":false"#, r#""add_prefix_space":true"#)
+        };
         if let Some(part) = inner.get_pre_tokenizer() {
             let text = deep(serde_json::to_string(part).map_err(|cause| cause.to_string())?);
-            let part: PreTokenizerWrapper = serde_json::from_str(&text).map_err(|cause| cause.to_string())?;
+            let part: PreTokenizerWrapper =
+                serde_json::from_str(&text).map_err(|cause| cause.to_string())?;
             inner.with_pre_tokenizer(Some(part));
         }
         if let Some(part) = inner.get_decoder() {
@@ -328,9 +399,16 @@ fn set_ends(
 ) -> Result<(), String> {
     let class = settings.class;
     let [bos, eos] = match class.ends {
-        Ends::Flags { bos } => [settings.flag("add_bos_token", bos), settings.flag("add_eos_token", false)],
-        Ends::FromFile if class.name == "CodeGenTokenizer" && settings.flag("add_bos_token", false) => {
-            return Err("`add_bos_token` is true, which transformers refuses for CodeGenTokenizer".into());
+        Ends::Flags { bos } => [
+            settings.flag("add_bos_token", bos),
+            settings.flag("add_eos_token", false),
+        ],
+        Ends::FromFile
+            if class.name == "CodeGenTokenizer" && settings.flag("add_bos_token", false) =>
+        {
+            return Err(
+                "`add_bos_token` is true, which transformers refuses for CodeGenTokenizer".into(),
+            );
         }
         Ends::FromFile if class.slow == SlowFiles::Gpt2 && is_converted => {
             [settings.flag("add_bos_token", false), false]
@@ -342,9 +420,11 @@ fn set_ends(
             return Ok(None);
         }
         let token = settings.special_token(attribute);
-        let token =
-            token.ok_or_else(|| format!("`add_{attribute}` is true, but there is no `{attribute}`"))?;
-        let id = inner.token_to_id(token).ok_or_else(|| format!("`{attribute}` {token:?} has no id"))?;
+        let token = token
+            .ok_or_else(|| format!("`add_{attribute}` is true, but there is no `{attribute}`"))?;
+        let id = inner
+            .token_to_id(token)
+            .ok_or_else(|| format!("`{attribute}` {token:?} has no id"))?;
         Ok(Some((id, token.to_owned())))
     };
     let around = template_json(end("bos_token", bos)?, end("eos_token", eos)?);
@@ -354,23 +434,36 @@ fn set_ends(
     Ok(())
 }
 
-/// The step that puts tokens before and after a text, as `tokenizer.json` has it; null where there are neither.
-fn template_json<Id: Copy + Into<Value>>(first: Option<(Id, String)>, last: Option<(Id, String)>) -> Value {
+/// The step that puts tokens before and after a text, as `tokenizer.json` has it; null where there
+/// are neither.
+fn template_json<Id: Copy + Into<Value>>(
+    first: Option<(Id, String)>,
+    last: Option<(Id, String)>,
+) -> Value {
     if first.is_none() && last.is_none() {
         return Value::Null;
     }
     let special = |token: &Option<(Id, String)>, sequence: u8| {
-        token.as_ref().map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": sequence } }))
+        token
+            .as_ref()
+            .map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": sequence } }))
     };
     let around = |name: &str, sequence: u8| {
         let text = json!({ "Sequence": { "id": name, "type_id": sequence } });
-        let parts = [special(&first, sequence), Some(text), special(&last, sequence)];
+        let parts = [
+            special(&first, sequence),
+            Some(text),
+            special(&last, sequence),
+        ];
         parts.into_iter().flatten().collect::<Vec<Value>>()
     };
     let tokens = [&first, &last].into_iter().flatten();
     let tokens = tokens.map(|(id, text)| {
         let id: Value = (*id).into();
-        (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] }))
+        (
+            text.clone(),
+            json!({ "id": text, "ids": [id], "tokens": [text] }),
+        )
     });
     let pair = [around("A", 0), around("B", 1)].concat();
     json!({
@@ -387,7 +480,12 @@ mod tests {
 
     #[test]
     fn a_broken_tokenizer_is_named() {
-        let error = Tokenizer::from_bytes(b"{", "x/tokenizer.json").unwrap_err().to_string();
-        assert!(error.starts_with("the tokenizer x/tokenizer.json: "), "{error}");
+        let error = Tokenizer::from_bytes(b"{", "x/tokenizer.json")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("the tokenizer x/tokenizer.json: "),
+            "{error}"
+        );
     }
 }

@@ -67,7 +67,12 @@ impl Model {
 
     pub(super) fn algorithm(&self) -> Algorithm {
         // The proto's default is 1.
-        match self.trainer.as_ref().and_then(|trainer| trainer.model_type).unwrap_or(1) {
+        match self
+            .trainer
+            .as_ref()
+            .and_then(|trainer| trainer.model_type)
+            .unwrap_or(1)
+        {
             1 => Algorithm::Unigram,
             2 => Algorithm::Bpe,
             other => Algorithm::Other(other),
@@ -76,7 +81,10 @@ impl Model {
 
     /// The piece for what is not in the vocabulary.
     pub(super) fn unknown_piece(&self) -> &str {
-        self.trainer.as_ref().and_then(|trainer| trainer.unknown_piece.as_deref()).unwrap_or("<unk>")
+        self.trainer
+            .as_ref()
+            .and_then(|trainer| trainer.unknown_piece.as_deref())
+            .unwrap_or("<unk>")
     }
 }
 

@@ -40,7 +40,10 @@ pub(super) struct Flags {
 
 impl Token {
     fn text(content: &str) -> Self {
-        Self { content: content.to_owned(), flags: None }
+        Self {
+            content: content.to_owned(),
+            flags: None,
+        }
     }
 
     /// A string, or an object with `content`.
@@ -92,10 +95,13 @@ impl Settings {
     /// Reads the small files. `model_config` is `config.json`; `what` names the model in messages.
     ///
     /// # Errors
-    /// [`LlmError::Tokenizer`] for a class that is not supported and for tokens that are neither text nor object;
-    /// [`LlmError::MalformedJson`], [`LlmError::Read`].
+    /// [`LlmError::Tokenizer`] for a class that is not supported and for tokens that are neither
+    /// text nor object; [`LlmError::MalformedJson`], [`LlmError::Read`].
     pub(super) fn read(companions: &[Companion], model_config: &Value, what: &str) -> Result<Self> {
-        let refuse = |reason: String| LlmError::Tokenizer { what: what.to_owned(), reason };
+        let refuse = |reason: String| LlmError::Tokenizer {
+            what: what.to_owned(),
+            reason,
+        };
         let object = |name: &str| -> Result<Option<Map<String, Value>>> {
             match Companion::json(companions, name)? {
                 None => Ok(None),
@@ -118,21 +124,34 @@ impl Settings {
         if let Some(decoder) = config.get("added_tokens_decoder") {
             let entries = decoder.as_object().cloned().unwrap_or_default();
             for (id, token) in &entries {
-                let parsed = id.parse().ok().zip(Token::parse(token).filter(|token| token.flags.is_some()));
+                let parsed = id
+                    .parse()
+                    .ok()
+                    .zip(Token::parse(token).filter(|token| token.flags.is_some()));
                 let (id, token) = parsed.ok_or_else(|| {
-                    refuse(format!("`added_tokens_decoder` has an entry that is no token: {id:?}: {token}"))
+                    refuse(format!(
+                        "`added_tokens_decoder` has an entry that is no token: {id:?}: {token}"
+                    ))
                 })?;
                 added.insert(id, token);
             }
             known = added.values().cloned().collect();
         } else {
-            merge_special_tokens_map(&mut config, object("special_tokens_map.json")?.unwrap_or_default());
+            merge_special_tokens_map(
+                &mut config,
+                object("special_tokens_map.json")?.unwrap_or_default(),
+            );
             added = legacy_added_tokens(&config, object("added_tokens.json")?.unwrap_or_default());
             known = tokens_of_json(companions, what)?;
         }
 
         let special = special_tokens(class, &config, &known).map_err(refuse)?;
-        Ok(Self { class, config, special, added })
+        Ok(Self {
+            class,
+            config,
+            special,
+            added,
+        })
     }
 
     /// A flag of `tokenizer_config.json`; null counts as false, as in Python.
@@ -145,7 +164,10 @@ impl Settings {
 
     /// A flag whose absence and null mean the same.
     pub(super) fn optional_flag(&self, key: &str) -> Option<bool> {
-        self.config.get(key).filter(|value| !value.is_null()).map(is_true)
+        self.config
+            .get(key)
+            .filter(|value| !value.is_null())
+            .map(is_true)
     }
 
     /// Whether the key is there without a value.
@@ -153,13 +175,16 @@ impl Settings {
         self.config.get(key).is_some_and(Value::is_null)
     }
 
-    /// Takes the padding token that a `tokenizer.json` was saved with, where neither the files nor the class speak of
-    /// one.
+    /// Takes the padding token that a `tokenizer.json` was saved with, where neither the files nor
+    /// the class speak of one.
     pub(super) fn set_padding_token(&mut self, content: &str) {
         let is_silent = !self.config.contains_key("pad_token") && !self.class.names_padding;
-        if let (true, Some((_, tokens))) =
-            (is_silent, self.special.iter_mut().find(|(name, _)| name == "pad_token"))
-        {
+        if let (true, Some((_, tokens))) = (
+            is_silent,
+            self.special
+                .iter_mut()
+                .find(|(name, _)| name == "pad_token"),
+        ) {
             *tokens = vec![Token::text(content)];
         }
     }
@@ -194,7 +219,12 @@ impl Settings {
 
     /// What chat templates see: `bos_token`, `eos_token`, …, `additional_special_tokens`.
     pub(super) fn special_tokens_map(&self) -> Map<String, Value> {
-        let texts = |tokens: &[Token]| tokens.iter().map(|token| token.content.clone()).collect::<Vec<_>>();
+        let texts = |tokens: &[Token]| {
+            tokens
+                .iter()
+                .map(|token| token.content.clone())
+                .collect::<Vec<_>>()
+        };
         let mut map = Map::new();
         for (attribute, tokens) in self.special.iter().filter(|(_, tokens)| !tokens.is_empty()) {
             let mut texts = texts(tokens);
@@ -220,14 +250,19 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// `special_tokens_map.json` replaces what `tokenizer_config.json` says, and adds to its list of further tokens.
+/// `special_tokens_map.json` replaces what `tokenizer_config.json` says, and adds to its list of
+/// further tokens.
 fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Value>) {
     for (key, mut value) in map {
         if let Value::Object(token) = &mut value {
             token.insert("special".into(), true.into());
         }
         if let ("additional_special_tokens", Value::Array(tokens)) = (key.as_str(), &value) {
-            let mut all = config.get(&key).and_then(Value::as_array).cloned().unwrap_or_default();
+            let mut all = config
+                .get(&key)
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default();
             for token in tokens {
                 let mut token = token.clone();
                 if let Value::Object(flags) = &mut token {
@@ -244,7 +279,10 @@ fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Va
 }
 
 /// `added_tokens.json`: tokens and their ids.
-fn legacy_added_tokens(config: &Map<String, Value>, added: Map<String, Value>) -> BTreeMap<u64, Token> {
+fn legacy_added_tokens(
+    config: &Map<String, Value>,
+    added: Map<String, Value>,
+) -> BTreeMap<u64, Token> {
     let mut special: Vec<String> = Vec::new();
     for attribute in ATTRIBUTES {
         let tokens = match config.get(attribute) {
@@ -256,11 +294,22 @@ fn legacy_added_tokens(config: &Map<String, Value>, added: Map<String, Value>) -
     }
     let token = |content: String| {
         let special = special.contains(&content);
-        let flags =
-            Flags { single_word: false, lstrip: false, rstrip: false, normalized: Some(!special), special };
-        Token { content, flags: Some(flags) }
+        let flags = Flags {
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: Some(!special),
+            special,
+        };
+        Token {
+            content,
+            flags: Some(flags),
+        }
     };
-    added.into_iter().filter_map(|(content, id)| Some((id.as_u64()?, token(content)))).collect()
+    added
+        .into_iter()
+        .filter_map(|(content, id)| Some((id.as_u64()?, token(content))))
+        .collect()
 }
 
 /// The added tokens of `tokenizer.json`.
@@ -270,13 +319,17 @@ fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
         #[serde(default)]
         added_tokens: Vec<Value>,
     }
-    let Some(json) = companions.iter().find(|companion| companion.name == "tokenizer.json") else {
+    let Some(json) = companions
+        .iter()
+        .find(|companion| companion.name == "tokenizer.json")
+    else {
         return Ok(Vec::new());
     };
-    let parts: Parts = serde_json::from_slice(&json.read()?).map_err(|cause| LlmError::Tokenizer {
-        what: what.to_owned(),
-        reason: format!("tokenizer.json: {cause}"),
-    })?;
+    let parts: Parts =
+        serde_json::from_slice(&json.read()?).map_err(|cause| LlmError::Tokenizer {
+            what: what.to_owned(),
+            reason: format!("tokenizer.json: {cause}"),
+        })?;
     Ok(parts.added_tokens.iter().filter_map(Token::parse).collect())
 }
 
@@ -286,8 +339,13 @@ fn special_tokens(
     config: &Map<String, Value>,
     known: &[Token],
 ) -> std::result::Result<Vec<(String, Vec<Token>)>, String> {
-    let flagged =
-        |token: Token| known.iter().find(|other| other.content == token.content).cloned().unwrap_or(token);
+    let flagged = |token: Token| {
+        known
+            .iter()
+            .find(|other| other.content == token.content)
+            .cloned()
+            .unwrap_or(token)
+    };
     let wrong = |attribute: &str, value: &Value| {
         format!("`{attribute}` is {value}; a text or an object was expected")
     };
@@ -297,12 +355,16 @@ fn special_tokens(
         let value = config.get(attribute);
         if attribute == "additional_special_tokens" {
             let items = value.and_then(Value::as_array).cloned().unwrap_or_default();
-            let parsed = items.iter().map(|item| Token::parse(item).ok_or_else(|| wrong(attribute, item)));
+            let parsed = items
+                .iter()
+                .map(|item| Token::parse(item).ok_or_else(|| wrong(attribute, item)));
             let mut tokens = parsed.collect::<std::result::Result<Vec<_>, _>>()?;
             for (key, default) in class.additional {
                 match config.get(*key) {
                     Some(Value::Null) => {}
-                    Some(value) => tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?),
+                    Some(value) => {
+                        tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?)
+                    }
                     None => tokens.push(Token::text(default)),
                 }
             }
@@ -311,7 +373,9 @@ fn special_tokens(
         }
         let token = match value {
             Some(Value::Null) => None,
-            Some(value) => Some(flagged(Token::parse(value).ok_or_else(|| wrong(attribute, value))?)),
+            Some(value) => Some(flagged(
+                Token::parse(value).ok_or_else(|| wrong(attribute, value))?,
+            )),
             None => {
                 let default = class.defaults.iter().find(|(name, _)| *name == attribute);
                 default.map(|(_, text)| Token::text(text))

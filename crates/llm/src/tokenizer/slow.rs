@@ -1,5 +1,5 @@
-//! Tokenizers out of the files that came before `tokenizer.json`, as `convert_slow_tokenizer.py` of transformers 4.57
-//! converts them.
+//! Tokenizers out of the files that came before `tokenizer.json`, as `convert_slow_tokenizer.py` of
+//! transformers 4.57 converts them.
 
 use super::class::SlowFiles;
 use super::sentencepiece::{Algorithm, Model};
@@ -44,7 +44,9 @@ pub(super) fn from_merges(
             ] },
             "decoder": byte_level(true, true),
         }),
-        _ => json!({ "pre_tokenizer": byte_level(prefix, true), "decoder": byte_level(true, true) }),
+        _ => {
+            json!({ "pre_tokenizer": byte_level(prefix, true), "decoder": byte_level(true, true) })
+        }
     };
     assemble(&mut tokenizer, parts)?;
     Ok(tokenizer)
@@ -65,10 +67,15 @@ fn gpt2_merges(text: &str) -> Result<Merges, Reason> {
 
 /// Qwen2 takes every line that is not empty, and leaves out a first one with a version.
 fn qwen2_merges(text: &str) -> Result<Merges, Reason> {
-    let lines = text.lines().enumerate().map(|(number, line)| (number, line.trim()));
+    let lines = text
+        .lines()
+        .enumerate()
+        .map(|(number, line)| (number, line.trim()));
     pairs(
         lines
-            .filter(|(number, line)| !(line.is_empty() || *number == 0 && line.starts_with("#version:")))
+            .filter(|(number, line)| {
+                !(line.is_empty() || *number == 0 && line.starts_with("#version:"))
+            })
             .map(|(_, line)| line),
     )
 }
@@ -95,21 +102,26 @@ pub(super) fn from_sentencepiece(
     bytes: &[u8],
     settings: &Settings,
 ) -> Result<Tokenizer, Reason> {
-    let model =
-        Model::parse(bytes).map_err(|cause| format!("tokenizer.model is not SentencePiece's: {cause}"))?;
+    let model = Model::parse(bytes)
+        .map_err(|cause| format!("tokenizer.model is not SentencePiece's: {cause}"))?;
     let vocab = match kind {
         SlowFiles::Gemma => gemma_vocab(&model, settings)?,
         _ => llama_vocab(&model, settings),
     };
     let mut tokenizer = Tokenizer::new(pieces_model(kind, &model, &vocab)?);
 
-    let tokens = model.pieces.iter().filter(|piece| piece.is_control() || piece.is_user_defined());
+    let tokens = model
+        .pieces
+        .iter()
+        .filter(|piece| piece.is_control() || piece.is_user_defined());
     let tokens = tokens.map(|piece| {
-        let is_turn =
-            kind == SlowFiles::Gemma && ["<start_of_turn>", "<end_of_turn>"].contains(&piece.text());
+        let is_turn = kind == SlowFiles::Gemma
+            && ["<start_of_turn>", "<end_of_turn>"].contains(&piece.text());
         AddedToken::from(piece.text().to_owned(), piece.is_control() || is_turn).normalized(false)
     });
-    tokenizer.add_tokens(tokens.collect::<Vec<_>>()).map_err(|cause| cause.to_string())?;
+    tokenizer
+        .add_tokens(tokens.collect::<Vec<_>>())
+        .map_err(|cause| cause.to_string())?;
 
     let parts = match kind {
         SlowFiles::Gemma => json!({
@@ -147,8 +159,7 @@ fn llama_parts(settings: &Settings) -> Value {
 
     if !is_legacy {
         let scheme = if prefix { "first" } else { "never" };
-        let metaspace =
-            json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
+        let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
         return json!({ "pre_tokenizer": metaspace, "decoder": decoder });
     }
     let mut steps = Vec::new();
@@ -162,7 +173,10 @@ fn llama_parts(settings: &Settings) -> Value {
 /// Pieces and scores; the first three under the names that the added tokens give them.
 fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
     let name = |id: usize, text: &str| {
-        settings.added.get(&(id as u64)).map_or_else(|| text.to_owned(), |token| token.content.clone())
+        settings
+            .added
+            .get(&(id as u64))
+            .map_or_else(|| text.to_owned(), |token| token.content.clone())
     };
     let pieces = model.pieces.iter().enumerate();
     pieces
@@ -178,11 +192,22 @@ fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
 
 /// As Llama's, the first three being padding, end and begin; a tab where an old file lacks it.
 fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>, Reason> {
-    let mut vocab: Vec<(String, f64)> =
-        model.pieces.iter().map(|piece| (piece.text().to_owned(), f64::from(piece.score()))).collect();
-    for (slot, attribute) in vocab.iter_mut().zip(["pad_token", "eos_token", "bos_token"]) {
+    let mut vocab: Vec<(String, f64)> = model
+        .pieces
+        .iter()
+        .map(|piece| (piece.text().to_owned(), f64::from(piece.score())))
+        .collect();
+    for (slot, attribute) in vocab
+        .iter_mut()
+        .zip(["pad_token", "eos_token", "bos_token"])
+    {
         let token = settings.special_token(attribute);
-        *slot = (token.ok_or_else(|| format!("it has no `{attribute}`"))?.to_owned(), 0.0);
+        *slot = (
+            token
+                .ok_or_else(|| format!("it has no `{attribute}`"))?
+                .to_owned(),
+            0.0,
+        );
     }
     if !vocab.iter().any(|(piece, _)| piece == "\t")
         && let Some(byte) = vocab.iter_mut().find(|(piece, _)| piece == "<0x09>")
@@ -192,7 +217,11 @@ fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>,
     Ok(vocab)
 }
 
-fn pieces_model(kind: SlowFiles, model: &Model, vocab: &[(String, f64)]) -> Result<ModelWrapper, Reason> {
+fn pieces_model(
+    kind: SlowFiles,
+    model: &Model,
+    vocab: &[(String, f64)],
+) -> Result<ModelWrapper, Reason> {
     let unknown_id = if kind == SlowFiles::Gemma { 3 } else { 0 };
     match model.algorithm() {
         Algorithm::Unigram => {
@@ -200,9 +229,15 @@ fn pieces_model(kind: SlowFiles, model: &Model, vocab: &[(String, f64)]) -> Resu
             Ok(unigram.map_err(|cause| cause.to_string())?.into())
         }
         Algorithm::Bpe => {
-            let ids: Vocab = (vocab.iter().zip(0u32..)).map(|((piece, _), id)| (piece.clone(), id)).collect();
-            let mut stored: HashMap<&str, usize> =
-                model.pieces.iter().enumerate().map(|(id, piece)| (piece.text(), id)).collect();
+            let ids: Vocab = (vocab.iter().zip(0u32..))
+                .map(|((piece, _), id)| (piece.clone(), id))
+                .collect();
+            let mut stored: HashMap<&str, usize> = model
+                .pieces
+                .iter()
+                .enumerate()
+                .map(|(id, piece)| (piece.text(), id))
+                .collect();
             if let (SlowFiles::Gemma, Some(byte)) = (kind, stored.get("<0x09>").copied()) {
                 stored.entry("\t").or_insert(byte);
             }
@@ -213,14 +248,15 @@ fn pieces_model(kind: SlowFiles, model: &Model, vocab: &[(String, f64)]) -> Resu
                 .byte_fallback(true);
             Ok(builder.build().map_err(|cause| cause.to_string())?.into())
         }
-        Algorithm::Other(number) => {
-            Err(format!("tokenizer.model was trained with algorithm {number}; BPE and unigram are supported"))
-        }
+        Algorithm::Other(number) => Err(format!(
+            "tokenizer.model was trained with algorithm {number}; BPE and unigram are supported"
+        )),
     }
 }
 
-/// Every way to put a piece together from two others (`generate_merges`): the best-scored pieces first, and among
-/// equals the longer left part, then the longer right part, then the order of the file.
+/// Every way to put a piece together from two others (`generate_merges`): the best-scored pieces
+/// first, and among equals the longer left part, then the longer right part, then the order of the
+/// file.
 fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
     let mut found: Vec<(f64, [usize; 2], &str, &str)> = Vec::new();
     for (piece, score) in vocab {
@@ -239,7 +275,10 @@ fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
         found.extend(splits.into_iter().map(|(_, split)| split));
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-    found.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())).collect()
+    found
+        .into_iter()
+        .map(|(_, _, left, right)| (left.to_owned(), right.to_owned()))
+        .collect()
 }
 
 /// Puts the steps around a model, written as in `tokenizer.json`.
@@ -248,10 +287,13 @@ pub(super) fn assemble(tokenizer: &mut Tokenizer, mut parts: Value) -> Result<()
         serde_json::from_value(value).map_err(|cause| cause.to_string())
     }
     let normalizer: Option<tokenizers::NormalizerWrapper> = part(parts["normalizer"].take())?;
-    let pre_tokenizer: Option<tokenizers::PreTokenizerWrapper> = part(parts["pre_tokenizer"].take())?;
+    let pre_tokenizer: Option<tokenizers::PreTokenizerWrapper> =
+        part(parts["pre_tokenizer"].take())?;
     let decoder: Option<tokenizers::DecoderWrapper> = part(parts["decoder"].take())?;
 
-    tokenizer.with_normalizer(normalizer).map_err(|cause| cause.to_string())?;
+    tokenizer
+        .with_normalizer(normalizer)
+        .map_err(|cause| cause.to_string())?;
     tokenizer.with_pre_tokenizer(pre_tokenizer);
     tokenizer.with_decoder(decoder);
     Ok(())
@@ -278,17 +320,34 @@ mod tests {
     #[test]
     fn qwen2_drops_a_version_and_empty_lines() {
         assert_eq!(qwen2_merges("#version: 0.2\na b\n\nab c").unwrap().len(), 2);
-        assert_eq!(qwen2_merges("a b\na b\n").unwrap().len(), 1, "a merge counts once");
+        assert_eq!(
+            qwen2_merges("a b\na b\n").unwrap().len(),
+            1,
+            "a merge counts once"
+        );
     }
 
     #[test]
     fn better_pieces_and_longer_left_parts_merge_first() {
-        let vocab: Vec<(String, f64)> = [("a", -3.0), ("b", -4.0), ("ab", -1.0), ("ba", -1.0), ("aba", -2.0)]
-            .map(|(p, s)| (p.to_owned(), s))
-            .into();
-        let stored = vocab.iter().enumerate().map(|(id, (piece, _))| (piece.as_str(), id)).collect();
+        let vocab: Vec<(String, f64)> = [
+            ("a", -3.0),
+            ("b", -4.0),
+            ("ab", -1.0),
+            ("ba", -1.0),
+            ("aba", -2.0),
+        ]
+        .map(|(p, s)| (p.to_owned(), s))
+        .into();
+        let stored = vocab
+            .iter()
+            .enumerate()
+            .map(|(id, (piece, _))| (piece.as_str(), id))
+            .collect();
         let merges = merges(&stored, &vocab);
-        let merges: Vec<(&str, &str)> = merges.iter().map(|(l, r)| (l.as_str(), r.as_str())).collect();
+        let merges: Vec<(&str, &str)> = merges
+            .iter()
+            .map(|(l, r)| (l.as_str(), r.as_str()))
+            .collect();
         assert_eq!(merges, [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")]);
     }
 }

@@ -16,15 +16,19 @@ use std::path::Path;
 /// Reads codes and absmax of the layer `prefix`, of shape `[out, in]`, the codes into `memory`.
 ///
 /// # Errors
-/// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where the
-/// layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor gives.
+/// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where
+/// the layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor
+/// gives.
 pub(crate) fn read_linear_state(
     checkpoint: &Checkpoint,
     prefix: &str,
     shape: [usize; 2],
     memory: &mut CodeMemory,
 ) -> Result<Int8Weight> {
-    let error = |reason: String| NnError::QuantisationState { layer: prefix.to_owned(), reason };
+    let error = |reason: String| NnError::QuantisationState {
+        layer: prefix.to_owned(),
+        reason,
+    };
     let weight = checkpoint.tensor(&format!("{prefix}.weight"))?;
     if weight.dtype != Dtype::I8 {
         return Err(error(format!(
@@ -35,19 +39,25 @@ pub(crate) fn read_linear_state(
     }
     weight.check_shape(&shape)?;
     if checkpoint.entry(&format!("{prefix}.SCB")).is_none() {
-        return Err(error("missing quantisation component `SCB` beside the I8 weight".into()));
+        return Err(error(
+            "missing quantisation component `SCB` beside the I8 weight".into(),
+        ));
     }
     let scb = checkpoint.tensor(&format!("{prefix}.SCB"))?;
     if scb.dtype != Dtype::F32 {
         return Err(error(format!("`SCB` is {:?}; F32 was expected", scb.dtype)));
     }
     check_format(checkpoint, prefix)?;
-    Int8Weight::from_codes_in(memory, &weight.elements::<i8>()?, &scb.elements::<f32>()?, shape).map_err(
-        |cause| match cause {
-            NnError::QuantisationState { reason, .. } => error(reason),
-            other => other,
-        },
+    Int8Weight::from_codes_in(
+        memory,
+        &weight.elements::<i8>()?,
+        &scb.elements::<f32>()?,
+        shape,
     )
+    .map_err(|cause| match cause {
+        NnError::QuantisationState { reason, .. } => error(reason),
+        other => other,
+    })
 }
 
 /// Only the row layout can be read; the three others were made for GPUs of 2022.
@@ -56,7 +66,10 @@ fn check_format(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
     if let Some(Foreign::Text(layout)) = checkpoint.foreign(&name) {
         // Before 0.43.1 it was a text in a pickle.
         let reason = format!("only 'row' weight format is supported, got {layout}");
-        let error = NnError::QuantisationState { layer: prefix.to_owned(), reason };
+        let error = NnError::QuantisationState {
+            layer: prefix.to_owned(),
+            reason,
+        };
         return if layout == "row" { Ok(()) } else { Err(error) };
     }
     if checkpoint.entry(&name).is_none() {
@@ -68,36 +81,58 @@ fn check_format(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
         (Dtype::U8, Some(1)) => "only 'row' weight format is supported, got col32".into(),
         (Dtype::U8, Some(2)) => "only 'row' weight format is supported, got col_turing".into(),
         (Dtype::U8, Some(3)) => "only 'row' weight format is supported, got col_ampere".into(),
-        (dtype, first) => format!("`weight_format` is {dtype:?} {first:?}; U8 0 (row) was expected"),
+        (dtype, first) => {
+            format!("`weight_format` is {dtype:?} {first:?}; U8 0 (row) was expected")
+        }
     };
-    Err(NnError::QuantisationState { layer: prefix.to_owned(), reason })
+    Err(NnError::QuantisationState {
+        layer: prefix.to_owned(),
+        reason,
+    })
 }
 
 impl Int8Linear {
-    /// Reads the layer `prefix` of a checkpoint written by bitsandbytes or by [`write_linear_state`],
-    /// its bias in f32.
+    /// Reads the layer `prefix` of a checkpoint written by bitsandbytes or by
+    /// [`write_linear_state`], its bias in f32.
     ///
     /// # Errors
-    /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where the layout is
-    /// not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor gives.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, prefix: &str, config: Int8Config) -> Result<Self> {
+    /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite,
+    /// where the layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a
+    /// tensor gives.
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        prefix: &str,
+        config: Int8Config,
+    ) -> Result<Self> {
         let name = format!("{prefix}.weight");
         let [out_features, in_features] = *checkpoint.tensor(&name)?.shape else {
             let reason = "`weight` is not a matrix".to_owned();
-            return Err(NnError::QuantisationState { layer: prefix.to_owned(), reason });
+            return Err(NnError::QuantisationState {
+                layer: prefix.to_owned(),
+                reason,
+            });
         };
-        let weight =
-            read_linear_state(checkpoint, prefix, [out_features, in_features], &mut CodeMemory::default())?;
+        let weight = read_linear_state(
+            checkpoint,
+            prefix,
+            [out_features, in_features],
+            &mut CodeMemory::default(),
+        )?;
         let bias = format!("{prefix}.bias");
         let bias = match checkpoint.entry(&bias) {
-            Some(_) => Some(float_tensor(&checkpoint.tensor(&bias)?, FloatDtype::F32, false)?),
+            Some(_) => Some(float_tensor(
+                &checkpoint.tensor(&bias)?,
+                FloatDtype::F32,
+                false,
+            )?),
             None => None,
         };
         Self::new(weight, bias, config)
     }
 }
 
-/// The tensors bitsandbytes saves of a layer: `weight` I8, `bias`, `SCB` F32, `weight_format` U8 0 (row).
+/// The tensors bitsandbytes saves of a layer: `weight` I8, `bias`, `SCB` F32, `weight_format` U8 0
+/// (row).
 ///
 /// # Errors
 /// [`NnError::NotLoaded`].
@@ -105,15 +140,21 @@ pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTe
     let weight = layer.weight()?;
     let shape = [layer.out_features(), layer.in_features()];
     let name = |part: &str| format!("{prefix}.{part}");
-    let mut tensors =
-        vec![NewTensor::new(name("weight"), Dtype::I8, &shape, || Ok(cast_slice(weight.codes()).into()))];
+    let mut tensors = vec![NewTensor::new(name("weight"), Dtype::I8, &shape, || {
+        Ok(cast_slice(weight.codes()).into())
+    })];
     if let Some(bias) = layer.bias() {
         tensors.push(float_state(bias, name("bias"), false));
     }
     tensors.push(NewTensor::new(name("SCB"), Dtype::F32, &shape[..1], || {
         Ok(cast_slice(weight.absmax()).into())
     }));
-    tensors.push(NewTensor::new(name("weight_format"), Dtype::U8, &[], || Ok((&[0u8]).into())));
+    tensors.push(NewTensor::new(
+        name("weight_format"),
+        Dtype::U8,
+        &[],
+        || Ok((&[0u8]).into()),
+    ));
     Ok(tensors)
 }
 
@@ -130,7 +171,11 @@ pub fn float_state(parameter: &FloatParameter, name: String, transposed: bool) -
 
 /// The bytes of a float tensor, row-major, after transposing it where that is asked for.
 pub(crate) fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
-    let tensor = if transposed { tensor.t()? } else { tensor.clone() };
+    let tensor = if transposed {
+        tensor.t()?
+    } else {
+        tensor.clone()
+    };
     let flat = tensor.flatten_all()?;
     Ok(match tensor.dtype() {
         DType::F16 => cast_slice(&flat.to_vec1::<f16>()?).to_vec(),

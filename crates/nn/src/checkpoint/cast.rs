@@ -31,25 +31,40 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
     }
 }
 
-/// The tensor rounded to the dtype that the model is loaded in, as transformers rounds it before quantising. Only
-/// bf16 needs this step, because quantising rounds to f16 in any case.
+/// The tensor rounded to the dtype that the model is loaded in, as transformers rounds it before
+/// quantising. Only bf16 needs this step, because quantising rounds to f16 in any case.
 ///
 /// # Errors
 /// [`NnError::Input`] for a value of F64 that does not fit into f32.
 pub(crate) fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>> {
-    let view = if view.dtype == Dtype::F64 { narrowed(&view)? } else { view };
+    let view = if view.dtype == Dtype::F64 {
+        narrowed(&view)?
+    } else {
+        view
+    };
     let data = match (view.dtype, dtype) {
-        (Dtype::F32, FloatDtype::BF16) => to_bytes(&view.elements::<f32>()?, |x| bf16::from_f32(*x)),
-        (Dtype::F16, FloatDtype::BF16) => to_bytes(&view.elements::<f16>()?, |x| bf16::from_f32(x.to_f32())),
+        (Dtype::F32, FloatDtype::BF16) => {
+            to_bytes(&view.elements::<f32>()?, |x| bf16::from_f32(*x))
+        }
+        (Dtype::F16, FloatDtype::BF16) => {
+            to_bytes(&view.elements::<f16>()?, |x| bf16::from_f32(x.to_f32()))
+        }
         _ => return Ok(view),
     };
-    Ok(TensorView { dtype: Dtype::BF16, data: data.into(), ..view })
+    Ok(TensorView {
+        dtype: Dtype::BF16,
+        data: data.into(),
+        ..view
+    })
 }
 
 /// F64 as F32, which torch too goes through on the way to f16 and bf16.
 fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
     let source = view.elements::<f64>()?;
-    if source.par_iter().any(|x| x.is_finite() && !(*x as f32).is_finite()) {
+    if source
+        .par_iter()
+        .any(|x| x.is_finite() && !(*x as f32).is_finite())
+    {
         return Err(NnError::Input {
             layer: format!("tensor `{}` in {}", view.name, view.file),
             reason:
@@ -58,15 +73,27 @@ fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
         });
     }
     let data = to_bytes(&source, |x| *x as f32).into();
-    Ok(TensorView { name: view.name.clone(), file: view.file, dtype: Dtype::F32, shape: view.shape, data })
+    Ok(TensorView {
+        name: view.name.clone(),
+        file: view.file,
+        dtype: Dtype::F32,
+        shape: view.shape,
+        data,
+    })
 }
 
-fn to_bytes<S: Sync, T: Pod + Send + Sync>(source: &[S], convert: impl Fn(&S) -> T + Sync) -> Vec<u8> {
+fn to_bytes<S: Sync, T: Pod + Send + Sync>(
+    source: &[S],
+    convert: impl Fn(&S) -> T + Sync,
+) -> Vec<u8> {
     let mut bytes = vec![0; source.len() * size_of::<T>()];
-    let pairs = bytes.par_chunks_mut(CHUNK * size_of::<T>()).zip(source.par_chunks(CHUNK));
+    let pairs = bytes
+        .par_chunks_mut(CHUNK * size_of::<T>())
+        .zip(source.par_chunks(CHUNK));
     pairs.for_each(|(out, source)| {
         let out = out.chunks_exact_mut(size_of::<T>());
-        out.zip(source).for_each(|(y, x)| y.copy_from_slice(bytemuck::bytes_of(&convert(x))));
+        out.zip(source)
+            .for_each(|(y, x)| y.copy_from_slice(bytemuck::bytes_of(&convert(x))));
     });
     bytes
 }
@@ -79,7 +106,9 @@ fn from_source<S: Element + Pod>(
     let source = view.elements::<S>()?;
     match dtype {
         FloatDtype::F16 => to_target::<S, f16>(view, &source, transposed, Element::to_f16),
-        FloatDtype::BF16 => to_target::<S, bf16>(view, &source, transposed, |x| bf16::from_f32(x.to_f32())),
+        FloatDtype::BF16 => {
+            to_target::<S, bf16>(view, &source, transposed, |x| bf16::from_f32(x.to_f32()))
+        }
         FloatDtype::F32 => to_target::<S, f32>(view, &source, transposed, Element::to_f32),
     }
 }
@@ -103,7 +132,9 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     } else {
         (out.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)))
             .map(|(out, source)| {
-                out.iter_mut().zip(source).for_each(|(y, x)| *y = convert(*x));
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(y, x)| *y = convert(*x));
                 out.iter().zip(source).any(|(y, x)| overflow(x, y))
             })
             .reduce(|| false, |a, b| a | b)
@@ -121,14 +152,17 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Memory for so many values in large pages, zeroed by the system when first touched, and how many to leave
-/// out so that the first lies at the beginning of a cache line: vector loads that cross lines cost a tenth of
-/// the bandwidth.
+/// Memory for so many values in large pages, zeroed by the system when first touched, and how many
+/// to leave out so that the first lies at the beginning of a cache line: vector loads that cross
+/// lines cost a tenth of the bandwidth.
 fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
     const LINE: usize = 64;
     let mut memory: Vec<T> = bytemuck::zeroed_vec(length + LINE / size_of::<T>());
     prefer_large(&mut memory);
-    let offset = memory.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+    let offset = memory
+        .as_ptr()
+        .align_offset(LINE)
+        .min(LINE / size_of::<T>());
     (memory, offset)
 }
 
@@ -143,24 +177,26 @@ fn transpose_into<S: Element, T: Send>(
     if rows == 0 || columns == 0 {
         return;
     }
-    out.par_chunks_mut(BAND * rows).enumerate().for_each(|(band, out)| {
-        let first = band * BAND;
-        for r in 0..rows {
-            let width = out.len() / rows;
-            let piece = &source[r * columns + first..][..width];
-            for (c, x) in piece.iter().enumerate() {
-                out[c * rows + r] = convert(*x);
+    out.par_chunks_mut(BAND * rows)
+        .enumerate()
+        .for_each(|(band, out)| {
+            let first = band * BAND;
+            for r in 0..rows {
+                let width = out.len() / rows;
+                let piece = &source[r * columns + first..][..width];
+                for (c, x) in piece.iter().enumerate() {
+                    out[c * rows + r] = convert(*x);
+                }
             }
-        }
-    });
+        });
 }
 
-/// The tensor as int8 rows `[out, in]` in `memory`, by bitsandbytes' rule; with `transposed` it is stored
-/// `[in, out]`.
+/// The tensor as int8 rows `[out, in]` in `memory`, by bitsandbytes' rule; with `transposed` it is
+/// stored `[in, out]`.
 ///
 /// # Errors
-/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16; F64 must be
-/// [`rounded`] before.
+/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16; F64 must
+/// be [`rounded`] before.
 pub(crate) fn int8_weight(
     view: &TensorView<'_>,
     transposed: bool,
@@ -192,9 +228,11 @@ fn quantize<S: Element + Pod>(
     };
     let source = MatRef::new(&elements, rows, columns)?;
     Int8Weight::quantize_in(memory, isa, source, transposed).map_err(|error| match error {
-        NnError::Kernel(source) => {
-            NnError::Quantise { name: view.name.clone(), file: view.file.to_owned(), source }
-        }
+        NnError::Kernel(source) => NnError::Quantise {
+            name: view.name.clone(),
+            file: view.file.to_owned(),
+            source,
+        },
         other => other,
     })
 }
@@ -205,7 +243,13 @@ mod tests {
 
     fn view<'a>(values: &'a [f32], shape: &'a [usize]) -> TensorView<'a> {
         let data = bytemuck::cast_slice(values).into();
-        TensorView { name: "w".into(), file: "memory", dtype: Dtype::F32, shape, data }
+        TensorView {
+            name: "w".into(),
+            file: "memory",
+            dtype: Dtype::F32,
+            shape,
+            data,
+        }
     }
 
     #[test]
@@ -226,9 +270,13 @@ mod tests {
     fn a_value_beyond_f16_is_named_and_not_turned_into_infinity() {
         let values = [1.0f32, 70_000.0];
         for transposed in [false, true] {
-            let error =
-                float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed).unwrap_err().to_string();
-            assert!(error.contains("tensor `w`") && error.contains("bfloat16"), "{error}");
+            let error = float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("tensor `w`") && error.contains("bfloat16"),
+                "{error}"
+            );
             assert!(float_tensor(&view(&values, &[1, 2]), FloatDtype::BF16, transposed).is_ok());
         }
         let infinite = [f32::INFINITY, f32::NAN];

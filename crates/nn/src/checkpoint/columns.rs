@@ -21,7 +21,11 @@ pub struct CheckpointColumns {
 impl CheckpointColumns {
     /// Columns of tensor `name`; `transposed` where it is stored `[in, out]`.
     pub fn new(checkpoint: Arc<Checkpoint>, name: impl Into<String>, transposed: bool) -> Self {
-        Self { checkpoint, name: name.into(), transposed }
+        Self {
+            checkpoint,
+            name: name.into(),
+            transposed,
+        }
     }
 }
 
@@ -29,18 +33,34 @@ impl OriginalWeights for CheckpointColumns {
     fn columns(&self, columns: &[u32]) -> Result<Vec<f32>> {
         let view = self.checkpoint.tensor(&self.name)?;
         match view.dtype {
-            Dtype::F32 => {
-                Ok(gather::<f32>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
-            }
-            Dtype::F16 => {
-                Ok(gather::<f16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
-            }
-            Dtype::BF16 => {
-                Ok(gather::<bf16>(&view.elements()?, view.shape, self.transposed, columns, Element::to_f32))
-            }
-            Dtype::F64 => {
-                Ok(gather::<f64>(&view.elements()?, view.shape, self.transposed, columns, |x| x as f32))
-            }
+            Dtype::F32 => Ok(gather::<f32>(
+                &view.elements()?,
+                view.shape,
+                self.transposed,
+                columns,
+                Element::to_f32,
+            )),
+            Dtype::F16 => Ok(gather::<f16>(
+                &view.elements()?,
+                view.shape,
+                self.transposed,
+                columns,
+                Element::to_f32,
+            )),
+            Dtype::BF16 => Ok(gather::<bf16>(
+                &view.elements()?,
+                view.shape,
+                self.transposed,
+                columns,
+                Element::to_f32,
+            )),
+            Dtype::F64 => Ok(gather::<f64>(
+                &view.elements()?,
+                view.shape,
+                self.transposed,
+                columns,
+                |x| x as f32,
+            )),
             _ => Err(view.wrong_dtype(FLOATS)),
         }
     }
@@ -58,12 +78,21 @@ fn gather<T: Pod>(
     let column_of = |column: u32| -> Vec<f32> {
         let column = column as usize;
         if transposed {
-            values[column * width..][..width].iter().map(|x| convert(*x)).collect()
+            values[column * width..][..width]
+                .iter()
+                .map(|x| convert(*x))
+                .collect()
         } else {
-            values.chunks(width).map(|row| convert(row[column])).collect()
+            values
+                .chunks(width)
+                .map(|row| convert(row[column]))
+                .collect()
         }
     };
-    columns.iter().flat_map(|&column| column_of(column)).collect()
+    columns
+        .iter()
+        .flat_map(|&column| column_of(column))
+        .collect()
 }
 
 #[cfg(test)]
@@ -74,7 +103,13 @@ mod tests {
     fn both_layouts_give_the_same_columns() {
         let out_in = [1f32, 2., 3., 4., 5., 6.]; // [2, 3]
         let in_out = [1f32, 4., 2., 5., 3., 6.]; // [3, 2]
-        assert_eq!(gather(&out_in, &[2, 3], false, &[0, 2], |x| x), [1., 4., 3., 6.]);
-        assert_eq!(gather(&in_out, &[3, 2], true, &[0, 2], |x| x), [1., 4., 3., 6.]);
+        assert_eq!(
+            gather(&out_in, &[2, 3], false, &[0, 2], |x| x),
+            [1., 4., 3., 6.]
+        );
+        assert_eq!(
+            gather(&in_out, &[3, 2], true, &[0, 2], |x| x),
+            [1., 4., 3., 6.]
+        );
     }
 }

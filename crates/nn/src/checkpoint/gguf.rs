@@ -1,5 +1,5 @@
-//! GGUF files through candle's reader: what they say of the model, and their tensors, dequantised one by
-//! one when they are asked for.
+//! GGUF files through candle's reader: what they say of the model, and their tensors, dequantised
+//! one by one when they are asked for.
 
 use super::mmap::FileBytes;
 use super::{Checkpoint, Entry, Source};
@@ -18,8 +18,8 @@ use std::path::Path;
 pub enum GgufChange {
     /// Nothing.
     None,
-    /// llama.cpp rotates neighbours where transformers rotates halves, so it permutes the rows of queries
-    /// and keys of so many heads; this undoes it.
+    /// llama.cpp rotates neighbours where transformers rotates halves, so it permutes the rows of
+    /// queries and keys of so many heads; this undoes it.
     Unpermute {
         /// Heads the rows belong to.
         heads: usize,
@@ -43,15 +43,22 @@ impl GgufFile {
     ///
     /// # Errors
     /// [`NnError::Read`]; [`NnError::MalformedFile`] for a header that is damaged or lies;
-    /// [`NnError::UnsupportedFile`] for tensors of types that are not read, and for a part of a split model.
+    /// [`NnError::UnsupportedFile`] for tensors of types that are not read, and for a part of a
+    /// split model.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = FileBytes::map_checkpoint(path)?;
-        let malformed = |reason: String| NnError::MalformedFile { file: name.clone(), reason };
+        let malformed = |reason: String| NnError::MalformedFile {
+            file: name.clone(),
+            reason,
+        };
         let content = Content::read(&mut Cursor::new(&bytes[..])).map_err(|cause| {
             let cause = cause.to_string();
             match unsupported_type(&cause) {
-                Some(reason) => NnError::UnsupportedFile { file: name.clone(), reason },
+                Some(reason) => NnError::UnsupportedFile {
+                    file: name.clone(),
+                    reason,
+                },
                 None => malformed(format!("it cannot be read as GGUF ({cause})")),
             }
         })?;
@@ -66,9 +73,14 @@ impl GgufFile {
         }
         for (tensor, info) in &content.tensor_infos {
             let place = || -> Option<bool> {
-                let count = info.shape.dims().iter().try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
+                let count = info
+                    .shape
+                    .dims()
+                    .iter()
+                    .try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
                 let blocks = count.is_multiple_of(info.ggml_dtype.block_size());
-                let size = (count / info.ggml_dtype.block_size()).checked_mul(info.ggml_dtype.type_size())?;
+                let size = (count / info.ggml_dtype.block_size())
+                    .checked_mul(info.ggml_dtype.type_size())?;
                 let start = content.tensor_data_offset.checked_add(info.offset)?;
                 Some(blocks && start.checked_add(size as u64)? <= bytes.len() as u64)
             };
@@ -80,7 +92,11 @@ impl GgufFile {
                 )));
             }
         }
-        Ok(Self { name, bytes, content })
+        Ok(Self {
+            name,
+            bytes,
+            content,
+        })
     }
 
     /// The file, for messages.
@@ -103,10 +119,13 @@ impl GgufFile {
 
     /// A whole number of the metadata; of a list, its first.
     pub fn integer(&self, key: &str) -> Option<i64> {
-        self.content.metadata.get(key).and_then(|value| match value {
-            Value::Array(values) => values.first().and_then(integer),
-            value => integer(value),
-        })
+        self.content
+            .metadata
+            .get(key)
+            .and_then(|value| match value {
+                Value::Array(values) => values.first().and_then(integer),
+                value => integer(value),
+            })
     }
 
     /// A number of the metadata.
@@ -116,18 +135,30 @@ impl GgufFile {
 
     /// A flag of the metadata.
     pub fn flag(&self, key: &str) -> Option<bool> {
-        self.content.metadata.get(key).and_then(|value| value.to_bool().ok())
+        self.content
+            .metadata
+            .get(key)
+            .and_then(|value| value.to_bool().ok())
     }
 
     /// A list of texts of the metadata.
     pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
         let list = self.content.metadata.get(key)?.to_vec().ok()?;
-        list.iter().map(|value| value.to_string().ok().map(String::as_str)).collect()
+        list.iter()
+            .map(|value| value.to_string().ok().map(String::as_str))
+            .collect()
     }
 
     /// A list of numbers of the metadata.
     pub fn numbers(&self, key: &str) -> Option<Vec<f64>> {
-        self.content.metadata.get(key)?.to_vec().ok()?.iter().map(number).collect()
+        self.content
+            .metadata
+            .get(key)?
+            .to_vec()
+            .ok()?
+            .iter()
+            .map(number)
+            .collect()
     }
 
     /// The values of a tensor in f32, as they lie in the file.
@@ -139,16 +170,23 @@ impl GgufFile {
             file: self.name.clone(),
             reason: format!("tensor `{tensor}`: {cause}"),
         };
-        let read = self.content.tensor(&mut Cursor::new(&self.bytes[..]), tensor, &Device::Cpu);
+        let read = self
+            .content
+            .tensor(&mut Cursor::new(&self.bytes[..]), tensor, &Device::Cpu);
         let values = read.and_then(|quantised| quantised.dequantize(&Device::Cpu));
-        values.and_then(|values| values.flatten_all()?.to_vec1()).map_err(malformed)
+        values
+            .and_then(|values| values.flatten_all()?.to_vec1())
+            .map_err(malformed)
     }
 }
 
-/// What to say where candle does not know the type of a tensor; its error carries ggml's number of it.
+/// What to say where candle does not know the type of a tensor; its error carries ggml's number of
+/// it.
 fn unsupported_type(cause: &str) -> Option<String> {
     let (_, number) = cause.split_once("unknown dtype for tensor ")?;
-    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    let digits = number
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(number.len());
     let number: u32 = number[..digits].parse().ok()?;
     let name = match OTHER_TYPES.iter().find(|(other, _)| *other == number) {
         Some((_, name)) => format!("type {name}"),
@@ -221,9 +259,13 @@ pub(super) struct GgufTensors {
 impl GgufTensors {
     /// The bytes of a tensor, row-major.
     pub(super) fn read(&self, entry: &Entry, name: &str) -> Result<Cow<'_, [u8]>> {
-        let Some((stored, change)) = self.names.get(name) else { return Err(NnError::NotLoaded) };
+        let Some((stored, change)) = self.names.get(name) else {
+            return Err(NnError::NotLoaded);
+        };
         if *change == GgufChange::None && entry.range.1 > entry.range.0 {
-            return Ok(Cow::Borrowed(&self.file.bytes[entry.range.0..entry.range.1]));
+            return Ok(Cow::Borrowed(
+                &self.file.bytes[entry.range.0..entry.range.1],
+            ));
         }
         let values = changed(self.file.values(stored)?, &entry.shape, *change);
         Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
@@ -239,7 +281,9 @@ fn changed(mut values: Vec<f32>, shape: &[usize], change: GgufChange) -> Vec<f32
             values
         }
         GgufChange::Transpose => {
-            let &[rows, columns] = shape else { return values };
+            let &[rows, columns] = shape else {
+                return values;
+            };
             // In the file it is [columns, rows].
             let of = |place: usize| values[place % columns * rows + place / columns];
             (0..rows * columns).map(of).collect()
@@ -253,48 +297,78 @@ fn changed(mut values: Vec<f32>, shape: &[usize], change: GgufChange) -> Vec<f32
                 let (head, within) = (row / (2 * half), row % (2 * half));
                 head * 2 * half + within % half * 2 + within / half
             };
-            (0..rows).flat_map(|row| &values[stored(row) * width..][..width]).copied().collect()
+            (0..rows)
+                .flat_map(|row| &values[stored(row) * width..][..width])
+                .copied()
+                .collect()
         }
     }
 }
 
 impl Checkpoint {
-    /// The tensors of a GGUF file under the names that `rename` gives them; those it gives none are left
-    /// out. What is quantised there is F32 here.
+    /// The tensors of a GGUF file under the names that `rename` gives them; those it gives none are
+    /// left out. What is quantised there is F32 here.
     ///
     /// # Errors
-    /// [`NnError::MalformedFile`] where rows cannot be divided among heads, or two tensors get one name.
-    pub fn from_gguf(file: GgufFile, rename: impl Fn(&str) -> Option<(String, GgufChange)>) -> Result<Self> {
+    /// [`NnError::MalformedFile`] where rows cannot be divided among heads, or two tensors get one
+    /// name.
+    pub fn from_gguf(
+        file: GgufFile,
+        rename: impl Fn(&str) -> Option<(String, GgufChange)>,
+    ) -> Result<Self> {
         let (mut entries, mut names) = (Vec::new(), BTreeMap::new());
-        let malformed = |reason: String| NnError::MalformedFile { file: file.name.clone(), reason };
+        let malformed = |reason: String| NnError::MalformedFile {
+            file: file.name.clone(),
+            reason,
+        };
         for (stored, info) in &file.content.tensor_infos {
-            let Some((name, change)) = rename(stored) else { continue };
+            let Some((name, change)) = rename(stored) else {
+                continue;
+            };
             let mut shape = info.shape.dims().to_vec();
             if change == GgufChange::Transpose {
                 shape.reverse();
             }
             if let GgufChange::Unpermute { heads } = change
-                && (heads == 0 || !shape.first().is_some_and(|rows| rows.is_multiple_of(2 * heads)))
+                && (heads == 0
+                    || !shape
+                        .first()
+                        .is_some_and(|rows| rows.is_multiple_of(2 * heads)))
             {
                 return Err(malformed(format!(
                     "rows of tensor `{stored}` {shape:?} do not belong to {heads} heads"
                 )));
             }
             let start = (file.content.tensor_data_offset + info.offset) as usize;
-            let size = info.shape.elem_count() / info.ggml_dtype.block_size() * info.ggml_dtype.type_size();
+            let size = info.shape.elem_count() / info.ggml_dtype.block_size()
+                * info.ggml_dtype.type_size();
             let (dtype, range) = match (info.ggml_dtype, change) {
                 (GgmlDType::F16, GgufChange::None) => (Dtype::F16, (start, start + size)),
                 (GgmlDType::BF16, GgufChange::None) => (Dtype::BF16, (start, start + size)),
                 (GgmlDType::F32, GgufChange::None) => (Dtype::F32, (start, start + size)),
                 _ => (Dtype::F32, (0, 0)),
             };
-            entries.push((name.clone(), Entry { file: 0, dtype, shape, range }));
+            entries.push((
+                name.clone(),
+                Entry {
+                    file: 0,
+                    dtype,
+                    shape,
+                    range,
+                },
+            ));
             if let Some((other, _)) = names.insert(name, (stored.clone(), change)) {
-                return Err(malformed(format!("tensors `{stored}` and `{other}` are the same")));
+                return Err(malformed(format!(
+                    "tensors `{stored}` and `{other}` are the same"
+                )));
             }
         }
         let mut checkpoint = Self::empty();
-        checkpoint.add(file.name.clone(), Source::Gguf(GgufTensors { file, names }), entries)?;
+        checkpoint.add(
+            file.name.clone(),
+            Source::Gguf(GgufTensors { file, names }),
+            entries,
+        )?;
         Ok(checkpoint)
     }
 }
@@ -313,7 +387,11 @@ mod tests {
 
     #[test]
     fn transposing_and_subtracting() {
-        let values = changed(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2], GgufChange::Transpose);
+        let values = changed(
+            vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            &[3, 2],
+            GgufChange::Transpose,
+        );
         assert_eq!(values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         assert_eq!(changed(vec![1.5], &[1], GgufChange::MinusOne), [0.5]);
     }
@@ -348,9 +426,13 @@ mod tests {
     #[test]
     fn types_that_are_not_read_are_named_and_not_called_damage() {
         assert!(opened(&header(&[], 0)).is_ok());
-        for (number, name) in
-            [(20, "type IQ4_NL"), (34, "type TQ1_0"), (39, "type MXFP4"), (28, "type F64"), (99, "number 99")]
-        {
+        for (number, name) in [
+            (20, "type IQ4_NL"),
+            (34, "type TQ1_0"),
+            (39, "type MXFP4"),
+            (28, "type F64"),
+            (99, "number 99"),
+        ] {
             let error = opened(&header(&[], number)).unwrap_err().to_string();
             assert!(
                 error.contains(name) && error.contains("Q4_K") && error.contains("model.gguf"),
@@ -362,10 +444,20 @@ mod tests {
 
     #[test]
     fn a_part_of_a_split_model_says_which_it_is_and_what_to_do() {
-        let error = opened(&header(&[("split.no", 0), ("split.count", 3)], 0)).unwrap_err().to_string();
-        assert!(error.contains("file 1 of 3") && error.contains("llama-gguf-split --merge"), "{error}");
-        let error = opened(&header(&[("split.no", 2), ("split.count", 3)], 0)).unwrap_err().to_string();
+        let error = opened(&header(&[("split.no", 0), ("split.count", 3)], 0))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("file 1 of 3") && error.contains("llama-gguf-split --merge"),
+            "{error}"
+        );
+        let error = opened(&header(&[("split.no", 2), ("split.count", 3)], 0))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("file 3 of 3"), "{error}");
-        assert!(opened(&header(&[("split.no", 0), ("split.count", 1)], 0)).is_ok(), "merged again");
+        assert!(
+            opened(&header(&[("split.no", 0), ("split.count", 1)], 0)).is_ok(),
+            "merged again"
+        );
     }
 }

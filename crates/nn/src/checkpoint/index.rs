@@ -1,8 +1,9 @@
 //! `*.index.json`: which tensors a sharded checkpoint has, and in which of its files.
 //!
-//! As in transformers, the index says which tensors there are: what a shard holds beside them is not read.
-//! Where a tensor is in several shards, the index says which copy counts (transformers takes that of the last
-//! shard). Where it is not in the shard that the index names, the last shard that has it counts.
+//! As in transformers, the index says which tensors there are: what a shard holds beside them is
+//! not read. Where a tensor is in several shards, the index says which copy counts (transformers
+//! takes that of the last shard). Where it is not in the shard that the index names, the last shard
+//! that has it counts.
 
 use super::{Checkpoint, Entry, Foreign, Source};
 use crate::error::{NnError, Result};
@@ -42,20 +43,35 @@ impl ShardIndex {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read(path).map_err(|source| NnError::Read { path: path.to_owned(), source })?;
-        let index: Index = serde_json::from_slice(&text)
-            .map_err(|cause| NnError::MalformedIndex { path: path.to_owned(), reason: cause.to_string() })?;
-        Ok(Self { path: path.to_owned(), weight_map: index.weight_map })
+        let text = std::fs::read(path).map_err(|source| NnError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let index: Index =
+            serde_json::from_slice(&text).map_err(|cause| NnError::MalformedIndex {
+                path: path.to_owned(),
+                reason: cause.to_string(),
+            })?;
+        Ok(Self {
+            path: path.to_owned(),
+            weight_map: index.weight_map,
+        })
     }
 
     /// Those of `files` that the index names, in the order in which transformers reads them.
     pub(super) fn files<'a>(&self, files: &'a [PathBuf]) -> Result<Vec<&'a PathBuf>> {
         let names: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
         let find = |name: &str| {
-            files.iter().find(|file| file.file_name() == Some(name.as_ref())).ok_or_else(|| {
-                let reason = format!("it names the file {name}, which is not there");
-                NnError::MalformedIndex { path: self.path.clone(), reason }
-            })
+            files
+                .iter()
+                .find(|file| file.file_name() == Some(name.as_ref()))
+                .ok_or_else(|| {
+                    let reason = format!("it names the file {name}, which is not there");
+                    NnError::MalformedIndex {
+                        path: self.path.clone(),
+                        reason,
+                    }
+                })
         };
         names.into_iter().map(find).collect()
     }
@@ -66,13 +82,19 @@ impl ShardIndex {
         let mut notes = IndexNotes::default();
         for shard in shards {
             let number = checkpoint.sources.len();
-            let here = Path::new(&shard.file).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let here = Path::new(&shard.file)
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             for (name, entry) in shard.entries {
                 let Some(listed) = self.weight_map.get(&name) else {
                     notes.unlisted.insert(name, shard.file.clone());
                     continue;
                 };
-                let found = checkpoint.entries.get(&name).map(|entry| &checkpoint.sources[entry.file].0);
+                let found = checkpoint
+                    .entries
+                    .get(&name)
+                    .map(|entry| &checkpoint.sources[entry.file].0);
                 let is_settled =
                     found.is_some_and(|file| Path::new(file).file_name() == Some(listed.as_ref()));
                 if is_settled && listed != here {
@@ -81,14 +103,22 @@ impl ShardIndex {
                     checkpoint.insert(number, name, entry);
                 }
             }
-            let listed = shard.foreign.into_iter().filter(|(name, _)| self.weight_map.contains_key(name));
-            checkpoint.foreign.extend(listed.map(|(name, foreign)| (name, (shard.file.clone(), foreign))));
+            let listed = shard
+                .foreign
+                .into_iter()
+                .filter(|(name, _)| self.weight_map.contains_key(name));
+            checkpoint
+                .foreign
+                .extend(listed.map(|(name, foreign)| (name, (shard.file.clone(), foreign))));
             checkpoint.sources.push((shard.file, shard.source));
         }
-        let is_found =
-            |name: &String| checkpoint.entries.contains_key(name) || checkpoint.foreign.contains_key(name);
+        let is_found = |name: &String| {
+            checkpoint.entries.contains_key(name) || checkpoint.foreign.contains_key(name)
+        };
         let absent = self.weight_map.iter().filter(|(name, _)| !is_found(name));
-        notes.absent = absent.map(|(name, file)| (name.clone(), file.clone())).collect();
+        notes.absent = absent
+            .map(|(name, file)| (name.clone(), file.clone()))
+            .collect();
         notes.copies.sort();
         notes.copies.dedup();
         checkpoint.notes = notes;

@@ -17,24 +17,32 @@ impl FileBytes {
     pub(super) fn map_checkpoint(path: &Path) -> Result<Self> {
         let bytes = Self::map(path)?;
         if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-            let reason =
-                "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
-            return Err(NnError::UnsupportedFile { file: path.display().to_string(), reason: reason.into() });
+            let reason = "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
+            return Err(NnError::UnsupportedFile {
+                file: path.display().to_string(),
+                reason: reason.into(),
+            });
         }
         Ok(bytes)
     }
 
     /// Maps a file read-only.
-    #[expect(unsafe_code, reason = "mapping a file is unsafe: another process may truncate it")]
+    #[expect(
+        unsafe_code,
+        reason = "mapping a file is unsafe: another process may truncate it"
+    )]
     pub(super) fn map(path: &Path) -> Result<Self> {
-        let error = |source| NnError::Read { path: path.to_owned(), source };
+        let error = |source| NnError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(error)?;
         if file.metadata().map_err(error)?.len() == 0 {
             return Ok(Self::Static(&[]));
         }
-        // SAFETY: the map is read-only and private to this process; nothing here hands out references
-        // that outlive it. If another process truncates the file, reads past its new end raise a bus
-        // error: the same contract as every reader of mapped checkpoints has.
+        // SAFETY: the map is read-only and private to this process; nothing here hands out
+        // references that outlive it. If another process truncates the file, reads past its new end
+        // raise a bus error: the same contract as every reader of mapped checkpoints has.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(error)?;
         Ok(Self::Mapped(map))
     }

@@ -1,8 +1,8 @@
 //! Checkpoints: named tensors in files, read one by one.
 //!
-//! Nothing is read at opening but headers. A tensor's bytes are those of the mapped file, so a model
-//! never exists in full precision in memory: each tensor is cast or quantised straight from the file
-//! and dropped.
+//! Nothing is read at opening but headers. A tensor's bytes are those of the mapped file, so a
+//! model never exists in full precision in memory: each tensor is cast or quantised straight from
+//! the file and dropped.
 
 mod bnb;
 mod cast;
@@ -74,19 +74,24 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens safetensors files. Where there is an index, it says which of them are opened and which tensors of
-    /// them count; without one, no two files may have a tensor of the same name.
+    /// Opens safetensors files. Where there is an index, it says which of them are opened and which
+    /// tensors of them count; without one, no two files may have a tensor of the same name.
     ///
     /// # Errors
-    /// [`NnError::Read`], [`NnError::MalformedFile`] for a truncated or lying file, [`NnError::UnsupportedFile`]
-    /// for one that stands in for another, [`NnError::MalformedIndex`] for an index that cannot be read or names
-    /// a file that is not among `files`.
+    /// [`NnError::Read`], [`NnError::MalformedFile`] for a truncated or lying file,
+    /// [`NnError::UnsupportedFile`] for one that stands in for another, [`NnError::MalformedIndex`]
+    /// for an index that cannot be read or names a file that is not among `files`.
     pub fn open_safetensors(files: &[PathBuf], index: Option<&Path>) -> Result<Self> {
         Self::open(files, index, |path| {
             let bytes = mmap::FileBytes::map_checkpoint(path)?;
             let file = path.display().to_string();
             let entries = safetensors::entries(&file, &bytes)?;
-            Ok(Shard { file, source: Source::Safetensors(bytes), entries, foreign: Vec::new() })
+            Ok(Shard {
+                file,
+                source: Source::Safetensors(bytes),
+                entries,
+                foreign: Vec::new(),
+            })
         })
     }
 
@@ -97,33 +102,42 @@ impl Checkpoint {
     pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
         let mut checkpoint = Self::empty();
         let entries = safetensors::entries(name, bytes)?;
-        checkpoint.add(name.to_owned(), Source::Safetensors(mmap::FileBytes::Static(bytes)), entries)?;
+        checkpoint.add(
+            name.to_owned(),
+            Source::Safetensors(mmap::FileBytes::Static(bytes)),
+            entries,
+        )?;
         Ok(checkpoint)
     }
 
-    /// Names, dtypes and shapes from safetensors headers (the JSON after the length) with the length
-    /// of their files; reading a tensor of it is an error. Of a tensor in several files the last counts.
+    /// Names, dtypes and shapes from safetensors headers (the JSON after the length) with the
+    /// length of their files; reading a tensor of it is an error. Of a tensor in several files the
+    /// last counts.
     ///
     /// # Errors
     /// [`NnError::MalformedFile`].
-    pub fn from_headers<'a>(headers: impl IntoIterator<Item = (&'a str, &'a [u8], u64)>) -> Result<Self> {
+    pub fn from_headers<'a>(
+        headers: impl IntoIterator<Item = (&'a str, &'a [u8], u64)>,
+    ) -> Result<Self> {
         let mut checkpoint = Self::empty();
         for (name, json, file_len) in headers {
             let number = checkpoint.sources.len();
             for (tensor, entry) in safetensors::entries_of_header(name, json, file_len)? {
                 checkpoint.insert(number, tensor, entry);
             }
-            checkpoint.sources.push((name.to_owned(), Source::HeaderOnly));
+            checkpoint
+                .sources
+                .push((name.to_owned(), Source::HeaderOnly));
         }
         Ok(checkpoint)
     }
 
-    /// Opens `pytorch_model.bin` files, with an index as for [`Checkpoint::open_safetensors`]. Nothing in a
-    /// pickle is executed: only what describes tensors is understood.
+    /// Opens `pytorch_model.bin` files, with an index as for [`Checkpoint::open_safetensors`].
+    /// Nothing in a pickle is executed: only what describes tensors is understood.
     ///
     /// # Errors
-    /// As [`Checkpoint::open_safetensors`]; [`NnError::UnsupportedFile`] also for a pickle that holds other
-    /// objects than torch's, for TorchScript, and where the tensors lie one level down.
+    /// As [`Checkpoint::open_safetensors`]; [`NnError::UnsupportedFile`] also for a pickle that
+    /// holds other objects than torch's, for TorchScript, and where the tensors lie one level down.
     pub fn open_pickle(files: &[PathBuf], index: Option<&Path>) -> Result<Self> {
         Self::open(files, index, |path| {
             let (pickle, contents) = pickle::PickleFile::open(path)?;
@@ -134,7 +148,12 @@ impl Checkpoint {
                     pickle::Content::Foreign(kind) => foreign.push((name, kind)),
                 }
             }
-            Ok(Shard { file: path.display().to_string(), source: Source::Pickle(pickle), entries, foreign })
+            Ok(Shard {
+                file: path.display().to_string(),
+                source: Source::Pickle(pickle),
+                entries,
+                foreign,
+            })
         })
     }
 
@@ -145,13 +164,20 @@ impl Checkpoint {
     ) -> Result<Self> {
         if let Some(index) = index {
             let index = ShardIndex::read(index)?;
-            let shards = index.files(files)?.into_iter().map(open).collect::<Result<_>>()?;
+            let shards = index
+                .files(files)?
+                .into_iter()
+                .map(open)
+                .collect::<Result<_>>()?;
             return Ok(index.assemble(shards));
         }
         let mut checkpoint = Self::empty();
         for shard in files.iter().map(open) {
             let shard = shard?;
-            let foreign = shard.foreign.into_iter().map(|(name, kind)| (name, (shard.file.clone(), kind)));
+            let foreign = shard
+                .foreign
+                .into_iter()
+                .map(|(name, kind)| (name, (shard.file.clone(), kind)));
             checkpoint.foreign.extend(foreign);
             checkpoint.add(shard.file, shard.source, shard.entries)?;
         }
@@ -173,7 +199,10 @@ impl Checkpoint {
         let number = self.sources.len();
         for (name, entry) in entries {
             if let Some(other) = self.entries.get(&name).filter(|other| other.file != number) {
-                let reason = format!("tensor `{name}` stands in {} too", self.sources[other.file].0);
+                let reason = format!(
+                    "tensor `{name}` stands in {} too",
+                    self.sources[other.file].0
+                );
                 return Err(NnError::MalformedFile { file, reason });
             }
             self.insert(number, name, entry);
@@ -192,7 +221,9 @@ impl Checkpoint {
 
     /// Every tensor's name and entry, by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry))
     }
 
     /// The entry of a tensor.
@@ -202,7 +233,9 @@ impl Checkpoint {
 
     /// The file a tensor stands in.
     pub fn file_of(&self, name: &str) -> Option<&str> {
-        self.entries.get(name).map(|entry| self.sources[entry.file].0.as_str())
+        self.entries
+            .get(name)
+            .map(|entry| self.sources[entry.file].0.as_str())
     }
 
     /// What is there under a name that no tensor can be read by.
@@ -210,16 +243,19 @@ impl Checkpoint {
         self.foreign.get(name).map(|(_, foreign)| foreign)
     }
 
-    /// The dtype that stands for the whole checkpoint: that of its first float tensor, in the order in which
-    /// transformers reads tensors.
+    /// The dtype that stands for the whole checkpoint: that of its first float tensor, in the order
+    /// in which transformers reads tensors.
     pub(crate) fn first_float(&self) -> Option<Dtype> {
         self.first_float
     }
 
-    /// Names beside those of [`Checkpoint::entries`] that transformers reports if the model has no place for
-    /// them: of what is no tensor, and of what the index lists in vain.
+    /// Names beside those of [`Checkpoint::entries`] that transformers reports if the model has no
+    /// place for them: of what is no tensor, and of what the index lists in vain.
     pub(crate) fn other_names(&self) -> impl Iterator<Item = &str> {
-        self.foreign.keys().chain(self.notes.absent.keys()).map(String::as_str)
+        self.foreign
+            .keys()
+            .chain(self.notes.absent.keys())
+            .map(String::as_str)
     }
 
     /// Names of tensors that the index does not list.
@@ -227,7 +263,8 @@ impl Checkpoint {
         self.notes.unlisted.keys().map(String::as_str)
     }
 
-    /// Tensors of which an earlier shard's copy is read than by transformers, because the index says so.
+    /// Tensors of which an earlier shard's copy is read than by transformers, because the index
+    /// says so.
     pub(crate) fn copies(&self) -> &[String] {
         &self.notes.copies
     }
@@ -235,10 +272,14 @@ impl Checkpoint {
     /// Why a tensor is not there, as far as that is known.
     pub(crate) fn why_missing(&self, name: &str) -> Option<String> {
         if let Some(file) = self.notes.absent.get(name) {
-            return Some(format!("; the index says that it is in {file}, which has no such tensor"));
+            return Some(format!(
+                "; the index says that it is in {file}, which has no such tensor"
+            ));
         }
         let file = self.notes.unlisted.get(name)?;
-        Some(format!("; {file} holds one, but the index does not list it"))
+        Some(format!(
+            "; {file} holds one, but the index does not list it"
+        ))
     }
 
     /// The error for something that is no readable tensor.
@@ -248,7 +289,12 @@ impl Checkpoint {
             Foreign::Text(_) => "a Python str".to_owned(),
             Foreign::Other(kind) => kind.clone(),
         };
-        Some(NnError::WrongDtype { name: name.to_owned(), file: file.clone(), found, expected: view::FLOATS })
+        Some(NnError::WrongDtype {
+            name: name.to_owned(),
+            file: file.clone(),
+            found,
+            expected: view::FLOATS,
+        })
     }
 
     /// The files, for messages.
@@ -260,16 +306,21 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of a tensor by its name, or by its name in the module tree: a checkpoint may leave out
-    /// the first part (`transformer.`, `model.`) or have one more.
+    /// The bytes of a tensor by its name, or by its name in the module tree: a checkpoint may leave
+    /// out the first part (`transformer.`, `model.`) or have one more.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn find(&self, name: &str) -> Result<TensorView<'_>> {
-        let shorter =
-            name.split_once('.').map(|(_, rest)| rest).filter(|rest| self.entries.contains_key(*rest));
-        let longer =
-            || self.entries.keys().find(|key| key.split_once('.').is_some_and(|(_, rest)| rest == name));
+        let shorter = name
+            .split_once('.')
+            .map(|(_, rest)| rest)
+            .filter(|rest| self.entries.contains_key(*rest));
+        let longer = || {
+            self.entries
+                .keys()
+                .find(|key| key.split_once('.').is_some_and(|(_, rest)| rest == name))
+        };
         match (self.entries.contains_key(name), shorter) {
             (true, _) => self.tensor(name),
             (false, Some(shorter)) => self.tensor(shorter),
@@ -293,7 +344,11 @@ impl Checkpoint {
                 hint = near_names(rest, keys()); // as `find` would have found it
             }
             let (checkpoint, name) = (self.description(), name.to_owned());
-            return Err(NnError::UnknownTensor { checkpoint, name, hint });
+            return Err(NnError::UnknownTensor {
+                checkpoint,
+                name,
+                hint,
+            });
         };
         let (file, source) = &self.sources[entry.file];
         let data = match source {
@@ -302,6 +357,12 @@ impl Checkpoint {
             Source::Gguf(gguf) => gguf.read(entry, name)?,
             Source::HeaderOnly => return Err(NnError::NotLoaded),
         };
-        Ok(TensorView { name: name.to_owned(), file, dtype: entry.dtype, shape: &entry.shape, data })
+        Ok(TensorView {
+            name: name.to_owned(),
+            file,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            data,
+        })
     }
 }

@@ -14,12 +14,22 @@ pub(super) fn entries(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> 
 }
 
 /// The tensors a header speaks of, without the data behind it.
-pub(super) fn entries_of_header(file: &str, json: &[u8], file_len: u64) -> Result<Vec<(String, Entry)>> {
-    let error = |reason: String| NnError::MalformedFile { file: file.to_owned(), reason };
-    let metadata: Metadata = serde_json::from_slice(json).map_err(|cause| error(cause.to_string()))?;
+pub(super) fn entries_of_header(
+    file: &str,
+    json: &[u8],
+    file_len: u64,
+) -> Result<Vec<(String, Entry)>> {
+    let error = |reason: String| NnError::MalformedFile {
+        file: file.to_owned(),
+        reason,
+    };
+    let metadata: Metadata =
+        serde_json::from_slice(json).map_err(|cause| error(cause.to_string()))?;
     let expected = metadata.data_len() as u64 + json.len() as u64 + 8;
     if expected != file_len {
-        return Err(error(format!("its header describes {expected} bytes, the file has {file_len}")));
+        return Err(error(format!(
+            "its header describes {expected} bytes, the file has {file_len}"
+        )));
     }
     Ok(from_metadata(&metadata, json.len() + 8))
 }
@@ -28,8 +38,19 @@ pub(super) fn entries_of_header(file: &str, json: &[u8], file_len: u64) -> Resul
 fn from_metadata(metadata: &Metadata, data_start: usize) -> Vec<(String, Entry)> {
     let mut entries: Vec<_> = (metadata.tensors().into_iter())
         .map(|(name, info)| {
-            let range = (data_start + info.data_offsets.0, data_start + info.data_offsets.1);
-            (name, Entry { file: 0, dtype: info.dtype, shape: info.shape.clone(), range })
+            let range = (
+                data_start + info.data_offsets.0,
+                data_start + info.data_offsets.1,
+            );
+            (
+                name,
+                Entry {
+                    file: 0,
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    range,
+                },
+            )
         })
         .collect();
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -42,7 +63,9 @@ fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> 
         SafeTensorError::HeaderTooSmall => format!("it has {length} bytes, too few for a header"),
         SafeTensorError::InvalidHeaderLength => format!(
             "its header should have {} bytes, but the file ends after {length}: it is truncated or not safetensors",
-            bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+            bytes
+                .first_chunk()
+                .map_or(0, |first| u64::from_le_bytes(*first))
         ),
         SafeTensorError::MetadataIncompleteBuffer => {
             format!(
@@ -50,9 +73,14 @@ fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> 
             )
         }
         SafeTensorError::InvalidOffset(tensor) => {
-            format!("the place its header gives for tensor `{tensor}` overlaps another or is out of order")
+            format!(
+                "the place its header gives for tensor `{tensor}` overlaps another or is out of order"
+            )
         }
         other => format!("{other}: it is damaged or not safetensors"),
     };
-    NnError::MalformedFile { file: file.to_owned(), reason }
+    NnError::MalformedFile {
+        file: file.to_owned(),
+        reason,
+    }
 }

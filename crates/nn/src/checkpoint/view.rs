@@ -37,12 +37,16 @@ impl TensorView<'_> {
     pub fn elements<T: Pod>(&self) -> Result<Cow<'_, [T]>> {
         match bytemuck::try_cast_slice::<u8, T>(&self.data) {
             Ok(elements) => Ok(Cow::Borrowed(elements)),
-            Err(bytemuck::PodCastError::TargetAlignmentGreaterAndInputNotAligned) => {
-                Ok(Cow::Owned(bytemuck::allocation::pod_collect_to_vec(&self.data)))
-            }
+            Err(bytemuck::PodCastError::TargetAlignmentGreaterAndInputNotAligned) => Ok(
+                Cow::Owned(bytemuck::allocation::pod_collect_to_vec(&self.data)),
+            ),
             Err(cause) => Err(NnError::MalformedFile {
                 file: self.file.to_owned(),
-                reason: format!("tensor `{}` has {} bytes: {cause}", self.name, self.data.len()),
+                reason: format!(
+                    "tensor `{}` has {} bytes: {cause}",
+                    self.name,
+                    self.data.len()
+                ),
             }),
         }
     }

@@ -1,5 +1,5 @@
-//! Writing safetensors: tensor by tensor, so that nothing but the one in flight is held twice, and only
-//! under names that a loader does not look for until everything is there.
+//! Writing safetensors: tensor by tensor, so that nothing but the one in flight is held twice, and
+//! only under names that a loader does not look for until everything is there.
 
 use crate::error::{NnError, Result};
 use safetensors::Dtype;
@@ -27,7 +27,12 @@ impl<'a> NewTensor<'a> {
         shape: &[usize],
         bytes: impl Fn() -> Result<Cow<'a, [u8]>> + 'a,
     ) -> Self {
-        Self { name, dtype, shape: shape.to_vec(), bytes: Box::new(bytes) }
+        Self {
+            name,
+            dtype,
+            shape: shape.to_vec(),
+            bytes: Box::new(bytes),
+        }
     }
 
     /// Its name.
@@ -62,8 +67,8 @@ pub type WriteObserver<'a> = dyn FnMut(WriteEvent<'_>) -> ControlFlow<()> + 'a;
 
 /// A folder that comes into being at once: it is filled under another name beside its place.
 ///
-/// Dropped without [`NewFolder::commit`], it leaves nothing behind; killed, a hidden folder ending in
-/// `.partial`.
+/// Dropped without [`NewFolder::commit`], it leaves nothing behind; killed, a hidden folder ending
+/// in `.partial`.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
@@ -82,7 +87,9 @@ impl NewFolder {
             Err(_) => target.symlink_metadata().is_ok(),
         };
         match is_taken || target.file_name().is_none() {
-            true => Err(NnError::TargetExists { path: target.to_owned() }),
+            true => Err(NnError::TargetExists {
+                path: target.to_owned(),
+            }),
             false => Ok(()),
         }
     }
@@ -92,7 +99,10 @@ impl NewFolder {
     /// # Errors
     /// [`NnError::TargetExists`]; [`NnError::Write`].
     pub fn begin(target: &Path) -> Result<Self> {
-        let failed = |source| NnError::Write { path: target.to_owned(), source };
+        let failed = |source| NnError::Write {
+            path: target.to_owned(),
+            source,
+        };
         Self::check(target)?;
         let name = target.file_name().unwrap_or_default();
         let mut hidden = std::ffi::OsString::from(".");
@@ -100,7 +110,11 @@ impl NewFolder {
         hidden.push(format!(".{}.partial", std::process::id()));
         let partial = target.with_file_name(hidden);
         std::fs::create_dir_all(&partial).map_err(failed)?;
-        Ok(Self { target: target.to_owned(), partial, is_committed: false })
+        Ok(Self {
+            target: target.to_owned(),
+            partial,
+            is_committed: false,
+        })
     }
 
     /// Writes a small file into it; `name` may lead into a folder, which is made.
@@ -111,15 +125,18 @@ impl NewFolder {
         let path = self.partial.join(name);
         let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         let created = folder.and_then(|()| File::create(&path));
-        let written = created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+        let written =
+            created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
         written.map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
     }
 
-    /// Writes tensors as `model.safetensors`, or in shards of at most `max_shard_size` bytes (a larger
-    /// tensor has a shard of its own) with an index, as `save_pretrained` of transformers does.
+    /// Writes tensors as `model.safetensors`, or in shards of at most `max_shard_size` bytes (a
+    /// larger tensor has a shard of its own) with an index, as `save_pretrained` of transformers
+    /// does.
     ///
     /// # Errors
-    /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; what a tensor's bytes give.
+    /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; what a tensor's bytes
+    /// give.
     pub fn write_tensors(
         &self,
         tensors: &[NewTensor<'_>],
@@ -127,7 +144,11 @@ impl NewFolder {
         observe: &mut WriteObserver<'_>,
     ) -> Result<()> {
         let shards = split(tensors, max_shard_size);
-        let mut progress = Progress { done: 0, total: tensors.iter().map(NewTensor::len).sum(), observe };
+        let mut progress = Progress {
+            done: 0,
+            total: tensors.iter().map(NewTensor::len).sum(),
+            observe,
+        };
         let mut weight_map = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             let name = match shards.len() {
@@ -137,14 +158,20 @@ impl NewFolder {
             let written = write_file(&self.partial.join(&name), shard, &mut progress);
             // Messages speak of the place the file was meant for.
             written.map_err(|error| error.at(&self.partial, &self.target))?;
-            weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), name.clone())));
+            weight_map.extend(
+                shard
+                    .iter()
+                    .map(|tensor| (tensor.name.clone(), name.clone())),
+            );
         }
         if shards.len() == 1 {
             return Ok(());
         }
-        let index =
-            serde_json::json!({ "metadata": { "total_size": progress.total }, "weight_map": weight_map });
-        self.write("model.safetensors.index.json", format!("{index:#}\n").as_bytes())
+        let index = serde_json::json!({ "metadata": { "total_size": progress.total }, "weight_map": weight_map });
+        self.write(
+            "model.safetensors.index.json",
+            format!("{index:#}\n").as_bytes(),
+        )
     }
 
     /// Gives the folder its name.
@@ -152,7 +179,10 @@ impl NewFolder {
     /// # Errors
     /// [`NnError::Write`].
     pub fn commit(mut self) -> Result<()> {
-        let failed = |source| NnError::Write { path: self.target.clone(), source };
+        let failed = |source| NnError::Write {
+            path: self.target.clone(),
+            source,
+        };
         // An empty folder at the target is in the way on some systems.
         if self.target.is_dir() {
             std::fs::remove_dir(&self.target).map_err(failed)?;
@@ -188,13 +218,21 @@ pub fn write_safetensors(path: &Path, tensors: &[NewTensor<'_>]) -> Result<()> {
     name.push(format!(".{}.partial", std::process::id()));
     let beside = path.with_file_name(name);
     let all: Vec<&NewTensor<'_>> = tensors.iter().collect();
-    let mut progress = Progress { done: 0, total: 0, observe: &mut |_| ControlFlow::Continue(()) };
+    let mut progress = Progress {
+        done: 0,
+        total: 0,
+        observe: &mut |_| ControlFlow::Continue(()),
+    };
     let written = write_file(&beside, &all, &mut progress).map_err(|error| error.at(&beside, path));
     let renamed = written.and_then(|()| {
-        std::fs::rename(&beside, path).map_err(|source| NnError::Write { path: path.to_owned(), source })
+        std::fs::rename(&beside, path).map_err(|source| NnError::Write {
+            path: path.to_owned(),
+            source,
+        })
     });
     if renamed.is_err() {
-        // The error to report is the first one; a file that cannot be removed either says nothing new.
+        // The error to report is the first one; a file that cannot be removed either says nothing
+        // new.
         let _ = std::fs::remove_file(&beside);
     }
     renamed
@@ -228,7 +266,11 @@ fn split<'a, 'b>(tensors: &'a [NewTensor<'b>], max_shard_size: u64) -> Vec<Vec<&
     shards
 }
 
-fn write_file(path: &Path, tensors: &[&NewTensor<'_>], progress: &mut Progress<'_, '_>) -> Result<()> {
+fn write_file(
+    path: &Path,
+    tensors: &[&NewTensor<'_>],
+    progress: &mut Progress<'_, '_>,
+) -> Result<()> {
     // The order the safetensors library writes: the widest dtype first, then by name.
     let mut ordered = tensors.to_vec();
     ordered.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
@@ -236,22 +278,36 @@ fn write_file(path: &Path, tensors: &[&NewTensor<'_>], progress: &mut Progress<'
     let failed = |cause| write_error(path, cause, total);
     let header = header(&ordered).map_err(failed)?;
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
     for tensor in ordered {
         let bytes = (tensor.bytes)()?;
         if bytes.len() as u64 != tensor.len() {
-            let reason = format!("tensor `{}` has {} bytes of {}", tensor.name, bytes.len(), tensor.len());
+            let reason = format!(
+                "tensor `{}` has {} bytes of {}",
+                tensor.name,
+                bytes.len(),
+                tensor.len()
+            );
             return Err(failed(std::io::Error::other(reason)));
         }
         file.write_all(&bytes).map_err(failed)?;
         progress.done += tensor.len();
-        let event = WriteEvent { tensor: &tensor.name, done: progress.done, total: progress.total };
+        let event = WriteEvent {
+            tensor: &tensor.name,
+            done: progress.done,
+            total: progress.total,
+        };
         if (progress.observe)(event).is_break() {
-            return Err(NnError::Interrupted { path: path.to_owned() });
+            return Err(NnError::Interrupted {
+                path: path.to_owned(),
+            });
         }
     }
-    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    let file = file
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)
 }
 
@@ -261,8 +317,11 @@ fn header(ordered: &[&NewTensor<'_>]) -> std::io::Result<Vec<u8>> {
     let infos = ordered.iter().map(|tensor| {
         let start = end;
         end += tensor.len() as usize;
-        let info =
-            TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            data_offsets: (start, end),
+        };
         (tensor.name.clone(), info)
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
@@ -274,10 +333,14 @@ fn header(ordered: &[&NewTensor<'_>]) -> std::io::Result<Vec<u8>> {
 
 fn write_error(path: &Path, cause: std::io::Error, needed: u64) -> NnError {
     match cause.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            NnError::DiskFull { path: path.to_owned(), needed }
-        }
-        _ => NnError::Write { path: path.to_owned(), source: cause },
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => NnError::DiskFull {
+            path: path.to_owned(),
+            needed,
+        },
+        _ => NnError::Write {
+            path: path.to_owned(),
+            source: cause,
+        },
     }
 }
 
@@ -287,7 +350,9 @@ mod tests {
 
     fn tensor(name: &str, dtype: Dtype, count: usize) -> NewTensor<'static> {
         let size = dtype.bitsize() / 8;
-        NewTensor::new(name.into(), dtype, &[count], move || Ok(vec![7; count * size].into()))
+        NewTensor::new(name.into(), dtype, &[count], move || {
+            Ok(vec![7; count * size].into())
+        })
     }
 
     fn go_on(_: WriteEvent<'_>) -> ControlFlow<()> {
@@ -296,11 +361,14 @@ mod tests {
 
     #[test]
     fn shards_are_filled_in_order_and_large_tensors_stand_alone() {
-        let tensors =
-            [("a", 4), ("b", 4), ("huge", 40), ("c", 4), ("d", 4)].map(|(n, c)| tensor(n, Dtype::U8, c));
+        let tensors = [("a", 4), ("b", 4), ("huge", 40), ("c", 4), ("d", 4)]
+            .map(|(n, c)| tensor(n, Dtype::U8, c));
         let names = |limit| -> Vec<String> {
             let shards = split(&tensors, limit);
-            shards.iter().map(|s| s.iter().map(|t| t.name()).collect::<Vec<_>>().join("+")).collect()
+            shards
+                .iter()
+                .map(|s| s.iter().map(|t| t.name()).collect::<Vec<_>>().join("+"))
+                .collect()
         };
         assert_eq!(names(100), ["a+b+huge+c+d"]);
         assert_eq!(names(12), ["huge", "a+b+c", "d"]);
@@ -312,7 +380,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("model");
         let new = NewFolder::begin(&target).unwrap();
-        let tensors = [tensor("codes", Dtype::I8, 3), tensor("b", Dtype::F16, 2), tensor("a", Dtype::F32, 1)];
+        let tensors = [
+            tensor("codes", Dtype::I8, 3),
+            tensor("b", Dtype::F16, 2),
+            tensor("a", Dtype::F32, 1),
+        ];
         new.write_tensors(&tensors, 1 << 30, &mut go_on).unwrap();
         assert!(!target.exists());
         new.commit().unwrap();
@@ -333,8 +405,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("model");
         let new = NewFolder::begin(&target).unwrap();
-        let error =
-            new.write_tensors(&[tensor("a", Dtype::U8, 9)], 1, &mut |_| ControlFlow::Break(())).unwrap_err();
+        let error = new
+            .write_tensors(&[tensor("a", Dtype::U8, 9)], 1, &mut |_| {
+                ControlFlow::Break(())
+            })
+            .unwrap_err();
         assert!(matches!(error, NnError::Interrupted { .. }));
         drop(new);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -358,6 +433,9 @@ mod tests {
     fn a_full_disk_is_called_so() {
         let cause = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = write_error(Path::new("m/model.safetensors"), cause, 1234).to_string();
-        assert!(error.contains("disk is full") && error.contains("1234 bytes"), "{error}");
+        assert!(
+            error.contains("disk is full") && error.contains("1234 bytes"),
+            "{error}"
+        );
     }
 }

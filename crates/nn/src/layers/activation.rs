@@ -76,19 +76,24 @@ impl Activation {
     /// The function of a name in `config.json`.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a name that is not known, with those that are, and for functions with parameters of
-    /// their own.
+    /// [`NnError::Config`] for a name that is not known, with those that are, and for functions
+    /// with parameters of their own.
     pub fn from_name(name: &str) -> Result<Self> {
         if let Some((_, activation)) = NAMES.iter().find(|(known, _)| *known == name) {
             return Ok(*activation);
         }
         let reason = match name {
             "prelu" | "xielu" => {
-                format!("activation function `{name}` has trained parameters, which are not supported")
+                format!(
+                    "activation function `{name}` has trained parameters, which are not supported"
+                )
             }
             _ => {
                 let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
-                format!("activation function `{name}` is not known; known are {}", known.join(", "))
+                format!(
+                    "activation function `{name}` is not known; known are {}",
+                    known.join(", ")
+                )
             }
         };
         Err(NnError::Config { reason })
@@ -133,9 +138,11 @@ impl Activation {
     pub fn kernel(self) -> llm_int8_kernels::Activation {
         use llm_int8_kernels::Activation as Kernel;
         match self {
-            Self::GeluNew | Self::GeluTanh | Self::GeluAccurate | Self::GeluFast | Self::BloomGelu => {
-                Kernel::GeluTanh
-            }
+            Self::GeluNew
+            | Self::GeluTanh
+            | Self::GeluAccurate
+            | Self::GeluFast
+            | Self::BloomGelu => Kernel::GeluTanh,
             Self::Gelu | Self::TorchGelu => Kernel::Gelu,
             Self::GeluClipped => Kernel::GeluClipped,
             Self::QuickGelu => Kernel::QuickGelu,
@@ -160,23 +167,63 @@ mod tests {
     /// Name, class, and values at -1.5, 1 and 12, as PyTorch 2.8 and transformers 4.57.1 give them.
     const EXPECTED: &[(&str, &str, [f32; 3])] = &[
         ("gelu", "GELUActivation()", [-0.1002109, 0.8413447, 12.0]),
-        ("gelu_10", "ClippedGELUActivation()", [-0.1002109, 0.8413447, 10.0]),
-        ("gelu_accurate", "AccurateGELUActivation()", [-0.1004284, 0.841192, 12.0]),
-        ("gelu_fast", "FastGELUActivation()", [-0.1004284, 0.841192, 12.0]),
-        ("gelu_new", "NewGELUActivation()", [-0.1004284, 0.841192, 12.0]),
-        ("gelu_python", "GELUActivation()", [-0.1002108, 0.8413447, 12.0]),
-        ("gelu_python_tanh", "GELUTanh()", [-0.1004284, 0.841192, 12.0]),
-        ("gelu_pytorch_tanh", "GELUTanh()", [-0.1004284, 0.841192, 12.0]),
+        (
+            "gelu_10",
+            "ClippedGELUActivation()",
+            [-0.1002109, 0.8413447, 10.0],
+        ),
+        (
+            "gelu_accurate",
+            "AccurateGELUActivation()",
+            [-0.1004284, 0.841192, 12.0],
+        ),
+        (
+            "gelu_fast",
+            "FastGELUActivation()",
+            [-0.1004284, 0.841192, 12.0],
+        ),
+        (
+            "gelu_new",
+            "NewGELUActivation()",
+            [-0.1004284, 0.841192, 12.0],
+        ),
+        (
+            "gelu_python",
+            "GELUActivation()",
+            [-0.1002108, 0.8413447, 12.0],
+        ),
+        (
+            "gelu_python_tanh",
+            "GELUTanh()",
+            [-0.1004284, 0.841192, 12.0],
+        ),
+        (
+            "gelu_pytorch_tanh",
+            "GELUTanh()",
+            [-0.1004284, 0.841192, 12.0],
+        ),
         ("laplace", "LaplaceActivation()", [0.0, 0.8504297, 1.0]),
-        ("leaky_relu", "LeakyReLU(negative_slope=0.01)", [-0.015, 1.0, 12.0]),
+        (
+            "leaky_relu",
+            "LeakyReLU(negative_slope=0.01)",
+            [-0.015, 1.0, 12.0],
+        ),
         ("linear", "LinearActivation()", [-1.5, 1.0, 12.0]),
         ("mish", "MishActivation()", [-0.2980998, 0.8650984, 12.0]),
-        ("quick_gelu", "QuickGELUActivation()", [-0.1083378, 0.8457958, 12.0]),
+        (
+            "quick_gelu",
+            "QuickGELUActivation()",
+            [-0.1083378, 0.8457958, 12.0],
+        ),
         ("relu", "ReLU()", [0.0, 1.0, 12.0]),
         ("relu2", "ReLUSquaredActivation()", [0.0, 1.0, 144.0]),
         ("relu6", "ReLU6()", [0.0, 1.0, 6.0]),
         ("sigmoid", "Sigmoid()", [0.1824255, 0.7310586, 0.9999938]),
-        ("silu", "SiLUActivation()", [-0.2736383, 0.7310586, 11.999_926]),
+        (
+            "silu",
+            "SiLUActivation()",
+            [-0.2736383, 0.7310586, 11.999_926],
+        ),
         ("swish", "SiLU()", [-0.2736383, 0.7310586, 11.999_926]),
         ("tanh", "Tanh()", [-0.9051483, 0.7615942, 1.0]),
     ];
@@ -186,9 +233,17 @@ mod tests {
         assert_eq!(EXPECTED.len(), NAMES.len());
         for (name, class, expected) in EXPECTED {
             let activation = Activation::from_name(name).unwrap();
-            assert_eq!(format!("{}({})", activation.class(), activation.arguments()), *class, "{name}");
+            assert_eq!(
+                format!("{}({})", activation.class(), activation.arguments()),
+                *class,
+                "{name}"
+            );
             let mut x = [-1.5f32, 1.0, 12.0];
-            llm_int8_kernels::activation::apply(llm_int8_kernels::Isa::detect(), activation.kernel(), &mut x);
+            llm_int8_kernels::activation::apply(
+                llm_int8_kernels::Isa::detect(),
+                activation.kernel(),
+                &mut x,
+            );
             for (x, expected) in x.iter().zip(expected) {
                 assert!((x - expected).abs() < 2e-6, "{name}: {x}, not {expected}");
             }
@@ -198,7 +253,10 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = Activation::from_name("mush").unwrap_err().to_string();
-        assert!(error.contains("`mush` is not known") && error.contains("gelu_new"), "{error}");
+        assert!(
+            error.contains("`mush` is not known") && error.contains("gelu_new"),
+            "{error}"
+        );
         let error = Activation::from_name("prelu").unwrap_err().to_string();
         assert!(error.contains("`prelu` has trained parameters"), "{error}");
     }

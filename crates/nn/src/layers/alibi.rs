@@ -3,7 +3,8 @@
 use half::bf16;
 
 /// Slopes of the bias `slope · position of the key`, added to attention scores. It differs from the
-/// paper's `slope · distance` by a number that is the same for all keys, which softmax does not see.
+/// paper's `slope · distance` by a number that is the same for all keys, which softmax does not
+/// see.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alibi {
     slopes: Vec<f32>,
@@ -12,8 +13,8 @@ pub struct Alibi {
 }
 
 impl Alibi {
-    /// Bloom's: powers of `2^(-8 / n)` for the largest power of two `n` up to `heads`, for the rest every
-    /// other power of `2^(-4 / n)`.
+    /// Bloom's: powers of `2^(-8 / n)` for the largest power of two `n` up to `heads`, for the rest
+    /// every other power of `2^(-4 / n)`.
     ///
     /// ```
     /// use llm_int8_nn::layers::Alibi;
@@ -25,26 +26,41 @@ impl Alibi {
         let base = |n: usize| 2f64.powf(-8.0 / n as f64) as f32;
         let slopes = (1..=whole).map(|i| base(whole).powi(i as i32));
         let rest = (0..heads - whole).map(|i| base(2 * whole).powi(2 * i as i32 + 1));
-        Self { slopes: slopes.chain(rest).collect(), rounded: None }
+        Self {
+            slopes: slopes.chain(rest).collect(),
+            rounded: None,
+        }
     }
 
-    /// Falcon's: Bloom's slopes, biases rounded to bf16 and multiplied with `factor` like the scores.
+    /// Falcon's: Bloom's slopes, biases rounded to bf16 and multiplied with `factor` like the
+    /// scores.
     pub fn falcon(heads: usize, factor: f32) -> Self {
-        Self { rounded: Some(factor), ..Self::bloom(heads) }
+        Self {
+            rounded: Some(factor),
+            ..Self::bloom(heads)
+        }
     }
 
-    /// MPT's: `2^(-max · i / n)` for the smallest power of two `n` from `heads` on, every other one first.
+    /// MPT's: `2^(-max · i / n)` for the smallest power of two `n` from `heads` on, every other one
+    /// first.
     pub fn mpt(heads: usize, max: f64) -> Self {
         let whole = heads.max(1).next_power_of_two();
-        let all: Vec<f32> =
-            (1..=whole).map(|i| 2f32.powf(-(i as f32 * (max / whole as f64) as f32))).collect();
+        let all: Vec<f32> = (1..=whole)
+            .map(|i| 2f32.powf(-(i as f32 * (max / whole as f64) as f32)))
+            .collect();
         let slopes = if whole == heads {
             all
         } else {
             let odd = all.iter().skip(1).step_by(2);
-            odd.chain(all.iter().step_by(2)).copied().take(heads).collect()
+            odd.chain(all.iter().step_by(2))
+                .copied()
+                .take(heads)
+                .collect()
         };
-        Self { slopes, rounded: None }
+        Self {
+            slopes,
+            rounded: None,
+        }
     }
 
     /// The slope of each head.
@@ -62,7 +78,8 @@ impl Alibi {
         match self.rounded {
             None => self.slopes[head] * position as f32,
             Some(factor) => {
-                let bias = bf16::from_f32(bf16::from_f32(self.slopes[head]).to_f32() * position as f32);
+                let bias =
+                    bf16::from_f32(bf16::from_f32(self.slopes[head]).to_f32() * position as f32);
                 bias.to_f32() * factor
             }
         }

@@ -1,5 +1,5 @@
-//! Causal attention over a key/value cache, for every family: grouped heads, windows, rotations, biases,
-//! soft caps.
+//! Causal attention over a key/value cache, for every family: grouped heads, windows, rotations,
+//! biases, soft caps.
 
 use super::cache::{CacheValues, KeysAndValues};
 use super::{Alibi, LayerCache, RopeTable};
@@ -27,24 +27,54 @@ pub struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     /// Heads of `size` values one after the other, from `start` on in rows of `row` values.
-    pub fn in_order(values: &'a [f32], row: usize, start: usize, count: usize, size: usize) -> Self {
-        Self { values, row, offsets: (0..count).map(|head| start + head * size).collect(), size }
+    pub fn in_order(
+        values: &'a [f32],
+        row: usize,
+        start: usize,
+        count: usize,
+        size: usize,
+    ) -> Self {
+        Self {
+            values,
+            row,
+            offsets: (0..count).map(|head| start + head * size).collect(),
+            size,
+        }
     }
 
     /// Queries, keys and values of one product `[rows, (heads + 2 · kv_heads) · size]`.
-    pub fn split(values: &'a [f32], layout: QkvLayout, [heads, kv_heads, size]: [usize; 3]) -> [Self; 3] {
+    pub fn split(
+        values: &'a [f32],
+        layout: QkvLayout,
+        [heads, kv_heads, size]: [usize; 3],
+    ) -> [Self; 3] {
         let row = (heads + 2 * kv_heads) * size;
         let group = heads / kv_heads;
         let offsets: [Vec<usize>; 3] = match layout {
-            QkvLayout::Blocks => [0..heads, heads..heads + kv_heads, heads + kv_heads..heads + 2 * kv_heads]
-                .map(|places| places.map(|place| place * size).collect()),
+            QkvLayout::Blocks => [
+                0..heads,
+                heads..heads + kv_heads,
+                heads + kv_heads..heads + 2 * kv_heads,
+            ]
+            .map(|places| places.map(|place| place * size).collect()),
             QkvLayout::Grouped => [
-                (0..heads).map(|head| (head / group * (group + 2) + head % group) * size).collect(),
-                (0..kv_heads).map(|head| (head * (group + 2) + group) * size).collect(),
-                (0..kv_heads).map(|head| (head * (group + 2) + group + 1) * size).collect(),
+                (0..heads)
+                    .map(|head| (head / group * (group + 2) + head % group) * size)
+                    .collect(),
+                (0..kv_heads)
+                    .map(|head| (head * (group + 2) + group) * size)
+                    .collect(),
+                (0..kv_heads)
+                    .map(|head| (head * (group + 2) + group + 1) * size)
+                    .collect(),
             ],
         };
-        offsets.map(|offsets| Self { values, row, offsets, size })
+        offsets.map(|offsets| Self {
+            values,
+            row,
+            offsets,
+            size,
+        })
     }
 
     /// How many heads.
@@ -76,7 +106,8 @@ pub struct AttentionRule<'a> {
     pub alibi: Option<&'a Alibi>,
 }
 
-/// One sequence of a pass: which rows of the products are its new positions, and what was seen of it.
+/// One sequence of a pass: which rows of the products are its new positions, and what was seen of
+/// it.
 #[derive(Debug)]
 pub struct AttendedSequence<'a> {
     /// Its rows.
@@ -90,13 +121,13 @@ pub struct AttendedSequence<'a> {
 /// Positions whose queries a task takes.
 const TASK_POSITIONS: usize = 32;
 
-/// `softmax(cap(q · kᵀ · factor) + bias) · v` over everything cached and the new keys and values, which
-/// are added to the caches. A row's result does not depend on the others, nor on how many positions of
-/// its sequence came at once.
+/// `softmax(cap(q · kᵀ · factor) + bias) · v` over everything cached and the new keys and values,
+/// which are added to the caches. A row's result does not depend on the others, nor on how many
+/// positions of its sequence came at once.
 ///
 /// # Shapes
-/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all sequences, one
-/// sequence after the other; `out` `[rows, H · D]`, row-major.
+/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all
+/// sequences, one sequence after the other; `out` `[rows, H · D]`, row-major.
 pub fn attend(
     isa: Isa,
     [q, k, v]: [&Heads<'_>; 3],
@@ -107,7 +138,9 @@ pub fn attend(
     let (heads, kv_heads, size) = (q.offsets.len(), k.offsets.len(), q.size);
     let group = heads / kv_heads;
     for sequence in sequences.iter_mut() {
-        sequence.cache.append([k, v], sequence.rows.clone(), sequence.rope);
+        sequence
+            .cache
+            .append([k, v], sequence.rows.clone(), sequence.rope);
     }
     let mut tasks = Vec::new();
     let mut rest = out;
@@ -116,7 +149,8 @@ pub fn attend(
         rest = others;
         for (block, out) in mine.chunks_mut(TASK_POSITIONS * heads * size).enumerate() {
             let first = tasks.len();
-            tasks.extend((0..kv_heads).map(|kv| (sequence, block * TASK_POSITIONS, kv, Vec::new())));
+            tasks
+                .extend((0..kv_heads).map(|kv| (sequence, block * TASK_POSITIONS, kv, Vec::new())));
             for (i, out) in out.chunks_mut(group * size).enumerate() {
                 tasks[first + i % kv_heads].3.push(out);
             }
@@ -124,7 +158,13 @@ pub fn attend(
     }
     let task = |scratch: &mut (Vec<f32>, Scratch), (sequence, first, kv, outs): Task<'_, '_>| {
         let sequence: &AttendedSequence<'_> = sequence;
-        let queries = Queries { q, rule, sequence, first, heads: kv * group..(kv + 1) * group };
+        let queries = Queries {
+            q,
+            rule,
+            sequence,
+            first,
+            heads: kv * group..(kv + 1) * group,
+        };
         match sequence.cache.values() {
             CacheValues::F16(cache) => queries.attend(isa, cache, outs, scratch),
             CacheValues::BF16(cache) => queries.attend(isa, cache, outs, scratch),
@@ -134,7 +174,8 @@ pub fn attend(
     team::for_each(tasks, task);
 }
 
-/// A sequence, the first of some of its new positions, a head of keys, and where each position's results go.
+/// A sequence, the first of some of its new positions, a head of keys, and where each position's
+/// results go.
 type Task<'a, 'b> = (&'a AttendedSequence<'b>, usize, usize, Vec<&'a mut [f32]>);
 
 /// Queries of a task: those of some new positions that share a head of keys.
@@ -171,9 +212,22 @@ impl Queries<'_> {
         let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
         let mut vectors = vectors.chunks(size);
         for (position, out) in (cached..).zip(outs) {
-            let start = self.rule.window.map_or(0, |window| (position + 1).saturating_sub(window));
-            for ((head, out), query) in self.heads.clone().zip(out.chunks_mut(size)).zip(vectors.by_ref()) {
-                queries.push(Query { query, seen: start..position + 1, head, out });
+            let start = self
+                .rule
+                .window
+                .map_or(0, |window| (position + 1).saturating_sub(window));
+            for ((head, out), query) in self
+                .heads
+                .clone()
+                .zip(out.chunks_mut(size))
+                .zip(vectors.by_ref())
+            {
+                queries.push(Query {
+                    query,
+                    seen: start..position + 1,
+                    head,
+                    out,
+                });
             }
         }
         let rescore = |head, first, scores: &mut [f32]| self.rule.rescore(head, first, scores);
@@ -186,10 +240,15 @@ impl AttentionRule<'_> {
     /// The scores of one query with keys of which the first has the position `first`.
     fn rescore(&self, head: usize, first: usize, scores: &mut [f32]) {
         if let Some(cap) = self.softcap {
-            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+            scores
+                .iter_mut()
+                .for_each(|score| *score = cap * (*score / cap).tanh());
         }
         if let Some(alibi) = self.alibi {
-            scores.iter_mut().enumerate().for_each(|(i, score)| *score += alibi.bias(head, first + i));
+            scores
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, score)| *score += alibi.bias(head, first + i));
         }
     }
 }
@@ -201,11 +260,18 @@ mod tests {
     use crate::layers::Rope;
 
     fn noise(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i + seed * 31) as f32 * 1.7).sin()).collect()
+        (0..count)
+            .map(|i| ((i + seed * 31) as f32 * 1.7).sin())
+            .collect()
     }
 
     fn rule<'a>() -> AttentionRule<'a> {
-        AttentionRule { factor: 0.5, softcap: None, window: None, alibi: None }
+        AttentionRule {
+            factor: 0.5,
+            softcap: None,
+            window: None,
+            alibi: None,
+        }
     }
 
     /// q, k, v of five positions, 4 heads of which 2 share their keys, 3 values each.
@@ -222,7 +288,11 @@ mod tests {
         let k = Heads::in_order(&k[range.start * 6..], 6, 0, 2, 3);
         let v = Heads::in_order(&v[range.start * 6..], 6, 0, 2, 3);
         let mut out = vec![0f32; tokens * 12];
-        let mut sequence = [AttendedSequence { rows: 0..tokens, cache, rope: table.as_ref() }];
+        let mut sequence = [AttendedSequence {
+            rows: 0..tokens,
+            cache,
+            rope: table.as_ref(),
+        }];
         attend(Isa::detect(), [&q, &k, &v], &rule, &mut sequence, &mut out);
         out
     }
@@ -236,14 +306,25 @@ mod tests {
         let (alibi, rope) = (Alibi::bloom(4), Rope::plain(100.0, 2));
         for rule in [
             rule(),
-            AttentionRule { softcap: Some(0.7), ..rule() },
-            AttentionRule { window: Some(2), ..rule() },
-            AttentionRule { alibi: Some(&alibi), ..rule() },
+            AttentionRule {
+                softcap: Some(0.7),
+                ..rule()
+            },
+            AttentionRule {
+                window: Some(2),
+                ..rule()
+            },
+            AttentionRule {
+                alibi: Some(&alibi),
+                ..rule()
+            },
         ] {
             for rope in [None, Some(&rope)] {
                 let whole = run(0..5, rule, rope, &mut empty());
                 let mut cache = empty();
-                let parts: Vec<f32> = (0..5).flat_map(|t| run(t..t + 1, rule, rope, &mut cache)).collect();
+                let parts: Vec<f32> = (0..5)
+                    .flat_map(|t| run(t..t + 1, rule, rope, &mut cache))
+                    .collect();
                 assert_eq!(whole, parts);
             }
         }
@@ -251,7 +332,15 @@ mod tests {
 
     #[test]
     fn a_window_of_one_gives_the_value_itself() {
-        let out = run(0..5, AttentionRule { window: Some(1), ..rule() }, None, &mut empty());
+        let out = run(
+            0..5,
+            AttentionRule {
+                window: Some(1),
+                ..rule()
+            },
+            None,
+            &mut empty(),
+        );
         let values = noise(5 * 6, 19);
         assert_eq!(out[4 * 12..4 * 12 + 3], values[4 * 6..4 * 6 + 3]);
     }
@@ -260,12 +349,24 @@ mod tests {
     fn sequences_side_by_side_give_what_each_gives_alone() {
         let (q, k, v) = (noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19));
         let heads = |values, row, count| Heads::in_order(values, row, 0, count, 3);
-        let alone = [run(0..2, rule(), None, &mut empty()), run(2..5, rule(), None, &mut empty())].concat();
+        let alone = [
+            run(0..2, rule(), None, &mut empty()),
+            run(2..5, rule(), None, &mut empty()),
+        ]
+        .concat();
         let mut caches = [empty(), empty()];
         let [first, second] = &mut caches;
         let mut sequences = [
-            AttendedSequence { rows: 0..2, cache: first, rope: None },
-            AttendedSequence { rows: 2..5, cache: second, rope: None },
+            AttendedSequence {
+                rows: 0..2,
+                cache: first,
+                rope: None,
+            },
+            AttendedSequence {
+                rows: 2..5,
+                cache: second,
+                rope: None,
+            },
         ];
         let mut out = vec![0f32; 5 * 12];
         let qkv = [&heads(&q, 12, 4), &heads(&k, 6, 2), &heads(&v, 6, 2)];
@@ -282,7 +383,10 @@ mod tests {
         for (layout, row) in [(QkvLayout::Blocks, blocks), (QkvLayout::Grouped, grouped)] {
             let [q, k, v] = Heads::split(&row, layout, [4, 2, 1]);
             assert_eq!([0, 1, 2, 3].map(|head| q.get(0, head)[0]), [0., 1., 2., 3.]);
-            assert_eq!([0, 1].map(|head| (k.get(0, head)[0], v.get(0, head)[0])), [(10., 20.), (11., 21.)]);
+            assert_eq!(
+                [0, 1].map(|head| (k.get(0, head)[0], v.get(0, head)[0])),
+                [(10., 20.), (11., 21.)]
+            );
         }
     }
 }

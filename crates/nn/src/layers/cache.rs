@@ -8,8 +8,8 @@ use llm_int8_kernels::{AlignedVec, Element};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Keys and values of one layer and one text, in the dtype of the model's floats (as transformers keeps
-/// them), for each head one position after the other.
+/// Keys and values of one layer and one text, in the dtype of the model's floats (as transformers
+/// keeps them), for each head one position after the other.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     values: CacheValues,
@@ -79,7 +79,12 @@ impl LayerCache {
     }
 
     /// Adds the keys, rotated, and values of some rows.
-    pub(super) fn append(&mut self, heads: [&Heads<'_>; 2], rows: Range<usize>, rope: Option<&RopeTable>) {
+    pub(super) fn append(
+        &mut self,
+        heads: [&Heads<'_>; 2],
+        rows: Range<usize>,
+        rope: Option<&RopeTable>,
+    ) {
         let count = rows.len();
         match &mut self.values {
             CacheValues::F16(values) => values.append(self.len, heads, rows, rope),
@@ -93,7 +98,11 @@ impl LayerCache {
 impl<T: Element> KeysAndValues<T> {
     fn new() -> Self {
         let empty = || AlignedVec::filled(0, T::of(0.0));
-        Self { keys: empty(), values: empty(), capacity: 0 }
+        Self {
+            keys: empty(),
+            values: empty(),
+            capacity: 0,
+        }
     }
 
     fn bytes(&self) -> u64 {
@@ -102,10 +111,20 @@ impl<T: Element> KeysAndValues<T> {
 
     pub(super) fn head(&self, head: usize, size: usize) -> HeadCache<'_, T> {
         let (keys, values) = (self.capacity * size, self.capacity * padded(size));
-        HeadCache::new(&self.keys[head * keys..][..keys], &self.values[head * values..][..values], size)
+        HeadCache::new(
+            &self.keys[head * keys..][..keys],
+            &self.values[head * values..][..values],
+            size,
+        )
     }
 
-    fn append(&mut self, len: usize, [k, v]: [&Heads<'_>; 2], rows: Range<usize>, rope: Option<&RopeTable>) {
+    fn append(
+        &mut self,
+        len: usize,
+        [k, v]: [&Heads<'_>; 2],
+        rows: Range<usize>,
+        rope: Option<&RopeTable>,
+    ) {
         let (heads, size) = (k.count(), k.size());
         self.reserve(len + rows.len(), heads, size);
         let width = padded(size);
@@ -118,22 +137,36 @@ impl<T: Element> KeysAndValues<T> {
                 }
                 T::of_slice(&key, &mut stored);
                 let first = key_place(len + t, 0, size);
-                keys[first..].iter_mut().step_by(PANEL).zip(&stored).for_each(|(y, x)| *y = *x);
+                keys[first..]
+                    .iter_mut()
+                    .step_by(PANEL)
+                    .zip(&stored)
+                    .for_each(|(y, x)| *y = *x);
                 T::of_slice(v.get(row, head), &mut values[(len + t) * width..][..size]);
             }
         };
         let (keys, values) = (self.capacity * size, self.capacity * width);
         if rows.len() >= PARALLEL_POSITIONS {
-            let heads = self.keys.par_chunks_mut(keys).zip(self.values.par_chunks_mut(values));
-            heads.enumerate().for_each(|(head, (keys, values))| fill(head, keys, values));
+            let heads = self
+                .keys
+                .par_chunks_mut(keys)
+                .zip(self.values.par_chunks_mut(values));
+            heads
+                .enumerate()
+                .for_each(|(head, (keys, values))| fill(head, keys, values));
         } else {
-            let heads = self.keys.chunks_mut(keys).zip(self.values.chunks_mut(values));
-            heads.enumerate().for_each(|(head, (keys, values))| fill(head, keys, values));
+            let heads = self
+                .keys
+                .chunks_mut(keys)
+                .zip(self.values.chunks_mut(values));
+            heads
+                .enumerate()
+                .for_each(|(head, (keys, values))| fill(head, keys, values));
         }
     }
 
-    /// Makes room for so many positions. What is there stays: the beginning of a head looks the same
-    /// whatever the capacity is.
+    /// Makes room for so many positions. What is there stays: the beginning of a head looks the
+    /// same whatever the capacity is.
     fn reserve(&mut self, positions: usize, heads: usize, size: usize) {
         if positions <= self.capacity {
             return;
@@ -175,7 +208,10 @@ mod tests {
             if let CacheValues::F32(values) = cache.values() {
                 for (position, head, d) in [(0, 0, 0), (255, 1, 2), (256, 0, 1), (599, 1, 0)] {
                     let expected = ((position * heads + head) * size + d) as f32;
-                    assert_eq!(values.keys[head * 768 * size + key_place(position, d, size)], expected);
+                    assert_eq!(
+                        values.keys[head * 768 * size + key_place(position, d, size)],
+                        expected
+                    );
                     assert_eq!(values.values[(head * 768 + position) * 16 + d], expected);
                 }
             }

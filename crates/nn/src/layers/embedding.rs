@@ -33,7 +33,12 @@ impl Embedding {
         dtype: FloatDtype,
     ) -> Self {
         let weight = FloatParameter::declared([rows, width], dtype);
-        Self { class: class.to_owned(), padding, weight, int8: None }
+        Self {
+            class: class.to_owned(),
+            padding,
+            weight,
+            int8: None,
+        }
     }
 
     /// Copies the rows of `ids` into `out`, f32 `[ids, width]`.
@@ -45,7 +50,14 @@ impl Embedding {
         let targets = out.chunks_exact_mut(width).zip(ids);
         let checked = targets.map(|(out, id)| {
             let reason = format!("row {id} is beyond the table of {rows}");
-            if id < rows { Ok((out, id)) } else { Err(NnError::Input { layer: self.class.clone(), reason }) }
+            if id < rows {
+                Ok((out, id))
+            } else {
+                Err(NnError::Input {
+                    layer: self.class.clone(),
+                    reason,
+                })
+            }
         });
         match &self.int8 {
             Some(Int8Table::Loaded(weight)) => {
@@ -59,9 +71,13 @@ impl Embedding {
             None => {}
         }
         let (storage, layout) = self.weight.tensor()?.storage_and_layout();
-        let (Storage::Cpu(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets()) else {
+        let (Storage::Cpu(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
+        else {
             let reason = "the table is not on the CPU".into();
-            return Err(NnError::Input { layer: self.class.clone(), reason });
+            return Err(NnError::Input {
+                layer: self.class.clone(),
+                reason,
+            });
         };
         for pair in checked {
             let (out, id) = pair?;
@@ -117,10 +133,13 @@ impl Embedding {
 impl Module for Embedding {
     fn describe(&self) -> Node {
         let [rows, width] = self.shape();
-        let padding = self.padding.map_or(String::new(), |row| format!(", padding_idx={row}"));
+        let padding = self
+            .padding
+            .map_or(String::new(), |row| format!(", padding_idx={row}"));
         let arguments = format!("{rows}, {width}{padding}");
         if !self.is_int8() {
-            return Node::leaf(&self.class, arguments).with_parameter(self.weight.describe("weight"));
+            return Node::leaf(&self.class, arguments)
+                .with_parameter(self.weight.describe("weight"));
         }
         let weight = Parameter::new("weight", ParameterDtype::I8, [rows, width]);
         let mut node = Node::leaf("Embedding8bit", arguments).with_parameter(weight);

@@ -35,10 +35,23 @@ pub struct Norm {
 
 impl Norm {
     /// A layer without values; `class` is what PyTorch prints.
-    pub fn declared(class: &str, kind: NormKind, width: usize, eps: f64, dtype: FloatDtype) -> Self {
+    pub fn declared(
+        class: &str,
+        kind: NormKind,
+        width: usize,
+        eps: f64,
+        dtype: FloatDtype,
+    ) -> Self {
         let bias = (kind == NormKind::Layer).then(|| FloatParameter::declared([width], dtype));
         let weight = FloatParameter::declared([width], dtype);
-        Self { class: class.to_owned(), kind, weight, bias, eps, one_more: OnceLock::new() }
+        Self {
+            class: class.to_owned(),
+            kind,
+            weight,
+            bias,
+            eps,
+            one_more: OnceLock::new(),
+        }
     }
 
     /// Normalises every `width` values of `x` by themselves.
@@ -48,7 +61,9 @@ impl Norm {
     pub fn forward_rows(&self, isa: Isa, x: &mut [f32]) -> Result<()> {
         let weight = self.values()?;
         let bias = self.bias_values()?;
-        for_rows(x, self.width(), |_, row| self.normalise(isa, row, weight, bias));
+        for_rows(x, self.width(), |_, row| {
+            self.normalise(isa, row, weight, bias)
+        });
         Ok(())
     }
 
@@ -78,14 +93,21 @@ impl Norm {
 
     /// What is added to rows; empty where nothing is.
     pub(crate) fn bias_values(&self) -> Result<&[f32]> {
-        Ok(self.bias.as_ref().map(FloatParameter::f32_values).transpose()?.unwrap_or(&[]))
+        Ok(self
+            .bias
+            .as_ref()
+            .map(FloatParameter::f32_values)
+            .transpose()?
+            .unwrap_or(&[]))
     }
 
     /// What rows are multiplied with.
     pub(crate) fn values(&self) -> Result<&[f32]> {
         let weight = self.weight.f32_values()?;
         Ok(match self.kind {
-            NormKind::RmsPlusOne => self.one_more.get_or_init(|| weight.iter().map(|w| w + 1.0).collect()),
+            NormKind::RmsPlusOne => self
+                .one_more
+                .get_or_init(|| weight.iter().map(|w| w + 1.0).collect()),
             _ => weight,
         })
     }
@@ -117,7 +139,8 @@ impl Norm {
     }
 }
 
-/// Norms of the heads of a row, each with weights of its own (StableLM 2 12B): `ModuleList` of [`Norm`]s.
+/// Norms of the heads of a row, each with weights of its own (StableLM 2 12B): `ModuleList` of
+/// [`Norm`]s.
 #[derive(Debug, Clone)]
 pub struct HeadNorms(Vec<Norm>);
 
@@ -137,7 +160,9 @@ impl HeadNorms {
     /// # Errors
     /// As [`Norm::forward_rows`].
     pub fn forward_rows(&self, isa: Isa, x: &mut [f32]) -> Result<()> {
-        let Some(width) = self.0.first().map(Norm::width) else { return Ok(()) };
+        let Some(width) = self.0.first().map(Norm::width) else {
+            return Ok(());
+        };
         for row in x.chunks_mut(width * self.0.len()) {
             for (norm, head) in self.0.iter().zip(row.chunks_mut(width)) {
                 norm.forward_rows(isa, head)?;
@@ -148,15 +173,17 @@ impl HeadNorms {
 
     /// Weights and biases, under their names: `0.weight`, `1.weight`, …
     pub fn parameters(&self) -> impl Iterator<Item = (String, &FloatParameter)> {
-        let named =
-            |(head, norm)| Norm::parameters(norm).map(move |(name, of)| (format!("{head}.{name}"), of));
+        let named = |(head, norm)| {
+            Norm::parameters(norm).map(move |(name, of)| (format!("{head}.{name}"), of))
+        };
         self.0.iter().enumerate().flat_map(named)
     }
 
     /// Weights and biases, to be filled, under their names.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (String, &mut FloatParameter)> {
-        let named =
-            |(head, norm)| Norm::parameters_mut(norm).map(move |(name, of)| (format!("{head}.{name}"), of));
+        let named = |(head, norm)| {
+            Norm::parameters_mut(norm).map(move |(name, of)| (format!("{head}.{name}"), of))
+        };
         self.0.iter_mut().enumerate().flat_map(named)
     }
 }
@@ -176,7 +203,9 @@ impl Module for Norm {
         };
         let node = Node::leaf(&self.class, format!("({width},), eps={eps}{affine}"));
         let node = node.with_parameter(self.weight.describe("weight"));
-        self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))
+        self.bias.iter().fold(node, |node, bias| {
+            node.with_parameter(bias.describe("bias"))
+        })
     }
 }
 
@@ -189,7 +218,11 @@ pub(crate) fn python_float(value: f64) -> String {
             _ => text,
         };
     }
-    if value == value.trunc() { format!("{value:.1}") } else { value.to_string() }
+    if value == value.trunc() {
+        format!("{value:.1}")
+    } else {
+        value.to_string()
+    }
 }
 
 #[cfg(test)]
@@ -202,8 +235,14 @@ mod tests {
         let norm = |kind| {
             let mut norm = Norm::declared("N", kind, 2, 0.0, FloatDtype::F32);
             for (name, parameter) in norm.parameters_mut() {
-                let value = if name == "weight" { [2f32, 3.0] } else { [10f32, 10.0] };
-                parameter.fill(Tensor::new(&value, &candle_core::Device::Cpu).unwrap()).unwrap();
+                let value = if name == "weight" {
+                    [2f32, 3.0]
+                } else {
+                    [10f32, 10.0]
+                };
+                parameter
+                    .fill(Tensor::new(&value, &candle_core::Device::Cpu).unwrap())
+                    .unwrap();
             }
             let mut x = vec![1f32, 7.0, 1.0, 7.0];
             norm.forward_rows(Isa::detect(), &mut x).unwrap();

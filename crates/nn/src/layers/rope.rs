@@ -1,5 +1,5 @@
-//! Rotary position embedding (Su et al. 2021) and its stretched forms, as transformers computes them
-//! (`modeling_rope_utils.py`): in f32, frequencies first.
+//! Rotary position embedding (Su et al. 2021) and its stretched forms, as transformers computes
+//! them (`modeling_rope_utils.py`): in f32, frequencies first.
 
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
@@ -73,7 +73,13 @@ impl Rope {
     /// ```
     pub fn plain(base: f64, dims: usize) -> Self {
         let frequencies = Frequencies::Fixed(inverse_frequencies(base, dims));
-        Self { dims, pairs: RopePairs::Halves, frequencies, scale: 1.0, stretch: 1.0 }
+        Self {
+            dims,
+            pairs: RopePairs::Halves,
+            frequencies,
+            scale: 1.0,
+            stretch: 1.0,
+        }
     }
 
     /// The same rotation of other pairs.
@@ -81,15 +87,23 @@ impl Rope {
         Self { pairs, ..self }
     }
 
-    /// As `rope_scaling` of a `config.json` asks for, or the `rope_parameters` that transformers 5 writes, with the
-    /// base `base` where they name none; `positions` is `max_position_embeddings`.
+    /// As `rope_scaling` of a `config.json` asks for, or the `rope_parameters` that transformers 5
+    /// writes, with the base `base` where they name none; `positions` is `max_position_embeddings`.
     ///
     /// # Errors
     /// [`NnError::Config`] for a kind that is not known or lacks its numbers.
-    pub fn from_config(config: &ModelConfig, base: f64, dims: usize, positions: usize) -> Result<Self> {
+    pub fn from_config(
+        config: &ModelConfig,
+        base: f64,
+        dims: usize,
+        positions: usize,
+    ) -> Result<Self> {
         // LongRoPE takes it from beside `rope_scaling` only, the other kinds from within.
         let beside = config.value(ORIGINAL);
-        let (mut values, is_newer) = match (config.object("rope_parameters"), config.object("rope_scaling")) {
+        let (mut values, is_newer) = match (
+            config.object("rope_parameters"),
+            config.object("rope_scaling"),
+        ) {
             (Some(values), _) => (values.clone(), true),
             (None, Some(values)) => (values.clone(), false),
             (None, None) => return Ok(Self::plain(base, dims)),
@@ -115,18 +129,37 @@ impl Rope {
         let base = optional(scaling, "rope_theta")?.unwrap_or(base);
         let plain = Self::plain(base, dims);
         let number = |key: &str| number(scaling, key);
-        let fixed = |frequencies| Self { frequencies: Frequencies::Fixed(frequencies), ..plain.clone() };
+        let fixed = |frequencies| Self {
+            frequencies: Frequencies::Fixed(frequencies),
+            ..plain.clone()
+        };
         match kind(scaling) {
             Some("default") => Ok(plain),
             Some("linear") => {
                 let factor = number("factor")? as f32;
-                let rope = fixed(inverse_frequencies(base, dims).into_iter().map(|f| f / factor).collect());
-                Ok(Self { stretch: f64::from(factor).max(1.0), ..rope })
+                let rope = fixed(
+                    inverse_frequencies(base, dims)
+                        .into_iter()
+                        .map(|f| f / factor)
+                        .collect(),
+                );
+                Ok(Self {
+                    stretch: f64::from(factor).max(1.0),
+                    ..rope
+                })
             }
             Some("dynamic") => {
                 let factor = number("factor")?;
-                let frequencies = Frequencies::Dynamic { base, factor, limit: positions };
-                Ok(Self { frequencies, stretch: factor.max(1.0), ..plain })
+                let frequencies = Frequencies::Dynamic {
+                    base,
+                    factor,
+                    limit: positions,
+                };
+                Ok(Self {
+                    frequencies,
+                    stretch: factor.max(1.0),
+                    ..plain
+                })
             }
             Some("llama3") => Ok(fixed(llama3(scaling, base, dims)?)),
             Some("yarn") => yarn(scaling, base, dims, positions, plain),
@@ -136,7 +169,9 @@ impl Rope {
                 other => format!(
                     "rope_scaling of type {} is not known; known are default, linear, dynamic, llama3, yarn and \
                      longrope",
-                    other.as_str().map_or(other.to_string(), |name| format!("`{name}`"))
+                    other
+                        .as_str()
+                        .map_or(other.to_string(), |name| format!("`{name}`"))
                 ),
             })),
         }
@@ -167,8 +202,9 @@ impl Rope {
         matches!(self.frequencies, Frequencies::Long { .. })
     }
 
-    /// Whether a text of this length is rotated by the frequencies for long ones. What is cached was rotated
-    /// by one kind and does not fit to the other, so transformers computes it again where that changes.
+    /// Whether a text of this length is rotated by the frequencies for long ones. What is cached
+    /// was rotated by one kind and does not fit to the other, so transformers computes it again
+    /// where that changes.
     pub fn is_long(&self, length: usize) -> bool {
         matches!(self.frequencies, Frequencies::Long { limit, .. } if length > limit)
     }
@@ -186,17 +222,28 @@ impl Rope {
                     short
                 }
             }
-            Frequencies::Dynamic { base, factor, limit } => {
+            Frequencies::Dynamic {
+                base,
+                factor,
+                limit,
+            } => {
                 let ratio = factor * length.max(*limit) as f64 / *limit as f64 - (factor - 1.0);
                 let exponent = self.dims as f64 / (self.dims as f64 - 2.0);
                 grown = inverse_frequencies(base * ratio.powf(exponent), self.dims);
                 &grown
             }
         };
-        let angles =
-            (start..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
-        let (cos, sin) = angles.map(|angle| (angle.cos() * self.scale, angle.sin() * self.scale)).unzip();
-        RopeTable { cos, sin, dims: self.dims, pairs: self.pairs }
+        let angles = (start..length)
+            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+        let (cos, sin) = angles
+            .map(|angle| (angle.cos() * self.scale, angle.sin() * self.scale))
+            .unzip();
+        RopeTable {
+            cos,
+            sin,
+            dims: self.dims,
+            pairs: self.pairs,
+        }
     }
 }
 
@@ -214,7 +261,10 @@ impl RopeTable {
     /// Rotates the values of one head at the `index`-th position of the table.
     pub fn rotate(&self, index: usize, head: &mut [f32]) {
         let half = self.dims / 2;
-        let (cos, sin) = (&self.cos[index * half..][..half], &self.sin[index * half..][..half]);
+        let (cos, sin) = (
+            &self.cos[index * half..][..half],
+            &self.sin[index * half..][..half],
+        );
         match self.pairs {
             RopePairs::Halves => {
                 let (first, second) = head[..self.dims].split_at_mut(half);
@@ -252,15 +302,21 @@ fn optional(scaling: &Value, key: &str) -> Result<Option<f64>> {
     match &scaling[key] {
         Value::Null => Ok(None),
         value => value.as_f64().map(Some).ok_or_else(|| {
-            error(format!("`rope_scaling.{key}` is {}; a number was expected", json::shown(value)))
+            error(format!(
+                "`rope_scaling.{key}` is {}; a number was expected",
+                json::shown(value)
+            ))
         }),
     }
 }
 
 fn number(scaling: &Value, key: &str) -> Result<f64> {
     let value = optional(scaling, key)?.filter(|x| x.is_finite() && *x > 0.0);
-    value
-        .ok_or_else(|| error(format!("`rope_scaling` has no usable `{key}`; a positive number was expected")))
+    value.ok_or_else(|| {
+        error(format!(
+            "`rope_scaling` has no usable `{key}`; a positive number was expected"
+        ))
+    })
 }
 
 /// Llama 3.1: long wavelengths are stretched, short ones stay, those between are mixed.
@@ -280,22 +336,34 @@ fn llama3(scaling: &Value, base: f64, dims: usize) -> Result<Vec<f32>> {
             (1.0 - smooth) * f / factor + smooth * f
         }
     };
-    Ok(inverse_frequencies(base, dims).into_iter().map(stretch).collect())
+    Ok(inverse_frequencies(base, dims)
+        .into_iter()
+        .map(stretch)
+        .collect())
 }
 
 /// YaRN (Peng et al. 2023).
 fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
     let factor = number(scaling, "factor")?;
     let given = |key: &str, default: f64| -> Result<f64> {
-        Ok(optional(scaling, key)?.filter(|x| *x != 0.0).unwrap_or(default))
+        Ok(optional(scaling, key)?
+            .filter(|x| *x != 0.0)
+            .unwrap_or(default))
     };
     let original = given(ORIGINAL, positions as f64)?;
     let truncate = scaling.get("truncate").is_none_or(|value| value == true);
     let correction = |rotations: f64| {
         dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
     };
-    let (low, high) = (correction(given("beta_fast", 32.0)?), correction(given("beta_slow", 1.0)?));
-    let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (
+        correction(given("beta_fast", 32.0)?),
+        correction(given("beta_slow", 1.0)?),
+    );
+    let (low, high) = if truncate {
+        (low.floor(), high.ceil())
+    } else {
+        (low, high)
+    };
     let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
     let high = if low == high { high + 0.001 } else { high };
     let frequencies = (0..dims / 2)
@@ -305,7 +373,13 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
             (1.0 / (factor as f32 * power)) * (1.0 - keep) + (1.0 / power) * keep
         })
         .collect();
-    let mscale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+    let mscale = |weight: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * weight * factor.ln() + 1.0
+        }
+    };
     let (some, all) = (given("mscale", 0.0)?, given("mscale_all_dim", 0.0)?);
     let scale = match optional(scaling, "attention_factor")? {
         Some(scale) => scale,
@@ -313,18 +387,37 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
         None => mscale(1.0),
     };
     let stretch = (original * factor / positions as f64).max(1.0);
-    Ok(Rope { frequencies: Frequencies::Fixed(frequencies), scale: scale as f32, stretch, ..plain })
+    Ok(Rope {
+        frequencies: Frequencies::Fixed(frequencies),
+        scale: scale as f32,
+        stretch,
+        ..plain
+    })
 }
 
 /// LongRoPE (Ding et al. 2024).
 fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
     let factors = |key: &str| -> Result<Vec<f32>> {
-        let values = scaling[key].as_array().map(Vec::as_slice).unwrap_or_default();
-        let factors: Vec<f32> = values.iter().filter_map(Value::as_f64).map(|x| x as f32).collect();
-        if factors.len() != dims / 2 || factors.len() != values.len() || factors.iter().any(|x| *x <= 0.0) {
-            return Err(error(format!("`rope_scaling.{key}` must be {} positive numbers", dims / 2)));
+        let values = scaling[key]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let factors: Vec<f32> = values
+            .iter()
+            .filter_map(Value::as_f64)
+            .map(|x| x as f32)
+            .collect();
+        if factors.len() != dims / 2
+            || factors.len() != values.len()
+            || factors.iter().any(|x| *x <= 0.0)
+        {
+            return Err(error(format!(
+                "`rope_scaling.{key}` must be {} positive numbers",
+                dims / 2
+            )));
         }
-        let stretch = |(i, f): (usize, &f32)| 1.0 / (f * (base as f32).powf((2 * i) as f32 / dims as f32));
+        let stretch =
+            |(i, f): (usize, &f32)| 1.0 / (f * (base as f32).powf((2 * i) as f32 / dims as f32));
         Ok(factors.iter().enumerate().map(stretch).collect())
     };
     let (short, long) = (factors("short_factor")?, factors("long_factor")?);
@@ -338,11 +431,19 @@ fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
                 Some(original) => positions as f64 / original,
                 None => number(scaling, "factor")?,
             };
-            if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (limit as f64).ln()).sqrt() }
+            if factor <= 1.0 {
+                1.0
+            } else {
+                (1.0 + factor.ln() / (limit as f64).ln()).sqrt()
+            }
         }
     };
     let frequencies = Frequencies::Long { short, long, limit };
-    Ok(Rope { frequencies, scale: scale as f32, ..plain })
+    Ok(Rope {
+        frequencies,
+        scale: scale as f32,
+        ..plain
+    })
 }
 
 #[cfg(test)]
@@ -355,13 +456,15 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_positions() {
-        let linear = Rope::from_config(&config(r#"{"type": "linear", "factor": 4}"#), 1e4, 8, 64).unwrap();
+        let linear =
+            Rope::from_config(&config(r#"{"type": "linear", "factor": 4}"#), 1e4, 8, 64).unwrap();
         assert_eq!(linear.table(8, 1).cos, Rope::plain(1e4, 8).table(2, 1).cos);
     }
 
     #[test]
     fn dynamic_scaling_begins_where_the_context_ends() {
-        let dynamic = Rope::from_config(&config(r#"{"type": "dynamic", "factor": 2}"#), 1e4, 8, 64).unwrap();
+        let dynamic =
+            Rope::from_config(&config(r#"{"type": "dynamic", "factor": 2}"#), 1e4, 8, 64).unwrap();
         assert_eq!(dynamic.table(63, 1), Rope::plain(1e4, 8).table(63, 1));
         assert_ne!(dynamic.table(64, 1), Rope::plain(1e4, 8).table(64, 1));
     }
@@ -369,9 +472,12 @@ mod tests {
     #[test]
     fn both_ways_of_pairing_turn_by_the_same_angle() {
         let rope = Rope::plain(100.0, 4);
-        let (mut halves, mut neighbours) = ([1.0f32, 2.0, 3.0, 4.0, 9.0], [1.0f32, 3.0, 2.0, 4.0, 9.0]);
+        let (mut halves, mut neighbours) =
+            ([1.0f32, 2.0, 3.0, 4.0, 9.0], [1.0f32, 3.0, 2.0, 4.0, 9.0]);
         rope.table(3, 1).rotate(0, &mut halves);
-        rope.with_pairs(RopePairs::Neighbours).table(3, 1).rotate(0, &mut neighbours);
+        rope.with_pairs(RopePairs::Neighbours)
+            .table(3, 1)
+            .rotate(0, &mut neighbours);
         let [a, b, c, d, rest] = halves;
         assert_eq!(neighbours, [a, c, b, d, rest]);
         assert_eq!(rest, 9.0, "values beyond the rotated ones stay");
@@ -382,16 +488,30 @@ mod tests {
         for (scaling, word) in [
             (r#"{"type": "spiral"}"#, "`spiral`"),
             (r#"{"type": "linear"}"#, "`factor`"),
-            (r#"{"type": "linear", "factor": "2"}"#, "`rope_scaling.factor` is \"2\""),
-            (r#"{"type": "longrope", "short_factor": [1], "long_factor": [1]}"#, "short_factor"),
+            (
+                r#"{"type": "linear", "factor": "2"}"#,
+                "`rope_scaling.factor` is \"2\"",
+            ),
+            (
+                r#"{"type": "longrope", "short_factor": [1], "long_factor": [1]}"#,
+                "short_factor",
+            ),
             (r#"{"rope_type": "llama3", "factor": 8}"#, "low_freq_factor"),
-            (r#"{"type": "mrope", "mrope_section": [1, 1, 2]}"#, "`mrope`"),
+            (
+                r#"{"type": "mrope", "mrope_section": [1, 1, 2]}"#,
+                "`mrope`",
+            ),
             (r#"{"type": "su"}"#, "`su`"),
-            (r#"{"rope_type": null, "type": "linear", "factor": 2}"#, "no `rope_type`"),
+            (
+                r#"{"rope_type": null, "type": "linear", "factor": 2}"#,
+                "no `rope_type`",
+            ),
             (r#"{"factor": 2}"#, "no `rope_type`"),
             ("{}", "no `rope_type`"),
         ] {
-            let error = Rope::from_config(&config(scaling), 1e4, 8, 64).unwrap_err().to_string();
+            let error = Rope::from_config(&config(scaling), 1e4, 8, 64)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(word), "{error}");
         }
     }

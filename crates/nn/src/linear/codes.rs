@@ -6,15 +6,17 @@ use llm_int8_kernels::pages::prefer_large;
 /// Rows begin at a multiple of this, so that vector loads do not cross cache lines.
 const ALIGNMENT: usize = 64;
 
-/// Memory for the codes of a model's weights, one after the other in large pages: a token reads all of them,
-/// and pages of 4 KiB would cost an eighth of the bandwidth.
+/// Memory for the codes of a model's weights, one after the other in large pages: a token reads all
+/// of them, and pages of 4 KiB would cost an eighth of the bandwidth.
 #[derive(Debug, Default)]
 pub(crate) struct CodeMemory(BytesMut);
 
 impl CodeMemory {
     /// Room for weights of so many codes.
     pub(crate) fn for_weights(lengths: impl Iterator<Item = usize>) -> Self {
-        let total: usize = lengths.map(|length| length.next_multiple_of(ALIGNMENT)).sum();
+        let total: usize = lengths
+            .map(|length| length.next_multiple_of(ALIGNMENT))
+            .sum();
         Self(zeroed(total))
     }
 
@@ -35,7 +37,11 @@ fn zeroed(length: usize) -> BytesMut {
     let mut memory = BytesMut::zeroed(length + ALIGNMENT);
     prefer_large(&mut memory);
     let offset = memory.as_ptr().align_offset(ALIGNMENT);
-    let mut memory = if offset < ALIGNMENT { memory.split_off(offset) } else { memory };
+    let mut memory = if offset < ALIGNMENT {
+        memory.split_off(offset)
+    } else {
+        memory
+    };
     memory.truncate(length);
     memory
 }

@@ -5,11 +5,12 @@ pub use llm_int8_kernels::OutlierScope;
 /// Where the weights of outlier columns come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutlierWeights {
-    /// The int8 weights, turned back into floats: what bitsandbytes does, and no memory beside the codes.
+    /// The int8 weights, turned back into floats: what bitsandbytes does, and no memory beside the
+    /// codes.
     #[default]
     Dequantized,
-    /// The checkpoint's own floats, as in the paper (section 3.2): a column is fetched from the mapped
-    /// file when it is first met, and kept.
+    /// The checkpoint's own floats, as in the paper (section 3.2): a column is fetched from the
+    /// mapped file when it is first met, and kept.
     Original,
 }
 

@@ -62,12 +62,18 @@ impl FloatLinear {
     /// [`NnError::Input`] where shapes or dtypes do not fit.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let [out_features, _] = *weight.dims() else {
-            return Err(input_error(format!("the weight must be [out, in], it is {:?}", weight.dims())));
+            return Err(input_error(format!(
+                "the weight must be [out, in], it is {:?}",
+                weight.dims()
+            )));
         };
         if let Some(bias) = &bias
             && bias.dims() != [out_features]
         {
-            return Err(input_error(format!("the bias must be [{out_features}], it is {:?}", bias.dims())));
+            return Err(input_error(format!(
+                "the bias must be [{out_features}], it is {:?}",
+                bias.dims()
+            )));
         }
         Ok(Self {
             class: LinearClass::Linear,
@@ -84,9 +90,20 @@ impl FloatLinear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input("Linear", x, self.in_features())?;
         let weight = self.weight.tensor()?;
-        let bias = self.bias.as_ref().map(FloatParameter::f32_values).transpose()?;
-        let product = DenseProduct { weight, bias, isa: self.isa };
-        let y = x.to_dtype(DType::F32)?.contiguous()?.apply_op1_no_bwd(&product)?;
+        let bias = self
+            .bias
+            .as_ref()
+            .map(FloatParameter::f32_values)
+            .transpose()?;
+        let product = DenseProduct {
+            weight,
+            bias,
+            isa: self.isa,
+        };
+        let y = x
+            .to_dtype(DType::F32)?
+            .contiguous()?
+            .apply_op1_no_bwd(&product)?;
         Ok(y.to_dtype(x.dtype())?)
     }
 
@@ -132,7 +149,10 @@ impl FloatLinear {
 }
 
 fn input_error(reason: String) -> NnError {
-    NnError::Input { layer: "Linear".into(), reason }
+    NnError::Input {
+        layer: "Linear".into(),
+        reason,
+    }
 }
 
 impl Module for FloatLinear {
@@ -141,14 +161,19 @@ impl Module for FloatLinear {
         let arguments = features(in_features, out_features, self.bias.is_some());
         let (node, shape) = match self.class {
             LinearClass::Linear => (Node::leaf("Linear", arguments), [out_features, in_features]),
-            LinearClass::FalconLinear => (Node::leaf("FalconLinear", arguments), [out_features, in_features]),
+            LinearClass::FalconLinear => (
+                Node::leaf("FalconLinear", arguments),
+                [out_features, in_features],
+            ),
             LinearClass::Conv1D => (
                 Node::leaf("Conv1D", format!("nf={out_features}, nx={in_features}")),
                 [in_features, out_features],
             ),
         };
         let node = node.with_parameter(Parameter::new("weight", self.weight.dtype().into(), shape));
-        self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))
+        self.bias.iter().fold(node, |node, bias| {
+            node.with_parameter(bias.describe("bias"))
+        })
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Int8Linear {
     bias: Option<FloatParameter>,
     original: Option<ColumnStore>,
     config: Int8Config,
-    /// The class of the float layer it replaces, which decides how its weight is stored in checkpoints.
+    /// The class of the float layer it replaces, which decides how its weight is stored in
+    /// checkpoints.
     class: LinearClass,
     isa: Isa,
 }
@@ -55,7 +56,11 @@ impl Int8Linear {
         {
             return Err(NnError::Input {
                 layer: "Linear8bitLt".into(),
-                reason: format!("the bias must be [{}], it is {:?}", weight.shape()[0], bias.shape()),
+                reason: format!(
+                    "the bias must be [{}], it is {:?}",
+                    weight.shape()[0],
+                    bias.shape()
+                ),
             });
         }
         let [out_features, in_features] = weight.shape();
@@ -110,7 +115,8 @@ impl Int8Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input("Linear8bitLt", x, self.in_features)?;
         self.weight()?;
-        Ok(x.contiguous()?.apply_op1_no_bwd(&Int8Product { layer: self })?)
+        Ok(x.contiguous()?
+            .apply_op1_no_bwd(&Int8Product { layer: self })?)
     }
 
     /// The layer as the kernels take it; `columns` are its original outlier columns.
@@ -125,29 +131,44 @@ impl Int8Linear {
                 Some(columns) => columns.kernel_form()?,
                 None => llm_int8_kernels::OutlierWeights::Dequantized,
             },
-            bias: self.bias.as_ref().map(FloatParameter::f32_values).transpose()?,
+            bias: self
+                .bias
+                .as_ref()
+                .map(FloatParameter::f32_values)
+                .transpose()?,
             activation,
         })
     }
 
     /// The original weights of the outlier columns met in this call, or `None` where the
     /// dequantised ones do.
-    pub(super) fn outlier_columns(&self, outliers: &Outliers) -> Result<Option<Arc<OutlierColumns>>> {
+    pub(super) fn outlier_columns(
+        &self,
+        outliers: &Outliers,
+    ) -> Result<Option<Arc<OutlierColumns>>> {
         if self.config.outlier_weights == OutlierWeights::Dequantized || outliers.is_empty() {
             return Ok(None);
         }
         let store = self
             .original
             .as_ref()
-            .ok_or_else(|| NnError::NoOriginalWeights { layer: "Linear8bitLt".into() })?;
-        store.with_columns(&outliers.distinct_columns(), self.out_features).map(Some)
+            .ok_or_else(|| NnError::NoOriginalWeights {
+                layer: "Linear8bitLt".into(),
+            })?;
+        store
+            .with_columns(&outliers.distinct_columns(), self.out_features)
+            .map(Some)
     }
 
     /// Gives a declared layer its weights.
     ///
     /// # Errors
     /// [`NnError::WrongShape`] where they are not of the declared shape.
-    pub fn fill(&mut self, weight: Int8Weight, original: Option<Arc<dyn OriginalWeights>>) -> Result<()> {
+    pub fn fill(
+        &mut self,
+        weight: Int8Weight,
+        original: Option<Arc<dyn OriginalWeights>>,
+    ) -> Result<()> {
         if weight.shape() != [self.out_features, self.in_features] {
             return Err(NnError::WrongShape {
                 name: "weight".into(),
@@ -221,7 +242,10 @@ fn quantize_tensor<T: Element + WithDType>(isa: Isa, weight: &Tensor) -> Result<
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(cpu), Some((start, end))) => {
             let values = CpuStorage::as_slice::<T>(cpu)?;
-            Int8Weight::quantize(isa, MatRef::new(&values[start..end], out_features, in_features)?)
+            Int8Weight::quantize(
+                isa,
+                MatRef::new(&values[start..end], out_features, in_features)?,
+            )
         }
         _ => Err(NnError::Input {
             layer: "Linear8bitLt".into(),
@@ -251,6 +275,8 @@ impl Module for Int8Linear {
             shape,
         ));
         node.uncounted_bytes = 4 * self.out_features as u64;
-        self.bias.iter().fold(node, |node, bias| node.with_parameter(bias.describe("bias")))
+        self.bias.iter().fold(node, |node, bias| {
+            node.with_parameter(bias.describe("bias"))
+        })
     }
 }

@@ -40,7 +40,8 @@ impl Linear {
     /// `x · Wᵀ + b`.
     ///
     /// # Shapes
-    /// `x` `[…, in_features]` in f16, bf16 or f32; the result `[…, out_features]` in the same dtype.
+    /// `x` `[…, in_features]` in f16, bf16 or f32; the result `[…, out_features]` in the same
+    /// dtype.
     ///
     /// # Errors
     /// [`NnError::Input`](crate::NnError::Input) where the last dimension is not `in_features`;

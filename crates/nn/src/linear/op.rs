@@ -8,13 +8,24 @@ use llm_int8_kernels::{Element, Isa, MatMut, MatRef, dense};
 
 /// Refuses inputs that a layer of `in_features` cannot take.
 pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result<()> {
-    let error = |reason| Err(NnError::Input { layer: layer.into(), reason });
+    let error = |reason| {
+        Err(NnError::Input {
+            layer: layer.into(),
+            reason,
+        })
+    };
     if !matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32) {
-        return error(format!("the input is {:?}; f16, bf16 or f32 is needed", x.dtype()));
+        return error(format!(
+            "the input is {:?}; f16, bf16 or f32 is needed",
+            x.dtype()
+        ));
     }
     match x.dims().last() {
         Some(&last) if last == in_features => Ok(()),
-        _ => error(format!("the input's shape is {:?}; its last dimension must be {in_features}", x.dims())),
+        _ => error(format!(
+            "the input's shape is {:?}; its last dimension must be {in_features}",
+            x.dims()
+        )),
     }
 }
 
@@ -29,7 +40,10 @@ fn rows_and_shape(layout: &Layout, out_features: usize) -> (usize, Shape) {
 }
 
 /// The values of a contiguous tensor.
-fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+fn values<'a, T: WithDType>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [T]> {
     let all = storage.as_slice::<T>()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&all[start..end]),
@@ -77,7 +91,11 @@ impl CustomOp1 for DenseProduct<'_> {
         "dense-product"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (out_features, in_features) = self.weight.dims2()?;
         let (rows, shape) = rows_and_shape(layout, out_features);
         let product = || -> Result<Vec<f32>> {
@@ -106,7 +124,12 @@ impl Int8Product<'_> {
         let columns = layer.outlier_columns(activations.outliers())?;
         let mut out = vec![0f32; rows * layer.out_features()];
         let target = MatMut::new(&mut out, rows, layer.out_features())?;
-        llm_int8_kernels::linear(isa, &activations, &layer.kernel_form(columns.as_deref(), None)?, target)?;
+        llm_int8_kernels::linear(
+            isa,
+            &activations,
+            &layer.kernel_form(columns.as_deref(), None)?,
+            target,
+        )?;
         Ok(out)
     }
 }
@@ -116,10 +139,16 @@ impl CustomOp1 for Int8Product<'_> {
         "int8-product"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (rows, shape) = rows_and_shape(layout, self.layer.out_features());
         let out = match storage {
-            CpuStorage::F32(_) => self.run(values::<f32>(storage, layout)?, rows).map(CpuStorage::F32),
+            CpuStorage::F32(_) => self
+                .run(values::<f32>(storage, layout)?, rows)
+                .map(CpuStorage::F32),
             CpuStorage::F16(_) => self
                 .run(values::<f16>(storage, layout)?, rows)
                 .map(|out| CpuStorage::F16(out.into_iter().map(f16::from_f32).collect())),

@@ -30,11 +30,18 @@ impl OutlierColumns {
     /// The form the kernels take.
     pub(super) fn kernel_form(&self) -> Result<llm_int8_kernels::OutlierWeights<'_>> {
         let values = MatRef::new(&self.values, self.columns.len(), self.out_features)?;
-        Ok(llm_int8_kernels::OutlierWeights::Original { columns: &self.columns, values })
+        Ok(llm_int8_kernels::OutlierWeights::Original {
+            columns: &self.columns,
+            values,
+        })
     }
 
     fn lacks(&self, wanted: &[u32]) -> Vec<u32> {
-        wanted.iter().copied().filter(|column| self.columns.binary_search(column).is_err()).collect()
+        wanted
+            .iter()
+            .copied()
+            .filter(|column| self.columns.binary_search(column).is_err())
+            .collect()
     }
 
     /// These columns and the new ones, ascending.
@@ -46,7 +53,10 @@ impl OutlierColumns {
         all.sort_unstable_by_key(|(column, _)| *column);
         Self {
             columns: all.iter().map(|(column, _)| *column).collect(),
-            values: all.iter().flat_map(|(_, values)| values.iter().copied()).collect(),
+            values: all
+                .iter()
+                .flat_map(|(_, values)| values.iter().copied())
+                .collect(),
             out_features: n,
         }
     }
@@ -61,18 +71,29 @@ pub(super) struct ColumnStore {
 
 impl ColumnStore {
     pub(super) fn new(source: Arc<dyn OriginalWeights>) -> Self {
-        Self { source, met: Arc::default() }
+        Self {
+            source,
+            met: Arc::default(),
+        }
     }
 
     /// At least these columns (ascending).
-    pub(super) fn with_columns(&self, wanted: &[u32], out_features: usize) -> Result<Arc<OutlierColumns>> {
+    pub(super) fn with_columns(
+        &self,
+        wanted: &[u32],
+        out_features: usize,
+    ) -> Result<Arc<OutlierColumns>> {
         let met = Arc::clone(&self.met.read().unwrap_or_else(PoisonError::into_inner));
         let missing = met.lacks(wanted);
         if missing.is_empty() {
             return Ok(met);
         }
         let values = self.source.columns(&missing)?;
-        let fresh = OutlierColumns { columns: missing, values, out_features };
+        let fresh = OutlierColumns {
+            columns: missing,
+            values,
+            out_features,
+        };
         let mut guard = self.met.write().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have fetched some of them meanwhile: keep each column once.
         let still_missing = guard.lacks(&fresh.columns);
@@ -80,7 +101,11 @@ impl ColumnStore {
             *guard = Arc::new(guard.merged(&fresh));
         } else {
             let values = self.source.columns(&still_missing)?;
-            *guard = Arc::new(guard.merged(&OutlierColumns { columns: still_missing, values, out_features }));
+            *guard = Arc::new(guard.merged(&OutlierColumns {
+                columns: still_missing,
+                values,
+                out_features,
+            }));
         }
         Ok(Arc::clone(&guard))
     }
@@ -94,6 +119,8 @@ impl ColumnStore {
 
 impl fmt::Debug for ColumnStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ColumnStore").field("bytes", &self.bytes()).finish_non_exhaustive()
+        f.debug_struct("ColumnStore")
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
     }
 }

@@ -15,7 +15,8 @@ pub trait HasLinears: Module {
         visit: &mut dyn FnMut(&ModulePath, &mut Linear) -> Result<()>,
     ) -> Result<()>;
 
-    /// Modules that transformers never converts in this model: the output head and what is tied to it.
+    /// Modules that transformers never converts in this model: the output head and what is tied to
+    /// it.
     fn default_skip_list(&self) -> SkipList;
 }
 
@@ -36,9 +37,14 @@ pub fn replace_linear(
     let skip = model.default_skip_list().with(user.names().iter().cloned());
     let mut report = ReplaceReport::default();
     model.for_each_linear(&mut |path, linear| {
-        let Linear::Float(float) = &*linear else { return Ok(()) };
+        let Linear::Float(float) = &*linear else {
+            return Ok(());
+        };
         if let Some(name) = skip.matching(path) {
-            report.kept.push(KeptLinear { path: path.clone(), because: name.to_owned() });
+            report.kept.push(KeptLinear {
+                path: path.clone(),
+                because: name.to_owned(),
+            });
             return Ok(());
         }
         let int8 = if float.weight().is_loaded() {

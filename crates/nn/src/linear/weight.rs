@@ -41,15 +41,32 @@ impl Int8Weight {
         absmax: &[f32],
         [out_features, in_features]: [usize; 2],
     ) -> Result<Self> {
-        let error = |reason: String| Err(NnError::QuantisationState { layer: "weight".into(), reason });
+        let error = |reason: String| {
+            Err(NnError::QuantisationState {
+                layer: "weight".into(),
+                reason,
+            })
+        };
         if Some(codes.len()) != out_features.checked_mul(in_features) {
-            return error(format!("{} codes for shape [{out_features}, {in_features}]", codes.len()));
+            return error(format!(
+                "{} codes for shape [{out_features}, {in_features}]",
+                codes.len()
+            ));
         }
         if absmax.len() != out_features {
-            return error(format!("SCB holds {} values for {out_features} rows", absmax.len()));
+            return error(format!(
+                "SCB holds {} values for {out_features} rows",
+                absmax.len()
+            ));
         }
-        if let Some(row) = absmax.iter().position(|value| !value.is_finite() || *value < 0.0) {
-            return error(format!("SCB[{row}] is {}; a row's largest magnitude was expected", absmax[row]));
+        if let Some(row) = absmax
+            .iter()
+            .position(|value| !value.is_finite() || *value < 0.0)
+        {
+            return error(format!(
+                "SCB[{row}] is {}; a row's largest magnitude was expected",
+                absmax[row]
+            ));
         }
         let mut copy = memory.take(codes.len());
         let target: &mut [i8] = bytemuck::cast_slice_mut(&mut copy);
@@ -64,7 +81,12 @@ impl Int8Weight {
         {
             return error(cause.to_string());
         }
-        Ok(Self { codes: copy.freeze(), absmax: absmax.into(), out_features, in_features })
+        Ok(Self {
+            codes: copy.freeze(),
+            absmax: absmax.into(),
+            out_features,
+            in_features,
+        })
     }
 
     /// Quantises rows `[out, in]`, as bitsandbytes does: through f16, rounding half to even.
@@ -94,21 +116,37 @@ impl Int8Weight {
         transposed: bool,
     ) -> Result<Self> {
         let (rows, columns) = (weight.rows(), weight.cols());
-        let (out_features, in_features) = if transposed { (columns, rows) } else { (rows, columns) };
+        let (out_features, in_features) = if transposed {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        };
         let mut codes = memory.take(rows * columns);
         let mut absmax = vec![0f32; out_features];
-        let target = MatMut::new(bytemuck::cast_slice_mut(&mut codes), out_features, in_features)?;
+        let target = MatMut::new(
+            bytemuck::cast_slice_mut(&mut codes),
+            out_features,
+            in_features,
+        )?;
         if transposed {
             llm_int8_kernels::quantize_weight_transposed(isa, weight, target, &mut absmax)?;
         } else {
             llm_int8_kernels::quantize_weight(isa, weight, target, &mut absmax)?;
         }
-        Ok(Self { codes: codes.freeze(), absmax: absmax.into(), out_features, in_features })
+        Ok(Self {
+            codes: codes.freeze(),
+            absmax: absmax.into(),
+            out_features,
+            in_features,
+        })
     }
 
     /// The form the kernels take.
     pub(super) fn kernel_form(&self) -> Result<Int8WeightRef<'_>> {
-        Ok(Int8WeightRef::new(MatRef::new(self.codes(), self.out_features, self.in_features)?, &self.absmax)?)
+        Ok(Int8WeightRef::new(
+            MatRef::new(self.codes(), self.out_features, self.in_features)?,
+            &self.absmax,
+        )?)
     }
 
     /// The codes, row after row.
@@ -127,8 +165,16 @@ impl Int8Weight {
     /// [`NnError::Kernel`] where `out` is not of a row's length.
     pub(crate) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<()> {
         let codes = &self.codes()[row * self.in_features..][..self.in_features];
-        let (codes, out) = (MatRef::new(codes, 1, self.in_features)?, MatMut::new(out, 1, self.in_features)?);
-        Ok(llm_int8_kernels::dequantize(isa, codes, &self.absmax[row..=row], out)?)
+        let (codes, out) = (
+            MatRef::new(codes, 1, self.in_features)?,
+            MatMut::new(out, 1, self.in_features)?,
+        );
+        Ok(llm_int8_kernels::dequantize(
+            isa,
+            codes,
+            &self.absmax[row..=row],
+            out,
+        )?)
     }
 
     /// The largest magnitude of each row (bitsandbytes' `SCB`).

@@ -1,5 +1,5 @@
-//! The one decoder and its parts. Which ones a model has, its family's template says; what is done with them says its
-//! plan.
+//! The one decoder and its parts. Which ones a model has, its family's template says; what is done
+//! with them says its plan.
 
 use super::device::{DeviceCache, Stage};
 use super::plan::Plan;
@@ -76,19 +76,32 @@ impl Part {
     /// A part without values.
     fn declared(spec: &PartSpec, dtype: FloatDtype, isa: Isa) -> Self {
         match *spec {
-            PartSpec::Embedding { ref class, rows, width, padding } => {
-                Self::Embedding(Embedding::declared(class, [rows, width], padding, dtype))
-            }
-            PartSpec::Norm { ref class, kind, width, eps } => {
-                Self::Norm(Norm::declared(class, kind, width, eps, dtype))
-            }
+            PartSpec::Embedding {
+                ref class,
+                rows,
+                width,
+                padding,
+            } => Self::Embedding(Embedding::declared(class, [rows, width], padding, dtype)),
+            PartSpec::Norm {
+                ref class,
+                kind,
+                width,
+                eps,
+            } => Self::Norm(Norm::declared(class, kind, width, eps, dtype)),
             PartSpec::HeadNorms { ref norm, heads } => match Self::declared(norm, dtype, isa) {
                 Self::Norm(norm) => Self::HeadNorms(HeadNorms::declared(&norm, heads)),
                 other => other,
             },
-            PartSpec::Linear { class, out_features, in_features, bias } => {
+            PartSpec::Linear {
+                class,
+                out_features,
+                in_features,
+                bias,
+            } => {
                 let shape = [out_features, in_features];
-                Self::Linear(Linear::Float(FloatLinear::declared(class, shape, bias, dtype, isa)))
+                Self::Linear(Linear::Float(FloatLinear::declared(
+                    class, shape, bias, dtype, isa,
+                )))
             }
         }
     }
@@ -103,7 +116,8 @@ pub struct Decoder {
     plan: Plan,
     pub(super) model: Parts<ModelSlot>,
     pub(super) blocks: Vec<Parts<BlockSlot>>,
-    /// What lies on devices, in the order of the blocks; if any has embeddings and head, it is the first.
+    /// What lies on devices, in the order of the blocks; if any has embeddings and head, it is the
+    /// first.
     pub(super) stages: Vec<Stage>,
 }
 
@@ -111,7 +125,8 @@ impl Decoder {
     /// A decoder without values; `dtype` is what its float parameters will be stored in.
     ///
     /// # Errors
-    /// [`NnError::Config`](crate::NnError::Config) for a combination of parts that cannot be computed.
+    /// [`NnError::Config`](crate::NnError::Config) for a combination of parts that cannot be
+    /// computed.
     pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Result<Self> {
         let plan = Plan::of(&spec)?;
         let (mut model, mut block) = (Parts::default(), Parts::default());
@@ -122,7 +137,15 @@ impl Decoder {
             }
         }
         let blocks = vec![block; spec.layers.len()];
-        Ok(Self { plan, model, blocks, stages: Vec::new(), spec, dtype, isa })
+        Ok(Self {
+            plan,
+            model,
+            blocks,
+            stages: Vec::new(),
+            spec,
+            dtype,
+            isa,
+        })
     }
 
     /// What it does with tokens, step by step.
@@ -132,15 +155,29 @@ impl Decoder {
 
     /// The parts of all blocks, then those of the embeddings and the head.
     pub(super) fn all_parts(&self) -> impl Iterator<Item = &Part> {
-        let blocks = self.blocks.iter().flat_map(Parts::iter).map(|(_, part)| part);
+        let blocks = self
+            .blocks
+            .iter()
+            .flat_map(Parts::iter)
+            .map(|(_, part)| part);
         blocks.chain(self.model.iter().map(|(_, part)| part))
     }
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
         let layers = vec![LayerCache::new(self.dtype); self.blocks.len()];
-        let devices = self.stages.iter().map(|stage| stage.new_cache(self.spec.positions)).collect();
-        KvCache { layers, devices, len: 0, seen: Vec::new(), is_long: false }
+        let devices = self
+            .stages
+            .iter()
+            .map(|stage| stage.new_cache(self.spec.positions))
+            .collect();
+        KvCache {
+            layers,
+            devices,
+            len: 0,
+            seen: Vec::new(),
+            is_long: false,
+        }
     }
 
     /// The description the decoder was built from.
@@ -173,9 +210,15 @@ impl Decoder {
 
     /// Lets the head share the token table's values, where it does.
     pub(super) fn tie_head(&mut self) -> Result<()> {
-        let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens) else { return Ok(()) };
+        let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens) else {
+            return Ok(());
+        };
         let (weight, int8) = (tokens.weight().clone(), tokens.int8_weight().cloned());
-        match (self.spec.tied_head, self.part_mut(Slot::Model(ModelSlot::Head)), int8) {
+        match (
+            self.spec.tied_head,
+            self.part_mut(Slot::Model(ModelSlot::Head)),
+            int8,
+        ) {
             (true, Some(Part::Linear(Linear::Float(head))), _) => *head.weight_mut() = weight,
             (true, Some(Part::Linear(Linear::Int8(head))), Some(int8)) => head.fill(int8, None)?,
             _ => {}
@@ -197,7 +240,9 @@ impl Decoder {
             {
                 0
             }
-            Some(Part::Linear(Linear::Int8(linear))) => linear.out_features() * linear.in_features(),
+            Some(Part::Linear(Linear::Int8(linear))) => {
+                linear.out_features() * linear.in_features()
+            }
             _ => 0,
         }
     }
@@ -211,11 +256,13 @@ impl Decoder {
         self.all_parts().filter_map(codes).collect()
     }
 
-    /// Minimum bytes read to decode one token for each of `batch` sequences of `context` tokens: the weights of all
-    /// linear layers once, and keys and values.
+    /// Minimum bytes read to decode one token for each of `batch` sequences of `context` tokens:
+    /// the weights of all linear layers once, and keys and values.
     pub fn bytes_per_step(&self, context: usize, batch: usize) -> u64 {
         let weights = self.all_parts().map(|part| match part {
-            Part::Linear(Linear::Int8(linear)) => linear.out_features() * (linear.in_features() + 4),
+            Part::Linear(Linear::Int8(linear)) => {
+                linear.out_features() * (linear.in_features() + 4)
+            }
             Part::Linear(Linear::Float(linear)) => {
                 linear.out_features()
                     * linear.in_features()
@@ -224,18 +271,21 @@ impl Decoder {
             _ => 0,
         });
         let attention = &self.spec.attention;
-        let position = 2 * attention.kv_heads * attention.head_size * self.dtype.candle().size_in_bytes();
+        let position =
+            2 * attention.kv_heads * attention.head_size * self.dtype.candle().size_in_bytes();
         let seen = |layer: &LayerSpec| layer.window.map_or(context, |window| context.min(window));
         let positions: usize = self.spec.layers.iter().map(seen).sum();
         (weights.sum::<usize>() + batch * positions * position) as u64
     }
 
-    /// Whether a token's logits depend only on what is before it, and not on how many tokens are computed at
-    /// once: outliers are looked for row by row, rotations do not change with the length of the text, and no block
-    /// is on a device, whose kernels for one row and for several add in different orders.
+    /// Whether a token's logits depend only on what is before it, and not on how many tokens are
+    /// computed at once: outliers are looked for row by row, rotations do not change with the
+    /// length of the text, and no block is on a device, whose kernels for one row and for several
+    /// add in different orders.
     pub fn is_batch_invariant(&self) -> bool {
-        let by_row =
-            |config: Int8Config| config.threshold == 0.0 || config.outlier_scope == OutlierScope::Row;
+        let by_row = |config: Int8Config| {
+            config.threshold == 0.0 || config.outlier_scope == OutlierScope::Row
+        };
         self.stages.is_empty()
             && self.int8_config().is_none_or(by_row)
             && self.spec.attention.ropes.iter().all(Rope::is_fixed)

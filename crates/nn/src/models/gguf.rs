@@ -1,7 +1,8 @@
-//! Models in GGUF files: their metadata as a `config.json`, their tensors under transformers' names.
+//! Models in GGUF files: their metadata as a `config.json`, their tensors under transformers'
+//! names.
 //!
-//! The names are those of llama.cpp (`gguf-py/gguf/constants.py`), what it changes in the weights stands in
-//! its `convert_hf_to_gguf.py`.
+//! The names are those of llama.cpp (`gguf-py/gguf/constants.py`), what it changes in the weights
+//! stands in its `convert_hf_to_gguf.py`.
 
 use crate::checkpoint::{Checkpoint, GgufChange, GgufFile};
 use crate::config::ModelConfig;
@@ -18,7 +19,8 @@ struct Architecture {
     is_permuted: bool,
     /// 1 was added to the weights of norms.
     has_raised_norms: bool,
-    /// What the names of tensors become, without `blk.N.` and the ending, where [`LLAMA`] says otherwise.
+    /// What the names of tensors become, without `blk.N.` and the ending, where [`LLAMA`] says
+    /// otherwise.
     names: &'static [(&'static str, &'static str)],
 }
 
@@ -40,7 +42,10 @@ const LLAMA: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-const PHI3: &[(&str, &str)] = &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")];
+const PHI3: &[(&str, &str)] = &[
+    ("attn_qkv", "self_attn.qkv_proj"),
+    ("ffn_up", "mlp.gate_up_proj"),
+];
 
 const GEMMA2: &[(&str, &str)] = &[
     ("post_attention_norm", "post_attention_layernorm"),
@@ -70,14 +75,26 @@ impl Architecture {
         class: &'static str,
         names: &'static [(&'static str, &'static str)],
     ) -> Self {
-        Self { name, class, names, is_permuted: false, has_raised_norms: false }
+        Self {
+            name,
+            class,
+            names,
+            is_permuted: false,
+            has_raised_norms: false,
+        }
     }
 }
 
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { has_raised_norms: true, ..Architecture::plain("gemma2", "Gemma2ForCausalLM", GEMMA2) },
+    Architecture {
+        has_raised_norms: true,
+        ..Architecture::plain("gemma2", "Gemma2ForCausalLM", GEMMA2)
+    },
     Architecture::plain("gpt2", "GPT2LMHeadModel", GPT2),
-    Architecture { is_permuted: true, ..Architecture::plain("llama", "LlamaForCausalLM", &[]) },
+    Architecture {
+        is_permuted: true,
+        ..Architecture::plain("llama", "LlamaForCausalLM", &[])
+    },
     Architecture::plain("phi3", "Phi3ForCausalLM", PHI3),
     Architecture::plain("qwen2", "Qwen2ForCausalLM", &[]),
     Architecture::plain("qwen3", "Qwen3ForCausalLM", &[]),
@@ -91,8 +108,14 @@ const ARCHITECTURES: &[Architecture] = &[
 /// [`NnError::MalformedFile`].
 pub fn open_gguf(file: GgufFile) -> Result<(ModelConfig, Checkpoint)> {
     let name = file.text("general.architecture").unwrap_or_default();
-    let Some(architecture) = ARCHITECTURES.iter().find(|architecture| architecture.name == name) else {
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+    let Some(architecture) = ARCHITECTURES
+        .iter()
+        .find(|architecture| architecture.name == name)
+    else {
+        let known: Vec<&str> = ARCHITECTURES
+            .iter()
+            .map(|architecture| architecture.name)
+            .collect();
         return Err(NnError::Config {
             reason: format!(
                 "{} holds a model of architecture `{name}`; GGUF files of {} are read here; other models as \
@@ -102,11 +125,18 @@ pub fn open_gguf(file: GgufFile) -> Result<(ModelConfig, Checkpoint)> {
             ),
         });
     };
-    let config = ModelConfig::from_values(Keys { file: &file, architecture }.config()?);
+    let config = ModelConfig::from_values(
+        Keys {
+            file: &file,
+            architecture,
+        }
+        .config()?,
+    );
     let heads = |key: &str| config.optional_size(key).ok().flatten();
     let queries = heads("num_attention_heads").unwrap_or(0);
     let keys = heads("num_key_value_heads").unwrap_or(queries);
-    let checkpoint = Checkpoint::from_gguf(file, |stored| architecture.rename(stored, [queries, keys]))?;
+    let checkpoint =
+        Checkpoint::from_gguf(file, |stored| architecture.rename(stored, [queries, keys]))?;
     Ok((config, checkpoint))
 }
 
@@ -114,13 +144,19 @@ impl Architecture {
     /// The name of a tensor in a checkpoint, and what llama.cpp changed in it.
     fn rename(&self, stored: &str, [queries, keys]: [usize; 2]) -> Option<(String, GgufChange)> {
         let (block, rest) = match stored.strip_prefix("blk.") {
-            Some(rest) => rest.split_once('.').map(|(number, rest)| (Some(number), rest))?,
+            Some(rest) => rest
+                .split_once('.')
+                .map(|(number, rest)| (Some(number), rest))?,
             None => (None, stored),
         };
         let (part, ending) = rest.rsplit_once('.')?;
         let is_gpt2 = self.name == "gpt2";
         let shared = if is_gpt2 { &[] } else { LLAMA };
-        let (_, new) = self.names.iter().chain(shared).find(|(old, _)| *old == part)?;
+        let (_, new) = self
+            .names
+            .iter()
+            .chain(shared)
+            .find(|(old, _)| *old == part)?;
         let name = match block {
             Some(number) if is_gpt2 => format!("transformer.h.{number}.{new}.{ending}"),
             Some(number) => format!("model.layers.{number}.{new}.{ending}"),
@@ -162,7 +198,10 @@ impl Keys<'_> {
     }
 
     fn vocab_size(&self) -> Result<i64> {
-        let listed = self.file.texts("tokenizer.ggml.tokens").map(|tokens| tokens.len() as i64);
+        let listed = self
+            .file
+            .texts("tokenizer.ggml.tokens")
+            .map(|tokens| tokens.len() as i64);
         match self.file.integer(&self.key("vocab_size")).or(listed) {
             Some(size) => Ok(size),
             None => self.size("vocab_size"),
@@ -186,16 +225,21 @@ impl Keys<'_> {
             "starcoder2" => ("norm_epsilon", "attention.layer_norm_epsilon"),
             _ => ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
         };
-        config[epsilon.0] = self.file.number(&self.key(epsilon.1)).unwrap_or(1e-5).into();
+        config[epsilon.0] = self
+            .file
+            .number(&self.key(epsilon.1))
+            .unwrap_or(1e-5)
+            .into();
         config["model_type"] = self.architecture.name.into();
         config["architectures"] = json!([self.architecture.class]);
         config["vocab_size"] = self.vocab_size()?.into();
         // Converters write the head of a tied GPT-2 a second time.
         let is_tied = self.architecture.name == "gpt2" || !self.has_tensor("output.weight");
         config["tie_word_embeddings"] = is_tied.into();
-        for (key, stored) in
-            [("bos_token_id", "tokenizer.ggml.bos_token_id"), ("eos_token_id", "tokenizer.ggml.eos_token_id")]
-        {
+        for (key, stored) in [
+            ("bos_token_id", "tokenizer.ggml.bos_token_id"),
+            ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ] {
             config[key] = self.file.integer(stored).map_or(Value::Null, Value::from);
         }
         config["pad_token_id"] = Value::Null;
@@ -203,7 +247,10 @@ impl Keys<'_> {
     }
 
     fn llama_style(&self) -> Result<Value> {
-        let (hidden, heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
+        let (hidden, heads) = (
+            self.size("embedding_length")?,
+            self.size("attention.head_count")?,
+        );
         let mut config = json!({
             "hidden_size": hidden,
             "num_hidden_layers": self.size("block_count")?,
@@ -226,19 +273,28 @@ impl Keys<'_> {
             config["partial_rotary_factor"] = (dims as f64 / size as f64).into();
         }
         let windowed = ["gemma2", "phi3", "starcoder2"].contains(&self.architecture.name);
-        let window =
-            self.file.integer(&self.key("attention.sliding_window")).filter(|size| windowed && *size > 0);
+        let window = self
+            .file
+            .integer(&self.key("attention.sliding_window"))
+            .filter(|size| windowed && *size > 0);
         config["sliding_window"] = window.map_or(Value::Null, Value::from);
         if self.architecture.name == "gemma2" {
             for (key, stored) in [
                 ("attn_logit_softcapping", "attn_logit_softcapping"),
                 ("final_logit_softcapping", "final_logit_softcapping"),
             ] {
-                config[key] = self.file.number(&self.key(stored)).map_or(Value::Null, Value::from);
+                config[key] = self
+                    .file
+                    .number(&self.key(stored))
+                    .map_or(Value::Null, Value::from);
             }
-            // llama.cpp knows the scale of its published sizes: 27B divides by width a head, others by its size.
-            let size =
-                if self.size("block_count")? == 46 { hidden / heads.max(1) } else { head.unwrap_or(256) };
+            // llama.cpp knows the scale of its published sizes: 27B divides by width a head, others
+            // by its size.
+            let size = if self.size("block_count")? == 46 {
+                hidden / heads.max(1)
+            } else {
+                head.unwrap_or(256)
+            };
             config["query_pre_attn_scalar"] = size.into();
         }
         if self.architecture.name == "llama" {
@@ -249,7 +305,8 @@ impl Keys<'_> {
         if config["rope_scaling"]["rope_type"] == "longrope" {
             // transformers looks for it beside `rope_scaling`.
             let scaling = config["rope_scaling"].as_object_mut();
-            let original = scaling.and_then(|scaling| scaling.remove("original_max_position_embeddings"));
+            let original =
+                scaling.and_then(|scaling| scaling.remove("original_max_position_embeddings"));
             if let Some(original) = original {
                 config["original_max_position_embeddings"] = original;
             }
@@ -260,14 +317,21 @@ impl Keys<'_> {
     /// Factors of frequencies kept as tensors, or a kind with a factor.
     fn rope_scaling(&self) -> Result<Value> {
         let factors = |name: &str| -> Result<Option<Vec<f32>>> {
-            self.has_tensor(name).then(|| self.file.values(name)).transpose()
+            self.has_tensor(name)
+                .then(|| self.file.values(name))
+                .transpose()
         };
-        let original = self.file.integer(&self.key("rope.scaling.original_context_length"));
+        let original = self
+            .file
+            .integer(&self.key("rope.scaling.original_context_length"));
         let long = factors("rope_factors_long.weight")?.zip(factors("rope_factors_short.weight")?);
         // Llama 3.1: one list for all lengths.
         let one = factors("rope_freqs.weight")?.map(|list| (list.clone(), list));
         if let Some((long_factor, short_factor)) = long.or(one) {
-            let scale = self.file.number(&self.key("rope.scaling.attn_factor")).unwrap_or(1.0);
+            let scale = self
+                .file
+                .number(&self.key("rope.scaling.attn_factor"))
+                .unwrap_or(1.0);
             let mut scaling = json!({
                 "rope_type": "longrope",
                 "long_factor": long_factor,
@@ -279,12 +343,18 @@ impl Keys<'_> {
             }
             return Ok(scaling);
         }
-        let kind = self.file.text(&self.key("rope.scaling.type")).filter(|kind| *kind != "none");
-        let (Some(kind), Some(factor)) = (kind, self.file.number(&self.key("rope.scaling.factor"))) else {
+        let kind = self
+            .file
+            .text(&self.key("rope.scaling.type"))
+            .filter(|kind| *kind != "none");
+        let (Some(kind), Some(factor)) = (kind, self.file.number(&self.key("rope.scaling.factor")))
+        else {
             return Ok(Value::Null);
         };
-        let mut scaling =
-            Map::from_iter([("rope_type".into(), kind.into()), ("factor".into(), factor.into())]);
+        let mut scaling = Map::from_iter([
+            ("rope_type".into(), kind.into()),
+            ("factor".into(), factor.into()),
+        ]);
         if let Some(size) = original {
             scaling.insert("original_max_position_embeddings".into(), size.into());
         }

@@ -19,8 +19,8 @@ pub struct Logits<'a> {
 
 enum Place<'a> {
     Cpu(Vec<f32>),
-    /// With the most likely token of each row and its logit (none: the row is not finite), once one of them was asked
-    /// for and as long as no penalty changes a row.
+    /// With the most likely token of each row and its logit (none: the row is not finite), once one
+    /// of them was asked for and as long as no penalty changes a row.
     Device(StagePass<'a>, Option<Vec<Option<(u32, f32)>>>),
 }
 
@@ -37,13 +37,20 @@ pub struct Choice<'a> {
 
 impl fmt::Debug for Logits<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Logits").field("rows", &self.rows).field("vocabulary", &self.vocabulary).finish()
+        f.debug_struct("Logits")
+            .field("rows", &self.rows)
+            .field("vocabulary", &self.vocabulary)
+            .finish()
     }
 }
 
 impl<'a> Logits<'a> {
     pub(super) fn on_device(pass: StagePass<'a>, rows: usize, vocabulary: usize) -> Self {
-        Self { place: Place::Device(pass, None), rows, vocabulary }
+        Self {
+            place: Place::Device(pass, None),
+            rows,
+            vocabulary,
+        }
     }
 
     /// Number of rows: one for each position requested.
@@ -66,11 +73,11 @@ impl<'a> Logits<'a> {
         }
     }
 
-    /// The most likely tokens of a row with their logits, the most likely first, equal ones by their ids. The
-    /// penalty changes the row: ask once for each.
+    /// The most likely tokens of a row with their logits, the most likely first, equal ones by
+    /// their ids. The penalty changes the row: ask once for each.
     ///
-    /// On a device only these tokens cross the bus. The most likely token of every row comes by one launch and one copy,
-    /// when that of the first row is asked for.
+    /// On a device only these tokens cross the bus. The most likely token of every row comes by one
+    /// launch and one copy, when that of the first row is asked for.
     ///
     /// ```
     /// use llm_int8_nn::models::{Choice, Logits};
@@ -81,7 +88,8 @@ impl<'a> Logits<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`NnError::NonFiniteLogits`]; [`NnError::Cuda`]; [`NnError::Input`] for a row that is not there.
+    /// [`NnError::NonFiniteLogits`]; [`NnError::Cuda`]; [`NnError::Input`] for a row that is not
+    /// there.
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
         let range = self.range(row)?;
         let shape = [self.rows, self.vocabulary];
@@ -94,7 +102,9 @@ impl<'a> Logits<'a> {
                     *largest = Some(largest_of_rows(pass.head()?, shape)?);
                 }
                 let of_row = largest.as_ref().and_then(|all| all[row]);
-                of_row.map(|found| vec![found]).ok_or(NnError::NonFiniteLogits)
+                of_row
+                    .map(|found| vec![found])
+                    .ok_or(NnError::NonFiniteLogits)
             }
             Place::Device(pass, largest) if choice.count.min(self.vocabulary) <= MOST_CHOSEN => {
                 if choice.penalty != 1.0 {
@@ -130,20 +140,31 @@ impl<'a> Logits<'a> {
     fn range(&self, row: usize) -> Result<std::ops::Range<usize>> {
         if row >= self.rows {
             let reason = format!("there are logits of {} positions, not of {row}", self.rows);
-            return Err(NnError::Input { layer: "logits".into(), reason });
+            return Err(NnError::Input {
+                layer: "logits".into(),
+                reason,
+            });
         }
         Ok(row * self.vocabulary..(row + 1) * self.vocabulary)
     }
 
     /// Logits `[rows, vocabulary]` that were made elsewhere.
     pub fn from_vec(logits: Vec<f32>, vocabulary: usize) -> Logits<'static> {
-        Logits { rows: logits.len() / vocabulary.max(1), place: Place::Cpu(logits), vocabulary }
+        Logits {
+            rows: logits.len() / vocabulary.max(1),
+            place: Place::Cpu(logits),
+            vocabulary,
+        }
     }
 }
 
 /// Each token once, in order.
 fn distinct(seen: &[u32], vocabulary: usize) -> Vec<u32> {
-    let mut seen: Vec<u32> = seen.iter().copied().filter(|id| (*id as usize) < vocabulary).collect();
+    let mut seen: Vec<u32> = seen
+        .iter()
+        .copied()
+        .filter(|id| (*id as usize) < vocabulary)
+        .collect();
     seen.sort_unstable();
     seen.dedup();
     seen
@@ -156,24 +177,35 @@ fn by_likelihood(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
 
 fn choose_on_cpu(logits: &mut [f32], choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
     // No early end: a loop over all is vectorised.
-    if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
+    if logits
+        .iter()
+        .fold(false, |bad, logit| bad | !logit.is_finite())
+    {
         return Err(NnError::NonFiniteLogits);
     }
     if choice.penalty != 1.0 {
         for id in distinct(choice.seen, logits.len()) {
             let logit = &mut logits[id as usize];
-            *logit = if *logit > 0.0 { *logit / choice.penalty } else { *logit * choice.penalty };
+            *logit = if *logit > 0.0 {
+                *logit / choice.penalty
+            } else {
+                *logit * choice.penalty
+            };
         }
     }
     Ok(largest(logits, choice.count))
 }
 
-/// The `count` largest of a row of logits with their ids, in the order of [`Logits::choose`]. The row may hold
-/// infinities, as a row does in which tokens are ruled out by -inf.
+/// The `count` largest of a row of logits with their ids, in the order of [`Logits::choose`]. The
+/// row may hold infinities, as a row does in which tokens are ruled out by -inf.
 pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     if count == 1 {
         let id = most_likely(logits);
-        return logits.get(id as usize).map(|logit| (id, *logit)).into_iter().collect();
+        return logits
+            .get(id as usize)
+            .map(|logit| (id, *logit))
+            .into_iter()
+            .collect();
     }
     let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
     if count < tokens.len() && count > 0 {
@@ -192,14 +224,28 @@ fn most_likely(logits: &[f32]) -> u32 {
     let (whole, rest) = logits.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = larger(*lane, *x));
+        lanes
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(lane, x)| *lane = larger(*lane, *x));
     }
-    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
-    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
+    let largest = lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
+    logits
+        .iter()
+        .position(|logit| *logit == largest)
+        .unwrap_or(0) as u32
 }
 
-/// The most likely token of each row `[rows, vocabulary]` with its logit; none where a logit is not finite.
-fn largest_of_rows(memory: &HeadMemory, [rows, vocabulary]: [usize; 2]) -> Result<Vec<Option<(u32, f32)>>> {
+/// The most likely token of each row `[rows, vocabulary]` with its logit; none where a logit is not
+/// finite.
+fn largest_of_rows(
+    memory: &HeadMemory,
+    [rows, vocabulary]: [usize; 2],
+) -> Result<Vec<Option<(u32, f32)>>> {
     // Ids, logits and marks in one piece, so that one copy fetches them.
     let found = memory.chosen.part(..12 * rows)?;
     let into = Selected {
@@ -211,7 +257,11 @@ fn largest_of_rows(memory: &HeadMemory, [rows, vocabulary]: [usize; 2]) -> Resul
     let mut words = vec![0u32; 3 * rows];
     found.cast::<u32>()?.read(&mut words)?;
     let of_row = |row: usize| {
-        let (id, value, is_bad) = (words[row], f32::from_bits(words[rows + row]), words[2 * rows + row] != 0);
+        let (id, value, is_bad) = (
+            words[row],
+            f32::from_bits(words[rows + row]),
+            words[2 * rows + row] != 0,
+        );
         (!is_bad).then_some((id, value))
     };
     Ok((0..rows).map(of_row).collect())
@@ -246,7 +296,9 @@ fn choose_on_device(
     if words[2 * count] != 0 {
         return Err(NnError::NonFiniteLogits);
     }
-    let values = words[count..2 * count].iter().map(|bits| f32::from_bits(*bits));
+    let values = words[count..2 * count]
+        .iter()
+        .map(|bits| f32::from_bits(*bits));
     let mut tokens: Vec<(u32, f32)> = words[..count].iter().copied().zip(values).collect();
     tokens.sort_unstable_by(by_likelihood);
     Ok(tokens)
@@ -257,7 +309,11 @@ mod tests {
     use super::*;
 
     fn choose(logits: &[f32], count: usize, penalty: f32, seen: &[u32]) -> Result<Vec<u32>> {
-        let choice = Choice { count, penalty, seen };
+        let choice = Choice {
+            count,
+            penalty,
+            seen,
+        };
         let chosen = Logits::from_vec(logits.to_vec(), logits.len()).choose(0, &choice)?;
         Ok(chosen.into_iter().map(|(id, _)| id).collect())
     }
@@ -273,8 +329,15 @@ mod tests {
     #[test]
     fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
         let mut logits = Logits::from_vec(vec![4.0, -1.0, 3.0], 3);
-        let choice = Choice { count: 3, penalty: 2.0, seen: &[0, 0, 1, 77] };
-        assert_eq!(logits.choose(0, &choice).unwrap(), [(2, 3.0), (0, 2.0), (1, -2.0)]);
+        let choice = Choice {
+            count: 3,
+            penalty: 2.0,
+            seen: &[0, 0, 1, 77],
+        };
+        assert_eq!(
+            logits.choose(0, &choice).unwrap(),
+            [(2, 3.0), (0, 2.0), (1, -2.0)]
+        );
     }
 
     #[test]
@@ -285,15 +348,31 @@ mod tests {
 
         let inf = f32::NEG_INFINITY;
         assert_eq!(largest(&[inf, 1.0, inf], 2), [(1, 1.0), (0, inf)]);
-        assert_eq!(largest(&[inf, inf], 1), [(0, inf)], "as torch.argmax where all are ruled out");
+        assert_eq!(
+            largest(&[inf, inf], 1),
+            [(0, inf)],
+            "as torch.argmax where all are ruled out"
+        );
         assert!(largest(&[], 1).is_empty());
     }
 
     #[test]
     fn what_is_not_finite_is_an_error() {
-        assert!(matches!(choose(&[f32::NAN], 1, 1.0, &[]), Err(NnError::NonFiniteLogits)));
+        assert!(matches!(
+            choose(&[f32::NAN], 1, 1.0, &[]),
+            Err(NnError::NonFiniteLogits)
+        ));
         assert!(
-            Logits::from_vec(vec![1.0], 1).choose(1, &Choice { count: 1, penalty: 1.0, seen: &[] }).is_err()
+            Logits::from_vec(vec![1.0], 1)
+                .choose(
+                    1,
+                    &Choice {
+                        count: 1,
+                        penalty: 1.0,
+                        seen: &[]
+                    }
+                )
+                .is_err()
         );
     }
 }

@@ -1,6 +1,7 @@
 //! One pass of some sequences through the decoder: where its steps are executed, and in what order.
 //!
-//! The new tokens of all sequences lie one after the other, so that lengths need not be equal and nothing is padded.
+//! The new tokens of all sequences lie one after the other, so that lengths need not be equal and
+//! nothing is padded.
 
 use super::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 use super::device::{PassRows, StagePass, Work};
@@ -12,19 +13,19 @@ use candle_core::{Device, Tensor};
 use std::ops::Range;
 
 impl Decoder {
-    /// Logits for the next tokens of some sequences: f32 `[rows, V]`, for the positions that each requests, one
-    /// sequence after the other.
+    /// Logits for the next tokens of some sequences: f32 `[rows, V]`, for the positions that each
+    /// requests, one sequence after the other.
     ///
     /// # Errors
-    /// [`NnError::ContextExceeded`] where a cache and its new tokens do not fit into the model's positions;
-    /// [`NnError::Input`] for a sequence without tokens or an id beyond the vocabulary; [`NnError::NotLoaded`].
-    /// After an error the caches hold nothing usable.
+    /// [`NnError::ContextExceeded`] where a cache and its new tokens do not fit into the model's
+    /// positions; [`NnError::Input`] for a sequence without tokens or an id beyond the vocabulary;
+    /// [`NnError::NotLoaded`]. After an error the caches hold nothing usable.
     pub fn forward(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Vec<f32>> {
         self.logits_of(sequences)?.into_vec()
     }
 
-    /// [`Decoder::forward`] with the logits where they were computed: of those on a device only the tokens chosen
-    /// need to be fetched. The device is this pass's until they are dropped.
+    /// [`Decoder::forward`] with the logits where they were computed: of those on a device only the
+    /// tokens chosen need to be fetched. The device is this pass's until they are dropped.
     ///
     /// # Errors
     /// As there.
@@ -50,7 +51,11 @@ impl Decoder {
     /// # Errors
     /// As there.
     pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
-        self.forward(&mut [SequenceInput { ids, cache, logits: LogitPositions::Last }])
+        self.forward(&mut [SequenceInput {
+            ids,
+            cache,
+            logits: LogitPositions::Last,
+        }])
     }
 
     /// Logits of every position of a batch of equally long sequences.
@@ -64,11 +69,18 @@ impl Decoder {
         let rows = ids.to_vec2::<u32>()?;
         let mut caches: Vec<KvCache> = rows.iter().map(|_| self.new_cache()).collect();
         let logits = LogitPositions::All;
-        let sequences = rows.iter().zip(&mut caches).map(|(ids, cache)| SequenceInput { ids, cache, logits });
+        let sequences = rows
+            .iter()
+            .zip(&mut caches)
+            .map(|(ids, cache)| SequenceInput { ids, cache, logits });
         let logits = self.forward(&mut sequences.collect::<Vec<_>>())?;
 
         let (batch, tokens) = ids.dims2()?;
-        Ok(Tensor::from_vec(logits, (batch, tokens, self.spec().vocab_size()), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            logits,
+            (batch, tokens, self.spec().vocab_size()),
+            &Device::Cpu,
+        )?)
     }
 
     /// Whether all ids belong to the vocabulary, and there are some.
@@ -76,7 +88,12 @@ impl Decoder {
     /// # Errors
     /// [`NnError::Input`] where they do not.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let error = |reason: String| Err(NnError::Input { layer: self.spec().family.into(), reason });
+        let error = |reason: String| {
+            Err(NnError::Input {
+                layer: self.spec().family.into(),
+                reason,
+            })
+        };
         let (Some(largest), vocab_size) = (ids.iter().max(), self.spec().vocab_size()) else {
             return error("there are no token ids; give at least one".into());
         };
@@ -89,9 +106,15 @@ impl Decoder {
     }
 
     fn check(&self, sequence: &SequenceInput<'_>) -> Result<()> {
-        let (requested, available) = (sequence.cache.len() + sequence.ids.len(), self.spec().positions);
+        let (requested, available) = (
+            sequence.cache.len() + sequence.ids.len(),
+            self.spec().positions,
+        );
         if requested > available {
-            return Err(NnError::ContextExceeded { requested, available });
+            return Err(NnError::ContextExceeded {
+                requested,
+                available,
+            });
         }
         self.check_ids(sequence.ids)
     }
@@ -108,10 +131,19 @@ struct Input {
 
 impl Input {
     fn new(decoder: &Decoder, sequences: &mut [SequenceInput<'_>]) -> Self {
-        let mut input = Self { ids: Vec::new(), sequences: Vec::new(), requested: Vec::new() };
+        let mut input = Self {
+            ids: Vec::new(),
+            sequences: Vec::new(),
+            requested: Vec::new(),
+        };
         let ropes = &decoder.spec().attention.ropes;
         let may_change = ropes.iter().any(Rope::has_long);
-        for SequenceInput { ids: new, cache, logits } in sequences {
+        for SequenceInput {
+            ids: new,
+            cache,
+            logits,
+        } in sequences
+        {
             let length = cache.len() + new.len();
             let is_long = ropes.iter().any(|rope| rope.is_long(length));
             let first = input.ids.len();
@@ -131,7 +163,9 @@ impl Input {
                 LogitPositions::All => rows.end - new.len()..rows.end,
                 LogitPositions::Last => rows.end - 1..rows.end,
             });
-            input.sequences.push(SequenceRows::new(rows, cache.len(), ropes));
+            input
+                .sequences
+                .push(SequenceRows::new(rows, cache.len(), ropes));
         }
         input
     }
@@ -140,19 +174,29 @@ impl Input {
         let mut rows = PassRows::default();
         for sequence in &self.sequences {
             let ids = &self.ids[sequence.rows.clone()];
-            rows.push(sequence.cached, ids, decoder.spec().position_offset, &sequence.ropes);
+            rows.push(
+                sequence.cached,
+                ids,
+                decoder.spec().position_offset,
+                &sequence.ropes,
+            );
         }
         rows
     }
 }
 
-/// Rows from which a pass runs on the thread pool from beginning to end, so that its threads need not be woken
-/// for each layer. Fewer rows never leave the calling thread and the team of the kernels.
+/// Rows from which a pass runs on the thread pool from beginning to end, so that its threads need
+/// not be woken for each layer. Fewer rows never leave the calling thread and the team of the
+/// kernels.
 const POOLED_ROWS: usize = 16;
 
 /// Runs work on the CPU for this many rows.
 fn pooled<T: Send>(rows: usize, work: impl FnOnce() -> T + Send) -> T {
-    if rows >= POOLED_ROWS { rayon::scope(|_| work()) } else { work() }
+    if rows >= POOLED_ROWS {
+        rayon::scope(|_| work())
+    } else {
+        work()
+    }
 }
 
 /// Everything on the CPU.
@@ -171,17 +215,23 @@ fn on_cpu<'a>(
 }
 
 /// Blocks on the CPU.
-fn run_blocks(cpu: &mut Cpu<'_>, blocks: Range<usize>, sequences: &mut [SequenceInput<'_>]) -> Result<()> {
+fn run_blocks(
+    cpu: &mut Cpu<'_>,
+    blocks: Range<usize>,
+    sequences: &mut [SequenceInput<'_>],
+) -> Result<()> {
     for number in blocks {
-        let mut caches: Vec<&mut LayerCache> =
-            sequences.iter_mut().map(|sequence| &mut sequence.cache.layers[number]).collect();
+        let mut caches: Vec<&mut LayerCache> = sequences
+            .iter_mut()
+            .map(|sequence| &mut sequence.cache.layers[number])
+            .collect();
         cpu.block(number, &mut caches)?;
     }
     Ok(())
 }
 
-/// The blocks of each device in turn, then those of the CPU; embeddings and head where they lie. The stream goes
-/// from place to place through the host.
+/// The blocks of each device in turn, then those of the CPU; embeddings and head where they lie.
+/// The stream goes from place to place through the host.
 fn on_devices<'a>(
     decoder: &'a Decoder,
     input: &Input,
@@ -194,12 +244,18 @@ fn on_devices<'a>(
     let mut with_head: Option<StagePass<'a>> = None;
     let mut computed = 0;
 
-    if !decoder.stages.first().is_some_and(|stage| stage.has_model()) {
+    if !decoder
+        .stages
+        .first()
+        .is_some_and(|stage| stage.has_model())
+    {
         cpu.embed()?;
     }
     for (number, stage) in decoder.stages.iter().enumerate() {
-        let mut caches: Vec<_> =
-            sequences.iter_mut().map(|sequence| &mut sequence.cache.devices[number]).collect();
+        let mut caches: Vec<_> = sequences
+            .iter_mut()
+            .map(|sequence| &mut sequence.cache.devices[number])
+            .collect();
         let mut pass = stage.begin(decoder, &rows, &mut caches)?;
         let embeds = stage.has_model();
         if !embeds {
@@ -208,9 +264,17 @@ fn on_devices<'a>(
         computed = stage.range().end;
         let is_last = embeds && computed == blocks;
         let heads = is_last && input.requested.len() == input.ids.len();
-        pass.run(&Work { embeds, blocks: stage.range(), heads })?;
+        pass.run(&Work {
+            embeds,
+            blocks: stage.range(),
+            heads,
+        })?;
         if heads {
-            return Ok(Logits::on_device(pass, input.requested.len(), decoder.spec().vocab_size()));
+            return Ok(Logits::on_device(
+                pass,
+                input.requested.len(),
+                decoder.spec().vocab_size(),
+            ));
         }
         if is_last {
             return logits_on_device(decoder, pass, input);
@@ -221,18 +285,31 @@ fn on_devices<'a>(
         }
     }
 
-    pooled(input.ids.len(), || run_blocks(&mut cpu, computed..blocks, sequences))?;
+    pooled(input.ids.len(), || {
+        run_blocks(&mut cpu, computed..blocks, sequences)
+    })?;
     match with_head {
         Some(pass) => {
             pass.write(&cpu.take_stream())?;
             logits_on_device(decoder, pass, input)
         }
-        None => Ok(Logits::from_vec(cpu.logits(&input.requested)?, decoder.spec().vocab_size())),
+        None => Ok(Logits::from_vec(
+            cpu.logits(&input.requested)?,
+            decoder.spec().vocab_size(),
+        )),
     }
 }
 
 /// The head of a device, for the requested rows of its stream.
-fn logits_on_device<'a>(decoder: &Decoder, mut pass: StagePass<'a>, input: &Input) -> Result<Logits<'a>> {
+fn logits_on_device<'a>(
+    decoder: &Decoder,
+    mut pass: StagePass<'a>,
+    input: &Input,
+) -> Result<Logits<'a>> {
     pass.logits_of(&input.requested)?;
-    Ok(Logits::on_device(pass, input.requested.len(), decoder.spec().vocab_size()))
+    Ok(Logits::on_device(
+        pass,
+        input.requested.len(),
+        decoder.spec().vocab_size(),
+    ))
 }

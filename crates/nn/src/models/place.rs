@@ -34,8 +34,15 @@ pub struct PlacedPart {
 impl Decoder {
     /// What lies where, in the order in which a token goes through it.
     pub fn placed(&self) -> Vec<PlacedPart> {
-        let devices: Vec<Device> = self.stages.iter().map(|stage| stage.device().clone()).collect();
-        let ranges = self.stages.iter().map(|stage| (stage.has_model(), stage.range()));
+        let devices: Vec<Device> = self
+            .stages
+            .iter()
+            .map(|stage| stage.device().clone())
+            .collect();
+        let ranges = self
+            .stages
+            .iter()
+            .map(|stage| (stage.has_model(), stage.range()));
         self.parts_of(&devices, &ranges.collect::<Vec<_>>())
     }
 
@@ -45,9 +52,14 @@ impl Decoder {
     /// As [`Decoder::load`](super::Decoder::load) for a placement that cannot be.
     pub fn planned(&self, placement: &Placement) -> Result<Vec<PlacedPart>> {
         let ranges = self.ranges(placement, &self.map_for(placement)?);
-        let devices: Vec<Device> =
-            ranges.iter().map(|(number, ..)| placement.devices[*number].device.clone()).collect();
-        let ranges: Vec<_> = ranges.into_iter().map(|(_, has_model, range)| (has_model, range)).collect();
+        let devices: Vec<Device> = ranges
+            .iter()
+            .map(|(number, ..)| placement.devices[*number].device.clone())
+            .collect();
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|(_, has_model, range)| (has_model, range))
+            .collect();
         Ok(self.parts_of(&devices, &ranges))
     }
 
@@ -70,16 +82,27 @@ impl Decoder {
         let has_head = !ranges.iter().any(|(has_model, _)| *has_model);
         if has_head || first < self.blocks.len() {
             let blocks = first..self.blocks.len();
-            let (device, model, bytes) =
-                ("cpu".into(), self.isa().name().into(), bytes(blocks.clone(), has_head));
-            placed.push(PlacedPart { device, model, has_head, blocks, bytes });
+            let (device, model, bytes) = (
+                "cpu".into(),
+                self.isa().name().into(),
+                bytes(blocks.clone(), has_head),
+            );
+            placed.push(PlacedPart {
+                device,
+                model,
+                has_head,
+                blocks,
+                bytes,
+            });
         }
         placed
     }
 
     /// Turns graphs on or off; results are the same.
     pub fn set_graphs(&mut self, uses_graphs: bool) {
-        self.stages.iter_mut().for_each(|stage| stage.set_graphs(uses_graphs));
+        self.stages
+            .iter_mut()
+            .for_each(|stage| stage.set_graphs(uses_graphs));
     }
 
     /// Graphs recorded so far.
@@ -89,13 +112,20 @@ impl Decoder {
 
     /// Bytes of a block's weights.
     fn block_bytes(&self, block: usize) -> u64 {
-        self.blocks[block].iter().map(|(_, part)| self.part_bytes(part)).sum()
+        self.blocks[block]
+            .iter()
+            .map(|(_, part)| self.part_bytes(part))
+            .sum()
     }
 
     /// Bytes of embeddings and head; a tied head has none of its own.
     fn model_bytes(&self) -> u64 {
         let is_own = |slot| !(slot == ModelSlot::Head && self.spec().tied_head);
-        self.model.iter().filter(|(slot, _)| is_own(*slot)).map(|(_, part)| self.part_bytes(part)).sum()
+        self.model
+            .iter()
+            .filter(|(slot, _)| is_own(*slot))
+            .map(|(_, part)| self.part_bytes(part))
+            .sum()
     }
 
     /// Bytes of a part as it lies on a device.
@@ -107,12 +137,22 @@ impl Decoder {
                 linear.out_features() * (llm_int8_cuda::plan::pitch(linear.in_features()) + 4)
             }
             Part::Linear(linear) => linear.out_features() * linear.in_features() * float,
-            Part::Embedding(table) if table.is_int8() => elements(&table.shape()) + 4 * table.shape()[0],
+            Part::Embedding(table) if table.is_int8() => {
+                elements(&table.shape()) + 4 * table.shape()[0]
+            }
             Part::Embedding(table) => elements(&table.shape()) * float,
             // Norms are f32 on devices.
-            Part::Norm(norm) => 4 * norm.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>(),
+            Part::Norm(norm) => {
+                4 * norm
+                    .parameters()
+                    .map(|(_, one)| elements(one.shape()))
+                    .sum::<usize>()
+            }
             Part::HeadNorms(norms) => {
-                4 * norms.parameters().map(|(_, one)| elements(one.shape())).sum::<usize>()
+                4 * norms
+                    .parameters()
+                    .map(|(_, one)| elements(one.shape()))
+                    .sum::<usize>()
             }
         };
         bytes as u64
@@ -121,11 +161,18 @@ impl Decoder {
     fn sizes(&self, placement: &Placement) -> Sizes {
         let positions = placement.reserved_positions.min(self.spec().positions);
         let cache = Stage::cache_bytes(self, positions);
-        let units = placement.devices.iter().map(|budget| budget.device.multiprocessors()).max().unwrap_or(0);
+        let units = placement
+            .devices
+            .iter()
+            .map(|budget| budget.device.multiprocessors())
+            .max()
+            .unwrap_or(0);
         let rows = RESERVED_ROWS.min(positions.max(1));
         Sizes {
             model: self.model_bytes() + 4 * 2 * self.spec().vocab_size() as u64,
-            blocks: (0..self.blocks.len()).map(|block| self.block_bytes(block) + cache).collect(),
+            blocks: (0..self.blocks.len())
+                .map(|block| self.block_bytes(block) + cache)
+                .collect(),
             pass: Widths::of(self).bytes(rows, units),
         }
     }
@@ -139,13 +186,16 @@ impl Decoder {
         self.stages.iter().map(of).collect()
     }
 
-    /// Bytes a second that a copy within the first device reads and writes; none where everything is on the CPU.
+    /// Bytes a second that a copy within the first device reads and writes; none where everything
+    /// is on the CPU.
     ///
     /// # Errors
     /// [`NnError::Cuda`].
     pub fn copy_rate(&self) -> Result<Option<f64>> {
         const TIMES: u32 = 8;
-        let Some(stage) = self.stages.first() else { return Ok(None) };
+        let Some(stage) = self.stages.first() else {
+            return Ok(None);
+        };
         let device = stage.device();
         let bytes = (device.memory()?.free / 16).min(COPIED) as usize;
         let (from, to) = (device.zeros::<u8>(bytes)?, device.zeros::<u8>(bytes)?);
@@ -153,22 +203,37 @@ impl Decoder {
         let started = Instant::now();
         (0..TIMES).try_for_each(|_| to.all().copy_from(&from.all()))?;
         device.synchronize()?;
-        Ok(Some(2.0 * f64::from(TIMES) * bytes as f64 / started.elapsed().as_secs_f64()))
+        Ok(Some(
+            2.0 * f64::from(TIMES) * bytes as f64 / started.elapsed().as_secs_f64(),
+        ))
     }
 
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {
         DeviceMap::check(placement)?;
         let original = |part: &Part| match part {
-            Part::Linear(Linear::Int8(linear)) => linear.config().outlier_weights == OutlierWeights::Original,
+            Part::Linear(Linear::Int8(linear)) => {
+                linear.config().outlier_weights == OutlierWeights::Original
+            }
             _ => false,
         };
         if !placement.devices.is_empty() && self.all_parts().any(original) {
             return Err(NnError::OriginalWeightsOnDevice);
         }
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
-        let on_cpu = map.blocks.iter().enumerate().filter(|(_, place)| **place == Place::Cpu);
-        let head = if map.model == Place::Cpu { self.model_bytes() } else { 0 };
-        let bytes = head + on_cpu.map(|(block, _)| self.block_bytes(block)).sum::<u64>();
+        let on_cpu = map
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| **place == Place::Cpu);
+        let head = if map.model == Place::Cpu {
+            self.model_bytes()
+        } else {
+            0
+        };
+        let bytes = head
+            + on_cpu
+                .map(|(block, _)| self.block_bytes(block))
+                .sum::<u64>();
         match placement.most_on_cpu {
             Some(most) if bytes > most => Err(NnError::Placement {
                 reason: format!(
@@ -179,13 +244,17 @@ impl Decoder {
         }
     }
 
-    /// Of each device that gets something: its number, whether that is what stands outside of blocks, its blocks.
+    /// Of each device that gets something: its number, whether that is what stands outside of
+    /// blocks, its blocks.
     fn ranges(&self, placement: &Placement, map: &DeviceMap) -> Vec<(usize, bool, Range<usize>)> {
         let runs = map.runs();
         let (mut ranges, mut next) = (Vec::new(), 0);
         for number in 0..placement.devices.len() {
             let place = Place::Device(number);
-            let run = runs.iter().find(|(found, _)| *found == place).map(|(_, range)| range.clone());
+            let run = runs
+                .iter()
+                .find(|(found, _)| *found == place)
+                .map(|(_, range)| range.clone());
             let has_model = map.model == place;
             if run.is_some() || has_model {
                 let range = run.unwrap_or(next..next);
@@ -208,11 +277,16 @@ impl Decoder {
         Ok(())
     }
 
-    /// Once all is read: norms and biases follow their weights, and each device is done with what it was given.
+    /// Once all is read: norms and biases follow their weights, and each device is done with what
+    /// it was given.
     pub(super) fn finish_stages(&mut self) -> Result<()> {
         let mut stages = std::mem::take(&mut self.stages);
-        stages.iter_mut().try_for_each(|stage| stage.take_small_parts(self))?;
-        stages.iter().try_for_each(|stage| stage.device().synchronize())?;
+        stages
+            .iter_mut()
+            .try_for_each(|stage| stage.take_small_parts(self))?;
+        stages
+            .iter()
+            .try_for_each(|stage| stage.device().synchronize())?;
         self.stages = stages;
         Ok(())
     }

@@ -19,8 +19,8 @@ pub enum SavedLayers {
 }
 
 impl Decoder {
-    /// The tensors of a checkpoint of this model, in PyTorch's order, under transformers' names. A tied head
-    /// is left out, as `save_pretrained` leaves it out.
+    /// The tensors of a checkpoint of this model, in PyTorch's order, under transformers' names. A
+    /// tied head is left out, as `save_pretrained` leaves it out.
     ///
     /// # Errors
     /// [`NnError::NotLoaded`]; [`NnError::Config`] for a model whose head and token table are int8.
@@ -28,7 +28,9 @@ impl Decoder {
         if self.has_int8_head() {
             let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \
                           load the model without that to save it";
-            return Err(NnError::Config { reason: reason.into() });
+            return Err(NnError::Config {
+                reason: reason.into(),
+            });
         }
         let mut tensors = Vec::new();
         for (path, slot) in self.paths() {
@@ -50,7 +52,9 @@ impl Decoder {
                 }
                 Some(Part::Linear(Linear::Float(linear))) => {
                     let transposed = linear.class() == LinearClass::Conv1D;
-                    tensors.extend((!is_tied).then(|| float_state(linear.weight(), weight, transposed)));
+                    tensors.extend(
+                        (!is_tied).then(|| float_state(linear.weight(), weight, transposed)),
+                    );
                     let bias = path.join("bias").to_string();
                     tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
                 }
@@ -72,10 +76,15 @@ impl Decoder {
 fn dequantized(linear: &Int8Linear, name: String, dtype: FloatDtype) -> NewTensor<'_> {
     let (rows, columns) = (linear.out_features(), linear.in_features());
     let is_conv = linear.class() == LinearClass::Conv1D;
-    let shape = if is_conv { [columns, rows] } else { [rows, columns] };
+    let shape = if is_conv {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    };
     NewTensor::new(name, dtype.stored(), &shape, move || {
         let values = linear.weight()?.dequantize(linear.isa())?;
-        let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype.candle())?;
+        let tensor =
+            Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype.candle())?;
         Ok(float_bytes(&tensor, is_conv)?.into())
     })
 }

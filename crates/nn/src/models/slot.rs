@@ -1,4 +1,5 @@
-//! The places of a decoder's parts: those of a block, and the embeddings and head around the blocks.
+//! The places of a decoder's parts: those of a block, and the embeddings and head around the
+//! blocks.
 
 use crate::layers::{Embedding, HeadNorms, Norm};
 use crate::linear::Linear;
@@ -117,7 +118,10 @@ impl<S: PartSlot> Parts<S> {
     }
 
     pub(super) fn get_mut(&mut self, slot: S) -> Option<&mut Part> {
-        self.0.get_mut(slot.number())?.as_mut().map(|(_, part)| part)
+        self.0
+            .get_mut(slot.number())?
+            .as_mut()
+            .map(|(_, part)| part)
     }
 
     /// The parts that are there, with their slots.
@@ -144,9 +148,17 @@ mod tests {
         let norm = Norm::declared("LayerNorm", NormKind::Layer, 8, 1e-5, FloatDtype::F32);
         let mut parts = Parts::default();
         parts.insert(BlockSlot::MlpNorm, Part::Norm(norm));
-        assert!(parts.get(BlockSlot::MlpNorm).is_some() && parts.get_mut(BlockSlot::MlpNorm).is_some());
-        assert!(parts.get(BlockSlot::AttentionNorm).is_none() && parts.get(BlockSlot::MlpPostNorm).is_none());
+        assert!(
+            parts.get(BlockSlot::MlpNorm).is_some() && parts.get_mut(BlockSlot::MlpNorm).is_some()
+        );
+        assert!(
+            parts.get(BlockSlot::AttentionNorm).is_none()
+                && parts.get(BlockSlot::MlpPostNorm).is_none()
+        );
         assert!(parts.linear(BlockSlot::MlpNorm).is_none(), "it is a norm");
-        assert_eq!(parts.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [BlockSlot::MlpNorm]);
+        assert_eq!(
+            parts.iter().map(|(slot, _)| slot).collect::<Vec<_>>(),
+            [BlockSlot::MlpNorm]
+        );
     }
 }

@@ -9,7 +9,8 @@ use crate::error::{NnError, Result};
 use crate::layers::{Activation, Alibi, QkvLayout, Rope};
 use crate::module::ModulePath;
 
-/// A family: the `model_type` of its `config.json`, its classes in transformers, and how it describes itself.
+/// A family: the `model_type` of its `config.json`, its classes in transformers, and how it
+/// describes itself.
 pub struct Family {
     /// `model_type`.
     pub model_type: &'static str,
@@ -23,9 +24,10 @@ pub struct Family {
 
 /// A decoder, described: its tree of parts, and how values go through them.
 ///
-/// Which parts there are is what the [`Template`] says; the [`Plan`] acts on what it finds. A block with
-/// [`BlockSlot::Gate`](super::slot::BlockSlot::Gate) has a gated MLP, one with [`BlockSlot::QueryNorm`](super::slot::BlockSlot::QueryNorm) normalises queries, one
-/// without [`BlockSlot::MlpNorm`](super::slot::BlockSlot::MlpNorm) gives its MLP what attention got.
+/// Which parts there are is what the [`Template`] says; the [`Plan`] acts on what it finds. A block
+/// with [`BlockSlot::Gate`](super::slot::BlockSlot::Gate) has a gated MLP, one with
+/// [`BlockSlot::QueryNorm`](super::slot::BlockSlot::QueryNorm) normalises queries, one without
+/// [`BlockSlot::MlpNorm`](super::slot::BlockSlot::MlpNorm) gives its MLP what attention got.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
     /// `model_type` of `config.json`.
@@ -71,7 +73,8 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Width of a head, D.
     pub head_size: usize,
-    /// How queries, keys and values lie in the one product of [`BlockSlot::Qkv`](super::slot::BlockSlot::Qkv).
+    /// How queries, keys and values lie in the one product of
+    /// [`BlockSlot::Qkv`](super::slot::BlockSlot::Qkv).
     pub layout: QkvLayout,
     /// Queries, keys and values are kept in `-clamp..=clamp` (MPT).
     pub qkv_clamp: Option<f64>,
@@ -110,7 +113,8 @@ pub struct LayerSpec {
     pub rope: Option<usize>,
 }
 
-/// How attention and MLP join the residual stream `x`, with `a` and `m` for the two and `n` for norms.
+/// How attention and MLP join the residual stream `x`, with `a` and `m` for the two and `n` for
+/// norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residual {
     /// `x += a(n(x))`, then `x += m(n(x))`.
@@ -128,18 +132,32 @@ impl DecoderSpec {
     /// [`NnError::UnsupportedFamily`], [`NnError::Config`].
     pub fn from_config(config: &ModelConfig) -> Result<Self> {
         let model_type = config.model_type()?;
-        let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
-            NnError::UnsupportedFamily {
+        let family = FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type)
+            .ok_or_else(|| NnError::UnsupportedFamily {
                 model_type: model_type.to_owned(),
-                supported: FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", "),
-            }
-        })?;
+                supported: FAMILIES
+                    .iter()
+                    .map(|family| family.model_type)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
         let config = config.of_class(&family.class)?;
-        if config.value("pruned_heads").as_object().is_some_and(|heads| !heads.is_empty()) {
+        if config
+            .value("pruned_heads")
+            .as_object()
+            .is_some_and(|heads| !heads.is_empty())
+        {
             let reason = "`pruned_heads` is not empty; layers with fewer heads than others are not supported";
-            return Err(NnError::Config { reason: reason.into() });
+            return Err(NnError::Config {
+                reason: reason.into(),
+            });
         }
-        let mut spec = Self { family: family.model_type, ..(family.describe)(&config)? };
+        let mut spec = Self {
+            family: family.model_type,
+            ..(family.describe)(&config)?
+        };
         if !family.class.has("sliding_window") {
             spec.positions = positions_in_foreign_window(&config, spec.positions)?;
         }
@@ -153,8 +171,8 @@ impl DecoderSpec {
     /// Wider ones are refused before frequencies are made for them.
     pub(super) const WIDEST_HEAD: usize = 1 << 14;
 
-    /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head, positions
-    /// without end.
+    /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head,
+    /// positions without end.
     pub(super) fn plain(
         tree: Template,
         hidden_size: usize,
@@ -162,7 +180,11 @@ impl DecoderSpec {
         layers: usize,
         activation: Activation,
     ) -> Result<Self> {
-        let layer = LayerSpec { factor: (attention.head_size as f64).powf(-0.5), window: None, rope: None };
+        let layer = LayerSpec {
+            factor: (attention.head_size as f64).powf(-0.5),
+            window: None,
+            rope: None,
+        };
         Ok(Self {
             family: "",
             tree,
@@ -183,7 +205,8 @@ impl DecoderSpec {
         })
     }
 
-    /// A number of layers, if a model may have so many; checked before anything is allocated for them.
+    /// A number of layers, if a model may have so many; checked before anything is allocated for
+    /// them.
     pub(super) fn check_layers(layers: usize) -> Result<usize> {
         check_size("number of layers", layers, 1 << 12)?;
         Ok(layers)
@@ -192,41 +215,66 @@ impl DecoderSpec {
     /// Every layer rotates by this.
     pub(super) fn rotated(mut self, rope: Rope) -> Self {
         self.positions = (self.positions as f64 * rope.stretch()) as usize;
-        self.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+        self.layers
+            .iter_mut()
+            .for_each(|layer| layer.rope = Some(0));
         self.attention.ropes = vec![rope];
         self
     }
 
     /// Each layer sees so far.
     pub(super) fn windowed(mut self, windows: &[Option<usize>]) -> Self {
-        self.layers.iter_mut().zip(windows).for_each(|(layer, window)| layer.window = *window);
+        self.layers
+            .iter_mut()
+            .zip(windows)
+            .for_each(|(layer, window)| layer.window = *window);
         self
     }
 
     /// Every layer multiplies its scores with this.
     pub(super) fn with_factor(mut self, factor: f64) -> Self {
-        self.layers.iter_mut().for_each(|layer| layer.factor = factor);
+        self.layers
+            .iter_mut()
+            .for_each(|layer| layer.factor = factor);
         self
     }
 
     /// Refuses dimensions no model has before anything is allocated for them.
     fn check(&self) -> Result<()> {
         let error = |reason: String| Err(NnError::Config { reason });
-        let AttentionSpec { heads, kv_heads, head_size, .. } = self.attention;
+        let AttentionSpec {
+            heads,
+            kv_heads,
+            head_size,
+            ..
+        } = self.attention;
         check_size("hidden size", self.hidden_size, 1 << 17)?;
         check_size("number of heads", heads, Self::MOST_HEADS)?;
         check_size("number of key/value heads", kv_heads, Self::MOST_HEADS)?;
         check_size("head size", head_size, Self::WIDEST_HEAD)?;
         check_size("number of positions", self.positions, 1 << 28)?;
         if !heads.is_multiple_of(kv_heads) {
-            return error(format!("{heads} heads cannot share {kv_heads} key/value heads evenly"));
+            return error(format!(
+                "{heads} heads cannot share {kv_heads} key/value heads evenly"
+            ));
         }
-        let rotary =
-            self.attention.ropes.iter().map(Rope::dims).find(|dims| *dims > head_size || dims % 2 == 1);
+        let rotary = self
+            .attention
+            .ropes
+            .iter()
+            .map(Rope::dims)
+            .find(|dims| *dims > head_size || dims % 2 == 1);
         if let Some(dims) = rotary {
-            return error(format!("{dims} of a head's {head_size} values cannot be rotated in pairs"));
+            return error(format!(
+                "{dims} of a head's {head_size} values cannot be rotated in pairs"
+            ));
         }
-        match self.tree.parts().into_iter().find(|(_, part)| part.elements() > 1 << 36) {
+        match self
+            .tree
+            .parts()
+            .into_iter()
+            .find(|(_, part)| part.elements() > 1 << 36)
+        {
             Some((path, _)) => error(format!("`{path}` would have more than 2^36 values")),
             // What no executor can compute is refused here.
             None => Plan::of(self).map(drop),
@@ -242,43 +290,61 @@ impl DecoderSpec {
         self.tree.slots().find_map(rows).unwrap_or(0)
     }
 
-    /// Modules transformers never converts (`get_keys_to_not_convert`): the output head, and what is tied
-    /// to it, and the module of the last parameter.
+    /// Modules transformers never converts (`get_keys_to_not_convert`): the output head, and what
+    /// is tied to it, and the module of the last parameter.
     pub fn never_converted(&self) -> Vec<String> {
         let find = |wanted| {
-            let found =
-                |(path, slot): &(ModulePath, Slot)| (*slot == Slot::Model(wanted)).then(|| path.to_string());
+            let found = |(path, slot): &(ModulePath, Slot)| {
+                (*slot == Slot::Model(wanted)).then(|| path.to_string())
+            };
             self.tree.paths(self.layers.len()).iter().find_map(found)
         };
-        let tied = self.tied_head.then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
-        [ModelSlot::Head].into_iter().chain(tied.into_iter().flatten()).filter_map(find).collect()
+        let tied = self
+            .tied_head
+            .then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
+        [ModelSlot::Head]
+            .into_iter()
+            .chain(tied.into_iter().flatten())
+            .filter_map(find)
+            .collect()
     }
 }
 
-/// The positions of a model whose family has no windows, in a file with the key of one. transformers' cache forgets
-/// what is outside of it and its masks do not, so longer texts depend on how they were cut; up to the window there
-/// is no difference.
+/// The positions of a model whose family has no windows, in a file with the key of one.
+/// transformers' cache forgets what is outside of it and its masks do not, so longer texts depend
+/// on how they were cut; up to the window there is no difference.
 fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result<usize> {
-    let is_full =
-        config.texts("layer_types")?.is_some_and(|kinds| kinds.iter().all(|kind| *kind == "full_attention"));
+    let is_full = config
+        .texts("layer_types")?
+        .is_some_and(|kinds| kinds.iter().all(|kind| *kind == "full_attention"));
     let window = match config.optional_size("sliding_window")? {
         Some(window) => Some(window),
         None => config.optional_size("attention_chunk_size")?,
     };
-    Ok(window.filter(|_| !is_full).map_or(positions, |window| window.min(positions)))
+    Ok(window
+        .filter(|_| !is_full)
+        .map_or(positions, |window| window.min(positions)))
 }
 
 impl ModelConfig {
-    /// The same keys with a `model_type` where they have none, as files of before 2020 do: the family of the class
-    /// that `architectures` names, or the one whose `model_type` stands in the model's `name`, the longest first,
-    /// which is how transformers guesses.
+    /// The same keys with a `model_type` where they have none, as files of before 2020 do: the
+    /// family of the class that `architectures` names, or the one whose `model_type` stands in the
+    /// model's `name`, the longest first, which is how transformers guesses.
     pub fn named(mut self, name: &str) -> Self {
         if self.has("model_type") {
             return self;
         }
-        let classes = self.texts("architectures").ok().flatten().unwrap_or_default();
-        let by_class = FAMILIES.iter().find(|family| classes.contains(&family.architecture));
-        let by_name = FAMILIES.iter().filter(|family| name.contains(family.model_type));
+        let classes = self
+            .texts("architectures")
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        let by_class = FAMILIES
+            .iter()
+            .find(|family| classes.contains(&family.architecture));
+        let by_name = FAMILIES
+            .iter()
+            .filter(|family| name.contains(family.model_type));
         let found = by_class.or(by_name.max_by_key(|family| family.model_type.len()));
         if let Some(family) = found {
             self.set_model_type(family.model_type);
@@ -292,5 +358,7 @@ pub(super) fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
     if (1..=limit).contains(&size) {
         return Ok(());
     }
-    Err(NnError::Config { reason: format!("{what} is {size}; between 1 and {limit} was expected") })
+    Err(NnError::Config {
+        reason: format!("{what} is {size}; between 1 and {limit} was expected"),
+    })
 }

@@ -1,5 +1,5 @@
-//! A model's tree as a family writes it down: PyTorch's classes and names, and in their places the parts
-//! that have parameters.
+//! A model's tree as a family writes it down: PyTorch's classes and names, and in their places the
+//! parts that have parameters.
 
 use super::slot::{BlockSlot, ModelSlot, Slot};
 use crate::ParameterDtype;
@@ -81,7 +81,11 @@ impl PartSpec {
             Self::Embedding { rows, width, .. } => rows.saturating_mul(width),
             Self::Norm { width, .. } => width,
             Self::HeadNorms { ref norm, .. } => norm.elements(),
-            Self::Linear { out_features, in_features, .. } => out_features.saturating_mul(in_features),
+            Self::Linear {
+                out_features,
+                in_features,
+                ..
+            } => out_features.saturating_mul(in_features),
         }
     }
 }
@@ -101,14 +105,18 @@ impl Template {
     /// Every part and its place, in PyTorch's order, the parts of a block once.
     pub fn parts(&self) -> Vec<(ModulePath, &PartSpec)> {
         let mut found = Vec::new();
-        self.visit(&ModulePath::root(), &mut |path, _, part| found.push((path.clone(), part)));
+        self.visit(&ModulePath::root(), &mut |path, _, part| {
+            found.push((path.clone(), part))
+        });
         found
     }
 
     /// Every slot and its part, the slots of a block once, as of block 0.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &PartSpec)> {
         let mut found = Vec::new();
-        self.visit(&ModulePath::root(), &mut |_, slot, part| found.push((slot, part)));
+        self.visit(&ModulePath::root(), &mut |_, slot, part| {
+            found.push((slot, part))
+        });
         found.into_iter()
     }
 
@@ -119,10 +127,16 @@ impl Template {
         found
     }
 
-    fn visit<'a>(&'a self, path: &ModulePath, visit: &mut impl FnMut(&ModulePath, Slot, &'a PartSpec)) {
+    fn visit<'a>(
+        &'a self,
+        path: &ModulePath,
+        visit: &mut impl FnMut(&ModulePath, Slot, &'a PartSpec),
+    ) {
         match self {
             Self::Container(_, children) => {
-                children.iter().for_each(|(name, child)| child.visit(&path.join(name), visit));
+                children
+                    .iter()
+                    .for_each(|(name, child)| child.visit(&path.join(name), visit));
             }
             Self::Blocks(block) => block.visit(&path.join("0"), visit),
             Self::Part(slot, part) => visit(path, Slot::Model(*slot), part),
@@ -186,14 +200,24 @@ pub(super) fn act(activation: Activation) -> Template {
 pub(super) fn dropout(config: &ModelConfig, key: &str) -> Result<Template> {
     let p = probability(config, key)?;
     // A whole number in config.json is printed as one.
-    let p = if config.is_integer(key) { format!("{p:.0}") } else { python_float(p) };
-    Ok(Template::Plain("Dropout".into(), format!("p={p}, inplace=False")))
+    let p = if config.is_integer(key) {
+        format!("{p:.0}")
+    } else {
+        python_float(p)
+    };
+    Ok(Template::Plain(
+        "Dropout".into(),
+        format!("p={p}, inplace=False"),
+    ))
 }
 
 /// `Dropout`, with the probability `config.json` gives made a float.
 pub(super) fn float_dropout(config: &ModelConfig, key: &str) -> Result<Template> {
     let p = python_float(probability(config, key)?);
-    Ok(Template::Plain("Dropout".into(), format!("p={p}, inplace=False")))
+    Ok(Template::Plain(
+        "Dropout".into(),
+        format!("p={p}, inplace=False"),
+    ))
 }
 
 fn probability(config: &ModelConfig, key: &str) -> Result<f64> {
@@ -208,10 +232,19 @@ fn probability(config: &ModelConfig, key: &str) -> Result<f64> {
 }
 
 /// A product inside a block.
-pub(super) fn linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
+pub(super) fn linear(
+    slot: BlockSlot,
+    [out_features, in_features]: [usize; 2],
+    bias: bool,
+) -> Template {
     Template::BlockPart(
         slot,
-        PartSpec::Linear { class: LinearClass::Linear, out_features, in_features, bias },
+        PartSpec::Linear {
+            class: LinearClass::Linear,
+            out_features,
+            in_features,
+            bias,
+        },
     )
 }
 
@@ -219,7 +252,12 @@ pub(super) fn linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], b
 pub(super) fn conv1d(slot: BlockSlot, [out_features, in_features]: [usize; 2]) -> Template {
     Template::BlockPart(
         slot,
-        PartSpec::Linear { class: LinearClass::Conv1D, out_features, in_features, bias: true },
+        PartSpec::Linear {
+            class: LinearClass::Conv1D,
+            out_features,
+            in_features,
+            bias: true,
+        },
     )
 }
 
@@ -230,7 +268,13 @@ pub(super) fn norm(slot: BlockSlot, norm: NormSpec) -> Template {
 
 /// A list of norms inside a block, one a head.
 pub(super) fn head_norms(slot: BlockSlot, norm: NormSpec, heads: usize) -> Template {
-    Template::BlockPart(slot, PartSpec::HeadNorms { norm: Box::new(norm.part()), heads })
+    Template::BlockPart(
+        slot,
+        PartSpec::HeadNorms {
+            norm: Box::new(norm.part()),
+            heads,
+        },
+    )
 }
 
 /// A norm outside of the blocks.
@@ -240,7 +284,12 @@ pub(super) fn model_norm(slot: ModelSlot, norm: NormSpec) -> Template {
 
 /// `LayerNorm`.
 pub(super) fn layer_norm(width: usize, eps: f64) -> NormSpec {
-    NormSpec { class: "LayerNorm".into(), kind: NormKind::Layer, width, eps }
+    NormSpec {
+        class: "LayerNorm".into(),
+        kind: NormKind::Layer,
+        width,
+        eps,
+    }
 }
 
 /// A norm a family writes down.
@@ -254,23 +303,55 @@ pub(super) struct NormSpec {
 
 impl NormSpec {
     fn part(self) -> PartSpec {
-        PartSpec::Norm { class: self.class, kind: self.kind, width: self.width, eps: self.eps }
+        PartSpec::Norm {
+            class: self.class,
+            kind: self.kind,
+            width: self.width,
+            eps: self.eps,
+        }
     }
 }
 
 /// `Embedding`.
-pub(super) fn table(slot: ModelSlot, [rows, width]: [usize; 2], padding: Option<usize>) -> Template {
-    Template::Part(slot, PartSpec::Embedding { class: "Embedding".into(), rows, width, padding })
+pub(super) fn table(
+    slot: ModelSlot,
+    [rows, width]: [usize; 2],
+    padding: Option<usize>,
+) -> Template {
+    Template::Part(
+        slot,
+        PartSpec::Embedding {
+            class: "Embedding".into(),
+            rows,
+            width,
+            padding,
+        },
+    )
 }
 
 /// A product outside of the blocks.
-pub(super) fn model_linear(slot: ModelSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
-    Template::Part(slot, PartSpec::Linear { class: LinearClass::Linear, out_features, in_features, bias })
+pub(super) fn model_linear(
+    slot: ModelSlot,
+    [out_features, in_features]: [usize; 2],
+    bias: bool,
+) -> Template {
+    Template::Part(
+        slot,
+        PartSpec::Linear {
+            class: LinearClass::Linear,
+            out_features,
+            in_features,
+            bias,
+        },
+    )
 }
 
 /// A rotary embedding with its buffer of f32 frequencies, one a pair of values.
 pub(super) fn rotary(class: impl Into<String>, dims: usize) -> Template {
-    let frequencies =
-        BufferSpec { name: "inv_freq", shape: vec![dims / 2], dtype: Some(ParameterDtype::F32) };
+    let frequencies = BufferSpec {
+        name: "inv_freq",
+        shape: vec![dims / 2],
+        dtype: Some(ParameterDtype::F32),
+    };
     Template::Plain(class.into(), String::new()).with_buffers(vec![frequencies])
 }

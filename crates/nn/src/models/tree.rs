@@ -49,7 +49,8 @@ impl Decoder {
         };
         if slot == Slot::Model(ModelSlot::Head) && self.spec().tied_head {
             // named_parameters() of PyTorch gives a shared parameter once, under its first name.
-            node.parameters.retain(|parameter| parameter.name != "weight");
+            node.parameters
+                .retain(|parameter| parameter.name != "weight");
             node.uncounted_bytes = 0;
         }
         node

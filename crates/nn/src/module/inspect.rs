@@ -66,7 +66,8 @@ impl Node {
         found
     }
 
-    /// Every module with its path, in PyTorch's order; the first is the model itself, with an empty path.
+    /// Every module with its path, in PyTorch's order; the first is the model itself, with an empty
+    /// path.
     pub fn named_modules(&self) -> Vec<(ModulePath, &Node)> {
         let mut found = Vec::new();
         self.visit(&mut |path, node| found.push((path.clone(), node)));
@@ -89,8 +90,16 @@ impl Node {
     pub fn footprint(&self) -> Footprint {
         let mut total = Footprint::default();
         self.visit(&mut |_, node| {
-            total.parameters += node.parameters.iter().map(super::Parameter::bytes).sum::<u64>();
-            total.buffers += node.buffers.iter().map(super::Parameter::bytes).sum::<u64>();
+            total.parameters += node
+                .parameters
+                .iter()
+                .map(super::Parameter::bytes)
+                .sum::<u64>();
+            total.buffers += node
+                .buffers
+                .iter()
+                .map(super::Parameter::bytes)
+                .sum::<u64>();
             total.absmax += node.uncounted_bytes;
         });
         total

@@ -49,8 +49,16 @@ pub struct Parameter {
 
 impl Parameter {
     /// A parameter of that name, dtype and shape.
-    pub fn new(name: impl Into<String>, dtype: ParameterDtype, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), dtype, shape: shape.into() }
+    pub fn new(
+        name: impl Into<String>,
+        dtype: ParameterDtype,
+        shape: impl Into<Vec<usize>>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+        }
     }
 
     /// Number of elements.
@@ -71,7 +79,8 @@ pub struct Node {
     pub class: String,
     /// What stands between the brackets of a leaf (`in_features=4, out_features=8, bias=True`).
     pub arguments: String,
-    /// Whether equal consecutive children are printed once with their count (PyTorch's `ModuleList`).
+    /// Whether equal consecutive children are printed once with their count (PyTorch's
+    /// `ModuleList`).
     pub collapses: bool,
     /// The parameters of this module itself.
     pub parameters: Vec<Parameter>,
@@ -86,18 +95,34 @@ pub struct Node {
 impl Node {
     /// A module without children.
     pub fn leaf(class: impl Into<String>, arguments: impl Into<String>) -> Self {
-        Self { class: class.into(), arguments: arguments.into(), ..Self::default() }
+        Self {
+            class: class.into(),
+            arguments: arguments.into(),
+            ..Self::default()
+        }
     }
 
     /// A module of children.
     pub fn container(class: impl Into<String>) -> Self {
-        Self { class: class.into(), ..Self::default() }
+        Self {
+            class: class.into(),
+            ..Self::default()
+        }
     }
 
     /// PyTorch's `ModuleList`: children named `0`, `1`, …; equal neighbours are printed once.
     pub fn list(items: impl IntoIterator<Item = Node>) -> Self {
-        let children = items.into_iter().enumerate().map(|(i, node)| (i.to_string(), node)).collect();
-        Self { class: "ModuleList".into(), collapses: true, children, ..Self::default() }
+        let children = items
+            .into_iter()
+            .enumerate()
+            .map(|(i, node)| (i.to_string(), node))
+            .collect();
+        Self {
+            class: "ModuleList".into(),
+            collapses: true,
+            children,
+            ..Self::default()
+        }
     }
 
     /// Adds a child.

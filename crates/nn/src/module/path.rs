@@ -21,7 +21,11 @@ impl ModulePath {
 
     /// The path of a child.
     pub fn join(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() {
+            Self(name.to_owned())
+        } else {
+            Self(format!("{}.{name}", self.0))
+        }
     }
 
     /// The last part; empty for the model itself.

@@ -20,10 +20,18 @@ impl Node {
         while index < self.children.len() {
             let child = &self.children[index].1;
             // Equal data prints equally; comparing nodes spares the text of 36 equal blocks.
-            let run = if self.collapses { run_length(&self.children[index..]) } else { 1 };
+            let run = if self.collapses {
+                run_length(&self.children[index..])
+            } else {
+                1
+            };
             let label = match run {
                 1 => format!("({}): ", self.children[index].0),
-                _ => format!("({}-{}): {run} x ", self.children[index].0, self.children[index + run - 1].0),
+                _ => format!(
+                    "({}-{}): {run} x ",
+                    self.children[index].0,
+                    self.children[index + run - 1].0
+                ),
             };
             lines.push(indent(&format!("{label}{}", child.text())));
             index += run;
@@ -35,19 +43,30 @@ impl Node {
 
 /// How many of the first children print the same.
 fn run_length(children: &[(String, Node)]) -> usize {
-    let Some((_, first)) = children.first() else { return 0 };
-    children.iter().take_while(|(_, node)| prints_like(node, first)).count()
+    let Some((_, first)) = children.first() else {
+        return 0;
+    };
+    children
+        .iter()
+        .take_while(|(_, node)| prints_like(node, first))
+        .count()
 }
 
 fn prints_like(a: &Node, b: &Node) -> bool {
     a.class == b.class
         && a.arguments == b.arguments
         && a.children.len() == b.children.len()
-        && a.children.iter().zip(&b.children).all(|((n, x), (m, y))| n == m && prints_like(x, y))
+        && a.children
+            .iter()
+            .zip(&b.children)
+            .all(|((n, x), (m, y))| n == m && prints_like(x, y))
 }
 
 fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]
@@ -55,7 +74,10 @@ mod tests {
     use super::*;
 
     fn block(features: usize) -> Node {
-        Node::container("Block").with_child("fc", Node::leaf("Linear", format!("in_features={features}")))
+        Node::container("Block").with_child(
+            "fc",
+            Node::leaf("Linear", format!("in_features={features}")),
+        )
     }
 
     #[test]
@@ -70,7 +92,9 @@ mod tests {
 
     #[test]
     fn only_lists_collapse() {
-        let both = Node::container("Pair").with_child("0", block(1)).with_child("1", block(1));
+        let both = Node::container("Pair")
+            .with_child("0", block(1))
+            .with_child("1", block(1));
         assert_eq!(both.to_string().matches("Block(").count(), 2);
     }
 

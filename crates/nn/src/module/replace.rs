@@ -26,7 +26,9 @@ pub struct SkipList {
 impl SkipList {
     /// A list of those names.
     pub fn new<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self { names: names.into_iter().map(Into::into).collect() }
+        Self {
+            names: names.into_iter().map(Into::into).collect(),
+        }
     }
 
     /// The same list with more names.
@@ -57,8 +59,14 @@ impl SkipList {
         let modules = tree.named_modules();
         for name in &self.names {
             let alone = Self::new([name.as_str()]);
-            if name.is_empty() || !modules.iter().any(|(path, _)| alone.matching(path).is_some()) {
-                let candidates = modules.iter().flat_map(|(path, _)| [path.name(), path.as_str()]);
+            if name.is_empty()
+                || !modules
+                    .iter()
+                    .any(|(path, _)| alone.matching(path).is_some())
+            {
+                let candidates = modules
+                    .iter()
+                    .flat_map(|(path, _)| [path.name(), path.as_str()]);
                 return Err(NnError::UnknownModule {
                     name: name.clone(),
                     hint: near_names(name, candidates),
@@ -97,8 +105,16 @@ pub(crate) fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a st
         .collect();
     near.sort_unstable();
     near.dedup();
-    let names: Vec<String> = near.iter().take(3).map(|(_, candidate)| format!("`{candidate}`")).collect();
-    if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(" or ")) }
+    let names: Vec<String> = near
+        .iter()
+        .take(3)
+        .map(|(_, candidate)| format!("`{candidate}`"))
+        .collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; did you mean {}?", names.join(" or "))
+    }
 }
 
 /// Levenshtein distance over bytes.
@@ -129,11 +145,24 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_an_error_with_suggestions() {
-        assert!(SkipList::new(["c_attn", "h.1", "h.0.c_proj"]).check(&tree()).is_ok());
-        let error = SkipList::new(["c_atn"]).check(&tree()).unwrap_err().to_string();
-        assert_eq!(error, "skip list: `c_atn` matches no module of this model; did you mean `c_attn`?");
+        assert!(
+            SkipList::new(["c_attn", "h.1", "h.0.c_proj"])
+                .check(&tree())
+                .is_ok()
+        );
+        let error = SkipList::new(["c_atn"])
+            .check(&tree())
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "skip list: `c_atn` matches no module of this model; did you mean `c_attn`?"
+        );
         assert!(SkipList::new([""]).check(&tree()).is_err());
-        assert!(SkipList::new(["attn"]).check(&tree()).is_err(), "a part of a name is not the name");
+        assert!(
+            SkipList::new(["attn"]).check(&tree()).is_err(),
+            "a part of a name is not the name"
+        );
     }
 
     #[test]

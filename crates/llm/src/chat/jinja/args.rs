@@ -21,8 +21,8 @@ pub(super) struct Bound<'a, const N: usize> {
 }
 
 impl Args {
-    /// Binds to parameters of which the first `required` have no default. A name that begins with `/` can only be
-    /// given by position.
+    /// Binds to parameters of which the first `required` have no default. A name that begins with
+    /// `/` can only be given by position.
     pub(super) fn bind<'a, const N: usize>(
         self,
         what: &'a str,
@@ -31,7 +31,9 @@ impl Args {
     ) -> Result<Bound<'a, N>> {
         let given = self.positional.len();
         if given > N {
-            return Err(Error::new(format!("{what}() takes at most {N} argument(s) ({given} given)")));
+            return Err(Error::new(format!(
+                "{what}() takes at most {N} argument(s) ({given} given)"
+            )));
         }
         let mut values = [const { None }; N];
         for (slot, value) in values.iter_mut().zip(self.positional) {
@@ -39,10 +41,14 @@ impl Args {
         }
         for (name, value) in self.named {
             let Some(place) = names.iter().position(|known| **known == *name) else {
-                return Err(Error::new(format!("{what}() got an unexpected keyword argument '{name}'")));
+                return Err(Error::new(format!(
+                    "{what}() got an unexpected keyword argument '{name}'"
+                )));
             };
             if values[place].replace(value).is_some() {
-                return Err(Error::new(format!("{what}() got multiple values for argument '{name}'")));
+                return Err(Error::new(format!(
+                    "{what}() got multiple values for argument '{name}'"
+                )));
             }
         }
         match values.iter().take(required).position(Option::is_none) {
@@ -50,7 +56,11 @@ impl Args {
                 let name = names[place].trim_start_matches('/');
                 Err(Error::new(format!("{what}() misses the argument '{name}'")))
             }
-            None => Ok(Bound { what, names, values }),
+            None => Ok(Bound {
+                what,
+                names,
+                values,
+            }),
         }
     }
 
@@ -62,7 +72,11 @@ impl Args {
 
 impl<const N: usize> Bound<'_, N> {
     fn name(&self, place: usize) -> String {
-        format!("{}: {}", self.what, self.names[place].trim_start_matches('/'))
+        format!(
+            "{}: {}",
+            self.what,
+            self.names[place].trim_start_matches('/')
+        )
     }
 
     pub(super) fn get(&self, place: usize) -> Option<&Value> {
@@ -84,7 +98,9 @@ impl<const N: usize> Bound<'_, N> {
 
     /// A switch that Python reads as an integer; off where it is not given.
     pub(super) fn flag(&self, place: usize) -> Result<bool> {
-        self.get(place).map_or(Ok(false), |value| Ok(expect_int(value, &self.name(place))? != 0))
+        self.get(place).map_or(Ok(false), |value| {
+            Ok(expect_int(value, &self.name(place))? != 0)
+        })
     }
 
     /// A text that must be there.

@@ -156,18 +156,27 @@ impl ExprKind {
         let inner = match self {
             Self::Const(_) | Self::Name(_) => 0,
             Self::List(exprs) | Self::Tuple(exprs) | Self::Concat(exprs) => all(exprs),
-            Self::Dict(pairs) => pairs.iter().map(|(key, value)| of(key).max(of(value))).max().unwrap_or(0),
+            Self::Dict(pairs) => pairs
+                .iter()
+                .map(|(key, value)| of(key).max(of(value)))
+                .max()
+                .unwrap_or(0),
             Self::Attribute(expr, _) | Self::Not(expr) | Self::Signed(_, expr) => of(expr),
             Self::Item(left, right)
             | Self::And(left, right)
             | Self::Or(left, right)
             | Self::Arithmetic(_, left, right) => of(left).max(of(right)),
-            Self::Slice(expr, bounds) => {
-                bounds.iter().flatten().map(|bound| of(bound)).fold(of(expr), u32::max)
-            }
+            Self::Slice(expr, bounds) => bounds
+                .iter()
+                .flatten()
+                .map(|bound| of(bound))
+                .fold(of(expr), u32::max),
             Self::Call(expr, args) | Self::Test(expr, _, args) => of(expr).max(args.height()),
             Self::Filter(expr, _, args) => expr.as_deref().map_or(0, of).max(args.height()),
-            Self::Compare(expr, rest) => rest.iter().map(|(_, expr)| of(expr)).fold(of(expr), u32::max),
+            Self::Compare(expr, rest) => rest
+                .iter()
+                .map(|(_, expr)| of(expr))
+                .fold(of(expr), u32::max),
             Self::Conditional(parts) => {
                 let other = parts.other.as_ref().map_or(0, of);
                 of(&parts.condition).max(of(&parts.value)).max(other)
@@ -180,7 +189,16 @@ impl ExprKind {
 impl CallArgs {
     fn height(&self) -> u32 {
         let named = self.named.iter().map(|(_, expr)| expr);
-        let all = [&self.all_positional, &self.all_named].into_iter().flatten().map(|expr| &**expr);
-        self.positional.iter().chain(named).chain(all).map(|expr| expr.height).max().unwrap_or(0)
+        let all = [&self.all_positional, &self.all_named]
+            .into_iter()
+            .flatten()
+            .map(|expr| &**expr);
+        self.positional
+            .iter()
+            .chain(named)
+            .chain(all)
+            .map(|expr| expr.height)
+            .max()
+            .unwrap_or(0)
     }
 }

@@ -1,4 +1,5 @@
-//! `object.name`, `object[key]` and `object[start:stop:step]`, as the immutable sandbox of Jinja2 allows them.
+//! `object.name`, `object[key]` and `object[start:stop:step]`, as the immutable sandbox of Jinja2
+//! allows them.
 
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
@@ -60,7 +61,9 @@ const TUPLE: &[&str] = &["count", "index"];
 
 /// Methods that would change a dict or list.
 const CHANGES_DICT: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
-const CHANGES_LIST: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
+const CHANGES_LIST: &[&str] = &[
+    "append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort",
+];
 
 impl Interpreter<'_> {
     /// `of.name`: an attribute, else the item of that name.
@@ -72,7 +75,9 @@ impl Interpreter<'_> {
             return Ok(value);
         }
         let key = Value::Str(name.clone());
-        Ok(self.own_item(of, &key)?.unwrap_or_else(|| Value::missing(of, &key)))
+        Ok(self
+            .own_item(of, &key)?
+            .unwrap_or_else(|| Value::missing(of, &key)))
     }
 
     /// `of[key]`: an item, else the attribute of that name.
@@ -102,13 +107,22 @@ impl Interpreter<'_> {
     /// Python's `getattr`, and the sandbox's word on it.
     fn own_attribute(&mut self, of: &Value, name: &Arc<str>) -> Option<Value> {
         let is_special = name.len() > 4 && name.starts_with("__") && name.ends_with("__");
-        let forbidden =
-            || Value::Undefined(Rc::new(Missing::Unsafe { of: of.type_name(), name: name.clone() }));
+        let forbidden = || {
+            Value::Undefined(Rc::new(Missing::Unsafe {
+                of: of.type_name(),
+                name: name.clone(),
+            }))
+        };
         if is_special {
             return Some(forbidden());
         }
         let among = |names: &[&str]| names.contains(&&**name);
-        let method = || Some(Value::Method(Rc::new(Method { of: of.clone(), name: name.clone() })));
+        let method = || {
+            Some(Value::Method(Rc::new(Method {
+                of: of.clone(),
+                name: name.clone(),
+            })))
+        };
         match of {
             Value::Str(_) | Value::Markup(_) if among(STR) => method(),
             Value::Dict(_) if among(CHANGES_DICT) => Some(forbidden()),
@@ -133,8 +147,18 @@ impl Interpreter<'_> {
             Value::Loop(_) if among(&["cycle", "changed"]) => method(),
             Value::Loop(state) => loop_attribute(state, name),
             Value::Namespace(index) => {
-                let value = self.namespaces.get(*index)?.iter().find(|(known, _)| known == name)?.1.clone();
-                Some(if name.starts_with('_') { forbidden() } else { value })
+                let value = self
+                    .namespaces
+                    .get(*index)?
+                    .iter()
+                    .find(|(known, _)| known == name)?
+                    .1
+                    .clone();
+                Some(if name.starts_with('_') {
+                    forbidden()
+                } else {
+                    value
+                })
             }
             Value::Cycler(_) if among(&["next", "reset"]) => method(),
             Value::Cycler(cycler) => match &**name {
@@ -157,9 +181,13 @@ impl Interpreter<'_> {
     fn own_item(&mut self, of: &Value, key: &Value) -> Result<Option<Value>> {
         let place = |len: usize| {
             let place = key.as_int()?;
-            usize::try_from(if place < 0 { place + len as i128 } else { place })
-                .ok()
-                .filter(|place| *place < len)
+            usize::try_from(if place < 0 {
+                place + len as i128
+            } else {
+                place
+            })
+            .ok()
+            .filter(|place| *place < len)
         };
         Ok(match of {
             Value::List(items) | Value::Tuple(items) => {
@@ -167,7 +195,8 @@ impl Interpreter<'_> {
             }
             Value::Dict(dict) => {
                 if key.as_str().is_none() {
-                    self.budget.spend(key.units().saturating_mul(dict.entries().len() as u64))?;
+                    self.budget
+                        .spend(key.units().saturating_mul(dict.entries().len() as u64))?;
                 }
                 dict.get(key).cloned()
             }
@@ -192,16 +221,26 @@ impl Interpreter<'_> {
             Value::Tuple(items) => Value::tuple(sliced(items.values(), bounds)?),
             Value::Str(text) | Value::Markup(text) => {
                 let chars: Vec<char> = text.chars().collect();
-                Ok(text_like(of, sliced(&chars, bounds)?.into_iter().collect::<String>()))
+                Ok(text_like(
+                    of,
+                    sliced(&chars, bounds)?.into_iter().collect::<String>(),
+                ))
             }
             Value::Range(range) => {
                 let slice = Slice::of(bounds, range.len())?;
                 let at = |place: i128| range.start.saturating_add(range.step.saturating_mul(place));
                 let (start, stop) = (at(slice.start), at(slice.stop));
-                Ok(Value::Range(Range { start, stop, step: range.step.saturating_mul(slice.step) }))
+                Ok(Value::Range(Range {
+                    start,
+                    stop,
+                    step: range.step.saturating_mul(slice.step),
+                }))
             }
             Value::Dict(_) => Err(Error::new("unhashable type: 'slice'")),
-            other => Err(Error::new(format!("'{}' object is not subscriptable", other.type_name()))),
+            other => Err(Error::new(format!(
+                "'{}' object is not subscriptable",
+                other.type_name()
+            ))),
         }
     }
 }
@@ -229,9 +268,12 @@ fn loop_attribute(state: &Rc<Loop>, name: &str) -> Option<Value> {
         "depth" => number(state.depth0 + 1),
         "previtem" if index0 == 0 => Some(Value::hint("there is no previous item")),
         "previtem" => items.get(index0 - 1).cloned(),
-        "nextitem" => {
-            Some(items.get(index0 + 1).cloned().unwrap_or_else(|| Value::hint("there is no next item")))
-        }
+        "nextitem" => Some(
+            items
+                .get(index0 + 1)
+                .cloned()
+                .unwrap_or_else(|| Value::hint("there is no next item")),
+        ),
         _ => None,
     }
 }
@@ -260,9 +302,19 @@ impl Slice {
             return Err(Error::new("slice step cannot be zero"));
         }
         let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
-        let fitted = |place: i128| if place < 0 { (place + len).max(low) } else { place.min(high) };
+        let fitted = |place: i128| {
+            if place < 0 {
+                (place + len).max(low)
+            } else {
+                place.min(high)
+            }
+        };
         let (first, last) = if step > 0 { (low, high) } else { (high, low) };
-        Ok(Self { start: index(start)?.map_or(first, fitted), stop: index(stop)?.map_or(last, fitted), step })
+        Ok(Self {
+            start: index(start)?.map_or(first, fitted),
+            stop: index(stop)?.map_or(last, fitted),
+            step,
+        })
     }
 }
 
@@ -270,8 +322,17 @@ fn sliced<T: Clone>(values: &[T], bounds: [&Value; 3]) -> Result<Vec<T>> {
     let slice = Slice::of(bounds, values.len())?;
     let mut found = Vec::new();
     let mut place = slice.start;
-    while if slice.step > 0 { place < slice.stop } else { place > slice.stop } {
-        found.extend(usize::try_from(place).ok().and_then(|place| values.get(place)).cloned());
+    while if slice.step > 0 {
+        place < slice.stop
+    } else {
+        place > slice.stop
+    } {
+        found.extend(
+            usize::try_from(place)
+                .ok()
+                .and_then(|place| values.get(place))
+                .cloned(),
+        );
         place += slice.step;
     }
     Ok(found)

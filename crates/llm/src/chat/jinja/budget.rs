@@ -1,10 +1,10 @@
-//! Limits on what a template may cost. Jinja2 has none; a template comes from whoever published the model, so here
-//! it gets a fixed amount of work, of text, and of nesting.
+//! Limits on what a template may cost. Jinja2 has none; a template comes from whoever published the
+//! model, so here it gets a fixed amount of work, of text, and of nesting.
 
 use super::error::{Error, Result};
 
-/// Units of work: one for each node that is evaluated and for each element visited, one for every 16 bytes of text
-/// that an operation reads or writes. A hundred thousand messages need fewer.
+/// Units of work: one for each node that is evaluated and for each element visited, one for every
+/// 16 bytes of text that an operation reads or writes. A hundred thousand messages need fewer.
 const WORK: u64 = 32 << 20;
 
 /// Bytes of one text, the rendered conversation included.
@@ -28,7 +28,10 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self { work: WORK, depth: 0 }
+        Self {
+            work: WORK,
+            depth: 0,
+        }
     }
 
     /// Takes units of work.
@@ -59,14 +62,20 @@ pub(super) fn text_units(bytes: usize) -> u64 {
 
 /// An error for a text of more bytes than one may have; `None` stands for an overflow.
 pub(super) fn check_text(bytes: Option<usize>) -> Result<usize> {
-    bytes.filter(|bytes| *bytes <= LONGEST_TEXT).ok_or_else(Error::too_large)
+    bytes
+        .filter(|bytes| *bytes <= LONGEST_TEXT)
+        .ok_or_else(Error::too_large)
 }
 
 /// An error for a list of more elements than one may have; `None` stands for an overflow.
 pub(super) fn check_list(elements: Option<usize>) -> Result<usize> {
     elements
         .filter(|elements| *elements <= LONGEST_LIST)
-        .ok_or_else(|| Error::new(format!("it makes a list of more than {LONGEST_LIST} elements")))
+        .ok_or_else(|| {
+            Error::new(format!(
+                "it makes a list of more than {LONGEST_LIST} elements"
+            ))
+        })
 }
 
 /// A text that grows up to the limit.
@@ -82,7 +91,11 @@ impl Text {
 
     /// The same character, `count` times.
     pub(super) fn pad(&mut self, with: char, count: usize) -> Result<()> {
-        check_text(count.checked_mul(with.len_utf8()).and_then(|bytes| bytes.checked_add(self.0.len())))?;
+        check_text(
+            count
+                .checked_mul(with.len_utf8())
+                .and_then(|bytes| bytes.checked_add(self.0.len())),
+        )?;
         self.0.extend(std::iter::repeat_n(with, count));
         Ok(())
     }

@@ -45,15 +45,26 @@ impl<'t> Interpreter<'t> {
             Value::Joiner(joiner) => {
                 args.none("joiner")?;
                 let is_first = !joiner.used.replace(true);
-                Ok(if is_first { Value::str("") } else { joiner.separator.clone() })
+                Ok(if is_first {
+                    Value::str("")
+                } else {
+                    joiner.separator.clone()
+                })
             }
-            other => Err(Error::new(format!("'{}' object is not callable", other.type_name()))),
+            other => Err(Error::new(format!(
+                "'{}' object is not callable",
+                other.type_name()
+            ))),
         }
     }
 
     fn call_method(&mut self, method: &Method, args: Args) -> Result<Value> {
         self.budget.spend(method.of.shallow_units())?;
-        for value in args.positional.iter().chain(args.named.iter().map(|(_, value)| value)) {
+        for value in args
+            .positional
+            .iter()
+            .chain(args.named.iter().map(|(_, value)| value))
+        {
             self.budget.spend(value.shallow_units())?;
         }
         let value = match &method.of {
@@ -69,7 +80,10 @@ impl<'t> Interpreter<'t> {
     fn loop_method(&mut self, state: &Rc<Loop>, name: &str, args: Args) -> Result<Value> {
         if name == "cycle" {
             let count = args.positional.len();
-            let value = args.positional.into_iter().nth(state.index0.get() % count.max(1));
+            let value = args
+                .positional
+                .into_iter()
+                .nth(state.index0.get() % count.max(1));
             return value.ok_or_else(|| Error::new("no items for cycling given"));
         }
         let value = Value::tuple(args.positional)?;
@@ -85,7 +99,9 @@ impl<'t> Interpreter<'t> {
     }
 
     fn call_macro(&mut self, index: usize, args: Args) -> Result<Value> {
-        let Some(closure) = self.macros.get(index) else { return Err(Error::new("no such macro")) };
+        let Some(closure) = self.macros.get(index) else {
+            return Err(Error::new("no such macro"));
+        };
         let (node, scope) = (closure.node, closure.scope);
         let back = self.scopes.enter(scope);
         self.bind(node, args)?;
@@ -97,13 +113,18 @@ impl<'t> Interpreter<'t> {
     /// Sets the variables of a macro from the arguments of a call, as Jinja2's `Macro.__call__`.
     fn bind(&mut self, node: &'t Macro, mut args: Args) -> Result<()> {
         let name = node.name.as_deref().unwrap_or("anonymous");
-        let rest = args.positional.split_off(args.positional.len().min(node.parameters.len()));
+        let rest = args
+            .positional
+            .split_off(args.positional.len().min(node.parameters.len()));
         let mut given: Vec<Option<Value>> = args.positional.into_iter().map(Some).collect();
         for parameter in node.parameters.iter().skip(given.len()) {
             let place = args.named.iter().position(|(name, _)| name == parameter);
             given.push(place.map(|place| args.named.remove(place).1));
         }
-        let has_caller = node.parameters.iter().any(|parameter| **parameter == *"caller");
+        let has_caller = node
+            .parameters
+            .iter()
+            .any(|parameter| **parameter == *"caller");
         if node.uses.caller && !has_caller {
             let place = args.named.iter().position(|(name, _)| **name == *"caller");
             let caller = place.map(|place| args.named.remove(place).1);
@@ -113,16 +134,22 @@ impl<'t> Interpreter<'t> {
         let declares = |name: &str| node.parameters.iter().any(|parameter| **parameter == *name);
         if node.uses.kwargs && !declares("kwargs") {
             let pairs = std::mem::take(&mut args.named).into_iter();
-            let pairs = pairs.map(|(name, value)| (Value::Str(name), value)).collect();
+            let pairs = pairs
+                .map(|(name, value)| (Value::Str(name), value))
+                .collect();
             self.scopes.set(&"kwargs".into(), Value::dict(pairs)?);
         } else if let Some((unknown, _)) = args.named.first() {
-            return Err(Error::new(format!("macro '{name}' takes no keyword argument '{unknown}'")));
+            return Err(Error::new(format!(
+                "macro '{name}' takes no keyword argument '{unknown}'"
+            )));
         }
         if node.uses.varargs && !declares("varargs") {
             self.scopes.set(&"varargs".into(), Value::tuple(rest)?);
         } else if !rest.is_empty() {
             let most = node.parameters.len();
-            return Err(Error::new(format!("macro '{name}' takes not more than {most} argument(s)")));
+            return Err(Error::new(format!(
+                "macro '{name}' takes not more than {most} argument(s)"
+            )));
         }
         self.bind_parameters(node, given)
     }
@@ -155,7 +182,9 @@ impl<'t> Interpreter<'t> {
         let node = self.macros.get(index)?.node;
         match name {
             "name" => Some(node.name.clone().map_or(Value::None, Value::Str)),
-            "arguments" => Value::tuple(node.parameters.iter().cloned().map(Value::Str).collect()).ok(),
+            "arguments" => {
+                Value::tuple(node.parameters.iter().cloned().map(Value::Str).collect()).ok()
+            }
             "catch_kwargs" => Some(Value::Bool(node.uses.kwargs)),
             "catch_varargs" => Some(Value::Bool(node.uses.varargs)),
             "caller" => Some(Value::Bool(node.uses.caller)),
@@ -164,7 +193,8 @@ impl<'t> Interpreter<'t> {
     }
 
     fn call_function(&mut self, function: Function, args: Args) -> Result<Value> {
-        self.budget.spend((args.positional.len() + args.named.len()) as u64)?;
+        self.budget
+            .spend((args.positional.len() + args.named.len()) as u64)?;
         match function {
             Function::Range => range(args),
             Function::Dict => self.dict_of(args).and_then(Value::dict),
@@ -179,7 +209,9 @@ impl<'t> Interpreter<'t> {
                     Value::Str(name) | Value::Markup(name) => Some(name.clone()),
                     _ => None,
                 };
-                let named = pairs.into_iter().filter_map(|(key, value)| Some((name(&key)?, value)));
+                let named = pairs
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((name(&key)?, value)));
                 let mut attributes: Vec<(Arc<str>, Value)> = Vec::new();
                 for (name, value) in named {
                     attributes.retain(|(known, _)| *known != name);
@@ -194,12 +226,18 @@ impl<'t> Interpreter<'t> {
             }
             Function::Cycler => {
                 let items = Rc::new(Items::new(args.positional)?);
-                Ok(Value::Cycler(Rc::new(Cycler { items, position: Cell::new(0) })))
+                Ok(Value::Cycler(Rc::new(Cycler {
+                    items,
+                    position: Cell::new(0),
+                })))
             }
             Function::Joiner => {
                 let mut args = args.bind("joiner", ["sep"], 0)?;
                 let separator = args.take(0).unwrap_or_else(|| Value::str(", "));
-                Ok(Value::Joiner(Rc::new(Joiner { separator, used: Cell::new(false) })))
+                Ok(Value::Joiner(Rc::new(Joiner {
+                    separator,
+                    used: Cell::new(false),
+                })))
             }
             Function::RaiseException => {
                 let mut args = args.bind("raise_exception", ["message"], 1)?;
@@ -219,19 +257,33 @@ impl<'t> Interpreter<'t> {
         let mut pairs = match positional.next() {
             None => Vec::new(),
             Some(Value::Dict(dict)) => dict.entries().to_vec(),
-            Some(Value::Namespace(_)) => return Err(Error::new("'Namespace' object is not iterable")),
+            Some(Value::Namespace(_)) => {
+                return Err(Error::new("'Namespace' object is not iterable"));
+            }
             Some(other) => {
                 let items = self.iterate(&other)?;
-                items.iter().map(|item| self.pair(item)).collect::<Result<_>>()?
+                items
+                    .iter()
+                    .map(|item| self.pair(item))
+                    .collect::<Result<_>>()?
             }
         };
         if positional.next().is_some() {
             return Err(Error::new("dict expected at most 1 argument"));
         }
-        pairs.extend(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)));
+        pairs.extend(
+            args.named
+                .into_iter()
+                .map(|(name, value)| (Value::Str(name), value)),
+        );
         // Keys that are no strings are found by walking over all of them.
-        let others = pairs.iter().filter(|(key, _)| key.as_str().is_none()).map(|(key, _)| key.units());
-        let work = others.fold(0, u64::saturating_add).saturating_mul(pairs.len() as u64);
+        let others = pairs
+            .iter()
+            .filter(|(key, _)| key.as_str().is_none())
+            .map(|(key, _)| key.units());
+        let work = others
+            .fold(0, u64::saturating_add)
+            .saturating_mul(pairs.len() as u64);
         self.budget.spend(work + pairs.len() as u64)?;
         Ok(pairs)
     }
@@ -265,7 +317,9 @@ fn cycler_method(cycler: &Cycler, name: &str, args: Args) -> Result<Value> {
 fn range(args: Args) -> Result<Value> {
     let numbers = args.positional.iter().map(|value| match value {
         Value::Undefined(missing) => Err(Missing::error(missing)),
-        other => expect_int(other, "range: a bound").map(|number| number.clamp(-(1 << 100), 1 << 100)),
+        other => {
+            expect_int(other, "range: a bound").map(|number| number.clamp(-(1 << 100), 1 << 100))
+        }
     });
     let numbers = numbers.collect::<Result<Vec<_>>>()?;
     let (start, stop, step) = match numbers[..] {
@@ -290,7 +344,9 @@ fn range(args: Args) -> Result<Value> {
 fn strftime_now(format: &str) -> Result<String> {
     use std::fmt::Write;
     if format.len() > 1000 {
-        return Err(Error::new("strftime_now: the format has more than 1000 bytes"));
+        return Err(Error::new(
+            "strftime_now: the format has more than 1000 bytes",
+        ));
     }
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(&of_python(format))) {

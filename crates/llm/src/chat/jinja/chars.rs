@@ -2,9 +2,10 @@
 
 /// Zeros of the decimal digits beyond ASCII, in the Basic Multilingual Plane.
 const ZEROS: [u32; 37] = [
-    0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0,
-    0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50,
-    0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0,
+    0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+    0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50,
+    0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10,
+    0x104a0,
 ];
 
 /// The ASCII digit that a decimal digit of another script stands for.
@@ -13,13 +14,20 @@ pub(super) fn decimal_digit(c: char) -> Option<char> {
         return Some(c);
     }
     let code = u32::from(c);
-    let zero = ZEROS.iter().find(|zero| (**zero..**zero + 10).contains(&code))?;
+    let zero = ZEROS
+        .iter()
+        .find(|zero| (**zero..**zero + 10).contains(&code))?;
     char::from_digit(code - zero, 10)
 }
 
 /// `str.isdigit` of one character: decimals, superscripts, subscripts and digits in circles.
 pub(super) fn is_digit(c: char) -> bool {
-    let others = ['\u{b2}'..='\u{b3}', '\u{b9}'..='\u{b9}', '\u{2070}'..='\u{2070}', '\u{2074}'..='\u{2079}'];
+    let others = [
+        '\u{b2}'..='\u{b3}',
+        '\u{b9}'..='\u{b9}',
+        '\u{2070}'..='\u{2070}',
+        '\u{2074}'..='\u{2079}',
+    ];
     let more = ['\u{2080}'..='\u{2089}', '\u{2460}'..='\u{2468}'];
     decimal_digit(c).is_some() || others.iter().chain(&more).any(|range| range.contains(&c))
 }
@@ -97,7 +105,11 @@ pub(super) fn is_titled(text: &str) -> bool {
 pub(super) fn swapped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
+        if c.is_uppercase() {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
     }
     out
 }
@@ -110,7 +122,10 @@ pub(super) fn is_all(text: &str, is_case: fn(char) -> bool) -> bool {
 
 /// The end of a line to `str.splitlines`.
 pub(super) fn is_line_end(c: char) -> bool {
-    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    matches!(
+        c,
+        '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
 }
 
 /// `str.splitlines`.
@@ -124,7 +139,11 @@ pub(super) fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
             Some(c) => c.len_utf8(),
             None => 0,
         };
-        lines.push(if keeps_ends { &rest[..end + mark] } else { &rest[..end] });
+        lines.push(if keeps_ends {
+            &rest[..end + mark]
+        } else {
+            &rest[..end]
+        });
         rest = &rest[end + mark..];
     }
     lines

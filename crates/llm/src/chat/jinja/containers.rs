@@ -23,7 +23,10 @@ impl Interpreter<'_> {
                 let key = args.value(0);
                 self.budget.spend(key.units())?;
                 if matches!(key, Value::List(_) | Value::Dict(_)) {
-                    return Err(Error::new(format!("unhashable type: '{}'", key.type_name())));
+                    return Err(Error::new(format!(
+                        "unhashable type: '{}'",
+                        key.type_name()
+                    )));
                 }
                 let found = dict.get(&key).cloned();
                 Ok(found.unwrap_or_else(|| args.value(1)))
@@ -37,13 +40,18 @@ impl Interpreter<'_> {
             }
             (Value::Int(number), "bit_length") => {
                 args.none(name)?;
-                Ok(Value::Int(i128::from(128 - number.unsigned_abs().leading_zeros())))
+                Ok(Value::Int(i128::from(
+                    128 - number.unsigned_abs().leading_zeros(),
+                )))
             }
             (Value::Float(number), "is_integer") => {
                 args.none(name)?;
                 Ok(Value::Bool(number.is_finite() && number.fract() == 0.0))
             }
-            _ => Err(Error::new(format!("'{}' object has no attribute '{name}'", of.type_name()))),
+            _ => Err(Error::new(format!(
+                "'{}' object has no attribute '{name}'",
+                of.type_name()
+            ))),
         }
     }
 
@@ -52,9 +60,13 @@ impl Interpreter<'_> {
         let mut args = args.bind(name, ["/value", "/start", "/stop"], 1)?;
         let value = args.value(0);
         let values = self.iterate(of)?;
-        self.budget.spend(value.units().saturating_mul(1 + values.len() as u64))?;
+        self.budget
+            .spend(value.units().saturating_mul(1 + values.len() as u64))?;
         if name == "count" {
-            let count = values.iter().filter(|other| ops::equal(other, &value)).count();
+            let count = values
+                .iter()
+                .filter(|other| ops::equal(other, &value))
+                .count();
             return Ok(Value::Int(count as i128));
         }
         let fitted = |place: Option<i128>, default: usize| match place {

@@ -18,15 +18,23 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
     };
     let lower = digits.to_lowercase();
     let prefix = |mark: &str, of: u32| {
-        (base == of || base == 0).then(|| lower.strip_prefix(mark)).flatten().map(|digits| (digits, of))
+        (base == of || base == 0)
+            .then(|| lower.strip_prefix(mark))
+            .flatten()
+            .map(|digits| (digits, of))
     };
-    let prefixed = prefix("0x", 16).or_else(|| prefix("0o", 8)).or_else(|| prefix("0b", 2));
+    let prefixed = prefix("0x", 16)
+        .or_else(|| prefix("0o", 8))
+        .or_else(|| prefix("0b", 2));
     let (digits, base) = match prefixed {
         Some((digits, base)) => (digits.strip_prefix('_').unwrap_or(digits), base),
         None => (&*lower, if base == 0 { 10 } else { base }),
     };
     let digits = without_underscores(digits)?;
-    let ascii: String = digits.chars().map(|c| decimal_digit(c).unwrap_or(c)).collect();
+    let ascii: String = digits
+        .chars()
+        .map(|c| decimal_digit(c).unwrap_or(c))
+        .collect();
     if ascii.starts_with(['+', '-']) {
         return None;
     }
@@ -36,14 +44,22 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
 /// `float(text)`; `None` where Python raises a `ValueError`.
 pub(super) fn float_of(text: &str) -> Option<f64> {
     let digits = without_underscores(text.trim_matches(is_space))?;
-    digits.chars().map(|c| decimal_digit(c).unwrap_or(c)).collect::<String>().parse().ok()
+    digits
+        .chars()
+        .map(|c| decimal_digit(c).unwrap_or(c))
+        .collect::<String>()
+        .parse()
+        .ok()
 }
 
 /// Underscores can only stand between digits.
 fn without_underscores(text: &str) -> Option<String> {
     let chars: Vec<char> = text.chars().collect();
-    let is_digit =
-        |place: Option<usize>| place.and_then(|place| chars.get(place)).is_some_and(|c| c.is_alphanumeric());
+    let is_digit = |place: Option<usize>| {
+        place
+            .and_then(|place| chars.get(place))
+            .is_some_and(|c| c.is_alphanumeric())
+    };
     let is_good = |place: usize| is_digit(place.checked_sub(1)) && is_digit(Some(place + 1));
     let all_good = (0..chars.len()).all(|place| chars[place] != '_' || is_good(place));
     all_good.then(|| text.replace('_', ""))
@@ -52,7 +68,9 @@ fn without_underscores(text: &str) -> Option<String> {
 /// `int` of a float.
 pub(super) fn truncated(number: f64) -> Result<i128> {
     if !number.is_finite() {
-        return Err(Error::new("cannot convert float infinity or NaN to integer"));
+        return Err(Error::new(
+            "cannot convert float infinity or NaN to integer",
+        ));
     }
     if number.abs() >= 1.7e38 {
         return Err(Error::new("an integer has more than 127 bits"));
@@ -64,12 +82,19 @@ pub(super) fn truncated(number: f64) -> Result<i128> {
 pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
     let digits = digits.clamp(-400, 400) as i32;
     if let Some(number) = value.as_int() {
-        let Some(unit) = 10_i128.checked_pow(digits.min(0).unsigned_abs()) else { return Ok(Value::Int(0)) };
+        let Some(unit) = 10_i128.checked_pow(digits.min(0).unsigned_abs()) else {
+            return Ok(Value::Int(0));
+        };
         let (whole, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
         let is_up = rest * 2 > unit || (rest * 2 == unit && whole % 2 != 0);
         return Ok(Value::Int((whole + i128::from(is_up)) * unit));
     }
-    let error = || Error::new(format!("type {} doesn't define __round__ method", value.type_name()));
+    let error = || {
+        Error::new(format!(
+            "type {} doesn't define __round__ method",
+            value.type_name()
+        ))
+    };
     let number = value.as_float().ok_or_else(error)?;
     if !number.is_finite() {
         return Ok(Value::Float(number));
@@ -79,7 +104,9 @@ pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
         return Ok(Value::Float((number / unit).round_ties_even() * unit));
     }
     let text = numbers::float(number, FloatStyle::Fixed, digits as usize, false)?;
-    let magnitude: f64 = text.parse().map_err(|_| Error::new("a number cannot be rounded"))?;
+    let magnitude: f64 = text
+        .parse()
+        .map_err(|_| Error::new("a number cannot be rounded"))?;
     Ok(Value::Float(magnitude.copysign(number)))
 }
 

@@ -12,7 +12,10 @@ pub(crate) struct Error {
 
 impl Error {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), line: None }
+        Self {
+            message: message.into(),
+            line: None,
+        }
     }
 
     /// The template used up its budget of work.
@@ -22,7 +25,10 @@ impl Error {
 
     /// A text or a list above the limit.
     pub(super) fn too_large() -> Self {
-        Self::new(format!("it writes more than {} MiB", super::budget::LONGEST_TEXT >> 20))
+        Self::new(format!(
+            "it writes more than {} MiB",
+            super::budget::LONGEST_TEXT >> 20
+        ))
     }
 
     /// The same error with a line, unless it has one: the innermost statement knows best.

@@ -47,11 +47,19 @@ impl<'t> Interpreter<'t> {
             ExprKind::Not(of) => Ok(Value::Bool(!self.eval(of)?.truth())),
             ExprKind::And(left, right) => {
                 let left = self.eval(left)?;
-                if left.truth() { self.eval(right) } else { Ok(left) }
+                if left.truth() {
+                    self.eval(right)
+                } else {
+                    Ok(left)
+                }
             }
             ExprKind::Or(left, right) => {
                 let left = self.eval(left)?;
-                if left.truth() { Ok(left) } else { self.eval(right) }
+                if left.truth() {
+                    Ok(left)
+                } else {
+                    self.eval(right)
+                }
             }
             ExprKind::Signed(is_negative, of) => ops::signed(&self.eval(of)?, *is_negative),
             ExprKind::Arithmetic(operator, left, right) => self.arithmetic(*operator, left, right),
@@ -73,7 +81,9 @@ impl<'t> Interpreter<'t> {
 
     fn dict(&mut self, pairs: &'t [(Expr, Expr)]) -> Result<Value> {
         self.budget.spend(4 + pairs.len() as u64)?;
-        let pairs = pairs.iter().map(|(key, value)| Ok((self.eval(key)?, self.eval(value)?)));
+        let pairs = pairs
+            .iter()
+            .map(|(key, value)| Ok((self.eval(key)?, self.eval(value)?)));
         Value::dict(pairs.collect::<Result<_>>()?)
     }
 
@@ -95,7 +105,9 @@ impl<'t> Interpreter<'t> {
 
     /// A call of a `call` block, which hands its body to the macro.
     pub(super) fn call_with_caller(&mut self, call: &'t Expr, caller: Value) -> Result<Value> {
-        let ExprKind::Call(callee, args) = &call.kind else { return Err(Error::new("expected call")) };
+        let ExprKind::Call(callee, args) = &call.kind else {
+            return Err(Error::new("expected call"));
+        };
         let callee = self.eval(callee)?;
         let mut args = self.args(args)?;
         args.named.push(("caller".into(), caller));
@@ -121,9 +133,13 @@ impl<'t> Interpreter<'t> {
             };
             self.budget.spend(values.shallow_units())?;
             for (key, value) in dict.entries() {
-                let name = key.as_str().ok_or_else(|| Error::new("keywords must be strings"))?;
+                let name = key
+                    .as_str()
+                    .ok_or_else(|| Error::new("keywords must be strings"))?;
                 if all.named.iter().any(|(known, _)| **known == *name) {
-                    return Err(Error::new(format!("got multiple values for keyword argument '{name}'")));
+                    return Err(Error::new(format!(
+                        "got multiple values for keyword argument '{name}'"
+                    )));
                 }
                 all.named.push((name.into(), value.clone()));
             }
@@ -131,7 +147,12 @@ impl<'t> Interpreter<'t> {
         Ok(all)
     }
 
-    fn filter_expr(&mut self, input: Option<&'t Expr>, name: &Arc<str>, args: &'t CallArgs) -> Result<Value> {
+    fn filter_expr(
+        &mut self,
+        input: Option<&'t Expr>,
+        name: &Arc<str>,
+        args: &'t CallArgs,
+    ) -> Result<Value> {
         let input = match input {
             Some(input) => self.eval(input)?,
             None => self.inputs.last().cloned().unwrap_or(Value::None),
@@ -140,7 +161,12 @@ impl<'t> Interpreter<'t> {
         self.filter(name, input, args)
     }
 
-    fn arithmetic(&mut self, operator: Arithmetic, left: &'t Expr, right: &'t Expr) -> Result<Value> {
+    fn arithmetic(
+        &mut self,
+        operator: Arithmetic,
+        left: &'t Expr,
+        right: &'t Expr,
+    ) -> Result<Value> {
         let left = self.eval(left)?;
         let right = self.eval(right)?;
         if operator == Arithmetic::Mod && left.as_str().is_some() {
@@ -163,7 +189,12 @@ impl<'t> Interpreter<'t> {
         Ok(Value::Bool(true))
     }
 
-    pub(super) fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Result<bool> {
+    pub(super) fn compare(
+        &mut self,
+        comparison: Comparison,
+        left: &Value,
+        right: &Value,
+    ) -> Result<bool> {
         use Comparison as Op;
         let (work, symbol) = match comparison {
             // What walks the container. For an element of a list, it is compared with each one.
@@ -193,7 +224,9 @@ impl<'t> Interpreter<'t> {
             Value::Str(text) | Value::Markup(text) => text_units(text.len()),
             Value::Dict(_) if item.as_str().is_some() => 1,
             Value::Range(range) => range.len() as u64,
-            other => other.shallow_units().saturating_mul(item.units().min(other.units())),
+            other => other
+                .shallow_units()
+                .saturating_mul(item.units().min(other.units())),
         }
     }
 

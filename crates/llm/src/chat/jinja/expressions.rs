@@ -1,5 +1,5 @@
-//! Expressions, by Jinja2's grammar: `if`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**`, signs,
-//! postfixes, filters and tests, from the loosest to the tightest.
+//! Expressions, by Jinja2's grammar: `if`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`,
+//! `**`, signs, postfixes, filters and tests, from the loosest to the tightest.
 
 use super::ast::{CallArgs, Comparison, Conditional, Const, Expr, ExprKind};
 use super::error::{Error, Result};
@@ -25,9 +25,19 @@ impl Parser {
         let mut value = self.or()?;
         while self.skip_word("if") {
             let condition = self.or()?;
-            let other = if self.skip_word("else") { Some(self.expression()?) } else { None };
-            value =
-                self.expr(line, ExprKind::Conditional(Box::new(Conditional { condition, value, other })))?;
+            let other = if self.skip_word("else") {
+                Some(self.expression()?)
+            } else {
+                None
+            };
+            value = self.expr(
+                line,
+                ExprKind::Conditional(Box::new(Conditional {
+                    condition,
+                    value,
+                    other,
+                })),
+            )?;
         }
         self.leave();
         Ok(value)
@@ -45,7 +55,11 @@ impl Parser {
             if is_end {
                 break;
             }
-            values.push(if with_conditional { self.expression()? } else { self.or()? });
+            values.push(if with_conditional {
+                self.expression()?
+            } else {
+                self.or()?
+            });
             if !self.skip_op(",") {
                 break;
             }
@@ -139,13 +153,19 @@ impl Parser {
         while let Some((_, operator)) = operators.iter().find(|(sign, _)| self.is_op(sign)) {
             self.next();
             let right = operand(self)?;
-            left = self.expr(line, ExprKind::Arithmetic(*operator, Box::new(left), Box::new(right)))?;
+            left = self.expr(
+                line,
+                ExprKind::Arithmetic(*operator, Box::new(left), Box::new(right)),
+            )?;
         }
         Ok(left)
     }
 
     fn sum(&mut self) -> Result<Expr> {
-        self.arithmetic(&[("+", Arithmetic::Add), ("-", Arithmetic::Sub)], Self::concatenation)
+        self.arithmetic(
+            &[("+", Arithmetic::Add), ("-", Arithmetic::Sub)],
+            Self::concatenation,
+        )
     }
 
     fn concatenation(&mut self) -> Result<Expr> {
@@ -189,7 +209,11 @@ impl Parser {
             self.primary()?
         };
         let value = self.postfixes(value)?;
-        if with_filters { self.filters_and_tests(value) } else { Ok(value) }
+        if with_filters {
+            self.filters_and_tests(value)
+        } else {
+            Ok(value)
+        }
     }
 
     fn primary(&mut self) -> Result<Expr> {
@@ -300,9 +324,15 @@ impl Parser {
     /// An index or slice in square brackets after a value.
     fn subscript(&mut self, of: Expr) -> Result<ExprKind> {
         let line = self.line();
-        let start = if self.is_op(":") { None } else { Some(Box::new(self.expression()?)) };
+        let start = if self.is_op(":") {
+            None
+        } else {
+            Some(Box::new(self.expression()?))
+        };
         if !self.skip_op(":") {
-            let Some(first) = start else { return Err(self.unexpected("an expression")) };
+            let Some(first) = start else {
+                return Err(self.unexpected("an expression"));
+            };
             if self.skip_op("]") {
                 return Ok(ExprKind::Item(Box::new(of), first));
             }
@@ -316,10 +346,18 @@ impl Parser {
         }
         let bound = |parser: &mut Self| {
             let is_open = parser.is_op(":") || parser.is_op("]");
-            if is_open { Ok(None) } else { parser.expression().map(|value| Some(Box::new(value))) }
+            if is_open {
+                Ok(None)
+            } else {
+                parser.expression().map(|value| Some(Box::new(value)))
+            }
         };
         let stop = bound(self)?;
-        let step = if self.skip_op(":") { bound(self)? } else { None };
+        let step = if self.skip_op(":") {
+            bound(self)?
+        } else {
+            None
+        };
         self.expect_op("]")?;
         Ok(ExprKind::Slice(Box::new(of), [start, stop, step]))
     }
@@ -355,7 +393,10 @@ impl Parser {
                 return Err(invalid());
             }
             args.all_named = Some(Box::new(self.expression()?));
-        } else if matches!((self.peek(), self.look(1)), (TokenKind::Name(_), TokenKind::Op("="))) {
+        } else if matches!(
+            (self.peek(), self.look(1)),
+            (TokenKind::Name(_), TokenKind::Op("="))
+        ) {
             if is_last {
                 return Err(invalid());
             }
@@ -396,7 +437,11 @@ impl Parser {
             }
             let line = self.line();
             let name = self.dotted_name()?;
-            let args = if self.is_op("(") { self.call_args()? } else { CallArgs::default() };
+            let args = if self.is_op("(") {
+                self.call_args()?
+            } else {
+                CallArgs::default()
+            };
             input = Some(self.expr(line, ExprKind::Filter(input.map(Box::new), name, args))?);
         }
     }
@@ -425,11 +470,18 @@ impl Parser {
                 return Err(Error::new("You cannot chain multiple tests with is").at(line));
             }
             let argument = self.primary()?;
-            CallArgs { positional: vec![self.postfixes(argument)?], ..CallArgs::default() }
+            CallArgs {
+                positional: vec![self.postfixes(argument)?],
+                ..CallArgs::default()
+            }
         } else {
             CallArgs::default()
         };
         let test = self.expr(line, ExprKind::Test(Box::new(value), name, args))?;
-        if is_negated { self.expr(line, ExprKind::Not(Box::new(test))) } else { Ok(test) }
+        if is_negated {
+            self.expr(line, ExprKind::Not(Box::new(test)))
+        } else {
+            Ok(test)
+        }
     }
 }

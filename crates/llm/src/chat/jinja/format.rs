@@ -84,7 +84,11 @@ impl Spec {
         let is_filled_inside = self.align == Some('=') || self.has_zeros && self.align.is_none();
         let digits = match self.grouping {
             Some(separator) => {
-                let group = if self.letter.is_some_and(|c| "boxX".contains(c)) { 4 } else { 3 };
+                let group = if self.letter.is_some_and(|c| "boxX".contains(c)) {
+                    4
+                } else {
+                    3
+                };
                 let width = if is_filled_inside && self.fill == '0' {
                     self.width.saturating_sub(head.len())
                 } else {
@@ -97,7 +101,11 @@ impl Spec {
         if is_filled_inside {
             let mut text = Text::default();
             text.push(&head)?;
-            text.pad(self.fill, self.width.saturating_sub(head.len() + digits.chars().count()))?;
+            text.pad(
+                self.fill,
+                self.width
+                    .saturating_sub(head.len() + digits.chars().count()),
+            )?;
             text.push(&digits)?;
             return Ok(text.into_string());
         }
@@ -121,7 +129,10 @@ impl Spec {
 
 /// A number at a place, which moves past it.
 fn digits(chars: &[char], place: &mut usize) -> Result<Option<usize>> {
-    let text: String = chars[*place..].iter().take_while(|c| c.is_ascii_digit()).collect();
+    let text: String = chars[*place..]
+        .iter()
+        .take_while(|c| c.is_ascii_digit())
+        .collect();
     *place += text.len();
     if text.is_empty() {
         return Ok(None);
@@ -135,24 +146,41 @@ fn float(spec: &Spec, number: f64) -> Result<String> {
     let digits = match lower {
         Some('f') => numbers::float(number, FloatStyle::Fixed, precision, spec.is_alternate)?,
         Some('e') => numbers::float(number, FloatStyle::Scientific, precision, spec.is_alternate)?,
-        Some('g' | 'n') => numbers::float(number, FloatStyle::General, precision, spec.is_alternate)?,
-        Some('%') => numbers::float(number * 100.0, FloatStyle::Fixed, precision, spec.is_alternate)? + "%",
+        Some('g' | 'n') => {
+            numbers::float(number, FloatStyle::General, precision, spec.is_alternate)?
+        }
+        Some('%') => {
+            numbers::float(
+                number * 100.0,
+                FloatStyle::Fixed,
+                precision,
+                spec.is_alternate,
+            )? + "%"
+        }
         None if spec.precision.is_none() => float_repr(number.abs()),
         None => numbers::float(number, FloatStyle::Plain, precision, spec.is_alternate)?,
         Some(letter) => return Err(unknown_code(letter, "float")),
     };
-    let digits = if spec.letter != lower { digits.to_uppercase() } else { digits };
+    let digits = if spec.letter != lower {
+        digits.to_uppercase()
+    } else {
+        digits
+    };
     spec.number(number.is_sign_negative() && !number.is_nan(), "", digits)
 }
 
 fn integer(spec: &Spec, number: i128) -> Result<String> {
     let letter = spec.letter.unwrap_or('d');
     match letter {
-        'b' | 'd' | 'n' | 'o' | 'x' | 'X' if spec.precision.is_some() => {
-            Err(Error::new("Precision not allowed in integer format specifier"))
-        }
+        'b' | 'd' | 'n' | 'o' | 'x' | 'X' if spec.precision.is_some() => Err(Error::new(
+            "Precision not allowed in integer format specifier",
+        )),
         'b' | 'd' | 'n' | 'o' | 'x' | 'X' => {
-            let prefix = if spec.is_alternate { numbers::radix_prefix(letter) } else { "" };
+            let prefix = if spec.is_alternate {
+                numbers::radix_prefix(letter)
+            } else {
+                ""
+            };
             spec.number(number < 0, prefix, numbers::integer(number, letter))
         }
         'c' => {
@@ -172,12 +200,17 @@ fn text(spec: &Spec, text: &str) -> Result<String> {
     if spec.align == Some('=') || spec.sign != '-' || spec.grouping.is_some() {
         return Err(Error::new("the format specifier does not suit a string"));
     }
-    let shortened: String = text.chars().take(spec.precision.unwrap_or(usize::MAX)).collect();
+    let shortened: String = text
+        .chars()
+        .take(spec.precision.unwrap_or(usize::MAX))
+        .collect();
     spec.padded(&shortened, '<')
 }
 
 fn unknown_code(letter: char, of: &str) -> Error {
-    Error::new(format!("Unknown format code '{letter}' for object of type '{of}'"))
+    Error::new(format!(
+        "Unknown format code '{letter}' for object of type '{of}'"
+    ))
 }
 
 /// A replacement field of a format string: the parts between its braces.
@@ -198,11 +231,15 @@ impl Interpreter<'_> {
         }
         let made = match value {
             Value::Str(of) | Value::Markup(of) => text(&Spec::parse(spec)?, of),
-            Value::Int(_) | Value::Bool(_) => integer(&Spec::parse(spec)?, value.as_int().unwrap_or(0)),
+            Value::Int(_) | Value::Bool(_) => {
+                integer(&Spec::parse(spec)?, value.as_int().unwrap_or(0))
+            }
             Value::Float(number) => float(&Spec::parse(spec)?, *number),
             other => {
                 let of = other.type_name();
-                Err(Error::new(format!("unsupported format string passed to {of}.__format__")))
+                Err(Error::new(format!(
+                    "unsupported format string passed to {of}.__format__"
+                )))
             }
         };
         made.map(Arc::from)
@@ -291,7 +328,9 @@ impl Interpreter<'_> {
                 path = &after[end..];
             } else {
                 let after = path.strip_prefix('[').unwrap_or(path);
-                let end = after.find(']').ok_or_else(|| Error::new("Missing ']' in format string"))?;
+                let end = after
+                    .find(']')
+                    .ok_or_else(|| Error::new("Missing ']' in format string"))?;
                 let key = match after[..end].parse() {
                     Ok(number) => Value::Int(number),
                     Err(_) => Value::str(&after[..end]),
@@ -307,8 +346,9 @@ impl Interpreter<'_> {
 fn argument(name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value> {
     let out_of_range = || Error::new("Replacement index out of range for positional args tuple");
     if name.is_empty() {
-        let error =
-            || Error::new("cannot switch from manual field specification to automatic field numbering");
+        let error = || {
+            Error::new("cannot switch from manual field specification to automatic field numbering")
+        };
         let place = automatic.ok_or_else(error)?;
         *automatic = Some(place + 1);
         return args.positional.get(place).cloned().ok_or_else(out_of_range);
@@ -323,7 +363,9 @@ fn argument(name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value>
         return args.positional.get(place).cloned().ok_or_else(out_of_range);
     }
     let named = args.named.iter().find(|(known, _)| **known == *name);
-    named.map(|(_, value)| value.clone()).ok_or_else(|| Error::new(format!("KeyError: {}", str_repr(name))))
+    named
+        .map(|(_, value)| value.clone())
+        .ok_or_else(|| Error::new(format!("KeyError: {}", str_repr(name))))
 }
 
 /// Where the bracket of a field closes.
@@ -353,7 +395,11 @@ impl<'a> Field<'a> {
                 }
             }
         };
-        Ok(Self { name, conversion, spec })
+        Ok(Self {
+            name,
+            conversion,
+            spec,
+        })
     }
 }
 
@@ -361,7 +407,11 @@ impl<'a> Field<'a> {
 pub(super) fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_ascii() { out.push(c) } else { super::print::push_escaped(c, &mut out) }
+        if c.is_ascii() {
+            out.push(c)
+        } else {
+            super::print::push_escaped(c, &mut out)
+        }
     }
     out
 }

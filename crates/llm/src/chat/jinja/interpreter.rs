@@ -63,13 +63,17 @@ impl<'t> Interpreter<'t> {
 
     fn write(&mut self, text: &str) -> Result<()> {
         self.budget.spend(text_units(text.len()))?;
-        self.outputs.last_mut().map_or(Ok(()), |output| output.push(text))
+        self.outputs
+            .last_mut()
+            .map_or(Ok(()), |output| output.push(text))
     }
 
     fn body(&mut self, body: &'t [Stmt]) -> Result<Flow> {
         self.budget.enter()?;
         for statement in body {
-            let flow = self.statement(statement).map_err(|error| error.at(statement.line))?;
+            let flow = self
+                .statement(statement)
+                .map_err(|error| error.at(statement.line))?;
             if flow != Flow::Next {
                 self.budget.leave();
                 return Ok(flow);
@@ -97,7 +101,9 @@ impl<'t> Interpreter<'t> {
                 let value = self.eval(value)?;
                 self.assign(target, value)?;
             }
-            StmtKind::SetBlock(target, filter, body) => return self.set_block(target, filter.as_ref(), body),
+            StmtKind::SetBlock(target, filter, body) => {
+                return self.set_block(target, filter.as_ref(), body);
+            }
             StmtKind::With(values, body) => return self.with(values, body),
             StmtKind::Macro(node) => self.define(node)?,
             StmtKind::Call(call, node) => {
@@ -108,7 +114,11 @@ impl<'t> Interpreter<'t> {
             StmtKind::Filter(filter, body) => return self.filter_block(filter, body),
             StmtKind::Scope(body) => return self.scoped(self.scopes.current, body),
             StmtKind::Block { body, is_scoped } => {
-                let parent = if *is_scoped { self.scopes.current } else { ROOT };
+                let parent = if *is_scoped {
+                    self.scopes.current
+                } else {
+                    ROOT
+                };
                 return self.scoped(parent, body);
             }
             StmtKind::Break => return Ok(Flow::Break),
@@ -128,7 +138,11 @@ impl<'t> Interpreter<'t> {
         self.write(&text)
     }
 
-    fn conditional(&mut self, branches: &'t [(Expr, Vec<Stmt>)], otherwise: &'t [Stmt]) -> Result<Flow> {
+    fn conditional(
+        &mut self,
+        branches: &'t [(Expr, Vec<Stmt>)],
+        otherwise: &'t [Stmt],
+    ) -> Result<Flow> {
         for (condition, body) in branches {
             if self.eval(condition)?.truth() {
                 return self.body(body);
@@ -139,7 +153,9 @@ impl<'t> Interpreter<'t> {
 
     fn with(&mut self, values: &'t [(Target, Expr)], body: &'t [Stmt]) -> Result<Flow> {
         let outer = self.scopes.current;
-        let values = values.iter().map(|(target, value)| Ok((target, self.eval(value)?)));
+        let values = values
+            .iter()
+            .map(|(target, value)| Ok((target, self.eval(value)?)));
         let values = values.collect::<Result<Vec<_>>>()?;
         let back = self.scopes.enter(outer);
         for (target, value) in values {
@@ -161,7 +177,12 @@ impl<'t> Interpreter<'t> {
         Value::str(self.outputs.pop().unwrap_or_default().into_string())
     }
 
-    fn set_block(&mut self, target: &'t Target, filter: Option<&'t Expr>, body: &'t [Stmt]) -> Result<Flow> {
+    fn set_block(
+        &mut self,
+        target: &'t Target,
+        filter: Option<&'t Expr>,
+        body: &'t [Stmt],
+    ) -> Result<Flow> {
         let (flow, text) = self.captured(self.scopes.current, body)?;
         if flow != Flow::Next {
             return Ok(flow);
@@ -196,7 +217,9 @@ impl<'t> Interpreter<'t> {
             Target::Name(name) => self.scopes.set(name, value),
             Target::Attribute(name, attribute) => {
                 let Some(Value::Namespace(index)) = self.scopes.get(name) else {
-                    return Err(Error::new("cannot assign attribute on non-namespace object"));
+                    return Err(Error::new(
+                        "cannot assign attribute on non-namespace object",
+                    ));
                 };
                 let attributes = &mut self.namespaces[*index];
                 match attributes.iter_mut().find(|(known, _)| known == attribute) {
@@ -208,7 +231,11 @@ impl<'t> Interpreter<'t> {
                 let values = self.iterate(&value)?;
                 if values.len() != targets.len() {
                     let (expected, given) = (targets.len(), values.len());
-                    let few = if given < expected { "not enough" } else { "too many" };
+                    let few = if given < expected {
+                        "not enough"
+                    } else {
+                        "too many"
+                    };
                     return Err(Error::new(format!(
                         "{few} values to unpack (expected {expected}, got {given})"
                     )));
@@ -235,7 +262,8 @@ impl<'t> Interpreter<'t> {
 
     /// `loop(items)` of a recursive loop: the text of its body over other items.
     pub(super) fn recurse(&mut self, state: &Loop, items: &Value) -> Result<Value> {
-        let error = || Error::new("The loop must have the 'recursive' marker to be called recursively.");
+        let error =
+            || Error::new("The loop must have the 'recursive' marker to be called recursively.");
         let recursion = state.recursion.ok_or_else(error)?;
         let &(node, scope) = self.recursions.get(recursion).ok_or_else(error)?;
         let back = std::mem::replace(&mut self.scopes.current, scope);
@@ -288,7 +316,12 @@ impl<'t> Interpreter<'t> {
     }
 
     /// The items for which the condition of the loop holds.
-    fn chosen(&mut self, node: &'t For, items: Vec<Value>, condition: &'t Expr) -> Result<Vec<Value>> {
+    fn chosen(
+        &mut self,
+        node: &'t For,
+        items: Vec<Value>,
+        condition: &'t Expr,
+    ) -> Result<Vec<Value>> {
         let mut chosen = Vec::new();
         for item in items {
             let back = self.scopes.enter(self.scopes.current);
@@ -327,9 +360,15 @@ impl<'t> Interpreter<'t> {
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
         use super::value::ViewKind;
         // Each character becomes a value.
-        let units = value.as_str().map_or_else(|| value.shallow_units(), |text| text.len() as u64);
+        let units = value
+            .as_str()
+            .map_or_else(|| value.shallow_units(), |text| text.len() as u64);
         self.budget.spend(units)?;
-        check_list(if value.as_str().is_some() { value.len() } else { Some(0) })?;
+        check_list(if value.as_str().is_some() {
+            value.len()
+        } else {
+            Some(0)
+        })?;
         Ok(match value {
             Value::Undefined(_) => Vec::new(),
             Value::List(items) | Value::Tuple(items) => items.values().to_vec(),
@@ -339,11 +378,14 @@ impl<'t> Interpreter<'t> {
             Value::Dict(dict) | Value::View(ViewKind::Keys, dict) => {
                 dict.entries().iter().map(|(key, _)| key.clone()).collect()
             }
-            Value::View(ViewKind::Values, dict) => {
-                dict.entries().iter().map(|(_, value)| value.clone()).collect()
-            }
+            Value::View(ViewKind::Values, dict) => dict
+                .entries()
+                .iter()
+                .map(|(_, value)| value.clone())
+                .collect(),
             Value::View(ViewKind::Items, dict) => {
-                let pair = |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()]);
+                let pair =
+                    |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()]);
                 dict.entries().iter().map(pair).collect::<Result<_>>()?
             }
             Value::Range(range) => {
@@ -352,7 +394,10 @@ impl<'t> Interpreter<'t> {
             }
             Value::Iterator(stream) => stream.take_all(),
             other => {
-                return Err(Error::new(format!("'{}' object is not iterable", other.type_name())));
+                return Err(Error::new(format!(
+                    "'{}' object is not iterable",
+                    other.type_name()
+                )));
             }
         })
     }

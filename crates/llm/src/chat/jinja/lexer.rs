@@ -1,4 +1,5 @@
-//! A template's text in tokens, by the rules of Jinja2's lexer with `trim_blocks` and `lstrip_blocks`.
+//! A template's text in tokens, by the rules of Jinja2's lexer with `trim_blocks` and
+//! `lstrip_blocks`.
 
 use super::error::{Error, Result};
 use super::literals;
@@ -29,8 +30,8 @@ pub(super) enum TokenKind {
 
 /// Operators, longer ones first.
 const OPERATORS: [&str; 26] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
-    "=", ".", ":", "|", ",", ";",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
+    ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
 /// What a tag is closed by.
@@ -43,7 +44,13 @@ enum Tag {
 /// The tokens of a template.
 pub(super) fn tokens(source: &str) -> Result<Vec<Token>> {
     let source = normalized(source);
-    let mut lexer = Lexer { source: &source, position: 0, line: 1, is_line_start: true, tokens: Vec::new() };
+    let mut lexer = Lexer {
+        source: &source,
+        position: 0,
+        line: 1,
+        is_line_start: true,
+        tokens: Vec::new(),
+    };
     lexer.run().map_err(|error| error.at(lexer.line))?;
     Ok(lexer.tokens)
 }
@@ -85,12 +92,18 @@ impl<'a> Lexer<'a> {
     }
 
     fn push(&mut self, kind: TokenKind) {
-        self.tokens.push(Token { kind, line: self.line });
+        self.tokens.push(Token {
+            kind,
+            line: self.line,
+        });
     }
 
     fn run(&mut self) -> Result<()> {
         while !self.rest().is_empty() {
-            let found = ["{{", "{%", "{#"].iter().filter_map(|begin| self.rest().find(begin)).min();
+            let found = ["{{", "{%", "{#"]
+                .iter()
+                .filter_map(|begin| self.rest().find(begin))
+                .min();
             let Some(start) = found else {
                 self.push(TokenKind::Data(self.rest().to_owned()));
                 self.advance(self.rest().len());
@@ -124,7 +137,11 @@ impl<'a> Lexer<'a> {
             None if is_block => {
                 let line = text.rfind('\n').map_or(0, |place| place + 1);
                 let is_whole = line > 0 || self.is_line_start;
-                if is_whole && text[line..].chars().all(is_space) { &text[..line] } else { text }
+                if is_whole && text[line..].chars().all(is_space) {
+                    &text[..line]
+                } else {
+                    text
+                }
             }
             _ => text,
         };
@@ -134,7 +151,10 @@ impl<'a> Lexer<'a> {
     }
 
     fn comment(&mut self) -> Result<()> {
-        let end = self.rest().find("#}").ok_or_else(|| Error::new("Missing end of comment tag"))?;
+        let end = self
+            .rest()
+            .find("#}")
+            .ok_or_else(|| Error::new("Missing end of comment tag"))?;
         let sign = self.rest()[..end].chars().next_back();
         let after = &self.rest()[end + 2..];
         let space = match sign {
@@ -172,7 +192,11 @@ impl<'a> Lexer<'a> {
         let mut open = Vec::new();
         while !self.rest().is_empty() {
             // Inside of brackets `}}` closes two of them.
-            let closing = if open.is_empty() { tag_end(self.rest(), tag) } else { None };
+            let closing = if open.is_empty() {
+                tag_end(self.rest(), tag)
+            } else {
+                None
+            };
             if let Some(bytes) = closing {
                 self.push(end);
                 self.advance(bytes);
@@ -201,13 +225,18 @@ impl<'a> Lexer<'a> {
             return literals::number(rest, follows_dot);
         }
         if first.is_alphanumeric() || first == '_' {
-            let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+            let end = rest
+                .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+                .unwrap_or(rest.len());
             return Ok((TokenKind::Name(rest[..end].into()), end));
         }
         if matches!(first, '"' | '\'') {
             return literals::string(rest);
         }
-        match OPERATORS.iter().find(|operator| rest.starts_with(**operator)) {
+        match OPERATORS
+            .iter()
+            .find(|operator| rest.starts_with(**operator))
+        {
             Some(operator) => Ok((TokenKind::Op(operator), operator.len())),
             None => Err(Error::new(format!("unexpected char '{first}'"))),
         }
@@ -226,7 +255,9 @@ fn balance(open: &mut Vec<&'static str>, operator: &str) -> Result<()> {
         "}" | ")" | "]" => match open.pop() {
             Some(expected) if expected == operator => {}
             Some(expected) => {
-                return Err(Error::new(format!("unexpected '{operator}', expected '{expected}'")));
+                return Err(Error::new(format!(
+                    "unexpected '{operator}', expected '{expected}'"
+                )));
             }
             None => return Err(Error::new(format!("unexpected '{operator}'"))),
         },
@@ -238,16 +269,23 @@ fn balance(open: &mut Vec<&'static str>, operator: &str) -> Result<()> {
 /// Bytes of the end of a tag where one stands here, with the white space that it takes away.
 fn tag_end(text: &str, tag: Tag) -> Option<usize> {
     let mark = if tag == Tag::Variable { "}}" } else { "%}" };
-    if let Some(after) = text.strip_prefix('-').and_then(|text| text.strip_prefix(mark)) {
+    if let Some(after) = text
+        .strip_prefix('-')
+        .and_then(|text| text.strip_prefix(mark))
+    {
         return Some(3 + spaces(after));
     }
     if tag == Tag::Variable {
         return text.starts_with(mark).then_some(2);
     }
-    if text.strip_prefix('+').is_some_and(|text| text.starts_with(mark)) {
+    if text
+        .strip_prefix('+')
+        .is_some_and(|text| text.starts_with(mark))
+    {
         return Some(3);
     }
-    text.strip_prefix(mark).map(|after| 2 + usize::from(after.starts_with('\n')))
+    text.strip_prefix(mark)
+        .map(|after| 2 + usize::from(after.starts_with('\n')))
 }
 
 /// A `raw` or `endraw` tag: its first sign and its length, the white space it takes away included.

@@ -33,7 +33,11 @@ pub(super) fn number(text: &str, follows_dot: bool) -> Result<(TokenKind, usize)
 }
 
 /// Length of digits with single underscores between them.
-fn digits_len(text: &str, is_digit: impl Fn(char) -> bool, may_begin_with_underscore: bool) -> usize {
+fn digits_len(
+    text: &str,
+    is_digit: impl Fn(char) -> bool,
+    may_begin_with_underscore: bool,
+) -> usize {
     let mut len = 0;
     let mut was_digit = may_begin_with_underscore;
     for (place, c) in text.char_indices() {
@@ -53,11 +57,19 @@ fn digits_len(text: &str, is_digit: impl Fn(char) -> bool, may_begin_with_unders
 fn float_len(text: &str) -> Option<usize> {
     let digits = |text: &str| {
         let starts = text.starts_with(|c: char| c.is_ascii_digit());
-        if starts { digits_len(text, |c| c.is_ascii_digit(), false) } else { 0 }
+        if starts {
+            digits_len(text, |c| c.is_ascii_digit(), false)
+        } else {
+            0
+        }
     };
     let whole = digits(text);
     let fraction = text[whole..].strip_prefix('.').map_or(0, digits);
-    let mantissa = if fraction > 0 { whole + 1 + fraction } else { whole };
+    let mantissa = if fraction > 0 {
+        whole + 1 + fraction
+    } else {
+        whole
+    };
     let exponent = text[mantissa..].strip_prefix(['e', 'E']).map_or(0, |text| {
         let sign = usize::from(text.starts_with(['+', '-']));
         match digits(&text[sign..]) {
@@ -80,7 +92,9 @@ pub(super) fn string(text: &str) -> Result<(TokenKind, usize)> {
             _ => {}
         }
     }
-    Err(Error::new(format!("unexpected char {quote:?}: the string has no end")))
+    Err(Error::new(format!(
+        "unexpected char {quote:?}: the string has no end"
+    )))
 }
 
 /// Python's `unicode-escape` codec.
@@ -89,7 +103,9 @@ fn unescaped(text: &str) -> Result<String> {
     let mut rest = text;
     while let Some(place) = rest.find('\\') {
         out.push_str(&rest[..place]);
-        let Some(c) = rest[place + 1..].chars().next() else { break };
+        let Some(c) = rest[place + 1..].chars().next() else {
+            break;
+        };
         rest = &rest[place + 1 + c.len_utf8()..];
         match c {
             '\n' => {}
@@ -102,21 +118,29 @@ fn unescaped(text: &str) -> Result<String> {
             't' => out.push('\t'),
             'v' => out.push('\u{b}'),
             '0'..='7' => {
-                let more = rest.bytes().take(2).take_while(|byte| (b'0'..=b'7').contains(byte)).count();
+                let more = rest
+                    .bytes()
+                    .take(2)
+                    .take_while(|byte| (b'0'..=b'7').contains(byte))
+                    .count();
                 let code = u32::from_str_radix(&format!("{c}{}", &rest[..more]), 8).ok();
                 out.push(character(code)?);
                 rest = &rest[more..];
             }
             'x' | 'u' | 'U' => {
                 let digits = [2, 4, 8][usize::from(c != 'x') + usize::from(c == 'U')];
-                let hexadecimal =
-                    rest.get(..digits).filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
+                let hexadecimal = rest
+                    .get(..digits)
+                    .filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
                 let error = || Error::new(format!("truncated \\{c}{} escape", "X".repeat(digits)));
-                out.push(character(u32::from_str_radix(hexadecimal.ok_or_else(error)?, 16).ok())?);
+                out.push(character(
+                    u32::from_str_radix(hexadecimal.ok_or_else(error)?, 16).ok(),
+                )?);
                 rest = &rest[digits..];
             }
             'N' => return Err(Error::new("\\N escapes of characters by name are not read")),
-            // Jinja2 hands characters to the codec as escapes, of which the backslash spoils the first sign.
+            // Jinja2 hands characters to the codec as escapes, of which the backslash spoils the
+            // first sign.
             c if !c.is_ascii() => super::print::push_escaped(c, &mut out),
             c => out.extend(['\\', c]),
         }

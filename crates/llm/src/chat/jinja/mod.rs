@@ -1,13 +1,15 @@
-//! The template language of chat templates: Jinja2 over Python's values, in the sandbox that transformers renders
-//! them in (`transformers/utils/chat_template_utils.py`: `ImmutableSandboxedEnvironment` with `trim_blocks`,
-//! `lstrip_blocks`, `break` and `continue`, its own `tojson`, `raise_exception`, `strftime_now` and `generation`).
+//! The template language of chat templates: Jinja2 over Python's values, in the sandbox that
+//! transformers renders them in (`transformers/utils/chat_template_utils.py`:
+//! `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks`, `break` and `continue`, its
+//! own `tojson`, `raise_exception`, `strftime_now` and `generation`).
 //!
-//! It is an engine of its own because a template's text is a model's input: one space or quote that another
-//! engine prints differently is a different prompt. What Jinja2 leaves to Python (how values print, `%`, slices,
-//! methods of `str` and `dict`, the order of keys) cannot be laid over an engine with values of another language.
+//! It is an engine of its own because a template's text is a model's input: one space or quote that
+//! another engine prints differently is a different prompt. What Jinja2 leaves to Python (how
+//! values print, `%`, slices, methods of `str` and `dict`, the order of keys) cannot be laid over
+//! an engine with values of another language.
 //!
-//! Text becomes tokens ([`lexer`]), tokens become a tree ([`parser`], [`expressions`]), and an [`interpreter`] walks
-//! it once for each rendering, within a [`budget`].
+//! Text becomes tokens ([`lexer`]), tokens become a tree ([`parser`], [`expressions`]), and an
+//! [`interpreter`] walks it once for each rendering, within a [`budget`].
 
 mod args;
 mod ast;
@@ -49,17 +51,23 @@ pub(crate) struct Template {
 
 impl Template {
     pub(crate) fn new(source: &str) -> Result<Self, Error> {
-        Ok(Self { body: parser::parse(source)? })
+        Ok(Self {
+            body: parser::parse(source)?,
+        })
     }
 
-    /// The text of the template with these variables, of which a later one hides an earlier one of its name.
+    /// The text of the template with these variables, of which a later one hides an earlier one of
+    /// its name.
     pub(crate) fn render<'a>(
         &self,
         variables: impl Iterator<Item = (&'a str, &'a serde_json::Value)>,
     ) -> Result<String, Error> {
-        let functions = calls::FUNCTIONS.iter().map(|function| (function.name(), Value::Function(*function)));
-        let mut context: Vec<(Arc<str>, Value)> =
-            functions.map(|(name, value)| (name.into(), value)).collect();
+        let functions = calls::FUNCTIONS
+            .iter()
+            .map(|function| (function.name(), Value::Function(*function)));
+        let mut context: Vec<(Arc<str>, Value)> = functions
+            .map(|(name, value)| (name.into(), value))
+            .collect();
         for (name, json) in variables {
             let value = value::of_json(json)?;
             match context.iter_mut().find(|(known, _)| **known == *name) {
@@ -103,7 +111,10 @@ mod tests {
             "{% set l = range(100000) | list %}{% for a in range(100000) %}{{ a in l }}{% endfor %}",
             "{% set ns = namespace(s='') %}{% for a in range(100000) %}{% set ns.s = ns.s ~ 'abcdefghijklmnop' * 64 %}{% endfor %}",
         ] {
-            assert!(error(template).contains("it does not come to an end"), "{template}");
+            assert!(
+                error(template).contains("it does not come to an end"),
+                "{template}"
+            );
         }
     }
 
@@ -132,7 +143,10 @@ mod tests {
             "{% for a in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}",
         ] {
             let error = error(template);
-            assert!(error.contains("it writes more than 64 MiB"), "{template}: {error}");
+            assert!(
+                error.contains("it writes more than 64 MiB"),
+                "{template}: {error}"
+            );
         }
         assert!(error("{{ long | sort }}").contains("a list of more than"));
         assert!(error("{{ [1] * 10 ** 9 }}").contains("a list of more than"));
@@ -175,7 +189,8 @@ mod tests {
         }
     }
 
-    /// A value that holds another twice at every level is small in memory and huge when it is printed.
+    /// A value that holds another twice at every level is small in memory and huge when it is
+    /// printed.
     #[test]
     fn values_that_share_their_parts_are_not_walked_without_end() {
         let doubled = "{% set ns = namespace(v='x', w='x') %}{% for i in range(100) %}{% set ns.v = [ns.v, ns.v] %}\
@@ -187,7 +202,10 @@ mod tests {
             "{{ ns.v < ns.w }}",
             "{{ ns.v | pprint }}",
         ] {
-            assert!(error(&format!("{doubled}{use_of}")).contains("does not come to an end"), "{use_of}");
+            assert!(
+                error(&format!("{doubled}{use_of}")).contains("does not come to an end"),
+                "{use_of}"
+            );
         }
     }
 
@@ -197,7 +215,10 @@ mod tests {
         let messages = serde_json::Value::Array(vec![message; 20_000]);
         let template = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 2) %}\
                         {{ '<|im_start|>' + m['role'] + '\\n' + m['content'] | trim + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}";
-        let text = Template::new(template).unwrap().render([("messages", &messages)].into_iter()).unwrap();
+        let text = Template::new(template)
+            .unwrap()
+            .render([("messages", &messages)].into_iter())
+            .unwrap();
         assert!(text.len() > 20_000_000);
     }
 }

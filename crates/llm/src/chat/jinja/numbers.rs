@@ -21,7 +21,12 @@ pub(super) enum FloatStyle {
 }
 
 /// The magnitude of a float with a number of digits, in lower case. `keeps_point` is `#`.
-pub(super) fn float(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) -> Result<String> {
+pub(super) fn float(
+    number: f64,
+    style: FloatStyle,
+    precision: usize,
+    keeps_point: bool,
+) -> Result<String> {
     let number = number.abs();
     if number.is_nan() || number.is_infinite() {
         return Ok(float_repr(number));
@@ -29,14 +34,24 @@ pub(super) fn float(number: f64, style: FloatStyle, precision: usize, keeps_poin
     Ok(match style {
         FloatStyle::Fixed => {
             let text = fixed(number, precision)?;
-            if keeps_point && precision == 0 { text + "." } else { text }
+            if keeps_point && precision == 0 {
+                text + "."
+            } else {
+                text
+            }
         }
         FloatStyle::Scientific => {
             let (mantissa, exponent) = scientific(number, precision)?;
-            let point = if keeps_point && precision == 0 { "." } else { "" };
+            let point = if keeps_point && precision == 0 {
+                "."
+            } else {
+                ""
+            };
             format!("{mantissa}{point}{}", exponent_text(exponent))
         }
-        FloatStyle::General | FloatStyle::Plain => general(number, style, precision.max(1), keeps_point)?,
+        FloatStyle::General | FloatStyle::Plain => {
+            general(number, style, precision.max(1), keeps_point)?
+        }
     })
 }
 
@@ -52,7 +67,10 @@ fn general(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) 
         mantissa
     };
     let digits = match digits.contains('.') {
-        true if !keeps_point => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        true if !keeps_point => digits
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_owned(),
         false if keeps_point => digits + ".",
         _ => digits,
     };
@@ -71,7 +89,10 @@ fn fixed(number: f64, decimals: usize) -> Result<String> {
 fn scientific(number: f64, decimals: usize) -> Result<(String, i32)> {
     let text = format!("{number:.*e}", decimals.min(DECIMALS));
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    Ok((with_zeros(mantissa.to_owned(), decimals)?, exponent.parse().unwrap_or(0)))
+    Ok((
+        with_zeros(mantissa.to_owned(), decimals)?,
+        exponent.parse().unwrap_or(0),
+    ))
 }
 
 fn with_zeros(digits: String, decimals: usize) -> Result<String> {
@@ -109,10 +130,13 @@ pub(super) fn radix_prefix(letter: char) -> &'static str {
     }
 }
 
-/// The integer part of digits with a separator between groups, and with zeros before it up to a width.
+/// The integer part of digits with a separator between groups, and with zeros before it up to a
+/// width.
 pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize) -> Result<String> {
     check_text(Some(width))?;
-    let end = digits.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(digits.len());
+    let end = digits
+        .find(|c: char| !c.is_ascii_hexdigit())
+        .unwrap_or(digits.len());
     let (whole, rest) = digits.split_at(end);
     let mut whole = whole.to_owned();
     let len_with = |digits: usize| digits + (digits.max(1) - 1) / group;

@@ -53,7 +53,10 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
     };
     result.ok_or_else(|| {
         let (left, right) = (left.type_name(), right.type_name());
-        Error::new(format!("unsupported operand type(s) for {}: '{left}' and '{right}'", operator.symbol()))
+        Error::new(format!(
+            "unsupported operand type(s) for {}: '{left}' and '{right}'",
+            operator.symbol()
+        ))
     })
 }
 
@@ -73,17 +76,26 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
             let is_above = a % b != 0 && (a < 0) != (b < 0);
             quotient.checked_sub(i128::from(is_above))
         }),
-        Op::Mod => {
-            a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
-        }
-        Op::Pow if b < 0 => return floats(operator, a as f64, b as f64).map(Value::Float),
-        Op::Pow => u32::try_from(b).ok().and_then(|exponent| a.checked_pow(exponent)).or(match a {
-            0 | 1 => Some(a),
-            -1 => Some(if b % 2 == 0 { 1 } else { -1 }),
-            _ => None,
+        Op::Mod => a.checked_rem(b).map(|rest| {
+            if rest != 0 && (rest < 0) != (b < 0) {
+                rest + b
+            } else {
+                rest
+            }
         }),
+        Op::Pow if b < 0 => return floats(operator, a as f64, b as f64).map(Value::Float),
+        Op::Pow => u32::try_from(b)
+            .ok()
+            .and_then(|exponent| a.checked_pow(exponent))
+            .or(match a {
+                0 | 1 => Some(a),
+                -1 => Some(if b % 2 == 0 { 1 } else { -1 }),
+                _ => None,
+            }),
     };
-    result.map(Value::Int).ok_or_else(|| Error::new("an integer has more than 127 bits"))
+    result
+        .map(Value::Int)
+        .ok_or_else(|| Error::new("an integer has more than 127 bits"))
 }
 
 fn floats(operator: Arithmetic, a: f64, b: f64) -> Result<f64> {
@@ -102,7 +114,9 @@ fn floats(operator: Arithmetic, a: f64, b: f64) -> Result<f64> {
             return Err(Error::new("0.0 cannot be raised to a negative power"));
         }
         Op::Pow if a < 0.0 && b.fract() != 0.0 && b.is_finite() => {
-            return Err(Error::new("a negative number raised to a fraction is complex"));
+            return Err(Error::new(
+                "a negative number raised to a fraction is complex",
+            ));
         }
         Op::Pow => {
             let power = a.powf(b);
@@ -130,7 +144,11 @@ fn floor_div(a: f64, b: f64) -> f64 {
         return 0.0_f64.copysign(a / b);
     }
     let floor = quotient.floor();
-    if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+    if quotient - floor > 0.5 {
+        floor + 1.0
+    } else {
+        floor
+    }
 }
 
 fn concatenated(left: &Value, right: &Value) -> Result<Option<Value>> {
@@ -144,8 +162,12 @@ fn concatenated(left: &Value, right: &Value) -> Result<Option<Value>> {
             Some(Value::str([&**a, &**b].concat()))
         }
         (Value::Markup(a), Value::Markup(b)) => Some(Value::Markup([&**a, &**b].concat().into())),
-        (Value::Markup(a), Value::Str(b)) => Some(Value::Markup([a, &*escape_html(b)?].concat().into())),
-        (Value::Str(a), Value::Markup(b)) => Some(Value::Markup([&*escape_html(a)?, b].concat().into())),
+        (Value::Markup(a), Value::Str(b)) => {
+            Some(Value::Markup([a, &*escape_html(b)?].concat().into()))
+        }
+        (Value::Str(a), Value::Markup(b)) => {
+            Some(Value::Markup([&*escape_html(a)?, b].concat().into()))
+        }
         (Value::List(a), Value::List(b)) => Some(Value::list(joined(a, b)?)?),
         (Value::Tuple(a), Value::Tuple(b)) => Some(Value::tuple(joined(a, b)?)?),
         _ => None,
@@ -161,7 +183,13 @@ fn repeated(value: &Value, count: i128) -> Result<Option<Value>> {
     let items = |items: &Items| {
         check_list(items.values().len().checked_mul(count))?;
         let len = items.values().len().saturating_mul(count);
-        Ok(items.values().iter().cycle().take(len).cloned().collect::<Vec<_>>())
+        Ok(items
+            .values()
+            .iter()
+            .cycle()
+            .take(len)
+            .cloned()
+            .collect::<Vec<_>>())
     };
     Ok(match value {
         Value::Str(of) => Some(Value::str(text(of)?)),
@@ -199,7 +227,10 @@ pub(super) fn signed(value: &Value, is_negative: bool) -> Result<Value> {
             Some(number) => Ok(Value::Int(if is_negative { -number } else { number })),
             None => {
                 let sign = if is_negative { '-' } else { '+' };
-                Err(Error::new(format!("bad operand type for unary {sign}: '{}'", other.type_name())))
+                Err(Error::new(format!(
+                    "bad operand type for unary {sign}: '{}'",
+                    other.type_name()
+                )))
             }
         },
     }
@@ -223,12 +254,16 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => all(a, b),
-        (Value::Dict(a), Value::Dict(b)) => a.entries().len() == b.entries().len() && contains_entries(a, b),
+        (Value::Dict(a), Value::Dict(b)) => {
+            a.entries().len() == b.entries().len() && contains_entries(a, b)
+        }
         (Value::Range(a), Value::Range(b)) => {
-            a.len() == b.len() && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
+            a.len() == b.len()
+                && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
         }
         (Value::View(ViewKind::Keys, a), Value::View(ViewKind::Keys, b)) => {
-            a.entries().len() == b.entries().len() && a.entries().iter().all(|(key, _)| b.get(key).is_some())
+            a.entries().len() == b.entries().len()
+                && a.entries().iter().all(|(key, _)| b.get(key).is_some())
         }
         (Value::View(ViewKind::Items, a), Value::View(ViewKind::Items, b)) => {
             a.entries().len() == b.entries().len() && contains_entries(a, b)
@@ -238,10 +273,13 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
 }
 
 fn contains_entries(all: &Dict, of: &Dict) -> bool {
-    of.entries().iter().all(|(key, value)| all.get(key).is_some_and(|other| equal(other, value)))
+    of.entries()
+        .iter()
+        .all(|(key, value)| all.get(key).is_some_and(|other| equal(other, value)))
 }
 
-/// `left is right`. Small integers and equal texts are one object in Python as far as a template can count on.
+/// `left is right`. Small integers and equal texts are one object in Python as far as a template
+/// can count on.
 pub(super) fn same(left: &Value, right: &Value) -> bool {
     use std::rc::Rc;
     match (left, right) {
@@ -262,7 +300,8 @@ pub(super) fn same(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// How two values compare for `<` and its kin; `None` where a NaN is among them. `symbol` is for the message.
+/// How two values compare for `<` and its kin; `None` where a NaN is among them. `symbol` is for
+/// the message.
 pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<Ordering>> {
     if let (Value::Undefined(missing), _) | (_, Value::Undefined(missing)) = (left, right) {
         return Err(missing.error());
@@ -278,7 +317,11 @@ pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
     }
     match (left, right) {
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
-            let differ = a.values().iter().zip(b.values()).find(|(a, b)| !equal(a, b));
+            let differ = a
+                .values()
+                .iter()
+                .zip(b.values())
+                .find(|(a, b)| !equal(a, b));
             match differ {
                 Some((a, b)) => order(a, b, symbol),
                 None => Ok(Some(a.values().len().cmp(&b.values().len()))),
@@ -286,14 +329,20 @@ pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
         }
         _ => {
             let (left, right) = (left.type_name(), right.type_name());
-            Err(Error::new(format!("'{symbol}' not supported between instances of '{left}' and '{right}'")))
+            Err(Error::new(format!(
+                "'{symbol}' not supported between instances of '{left}' and '{right}'"
+            )))
         }
     }
 }
 
 /// `item in container`; walking a generator uses it up to what is found.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
-    let among = |items: &[Value]| items.iter().any(|other| same(other, item) || equal(other, item));
+    let among = |items: &[Value]| {
+        items
+            .iter()
+            .any(|other| same(other, item) || equal(other, item))
+    };
     match container {
         Value::Str(text) | Value::Markup(text) => {
             if let Value::Undefined(missing) = item {
@@ -301,22 +350,27 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
             }
             let error = || {
                 let found = item.type_name();
-                Error::new(format!("'in <string>' requires string as left operand, not {found}"))
+                Error::new(format!(
+                    "'in <string>' requires string as left operand, not {found}"
+                ))
             };
             Ok(text.contains(item.as_str().ok_or_else(error)?))
         }
         Value::List(items) | Value::Tuple(items) => Ok(among(items.values())),
         Value::Dict(dict) | Value::View(ViewKind::Keys, dict) => match item {
-            Value::List(_) | Value::Dict(_) => {
-                Err(Error::new(format!("unhashable type: '{}'", item.type_name())))
-            }
+            Value::List(_) | Value::Dict(_) => Err(Error::new(format!(
+                "unhashable type: '{}'",
+                item.type_name()
+            ))),
             _ => Ok(dict.get(item).is_some()),
         },
-        Value::View(ViewKind::Values, dict) => Ok(dict.entries().iter().any(|(_, value)| equal(value, item))),
+        Value::View(ViewKind::Values, dict) => {
+            Ok(dict.entries().iter().any(|(_, value)| equal(value, item)))
+        }
         Value::View(ViewKind::Items, dict) => match item {
-            Value::Tuple(pair) if pair.values().len() == 2 => {
-                Ok(dict.get(&pair.values()[0]).is_some_and(|value| equal(value, &pair.values()[1])))
-            }
+            Value::Tuple(pair) if pair.values().len() == 2 => Ok(dict
+                .get(&pair.values()[0])
+                .is_some_and(|value| equal(value, &pair.values()[1]))),
             _ => Ok(false),
         },
         Value::Range(range) => Ok((0..range.len()).any(|place| equal(&range.at(place), item))),
@@ -329,6 +383,9 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
             Ok(false)
         }
         Value::Undefined(_) => Ok(false),
-        other => Err(Error::new(format!("argument of type '{}' is not iterable", other.type_name()))),
+        other => Err(Error::new(format!(
+            "argument of type '{}' is not iterable",
+            other.type_name()
+        ))),
     }
 }

@@ -30,7 +30,13 @@ pub(super) struct Parser {
 
 impl Parser {
     fn new(tokens: Vec<Token>) -> Self {
-        Self { tokens, position: 0, depth: 0, loops: 0, uses: Vec::new() }
+        Self {
+            tokens,
+            position: 0,
+            depth: 0,
+            loops: 0,
+            uses: Vec::new(),
+        }
     }
 
     pub(super) fn peek(&self) -> &TokenKind {
@@ -40,12 +46,16 @@ impl Parser {
     pub(super) fn look(&self, ahead: usize) -> &TokenKind {
         // The last token is the end.
         let last = self.tokens.len().saturating_sub(1);
-        self.tokens.get((self.position + ahead).min(last)).map_or(&TokenKind::End, |token| &token.kind)
+        self.tokens
+            .get((self.position + ahead).min(last))
+            .map_or(&TokenKind::End, |token| &token.kind)
     }
 
     pub(super) fn line(&self) -> u32 {
         let last = self.tokens.len().saturating_sub(1);
-        self.tokens.get(self.position.min(last)).map_or(1, |token| token.line)
+        self.tokens
+            .get(self.position.min(last))
+            .map_or(1, |token| token.line)
     }
 
     pub(super) fn next(&mut self) -> TokenKind {
@@ -75,7 +85,11 @@ impl Parser {
     }
 
     pub(super) fn expect_op(&mut self, operator: &str) -> Result<()> {
-        if self.skip_op(operator) { Ok(()) } else { Err(self.unexpected(&format!("'{operator}'"))) }
+        if self.skip_op(operator) {
+            Ok(())
+        } else {
+            Err(self.unexpected(&format!("'{operator}'")))
+        }
     }
 
     pub(super) fn expect_name(&mut self) -> Result<Arc<str>> {
@@ -240,15 +254,30 @@ impl Parser {
             return Err(self.unexpected("'in'"));
         }
         let items = self.tuple(false, &["recursive"])?;
-        let condition = if self.skip_word("if") { Some(self.expression()?) } else { None };
+        let condition = if self.skip_word("if") {
+            Some(self.expression()?)
+        } else {
+            None
+        };
         let is_recursive = self.skip_word("recursive");
         self.loops += 1;
         let body = self.block(&["endfor", "else"])?;
         self.loops -= 1;
         let has_else = self.is_word("else");
         self.position += 1;
-        let otherwise = if has_else { self.closed_block("endfor")? } else { Vec::new() };
-        Ok(For { target, items, condition, is_recursive, body, otherwise })
+        let otherwise = if has_else {
+            self.closed_block("endfor")?
+        } else {
+            Vec::new()
+        };
+        Ok(For {
+            target,
+            items,
+            condition,
+            is_recursive,
+            body,
+            otherwise,
+        })
     }
 
     fn conditional(&mut self) -> Result<StmtKind> {
@@ -262,7 +291,11 @@ impl Parser {
             }
             let has_else = self.is_word("else");
             self.position += 1;
-            let otherwise = if has_else { self.closed_block("endif")? } else { Vec::new() };
+            let otherwise = if has_else {
+                self.closed_block("endif")?
+            } else {
+                Vec::new()
+            };
             return Ok(StmtKind::If(branches, otherwise));
         }
     }
@@ -272,8 +305,16 @@ impl Parser {
         if self.skip_op("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
         }
-        let filter = if self.is_op("|") { Some(self.filters(None, false)?) } else { None };
-        Ok(StmtKind::SetBlock(target, filter, self.closed_block("endset")?))
+        let filter = if self.is_op("|") {
+            Some(self.filters(None, false)?)
+        } else {
+            None
+        };
+        Ok(StmtKind::SetBlock(
+            target,
+            filter,
+            self.closed_block("endset")?,
+        ))
     }
 
     fn with(&mut self) -> Result<StmtKind> {
@@ -292,12 +333,19 @@ impl Parser {
     fn call_block(&mut self) -> Result<StmtKind> {
         let line = self.line();
         let has_parameters = self.skip_op("(");
-        let parameters = if has_parameters { self.parameters()? } else { (Vec::new(), Vec::new()) };
+        let parameters = if has_parameters {
+            self.parameters()?
+        } else {
+            (Vec::new(), Vec::new())
+        };
         let call = self.expression()?;
         if !matches!(call.kind, ExprKind::Call(..)) {
             return Err(Error::new("expected call").at(line));
         }
-        Ok(StmtKind::Call(call, self.macro_body(None, parameters, "endcall")?))
+        Ok(StmtKind::Call(
+            call,
+            self.macro_body(None, parameters, "endcall")?,
+        ))
     }
 
     /// Parameters and the defaults of the last ones, after the opening bracket.
@@ -311,7 +359,9 @@ impl Parser {
             if self.skip_op("=") {
                 defaults.push(self.expression()?);
             } else if !defaults.is_empty() {
-                return Err(Error::new("non-default argument follows default argument").at(self.line()));
+                return Err(
+                    Error::new("non-default argument follows default argument").at(self.line())
+                );
             }
         }
         self.expect_op(")")?;
@@ -329,7 +379,13 @@ impl Parser {
         let body = self.closed_block(end)?;
         let uses = self.uses.pop().unwrap_or_default();
         self.loops = loops;
-        Ok(Macro { name, parameters, defaults, body, uses })
+        Ok(Macro {
+            name,
+            parameters,
+            defaults,
+            body,
+            uses,
+        })
     }
 
     fn template_block(&mut self) -> Result<StmtKind> {
@@ -400,9 +456,10 @@ impl Parser {
             "true" | "false" | "none" | "True" | "False" | "None" => {
                 Err(Error::new("can't assign to 'const'").at(self.line()))
             }
-            "loop" if self.loops > 0 || !with_namespace => {
-                Err(Error::new("Can't assign to special loop variable in for-loop target").at(self.line()))
-            }
+            "loop" if self.loops > 0 || !with_namespace => Err(Error::new(
+                "Can't assign to special loop variable in for-loop target",
+            )
+            .at(self.line())),
             _ => Ok(Target::Name(name)),
         }
     }
@@ -413,7 +470,9 @@ fn unknown_tag(name: &str, ends: &[&str]) -> Error {
         [] => Error::new(format!("Encountered unknown tag '{name}'")),
         ends => {
             let ends = ends.join("' or '");
-            Error::new(format!("Encountered unknown tag '{name}'; the tag looked for was '{ends}'"))
+            Error::new(format!(
+                "Encountered unknown tag '{name}'; the tag looked for was '{ends}'"
+            ))
         }
     }
 }

@@ -33,7 +33,9 @@ struct Values {
 
 impl Values {
     fn next(&mut self) -> Result<Value> {
-        self.rest.pop_front().ok_or_else(|| Error::new("not enough arguments for format string"))
+        self.rest
+            .pop_front()
+            .ok_or_else(|| Error::new("not enough arguments for format string"))
     }
 }
 
@@ -43,17 +45,25 @@ impl Interpreter<'_> {
         let is_markup = matches!(format, Value::Markup(_));
         let (rest, mapping) = match values {
             Value::Tuple(items) => (items.values().iter().cloned().collect(), None),
-            Value::Dict(_) | Value::Undefined(_) => (VecDeque::from([values.clone()]), Some(values.clone())),
+            Value::Dict(_) | Value::Undefined(_) => {
+                (VecDeque::from([values.clone()]), Some(values.clone()))
+            }
             other => (VecDeque::from([other.clone()]), None),
         };
         // A list is a mapping as far as Python can tell here, so that it may be left over.
         let may_remain = mapping.is_some() || matches!(values, Value::List(_) | Value::Range(_));
-        let mut values = Values { rest, mapping, is_markup };
+        let mut values = Values {
+            rest,
+            mapping,
+            is_markup,
+        };
         let mut out = Text::default();
         self.spend_text(format.as_str().unwrap_or_default())?;
         self.write_percent(format.as_str().unwrap_or_default(), &mut values, &mut out)?;
         if !values.rest.is_empty() && !may_remain {
-            return Err(Error::new("not all arguments converted during string formatting"));
+            return Err(Error::new(
+                "not all arguments converted during string formatting",
+            ));
         }
         Ok(super::attributes::text_like(format, out.into_string()))
     }
@@ -79,7 +89,9 @@ impl Interpreter<'_> {
                 (Some(_), None) => return Err(Error::new("format requires a mapping")),
             };
             let conversion = Conversion::parse(&mut chars, values)?;
-            let letter = chars.next().ok_or_else(|| Error::new("incomplete format"))?;
+            let letter = chars
+                .next()
+                .ok_or_else(|| Error::new("incomplete format"))?;
             if letter == '%' {
                 out.push("%")?;
                 continue;
@@ -111,13 +123,18 @@ impl Interpreter<'_> {
                 };
                 let is_plain = is_markup && !matches!(value, Value::Markup(_));
                 let text = if is_plain { escape_html(&text)? } else { text };
-                let text = text.chars().take(conversion.precision.unwrap_or(usize::MAX)).collect::<String>();
+                let text = text
+                    .chars()
+                    .take(conversion.precision.unwrap_or(usize::MAX))
+                    .collect::<String>();
                 conversion.padded("", &text, false)
             }
             'c' => conversion.padded("", &character(value)?, false),
             'd' | 'i' | 'u' | 'o' | 'x' | 'X' => conversion.integer(letter, value),
             'e' | 'E' | 'f' | 'F' | 'g' | 'G' => conversion.float(letter, value),
-            other => Err(Error::new(format!("unsupported format character '{other}'"))),
+            other => Err(Error::new(format!(
+                "unsupported format character '{other}'"
+            ))),
         }
     }
 }
@@ -146,8 +163,11 @@ fn character(value: &Value) -> Result<String> {
             _ => Err(Error::new("%c requires int or char")),
         };
     }
-    let code = u32::try_from(expect_int(value, "%c")?).ok().and_then(char::from_u32);
-    code.map(String::from).ok_or_else(|| Error::new("%c arg not in range(0x110000)"))
+    let code = u32::try_from(expect_int(value, "%c")?)
+        .ok()
+        .and_then(char::from_u32);
+    code.map(String::from)
+        .ok_or_else(|| Error::new("%c arg not in range(0x110000)"))
 }
 
 impl Conversion {
@@ -183,7 +203,9 @@ impl Conversion {
     }
 
     fn padded(&self, head: &str, digits: &str, is_number: bool) -> Result<String> {
-        let missing = self.width.saturating_sub(head.chars().count() + digits.chars().count());
+        let missing = self
+            .width
+            .saturating_sub(head.chars().count() + digits.chars().count());
         let mut out = Text::default();
         let has_zeros = self.has_zeros && !self.is_left && is_number;
         if !self.is_left && !has_zeros {
@@ -212,13 +234,22 @@ impl Conversion {
             (Value::Undefined(missing), _) => return Err(missing.error()),
             (value, _) => value.as_int().ok_or_else(|| {
                 let of = value.type_name();
-                Error::new(format!("%{letter} format: a real number is required, not {of}"))
+                Error::new(format!(
+                    "%{letter} format: a real number is required, not {of}"
+                ))
             })?,
         };
-        let prefix = if self.is_alternate { numbers::radix_prefix(letter) } else { "" };
+        let prefix = if self.is_alternate {
+            numbers::radix_prefix(letter)
+        } else {
+            ""
+        };
         let digits = numbers::integer(number, letter);
         let mut text = Text::default();
-        text.pad('0', self.precision.unwrap_or(0).saturating_sub(digits.len()))?;
+        text.pad(
+            '0',
+            self.precision.unwrap_or(0).saturating_sub(digits.len()),
+        )?;
         text.push(&digits)?;
         self.padded(&self.head(number < 0, prefix), &text.into_string(), true)
     }
@@ -234,8 +265,17 @@ impl Conversion {
             'f' => FloatStyle::Fixed,
             _ => FloatStyle::General,
         };
-        let digits = numbers::float(number, style, self.precision.unwrap_or(6), self.is_alternate)?;
-        let digits = if letter.is_ascii_uppercase() { digits.to_uppercase() } else { digits };
+        let digits = numbers::float(
+            number,
+            style,
+            self.precision.unwrap_or(6),
+            self.is_alternate,
+        )?;
+        let digits = if letter.is_ascii_uppercase() {
+            digits.to_uppercase()
+        } else {
+            digits
+        };
         let is_negative = number.is_sign_negative() && !number.is_nan();
         self.padded(&self.head(is_negative, ""), &digits, true)
     }
@@ -243,7 +283,10 @@ impl Conversion {
 
 fn count(chars: &mut Peekable<Chars<'_>>) -> Result<usize> {
     let mut count = Some(0_usize);
-    while let Some(digit) = chars.next_if(char::is_ascii_digit).and_then(|c| c.to_digit(10)) {
+    while let Some(digit) = chars
+        .next_if(char::is_ascii_digit)
+        .and_then(|c| c.to_digit(10))
+    {
         count = count.and_then(|count| count.checked_mul(10)?.checked_add(digit as usize));
     }
     check_text(count)

@@ -147,7 +147,9 @@ fn holds(name: &str, value: &Value) -> bool {
                 | Value::Joiner(_)
                 | Value::Loop(_)
         ),
-        "filter" => value.as_str().is_some_and(|name| filters::NAMES.contains(&name)),
+        "filter" => value
+            .as_str()
+            .is_some_and(|name| filters::NAMES.contains(&name)),
         "test" => value.as_str().is_some_and(|name| NAMES.contains(&name)),
         _ => false,
     }

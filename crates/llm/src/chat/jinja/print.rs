@@ -36,7 +36,9 @@ impl Interpreter<'_> {
             Value::Str(text) => out.push(&str_repr(text)),
             Value::Markup(text) => out.push(&format!("Markup({})", str_repr(text))),
             Value::List(items) => self.write_items(items, ["[", "]"], out),
-            Value::Tuple(items) if items.values().len() == 1 => self.write_items(items, ["(", ",)"], out),
+            Value::Tuple(items) if items.values().len() == 1 => {
+                self.write_items(items, ["(", ",)"], out)
+            }
             Value::Tuple(items) => self.write_items(items, ["(", ")"], out),
             Value::Dict(dict) => self.write_dict(dict, out),
             Value::View(kind, dict) => self.write_view(*kind, dict, out),
@@ -44,7 +46,12 @@ impl Interpreter<'_> {
         }
     }
 
-    fn write_items(&mut self, items: &Items, [open, close]: [&str; 2], out: &mut Text) -> Result<()> {
+    fn write_items(
+        &mut self,
+        items: &Items,
+        [open, close]: [&str; 2],
+        out: &mut Text,
+    ) -> Result<()> {
         out.push(open)?;
         for (place, value) in items.values().iter().enumerate() {
             if place > 0 {
@@ -93,22 +100,29 @@ impl Interpreter<'_> {
         out.push("])")
     }
 
-    /// What is neither data nor a container. Python prints addresses for some of these, which nobody can want.
+    /// What is neither data nor a container. Python prints addresses for some of these, which
+    /// nobody can want.
     fn write_object(&mut self, value: &Value, out: &mut Text) -> Result<()> {
         match value {
             Value::Range(range) if range.step == 1 => {
                 out.push(&format!("range({}, {})", range.start, range.stop))
             }
-            Value::Range(range) => {
-                out.push(&format!("range({}, {}, {})", range.start, range.stop, range.step))
-            }
+            Value::Range(range) => out.push(&format!(
+                "range({}, {}, {})",
+                range.start, range.stop, range.step
+            )),
             Value::Loop(state) => {
                 let index = state.index0.get() + 1;
-                out.push(&format!("<LoopContext {index}/{}>", state.items.values().len()))
+                out.push(&format!(
+                    "<LoopContext {index}/{}>",
+                    state.items.values().len()
+                ))
             }
             Value::Namespace(index) => self.write_namespace(*index, out),
             Value::Macro(index) => {
-                let name = self.macro_name(*index).map_or("anonymous".to_owned(), |name| str_repr(&name));
+                let name = self
+                    .macro_name(*index)
+                    .map_or("anonymous".to_owned(), |name| str_repr(&name));
                 out.push(&format!("<Macro {name}>"))
             }
             Value::Iterator(stream) => out.push(&format!("<generator object {}>", stream.name)),
@@ -156,7 +170,11 @@ impl Function {
 
 /// `repr` of a `str`: single quotes unless the text has some and no double ones.
 pub(super) fn str_repr(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     let mut out = String::with_capacity(text.len() + 2);
     out.push(quote);
     for c in text.chars() {
@@ -188,8 +206,9 @@ pub(super) fn push_escaped(c: char, out: &mut String) {
     };
 }
 
-/// Python's `str.isprintable` of one character. Rust's `escape_debug` follows the same categories; the `a` before
-/// keeps it from escaping combining characters, which it does at the beginning of a text only.
+/// Python's `str.isprintable` of one character. Rust's `escape_debug` follows the same categories;
+/// the `a` before keeps it from escaping combining characters, which it does at the beginning of a
+/// text only.
 pub(super) fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -201,21 +220,29 @@ pub(super) fn is_printable(c: char) -> bool {
     }
 }
 
-/// `repr` of a `float`: the shortest digits that give the number back, with an exponent where it is below -4 or
-/// above 15.
+/// `repr` of a `float`: the shortest digits that give the number back, with an exponent where it is
+/// below -4 or above 15.
 pub(super) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
     }
     if number.is_infinite() {
-        return if number > 0.0 { "inf".to_owned() } else { "-inf".to_owned() };
+        return if number > 0.0 {
+            "inf".to_owned()
+        } else {
+            "-inf".to_owned()
+        };
     }
     let scientific = format!("{number:e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     if (-4..16).contains(&exponent) {
         let plain = format!("{number}");
-        return if plain.contains('.') { plain } else { plain + ".0" };
+        return if plain.contains('.') {
+            plain
+        } else {
+            plain + ".0"
+        };
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{mantissa}e{sign}{:02}", exponent.abs())
@@ -273,6 +300,9 @@ mod tests {
         assert_eq!(str_repr("it"), "'it'");
         assert_eq!(str_repr("it's"), "\"it's\"");
         assert_eq!(str_repr("it's \"so\""), "'it\\'s \"so\"'");
-        assert_eq!(str_repr("a\n\t\\\u{7}\u{200b}é🙂\u{301}"), "'a\\n\\t\\\\\\x07\\u200bé🙂\u{301}'");
+        assert_eq!(
+            str_repr("a\n\t\\\u{7}\u{200b}é🙂\u{301}"),
+            "'a\\n\\t\\\\\\x07\\u200bé🙂\u{301}'"
+        );
     }
 }

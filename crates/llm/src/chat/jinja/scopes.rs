@@ -26,9 +26,19 @@ pub(super) struct Scopes {
 
 impl Scopes {
     pub(super) fn new(context: Vec<(Arc<str>, Value)>) -> Self {
-        let given = Scope { variables: context, ..Scope::default() };
-        let root = Scope { parent: Some(CONTEXT), ..Scope::default() };
-        Self { all: vec![given, root], free: Vec::new(), current: ROOT }
+        let given = Scope {
+            variables: context,
+            ..Scope::default()
+        };
+        let root = Scope {
+            parent: Some(CONTEXT),
+            ..Scope::default()
+        };
+        Self {
+            all: vec![given, root],
+            free: Vec::new(),
+            current: ROOT,
+        }
     }
 
     /// Enters a new scope inside of another; gives the one left, for [`Scopes::leave`].

@@ -18,12 +18,16 @@ impl Interpreter<'_> {
             "format" => return self.str_format(text, &args).and_then(like),
             "format_map" => return self.format_map(text, args).and_then(like),
             "join" => return self.joined(of, args),
-            "split" | "rsplit" | "splitlines" | "partition" | "rpartition" => return parts(of, name, args),
+            "split" | "rsplit" | "splitlines" | "partition" | "rpartition" => {
+                return parts(of, name, args);
+            }
             "find" | "rfind" | "index" | "rindex" | "count" | "startswith" | "endswith" => {
                 return searched(text, name, args);
             }
             "encode" | "translate" => {
-                return Err(Error::new(format!("the method '{name}' of str is not offered")));
+                return Err(Error::new(format!(
+                    "the method '{name}' of str is not offered"
+                )));
             }
             _ => {}
         }
@@ -36,10 +40,17 @@ impl Interpreter<'_> {
 
     fn format_map(&mut self, text: &str, args: Args) -> Result<String> {
         let mut args = args.bind("format_map", ["/mapping"], 1)?;
-        let Value::Dict(dict) = args.value(0) else { return Err(Error::new("format_map takes a mapping")) };
-        let named =
-            dict.entries().iter().filter_map(|(key, value)| Some((key.as_str()?.into(), value.clone())));
-        let named = Args { positional: Vec::new(), named: named.collect() };
+        let Value::Dict(dict) = args.value(0) else {
+            return Err(Error::new("format_map takes a mapping"));
+        };
+        let named = dict
+            .entries()
+            .iter()
+            .filter_map(|(key, value)| Some((key.as_str()?.into(), value.clone())));
+        let named = Args {
+            positional: Vec::new(),
+            named: named.collect(),
+        };
         self.str_format(text, &named)
     }
 
@@ -50,7 +61,9 @@ impl Interpreter<'_> {
         for (place, value) in values.iter().enumerate() {
             let error = || {
                 let found = value.type_name();
-                Error::new(format!("sequence item {place}: expected str instance, {found} found"))
+                Error::new(format!(
+                    "sequence item {place}: expected str instance, {found} found"
+                ))
             };
             if place > 0 {
                 text.push(of.as_str().unwrap_or_default())?;
@@ -105,8 +118,11 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
         "removeprefix" | "removesuffix" => {
             let args = args.bind(name, ["/prefix"], 1)?;
             let affix = args.str(0)?;
-            let rest =
-                if name == "removeprefix" { text.strip_prefix(affix) } else { text.strip_suffix(affix) };
+            let rest = if name == "removeprefix" {
+                text.strip_prefix(affix)
+            } else {
+                text.strip_suffix(affix)
+            };
             Ok(rest.unwrap_or(text).to_owned())
         }
         "replace" => {
@@ -122,7 +138,9 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
             let mut fill = args.maybe_str(1)?.unwrap_or(" ").chars();
             match (fill.next(), fill.next()) {
                 (Some(fill), None) => justified(text, name, args.count(0, 0)?, fill),
-                _ => Err(Error::new("The fill character must be exactly one character long")),
+                _ => Err(Error::new(
+                    "The fill character must be exactly one character long",
+                )),
             }
         }
         "zfill" => {
@@ -138,7 +156,9 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
             let args = args.bind(name, ["tabsize"], 0)?;
             expanded(text, args.count(0, 8)?)
         }
-        other => Err(Error::new(format!("'str' object has no attribute '{other}'"))),
+        other => Err(Error::new(format!(
+            "'str' object has no attribute '{other}'"
+        ))),
     }
 }
 
@@ -155,7 +175,9 @@ pub(super) fn stripped<'a>(text: &'a str, name: &str, of: Option<&str>) -> &'a s
 pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> Result<String> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let found = text.matches(old).take(count).count();
-    let added = found.checked_mul(new.len()).and_then(|bytes| bytes.checked_add(text.len()));
+    let added = found
+        .checked_mul(new.len())
+        .and_then(|bytes| bytes.checked_add(text.len()));
     check_text(added)?;
     Ok(text.replacen(old, new, count))
 }
@@ -187,7 +209,11 @@ fn expanded(text: &str, tab: usize) -> Result<String> {
             }
             c => {
                 out.push(c.encode_utf8(&mut [0; 4]))?;
-                column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
+                column = if matches!(c, '\n' | '\r') {
+                    0
+                } else {
+                    column + 1
+                };
             }
         }
     }
@@ -208,11 +234,12 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             let parts = match args.maybe_str(0)? {
                 Some("") => return Err(Error::new("empty separator")),
-                Some(separator) if name == "split" => {
-                    text.splitn(most.saturating_add(1), separator).collect::<Vec<_>>()
-                }
+                Some(separator) if name == "split" => text
+                    .splitn(most.saturating_add(1), separator)
+                    .collect::<Vec<_>>(),
                 Some(separator) => {
-                    let mut parts: Vec<&str> = text.rsplitn(most.saturating_add(1), separator).collect();
+                    let mut parts: Vec<&str> =
+                        text.rsplitn(most.saturating_add(1), separator).collect();
                     parts.reverse();
                     parts
                 }
@@ -223,7 +250,12 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
         }
         "splitlines" => {
             let args = args.bind(name, ["keepends"], 0)?;
-            Value::list(chars::lines(text, args.flag(0)?).into_iter().map(like).collect())
+            Value::list(
+                chars::lines(text, args.flag(0)?)
+                    .into_iter()
+                    .map(like)
+                    .collect(),
+            )
         }
         _ => {
             let args = args.bind(name, ["/sep"], 1)?;
@@ -231,8 +263,11 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
             if separator.is_empty() {
                 return Err(Error::new("empty separator"));
             }
-            let found =
-                if name == "partition" { text.split_once(separator) } else { text.rsplit_once(separator) };
+            let found = if name == "partition" {
+                text.split_once(separator)
+            } else {
+                text.rsplit_once(separator)
+            };
             let parts = match found {
                 Some((before, after)) => [before, separator, after],
                 None if name == "partition" => [text, "", ""],
@@ -243,7 +278,8 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
     }
 }
 
-/// Words between white space; what remains after `most` splits is one part, with the white space at its end.
+/// Words between white space; what remains after `most` splits is one part, with the white space at
+/// its end.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
@@ -277,19 +313,34 @@ fn words_from_end(text: &str, most: usize) -> Vec<&str> {
 }
 
 /// The part of a text that `start` and `end` name, in bytes; `None` where `start` is past the end.
-fn section<const N: usize>(text: &str, args: &Bound<'_, N>, first: usize) -> Result<Option<(usize, usize)>> {
+fn section<const N: usize>(
+    text: &str,
+    args: &Bound<'_, N>,
+    first: usize,
+) -> Result<Option<(usize, usize)>> {
     let (start, end) = (args.maybe_int(first)?, args.maybe_int(first + 1)?);
     if start.is_none() && end.is_none() {
         return Ok(Some((0, text.len())));
     }
     let len = text.chars().count() as i128;
-    let fitted = |place: i128| if place < 0 { (place.saturating_add(len)).max(0) } else { place };
-    let (start, end) = (fitted(start.unwrap_or(0)), fitted(end.unwrap_or(len)).min(len));
+    let fitted = |place: i128| {
+        if place < 0 {
+            (place.saturating_add(len)).max(0)
+        } else {
+            place
+        }
+    };
+    let (start, end) = (
+        fitted(start.unwrap_or(0)),
+        fitted(end.unwrap_or(len)).min(len),
+    );
     if start > len || start > end {
         return Ok(None);
     }
     let byte = |place: i128| {
-        text.char_indices().nth(usize::try_from(place).unwrap_or(0)).map_or(text.len(), |(byte, _)| byte)
+        text.char_indices()
+            .nth(usize::try_from(place).unwrap_or(0))
+            .map_or(text.len(), |(byte, _)| byte)
     };
     Ok(Some((byte(start), byte(end))))
 }
@@ -308,7 +359,11 @@ fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
     }
     let found = section.and_then(|(start, end)| {
         let part = &text[start..end];
-        let place = if name.starts_with('r') { part.rfind(sub) } else { part.find(sub) };
+        let place = if name.starts_with('r') {
+            part.rfind(sub)
+        } else {
+            part.find(sub)
+        };
         place.map(|place| text[..start + place].chars().count() as i128)
     });
     match found {
@@ -322,10 +377,16 @@ fn has_affix(text: &str, name: &str, args: &Bound<'_, 3>) -> Result<bool> {
     let has = |affix: &str| {
         section.is_some_and(|(start, end)| {
             let part = &text[start..end];
-            if name == "startswith" { part.starts_with(affix) } else { part.ends_with(affix) }
+            if name == "startswith" {
+                part.starts_with(affix)
+            } else {
+                part.ends_with(affix)
+            }
         })
     };
-    let Some(Value::Tuple(affixes)) = args.get(0) else { return args.str(0).map(has) };
+    let Some(Value::Tuple(affixes)) = args.get(0) else {
+        return args.str(0).map(has);
+    };
     for affix in affixes.values() {
         if has(super::print::expect_str(affix, name)?) {
             return Ok(true);

@@ -1,5 +1,5 @@
-//! Values as a template sees them: Python's types, without what the sandbox forbids. Lists and dicts never change
-//! once made, so none can contain itself.
+//! Values as a template sees them: Python's types, without what the sandbox forbids. Lists and
+//! dicts never change once made, so none can contain itself.
 
 use super::budget::{check_list, text_units};
 use super::error::{Error, Result};
@@ -148,7 +148,11 @@ impl Items {
     pub(super) fn new(values: Vec<Value>) -> Result<Self> {
         check_list(Some(values.len()))?;
         let extent = Extent::around(values.iter())?;
-        Ok(Self { values, extent, is_group: false })
+        Ok(Self {
+            values,
+            extent,
+            is_group: false,
+        })
     }
 
     pub(super) fn values(&self) -> &[Value] {
@@ -168,7 +172,9 @@ impl Extent {
         }
         around.depth += 1;
         if around.depth > DEEPEST_VALUE {
-            return Err(Error::new(format!("a value is nested more than {DEEPEST_VALUE} deep")));
+            return Err(Error::new(format!(
+                "a value is nested more than {DEEPEST_VALUE} deep"
+            )));
         }
         Ok(around)
     }
@@ -182,7 +188,11 @@ impl Dict {
     pub(super) fn new(pairs: Vec<(Value, Value)>) -> Result<Self> {
         check_list(Some(pairs.len()))?;
         let extent = Extent::around(pairs.iter().flat_map(|(key, value)| [key, value]))?;
-        let mut dict = Self { entries: Vec::with_capacity(pairs.len()), places: None, extent };
+        let mut dict = Self {
+            entries: Vec::with_capacity(pairs.len()),
+            places: None,
+            extent,
+        };
         for (key, value) in pairs {
             dict.insert(key, value)?;
         }
@@ -191,7 +201,10 @@ impl Dict {
 
     fn insert(&mut self, key: Value, value: Value) -> Result<()> {
         if !key.is_hashable() {
-            return Err(Error::new(format!("unhashable type: '{}'", key.type_name())));
+            return Err(Error::new(format!(
+                "unhashable type: '{}'",
+                key.type_name()
+            )));
         }
         if let Some(place) = self.place(&key) {
             self.entries[place].1 = value;
@@ -206,7 +219,11 @@ impl Dict {
 
     /// Brings the table of places up to date.
     fn index(&mut self) {
-        let known = if self.places.is_some() { self.entries.len() - 1 } else { 0 };
+        let known = if self.places.is_some() {
+            self.entries.len() - 1
+        } else {
+            0
+        };
         let places = self.places.get_or_insert_with(HashMap::new);
         for (place, (key, _)) in self.entries.iter().enumerate().skip(known) {
             if let Some(text) = key.as_arc() {
@@ -219,7 +236,9 @@ impl Dict {
         if let (Some(places), Some(text)) = (&self.places, key.as_str()) {
             return places.get(text).copied();
         }
-        self.entries.iter().position(|(other, _)| super::ops::equal(other, key))
+        self.entries
+            .iter()
+            .position(|(other, _)| super::ops::equal(other, key))
     }
 
     pub(super) fn get(&self, key: &Value) -> Option<&Value> {
@@ -246,7 +265,10 @@ impl Range {
 
     /// The element at a place below the length.
     pub(super) fn at(&self, place: usize) -> Value {
-        Value::Int(self.start.saturating_add(self.step.saturating_mul(place as i128)))
+        Value::Int(
+            self.start
+                .saturating_add(self.step.saturating_mul(place as i128)),
+        )
     }
 }
 
@@ -280,7 +302,11 @@ impl Value {
     /// A generator; `name` is that of its Python function, for printing.
     pub(super) fn stream(name: &'static str, values: Vec<Self>) -> Result<Self> {
         let extent = Extent::around(values.iter())?;
-        Ok(Self::Iterator(Rc::new(Stream { rest: RefCell::new(values.into_iter()), extent, name })))
+        Ok(Self::Iterator(Rc::new(Stream {
+            rest: RefCell::new(values.into_iter()),
+            extent,
+            name,
+        })))
     }
 
     pub(super) fn hint(text: impl Into<String>) -> Self {
@@ -289,12 +315,16 @@ impl Value {
 
     /// What `object.name` is where there is no such attribute.
     pub(super) fn missing(of: &Self, name: &Self) -> Self {
-        // Only names that a message can show, so that an undefined value cannot hold a chain of others.
+        // Only names that a message can show, so that an undefined value cannot hold a chain of
+        // others.
         let name = match name {
             Self::Str(_) | Self::Int(_) => name.clone(),
             _ => Self::None,
         };
-        Self::Undefined(Rc::new(Missing::Attribute { of: of.object_type(), name }))
+        Self::Undefined(Rc::new(Missing::Attribute {
+            of: of.object_type(),
+            name,
+        }))
     }
 
     pub(super) fn is_undefined(&self) -> bool {
@@ -365,9 +395,15 @@ impl Value {
     }
 
     fn extent(&self) -> Extent {
-        let one_more = |extent: Extent| Extent { depth: extent.depth + 1, ..extent };
+        let one_more = |extent: Extent| Extent {
+            depth: extent.depth + 1,
+            ..extent
+        };
         match self {
-            Self::Str(text) | Self::Markup(text) => Extent { depth: 0, units: text_units(text.len()) },
+            Self::Str(text) | Self::Markup(text) => Extent {
+                depth: 0,
+                units: text_units(text.len()),
+            },
             Self::List(items) | Self::Tuple(items) => items.extent,
             Self::Dict(dict) => dict.extent,
             Self::View(_, dict) => one_more(dict.extent),
@@ -454,7 +490,9 @@ impl Missing {
                 Value::Int(number) => format!("{of} has no element {number}"),
                 _ => format!("{of} has no such element"),
             },
-            Self::Unsafe { of, name } => format!("access to attribute '{name}' of '{of}' object is unsafe."),
+            Self::Unsafe { of, name } => {
+                format!("access to attribute '{name}' of '{of}' object is unsafe.")
+            }
             Self::Hint(text) => text.clone(),
         })
     }
@@ -466,7 +504,11 @@ pub(super) fn of_json(json: &serde_json::Value) -> Result<Value> {
     Ok(match json {
         Json::Null => Value::None,
         Json::Bool(bool) => Value::Bool(*bool),
-        Json::Number(number) => match number.as_i64().map(i128::from).or(number.as_u64().map(i128::from)) {
+        Json::Number(number) => match number
+            .as_i64()
+            .map(i128::from)
+            .or(number.as_u64().map(i128::from))
+        {
             Some(number) => Value::Int(number),
             None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
         },

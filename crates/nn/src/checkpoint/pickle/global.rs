@@ -1,5 +1,5 @@
-//! The classes and functions that a pickle of `torch.save` may name. None of them is called: each name stands
-//! for what it would make. The list is that of torch's own `weights_only` reader
+//! The classes and functions that a pickle of `torch.save` may name. None of them is called: each
+//! name stands for what it would make. The list is that of torch's own `weights_only` reader
 //! (`torch/_weights_only_unpickler.py`), whatever lies outside of it is refused.
 
 use safetensors::Dtype;
@@ -60,7 +60,9 @@ pub(super) fn find(module: &str, name: &str) -> Option<Global> {
         ("builtins" | "__builtin__", "bytearray") => Global::Value("bytearray"),
         ("builtins" | "__builtin__", "complex") => Global::Value("complex number"),
         ("torch.storage" | "torch", "UntypedStorage") => Global::Storage(Scalar::Bytes),
-        ("torch" | "torch.cuda", name) if name.ends_with("Storage") => Global::Storage(storage(name)?),
+        ("torch" | "torch.cuda", name) if name.ends_with("Storage") => {
+            Global::Storage(storage(name)?)
+        }
         ("torch", name) if name.starts_with("per_tensor_") || name.starts_with("per_channel_") => {
             Global::Value("quantisation scheme")
         }
@@ -77,7 +79,9 @@ fn rebuild(name: &str) -> Option<Global> {
         "_rebuild_qtensor" => Global::RebuildOther("a quantized tensor of torch"),
         "_rebuild_sparse_tensor" => Global::RebuildOther("a sparse tensor"),
         "_rebuild_nested_tensor" => Global::RebuildOther("a nested tensor"),
-        "_rebuild_meta_tensor_no_storage" => Global::RebuildOther("a tensor without data (device meta)"),
+        "_rebuild_meta_tensor_no_storage" => {
+            Global::RebuildOther("a tensor without data (device meta)")
+        }
         "_rebuild_wrapper_subclass" => Global::RebuildOther("a tensor subclass without data"),
         "_rebuild_device_tensor_from_numpy" | "_rebuild_device_tensor_from_cpu_tensor" => {
             Global::RebuildOther("a tensor of another device")

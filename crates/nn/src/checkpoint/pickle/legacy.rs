@@ -1,5 +1,6 @@
-//! Files of PyTorch before 1.6 (and of `_use_new_zipfile_serialization=False`): five pickles one after the
-//! other, then the storages, each with its length before it (`torch/serialization.py`, `_legacy_load`).
+//! Files of PyTorch before 1.6 (and of `_use_new_zipfile_serialization=False`): five pickles one
+//! after the other, then the storages, each with its length before it (`torch/serialization.py`,
+//! `_legacy_load`).
 
 use super::archive::Range;
 use super::machine::{Heap, Machine, Outcome, Value};
@@ -7,7 +8,9 @@ use super::{LONGEST_PICKLE, Refusal, Scalar};
 use std::collections::HashMap;
 
 /// The pickle of `0x1950a86a20f9469cfc6c`, protocol and end left out.
-const MAGIC: &[u8] = &[0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+const MAGIC: &[u8] = &[
+    0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19,
+];
 
 /// Whether a file begins as these do.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
@@ -26,7 +29,11 @@ pub(super) fn read(bytes: &[u8]) -> Outcome<(Value<'_>, Heap<'_>, Vec<Option<Ran
     let (_magic, _) = next()?;
     match next()?.0 {
         Value::Int(1001) => {}
-        _ => return Err(Refusal::Unsupported("it was written by a version of torch older than 0.2".into())),
+        _ => {
+            return Err(Refusal::Unsupported(
+                "it was written by a version of torch older than 0.2".into(),
+            ));
+        }
     }
     check_system(next()?)?;
     let (top, heap) = next()?;
@@ -39,11 +46,17 @@ pub(super) fn read(bytes: &[u8]) -> Outcome<(Value<'_>, Heap<'_>, Vec<Option<Ran
     let mut ranges = HashMap::new();
     for key in keys_heap.items(keys).unwrap_or_default() {
         let Value::Text(key) = key else { continue };
-        let length =
-            bytes.get(place..).and_then(|rest| rest.first_chunk()).map(|first| u64::from_le_bytes(*first));
+        let length = bytes
+            .get(place..)
+            .and_then(|rest| rest.first_chunk())
+            .map(|first| u64::from_le_bytes(*first));
         let end = || -> Option<usize> {
-            let size = usize::try_from(length?).ok()?.checked_mul(*sizes.get(key)?)?;
-            (place + 8).checked_add(size).filter(|end| *end <= bytes.len())
+            let size = usize::try_from(length?)
+                .ok()?
+                .checked_mul(*sizes.get(key)?)?;
+            (place + 8)
+                .checked_add(size)
+                .filter(|end| *end <= bytes.len())
         };
         let Some(end) = end() else {
             return Err(Refusal::Damaged(format!(
@@ -59,12 +72,19 @@ pub(super) fn read(bytes: &[u8]) -> Outcome<(Value<'_>, Heap<'_>, Vec<Option<Ran
 
 /// `{"protocol_version": 1001, "little_endian": True, "type_sizes": …}`.
 fn check_system((value, heap): (Value<'_>, Heap<'_>)) -> Outcome<()> {
-    let Value::Dictionary(number) = value else { return Ok(()) };
+    let Value::Dictionary(number) = value else {
+        return Ok(());
+    };
     let is_big = |(key, value): &(Value<'_>, Value<'_>)| {
-        matches!((key, value), (Value::Text("little_endian"), Value::Bool(false)))
+        matches!(
+            (key, value),
+            (Value::Text("little_endian"), Value::Bool(false))
+        )
     };
     match heap.dictionaries[number].iter().any(is_big) {
-        true => Err(Refusal::Unsupported("it was written by a big-endian machine".into())),
+        true => Err(Refusal::Unsupported(
+            "it was written by a big-endian machine".into(),
+        )),
         false => Ok(()),
     }
 }

@@ -1,10 +1,10 @@
-//! A bounded reader of pickles: the opcodes that `torch.save` writes in protocols 2 to 5, none of which runs
-//! code here.
+//! A bounded reader of pickles: the opcodes that `torch.save` writes in protocols 2 to 5, none of
+//! which runs code here.
 //!
-//! A pickle is a program for a stack machine. Values are small and `Copy`; lists, tuples and dictionaries lie in
-//! an arena and are named by their number, so that sharing costs nothing, cycles are harmless, and nothing
-//! recurses, whatever the nesting. One opcode makes at most one value, which bounds memory by the length of the
-//! pickle. Opcodes: CPython's `pickletools`.
+//! A pickle is a program for a stack machine. Values are small and `Copy`; lists, tuples and
+//! dictionaries lie in an arena and are named by their number, so that sharing costs nothing,
+//! cycles are harmless, and nothing recurses, whatever the nesting. One opcode makes at most one
+//! value, which bounds memory by the length of the pickle. Opcodes: CPython's `pickletools`.
 
 use super::Refusal;
 use super::global::{self, Global};
@@ -114,7 +114,10 @@ impl<'a> Heap<'a> {
 pub(super) type Outcome<T> = std::result::Result<T, Refusal>;
 
 pub(super) fn damaged<T>(reason: impl Into<String>) -> Outcome<T> {
-    Err(Refusal::Damaged(format!("its pickle is not one of torch.save: {}", reason.into())))
+    Err(Refusal::Damaged(format!(
+        "its pickle is not one of torch.save: {}",
+        reason.into()
+    )))
 }
 
 /// The state of the stack machine.
@@ -139,7 +142,11 @@ impl<'a> Machine<'a> {
         for _ in 0..MOST_OPCODES {
             let opcode = machine.tape.byte()?;
             if opcode == b'.' {
-                return Ok((machine.pop()?, machine.heap, bytes.len() - machine.tape.left()));
+                return Ok((
+                    machine.pop()?,
+                    machine.heap,
+                    bytes.len() - machine.tape.left(),
+                ));
             }
             machine.step(opcode)?;
         }
@@ -236,7 +243,11 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, opcode: u8) -> Outcome<()> {
-        let place = if opcode == b'h' { u32::from(self.tape.byte()?) } else { self.tape.u32()? };
+        let place = if opcode == b'h' {
+            u32::from(self.tape.byte()?)
+        } else {
+            self.tape.u32()?
+        };
         let Some(value) = self.memo.get(&place) else {
             return damaged(format!("memo {place} was never written"));
         };
@@ -247,15 +258,26 @@ impl<'a> Machine<'a> {
     fn sequence(&mut self, opcode: u8) -> Outcome<()> {
         match opcode {
             b'a' | b'e' => {
-                let items = if opcode == b'a' { vec![self.pop()?] } else { self.pop_to_mark()? };
+                let items = if opcode == b'a' {
+                    vec![self.pop()?]
+                } else {
+                    self.pop_to_mark()?
+                };
                 let Value::List(number) = self.top()? else {
-                    return damaged(format!("it appends to a value of type {}", self.top()?.kind()));
+                    return damaged(format!(
+                        "it appends to a value of type {}",
+                        self.top()?.kind()
+                    ));
                 };
                 self.heap.lists[number].extend(items);
                 return Ok(());
             }
             b']' | b'l' => {
-                let items = if opcode == b'l' { self.pop_to_mark()? } else { Vec::new() };
+                let items = if opcode == b'l' {
+                    self.pop_to_mark()?
+                } else {
+                    Vec::new()
+                };
                 let list = Value::List(self.heap.list(items));
                 self.stack.push(list);
                 return Ok(());
@@ -292,9 +314,14 @@ impl<'a> Machine<'a> {
             self.stack.push(dictionary);
         }
         let Value::Dictionary(number) = self.top()? else {
-            return damaged(format!("it sets items of a value of type {}", self.top()?.kind()));
+            return damaged(format!(
+                "it sets items of a value of type {}",
+                self.top()?.kind()
+            ));
         };
-        let (pairs, []) = items.as_chunks::<2>() else { return damaged("a key has no value") };
+        let (pairs, []) = items.as_chunks::<2>() else {
+            return damaged("a key has no value");
+        };
         self.heap.dictionaries[number].extend(pairs.iter().map(|[key, value]| (*key, *value)));
         Ok(())
     }
@@ -340,7 +367,10 @@ impl<'a> Machine<'a> {
         self.pop()?;
         match self.top()? {
             Value::Dictionary(_) | Value::Tensor(_) | Value::Other(_) => Ok(()),
-            other => damaged(format!("it sets attributes of a value of type {}", other.kind())),
+            other => damaged(format!(
+                "it sets attributes of a value of type {}",
+                other.kind()
+            )),
         }
     }
 
@@ -359,12 +389,18 @@ impl<'a> Machine<'a> {
             return damaged("a persistent id does not describe a storage");
         };
         if !matches!(view, [] | [Value::None]) {
-            let reason = "a storage of it is a view of another one; load it with torch and save it again";
+            let reason =
+                "a storage of it is a view of another one; load it with torch and save it again";
             return Err(Refusal::Unsupported(reason.into()));
         }
-        let storage = Storage { scalar: *scalar, key, length: size(*length)? };
+        let storage = Storage {
+            scalar: *scalar,
+            key,
+            length: size(*length)?,
+        };
         self.heap.storages.push(storage);
-        self.stack.push(Value::Storage(self.heap.storages.len() - 1));
+        self.stack
+            .push(Value::Storage(self.heap.storages.len() - 1));
         Ok(())
     }
 
@@ -381,10 +417,14 @@ impl<'a> Machine<'a> {
         match (global, given.as_slice()) {
             (Global::Dictionary, []) => Ok(self.heap.dictionary()),
             (Global::Size, [sizes @ (Value::Tuple(_) | Value::List(_))]) => Ok(*sizes),
-            (Global::Parameter | Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => Ok(*tensor),
+            (Global::Parameter | Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => {
+                Ok(*tensor)
+            }
             (Global::RebuildFromType, [inner, _, arguments, ..]) => match inner {
                 // Nested ones would recurse.
-                Value::Global(Global::RebuildFromType) => damaged("a tensor with attributes has them twice"),
+                Value::Global(Global::RebuildFromType) => {
+                    damaged("a tensor with attributes has them twice")
+                }
                 inner => {
                     let (inner, arguments) = (*inner, *arguments);
                     self.made(inner, arguments)
@@ -393,7 +433,10 @@ impl<'a> Machine<'a> {
             (Global::RebuildTensor | Global::RebuildTensorV3, _) => self.tensor(global, number),
             (Global::RebuildOther(kind), _) => Ok(self.added(Tensor::Other(kind))),
             (Global::Value(kind), _) => Ok(Value::Other(kind)),
-            (global, given) => damaged(format!("{global:?} is called with {} arguments", given.len())),
+            (global, given) => damaged(format!(
+                "{global:?} is called with {} arguments",
+                given.len()
+            )),
         }
     }
 
@@ -402,15 +445,17 @@ impl<'a> Machine<'a> {
         Value::Tensor(self.heap.tensors.len() - 1)
     }
 
-    /// `_rebuild_tensor(storage, offset, size, stride)`, version 2 with `requires_grad, hooks[, metadata]`,
-    /// version 3 with `requires_grad, hooks, dtype[, metadata]`.
+    /// `_rebuild_tensor(storage, offset, size, stride)`, version 2 with `requires_grad, hooks[,
+    /// metadata]`, version 3 with `requires_grad, hooks, dtype[, metadata]`.
     fn tensor(&mut self, global: Global, arguments: usize) -> Outcome<Value<'a>> {
         let given = &self.heap.lists[arguments];
         let [Value::Storage(storage), offset, shape, strides, rest @ ..] = given.as_slice() else {
             return damaged("a tensor has no storage");
         };
-        let (Value::Tuple(shape) | Value::List(shape), Value::Tuple(strides) | Value::List(strides)) =
-            (shape, strides)
+        let (
+            Value::Tuple(shape) | Value::List(shape),
+            Value::Tuple(strides) | Value::List(strides),
+        ) = (shape, strides)
         else {
             return damaged("a tensor has no shape");
         };
@@ -428,16 +473,22 @@ impl<'a> Machine<'a> {
             shape: *shape,
             strides: *strides,
         };
-        // torch notes there that values are to be negated or conjugated (`torch.view_as_real(x.conj())`).
+        // torch notes there that values are to be negated or conjugated
+        // (`torch.view_as_real(x.conj())`).
         let is_changed = match metadata {
             Some(Value::Dictionary(number)) => {
                 let pairs = &self.heap.dictionaries[*number];
-                pairs.iter().any(|(_, value)| matches!(value, Value::Bool(true)))
+                pairs
+                    .iter()
+                    .any(|(_, value)| matches!(value, Value::Bool(true)))
             }
             _ => false,
         };
-        let tensor =
-            if is_changed { Tensor::Other("a view with its negative or conjugate bit set") } else { view };
+        let tensor = if is_changed {
+            Tensor::Other("a view with its negative or conjugate bit set")
+        } else {
+            view
+        };
         Ok(self.added(tensor))
     }
 }

@@ -1,8 +1,9 @@
 //! `pytorch_model.bin`: what `torch.save` writes, read without running any of it.
 //!
-//! The file is mapped. A pickle describes tensors as views of storages ([`machine`]); where a storage lies is
-//! what the zip archive says ([`archive`]), or its order in files of PyTorch before 1.6 ([`legacy`]). A
-//! contiguous tensor is read in place, any other is gathered when it is asked for.
+//! The file is mapped. A pickle describes tensors as views of storages ([`machine`]); where a
+//! storage lies is what the zip archive says ([`archive`]), or its order in files of PyTorch before
+//! 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is gathered when it is asked
+//! for.
 
 mod archive;
 mod global;
@@ -88,15 +89,21 @@ fn contents(
     } else {
         let archive = Archive::open(bytes)?;
         let (start, end) = archive.record("data.pkl").ok_or_else(|| {
-            Refusal::Unsupported("it is a zip archive, but has no `data.pkl` as torch.save writes one".into())
+            Refusal::Unsupported(
+                "it is a zip archive, but has no `data.pkl` as torch.save writes one".into(),
+            )
         })?;
         if end - start > LONGEST_PICKLE {
-            let reason =
-                format!("its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most", end - start);
+            let reason = format!(
+                "its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most",
+                end - start
+            );
             return Err(Refusal::Unsupported(reason));
         }
         let (top, heap, _) = Machine::run(&bytes[start..end])?;
-        let storages = ranges(&heap, |storage| archive.record(&format!("data/{}", storage.key)));
+        let storages = ranges(&heap, |storage| {
+            archive.record(&format!("data/{}", storage.key))
+        });
         (top, heap, storages)
     };
     let Value::Dictionary(number) = top else {
@@ -111,7 +118,11 @@ fn contents(
         let Value::Text(name) = key else { continue };
         let content = match value {
             Value::Tensor(tensor) => {
-                let view = View { heap: &heap, storages: &storages, file_len: bytes.len() };
+                let view = View {
+                    heap: &heap,
+                    storages: &storages,
+                    file_len: bytes.len(),
+                };
                 view.content(name, *tensor, strided)?
             }
             Value::Text(text) => Content::Foreign(Foreign::Text((*text).to_owned())),
@@ -134,16 +145,23 @@ fn check_not_nested(
     top: usize,
     found: &[(String, Content)],
 ) -> std::result::Result<(), Refusal> {
-    if found.iter().any(|(_, content)| matches!(content, Content::Tensor(_))) {
+    if found
+        .iter()
+        .any(|(_, content)| matches!(content, Content::Tensor(_)))
+    {
         return Ok(());
     }
     let holds_tensors = |number: &usize| {
-        heap.dictionaries[*number].iter().any(|(_, value)| matches!(value, Value::Tensor(_)))
+        heap.dictionaries[*number]
+            .iter()
+            .any(|(_, value)| matches!(value, Value::Tensor(_)))
     };
-    let nested = heap.dictionaries[top].iter().find_map(|(key, value)| match (key, value) {
-        (Value::Text(name), Value::Dictionary(number)) if holds_tensors(number) => Some(*name),
-        _ => None,
-    });
+    let nested = heap.dictionaries[top]
+        .iter()
+        .find_map(|(key, value)| match (key, value) {
+            (Value::Text(name), Value::Dictionary(number)) if holds_tensors(number) => Some(*name),
+            _ => None,
+        });
     Err(match nested {
         Some(name) => Refusal::Unsupported(format!(
             "its tensors lie one level down, under `{name}`, where transformers does not look for them either; \
@@ -170,9 +188,19 @@ impl View<'_> {
         let lies = |what: String| Refusal::Damaged(format!("tensor `{name}` {what}"));
         let (storage, scalar, offset, shape, strides) = match self.heap.tensors[tensor] {
             Tensor::Other(kind) => return Ok(Content::Foreign(Foreign::Other(kind.into()))),
-            Tensor::View { storage, scalar, offset, shape, strides } => {
-                (storage, scalar, offset, self.sizes(shape)?, self.sizes(strides)?)
-            }
+            Tensor::View {
+                storage,
+                scalar,
+                offset,
+                shape,
+                strides,
+            } => (
+                storage,
+                scalar,
+                offset,
+                self.sizes(shape)?,
+                self.sizes(strides)?,
+            ),
         };
         let dtype = match scalar {
             Scalar::Known(dtype) => dtype,
@@ -180,17 +208,31 @@ impl View<'_> {
             Scalar::Bytes => return Err(lies("has an untyped storage and no dtype".into())),
         };
         let size = dtype.bitsize() / 8;
-        let Storage { key, length, scalar } = self.heap.storages[storage];
+        let Storage {
+            key,
+            length,
+            scalar,
+        } = self.heap.storages[storage];
         let (start, end) = self.storages[storage]
             .ok_or_else(|| lies(format!("needs the record `data/{key}`, which is not there")))?;
-        let announced = if scalar == Scalar::Bytes { Some(length) } else { length.checked_mul(size) };
+        let announced = if scalar == Scalar::Bytes {
+            Some(length)
+        } else {
+            length.checked_mul(size)
+        };
         if announced.is_none_or(|bytes| bytes > end - start) {
             return Err(lies(format!(
                 "needs {length} elements, but the record `data/{key}` has {} bytes",
                 end - start
             )));
         }
-        let view = Strided { start, size, offset, shape, strides };
+        let view = Strided {
+            start,
+            size,
+            offset,
+            shape,
+            strides,
+        };
         let place = view.check(end - start, self.file_len).ok_or_else(|| {
             lies(format!(
                 "of shape {:?}, strides {:?} and offset {offset} does not lie within its storage of {} bytes",
@@ -199,7 +241,12 @@ impl View<'_> {
                 end - start
             ))
         })?;
-        let entry = Entry { file: 0, dtype, shape: view.shape.clone(), range: place.unwrap_or_default() };
+        let entry = Entry {
+            file: 0,
+            dtype,
+            shape: view.shape.clone(),
+            range: place.unwrap_or_default(),
+        };
         // A later tensor of the same name replaces the former, as in a dictionary.
         match place {
             Some(_) => drop(strided.remove(name)),
@@ -209,6 +256,9 @@ impl View<'_> {
     }
 
     fn sizes(&self, list: usize) -> std::result::Result<Vec<usize>, Refusal> {
-        self.heap.lists[list].iter().map(|value| machine::size(*value)).collect()
+        self.heap.lists[list]
+            .iter()
+            .map(|value| machine::size(*value))
+            .collect()
     }
 }

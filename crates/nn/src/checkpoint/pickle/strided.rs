@@ -27,21 +27,29 @@ pub(super) struct Strided {
 }
 
 impl Strided {
-    /// Where the bytes of a contiguous tensor lie in the file, an empty `Some` for others: none where the view
-    /// reaches beyond its storage of `available` bytes, or is larger than any tensor in a file of `file_len`.
+    /// Where the bytes of a contiguous tensor lie in the file, an empty `Some` for others: none
+    /// where the view reaches beyond its storage of `available` bytes, or is larger than any tensor
+    /// in a file of `file_len`.
     pub(super) fn check(&self, available: usize, file_len: usize) -> Option<Option<Range>> {
         let dimensions = self.shape.len();
         if dimensions != self.strides.len() || dimensions > MOST_DIMENSIONS {
             return None;
         }
-        let count = self.shape.iter().try_fold(1usize, |count, size| count.checked_mul(*size))?;
+        let count = self
+            .shape
+            .iter()
+            .try_fold(1usize, |count, size| count.checked_mul(*size))?;
         let bytes = count.checked_mul(self.size)?;
         if count == 0 {
             return Some(Some((self.start, self.start)));
         }
-        let last = self.shape.iter().zip(&self.strides).try_fold(self.offset, |place, (size, stride)| {
-            place.checked_add((size - 1).checked_mul(*stride)?)
-        })?;
+        let last = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(self.offset, |place, (size, stride)| {
+                place.checked_add((size - 1).checked_mul(*stride)?)
+            })?;
         let reached = last.checked_add(1)?.checked_mul(self.size)?;
         if reached > available || bytes > file_len.max(MOST_BYTES_BESIDE_FILE) {
             return None;
@@ -53,11 +61,15 @@ impl Strided {
     /// Strides of dimensions of one item say nothing.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(size, stride)| {
-            let fits = *size == 1 || *stride == expected;
-            expected *= size;
-            fits
-        })
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .rev()
+            .all(|(size, stride)| {
+                let fits = *size == 1 || *stride == expected;
+                expected *= size;
+                fits
+            })
     }
 
     /// The elements in row-major order. The view must have passed [`Strided::check`].
@@ -71,8 +83,8 @@ impl Strided {
         }
     }
 
-    /// A row is the last dimension. Some rows at a time are filled side by side: where the tensor is transposed,
-    /// their elements are neighbours in the storage.
+    /// A row is the last dimension. Some rows at a time are filled side by side: where the tensor
+    /// is transposed, their elements are neighbours in the storage.
     fn elements<const SIZE: usize>(&self, storage: &[u8]) -> Vec<u8> {
         let (storage, _) = storage.as_chunks::<SIZE>();
         let (outer, width, stride) = match (self.shape.split_last(), self.strides.last()) {
@@ -81,22 +93,26 @@ impl Strided {
         };
         let rows: usize = outer.iter().product();
         let mut bytes = vec![0; rows * width * SIZE];
-        bytes.par_chunks_mut(width * SIZE * BAND).enumerate().for_each(|(band, bytes)| {
-            let (out, _) = bytes.as_chunks_mut::<SIZE>();
-            let first = band * BAND;
-            let places: Vec<usize> =
-                (first..first + out.len() / width).map(|row| self.row(row, outer)).collect();
-            if stride == 1 {
-                let rows = out.chunks_mut(width).zip(&places);
-                rows.for_each(|(out, place)| out.copy_from_slice(&storage[*place..][..width]));
-                return;
-            }
-            for column in 0..width {
-                for (row, place) in places.iter().enumerate() {
-                    out[row * width + column] = storage[place + column * stride];
+        bytes
+            .par_chunks_mut(width * SIZE * BAND)
+            .enumerate()
+            .for_each(|(band, bytes)| {
+                let (out, _) = bytes.as_chunks_mut::<SIZE>();
+                let first = band * BAND;
+                let places: Vec<usize> = (first..first + out.len() / width)
+                    .map(|row| self.row(row, outer))
+                    .collect();
+                if stride == 1 {
+                    let rows = out.chunks_mut(width).zip(&places);
+                    rows.for_each(|(out, place)| out.copy_from_slice(&storage[*place..][..width]));
+                    return;
                 }
-            }
-        });
+                for column in 0..width {
+                    for (row, place) in places.iter().enumerate() {
+                        out[row * width + column] = storage[place + column * stride];
+                    }
+                }
+            });
         bytes
     }
 

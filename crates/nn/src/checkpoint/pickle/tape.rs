@@ -52,10 +52,12 @@ impl<'a> Tape<'a> {
     }
 
     fn long_length(&mut self) -> Outcome<usize> {
-        usize::try_from(u64::from_le_bytes(self.array()?)).or_else(|_| damaged("a length is too large"))
+        usize::try_from(u64::from_le_bytes(self.array()?))
+            .or_else(|_| damaged("a length is too large"))
     }
 
-    /// The value of an opcode that pushes a number, a text or a constant; none where it is not such an opcode.
+    /// The value of an opcode that pushes a number, a text or a constant; none where it is not such
+    /// an opcode.
     pub(super) fn literal(&mut self, opcode: u8) -> Outcome<Option<Value<'a>>> {
         let value = match opcode {
             b'N' => Value::None,
@@ -130,7 +132,11 @@ impl<'a> Tape<'a> {
         if length > 8 {
             return Ok(Value::Other("int"));
         }
-        let sign = if bytes.last().is_some_and(|last| last & 0x80 != 0) { 0xff } else { 0 };
+        let sign = if bytes.last().is_some_and(|last| last & 0x80 != 0) {
+            0xff
+        } else {
+            0
+        };
         let mut wide = [sign; 8];
         wide[..length].copy_from_slice(bytes);
         Ok(Value::Int(i64::from_le_bytes(wide)))

@@ -7,8 +7,8 @@ use llm_int8_cuda::{Buffer, Device};
 /// Positions a cache begins with.
 const FIRST: usize = 256;
 
-/// One piece of memory for all blocks of a device, so that a graph needs nothing but its address. The layout is
-/// that of `attention.cu`.
+/// One piece of memory for all blocks of a device, so that a graph needs nothing but its address.
+/// The layout is that of `attention.cu`.
 #[derive(Debug)]
 pub(in crate::models) struct DeviceCache {
     device: Device,
@@ -22,7 +22,14 @@ pub(in crate::models) struct DeviceCache {
 
 impl DeviceCache {
     pub(super) fn new(device: Device, layout: HeadLayout, layers: usize, most: usize) -> Self {
-        Self { device, layout, layers, most, memory: None, capacity: 0 }
+        Self {
+            device,
+            layout,
+            layers,
+            most,
+            memory: None,
+            capacity: 0,
+        }
     }
 
     pub(in crate::models) fn bytes(&self) -> u64 {
@@ -37,24 +44,33 @@ impl DeviceCache {
         self.capacity
     }
 
-    /// Makes room for `positions` positions, of which the first `kept` stay. It grows by doubling, so that graphs,
-    /// which are made for a number of chunks, serve for long.
+    /// Makes room for `positions` positions, of which the first `kept` stay. It grows by doubling,
+    /// so that graphs, which are made for a number of chunks, serve for long.
     pub(super) fn reserve(&mut self, positions: usize, kept: usize) -> Result<()> {
         if positions <= self.capacity {
             return Ok(());
         }
-        let capacity = positions.next_power_of_two().max(FIRST).min(self.most.max(positions));
-        let memory = self.device.allocate::<u8>(self.layout.cache_bytes(self.layers, capacity))?;
+        let capacity = positions
+            .next_power_of_two()
+            .max(FIRST)
+            .min(self.most.max(positions));
+        let memory = self
+            .device
+            .allocate::<u8>(self.layout.cache_bytes(self.layers, capacity))?;
         if let Some(old) = self.memory.as_ref().filter(|_| kept > 0) {
             let (heads, bytes) = (self.layout.kv_heads, self.layout.dtype.bytes());
-            // Of each layer rows of keys, 8 values a position, then rows of values, a whole head a position.
+            // Of each layer rows of keys, 8 values a position, then rows of values, a whole head a
+            // position.
             let groups = self.layout.padded() / 8;
             let half = |capacity: usize| heads * capacity * self.layout.padded() * bytes;
             for layer in 0..self.layers {
-                for (part, rows, width) in [(0, heads * groups, 8), (1, heads, self.layout.padded())] {
+                for (part, rows, width) in
+                    [(0, heads * groups, 8), (1, heads, self.layout.padded())]
+                {
                     let place = |capacity: usize| (2 * layer + part) * half(capacity);
                     let pitch = |capacity: usize| capacity * width * bytes;
-                    let from = old.part(place(self.capacity)..place(self.capacity) + half(self.capacity))?;
+                    let from =
+                        old.part(place(self.capacity)..place(self.capacity) + half(self.capacity))?;
                     let to = memory.part(place(capacity)..place(capacity) + half(capacity))?;
                     copy_rows(
                         (from, pitch(self.capacity)),

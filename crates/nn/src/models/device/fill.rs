@@ -1,5 +1,5 @@
-//! From the checkpoint onto a device: a weight's bytes travel as they are in the file and are quantised there,
-//! some rows at a time, so that the device holds little beside the model.
+//! From the checkpoint onto a device: a weight's bytes travel as they are in the file and are
+//! quantised there, some rows at a time, so that the device holds little beside the model.
 
 use super::super::slot::{ModelSlot, Slot};
 use super::Stage;
@@ -15,8 +15,8 @@ use llm_int8_kernels::KernelError;
 use safetensors::Dtype;
 use std::sync::Arc;
 
-/// Bytes of a weight that are on the device at once, beside its codes; more only where rows cannot be taken
-/// apart.
+/// Bytes of a weight that are on the device at once, beside its codes; more only where rows cannot
+/// be taken apart.
 const AT_ONCE: usize = 32 << 20;
 
 /// Where the weight of a part goes.
@@ -41,9 +41,10 @@ impl Stage {
                 let model = self.model.as_ref()?;
                 match model.table(slot) {
                     Ok(TableWeight::Float(table)) => Some((Weight::Float(Arc::clone(table)), 0)),
-                    Ok(TableWeight::Int8(table)) => {
-                        Some((Weight::Int8(Arc::clone(table), crate::linear::Int8Config::default()), 0))
-                    }
+                    Ok(TableWeight::Int8(table)) => Some((
+                        Weight::Int8(Arc::clone(table), crate::linear::Int8Config::default()),
+                        0,
+                    )),
                     Err(_) => model.parts.weight_of(slot),
                 }
                 .map(target)
@@ -79,7 +80,9 @@ impl Target {
             Weight::Int8(matrix, _) => {
                 Ok(matrix.write_rows(self.first_row, codes.codes(), codes.absmax())?)
             }
-            Weight::Float(_) => Err(NnError::Bug { what: "an int8 matrix for codes" }),
+            Weight::Float(_) => Err(NnError::Bug {
+                what: "an int8 matrix for codes",
+            }),
         }
     }
 
@@ -102,17 +105,26 @@ impl Target {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let [rows, cols] = *view.shape else {
-            return Err(NnError::Bug { what: "a weight of two dimensions" });
+            return Err(NnError::Bug {
+                what: "a weight of two dimensions",
+            });
         };
         let elements = view.elements::<T>()?;
         let outputs = if transposed { cols } else { rows };
         // A column's largest magnitude needs all rows.
-        let at_once =
-            if transposed { rows } else { (AT_ONCE / (cols * size_of::<T>()).max(1)).clamp(1, rows.max(1)) };
+        let at_once = if transposed {
+            rows
+        } else {
+            (AT_ONCE / (cols * size_of::<T>()).max(1)).clamp(1, rows.max(1))
+        };
         for (i, part) in elements.chunks((at_once * cols).max(1)).enumerate() {
             let (weight, mark) = scratch.upload(matrix, part)?;
             let first = self.first_row + if transposed { 0 } else { i * at_once };
-            let count = if transposed { outputs } else { part.len() / cols.max(1) };
+            let count = if transposed {
+                outputs
+            } else {
+                part.len() / cols.max(1)
+            };
             if transposed {
                 matrix.quantize_transposed(weight, first..first + count, mark)?;
             } else {
@@ -142,7 +154,11 @@ fn bad_value<T: Float>(
 ) -> KernelError {
     let inputs = if transposed { rows } else { cols };
     let value = |column: usize| {
-        let place = if transposed { column * cols + row } else { row * cols + column };
+        let place = if transposed {
+            column * cols + row
+        } else {
+            row * cols + column
+        };
         let bytes = bytemuck::bytes_of(&elements[place]);
         match view.dtype {
             Dtype::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
@@ -150,8 +166,14 @@ fn bad_value<T: Float>(
             _ => bytemuck::pod_read_unaligned::<f32>(bytes),
         }
     };
-    let column = (0..inputs).find(|column| !f16::from_f32(value(*column)).is_finite()).unwrap_or(0);
-    KernelError::NonFiniteWeight { row, column, value: value(column) }
+    let column = (0..inputs)
+        .find(|column| !f16::from_f32(value(*column)).is_finite())
+        .unwrap_or(0);
+    KernelError::NonFiniteWeight {
+        row,
+        column,
+        value: value(column),
+    }
 }
 
 /// Memory of a device for weights on their way, kept from tensor to tensor.
@@ -162,16 +184,22 @@ pub(in crate::models) struct Scratch {
 
 impl Scratch {
     /// The values on the device of `matrix`, and a mark for bad rows.
-    fn upload<T: Float>(&mut self, matrix: &Int8Matrix, values: &[T]) -> Result<(View<'_, T>, &Buffer<u32>)> {
+    fn upload<T: Float>(
+        &mut self,
+        matrix: &Int8Matrix,
+        values: &[T],
+    ) -> Result<(View<'_, T>, &Buffer<u32>)> {
         let (device, bytes) = (matrix.device(), size_of_val(values));
-        let fits = |(memory, _): &(Buffer<u8>, _)| memory.len() >= bytes && memory.device().is(device);
+        let fits =
+            |(memory, _): &(Buffer<u8>, _)| memory.len() >= bytes && memory.device().is(device);
         if !self.memory.as_ref().is_some_and(fits) {
             // The old one goes first.
             self.memory = None;
             self.memory = Some((device.allocate(bytes)?, Int8Matrix::mark(device)?));
         }
-        let (memory, mark) =
-            self.memory.as_ref().ok_or(NnError::Bug { what: "memory of a weight on its way" })?;
+        let (memory, mark) = self.memory.as_ref().ok_or(NnError::Bug {
+            what: "memory of a weight on its way",
+        })?;
         let view = memory.part(..bytes)?.cast::<T>()?;
         view.write(values)?;
         Ok((view, mark))

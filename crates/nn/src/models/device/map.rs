@@ -17,7 +17,8 @@ pub struct DeviceBudget {
 pub struct Placement {
     /// Devices in the order in which they are filled; none: the CPU does all.
     pub devices: Vec<DeviceBudget>,
-    /// Whether blocks that do not fit go to the CPU; else everything goes to the first device, or loading fails.
+    /// Whether blocks that do not fit go to the CPU; else everything goes to the first device, or
+    /// loading fails.
     pub spills: bool,
     /// Decode by graphs recorded once, and not by single launches.
     pub uses_graphs: bool,
@@ -38,7 +39,11 @@ impl Placement {
     /// Everything on one device, with graphs.
     pub fn on(device: Device) -> Self {
         let devices = vec![DeviceBudget { device, most: None }];
-        Self { devices, spills: false, ..Self::auto(Vec::new()) }
+        Self {
+            devices,
+            spills: false,
+            ..Self::auto(Vec::new())
+        }
     }
 
     /// Whole blocks on these devices, as many as fit, the rest on the CPU.
@@ -89,9 +94,9 @@ pub struct Sizes {
 impl DeviceMap {
     /// The map for devices with so many bytes for us.
     ///
-    /// What stands outside of blocks goes to the first device if it fits: the head is the largest matrix and read
-    /// for every token, and a token's row of it is all that crosses the bus. Then blocks fill one device after
-    /// the other.
+    /// What stands outside of blocks goes to the first device if it fits: the head is the largest
+    /// matrix and read for every token, and a token's row of it is all that crosses the bus. Then
+    /// blocks fill one device after the other.
     ///
     /// ```
     /// use llm_int8_nn::models::device::map::Sizes;
@@ -102,7 +107,10 @@ impl DeviceMap {
     /// assert_eq!(map.blocks, [Place::Device(0), Place::Device(1), Place::Cpu, Place::Cpu]);
     /// ```
     pub fn plan(sizes: &Sizes, budgets: &[u64]) -> Self {
-        let mut left: Vec<u64> = budgets.iter().map(|budget| budget.saturating_sub(sizes.pass)).collect();
+        let mut left: Vec<u64> = budgets
+            .iter()
+            .map(|budget| budget.saturating_sub(sizes.pass))
+            .collect();
         let model = match left.first_mut() {
             Some(first) if *first >= sizes.model => {
                 *first -= sizes.model;
@@ -121,17 +129,26 @@ impl DeviceMap {
             }
             Place::Cpu
         };
-        Self { model, blocks: sizes.blocks.iter().map(&mut place).collect() }
+        Self {
+            model,
+            blocks: sizes.blocks.iter().map(&mut place).collect(),
+        }
     }
 
     /// The map of a placement.
     pub(in crate::models) fn of(placement: &Placement, sizes: &Sizes) -> Result<Self> {
         let count = sizes.blocks.len();
         if placement.devices.is_empty() {
-            return Ok(Self { model: Place::Cpu, blocks: vec![Place::Cpu; count] });
+            return Ok(Self {
+                model: Place::Cpu,
+                blocks: vec![Place::Cpu; count],
+            });
         }
         if !placement.spills {
-            return Ok(Self { model: Place::Device(0), blocks: vec![Place::Device(0); count] });
+            return Ok(Self {
+                model: Place::Device(0),
+                blocks: vec![Place::Device(0); count],
+            });
         }
         let budgets = placement.devices.iter().map(|budget| -> Result<u64> {
             let free = budget.device.memory()?.free;
@@ -155,12 +172,19 @@ impl DeviceMap {
 
     /// Refuses a device that is there twice.
     pub(in crate::models) fn check(placement: &Placement) -> Result<()> {
-        let names: Vec<&str> = placement.devices.iter().map(|budget| budget.device.name()).collect();
-        let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
+        let names: Vec<&str> = placement
+            .devices
+            .iter()
+            .map(|budget| budget.device.name())
+            .collect();
+        let twice = names
+            .iter()
+            .enumerate()
+            .find(|(i, name)| names[..*i].contains(name));
         match twice {
-            Some((_, name)) => {
-                Err(NnError::Placement { reason: format!("the device {name} is there twice") })
-            }
+            Some((_, name)) => Err(NnError::Placement {
+                reason: format!("the device {name} is there twice"),
+            }),
             None => Ok(()),
         }
     }
@@ -172,29 +196,51 @@ mod tests {
     use Place::{Cpu, Device};
 
     fn sizes() -> Sizes {
-        Sizes { model: 100, blocks: vec![10; 5], pass: 5 }
+        Sizes {
+            model: 100,
+            blocks: vec![10; 5],
+            pass: 5,
+        }
     }
 
     #[test]
     fn devices_are_filled_one_after_the_other_and_the_rest_is_the_cpus() {
         let map = DeviceMap::plan(&sizes(), &[130, 25]);
-        assert_eq!(map.blocks, [Device(0), Device(0), Device(1), Device(1), Cpu]);
-        assert_eq!(map.runs(), [(Device(0), 0..2), (Device(1), 2..4), (Cpu, 4..5)]);
+        assert_eq!(
+            map.blocks,
+            [Device(0), Device(0), Device(1), Device(1), Cpu]
+        );
+        assert_eq!(
+            map.runs(),
+            [(Device(0), 0..2), (Device(1), 2..4), (Cpu, 4..5)]
+        );
     }
 
     #[test]
     fn a_head_that_does_not_fit_leaves_room_for_blocks() {
         let map = DeviceMap::plan(&sizes(), &[40]);
-        assert_eq!((map.model, map.blocks), (Cpu, vec![Device(0), Device(0), Device(0), Cpu, Cpu]));
+        assert_eq!(
+            (map.model, map.blocks),
+            (Cpu, vec![Device(0), Device(0), Device(0), Cpu, Cpu])
+        );
     }
 
     #[test]
     fn what_fits_nowhere_is_the_cpus() {
-        let all = DeviceMap { model: Cpu, blocks: vec![Cpu; 5] };
+        let all = DeviceMap {
+            model: Cpu,
+            blocks: vec![Cpu; 5],
+        };
         assert_eq!(DeviceMap::plan(&sizes(), &[]), all);
         assert_eq!(DeviceMap::plan(&sizes(), &[4]), all);
         let everything = DeviceMap::plan(&sizes(), &[155]);
-        assert_eq!(everything, DeviceMap { model: Device(0), blocks: vec![Device(0); 5] });
+        assert_eq!(
+            everything,
+            DeviceMap {
+                model: Device(0),
+                blocks: vec![Device(0); 5]
+            }
+        );
     }
 
     #[test]

@@ -124,7 +124,12 @@ impl Workspace {
 }
 
 impl HeadMemory {
-    pub(super) fn new(device: &Device, widths: &Widths, vocabulary: usize, rows: usize) -> Result<Self> {
+    pub(super) fn new(
+        device: &Device,
+        widths: &Widths,
+        vocabulary: usize,
+        rows: usize,
+    ) -> Result<Self> {
         Ok(Self {
             rows,
             wanted: device.allocate(rows * widths.stream)?,
@@ -148,8 +153,14 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// The places for so many rows and tiles. They depend on nothing else, so that a graph may keep them.
-    pub(super) fn new(memory: &'a Buffer<u8>, widths: &Widths, count: usize, tiles: usize) -> Result<Self> {
+    /// The places for so many rows and tiles. They depend on nothing else, so that a graph may keep
+    /// them.
+    pub(super) fn new(
+        memory: &'a Buffer<u8>,
+        widths: &Widths,
+        count: usize,
+        tiles: usize,
+    ) -> Result<Self> {
         let mut end = 0;
         let mut take = |bytes: usize| {
             end += bytes;
@@ -158,16 +169,39 @@ impl<'a> Inputs<'a> {
         let rows = take(count * size_of::<AttendedRow>())?.cast()?;
         let (ids, position_rows) = (take(4 * count)?.cast()?, take(4 * count)?.cast()?);
         let turns = take(8 * count * widths.turns.iter().sum::<usize>())?;
-        let tiles = if tiles > 0 { Some(take(8 * tiles)?.cast()?) } else { None };
-        Ok(Self { rows, ids, position_rows, turns, count, tiles })
+        let tiles = if tiles > 0 {
+            Some(take(8 * tiles)?.cast()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            rows,
+            ids,
+            position_rows,
+            turns,
+            count,
+            tiles,
+        })
     }
 
     /// Cosines and sines of a rotation.
-    pub(super) fn turn(&self, widths: &Widths, number: usize) -> Result<(View<'a, f32>, View<'a, f32>)> {
+    pub(super) fn turn(
+        &self,
+        widths: &Widths,
+        number: usize,
+    ) -> Result<(View<'a, f32>, View<'a, f32>)> {
         let before: usize = widths.turns[..number].iter().sum();
-        let (start, length) = (8 * self.count * before, 4 * self.count * widths.turns[number]);
+        let (start, length) = (
+            8 * self.count * before,
+            4 * self.count * widths.turns[number],
+        );
         let cos = self.turns.part(start..start + length)?.cast()?;
-        Ok((cos, self.turns.part(start + length..start + 2 * length)?.cast()?))
+        Ok((
+            cos,
+            self.turns
+                .part(start + length..start + 2 * length)?
+                .cast()?,
+        ))
     }
 }
 
@@ -181,6 +215,11 @@ impl Stage {
 
     /// Blocks that share the positions of a row in attention.
     pub(super) fn splits(&self, capacity: usize, rows: usize) -> usize {
-        plan::splits(capacity, rows, self.widths.kv_heads, self.device.multiprocessors())
+        plan::splits(
+            capacity,
+            rows,
+            self.widths.kv_heads,
+            self.device.multiprocessors(),
+        )
     }
 }

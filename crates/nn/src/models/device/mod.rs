@@ -1,6 +1,7 @@
 //! Decoders on devices: whole blocks on GPUs, in int8, and the rest on the CPU, in int8 too.
 //!
-//! A device follows the same plan as the CPU (`models/execute`). Values between layers are rows of f32 on both.
+//! A device follows the same plan as the CPU (`models/execute`). Values between layers are rows of
+//! f32 on both.
 //!
 //! | file | holds |
 //! |---|---|
@@ -62,12 +63,16 @@ pub(super) struct Stage {
 
 impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stage").field("device", &self.device).field("blocks", &self.range()).finish()
+        f.debug_struct("Stage")
+            .field("device", &self.device)
+            .field("blocks", &self.range())
+            .finish()
     }
 }
 
 impl Stage {
-    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_model`; no values yet.
+    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_model`; no
+    /// values yet.
     pub(super) fn declare(
         device: &Device,
         decoder: &Decoder,
@@ -79,10 +84,18 @@ impl Stage {
         let first = range.start;
         let plan = decoder.execution_plan();
         let blocks = range
-            .map(|number| DeviceParts::declare(device, &decoder.blocks[number], plan.blocks[number].iter()))
+            .map(|number| {
+                DeviceParts::declare(device, &decoder.blocks[number], plan.blocks[number].iter())
+            })
             .collect::<Result<_>>()?;
-        let model = has_model.then(|| DeviceModel::declare(device, decoder)).transpose()?;
-        let slopes = attention.alibi.as_ref().map(|alibi| device.upload(alibi.slopes())).transpose()?;
+        let model = has_model
+            .then(|| DeviceModel::declare(device, decoder))
+            .transpose()?;
+        let slopes = attention
+            .alibi
+            .as_ref()
+            .map(|alibi| device.upload(alibi.slopes()))
+            .transpose()?;
         Ok(Self {
             device: device.clone(),
             layout: HeadLayout {

@@ -1,5 +1,5 @@
-//! A block's weights on a device. Layers with the same input lie in one matrix, one after the other, so that a
-//! launch computes them all; what each weight row holds does not change by that.
+//! A block's weights on a device. Layers with the same input lie in one matrix, one after the
+//! other, so that a launch computes them all; what each weight row holds does not change by that.
 
 use super::super::decoder::Decoder;
 use super::super::plan::{Layer, LinearStep, Rows, Step};
@@ -51,32 +51,58 @@ impl<S: PartSlot> Group<S> {
     fn declare(device: &Device, parts: &Parts<S>, layers: &[Layer<S>]) -> Result<Self> {
         let of = |layer: &Layer<S>| parts.linear(layer.slot).map(|linear| (layer.slot, linear));
         let layers: Option<Vec<(S, &Linear)>> = layers.iter().map(of).collect();
-        let layers = layers.ok_or(NnError::Bug { what: "a linear layer" })?;
+        let layers = layers.ok_or(NnError::Bug {
+            what: "a linear layer",
+        })?;
         let config = |linear: &Linear| match linear {
             Linear::Int8(linear) => Some(linear.config()),
             Linear::Float(_) => None,
         };
-        let mut group = Self { products: Vec::new(), members: Vec::new(), width: 0, in_features: 0 };
-        for together in layers.chunk_by(|a, b| config(a.1).is_some() && config(a.1) == config(b.1)) {
+        let mut group = Self {
+            products: Vec::new(),
+            members: Vec::new(),
+            width: 0,
+            in_features: 0,
+        };
+        for together in layers.chunk_by(|a, b| config(a.1).is_some() && config(a.1) == config(b.1))
+        {
             let in_features = together[0].1.in_features();
-            let width = together.iter().map(|(_, linear)| linear.out_features()).sum();
+            let width = together
+                .iter()
+                .map(|(_, linear)| linear.out_features())
+                .sum();
             let has_bias = together.iter().any(|(_, linear)| linear.has_bias());
             let weight = match together[0].1 {
-                Linear::Int8(linear) => {
-                    Weight::Int8(Arc::new(Int8Matrix::new(device, width, in_features)?), linear.config())
-                }
+                Linear::Int8(linear) => Weight::Int8(
+                    Arc::new(Int8Matrix::new(device, width, in_features)?),
+                    linear.config(),
+                ),
                 Linear::Float(linear) => {
                     let dtype = float_type(linear.weight().dtype());
-                    Weight::Float(Arc::new(FloatMatrix::new(device, dtype, width, in_features)?))
+                    Weight::Float(Arc::new(FloatMatrix::new(
+                        device,
+                        dtype,
+                        width,
+                        in_features,
+                    )?))
                 }
             };
             let mut first_row = 0;
             for (slot, linear) in together {
-                group.members.push(Member { slot: *slot, product: group.products.len(), first_row });
+                group.members.push(Member {
+                    slot: *slot,
+                    product: group.products.len(),
+                    first_row,
+                });
                 first_row += linear.out_features();
             }
             let bias = has_bias.then(|| device.zeros(width)).transpose()?;
-            group.products.push(Product { weight, bias, offset: group.width, width });
+            group.products.push(Product {
+                weight,
+                bias,
+                offset: group.width,
+                width,
+            });
             group.width += width;
             group.in_features = in_features;
         }
@@ -86,21 +112,28 @@ impl<S: PartSlot> Group<S> {
     /// The matrix of a slot and its first row there.
     pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
         let member = self.members.iter().find(|member| member.slot == slot)?;
-        Some((self.products[member.product].weight.clone(), member.first_row))
+        Some((
+            self.products[member.product].weight.clone(),
+            member.first_row,
+        ))
     }
 
     /// Puts a layer's bias where it belongs.
     pub(super) fn write_bias(&self, slot: S, bias: &[f32]) -> Result<()> {
         for member in self.members.iter().filter(|member| member.slot == slot) {
             if let Some(target) = &self.products[member.product].bias {
-                target.part(member.first_row..member.first_row + bias.len())?.write(bias)?;
+                target
+                    .part(member.first_row..member.first_row + bias.len())?
+                    .write(bias)?;
             }
         }
         Ok(())
     }
 
     pub(super) fn has_float(&self) -> bool {
-        self.products.iter().any(|product| matches!(product.weight, Weight::Float(_)))
+        self.products
+            .iter()
+            .any(|product| matches!(product.weight, Weight::Float(_)))
     }
 }
 
@@ -119,7 +152,9 @@ pub(super) struct DeviceNorm {
 
 impl DeviceNorm {
     fn upload(device: &Device, norms: &[&Norm]) -> Result<Option<Self>> {
-        let Some(first) = norms.first() else { return Ok(None) };
+        let Some(first) = norms.first() else {
+            return Ok(None);
+        };
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for norm in norms {
             weight.extend_from_slice(norm.values()?);
@@ -127,7 +162,9 @@ impl DeviceNorm {
         }
         Ok(Some(Self {
             weight: device.upload(&weight)?,
-            bias: (!bias.is_empty()).then(|| device.upload(&bias)).transpose()?,
+            bias: (!bias.is_empty())
+                .then(|| device.upload(&bias))
+                .transpose()?,
             is_layer: matches!(first.kind(), NormKind::Layer | NormKind::LayerWithoutBias),
             eps: first.eps() as f32,
             width: first.width(),
@@ -138,8 +175,16 @@ impl DeviceNorm {
     /// As a source goes through it.
     pub(super) fn through(&self) -> Through<'_, f32> {
         let bias = self.bias.as_ref().map(Buffer::all);
-        let parts = NormParts { weight: self.weight.all(), bias, eps: self.eps };
-        if self.is_layer { Through::LayerNorm(parts) } else { Through::RmsNorm(parts) }
+        let parts = NormParts {
+            weight: self.weight.all(),
+            bias,
+            eps: self.eps,
+        };
+        if self.is_layer {
+            Through::LayerNorm(parts)
+        } else {
+            Through::RmsNorm(parts)
+        }
     }
 }
 
@@ -164,19 +209,29 @@ impl<S: PartSlot> DeviceParts<S> {
                 groups.push(Group::declare(device, parts, &step.layers)?);
             }
         }
-        Ok(Self { groups, norms: Vec::new() })
+        Ok(Self {
+            groups,
+            norms: Vec::new(),
+        })
     }
 
     /// The layers of a linear step.
     pub(super) fn group(&self, step: &LinearStep<S>) -> Result<&Group<S>> {
         let first = step.layers.first().map(|layer| layer.slot);
-        let found = self.groups.iter().find(|group| group.members.first().map(|member| member.slot) == first);
-        found.ok_or(NnError::Bug { what: "a linear layer on the device" })
+        let found = self
+            .groups
+            .iter()
+            .find(|group| group.members.first().map(|member| member.slot) == first);
+        found.ok_or(NnError::Bug {
+            what: "a linear layer on the device",
+        })
     }
 
     pub(super) fn norm(&self, slot: S) -> Result<&DeviceNorm> {
         let found = self.norms.iter().find(|(known, _)| *known == slot);
-        found.map(|(_, norm)| norm).ok_or(NnError::Bug { what: "a norm on the device" })
+        found.map(|(_, norm)| norm).ok_or(NnError::Bug {
+            what: "a norm on the device",
+        })
     }
 
     /// The matrix of a slot and its first row there.
@@ -184,7 +239,8 @@ impl<S: PartSlot> DeviceParts<S> {
         self.groups.iter().find_map(|group| group.weight_of(slot))
     }
 
-    /// Takes the norms of these steps and all biases from the parts of the CPU, which are small and were read.
+    /// Takes the norms of these steps and all biases from the parts of the CPU, which are small and
+    /// were read.
     pub(super) fn take_small_parts<'s>(
         &mut self,
         device: &Device,
@@ -204,7 +260,9 @@ impl<S: PartSlot> DeviceParts<S> {
             };
             self.norms.extend(norm.map(|norm| (slot, norm)));
         }
-        self.groups.iter().try_for_each(|group| take_biases(group, parts))
+        self.groups
+            .iter()
+            .try_for_each(|group| take_biases(group, parts))
     }
 }
 
@@ -247,8 +305,11 @@ impl DeviceModel {
 
         // A tied head has no memory of its own.
         let is_own = |step: &&Step<ModelSlot>| !(decoder.spec().tied_head && is_head(step));
-        let mut parts =
-            DeviceParts::declare(device, model, plan.embed.iter().chain(plan.head.iter().filter(is_own)))?;
+        let mut parts = DeviceParts::declare(
+            device,
+            model,
+            plan.embed.iter().chain(plan.head.iter().filter(is_own)),
+        )?;
         if let (true, Some((_, tokens))) = (decoder.spec().tied_head, tokens) {
             parts.groups.push(tied_head(device, model, tokens)?);
         }
@@ -257,7 +318,9 @@ impl DeviceModel {
 
     pub(super) fn table(&self, slot: ModelSlot) -> Result<&TableWeight> {
         let found = self.tables.iter().find(|(known, _)| *known == slot);
-        found.map(|(_, table)| table).ok_or(NnError::Bug { what: "a table on the device" })
+        found.map(|(_, table)| table).ok_or(NnError::Bug {
+            what: "a table on the device",
+        })
     }
 }
 
@@ -265,8 +328,14 @@ fn is_head(step: &Step<ModelSlot>) -> bool {
     matches!(step, Step::Linear(step) if step.into == Rows::Logits)
 }
 
-fn table(device: &Device, parts: &Parts<ModelSlot>, slot: ModelSlot) -> Result<Option<TableWeight>> {
-    let Some(Part::Embedding(table)) = parts.get(slot) else { return Ok(None) };
+fn table(
+    device: &Device,
+    parts: &Parts<ModelSlot>,
+    slot: ModelSlot,
+) -> Result<Option<TableWeight>> {
+    let Some(Part::Embedding(table)) = parts.get(slot) else {
+        return Ok(None);
+    };
     let [rows, cols] = table.shape();
     Ok(Some(match table.is_int8() {
         true => TableWeight::Int8(Arc::new(Int8Matrix::new(device, rows, cols)?)),
@@ -278,19 +347,40 @@ fn table(device: &Device, parts: &Parts<ModelSlot>, slot: ModelSlot) -> Result<O
 }
 
 /// A head that shares the token table's memory.
-fn tied_head(device: &Device, parts: &Parts<ModelSlot>, tokens: &TableWeight) -> Result<Group<ModelSlot>> {
+fn tied_head(
+    device: &Device,
+    parts: &Parts<ModelSlot>,
+    tokens: &TableWeight,
+) -> Result<Group<ModelSlot>> {
     let slot = ModelSlot::Head;
-    let head = parts.linear(slot).ok_or(NnError::Bug { what: "the head" })?;
+    let head = parts
+        .linear(slot)
+        .ok_or(NnError::Bug { what: "the head" })?;
     let weight = match (tokens, head) {
         (TableWeight::Float(table), Linear::Float(_)) => Weight::Float(Arc::clone(table)),
-        (TableWeight::Int8(table), Linear::Int8(linear)) => Weight::Int8(Arc::clone(table), linear.config()),
-        _ => return Err(NnError::Bug { what: "a head like the token table" }),
+        (TableWeight::Int8(table), Linear::Int8(linear)) => {
+            Weight::Int8(Arc::clone(table), linear.config())
+        }
+        _ => {
+            return Err(NnError::Bug {
+                what: "a head like the token table",
+            });
+        }
     };
     let width = head.out_features();
     let bias = head.has_bias().then(|| device.zeros(width)).transpose()?;
     Ok(Group {
-        products: vec![Product { weight, bias, offset: 0, width }],
-        members: vec![Member { slot, product: 0, first_row: 0 }],
+        products: vec![Product {
+            weight,
+            bias,
+            offset: 0,
+            width,
+        }],
+        members: vec![Member {
+            slot,
+            product: 0,
+            first_row: 0,
+        }],
         width,
         in_features: head.in_features(),
     })

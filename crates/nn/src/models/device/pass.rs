@@ -1,7 +1,7 @@
 //! One pass through the blocks of a device.
 //!
-//! All of a token's launches on a device are recorded once as a graph, for a number of rows and of blocks that
-//! share positions, and replayed: what changes from token to token lies in memory.
+//! All of a token's launches on a device are recorded once as a graph, for a number of rows and of
+//! blocks that share positions, and replayed: what changes from token to token lies in memory.
 
 use super::super::decoder::Decoder;
 use super::super::plan::{Plan, Rows};
@@ -26,7 +26,9 @@ const MOST_GRAPHS: usize = 64;
 const TILED_FROM: usize = 9;
 
 /// Memory is reserved before it is used.
-const NO_MEMORY: NnError = NnError::Bug { what: "memory of a pass on a device" };
+const NO_MEMORY: NnError = NnError::Bug {
+    what: "memory of a pass on a device",
+};
 
 /// What a pass is told.
 #[derive(Debug, Default)]
@@ -43,7 +45,13 @@ pub(in crate::models) struct PassRows {
 
 impl PassRows {
     /// One more text, from its first new position on.
-    pub(in crate::models) fn push(&mut self, first: usize, ids: &[u32], offset: usize, ropes: &[RopeTable]) {
+    pub(in crate::models) fn push(
+        &mut self,
+        first: usize,
+        ids: &[u32],
+        offset: usize,
+        ropes: &[RopeTable],
+    ) {
         let text = self.lengths.len();
         self.lengths.push(ids.len());
         self.ids.extend_from_slice(ids);
@@ -128,28 +136,46 @@ impl Stage {
         caches: &mut [&mut DeviceCache],
     ) -> Result<StagePass<'a>> {
         for (text, cache) in caches.iter_mut().enumerate() {
-            let own =
-                rows.positions.iter().filter(|(number, _)| *number == text).map(|(_, position)| *position);
+            let own = rows
+                .positions
+                .iter()
+                .filter(|(number, _)| *number == text)
+                .map(|(_, position)| *position);
             let (first, last) = (own.clone().min().unwrap_or(0), own.max().unwrap_or(0));
             cache.reserve(last + 1, first)?;
         }
-        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workspace = self
+            .workspace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let count = rows.count();
         if workspace.as_ref().is_none_or(|memory| memory.rows < count) {
             // Graphs know the old addresses.
             self.forget_graphs();
             *workspace = None;
-            *workspace = Some(Workspace::new(&self.device, &self.widths, count.next_power_of_two())?);
+            *workspace = Some(Workspace::new(
+                &self.device,
+                &self.widths,
+                count.next_power_of_two(),
+            )?);
         }
         let padded = self.layout().padded();
         // Turing's blocks have too little shared memory for tiles of wide heads.
         let is_tiled = rows.lengths.iter().any(|length| *length >= TILED_FROM)
             && padded <= plan::MOST_DIMS
             && plan::attend_many_shared_bytes(padded) <= self.device.shared_bytes();
-        let tiles = if is_tiled { plan::query_tiles(&rows.lengths) } else { Vec::new() };
+        let tiles = if is_tiled {
+            plan::query_tiles(&rows.lengths)
+        } else {
+            Vec::new()
+        };
         let memory = workspace.as_ref().ok_or(NO_MEMORY)?;
         memory.inputs.all().write(&rows.bytes(caches, &tiles))?;
-        let capacity = caches.iter().map(|cache| cache.capacity()).max().unwrap_or(0);
+        let capacity = caches
+            .iter()
+            .map(|cache| cache.capacity())
+            .max()
+            .unwrap_or(0);
         Ok(StagePass {
             stage: self,
             decoder,
@@ -167,17 +193,27 @@ impl Stage {
     }
 
     fn forget_graphs(&self) {
-        self.graphs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.graphs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// An empty cache.
     pub(in crate::models) fn new_cache(&self, positions: usize) -> DeviceCache {
-        DeviceCache::new(self.device.clone(), self.layout(), self.blocks.len(), positions)
+        DeviceCache::new(
+            self.device.clone(),
+            self.layout(),
+            self.blocks.len(),
+            positions,
+        )
     }
 
     /// Takes norms and biases from the CPU's parts, once those are read.
     pub(in crate::models) fn take_small_parts(&mut self, decoder: &Decoder) -> Result<()> {
-        let shared = || NnError::Bug { what: "a stage of its own while the model is loaded" };
+        let shared = || NnError::Bug {
+            what: "a stage of its own while the model is loaded",
+        };
         let (plan, first) = (decoder.execution_plan(), self.first);
         let blocks = Arc::get_mut(&mut self.blocks).ok_or_else(shared)?;
         for (number, block) in blocks.iter_mut().enumerate() {
@@ -187,7 +223,9 @@ impl Stage {
         if let Some(model) = &mut self.model {
             let model = Arc::get_mut(model).ok_or_else(shared)?;
             let steps = plan.embed.iter().chain(&plan.head);
-            model.parts.take_small_parts(&self.device, &decoder.model, steps)?;
+            model
+                .parts
+                .take_small_parts(&self.device, &decoder.model, steps)?;
         }
         Ok(())
     }
@@ -214,8 +252,8 @@ impl StagePass<'_> {
         Ok(x)
     }
 
-    /// Does the work, by a graph where single tokens are computed: the first time by launches, which loads what
-    /// they need, then recorded, then replayed.
+    /// Does the work, by a graph where single tokens are computed: the first time by launches,
+    /// which loads what they need, then recorded, then replayed.
     pub(in crate::models) fn run(&mut self, work: &Work) -> Result<()> {
         if work.heads {
             self.reserve_logits(self.count)?;
@@ -223,8 +261,19 @@ impl StagePass<'_> {
         if !(self.stage.uses_graphs && self.is_decode && self.count <= GRAPH_ROWS) {
             return self.launch(work);
         }
-        let key = (work.embeds, work.blocks.start, work.blocks.end, work.heads, self.count, self.splits);
-        let mut graphs = self.stage.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (
+            work.embeds,
+            work.blocks.start,
+            work.blocks.end,
+            work.heads,
+            self.count,
+            self.splits,
+        );
+        let mut graphs = self
+            .stage
+            .graphs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if graphs.len() >= MOST_GRAPHS && !graphs.contains_key(&key) {
             graphs.clear();
         }
@@ -241,7 +290,10 @@ impl StagePass<'_> {
                     GraphState::Recorded(graph)
                 }
                 Err(error) => {
-                    log::warn!("{}: single launches instead of a graph: {error}", self.stage.device.name());
+                    log::warn!(
+                        "{}: single launches instead of a graph: {error}",
+                        self.stage.device.name()
+                    );
                     self.launch(work)?;
                     GraphState::Refused
                 }
@@ -259,7 +311,8 @@ impl StagePass<'_> {
         Ok(())
     }
 
-    /// The work as a graph. Where the driver does not take early starts into a graph, the graph is without them.
+    /// The work as a graph. Where the driver does not take early starts into a graph, the graph is
+    /// without them.
     fn record(&self, work: &Work) -> Result<Graph> {
         let device = &self.stage.device;
         match device.record(|| self.launch(work)) {
@@ -272,9 +325,13 @@ impl StagePass<'_> {
     }
 
     fn launch(&self, work: &Work) -> Result<()> {
-        // On an H100, 32 sequences are decoded 6 % faster without early starts, prompts 3 to 7 % faster with them.
+        // On an H100, 32 sequences are decoded 6 % faster without early starts, prompts 3 to 7 %
+        // faster with them.
         if self.is_decode && self.count > plan::THIN_MOST {
-            return self.stage.device.without_overlap(|| self.launch_steps(work));
+            return self
+                .stage
+                .device
+                .without_overlap(|| self.launch_steps(work));
         }
         self.launch_steps(work)
     }
@@ -282,14 +339,22 @@ impl StagePass<'_> {
     fn launch_steps(&self, work: &Work) -> Result<()> {
         let (memory, plan) = (self.memory()?, self.plan());
         let inputs = Inputs::new(&memory.inputs, self.widths(), self.count, self.tiles)?;
-        let rows = Executor { pass: self, memory, inputs, stream: memory.x.all(), count: self.count };
+        let rows = Executor {
+            pass: self,
+            memory,
+            inputs,
+            stream: memory.x.all(),
+            count: self.count,
+        };
         if work.embeds {
             rows.model(&plan.embed, self.model()?)?;
         }
         for number in work.blocks.clone() {
             let index = number - self.stage.first;
             let parts = &self.stage.blocks[index];
-            plan.blocks[number].iter().try_for_each(|step| rows.step(step, parts, index))?;
+            plan.blocks[number]
+                .iter()
+                .try_for_each(|step| rows.step(step, parts, index))?;
         }
         if work.heads {
             rows.model(&plan.head, self.model()?)?;
@@ -306,12 +371,20 @@ impl StagePass<'_> {
         let mut to = 0;
         for together in wanted.chunk_by(|a, b| a + 1 == *b) {
             let from = together[0] * width..(together[0] + together.len()) * width;
-            head.wanted.part(to * width..)?.copy_from(&memory.x.part(from)?)?;
+            head.wanted
+                .part(to * width..)?
+                .copy_from(&memory.x.part(from)?)?;
             to += together.len();
         }
         let inputs = Inputs::new(&memory.inputs, self.widths(), self.count, self.tiles)?;
         let stream = head.wanted.all();
-        let rows = Executor { pass: self, memory, inputs, stream, count: wanted.len() };
+        let rows = Executor {
+            pass: self,
+            memory,
+            inputs,
+            stream,
+            count: wanted.len(),
+        };
         rows.model(&self.plan().head, self.model()?)
     }
 
@@ -321,8 +394,12 @@ impl StagePass<'_> {
         if memory.head.as_ref().is_none_or(|head| head.rows < rows) {
             stage.forget_graphs();
             memory.head = None;
-            memory.head =
-                Some(HeadMemory::new(&stage.device, &stage.widths, vocabulary, rows.next_power_of_two())?);
+            memory.head = Some(HeadMemory::new(
+                &stage.device,
+                &stage.widths,
+                vocabulary,
+                rows.next_power_of_two(),
+            )?);
         }
         Ok(())
     }
@@ -337,6 +414,8 @@ impl StagePass<'_> {
     }
 
     fn model(&self) -> Result<&DeviceModel> {
-        self.stage.model.as_deref().ok_or(NnError::Bug { what: "embeddings and head on the device" })
+        self.stage.model.as_deref().ok_or(NnError::Bug {
+            what: "embeddings and head on the device",
+        })
     }
 }

@@ -1,11 +1,13 @@
 //! Follows the steps of a plan on a device: each is one launch, or a few.
 //!
-//! A block of GPT-2 is five launches for one token: queries, keys and values with norm and quantising in the same
-//! launch; attention with rotation and cache; its last layer with the residual; the first layer of the MLP with norm,
-//! quantising and activation; the second with quantising and residual.
+//! A block of GPT-2 is five launches for one token: queries, keys and values with norm and
+//! quantising in the same launch; attention with rotation and cache; its last layer with the
+//! residual; the first layer of the MLP with norm, quantising and activation; the second with
+//! quantising and residual.
 
 use super::super::plan::{
-    Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through as Input,
+    Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
+    Through as Input,
 };
 use super::super::slot::{ModelSlot, PartSlot};
 use super::memory::{Inputs, Workspace};
@@ -15,8 +17,8 @@ use crate::error::{NnError, Result};
 use crate::layers::{Activation, QkvLayout};
 use crate::linear::OutlierScope;
 use llm_int8_cuda::ops::{
-    self, Activation as Function, Attention, AttentionRule, Combined, Cut, NormParts, Output, Parts,
-    Products, Residual, Rotation, Source, Table, TableRows, Through,
+    self, Activation as Function, Attention, AttentionRule, Combined, Cut, NormParts, Output,
+    Parts, Products, Residual, Rotation, Source, Table, TableRows, Through,
 };
 use llm_int8_cuda::{Buffer, View};
 
@@ -49,7 +51,9 @@ impl<'a> Executor<'a> {
         block: usize,
     ) -> Result<()> {
         match step {
-            Step::Embed(_) => Err(NnError::Bug { what: "a table of a block" }),
+            Step::Embed(_) => Err(NnError::Bug {
+                what: "a table of a block",
+            }),
             Step::Linear(step) => self.linear(step, parts),
             Step::HeadNorm(step) => self.head_norm(step, parts),
             Step::Attend(step) => self.attend(step, block),
@@ -62,7 +66,11 @@ impl<'a> Executor<'a> {
     /// Where rows lie, and how many values each has.
     fn rows(&self, rows: Rows) -> Result<(View<'a, f32>, usize)> {
         let memory = self.memory;
-        let head = || memory.head.as_ref().ok_or(NnError::Bug { what: "memory of logits" });
+        let head = || {
+            memory.head.as_ref().ok_or(NnError::Bug {
+                what: "memory of logits",
+            })
+        };
         let view = match rows {
             Rows::Stream => self.stream,
             // Nothing is added before the rows of the token table have become the stream.
@@ -89,14 +97,23 @@ impl<'a> Executor<'a> {
         };
         let positions = match step.positions.map(|slot| model.table(slot)).transpose()? {
             Some(TableWeight::Float(table)) => Some((&**table, self.inputs.position_rows)),
-            Some(TableWeight::Int8(_)) => return Err(NnError::Bug { what: "a position table of floats" }),
+            Some(TableWeight::Int8(_)) => {
+                return Err(NnError::Bug {
+                    what: "a position table of floats",
+                });
+            }
             None => None,
         };
         let ids = match step.index {
             Index::Token => self.inputs.ids,
             Index::Position => self.inputs.position_rows,
         };
-        let rows = TableRows { ids, positions, rows: self.count, factor: step.scale as f32 };
+        let rows = TableRows {
+            ids,
+            positions,
+            rows: self.count,
+            factor: step.scale as f32,
+        };
         Ok(ops::embed(table, &rows, self.rows(step.into)?.0)?)
     }
 
@@ -110,11 +127,19 @@ impl<'a> Executor<'a> {
         source.cols = step.in_features;
 
         let (into, stride) = self.rows(step.into)?;
-        let activation = step
-            .activation
-            .and_then(|activated| function(activated.function).map(|function| (function, activated.outputs)));
-        let residual = step.adds.map(|scale| Residual { stream: into, stride, scale: scale as f32 });
-        let output = Output { activation, residual, ..Output::plain(into, stride) };
+        let activation = step.activation.and_then(|activated| {
+            function(activated.function).map(|function| (function, activated.outputs))
+        });
+        let residual = step.adds.map(|scale| Residual {
+            stream: into,
+            stride,
+            scale: scale as f32,
+        });
+        let output = Output {
+            activation,
+            residual,
+            ..Output::plain(into, stride)
+        };
         self.project(parts.group(step)?, &source, output)
     }
 
@@ -123,25 +148,44 @@ impl<'a> Executor<'a> {
         let (rows, stride) = self.rows(step.rows)?;
         let x = rows.part(step.of.offset..)?;
         let heads = step.of.out_features / norm.width;
-        let source = Source { x, rows: self.count, cols: norm.width, stride, through: norm.through() };
+        let source = Source {
+            x,
+            rows: self.count,
+            cols: norm.width,
+            stride,
+            through: norm.through(),
+        };
         Ok(ops::norm(&source, heads, norm.own_weights, x, stride)?)
     }
 
     fn norm<S: PartSlot>(&self, step: &NormStep<S>, parts: &'a DeviceParts<S>) -> Result<()> {
-        let source = Source { through: parts.norm(step.norm)?.through(), ..self.source(step.rows)? };
+        let source = Source {
+            through: parts.norm(step.norm)?.through(),
+            ..self.source(step.rows)?
+        };
         Ok(ops::norm(&source, 1, false, source.x, source.cols)?)
     }
 
     fn add(&self, step: &Add) -> Result<()> {
         let ((stream, width), (from, _)) = (self.rows(Rows::Stream)?, self.rows(step.from)?);
         let sum = Combined::Sum(step.scale as f32);
-        Ok(ops::combine(sum, (stream, width), (from, width), stream, [self.count, width])?)
+        Ok(ops::combine(
+            sum,
+            (stream, width),
+            (from, width),
+            stream,
+            [self.count, width],
+        )?)
     }
 
     fn logits(&self, step: &LogitsStep) -> Result<()> {
         let (logits, width) = self.rows(Rows::Logits)?;
         let logits = logits.part(..self.count * width)?;
-        Ok(ops::softcap(logits, step.scale as f32, step.softcap.map(|cap| cap as f32))?)
+        Ok(ops::softcap(
+            logits,
+            step.scale as f32,
+            step.softcap.map(|cap| cap as f32),
+        )?)
     }
 
     fn attend(&self, step: &Attend, block: usize) -> Result<()> {
@@ -157,7 +201,12 @@ impl<'a> Executor<'a> {
         let rotation = step.rope.map(|number| -> Result<Rotation<'a>> {
             let (cos, sin) = self.inputs.turn(self.pass.widths(), number)?;
             let rope = &spec.ropes[number];
-            Ok(Rotation { cos, sin, dims: rope.dims(), neighbours: rope.turns_neighbours() })
+            Ok(Rotation {
+                cos,
+                sin,
+                dims: rope.dims(),
+                neighbours: rope.turns_neighbours(),
+            })
         });
         let (qkv, stride) = self.rows(Rows::Qkv)?;
         let products = Products {
@@ -180,11 +229,22 @@ impl<'a> Executor<'a> {
             None if self.pass.is_decode => Cut::New(self.pass.splits),
             None => Cut::Rows(self.pass.splits),
         };
-        let parts = Parts { sums: memory.partial.all(), counters: memory.counters.all() };
-        Ok(ops::attend(&attention, &products, &rule, &cut, &parts, memory.mixed.all())?)
+        let parts = Parts {
+            sums: memory.partial.all(),
+            counters: memory.counters.all(),
+        };
+        Ok(ops::attend(
+            &attention,
+            &products,
+            &rule,
+            &cut,
+            &parts,
+            memory.mixed.all(),
+        )?)
     }
 
-    /// The layers of a group: int8 ones quantise their input once, with one row within the matmul itself.
+    /// The layers of a group: int8 ones quantise their input once, with one row within the matmul
+    /// itself.
     fn project<S: PartSlot>(
         &self,
         group: &'a Group<S>,
@@ -192,7 +252,11 @@ impl<'a> Executor<'a> {
         output: Output<'a, f32>,
     ) -> Result<()> {
         let memory = self.memory;
-        let plain = if group.has_float() { self.made(source)? } else { *source };
+        let plain = if group.has_float() {
+            self.made(source)?
+        } else {
+            *source
+        };
         let mut quantized = None;
         for product in &group.products {
             let output = Output {
@@ -203,9 +267,10 @@ impl<'a> Executor<'a> {
                     (count > 0).then_some((function, count))
                 }),
                 residual: match output.residual {
-                    Some(residual) => {
-                        Some(Residual { stream: residual.stream.part(product.offset..)?, ..residual })
-                    }
+                    Some(residual) => Some(Residual {
+                        stream: residual.stream.part(product.offset..)?,
+                        ..residual
+                    }),
                     None => None,
                 },
                 ..output
@@ -236,7 +301,13 @@ impl<'a> Executor<'a> {
             Through::Plain => return Ok(*source),
             Through::Gated(up) => {
                 let shape = [source.rows, source.cols];
-                ops::combine(Combined::Product, (source.x, source.stride), (up, source.stride), made, shape)?;
+                ops::combine(
+                    Combined::Product,
+                    (source.x, source.stride),
+                    (up, source.stride),
+                    made,
+                    shape,
+                )?;
             }
             Through::LayerNorm(NormParts { .. }) | Through::RmsNorm(NormParts { .. }) => {
                 ops::norm(source, 1, false, made, source.cols)?;

@@ -1,11 +1,15 @@
-//! Follows the steps of a plan on the CPU. Rows are f32; what the weights are stored in is each layer's own business.
+//! Follows the steps of a plan on the CPU. Rows are f32; what the weights are stored in is each
+//! layer's own business.
 
 use crate::error::{NnError, Result};
-use crate::layers::{Alibi, AttendedSequence, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend};
+use crate::layers::{
+    Alibi, AttendedSequence, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend,
+};
 use crate::linear::{Projection, for_rows, project};
 use crate::models::decoder::Decoder;
 use crate::models::plan::{
-    Activated, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
+    Activated, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
+    Through,
 };
 use crate::models::slot::{Part, PartSlot, Parts};
 use llm_int8_kernels::{Isa, QuantizedActivations, activation};
@@ -23,8 +27,15 @@ pub(in crate::models) struct SequenceRows {
 
 impl SequenceRows {
     pub(in crate::models) fn new(rows: Range<usize>, cached: usize, ropes: &[Rope]) -> Self {
-        let ropes = ropes.iter().map(|rope| rope.table(cached, rows.len())).collect();
-        Self { rows, cached, ropes }
+        let ropes = ropes
+            .iter()
+            .map(|rope| rope.table(cached, rows.len()))
+            .collect();
+        Self {
+            rows,
+            cached,
+            ropes,
+        }
     }
 }
 
@@ -88,25 +99,46 @@ impl<'a> Cpu<'a> {
     /// From token ids to the stream.
     pub(in crate::models) fn embed(&mut self) -> Result<()> {
         let decoder = self.decoder;
-        decoder.execution_plan().embed.iter().try_for_each(|step| self.step(step, &decoder.model, &mut []))
+        decoder
+            .execution_plan()
+            .embed
+            .iter()
+            .try_for_each(|step| self.step(step, &decoder.model, &mut []))
     }
 
     /// One block, with the cache of each sequence.
-    pub(in crate::models) fn block(&mut self, number: usize, caches: &mut [&mut LayerCache]) -> Result<()> {
+    pub(in crate::models) fn block(
+        &mut self,
+        number: usize,
+        caches: &mut [&mut LayerCache],
+    ) -> Result<()> {
         let decoder = self.decoder;
         let steps = &decoder.execution_plan().blocks[number];
-        steps.iter().try_for_each(|step| self.step(step, &decoder.blocks[number], caches))
+        steps
+            .iter()
+            .try_for_each(|step| self.step(step, &decoder.blocks[number], caches))
     }
 
     /// Logits `[requested, V]` of these rows of the stream.
     pub(in crate::models) fn logits(mut self, requested: &[usize]) -> Result<Vec<f32>> {
         let decoder = self.decoder;
         let (stream, width) = (self.take_stream(), decoder.spec().hidden_size);
-        let rows = requested.iter().flat_map(|row| &stream[row * width..][..width]).copied();
-        let stream = if requested.len() * width == stream.len() { stream } else { rows.collect() };
+        let rows = requested
+            .iter()
+            .flat_map(|row| &stream[row * width..][..width])
+            .copied();
+        let stream = if requested.len() * width == stream.len() {
+            stream
+        } else {
+            rows.collect()
+        };
         self.set_stream(stream);
         self.count = requested.len();
-        decoder.execution_plan().head.iter().try_for_each(|step| self.step(step, &decoder.model, &mut []))?;
+        decoder
+            .execution_plan()
+            .head
+            .iter()
+            .try_for_each(|step| self.step(step, &decoder.model, &mut []))?;
         Ok(self.take_one(Rows::Logits))
     }
 
@@ -121,7 +153,10 @@ impl<'a> Cpu<'a> {
 
     /// The values of rows that have one buffer.
     fn take_one(&mut self, rows: Rows) -> Vec<f32> {
-        self.rows[rows as usize].first_mut().map(std::mem::take).unwrap_or_default()
+        self.rows[rows as usize]
+            .first_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     fn put_one(&mut self, rows: Rows, buffer: Vec<f32>) {
@@ -193,7 +228,9 @@ impl<'a> Cpu<'a> {
         if let Some(slot) = step.positions {
             let mut rows = vec![0f32; x.len()];
             table(slot)?.rows(isa, positions(), &mut rows)?;
-            x.iter_mut().zip(&rows).for_each(|(x, position)| *x += position);
+            x.iter_mut()
+                .zip(&rows)
+                .for_each(|(x, position)| *x += position);
         }
         self.put_one(step.into, x);
         Ok(())
@@ -204,8 +241,14 @@ impl<'a> Cpu<'a> {
         let mut input = self.take(step.input);
         let is_made = self.make_input(step, parts, &mut input)?;
         // Of a gate in two buffers the product is in the second.
-        let x = if is_made { Some(&self.made) } else { input.last() };
-        let Some(x) = x else { return no_part("rows that no step wrote") };
+        let x = if is_made {
+            Some(&self.made)
+        } else {
+            input.last()
+        };
+        let Some(x) = x else {
+            return no_part("rows that no step wrote");
+        };
 
         let mut outputs = match step.adds {
             Some(_) => vec![std::mem::take(&mut self.added)],
@@ -214,15 +257,27 @@ impl<'a> Cpu<'a> {
         outputs.resize_with(step.layers.len(), Vec::new);
         let mut projections = Vec::with_capacity(step.layers.len());
         for (layer, out) in step.layers.iter().zip(&mut outputs) {
-            let Some(linear) = parts.linear(layer.slot) else { return no_part("a linear layer") };
-            let whole = |activated: &Activated| layer.offset + layer.out_features <= activated.outputs;
-            let activation = step.activation.filter(whole).map(|activated| activated.function.kernel());
-            projections.push(Projection { linear, activation, out: sized(out, count, layer.out_features) });
+            let Some(linear) = parts.linear(layer.slot) else {
+                return no_part("a linear layer");
+            };
+            let whole =
+                |activated: &Activated| layer.offset + layer.out_features <= activated.outputs;
+            let activation = step
+                .activation
+                .filter(whole)
+                .map(|activated| activated.function.kernel());
+            projections.push(Projection {
+                linear,
+                activation,
+                out: sized(out, count, layer.out_features),
+            });
         }
         project(x, count, projections, &mut self.quantized)?;
 
         for (layer, out) in step.layers.iter().zip(&mut outputs) {
-            let Some(Activated { function, outputs }) = step.activation else { continue };
+            let Some(Activated { function, outputs }) = step.activation else {
+                continue;
+            };
             let (first, end) = (layer.offset, layer.offset + layer.out_features);
             if first < outputs && outputs < end {
                 // The gate of a layer that gives gate and up.
@@ -271,7 +326,9 @@ impl<'a> Cpu<'a> {
                 [gate, up] => {
                     let width = step.in_features;
                     for_rows(up, width, |row, up| {
-                        up.iter_mut().zip(&gate[row * width..]).for_each(|(x, gate)| *x *= gate);
+                        up.iter_mut()
+                            .zip(&gate[row * width..])
+                            .for_each(|(x, gate)| *x *= gate);
                     });
                     Ok(false)
                 }
@@ -280,7 +337,10 @@ impl<'a> Cpu<'a> {
                     self.normed = None;
                     for_rows(sized(&mut self.made, count, width), width, |row, out| {
                         let (gate, up) = both[row * 2 * width..][..2 * width].split_at(width);
-                        out.iter_mut().zip(gate).zip(up).for_each(|((x, gate), up)| *x = gate * up);
+                        out.iter_mut()
+                            .zip(gate)
+                            .zip(up)
+                            .for_each(|((x, gate), up)| *x = gate * up);
                     });
                     Ok(true)
                 }
@@ -306,7 +366,9 @@ impl<'a> Cpu<'a> {
         let mut qkv = self.take(Rows::Qkv);
         if let Some(clamp) = step.clamp {
             let clamp = clamp as f32;
-            qkv.iter_mut().flatten().for_each(|x| *x = x.clamp(-clamp, clamp));
+            qkv.iter_mut()
+                .flatten()
+                .for_each(|x| *x = x.clamp(-clamp, clamp));
         }
         let [queries, keys, values] = match qkv.as_slice() {
             [all] => Heads::split(all, step.layout, [heads, kv_heads, size]),
@@ -322,16 +384,26 @@ impl<'a> Cpu<'a> {
             window: step.window,
             alibi: alibi.filter(|_| step.alibi),
         };
-        let attended = self.sequences.iter().zip(caches).map(|(sequence, cache)| AttendedSequence {
-            rows: sequence.rows.clone(),
-            cache,
-            rope: step.rope.map(|rope| &sequence.ropes[rope]),
-        });
+        let attended =
+            self.sequences
+                .iter()
+                .zip(caches)
+                .map(|(sequence, cache)| AttendedSequence {
+                    rows: sequence.rows.clone(),
+                    cache,
+                    rope: step.rope.map(|rope| &sequence.ropes[rope]),
+                });
         let mut attended: Vec<AttendedSequence<'_>> = attended.collect();
         let mut mixed = self.take(Rows::Mixed);
         mixed.resize_with(1, Vec::new);
         let out = sized(&mut mixed[0], self.count, heads * size);
-        attend(self.isa(), [&queries, &keys, &values], &rule, &mut attended, out);
+        attend(
+            self.isa(),
+            [&queries, &keys, &values],
+            &rule,
+            &mut attended,
+            out,
+        );
 
         self.put(Rows::Qkv, qkv);
         self.put(Rows::Mixed, mixed);

@@ -10,8 +10,12 @@ use crate::models::template::{
     act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
 };
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "bloom", architecture: "BloomForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "bloom",
+    architecture: "BloomForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -28,31 +32,61 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let vocab = config.size("vocab_size")?;
     let eps = config.number("layer_norm_epsilon")?;
     let attention = vec![
-        ("query_key_value", linear(BlockSlot::Qkv, [3 * hidden, hidden], true)),
-        ("dense", linear(BlockSlot::AttentionOut, [hidden, hidden], true)),
+        (
+            "query_key_value",
+            linear(BlockSlot::Qkv, [3 * hidden, hidden], true),
+        ),
+        (
+            "dense",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], true),
+        ),
         ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
     let mlp = vec![
-        ("dense_h_to_4h", linear(BlockSlot::Up, [4 * hidden, hidden], true)),
+        (
+            "dense_h_to_4h",
+            linear(BlockSlot::Up, [4 * hidden, hidden], true),
+        ),
         ("gelu_impl", act(Activation::BloomGelu)),
-        ("dense_4h_to_h", linear(BlockSlot::Down, [hidden, 4 * hidden], true)),
+        (
+            "dense_4h_to_h",
+            linear(BlockSlot::Down, [hidden, 4 * hidden], true),
+        ),
     ];
     let block = vec![
-        ("input_layernorm", norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps))),
+        (
+            "input_layernorm",
+            norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
+        ),
         ("self_attention", container("BloomAttention", attention)),
-        ("post_attention_layernorm", norm(BlockSlot::MlpNorm, layer_norm(hidden, eps))),
+        (
+            "post_attention_layernorm",
+            norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
+        ),
         ("mlp", container("BloomMLP", mlp)),
     ];
     let model = vec![
-        ("word_embeddings", table(ModelSlot::Tokens, [vocab, hidden], None)),
-        ("word_embeddings_layernorm", model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps))),
+        (
+            "word_embeddings",
+            table(ModelSlot::Tokens, [vocab, hidden], None),
+        ),
+        (
+            "word_embeddings_layernorm",
+            model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps)),
+        ),
         ("h", blocks("BloomBlock", block)),
-        ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps))),
+        (
+            "ln_f",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
+        ),
     ];
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let tree = container(
         "BloomForCausalLM",
-        vec![("transformer", container("BloomModel", model)), ("lm_head", lm_head)],
+        vec![
+            ("transformer", container("BloomModel", model)),
+            ("lm_head", lm_head),
+        ],
     );
     let head = head_size(hidden, heads)?;
     let attention = AttentionSpec {
@@ -79,7 +113,9 @@ pub(super) fn older_width(config: &ModelConfig) -> Result<usize> {
 pub(super) fn refuse_other_residual(config: &ModelConfig) -> Result<()> {
     if config.flag("apply_residual_connection_post_layernorm")? {
         let reason = "`apply_residual_connection_post_layernorm` is true, which is not built";
-        return Err(NnError::Config { reason: reason.into() });
+        return Err(NnError::Config {
+            reason: reason.into(),
+        });
     }
     Ok(())
 }

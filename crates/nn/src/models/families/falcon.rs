@@ -1,5 +1,5 @@
-//! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one head of
-//! keys, and the one of 40B with groups and two norms.
+//! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one
+//! head of keys, and the one of 40B with groups and two norms.
 
 use super::bloom::{older_width, refuse_other_residual};
 use super::llama_style::{refuse_partial_rotation, shared_head_size};
@@ -10,12 +10,16 @@ use crate::linear::LinearClass;
 use crate::models::slot::{BlockSlot, ModelSlot};
 use crate::models::spec::{AttentionSpec, DecoderSpec, Family, Residual};
 use crate::models::template::{
-    Children, PartSpec, Template, act, blocks, container, dropout, layer_norm, model_linear, model_norm,
-    norm, rotary, table,
+    Children, PartSpec, Template, act, blocks, container, dropout, layer_norm, model_linear,
+    model_norm, norm, rotary, table,
 };
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "falcon", architecture: "FalconForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "falcon",
+    architecture: "FalconForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -31,9 +35,14 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
     let (hidden, heads) = (older_width(config)?, config.size("num_attention_heads")?);
-    let (vocab, layers) = (config.size("vocab_size")?, config.size("num_hidden_layers")?);
+    let (vocab, layers) = (
+        config.size("vocab_size")?,
+        config.size("num_hidden_layers")?,
+    );
     let positions = config.size("max_position_embeddings")?;
-    let middle = config.optional_size("ffn_hidden_size")?.unwrap_or(4 * hidden);
+    let middle = config
+        .optional_size("ffn_hidden_size")?
+        .unwrap_or(4 * hidden);
     let eps = config.number("layer_norm_epsilon")?;
     let activation = Activation::from_name(config.text("activation")?)?;
     let bias = config.flag("bias")?;
@@ -42,14 +51,30 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let (kv_heads, layout) = keys(config, heads)?;
     let is_parallel = config.flag("parallel_attn")?;
     let attention = vec![
-        ("query_key_value", falcon_linear(BlockSlot::Qkv, [(heads + 2 * kv_heads) * head, hidden], bias)),
-        ("dense", falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias)),
+        (
+            "query_key_value",
+            falcon_linear(
+                BlockSlot::Qkv,
+                [(heads + 2 * kv_heads) * head, hidden],
+                bias,
+            ),
+        ),
+        (
+            "dense",
+            falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
+        ),
         ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
     let mlp = vec![
-        ("dense_h_to_4h", falcon_linear(BlockSlot::Up, [middle, hidden], bias)),
+        (
+            "dense_h_to_4h",
+            falcon_linear(BlockSlot::Up, [middle, hidden], bias),
+        ),
         ("act", act(activation)),
-        ("dense_4h_to_h", falcon_linear(BlockSlot::Down, [hidden, middle], bias)),
+        (
+            "dense_4h_to_h",
+            falcon_linear(BlockSlot::Down, [hidden, middle], bias),
+        ),
     ];
     let mut block = vec![
         ("self_attention", container("FalconAttention", attention)),
@@ -57,43 +82,81 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     ];
     block.extend(norms(config, hidden, eps)?);
     let model = vec![
-        ("word_embeddings", table(ModelSlot::Tokens, [vocab, hidden], None)),
+        (
+            "word_embeddings",
+            table(ModelSlot::Tokens, [vocab, hidden], None),
+        ),
         ("h", blocks("FalconDecoderLayer", block)),
-        ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps))),
+        (
+            "ln_f",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
+        ),
         ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
     ];
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let model = container("FalconModel", model);
-    let tree = container("FalconForCausalLM", vec![("transformer", model), ("lm_head", lm_head)]);
+    let tree = container(
+        "FalconForCausalLM",
+        vec![("transformer", model), ("lm_head", lm_head)],
+    );
     let has_alibi = config.flag("alibi")?;
     let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
-    let attention = AttentionSpec { layout, alibi, ..AttentionSpec::new(heads, kv_heads, head) };
+    let attention = AttentionSpec {
+        layout,
+        alibi,
+        ..AttentionSpec::new(heads, kv_heads, head)
+    };
     let spec = DecoderSpec {
         positions,
-        residual: if is_parallel { Residual::Parallel } else { Residual::Sequential },
+        residual: if is_parallel {
+            Residual::Parallel
+        } else {
+            Residual::Sequential
+        },
         tied_head: config.flag("tie_word_embeddings")?,
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     };
     match has_alibi {
         true => Ok(spec),
-        false => Ok(spec.rotated(Rope::from_config(config, config.number("rope_theta")?, head, positions)?)),
+        false => Ok(spec.rotated(Rope::from_config(
+            config,
+            config.number("rope_theta")?,
+            head,
+            positions,
+        )?)),
     }
 }
 
 /// A product of the class that Falcon gives them.
 fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
     let class = LinearClass::FalconLinear;
-    Template::BlockPart(slot, PartSpec::Linear { class, out_features, in_features, bias })
+    Template::BlockPart(
+        slot,
+        PartSpec::Linear {
+            class,
+            out_features,
+            in_features,
+            bias,
+        },
+    )
 }
 
 /// Heads of keys, and how they lie in the one product.
 fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
-    Ok(match (config.flag("new_decoder_architecture")?, config.flag("multi_query")?) {
-        (true, _) => (config.optional_size("num_kv_heads")?.unwrap_or(heads), QkvLayout::Grouped),
-        (false, true) => (1, QkvLayout::Blocks),
-        (false, false) => (heads, QkvLayout::Grouped),
-    })
+    Ok(
+        match (
+            config.flag("new_decoder_architecture")?,
+            config.flag("multi_query")?,
+        ) {
+            (true, _) => (
+                config.optional_size("num_kv_heads")?.unwrap_or(heads),
+                QkvLayout::Grouped,
+            ),
+            (false, true) => (1, QkvLayout::Blocks),
+            (false, false) => (heads, QkvLayout::Grouped),
+        },
+    )
 }
 
 /// One norm for both, one for each, or one after the other, in the order PyTorch registers them.
@@ -101,12 +164,20 @@ fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
 /// # Errors
 /// [`NnError::Config`] for combinations whose norms transformers registers and cannot run.
 fn norms(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
-    let (is_new, is_parallel) = (config.flag("new_decoder_architecture")?, config.flag("parallel_attn")?);
-    let count = config.optional_size("num_ln_in_parallel_attn")?.unwrap_or(if is_new { 2 } else { 1 });
-    let [attention, mlp] =
-        [BlockSlot::AttentionNorm, BlockSlot::MlpNorm].map(|slot| norm(slot, layer_norm(hidden, eps)));
+    let (is_new, is_parallel) = (
+        config.flag("new_decoder_architecture")?,
+        config.flag("parallel_attn")?,
+    );
+    let count = config
+        .optional_size("num_ln_in_parallel_attn")?
+        .unwrap_or(if is_new { 2 } else { 1 });
+    let [attention, mlp] = [BlockSlot::AttentionNorm, BlockSlot::MlpNorm]
+        .map(|slot| norm(slot, layer_norm(hidden, eps)));
     match (is_new, is_parallel, count) {
-        (false, false, _) => Ok(vec![("post_attention_layernorm", mlp), ("input_layernorm", attention)]),
+        (false, false, _) => Ok(vec![
+            ("post_attention_layernorm", mlp),
+            ("input_layernorm", attention),
+        ]),
         (true, true, 2) => Ok(vec![("ln_attn", attention), ("ln_mlp", mlp)]),
         (true, true, 1) => Ok(vec![("input_layernorm", attention)]),
         (false, true, count) if count != 2 => Ok(vec![("input_layernorm", attention)]),

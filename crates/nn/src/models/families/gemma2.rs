@@ -1,5 +1,5 @@
-//! Gemma 2 (Gemma team 2024): norms before and after, soft caps, every other layer with a window, scaled
-//! embeddings.
+//! Gemma 2 (Gemma team 2024): norms before and after, soft caps, every other layer with a window,
+//! scaled embeddings.
 
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig};
@@ -9,8 +9,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::Children;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gemma2", architecture: "Gemma2ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gemma2",
+    architecture: "Gemma2ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -35,7 +39,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
 /// What both Gemmas read from config.json.
 pub(super) fn style<'a>(config: &'a ModelConfig, class: &'static str) -> Result<LlamaStyle<'a>> {
     let read = LlamaStyle::read_keys(config, class, "rms_norm_eps", "hidden_activation")?;
-    Ok(LlamaStyle { norm: NormKind::RmsPlusOne, ..read })
+    Ok(LlamaStyle {
+        norm: NormKind::RmsPlusOne,
+        ..read
+    })
 }
 
 /// A block with norms before and after attention and MLP.

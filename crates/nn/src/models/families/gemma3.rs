@@ -1,5 +1,5 @@
-//! Gemma 3, text only (Gemma team 2025): Gemma 2 with norms of queries and keys instead of soft caps, and a
-//! rotation of its own in layers with a window.
+//! Gemma 3, text only (Gemma team 2025): Gemma 2 with norms of queries and keys instead of soft
+//! caps, and a rotation of its own in layers with a window.
 
 use super::gemma2::{block, scaled, style};
 use super::llama_style::LlamaStyle;
@@ -10,8 +10,12 @@ use crate::models::slot::ModelSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::{BufferSpec, PartSpec, Template};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gemma3_text", architecture: "Gemma3ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gemma3_text",
+    architecture: "Gemma3ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -27,8 +31,11 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     if config.flag("use_bidirectional_attention")? {
-        let reason = "a Gemma 3 with use_bidirectional_attention embeds texts and does not continue them";
-        return Err(NnError::Config { reason: reason.into() });
+        let reason =
+            "a Gemma 3 with use_bidirectional_attention embeds texts and does not continue them";
+        return Err(NnError::Config {
+            reason: reason.into(),
+        });
     }
     let gemma = style(config, "Gemma3")?;
     let bias = config.flag("attention_bias")?;
@@ -43,12 +50,18 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("rotary_emb_local", rotary),
     ];
     let spec = gemma.model_of("Gemma3TextModel".into(), children, false)?;
-    let (window, pattern) = (config.size("sliding_window")?, config.size("sliding_window_pattern")?);
+    let (window, pattern) = (
+        config.size("sliding_window")?,
+        config.size("sliding_window_pattern")?,
+    );
     let windows = gemma.windows(Some(window), |layer| !(layer + 1).is_multiple_of(pattern))?;
     let [global, local] = rotations(&gemma)?;
     let mut spec = spec.rotated(global).windowed(&windows);
     spec.attention.ropes.push(local);
-    spec.layers.iter_mut().filter(|layer| layer.window.is_some()).for_each(|layer| layer.rope = Some(1));
+    spec.layers
+        .iter_mut()
+        .filter(|layer| layer.window.is_some())
+        .for_each(|layer| layer.rope = Some(1));
     spec.positions = gemma.positions; // the scaled rotation is part of them
     // Its attention does not read `attn_logit_softcapping`.
     scaled(spec, &gemma)
@@ -57,9 +70,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
 /// The rotation of layers that see everything and of those with a window.
 fn rotations(gemma: &LlamaStyle<'_>) -> Result<[Rope; 2]> {
     let by_type = gemma.config.nested("rope_parameters");
-    if let (Some(global), Some(local)) =
-        (by_type.object("full_attention"), by_type.object("sliding_attention"))
-    {
+    if let (Some(global), Some(local)) = (
+        by_type.object("full_attention"),
+        by_type.object("sliding_attention"),
+    ) {
         // As transformers 5 writes it.
         let rope = |values| Rope::from_values(values, 10000.0, gemma.rotary, gemma.positions);
         return Ok([rope(global)?, rope(local)?]);
@@ -76,6 +90,10 @@ fn scaled_tokens(gemma: &LlamaStyle<'_>) -> Result<Template> {
         width: gemma.hidden,
         padding: gemma.config.padding_row(gemma.vocab)?,
     };
-    let factor = BufferSpec { name: "embed_scale", shape: vec![], dtype: None };
+    let factor = BufferSpec {
+        name: "embed_scale",
+        shape: vec![],
+        dtype: None,
+    };
     Ok(Template::Part(ModelSlot::Tokens, part).with_buffers(vec![factor]))
 }

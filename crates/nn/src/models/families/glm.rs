@@ -1,5 +1,5 @@
-//! GLM-4 (Zhipu AI 2024): Llama with neighbouring values rotated in half of each head, biases of queries, keys and values,
-//! and one layer for gate and up.
+//! GLM-4 (Zhipu AI 2024): Llama with neighbouring values rotated in half of each head, biases of
+//! queries, keys and values, and one layer for gate and up.
 
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig};
@@ -9,8 +9,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::{act, linear};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "glm", architecture: "GlmForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "glm",
+    architecture: "GlmForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -24,8 +28,14 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let glm = LlamaStyle::read(config, "Glm")?.with_partial_rotation()?;
     let mlp = vec![
-        ("gate_up_proj", linear(BlockSlot::GateUp, [2 * glm.middle, glm.hidden], false)),
-        ("down_proj", linear(BlockSlot::Down, [glm.hidden, glm.middle], false)),
+        (
+            "gate_up_proj",
+            linear(BlockSlot::GateUp, [2 * glm.middle, glm.hidden], false),
+        ),
+        (
+            "down_proj",
+            linear(BlockSlot::Down, [glm.hidden, glm.middle], false),
+        ),
         ("activation_fn", act(glm.activation)),
     ];
     let mut spec = glm.model(vec![
@@ -35,6 +45,8 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         glm.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
     let ropes = spec.attention.ropes.into_iter();
-    spec.attention.ropes = ropes.map(|rope| rope.with_pairs(RopePairs::Neighbours)).collect();
+    spec.attention.ropes = ropes
+        .map(|rope| rope.with_pairs(RopePairs::Neighbours))
+        .collect();
     Ok(spec)
 }

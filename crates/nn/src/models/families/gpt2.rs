@@ -8,8 +8,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{BufferSpec, conv1d, dropout};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gpt2", architecture: "GPT2LMHeadModel", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt2",
+    architecture: "GPT2LMHeadModel",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -46,13 +50,21 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("mlp", mlp),
     ];
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
-    let mut spec = gpt.model("LMHeadModel", gpt.transformer(block, true), attention, false)?;
+    let mut spec = gpt.model(
+        "LMHeadModel",
+        gpt.transformer(block, true),
+        attention,
+        false,
+    )?;
     // transformers obeys both in its eager attention only.
     if !config.flag("scale_attn_weights")? {
         spec = spec.with_factor(1.0);
     }
     if config.flag("scale_attn_by_inverse_layer_idx")? {
-        spec.layers.iter_mut().zip(1u32..).for_each(|(layer, number)| layer.factor /= f64::from(number));
+        spec.layers
+            .iter_mut()
+            .zip(1u32..)
+            .for_each(|(layer, number)| layer.factor /= f64::from(number));
     }
     Ok(spec)
 }
@@ -65,6 +77,10 @@ pub(super) fn causal_mask(positions: usize) -> Vec<BufferSpec> {
             shape: vec![1, 1, positions, positions],
             dtype: Some(ParameterDtype::Bool),
         },
-        BufferSpec { name: "masked_bias", shape: vec![], dtype: None },
+        BufferSpec {
+            name: "masked_bias",
+            shape: vec![],
+            dtype: None,
+        },
     ]
 }

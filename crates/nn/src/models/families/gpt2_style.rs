@@ -1,5 +1,5 @@
-//! What the families since GPT-2 share: a tree of `transformer.h.N.{ln_1, attn, ln_2, mlp}`, with classes that
-//! begin with the family's name.
+//! What the families since GPT-2 share: a tree of `transformer.h.N.{ln_1, attn, ln_2, mlp}`, with
+//! classes that begin with the family's name.
 
 use super::llama_style::head_size;
 use crate::config::ModelConfig;
@@ -8,8 +8,8 @@ use crate::layers::Activation;
 use crate::models::slot::{BlockSlot, ModelSlot};
 use crate::models::spec::{AttentionSpec, DecoderSpec};
 use crate::models::template::{
-    Children, Template, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
-    table,
+    Children, Template, act, blocks, container, dropout, layer_norm, linear, model_linear,
+    model_norm, norm, table,
 };
 
 /// Sizes of a model and the beginning of its classes.
@@ -34,13 +34,17 @@ pub(super) struct Gpt2Style<'a> {
 }
 
 impl<'a> Gpt2Style<'a> {
-    /// Reads `n_embd`, `n_head`, `n_layer`, `n_positions` and `n_inner`, and `resid_pdrop` and `embd_pdrop`.
+    /// Reads `n_embd`, `n_head`, `n_layer`, `n_positions` and `n_inner`, and `resid_pdrop` and
+    /// `embd_pdrop`.
     ///
     /// # Errors
     /// [`NnError::Config`](crate::NnError::Config) for missing or unusable keys.
     pub(super) fn read(config: &'a ModelConfig, class: &'static str) -> Result<Self> {
         let keys = ["n_embd", "n_head", "n_layer", "n_positions", "n_inner"];
-        let dropouts = [dropout(config, "resid_pdrop")?, dropout(config, "embd_pdrop")?];
+        let dropouts = [
+            dropout(config, "resid_pdrop")?,
+            dropout(config, "embd_pdrop")?,
+        ];
         Self::read_keys(config, class, keys, dropouts)
     }
 
@@ -85,7 +89,10 @@ impl<'a> Gpt2Style<'a> {
             ("k_proj", linear(BlockSlot::Key, square, false)),
             ("v_proj", linear(BlockSlot::Value, square, false)),
             ("q_proj", linear(BlockSlot::Query, square, false)),
-            ("out_proj", linear(BlockSlot::AttentionOut, square, out_bias)),
+            (
+                "out_proj",
+                linear(BlockSlot::AttentionOut, square, out_bias),
+            ),
         ]
     }
 
@@ -98,7 +105,10 @@ impl<'a> Gpt2Style<'a> {
     pub(super) fn mlp(&self, [up, down]: [&'static str; 2]) -> Template {
         self.mlp_of(vec![
             (up, linear(BlockSlot::Up, [self.middle, self.hidden], true)),
-            (down, linear(BlockSlot::Down, [self.hidden, self.middle], true)),
+            (
+                down,
+                linear(BlockSlot::Down, [self.hidden, self.middle], true),
+            ),
         ])
     }
 
@@ -116,14 +126,23 @@ impl<'a> Gpt2Style<'a> {
 
     /// `transformer` of a block.
     pub(super) fn transformer(&self, block: Children, has_positions: bool) -> Template {
-        let mut children = vec![("wte", table(ModelSlot::Tokens, [self.vocab, self.hidden], None))];
+        let mut children = vec![(
+            "wte",
+            table(ModelSlot::Tokens, [self.vocab, self.hidden], None),
+        )];
         if has_positions {
-            children.push(("wpe", table(ModelSlot::Positions, [self.positions, self.hidden], None)));
+            children.push((
+                "wpe",
+                table(ModelSlot::Positions, [self.positions, self.hidden], None),
+            ));
         }
         children.extend([
             ("drop", self.embedding_dropout.clone()),
             ("h", blocks(self.named("Block"), block)),
-            ("ln_f", model_norm(ModelSlot::FinalNorm, layer_norm(self.hidden, self.eps))),
+            (
+                "ln_f",
+                model_norm(ModelSlot::FinalNorm, layer_norm(self.hidden, self.eps)),
+            ),
         ]);
         container(self.named("Model"), children)
     }
@@ -137,7 +156,10 @@ impl<'a> Gpt2Style<'a> {
         head_bias: bool,
     ) -> Result<DecoderSpec> {
         let head = model_linear(ModelSlot::Head, [self.vocab, self.hidden], head_bias);
-        let tree = container(self.named(class), vec![("transformer", transformer), ("lm_head", head)]);
+        let tree = container(
+            self.named(class),
+            vec![("transformer", transformer), ("lm_head", head)],
+        );
         Ok(DecoderSpec {
             positions: self.positions,
             tied_head: self.config.flag("tie_word_embeddings")?,

@@ -1,4 +1,5 @@
-//! GPT-BigCode (Allal et al. 2023; SantaCoder, StarCoder): GPT-2 whose heads share one head of keys.
+//! GPT-BigCode (Allal et al. 2023; SantaCoder, StarCoder): GPT-2 whose heads share one head of
+//! keys.
 
 use super::gpt2_style::{Gpt2Style, refuse_cross_attention};
 use crate::ParameterDtype;
@@ -9,8 +10,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{BufferSpec, linear};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gpt_bigcode", architecture: "GPTBigCodeForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt_bigcode",
+    architecture: "GPTBigCodeForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -34,8 +39,18 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         false => (gpt.heads, QkvLayout::Grouped),
     };
     let attention = vec![
-        ("c_attn", linear(BlockSlot::Qkv, [gpt.hidden + 2 * kv_heads * gpt.head, gpt.hidden], true)),
-        ("c_proj", linear(BlockSlot::AttentionOut, [gpt.hidden, gpt.hidden], true)),
+        (
+            "c_attn",
+            linear(
+                BlockSlot::Qkv,
+                [gpt.hidden + 2 * kv_heads * gpt.head, gpt.hidden],
+                true,
+            ),
+        ),
+        (
+            "c_proj",
+            linear(BlockSlot::AttentionOut, [gpt.hidden, gpt.hidden], true),
+        ),
         ("resid_dropout", gpt.residual_dropout()),
     ];
     let block = vec![
@@ -44,9 +59,20 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("ln_2", gpt.norm(BlockSlot::MlpNorm)),
         ("mlp", gpt.mlp(["c_fc", "c_proj"])),
     ];
-    let mask = BufferSpec { name: "bias", shape: vec![gpt.positions; 2], dtype: Some(ParameterDtype::Bool) };
+    let mask = BufferSpec {
+        name: "bias",
+        shape: vec![gpt.positions; 2],
+        dtype: Some(ParameterDtype::Bool),
+    };
     let transformer = gpt.transformer(block, true).with_buffers(vec![mask]);
-    let attention = AttentionSpec { layout, ..AttentionSpec::new(gpt.heads, kv_heads, gpt.head) };
+    let attention = AttentionSpec {
+        layout,
+        ..AttentionSpec::new(gpt.heads, kv_heads, gpt.head)
+    };
     let spec = gpt.model("ForCausalLM", transformer, attention, false)?;
-    Ok(if config.flag("scale_attn_weights")? { spec } else { spec.with_factor(1.0) })
+    Ok(if config.flag("scale_attn_weights")? {
+        spec
+    } else {
+        spec.with_factor(1.0)
+    })
 }

@@ -1,4 +1,5 @@
-//! GPT-Neo (Black et al. 2021): GPT-2 with separate products, unscaled scores, and windows in local layers.
+//! GPT-Neo (Black et al. 2021): GPT-2 with separate products, unscaled scores, and windows in local
+//! layers.
 
 use super::gpt2::causal_mask;
 use super::gpt2_style::Gpt2Style;
@@ -9,8 +10,12 @@ use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{container, float_dropout};
 use serde_json::Value;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gpt_neo", architecture: "GPTNeoForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt_neo",
+    architecture: "GPTNeoForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -23,15 +28,25 @@ const CLASS: ConfigClass = ConfigClass::new(
 .with_aliases(&[("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers")]);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let keys = ["hidden_size", "num_heads", "num_layers", "max_position_embeddings", "intermediate_size"];
-    let dropouts = [float_dropout(config, "resid_dropout")?, float_dropout(config, "embed_dropout")?];
+    let keys = [
+        "hidden_size",
+        "num_heads",
+        "num_layers",
+        "max_position_embeddings",
+        "intermediate_size",
+    ];
+    let dropouts = [
+        float_dropout(config, "resid_dropout")?,
+        float_dropout(config, "embed_dropout")?,
+    ];
     let gpt = Gpt2Style::read_keys(config, "GPTNeo", keys, dropouts)?;
     let mut attention = vec![
         ("attn_dropout", float_dropout(config, "attention_dropout")?),
         ("resid_dropout", gpt.residual_dropout()),
     ];
     attention.extend(gpt.projections(true));
-    let attention = container("GPTNeoSelfAttention", attention).with_buffers(causal_mask(gpt.positions));
+    let attention =
+        container("GPTNeoSelfAttention", attention).with_buffers(causal_mask(gpt.positions));
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", gpt.attention(vec![("attention", attention)])),
@@ -39,7 +54,12 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("mlp", gpt.mlp(["c_fc", "c_proj"])),
     ];
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
-    let spec = gpt.model("ForCausalLM", gpt.transformer(block, true), attention, false)?;
+    let spec = gpt.model(
+        "ForCausalLM",
+        gpt.transformer(block, true),
+        attention,
+        false,
+    )?;
     let windows = windows(config, gpt.layers)?;
     Ok(DecoderSpec {
         ignored_suffixes: &[".attn.attention.bias", ".attn.attention.masked_bias"],
@@ -47,17 +67,24 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     })
 }
 
-/// The window of each layer, from `attention_layers` (the kind of each layer) or from `attention_types` (lists of
-/// kinds, each with the number of times to repeat it).
+/// The window of each layer, from `attention_layers` (the kind of each layer) or from
+/// `attention_types` (lists of kinds, each with the number of times to repeat it).
 fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
     let kinds = match config.texts("attention_layers")? {
         Some(kinds) => kinds,
         None => repeated(config, layers)?,
     };
     // transformers expands `attention_types` before it takes `num_hidden_layers` for `num_layers`.
-    let fits = if config.has("num_hidden_layers") { kinds.len() >= layers } else { kinds.len() == layers };
+    let fits = if config.has("num_hidden_layers") {
+        kinds.len() >= layers
+    } else {
+        kinds.len() == layers
+    };
     if !fits {
-        let reason = format!("`attention_types` speaks of {} layers of {layers}", kinds.len());
+        let reason = format!(
+            "`attention_types` speaks of {} layers of {layers}",
+            kinds.len()
+        );
         return Err(NnError::Config { reason });
     }
 
@@ -82,8 +109,14 @@ fn repeated(config: &ModelConfig, layers: usize) -> Result<Vec<&str>> {
         ),
     };
     let mut found = Vec::new();
-    for group in config.value("attention_types").as_array().ok_or_else(error)? {
-        let kinds = group[0].as_array().and_then(|kinds| kinds.iter().map(Value::as_str).collect());
+    for group in config
+        .value("attention_types")
+        .as_array()
+        .ok_or_else(error)?
+    {
+        let kinds = group[0]
+            .as_array()
+            .and_then(|kinds| kinds.iter().map(Value::as_str).collect());
         let (kinds, count): (Vec<&str>, u64) = kinds.zip(group[1].as_u64()).ok_or_else(error)?;
         let room = (layers + 1).saturating_sub(found.len());
         found.extend((0..count.min(room as u64)).flat_map(|_| &kinds).take(room));

@@ -8,8 +8,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{AttentionSpec, DecoderSpec, Family, Residual, check_size};
 use crate::models::template::dropout;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gptj", architecture: "GPTJForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gptj",
+    architecture: "GPTJForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -27,8 +31,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let gpt = Gpt2Style::read(config, "GPTJ")?;
-    let mut attention =
-        vec![("attn_dropout", dropout(config, "attn_pdrop")?), ("resid_dropout", gpt.residual_dropout())];
+    let mut attention = vec![
+        ("attn_dropout", dropout(config, "attn_pdrop")?),
+        ("resid_dropout", gpt.residual_dropout()),
+    ];
     attention.extend(gpt.projections(false));
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
@@ -40,6 +46,14 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     check_size("number of rotated values of a head", dims, gpt.head)?;
     let rope = Rope::plain(10000.0, dims).with_pairs(RopePairs::Neighbours);
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
-    let spec = gpt.model("ForCausalLM", gpt.transformer(block, false), attention, true)?;
-    Ok(DecoderSpec { residual: Residual::Parallel, ..spec.rotated(rope) })
+    let spec = gpt.model(
+        "ForCausalLM",
+        gpt.transformer(block, false),
+        attention,
+        true,
+    )?;
+    Ok(DecoderSpec {
+        residual: Residual::Parallel,
+        ..spec.rotated(rope)
+    })
 }

@@ -1,5 +1,5 @@
-//! What the families since Llama share: keys of config.json, names of modules, classes that begin with the
-//! family's name. A family is what it adds.
+//! What the families since Llama share: keys of config.json, names of modules, classes that begin
+//! with the family's name. A family is what it adds.
 
 use crate::config::ModelConfig;
 use crate::error::{NnError, Result};
@@ -7,8 +7,8 @@ use crate::layers::{Activation, NormKind, Rope};
 use crate::models::slot::{BlockSlot, ModelSlot};
 use crate::models::spec::{AttentionSpec, DecoderSpec, check_size};
 use crate::models::template::{
-    Children, NormSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
-    rotary, table,
+    Children, NormSpec, Template, act, blocks, container, layer_norm, linear, model_linear,
+    model_norm, norm, rotary, table,
 };
 
 /// Sizes of a model and the beginning of its classes.
@@ -50,7 +50,10 @@ impl<'a> LlamaStyle<'a> {
         eps: &str,
         activation: &str,
     ) -> Result<Self> {
-        let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+        let (hidden, heads) = (
+            config.size("hidden_size")?,
+            config.size("num_attention_heads")?,
+        );
         let head = config.optional_size("head_dim")?.unwrap_or(hidden / heads);
         check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
         Ok(Self {
@@ -63,7 +66,9 @@ impl<'a> LlamaStyle<'a> {
             hidden,
             layers: config.size("num_hidden_layers")?,
             heads,
-            kv_heads: config.optional_size("num_key_value_heads")?.unwrap_or(heads),
+            kv_heads: config
+                .optional_size("num_key_value_heads")?
+                .unwrap_or(heads),
             head,
             middle: config.size("intermediate_size")?,
             positions: config.size("max_position_embeddings")?,
@@ -74,12 +79,19 @@ impl<'a> LlamaStyle<'a> {
 
     /// Where `partial_rotary_factor` of every head is rotated.
     pub(super) fn with_partial_rotation(self) -> Result<Self> {
-        let newer = self.config.nested("rope_parameters").optional_number("partial_rotary_factor")?;
+        let newer = self
+            .config
+            .nested("rope_parameters")
+            .optional_number("partial_rotary_factor")?;
         let share = match newer {
             Some(share) => share,
             None => self.config.number("partial_rotary_factor")?,
         };
-        Ok(Self { rotary: rotated(self.head, share)?, rotates_partly: true, ..self })
+        Ok(Self {
+            rotary: rotated(self.head, share)?,
+            rotates_partly: true,
+            ..self
+        })
     }
 
     fn named(&self, part: &str) -> String {
@@ -90,15 +102,31 @@ impl<'a> LlamaStyle<'a> {
     pub(super) fn projections(&self, bias: bool, out: &'static str, out_bias: bool) -> Children {
         let (wide, narrow) = (self.heads * self.head, self.kv_heads * self.head);
         vec![
-            ("q_proj", linear(BlockSlot::Query, [wide, self.hidden], bias)),
-            ("k_proj", linear(BlockSlot::Key, [narrow, self.hidden], bias)),
-            ("v_proj", linear(BlockSlot::Value, [narrow, self.hidden], bias)),
-            (out, linear(BlockSlot::AttentionOut, [self.hidden, wide], out_bias)),
+            (
+                "q_proj",
+                linear(BlockSlot::Query, [wide, self.hidden], bias),
+            ),
+            (
+                "k_proj",
+                linear(BlockSlot::Key, [narrow, self.hidden], bias),
+            ),
+            (
+                "v_proj",
+                linear(BlockSlot::Value, [narrow, self.hidden], bias),
+            ),
+            (
+                out,
+                linear(BlockSlot::AttentionOut, [self.hidden, wide], out_bias),
+            ),
         ]
     }
 
     /// Norms of so many values of queries and keys.
-    pub(super) fn query_key_norms(&self, names: [&'static str; 2], [query, key]: [usize; 2]) -> Children {
+    pub(super) fn query_key_norms(
+        &self,
+        names: [&'static str; 2],
+        [query, key]: [usize; 2],
+    ) -> Children {
         vec![
             (names[0], norm(BlockSlot::QueryNorm, self.norm_of(query))),
             (names[1], norm(BlockSlot::KeyNorm, self.norm_of(key))),
@@ -118,9 +146,18 @@ impl<'a> LlamaStyle<'a> {
     /// `mlp` with `gate_proj`, `up_proj`, `down_proj`.
     pub(super) fn gated_mlp(&self, bias: bool) -> (&'static str, Template) {
         self.mlp_of(vec![
-            ("gate_proj", linear(BlockSlot::Gate, [self.middle, self.hidden], bias)),
-            ("up_proj", linear(BlockSlot::Up, [self.middle, self.hidden], bias)),
-            ("down_proj", linear(BlockSlot::Down, [self.hidden, self.middle], bias)),
+            (
+                "gate_proj",
+                linear(BlockSlot::Gate, [self.middle, self.hidden], bias),
+            ),
+            (
+                "up_proj",
+                linear(BlockSlot::Up, [self.middle, self.hidden], bias),
+            ),
+            (
+                "down_proj",
+                linear(BlockSlot::Down, [self.hidden, self.middle], bias),
+            ),
             ("act_fn", act(self.activation)),
         ])
     }
@@ -129,7 +166,10 @@ impl<'a> LlamaStyle<'a> {
     pub(super) fn plain_mlp(&self, [up, down]: [&'static str; 2], bias: bool) -> Children {
         vec![
             (up, linear(BlockSlot::Up, [self.middle, self.hidden], bias)),
-            (down, linear(BlockSlot::Down, [self.hidden, self.middle], bias)),
+            (
+                down,
+                linear(BlockSlot::Down, [self.hidden, self.middle], bias),
+            ),
         ]
     }
 
@@ -146,14 +186,22 @@ impl<'a> LlamaStyle<'a> {
     fn norm_of(&self, width: usize) -> NormSpec {
         match self.norm {
             NormKind::Layer => layer_norm(width, self.eps),
-            kind => NormSpec { class: self.named("RMSNorm"), kind, width, eps: self.eps },
+            kind => NormSpec {
+                class: self.named("RMSNorm"),
+                kind,
+                width,
+                eps: self.eps,
+            },
         }
     }
 
     /// `embed_tokens`.
     pub(super) fn tokens(&self) -> Result<(&'static str, Template)> {
         let padding = self.config.padding_row(self.vocab)?;
-        Ok(("embed_tokens", table(ModelSlot::Tokens, [self.vocab, self.hidden], padding)))
+        Ok((
+            "embed_tokens",
+            table(ModelSlot::Tokens, [self.vocab, self.hidden], padding),
+        ))
     }
 
     /// `layers` of blocks.
@@ -163,23 +211,41 @@ impl<'a> LlamaStyle<'a> {
 
     /// The norm before the head.
     pub(super) fn final_norm(&self, name: &'static str) -> (&'static str, Template) {
-        (name, model_norm(ModelSlot::FinalNorm, self.norm_of(self.hidden)))
+        (
+            name,
+            model_norm(ModelSlot::FinalNorm, self.norm_of(self.hidden)),
+        )
     }
 
     /// `rotary_emb`.
     pub(super) fn rotary_module(&self) -> (&'static str, Template) {
-        ("rotary_emb", rotary(self.named("RotaryEmbedding"), self.rotary))
+        (
+            "rotary_emb",
+            rotary(self.named("RotaryEmbedding"), self.rotary),
+        )
     }
 
-    /// The model of a block: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a head without bias.
+    /// The model of a block: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a head without
+    /// bias.
     pub(super) fn model(&self, block: Children) -> Result<DecoderSpec> {
-        let children =
-            vec![self.tokens()?, self.blocks(block), self.final_norm("norm"), self.rotary_module()];
-        Ok(self.model_of(self.named("Model"), children, false)?.rotated(self.rope()?))
+        let children = vec![
+            self.tokens()?,
+            self.blocks(block),
+            self.final_norm("norm"),
+            self.rotary_module(),
+        ];
+        Ok(self
+            .model_of(self.named("Model"), children, false)?
+            .rotated(self.rope()?))
     }
 
     /// The model of these children, without a rotation.
-    pub(super) fn model_of(&self, class: String, children: Children, head_bias: bool) -> Result<DecoderSpec> {
+    pub(super) fn model_of(
+        &self,
+        class: String,
+        children: Children,
+        head_bias: bool,
+    ) -> Result<DecoderSpec> {
         let head = model_linear(ModelSlot::Head, [self.vocab, self.hidden], head_bias);
         let tree = container(
             self.named("ForCausalLM"),
@@ -196,12 +262,18 @@ impl<'a> LlamaStyle<'a> {
     /// The rotation config.json asks for.
     ///
     /// # Errors
-    /// [`NnError::Config`] for one that is not known, and for a share of a head in a family that rotates all of it.
+    /// [`NnError::Config`] for one that is not known, and for a share of a head in a family that
+    /// rotates all of it.
     pub(super) fn rope(&self) -> Result<Rope> {
         if !self.rotates_partly {
             refuse_partial_rotation(self.config, self.class, self.head)?;
         }
-        Rope::from_config(self.config, self.config.number("rope_theta")?, self.rotary, self.positions)
+        Rope::from_config(
+            self.config,
+            self.config.number("rope_theta")?,
+            self.rotary,
+            self.positions,
+        )
     }
 
     /// `sliding_window` in every layer, or in none.
@@ -210,7 +282,8 @@ impl<'a> LlamaStyle<'a> {
         Ok(vec![window; DecoderSpec::check_layers(self.layers)?])
     }
 
-    /// How far each layer sees: as `layer_types` says, or a `window` in the layers `is_sliding` tells.
+    /// How far each layer sees: as `layer_types` says, or a `window` in the layers `is_sliding`
+    /// tells.
     ///
     /// # Errors
     /// [`NnError::Config`] for a list of another length or with another kind of layer.
@@ -221,18 +294,24 @@ impl<'a> LlamaStyle<'a> {
     ) -> Result<Vec<Option<usize>>> {
         let Some(types) = self.config.texts("layer_types")? else {
             let layers = DecoderSpec::check_layers(self.layers)?;
-            return Ok((0..layers).map(|layer| window.filter(|_| is_sliding(layer))).collect());
+            return Ok((0..layers)
+                .map(|layer| window.filter(|_| is_sliding(layer)))
+                .collect());
         };
         let error = |reason: String| NnError::Config { reason };
         if types.len() != self.layers {
-            return Err(error(format!("`layer_types` names {} layers of {}", types.len(), self.layers)));
+            return Err(error(format!(
+                "`layer_types` names {} layers of {}",
+                types.len(),
+                self.layers
+            )));
         }
         let of = |kind: &&str| match *kind {
             "full_attention" => Ok(None),
             "sliding_attention" if window.is_some() => Ok(window),
-            "sliding_attention" => {
-                Err(error("`layer_types` has windows, but there is no `sliding_window`".into()))
-            }
+            "sliding_attention" => Err(error(
+                "`layer_types` has windows, but there is no `sliding_window`".into(),
+            )),
             other => Err(error(format!(
                 "`layer_types` names `{other}`; full_attention and sliding_attention are known"
             ))),
@@ -241,14 +320,17 @@ impl<'a> LlamaStyle<'a> {
     }
 }
 
-/// Width of a head where the heads share the residual stream, as the family's attention takes it even where there is
-/// a `head_dim`.
+/// Width of a head where the heads share the residual stream, as the family's attention takes it
+/// even where there is a `head_dim`.
 ///
 /// # Errors
 /// [`NnError::Config`] for a `head_dim` that says otherwise, or a width that cannot be shared.
 pub(super) fn shared_head_size(config: &ModelConfig, hidden: usize, heads: usize) -> Result<usize> {
     let head = head_size(hidden, heads)?;
-    match config.optional_size("head_dim")?.filter(|size| *size != head) {
+    match config
+        .optional_size("head_dim")?
+        .filter(|size| *size != head)
+    {
         None => Ok(head),
         Some(size) => Err(NnError::Config {
             reason: format!(
@@ -273,12 +355,19 @@ pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
 }
 
 /// Refuses a share of a head in a family that rotates all of it.
-pub(super) fn refuse_partial_rotation(config: &ModelConfig, class: &str, head: usize) -> Result<()> {
-    let share = config.optional_number("partial_rotary_factor")?.unwrap_or(1.0);
+pub(super) fn refuse_partial_rotation(
+    config: &ModelConfig,
+    class: &str,
+    head: usize,
+) -> Result<()> {
+    let share = config
+        .optional_number("partial_rotary_factor")?
+        .unwrap_or(1.0);
     if rotated(head, share)? == head {
         return Ok(());
     }
-    let reason = format!("`partial_rotary_factor` is {share}, but {class}ForCausalLM rotates whole heads");
+    let reason =
+        format!("`partial_rotary_factor` is {share}, but {class}ForCausalLM rotates whole heads");
     Err(NnError::Config { reason })
 }
 
@@ -290,8 +379,9 @@ pub(super) fn rotated(head: usize, share: f64) -> Result<usize> {
     match (0.0..=1.0).contains(&share) {
         true => Ok((head as f64 * share) as usize),
         false => {
-            let reason =
-                format!("the share of a head that is rotated is {share}; between 0 and 1 was expected");
+            let reason = format!(
+                "the share of a head that is rotated is {share}; between 0 and 1 was expected"
+            );
             Err(NnError::Config { reason })
         }
     }

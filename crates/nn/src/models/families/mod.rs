@@ -1,4 +1,5 @@
-//! The families, each a description without tensor code. `docs/adding-a-family.md` tells how to add one.
+//! The families, each a description without tensor code. `docs/adding-a-family.md` tells how to add
+//! one.
 
 mod bloom;
 mod falcon;

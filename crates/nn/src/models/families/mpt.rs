@@ -1,4 +1,5 @@
-//! MPT (MosaicML 2023): position biases, no biases in norms and products, clamped queries, keys and values.
+//! MPT (MosaicML 2023): position biases, no biases in norms and products, clamped queries, keys and
+//! values.
 
 use super::llama_style::head_size;
 use crate::config::{ConfigClass, ModelConfig};
@@ -7,11 +8,16 @@ use crate::layers::{Activation, Alibi, NormKind};
 use crate::models::slot::{BlockSlot, ModelSlot};
 use crate::models::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::models::template::{
-    NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
+    NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
+    table,
 };
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "mpt", architecture: "MptForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "mpt",
+    architecture: "MptForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -38,15 +44,27 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let (vocab, positions) = (config.size("vocab_size")?, config.size("max_seq_len")?);
     let eps = config.number("layer_norm_epsilon")?;
     let scores = attention_config(config)?;
-    let layer_norm = || NormSpec { kind: NormKind::LayerWithoutBias, ..layer_norm(hidden, eps) };
+    let layer_norm = || NormSpec {
+        kind: NormKind::LayerWithoutBias,
+        ..layer_norm(hidden, eps)
+    };
     let attention = vec![
         ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
-        ("out_proj", linear(BlockSlot::AttentionOut, [hidden, hidden], false)),
+        (
+            "out_proj",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], false),
+        ),
     ];
     let mlp = vec![
-        ("up_proj", linear(BlockSlot::Up, [4 * hidden, hidden], false)),
+        (
+            "up_proj",
+            linear(BlockSlot::Up, [4 * hidden, hidden], false),
+        ),
         ("act", act(Activation::TorchGelu)),
-        ("down_proj", linear(BlockSlot::Down, [hidden, 4 * hidden], false)),
+        (
+            "down_proj",
+            linear(BlockSlot::Down, [hidden, 4 * hidden], false),
+        ),
     ];
     let block = vec![
         ("norm_1", norm(BlockSlot::AttentionNorm, layer_norm())),
@@ -63,11 +81,16 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let tree = container(
         "MptForCausalLM",
-        vec![("transformer", container("MptModel", model)), ("lm_head", lm_head)],
+        vec![
+            ("transformer", container("MptModel", model)),
+            ("lm_head", lm_head),
+        ],
     );
     let head = head_size(hidden, heads)?;
     let attention = AttentionSpec {
-        qkv_clamp: scores.optional_number("clip_qkv")?.filter(|limit| *limit != 0.0),
+        qkv_clamp: scores
+            .optional_number("clip_qkv")?
+            .filter(|limit| *limit != 0.0),
         alibi: Some(Alibi::mpt(heads, scores.number("alibi_bias_max")?)),
         ..AttentionSpec::new(heads, heads, head)
     };
@@ -75,7 +98,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         positions,
         tied_head: config.flag("tie_word_embeddings")?,
         optional_prefix: "transformer.",
-        ..DecoderSpec::plain(tree, hidden, attention, config.size("n_layers")?, Activation::TorchGelu)?
+        ..DecoderSpec::plain(
+            tree,
+            hidden,
+            attention,
+            config.size("n_layers")?,
+            Activation::TorchGelu,
+        )?
     };
     Ok(match scores.optional_number("softmax_scale")? {
         Some(factor) => spec.with_factor(factor),
@@ -83,20 +112,29 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     })
 }
 
-/// `attn_config`, without what transformers reads over: it would compute another model than its authors'.
+/// `attn_config`, without what transformers reads over: it would compute another model than its
+/// authors'.
 fn attention_config(config: &ModelConfig) -> Result<ModelConfig> {
     let refuse = |reason: String| Err(NnError::Config { reason });
     if !config.value("attn_config").is_null() && config.object("attn_config").is_none() {
-        return refuse(format!("`attn_config` is {}; an object was expected", config.value("attn_config")));
+        return refuse(format!(
+            "`attn_config` is {}; an object was expected",
+            config.value("attn_config")
+        ));
     }
     let scores = config.nested("attn_config").of_class(&ATTENTION_CLASS)?;
     let kind = scores.text("attn_type")?;
     if kind != "multihead_attention" {
-        return refuse(format!("`attn_config.attn_type` is `{kind}`; multihead_attention is supported"));
+        return refuse(format!(
+            "`attn_config.attn_type` is `{kind}`; multihead_attention is supported"
+        ));
     }
     for (key, needed) in [("alibi", true), ("qk_ln", false), ("prefix_lm", false)] {
         if scores.flag(key)? != needed {
-            return refuse(format!("`attn_config.{key}` is {}, which is not supported", scores.value(key)));
+            return refuse(format!(
+                "`attn_config.{key}` is {}, which is not supported",
+                scores.value(key)
+            ));
         }
     }
     Ok(scores)

@@ -1,4 +1,5 @@
-//! Phi 1 and 2 (Gunasekar et al. 2023): attention and MLP side by side behind one norm, biases everywhere.
+//! Phi 1 and 2 (Gunasekar et al. 2023): attention and MLP side by side behind one norm, biases
+//! everywhere.
 
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
@@ -8,8 +9,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family, Residual};
 use crate::models::template::{act, dropout};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "phi", architecture: "PhiForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "phi",
+    architecture: "PhiForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -23,7 +28,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let read = LlamaStyle::read_keys(config, "Phi", "layer_norm_eps", "hidden_act")?;
-    let phi = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation()? };
+    let phi = LlamaStyle {
+        norm: NormKind::Layer,
+        ..read.with_partial_rotation()?
+    };
     let mut attention = phi.projections(true, "dense", true);
     if config.flag("qk_layernorm")? {
         attention.extend(phi.query_key_norms(["q_layernorm", "k_layernorm"], [phi.head; 2]));
@@ -43,6 +51,11 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("embed_dropout", dropout(config, "embd_pdrop")?),
         phi.final_norm("final_layernorm"),
     ];
-    let spec = phi.model_of("PhiModel".into(), children, true)?.rotated(phi.rope()?);
-    Ok(DecoderSpec { residual: Residual::Parallel, ..spec })
+    let spec = phi
+        .model_of("PhiModel".into(), children, true)?
+        .rotated(phi.rope()?);
+    Ok(DecoderSpec {
+        residual: Residual::Parallel,
+        ..spec
+    })
 }

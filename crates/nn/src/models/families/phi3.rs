@@ -1,5 +1,5 @@
-//! Phi 3, 3.5 and 4 (Abdin et al. 2024): Llama with one product for queries, keys and values and one for
-//! gate and up, and LongRoPE.
+//! Phi 3, 3.5 and 4 (Abdin et al. 2024): Llama with one product for queries, keys and values and
+//! one for gate and up, and LongRoPE.
 
 use super::llama_style::LlamaStyle;
 use crate::config::{ConfigClass, ModelConfig, RopeKind};
@@ -8,8 +8,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::{act, dropout, linear};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "phi3", architecture: "Phi3ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "phi3",
+    architecture: "Phi3ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -23,20 +27,34 @@ const CLASS: ConfigClass = ConfigClass::new(
 .with_rope_kind(RopeKind::Phi3);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let kind = config.object("rope_scaling").map(|scaling| &scaling["rope_type"]);
+    let kind = config
+        .object("rope_scaling")
+        .map(|scaling| &scaling["rope_type"]);
     if let Some(kind) = kind.filter(|kind| *kind != "longrope") {
         let reason = format!("`rope_scaling` is of type {kind}; Phi 3 knows longrope alone");
         return Err(NnError::Config { reason });
     }
     let phi = LlamaStyle::read(config, "Phi3")?.with_partial_rotation()?;
-    let (wide, all) = (phi.heads * phi.head, (phi.heads + 2 * phi.kv_heads) * phi.head);
+    let (wide, all) = (
+        phi.heads * phi.head,
+        (phi.heads + 2 * phi.kv_heads) * phi.head,
+    );
     let attention = vec![
-        ("o_proj", linear(BlockSlot::AttentionOut, [phi.hidden, wide], false)),
+        (
+            "o_proj",
+            linear(BlockSlot::AttentionOut, [phi.hidden, wide], false),
+        ),
         ("qkv_proj", linear(BlockSlot::Qkv, [all, phi.hidden], false)),
     ];
     let mlp = vec![
-        ("gate_up_proj", linear(BlockSlot::GateUp, [2 * phi.middle, phi.hidden], false)),
-        ("down_proj", linear(BlockSlot::Down, [phi.hidden, phi.middle], false)),
+        (
+            "gate_up_proj",
+            linear(BlockSlot::GateUp, [2 * phi.middle, phi.hidden], false),
+        ),
+        (
+            "down_proj",
+            linear(BlockSlot::Down, [phi.hidden, phi.middle], false),
+        ),
         ("activation_fn", act(phi.activation)),
     ];
     let spec = phi.model(vec![

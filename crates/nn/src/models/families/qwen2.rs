@@ -6,8 +6,12 @@ use crate::error::Result;
 use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "qwen2", architecture: "Qwen2ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{

@@ -7,8 +7,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use serde_json::Value;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "smollm3", architecture: "SmolLM3ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "smollm3",
+    architecture: "SmolLM3ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -33,7 +37,9 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let rotates = rotating_layers(&smol)?;
 
     let is_windowed = config.flag("use_sliding_window")?;
-    let window = config.optional_size("sliding_window")?.filter(|_| is_windowed);
+    let window = config
+        .optional_size("sliding_window")?
+        .filter(|_| is_windowed);
     let mut spec = spec.windowed(&smol.windows(window, |layer| !rotates[layer])?);
     spec.layers
         .iter_mut()
@@ -42,18 +48,25 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     Ok(spec)
 }
 
-/// `no_rope_layers`: 1 where a layer rotates, 0 where it does not; where there is no list, every layer but each
-/// `no_rope_layer_interval`-th.
+/// `no_rope_layers`: 1 where a layer rotates, 0 where it does not; where there is no list, every
+/// layer but each `no_rope_layer_interval`-th.
 fn rotating_layers(smol: &LlamaStyle<'_>) -> Result<Vec<bool>> {
     let layers = DecoderSpec::check_layers(smol.layers)?;
     let listed = smol.config.value("no_rope_layers");
     if listed.is_null() {
         let interval = smol.config.size("no_rope_layer_interval")?;
-        return Ok((0..layers).map(|layer| !(layer + 1).is_multiple_of(interval)).collect());
+        return Ok((0..layers)
+            .map(|layer| !(layer + 1).is_multiple_of(interval))
+            .collect());
     }
     let rotates = |value: &Value| value.as_i64().map(|flag| flag != 0).or(value.as_bool());
-    let list = listed.as_array().and_then(|list| list.iter().map(rotates).collect::<Option<Vec<bool>>>());
-    list.filter(|list| list.len() >= layers).ok_or_else(|| NnError::Config {
-        reason: format!("`no_rope_layers` is {listed}; a 0 or 1 for each of {layers} layers was expected"),
-    })
+    let list = listed
+        .as_array()
+        .and_then(|list| list.iter().map(rotates).collect::<Option<Vec<bool>>>());
+    list.filter(|list| list.len() >= layers)
+        .ok_or_else(|| NnError::Config {
+            reason: format!(
+                "`no_rope_layers` is {listed}; a 0 or 1 for each of {layers} layers was expected"
+            ),
+        })
 }

@@ -8,8 +8,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family, Residual};
 use crate::models::template::{NormSpec, container, dropout, head_norms, layer_norm};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "stablelm", architecture: "StableLmForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "stablelm",
+    architecture: "StableLmForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -25,7 +29,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let read = LlamaStyle::read_keys(config, "StableLm", "layer_norm_eps", "hidden_act")?;
     shared_head_size(config, read.hidden, read.heads)?;
-    let stable = LlamaStyle { norm: NormKind::Layer, ..read.with_partial_rotation()? };
+    let stable = LlamaStyle {
+        norm: NormKind::Layer,
+        ..read.with_partial_rotation()?
+    };
     let is_parallel = config.flag("use_parallel_residual")?;
     let mut attention = stable.projections(config.flag("use_qkv_bias")?, "o_proj", false);
     if config.flag("qk_layernorm")? {
@@ -33,7 +40,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             ("q_layernorm", BlockSlot::QueryNorm, stable.heads),
             ("k_layernorm", BlockSlot::KeyNorm, stable.kv_heads),
         ] {
-            let norm = NormSpec { kind: NormKind::LayerWithoutBias, ..layer_norm(stable.head, stable.eps) };
+            let norm = NormSpec {
+                kind: NormKind::LayerWithoutBias,
+                ..layer_norm(stable.head, stable.eps)
+            };
             let norms = vec![("norms", head_norms(slot, norm, heads))];
             attention.push((name, container("StableLmLayerNormPerHead", norms)));
         }
@@ -49,6 +59,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         block.push(stable.norm("post_attention_layernorm", BlockSlot::MlpNorm));
     }
     block.push(("dropout", dropout(config, "hidden_dropout")?));
-    let residual = if is_parallel { Residual::Parallel } else { Residual::Sequential };
-    Ok(DecoderSpec { residual, ..stable.model(block)? })
+    let residual = if is_parallel {
+        Residual::Parallel
+    } else {
+        Residual::Sequential
+    };
+    Ok(DecoderSpec {
+        residual,
+        ..stable.model(block)?
+    })
 }

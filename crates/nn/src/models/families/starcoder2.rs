@@ -8,8 +8,12 @@ use crate::models::slot::BlockSlot;
 use crate::models::spec::{DecoderSpec, Family};
 use crate::models::template::act;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "starcoder2", architecture: "Starcoder2ForCausalLM", class: CLASS, describe };
+pub(super) const FAMILY: Family = Family {
+    model_type: "starcoder2",
+    architecture: "Starcoder2ForCausalLM",
+    class: CLASS,
+    describe,
+};
 
 const CLASS: ConfigClass = ConfigClass::new(
     r#"{
@@ -23,7 +27,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let read = LlamaStyle::read_keys(config, "Starcoder2", "norm_epsilon", "hidden_act")?;
-    let coder = LlamaStyle { norm: NormKind::Layer, ..read };
+    let coder = LlamaStyle {
+        norm: NormKind::Layer,
+        ..read
+    };
     let bias = config.flag("use_bias")?;
     let mut mlp = coder.plain_mlp(["c_fc", "c_proj"], bias);
     mlp.push(("act", act(coder.activation)));

@@ -27,8 +27,8 @@ pub enum LoadWarning {
         /// The first few names.
         names: Vec<String>,
     },
-    /// Several shards hold these tensors. The copy that the index names was read, while transformers reads that
-    /// of the last shard.
+    /// Several shards hold these tensors. The copy that the index names was read, while
+    /// transformers reads that of the last shard.
     CopiedTensors {
         /// The names.
         names: Vec<String>,
@@ -59,9 +59,17 @@ fn list(f: &mut fmt::Formatter<'_>, names: &[String], count: usize) -> fmt::Resu
 impl fmt::Display for LoadWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnusedTensors { checkpoint, family, count, names } => {
+            Self::UnusedTensors {
+                checkpoint,
+                family,
+                count,
+                names,
+            } => {
                 let plural = if *count == 1 { "" } else { "s" };
-                write!(f, "{checkpoint}: ignored {count} tensor{plural} that {family} has no place for: ")?;
+                write!(
+                    f,
+                    "{checkpoint}: ignored {count} tensor{plural} that {family} has no place for: "
+                )?;
                 list(f, names, *count)
             }
             Self::CopiedTensors { names } => {

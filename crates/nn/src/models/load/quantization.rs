@@ -1,7 +1,7 @@
 //! `quantization_config` of config.json, and which layers become int8.
 //!
-//! The config says what transformers would do (`quantizers/auto.py`, `quantizer_bnb_8bit.py`); what a layer's
-//! weight is, codes or floats, is what the file says.
+//! The config says what transformers would do (`quantizers/auto.py`, `quantizer_bnb_8bit.py`); what
+//! a layer's weight is, codes or floats, is what the file says.
 
 use super::super::decoder::Decoder;
 use super::super::slot::{ModelSlot, Part, Slot};
@@ -54,14 +54,19 @@ impl StoredQuantization {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a method that is known and not supported, or for settings without sense.
+    /// [`NnError::Config`] for a method that is known and not supported, or for settings without
+    /// sense.
     pub(super) fn of(config: &ModelConfig) -> Result<Self> {
-        let Some(stored) = config.quantization() else { return Ok(Self::default()) };
+        let Some(stored) = config.quantization() else {
+            return Ok(Self::default());
+        };
         let error = |reason: String| NnError::Config { reason };
         let flag = |key: &str| match &stored[key] {
             Value::Null => Ok(None),
             Value::Bool(flag) => Ok(Some(*flag)),
-            other => Err(error(format!("`{key}` is {other}; true or false was expected"))),
+            other => Err(error(format!(
+                "`{key}` is {other}; true or false was expected"
+            ))),
         };
         let (in_8bit, in_4bit) = (flag("load_in_8bit")?, flag("load_in_4bit")?);
         let method = stored["quant_method"].as_str();
@@ -88,26 +93,45 @@ impl StoredQuantization {
         let error = |reason: String| NnError::Config { reason };
         let threshold = match &stored["llm_int8_threshold"] {
             Value::Null => None,
-            value => Some(value.as_f64().filter(|x| *x >= 0.0).map(|x| x as f32).ok_or_else(|| {
-                error(format!("`llm_int8_threshold` is {value}; a number from 0 up was expected"))
-            })?),
+            value => Some(
+                value
+                    .as_f64()
+                    .filter(|x| *x >= 0.0)
+                    .map(|x| x as f32)
+                    .ok_or_else(|| {
+                        error(format!(
+                            "`llm_int8_threshold` is {value}; a number from 0 up was expected"
+                        ))
+                    })?,
+            ),
         };
         let skip = match &stored["llm_int8_skip_modules"] {
             Value::Null => None,
             value => {
-                let names =
-                    value.as_array().map(|names| names.iter().map(|name| Some(name.as_str()?.to_owned())));
+                let names = value
+                    .as_array()
+                    .map(|names| names.iter().map(|name| Some(name.as_str()?.to_owned())));
                 Some(names.and_then(Iterator::collect).ok_or_else(|| {
-                    error(format!("`llm_int8_skip_modules` is {value}; a list of names was expected"))
+                    error(format!(
+                        "`llm_int8_skip_modules` is {value}; a list of names was expected"
+                    ))
                 })?)
             }
         };
-        Ok(Self { is_int8: true, threshold, skip, unknown: None })
+        Ok(Self {
+            is_int8: true,
+            threshold,
+            skip,
+            unknown: None,
+        })
     }
 
     /// The threshold the caller, the checkpoint or the settings ask for, in this order.
     pub(super) fn threshold(&self, options: &LoadOptions, int8: Int8Config) -> f32 {
-        options.threshold.or(self.threshold).unwrap_or(int8.threshold)
+        options
+            .threshold
+            .or(self.threshold)
+            .unwrap_or(int8.threshold)
     }
 
     pub(super) fn warning(&self) -> Option<LoadWarning> {
@@ -124,8 +148,9 @@ fn unsupported(method: &str) -> NnError {
     NnError::Config { reason }
 }
 
-/// The name of `llm_int8_skip_modules` that covers a layer, by the rule of `_replace_with_bnb_linear`: the
-/// layer's own name, its path, or a piece of its path with a dot behind.
+/// The name of `llm_int8_skip_modules` that covers a layer, by the rule of
+/// `_replace_with_bnb_linear`: the layer's own name, its path, or a piece of its path with a dot
+/// behind.
 fn stored_skip<'a>(names: &'a [String], path: &ModulePath) -> Option<&'a str> {
     let covers = |name: &&String| {
         path.name() == name.as_str()
@@ -135,7 +160,8 @@ fn stored_skip<'a>(names: &'a [String], path: &ModulePath) -> Option<&'a str> {
     names.iter().find(covers).map(String::as_str)
 }
 
-/// Makes layers int8: those whose weights are codes, and the others but for the ones a skip list covers.
+/// Makes layers int8: those whose weights are codes, and the others but for the ones a skip list
+/// covers.
 pub(super) fn declare(
     decoder: &mut Decoder,
     keys: &Keys<'_>,
@@ -146,8 +172,10 @@ pub(super) fn declare(
     let user = &options.skip_modules;
     user.check(&decoder.describe())?;
     let default = decoder.default_skip_list();
-    let tied_head =
-        decoder.spec().tied_head.then(|| decoder.paths().into_iter().find(|(_, slot)| *slot == HEAD));
+    let tied_head = decoder
+        .spec()
+        .tied_head
+        .then(|| decoder.paths().into_iter().find(|(_, slot)| *slot == HEAD));
     let tied_head = tied_head.flatten().map(|(path, _)| path);
     // A file with codes and no config: its floats are what whoever wrote it left as they were.
     let keeps_floats = Decoder::is_prequantized(keys.checkpoint) && !stored.is_int8;
@@ -185,12 +213,20 @@ pub(super) fn declare(
 }
 
 /// The head and the token table become int8 too.
-pub(super) fn declare_int8_head(decoder: &mut Decoder, report: &mut ReplaceReport, int8: Int8Config) {
+pub(super) fn declare_int8_head(
+    decoder: &mut Decoder,
+    report: &mut ReplaceReport,
+    int8: Int8Config,
+) {
     for (path, slot) in decoder.paths() {
         match decoder.part_mut(slot) {
-            Some(Part::Embedding(table)) if slot == Slot::Model(ModelSlot::Tokens) => table.declare_int8(),
+            Some(Part::Embedding(table)) if slot == Slot::Model(ModelSlot::Tokens) => {
+                table.declare_int8()
+            }
             Some(Part::Linear(head)) if slot == HEAD => {
-                let Linear::Float(float) = &*head else { continue };
+                let Linear::Float(float) = &*head else {
+                    continue;
+                };
                 *head = Linear::Int8(Int8Linear::declared(float, int8));
             }
             _ => continue,

@@ -16,7 +16,9 @@ use crate::parameter::FloatParameter;
 use llm_int8_kernels::Isa;
 use std::sync::Arc;
 
-const NO_TARGET: NnError = NnError::Bug { what: "a place on the device" };
+const NO_TARGET: NnError = NnError::Bug {
+    what: "a place on the device",
+};
 
 /// Fills the parts of a decoder.
 pub(super) struct Reader<'a> {
@@ -31,9 +33,14 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads a part; its weight goes to `target` where it lies on a device. Norms and biases, which are small,
-    /// come to the CPU first.
-    pub(super) fn fill(&mut self, path: &ModulePath, part: &mut Part, target: Option<&Target>) -> Result<()> {
+    /// Reads a part; its weight goes to `target` where it lies on a device. Norms and biases, which
+    /// are small, come to the CPU first.
+    pub(super) fn fill(
+        &mut self,
+        path: &ModulePath,
+        part: &mut Part,
+        target: Option<&Target>,
+    ) -> Result<()> {
         match part {
             Part::Embedding(embedding) if target.is_some() => {
                 let dtype = (!embedding.is_int8()).then(|| embedding.weight().dtype());
@@ -44,7 +51,10 @@ impl Reader<'_> {
                 self.bias(path, linear)
             }
             Part::Embedding(embedding) if embedding.is_int8() => {
-                let view = rounded(self.checkpoint.tensor(&self.keys.key(path, "weight"))?, self.dtype)?;
+                let view = rounded(
+                    self.checkpoint.tensor(&self.keys.key(path, "weight"))?,
+                    self.dtype,
+                )?;
                 embedding.fill_int8(int8_weight(&view, false, self.isa, &mut self.memory)?);
                 Ok(())
             }
@@ -77,7 +87,8 @@ impl Reader<'_> {
         into.fill(float_tensor(&view, into.dtype(), transposed)?)
     }
 
-    /// Sends a weight to a device, as a float of `dtype` or, where its place is int8, to be quantised there.
+    /// Sends a weight to a device, as a float of `dtype` or, where its place is int8, to be
+    /// quantised there.
     fn send(
         &mut self,
         path: &ModulePath,
@@ -90,16 +101,26 @@ impl Reader<'_> {
             view = rounded(view, self.dtype)?;
         }
         let dtype = dtype.unwrap_or(self.dtype);
-        target.ok_or(NO_TARGET)?.fill(&view, dtype, transposed, &mut self.scratch)
+        target
+            .ok_or(NO_TARGET)?
+            .fill(&view, dtype, transposed, &mut self.scratch)
     }
 
-    fn send_linear(&mut self, path: &ModulePath, linear: &Linear, target: Option<&Target>) -> Result<()> {
-        let (shape, transposed) =
-            ([linear.out_features(), linear.in_features()], linear.class() == LinearClass::Conv1D);
+    fn send_linear(
+        &mut self,
+        path: &ModulePath,
+        linear: &Linear,
+        target: Option<&Target>,
+    ) -> Result<()> {
+        let (shape, transposed) = (
+            [linear.out_features(), linear.in_features()],
+            linear.class() == LinearClass::Conv1D,
+        );
         if linear.is_int8() && self.keys.is_quantised(path) {
             let module = self.keys.module(path);
             // Through memory of its own, which is gone after it.
-            let codes = read_linear_state(self.checkpoint, &module, shape, &mut CodeMemory::default())?;
+            let codes =
+                read_linear_state(self.checkpoint, &module, shape, &mut CodeMemory::default())?;
             return target.ok_or(NO_TARGET)?.fill_codes(&codes);
         }
         let dtype = match linear {
@@ -133,7 +154,12 @@ impl Reader<'_> {
         let shape = [linear.out_features(), linear.in_features()];
         if self.keys.is_quantised(path) {
             linear.fill(
-                read_linear_state(self.checkpoint, &self.keys.module(path), shape, &mut self.memory)?,
+                read_linear_state(
+                    self.checkpoint,
+                    &self.keys.module(path),
+                    shape,
+                    &mut self.memory,
+                )?,
                 None,
             )?;
         } else {
@@ -141,10 +167,14 @@ impl Reader<'_> {
             let key = self.keys.key(path, "weight");
             let view = rounded(self.checkpoint.tensor(&key)?, self.dtype)?;
             let weight = int8_weight(&view, transposed, self.isa, &mut self.memory)?;
-            let original = (linear.config().outlier_weights == OutlierWeights::Original).then(|| {
-                Arc::new(CheckpointColumns::new(Arc::clone(self.checkpoint), key, transposed))
-                    as Arc<dyn OriginalWeights>
-            });
+            let original =
+                (linear.config().outlier_weights == OutlierWeights::Original).then(|| {
+                    Arc::new(CheckpointColumns::new(
+                        Arc::clone(self.checkpoint),
+                        key,
+                        transposed,
+                    )) as Arc<dyn OriginalWeights>
+                });
             linear.fill(weight, original)?;
         }
         match linear.bias_mut() {

@@ -13,9 +13,13 @@ use crate::module::replace::near_names;
 use safetensors::Dtype;
 use std::collections::BTreeSet;
 
-/// Ends of names of buffers that models of transformers compute themselves and therefore pass over in silence,
-/// beside those of [`DecoderSpec::ignored_suffixes`](super::super::DecoderSpec).
-const BUFFERS: &[&str] = &[".rotary_emb_local.inv_freq", ".embed_tokens.embed_scale", "transformer.bias"];
+/// Ends of names of buffers that models of transformers compute themselves and therefore pass over
+/// in silence, beside those of [`DecoderSpec::ignored_suffixes`](super::super::DecoderSpec).
+const BUFFERS: &[&str] = &[
+    ".rotary_emb_local.inv_freq",
+    ".embed_tokens.embed_scale",
+    "transformer.bias",
+];
 
 /// Names of tensors in the checkpoint, with and without the family's prefix.
 pub(super) struct Keys<'a> {
@@ -29,7 +33,8 @@ impl Keys<'_> {
         let full = path.join(name).to_string();
         match full.strip_prefix(self.prefix) {
             Some(short)
-                if self.checkpoint.entry(&full).is_none() && self.checkpoint.entry(short).is_some() =>
+                if self.checkpoint.entry(&full).is_none()
+                    && self.checkpoint.entry(short).is_some() =>
             {
                 short.to_owned()
             }
@@ -51,7 +56,9 @@ impl Keys<'_> {
 
     /// Whether a layer has the absmax of codes, be there codes or not.
     pub(super) fn has_absmax(&self, path: &ModulePath) -> bool {
-        self.checkpoint.entry(&format!("{}.SCB", self.module(path))).is_some()
+        self.checkpoint
+            .entry(&format!("{}.SCB", self.module(path)))
+            .is_some()
     }
 
     /// Checks name, shape and dtype of a tensor; gives its key.
@@ -75,10 +82,19 @@ impl Keys<'_> {
                 name: key,
             });
         }
-        let is_readable = if expected.is_codes { entry.dtype == Dtype::I8 } else { is_float(entry.dtype) };
+        let is_readable = if expected.is_codes {
+            entry.dtype == Dtype::I8
+        } else {
+            is_float(entry.dtype)
+        };
         if !is_readable {
             let (found, expected) = (format!("{:?}", entry.dtype), "F16, BF16, F32 or F64");
-            return Err(NnError::WrongDtype { file: file(), name: key, found, expected });
+            return Err(NnError::WrongDtype {
+                file: file(),
+                name: key,
+                found,
+                expected,
+            });
         }
         Ok(key)
     }
@@ -88,9 +104,14 @@ impl Keys<'_> {
             return error;
         }
         let all = self.checkpoint.entries().map(|(name, _)| name);
-        let mut hint = self.checkpoint.why_missing(&key).unwrap_or_else(|| near_names(&key, all));
+        let mut hint = self
+            .checkpoint
+            .why_missing(&key)
+            .unwrap_or_else(|| near_names(&key, all));
         if let Some(method) = &context.stored.unknown {
-            hint.push_str(&format!("; config.json says that the weights are quantised by `{method}`"));
+            hint.push_str(&format!(
+                "; config.json says that the weights are quantised by `{method}`"
+            ));
         }
         NnError::MissingTensor {
             checkpoint: self.checkpoint.description(),
@@ -113,8 +134,8 @@ struct Expected {
     is_codes: bool,
 }
 
-/// Checks that every tensor the model needs is there in the right shape and a dtype that can be read, and gives
-/// a warning for those that it has no place for.
+/// Checks that every tensor the model needs is there in the right shape and a dtype that can be
+/// read, and gives a warning for those that it has no place for.
 ///
 /// # Errors
 /// [`NnError::MissingTensor`], [`NnError::WrongShape`], [`NnError::WrongDtype`];
@@ -125,11 +146,16 @@ pub(super) fn check_tensors(
     options: &LoadOptions,
     stored: &StoredQuantization,
 ) -> Result<Option<LoadWarning>> {
-    let context = Context { family: decoder.spec().family, stored };
+    let context = Context {
+        family: decoder.spec().family,
+        stored,
+    };
     let (tied, ignored) = (decoder.spec().tied_head, decoder.spec().ignored_suffixes);
     let mut known = BTreeSet::new();
     for (path, slot) in decoder.paths() {
-        let Some(part) = decoder.part_mut(slot) else { continue };
+        let Some(part) = decoder.part_mut(slot) else {
+            continue;
+        };
         let is_codes = keys.is_quantised(&path);
         let mut tensors = expected(part, is_codes);
         if tied && slot == HEAD {
@@ -137,8 +163,9 @@ pub(super) fn check_tensors(
             tensors.retain(|(name, _)| name != "weight");
         }
         for (name, shape) in tensors {
-            let is_codes =
-                is_codes && name == "weight" && matches!(part, Part::Linear(linear) if linear.is_int8());
+            let is_codes = is_codes
+                && name == "weight"
+                && matches!(part, Part::Linear(linear) if linear.is_int8());
             known.insert(keys.check(&path, &name, Expected { shape, is_codes }, &context)?);
         }
         if is_codes {
@@ -149,13 +176,22 @@ pub(super) fn check_tensors(
     let is_int8 = stored.is_int8 || Decoder::is_prequantized(keys.checkpoint);
     let is_silent = |name: &str| {
         let state = [".SCB", ".weight_format"];
-        let suffixes = ignored.iter().chain(BUFFERS).chain(state.iter().filter(|_| is_int8));
+        let suffixes = ignored
+            .iter()
+            .chain(BUFFERS)
+            .chain(state.iter().filter(|_| is_int8));
         suffixes.into_iter().any(|suffix| name.ends_with(suffix))
     };
     let checkpoint = keys.checkpoint;
     let unlisted = checkpoint.unlisted_names().filter(|_| options.strict);
-    let names = checkpoint.entries().map(|(name, _)| name).chain(checkpoint.other_names()).chain(unlisted);
-    let extra: BTreeSet<&str> = names.filter(|name| !known.contains(*name) && !is_silent(name)).collect();
+    let names = checkpoint
+        .entries()
+        .map(|(name, _)| name)
+        .chain(checkpoint.other_names())
+        .chain(unlisted);
+    let extra: BTreeSet<&str> = names
+        .filter(|name| !known.contains(*name) && !is_silent(name))
+        .collect();
     unused(extra, checkpoint, options, context.family)
 }
 
@@ -170,10 +206,24 @@ fn unused(
     let names: Vec<String> = extra.into_iter().take(LISTED).map(str::to_owned).collect();
     match (count, options.strict) {
         (0, _) => Ok(None),
-        (_, false) => Ok(Some(LoadWarning::UnusedTensors { checkpoint, family, count, names })),
+        (_, false) => Ok(Some(LoadWarning::UnusedTensors {
+            checkpoint,
+            family,
+            count,
+            names,
+        })),
         (_, true) => {
-            let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-            Err(NnError::UnexpectedTensors { checkpoint, count, names, family })
+            let names = names
+                .iter()
+                .map(|name| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            Err(NnError::UnexpectedTensors {
+                checkpoint,
+                count,
+                names,
+                family,
+            })
         }
     }
 }
@@ -183,18 +233,22 @@ fn expected(part: &Part, is_codes: bool) -> Vec<(String, Vec<usize>)> {
     let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {
         Part::Embedding(embedding) => vec![weight(embedding.shape().to_vec())],
-        Part::Norm(norm) => {
-            norm.parameters().map(|(name, parameter)| (name.to_owned(), parameter.shape().to_vec())).collect()
-        }
-        Part::HeadNorms(norms) => {
-            norms.parameters().map(|(name, parameter)| (name, parameter.shape().to_vec())).collect()
-        }
+        Part::Norm(norm) => norm
+            .parameters()
+            .map(|(name, parameter)| (name.to_owned(), parameter.shape().to_vec()))
+            .collect(),
+        Part::HeadNorms(norms) => norms
+            .parameters()
+            .map(|(name, parameter)| (name, parameter.shape().to_vec()))
+            .collect(),
         Part::Linear(linear) => {
             let mut shape = vec![linear.out_features(), linear.in_features()];
             if linear.class() == LinearClass::Conv1D && !is_codes {
                 shape.reverse();
             }
-            let bias = linear.has_bias().then(|| ("bias".to_owned(), vec![linear.out_features()]));
+            let bias = linear
+                .has_bias()
+                .then(|| ("bias".to_owned(), vec![linear.out_features()]));
             std::iter::once(weight(shape)).chain(bias).collect()
         }
     }

@@ -15,7 +15,11 @@ impl Plan {
     pub fn of(spec: &DecoderSpec) -> Result<Self> {
         let mut builder = Builder::new(spec);
         let embed = builder.embed()?;
-        let blocks = spec.layers.iter().map(|layer| builder.block(layer)).collect::<Result<_>>()?;
+        let blocks = spec
+            .layers
+            .iter()
+            .map(|layer| builder.block(layer))
+            .collect::<Result<_>>()?;
         let head = builder.head()?;
 
         let (mut model_paths, mut block_paths) = (Vec::new(), Vec::new());
@@ -25,7 +29,14 @@ impl Plan {
                 Slot::Block(_, slot) => block_paths.push((slot, path)),
             }
         }
-        Ok(Self { embed, blocks, head, widths: builder.widths, model_paths, block_paths })
+        Ok(Self {
+            embed,
+            blocks,
+            head,
+            widths: builder.widths,
+            model_paths,
+            block_paths,
+        })
     }
 }
 
@@ -37,17 +48,26 @@ struct Builder<'a> {
 }
 
 fn refuse<T>(what: impl Into<String>) -> Result<T> {
-    Err(NnError::Config { reason: format!("this combination is not supported: {}", what.into()) })
+    Err(NnError::Config {
+        reason: format!("this combination is not supported: {}", what.into()),
+    })
 }
 
 impl<'a> Builder<'a> {
     fn new(spec: &'a DecoderSpec) -> Self {
         let widths = BTreeMap::from([(Rows::Stream, spec.hidden_size)]);
-        Self { spec, parts: spec.tree.slots().collect(), widths }
+        Self {
+            spec,
+            parts: spec.tree.slots().collect(),
+            widths,
+        }
     }
 
     fn part(&self, slot: Slot) -> Option<&'a PartSpec> {
-        self.parts.iter().find(|(found, _)| *found == slot).map(|(_, part)| *part)
+        self.parts
+            .iter()
+            .find(|(found, _)| *found == slot)
+            .map(|(_, part)| *part)
     }
 
     fn has(&self, slot: BlockSlot) -> bool {
@@ -60,14 +80,20 @@ impl<'a> Builder<'a> {
 
     /// Through the norm of a slot, if there is one.
     fn through(&self, slot: BlockSlot) -> Through<BlockSlot> {
-        if self.has(slot) { Through::Norm(slot) } else { Through::Plain }
+        if self.has(slot) {
+            Through::Norm(slot)
+        } else {
+            Through::Plain
+        }
     }
 
     /// A step writes rows of this width; every block must agree.
     fn writes(&mut self, rows: Rows, width: usize) -> Result<()> {
         match *self.widths.entry(rows).or_insert(width) {
             known if known == width => Ok(()),
-            known => refuse(format!("rows of {known} and of {width} values for the same purpose ({rows:?})")),
+            known => refuse(format!(
+                "rows of {known} and of {width} values for the same purpose ({rows:?})"
+            )),
         }
     }
 
@@ -82,7 +108,12 @@ impl<'a> Builder<'a> {
         let mut layers: Vec<Layer<S>> = Vec::new();
         let (mut width, mut inputs) = (0, None);
         for slot in slots {
-            let Some(PartSpec::Linear { out_features, in_features, .. }) = self.part(place(*slot)) else {
+            let Some(PartSpec::Linear {
+                out_features,
+                in_features,
+                ..
+            }) = self.part(place(*slot))
+            else {
                 return refuse(format!("there is no linear layer {slot:?}"));
             };
             if inputs.is_some_and(|known| known != *in_features) {
@@ -91,17 +122,35 @@ impl<'a> Builder<'a> {
                 ));
             }
             inputs = Some(*in_features);
-            layers.push(Layer { slot: *slot, offset: width, out_features: *out_features });
+            layers.push(Layer {
+                slot: *slot,
+                offset: width,
+                out_features: *out_features,
+            });
             width += out_features;
         }
         let in_features = inputs.unwrap_or(0);
         let there = self.widths.get(&input).copied().unwrap_or(0);
-        let expected = if through == Through::Gate { 2 * in_features } else { in_features };
+        let expected = if through == Through::Gate {
+            2 * in_features
+        } else {
+            in_features
+        };
         if there != expected {
-            return refuse(format!("{slots:?} take {in_features} values; there are {there} ({input:?})"));
+            return refuse(format!(
+                "{slots:?} take {in_features} values; there are {there} ({input:?})"
+            ));
         }
         self.writes(into, width)?;
-        Ok(LinearStep { input, through, in_features, layers, activation: None, into, adds: None })
+        Ok(LinearStep {
+            input,
+            through,
+            in_features,
+            layers,
+            activation: None,
+            into,
+            adds: None,
+        })
     }
 
     fn model_linear(
@@ -110,7 +159,8 @@ impl<'a> Builder<'a> {
         slot: ModelSlot,
         into: Rows,
     ) -> Result<Step<ModelSlot>> {
-        self.linear(Slot::Model, input, &[slot], into).map(Step::Linear)
+        self.linear(Slot::Model, input, &[slot], into)
+            .map(Step::Linear)
     }
 
     fn table(&self, slot: ModelSlot) -> Result<usize> {
@@ -122,7 +172,9 @@ impl<'a> Builder<'a> {
 
     fn embed(&mut self) -> Result<Vec<Step<ModelSlot>>> {
         let spec = self.spec;
-        let positions = self.has_model(ModelSlot::Positions).then_some(ModelSlot::Positions);
+        let positions = self
+            .has_model(ModelSlot::Positions)
+            .then_some(ModelSlot::Positions);
         let offset = spec.position_offset;
         let tokens = |into, positions| Embed {
             table: ModelSlot::Tokens,
@@ -151,7 +203,10 @@ impl<'a> Builder<'a> {
                     offset,
                     into: Rows::Branch,
                 }));
-                steps.push(Step::Add(Add { from: Rows::Branch, scale: 1.0 }));
+                steps.push(Step::Add(Add {
+                    from: Rows::Branch,
+                    scale: 1.0,
+                }));
             }
         } else {
             for slot in [ModelSlot::Tokens].into_iter().chain(positions) {
@@ -161,7 +216,10 @@ impl<'a> Builder<'a> {
             steps.push(Step::Embed(tokens(Rows::Stream, positions)));
         }
         if self.has_model(ModelSlot::EmbeddingNorm) {
-            steps.push(Step::Norm(NormStep { norm: ModelSlot::EmbeddingNorm, rows: Rows::Stream }));
+            steps.push(Step::Norm(NormStep {
+                norm: ModelSlot::EmbeddingNorm,
+                rows: Rows::Stream,
+            }));
         }
         Ok(steps)
     }
@@ -179,19 +237,29 @@ impl<'a> Builder<'a> {
         }
         steps.push(self.model_linear(input, ModelSlot::Head, Rows::Logits)?);
         if spec.logit_scale != 1.0 || spec.logit_softcap.is_some() {
-            steps.push(Step::Logits(LogitsStep { scale: spec.logit_scale, softcap: spec.logit_softcap }));
+            steps.push(Step::Logits(LogitsStep {
+                scale: spec.logit_scale,
+                softcap: spec.logit_softcap,
+            }));
         }
         Ok(steps)
     }
 
     fn block(&mut self, layer: &LayerSpec) -> Result<Vec<Step<BlockSlot>>> {
-        use BlockSlot::{AttentionNorm, AttentionOut, AttentionPostNorm, Down, MlpNorm, MlpPostNorm};
+        use BlockSlot::{
+            AttentionNorm, AttentionOut, AttentionPostNorm, Down, MlpNorm, MlpPostNorm,
+        };
         let (mut steps, scale) = (Vec::new(), self.spec.residual_scale);
         match self.spec.residual {
             Residual::Sequential => {
                 let input = (Rows::Stream, self.through(AttentionNorm));
                 self.attention(&mut steps, input, layer)?;
-                self.join(&mut steps, (Rows::Mixed, Through::Plain), AttentionOut, AttentionPostNorm)?;
+                self.join(
+                    &mut steps,
+                    (Rows::Mixed, Through::Plain),
+                    AttentionOut,
+                    AttentionPostNorm,
+                )?;
                 let input = (Rows::Stream, self.through(MlpNorm));
                 let raised = self.mlp(&mut steps, input)?;
                 self.join(&mut steps, raised, Down, MlpPostNorm)?;
@@ -203,13 +271,23 @@ impl<'a> Builder<'a> {
                 let out = self.linear(block, out, &[AttentionOut], Rows::Attended)?;
                 steps.push(Step::Linear(out));
                 if self.has(AttentionPostNorm) {
-                    steps.push(Step::Norm(NormStep { norm: AttentionPostNorm, rows: Rows::Attended }));
+                    steps.push(Step::Norm(NormStep {
+                        norm: AttentionPostNorm,
+                        rows: Rows::Attended,
+                    }));
                 }
                 // Without a norm of its own the MLP reads what attention read.
-                let norm = if self.has(MlpNorm) { MlpNorm } else { AttentionNorm };
+                let norm = if self.has(MlpNorm) {
+                    MlpNorm
+                } else {
+                    AttentionNorm
+                };
                 let input = (Rows::Stream, self.through(norm));
                 let raised = self.mlp(&mut steps, input)?;
-                steps.push(Step::Add(Add { from: Rows::Attended, scale }));
+                steps.push(Step::Add(Add {
+                    from: Rows::Attended,
+                    scale,
+                }));
                 self.join(&mut steps, raised, Down, MlpPostNorm)?;
             }
             Residual::NormAfter => {
@@ -217,15 +295,31 @@ impl<'a> Builder<'a> {
                     return refuse("norms after the residual and norms of what joins it");
                 }
                 self.attention(&mut steps, (Rows::Stream, Through::Plain), layer)?;
-                self.join(&mut steps, (Rows::Mixed, Through::Plain), AttentionOut, AttentionPostNorm)?;
-                steps.push(Step::Norm(NormStep { norm: AttentionNorm, rows: Rows::Stream }));
+                self.join(
+                    &mut steps,
+                    (Rows::Mixed, Through::Plain),
+                    AttentionOut,
+                    AttentionPostNorm,
+                )?;
+                steps.push(Step::Norm(NormStep {
+                    norm: AttentionNorm,
+                    rows: Rows::Stream,
+                }));
                 let raised = self.mlp(&mut steps, (Rows::Stream, Through::Plain))?;
                 self.join(&mut steps, raised, Down, MlpPostNorm)?;
-                steps.push(Step::Norm(NormStep { norm: MlpNorm, rows: Rows::Stream }));
+                steps.push(Step::Norm(NormStep {
+                    norm: MlpNorm,
+                    rows: Rows::Stream,
+                }));
             }
         }
-        let missing = steps.iter().filter_map(Step::norm).find(|slot| !self.has(*slot));
-        missing.map_or(Ok(steps), |slot| refuse(format!("there is no norm {slot:?}")))
+        let missing = steps
+            .iter()
+            .filter_map(Step::norm)
+            .find(|slot| !self.has(*slot));
+        missing.map_or(Ok(steps), |slot| {
+            refuse(format!("there is no norm {slot:?}"))
+        })
     }
 
     /// A layer whose output joins the stream, through a norm if there is one.
@@ -238,12 +332,26 @@ impl<'a> Builder<'a> {
     ) -> Result<()> {
         let scale = self.spec.residual_scale;
         if self.has(post) {
-            steps.push(Step::Linear(self.linear(block, input, &[slot], Rows::Branch)?));
-            steps.push(Step::Norm(NormStep { norm: post, rows: Rows::Branch }));
-            steps.push(Step::Add(Add { from: Rows::Branch, scale }));
+            steps.push(Step::Linear(self.linear(
+                block,
+                input,
+                &[slot],
+                Rows::Branch,
+            )?));
+            steps.push(Step::Norm(NormStep {
+                norm: post,
+                rows: Rows::Branch,
+            }));
+            steps.push(Step::Add(Add {
+                from: Rows::Branch,
+                scale,
+            }));
         } else {
             let step = self.linear(block, input, &[slot], Rows::Stream)?;
-            steps.push(Step::Linear(LinearStep { adds: Some(scale), ..step }));
+            steps.push(Step::Linear(LinearStep {
+                adds: Some(scale),
+                ..step
+            }));
         }
         Ok(())
     }
@@ -257,7 +365,9 @@ impl<'a> Builder<'a> {
     ) -> Result<()> {
         use BlockSlot::{Key, KeyNorm, Qkv, Query, QueryNorm, Value};
         let attention = &self.spec.attention;
-        let norms = [(QueryNorm, 0), (KeyNorm, 1)].into_iter().filter(|(norm, _)| self.has(*norm));
+        let norms = [(QueryNorm, 0), (KeyNorm, 1)]
+            .into_iter()
+            .filter(|(norm, _)| self.has(*norm));
         let norms: Vec<(BlockSlot, usize)> = norms.collect();
         let is_fused = self.has(Qkv);
         if is_fused && [Query, Key, Value].into_iter().any(|slot| self.has(slot)) {
@@ -270,11 +380,25 @@ impl<'a> Builder<'a> {
             return refuse("queries or keys that are both clamped and normalised");
         }
 
-        let slots: &[BlockSlot] = if is_fused { &[Qkv] } else { &[Query, Key, Value] };
+        let slots: &[BlockSlot] = if is_fused {
+            &[Qkv]
+        } else {
+            &[Query, Key, Value]
+        };
         let step = self.linear(block, input, slots, Rows::Qkv)?;
-        let [queries, keys] = [attention.heads, attention.kv_heads].map(|heads| heads * attention.head_size);
-        let expected = if is_fused { vec![queries + 2 * keys] } else { vec![queries, keys, keys] };
-        if step.layers.iter().map(|layer| layer.out_features).ne(expected) {
+        let [queries, keys] =
+            [attention.heads, attention.kv_heads].map(|heads| heads * attention.head_size);
+        let expected = if is_fused {
+            vec![queries + 2 * keys]
+        } else {
+            vec![queries, keys, keys]
+        };
+        if step
+            .layers
+            .iter()
+            .map(|layer| layer.out_features)
+            .ne(expected)
+        {
             return refuse(format!(
                 "{} heads and {} of keys and values of {} values each, and layers of other widths",
                 attention.heads, attention.kv_heads, attention.head_size
@@ -283,14 +407,23 @@ impl<'a> Builder<'a> {
         let layers = step.layers.clone();
         steps.push(Step::Linear(step));
         for (norm, layer) in norms {
-            steps.push(Step::HeadNorm(HeadNorm { norm, rows: Rows::Qkv, layer, of: layers[layer] }));
+            steps.push(Step::HeadNorm(HeadNorm {
+                norm,
+                rows: Rows::Qkv,
+                layer,
+                of: layers[layer],
+            }));
         }
         self.writes(Rows::Mixed, queries)?;
         steps.push(Step::Attend(Attend {
             heads: attention.heads,
             kv_heads: attention.kv_heads,
             head_size: attention.head_size,
-            layout: if is_fused { attention.layout } else { QkvLayout::Blocks },
+            layout: if is_fused {
+                attention.layout
+            } else {
+                QkvLayout::Blocks
+            },
             clamp: attention.qkv_clamp,
             rope: layer.rope,
             scale: layer.factor,
@@ -321,9 +454,17 @@ impl<'a> Builder<'a> {
         let width: usize = step.layers.iter().map(|layer| layer.out_features).sum();
         let function = self.spec.activation;
         let outputs = if is_gated { width / 2 } else { width };
-        step.activation = (function.kernel() != Kernel::Linear).then_some(Activated { function, outputs });
+        step.activation =
+            (function.kernel() != Kernel::Linear).then_some(Activated { function, outputs });
         steps.push(Step::Linear(step));
-        Ok((Rows::Raised, if is_gated { Through::Gate } else { Through::Plain }))
+        Ok((
+            Rows::Raised,
+            if is_gated {
+                Through::Gate
+            } else {
+                Through::Plain
+            },
+        ))
     }
 }
 

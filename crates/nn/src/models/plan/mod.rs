@@ -1,8 +1,8 @@
 //! What a decoder does with rows of values, as data: a list of steps that an executor follows.
 //!
-//! Everything in which families differ is decided here, once: residuals, gates, fused layers, norms before, between
-//! and after. The executors (`execute/cpu.rs` for the CPU, `device/steps.rs` for GPUs) know steps and no families. What no
-//! executor can do is refused when the plan is made.
+//! Everything in which families differ is decided here, once: residuals, gates, fused layers, norms
+//! before, between and after. The executors (`execute/cpu.rs` for the CPU, `device/steps.rs` for
+//! GPUs) know steps and no families. What no executor can do is refused when the plan is made.
 //!
 //! | step | does |
 //! |---|---|
@@ -94,8 +94,8 @@ pub(super) enum Index {
     Position,
 }
 
-/// Layers with the same input, whose outputs lie side by side: `into = f(layers(through(input)))`, or
-/// `into += scale · layers(through(input))`.
+/// Layers with the same input, whose outputs lie side by side: `into = f(layers(through(input)))`,
+/// or `into += scale · layers(through(input))`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LinearStep<S> {
     pub(super) input: Rows,
@@ -132,7 +132,8 @@ pub(super) struct Activated {
     pub(super) outputs: usize,
 }
 
-/// The norm of a layer's outputs where they lie: of each head, or of all at once, as the norm's width says.
+/// The norm of a layer's outputs where they lie: of each head, or of all at once, as the norm's
+/// width says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HeadNorm<S> {
     pub(super) norm: S,
@@ -192,7 +193,11 @@ impl Plan {
 
     /// The widest input of a linear step.
     pub(super) fn widest_input(&self) -> usize {
-        let model = self.embed.iter().chain(&self.head).filter_map(Step::in_features);
+        let model = self
+            .embed
+            .iter()
+            .chain(&self.head)
+            .filter_map(Step::in_features);
         let blocks = self.blocks.iter().flatten().filter_map(Step::in_features);
         model.chain(blocks).max().unwrap_or(0)
     }
@@ -209,7 +214,10 @@ impl<S: PartSlot> Step<S> {
     /// The norm it goes through.
     pub(super) fn norm(&self) -> Option<S> {
         match self {
-            Self::Linear(LinearStep { through: Through::Norm(norm), .. }) => Some(*norm),
+            Self::Linear(LinearStep {
+                through: Through::Norm(norm),
+                ..
+            }) => Some(*norm),
             Self::HeadNorm(step) => Some(step.norm),
             Self::Norm(step) => Some(step.norm),
             _ => None,

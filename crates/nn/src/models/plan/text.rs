@@ -7,7 +7,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "embeddings")?;
         let name = |slot: ModelSlot| path_of(&self.model_paths, slot);
-        self.embed.iter().try_for_each(|step| writeln!(f, "  {}", line(step, &name)))?;
+        self.embed
+            .iter()
+            .try_for_each(|step| writeln!(f, "  {}", line(step, &name)))?;
 
         let name = |slot: BlockSlot| in_block(&path_of(&self.block_paths, slot));
         let mut first = 0;
@@ -16,13 +18,17 @@ impl fmt::Display for Plan {
                 1 => writeln!(f, "block {first}")?,
                 count => writeln!(f, "blocks {first} to {}", first + count - 1)?,
             }
-            equal[0].iter().try_for_each(|step| writeln!(f, "  {}", line(step, &name)))?;
+            equal[0]
+                .iter()
+                .try_for_each(|step| writeln!(f, "  {}", line(step, &name)))?;
             first += equal.len();
         }
 
         writeln!(f, "head")?;
         let name = |slot: ModelSlot| path_of(&self.model_paths, slot);
-        self.head.iter().try_for_each(|step| writeln!(f, "  {}", line(step, &name)))
+        self.head
+            .iter()
+            .try_for_each(|step| writeln!(f, "  {}", line(step, &name)))
     }
 }
 
@@ -33,7 +39,9 @@ fn path_of<S: PartSlot>(paths: &[(S, ModulePath)], slot: S) -> String {
 
 /// What comes after the number of the block in a path.
 fn in_block(path: &str) -> String {
-    path.split_once(".0.").map_or(path, |(_, rest)| rest).to_owned()
+    path.split_once(".0.")
+        .map_or(path, |(_, rest)| rest)
+        .to_owned()
 }
 
 impl fmt::Display for Rows {
@@ -54,7 +62,11 @@ impl fmt::Display for Rows {
 
 /// `scale * what`, or `what` alone. Executors compute with the scale in f32.
 fn scaled(scale: f64, what: &str) -> String {
-    if scale == 1.0 { what.to_owned() } else { format!("{} * {what}", scale as f32) }
+    if scale == 1.0 {
+        what.to_owned()
+    } else {
+        format!("{} * {what}", scale as f32)
+    }
 }
 
 fn line<S: PartSlot>(step: &Step<S>, name: &dyn Fn(S) -> String) -> String {
@@ -70,10 +82,17 @@ fn line<S: PartSlot>(step: &Step<S>, name: &dyn Fn(S) -> String) -> String {
             )
         }
         Step::Attend(step) => attend(step),
-        Step::Norm(step) => format!("{rows} = {norm}({rows})", rows = step.rows, norm = name(step.norm)),
+        Step::Norm(step) => format!(
+            "{rows} = {norm}({rows})",
+            rows = step.rows,
+            norm = name(step.norm)
+        ),
         Step::Add(step) => format!("stream += {}", scaled(step.scale, &step.from.to_string())),
         Step::Logits(step) => match step.softcap {
-            Some(cap) => format!("logits = {cap} * tanh({} / {cap})", scaled(step.scale, "logits")),
+            Some(cap) => format!(
+                "logits = {cap} * tanh({} / {cap})",
+                scaled(step.scale, "logits")
+            ),
             None => format!("logits = {}", scaled(step.scale, "logits")),
         },
     }
@@ -85,7 +104,10 @@ fn embed<S: PartSlot>(step: &Embed<S>, name: &dyn Fn(S) -> String) -> String {
         Index::Position if step.offset == 0 => "position".to_owned(),
         Index::Position => format!("position + {}", step.offset),
     };
-    let rows = scaled(step.scale, &format!("{}[{}]", name(step.table), index(step.index)));
+    let rows = scaled(
+        step.scale,
+        &format!("{}[{}]", name(step.table), index(step.index)),
+    );
     match step.positions {
         Some(table) => {
             let offset = index(Index::Position);
@@ -123,7 +145,10 @@ fn linear<S: PartSlot>(step: &LinearStep<S>, name: &dyn Fn(S) -> String) -> Stri
 fn attend(step: &Attend) -> String {
     let mut rules = vec![match step.kv_heads == step.heads {
         true => format!("{} heads of {}", step.heads, step.head_size),
-        false => format!("{} heads of {}, {} of keys and values", step.heads, step.head_size, step.kv_heads),
+        false => format!(
+            "{} heads of {}, {} of keys and values",
+            step.heads, step.head_size, step.kv_heads
+        ),
     }];
     if step.layout == QkvLayout::Grouped {
         rules.push("grouped by heads of keys".into());

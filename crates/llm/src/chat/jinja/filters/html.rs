@@ -12,7 +12,9 @@ impl Interpreter<'_> {
     pub(super) fn html_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         if name == "xmlattr" {
             let args = args.bind(name, ["autospace"], 0)?;
-            return self.attributes_text(&input, args.truth(0, true)).map(Value::str);
+            return self
+                .attributes_text(&input, args.truth(0, true))
+                .map(Value::str);
         }
         args.none(name)?;
         if name == "urlencode" {
@@ -30,7 +32,10 @@ impl Interpreter<'_> {
 
     fn attributes_text(&mut self, input: &Value, has_space: bool) -> Result<String> {
         let Value::Dict(dict) = input else {
-            return Err(Error::new(format!("'{}' object has no attribute 'items'", input.type_name())));
+            return Err(Error::new(format!(
+                "'{}' object has no attribute 'items'",
+                input.type_name()
+            )));
         };
         let mut out = Text::default();
         for (key, value) in dict.entries() {
@@ -38,11 +43,19 @@ impl Interpreter<'_> {
                 continue;
             }
             let key = self.str(key)?;
-            if key.contains(|c: char| c.is_ascii_whitespace() || matches!(c, '\u{b}' | '/' | '>' | '=')) {
-                return Err(Error::new(format!("Invalid character in attribute name: '{key}'")));
+            if key.contains(|c: char| {
+                c.is_ascii_whitespace() || matches!(c, '\u{b}' | '/' | '>' | '=')
+            }) {
+                return Err(Error::new(format!(
+                    "Invalid character in attribute name: '{key}'"
+                )));
             }
             let text = self.str(value)?;
-            let text = if matches!(value, Value::Markup(_)) { text.to_string() } else { escape_html(&text)? };
+            let text = if matches!(value, Value::Markup(_)) {
+                text.to_string()
+            } else {
+                escape_html(&text)?
+            };
             out.push(if out.len() > 0 || has_space { " " } else { "" })?;
             out.push(&escape_html(&key)?)?;
             out.push("=\"")?;
@@ -55,7 +68,12 @@ impl Interpreter<'_> {
     fn url_encoded(&mut self, input: &Value) -> Result<String> {
         let is_text = matches!(
             input,
-            Value::Str(_) | Value::Markup(_) | Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_)
+            Value::Str(_)
+                | Value::Markup(_)
+                | Value::None
+                | Value::Bool(_)
+                | Value::Int(_)
+                | Value::Float(_)
         );
         if is_text {
             return quoted(&self.str(input)?, false);
@@ -105,7 +123,10 @@ fn quoted(text: &str, is_query: bool) -> Result<String> {
 fn without_tags(text: &str) -> String {
     let mut text = removed(text, "<!--", "-->");
     text = removed(&text, "<", ">");
-    let words: Vec<&str> = text.split(is_space).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = text
+        .split(is_space)
+        .filter(|word| !word.is_empty())
+        .collect();
     unescaped(&words.join(" "))
 }
 
@@ -114,7 +135,9 @@ fn removed(text: &str, begin: &str, end: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(begin) {
-        let Some(stop) = rest[start..].find(end) else { break };
+        let Some(stop) = rest[start..].find(end) else {
+            break;
+        };
         out.push_str(&rest[..start]);
         rest = &rest[start + stop + end.len()..];
     }
@@ -128,7 +151,11 @@ fn unescaped(text: &str) -> String {
     while let Some(start) = rest.find('&') {
         out.push_str(&rest[..start]);
         rest = &rest[start..];
-        let end = rest.char_indices().take(12).find(|(_, c)| *c == ';').map(|(place, _)| place);
+        let end = rest
+            .char_indices()
+            .take(12)
+            .find(|(_, c)| *c == ';')
+            .map(|(place, _)| place);
         match end.and_then(|end| entity(&rest[1..end]).map(|c| (c, end))) {
             Some((c, end)) => {
                 out.push(c);

@@ -23,20 +23,27 @@ struct Style {
 
 impl Interpreter<'_> {
     pub(super) fn json_text(&mut self, input: &Value, args: Args) -> Result<Value> {
-        let args = args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
+        let args = args.bind(
+            "tojson",
+            ["ensure_ascii", "indent", "separators", "sort_keys"],
+            0,
+        )?;
         let indent = match args.get(1) {
             None | Some(Value::None) => None,
             Some(Value::Str(text) | Value::Markup(text)) => Some(text.to_string()),
             Some(_) => Some(" ".repeat(check_text(Some(args.count(1, 0)?))?)),
         };
         let (item_separator, key_separator) = match args.get(2) {
-            None | Some(Value::None) => {
-                (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned())
-            }
+            None | Some(Value::None) => (
+                if indent.is_some() { "," } else { ", " }.to_owned(),
+                ": ".to_owned(),
+            ),
             Some(separators) => {
                 let parts = self.iterate(separators)?;
                 let [item, key] = &parts[..] else {
-                    return Err(Error::new("tojson: separators are two: (item_separator, key_separator)"));
+                    return Err(Error::new(
+                        "tojson: separators are two: (item_separator, key_separator)",
+                    ));
                 };
                 let text = |part| expect_str(part, "tojson: a separator").map(str::to_owned);
                 (text(item)?, text(key)?)
@@ -68,12 +75,16 @@ impl Style {
             Value::Str(text) | Value::Markup(text) => out.push(&self.quoted(text)),
             Value::List(items) | Value::Tuple(items) => {
                 let values = items.values();
-                self.write_all(["[", "]"], values, level, out, |value, out| self.write(value, level + 1, out))
+                self.write_all(["[", "]"], values, level, out, |value, out| {
+                    self.write(value, level + 1, out)
+                })
             }
             Value::Dict(dict) => self.write_dict(dict, level, out),
             other => {
                 let of = other.type_name();
-                Err(Error::new(format!("Object of type {of} is not JSON serializable")))
+                Err(Error::new(format!(
+                    "Object of type {of} is not JSON serializable"
+                )))
             }
         }
     }
@@ -82,7 +93,11 @@ impl Style {
         let mut entries: Cow<'_, [(Value, Value)]> = Cow::Borrowed(dict.entries());
         if self.sorts_keys {
             let by_key = |a: &(Value, Value), b: &(Value, Value)| order(&a.0, &b.0, "<");
-            entries = Cow::Owned(super::sequences::sorted(entries.into_owned(), by_key, false)?);
+            entries = Cow::Owned(super::sequences::sorted(
+                entries.into_owned(),
+                by_key,
+                false,
+            )?);
         }
         self.write_all(["{", "}"], &entries, level, out, |(key, value), out| {
             out.push(&self.quoted(&key_text(key)?))?;
@@ -115,7 +130,9 @@ impl Style {
     }
 
     fn new_line(&self, level: usize, out: &mut Text) -> Result<()> {
-        let Some(indent) = &self.indent else { return Ok(()) };
+        let Some(indent) = &self.indent else {
+            return Ok(());
+        };
         out.push("\n")?;
         (0..level).try_for_each(|_| out.push(indent))
     }
@@ -166,7 +183,9 @@ fn key_text(key: &Value) -> Result<Cow<'_, str>> {
         Value::Float(number) => json_float(*number).into(),
         other => {
             let of = other.type_name();
-            return Err(Error::new(format!("keys must be str, int, float, bool or None, not {of}")));
+            return Err(Error::new(format!(
+                "keys must be str, int, float, bool or None, not {of}"
+            )));
         }
     })
 }

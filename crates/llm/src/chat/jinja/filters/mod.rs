@@ -74,7 +74,11 @@ impl Interpreter<'_> {
     /// `input | name(args)`.
     pub(super) fn filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         self.budget.spend(1)?;
-        for value in args.positional.iter().chain(args.named.iter().map(|(_, value)| value)) {
+        for value in args
+            .positional
+            .iter()
+            .chain(args.named.iter().map(|(_, value)| value))
+        {
             self.budget.spend(value.shallow_units())?;
         }
         let value = self.filter_by_name(name, input, args)?;
@@ -86,14 +90,30 @@ impl Interpreter<'_> {
         match name {
             "count" | "length" => {
                 args.none(name)?;
-                self.budget.spend(if input.as_str().is_some() { input.shallow_units() } else { 1 })?;
-                let error = || Error::new(format!("object of type '{}' has no len()", input.type_name()));
-                input.len().map(|len| Value::Int(len as i128)).ok_or_else(error)
+                self.budget.spend(if input.as_str().is_some() {
+                    input.shallow_units()
+                } else {
+                    1
+                })?;
+                let error = || {
+                    Error::new(format!(
+                        "object of type '{}' has no len()",
+                        input.type_name()
+                    ))
+                };
+                input
+                    .len()
+                    .map(|len| Value::Int(len as i128))
+                    .ok_or_else(error)
             }
             "d" | "default" => {
                 let mut args = args.bind(name, ["default_value", "boolean"], 0)?;
                 let is_missing = input.is_undefined() || args.truth(1, false) && !input.truth();
-                Ok(if is_missing { args.take(0).unwrap_or_else(|| Value::str("")) } else { input })
+                Ok(if is_missing {
+                    args.take(0).unwrap_or_else(|| Value::str(""))
+                } else {
+                    input
+                })
             }
             "attr" => {
                 let args = args.bind(name, ["name"], 1)?;
@@ -108,12 +128,18 @@ impl Interpreter<'_> {
             "e" | "escape" | "forceescape" | "safe" | "striptags" | "urlencode" | "xmlattr" => {
                 self.html_filter(name, input, args)
             }
-            "abs" | "filesizeformat" | "float" | "int" | "round" => self.number_filter(name, &input, args),
-            "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string" | "title"
-            | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" => self.text_filter(name, input, args),
-            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map"
-            | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice"
-            | "sort" | "sum" | "unique" => self.sequence_filter(name, input, args),
+            "abs" | "filesizeformat" | "float" | "int" | "round" => {
+                self.number_filter(name, &input, args)
+            }
+            "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string"
+            | "title" | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" => {
+                self.text_filter(name, input, args)
+            }
+            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list"
+            | "map" | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select"
+            | "selectattr" | "slice" | "sort" | "sum" | "unique" => {
+                self.sequence_filter(name, input, args)
+            }
             "random" | "urlize" => Err(Error::new(format!("the filter '{name}' is not offered"))),
             _ => Err(Error::new(format!("No filter named '{name}'."))),
         }

@@ -18,7 +18,10 @@ impl Interpreter<'_> {
                 match (input, input.as_int()) {
                     (Value::Float(number), _) => Ok(Value::Float(number.abs())),
                     (_, Some(number)) => Ok(Value::Int(number.saturating_abs())),
-                    _ => Err(Error::new(format!("bad operand type for abs(): '{}'", input.type_name()))),
+                    _ => Err(Error::new(format!(
+                        "bad operand type for abs(): '{}'",
+                        input.type_name()
+                    ))),
                 }
             }
             "int" => {
@@ -75,7 +78,10 @@ fn round(input: &Value, args: Args) -> Result<Value> {
 
 fn file_size(input: &Value, is_binary: bool) -> Result<String> {
     let error = || Error::new(format!("could not convert to float: {}", input.type_name()));
-    let number = input.as_str().map_or_else(|| input.as_float(), float_of).ok_or_else(error)?;
+    let number = input
+        .as_str()
+        .map_or_else(|| input.as_float(), float_of)
+        .ok_or_else(error)?;
     let base: f64 = if is_binary { 1024.0 } else { 1000.0 };
     if number == 1.0 {
         return Ok("1 Byte".to_owned());
@@ -93,6 +99,10 @@ fn file_size(input: &Value, is_binary: bool) -> Result<String> {
             break;
         }
     }
-    let prefix = if is_binary { format!("{}i", prefix.to_uppercase()) } else { prefix.to_owned() };
+    let prefix = if is_binary {
+        format!("{}i", prefix.to_uppercase())
+    } else {
+        prefix.to_owned()
+    };
     Ok(format!("{:.1} {prefix}B", base * number / unit))
 }

@@ -25,7 +25,15 @@ impl Interpreter<'_> {
         self.budget.spend(value.units())?;
         let value = with_sorted_keys(value)?;
         let mut out = Text::default();
-        self.write_pretty(&value, Place { indent: 0, allowance: 0, level: 0 }, &mut out)?;
+        self.write_pretty(
+            &value,
+            Place {
+                indent: 0,
+                allowance: 0,
+                level: 0,
+            },
+            &mut out,
+        )?;
         Ok(out.into_string())
     }
 
@@ -34,11 +42,18 @@ impl Interpreter<'_> {
         if repr.chars().count() + place.indent + place.allowance <= WIDTH {
             return out.push(&repr);
         }
-        let place = Place { level: place.level + 1, ..place };
+        let place = Place {
+            level: place.level + 1,
+            ..place
+        };
         match value {
             Value::Dict(dict) if !dict.entries().is_empty() => {
                 out.push("{")?;
-                let place = Place { indent: place.indent + 1, allowance: place.allowance + 1, ..place };
+                let place = Place {
+                    indent: place.indent + 1,
+                    allowance: place.allowance + 1,
+                    ..place
+                };
                 for (index, (key, value)) in dict.entries().iter().enumerate() {
                     self.separate(index, place.indent, out)?;
                     let key = self.repr(key)?;
@@ -47,7 +62,15 @@ impl Interpreter<'_> {
                     let is_last = index + 1 == dict.entries().len();
                     let indent = place.indent + key.chars().count() + 2;
                     let allowance = if is_last { place.allowance } else { 1 };
-                    self.write_pretty(value, Place { indent, allowance, ..place }, out)?;
+                    self.write_pretty(
+                        value,
+                        Place {
+                            indent,
+                            allowance,
+                            ..place
+                        },
+                        out,
+                    )?;
                 }
                 out.push("}")
             }
@@ -81,8 +104,20 @@ impl Interpreter<'_> {
         for (index, value) in values.iter().enumerate() {
             self.separate(index, indent, out)?;
             let is_last = index + 1 == values.len();
-            let allowance = if is_last { place.allowance + close.len() } else { 1 };
-            self.write_pretty(value, Place { indent, allowance, ..place }, out)?;
+            let allowance = if is_last {
+                place.allowance + close.len()
+            } else {
+                1
+            };
+            self.write_pretty(
+                value,
+                Place {
+                    indent,
+                    allowance,
+                    ..place
+                },
+                out,
+            )?;
         }
         out.push(close)
     }
@@ -95,7 +130,11 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
     let allowance = place.allowance + usize::from(is_outermost);
     let width = WIDTH.saturating_sub(indent);
     let fits = |text: &str, is_last: bool| {
-        let width = if is_last { width.saturating_sub(allowance) } else { width };
+        let width = if is_last {
+            width.saturating_sub(allowance)
+        } else {
+            width
+        };
         str_repr(text).chars().count() <= width
     };
     let all = lines(text, true);
@@ -151,16 +190,27 @@ fn words(line: &str) -> Vec<&str> {
 
 fn with_sorted_keys(value: &Value) -> Result<Value> {
     match value {
-        Value::List(items) => {
-            Value::list(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?)
-        }
-        Value::Tuple(items) => {
-            Value::tuple(items.values().iter().map(with_sorted_keys).collect::<Result<_>>()?)
-        }
+        Value::List(items) => Value::list(
+            items
+                .values()
+                .iter()
+                .map(with_sorted_keys)
+                .collect::<Result<_>>()?,
+        ),
+        Value::Tuple(items) => Value::tuple(
+            items
+                .values()
+                .iter()
+                .map(with_sorted_keys)
+                .collect::<Result<_>>()?,
+        ),
         Value::Dict(dict) => {
-            let by_key = |a: &(Value, Value), b: &(Value, Value)| order(&a.0, &b.0, "<").or(Ok(None));
-            let entries =
-                dict.entries().iter().map(|(key, value)| Ok((key.clone(), with_sorted_keys(value)?)));
+            let by_key =
+                |a: &(Value, Value), b: &(Value, Value)| order(&a.0, &b.0, "<").or(Ok(None));
+            let entries = dict
+                .entries()
+                .iter()
+                .map(|(key, value)| Ok((key.clone(), with_sorted_keys(value)?)));
             Value::dict(sorted(entries.collect::<Result<_>>()?, by_key, false)?)
         }
         other => Ok(other.clone()),

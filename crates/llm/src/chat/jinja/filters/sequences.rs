@@ -13,9 +13,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 impl Interpreter<'_> {
-    pub(super) fn sequence_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+    pub(super) fn sequence_filter(
+        &mut self,
+        name: &str,
+        input: Value,
+        args: Args,
+    ) -> Result<Value> {
         match name {
-            "first" | "last" | "list" | "reverse" | "items" => self.plain_filter(name, &input, args),
+            "first" | "last" | "list" | "reverse" | "items" => {
+                self.plain_filter(name, &input, args)
+            }
             "join" => self.join(&input, args),
             "batch" | "slice" => self.pieces(name, &input, args),
             "map" => self.map(&input, args),
@@ -34,12 +41,20 @@ impl Interpreter<'_> {
         match (name, input) {
             ("first" | "last", Value::List(items) | Value::Tuple(items)) => {
                 let values = items.values();
-                let found = if name == "first" { values.first() } else { values.last() };
+                let found = if name == "first" {
+                    values.first()
+                } else {
+                    values.last()
+                };
                 Ok(found.cloned().unwrap_or_else(|| empty(name)))
             }
             ("first", Value::Iterator(stream)) => Ok(stream.next().unwrap_or_else(|| empty(name))),
             ("last", Value::Iterator(_)) => Err(Error::new("'generator' object is not reversible")),
-            ("first", _) => Ok(self.iterate(input)?.into_iter().next().unwrap_or_else(|| empty(name))),
+            ("first", _) => Ok(self
+                .iterate(input)?
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| empty(name))),
             ("last", _) => Ok(self.iterate(input)?.pop().unwrap_or_else(|| empty(name))),
             ("list", _) => Value::list(self.iterate(input)?),
             ("items", Value::Undefined(_)) => Value::stream("do_items", Vec::new()),
@@ -79,7 +94,11 @@ impl Interpreter<'_> {
 
     /// `batch` and `slice`: lists of some of the elements.
     fn pieces(&mut self, name: &str, input: &Value, args: Args) -> Result<Value> {
-        let names = if name == "batch" { ["linecount", "fill_with"] } else { ["slices", "fill_with"] };
+        let names = if name == "batch" {
+            ["linecount", "fill_with"]
+        } else {
+            ["slices", "fill_with"]
+        };
         let mut args = args.bind(name, names, 1)?;
         let count = check_list(Some(args.count(0, 0)?))?;
         let fill = args.take(1).filter(|fill| !fill.is_none());
@@ -158,7 +177,11 @@ impl Interpreter<'_> {
         } else {
             Path::default()
         };
-        let test = if args.positional.is_empty() { None } else { Some(args.positional.remove(0)) };
+        let test = if args.positional.is_empty() {
+            None
+        } else {
+            Some(args.positional.remove(0))
+        };
         let test = test.map(|test| self.str(&test)).transpose()?;
         let mut selected = Vec::new();
         for value in values {
@@ -179,20 +202,35 @@ impl Interpreter<'_> {
         let place = match args.maybe_str(1)?.unwrap_or("key") {
             "key" => 0,
             "value" => 1,
-            _ => return Err(Error::new("You can only sort by either \"key\" or \"value\"")),
+            _ => {
+                return Err(Error::new(
+                    "You can only sort by either \"key\" or \"value\"",
+                ));
+            }
         };
         let Value::Dict(dict) = input else {
             if let Value::Undefined(missing) = input {
                 return Err(missing.error());
             }
-            return Err(Error::new(format!("'{}' object has no attribute 'items'", input.type_name())));
+            return Err(Error::new(format!(
+                "'{}' object has no attribute 'items'",
+                input.type_name()
+            )));
         };
         let is_sensitive = args.truth(0, false);
         let key = |pair: &(Value, Value)| {
             let key = if place == 0 { &pair.0 } else { &pair.1 };
-            if is_sensitive { key.clone() } else { without_case(key) }
+            if is_sensitive {
+                key.clone()
+            } else {
+                without_case(key)
+            }
         };
-        let keyed = dict.entries().iter().map(|pair| (key(pair), pair.clone())).collect::<Vec<_>>();
+        let keyed = dict
+            .entries()
+            .iter()
+            .map(|pair| (key(pair), pair.clone()))
+            .collect::<Vec<_>>();
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(2)?)?;
         Value::list(
@@ -206,7 +244,8 @@ impl Interpreter<'_> {
     /// Charges for sorting: each of `n` elements is compared with about `log n` others.
     fn spend_sorting(&mut self, of: &Value) -> Result<()> {
         let rounds = 1 + of.len().unwrap_or(1 << 20).max(1).ilog2();
-        self.budget.spend(of.units().saturating_mul(u64::from(rounds)))
+        self.budget
+            .spend(of.units().saturating_mul(u64::from(rounds)))
     }
 
     fn sort(&mut self, input: &Value, args: Args) -> Result<Value> {
@@ -221,7 +260,11 @@ impl Interpreter<'_> {
             let mut keys = Vec::new();
             for path in &paths {
                 let key = self.at_path(value.clone(), path, None)?;
-                keys.push(if is_sensitive { key } else { without_case(&key) });
+                keys.push(if is_sensitive {
+                    key
+                } else {
+                    without_case(&key)
+                });
             }
             keyed.push((Value::list(keys)?, value));
         }
@@ -238,7 +281,11 @@ impl Interpreter<'_> {
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
             let real = self.at_path(value.clone(), &path, default.as_ref())?;
-            let key = if is_sensitive { real.clone() } else { without_case(&real) };
+            let key = if is_sensitive {
+                real.clone()
+            } else {
+                without_case(&real)
+            };
             keyed.push((key, real, value));
         }
         self.spend_sorting(input)?;
@@ -263,7 +310,9 @@ impl Interpreter<'_> {
         let path = Path::of(args.get(0));
         let mut sum = args.take(1).unwrap_or(Value::Int(0));
         if sum.as_str().is_some() {
-            return Err(Error::new("sum() can't sum strings [use ''.join(seq) instead]"));
+            return Err(Error::new(
+                "sum() can't sum strings [use ''.join(seq) instead]",
+            ));
         }
         for value in self.iterate(input)? {
             let value = self.at_path(value, &path, None)?;
@@ -281,12 +330,23 @@ impl Interpreter<'_> {
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
             let key = self.at_path(value.clone(), &path, None)?;
-            keyed.push((if is_sensitive { key } else { without_case(&key) }, value));
+            keyed.push((
+                if is_sensitive {
+                    key
+                } else {
+                    without_case(&key)
+                },
+                value,
+            ));
         }
         if name == "unique" {
             return self.unique(keyed);
         }
-        let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
+        let wanted = if name == "min" {
+            Ordering::Less
+        } else {
+            Ordering::Greater
+        };
         let mut best: Option<(Value, Value)> = None;
         for (key, value) in keyed {
             let is_better = match &best {
@@ -309,10 +369,14 @@ impl Interpreter<'_> {
             let is_new = match &key {
                 Value::Str(text) | Value::Markup(text) => texts.insert(text.clone()),
                 Value::List(_) | Value::Dict(_) => {
-                    return Err(Error::new(format!("unhashable type: '{}'", key.type_name())));
+                    return Err(Error::new(format!(
+                        "unhashable type: '{}'",
+                        key.type_name()
+                    )));
                 }
                 _ => {
-                    self.budget.spend(key.units().saturating_mul(1 + others.len() as u64))?;
+                    self.budget
+                        .spend(key.units().saturating_mul(1 + others.len() as u64))?;
                     let is_new = !others.iter().any(|other| equal(other, &key));
                     if is_new {
                         others.push(key);
@@ -363,15 +427,20 @@ impl Path {
 }
 
 fn pairs(dict: &Dict) -> Result<Vec<Value>> {
-    dict.entries().iter().map(|(key, value)| Value::tuple(vec![key.clone(), value.clone()])).collect()
+    dict.entries()
+        .iter()
+        .map(|(key, value)| Value::tuple(vec![key.clone(), value.clone()]))
+        .collect()
 }
 
 fn without_case(value: &Value) -> Value {
-    value.as_str().map_or_else(|| value.clone(), |text| Value::str(text.to_lowercase()))
+    value
+        .as_str()
+        .map_or_else(|| value.clone(), |text| Value::str(text.to_lowercase()))
 }
 
-/// Sorts stably with a comparison that can fail. The standard library's sort wants a total order, which Python's
-/// values need not have.
+/// Sorts stably with a comparison that can fail. The standard library's sort wants a total order,
+/// which Python's values need not have.
 pub(super) fn sorted<T>(
     items: Vec<T>,
     compare: impl Fn(&T, &T) -> Compared + Copy,
@@ -398,12 +467,20 @@ fn merge<T>(
     compare: impl Fn(&T, &T) -> Compared,
     is_reverse: bool,
 ) -> Result<Vec<T>> {
-    let wanted = if is_reverse { Ordering::Greater } else { Ordering::Less };
+    let wanted = if is_reverse {
+        Ordering::Greater
+    } else {
+        Ordering::Less
+    };
     let mut out = Vec::with_capacity(left.len() + right.len());
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
         // The right one goes first only where it must: equal ones keep their order.
-        let next = if compare(b, a)? == Some(wanted) { right.next() } else { left.next() };
+        let next = if compare(b, a)? == Some(wanted) {
+            right.next()
+        } else {
+            left.next()
+        };
         out.extend(next);
     }
     out.extend(left);

@@ -19,7 +19,9 @@ impl Interpreter<'_> {
             "indent" | "truncate" | "wordwrap" => None,
             _ => Some(self.str(&input)?),
         };
-        let Some(text) = text else { return self.strict_text_filter(name, input, args) };
+        let Some(text) = text else {
+            return self.strict_text_filter(name, input, args);
+        };
         self.spend_text(&text)?;
         let like = |made: String| Ok(text_like(&input, made));
         match name {
@@ -55,11 +57,16 @@ impl Interpreter<'_> {
     fn format_filter(&mut self, format: &Value, args: Args) -> Result<Value> {
         let values = match (args.positional.is_empty(), args.named.is_empty()) {
             (false, false) => {
-                return Err(Error::new("can't handle positional and keyword arguments at the same time"));
+                return Err(Error::new(
+                    "can't handle positional and keyword arguments at the same time",
+                ));
             }
             (_, true) => Value::tuple(args.positional)?,
             _ => {
-                let pairs = args.named.into_iter().map(|(name, value)| (Value::Str(name), value));
+                let pairs = args
+                    .named
+                    .into_iter()
+                    .map(|(name, value)| (Value::Str(name), value));
                 Value::dict(pairs.collect())?
             }
         };
@@ -83,7 +90,12 @@ impl Interpreter<'_> {
                 Ok(text_like(&input, text))
             }
             _ => {
-                let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
+                let names = [
+                    "width",
+                    "break_long_words",
+                    "wrapstring",
+                    "break_on_hyphens",
+                ];
                 let args = args.bind(name, names, 0)?;
                 let wrap = Wrap {
                     width: args.count(0, 79)?,
@@ -125,14 +137,20 @@ fn titled(text: &str) -> String {
 
 fn word_count(text: &str) -> i128 {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).count() as i128
+    text.split(|c| !is_word(c))
+        .filter(|word| !word.is_empty())
+        .count() as i128
 }
 
 fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Result<String> {
     let text = format!("{text}\n");
     let mut out = Text::default();
     for (place, line) in chars::lines(&text, false).into_iter().enumerate() {
-        let is_indented = if place == 0 { with_first } else { with_blank || !line.is_empty() };
+        let is_indented = if place == 0 {
+            with_first
+        } else {
+            with_blank || !line.is_empty()
+        };
         out.push(if place > 0 { "\n" } else { "" })?;
         out.push(if is_indented { spaces } else { "" })?;
         out.push(line)?;
@@ -147,12 +165,17 @@ fn truncate(input: Value, args: Args) -> Result<Value> {
     let leeway = args.maybe_int(3)?.unwrap_or(5);
     let end_len = end.chars().count();
     let Some(kept) = length.checked_sub(end_len) else {
-        return Err(Error::new(format!("expected length >= {end_len}, got {length}")));
+        return Err(Error::new(format!(
+            "expected length >= {end_len}, got {length}"
+        )));
     };
-    let leeway =
-        usize::try_from(leeway).map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
+    let leeway = usize::try_from(leeway)
+        .map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
     // Whatever is short stays as it is.
-    if input.len().is_some_and(|len| len <= length.saturating_add(leeway)) {
+    if input
+        .len()
+        .is_some_and(|len| len <= length.saturating_add(leeway))
+    {
         return Ok(input);
     }
     let text = expect_str(&input, "truncate")?;

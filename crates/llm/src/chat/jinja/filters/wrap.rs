@@ -42,8 +42,15 @@ impl Wrap {
     }
 
     /// A part of a word that is longer than a line.
-    fn long_word<'a>(self, chunks: &mut Vec<&'a [char]>, current: &mut Vec<&'a [char]>, len: usize) {
-        let Some(chunk) = chunks.last_mut().filter(|chunk| chunk.len() > self.width) else { return };
+    fn long_word<'a>(
+        self,
+        chunks: &mut Vec<&'a [char]>,
+        current: &mut Vec<&'a [char]>,
+        len: usize,
+    ) {
+        let Some(chunk) = chunks.last_mut().filter(|chunk| chunk.len() > self.width) else {
+            return;
+        };
         if !self.breaks_words {
             if current.is_empty() {
                 current.extend(chunks.pop());
@@ -53,7 +60,8 @@ impl Wrap {
         let mut end = self.width - len;
         if self.breaks_at_hyphens {
             let hyphen = chunk[..end].iter().rposition(|c| *c == '-');
-            if let Some(hyphen) = hyphen.filter(|hyphen| chunk[..*hyphen].iter().any(|c| *c != '-')) {
+            if let Some(hyphen) = hyphen.filter(|hyphen| chunk[..*hyphen].iter().any(|c| *c != '-'))
+            {
                 end = hyphen + 1;
             }
         }
@@ -98,7 +106,10 @@ fn is_word(c: Option<&char>) -> bool {
 }
 
 fn run(chars: &[char], start: usize, is: impl Fn(char) -> bool) -> usize {
-    chars[start..].iter().position(|c| !is(*c)).map_or(chars.len(), |len| start + len)
+    chars[start..]
+        .iter()
+        .position(|c| !is(*c))
+        .map_or(chars.len(), |len| start + len)
 }
 
 /// Where two or more hyphens between words end, if they begin here.
@@ -114,12 +125,18 @@ fn word_end(chars: &[char], start: usize) -> usize {
     if let Some(end) = dash_end(chars, start) {
         return end;
     }
-    let before = |place: usize, back: usize| place.checked_sub(back).and_then(|place| chars.get(place));
+    let before =
+        |place: usize, back: usize| place.checked_sub(back).and_then(|place| chars.get(place));
     for end in start + 1..chars.len() {
         if chars[end] == '-' {
             let follows_letters = is_letter(before(end, 1))
-                && (is_letter(before(end, 2)) || before(end, 2) == Some(&'-') && is_letter(before(end, 3)));
-            let next = if chars.get(end + 2) == Some(&'-') { end + 3 } else { end + 2 };
+                && (is_letter(before(end, 2))
+                    || before(end, 2) == Some(&'-') && is_letter(before(end, 3)));
+            let next = if chars.get(end + 2) == Some(&'-') {
+                end + 3
+            } else {
+                end + 2
+            };
             if follows_letters && is_letter(chars.get(end + 1)) && is_letter(chars.get(next)) {
                 return end + 1;
             }
