@@ -7,8 +7,8 @@ use crate::support::{
 };
 use candle_core::{DType, Tensor};
 use half::f16;
+use llm_int8::decoder::{LoadOptions, WeightDtype};
 use llm_int8::hub::HubConfig;
-use llm_int8::nn::models::{LoadOptions, WeightDtype};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};

@@ -2,9 +2,9 @@
 //! bring one.
 
 use crate::support::{golden, llm_int8, llm_int8_reading};
+use llm_int8::decoder::LoadOptions;
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope};
-use llm_int8::nn::models::LoadOptions;
 use llm_int8::{
     AutoModelForCausalLM, Chat, ChatMessage, FinishReason, GenerationConfig, LlmError, LoadConfig,
 };

@@ -2,10 +2,11 @@
 
 use crate::support::{Tensors, golden, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
+use llm_int8_decoder::{Decoder, LoadOptions, ModelConfig, WeightDtype};
+use llm_int8_decoder::{DecoderError, Result};
+use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::module::{Module, SkipList};
-use llm_int8_nn::{NnError, Result};
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ fn written(tensors: &Tensors) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn open(path: &Path) -> Result<Checkpoint> {
+fn open(path: &Path) -> Result<Checkpoint, NnError> {
     Checkpoint::open_safetensors(&[path.to_owned()], None)
 }
 
@@ -287,7 +288,7 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     assert_eq!(planned.describe(), loaded.describe());
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
     let error = planned.logits(&ids).unwrap_err();
-    assert!(matches!(error, NnError::NotLoaded));
+    assert!(matches!(error, DecoderError::Nn(NnError::NotLoaded)));
     assert!(
         Checkpoint::from_headers([("x", json, 12)]).is_err(),
         "a header that does not fit its file"

@@ -2,7 +2,7 @@
 
 use crate::support::llm_int8;
 use llm_int8_cuda::testing;
-use llm_int8_nn::cuda::Device;
+use llm_int8_decoder::cuda::Device;
 
 fn has_emulation() -> bool {
     testing::names().contains(&"emulated:0")

@@ -8,14 +8,14 @@ use crate::support::golden_models::{
 use crate::support::{golden, golden_text, relative_error};
 use candle_core::{Device as Host, Tensor};
 use llm_int8_cuda::testing;
-use llm_int8_nn::NnError;
-use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::cuda::{CudaError, Device};
-use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8_nn::models::{
+use llm_int8_decoder::DecoderError;
+use llm_int8_decoder::cuda::{CudaError, Device};
+use llm_int8_decoder::{
     Choice, Decoder, DecoderSpec, DeviceBudget, KvCache, LoadOptions, LogitPositions, Logits,
     ModelConfig, Placement, SequenceInput, WeightDtype,
 };
+use llm_int8_nn::checkpoint::Checkpoint;
+use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use std::sync::Arc;
 
 const MEMORY: u64 = 1 << 30;
@@ -503,7 +503,7 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
     let small = Device::emulated(0, 5000, 0).unwrap();
     let error = load(Placement::on(small.clone())).unwrap_err();
     assert!(
-        matches!(error, NnError::Cuda(CudaError::OutOfMemory { .. })),
+        matches!(error, DecoderError::Cuda(CudaError::OutOfMemory { .. })),
         "{error:?}"
     );
     assert_eq!(
@@ -670,7 +670,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
                 };
                 let mut cache = there.new_cache();
                 let all = there.next_logits(&ids, &mut cache).unwrap();
-                let host = llm_int8_nn::models::Logits::from_vec(all, vocabulary)
+                let host = llm_int8_decoder::Logits::from_vec(all, vocabulary)
                     .choose(0, &choice)
                     .unwrap();
                 let mut cache = there.new_cache();
@@ -709,7 +709,7 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
         };
         let expected = |logits: &Logits<'_>, row| {
             let own = logits.row(row).unwrap();
-            llm_int8_nn::models::largest(&own, 1)
+            llm_int8_decoder::largest(&own, 1)
         };
         for row in [19, 0, 7] {
             assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));

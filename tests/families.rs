@@ -5,10 +5,10 @@ use crate::support::golden_models::{
 };
 use crate::support::{golden_text, relative_error};
 use candle_core::{Device, Tensor};
-use llm_int8_nn::linear::{Int8Config, OutlierScope};
-use llm_int8_nn::models::{
+use llm_int8_decoder::{
     Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, SequenceInput, WeightDtype,
 };
+use llm_int8_nn::linear::{Int8Config, OutlierScope};
 use llm_int8_nn::module::Module;
 
 fn unquantised() -> LoadOptions {

@@ -5,9 +5,9 @@
 use crate::support::{Tensors, golden, golden_text, llm_int8, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
 use half::f16;
+use llm_int8::decoder::{LoadOptions, LoadWarning, WeightDtype};
 use llm_int8::hub::{HubConfig, NoProgress};
 use llm_int8::nn::linear::Int8Config;
-use llm_int8::nn::models::{LoadOptions, LoadWarning, WeightDtype};
 use llm_int8::nn::module::SkipList;
 use llm_int8::{AutoModelForCausalLM, LoadConfig, Warning};
 use safetensors::Dtype;

@@ -1,10 +1,10 @@
 //! Drafts, batches and the int8 head, with the built-in model and the golden ones.
 
 use crate::support::golden;
+use llm_int8::decoder::DecoderError;
+use llm_int8::decoder::{LogitPositions, Placement, SavedLayers, SequenceInput};
 use llm_int8::generate::Update;
-use llm_int8::nn::NnError;
 use llm_int8::nn::linear::OutlierScope;
-use llm_int8::nn::models::{LogitPositions, Placement, SavedLayers, SequenceInput};
 use llm_int8::{
     AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, Request, SaveOptions,
 };
@@ -252,7 +252,10 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
     let (first, last) = ([0; 60].map(|_| add()), add());
 
     let error = engine.step().map(Iterator::count).unwrap_err();
-    assert!(matches!(error, LlmError::Nn(NnError::Cuda(_))), "{error}");
+    assert!(
+        matches!(error, LlmError::Decoder(DecoderError::Cuda(_))),
+        "{error}"
+    );
     assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
     let mut finished = Vec::new();
     while !engine.is_idle() {
@@ -347,7 +350,7 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
             .save_pretrained(&target, &options, &mut |_| ControlFlow::Continue(()))
             .unwrap_err();
         assert!(
-            matches!(error, LlmError::Nn(NnError::Config { .. })),
+            matches!(error, LlmError::Decoder(DecoderError::Config { .. })),
             "{error}"
         );
         assert!(!target.exists());

@@ -3,7 +3,7 @@
 //! command line, too.
 
 use crate::support::{golden, golden_text, llm_int8};
-use llm_int8::nn::models::{Placement, WeightDtype};
+use llm_int8::decoder::{Placement, WeightDtype};
 use llm_int8::{
     AutoModelForCausalLM, FinishReason, Generated, GenerationConfig, LlmError, LoadConfig, Request,
     Warning,

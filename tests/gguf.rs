@@ -3,11 +3,12 @@
 
 use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
 use candle_core::{DType, Tensor};
+use llm_int8::decoder::{Decoder, LoadOptions, ModelConfig, WeightDtype, open_gguf};
+use llm_int8::decoder::{DecoderError, Result};
 use llm_int8::hub::HubConfig;
+use llm_int8::nn::NnError;
 use llm_int8::nn::checkpoint::{Checkpoint, GgufFile};
-use llm_int8::nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype, open_gguf};
 use llm_int8::nn::module::Module;
-use llm_int8::nn::{NnError, Result};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use std::path::Path;
 use std::sync::Arc;
@@ -174,7 +175,10 @@ fn headers_that_lie_are_refused() {
     let fails = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let error = load(&path).unwrap_err();
-        assert!(matches!(error, NnError::MalformedFile { .. }), "{error}");
+        assert!(
+            matches!(error, DecoderError::Nn(NnError::MalformedFile { .. })),
+            "{error}"
+        );
         assert!(error.to_string().contains("m.gguf"), "{error}");
     };
     let with = |place: usize, value: u64| {

@@ -6,9 +6,9 @@
 
 use crate::devices::{distance, few_devices, on_device, options, step_by_step};
 use crate::support::{Tensors, write_tensors};
+use llm_int8_decoder::{Decoder, ModelConfig, Placement, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::OutlierScope;
-use llm_int8_nn::models::{Decoder, ModelConfig, Placement, WeightDtype};
 use std::path::Path;
 use std::sync::Arc;
 

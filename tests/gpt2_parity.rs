@@ -3,9 +3,9 @@
 
 use crate::support::{golden, golden_tensor, relative_error};
 use candle_core::{DType, Tensor};
+use llm_int8_decoder::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8_nn::models::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use std::sync::Arc;
 
 const EXPECTED: &str = "models/gpt2/expected.safetensors";

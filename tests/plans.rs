@@ -4,12 +4,12 @@
 use crate::devices::{distance, few_devices, on_device, options, step_by_step, write_random};
 use crate::support::golden_models::{config, folders};
 use crate::support::{golden, llm_int8};
+use llm_int8_decoder::slot::BlockSlot;
+use llm_int8_decoder::spec::Residual;
+use llm_int8_decoder::template::{PartSpec, Template};
+use llm_int8_decoder::{Decoder, DecoderSpec, ModelConfig, Placement, Plan, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::OutlierScope;
-use llm_int8_nn::models::slot::BlockSlot;
-use llm_int8_nn::models::spec::Residual;
-use llm_int8_nn::models::template::{PartSpec, Template};
-use llm_int8_nn::models::{Decoder, DecoderSpec, ModelConfig, Placement, Plan, WeightDtype};
 use std::sync::Arc;
 
 #[test]

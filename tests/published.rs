@@ -2,9 +2,10 @@
 //! `scripts/make_published_golden.py` makes. Weights follow from the parameters' names.
 
 use crate::support::{Tensors, golden, golden_text, llm_int8, write_tensors};
+use llm_int8_decoder::spec::with_model_type;
+use llm_int8_decoder::{Decoder, FAMILIES, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::config::ConfigClass;
-use llm_int8_nn::models::{Decoder, FAMILIES, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::module::Module;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -111,9 +112,8 @@ fn tensors(expected: &Value) -> Tensors {
 
 fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
     let text = golden_text(&format!("published/{name}/config.json"));
-    let config = ModelConfig::parse(text.as_bytes())
-        .map_err(|error| error.to_string())?
-        .named(name);
+    let config = ModelConfig::parse(text.as_bytes()).map_err(|error| error.to_string())?;
+    let config = with_model_type(config, name);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     write_tensors(&file, &tensors(expected));

@@ -3,9 +3,9 @@
 //! these tests say that they were skipped.
 
 use crate::support::golden_text;
+use llm_int8::decoder::{LoadOptions, WeightDtype};
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8::nn::models::{LoadOptions, WeightDtype};
 use llm_int8::{
     AutoModelForCausalLM, ChatMessage, GenerationConfig, LoadConfig, PerplexityOptions,
 };

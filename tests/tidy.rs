@@ -14,17 +14,44 @@ const EDGES: &[(&str, &[&str])] = &[
     ("crates/affine", &["llm-int8-kernels"]),
     ("crates/hub", &[]),
     ("crates/cuda", &[]),
-    ("crates/nn", &["llm-int8-kernels", "llm-int8-cuda"]),
-    ("crates/llm", &["llm-int8-nn", "llm-int8-hub"]),
+    ("crates/nn", &["llm-int8-kernels"]),
+    (
+        "crates/decoder",
+        &["llm-int8-nn", "llm-int8-kernels", "llm-int8-cuda"],
+    ),
+    (
+        "crates/llm",
+        &["llm-int8-decoder", "llm-int8-nn", "llm-int8-hub"],
+    ),
     (".", &["llm-int8", "llm-int8-affine"]),
 ];
 
-/// Module of crates/nn → modules it may not name.
+/// Folder → modules of its crate that it may not name.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("module", &["linear", "layers", "models", "checkpoint"]),
-    ("linear", &["layers", "models", "checkpoint"]),
-    ("layers", &["models", "checkpoint"]),
-    ("checkpoint", &["layers", "models"]),
+    ("crates/nn/src/module/", &["linear", "layers", "checkpoint"]),
+    ("crates/nn/src/linear/", &["layers", "checkpoint"]),
+    ("crates/nn/src/layers/", &["checkpoint"]),
+    ("crates/nn/src/checkpoint/", &["layers"]),
+    // A family is data, and so is a plan; executors know the plan and nothing of families.
+    (
+        "crates/decoder/src/families/",
+        &["plan", "decoder", "load", "pass", "execute", "placement"],
+    ),
+    (
+        "crates/decoder/src/plan/",
+        &[
+            "families",
+            "decoder",
+            "load",
+            "pass",
+            "execute",
+            "placement",
+        ],
+    ),
+    (
+        "crates/decoder/src/execute/",
+        &["families", "template", "load", "spec"],
+    ),
 ];
 
 /// Where unsafe code may be.
@@ -169,6 +196,22 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
     found
 }
 
+/// The `[dependencies]` of a manifest, for every platform, by the names that code calls them by.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let mut is_inside = false;
+    let mut found = Vec::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_inside = line.ends_with("dependencies]") && !line.contains("-dependencies]");
+            is_inside &= !line.starts_with("[workspace");
+        } else if is_inside && line.starts_with(|first: char| first.is_ascii_lowercase()) {
+            let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            found.push(name.replace('-', "_"));
+        }
+    }
+    found
+}
+
 /// The first line of a fenced block after a line that holds `before`.
 fn command_after<'a>(readme: &'a str, before: &str) -> Option<&'a str> {
     let mut lines = readme.lines().skip_while(|line| !line.contains(before));
@@ -189,17 +232,41 @@ fn dependencies_point_one_way() {
             );
         }
     }
-    for (module, others) in LAYERS {
-        let prefix = format!("crates/nn/src/{module}/");
+    for (folder, others) in LAYERS {
+        assert!(root().join(folder).is_dir(), "{folder} is gone");
         let words: Vec<String> = others
             .iter()
             .map(|other| format!("crate::{other}"))
             .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        check(&[".rs"], |name, text| match name.starts_with(&prefix) {
-            true => forbidden(text, &words, "this module stands below that one"),
+        check(&[".rs"], |name, text| match name.starts_with(folder) {
+            true => forbidden(text, &words, "this module must not know that one"),
             false => Vec::new(),
         });
+    }
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let sources = files(&[".rs"]);
+    for (folder, _) in EDGES {
+        let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let own = if *folder == "." {
+            "crates/cli/"
+        } else {
+            folder
+        };
+        let text: String = sources
+            .iter()
+            .filter(|(name, _)| name.starts_with(own) && !name.contains("/tests/"))
+            .map(|(_, path)| std::fs::read_to_string(path).unwrap())
+            .collect();
+        for name in dependencies(&manifest) {
+            assert!(
+                text.contains(&format!("{name}::")) || text.contains(&format!("use {name};")),
+                "{folder}/Cargo.toml: nothing uses {name}"
+            );
+        }
     }
 }
 
@@ -298,6 +365,10 @@ fn the_checks_find_what_they_look_for() {
     let manifest =
         "[dependencies]\nllm-int8-nn.workspace = true\n[dev-dependencies]\nllm-int8-hub = \"1\"\n";
     assert_eq!(own_dependencies(manifest), ["llm-int8-nn"]);
+    assert_eq!(dependencies(manifest), ["llm_int8_nn"]);
+    let for_linux =
+        "[target.'cfg(unix)'.dependencies]\nlibc = \"1\"\n[build-dependencies]\ncc = \"1\"\n";
+    assert_eq!(dependencies(for_linux), ["libc"]);
     assert_eq!(
         command_after(
             "a\nthis passes the tests:\n```sh\ncargo x\n```",

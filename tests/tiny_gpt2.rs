@@ -2,7 +2,7 @@
 
 use crate::support::{golden_tensor, relative_error};
 use candle_core::DType;
-use llm_int8::nn::models::WeightDtype;
+use llm_int8::decoder::WeightDtype;
 use llm_int8::{AutoModelForCausalLM, GenerationConfig, LoadConfig};
 
 const EXPECTED: &str = "tiny_gpt2_expected.safetensors";

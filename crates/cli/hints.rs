@@ -2,8 +2,8 @@
 //! fields; that a field is an option here, and what it is called, only the program knows.
 
 use llm_int8::LlmError;
-use llm_int8::nn::NnError;
-use llm_int8::nn::cuda::CudaError;
+use llm_int8::decoder::DecoderError;
+use llm_int8::decoder::cuda::CudaError;
 
 /// An error of the library and the options that help.
 pub(crate) fn explained(error: &LlmError) -> String {
@@ -17,8 +17,8 @@ pub(crate) fn explained(error: &LlmError) -> String {
 pub(crate) fn of_chain(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
         let llm = cause.downcast_ref().and_then(of);
-        let nn = cause.downcast_ref().and_then(of_nn);
-        llm.or(nn)
+        let decoder = cause.downcast_ref().and_then(of_decoder);
+        llm.or(decoder)
             .or_else(|| cause.downcast_ref().and_then(of_cuda))
     })
 }
@@ -38,18 +38,18 @@ fn of(error: &LlmError) -> Option<&'static str> {
             _ => return None,
         },
         LlmError::Prompt { source, .. } => return of(source),
-        LlmError::Nn(error) => return of_nn(error),
+        LlmError::Decoder(error) => return of_decoder(error),
         _ => return None,
     })
 }
 
-fn of_nn(error: &NnError) -> Option<&'static str> {
+fn of_decoder(error: &DecoderError) -> Option<&'static str> {
     Some(match error {
-        NnError::NonFiniteLogits => "try --dtype bfloat16 or --no-quantize",
-        NnError::OriginalWeightsOnDevice => {
+        DecoderError::NonFiniteLogits => "try --dtype bfloat16 or --no-quantize",
+        DecoderError::OriginalWeightsOnDevice => {
             "use --device cpu, or leave --outlier-weights original away"
         }
-        NnError::Cuda(error) => return of_cuda(error),
+        DecoderError::Cuda(error) => return of_cuda(error),
         _ => return None,
     })
 }

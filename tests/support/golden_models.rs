@@ -2,8 +2,8 @@
 
 use super::{golden, golden_tensor, golden_text};
 use candle_core::{DType, Tensor};
+use llm_int8_decoder::{Decoder, LoadOptions, ModelConfig};
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::models::{Decoder, LoadOptions, ModelConfig};
 use std::sync::Arc;
 
 /// The folders that hold expected values.
@@ -21,7 +21,7 @@ pub(crate) fn config(folder: &str) -> ModelConfig {
     ModelConfig::parse(golden_text(&format!("models/{folder}/config.json")).as_bytes()).unwrap()
 }
 
-pub(crate) fn try_load(folder: &str, options: &LoadOptions) -> llm_int8_nn::Result<Decoder> {
+pub(crate) fn try_load(folder: &str, options: &LoadOptions) -> llm_int8_decoder::Result<Decoder> {
     let files = [golden(&format!("models/{folder}/model.safetensors"))];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
     Decoder::load(&config(folder), &checkpoint, options, &mut |_| ()).map(|(decoder, _)| decoder)

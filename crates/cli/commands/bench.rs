@@ -266,7 +266,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
 
 fn device_memory(model: &AutoModelForCausalLM) -> Vec<Value> {
     let all = model.decoder().device_memory().unwrap_or_default();
-    let json = |(name, memory): (String, llm_int8::nn::cuda::MemoryInfo)| json!({ "device": name, "allocated": memory.allocated, "peak": memory.peak, "free": memory.free });
+    let json = |(name, memory): (String, llm_int8::decoder::cuda::MemoryInfo)| json!({ "device": name, "allocated": memory.allocated, "peak": memory.peak, "free": memory.free });
     all.into_iter().map(json).collect()
 }
 

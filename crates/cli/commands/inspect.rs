@@ -4,7 +4,7 @@ use super::{explain, load, load_config, part_text};
 use crate::args::InspectArgs;
 use crate::display::{Downloads, grouped, line};
 use llm_int8::AutoModelForCausalLM;
-use llm_int8::nn::models::PlacedPart;
+use llm_int8::decoder::PlacedPart;
 use llm_int8::nn::module::{Footprint, Node, ReplaceReport};
 use serde_json::{Value, json};
 use std::io::Write;

@@ -19,9 +19,9 @@ use crate::display::{Downloads, line};
 use crate::hints::explained;
 use anyhow::Context;
 use clap::CommandFactory;
+use llm_int8::decoder::{DecoderError, LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::hub::{HubConfig, HubError};
 use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
-use llm_int8::nn::models::{LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::nn::module::SkipList;
 use llm_int8::nn::{Isa, NnError};
 use llm_int8::{AutoModelForCausalLM, DeviceConfig, DeviceName, LlmError, LoadConfig};
@@ -187,15 +187,14 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
 /// one, a file in the place of its folder, and a place where the model cannot go.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
-        LlmError::Nn(
-            NnError::UnknownModule { .. }
-            | NnError::Placement { .. }
-            | NnError::OriginalWeightsOnDevice,
+        LlmError::Nn(NnError::UnknownModule { .. })
+        | LlmError::Decoder(
+            DecoderError::Placement { .. } | DecoderError::OriginalWeightsOnDevice,
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
             WrongUse(explained(&error)).into()
         }
-        LlmError::Nn(NnError::UnexpectedTensors { .. }) => {
+        LlmError::Decoder(DecoderError::UnexpectedTensors { .. }) => {
             anyhow::Error::from(error).context(format!("{name} cannot be loaded with --strict"))
         }
         error => anyhow::Error::from(error).context(format!("{name} cannot be loaded")),

@@ -4,8 +4,8 @@ use super::{hub_config, load_config, load_named, weight_dtype};
 use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, WrongUse};
 use crate::display::{Writing, bytes, line};
 use crate::interrupt::Interrupt;
+use llm_int8::decoder::{LoadOptions, Placement, SavedLayers};
 use llm_int8::nn::checkpoint::NewFolder;
-use llm_int8::nn::models::{LoadOptions, Placement, SavedLayers};
 use llm_int8::{AutoModelForCausalLM, DeviceName, LoadConfig, SaveOptions};
 use std::ops::ControlFlow;
 

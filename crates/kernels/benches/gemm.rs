@@ -11,6 +11,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use gemm::Parallelism;
 use half::{bf16, f16};
 use llm_int8_kernels as kernels;
+use llm_int8_kernels::aligned::elements_before_line;
 use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{
     Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations,
@@ -82,7 +83,7 @@ impl Model {
             .iter_mut()
             .zip(some.iter().cycle())
             .for_each(|(code, x)| *code = (x * 127.0) as i8);
-        let offset = codes.as_ptr().align_offset(64);
+        let offset = elements_before_line(&codes);
         layers
             .iter_mut()
             .for_each(|layer| layer.first = layer.first - 64 + offset);

@@ -4,7 +4,25 @@
 use std::ops::{Deref, DerefMut};
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
+
+/// Elements to leave out so that the first one kept begins a cache line. Memory that has [`LINE`]
+/// bytes to spare can always leave out as many.
+///
+/// ```
+/// use llm_int8_kernels::aligned::{LINE, elements_before_line};
+/// let memory = [0u16; 100];
+/// let first = elements_before_line(&memory);
+/// assert!(first < LINE / size_of::<u16>());
+/// assert_eq!(memory[first..].as_ptr().align_offset(LINE), 0);
+/// ```
+pub fn elements_before_line<T>(memory: &[T]) -> usize {
+    // `align_offset` may refuse (it gives `usize::MAX`): then nothing is left out.
+    match memory.as_ptr().align_offset(LINE) {
+        offset if offset <= LINE => offset,
+        _ => 0,
+    }
+}
 
 /// Values, the first at the beginning of a cache line.
 ///
@@ -22,7 +40,7 @@ pub struct AlignedVec<T> {
 }
 
 impl<T: Clone> AlignedVec<T> {
-    /// So many times the same value.
+    /// `len` times the same value.
     ///
     /// ```
     /// assert!(llm_int8_kernels::AlignedVec::filled(0, 0u8).is_empty());
@@ -30,11 +48,11 @@ impl<T: Clone> AlignedVec<T> {
     pub fn filled(len: usize, value: T) -> Self {
         let spare = LINE / size_of::<T>().clamp(1, LINE);
         let memory = vec![value; len + spare];
-        let first = memory.as_ptr().align_offset(LINE).min(spare);
+        let first = elements_before_line(&memory).min(spare);
         Self { memory, first, len }
     }
 
-    /// Makes it so long; what it holds afterwards is not said.
+    /// Changes the length; the values are unspecified afterwards.
     ///
     /// ```
     /// let mut values = llm_int8_kernels::AlignedVec::filled(2, 0u8);

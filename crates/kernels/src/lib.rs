@@ -26,7 +26,7 @@
 //! library, does no input or output and reads no environment.
 
 pub mod activation;
-mod aligned;
+pub mod aligned;
 pub mod attention;
 pub mod dense;
 pub mod element;

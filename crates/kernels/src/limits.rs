@@ -7,6 +7,7 @@
 )]
 
 use crate::Isa;
+use crate::aligned::elements_before_line;
 use crate::isa::Kind;
 use crate::pages::prefer_large;
 use crate::simd::for_every_width;
@@ -32,7 +33,7 @@ pub fn read_rate(memory: &[&[i8]]) -> f64 {
     // From the beginning of a cache line on, and a part for each thread, from one end to the other:
     // what weights are read like.
     let pieces: Vec<&[u64]> = (memory.iter())
-        .filter_map(|part| part.get(part.as_ptr().align_offset(64)..))
+        .filter_map(|part| part.get(elements_before_line(part)..))
         .flat_map(|part| {
             bytemuck::cast_slice::<i8, u64>(&part[..part.len() / 8 * 8]).chunks(1 << 17)
         })

@@ -1,9 +1,9 @@
 //! Where a model computes: devices by name, and `device_map="auto"` of transformers.
 
 use crate::error::{LlmError, Result};
-use llm_int8_nn::NnError;
-use llm_int8_nn::cuda::Device;
-use llm_int8_nn::models::{DeviceBudget, Placement};
+use llm_int8_decoder::DecoderError;
+use llm_int8_decoder::cuda::Device;
+use llm_int8_decoder::{DeviceBudget, Placement};
 use std::fmt;
 use std::str::FromStr;
 
@@ -106,7 +106,7 @@ impl DeviceConfig {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] for settings that contradict each other; [`NnError::Cuda`] for a
+    /// [`LlmError::Setting`] for settings that contradict each other; [`DecoderError::Cuda`] for a
     /// device that is not there.
     pub fn placement(&self) -> Result<Placement> {
         let names = self.names()?;
@@ -231,7 +231,7 @@ fn open(name: DeviceName) -> Result<Device> {
             });
         }
     };
-    device.map_err(|error| NnError::from(error).into())
+    device.map_err(|error| DecoderError::from(error).into())
 }
 
 #[cfg(test)]

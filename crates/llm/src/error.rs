@@ -12,7 +12,10 @@ pub enum LlmError {
     /// Finding or fetching files failed.
     #[error(transparent)]
     Hub(#[from] llm_int8_hub::HubError),
-    /// Loading or computing failed.
+    /// A model could not be built, loaded or computed.
+    #[error(transparent)]
+    Decoder(llm_int8_decoder::DecoderError),
+    /// A checkpoint or a layer is not usable.
     #[error(transparent)]
     Nn(#[from] llm_int8_nn::NnError),
     /// A tensor operation failed.
@@ -120,4 +123,14 @@ pub enum LlmError {
          its weights or activations overflow: try bfloat16 (`dtype`), or load it without 8 bit"
     )]
     BadLogits,
+}
+
+impl From<llm_int8_decoder::DecoderError> for LlmError {
+    /// An error of a layer or a checkpoint is [`LlmError::Nn`], whichever crate it comes through.
+    fn from(error: llm_int8_decoder::DecoderError) -> Self {
+        match error {
+            llm_int8_decoder::DecoderError::Nn(error) => Self::Nn(error),
+            other => Self::Decoder(other),
+        }
+    }
 }

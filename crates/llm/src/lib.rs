@@ -49,5 +49,6 @@ pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;
 pub use warning::Warning;
 
+pub use llm_int8_decoder as decoder;
 pub use llm_int8_hub as hub;
 pub use llm_int8_nn as nn;

@@ -6,9 +6,10 @@ use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
 use crate::tokenizer::{Tokenizer, gguf};
 use crate::warning::Warning;
+use llm_int8_decoder::spec::with_model_type;
+use llm_int8_decoder::{LoadOptions, ModelConfig, open_gguf};
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
-use llm_int8_nn::models::{LoadOptions, ModelConfig, open_gguf};
 use std::path::{Path, PathBuf};
 
 /// Everything that decides how a model is found and loaded. The default reads no environment;
@@ -120,7 +121,10 @@ impl Source {
     }
 
     fn from_files(files: &ModelFiles) -> Result<Self> {
-        let config = ModelConfig::parse(&read(&files.config)?)?.named(model_name(&files.config));
+        let config = with_model_type(
+            ModelConfig::parse(&read(&files.config)?)?,
+            model_name(&files.config),
+        );
         let checkpoint = match &files.weights {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
@@ -225,8 +229,7 @@ pub(crate) fn small_files(
     }
     let files = Hub::new(hub.clone()).resolve_small(&name.parse()?, progress)?;
     let config = match &files.config {
-        Some(path) => ModelConfig::parse(&read(path)?)?
-            .named(model_name(path))
+        Some(path) => with_model_type(ModelConfig::parse(&read(path)?)?, model_name(path))
             .values()
             .clone(),
         None => serde_json::Value::Null,
@@ -245,7 +248,7 @@ pub(crate) fn headers(
         let model = name.parse()?;
         if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone()).resolve_metadata(&model, progress)?;
-            let config = ModelConfig::parse(&read(&found.config)?)?.named(name);
+            let config = with_model_type(ModelConfig::parse(&read(&found.config)?)?, name);
             let headers = found
                 .headers
                 .iter()

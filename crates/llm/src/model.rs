@@ -9,8 +9,8 @@ use crate::memory::MemoryUse;
 use crate::tokenizer::Tokenizer;
 use crate::warning::Warning;
 use candle_core::{Device, Tensor};
+use llm_int8_decoder::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
 use llm_int8_hub::{NoProgress, Progress};
-use llm_int8_nn::models::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node, ReplaceReport};
 use std::fmt;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl AutoModelForCausalLM {
     /// `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Nn`] where it cannot be
+    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Decoder`] where it cannot be
     /// loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
@@ -292,7 +292,7 @@ impl AutoModelForCausalLM {
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.
     ///
     /// # Errors
-    /// [`LlmError::EmptyPrompt`]; [`LlmError::Nn`] for ids beyond the vocabulary or too many of
+    /// [`LlmError::EmptyPrompt`]; [`LlmError::Decoder`] for ids beyond the vocabulary or too many of
     /// them.
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         if ids.is_empty() {

@@ -3,7 +3,7 @@
 
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
-use llm_int8_nn::models::{LogitPositions, SequenceInput};
+use llm_int8_decoder::{LogitPositions, SequenceInput};
 use std::ops::ControlFlow;
 
 /// How a text is cut into windows.

@@ -2,11 +2,11 @@
 
 use crate::error::Result;
 use crate::model::AutoModelForCausalLM;
+use llm_int8_decoder::SavedLayers;
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{NewFolder, WriteObserver};
 use llm_int8_nn::dtype::ParameterDtype;
 use llm_int8_nn::json;
-use llm_int8_nn::models::SavedLayers;
 use serde_json::Value;
 use std::path::Path;
 

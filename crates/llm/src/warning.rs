@@ -1,7 +1,7 @@
 //! What a loaded model leaves out of its files. A library prints nothing, so the caller shows
 //! these.
 
-use llm_int8_nn::models::LoadWarning;
+use llm_int8_decoder::LoadWarning;
 use std::fmt;
 
 /// Something in a model's files that is not used, though transformers would use it or expect it to

@@ -66,7 +66,7 @@ impl ConfigClass {
 /// The keys of a `config.json`.
 ///
 /// ```
-/// use llm_int8_nn::models::ModelConfig;
+/// use llm_int8_nn::config::ModelConfig;
 /// let config = ModelConfig::parse(br#"{"model_type": "gpt2", "n_embd": 48}"#)?;
 /// assert_eq!(config.model_type()?, "gpt2");
 /// assert_eq!(config.size("n_embd")?, 48);
@@ -95,7 +95,7 @@ impl ModelConfig {
     }
 
     /// Keys and values put together by a program.
-    pub(crate) fn from_values(values: Value) -> Self {
+    pub fn from_values(values: Value) -> Self {
         Self { values }
     }
 
@@ -159,7 +159,7 @@ impl ModelConfig {
     }
 
     /// Sets `model_type`.
-    pub(crate) fn set_model_type(&mut self, model_type: &str) {
+    pub fn set_model_type(&mut self, model_type: &str) {
         self.values["model_type"] = model_type.into();
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = NnError> = std::result::Result<T, E>;
 
-/// What can go wrong between a checkpoint's bytes and a logit.
+/// What can go wrong with a checkpoint or a layer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NnError {
@@ -74,18 +74,6 @@ pub enum NnError {
         /// What does not hold.
         reason: String,
     },
-    /// A tensor the model needs is not in the checkpoint.
-    #[error("the checkpoint {checkpoint} has no tensor `{name}`, which {family} needs{hint}")]
-    MissingTensor {
-        /// Files of the checkpoint.
-        checkpoint: String,
-        /// The tensor.
-        name: String,
-        /// The model family.
-        family: String,
-        /// Near names, if there are any.
-        hint: String,
-    },
     /// A tensor that was asked for by a name the checkpoint does not have.
     #[error("the checkpoint {checkpoint} has no tensor `{name}`{hint}")]
     UnknownTensor {
@@ -95,23 +83,6 @@ pub enum NnError {
         name: String,
         /// Near names, if there are any.
         hint: String,
-    },
-    /// Tensors in the checkpoint that the model has no place for, where
-    /// [`LoadOptions::strict`](crate::models::LoadOptions) refuses them.
-    #[error(
-        "the checkpoint {checkpoint} holds {count} tensor(s) that {family} has no place for ({names}); \
-         is config.json the one that belongs to these weights? The option `strict` is on; without it they are \
-         ignored"
-    )]
-    UnexpectedTensors {
-        /// Files of the checkpoint.
-        checkpoint: String,
-        /// How many there are.
-        count: usize,
-        /// The first few names.
-        names: String,
-        /// The model family.
-        family: String,
     },
     /// A tensor with another shape than the configuration asks for.
     #[error(
@@ -176,17 +147,6 @@ pub enum NnError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A model family that is not supported.
-    #[error(
-        "model type `{model_type}` is not supported; supported are {supported}; docs/adding-a-family.md of \
-         the sources tells how to add one"
-    )]
-    UnsupportedFamily {
-        /// `model_type` of config.json.
-        model_type: String,
-        /// The list of supported families.
-        supported: String,
-    },
     /// A name in the skip list that matches no module of the model.
     #[error("skip list: `{name}` matches no module of this model{hint}")]
     UnknownModule {
@@ -203,51 +163,11 @@ pub enum NnError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// More positions than the model has.
-    #[error(
-        "{requested} positions are needed, but the model has {available}; \
-         shorten the prompt or ask for fewer new tokens"
-    )]
-    ContextExceeded {
-        /// Positions asked for: cached, given and new ones.
-        requested: usize,
-        /// Positions the model has.
-        available: usize,
-    },
     /// A parameter whose values have not been read (the model was built from headers alone).
     #[error(
         "the weights of this model were not read: it was built from headers only, to be looked at and not run"
     )]
     NotLoaded,
-    /// Parts of this program do not agree with each other.
-    #[error(
-        "a bug in this program: {what} is missing where the plan of the model needs it; please report it"
-    )]
-    Bug {
-        /// What is missing.
-        what: &'static str,
-    },
-    /// Logits that no token can be chosen by.
-    #[error(
-        "the model's output contains NaN or infinity, so no token can be chosen; \
-         its weights or activations overflow: try bfloat16 (the option `dtype`), or load it without 8 bit"
-    )]
-    NonFiniteLogits,
-    /// Devices that the model cannot be put on as asked for.
-    #[error("the model cannot be put there: {reason}")]
-    Placement {
-        /// Why, and what can be done.
-        reason: String,
-    },
-    /// Original outlier weights and a device.
-    #[error(
-        "original outlier weights are taken from the file while tokens are computed, which only the CPU does; compute \
-         there, or take them from the codes"
-    )]
-    OriginalWeightsOnDevice,
-    /// A device refused something.
-    #[error(transparent)]
-    Cuda(#[from] llm_int8_cuda::CudaError),
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] llm_int8_kernels::KernelError),

@@ -25,9 +25,12 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
+    /// Values of a key that lie side by side in a cache; heads are padded to a multiple of it.
+    pub const GROUP: usize = 8;
+
     /// Values of a head as they lie in a cache.
     pub fn padded(&self) -> usize {
-        self.size.next_multiple_of(8)
+        self.size.next_multiple_of(Self::GROUP)
     }
 
     /// Bytes of a cache of `capacity` positions in `layers` layers.

@@ -5,13 +5,13 @@ use crate::error::{LlmError, Result};
 use crate::memory;
 use candle_core::{DType, Device as Host, Tensor};
 use half::f16;
-use llm_int8_nn::NnError;
-use llm_int8_nn::cuda::Device;
-use llm_int8_nn::cuda::ops::{
+use llm_int8_decoder::DecoderError;
+use llm_int8_decoder::Placement;
+use llm_int8_decoder::cuda::Device;
+use llm_int8_decoder::cuda::ops::{
     Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize,
 };
 use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
-use llm_int8_nn::models::Placement;
 use std::time::{Duration, Instant};
 
 /// Bytes of weights that are gone through in turn, so that none is left in a cache.
@@ -61,7 +61,7 @@ impl LinearBench {
     ///
     /// ```
     /// use llm_int8::bench::LinearBench;
-    /// use llm_int8::nn::models::Placement;
+    /// use llm_int8::decoder::Placement;
     /// let bench = LinearBench { shapes: vec![[64, 48]], rows: vec![1, 20], runs: 1, placement: Placement::cpu() };
     /// let found = bench.run(&mut |_| ())?;
     /// assert!(found.len() == 4 && found.iter().all(|rate| rate.microseconds > 0.0));
@@ -70,7 +70,7 @@ impl LinearBench {
     ///
     /// # Errors
     /// [`LlmError::Setting`] where nothing can be measured, or memory has no room for it;
-    /// [`NnError::Cuda`].
+    /// [`DecoderError::Cuda`].
     pub fn run(&self, observe: &mut dyn FnMut(&str)) -> Result<Vec<LinearRate>> {
         let sizes = self
             .shapes
@@ -142,7 +142,7 @@ impl LinearBench {
             .saturating_mul(8);
         let what = format!("{rows} rows through {in_features} to {out_features} features");
         let free = match self.placement.devices.first() {
-            Some(budget) => Some(budget.device.memory().map_err(NnError::from)?.free),
+            Some(budget) => Some(budget.device.memory().map_err(DecoderError::from)?.free),
             None => memory::available(),
         };
         fit::check_memory(&what, codes.saturating_add(activations) as u64, free)
@@ -164,7 +164,7 @@ impl LinearBench {
         };
         let device = budget.device.clone();
         device.set_overlap(self.placement.overlaps_kernels);
-        let matrix = || -> llm_int8_nn::cuda::Result<Int8Matrix> {
+        let matrix = || -> llm_int8_decoder::cuda::Result<Int8Matrix> {
             let matrix = Int8Matrix::new(&device, out_features, in_features)?;
             matrix.write_rows(0, &codes, &absmax)?;
             Ok(matrix)
@@ -172,7 +172,10 @@ impl LinearBench {
         let matrices = (0..copies)
             .map(|_| matrix())
             .collect::<std::result::Result<_, _>>();
-        Ok(Layers::Device(device, matrices.map_err(NnError::from)?))
+        Ok(Layers::Device(
+            device,
+            matrices.map_err(DecoderError::from)?,
+        ))
     }
 }
 
@@ -212,7 +215,7 @@ fn measure_on(
 ) -> Result<Vec<f64>> {
     let (n, k) = (matrices[0].out_features(), matrices[0].in_features());
     let rows = x.len() / k;
-    let prepared = || -> llm_int8_nn::cuda::Result<_> {
+    let prepared = || -> llm_int8_decoder::cuda::Result<_> {
         let x: Vec<f16> = x.iter().copied().map(f16::from_f32).collect();
         Ok((
             device.upload(&x)?,
@@ -220,10 +223,10 @@ fn measure_on(
             QuantizedMemory::new(device, rows, k)?,
         ))
     };
-    let (x, out, memory) = prepared().map_err(NnError::from)?;
+    let (x, out, memory) = prepared().map_err(DecoderError::from)?;
     let (source, output) = (Source::plain(x.all(), rows, k), Output::plain(out.all(), n));
     let threshold = Int8Config::default().threshold;
-    let all = || -> std::result::Result<(), NnError> {
+    let all = || -> std::result::Result<(), DecoderError> {
         for matrix in matrices {
             if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
                 product(
@@ -237,11 +240,15 @@ fn measure_on(
     };
     all()?;
     let graph = device.record(all)?;
-    let launch = || graph.launch().map_err(|error| NnError::from(error).into());
+    let launch = || {
+        graph
+            .launch()
+            .map_err(|error| DecoderError::from(error).into())
+    };
     timed(runs, matrices.len(), launch, || {
         device
             .synchronize()
-            .map_err(|error| NnError::from(error).into())
+            .map_err(|error| DecoderError::from(error).into())
     })
 }
 

@@ -5,7 +5,7 @@ use super::GenerationConfig;
 use super::settings::Settings;
 use crate::error::{LlmError, Result};
 use crate::warning::Warning;
-use llm_int8_nn::models::ModelConfig;
+use llm_int8_decoder::ModelConfig;
 use serde_json::{Map, Value};
 use std::time::Duration;
 

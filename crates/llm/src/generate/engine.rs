@@ -160,7 +160,7 @@ impl<'m> Engine<'m> {
     /// gives its last token. Without sequences nothing is computed.
     ///
     /// # Errors
-    /// [`LlmError::Nn`] where the pass fails. The sequences that ran are gone then (see
+    /// [`LlmError::Decoder`] where the pass fails. The sequences that ran are gone then (see
     /// [`contains`](Self::contains)), those that wait begin in the next step.
     pub fn step(&mut self) -> Result<impl Iterator<Item = Event>> {
         self.begin_waiting();

@@ -4,7 +4,7 @@ use super::GenerationConfig;
 use super::filters::kept;
 use super::processors::Processors;
 use super::sampler::top_k;
-use llm_int8_nn::models::{ModelConfig, largest};
+use llm_int8_decoder::{ModelConfig, largest};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ fn filters_keep_what_those_of_transformers_keep() {
 #[test]
 fn a_family_s_end_token_is_that_of_its_configuration_class() {
     let classes = golden("class_tokens.json");
-    for family in llm_int8_nn::models::FAMILIES {
+    for family in llm_int8_decoder::FAMILIES {
         let class = classes.iter().find(|class| class[0] == family.model_type);
         let class =
             class.unwrap_or_else(|| panic!("{} is not in class_tokens.json", family.model_type));

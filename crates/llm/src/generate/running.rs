@@ -3,7 +3,7 @@
 use super::sequence::Sequence;
 use super::{Event, Generated, Piece, SequenceId, Timing, Update};
 use crate::error::Result;
-use llm_int8_nn::models::{Decoder, KvCache, LogitPositions, Logits, SequenceInput};
+use llm_int8_decoder::{Decoder, KvCache, LogitPositions, Logits, SequenceInput};
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -192,7 +192,7 @@ impl<'m> Running<'m> {
 /// pieces to `events`, or the error that ended it alone.
 ///
 /// # Errors
-/// [`LlmError::Nn`](crate::LlmError::Nn) where the pass fails: none of the sequences can go on.
+/// [`LlmError::Decoder`](crate::LlmError::Decoder) where the pass fails: none of the sequences can go on.
 pub(super) fn pass(
     decoder: &Decoder,
     running: &mut [Running<'_>],

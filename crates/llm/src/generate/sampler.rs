@@ -5,8 +5,8 @@ use super::GenerationConfig;
 use super::filters::kept;
 use super::processors::Processors;
 use crate::error::{LlmError, Result};
-use llm_int8_nn::NnError;
-use llm_int8_nn::models::{Choice, Logits, largest};
+use llm_int8_decoder::DecoderError;
+use llm_int8_decoder::{Choice, Logits, largest};
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
@@ -59,7 +59,7 @@ impl Sampler {
                 // The row is changed now.
                 penalty = 1.0;
                 chosen.map_err(|error| match error {
-                    NnError::NonFiniteLogits => LlmError::BadLogits,
+                    DecoderError::NonFiniteLogits => LlmError::BadLogits,
                     error => error.into(),
                 })
             });

@@ -8,7 +8,7 @@ use super::text_stream::TextStream;
 use super::{FinishReason, Generated, GenerationConfig, Piece, Timing};
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
-use llm_int8_nn::models::Logits;
+use llm_int8_decoder::Logits;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ impl<'m> Sequence<'m> {
     ///
     /// # Errors
     /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`];
-    /// [`LlmError::Nn`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
+    /// [`LlmError::Decoder`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
     /// [`LlmError::Tokenizer`] where text is needed.
     pub(super) fn new(model: &'m AutoModelForCausalLM, request: Request) -> Result<Self> {
         let Request {

@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn every_family_has_a_class_of_the_table() {
         // Those of falcon, glm and smollm3 are `PreTrainedTokenizerFast` in transformers.
-        for family in llm_int8_nn::models::FAMILIES
+        for family in llm_int8_decoder::FAMILIES
             .iter()
             .map(|family| family.model_type)
         {

@@ -19,7 +19,7 @@ use std::path::Path;
 /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where
 /// the layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor
 /// gives.
-pub(crate) fn read_linear_state(
+pub fn read_linear_state(
     checkpoint: &Checkpoint,
     prefix: &str,
     shape: [usize; 2],
@@ -170,7 +170,7 @@ pub fn float_state(parameter: &FloatParameter, name: String, transposed: bool) -
 }
 
 /// The bytes of a float tensor, row-major, after transposing it where that is asked for.
-pub(crate) fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
+pub fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
     let tensor = if transposed {
         tensor.t()?
     } else {

@@ -8,6 +8,7 @@ use crate::linear::{CodeMemory, Int8Weight};
 use bytemuck::Pod;
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
+use llm_int8_kernels::aligned::{LINE, elements_before_line};
 use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{Element, Isa, MatRef};
 use rayon::prelude::*;
@@ -36,7 +37,7 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
 ///
 /// # Errors
 /// [`NnError::Input`] for a value of F64 that does not fit into f32.
-pub(crate) fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>> {
+pub fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>> {
     let view = if view.dtype == Dtype::F64 {
         narrowed(&view)?
     } else {
@@ -152,17 +153,13 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Memory for so many values in large pages, zeroed by the system when first touched, and how many
-/// to leave out so that the first lies at the beginning of a cache line: vector loads that cross
-/// lines cost a tenth of the bandwidth.
+/// Memory for `length` values in large pages, zeroed by the system when first touched, and the index
+/// of the first one to use, which begins a cache line: vector loads that cross lines cost a tenth of
+/// the bandwidth.
 fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
-    const LINE: usize = 64;
     let mut memory: Vec<T> = bytemuck::zeroed_vec(length + LINE / size_of::<T>());
     prefer_large(&mut memory);
-    let offset = memory
-        .as_ptr()
-        .align_offset(LINE)
-        .min(LINE / size_of::<T>());
+    let offset = elements_before_line(&memory).min(LINE / size_of::<T>());
     (memory, offset)
 }
 
@@ -197,7 +194,7 @@ fn transpose_into<S: Element, T: Send>(
 /// # Errors
 /// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16; F64 must
 /// be [`rounded`] before.
-pub(crate) fn int8_weight(
+pub fn int8_weight(
     view: &TensorView<'_>,
     transposed: bool,
     isa: Isa,

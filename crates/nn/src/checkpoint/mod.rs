@@ -15,11 +15,11 @@ mod safetensors;
 mod view;
 pub mod writer;
 
-pub(crate) use bnb::float_bytes;
-pub(crate) use bnb::read_linear_state;
+pub use bnb::float_bytes;
+pub use bnb::read_linear_state;
 pub use bnb::{float_state, linear_state, write_linear_state};
 pub use cast::float_tensor;
-pub(crate) use cast::{int8_weight, rounded};
+pub use cast::{int8_weight, rounded};
 pub use columns::CheckpointColumns;
 pub use gguf::{GgufChange, GgufFile};
 pub use view::{TensorView, is_float};
@@ -46,7 +46,7 @@ pub struct Entry {
 
 /// Something under the name of a tensor that is none, or of a kind that is not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Foreign {
+pub enum Foreign {
     /// A text: bitsandbytes before 0.43.1 saved the layout of codes so.
     Text(String),
     /// What it is, for messages.
@@ -239,19 +239,19 @@ impl Checkpoint {
     }
 
     /// What is there under a name that no tensor can be read by.
-    pub(crate) fn foreign(&self, name: &str) -> Option<&Foreign> {
+    pub fn foreign(&self, name: &str) -> Option<&Foreign> {
         self.foreign.get(name).map(|(_, foreign)| foreign)
     }
 
     /// The dtype that stands for the whole checkpoint: that of its first float tensor, in the order
     /// in which transformers reads tensors.
-    pub(crate) fn first_float(&self) -> Option<Dtype> {
+    pub fn first_float(&self) -> Option<Dtype> {
         self.first_float
     }
 
     /// Names beside those of [`Checkpoint::entries`] that transformers reports if the model has no
     /// place for them: of what is no tensor, and of what the index lists in vain.
-    pub(crate) fn other_names(&self) -> impl Iterator<Item = &str> {
+    pub fn other_names(&self) -> impl Iterator<Item = &str> {
         self.foreign
             .keys()
             .chain(self.notes.absent.keys())
@@ -259,18 +259,18 @@ impl Checkpoint {
     }
 
     /// Names of tensors that the index does not list.
-    pub(crate) fn unlisted_names(&self) -> impl Iterator<Item = &str> {
+    pub fn unlisted_names(&self) -> impl Iterator<Item = &str> {
         self.notes.unlisted.keys().map(String::as_str)
     }
 
     /// Tensors of which an earlier shard's copy is read than by transformers, because the index
     /// says so.
-    pub(crate) fn copies(&self) -> &[String] {
+    pub fn copies(&self) -> &[String] {
         &self.notes.copies
     }
 
     /// Why a tensor is not there, as far as that is known.
-    pub(crate) fn why_missing(&self, name: &str) -> Option<String> {
+    pub fn why_missing(&self, name: &str) -> Option<String> {
         if let Some(file) = self.notes.absent.get(name) {
             return Some(format!(
                 "; the index says that it is in {file}, which has no such tensor"
@@ -283,7 +283,7 @@ impl Checkpoint {
     }
 
     /// The error for something that is no readable tensor.
-    pub(crate) fn foreign_error(&self, name: &str) -> Option<NnError> {
+    pub fn foreign_error(&self, name: &str) -> Option<NnError> {
         let (file, foreign) = self.foreign.get(name)?;
         let found = match foreign {
             Foreign::Text(_) => "a Python str".to_owned(),

@@ -64,12 +64,12 @@ impl Alibi {
     }
 
     /// The slope of each head.
-    pub(crate) fn slopes(&self) -> &[f32] {
+    pub fn slopes(&self) -> &[f32] {
         &self.slopes
     }
 
     /// Falcon's factor of rounded biases.
-    pub(crate) fn rounded(&self) -> Option<f32> {
+    pub fn rounded(&self) -> Option<f32> {
         self.rounded
     }
 

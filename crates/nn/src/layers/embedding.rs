@@ -107,12 +107,12 @@ impl Embedding {
     }
 
     /// Makes a table without values one that will hold int8.
-    pub(crate) fn declare_int8(&mut self) {
+    pub fn declare_int8(&mut self) {
         self.int8 = Some(Int8Table::Declared);
     }
 
     /// Gives it its int8 values.
-    pub(crate) fn fill_int8(&mut self, weight: Int8Weight) {
+    pub fn fill_int8(&mut self, weight: Int8Weight) {
         self.int8 = Some(Int8Table::Loaded(weight));
     }
 
@@ -122,7 +122,7 @@ impl Embedding {
     }
 
     /// The table in int8, where it is.
-    pub(crate) fn int8_weight(&self) -> Option<&Int8Weight> {
+    pub fn int8_weight(&self) -> Option<&Int8Weight> {
         match &self.int8 {
             Some(Int8Table::Loaded(weight)) => Some(weight),
             _ => None,

@@ -13,6 +13,6 @@ pub use alibi::Alibi;
 pub use attention::{AttendedSequence, AttentionRule, Heads, QkvLayout, attend};
 pub use cache::LayerCache;
 pub use embedding::Embedding;
-pub(crate) use norm::python_float;
+pub use norm::python_float;
 pub use norm::{HeadNorms, Norm, NormKind};
 pub use rope::{Rope, RopePairs, RopeTable};

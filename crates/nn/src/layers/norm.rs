@@ -82,17 +82,17 @@ impl Norm {
     }
 
     /// Which norm.
-    pub(crate) fn kind(&self) -> NormKind {
+    pub fn kind(&self) -> NormKind {
         self.kind
     }
 
     /// What is added to the variance.
-    pub(crate) fn eps(&self) -> f64 {
+    pub fn eps(&self) -> f64 {
         self.eps
     }
 
     /// What is added to rows; empty where nothing is.
-    pub(crate) fn bias_values(&self) -> Result<&[f32]> {
+    pub fn bias_values(&self) -> Result<&[f32]> {
         Ok(self
             .bias
             .as_ref()
@@ -102,7 +102,7 @@ impl Norm {
     }
 
     /// What rows are multiplied with.
-    pub(crate) fn values(&self) -> Result<&[f32]> {
+    pub fn values(&self) -> Result<&[f32]> {
         let weight = self.weight.f32_values()?;
         Ok(match self.kind {
             NormKind::RmsPlusOne => self
@@ -151,7 +151,7 @@ impl HeadNorms {
     }
 
     /// The norm of each head.
-    pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
         self.0.iter()
     }
 
@@ -210,7 +210,7 @@ impl Module for Norm {
 }
 
 /// A float as Python prints it: `1e-05`, `0.001`, `1e-12`.
-pub(crate) fn python_float(value: f64) -> String {
+pub fn python_float(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-4 {
         let text = format!("{value:e}");
         return match text.split_once("e-") {

@@ -183,7 +183,7 @@ impl Rope {
     }
 
     /// Whether neighbours form a pair.
-    pub(crate) fn turns_neighbours(&self) -> bool {
+    pub fn turns_neighbours(&self) -> bool {
         self.pairs == RopePairs::Neighbours
     }
 
@@ -249,12 +249,12 @@ impl Rope {
 
 impl RopeTable {
     /// Cosines, half of the rotated values a position.
-    pub(crate) fn cos(&self) -> &[f32] {
+    pub fn cos(&self) -> &[f32] {
         &self.cos
     }
 
     /// Sines.
-    pub(crate) fn sin(&self) -> &[f32] {
+    pub fn sin(&self) -> &[f32] {
         &self.sin
     }
 

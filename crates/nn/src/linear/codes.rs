@@ -1,32 +1,28 @@
 //! Where the codes of int8 weights lie.
 
 use bytes::BytesMut;
+use llm_int8_kernels::aligned::{LINE, elements_before_line};
 use llm_int8_kernels::pages::prefer_large;
-
-/// Rows begin at a multiple of this, so that vector loads do not cross cache lines.
-const ALIGNMENT: usize = 64;
 
 /// Memory for the codes of a model's weights, one after the other in large pages: a token reads all
 /// of them, and pages of 4 KiB would cost an eighth of the bandwidth.
 #[derive(Debug, Default)]
-pub(crate) struct CodeMemory(BytesMut);
+pub struct CodeMemory(BytesMut);
 
 impl CodeMemory {
-    /// Room for weights of so many codes.
-    pub(crate) fn for_weights(lengths: impl Iterator<Item = usize>) -> Self {
-        let total: usize = lengths
-            .map(|length| length.next_multiple_of(ALIGNMENT))
-            .sum();
+    /// Room for weights with these numbers of codes.
+    pub fn for_weights(lengths: impl Iterator<Item = usize>) -> Self {
+        let total: usize = lengths.map(|length| length.next_multiple_of(LINE)).sum();
         Self(zeroed(total))
     }
 
     /// Room for one weight; of its own where there is no more.
-    pub(crate) fn take(&mut self, length: usize) -> BytesMut {
-        let wanted = length.next_multiple_of(ALIGNMENT);
-        if self.0.len() < wanted {
+    pub fn take(&mut self, length: usize) -> BytesMut {
+        let rounded = length.next_multiple_of(LINE);
+        if self.0.len() < rounded {
             return zeroed(length);
         }
-        let mut codes = self.0.split_to(wanted);
+        let mut codes = self.0.split_to(rounded);
         codes.truncate(length);
         codes
     }
@@ -34,14 +30,9 @@ impl CodeMemory {
 
 fn zeroed(length: usize) -> BytesMut {
     // Zeroed by the system when first touched, and so not yet written to.
-    let mut memory = BytesMut::zeroed(length + ALIGNMENT);
+    let mut memory = BytesMut::zeroed(length + LINE);
     prefer_large(&mut memory);
-    let offset = memory.as_ptr().align_offset(ALIGNMENT);
-    let mut memory = if offset < ALIGNMENT {
-        memory.split_off(offset)
-    } else {
-        memory
-    };
+    let mut memory = memory.split_off(elements_before_line(&memory));
     memory.truncate(length);
     memory
 }
@@ -56,7 +47,7 @@ mod tests {
         let mut parts = [3usize, 64, 65, 10].map(|length| memory.take(length));
         for (i, part) in parts.iter_mut().enumerate() {
             part.fill(i as u8);
-            assert_eq!(part.as_ptr().align_offset(ALIGNMENT), 0);
+            assert_eq!(part.as_ptr().align_offset(LINE), 0);
         }
         for (i, (part, length)) in parts.iter().zip([3, 64, 65, 10]).enumerate() {
             assert!(part.len() == length && part.iter().all(|x| *x == i as u8));

@@ -19,9 +19,9 @@ pub use int8::Int8Linear;
 pub use original::OriginalWeights;
 pub use weight::Int8Weight;
 
-pub(crate) use codes::CodeMemory;
+pub use codes::CodeMemory;
 pub use replace::{HasLinears, replace_linear};
-pub(crate) use rows::{Projection, for_rows, project};
+pub use rows::{Projection, for_rows, project};
 
 use crate::error::Result;
 use crate::module::{Module, Node};

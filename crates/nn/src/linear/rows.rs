@@ -11,13 +11,13 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A layer and where its result goes.
-pub(crate) struct Projection<'a> {
+pub struct Projection<'a> {
     /// The layer.
-    pub(crate) linear: &'a Linear,
+    pub linear: &'a Linear,
     /// What is applied to its result.
-    pub(crate) activation: Option<Activation>,
+    pub activation: Option<Activation>,
     /// `[rows, out_features]`.
-    pub(crate) out: &'a mut [f32],
+    pub out: &'a mut [f32],
 }
 
 /// Computes layers with the same input `x` `[rows, in_features]`: int8 ones quantise it once and,
@@ -27,7 +27,7 @@ pub(crate) struct Projection<'a> {
 /// # Errors
 /// [`NnError::NotLoaded`](crate::NnError::NotLoaded), [`NnError::Kernel`](crate::NnError::Kernel),
 /// [`NnError::NoOriginalWeights`](crate::NnError::NoOriginalWeights).
-pub(crate) fn project(
+pub fn project(
     x: &[f32],
     rows: usize,
     projections: Vec<Projection<'_>>,
@@ -111,7 +111,7 @@ fn quantised(
 const PARALLEL_VALUES: usize = 1 << 15;
 
 /// Calls `f` with the number of each row and its values.
-pub(crate) fn for_rows(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub fn for_rows(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if x.len() < PARALLEL_VALUES {
         x.chunks_mut(width)
             .enumerate()

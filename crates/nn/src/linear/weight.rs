@@ -35,7 +35,7 @@ impl Int8Weight {
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn from_codes_in(
+    pub fn from_codes_in(
         memory: &mut CodeMemory,
         codes: &[i8],
         absmax: &[f32],
@@ -109,7 +109,7 @@ impl Int8Weight {
     ///
     /// # Errors
     /// As [`Int8Weight::quantize`].
-    pub(crate) fn quantize_in<T: Element>(
+    pub fn quantize_in<T: Element>(
         memory: &mut CodeMemory,
         isa: Isa,
         weight: MatRef<'_, T>,
@@ -163,7 +163,7 @@ impl Int8Weight {
     ///
     /// # Errors
     /// [`NnError::Kernel`] where `out` is not of a row's length.
-    pub(crate) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<()> {
+    pub fn row(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<()> {
         let codes = &self.codes()[row * self.in_features..][..self.in_features];
         let (codes, out) = (
             MatRef::new(codes, 1, self.in_features)?,

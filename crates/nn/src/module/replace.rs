@@ -96,7 +96,7 @@ pub struct ReplaceReport {
 }
 
 /// `; did you mean `a`, `b`?` of the nearest candidates, or nothing where none is near.
-pub(crate) fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+pub fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     let limit = (name.len() / 3).max(2);
     let mut near: Vec<(usize, &str)> = candidates
         .filter(|candidate| !candidate.is_empty())

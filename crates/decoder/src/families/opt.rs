@@ -1,0 +1,136 @@
+//! OPT (Zhang et al. 2022): learned positions from the third row on, biases, ReLU.
+
+use super::llama_style::head_size;
+use crate::error::{DecoderError, Result};
+use crate::slot::{BlockSlot, ModelSlot};
+use crate::spec::{AttentionSpec, DecoderSpec, Family, Residual};
+use crate::template::{
+    PartSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
+    table,
+};
+use llm_int8_nn::config::{ConfigClass, ModelConfig};
+use llm_int8_nn::layers::Activation;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "opt",
+    architecture: "OPTForCausalLM",
+    class: CLASS,
+    describe,
+};
+
+const CLASS: ConfigClass = ConfigClass::new(
+    r#"{
+        "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072,
+        "max_position_embeddings": 2048, "do_layer_norm_before": true, "_remove_final_layer_norm": false,
+        "word_embed_proj_dim": null, "num_attention_heads": 12, "activation_function": "relu", "pad_token_id": 1,
+        "enable_bias": true, "layer_norm_elementwise_affine": true
+    }"#,
+);
+
+/// Rows of the position table before that of position 0.
+const OFFSET: usize = 2;
+
+fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
+    if !config.flag("layer_norm_elementwise_affine")? {
+        let reason =
+            "`layer_norm_elementwise_affine` is false; norms without weights are not built";
+        return Err(DecoderError::Config {
+            reason: reason.into(),
+        });
+    }
+    let (hidden, heads) = (
+        config.size("hidden_size")?,
+        config.size("num_attention_heads")?,
+    );
+    let (vocab, positions) = (
+        config.size("vocab_size")?,
+        config.size("max_position_embeddings")?,
+    );
+    let (middle, eps) = (config.size("ffn_dim")?, 1e-5);
+    let width = config
+        .optional_size("word_embed_proj_dim")?
+        .unwrap_or(hidden);
+    let activation = Activation::from_name(config.text("activation_function")?)?;
+    let bias = config.flag("enable_bias")?;
+    let is_before = config.flag("do_layer_norm_before")?;
+    let attention = vec![
+        ("k_proj", linear(BlockSlot::Key, [hidden, hidden], bias)),
+        ("v_proj", linear(BlockSlot::Value, [hidden, hidden], bias)),
+        ("q_proj", linear(BlockSlot::Query, [hidden, hidden], bias)),
+        (
+            "out_proj",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
+        ),
+    ];
+    let block = vec![
+        ("self_attn", container("OPTAttention", attention)),
+        ("activation_fn", act(activation)),
+        (
+            "self_attn_layer_norm",
+            norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
+        ),
+        ("fc1", linear(BlockSlot::Up, [middle, hidden], bias)),
+        ("fc2", linear(BlockSlot::Down, [hidden, middle], bias)),
+        (
+            "final_layer_norm",
+            norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
+        ),
+    ];
+    let padding = config.padding_row(vocab)?;
+    let class = "OPTLearnedPositionalEmbedding".into();
+    let table_of_positions = PartSpec::Embedding {
+        class,
+        rows: positions + OFFSET,
+        width: hidden,
+        padding: None,
+    };
+    let mut decoder = vec![
+        (
+            "embed_tokens",
+            table(ModelSlot::Tokens, [vocab, width], padding),
+        ),
+        (
+            "embed_positions",
+            Template::Part(ModelSlot::Positions, table_of_positions),
+        ),
+    ];
+    if width != hidden {
+        decoder.push((
+            "project_out",
+            model_linear(ModelSlot::ProjectOut, [width, hidden], false),
+        ));
+        decoder.push((
+            "project_in",
+            model_linear(ModelSlot::ProjectIn, [hidden, width], false),
+        ));
+    }
+    if is_before && !config.flag("_remove_final_layer_norm")? {
+        decoder.push((
+            "final_layer_norm",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
+        ));
+    }
+    decoder.push(("layers", blocks("OPTDecoderLayer", block)));
+    let model = container(
+        "OPTModel",
+        vec![("decoder", container("OPTDecoder", decoder))],
+    );
+    let lm_head = model_linear(ModelSlot::Head, [vocab, width], false);
+    let tree = container(
+        "OPTForCausalLM",
+        vec![("model", model), ("lm_head", lm_head)],
+    );
+    let attention = AttentionSpec::new(heads, heads, head_size(hidden, heads)?);
+    let layers = config.size("num_hidden_layers")?;
+    Ok(DecoderSpec {
+        positions,
+        position_offset: OFFSET,
+        residual: if is_before {
+            Residual::Sequential
+        } else {
+            Residual::NormAfter
+        },
+        tied_head: config.flag("tie_word_embeddings")?,
+        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
+    })
+}

@@ -1,0 +1,49 @@
+//! The one decoder: every family of causal language models as data, a plan made from that data, and
+//! two executors that follow the plan.
+//!
+//! ```text
+//! config.json ──▶ families ──▶ DecoderSpec ──▶ Plan ──▶ execute/cpu
+//!                               (spec, template)   └──▶ execute/gpu
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`families`] | what each family's `config.json` and checkpoints are called, and what its blocks are made of |
+//! | [`spec`], [`template`], [`slot`] | the description: sizes and rules, PyTorch's tree, the places of parts |
+//! | [`plan`] | the steps of a model, in one vocabulary for both executors |
+//! | `load`, `gguf`, `save` | from a checkpoint to a decoder and back, one tensor at a time |
+//! | `pass`, `execute`, [`Logits`] | one pass of some sequences through the model, step by step |
+//! | [`placement`] | which part lies on which device |
+//!
+//! Rows between layers are f32. Weights are int8 codes with an f32 `absmax` for each row, or f16,
+//! bf16 or f32. The library prints nothing and reads no environment.
+
+mod decoder;
+pub mod error;
+mod execute;
+pub mod families;
+mod gguf;
+mod load;
+mod logits;
+mod pass;
+pub mod placement;
+pub mod plan;
+mod save;
+pub mod slot;
+pub mod spec;
+pub mod template;
+mod tree;
+
+pub use decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
+pub use error::{DecoderError, Result};
+pub use families::FAMILIES;
+pub use gguf::open_gguf;
+pub use load::{LoadEvent, LoadOptions, LoadOutcome, LoadWarning, WeightDtype};
+pub use logits::{Choice, Logits, largest};
+pub use placement::{DeviceBudget, DeviceMap, Place, PlacedPart, Placement};
+pub use plan::Plan;
+pub use save::SavedLayers;
+pub use spec::DecoderSpec;
+
+pub use llm_int8_cuda as cuda;
+pub use llm_int8_nn::config::ModelConfig;

@@ -1,0 +1,90 @@
+//! From a decoder back to tensors of a checkpoint.
+
+use crate::decoder::Decoder;
+use crate::error::{DecoderError, Result};
+use crate::slot::{ModelSlot, Part, Slot};
+use candle_core::{Device, Tensor};
+use llm_int8_nn::checkpoint::{NewTensor, float_bytes, float_state, linear_state};
+use llm_int8_nn::dtype::FloatDtype;
+use llm_int8_nn::linear::{Int8Linear, Linear, LinearClass};
+
+/// What becomes of int8 layers when a model is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedLayers {
+    /// They are saved as bitsandbytes does: codes and `SCB`.
+    Int8,
+    /// Their weights become floats again, `code · absmax / 127`, rounded to the dtype of the other
+    /// parameters (`dequantize()` of transformers).
+    Dequantized,
+}
+
+impl Decoder {
+    /// The tensors of a checkpoint of this model, in PyTorch's order, under transformers' names. A
+    /// tied head is left out, as `save_pretrained` leaves it out.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`](llm_int8_nn::NnError); [`DecoderError::Config`] for a model whose head and token table are int8.
+    pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
+        if self.has_int8_head() {
+            let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \
+                          load the model without that to save it";
+            return Err(DecoderError::Config {
+                reason: reason.into(),
+            });
+        }
+        let mut tensors = Vec::new();
+        for (path, slot) in self.paths() {
+            let is_tied = self.spec().tied_head && slot == Slot::Model(ModelSlot::Head);
+            let weight = path.join("weight").to_string();
+            match self.part(slot) {
+                Some(Part::Embedding(embedding)) => {
+                    tensors.push(float_state(embedding.weight(), weight, false))
+                }
+                Some(Part::Norm(norm)) => {
+                    for (name, parameter) in norm.parameters() {
+                        tensors.push(float_state(parameter, path.join(name).to_string(), false));
+                    }
+                }
+                Some(Part::HeadNorms(norms)) => {
+                    for (name, parameter) in norms.parameters() {
+                        tensors.push(float_state(parameter, path.join(&name).to_string(), false));
+                    }
+                }
+                Some(Part::Linear(Linear::Float(linear))) => {
+                    let transposed = linear.class() == LinearClass::Conv1D;
+                    tensors.extend(
+                        (!is_tied).then(|| float_state(linear.weight(), weight, transposed)),
+                    );
+                    let bias = path.join("bias").to_string();
+                    tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
+                }
+                Some(Part::Linear(Linear::Int8(linear))) if layers == SavedLayers::Int8 => {
+                    tensors.extend(linear_state(linear, path.as_str())?);
+                }
+                Some(Part::Linear(Linear::Int8(linear))) => {
+                    tensors.push(dequantized(linear, weight, self.dtype()));
+                    let bias = path.join("bias").to_string();
+                    tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
+                }
+                None => {}
+            }
+        }
+        Ok(tensors)
+    }
+}
+
+fn dequantized(linear: &Int8Linear, name: String, dtype: FloatDtype) -> NewTensor<'_> {
+    let (rows, columns) = (linear.out_features(), linear.in_features());
+    let is_conv = linear.class() == LinearClass::Conv1D;
+    let shape = if is_conv {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    };
+    NewTensor::new(name, dtype.stored(), &shape, move || {
+        let values = linear.weight()?.dequantize(linear.isa())?;
+        let tensor =
+            Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype.candle())?;
+        Ok(float_bytes(&tensor, is_conv)?.into())
+    })
+}

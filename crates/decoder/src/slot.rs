@@ -1,0 +1,164 @@
+//! The places of a decoder's parts: those of a block, and the embeddings and head around the
+//! blocks.
+
+use llm_int8_nn::layers::{Embedding, HeadNorms, Norm};
+use llm_int8_nn::linear::Linear;
+use std::fmt::Debug;
+
+/// A part of the decoder that has parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// A part of the embeddings or the head.
+    Model(ModelSlot),
+    /// A part of a block.
+    Block(usize, BlockSlot),
+}
+
+/// A part of the embeddings or the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModelSlot {
+    /// The token table `[V, C]`.
+    Tokens,
+    /// The position table `[P, C]`.
+    Positions,
+    /// A norm of the embeddings (Bloom).
+    EmbeddingNorm,
+    /// From the width of the token table to that of the blocks (OPT 350m).
+    ProjectIn,
+    /// And back.
+    ProjectOut,
+    /// The norm before the head.
+    FinalNorm,
+    /// The head `[V, C]`.
+    Head,
+}
+
+/// A part of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BlockSlot {
+    /// The norm before attention.
+    AttentionNorm,
+    /// Queries, keys and values in one linear layer.
+    Qkv,
+    /// Queries.
+    Query,
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+    /// The norm of queries: of each head, or of all at once, as its width says.
+    QueryNorm,
+    /// The norm of keys.
+    KeyNorm,
+    /// The linear layer after attention.
+    AttentionOut,
+    /// The norm of what attention gives, before it joins the stream.
+    AttentionPostNorm,
+    /// The norm before the MLP.
+    MlpNorm,
+    /// The linear layer whose activated output gates that of [`BlockSlot::Up`].
+    Gate,
+    /// Gate and up in one linear layer, gate first.
+    GateUp,
+    /// The first linear layer of the MLP.
+    Up,
+    /// The second linear layer of the MLP.
+    Down,
+    /// The norm of what the MLP gives, before it joins the stream.
+    MlpPostNorm,
+}
+
+/// A kind of slots: the parts of the one kind cannot be asked for by a slot of the other.
+pub trait PartSlot: Copy + Eq + Debug + 'static {
+    /// Its place among the slots of its kind.
+    fn number(self) -> usize;
+}
+
+impl PartSlot for ModelSlot {
+    fn number(self) -> usize {
+        self as usize
+    }
+}
+
+impl PartSlot for BlockSlot {
+    fn number(self) -> usize {
+        self as usize
+    }
+}
+
+/// A part with parameters.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    Embedding(Embedding),
+    Norm(Norm),
+    HeadNorms(HeadNorms),
+    Linear(Linear),
+}
+
+/// Parts by their slots.
+#[derive(Debug, Clone)]
+pub(super) struct Parts<S>(Vec<Option<(S, Part)>>);
+
+impl<S> Default for Parts<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S: PartSlot> Parts<S> {
+    pub(super) fn insert(&mut self, slot: S, part: Part) {
+        if self.0.len() <= slot.number() {
+            self.0.resize_with(slot.number() + 1, || None);
+        }
+        self.0[slot.number()] = Some((slot, part));
+    }
+
+    pub(super) fn get(&self, slot: S) -> Option<&Part> {
+        self.0.get(slot.number())?.as_ref().map(|(_, part)| part)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: S) -> Option<&mut Part> {
+        self.0
+            .get_mut(slot.number())?
+            .as_mut()
+            .map(|(_, part)| part)
+    }
+
+    /// The parts that are there, with their slots.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (S, &Part)> {
+        self.0.iter().flatten().map(|(slot, part)| (*slot, part))
+    }
+
+    pub(super) fn linear(&self, slot: S) -> Option<&Linear> {
+        match self.get(slot) {
+            Some(Part::Linear(linear)) => Some(linear),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llm_int8_nn::dtype::FloatDtype;
+    use llm_int8_nn::layers::NormKind;
+
+    #[test]
+    fn a_part_is_found_by_its_slot_alone() {
+        let norm = Norm::declared("LayerNorm", NormKind::Layer, 8, 1e-5, FloatDtype::F32);
+        let mut parts = Parts::default();
+        parts.insert(BlockSlot::MlpNorm, Part::Norm(norm));
+        assert!(
+            parts.get(BlockSlot::MlpNorm).is_some() && parts.get_mut(BlockSlot::MlpNorm).is_some()
+        );
+        assert!(
+            parts.get(BlockSlot::AttentionNorm).is_none()
+                && parts.get(BlockSlot::MlpPostNorm).is_none()
+        );
+        assert!(parts.linear(BlockSlot::MlpNorm).is_none(), "it is a norm");
+        assert_eq!(
+            parts.iter().map(|(slot, _)| slot).collect::<Vec<_>>(),
+            [BlockSlot::MlpNorm]
+        );
+    }
+}

@@ -1,0 +1,364 @@
+//! What differs between families, as data.
+
+use crate::error::{DecoderError, Result};
+use crate::families::FAMILIES;
+use crate::plan::Plan;
+use crate::slot::{ModelSlot, Slot};
+use crate::template::{PartSpec, Template};
+use llm_int8_nn::config::{ConfigClass, ModelConfig};
+use llm_int8_nn::layers::{Activation, Alibi, QkvLayout, Rope};
+use llm_int8_nn::module::ModulePath;
+
+/// A family: the `model_type` of its `config.json`, its classes in transformers, and how it
+/// describes itself.
+pub struct Family {
+    /// `model_type`.
+    pub model_type: &'static str,
+    /// The class of its causal language model, as `architectures` names it.
+    pub architecture: &'static str,
+    /// Its configuration class.
+    pub class: ConfigClass,
+    /// From the keys of the configuration class to a description.
+    pub describe: fn(&ModelConfig) -> Result<DecoderSpec>,
+}
+
+/// A decoder, described: its tree of parts, and how values go through them.
+///
+/// Which parts there are is what the [`Template`] says; the [`Plan`] acts on what it finds. A block
+/// with [`BlockSlot::Gate`](crate::slot::BlockSlot::Gate) has a gated MLP, one with
+/// [`BlockSlot::QueryNorm`](crate::slot::BlockSlot::QueryNorm) normalises queries, one without
+/// [`BlockSlot::MlpNorm`](crate::slot::BlockSlot::MlpNorm) gives its MLP what attention got.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSpec {
+    /// `model_type` of `config.json`.
+    pub family: &'static str,
+    /// The tree in PyTorch's order, with every part.
+    pub tree: Template,
+    /// Width of the residual stream, C.
+    pub hidden_size: usize,
+    /// The longest context.
+    pub positions: usize,
+    /// What token rows are multiplied with.
+    pub embedding_scale: f64,
+    /// The row of the position table that position 0 has (OPT: 2).
+    pub position_offset: usize,
+    /// Heads and how they attend.
+    pub attention: AttentionSpec,
+    /// What differs between blocks, one a block.
+    pub layers: Vec<LayerSpec>,
+    /// The MLP's function.
+    pub activation: Activation,
+    /// How attention and MLP join the residual stream.
+    pub residual: Residual,
+    /// What they are multiplied with before.
+    pub residual_scale: f64,
+    /// What logits are multiplied with.
+    pub logit_scale: f64,
+    /// `cap · tanh(logits / cap)`.
+    pub logit_softcap: Option<f64>,
+    /// Whether the output head shares the token table.
+    pub tied_head: bool,
+    /// A prefix of every key that older or base-model checkpoints leave out (`transformer.`).
+    pub optional_prefix: &'static str,
+    /// Ends of keys that are buffers and not weights.
+    pub ignored_suffixes: &'static [&'static str],
+}
+
+/// Heads and how they attend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// Heads of queries, H.
+    pub heads: usize,
+    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    pub kv_heads: usize,
+    /// Width of a head, D.
+    pub head_size: usize,
+    /// How queries, keys and values lie in the one product of
+    /// [`BlockSlot::Qkv`](crate::slot::BlockSlot::Qkv).
+    pub layout: QkvLayout,
+    /// Queries, keys and values are kept in `-clamp..=clamp` (MPT).
+    pub qkv_clamp: Option<f64>,
+    /// Rotations that layers choose from.
+    pub ropes: Vec<Rope>,
+    /// Slopes of position biases (Bloom, MPT).
+    pub alibi: Option<Alibi>,
+    /// `cap · tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f64>,
+}
+
+impl AttentionSpec {
+    /// Plain multi-head attention.
+    pub fn new(heads: usize, kv_heads: usize, head_size: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_size,
+            layout: QkvLayout::Blocks,
+            qkv_clamp: None,
+            ropes: Vec::new(),
+            alibi: None,
+            softcap: None,
+        }
+    }
+}
+
+/// What differs between blocks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerSpec {
+    /// What attention scores are multiplied with.
+    pub factor: f64,
+    /// A position sees this many positions, itself included; none: all before it.
+    pub window: Option<usize>,
+    /// Which of [`AttentionSpec::ropes`]; none: no rotation.
+    pub rope: Option<usize>,
+}
+
+/// How attention and MLP join the residual stream `x`, with `a` and `m` for the two and `n` for
+/// norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// `x += a(n(x))`, then `x += m(n(x))`.
+    Sequential,
+    /// `x += a(n(x)) + m(n(x))`, both from the same x.
+    Parallel,
+    /// `x = n(x + a(x))`, then `x = n(x + m(x))` (OPT 350m).
+    NormAfter,
+}
+
+impl DecoderSpec {
+    /// The description of the model a `config.json` speaks of.
+    ///
+    /// # Errors
+    /// [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`].
+    pub fn from_config(config: &ModelConfig) -> Result<Self> {
+        let model_type = config.model_type()?;
+        let family = FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type)
+            .ok_or_else(|| DecoderError::UnsupportedFamily {
+                model_type: model_type.to_owned(),
+                supported: FAMILIES
+                    .iter()
+                    .map(|family| family.model_type)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
+        let config = config.of_class(&family.class)?;
+        if config
+            .value("pruned_heads")
+            .as_object()
+            .is_some_and(|heads| !heads.is_empty())
+        {
+            let reason = "`pruned_heads` is not empty; layers with fewer heads than others are not supported";
+            return Err(DecoderError::Config {
+                reason: reason.into(),
+            });
+        }
+        let mut spec = Self {
+            family: family.model_type,
+            ..(family.describe)(&config)?
+        };
+        if !family.class.has("sliding_window") {
+            spec.positions = positions_in_foreign_window(&config, spec.positions)?;
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// More are refused before anything is made for each of them.
+    pub(super) const MOST_HEADS: usize = 1 << 12;
+
+    /// Wider ones are refused before frequencies are made for them.
+    pub(super) const WIDEST_HEAD: usize = 1 << 14;
+
+    /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head,
+    /// positions without end.
+    pub(super) fn plain(
+        tree: Template,
+        hidden_size: usize,
+        attention: AttentionSpec,
+        layers: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        let layer = LayerSpec {
+            factor: (attention.head_size as f64).powf(-0.5),
+            window: None,
+            rope: None,
+        };
+        Ok(Self {
+            family: "",
+            tree,
+            hidden_size,
+            positions: 1 << 24,
+            embedding_scale: 1.0,
+            position_offset: 0,
+            attention,
+            layers: vec![layer; Self::check_layers(layers)?],
+            activation,
+            residual: Residual::Sequential,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
+            tied_head: true,
+            optional_prefix: "model.",
+            ignored_suffixes: &[".rotary_emb.inv_freq"],
+        })
+    }
+
+    /// A number of layers, if a model may have so many; checked before anything is allocated for
+    /// them.
+    pub(super) fn check_layers(layers: usize) -> Result<usize> {
+        check_size("number of layers", layers, 1 << 12)?;
+        Ok(layers)
+    }
+
+    /// Every layer rotates by this.
+    pub(super) fn rotated(mut self, rope: Rope) -> Self {
+        self.positions = (self.positions as f64 * rope.stretch()) as usize;
+        self.layers
+            .iter_mut()
+            .for_each(|layer| layer.rope = Some(0));
+        self.attention.ropes = vec![rope];
+        self
+    }
+
+    /// Each layer sees so far.
+    pub(super) fn windowed(mut self, windows: &[Option<usize>]) -> Self {
+        self.layers
+            .iter_mut()
+            .zip(windows)
+            .for_each(|(layer, window)| layer.window = *window);
+        self
+    }
+
+    /// Every layer multiplies its scores with this.
+    pub(super) fn with_factor(mut self, factor: f64) -> Self {
+        self.layers
+            .iter_mut()
+            .for_each(|layer| layer.factor = factor);
+        self
+    }
+
+    /// Refuses dimensions no model has before anything is allocated for them.
+    fn check(&self) -> Result<()> {
+        let error = |reason: String| Err(DecoderError::Config { reason });
+        let AttentionSpec {
+            heads,
+            kv_heads,
+            head_size,
+            ..
+        } = self.attention;
+        check_size("hidden size", self.hidden_size, 1 << 17)?;
+        check_size("number of heads", heads, Self::MOST_HEADS)?;
+        check_size("number of key/value heads", kv_heads, Self::MOST_HEADS)?;
+        check_size("head size", head_size, Self::WIDEST_HEAD)?;
+        check_size("number of positions", self.positions, 1 << 28)?;
+        if !heads.is_multiple_of(kv_heads) {
+            return error(format!(
+                "{heads} heads cannot share {kv_heads} key/value heads evenly"
+            ));
+        }
+        let rotary = self
+            .attention
+            .ropes
+            .iter()
+            .map(Rope::dims)
+            .find(|dims| *dims > head_size || dims % 2 == 1);
+        if let Some(dims) = rotary {
+            return error(format!(
+                "{dims} of a head's {head_size} values cannot be rotated in pairs"
+            ));
+        }
+        match self
+            .tree
+            .parts()
+            .into_iter()
+            .find(|(_, part)| part.elements() > 1 << 36)
+        {
+            Some((path, _)) => error(format!("`{path}` would have more than 2^36 values")),
+            // What no executor can compute is refused here.
+            None => Plan::of(self).map(drop),
+        }
+    }
+
+    /// Rows of the token table, V.
+    pub fn vocab_size(&self) -> usize {
+        let rows = |(slot, part): (Slot, &PartSpec)| match (slot, part) {
+            (Slot::Model(ModelSlot::Tokens), PartSpec::Embedding { rows, .. }) => Some(*rows),
+            _ => None,
+        };
+        self.tree.slots().find_map(rows).unwrap_or(0)
+    }
+
+    /// Modules transformers never converts (`get_keys_to_not_convert`): the output head, and what
+    /// is tied to it, and the module of the last parameter.
+    pub fn never_converted(&self) -> Vec<String> {
+        let find = |wanted| {
+            let found = |(path, slot): &(ModulePath, Slot)| {
+                (*slot == Slot::Model(wanted)).then(|| path.to_string())
+            };
+            self.tree.paths(self.layers.len()).iter().find_map(found)
+        };
+        let tied = self
+            .tied_head
+            .then_some([ModelSlot::Tokens, ModelSlot::FinalNorm]);
+        [ModelSlot::Head]
+            .into_iter()
+            .chain(tied.into_iter().flatten())
+            .filter_map(find)
+            .collect()
+    }
+}
+
+/// The positions of a model whose family has no windows, in a file with the key of one.
+/// transformers' cache forgets what is outside of it and its masks do not, so longer texts depend
+/// on how they were cut; up to the window there is no difference.
+fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result<usize> {
+    let is_full = config
+        .texts("layer_types")?
+        .is_some_and(|kinds| kinds.iter().all(|kind| *kind == "full_attention"));
+    let window = match config.optional_size("sliding_window")? {
+        Some(window) => Some(window),
+        None => config.optional_size("attention_chunk_size")?,
+    };
+    Ok(window
+        .filter(|_| !is_full)
+        .map_or(positions, |window| window.min(positions)))
+}
+
+/// The same keys with a `model_type` where they have none, as files of before 2020 do: the family of
+/// the class that `architectures` names, or the one whose `model_type` stands in the model's `name`,
+/// the longest first, which is how transformers guesses.
+pub fn with_model_type(mut config: ModelConfig, name: &str) -> ModelConfig {
+    if config.has("model_type") {
+        return config;
+    }
+    let classes = config
+        .texts("architectures")
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+
+    let by_class = FAMILIES
+        .iter()
+        .find(|family| classes.contains(&family.architecture));
+    let by_name = FAMILIES
+        .iter()
+        .filter(|family| name.contains(family.model_type));
+    let found = by_class.or(by_name.max_by_key(|family| family.model_type.len()));
+
+    if let Some(family) = found {
+        config.set_model_type(family.model_type);
+    }
+    config
+}
+
+/// Refuses a size that is 0 or above a limit.
+pub(super) fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
+    if (1..=limit).contains(&size) {
+        return Ok(());
+    }
+    Err(DecoderError::Config {
+        reason: format!("{what} is {size}; between 1 and {limit} was expected"),
+    })
+}
