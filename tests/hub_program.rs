@@ -1,6 +1,6 @@
 //! The program with a model of the hub, which a server on the loopback interface plays.
 
-#[path = "../crates/hub/tests/fake_hub/mod.rs"]
+#[path = "../crates/hub/tests/hub/fake_hub.rs"]
 #[allow(
     dead_code,
     unreachable_pub,
