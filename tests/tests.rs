@@ -15,6 +15,8 @@ mod chat_templates;
 mod checkpoints;
 mod cli;
 mod cli_arguments;
+mod cli_bench;
+mod cli_inspect;
 mod device_program;
 mod devices;
 mod families;
