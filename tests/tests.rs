@@ -17,6 +17,7 @@ mod cli;
 mod cli_arguments;
 mod cli_bench;
 mod cli_inspect;
+mod device_placement;
 mod device_program;
 mod devices;
 mod families;

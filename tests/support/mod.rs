@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub(crate) mod devices;
 pub(crate) mod golden_models;
 
 use candle_core::{Device, Tensor};
