@@ -22,6 +22,8 @@ mod device_program;
 mod devices;
 mod families;
 mod field_cases;
+mod field_dtypes;
+mod field_quantization;
 mod field_weights;
 mod first_light;
 mod generate;

@@ -1,6 +1,7 @@
 //! What several tests need.
 
 pub(crate) mod devices;
+pub(crate) mod field_llama;
 pub(crate) mod golden_models;
 
 use candle_core::{Device, Tensor};
