@@ -3,6 +3,7 @@
 pub(crate) mod devices;
 pub(crate) mod field_llama;
 pub(crate) mod golden_models;
+pub(crate) mod stand_ins;
 
 use candle_core::{Device, Tensor};
 use std::io::Write;
