@@ -5,7 +5,7 @@
 
 CPU only; needs torch 2.8, transformers 4.57, bitsandbytes 0.50, accelerate. Written are
   llama/            a tiny checkpoint, F32
-  weights.json      logits after IDS of that checkpoint changed as CASES say (tests/field_weights.rs changes it the
+  weights.json      logits after IDS of that checkpoint changed as CASES say (tests/field_*.rs change it the
                     same way), the layers that are int8, and absmax and codes of one of them
   llama_int8_bin/   the same in 8 bit, as bitsandbytes before 0.43.1 and older transformers saved it
   pickles/*.bin     torch.save in every form, and tensors.safetensors, the values of their tensors

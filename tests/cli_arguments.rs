@@ -1,19 +1,9 @@
 //! Arguments that are not what the program expects: it says what to give instead, before it does
 //! any work.
 
-use crate::support::{golden, llm_int8};
+use crate::support::{failure, golden, llm_int8};
 use std::path::Path;
 use tempfile::TempDir;
-
-/// The exit code and standard error of a command that prints nothing else.
-fn failure(arguments: &[&str]) -> (i32, String) {
-    let output = llm_int8(arguments);
-    assert!(output.stdout.is_empty(), "{arguments:?}");
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
-}
 
 fn stdout(arguments: &[&str]) -> String {
     let output = llm_int8(arguments);
@@ -397,83 +387,6 @@ fn large_numbers_that_mean_something_do_no_harm() {
         "--device",
         "auto",
     ]);
-}
-
-#[test]
-fn bench_leaves_out_what_the_model_has_no_positions_for() {
-    let short = ["--runs", "1", "-n", "2", "--json"];
-    let output = llm_int8(
-        &[
-            &["bench", "tiny-gpt2", "--contexts", "8,511,4000"],
-            &short[..],
-        ]
-        .concat(),
-    );
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{error}");
-    assert!(
-        error.contains(
-            "left out: --contexts 511, 4000 and 2 new tokens are more than the model's 512 positions"
-        ) && error.contains("left out: --prompts 512 and 1 new tokens"),
-        "{error}"
-    );
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let lengths = |key: &str, name: &str| -> Vec<u64> {
-        report[key]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|rate| rate[name].as_u64().unwrap())
-            .collect()
-    };
-    assert_eq!(
-        (lengths("decode", "context"), lengths("prefill", "tokens")),
-        (vec![8], vec![16, 128])
-    );
-}
-
-#[test]
-fn bench_refuses_at_once_what_it_can_not_measure() {
-    for (more, words) in [
-        (
-            &["--contexts", "4000"][..],
-            "--contexts 4000 and 32 new tokens are more than the model's 512 positions",
-        ),
-        (
-            &["--prompts", "512,600"],
-            "--prompts 512, 600 and 1 new tokens",
-        ),
-        (
-            &["-n", "512", "--contexts", "32,128"],
-            "--contexts 32, 128 and 512 new tokens",
-        ),
-        (
-            &["-n", "512", "--prompts", "512"],
-            "new tokens are more than the model's 512 positions",
-        ),
-        (
-            &[
-                "--contexts",
-                "8",
-                "--speculate",
-                "2",
-                "--outliers",
-                "row",
-                "-n",
-                "400",
-            ],
-            "512 positions",
-        ),
-    ] {
-        let (code, error) = failure(&[&["bench", "tiny-gpt2"], more].concat());
-        assert!(code == 2 && error.contains(words), "{more:?}: {error}");
-        assert!(!error.contains("measuring"), "{error}");
-    }
-    let (code, error) = failure(&["bench", "-", "--linear", "65536x65536", "--rows", "1048576"]);
-    assert!(
-        code == 2 && error.contains("GB for 1048576 rows") && error.contains("more than is free"),
-        "{error}"
-    );
 }
 
 /// Line breaks and all, in one argument.

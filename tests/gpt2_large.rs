@@ -4,7 +4,7 @@
 //! it nothing is tested. `LLM_INT8_GPT2_LARGE_REFERENCE` names the file with the CPU's logits, and
 //! `LLM_INT8_GPT2_LARGE_WRITE` a file to which they are written instead (scripts/gpu_tests.sh).
 
-use crate::devices::{distance, few_devices, on_device, options, step_by_step};
+use crate::support::devices::{distance, few_devices, on_device, options, step_by_step};
 use crate::support::{Tensors, write_tensors};
 use llm_int8_decoder::{Decoder, ModelConfig, Placement, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;

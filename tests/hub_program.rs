@@ -1,6 +1,6 @@
 //! The program with a model of the hub, which a server on the loopback interface plays.
 
-#[path = "../crates/hub/tests/fake_hub/mod.rs"]
+#[path = "../crates/hub/tests/hub/fake_hub.rs"]
 #[allow(
     dead_code,
     unreachable_pub,
@@ -8,7 +8,7 @@
 )]
 mod fake_hub;
 
-use crate::support::golden;
+use crate::support::{golden, stderr};
 use fake_hub::{FakeHub, Mirror};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -26,10 +26,6 @@ fn run(hub: &FakeHub, home: &Path, variables: &[(&str, &str)], arguments: &[&str
         .args(arguments)
         .output()
         .unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 const SMALL: [&str; 6] = [

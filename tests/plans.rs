@@ -1,7 +1,9 @@
 //! What decoders do, as plans: the text of every family's, what is refused, and combinations that
 //! no family has, on the CPU beside a device.
 
-use crate::devices::{distance, few_devices, on_device, options, step_by_step, write_random};
+use crate::support::devices::{
+    distance, few_devices, on_device, options, step_by_step, write_random,
+};
 use crate::support::golden_models::{config, folders};
 use crate::support::{golden, llm_int8};
 use llm_int8_decoder::slot::BlockSlot;

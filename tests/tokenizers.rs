@@ -2,12 +2,11 @@
 //! and form of files, and what transformers 4.57 makes of strings and ids
 //! (`scripts/check_tokenizers.py`, which compares 500 strings each).
 
-use crate::support::{golden, golden_text, llm_int8, llm_int8_reading};
+use crate::support::{golden, golden_text, llm_int8, llm_int8_reading, stdout};
 use llm_int8::hub::NoProgress;
 use llm_int8::{LoadConfig, Tokenizer};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Output;
 use tempfile::TempDir;
 
 fn tokenizer(folder: &Path) -> llm_int8::Result<Tokenizer> {
@@ -156,15 +155,6 @@ fn gaps_to_fill_are_refused_and_not_tokenised_as_text() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("<FILL_ME>"), "{error}");
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 #[test]

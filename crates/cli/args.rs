@@ -2,17 +2,20 @@
 
 mod affine;
 mod limits;
+mod model;
 mod numbers;
 mod sampling;
+mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
+pub(crate) use model::{DeviceMapName, Dtype, ModelArgs, Outliers, Weights};
 pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use sampling::SamplingArgs;
 
-use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape, threads};
+use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
+use sizes::size;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use llm_int8::{DeviceName, MemoryLimit};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Load any Hugging Face causal language model in 8 bit, the LLM.int8() way.
@@ -65,87 +68,6 @@ pub(crate) enum Command {
         /// The folder; it must exist.
         folder: PathBuf,
     },
-}
-
-/// The model and how to load it.
-#[derive(Debug, Args)]
-pub(crate) struct ModelArgs {
-    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name,
-    /// org/name@revision or its address
-    pub(crate) model: String,
-    /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that
-    /// off [default: 6, or what a saved 8-bit checkpoint says]
-    #[arg(long, value_name = "X", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
-    pub(crate) threshold: Option<f32>,
-    /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself
-    /// (batch-invariant)
-    #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
-    pub(crate) outliers: Outliers,
-    /// Weights of outlier columns: from int8 (as bitsandbytes), or from the file in full precision
-    /// (as the paper)
-    #[arg(long, value_enum, default_value_t = Weights::Dequantized, help_heading = "8 bit")]
-    pub(crate) outlier_weights: Weights,
-    /// More modules to leave unquantised, by name or path; lm_head always is
-    #[arg(
-        long,
-        value_name = "NAME,…",
-        value_delimiter = ',',
-        help_heading = "8 bit"
-    )]
-    pub(crate) skip_modules: Vec<String>,
-    /// Also make the output head and the token table int8: smaller and faster, but nothing that
-    /// bitsandbytes knows, so it cannot be saved
-    #[arg(long, help_heading = "8 bit")]
-    pub(crate) quantize_head: bool,
-    /// Load every layer as it is
-    #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
-    pub(crate) no_quantize: bool,
-    /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
-    #[arg(long, value_enum, default_value_t = Dtype::Float16)]
-    pub(crate) dtype: Dtype,
-    /// Refuse weights with tensors that the model has no place for, instead of ignoring them with a
-    /// warning
-    #[arg(long)]
-    pub(crate) strict: bool,
-    /// Where to compute: auto (a GPU where this program can use one and the model or a part of it
-    /// fits, else the CPU), cpu, cuda, cuda:N; several for --device-map
-    #[arg(
-        long,
-        value_name = "DEVICE,…",
-        value_delimiter = ',',
-        default_value = "auto",
-        help_heading = "Devices"
-    )]
-    pub(crate) device: Vec<DeviceName>,
-    /// Whole blocks on these GPUs (all, with --device auto), as many as fit, the rest on the CPU,
-    /// all in 8 bit
-    #[arg(long, value_enum, value_name = "HOW", help_heading = "Devices")]
-    pub(crate) device_map: Option<DeviceMapName>,
-    /// What the model may take of each device's memory, by its number in the map, as
-    /// 0=20GiB,1=10GiB,cpu=64GiB
-    #[arg(
-        long,
-        value_name = "N=SIZE,…",
-        value_delimiter = ',',
-        value_parser = memory_limit,
-        requires = "device_map",
-        help_heading = "Devices"
-    )]
-    pub(crate) max_memory: Vec<MemoryLimit>,
-    /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
-    #[arg(long, help_heading = "Devices")]
-    pub(crate) no_cuda_graph: bool,
-    /// Start each kernel after the one before has ended: the same text, slower. Without this, GPUs
-    /// of capability 9.0 and later start it earlier, to load weights (programmatic dependent
-    /// launch)
-    #[arg(long, help_heading = "Devices")]
-    pub(crate) no_cuda_overlap: bool,
-    /// Threads to compute with [default: one per core]
-    #[arg(long, value_name = "N", value_parser = threads())]
-    pub(crate) threads: Option<u16>,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
-    #[arg(long)]
-    pub(crate) offline: bool,
 }
 
 #[derive(Debug, Args)]
@@ -365,88 +287,6 @@ pub(crate) struct OutputArgs {
     pub(crate) max_shard_size: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Outliers {
-    Batch,
-    Row,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Weights {
-    Dequantized,
-    Original,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Dtype {
-    Float16,
-    Bfloat16,
-    Float32,
-    Auto,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceMapName {
-    Auto,
-}
-
-/// `0=20GiB`, `cuda:0=20GiB` or `cpu=64GiB`.
-fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
-    let (device, bytes) = text
-        .split_once('=')
-        .ok_or("a device and a size were expected, as 0=20GiB")?;
-    let bytes = size(bytes)?;
-    if device == "cpu" {
-        return Ok(MemoryLimit {
-            device: None,
-            bytes,
-        });
-    }
-    let number = device.strip_prefix("cuda:").unwrap_or(device).parse();
-    let number =
-        number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
-    Ok(MemoryLimit {
-        device: Some(number),
-        bytes,
-    })
-}
-
-/// A number of bytes as transformers writes it: powers of 1000 (`GB`) or of 1024 (`GiB`).
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let unit: u64 = match text[digits..].to_ascii_uppercase().as_str() {
-        "" | "B" => 1,
-        "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KIB" => 1 << 10,
-        "MIB" => 1 << 20,
-        "GIB" => 1 << 30,
-        other => {
-            return Err(format!(
-                "`{other}` is no unit; B, KB, MB, GB, KiB, MiB and GiB are known"
-            ));
-        }
-    };
-    let number: u64 = text[..digits]
-        .parse()
-        .map_err(|_| "a whole number and a unit were expected, as 5GB")?;
-    match number.checked_mul(unit) {
-        Some(size) if size > 0 => Ok(size),
-        _ => Err("a size from 1 byte up was expected".into()),
-    }
-}
-
-fn threshold(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        Ok(_) => Err("a number from 0 up was expected".into()),
-        Err(cause) => Err(cause.to_string()),
-    }
-}
-
 /// A command that makes no sense: exit code 2.
 #[derive(Debug)]
 pub(crate) struct WrongUse(pub(crate) String);
@@ -463,54 +303,6 @@ impl std::error::Error for WrongUse {}
 mod tests {
     use super::*;
     use clap::CommandFactory;
-
-    #[test]
-    fn sizes_are_read_as_transformers_reads_them() {
-        assert_eq!(size("5GB"), Ok(5_000_000_000));
-        assert_eq!(size("2GiB"), Ok(2 << 30));
-        assert_eq!(size("200mb"), Ok(200_000_000));
-        assert_eq!(size("17"), Ok(17));
-        for wrong in [
-            "",
-            "GB",
-            "5XB",
-            "-1GB",
-            "0",
-            "99999999999999999999GB",
-            "9999999999999GB",
-            "1.5GB",
-        ] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn limits_of_memory_are_read() {
-        assert_eq!(
-            memory_limit("1=2GiB"),
-            Ok(MemoryLimit {
-                device: Some(1),
-                bytes: 2 << 30
-            })
-        );
-        assert_eq!(
-            memory_limit("cuda:0=5MB"),
-            Ok(MemoryLimit {
-                device: Some(0),
-                bytes: 5_000_000
-            })
-        );
-        assert_eq!(
-            memory_limit("cpu=1"),
-            Ok(MemoryLimit {
-                device: None,
-                bytes: 1
-            })
-        );
-        for wrong in ["", "5GB", "x=5GB", "0=", "0=5XB", "-1=5GB"] {
-            assert!(memory_limit(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,6 +1,9 @@
 //! What several tests need.
 
+pub(crate) mod devices;
+pub(crate) mod field_llama;
 pub(crate) mod golden_models;
+pub(crate) mod stand_ins;
 
 use candle_core::{Device, Tensor};
 use std::io::Write;
@@ -134,4 +137,26 @@ pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
     // A program that wants no input may be gone before it is all written.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
+}
+
+/// What a command printed that ended well.
+pub(crate) fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The exit code and standard error of a command that prints nothing else.
+pub(crate) fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = llm_int8(arguments);
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    (output.status.code().unwrap(), stderr(&output))
+}
+
+/// The folder of a tiny gpt2, for the command line.
+pub(crate) fn gpt2() -> String {
+    golden("models/gpt2").display().to_string()
 }

@@ -1,14 +1,13 @@
 //! GPUs, through the driver alone: no CUDA runtime, no cuBLAS. The library `libcuda` is looked for
 //! when a device is asked for, so that a program with this feature starts on machines without it.
 
+use super::ring::{LARGE_SLOTS, Ring, Rings, SMALL_SLOTS};
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUfunction_attribute_enum as FunctionAttribute,
 };
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,85 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// Number and size in bytes of the slots for large copies: while one is copied, the other is
-/// filled.
-const LARGE_SLOTS: (usize, usize) = (2, 16 << 20);
-/// Number and size in bytes of the slots for small copies, such as what a pass is told of its rows.
-const SMALL_SLOTS: (usize, usize) = (64, 4 << 10);
 /// Dynamic shared memory in bytes that a block may use without opting in.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
-
-/// What the driver itself answers.
-type Driven<T> = std::result::Result<T, DriverError>;
-
-/// A ring of equal slots in one piece of page-locked memory.
-///
-/// Every copy from the host goes through such a slot. Of an asynchronous copy from pageable memory
-/// CUDA only says that the memory *might* be staged before the call returns; without that, a
-/// caller's buffer could be freed while it is still read ("API synchronization behavior", CUDA
-/// driver API).
-struct Ring {
-    memory: *mut u8,
-    slot_bytes: usize,
-    /// Of each slot the end of its last copy.
-    done: Vec<CudaEvent>,
-    next: usize,
-}
-
-#[expect(unsafe_code, reason = "the memory belongs to this value alone")]
-// SAFETY: the pointer is to page-locked memory that this value owns, and it is used under a lock.
-unsafe impl Send for Ring {}
-
-impl Ring {
-    fn new(context: &Arc<CudaContext>, (slots, slot_bytes): (usize, usize)) -> Driven<Self> {
-        let done = (0..slots)
-            .map(|_| context.new_event(None))
-            .collect::<Driven<_>>()?;
-        #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new_event` bound the context to this thread; the memory is written before it is
-        // read.
-        let memory = unsafe { result::malloc_host(slots * slot_bytes, 0) }?;
-        Ok(Self {
-            memory: memory.cast(),
-            slot_bytes,
-            done,
-            next: 0,
-        })
-    }
-
-    /// Starts copying at most a slot of bytes to the address.
-    fn copy(&mut self, stream: &Arc<CudaStream>, address: u64, bytes: &[u8]) -> Driven<()> {
-        assert!(bytes.len() <= self.slot_bytes, "a copy fits into its slot");
-        let slot = self.next;
-        self.next = (slot + 1) % self.done.len();
-        self.done[slot].synchronize()?;
-        #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: slot `slot` is `slot_bytes` long, which `bytes` does not exceed; the event says
-        // that no copy reads it any more, and it lives until `free`, which waits for the stream.
-        unsafe {
-            let memory = self.memory.add(slot * self.slot_bytes);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len());
-            let staged = std::slice::from_raw_parts(memory, bytes.len());
-            result::memcpy_htod_async(address, staged, stream.cu_stream())?;
-        }
-        self.done[slot].record(stream)
-    }
-
-    /// Gives the memory back; no copy may be under way.
-    fn free(self) {
-        #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new` locked it, and the caller waited for the stream. What cannot be given back
-        // now is given back with the process.
-        let _ = unsafe { result::free_host(self.memory.cast()) };
-    }
-}
-
-/// The rings, made when they are first needed.
-#[derive(Default)]
-struct Rings {
-    small: Option<Ring>,
-    large: Option<Ring>,
-}
 
 pub(crate) struct CudaDriver {
     context: Arc<CudaContext>,

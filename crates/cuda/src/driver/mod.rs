@@ -4,6 +4,8 @@
 mod cuda;
 #[cfg(emulated)]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod ring;
 
 use crate::error::{CudaError, Result};
 use std::fmt;

@@ -1,6 +1,6 @@
 //! Every way to divide a matmul of many rows gives the same.
 
-use crate::linear::{Case, FUNCTIONS, scope, tolerance};
+use crate::linear_oracle::{Case, FUNCTIONS, scope, tolerance};
 use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::Device;

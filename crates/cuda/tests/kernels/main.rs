@@ -6,10 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod attention;
+mod attention_cached;
+mod attention_oracle;
 mod device;
 mod divisions;
 mod golden;
 mod linear;
+mod linear_oracle;
 mod rows;
 mod select;
 mod weights;

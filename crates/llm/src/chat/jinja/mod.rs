@@ -19,6 +19,7 @@ mod calls;
 mod chars;
 mod containers;
 mod convert;
+mod dict;
 mod error;
 mod eval;
 mod expressions;

@@ -1,8 +1,9 @@
 //! Python's operators.
 
 use super::budget::{check_list, check_text};
+use super::dict::Dict;
 use super::error::{Error, Result};
-use super::value::{Dict, Items, Value, ViewKind};
+use super::value::{Items, Value, ViewKind};
 use std::cmp::Ordering;
 
 /// The arithmetic operators.

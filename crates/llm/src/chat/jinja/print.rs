@@ -1,9 +1,10 @@
 //! How Python prints values: `str` and `repr`.
 
 use super::budget::Text;
+use super::dict::Dict;
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
-use super::value::{Dict, Function, Items, Value, ViewKind};
+use super::value::{Function, Items, Value, ViewKind};
 use std::fmt::Write;
 use std::sync::Arc;
 

@@ -2,9 +2,9 @@
 //! dicts never change once made, so none can contain itself.
 
 use super::budget::{check_list, text_units};
+use super::dict::Dict;
 use super::error::{Error, Result};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -67,18 +67,9 @@ pub(super) struct Items {
 
 /// How deep and how large a container is, all it holds included.
 #[derive(Debug, Clone, Copy)]
-struct Extent {
+pub(super) struct Extent {
     depth: u32,
     units: u64,
-}
-
-/// A dict in the order its keys were given.
-#[derive(Debug)]
-pub(super) struct Dict {
-    entries: Vec<(Value, Value)>,
-    /// Places of the keys that are strings, for dicts of more than a few.
-    places: Option<HashMap<Arc<str>, usize>>,
-    extent: Extent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +154,7 @@ impl Items {
 impl Extent {
     const LEAF: Self = Self { depth: 0, units: 1 };
 
-    fn around<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Self> {
+    pub(super) fn around<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Self> {
         let mut around = Self { depth: 0, units: 1 };
         for value in values {
             let extent = value.extent();
@@ -177,76 +168,6 @@ impl Extent {
             )));
         }
         Ok(around)
-    }
-}
-
-/// Dicts of more keys than this are looked up by hash.
-const FEW: usize = 8;
-
-impl Dict {
-    /// Of pairs in order; a later value of the same key takes the place of the earlier one.
-    pub(super) fn new(pairs: Vec<(Value, Value)>) -> Result<Self> {
-        check_list(Some(pairs.len()))?;
-        let extent = Extent::around(pairs.iter().flat_map(|(key, value)| [key, value]))?;
-        let mut dict = Self {
-            entries: Vec::with_capacity(pairs.len()),
-            places: None,
-            extent,
-        };
-        for (key, value) in pairs {
-            dict.insert(key, value)?;
-        }
-        Ok(dict)
-    }
-
-    fn insert(&mut self, key: Value, value: Value) -> Result<()> {
-        if !key.is_hashable() {
-            return Err(Error::new(format!(
-                "unhashable type: '{}'",
-                key.type_name()
-            )));
-        }
-        if let Some(place) = self.place(&key) {
-            self.entries[place].1 = value;
-            return Ok(());
-        }
-        self.entries.push((key, value));
-        if self.entries.len() > FEW {
-            self.index();
-        }
-        Ok(())
-    }
-
-    /// Brings the table of places up to date.
-    fn index(&mut self) {
-        let known = if self.places.is_some() {
-            self.entries.len() - 1
-        } else {
-            0
-        };
-        let places = self.places.get_or_insert_with(HashMap::new);
-        for (place, (key, _)) in self.entries.iter().enumerate().skip(known) {
-            if let Some(text) = key.as_arc() {
-                places.insert(text.clone(), place);
-            }
-        }
-    }
-
-    fn place(&self, key: &Value) -> Option<usize> {
-        if let (Some(places), Some(text)) = (&self.places, key.as_str()) {
-            return places.get(text).copied();
-        }
-        self.entries
-            .iter()
-            .position(|(other, _)| super::ops::equal(other, key))
-    }
-
-    pub(super) fn get(&self, key: &Value) -> Option<&Value> {
-        self.place(key).map(|place| &self.entries[place].1)
-    }
-
-    pub(super) fn entries(&self) -> &[(Value, Value)] {
-        &self.entries
     }
 }
 
@@ -335,7 +256,7 @@ impl Value {
         matches!(self, Self::None)
     }
 
-    fn as_arc(&self) -> Option<&Arc<str>> {
+    pub(super) fn as_arc(&self) -> Option<&Arc<str>> {
         match self {
             Self::Str(text) | Self::Markup(text) => Some(text),
             _ => None,
@@ -379,14 +300,14 @@ impl Value {
             Self::Undefined(_) => Some(0),
             Self::Str(text) | Self::Markup(text) => Some(text.chars().count()),
             Self::List(items) | Self::Tuple(items) => Some(items.values.len()),
-            Self::Dict(dict) | Self::View(_, dict) => Some(dict.entries.len()),
+            Self::Dict(dict) | Self::View(_, dict) => Some(dict.entries().len()),
             Self::Range(range) => Some(range.len()),
             Self::Loop(state) => Some(state.items.values.len()),
             _ => None,
         }
     }
 
-    fn is_hashable(&self) -> bool {
+    pub(super) fn is_hashable(&self) -> bool {
         match self {
             Self::List(_) | Self::Dict(_) | Self::View(..) => false,
             Self::Tuple(items) => items.values.iter().all(Self::is_hashable),
@@ -426,7 +347,7 @@ impl Value {
         match self {
             Self::Str(text) | Self::Markup(text) => text_units(text.len()),
             Self::List(items) | Self::Tuple(items) => 1 + items.values.len() as u64,
-            Self::Dict(dict) | Self::View(_, dict) => 1 + dict.entries.len() as u64,
+            Self::Dict(dict) | Self::View(_, dict) => 1 + dict.entries().len() as u64,
             _ => 1,
         }
     }

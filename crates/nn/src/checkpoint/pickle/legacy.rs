@@ -3,7 +3,8 @@
 //! `_legacy_load`).
 
 use super::archive::Range;
-use super::machine::{Heap, Machine, Outcome, Value};
+use super::heap::{Heap, Value};
+use super::machine::{Machine, Outcome};
 use super::{LONGEST_PICKLE, Refusal, Scalar};
 use std::collections::HashMap;
 

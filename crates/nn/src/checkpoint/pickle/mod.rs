@@ -1,12 +1,13 @@
 //! `pytorch_model.bin`: what `torch.save` writes, read without running any of it.
 //!
-//! The file is mapped. A pickle describes tensors as views of storages ([`machine`]); where a
-//! storage lies is what the zip archive says ([`archive`]), or its order in files of PyTorch before
-//! 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is gathered when it is asked
-//! for.
+//! The file is mapped. A pickle describes tensors as views of storages ([`machine`] reads it into a
+//! [`heap`]); where a storage lies is what the zip archive says ([`archive`]), or its order in files
+//! of PyTorch before 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is gathered
+//! when it is asked for.
 
 mod archive;
 mod global;
+mod heap;
 mod legacy;
 mod machine;
 mod strided;
@@ -17,7 +18,8 @@ use super::{Entry, Foreign};
 use crate::error::{NnError, Result};
 use archive::{Archive, Range};
 use global::Scalar;
-use machine::{Heap, Machine, Storage, Tensor, Value};
+use heap::{Heap, Storage, Tensor, Value};
+use machine::Machine;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;

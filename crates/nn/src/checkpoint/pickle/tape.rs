@@ -1,6 +1,7 @@
 //! The bytes of a pickle: arguments of opcodes, borrowed and never copied.
 
-use super::machine::{Outcome, Value, damaged};
+use super::heap::Value;
+use super::machine::{Outcome, damaged};
 
 /// A pickle and how far it has been read.
 #[derive(Debug)]

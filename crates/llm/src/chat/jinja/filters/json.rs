@@ -2,11 +2,12 @@
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::budget::{Text, check_text};
+use crate::chat::jinja::dict::Dict;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::ops::order;
 use crate::chat::jinja::print::{expect_str, float_repr};
-use crate::chat::jinja::value::{Dict, Value};
+use crate::chat::jinja::value::Value;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt::Write;

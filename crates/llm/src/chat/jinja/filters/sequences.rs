@@ -3,10 +3,11 @@
 use super::json::Compared;
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::budget::{Text, check_list};
+use crate::chat::jinja::dict::Dict;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::ops::{equal, order};
-use crate::chat::jinja::value::{Dict, Items, Value};
+use crate::chat::jinja::value::{Items, Value};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::rc::Rc;

@@ -1,209 +1,28 @@
-//! Mirrors, whose answers differ from the hub's, and what a copy of a model needs beside its
-//! weights.
+//! Mirrors, whose answers differ from the hub's.
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::panic,
-    unreachable_pub,
-    reason = "tests"
-)]
-#![allow(dead_code, reason = "each test binary uses a part of the fake hub")]
-
-mod fake_hub;
-
-use fake_hub::{COMMIT, FakeHub, Fault, Mirror};
-use llm_int8_hub::{Hub, HubConfig, HubError, ModelFiles, NoProgress, Progress, ProgressEvent};
+use crate::fake_hub::{FakeHub, Fault, Mirror};
+use crate::{CONFIG, FILE, Restarts, is_right, model_hub, resolve_with};
+use llm_int8_hub::{HubConfig, HubError, ModelFiles, NoProgress};
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const FILE: &str = "model.safetensors";
-const CONFIG: &[u8] = br#"{"model_type": "gpt2"}"#;
 /// Of `CONFIG`: sha1sum, git hash-object, md5sum.
 const SHA1: &str = "168fde3e27c2b635db294b39b55d3c67f4cfb762";
 const GIT: &str = "7eb84e812bad01767dcf9cf8a2d84ef428949cad";
 const MD5: &str = "61f2004aca0a6f034cdccb6a4bfe1200";
 
-fn weights() -> Vec<u8> {
-    (0..30_000u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
-        .collect()
-}
-
-fn model_hub() -> FakeHub {
-    let hub = FakeHub::start();
-    hub.add("config.json", CONFIG);
-    hub.add("tokenizer.json", b"{}");
-    hub.add(FILE, &weights());
-    hub
-}
-
+/// With more time to answer and less between tries.
 fn config(hub: &FakeHub, cache: &Path) -> HubConfig {
-    let mut config = HubConfig::new(cache);
-    config.endpoint = hub.endpoint();
-    config.token = Some("hf_secret".into());
-    config.read_timeout = Duration::from_millis(500);
-    config.base_delay = Duration::from_millis(5);
-    config.max_delay = Duration::from_millis(50);
-    config
+    HubConfig {
+        read_timeout: Duration::from_millis(500),
+        max_delay: Duration::from_millis(50),
+        ..crate::config(hub, cache)
+    }
 }
 
 fn resolve(hub: &FakeHub, cache: &TempDir) -> Result<ModelFiles, HubError> {
     resolve_with(config(hub, cache.path()), "org/model", &NoProgress)
-}
-
-fn resolve_with(
-    config: HubConfig,
-    name: &str,
-    progress: &dyn Progress,
-) -> Result<ModelFiles, HubError> {
-    Hub::new(config).resolve(&name.parse().unwrap(), progress)
-}
-
-fn is_right(model: &ModelFiles) {
-    assert_eq!(std::fs::read(&model.config).unwrap(), CONFIG);
-    assert_eq!(std::fs::read(&model.weights.files()[0]).unwrap(), weights());
-}
-
-#[derive(Default)]
-struct Restarts(Mutex<Vec<String>>);
-
-impl Progress for Restarts {
-    fn event(&self, event: &ProgressEvent<'_>) {
-        if let ProgressEvent::Restart { reason, .. } | ProgressEvent::UsingCache { reason } = event
-        {
-            self.0.lock().unwrap().push(reason.clone());
-        }
-    }
-}
-
-/// The names of what is beside the weights, from the model's folder on.
-fn companions(model: &ModelFiles) -> Vec<String> {
-    let relative = |path: &std::path::PathBuf| {
-        path.strip_prefix(&model.root)
-            .unwrap()
-            .display()
-            .to_string()
-    };
-    model.companions.iter().map(relative).collect()
-}
-
-const SMALL: [&str; 18] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "spm.model",
-    "additional_chat_templates/rag.jinja",
-    "additional_chat_templates/tool_use.jinja",
-    "tokenizer.4.0.0.json",
-];
-
-#[test]
-fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    for name in SMALL {
-        hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
-    }
-    hub.add(
-        "tokenizer_config.json",
-        br#"{"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}"#,
-    );
-    for unwanted in [
-        "additional_chat_templates/deep/x.jinja",
-        "additional_chat_templates/notes.md",
-        "additional_chat_templates/../../../../evil.jinja",
-        "training_args.bin",
-        "optimizer.pt",
-        "original/tokenizer.model",
-    ] {
-        hub.add(unwanted, b"unwanted");
-    }
-    let model = resolve(&hub, &cache).unwrap();
-    assert_eq!(companions(&model), SMALL);
-    for name in SMALL
-        .iter()
-        .filter(|name| **name != "tokenizer_config.json")
-    {
-        let text = std::fs::read_to_string(model.root.join(name)).unwrap();
-        assert_eq!(
-            text,
-            format!("{{\"of\": \"{name}\"}}"),
-            "the link leads to the blob"
-        );
-    }
-    assert!(hub.log().iter().all(|r| {
-        !["deep", "notes", "evil", "training", "original", "optimizer"]
-            .iter()
-            .any(|name| r.path.contains(name))
-    }));
-    let tokenizer = &model.tokenizer;
-    assert!(
-        tokenizer
-            .tokenizer_json
-            .as_ref()
-            .unwrap()
-            .ends_with("tokenizer.4.0.0.json"),
-        "as transformers 4.57 reads it"
-    );
-    assert!(
-        tokenizer.added_tokens.is_some()
-            && tokenizer
-                .tokenizer_model
-                .as_ref()
-                .unwrap()
-                .ends_with("tokenizer.model")
-    );
-
-    // The same files in a folder are the same model.
-    let folder = TempDir::new().unwrap();
-    for name in SMALL.iter().chain(&["config.json", FILE]) {
-        let path = folder.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::copy(model.root.join(name), path).unwrap();
-    }
-    let local = resolve_with(
-        HubConfig::new(cache.path()),
-        folder.path().to_str().unwrap(),
-        &NoProgress,
-    )
-    .unwrap();
-    assert_eq!(companions(&local), companions(&model));
-}
-
-#[test]
-fn a_commit_that_python_fetched_in_part_is_made_whole_once() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    resolve(&hub, &cache).unwrap();
-    let root = cache.path().join("models--org--model");
-    assert!(
-        root.join(".no_exist")
-            .join(COMMIT)
-            .join("added_tokens.json")
-            .is_file(),
-        "as huggingface_hub marks it"
-    );
-    // Another program's cache: a file is missing, and nothing says that it does not exist.
-    hub.add("added_tokens.json", br#"{"<|user|>": 5}"#);
-    std::fs::remove_dir_all(root.join(".no_exist")).unwrap();
-    let name = format!("org/model@{COMMIT}");
-    let whole = resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
-    assert_eq!(companions(&whole), ["tokenizer.json", "added_tokens.json"]);
-    let before = hub.log().len();
-    resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
-    assert_eq!(hub.log().len(), before);
 }
 
 #[test]
@@ -430,47 +249,6 @@ fn slow_answers_about_a_file_have_a_time_out_of_their_own() {
     );
 }
 
-/// As with transformers, what was downloaded before stays usable.
-#[test]
-fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
-    for (name, reason) in [
-        ("org/gated", "403"),
-        ("org/private", "401"),
-        ("org/gone", "no such repository"),
-    ] {
-        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
-        resolve(&hub, &cache).unwrap();
-        let folder = |name: &str| {
-            cache
-                .path()
-                .join(format!("models--{}", name.replace('/', "--")))
-        };
-        std::fs::rename(folder("org/model"), folder(name)).unwrap();
-        is_right(&resolve_with(config(&hub, cache.path()), name, &restarts).unwrap());
-        let small = Hub::new(config(&hub, cache.path()))
-            .resolve_small(&name.parse().unwrap(), &restarts)
-            .unwrap();
-        assert_eq!(std::fs::read(small.config.unwrap()).unwrap(), CONFIG);
-        let reasons = restarts.0.lock().unwrap();
-        assert!(
-            reasons.len() == 2 && reasons.iter().all(|text| text.contains(reason)),
-            "{reasons:?}"
-        );
-    }
-}
-
-#[test]
-fn a_full_cache_is_not_written_to() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
-    resolve(&hub, &cache).unwrap();
-    let reference = cache.path().join("models--org--model/refs/main");
-    let written = || std::fs::metadata(&reference).unwrap().modified().unwrap();
-    let before = written();
-    std::thread::sleep(Duration::from_millis(20));
-    resolve(&hub, &cache).unwrap();
-    assert_eq!(written(), before);
-}
-
 #[test]
 fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
     let (hub, cache) = (model_hub(), TempDir::new().unwrap());
@@ -508,29 +286,5 @@ fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
             &NoProgress,
         )
         .unwrap();
-    }
-}
-
-#[test]
-fn repositories_of_other_kinds_say_what_to_do() {
-    for (file, expected) in [
-        (
-            "model-Q4_K_M.gguf",
-            "download one of its GGUF files, such as model-Q4_K_M.gguf",
-        ),
-        ("adapter_config.json", "merge it into its base model first"),
-        ("consolidated.safetensors", "a model's original weights"),
-        ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
-    ] {
-        let hub = FakeHub::start();
-        hub.add("config.json", b"{}");
-        hub.add(file, b"");
-        let error = resolve(&hub, &TempDir::new().unwrap())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("has no model.safetensors") && error.contains(expected),
-            "{error}"
-        );
     }
 }

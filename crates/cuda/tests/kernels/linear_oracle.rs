@@ -1,0 +1,228 @@
+//! An int8 layer with activations, by every kernel that computes it and by the oracle of
+//! `llm_int8_kernels::reference`.
+
+use crate::noise;
+use llm_int8_cuda::Device;
+use llm_int8_cuda::ops::{
+    Activation, Float, Int8Matrix, Output, QuantizedMemory, Residual, Source, gemv, product,
+    product_by, quantize,
+};
+use llm_int8_cuda::plan::Gemm;
+use llm_int8_kernels::reference::{self, ReferenceActivations};
+use llm_int8_kernels::{Activation as Host, Element, Isa, MatRef, OutlierScope, activation};
+
+/// Rows with a few outliers, one value exactly at the threshold.
+pub(crate) fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
+    let mut x: Vec<f32> = noise(rows * cols, seed).iter().map(|x| x * 3.0).collect();
+    for (i, value) in [
+        (0, 6.0f32),
+        (7, -40.5),
+        (cols + 3, 6.004),
+        (2 * cols + 7, 5.99),
+    ] {
+        if cols > 7 && i < x.len() {
+            x[i] = value;
+        }
+    }
+    x
+}
+
+pub(crate) struct Case<T> {
+    pub(crate) x: Vec<T>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) codes: Vec<i8>,
+    pub(crate) absmax: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+}
+
+impl<T: Float + Element> Case<T> {
+    pub(crate) fn new([rows, out_features, cols]: [usize; 3], seed: u64) -> Self {
+        let x = activations(rows, cols, seed)
+            .into_iter()
+            .map(T::of)
+            .collect();
+        let codes = noise(out_features * cols, seed + 1)
+            .iter()
+            .map(|x| (x * 127.0).round() as i8)
+            .collect();
+        let absmax = noise(out_features, seed + 2)
+            .iter()
+            .map(|x| x.abs() + 0.1)
+            .collect();
+        Self {
+            x,
+            rows,
+            cols,
+            codes,
+            absmax,
+            bias: noise(out_features, seed + 3),
+        }
+    }
+
+    pub(crate) fn reference(&self, threshold: f32, scope: OutlierScope) -> ReferenceActivations {
+        reference::quantize_activations(
+            MatRef::new(&self.x, self.rows, self.cols).unwrap(),
+            threshold,
+            scope,
+        )
+    }
+
+    pub(crate) fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
+        let codes = MatRef::new(&self.codes, self.absmax.len(), self.cols).unwrap();
+        let weight_of = |n: usize, column: u32| {
+            f32::from(self.codes[n * self.cols + column as usize]) * self.absmax[n] / 127.0
+        };
+        reference::linear(
+            &self.reference(threshold, scope),
+            codes,
+            &self.absmax,
+            Some(&self.bias),
+            weight_of,
+        )
+    }
+
+    pub(crate) fn matrix(&self, device: &Device) -> Int8Matrix {
+        let matrix = Int8Matrix::new(device, self.absmax.len(), self.cols).unwrap();
+        matrix.write_rows(0, &self.codes, &self.absmax).unwrap();
+        matrix
+    }
+
+    /// By `quantize` and `product`.
+    pub(crate) fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
+        let out = device.allocate::<T>(self.rows * n).unwrap();
+        let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
+        let source = Source::plain(x.all(), self.rows, self.cols);
+        let quantized = quantize(&source, threshold, by_row, &memory).unwrap();
+        let output = Output {
+            bias: Some(bias.all()),
+            ..Output::plain(out.all(), n)
+        };
+        product(&quantized, &matrix, &output).unwrap();
+        device.synchronize().unwrap();
+        out.to_vec()
+            .unwrap()
+            .into_iter()
+            .map(Element::to_f32)
+            .collect()
+    }
+
+    /// By `product_by`, twice with the same memory; with a function of the first outputs and a
+    /// residual where one is given.
+    pub(crate) fn by_division(
+        &self,
+        device: &Device,
+        by_row: bool,
+        division: Gemm,
+        function: Option<(Activation, Host)>,
+    ) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
+        let stream = device.upload(&noise(self.rows * n, 31)).unwrap();
+        let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
+        let source = Source::plain(x.all(), self.rows, self.cols);
+        let quantized = quantize(&source, 6.0, by_row, &memory).unwrap();
+        let results = [0, 1].map(|_| {
+            let out = device.allocate::<T>(self.rows * n).unwrap();
+            let mut output = Output {
+                bias: Some(bias.all()),
+                ..Output::plain(out.all(), n)
+            };
+            if let Some((function, _)) = function {
+                output.activation = Some((function, n - 2));
+                output.residual = Some(Residual {
+                    stream: stream.all(),
+                    stride: n,
+                    scale: 0.5,
+                });
+            }
+            product_by(Some(division), &quantized, &matrix, &output).unwrap();
+            device.synchronize().unwrap();
+            out.to_vec()
+                .unwrap()
+                .into_iter()
+                .map(Element::to_f32)
+                .collect::<Vec<f32>>()
+        });
+        assert_eq!(results[0], results[1]);
+        results.into_iter().next().unwrap()
+    }
+
+    /// What `by_division` with a function makes of what it gives without.
+    pub(crate) fn followed(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
+        let n = self.absmax.len();
+        let mut all = plain.to_vec();
+        for row in all.chunks_mut(n) {
+            activation::apply(Isa::scalar(), host, &mut row[..n - 2]);
+        }
+        all.iter()
+            .zip(noise(self.rows * n, 31))
+            .map(|(y, stream)| stream + 0.5 * y)
+            .collect()
+    }
+
+    pub(crate) fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
+        let (n, matrix) = (self.absmax.len(), self.matrix(device));
+        let (x, bias) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.bias).unwrap(),
+        );
+        let out = device.allocate::<T>(n).unwrap();
+        let output = Output {
+            bias: Some(bias.all()),
+            ..Output::plain(out.all(), n)
+        };
+        assert!(
+            gemv(
+                &Source::plain(x.all(), 1, self.cols),
+                threshold,
+                &matrix,
+                &output
+            )
+            .unwrap()
+        );
+        device.synchronize().unwrap();
+        out.to_vec()
+            .unwrap()
+            .into_iter()
+            .map(Element::to_f32)
+            .collect()
+    }
+}
+
+pub(crate) const FUNCTIONS: [(Activation, Host); 13] = [
+    (Activation::Gelu, Host::Gelu),
+    (Activation::GeluTanh, Host::GeluTanh),
+    (Activation::QuickGelu, Host::QuickGelu),
+    (Activation::Relu, Host::Relu),
+    (Activation::ReluSquared, Host::ReluSquared),
+    (Activation::Silu, Host::Silu),
+    (Activation::Tanh, Host::Tanh),
+    (Activation::GeluClipped, Host::GeluClipped),
+    (Activation::Laplace, Host::Laplace),
+    (Activation::LeakyRelu, Host::LeakyRelu),
+    (Activation::Mish, Host::Mish),
+    (Activation::Relu6, Host::Relu6),
+    (Activation::Sigmoid, Host::Sigmoid),
+];
+
+pub(crate) fn scope(by_row: bool) -> OutlierScope {
+    if by_row {
+        OutlierScope::Row
+    } else {
+        OutlierScope::Batch
+    }
+}
+
+/// Rounded once to the dtype, and sums of outliers in another order.
+pub(crate) fn tolerance<T: Float>() -> f32 {
+    if size_of::<T>() == 4 { 2e-6 } else { 5e-3 }
+}

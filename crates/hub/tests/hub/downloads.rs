@@ -1,0 +1,235 @@
+//! Connections that drop, stall and lie, and hubs that redirect.
+
+use crate::fake_hub::Fault;
+use crate::{Events, FILE, blobs, config, content, model_hub, resolve, resolve_with, weights};
+use llm_int8_hub::NoProgress;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+#[test]
+fn a_dropped_connection_is_continued_where_it_stopped() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, [Fault::DropAfter(10_000), Fault::DropAfter(5_000)]);
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    let ranges = hub.ranges(FILE);
+    assert_eq!(
+        ranges,
+        [
+            None,
+            Some("bytes=10000-".into()),
+            Some("bytes=15000-".into())
+        ]
+    );
+}
+
+#[test]
+fn a_stalled_connection_is_left_and_continued() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, [Fault::StallAfter(7_000)]);
+    let started = Instant::now();
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "it waited for the read time-out only"
+    );
+    assert_eq!(hub.ranges(FILE)[1], Some("bytes=7000-".into()));
+}
+
+#[test]
+fn an_interrupted_process_is_continued_by_the_next() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let mut impatient = config(&hub, cache.path());
+    impatient.max_retries = 0;
+    // The first process gets 12,345 bytes and gives up.
+    hub.faults(FILE, [Fault::DropAfter(12_345)]);
+    let error = resolve_with(impatient, "org/model", &NoProgress).unwrap_err();
+    assert!(
+        error.to_string().contains("it goes on from byte 12345"),
+        "{error}"
+    );
+    let incomplete = blobs(&cache)
+        .into_iter()
+        .find(|name| name.ends_with(".incomplete"))
+        .unwrap();
+    assert_eq!(
+        std::fs::metadata(
+            cache
+                .path()
+                .join("models--org--model/blobs")
+                .join(incomplete)
+        )
+        .unwrap()
+        .len(),
+        12_345
+    );
+    // The second goes on.
+    let events = Events::default();
+    let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
+    assert_eq!(content(&model), weights());
+    assert_eq!(
+        hub.ranges(FILE).last().unwrap().as_deref(),
+        Some("bytes=12345-")
+    );
+    assert_eq!(events.count("Start"), 1);
+    assert!(events.0.lock().unwrap()[0].contains("resumed_from: 12345"));
+}
+
+#[test]
+fn server_errors_and_retry_after_are_waited_for() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.api_faults([Fault::Status(503, None), Fault::Status(429, Some("1"))]);
+    hub.faults(
+        FILE,
+        [Fault::Status(500, None), Fault::Status(429, Some("1"))],
+    );
+    let started = Instant::now();
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        started.elapsed() >= Duration::from_secs(2),
+        "both Retry-After were honoured"
+    );
+}
+
+#[test]
+fn failing_for_good_says_how_often_and_why() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, std::iter::repeat_n(Fault::Status(502, None), 20));
+    let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+    assert!(
+        error.contains("could not be downloaded after 6 tries: the server answered 502"),
+        "{error}"
+    );
+    assert_eq!(hub.ranges(FILE).len(), 6);
+}
+
+#[test]
+fn wrong_bytes_are_fetched_once_more_and_never_reach_the_cache() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, [Fault::WrongBytes]);
+    let events = Events::default();
+    let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
+    assert_eq!((content(&model), events.count("Restart")), (weights(), 1));
+
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, [Fault::WrongBytes, Fault::WrongBytes]);
+    let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+    assert!(
+        error.contains("arrived damaged each time (its SHA-256 is"),
+        "{error}"
+    );
+    assert_eq!(
+        blobs(&cache).len(),
+        2,
+        "neither blob nor remainder: {:?}",
+        blobs(&cache)
+    );
+}
+
+#[test]
+fn a_wrong_beginning_of_an_earlier_download_is_found_out() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let etag = hub.add(FILE, &weights());
+    let folder = cache.path().join("models--org--model/blobs");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (beginning, name) in [
+        (vec![9u8; 500], "other bytes"),
+        (vec![9u8; 50_000], "longer than the file"),
+        (vec![9u8; 40_000], "complete and wrong"),
+    ] {
+        std::fs::write(folder.join(format!("{etag}.incomplete")), beginning).unwrap();
+        assert_eq!(
+            content(&resolve(&hub, &cache, "org/model").unwrap()),
+            weights(),
+            "{name}"
+        );
+        std::fs::remove_dir_all(cache.path().join("models--org--model/snapshots")).unwrap();
+        std::fs::remove_file(folder.join(&etag)).unwrap();
+    }
+}
+
+#[test]
+fn git_files_are_checked_too() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    // printf '{}' | git hash-object --stdin
+    hub.add_with_etag(
+        "config.json",
+        b"{}",
+        "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+    );
+    hub.faults("config.json", [Fault::WrongBytes]);
+    let model = resolve(&hub, &cache, "org/model").unwrap();
+    assert_eq!(std::fs::read(model.config).unwrap(), b"{}");
+}
+
+#[test]
+fn mirrors_without_ranges_or_content_range_work() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    hub.faults(FILE, [Fault::DropAfter(10_000), Fault::NoContentRange]);
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert_eq!(
+        hub.ranges(FILE).len(),
+        2,
+        "206 without Content-Range was continued"
+    );
+    for fault in [Fault::NoRanges, Fault::WrongRange] {
+        let (hub, cache, events) = (model_hub(), TempDir::new().unwrap(), Events::default());
+        hub.faults(FILE, [Fault::DropAfter(10_000), fault.clone()]);
+        let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
+        assert_eq!(
+            (content(&model), events.count("Restart")),
+            (weights(), 1),
+            "{fault:?}"
+        );
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
+    let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+    hub.redirect_bodies_to(&cdn);
+    cdn.faults(FILE, [Fault::DropAfter(20_000)]);
+    assert_eq!(
+        content(&resolve(&hub, &cache, "org/model").unwrap()),
+        weights()
+    );
+    assert!(
+        hub.log()
+            .iter()
+            .all(|request| request.authorization.as_deref() == Some("Bearer hf_secret"))
+    );
+    assert!(
+        !cdn.log().is_empty()
+            && cdn
+                .log()
+                .iter()
+                .all(|request| request.authorization.is_none())
+    );
+    assert_eq!(cdn.ranges(FILE)[1].as_deref(), Some("bytes=20000-"));
+}
+
+#[test]
+fn without_a_token_no_request_speaks_of_one() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let mut config = config(&hub, cache.path());
+    config.token = None;
+    resolve_with(config, "org/model", &NoProgress).unwrap();
+    assert!(
+        !hub.log().is_empty()
+            && hub
+                .log()
+                .iter()
+                .all(|request| request.authorization.is_none())
+    );
+}

@@ -1,0 +1,131 @@
+//! Downloads from a hub on the loopback interface that misbehaves on request.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod cache;
+mod companions;
+mod downloads;
+mod fake_hub;
+mod mirrors;
+mod repositories;
+
+use fake_hub::FakeHub;
+use llm_int8_hub::{
+    Hub, HubConfig, HubError, ModelFiles, ModelRef, NoProgress, Progress, ProgressEvent,
+};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const FILE: &str = "model.safetensors";
+const CONFIG: &[u8] = br#"{"model_type": "gpt2"}"#;
+
+/// 40,000 bytes that differ everywhere.
+fn weights() -> Vec<u8> {
+    (0..40_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+fn model_hub() -> FakeHub {
+    let hub = FakeHub::start();
+    hub.add("config.json", CONFIG);
+    hub.add("tokenizer.json", b"{}");
+    hub.add(FILE, &weights());
+    for unwanted in [
+        "README.md",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "pytorch_model.bin",
+        "onnx/vocab.json",
+    ] {
+        hub.add(unwanted, b"unwanted");
+    }
+    hub
+}
+
+fn config(hub: &FakeHub, cache: &Path) -> HubConfig {
+    let mut config = HubConfig::new(cache);
+    config.endpoint = hub.endpoint();
+    config.token = Some("hf_secret".into());
+    config.connect_timeout = Duration::from_secs(2);
+    config.read_timeout = Duration::from_millis(300);
+    config.base_delay = Duration::from_millis(5);
+    config.max_delay = Duration::from_millis(1500);
+    config
+}
+
+fn resolve(hub: &FakeHub, cache: &TempDir, name: &str) -> Result<ModelFiles, HubError> {
+    resolve_with(config(hub, cache.path()), name, &NoProgress)
+}
+
+fn resolve_with(
+    config: HubConfig,
+    name: &str,
+    progress: &dyn Progress,
+) -> Result<ModelFiles, HubError> {
+    Hub::new(config).resolve(&name.parse::<ModelRef>().unwrap(), progress)
+}
+
+fn content(model: &ModelFiles) -> Vec<u8> {
+    std::fs::read(&model.weights.files()[0]).unwrap()
+}
+
+fn blobs(cache: &TempDir) -> Vec<String> {
+    let folder = cache.path().join("models--org--model/blobs");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// What was told of a download, without how far it is.
+#[derive(Default)]
+struct Events(Mutex<Vec<String>>);
+
+impl Progress for Events {
+    fn event(&self, event: &ProgressEvent<'_>) {
+        if !matches!(event, ProgressEvent::Advance { .. }) {
+            self.0.lock().unwrap().push(format!("{event:?}"));
+        }
+    }
+}
+
+impl Events {
+    fn count(&self, kind: &str) -> usize {
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| event.starts_with(kind))
+            .count()
+    }
+}
+
+/// The files of [`model_hub`] as they are there.
+fn is_right(model: &ModelFiles) {
+    assert_eq!(std::fs::read(&model.config).unwrap(), CONFIG);
+    assert_eq!(std::fs::read(&model.weights.files()[0]).unwrap(), weights());
+}
+
+/// Why something was begun anew or taken from the cache.
+#[derive(Default)]
+struct Restarts(Mutex<Vec<String>>);
+
+impl Progress for Restarts {
+    fn event(&self, event: &ProgressEvent<'_>) {
+        if let ProgressEvent::Restart { reason, .. } | ProgressEvent::UsingCache { reason } = event
+        {
+            self.0.lock().unwrap().push(reason.clone());
+        }
+    }
+}

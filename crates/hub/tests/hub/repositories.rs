@@ -1,0 +1,116 @@
+//! What repositories hold: shards, headers, no model at all, or nothing for this user.
+
+use crate::fake_hub::{FakeHub, Fault};
+use crate::{FILE, blobs, config, model_hub, resolve};
+use llm_int8_hub::{Hub, NoProgress};
+use tempfile::TempDir;
+
+#[test]
+fn shards_are_fetched_and_nothing_outside_the_folder() {
+    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+    hub.add("config.json", b"{}");
+    hub.add("a.safetensors", b"one");
+    hub.add("b.safetensors", b"two");
+    hub.add(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}"#,
+    );
+    let model = resolve(&hub, &cache, "org/model").unwrap();
+    assert_eq!(model.weights.files().len(), 2);
+    hub.add(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"x": "../../../evil"}}"#,
+    );
+    let cache = TempDir::new().unwrap();
+    let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+    assert!(error.contains("not a plain file name"), "{error}");
+}
+
+#[test]
+fn headers_are_read_without_the_weights() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let json = br#"{"w":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}"#;
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend(json);
+    file.extend(vec![0u8; 400_000]);
+    hub.add(FILE, &file);
+    for fault in [None, Some(Fault::NoRanges)] {
+        hub.faults(FILE, fault);
+        let found = Hub::new(config(&hub, cache.path()))
+            .resolve_metadata(&"org/model".parse().unwrap(), &NoProgress)
+            .unwrap();
+        assert_eq!(found.headers[0].json, json);
+        assert_eq!(found.headers[0].file_len, file.len() as u64);
+    }
+    assert!(
+        hub.ranges(FILE)
+            .iter()
+            .all(|range| range.as_deref() == Some("bytes=0-131071"))
+    );
+    assert_eq!(blobs(&cache).len(), 1, "config.json only");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let text = |name: &str| resolve(&hub, &cache, name).unwrap_err().to_string();
+    let gated = text("org/gated");
+    assert!(
+        gated.contains("(403)")
+            && gated.contains("accept its licence")
+            && gated.contains("HF_TOKEN"),
+        "{gated}"
+    );
+    assert!(text("org/private").contains("(401)"));
+    let missing = text("gpt2-lrage");
+    assert!(
+        missing.contains("there is no model gpt2-lrage")
+            && missing.contains("did you mean gpt2-large"),
+        "{missing}"
+    );
+    let revision = text("org/model@nope");
+    assert!(revision.contains("no revision `nope`"), "{revision}");
+}
+
+#[test]
+fn a_repository_without_a_model_is_said_to_be_none() {
+    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+    hub.add("README.md", b"");
+    assert!(
+        resolve(&hub, &cache, "org/model")
+            .unwrap_err()
+            .to_string()
+            .contains("has no config.json")
+    );
+    hub.add("config.json", b"{}");
+    assert!(
+        resolve(&hub, &cache, "org/model")
+            .unwrap_err()
+            .to_string()
+            .contains("has no model.safetensors")
+    );
+}
+
+#[test]
+fn repositories_of_other_kinds_say_what_to_do() {
+    for (file, expected) in [
+        (
+            "model-Q4_K_M.gguf",
+            "download one of its GGUF files, such as model-Q4_K_M.gguf",
+        ),
+        ("adapter_config.json", "merge it into its base model first"),
+        ("consolidated.safetensors", "a model's original weights"),
+        ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
+    ] {
+        let hub = FakeHub::start();
+        hub.add("config.json", b"{}");
+        hub.add(file, b"");
+        let error = resolve(&hub, &TempDir::new().unwrap(), "org/model")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("has no model.safetensors") && error.contains(expected),
+            "{error}"
+        );
+    }
+}

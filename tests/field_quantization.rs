@@ -1,0 +1,305 @@
+//! Weights that `config.json` or their own layers call 8 bit, in the ways people have them, beside
+//! what transformers makes of them (`golden/field/weights.json`).
+
+use crate::support::field_llama::{
+    UP, config, distance, expected, floats_in_f32, folder, int8_in_f32, load, ones, tensors,
+    warnings,
+};
+use crate::support::{golden, llm_int8};
+use llm_int8::decoder::LoadOptions;
+use llm_int8::nn::linear::Int8Config;
+use llm_int8::nn::module::SkipList;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn in_8_bit(more: Value) -> Value {
+    let mut config = config();
+    config["quantization_config"] = more;
+    config
+}
+
+#[test]
+fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
+    let flag = json!({ "load_in_8bit": true });
+    let with = |key: &str, value: Value| {
+        let mut config = flag.clone();
+        config[key] = value;
+        config
+    };
+    let defaults = distance(
+        &load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(),
+        "int8",
+    );
+    assert!(defaults < 0.02, "{defaults}");
+    for (case, stored) in [
+        ("int8", flag.clone()),
+        ("int8_gptq_too", with("quant_method", "gptq".into())),
+        ("int8_threshold", with("llm_int8_threshold", 0.5.into())),
+        (
+            "int8_skip",
+            with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
+        ),
+        (
+            "int8_skip_nothing",
+            with("llm_int8_skip_modules", json!([])),
+        ),
+        (
+            "int8_skip_paths",
+            with(
+                "llm_int8_skip_modules",
+                json!(["lm_head", "ers.1", "q_proj"]),
+            ),
+        ),
+        (
+            "int8_fp16_weight",
+            with("llm_int8_has_fp16_weight", true.into()),
+        ),
+    ] {
+        let folder = folder(&in_8_bit(stored), &tensors());
+        let model = load(folder.path(), &int8_in_f32()).unwrap();
+        let mut layers: Vec<String> = model
+            .load_report()
+            .layers
+            .replaced
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        layers.sort();
+        assert_eq!(json!(layers), expected(case)["int8_layers"], "{case}");
+        assert!(
+            distance(&model, case) < 0.02,
+            "{case}: {}",
+            distance(&model, case)
+        );
+        assert!(!model.is_prequantized() && warnings(&model).is_empty());
+        // Whoever asks for floats gets them.
+        assert!(
+            distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5,
+            "{case}"
+        );
+    }
+    let folder = folder(
+        &in_8_bit(with("llm_int8_threshold", 0.5.into())),
+        &tensors(),
+    );
+    let threshold = |options: LoadOptions| {
+        load(folder.path(), &options)
+            .unwrap()
+            .decoder()
+            .int8_config()
+            .unwrap()
+            .threshold
+    };
+    assert_eq!(threshold(int8_in_f32()), 0.5);
+    assert_eq!(
+        threshold(LoadOptions {
+            threshold: Some(3.0),
+            ..int8_in_f32()
+        }),
+        3.0
+    );
+    assert_eq!(
+        threshold(LoadOptions {
+            int8: Some(Int8Config {
+                threshold: 9.0,
+                ..Int8Config::default()
+            }),
+            ..int8_in_f32()
+        }),
+        0.5
+    );
+    let mine = LoadOptions {
+        skip_modules: SkipList::new(["layers.1"]),
+        ..int8_in_f32()
+    };
+    assert_eq!(
+        load(folder.path(), &mine)
+            .unwrap()
+            .load_report()
+            .layers
+            .replaced
+            .len(),
+        7,
+        "names are added"
+    );
+}
+
+#[test]
+fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
+    let stored = json!({ "load_in_8bit": true, "llm_int8_skip_modules": [] });
+    let source = folder(&in_8_bit(stored), &tensors());
+    let scratch = TempDir::new().unwrap();
+    let target = scratch.path().join("saved");
+    let output = llm_int8(&[
+        "quantize",
+        &source.path().display().to_string(),
+        "-o",
+        &target.display().to_string(),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        saved["quantization_config"]["llm_int8_skip_modules"],
+        json!([])
+    );
+    let model = load(&target, &int8_in_f32()).unwrap();
+    assert!(model.is_prequantized() && model.load_report().layers.kept.is_empty());
+}
+
+#[test]
+fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
+    let source = folder(&in_8_bit(json!({ "load_in_8bit": true })), &tensors());
+    let scratch = TempDir::new().unwrap();
+    let target = scratch.path().join("saved");
+    let output = llm_int8(&[
+        "quantize",
+        &source.path().display().to_string(),
+        "-o",
+        &target.display().to_string(),
+    ]);
+    assert!(output.status.success());
+    let mut mixed = crate::support::tensors_of(&target);
+    mixed.insert(
+        format!("{UP}.weight"),
+        tensors()[&format!("{UP}.weight")].clone(),
+    );
+    mixed.remove(&format!("{UP}.SCB"));
+    mixed.remove(&format!("{UP}.weight_format"));
+    let mut saved: Value =
+        serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
+    assert!(model.is_prequantized() && model.load_report().layers.replaced.len() == 14);
+    assert!(distance(&model, "int8_mixed") < 0.02);
+
+    // Without a config nobody says that the float was to become int8.
+    saved.as_object_mut().unwrap().remove("quantization_config");
+    let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
+    assert_eq!(model.load_report().layers.replaced.len(), 13);
+    let error = load(folder(&saved, &mixed).path(), &floats_in_f32())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("int8 already"), "{error}");
+
+    // An absmax beside floats is a leftover, unless config.json says that it counts.
+    let mut leftover = tensors();
+    leftover.insert(format!("{UP}.SCB"), ones(&[32]));
+    let model = load(folder(&config(), &leftover).path(), &floats_in_f32()).unwrap();
+    assert!(warnings(&model)[0].contains("up_proj.SCB"));
+    let flagged = in_8_bit(json!({ "load_in_8bit": true }));
+    let error = load(folder(&flagged, &leftover).path(), &int8_in_f32())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(UP) && error.contains("float and not I8"),
+        "{error}"
+    );
+}
+
+#[test]
+fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
+    for (case, stored, method) in [
+        (
+            "unknown_method",
+            json!({ "quant_method": "exl2", "bits": 4 }),
+            "`exl2`",
+        ),
+        (
+            "no_flag",
+            json!({ "quant_method": "bitsandbytes", "load_in_8bit": false, "load_in_4bit": false }),
+            "`bitsandbytes`",
+        ),
+    ] {
+        let folder = folder(&in_8_bit(stored), &tensors());
+        let model = load(folder.path(), &floats_in_f32()).unwrap();
+        assert!(distance(&model, case) < 1e-5);
+        assert!(
+            warnings(&model)[0].contains(method),
+            "{:?}",
+            warnings(&model)
+        );
+        // As for any other floats, 8 bit is what the caller asks for.
+        let model = load(folder.path(), &int8_in_f32()).unwrap();
+        assert_eq!(model.load_report().layers.replaced.len(), 14);
+    }
+    for (stored, message) in [
+        (
+            json!({ "quant_method": "gptq", "bits": 4 }),
+            "quantised by `gptq`",
+        ),
+        (json!({ "quant_method": "awq" }), "quantised by `awq`"),
+        (json!({ "quant_method": "fp8" }), "quantised by `fp8`"),
+        (json!({ "quant_method": "mxfp4" }), "quantised by `mxfp4`"),
+        (
+            json!({ "quant_method": "compressed-tensors" }),
+            "quantised by `compressed-tensors`",
+        ),
+        (
+            json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }),
+            "bitsandbytes in 4 bit",
+        ),
+        (
+            json!({ "load_in_4bit": true, "load_in_8bit": true }),
+            "are both true",
+        ),
+        (json!({ "bits": 4, "group_size": 64 }), "no `quant_method`"),
+        (
+            json!({ "load_in_8bit": "yes" }),
+            "`load_in_8bit` is \"yes\"",
+        ),
+        (
+            json!({ "load_in_8bit": true, "llm_int8_skip_modules": "lm_head" }),
+            "a list of names was expected",
+        ),
+        (
+            json!({ "load_in_8bit": true, "llm_int8_threshold": -1 }),
+            "a number from 0 up",
+        ),
+    ] {
+        let folder = folder(&in_8_bit(stored), &tensors());
+        for options in [floats_in_f32(), int8_in_f32()] {
+            let error = load(folder.path(), &options).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+    // An unknown method is named where tensors are missing.
+    let mut packed = tensors();
+    packed.remove(&format!("{UP}.weight"));
+    packed.insert(format!("{UP}.q_weight"), ones(&[1]));
+    let folder = folder(&in_8_bit(json!({ "quant_method": "exl2" })), &packed);
+    let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
+    assert!(
+        error.contains("up_proj.weight") && error.contains("quantised by `exl2`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn int8_in_a_pickle_is_read_with_the_layout_as_a_text() {
+    let model = load(&golden("field/llama_int8_bin"), &int8_in_f32()).unwrap();
+    assert!(model.is_prequantized() && warnings(&model).is_empty());
+    assert!(distance(&model, "int8") < 0.02);
+    let bytes = std::fs::read(golden("field/llama_int8_bin/pytorch_model.bin")).unwrap();
+    let place = bytes
+        .windows(8)
+        .position(|bytes| bytes == b"X\x03\0\0\0row")
+        .unwrap();
+    let mut changed = bytes;
+    changed[place + 5..place + 8].copy_from_slice(b"col");
+    let folder = TempDir::new().unwrap();
+    std::fs::copy(
+        golden("field/llama_int8_bin/config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
+    std::fs::write(folder.path().join("pytorch_model.bin"), changed).unwrap();
+    let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
+    assert!(
+        error.contains("only 'row' weight format is supported, got col"),
+        "{error}"
+    );
+}
