@@ -9,6 +9,7 @@ use candle_core::{DType, Tensor};
 use half::f16;
 use llm_int8::decoder::{LoadOptions, WeightDtype};
 use llm_int8::hub::HubConfig;
+use llm_int8::nn::linear::{Int8Config, OutlierWeights};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};
@@ -406,4 +407,22 @@ fn other_quantisations_are_refused_by_name() {
         error.contains("`gptq`") && error.contains("unquantised checkpoint"),
         "{error}"
     );
+}
+
+#[test]
+fn an_error_while_computing_names_the_layer() {
+    let folder = golden("bnb_checkpoints/gpt2");
+    let int8 = Int8Config {
+        outlier_weights: OutlierWeights::Original,
+        ..Int8Config::default()
+    };
+    let options = LoadOptions {
+        // Every activation is an outlier, and a saved 8-bit layer has no floats to take it from.
+        threshold: Some(1e-6),
+        int8: Some(int8),
+        ..LoadOptions::default()
+    };
+    let error = load(&folder, options).logits(&row0("gpt2")).unwrap_err();
+    let expected = "layer `transformer.h.0.attn.c_attn` has no full-precision weights";
+    assert!(error.to_string().starts_with(expected), "{error}");
 }

@@ -125,8 +125,8 @@ impl Decoder {
     /// A decoder without values; `dtype` is what its float parameters will be stored in.
     ///
     /// # Errors
-    /// [`DecoderError::Config`](crate::DecoderError::Config) for a combination of parts that cannot be
-    /// computed.
+    /// [`DecoderError::Config`](crate::DecoderError::Config) for a combination of parts that cannot
+    /// be computed.
     pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Result<Self> {
         let plan = Plan::of(&spec)?;
         let (mut model, mut block) = (Parts::default(), Parts::default());
@@ -137,7 +137,8 @@ impl Decoder {
             }
         }
         let blocks = vec![block; spec.layers.len()];
-        Ok(Self {
+
+        let mut decoder = Self {
             plan,
             model,
             blocks,
@@ -145,7 +146,15 @@ impl Decoder {
             spec,
             dtype,
             isa,
-        })
+        };
+        for (path, slot) in decoder.paths() {
+            match decoder.part_mut(slot) {
+                Some(Part::Linear(linear)) => linear.set_path(path),
+                Some(Part::Embedding(table)) => table.set_path(path),
+                _ => {}
+            }
+        }
+        Ok(decoder)
     }
 
     /// What it does with tokens, step by step.

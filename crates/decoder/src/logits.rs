@@ -88,8 +88,8 @@ impl<'a> Logits<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`DecoderError::NonFiniteLogits`]; [`DecoderError::Cuda`]; [`DecoderError::Input`] for a row that is not
-    /// there.
+    /// [`DecoderError::NonFiniteLogits`]; [`DecoderError::Cuda`]; [`DecoderError::Input`] for a row
+    /// that is not there.
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
         let range = self.range(row)?;
         let shape = [self.rows, self.vocabulary];

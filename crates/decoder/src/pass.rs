@@ -17,9 +17,10 @@ impl Decoder {
     /// requests, one sequence after the other.
     ///
     /// # Errors
-    /// [`DecoderError::ContextExceeded`] where a cache and its new tokens do not fit into the model's
-    /// positions; [`DecoderError::Input`] for a sequence without tokens or an id beyond the vocabulary;
-    /// [`NnError::NotLoaded`]. After an error the caches hold nothing usable.
+    /// [`DecoderError::ContextExceeded`] where a cache and its new tokens do not fit into the
+    /// model's positions; [`DecoderError::Input`] for a sequence without tokens or an id beyond the
+    /// vocabulary; [`NnError::NotLoaded`](llm_int8_nn::NnError). After an error the caches hold
+    /// nothing usable.
     pub fn forward(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Vec<f32>> {
         self.logits_of(sequences)?.into_vec()
     }
@@ -64,7 +65,7 @@ impl Decoder {
     /// `ids` u32 `[B, T]`; the result f32 `[B, T, V]`.
     ///
     /// # Errors
-    /// As [`Decoder::forward`]; [`NnError::Candle`] where `ids` are not u32 of two dimensions.
+    /// As [`Decoder::forward`]; [`DecoderError::Candle`] where `ids` are not u32 of two dimensions.
     pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
         let rows = ids.to_vec2::<u32>()?;
         let mut caches: Vec<KvCache> = rows.iter().map(|_| self.new_cache()).collect();

@@ -23,7 +23,8 @@ impl Decoder {
     /// tied head is left out, as `save_pretrained` leaves it out.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`](llm_int8_nn::NnError); [`DecoderError::Config`] for a model whose head and token table are int8.
+    /// [`NnError::NotLoaded`](llm_int8_nn::NnError); [`DecoderError::Config`] for a model whose
+    /// head and token table are int8.
     pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
         if self.has_int8_head() {
             let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \

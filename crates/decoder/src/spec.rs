@@ -326,9 +326,9 @@ fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result
         .map_or(positions, |window| window.min(positions)))
 }
 
-/// The same keys with a `model_type` where they have none, as files of before 2020 do: the family of
-/// the class that `architectures` names, or the one whose `model_type` stands in the model's `name`,
-/// the longest first, which is how transformers guesses.
+/// The same keys with a `model_type` where they have none, as files of before 2020 do: the family
+/// of the class that `architectures` names, or the one whose `model_type` stands in the model's
+/// `name`, the longest first, which is how transformers guesses.
 pub fn with_model_type(mut config: ModelConfig, name: &str) -> ModelConfig {
     if config.has("model_type") {
         return config;

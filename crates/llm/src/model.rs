@@ -63,8 +63,8 @@ impl AutoModelForCausalLM {
     /// `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Decoder`] where it cannot be
-    /// loaded.
+    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Decoder`] where it cannot
+    /// be loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
     }
@@ -292,8 +292,8 @@ impl AutoModelForCausalLM {
     /// Logits of every position: f32 `[1, tokens, vocabulary]`.
     ///
     /// # Errors
-    /// [`LlmError::EmptyPrompt`]; [`LlmError::Decoder`] for ids beyond the vocabulary or too many of
-    /// them.
+    /// [`LlmError::EmptyPrompt`]; [`LlmError::Decoder`] for ids beyond the vocabulary or too many
+    /// of them.
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         if ids.is_empty() {
             return Err(LlmError::EmptyPrompt);

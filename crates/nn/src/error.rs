@@ -122,7 +122,7 @@ pub enum NnError {
         /// Where it was read.
         file: String,
         /// What the kernel said.
-        source: llm_int8_kernels::KernelError,
+        source: Box<llm_int8_kernels::KernelError>,
     },
     /// An 8-bit checkpoint of bitsandbytes whose quantisation state is not usable.
     #[error("the 8-bit state of `{layer}` is not usable: {reason}")]

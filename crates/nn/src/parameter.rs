@@ -37,8 +37,11 @@ impl FloatParameter {
     /// [`NnError::Input`] where the tensor is not f16, bf16 or f32.
     pub fn loaded(tensor: Tensor) -> Result<Self> {
         let dtype = FloatDtype::from_candle(tensor.dtype()).ok_or_else(|| NnError::Input {
-            layer: "parameter".into(),
-            reason: format!("{:?} is not f16, bf16 or f32", tensor.dtype()),
+            layer: "a parameter".into(),
+            reason: format!(
+                "its values are {:?}; f16, bf16 or f32 is needed",
+                tensor.dtype()
+            ),
         })?;
         let shape = tensor.dims().to_vec();
         Ok(Self {
@@ -52,14 +55,16 @@ impl FloatParameter {
     /// Gives a declared parameter its values.
     ///
     /// # Errors
-    /// [`NnError::WrongShape`] where the shape is not the declared one.
+    /// [`NnError::Input`] where the shape is not the declared one.
     pub fn fill(&mut self, tensor: Tensor) -> Result<()> {
         if tensor.dims() != self.shape {
-            return Err(NnError::WrongShape {
-                name: "parameter".into(),
-                file: "memory".into(),
-                found: tensor.dims().to_vec(),
-                expected: self.shape.clone(),
+            return Err(NnError::Input {
+                layer: "a parameter".into(),
+                reason: format!(
+                    "its values are {:?}; {:?} is needed",
+                    tensor.dims(),
+                    self.shape
+                ),
             });
         }
         *self = Self::loaded(tensor)?;

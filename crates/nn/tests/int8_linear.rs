@@ -99,12 +99,18 @@ fn empty_inputs_give_empty_outputs() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_its_shape() {
-    let (_, int8) = layer(24, 13, Int8Config::default());
+    let (_, mut int8) = layer(24, 13, Int8Config::default());
     let wrong = Tensor::zeros((2, 12), DType::F32, &Device::Cpu).unwrap();
     let error = int8.forward(&wrong).unwrap_err().to_string();
     assert_eq!(
         error,
         "Linear8bitLt: the input's shape is [2, 12]; its last dimension must be 13"
+    );
+    int8.set_path("transformer.h.3.mlp.c_fc".into());
+    let error = int8.forward(&wrong).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "transformer.h.3.mlp.c_fc: the input's shape is [2, 12]; its last dimension must be 13"
     );
     let ids = Tensor::zeros((2, 13), DType::U32, &Device::Cpu).unwrap();
     assert!(

@@ -262,8 +262,8 @@ impl<'a> LlamaStyle<'a> {
     /// The rotation config.json asks for.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for one that is not known, and for a share of a head in a family that
-    /// rotates all of it.
+    /// [`DecoderError::Config`] for one that is not known, and for a share of a head in a family
+    /// that rotates all of it.
     pub(super) fn rope(&self) -> Result<Rope> {
         if !self.rotates_partly {
             refuse_partial_rotation(self.config, self.class, self.head)?;

@@ -171,10 +171,12 @@ impl Decoder {
     /// Loads a model: each tensor is read from the checkpoint, cast or quantised, and dropped.
     ///
     /// # Errors
-    /// [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`]; [`DecoderError::MissingTensor`],
-    /// [`DecoderError::UnexpectedTensors`], [`NnError::WrongShape`], [`NnError::WrongDtype`] where the
-    /// checkpoint is not the one `config.json` speaks of; [`NnError::Quantise`] for weights that
-    /// are not finite in f16; [`NnError::UnknownModule`] for the skip list. Tensors without a place
+    /// [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`];
+    /// [`DecoderError::MissingTensor`], [`DecoderError::UnexpectedTensors`],
+    /// [`NnError::WrongShape`](llm_int8_nn::NnError), [`NnError::WrongDtype`](llm_int8_nn::NnError)
+    /// where the checkpoint is not the one `config.json` speaks of;
+    /// [`NnError::Quantise`](llm_int8_nn::NnError) for weights that are not finite in f16;
+    /// [`NnError::UnknownModule`](llm_int8_nn::NnError) for the skip list. Tensors without a place
     /// are an error only where the options are strict.
     pub fn load(
         config: &ModelConfig,

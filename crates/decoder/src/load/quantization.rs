@@ -55,8 +55,8 @@ impl StoredQuantization {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for a method that is known and not supported, or for settings without
-    /// sense.
+    /// [`DecoderError::Config`] for a method that is known and not supported, or for settings
+    /// without sense.
     pub(super) fn of(config: &ModelConfig) -> Result<Self> {
         let Some(stored) = config.quantization() else {
             return Ok(Self::default());

@@ -11,7 +11,8 @@ impl Plan {
     /// The plan of a decoder.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for a combination of parts that no executor can compute, by its name.
+    /// [`DecoderError::Config`] for a combination of parts that no executor can compute, by its
+    /// name.
     pub fn of(spec: &DecoderSpec) -> Result<Self> {
         let mut builder = Builder::new(spec);
         let embed = builder.embed()?;

@@ -88,8 +88,8 @@ impl<'m> Generation<'m> {
     /// # Errors
     /// [`LlmError::Setting`] for a setting without sense; [`LlmError::EmptyPrompt`] and
     /// [`LlmError::ContextExceeded`] for a prompt that leaves no room or has nothing in it;
-    /// [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`]; [`LlmError::Decoder`] for ids beyond the
-    /// vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
+    /// [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`]; [`LlmError::Decoder`] for ids beyond
+    /// the vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
     pub fn run(self) -> Result<Generated> {
         let mut pieces = self.pieces()?;
         for piece in &mut pieces {

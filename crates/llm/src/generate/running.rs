@@ -192,7 +192,8 @@ impl<'m> Running<'m> {
 /// pieces to `events`, or the error that ended it alone.
 ///
 /// # Errors
-/// [`LlmError::Decoder`](crate::LlmError::Decoder) where the pass fails: none of the sequences can go on.
+/// [`LlmError::Decoder`](crate::LlmError::Decoder) where the pass fails: none of the sequences can
+/// go on.
 pub(super) fn pass(
     decoder: &Decoder,
     running: &mut [Running<'_>],

@@ -153,9 +153,9 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Memory for `length` values in large pages, zeroed by the system when first touched, and the index
-/// of the first one to use, which begins a cache line: vector loads that cross lines cost a tenth of
-/// the bandwidth.
+/// Memory for `length` values in large pages, zeroed by the system when first touched, and the
+/// index of the first one to use, which begins a cache line: vector loads that cross lines cost a
+/// tenth of the bandwidth.
 fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
     let mut memory: Vec<T> = bytemuck::zeroed_vec(length + LINE / size_of::<T>());
     prefer_large(&mut memory);
@@ -228,7 +228,7 @@ fn quantize<S: Element + Pod>(
         NnError::Kernel(source) => NnError::Quantise {
             name: view.name.clone(),
             file: view.file.to_owned(),
-            source,
+            source: Box::new(source),
         },
         other => other,
     })

@@ -3,7 +3,7 @@
 use crate::dtype::{FloatDtype, ParameterDtype};
 use crate::error::{NnError, Result};
 use crate::linear::Int8Weight;
-use crate::module::{Module, Node, Parameter};
+use crate::module::{Module, ModulePath, Node, Parameter};
 use crate::parameter::FloatParameter;
 use candle_core::{CpuStorage, Storage};
 use llm_int8_kernels::{Element, Isa};
@@ -11,6 +11,7 @@ use llm_int8_kernels::{Element, Isa};
 /// `torch.nn.Embedding`: weight `[rows, width]`.
 #[derive(Debug, Clone)]
 pub struct Embedding {
+    path: ModulePath,
     class: String,
     padding: Option<usize>,
     weight: FloatParameter,
@@ -34,6 +35,7 @@ impl Embedding {
     ) -> Self {
         let weight = FloatParameter::declared([rows, width], dtype);
         Self {
+            path: ModulePath::root(),
             class: class.to_owned(),
             padding,
             weight,
@@ -49,14 +51,10 @@ impl Embedding {
         let [rows, width] = self.shape();
         let targets = out.chunks_exact_mut(width).zip(ids);
         let checked = targets.map(|(out, id)| {
-            let reason = format!("row {id} is beyond the table of {rows}");
             if id < rows {
                 Ok((out, id))
             } else {
-                Err(NnError::Input {
-                    layer: self.class.clone(),
-                    reason,
-                })
+                Err(self.input_error(format!("row {id} is beyond the table of {rows}")))
             }
         });
         match &self.int8 {
@@ -73,11 +71,7 @@ impl Embedding {
         let (storage, layout) = self.weight.tensor()?.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
         else {
-            let reason = "the table is not on the CPU".into();
-            return Err(NnError::Input {
-                layer: self.class.clone(),
-                reason,
-            });
+            return Err(self.input_error("the table is not on the CPU".into()));
         };
         for pair in checked {
             let (out, id) = pair?;
@@ -89,6 +83,18 @@ impl Embedding {
             }
         }
         Ok(())
+    }
+
+    /// Says where the table stands in its model. Its errors name that path.
+    pub fn set_path(&mut self, path: ModulePath) {
+        self.path = path;
+    }
+
+    fn input_error(&self, reason: String) -> NnError {
+        NnError::Input {
+            layer: self.path.or(&self.class),
+            reason,
+        }
     }
 
     /// `[rows, width]`.

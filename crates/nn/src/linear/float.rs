@@ -3,7 +3,7 @@
 use super::op::DenseProduct;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
-use crate::module::{Module, Node, Parameter};
+use crate::module::{Module, ModulePath, Node, Parameter};
 use crate::parameter::FloatParameter;
 use candle_core::{DType, Tensor};
 use llm_int8_kernels::Isa;
@@ -23,6 +23,7 @@ pub enum LinearClass {
 /// `y = x · Wᵀ + b` with W in f16, bf16 or f32. Held as `[out, in]`, whatever the class.
 #[derive(Debug, Clone)]
 pub struct FloatLinear {
+    path: ModulePath,
     class: LinearClass,
     weight: FloatParameter,
     bias: Option<FloatParameter>,
@@ -39,6 +40,7 @@ impl FloatLinear {
         isa: Isa,
     ) -> Self {
         Self {
+            path: ModulePath::root(),
             class,
             weight: FloatParameter::declared([out_features, in_features], dtype),
             bias: bias.then(|| FloatParameter::declared([out_features], dtype)),
@@ -76,6 +78,7 @@ impl FloatLinear {
             )));
         }
         Ok(Self {
+            path: ModulePath::root(),
             class: LinearClass::Linear,
             weight: FloatParameter::loaded(weight)?,
             bias: bias.map(FloatParameter::loaded).transpose()?,
@@ -88,7 +91,7 @@ impl FloatLinear {
     /// # Errors
     /// As there.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        super::op::check_input("Linear", x, self.in_features())?;
+        super::op::check_input(&self.label(), x, self.in_features())?;
         let weight = self.weight.tensor()?;
         let bias = self
             .bias
@@ -105,6 +108,21 @@ impl FloatLinear {
             .contiguous()?
             .apply_op1_no_bwd(&product)?;
         Ok(y.to_dtype(x.dtype())?)
+    }
+
+    /// Where the layer stands in its model; the empty path for one that stands alone.
+    pub fn path(&self) -> &ModulePath {
+        &self.path
+    }
+
+    /// Says where the layer stands in its model. Its errors name that path.
+    pub fn set_path(&mut self, path: ModulePath) {
+        self.path = path;
+    }
+
+    /// What errors call the layer: its path, or its class where it has none.
+    fn label(&self) -> String {
+        self.path.or("Linear")
     }
 
     /// Length of an input row.

@@ -7,7 +7,7 @@ use super::op::Int8Product;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
 use super::weight::Int8Weight;
 use crate::error::{NnError, Result};
-use crate::module::{Module, Node, Parameter};
+use crate::module::{Module, ModulePath, Node, Parameter};
 use crate::parameter::FloatParameter;
 use crate::{FloatDtype, ParameterDtype};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
@@ -18,6 +18,7 @@ use std::sync::Arc;
 /// `y = x · Wᵀ + b` with int8 weights and rows of activations quantised on the way in.
 #[derive(Debug, Clone)]
 pub struct Int8Linear {
+    path: ModulePath,
     out_features: usize,
     in_features: usize,
     weight: Option<Int8Weight>,
@@ -34,6 +35,7 @@ impl Int8Linear {
     /// A layer without values, of the shape of a float layer.
     pub fn declared(linear: &FloatLinear, config: Int8Config) -> Self {
         Self {
+            path: linear.path().clone(),
             out_features: linear.out_features(),
             in_features: linear.in_features(),
             weight: None,
@@ -65,6 +67,7 @@ impl Int8Linear {
         }
         let [out_features, in_features] = weight.shape();
         Ok(Self {
+            path: ModulePath::root(),
             out_features,
             in_features,
             weight: Some(weight),
@@ -95,9 +98,9 @@ impl Int8Linear {
     pub fn quantize(linear: &FloatLinear, config: Int8Config) -> Result<Self> {
         let tensor = linear.weight().tensor()?;
         let weight = match linear.weight().dtype() {
-            FloatDtype::F16 => quantize_tensor::<f16>(linear.isa(), tensor)?,
-            FloatDtype::BF16 => quantize_tensor::<bf16>(linear.isa(), tensor)?,
-            FloatDtype::F32 => quantize_tensor::<f32>(linear.isa(), tensor)?,
+            FloatDtype::F16 => quantize_tensor::<f16>(linear, tensor)?,
+            FloatDtype::BF16 => quantize_tensor::<bf16>(linear, tensor)?,
+            FloatDtype::F32 => quantize_tensor::<f32>(linear, tensor)?,
         };
         let mut layer = Self::declared(linear, config);
         layer.weight = Some(weight);
@@ -113,7 +116,7 @@ impl Int8Linear {
     /// As there, and [`NnError::NoOriginalWeights`] where original outlier weights are configured
     /// and there are none.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        super::op::check_input("Linear8bitLt", x, self.in_features)?;
+        super::op::check_input(&self.label(), x, self.in_features)?;
         self.weight()?;
         Ok(x.contiguous()?
             .apply_op1_no_bwd(&Int8Product { layer: self })?)
@@ -153,7 +156,7 @@ impl Int8Linear {
             .original
             .as_ref()
             .ok_or_else(|| NnError::NoOriginalWeights {
-                layer: "Linear8bitLt".into(),
+                layer: self.label(),
             })?;
         store
             .with_columns(&outliers.distinct_columns(), self.out_features)
@@ -163,18 +166,21 @@ impl Int8Linear {
     /// Gives a declared layer its weights.
     ///
     /// # Errors
-    /// [`NnError::WrongShape`] where they are not of the declared shape.
+    /// [`NnError::Input`] where they are not of the declared shape.
     pub fn fill(
         &mut self,
         weight: Int8Weight,
         original: Option<Arc<dyn OriginalWeights>>,
     ) -> Result<()> {
         if weight.shape() != [self.out_features, self.in_features] {
-            return Err(NnError::WrongShape {
-                name: "weight".into(),
-                file: "memory".into(),
-                found: weight.shape().to_vec(),
-                expected: vec![self.out_features, self.in_features],
+            return Err(NnError::Input {
+                layer: self.label(),
+                reason: format!(
+                    "the weight is {:?}; [{}, {}] is needed",
+                    weight.shape(),
+                    self.out_features,
+                    self.in_features
+                ),
             });
         }
         self.weight = Some(weight);
@@ -198,6 +204,21 @@ impl Int8Linear {
     /// The bias, to be filled.
     pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
         self.bias.as_mut()
+    }
+
+    /// Where the layer stands in its model; the empty path for one that stands alone.
+    pub fn path(&self) -> &ModulePath {
+        &self.path
+    }
+
+    /// Says where the layer stands in its model. Its errors name that path.
+    pub fn set_path(&mut self, path: ModulePath) {
+        self.path = path;
+    }
+
+    /// What errors call the layer: its path, or its class where it has none.
+    fn label(&self) -> String {
+        self.path.or("Linear8bitLt")
     }
 
     /// Length of an input row.
@@ -236,19 +257,22 @@ impl Int8Linear {
     }
 }
 
-fn quantize_tensor<T: Element + WithDType>(isa: Isa, weight: &Tensor) -> Result<Int8Weight> {
+fn quantize_tensor<T: Element + WithDType>(
+    linear: &FloatLinear,
+    weight: &Tensor,
+) -> Result<Int8Weight> {
     let (out_features, in_features) = weight.dims2()?;
     let (storage, layout) = weight.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(cpu), Some((start, end))) => {
             let values = CpuStorage::as_slice::<T>(cpu)?;
             Int8Weight::quantize(
-                isa,
+                linear.isa(),
                 MatRef::new(&values[start..end], out_features, in_features)?,
             )
         }
         _ => Err(NnError::Input {
-            layer: "Linear8bitLt".into(),
+            layer: linear.path().or("Linear"),
             reason: "only a contiguous weight on the CPU can be quantised".into(),
         }),
     }

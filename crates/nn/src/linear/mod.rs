@@ -24,7 +24,7 @@ pub use replace::{HasLinears, replace_linear};
 pub use rows::{Projection, for_rows, project};
 
 use crate::error::Result;
-use crate::module::{Module, Node};
+use crate::module::{Module, ModulePath, Node};
 use candle_core::Tensor;
 
 /// A linear layer, float or int8.
@@ -58,6 +58,14 @@ impl Linear {
         match self {
             Self::Float(linear) => linear.in_features(),
             Self::Int8(linear) => linear.in_features(),
+        }
+    }
+
+    /// Says where the layer stands in its model. Its errors name that path.
+    pub fn set_path(&mut self, path: ModulePath) {
+        match self {
+            Self::Float(linear) => linear.set_path(path),
+            Self::Int8(linear) => linear.set_path(path),
         }
     }
 

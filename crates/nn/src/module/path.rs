@@ -33,6 +33,11 @@ impl ModulePath {
         self.0.rsplit('.').next().unwrap_or_default()
     }
 
+    /// The whole path, or `class` for a module without one.
+    pub(crate) fn or(&self, class: &str) -> String {
+        if self.0.is_empty() { class } else { &self.0 }.to_owned()
+    }
+
     /// The whole path.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -59,8 +59,8 @@ impl DeviceCache {
             .allocate::<u8>(self.layout.cache_bytes(self.layers, capacity))?;
         if let Some(old) = self.memory.as_ref().filter(|_| kept > 0) {
             let (heads, bytes) = (self.layout.kv_heads, self.layout.dtype.bytes());
-            // Each layer has rows of keys, a group of values for each position, then rows of values,
-            // a whole head for each position.
+            // Each layer has rows of keys, a group of values for each position, then rows of
+            // values, a whole head for each position.
             let groups = self.layout.padded() / HeadLayout::GROUP;
             let half = |capacity: usize| heads * capacity * self.layout.padded() * bytes;
             for layer in 0..self.layers {

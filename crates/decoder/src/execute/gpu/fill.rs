@@ -140,7 +140,7 @@ impl Target {
                 return Err(NnError::Quantise {
                     name: view.name.clone(),
                     file: view.file.to_owned(),
-                    source,
+                    source: Box::new(source),
                 }
                 .into());
             }

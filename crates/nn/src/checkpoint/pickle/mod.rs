@@ -1,9 +1,9 @@
 //! `pytorch_model.bin`: what `torch.save` writes, read without running any of it.
 //!
 //! The file is mapped. A pickle describes tensors as views of storages ([`machine`] reads it into a
-//! [`heap`]); where a storage lies is what the zip archive says ([`archive`]), or its order in files
-//! of PyTorch before 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is gathered
-//! when it is asked for.
+//! [`heap`]); where a storage lies is what the zip archive says ([`archive`]), or its order in
+//! files of PyTorch before 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is
+//! gathered when it is asked for.
 
 mod archive;
 mod global;
