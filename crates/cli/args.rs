@@ -289,15 +289,15 @@ pub(crate) struct OutputArgs {
 
 /// A command that makes no sense: exit code 2.
 #[derive(Debug)]
-pub(crate) struct WrongUse(pub(crate) String);
+pub(crate) struct UsageError(pub(crate) String);
 
-impl std::fmt::Display for WrongUse {
+impl std::fmt::Display for UsageError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for WrongUse {}
+impl std::error::Error for UsageError {}
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Err(error) if display::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             display::error(&error);
-            ExitCode::from(if error.is::<args::WrongUse>() { 2 } else { 1 })
+            ExitCode::from(if error.is::<args::UsageError>() { 2 } else { 1 })
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Numbers as people have them at hand: one an argument, or pasted as Python, numpy and torch print
 //! them.
 
-use super::WrongUse;
+use super::UsageError;
 use std::ffi::{OsStr, OsString};
 
 /// Brackets within brackets at most.
@@ -43,7 +43,7 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     /// Reads arguments, whose limits mean no more than blanks do.
-    pub(crate) fn read(arguments: &[String]) -> Result<Self, WrongUse> {
+    pub(crate) fn read(arguments: &[String]) -> Result<Self, UsageError> {
         let text = arguments.join(" ");
         let mut reader = Reader {
             text: &text,
@@ -51,18 +51,18 @@ impl Numbers {
             values: Vec::new(),
         };
         let mut shapes = Vec::new();
-        while let Some(shape) = reader.item(0).map_err(WrongUse)? {
+        while let Some(shape) = reader.item(0).map_err(UsageError)? {
             shapes.push(shape);
         }
         if let Some(rest) = reader.peek() {
-            return Err(WrongUse(format!("`{rest}` closes nothing; {EXPECTED}")));
+            return Err(UsageError(format!("`{rest}` closes nothing; {EXPECTED}")));
         }
 
         let shape = match &shapes[..] {
             // A tensor of one number by itself.
             [scalar] if scalar.is_empty() => vec![1],
             [one] => one.clone(),
-            _ => common(&shapes).map_err(WrongUse)?,
+            _ => common(&shapes).map_err(UsageError)?,
         };
         Ok(Self {
             values: reader.values,

@@ -1,7 +1,7 @@
 //! `llm-int8 bench`: how fast a model runs, beside what the machine allows.
 
 use super::{check_drafts, load, load_config};
-use crate::args::{BenchArgs, WrongUse};
+use crate::args::{BenchArgs, UsageError};
 use crate::display::{bytes, line};
 use crate::hints::explained;
 use anyhow::Context;
@@ -35,7 +35,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 
 /// What to measure. Contexts and prompts that do not fit a model of `positions` tokens are left
 /// out, with a note; it is a wrong command if none fits, or none of those on the command line.
-fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse> {
+fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, UsageError> {
     let mut options = BenchOptions {
         contexts: args.contexts.clone().unwrap_or_else(|| CONTEXTS.into()),
         batches: args.batch_sizes.clone(),
@@ -57,10 +57,10 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse>
     let contexts = room("--contexts", &left_out.contexts, new);
     let prompts = room("--prompts", &left_out.prompts, 1);
     if options.contexts.is_empty() && (args.contexts.is_some() || options.prompts.is_empty()) {
-        return Err(WrongUse(contexts));
+        return Err(UsageError(contexts));
     }
     if options.prompts.is_empty() && args.prompts.is_some() {
-        return Err(WrongUse(prompts));
+        return Err(UsageError(prompts));
     }
     for (lengths, text) in [(&left_out.contexts, contexts), (&left_out.prompts, prompts)] {
         if !lengths.is_empty() {
@@ -74,7 +74,7 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, WrongUse>
 fn wrong_setting(error: LlmError) -> anyhow::Error {
     match error {
         LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => {
-            WrongUse(explained(&error)).into()
+            UsageError(explained(&error)).into()
         }
         error => error.into(),
     }

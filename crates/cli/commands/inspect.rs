@@ -5,7 +5,8 @@ use crate::args::InspectArgs;
 use crate::display::{Downloads, grouped, line};
 use llm_int8::AutoModelForCausalLM;
 use llm_int8::decoder::PlacedPart;
-use llm_int8::nn::module::{Footprint, Node, ReplaceReport};
+use llm_int8::nn::linear::ReplaceReport;
+use llm_int8::nn::module::{Footprint, Node};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -109,7 +110,7 @@ fn json_text(
 fn place_json(part: &PlacedPart) -> Value {
     json!({
         "device": part.device,
-        "model": part.model,
+        "model": part.hardware,
         "head": part.has_head,
         "blocks": [part.blocks.start, part.blocks.end],
         "bytes": part.bytes,

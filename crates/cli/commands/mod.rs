@@ -13,7 +13,7 @@ mod tokenize;
 mod write;
 
 use crate::args::{
-    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Weights, WrongUse,
+    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, UsageError, Weights,
 };
 use crate::display::{Downloads, line};
 use crate::hints::explained;
@@ -66,7 +66,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
     }
     let isa = match std::env::var("LLM_INT8_ISA") {
         Ok(name) if !name.is_empty() => {
-            Isa::by_name(&name).map_err(|cause| WrongUse(format!("LLM_INT8_ISA: {cause}")))?
+            Isa::by_name(&name).map_err(|cause| UsageError(format!("LLM_INT8_ISA: {cause}")))?
         }
         _ => Isa::detect(),
     };
@@ -111,7 +111,7 @@ fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
         overlaps_kernels: !args.no_cuda_overlap,
     };
     config.placement().map_err(|error| match error {
-        LlmError::Setting { .. } => WrongUse(explained(&error)).into(),
+        LlmError::Setting { .. } => UsageError(explained(&error)).into(),
         error => error.into(),
     })
 }
@@ -140,7 +140,7 @@ fn part_text(part: &PlacedPart) -> String {
             part.blocks.end - 1
         )),
     }
-    format!("{} ({}): {}", part.device, part.model, what.join(", "))
+    format!("{} ({}): {}", part.device, part.hardware, what.join(", "))
 }
 
 /// Drafts are exact only where a token does not depend on its batch.
@@ -149,13 +149,13 @@ fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
         args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
     if speculate > 0 && pooled {
         let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
-        return Err(WrongUse(text.into()).into());
+        return Err(UsageError(text.into()).into());
     }
     let may_be_cpu = args.device == [DeviceName::Auto] || args.device == [DeviceName::Cpu];
     if speculate > 0 && !may_be_cpu {
         let text = "--speculate computes on the CPU: GPUs add in another order for one token than for several, \
                     and drafts could change the text; use --device cpu";
-        return Err(WrongUse(text.into()).into());
+        return Err(UsageError(text.into()).into());
     }
     Ok(())
 }
@@ -192,7 +192,7 @@ fn explain(error: LlmError, name: &str) -> anyhow::Error {
             DecoderError::Placement { .. } | DecoderError::OriginalWeightsOnDevice,
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
-            WrongUse(explained(&error)).into()
+            UsageError(explained(&error)).into()
         }
         LlmError::Decoder(DecoderError::UnexpectedTensors { .. }) => {
             anyhow::Error::from(error).context(format!("{name} cannot be loaded with --strict"))

@@ -1,7 +1,7 @@
 //! `llm-int8 pull`: a model into the cache.
 
 use super::hub_config;
-use crate::args::{PullArgs, WrongUse};
+use crate::args::{PullArgs, UsageError};
 use crate::display::Downloads;
 use llm_int8::builtin;
 use llm_int8::hub::{Hub, HubError, ModelRef};
@@ -13,18 +13,18 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
             "{} is built in; there is nothing to download",
             builtin::NAME
         );
-        return Err(WrongUse(text).into());
+        return Err(UsageError(text).into());
     }
     let model: ModelRef = args
         .model
         .parse()
-        .map_err(|error: HubError| WrongUse(error.to_string()))?;
+        .map_err(|error: HubError| UsageError(error.to_string()))?;
     if let ModelRef::Local(folder) = &model {
         let text = format!(
             "{} is a path; pull takes a model of the hub, such as gpt2-large",
             folder.display()
         );
-        return Err(WrongUse(text).into());
+        return Err(UsageError(text).into());
     }
     let config = hub_config(args.offline);
     let downloads = Downloads::new(&config);

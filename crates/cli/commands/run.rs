@@ -1,7 +1,7 @@
 //! `llm-int8 run`: text after a prompt.
 
 use super::{check_drafts, load, part_text};
-use crate::args::{RunArgs, WrongUse};
+use crate::args::{RunArgs, UsageError};
 use crate::display::{bytes, line};
 use anyhow::Context;
 use llm_int8::{
@@ -41,7 +41,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .filter(|line| !line.trim().is_empty())
         .collect();
     if prompts.is_empty() {
-        return Err(WrongUse(format!(
+        return Err(UsageError(format!(
             "{} holds no prompts; one a line was expected",
             file.display()
         ))
@@ -90,7 +90,7 @@ fn reason(finish_reason: FinishReason) -> &'static str {
 fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
     match (&args.token_ids, args.prompt.as_deref()) {
         (Some(ids), _) if ids.is_empty() => {
-            Err(WrongUse("--token-ids needs at least one id".into()).into())
+            Err(UsageError("--token-ids needs at least one id".into()).into())
         }
         (Some(ids), _) => Ok(Prompt::Ids(ids.clone())),
         (None, Some("-")) => {

@@ -1,7 +1,7 @@
 //! `llm-int8 quantize` and `dequantize`: a model into a folder.
 
 use super::{hub_config, load_config, load_named, weight_dtype};
-use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, WrongUse};
+use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, UsageError};
 use crate::display::{Writing, bytes, line};
 use crate::interrupt::Interrupt;
 use llm_int8::decoder::{LoadOptions, Placement, SavedLayers};
@@ -11,12 +11,12 @@ use std::ops::ControlFlow;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     if args.model.no_quantize {
-        return Err(WrongUse("quantize and --no-quantize contradict each other".into()).into());
+        return Err(UsageError("quantize and --no-quantize contradict each other".into()).into());
     }
     if args.model.quantize_head {
         let text = "--quantize-head makes what bitsandbytes does not know and transformers cannot load; it is for \
                     run, chat, eval and bench";
-        return Err(WrongUse(text.into()).into());
+        return Err(UsageError(text.into()).into());
     }
     if args
         .model
@@ -24,7 +24,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         .iter()
         .any(|name| !matches!(name, DeviceName::Auto | DeviceName::Cpu))
     {
-        return Err(WrongUse("quantize computes on the CPU; leave --device away".into()).into());
+        return Err(UsageError("quantize computes on the CPU; leave --device away".into()).into());
     }
     check(&args.output)?;
     let mut config = load_config(&args.model)?;
@@ -52,7 +52,7 @@ pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
             "{} is not an 8-bit checkpoint; there is nothing to dequantise",
             args.model
         );
-        return Err(WrongUse(text).into());
+        return Err(UsageError(text).into());
     }
     save(&model, &args.output, SavedLayers::Dequantized)
 }
@@ -95,5 +95,5 @@ fn save(
 
 /// Finds out before loading that the folder cannot be written.
 fn check(output: &OutputArgs) -> anyhow::Result<()> {
-    NewFolder::check(&output.folder).map_err(|error| WrongUse(error.to_string()).into())
+    NewFolder::check(&output.folder).map_err(|error| UsageError(error.to_string()).into())
 }

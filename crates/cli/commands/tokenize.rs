@@ -1,7 +1,7 @@
 //! `llm-int8 tokenize`: what a tokenizer makes of a text, and back.
 
 use super::{explain, hub_config};
-use crate::args::{TokenizeArgs, WrongUse};
+use crate::args::{TokenizeArgs, UsageError};
 use crate::display::Downloads;
 use anyhow::Context;
 use llm_int8::Tokenizer;
@@ -67,7 +67,7 @@ fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
         .split(|c: char| c == ',' || c.is_whitespace())
         .filter(|part| !part.is_empty());
     let wrong = |part: &str| {
-        WrongUse(format!(
+        UsageError(format!(
             "{part:?} is no token id; ids were expected, as 1,2,3"
         ))
     };

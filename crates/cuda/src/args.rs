@@ -39,7 +39,7 @@ structs! {
         limit: u32, lanes: u32, rows: u32, padding: u32,
     }
     /// `product.cuh`.
-    ProductArgs {
+    MatmulArgs {
         codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,
         sums: u64, counters: u64,
         rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, splits: u32,

@@ -200,7 +200,7 @@ impl Keys<'_> {
     fn vocab_size(&self) -> Result<i64> {
         let listed = self
             .file
-            .texts("tokenizer.ggml.tokens")
+            .strings("tokenizer.ggml.tokens")
             .map(|tokens| tokens.len() as i64);
         match self.file.integer(&self.key("vocab_size")).or(listed) {
             Some(size) => Ok(size),

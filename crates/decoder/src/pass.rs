@@ -245,11 +245,7 @@ fn on_devices<'a>(
     let mut with_head: Option<StagePass<'a>> = None;
     let mut computed = 0;
 
-    if !decoder
-        .stages
-        .first()
-        .is_some_and(|stage| stage.has_model())
-    {
+    if !decoder.stages.first().is_some_and(|stage| stage.has_head()) {
         cpu.embed()?;
     }
     for (number, stage) in decoder.stages.iter().enumerate() {
@@ -258,7 +254,7 @@ fn on_devices<'a>(
             .map(|sequence| &mut sequence.cache.devices[number])
             .collect();
         let mut pass = stage.begin(decoder, &rows, &mut caches)?;
-        let embeds = stage.has_model();
+        let embeds = stage.has_head();
         if !embeds {
             pass.write(&cpu.take_stream())?;
         }

@@ -315,7 +315,7 @@ impl DecoderSpec {
 /// on how they were cut; up to the window there is no difference.
 fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result<usize> {
     let is_full = config
-        .texts("layer_types")?
+        .strings("layer_types")?
         .is_some_and(|kinds| kinds.iter().all(|kind| *kind == "full_attention"));
     let window = match config.optional_size("sliding_window")? {
         Some(window) => Some(window),
@@ -334,7 +334,7 @@ pub fn with_model_type(mut config: ModelConfig, name: &str) -> ModelConfig {
         return config;
     }
     let classes = config
-        .texts("architectures")
+        .strings("architectures")
         .ok()
         .flatten()
         .unwrap_or_default();

@@ -282,7 +282,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// [`NnError::Config`] where it is something else.
-    pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let value = &self.values[key];
         if value.is_null() {
             return Ok(None);

@@ -22,6 +22,7 @@ pub mod json;
 pub mod layers;
 pub mod linear;
 pub mod module;
+pub mod near_names;
 pub mod parameter;
 
 pub use dtype::{FloatDtype, ParameterDtype};

@@ -1,6 +1,6 @@
 //! Dynamic quantisation: weights beforehand, activations as they come.
 
-use super::product::PackedWeight;
+use super::packed_weight::PackedWeight;
 use super::quantized_linear::packed;
 use super::{Linear, QConfig};
 use crate::{QParams, QuantizedDtype, QuantizedTensor, Result, TensorRef};

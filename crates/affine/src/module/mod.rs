@@ -17,7 +17,7 @@
 
 mod dynamic;
 mod model;
-mod product;
+mod packed_weight;
 mod quantized_linear;
 
 use crate::{

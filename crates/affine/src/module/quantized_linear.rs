@@ -1,7 +1,7 @@
 //! The converted Linear.
 
 use super::Linear;
-use super::product::PackedWeight;
+use super::packed_weight::PackedWeight;
 use crate::print::python_float;
 use crate::{
     AffineError, Observer, ObserverConfig, QParams, QuantizedDtype, QuantizedTensor, Result,

@@ -7,7 +7,7 @@ mod picture;
 mod report;
 
 use super::{explain as explain_load, hub_config};
-use crate::args::{AffineArgs, AffineDtype, Numbers, Scheme, WrongUse};
+use crate::args::{AffineArgs, AffineDtype, Numbers, Scheme, UsageError};
 use crate::display::Downloads;
 use anyhow::Context;
 use llm_int8::nn::FloatDtype;
@@ -83,7 +83,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
 fn explain(error: AffineError, input: &Input) -> anyhow::Error {
     match (&error, &input.name) {
         (AffineError::AxisOutOfRange { .. }, _) | (AffineError::NotFinite { .. }, None) => {
-            WrongUse(error.to_string()).into()
+            UsageError(error.to_string()).into()
         }
         (_, Some(name)) => {
             anyhow::Error::from(error).context(format!("{name} cannot be quantised"))
@@ -111,7 +111,7 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
             llm_int8::load::checkpoint(model, &hub, &Downloads::new(&hub))
                 .map_err(|error| explain_load(error, model))?
         }
-        (None, None) => return Err(WrongUse("--tensor needs --file or --model".into()).into()),
+        (None, None) => return Err(UsageError("--tensor needs --file or --model".into()).into()),
     };
     let tensor = float_tensor(&checkpoint.find(tensor)?, FloatDtype::F32, false)?;
     let shape = tensor.dims().to_vec();

@@ -1,7 +1,7 @@
 //! The int8 layer: quantise, multiply.
 
 use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels};
-use crate::args::{ClearArgs, GemvArgs, Int8Weight, ProductArgs, QuantizeArgs};
+use crate::args::{ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
@@ -213,7 +213,7 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
 ///
 /// # Errors
 /// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
-pub fn product<T: Float>(
+pub fn matmul<T: Float>(
     x: &Quantized<'_, T>,
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
@@ -223,15 +223,15 @@ pub fn product<T: Float>(
         [x.rows, matrix.out_features(), matrix.pitch()],
     );
     let division = || plan::gemm(shape, device.multiprocessors(), device.has_wgmma());
-    product_by((x.rows > THIN_MOST).then(division), x, matrix, output)
+    matmul_by((x.rows > THIN_MOST).then(division), x, matrix, output)
 }
 
-/// [`product`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`,
+/// [`matmul`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`,
 /// for any number of rows, or with `None` by `thin.cu`, which takes up to 16.
 ///
 /// # Errors
-/// As [`product`], which knows how much memory there is for sums of tiles whose K is shared.
-pub fn product_by<T: Float>(
+/// As [`matmul`], which knows how much memory there is for sums of tiles whose K is shared.
+pub fn matmul_by<T: Float>(
     division: Option<Gemm>,
     x: &Quantized<'_, T>,
     matrix: &Int8Matrix,
@@ -293,7 +293,7 @@ pub fn product_by<T: Float>(
         _ => 0,
     };
     let outputs = division.map_or(0, |division| division.tile.outputs());
-    let args = ProductArgs {
+    let args = MatmulArgs {
         codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
         absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
         values,
@@ -332,10 +332,10 @@ pub fn product_by<T: Float>(
 }
 
 /// One row from activations to outputs in one launch; false where the row is too long for it and
-/// [`quantize`] and [`product`] must do.
+/// [`quantize`] and [`matmul`] must do.
 ///
 /// # Errors
-/// As [`product`].
+/// As [`matmul`].
 pub fn gemv<T: Float>(
     source: &Source<'_, T>,
     threshold: f32,

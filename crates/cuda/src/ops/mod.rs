@@ -10,7 +10,7 @@ mod weights;
 
 pub use attention::{Attention, AttentionRule, Cut, HeadLayout, Parts, Products, Rotation, attend};
 pub use dense::dense;
-pub use linear::{Quantized, QuantizedMemory, gemv, product, product_by, quantize};
+pub use linear::{Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
 pub use rows::{Combined, NormParts, Table, TableRows, combine, copy_rows, embed, norm, softcap};
 pub use select::{Selected, penalise, select};
 pub use weights::{FloatMatrix, Int8Matrix};

@@ -3,7 +3,7 @@
 use crate::{assert_near, devices, golden};
 use half::f16;
 use llm_int8_cuda::Device;
-use llm_int8_cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize};
+use llm_int8_cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, matmul, quantize};
 use safetensors::SafeTensors;
 
 /// One case: its tensors by name.
@@ -106,7 +106,7 @@ impl Case<'_> {
             // Ours are rounded to f16.
             assert_near(&ours, &theirs, 5e-4, &format!("{what}, {way}"));
         };
-        product(&quantized, &matrix, &output).unwrap();
+        matmul(&quantized, &matrix, &output).unwrap();
         compare("product");
         if m == 1 {
             assert!(gemv(&source, self.threshold, &matrix, &output).unwrap());

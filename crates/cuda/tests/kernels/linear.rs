@@ -5,7 +5,7 @@ use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::ops::{
     Activation, Float, Int8Matrix, NormParts, Output, QuantizedMemory, Residual, Source, Through,
-    gemv, product, quantize,
+    gemv, matmul, quantize,
 };
 use llm_int8_cuda::plan::{Gemm, Tile};
 use llm_int8_cuda::{plan, testing};
@@ -378,7 +378,7 @@ fn norms_and_gates_go_before_and_functions_and_residuals_after() {
                     ..Source::plain(x_there.all(), rows, cols)
                 };
                 let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
-                product(
+                matmul(
                     &quantize(&source, 1.5, true, &memory).unwrap(),
                     &matrix,
                     &output,

@@ -4,8 +4,8 @@
 use crate::noise;
 use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{
-    Activation, Float, Int8Matrix, Output, QuantizedMemory, Residual, Source, gemv, product,
-    product_by, quantize,
+    Activation, Float, Int8Matrix, Output, QuantizedMemory, Residual, Source, gemv, matmul,
+    matmul_by, quantize,
 };
 use llm_int8_cuda::plan::Gemm;
 use llm_int8_kernels::reference::{self, ReferenceActivations};
@@ -103,7 +103,7 @@ impl<T: Float + Element> Case<T> {
             bias: Some(bias.all()),
             ..Output::plain(out.all(), n)
         };
-        product(&quantized, &matrix, &output).unwrap();
+        matmul(&quantized, &matrix, &output).unwrap();
         device.synchronize().unwrap();
         out.to_vec()
             .unwrap()
@@ -112,7 +112,7 @@ impl<T: Float + Element> Case<T> {
             .collect()
     }
 
-    /// By `product_by`, twice with the same memory; with a function of the first outputs and a
+    /// By `matmul_by`, twice with the same memory; with a function of the first outputs and a
     /// residual where one is given.
     pub(crate) fn by_division(
         &self,
@@ -144,7 +144,7 @@ impl<T: Float + Element> Case<T> {
                     scale: 0.5,
                 });
             }
-            product_by(Some(division), &quantized, &matrix, &output).unwrap();
+            matmul_by(Some(division), &quantized, &matrix, &output).unwrap();
             device.synchronize().unwrap();
             out.to_vec()
                 .unwrap()

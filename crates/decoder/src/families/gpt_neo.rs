@@ -70,7 +70,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
 /// The window of each layer, from `attention_layers` (the kind of each layer) or from
 /// `attention_types` (lists of kinds, each with the number of times to repeat it).
 fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
-    let kinds = match config.texts("attention_layers")? {
+    let kinds = match config.strings("attention_layers")? {
         Some(kinds) => kinds,
         None => repeated(config, layers)?,
     };

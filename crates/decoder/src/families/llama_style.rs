@@ -289,7 +289,7 @@ impl<'a> LlamaStyle<'a> {
         window: Option<usize>,
         is_sliding: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<usize>>> {
-        let Some(types) = self.config.texts("layer_types")? else {
+        let Some(types) = self.config.strings("layer_types")? else {
             let layers = DecoderSpec::check_layers(self.layers)?;
             return Ok((0..layers)
                 .map(|layer| window.filter(|_| is_sliding(layer)))

@@ -1,6 +1,6 @@
 //! What loading says beside the model itself.
 
-use llm_int8_nn::module::ReplaceReport;
+use llm_int8_nn::linear::ReplaceReport;
 use std::fmt;
 
 /// What became of a model's layers, and what of its files was left aside.

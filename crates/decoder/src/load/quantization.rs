@@ -12,7 +12,8 @@ use crate::slot::{ModelSlot, Part, Slot};
 use llm_int8_nn::NnError;
 use llm_int8_nn::config::ModelConfig;
 use llm_int8_nn::linear::{HasLinears, Int8Config, Int8Linear, Linear};
-use llm_int8_nn::module::{KeptLinear, Module, ModulePath, ReplaceReport};
+use llm_int8_nn::linear::{KeptLinear, ReplaceReport};
+use llm_int8_nn::module::{Module, ModulePath};
 use serde_json::Value;
 
 /// Methods of transformers 4.57 beside bitsandbytes' 8 bit (`AUTO_QUANTIZATION_CONFIG_MAPPING`).

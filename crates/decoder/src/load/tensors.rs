@@ -10,7 +10,7 @@ use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{Checkpoint, is_float};
 use llm_int8_nn::linear::LinearClass;
 use llm_int8_nn::module::ModulePath;
-use llm_int8_nn::module::replace::near_names;
+use llm_int8_nn::near_names::near_names;
 use safetensors::Dtype;
 use std::collections::BTreeSet;
 

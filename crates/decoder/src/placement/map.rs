@@ -75,7 +75,7 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceMap {
     /// Tables, norms outside of blocks, the head.
-    pub model: Place,
+    pub head: Place,
     /// Each block; those of a device lie side by side, those of the CPU come last.
     pub blocks: Vec<Place>,
 }
@@ -84,7 +84,7 @@ pub struct DeviceMap {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes {
     /// Tables, norms outside of blocks, the head.
-    pub model: u64,
+    pub head: u64,
     /// Each block, with the keys and values that room is kept for.
     pub blocks: Vec<u64>,
     /// What a pass works in, on each device that has blocks.
@@ -101,9 +101,9 @@ impl DeviceMap {
     /// ```
     /// use llm_int8_decoder::placement::map::Sizes;
     /// use llm_int8_decoder::{DeviceMap, Place};
-    /// let sizes = Sizes { model: 10, blocks: vec![5; 4], pass: 1 };
+    /// let sizes = Sizes { head: 10, blocks: vec![5; 4], pass: 1 };
     /// let map = DeviceMap::plan(&sizes, &[17, 7]);
-    /// assert_eq!(map.model, Place::Device(0));
+    /// assert_eq!(map.head, Place::Device(0));
     /// assert_eq!(map.blocks, [Place::Device(0), Place::Device(1), Place::Cpu, Place::Cpu]);
     /// ```
     pub fn plan(sizes: &Sizes, budgets: &[u64]) -> Self {
@@ -111,9 +111,9 @@ impl DeviceMap {
             .iter()
             .map(|budget| budget.saturating_sub(sizes.pass))
             .collect();
-        let model = match left.first_mut() {
-            Some(first) if *first >= sizes.model => {
-                *first -= sizes.model;
+        let head = match left.first_mut() {
+            Some(first) if *first >= sizes.head => {
+                *first -= sizes.head;
                 Place::Device(0)
             }
             _ => Place::Cpu,
@@ -130,7 +130,7 @@ impl DeviceMap {
             Place::Cpu
         };
         Self {
-            model,
+            head,
             blocks: sizes.blocks.iter().map(&mut place).collect(),
         }
     }
@@ -140,13 +140,13 @@ impl DeviceMap {
         let count = sizes.blocks.len();
         if placement.devices.is_empty() {
             return Ok(Self {
-                model: Place::Cpu,
+                head: Place::Cpu,
                 blocks: vec![Place::Cpu; count],
             });
         }
         if !placement.spills {
             return Ok(Self {
-                model: Place::Device(0),
+                head: Place::Device(0),
                 blocks: vec![Place::Device(0); count],
             });
         }
@@ -197,7 +197,7 @@ mod tests {
 
     fn sizes() -> Sizes {
         Sizes {
-            model: 100,
+            head: 100,
             blocks: vec![10; 5],
             pass: 5,
         }
@@ -220,7 +220,7 @@ mod tests {
     fn a_head_that_does_not_fit_leaves_room_for_blocks() {
         let map = DeviceMap::plan(&sizes(), &[40]);
         assert_eq!(
-            (map.model, map.blocks),
+            (map.head, map.blocks),
             (Cpu, vec![Device(0), Device(0), Device(0), Cpu, Cpu])
         );
     }
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn what_fits_nowhere_is_the_cpus() {
         let all = DeviceMap {
-            model: Cpu,
+            head: Cpu,
             blocks: vec![Cpu; 5],
         };
         assert_eq!(DeviceMap::plan(&sizes(), &[]), all);
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(
             everything,
             DeviceMap {
-                model: Device(0),
+                head: Device(0),
                 blocks: vec![Device(0); 5]
             }
         );

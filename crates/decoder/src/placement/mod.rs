@@ -26,7 +26,7 @@ pub struct PlacedPart {
     /// `cpu`, `cuda:0`.
     pub device: String,
     /// What the device is: `NVIDIA H200`.
-    pub model: String,
+    pub hardware: String,
     /// Whether tables, norms outside of blocks and the head are here.
     pub has_head: bool,
     /// The blocks.
@@ -46,7 +46,7 @@ impl Decoder {
         let ranges = self
             .stages
             .iter()
-            .map(|stage| (stage.has_model(), stage.range()));
+            .map(|stage| (stage.has_head(), stage.range()));
         self.parts_of(&devices, &ranges.collect::<Vec<_>>())
     }
 
@@ -62,7 +62,7 @@ impl Decoder {
             .collect();
         let ranges: Vec<_> = ranges
             .into_iter()
-            .map(|(_, has_model, range)| (has_model, range))
+            .map(|(_, has_head, range)| (has_head, range))
             .collect();
         Ok(self.parts_of(&devices, &ranges))
     }
@@ -70,30 +70,30 @@ impl Decoder {
     fn parts_of(&self, devices: &[Device], ranges: &[(bool, Range<usize>)]) -> Vec<PlacedPart> {
         let bytes = |range: Range<usize>, has_head: bool| {
             let blocks: u64 = range.map(|block| self.block_bytes(block)).sum();
-            blocks + if has_head { self.model_bytes() } else { 0 }
+            blocks + if has_head { self.head_bytes() } else { 0 }
         };
         let mut placed: Vec<PlacedPart> = Vec::new();
         for (device, (has_head, blocks)) in devices.iter().zip(ranges) {
             placed.push(PlacedPart {
                 device: device.name().to_owned(),
-                model: device.model().to_owned(),
+                hardware: device.model().to_owned(),
                 has_head: *has_head,
                 blocks: blocks.clone(),
                 bytes: bytes(blocks.clone(), *has_head),
             });
         }
         let first = ranges.last().map_or(0, |(_, range)| range.end);
-        let has_head = !ranges.iter().any(|(has_model, _)| *has_model);
+        let has_head = !ranges.iter().any(|(has_head, _)| *has_head);
         if has_head || first < self.blocks.len() {
             let blocks = first..self.blocks.len();
-            let (device, model, bytes) = (
+            let (device, hardware, bytes) = (
                 "cpu".into(),
                 self.isa().name().into(),
                 bytes(blocks.clone(), has_head),
             );
             placed.push(PlacedPart {
                 device,
-                model,
+                hardware,
                 has_head,
                 blocks,
                 bytes,
@@ -123,7 +123,7 @@ impl Decoder {
     }
 
     /// Bytes of embeddings and head; a tied head has none of its own.
-    fn model_bytes(&self) -> u64 {
+    fn head_bytes(&self) -> u64 {
         let is_own = |slot| !(slot == ModelSlot::Head && self.spec().tied_head);
         self.model
             .iter()
@@ -173,7 +173,7 @@ impl Decoder {
             .unwrap_or(0);
         let rows = RESERVED_ROWS.min(positions.max(1));
         Sizes {
-            model: self.model_bytes() + 4 * 2 * self.spec().vocab_size() as u64,
+            head: self.head_bytes() + 4 * 2 * self.spec().vocab_size() as u64,
             blocks: (0..self.blocks.len())
                 .map(|block| self.block_bytes(block) + cache)
                 .collect(),
@@ -229,8 +229,8 @@ impl Decoder {
             .iter()
             .enumerate()
             .filter(|(_, place)| **place == Place::Cpu);
-        let head = if map.model == Place::Cpu {
-            self.model_bytes()
+        let head = if map.head == Place::Cpu {
+            self.head_bytes()
         } else {
             0
         };
@@ -259,11 +259,11 @@ impl Decoder {
                 .iter()
                 .find(|(found, _)| *found == place)
                 .map(|(_, range)| range.clone());
-            let has_model = map.model == place;
-            if run.is_some() || has_model {
+            let has_head = map.head == place;
+            if run.is_some() || has_head {
                 let range = run.unwrap_or(next..next);
                 next = range.end;
-                ranges.push((number, has_model, range));
+                ranges.push((number, has_head, range));
             }
         }
         ranges
@@ -272,10 +272,10 @@ impl Decoder {
     /// Declares the decoder's parts where the placement wants them; values are read later.
     pub(super) fn place(&mut self, placement: &Placement) -> Result<()> {
         let map = self.map_for(placement)?;
-        for (number, has_model, range) in self.ranges(placement, &map) {
+        for (number, has_head, range) in self.ranges(placement, &map) {
             let device = &placement.devices[number].device;
             device.set_overlap(placement.overlaps_kernels);
-            let stage = Stage::declare(device, self, range, has_model, placement.uses_graphs)?;
+            let stage = Stage::declare(device, self, range, has_head, placement.uses_graphs)?;
             self.stages.push(stage);
         }
         Ok(())

@@ -75,7 +75,7 @@ impl<'a> Builder<'a> {
         self.part(Slot::Block(0, slot)).is_some()
     }
 
-    fn has_model(&self, slot: ModelSlot) -> bool {
+    fn has_head(&self, slot: ModelSlot) -> bool {
         self.part(Slot::Model(slot)).is_some()
     }
 
@@ -174,7 +174,7 @@ impl<'a> Builder<'a> {
     fn embed(&mut self) -> Result<Vec<Step<ModelSlot>>> {
         let spec = self.spec;
         let positions = self
-            .has_model(ModelSlot::Positions)
+            .has_head(ModelSlot::Positions)
             .then_some(ModelSlot::Positions);
         let offset = spec.position_offset;
         let tokens = |into, positions| Embed {
@@ -187,7 +187,7 @@ impl<'a> Builder<'a> {
         };
 
         let mut steps = Vec::new();
-        if self.has_model(ModelSlot::ProjectIn) {
+        if self.has_head(ModelSlot::ProjectIn) {
             let width = self.table(ModelSlot::Tokens)?;
             self.writes(Rows::Embedded, width)?;
             steps.push(Step::Embed(tokens(Rows::Embedded, None)));
@@ -216,7 +216,7 @@ impl<'a> Builder<'a> {
             }
             steps.push(Step::Embed(tokens(Rows::Stream, positions)));
         }
-        if self.has_model(ModelSlot::EmbeddingNorm) {
+        if self.has_head(ModelSlot::EmbeddingNorm) {
             steps.push(Step::Norm(NormStep {
                 norm: ModelSlot::EmbeddingNorm,
                 rows: Rows::Stream,
@@ -227,12 +227,12 @@ impl<'a> Builder<'a> {
 
     fn head(&mut self) -> Result<Vec<Step<ModelSlot>>> {
         let spec = self.spec;
-        let through = match self.has_model(ModelSlot::FinalNorm) {
+        let through = match self.has_head(ModelSlot::FinalNorm) {
             true => Through::Norm(ModelSlot::FinalNorm),
             false => Through::Plain,
         };
         let (mut steps, mut input) = (Vec::new(), (Rows::Stream, through));
-        if self.has_model(ModelSlot::ProjectOut) {
+        if self.has_head(ModelSlot::ProjectOut) {
             steps.push(self.model_linear(input, ModelSlot::ProjectOut, Rows::Projected)?);
             input = (Rows::Projected, Through::Plain);
         }

@@ -9,7 +9,7 @@ use llm_int8_decoder::DecoderError;
 use llm_int8_decoder::Placement;
 use llm_int8_decoder::cuda::Device;
 use llm_int8_decoder::cuda::ops::{
-    Int8Matrix, Output, QuantizedMemory, Source, gemv, product, quantize,
+    Int8Matrix, Output, QuantizedMemory, Source, gemv, matmul, quantize,
 };
 use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
 use std::time::{Duration, Instant};
@@ -229,7 +229,7 @@ fn measure_on(
     let all = || -> std::result::Result<(), DecoderError> {
         for matrix in matrices {
             if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
-                product(
+                matmul(
                     &quantize(&source, threshold, false, &memory)?,
                     matrix,
                     &output,

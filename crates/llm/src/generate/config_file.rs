@@ -254,7 +254,7 @@ impl GenerationConfig {
         let seconds = settings.optional_number("max_time")?;
         self.max_time =
             seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
-        self.stop = settings.texts("stop_strings")?;
+        self.stop = settings.strings("stop_strings")?;
         Ok(())
     }
 

@@ -144,7 +144,7 @@ impl Settings<'_> {
     }
 
     /// A text or a list of them.
-    pub(super) fn texts(&self, key: &str) -> Result<Vec<String>> {
+    pub(super) fn strings(&self, key: &str) -> Result<Vec<String>> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let texts = match self.get(key) {
             Value::Null => return Ok(Vec::new()),

@@ -22,7 +22,7 @@ const UNKNOWN: f64 = 2.0;
 /// # Errors
 /// [`LlmError::Tokenizer`] for a tokenizer of a kind that is not supported.
 pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
-    let Some(tokens) = file.texts("tokenizer.ggml.tokens") else {
+    let Some(tokens) = file.strings("tokenizer.ggml.tokens") else {
         return Ok(Vec::new());
     };
     let tokenizer = match file.text("tokenizer.ggml.model") {
@@ -141,7 +141,7 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         Value::Null
     };
     let merges = file
-        .texts("tokenizer.ggml.merges")
+        .strings("tokenizer.ggml.merges")
         .ok_or_else(|| refuse(file, "BPE without merges".into()))?;
     // Written as pairs: a merge of pieces that hold spaces cannot be split again.
     let pairs: Vec<Value> = merges

@@ -142,7 +142,7 @@ impl GgufFile {
     }
 
     /// A list of texts of the metadata.
-    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
+    pub fn strings(&self, key: &str) -> Option<Vec<&str>> {
         let list = self.content.metadata.get(key)?.to_vec().ok()?;
         list.iter()
             .map(|value| value.to_string().ok().map(String::as_str))

@@ -26,7 +26,7 @@ pub use view::{TensorView, is_float};
 pub use writer::{NewFolder, NewTensor, WriteEvent, WriteObserver};
 
 use crate::error::{NnError, Result};
-use crate::module::replace::near_names;
+use crate::near_names::near_names;
 use ::safetensors::Dtype;
 use index::{IndexNotes, Shard, ShardIndex};
 use std::collections::BTreeMap;

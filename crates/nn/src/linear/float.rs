@@ -1,6 +1,6 @@
 //! A linear layer with float weights; f32 arithmetic on the CPU whatever the storage.
 
-use super::op::DenseProduct;
+use super::op::FloatMatmul;
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::module::{Module, ModulePath, Node, Parameter};
@@ -98,7 +98,7 @@ impl FloatLinear {
             .as_ref()
             .map(FloatParameter::f32_values)
             .transpose()?;
-        let product = DenseProduct {
+        let product = FloatMatmul {
             weight,
             bias,
             isa: self.isa,

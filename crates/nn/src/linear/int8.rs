@@ -3,7 +3,7 @@
 
 use super::config::{Int8Config, OutlierWeights};
 use super::float::{FloatLinear, LinearClass, features};
-use super::op::Int8Product;
+use super::op::Int8Matmul;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
 use super::weight::Int8Weight;
 use crate::error::{NnError, Result};
@@ -119,7 +119,7 @@ impl Int8Linear {
         super::op::check_input(&self.label(), x, self.in_features)?;
         self.weight()?;
         Ok(x.contiguous()?
-            .apply_op1_no_bwd(&Int8Product { layer: self })?)
+            .apply_op1_no_bwd(&Int8Matmul { layer: self })?)
     }
 
     /// The layer as the kernels take it; `columns` are its original outlier columns.

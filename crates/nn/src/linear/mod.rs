@@ -20,7 +20,7 @@ pub use original::OriginalWeights;
 pub use weight::Int8Weight;
 
 pub use codes::CodeMemory;
-pub use replace::{HasLinears, replace_linear};
+pub use replace::{HasLinears, KeptLinear, ReplaceReport, replace_linear};
 pub use rows::{Projection, for_rows, project};
 
 use crate::error::Result;

@@ -52,13 +52,13 @@ fn values<'a, T: WithDType>(
 }
 
 /// `x [M, K] f32 · W [N, K]ᵀ + bias`, W in any float dtype.
-pub(super) struct DenseProduct<'a> {
+pub(super) struct FloatMatmul<'a> {
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) isa: Isa,
 }
 
-impl DenseProduct<'_> {
+impl FloatMatmul<'_> {
     /// The product itself, over rows.
     pub(super) fn rows(&self, x: MatRef<'_, f32>, out: MatMut<'_, f32>) -> Result<()> {
         match self.weight.dtype() {
@@ -86,9 +86,9 @@ impl DenseProduct<'_> {
     }
 }
 
-impl CustomOp1 for DenseProduct<'_> {
+impl CustomOp1 for FloatMatmul<'_> {
     fn name(&self) -> &'static str {
-        "dense-product"
+        "float-matmul"
     }
 
     fn cpu_fwd(
@@ -110,11 +110,11 @@ impl CustomOp1 for DenseProduct<'_> {
 }
 
 /// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add what the outliers give.
-pub(super) struct Int8Product<'a> {
+pub(super) struct Int8Matmul<'a> {
     pub(super) layer: &'a Int8Linear,
 }
 
-impl Int8Product<'_> {
+impl Int8Matmul<'_> {
     fn run<T: Element>(&self, x: &[T], rows: usize) -> Result<Vec<f32>> {
         let (layer, config) = (self.layer, self.layer.config());
         let isa = layer.isa();
@@ -134,9 +134,9 @@ impl Int8Product<'_> {
     }
 }
 
-impl CustomOp1 for Int8Product<'_> {
+impl CustomOp1 for Int8Matmul<'_> {
     fn name(&self) -> &'static str {
-        "int8-product"
+        "int8-matmul"
     }
 
     fn cpu_fwd(

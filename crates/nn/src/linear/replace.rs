@@ -2,7 +2,7 @@
 
 use super::{Int8Config, Int8Linear, Linear};
 use crate::error::Result;
-use crate::module::{KeptLinear, Module, ModulePath, ReplaceReport, SkipList};
+use crate::module::{Module, ModulePath, SkipList};
 
 /// A model whose linear layers can be reached.
 pub trait HasLinears: Module {
@@ -57,4 +57,22 @@ pub fn replace_linear(
         Ok(())
     })?;
     Ok(report)
+}
+
+/// A linear layer that was kept, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptLinear {
+    /// Its path.
+    pub path: ModulePath,
+    /// The name of the skip list that covers it.
+    pub because: String,
+}
+
+/// What replacing did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplaceReport {
+    /// Layers that are int8 now.
+    pub replaced: Vec<ModulePath>,
+    /// Layers that were kept.
+    pub kept: Vec<KeptLinear>,
 }

@@ -1,7 +1,7 @@
 //! Layers over rows of f32, as the decoder calls them: without tensors between them, and what
 //! layers with the same input share is done once.
 
-use super::op::DenseProduct;
+use super::op::FloatMatmul;
 use super::original::OutlierColumns;
 use super::{FloatLinear, Int8Linear, Linear};
 use crate::error::Result;
@@ -66,7 +66,7 @@ fn dense(
 ) -> Result<()> {
     let (isa, width) = (linear.isa(), linear.out_features());
     let bias = linear.bias().map(FloatParameter::f32_values).transpose()?;
-    let product = DenseProduct {
+    let product = FloatMatmul {
         weight: linear.weight().tensor()?,
         bias,
         isa,

@@ -22,11 +22,11 @@
 pub mod inspect;
 pub mod path;
 pub mod print;
-pub mod replace;
+pub mod skip_list;
 
 pub use inspect::{Footprint, NamedParameter};
 pub use path::ModulePath;
-pub use replace::{KeptLinear, ReplaceReport, SkipList};
+pub use skip_list::SkipList;
 
 use crate::dtype::ParameterDtype;
 

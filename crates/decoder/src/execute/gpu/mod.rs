@@ -31,7 +31,7 @@ use llm_int8_cuda::ops::{FloatType, HeadLayout};
 use llm_int8_cuda::{Buffer, Device};
 use llm_int8_nn::dtype::FloatDtype;
 use memory::Workspace;
-use parts::{DeviceModel, DeviceParts};
+use parts::{DeviceHead, DeviceParts};
 use pass::{GraphKey, GraphState};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,7 +48,7 @@ pub(crate) struct Stage {
     /// Blocks in their order, the first of which is the model's `first`.
     blocks: Arc<Vec<DeviceParts<BlockSlot>>>,
     first: usize,
-    model: Option<Arc<DeviceModel>>,
+    model: Option<Arc<DeviceHead>>,
     /// Slopes of position biases.
     slopes: Option<Arc<Buffer<f32>>>,
     uses_graphs: bool,
@@ -68,13 +68,13 @@ impl fmt::Debug for Stage {
 }
 
 impl Stage {
-    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_model`; no
+    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_head`; no
     /// values yet.
     pub(crate) fn declare(
         device: &Device,
         decoder: &Decoder,
         range: Range<usize>,
-        has_model: bool,
+        has_head: bool,
         uses_graphs: bool,
     ) -> Result<Self> {
         let attention = &decoder.spec().attention;
@@ -85,8 +85,8 @@ impl Stage {
                 DeviceParts::declare(device, &decoder.blocks[number], plan.blocks[number].iter())
             })
             .collect::<Result<_>>()?;
-        let model = has_model
-            .then(|| DeviceModel::declare(device, decoder))
+        let model = has_head
+            .then(|| DeviceHead::declare(device, decoder))
             .transpose()?;
         let slopes = attention
             .alibi
@@ -119,14 +119,14 @@ impl Stage {
     }
 
     /// Whether tables, norms outside of blocks and the head are here.
-    pub(crate) fn has_model(&self) -> bool {
+    pub(crate) fn has_head(&self) -> bool {
         self.model.is_some()
     }
 
     /// Whether a part lies here.
     pub(crate) fn has(&self, slot: Slot) -> bool {
         match slot {
-            Slot::Model(_) => self.has_model(),
+            Slot::Model(_) => self.has_head(),
             Slot::Block(layer, _) => self.range().contains(&layer),
         }
     }

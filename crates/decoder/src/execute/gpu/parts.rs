@@ -289,12 +289,12 @@ pub(super) enum TableWeight {
 
 /// Embeddings and head.
 #[derive(Debug)]
-pub(super) struct DeviceModel {
+pub(super) struct DeviceHead {
     tables: Vec<(ModelSlot, TableWeight)>,
     pub(super) parts: DeviceParts<ModelSlot>,
 }
 
-impl DeviceModel {
+impl DeviceHead {
     pub(super) fn declare(device: &Device, decoder: &Decoder) -> Result<Self> {
         let (model, plan) = (&decoder.model, decoder.execution_plan());
         let mut tables = Vec::new();

@@ -6,7 +6,7 @@
 use super::Stage;
 use super::cache::DeviceCache;
 use super::memory::{HeadMemory, Inputs, Widths, Workspace};
-use super::parts::DeviceModel;
+use super::parts::DeviceHead;
 use super::steps::Executor;
 use crate::decoder::Decoder;
 use crate::error::{DecoderError, Result};
@@ -407,7 +407,7 @@ impl StagePass<'_> {
         self.workspace.as_ref().ok_or(NO_MEMORY)
     }
 
-    fn model(&self) -> Result<&DeviceModel> {
+    fn model(&self) -> Result<&DeviceHead> {
         self.stage.model.as_deref().ok_or(DecoderError::Bug {
             what: "embeddings and head on the device",
         })

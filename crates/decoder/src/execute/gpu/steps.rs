@@ -6,7 +6,7 @@
 //! quantising and residual.
 
 use super::memory::{Inputs, Workspace};
-use super::parts::{DeviceModel, DeviceParts, Group, TableWeight, Weight};
+use super::parts::{DeviceHead, DeviceParts, Group, TableWeight, Weight};
 use super::pass::StagePass;
 use crate::error::{DecoderError, Result};
 use crate::plan::{
@@ -36,7 +36,7 @@ pub(super) struct Executor<'a> {
 
 impl<'a> Executor<'a> {
     /// Steps of the embeddings or the head.
-    pub(super) fn model(&self, steps: &[Step<ModelSlot>], model: &'a DeviceModel) -> Result<()> {
+    pub(super) fn model(&self, steps: &[Step<ModelSlot>], model: &'a DeviceHead) -> Result<()> {
         steps.iter().try_for_each(|step| match step {
             Step::Embed(step) => self.embed(step, model),
             step => self.step(step, &model.parts, 0),
@@ -90,7 +90,7 @@ impl<'a> Executor<'a> {
         Ok(Source::plain(view, self.count, width))
     }
 
-    fn embed(&self, step: &Embed<ModelSlot>, model: &'a DeviceModel) -> Result<()> {
+    fn embed(&self, step: &Embed<ModelSlot>, model: &'a DeviceHead) -> Result<()> {
         let table = match model.table(step.table)? {
             TableWeight::Float(table) => Table::Float(table),
             TableWeight::Int8(table) => Table::Int8(table),
@@ -205,7 +205,7 @@ impl<'a> Executor<'a> {
                 cos,
                 sin,
                 dims: rope.dims(),
-                neighbours: rope.turns_neighbours(),
+                neighbours: rope.rotates_neighbours(),
             })
         });
         let (qkv, stride) = self.rows(Rows::Qkv)?;
@@ -287,7 +287,7 @@ impl<'a> Executor<'a> {
                         _ => ops::quantize(source, config.threshold, by_row, &memory.quantized)?,
                     };
                     quantized = Some((found, config));
-                    ops::product(&found, matrix, &output)?;
+                    ops::matmul(&found, matrix, &output)?;
                 }
             }
         }

@@ -90,7 +90,7 @@ impl Rope {
     }
 
     /// Whether neighbours form a pair.
-    pub fn turns_neighbours(&self) -> bool {
+    pub fn rotates_neighbours(&self) -> bool {
         self.pairs == RopePairs::Neighbours
     }
 

@@ -1,4 +1,4 @@
-//! Which linear layers become int8: the skip list and its report.
+//! Which linear layers stay as they are: the skip list.
 //!
 //! transformers replaces its default list by the user's (`llm_int8_skip_modules`), which breaks
 //! tied models; here the user's names are *added* to the model's own, and a name that matches
@@ -6,6 +6,7 @@
 
 use super::{ModulePath, Node};
 use crate::error::{NnError, Result};
+use crate::near_names::near_names;
 
 /// Names of modules to leave as they are.
 ///
@@ -77,61 +78,6 @@ impl SkipList {
     }
 }
 
-/// A linear layer that was kept, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptLinear {
-    /// Its path.
-    pub path: ModulePath,
-    /// The name of the skip list that covers it.
-    pub because: String,
-}
-
-/// What replacing did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ReplaceReport {
-    /// Layers that are int8 now.
-    pub replaced: Vec<ModulePath>,
-    /// Layers that were kept.
-    pub kept: Vec<KeptLinear>,
-}
-
-/// `; did you mean `a`, `b`?` of the nearest candidates, or nothing where none is near.
-pub fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    let limit = (name.len() / 3).max(2);
-    let mut near: Vec<(usize, &str)> = candidates
-        .filter(|candidate| !candidate.is_empty())
-        .map(|candidate| (edit_distance(name, candidate), candidate))
-        .filter(|(distance, _)| *distance <= limit)
-        .collect();
-    near.sort_unstable();
-    near.dedup();
-    let names: Vec<String> = near
-        .iter()
-        .take(3)
-        .map(|(_, candidate)| format!("`{candidate}`"))
-        .collect();
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!("; did you mean {}?", names.join(" or "))
-    }
-}
-
-/// Levenshtein distance over bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,12 +109,5 @@ mod tests {
             SkipList::new(["attn"]).check(&tree()).is_err(),
             "a part of a name is not the name"
         );
-    }
-
-    #[test]
-    fn edit_distance_counts_changes() {
-        assert_eq!(edit_distance("gpt2", "gpt2"), 0);
-        assert_eq!(edit_distance("c_atn", "c_attn"), 1);
-        assert_eq!(edit_distance("", "abc"), 3);
     }
 }
