@@ -27,6 +27,7 @@ pub fn python_float(x: f64) -> String {
             x.to_string()
         };
     }
+
     let scientific = format!("{x:e}");
     let exponent: i32 = scientific
         .split_once('e')
@@ -115,6 +116,7 @@ impl fmt::Display for Printed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = format!("{PREFIX}{}", self.body);
         let mut length = text.len() - text.rfind('\n').unwrap_or(0);
+
         // As `_add_suffixes`, which counts one more where there is a line before.
         length = if text.contains('\n') {
             length + 1
@@ -130,6 +132,7 @@ impl fmt::Display for Printed {
                 length += suffix.len() + 2;
             }
         }
+
         write!(f, "{text})")
     }
 }
@@ -142,6 +145,7 @@ impl fmt::Display for QuantizedTensor {
             format!("dtype={}", self.dtype()),
             format!("quantization_scheme={}", self.qparams().scheme()),
         ];
+
         match self.qparams() {
             QParams::PerTensor { scale, zero_point } => {
                 suffixes.push(format!("scale={}", python_float(*scale)));
@@ -161,6 +165,7 @@ impl fmt::Display for QuantizedTensor {
                 suffixes.push(format!("axis={axis}"));
             }
         }
+
         write!(
             f,
             "{}",
@@ -211,10 +216,12 @@ fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
             }
         }
     };
+
     let text = |i: usize| match numbers {
         Numbers::Floats(values) => format.text(values[i]),
         Numbers::Integers(values) => format!("{:>width$}", values[i], width = format.width),
     };
+
     if shape.is_empty() {
         return text(0);
     }
@@ -246,6 +253,7 @@ impl Layout {
             return into.push(offset);
         };
         let stride: usize = rest.iter().product();
+
         for place in self.places(size).into_iter().flatten() {
             self.shown(rest, offset + place * stride, into);
         }
@@ -264,6 +272,7 @@ impl Layout {
         };
         let places = self.places(size);
         let margin = " ".repeat(indent + 1);
+
         if rest.is_empty() {
             let a_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
             let numbers: Vec<String> = places
@@ -273,11 +282,13 @@ impl Layout {
             let lines: Vec<String> = numbers.chunks(a_line).map(|line| line.join(", ")).collect();
             return format!("[{}]", lines.join(&format!(",\n{margin}")));
         }
+
         let stride: usize = rest.iter().product();
         let part = |place: &Option<usize>| match place {
             Some(i) => self.text(rest, offset + i * stride, indent + 1, width, number),
             None => "...".into(),
         };
+
         let parts: Vec<String> = places.iter().map(part).collect();
         format!(
             "[{}]",
@@ -320,6 +331,7 @@ impl Format {
             (true, false) => Style::Whole,
             (false, false) => Style::Fixed,
         };
+
         let bare = Self { style, width: 0 };
         let width = counted
             .iter()
@@ -335,6 +347,7 @@ impl Format {
             Style::Fixed => format!("{x:.PRECISION$}"),
             Style::Whole | Style::Integer => format!("{x:.0}."),
         };
+
         format!("{text:>width$}", width = self.width)
     }
 }

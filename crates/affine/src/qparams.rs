@@ -39,6 +39,7 @@ impl QParams {
                 ..
             } => (&scales[..], &zero_points[..]),
         };
+
         scales.iter().copied().zip(zero_points.iter().copied())
     }
 
@@ -65,16 +66,20 @@ impl QParams {
                 dtype,
                 reason,
             };
+
             let step = scale as f32;
+
             if !(step > 0.0 && step.is_finite() && step.recip().is_finite()) {
                 return Err(wrong(
                     "the scale must be a positive number that f32 and its reciprocal can hold",
                 ));
             }
+
             if !(min..=max).contains(&zero_point) {
                 return Err(wrong("the zero point must be one of the codes"));
             }
         }
+
         Ok(())
     }
 }
@@ -105,6 +110,7 @@ impl Grid {
         }
         let (min, max) = (min.min(0.0), max.max(0.0));
         let steps = (self.quant_max - self.quant_min) as f32;
+
         if self.symmetric {
             let scale = ((-min).max(max) / (steps / 2.0)).max(self.eps);
             let zero_point = match (self.dtype, self.customized) {
@@ -112,8 +118,10 @@ impl Grid {
                 (QuantizedDtype::Quint8, false) => 128,
                 (QuantizedDtype::Quint8, true) => (self.quant_min + self.quant_max).div_euclid(2),
             };
+
             return (scale, zero_point);
         }
+
         let scale = ((max - min) / steps).max(self.eps);
         let zero_point = self.quant_min - (min / scale).round_ties_even() as i32;
         (scale, zero_point.clamp(self.quant_min, self.quant_max))
@@ -186,6 +194,7 @@ mod tests {
             QParams::PerTensor { scale, zero_point }.check(QuantizedDtype::Qint8)
         };
         assert!(check(0.5, -128).is_ok());
+
         for (scale, zero_point) in [
             (0.0, 0),
             (-1.0, 0),

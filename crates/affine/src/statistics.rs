@@ -23,7 +23,10 @@ impl ErrorStatistics {
     /// assert!((e.signal_to_noise - 23.01).abs() < 0.01);
     /// ```
     pub fn of(values: &[f32], recovered: &[f32]) -> Self {
-        let (mut max, mut sum, mut squares, mut signal) = (0f64, 0f64, 0f64, 0f64);
+        let mut max = 0f64;
+        let mut sum = 0f64;
+        let mut squares = 0f64;
+        let mut signal = 0f64;
         for (&x, &y) in values.iter().zip(recovered) {
             let error = (f64::from(x) - f64::from(y)).abs();
             max = max.max(error);
@@ -31,6 +34,7 @@ impl ErrorStatistics {
             squares += error * error;
             signal += f64::from(x) * f64::from(x);
         }
+
         let count = values.len().max(1) as f64;
         let signal_to_noise = if squares == 0.0 {
             f64::INFINITY

@@ -32,6 +32,7 @@ impl<'a> TensorRef<'a> {
                 shape: shape.to_vec(),
             });
         }
+
         match values.iter().position(|x| !x.is_finite()) {
             Some(index) => Err(AffineError::NotFinite {
                 index,
@@ -95,7 +96,9 @@ impl Channels {
                 dimensions: shape.len(),
             });
         };
+
         let stride = shape[axis + 1..].iter().product();
+
         Ok(Self {
             count,
             stride,
@@ -115,6 +118,7 @@ impl Channels {
             stride,
             outer,
         } = *self;
+
         (0..outer).map(move |i| (i * count + channel) * stride..(i * count + channel + 1) * stride)
     }
 }
@@ -148,6 +152,7 @@ impl QuantizedTensor {
     pub fn quantize(x: TensorRef<'_>, dtype: QuantizedDtype, qparams: &QParams) -> Result<Self> {
         qparams.check(dtype)?;
         let (min, max) = dtype.range();
+
         let mut codes = vec![0; x.values.len()];
         for (ranges, (scale, zero_point)) in parts(x.shape, qparams)?.zip(qparams.channels()) {
             let inverse = (scale as f32).recip();
@@ -158,6 +163,7 @@ impl QuantizedTensor {
                 }
             }
         }
+
         Ok(Self {
             codes,
             shape: x.shape.to_vec(),
@@ -212,6 +218,7 @@ impl QuantizedTensor {
     /// ```
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0f32; self.codes.len()];
+
         // The parameters fitted the shape when this was made.
         let Ok(parts) = parts(&self.shape, &self.qparams) else {
             return values;
@@ -223,6 +230,7 @@ impl QuantizedTensor {
                 }
             }
         }
+
         values
     }
 
@@ -258,9 +266,11 @@ fn parts(
                     shape: shape.to_vec(),
                 });
             }
+
             channels
         }
     };
+
     Ok((0..channels.count).map(move |channel| channels.ranges(channel).collect()))
 }
 
@@ -283,6 +293,7 @@ mod tests {
             zero_points: vec![0; count],
             axis,
         };
+
         let quantize =
             |qparams: &QParams| QuantizedTensor::quantize(x, QuantizedDtype::Qint8, qparams);
         assert!(quantize(&per_channel(2, 1)).is_ok());

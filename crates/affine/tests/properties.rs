@@ -51,6 +51,7 @@ proptest! {
             let (q, scale, zero_point) = quantize(&values, scheme);
             let (min, max) = scheme.0.range();
             let (lowest, highest) = ((min - zero_point) as f32 * scale, (max - zero_point) as f32 * scale);
+
             for (&x, y) in values.iter().zip(q.dequantize()) {
                 // A rounded zero point moves the range by up to half a step at its ends.
                 let nearest = x.clamp(lowest, highest);
@@ -90,6 +91,7 @@ proptest! {
         observer.observe(x).unwrap();
         let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap()).unwrap();
         let channels = x.channels(axis).unwrap();
+
         for channel in 0..channels.count() {
             let pick = |all: &[f32]| channels.ranges(channel).flat_map(|r| all[r].to_vec()).collect::<Vec<f32>>();
             let (alone, ..) = quantize(&pick(&values), SCHEMES[0]);
@@ -156,10 +158,12 @@ fn wrong_settings_are_named() {
         .contains("-1..=127")
     );
     assert!(error(ObserverConfig { eps: 0.0, ..config }).contains("eps"));
+
     let average = ObserverConfig {
         kind: ObserverKind::MovingAverageMinMax(2.0),
         ..config
     };
+
     assert!(error(average).contains("averaging_constant"));
 }
 

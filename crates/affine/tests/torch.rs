@@ -84,12 +84,14 @@ fn tensors_of_every_kind() {
     let golden = golden("torch_affine.json");
     let tensors = items(&golden["tensors"]);
     assert_eq!(tensors.len(), 44);
+
     for case in tensors {
         let (values, shape) = (floats(&case["values"]), shape(&case["values"]));
         let kind = match case.get("axis") {
             Some(axis) => ObserverKind::PerChannelMinMax(axis.as_u64().unwrap() as usize),
             None => ObserverKind::MinMax,
         };
+
         let x = TensorRef::new(&values, &shape).unwrap();
         let mut observer =
             ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"]))
@@ -122,6 +124,7 @@ fn the_notebook() {
                 QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
                     .unwrap();
             compare(&q, &case[name]);
+
             // The formulae written by hand agree with torch on these tensors.
             let by_hand = if name.ends_with("symmetric") {
                 custom::symmetric(x)
@@ -141,11 +144,13 @@ fn the_notebook() {
                 q.dequantize()
             );
         }
+
         let qconfigs = [
             ("fbgemm", QConfig::fbgemm()),
             ("affine", QConfig::asymmetric()),
             ("symm", QConfig::symmetric()),
         ];
+
         for (name, qconfig) in qconfigs {
             let linear = Linear::new(values.clone(), 6, 1, None).unwrap();
             let converted = Model::new("M", linear)
@@ -190,6 +195,7 @@ fn calibrated_and_converted_linears() {
     let golden = golden("torch_affine.json");
     let linears = items(&golden["linears"]);
     assert_eq!(linears.len(), 8);
+
     let mut saturated = 0;
     for case in linears {
         let qconfig = match text(&case["qconfig"]) {
@@ -205,6 +211,7 @@ fn calibrated_and_converted_linears() {
             },
             other => unreachable!("{other}"),
         };
+
         let mut prepared = Model::new("M", linear(case))
             .with_stubs()
             .prepare(&qconfig)
@@ -214,6 +221,7 @@ fn calibrated_and_converted_linears() {
                 .forward(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
                 .unwrap();
         }
+
         let converted = prepared.convert().unwrap();
         let name = text(&case["qconfig"]);
         let input = (
@@ -221,6 +229,7 @@ fn calibrated_and_converted_linears() {
             integers(&case["input_zero_point"]),
         );
         assert_eq!(unzip(converted.input_qparams().unwrap()), input, "{name}");
+
         // The range of outputs depends on the order in which torch's sgemm adds: one bit of f32.
         let (scale, zero_point) = (
             case["output_scale"].as_f64().unwrap(),
@@ -235,10 +244,12 @@ fn calibrated_and_converted_linears() {
                 <= 1,
             "{name}"
         );
+
         // What follows is compared bit by bit, with torch's own scale.
         let output = QParams::PerTensor { scale, zero_point };
         let layer = QuantizedLinear::from_float(&linear(case), &qconfig.weight, &output).unwrap();
         assert!(text(&case["module"]).contains(&layer.to_string()), "{name}");
+
         let weight = layer.weight();
         assert_eq!(
             weight.int_repr(),
@@ -250,19 +261,23 @@ fn calibrated_and_converted_linears() {
             doubles(&case["weight_scale"]),
             "{name}"
         );
+
         // This golden comes from a machine without VNNI.
         let (input, shape) = (floats(&case["input"]), shape(&case["input"]));
         let x = TensorRef::new(&input, &shape).unwrap();
         let q = converted.quantize(x).unwrap();
         let y = layer.forward_saturating(&q).unwrap().dequantize();
         assert_eq!(bits(&y), bits(&floats(&case["output"])), "{name}");
+
         let exact = layer.forward(&q).unwrap().dequantize();
+
         if qconfig.activation.reduce_range {
             assert_eq!(bits(&exact), bits(&y), "half of the codes cannot saturate");
         } else {
             saturated += usize::from(exact != y);
         }
     }
+
     assert!(saturated > 0, "the golden shows what saturation does");
 }
 
@@ -271,6 +286,7 @@ fn observers_over_several_batches() {
     let golden = golden("torch_affine_more.json");
     let cases = items(&golden["observers"]);
     assert!(cases.len() > 100);
+
     for case in cases {
         let kind = match text(&case["observer"]) {
             "MinMaxObserver" => ObserverKind::MinMax,
@@ -279,12 +295,15 @@ fn observers_over_several_batches() {
             "HistogramObserver" => ObserverKind::Histogram,
             other => unreachable!("{other}"),
         };
+
         let config = ObserverConfig {
             reduce_range: case["reduce_range"].as_bool().unwrap(),
             ..ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"]))
         };
+
         let mut observer = config.build().unwrap();
         let name = format!("{config:?} {}", case["kind"]);
+
         for (batch, after) in items(&golden["batches"][text(&case["kind"])])
             .iter()
             .zip(items(&case["after"]))
@@ -295,6 +314,7 @@ fn observers_over_several_batches() {
             let expected = (doubles(&after["scale"]), integers(&after["zero_point"]));
             assert_eq!(unzip(&observer.qparams().unwrap()), expected, "{name}");
         }
+
         assert_eq!(observer.to_string(), text(&case["text"]), "{name}");
     }
 }
@@ -312,6 +332,7 @@ fn histograms_of_many_values() {
                 .observe(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
                 .unwrap();
         }
+
         let expected = (doubles(&case["scale"]), integers(&case["zero_point"]));
         assert_eq!(unzip(&observer.qparams().unwrap()), expected);
     }
@@ -341,10 +362,13 @@ fn prepared_and_converted_modules_print_as_torch_does() {
             "default" => QConfig::default_qconfig(),
             _ => QConfig::fbgemm(),
         };
+
         let model = Model::new("M", linear(case)).with_stubs();
         assert_eq!(model.to_string(), text(&case["float"]));
+
         let mut prepared = model.prepare(&qconfig).unwrap();
         assert_eq!(prepared.to_string(), text(&case["prepared"]));
+
         let (input, shape) = (floats(&case["input"]), shape(&case["input"]));
         let x = TensorRef::new(&input, &shape).unwrap();
         prepared.forward(x).unwrap();
@@ -376,6 +400,7 @@ fn tensors_print_as_torch_does() {
         let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
             .unwrap();
         assert_eq!(q.to_string(), text(&case["quantized"]));
+
         let codes = Printed::integers(q.int_repr(), &shape, Some("torch.int8"));
         assert_eq!(codes.to_string(), text(&case["codes"]));
     }

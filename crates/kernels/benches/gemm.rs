@@ -47,6 +47,7 @@ fn noise(count: usize) -> Vec<f32> {
         state ^= state << 5;
         state as i32 as f32 / i32::MAX as f32
     };
+
     (0..count).map(|_| next()).collect()
 }
 
@@ -66,7 +67,8 @@ struct Model {
 
 impl Model {
     fn new(shapes: impl Iterator<Item = (usize, usize)>) -> Self {
-        let (mut first, mut layers) = (64, Vec::new());
+        let mut first = 64;
+        let mut layers = Vec::new();
         for (inputs, outputs) in shapes {
             layers.push(Layer {
                 inputs,
@@ -74,8 +76,10 @@ impl Model {
                 first,
                 absmax: vec![0.5; outputs],
             });
+
             first += inputs * outputs;
         }
+
         let mut codes = vec![0i8; first];
         prefer_large(&mut codes);
         let some = noise(1 << 20);
@@ -115,6 +119,7 @@ fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32
         let a = quantize_activations(isa, a, 6.0, OutlierScope::Batch);
         layer.forward(isa, model, &a, out)?;
     }
+
     Ok(())
 }
 
@@ -127,13 +132,15 @@ fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
                 .filter(|c| (c + m) % 4 == 0)
                 .for_each(|c| row[c * 211 % inputs] = 9.0);
         }
+
         x
     })
 }
 
 fn decode(c: &mut Criterion) {
     let model = Model::new((0..BLOCKS).flat_map(|_| SHAPES));
-    let (x, mut out) = (activations(8, 24), vec![0f32; 8 * 5120]);
+    let x = activations(8, 24);
+    let mut out = vec![0f32; 8 * 5120];
     let mut group = c.benchmark_group("all int8 layers of gpt2-large");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
     println!(
@@ -150,6 +157,7 @@ fn decode(c: &mut Criterion) {
             });
         }
     }
+
     group.finish();
 }
 
@@ -157,6 +165,7 @@ fn prefill(c: &mut Criterion) {
     // One block: its codes (20 MB) leave the inner caches between uses as a whole model's do.
     let model = Model::new(SHAPES.into_iter());
     let macs = model.codes.len();
+
     let mut group = c.benchmark_group("prefill one block of gpt2-large");
     for isa in Isa::available().into_iter().skip(1) {
         println!(
@@ -165,7 +174,8 @@ fn prefill(c: &mut Criterion) {
             limits::multiply_rate(isa) / 1e9
         );
         for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
-            let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
+            let x = activations(rows, columns);
+            let mut out = vec![0f32; rows * 5120];
             group.throughput(Throughput::Elements((macs * rows) as u64));
             group.bench_function(
                 format!("{}/{rows} rows, {columns} outlier columns", isa.name()),
@@ -175,22 +185,19 @@ fn prefill(c: &mut Criterion) {
             );
         }
     }
+
     let (rows, (inputs, outputs)) = (128, SHAPES[2]);
-    let (x, w, mut out) = (
-        noise(rows * inputs),
-        noise(inputs * outputs),
-        vec![0f32; rows * outputs],
-    );
+    let x = noise(rows * inputs);
+    let w = noise(inputs * outputs);
+    let mut out = vec![0f32; rows * outputs];
     group.throughput(Throughput::Elements((inputs * outputs * rows) as u64));
     group.bench_function("peer: gemm crate, f32, 1280×5120/128", |b| {
         b.iter(|| peer(rows, inputs, outputs, &x, &w, black_box(&mut out)));
     });
     group.bench_function("dense f32, 1280×5120/128", |b| {
         b.iter(checked(|| {
-            let (a, w) = (
-                MatRef::new(&x, rows, inputs)?,
-                MatRef::new(&w, outputs, inputs)?,
-            );
+            let a = MatRef::new(&x, rows, inputs)?;
+            let w = MatRef::new(&w, outputs, inputs)?;
             dense::linear(
                 Isa::detect(),
                 a,
@@ -200,17 +207,21 @@ fn prefill(c: &mut Criterion) {
             )
         }));
     });
+
     group.finish();
 }
 
 /// One token of a gpt2-large layer after 256 others, and 512 tokens at once.
 fn attend(c: &mut Criterion) {
-    let (heads, size, positions) = (20, 64, 512);
+    let heads = 20;
+    let size = 64;
+    let positions = 512;
     let keys: Vec<f16> = noise(positions * size)
         .into_iter()
         .map(f16::from_f32)
         .collect();
     let query = noise(size);
+
     let mut group = c.benchmark_group("attention of a gpt2-large layer");
     for isa in Isa::available() {
         for (name, seen) in [("one token after 256", 256..257), ("512 tokens", 1..513)] {
@@ -238,6 +249,7 @@ fn attend(c: &mut Criterion) {
             });
         }
     }
+
     group.finish();
 }
 
@@ -246,11 +258,13 @@ fn activate(c: &mut Criterion) {
     let mut x = noise(128 * 5120);
     let mut group = c.benchmark_group("activation of 128×5120");
     group.throughput(Throughput::Elements(x.len() as u64));
+
     for isa in Isa::available() {
         group.bench_function(format!("{}/GELU", isa.name()), |b| {
             b.iter(|| activation::apply(isa, kernels::Activation::GeluTanh, black_box(&mut x)));
         });
     }
+
     group.finish();
 }
 
@@ -258,7 +272,10 @@ fn activate(c: &mut Criterion) {
 #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
 fn peer(rows: usize, inputs: usize, outputs: usize, x: &[f32], w: &[f32], out: &mut [f32]) {
     assert!(x.len() == rows * inputs && w.len() == inputs * outputs && out.len() == rows * outputs);
-    let (k, n) = (inputs as isize, outputs as isize);
+
+    let k = inputs as isize;
+    let n = outputs as isize;
+
     // SAFETY: the strides describe the three slices, whose lengths were checked.
     unsafe {
         gemm::gemm(
@@ -298,6 +315,7 @@ fn head(c: &mut Criterion) {
             .map(f16::from_f32)
             .collect::<Vec<_>>(),
     );
+
     head_of(
         &mut group,
         "bf16",
@@ -307,6 +325,7 @@ fn head(c: &mut Criterion) {
             .map(bf16::from_f32)
             .collect::<Vec<_>>(),
     );
+
     head_of(&mut group, "f32", &x, &noise(inputs * outputs));
     group.finish();
 }
@@ -314,9 +333,11 @@ fn head(c: &mut Criterion) {
 /// The head in int8, as `--quantize-head` makes it.
 fn int8_head(c: &mut Criterion) {
     let model = Model::new(std::iter::once(HEAD));
-    let ([x, _], mut out) = (activations(1, 24), vec![0f32; HEAD.1]);
+    let [x, _] = activations(1, 24);
+    let mut out = vec![0f32; HEAD.1];
     let mut group = c.benchmark_group("output head of gpt2-large in int8");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
+
     for isa in Isa::available().into_iter().skip(1) {
         group.bench_function(isa.name(), |b| {
             b.iter(checked(|| {
@@ -326,10 +347,12 @@ fn int8_head(c: &mut Criterion) {
                     6.0,
                     OutlierScope::Batch,
                 );
+
                 model.layers[0].forward(isa, &model, &a, black_box(&mut out))
             }));
         });
     }
+
     group.finish();
 }
 
@@ -341,7 +364,8 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(name, |b| {
         b.iter(checked(|| {
-            let (a, w) = (MatRef::new(x, 1, inputs)?, MatRef::new(w, outputs, inputs)?);
+            let a = MatRef::new(x, 1, inputs)?;
+            let w = MatRef::new(w, outputs, inputs)?;
             dense::linear(
                 Isa::detect(),
                 a,
@@ -371,6 +395,7 @@ fn quantise(c: &mut Criterion) {
             .map(|&x| bf16::from_f32(x))
             .collect::<Vec<_>>(),
     );
+
     let [x, _] = activations(1, 24);
     group.throughput(Throughput::Elements(1280));
     group.bench_function("activations 1×1280", |b| {
@@ -380,11 +405,13 @@ fn quantise(c: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
+
     group.finish();
 }
 
 fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
-    let (mut codes, mut absmax) = (vec![0i8; w.len()], vec![0f32; 5120]);
+    let mut codes = vec![0i8; w.len()];
+    let mut absmax = vec![0f32; 5120];
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(format!("{name} rows"), |b| {
         b.iter(checked(|| {
@@ -397,6 +424,7 @@ fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
             )
         }));
     });
+
     group.bench_function(format!("{name} transposed"), |b| {
         b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;

@@ -86,10 +86,12 @@ fn exp_each(x: &mut [f32], largest: f32) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0f32; LANES];
     let (whole, rest) = x.as_chunks_mut::<LANES>();
+
     for x in whole {
         x.iter_mut().for_each(|x| *x = exp(*x - largest));
         sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += *x);
     }
+
     rest.iter_mut().for_each(|x| *x = exp(*x - largest));
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
@@ -116,6 +118,7 @@ fn mish(x: f32) -> f32 {
     let e = exp(if x > 20.0 { 20.0 } else { x });
     let n = e * (e + 2.0);
     let y = x * (n / (n + 2.0));
+
     if x > 20.0 { x } else { y }
 }
 
@@ -129,13 +132,16 @@ fn sigmoid(x: f32) -> f32 {
 fn exp(x: f32) -> f32 {
     const LARGEST: f32 = 88.7;
     const SMALLEST: f32 = -87.3;
+
     /// Adding 1.5 · 2²³ rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
+
     // Comparisons instead of `clamp`: a NaN goes through.
     let y = if x > LARGEST { LARGEST } else { x };
     let y = if y < SMALLEST { SMALLEST } else { y };
     let shifted = y * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
+
     // ln 2 in two parts, of which the first has few bits.
     let r = (y - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
@@ -144,6 +150,7 @@ fn exp(x: f32) -> f32 {
         + 0.5;
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let value = (p * r * r + r + 1.0) * two_to_n;
+
     if x < SMALLEST { 0.0 } else { value }
 }
 
@@ -156,6 +163,7 @@ fn normal(x: f32) -> f32 {
         + 0.254_829_6)
         * t;
     let tail = 0.5 * p * exp(-z * z);
+
     if x < 0.0 { tail } else { 1.0 - tail }
 }
 
@@ -187,7 +195,8 @@ mod tests {
 
     /// Φ by Simpson's rule.
     fn phi(x: f64) -> f64 {
-        let (steps, start) = (4000, -12.0);
+        let steps = 4000;
+        let start = -12.0;
         let h = (x - start) / f64::from(steps);
         let density = |x: f64| (-x * x / 2.0).exp();
         let inner: f64 = (1..steps)
@@ -229,6 +238,7 @@ mod tests {
                         "{function:?}({x}) = {y}, not {expected}"
                     );
                 }
+
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 assert_eq!(
                     first.get_or_insert(bits.clone()),
@@ -252,6 +262,7 @@ mod tests {
                     Activation::GeluClipped => 10.0,
                     _ => f32::INFINITY,
                 };
+
                 assert!(
                     y[0].is_nan() && y[2] == large && y[3] >= 1.0,
                     "{function:?} {y:?}"
@@ -259,6 +270,7 @@ mod tests {
                 let bound = if zero == 0.0 { 0.0 } else { 3e-7 };
                 assert!((y[1] - zero).abs() <= bound, "{function:?} {y:?}");
             }
+
             let mut y = [0.0, -1.0, -200.0, f32::NEG_INFINITY];
             let sum = exp_all(isa, &mut y, 0.0);
             assert!((y[1] - (-1f32).exp()).abs() < 1e-7 && y[2..] == [0.0, 0.0]);

@@ -83,6 +83,7 @@ impl<T: Clone> Clone for AlignedVec<T> {
                 len: 0,
             };
         };
+
         let mut copy = Self::filled(self.len, value);
         copy.clone_from_slice(self);
         copy
@@ -119,9 +120,12 @@ mod tests {
             let mut values = AlignedVec::filled(len, 7u16);
             let copy = values.clone();
             assert!(copy == values && copy.iter().all(|x| *x == 7));
+
             values.reset(len * 3 + 1, 0);
             assert_eq!(values.len(), len * 3 + 1);
+
             values.reset(1, 0);
+
             for ptr in [copy.as_ptr(), values.as_ptr()] {
                 assert!(ptr.align_offset(LINE) == 0 || len == 0);
             }

@@ -85,6 +85,7 @@ impl<'a, T: Element> HeadCache<'a, T> {
         let positions = values.len() / padded(size).max(1);
         assert!(positions.is_multiple_of(PANEL) && values.len() == positions * padded(size));
         assert!(keys.len() == positions * size);
+
         Self { keys, values, size }
     }
 }
@@ -117,6 +118,7 @@ pub fn attend<T: Element>(
         assert!(query.query.len() == cache.size && query.out.len() == cache.size);
         assert!(query.seen.start < query.seen.end && query.seen.end <= positions);
     }
+
     // Narrower registers hold fewer sums.
     let most = match isa.width() {
         Width::Scalar => 1,
@@ -125,6 +127,7 @@ pub fn attend<T: Element>(
         #[cfg(target_arch = "x86_64")]
         Width::V512 => MOST,
     };
+
     for queries in queries.chunks_mut(most) {
         match queries.len() {
             1 => together::<T, 1>(isa, cache, queries, &rescore, scratch),
@@ -153,7 +156,8 @@ fn together<T: Element, const Q: usize>(
         .max()
         .unwrap_or(0)
         .div_ceil(PANEL);
-    let (length, width) = ((last - first) * PANEL, padded(cache.size));
+    let length = (last - first) * PANEL;
+    let width = padded(cache.size);
     scratch.scores.resize(Q * length, 0.0);
     let vectors: [&[f32]; Q] = std::array::from_fn(|i| queries[i].query);
     scores(isa, vectors, cache, first..last, &mut scratch.scores);
@@ -161,6 +165,7 @@ fn together<T: Element, const Q: usize>(
     scratch.sums.clear();
     scratch.sums.resize(Q * width, 0.0);
     let offset = first * PANEL;
+
     let mut totals = [0f32; Q];
     for (i, query) in queries.iter().enumerate() {
         let seen = query.seen.start - offset..query.seen.end - offset;
@@ -168,6 +173,7 @@ fn together<T: Element, const Q: usize>(
         rescore(query.head, query.seen.start, row);
         totals[i] = exp_all(isa, row, largest(isa, row));
     }
+
     // What all see is passed together, what only some see one by one, and positions stay in order.
     let start = queries.iter().map(|q| q.seen.start).max().unwrap_or(0);
     let end = queries
@@ -189,6 +195,7 @@ fn together<T: Element, const Q: usize>(
             );
         }
     };
+
     for (i, query) in queries.iter().enumerate() {
         one(i, query.seen.start..start.min(query.seen.end), scratch);
     }
@@ -197,6 +204,7 @@ fn together<T: Element, const Q: usize>(
             std::array::from_fn(|i| &scratch.scores[i * length..][start - offset..end - offset]);
         mix(isa, weights, cache, start, &mut scratch.sums);
     }
+
     for (i, query) in queries.iter_mut().enumerate() {
         one(i, end.max(query.seen.start)..query.seen.end, scratch);
         let inverse = totals[i].recip();
@@ -218,6 +226,7 @@ for_every_width! {
 fn largest_of(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = values.as_chunks::<16>();
+
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
         lanes
@@ -225,6 +234,7 @@ fn largest_of(values: &[f32]) -> f32 {
             .zip(chunk)
             .for_each(|(lane, x)| *lane = larger(*lane, *x));
     }
+
     lanes
         .iter()
         .chain(rest)
@@ -242,6 +252,7 @@ fn scores<T: Element, const Q: usize>(
 ) {
     let keys = &cache.keys[panels.start * PANEL * cache.size..panels.end * PANEL * cache.size];
     assert!(out.len() == Q * panels.len() * PANEL && queries.iter().all(|q| q.len() == cache.size));
+
     // SAFETY: `isa` proves that the CPU has the instructions; the lengths were checked.
     unsafe {
         match isa.width() {
@@ -265,6 +276,7 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
     let size = queries[0].len();
     let parts = PANEL / L::COUNT;
     let length = out.len() / Q;
+
     for p in 0..length / PANEL {
         // SAFETY: every load and store lies in a panel of `size` · 16 keys or of 16 scores.
         unsafe {
@@ -282,6 +294,7 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
                     }
                 }
             }
+
             for q in 0..Q {
                 for part in 0..parts {
                     sums[q][part].store(
@@ -306,6 +319,7 @@ fn mix<T: Element, const Q: usize>(
     let count = weights[0].len();
     let values = &cache.values[first * width..(first + count) * width];
     assert!(sums.len() == Q * width && weights.iter().all(|w| w.len() == count));
+
     // SAFETY: `isa` proves that the CPU has the instructions; the lengths were checked.
     unsafe {
         match isa.width() {
@@ -327,8 +341,10 @@ unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(
     sums: &mut [f32],
 ) {
     let width = sums.len() / Q;
+
     // As many sums as there are registers for: 32 of 512 bits, 16 of 256.
     let is_wide = if L::COUNT == 16 { Q <= 4 } else { Q <= 2 };
+
     let mut d = 0;
     while d < width {
         // SAFETY: d and the registers after it lie in a position of `width` values, a multiple of
@@ -357,6 +373,7 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
     d: usize,
 ) -> usize {
     let width = sums.len() / Q;
+
     // SAFETY: the caller's promise.
     unsafe {
         let mut registers = [[L::splat(0.0); C]; Q];
@@ -365,6 +382,7 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
                 registers[q][c] = L::load(sums.as_ptr().add(q * width + d + c * L::COUNT));
             }
         }
+
         for i in 0..weights[0].len() {
             let mut value = [L::splat(0.0); C];
             for c in 0..C {
@@ -377,12 +395,14 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
                 }
             }
         }
+
         for q in 0..Q {
             for c in 0..C {
                 registers[q][c].store(sums.as_mut_ptr().add(q * width + d + c * L::COUNT));
             }
         }
     }
+
     C * L::COUNT
 }
 

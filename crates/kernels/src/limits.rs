@@ -52,6 +52,7 @@ pub fn read_rate(memory: &[&[i8]]) -> f64 {
         black_box(total);
         started.elapsed().as_secs_f64()
     };
+
     let tries = Isa::available()
         .into_iter()
         .flat_map(|isa| std::iter::repeat_n(isa, TRIES));
@@ -79,6 +80,7 @@ fn sum_of(values: &[u64]) -> u64 {
     const LANES: usize = 32;
     let mut sums = [0u64; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
+
     for chunk in chunks {
         // The processor's own prefetchers do less with loads of 512 bits.
         crate::simd::prefetch_ahead(chunk.as_ptr().cast(), AHEAD, size_of_val(chunk));
@@ -86,6 +88,7 @@ fn sum_of(values: &[u64]) -> u64 {
             .zip(chunk)
             .for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
     }
+
     sums.iter()
         .chain(rest)
         .fold(0, |sum, x| sum.wrapping_add(*x))
@@ -104,6 +107,7 @@ pub fn multiply_rate(isa: Isa) -> f64 {
         let done: u64 = (0..threads).into_par_iter().map(|_| multiply(isa)).sum();
         done as f64 / started.elapsed().as_secs_f64()
     };
+
     (0..TRIES).map(|_| seconds()).fold(0.0, f64::max)
 }
 
@@ -131,7 +135,8 @@ fn multiply(isa: Isa) -> u64 {
 const ROUNDS: u64 = 4_000_000;
 
 fn scalar() -> u64 {
-    let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
+    let a = black_box([3i8; 64]);
+    let b = black_box([5i8; 64]);
     for _ in 0..ROUNDS / 16 {
         black_box(
             a.iter()
@@ -140,6 +145,7 @@ fn scalar() -> u64 {
                 .sum::<i32>(),
         );
     }
+
     ROUNDS / 16 * 64
 }
 
@@ -158,7 +164,9 @@ mod x86 {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name() -> u64 {
                 let mut sums = [$zero(); 12];
-                let (mut x, y) = ($ones, $ones);
+                let mut x = $ones;
+                let y = $ones;
+
                 for _ in 0..ROUNDS {
                     // SAFETY: nothing is done; the compiler only has to believe that x changed.
                     unsafe { asm!("/* {0} */", inout($class) x, options(nomem, nostack, pure, preserves_flags)) };
@@ -166,6 +174,7 @@ mod x86 {
                         *sum = $step(*sum, x, y);
                     }
                 }
+
                 black_box(sums);
                 ROUNDS * 12 * $codes
             }

@@ -45,6 +45,7 @@ impl<'a, T> MatRef<'a, T> {
     /// A view of what this crate made itself with that length.
     pub(crate) fn trusted(data: &'a [T], rows: usize, cols: usize) -> Self {
         debug_assert!(check(data.len(), rows, cols).is_ok());
+
         Self { data, rows, cols }
     }
 

@@ -55,6 +55,7 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
             .zip(chunk)
             .for_each(|(sum, x)| *sum += of(*x));
     }
+
     sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
@@ -69,21 +70,26 @@ mod tests {
             let x: Vec<f32> = (0..length)
                 .map(|i| (i as f32 * 1.7).sin() * 3.0 + 0.5)
                 .collect();
-            let (weight, bias) = (vec![2f32; length], vec![0.25f32; length]);
+            let weight = vec![2f32; length];
+            let bias = vec![0.25f32; length];
             let run = |isa| {
-                let (mut a, mut b) = (x.clone(), x.clone());
+                let mut a = x.clone();
+                let mut b = x.clone();
                 layer(isa, &mut a, &weight, &bias, 1e-5);
                 rms(isa, &mut b, &weight, 1e-5);
                 (a, b)
             };
+
             let (a, b) = run(Isa::scalar());
             let mean = |of: &dyn Fn(f32) -> f64, x: &[f32]| {
                 x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64
             };
             assert!((mean(&f64::from, &a) - 0.25).abs() < 1e-5);
+
             let squares = mean(&|x| f64::from(x) * f64::from(x), &b);
             let expected = mean(&|x| f64::from(x) * f64::from(x), &x);
             assert!((squares - 4.0 * expected / (expected + 1e-5)).abs() < 1e-4);
+
             for isa in Isa::available() {
                 assert_eq!(run(isa), (a.clone(), b.clone()), "{isa:?}");
             }

@@ -166,12 +166,14 @@ impl QuantizedActivations {
         threshold: f32,
         scope: OutlierScope,
     ) {
-        let (rows, cols) = (a.rows(), a.cols());
+        let rows = a.rows();
+        let cols = a.cols();
         self.cols = cols;
         self.codes.reset(rows * cols, 0);
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
         let mut own = vec![Vec::new(); rows];
+
         if cols > 0 {
             let quantize =
                 |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
@@ -179,7 +181,9 @@ impl QuantizedActivations {
                     quantize_row_apart(isa, row16, threshold, codes, absmax)
                 };
             let scratch = || vec![f16::ZERO; cols];
-            let (codes, absmax) = (&mut self.codes, &mut self.absmax);
+            let codes = &mut self.codes;
+            let absmax = &mut self.absmax;
+
             if rows >= PARALLEL_ROWS {
                 (codes
                     .par_chunks_mut(cols)
@@ -199,6 +203,7 @@ impl QuantizedActivations {
                 }
             }
         }
+
         self.outliers = match scope {
             OutlierScope::Row => listed(a, own.iter().map(Vec::as_slice)),
             OutlierScope::Batch => {
@@ -211,6 +216,7 @@ impl QuantizedActivations {
                             pooled.iter().for_each(|&column| codes[column as usize] = 0);
                         });
                 }
+
                 listed(a, std::iter::repeat_n(&pooled[..], rows))
             }
         };
@@ -260,6 +266,7 @@ fn quantize_row_apart(
 ) -> Vec<u32> {
     let mut columns = Vec::new();
     let mut largest = f16::from_bits(largest_bits(isa, row16));
+
     // Most rows have no outlier, and their largest value shows it (a NaN hides the others).
     if threshold > 0.0 && (largest.is_nan() || largest.to_f32() >= threshold) {
         let limit = smallest_outlier(threshold);
@@ -273,10 +280,13 @@ fn quantize_row_apart(
                     }
                 }
             }
+
             first += CHUNK as u32;
         }
+
         largest = f16::from_bits(largest_bits(isa, row16));
     }
+
     *absmax = largest.to_f32();
     quantize_row(isa, row16, *absmax, codes);
     columns
@@ -308,6 +318,7 @@ fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32
         starts: vec![0],
         ..Outliers::default()
     };
+
     for (row, columns) in lists.enumerate() {
         outliers.columns.extend(columns);
         outliers.values.extend(
@@ -317,6 +328,7 @@ fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32
         );
         outliers.starts.push(outliers.columns.len());
     }
+
     outliers
 }
 
@@ -372,6 +384,7 @@ mod tests {
         let a = MatRef::new(&[1.0f32, f32::NAN, 8.0], 1, 3).unwrap();
         let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
         assert!(a.absmax()[0].is_nan());
+
         // 70,000 is infinite in f16: an outlier, with its original value.
         let b = MatRef::new(&[1.0f32, 70_000.0], 1, 2).unwrap();
         let apart = quantize_activations(Isa::detect(), b, 6.0, OutlierScope::Batch);

@@ -68,6 +68,7 @@ pub fn quantize_activations<T: Element>(
         absmax: Vec::new(),
         outliers: Vec::new(),
     };
+
     for row in (0..a.rows()).map(|row| a.row(row)) {
         let kept: Vec<f16> = row
             .iter()
@@ -80,21 +81,25 @@ pub fn quantize_activations<T: Element>(
             })
             .collect();
         let (mut codes, absmax) = quantize_row(&kept);
+
         let mut outliers = Vec::new();
         for column in 0..row.len() {
             let apart = match scope {
                 OutlierScope::Batch => pooled[column],
                 OutlierScope::Row => is_outlier(row[column]),
             };
+
             if apart {
                 codes[column] = 0;
                 outliers.push((column as u32, row[column].to_f32()));
             }
         }
+
         found.codes.extend(codes);
         found.absmax.push(absmax);
         found.outliers.push(outliers);
     }
+
     found
 }
 
@@ -113,6 +118,7 @@ pub fn matmul_i32(a: MatRef<'_, i8>, w: MatRef<'_, i8>) -> Vec<i32> {
             .map(|(&x, &y)| i32::from(x) * i32::from(y))
             .sum()
     };
+
     (0..a.rows())
         .flat_map(|m| (0..w.rows()).map(move |n| dot(a.row(m), w.row(n))))
         .collect()
@@ -179,5 +185,6 @@ pub fn linear(
             ));
         }
     }
+
     out
 }

@@ -50,8 +50,11 @@ pub(crate) fn run<T, S>(
     T: Copy + Default + Send + Sync,
     S: Default + Send,
 {
-    let (rows, outputs) = (out.rows(), out.cols());
-    let (out, threads) = (out.into_data(), rayon::current_num_threads());
+    let rows = out.rows();
+    let outputs = out.cols();
+    let out = out.into_data();
+    let threads = rayon::current_num_threads();
+
     if out.is_empty() {
         return;
     }
@@ -64,7 +67,8 @@ pub(crate) fn run<T, S>(
             let rows = i * height..i * height + data.len() / outputs;
             for first in (0..outputs).step_by(block) {
                 let outputs_here = first..outputs.min(first + block);
-                let (rows, data) = (rows.clone(), &mut *data);
+                let rows = rows.clone();
+                let data = &mut *data;
                 task(
                     Patch {
                         data,
@@ -78,6 +82,7 @@ pub(crate) fn run<T, S>(
             }
         });
     }
+
     // Blocks of few weights are computed several at a time.
     let blocks = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
     let by_outputs = |target: &mut [T]| {
@@ -87,7 +92,8 @@ pub(crate) fn run<T, S>(
             .collect();
         team::for_each(tasks, |scratch: &mut S, (i, data): (usize, &mut [T])| {
             for (j, data) in data.chunks_mut(block * rows).enumerate() {
-                let (stride, first) = (data.len() / rows, (i * blocks + j) * block);
+                let stride = data.len() / rows;
+                let first = (i * blocks + j) * block;
                 task(
                     Patch {
                         data,
@@ -101,6 +107,7 @@ pub(crate) fn run<T, S>(
             }
         });
     };
+
     if rows == 1 {
         return by_outputs(out);
     }
@@ -111,6 +118,7 @@ pub(crate) fn run<T, S>(
             patch.copy_from_slice(&source[m * patch.len()..][..patch.len()]);
         }
     };
+
     out.par_chunks_mut(outputs)
         .enumerate()
         .with_min_len(ROWS)
@@ -135,6 +143,7 @@ mod tests {
                         }
                     }
                 });
+
                 assert!(
                     out.iter().enumerate().all(|(i, &y)| y == i + 1),
                     "{rows} × {outputs}"

@@ -38,6 +38,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
         0 | 1 => None,
         _ => Team::get(),
     };
+
     let Some((team, _at_work)) = team.and_then(|team| Some((team, team.at_work.try_lock().ok()?)))
     else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
@@ -45,9 +46,11 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
                 .into_par_iter()
                 .for_each(|item| f(&mut S::default(), item));
         }
+
         let mut memory = S::default();
         return items.into_iter().for_each(|item| f(&mut memory, item));
     };
+
     let members = team.helpers.len() + 1;
     let share = items.len().div_ceil(members);
     let next: Vec<AtomicUsize> = (0..members)
@@ -74,6 +77,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
             }
         }
     };
+
     team.run(&work);
 }
 
@@ -120,6 +124,7 @@ impl Team {
             asleep: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
         }));
+
         let shared: &'static Shared = shared;
         let helper = |member| {
             let thread = thread::Builder::new().name(format!("llm-int8 {member}"));
@@ -128,6 +133,7 @@ impl Team {
                 .ok()
                 .map(|handle| handle.thread().clone())
         };
+
         let helpers = (1..rayon::current_num_threads())
             .map(helper)
             .collect::<Option<Vec<_>>>()?;
@@ -142,6 +148,7 @@ impl Team {
     /// when no one is in it any more. The caller holds `at_work`.
     fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         let shared = self.shared;
+
         // SAFETY: the reference is used by helpers only between their `inside += 1`, after which
         // they see the work open, and their `inside -= 1`. `Closing` closes the work and waits
         // until no one is inside before this function returns or unwinds, so the closure is alive
@@ -153,6 +160,7 @@ impl Team {
         shared.is_open.store(true, SeqCst);
         let closing = Closing(shared);
         shared.epoch.fetch_add(1, SeqCst);
+
         if shared.asleep.load(SeqCst) > 0 {
             self.helpers.iter().for_each(Thread::unpark);
         }
@@ -174,6 +182,7 @@ impl Drop for Closing {
         let mut looks = 0;
         while self.0.inside.load(SeqCst) > 0 {
             looks += 1;
+
             // A helper may have lost its processor to another program.
             if looks % 1024 == 0 {
                 thread::yield_now()
@@ -181,6 +190,7 @@ impl Drop for Closing {
                 std::hint::spin_loop()
             }
         }
+
         *self.0.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
@@ -200,6 +210,7 @@ impl Shared {
                     self.has_panicked.store(true, SeqCst);
                 }
             }
+
             self.inside.fetch_sub(1, SeqCst);
         }
     }
@@ -217,7 +228,9 @@ impl Shared {
                     std::hint::spin_loop();
                 }
             }
+
             self.asleep.fetch_add(1, SeqCst);
+
             // Whoever changes the epoch after this look sees that someone sleeps.
             if self.epoch.load(SeqCst) == seen {
                 thread::park();
@@ -239,7 +252,9 @@ mod tests {
                 *memory += 1;
                 *count += 1;
             });
+
             assert!(counts.iter().all(|count| *count == 1), "{round}");
+
             if round % 500 == 0 {
                 thread::sleep(PATIENCE * 3); // The helpers sleep.
             }
@@ -271,8 +286,10 @@ mod tests {
                     assert!(i != 33, "expected")
                 })
             });
+
             assert!(failed.is_err());
         }
+
         let mut numbers = [0; 9];
         for_each(numbers.iter_mut().collect(), |_: &mut (), number| {
             *number = 1

@@ -55,6 +55,7 @@ impl DynamicQuantizedLinear {
             scale: f64::from(scale),
             zero_point,
         };
+
         let sums = self.weight.product(&QuantizedTensor::quantize(
             x,
             QuantizedDtype::Quint8,
@@ -69,6 +70,7 @@ impl DynamicQuantizedLinear {
             // fbgemm fuses the bias: one rounding.
             (sum as f32).mul_add(scales[n], self.bias.as_ref().map_or(0.0, |bias| bias[n]))
         };
+
         Ok(sums
             .chunks(scales.len())
             .flat_map(|row| row.iter().enumerate().map(output))
@@ -82,6 +84,7 @@ fn range_qparams(min: f32, max: f32) -> (f32, i32) {
     let (quant_min, quant_max) = (0f64, 127f64);
     let (mut min, mut max) = (min.min(0.0), max.max(0.0));
     let mut scale = (f64::from(max) - f64::from(min)) / (quant_max - quant_min);
+
     if scale as f32 == 0.0 || (scale as f32).recip().is_infinite() {
         scale = 0.1;
     }
@@ -97,8 +100,10 @@ fn range_qparams(min: f32, max: f32) -> (f32, i32) {
             (min, max) = (min * grown, max * grown);
         }
     }
+
     let (min, max) = (f64::from(min), f64::from(max));
-    let (from_min, from_max) = (quant_min - min / scale, quant_max - max / scale);
+    let from_min = quant_min - min / scale;
+    let from_max = quant_max - max / scale;
     let error_from_min = quant_min.abs() - (min / scale).abs();
     let error_from_max = quant_max.abs() - (max / scale).abs();
     let zero_point = if error_from_min < error_from_max {
@@ -120,6 +125,7 @@ impl fmt::Display for DynamicQuantizedLinear {
             tensor,
             ..
         } = &self.weight;
+
         write!(
             f,
             "DynamicQuantizedLinear(in_features={in_features}, out_features={out_features}, \

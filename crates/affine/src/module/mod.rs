@@ -86,9 +86,11 @@ impl Linear {
                 .zip(w)
                 .fold(0f32, |sum, (&a, &b)| a.mul_add(b, sum))
         };
+
         let output = |row, (n, w)| dot(row, w) + self.bias.as_ref().map_or(0.0, |bias| bias[n]);
         let weights = || self.weight.chunks(self.in_features).enumerate();
         let outputs = |row| weights().map(move |weight: (usize, &[f32])| output(row, weight));
+
         Ok(x.values()
             .chunks(self.in_features)
             .flat_map(outputs)
@@ -121,6 +123,7 @@ fn rows(shape: &[usize], in_features: usize) -> Result<usize> {
             found,
         });
     }
+
     Ok(before.iter().product())
 }
 

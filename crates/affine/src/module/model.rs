@@ -72,6 +72,7 @@ fn write_tree(
             writeln!(f, "  ({name}): {}", text.replace('\n', "\n  "))?;
         }
     }
+
     f.write_str(")")
 }
 
@@ -130,7 +131,8 @@ impl fmt::Display for PreparedModel {
         let stub = self.input.as_ref().map_or(String::new(), |observer| {
             format!("QuantStub(\n  (activation_post_process): {observer}\n)")
         });
-        let (arguments, output) = (self.model.linear.arguments(), &self.output);
+        let arguments = self.model.linear.arguments();
+        let output = &self.output;
         let linear = format!("Linear(\n  {arguments}\n  (activation_post_process): {output}\n)");
         write_tree(
             f,
@@ -184,6 +186,7 @@ impl QuantizedModel {
                 found,
             });
         };
+
         QuantizedTensor::quantize(x, *dtype, qparams)
     }
 }
@@ -198,6 +201,7 @@ impl fmt::Display for QuantizedModel {
             }
             _ => String::new(),
         };
+
         let linear = self.linear.to_string();
         write_tree(
             f,

@@ -30,6 +30,7 @@ impl PackedWeight {
                 found,
             });
         }
+
         if let QParams::PerChannel { axis, .. } = qparams
             && *axis != 0
         {
@@ -40,6 +41,7 @@ impl PackedWeight {
                 found,
             });
         }
+
         let &[out_features, in_features] = weight.shape() else {
             let found = weight.shape().len();
             return Err(AffineError::WrongDimension {
@@ -48,6 +50,7 @@ impl PackedWeight {
                 found,
             });
         };
+
         let tensor = QuantizedTensor::quantize(weight, dtype, qparams)?;
         let codes: Vec<i8> = tensor.int_repr().iter().map(|&code| code as i8).collect();
         let sums = codes
@@ -90,6 +93,7 @@ impl PackedWeight {
             w,
             MatMut::new(&mut out, rows, self.out_features)?,
         )?;
+
         let zeros: Vec<i32> = self
             .channels()
             .map(|(_, zero_point_w)| zero_point_w)
@@ -99,12 +103,15 @@ impl PackedWeight {
             .zip(out.chunks_mut(self.out_features))
         {
             let sum: i32 = row.iter().copied().map(i32::from).sum();
+
             // Σ over K of (a - za)(w - zw) = Σ a·w - za·Σ w - zw·(Σ a - K·za)
             let shifted = sum - self.in_features as i32 * zero_point;
+
             for ((y, sum_w), zero_w) in out.iter_mut().zip(&self.sums).zip(&zeros) {
                 *y -= zero_point * sum_w + zero_w * shifted;
             }
         }
+
         Ok(out)
     }
 
@@ -115,12 +122,14 @@ impl PackedWeight {
             let sum: i32 = a.iter().zip(w).map(|(a, w)| a * i32::from(*w)).sum();
             sum.clamp(i16::MIN.into(), i16::MAX.into()) - sum
         };
+
         let row = |a: &[i32], w: &[i8]| {
             a.chunks(2)
                 .zip(w.chunks(2))
                 .map(|(a, w)| excess(a, w))
                 .sum()
         };
+
         let outputs = |a| self.codes.chunks(self.in_features).map(move |w| row(a, w));
         x.int_repr()
             .chunks(self.in_features)

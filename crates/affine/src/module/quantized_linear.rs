@@ -35,7 +35,9 @@ impl QuantizedLinear {
                 found,
             });
         };
+
         output.check(QuantizedDtype::Quint8)?;
+
         Ok(Self {
             weight: packed(linear, weight)?,
             bias: linear.bias.clone(),
@@ -103,6 +105,7 @@ impl QuantizedLinear {
         let per_tensor = matches!(self.weight.tensor.qparams(), QParams::PerTensor { .. });
         let offset = |n: usize| {
             let bias = self.bias.as_ref().map_or(0.0, |bias| bias[n]);
+
             // fbgemm multiplies with a reciprocal where there is one scale for all outputs.
             if per_tensor {
                 bias * products[n].recip()
@@ -110,17 +113,21 @@ impl QuantizedLinear {
                 bias / products[n]
             }
         };
+
         let offsets: Vec<f32> = (0..products.len()).map(offset).collect();
         let code = |(n, &sum): (usize, &i32)| {
             let y = (sum as f32 + offsets[n]) * (products[n] / scale_y);
+
             // Far out of range a float rounds and adds as well as an integer, without overflow.
             (y.round_ties_even() + self.zero_point as f32).clamp(0.0, 255.0) as i32
         };
+
         let codes = sums
             .chunks(products.len())
             .flat_map(|row| row.iter().enumerate().map(code))
             .collect();
         let mut shape = x.shape().to_vec();
+
         if let Some(last) = shape.last_mut() {
             *last = self.weight.out_features;
         }
@@ -145,6 +152,7 @@ impl fmt::Display for QuantizedLinear {
             tensor,
             ..
         } = &self.weight;
+
         write!(
             f,
             "QuantizedLinear(in_features={in_features}, out_features={out_features}, scale={}, zero_point={}, \

@@ -65,11 +65,13 @@ impl HistogramObserver {
                 .map(|n| n * total)
                 .collect();
         }
+
         let parts = BINS * UPSAMPLE;
         let middle = 0.5 * ((self.max - self.min) / parts as f32);
         let edges: Vec<f32> = (0..=BINS)
             .map(|i| linspace(min, max, BINS + 1, i))
             .collect();
+
         let mut wider = vec![0f32; BINS];
         for part in 0..parts {
             let x = linspace(self.min, self.max, parts + 1, part) + middle;
@@ -79,6 +81,7 @@ impl HistogramObserver {
                 .min(BINS - 1);
             wider[bin] += self.histogram[part / UPSAMPLE] / UPSAMPLE as f32;
         }
+
         wider
     }
 
@@ -88,19 +91,27 @@ impl HistogramObserver {
         let bin_width = (self.max - self.min) / BINS as f32;
         let sums = cumulative(&self.histogram);
         let total = f64::from(self.histogram.iter().map(|&n| f64::from(n)).sum::<f64>() as f32);
-        let (mut alpha, mut beta) = (0f64, 1f64);
-        let (mut start, mut end) = (0, BINS - 1);
+
+        let mut alpha = 0f64;
+        let mut beta = 1f64;
+        let mut start = 0;
+        let mut end = BINS - 1;
         let mut least = f64::INFINITY;
         while alpha < beta {
-            let (next_alpha, next_beta) = (alpha + STEP, beta - STEP);
-            let (mut left, mut right) = (start, end);
+            let next_alpha = alpha + STEP;
+            let next_beta = beta - STEP;
+
+            let mut left = start;
+            let mut right = end;
             while left < end && sums[left] < (next_alpha * total) as f32 {
                 left += 1;
             }
             while right > start && sums[right] > (next_beta * total) as f32 {
                 right -= 1;
             }
-            let (mut next_start, mut next_end) = (start, end);
+            let mut next_start = start;
+            let mut next_end = end;
+
             if left - start > end - right {
                 (next_start, alpha) = (left, next_alpha);
             } else {
@@ -110,11 +121,13 @@ impl HistogramObserver {
                 continue;
             }
             let error = self.error_of(next_start, next_end);
+
             if error > least {
                 break;
             }
             (least, start, end) = (error, next_start, next_end);
         }
+
         (
             self.min + bin_width * start as f32,
             self.min + bin_width * (end + 1) as f32,
@@ -142,6 +155,7 @@ impl HistogramObserver {
             let in_last = integral(-half, end - (last * step + half), density);
             in_first + between + in_last
         };
+
         self.histogram
             .iter()
             .enumerate()
@@ -158,6 +172,7 @@ impl Observer for HistogramObserver {
         let first = self.min > self.max;
         let (min, max) = (self.min.min(min), self.max.max(max));
         let mut histogram = count(x.values(), min, max);
+
         if !first {
             let same = (min, max) == (self.min, self.max);
             let before = if same {
@@ -170,7 +185,9 @@ impl Observer for HistogramObserver {
                 .zip(before)
                 .for_each(|(n, before)| *n += before);
         }
+
         (self.min, self.max, self.histogram) = (min, max, histogram);
+
         Ok(())
     }
 
@@ -202,11 +219,13 @@ fn count(values: &[f32], min: f32, max: f32) -> Vec<f32> {
     } else {
         (min, max)
     };
+
     let mut histogram = vec![0f32; BINS];
     for x in values {
         let bin = ((x - min) * BINS as f32 / (max - min)) as usize;
         histogram[bin.min(BINS - 1)] += 1.0;
     }
+
     histogram
 }
 
@@ -226,6 +245,7 @@ fn cumulative(histogram: &[f32]) -> Vec<f32> {
         *sum += f64::from(*n);
         Some(*sum as f32)
     };
+
     histogram.iter().scan(0f64, add).collect()
 }
 
@@ -242,6 +262,7 @@ fn floor_divide(a: f32, b: f32) -> f32 {
         quotient -= 1.0;
     }
     let floor = quotient.floor();
+
     if quotient - floor > 0.5 {
         floor + 1.0
     } else {
@@ -275,6 +296,7 @@ mod tests {
                 .observe(TensorRef::new(&batch, &[3]).unwrap())
                 .unwrap();
         }
+
         assert_eq!(observer.histogram.iter().sum::<f32>(), 9.0);
         assert_eq!(
             observer.to_string(),
@@ -291,6 +313,7 @@ mod tests {
                 .observe(TensorRef::new(&[2.5], &[1]).unwrap())
                 .unwrap();
         }
+
         let QParams::PerTensor { scale, zero_point } = observer.qparams().unwrap() else {
             unreachable!()
         };

@@ -112,19 +112,22 @@ impl MovingAverageMinMaxObserver {
 
     pub(super) fn with_config(config: &ObserverConfig, averaging_constant: f32) -> Result<Self> {
         if !(0.0..=1.0).contains(&averaging_constant) {
-            let (setting, value) = ("averaging_constant", f64::from(averaging_constant));
+            let setting = "averaging_constant";
+            let value = f64::from(averaging_constant);
             return Err(AffineError::WrongSetting {
                 setting,
                 value,
                 expected: "between 0 and 1",
             });
         }
+
         let grid = config.grid("MovingAverageMinMaxObserver", false)?;
         let inner = MinMaxObserver {
             grid,
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
         };
+
         Ok(Self {
             inner,
             averaging_constant,
@@ -143,6 +146,7 @@ impl Observer for MovingAverageMinMaxObserver {
             self.inner.min += self.averaging_constant * (min - self.inner.min);
             self.inner.max += self.averaging_constant * (max - self.inner.max);
         }
+
         Ok(())
     }
 

@@ -113,6 +113,7 @@ impl ObserverConfig {
             eps,
             ..
         } = *self;
+
         if scheme.is_per_channel() != per_channel {
             let takes = if per_channel {
                 "per_channel_affine or per_channel_symmetric"
@@ -125,6 +126,7 @@ impl ObserverConfig {
                 takes,
             });
         }
+
         if scheme.is_symmetric() && reduce_range && dtype == QuantizedDtype::Quint8 {
             return Err(AffineError::SymmetricReducedQuint8);
         }
@@ -136,6 +138,7 @@ impl ObserverConfig {
                 expected: "a positive number",
             });
         }
+
         let (lowest, highest) = dtype.range();
         let (quant_min, quant_max) = match self.quant_range {
             Some((min, max)) if lowest <= min && min < max && max <= highest => {
@@ -149,7 +152,9 @@ impl ObserverConfig {
             None if reduce_range => dtype.reduced_range(),
             None => dtype.range(),
         };
+
         let customized = self.quant_range.is_some();
+
         Ok(Grid {
             dtype,
             symmetric: scheme.is_symmetric(),
@@ -217,6 +222,8 @@ fn per_tensor(grid: &Grid, min: f32, max: f32) -> Result<QParams> {
         scale: f64::from(scale),
         zero_point,
     };
+
     qparams.check(grid.dtype)?;
+
     Ok(qparams)
 }

@@ -66,6 +66,7 @@ impl Observer for PerChannelMinMaxObserver {
                 now: channels.count(),
             });
         }
+
         for (channel, range) in self.ranges.iter_mut().enumerate() {
             let values = channels
                 .ranges(channel)
@@ -74,6 +75,7 @@ impl Observer for PerChannelMinMaxObserver {
             let (min, max) = min_max(values);
             *range = (range.0.min(min), range.1.max(max));
         }
+
         Ok(())
     }
 
@@ -94,7 +96,9 @@ impl Observer for PerChannelMinMaxObserver {
             zero_points,
             axis: self.axis,
         };
+
         qparams.check(self.grid.dtype)?;
+
         Ok(qparams)
     }
 

@@ -18,6 +18,7 @@ pub(super) fn dot<W: Element, const M: usize, const N: usize>(
 ) -> [[f32; M]; N] {
     let length = a.first().map_or(0, |a| a.len());
     assert!(a.iter().all(|a| a.len() == length) && w.iter().all(|w| w.len() == length));
+
     // SAFETY: `isa` proves that the CPU has the instructions; the lengths are equal.
     unsafe {
         match isa.width() {
@@ -39,6 +40,7 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
 ) -> [[f32; M]; N] {
     let length = a[0].len();
     let whole = length / L::COUNT * L::COUNT;
+
     // SAFETY: k + COUNT ≤ whole ≤ length of every slice.
     unsafe {
         let mut sums = [[L::splat(0.0); M]; N];
@@ -58,13 +60,17 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                         bytes,
                     );
                 }
+
                 let y = L::load(w[n].as_ptr().add(k));
+
                 for m in 0..M {
                     sums[n][m] = sums[n][m].add_product(x[m], y);
                 }
             }
+
             k += L::COUNT;
         }
+
         let mut out = [[0f32; M]; N];
         for n in 0..N {
             for m in 0..M {
@@ -75,6 +81,7 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 out[n][m] = sums[n][m].sum() + tail;
             }
         }
+
         out
     }
 }

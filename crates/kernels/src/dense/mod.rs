@@ -50,7 +50,8 @@ pub fn linear<W: Element>(
         expect("length of the bias", outputs, bias.len())?;
     }
     tasks::run(out, columns, BLOCK, |mut patch, floats: &mut Vec<f32>| {
-        let (first, width) = (patch.outputs.start, patch.outputs.len());
+        let first = patch.outputs.start;
+        let width = patch.outputs.len();
         if patch.rows.len() == 1 {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
             store(
@@ -59,15 +60,19 @@ pub fn linear<W: Element>(
                 bias,
                 &mut patch,
             );
+
             return;
         }
+
         floats.resize(BLOCK * columns, 0.0);
+
         for i in 0..width {
             W::to_f32_slice(w.row(first + i), &mut floats[i * columns..][..columns]);
         }
         let weights = std::array::from_fn(|i| &floats[i.min(width - 1) * columns..][..columns]);
         multiply(isa, a, weights, bias, &mut patch);
     });
+
     Ok(())
 }
 
@@ -80,12 +85,15 @@ fn multiply(
     bias: Option<&[f32]>,
     patch: &mut Patch<'_, f32>,
 ) {
-    let (first, rows) = (patch.rows.start, patch.rows.len());
+    let first = patch.rows.start;
+    let rows = patch.rows.len();
     let whole = rows / TILE_M * TILE_M;
+
     for i in (0..whole).step_by(TILE_M) {
         let tile: [&[f32]; TILE_M] = std::array::from_fn(|m| a.row(first + i + m));
         store(dot(isa, tile, weights), i, bias, patch);
     }
+
     for i in whole..rows {
         store(dot(isa, [a.row(first + i)], weights), i, bias, patch);
     }

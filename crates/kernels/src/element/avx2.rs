@@ -84,6 +84,7 @@ pub(crate) fn available() -> bool {
 /// Converts the whole eights and returns how many values that was.
 pub(super) fn to_f32<T: Load>(source: &[T], out: &mut [f32]) -> usize {
     assert!(available());
+
     // SAFETY: the CPU has what the function is compiled for.
     unsafe { to_f32_inner(source, out) }
 }
@@ -95,12 +96,14 @@ fn to_f32_inner<T: Load>(source: &[T], out: &mut [f32]) -> usize {
         // SAFETY: both hold eight values.
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), T::load8(x.as_ptr())) }
     }
+
     source.len() * LANES
 }
 
 /// Converts the whole eights and returns how many values that was.
 pub(super) fn to_f16<T: Load>(source: &[T], out: &mut [f16]) -> usize {
     assert!(available());
+
     // SAFETY: the CPU has what the function is compiled for.
     unsafe { to_f16_inner(source, out) }
 }
@@ -115,5 +118,6 @@ fn to_f16_inner<T: Load>(source: &[T], out: &mut [f16]) -> usize {
             _mm_storeu_si128(y.as_mut_ptr().cast(), halves);
         }
     }
+
     source.len() * LANES
 }

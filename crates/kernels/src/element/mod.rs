@@ -165,11 +165,14 @@ mod tests {
     fn check<T: Element>(values: &[T]) {
         for length in [0, 1, 7, 8, 9, values.len()] {
             let source = &values[..length];
-            let (mut floats, mut halves) = (vec![0f32; length], vec![f16::ZERO; length]);
+            let mut floats = vec![0f32; length];
+            let mut halves = vec![f16::ZERO; length];
             T::to_f32_slice(source, &mut floats);
             T::to_f16_slice(source, &mut halves);
+
             for (i, x) in source.iter().enumerate() {
-                let (float, half) = (x.to_f32(), Element::to_f16(*x));
+                let float = x.to_f32();
+                let half = Element::to_f16(*x);
                 assert!(
                     float.to_bits() == floats[i].to_bits() || float.is_nan() && floats[i].is_nan()
                 );
@@ -185,11 +188,13 @@ mod tests {
         let all = 0..=u16::MAX;
         check(&all.clone().map(f16::from_bits).collect::<Vec<_>>());
         check(&all.clone().map(bf16::from_bits).collect::<Vec<_>>());
+
         // Ties and their neighbours, overflow and subnormals of f16.
         let floats = all.flat_map(|bits| {
             let x = f16::from_bits(bits).to_f32().to_bits();
             [x, x ^ 0x1000, x ^ 0x1001, x ^ 0x0fff].map(f32::from_bits)
         });
+
         check(&floats.collect::<Vec<_>>());
     }
 }

@@ -25,10 +25,12 @@ pub(super) fn available() -> bool {
         // Leaf 7, EDX: bit 24 tiles, bit 25 int8.
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
         let has = std::arch::x86_64::__cpuid(0).eax >= 7 && leaf.edx >> 24 & 0b11 == 0b11;
+
         // The registers are large, so Linux saves them only for processes that ask:
         // ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XTILEDATA: libc::c_long = 18;
+
         // SAFETY: the call takes two numbers and touches no memory of ours.
         has && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
     })
@@ -65,13 +67,16 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
         isa.kind() == Kind::Amx && a.len().is_multiple_of(panel) && w.steps.is_multiple_of(STEPS)
     );
     assert!(panel >= w.steps * STEP_BYTES && w.data.len() >= (TILE - 1) * w.stride + w.steps * 4);
+
     let panels = a.len() / panel;
     assert!((1..=2).contains(&panels) && panels * LANES <= tile[0].len());
+
     if w.steps == 0 {
         return;
     }
     // A panel that is not there is the first one again, with the same sums.
     let second = (panels - 1) * LANES;
+
     // SAFETY: an `Isa` of kind Amx is only made where CPU and system allow it. Weights: 32 rows of
     // `w.steps` dwords, `w.stride` apart; panels: `w.steps` steps of 64 bytes; sums: 32 rows of 16
     // values that are a row of `Tile` apart. All were checked, and the registers are given back.
@@ -145,5 +150,6 @@ pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
             options(nostack),
         );
     }
+
     rounds * 4 * 16 * 16 * 64
 }

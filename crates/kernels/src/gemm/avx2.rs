@@ -49,6 +49,7 @@ macro_rules! strips_of_256_bits {
             for (i, row) in rows.iter_mut().enumerate() {
                 *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
             }
+
             let mut sums = [[_mm256_setzero_si256(); 2]; N];
             for k in 0..w.steps {
                 // SAFETY: a step is 64 bytes of the panel and a dword of each row.
@@ -58,6 +59,7 @@ macro_rules! strips_of_256_bits {
                         _mm256_loadu_si256(at.cast()),
                         _mm256_loadu_si256(at.add(32).cast()),
                     ];
+
                     for n in 0..N {
                         let y =
                             _mm256_set1_epi32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
@@ -66,14 +68,17 @@ macro_rules! strips_of_256_bits {
                     }
                 }
             }
+
             for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
                 let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+
                 // SAFETY: `out` has sixteen values.
                 unsafe {
                     _mm256_storeu_si256(out.as_mut_ptr().cast(), sums[0]);
                     _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), sums[1]);
                 }
             }
+
             N
         }
     };
@@ -92,6 +97,7 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i16]; M], w: &[i8], sums: &mu
     let outputs = sums.len() / M;
     assert!(isa.kind() == Kind::Avx2 && a.iter().all(|a| a.len() == length));
     assert!(w.len() == outputs * length && sums.len() == outputs * M);
+
     for n in 0..outputs {
         // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; every slice has
         // `length` codes.
@@ -103,6 +109,7 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i16]; M], w: &[i8], sums: &mu
                 several(a, row)
             }
         };
+
         found
             .iter()
             .enumerate()
@@ -116,6 +123,7 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i16]; M], w: &[i8], sums: &mu
 unsafe fn one(a: &[i16], w: &[i8]) -> i32 {
     const STEP: usize = 4 * LANES;
     let whole = a.len() / STEP * STEP;
+
     let mut parts = [_mm256_setzero_si256(); 4];
     for k in (0..whole).step_by(STEP) {
         // A hint that may point behind the last weight: it reads nothing there.
@@ -129,9 +137,11 @@ unsafe fn one(a: &[i16], w: &[i8]) -> i32 {
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().add(at).cast())),
                 )
             };
+
             *part = _mm256_add_epi32(*part, _mm256_madd_epi16(x, y));
         }
     }
+
     let [p, q, r, s] = parts;
     let tail: i32 = a[whole..]
         .iter()
@@ -152,14 +162,17 @@ unsafe fn several<const M: usize>(a: [&[i16]; M], w: &[i8]) -> [i32; M] {
     let mut sums = [_mm256_setzero_si256(); M];
     for k in (0..whole).step_by(LANES) {
         _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(k + AHEAD));
+
         // SAFETY: k + 16 ≤ whole ≤ length of every slice, and unaligned loads are used.
         let y = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().add(k).cast())) };
+
         for m in 0..M {
             // SAFETY: as above.
             let x = unsafe { _mm256_loadu_si256(a[m].as_ptr().add(k).cast()) };
             sums[m] = _mm256_add_epi32(sums[m], _mm256_madd_epi16(x, y));
         }
     }
+
     let mut out = [0; M];
     for m in 0..M {
         let tail = a[m][whole..]
@@ -168,6 +181,7 @@ unsafe fn several<const M: usize>(a: [&[i16]; M], w: &[i8]) -> [i32; M] {
             .map(|(&x, &y)| i32::from(x) * i32::from(y));
         out[m] = tail.sum::<i32>() + horizontal_sum(sums[m]);
     }
+
     out
 }
 
@@ -186,6 +200,7 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     );
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
+
     // SAFETY: an `Isa` of kind Avx2 is only made where the CPU has AVX2; the lengths were checked.
     unsafe { strips(a, panel, w, tile) }
 }

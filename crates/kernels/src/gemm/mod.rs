@@ -153,6 +153,7 @@ fn check_columns(columns: usize) -> Result<(), KernelError> {
             limit: MAX_COLUMNS,
         });
     }
+
     Ok(())
 }
 
@@ -207,6 +208,7 @@ pub fn linear(
             }
         },
     );
+
     Ok(())
 }
 
@@ -237,9 +239,12 @@ pub fn linears(
             .into_iter()
             .try_for_each(|(layer, out)| linear(isa, a, &layer, out));
     }
+
     let input = Rows::new(isa, a.codes());
     let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
-    let (mut epilogues, mut pieces) = (Vec::new(), Vec::new());
+
+    let mut epilogues = Vec::new();
+    let mut pieces = Vec::new();
     for (i, (layer, out)) in layers.into_iter().enumerate() {
         layer.check(a, &out)?;
         epilogues.push((layer.weight, Epilogue::new(isa, a, &layer)?));
@@ -250,6 +255,7 @@ pub fn linears(
                 .map(|(j, y)| (i, j * block, y)),
         );
     }
+
     let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>),
                 (i, first, y): (usize, usize, &mut [f32])| {
         let outputs = first..first + y.len();
@@ -259,7 +265,9 @@ pub fn linears(
         epilogue.thin.gather(isa, weight, outputs.clone(), weights);
         epilogue.run(0, outputs, sums, weights, y);
     };
+
     team::for_each(pieces, task);
+
     Ok(())
 }
 
@@ -300,7 +308,9 @@ impl<'a> Epilogue<'a> {
             bias,
             y,
         );
+
         self.thin.add(self.isa, m, weights, y);
+
         if let Some(function) = self.activation {
             activation::apply(self.isa, function, y);
         }
@@ -350,6 +360,7 @@ pub fn matmul_i32(
             patch.row_mut(i).copy_from_slice(sums);
         }
     });
+
     Ok(())
 }
 
@@ -363,6 +374,7 @@ struct Scratch {
 /// Output features computed together.
 fn block(columns: usize) -> usize {
     let block = (BLOCK_BYTES / columns.max(1)).clamp(4, MAX_BLOCK);
+
     // Whole tiles where there are some.
     if block >= panels::TILE {
         block / panels::TILE * panels::TILE

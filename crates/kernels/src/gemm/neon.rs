@@ -34,6 +34,7 @@ fn add_products(mut sums: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
             options(pure, nomem, nostack, preserves_flags),
         );
     }
+
     sums
 }
 
@@ -44,8 +45,10 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
     let outputs = sums.len() / M;
     assert!(isa.kind() == Kind::NeonDot && a.iter().all(|a| a.len() == length));
     assert!(w.len() == outputs * length && sums.len() == outputs * M);
+
     for n in 0..outputs {
         let row = &w[n * length..][..length];
+
         // SAFETY: an `Isa` of kind NeonDot is only made where the CPU has `sdot`; every slice has
         // `length` codes.
         let found = unsafe {
@@ -56,6 +59,7 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
                 _ => dot::<M, 1>(a, row),
             }
         };
+
         found
             .iter()
             .enumerate()
@@ -71,12 +75,15 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
 unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; M] {
     let step = P * LANES;
     let whole = w.len() / step * step;
+
     let mut sums = [[vdupq_n_s32(0); M]; P];
     for k in (0..whole).step_by(step) {
         for (part, sums) in sums.iter_mut().enumerate() {
             let at = k + part * LANES;
+
             // SAFETY: at + 16 ≤ whole ≤ length of every slice.
             let y = unsafe { vld1q_s8(w.as_ptr().add(at)) };
+
             for (sum, a) in sums.iter_mut().zip(a) {
                 // SAFETY: as above.
                 let x = unsafe { vld1q_s8(a.as_ptr().add(at)) };
@@ -84,6 +91,7 @@ unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; 
             }
         }
     }
+
     let mut out = [0; M];
     for m in 0..M {
         let total = sums
@@ -95,6 +103,7 @@ unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; 
             .map(|(&x, &y)| i32::from(x) * i32::from(y));
         out[m] = vaddvq_s32(total) + tail.sum::<i32>();
     }
+
     out
 }
 
@@ -107,6 +116,7 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     );
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
+
     for (p, panel) in a.chunks_exact(panel).enumerate() {
         let mut n = 0;
         while n < w.rows {
@@ -139,6 +149,7 @@ unsafe fn strip<const N: usize>(
     for (i, row) in rows.iter_mut().enumerate() {
         *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
     }
+
     let mut sums = [[vdupq_n_s32(0); PARTS]; N];
     for k in 0..w.steps {
         // SAFETY: a step is 64 bytes of the panel and a dword of each row.
@@ -154,6 +165,7 @@ unsafe fn strip<const N: usize>(
             }
         }
     }
+
     for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
         let out = tile[p * PANEL_LANES..][..PANEL_LANES].chunks_exact_mut(4);
         for (out, sums) in out.zip(sums) {
@@ -161,6 +173,7 @@ unsafe fn strip<const N: usize>(
             unsafe { vst1q_s32(out.as_mut_ptr(), *sums) }
         }
     }
+
     N
 }
 
@@ -189,5 +202,6 @@ pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
             options(nomem, nostack),
         );
     }
+
     rounds * 12 * LANES as u64
 }

@@ -50,9 +50,11 @@ pub(super) type Tile = [[i32; LANES * MAX_PANELS]; TILE];
 
 impl Panels {
     pub(super) fn new(isa: Isa, codes: MatRef<'_, i8>) -> Self {
-        let (rows, columns) = (codes.rows(), codes.cols());
+        let rows = codes.rows();
+        let columns = codes.cols();
         let panel = columns.next_multiple_of(DEPTH) / codes_a_step(isa) * STEP_BYTES;
         let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
+
         if panel > 0 {
             data.par_chunks_mut(panel)
                 .enumerate()
@@ -61,6 +63,7 @@ impl Panels {
                     pack(isa, codes, rows, panel);
                 });
         }
+
         Self {
             data,
             rows,
@@ -82,20 +85,24 @@ impl Panels {
             m.start.is_multiple_of(LANES) && m.end <= self.rows && w.cols() == self.columns
         );
         let width = n.len();
+
         if self.panel == 0 {
             return sums.fill(0);
         }
         let group = LANES * panels_at_once(isa);
+
         let mut tile: Tile = [[0; LANES * MAX_PANELS]; TILE];
         for first in n.clone().step_by(TILE) {
             let outputs = first..n.end.min(first + TILE);
             let weights = scratch.weights(isa, w, outputs.clone());
+
             let mut next = next_weights(w, outputs.end, m.len().div_ceil(group));
             for row in m.clone().step_by(group) {
                 next.next().into_iter().for_each(crate::simd::prefetch);
                 let rows = row..m.end.min(row + group);
                 let panels = rows.len().div_ceil(LANES);
                 let a = &self.data[row / LANES * self.panel..][..panels * self.panel];
+
                 match isa.kind() {
                     Kind::Scalar => scalar(a, self.panel, &weights, &mut tile),
                     #[cfg(target_arch = "x86_64")]
@@ -109,6 +116,7 @@ impl Panels {
                     #[cfg(target_arch = "aarch64")]
                     Kind::NeonDot => neon::tile(isa, a, self.panel, &weights, &mut tile),
                 }
+
                 let target = &mut sums[(row - m.start) * width + (first - n.start)..];
                 turn(isa, &tile, [rows.len(), outputs.len()], target, width);
             }
@@ -153,7 +161,8 @@ fn offset(isa: Isa) -> u8 {
 
 /// Fills a panel with up to sixteen rows; what is missing counts as zeros.
 fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
-    let (size, offset) = (codes_a_step(isa), offset(isa));
+    let size = codes_a_step(isa);
+    let offset = offset(isa);
     #[cfg(target_arch = "x86_64")]
     if isa.width() == crate::isa::Width::V512
         && rows.len() == LANES
@@ -162,7 +171,9 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
         let codes = &codes.data()[rows.start * codes.cols()..rows.end * codes.cols()];
         return vnni::v512::pack(isa, codes, offset, panel);
     }
+
     panel.fill(offset);
+
     for (lane, row) in rows.enumerate() {
         let row = codes.row(row);
         let steps = panel
@@ -177,11 +188,13 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
         } else {
             let (whole, rest) = row.as_chunks::<4>();
             let mut steps = steps;
+
             // In this order: the other way round a step would be lost at the end.
             for (four, place) in whole.iter().zip(steps.by_ref()) {
                 let four = u32::from_ne_bytes(four.map(|code| code as u8));
                 place.copy_from_slice(&(four ^ u32::from_ne_bytes([offset; 4])).to_ne_bytes());
             }
+
             if let Some(place) = steps.next() {
                 place
                     .iter_mut()
@@ -212,7 +225,8 @@ impl Scratch {
         w: MatRef<'a, i8>,
         outputs: Range<usize>,
     ) -> Weights<'a> {
-        let (columns, rows) = (w.cols(), outputs.len());
+        let columns = w.cols();
+        let rows = outputs.len();
         let source = &w.data()[outputs.start * columns..outputs.end * columns];
         let size = codes_a_step(isa);
         let as_it_is = match isa.kind() {
@@ -222,6 +236,7 @@ impl Scratch {
             Kind::Amx => columns.is_multiple_of(DEPTH) && rows == TILE,
             _ => columns.is_multiple_of(4),
         };
+
         if as_it_is {
             let data = bytemuck::cast_slice(source);
             return Weights {
@@ -231,10 +246,12 @@ impl Scratch {
                 steps: columns / 4,
             };
         }
+
         let padded = columns.next_multiple_of(DEPTH);
         let stride = padded * 4 / size;
         self.weights.clear();
         self.weights.resize(TILE * stride, 0);
+
         for (row, codes) in self
             .weights
             .chunks_exact_mut(stride)
@@ -248,6 +265,7 @@ impl Scratch {
                 row[..columns].copy_from_slice(bytemuck::cast_slice(codes));
             }
         }
+
         Weights {
             data: &self.weights,
             stride,

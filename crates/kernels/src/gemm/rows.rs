@@ -41,7 +41,8 @@ impl<'a> Rows<'a> {
 
     #[cfg(target_arch = "x86_64")]
     pub(super) fn new(isa: Isa, codes: MatRef<'a, i8>) -> Self {
-        let (mut wide, mut offsets) = (Vec::new(), Vec::new());
+        let mut wide = Vec::new();
+        let mut offsets = Vec::new();
         match isa.kind() {
             Kind::Scalar => {}
             Kind::Avx2 => wide.extend(codes.data().iter().map(|&code| i16::from(code))),
@@ -50,6 +51,7 @@ impl<'a> Rows<'a> {
                 offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
             }
         }
+
         Self {
             codes,
             wide,
@@ -94,6 +96,7 @@ impl<'a> Rows<'a> {
         let columns = w.cols();
         let weights = &w.data()[n.start * columns..n.end * columns];
         let codes: [&[i8]; M] = std::array::from_fn(|i| self.codes.row(first + i));
+
         match isa.kind() {
             Kind::Scalar => {
                 for (j, row) in n.clone().enumerate() {

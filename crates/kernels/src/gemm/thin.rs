@@ -51,9 +51,11 @@ impl<'a> ThinProduct<'a> {
                     column,
                     given: given.len(),
                 };
+
                 sources.push(given.binary_search(&column).map_err(missing)?);
             }
         }
+
         // A table instead of searches: with hundreds of outlier columns those cost as much as the
         // product.
         let mut table = vec![0u32; columns.last().map_or(0, |&last| last as usize + 1)];
@@ -101,8 +103,10 @@ impl<'a> ThinProduct<'a> {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = isa;
+
                 for (i, n) in outputs.enumerate() {
-                    let (row, absmax) = (w.codes.row(n), w.absmax[n]);
+                    let row = w.codes.row(n);
+                    let absmax = w.absmax[n];
                     for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {
                         line[i] = dequantized(row[column as usize], absmax);
                     }
@@ -122,7 +126,8 @@ impl<'a> ThinProduct<'a> {
             return;
         }
         let range = self.outliers.range(m);
-        let (places, values) = (&self.places[range], self.outliers.row(m).1);
+        let places = &self.places[range];
+        let values = self.outliers.row(m).1;
         add_scaled(isa, places, values, weights, y);
     }
 }
@@ -136,17 +141,22 @@ for_every_width! {
 fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
     let width = y.len();
     let mut first = 0;
+
     // Sums of 64 outputs do not wait for each other's additions; the rest of a block is narrower.
     let (wide, rest) = y.as_chunks_mut::<64>();
+
     for y in wide {
         add_chunk(places, values, weights, width, first, y);
         first += 64;
     }
+
     let (narrow, rest) = rest.as_chunks_mut::<8>();
+
     for y in narrow {
         add_chunk(places, values, weights, width, first, y);
         first += 8;
     }
+
     for y in rest {
         add_chunk(
             places,
@@ -156,6 +166,7 @@ fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
             first,
             std::array::from_mut(y),
         );
+
         first += 1;
     }
 }
@@ -177,5 +188,6 @@ fn add_chunk<const N: usize>(
             }
         }
     }
+
     *y = sums;
 }

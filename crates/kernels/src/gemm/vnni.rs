@@ -16,6 +16,7 @@ macro_rules! dot_products {
      $multiply:path, $add:path, $sum:path) => {
         /// Codes of a register.
         const LANES: usize = size_of::<$register>();
+
         /// How far ahead of its use a weight is fetched, in bytes.
         const AHEAD: usize = 4096;
 
@@ -32,8 +33,10 @@ macro_rules! dot_products {
             let outputs = sums.len() / M;
             assert!(matches!(isa.kind(), $kinds) && a.iter().all(|a| a.len() == length));
             assert!(w.len() == outputs * length && sums.len() == outputs * M);
+
             for n in 0..outputs {
                 let row = &w[n * length..][..length];
+
                 // SAFETY: the `Isa` proves that the CPU has the instructions; every slice has
                 // `length` codes.
                 let found = unsafe {
@@ -43,6 +46,7 @@ macro_rules! dot_products {
                         _ => dot::<M, 1>(a, row),
                     }
                 };
+
                 for m in 0..M {
                     sums[m * outputs + n] = found[m].wrapping_sub(offsets[m]);
                 }
@@ -59,23 +63,29 @@ macro_rules! dot_products {
             let whole = w.len() / step * step;
             let mut sums = [[$zero(); PARTS]; M];
             let offset = $splat(-128);
+
             let mut k = 0;
             while k < whole {
                 for part in 0..PARTS {
                     let at = k + part * LANES;
+
                     // A hint that may point behind the last weight: it reads nothing there.
                     _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at + AHEAD));
+
                     // SAFETY: at + LANES ≤ whole ≤ length of every slice, and unaligned loads are
                     // used.
                     let y = $xor(unsafe { $load(w.as_ptr().add(at).cast()) }, offset);
+
                     for m in 0..M {
                         // SAFETY: as above.
                         let x = unsafe { $load(a[m].as_ptr().add(at).cast()) };
                         sums[m][part] = $multiply(sums[m][part], y, x);
                     }
                 }
+
                 k += step;
             }
+
             let mut out = [0i32; M];
             for m in 0..M {
                 let mut total = sums[m][0];
@@ -88,6 +98,7 @@ macro_rules! dot_products {
                     .sum();
                 out[m] = $sum(total).wrapping_add(tail);
             }
+
             out
         }
 
@@ -100,10 +111,12 @@ macro_rules! dot_products {
             let ones = $splat(1);
             let mut sums = $zero();
             let (whole, rest) = row.as_chunks::<LANES>();
+
             for codes in whole {
                 // SAFETY: `codes` fills a register.
                 sums = $multiply(sums, ones, unsafe { $load(codes.as_ptr().cast()) });
             }
+
             let rest: i32 = rest.iter().map(|&code| i32::from(code as i8)).sum();
             ($sum(sums).wrapping_add(rest)).wrapping_mul(128)
         }
@@ -120,9 +133,11 @@ macro_rules! dot_products {
             assert!(panel >= w.steps * STEP_BYTES && w.rows >= 1 && w.rows <= tile.len());
             assert!(w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
             assert!(a.len() / panel * PANEL_LANES <= tile[0].len());
+
             // SAFETY: the `Isa` proves that the CPU has the instructions; the lengths were checked.
             unsafe { strips(a, panel, w, tile) }
             let sums = a.len() / panel * PANEL_LANES;
+
             for (n, tile) in tile.iter_mut().enumerate().take(w.rows) {
                 // SAFETY: as above.
                 let offset = unsafe { row_offset(&w.data[n * w.stride..][..w.steps * 4]) };
@@ -219,6 +234,7 @@ pub(super) mod v512 {
         for (i, row) in rows.iter_mut().enumerate() {
             *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
         }
+
         let mut sums = [[_mm512_setzero_si512(); P]; N];
         for k in 0..w.steps {
             // SAFETY: a step is 64 bytes of each panel and a dword of each row.
@@ -235,9 +251,11 @@ pub(super) mod v512 {
                 }
             }
         }
+
         for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
             for (p, sums) in sums.iter().enumerate() {
                 let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+
                 // SAFETY: `out` has sixteen values.
                 unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *sums) }
             }
@@ -260,6 +278,7 @@ pub(super) mod v512 {
         );
         assert!(rows <= PANEL_LANES && first + PANEL_LANES <= tile[0].len());
         assert!(sums.len() >= (rows - 1) * width + PANEL_LANES);
+
         // SAFETY: the CPU has AVX-512; sixteen values are read of each row of the tile and written
         // to each row of `sums`, which both have them.
         unsafe { turn_inner(tile, first, rows, sums, width) }
@@ -280,6 +299,7 @@ pub(super) mod v512 {
             // SAFETY: the caller's promise.
             a[n] = unsafe { _mm512_loadu_si512(tile[n].as_ptr().add(first).cast()) };
         }
+
         for (i, row) in transposed(a).iter().enumerate().take(rows) {
             // SAFETY: the caller's promise.
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add(i * width).cast(), *row) }
@@ -291,6 +311,7 @@ pub(super) mod v512 {
     pub(in crate::gemm) fn pack(isa: Isa, codes: &[i8], offset: u8, panel: &mut [u8]) {
         assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && panel.len() == codes.len());
         assert!(codes.len().is_multiple_of(PANEL_LANES * STEP_BYTES));
+
         // SAFETY: the CPU has AVX-512; rows are a multiple of 64 codes, and the panel has as many
         // bytes.
         unsafe { pack_inner(codes, offset, panel) }
@@ -300,7 +321,8 @@ pub(super) mod v512 {
     /// As [`pack`] checks.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack_inner(codes: &[i8], offset: u8, panel: &mut [u8]) {
-        let (columns, offset) = (codes.len() / PANEL_LANES, _mm512_set1_epi8(offset as i8));
+        let columns = codes.len() / PANEL_LANES;
+        let offset = _mm512_set1_epi8(offset as i8);
         for k in (0..columns).step_by(STEP_BYTES) {
             let mut a = [_mm512_setzero_si512(); 16];
             for m in 0..16 {
@@ -308,6 +330,7 @@ pub(super) mod v512 {
                 let row = unsafe { _mm512_loadu_si512(codes.as_ptr().add(m * columns + k).cast()) };
                 a[m] = _mm512_xor_si512(row, offset);
             }
+
             for (i, step) in transposed(a).iter().enumerate() {
                 // SAFETY: sixteen steps of four codes a row end at (k + 64) · 16.
                 unsafe {
@@ -345,6 +368,7 @@ pub(super) mod v512 {
                 .all(|column| (*column as usize) < codes.cols())
         );
         assert!(into.len() == columns.len() * outputs.len());
+
         // SAFETY: the CPU has AVX-512; every code and every value lies where was checked.
         unsafe { gather_inner(codes, columns, outputs, absmax, into) }
     }
@@ -359,13 +383,17 @@ pub(super) mod v512 {
         absmax: &[f32],
         into: &mut [f32],
     ) {
-        let (data, cols, width) = (codes.data(), codes.cols(), outputs.len());
+        let data = codes.data();
+        let cols = codes.cols();
+        let width = outputs.len();
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(cols as i32));
         let inverse = _mm512_set1_ps(1.0 / 127.0);
+
         for (line, &column) in into.chunks_exact_mut(width).zip(columns) {
             for i in (0..width).step_by(16) {
                 let first = (outputs.start + i) * cols + column as usize;
+
                 // SAFETY: a dword ends with the code wanted; at the very beginning there is none
                 // before it.
                 let found = unsafe {
@@ -379,6 +407,7 @@ pub(super) mod v512 {
                         _mm512_loadu_si512(codes.as_ptr().cast())
                     }
                 };
+
                 // SAFETY: sixteen values of `absmax` and of the line.
                 unsafe {
                     let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
@@ -399,12 +428,14 @@ pub(super) mod v512 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
             b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
         }
+
         for i in 0..4 {
             for j in 0..2 {
                 a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + j + 2]);
                 a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + j + 2]);
             }
         }
+
         // a[4 i + c] holds, in quarter q, column 4 q + c of rows 4 i to 4 i + 3.
         for c in 0..4 {
             let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
@@ -416,6 +447,7 @@ pub(super) mod v512 {
             b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
             b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
         }
+
         b
     }
 }

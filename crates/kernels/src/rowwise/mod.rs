@@ -50,13 +50,16 @@ pub fn quantize_weight<T: Element>(
     codes: MatMut<'_, i8>,
     absmax: &mut [f32],
 ) -> Result<(), KernelError> {
-    let (rows, cols) = (source.rows(), source.cols());
+    let rows = source.rows();
+    let cols = source.cols();
     codes.expect(rows, cols, ["rows of codes", "columns of codes"])?;
     expect("length of absmax", rows, absmax.len())?;
+
     if cols == 0 {
         absmax.fill(0.0);
         return Ok(());
     }
+
     (codes
         .into_data()
         .par_chunks_mut(cols)
@@ -70,6 +73,7 @@ pub fn quantize_weight<T: Element>(
                 let value = source.row(row)[column].to_f32();
                 KernelError::NonFiniteWeight { row, column, value }
             })?;
+
             Ok(())
         },
     )
@@ -94,13 +98,16 @@ pub fn quantize_weight_transposed<T: Element>(
     codes: MatMut<'_, i8>,
     absmax: &mut [f32],
 ) -> Result<(), KernelError> {
-    let (inputs, outputs) = (source.rows(), source.cols());
+    let inputs = source.rows();
+    let outputs = source.cols();
     codes.expect(outputs, inputs, ["rows of codes", "columns of codes"])?;
     expect("length of absmax", outputs, absmax.len())?;
+
     if inputs == 0 {
         absmax.fill(0.0);
         return Ok(());
     }
+
     let tiles = codes
         .into_data()
         .par_chunks_mut(TILE * inputs)
@@ -121,6 +128,7 @@ pub fn quantize_weight_transposed<T: Element>(
                     }
                 })?;
             }
+
             Ok(())
         },
     )
@@ -147,6 +155,7 @@ fn turn_tile<T: Element>(
                 &mut line[..width],
             );
         }
+
         match isa.width() {
             #[cfg(target_arch = "x86_64")]
             Width::V256 | Width::V512 if rows == TILE_ROWS && width == TILE => {
@@ -173,8 +182,10 @@ fn quantize_finite_row(isa: Isa, row16: &[f16], codes: &mut [i8]) -> Result<f32,
             .position(|x| !x.is_finite())
             .unwrap_or_default());
     }
+
     let absmax = f16::from_bits(largest).to_f32();
     quantize_row(isa, row16, absmax, codes);
+
     Ok(absmax)
 }
 
@@ -184,7 +195,9 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
         codes.fill(0);
         return;
     }
+
     let inv_step = inv_step(absmax);
+
     match isa.width() {
         Width::Scalar => round_codes(row16, inv_step, codes),
         #[cfg(target_arch = "x86_64")]
@@ -234,6 +247,7 @@ pub fn dequantize(
         ["rows of the result", "columns of the result"],
     )?;
     expect("length of absmax", codes.rows(), absmax.len())?;
+
     if codes.cols() == 0 {
         return Ok(());
     }
@@ -290,6 +304,7 @@ pub fn check_codes(codes: &[i8]) -> Result<(), KernelError> {
                 index: piece * PIECE + before,
             })
         }
+
         None => Ok(()),
     }
 }

@@ -23,6 +23,7 @@ impl<T: Element> Head<T> {
                 .map(|_| rounded(noise.normals(size, 1.0)))
                 .collect::<Vec<_>>()
         });
+
         // What lies behind the last position must not matter.
         let mut keys = vec![T::of(f32::NAN); capacity * size];
         let mut values = vec![T::of(f32::NAN); capacity * padded(size)];
@@ -31,8 +32,10 @@ impl<T: Element> Head<T> {
                 keys[key_place(position, d, size)] = T::of(plain[0][position][d]);
                 values[position * padded(size) + d] = T::of(plain[1][position][d]);
             }
+
             values[position * padded(size)..][size..padded(size)].fill(T::of(0.0));
         }
+
         Self {
             keys,
             values,
@@ -66,6 +69,7 @@ impl<T: Element> Head<T> {
                 .map(|(x, y)| f64::from(*x) * f64::from(*y))
                 .sum::<f64>()
         };
+
         let scores: Vec<f64> = seen
             .clone()
             .map(|i| dot(&keys[i]) + bias(head, i))
@@ -79,6 +83,7 @@ impl<T: Element> Head<T> {
                 .map(|(i, p)| p * f64::from(values[i][d]))
                 .sum::<f64>()
         };
+
         (0..self.size).map(|d| value(d) / total).collect()
     }
 }
@@ -108,6 +113,7 @@ fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
         let found = head.run(isa, &queries);
         for (i, ((query, seen), found)) in queries.iter().zip(found.chunks(size)).enumerate() {
             let expected = head.expected(i, query, seen.clone());
+
             // Weights and their sum are off by some units of f32 for each of the sums over `size`
             // and positions.
             let bound = f64::from(f32::EPSILON) * (size + seen.len() + 16) as f64 * 4.0;
@@ -117,6 +123,7 @@ fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
                 .find(|(x, y)| (f64::from(**x) - **y).abs() > bound);
             assert!(far.is_none(), "{isa:?} {size} {seen:?}: {far:?}");
         }
+
         // Heads differ by their bias only where they are numbered, so single queries take the
         // number 0.
         let first = head.run(isa, &queries[..1]);
@@ -144,8 +151,10 @@ fn queries_give_the_same_bits_in_any_company() {
     let mut noise = Noise(42);
     let head = Head::<f16>::new(&mut noise, 70, 64);
     let query = noise.normals(64, 0.1);
+
     for isa in Isa::available() {
         let alone = |seen: Range<usize>| bits(&head.run(isa, &[(query.clone(), seen)]));
+
         // All are the first of their company, so that all have the same number.
         for company in 1..20 {
             for first in [0..30, 12..50] {

@@ -76,7 +76,9 @@ impl Case<'_> {
                 .shape()
                 .to_vec()
         };
-        let (a, w) = (shape("a"), shape("weight"));
+
+        let a = shape("a");
+        let w = shape("weight");
         [a[0], a[1], w[0]]
     }
 }
@@ -86,6 +88,7 @@ fn each_case(check: impl Fn(Isa, &Case<'_>)) {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
+
     for name in CASES {
         let threshold = metadata[&format!("{name}.threshold")].parse().unwrap();
         Isa::available().into_iter().for_each(|isa| {
@@ -106,7 +109,8 @@ fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
     each_case(|isa, case| {
         let [_, k, n] = case.shape();
         let weight = case.f16("weight");
-        let (mut codes, mut absmax) = (vec![0; n * k], vec![0.0; n]);
+        let mut codes = vec![0; n * k];
+        let mut absmax = vec![0.0; n];
         let target = MatMut::new(&mut codes, n, k).unwrap();
         quantize_weight(
             isa,
@@ -152,6 +156,7 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
         let a = quantize_activations(isa, a, case.threshold, OutlierScope::Batch);
         assert_eq!(a.codes().data(), case.i8("a_int8"), "{} {isa:?}", case.name);
         assert_eq!(a.absmax(), case.f32("a_absmax"), "{} {isa:?}", case.name);
+
         let columns: Vec<i64> = a
             .outliers()
             .distinct_columns()
@@ -164,9 +169,11 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
             "{} {isa:?}",
             case.name
         );
+
         for row in 0..m {
             let (columns, originals) = a.outliers().row(row);
             assert_eq!(columns, a.outliers().distinct_columns());
+
             let expected = columns
                 .iter()
                 .map(|&c| values[row * k + c as usize].to_f32());
@@ -179,12 +186,11 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
 fn accumulators_are_exact() {
     each_case(|isa, case| {
         let [m, k, n] = case.shape();
-        let (a, w) = (case.i8("a_int8"), case.i8("weight_int8"));
+        let a = case.i8("a_int8");
+        let w = case.i8("weight_int8");
         let mut out = vec![0; m * n];
-        let (a, w) = (
-            MatRef::new(&a, m, k).unwrap(),
-            MatRef::new(&w, n, k).unwrap(),
-        );
+        let a = MatRef::new(&a, m, k).unwrap();
+        let w = MatRef::new(&w, n, k).unwrap();
         matmul_i32(isa, a, w, MatMut::new(&mut out, m, n).unwrap()).unwrap();
         assert_eq!(
             out,
@@ -208,6 +214,7 @@ fn outputs_are_those_of_the_formula() {
             OutlierWeights::Dequantized,
             case.bias().as_deref(),
         );
+
         let error = relative_error(&found, &case.f32("out_exact"));
         assert!(error < 1e-5, "{} {isa:?}: {error}", case.name);
     });

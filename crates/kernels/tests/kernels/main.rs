@@ -61,6 +61,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// ‖found − expected‖ / ‖expected‖.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
+
     let square = |x: f64| x * x;
     let error: f64 = found
         .iter()
@@ -68,6 +69,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
         .map(|(x, y)| square(f64::from(x - y)))
         .sum();
     let norm: f64 = expected.iter().map(|&y| square(f64::from(y))).sum();
+
     if error == 0.0 {
         0.0
     } else {
@@ -85,10 +87,12 @@ struct Layer {
 impl Layer {
     fn new<T: Element>(weight: &[T], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
-        let (mut codes, mut absmax) = (vec![0; weight.len()], vec![0.0; outputs]);
+        let mut codes = vec![0; weight.len()];
+        let mut absmax = vec![0.0; outputs];
         let source = MatRef::new(weight, outputs, inputs).unwrap();
         let target = MatMut::new(&mut codes, outputs, inputs).unwrap();
         quantize_weight(Isa::detect(), source, target, &mut absmax).unwrap();
+
         Self {
             codes,
             absmax,
@@ -120,6 +124,7 @@ impl Layer {
             bias,
             activation: None,
         };
+
         linear(isa, &a, &layer, target).unwrap();
         out
     }

@@ -7,9 +7,11 @@ use llm_int8_kernels::{
 };
 
 fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
-    let (m, n) = (a.len() / k, w.len() / k);
+    let m = a.len() / k;
+    let n = w.len() / k;
     let mut out = vec![7; m * n];
-    let (a, w) = (MatRef::new(a, m, k).unwrap(), MatRef::new(w, n, k).unwrap());
+    let a = MatRef::new(a, m, k).unwrap();
+    let w = MatRef::new(w, n, k).unwrap();
     matmul_i32(isa, a, w, MatMut::new(&mut out, m, n).unwrap()).unwrap();
     out
 }
@@ -37,7 +39,8 @@ fn sums_are_exact_for_every_code_at_every_edge() {
             .into_iter()
             .chain([(16, 31), (37, 66), (48, 40), (70, 3), (100, 97)])
         {
-            let (a, w) = (noise.codes(m * k), noise.codes(n * k));
+            let a = noise.codes(m * k);
+            let w = noise.codes(n * k);
             let expected = reference::matmul_i32(
                 MatRef::new(&a, m, k).unwrap(),
                 MatRef::new(&w, n, k).unwrap(),
@@ -61,8 +64,10 @@ fn extreme_codes_do_not_saturate() {
     ] {
         for k in [5120, 131_071] {
             for m in [1, 4, 8, 17] {
-                let (a, w) = (vec![x; m * k], vec![y; 2 * k]);
+                let a = vec![x; m * k];
+                let w = vec![y; 2 * k];
                 let expected = vec![i32::from(x) * i32::from(y) * k as i32; 2 * m];
+
                 for isa in Isa::available() {
                     assert_eq!(
                         product(isa, &a, &w, k),
@@ -83,6 +88,7 @@ fn activations(noise: &mut Noise, rows: usize, columns: usize) -> Vec<f32> {
             *x = 7.0 + noise.uniform();
         }
     }
+
     x
 }
 
@@ -99,7 +105,8 @@ fn outputs_are_the_reference_bit_for_bit() {
         (70, 96, 100),
     ] {
         let layer = Layer::new(&noise.normals(n * k, 0.05), k);
-        let (x, bias) = (activations(&mut noise, m, k), noise.normals(n, 1.0));
+        let x = activations(&mut noise, m, k);
+        let bias = noise.normals(n, 1.0);
         let columns: Vec<u32> = (0..k as u32).collect();
         let originals = noise.normals(k * n, 0.05);
         let original = OutlierWeights::Original {
@@ -139,7 +146,8 @@ fn outputs_are_the_reference_bit_for_bit() {
 #[test]
 fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
     let mut noise = Noise(13);
-    let (k, n) = (200, 150);
+    let k = 200;
+    let n = 150;
     let layer = Layer::new(&noise.normals(n * k, 0.05), k);
     let x = activations(&mut noise, 90, k);
     let forward = |isa, x: &[f32]| {
@@ -152,6 +160,7 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
             None,
         )
     };
+
     for isa in Isa::available() {
         let alone: Vec<u32> = x
             .chunks(k)
@@ -178,8 +187,11 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
 #[test]
 fn many_rows_on_several_threads_are_exact() {
     let mut noise = Noise(15);
-    let (m, k, n) = (300, 130, 70);
-    let (a, w) = (noise.codes(m * k), noise.codes(n * k));
+    let m = 300;
+    let k = 130;
+    let n = 70;
+    let a = noise.codes(m * k);
+    let w = noise.codes(n * k);
     let expected = reference::matmul_i32(
         MatRef::new(&a, m, k).unwrap(),
         MatRef::new(&w, n, k).unwrap(),
@@ -217,6 +229,7 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
                 activation: Some(Activation::Silu),
                 ..Linear::new(Int8WeightRef::new(layer.codes(), &layer.absmax).unwrap())
             });
+
             let forms: Vec<Linear<'_>> = forms.collect();
             let mut outs: Vec<Vec<f32>> = layers
                 .iter()
@@ -226,7 +239,9 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
                 let n = out.len() / m;
                 (*form, MatMut::new(out, m, n).unwrap())
             });
+
             linears(isa, &a, jobs.collect()).unwrap();
+
             for ((layer, bias), out) in layers.iter().zip(&biases).zip(&outs) {
                 let mut alone = layer.forward(
                     isa,
@@ -236,6 +251,7 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
                     OutlierWeights::Dequantized,
                     Some(bias),
                 );
+
                 llm_int8_kernels::activation::apply(isa, Activation::Silu, &mut alone);
                 assert_eq!(bits(out), bits(&alone), "{isa:?} {m} rows");
             }
@@ -260,14 +276,17 @@ fn pooled_columns_make_a_row_depend_on_its_batch() {
         )[..64]
             .to_vec()
     };
+
     let change = |scope| {
-        let (alone, batch) = (forward(&x[..256], scope), forward(&x, scope));
+        let alone = forward(&x[..256], scope);
+        let batch = forward(&x, scope);
         alone
             .iter()
             .zip(&batch)
             .map(|(x, y)| (x - y).abs())
             .fold(0.0, f32::max)
     };
+
     assert!(change(OutlierScope::Batch) > 1e-5);
     assert_eq!(change(OutlierScope::Row), 0.0);
 }
@@ -278,7 +297,9 @@ fn empty_arguments_are_fine() {
         for isa in Isa::available() {
             let a = MatRef::new(&[0f32; 9][..m * k], m, k).unwrap();
             let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
-            let (codes, absmax, bias) = (vec![0i8; n * k], vec![0f32; n], vec![2f32; n]);
+            let codes = vec![0i8; n * k];
+            let absmax = vec![0f32; n];
+            let bias = vec![2f32; n];
             let w = Int8WeightRef::new(MatRef::new(&codes, n, k).unwrap(), &absmax).unwrap();
             let mut out = vec![1f32; m * n];
             let target = MatMut::new(&mut out, m, n).unwrap();
@@ -286,6 +307,7 @@ fn empty_arguments_are_fine() {
                 bias: Some(&bias),
                 ..Linear::new(w)
             };
+
             linear(isa, &a, &layer, target).unwrap();
             assert_eq!(out, vec![2.0; m * n]);
         }
@@ -301,6 +323,7 @@ fn arguments_that_do_not_fit_are_errors() {
         6.0,
         OutlierScope::Row,
     );
+
     let codes = [1i8; 4];
     let w = Int8WeightRef::new(MatRef::new(&codes, 2, 2).unwrap(), &[1.0; 2]).unwrap();
     let wide = Int8WeightRef::new(MatRef::new(&codes, 1, 4).unwrap(), &[1.0]).unwrap();
@@ -312,6 +335,7 @@ fn arguments_that_do_not_fit_are_errors() {
             bias,
             activation: None,
         };
+
         linear(
             isa,
             &a,
@@ -319,12 +343,14 @@ fn arguments_that_do_not_fit_are_errors() {
             MatMut::new(&mut out[..columns], 1, columns).unwrap(),
         )
     };
+
     let wrong = |result| {
         assert!(
             matches!(result, Err(KernelError::WrongDimension { .. })),
             "{result:?}"
         )
     };
+
     wrong(run(&wide, OutlierWeights::Dequantized, None, 1));
     wrong(run(&w, OutlierWeights::Dequantized, None, 3));
     wrong(run(&w, OutlierWeights::Dequantized, Some(&[1.0]), 2));
@@ -338,6 +364,7 @@ fn arguments_that_do_not_fit_are_errors() {
         None,
         2,
     ));
+
     let missing = run(
         &w,
         OutlierWeights::Original {
@@ -347,6 +374,7 @@ fn arguments_that_do_not_fit_are_errors() {
         None,
         2,
     );
+
     assert_eq!(
         missing,
         Err(KernelError::MissingOutlierColumn {
@@ -392,6 +420,7 @@ proptest::proptest! {
         let mut noise = Noise(seed);
         let layer = Layer::new(&noise.normals(n * k, 0.1), k);
         let x = activations(&mut noise, m, k);
+
         for scope in [OutlierScope::Batch, OutlierScope::Row] {
             let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
             let expected =

@@ -27,7 +27,8 @@ fn check<T: Element>(weight: &[T], outputs: usize, inputs: usize) {
         .map(|i| weight[i % outputs * inputs + i / outputs])
         .collect();
     for isa in Isa::available() {
-        let (mut found, mut found_absmax) = (vec![1i8; codes.len()], vec![1f32; outputs]);
+        let mut found = vec![1i8; codes.len()];
+        let mut found_absmax = vec![1f32; outputs];
         let source = MatRef::new(weight, outputs, inputs).unwrap();
         let target = MatMut::new(&mut found, outputs, inputs).unwrap();
         quantize_weight(isa, source, target, &mut found_absmax).unwrap();
@@ -75,7 +76,8 @@ fn halves_round_to_even_and_zero_rows_stay_zero() {
     let long: Vec<f32> = ties.iter().cycle().take(80).copied().collect();
     for isa in Isa::available() {
         for row in [&ties[..], &long] {
-            let (mut codes, mut absmax) = (vec![0; row.len()], [0.0]);
+            let mut codes = vec![0; row.len()];
+            let mut absmax = [0.0];
             let target = MatMut::new(&mut codes, 1, row.len()).unwrap();
             quantize_weight(
                 isa,
@@ -90,8 +92,10 @@ fn halves_round_to_even_and_zero_rows_stay_zero() {
             assert_eq!(absmax, [127.0]);
         }
     }
+
     check(&[0.0f32; 3 * 70], 3, 70);
     check(&[-0.0f32, 6e-8, 0.0, -6e-8], 2, 2);
+
     // Here 127 / absmax and 1 / absmax · 127 round to different sides of a tie.
     check(&[-2.967_297f32, -5.934_38], 1, 2);
     let layer = Layer::new(&[-2.967_297f32, -5.934_38], 2);
@@ -106,6 +110,7 @@ fn a_weight_is_at_most_half_a_step_from_its_code() {
         let mut found = vec![0f32; weight.len()];
         let target = MatMut::new(&mut found, 64, 300).unwrap();
         dequantize(isa, layer.codes(), &layer.absmax, target).unwrap();
+
         for (i, (x, y)) in weight.iter().zip(&found).enumerate() {
             // Half a step and the rounding of a few f32 operations.
             let bound = layer.absmax[i / 300] * (1.0 / 254.0 + 1e-6);
@@ -121,8 +126,10 @@ fn what_is_not_a_finite_f16_is_named_by_output_and_input() {
         let mut weight = vec![0.5f32; 70 * 40];
         weight[66 * 40 + 37] = value;
         let stored: Vec<f32> = (0..70 * 40).map(|i| weight[i % 70 * 40 + i / 70]).collect();
+
         for isa in Isa::available() {
-            let (mut codes, mut absmax) = (vec![0; 70 * 40], vec![0.0; 70]);
+            let mut codes = vec![0; 70 * 40];
+            let mut absmax = vec![0.0; 70];
             let target = MatMut::new(&mut codes, 70, 40).unwrap();
             let straight = quantize_weight(
                 isa,
@@ -152,6 +159,7 @@ fn what_is_not_a_finite_f16_is_named_by_output_and_input() {
             }
         }
     }
+
     // 65,519.996 still rounds to the largest f16.
     assert_eq!(Layer::new(&[65_519.996_f32], 1).absmax, [65_504.0]);
 }
@@ -162,6 +170,7 @@ fn a_nan_shows_in_every_output_of_its_row_and_only_there() {
     let layer = Layer::new(&noise.normals(20 * 33, 0.1), 33);
     let mut x = noise.normals(3 * 33, 1.0);
     x[33 + 5] = f32::NAN;
+
     for isa in Isa::available() {
         for threshold in [0.0, 6.0] {
             for scope in [OutlierScope::Batch, OutlierScope::Row] {
@@ -188,6 +197,7 @@ fn what_overflows_f16_is_an_outlier_or_a_nan() {
                 None,
             )[0]
         };
+
         assert!((forward(&[70_000.0, 2.0], 6.0) - 70_001.0).abs() < 5.0);
         assert!(forward(&[70_000.0, 2.0], 0.0).is_nan());
         assert!(forward(&[f32::INFINITY, 2.0], 0.0).is_nan());
@@ -205,6 +215,7 @@ fn wrong_lengths_are_errors() {
             "{result:?}"
         );
     };
+
     let mut codes = [0i8; 6];
     wrong(quantize_weight(
         isa,
@@ -212,24 +223,28 @@ fn wrong_lengths_are_errors() {
         MatMut::new(&mut codes, 3, 2).unwrap(),
         &mut [0.0; 2],
     ));
+
     wrong(quantize_weight(
         isa,
         source,
         MatMut::new(&mut codes, 2, 3).unwrap(),
         &mut [0.0; 3],
     ));
+
     wrong(quantize_weight_transposed(
         isa,
         source,
         MatMut::new(&mut codes, 2, 3).unwrap(),
         &mut [0.0; 2],
     ));
+
     wrong(quantize_weight_transposed(
         isa,
         source,
         MatMut::new(&mut codes, 3, 2).unwrap(),
         &mut [0.0; 2],
     ));
+
     let codes = MatRef::new(&codes, 2, 3).unwrap();
     let mut out = [0f32; 6];
     wrong(dequantize(
@@ -238,12 +253,14 @@ fn wrong_lengths_are_errors() {
         &[1.0],
         MatMut::new(&mut out, 2, 3).unwrap(),
     ));
+
     wrong(dequantize(
         isa,
         codes,
         &[1.0; 2],
         MatMut::new(&mut out, 6, 1).unwrap(),
     ));
+
     let overflow = MatRef::new(&[0f32; 0], usize::MAX, 2);
     assert!(matches!(overflow, Err(KernelError::WrongLength { .. })));
 }
@@ -253,6 +270,7 @@ fn exactly_six_is_an_outlier_and_5_996_is_not() {
     for isa in Isa::available() {
         let a = MatRef::new(&[6.0f32, -6.0, 5.996, -5.996, 5.999], 1, 5).unwrap();
         let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
+
         // 5.999 is 6 as f16, and the f16 decides.
         assert_eq!(
             a.outliers().row(0),
