@@ -1,17 +1,20 @@
-//! torch's text of tensors (`torch/_tensor_str.py`) and Python's of numbers.
+//! Prints tensors as torch does (`torch/_tensor_str.py`) and floats as Python does.
 
 use crate::{QParams, QuantizedTensor};
 use std::fmt;
 
+/// torch's default print options.
 const LINE_WIDTH: usize = 80;
 const PRECISION: usize = 4;
-/// More elements than this are summarised to [`EDGE`] at both ends of each dimension.
+/// Tensors with more elements are summarised.
 const SUMMARIZE_ABOVE: usize = 1000;
+/// Items shown at both ends of each dimension of a summarised tensor.
 const EDGE: usize = 3;
-/// `tensor(`, which the following lines are indented by.
+/// What a printed tensor starts with; later lines are indented by its length.
 const PREFIX: &str = "tensor(";
 
-/// A number as Python writes it: `0.0470588244497776`, `1.1920928955078125e-07`, `1.0`, `inf`.
+/// A float as Python's `repr` writes it: `0.0470588244497776`, `1.1920928955078125e-07`, `1.0`,
+/// `inf`.
 ///
 /// ```
 /// use llm_int8_affine::print::python_float;
@@ -49,14 +52,14 @@ fn python_exponent(scientific: &str) -> String {
     format!("{mantissa}e{sign}{digits:0>2}")
 }
 
-/// What a tensor's numbers print as, before layout.
+/// A tensor's values.
 #[derive(Debug, Clone, Copy)]
 enum Numbers<'a> {
     Floats(&'a [f64]),
     Integers(&'a [i32]),
 }
 
-/// A tensor as torch prints it. `Display` gives `tensor([...], suffixes)`.
+/// A tensor as torch prints it: `tensor([...], suffix, suffix)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Printed {
     body: String,
@@ -64,7 +67,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// Floats of dtype float32, row-major.
+    /// A float32 tensor, row-major.
     ///
     /// ```
     /// use llm_int8_affine::print::Printed;
@@ -79,7 +82,7 @@ impl Printed {
         }
     }
 
-    /// Floats of dtype float64.
+    /// A float64 tensor, row-major.
     pub fn doubles(values: &[f64], shape: &[usize]) -> Self {
         Self {
             body: body(Numbers::Floats(values), shape),
@@ -87,7 +90,7 @@ impl Printed {
         }
     }
 
-    /// Integers; `dtype` is named unless it is torch's int64.
+    /// An integer tensor, row-major. `dtype` is printed unless it is `None`, as for torch's int64.
     ///
     /// ```
     /// use llm_int8_affine::print::Printed;
@@ -105,7 +108,7 @@ impl Printed {
         }
     }
 
-    /// More after the numbers.
+    /// Appends suffixes, such as `size=(6,)`.
     pub fn with_suffixes(mut self, suffixes: impl IntoIterator<Item = String>) -> Self {
         self.suffixes.extend(suffixes);
         self
@@ -117,7 +120,7 @@ impl fmt::Display for Printed {
         let mut text = format!("{PREFIX}{}", self.body);
         let mut length = text.len() - text.rfind('\n').unwrap_or(0);
 
-        // As `_add_suffixes`, which counts one more where there is a line before.
+        // torch's `_add_suffixes` counts the first line one character longer.
         length = if text.contains('\n') {
             length + 1
         } else {
@@ -138,7 +141,7 @@ impl fmt::Display for Printed {
 }
 
 impl fmt::Display for QuantizedTensor {
-    /// As `print(q)` of torch.
+    /// As `print(q)` in torch.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut suffixes = vec![
             format!("size={}", python_tuple(self.shape())),
@@ -189,12 +192,13 @@ fn python_tuple(shape: &[usize]) -> String {
     }
 }
 
-/// The bracketed numbers.
+/// The bracketed values.
 fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
     let count: usize = shape.iter().product();
     if count == 0 {
         return "[]".into();
     }
+
     let layout = Layout {
         summarize: count > SUMMARIZE_ABOVE,
     };
@@ -225,16 +229,17 @@ fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
     if shape.is_empty() {
         return text(0);
     }
+
     layout.text(shape, 0, PREFIX.len(), format.width, &text)
 }
 
-/// Which numbers are shown, and where lines end.
+/// Decides which elements are shown, and breaks them into lines.
 struct Layout {
     summarize: bool,
 }
 
 impl Layout {
-    /// Places along a dimension that are shown; `None` is the ellipsis.
+    /// The indices shown along a dimension; `None` is the ellipsis.
     fn places(&self, size: usize) -> Vec<Option<usize>> {
         if self.summarize && size > 2 * EDGE {
             (0..EDGE)
@@ -247,7 +252,7 @@ impl Layout {
         }
     }
 
-    /// The elements that decide the format.
+    /// Collects the row-major indices of all elements shown; they decide the format.
     fn shown(&self, shape: &[usize], offset: usize, into: &mut Vec<usize>) {
         let Some((&size, rest)) = shape.split_first() else {
             return into.push(offset);
@@ -259,6 +264,7 @@ impl Layout {
         }
     }
 
+    /// The text of the sub-tensor that starts at `offset`. `width` is that of a number.
     fn text(
         &self,
         shape: &[usize],
@@ -274,12 +280,15 @@ impl Layout {
         let margin = " ".repeat(indent + 1);
 
         if rest.is_empty() {
-            let a_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
+            let per_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
             let numbers: Vec<String> = places
                 .iter()
                 .map(|place| place.map_or(" ...".into(), |i| number(offset + i)))
                 .collect();
-            let lines: Vec<String> = numbers.chunks(a_line).map(|line| line.join(", ")).collect();
+            let lines: Vec<String> = numbers
+                .chunks(per_line)
+                .map(|line| line.join(", "))
+                .collect();
             return format!("[{}]", lines.join(&format!(",\n{margin}")));
         }
 
@@ -300,13 +309,13 @@ impl Layout {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Style {
     Integer,
-    /// Floats that are all whole: `3.`.
+    /// Floats that are all integers: `3.`.
     Whole,
     Fixed,
     Scientific,
 }
 
-/// How all numbers of a tensor are written (`_Formatter`).
+/// The format of all numbers of a tensor (torch's `_Formatter`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Format {
     style: Style,
@@ -314,6 +323,7 @@ struct Format {
 }
 
 impl Format {
+    /// The format that torch chooses for these values.
     fn of(values: &[f64]) -> Self {
         let counted: Vec<f64> = values
             .iter()
@@ -372,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_thousand_are_summarised() {
+    fn more_than_a_thousand_elements_are_summarised() {
         let values: Vec<i32> = (0..1001).collect();
         let text = Printed::integers(&values, &[1001], None).to_string();
         assert_eq!(text, "tensor([   0,    1,    2,  ...,  998,  999, 1000])");

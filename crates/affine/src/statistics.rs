@@ -1,20 +1,21 @@
-//! What quantising lost.
+//! Statistics of the quantisation error.
 
-/// Differences between values and what their codes stand for.
+/// The error of dequantised values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ErrorStatistics {
     /// Largest absolute error.
     pub max: f64,
     /// Mean absolute error.
     pub mean: f64,
-    /// Root of the mean squared error.
+    /// Root mean square error.
     pub rms: f64,
-    /// `10 · log10(Σ value² / Σ error²)`: decibels, infinite without any error.
+    /// Signal-to-noise ratio in decibels, `10 · log10(Σ value² / Σ error²)`; infinite without
+    /// error.
     pub signal_to_noise: f64,
 }
 
 impl ErrorStatistics {
-    /// Of values and their recovered counterparts, pair by pair.
+    /// The statistics of `recovered[i] - values[i]`.
     ///
     /// ```
     /// use llm_int8_affine::ErrorStatistics;

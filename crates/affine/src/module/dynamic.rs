@@ -1,4 +1,4 @@
-//! Dynamic quantisation: weights beforehand, activations as they come.
+//! A linear layer with dynamic quantisation: weights ahead of time, each input by its own range.
 
 use super::packed_weight::PackedWeight;
 use super::quantized_linear::packed;
@@ -9,7 +9,8 @@ use std::fmt;
 /// Smaller scales than this are raised to it (`SMALL_SCALE_THRESHOLD` of torch's `QuantUtils.h`).
 const SMALLEST_SCALE: f32 = 6.1e-5;
 
-/// `torch.ao.nn.quantized.dynamic.Linear`: f32 in, f32 out, each input quantised by its own range.
+/// `torch.ao.nn.quantized.dynamic.Linear`: f32 in, f32 out; each input is quantised by its own
+/// range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DynamicQuantizedLinear {
     weight: PackedWeight,
@@ -17,7 +18,7 @@ pub struct DynamicQuantizedLinear {
 }
 
 impl DynamicQuantizedLinear {
-    /// `quantize_dynamic` of a Linear: weights qint8, symmetric, per tensor
+    /// `quantize_dynamic` of a linear layer: weights qint8, symmetric, per tensor
     /// (`default_dynamic_qconfig`).
     ///
     /// ```
@@ -30,7 +31,8 @@ impl DynamicQuantizedLinear {
     /// ```
     ///
     /// # Errors
-    /// A weight that no scale can stand for.
+    /// [`AffineError::WrongQParams`](crate::AffineError::WrongQParams) if no f32 scale fits the
+    /// weight.
     pub fn from_float(linear: &Linear) -> Result<Self> {
         Ok(Self {
             weight: packed(linear, &QConfig::symmetric().weight)?,
@@ -38,7 +40,7 @@ impl DynamicQuantizedLinear {
         })
     }
 
-    /// The weight.
+    /// The quantised weight.
     pub fn weight(&self) -> &QuantizedTensor {
         &self.weight.tensor
     }
@@ -56,7 +58,7 @@ impl DynamicQuantizedLinear {
             zero_point,
         };
 
-        let sums = self.weight.product(&QuantizedTensor::quantize(
+        let sums = self.weight.matmul(&QuantizedTensor::quantize(
             x,
             QuantizedDtype::Quint8,
             &qparams,
@@ -67,7 +69,7 @@ impl DynamicQuantizedLinear {
             .map(|(scale_w, _)| scale * scale_w)
             .collect();
         let output = |(n, &sum): (usize, &i32)| {
-            // fbgemm fuses the bias: one rounding.
+            // fbgemm adds the bias with a fused multiply-add.
             (sum as f32).mul_add(scales[n], self.bias.as_ref().map_or(0.0, |bias| bias[n]))
         };
 
@@ -78,8 +80,9 @@ impl DynamicQuantizedLinear {
     }
 }
 
-/// Scale and zero point of a range in the codes 0..=127 (`ChooseQuantizationParams`): in f64, the
-/// zero point from the end of the range that places it with less error.
+/// Scale and zero point of a range in the codes 0..=127 (fbgemm's `ChooseQuantizationParams`).
+/// Computed in f64; the zero point follows from the end of the range that gives it the smaller
+/// error.
 fn range_qparams(min: f32, max: f32) -> (f32, i32) {
     let (quant_min, quant_max) = (0f64, 127f64);
     let (mut min, mut max) = (min.min(0.0), max.max(0.0));
