@@ -1,11 +1,14 @@
-//! The products of gpt2-large: one token (decode), a prompt (prefill), the float output head, and
-//! reading a checkpoint.
+//! The kernels at the sizes of gpt2-large: linear layers for one token (decode) and for a prompt
+//! (prefill), attention, the activation function, the output head, and quantising a checkpoint.
 //!
-//! `cargo bench -p llm-int8-kernels`, on every instruction set the CPU has. The peer is the same
-//! product in f32 by the `gemm` crate, which candle multiplies with. What memory and registers
-//! allow is printed beside.
+//! `cargo bench -p llm-int8-kernels` runs on every instruction set the CPU has. The peer is the
+//! same matmul in f32 by the `gemm` crate, which candle uses. The roofline of memory and registers
+//! is printed beside.
 
-#![allow(clippy::print_stdout, reason = "limits are printed beside the results")]
+#![allow(
+    clippy::print_stdout,
+    reason = "prints the roofline beside the results"
+)]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
@@ -23,22 +26,24 @@ use std::time::Duration;
 
 type Result = std::result::Result<(), KernelError>;
 
-/// Linear layers of a gpt2-large block as (K, N), and its blocks.
+/// Linear layers of a gpt2-large block as (K, N).
 const SHAPES: [(usize, usize); 4] = [(1280, 3840), (1280, 1280), (1280, 5120), (5120, 1280)];
+/// Blocks of gpt2-large.
 const BLOCKS: usize = 36;
+/// The output head of gpt2-large as (K, N).
 const HEAD: (usize, usize) = (1280, 50257);
 
-/// A closure for `iter` that stops at an error.
+/// A closure for `iter` that panics on an error.
 fn checked(mut run: impl FnMut() -> Result) -> impl FnMut() {
     move || done(run())
 }
 
-/// What failed was not measured.
+/// Panics on an error: a failed run must not be timed.
 fn done(result: Result) {
     assert!(result.is_ok(), "{result:?}");
 }
 
-/// Numbers in -1..1 without structure.
+/// Pseudorandom numbers in -1..1.
 fn noise(count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
@@ -51,7 +56,7 @@ fn noise(count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// A layer whose codes lie in a model's memory.
+/// A layer whose codes lie in a model's memory, from `first` on.
 struct Layer {
     inputs: usize,
     outputs: usize,
@@ -59,7 +64,7 @@ struct Layer {
     absmax: Vec<f32>,
 }
 
-/// Layers one after the other, their codes in large pages as the loader puts them.
+/// Layers one after the other, with their codes in huge pages, as the loader allocates them.
 struct Model {
     codes: Vec<i8>,
     layers: Vec<Layer>,
@@ -111,7 +116,7 @@ impl Layer {
     }
 }
 
-/// Quantises the activations (K = 1280 and K = 5120) and multiplies them with every layer.
+/// Runs every layer, with its input from `x` (K = 1280 and K = 5120), quantised each time.
 fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32]) -> Result {
     for layer in &model.layers {
         let x = &x[usize::from(layer.inputs == 5120)][..rows * layer.inputs];
@@ -123,7 +128,7 @@ fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32
     Ok(())
 }
 
-/// Noise in which some columns are outliers in a quarter of the rows.
+/// Noise in which some columns are outliers, each in a quarter of the rows.
 fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
     [1280, 5120].map(|inputs| {
         let mut x = noise(rows * inputs);
@@ -137,6 +142,7 @@ fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
     })
 }
 
+/// All int8 layers of the model for a few rows.
 fn decode(c: &mut Criterion) {
     let model = Model::new((0..BLOCKS).flat_map(|_| SHAPES));
     let x = activations(8, 24);
@@ -150,7 +156,7 @@ fn decode(c: &mut Criterion) {
     for isa in Isa::available().into_iter().skip(1) {
         for rows in [1, 2, 4, 8] {
             group.bench_function(format!("{}/{rows} rows", isa.name()), |b| {
-                // On the pool from beginning to end, as the decoder runs.
+                // Inside the thread pool throughout, as the decoder runs.
                 b.iter(|| {
                     rayon::scope(|_| done(token(isa, &model, &x, rows, black_box(&mut out))))
                 });
@@ -161,8 +167,9 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
+/// The int8 layers of one block for many rows, and one of them in f32.
 fn prefill(c: &mut Criterion) {
-    // One block: its codes (20 MB) leave the inner caches between uses as a whole model's do.
+    // One block: its codes (20 MB) are evicted from L1 and L2 between uses, as a whole model's are.
     let model = Model::new(SHAPES.into_iter());
     let macs = model.codes.len();
 
@@ -211,7 +218,7 @@ fn prefill(c: &mut Criterion) {
     group.finish();
 }
 
-/// One token of a gpt2-large layer after 256 others, and 512 tokens at once.
+/// Attention of a gpt2-large layer: one token after 256 others, and 512 tokens at once.
 fn attend(c: &mut Criterion) {
     let heads = 20;
     let size = 64;
@@ -225,8 +232,8 @@ fn attend(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention of a gpt2-large layer");
     for isa in Isa::available() {
         for (name, seen) in [("one token after 256", 256..257), ("512 tokens", 1..513)] {
-            let products: usize = seen.clone().map(|seen| 2 * seen * size).sum();
-            group.throughput(Throughput::Elements((heads * products) as u64));
+            let multiply_adds: usize = seen.clone().map(|seen| 2 * seen * size).sum();
+            group.throughput(Throughput::Elements((heads * multiply_adds) as u64));
             group.bench_function(format!("{}/{name}", isa.name()), |b| {
                 let mut out = vec![0f32; seen.len() * size];
                 let mut scratch = attention::Scratch::default();
@@ -253,7 +260,7 @@ fn attend(c: &mut Criterion) {
     group.finish();
 }
 
-/// The function of a gpt2-large MLP over 128 tokens.
+/// The activation function of a gpt2-large MLP over 128 tokens.
 fn activate(c: &mut Criterion) {
     let mut x = noise(128 * 5120);
     let mut group = c.benchmark_group("activation of 128×5120");
@@ -302,6 +309,7 @@ fn peer(rows: usize, inputs: usize, outputs: usize, x: &[f32], w: &[f32], out: &
     }
 }
 
+/// The output head in floating point.
 fn head(c: &mut Criterion) {
     let (inputs, outputs) = HEAD;
     let x = noise(inputs);
@@ -330,7 +338,7 @@ fn head(c: &mut Criterion) {
     group.finish();
 }
 
-/// The head in int8, as `--quantize-head` makes it.
+/// The output head in int8, as with `--quantize-head`.
 fn int8_head(c: &mut Criterion) {
     let model = Model::new(std::iter::once(HEAD));
     let [x, _] = activations(1, 24);
@@ -377,6 +385,7 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     });
 }
 
+/// Quantising weights, as a checkpoint loads, and activations.
 fn quantise(c: &mut Criterion) {
     let (inputs, outputs) = SHAPES[2];
     let floats = noise(4 * inputs * outputs);

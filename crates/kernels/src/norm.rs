@@ -1,10 +1,10 @@
-//! Norms of a row, in f32, with the same bits on every instruction set.
+//! Layer norm and RMS norm of a row, in f32, bit-identical on every instruction set.
 
 use crate::simd::for_every_width;
 
 for_every_width! {
-    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016); without a bias
-    /// where it is empty. All slices have the length of the row.
+    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016). An empty `bias`
+    /// means none; all other slices have the length of the row.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, norm};
@@ -16,7 +16,8 @@ for_every_width! {
 }
 
 for_every_width! {
-    /// `row = row / √(mean of row² + eps) · weight` (Zhang and Sennrich 2019).
+    /// `row = row / √(mean of row² + eps) · weight` (Zhang and Sennrich 2019). `weight` has the
+    /// length of the row.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, norm};
@@ -45,7 +46,7 @@ fn rms_row(row: &mut [f32], weight: &[f32], eps: f32) {
         .for_each(|(x, w)| *x = *x * inverse * w);
 }
 
-/// A sum in sixteen parts, which keeps it exact enough for long rows and is vectorised.
+/// A sum over sixteen accumulators, which vectorises and keeps rounding errors of long rows small.
 #[inline(always)]
 fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; 16];
@@ -65,7 +66,7 @@ mod tests {
     use crate::Isa;
 
     #[test]
-    fn rows_are_normalised_and_the_same_everywhere() {
+    fn rows_are_normalised_and_bit_identical_on_every_isa() {
         for length in [1usize, 5, 16, 33, 100] {
             let x: Vec<f32> = (0..length)
                 .map(|i| (i as f32 * 1.7).sin() * 3.0 + 0.5)

@@ -1,4 +1,4 @@
-//! Float layers against f64, with the bound of a sum of rounded products.
+//! Float linear layers against f64, with the error bound of a sum of rounded products.
 
 use super::{Noise, bits, halves};
 use half::bf16;
@@ -30,7 +30,8 @@ fn check<W: Element>(x: &[f32], w: &[W], k: usize, bias: &[f32]) {
                 let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), x| {
                     (sum + x, size + x.abs())
                 });
-                // At most k roundings of partial sums and products, each of half a unit.
+                // At most k roundings of partial sums and of products, each of half a unit in the
+                // last place.
                 let bound = size * (k + 2) as f64 * f64::from(f32::EPSILON);
                 assert!((f64::from(*y) - sum).abs() <= bound, "{isa:?} {y} {sum}");
             }

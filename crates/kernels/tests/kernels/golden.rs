@@ -1,4 +1,4 @@
-//! Expected values of bitsandbytes: ten cases of one product.
+//! Goldens made with bitsandbytes: ten cases of one linear layer.
 
 use super::{Layer, relative_error};
 use half::f16;
@@ -8,7 +8,7 @@ use llm_int8_kernels::{
 };
 use safetensors::SafeTensors;
 
-/// The file, in the checkout or where `LLM_INT8_TEST_ROOT` has a copy of it.
+/// The golden file, in the checkout or below `LLM_INT8_TEST_ROOT`.
 fn file() -> std::path::PathBuf {
     let root = std::env::var_os("LLM_INT8_TEST_ROOT").map(std::path::PathBuf::from);
     let root = root.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into());
@@ -28,11 +28,18 @@ const CASES: [&str; 10] = [
     "zero_weight_row",
 ];
 
-/// One case: its tensors by name.
+/// One case of the file, whose tensors are named `case.tensor`.
 struct Case<'a> {
     name: &'a str,
     file: &'a SafeTensors<'a>,
     threshold: f32,
+}
+
+/// `[M, K]` activations and `[N, K]` weights.
+struct Shape {
+    m: usize,
+    k: usize,
+    n: usize,
 }
 
 impl Case<'_> {
@@ -67,8 +74,7 @@ impl Case<'_> {
         given.then(|| self.f16("bias").iter().map(|x| x.to_f32()).collect())
     }
 
-    /// M, K and N.
-    fn shape(&self) -> [usize; 3] {
+    fn shape(&self) -> Shape {
         let shape = |tensor| {
             self.file
                 .tensor(&format!("{}.{tensor}", self.name))
@@ -79,10 +85,15 @@ impl Case<'_> {
 
         let a = shape("a");
         let w = shape("weight");
-        [a[0], a[1], w[0]]
+        Shape {
+            m: a[0],
+            k: a[1],
+            n: w[0],
+        }
     }
 }
 
+/// Runs `check` for every case on every instruction set.
 fn each_case(check: impl Fn(Isa, &Case<'_>)) {
     let bytes = std::fs::read(file()).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -107,7 +118,7 @@ fn each_case(check: impl Fn(Isa, &Case<'_>)) {
 #[test]
 fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
     each_case(|isa, case| {
-        let [_, k, n] = case.shape();
+        let Shape { k, n, .. } = case.shape();
         let weight = case.f16("weight");
         let mut codes = vec![0; n * k];
         let mut absmax = vec![0.0; n];
@@ -150,7 +161,7 @@ fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
 #[test]
 fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
     each_case(|isa, case| {
-        let [m, k, _] = case.shape();
+        let Shape { m, k, .. } = case.shape();
         let values = case.f16("a");
         let a = MatRef::new(&values, m, k).unwrap();
         let a = quantize_activations(isa, a, case.threshold, OutlierScope::Batch);
@@ -185,7 +196,7 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
 #[test]
 fn accumulators_are_exact() {
     each_case(|isa, case| {
-        let [m, k, n] = case.shape();
+        let Shape { m, k, n } = case.shape();
         let a = case.i8("a_int8");
         let w = case.i8("weight_int8");
         let mut out = vec![0; m * n];
@@ -202,9 +213,9 @@ fn accumulators_are_exact() {
 }
 
 #[test]
-fn outputs_are_those_of_the_formula() {
+fn outputs_match_the_formula() {
     each_case(|isa, case| {
-        let [_, k, _] = case.shape();
+        let k = case.shape().k;
         let layer = Layer::new(&case.f16("weight"), k);
         let found = layer.forward(
             isa,

@@ -1,4 +1,4 @@
-//! What bitsandbytes' own tests promise, at sizes that run in a second.
+//! The tolerances of bitsandbytes' own tests, at sizes that run in a second.
 
 use super::{Layer, Noise, bits, halves, relative_error};
 use half::f16;
@@ -6,7 +6,7 @@ use llm_int8_kernels::{
     Isa, MatMut, MatRef, OutlierScope, OutlierWeights, dense, matmul_i32, quantize_activations,
 };
 
-/// The product in floating point.
+/// The same linear layer in floating point, `[M, N]`.
 fn float(x: &[f16], w: &[f16], k: usize) -> Vec<f32> {
     let m = x.len() / k;
     let n = w.len() / k;
@@ -19,7 +19,7 @@ fn float(x: &[f16], w: &[f16], k: usize) -> Vec<f32> {
     out
 }
 
-/// The share of values that are further apart than `absolute + relative · |expected|`.
+/// The fraction of values whose error exceeds `absolute + relative · |expected|`.
 fn misses(found: &[f32], expected: &[f32], absolute: f32, relative: f32) -> f32 {
     let far = |(x, y): &(&f32, &f32)| (*x - *y).abs() > absolute + relative * y.abs();
     found.iter().zip(expected).filter(far).count() as f32 / found.len() as f32
@@ -27,7 +27,7 @@ fn misses(found: &[f32], expected: &[f32], absolute: f32, relative: f32) -> f32 
 
 /// test_functional.py: int8_linear_matmul.
 #[test]
-fn the_raw_product_equals_the_float_product() {
+fn the_int8_matmul_equals_the_float_matmul() {
     let mut noise = Noise(31);
     for k in [499, 512] {
         let a = noise.codes(128 * k);
@@ -57,7 +57,7 @@ fn the_raw_product_equals_the_float_product() {
 
 /// test_functional.py: dequant_mm, with and without a bias.
 #[test]
-fn the_product_is_near_the_float_product() {
+fn the_layer_is_near_the_float_layer() {
     let mut noise = Noise(32);
     for (m, n) in [(64, 64), (64, 256)] {
         let x = halves(&noise.normals(m * 128, 1.0));
@@ -90,7 +90,7 @@ fn the_product_is_near_the_float_product() {
 
 /// test_functional.py: coo_double_quant (threshold 2) and coo_int8_vectorwise_quant (threshold 3).
 #[test]
-fn activations_without_outlier_columns_come_back() {
+fn activations_survive_a_round_trip() {
     let mut noise = Noise(33);
     for threshold in [2.0, 3.0] {
         let m = 64;
@@ -103,11 +103,11 @@ fn activations_without_outlier_columns_come_back() {
             OutlierScope::Batch,
         );
 
-        let apart = a.outliers().distinct_columns();
+        let outliers = a.outliers().distinct_columns();
 
         for (i, (&code, x)) in a.codes().data().iter().zip(&x).enumerate() {
             let back = f32::from(code) * a.absmax()[i / k] / 127.0;
-            let kept = if apart.contains(&((i % k) as u32)) {
+            let kept = if outliers.contains(&((i % k) as u32)) {
                 0.0
             } else {
                 x.to_f32()
@@ -122,12 +122,12 @@ fn activations_without_outlier_columns_come_back() {
 
 /// test_linear8bitlt.py: linear_no_igemmlt.
 #[test]
-fn a_layer_is_near_its_float_layer() {
+fn a_layer_with_outliers_is_near_its_float_layer() {
     let mut noise = Noise(34);
     let k = 1024;
     let n = 512;
 
-    // torch.nn.Linear starts with weights uniform in ±1/√K.
+    // torch.nn.Linear initialises weights uniformly in ±1/√K.
     let bound = 1.0 / (k as f32).sqrt();
     let w = halves(
         &(0..n * k)
@@ -178,7 +178,7 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
         bits(&forward(OutlierScope::Row, OutlierWeights::Dequantized))
     );
 
-    // The paper's original weights are nearer to the float layer than dequantised ones.
+    // Original weights (the paper) are closer to the float layer than dequantised ones.
     let columns: Vec<u32> = (0..k as u32).step_by(8).collect();
     let values: Vec<f32> = columns
         .iter()
