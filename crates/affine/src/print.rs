@@ -120,7 +120,7 @@ impl fmt::Display for Printed {
         let mut text = format!("{PREFIX}{}", self.body);
         let mut length = text.len() - text.rfind('\n').unwrap_or(0);
 
-        // torch's `_add_suffixes` counts the first line one character longer.
+        // The length of the last line, plus 2, as in torch's `_add_suffixes`.
         length = if text.contains('\n') {
             length + 1
         } else {

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// Bytes to read: much more than the LLC holds.
 const BUFFER: usize = 512 << 20;
-/// How far ahead of its use memory is fetched, in bytes.
+/// Prefetch distance in bytes.
 const AHEAD: usize = 1024;
 /// Measurements per instruction set. The best one counts, because other load on the machine only
 /// slows a run down.
@@ -40,6 +40,7 @@ pub fn read_rate(memory: &[&[i8]]) -> f64 {
         .collect();
     let bytes: usize = pieces.iter().map(|piece| size_of_val(*piece)).sum();
     let share = pieces.len().div_ceil(rayon::current_num_threads()).max(1);
+
     let seconds = |isa| {
         let started = Instant::now();
         let total: u64 = (pieces.par_chunks(share))

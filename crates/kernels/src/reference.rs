@@ -16,8 +16,8 @@ pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 /// assert_eq!(quantize_row(&row), (vec![127, 0, 2, 2], 127.0)); // halves go to even
 /// ```
 pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
-    let nan = row.iter().any(|x| x.is_nan());
-    let absmax = if nan {
+    let has_nan = row.iter().any(|x| x.is_nan());
+    let absmax = if has_nan {
         f32::NAN
     } else {
         row.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max)

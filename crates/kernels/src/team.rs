@@ -39,6 +39,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
         _ => Team::get(),
     };
 
+    // Without a free team: rayon, or this thread alone.
     let Some((team, _busy)) = team.and_then(|team| Some((team, team.busy.try_lock().ok()?))) else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
             return items

@@ -35,7 +35,6 @@ impl QuantizedLinear {
                 found: output.scheme().to_string(),
             });
         };
-
         output.check(QuantizedDtype::Quint8)?;
 
         Ok(Self {
@@ -77,7 +76,7 @@ impl QuantizedLinear {
     }
 
     /// [`forward`](Self::forward) with the sums of fbgemm on a machine without VNNI: pairs of
-    /// scales are added in 16 bits, and may saturate if activations use all 256 codes. That is why
+    /// products are added in 16 bits, and may saturate if activations use all 256 codes. That is why
     /// `reduce_range` exists.
     ///
     /// # Errors
@@ -90,6 +89,7 @@ impl QuantizedLinear {
         Ok(self.requantized(x, &sums))
     }
 
+    /// The output of a layer whose integer sums for `x` are `sums`.
     fn requantized(&self, x: &QuantizedTensor, sums: &[i32]) -> QuantizedTensor {
         let scale_x = x
             .qparams()
@@ -126,11 +126,12 @@ impl QuantizedLinear {
             .chunks(scales.len())
             .flat_map(|row| row.iter().enumerate().map(code))
             .collect();
-        let mut shape = x.shape().to_vec();
 
+        let mut shape = x.shape().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = self.weight.out_features;
         }
+
         QuantizedTensor::from_codes(codes, shape, QuantizedDtype::Quint8, self.output_qparams())
     }
 }

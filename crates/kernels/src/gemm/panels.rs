@@ -172,6 +172,7 @@ fn offset(isa: Isa) -> u8 {
 fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
     let size = codes_per_step(isa);
     let offset = offset(isa);
+
     #[cfg(target_arch = "x86_64")]
     if isa.width() == crate::isa::Width::V512
         && rows.len() == LANES

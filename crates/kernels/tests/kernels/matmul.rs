@@ -236,9 +236,9 @@ fn layers_that_share_an_input_match_each_layer_alone() {
                 .iter()
                 .map(|layer| vec![0.0; m * layer.absmax.len()])
                 .collect();
-            let jobs = settings.iter().zip(&mut outs).map(|(form, out)| {
+            let jobs = settings.iter().zip(&mut outs).map(|(layer, out)| {
                 let n = out.len() / m;
-                (*form, MatMut::new(out, m, n).unwrap())
+                (*layer, MatMut::new(out, m, n).unwrap())
             });
 
             linears(isa, &a, jobs.collect()).unwrap();
