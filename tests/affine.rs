@@ -10,6 +10,7 @@ fn json(arguments: &[&str]) -> Value {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -20,6 +21,7 @@ fn stdout(arguments: &[&str]) -> String {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -27,6 +29,7 @@ fn stdout(arguments: &[&str]) -> String {
 fn refused(arguments: &[&str]) -> (i32, String) {
     let output = llm_int8(&[&["affine"], arguments].concat());
     assert!(output.stdout.is_empty());
+
     (
         output.status.code().unwrap(),
         String::from_utf8(output.stderr).unwrap(),
@@ -99,6 +102,7 @@ fn options_are_options_among_negative_numbers() {
         (&result["results"][0]["dtype"], &result["results"][1]),
         (&"quint8".into(), &Value::Null)
     );
+
     let help = llm_int8(&["affine", "-1", "-h"]);
     assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("Usage"));
 }
@@ -150,6 +154,7 @@ fn the_notebook_agrees_with_itself() {
             "{text}"
         );
     }
+
     assert_eq!(text.matches("# The tensor").count(), 3);
 }
 
@@ -197,6 +202,7 @@ fn pictures_are_whole_files_of_their_kind() {
             );
         }
     }
+
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         5,

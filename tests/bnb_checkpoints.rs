@@ -71,6 +71,7 @@ fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
         1,
         "nothing beside the folder"
     );
+
     (scratch, target)
 }
 
@@ -88,8 +89,10 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
         let ours = load(&golden(&format!("models/{family}")), LoadOptions::default());
         assert_eq!(theirs.tree(), ours.tree());
         assert!(theirs.is_prequantized() && !ours.is_prequantized());
+
         let error = relative_error(&logits(&theirs, family), &logits(&ours, family));
         assert_eq!(error, 0.0, "{family}: the same codes give the same logits");
+
         let in_f32 = LoadOptions {
             dtype: WeightDtype::Float32,
             ..LoadOptions::default()
@@ -139,6 +142,7 @@ fn shards_are_those_of_transformers() {
         json(&ours.join(index))["weight_map"],
         json(&theirs.join(index))["weight_map"]
     );
+
     for shard in 1..=3 {
         let name = format!("model-0000{shard}-of-00003.safetensors");
         assert!(
@@ -146,6 +150,7 @@ fn shards_are_those_of_transformers() {
             "{name}"
         );
     }
+
     let model = load(&ours, LoadOptions::default());
     let error = relative_error(
         &logits(&model, "llama"),
@@ -170,12 +175,14 @@ fn a_skip_list_is_written_so_that_it_replaces_the_default() {
             "lm_head"
         ])
     );
+
     let kept = &tensors_of(&folder)["transformer.h.1.mlp.c_fc.weight"];
     assert_eq!(
         (kept.0, kept.1.as_slice()),
         (Dtype::F16, [48, 192].as_slice()),
         "Conv1D as it was"
     );
+
     let model = load(&folder, LoadOptions::default());
     assert!(model.to_string().contains("(c_fc): Conv1D(nf=192, nx=48)"));
 }
@@ -187,11 +194,13 @@ fn dequantised_weights_are_code_times_step() {
         let (_scratch, folder) = written("dequantize", &theirs, &["--dtype", "float32"]);
         let (float, int8) = (tensors_of(&folder), tensors_of(&theirs));
         assert!(json(&folder.join("config.json"))["quantization_config"].is_null());
+
         let layers: Vec<&str> = int8
             .keys()
             .filter_map(|name| name.strip_suffix(".SCB"))
             .collect();
         assert!(!layers.is_empty());
+
         for layer in layers {
             let (_, shape, codes) = &int8[&format!("{layer}.weight")];
             let absmax: &[f32] = &candle_f32(&int8[&format!("{layer}.SCB")].2);
@@ -206,6 +215,7 @@ fn dequantised_weights_are_code_times_step() {
                     shape.clone()
                 }
             );
+
             for (place, code) in codes.iter().enumerate() {
                 let (row, column) = (place / shape[1], place % shape[1]);
                 let value = values[if is_conv {
@@ -220,6 +230,7 @@ fn dequantised_weights_are_code_times_step() {
                 );
             }
         }
+
         let again = load(
             &folder,
             LoadOptions {
@@ -228,6 +239,7 @@ fn dequantised_weights_are_code_times_step() {
             },
         );
         assert!(!again.is_prequantized());
+
         let distance = relative_error(
             &logits(&again, family),
             &logits(&load(&theirs, LoadOptions::default()), family),
@@ -255,6 +267,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
             .unwrap()
             .threshold
     };
+
     assert_eq!(of(LoadOptions::default()), 2.5);
     assert_eq!(
         of(LoadOptions {
@@ -263,6 +276,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
         }),
         4.0
     );
+
     let plain = load(&golden("models/llama"), LoadOptions::default());
     assert_eq!(plain.decoder().int8_config().unwrap().threshold, 6.0);
     assert!(
@@ -277,6 +291,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
 fn nothing_is_overwritten_and_nothing_to_do_is_said() {
     let scratch = TempDir::new().unwrap();
     std::fs::write(scratch.path().join("mine"), "x").unwrap();
+
     let (model, taken) = (
         golden("models/gpt2").display().to_string(),
         scratch.path().display().to_string(),
@@ -304,6 +319,7 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
             "{error}"
         );
     }
+
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
 
@@ -318,6 +334,7 @@ fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
         golden_text("bnb_checkpoints/gpt2/config.json"),
     )
     .unwrap();
+
     folder
 }
 
@@ -334,6 +351,7 @@ fn broken_states_are_named() {
         let error = failure(changed(|tensors| change(tensors)).path());
         assert!(error.contains(LAYER) && error.contains(expected), "{error}");
     };
+
     fails(
         &|t| drop(t.remove(&scb)),
         "missing quantisation component `SCB`",
@@ -380,6 +398,7 @@ fn a_missing_or_truncated_shard_is_named() {
     for entry in std::fs::read_dir(&theirs).unwrap().flatten() {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
+
     let shard = folder.path().join("model-00002-of-00003.safetensors");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 10]).unwrap();
@@ -388,6 +407,7 @@ fn a_missing_or_truncated_shard_is_named() {
         error.contains("model-00002-of-00003.safetensors") && error.contains("truncated"),
         "{error}"
     );
+
     std::fs::remove_file(&shard).unwrap();
     let error = failure(folder.path());
     assert!(

@@ -28,6 +28,7 @@ fn model() -> AutoModelForCausalLM {
         offline: true,
         ..HubConfig::from_env()
     };
+
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig { options, hub }).unwrap()
 }
 
@@ -65,6 +66,7 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
             .run()
             .unwrap();
         assert_eq!(reply.generated.text, alone.text, "{whole}");
+
         let timing = reply.generated.timing;
         let all = model
             .tokenizer()
@@ -73,13 +75,16 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
             .unwrap()
             .len();
         assert_eq!(timing.prompt_tokens + timing.reused_tokens, all);
+
         reused.push(timing.reused_tokens);
     }
+
     assert!(
         reused[0] == 0 && reused[1] > 10 && reused[2] > reused[1] + 10,
         "{reused:?}"
     );
     assert_eq!(chat.messages().len(), 6);
+
     chat.reset();
     assert!(chat.messages().is_empty());
 }
@@ -119,8 +124,10 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
             .unwrap()
             .forgotten;
     }
+
     assert!(forgotten >= 4, "{forgotten}");
     assert_eq!(chat.messages()[0].role, "system");
+
     let before = chat.messages().to_vec();
     let error = chat
         .reply(&long.repeat(10), &config(32), &mut go_on)
@@ -157,6 +164,7 @@ fn a_reply_takes_the_room_there_is() {
         ),
         (512, FinishReason::Length)
     );
+
     let next = chat.reply("Go on.", &config, &mut go_on).unwrap();
     assert_eq!(next.forgotten, 2, "the turn that filled everything");
 }
@@ -191,6 +199,7 @@ fn the_program_talks_line_by_line() {
         String::from_utf8(output.stderr).unwrap(),
     );
     assert!(output.status.success(), "{told}");
+
     let turns: Vec<&str> = told
         .lines()
         .filter(|line| line.contains("kept from before"))
@@ -214,6 +223,7 @@ fn tools_and_documents_reach_the_template() {
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
+
     let template = file(
         "t.jinja",
         "{% if not (tools and documents) %}{{ raise_exception('given: ' ~ tools ~ documents) }}{% endif %}\
@@ -232,6 +242,7 @@ fn tools_and_documents_reach_the_template() {
             String::from_utf8(output.stderr).unwrap(),
         )
     };
+
     let (code, text) = with(&["--tools", &tools, "--documents", &documents]);
     let read = model()
         .tokenizer()
@@ -243,23 +254,27 @@ fn tools_and_documents_reach_the_template() {
         code == 0 && text.contains(&format!("[{read} tokens read")),
         "{text}"
     );
+
     let (code, text) = with(&["--tools", &tools]);
     assert!(
         code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"),
         "{text}"
     );
+
     let broken = file("broken.json", "{}");
     let (code, text) = with(&["--tools", &broken]);
     assert!(
         code == 1 && text.contains("broken.json is not a JSON list"),
         "{text}"
     );
+
     let texts = file("texts.json", r#"["text"]"#);
     let (code, text) = with(&["--documents", &texts]);
     assert!(
         code == 1 && text.contains("something that is not a JSON object"),
         "{text}"
     );
+
     let (code, text) = with(&["--tools", "nowhere.json"]);
     assert!(
         code == 1 && text.contains("cannot read nowhere.json"),
@@ -292,10 +307,12 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
         .env("LLM_INT8_ISA", "scalar")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
+
     let Ok(child) = command.stderr(Stdio::null()).spawn() else {
         println!("skipped: there is no python3 here to make a terminal");
         return;
     };
+
     let mut child = Ended(child);
     let (mut keys, mut screen) = (
         child.0.stdin.take().unwrap(),
@@ -318,6 +335,7 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
         }
         seen.contains("[stopped]")
     };
+
     wait_for(&|seen| seen.contains("> "));
     keys.write_all(b"Hi\r").unwrap();
     // Keys that come while the line is still being edited belong to it: a reply must have begun.
@@ -328,6 +346,7 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
     keys.write_all(b"\x03").unwrap();
     let was_stopped = wait_for(&|seen| seen.contains("[stopped]") || seen.contains("490 written"));
     keys.write_all(b"/exit\r").unwrap();
+
     let status = (0..300).find_map(|_| {
         std::thread::sleep(std::time::Duration::from_millis(100));
         child.0.try_wait().unwrap()
@@ -357,11 +376,13 @@ fn what_is_missing_or_does_not_end_is_said() {
             String::from_utf8(output.stderr).unwrap(),
         )
     };
+
     let (code, text) = error(&["chat", "tiny-gpt2"]);
     assert!(
         code == 1 && text.contains("no chat template") && text.contains("--chat-template FILE"),
         "{text}"
     );
+
     let (_folder, endless) =
         template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &endless]);
@@ -371,6 +392,7 @@ fn what_is_missing_or_does_not_end_is_said() {
         "{text}"
     );
     assert!(text.contains("no turn got a reply"), "{text}");
+
     let (_folder, picky) =
         template("{% if messages[-1].content == 'Hi' %}{{ raise_exception('no Hi') }}{% endif %}x");
     let (code, text) = error(&["chat", "tiny-gpt2", "-n", "2", "--chat-template", &picky]);
@@ -378,9 +400,11 @@ fn what_is_missing_or_does_not_end_is_said() {
         code == 0 && text.contains("no Hi, line 1"),
         "one of two turns got a reply: {text}"
     );
+
     let (_folder, broken) = template("{% if %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &broken]);
     assert!(code == 1 && text.contains("the chat template: "), "{text}");
+
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", "nowhere.jinja"]);
     assert!(
         code == 1 && text.contains("cannot read nowhere.jinja"),
@@ -408,16 +432,19 @@ fn perplexity_is_printed_for_people_and_as_json() {
         300 - 3,
         "the first token of each window is not scored"
     );
+
     let (nll, perplexity) = (
         json["mean_nll"].as_f64().unwrap(),
         json["perplexity"].as_f64().unwrap(),
     );
     assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9 && perplexity > 2.0 && perplexity < 4096.0);
+
     let plain = String::from_utf8(llm_int8(&arguments).stdout).unwrap();
     assert!(
         plain.starts_with(&format!("perplexity {perplexity:.4} ")),
         "{plain}"
     );
+
     let strided = llm_int8(&[&arguments[..], &["--json", "--stride", "32"]].concat());
     let strided: serde_json::Value = serde_json::from_slice(&strided.stdout).unwrap();
     assert_eq!(strided["tokens"], 299);
@@ -425,6 +452,7 @@ fn perplexity_is_printed_for_people_and_as_json() {
         strided["perplexity"].as_f64().unwrap() < perplexity,
         "more context foresees better"
     );
+
     for (more, message) in [
         (["--window", "1"], "window is 1"),
         (["--window", "600"], "window is 600"),
@@ -438,6 +466,7 @@ fn perplexity_is_printed_for_people_and_as_json() {
             Some(place) => arguments[place + 1] = more[1],
             None => arguments.extend(more),
         }
+
         let output = llm_int8(&arguments);
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(

@@ -29,6 +29,7 @@ fn render(template: &str, tokens: &Value, conversation: &Value, extra: &Value) -
         extra: variables,
         ..ChatInputs::default()
     };
+
     ChatTemplate::new(template, tokens.clone())?
         .apply_with(&list(&conversation["messages"]).unwrap(), &inputs)
 }
@@ -89,6 +90,7 @@ fn templates_of_published_models_render_as_in_transformers() {
             count += 1;
         }
     }
+
     assert!(
         count >= 76 && refused >= 4 && refused * 4 < count,
         "{count} {refused}"

@@ -104,6 +104,7 @@ fn shards_and_their_index_give_the_same_model() {
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
     }
+
     let paths = names.map(|name| folder.path().join(name));
     shards
         .iter()
@@ -130,6 +131,7 @@ fn shards_and_their_index_give_the_same_model() {
         error.contains("shard index") && error.contains("names the file model-00003"),
         "{error}"
     );
+
     std::fs::write(&index, "{").unwrap();
     assert!(matches!(
         Checkpoint::open_safetensors(&paths, Some(&index)),
@@ -146,10 +148,12 @@ fn other_float_dtypes_are_read() {
             .map(|b| f16_from_bits(u16::from_le_bytes([b[0], b[1]])));
         halves.flat_map(f32::to_le_bytes).collect()
     };
+
     let wide: Tensors = tensors()
         .into_iter()
         .map(|(name, (_, shape, bytes))| (name, (Dtype::F32, shape, to_f32(&bytes))))
         .collect();
+
     // F32 of F16 values goes through f16 again, unchanged.
     assert_eq!(logits_of(&load_tensors(&wide).unwrap()), expected);
 }
@@ -230,9 +234,11 @@ fn truncated_and_lying_files_are_refused() {
             "{error}"
         );
     };
+
     for length in [0, 4, 8, 100, 5000, bytes.len() / 2, bytes.len() - 1] {
         check(&bytes[..length]);
     }
+
     let mut longer = bytes.clone();
     longer.push(0);
     check(&longer);
@@ -241,6 +247,7 @@ fn truncated_and_lying_files_are_refused() {
         lying[..8].copy_from_slice(&length.to_le_bytes());
         check(&lying);
     }
+
     for header in [
         r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,4]}}"#,
         r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
@@ -286,6 +293,7 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     let (planned, _) = Decoder::plan(&config(), &headers, &LoadOptions::default()).unwrap();
     let loaded = load_tensors(&tensors()).unwrap();
     assert_eq!(planned.describe(), loaded.describe());
+
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
     let error = planned.logits(&ids).unwrap_err();
     assert!(matches!(error, DecoderError::Nn(NnError::NotLoaded)));
@@ -301,6 +309,7 @@ fn the_skip_list_adds_and_names_are_checked() {
         skip_modules: SkipList::new(names.iter().copied()),
         ..LoadOptions::default()
     };
+
     let (_folder, path) = written(&tensors());
     let kept = load(open(&path).unwrap(), &options(&["h.1", "c_fc"]))
         .unwrap()
@@ -310,16 +319,19 @@ fn the_skip_list_adds_and_names_are_checked() {
         text.contains("(lm_head): Linear(") && text.contains("(c_fc): Conv1D(nf=192, nx=48)"),
         "{text}"
     );
+
     let int8 = kept
         .named_parameters()
         .iter()
         .filter(|p| p.dtype == llm_int8_nn::ParameterDtype::I8)
         .count();
     assert_eq!(int8, 2 * 3, "two blocks with three layers each");
+
     let error = load(open(&path).unwrap(), &options(&["c_fcc"]))
         .unwrap_err()
         .to_string();
     assert!(error.contains("did you mean `c_fc`?"), "{error}");
+
     // An empty list crashes transformers on a tied model; here it changes nothing.
     assert!(load(open(&path).unwrap(), &options(&[])).is_ok());
 }
@@ -331,6 +343,7 @@ fn unquantised_models_print_as_transformers_prints_them() {
         .unwrap()
         .describe();
     assert!(tree.to_string().contains("(c_attn): Conv1D(nf=144, nx=48)"));
+
     let weight = &tree.named_parameters()[4];
     assert_eq!(
         weight.to_string(),
@@ -350,6 +363,7 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
             .unwrap_err()
             .to_string()
     };
+
     for (from, to, expected) in [
         (
             "\"n_layer\": 3",
@@ -407,6 +421,7 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
         let error = plan(from, to);
         assert!(error.contains(expected), "{error}");
     }
+
     assert!(
         ModelConfig::parse(b"[1]")
             .unwrap_err()

@@ -16,6 +16,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
     ]);
     let text = stdout(&output);
     assert!(text.trim().len() > 10 && text.ends_with('\n'), "{text:?}");
+
     let report = stderr(&output);
     for part in [
         "device:  cpu",
@@ -29,6 +30,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
     ] {
         assert!(report.contains(part), "{part} is missing in {report}");
     }
+
     let quiet = run(&[
         "run",
         "tiny-gpt2",
@@ -60,8 +62,10 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
             "-q",
         ]))
     };
+
     assert_eq!(draw("1"), draw("1"));
     assert_ne!(draw("1"), draw("2"));
+
     let greedy = |more: &[&str]| {
         stdout(&run(&[
             &["run", "tiny-gpt2", "-p", "ROMEO:", "-n", "8", "-q"],
@@ -69,6 +73,7 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
         ]
         .concat()))
     };
+
     assert_eq!(greedy(&["-t", "0"]), greedy(&["--greedy"]));
 }
 
@@ -90,12 +95,14 @@ fn token_ids_go_in_and_come_out_without_a_tokenizer() {
         .map(|id| id.parse().unwrap())
         .collect();
     assert_eq!(ids.len(), 5);
+
     let (code, error) = failure(&["run", &gpt2(), "--prompt", "x"]);
     assert_eq!(code, 1);
     assert!(
         error.contains("has no tokenizer") && error.contains("--token-ids"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "run",
         &gpt2(),
@@ -162,16 +169,19 @@ fn stop_strings_and_the_context_are_respected() {
         stopped.trim_end_matches('\n'),
         &all[..all.find(stop).unwrap()]
     );
+
     let (code, error) = failure(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "600"]);
     assert!(
         code == 1 && error.contains("the model has 512 positions") && error.contains("--truncate"),
         "{error}"
     );
+
     let long = "word ".repeat(600);
     assert_eq!(
         failure(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q"]).0,
         1
     );
+
     stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -202,8 +212,10 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
             1,
             "nothing half-written is left"
         );
+
         tensors["logits"].flatten_all().unwrap().to_vec1().unwrap()
     };
+
     let default = logits(&[]);
     for more in [
         &["--no-quantize"][..],
@@ -216,6 +228,7 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
     ] {
         assert_ne!(logits(more), default, "{more:?}");
     }
+
     // The checkpoint is f16, and so is what auto and the default store.
     for same in [
         &["--dtype", "auto"][..],
@@ -306,11 +319,13 @@ fn failures_are_1_and_one_sentence() {
             "{error}"
         );
     }
+
     let (code, error) = failure(&["inspect", "gpt2-large", "--offline"]);
     assert!(
         code == 1 && error.contains("is not in the cache") && error.contains("offline mode is on"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "logits",
         "tiny-gpt2",
@@ -341,6 +356,7 @@ fn drafts_are_counted_and_need_outliers_by_row() {
     let drafted = run(&[&arguments[..], &["--speculate", "6"]].concat());
     assert_eq!(stdout(&plain), stdout(&drafted));
     assert!(stderr(&drafted).contains("drafts:  ") && !stderr(&plain).contains("drafts:  "));
+
     let (code, text) = failure(&["run", "tiny-gpt2", "--prompt", "a", "--speculate", "6"]);
     assert_eq!(code, 2);
     assert!(text.contains("--outliers row"), "{text}");
@@ -360,6 +376,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert_eq!(lines.len(), 2);
+
     for (line, prompt) in lines.iter().zip(["And it came", "ROMEO:"]) {
         assert_eq!(line["prompt"], prompt);
         let alone = stdout(&with(&["--prompt", prompt]));
@@ -369,6 +386,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         );
         assert_eq!(line["token_ids"].as_array().unwrap().len(), 8);
     }
+
     assert!(
         stderr(&output).contains("2 prompts, 2 at once: 16 new tokens"),
         "{}",
@@ -378,6 +396,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         stdout(&with(&["--prompts-file", &file, "--speculate", "3"])),
         stdout(&output)
     );
+
     let empty = folder.path().join("empty.txt").display().to_string();
     std::fs::write(&empty, "\n").unwrap();
     assert_eq!(
@@ -415,6 +434,7 @@ fn an_int8_head_runs_and_is_not_saved() {
             "--headers-only"
         ]))
     );
+
     let text = stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -425,6 +445,7 @@ fn an_int8_head_runs_and_is_not_saved() {
         "4",
     ]));
     assert!(text.len() > 4);
+
     let (code, text) = failure(&[
         "quantize",
         "tiny-gpt2",
@@ -454,6 +475,7 @@ fn an_int8_head_runs_and_is_not_saved() {
 fn completions_and_manual_pages_are_written() {
     let text = stdout(&run(&["completions", "bash"]));
     assert!(text.contains("complete -F") && text.contains("--outlier-weights"));
+
     let folder = TempDir::new().unwrap();
     stdout(&run(&["man", folder.path().to_str().unwrap()]));
     let page = std::fs::read_to_string(folder.path().join("llm-int8-run.1")).unwrap();

@@ -12,6 +12,7 @@ fn stdout(arguments: &[&str]) -> String {
         "{arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -23,6 +24,7 @@ fn parent_of_gpt2() -> TempDir {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden("models/gpt2").join(name), folder.join(name)).unwrap();
     }
+
     parent
 }
 
@@ -77,6 +79,7 @@ fn a_path_that_is_no_models_folder_gets_a_hint() {
             assert_eq!(error.trim_end().lines().count(), 1, "{error}");
         }
     }
+
     stdout(&["inspect", &folder]);
 }
 
@@ -87,6 +90,7 @@ fn an_address_of_the_hub_is_a_name() {
         code == 1 && error.contains("127.0.0.1 cannot be reached"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "inspect",
         "--offline",
@@ -96,6 +100,7 @@ fn an_address_of_the_hub_is_a_name() {
         code == 1 && error.contains("org/name is not in the cache"),
         "{error}"
     );
+
     for (address, words) in [
         (
             "https://huggingface.co/org/name/blob/main/model.safetensors",
@@ -117,6 +122,7 @@ fn an_address_of_the_hub_is_a_name() {
 fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
     let (code, error) = failure(&["pull", "tiny-gpt2"]);
     assert!(code == 2 && error.contains("built in"), "{error}");
+
     let (code, error) = failure(&["pull", "some.gguf"]);
     assert!(
         code == 2 && error.contains("some.gguf is a path"),
@@ -162,6 +168,7 @@ fn a_saved_copy_has_every_small_file() {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert_eq!(read(&copy), read(&folder), "{name}");
     }
+
     let names = |folder: &Path| {
         let entries = std::fs::read_dir(folder).unwrap().flatten();
         let mut names: Vec<String> = entries
@@ -170,6 +177,7 @@ fn a_saved_copy_has_every_small_file() {
         names.sort();
         names
     };
+
     assert_eq!(
         names(&copy.join("additional_chat_templates")),
         ["rag.jinja"]
@@ -330,6 +338,7 @@ fn large_numbers_that_mean_something_do_no_harm() {
         ]))
         .is_empty()
     );
+
     for more in [&["-n", huge][..], &["-n", huge, "--truncate"]] {
         let (code, error) = failure(&[&prompt[..], more].concat());
         assert!(
@@ -337,6 +346,7 @@ fn large_numbers_that_mean_something_do_no_harm() {
             "{error}"
         );
     }
+
     let drafted = with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]);
     assert_eq!(
         stdout(&drafted),
@@ -346,6 +356,7 @@ fn large_numbers_that_mean_something_do_no_harm() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("text.txt").display().to_string();
     std::fs::write(&file, "And it came to pass\nin those days\n").unwrap();
+
     let batch = [
         "run",
         "tiny-gpt2",
@@ -358,14 +369,17 @@ fn large_numbers_that_mean_something_do_no_harm() {
         "-q",
     ];
     assert_eq!(stdout(&batch).lines().count(), 2);
+
     for more in [["--window", huge], ["--stride", huge]] {
         let (_, error) = failure(&[&["eval", "tiny-gpt2", "--text", &file], &more[..]].concat());
         assert!(error.contains(&format!("is {huge}; it must be")), "{error}");
     }
+
     assert!(
         stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", huge])
             .contains("perplexity")
     );
+
     let copy = folder.path().join("copy").display().to_string();
     stdout(&[
         "quantize",
@@ -402,10 +416,12 @@ fn a_tensor_is_pasted_as_torch_prints_it() {
         );
         serde_json::from_slice(&output.stdout).unwrap()
     };
+
     let pasted = json(&[tensor, "--per-channel", "0"]);
     assert_eq!(pasted["shape"], serde_json::json!([2, 2]));
     assert_eq!(pasted["results"][2]["scheme"], "per_channel_affine");
     assert_eq!(pasted["results"][2]["scale"].as_array().unwrap().len(), 2);
+
     let typed = json(&["3e-05", "-2e-05", "1e-05", "-0.0"]);
     assert_eq!(typed["results"][0]["codes"], pasted["results"][0]["codes"]);
     assert_eq!(

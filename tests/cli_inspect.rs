@@ -32,6 +32,7 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     .unwrap();
     let length = gpt2_large_headers(&folder.path().join("model.safetensors"));
     assert_eq!(length, 3_247_115_264);
+
     let name = folder.path().display().to_string();
     let text = stdout(&run(&["inspect", &name, "--params", "--headers-only"]));
     let rest = text
@@ -42,11 +43,13 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
         .filter(|line| line.contains(" torch."))
         .collect();
     assert_eq!(parameters.len(), 436);
+
     let int8: Vec<&&str> = parameters
         .iter()
         .filter(|line| line.contains("torch.int8"))
         .collect();
     assert_eq!(int8.len(), 4 * 36);
+
     let projections = [
         "attn.c_attn.weight",
         "attn.c_proj.weight",
@@ -78,6 +81,7 @@ fn gpt2_large_headers(path: &Path) -> u64 {
         ("wte.weight".to_owned(), vec![v, c]),
         ("wpe.weight".to_owned(), vec![p, c]),
     ];
+
     for layer in 0..layers {
         let shapes: [(&str, Vec<u64>); 13] = [
             ("ln_1.weight", vec![c]),
@@ -109,12 +113,14 @@ fn gpt2_large_headers(path: &Path) -> u64 {
         );
         offset = end;
     }
+
     let json = serde_json::Value::Object(header).to_string();
     let mut start = (json.len() as u64).to_le_bytes().to_vec();
     start.extend(json.as_bytes());
     std::fs::write(path, &start).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     file.set_len(start.len() as u64 + offset).unwrap();
+
     offset
 }
 
@@ -127,6 +133,7 @@ fn inspect_speaks_json() {
         format!("{}\n", json["tree"].as_str().unwrap()),
         golden_text("models/gpt2/print.txt")
     );
+
     let parameter = &json["parameters"][4];
     assert_eq!(parameter["name"], "transformer.h.0.attn.c_attn.weight");
     assert_eq!(

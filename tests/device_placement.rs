@@ -25,6 +25,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
     let Some((first, second)) = two_emulated() else {
         return;
     };
+
     in_every_folder(|name| {
         let options =
             |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
@@ -33,6 +34,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
         let theirs = step_by_step(&host, &ids, 21);
         let layers = host.spec().layers.len();
         let mut seen = Vec::new();
+
         // From nothing on devices to everything, in steps smaller than a block.
         for (most, other) in (0..80)
             .map(|i| (i * 20_000, 0))
@@ -47,26 +49,33 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
                 .iter()
                 .map(|part| (part.device.clone(), part.has_head, part.blocks.clone()))
                 .collect();
+
             if seen.contains(&shape) || seen.len() >= 6 {
                 continue;
             }
+
             let model = load(name, &options(placement));
             assert_eq!(model.placed(), planned);
+
             let covered: usize = planned.iter().map(|part| part.blocks.len()).sum();
             assert_eq!(
                 (covered, planned.iter().filter(|part| part.has_head).count()),
                 (layers, 1),
                 "{shape:?}"
             );
+
             let all = step_by_step(&model, &ids, 21);
+
             // One for each device that has blocks.
             let devices = planned
                 .iter()
                 .filter(|part| part.device != "cpu" && !part.blocks.is_empty())
                 .count();
+
             if model.graph_count() < devices {
                 return Err(format!("{} graphs with {shape:?}", model.graph_count()));
             }
+
             for (step, (ours, theirs)) in all.iter().zip(&theirs).enumerate() {
                 at_most(
                     &format!("distance at step {step} with {shape:?}"),
@@ -76,6 +85,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
             }
             seen.push(shape);
         }
+
         // Everything on the CPU, everything on a device, and shapes between.
         if seen.len() < 4 {
             Err(format!("only {} maps were tried: {seen:?}", seen.len()))
@@ -90,19 +100,24 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
+
     let placement = |most_on_cpu| Placement {
         most_on_cpu,
         ..Placement::auto(vec![budget(&device, 0)])
     };
+
     let load = |placement| {
         try_load(
             "gpt2",
             &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
         )
     };
+
     assert!(load(placement(None)).is_ok());
+
     let error = load(placement(Some(1000))).unwrap_err().to_string();
     assert!(error.contains("the CPU may take 1000"), "{error}");
+
     let twice = Placement::auto(vec![budget(&device, 0), budget(&device, 0)]);
     assert!(
         load(twice)
@@ -110,6 +125,7 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
             .to_string()
             .contains("is there twice")
     );
+
     let small = Device::emulated(0, 5000, 0).unwrap();
     let error = load(Placement::on(small.clone())).unwrap_err();
     assert!(
@@ -137,11 +153,13 @@ fn loading_takes_little_more_than_the_model() {
         );
         let after = device.memory().unwrap();
         let (held, footprint) = (after.allocated - before.allocated, model.placed()[0].bytes);
+
         // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
         assert!(
             held >= footprint && held <= footprint + footprint / 10,
             "{held} of {footprint}"
         );
+
         let ids: Vec<u32> = input_ids("gpt2").get(0).unwrap().to_vec1().unwrap();
         model.next_logits(&ids, &mut model.new_cache()).unwrap();
         drop(model);
@@ -158,11 +176,13 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
+
     let mut tensors = crate::support::read_tensors("models/llama/model.safetensors");
     let (dtype, shape, bytes) = tensors
         .get_mut("model.layers.1.mlp.up_proj.weight")
         .unwrap();
     assert_eq!(*dtype, safetensors::Dtype::F16);
+
     let place = 2 * (5 * shape[1] + 3);
     bytes[place..place + 2].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
     let folder = tempfile::tempdir().unwrap();
@@ -177,6 +197,7 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
             .unwrap_err()
             .to_string()
     };
+
     let (there, host) = (error(Placement::on(device)), error(Placement::cpu()));
     assert_eq!(there, host);
     assert!(
@@ -190,6 +211,7 @@ fn original_outlier_weights_are_the_cpus() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
+
     let int8 = Some(Int8Config {
         outlier_weights: OutlierWeights::Original,
         ..Int8Config::default()
@@ -217,6 +239,7 @@ fn saved_int8_checkpoints_go_straight_onto_a_device() {
                 .unwrap()
                 .0
         };
+
         let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
         let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
         for (ours, theirs) in step_by_step(&there, &ids, 10)
@@ -242,8 +265,10 @@ fn an_int8_head_and_table_work_on_a_device_too() {
                     },
                 )
             };
+
             let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
             assert!(host.has_int8_head() && there.has_int8_head());
+
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             for (ours, theirs) in step_by_step(&there, &ids, 14)
                 .iter()
@@ -264,6 +289,7 @@ fn a_device_map_fills_devices_in_their_order() {
     let Some((first, second)) = two_emulated() else {
         return;
     };
+
     let placement = Placement::auto(vec![budget(&first, u64::MAX), budget(&second, u64::MAX)]);
     let model = load(
         "gpt2",

@@ -85,6 +85,7 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
                     "graphs or early starts change numbers in {dtype:?}"
                 ));
             }
+
             // A code beside the other, where a norm's last bit differs.
             for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
                 at_most(
@@ -107,6 +108,7 @@ fn a_text_is_the_same_alone_and_beside_others() {
         "phi3_longrope",
         "mpt",
     ];
+
     for (device, name) in testing::devices(&[7])
         .iter()
         .flat_map(|device| names.map(|name| (device, name)))
@@ -150,6 +152,7 @@ fn a_text_is_the_same_alone_and_beside_others() {
                 );
             }
         }
+
         assert_eq!(together[1].len(), 17);
         assert!(together[1].bytes() > 0);
     }
@@ -169,6 +172,7 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
             let (prompt, first, drafts) = (&ids[..9], &ids[3..8], &ids[8..11]);
             let [mut new, mut old] = [0; 2].map(|_| model.new_cache());
             model.next_logits(first, &mut old).unwrap();
+
             let draft = SequenceInput {
                 ids: drafts,
                 cache: &mut old,
@@ -185,6 +189,7 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
                     .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
             );
             assert_eq!(logits.len(), 4 * model.spec().vocab_size());
+
             for (row, own) in logits.chunks(model.spec().vocab_size()).zip(&alone) {
                 assert!(distance(row, own) < 2e-2, "{name}: {}", distance(row, own));
             }
@@ -226,6 +231,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                 }
                 all
             };
+
             let by_graphs = decode(true);
             assert!(by_graphs == decode(false), "{name} on {device:?}");
             assert!(
@@ -246,9 +252,11 @@ fn threads_may_share_a_model() {
                 &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
             )
         };
+
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let alone = step_by_step(&load(), &ids, 12);
         let model = &load();
+
         // While one records a graph, others allocate, compute and give back.
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
@@ -265,6 +273,7 @@ fn threads_may_share_a_model() {
 fn a_cache_grows_and_is_cut_without_changing_the_text() {
     for device in few_devices() {
         let placement = on_device(&device);
+
         // A model whose cache outgrows the room it begins with.
         let config =
             br#"{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 40,
@@ -281,6 +290,7 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
                 .unwrap()
                 .0
         };
+
         let (host, there) = (on(Placement::cpu()), on(placement));
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
         let (mut a, mut b) = (host.new_cache(), there.new_cache());
@@ -293,7 +303,9 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
                 distance(&ours, &theirs)
             );
         }
+
         assert_eq!(b.len(), 300);
+
         b.truncate(100);
         let again = there.next_logits(&ids[100..101], &mut b).unwrap();
         let fresh = there
@@ -312,6 +324,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
                 &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
             )
         };
+
         let there = model(Placement::on(device));
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let vocabulary = there.spec().vocab_size();
@@ -365,13 +378,16 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
             let own = logits.row(row).unwrap();
             llm_int8_decoder::largest(&own, 1)
         };
+
         for row in [19, 0, 7] {
             assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));
         }
+
         // A penalty changes its row, and the most likely token of that row with it.
         let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else {
             panic!("one token")
         };
+
         let punished = Choice {
             count: 1,
             penalty: 1e3,
@@ -380,6 +396,7 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
         let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else {
             panic!("one token")
         };
+
         assert_ne!(other, likely);
         assert_eq!(logits.choose(3, &greedy).unwrap(), expected(&logits, 3));
         assert_eq!(logits.choose(4, &greedy).unwrap(), expected(&logits, 4));

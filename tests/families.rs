@@ -49,6 +49,7 @@ fn every_family_has_a_folder() {
         .iter()
         .map(|name| config(name).model_type().unwrap().to_owned())
         .collect();
+
     for family in FAMILIES {
         assert!(
             types
@@ -121,6 +122,7 @@ fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
             &format!("{tree}\n"),
             &golden_text(&format!("models/{name}/print.txt")),
         )?;
+
         let parameters: String = tree
             .named_parameters()
             .iter()
@@ -200,6 +202,7 @@ fn token_by_token_is_all_at_once() {
                 &Device::Cpu,
             )
             .unwrap();
+
             // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter
             // text.
             if name.ends_with("dynamic_rope") || name.ends_with("longrope") {
@@ -230,6 +233,7 @@ fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one
             .unwrap();
         model.next_logits(&ids, cache).unwrap()
     };
+
     let mut cache = model.new_cache();
     forward(&mut cache, 0, 24);
     for kept in [20, 4] {

@@ -14,11 +14,13 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
     if stored.is_file() {
         return stored;
     }
+
     let folder = scratch.join(name);
     std::fs::create_dir(&folder).unwrap();
     for entry in std::fs::read_dir(&stored).unwrap().flatten() {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
+
     for (file, weights) in case["large"].as_object().unwrap() {
         std::fs::copy(
             golden("cases").join(weights.as_str().unwrap()),
@@ -26,6 +28,7 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
         )
         .unwrap();
     }
+
     folder
 }
 
@@ -62,6 +65,7 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
     };
     let passed = output.status.success() && is_right;
     let why = case["why"].as_str().unwrap();
+
     (!passed)
         .then(|| format!("{model}: {why}: {expected:?} was expected, got {stdout:?} {stderr:?}"))
 }
@@ -70,6 +74,7 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
 fn files_of_bug_reports_load_as_transformers_loads_them() {
     let cases: Vec<Value> = serde_json::from_str(&golden_text("cases/cases.json")).unwrap();
     assert_eq!(cases.len(), 37);
+
     let scratch = TempDir::new().unwrap();
     let failures: Vec<String> = cases
         .iter()

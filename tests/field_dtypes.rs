@@ -22,6 +22,7 @@ fn wide(factor: f64) -> Tensors {
             .map(|b| f64::from(f32::from_le_bytes(*b)) * factor);
         values.flat_map(f64::to_le_bytes).collect()
     };
+
     tensors()
         .into_iter()
         .map(|(name, (_, shape, bytes))| (name, (Dtype::F64, shape, widen(&bytes))))
@@ -32,6 +33,7 @@ fn wide(factor: f64) -> Tensors {
 fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
     let folder = folder(&config(), &wide(1.0));
     assert!(distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5);
+
     let rounding = expected("float64");
     let values: Vec<u8> = rounding["values"]
         .as_array()
@@ -58,9 +60,11 @@ fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
             .unwrap();
         assert_eq!(ours, floats(&rounding[dtype]), "{dtype}");
     }
+
     // Beyond float32 there is nothing to round to.
     let mut huge = wide(1.0);
     huge.get_mut(NORM).unwrap().2[..8].copy_from_slice(&1e300f64.to_le_bytes());
+
     let error = load(
         crate::support::field_llama::folder(&config(), &huge).path(),
         &floats_in_f32(),
@@ -98,6 +102,7 @@ fn quantised(folder: &Path, dtype: WeightDtype) -> (Vec<f32>, Vec<i64>) {
         .iter()
         .map(|b| f32::from_le_bytes(*b))
         .collect();
+
     (
         absmax,
         saved[&format!("{UP}.weight")]
@@ -138,11 +143,13 @@ fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
             .flat_map(|b| f16::from_f32(f32::from_le_bytes(*b)).to_le_bytes())
             .collect();
     }
+
     let with = |name: Option<&str>| {
         let mut config = config();
         config["dtype"] = name.into();
         config
     };
+
     for (config, tensors, dtype, is_warned) in [
         (with(Some("float64")), tensors(), "float32", true),
         (with(Some("double")), half.clone(), "float32", true),
@@ -178,6 +185,7 @@ fn weights_in_other_dtypes_are_refused_from_the_header_on() {
             weight.1.clone(),
             vec![0; 32 * 16 * dtype.bitsize() / 8],
         );
+
         for options in [floats_in_f32(), int8_in_f32()] {
             let error = load(folder(&config(), &changed).path(), &options)
                 .unwrap_err()

@@ -26,11 +26,13 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
         config[key] = value;
         config
     };
+
     let defaults = distance(
         &load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(),
         "int8",
     );
     assert!(defaults < 0.02, "{defaults}");
+
     for (case, stored) in [
         ("int8", flag.clone()),
         ("int8_gptq_too", with("quant_method", "gptq".into())),
@@ -72,12 +74,14 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             distance(&model, case)
         );
         assert!(!model.is_prequantized() && warnings(&model).is_empty());
+
         // Whoever asks for floats gets them.
         assert!(
             distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5,
             "{case}"
         );
     }
+
     let folder = folder(
         &in_8_bit(with("llm_int8_threshold", 0.5.into())),
         &tensors(),
@@ -90,6 +94,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             .unwrap()
             .threshold
     };
+
     assert_eq!(threshold(int8_in_f32()), 0.5);
     assert_eq!(
         threshold(LoadOptions {
@@ -108,6 +113,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
         }),
         0.5
     );
+
     let mine = LoadOptions {
         skip_modules: SkipList::new(["layers.1"]),
         ..int8_in_f32()
@@ -141,12 +147,14 @@ fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     let saved: Value =
         serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
     assert_eq!(
         saved["quantization_config"]["llm_int8_skip_modules"],
         json!([])
     );
+
     let model = load(&target, &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && model.load_report().layers.kept.is_empty());
 }
@@ -163,6 +171,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
         &target.display().to_string(),
     ]);
     assert!(output.status.success());
+
     let mut mixed = crate::support::tensors_of(&target);
     mixed.insert(
         format!("{UP}.weight"),
@@ -180,6 +189,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     saved.as_object_mut().unwrap().remove("quantization_config");
     let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
     assert_eq!(model.load_report().layers.replaced.len(), 13);
+
     let error = load(folder(&saved, &mixed).path(), &floats_in_f32())
         .unwrap_err()
         .to_string();
@@ -190,6 +200,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     leftover.insert(format!("{UP}.SCB"), ones(&[32]));
     let model = load(folder(&config(), &leftover).path(), &floats_in_f32()).unwrap();
     assert!(warnings(&model)[0].contains("up_proj.SCB"));
+
     let flagged = in_8_bit(json!({ "load_in_8bit": true }));
     let error = load(folder(&flagged, &leftover).path(), &int8_in_f32())
         .unwrap_err()
@@ -222,10 +233,12 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "{:?}",
             warnings(&model)
         );
+
         // As for any other floats, 8 bit is what the caller asks for.
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         assert_eq!(model.load_report().layers.replaced.len(), 14);
     }
+
     for (stored, message) in [
         (
             json!({ "quant_method": "gptq", "bits": 4 }),
@@ -266,6 +279,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             assert!(error.contains(message), "{error}");
         }
     }
+
     // An unknown method is named where tensors are missing.
     let mut packed = tensors();
     packed.remove(&format!("{UP}.weight"));
@@ -283,6 +297,7 @@ fn int8_in_a_pickle_is_read_with_the_layout_as_a_text() {
     let model = load(&golden("field/llama_int8_bin"), &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && warnings(&model).is_empty());
     assert!(distance(&model, "int8") < 0.02);
+
     let bytes = std::fs::read(golden("field/llama_int8_bin/pytorch_model.bin")).unwrap();
     let place = bytes
         .windows(8)

@@ -27,9 +27,11 @@ fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict()
     let folder = folder(&config(), &extra);
     let model = load(folder.path(), &floats_in_f32()).unwrap();
     assert!(distance(&model, "extra") < 1e-5);
+
     let [warning] = &warnings(&model)[..] else {
         panic!("{:?}", warnings(&model))
     };
+
     let named = "ignored 4 tensors that llama has no place for: `model.layers.0.self_attn.rotary_emb.cos_cached`, \
                  `model.layers.1.self_attn.q_proj.bias`, `score.weight`, `v_head.summary.weight`";
     assert!(
@@ -46,6 +48,7 @@ fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict()
         error.contains("4 tensor(s)") && error.contains("option `strict`"),
         "{error}"
     );
+
     let path = folder.path().display().to_string();
     for (more, code, message) in [
         (&["--headers-only"][..], 0, "warning: "),
@@ -69,6 +72,7 @@ fn layers_beyond_the_configured_ones_are_ignored_and_missing_ones_are_not() {
     fewer["num_hidden_layers"] = 1.into();
     let model = load(folder(&fewer, &tensors()).path(), &floats_in_f32()).unwrap();
     assert!(distance(&model, "fewer_layers") < 1e-5);
+
     let warning = &warnings(&model)[0];
     assert!(
         warning.contains("ignored 9 tensors")
@@ -99,12 +103,14 @@ fn shards() -> (
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
     }
+
     (names, shards, map)
 }
 
 fn sharded(shards: &[Tensors; 2], map: &serde_json::Map<String, Value>) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config().to_string()).unwrap();
+
     let names = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -115,6 +121,7 @@ fn sharded(shards: &[Tensors; 2], map: &serde_json::Map<String, Value>) -> TempD
         .for_each(|(name, shard)| write_tensors(&folder.path().join(name), shard));
     let index = json!({ "metadata": {}, "weight_map": map }).to_string();
     std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+
     folder
 }
 
@@ -129,6 +136,7 @@ fn the_index_says_which_copy_of_a_tensor_counts() {
         map.insert(NORM.into(), names[listed].into());
         let model = load(sharded(&parts, &map).path(), &floats_in_f32()).unwrap();
         assert!(distance(&model, "plain") < 1e-5, "{listed}");
+
         // transformers takes the last shard's copy.
         let warned = matches!(&model.load_report().warnings[..], [Warning::Weights(LoadWarning::CopiedTensors { names })] if names == &[NORM]);
         assert_eq!(warned, listed == 0, "{:?}", model.load_report().warnings);
@@ -163,6 +171,7 @@ fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
     )
     .unwrap();
     assert!(warnings(&load(folder.path(), &floats_in_f32()).unwrap()).is_empty());
+
     let strict = LoadOptions {
         strict: true,
         ..floats_in_f32()
@@ -173,6 +182,7 @@ fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
             .to_string()
             .contains("`stale`")
     );
+
     unlisted.remove(NORM);
     let error = load(sharded(&parts, &unlisted).path(), &floats_in_f32())
         .unwrap_err()

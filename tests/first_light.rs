@@ -10,14 +10,17 @@ fn every_step_ends_well_or_says_why_it_was_skipped() {
     let Some(machine) = Machine::new(&FINE) else {
         return;
     };
+
     let left = machine.run(300, 60);
     assert_eq!(left.code, Some(0), "{}", left.printed);
+
     for (step, result) in left.steps() {
         assert!(
             result == "ok" || result.starts_with("skipped: ") || step.ends_with("check"),
             "{step}: {result}"
         );
     }
+
     for step in [
         "unpack",
         "facts",
@@ -38,11 +41,14 @@ fn every_step_ends_well_or_says_why_it_was_skipped() {
     ] {
         assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
     }
+
     for step in ["peers", "bitsandbytes", "torch-compiled"] {
         assert_eq!(left.result(step), "skipped: torch cannot be imported");
     }
+
     assert_eq!(left.result("memcheck"), "ok: 1 of 6 tests");
     assert_eq!(left.results["verdict"], "correct");
+
     let numbers = left.results["numbers"].as_array().unwrap();
     let number = numbers
         .iter()
@@ -84,9 +90,11 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
     };
     let left = machine.run(300, 6);
     assert_eq!(left.code, Some(3), "{}", left.printed);
+
     let expected =
         "failed: signal SEGV: alone: 1 pass; fail: linear::first (139); not run again: 0";
     assert_eq!(left.result("kernels"), expected);
+
     let expected =
         "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
     assert_eq!(left.result("models"), expected);
@@ -101,6 +109,7 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
         "{}",
         left.printed
     );
+
     for step in [
         "facts",
         "smoke",
@@ -111,6 +120,7 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
     ] {
         assert_eq!(left.result(step), "ok", "{step}\n{}", left.printed);
     }
+
     let first = "correctness failed (kernels, models, gpt2-large): numbers are not to be published";
     assert_eq!(left.results["verdict"], first);
     assert!(
@@ -158,6 +168,7 @@ fn no_step_begins_when_the_time_is_over() {
     let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else {
         return;
     };
+
     let left = machine.run(20, 9);
     assert_eq!(left.code, Some(3), "{}", left.printed);
     assert!(
@@ -165,6 +176,7 @@ fn no_step_begins_when_the_time_is_over() {
         "{}",
         left.printed
     );
+
     for step in [
         "models",
         "gpt2-large",
@@ -191,17 +203,21 @@ fn what_was_found_is_written_when_someone_ends_it() {
     let Some(machine) = Machine::new(&StandIns { kernels, ..FINE }) else {
         return;
     };
+
     let script = machine.start(300, 60);
     let started = Instant::now();
+
     // The hanging test writes this.
     while !machine.path("hung").exists() && started.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(50));
     }
+
     let ended = Command::new("bash")
         .args(["-c", &format!("kill -TERM {}", script.id())])
         .status()
         .unwrap();
     assert!(ended.success());
+
     let left = machine.left(script);
     assert_eq!(left.code, Some(143), "{}", left.printed);
     assert_eq!(left.result("smoke"), "ok");

@@ -17,6 +17,7 @@ fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCau
     if let Some(int8) = &mut config.options.int8 {
         int8.outlier_scope = scope;
     }
+
     AutoModelForCausalLM::from_pretrained(name, &config).unwrap()
 }
 
@@ -52,6 +53,7 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 (plain.timing.drafted_tokens, plain.timing.acceptance_rate()),
                 (0, None)
             );
+
             for speculate in [1, 3, 8, 20] {
                 let drafted = ids(
                     &model,
@@ -66,6 +68,7 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                     "{speculate} drafts, drawn: {do_sample}"
                 );
                 assert_eq!(drafted.finish_reason, plain.finish_reason);
+
                 if max_new_tokens == 40 && !do_sample {
                     assert!(drafted.timing.accepted_tokens > 3, "{:?}", drafted.timing);
                     assert!(drafted.timing.acceptance_rate().unwrap() <= 1.0);
@@ -118,6 +121,7 @@ fn drafts_are_refused_where_they_would_change_the_text() {
         ),
         "{error}"
     );
+
     let folder = golden("models/llama_dynamic_rope").display().to_string();
     let dynamic = load(&folder, OutlierScope::Row, false);
     let error = dynamic
@@ -139,6 +143,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
         "In the beginning God",
         "a",
     ];
+
     for do_sample in [false, true] {
         let config = GenerationConfig {
             max_new_tokens: Some(12),
@@ -153,6 +158,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                 .run()
                 .unwrap()
         });
+
         for at_once in [1, 2, 4, 16] {
             let batch = model
                 .generate_batch(prompts)
@@ -166,6 +172,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                     "{at_once}"
                 );
             }
+
             let mut ended: Vec<_> = batch
                 .into_iter()
                 .map(|result| result.map(|(number, all)| (number, all.ids)).unwrap())
@@ -195,6 +202,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
             .at_once(at_once)
             .run()
     };
+
     let error = run(&[vec![1], vec![7; 600]], &config, 2)
         .unwrap_err()
         .to_string();
@@ -202,6 +210,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
         error.starts_with("prompt 2: the prompt has 600 tokens"),
         "{error}"
     );
+
     let error = run(&[vec![1], vec![999_999]], &config, 2)
         .unwrap_err()
         .to_string();
@@ -218,6 +227,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
         model.generate_batch([[1]]).at_once(0).into_iter().next(),
         Some(Err(_))
     ));
+
     let none = GenerationConfig {
         max_new_tokens: Some(0),
         ..config.clone()
@@ -236,6 +246,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
     let Some(device) = testing::emulated(0, 40 << 20, 0) else {
         return;
     };
+
     let mut config = LoadConfig::default();
     config.options.placement = Placement::on(device);
     let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
@@ -249,6 +260,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
             .add(Request::new([5]).config(settings.clone()).ids_only())
             .unwrap()
     };
+
     let (first, last) = ([0; 60].map(|_| add()), add());
 
     let error = engine.step().map(Iterator::count).unwrap_err();
@@ -257,6 +269,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
         "{error}"
     );
     assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
+
     let mut finished = Vec::new();
     while !engine.is_idle() {
         finished.extend(
@@ -266,6 +279,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
                 .filter(|event| matches!(event.update, Update::Finished(_))),
         );
     }
+
     assert_eq!(
         finished.iter().map(|event| event.id).collect::<Vec<_>>(),
         [last]
@@ -332,11 +346,13 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
                 .any(|line| line.contains("(lm_head): Linear8bitLt(")),
             "{tree}"
         );
+
         let (report, before) = (&head.load_report().layers, &plain.load_report().layers);
         assert_eq!(
             (report.kept.len(), report.replaced.len()),
             (0, before.replaced.len() + 2)
         );
+
         let (small, large) = (head.memory_footprint(), plain.memory_footprint());
         assert!(small.actual() < large.actual(), "{small:?} {large:?}");
 

@@ -41,6 +41,7 @@ fn folder(case: &Value) -> TempDir {
             std::fs::copy(from.join(name), copy.path().join(name)).unwrap();
         }
     }
+
     if !case["generation_config"].is_null() {
         let text = case["generation_config"].to_string();
         std::fs::write(copy.path().join("generation_config.json"), text).unwrap();
@@ -50,6 +51,7 @@ fn folder(case: &Value) -> TempDir {
     for (key, value) in case["config"].as_object().into_iter().flatten() {
         config[key] = value.clone();
     }
+
     for key in case["config_without"].as_array().into_iter().flatten() {
         config
             .as_object_mut()
@@ -66,6 +68,7 @@ fn folder(case: &Value) -> TempDir {
             .push(case["special_token"].clone());
         std::fs::write(path, tokenizer.to_string()).unwrap();
     }
+
     copy
 }
 
@@ -132,6 +135,7 @@ fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])
 #[test]
 fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
     assert!(cases().len() > 100);
+
     each(|case, model, config, prompt| {
         assert_eq!(
             generate(model, prompt, config),
@@ -163,6 +167,7 @@ fn drafts_and_batches_obey_the_same_settings() {
             .at_once(2)
             .run()
             .unwrap();
+
         for place in [0, 2] {
             assert_eq!(
                 all[place].ids,
@@ -221,6 +226,7 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
             "{}: {shown:?} of {whole:?}",
             case["name"]
         );
+
         match generated.finish_reason {
             FinishReason::StopString => stopped += 1,
             _ => assert_eq!(
@@ -245,6 +251,7 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
     let config = model.generation_config();
     let error = run(&model, &[5, 9], &config).unwrap_err();
     assert!(matches!(error, LlmError::NoTokenizer { .. }), "{error}");
+
     let without = GenerationConfig {
         stop: Vec::new(),
         max_new_tokens: Some(3),
@@ -259,6 +266,7 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
     let model = load(folder.path());
     let config = model.generation_config();
     assert_eq!(generate(&model, &[5, 9], &config).len(), 1);
+
     let error = run(&model, &[5, 9, 33], &config).unwrap_err().to_string();
     assert!(
         error.contains("max_length") && error.contains("set max_new_tokens"),
@@ -271,6 +279,7 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
         generate(&model, &long, &GenerationConfig::default()).len(),
         7
     );
+
     let given = GenerationConfig {
         max_new_tokens: Some(8),
         ..GenerationConfig::default()
@@ -377,7 +386,9 @@ fn printed(folder: &TempDir, options: &[&str]) -> Vec<u32> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     let text = String::from_utf8(output.stdout).unwrap();
+
     text.trim()
         .split(',')
         .map(|id| id.parse().unwrap())
@@ -428,8 +439,10 @@ fn options_of_the_program_are_the_settings_of_the_file() {
 
     let ends = llama(json!({ "eos_token_id": 222 }));
     assert_eq!(printed(&ends, &[]), [20, 222]);
+
     let later = printed(&ends, &["--min-new-tokens", "4", "-n", "8"]);
     assert!(later.len() > 4 && !later[..4].contains(&222), "{later:?}");
+
     let sooner = printed(
         &llama(json!({ "eos_token_id": 17 })),
         &["--exponential-decay-length-penalty", "2,1.8"],
@@ -451,6 +464,7 @@ fn options_of_the_program_are_the_settings_of_the_file() {
 fn drawing_keeps_to_what_the_filters_leave() {
     let plain = llama(json!({}));
     let greedy = printed(&plain, &["-n", "12"]);
+
     // Filters that leave the most likely token alone draw it whatever the seed.
     for filter in [
         ["--top-k", "1"],
@@ -464,6 +478,7 @@ fn drawing_keeps_to_what_the_filters_leave() {
         );
         assert_eq!(drawn, greedy, "{filter:?}");
     }
+
     let drawn = printed(
         &plain,
         &[
@@ -478,6 +493,7 @@ fn drawing_keeps_to_what_the_filters_leave() {
         ],
     );
     assert_ne!(drawn, greedy);
+
     let processed = printed(
         &plain,
         &[

@@ -49,9 +49,11 @@ fn from_folder(family: &str) -> Decoder {
             "\"query_pre_attn_scalar\": 16",
         );
     }
+
     let files = [golden(&format!("models/{family}/model.safetensors"))];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
     let config = ModelConfig::parse(config.as_bytes()).unwrap();
+
     Decoder::load(&config, &checkpoint, &unquantised(), &mut |_| ())
         .unwrap()
         .0
@@ -89,6 +91,7 @@ fn the_program_runs_and_quantises_a_gguf_file() {
             .status
             .success()
     );
+
     let run = |model: &str| {
         let output = llm_int8(&[
             "run",
@@ -105,11 +108,14 @@ fn the_program_runs_and_quantises_a_gguf_file() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
+
         String::from_utf8(output.stdout).unwrap()
     };
+
     let ids = run(&file);
     assert_eq!(run(&folder), ids);
     assert_eq!(run(&golden("models/llama").display().to_string()), ids);
+
     let headers = llm_int8(&["inspect", &file, "--headers-only"]);
     let text = String::from_utf8(headers.stdout).unwrap();
     assert!(
@@ -181,11 +187,13 @@ fn headers_that_lie_are_refused() {
         );
         assert!(error.to_string().contains("m.gguf"), "{error}");
     };
+
     let with = |place: usize, value: u64| {
         let mut changed = bytes.clone();
         changed[place..place + 8].copy_from_slice(&value.to_le_bytes());
         changed
     };
+
     fails(b"");
     fails(b"GGUF");
     fails(b"not a gguf file at all");
@@ -196,15 +204,18 @@ fn headers_that_lie_are_refused() {
         fails(&with(16, count)); // metadata
         fails(&with(24, count)); // length of the first key
     }
+
     let name = b"token_embd.weight";
     let at = bytes
         .windows(name.len())
         .position(|window| window == name)
         .unwrap()
         + name.len();
+
     for size in [u64::MAX, 1 << 62, 1 << 33, 4096] {
         fails(&with(at + 4, size)); // first dimension
     }
+
     fails(&with(at + 4 + 16 + 4, 1 << 60)); // offset
 }
 

@@ -59,6 +59,7 @@ fn file(metadata: &[(&str, Meta<'_>)]) -> (TempDir, GgufFile) {
     let path = folder.path().join("t.gguf");
     std::fs::write(&path, bytes).unwrap();
     let opened = GgufFile::open(&path).unwrap();
+
     (folder, opened)
 }
 
@@ -78,6 +79,7 @@ fn byte_level(
         .collect();
     pieces.extend((256..256 + 68).map(|code| String::from(char::from_u32(code).unwrap())));
     assert_eq!(pieces.len(), 256);
+
     let mut kinds = vec![1; 256];
     pieces.extend(tokens.iter().map(|token| (*token).to_owned()));
     kinds.extend(tokens.iter().map(|_| 3));
@@ -93,6 +95,7 @@ fn byte_level(
     ];
     metadata.extend(pre.map(|pre| ("tokenizer.ggml.pre", Meta::Text(pre))));
     metadata.extend(more);
+
     // The pieces of the merges must be there.
     if let Some((_, Meta::Texts(pieces))) = metadata
         .iter_mut()
@@ -106,6 +109,7 @@ fn byte_level(
     {
         kinds.extend([1, 1]);
     }
+
     Tokenizer::from_gguf(&file(&metadata).1).map(Option::unwrap)
 }
 
@@ -143,6 +147,7 @@ fn the_keys_decide_before_the_rule() {
             .encode("ab")
             .unwrap()
     };
+
     assert_eq!(
         ids("llama-bpe", flag("tokenizer.ggml.add_bos_token", false)),
         [258]
@@ -177,6 +182,7 @@ fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
             .unwrap()
             .len()
     };
+
     for keeps_digits in [
         None,
         Some("default"),
@@ -186,9 +192,11 @@ fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
     ] {
         assert_eq!(pieces(keeps_digits), 2, "{keeps_digits:?}");
     }
+
     for splits_digits in ["smollm", "starcoder", "qwen2", "tekken", "deepseek-coder"] {
         assert_eq!(pieces(Some(splits_digits)), 3, "{splits_digits}");
     }
+
     let error = byte_level(Some("someone's-own"), &["<s>"], Vec::new())
         .unwrap_err()
         .to_string();

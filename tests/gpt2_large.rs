@@ -24,6 +24,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
         println!("skipped: LLM_INT8_GPT2_LARGE names no model");
         return;
     };
+
     let folder = Path::new(&folder);
     let config_bytes = std::fs::read(folder.join("config.json")).unwrap();
     let config = ModelConfig::parse(&config_bytes).unwrap();
@@ -52,6 +53,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             .to_vec();
         (logits, model.graph_count())
     };
+
     let int8 = Some(OutlierScope::Row);
 
     if let Some(path) = variable("_WRITE") {
@@ -62,6 +64,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             ("shallow int8", &shallow, int8),
             ("shallow float", &shallow, None),
         ];
+
         for (name, config, int8) in all {
             let (logits, _) = compute(config, Placement::cpu(), int8, false);
             let values: Vec<u8> = logits
@@ -87,6 +90,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
         reference.tensor("sample").unwrap().data() == sample,
         "the reference is of another model"
     );
+
     let expected = |name: &str| -> Vec<Vec<f32>> {
         let logits = reference.tensor(name).unwrap();
         let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(logits.data());
@@ -95,6 +99,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             .map(<[f32]>::to_vec)
             .collect()
     };
+
     let (their_int8, their_float) = (expected("int8"), expected("float"));
     let (their_shallow_int8, their_shallow_float) =
         (expected("shallow int8"), expected("shallow float"));
@@ -103,8 +108,10 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
         let (float, _) = compute(&config, on_device(&device), None, true);
         let (by_graphs, graphs) = compute(&config, on_device(&device), int8, true);
         assert!(graphs > 0, "no graph was recorded on {what}");
+
         let (by_launches, _) = compute(&config, on_device(&device), int8, false);
         assert!(by_graphs == by_launches, "graphs change numbers on {what}");
+
         let (of_shallow, _) = compute(&shallow, on_device(&device), int8, true);
 
         for step in 0..their_int8.len() {
@@ -127,6 +134,7 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
                 ),
                 ("all blocks", &by_graphs, &their_int8, &their_float, 1.1),
             ];
+
             for (blocks, ours, theirs, float, bound) in all {
                 let apart = distance(&ours[step], &theirs[step]);
                 let quantised = distance(&theirs[step], &float[step]);
@@ -161,5 +169,6 @@ fn sample_of(path: &Path) -> Vec<u8> {
         file.read_exact(&mut bytes).unwrap();
         sample.extend_from_slice(&bytes);
     }
+
     sample
 }

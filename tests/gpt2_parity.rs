@@ -15,6 +15,7 @@ fn load(folder: &str, options: &LoadOptions) -> Decoder {
         ModelConfig::parse(&std::fs::read(golden(folder).join("config.json")).unwrap()).unwrap();
     let files = [golden(folder).join("model.safetensors")];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
+
     Decoder::load(&config, &checkpoint, options, &mut |_| ())
         .unwrap()
         .0

@@ -45,9 +45,11 @@ fn gpt2_hub() -> FakeHub {
             &std::fs::read(golden("models/gpt2").join(name)).unwrap(),
         );
     }
+
     for name in SMALL {
         hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
     }
+
     hub
 }
 
@@ -73,10 +75,12 @@ fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
         "{}",
         stderr(&output)
     );
+
     for name in SMALL {
         let text = std::fs::read_to_string(copy.join(name)).unwrap();
         assert_eq!(text, format!("{{\"of\": \"{name}\"}}"));
     }
+
     let inspected = run(&hub, home.path(), &[], &["inspect", copy.to_str().unwrap()]);
     assert!(
         String::from_utf8(inspected.stdout)
@@ -109,6 +113,7 @@ fn older_names_of_the_environment_are_read() {
     let output = run(&hub, home.path(), &offline, &["inspect", "org/model"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(hub.log().len(), before, "no request");
+
     let output = run(
         &hub,
         home.path(),

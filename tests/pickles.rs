@@ -28,6 +28,7 @@ fn tensors_of_every_layout_and_dtype_have_the_values_that_torch_gives_them() {
             if file == "legacy.bin" && name == "f8" {
                 continue; // did not exist then
             }
+
             let view = checkpoint
                 .tensor(name)
                 .unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -38,6 +39,7 @@ fn tensors_of_every_layout_and_dtype_have_the_values_that_torch_gives_them() {
             );
             assert_eq!(view.data, bytes.as_slice(), "{file}: {name}");
         }
+
         let only_here = checkpoint
             .entries()
             .filter(|(name, _)| !expected.contains_key(*name))
@@ -73,6 +75,7 @@ fn what_is_no_tensor_is_passed_over_and_named_when_it_is_asked_for() {
     let checkpoint = open("others.bin").unwrap();
     let names: Vec<&str> = checkpoint.entries().map(|(name, _)| name).collect();
     assert_eq!(names, ["marked", "plain"]);
+
     for (name, kind) in [
         ("c128", "complex128"),
         ("quantized", "a quantized tensor"),
@@ -114,6 +117,7 @@ fn files_of_other_kinds_are_refused_by_name() {
         assert!(error.contains(message) && error.contains(file), "{error}");
         assert!(!error.contains("download it again"), "{error}");
     }
+
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
     let error = open_bytes(pointer).unwrap_err().to_string();
     assert!(error.contains("git lfs pull"), "{error}");
@@ -143,12 +147,15 @@ fn an_index_over_bin_files_says_what_counts_too() {
             .all(|((a, file), (b, path))| a == b && Path::new(file) == path.as_path())
     );
     assert_eq!(found.len(), 3);
+
     // A file that is named and not there is an error, one that is there and not named is not
     // opened.
     std::fs::write(&files[2], "nothing").unwrap();
     assert!(Checkpoint::open_pickle(&files, Some(&index)).is_err());
+
     std::fs::write(&index, map.replace("small.bin", "protocol_4.bin")).unwrap();
     assert!(Checkpoint::open_pickle(&files, Some(&index)).is_ok());
+
     let error = Checkpoint::open_pickle(&files[..1], Some(&index))
         .unwrap_err()
         .to_string();
@@ -175,11 +182,13 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
         bytes.extend(name.as_bytes());
         bytes.extend(data);
     }
+
     let (start, length) = (bytes.len() as u32, directory.len() as u32);
     bytes.extend(directory);
     bytes.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
     bytes.extend(length.to_le_bytes().iter().chain(&start.to_le_bytes()));
     bytes.extend([0; 2]);
+
     bytes
 }
 
@@ -195,12 +204,14 @@ fn tensor(arguments: &[u8]) -> Vec<u8> {
             .to_vec();
     pickle.extend(arguments);
     pickle.extend(b"tRs.");
+
     pickle
 }
 
 #[test]
 fn views_beyond_their_storage_are_refused_before_anything_is_allocated() {
     assert!(open_bytes(&archive(&tensor(b"K\0K\x02K\x02\x86K\x02K\x01\x86"))).is_ok());
+
     for arguments in [
         &b"K\x01K\x02K\x02\x86K\x02K\x01\x86"[..], // offset
         b"K\0K\x02K\x02\x86K\x03K\x01\x86",        // stride
@@ -215,8 +226,10 @@ fn views_beyond_their_storage_are_refused_before_anything_is_allocated() {
             "{error}"
         );
     }
+
     let error = refused(&tensor(b"J\xff\xff\xff\xffK\x02\x85K\x01\x85"));
     assert!(error.contains("a size is -1"), "{error}");
+
     let missing = tensor(b"K\0K\x02\x85K\x01\x85");
     let place = missing
         .windows(6)
@@ -235,15 +248,18 @@ fn hostile_pickles_end_with_a_word() {
         pickle.push(b'.');
         pickle
     };
+
     assert!(
         refused(&nested(1_000_000)).contains("it holds a Python tuple"),
         "nothing recurses"
     );
+
     // Each tuple holds the former twice: 2^60 leaves, sixty values.
     let mut doubling = b"\x80\x02}X\x01\0\0\0w)".to_vec();
     (0..60).for_each(|_| doubling.extend(b"2\x86"));
     doubling.extend(b"s.");
     assert!(refused(&doubling).contains("no tensors"));
+
     for (pickle, message) in [
         (&b"\x80\x02X\xff\xff\xff\xff."[..], "announces"),
         (
@@ -280,6 +296,7 @@ fn hostile_pickles_end_with_a_word() {
         let error = refused(pickle);
         assert!(error.contains(message), "{message}: {error}");
     }
+
     let endless = vec![b'N'; 3 << 20];
     assert!(refused(&endless).contains("opcodes"));
 }
@@ -305,6 +322,7 @@ fn opcode() -> impl Strategy<Value = Vec<u8>> {
         .collect();
     let plain =
         prop::sample::select(b"N)]}(0tal1eusdRbQ2\x85\x86\x87\x81\x88\x8f\x90\x94".to_vec());
+
     prop_oneof![
         6 => plain.prop_map(|byte| vec![byte]),
         2 => any::<u8>().prop_map(|number| vec![b'K', number]),
@@ -325,6 +343,7 @@ fn read_all(opened: Result<Checkpoint>) {
         .entries()
         .map(|(name, _)| name.to_owned())
         .collect();
+
     for name in names {
         let view = checkpoint.tensor(&name).unwrap();
         let expected: usize = view.shape.iter().product::<usize>() * view.dtype.bitsize() / 8;
@@ -354,9 +373,11 @@ proptest! {
             let place = place.index(bytes.len());
             bytes[place] = byte;
         }
+
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
+
         read_all(open_bytes(&bytes));
     }
 }

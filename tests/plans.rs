@@ -19,6 +19,7 @@ fn every_family_has_its_plan() {
     let is_written = std::env::var_os("LLM_INT8_WRITE_PLANS").is_some();
     let names = folders();
     assert!(names.len() >= 37, "{names:?}");
+
     for name in names {
         let spec = DecoderSpec::from_config(&config(&name)).unwrap();
         let text = Plan::of(&spec).unwrap().to_string();
@@ -37,8 +38,10 @@ fn the_program_prints_a_plan() {
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
+
     let text = plan(&[]);
     assert_eq!(text, plan(&["--headers-only"]));
+
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[1],
@@ -61,6 +64,7 @@ fn small() -> (ModelConfig, DecoderSpec) {
         "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": false}"#;
     let config = ModelConfig::parse(config).unwrap();
     let spec = DecoderSpec::from_config(&config).unwrap();
+
     (config, spec)
 }
 
@@ -141,6 +145,7 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
                 .unwrap()
                 .0
         };
+
         let ids: Vec<u32> = (0..24).map(|i| i * 37 % 128).collect();
         let host = step_by_step(&on(Placement::cpu()), &ids, 16);
         for device in few_devices() {
@@ -181,6 +186,7 @@ fn what_no_executor_can_do_is_refused_by_name() {
             let Template::Container(_, attention) = child else {
                 continue;
             };
+
             let is_projection =
                 |slot| [BlockSlot::Query, BlockSlot::Key, BlockSlot::Value].contains(&slot);
             let first = attention
@@ -199,6 +205,7 @@ fn what_no_executor_can_do_is_refused_by_name() {
             attention.retain(
                 |(_, child)| !matches!(child, Template::BlockPart(slot, _) if is_projection(*slot)),
             );
+
             let layer = PartSpec::Linear {
                 class,
                 out_features: 64,

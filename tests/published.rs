@@ -70,6 +70,7 @@ fn names() -> Vec<String> {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
+
     names
 }
 
@@ -93,7 +94,9 @@ fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
         let u = ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
         if is_norm { u * scale + 1.0 } else { u * scale }
     };
+
     let count = shape.iter().product::<usize>() as u64;
+
     (0..count)
         .flat_map(|index| value(index).to_le_bytes())
         .collect()
@@ -107,6 +110,7 @@ fn tensors(expected: &Value) -> Tensors {
         let bytes = values(name, &expected["seed"], &shape);
         (name.clone(), (safetensors::Dtype::F32, shape, bytes))
     };
+
     parameters.iter().map(tensor).collect()
 }
 
@@ -124,6 +128,7 @@ fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
         ..LoadOptions::default()
     };
     let loaded = Decoder::load(&config, &checkpoint, &options, &mut |_| ());
+
     loaded
         .map(|(decoder, _)| decoder)
         .map_err(|error| error.to_string())
@@ -147,6 +152,7 @@ fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
                 .0,
         );
     }
+
     (ids.split_off(prompt.len()), first)
 }
 
@@ -159,6 +165,7 @@ fn check(name: &str) -> Result<(), String> {
     if format!("{tree}\n") != theirs {
         return Err(format!("ours:\n{tree}\ntransformers':\n{theirs}"));
     }
+
     let ours: Vec<String> = tree
         .named_parameters()
         .iter()
@@ -190,6 +197,7 @@ fn check(name: &str) -> Result<(), String> {
     if serde_json::json!(ids) != expected["ids"] {
         return Err(format!("ids are {ids:?}, not {}", expected["ids"]));
     }
+
     Ok(())
 }
 
@@ -197,6 +205,7 @@ fn check(name: &str) -> Result<(), String> {
 fn published_configurations_give_the_trees_and_ids_of_transformers() {
     let names = names();
     assert!(names.len() >= 35, "{names:?}");
+
     let faults: Vec<String> = names
         .iter()
         .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
@@ -222,6 +231,7 @@ fn words_of_python_are_saved_as_they_were() {
     let [from, to] = [&model, &saved].map(|path| path.to_str().unwrap());
     let output = llm_int8(&["quantize", from, "--output", to]);
     assert!(output.status.success(), "{output:?}");
+
     let text = std::fs::read_to_string(saved.join("config.json")).unwrap();
     for words in [
         "Infinity\n",
@@ -231,6 +241,7 @@ fn words_of_python_are_saved_as_they_were() {
     ] {
         assert!(text.contains(words), "{words} in {text}");
     }
+
     let output = llm_int8(&["inspect", to]);
     assert!(output.status.success(), "{output:?}");
 }
@@ -270,6 +281,7 @@ fn compare(family: &str, class: &ConfigClass, theirs: &Value) {
             ),
         }
     }
+
     for key in theirs.keys() {
         let is_read = ours.contains_key(key) || NOT_ACTED_ON.contains(&key.as_str());
         assert!(is_read, "{family}: nobody reads `{key}`");

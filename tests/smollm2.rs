@@ -24,6 +24,7 @@ pub(crate) fn file() -> Option<String> {
         "skipped: {} is not there; scripts/fetch_smollm2.sh fetches it",
         path.display()
     );
+
     None
 }
 
@@ -59,6 +60,7 @@ fn perplexity(model: &AutoModelForCausalLM) -> f64 {
         .perplexity(&input_ids(), PerplexityOptions::default(), observe)
         .unwrap();
     assert_eq!(found.tokens, 4 * 511);
+
     found.perplexity
 }
 
@@ -125,6 +127,7 @@ fn the_tokenizer_of_the_metadata_gives_the_ids_of_transformers() {
         .unwrap()
         .encode(&golden_text("smollm2/text.txt"))
         .unwrap();
+
     // transformers puts a token before the text that the file says not to put there.
     assert_eq!(ids[..2047], input_ids()[1..]);
 }

@@ -101,6 +101,7 @@ fn files(endings: &[&str]) -> Vec<(String, PathBuf)> {
         }
     }
     found.sort();
+
     found
 }
 
@@ -112,6 +113,7 @@ fn check(endings: &[&str], find: impl Fn(&str, &str) -> Vec<(usize, String)>) {
             findings.push(format!("{name}:{line}: {text}"));
         }
     }
+
     assert!(findings.is_empty(), "\n{}", findings.join("\n"));
 }
 
@@ -193,6 +195,7 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
             );
         }
     }
+
     found
 }
 
@@ -209,6 +212,7 @@ fn dependencies(manifest: &str) -> Vec<String> {
             found.push(name.replace('-', "_"));
         }
     }
+
     found
 }
 
@@ -225,6 +229,7 @@ fn dependencies_point_one_way() {
         let Ok(manifest) = std::fs::read_to_string(root().join(folder).join("Cargo.toml")) else {
             continue;
         };
+
         for dependency in own_dependencies(&manifest) {
             assert!(
                 allowed.contains(&dependency.as_str()),
@@ -232,8 +237,10 @@ fn dependencies_point_one_way() {
             );
         }
     }
+
     for (folder, others) in LAYERS {
         assert!(root().join(folder).is_dir(), "{folder} is gone");
+
         let words: Vec<String> = others
             .iter()
             .map(|other| format!("crate::{other}"))
@@ -261,6 +268,7 @@ fn every_dependency_is_used() {
             .filter(|(name, _)| name.starts_with(own) && !name.contains("/tests/"))
             .map(|(_, path)| std::fs::read_to_string(path).unwrap())
             .collect();
+
         for name in dependencies(&manifest) {
             assert!(
                 text.contains(&format!("{name}::")) || text.contains(&format!("use {name};")),
@@ -362,10 +370,12 @@ fn the_checks_find_what_they_look_for() {
     assert!(forbidden("// crate::models", &["crate::models"], "no").is_empty());
     assert_eq!(unsafe_code("    unsafe { f() }").len(), 1);
     assert!(unsafe_code("#![expect(unsafe_code)] // unsafe").is_empty());
+
     let manifest =
         "[dependencies]\nllm-int8-nn.workspace = true\n[dev-dependencies]\nllm-int8-hub = \"1\"\n";
     assert_eq!(own_dependencies(manifest), ["llm-int8-nn"]);
     assert_eq!(dependencies(manifest), ["llm_int8_nn"]);
+
     let for_linux =
         "[target.'cfg(unix)'.dependencies]\nlibc = \"1\"\n[build-dependencies]\ncc = \"1\"\n";
     assert_eq!(dependencies(for_linux), ["libc"]);

@@ -22,6 +22,7 @@ fn load(int8: bool) -> AutoModelForCausalLM {
     if !int8 {
         config.options.int8 = None;
     }
+
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
 }
 

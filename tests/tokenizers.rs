@@ -47,6 +47,7 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
                 ids(&case["plain"]),
                 "{name}: {text:?}"
             );
+
             for (key, decoded) in [("ids", "decoded"), ("noise", "noise_decoded")] {
                 let ids = ids(&case[key]);
                 let ours = [
@@ -56,9 +57,12 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
                 assert_eq!(serde_json::json!(ours), case[decoded], "{name}: {ids:?}");
             }
         }
+
         assert!(cases.len() >= 10, "{name}");
+
         forms += 1;
     }
+
     assert!(forms >= 30, "{forms}");
 }
 
@@ -78,6 +82,7 @@ fn changed(form: &str, leave_out: &[&str], config: Option<&str>) -> TempDir {
     if let Some(config) = config {
         std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
     }
+
     folder
 }
 
@@ -88,6 +93,7 @@ fn what_cannot_be_built_is_refused_by_name() {
             .unwrap_err()
             .to_string()
     };
+
     let error = refused(
         "gpt2_json",
         &[],
@@ -221,6 +227,7 @@ fn begin_tokens_and_special_tokens_can_be_left_out() {
             .unwrap()
             .to_owned()
     };
+
     assert_eq!(first(&[]), "2", "OPT begins with </s>");
     assert_ne!(first(&["--no-special-tokens"]), "2");
 
@@ -229,6 +236,7 @@ fn begin_tokens_and_special_tokens_can_be_left_out() {
             &[&["tokenize", &model, "2,40", "--decode"], arguments].concat(),
         ))
     };
+
     assert!(text(&[]).starts_with("</s>"));
     assert!(!text(&["--skip-special-tokens"]).contains("</s>"));
 }
@@ -240,8 +248,10 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
         assert_eq!(output.status.code(), Some(code));
         String::from_utf8(output.stderr).unwrap()
     };
+
     let error = fails(&["tokenize", "tiny-gpt2", "1,x", "--decode"], 2);
     assert!(error.contains("\"x\" is no token id"), "{error}");
+
     let error = fails(
         &[
             "tokenize",
@@ -251,6 +261,7 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
         1,
     );
     assert!(error.contains("has no tokenizer"), "{error}");
+
     let error = fails(&["tokenize", "nowhere/at/all", "Hello"], 2);
     assert!(error.contains("nowhere/at/all"), "{error}");
 }

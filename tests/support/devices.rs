@@ -66,12 +66,14 @@ pub(crate) fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<V
             .iter()
             .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
     );
+
     all
 }
 
 /// A checkpoint of noise for a description.
 pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
     use llm_int8_nn::module::Module;
+
     let model = Decoder::declared(
         spec.clone(),
         llm_int8_nn::FloatDtype::F32,
@@ -102,5 +104,6 @@ pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
             (safetensors::Dtype::F32, parameter.shape.clone(), bytes),
         );
     }
+
     write_tensors(path, &tensors);
 }

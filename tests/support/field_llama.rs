@@ -55,6 +55,7 @@ pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<Aut
         hub,
     };
     let model = AutoModelForCausalLM::from_pretrained(&folder.display().to_string(), &config);
+
     // Headers alone say the same.
     let plan = AutoModelForCausalLM::plan(&folder.display().to_string(), &config, &NoProgress);
     match (&model, plan) {
@@ -65,6 +66,7 @@ pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<Aut
         (Ok(_), Err(error)) => panic!("{error}"),
         (Err(_), _) => {}
     }
+
     model
 }
 
@@ -95,6 +97,7 @@ pub(crate) fn distance(model: &AutoModelForCausalLM, case: &str) -> f32 {
     let theirs = floats(&expected(case)["logits"]);
     let ours = &logits[0][logits[0].len() - 1];
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+
     (square(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b))
         / square(&mut theirs.iter().copied()))
     .sqrt()

@@ -14,6 +14,7 @@ pub(crate) fn folders() -> Vec<String> {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
+
     names
 }
 

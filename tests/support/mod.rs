@@ -45,9 +45,12 @@ pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
             .unwrap();
         flat.to_vec1().unwrap()
     };
+
     let (a, b) = (values(a), values(b));
     assert_eq!(a.len(), b.len());
+
     let difference: f64 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
+
     (difference / b.iter().map(|y| y * y).sum::<f64>()).sqrt()
 }
 
@@ -78,6 +81,7 @@ fn tensors_in(path: &Path) -> Tensors {
     let owned = |view: safetensors::tensor::TensorView<'_>| {
         (view.dtype(), view.shape().to_vec(), view.data().to_vec())
     };
+
     file.tensors()
         .into_iter()
         .map(|(name, view)| (name, owned(view)))
@@ -134,8 +138,10 @@ pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
+
     // A program that wants no input may be gone before it is all written.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+
     child.wait_with_output().unwrap()
 }
 

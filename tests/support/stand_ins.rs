@@ -138,10 +138,12 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
+
         if !found.is_ok_and(|status| status.success()) {
             println!("skipped: bash, timeout, /proc or Python 3.11 is missing");
             return None;
         }
+
         let machine = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -156,6 +158,7 @@ impl Machine {
                 &std::fs::read_to_string(script(from)).unwrap(),
             );
         }
+
         for (name, text) in [
             ("manifest.txt", "commit 0"),
             ("gpu_probe.cu", ""),
@@ -167,6 +170,7 @@ impl Machine {
         }
         write(&pack.join("make_random_gpt2.py"), MAKE_MODEL);
         write(&pack.join("project/tests/golden/file"), "");
+
         let overlap = if stand_ins.overlap_hangs {
             HANG
         } else {
@@ -187,21 +191,26 @@ impl Machine {
             }
             write(&pack.join("bin").join(name), &(text + "exit $status\n"));
         }
+
         for (name, text) in TOOLS {
             write(&machine.path("tools").join(name), text);
         }
+
         for (name, text) in MODULES {
             write(&machine.path("modules").join(name), text);
         }
+
         let packed = Command::new("python3")
             .args(["-c", PACK])
             .arg(&pack)
             .status()
             .unwrap();
         assert!(packed.success());
+
         for name in ["bin", "project"] {
             std::fs::remove_dir_all(pack.join(name)).unwrap();
         }
+
         Some(machine)
     }
 
@@ -242,6 +251,7 @@ impl Machine {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         assert!(files.len() <= 8, "{files:?}");
+
         let wanted = ["results.json", "steps.tsv", "logs.tar.gz", "summary.txt"];
         assert!(
             wanted
@@ -255,6 +265,7 @@ impl Machine {
                 .any(|name| name.ends_with(".new") || name.ends_with(".partial")),
             "{files:?}"
         );
+
         let results = std::fs::read_to_string(self.path("out/results.json")).unwrap();
         let archive = flate2::read::GzDecoder::new(
             std::fs::File::open(self.path("out/logs.tar.gz")).unwrap(),
@@ -273,6 +284,7 @@ impl Machine {
             0,
             "the scratch folder is left"
         );
+
         Left {
             code: output.status.code(),
             printed,
