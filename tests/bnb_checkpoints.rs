@@ -59,7 +59,8 @@ fn logits(model: &AutoModelForCausalLM, family: &str) -> Tensor {
 fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("written");
-    let (model, out) = (model.display().to_string(), target.display().to_string());
+    let model = model.display().to_string();
+    let out = target.display().to_string();
     let output = llm_int8(&[&[command, &model, "-o", &out], more].concat());
     assert!(
         output.status.success(),
@@ -124,10 +125,8 @@ fn what_is_read_is_written_to_the_byte() {
         for model in [&theirs, &golden(&format!("models/{family}"))] {
             let (_scratch, ours) = written("quantize", model, &[]);
             assert!(tensors_of(&ours) == tensors_of(&theirs), "{family}");
-            let (ours, theirs) = (
-                json(&ours.join("config.json")),
-                json(&theirs.join("config.json")),
-            );
+            let ours = json(&ours.join("config.json"));
+            let theirs = json(&theirs.join("config.json"));
             assert_eq!(ours, theirs, "{family}");
         }
     }
@@ -192,7 +191,8 @@ fn dequantised_weights_are_code_times_step() {
     for family in FAMILIES {
         let theirs = golden(&format!("bnb_checkpoints/{family}"));
         let (_scratch, folder) = written("dequantize", &theirs, &["--dtype", "float32"]);
-        let (float, int8) = (tensors_of(&folder), tensors_of(&theirs));
+        let float = tensors_of(&folder);
+        let int8 = tensors_of(&theirs);
         assert!(json(&folder.join("config.json"))["quantization_config"].is_null());
 
         let layers: Vec<&str> = int8
@@ -217,7 +217,8 @@ fn dequantised_weights_are_code_times_step() {
             );
 
             for (place, code) in codes.iter().enumerate() {
-                let (row, column) = (place / shape[1], place % shape[1]);
+                let row = place / shape[1];
+                let column = place % shape[1];
                 let value = values[if is_conv {
                     column * shape[0] + row
                 } else {
@@ -292,10 +293,8 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
     let scratch = TempDir::new().unwrap();
     std::fs::write(scratch.path().join("mine"), "x").unwrap();
 
-    let (model, taken) = (
-        golden("models/gpt2").display().to_string(),
-        scratch.path().display().to_string(),
-    );
+    let model = golden("models/gpt2").display().to_string();
+    let taken = scratch.path().display().to_string();
     let fresh = scratch.path().join("fresh").display().to_string();
     for (arguments, message) in [
         (
@@ -342,11 +341,9 @@ const LAYER: &str = "transformer.h.0.attn.c_attn";
 
 #[test]
 fn broken_states_are_named() {
-    let (weight, scb, format) = (
-        format!("{LAYER}.weight"),
-        format!("{LAYER}.SCB"),
-        format!("{LAYER}.weight_format"),
-    );
+    let weight = format!("{LAYER}.weight");
+    let scb = format!("{LAYER}.SCB");
+    let format = format!("{LAYER}.weight_format");
     let fails = |change: &dyn Fn(&mut Tensors), expected: &str| {
         let error = failure(changed(|tensors| change(tensors)).path());
         assert!(error.contains(LAYER) && error.contains(expected), "{error}");

@@ -49,7 +49,8 @@ fn go_on(_: &str) -> ControlFlow<()> {
 
 #[test]
 fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
-    let (model, config) = (model(), config(12));
+    let model = model();
+    let config = config(12);
     let mut chat = chat(&model);
     let mut reused = Vec::new();
     for text in ["Who art thou?", "And whence comest thou?", "Go in peace."] {
@@ -194,10 +195,8 @@ fn the_program_talks_line_by_line() {
         &arguments,
         "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n",
     );
-    let (text, told) = (
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{told}");
 
     let turns: Vec<&str> = told
@@ -314,10 +313,8 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
     };
 
     let mut child = Ended(child);
-    let (mut keys, mut screen) = (
-        child.0.stdin.take().unwrap(),
-        child.0.stdout.take().unwrap(),
-    );
+    let mut keys = child.0.stdin.take().unwrap();
+    let mut screen = child.0.stdout.take().unwrap();
     let (sender, pieces) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = [0; 256];
@@ -433,10 +430,8 @@ fn perplexity_is_printed_for_people_and_as_json() {
         "the first token of each window is not scored"
     );
 
-    let (nll, perplexity) = (
-        json["mean_nll"].as_f64().unwrap(),
-        json["perplexity"].as_f64().unwrap(),
-    );
+    let nll = json["mean_nll"].as_f64().unwrap();
+    let perplexity = json["perplexity"].as_f64().unwrap();
     assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9 && perplexity > 2.0 && perplexity < 4096.0);
 
     let plain = String::from_utf8(llm_int8(&arguments).stdout).unwrap();

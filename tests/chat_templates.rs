@@ -73,7 +73,9 @@ fn every_piece_of_the_language_renders_as_in_transformers() {
 #[test]
 fn templates_of_published_models_render_as_in_transformers() {
     let golden_values = read("chat/conversations.json");
-    let (mut different, mut refused, mut count) = (Vec::new(), 0, 0);
+    let mut different = Vec::new();
+    let mut refused = 0;
+    let mut count = 0;
     for (name, texts) in golden_values["templates"].as_object().unwrap() {
         let template =
             std::fs::read_to_string(golden(&format!("chat/templates/{name}.jinja"))).unwrap();

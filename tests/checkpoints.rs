@@ -99,7 +99,8 @@ fn shards_and_their_index_give_the_same_model() {
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ];
-    let (mut shards, mut map) = ([Tensors::new(), Tensors::new()], serde_json::Map::new());
+    let mut shards = [Tensors::new(), Tensors::new()];
+    let mut map = serde_json::Map::new();
     for (i, (name, tensor)) in tensors().into_iter().enumerate() {
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
@@ -161,7 +162,8 @@ fn other_float_dtypes_are_read() {
 /// An f16 as f32 by its bits (only finite values are met here).
 fn f16_from_bits(bits: u16) -> f32 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    let exponent = i32::from(bits >> 10 & 31);
+    let mantissa = f32::from(bits & 1023);
     match exponent {
         0 => sign * mantissa * 2f32.powi(-24),
         _ => sign * (1.0 + mantissa / 1024.0) * 2f32.powi(exponent - 15),

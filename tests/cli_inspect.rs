@@ -76,7 +76,10 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
 /// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its
 /// tensors.
 fn gpt2_large_headers(path: &Path) -> u64 {
-    let (layers, c, v, p) = (36u64, 1280u64, 50257u64, 1024u64);
+    let layers = 36u64;
+    let c = 1280u64;
+    let v = 50257u64;
+    let p = 1024u64;
     let mut tensors = vec![
         ("wte.weight".to_owned(), vec![v, c]),
         ("wpe.weight".to_owned(), vec![p, c]),
@@ -104,7 +107,8 @@ fn gpt2_large_headers(path: &Path) -> u64 {
         ("ln_f.weight".to_owned(), vec![c]),
         ("ln_f.bias".to_owned(), vec![c]),
     ]);
-    let (mut header, mut offset) = (serde_json::Map::new(), 0u64);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0u64;
     for (name, shape) in tensors {
         let end = offset + 4 * shape.iter().product::<u64>();
         header.insert(

@@ -152,7 +152,8 @@ fn loading_takes_little_more_than_the_model() {
             ),
         );
         let after = device.memory().unwrap();
-        let (held, footprint) = (after.allocated - before.allocated, model.placed()[0].bytes);
+        let held = after.allocated - before.allocated;
+        let footprint = model.placed()[0].bytes;
 
         // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
         assert!(
@@ -198,7 +199,8 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
             .to_string()
     };
 
-    let (there, host) = (error(Placement::on(device)), error(Placement::cpu()));
+    let there = error(Placement::on(device));
+    let host = error(Placement::cpu());
     assert_eq!(there, host);
     assert!(
         host.contains("up_proj") && host.contains("output 5, input 3"),
@@ -240,7 +242,8 @@ fn saved_int8_checkpoints_go_straight_onto_a_device() {
                 .0
         };
 
-        let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
+        let host = on(Placement::cpu());
+        let there = on(on_device(&device));
         let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
         for (ours, theirs) in step_by_step(&there, &ids, 10)
             .iter()
@@ -266,7 +269,8 @@ fn an_int8_head_and_table_work_on_a_device_too() {
                 )
             };
 
-            let (host, there) = (on(Placement::cpu()), on(on_device(&device)));
+            let host = on(Placement::cpu());
+            let there = on(on_device(&device));
             assert!(host.has_int8_head() && there.has_int8_head());
 
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();

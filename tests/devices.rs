@@ -169,7 +169,9 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
             );
             let model = load(name, &options);
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            let (prompt, first, drafts) = (&ids[..9], &ids[3..8], &ids[8..11]);
+            let prompt = &ids[..9];
+            let first = &ids[3..8];
+            let drafts = &ids[8..11];
             let [mut new, mut old] = [0; 2].map(|_| model.new_cache());
             model.next_logits(first, &mut old).unwrap();
 
@@ -291,9 +293,11 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
                 .0
         };
 
-        let (host, there) = (on(Placement::cpu()), on(placement));
+        let host = on(Placement::cpu());
+        let there = on(placement);
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
-        let (mut a, mut b) = (host.new_cache(), there.new_cache());
+        let mut a = host.new_cache();
+        let mut b = there.new_cache();
         for range in [0..250, 250..255, 255..256, 256..257, 257..258, 258..300] {
             let theirs = host.next_logits(&ids[range.clone()], &mut a).unwrap();
             let ours = there.next_logits(&ids[range.clone()], &mut b).unwrap();

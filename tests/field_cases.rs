@@ -44,10 +44,8 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
         .map(|argument| argument.replace("{model}", &model))
         .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (check, expected) = (
-        case["check"].as_str().unwrap(),
-        case["expect"].as_str().unwrap(),
-    );
+    let check = case["check"].as_str().unwrap();
+    let expected = case["expect"].as_str().unwrap();
     let input = if check.contains("standard input is Hi") {
         "Hi\n"
     } else {

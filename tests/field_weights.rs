@@ -98,7 +98,8 @@ fn shards() -> (
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ];
-    let (mut shards, mut map) = ([Tensors::new(), Tensors::new()], serde_json::Map::new());
+    let mut shards = [Tensors::new(), Tensors::new()];
+    let mut map = serde_json::Map::new();
     for (i, (name, tensor)) in tensors().into_iter().enumerate() {
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
@@ -130,7 +131,8 @@ fn the_index_says_which_copy_of_a_tensor_counts() {
     let (names, parts, map) = shards();
     let here = usize::from(map[NORM] == names[1]);
     for listed in [0, 1] {
-        let (mut parts, mut map) = (parts.clone(), map.clone());
+        let mut parts = parts.clone();
+        let mut map = map.clone();
         parts[listed].insert(NORM.into(), parts[here][NORM].clone());
         parts[1 - listed].insert(NORM.into(), ones(&[16]));
         map.insert(NORM.into(), names[listed].into());
@@ -162,7 +164,8 @@ fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
     );
 
     // What the index does not list is not there, and no file that it does not name is opened.
-    let (mut stale, mut unlisted) = (parts.clone(), map.clone());
+    let mut stale = parts.clone();
+    let mut unlisted = map.clone();
     stale[0].insert("stale".into(), ones(&[1]));
     let folder = sharded(&stale, &map);
     std::fs::write(

@@ -261,7 +261,8 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
             .unwrap()
     };
 
-    let (first, last) = ([0; 60].map(|_| add()), add());
+    let first = [0; 60].map(|_| add());
+    let last = add();
 
     let error = engine.step().map(Iterator::count).unwrap_err();
     assert!(
@@ -330,10 +331,8 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
         "tiny-gpt2".to_owned(),
         golden("models/gptj").display().to_string(),
     ] {
-        let (plain, head) = (
-            load(&name, OutlierScope::Batch, false),
-            load(&name, OutlierScope::Batch, true),
-        );
+        let plain = load(&name, OutlierScope::Batch, false);
+        let head = load(&name, OutlierScope::Batch, true);
         let input: Vec<u32> = (1..20).collect();
         let [a, b] = [&plain, &head].map(|model| model.logits(&input).unwrap());
         let distance = crate::support::relative_error(&b, &a);
@@ -347,13 +346,15 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
             "{tree}"
         );
 
-        let (report, before) = (&head.load_report().layers, &plain.load_report().layers);
+        let report = &head.load_report().layers;
+        let before = &plain.load_report().layers;
         assert_eq!(
             (report.kept.len(), report.replaced.len()),
             (0, before.replaced.len() + 2)
         );
 
-        let (small, large) = (head.memory_footprint(), plain.memory_footprint());
+        let small = head.memory_footprint();
+        let large = plain.memory_footprint();
         assert!(small.actual() < large.actual(), "{small:?} {large:?}");
 
         let folder = tempfile::TempDir::new().unwrap();

@@ -201,7 +201,8 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
     {
         let folder = folder(&case);
         let model = load(folder.path());
-        let (config, mut shown) = (settings(&model, &case), String::new());
+        let config = settings(&model, &case);
+        let mut shown = String::new();
         let mut pieces = model
             .generation(ids(&case["prompt"]))
             .config(config.clone())

@@ -42,7 +42,8 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             .0;
         model.set_graphs(uses_graphs);
         // A prompt of 128 and twelve tokens after it, or what a smaller model has room for.
-        let (vocabulary, positions) = (model.spec().vocab_size(), model.spec().positions.min(140));
+        let vocabulary = model.spec().vocab_size();
+        let positions = model.spec().positions.min(140);
         let ids: Vec<u32> = (0..positions)
             .map(|i| (i * 7919 % vocabulary) as u32)
             .collect();
@@ -100,9 +101,10 @@ fn on_a_device_it_gives_the_logits_of_the_cpu() {
             .collect()
     };
 
-    let (their_int8, their_float) = (expected("int8"), expected("float"));
-    let (their_shallow_int8, their_shallow_float) =
-        (expected("shallow int8"), expected("shallow float"));
+    let their_int8 = expected("int8");
+    let their_float = expected("float");
+    let their_shallow_int8 = expected("shallow int8");
+    let their_shallow_float = expected("shallow float");
     for device in few_devices() {
         let what = format!("{device:?}, overlap {}", device.overlaps_kernels());
         let (float, _) = compute(&config, on_device(&device), None, true);

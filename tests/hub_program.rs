@@ -55,7 +55,8 @@ fn gpt2_hub() -> FakeHub {
 
 #[test]
 fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
-    let (hub, home) = (gpt2_hub(), TempDir::new().unwrap());
+    let hub = gpt2_hub();
+    let home = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         prefix: "/a/mirror",
         encoding: Some("gzip"),
@@ -91,7 +92,8 @@ fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
 
 #[test]
 fn older_names_of_the_environment_are_read() {
-    let (hub, home) = (gpt2_hub(), TempDir::new().unwrap());
+    let hub = gpt2_hub();
+    let home = TempDir::new().unwrap();
     let cache = home.path().join("elsewhere");
     let variables = [
         ("TRANSFORMERS_CACHE", cache.to_str().unwrap()),

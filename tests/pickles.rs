@@ -165,7 +165,8 @@ fn an_index_over_bin_files_says_what_counts_too() {
 /// A zip of stored records, as torch writes them.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let records: [(&str, &[u8]); 2] = [("a/data.pkl", pickle), ("a/data/0", &[0; 16])];
-    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    let mut bytes = Vec::new();
+    let mut directory = Vec::new();
     for (name, data) in records {
         let length = (data.len() as u32).to_le_bytes();
         let mut header = vec![0; 4]; // flags, method: stored
@@ -183,7 +184,8 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
         bytes.extend(data);
     }
 
-    let (start, length) = (bytes.len() as u32, directory.len() as u32);
+    let start = bytes.len() as u32;
+    let length = directory.len() as u32;
     bytes.extend(directory);
     bytes.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
     bytes.extend(length.to_le_bytes().iter().chain(&start.to_le_bytes()));

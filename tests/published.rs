@@ -136,8 +136,10 @@ fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
 
 /// The ten most probable tokens, one after the other, and the first eight logits after the prompt.
 fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
-    let (mut cache, mut ids, mut fed, mut first) =
-        (model.new_cache(), prompt.to_vec(), 0, Vec::new());
+    let mut cache = model.new_cache();
+    let mut ids = prompt.to_vec();
+    let mut fed = 0;
+    let mut first = Vec::new();
     for _ in 0..10 {
         let logits = model.next_logits(&ids[fed..], &mut cache).unwrap();
         if fed == 0 {

@@ -89,7 +89,8 @@ fn files(endings: &[&str]) -> Vec<(String, PathBuf)> {
     let mut folders = vec![root()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().flatten() {
-            let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
+            let path = entry.path();
+            let name = entry.file_name().into_string().unwrap();
             if path.is_dir() {
                 if !["target", ".git", "scratch"].contains(&name.as_str()) {
                     folders.push(path);

@@ -46,7 +46,8 @@ pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
         flat.to_vec1().unwrap()
     };
 
-    let (a, b) = (values(a), values(b));
+    let a = values(a);
+    let b = values(b);
     assert_eq!(a.len(), b.len());
 
     let difference: f64 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
