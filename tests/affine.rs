@@ -25,8 +25,8 @@ fn stdout(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Exit code and what stands on standard error.
-fn refused(arguments: &[&str]) -> (i32, String) {
+/// Exit code and standard error of a command that prints nothing else.
+fn failure(arguments: &[&str]) -> (i32, String) {
     let output = llm_int8(&[&["affine"], arguments].concat());
     assert!(output.stdout.is_empty());
 
@@ -37,7 +37,7 @@ fn refused(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn negative_numbers_need_no_dashes_before_them() {
+fn negative_numbers_need_no_double_dash() {
     let numbers = ["3", "-5.5", "0", "4", "-6", "2.5"];
     let result = json(&numbers);
     assert_eq!(
@@ -87,7 +87,7 @@ fn numbers_are_read_in_every_form_python_prints() {
 }
 
 #[test]
-fn options_are_options_among_negative_numbers() {
+fn options_are_recognised_among_negative_numbers() {
     let result = json(&[
         "-2e-05",
         "--dtype",
@@ -108,7 +108,7 @@ fn options_are_options_among_negative_numbers() {
 }
 
 #[test]
-fn schemes_dtypes_and_channels_are_chosen() {
+fn schemes_dtypes_and_channels_can_be_chosen() {
     let result = json(&[
         "1",
         "2",
@@ -130,7 +130,7 @@ fn schemes_dtypes_and_channels_are_chosen() {
 }
 
 #[test]
-fn a_tensor_of_a_model_is_found_by_its_name_in_the_tree() {
+fn a_tensor_of_a_model_is_found_by_its_path() {
     let text = stdout(&[
         "affine",
         "--model",
@@ -159,7 +159,7 @@ fn the_notebook_agrees_with_itself() {
 }
 
 #[test]
-fn pictures_are_whole_files_of_their_kind() {
+fn plots_are_complete_svg_and_png_files() {
     let folder = tempfile::tempdir().unwrap();
     for (name, arguments) in [
         ("few.svg", &["1", "-2", "0.5"][..]),
@@ -206,12 +206,12 @@ fn pictures_are_whole_files_of_their_kind() {
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         5,
-        "nothing else is left there"
+        "only the plots are there"
     );
 }
 
 #[test]
-fn wrong_input_is_one_clear_sentence() {
+fn wrong_input_gives_one_clear_error() {
     for (arguments, code, words) in [
         (
             &[][..],
@@ -268,7 +268,7 @@ fn wrong_input_is_one_clear_sentence() {
 }
 
 #[test]
-fn an_empty_tensor_is_refused() {
+fn an_empty_tensor_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("empty.safetensors");
     let view =
@@ -278,7 +278,7 @@ fn an_empty_tensor_is_refused() {
         safetensors::serialize([("nothing", view)], None).unwrap(),
     )
     .unwrap();
-    let (code, message) = refused(&["--file", path.to_str().unwrap(), "--tensor", "nothing"]);
+    let (code, message) = failure(&["--file", path.to_str().unwrap(), "--tensor", "nothing"]);
     assert_eq!(
         (code, message.contains("the tensor is empty")),
         (1, true),

@@ -1,5 +1,5 @@
-//! 8-bit checkpoints of bitsandbytes: read, written, exchanged, and broken ones
-//! (`golden/bnb_checkpoints`).
+//! 8-bit checkpoints in bitsandbytes' format: reading theirs (`golden/bnb_checkpoints`), writing the
+//! same, and broken ones.
 
 use crate::support::{
     Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error,
@@ -38,7 +38,8 @@ fn failure(folder: &Path) -> String {
         .to_string()
 }
 
-fn row0(family: &str) -> Vec<u32> {
+/// The first sequence of the golden batch.
+fn first_sequence(family: &str) -> Vec<u32> {
     let ids = golden_tensor(
         &format!("models/{family}/expected.safetensors"),
         "input_ids",
@@ -52,10 +53,10 @@ fn row0(family: &str) -> Vec<u32> {
 }
 
 fn logits(model: &AutoModelForCausalLM, family: &str) -> Tensor {
-    model.logits(&row0(family)).unwrap()
+    model.logits(&first_sequence(family)).unwrap()
 }
 
-/// Runs a command that writes a folder.
+/// The folder that a command writes.
 fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("written");
@@ -70,7 +71,7 @@ fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     assert_eq!(
         std::fs::read_dir(scratch.path()).unwrap().count(),
         1,
-        "nothing beside the folder"
+        "nothing was written beside the folder"
     );
 
     (scratch, target)
@@ -81,7 +82,7 @@ fn json(path: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn theirs_give_the_logits_of_the_model_they_were_made_of() {
+fn bitsandbytes_checkpoints_give_the_logits_of_the_original_model() {
     for family in FAMILIES {
         let theirs = load(
             &golden(&format!("bnb_checkpoints/{family}")),
@@ -92,7 +93,7 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
         assert!(theirs.is_prequantized() && !ours.is_prequantized());
 
         let error = relative_error(&logits(&theirs, family), &logits(&ours, family));
-        assert_eq!(error, 0.0, "{family}: the same codes give the same logits");
+        assert_eq!(error, 0.0, "{family}: the codes are the same");
 
         let in_f32 = LoadOptions {
             dtype: WeightDtype::Float32,
@@ -119,7 +120,7 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
 }
 
 #[test]
-fn what_is_read_is_written_to_the_byte() {
+fn saved_checkpoints_match_those_of_bitsandbytes_byte_for_byte() {
     for family in FAMILIES {
         let theirs = golden(&format!("bnb_checkpoints/{family}"));
         for model in [&theirs, &golden(&format!("models/{family}"))] {
@@ -133,7 +134,7 @@ fn what_is_read_is_written_to_the_byte() {
 }
 
 #[test]
-fn shards_are_those_of_transformers() {
+fn shards_match_those_of_transformers() {
     let theirs = golden("bnb_checkpoints/llama");
     let (_scratch, ours) = written("quantize", &theirs, &["--max-shard-size", "60KB"]);
     let index = "model.safetensors.index.json";
@@ -159,7 +160,7 @@ fn shards_are_those_of_transformers() {
 }
 
 #[test]
-fn a_skip_list_is_written_so_that_it_replaces_the_default() {
+fn a_saved_skip_list_includes_the_default_names() {
     let (_scratch, folder) = written(
         "quantize",
         &golden("models/gpt2"),
@@ -179,7 +180,7 @@ fn a_skip_list_is_written_so_that_it_replaces_the_default() {
     assert_eq!(
         (kept.0, kept.1.as_slice()),
         (Dtype::F16, [48, 192].as_slice()),
-        "Conv1D as it was"
+        "the Conv1D weight is unchanged"
     );
 
     let model = load(&folder, LoadOptions::default());
@@ -203,9 +204,9 @@ fn dequantised_weights_are_code_times_step() {
 
         for layer in layers {
             let (_, shape, codes) = &int8[&format!("{layer}.weight")];
-            let absmax: &[f32] = &candle_f32(&int8[&format!("{layer}.SCB")].2);
+            let absmax: &[f32] = &f32_values(&int8[&format!("{layer}.SCB")].2);
             let (_, stored, bytes) = &float[&format!("{layer}.weight")];
-            let values = candle_f32(bytes);
+            let values = f32_values(bytes);
             let is_conv = family == "gpt2";
             assert_eq!(
                 *stored,
@@ -249,7 +250,7 @@ fn dequantised_weights_are_code_times_step() {
     }
 }
 
-fn candle_f32(bytes: &[u8]) -> Vec<f32> {
+fn f32_values(bytes: &[u8]) -> Vec<f32> {
     bytes
         .as_chunks::<4>()
         .0
@@ -259,7 +260,7 @@ fn candle_f32(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
-fn the_stored_threshold_holds_unless_another_is_asked_for() {
+fn the_stored_threshold_is_used_unless_another_is_requested() {
     let (_scratch, folder) = written("quantize", &golden("models/llama"), &["--threshold", "2.5"]);
     let of = |options: LoadOptions| {
         load(&folder, options)
@@ -289,7 +290,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
 }
 
 #[test]
-fn nothing_is_overwritten_and_nothing_to_do_is_said() {
+fn existing_files_are_not_overwritten_and_contradictory_commands_are_rejected() {
     let scratch = TempDir::new().unwrap();
     std::fs::write(scratch.path().join("mine"), "x").unwrap();
 
@@ -322,7 +323,7 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
 
-/// The tiny checkpoint of bitsandbytes, changed.
+/// bitsandbytes' checkpoint of the tiny gpt2, with changed tensors.
 fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
     let folder = TempDir::new().unwrap();
     let mut tensors = read_tensors("bnb_checkpoints/gpt2/model.safetensors");
@@ -340,7 +341,7 @@ fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
 const LAYER: &str = "transformer.h.0.attn.c_attn";
 
 #[test]
-fn broken_states_are_named() {
+fn broken_quantisation_states_are_named() {
     let weight = format!("{LAYER}.weight");
     let scb = format!("{LAYER}.SCB");
     let format = format!("{LAYER}.weight_format");
@@ -414,7 +415,7 @@ fn a_missing_or_truncated_shard_is_named() {
 }
 
 #[test]
-fn other_quantisations_are_refused_by_name() {
+fn other_quantisation_methods_are_rejected_by_name() {
     let folder = changed(|_| ());
     let mut config = json(&folder.path().join("config.json"));
     config["quantization_config"] = serde_json::json!({"quant_method": "gptq", "bits": 4});
@@ -427,19 +428,21 @@ fn other_quantisations_are_refused_by_name() {
 }
 
 #[test]
-fn an_error_while_computing_names_the_layer() {
+fn an_error_in_the_forward_pass_names_the_layer() {
     let folder = golden("bnb_checkpoints/gpt2");
     let int8 = Int8Config {
         outlier_weights: OutlierWeights::Original,
         ..Int8Config::default()
     };
     let options = LoadOptions {
-        // Every activation is an outlier, and a saved 8-bit layer has no floats to take it from.
+        // Every activation is an outlier, and a saved 8-bit layer has no float weights for it.
         threshold: Some(1e-6),
         int8: Some(int8),
         ..LoadOptions::default()
     };
-    let error = load(&folder, options).logits(&row0("gpt2")).unwrap_err();
+    let error = load(&folder, options)
+        .logits(&first_sequence("gpt2"))
+        .unwrap_err();
     let expected = "layer `transformer.h.0.attn.c_attn` has no full-precision weights";
     assert!(error.to_string().starts_with(expected), "{error}");
 }

@@ -1,7 +1,7 @@
-//! Conversations, in the library and as a user has them. tiny-gpt2 has no chat template, so these
-//! bring one.
+//! Chat, in the library and in the program. tiny-gpt2 has no chat template, so these tests supply
+//! one.
 
-use crate::support::{golden, llm_int8, llm_int8_reading};
+use crate::support::{golden, llm_int8, llm_int8_with_input};
 use llm_int8::decoder::LoadOptions;
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope};
@@ -15,7 +15,7 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.conten
                         {% if add_generation_prompt %}ASSISTANT:{% endif %}";
 
 fn model() -> AutoModelForCausalLM {
-    // Rows by themselves: a result does not depend on what is computed with it.
+    // Outliers per row: a row's result does not depend on the rest of its batch.
     let int8 = Int8Config {
         outlier_scope: OutlierScope::Row,
         ..Int8Config::default()
@@ -48,7 +48,7 @@ fn go_on(_: &str) -> ControlFlow<()> {
 }
 
 #[test]
-fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
+fn reusing_the_cache_between_turns_changes_no_reply() {
     let model = model();
     let config = config(12);
     let mut chat = chat(&model);
@@ -91,7 +91,7 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
 }
 
 #[test]
-fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
+fn a_conversation_continues_after_a_stopped_reply() {
     let model = model();
     let mut chat = chat(&model);
     let mut pieces = 0;
@@ -113,7 +113,7 @@ fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
 }
 
 #[test]
-fn a_full_context_forgets_the_oldest_turns_and_says_so() {
+fn a_full_context_drops_the_oldest_turns_and_reports_it() {
     let model = model();
     let mut chat = chat(&model);
     chat.push(ChatMessage::system("Speak as the king."));
@@ -141,13 +141,13 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
     assert_eq!(
         chat.messages().last(),
         before.last(),
-        "what failed is not part of the conversation"
+        "a failed turn is not part of the conversation"
     );
 }
 
-/// tiny-gpt2 has 512 positions, which is what a reply may take by default.
+/// A reply may have 512 tokens by default, and tiny-gpt2 has 512 positions for the whole conversation.
 #[test]
-fn a_reply_takes_the_room_there_is() {
+fn a_reply_fills_the_remaining_context() {
     let model = model();
     let mut chat = chat(&model);
     let config = GenerationConfig {
@@ -167,9 +167,13 @@ fn a_reply_takes_the_room_there_is() {
     );
 
     let next = chat.reply("Go on.", &config, &mut go_on).unwrap();
-    assert_eq!(next.forgotten, 2, "the turn that filled everything");
+    assert_eq!(
+        next.forgotten, 2,
+        "the two messages of the turn that filled the context"
+    );
 }
 
+/// A file that holds the chat template `text`, and its name.
 fn template(text: &str) -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("template.jinja");
@@ -179,7 +183,7 @@ fn template(text: &str) -> (TempDir, String) {
 }
 
 #[test]
-fn the_program_talks_line_by_line() {
+fn the_program_reads_one_message_per_line() {
     let (_folder, template) = template(TEMPLATE);
     let arguments = [
         "chat",
@@ -191,26 +195,26 @@ fn the_program_talks_line_by_line() {
         "--system",
         "Be brief.",
     ];
-    let output = llm_int8_reading(
+    let output = llm_int8_with_input(
         &arguments,
         "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n",
     );
     let text = String::from_utf8(output.stdout).unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{told}");
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{report}");
 
-    let turns: Vec<&str> = told
+    let turns: Vec<&str> = report
         .lines()
         .filter(|line| line.contains("kept from before"))
         .collect();
-    assert_eq!(turns.len(), 2, "{told}");
+    assert_eq!(turns.len(), 2, "{report}");
     assert!(
         turns[0].contains(", 0 kept from before, 8 written") && !turns[1].contains(", 0 kept"),
-        "{told}"
+        "{report}"
     );
     assert!(
-        !text.trim().is_empty() && told.contains("/reset forgets"),
-        "{text}{told}"
+        !text.trim().is_empty() && report.contains("/reset forgets"),
+        "{text}{report}"
     );
 }
 
@@ -235,7 +239,7 @@ fn tools_and_documents_reach_the_template() {
     let documents = file("documents.json", r#"[{"text": " art"}, {"text": " king"}]"#);
     let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", &template];
     let with = |more: &[&str]| {
-        let output = llm_int8_reading(&[&arguments[..], more].concat(), "Hi\n");
+        let output = llm_int8_with_input(&[&arguments[..], more].concat(), "Hi\n");
         (
             output.status.code().unwrap(),
             String::from_utf8(output.stderr).unwrap(),
@@ -285,7 +289,7 @@ fn tools_and_documents_reach_the_template() {
 /// knows of ctrl-C too; it must not keep it from a reply.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
+fn ctrl_c_on_a_terminal_stops_the_reply_but_not_the_program() {
     use std::io::{Read, Write};
     use std::process::{Command, Stdio};
     let (_folder, template) = template(TEMPLATE);
@@ -354,10 +358,10 @@ fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
     );
 }
 
-/// A process that does not outlive its test.
-struct Ended(std::process::Child);
+/// A child process that does not outlive its test.
+struct KilledOnDrop(std::process::Child);
 
-impl Drop for Ended {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -365,9 +369,9 @@ impl Drop for Ended {
 }
 
 #[test]
-fn what_is_missing_or_does_not_end_is_said() {
+fn missing_broken_and_endless_templates_are_reported() {
     let error = |arguments: &[&str]| {
-        let output = llm_int8_reading(arguments, "Hi\nAgain\n");
+        let output = llm_int8_with_input(arguments, "Hi\nAgain\n");
         (
             output.status.code().unwrap(),
             String::from_utf8(output.stderr).unwrap(),
@@ -410,7 +414,7 @@ fn what_is_missing_or_does_not_end_is_said() {
 }
 
 #[test]
-fn perplexity_is_printed_for_people_and_as_json() {
+fn perplexity_is_printed_as_text_and_as_json() {
     let text = golden("smollm2/text.txt").display().to_string();
     let arguments = [
         "eval",
@@ -445,7 +449,7 @@ fn perplexity_is_printed_for_people_and_as_json() {
     assert_eq!(strided["tokens"], 299);
     assert!(
         strided["perplexity"].as_f64().unwrap() < perplexity,
-        "more context foresees better"
+        "more context predicts better"
     );
 
     for (more, message) in [

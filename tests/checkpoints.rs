@@ -1,4 +1,4 @@
-//! Checkpoints in every form they come in, and in forms they should not come in.
+//! Checkpoints in every supported format, and broken or hostile ones.
 
 use crate::support::{Tensors, golden, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
@@ -25,7 +25,7 @@ fn load(checkpoint: Checkpoint, options: &LoadOptions) -> Result<Decoder> {
         .map(|(decoder, _)| decoder)
 }
 
-/// The logits of a model out of these tensors.
+/// The logits of four fixed tokens.
 fn logits_of(decoder: &Decoder) -> Vec<f32> {
     let ids = Tensor::new(&[[5u32, 17, 200, 3]], &Device::Cpu).unwrap();
     let logits = decoder.logits(&ids).unwrap();
@@ -63,7 +63,7 @@ fn unquantised() -> LoadOptions {
 }
 
 #[test]
-fn a_pickle_gives_the_numbers_of_safetensors() {
+fn a_pickle_gives_the_same_logits_as_safetensors() {
     for options in [LoadOptions::default(), unquantised()] {
         let bin =
             Checkpoint::open_pickle(&[golden("models/gpt2_bin/pytorch_model.bin")], None).unwrap();
@@ -76,7 +76,7 @@ fn a_pickle_gives_the_numbers_of_safetensors() {
 }
 
 #[test]
-fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
+fn keys_without_a_prefix_mask_buffers_and_a_tied_head_are_accepted() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
     let mut changed: Tensors = tensors()
         .into_iter()
@@ -93,7 +93,7 @@ fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
 }
 
 #[test]
-fn shards_and_their_index_give_the_same_model() {
+fn a_sharded_checkpoint_gives_the_same_logits() {
     let folder = TempDir::new().unwrap();
     let names = [
         "model-00001-of-00002.safetensors",
@@ -155,11 +155,11 @@ fn other_float_dtypes_are_read() {
         .map(|(name, (_, shape, bytes))| (name, (Dtype::F32, shape, to_f32(&bytes))))
         .collect();
 
-    // F32 of F16 values goes through f16 again, unchanged.
+    // Loading rounds to f16, which changes no value that came from f16.
     assert_eq!(logits_of(&load_tensors(&wide).unwrap()), expected);
 }
 
-/// An f16 as f32 by its bits (only finite values are met here).
+/// The f32 value of an f16, from its bits. Finite values only.
 fn f16_from_bits(bits: u16) -> f32 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
     let exponent = i32::from(bits >> 10 & 31);
@@ -207,7 +207,7 @@ fn missing_and_misshapen_tensors_are_named() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_named() {
+fn nan_weights_are_named() {
     let mut tensors = tensors();
     let bytes = &mut tensors
         .get_mut("transformer.h.1.attn.c_proj.weight")
@@ -224,7 +224,7 @@ fn weights_that_are_not_numbers_are_named() {
 }
 
 #[test]
-fn truncated_and_lying_files_are_refused() {
+fn truncated_files_and_false_headers_are_rejected() {
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
@@ -264,7 +264,7 @@ fn truncated_and_lying_files_are_refused() {
 }
 
 #[test]
-fn broken_pickles_are_refused() {
+fn broken_pickles_are_rejected() {
     let bytes = std::fs::read(golden("models/gpt2_bin/pytorch_model.bin")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("pytorch_model.bin");
@@ -301,12 +301,12 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     assert!(matches!(error, DecoderError::Nn(NnError::NotLoaded)));
     assert!(
         Checkpoint::from_headers([("x", json, 12)]).is_err(),
-        "a header that does not fit its file"
+        "a header that does not match the size of its file"
     );
 }
 
 #[test]
-fn the_skip_list_adds_and_names_are_checked() {
+fn skip_list_names_add_to_the_default_and_are_checked() {
     let options = |names: &[&str]| LoadOptions {
         skip_modules: SkipList::new(names.iter().copied()),
         ..LoadOptions::default()
@@ -334,12 +334,12 @@ fn the_skip_list_adds_and_names_are_checked() {
         .to_string();
     assert!(error.contains("did you mean `c_fc`?"), "{error}");
 
-    // An empty list crashes transformers on a tied model; here it changes nothing.
+    // An empty list crashes transformers on a model with tied embeddings. Here it changes nothing.
     assert!(load(open(&path).unwrap(), &options(&[])).is_ok());
 }
 
 #[test]
-fn unquantised_models_print_as_transformers_prints_them() {
+fn unquantised_models_print_as_in_transformers() {
     let (_folder, path) = written(&tensors());
     let tree = load(open(&path).unwrap(), &unquantised())
         .unwrap()
@@ -354,7 +354,7 @@ fn unquantised_models_print_as_transformers_prints_them() {
 }
 
 #[test]
-fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
+fn impossible_configurations_are_rejected_before_allocating() {
     let text = std::fs::read_to_string(golden("models/gpt2/config.json")).unwrap();
     let plan = |from: &str, to: &str| {
         let changed = text.replace(from, to);
@@ -434,7 +434,7 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
-    /// Whatever is done to a file, reading it gives tensors or an error.
+    /// A file with any byte changed gives a model or an error.
     #[test]
     fn damaged_bytes_never_panic(place in 0usize..9000, byte in proptest::num::u8::ANY, bin in proptest::bool::ANY) {
         let name = if bin { "models/gpt2_bin/pytorch_model.bin" } else { "models/gpt2/model.safetensors" };

@@ -1,11 +1,11 @@
-//! The program, as a user runs it: texts it writes, ways of loading a model, exit codes.
+//! The program as a user runs it: its output, the ways to load a model, exit codes.
 
 use crate::support::llm_int8 as run;
 use crate::support::{failure, golden, gpt2, stderr, stdout};
 use tempfile::TempDir;
 
 #[test]
-fn the_built_in_model_writes_text_and_reports_on_standard_error() {
+fn the_built_in_model_writes_text_to_stdout_and_a_report_to_stderr() {
     let output = run(&[
         "run",
         "tiny-gpt2",
@@ -44,7 +44,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
 }
 
 #[test]
-fn a_seed_gives_the_same_text_and_another_one_another() {
+fn the_same_seed_repeats_the_text_and_another_seed_changes_it() {
     let draw = |seed: &str| {
         stdout(&run(&[
             "run",
@@ -78,7 +78,7 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
 }
 
 #[test]
-fn token_ids_go_in_and_come_out_without_a_tokenizer() {
+fn a_model_without_a_tokenizer_reads_and_prints_token_ids() {
     let text = stdout(&run(&[
         "run",
         &gpt2(),
@@ -118,9 +118,9 @@ fn token_ids_go_in_and_come_out_without_a_tokenizer() {
     );
 }
 
-/// A model can be looked at and run on ids whatever its tokenizer is.
+/// A model can be inspected and run on token ids even if its tokenizer is broken.
 #[test]
-fn a_broken_tokenizer_hurts_only_those_who_need_it() {
+fn a_broken_tokenizer_fails_only_commands_that_need_it() {
     let folder = TempDir::new().unwrap();
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden("models/gpt2").join(name), folder.path().join(name)).unwrap();
@@ -143,7 +143,7 @@ fn a_broken_tokenizer_hurts_only_those_who_need_it() {
 }
 
 #[test]
-fn stop_strings_and_the_context_are_respected() {
+fn stop_strings_and_the_context_length_are_respected() {
     let all = stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -195,7 +195,7 @@ fn stop_strings_and_the_context_are_respected() {
 }
 
 #[test]
-fn every_way_of_loading_works_and_settings_change_the_numbers() {
+fn loading_options_work_and_change_the_logits_where_they_should() {
     let logits = |more: &[&str]| -> Vec<f32> {
         let folder = TempDir::new().unwrap();
         let out = folder.path().join("out.safetensors").display().to_string();
@@ -210,7 +210,7 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             1,
-            "nothing half-written is left"
+            "only the output file is there"
         );
 
         tensors["logits"].flatten_all().unwrap().to_vec1().unwrap()
@@ -229,7 +229,7 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
         assert_ne!(logits(more), default, "{more:?}");
     }
 
-    // The checkpoint is f16, and so is what auto and the default store.
+    // The checkpoint is f16, and `auto` and the default keep that.
     for same in [
         &["--dtype", "auto"][..],
         &["--threads", "1"],
@@ -240,7 +240,7 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
 }
 
 #[test]
-fn wrong_use_is_2_and_says_what_is_right() {
+fn usage_errors_exit_with_2_and_say_what_is_expected() {
     for (arguments, expected) in [
         (&["run", "tiny-gpt2"][..], "--prompt"),
         (
@@ -278,7 +278,7 @@ fn wrong_use_is_2_and_says_what_is_right() {
 }
 
 #[test]
-fn failures_are_1_and_one_sentence() {
+fn failures_exit_with_1_and_one_error_line() {
     let empty = TempDir::new().unwrap();
     let no_config = empty.path().display().to_string();
     std::fs::write(empty.path().join("notes.txt"), "x").unwrap();
@@ -341,7 +341,7 @@ fn failures_are_1_and_one_sentence() {
 }
 
 #[test]
-fn drafts_are_counted_and_need_outliers_by_row() {
+fn drafts_keep_the_text_are_counted_and_need_per_row_outliers() {
     let prompt = "the king said unto him, the king said unto them, the king said unto";
     let arguments = [
         "run",
@@ -363,7 +363,7 @@ fn drafts_are_counted_and_need_outliers_by_row() {
 }
 
 #[test]
-fn prompts_of_a_file_give_an_object_a_line() {
+fn a_prompts_file_gives_one_json_object_per_prompt() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("prompts.txt");
     std::fs::write(&file, "And it came\n\nROMEO:\n").unwrap();
@@ -422,7 +422,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
 }
 
 #[test]
-fn an_int8_head_runs_and_is_not_saved() {
+fn an_int8_head_runs_but_cannot_be_saved() {
     let text = stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head"]));
     assert!(text.contains("Embedding8bit(4096, 256)"), "{text}");
     assert_eq!(
@@ -472,7 +472,7 @@ fn an_int8_head_runs_and_is_not_saved() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_written() {
+fn shell_completions_and_man_pages_are_written() {
     let text = stdout(&run(&["completions", "bash"]));
     assert!(text.contains("complete -F") && text.contains("--outlier-weights"));
 

@@ -1,5 +1,5 @@
-//! Arguments that are not what the program expects: it says what to give instead, before it does
-//! any work.
+//! Arguments that the program does not accept: it says what to give instead, before it does any
+//! work.
 
 use crate::support::{failure, golden, llm_int8};
 use std::path::Path;
@@ -16,7 +16,7 @@ fn stdout(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A folder with gpt2 in a folder `model` of its own.
+/// A folder whose subfolder `model` holds gpt2.
 fn parent_of_gpt2() -> TempDir {
     let parent = TempDir::new().unwrap();
     let folder = parent.path().join("model");
@@ -29,7 +29,7 @@ fn parent_of_gpt2() -> TempDir {
 }
 
 #[test]
-fn a_path_that_is_no_models_folder_gets_a_hint() {
+fn a_path_that_is_not_a_model_folder_gets_a_hint() {
     let parent = parent_of_gpt2();
     let at = |name: &str| parent.path().join(name).display().to_string();
     std::fs::write(parent.path().join("model.pth"), "").unwrap();
@@ -84,7 +84,7 @@ fn a_path_that_is_no_models_folder_gets_a_hint() {
 }
 
 #[test]
-fn an_address_of_the_hub_is_a_name() {
+fn a_hub_url_is_accepted_as_a_model_name() {
     let (code, error) = failure(&["inspect", "https://huggingface.co/org/name/tree/v1"]);
     assert!(
         code == 1 && error.contains("127.0.0.1 cannot be reached"),
@@ -101,7 +101,7 @@ fn an_address_of_the_hub_is_a_name() {
         "{error}"
     );
 
-    for (address, words) in [
+    for (url, words) in [
         (
             "https://huggingface.co/org/name/blob/main/model.safetensors",
             "give org/name@main",
@@ -113,13 +113,13 @@ fn an_address_of_the_hub_is_a_name() {
         ("https://huggingface.co/datasets/org/name", "are no models"),
         ("https://mirror.example/org/name", "HF_ENDPOINT"),
     ] {
-        let (code, error) = failure(&["run", address, "--prompt", "x"]);
+        let (code, error) = failure(&["run", url, "--prompt", "x"]);
         assert!(code == 2 && error.contains(words), "{error}");
     }
 }
 
 #[test]
-fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
+fn built_in_models_and_local_paths_cannot_be_pulled() {
     let (code, error) = failure(&["pull", "tiny-gpt2"]);
     assert!(code == 2 && error.contains("built in"), "{error}");
 
@@ -130,9 +130,10 @@ fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
     );
 }
 
-/// A copy holds every small file, so that transformers reads the same tokens and templates from it.
+/// A quantised copy includes every small file, so that transformers finds the same tokenizer and chat
+/// templates in it.
 #[test]
-fn a_saved_copy_has_every_small_file() {
+fn a_saved_copy_includes_every_small_file() {
     let parent = parent_of_gpt2();
     let folder = parent.path().join("model");
     let small = [
@@ -403,9 +404,9 @@ fn large_numbers_that_mean_something_do_no_harm() {
     ]);
 }
 
-/// Line breaks and all, in one argument.
+/// The tensor as printed, line breaks included, is one argument.
 #[test]
-fn a_tensor_is_pasted_as_torch_prints_it() {
+fn a_tensor_can_be_pasted_as_torch_prints_it() {
     let tensor = "tensor([[ 3.0000e-05, -2.0000e-05],\n        [ 1.0000e-05,  0.0000e+00]], grad_fn=<MulBackward0>)";
     let json = |arguments: &[&str]| -> serde_json::Value {
         let output = llm_int8(&[&["affine", "--json"], arguments].concat());

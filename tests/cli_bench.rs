@@ -1,9 +1,9 @@
-//! `llm-int8 bench`: what it measures, and what it leaves out or refuses.
+//! `llm-int8 bench`: what it measures, skips and rejects.
 
 use crate::support::{failure, llm_int8, stdout};
 
 #[test]
-fn bench_measures_what_is_asked_for() {
+fn bench_measures_what_is_requested() {
     let few = [
         "bench",
         "tiny-gpt2",
@@ -44,7 +44,7 @@ fn bench_measures_what_is_asked_for() {
 }
 
 #[test]
-fn bench_leaves_out_what_the_model_has_no_positions_for() {
+fn bench_skips_lengths_beyond_the_context_of_the_model() {
     let short = ["--runs", "1", "-n", "2", "--json"];
     let output = llm_int8(
         &[
@@ -79,7 +79,7 @@ fn bench_leaves_out_what_the_model_has_no_positions_for() {
 }
 
 #[test]
-fn bench_refuses_at_once_what_it_can_not_measure() {
+fn bench_rejects_what_it_cannot_measure_before_measuring() {
     for (more, words) in [
         (
             &["--contexts", "4000"][..],

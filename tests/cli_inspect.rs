@@ -1,4 +1,4 @@
-//! `llm-int8 inspect`: trees, parameters and footprints as transformers has them.
+//! `llm-int8 inspect`: trees, parameters and footprints match transformers'.
 
 use crate::support::llm_int8 as run;
 use crate::support::{golden, golden_text, gpt2, stdout};
@@ -21,7 +21,7 @@ fn inspect_prints_tree_parameters_and_footprint() {
     );
 }
 
-/// The checkpoint is 3.2 GB; its header says the same in a few kilobytes.
+/// The checkpoint is 3.2 GB, but `--headers-only` needs no more than its header.
 #[test]
 fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     let folder = TempDir::new().unwrap();
@@ -30,7 +30,7 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
         folder.path().join("config.json"),
     )
     .unwrap();
-    let length = gpt2_large_headers(&folder.path().join("model.safetensors"));
+    let length = write_gpt2_large_header(&folder.path().join("model.safetensors"));
     assert_eq!(length, 3_247_115_264);
 
     let name = folder.path().display().to_string();
@@ -73,9 +73,9 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     );
 }
 
-/// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its
-/// tensors.
-fn gpt2_large_headers(path: &Path) -> u64 {
+/// Writes a sparse safetensors file with the header of gpt2-large on the hub. Returns the size of its
+/// tensors in bytes.
+fn write_gpt2_large_header(path: &Path) -> u64 {
     let layers = 36u64;
     let c = 1280u64;
     let v = 50257u64;
@@ -129,7 +129,7 @@ fn gpt2_large_headers(path: &Path) -> u64 {
 }
 
 #[test]
-fn inspect_speaks_json() {
+fn inspect_prints_json() {
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&run(&["inspect", &gpt2(), "--json"]))).unwrap();
     assert_eq!(json["footprint"]["transformers"], 129_894);

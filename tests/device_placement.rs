@@ -1,7 +1,7 @@
-//! Loading models onto devices: what lies where, what it takes there, and what is refused.
+//! Loading models onto devices: which part goes where, how much memory it takes, what is rejected.
 
 use crate::support::devices::{
-    MEMORY, distance, few_devices, on_device, options, step_by_step, two_emulated,
+    MEMORY, distance, few_devices, on_device, options, step_by_step, two_emulated_devices,
 };
 use crate::support::golden_models::{at_most, in_every_folder, input_ids, load, try_load};
 use crate::support::{golden, golden_text};
@@ -21,8 +21,8 @@ fn budget(device: &Device, most: u64) -> DeviceBudget {
 }
 
 #[test]
-fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
-    let Some((first, second)) = two_emulated() else {
+fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
+    let Some((first, second)) = two_emulated_devices() else {
         return;
     };
 
@@ -96,7 +96,7 @@ fn a_model_over_two_devices_and_the_cpu_gives_what_the_cpu_gives() {
 }
 
 #[test]
-fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
+fn a_model_that_does_not_fit_is_rejected() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
@@ -135,12 +135,12 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
     assert_eq!(
         small.memory().unwrap().allocated,
         0,
-        "what was allocated before is given back"
+        "what was allocated before the failure is freed"
     );
 }
 
 #[test]
-fn loading_takes_little_more_than_the_model() {
+fn loading_takes_little_more_memory_than_the_model() {
     for device in few_devices() {
         let before = device.memory().unwrap();
         let model = load(
@@ -155,7 +155,7 @@ fn loading_takes_little_more_than_the_model() {
         let held = after.allocated - before.allocated;
         let footprint = model.placed()[0].bytes;
 
-        // Norms and biases are f32 there; the plan counts norms so, and biases not at all.
+        // Norms and biases are f32 on devices. The plan counts norms as f32, and biases not at all.
         assert!(
             held >= footprint && held <= footprint + footprint / 10,
             "{held} of {footprint}"
@@ -167,13 +167,13 @@ fn loading_takes_little_more_than_the_model() {
         assert_eq!(
             device.memory().unwrap().allocated,
             before.allocated,
-            "all is given back"
+            "all memory is freed"
         );
     }
 }
 
 #[test]
-fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
+fn weights_that_are_not_finite_give_the_same_error_as_on_the_cpu() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
@@ -209,7 +209,7 @@ fn weights_that_are_not_finite_are_named_as_on_the_cpu() {
 }
 
 #[test]
-fn original_outlier_weights_are_the_cpus() {
+fn original_outlier_weights_need_the_cpu() {
     let Some(device) = testing::emulated(0, MEMORY, 0) else {
         return;
     };
@@ -228,7 +228,7 @@ fn original_outlier_weights_are_the_cpus() {
 }
 
 #[test]
-fn saved_int8_checkpoints_go_straight_onto_a_device() {
+fn saved_int8_checkpoints_load_onto_a_device() {
     for device in few_devices() {
         let read =
             |name: &str| std::fs::read(golden(&format!("bnb_checkpoints/gpt2/{name}"))).unwrap();
@@ -255,7 +255,7 @@ fn saved_int8_checkpoints_go_straight_onto_a_device() {
 }
 
 #[test]
-fn an_int8_head_and_table_work_on_a_device_too() {
+fn int8_embeddings_and_head_work_on_a_device() {
     for device in few_devices() {
         for name in ["gpt2", "llama", "gemma2", "opt"] {
             let on = |placement| {
@@ -289,8 +289,8 @@ fn an_int8_head_and_table_work_on_a_device_too() {
 }
 
 #[test]
-fn a_device_map_fills_devices_in_their_order() {
-    let Some((first, second)) = two_emulated() else {
+fn a_device_map_fills_devices_in_order() {
+    let Some((first, second)) = two_emulated_devices() else {
         return;
     };
 

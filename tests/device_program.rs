@@ -1,4 +1,4 @@
-//! The program on devices: what it says, and that texts are the same.
+//! The program on devices: what it reports, and that its text is the same as on the CPU.
 
 use crate::support::llm_int8;
 use llm_int8_cuda::testing;
@@ -55,7 +55,7 @@ fn the_program_runs_on_a_device_with_and_without_graphs() {
 }
 
 #[test]
-fn the_program_runs_over_two_devices_and_the_cpu() {
+fn the_program_spreads_a_model_over_two_devices_and_the_cpu() {
     if !has_emulation() {
         return;
     }
@@ -95,7 +95,7 @@ fn the_program_runs_over_two_devices_and_the_cpu() {
 }
 
 #[test]
-fn drawn_tokens_are_the_same_on_a_device() {
+fn sampled_tokens_are_the_same_on_a_device() {
     let base = [
         "run",
         "tiny-gpt2",
@@ -121,7 +121,7 @@ fn drawn_tokens_are_the_same_on_a_device() {
 }
 
 #[test]
-fn inspect_tells_what_would_lie_where() {
+fn inspect_shows_what_each_device_would_hold() {
     if !has_emulation() {
         return;
     }
@@ -151,12 +151,12 @@ fn inspect_tells_what_would_lie_where() {
     let (_, plain, _) = on(&[]);
     assert!(
         !plain.contains("cpu ("),
-        "everything on the CPU needs no telling"
+        "a model on the CPU alone has no placement to show"
     );
 }
 
 #[test]
-fn wrong_devices_are_explained() {
+fn invalid_device_options_are_explained() {
     let on = |more: &[&str]| {
         run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat())
     };

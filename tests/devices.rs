@@ -1,5 +1,5 @@
-//! Models on devices: every family against transformers' values and against the CPU, by graphs and
-//! by launches, alone and beside others. Which devices is said by `LLM_INT8_TEST_DEVICE` (see
+//! Models on devices: every family against transformers and against the CPU, by graphs and by
+//! launches, alone and in batches. `LLM_INT8_TEST_DEVICE` chooses the devices (see
 //! [`llm_int8_cuda::testing`]).
 
 use crate::support::devices::{
@@ -16,6 +16,7 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::OutlierScope;
 use std::sync::Arc;
 
+/// A sequence of which the last token's logits are requested.
 fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
     SequenceInput {
         ids,
@@ -25,7 +26,7 @@ fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
 }
 
 #[test]
-fn unquantised_logits_are_those_of_transformers() {
+fn unquantised_logits_match_transformers() {
     for device in devices() {
         in_every_folder(|name| {
             let options = options(None, WeightDtype::Float32, on_device(&device));
@@ -40,7 +41,7 @@ fn unquantised_logits_are_those_of_transformers() {
 }
 
 #[test]
-fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
+fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
     for device in devices() {
         in_every_folder(|name| {
             let exact = expected(name, "logits_f32");
@@ -57,10 +58,10 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 }
 
 #[test]
-fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
+fn decoding_matches_the_cpu_with_and_without_graphs() {
     for device in few_devices() {
         in_every_folder(|name| {
-            // Every family in one of both.
+            // Each family runs in one of the two dtypes.
             let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement));
@@ -74,19 +75,19 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
             let by_launches = step_by_step(&there, &ids, 20);
             drop(there);
             let overlaps = device.overlaps_kernels();
-            let early = Placement {
+            let other_overlap = Placement {
                 overlaps_kernels: !overlaps,
                 ..on_device(&device)
             };
-            let overlapping = step_by_step(&on(early), &ids, 20);
+            let by_other_overlap = step_by_step(&on(other_overlap), &ids, 20);
             device.set_overlap(overlaps);
-            if by_graphs != by_launches || by_graphs != overlapping {
+            if by_graphs != by_launches || by_graphs != by_other_overlap {
                 return Err(format!(
-                    "graphs or early starts change numbers in {dtype:?}"
+                    "graphs or overlapping kernels change numbers in {dtype:?}"
                 ));
             }
 
-            // A code beside the other, where a norm's last bit differs.
+            // Where the last bit of a norm differs, an int8 code may differ by one.
             for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
                 at_most(
                     &format!("distance at step {step} in {dtype:?}"),
@@ -100,7 +101,7 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
 }
 
 #[test]
-fn a_text_is_the_same_alone_and_beside_others() {
+fn a_sequence_gives_nearly_the_same_logits_alone_and_in_a_batch() {
     let names = [
         "gpt2",
         "llama",
@@ -119,17 +120,17 @@ fn a_text_is_the_same_alone_and_beside_others() {
             &options(Some(OutlierScope::Row), WeightDtype::Float16, placement),
         );
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-        let texts = [&ids[..3], &ids[2..16], &ids[5..10]];
-        let mut together: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
-        let mut alone: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
+        let sequences = [&ids[..3], &ids[2..16], &ids[5..10]];
+        let mut together: Vec<KvCache> = sequences.iter().map(|_| model.new_cache()).collect();
+        let mut alone: Vec<KvCache> = sequences.iter().map(|_| model.new_cache()).collect();
         for step in 0..4 {
-            let ids: Vec<&[u32]> = texts
+            let ids: Vec<&[u32]> = sequences
                 .iter()
-                .map(|text| {
+                .map(|sequence| {
                     if step == 0 {
-                        text
+                        sequence
                     } else {
-                        &text[step - 1..step]
+                        &sequence[step - 1..step]
                     }
                 })
                 .collect();
@@ -159,7 +160,7 @@ fn a_text_is_the_same_alone_and_beside_others() {
 }
 
 #[test]
-fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
+fn a_pass_can_return_the_last_logits_of_one_sequence_and_all_of_another() {
     for device in devices() {
         for name in ["gpt2", "llama"] {
             let options = options(
@@ -200,7 +201,7 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
 }
 
 #[test]
-fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
+fn a_batch_of_eight_gives_the_same_logits_by_graphs_and_by_launches() {
     for device in few_devices() {
         for name in ["gpt2", "llama"] {
             let mut model = load(
@@ -217,7 +218,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                 let mut caches: Vec<KvCache> = (0..8).map(|_| model.new_cache()).collect();
                 let mut all = Vec::new();
                 for step in 0..5 {
-                    // Sequences of different lengths, then one token of each.
+                    // Prompts of different lengths, then one token for each sequence.
                     let ids = (0..8).map(|i| {
                         if step == 0 {
                             &ids[i..2 * i + 3]
@@ -245,7 +246,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
 }
 
 #[test]
-fn threads_may_share_a_model() {
+fn threads_can_share_a_model() {
     for device in few_devices() {
         let load = || {
             let placement = on_device(&device);
@@ -259,7 +260,7 @@ fn threads_may_share_a_model() {
         let alone = step_by_step(&load(), &ids, 12);
         let model = &load();
 
-        // While one records a graph, others allocate, compute and give back.
+        // While one thread records a graph, others allocate, compute and free memory.
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| step_by_step(model, &ids, 12)))
@@ -272,11 +273,11 @@ fn threads_may_share_a_model() {
 }
 
 #[test]
-fn a_cache_grows_and_is_cut_without_changing_the_text() {
+fn a_cache_grows_and_shrinks_without_changing_the_logits() {
     for device in few_devices() {
         let placement = on_device(&device);
 
-        // A model whose cache outgrows the room it begins with.
+        // A model whose cache outgrows its initial capacity.
         let config =
             br#"{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 40,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
@@ -320,7 +321,7 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
 }
 
 #[test]
-fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
+fn top_tokens_chosen_on_the_device_match_the_cpu() {
     for device in devices() {
         let model = |placement| {
             load(
@@ -357,7 +358,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
 }
 
 #[test]
-fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
+fn greedy_tokens_of_a_batch_match_each_row_of_logits() {
     for device in devices() {
         let options = options(
             Some(OutlierScope::Row),
@@ -387,17 +388,17 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
             assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));
         }
 
-        // A penalty changes its row, and the most likely token of that row with it.
+        // A penalty changes the logits of its own row, and with them the most likely token.
         let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else {
             panic!("one token")
         };
 
-        let punished = Choice {
+        let penalised = Choice {
             count: 1,
             penalty: 1e3,
             seen: &[likely],
         };
-        let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else {
+        let [(other, _)] = logits.choose(3, &penalised).unwrap()[..] else {
             panic!("one token")
         };
 

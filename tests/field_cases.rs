@@ -1,13 +1,13 @@
-//! Models as people have them: 37 inputs out of public bug reports, made anew at small size, with
-//! what transformers 4.57.1 (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists
+//! Models found in the wild: 37 inputs from public bug reports, rebuilt at small size, with what
+//! transformers 4.57.1 (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists the
 //! arguments, what to check, and the weights, which several cases share.
 
-use crate::support::{golden, golden_text, llm_int8_reading};
+use crate::support::{golden, golden_text, llm_int8_with_input};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The model of a case with its weights, in a folder of its own.
+/// The path of a case's model, after copying it and its weights into a folder of its own.
 fn assembled(case: &Value, scratch: &Path) -> PathBuf {
     let name = case["model"].as_str().unwrap();
     let stored = golden("cases").join(name);
@@ -32,7 +32,7 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
     folder
 }
 
-/// Why a case fails; none where it passes.
+/// Why a case fails, or `None` if it passes.
 fn failure(case: &Value, model: &Path) -> Option<String> {
     let model = model.display().to_string();
     let arguments = case["arguments"]
@@ -52,7 +52,7 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
         ""
     };
 
-    let output = llm_int8_reading(&arguments, input);
+    let output = llm_int8_with_input(&arguments, input);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let is_right = match check {
@@ -69,7 +69,7 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
 }
 
 #[test]
-fn files_of_bug_reports_load_as_transformers_loads_them() {
+fn files_from_bug_reports_load_as_in_transformers() {
     let cases: Vec<Value> = serde_json::from_str(&golden_text("cases/cases.json")).unwrap();
     assert_eq!(cases.len(), 37);
 

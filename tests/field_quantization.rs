@@ -1,4 +1,4 @@
-//! Weights that `config.json` or their own layers call 8 bit, in the ways people have them, beside
+//! Weights that `config.json` or their own tensors declare to be 8 bit, as found in the wild, against
 //! what transformers makes of them (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
@@ -12,9 +12,10 @@ use llm_int8::nn::module::SkipList;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn in_8_bit(more: Value) -> Value {
+/// The tiny model's `config.json` with this `quantization_config`.
+fn config_with(quantization_config: Value) -> Value {
     let mut config = config();
-    config["quantization_config"] = more;
+    config["quantization_config"] = quantization_config;
     config
 }
 
@@ -57,7 +58,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             with("llm_int8_has_fp16_weight", true.into()),
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         let mut layers: Vec<String> = model
             .load_report()
@@ -75,7 +76,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
         );
         assert!(!model.is_prequantized() && warnings(&model).is_empty());
 
-        // Whoever asks for floats gets them.
+        // A caller that requests floats gets them.
         assert!(
             distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5,
             "{case}"
@@ -83,7 +84,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
     }
 
     let folder = folder(
-        &in_8_bit(with("llm_int8_threshold", 0.5.into())),
+        &config_with(with("llm_int8_threshold", 0.5.into())),
         &tensors(),
     );
     let threshold = |options: LoadOptions| {
@@ -131,9 +132,9 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
 }
 
 #[test]
-fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
+fn a_head_absent_from_the_skip_list_is_saved_and_loaded_config_with() {
     let stored = json!({ "load_in_8bit": true, "llm_int8_skip_modules": [] });
-    let source = folder(&in_8_bit(stored), &tensors());
+    let source = folder(&config_with(stored), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
     let output = llm_int8(&[
@@ -160,8 +161,8 @@ fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
 }
 
 #[test]
-fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
-    let source = folder(&in_8_bit(json!({ "load_in_8bit": true })), &tensors());
+fn float_layers_of_an_int8_checkpoint_are_quantised_on_loading() {
+    let source = folder(&config_with(json!({ "load_in_8bit": true })), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
     let output = llm_int8(&[
@@ -185,7 +186,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     assert!(model.is_prequantized() && model.load_report().layers.replaced.len() == 14);
     assert!(distance(&model, "int8_mixed") < 0.02);
 
-    // Without a config nobody says that the float was to become int8.
+    // Without a quantization_config nothing says that the float layer should become int8.
     saved.as_object_mut().unwrap().remove("quantization_config");
     let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
     assert_eq!(model.load_report().layers.replaced.len(), 13);
@@ -195,13 +196,13 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
         .to_string();
     assert!(error.contains("int8 already"), "{error}");
 
-    // An absmax beside floats is a leftover, unless config.json says that it counts.
+    // An absmax beside float weights is a leftover, unless config.json declares the weights 8 bit.
     let mut leftover = tensors();
     leftover.insert(format!("{UP}.SCB"), ones(&[32]));
     let model = load(folder(&config(), &leftover).path(), &floats_in_f32()).unwrap();
     assert!(warnings(&model)[0].contains("up_proj.SCB"));
 
-    let flagged = in_8_bit(json!({ "load_in_8bit": true }));
+    let flagged = config_with(json!({ "load_in_8bit": true }));
     let error = load(folder(&flagged, &leftover).path(), &int8_in_f32())
         .unwrap_err()
         .to_string();
@@ -225,7 +226,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "`bitsandbytes`",
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         let model = load(folder.path(), &floats_in_f32()).unwrap();
         assert!(distance(&model, case) < 1e-5);
         assert!(
@@ -234,7 +235,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             warnings(&model)
         );
 
-        // As for any other floats, 8 bit is what the caller asks for.
+        // As with any other float weights, the caller may request 8 bit.
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         assert_eq!(model.load_report().layers.replaced.len(), 14);
     }
@@ -273,7 +274,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "a number from 0 up",
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         for options in [floats_in_f32(), int8_in_f32()] {
             let error = load(folder.path(), &options).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
@@ -284,7 +285,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
     let mut packed = tensors();
     packed.remove(&format!("{UP}.weight"));
     packed.insert(format!("{UP}.q_weight"), ones(&[1]));
-    let folder = folder(&in_8_bit(json!({ "quant_method": "exl2" })), &packed);
+    let folder = folder(&config_with(json!({ "quant_method": "exl2" })), &packed);
     let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
     assert!(
         error.contains("up_proj.weight") && error.contains("quantised by `exl2`"),
@@ -293,7 +294,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
 }
 
 #[test]
-fn int8_in_a_pickle_is_read_with_the_layout_as_a_text() {
+fn a_pickle_stores_the_weight_format_of_int8_layers_as_a_string() {
     let model = load(&golden("field/llama_int8_bin"), &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && warnings(&model).is_empty());
     assert!(distance(&model, "int8") < 0.02);

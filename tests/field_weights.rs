@@ -1,5 +1,5 @@
-//! Weights as people have them: tensors too many or too few, and shards whose index says otherwise,
-//! beside what transformers makes of them (`golden/field/weights.json`).
+//! Weights found in the wild: too many or too few tensors, and shards that contradict their index,
+//! against what transformers makes of them (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
     NORM, config, distance, floats_in_f32, folder, load, ones, tensors, warnings,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[test]
-fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict() {
+fn unused_tensors_are_ignored_with_a_warning_unless_loading_is_strict() {
     let mut extra = tensors();
     extra.insert("v_head.summary.weight".into(), ones(&[1, 16]));
     extra.insert("score.weight".into(), ones(&[3, 16]));
@@ -67,7 +67,7 @@ fn tensors_without_a_place_are_ignored_with_a_warning_unless_loading_is_strict()
 }
 
 #[test]
-fn layers_beyond_the_configured_ones_are_ignored_and_missing_ones_are_not() {
+fn extra_layers_are_ignored_but_missing_tensors_are_errors() {
     let mut fewer = config();
     fewer["num_hidden_layers"] = 1.into();
     let model = load(folder(&fewer, &tensors()).path(), &floats_in_f32()).unwrap();
@@ -80,7 +80,7 @@ fn layers_beyond_the_configured_ones_are_ignored_and_missing_ones_are_not() {
         "{warning}"
     );
 
-    // Weights of another model have too much and too little.
+    // The weights of another model have extra tensors and lack others.
     let other = read_tensors("models/gpt2/model.safetensors");
     let error = load(folder(&config(), &other).path(), &floats_in_f32())
         .unwrap_err()
@@ -88,7 +88,7 @@ fn layers_beyond_the_configured_ones_are_ignored_and_missing_ones_are_not() {
     assert!(error.contains("has no tensor"), "{error}");
 }
 
-/// Two shards with tensors in turn, and their map.
+/// The names of two shards, their tensors (alternating between the two), and the index's weight map.
 fn shards() -> (
     [&'static str; 2],
     [Tensors; 2],
@@ -108,6 +108,7 @@ fn shards() -> (
     (names, shards, map)
 }
 
+/// A model folder with these shards and this weight map in its index.
 fn sharded(shards: &[Tensors; 2], map: &serde_json::Map<String, Value>) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config().to_string()).unwrap();
@@ -127,7 +128,7 @@ fn sharded(shards: &[Tensors; 2], map: &serde_json::Map<String, Value>) -> TempD
 }
 
 #[test]
-fn the_index_says_which_copy_of_a_tensor_counts() {
+fn the_index_decides_which_copy_of_a_tensor_is_used() {
     let (names, parts, map) = shards();
     let here = usize::from(map[NORM] == names[1]);
     for listed in [0, 1] {
@@ -139,7 +140,7 @@ fn the_index_says_which_copy_of_a_tensor_counts() {
         let model = load(sharded(&parts, &map).path(), &floats_in_f32()).unwrap();
         assert!(distance(&model, "plain") < 1e-5, "{listed}");
 
-        // transformers takes the last shard's copy.
+        // transformers takes the copy in the last shard.
         let warned = matches!(&model.load_report().warnings[..], [Warning::Weights(LoadWarning::CopiedTensors { names })] if names == &[NORM]);
         assert_eq!(warned, listed == 0, "{:?}", model.load_report().warnings);
     }

@@ -1,4 +1,4 @@
-//! Drafts, batches and the int8 head, with the built-in model and the golden ones.
+//! Speculative decoding, batches and the int8 head, with the built-in model and the golden ones.
 
 use crate::support::golden;
 use llm_int8::decoder::DecoderError;
@@ -21,11 +21,11 @@ fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCau
     AutoModelForCausalLM::from_pretrained(name, &config).unwrap()
 }
 
-fn by_row() -> AutoModelForCausalLM {
+fn with_per_row_outliers() -> AutoModelForCausalLM {
     load("tiny-gpt2", OutlierScope::Row, false)
 }
 
-fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
+fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
     model
         .generation(prompt)
         .config(config.clone())
@@ -37,8 +37,8 @@ fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
 
 #[test]
-fn drafts_change_the_speed_and_not_the_tokens() {
-    let model = by_row();
+fn drafts_do_not_change_the_tokens() {
+    let model = with_per_row_outliers();
     let prompt = model.tokenizer().unwrap().encode(REPETITIVE).unwrap();
     for do_sample in [false, true] {
         for max_new_tokens in [1, 2, 40] {
@@ -48,14 +48,14 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 seed: 5,
                 ..GenerationConfig::default()
             };
-            let plain = ids(&model, &prompt, &config);
+            let plain = generate(&model, &prompt, &config);
             assert_eq!(
                 (plain.timing.drafted_tokens, plain.timing.acceptance_rate()),
                 (0, None)
             );
 
             for speculate in [1, 3, 8, 20] {
-                let drafted = ids(
+                let drafted = generate(
                     &model,
                     &prompt,
                     &GenerationConfig {
@@ -65,7 +65,7 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 );
                 assert_eq!(
                     drafted.ids, plain.ids,
-                    "{speculate} drafts, drawn: {do_sample}"
+                    "{speculate} drafts, sampled: {do_sample}"
                 );
                 assert_eq!(drafted.finish_reason, plain.finish_reason);
 
@@ -79,8 +79,8 @@ fn drafts_change_the_speed_and_not_the_tokens() {
 }
 
 #[test]
-fn text_with_drafts_ends_where_it_ends_without() {
-    let model = by_row();
+fn drafts_do_not_change_where_the_text_stops() {
+    let model = with_per_row_outliers();
     let stop = vec!["unto".into()];
     let plain = GenerationConfig {
         max_new_tokens: Some(48),
@@ -100,7 +100,7 @@ fn text_with_drafts_ends_where_it_ends_without() {
 }
 
 #[test]
-fn drafts_are_refused_where_they_would_change_the_text() {
+fn drafts_are_rejected_where_they_could_change_the_tokens() {
     let config = GenerationConfig {
         speculate: 4,
         ..GenerationConfig::default()
@@ -133,8 +133,8 @@ fn drafts_are_refused_where_they_would_change_the_text() {
 }
 
 #[test]
-fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
-    let model = by_row();
+fn every_prompt_gives_the_same_text_in_a_batch_as_alone() {
+    let model = with_per_row_outliers();
     let prompts = [
         "And it came to pass",
         "ROMEO:",
@@ -189,8 +189,8 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
 }
 
 #[test]
-fn a_batch_says_which_prompt_does_not_fit() {
-    let model = by_row();
+fn a_batch_names_the_prompt_that_does_not_fit() {
+    let model = with_per_row_outliers();
     let config = GenerationConfig {
         max_new_tokens: Some(4),
         ..GenerationConfig::default()
@@ -240,9 +240,9 @@ fn a_batch_says_which_prompt_does_not_fit() {
     );
 }
 
-/// Each cache takes memory of the device, and so many are more than there is.
+/// Each sequence has a cache in device memory, and 60 of them do not fit.
 #[test]
-fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
+fn a_failed_pass_ends_the_running_sequences_but_not_the_waiting_ones() {
     let Some(device) = testing::emulated(0, 40 << 20, 0) else {
         return;
     };
@@ -288,8 +288,8 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
 }
 
 #[test]
-fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
-    let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
+fn ragged_sequences_give_the_same_logits_in_a_batch_as_alone() {
+    let sequences: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
     for name in [
         "gpt2",
         "llama",
@@ -309,7 +309,7 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
         let mut caches = [0; 3].map(|_| decoder.new_cache());
         let mut alone = [0; 3].map(|_| decoder.new_cache());
         for step in 0..2 {
-            let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
+            let next = sequences.map(|ids| if step == 0 { ids } else { &[12] });
             let logits = LogitPositions::Last;
             let mut together: Vec<SequenceInput<'_>> = next
                 .into_iter()
@@ -326,7 +326,7 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
 }
 
 #[test]
-fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
+fn an_int8_head_is_accurate_and_smaller_but_cannot_be_saved() {
     for name in [
         "tiny-gpt2".to_owned(),
         golden("models/gptj").display().to_string(),
@@ -375,9 +375,9 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
 }
 
 #[test]
-fn a_prompt_ends_when_its_first_token_is_known() {
-    // Devices work asynchronously: a pass returns when it is queued, and only reading the token
-    // waits for it. The emulated device does all of the queued work at that point.
+fn prefill_time_ends_when_the_first_token_is_known() {
+    // Devices work asynchronously: a pass returns once it is queued, and only reading the token waits
+    // for it. The emulated device does all of the queued work at that point.
     for device in testing::devices(&[0])
         .into_iter()
         .filter(|device| device.name().starts_with("emulated"))
@@ -390,7 +390,7 @@ fn a_prompt_ends_when_its_first_token_is_known() {
             max_new_tokens: Some(2),
             ..GenerationConfig::default()
         };
-        let timing = ids(&model, &prompt, &config).timing;
+        let timing = generate(&model, &prompt, &config).timing;
         assert_eq!((timing.prompt_tokens, timing.decoded_tokens), (200, 1));
         assert!(
             timing.prefill > timing.decode,

@@ -1,6 +1,5 @@
-//! Generation settings of a model's files against transformers: `golden/generation/greedy.json`,
-//! made by `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the
-//! command line, too.
+//! Generation settings in a model's files against transformers (`golden/generation/greedy.json`,
+//! made by `scripts/make_generation_golden.py`): alone, with drafts, in batches and on devices.
 
 use crate::support::{golden, golden_text, llm_int8};
 use llm_int8::decoder::{Placement, WeightDtype};
@@ -28,7 +27,7 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A copy of the model's folder with the case's files, as the script makes it.
+/// A copy of the case's model with the case's own settings files, as the script makes it.
 fn folder(case: &Value) -> TempDir {
     let copy = TempDir::new().unwrap();
     let from = folder_of(case["model"].as_str().unwrap());
@@ -93,7 +92,7 @@ fn ids(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-/// The model's own settings with the length that the case gives.
+/// The model's own settings, with the case's `max_new_tokens` if it has one.
 fn settings(model: &AutoModelForCausalLM, case: &Value) -> GenerationConfig {
     let mut config = model.generation_config();
     if let Some(new) = case["max_new_tokens"].as_u64() {
@@ -118,8 +117,8 @@ fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationCon
     run(model, prompt, config).unwrap().ids
 }
 
-/// The settings of a case with an end token in them are checked with the whole of its files.
-fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])) {
+/// Calls `check` with each case, its model, its settings and its prompt.
+fn for_each_case(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])) {
     for case in cases() {
         let folder = folder(&case);
         let model = load(folder.path());
@@ -133,10 +132,10 @@ fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])
 }
 
 #[test]
-fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
+fn settings_in_the_model_files_give_the_ids_of_transformers() {
     assert!(cases().len() > 100);
 
-    each(|case, model, config, prompt| {
+    for_each_case(|case, model, config, prompt| {
         assert_eq!(
             generate(model, prompt, config),
             ids(&case["ids"]),
@@ -148,7 +147,7 @@ fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
 
 #[test]
 fn drafts_and_batches_obey_the_same_settings() {
-    each(|case, model, config, prompt| {
+    for_each_case(|case, model, config, prompt| {
         let drafts = GenerationConfig {
             speculate: 5,
             ..config.clone()
@@ -180,7 +179,7 @@ fn drafts_and_batches_obey_the_same_settings() {
 }
 
 #[test]
-fn a_device_obeys_them_too() {
+fn devices_obey_the_same_settings() {
     for device in testing::devices(&[0]) {
         for case in cases().into_iter().filter(|case| case["model"] == "gpt2") {
             let folder = folder(&case);
@@ -193,7 +192,7 @@ fn a_device_obeys_them_too() {
 }
 
 #[test]
-fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
+fn streamed_text_ends_before_the_stop_string_and_has_no_special_tokens() {
     let mut stopped = 0;
     for case in cases()
         .into_iter()
@@ -246,7 +245,7 @@ fn llama(generation_config: Value) -> TempDir {
 }
 
 #[test]
-fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
+fn stop_strings_need_a_tokenizer_but_token_ids_alone_do_not() {
     let folder = llama(json!({ "stop_strings": ["x"] }));
     let model = load(folder.path());
     let config = model.generation_config();
@@ -262,7 +261,7 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
 }
 
 #[test]
-fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_is() {
+fn a_requested_length_must_fit_and_the_default_length_shrinks_to_fit() {
     let folder = llama(json!({ "max_length": 3 }));
     let model = load(folder.path());
     let config = model.generation_config();
@@ -290,7 +289,7 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
 }
 
 #[test]
-fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
+fn max_time_ends_generation_and_ids_beyond_the_vocabulary_are_rejected() {
     let folder = llama(json!({ "max_time": 0.0 }));
     let model = load(folder.path());
     let config = model.generation_config();
@@ -319,7 +318,7 @@ fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
 }
 
 #[test]
-fn what_is_not_built_is_in_the_report_and_printed_once() {
+fn unsupported_settings_are_in_the_report_and_printed_once() {
     let folder = llama(json!({ "num_beams": 4, "top_p": 0.5, "eos_token_id": 2, "made_up": 1 }));
     let path = folder.path().to_str().unwrap();
     let file = folder
@@ -357,7 +356,7 @@ fn what_is_not_built_is_in_the_report_and_printed_once() {
 }
 
 #[test]
-fn a_value_of_a_wrong_type_is_named_with_its_file() {
+fn a_value_of_the_wrong_type_is_named_with_its_file() {
     let folder = llama(json!({ "bad_words_ids": [5, 6] }));
     let path = folder.path().to_str().unwrap();
     let output = llm_int8(&["run", path, "--token-ids", "5,9", "--print-ids"]);
@@ -369,7 +368,7 @@ fn a_value_of_a_wrong_type_is_named_with_its_file() {
     );
 }
 
-/// New ids that the program prints.
+/// The new token ids that the program prints.
 fn printed(folder: &TempDir, options: &[&str]) -> Vec<u32> {
     let path = folder.path().to_str().unwrap();
     let model = [
@@ -462,11 +461,11 @@ fn options_of_the_program_are_the_settings_of_the_file() {
 }
 
 #[test]
-fn drawing_keeps_to_what_the_filters_leave() {
+fn sampling_draws_only_from_what_the_filters_keep() {
     let plain = llama(json!({}));
     let greedy = printed(&plain, &["-n", "12"]);
 
-    // Filters that leave the most likely token alone draw it whatever the seed.
+    // Filters that keep only the most likely token make sampling greedy, whatever the seed.
     for filter in [
         ["--top-k", "1"],
         ["--top-p", "0"],

@@ -1,5 +1,5 @@
-//! Tokenizers out of GGUF metadata, by llama.cpp's defaults: what a text begins and ends with, how
-//! it is split, and the tokens that end generation.
+//! Tokenizers from GGUF metadata, with llama.cpp's defaults: which tokens text begins and ends with,
+//! and how it is split.
 
 use llm_int8::nn::checkpoint::GgufFile;
 use llm_int8::{Result, Tokenizer};
@@ -63,8 +63,8 @@ fn file(metadata: &[(&str, Meta<'_>)]) -> (TempDir, GgufFile) {
     (folder, opened)
 }
 
-/// The 256 characters that GPT-2 writes bytes as, and after them the given tokens as control
-/// tokens.
+/// A byte-level tokenizer: the 256 characters that GPT-2 writes bytes as, then `tokens` as control
+/// tokens, then the results of two merges.
 fn byte_level(
     pre: Option<&'static str>,
     tokens: &[&str],
@@ -96,7 +96,7 @@ fn byte_level(
     metadata.extend(pre.map(|pre| ("tokenizer.ggml.pre", Meta::Text(pre))));
     metadata.extend(more);
 
-    // The pieces of the merges must be there.
+    // The results of the merges must be in the vocabulary.
     if let Some((_, Meta::Texts(pieces))) = metadata
         .iter_mut()
         .find(|(key, _)| *key == "tokenizer.ggml.tokens")
@@ -121,7 +121,7 @@ const IDS: fn() -> Vec<(&'static str, Meta<'static>)> = || {
 };
 
 #[test]
-fn the_rule_decides_whether_a_text_begins_with_a_token() {
+fn the_pre_tokenizer_decides_whether_text_begins_with_bos() {
     for (pre, begins) in [
         ("llama-bpe", true),
         ("tekken", true),
@@ -139,7 +139,7 @@ fn the_rule_decides_whether_a_text_begins_with_a_token() {
 }
 
 #[test]
-fn the_keys_decide_before_the_rule() {
+fn explicit_keys_override_the_pre_tokenizer() {
     let flag = |key, value| [IDS(), vec![(key, Meta::Flag(value))]].concat_owned();
     let ids = |pre, more| {
         byte_level(Some(pre), &["<s>", "</s>"], more)
@@ -174,7 +174,7 @@ impl<T, const N: usize> ConcatOwned<T> for [Vec<T>; N] {
 }
 
 #[test]
-fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
+fn the_pre_tokenizer_splits_words_and_unknown_ones_are_rejected() {
     let pieces = |pre| {
         byte_level(pre, &["<s>", "</s>"], IDS())
             .unwrap()
@@ -204,7 +204,7 @@ fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
 }
 
 #[test]
-fn sentencepiece_begins_with_token_1_where_the_file_names_none() {
+fn sentencepiece_begins_with_token_1_when_the_file_names_no_bos() {
     let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]
         .map(str::to_owned)
         .to_vec();
@@ -227,7 +227,7 @@ fn sentencepiece_begins_with_token_1_where_the_file_names_none() {
 }
 
 #[test]
-fn another_kind_of_tokenizer_is_refused_by_name() {
+fn unsupported_kinds_of_tokenizers_are_rejected_by_name() {
     let metadata = [
         ("tokenizer.ggml.model", Meta::Text("rwkv")),
         ("tokenizer.ggml.tokens", Meta::Texts(vec!["a".into()])),

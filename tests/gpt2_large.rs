@@ -18,7 +18,7 @@ const SHALLOW: usize = 2;
 const SHALLOW_BOUND: f64 = 0.5;
 
 #[test]
-fn on_a_device_it_gives_the_logits_of_the_cpu() {
+fn device_logits_match_the_cpu() {
     let variable = |name: &str| std::env::var(format!("LLM_INT8_GPT2_LARGE{name}")).ok();
     let Some(folder) = variable("") else {
         println!("skipped: LLM_INT8_GPT2_LARGE names no model");

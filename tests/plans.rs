@@ -1,5 +1,5 @@
-//! What decoders do, as plans: the text of every family's, what is refused, and combinations that
-//! no family has, on the CPU beside a device.
+//! Decoder plans: the plan of every family as text, what is rejected, and combinations that no family
+//! has, on the CPU and on devices.
 
 use crate::support::devices::{
     distance, few_devices, on_device, options, step_by_step, write_random,
@@ -15,8 +15,8 @@ use llm_int8_nn::linear::OutlierScope;
 use std::sync::Arc;
 
 #[test]
-fn every_family_has_its_plan() {
-    let is_written = std::env::var_os("LLM_INT8_WRITE_PLANS").is_some();
+fn every_family_has_the_expected_plan() {
+    let is_rewritten = std::env::var_os("LLM_INT8_WRITE_PLANS").is_some();
     let names = folders();
     assert!(names.len() >= 37, "{names:?}");
 
@@ -24,7 +24,7 @@ fn every_family_has_its_plan() {
         let spec = DecoderSpec::from_config(&config(&name)).unwrap();
         let text = Plan::of(&spec).unwrap().to_string();
         let file = golden(&format!("models/{name}/plan.txt"));
-        if is_written {
+        if is_rewritten {
             std::fs::write(&file, &text).unwrap();
         }
         assert_eq!(text, std::fs::read_to_string(&file).unwrap(), "{name}");
@@ -56,7 +56,7 @@ fn the_program_prints_a_plan() {
     );
 }
 
-/// A small Llama with queries and keys that are normalised.
+/// A small Qwen3: a Llama with norms of queries and keys.
 fn small() -> (ModelConfig, DecoderSpec) {
     let config =
         br#"{"model_type": "qwen3", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 40,
@@ -71,7 +71,7 @@ fn small() -> (ModelConfig, DecoderSpec) {
 /// The children of a module, with their names.
 type Children = Vec<(&'static str, Template)>;
 
-/// Calls `change` with the children of a block.
+/// Calls `change` with the children of the block in `template`.
 fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) {
     match template {
         Template::Container(_, children) => {
@@ -88,7 +88,7 @@ fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) 
     }
 }
 
-/// The norm of one slot for another.
+/// Adds a module `name` to a block: the norm in slot `from`, copied to slot `to`.
 fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: BlockSlot) {
     let norm = children.iter().find_map(|(_, child)| match child {
         Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == from => {
@@ -100,7 +100,7 @@ fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: B
 }
 
 #[test]
-fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
+fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
     let (config, mut spec) = small();
     spec.residual = Residual::Parallel;
     change_block(&mut spec.tree, &mut |block| {
@@ -159,7 +159,7 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
 }
 
 #[test]
-fn what_no_executor_can_do_is_refused_by_name() {
+fn unsupported_combinations_are_rejected_by_name() {
     let refused = |spec: &DecoderSpec| Plan::of(spec).unwrap_err().to_string();
     let (_, spec) = small();
 

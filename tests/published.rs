@@ -1,5 +1,5 @@
-//! Configurations in the form in which they are published: the folders of `golden/published`, which
-//! `scripts/make_published_golden.py` makes. Weights follow from the parameters' names.
+//! Configurations as published with their models: the folders of `golden/published`, made by
+//! `scripts/make_published_golden.py`. Weights are computed from the parameters' names.
 
 use crate::support::{Tensors, golden, golden_text, llm_int8, write_tensors};
 use llm_int8_decoder::spec::with_model_type;
@@ -10,15 +10,15 @@ use llm_int8_nn::module::Module;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Keys of configuration classes that change nothing for a text-only causal model that is not
-/// trained, or that others than the families read.
+/// Keys of configuration classes that change nothing in inference with a text-only causal model, or
+/// that code other than the families reads.
 const NOT_ACTED_ON: &[&str] = &[
     "initializer_range",
     "init_std",
     "use_cache",
     "bos_token_id",
     "eos_token_id",
-    // Dropout that is not a module, and not printed.
+    // Dropout rates that create no module, so the tree does not show them.
     "attn_pdrop",
     "attention_dropout",
     "hidden_dropout",
@@ -30,13 +30,13 @@ const NOT_ACTED_ON: &[&str] = &[
     "resid_pdrop",
     "emb_pdrop",
     "classifier_dropout",
-    // Heads that classify.
+    // Classification heads.
     "summary_type",
     "summary_use_proj",
     "summary_activation",
     "summary_proj_to_labels",
     "summary_first_dropout",
-    // How sums are rounded or split, and what transformers itself does not act on.
+    // How sums are rounded or split, and keys that transformers itself ignores.
     "reorder_and_upcast_attn",
     "attention_softmax_in_fp32",
     "scale_attention_softmax_in_fp32",
@@ -55,7 +55,7 @@ const NOT_ACTED_ON: &[&str] = &[
     "norm_type",
 ];
 
-/// Keys that are not parameters of a class's `__init__`.
+/// Keys we have defaults for although they are not parameters of the class's `__init__`.
 const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("bloom", "n_embed"),
     ("falcon", "n_embed"),
@@ -63,6 +63,7 @@ const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("gemma3_text", "sliding_window_pattern"),
 ];
 
+/// The folders of `golden/published`.
 fn names() -> Vec<String> {
     let entries = std::fs::read_dir(golden("published")).unwrap().flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
@@ -78,7 +79,7 @@ fn expected(name: &str) -> Value {
     serde_json::from_str(&golden_text(&format!("published/{name}/expected.json"))).unwrap()
 }
 
-/// A parameter's values, as `values` of the script computes them.
+/// A parameter's values as little-endian f32, computed as `values` in the script does.
 fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
     let start = format!("{name}#{seed}")
         .bytes()
@@ -134,7 +135,7 @@ fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
         .map_err(|error| error.to_string())
 }
 
-/// The ten most probable tokens, one after the other, and the first eight logits after the prompt.
+/// Ten greedy tokens, and the first eight logits after the prompt.
 fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
     let mut cache = model.new_cache();
     let mut ids = prompt.to_vec();
@@ -215,10 +216,10 @@ fn published_configurations_give_the_trees_and_ids_of_transformers() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// A model whose config.json has Python's words for floats that are not finite keeps them when it
-/// is saved.
+/// Python writes floats that are not finite as `Infinity` and `NaN`, which are not JSON. Saving a
+/// model keeps them.
 #[test]
-fn words_of_python_are_saved_as_they_were() {
+fn infinity_and_nan_in_config_json_survive_saving() {
     let name = "llama-python-words";
     let folder = tempfile::tempdir().unwrap();
     let [model, saved] = ["model", "saved"].map(|part| folder.path().join(part));
@@ -248,14 +249,14 @@ fn words_of_python_are_saved_as_they_were() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The defaults a family gives are those of its class in transformers, and every key of the class
-/// is either read or known to change nothing.
+/// A family's defaults are those of its configuration class in transformers, and every key of the
+/// class is either read or known to change nothing.
 #[test]
-fn defaults_and_aliases_are_those_of_the_configuration_classes() {
+fn defaults_and_aliases_match_the_configuration_classes() {
     let golden: Value = serde_json::from_str(&golden_text("published/defaults.json")).unwrap();
     for family in FAMILIES {
         let theirs = &golden[family.model_type];
-        compare(family.model_type, &family.class, theirs);
+        compare_defaults(family.model_type, &family.class, theirs);
         let aliases: Map<String, Value> = family
             .class
             .aliases
@@ -271,7 +272,7 @@ fn defaults_and_aliases_are_those_of_the_configuration_classes() {
     }
 }
 
-fn compare(family: &str, class: &ConfigClass, theirs: &Value) {
+fn compare_defaults(family: &str, class: &ConfigClass, theirs: &Value) {
     let ours: Map<String, Value> = serde_json::from_str(class.defaults).unwrap();
     let theirs = theirs["defaults"].as_object().unwrap();
     for (key, value) in &ours {

@@ -1,4 +1,4 @@
-//! Tests across crates and of the program, in one binary.
+//! Integration tests: what spans crates, and the program. One binary.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
-//! The house's order: who may depend on whom, how long a file may be, what must not be left behind.
-//! See CONTRIBUTING.md for the reasons. Each check is a function over text, tested on text of its
-//! own.
+//! Rules of the source tree: which crate may depend on which, how long a file may be, what must not
+//! be left behind. CONTRIBUTING.md gives the reasons. Each check is a function over text, and has a
+//! test of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ const LONGEST_FILE: usize = 500;
 const LONGEST_MAIN: usize = 40;
 const LARGEST_FILE: u64 = 12 * 1024 * 1024;
 
-/// Package → packages of this workspace it may depend on. Test dependencies are free.
-const EDGES: &[(&str, &[&str])] = &[
+/// Crate → workspace crates it may depend on. Dev-dependencies are not restricted.
+const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("crates/kernels", &[]),
     ("crates/affine", &["llm-int8-kernels"]),
     ("crates/hub", &[]),
@@ -26,13 +26,13 @@ const EDGES: &[(&str, &[&str])] = &[
     (".", &["llm-int8", "llm-int8-affine"]),
 ];
 
-/// Folder → modules of its crate that it may not name.
-const LAYERS: &[(&str, &[&str])] = &[
+/// Folder → modules of its crate that it may not use.
+const FORBIDDEN_MODULES: &[(&str, &[&str])] = &[
     ("crates/nn/src/module/", &["linear", "layers", "checkpoint"]),
     ("crates/nn/src/linear/", &["layers", "checkpoint"]),
     ("crates/nn/src/layers/", &["checkpoint"]),
     ("crates/nn/src/checkpoint/", &["layers"]),
-    // A family is data, and so is a plan; executors know the plan and nothing of families.
+    // Families and plans are data. Executors know plans, but not families.
     (
         "crates/decoder/src/families/",
         &["plan", "decoder", "load", "pass", "execute", "placement"],
@@ -54,14 +54,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Where unsafe code may be.
-const UNSAFE: &[&str] = &[
+/// Where unsafe code is allowed.
+const UNSAFE_ALLOWED: &[&str] = &[
     "crates/kernels/",
     "crates/cuda/",
     "crates/nn/src/checkpoint/mmap.rs",
 ];
-/// Where the environment may be read and where lines may be printed.
-const ENVIRONMENT: &[&str] = &[
+
+/// Where the environment may be read.
+const ENVIRONMENT_ALLOWED: &[&str] = &[
     "crates/cli/",
     "tests/",
     "crates/hub/src/config.rs",
@@ -70,7 +71,9 @@ const ENVIRONMENT: &[&str] = &[
     "benches/",
     "build.rs",
 ];
-const PRINTING: &[&str] = &[
+
+/// Where code may print.
+const PRINTING_ALLOWED: &[&str] = &[
     "crates/cli/",
     "tests/",
     "crates/cuda/src/testing.rs",
@@ -83,7 +86,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file below the root with one of these endings, by its path from there.
+/// Every file of the tree with one of these endings: its path relative to the root, and its full path.
 fn files(endings: &[&str]) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
     let mut folders = vec![root()];
@@ -106,7 +109,7 @@ fn files(endings: &[&str]) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// Runs a check over every source file and fails with all it found.
+/// Runs a check over every file with one of these endings, and fails with all findings.
 fn check(endings: &[&str], find: impl Fn(&str, &str) -> Vec<(usize, String)>) {
     let mut findings = Vec::new();
     for (name, path) in files(endings) {
@@ -118,7 +121,7 @@ fn check(endings: &[&str], find: impl Fn(&str, &str) -> Vec<(usize, String)>) {
     assert!(findings.is_empty(), "\n{}", findings.join("\n"));
 }
 
-/// The line without its comment (which may speak of anything).
+/// The line without its comment, which may mention anything.
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }
@@ -140,7 +143,7 @@ fn too_long(text: &str, limit: usize) -> Vec<(usize, String)> {
 }
 
 fn leftovers(text: &str) -> Vec<(usize, String)> {
-    // Put together here, so that this file does not find itself.
+    // In pieces, so that this file does not find itself.
     let words = [
         ["TO", "DO"],
         ["FIX", "ME"],
@@ -176,11 +179,11 @@ fn unsafe_code(text: &str) -> Vec<(usize, String)> {
             .split(|c: char| !c.is_alphanumeric() && c != '_')
             .any(|word| word == "unsafe");
         let quoted = code.contains('"');
-        (word && !quoted).then(|| "unsafe code outside of its fence".to_owned())
+        (word && !quoted).then(|| "unsafe code is not allowed here".to_owned())
     })
 }
 
-/// Packages of this workspace in the `[dependencies]` of a manifest.
+/// Workspace crates in the `[dependencies]` of a manifest.
 fn own_dependencies(manifest: &str) -> Vec<String> {
     let mut section = String::new();
     let mut found = Vec::new();
@@ -200,7 +203,7 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
     found
 }
 
-/// The `[dependencies]` of a manifest, for every platform, by the names that code calls them by.
+/// The `[dependencies]` of a manifest, for every platform, as names in Rust code.
 fn dependencies(manifest: &str) -> Vec<String> {
     let mut is_inside = false;
     let mut found = Vec::new();
@@ -217,7 +220,7 @@ fn dependencies(manifest: &str) -> Vec<String> {
     found
 }
 
-/// The first line of a fenced block after a line that holds `before`.
+/// The first line of the code block that follows a line containing `before`.
 fn command_after<'a>(readme: &'a str, before: &str) -> Option<&'a str> {
     let mut lines = readme.lines().skip_while(|line| !line.contains(before));
     lines.find(|line| line.starts_with("```"))?;
@@ -226,7 +229,7 @@ fn command_after<'a>(readme: &'a str, before: &str) -> Option<&'a str> {
 
 #[test]
 fn dependencies_point_one_way() {
-    for (folder, allowed) in EDGES {
+    for (folder, allowed) in ALLOWED_DEPENDENCIES {
         let Ok(manifest) = std::fs::read_to_string(root().join(folder).join("Cargo.toml")) else {
             continue;
         };
@@ -239,7 +242,7 @@ fn dependencies_point_one_way() {
         }
     }
 
-    for (folder, others) in LAYERS {
+    for (folder, others) in FORBIDDEN_MODULES {
         assert!(root().join(folder).is_dir(), "{folder} is gone");
 
         let words: Vec<String> = others
@@ -248,7 +251,7 @@ fn dependencies_point_one_way() {
             .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         check(&[".rs"], |name, text| match name.starts_with(folder) {
-            true => forbidden(text, &words, "this module must not know that one"),
+            true => forbidden(text, &words, "this module must not use that one"),
             false => Vec::new(),
         });
     }
@@ -257,7 +260,7 @@ fn dependencies_point_one_way() {
 #[test]
 fn every_dependency_is_used() {
     let sources = files(&[".rs"]);
-    for (folder, _) in EDGES {
+    for (folder, _) in ALLOWED_DEPENDENCIES {
         let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
         let own = if *folder == "." {
             "crates/cli/"
@@ -289,31 +292,31 @@ fn files_are_short() {
 }
 
 #[test]
-fn nothing_is_left_over() {
+fn no_unfinished_or_debugging_code_is_left() {
     check(&[".rs", ".cu", ".py", ".sh"], |_, text| leftovers(text));
 }
 
 #[test]
 fn libraries_neither_print_nor_read_the_environment() {
     check(&[".rs"], |name, text| {
-        match ENVIRONMENT.iter().any(|place| name.contains(place)) {
+        match ENVIRONMENT_ALLOWED.iter().any(|place| name.contains(place)) {
             true => Vec::new(),
-            false => forbidden(text, &["env::var"], "a library reads no environment"),
+            false => forbidden(text, &["env::var"], "libraries do not read the environment"),
         }
     });
     let print = ["println!", "eprintln!", " print!", " eprint!", "(print!"];
     check(&[".rs"], |name, text| {
-        match PRINTING.iter().any(|place| name.contains(place)) {
+        match PRINTING_ALLOWED.iter().any(|place| name.contains(place)) {
             true => Vec::new(),
-            false => forbidden(text, &print, "a library prints nothing"),
+            false => forbidden(text, &print, "libraries do not print"),
         }
     });
 }
 
 #[test]
-fn unsafe_code_is_fenced() {
+fn unsafe_code_stays_where_it_is_allowed() {
     check(&[".rs"], |name, text| {
-        match UNSAFE.iter().any(|place| name.starts_with(place)) {
+        match UNSAFE_ALLOWED.iter().any(|place| name.starts_with(place)) {
             true => Vec::new(),
             false => unsafe_code(text),
         }
@@ -321,12 +324,12 @@ fn unsafe_code_is_fenced() {
 }
 
 #[test]
-fn every_library_says_what_it_is() {
+fn every_library_opens_with_its_documentation() {
     check(&["lib.rs"], |_, text| match text.starts_with("//!") {
         true => Vec::new(),
         false => vec![(
             1,
-            "the file must open with //! and what the crate is".into(),
+            "the file must open with //! that says what the crate is".into(),
         )],
     });
 }
@@ -355,7 +358,7 @@ fn no_file_is_large() {
 }
 
 #[test]
-fn the_checks_find_what_they_look_for() {
+fn every_check_finds_what_it_looks_for() {
     assert_eq!(too_long("a\nb\nc", 2).len(), 1);
     assert!(too_long("a\nb", 2).is_empty());
     assert_eq!(
