@@ -1,5 +1,5 @@
-//! 8-bit checkpoints in bitsandbytes' format: reading theirs (`golden/bnb_checkpoints`), writing the
-//! same, and broken ones.
+//! 8-bit checkpoints in the format of bitsandbytes: reading its own (`golden/bnb_checkpoints`), writing
+//! the same, and broken ones.
 
 use crate::support::{
     Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error,
@@ -187,6 +187,41 @@ fn a_saved_skip_list_includes_the_default_names() {
     assert!(model.to_string().contains("(c_fc): Conv1D(nf=192, nx=48)"));
 }
 
+/// Checks that a layer's float weights are `code · absmax / 127`, with absmax by output row. gpt2 stores
+/// them transposed: `[in, out]`.
+fn assert_code_times_step(layer: &str, int8: &Tensors, float: &Tensors) {
+    let (_, shape, codes) = &int8[&format!("{layer}.weight")];
+    let absmax = f32_values(&int8[&format!("{layer}.SCB")].2);
+    let (_, float_shape, bytes) = &float[&format!("{layer}.weight")];
+    let values = f32_values(bytes);
+
+    let [rows, columns] = shape[..] else {
+        panic!("a matrix")
+    };
+    let is_transposed = layer.starts_with("transformer.h.");
+    let expected_shape = if is_transposed {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    };
+    assert_eq!(*float_shape, expected_shape);
+
+    for (index, code) in codes.iter().enumerate() {
+        let row = index / columns;
+        let column = index % columns;
+        let value = values[if is_transposed {
+            column * rows + row
+        } else {
+            index
+        }];
+        let expected = f32::from(*code as i8) * absmax[row] / 127.0;
+        assert!(
+            (value - expected).abs() <= 1e-6 * expected.abs(),
+            "{layer}: {value} and {expected}"
+        );
+    }
+}
+
 #[test]
 fn dequantised_weights_are_code_times_step() {
     for family in FAMILIES {
@@ -203,34 +238,7 @@ fn dequantised_weights_are_code_times_step() {
         assert!(!layers.is_empty());
 
         for layer in layers {
-            let (_, shape, codes) = &int8[&format!("{layer}.weight")];
-            let absmax: &[f32] = &f32_values(&int8[&format!("{layer}.SCB")].2);
-            let (_, stored, bytes) = &float[&format!("{layer}.weight")];
-            let values = f32_values(bytes);
-            let is_conv = family == "gpt2";
-            assert_eq!(
-                *stored,
-                if is_conv {
-                    vec![shape[1], shape[0]]
-                } else {
-                    shape.clone()
-                }
-            );
-
-            for (place, code) in codes.iter().enumerate() {
-                let row = place / shape[1];
-                let column = place % shape[1];
-                let value = values[if is_conv {
-                    column * shape[0] + row
-                } else {
-                    place
-                }];
-                let expected = f32::from(*code as i8) * absmax[row] / 127.0;
-                assert!(
-                    (value - expected).abs() <= 1e-6 * expected.abs(),
-                    "{layer}: {value} and {expected}"
-                );
-            }
+            assert_code_times_step(layer, &int8, &float);
         }
 
         let again = load(

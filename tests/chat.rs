@@ -11,7 +11,7 @@ use llm_int8::{
 use std::ops::ControlFlow;
 use tempfile::TempDir;
 
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\n{% endfor %}\
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}ASSISTANT:{% endif %}";
 
 fn model() -> AutoModelForCausalLM {
@@ -145,7 +145,7 @@ fn a_full_context_drops_the_oldest_turns_and_reports_it() {
     );
 }
 
-/// A reply may have 512 tokens by default, and tiny-gpt2 has 512 positions for the whole conversation.
+/// tiny-gpt2 has 512 positions: the requested 512 new tokens do not fit beside the prompt.
 #[test]
 fn a_reply_fills_the_remaining_context() {
     let model = model();
@@ -173,13 +173,11 @@ fn a_reply_fills_the_remaining_context() {
     );
 }
 
-/// A file that holds the chat template `text`, and its name.
-fn template(text: &str) -> (TempDir, String) {
+/// A file that holds a chat template, and its path.
+pub(crate) fn template(text: &str) -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
-    let path = folder.path().join("template.jinja");
-    std::fs::write(&path, text).unwrap();
-    let name = path.display().to_string();
-    (folder, name)
+    let path = write_file(&folder, "template.jinja", text);
+    (folder, path)
 }
 
 #[test]
@@ -218,35 +216,38 @@ fn the_program_reads_one_message_per_line() {
     );
 }
 
+/// Writes a file and returns its path.
+fn write_file(folder: &TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// Exit code and standard error of a chat with one message.
+fn say_hi(template: &str, more: &[&str]) -> (i32, String) {
+    let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", template];
+    let output = llm_int8_with_input(&[&arguments[..], more].concat(), "Hi\n");
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
 #[test]
 fn tools_and_documents_reach_the_template() {
     let folder = TempDir::new().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-
-    let template = file(
+    let template = write_file(
+        &folder,
         "t.jinja",
         "{% if not (tools and documents) %}{{ raise_exception('given: ' ~ tools ~ documents) }}{% endif %}\
          {{ tools[0].function.name }}{{ documents | map(attribute='text') | join }}",
     );
-    let tools = file(
-        "tools.json",
-        r#"[{"type": "function", "function": {"name": "thou"}}]"#,
-    );
-    let documents = file("documents.json", r#"[{"text": " art"}, {"text": " king"}]"#);
-    let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", &template];
-    let with = |more: &[&str]| {
-        let output = llm_int8_with_input(&[&arguments[..], more].concat(), "Hi\n");
-        (
-            output.status.code().unwrap(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
-    };
+    let tools = r#"[{"type": "function", "function": {"name": "thou"}}]"#;
+    let tools = write_file(&folder, "tools.json", tools);
+    let documents = r#"[{"text": " art"}, {"text": " king"}]"#;
+    let documents = write_file(&folder, "documents.json", documents);
 
-    let (code, text) = with(&["--tools", &tools, "--documents", &documents]);
+    let (code, text) = say_hi(&template, &["--tools", &tools, "--documents", &documents]);
     let read = model()
         .tokenizer()
         .unwrap()
@@ -258,113 +259,29 @@ fn tools_and_documents_reach_the_template() {
         "{text}"
     );
 
-    let (code, text) = with(&["--tools", &tools]);
+    let (code, text) = say_hi(&template, &["--tools", &tools]);
     assert!(
         code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"),
         "{text}"
     );
-
-    let broken = file("broken.json", "{}");
-    let (code, text) = with(&["--tools", &broken]);
-    assert!(
-        code == 1 && text.contains("broken.json is not a JSON list"),
-        "{text}"
-    );
-
-    let texts = file("texts.json", r#"["text"]"#);
-    let (code, text) = with(&["--documents", &texts]);
-    assert!(
-        code == 1 && text.contains("something that is not a JSON object"),
-        "{text}"
-    );
-
-    let (code, text) = with(&["--tools", "nowhere.json"]);
-    assert!(
-        code == 1 && text.contains("cannot read nowhere.json"),
-        "{text}"
-    );
 }
 
-/// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor
-/// knows of ctrl-C too; it must not keep it from a reply.
-#[cfg(unix)]
 #[test]
-fn ctrl_c_on_a_terminal_stops_the_reply_but_not_the_program() {
-    use std::io::{Read, Write};
-    use std::process::{Command, Stdio};
-    let (_folder, template) = template(TEMPLATE);
-    let pty = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
-    let mut command = Command::new("python3");
-    command.args([
-        "-c",
-        pty,
-        env!("CARGO_BIN_EXE_llm-int8"),
-        "chat",
-        "tiny-gpt2",
-        "--chat-template",
-        &template,
-    ]);
-    command.args(["-n", "490", "--threads", "1", "--ignore-eos"]);
-    command
-        .env("TERM", "xterm")
-        .env("LLM_INT8_ISA", "scalar")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-
-    let Ok(child) = command.stderr(Stdio::null()).spawn() else {
-        println!("skipped: there is no python3 here to make a terminal");
-        return;
-    };
-
-    let mut child = Ended(child);
-    let mut keys = child.0.stdin.take().unwrap();
-    let mut screen = child.0.stdout.take().unwrap();
-    let (sender, pieces) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = screen.read(&mut bytes) {
-            let _ = sender.send(String::from_utf8_lossy(&bytes[..count]).into_owned());
-        }
-    });
-    let mut seen = String::new();
-    let mut wait_for = |is_there: &dyn Fn(&str) -> bool| {
-        while !is_there(&seen) {
-            match pieces.recv_timeout(std::time::Duration::from_secs(30)) {
-                Ok(piece) => seen.push_str(&piece),
-                Err(cause) => panic!("{cause}: {seen}"),
-            }
-        }
-        seen.contains("[stopped]")
-    };
-
-    wait_for(&|seen| seen.contains("> "));
-    keys.write_all(b"Hi\r").unwrap();
-    // Keys that come while the line is still being edited belong to it: a reply must have begun.
-    wait_for(&|seen| {
-        seen.split_once("Hi")
-            .is_some_and(|(_, reply)| reply.len() > 60)
-    });
-    keys.write_all(b"\x03").unwrap();
-    let was_stopped = wait_for(&|seen| seen.contains("[stopped]") || seen.contains("490 written"));
-    keys.write_all(b"/exit\r").unwrap();
-
-    let status = (0..300).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        child.0.try_wait().unwrap()
-    });
-    assert!(
-        status.is_some_and(|status| status.success()) && was_stopped,
-        "{status:?}"
-    );
-}
-
-/// A child process that does not outlive its test.
-struct KilledOnDrop(std::process::Child);
-
-impl Drop for KilledOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+fn tools_and_documents_that_cannot_be_read_are_rejected() {
+    let folder = TempDir::new().unwrap();
+    let template = write_file(&folder, "t.jinja", TEMPLATE);
+    let broken = write_file(&folder, "broken.json", "{}");
+    let texts = write_file(&folder, "texts.json", r#"["text"]"#);
+    for (arguments, message) in [
+        (["--tools", &broken], "broken.json is not a JSON list"),
+        (
+            ["--documents", &texts],
+            "something that is not a JSON object",
+        ),
+        (["--tools", "nowhere.json"], "cannot read nowhere.json"),
+    ] {
+        let (code, text) = say_hi(&template, &arguments);
+        assert!(code == 1 && text.contains(message), "{text}");
     }
 }
 
@@ -462,7 +379,7 @@ fn perplexity_is_printed_as_text_and_as_json() {
     ] {
         let mut arguments: Vec<&str> = arguments.to_vec();
         match arguments.iter().position(|argument| *argument == more[0]) {
-            Some(place) => arguments[place + 1] = more[1],
+            Some(index) => arguments[index + 1] = more[1],
             None => arguments.extend(more),
         }
 

@@ -353,6 +353,62 @@ fn unquantised_models_print_as_in_transformers() {
     );
 }
 
+/// A piece of gpt2's `config.json`, what replaces it, and the error of loading that.
+const IMPOSSIBLE_CONFIGURATIONS: &[(&str, &str, &str)] = &[
+    (
+        "\"n_layer\": 3",
+        "\"n_layer\": 4000000000",
+        "`n_layer` is 4000000000; a whole number from 1",
+    ),
+    (
+        "\"n_layer\": 3",
+        "\"n_layer\": 100000000",
+        "number of layers is 100000000",
+    ),
+    (
+        "\"n_embd\": 48",
+        "\"n_embd\": 99999999",
+        "cannot be divided among 4 heads",
+    ),
+    (
+        "\"n_embd\": 48",
+        "\"n_embd\": 99999996",
+        "hidden size is 99999996",
+    ),
+    (
+        "\"vocab_size\": 256",
+        "\"vocab_size\": 260000000",
+        "has shape",
+    ),
+    (
+        "\"n_positions\": 64",
+        "\"n_positions\": 260000000",
+        "has shape",
+    ),
+    ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
+    (
+        "\"n_head\": 4",
+        "\"n_head\": 0",
+        "`n_head` is 0; a whole number from 1",
+    ),
+    (
+        "\"n_head\": 4",
+        "\"n_head\": 5",
+        "cannot be divided among 5 heads",
+    ),
+    ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
+    (
+        "\"gpt2\"",
+        "\"mamba\"",
+        "model type `mamba` is not supported; supported are bloom, falcon, gemma2",
+    ),
+    (
+        "gelu_new",
+        "gelu_newer",
+        "activation function `gelu_newer` is not known",
+    ),
+];
+
 #[test]
 fn impossible_configurations_are_rejected_before_allocating() {
     let text = std::fs::read_to_string(golden("models/gpt2/config.json")).unwrap();
@@ -366,60 +422,7 @@ fn impossible_configurations_are_rejected_before_allocating() {
             .to_string()
     };
 
-    for (from, to, expected) in [
-        (
-            "\"n_layer\": 3",
-            "\"n_layer\": 4000000000",
-            "`n_layer` is 4000000000; a whole number from 1",
-        ),
-        (
-            "\"n_layer\": 3",
-            "\"n_layer\": 100000000",
-            "number of layers is 100000000",
-        ),
-        (
-            "\"n_embd\": 48",
-            "\"n_embd\": 99999999",
-            "cannot be divided among 4 heads",
-        ),
-        (
-            "\"n_embd\": 48",
-            "\"n_embd\": 99999996",
-            "hidden size is 99999996",
-        ),
-        (
-            "\"vocab_size\": 256",
-            "\"vocab_size\": 260000000",
-            "has shape",
-        ),
-        (
-            "\"n_positions\": 64",
-            "\"n_positions\": 260000000",
-            "has shape",
-        ),
-        ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
-        (
-            "\"n_head\": 4",
-            "\"n_head\": 0",
-            "`n_head` is 0; a whole number from 1",
-        ),
-        (
-            "\"n_head\": 4",
-            "\"n_head\": 5",
-            "cannot be divided among 5 heads",
-        ),
-        ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
-        (
-            "\"gpt2\"",
-            "\"mamba\"",
-            "model type `mamba` is not supported; supported are bloom, falcon, gemma2",
-        ),
-        (
-            "gelu_new",
-            "gelu_newer",
-            "activation function `gelu_newer` is not known",
-        ),
-    ] {
+    for (from, to, expected) in IMPOSSIBLE_CONFIGURATIONS {
         let error = plan(from, to);
         assert!(error.contains(expected), "{error}");
     }
@@ -436,11 +439,11 @@ proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
     /// A file with any byte changed gives a model or an error.
     #[test]
-    fn damaged_bytes_never_panic(place in 0usize..9000, byte in proptest::num::u8::ANY, bin in proptest::bool::ANY) {
+    fn damaged_bytes_never_panic(offset in 0usize..9000, byte in proptest::num::u8::ANY, bin in proptest::bool::ANY) {
         let name = if bin { "models/gpt2_bin/pytorch_model.bin" } else { "models/gpt2/model.safetensors" };
         let mut bytes = std::fs::read(golden(name)).unwrap();
-        let place = place % bytes.len();
-        bytes[place] = byte;
+        let offset = offset % bytes.len();
+        bytes[offset] = byte;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("damaged");
         std::fs::write(&path, bytes).unwrap();

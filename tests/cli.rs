@@ -282,6 +282,7 @@ fn failures_exit_with_1_and_one_error_line() {
     let empty = TempDir::new().unwrap();
     let no_config = empty.path().display().to_string();
     std::fs::write(empty.path().join("notes.txt"), "x").unwrap();
+
     let truncated = TempDir::new().unwrap();
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
     std::fs::write(
@@ -294,6 +295,7 @@ fn failures_exit_with_1_and_one_error_line() {
         truncated.path().join("config.json"),
     )
     .unwrap();
+
     for (name, expected) in [
         ("gpt2-large", "127.0.0.1 cannot be reached"),
         ("gpt2-large", "Models that need no network: tiny-gpt2"),
@@ -319,7 +321,10 @@ fn failures_exit_with_1_and_one_error_line() {
             "{error}"
         );
     }
+}
 
+#[test]
+fn offline_mode_and_unwritable_output_are_named() {
     let (code, error) = failure(&["inspect", "gpt2-large", "--offline"]);
     assert!(
         code == 1 && error.contains("is not in the cache") && error.contains("offline mode is on"),

@@ -190,157 +190,138 @@ fn a_saved_copy_includes_every_small_file() {
     );
 }
 
+/// The largest u64.
+const HUGE: &str = "18446744073709551615";
+
+/// Arguments, and what the error says about the allowed range.
+const OUT_OF_RANGE: &[(&[&str], &str)] = &[
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "1025"],
+        "1025 is not in 1..=1024",
+    ),
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "65535"],
+        "is not in 1..=1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "--threads",
+            "99999999999",
+        ],
+        "is not in 1..=1024",
+    ),
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "0"],
+        "is not in 1..=1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompts-file",
+            "x",
+            "--batch-size",
+            HUGE,
+        ],
+        "from 1 to 65536",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "--speculate",
+            HUGE,
+            "--outliers",
+            "row",
+        ],
+        "from 0 to 1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "-n",
+            "99999999999999999999",
+        ],
+        "too large",
+    ),
+    (
+        &["bench", "/nowhere", "--contexts", HUGE],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--contexts", "8,0"],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--prompts", HUGE],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--batch-sizes", HUGE],
+        "from 1 to 65536",
+    ),
+    (&["bench", "/nowhere", "--runs", HUGE], "from 1 to 10000"),
+    (&["bench", "/nowhere", "--runs", "0"], "from 1 to 10000"),
+    (&["bench", "/nowhere", "-n", HUGE], "from 2 to 16777216"),
+    (&["bench", "/nowhere", "-n", "1"], "from 2 to 16777216"),
+    (
+        &["bench", "/nowhere", "--speculate", HUGE],
+        "from 0 to 1024",
+    ),
+    (
+        &["bench", "-", "--linear", "64x64", "--rows", HUGE],
+        "from 1 to 1048576",
+    ),
+    (
+        &["bench", "-", "--linear", "9999999999x1"],
+        "sizes from 1 to 1048576",
+    ),
+    (
+        &["bench", "-", "--linear", "1048576x1048576"],
+        "at most 4294967296 weights",
+    ),
+    (
+        &[
+            "quantize",
+            "/nowhere",
+            "-o",
+            "/tmp/never",
+            "--max-shard-size",
+            "99999999999999999999GB",
+        ],
+        "a whole number",
+    ),
+];
+
 #[test]
-fn numbers_beyond_use_are_refused_before_loading() {
-    let huge = "18446744073709551615";
-    for (arguments, words) in [
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "1025"][..],
-            "1025 is not in 1..=1024",
-        ),
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "65535"],
-            "is not in 1..=1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "--threads",
-                "99999999999",
-            ],
-            "is not in 1..=1024",
-        ),
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "0"],
-            "is not in 1..=1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompts-file",
-                "x",
-                "--batch-size",
-                huge,
-            ],
-            "from 1 to 65536",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "--speculate",
-                huge,
-                "--outliers",
-                "row",
-            ],
-            "from 0 to 1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "-n",
-                "99999999999999999999",
-            ],
-            "too large",
-        ),
-        (
-            &["bench", "/nowhere", "--contexts", huge],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--contexts", "8,0"],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--prompts", huge],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--batch-sizes", huge],
-            "from 1 to 65536",
-        ),
-        (&["bench", "/nowhere", "--runs", huge], "from 1 to 10000"),
-        (&["bench", "/nowhere", "--runs", "0"], "from 1 to 10000"),
-        (&["bench", "/nowhere", "-n", huge], "from 2 to 16777216"),
-        (&["bench", "/nowhere", "-n", "1"], "from 2 to 16777216"),
-        (
-            &["bench", "/nowhere", "--speculate", huge],
-            "from 0 to 1024",
-        ),
-        (
-            &["bench", "-", "--linear", "64x64", "--rows", huge],
-            "from 1 to 1048576",
-        ),
-        (
-            &["bench", "-", "--linear", "9999999999x1"],
-            "sizes from 1 to 1048576",
-        ),
-        (
-            &["bench", "-", "--linear", "1048576x1048576"],
-            "at most 4294967296 weights",
-        ),
-        (
-            &[
-                "quantize",
-                "/nowhere",
-                "-o",
-                "/tmp/never",
-                "--max-shard-size",
-                "99999999999999999999GB",
-            ],
-            "a whole number",
-        ),
-    ] {
+fn out_of_range_numbers_are_rejected_before_loading() {
+    for (arguments, words) in OUT_OF_RANGE {
         let (code, error) = failure(arguments);
         assert_eq!(code, 2, "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
 }
 
-/// As large as an option takes them, and still nothing panics, aborts or fills memory.
+/// The largest values that sampling options take must not panic, abort or exhaust memory.
 #[test]
-fn large_numbers_that_mean_something_do_no_harm() {
-    let huge = "18446744073709551615";
+fn the_largest_generation_options_do_no_harm() {
     let prompt = ["run", "tiny-gpt2", "--prompt", "And it came to pass", "-q"];
-    let with = |more: &[&'static str]| [&prompt[..], more].concat();
-    let text = stdout(&with(&["-n", "8", "-t", "1"]));
-    assert_eq!(
-        stdout(&with(&[
-            "-n",
-            "8",
-            "-t",
-            "1",
-            "--top-k",
-            "18446744073709551615"
-        ])),
-        stdout(&with(&["-n", "8", "-t", "1", "--top-k", "0"]))
-    );
-    assert_eq!(
-        stdout(&with(&["-n", "8", "-t", "1", "--threads", "16"])),
-        text
-    );
-    assert!(
-        !stdout(&with(&[
-            "-n",
-            "8",
-            "--seed",
-            "18446744073709551615",
-            "-t",
-            "1"
-        ]))
-        .is_empty()
-    );
+    let with = |more: &[&'static str]| stdout(&[&prompt[..], more].concat());
+    let sample = |more: &[&'static str]| with(&[&["-n", "8", "-t", "1"], more].concat());
+    assert_eq!(sample(&["--top-k", HUGE]), sample(&["--top-k", "0"]));
+    assert_eq!(sample(&["--threads", "16"]), sample(&[]));
+    assert!(!sample(&["--seed", HUGE]).is_empty());
 
-    for more in [&["-n", huge][..], &["-n", huge, "--truncate"]] {
+    for more in [&["-n", HUGE][..], &["-n", HUGE, "--truncate"]] {
         let (code, error) = failure(&[&prompt[..], more].concat());
         assert!(
             code == 1 && error.contains("the model has 512 positions"),
@@ -348,12 +329,15 @@ fn large_numbers_that_mean_something_do_no_harm() {
         );
     }
 
-    let drafted = with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]);
     assert_eq!(
-        stdout(&drafted),
-        stdout(&with(&["-n", "40", "--outliers", "row"]))
+        with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]),
+        with(&["-n", "40", "--outliers", "row"])
     );
+}
 
+/// As above, for batches, windows, shards and memory limits.
+#[test]
+fn the_largest_sizes_do_no_harm() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("text.txt").display().to_string();
     std::fs::write(&file, "And it came to pass\nin those days\n").unwrap();
@@ -371,13 +355,13 @@ fn large_numbers_that_mean_something_do_no_harm() {
     ];
     assert_eq!(stdout(&batch).lines().count(), 2);
 
-    for more in [["--window", huge], ["--stride", huge]] {
+    for more in [["--window", HUGE], ["--stride", HUGE]] {
         let (_, error) = failure(&[&["eval", "tiny-gpt2", "--text", &file], &more[..]].concat());
-        assert!(error.contains(&format!("is {huge}; it must be")), "{error}");
+        assert!(error.contains(&format!("is {HUGE}; it must be")), "{error}");
     }
 
     assert!(
-        stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", huge])
+        stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", HUGE])
             .contains("perplexity")
     );
 
@@ -388,10 +372,11 @@ fn large_numbers_that_mean_something_do_no_harm() {
         "-o",
         &copy,
         "--max-shard-size",
-        "18446744073709551615",
+        HUGE,
     ]);
     stdout(&["inspect", &copy]);
-    let limits = format!("cpu={huge},0={huge}");
+
+    let limits = format!("cpu={HUGE},0={HUGE}");
     stdout(&[
         "inspect",
         "tiny-gpt2",

@@ -77,35 +77,35 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
 /// tensors in bytes.
 fn write_gpt2_large_header(path: &Path) -> u64 {
     let layers = 36u64;
-    let c = 1280u64;
-    let v = 50257u64;
-    let p = 1024u64;
+    let hidden = 1280u64;
+    let vocabulary = 50257u64;
+    let positions = 1024u64;
     let mut tensors = vec![
-        ("wte.weight".to_owned(), vec![v, c]),
-        ("wpe.weight".to_owned(), vec![p, c]),
+        ("wte.weight".to_owned(), vec![vocabulary, hidden]),
+        ("wpe.weight".to_owned(), vec![positions, hidden]),
     ];
 
     for layer in 0..layers {
         let shapes: [(&str, Vec<u64>); 13] = [
-            ("ln_1.weight", vec![c]),
-            ("ln_1.bias", vec![c]),
-            ("attn.bias", vec![1, 1, p, p]),
-            ("attn.c_attn.weight", vec![c, 3 * c]),
-            ("attn.c_attn.bias", vec![3 * c]),
-            ("attn.c_proj.weight", vec![c, c]),
-            ("attn.c_proj.bias", vec![c]),
-            ("ln_2.weight", vec![c]),
-            ("ln_2.bias", vec![c]),
-            ("mlp.c_fc.weight", vec![c, 4 * c]),
-            ("mlp.c_fc.bias", vec![4 * c]),
-            ("mlp.c_proj.weight", vec![4 * c, c]),
-            ("mlp.c_proj.bias", vec![c]),
+            ("ln_1.weight", vec![hidden]),
+            ("ln_1.bias", vec![hidden]),
+            ("attn.bias", vec![1, 1, positions, positions]),
+            ("attn.c_attn.weight", vec![hidden, 3 * hidden]),
+            ("attn.c_attn.bias", vec![3 * hidden]),
+            ("attn.c_proj.weight", vec![hidden, hidden]),
+            ("attn.c_proj.bias", vec![hidden]),
+            ("ln_2.weight", vec![hidden]),
+            ("ln_2.bias", vec![hidden]),
+            ("mlp.c_fc.weight", vec![hidden, 4 * hidden]),
+            ("mlp.c_fc.bias", vec![4 * hidden]),
+            ("mlp.c_proj.weight", vec![4 * hidden, hidden]),
+            ("mlp.c_proj.bias", vec![hidden]),
         ];
         tensors.extend(shapes.map(|(name, shape)| (format!("h.{layer}.{name}"), shape)));
     }
     tensors.extend([
-        ("ln_f.weight".to_owned(), vec![c]),
-        ("ln_f.bias".to_owned(), vec![c]),
+        ("ln_f.weight".to_owned(), vec![hidden]),
+        ("ln_f.bias".to_owned(), vec![hidden]),
     ]);
     let mut header = serde_json::Map::new();
     let mut offset = 0u64;

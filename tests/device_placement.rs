@@ -8,16 +8,55 @@ use crate::support::{golden, golden_text};
 use llm_int8_cuda::testing;
 use llm_int8_decoder::DecoderError;
 use llm_int8_decoder::cuda::{CudaError, Device};
-use llm_int8_decoder::{Decoder, DeviceBudget, LoadOptions, ModelConfig, Placement, WeightDtype};
+use llm_int8_decoder::{
+    Decoder, DeviceBudget, LoadOptions, ModelConfig, PlacedPart, Placement, WeightDtype,
+};
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
 use std::sync::Arc;
 
+/// A limit of `most` bytes for a device.
 fn budget(device: &Device, most: u64) -> DeviceBudget {
     DeviceBudget {
         device: device.clone(),
         most: Some(most),
     }
+}
+
+/// Checks that the parts of a model are where they were planned, each in use, and that its logits are
+/// those of the CPU.
+fn check_placed(
+    model: &Decoder,
+    planned: &[PlacedPart],
+    ids: &[u32],
+    theirs: &[Vec<f32>],
+) -> Result<(), String> {
+    assert_eq!(model.placed(), planned);
+
+    let blocks: usize = planned.iter().map(|part| part.blocks.len()).sum();
+    let heads = planned.iter().filter(|part| part.has_head).count();
+    assert_eq!(blocks, model.spec().layers.len(), "{planned:?}");
+    assert_eq!(heads, 1, "{planned:?}");
+
+    let ours = step_by_step(model, ids, 21);
+
+    // At least one graph for each device that has blocks.
+    let devices = planned
+        .iter()
+        .filter(|part| part.device != "cpu" && !part.blocks.is_empty())
+        .count();
+    if model.graph_count() < devices {
+        return Err(format!("{} graphs with {planned:?}", model.graph_count()));
+    }
+
+    for (step, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+        at_most(
+            &format!("distance at step {step} with {planned:?}"),
+            distance(ours, theirs),
+            2e-2,
+        )?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -32,17 +71,16 @@ fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
         let host = load(name, &options(Placement::cpu()));
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let theirs = step_by_step(&host, &ids, 21);
-        let layers = host.spec().layers.len();
         let mut seen = Vec::new();
 
         // From nothing on devices to everything, in steps smaller than a block.
-        for (most, other) in (0..80)
+        for (on_first, on_second) in (0..80)
             .map(|i| (i * 20_000, 0))
             .chain((0..80).map(|i| (i * 12_000, i * 12_000)))
         {
             let placement = Placement {
                 reserved_positions: 32,
-                ..Placement::auto(vec![budget(&first, most), budget(&second, other)])
+                ..Placement::auto(vec![budget(&first, on_first), budget(&second, on_second)])
             };
             let planned = host.planned(&placement).unwrap();
             let shape: Vec<_> = planned
@@ -55,34 +93,7 @@ fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
             }
 
             let model = load(name, &options(placement));
-            assert_eq!(model.placed(), planned);
-
-            let covered: usize = planned.iter().map(|part| part.blocks.len()).sum();
-            assert_eq!(
-                (covered, planned.iter().filter(|part| part.has_head).count()),
-                (layers, 1),
-                "{shape:?}"
-            );
-
-            let all = step_by_step(&model, &ids, 21);
-
-            // One for each device that has blocks.
-            let devices = planned
-                .iter()
-                .filter(|part| part.device != "cpu" && !part.blocks.is_empty())
-                .count();
-
-            if model.graph_count() < devices {
-                return Err(format!("{} graphs with {shape:?}", model.graph_count()));
-            }
-
-            for (step, (ours, theirs)) in all.iter().zip(&theirs).enumerate() {
-                at_most(
-                    &format!("distance at step {step} with {shape:?}"),
-                    distance(ours, theirs),
-                    2e-2,
-                )?;
-            }
+            check_placed(&model, &planned, &ids, &theirs)?;
             seen.push(shape);
         }
 
@@ -184,8 +195,8 @@ fn weights_that_are_not_finite_give_the_same_error_as_on_the_cpu() {
         .unwrap();
     assert_eq!(*dtype, safetensors::Dtype::F16);
 
-    let place = 2 * (5 * shape[1] + 3);
-    bytes[place..place + 2].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
+    let offset = 2 * (5 * shape[1] + 3);
+    bytes[offset..offset + 2].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     crate::support::write_tensors(&path, &tensors);
@@ -199,12 +210,12 @@ fn weights_that_are_not_finite_give_the_same_error_as_on_the_cpu() {
             .to_string()
     };
 
-    let there = error(Placement::on(device));
-    let host = error(Placement::cpu());
-    assert_eq!(there, host);
+    let on_device = error(Placement::on(device));
+    let on_cpu = error(Placement::cpu());
+    assert_eq!(on_device, on_cpu);
     assert!(
-        host.contains("up_proj") && host.contains("output 5, input 3"),
-        "{host}"
+        on_cpu.contains("up_proj") && on_cpu.contains("output 5, input 3"),
+        "{on_cpu}"
     );
 }
 
@@ -243,9 +254,9 @@ fn saved_int8_checkpoints_load_onto_a_device() {
         };
 
         let host = on(Placement::cpu());
-        let there = on(on_device(&device));
+        let model = on(on_device(&device));
         let ids: Vec<u32> = (0..20).map(|i| i * 11 % 128).collect();
-        for (ours, theirs) in step_by_step(&there, &ids, 10)
+        for (ours, theirs) in step_by_step(&model, &ids, 10)
             .iter()
             .zip(&step_by_step(&host, &ids, 10))
         {
@@ -270,11 +281,11 @@ fn int8_embeddings_and_head_work_on_a_device() {
             };
 
             let host = on(Placement::cpu());
-            let there = on(on_device(&device));
-            assert!(host.has_int8_head() && there.has_int8_head());
+            let model = on(on_device(&device));
+            assert!(host.has_int8_head() && model.has_int8_head());
 
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            for (ours, theirs) in step_by_step(&there, &ids, 14)
+            for (ours, theirs) in step_by_step(&model, &ids, 14)
                 .iter()
                 .zip(&step_by_step(&host, &ids, 14))
             {

@@ -85,12 +85,12 @@ fn the_program_spreads_a_model_over_two_devices_and_the_cpu() {
     let (_, host, _) = on(&["--device", "cpu"]);
     assert_eq!(spread, host);
 
-    for place in [
+    for line in [
         "device:  emulated:0",
         "device:  emulated:1",
         "device:  cpu (",
     ] {
-        assert!(report.contains(place), "{report}");
+        assert!(report.contains(line), "{report}");
     }
 }
 

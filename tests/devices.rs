@@ -66,14 +66,14 @@ fn decoding_matches_the_cpu_with_and_without_graphs() {
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement));
             let host = step_by_step(&on(Placement::cpu()), &ids, 20);
-            let mut there = on(on_device(&device));
-            let by_graphs = step_by_step(&there, &ids, 20);
-            if there.graph_count() == 0 {
+            let mut model = on(on_device(&device));
+            let by_graphs = step_by_step(&model, &ids, 20);
+            if model.graph_count() == 0 {
                 return Err("no graph was recorded".into());
             }
-            there.set_graphs(false);
-            let by_launches = step_by_step(&there, &ids, 20);
-            drop(there);
+            model.set_graphs(false);
+            let by_launches = step_by_step(&model, &ids, 20);
+            drop(model);
             let overlaps = device.overlaps_kernels();
             let other_overlap = Placement {
                 overlaps_kernels: !overlaps,
@@ -295,13 +295,15 @@ fn a_cache_grows_and_shrinks_without_changing_the_logits() {
         };
 
         let host = on(Placement::cpu());
-        let there = on(placement);
+        let model = on(placement);
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
-        let mut a = host.new_cache();
-        let mut b = there.new_cache();
+        let mut host_cache = host.new_cache();
+        let mut cache = model.new_cache();
         for range in [0..250, 250..255, 255..256, 256..257, 257..258, 258..300] {
-            let theirs = host.next_logits(&ids[range.clone()], &mut a).unwrap();
-            let ours = there.next_logits(&ids[range.clone()], &mut b).unwrap();
+            let theirs = host
+                .next_logits(&ids[range.clone()], &mut host_cache)
+                .unwrap();
+            let ours = model.next_logits(&ids[range.clone()], &mut cache).unwrap();
             assert!(
                 distance(&ours, &theirs) < 2e-2,
                 "{range:?}: {}",
@@ -309,12 +311,12 @@ fn a_cache_grows_and_shrinks_without_changing_the_logits() {
             );
         }
 
-        assert_eq!(b.len(), 300);
+        assert_eq!(cache.len(), 300);
 
-        b.truncate(100);
-        let again = there.next_logits(&ids[100..101], &mut b).unwrap();
-        let fresh = there
-            .next_logits(&ids[..101], &mut there.new_cache())
+        cache.truncate(100);
+        let again = model.next_logits(&ids[100..101], &mut cache).unwrap();
+        let fresh = model
+            .next_logits(&ids[..101], &mut model.new_cache())
             .unwrap();
         assert!(distance(&again, &fresh) < 2e-2);
     }
@@ -323,16 +325,16 @@ fn a_cache_grows_and_shrinks_without_changing_the_logits() {
 #[test]
 fn top_tokens_chosen_on_the_device_match_the_cpu() {
     for device in devices() {
-        let model = |placement| {
+        let on = |placement| {
             load(
                 "llama",
                 &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
             )
         };
 
-        let there = model(Placement::on(device));
+        let model = on(Placement::on(device));
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
-        let vocabulary = there.spec().vocab_size();
+        let vocabulary = model.spec().vocab_size();
         for count in [1, 5, 50, vocabulary, usize::MAX] {
             for penalty in [1.0, 1.3] {
                 let choice = Choice {
@@ -340,13 +342,13 @@ fn top_tokens_chosen_on_the_device_match_the_cpu() {
                     penalty,
                     seen: &ids,
                 };
-                let mut cache = there.new_cache();
-                let all = there.next_logits(&ids, &mut cache).unwrap();
+                let mut cache = model.new_cache();
+                let all = model.next_logits(&ids, &mut cache).unwrap();
                 let host = llm_int8_decoder::Logits::from_vec(all, vocabulary)
                     .choose(0, &choice)
                     .unwrap();
-                let mut cache = there.new_cache();
-                let mut logits = there.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
+                let mut cache = model.new_cache();
+                let mut logits = model.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
                 assert_eq!(
                     logits.choose(0, &choice).unwrap(),
                     host,

@@ -182,9 +182,9 @@ fn decoding_token_by_token_gives_the_logits_of_one_pass() {
         let mut caches: Vec<_> = (0..ids.dim(0).unwrap())
             .map(|_| model.new_cache())
             .collect();
-        for place in 0..24 {
+        for position in 0..24 {
             let rows = ids
-                .narrow(1, place, 1)
+                .narrow(1, position, 1)
                 .unwrap()
                 .flatten_all()
                 .unwrap()
@@ -210,7 +210,7 @@ fn decoding_token_by_token_gives_the_logits_of_one_pass() {
             }
             at_most(
                 "distance",
-                relative_error(&step, &whole.narrow(1, place, 1).unwrap()),
+                relative_error(&step, &whole.narrow(1, position, 1).unwrap()),
                 1e-5,
             )?;
         }

@@ -6,6 +6,7 @@ use crate::support::field_llama::{
     warnings,
 };
 use crate::support::{golden, llm_int8};
+use llm_int8::AutoModelForCausalLM;
 use llm_int8::decoder::LoadOptions;
 use llm_int8::nn::linear::Int8Config;
 use llm_int8::nn::module::SkipList;
@@ -19,15 +20,23 @@ fn config_with(quantization_config: Value) -> Value {
     config
 }
 
-#[test]
-fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
-    let flag = json!({ "load_in_8bit": true });
-    let with = |key: &str, value: Value| {
-        let mut config = flag.clone();
-        config[key] = value;
-        config
-    };
+/// The sorted paths of the layers that were quantised.
+fn int8_layers(model: &AutoModelForCausalLM) -> Vec<String> {
+    let layers = &model.load_report().layers.replaced;
+    let mut paths: Vec<String> = layers.iter().map(ToString::to_string).collect();
+    paths.sort();
+    paths
+}
 
+/// A `quantization_config` that requests 8 bit, with one more key.
+fn load_in_8bit_with(key: &str, value: Value) -> Value {
+    let mut config = json!({ "load_in_8bit": true });
+    config[key] = value;
+    config
+}
+
+#[test]
+fn float_weights_are_quantised_as_config_json_says() {
     let defaults = distance(
         &load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(),
         "int8",
@@ -35,40 +44,42 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
     assert!(defaults < 0.02, "{defaults}");
 
     for (case, stored) in [
-        ("int8", flag.clone()),
-        ("int8_gptq_too", with("quant_method", "gptq".into())),
-        ("int8_threshold", with("llm_int8_threshold", 0.5.into())),
+        ("int8", json!({ "load_in_8bit": true })),
+        (
+            "int8_gptq_too",
+            load_in_8bit_with("quant_method", "gptq".into()),
+        ),
+        (
+            "int8_threshold",
+            load_in_8bit_with("llm_int8_threshold", 0.5.into()),
+        ),
         (
             "int8_skip",
-            with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
+            load_in_8bit_with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
         ),
         (
             "int8_skip_nothing",
-            with("llm_int8_skip_modules", json!([])),
+            load_in_8bit_with("llm_int8_skip_modules", json!([])),
         ),
         (
             "int8_skip_paths",
-            with(
+            load_in_8bit_with(
                 "llm_int8_skip_modules",
                 json!(["lm_head", "ers.1", "q_proj"]),
             ),
         ),
         (
             "int8_fp16_weight",
-            with("llm_int8_has_fp16_weight", true.into()),
+            load_in_8bit_with("llm_int8_has_fp16_weight", true.into()),
         ),
     ] {
         let folder = folder(&config_with(stored), &tensors());
         let model = load(folder.path(), &int8_in_f32()).unwrap();
-        let mut layers: Vec<String> = model
-            .load_report()
-            .layers
-            .replaced
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        layers.sort();
-        assert_eq!(json!(layers), expected(case)["int8_layers"], "{case}");
+        assert_eq!(
+            json!(int8_layers(&model)),
+            expected(case)["int8_layers"],
+            "{case}"
+        );
         assert!(
             distance(&model, case) < 0.02,
             "{case}: {}",
@@ -82,9 +93,12 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             "{case}"
         );
     }
+}
 
+#[test]
+fn options_override_or_extend_the_quantization_config() {
     let folder = folder(
-        &config_with(with("llm_int8_threshold", 0.5.into())),
+        &config_with(load_in_8bit_with("llm_int8_threshold", 0.5.into())),
         &tensors(),
     );
     let threshold = |options: LoadOptions| {
@@ -127,12 +141,12 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             .replaced
             .len(),
         7,
-        "names are added"
+        "the names are added to those of config.json"
     );
 }
 
 #[test]
-fn a_head_absent_from_the_skip_list_is_saved_and_loaded_config_with() {
+fn a_head_absent_from_the_skip_list_is_saved_and_loaded_in_8_bit() {
     let stored = json!({ "load_in_8bit": true, "llm_int8_skip_modules": [] });
     let source = folder(&config_with(stored), &tensors());
     let scratch = TempDir::new().unwrap();
@@ -213,7 +227,7 @@ fn float_layers_of_an_int8_checkpoint_are_quantised_on_loading() {
 }
 
 #[test]
-fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
+fn unknown_quantisation_methods_are_ignored_with_a_warning() {
     for (case, stored, method) in [
         (
             "unknown_method",
@@ -239,7 +253,10 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         assert_eq!(model.load_report().layers.replaced.len(), 14);
     }
+}
 
+#[test]
+fn unsupported_quantisation_methods_are_rejected_by_name() {
     for (stored, message) in [
         (
             json!({ "quant_method": "gptq", "bits": 4 }),
@@ -280,8 +297,10 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             assert!(error.contains(message), "{error}");
         }
     }
+}
 
-    // An unknown method is named where tensors are missing.
+#[test]
+fn an_unknown_quantisation_method_is_named_when_tensors_are_missing() {
     let mut packed = tensors();
     packed.remove(&format!("{UP}.weight"));
     packed.insert(format!("{UP}.q_weight"), ones(&[1]));
@@ -300,12 +319,12 @@ fn a_pickle_stores_the_weight_format_of_int8_layers_as_a_string() {
     assert!(distance(&model, "int8") < 0.02);
 
     let bytes = std::fs::read(golden("field/llama_int8_bin/pytorch_model.bin")).unwrap();
-    let place = bytes
+    let offset = bytes
         .windows(8)
         .position(|bytes| bytes == b"X\x03\0\0\0row")
         .unwrap();
     let mut changed = bytes;
-    changed[place + 5..place + 8].copy_from_slice(b"col");
+    changed[offset + 5..offset + 8].copy_from_slice(b"col");
     let folder = TempDir::new().unwrap();
     std::fs::copy(
         golden("field/llama_int8_bin/config.json"),

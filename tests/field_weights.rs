@@ -147,7 +147,7 @@ fn the_index_decides_which_copy_of_a_tensor_is_used() {
 }
 
 #[test]
-fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
+fn an_index_may_name_the_wrong_shard_or_unused_tensors() {
     let (names, parts, map) = shards();
     let mut moved = map.clone();
     moved.insert(
@@ -163,12 +163,16 @@ fn an_index_may_name_another_shard_and_tensors_that_nobody_needs() {
     assert!(
         distance(&model, "index_lists_nothing") < 1e-5 && warnings(&model)[0].contains("`ghost`")
     );
+}
 
-    // What the index does not list is not there, and no file that it does not name is opened.
+#[test]
+fn only_tensors_in_both_the_index_and_a_shard_are_loaded() {
+    let (_, parts, map) = shards();
     let mut stale = parts.clone();
     let mut unlisted = map.clone();
     stale[0].insert("stale".into(), ones(&[1]));
     let folder = sharded(&stale, &map);
+    // A file that the index does not name is not opened.
     std::fs::write(
         folder.path().join("model-00003-of-00003.safetensors"),
         "no tensors",

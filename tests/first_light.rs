@@ -1,9 +1,42 @@
 //! `scripts/gpu_first_light.sh` with stand-ins for the program, the test executables and the GPU
 //! tools: a step that fails, crashes or hangs must not cost another step its results.
 
-use crate::support::stand_ins::{FINE, Machine, StandIns};
+use crate::support::stand_ins::{FINE, Machine, RunOutcome, StandIns};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+fn assert_ok(outcome: &RunOutcome, steps: &[&str]) {
+    for step in steps {
+        assert_eq!(outcome.result(step), "ok", "{step}\n{}", outcome.printed);
+    }
+}
+
+fn assert_begins(outcome: &RunOutcome, step: &str, result: &str) {
+    let found = outcome.result(step);
+    assert!(found.starts_with(result), "{step}\n{}", outcome.printed);
+}
+
+/// Checks that the stand-ins' measurements are in the results, the summary and the table.
+fn assert_numbers_are_reported(machine: &Machine, outcome: &RunOutcome) {
+    let numbers = outcome.results["numbers"].as_array().unwrap();
+    let number = numbers
+        .iter()
+        .find(|number| number["name"] == "decode, batch 1, ours, tokens/s")
+        .unwrap();
+    assert_eq!(number["value"], 1234.0);
+    assert!(
+        outcome
+            .printed
+            .contains("layer 4096 x 4096, 1 rows, 0 outliers, ours, us"),
+        "{}",
+        outcome.printed
+    );
+    assert!(
+        std::fs::read_to_string(machine.path("out/bench.md"))
+            .unwrap()
+            .contains("| 4096 × 4096 | 1 | 0 | 9.50 |")
+    );
+}
 
 #[test]
 fn every_step_succeeds_or_says_why_it_was_skipped() {
@@ -21,26 +54,27 @@ fn every_step_succeeds_or_says_why_it_was_skipped() {
         );
     }
 
-    for step in [
-        "unpack",
-        "facts",
-        "smoke",
-        "kernels",
-        "models",
-        "make-model",
-        "gpt2-large",
-        "make-probe",
-        "cpu-kernels",
-        "ours",
-        "linear-ours",
-        "linear-ours-no-overlap",
-        "probe",
-        "profile-decode",
-        "profile-prompt",
-        "card-after",
-    ] {
-        assert_eq!(outcome.result(step), "ok", "{step}\n{}", outcome.printed);
-    }
+    assert_ok(
+        &outcome,
+        &[
+            "unpack",
+            "facts",
+            "smoke",
+            "kernels",
+            "models",
+            "make-model",
+            "gpt2-large",
+            "make-probe",
+            "cpu-kernels",
+            "ours",
+            "linear-ours",
+            "linear-ours-no-overlap",
+            "probe",
+            "profile-decode",
+            "profile-prompt",
+            "card-after",
+        ],
+    );
 
     for step in ["peers", "bitsandbytes", "torch-compiled"] {
         assert_eq!(outcome.result(step), "skipped: torch cannot be imported");
@@ -48,26 +82,8 @@ fn every_step_succeeds_or_says_why_it_was_skipped() {
 
     assert_eq!(outcome.result("memcheck"), "ok: 1 of 6 tests");
     assert_eq!(outcome.results["verdict"], "correct");
-
-    let numbers = outcome.results["numbers"].as_array().unwrap();
-    let number = numbers
-        .iter()
-        .find(|number| number["name"] == "decode, batch 1, ours, tokens/s")
-        .unwrap();
-    assert_eq!(number["value"], 1234.0);
-    assert!(
-        outcome
-            .printed
-            .contains("layer 4096 x 4096, 1 rows, 0 outliers, ours, us"),
-        "{}",
-        outcome.printed
-    );
     assert!(outcome.logs.contains("test golden::codes ... ok"));
-    assert!(
-        std::fs::read_to_string(machine.path("out/bench.md"))
-            .unwrap()
-            .contains("| 4096 × 4096 | 1 | 0 | 9.50 |")
-    );
+    assert_numbers_are_reported(&machine, &outcome);
 }
 
 #[test]
@@ -99,29 +115,20 @@ fn failures_crashes_and_hangs_cost_no_other_step_its_results() {
     let expected =
         "failed: exit status 101: alone: 1 pass; fail: devices::wrong (101); not run again: 0";
     assert_eq!(outcome.result("models"), expected);
-    assert!(
-        outcome.result("gpt2-large").starts_with("timed out"),
-        "{}",
-        outcome.printed
-    );
-    assert!(
-        outcome
-            .result("linear-ours-no-overlap")
-            .starts_with("incomplete"),
-        "{}",
-        outcome.printed
-    );
+    assert_begins(&outcome, "gpt2-large", "timed out");
+    assert_begins(&outcome, "linear-ours-no-overlap", "incomplete");
 
-    for step in [
-        "facts",
-        "smoke",
-        "ours",
-        "linear-ours",
-        "probe",
-        "card-after",
-    ] {
-        assert_eq!(outcome.result(step), "ok", "{step}\n{}", outcome.printed);
-    }
+    assert_ok(
+        &outcome,
+        &[
+            "facts",
+            "smoke",
+            "ours",
+            "linear-ours",
+            "probe",
+            "card-after",
+        ],
+    );
 
     let first = "correctness failed (kernels, models, gpt2-large): numbers are not to be published";
     assert_eq!(outcome.results["verdict"], first);
@@ -144,13 +151,7 @@ fn a_failing_smoke_test_ends_the_run() {
     let outcome = machine.run(300, 60);
     assert_eq!(outcome.code, Some(1), "{}", outcome.printed);
     assert_eq!(outcome.result("facts"), "ok");
-    assert!(
-        outcome
-            .result("smoke")
-            .starts_with("failed: exit status 101"),
-        "{}",
-        outcome.printed
-    );
+    assert_begins(&outcome, "smoke", "failed: exit status 101");
     assert!(
         !outcome
             .steps()
@@ -175,11 +176,7 @@ fn no_step_starts_after_the_time_limit() {
 
     let outcome = machine.run(20, 9);
     assert_eq!(outcome.code, Some(3), "{}", outcome.printed);
-    assert!(
-        outcome.result("kernels").starts_with("timed out"),
-        "{}",
-        outcome.printed
-    );
+    assert_begins(&outcome, "kernels", "timed out");
 
     for step in [
         "models",

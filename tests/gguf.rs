@@ -188,9 +188,9 @@ fn false_headers_are_rejected() {
         assert!(error.to_string().contains("m.gguf"), "{error}");
     };
 
-    let with = |place: usize, value: u64| {
+    let with = |offset: usize, value: u64| {
         let mut changed = bytes.clone();
-        changed[place..place + 8].copy_from_slice(&value.to_le_bytes());
+        changed[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         changed
     };
 
@@ -238,9 +238,9 @@ proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
     /// A file with any byte changed gives a model or an error.
     #[test]
-    fn damaged_bytes_never_panic(place in 0usize..4000, byte in proptest::num::u8::ANY, model in 0usize..8) {
+    fn damaged_bytes_never_panic(offset in 0usize..4000, byte in proptest::num::u8::ANY, model in 0usize..8) {
         let mut bytes = std::fs::read(golden(&format!("gguf/{}.gguf", MODELS[model]))).unwrap();
-        bytes[place] = byte;
+        bytes[offset] = byte;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("m.gguf");
         std::fs::write(&path, bytes).unwrap();

@@ -113,12 +113,13 @@ fn byte_level(
     Tokenizer::from_gguf(&file(&metadata).1).map(Option::unwrap)
 }
 
-const IDS: fn() -> Vec<(&'static str, Meta<'static>)> = || {
+/// The keys that name `<s>` and `</s>`, the first two control tokens.
+fn bos_and_eos() -> Vec<(&'static str, Meta<'static>)> {
     vec![
         ("tokenizer.ggml.bos_token_id", Meta::Id(256)),
         ("tokenizer.ggml.eos_token_id", Meta::Id(257)),
     ]
-};
+}
 
 #[test]
 fn the_pre_tokenizer_decides_whether_text_begins_with_bos() {
@@ -129,7 +130,7 @@ fn the_pre_tokenizer_decides_whether_text_begins_with_bos() {
         ("gpt-2", false),
         ("dbrx", false),
     ] {
-        let tokenizer = byte_level(Some(pre), &["<s>", "</s>"], IDS()).unwrap();
+        let tokenizer = byte_level(Some(pre), &["<s>", "</s>"], bos_and_eos()).unwrap();
         assert_eq!(
             tokenizer.encode("ab").unwrap().first() == Some(&256),
             begins,
@@ -140,7 +141,11 @@ fn the_pre_tokenizer_decides_whether_text_begins_with_bos() {
 
 #[test]
 fn explicit_keys_override_the_pre_tokenizer() {
-    let flag = |key, value| [IDS(), vec![(key, Meta::Flag(value))]].concat_owned();
+    let with_flag = |key, value| {
+        let mut metadata = bos_and_eos();
+        metadata.push((key, Meta::Flag(value)));
+        metadata
+    };
     let ids = |pre, more| {
         byte_level(Some(pre), &["<s>", "</s>"], more)
             .unwrap()
@@ -149,34 +154,26 @@ fn explicit_keys_override_the_pre_tokenizer() {
     };
 
     assert_eq!(
-        ids("llama-bpe", flag("tokenizer.ggml.add_bos_token", false)),
+        ids(
+            "llama-bpe",
+            with_flag("tokenizer.ggml.add_bos_token", false)
+        ),
         [258]
     );
     assert_eq!(
-        ids("qwen2", flag("tokenizer.ggml.add_bos_token", true)),
+        ids("qwen2", with_flag("tokenizer.ggml.add_bos_token", true)),
         [256, 258]
     );
     assert_eq!(
-        ids("qwen2", flag("tokenizer.ggml.add_eos_token", true)),
+        ids("qwen2", with_flag("tokenizer.ggml.add_eos_token", true)),
         [258, 257]
     );
-}
-
-/// `concat` for lists whose items cannot be cloned.
-trait ConcatOwned<T> {
-    fn concat_owned(self) -> Vec<T>;
-}
-
-impl<T, const N: usize> ConcatOwned<T> for [Vec<T>; N] {
-    fn concat_owned(self) -> Vec<T> {
-        self.into_iter().flatten().collect()
-    }
 }
 
 #[test]
 fn the_pre_tokenizer_splits_words_and_unknown_ones_are_rejected() {
     let pieces = |pre| {
-        byte_level(pre, &["<s>", "</s>"], IDS())
+        byte_level(pre, &["<s>", "</s>"], bos_and_eos())
             .unwrap()
             .encode_templated("ab12")
             .unwrap()

@@ -232,12 +232,12 @@ fn views_past_the_end_of_their_storage_are_rejected_before_allocating() {
     assert!(error.contains("a size is -1"), "{error}");
 
     let missing = tensor(b"K\0K\x02\x85K\x01\x85");
-    let place = missing
+    let offset = missing
         .windows(6)
         .position(|bytes| bytes == b"X\x01\0\0\x000")
         .unwrap();
     let mut missing = missing.clone();
-    missing[place + 5] = b'7';
+    missing[offset + 5] = b'7';
     assert!(error_of(&missing).contains("needs the record `data/7`"));
 }
 
@@ -302,7 +302,7 @@ fn hostile_pickles_are_rejected_with_a_reason() {
     assert!(error_of(&endless).contains("opcodes"));
 }
 
-/// Opcodes with their arguments, most of them out of place.
+/// Opcodes with their arguments, most of them out of offset.
 fn opcode() -> impl Strategy<Value = Vec<u8>> {
     let globals = [
         "torch._utils\n_rebuild_tensor_v2\n",
@@ -328,8 +328,8 @@ fn opcode() -> impl Strategy<Value = Vec<u8>> {
         6 => plain.prop_map(|byte| vec![byte]),
         2 => any::<u8>().prop_map(|number| vec![b'K', number]),
         1 => any::<i32>().prop_map(|number| [&b"J"[..], &number.to_le_bytes()].concat()),
-        1 => any::<u8>().prop_map(|place| vec![b'q', place % 8]),
-        1 => any::<u8>().prop_map(|place| vec![b'h', place % 8]),
+        1 => any::<u8>().prop_map(|slot| vec![b'q', slot % 8]),
+        1 => any::<u8>().prop_map(|slot| vec![b'h', slot % 8]),
         1 => Just(b"X\x07\0\0\0storage".to_vec()),
         1 => Just(b"X\x01\0\0\x000".to_vec()),
         2 => prop::sample::select(names),
@@ -370,9 +370,9 @@ proptest! {
         cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
     ) {
         let mut bytes = std::fs::read(golden(&format!("field/pickles/{file}"))).unwrap();
-        for (place, byte) in changes {
-            let place = place.index(bytes.len());
-            bytes[place] = byte;
+        for (offset, byte) in changes {
+            let offset = offset.index(bytes.len());
+            bytes[offset] = byte;
         }
 
         if let Some(cut) = cut {

@@ -149,8 +149,8 @@ fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
         let ids: Vec<u32> = (0..24).map(|i| i * 37 % 128).collect();
         let host = step_by_step(&on(Placement::cpu()), &ids, 16);
         for device in few_devices() {
-            let there = step_by_step(&on(on_device(&device)), &ids, 16);
-            for (step, (ours, theirs)) in there.iter().zip(&host).enumerate() {
+            let ours = step_by_step(&on(on_device(&device)), &ids, 16);
+            for (step, (ours, theirs)) in ours.iter().zip(&host).enumerate() {
                 let apart = distance(ours, theirs);
                 assert!(apart < bound, "step {step} on {device:?}: {apart}");
             }
@@ -158,30 +158,10 @@ fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
     }
 }
 
-#[test]
-fn unsupported_combinations_are_rejected_by_name() {
-    let refused = |spec: &DecoderSpec| Plan::of(spec).unwrap_err().to_string();
-    let (_, spec) = small();
-
-    let mut clamped = spec.clone();
-    clamped.attention.qkv_clamp = Some(8.0);
-    assert!(refused(&clamped).contains("queries or keys that are both clamped and normalised"));
-
-    let mut after = spec.clone();
-    after.residual = Residual::NormAfter;
-    change_block(&mut after.tree, &mut |block| {
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_mlp_layernorm",
-            BlockSlot::MlpPostNorm,
-        );
-    });
-    assert!(refused(&after).contains("norms after the residual and norms of what joins it"));
-
-    // Queries, keys and values in one layer, of which norms would take a part.
-    let mut fused = spec.clone();
-    change_block(&mut fused.tree, &mut |block| {
+/// Merges the query, key and value layers of a block into one, as if it had no norms of queries and
+/// keys.
+fn fuse_qkv(tree: &mut Template) {
+    change_block(tree, &mut |block| {
         for (_, child) in block {
             let Template::Container(_, attention) = child else {
                 continue;
@@ -215,12 +195,37 @@ fn unsupported_combinations_are_rejected_by_name() {
             attention.insert(0, ("qkv_proj", Template::BlockPart(BlockSlot::Qkv, layer)));
         }
     });
+}
+
+#[test]
+fn unsupported_combinations_are_rejected_by_name() {
+    let error_of = |spec: &DecoderSpec| Plan::of(spec).unwrap_err().to_string();
+    let (_, spec) = small();
+
+    let mut clamped = spec.clone();
+    clamped.attention.qkv_clamp = Some(8.0);
+    assert!(error_of(&clamped).contains("queries or keys that are both clamped and normalised"));
+
+    let mut after = spec.clone();
+    after.residual = Residual::NormAfter;
+    change_block(&mut after.tree, &mut |block| {
+        copy_norm(
+            block,
+            BlockSlot::MlpNorm,
+            "post_mlp_layernorm",
+            BlockSlot::MlpPostNorm,
+        );
+    });
+    assert!(error_of(&after).contains("norms after the residual and norms of what joins it"));
+
+    let mut fused = spec.clone();
+    fuse_qkv(&mut fused.tree);
     assert!(
-        refused(&fused)
+        error_of(&fused)
             .contains("norms of queries or keys that come from one layer with the values")
     );
 
     let mut wide = spec;
     wide.attention.head_size = 16;
-    assert!(refused(&wide).contains("layers of other widths"));
+    assert!(error_of(&wide).contains("layers of other widths"));
 }

@@ -299,14 +299,20 @@ fn no_unfinished_or_debugging_code_is_left() {
 #[test]
 fn libraries_neither_print_nor_read_the_environment() {
     check(&[".rs"], |name, text| {
-        match ENVIRONMENT_ALLOWED.iter().any(|place| name.contains(place)) {
+        match ENVIRONMENT_ALLOWED
+            .iter()
+            .any(|allowed| name.contains(allowed))
+        {
             true => Vec::new(),
             false => forbidden(text, &["env::var"], "libraries do not read the environment"),
         }
     });
     let print = ["println!", "eprintln!", " print!", " eprint!", "(print!"];
     check(&[".rs"], |name, text| {
-        match PRINTING_ALLOWED.iter().any(|place| name.contains(place)) {
+        match PRINTING_ALLOWED
+            .iter()
+            .any(|allowed| name.contains(allowed))
+        {
             true => Vec::new(),
             false => forbidden(text, &print, "libraries do not print"),
         }
@@ -316,7 +322,10 @@ fn libraries_neither_print_nor_read_the_environment() {
 #[test]
 fn unsafe_code_stays_where_it_is_allowed() {
     check(&[".rs"], |name, text| {
-        match UNSAFE_ALLOWED.iter().any(|place| name.starts_with(place)) {
+        match UNSAFE_ALLOWED
+            .iter()
+            .any(|allowed| name.starts_with(allowed))
+        {
             true => Vec::new(),
             false => unsafe_code(text),
         }
