@@ -1,5 +1,5 @@
-//! 8-bit checkpoints in the format of bitsandbytes: reading its own (`golden/bnb_checkpoints`), writing
-//! the same, and broken ones.
+//! 8-bit checkpoints in the format of bitsandbytes: reading its own (`golden/bnb_checkpoints`),
+//! writing the same, and broken ones.
 
 use crate::support::{
     Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error,
@@ -187,8 +187,8 @@ fn a_saved_skip_list_includes_the_default_names() {
     assert!(model.to_string().contains("(c_fc): Conv1D(nf=192, nx=48)"));
 }
 
-/// Checks that a layer's float weights are `code · absmax / 127`, with absmax by output row. gpt2 stores
-/// them transposed: `[in, out]`.
+/// Checks that a layer's float weights are `code · absmax / 127`, with absmax by output row. gpt2
+/// stores them transposed: `[in, out]`.
 fn assert_code_times_step(layer: &str, int8: &Tensors, float: &Tensors) {
     let (_, shape, codes) = &int8[&format!("{layer}.weight")];
     let absmax = f32_values(&int8[&format!("{layer}.SCB")].2);

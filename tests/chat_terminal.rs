@@ -7,8 +7,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-/// Starts a chat on a terminal, which Python makes: `None` without Python. Long replies by the slowest
-/// kernels leave time to interrupt them.
+/// Starts a chat on a terminal, which Python makes: `None` without Python. Long replies by the
+/// slowest kernels leave time to interrupt them.
 fn chat_on_a_terminal(template: &str) -> Option<KilledOnDrop> {
     let pty = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let program = env!("CARGO_BIN_EXE_llm-int8");

@@ -130,8 +130,8 @@ fn built_in_models_and_local_paths_cannot_be_pulled() {
     );
 }
 
-/// A quantised copy includes every small file, so that transformers finds the same tokenizer and chat
-/// templates in it.
+/// A quantised copy includes every small file, so that transformers finds the same tokenizer and
+/// chat templates in it.
 #[test]
 fn a_saved_copy_includes_every_small_file() {
     let parent = parent_of_gpt2();

@@ -73,8 +73,8 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     );
 }
 
-/// Writes a sparse safetensors file with the header of gpt2-large on the hub. Returns the size of its
-/// tensors in bytes.
+/// Writes a sparse safetensors file with the header of gpt2-large on the hub. Returns the size of
+/// its tensors in bytes.
 fn write_gpt2_large_header(path: &Path) -> u64 {
     let layers = 36u64;
     let hidden = 1280u64;

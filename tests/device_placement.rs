@@ -23,8 +23,8 @@ fn budget(device: &Device, most: u64) -> DeviceBudget {
     }
 }
 
-/// Checks that the parts of a model are where they were planned, each in use, and that its logits are
-/// those of the CPU.
+/// Checks that the parts of a model are where they were planned, each in use, and that its logits
+/// are those of the CPU.
 fn check_placed(
     model: &Decoder,
     planned: &[PlacedPart],

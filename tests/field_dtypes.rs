@@ -1,5 +1,5 @@
-//! Weights in the dtypes found in the wild: what they are loaded as, and how they are rounded before
-//! they are quantised, against torch (`golden/field/weights.json`).
+//! Weights in the dtypes found in the wild: what they are loaded as, and how they are rounded
+//! before they are quantised, against torch (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
     NORM, UP, config, distance, expected, floats, floats_in_f32, folder, int8_in_f32, load,

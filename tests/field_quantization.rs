@@ -1,5 +1,5 @@
-//! Weights that `config.json` or their own tensors declare to be 8 bit, as found in the wild, against
-//! what transformers makes of them (`golden/field/weights.json`).
+//! Weights that `config.json` or their own tensors declare to be 8 bit, as found in the wild,
+//! against what transformers makes of them (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
     UP, config, distance, expected, floats_in_f32, folder, int8_in_f32, load, ones, tensors,

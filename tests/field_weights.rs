@@ -88,7 +88,8 @@ fn extra_layers_are_ignored_but_missing_tensors_are_errors() {
     assert!(error.contains("has no tensor"), "{error}");
 }
 
-/// The names of two shards, their tensors (alternating between the two), and the index's weight map.
+/// The names of two shards, their tensors (alternating between the two), and the index's weight
+/// map.
 fn shards() -> (
     [&'static str; 2],
     [Tensors; 2],

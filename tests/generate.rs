@@ -376,8 +376,8 @@ fn an_int8_head_is_accurate_and_smaller_but_cannot_be_saved() {
 
 #[test]
 fn prefill_time_ends_when_the_first_token_is_known() {
-    // Devices work asynchronously: a pass returns once it is queued, and only reading the token waits
-    // for it. The emulated device does all of the queued work at that point.
+    // Devices work asynchronously: a pass returns once it is queued, and only reading the token
+    // waits for it. The emulated device does all of the queued work at that point.
     for device in testing::devices(&[0])
         .into_iter()
         .filter(|device| device.name().starts_with("emulated"))

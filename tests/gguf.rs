@@ -1,5 +1,5 @@
-//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), a tokenizer in
-//! the metadata, and files with false headers.
+//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), a tokenizer
+//! in the metadata, and files with false headers.
 
 use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
 use candle_core::{DType, Tensor};

@@ -1,5 +1,5 @@
-//! Tokenizers from GGUF metadata, with llama.cpp's defaults: which tokens text begins and ends with,
-//! and how it is split.
+//! Tokenizers from GGUF metadata, with llama.cpp's defaults: which tokens text begins and ends
+//! with, and how it is split.
 
 use llm_int8::nn::checkpoint::GgufFile;
 use llm_int8::{Result, Tokenizer};

@@ -2,7 +2,8 @@
 //!
 //! `LLM_INT8_GPT2_LARGE` names the model's folder (scripts/make_random_gpt2.py makes one); without
 //! it nothing is tested. `LLM_INT8_GPT2_LARGE_REFERENCE` names the file with the CPU's logits. If
-//! `LLM_INT8_GPT2_LARGE_WRITE` is set, they are written to that file instead (scripts/gpu_tests.sh).
+//! `LLM_INT8_GPT2_LARGE_WRITE` is set, they are written to that file instead
+//! (scripts/gpu_tests.sh).
 
 use crate::support::devices::{distance, few_devices, on_device, options, step_by_step};
 use crate::support::{Tensors, write_tensors};
@@ -13,8 +14,8 @@ use llm_int8_nn::linear::OutlierScope;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Blocks of a model that is too shallow for differences to grow, and the bound on its difference as a
-/// fraction of the quantisation error.
+/// Blocks of a model that is too shallow for differences to grow, and the bound on its difference
+/// as a fraction of the quantisation error.
 const SHALLOW: usize = 2;
 const SHALLOW_BOUND: f64 = 0.5;
 
@@ -180,8 +181,8 @@ fn check_device(models: &Models, reference: &Reference, device: &Device) {
 
         // Where the last bit of a norm differs, an int8 code may differ by one, and the difference
         // grows from block to block. After two blocks it is a small part of the quantisation error.
-        // After 36 blocks of random weights it is nearly as large: the CPU's own logits move by 0.75 to
-        // 0.86 of that error when the last bit of every 64th position embedding changes.
+        // After 36 blocks of random weights it is nearly as large: the CPU's own logits move by
+        // 0.75 to 0.86 of that error when the last bit of every 64th position embedding changes.
         for (blocks, ours, theirs, float, bound) in [
             (
                 "two blocks",

@@ -1,5 +1,5 @@
-//! Int8 against values that only GPT-2's golden folder has: one sequence alone, and original outlier
-//! weights. `families.rs` tests what every family has.
+//! Int8 against values that only GPT-2's golden folder has: one sequence alone, and original
+//! outlier weights. `families.rs` tests what every family has.
 
 use crate::support::{golden, golden_tensor, relative_error};
 use candle_core::{DType, Tensor};

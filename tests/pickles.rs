@@ -1,5 +1,5 @@
-//! Files written by `torch.save` (`golden/field/pickles`, made by scripts/make_field_weights_golden.py),
-//! and damaged ones.
+//! Files written by `torch.save` (`golden/field/pickles`, made by
+//! scripts/make_field_weights_golden.py), and damaged ones.
 
 use crate::support::{golden, read_tensors};
 use llm_int8_nn::Result;

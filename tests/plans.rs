@@ -1,5 +1,5 @@
-//! Decoder plans: the plan of every family as text, what is rejected, and combinations that no family
-//! has, on the CPU and on devices.
+//! Decoder plans: the plan of every family as text, what is rejected, and combinations that no
+//! family has, on the CPU and on devices.
 
 use crate::support::devices::{
     distance, few_devices, on_device, options, step_by_step, write_random,
@@ -88,10 +88,10 @@ fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) 
     }
 }
 
-/// Adds a module `name` to a block: the norm in slot `from`, copied to slot `to`.
-fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: BlockSlot) {
+/// Adds a module `name` to a block: a copy of the norm before the MLP, in slot `to`.
+fn copy_mlp_norm(children: &mut Children, name: &'static str, to: BlockSlot) {
     let norm = children.iter().find_map(|(_, child)| match child {
-        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == from => {
+        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == BlockSlot::MlpNorm => {
             Some(part.clone())
         }
         _ => None,
@@ -104,18 +104,8 @@ fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
     let (config, mut spec) = small();
     spec.residual = Residual::Parallel;
     change_block(&mut spec.tree, &mut |block| {
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_mlp_layernorm",
-            BlockSlot::MlpPostNorm,
-        );
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_attention_norm",
-            BlockSlot::AttentionPostNorm,
-        );
+        copy_mlp_norm(block, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
+        copy_mlp_norm(block, "post_attention_norm", BlockSlot::AttentionPostNorm);
     });
     let text = Plan::of(&spec).unwrap().to_string();
     let steps: Vec<&str> = text
@@ -209,12 +199,7 @@ fn unsupported_combinations_are_rejected_by_name() {
     let mut after = spec.clone();
     after.residual = Residual::NormAfter;
     change_block(&mut after.tree, &mut |block| {
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_mlp_layernorm",
-            BlockSlot::MlpPostNorm,
-        );
+        copy_mlp_norm(block, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
     });
     assert!(error_of(&after).contains("norms after the residual and norms of what joins it"));
 

@@ -1,6 +1,6 @@
 //! Trained weights: SmolLM2-135M-Instruct from a GGUF file, against transformers and bitsandbytes
-//! (`golden/smollm2`). `scripts/fetch_smollm2.sh` fetches the file; without it these tests print that
-//! they are skipped.
+//! (`golden/smollm2`). `scripts/fetch_smollm2.sh` fetches the file; without it these tests print
+//! that they are skipped.
 
 use crate::support::golden_text;
 use llm_int8::decoder::{LoadOptions, WeightDtype};
@@ -108,8 +108,8 @@ fn int8_perplexity_matches_bitsandbytes_for_every_outlier_setting() {
             let ours = perplexity(&load(&file, Some(config)));
             match outlier_weights {
                 OutlierWeights::Dequantized => assert_close(ours, theirs, 0.005),
-                // bitsandbytes has no such setting. It may come closer to the unquantised model, and
-                // hardly farther from it.
+                // bitsandbytes has no such setting. It may come closer to the unquantised model,
+                // and hardly farther from it.
                 OutlierWeights::Original => {
                     assert_close(ours, theirs, 0.01);
                     assert!(

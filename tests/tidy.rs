@@ -86,7 +86,8 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file of the tree with one of these endings: its path relative to the root, and its full path.
+/// Every file of the tree with one of these endings: its path relative to the root, and its full
+/// path.
 fn files(endings: &[&str]) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
     let mut folders = vec![root()];

@@ -1,5 +1,5 @@
-//! Tokenizers against transformers'. `golden/tokenizers` holds a small vocabulary for every class and
-//! file format, with what transformers 4.57 makes of strings and ids
+//! Tokenizers against transformers'. `golden/tokenizers` holds a small vocabulary for every class
+//! and file format, with what transformers 4.57 makes of strings and ids
 //! (`scripts/check_tokenizers.py`, which compares 500 strings each).
 
 use crate::support::{golden, golden_text, llm_int8, llm_int8_with_input, stdout};

@@ -10,8 +10,8 @@ use llm_int8_nn::linear::{Int8Config, OutlierScope};
 /// Memory of an emulated device in bytes.
 pub(crate) const MEMORY: u64 = 1 << 30;
 
-/// Emulated devices that run threads in order and shuffled, and the GPU without and with overlapping
-/// kernels.
+/// Emulated devices that run threads in order and shuffled, and the GPU without and with
+/// overlapping kernels.
 pub(crate) fn devices() -> Vec<Device> {
     testing::devices(&[0, 7])
 }

@@ -47,7 +47,8 @@ pub(crate) fn folder(config: &Value, tensors: &Tensors) -> TempDir {
     folder
 }
 
-/// Loads a model, and checks that planning it from the headers alone gives the same tree and warnings.
+/// Loads a model, and checks that planning it from the headers alone gives the same tree and
+/// warnings.
 pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<AutoModelForCausalLM> {
     let hub = HubConfig {
         offline: true,

@@ -1,5 +1,5 @@
-//! A machine for `scripts/gpu_first_light.sh` whose program, test executables and tools are stand-ins
-//! that pass, fail, crash or hang as a test says, and the outcome of a run of the script.
+//! A machine for `scripts/gpu_first_light.sh` whose program, test executables and tools are
+//! stand-ins that pass, fail, crash or hang as a test says, and the outcome of a run of the script.
 
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// Starts a process that hangs, ignores SIGTERM and leaves its process group. It appends its id to the
-/// file `$HUNG`, so that tests can check that it is gone.
+/// Starts a process that hangs, ignores SIGTERM and leaves its process group. It appends its id to
+/// the file `$HUNG`, so that tests can check that it is gone.
 const HANG: &str = "python3 -c 'import os, signal, sys, time\nos.setpgid(0, 0)\nsignal.signal(15, signal.SIG_IGN)\n\
                     open(sys.argv[1], \"a\").write(f\"{os.getpid()}\\n\")\ntime.sleep(60)' \"$HUNG\" & wait";
 
@@ -27,8 +27,8 @@ case "$*" in
 esac
 "#;
 
-/// A test executable with libtest's options and output. Lines `run NAME BEHAVIOUR` follow, one for each
-/// test; `alone` is a test that passes only when it runs alone.
+/// A test executable with libtest's options and output. Lines `run NAME BEHAVIOUR` follow, one for
+/// each test; `alone` is a test that passes only when it runs alone.
 const SUITE: &str = r#"#!/bin/sh
 list= exact= filters= status=0
 while [ $# -gt 0 ]; do
