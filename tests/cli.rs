@@ -229,7 +229,7 @@ fn loading_options_work_and_change_the_logits_where_they_should() {
         assert_ne!(logits(more), default, "{more:?}");
     }
 
-    // The checkpoint is f16, and `auto` and the default keep that.
+    // The checkpoint is f16. The default and `auto` both keep that dtype.
     for same in [
         &["--dtype", "auto"][..],
         &["--threads", "1"],

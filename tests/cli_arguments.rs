@@ -335,7 +335,7 @@ fn the_largest_generation_options_do_no_harm() {
     );
 }
 
-/// As above, for batches, windows, shards and memory limits.
+/// The same for batches, windows, shards and memory limits.
 #[test]
 fn the_largest_sizes_do_no_harm() {
     let folder = TempDir::new().unwrap();

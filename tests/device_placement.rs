@@ -73,7 +73,7 @@ fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
         let theirs = step_by_step(&host, &ids, 21);
         let mut seen = Vec::new();
 
-        // From nothing on devices to everything, in steps smaller than a block.
+        // From everything on the CPU to everything on devices, in steps smaller than a block.
         for (on_first, on_second) in (0..80)
             .map(|i| (i * 20_000, 0))
             .chain((0..80).map(|i| (i * 12_000, i * 12_000)))
@@ -97,7 +97,7 @@ fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
             seen.push(shape);
         }
 
-        // Everything on the CPU, everything on a device, and shapes between.
+        // At least everything on the CPU, everything on a device, and two placements between.
         if seen.len() < 4 {
             Err(format!("only {} maps were tried: {seen:?}", seen.len()))
         } else {

@@ -16,7 +16,7 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::OutlierScope;
 use std::sync::Arc;
 
-/// A sequence of which the last token's logits are requested.
+/// A sequence whose last token's logits are requested.
 fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
     SequenceInput {
         ids,

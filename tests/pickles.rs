@@ -302,7 +302,7 @@ fn hostile_pickles_are_rejected_with_a_reason() {
     assert!(error_of(&endless).contains("opcodes"));
 }
 
-/// Opcodes with their arguments, most of them out of offset.
+/// Opcodes with their arguments, as a rule invalid where they end up.
 fn opcode() -> impl Strategy<Value = Vec<u8>> {
     let globals = [
         "torch._utils\n_rebuild_tensor_v2\n",

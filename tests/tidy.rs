@@ -1,6 +1,6 @@
 //! Rules of the source tree: which crate may depend on which, how long a file may be, what must not
-//! be left behind. CONTRIBUTING.md gives the reasons. Each check is a function over text, and has a
-//! test of its own.
+//! be left behind. CONTRIBUTING.md gives the reasons. Each check is a function over text,
+//! and the last test tests them.
 
 use std::path::{Path, PathBuf};
 
