@@ -17,10 +17,12 @@ pub(crate) fn error(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
+
     if let Some(hint) = crate::hints::of_chain(error) {
         text.push_str(": ");
         text.push_str(hint);
     }
+
     line(&format!("error: {text}"));
 }
 
@@ -40,6 +42,7 @@ pub(crate) fn show_warnings() {
 
         fn flush(&self) {}
     }
+
     // Only a second logger would be refused, and there is none.
     let _ = log::set_logger(&Warnings);
     log::set_max_level(log::LevelFilter::Warn);
@@ -72,8 +75,10 @@ pub(crate) fn grouped(number: u64) -> String {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
             text.push(',');
         }
+
         text.push(digit);
     }
+
     text
 }
 
@@ -123,11 +128,13 @@ impl Downloads {
         if self.hides_progress {
             return;
         }
+
         let from = if resumed_from > 0 {
             format!(", going on from {}", bytes(resumed_from))
         } else {
             String::new()
         };
+
         match &self.bar {
             None => {
                 let size = total.map_or("size unknown".into(), bytes);
@@ -140,6 +147,7 @@ impl Downloads {
                 if let Some(total) = total {
                     new.set_length(total);
                 }
+
                 new.set_message(file.to_owned());
                 new.set_position(resumed_from);
                 new.reset_eta();
@@ -156,6 +164,7 @@ impl Downloads {
                 if let Some(text) = text {
                     bar.suspend(|| line(&text));
                 }
+
                 act(&bar);
             }
             (None, Some(text)) => line(&text),
@@ -185,6 +194,7 @@ impl Progress for Downloads {
                 );
                 self.update(Some(text), |_| ());
             }
+
             ProgressEvent::Restart { file, reason } => {
                 self.update(Some(format!("{file}: starting over ({reason})")), |bar| {
                     bar.set_position(0)

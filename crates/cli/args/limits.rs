@@ -68,6 +68,7 @@ pub(super) fn shape(text: &str) -> Result<[usize; 2], String> {
     let Some((Ok(out), Ok(inputs))) = sizes else {
         return Err("two sizes were expected, outputs and inputs, as 4096x11008".into());
     };
+
     if ![out, inputs]
         .iter()
         .all(|size| (1..=MOST_FEATURES).contains(size))
@@ -125,6 +126,7 @@ mod tests {
                 "{wrong}"
             );
         }
+
         assert!(
             bench_tokens("1")
                 .unwrap_err()

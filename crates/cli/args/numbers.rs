@@ -21,6 +21,7 @@ pub(crate) fn with_negative_numbers(arguments: impl Iterator<Item = OsString>) -
             }
         }
     }
+
     arguments
 }
 
@@ -29,6 +30,7 @@ fn is_negative(text: &str) -> bool {
     let Some(number) = text.strip_prefix('-') else {
         return false;
     };
+
     let number = number.to_ascii_lowercase();
     number.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         || ["inf", "nan"].iter().any(|name| number.starts_with(name))
@@ -50,10 +52,12 @@ impl Numbers {
             place: 0,
             values: Vec::new(),
         };
+
         let mut shapes = Vec::new();
         while let Some(shape) = reader.item(0).map_err(UsageError)? {
             shapes.push(shape);
         }
+
         if let Some(rest) = reader.peek() {
             return Err(UsageError(format!("`{rest}` closes nothing; {EXPECTED}")));
         }
@@ -64,6 +68,7 @@ impl Numbers {
             [one] => one.clone(),
             _ => common(&shapes).map_err(UsageError)?,
         };
+
         Ok(Self {
             values: reader.values,
             shape,
@@ -103,6 +108,7 @@ impl<'a> Reader<'a> {
         if depth > DEEPEST {
             return Err(format!("more than {DEEPEST} brackets within each other"));
         }
+
         loop {
             let had_comma = self.separator()?;
             let word = match self.peek() {
@@ -110,14 +116,17 @@ impl<'a> Reader<'a> {
                 Some(open @ ('[' | '(')) => return self.list(open, depth).map(Some),
                 Some(_) => self.word(),
             };
+
             // What follows the numbers of a tensor, as dtype=torch.float32.
             if word.contains('=') && depth > 0 && had_comma {
                 self.skip_value();
                 continue;
             }
+
             if self.peek() == Some('(') && is_call(word) {
                 return self.call(depth).map(Some);
             }
+
             self.values.push(number(word)?);
             return Ok(Some(Vec::new()));
         }
@@ -130,12 +139,14 @@ impl<'a> Reader<'a> {
         while let Some(shape) = self.item(depth + 1)? {
             shapes.push(shape);
         }
+
         let close = if open == '[' { ']' } else { ')' };
         if self.peek() != Some(close) {
             return Err(format!(
                 "a `{open}` lacks its `{close}`; quote what holds brackets or blanks"
             ));
         }
+
         self.place += 1;
         match shapes.is_empty() {
             true => Ok(vec![0]),
@@ -160,6 +171,7 @@ impl<'a> Reader<'a> {
         if self.peek() != Some(',') {
             return Ok(false);
         }
+
         self.place += 1;
         self.blanks();
         match self.peek() {
@@ -197,6 +209,7 @@ impl<'a> Reader<'a> {
                 ',' | ')' | ']' if depth == 0 => return true,
                 _ => {}
             }
+
             false
         };
         self.place += rest.find(ends).unwrap_or(rest.len());
@@ -231,11 +244,13 @@ fn number(word: &str) -> Result<f32, String> {
             .and_then(|i| bytes.get(i))
             .is_some_and(u8::is_ascii_digit)
     };
+
     // Underscores stand between digits, as in 1_000.
     let are_placed = |(i, _): (usize, &str)| is_digit(i.checked_sub(1)) && is_digit(Some(i + 1));
     if !word.match_indices('_').all(are_placed) {
         return Err(wrong());
     }
+
     let value: f64 = word.replace('_', "").parse().map_err(|_| wrong())?;
     let is_written_infinite = word.to_ascii_lowercase().contains("inf");
     match value as f32 {
@@ -291,6 +306,7 @@ mod tests {
                 .map(|argument| argument.to_str().unwrap().to_owned())
                 .collect::<Vec<_>>()
         };
+
         for number in [
             "-2e-05",
             "-1E-3",
@@ -304,6 +320,7 @@ mod tests {
         ] {
             assert_eq!(escaped(number), [format!(" {number}")]);
         }
+
         let options = ["1", "-h", "-V", "--json", "--scheme", "-", "--", "-x"];
         assert_eq!(escaped(&options.join(" ")), options);
         let others = ["llm-int8", "run", "-5"].map(OsString::from);
@@ -379,6 +396,7 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
+
         assert!(
             read(&"[".repeat(100_000))
                 .unwrap_err()

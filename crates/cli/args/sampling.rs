@@ -118,6 +118,7 @@ impl SamplingArgs {
         if self.ignore_eos {
             config.eos_token_ids.clear();
         }
+
         config
     }
 
@@ -270,6 +271,7 @@ mod tests {
                 "{filter}"
             );
         }
+
         assert!(given(&["--top-k", "5"], GenerationConfig::default()).do_sample);
         assert!(!given(&["--temperature", "0"], GenerationConfig::default()).do_sample);
         let files = GenerationConfig {
@@ -286,6 +288,7 @@ mod tests {
         for wrong in ["", "5,", "-1", "a"] {
             assert!(token_ids(wrong).is_err(), "{wrong}");
         }
+
         for wrong in ["", "15", "1.5,2", "15,-1", "15,x", "15,1.5,2"] {
             assert!(decay(wrong).is_err(), "{wrong}");
         }

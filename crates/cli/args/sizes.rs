@@ -14,6 +14,7 @@ pub(super) fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
             bytes,
         });
     }
+
     let number = device.strip_prefix("cuda:").unwrap_or(device).parse();
     let number =
         number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
@@ -42,6 +43,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
             ));
         }
     };
+
     let number: u64 = text[..digits]
         .parse()
         .map_err(|_| "a whole number and a unit were expected, as 5GB")?;
@@ -84,6 +86,7 @@ mod tests {
                 bytes: 2 << 30
             })
         );
+
         assert_eq!(
             memory_limit("cuda:0=5MB"),
             Ok(MemoryLimit {
@@ -91,6 +94,7 @@ mod tests {
                 bytes: 5_000_000
             })
         );
+
         assert_eq!(
             memory_limit("cpu=1"),
             Ok(MemoryLimit {
@@ -98,6 +102,7 @@ mod tests {
                 bytes: 1
             })
         );
+
         for wrong in ["", "5GB", "x=5GB", "0=", "0=5XB", "-1=5GB"] {
             assert!(memory_limit(wrong).is_err(), "{wrong}");
         }

@@ -20,6 +20,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     if !args.linear.is_empty() {
         return linear(args);
     }
+
     let model = load(&args.model)?;
     let options = options(args, model.decoder().spec().positions)?;
     let report = model
@@ -30,6 +31,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         false => as_text(&model, &report).context("the report cannot be written")?,
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
+
     Ok(())
 }
 
@@ -59,14 +61,17 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, UsageErro
     if options.contexts.is_empty() && (args.contexts.is_some() || options.prompts.is_empty()) {
         return Err(UsageError(contexts));
     }
+
     if options.prompts.is_empty() && args.prompts.is_some() {
         return Err(UsageError(prompts));
     }
+
     for (lengths, text) in [(&left_out.contexts, contexts), (&left_out.prompts, prompts)] {
         if !lengths.is_empty() {
             line(&format!("note: left out: {text}"));
         }
     }
+
     Ok(options)
 }
 
@@ -112,11 +117,13 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
         writeln!(stdout, "{object:#}")?;
         return Ok(());
     }
+
     writeln!(
         stdout,
         "{device}\n{:>13} {:>6} {:>9} {:>12} {:>10} {:>10}",
         "out x in", "rows", "outliers", "microseconds", "GB/s", "TOPS"
     )?;
+
     for rate in &rates {
         let codes = (rate.out_features * rate.in_features) as f64;
         writeln!(
@@ -130,6 +137,7 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
             2.0 * codes * rate.rows as f64 / rate.microseconds / 1e6,
         )?;
     }
+
     Ok(())
 }
 
@@ -150,6 +158,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
             "share_of_read_limit": rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate,
         })
     });
+
     let prefill = report
         .prefill
         .iter()
@@ -162,6 +171,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
             "acceptance": rate.acceptance,
         })
     });
+
     json!({
         "model": model.name(),
         "device": device(model),
@@ -202,6 +212,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
                 report.isa,
                 threads()
             )?;
+
             let read = report.read_rate / 1e9;
             writeln!(
                 text,
@@ -218,17 +229,20 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             )?;
         }
     }
+
     let footprint = bytes(model.memory_footprint().actual());
     writeln!(
         text,
         "load: {:.2} s, model {footprint}{peak}\n",
         load.duration.as_secs_f64()
     )?;
+
     writeln!(
         text,
         "{:>18} {:>10}  of what reading allows",
         "decode after", "tokens/s"
     )?;
+
     for rate in &report.decode {
         let share = rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate;
         let what = match rate.batch {
@@ -242,10 +256,12 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             100.0 * share
         )?;
     }
+
     writeln!(text, "{:>18} {:>10}", "prompt of", "tokens/s")?;
     for rate in &report.prefill {
         writeln!(text, "{:>18} {:>10.1}", rate.tokens, rate.tokens_per_second)?;
     }
+
     if let Some(rate) = report.speculation {
         writeln!(text, "{:>18} {:>10}", "repetitive text", "tokens/s")?;
         writeln!(
@@ -253,6 +269,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             "{:>18} {:>10.1}",
             "plain", rate.plain_tokens_per_second
         )?;
+
         let drafts = format!("{} drafts", rate.drafts);
         writeln!(
             text,
@@ -261,6 +278,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             100.0 * rate.acceptance
         )?;
     }
+
     Ok(text)
 }
 

@@ -29,11 +29,13 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
+
     let inputs = ChatInputs {
         tools: json_objects(args.tools.as_deref())?,
         documents: json_objects(args.documents.as_deref())?,
         ..ChatInputs::default()
     };
+
     let model = load(&args.model)?;
     let chat = match given {
         Some(text) => Chat::with_template(&model, model.chat_template_of(&text)?),
@@ -60,10 +62,12 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             },
         }
     }
+
     // Whoever reads along has seen what failed; a script has the exit code alone.
     if !lines.is_terminal() && failures > 0 && replies == 0 {
         anyhow::bail!("no turn got a reply");
     }
+
     Ok(())
 }
 
@@ -74,6 +78,7 @@ fn generation(model: &AutoModelForCausalLM, args: &ChatArgs) -> GenerationConfig
     if config.max_new_tokens.is_none() && config.max_length.is_none() {
         config.max_new_tokens = Some(NEW_TOKENS);
     }
+
     config
 }
 
@@ -89,6 +94,7 @@ fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Va
             path.display()
         );
     }
+
     Ok(Some(list))
 }
 
@@ -115,9 +121,11 @@ fn turn(
             ControlFlow::Continue(())
         }
     });
+
     if let Some(error) = failed {
         return Err(error.into());
     }
+
     match reply {
         Ok(reply) => {
             writeln!(stdout)?;
@@ -141,12 +149,14 @@ fn tell(reply: &Reply, is_quiet: bool) {
             reply.forgotten
         ));
     }
+
     match reply.generated.finish_reason {
         FinishReason::Interrupted => line("[stopped]"),
         FinishReason::Time => line("[cut off by max_time of the model's generation_config.json]"),
         FinishReason::Length => line("[cut off by --max-new-tokens or the end of the context]"),
         _ => {}
     }
+
     if !is_quiet {
         let rate = timing
             .decode_rate()
@@ -171,6 +181,7 @@ impl Lines {
         if !std::io::stdin().is_terminal() {
             return Ok(Self::Plain(std::io::stdin().lines()));
         }
+
         line(HELP);
         Ok(Self::Terminal(Box::new(
             rustyline::DefaultEditor::new().context("the terminal cannot be used")?,

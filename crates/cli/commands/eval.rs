@@ -18,11 +18,13 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
             args.text.display()
         )
     })?;
+
     let model = load(&args.model)?;
     let mut ids = model.tokenizer()?.encode(&text)?;
     if let Some(most) = args.max_tokens {
         ids.truncate(most);
     }
+
     let options = PerplexityOptions {
         window: args.window,
         stride: args.stride.unwrap_or(args.window),
@@ -33,6 +35,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     });
+
     bar.finish_and_clear();
     let found = found?;
     let text = match args.json {
@@ -59,5 +62,6 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
             options.window, options.stride
         ));
     }
+
     Ok(())
 }

@@ -64,12 +64,14 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
             .build_global()
             .context("the threads cannot be set up")?;
     }
+
     let isa = match std::env::var("LLM_INT8_ISA") {
         Ok(name) if !name.is_empty() => {
             Isa::by_name(&name).map_err(|cause| UsageError(format!("LLM_INT8_ISA: {cause}")))?
         }
         _ => Isa::detect(),
     };
+
     let int8 = Int8Config {
         outlier_scope: match args.outliers {
             Outliers::Batch => OutlierScope::Batch,
@@ -81,6 +83,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         },
         ..Int8Config::default()
     };
+
     let options = LoadOptions {
         dtype: weight_dtype(args.dtype),
         int8: (!args.no_quantize).then_some(int8),
@@ -91,6 +94,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         isa,
         placement: placement(args)?,
     };
+
     Ok(LoadConfig {
         options,
         hub: hub_config(args.offline),
@@ -103,6 +107,7 @@ fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
     if is_auto && args.outlier_weights == Weights::Original {
         return Ok(Placement::cpu());
     }
+
     let config = DeviceConfig {
         devices: args.device.clone(),
         map: args.device_map == Some(DeviceMapName::Auto),
@@ -131,6 +136,7 @@ fn part_text(part: &PlacedPart) -> String {
     if part.has_head {
         what.push("embedding and head".to_owned());
     }
+
     match part.blocks.len() {
         0 => {}
         1 => what.push(format!("block {}", part.blocks.start)),
@@ -140,6 +146,7 @@ fn part_text(part: &PlacedPart) -> String {
             part.blocks.end - 1
         )),
     }
+
     format!("{} ({}): {}", part.device, part.hardware, what.join(", "))
 }
 
@@ -151,12 +158,14 @@ fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
         let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
         return Err(UsageError(text.into()).into());
     }
+
     let may_be_cpu = args.device == [DeviceName::Auto] || args.device == [DeviceName::Cpu];
     if speculate > 0 && !may_be_cpu {
         let text = "--speculate computes on the CPU: GPUs add in another order for one token than for several, \
                     and drafts could change the text; use --device cpu";
         return Err(UsageError(text.into()).into());
     }
+
     Ok(())
 }
 

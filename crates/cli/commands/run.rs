@@ -17,6 +17,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.prompts_file {
         return batch(args, file);
     }
+
     let prompt = prompt(args)?;
     let model = load(&args.model)?;
     let config = generation(&model, args);
@@ -26,9 +27,11 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     } else {
         stream(generation)?
     };
+
     if !args.quiet {
         report(&model, &generated);
     }
+
     Ok(())
 }
 
@@ -47,6 +50,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         ))
         .into());
     }
+
     let model = load(&args.model)?;
     let config = generation(&model, args);
     let started = Instant::now();
@@ -66,6 +70,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         });
         writeln!(stdout, "{object}")?;
     }
+
     if !args.quiet {
         let tokens: usize = all.iter().map(|generated| generated.ids.len()).sum();
         let (count, at_once) = (all.len(), args.batch_size.min(all.len()));
@@ -74,6 +79,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
             tokens as f64 / seconds
         ));
     }
+
     Ok(())
 }
 
@@ -122,6 +128,7 @@ fn stream(generation: Generation<'_>) -> anyhow::Result<Generated> {
         stdout.write_all(piece?.text.as_bytes())?;
         stdout.flush()?;
     }
+
     writeln!(stdout)?;
     Ok(pieces.finish()?)
 }
@@ -148,6 +155,7 @@ fn devices(model: &AutoModelForCausalLM) {
             bytes(part.bytes)
         ));
     }
+
     match model.decoder().device_memory() {
         Ok(all) => all.iter().for_each(|(name, memory)| {
             line(&format!(
@@ -177,6 +185,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
             bytes(peak.anonymous)
         )
     });
+
     let now = MemoryUse::now().map_or(String::new(), |now| {
         format!(", now {}", bytes(now.anonymous))
     });
@@ -200,6 +209,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
             100.0 * rate
         ));
     }
+
     line(&format!(
         "memory:  model {}, key/value cache {}{peak}{now}",
         bytes(footprint.actual()),

@@ -13,11 +13,13 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     if args.model.no_quantize {
         return Err(UsageError("quantize and --no-quantize contradict each other".into()).into());
     }
+
     if args.model.quantize_head {
         let text = "--quantize-head makes what bitsandbytes does not know and transformers cannot load; it is for \
                     run, chat, eval and bench";
         return Err(UsageError(text.into()).into());
     }
+
     if args
         .model
         .device
@@ -54,6 +56,7 @@ pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
         );
         return Err(UsageError(text).into());
     }
+
     save(&model, &args.output, SavedLayers::Dequantized)
 }
 
@@ -78,6 +81,7 @@ fn save(
             ControlFlow::Continue(())
         }
     });
+
     writing.end();
     saved?;
     if let Err(error) = model.tokenizer() {
@@ -85,11 +89,13 @@ fn save(
             "note: the folder has no usable tokenizer: {error}"
         ));
     }
+
     line(&format!(
         "wrote {} of weights into {}",
         bytes(written),
         output.folder.display()
     ));
+
     Ok(())
 }
 

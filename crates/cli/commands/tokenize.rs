@@ -16,11 +16,13 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
             .read_to_string(&mut text)
             .context("cannot read standard input")?;
     }
+
     let ids = if args.decode {
         parse_ids(&text)?
     } else {
         Vec::new()
     };
+
     let hub = hub_config(args.offline);
     let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new(&hub))
         .map_err(|error| explain(error, &args.model))?;
@@ -57,6 +59,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
             writeln!(stdout, "{id:6} -> '{}'", token(id))?;
         }
     }
+
     Ok(())
 }
 
@@ -85,6 +88,7 @@ mod tests {
         for text in ["1,2,30", "1 2 30", "[1, 2, 30]", " [1,2,\n30]\n"] {
             assert_eq!(parse_ids(text).unwrap(), [1, 2, 30]);
         }
+
         assert!(parse_ids("").unwrap().is_empty());
         assert!(parse_ids("1,x").unwrap_err().to_string().contains("\"x\""));
         assert!(parse_ids("-1").is_err());

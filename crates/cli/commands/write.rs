@@ -19,5 +19,6 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()>
         // The first error is the one to report.
         let _ = std::fs::remove_file(&beside);
     }
+
     written
 }

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
+
     println!();
     Ok(())
 }

@@ -76,6 +76,7 @@ impl Companion {
         let Some(companion) = all.iter().find(|companion| companion.name == name) else {
             return Ok(None);
         };
+
         let parsed = llm_int8_nn::json::parse(&companion.read()?);
         let what = || match &companion.content {
             Content::File(path) => path.display().to_string(),

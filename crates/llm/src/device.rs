@@ -130,12 +130,14 @@ impl DeviceConfig {
             (_, true) => Placement::auto(budgets),
             (_, false) => Placement::on(budgets.remove(0).device),
         };
+
         let most_on_cpu = self
             .limits
             .iter()
             .find(|limit| limit.device.is_none())
             .map(|limit| limit.bytes);
         let (uses_graphs, overlaps_kernels) = (self.uses_graphs, self.overlaps_kernels);
+
         Ok(Placement {
             uses_graphs,
             overlaps_kernels,
@@ -158,6 +160,7 @@ impl DeviceConfig {
             let used = if self.map { count } else { count.min(1) };
             return Ok((0..used).map(DeviceName::Cuda).collect());
         }
+
         let alone = [DeviceName::Auto, DeviceName::Cpu];
         match self.devices.iter().find(|name| alone.contains(name)) {
             None => Ok(self.devices.clone()),
@@ -176,12 +179,15 @@ impl DeviceConfig {
                 "a device map needs devices: `auto`, or named ones",
             );
         }
+
         if !self.map && !self.limits.is_empty() {
             return self.refuse_as("a memory limit", "given".into(), "that needs a device map");
         }
+
         if names.len() > 1 && !self.map {
             return self.refuse(self.text(), "several devices need a device map");
         }
+
         let beyond = self
             .limits
             .iter()
@@ -252,6 +258,7 @@ mod tests {
         for name in ["auto", "cpu", "cuda:0", "cuda:12"] {
             assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
+
         assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
         for wrong in [
             "", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:0", "CUDA",
@@ -280,6 +287,7 @@ mod tests {
             })
             .contains("a memory limit is given; that needs a device map")
         );
+
         let limits = vec![MemoryLimit {
             device: Some(1),
             bytes: 1,
@@ -303,6 +311,7 @@ mod tests {
                     .devices
                     .is_empty()
             );
+
             assert!(
                 config(&["auto"], true)
                     .placement()
@@ -310,6 +319,7 @@ mod tests {
                     .devices
                     .is_empty()
             );
+
             assert!(config(&["cuda"], false).placement().is_err());
         }
     }

@@ -58,9 +58,11 @@ impl Source {
         if builtin::is_meant(name) {
             return Self::builtin();
         }
+
         if is_gguf(name) {
             return Self::from_gguf(Path::new(name));
         }
+
         let model: ModelRef = name.parse()?;
         Self::from_files(&Hub::new(hub.clone()).resolve(&model, progress)?)
     }
@@ -110,6 +112,7 @@ impl Source {
                 ..GenerationConfig::default()
             },
         };
+
         Ok(Self {
             config,
             checkpoint,
@@ -133,12 +136,14 @@ impl Source {
                 Checkpoint::open_pickle(files, index.as_deref())?
             }
         };
+
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;
         let companions = companions(&files.root, &files.companions);
         let what = format!("of {}", files.root.display());
         let sources = tokenizer_sources(&companions, &files.tokenizer);
         let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
+
         Ok(Self {
             config,
             checkpoint,
@@ -221,12 +226,14 @@ pub(crate) fn small_files(
             ModelConfig::parse(builtin::CONFIG)?.values().clone(),
         ));
     }
+
     if is_gguf(name) {
         return Ok((
             gguf::companions(&GgufFile::open(Path::new(name))?)?,
             serde_json::Value::Null,
         ));
     }
+
     let files = Hub::new(hub.clone()).resolve_small(&name.parse()?, progress)?;
     let config = match &files.config {
         Some(path) => with_model_type(ModelConfig::parse(&read(path)?)?, model_name(path))
@@ -234,6 +241,7 @@ pub(crate) fn small_files(
             .clone(),
         None => serde_json::Value::Null,
     };
+
     let companions = companions(&files.root, &files.companions);
     Ok((tokenizer_sources(&companions, &files.tokenizer), config))
 }
@@ -256,8 +264,10 @@ pub(crate) fn headers(
             return Ok((config, Checkpoint::from_headers(headers)?));
         }
     }
+
     // Opening a checkpoint on disk reads headers only.
     let source = Source::find(name, hub, progress)?;
+
     Ok((source.config, source.checkpoint))
 }
 

@@ -81,6 +81,7 @@ mod tests {
                 resident: 204_800
             })
         );
+
         assert_eq!(MemoryUse::parse("nothing"), None);
     }
 }

@@ -93,6 +93,7 @@ impl AutoModelForCausalLM {
             })?;
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
+
         Ok(Self {
             name: name.to_owned(),
             tree: decoder.describe(),
@@ -122,6 +123,7 @@ impl AutoModelForCausalLM {
         let placed = decoder.planned(&config.options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
         let (tree, steps) = (decoder.describe(), decoder.execution_plan().clone());
+
         Ok(ModelPlan {
             tree,
             layers: outcome.layers,
@@ -284,6 +286,7 @@ impl AutoModelForCausalLM {
         if !ids.is_empty() {
             return Ok(ids);
         }
+
         match config.bos_token_id.or(self.generation.bos_token_id) {
             Some(bos) => Ok(vec![bos]),
             None => Ok(self.config.token_ids("bos_token_id")),
@@ -299,6 +302,7 @@ impl AutoModelForCausalLM {
         if ids.is_empty() {
             return Err(LlmError::EmptyPrompt);
         }
+
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         Ok(self.decoder.logits(&input)?)
     }

@@ -59,8 +59,10 @@ fn windows(tokens: usize, options: PerplexityOptions) -> Vec<Window> {
                 first_scored,
             });
         }
+
         (seen, start) = (end, start + options.stride);
     }
+
     found
 }
 
@@ -102,6 +104,7 @@ impl AutoModelForCausalLM {
                 "it must be 2 or more, and at most the model's positions",
             );
         }
+
         if options.stride == 0 || options.stride > options.window {
             return refuse(
                 "stride",
@@ -109,6 +112,7 @@ impl AutoModelForCausalLM {
                 "it must be between 1 and the window",
             );
         }
+
         let windows = windows(ids.len(), options);
         let total: usize = windows
             .iter()
@@ -121,6 +125,7 @@ impl AutoModelForCausalLM {
                 "two or more are needed to score one",
             );
         }
+
         let (mut nll, mut done) = (0f64, 0);
         for window in windows {
             nll += self.window_nll(ids, window)?;
@@ -129,6 +134,7 @@ impl AutoModelForCausalLM {
                 return Err(LlmError::Interrupted);
             }
         }
+
         let mean_nll = nll / total as f64;
         Ok(Perplexity {
             mean_nll,
@@ -158,6 +164,7 @@ impl AutoModelForCausalLM {
         {
             sum += nll(row, *id).ok_or(LlmError::BadLogits)?;
         }
+
         Ok(sum)
     }
 }
@@ -193,6 +200,7 @@ mod tests {
             [(0, 1, 4), (4, 5, 8)],
             "a window of one token scores nothing"
         );
+
         assert_eq!(cut(8, 4, 2), [(0, 1, 4), (2, 4, 6), (4, 6, 8)]);
         assert_eq!(cut(7, 4, 2), [(0, 1, 4), (2, 4, 6), (4, 6, 7)]);
         assert_eq!(cut(3, 4, 2), [(0, 1, 3)]);

@@ -65,21 +65,25 @@ impl AutoModelForCausalLM {
                 "no layer of this model is int8, so there is nothing to dequantise".to_owned();
             return Err(NnError::Config { reason }.into());
         }
+
         let new = NewFolder::begin(folder)?;
         new.write_tensors(
             &self.decoder().state(options.layers)?,
             options.max_shard_size,
             observe,
         )?;
+
         for companion in self.companions() {
             new.write(&companion.name, &companion.read()?)?;
         }
+
         // Last: a folder without it is no model.
         let config = self.saved_config(has_int8 && options.layers == SavedLayers::Int8);
         new.write(
             "config.json",
             format!("{}\n", json::to_text(&config)).as_bytes(),
         )?;
+
         Ok(new.commit()?)
     }
 
@@ -98,6 +102,7 @@ impl AutoModelForCausalLM {
                 keys.insert("quantization_config".into(), self.quantization_config());
             }
         }
+
         config
     }
 

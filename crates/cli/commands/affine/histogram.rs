@@ -33,8 +33,10 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
         if let Some(channels) = channels {
             channels.draw(&canvas, results, channels_top)?;
         }
+
         canvas.present()?;
     }
+
     Ok(svg)
 }
 
@@ -63,6 +65,7 @@ fn spread(
     for &value in x.values() {
         counts[(((f64::from(value) - low) / width * BINS as f64) as usize).min(BINS - 1)] += 1;
     }
+
     let most = counts.iter().max().copied().unwrap_or(1).max(2) as f64;
     let (bottom, reach) = (top + 300, 280.0);
     let height = |count: f64| bottom - ((count + 1.0).ln() / (most + 1.0).ln() * reach) as i32;
@@ -79,11 +82,13 @@ fn spread(
             text(12, FAINT, HPos::Right),
         ))?;
     }
+
     for (bin, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let edge = |bin: usize| at(low + width * bin as f64 / BINS as f64);
         let bar = [(edge(bin), height(count as f64)), (edge(bin + 1), bottom)];
         canvas.draw(&Rectangle::new(bar, RGBColor(100, 116, 139).filled()))?;
     }
+
     let zero = at(0.0);
     canvas.draw(&PathElement::new(
         [(zero, top), (zero, bottom + 34 * grids.len() as i32 + 20)],
@@ -101,6 +106,7 @@ fn spread(
             text(13, FAINT, across),
         ))?;
     }
+
     for (row, (i, (first, last, scale, zero_point))) in grids.into_iter().enumerate() {
         let (y, colour) = (bottom + 40 + 34 * row as i32, COLOURS[i % COLOURS.len()]);
         let codes = ((last - first) / scale).round() as i32;
@@ -115,6 +121,7 @@ fn spread(
                 colour.mix(0.5).stroke_width(1),
             ))?;
         }
+
         let label = format!(
             "{}: step {scale:.6}, zero is code {zero_point}",
             results[i].name()
@@ -125,6 +132,7 @@ fn spread(
             text(13, colour, HPos::Left),
         ))?;
     }
+
     Ok(())
 }
 
@@ -133,6 +141,7 @@ fn grid(result: &Quantized) -> Option<(f64, f64, f64, i32)> {
     let QParams::PerTensor { scale, zero_point } = *result.tensor.qparams() else {
         return None;
     };
+
     let (min, max) = result.tensor.dtype().range();
     Some((
         f64::from(min - zero_point) * scale,
@@ -160,6 +169,7 @@ impl Channels {
         let Some(axis) = axis.or((input.shape.len() > 1).then_some(0)) else {
             return Ok(None);
         };
+
         let channels = input.tensor()?.channels(axis)?;
         let mut errors = Vec::new();
         for result in results {
@@ -173,10 +183,12 @@ impl Channels {
             let rms = |i| ErrorStatistics::of(&pick(&input.values, i), &pick(&recovered, i)).rms;
             errors.push((0..channels.count()).map(rms).collect::<Vec<f64>>());
         }
+
         let mut order: Vec<usize> = (0..channels.count()).collect();
         if let Some(last) = errors.last() {
             order.sort_by(|&a, &b| last[a].total_cmp(&last[b]));
         }
+
         // Of very many channels an even choice is drawn.
         let shown = order.len().min(MOST_CHANNELS);
         let order: Vec<usize> = (0..shown).map(|i| order[i * order.len() / shown]).collect();
@@ -213,6 +225,7 @@ impl Channels {
                 text(12, FAINT, HPos::Right),
             ))?;
         }
+
         for (i, errors) in self.errors.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
             let last = errors.len().saturating_sub(1).max(1) as f64;
@@ -234,6 +247,7 @@ impl Channels {
                 text(14, colour, HPos::Left),
             ))?;
         }
+
         Ok(())
     }
 }

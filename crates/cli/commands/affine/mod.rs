@@ -60,6 +60,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
         out.write_all(notebook::text()?.as_bytes())?;
         return Ok(());
     }
+
     let input = read(args)?;
     let results = quantize(&input, args).map_err(|error| explain(error, &input))?;
     let text = if args.json {
@@ -67,6 +68,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
     } else {
         report::text(&input, &results)?
     };
+
     out.write_all(text.as_bytes())?;
     if let Some(path) = &args.plot {
         let svg = if input.is_small() {
@@ -74,8 +76,10 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
         } else {
             histogram::draw(&input, &results)?
         };
+
         picture::write(&svg, path).with_context(|| format!("cannot write {}", path.display()))?;
     }
+
     Ok(())
 }
 
@@ -101,6 +105,7 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
             shape,
         });
     };
+
     let checkpoint = match (&args.file, &args.model) {
         (Some(file), _) if file.extension().is_some_and(|extension| extension == "bin") => {
             Checkpoint::open_pickle(std::slice::from_ref(file), None)?
@@ -115,6 +120,7 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
     };
     let tensor = float_tensor(&checkpoint.find(tensor)?, FloatDtype::F32, false)?;
     let shape = tensor.dims().to_vec();
+
     Ok(Input {
         name: args.tensor.clone(),
         values: tensor.flatten_all()?.to_vec1()?,
@@ -142,6 +148,7 @@ fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineEr
         schemes.extend(affine.then_some((kind, QScheme::PerChannelAffine)));
         schemes.extend(symmetric.then_some((kind, QScheme::PerChannelSymmetric)));
     }
+
     let quantized = |(kind, scheme)| {
         let mut observer = ObserverConfig::new(kind, dtype, scheme).build()?;
         observer.observe(x)?;

@@ -27,6 +27,7 @@ pub(super) fn text() -> Result<String, AffineError> {
             "asymmetric: scale = (max - min) / 255, zero_point = round(-128 - min / scale)",
             custom::asymmetric(x)?,
         );
+
         by_torch(&mut out, x, QScheme::PerTensorSymmetric)?;
         by_hand(
             &mut out,
@@ -34,6 +35,7 @@ pub(super) fn text() -> Result<String, AffineError> {
             "symmetric: scale = absmax / 127.5, zero_point = 0",
             custom::symmetric(x)?,
         );
+
         for (name, qconfig) in [
             (
                 "get_default_qconfig('fbgemm'): weights symmetric per output",
@@ -45,6 +47,7 @@ pub(super) fn text() -> Result<String, AffineError> {
             converted(&mut out, &values, name, &qconfig)?;
         }
     }
+
     out.push_str(CONCLUSION);
     Ok(out)
 }
@@ -74,6 +77,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             "## PyTorch: MinMaxObserver(dtype=torch.qint8, qscheme={scheme})\n\n{observer}"
         ),
     );
+
     show_qparams(out, q.qparams());
     say(out, format_args!("{q}"));
     say(
@@ -83,6 +87,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::integers(q.int_repr(), q.shape(), Some("torch.int8"))
         ),
     );
+
     say(
         out,
         format_args!(
@@ -90,6 +95,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::floats(&q.dequantize(), q.shape())
         ),
     );
+
     show_errors(out, x, &q.dequantize());
     Ok(())
 }
@@ -107,6 +113,7 @@ fn by_hand(out: &mut String, x: TensorRef<'_>, formula: &str, qparams: QParams) 
                 Printed::integers(&codes, x.shape(), None)
             ),
         );
+
         say(
             out,
             format_args!("back:         {}", Printed::floats(&back, x.shape())),
@@ -151,5 +158,6 @@ fn converted(
     show_qparams(out, weight.qparams());
     let codes = Printed::integers(weight.int_repr(), weight.shape(), Some("torch.int8"));
     say(out, format_args!("int_repr(): {codes}\n"));
+
     Ok(())
 }

@@ -48,6 +48,7 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
             .max(result.tensor.errors(x).max)
             .max(scale / 2.0);
     }
+
     let margin = (high - low) * 0.03;
     let mut svg = String::new();
     {
@@ -70,8 +71,10 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
             };
             panel.draw(&canvas)?;
         }
+
         canvas.present()?;
     }
+
     Ok(svg)
 }
 
@@ -114,6 +117,7 @@ impl Panel<'_> {
             (RIGHT, self.top + 14),
             text(15, FAINT, HPos::Right),
         ))?;
+
         Ok(())
     }
 
@@ -146,6 +150,7 @@ impl Panel<'_> {
                 ))?;
             }
         }
+
         let zero = self.at(0.0);
         canvas.draw(&PathElement::new(
             [(zero, y - 30), (zero, y + 38)],
@@ -157,6 +162,7 @@ impl Panel<'_> {
             (zero, y + 48),
             bold(13, INK, HPos::Center),
         ))?;
+
         Ok(())
     }
 
@@ -185,8 +191,10 @@ impl Panel<'_> {
                 ))?;
                 canvas.draw(&Text::new(label, (x, height), text(14, ink, HPos::Center)))?;
             }
+
             canvas.draw(&Circle::new((x, y), 5, ink.filled()))?;
         }
+
         Ok(())
     }
 
@@ -219,10 +227,12 @@ impl Panel<'_> {
             } else {
                 self.colour
             };
+
             let (x, end) = (self.at(x.into()), height(error));
             canvas.draw(&PathElement::new([(x, y), (x, end)], ink.stroke_width(4)))?;
             canvas.draw(&Circle::new((x, end), 4, ink.filled()))?;
         }
+
         Ok(())
     }
 }

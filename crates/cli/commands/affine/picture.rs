@@ -43,6 +43,7 @@ pub(super) fn write(svg: &str, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_some_and(|extension| extension == "png") {
         return Ok(write_atomically(path, &png(svg)?)?);
     }
+
     Ok(write_atomically(path, svg.as_bytes())?)
 }
 
@@ -64,5 +65,6 @@ fn png(svg: &str) -> anyhow::Result<Vec<u8>> {
         tiny_skia::Pixmap::new(size.width(), size.height()).context("the picture is too large")?;
     let scale = tiny_skia::Transform::from_scale(SHARPNESS, SHARPNESS);
     resvg::render(&tree, scale, &mut pixels.as_mut());
+
     Ok(pixels.encode_png()?)
 }

@@ -24,6 +24,7 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             "scheme", "scale", "zero_point", "max error", "mean error", "RMS error", "SNR (dB)"
         ),
     );
+
     for result in results {
         let ErrorStatistics {
             max,
@@ -48,6 +49,7 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             ),
         );
     }
+
     out.push('\n');
     if input.is_small() {
         side_by_side(&mut out, input, results);
@@ -59,6 +61,7 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             )
         });
     }
+
     Ok(out)
 }
 
@@ -97,6 +100,7 @@ fn significant(x: f64) -> String {
     if x == 0.0 {
         return "0".into();
     }
+
     if (1e-4..1e5).contains(&x) {
         let places = (2 - x.log10().floor() as i32).max(0) as usize;
         format!("{x:.places$}")
@@ -115,6 +119,7 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
             "code", "recovered", "error"
         ));
     }
+
     push(out, format_args!("{}", heading.trim_end()));
     push(out, format_args!("{columns}"));
     let recovered: Vec<Vec<f32>> = results
@@ -131,6 +136,7 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
                 short(x - y)
             ));
         }
+
         push(out, format_args!("{line}"));
     }
 }
@@ -140,9 +146,11 @@ fn short(x: f32) -> String {
     if x == 0.0 {
         return "0".into();
     }
+
     if !(1e-4..1e6).contains(&x.abs()) {
         return format!("{x:.4e}");
     }
+
     let text = format!("{x:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -162,6 +170,7 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
                 axis,
             } => (json!(scales), json!(zero_points), json!(axis)),
         };
+
         json!({
             "scheme": result.name(),
             "dtype": result.tensor.dtype().to_string().trim_start_matches("torch."),
@@ -181,6 +190,7 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
     };
     let results: Vec<Value> = results.iter().map(result).collect();
     let object = json!({ "tensor": input.name, "shape": input.shape, "values": input.values, "results": results });
+
     Ok(format!("{object}\n"))
 }
 

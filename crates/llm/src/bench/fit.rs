@@ -54,10 +54,12 @@ impl AutoModelForCausalLM {
         if options.runs == 0 {
             return refuse("the number of runs", 0, "it must be 1 or more");
         }
+
         if options.new_tokens < 2 {
             let expected = "it must be 2 or more: the first is not counted";
             return refuse("the number of new tokens", options.new_tokens, expected);
         }
+
         let lengths = options
             .contexts
             .iter()
@@ -75,16 +77,20 @@ impl AutoModelForCausalLM {
                 available: positions,
             })
         };
+
         let left_out = options.clone().fit(positions);
         if let Some(&context) = left_out.contexts.first() {
             return exceeded(context, options.new_tokens);
         }
+
         if let Some(&prompt) = left_out.prompts.first() {
             return exceeded(prompt, 1);
         }
+
         if options.speculate > 0 && options.new_tokens.saturating_add(REPETITIVE) > positions {
             return exceeded(REPETITIVE, options.new_tokens);
         }
+
         self.check_memory(options)
     }
 
@@ -102,6 +108,7 @@ impl AutoModelForCausalLM {
                 check_memory(&what, one.saturating_mul(batch as u64), free)?;
             }
         }
+
         Ok(())
     }
 }
@@ -135,6 +142,7 @@ mod tests {
             runs: 1,
             speculate: 0,
         };
+
         for (options, words) in [
             (
                 BenchOptions {
@@ -193,6 +201,7 @@ mod tests {
                 .to_string();
             assert!(error.contains(words), "{error}");
         }
+
         assert!(model.check_bench(&small).is_ok());
     }
 

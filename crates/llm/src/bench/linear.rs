@@ -86,11 +86,13 @@ impl LinearBench {
                 expected,
             });
         }
+
         for &shape in &self.shapes {
             for &rows in &self.rows {
                 self.check_memory(shape, rows)?;
             }
         }
+
         let mut rates = Vec::new();
         for &[out_features, in_features] in &self.shapes {
             let copies = self.copies([out_features, in_features]);
@@ -114,6 +116,7 @@ impl LinearBench {
                 }
             }
         }
+
         Ok(rates)
     }
 
@@ -162,6 +165,7 @@ impl LinearBench {
                 (0..copies).map(|_| layer()).collect::<Result<_>>()?,
             ));
         };
+
         let device = budget.device.clone();
         device.set_overlap(self.placement.overlaps_kernels);
         let matrix = || -> llm_int8_decoder::cuda::Result<Int8Matrix> {
@@ -236,6 +240,7 @@ fn measure_on(
                 )?;
             }
         }
+
         Ok(())
     };
     all()?;
@@ -295,6 +300,7 @@ fn activations([rows, width, outliers]: [usize; 3]) -> Vec<f32> {
             row[(2 * outlier + 1) * width / (2 * outliers)] = 8.0;
         }
     }
+
     x
 }
 
@@ -312,6 +318,7 @@ mod tests {
                 5,
                 "{width}"
             );
+
             for row in x.chunks(width) {
                 assert!(
                     row.iter()
@@ -319,6 +326,7 @@ mod tests {
                         .all(|(i, x)| (x.abs() >= 6.0) == is_outlier(i))
                 );
             }
+
             assert!(activations([40, width, 0]).iter().all(|x| x.abs() <= 2.0));
         }
     }

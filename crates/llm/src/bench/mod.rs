@@ -119,6 +119,7 @@ impl AutoModelForCausalLM {
             (None, codes) if codes.is_empty() => limits::read_rate_of_new_memory(),
             (None, codes) => limits::read_rate(&codes),
         };
+
         let multiply_rate = copy_rate.is_none().then(|| limits::multiply_rate(isa));
         let mut decode = Vec::new();
         for &context in &options.contexts {
@@ -127,12 +128,14 @@ impl AutoModelForCausalLM {
                     1 => observe(&format!("decoding after {context} tokens")),
                     _ => observe(&format!("decoding {batch} texts after {context} tokens")),
                 }
+
                 let tokens_per_second = match batch {
                     1 => self.median(&self.noise(context), options, 0, |done| {
                         done.timing.decode_rate()
                     })?,
                     _ => self.batch_median(context, batch, options)?,
                 };
+
                 let middle = context + options.new_tokens / 2;
                 let bytes_per_token = self.decoder().bytes_per_step(middle, batch) / batch as u64;
                 decode.push(DecodeRate {
@@ -143,6 +146,7 @@ impl AutoModelForCausalLM {
                 });
             }
         }
+
         let mut prefill = Vec::new();
         for &tokens in &options.prompts {
             observe(&format!("a prompt of {tokens} tokens"));
@@ -157,6 +161,7 @@ impl AutoModelForCausalLM {
                 tokens_per_second,
             });
         }
+
         let speculation = match options.speculate {
             0 => None,
             drafts => {
@@ -164,6 +169,7 @@ impl AutoModelForCausalLM {
                 Some(self.speculation(drafts, options)?)
             }
         };
+
         Ok(BenchReport {
             isa: isa.name(),
             read_rate,
@@ -193,15 +199,19 @@ impl AutoModelForCausalLM {
             for _ in 0..batch {
                 engine.add(request.clone())?;
             }
+
             while engine.waiting() > 0 {
                 step(&mut engine)?;
             }
+
             let (started, mut tokens) = (Instant::now(), 0);
             for _ in 1..options.new_tokens {
                 tokens += step(&mut engine)?;
             }
+
             figures.push(tokens as f64 / started.elapsed().as_secs_f64().max(1e-9));
         }
+
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
     }
@@ -215,6 +225,7 @@ impl AutoModelForCausalLM {
         };
         text.extend(self.generation(&text).config(config).ids_only().run()?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
+
         Ok(SpeculationRate {
             drafts,
             tokens_per_second: self.median(&text, options, drafts, rate)?,
@@ -244,6 +255,7 @@ impl AutoModelForCausalLM {
             speculate,
             ..GenerationConfig::default()
         };
+
         let mut figures = Vec::new();
         for _ in 0..options.runs {
             let done = self
@@ -253,6 +265,7 @@ impl AutoModelForCausalLM {
                 .run()?;
             figures.push(figure(&done).unwrap_or(0.0));
         }
+
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
     }
@@ -268,5 +281,6 @@ fn step(engine: &mut Engine<'_>) -> Result<usize> {
             Update::Failed(error) => return Err(error),
         }
     }
+
     Ok(tokens)
 }

@@ -88,6 +88,7 @@ impl<'m> Batch<'m> {
                 .map_err(|error| of_prompt(number, error))?;
             numbers.insert(id, number);
         }
+
         Ok(Results::new(Ok(engine), numbers))
     }
 }
@@ -139,6 +140,7 @@ impl Iterator for Results<'_> {
                 Ok(engine) => engine,
                 Err(error) => return error.take().map(Err),
             };
+
             let numbers = &mut self.numbers;
             let done = engine.step().map(|events| {
                 self.ended
@@ -149,6 +151,7 @@ impl Iterator for Results<'_> {
                 return Some(Err(error));
             }
         }
+
         self.ended.pop_front()
     }
 }
@@ -165,6 +168,7 @@ fn result_of(
         Update::Finished(generated) => Ok(generated),
         Update::Failed(error) => Err(error),
     };
+
     let number = numbers.remove(&event.id)?;
     Some(
         result

@@ -172,6 +172,7 @@ impl GenerationConfig {
                 return refuse(name, penalty, "it must be greater than 0");
             }
         }
+
         if !self.do_sample {
             return Ok(());
         }
@@ -180,6 +181,7 @@ impl GenerationConfig {
             let expected = "it must be greater than 0 (greedy decoding has none)";
             return refuse("temperature", self.temperature, expected);
         }
+
         let fractions = [
             ("top_p", self.top_p),
             ("min_p", self.min_p),
@@ -191,6 +193,7 @@ impl GenerationConfig {
                 return refuse(name, fraction, "it must be between 0 and 1");
             }
         }
+
         if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
             return refuse(
                 "typical_p",
@@ -198,6 +201,7 @@ impl GenerationConfig {
                 "it must be greater than 0 and at most 1",
             );
         }
+
         Ok(())
     }
 
@@ -285,6 +289,7 @@ mod tests {
                 "greedy decoding does not look at it: {greedy:?}"
             );
         }
+
         let penalty = GenerationConfig {
             repetition_penalty: 0.0,
             ..GenerationConfig::default()
@@ -327,6 +332,7 @@ mod tests {
             9,
             "max_new_tokens wins"
         );
+
         assert_eq!(config(None, Some(30)).new_tokens(6, 512).unwrap(), 24);
         assert_eq!(config(None, Some(9999)).new_tokens(6, 512).unwrap(), 506);
         assert!(config(None, Some(6)).new_tokens(6, 512).is_err());

@@ -162,10 +162,12 @@ impl GenerationConfig {
             if !config.has("bos_token_id") {
                 generation.bos_token_id = *bos;
             }
+
             if !config.has("eos_token_id") {
                 generation.eos_token_ids = eos.to_vec();
             }
         }
+
         Ok(generation)
     }
 
@@ -180,6 +182,7 @@ impl GenerationConfig {
         let Some((json, name)) = generation else {
             return Self::from_model_config(config, what, warnings);
         };
+
         let values = object(json, name)?;
         let is_copy = values
             .get("_from_model_config")
@@ -192,6 +195,7 @@ impl GenerationConfig {
         if is_copy && sets_more(config) {
             return Self::from_model_config(config, what, warnings);
         }
+
         Self::from_values(&values, name, warnings)
     }
 
@@ -213,6 +217,7 @@ impl GenerationConfig {
                     .iter()
                     .any(|(name, unset)| *name == key && !unset.is(value))
             };
+
             values
                 .iter()
                 .filter(|(key, value)| differs(key, value))
@@ -228,6 +233,7 @@ impl GenerationConfig {
                 keys,
             });
         }
+
         let keys = named(&SAMPLING);
         if !config.do_sample && !keys.is_empty() {
             warnings.push(Warning::SamplingSettings {
@@ -235,6 +241,7 @@ impl GenerationConfig {
                 keys,
             });
         }
+
         Ok(config)
     }
 
@@ -243,11 +250,13 @@ impl GenerationConfig {
         if self.max_new_tokens == Some(0) {
             return Err(settings.wrong("max_new_tokens", "a number greater than 0"));
         }
+
         // transformers' default, which it does not take for a length of prompt and text.
         match settings.size("max_length")? {
             Some(20) => self.max_new_tokens = self.max_new_tokens.or(Some(20)),
             length => self.max_length = length,
         }
+
         let new = settings.integer("min_new_tokens")?;
         self.min_new_tokens = new.map(|new| usize::try_from(new).unwrap_or(0));
         self.min_length = settings.count("min_length")?;
@@ -255,6 +264,7 @@ impl GenerationConfig {
         self.max_time =
             seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
         self.stop = settings.strings("stop_strings")?;
+
         Ok(())
     }
 
@@ -272,6 +282,7 @@ impl GenerationConfig {
                 Err(_) => {}
             }
         }
+
         // Values that transformers applies no filter for are those of no filter here.
         let within = |value: f64| {
             if 0.0 < value && value < 1.0 {
@@ -280,11 +291,13 @@ impl GenerationConfig {
                 0.0
             }
         };
+
         self.top_p = settings.number("top_p", 1.0)?.min(1.0);
         self.min_p = settings.number("min_p", 0.0)?;
         self.typical_p = settings.number("typical_p", 1.0)?.min(1.0);
         self.epsilon_cutoff = within(settings.number("epsilon_cutoff", 0.0)?);
         self.eta_cutoff = within(settings.number("eta_cutoff", 0.0)?);
+
         Ok(())
     }
 
@@ -302,6 +315,7 @@ impl GenerationConfig {
         self.remove_invalid_values = settings.flag("remove_invalid_values")?;
         // It changes neither the most likely token nor the probabilities: only its type matters.
         settings.flag("renormalize_logits")?;
+
         Ok(())
     }
 
@@ -402,12 +416,14 @@ mod tests {
                 "{error}"
             );
         }
+
         for wrong in ["[", "[]", "1"] {
             assert!(
                 GenerationConfig::from_json(wrong.as_bytes(), "x").is_err(),
                 "{wrong}"
             );
         }
+
         let negative = r#"{"top_k": -1, "do_sample": true}"#;
         assert!(GenerationConfig::from_json(negative.as_bytes(), "x").is_err());
         assert_eq!(
@@ -427,6 +443,7 @@ mod tests {
         let [warning] = &warnings[..] else {
             panic!("{warnings:?}")
         };
+
         assert!(
             warning.starts_with("g.json: not supported and ignored: "),
             "{warning}"
@@ -443,6 +460,7 @@ mod tests {
         ] {
             assert!(read(&format!(r#"{{"{one}": 2}}"#)).1[0].ends_with(&format!(": {one}")));
         }
+
         assert!(read(r#"{"use_cache": false}"#).1[0].ends_with(": use_cache"));
         assert!(read(r#"{"constraints": []}"#).1[0].ends_with(": constraints"));
     }
@@ -454,6 +472,7 @@ mod tests {
         let [warning] = &warnings[..] else {
             panic!("{warnings:?}")
         };
+
         assert!(
             warning.contains("only when sampling") && warning.contains("top_p"),
             "{warning}"

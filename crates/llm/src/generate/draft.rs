@@ -11,6 +11,7 @@ pub(super) fn draft(seen: &[u32], most: usize) -> Vec<u32> {
     if most == 0 {
         return drafts;
     }
+
     let found = (SHORTEST..=LONGEST.min(seen.len().saturating_sub(1)))
         .rev()
         .find_map(|length| {
@@ -29,6 +30,7 @@ pub(super) fn draft(seen: &[u32], most: usize) -> Vec<u32> {
             );
         }
     }
+
     drafts
 }
 
@@ -44,11 +46,13 @@ mod tests {
             [7],
             "the last time counts"
         );
+
         assert_eq!(
             draft(&[8, 2, 3, 9, 5, 2, 3, 7, 8, 2, 3], 1),
             [9],
             "the longest end counts first"
         );
+
         assert!(draft(&[1, 2, 3, 4], 3).is_empty(), "nothing came twice");
         assert!(draft(&[1, 2, 3, 1, 2], 0).is_empty());
         assert!(

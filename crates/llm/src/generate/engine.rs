@@ -99,6 +99,7 @@ impl<'m> Engine<'m> {
                 expected: "it must be 1 or more",
             });
         }
+
         let (waiting, running, events) = (VecDeque::new(), Vec::new(), VecDeque::new());
         Ok(Self {
             model,
@@ -129,8 +130,10 @@ impl<'m> Engine<'m> {
         if let Some(place) = self.running.iter().position(|running| running.id == id) {
             return Some(self.running.remove(place).finish().0);
         }
+
         let place = self.waiting.iter().position(|waiting| waiting.id == id)?;
         let Waiting { sequence, .. } = self.waiting.remove(place)?;
+
         Some(sequence.into_generated(Timing::default(), 0))
     }
 
@@ -173,8 +176,10 @@ impl<'m> Engine<'m> {
                 self.running.clear();
                 return Err(error);
             }
+
             self.retire();
         }
+
         Ok(self.events.drain(..))
     }
 
@@ -190,6 +195,7 @@ impl<'m> Engine<'m> {
                 self.waiting.push_front(Waiting { id, sequence });
                 break;
             }
+
             tokens += prompt;
             self.running.push(Running::new(
                 id,

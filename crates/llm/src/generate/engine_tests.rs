@@ -39,11 +39,13 @@ fn requests() -> Vec<Request> {
         stop: stop.iter().map(|text| (*text).to_owned()).collect(),
         ..GenerationConfig::default()
     };
+
     let biased = GenerationConfig {
         no_repeat_ngram_size: 2,
         repetition_penalty: 1.3,
         ..drawn(11, 0.9, 4)
     };
+
     vec![
         Request::new("And it came to pass").config(greedy(7, 0, &[])),
         Request::new("ROMEO:").config(drawn(15, 1.2, 3)),
@@ -106,6 +108,7 @@ impl Seen {
         while !engine.is_idle() {
             self.step(engine);
         }
+
         assert_eq!(
             engine.step().unwrap().count(),
             0,
@@ -151,6 +154,7 @@ fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
                 fixed(expected),
                 "{at_once} at once"
             );
+
             seen.check(*id);
         }
     }
@@ -177,6 +181,7 @@ fn a_sequence_may_be_added_while_others_run() {
         seen.step(&mut engine);
         assert!(engine.running() <= 3);
     }
+
     seen.run(&mut engine);
     for (id, request) in ids.into_iter().zip(&requests) {
         assert_eq!(fixed(&seen.finished[&id]), fixed(&alone(&model, request)));
@@ -212,6 +217,7 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
             )
             .unwrap();
     }
+
     let waiting = [0; 3].map(|_| {
         seen = Seen::default();
         seen.step(&mut engine);
@@ -233,6 +239,7 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
     for _ in 0..3 {
         seen.step(&mut engine);
     }
+
     let running = engine.cancel(ids[1]).unwrap();
     assert_eq!(fixed(&running).2, FinishReason::Interrupted);
     assert_eq!((running.ids.len(), running.timing.decoded_tokens), (3, 2));
@@ -311,6 +318,7 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
             speculate,
             ..GenerationConfig::default()
         };
+
         let whole = model
             .generation(REPETITIVE)
             .config(config.clone())
@@ -333,6 +341,7 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
             } else {
                 FinishReason::Interrupted
             };
+
             assert_eq!(
                 fixed(&generated),
                 (text.as_str(), &whole.ids[..taken], expected)
@@ -340,6 +349,7 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
             assert_eq!(generated.timing.decoded_tokens, taken.saturating_sub(1));
         }
     }
+
     drop(model.generation(REPETITIVE).into_iter().next());
 }
 
@@ -385,6 +395,7 @@ fn short_cuts_change_the_settings_of_the_model_s_files() {
         stop: vec!["x".into(), "y".into()],
         ..model.generation_config()
     };
+
     let request = |generation| Request::from(generation).config.unwrap();
     assert_eq!(request(generation.clone()), expected);
     assert_eq!(

@@ -25,11 +25,13 @@ pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weig
     if config.typical_p < 1.0 {
         typical(&mut tokens, config.typical_p);
     }
+
     cut_off(&mut tokens, config.epsilon_cutoff);
     if config.eta_cutoff > 0.0 {
         let eta = config.eta_cutoff.sqrt() * (-entropy(&tokens)).exp();
         cut_off(&mut tokens, eta.min(config.eta_cutoff));
     }
+
     tokens
 }
 
@@ -130,6 +132,7 @@ mod tests {
             ),
             [0]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -140,6 +143,7 @@ mod tests {
             ),
             [0, 1]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -150,6 +154,7 @@ mod tests {
             ),
             [0]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -160,6 +165,7 @@ mod tests {
             ),
             [0, 1]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -170,6 +176,7 @@ mod tests {
             ),
             [0, 1]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -180,6 +187,7 @@ mod tests {
             ),
             [0]
         );
+
         // The entropy is 1.75 bits: 2 bits are nearest, then 1 bit, then 3.
         assert_eq!(
             ids(
@@ -191,6 +199,7 @@ mod tests {
             ),
             [1]
         );
+
         assert_eq!(
             ids(
                 &halves,
@@ -201,6 +210,7 @@ mod tests {
             ),
             [0, 1]
         );
+
         // exp(-1.75 ln 2) · √0.5 = 0.21
         assert_eq!(
             ids(

@@ -62,6 +62,7 @@ impl<'m> Generation<'m> {
         if self.config.do_sample {
             self.config.temperature = temperature;
         }
+
         self
     }
 
@@ -95,6 +96,7 @@ impl<'m> Generation<'m> {
         for piece in &mut pieces {
             piece?;
         }
+
         pieces.finish()
     }
 
@@ -204,6 +206,7 @@ impl<'m> Pieces<'m> {
             generated.text.truncate(self.given_bytes);
             generated.timing.decoded_tokens = self.given_ids.saturating_sub(1);
         }
+
         Ok((generated, context))
     }
 
@@ -227,6 +230,7 @@ impl Iterator for Pieces<'_> {
                 Some(Update::Failed(error)) => return self.fail(error),
                 Some(Update::Finished(_)) | None => {}
             }
+
             let done = match &mut self.state {
                 State::Begun(running) if running.goes_on() => {
                     let alone = std::slice::from_mut(running.as_mut());

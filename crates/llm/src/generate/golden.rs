@@ -91,6 +91,7 @@ fn processors_change_what_those_of_transformers_change() {
         for (id, score) in case["changed"].as_object().unwrap() {
             expected[id.parse::<usize>().unwrap()] = number(score);
         }
+
         for (id, (ours, theirs)) in scores.iter().zip(&expected).enumerate() {
             // The factor of the decay is a power, of which the last bit is free.
             let is_near = (ours - theirs).abs() <= 4.0 * f32::EPSILON * theirs.abs();
@@ -130,6 +131,7 @@ fn filters_keep_what_those_of_transformers_keep() {
             theirs.keys().collect::<Vec<_>>(),
             "{case}"
         );
+
         for (id, p) in &theirs {
             assert!(
                 (ours[id] - p).abs() < 1e-5 * p + 1e-9,

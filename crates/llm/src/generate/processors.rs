@@ -36,6 +36,7 @@ impl Processors {
             distinct_sequences(biases),
             prompt.saturating_add(new_tokens),
         );
+
         Self {
             config,
             prompt,
@@ -74,6 +75,7 @@ impl Processors {
             (1.0 / config.encoder_repetition_penalty) as f32,
             scores,
         );
+
         penalise(seen, config.repetition_penalty as f32, scores);
         forbid(&repeated(seen, seen, config.no_repeat_ngram_size), scores);
         forbid(
@@ -84,19 +86,23 @@ impl Processors {
         if self.forbids_end(length) {
             forbid(&config.eos_token_ids, scores);
         }
+
         if let Some(forced) = self.forced(length) {
             scores.fill(f32::NEG_INFINITY);
             set(forced, 0.0, scores);
         }
+
         if config.remove_invalid_values {
             scores.iter_mut().for_each(|score| *score = valid(*score));
         }
+
         if let Some(growth) = self.decay(length) {
             for id in distinct(&config.eos_token_ids, scores.len()) {
                 let score = &mut scores[id as usize];
                 *score += score.abs() * growth;
             }
         }
+
         forbid(&config.suppress_tokens, scores);
         if length == self.begin() {
             forbid(&config.begin_suppress_tokens, scores);
@@ -122,6 +128,7 @@ impl Processors {
         if !eos.is_empty() && length.saturating_add(1) == self.max_length {
             return Some(eos);
         }
+
         bos.as_ref()
             .filter(|_| length == 1)
             .map(std::slice::from_ref)
@@ -158,6 +165,7 @@ fn distinct_sequences<'a>(
             }
         }
     }
+
     found
 }
 
@@ -171,6 +179,7 @@ fn add_biases(biases: &[(Vec<u32>, f32)], seen: &[u32], scores: &mut [f32]) {
         // look then.
         [before @ .., _] => ids.len() <= seen.len() && seen.ends_with(before),
     };
+
     // The sum of single tokens comes first, since f32 sums depend on their order.
     let (single, longer): (Vec<_>, Vec<_>) = biases.iter().partition(|(ids, _)| ids.len() == 1);
     for (ids, bias) in single.into_iter().chain(longer) {
@@ -178,6 +187,7 @@ fn add_biases(biases: &[(Vec<u32>, f32)], seen: &[u32], scores: &mut [f32]) {
             *sums.entry(*last).or_insert(0.0) += bias;
         }
     }
+
     for (id, bias) in sums {
         if let Some(score) = scores.get_mut(id as usize) {
             *score += bias;
@@ -191,6 +201,7 @@ fn penalise(ids: &[u32], penalty: f32, scores: &mut [f32]) {
     if penalty == 1.0 {
         return;
     }
+
     for id in distinct(ids, scores.len()) {
         let score = &mut scores[id as usize];
         *score = if *score < 0.0 {
@@ -206,6 +217,7 @@ fn repeated(text: &[u32], seen: &[u32], size: usize) -> Vec<u32> {
     let Some(start) = (seen.len() + 1).checked_sub(size).filter(|_| size > 0) else {
         return Vec::new();
     };
+
     let end = &seen[start..];
     text.windows(size)
         .filter(|window| window.starts_with(end))

@@ -72,6 +72,7 @@ impl<'m> Running<'m> {
             reused_tokens: reused,
             ..Timing::default()
         };
+
         Self {
             id,
             sequence,
@@ -99,6 +100,7 @@ impl<'m> Running<'m> {
         if self.goes_on() {
             self.stop_clock();
         }
+
         (
             self.sequence
                 .into_generated(self.timing, self.context.cache.bytes()),
@@ -165,8 +167,10 @@ impl<'m> Running<'m> {
                 self.input.push(id);
                 break;
             }
+
             self.timing.accepted_tokens += 1;
         }
+
         self.drafts = 0;
 
         // Only a token that is known tells that a device is done with the prompt.
@@ -174,9 +178,11 @@ impl<'m> Running<'m> {
             self.timing.prefill = self.started.elapsed();
             self.started = Instant::now();
         }
+
         if !self.sequence.goes_on() {
             self.stop_clock();
         }
+
         Ok(())
     }
 
@@ -219,7 +225,9 @@ pub(super) fn pass(
                 update: Update::Failed(error),
             });
         }
+
         row += rows;
     }
+
     Ok(())
 }

@@ -56,6 +56,7 @@ impl Sampler {
                         seen: &seen,
                     },
                 );
+
                 // The row is changed now.
                 penalty = 1.0;
                 chosen.map_err(|error| match error {
@@ -63,9 +64,11 @@ impl Sampler {
                     error => error.into(),
                 })
             });
+
             self.seen = seen;
             id?
         };
+
         self.seen.push(id);
         Ok(id)
     }
@@ -79,6 +82,7 @@ impl Sampler {
         if is_bad && !self.config.remove_invalid_values {
             return Err(LlmError::BadLogits);
         }
+
         self.processors.apply(&self.seen, &mut scores);
 
         // An end token that is forbidden while its logit grows: -inf + inf. torch.argmax takes NaN
@@ -100,6 +104,7 @@ impl Sampler {
         if !self.config.do_sample {
             return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
         }
+
         let kept = kept(&top_k(largest, self.config.top_k)?, &self.config);
         let weights =
             WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
@@ -115,6 +120,7 @@ pub(super) fn top_k(
     if k == 0 {
         return largest(usize::MAX);
     }
+
     let mut tokens = largest(k.saturating_add(1))?;
     match (tokens.get(k - 1).copied(), tokens.get(k).copied()) {
         (Some((_, last)), Some((_, next))) if last == next => {
@@ -123,6 +129,7 @@ pub(super) fn top_k(
         }
         _ => tokens.truncate(k),
     }
+
     Ok(tokens)
 }
 
@@ -169,9 +176,11 @@ mod tests {
         for _ in 0..4000 {
             counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
         }
+
         for (count, expected) in counts.iter().zip([1000, 2000, 500, 500]) {
             assert!((i64::from(*count) - expected).abs() < 200, "{counts:?}");
         }
+
         let draw = |seed| {
             let config = GenerationConfig {
                 seed,
@@ -211,6 +220,7 @@ mod tests {
                 Err(LlmError::BadLogits)
             ));
         }
+
         let removed = GenerationConfig {
             remove_invalid_values: true,
             ..plain
@@ -231,6 +241,7 @@ mod tests {
             top_k: 1,
             ..config()
         };
+
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
         assert!(sampler_of(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
         assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);

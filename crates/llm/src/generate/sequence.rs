@@ -54,10 +54,12 @@ impl<'m> Sequence<'m> {
         } else {
             None
         };
+
         let stops = match tokenizer {
             Some(tokenizer) => StopStrings::new(&config.stop, tokenizer, &prompt)?,
             None => None,
         };
+
         Ok(Self {
             most,
             started: Instant::now(),
@@ -112,6 +114,7 @@ impl<'m> Sequence<'m> {
             (text, is_stopped) = self.push(id)?;
             self.finish_reason = self.reason_to_end(is_stopped);
         }
+
         if self
             .finish_reason
             .is_some_and(|reason| reason != FinishReason::StopString)
@@ -119,6 +122,7 @@ impl<'m> Sequence<'m> {
             text.push_str(&self.kept_back()?);
         }
         self.text.push_str(&text);
+
         Ok(Piece { id, text })
     }
 
@@ -156,6 +160,7 @@ impl<'m> Sequence<'m> {
         let Some(stream) = &mut self.stream else {
             return Ok(String::new());
         };
+
         let text = stream.finish()?;
         match &mut self.stops {
             Some(stops) => stops.finish(text),
@@ -188,6 +193,7 @@ fn check(model: &AutoModelForCausalLM, config: &GenerationConfig) -> Result<()> 
                        on the CPU, and not with rotations that change with the length of the text",
         });
     }
+
     Ok(())
 }
 
@@ -200,14 +206,17 @@ fn fit(
     if prompt.is_empty() {
         return Err(LlmError::EmptyPrompt);
     }
+
     let new = config.new_tokens(prompt.len(), positions)?;
     if prompt.len().saturating_add(new) <= positions {
         return Ok((prompt, new));
     }
+
     if config.truncate && new < positions {
         prompt.drain(..prompt.len() - prompt.len().min(positions - new));
         return Ok((prompt, new));
     }
+
     Err(LlmError::ContextExceeded {
         prompt: prompt.len(),
         new,
@@ -226,6 +235,7 @@ mod tests {
             truncate,
             ..GenerationConfig::default()
         };
+
         let prompt = || vec![1, 2, 3, 4, 5, 6];
         assert_eq!(fit(prompt(), &config(2, false), 8).unwrap(), (prompt(), 2));
         assert_eq!(

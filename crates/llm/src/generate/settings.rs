@@ -26,6 +26,7 @@ impl Settings<'_> {
         if value.chars().count() > 60 {
             value = value.chars().take(60).chain(['…']).collect();
         }
+
         let reason = format!("`{key}` is {value}; {expected} was expected");
         LlmError::MalformedJson {
             what: self.what.to_owned(),
@@ -139,6 +140,7 @@ impl Settings<'_> {
             },
             _ => None,
         };
+
         let expected = "a list of a number of tokens and a factor, as [15, 1.5],";
         pair.map(Some).ok_or_else(|| self.wrong(key, expected))
     }

@@ -63,6 +63,7 @@ impl<'a> StopStrings<'a> {
             .max()
             .unwrap_or(0);
         let all = text[text.len() - kept..].to_owned();
+
         Ok(Some(Self {
             stops,
             stream,
@@ -94,6 +95,7 @@ impl<'a> StopStrings<'a> {
         if !is_met {
             text.extend(self.held.drain(..).map(|piece| piece.shown));
         }
+
         Ok(text)
     }
 
@@ -111,6 +113,7 @@ impl<'a> StopStrings<'a> {
             self.held.clear();
             return (shown, true);
         }
+
         let kept = self
             .stops
             .iter()
@@ -129,6 +132,7 @@ impl<'a> StopStrings<'a> {
                 text.push_str(&piece.shown);
                 continue;
             }
+
             if let Some(place) = piece
                 .shown_place(bytes)
                 .filter(|place| piece.shown.is_char_boundary(*place))
@@ -140,9 +144,11 @@ impl<'a> StopStrings<'a> {
                     shown: rest,
                 };
             }
+
             self.held.push_front(piece);
             break;
         }
+
         text
     }
 }
@@ -207,6 +213,7 @@ mod tests {
             ("ac".into(), false),
             "the special token is not shown"
         );
+
         assert_eq!(stops.add(same("y")), ("y".into(), false));
         assert_eq!(stops.add(special("</s>")), (String::new(), true));
 
@@ -237,6 +244,7 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
         assert_eq!(begun.add(same("OP two")), (String::new(), true));
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
@@ -273,10 +281,12 @@ mod tests {
                     break;
                 }
             }
+
             if !stopped {
                 shown.push_str(&stops.finish(String::new()).unwrap());
                 proptest::prop_assert_eq!(&shown, &whole);
             }
+
             let first = ["ab🙂", "bb"].iter().filter_map(|stop| whole.find(stop)).min();
             proptest::prop_assert_eq!(stopped, first.is_some());
             proptest::prop_assert_eq!(shown.len(), first.unwrap_or(whole.len()));

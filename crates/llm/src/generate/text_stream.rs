@@ -42,6 +42,7 @@ impl<'a> TextStream<'a> {
         for id in ids {
             text.push_str(&stream.push(*id)?);
         }
+
         Ok((stream, text))
     }
 
@@ -55,9 +56,11 @@ impl<'a> TextStream<'a> {
         if now.ends_with('\u{fffd}') || now.len() <= before.len() {
             return Ok(String::new());
         }
+
         let piece = now.get(before.len()..).unwrap_or_default().to_owned();
         self.prefix = self.read;
         self.read = self.ids.len();
+
         Ok(piece)
     }
 
@@ -103,6 +106,7 @@ mod tests {
                 proptest::prop_assert!(!piece.contains('\u{fffd}'), "{piece:?}");
                 joined.push_str(&piece);
             }
+
             joined.push_str(&stream.finish().unwrap());
             proptest::prop_assert_eq!(joined, text);
         }

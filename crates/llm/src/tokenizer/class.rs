@@ -208,6 +208,7 @@ impl TokenizerClass {
                 .find(|(family, _)| *family == model_type)
                 .map(|(_, class)| *class)
         };
+
         let name = named[0]
             .or(named[1])
             .or_else(family)
@@ -250,6 +251,7 @@ mod tests {
             ),
             Ok("GPT2Tokenizer")
         );
+
         let both = json!({ "model_type": "llama", "tokenizer_class": "PreTrainedTokenizerFast" });
         assert_eq!(name(json!({}), both), Ok("PreTrainedTokenizer"));
         assert_eq!(
@@ -259,6 +261,7 @@ mod tests {
             ),
             Ok("PreTrainedTokenizer")
         );
+
         assert_eq!(
             name(json!({ "tokenizer_class": "BertTokenizer" }), llama),
             Err("BertTokenizer".into())
@@ -279,6 +282,7 @@ mod tests {
                 "{family}"
             );
         }
+
         for (family, class) in FAMILIES {
             assert_eq!(
                 name(json!({}), json!({ "model_type": family })).as_ref(),

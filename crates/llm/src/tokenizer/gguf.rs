@@ -25,6 +25,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     let Some(tokens) = file.strings("tokenizer.ggml.tokens") else {
         return Ok(Vec::new());
     };
+
     let tokenizer = match file.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(file, &tokens)?,
         Some("llama") => sentence_piece(file, &tokens)?,
@@ -38,6 +39,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
             ));
         }
     };
+
     let ids = Ids::of(file, &tokens);
     let text = |id: Option<usize>| {
         id.and_then(|id| tokens.get(id))
@@ -56,6 +58,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     if let Some(template) = file.text("tokenizer.chat_template") {
         config["chat_template"] = template.into();
     }
+
     let generation = json!({ "bos_token_id": ids.bos, "eos_token_id": ids.ends });
     let companion =
         |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
@@ -109,6 +112,7 @@ impl Ids {
         if let Some(place) = eos.and_then(|eos| all.iter().position(|id| *id == eos)) {
             all[..=place].rotate_right(1);
         }
+
         Self {
             bos,
             eos,
@@ -140,6 +144,7 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     } else {
         Value::Null
     };
+
     let merges = file
         .strings("tokenizer.ggml.merges")
         .ok_or_else(|| refuse(file, "BPE without merges".into()))?;
@@ -161,6 +166,7 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "vocab": vocabulary(tokens),
         "merges": pairs,
     });
+
     let decoder = byte_step(true, true);
     let begin = file
         .flag("tokenizer.ggml.add_bos_token")
@@ -198,6 +204,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "vocab": vocabulary(tokens),
         "merges": merges(tokens, &scores),
     });
+
     let space = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
     let has_prefix = file.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let prefix = json!({ "type": "Prepend", "prepend": "▁" });
@@ -206,6 +213,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     } else {
         vec![space]
     };
+
     let mut decoders = vec![
         json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
         json!({ "type": "ByteFallback" }),
@@ -214,6 +222,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     if has_prefix {
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
+
     let begin = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(true);
     Ok(assembled(
         file,
@@ -253,6 +262,7 @@ fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
             }
         }
     }
+
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
     found
         .into_iter()

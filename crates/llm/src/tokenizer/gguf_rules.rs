@@ -177,11 +177,13 @@ mod tests {
                 .into_iter()
                 .all(begins)
         );
+
         assert!(
             !["qwen2", "gpt-2", "smollm", "default", "dbrx", "gpt-4o"]
                 .into_iter()
                 .any(begins)
         );
+
         assert_eq!(rule("nothing-known"), None);
     }
 
@@ -196,6 +198,7 @@ mod tests {
                     tokenizers::SplitDelimiterBehavior::Isolated,
                     false,
                 );
+
                 let mut pieces = PreTokenizedString::from(text);
                 split
                     .unwrap_or_else(|error| panic!("{name}: {error}"))

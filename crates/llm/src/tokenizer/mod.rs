@@ -85,6 +85,7 @@ impl Tokenizer {
             settings.set_padding_token(&padding.pad_token);
             inner.with_padding(None);
         }
+
         add_tokens(&mut inner, &settings).map_err(refuse)?;
         set_prefix_space(&mut inner, &settings).map_err(refuse)?;
         set_ends(&mut inner, &settings, is_converted).map_err(refuse)?;
@@ -154,6 +155,7 @@ impl Tokenizer {
                 reason,
             });
         }
+
         let encoding = self
             .inner
             .encode(text, add_special_tokens)
@@ -267,6 +269,7 @@ fn base(
         }
     };
     let built = built.map_err(|reason| refused(what, reason))?;
+
     Ok((built, true))
 }
 
@@ -284,15 +287,18 @@ fn check_llama_prefix(inner: &tokenizers::Tokenizer, settings: &Settings) -> Res
     let Some(expected) = settings.optional_flag("add_prefix_space") else {
         return Ok(());
     };
+
     if settings.class.name != "LlamaTokenizer" {
         return Ok(());
     }
+
     let text = |part: Option<String>| part.unwrap_or_default();
     let normalizer = text(
         inner
             .get_normalizer()
             .and_then(|part| serde_json::to_string(part).ok()),
     );
+
     let pre_tokenizer = text(
         inner
             .get_pre_tokenizer()
@@ -305,6 +311,7 @@ fn check_llama_prefix(inner: &tokenizers::Tokenizer, settings: &Settings) -> Res
     if adds == expected {
         return Ok(());
     }
+
     Err(format!(
         "tokenizer_config.json sets `add_prefix_space` to {expected}, tokenizer.json does the opposite, and there is \
          no tokenizer.model to build it anew from"
@@ -326,6 +333,7 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<
             new.push(token.clone());
         }
     }
+
     for token in &special {
         let is_known = match token.flags {
             // An object is compared with the added tokens alone, so that its flags win over those
@@ -381,6 +389,7 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> R
                 serde_json::from_str(&text).map_err(|cause| cause.to_string())?;
             inner.with_pre_tokenizer(Some(part));
         }
+
         if let Some(part) = inner.get_decoder() {
             let text = deep(serde_json::to_string(part).map_err(|cause| cause.to_string())?);
             let part: tokenizers::DecoderWrapper =
@@ -388,6 +397,7 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> R
             inner.with_decoder(Some(part));
         }
     }
+
     Ok(())
 }
 
@@ -410,15 +420,18 @@ fn set_ends(
                 "`add_bos_token` is true, which transformers refuses for CodeGenTokenizer".into(),
             );
         }
+
         Ends::FromFile if class.slow == SlowFiles::Gpt2 && is_converted => {
             [settings.flag("add_bos_token", false), false]
         }
         Ends::FromFile => return Ok(()),
     };
+
     let end = |attribute: &str, is_wanted: bool| -> Result<Option<(u32, String)>, String> {
         if !is_wanted {
             return Ok(None);
         }
+
         let token = settings.special_token(attribute);
         let token = token
             .ok_or_else(|| format!("`add_{attribute}` is true, but there is no `{attribute}`"))?;
@@ -431,6 +444,7 @@ fn set_ends(
     let step: Option<PostProcessorWrapper> =
         serde_json::from_value(around).map_err(|cause| cause.to_string())?;
     inner.with_post_processor(step);
+
     Ok(())
 }
 
@@ -443,11 +457,13 @@ fn template_json<Id: Copy + Into<Value>>(
     if first.is_none() && last.is_none() {
         return Value::Null;
     }
+
     let special = |token: &Option<(Id, String)>, sequence: u8| {
         token
             .as_ref()
             .map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": sequence } }))
     };
+
     let around = |name: &str, sequence: u8| {
         let text = json!({ "Sequence": { "id": name, "type_id": sequence } });
         let parts = [
@@ -457,6 +473,7 @@ fn template_json<Id: Copy + Into<Value>>(
         ];
         parts.into_iter().flatten().collect::<Vec<Value>>()
     };
+
     let tokens = [&first, &last].into_iter().flatten();
     let tokens = tokens.map(|(id, text)| {
         let id: Value = (*id).into();
@@ -465,6 +482,7 @@ fn template_json<Id: Copy + Into<Value>>(
             json!({ "id": text, "ids": [id], "tokens": [text] }),
         )
     });
+
     let pair = [around("A", 0), around("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",

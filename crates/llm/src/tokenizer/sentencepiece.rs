@@ -62,6 +62,7 @@ impl Model {
         if model.pieces.is_empty() {
             return Err("it holds no pieces".into());
         }
+
         Ok(model)
     }
 

@@ -135,6 +135,7 @@ impl Settings {
                 })?;
                 added.insert(id, token);
             }
+
             known = added.values().cloned().collect();
         } else {
             merge_special_tokens_map(
@@ -200,6 +201,7 @@ impl Settings {
         if self.class.name != "CodeLlamaTokenizer" {
             return None;
         }
+
         match self.config.get("fill_token") {
             None => Some("<FILL_ME>".to_owned()),
             Some(value) => value.as_str().map(str::to_owned),
@@ -214,6 +216,7 @@ impl Settings {
                 found.push(token);
             }
         }
+
         found
     }
 
@@ -225,6 +228,7 @@ impl Settings {
                 .map(|token| token.content.clone())
                 .collect::<Vec<_>>()
         };
+
         let mut map = Map::new();
         for (attribute, tokens) in self.special.iter().filter(|(_, tokens)| !tokens.is_empty()) {
             let mut texts = texts(tokens);
@@ -234,6 +238,7 @@ impl Settings {
             };
             map.insert(attribute.clone(), value);
         }
+
         map
     }
 }
@@ -257,6 +262,7 @@ fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Va
         if let Value::Object(token) = &mut value {
             token.insert("special".into(), true.into());
         }
+
         if let ("additional_special_tokens", Value::Array(tokens)) = (key.as_str(), &value) {
             let mut all = config
                 .get(&key)
@@ -268,12 +274,15 @@ fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Va
                 if let Value::Object(flags) = &mut token {
                     flags.insert("special".into(), true.into());
                 }
+
                 if !all.contains(&token) {
                     all.push(token);
                 }
             }
+
             value = all.into();
         }
+
         config.insert(key, value);
     }
 }
@@ -292,6 +301,7 @@ fn legacy_added_tokens(
         };
         special.extend(tokens.into_iter().map(|token| token.content));
     }
+
     let token = |content: String| {
         let special = special.contains(&content);
         let flags = Flags {
@@ -301,11 +311,13 @@ fn legacy_added_tokens(
             normalized: Some(!special),
             special,
         };
+
         Token {
             content,
             flags: Some(flags),
         }
     };
+
     added
         .into_iter()
         .filter_map(|(content, id)| Some((id.as_u64()?, token(content))))
@@ -325,6 +337,7 @@ fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
     else {
         return Ok(Vec::new());
     };
+
     let parts: Parts =
         serde_json::from_slice(&json.read()?).map_err(|cause| LlmError::Tokenizer {
             what: what.to_owned(),
@@ -346,6 +359,7 @@ fn special_tokens(
             .cloned()
             .unwrap_or(token)
     };
+
     let wrong = |attribute: &str, value: &Value| {
         format!("`{attribute}` is {value}; a text or an object was expected")
     };
@@ -368,9 +382,11 @@ fn special_tokens(
                     None => tokens.push(Token::text(default)),
                 }
             }
+
             found.push((attribute.to_owned(), tokens));
             continue;
         }
+
         let token = match value {
             Some(Value::Null) => None,
             Some(value) => Some(flagged(
@@ -391,5 +407,6 @@ fn special_tokens(
             found.push((attribute.clone(), vec![token]));
         }
     }
+
     Ok(found)
 }

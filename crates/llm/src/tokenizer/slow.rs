@@ -49,6 +49,7 @@ pub(super) fn from_merges(
         }
     };
     assemble(&mut tokenizer, parts)?;
+
     Ok(tokenizer)
 }
 
@@ -89,10 +90,12 @@ fn pairs<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Merges, Reason> {
         let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(format!("merges.txt: {line:?} is no pair of pieces"));
         };
+
         if seen.insert((left, right)) {
             merges.push((left.to_owned(), right.to_owned()));
         }
     }
+
     Ok(merges)
 }
 
@@ -134,6 +137,7 @@ pub(super) fn from_sentencepiece(
         _ => llama_parts(settings),
     };
     assemble(&mut tokenizer, parts)?;
+
     Ok(tokenizer)
 }
 
@@ -146,6 +150,7 @@ fn sentencepiece_decoder(strips_prefix: bool) -> Value {
     if strips_prefix {
         steps.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
+
     json!({ "type": "Sequence", "decoders": steps })
 }
 
@@ -162,10 +167,12 @@ fn llama_parts(settings: &Settings) -> Value {
         let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
         return json!({ "pre_tokenizer": metaspace, "decoder": decoder });
     }
+
     let mut steps = Vec::new();
     if prefix {
         steps.push(json!({ "type": "Prepend", "prepend": "▁" }));
     }
+
     steps.push(json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }));
     json!({ "normalizer": { "type": "Sequence", "normalizers": steps }, "decoder": decoder })
 }
@@ -178,6 +185,7 @@ fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
             .get(&(id as u64))
             .map_or_else(|| text.to_owned(), |token| token.content.clone())
     };
+
     let pieces = model.pieces.iter().enumerate();
     pieces
         .map(|(id, piece)| {
@@ -209,11 +217,13 @@ fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>,
             0.0,
         );
     }
+
     if !vocab.iter().any(|(piece, _)| piece == "\t")
         && let Some(byte) = vocab.iter_mut().find(|(piece, _)| piece == "<0x09>")
     {
         *byte = ("\t".to_owned(), 0.0);
     }
+
     Ok(vocab)
 }
 
@@ -241,6 +251,7 @@ fn pieces_model(
             if let (SlowFiles::Gemma, Some(byte)) = (kind, stored.get("<0x09>").copied()) {
                 stored.entry("\t").or_insert(byte);
             }
+
             let builder = BPE::builder()
                 .vocab_and_merges(ids, merges(&stored, vocab))
                 .unk_token(model.unknown_piece().to_owned())
@@ -274,6 +285,7 @@ fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
         splits.sort_by_key(|(order, _)| *order);
         found.extend(splits.into_iter().map(|(_, split)| split));
     }
+
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     found
         .into_iter()
@@ -296,6 +308,7 @@ pub(super) fn assemble(tokenizer: &mut Tokenizer, mut parts: Value) -> Result<()
         .map_err(|cause| cause.to_string())?;
     tokenizer.with_pre_tokenizer(pre_tokenizer);
     tokenizer.with_decoder(decoder);
+
     Ok(())
 }
 
@@ -313,6 +326,7 @@ mod tests {
             1,
             "without a line break at the end the last is lost"
         );
+
         assert_eq!(merges(""), 0);
         assert!(gpt2_merges("x\na b c\n").is_err());
     }
