@@ -1,6 +1,6 @@
-//! The model that is part of the library: `tiny-gpt2`, trained on public-domain English.
+//! The built-in model `tiny-gpt2`, trained on public-domain English.
 
-/// Its name.
+/// The name it is loaded by.
 pub const NAME: &str = "tiny-gpt2";
 
 /// `config.json`.
@@ -16,7 +16,7 @@ pub(crate) const TOKENIZER_CONFIG: &[u8] =
 /// `model.safetensors`.
 pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-gpt2/model.safetensors");
 
-/// Whether a name means the built-in model. A folder of that name comes first.
+/// Whether a name means the built-in model. A local folder of that name takes precedence.
 pub(crate) fn is_meant(name: &str) -> bool {
     name == NAME && !std::path::Path::new(name).is_dir()
 }

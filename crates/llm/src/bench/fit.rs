@@ -1,4 +1,4 @@
-//! Whether what is to be measured fits the model and the memory, found out before anything is
+//! Checks that everything a benchmark measures fits the model and the memory, before anything is
 //! measured.
 
 use super::{BenchOptions, REPETITIVE};
@@ -6,18 +6,18 @@ use crate::error::{LlmError, Result};
 use crate::memory;
 use crate::model::AutoModelForCausalLM;
 
-/// Lengths that a model has too few positions for.
+/// Lengths that a benchmark leaves out because the model has too few positions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeftOut {
     /// Contexts that leave no room for the new tokens.
     pub contexts: Vec<usize>,
-    /// Prompts that leave no room for one.
+    /// Prompts that leave no room for one new token.
     pub prompts: Vec<usize>,
 }
 
 impl BenchOptions {
-    /// Removes the contexts and prompts that do not fit a model of `positions` tokens, and returns
-    /// them.
+    /// Removes the contexts and prompts that do not fit a model with `positions` positions, and
+    /// returns them.
     ///
     /// ```
     /// use llm_int8::bench::{BenchOptions, LeftOut};
@@ -42,7 +42,7 @@ impl BenchOptions {
 }
 
 impl AutoModelForCausalLM {
-    /// Refuses what cannot be measured.
+    /// Rejects options that cannot be measured.
     pub(super) fn check_bench(&self, options: &BenchOptions) -> Result<()> {
         let refuse = |name, value: usize, expected| {
             Err(LlmError::Setting {
@@ -56,7 +56,7 @@ impl AutoModelForCausalLM {
         }
 
         if options.new_tokens < 2 {
-            let expected = "it must be 2 or more: the first is not counted";
+            let expected = "it must be 2 or more, because the first is not counted";
             return refuse("the number of new tokens", options.new_tokens, expected);
         }
 
@@ -94,7 +94,7 @@ impl AutoModelForCausalLM {
         self.check_memory(options)
     }
 
-    /// Refuses batches whose keys and values memory has no room for.
+    /// Rejects batches whose key/value caches do not fit into memory.
     fn check_memory(&self, options: &BenchOptions) -> Result<()> {
         let devices = self.decoder().device_memory()?;
         let on_devices: u64 = devices.iter().map(|(_, memory)| memory.free).sum();
@@ -104,7 +104,7 @@ impl AutoModelForCausalLM {
                 let length = context + options.new_tokens;
                 let one =
                     self.decoder().bytes_per_step(length, 1) - self.decoder().bytes_per_step(0, 1);
-                let what = format!("the keys and values of {batch} texts of {length} tokens");
+                let what = format!("the keys and values of {batch} sequences of {length} tokens");
                 check_memory(&what, one.saturating_mul(batch as u64), free)?;
             }
         }
@@ -113,13 +113,13 @@ impl AutoModelForCausalLM {
     }
 }
 
-/// Refuses what needs more bytes than are free, as far as that is known.
+/// Rejects what needs more bytes than are free. Unknown free memory (`None`) rejects nothing.
 pub(super) fn check_memory(what: &str, bytes: u64, free: Option<u64>) -> Result<()> {
     match free {
         Some(free) if bytes > free => Err(LlmError::Setting {
-            name: "the memory to measure with",
+            name: "the memory needed",
             value: format!("{:.1} GB for {what}", bytes as f64 / 1e9),
-            expected: "that is more than is free",
+            expected: "this is more than is free",
         }),
         _ => Ok(()),
     }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_compared_where_it_is_known() {
+    fn memory_is_compared_if_it_is_known() {
         assert!(
             check_memory("x", 10, Some(10)).is_ok() && check_memory("x", u64::MAX, None).is_ok()
         );
@@ -215,7 +215,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "the memory to measure with is 5.0 GB for much; that is more than is free"
+            "the memory needed is 5.0 GB for much; this is more than is free"
         );
     }
 }

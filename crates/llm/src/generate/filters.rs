@@ -1,15 +1,14 @@
-//! What sampling keeps of the most likely tokens: top-p, min-p, locally typical sampling, epsilon
-//! and eta sampling, in transformers' order, each on the distribution that the one before left.
-//! Each keeps a token at least.
+//! Sampling filters: top-p, min-p, locally typical, epsilon and eta sampling, in transformers'
+//! order. Each works on the distribution that the previous one left, and keeps at least one token.
 
 use super::GenerationConfig;
 
-/// A token and its probability up to a factor that all share.
+/// A token and its unnormalised probability.
 type Weighted = (u32, f64);
 
-/// The tokens that may be drawn with their probabilities up to a factor, the most likely first.
-/// `tokens` are those that top-k left with their logits, in that order; none are kept where no
-/// logit is finite.
+/// The tokens to sample from with their unnormalised probabilities, most likely first. `tokens` are
+/// the tokens that top-k left, with their logits, in the same order. Nothing is kept if no logit is
+/// finite.
 pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weighted> {
     let largest = tokens.first().map_or(0.0, |(_, logit)| f64::from(*logit));
     let weight = |logit: f32| ((f64::from(logit) - largest) / config.temperature).exp();
@@ -20,7 +19,7 @@ pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weig
     tokens.retain(|(_, weight)| *weight > 0.0);
 
     top_p(&mut tokens, config.top_p);
-    // The most likely token has the weight 1.
+    // The most likely token has weight 1.
     tokens.retain(|(_, weight)| *weight >= config.min_p);
     if config.typical_p < 1.0 {
         typical(&mut tokens, config.typical_p);
@@ -39,7 +38,7 @@ fn total(tokens: &[Weighted]) -> f64 {
     tokens.iter().map(|(_, weight)| weight).sum()
 }
 
-/// In nats.
+/// Shannon entropy, in nats.
 fn entropy(tokens: &[Weighted]) -> f64 {
     let total = total(tokens);
     -tokens
@@ -48,9 +47,10 @@ fn entropy(tokens: &[Weighted]) -> f64 {
         .sum::<f64>()
 }
 
-/// Keeps the most likely tokens that together reach the probability `p`.
+/// Keeps the most likely tokens whose probabilities add up to `p`.
 fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
-    let (total, mut sum) = (total(tokens), 0.0);
+    let total = total(tokens);
+    let mut sum = 0.0;
     let within = tokens.iter().take_while(|(_, weight)| {
         let before = sum;
         sum += weight / total;
@@ -61,8 +61,7 @@ fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
         return;
     };
 
-    // Of equally likely tokens, which have the order of their ids here, torch.sort puts the last
-    // one first.
+    // Ties are ordered by id here, but torch.sort puts the last one first.
     let first = tokens
         .iter()
         .take_while(|(_, weight)| *weight > last)
@@ -71,10 +70,11 @@ fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
     tokens.drain(first..first + tokens.len() - count);
 }
 
-/// Keeps the tokens whose information is nearest to the entropy, as many as together reach the
-/// probability `mass`, and those as near as the last of them.
+/// Keeps the tokens whose information is nearest to the entropy, until their probabilities add up
+/// to `mass`, and those that tie with the last of them.
 fn typical(tokens: &mut Vec<Weighted>, mass: f64) {
-    let (total, entropy) = (total(tokens), entropy(tokens));
+    let total = total(tokens);
+    let entropy = entropy(tokens);
     let distance = |weight: f64| (-(weight / total).ln() - entropy).abs();
     let mut nearest: Vec<(f64, f64)> = tokens
         .iter()
@@ -92,7 +92,7 @@ fn typical(tokens: &mut Vec<Weighted>, mass: f64) {
     tokens.retain(|(_, weight)| distance(*weight) <= farthest);
 }
 
-/// Keeps tokens of at least a probability, and the most likely ones.
+/// Keeps tokens with at least the probability `least`, and always the most likely ones.
 fn cut_off(tokens: &mut Vec<Weighted>, least: f64) {
     let total = total(tokens);
     let largest = tokens.first().map_or(0.0, |(_, weight)| *weight);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_filter_keeps_what_it_says() {
+    fn each_filter_keeps_the_right_tokens() {
         let halves = [0.5, 0.25, 0.125, 0.125];
         assert_eq!(ids(&halves, &config()), [0, 1, 2, 3]);
         assert_eq!(
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_sees_what_the_one_before_left() {
+    fn a_filter_works_on_what_the_previous_one_left() {
         let halves = [0.5, 0.25, 0.125, 0.125];
         // Two thirds and a third are left.
         let both = GenerationConfig {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_impossible_are_not_kept() {
+    fn impossible_tokens_are_not_kept() {
         assert_eq!(ids(&[0.5, 0.5, 0.0], &config()), [0, 1]);
         assert!(kept(&[(0, f32::NEG_INFINITY)], &config()).is_empty());
         assert!(kept(&[], &config()).is_empty());

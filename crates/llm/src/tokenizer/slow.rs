@@ -1,5 +1,5 @@
-//! Tokenizers out of the files that came before `tokenizer.json`, as `convert_slow_tokenizer.py` of
-//! transformers 4.57 converts them.
+//! Tokenizers from the files that preceded `tokenizer.json`, converted as in
+//! `convert_slow_tokenizer.py` of transformers 4.57.
 
 use super::class::SlowFiles;
 use super::sentencepiece::{Algorithm, Model};
@@ -11,13 +11,13 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// How Qwen2 splits a text into words.
+/// The regular expression that splits a text into words for Qwen2.
 pub(super) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Why a tokenizer cannot be built.
 type Reason = String;
 
-/// From `vocab.json` and `merges.txt`.
+/// A byte-level BPE tokenizer from `vocab.json` and `merges.txt`.
 pub(super) fn from_merges(
     kind: SlowFiles,
     vocab: &[u8],
@@ -53,12 +53,13 @@ pub(super) fn from_merges(
     Ok(tokenizer)
 }
 
-/// The step that turns bytes into the characters of GPT-2's vocabulary.
+/// The step that maps bytes to the characters of GPT-2's vocabulary.
 pub(super) fn byte_level(add_prefix_space: bool, use_regex: bool) -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex })
 }
 
-/// GPT-2 takes every line but the first and the last, which end with a version and a line break.
+/// GPT-2's converter drops the first line (a version) and the last one (empty), whatever they
+/// contain.
 fn gpt2_merges(text: &str) -> Result<Merges, Reason> {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let lines: Vec<&str> = text.split('\n').collect();
@@ -66,7 +67,7 @@ fn gpt2_merges(text: &str) -> Result<Merges, Reason> {
     pairs(lines.get(1..last).unwrap_or_default().iter().copied())
 }
 
-/// Qwen2 takes every line that is not empty, and leaves out a first one with a version.
+/// Qwen2's converter drops empty lines, and the first line if it is a version.
 fn qwen2_merges(text: &str) -> Result<Merges, Reason> {
     let lines = text
         .lines()
@@ -81,14 +82,14 @@ fn qwen2_merges(text: &str) -> Result<Merges, Reason> {
     )
 }
 
-/// Each pair once, at its first place.
+/// Parses one pair per line and drops repeated ones.
 fn pairs<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Merges, Reason> {
     let mut seen = HashSet::new();
     let mut merges = Vec::new();
     for line in lines {
         let mut parts = line.split_whitespace();
         let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(format!("merges.txt: {line:?} is no pair of pieces"));
+            return Err(format!("merges.txt: {line:?} is not a pair of pieces"));
         };
 
         if seen.insert((left, right)) {
@@ -99,7 +100,7 @@ fn pairs<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Merges, Reason> {
     Ok(merges)
 }
 
-/// From SentencePiece's `tokenizer.model`.
+/// A tokenizer from SentencePiece's `tokenizer.model`.
 pub(super) fn from_sentencepiece(
     kind: SlowFiles,
     bytes: &[u8],
@@ -154,10 +155,10 @@ fn sentencepiece_decoder(strips_prefix: bool) -> Value {
     json!({ "type": "Sequence", "decoders": steps })
 }
 
-/// `LlamaConverter`: where the first space goes depends on `legacy` and `add_prefix_space`.
+/// `LlamaConverter`: which step adds the prefix space depends on `legacy` and `add_prefix_space`.
 fn llama_parts(settings: &Settings) -> Value {
     let prefix = settings.flag("add_prefix_space", true);
-    // Code Llama knows no `legacy`.
+    // Code Llama does not have `legacy`.
     let is_legacy =
         settings.class.name != "LlamaTokenizer" || settings.optional_flag("legacy").unwrap_or(true);
     let decoder = sentencepiece_decoder(prefix);
@@ -177,7 +178,7 @@ fn llama_parts(settings: &Settings) -> Value {
     json!({ "normalizer": { "type": "Sequence", "normalizers": steps }, "decoder": decoder })
 }
 
-/// Pieces and scores; the first three under the names that the added tokens give them.
+/// Pieces and scores. The first three are named by the added tokens.
 fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
     let name = |id: usize, text: &str| {
         settings
@@ -198,7 +199,8 @@ fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// As Llama's, the first three being padding, end and begin; a tab where an old file lacks it.
+/// Pieces and scores. The first three are padding, end and begin token; a tab replaces its byte
+/// piece if an old file lacks it.
 fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>, Reason> {
     let mut vocab: Vec<(String, f64)> = model
         .pieces
@@ -265,9 +267,8 @@ fn pieces_model(
     }
 }
 
-/// Every way to put a piece together from two others (`generate_merges`): the best-scored pieces
-/// first, and among equals the longer left part, then the longer right part, then the order of the
-/// file.
+/// Every split of a piece into two others (`generate_merges`): pieces with the highest score first,
+/// then by the longer left part, the longer right part, and the order of the file.
 fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
     let mut found: Vec<(f64, [usize; 2], &str, &str)> = Vec::new();
     for (piece, score) in vocab {
@@ -293,7 +294,7 @@ fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
         .collect()
 }
 
-/// Puts the steps around a model, written as in `tokenizer.json`.
+/// Adds the pipeline's steps around the model. `parts` has the form of `tokenizer.json`.
 pub(super) fn assemble(tokenizer: &mut Tokenizer, mut parts: Value) -> Result<(), Reason> {
     fn part<T: serde::de::DeserializeOwned>(value: Value) -> Result<Option<T>, Reason> {
         serde_json::from_value(value).map_err(|cause| cause.to_string())
@@ -317,14 +318,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gpt2_drops_the_first_and_the_last_line_whatever_they_hold() {
+    fn gpt2_drops_the_first_and_the_last_line_whatever_they_contain() {
         let merges = |text| gpt2_merges(text).unwrap().len();
         assert_eq!(merges("#version: 0.2\na b\nab c\n"), 2);
         assert_eq!(merges("a b\nab c\n"), 1);
         assert_eq!(
             merges("#version: 0.2\r\na b\r\nab c"),
             1,
-            "without a line break at the end the last is lost"
+            "without a final line break the last merge is lost"
         );
 
         assert_eq!(merges(""), 0);
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn better_pieces_and_longer_left_parts_merge_first() {
+    fn higher_scores_and_longer_left_parts_merge_first() {
         let vocab: Vec<(String, f64)> = [
             ("a", -3.0),
             ("b", -4.0),
