@@ -289,7 +289,7 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
         ),
         (
             vec!["quantize", &model, "-o", &fresh, "--no-quantize"],
-            "contradict each other",
+            "cannot be used with",
         ),
         (
             vec!["dequantize", &model, "-o", &fresh],

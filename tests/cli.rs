@@ -248,7 +248,7 @@ fn wrong_use_is_2_and_says_what_is_right() {
         ),
         (
             &["inspect", "tiny-gpt2", "--device", "gpu"],
-            "cuda or cuda:N was expected",
+            "cuda or cuda:N",
         ),
         (
             &["inspect", "tiny-gpt2", "--skip-modules", "c_atn"],

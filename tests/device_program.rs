@@ -141,7 +141,7 @@ fn inspect_tells_what_would_lie_where() {
     let (_, plain, _) = on(&[]);
     assert!(
         !plain.contains("cpu ("),
-        "everything on the CPU needs no telling"
+        "nothing is printed if everything is on the CPU"
     );
 }
 
@@ -153,7 +153,7 @@ fn wrong_devices_are_explained() {
     for (arguments, words) in [
         (
             &["--device", "gpu"][..],
-            "auto, cpu, cuda or cuda:N was expected",
+            "expected auto, cpu, cuda or cuda:N",
         ),
         (
             &["--device", "cpu", "--device-map", "auto"],
@@ -161,10 +161,10 @@ fn wrong_devices_are_explained() {
         ),
         (&["--device", "cuda:0,cuda:1"], "--device-map auto"),
         (&["--max-memory", "0=1GB"], "--device-map"),
-        (&["--device", "cpu,cuda"], "cannot stand beside"),
+        (&["--device", "cpu,cuda"], "cannot be combined with"),
         (
             &["--device-map", "auto", "--max-memory", "x=1GB"],
-            "is no device",
+            "is not a device",
         ),
         (
             &[
@@ -186,7 +186,7 @@ fn wrong_devices_are_explained() {
         let (code, _, error) = on(&["--device", "emulated", "--outlier-weights", "original"]);
         assert_eq!(code, Some(2), "{error}");
         assert!(
-            error.contains("leave --outlier-weights original away"),
+            error.contains("omit --outlier-weights original"),
             "{error}"
         );
     }

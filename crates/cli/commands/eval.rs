@@ -1,4 +1,4 @@
-//! `llm-int8 eval`: the perplexity of a text.
+//! `llm-int8 eval`: measure the perplexity of a text.
 
 use super::load;
 use crate::args::EvalArgs;
@@ -14,7 +14,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot read {}", args.text.display()))?;
     let text = String::from_utf8(bytes).with_context(|| {
         format!(
-            "{} is no text in UTF-8; convert it first",
+            "{} is not UTF-8 text; convert it first",
             args.text.display()
         )
     })?;
@@ -30,6 +30,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         stride: args.stride.unwrap_or(args.window),
     };
     let bar = bar("{bar:30} {pos}/{len} tokens, {eta} left");
+
     let found = model.perplexity(&ids, options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -58,7 +59,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     std::io::stdout().lock().write_all(text.as_bytes())?;
     if !args.json {
         line(&format!(
-            "windows of {} tokens, {} apart; the first token of a window is not scored",
+            "windows of {} tokens, one every {} tokens; the first token of a window is not scored",
             options.window, options.stride
         ));
     }

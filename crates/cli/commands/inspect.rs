@@ -1,4 +1,4 @@
-//! `llm-int8 inspect`: tree, parameters, footprint.
+//! `llm-int8 inspect`: print a model's tree, parameters and footprint.
 
 use super::{explain, load, load_config, part_text};
 use crate::args::InspectArgs;
@@ -64,7 +64,7 @@ fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String 
         grouped(parameters),
         grouped(absmax),
     ));
-    // Everything on the CPU needs no telling.
+    // Do not mention the CPU if everything is there.
     if placed.iter().any(|part| part.device != "cpu") {
         for part in placed {
             text.push_str(&format!(

@@ -1,4 +1,4 @@
-//! `llm-int8 pull`: a model into the cache.
+//! `llm-int8 pull`: download a model into the cache.
 
 use super::hub_config;
 use crate::args::{PullArgs, UsageError};

@@ -1,4 +1,4 @@
-//! `llm-int8 run`: text after a prompt.
+//! `llm-int8 run`: generate text after a prompt.
 
 use super::{check_drafts, load, part_text};
 use crate::args::{RunArgs, UsageError};
@@ -35,7 +35,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Several prompts at once: a JSON object a line, in the order of the file.
+/// Runs the prompts of a file in batches, and prints one JSON object per line in the order of the
+/// file.
 fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -45,7 +46,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .collect();
     if prompts.is_empty() {
         return Err(UsageError(format!(
-            "{} holds no prompts; one a line was expected",
+            "{} has no prompts; expected one per line",
             file.display()
         ))
         .into());
@@ -60,6 +61,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .at_once(args.batch_size);
     let all = batch.run()?;
     let seconds = started.elapsed().as_secs_f64();
+
     let mut stdout = std::io::stdout().lock();
     for (prompt, generated) in prompts.iter().zip(&all) {
         let object = json!({
@@ -73,7 +75,8 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
 
     if !args.quiet {
         let tokens: usize = all.iter().map(|generated| generated.ids.len()).sum();
-        let (count, at_once) = (all.len(), args.batch_size.min(all.len()));
+        let count = all.len();
+        let at_once = args.batch_size.min(count);
         line(&format!(
             "batch:   {count} prompts, {at_once} at once: {tokens} new tokens in {seconds:.2} s, {:.1} tokens/s",
             tokens as f64 / seconds
@@ -110,7 +113,7 @@ fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
     }
 }
 
-/// The model's own settings, changed by what the arguments say.
+/// The model's own settings, overridden by the options.
 fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig {
     let config = args.sampling.over(model.generation_config());
     GenerationConfig {
@@ -120,7 +123,7 @@ fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig 
     }
 }
 
-/// Shows text as it comes; a closed output ends generating.
+/// Prints text as it is generated. A closed output stops generation.
 fn stream(generation: Generation<'_>) -> anyhow::Result<Generated> {
     let mut stdout = std::io::stdout().lock();
     let mut pieces = generation.pieces()?;
@@ -140,7 +143,7 @@ fn print_ids(generation: Generation<'_>) -> anyhow::Result<Generated> {
     Ok(generated)
 }
 
-/// Where the model is.
+/// Prints where the model is, and the memory use of its devices.
 fn devices(model: &AutoModelForCausalLM) {
     let placed = model.placed();
     if let [only] = &placed[..]
@@ -159,24 +162,25 @@ fn devices(model: &AutoModelForCausalLM) {
     match model.decoder().device_memory() {
         Ok(all) => all.iter().for_each(|(name, memory)| {
             line(&format!(
-                "         {name} holds {} of ours, at most {}; {} of {} are free",
+                "         {name} holds {} of this process, peak {}; {} of {} free",
                 bytes(memory.allocated),
                 bytes(memory.peak),
                 bytes(memory.free),
                 bytes(memory.total)
             ));
         }),
-        Err(error) => line(&format!("         its memory is not known: {error}")),
+        Err(error) => line(&format!("         its memory use is unknown: {error}")),
     }
 }
 
-/// Times and memory, on standard error.
+/// Prints timings and memory use on standard error.
 fn report(model: &AutoModelForCausalLM, generated: &Generated) {
-    let (load, timing) = (model.load_report(), &generated.timing);
+    let load = model.load_report();
+    let timing = &generated.timing;
     let footprint = model.memory_footprint();
     let decode = match timing.decode_rate() {
         Some(rate) => format!("{} tokens at {rate:.1} tokens/s", timing.decoded_tokens),
-        None => "no further token".into(),
+        None => "no tokens after the first".into(),
     };
     let reason = reason(generated.finish_reason);
     let peak = load.peak_memory.map_or(String::new(), |peak| {
@@ -185,10 +189,10 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
             bytes(peak.anonymous)
         )
     });
-
     let now = MemoryUse::now().map_or(String::new(), |now| {
         format!(", now {}", bytes(now.anonymous))
     });
+
     devices(model);
     line(&format!(
         "load:    {:.2} s, {} int8 layers, {} kept",

@@ -1,4 +1,4 @@
-//! `llm-int8 tokenize`: what a tokenizer makes of a text, and back.
+//! `llm-int8 tokenize`: encode a text or decode token ids.
 
 use super::{explain, hub_config};
 use crate::args::{TokenizeArgs, UsageError};
@@ -63,7 +63,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `1,2,3`, `1 2 3` or `[1, 2, 3]`.
+/// Parses `1,2,3`, `1 2 3` or `[1, 2, 3]`.
 fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
     let list = text.trim().trim_start_matches('[').trim_end_matches(']');
     let parts = list
@@ -71,7 +71,7 @@ fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
         .filter(|part| !part.is_empty());
     let wrong = |part: &str| {
         UsageError(format!(
-            "{part:?} is no token id; ids were expected, as 1,2,3"
+            "{part:?} is not a token id; expected ids, as in 1,2,3"
         ))
     };
     parts
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_read_as_programs_print_them() {
+    fn common_notations_of_ids_are_parsed() {
         for text in ["1,2,30", "1 2 30", "[1, 2, 30]", " [1,2,\n30]\n"] {
             assert_eq!(parse_ids(text).unwrap(), [1, 2, 30]);
         }

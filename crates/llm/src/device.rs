@@ -41,7 +41,7 @@ impl FromStr for DeviceName {
             ("cpu", Some(0)) if kind == text => Ok(Self::Cpu),
             ("cuda", Some(number)) => Ok(Self::Cuda(number)),
             ("emulated", Some(number)) => Ok(Self::Emulated(number)),
-            _ => Err("auto, cpu, cuda or cuda:N was expected".into()),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
         }
     }
 }

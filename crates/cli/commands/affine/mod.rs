@@ -1,4 +1,4 @@
-//! `llm-int8 affine`: what INT8 affine quantisation does to numbers.
+//! `llm-int8 affine`: show what INT8 affine quantisation does to numbers.
 
 mod histogram;
 mod notebook;
@@ -18,10 +18,10 @@ use llm_int8_affine::{
 };
 use std::io::Write;
 
-/// Tensors of up to this many numbers are printed in full.
+/// Tensors with up to this many numbers are shown number by number.
 const FEW: usize = 64;
 
-/// Numbers with a shape and where they come from.
+/// A tensor, and its name if it comes from a file.
 struct Input {
     name: Option<String>,
     values: Vec<f32>,
@@ -38,14 +38,14 @@ impl Input {
     }
 }
 
-/// A tensor quantised by one scheme.
+/// The tensor, quantised with one scheme.
 struct Quantized {
     scheme: QScheme,
     tensor: QuantizedTensor,
 }
 
 impl Quantized {
-    /// The scheme's name without `torch.`.
+    /// The scheme's name, without `torch.`.
     fn name(&self) -> String {
         self.scheme
             .to_string()
@@ -83,7 +83,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What can be put right by another command is wrong use.
+/// Adds the tensor's name to an error. An error that other arguments avoid is a usage error.
 fn explain(error: AffineError, input: &Input) -> anyhow::Error {
     match (&error, &input.name) {
         (AffineError::AxisOutOfRange { .. }, _) | (AffineError::NotFinite { .. }, None) => {
@@ -130,16 +130,15 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
 
 fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineError> {
     let x = input.tensor()?;
-    x.min_max()?; // an empty tensor would go unnoticed: observers pass it over
+    x.min_max()?; // rejects empty tensors, which observers ignore
     let dtype = match args.dtype {
         AffineDtype::Qint8 => QuantizedDtype::Qint8,
         AffineDtype::Quint8 => QuantizedDtype::Quint8,
     };
     let chosen = |scheme| args.scheme == Scheme::All || args.scheme == scheme;
-    let (affine, symmetric) = (
-        chosen(Scheme::PerTensorAffine),
-        chosen(Scheme::PerTensorSymmetric),
-    );
+    let affine = chosen(Scheme::PerTensorAffine);
+    let symmetric = chosen(Scheme::PerTensorSymmetric);
+
     let mut schemes = Vec::new();
     schemes.extend(affine.then_some((ObserverKind::MinMax, QScheme::PerTensorAffine)));
     schemes.extend(symmetric.then_some((ObserverKind::MinMax, QScheme::PerTensorSymmetric)));

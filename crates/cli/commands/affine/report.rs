@@ -1,12 +1,12 @@
-//! The results as text and as JSON.
+//! Printing the results as text and as JSON.
 
 use super::{Input, Quantized};
 use llm_int8_affine::{AffineError, ErrorStatistics, QParams};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Schemes one below the other, then value by value side by side; of many values, what torch
-/// prints.
+/// A table of the schemes, then the values with their codes side by side, or for many values the
+/// tensors as torch prints them.
 pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, AffineError> {
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
@@ -66,11 +66,11 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
 }
 
 fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(out, "{line}");
 }
 
-/// One scale, or the smallest and the largest of several.
+/// Scale and zero point; for several channels the range from the smallest to the largest.
 fn qparams(qparams: &QParams) -> (String, String) {
     let (scales, zeros): (Vec<f64>, Vec<i32>) = qparams.channels().unzip();
     let (least, most) = scales
@@ -95,7 +95,7 @@ fn qparams(qparams: &QParams) -> (String, String) {
     )
 }
 
-/// Three digits that count.
+/// A number with three significant digits.
 fn significant(x: f64) -> String {
     if x == 0.0 {
         return "0".into();
@@ -141,7 +141,8 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
     }
 }
 
-/// Seven digits that count, without zeros at the end.
+/// A number with six decimals, without trailing zeros; in scientific notation if it is very small
+/// or large.
 fn short(x: f32) -> String {
     if x == 0.0 {
         return "0".into();
@@ -155,7 +156,8 @@ fn short(x: f32) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// One object; a scheme's `scale` and `zero_point` are numbers, or lists when they are per channel.
+/// One JSON object. `scale` and `zero_point` of a scheme are numbers, or lists if it is per
+/// channel.
 pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, AffineError> {
     let x = input.tensor()?;
     let result = |result: &Quantized| {
@@ -199,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_true() {
+    fn numbers_are_rounded_to_significant_digits() {
         assert_eq!(
             [significant(0.0), significant(0.01234), significant(123.4)],
             ["0", "0.0123", "123"]

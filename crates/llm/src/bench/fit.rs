@@ -143,65 +143,44 @@ mod tests {
             speculate: 0,
         };
 
-        for (options, words) in [
-            (
-                BenchOptions {
-                    runs: 0,
-                    ..small.clone()
-                },
-                "the number of runs is 0",
-            ),
-            (
-                BenchOptions {
-                    new_tokens: 1,
-                    ..small.clone()
-                },
-                "the number of new tokens is 1",
-            ),
-            (
-                BenchOptions {
-                    contexts: vec![16, 0],
-                    ..small.clone()
-                },
-                "is 0; it must be 1 or more",
-            ),
-            (
-                BenchOptions {
-                    contexts: vec![16, 509],
-                    ..small.clone()
-                },
-                "the prompt has 509 tokens",
-            ),
-            (
-                BenchOptions {
-                    prompts: vec![usize::MAX],
-                    ..small.clone()
-                },
-                "the model has 512 positions",
-            ),
-            (
-                BenchOptions {
-                    speculate: 2,
-                    new_tokens: 400,
-                    ..small.clone()
-                },
-                "the model has 512 positions",
-            ),
-            (
-                BenchOptions {
-                    batches: vec![1, usize::MAX],
-                    ..small.clone()
-                },
-                "is more than is free",
-            ),
-        ] {
+        let refused = |set: fn(&mut BenchOptions), words: &str| {
+            let mut options = small.clone();
+            set(&mut options);
             let error = model
                 .bench(&options, &mut |what| panic!("{what} was measured"))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(words), "{error}");
-        }
+        };
 
+        refused(|options| options.runs = 0, "the number of runs is 0");
+        refused(
+            |options| options.new_tokens = 1,
+            "the number of new tokens is 1",
+        );
+        refused(
+            |options| options.contexts = vec![16, 0],
+            "is 0; it must be 1 or more",
+        );
+        refused(
+            |options| options.contexts = vec![16, 509],
+            "the prompt has 509 tokens",
+        );
+        refused(
+            |options| options.prompts = vec![usize::MAX],
+            "the model has 512 positions",
+        );
+        refused(
+            |options| {
+                options.speculate = 2;
+                options.new_tokens = 400;
+            },
+            "the model has 512 positions",
+        );
+        refused(
+            |options| options.batches = vec![1, usize::MAX],
+            "is more than is free",
+        );
         assert!(model.check_bench(&small).is_ok());
     }
 

@@ -29,7 +29,7 @@ const SHORTEST: Duration = Duration::from_millis(20);
 pub struct LinearBench {
     /// The layers.
     pub shapes: Vec<LayerShape>,
-    /// Rows of activations.
+    /// Numbers of activation rows.
     pub rows: Vec<usize>,
     /// Runs per measurement; the median is reported.
     pub runs: usize,
@@ -64,7 +64,7 @@ pub struct LinearRate {
     pub out_features: usize,
     /// Input features.
     pub in_features: usize,
-    /// Rows of activations.
+    /// Activation rows.
     pub rows: usize,
     /// Activation columns that have an outlier in every row.
     pub outlier_columns: usize,
@@ -281,7 +281,7 @@ fn measure_on(
         Ok(())
     };
 
-    // The first run, outside of the graph, loads the kernels.
+    // Once without a graph, so that nothing is set up for the first time while recording.
     all()?;
     let graph = device.record(all)?;
     let launch = || {

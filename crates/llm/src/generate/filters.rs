@@ -121,107 +121,24 @@ mod tests {
     #[test]
     fn each_filter_keeps_the_right_tokens() {
         let halves = [0.5, 0.25, 0.125, 0.125];
-        assert_eq!(ids(&halves, &config()), [0, 1, 2, 3]);
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.5,
-                    ..config()
-                }
-            ),
-            [0]
-        );
+        let kept = |set: fn(&mut GenerationConfig)| {
+            let mut config = config();
+            set(&mut config);
+            ids(&halves, &config)
+        };
 
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.6,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.0,
-                    ..config()
-                }
-            ),
-            [0]
-        );
-
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    min_p: 0.3,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    epsilon_cutoff: 0.2,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    epsilon_cutoff: 0.9,
-                    ..config()
-                }
-            ),
-            [0]
-        );
-
+        assert_eq!(kept(|_| ()), [0, 1, 2, 3]);
+        assert_eq!(kept(|config| config.top_p = 0.5), [0]);
+        assert_eq!(kept(|config| config.top_p = 0.6), [0, 1]);
+        assert_eq!(kept(|config| config.top_p = 0.0), [0]);
+        assert_eq!(kept(|config| config.min_p = 0.3), [0, 1]);
+        assert_eq!(kept(|config| config.epsilon_cutoff = 0.2), [0, 1]);
+        assert_eq!(kept(|config| config.epsilon_cutoff = 0.9), [0]);
         // The entropy is 1.75 bits: 2 bits are nearest, then 1 bit, then 3.
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    typical_p: 0.2,
-                    ..config()
-                }
-            ),
-            [1]
-        );
-
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    typical_p: 0.7,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-
+        assert_eq!(kept(|config| config.typical_p = 0.2), [1]);
+        assert_eq!(kept(|config| config.typical_p = 0.7), [0, 1]);
         // exp(-1.75 ln 2) · √0.5 = 0.21
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    eta_cutoff: 0.5,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
+        assert_eq!(kept(|config| config.eta_cutoff = 0.5), [0, 1]);
     }
 
     #[test]

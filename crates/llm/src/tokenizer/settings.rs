@@ -346,6 +346,33 @@ fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
     Ok(parts.added_tokens.iter().filter_map(Token::parse).collect())
 }
 
+fn wrong(attribute: &str, value: &Value) -> String {
+    format!("`{attribute}` is {value}; a string or an object was expected")
+}
+
+/// `additional_special_tokens`, and those that the class keeps under keys of their own.
+fn additional_tokens(
+    class: &TokenizerClass,
+    config: &Map<String, Value>,
+) -> std::result::Result<Vec<Token>, String> {
+    let key = "additional_special_tokens";
+    let items = config.get(key).and_then(Value::as_array);
+    let mut tokens = Vec::new();
+    for item in items.into_iter().flatten() {
+        tokens.push(Token::parse(item).ok_or_else(|| wrong(key, item))?);
+    }
+
+    for (key, default) in class.additional {
+        match config.get(*key) {
+            Some(Value::Null) => {}
+            Some(value) => tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?),
+            None => tokens.push(Token::text(default)),
+        }
+    }
+
+    Ok(tokens)
+}
+
 /// The special tokens by attribute: from the files, else the class's defaults.
 fn special_tokens(
     class: &TokenizerClass,
@@ -360,30 +387,12 @@ fn special_tokens(
             .unwrap_or(token)
     };
 
-    let wrong = |attribute: &str, value: &Value| {
-        format!("`{attribute}` is {value}; a string or an object was expected")
-    };
     let mut found = Vec::new();
 
     for attribute in ATTRIBUTES {
         let value = config.get(attribute);
         if attribute == "additional_special_tokens" {
-            let items = value.and_then(Value::as_array).cloned().unwrap_or_default();
-            let parsed = items
-                .iter()
-                .map(|item| Token::parse(item).ok_or_else(|| wrong(attribute, item)));
-            let mut tokens = parsed.collect::<std::result::Result<Vec<_>, _>>()?;
-            for (key, default) in class.additional {
-                match config.get(*key) {
-                    Some(Value::Null) => {}
-                    Some(value) => {
-                        tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?)
-                    }
-                    None => tokens.push(Token::text(default)),
-                }
-            }
-
-            found.push((attribute.to_owned(), tokens));
+            found.push((attribute.to_owned(), additional_tokens(class, config)?));
             continue;
         }
 
