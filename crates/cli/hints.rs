@@ -36,7 +36,7 @@ fn of_llm(error: &LlmError) -> Option<&'static str> {
                 "use --device auto, --device cpu, or --device-map auto for several devices"
             }
             "a memory limit" => {
-                "--max-memory needs --device-map auto, and its numbers are indices into --device"
+                "--max-memory needs --device-map auto, and its numbers are indices of the devices in use"
             }
             "speculate" => "use --outliers row --device cpu",
             _ => return None,

@@ -35,7 +35,7 @@ pub(crate) struct ModelArgs {
     /// such format, so the model cannot be saved
     #[arg(long, help_heading = "8 bit")]
     pub(crate) quantize_head: bool,
-    /// Do not quantise; load all layers as floats
+    /// Do not quantise any layer
     #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
     pub(crate) no_quantize: bool,
     /// Dtype of what is not int8; float16 is the default of transformers 4.x, auto that of 5.x
@@ -58,8 +58,8 @@ pub(crate) struct ModelArgs {
     /// runs on the CPU, also in 8 bit
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Devices")]
     pub(crate) device_map: Option<DeviceMapName>,
-    /// Memory that the model may use on each device, by its index in --device, as in
-    /// 0=20GiB,1=10GiB,cpu=64GiB
+    /// Memory that the model may use on each GPU, by its index among those in use, and on the CPU,
+    /// as in 0=20GiB,1=10GiB,cpu=64GiB
     #[arg(
         long,
         value_name = "N=SIZE,…",

@@ -207,7 +207,8 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     ));
     line(&format!("decode:  {decode}; ended by {reason}"));
     if let Some(rate) = timing.acceptance_rate() {
-        let (drafted, accepted) = (timing.drafted_tokens, timing.accepted_tokens);
+        let drafted = timing.drafted_tokens;
+        let accepted = timing.accepted_tokens;
         line(&format!(
             "drafts:  {accepted} of {drafted} accepted ({:.0} %)",
             100.0 * rate

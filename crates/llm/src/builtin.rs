@@ -17,6 +17,6 @@ pub(crate) const TOKENIZER_CONFIG: &[u8] =
 pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-gpt2/model.safetensors");
 
 /// Whether a name means the built-in model. A local folder of that name takes precedence.
-pub(crate) fn is_meant(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     name == NAME && !std::path::Path::new(name).is_dir()
 }

@@ -60,7 +60,7 @@ impl fmt::Display for DeviceName {
 /// How much of a device's memory a model may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// Index into [`DeviceConfig::devices`]; `None` is the CPU.
+    /// The index of a GPU among the devices in use; `None` is the CPU.
     pub device: Option<usize>,
     /// Bytes.
     pub bytes: u64,
@@ -150,7 +150,7 @@ impl DeviceConfig {
     fn names(&self) -> Result<Vec<DeviceName>> {
         if self.is_auto() {
             let count = Device::cuda_count().unwrap_or_else(|error| {
-                log::warn!("{error}; computing on the CPU");
+                log::warn!("{error}; running on the CPU");
                 0
             });
             let used = if self.map { count } else { count.min(1) };

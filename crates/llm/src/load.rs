@@ -55,7 +55,7 @@ pub(crate) struct Source {
 impl Source {
     /// Finds a model by name and downloads what is not on disk.
     pub(crate) fn find(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Self> {
-        if builtin::is_meant(name) {
+        if builtin::is_name(name) {
             return Self::builtin();
         }
 
@@ -89,9 +89,9 @@ impl Source {
 
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let made = gguf::companions(&file);
+        let converted = gguf::companions(&file);
         let (config, checkpoint) = open_gguf(file)?;
-        let (companions, tokenizer) = match made {
+        let (companions, tokenizer) = match converted {
             Ok(companions) => {
                 let what = format!("in {}", path.display());
                 let tokenizer =
@@ -101,6 +101,7 @@ impl Source {
             // The model still runs on token ids.
             Err(error) => (Vec::new(), Err(error)),
         };
+
         let generation = match companions
             .iter()
             .find(|companion| companion.name == "generation_config.json")
@@ -222,7 +223,7 @@ pub(crate) fn small_files(
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(Vec<Companion>, serde_json::Value)> {
-    if builtin::is_meant(name) {
+    if builtin::is_name(name) {
         return Ok((
             Companion::of_builtin(),
             ModelConfig::parse(builtin::CONFIG)?.values().clone(),
@@ -254,7 +255,7 @@ pub(crate) fn headers(
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(ModelConfig, Checkpoint)> {
-    if !builtin::is_meant(name) && !is_gguf(name) {
+    if !builtin::is_name(name) && !is_gguf(name) {
         let model = name.parse()?;
         if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone()).resolve_metadata(&model, progress)?;
@@ -269,7 +270,6 @@ pub(crate) fn headers(
 
     // Opening a checkpoint on disk reads headers only.
     let source = Source::find(name, hub, progress)?;
-
     Ok((source.config, source.checkpoint))
 }
 

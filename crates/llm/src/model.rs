@@ -170,7 +170,7 @@ impl AutoModelForCausalLM {
         self.decoder.placed()
     }
 
-    /// Whether GPUs decode with CUDA graphs that are recorded once, or launch each kernel. The
+    /// Sets whether GPUs decode with CUDA graphs that are recorded once, or launch each kernel. The
     /// results are the same.
     pub fn set_graphs(&mut self, uses_graphs: bool) {
         self.decoder.set_graphs(uses_graphs);

@@ -267,7 +267,8 @@ impl Channels {
             self.axis
         );
         canvas.draw(&Text::new(heading, (LEFT, top), bold(16, INK, HPos::Left)))?;
-        let (bottom, reach) = (top + 260, 220.0);
+        let bottom = top + 260;
+        let reach = 220.0;
         let most = self
             .errors
             .iter()

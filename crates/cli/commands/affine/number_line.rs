@@ -39,11 +39,13 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
         .collect();
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
-    let (mut low, mut high) = (f64::from(min).min(0.0), f64::from(max).max(0.0));
+    let mut low = f64::from(min).min(0.0);
+    let mut high = f64::from(max).max(0.0);
     let mut largest_error = f64::MIN_POSITIVE;
     for &(result, scale, zero_point) in &shown {
         let (first, last) = grid_ends(result, scale, zero_point);
-        (low, high) = (low.min(first), high.max(last));
+        low = low.min(first);
+        high = high.max(last);
         largest_error = largest_error
             .max(result.tensor.errors(x).max)
             .max(scale / 2.0);
@@ -176,9 +178,12 @@ impl Panel<'_> {
         // Labels that would overlap go up to two rows higher.
         let mut free = [i32::MIN; 3];
         for i in order {
-            let (value, code) = (self.input.values[i], self.result.tensor.int_repr()[i]);
+            let value = self.input.values[i];
+            let code = self.result.tensor.int_repr()[i];
             let clipped = f64::from(value) < first - half || f64::from(value) > last + half;
-            let (x, ink) = (self.at(value.into()), if clipped { ALARM } else { INK });
+            let ink = if clipped { ALARM } else { INK };
+            let x = self.at(value.into());
+
             let label = format!("{value} → {code}");
             let reach = label.chars().count() as i32 * 4 + 6;
             let level = free.iter().position(|&free| x - reach >= free);
@@ -200,7 +205,8 @@ impl Panel<'_> {
 
     /// Draws `value - recovered` of each number as a bar, over a band of ± half a step.
     fn errors(&self, canvas: &Canvas<'_>) -> anyhow::Result<()> {
-        let (y, reach) = (self.top + 290, 50.0);
+        let y = self.top + 290;
+        let reach = 50.0;
         let height = |error: f64| y - (error / self.largest_error * reach).round() as i32;
         let half = self.scale / 2.0;
         let area = [(LEFT, height(half)), (RIGHT, height(-half))];
@@ -228,7 +234,8 @@ impl Panel<'_> {
                 self.colour
             };
 
-            let (x, end) = (self.at(x.into()), height(error));
+            let x = self.at(x.into());
+            let end = height(error);
             canvas.draw(&PathElement::new([(x, y), (x, end)], ink.stroke_width(4)))?;
             canvas.draw(&Circle::new((x, end), 4, ink.filled()))?;
         }

@@ -76,10 +76,9 @@ fn qparams(qparams: &QParams) -> (String, String) {
     let (least, most) = scales
         .iter()
         .fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
-    let (low, high) = (
-        zeros.iter().min().copied().unwrap_or(0),
-        zeros.iter().max().copied().unwrap_or(0),
-    );
+    let low = zeros.iter().min().copied().unwrap_or(0);
+    let high = zeros.iter().max().copied().unwrap_or(0);
+
     let scale = match least == most {
         true if (1e-3..1e4).contains(&least) => format!("{least:.9}"),
         true => format!("{least:.7e}"),
@@ -129,7 +128,8 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
     for (i, &x) in input.values.iter().enumerate() {
         let mut line = format!("{x:>12}");
         for (result, recovered) in results.iter().zip(&recovered) {
-            let (code, y) = (result.tensor.int_repr()[i], recovered[i]);
+            let code = result.tensor.int_repr()[i];
+            let y = recovered[i];
             line.push_str(&format!(
                 "  {code:>6} {:>12} {:>12}",
                 short(y),

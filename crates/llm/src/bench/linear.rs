@@ -341,8 +341,9 @@ struct Activations {
 }
 
 impl Activations {
-    /// Activations `[rows, width]` between -2 and 2, with 8 in the outlier columns. The columns are the
-    /// same in every row, because in models outliers belong to a few features (LLM.int8(), section 4).
+    /// Activations `[rows, width]` between -2 and 2, with 8 in the outlier columns. The columns are
+    /// the same in every row, because in models outliers belong to a few features (LLM.int8(),
+    /// section 4).
     fn values(self) -> Vec<f32> {
         let Self {
             rows,

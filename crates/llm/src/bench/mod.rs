@@ -86,7 +86,7 @@ pub struct SpeculationRate {
 
 /// Tokens of the repetitive text, and how many of them are its prompt.
 const REPETITIVE: usize = 128;
-const GIVEN: usize = 16;
+const REPETITIVE_PROMPT: usize = 16;
 
 impl AutoModelForCausalLM {
     /// Measures the model. `observe` gets a description of each measurement before it starts.
@@ -120,7 +120,6 @@ impl AutoModelForCausalLM {
             (None, codes) if codes.is_empty() => limits::read_rate_of_new_memory(),
             (None, codes) => limits::read_rate(&codes),
         };
-
         let multiply_rate = copy_rate.is_none().then(|| limits::multiply_rate(isa));
 
         let decode = self.decode_rates(options, observe)?;
@@ -241,9 +240,9 @@ impl AutoModelForCausalLM {
 
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
         // Greedy output soon becomes repetitive.
-        let mut text = self.noise(GIVEN);
+        let mut text = self.noise(REPETITIVE_PROMPT);
         let config = GenerationConfig {
-            max_new_tokens: Some(REPETITIVE - GIVEN),
+            max_new_tokens: Some(REPETITIVE - REPETITIVE_PROMPT),
             ..GenerationConfig::default()
         };
         text.extend(self.generation(&text).config(config).ids_only().run()?.ids);

@@ -2,7 +2,7 @@
 //! `config.json`, as transformers 4.57 does (`generation/configuration_utils.py`).
 
 use super::GenerationConfig;
-use super::config_tables::{CLASS_TOKENS, NOT_BUILT, OF_MODEL_CONFIG, SAMPLING, Unset};
+use super::config_tables::{CLASS_TOKENS, OF_MODEL_CONFIG, SAMPLING, UNSUPPORTED, Unset};
 use super::settings::Settings;
 use crate::error::{LlmError, Result};
 use crate::warning::Warning;
@@ -116,7 +116,7 @@ impl GenerationConfig {
                 .collect()
         };
 
-        let mut keys = named(&NOT_BUILT);
+        let mut keys = named(&UNSUPPORTED);
         // transformers ignores this value, since models choose their own cache class.
         keys.retain(|key| key != "cache_implementation" || values[key] != "hybrid");
         if !keys.is_empty() {

@@ -13,7 +13,7 @@ pub(super) enum Unset {
 /// Settings that transformers has and this library does not, with the values that turn them off.
 /// Left out are those that only change what Python's `generate` returns (`output_scores`) or how
 /// fast it is (`compile_config`), and those of encoder and assistant models.
-pub(super) const NOT_BUILT: [(&str, Unset); 19] = [
+pub(super) const UNSUPPORTED: [(&str, Unset); 19] = [
     ("early_stopping", Unset::Flag(false)),
     ("num_beams", Unset::Number(1.0)),
     ("num_beam_groups", Unset::Number(1.0)),

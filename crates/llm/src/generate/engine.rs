@@ -41,7 +41,7 @@ pub enum Update {
     Failed(LlmError),
 }
 
-/// A sequence that waits for a free place.
+/// A sequence that waits for a free slot.
 #[derive(Debug)]
 struct Waiting<'m> {
     id: SequenceId,
@@ -110,7 +110,7 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// Adds a request. It starts in a later [`step`](Self::step), as soon as a place is free.
+    /// Adds a request. It starts in a later [`step`](Self::step), as soon as a slot is free.
     ///
     /// # Errors
     /// As [`Generation::run`](super::Generation::run), if the request cannot be started. The other
@@ -147,7 +147,7 @@ impl<'m> Engine<'m> {
         self.running.len()
     }
 
-    /// The number of sequences that wait for a free place.
+    /// The number of sequences that wait for a free slot.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -157,7 +157,7 @@ impl<'m> Engine<'m> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// One forward pass: starts waiting sequences while there are free places, and gives every
+    /// One forward pass: starts waiting sequences while there are free slots, and gives every
     /// running one its next token, or several if drafts were accepted. A sequence ends in the step
     /// that gives its last token. Without sequences nothing is computed.
     ///
@@ -182,7 +182,7 @@ impl<'m> Engine<'m> {
         Ok(self.events.drain(..))
     }
 
-    /// Starts waiting sequences, as many as there are free places and as their prompts fit into one
+    /// Starts waiting sequences, as many as there are free slots and as their prompts fit into one
     /// pass.
     fn begin_waiting(&mut self) {
         let mut tokens = 0;

@@ -117,7 +117,8 @@ impl Seen {
 
     /// Checks that the pieces of a sequence add up to its result.
     fn check(&self, id: SequenceId) {
-        let (pieces, generated) = (self.pieces.get(&id), &self.finished[&id]);
+        let pieces = self.pieces.get(&id);
+        let generated = &self.finished[&id];
         let ids: Vec<u32> = pieces.into_iter().flatten().map(|piece| piece.id).collect();
         let text: String = pieces
             .into_iter()
@@ -141,7 +142,8 @@ fn sequences_with_different_settings_give_what_each_gives_alone() {
     );
     assert_eq!(expected[3].finish_reason, FinishReason::StopString);
     for at_once in [1, 2, 3, 8, 100] {
-        let (mut engine, mut seen) = (model.engine(at_once).unwrap(), Seen::default());
+        let mut engine = model.engine(at_once).unwrap();
+        let mut seen = Seen::default();
         let ids: Vec<SequenceId> = requests()
             .into_iter()
             .map(|one| engine.add(one).unwrap())
@@ -172,7 +174,8 @@ fn an_engine_and_its_events_are_send() {
 fn sequences_can_be_added_while_others_run() {
     let model = model();
     let requests = requests();
-    let (mut engine, mut seen) = (model.engine(3).unwrap(), Seen::default());
+    let mut engine = model.engine(3).unwrap();
+    let mut seen = Seen::default();
     let mut ids = Vec::new();
     for request in &requests {
         ids.push(engine.add(request.clone()).unwrap());
@@ -190,7 +193,8 @@ fn sequences_can_be_added_while_others_run() {
 #[test]
 fn a_prompt_and_a_running_sequence_share_a_pass() {
     let model = model();
-    let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
+    let mut engine = model.engine(2).unwrap();
+    let mut seen = Seen::default();
     let first = engine
         .add(Request::new("ROMEO:").config(drawn(5, 1.0, 1)))
         .unwrap();
@@ -229,7 +233,8 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
 fn a_cancelled_sequence_returns_its_tokens_and_the_others_go_on() {
     let model = model();
     let requests = requests();
-    let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
+    let mut engine = model.engine(2).unwrap();
+    let mut seen = Seen::default();
     let ids: Vec<SequenceId> = requests
         .iter()
         .take(4)
@@ -269,7 +274,8 @@ fn a_failed_sequence_does_not_stop_the_others() {
     let failing = || Request::new("ROMEO:").config(nothing_left.clone());
     let good = &requests()[..2];
 
-    let (mut engine, mut seen) = (model.engine(8).unwrap(), Seen::default());
+    let mut engine = model.engine(8).unwrap();
+    let mut seen = Seen::default();
     let first = engine.add(good[0].clone()).unwrap();
     let bad = engine.add(failing()).unwrap();
     let last = engine.add(good[1].clone()).unwrap();

@@ -74,7 +74,6 @@ impl Processors {
             (1.0 / config.encoder_repetition_penalty) as f32,
             scores,
         );
-
         penalise(seen, config.repetition_penalty as f32, scores);
         forbid(&repeated(seen, seen, config.no_repeat_ngram_size), scores);
         forbid(
@@ -82,6 +81,7 @@ impl Processors {
             scores,
         );
         add_biases(&self.bad_words, seen, scores);
+
         if self.forbids_end(length) {
             forbid(&config.eos_token_ids, scores);
         }

@@ -193,12 +193,12 @@ impl<'m> Running<'m> {
     }
 }
 
-/// One pass over sequences that all go on, prompts and single tokens side by side. Each adds its
-/// pieces to `events`, or the error that ended it alone.
+/// Runs one forward pass over sequences that have not ended; prompts and single tokens can be
+/// mixed. Pieces are added to `events`, and so is an error that ends only one sequence.
 ///
 /// # Errors
-/// [`LlmError::Decoder`](crate::LlmError::Decoder) where the pass fails: none of the sequences can
-/// go on.
+/// [`LlmError::Decoder`](crate::LlmError::Decoder) if the pass fails. Then none of the sequences
+/// can go on.
 pub(super) fn pass(
     decoder: &Decoder,
     running: &mut [Running<'_>],
@@ -210,7 +210,8 @@ pub(super) fn pass(
 
     let mut row = 0;
     for one in running {
-        let (id, rows) = (one.id, one.drafts + 1);
+        let id = one.id;
+        let rows = one.drafts + 1;
         let mut on_piece = |piece| {
             events.push_back(Event {
                 id,

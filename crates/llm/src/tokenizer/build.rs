@@ -83,12 +83,12 @@ fn check_llama_prefix(inner: &tokenizers::Tokenizer, settings: &Settings) -> Res
             .get_normalizer()
             .and_then(|part| serde_json::to_string(part).ok()),
     );
-
     let pre_tokenizer = text(
         inner
             .get_pre_tokenizer()
             .and_then(|part| serde_json::to_string(part).ok()),
     );
+
     let adds = normalizer.contains(r#""type":"Prepend""#)
         || pre_tokenizer.contains(r#""prepend_scheme":"first""#)
         || pre_tokenizer.contains(r#""prepend_scheme":"always""#)
@@ -170,6 +170,7 @@ pub(super) fn set_prefix_space(
         let step = step.add_prefix_space(requested);
         inner.with_pre_tokenizer(Some(step));
     }
+
     if requested && settings.class.deep_prefix_space {
         let deep = |text: String| {
             text.replace(r#""add_prefix_space":false"#, r#""add_prefix_space":true"#)

@@ -33,7 +33,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
             return Err(refuse(
                 file,
                 format!(
-                    "kind `{}`; gpt2 and llama are supported",
+                    "its kind `{}` is not supported; supported are gpt2 and llama",
                     other.unwrap_or("?")
                 ),
             ));
@@ -125,15 +125,15 @@ impl Ids {
 fn refuse(file: &GgufFile, reason: String) -> LlmError {
     LlmError::Tokenizer {
         what: format!("in {}", file.name()),
-        reason: format!("it is of {reason}"),
+        reason,
     }
 }
 
 /// Byte-level BPE, as in GPT-2.
 fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-    let rule =
-        rule(pre).ok_or_else(|| refuse(file, format!("rule `{pre}`, which is not supported")))?;
+    let rule = rule(pre)
+        .ok_or_else(|| refuse(file, format!("its splitting rule `{pre}` is not supported")))?;
     let split = |regex: &&str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
     let mut steps: Vec<Value> = rule.splits.iter().map(split).collect();
     steps.push(byte_step(false, false));
@@ -146,7 +146,8 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
 
     let merges = file
         .strings("tokenizer.ggml.merges")
-        .ok_or_else(|| refuse(file, "BPE without merges".into()))?;
+        .ok_or_else(|| refuse(file, "it is a BPE tokenizer without merges".into()))?;
+
     // Written as pairs, because a joined merge of pieces with spaces is ambiguous.
     let pairs: Vec<Value> = merges
         .iter()
@@ -185,7 +186,12 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let scores = file
         .numbers("tokenizer.ggml.scores")
         .filter(|scores| scores.len() == tokens.len())
-        .ok_or_else(|| refuse(file, "SentencePiece without a score for every piece".into()))?;
+        .ok_or_else(|| {
+            refuse(
+                file,
+                "it is a SentencePiece tokenizer without a score for every piece".into(),
+            )
+        })?;
     let unknown = file.integer("tokenizer.ggml.unknown_token_id").unwrap_or(0);
     let unknown = usize::try_from(unknown)
         .ok()
