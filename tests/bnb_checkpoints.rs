@@ -312,7 +312,7 @@ fn existing_files_are_not_overwritten_and_contradictory_commands_are_rejected() 
         ),
         (
             vec!["quantize", &model, "-o", &fresh, "--no-quantize"],
-            "contradict each other",
+            "cannot be used with",
         ),
         (
             vec!["dequantize", &model, "-o", &fresh],

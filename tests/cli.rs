@@ -261,7 +261,7 @@ fn usage_errors_exit_with_2_and_say_what_is_expected() {
         ),
         (
             &["inspect", "tiny-gpt2", "--device", "gpu"],
-            "cuda or cuda:N was expected",
+            "cuda or cuda:N",
         ),
         (
             &["inspect", "tiny-gpt2", "--skip-modules", "c_atn"],

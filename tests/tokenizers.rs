@@ -250,8 +250,7 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
     };
 
     let error = fails(&["tokenize", "tiny-gpt2", "1,x", "--decode"], 2);
-    assert!(error.contains("\"x\" is no token id"), "{error}");
-
+    assert!(error.contains("\"x\" is not a token id"), "{error}");
     let error = fails(
         &[
             "tokenize",
