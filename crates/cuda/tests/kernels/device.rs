@@ -47,7 +47,7 @@ fn what_does_not_fit_is_said_so() {
         matches!(
             error,
             CudaError::OutOfMemory {
-                wanted: 1200,
+                requested: 1200,
                 free: 1000,
                 ..
             }
