@@ -1,25 +1,25 @@
-// Attention of many new positions (prompts): a block takes a tile of 64 positions of one text, and
-// one head.
+// Attention of many new positions (prefill): a block takes a tile of 64 positions of one sequence,
+// and one head.
 //
-// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, caches of 16 bits,
-// capability 8.0 on): tensor cores, in the manner of flash attention 2. Each of 4 warps holds 16
-// queries in registers, with their softmax, and 64 keys at a time pass through shared memory, with
-// the next 64 already on their way (cp.async). Scores leave the tensor cores in the layout in which
-// weights enter them, so that neither goes through memory. Queries, which are f32, and weights are
-// each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16 in bf16,
-// for twice the multiply-adds. Tiles of keys that a warp's causal mask or window hides are skipped,
-// those that they cut are masked; the longest tiles of a text start first. Shared memory, for keys
-// and for values: [values / 8, 64 positions] pieces of 16 bytes. That is how keys lie in the cache;
-// values are moved within groups of 8 positions so that neither copying nor `ldmatrix` meets a bank
-// twice.
+// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, 16-bit caches, capability
+// 8.0 and later) use tensor cores, like FlashAttention-2. Each of 4 warps holds 16 queries in
+// registers, with their online softmax. 64 keys at a time pass through shared memory, while the
+// next 64 are being copied (cp.async). The tensor cores return scores in the layout in which they
+// take attention weights, so neither goes through memory. Queries, which are f32, and attention
+// weights are each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16
+// in bf16, for twice the multiply-adds. Tiles of keys that are hidden from all of a warp's queries
+// by the causal mask or window are skipped; those partly hidden are masked. The longest tiles of a
+// sequence start first. Shared memory holds keys, and values, as [values / 8, 64 positions] pieces
+// of 16 bytes. That is the cache's layout of keys; values are permuted within groups of 8 positions
+// so that neither the copies nor `ldmatrix` have bank conflicts.
 //
-// `attend_many`, for all else: 32 queries of a head and 64 positions in shared memory, f32
-// multiply-adds, two queries by four keys a thread; two blocks a tile.
+// `attend_many`, for everything else: 32 queries of a head and 64 positions in shared memory, f32
+// multiply-adds, two queries by four keys for each thread; two blocks for each tile.
 //
-// Bytes: of keys and values once for each tile and head, from L2.
+// Bytes: keys and values once for each tile and head, from L2.
 #include "attention.cuh"
 
-constexpr u32 TILE_ROWS = 64;   // as plan::TILE_QUERIES
+constexpr u32 TILE_ROWS = 64;   // plan::TILE_QUERIES
 constexpr u32 TILE_KEYS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -32,7 +32,7 @@ struct AttendTile {
         Words4 *keys, *values;
     };
 
-    // Value and remainder of two numbers, 16 bits each.
+    // Splits two floats, each into a 16-bit value and its 16-bit remainder.
     static __device__ __forceinline__ void split(float x, float y, u32& whole, u32& rest) {
         whole = pack_floats(x, y, T());
         rest = pack_floats(x - value_of(whole), y - value_of(whole >> 16), T());
@@ -41,16 +41,15 @@ struct AttendTile {
     static __device__ __forceinline__ float value_of(u32 bits, half) { return __half2float(__ushort_as_half((u16)bits)); }
     static __device__ __forceinline__ float value_of(u32 bits, bf16) { return __uint_as_float(bits << 16); }
 
-    // Where a piece of the values of a position lies.
+    // Where a piece of a position's value vector is in a stage.
     static __device__ __forceinline__ u32 value_place(u32 piece, u32 position) {
         return piece * TILE_KEYS + (position ^ (piece & 7));
     }
 
-    // Starts to copy the keys and values of positions `tile` on, those before `stop`.
+    // Starts copying the keys and values of a tile of positions from `tile` on; zeros from `stop` on.
     static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& text,
                                                 u32 padded, u32 tile, u32 stop) {
-        // The steps of a product are 16 values: the half of the last one that heads may lack is
-        // zeros.
+        // A step of mma is 16 values; if a head fills only half of the last step, the rest is zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
@@ -73,7 +72,7 @@ struct AttendTile {
         DYNAMIC_SHARED(shared);
         Words4* memory = reinterpret_cast<Words4*>(shared);
         const Heads& h = a.heads;
-        // Later tiles of a text see more.
+        // Last tiles first: they attend to more positions.
         u32 number = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, kv = head / a.group;
         u32 first_row = a.tiles[2 * number], count = a.tiles[2 * number + 1];
         AttendedRow text = a.rows[first_row];
@@ -87,7 +86,7 @@ struct AttendTile {
 
         u32 lane = lane_index(), g = lane / 4, t = lane % 4, warp_row = uniform_warp() * 16;
         float slope = slope_of(a.rule, head);
-        // Of lane 4g + t rows g and g + 8 of the warp's.
+        // Lane 4g + t has the warp's rows g and g + 8: the positions that they attend to.
         u32 start[2], end[2];
 #pragma unroll
         for (u32 r = 0; r < 2; ++r) {
@@ -95,7 +94,7 @@ struct AttendTile {
             start[r] = first_seen(a.rule, text.position + row);
             end[r] = row < count ? text.position + row + 1 : 0;
         }
-        // Positions that all of the warp's rows see, and that any does.
+        // The positions that all of the warp's rows attend to, and those that any does.
         u32 last_row = warp_row + 16 < count ? warp_row + 15 : count - 1;
         u32 all_from = first_seen(a.rule, text.position + warp_row + 15);
         u32 all_to = warp_row + 16 <= count ? text.position + warp_row + 1 : 0;
@@ -121,7 +120,7 @@ struct AttendTile {
 #pragma unroll 1
         for (u32 tile = begin; tile < stop; tile += TILE_KEYS, current ^= 1) {
             wait_for_copies<0>();
-            // This tile is there, and everyone is done with the one before.
+            // This tile has arrived, and all warps are done with the previous one.
             __syncthreads();
             if (tile + TILE_KEYS < stop) copy(stage(current ^ 1), keys, values, text, h.padded, tile + TILE_KEYS, stop);
             if (tile >= any_to || tile + TILE_KEYS <= any_from) continue;
@@ -168,7 +167,7 @@ struct AttendTile {
                     grown = Max::of(grown, Max::of(score[n][2 * r], score[n][2 * r + 1]));
                 grown = lanes_reduce<Max>(grown, 4);
                 float factor = shrink(largest[r], grown), part = 0.0f;
-                // A row that has seen nothing so far: all weights are 0.
+                // A row that attends to nothing so far: all weights are 0.
                 float base = grown == negative_infinity() ? 0.0f : grown * LOG2_E;
 #pragma unroll
                 for (u32 n = 0; n < TILE_KEYS / 8; ++n)
@@ -287,7 +286,7 @@ DEVICE void attend_many(const AttendArgs& a) {
             float factor = shrink(largest[i], grown), part = 0.0f;
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
-                // Without any position seen so far all are minus infinity.
+                // Before the first position that the row attends to, all are -infinity.
                 float p = dot[i][j] == negative_infinity() ? 0.0f : expf(dot[i][j] - grown);
                 scores[(y * 2 + i) * (TILE_KEYS + 1) + x + 16 * j] = p;
                 part += p;
