@@ -132,7 +132,7 @@ fn inspect_tells_what_would_lie_where() {
     assert_eq!(code, Some(0));
     assert_eq!(loaded, planned);
     assert!(
-        loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"),
+        loaded.contains("emulated:0 (emulated on the CPU): embedding and head"),
         "{loaded}"
     );
     let (_, json, _) = on(&[&map[..], &["--json"]].concat());
