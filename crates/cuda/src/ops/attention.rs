@@ -228,15 +228,24 @@ impl AttendScratch<'_> {
     }
 }
 
-/// The kernel that computes a partition.
+/// The kernel that computes a partition, and how it divides the work.
 struct AttendKernel {
     names: [&'static str; 3],
     /// The widest head it takes, padding included.
     max_padded: usize,
+    /// Query heads that share a key/value head.
+    group: usize,
+    row: plan::RowAttention,
+    tile: plan::TileKernel,
 }
 
 impl AttendKernel {
-    fn new(partition: &Partition<'_>, row: &plan::RowAttention, tile: plan::TileKernel) -> Self {
+    fn new(layout: &HeadLayout, partition: &Partition<'_>, device: &Device) -> Self {
+        let padded = layout.padded();
+        let group = layout.heads / layout.kv_heads.max(1);
+        let row = plan::row_attention(group, padded);
+        let tile = plan::TileKernel::choose(padded, layout.dtype.bytes(), device.capability());
+
         let takes_one_head = row.at_once == 1;
         let names = match partition {
             Partition::Decode { .. } if takes_one_head => kernels!("attend_new1"),
@@ -253,7 +262,53 @@ impl AttendKernel {
             Partition::Tiles(_) => plan::MAX_TILED_HEAD_SIZE,
             _ => plan::MAX_HEAD_SIZE,
         };
-        Self { names, max_padded }
+
+        Self {
+            names,
+            max_padded,
+            group,
+            row,
+            tile,
+        }
+    }
+
+    fn launch(
+        &self,
+        check: &Check<'_>,
+        attention: &Attention<'_>,
+        partition: &Partition<'_>,
+        attend: AttendArgs,
+        prepare: PrepareArgs,
+    ) -> Result<()> {
+        let layout = &attention.layout;
+        let row_grid = [
+            attend.splits as usize,
+            layout.kv_heads * self.row.sets,
+            attention.count,
+        ];
+
+        match partition {
+            Partition::Decode { .. } => {
+                let args = AttendNewArgs {
+                    attend,
+                    prepare,
+                    prefetches: u32::from(check.device.overlaps_kernels()),
+                    padding: 0,
+                };
+                check.launch(&args, row_grid, ROW_THREADS, self.row.shared_bytes)
+            }
+            Partition::Rows { .. } => {
+                launch_prepare(attention, &prepare, check.device)?;
+                check.launch(&attend, row_grid, ROW_THREADS, self.row.shared_bytes)
+            }
+            Partition::Tiles(tiles) => {
+                launch_prepare(attention, &prepare, check.device)?;
+                let blocks = tiles.len() / 2 * self.tile.blocks_per_tile();
+                let grid = [blocks, layout.heads, 1];
+                let shared_bytes = self.tile.shared_bytes(layout.padded());
+                check.launch(&attend, grid, self.tile.threads(), shared_bytes)
+            }
+        }
     }
 }
 
@@ -274,18 +329,12 @@ pub fn attend(
     out: View<'_, f32>,
 ) -> Result<()> {
     let layout = &attention.layout;
-    let padded = layout.padded();
-    let device = out.device();
-    let group = layout.heads / layout.kv_heads.max(1);
-    let row = plan::row_attention(group, padded);
-    let tile = plan::TileKernel::choose(padded, layout.dtype.bytes(), device.capability());
-
-    let kernel = AttendKernel::new(partition, &row, tile);
+    let kernel = AttendKernel::new(layout, partition, out.device());
     let check = Check {
         kernel: layout.dtype.pick(kernel.names),
-        device,
+        device: out.device(),
     };
-    if padded > kernel.max_padded {
+    if layout.padded() > kernel.max_padded {
         return Err(check.shape(format!("heads of {} values are too wide", layout.size)));
     }
 
@@ -296,6 +345,7 @@ pub fn attend(
         }
         Partition::Tiles(tiles) => (1, tiles.address()),
     };
+    let row = &kernel.row;
     let (partial, counters) = scratch.args(attention, splits, row.sets, &check)?;
     let outputs = attention.count * layout.heads * layout.size;
     let attend = AttendArgs {
@@ -308,33 +358,11 @@ pub fn attend(
         heads: prepare.heads,
         rule: rule.args(layout, &check)?,
         splits: check.size("the splits", splits)?,
-        group: check.size("the heads", group)?,
+        group: check.size("the heads", kernel.group)?,
         sets: check.size("the heads", row.sets)?,
         inverse: row.inverse,
     };
-    let row_grid = [splits, layout.kv_heads * row.sets, attention.count];
-
-    match partition {
-        Partition::Decode { .. } => {
-            let args = AttendNewArgs {
-                attend,
-                prepare,
-                prefetches: u32::from(device.overlaps_kernels()),
-                padding: 0,
-            };
-            check.launch(&args, row_grid, ROW_THREADS, row.shared_bytes)
-        }
-        Partition::Rows { .. } => {
-            launch_prepare(attention, &prepare, device)?;
-            check.launch(&attend, row_grid, ROW_THREADS, row.shared_bytes)
-        }
-        Partition::Tiles(tiles) => {
-            launch_prepare(attention, &prepare, device)?;
-            let blocks = tiles.len() / 2 * tile.blocks_per_tile();
-            let grid = [blocks, layout.heads, 1];
-            check.launch(&attend, grid, tile.threads(), tile.shared_bytes(padded))
-        }
-    }
+    kernel.launch(&check, attention, partition, attend, prepare)
 }
 
 /// Rotates and scales the rows, appends keys and values to the caches.

@@ -9,7 +9,7 @@ use llm_int8_cuda::ops::{
 };
 use llm_int8_cuda::{Buffer, Device, plan, testing};
 
-/// Texts with caches in layer 1 of 2.
+/// Caches of sequences, which have two layers; the tests use layer 1.
 pub(crate) struct Sequences {
     pub(crate) caches: Vec<Buffer<u8>>,
     pub(crate) capacity: usize,
@@ -33,7 +33,56 @@ impl Way {
     }
 }
 
-/// Runs new positions of sequences: `(text, first position, count)`.
+/// What a launch needs to know of each row, on the host.
+struct RowInputs {
+    qkv: Vec<f32>,
+    rows: Vec<AttendedRow>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RowInputs {
+    fn new(
+        model: &Model,
+        sequences: &Sequences,
+        qkv: &[Vec<f32>],
+        parts: &[(usize, usize, usize)],
+    ) -> Self {
+        let HeadLayout {
+            heads,
+            kv_heads,
+            size,
+            ..
+        } = model.layout;
+        let all = (heads + 2 * kv_heads) * size;
+        let mut inputs = Self {
+            qkv: Vec::new(),
+            rows: Vec::new(),
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+
+        for &(sequence, first, count) in parts {
+            let values = &qkv[sequence][first * all..(first + count) * all];
+            inputs.qkv.extend_from_slice(values);
+            for position in first..first + count {
+                inputs.rows.push(AttendedRow {
+                    cache: sequences.caches[sequence].address(),
+                    capacity: sequences.capacity as u32,
+                    position: position as u32,
+                });
+                for (cos, sin) in cos_sin(position, model.dims) {
+                    inputs.cos.push(cos);
+                    inputs.sin.push(sin);
+                }
+            }
+        }
+        inputs
+    }
+}
+
+/// Attends for new positions of sequences: each part is `(sequence, first position, count)`, and its
+/// outputs are one vector of the result.
 pub(crate) fn run(
     device: &Device,
     model: &Model,
@@ -48,30 +97,13 @@ pub(crate) fn run(
         size,
         ..
     } = model.layout;
-    let all = (heads + 2 * kv_heads) * size;
 
-    let mut values = Vec::new();
-    let mut rows = Vec::new();
-    let mut cos = Vec::new();
-    let mut sin = Vec::new();
-    for &(sequence, first, count) in parts {
-        values.extend_from_slice(&qkv[sequence][first * all..(first + count) * all]);
-        for position in first..first + count {
-            rows.push(AttendedRow {
-                cache: sequences.caches[sequence].address(),
-                capacity: sequences.capacity as u32,
-                position: position as u32,
-            });
-            for (c, s) in cos_sin(position, model.dims) {
-                cos.push(c);
-                sin.push(s);
-            }
-        }
-    }
-
-    let count = rows.len();
-    let rows = device.upload(&rows).unwrap();
-    let [values, cos, sin] = [&values, &cos, &sin].map(|values| device.upload(values).unwrap());
+    let inputs = RowInputs::new(model, sequences, qkv, parts);
+    let count = inputs.rows.len();
+    let rows = device.upload(&inputs.rows).unwrap();
+    let values = device.upload(&inputs.qkv).unwrap();
+    let cos = device.upload(&inputs.cos).unwrap();
+    let sin = device.upload(&inputs.sin).unwrap();
     let queries = device.allocate::<f32>(count * heads * size).unwrap();
     let attention = Attention {
         layout: model.layout,
@@ -88,7 +120,7 @@ pub(crate) fn run(
     };
     let qkv = Qkv {
         values: values.all(),
-        stride: all,
+        stride: (heads + 2 * kv_heads) * size,
         is_grouped: model.is_grouped,
         rotation: (model.dims > 0).then_some(rotation),
         clamp: model.clamp,
@@ -102,34 +134,9 @@ pub(crate) fn run(
         softcap: model.softcap,
     };
 
-    let out = device.allocate::<f32>(count * heads * size).unwrap();
-    let splits = way.splits();
-    let sums = device
-        .allocate::<f32>(count * heads * splits * (model.layout.padded() + 2))
-        .unwrap();
-    let counters = device.zeros::<u32>(count * heads).unwrap();
     let lengths: Vec<usize> = parts.iter().map(|part| part.2).collect();
-    let tiles = device
-        .upload(&plan::query_tiles(&lengths).concat())
-        .unwrap();
-    let partition = match way {
-        Way::Decode(splits) => Partition::Decode { splits },
-        Way::Rows(splits) => Partition::Rows { splits },
-        Way::Tiles => Partition::Tiles(tiles.all()),
-    };
-    let scratch = AttendScratch {
-        sums: sums.all(),
-        counters: counters.all(),
-    };
+    let out = attend_with_scratch(device, &attention, &qkv, &rule, &lengths, way);
 
-    attend(&attention, &qkv, &rule, &partition, &scratch, out.all()).unwrap();
-    device.synchronize().unwrap();
-    assert!(
-        counters.to_vec().unwrap().iter().all(|count| *count == 0),
-        "counters are zero after a launch"
-    );
-
-    let out = out.to_vec().unwrap();
     let mut first = 0;
     let mut split = |(_, _, count): &(usize, usize, usize)| {
         let range = first * heads * size..(first + count) * heads * size;
@@ -139,6 +146,43 @@ pub(crate) fn run(
     parts.iter().map(&mut split).collect()
 }
 
+/// Runs [`attend`] for sequences with `lengths` new positions; returns `[count, heads · size]`.
+fn attend_with_scratch(
+    device: &Device,
+    attention: &Attention<'_>,
+    qkv: &Qkv<'_>,
+    rule: &AttentionRule<'_>,
+    lengths: &[usize],
+    way: Way,
+) -> Vec<f32> {
+    let layout = &attention.layout;
+    let heads = attention.count * layout.heads;
+    let sums = device
+        .allocate::<f32>(heads * way.splits() * (layout.padded() + 2))
+        .unwrap();
+    let counters = device.zeros::<u32>(heads).unwrap();
+    let scratch = AttendScratch {
+        sums: sums.all(),
+        counters: counters.all(),
+    };
+    let tiles = device.upload(&plan::query_tiles(lengths).concat()).unwrap();
+    let partition = match way {
+        Way::Decode(splits) => Partition::Decode { splits },
+        Way::Rows(splits) => Partition::Rows { splits },
+        Way::Tiles => Partition::Tiles(tiles.all()),
+    };
+
+    let out = device.allocate::<f32>(heads * layout.size).unwrap();
+    attend(attention, qkv, rule, &partition, &scratch, out.all()).unwrap();
+    device.synchronize().unwrap();
+    assert!(
+        counters.to_vec().unwrap().iter().all(|count| *count == 0),
+        "counters are zero after a launch"
+    );
+    out.to_vec().unwrap()
+}
+
+/// Runs all but the last five positions of each sequence, then those; compares with the formula.
 fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str) {
     let HeadLayout {
         heads,
@@ -158,35 +202,22 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
                 .collect()
         })
         .collect();
-    let caches = lengths.iter().map(|_| {
-        device
-            .allocate(model.layout.cache_bytes(2, capacity))
-            .unwrap()
-    });
+    let cache_bytes = model.layout.cache_bytes(2, capacity);
+    let caches = lengths
+        .iter()
+        .map(|_| device.allocate(cache_bytes).unwrap());
     let sequences = Sequences {
         caches: caches.collect(),
         capacity,
     };
 
-    // First all but the last five positions; then those, which attend to the cached ones too.
-    let early: Vec<_> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| (i, 0, length - 5))
-        .collect();
-    let late: Vec<_> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| (i, length - 5, 5))
-        .collect();
-    let mut found = run(
-        device,
-        model,
-        &sequences,
-        &qkv,
-        &early,
-        if way == Way::Tiles { way } else { Way::Rows(1) },
-    );
+    // The early positions fill the caches that the late ones attend to.
+    let numbered = || lengths.iter().enumerate();
+    let early: Vec<_> = numbered().map(|(i, length)| (i, 0, length - 5)).collect();
+    let late: Vec<_> = numbered().map(|(i, length)| (i, length - 5, 5)).collect();
+    let early_way = if way == Way::Tiles { way } else { Way::Rows(1) };
+    let mut found = run(device, model, &sequences, &qkv, &early, early_way);
+
     let mut add = |parts: &[(usize, usize, usize)]| {
         let more = run(device, model, &sequences, &qkv, parts, way);
         found
@@ -204,6 +235,7 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
     } else {
         add(&late);
     }
+
     for (i, length) in lengths.iter().enumerate() {
         let expected = expected(model, &qkv[i], 0..*length, 0.4);
         let found = &found[i];

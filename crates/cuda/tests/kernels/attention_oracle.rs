@@ -122,30 +122,14 @@ pub(crate) fn expected(
     let mut out = Vec::new();
     for position in positions {
         for head in 0..heads {
-            let slope = if model.has_slopes {
-                SLOPES[head % SLOPES.len()]
-            } else {
-                0.0
-            };
-
-            let query = get(position, 0, head);
+            let query: Vec<f32> = get(position, 0, head).iter().map(|q| q * factor).collect();
             let start = model
                 .window
                 .map_or(0, |window| (position + 1).saturating_sub(window));
-            let score = |key: usize| {
-                let key_vector = &keys[key][head / group];
-                let dot: f64 = query
-                    .iter()
-                    .zip(key_vector)
-                    .map(|(q, k)| f64::from(q * factor) * k)
-                    .sum();
-                let capped = model
-                    .softcap
-                    .map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
-                capped + position_bias(model, slope, key)
-            };
+            let scores: Vec<f64> = (start..=position)
+                .map(|key| score(model, head, key, &query, &keys[key][head / group]))
+                .collect();
 
-            let scores: Vec<f64> = (start..=position).map(score).collect();
             let largest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -161,6 +145,25 @@ pub(crate) fn expected(
         }
     }
     out
+}
+
+/// The score of a scaled query and the key at position `key`: softcap and ALiBi applied.
+fn score(model: &Model, head: usize, key: usize, query: &[f32], key_vector: &[f64]) -> f64 {
+    let dot: f64 = query
+        .iter()
+        .zip(key_vector)
+        .map(|(q, k)| f64::from(*q) * k)
+        .sum();
+    let capped = model
+        .softcap
+        .map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
+
+    let slope = if model.has_slopes {
+        SLOPES[head % SLOPES.len()]
+    } else {
+        0.0
+    };
+    capped + position_bias(model, slope, key)
 }
 
 /// ALiBi; with a factor as Falcon computes it.

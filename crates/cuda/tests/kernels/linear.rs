@@ -40,21 +40,13 @@ fn quantize_matches_the_reference<T: Float + Element>() {
                 let source = Source::plain(x.all(), rows, cols);
 
                 // Other rows first: their column flags must not be left in the memory.
-                let before = device
-                    .upload(
-                        &noise(rows * cols, 3)
-                            .iter()
-                            .map(|x| T::of(x * 9.0))
-                            .collect::<Vec<_>>(),
-                    )
-                    .unwrap();
-                quantize(
-                    &Source::plain(before.all(), rows, cols),
-                    threshold,
-                    by_row,
-                    &memory,
-                )
-                .unwrap();
+                let other: Vec<T> = noise(rows * cols, 3)
+                    .iter()
+                    .map(|x| T::of(x * 9.0))
+                    .collect();
+                let other = device.upload(&other).unwrap();
+                let other = Source::plain(other.all(), rows, cols);
+                quantize(&other, threshold, by_row, &memory).unwrap();
                 let found = quantize(&source, threshold, by_row, &memory).unwrap();
 
                 let mut columns: Vec<u32> = expected
