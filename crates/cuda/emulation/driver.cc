@@ -168,8 +168,8 @@ API cuCtxGetCurrent(void** out) {
     *out = context;
     return SUCCESS;
 }
-API cuCtxSetCurrent(void* wanted) {
-    context = wanted;
+API cuCtxSetCurrent(void* requested) {
+    context = requested;
     return SUCCESS;
 }
 API cuMemGetInfo_v2(size_t* free, size_t* total) {

@@ -47,23 +47,23 @@ struct AttendTile {
     }
 
     // Starts copying the keys and values of a tile of positions from `tile` on; zeros from `stop` on.
-    static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& text,
+    static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& sequence,
                                                 u32 padded, u32 tile, u32 stop) {
         // A step of mma is 16 values; if a head fills only half of the last step, the rest is zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
             u32 i = threadIdx.x + c * THREADS, piece = i / TILE_KEYS, position = tile + i % TILE_KEYS;
-            bool there = piece < pieces && position < stop;
-            const T* key = keys + (there ? (piece * text.capacity + position) * 8 : 0);
-            if (piece < whole) copy_async(stage.keys + i, key, there);
+            bool valid = piece < pieces && position < stop;
+            const T* key = keys + (valid ? (piece * sequence.capacity + position) * 8 : 0);
+            if (piece < whole) copy_async(stage.keys + i, key, valid);
         }
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
             u32 i = threadIdx.x + c * THREADS, piece = i % PIECES, position = i / PIECES;
-            bool there = piece < pieces && tile + position < stop;
-            const T* value = values + (there ? (tile + position) * padded + piece * 8 : 0);
-            if (piece < whole) copy_async(stage.values + value_place(piece, position), value, there);
+            bool valid = piece < pieces && tile + position < stop;
+            const T* value = values + (valid ? (tile + position) * padded + piece * 8 : 0);
+            if (piece < whole) copy_async(stage.values + value_place(piece, position), value, valid);
         }
         commit_copies();
     }
@@ -75,14 +75,14 @@ struct AttendTile {
         // Last tiles first: they attend to more positions.
         u32 number = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, kv = head / a.group;
         u32 first_row = a.tiles[2 * number], count = a.tiles[2 * number + 1];
-        AttendedRow text = a.rows[first_row];
-        const T *keys = keys_of<T>(text, h, kv), *values = values_of<T>(text, h, kv);
+        AttendedRow sequence = a.rows[first_row];
+        const T *keys = keys_of<T>(sequence, h, kv), *values = values_of<T>(sequence, h, kv);
         auto stage = [&](u32 i) {
             Words4* start = memory + i * STAGE;
             return Stage{start, start + PIECES * TILE_KEYS};
         };
-        u32 begin = first_seen(a.rule, text.position) / TILE_KEYS * TILE_KEYS, stop = text.position + count;
-        copy(stage(0), keys, values, text, h.padded, begin, stop);
+        u32 begin = first_seen(a.rule, sequence.position) / TILE_KEYS * TILE_KEYS, stop = sequence.position + count;
+        copy(stage(0), keys, values, sequence, h.padded, begin, stop);
 
         u32 lane = lane_index(), g = lane / 4, t = lane % 4, warp_row = uniform_warp() * 16;
         float slope = slope_of(a.rule, head);
@@ -91,15 +91,15 @@ struct AttendTile {
 #pragma unroll
         for (u32 r = 0; r < 2; ++r) {
             u32 row = warp_row + g + 8 * r;
-            start[r] = first_seen(a.rule, text.position + row);
-            end[r] = row < count ? text.position + row + 1 : 0;
+            start[r] = first_seen(a.rule, sequence.position + row);
+            end[r] = row < count ? sequence.position + row + 1 : 0;
         }
         // The positions that all of the warp's rows attend to, and those that any does.
         u32 last_row = warp_row + 16 < count ? warp_row + 15 : count - 1;
-        u32 all_from = first_seen(a.rule, text.position + warp_row + 15);
-        u32 all_to = warp_row + 16 <= count ? text.position + warp_row + 1 : 0;
-        u32 any_from = first_seen(a.rule, text.position + warp_row);
-        u32 any_to = warp_row < count ? text.position + last_row + 1 : 0;
+        u32 all_from = first_seen(a.rule, sequence.position + warp_row + 15);
+        u32 all_to = warp_row + 16 <= count ? sequence.position + warp_row + 1 : 0;
+        u32 any_from = first_seen(a.rule, sequence.position + warp_row);
+        u32 any_to = warp_row < count ? sequence.position + last_row + 1 : 0;
         bool has_rule = a.rule.softcap != 0.0f || a.rule.slopes != nullptr;
 
         u32 query[2][STEPS][4];
@@ -122,7 +122,7 @@ struct AttendTile {
             wait_for_copies<0>();
             // This tile has arrived, and all warps are done with the previous one.
             __syncthreads();
-            if (tile + TILE_KEYS < stop) copy(stage(current ^ 1), keys, values, text, h.padded, tile + TILE_KEYS, stop);
+            if (tile + TILE_KEYS < stop) copy(stage(current ^ 1), keys, values, sequence, h.padded, tile + TILE_KEYS, stop);
             if (tile >= any_to || tile + TILE_KEYS <= any_from) continue;
             Stage here = stage(current);
 
@@ -219,7 +219,7 @@ struct AttendTile {
 };
 
 constexpr u32 TILE_Q = 32;
-constexpr u32 MOST_DIMS = 128;
+constexpr u32 MAX_DIMS = 128;
 
 template <class T>
 DEVICE void attend_many(const AttendArgs& a) {
@@ -241,7 +241,7 @@ DEVICE void attend_many(const AttendArgs& a) {
         queries[q * pitch + d] = inside ? a.queries[((size_t)(first_row + q) * h.heads + head) * h.size + d] : 0.0f;
     }
     float slope = slope_of(a.rule, head);
-    float largest[2], total[2], sum[2][MOST_DIMS / 16] = {};
+    float largest[2], total[2], sum[2][MAX_DIMS / 16] = {};
     u32 start[2], end[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
@@ -295,12 +295,12 @@ DEVICE void attend_many(const AttendArgs& a) {
             total[i] = total[i] * factor + part;
             largest[i] = grown;
 #pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) sum[i][c] *= factor;
+            for (u32 c = 0; c < MAX_DIMS / 16; ++c) sum[i][c] *= factor;
         }
         __syncthreads();
         for (u32 p = 0; p < TILE_KEYS; ++p)
 #pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
+            for (u32 c = 0; c < MAX_DIMS / 16; ++c) {
                 u32 d = x + 16 * c;
                 if (d >= h.size) break;
                 float value = values[p * pitch + d];
@@ -312,7 +312,7 @@ DEVICE void attend_many(const AttendArgs& a) {
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
 #pragma unroll
-        for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
+        for (u32 c = 0; c < MAX_DIMS / 16; ++c) {
             u32 d = x + 16 * c, q = y * 2 + i;
             if (d < h.size && q < count) a.out[((size_t)(first_row + q) * h.heads + head) * h.size + d] = sum[i][c] / total[i];
         }

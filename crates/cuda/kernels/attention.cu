@@ -32,8 +32,8 @@ template <class T>
 DEVICE void prepare(const PrepareArgs& a) {
     const Heads& h = a.heads;
     u32 m = blockIdx.x, group = h.heads / h.kv_heads;
-    u32 width = 1u << h.shift, beside = blockDim.x >> h.shift;
-    u32 place = blockIdx.y * (beside > 0 ? beside : 1) + (threadIdx.x >> h.shift);
+    u32 width = 1u << h.shift, vectors_at_once = blockDim.x >> h.shift;
+    u32 place = blockIdx.y * (vectors_at_once > 0 ? vectors_at_once : 1) + (threadIdx.x >> h.shift);
     if (place >= h.heads + 2 * h.kv_heads) return;
     u32 kind, index;
     if (a.is_grouped != 0) {
@@ -229,11 +229,11 @@ struct AttendFew {
                     unpack(value[j], floats);
 #pragma unroll
                     for (u32 q = 0; q < HEADS; ++q) {
-                        float its = __shfl_sync(EVERY_LANE, weight[q], within % WARP);
+                        float shared_weight = __shfl_sync(EVERY_LANE, weight[q], within % WARP);
                         // Lanes beyond the last whole group, and positions past this chunk.
-                        if (place >= side || within >= WARP) its = 0.0f;
+                        if (place >= side || within >= WARP) shared_weight = 0.0f;
 #pragma unroll
-                        for (u32 i = 0; i < 8; ++i) sum[q][i] = __fmaf_rn(its, floats[i], sum[q][i]);
+                        for (u32 i = 0; i < 8; ++i) sum[q][i] = __fmaf_rn(shared_weight, floats[i], sum[q][i]);
                     }
                 }
                 bool goes_on = offset + BATCH * side < WARP;
@@ -272,9 +272,9 @@ struct AttendFew {
                 all = __fmaf_rn(factor, extremes[(HEADS + q) * FEW_WARPS + w], all);
             }
             if (active > 1) {
-                float* its = part(first + q, blockIdx.x);
-                its[d] = result;
-                if (d == 0) its[h.padded] = most, its[h.padded + 1] = all;
+                float* mine = part(first + q, blockIdx.x);
+                mine[d] = result;
+                if (d == 0) mine[h.padded] = most, mine[h.padded + 1] = all;
             } else if (d < h.size) {
                 a.out[((size_t)m * h.heads + first + q) * h.size + d] = result / all;
             }

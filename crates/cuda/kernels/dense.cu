@@ -137,8 +137,8 @@ DEVICE void dense_mma(const DenseArgs& a) {
         for (u32 j = 0; j < GROUPS; ++j) {
             u32 m = first_m + j * 8 + g;
             const float* x = a.x + (size_t)m * a.x_stride + k;
-            bool there = inside && m < a.rows;
-            Words4 left = there ? load_words(x) : zero, right = there ? load_words(x + 4) : zero;
+            bool valid = inside && m < a.rows;
+            Words4 left = valid ? load_words(x) : zero, right = valid ? load_words(x + 4) : zero;
             float rest[8];
 #pragma unroll
             for (u32 i = 0; i < 8; ++i) rest[i] = __uint_as_float(i < 4 ? left.word[i] : right.word[i - 4]);

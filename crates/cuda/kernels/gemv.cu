@@ -231,10 +231,10 @@ DEVICE void gemv(const GemvArgs& a) {
         }
         i32 sum = 0;
         for (u32 warp = 0; warp < share.warps; ++warp) sum += memory.sums[i * share.warps + warp];
-        float apart = 0.0f;
-        if (outliers > 0) apart = sum_outliers(share, memory, row, i, outliers, a.limit);
+        float outlier_sum = 0.0f;
+        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, a.limit);
         Operands operands(constants, residual);
-        float y = dequantize(sum, absmax, operands) + apart * (operands.absmax * CODE_STEP);
+        float y = dequantize(sum, absmax, operands) + outlier_sum * (operands.absmax * CODE_STEP);
         finish<T>(a.epilogue, operands, 0, first + i, y);
     }
 }

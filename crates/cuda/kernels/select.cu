@@ -74,7 +74,7 @@ KERNEL(select_largest, SelectArgs, 1024, 1) {
 KERNEL(select_top, SelectArgs, 1024, 1) {
     __shared__ u32 histogram[256];
     const float* logits = a.logits + (size_t)blockIdx.x * a.vocabulary;
-    u32 bad = 0, prefix = 0, mask = 0, wanted = a.k;
+    u32 bad = 0, prefix = 0, mask = 0, remaining = a.k;
     for (u32 i = threadIdx.x; i < a.vocabulary; i += blockDim.x) bad |= !is_finite(logits[i]);
     bad = block_reduce<Max>(bad);
     for (i32 shift = 24; shift >= 0; shift -= 8) {
@@ -86,12 +86,12 @@ KERNEL(select_top, SelectArgs, 1024, 1) {
         }
         __syncthreads();
         u32 bucket = 255;
-        while (bucket > 0 && histogram[bucket] < wanted) wanted -= histogram[bucket--];
+        while (bucket > 0 && histogram[bucket] < remaining) remaining -= histogram[bucket--];
         prefix |= bucket << shift;
         mask |= 255u << shift;
         __syncthreads();
     }
-    u32 above = 0, equal = 0, all_above = a.k - wanted;
+    u32 above = 0, equal = 0, all_above = a.k - remaining;
     for (u32 first = 0; first < a.vocabulary; first += blockDim.x) {
         u32 i = first + threadIdx.x, found;
         u32 key = i < a.vocabulary ? ordered(logits[i]) : 0;
@@ -100,7 +100,7 @@ KERNEL(select_top, SelectArgs, 1024, 1) {
         above += found;
         u32 rank = equal + block_rank(is_equal, found);
         equal += found;
-        bool taken = is_above || (is_equal && rank < wanted);
+        bool taken = is_above || (is_equal && rank < remaining);
         if (is_equal) place = all_above + rank;
         if (taken) {
             a.ids[(size_t)blockIdx.x * a.k + place] = i;

@@ -22,7 +22,7 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(LLM_INT8_EMULATION)
 template <class T, u32 WARPGROUPS, u32 FILLED>
-DEVICE void wgmma_product(const ProductArgs& a) {
+DEVICE void wgmma_matmul(const ProductArgs& a) {
     constexpr u32 TILE_M = 64 * WARPGROUPS, TILE_N = 128, DEPTH = 128, THREADS = 128 * WARPGROUPS;
     typedef Tile<T, TILE_M, TILE_N, THREADS> Finish;
     typedef TileCopy<TILE_M, DEPTH / 16, THREADS> CopyX;
@@ -85,14 +85,14 @@ DEVICE void wgmma_product(const ProductArgs& a) {
 }
 #else
 template <class T, u32 WARPGROUPS, u32 FILLED>
-DEVICE void wgmma_product(const ProductArgs&) {}
+DEVICE void wgmma_matmul(const ProductArgs&) {}
 #endif
 
 #define WGMMA(suffix, T)                                                                                  \
-    KERNEL_THAT_WAITS(wgmma64_##suffix, ProductArgs, 128, 1) { wgmma_product<T, 1, 8>(a); }       \
-    KERNEL_THAT_WAITS(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); }      \
-    KERNEL_THAT_WAITS(wgmma128_deep_##suffix, ProductArgs, 256, 1) { wgmma_product<T, 2, 6>(a); } \
-    KERNEL_THAT_WAITS(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
+    KERNEL_THAT_WAITS(wgmma64_##suffix, ProductArgs, 128, 1) { wgmma_matmul<T, 1, 8>(a); }       \
+    KERNEL_THAT_WAITS(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_matmul<T, 2, 3>(a); }      \
+    KERNEL_THAT_WAITS(wgmma128_deep_##suffix, ProductArgs, 256, 1) { wgmma_matmul<T, 2, 6>(a); } \
+    KERNEL_THAT_WAITS(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_matmul<T, 4, 4>(a); }
 
 WGMMA(f32, float)
 WGMMA(f16, half)
