@@ -31,10 +31,10 @@ set -u
 ulimit -c 0
 
 # Tests of cuda_kernels that run under the sanitizers.
-SANITIZED="linear::products_are_the_oracles_for_f32 linear::large_tiles_are_the_oracles
+SANITIZED="linear::matmuls_match_the_reference_in_f32 linear::large_tiles_match_the_reference
     attention::row_by_row_with_shared_positions attention::tile_by_tile
     linear::one_row_may_have_any_number_of_outliers
-    linear::norms_and_gates_go_before_and_functions_and_residuals_after"
+    linear::norms_and_gates_precede_matmuls_and_epilogues_follow"
 # Kernels that are profiled: of single tokens, 184 launches each for gpt2-large, and of a prompt of 1024. Sections of both profiles.
 TOKEN_KERNELS='gemv|attend_new|embed|norm_rows|dense_one|select'
 PROMPT_KERNELS='wgmma|gemm128|attend_many'

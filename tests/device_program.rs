@@ -140,7 +140,7 @@ fn inspect_shows_what_each_device_would_hold() {
     assert_eq!(code, Some(0));
     assert_eq!(loaded, planned);
     assert!(
-        loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"),
+        loaded.contains("emulated:0 (emulated on the CPU): embedding and head"),
         "{loaded}"
     );
 

@@ -121,7 +121,7 @@ pub(crate) const FINE: StandIns = StandIns {
     kernels: &[
         ("golden::codes", "passes"),
         ("device::copies", "passes"),
-        ("linear::large_tiles_are_the_oracles", "passes"),
+        ("linear::large_tiles_match_the_reference", "passes"),
     ],
     models: &[
         ("devices::logits", "passes"),
