@@ -69,6 +69,9 @@ pub(crate) enum Command {
         /// The folder; it must exist.
         folder: PathBuf,
     },
+    /// Print every command and option as Markdown: docs/cli.md.
+    #[command(hide = true)]
+    Reference,
 }
 
 #[derive(Debug, Args)]

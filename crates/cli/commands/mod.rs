@@ -48,7 +48,20 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Man { folder } => man(&folder),
+        Command::Reference => {
+            let text = reference();
+            std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())?;
+            Ok(())
+        }
     }
+}
+
+/// docs/cli.md.
+fn reference() -> String {
+    let options = clap_markdown::MarkdownOptions::new()
+        .title("What commands and options are there?".to_owned())
+        .show_footer(false);
+    clap_markdown::help_markdown_command_custom(&Arguments::command(), &options)
 }
 
 fn man(folder: &Path) -> anyhow::Result<()> {
