@@ -185,10 +185,7 @@ fn wrong_devices_are_explained() {
     if has_emulation() {
         let (code, _, error) = on(&["--device", "emulated", "--outlier-weights", "original"]);
         assert_eq!(code, Some(2), "{error}");
-        assert!(
-            error.contains("omit --outlier-weights original"),
-            "{error}"
-        );
+        assert!(error.contains("omit --outlier-weights original"), "{error}");
     }
     if Device::cuda_count() == Ok(0) {
         let (code, _, error) = on(&["--device", "cuda"]);

@@ -20,12 +20,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .named_parameters()
         .iter()
         .for_each(|parameter| println!("{parameter}"));
+
     println!("{}", model.generation(&prompt).run()?.text);
+
     for piece in model.generation(&prompt) {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
-
     println!();
+
     Ok(())
 }
