@@ -77,7 +77,6 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             "## PyTorch: MinMaxObserver(dtype=torch.qint8, qscheme={scheme})\n\n{observer}"
         ),
     );
-
     show_qparams(out, q.qparams());
     say(out, format_args!("{q}"));
     say(
@@ -87,7 +86,6 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::integers(q.int_repr(), q.shape(), Some("torch.int8"))
         ),
     );
-
     say(
         out,
         format_args!(
@@ -95,7 +93,6 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::floats(&q.dequantize(), q.shape())
         ),
     );
-
     show_errors(out, x, &q.dequantize());
     Ok(())
 }
@@ -113,7 +110,6 @@ fn by_hand(out: &mut String, x: TensorRef<'_>, formula: &str, qparams: QParams) 
                 Printed::integers(&codes, x.shape(), None)
             ),
         );
-
         say(
             out,
             format_args!("back:         {}", Printed::floats(&back, x.shape())),

@@ -1,5 +1,5 @@
-//! Generation settings that get special treatment in a model's files, and their values when they are
-//! off, from transformers 4.57.
+//! Tables of generation settings in a model's files, with the values that turn them off, from
+//! transformers 4.57.
 
 use serde_json::Value;
 
