@@ -166,6 +166,7 @@ impl<'a> Chat<'a> {
             if ids.len() + room <= available {
                 return Ok((ids, forgotten));
             }
+
             // The oldest person's turn up to the next one goes; the last one is what is asked now.
             let turns: Vec<usize> = (0..self.messages.len())
                 .filter(|place| self.messages[*place].role == "user")

@@ -184,6 +184,7 @@ impl ChatTemplate {
                 return Err(LlmError::ChatTemplate { reason });
             }
         }
+
         let json = |list: &Option<Vec<Value>>| list.clone().map_or(Value::Null, Value::Array);
         let given = [
             ("messages", Value::Array(messages.to_vec())),
@@ -194,9 +195,11 @@ impl ChatTemplate {
                 Value::Bool(inputs.add_generation_prompt),
             ),
         ];
+
         let variables = self.special_tokens.iter().chain(&inputs.extra);
         let variables = variables.map(|(name, value)| (name.as_str(), value));
         let variables = variables.chain(given.iter().map(|(name, value)| (*name, value)));
+
         self.chosen(inputs)?.render(variables).map_err(refused)
     }
 
@@ -214,6 +217,7 @@ impl ChatTemplate {
             Templates::One(_) => &[][..],
             Templates::Named(all) => all,
         };
+
         let of = |name: &str| {
             all.iter()
                 .find(|(known, _)| known == name)
@@ -232,9 +236,11 @@ impl ChatTemplate {
             } else {
                 names.join(", ")
             };
+
             let reason = format!("the model has none named {wanted}; it has {there}");
             return Err(LlmError::ChatTemplate { reason });
         };
+
         found.as_ref().map_err(|error| refused(error.clone()))
     }
 }
@@ -260,11 +266,13 @@ fn of_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
                 .strip_prefix(ADDITIONAL)
                 .and_then(|name| name.strip_suffix(".jinja")),
         };
+
         if let Some(name) = name {
             let text = String::from_utf8_lossy(&companion.read()?).into_owned();
             found.push((name.to_owned(), text));
         }
     }
+
     Ok(found)
 }
 
@@ -418,6 +426,7 @@ mod tests {
         let file = ("chat_template.jinja", "f");
         let tools = ("additional_chat_templates/tool_use.jinja", "t");
         let processor = ("chat_template.json", r#"{"chat_template": "p"}"#);
+
         for (files, plain, with_tools) in [
             (vec![processor, config], Some("c"), Some("c")),
             (vec![processor], Some("p"), Some("p")),
@@ -437,6 +446,7 @@ mod tests {
                 "{files:?}"
             );
         }
+
         assert!(matches!(of(&[]), Err(LlmError::NoChatTemplate { .. })));
     }
 

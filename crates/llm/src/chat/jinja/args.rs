@@ -45,6 +45,7 @@ impl Args {
                     "{what}() got an unexpected keyword argument '{name}'"
                 )));
             };
+
             if values[place].replace(value).is_some() {
                 return Err(Error::new(format!(
                     "{what}() got multiple values for argument '{name}'"

@@ -153,6 +153,7 @@ impl ExprKind {
     pub(super) fn height(&self) -> u32 {
         let of = |expr: &Expr| expr.height;
         let all = |exprs: &[Expr]| exprs.iter().map(of).max().unwrap_or(0);
+
         let inner = match self {
             Self::Const(_) | Self::Name(_) => 0,
             Self::List(exprs) | Self::Tuple(exprs) | Self::Concat(exprs) => all(exprs),
@@ -182,6 +183,7 @@ impl ExprKind {
                 of(&parts.condition).max(of(&parts.value)).max(other)
             }
         };
+
         inner + 1
     }
 }
@@ -193,6 +195,7 @@ impl CallArgs {
             .into_iter()
             .flatten()
             .map(|expr| &**expr);
+
         self.positional
             .iter()
             .chain(named)

@@ -74,6 +74,7 @@ impl Interpreter<'_> {
         if let Some(value) = self.own_attribute(of, name) {
             return Ok(value);
         }
+
         let key = Value::Str(name.clone());
         Ok(self
             .own_item(of, &key)?
@@ -88,6 +89,7 @@ impl Interpreter<'_> {
         if let Some(value) = self.own_item(of, key)? {
             return Ok(value);
         }
+
         let attribute = match key {
             Value::Str(name) | Value::Markup(name) => self.own_attribute(of, name),
             _ => None,
@@ -113,9 +115,11 @@ impl Interpreter<'_> {
                 name: name.clone(),
             }))
         };
+
         if is_special {
             return Some(forbidden());
         }
+
         let among = |names: &[&str]| names.contains(&&**name);
         let method = || {
             Some(Value::Method(Rc::new(Method {
@@ -123,6 +127,7 @@ impl Interpreter<'_> {
                 name: name.clone(),
             })))
         };
+
         match of {
             Value::Str(_) | Value::Markup(_) if among(STR) => method(),
             Value::Dict(_) if among(CHANGES_DICT) => Some(forbidden()),
@@ -154,6 +159,7 @@ impl Interpreter<'_> {
                     .find(|(known, _)| known == name)?
                     .1
                     .clone();
+
                 Some(if name.starts_with('_') {
                     forbidden()
                 } else {
@@ -189,6 +195,7 @@ impl Interpreter<'_> {
             .ok()
             .filter(|place| *place < len)
         };
+
         Ok(match of {
             Value::List(items) | Value::Tuple(items) => {
                 place(items.values().len()).map(|place| items.values()[place].clone())
@@ -215,6 +222,7 @@ impl Interpreter<'_> {
         if let Value::Undefined(missing) = of {
             return Err(missing.error());
         }
+
         self.budget.spend(of.shallow_units())?;
         match of {
             Value::List(items) => Value::list(sliced(items.values(), bounds)?),
@@ -230,6 +238,7 @@ impl Interpreter<'_> {
                 let slice = Slice::of(bounds, range.len())?;
                 let at = |place: i128| range.start.saturating_add(range.step.saturating_mul(place));
                 let (start, stop) = (at(slice.start), at(slice.stop));
+
                 Ok(Value::Range(Range {
                     start,
                     stop,
@@ -256,6 +265,7 @@ pub(super) fn text_like(like: &Value, text: impl Into<Arc<str>>) -> Value {
 fn loop_attribute(state: &Rc<Loop>, name: &str) -> Option<Value> {
     let (index0, items) = (state.index0.get(), state.items.values());
     let number = |number: usize| Some(Value::Int(number as i128));
+
     match name {
         "index0" => number(index0),
         "index" => number(index0 + 1),
@@ -296,11 +306,13 @@ impl Slice {
                 None => Err(Error::new("slice indices must be integers or None")),
             },
         };
+
         let len = len as i128;
         let step = index(step)?.unwrap_or(1);
         if step == 0 {
             return Err(Error::new("slice step cannot be zero"));
         }
+
         let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
         let fitted = |place: i128| {
             if place < 0 {
@@ -309,6 +321,7 @@ impl Slice {
                 place.min(high)
             }
         };
+
         let (first, last) = if step > 0 { (low, high) } else { (high, low) };
         Ok(Self {
             start: index(start)?.map_or(first, fitted),
@@ -335,5 +348,6 @@ fn sliced<T: Clone>(values: &[T], bounds: [&Value; 3]) -> Result<Vec<T>> {
         );
         place += slice.step;
     }
+
     Ok(found)
 }

@@ -67,12 +67,14 @@ impl<'t> Interpreter<'t> {
         {
             self.budget.spend(value.shallow_units())?;
         }
+
         let value = match &method.of {
             Value::Str(_) | Value::Markup(_) => self.str_method(&method.of, &method.name, args),
             Value::Loop(state) => self.loop_method(state, &method.name, args),
             Value::Cycler(cycler) => cycler_method(cycler, &method.name, args),
             of => self.container_method(of, &method.name, args),
         }?;
+
         self.budget.spend(value.shallow_units())?;
         Ok(value)
     }
@@ -86,6 +88,7 @@ impl<'t> Interpreter<'t> {
                 .nth(state.index0.get() % count.max(1));
             return value.ok_or_else(|| Error::new("no items for cycling given"));
         }
+
         let value = Value::tuple(args.positional)?;
         self.budget.spend(value.units())?;
         let Some(place) = state.changed.get() else {
@@ -93,6 +96,7 @@ impl<'t> Interpreter<'t> {
             self.changed.push(value);
             return Ok(Value::Bool(true));
         };
+
         let has_changed = !super::ops::equal(&self.changed[place], &value);
         self.changed[place] = value;
         Ok(Value::Bool(has_changed))
@@ -102,11 +106,13 @@ impl<'t> Interpreter<'t> {
         let Some(closure) = self.macros.get(index) else {
             return Err(Error::new("no such macro"));
         };
+
         let (node, scope) = (closure.node, closure.scope);
         let back = self.scopes.enter(scope);
         self.bind(node, args)?;
         let text = self.macro_text(node)?;
         self.scopes.leave(back);
+
         Ok(text)
     }
 
@@ -116,11 +122,13 @@ impl<'t> Interpreter<'t> {
         let rest = args
             .positional
             .split_off(args.positional.len().min(node.parameters.len()));
+
         let mut given: Vec<Option<Value>> = args.positional.into_iter().map(Some).collect();
         for parameter in node.parameters.iter().skip(given.len()) {
             let place = args.named.iter().position(|(name, _)| name == parameter);
             given.push(place.map(|place| args.named.remove(place).1));
         }
+
         let has_caller = node
             .parameters
             .iter()
@@ -131,6 +139,7 @@ impl<'t> Interpreter<'t> {
             let caller = caller.unwrap_or_else(|| Value::hint("No caller defined"));
             self.scopes.set(&"caller".into(), caller);
         }
+
         let declares = |name: &str| node.parameters.iter().any(|parameter| **parameter == *name);
         if node.uses.kwargs && !declares("kwargs") {
             let pairs = std::mem::take(&mut args.named).into_iter();
@@ -143,6 +152,7 @@ impl<'t> Interpreter<'t> {
                 "macro '{name}' takes no keyword argument '{unknown}'"
             )));
         }
+
         if node.uses.varargs && !declares("varargs") {
             self.scopes.set(&"varargs".into(), Value::tuple(rest)?);
         } else if !rest.is_empty() {
@@ -151,6 +161,7 @@ impl<'t> Interpreter<'t> {
                 "macro '{name}' takes not more than {most} argument(s)"
             )));
         }
+
         self.bind_parameters(node, given)
     }
 
@@ -164,6 +175,7 @@ impl<'t> Interpreter<'t> {
                 None => missing.push((place, parameter)),
             }
         }
+
         for (place, parameter) in missing {
             let value = match place.checked_sub(without_default) {
                 Some(default) => self.eval(&node.defaults[default])?,
@@ -171,6 +183,7 @@ impl<'t> Interpreter<'t> {
             };
             self.scopes.set(parameter, value);
         }
+
         Ok(())
     }
 
@@ -205,6 +218,7 @@ impl<'t> Interpreter<'t> {
                         "a namespace begins with {MOST_ATTRIBUTES} attributes at most"
                     )));
                 }
+
                 let name = |key: &Value| match key {
                     Value::Str(name) | Value::Markup(name) => Some(name.clone()),
                     _ => None,
@@ -212,11 +226,13 @@ impl<'t> Interpreter<'t> {
                 let named = pairs
                     .into_iter()
                     .filter_map(|(key, value)| Some((name(&key)?, value)));
+
                 let mut attributes: Vec<(Arc<str>, Value)> = Vec::new();
                 for (name, value) in named {
                     attributes.retain(|(known, _)| *known != name);
                     attributes.push((name, value));
                 }
+
                 self.budget.spend(KEPT + attributes.len() as u64)?;
                 self.namespaces.push(attributes);
                 Ok(Value::Namespace(self.namespaces.len() - 1))
@@ -268,9 +284,11 @@ impl<'t> Interpreter<'t> {
                     .collect::<Result<_>>()?
             }
         };
+
         if positional.next().is_some() {
             return Err(Error::new("dict expected at most 1 argument"));
         }
+
         pairs.extend(
             args.named
                 .into_iter()
@@ -285,6 +303,7 @@ impl<'t> Interpreter<'t> {
             .fold(0, u64::saturating_add)
             .saturating_mul(pairs.len() as u64);
         self.budget.spend(work + pairs.len() as u64)?;
+
         Ok(pairs)
     }
 
@@ -309,6 +328,7 @@ fn cycler_method(cycler: &Cycler, name: &str, args: Args) -> Result<Value> {
         cycler.position.set(0);
         return Ok(Value::None);
     }
+
     let items = cycler.items.values();
     cycler.position.set((position + 1) % items.len().max(1));
     Ok(items.get(position).cloned().unwrap_or(Value::None))
@@ -321,6 +341,7 @@ fn range(args: Args) -> Result<Value> {
             expect_int(other, "range: a bound").map(|number| number.clamp(-(1 << 100), 1 << 100))
         }
     });
+
     let numbers = numbers.collect::<Result<Vec<_>>>()?;
     let (start, stop, step) = match numbers[..] {
         [stop] => (0, stop, 1),
@@ -328,26 +349,31 @@ fn range(args: Args) -> Result<Value> {
         [start, stop, step] => (start, stop, step),
         _ => return Err(Error::new("range takes one to three numbers")),
     };
+
     if step == 0 {
         return Err(Error::new("range: the step must not be zero"));
     }
+
     let range = Range { start, stop, step };
     if range.len() > LONGEST_RANGE {
         return Err(Error::new(format!(
             "Range too big. The sandbox blocks ranges larger than MAX_RANGE ({LONGEST_RANGE})."
         )));
     }
+
     Ok(Value::Range(range))
 }
 
 /// Local time, as Python's `datetime.now().strftime(format)`.
 fn strftime_now(format: &str) -> Result<String> {
     use std::fmt::Write;
+
     if format.len() > 1000 {
         return Err(Error::new(
             "strftime_now: the format has more than 1000 bytes",
         ));
     }
+
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(&of_python(format))) {
         Ok(()) => Ok(text),
@@ -366,5 +392,6 @@ fn of_python(format: &str) -> String {
             (c, next) => out.extend([Some(c), next].into_iter().flatten()),
         }
     }
+
     out
 }

@@ -13,6 +13,7 @@ pub(super) fn decimal_digit(c: char) -> Option<char> {
     if c.is_ascii_digit() {
         return Some(c);
     }
+
     let code = u32::from(c);
     let zero = ZEROS
         .iter()
@@ -28,6 +29,7 @@ pub(super) fn is_digit(c: char) -> bool {
         '\u{2070}'..='\u{2070}',
         '\u{2074}'..='\u{2079}',
     ];
+
     let more = ['\u{2080}'..='\u{2089}', '\u{2460}'..='\u{2468}'];
     decimal_digit(c).is_some() || others.iter().chain(&more).any(|range| range.contains(&c))
 }
@@ -65,11 +67,13 @@ pub(super) fn capitalized(text: &str) -> String {
     if let Some(first) = chars.next() {
         push_title(first, &mut out);
     }
+
     // Of the whole, as the form of a final sigma depends on what is before it.
     let first = text.len() - chars.as_str().len();
     let lower = text.to_lowercase();
     let skipped = text[..first].to_lowercase().len();
     out.push_str(lower.get(skipped..).unwrap_or_default());
+
     out
 }
 
@@ -85,6 +89,7 @@ pub(super) fn titled(text: &str) -> String {
         }
         follows_cased = is_cased(c);
     }
+
     out
 }
 
@@ -99,6 +104,7 @@ pub(super) fn is_titled(text: &str) -> bool {
         follows_cased = is_cased(c);
         has_cased |= follows_cased;
     }
+
     has_cased
 }
 
@@ -111,6 +117,7 @@ pub(super) fn swapped(text: &str) -> String {
             out.extend(c.to_uppercase())
         }
     }
+
     out
 }
 
@@ -146,5 +153,6 @@ pub(super) fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
         });
         rest = &rest[end + mark..];
     }
+
     lines
 }

@@ -22,12 +22,14 @@ impl Interpreter<'_> {
                 let mut args = args.bind(name, ["/key", "/default"], 1)?;
                 let key = args.value(0);
                 self.budget.spend(key.units())?;
+
                 if matches!(key, Value::List(_) | Value::Dict(_)) {
                     return Err(Error::new(format!(
                         "unhashable type: '{}'",
                         key.type_name()
                     )));
                 }
+
                 let found = dict.get(&key).cloned();
                 Ok(found.unwrap_or_else(|| args.value(1)))
             }
@@ -62,6 +64,7 @@ impl Interpreter<'_> {
         let values = self.iterate(of)?;
         self.budget
             .spend(value.units().saturating_mul(1 + values.len() as u64))?;
+
         if name == "count" {
             let count = values
                 .iter()
@@ -69,6 +72,7 @@ impl Interpreter<'_> {
                 .count();
             return Ok(Value::Int(count as i128));
         }
+
         let fitted = |place: Option<i128>, default: usize| match place {
             Some(place) if place < 0 => usize::try_from(place + values.len() as i128).unwrap_or(0),
             Some(place) => usize::try_from(place).unwrap_or(usize::MAX),
@@ -77,6 +81,7 @@ impl Interpreter<'_> {
         let start = fitted(args.maybe_int(1)?, 0);
         let stop = fitted(args.maybe_int(2)?, values.len()).min(values.len());
         let found = (start..stop).find(|place| ops::equal(&values[*place], &value));
+
         found
             .map(|place| Value::Int(place as i128))
             .ok_or_else(|| Error::new(format!("the value is not in the {}", of.type_name())))

@@ -11,18 +11,21 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
     if base != 0 && !(2..=36).contains(&base) {
         return None;
     }
+
     let text = text.trim_matches(is_space);
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => ("-", digits),
         None => ("", text.strip_prefix('+').unwrap_or(text)),
     };
     let lower = digits.to_lowercase();
+
     let prefix = |mark: &str, of: u32| {
         (base == of || base == 0)
             .then(|| lower.strip_prefix(mark))
             .flatten()
             .map(|digits| (digits, of))
     };
+
     let prefixed = prefix("0x", 16)
         .or_else(|| prefix("0o", 8))
         .or_else(|| prefix("0b", 2));
@@ -35,9 +38,11 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
         .chars()
         .map(|c| decimal_digit(c).unwrap_or(c))
         .collect();
+
     if ascii.starts_with(['+', '-']) {
         return None;
     }
+
     i128::from_str_radix(&format!("{sign}{ascii}"), base).ok()
 }
 
@@ -62,6 +67,7 @@ fn without_underscores(text: &str) -> Option<String> {
     };
     let is_good = |place: usize| is_digit(place.checked_sub(1)) && is_digit(Some(place + 1));
     let all_good = (0..chars.len()).all(|place| chars[place] != '_' || is_good(place));
+
     all_good.then(|| text.replace('_', ""))
 }
 
@@ -72,9 +78,11 @@ pub(super) fn truncated(number: f64) -> Result<i128> {
             "cannot convert float infinity or NaN to integer",
         ));
     }
+
     if number.abs() >= 1.7e38 {
         return Err(Error::new("an integer has more than 127 bits"));
     }
+
     Ok(number as i128)
 }
 
@@ -89,12 +97,14 @@ pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
         let is_up = rest * 2 > unit || (rest * 2 == unit && whole % 2 != 0);
         return Ok(Value::Int((whole + i128::from(is_up)) * unit));
     }
+
     let error = || {
         Error::new(format!(
             "type {} doesn't define __round__ method",
             value.type_name()
         ))
     };
+
     let number = value.as_float().ok_or_else(error)?;
     if !number.is_finite() {
         return Ok(Value::Float(number));
@@ -103,6 +113,7 @@ pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
         let unit = 10_f64.powi(-digits);
         return Ok(Value::Float((number / unit).round_ties_even() * unit));
     }
+
     let text = numbers::float(number, FloatStyle::Fixed, digits as usize, false)?;
     let magnitude: f64 = text
         .parse()
@@ -124,6 +135,7 @@ mod tests {
         for broken in ["", "1__0", "_1", "1.5", "+-1", "x"] {
             assert_eq!(int_of(broken, 10), None, "{broken}");
         }
+
         assert_eq!(float_of(" 1_0.5e2 "), Some(1050.0));
         assert_eq!(float_of("-Infinity"), Some(f64::NEG_INFINITY));
         assert_eq!(float_of("1_"), None);

@@ -31,6 +31,7 @@ impl Dict {
         for (key, value) in pairs {
             dict.insert(key, value)?;
         }
+
         Ok(dict)
     }
 
@@ -41,14 +42,17 @@ impl Dict {
                 key.type_name()
             )));
         }
+
         if let Some(place) = self.place(&key) {
             self.entries[place].1 = value;
             return Ok(());
         }
+
         self.entries.push((key, value));
         if self.entries.len() > FEW {
             self.index();
         }
+
         Ok(())
     }
 
@@ -59,6 +63,7 @@ impl Dict {
         } else {
             0
         };
+
         let places = self.places.get_or_insert_with(HashMap::new);
         for (place, (key, _)) in self.entries.iter().enumerate().skip(known) {
             if let Some(text) = key.as_arc() {

@@ -94,6 +94,7 @@ impl<'t> Interpreter<'t> {
             None => Ok(Value::None),
         };
         let (start, stop, step) = (bound(&bounds[0])?, bound(&bounds[1])?, bound(&bounds[2])?);
+
         self.slice(&of, [&start, &stop, &step])
     }
 
@@ -108,9 +109,11 @@ impl<'t> Interpreter<'t> {
         let ExprKind::Call(callee, args) = &call.kind else {
             return Err(Error::new("expected call"));
         };
+
         let callee = self.eval(callee)?;
         let mut args = self.args(args)?;
         args.named.push(("caller".into(), caller));
+
         self.call(&callee, args)
     }
 
@@ -119,18 +122,22 @@ impl<'t> Interpreter<'t> {
         for expr in &args.positional {
             all.positional.push(self.eval(expr)?);
         }
+
         for (name, expr) in &args.named {
             all.named.push((name.clone(), self.eval(expr)?));
         }
+
         if let Some(expr) = &args.all_positional {
             let values = self.eval(expr)?;
             all.positional.extend(self.iterate(&values)?);
         }
+
         if let Some(expr) = &args.all_named {
             let values = self.eval(expr)?;
             let Value::Dict(dict) = &values else {
                 return Err(Error::new("the argument after ** must be a mapping"));
             };
+
             self.budget.spend(values.shallow_units())?;
             for (key, value) in dict.entries() {
                 let name = key
@@ -141,9 +148,11 @@ impl<'t> Interpreter<'t> {
                         "got multiple values for keyword argument '{name}'"
                     )));
                 }
+
                 all.named.push((name.into(), value.clone()));
             }
         }
+
         Ok(all)
     }
 
@@ -186,6 +195,7 @@ impl<'t> Interpreter<'t> {
             }
             left = right;
         }
+
         Ok(Value::Bool(true))
     }
 
@@ -236,6 +246,7 @@ impl<'t> Interpreter<'t> {
             let value = self.eval(part)?;
             text.push(&self.str(&value)?)?;
         }
+
         self.budget.spend(text_units(text.len()))?;
         Ok(Value::str(text.into_string()))
     }
@@ -244,6 +255,7 @@ impl<'t> Interpreter<'t> {
         if self.eval(&parts.condition)?.truth() {
             return self.eval(&parts.value);
         }
+
         match &parts.other {
             Some(other) => self.eval(other),
             None => Ok(Value::hint(format!(

@@ -22,6 +22,7 @@ impl Parser {
     pub(super) fn expression(&mut self) -> Result<Expr> {
         self.enter()?;
         let line = self.line();
+
         let mut value = self.or()?;
         while self.skip_word("if") {
             let condition = self.or()?;
@@ -30,6 +31,7 @@ impl Parser {
             } else {
                 None
             };
+
             value = self.expr(
                 line,
                 ExprKind::Conditional(Box::new(Conditional {
@@ -39,6 +41,7 @@ impl Parser {
                 })),
             )?;
         }
+
         self.leave();
         Ok(value)
     }
@@ -55,6 +58,7 @@ impl Parser {
             if is_end {
                 break;
             }
+
             values.push(if with_conditional {
                 self.expression()?
             } else {
@@ -63,8 +67,10 @@ impl Parser {
             if !self.skip_op(",") {
                 break;
             }
+
             is_tuple = true;
         }
+
         match values.pop() {
             None => Err(self.unexpected("an expression")),
             Some(value) if !is_tuple => Ok(value),
@@ -100,9 +106,11 @@ impl Parser {
         if !self.skip_word("not") {
             return self.comparison();
         }
+
         self.enter()?;
         let of = self.not()?;
         self.leave();
+
         self.expr(line, ExprKind::Not(Box::new(of)))
     }
 
@@ -113,9 +121,11 @@ impl Parser {
         while let Some(comparison) = self.comparison_operator() {
             rest.push((comparison, self.sum()?));
         }
+
         if rest.is_empty() {
             return Ok(first);
         }
+
         self.expr(line, ExprKind::Compare(Box::new(first), rest))
     }
 
@@ -138,6 +148,7 @@ impl Parser {
             }
             _ => return None,
         };
+
         self.next();
         Some(comparison)
     }
@@ -174,10 +185,12 @@ impl Parser {
         if !self.is_op("~") {
             return Ok(first);
         }
+
         let mut parts = vec![first];
         while self.skip_op("~") {
             parts.push(self.product()?);
         }
+
         self.expr(line, ExprKind::Concat(parts))
     }
 
@@ -188,6 +201,7 @@ impl Parser {
             ("//", Arithmetic::FloorDiv),
             ("%", Arithmetic::Mod),
         ];
+
         self.arithmetic(&operators, Self::power)
     }
 
@@ -208,6 +222,7 @@ impl Parser {
         } else {
             self.primary()?
         };
+
         let value = self.postfixes(value)?;
         if with_filters {
             self.filters_and_tests(value)
@@ -252,6 +267,7 @@ impl Parser {
             TokenKind::Op("{") => ExprKind::Dict(self.dict()?),
             _ => return Err(self.unexpected("an expression")),
         };
+
         self.expr(line, kind)
     }
 
@@ -261,6 +277,7 @@ impl Parser {
         if self.skip_op(")") {
             return self.expr(line, ExprKind::Tuple(Vec::new()));
         }
+
         let value = self.tuple(true, &[])?;
         self.expect_op(")")?;
         Ok(value)
@@ -276,8 +293,10 @@ impl Parser {
                     break;
                 }
             }
+
             values.push(self.expression()?);
         }
+
         Ok(values)
     }
 
@@ -291,10 +310,12 @@ impl Parser {
                     break;
                 }
             }
+
             let key = self.expression()?;
             self.expect_op(":")?;
             pairs.push((key, self.expression()?));
         }
+
         Ok(pairs)
     }
 
@@ -317,6 +338,7 @@ impl Parser {
             } else {
                 return Ok(value);
             };
+
             value = self.expr(line, kind)?;
         }
     }
@@ -329,6 +351,7 @@ impl Parser {
         } else {
             Some(Box::new(self.expression()?))
         };
+
         if !self.skip_op(":") {
             let Some(first) = start else {
                 return Err(self.unexpected("an expression"));
@@ -336,14 +359,17 @@ impl Parser {
             if self.skip_op("]") {
                 return Ok(ExprKind::Item(Box::new(of), first));
             }
+
             let mut keys = vec![*first];
             while self.skip_op(",") {
                 keys.push(self.expression()?);
             }
+
             self.expect_op("]")?;
             let keys = self.expr(line, ExprKind::Tuple(keys))?;
             return Ok(ExprKind::Item(Box::new(of), Box::new(keys)));
         }
+
         let bound = |parser: &mut Self| {
             let is_open = parser.is_op(":") || parser.is_op("]");
             if is_open {
@@ -352,12 +378,14 @@ impl Parser {
                 parser.expression().map(|value| Some(Box::new(value)))
             }
         };
+
         let stop = bound(self)?;
         let step = if self.skip_op(":") {
             bound(self)?
         } else {
             None
         };
+
         self.expect_op("]")?;
         Ok(ExprKind::Slice(Box::new(of), [start, stop, step]))
     }
@@ -365,6 +393,7 @@ impl Parser {
     pub(super) fn call_args(&mut self) -> Result<CallArgs> {
         let line = self.line();
         self.expect_op("(")?;
+
         let mut args = CallArgs::default();
         let mut is_first = true;
         while !self.is_op(")") {
@@ -374,8 +403,10 @@ impl Parser {
                     break;
                 }
             }
+
             self.argument(&mut args, line)?;
         }
+
         self.expect_op(")")?;
         Ok(args)
     }
@@ -383,6 +414,7 @@ impl Parser {
     fn argument(&mut self, args: &mut CallArgs, line: u32) -> Result<()> {
         let invalid = || Error::new("invalid syntax for function call expression").at(line);
         let is_last = args.all_named.is_some();
+
         if self.skip_op("*") {
             if is_last || args.all_positional.is_some() {
                 return Err(invalid());
@@ -409,6 +441,7 @@ impl Parser {
             }
             args.positional.push(self.expression()?);
         }
+
         Ok(())
     }
 
@@ -435,6 +468,7 @@ impl Parser {
             if !std::mem::take(&mut is_begun) && !self.skip_op("|") {
                 return input.ok_or_else(|| self.unexpected("a filter"));
             }
+
             let line = self.line();
             let name = self.dotted_name()?;
             let args = if self.is_op("(") {
@@ -442,6 +476,7 @@ impl Parser {
             } else {
                 CallArgs::default()
             };
+
             input = Some(self.expr(line, ExprKind::Filter(input.map(Box::new), name, args))?);
         }
     }
@@ -457,18 +492,21 @@ impl Parser {
     fn test(&mut self, value: Expr, line: u32) -> Result<Expr> {
         let is_negated = self.skip_word("not");
         let name = self.dotted_name()?;
+
         let takes_argument = match self.peek() {
             TokenKind::Name(word) => !matches!(&**word, "else" | "or" | "and"),
             TokenKind::Str(_) | TokenKind::Int(_) | TokenKind::Float(_) => true,
             TokenKind::Op(operator) => matches!(*operator, "[" | "{"),
             _ => false,
         };
+
         let args = if self.is_op("(") {
             self.call_args()?
         } else if takes_argument {
             if self.is_word("is") {
                 return Err(Error::new("You cannot chain multiple tests with is").at(line));
             }
+
             let argument = self.primary()?;
             CallArgs {
                 positional: vec![self.postfixes(argument)?],
@@ -477,6 +515,7 @@ impl Parser {
         } else {
             CallArgs::default()
         };
+
         let test = self.expr(line, ExprKind::Test(Box::new(value), name, args))?;
         if is_negated {
             self.expr(line, ExprKind::Not(Box::new(test)))

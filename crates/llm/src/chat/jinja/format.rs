@@ -29,12 +29,14 @@ impl Spec {
         let chars: Vec<char> = text.chars().collect();
         let mut place = 0;
         let is_align = |c: Option<&char>| matches!(c, Some('<' | '>' | '=' | '^'));
+
         let (mut fill, mut align) = (None, None);
         if is_align(chars.get(1)) {
             (fill, align, place) = (chars.first().copied(), chars.get(1).copied(), 2);
         } else if is_align(chars.first()) {
             (align, place) = (chars.first().copied(), 1);
         }
+
         let mut take = |accepted: &[char]| {
             let found = chars.get(place).copied().filter(|c| accepted.contains(c));
             place += usize::from(found.is_some());
@@ -46,19 +48,23 @@ impl Spec {
         if has_zeros {
             fill = fill.or(Some('0'));
         }
+
         let width = digits(&chars, &mut place)?.unwrap_or(0);
         let grouping = chars.get(place).copied().filter(|c| matches!(c, ',' | '_'));
         place += usize::from(grouping.is_some());
+
         let mut precision = None;
         if chars.get(place) == Some(&'.') {
             place += 1;
             let error = || Error::new("Format specifier missing precision");
             precision = Some(digits(&chars, &mut place)?.ok_or_else(error)?);
         }
+
         let letter = chars.get(place).copied();
         if chars.len() > place + 1 {
             return Err(Error::new(format!("Invalid format specifier '{text}'")));
         }
+
         Ok(Self {
             fill: fill.unwrap_or(' '),
             align,
@@ -80,6 +86,7 @@ impl Spec {
             (false, ' ') => " ",
             _ => "",
         };
+
         let head = format!("{sign}{prefix}");
         let is_filled_inside = self.align == Some('=') || self.has_zeros && self.align.is_none();
         let digits = match self.grouping {
@@ -89,15 +96,18 @@ impl Spec {
                 } else {
                     3
                 };
+
                 let width = if is_filled_inside && self.fill == '0' {
                     self.width.saturating_sub(head.len())
                 } else {
                     0
                 };
+
                 numbers::grouped(&digits, separator, group, width)?
             }
             None => digits,
         };
+
         if is_filled_inside {
             let mut text = Text::default();
             text.push(&head)?;
@@ -109,6 +119,7 @@ impl Spec {
             text.push(&digits)?;
             return Ok(text.into_string());
         }
+
         self.padded(&(head + &digits), '>')
     }
 
@@ -123,6 +134,7 @@ impl Spec {
         out.pad(self.fill, left)?;
         out.push(text)?;
         out.pad(self.fill, missing - left)?;
+
         Ok(out.into_string())
     }
 }
@@ -137,12 +149,14 @@ fn digits(chars: &[char], place: &mut usize) -> Result<Option<usize>> {
     if text.is_empty() {
         return Ok(None);
     }
+
     check_text(text.parse().ok()).map(Some)
 }
 
 fn float(spec: &Spec, number: f64) -> Result<String> {
     let lower = spec.letter.map(|c| c.to_ascii_lowercase());
     let precision = spec.precision.unwrap_or(6);
+
     let digits = match lower {
         Some('f') => numbers::float(number, FloatStyle::Fixed, precision, spec.is_alternate)?,
         Some('e') => numbers::float(number, FloatStyle::Scientific, precision, spec.is_alternate)?,
@@ -161,11 +175,13 @@ fn float(spec: &Spec, number: f64) -> Result<String> {
         None => numbers::float(number, FloatStyle::Plain, precision, spec.is_alternate)?,
         Some(letter) => return Err(unknown_code(letter, "float")),
     };
+
     let digits = if spec.letter != lower {
         digits.to_uppercase()
     } else {
         digits
     };
+
     spec.number(number.is_sign_negative() && !number.is_nan(), "", digits)
 }
 
@@ -200,6 +216,7 @@ fn text(spec: &Spec, text: &str) -> Result<String> {
     if spec.align == Some('=') || spec.sign != '-' || spec.grouping.is_some() {
         return Err(Error::new("the format specifier does not suit a string"));
     }
+
     let shortened: String = text
         .chars()
         .take(spec.precision.unwrap_or(usize::MAX))
@@ -229,6 +246,7 @@ impl Interpreter<'_> {
         if spec.is_empty() {
             return self.str(value);
         }
+
         let made = match value {
             Value::Str(of) | Value::Markup(of) => text(&Spec::parse(spec)?, of),
             Value::Int(_) | Value::Bool(_) => {
@@ -242,6 +260,7 @@ impl Interpreter<'_> {
                 )))
             }
         };
+
         made.map(Arc::from)
     }
 
@@ -269,14 +288,17 @@ impl Interpreter<'_> {
             out.push(&rest[..place])?;
             let bracket = &rest[place..=place];
             rest = &rest[place + 1..];
+
             if let Some(after) = rest.strip_prefix(bracket) {
                 out.push(bracket)?;
                 rest = after;
                 continue;
             }
+
             if bracket == "}" {
                 return Err(Error::new("Single '}' encountered in format string"));
             }
+
             let end = field_end(rest)?;
             let field = Field::parse(&rest[..end])?;
             rest = &rest[end + 1..];
@@ -320,6 +342,7 @@ impl Interpreter<'_> {
     fn field_value(&mut self, name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut path) = name.split_at(end);
+
         let mut value = argument(first, args, automatic)?;
         while !path.is_empty() {
             if let Some(after) = path.strip_prefix('.') {
@@ -339,6 +362,7 @@ impl Interpreter<'_> {
                 path = &after[end + 1..];
             }
         }
+
         Ok(value)
     }
 }
@@ -353,15 +377,18 @@ fn argument(name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value>
         *automatic = Some(place + 1);
         return args.positional.get(place).cloned().ok_or_else(out_of_range);
     }
+
     if let Ok(place) = name.parse::<usize>() {
         if automatic.is_some_and(|taken| taken > 0) {
             return Err(Error::new(
                 "cannot switch from automatic field numbering to manual field specification",
             ));
         }
+
         *automatic = None;
         return args.positional.get(place).cloned().ok_or_else(out_of_range);
     }
+
     let named = args.named.iter().find(|(known, _)| **known == *name);
     named
         .map(|(_, value)| value.clone())
@@ -379,6 +406,7 @@ fn field_end(text: &str) -> Result<usize> {
             _ => {}
         }
     }
+
     Err(Error::new("expected '}' before end of string"))
 }
 
@@ -395,6 +423,7 @@ impl<'a> Field<'a> {
                 }
             }
         };
+
         Ok(Self {
             name,
             conversion,
@@ -413,5 +442,6 @@ pub(super) fn ascii(text: &str) -> String {
             super::print::push_escaped(c, &mut out)
         }
     }
+
     out
 }

@@ -79,6 +79,7 @@ impl<'t> Interpreter<'t> {
                 return Ok(flow);
             }
         }
+
         self.budget.leave();
         Ok(Flow::Next)
     }
@@ -125,6 +126,7 @@ impl<'t> Interpreter<'t> {
             StmtKind::Continue => return Ok(Flow::Continue),
             StmtKind::Refused(reason) => return Err(Error::new(reason.clone())),
         }
+
         Ok(Flow::Next)
     }
 
@@ -161,6 +163,7 @@ impl<'t> Interpreter<'t> {
         for (target, value) in values {
             self.assign(target, value)?;
         }
+
         let flow = self.body(body)?;
         self.scopes.leave(back);
         Ok(flow)
@@ -221,6 +224,7 @@ impl<'t> Interpreter<'t> {
                         "cannot assign attribute on non-namespace object",
                     ));
                 };
+
                 let attributes = &mut self.namespaces[*index];
                 match attributes.iter_mut().find(|(known, _)| known == attribute) {
                     Some((_, old)) => *old = value,
@@ -236,15 +240,18 @@ impl<'t> Interpreter<'t> {
                     } else {
                         "too many"
                     };
+
                     return Err(Error::new(format!(
                         "{few} values to unpack (expected {expected}, got {given})"
                     )));
                 }
+
                 for (target, value) in targets.iter().zip(values) {
                     self.assign(target, value)?;
                 }
             }
         }
+
         Ok(())
     }
 
@@ -253,10 +260,12 @@ impl<'t> Interpreter<'t> {
         if !node.is_recursive {
             return self.run_loop(node, &items, 0, None);
         }
+
         self.budget.spend(KEPT)?;
         let scope = self.scopes.capture();
         self.recursions.push((node, scope));
         let recursion = Some(self.recursions.len() - 1);
+
         self.run_loop(node, &items, 0, recursion)
     }
 
@@ -270,6 +279,7 @@ impl<'t> Interpreter<'t> {
         self.outputs.push(Text::default());
         self.run_loop(node, items, state.depth0 + 1, Some(recursion))?;
         self.scopes.current = back;
+
         Ok(self.captured_text())
     }
 
@@ -303,6 +313,7 @@ impl<'t> Interpreter<'t> {
             self.assign(&node.target, item.clone())?;
             let flow = self.body(&node.body)?;
             self.scopes.leave(back);
+
             match flow {
                 Flow::Break => break,
                 Flow::Continue => {}
@@ -359,6 +370,7 @@ impl<'t> Interpreter<'t> {
     /// The elements that a `for` walks over. A generator is used up.
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
         use super::value::ViewKind;
+
         // Each character becomes a value.
         let units = value
             .as_str()
@@ -369,6 +381,7 @@ impl<'t> Interpreter<'t> {
         } else {
             Some(0)
         })?;
+
         Ok(match value {
             Value::Undefined(_) => Vec::new(),
             Value::List(items) | Value::Tuple(items) => items.values().to_vec(),

@@ -51,6 +51,7 @@ pub(super) fn tokens(source: &str) -> Result<Vec<Token>> {
         is_line_start: true,
         tokens: Vec::new(),
     };
+
     lexer.run().map_err(|error| error.at(lexer.line))?;
     Ok(lexer.tokens)
 }
@@ -109,6 +110,7 @@ impl<'a> Lexer<'a> {
                 self.advance(self.rest().len());
                 break;
             };
+
             let text = &self.rest()[..start];
             let tag = &self.rest()[start..];
             if let Some(raw) = raw_begin(tag) {
@@ -117,15 +119,18 @@ impl<'a> Lexer<'a> {
                 self.raw()?;
                 continue;
             }
+
             let sign = tag[2..].chars().next().filter(|c| matches!(c, '-' | '+'));
             self.data(text, sign, !tag.starts_with("{{"));
             self.advance(start + 2 + sign.map_or(0, char::len_utf8));
+
             match &tag[..2] {
                 "{{" => self.tag(Tag::Variable)?,
                 "{%" => self.tag(Tag::Block)?,
                 _ => self.comment()?,
             }
         }
+
         self.push(TokenKind::End);
         Ok(())
     }
@@ -137,6 +142,7 @@ impl<'a> Lexer<'a> {
             None if is_block => {
                 let line = text.rfind('\n').map_or(0, |place| place + 1);
                 let is_whole = line > 0 || self.is_line_start;
+
                 if is_whole && text[line..].chars().all(is_space) {
                     &text[..line]
                 } else {
@@ -145,6 +151,7 @@ impl<'a> Lexer<'a> {
             }
             _ => text,
         };
+
         if !kept.is_empty() {
             self.push(TokenKind::Data(kept.to_owned()));
         }
@@ -163,6 +170,7 @@ impl<'a> Lexer<'a> {
             _ => usize::from(after.starts_with('\n')),
         };
         self.advance(end + 2 + space);
+
         Ok(())
     }
 
@@ -178,6 +186,7 @@ impl<'a> Lexer<'a> {
                 self.advance(start + end.bytes);
                 return Ok(());
             }
+
             from = start + 2;
         }
     }
@@ -189,6 +198,7 @@ impl<'a> Lexer<'a> {
             Tag::Block => (TokenKind::BlockBegin, TokenKind::BlockEnd),
         };
         self.push(begin);
+
         let mut open = Vec::new();
         while !self.rest().is_empty() {
             // Inside of brackets `}}` closes two of them.
@@ -197,23 +207,28 @@ impl<'a> Lexer<'a> {
             } else {
                 None
             };
+
             if let Some(bytes) = closing {
                 self.push(end);
                 self.advance(bytes);
                 return Ok(());
             }
+
             let space = spaces(self.rest());
             if space > 0 {
                 self.advance(space);
                 continue;
             }
+
             let (kind, bytes) = self.token()?;
             if let TokenKind::Op(operator) = kind {
                 balance(&mut open, operator)?;
             }
+
             self.push(kind);
             self.advance(bytes);
         }
+
         Ok(())
     }
 
@@ -224,15 +239,18 @@ impl<'a> Lexer<'a> {
             let follows_dot = self.source[..self.position].ends_with('.');
             return literals::number(rest, follows_dot);
         }
+
         if first.is_alphanumeric() || first == '_' {
             let end = rest
                 .find(|c: char| !(c.is_alphanumeric() || c == '_'))
                 .unwrap_or(rest.len());
             return Ok((TokenKind::Name(rest[..end].into()), end));
         }
+
         if matches!(first, '"' | '\'') {
             return literals::string(rest);
         }
+
         match OPERATORS
             .iter()
             .find(|operator| rest.starts_with(**operator))
@@ -263,6 +281,7 @@ fn balance(open: &mut Vec<&'static str>, operator: &str) -> Result<()> {
         },
         _ => {}
     }
+
     Ok(())
 }
 
@@ -275,15 +294,18 @@ fn tag_end(text: &str, tag: Tag) -> Option<usize> {
     {
         return Some(3 + spaces(after));
     }
+
     if tag == Tag::Variable {
         return text.starts_with(mark).then_some(2);
     }
+
     if text
         .strip_prefix('+')
         .is_some_and(|text| text.starts_with(mark))
     {
         return Some(3);
     }
+
     text.strip_prefix(mark)
         .map(|after| 2 + usize::from(after.starts_with('\n')))
 }

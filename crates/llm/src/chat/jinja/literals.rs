@@ -12,12 +12,14 @@ pub(super) fn number(text: &str, follows_dot: bool) -> Result<(TokenKind, usize)
             .map(|number| (TokenKind::Float(number), len))
             .map_err(|_| Error::new(format!("'{}' is not a number", &text[..len])));
     }
+
     let (radix, prefix) = match text.as_bytes() {
         [b'0', b'b' | b'B', ..] => (2, 2),
         [b'0', b'o' | b'O', ..] => (8, 2),
         [b'0', b'x' | b'X', ..] => (16, 2),
         _ => (10, 0),
     };
+
     let mut digits = digits_len(&text[prefix..], |c| c.is_digit(radix), prefix > 0);
     let (mut radix, mut prefix) = (radix, prefix);
     if prefix > 0 && digits == 0 {
@@ -26,6 +28,7 @@ pub(super) fn number(text: &str, follows_dot: bool) -> Result<(TokenKind, usize)
         // Zeros only: `01` is two numbers, which no expression can be.
         digits = digits_len(text, |c| c == '0', false);
     }
+
     let number = i128::from_str_radix(&text[prefix..prefix + digits].replace('_', ""), radix);
     number
         .map(|number| (TokenKind::Int(number), prefix + digits))
@@ -63,6 +66,7 @@ fn float_len(text: &str) -> Option<usize> {
             0
         }
     };
+
     let whole = digits(text);
     let fraction = text[whole..].strip_prefix('.').map_or(0, digits);
     let mantissa = if fraction > 0 {
@@ -70,6 +74,7 @@ fn float_len(text: &str) -> Option<usize> {
     } else {
         whole
     };
+
     let exponent = text[mantissa..].strip_prefix(['e', 'E']).map_or(0, |text| {
         let sign = usize::from(text.starts_with(['+', '-']));
         match digits(&text[sign..]) {
@@ -77,6 +82,7 @@ fn float_len(text: &str) -> Option<usize> {
             len => 1 + sign + len,
         }
     });
+
     (whole > 0 && (fraction > 0 || exponent > 0)).then_some(mantissa + exponent)
 }
 
@@ -92,6 +98,7 @@ pub(super) fn string(text: &str) -> Result<(TokenKind, usize)> {
             _ => {}
         }
     }
+
     Err(Error::new(format!(
         "unexpected char {quote:?}: the string has no end"
     )))
@@ -106,6 +113,7 @@ fn unescaped(text: &str) -> Result<String> {
         let Some(c) = rest[place + 1..].chars().next() else {
             break;
         };
+
         rest = &rest[place + 1 + c.len_utf8()..];
         match c {
             '\n' => {}
@@ -145,6 +153,7 @@ fn unescaped(text: &str) -> Result<String> {
             c => out.extend(['\\', c]),
         }
     }
+
     out.push_str(rest);
     Ok(out)
 }
@@ -176,6 +185,7 @@ mod tests {
         ] {
             assert_eq!(number(text, false).unwrap(), (kind, len), "{text}");
         }
+
         assert_eq!(number("1.5", true).unwrap(), (TokenKind::Int(1), 1));
         assert!(number(&"9".repeat(50), false).is_err());
     }
@@ -190,6 +200,7 @@ mod tests {
         assert_eq!(read(r"'\x41\u00e9\U0001F642\101\0'"), "Aé🙂A\0");
         assert_eq!(read(r"'\d\s\é'"), r"\d\s\xe9");
         assert_eq!(read("'a\\\nb'"), "ab");
+
         for broken in [r"'\x4'", r"'\u12'", r"'\ud83d'", "'no end", r"'\"] {
             assert!(string(broken).is_err(), "{broken}");
         }

@@ -149,6 +149,7 @@ mod tests {
                 "{template}: {error}"
             );
         }
+
         assert!(error("{{ long | sort }}").contains("a list of more than"));
         assert!(error("{{ [1] * 10 ** 9 }}").contains("a list of more than"));
         assert!(error("{{ long | join(long) }}").contains("a list of more than"));

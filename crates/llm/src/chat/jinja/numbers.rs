@@ -47,6 +47,7 @@ pub(super) fn float(
             } else {
                 ""
             };
+
             format!("{mantissa}{point}{}", exponent_text(exponent))
         }
         FloatStyle::General | FloatStyle::Plain => {
@@ -60,12 +61,14 @@ fn general(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) 
     let is_plain = style == FloatStyle::Plain;
     let limit = i64::try_from(precision).unwrap_or(i64::MAX) - i64::from(is_plain);
     let is_fixed = (-4..limit).contains(&i64::from(exponent));
+
     let digits = if is_fixed {
         let decimals = i64::try_from(precision).unwrap_or(i64::MAX) - 1 - i64::from(exponent);
         fixed(number, usize::try_from(decimals).unwrap_or(0))?
     } else {
         mantissa
     };
+
     let digits = match digits.contains('.') {
         true if !keeps_point => digits
             .trim_end_matches('0')
@@ -74,6 +77,7 @@ fn general(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) 
         false if keeps_point => digits + ".",
         _ => digits,
     };
+
     Ok(match is_fixed {
         true if is_plain && !digits.contains('.') => digits + ".0",
         true => digits,
@@ -145,6 +149,7 @@ pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize)
     while len_with(count) < wanted {
         count += 1;
     }
+
     whole.insert_str(0, &"0".repeat(count - whole.len()));
     let mut out = String::new();
     for (place, digit) in whole.chars().enumerate() {
@@ -153,6 +158,7 @@ pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize)
         }
         out.push(digit);
     }
+
     Ok(out + rest)
 }
 
@@ -175,6 +181,7 @@ mod tests {
         ] {
             assert_eq!(float(number, style, precision, false).unwrap(), text);
         }
+
         assert!(float(1.0, FloatStyle::Fixed, usize::MAX, false).is_err());
     }
 

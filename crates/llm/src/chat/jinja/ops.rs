@@ -43,6 +43,7 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return floats(operator, a, b).map(Value::Float);
     }
+
     let result = match operator {
         Arithmetic::Add => concatenated(left, right)?,
         Arithmetic::Mul => match (left.as_int(), right.as_int()) {
@@ -52,6 +53,7 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
         },
         _ => None,
     };
+
     result.ok_or_else(|| {
         let (left, right) = (left.type_name(), right.type_name());
         Error::new(format!(
@@ -63,10 +65,12 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
 
 fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
     use Arithmetic as Op;
+
     let zero = || Error::new("division by zero");
     if b == 0 && matches!(operator, Op::Div | Op::FloorDiv | Op::Mod) {
         return Err(zero());
     }
+
     let result = match operator {
         Op::Add => a.checked_add(b),
         Op::Sub => a.checked_sub(b),
@@ -94,6 +98,7 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
                 _ => None,
             }),
     };
+
     result
         .map(Value::Int)
         .ok_or_else(|| Error::new("an integer has more than 127 bits"))
@@ -101,9 +106,11 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
 
 fn floats(operator: Arithmetic, a: f64, b: f64) -> Result<f64> {
     use Arithmetic as Op;
+
     if b == 0.0 && matches!(operator, Op::Div | Op::FloorDiv | Op::Mod) {
         return Err(Error::new("float division by zero"));
     }
+
     Ok(match operator {
         Op::Add => a + b,
         Op::Sub => a - b,
@@ -144,6 +151,7 @@ fn floor_div(a: f64, b: f64) -> f64 {
     if quotient == 0.0 {
         return 0.0_f64.copysign(a / b);
     }
+
     let floor = quotient.floor();
     if quotient - floor > 0.5 {
         floor + 1.0
@@ -181,9 +189,11 @@ fn repeated(value: &Value, count: i128) -> Result<Option<Value>> {
         check_text(text.len().checked_mul(count))?;
         Ok(text.repeat(if text.is_empty() { 0 } else { count }))
     };
+
     let items = |items: &Items| {
         check_list(items.values().len().checked_mul(count))?;
         let len = items.values().len().saturating_mul(count);
+
         Ok(items
             .values()
             .iter()
@@ -192,6 +202,7 @@ fn repeated(value: &Value, count: i128) -> Result<Option<Value>> {
             .cloned()
             .collect::<Vec<_>>())
     };
+
     Ok(match value {
         Value::Str(of) => Some(Value::str(text(of)?)),
         Value::Markup(of) => Some(Value::Markup(text(of)?.into())),
@@ -213,9 +224,11 @@ pub(super) fn escape_html(text: &str) -> Result<String> {
             Some('\'') => (&piece[..piece.len() - 1], "&#39;"),
             _ => (piece, ""),
         };
+
         out.push(plain)?;
         out.push(special)?;
     }
+
     Ok(out.into_string())
 }
 
@@ -248,6 +261,7 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return a == b;
     }
+
     let all = |a: &Items, b: &Items| {
         let (a, b) = (a.values(), b.values());
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
@@ -283,6 +297,7 @@ fn contains_entries(all: &Dict, of: &Dict) -> bool {
 /// can count on.
 pub(super) fn same(left: &Value, right: &Value) -> bool {
     use std::rc::Rc;
+
     match (left, right) {
         (Value::None, Value::None) => true,
         (Value::Bool(a), Value::Bool(b)) => a == b,
@@ -316,6 +331,7 @@ pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return Ok(a.partial_cmp(&b));
     }
+
     match (left, right) {
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             let differ = a
@@ -349,12 +365,14 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
             if let Value::Undefined(missing) = item {
                 return Err(missing.error());
             }
+
             let error = || {
                 let found = item.type_name();
                 Error::new(format!(
                     "'in <string>' requires string as left operand, not {found}"
                 ))
             };
+
             Ok(text.contains(item.as_str().ok_or_else(error)?))
         }
         Value::List(items) | Value::Tuple(items) => Ok(among(items.values())),

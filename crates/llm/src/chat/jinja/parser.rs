@@ -123,6 +123,7 @@ impl Parser {
             TokenKind::Op(operator) => format!("'{operator}'"),
             TokenKind::End => "the end of the template".to_owned(),
         };
+
         Error::new(format!("expected {expected}, got {found}")).at(self.line())
     }
 
@@ -173,6 +174,7 @@ impl Parser {
                     if ends.iter().any(|end| self.is_word(end)) {
                         break;
                     }
+
                     let kinds = self.statement(ends)?;
                     self.expect(&TokenKind::BlockEnd, "'%}'")?;
                     body.extend(kinds.into_iter().map(|kind| Stmt { kind, line }));
@@ -181,8 +183,10 @@ impl Parser {
                 _ if ends.is_empty() => break,
                 _ => return Err(self.unexpected(&format!("the tag '{}'", ends.join("' or '")))),
             };
+
             body.push(Stmt { kind, line });
         }
+
         self.leave();
         Ok(body)
     }
@@ -245,6 +249,7 @@ impl Parser {
             }
             values.push(StmtKind::Print(self.expression()?));
         }
+
         Ok(values)
     }
 
@@ -253,23 +258,27 @@ impl Parser {
         if !self.skip_word("in") {
             return Err(self.unexpected("'in'"));
         }
+
         let items = self.tuple(false, &["recursive"])?;
         let condition = if self.skip_word("if") {
             Some(self.expression()?)
         } else {
             None
         };
+
         let is_recursive = self.skip_word("recursive");
         self.loops += 1;
         let body = self.block(&["endfor", "else"])?;
         self.loops -= 1;
         let has_else = self.is_word("else");
         self.position += 1;
+
         let otherwise = if has_else {
             self.closed_block("endfor")?
         } else {
             Vec::new()
         };
+
         Ok(For {
             target,
             items,
@@ -286,9 +295,11 @@ impl Parser {
             let condition = self.tuple(false, &[])?;
             let body = self.block(&["elif", "else", "endif"])?;
             branches.push((condition, body));
+
             if self.skip_word("elif") {
                 continue;
             }
+
             let has_else = self.is_word("else");
             self.position += 1;
             let otherwise = if has_else {
@@ -296,6 +307,7 @@ impl Parser {
             } else {
                 Vec::new()
             };
+
             return Ok(StmtKind::If(branches, otherwise));
         }
     }
@@ -305,11 +317,13 @@ impl Parser {
         if self.skip_op("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
         }
+
         let filter = if self.is_op("|") {
             Some(self.filters(None, false)?)
         } else {
             None
         };
+
         Ok(StmtKind::SetBlock(
             target,
             filter,
@@ -327,6 +341,7 @@ impl Parser {
             self.expect_op("=")?;
             values.push((target, self.expression()?));
         }
+
         Ok(StmtKind::With(values, self.closed_block("endwith")?))
     }
 
@@ -338,10 +353,12 @@ impl Parser {
         } else {
             (Vec::new(), Vec::new())
         };
+
         let call = self.expression()?;
         if !matches!(call.kind, ExprKind::Call(..)) {
             return Err(Error::new("expected call").at(line));
         }
+
         Ok(StmtKind::Call(
             call,
             self.macro_body(None, parameters, "endcall")?,
@@ -355,6 +372,7 @@ impl Parser {
             if !names.is_empty() {
                 self.expect_op(",")?;
             }
+
             names.push(self.expect_name()?);
             if self.skip_op("=") {
                 defaults.push(self.expression()?);
@@ -364,6 +382,7 @@ impl Parser {
                 );
             }
         }
+
         self.expect_op(")")?;
         Ok((names, defaults))
     }
@@ -396,6 +415,7 @@ impl Parser {
         let body = self.closed_block("endblock")?;
         self.loops = loops;
         self.skip_word(&name);
+
         Ok(StmtKind::Block { body, is_scoped })
     }
 
@@ -404,6 +424,7 @@ impl Parser {
         while !matches!(self.peek(), TokenKind::BlockEnd | TokenKind::End) {
             self.position += 1;
         }
+
         Ok(StmtKind::Refused(match name {
             "autoescape" => {
                 let body = self.closed_block("endautoescape")?;
@@ -426,12 +447,15 @@ impl Parser {
             if is_end && !targets.is_empty() {
                 break;
             }
+
             targets.push(self.one_target(with_namespace)?);
             if !self.skip_op(",") {
                 break;
             }
+
             is_tuple = true;
         }
+
         self.leave();
         match targets.pop() {
             Some(target) if !is_tuple => Ok(target),
@@ -448,10 +472,12 @@ impl Parser {
             self.expect_op(")")?;
             return Ok(target);
         }
+
         let name = self.expect_name()?;
         if with_namespace && self.skip_op(".") {
             return Ok(Target::Attribute(name, self.expect_name()?));
         }
+
         match &*name {
             "true" | "false" | "none" | "True" | "False" | "None" => {
                 Err(Error::new("can't assign to 'const'").at(self.line()))

@@ -50,6 +50,7 @@ impl Interpreter<'_> {
             }
             other => (VecDeque::from([other.clone()]), None),
         };
+
         // A list is a mapping as far as Python can tell here, so that it may be left over.
         let may_remain = mapping.is_some() || matches!(values, Value::List(_) | Value::Range(_));
         let mut values = Values {
@@ -60,11 +61,13 @@ impl Interpreter<'_> {
         let mut out = Text::default();
         self.spend_text(format.as_str().unwrap_or_default())?;
         self.write_percent(format.as_str().unwrap_or_default(), &mut values, &mut out)?;
+
         if !values.rest.is_empty() && !may_remain {
             return Err(Error::new(
                 "not all arguments converted during string formatting",
             ));
         }
+
         Ok(super::attributes::text_like(format, out.into_string()))
     }
 
@@ -75,6 +78,7 @@ impl Interpreter<'_> {
                 out.push(c.encode_utf8(&mut [0; 4]))?;
                 continue;
             }
+
             let key = key(&mut chars)?;
             let keyed = match (key, &values.mapping) {
                 (None, _) => None,
@@ -88,6 +92,7 @@ impl Interpreter<'_> {
                 }
                 (Some(_), None) => return Err(Error::new("format requires a mapping")),
             };
+
             let conversion = Conversion::parse(&mut chars, values)?;
             let letter = chars
                 .next()
@@ -96,6 +101,7 @@ impl Interpreter<'_> {
                 out.push("%")?;
                 continue;
             }
+
             let value = match keyed {
                 Some(value) => value,
                 None => values.next()?,
@@ -104,6 +110,7 @@ impl Interpreter<'_> {
             self.spend_text(&text)?;
             out.push(&text)?;
         }
+
         Ok(())
     }
 
@@ -127,6 +134,7 @@ impl Interpreter<'_> {
                     .chars()
                     .take(conversion.precision.unwrap_or(usize::MAX))
                     .collect::<String>();
+
                 conversion.padded("", &text, false)
             }
             'c' => conversion.padded("", &character(value)?, false),
@@ -144,6 +152,7 @@ fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
     if chars.next_if_eq(&'(').is_none() {
         return Ok(None);
     }
+
     let (mut key, mut depth) = (String::new(), 1);
     for c in chars {
         depth += i32::from(c == '(') - i32::from(c == ')');
@@ -152,6 +161,7 @@ fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
         }
         key.push(c);
     }
+
     Err(Error::new("incomplete format key"))
 }
 
@@ -163,6 +173,7 @@ fn character(value: &Value) -> Result<String> {
             _ => Err(Error::new("%c requires int or char")),
         };
     }
+
     let code = u32::try_from(expect_int(value, "%c")?)
         .ok()
         .and_then(char::from_u32);
@@ -182,6 +193,7 @@ impl Conversion {
                 _ => conversion.has_zeros = true,
             }
         }
+
         if chars.next_if_eq(&'*').is_some() {
             let width = expect_int(&values.next()?, "* of a format")?;
             conversion.is_left |= width < 0;
@@ -189,6 +201,7 @@ impl Conversion {
         } else {
             conversion.width = count(chars)?;
         }
+
         if chars.next_if_eq(&'.').is_some() {
             conversion.precision = Some(if chars.next_if_eq(&'*').is_some() {
                 let precision = expect_int(&values.next()?, "* of a format")?;
@@ -197,6 +210,7 @@ impl Conversion {
                 count(chars)?
             });
         }
+
         // Lengths of C, which Python reads over.
         while chars.next_if(|c| matches!(c, 'h' | 'l' | 'L')).is_some() {}
         Ok(conversion)
@@ -211,14 +225,17 @@ impl Conversion {
         if !self.is_left && !has_zeros {
             out.pad(' ', missing)?;
         }
+
         out.push(head)?;
         if has_zeros {
             out.pad('0', missing)?;
         }
+
         out.push(digits)?;
         if self.is_left {
             out.pad(' ', missing)?;
         }
+
         Ok(out.into_string())
     }
 
@@ -239,11 +256,13 @@ impl Conversion {
                 ))
             })?,
         };
+
         let prefix = if self.is_alternate {
             numbers::radix_prefix(letter)
         } else {
             ""
         };
+
         let digits = numbers::integer(number, letter);
         let mut text = Text::default();
         text.pad(
@@ -251,6 +270,7 @@ impl Conversion {
             self.precision.unwrap_or(0).saturating_sub(digits.len()),
         )?;
         text.push(&digits)?;
+
         self.padded(&self.head(number < 0, prefix), &text.into_string(), true)
     }
 
@@ -258,6 +278,7 @@ impl Conversion {
         if let Value::Undefined(missing) = value {
             return Err(missing.error());
         }
+
         let error = || Error::new(format!("must be real number, not {}", value.type_name()));
         let number = value.as_float().ok_or_else(error)?;
         let style = match letter.to_ascii_lowercase() {
@@ -265,17 +286,20 @@ impl Conversion {
             'f' => FloatStyle::Fixed,
             _ => FloatStyle::General,
         };
+
         let digits = numbers::float(
             number,
             style,
             self.precision.unwrap_or(6),
             self.is_alternate,
         )?;
+
         let digits = if letter.is_ascii_uppercase() {
             digits.to_uppercase()
         } else {
             digits
         };
+
         let is_negative = number.is_sign_negative() && !number.is_nan();
         self.padded(&self.head(is_negative, ""), &digits, true)
     }
@@ -289,5 +313,6 @@ fn count(chars: &mut Peekable<Chars<'_>>) -> Result<usize> {
     {
         count = count.and_then(|count| count.checked_mul(10)?.checked_add(digit as usize));
     }
+
     check_text(count)
 }

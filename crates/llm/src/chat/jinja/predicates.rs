@@ -64,6 +64,7 @@ impl Interpreter<'_> {
             "in" => Some(Comparison::In),
             _ => None,
         };
+
         if let Some(comparison) = comparison {
             let mut args = args.bind(name, ["other"], 1)?;
             return self.compare(comparison, value, &args.value(0));
@@ -79,6 +80,7 @@ impl Interpreter<'_> {
         if !NAMES.contains(&name) {
             return Err(Error::new(format!("No test named '{name}'.")));
         }
+
         args.none(name)?;
         match name {
             "odd" => self.has_rest(value, &Value::Int(2), 1),

@@ -73,6 +73,7 @@ impl Interpreter<'_> {
             out.push(": ")?;
             self.write_repr(value, out)?;
         }
+
         out.push("}")
     }
 
@@ -86,6 +87,7 @@ impl Interpreter<'_> {
             if place > 0 {
                 out.push(", ")?;
             }
+
             match kind {
                 ViewKind::Keys => self.write_repr(key, out)?,
                 ViewKind::Values => self.write_repr(value, out)?,
@@ -98,6 +100,7 @@ impl Interpreter<'_> {
                 }
             }
         }
+
         out.push("])")
     }
 
@@ -141,15 +144,18 @@ impl Interpreter<'_> {
         self.budget.enter()?;
         let attributes = self.namespaces.get(index).cloned().unwrap_or_default();
         out.push("<Namespace {")?;
+
         for (place, (name, value)) in attributes.iter().enumerate() {
             if place > 0 {
                 out.push(", ")?;
             }
+
             out.push(&str_repr(name))?;
             out.push(": ")?;
             self.budget.spend(value.units())?;
             self.write_repr(value, out)?;
         }
+
         self.budget.leave();
         out.push("}>")
     }
@@ -176,8 +182,10 @@ pub(super) fn str_repr(text: &str) -> String {
     } else {
         '\''
     };
+
     let mut out = String::with_capacity(text.len() + 2);
     out.push(quote);
+
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
@@ -192,6 +200,7 @@ pub(super) fn str_repr(text: &str) -> String {
             c => push_escaped(c, &mut out),
         }
     }
+
     out.push(quote);
     out
 }
@@ -227,6 +236,7 @@ pub(super) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
     }
+
     if number.is_infinite() {
         return if number > 0.0 {
             "inf".to_owned()
@@ -234,9 +244,11 @@ pub(super) fn float_repr(number: f64) -> String {
             "-inf".to_owned()
         };
     }
+
     let scientific = format!("{number:e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
+
     if (-4..16).contains(&exponent) {
         let plain = format!("{number}");
         return if plain.contains('.') {
@@ -245,6 +257,7 @@ pub(super) fn float_repr(number: f64) -> String {
             plain + ".0"
         };
     }
+
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }

@@ -50,6 +50,7 @@ impl Scopes {
                 self.all.len() - 1
             }
         };
+
         self.all[scope].parent = Some(parent);
         std::mem::replace(&mut self.current, scope)
     }
@@ -73,6 +74,7 @@ impl Scopes {
             }
             next = self.all[scope].parent;
         }
+
         self.current
     }
 
@@ -85,6 +87,7 @@ impl Scopes {
             }
             next = scope.parent;
         }
+
         None
     }
 

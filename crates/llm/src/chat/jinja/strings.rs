@@ -14,6 +14,7 @@ impl Interpreter<'_> {
     pub(super) fn str_method(&mut self, of: &Value, name: &str, args: Args) -> Result<Value> {
         let text = of.as_str().unwrap_or_default();
         let like = |made: String| Ok(text_like(of, made));
+
         match name {
             "format" => return self.str_format(text, &args).and_then(like),
             "format_map" => return self.format_map(text, args).and_then(like),
@@ -31,10 +32,12 @@ impl Interpreter<'_> {
             }
             _ => {}
         }
+
         if name.starts_with("is") {
             args.none(name)?;
             return Ok(Value::Bool(holds(text, name)));
         }
+
         changed(text, name, args).and_then(like)
     }
 
@@ -43,6 +46,7 @@ impl Interpreter<'_> {
         let Value::Dict(dict) = args.value(0) else {
             return Err(Error::new("format_map takes a mapping"));
         };
+
         let named = dict
             .entries()
             .iter()
@@ -57,6 +61,7 @@ impl Interpreter<'_> {
     fn joined(&mut self, of: &Value, args: Args) -> Result<Value> {
         let mut args = args.bind("join", ["/iterable"], 1)?;
         let values = self.iterate(&args.value(0))?;
+
         let mut text = Text::default();
         for (place, value) in values.iter().enumerate() {
             let error = || {
@@ -65,11 +70,14 @@ impl Interpreter<'_> {
                     "sequence item {place}: expected str instance, {found} found"
                 ))
             };
+
             if place > 0 {
                 text.push(of.as_str().unwrap_or_default())?;
             }
+
             text.push(value.as_str().ok_or_else(error)?)?;
         }
+
         Ok(text_like(of, text.into_string()))
     }
 }
@@ -78,6 +86,7 @@ impl Interpreter<'_> {
 fn holds(text: &str, name: &str) -> bool {
     let all = |is: fn(char) -> bool| !text.is_empty() && text.chars().all(is);
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
+
     match name {
         "isalnum" => all(char::is_alphanumeric),
         "isalpha" => all(char::is_alphabetic),
@@ -123,6 +132,7 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
             } else {
                 text.strip_suffix(affix)
             };
+
             Ok(rest.unwrap_or(text).to_owned())
         }
         "replace" => {
@@ -150,6 +160,7 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
             out.push(sign)?;
             out.pad('0', args.count(0, 0)?.saturating_sub(text.chars().count()))?;
             out.push(digits)?;
+
             Ok(out.into_string())
         }
         "expandtabs" => {
@@ -179,6 +190,7 @@ pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> Result<
         .checked_mul(new.len())
         .and_then(|bytes| bytes.checked_add(text.len()));
     check_text(added)?;
+
     Ok(text.replacen(old, new, count))
 }
 
@@ -190,10 +202,12 @@ pub(super) fn justified(text: &str, name: &str, width: usize, fill: char) -> Res
         // As CPython shares an odd one out.
         _ => missing / 2 + (missing & width & 1),
     };
+
     let mut out = Text::default();
     out.pad(fill, left)?;
     out.push(text)?;
     out.pad(fill, missing - left)?;
+
     Ok(out.into_string())
 }
 
@@ -217,6 +231,7 @@ fn expanded(text: &str, tab: usize) -> Result<String> {
             }
         }
     }
+
     Ok(out.into_string())
 }
 
@@ -224,6 +239,7 @@ fn expanded(text: &str, tab: usize) -> Result<String> {
 fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
     let text = of.as_str().unwrap_or_default();
     let like = |part: &str| text_like(of, part);
+
     match name {
         "split" | "rsplit" => {
             let args = args.bind(name, ["sep", "maxsplit"], 0)?;
@@ -232,6 +248,7 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
                 Some(_) => args.int(1)?,
             };
             let most = usize::try_from(most).unwrap_or(usize::MAX);
+
             let parts = match args.maybe_str(0)? {
                 Some("") => return Err(Error::new("empty separator")),
                 Some(separator) if name == "split" => text
@@ -246,6 +263,7 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
                 None if name == "split" => words(text, most),
                 None => words_from_end(text, most),
             };
+
             Value::list(parts.into_iter().map(like).collect())
         }
         "splitlines" => {
@@ -263,11 +281,13 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
             if separator.is_empty() {
                 return Err(Error::new("empty separator"));
             }
+
             let found = if name == "partition" {
                 text.split_once(separator)
             } else {
                 text.rsplit_once(separator)
             };
+
             let parts = match found {
                 Some((before, after)) => [before, separator, after],
                 None if name == "partition" => [text, "", ""],
@@ -288,10 +308,12 @@ fn words(text: &str, most: usize) -> Vec<&str> {
             words.push(rest);
             break;
         }
+
         let end = rest.find(is_space).unwrap_or(rest.len());
         words.push(&rest[..end]);
         rest = rest[end..].trim_start_matches(is_space);
     }
+
     words
 }
 
@@ -303,11 +325,13 @@ fn words_from_end(text: &str, most: usize) -> Vec<&str> {
             words.push(rest);
             break;
         }
+
         let space = rest.char_indices().rev().find(|(_, c)| is_space(*c));
         let start = space.map_or(0, |(place, c)| place + c.len_utf8());
         words.push(&rest[start..]);
         rest = rest[..start].trim_end_matches(is_space);
     }
+
     words.reverse();
     words
 }
@@ -351,12 +375,14 @@ fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
     if matches!(name, "startswith" | "endswith") {
         return has_affix(text, name, &args).map(Value::Bool);
     }
+
     let sub = args.str(0)?;
     let section = section(text, &args, 1)?;
     if name == "count" {
         let count = section.map_or(0, |(start, end)| text[start..end].matches(sub).count());
         return Ok(Value::Int(count as i128));
     }
+
     let found = section.and_then(|(start, end)| {
         let part = &text[start..end];
         let place = if name.starts_with('r') {
@@ -364,8 +390,10 @@ fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
         } else {
             part.find(sub)
         };
+
         place.map(|place| text[..start + place].chars().count() as i128)
     });
+
     match found {
         None if name.ends_with("index") => Err(Error::new("substring not found")),
         found => Ok(Value::Int(found.unwrap_or(-1))),
@@ -384,13 +412,16 @@ fn has_affix(text: &str, name: &str, args: &Bound<'_, 3>) -> Result<bool> {
             }
         })
     };
+
     let Some(Value::Tuple(affixes)) = args.get(0) else {
         return args.str(0).map(has);
     };
+
     for affix in affixes.values() {
         if has(super::print::expect_str(affix, name)?) {
             return Ok(true);
         }
     }
+
     Ok(false)
 }

@@ -161,12 +161,14 @@ impl Extent {
             around.depth = around.depth.max(extent.depth);
             around.units = around.units.saturating_add(extent.units);
         }
+
         around.depth += 1;
         if around.depth > DEEPEST_VALUE {
             return Err(Error::new(format!(
                 "a value is nested more than {DEEPEST_VALUE} deep"
             )));
         }
+
         Ok(around)
     }
 }
@@ -180,6 +182,7 @@ impl Range {
         if low >= high {
             return 0;
         }
+
         let span = high.saturating_sub(low).saturating_sub(1) / step;
         usize::try_from(span.saturating_add(1)).unwrap_or(usize::MAX)
     }
@@ -422,6 +425,7 @@ impl Missing {
 /// A value of JSON, its keys in order.
 pub(super) fn of_json(json: &serde_json::Value) -> Result<Value> {
     use serde_json::Value as Json;
+
     Ok(match json {
         Json::Null => Value::None,
         Json::Bool(bool) => Value::Bool(*bool),

@@ -16,12 +16,15 @@ impl Interpreter<'_> {
                 .attributes_text(&input, args.truth(0, true))
                 .map(Value::str);
         }
+
         args.none(name)?;
         if name == "urlencode" {
             return self.url_encoded(&input).map(Value::str);
         }
+
         let text = self.str(&input)?;
         self.spend_text(&text)?;
+
         Ok(match name {
             "safe" => Value::Markup(text),
             "striptags" => Value::str(without_tags(&text)),
@@ -37,11 +40,13 @@ impl Interpreter<'_> {
                 input.type_name()
             )));
         };
+
         let mut out = Text::default();
         for (key, value) in dict.entries() {
             if value.is_none() || value.is_undefined() {
                 continue;
             }
+
             let key = self.str(key)?;
             if key.contains(|c: char| {
                 c.is_ascii_whitespace() || matches!(c, '\u{b}' | '/' | '>' | '=')
@@ -50,18 +55,21 @@ impl Interpreter<'_> {
                     "Invalid character in attribute name: '{key}'"
                 )));
             }
+
             let text = self.str(value)?;
             let text = if matches!(value, Value::Markup(_)) {
                 text.to_string()
             } else {
                 escape_html(&text)?
             };
+
             out.push(if out.len() > 0 || has_space { " " } else { "" })?;
             out.push(&escape_html(&key)?)?;
             out.push("=\"")?;
             out.push(&text)?;
             out.push("\"")?;
         }
+
         Ok(out.into_string())
     }
 
@@ -75,9 +83,11 @@ impl Interpreter<'_> {
                 | Value::Int(_)
                 | Value::Float(_)
         );
+
         if is_text {
             return quoted(&self.str(input)?, false);
         }
+
         let pairs = match input {
             Value::Dict(dict) => dict.entries().to_vec(),
             other => {
@@ -89,9 +99,11 @@ impl Interpreter<'_> {
                         _ => Err(Error::new("urlencode takes pairs")),
                     }
                 };
+
                 items.iter().map(pair).collect::<Result<_>>()?
             }
         };
+
         let mut out = Text::default();
         for (key, value) in &pairs {
             out.push(if out.len() > 0 { "&" } else { "" })?;
@@ -99,6 +111,7 @@ impl Interpreter<'_> {
             out.push("=")?;
             out.push(&quoted(&self.str(value)?, true)?)?;
         }
+
         Ok(out.into_string())
     }
 }
@@ -116,6 +129,7 @@ fn quoted(text: &str, is_query: bool) -> Result<String> {
             byte => out.push(&format!("%{byte:02X}"))?,
         }
     }
+
     Ok(out.into_string())
 }
 
@@ -127,6 +141,7 @@ fn without_tags(text: &str) -> String {
         .split(is_space)
         .filter(|word| !word.is_empty())
         .collect();
+
     unescaped(&words.join(" "))
 }
 
@@ -141,6 +156,7 @@ fn removed(text: &str, begin: &str, end: &str) -> String {
         out.push_str(&rest[..start]);
         rest = &rest[start + stop + end.len()..];
     }
+
     out + rest
 }
 
@@ -156,6 +172,7 @@ fn unescaped(text: &str) -> String {
             .take(12)
             .find(|(_, c)| *c == ';')
             .map(|(place, _)| place);
+
         match end.and_then(|end| entity(&rest[1..end]).map(|c| (c, end))) {
             Some((c, end)) => {
                 out.push(c);
@@ -167,6 +184,7 @@ fn unescaped(text: &str) -> String {
             }
         }
     }
+
     out + rest
 }
 

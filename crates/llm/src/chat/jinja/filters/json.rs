@@ -46,10 +46,12 @@ impl Interpreter<'_> {
                         "tojson: separators are two: (item_separator, key_separator)",
                     ));
                 };
+
                 let text = |part| expect_str(part, "tojson: a separator").map(str::to_owned);
                 (text(item)?, text(key)?)
             }
         };
+
         let style = Style {
             is_ascii: args.truth(0, false),
             indent,
@@ -57,10 +59,12 @@ impl Interpreter<'_> {
             key_separator,
             sorts_keys: args.truth(3, false),
         };
+
         self.budget.spend(input.units())?;
         let mut out = Text::default();
         style.write(input, 0, &mut out)?;
         self.budget.spend(out.len() as u64 / 16)?;
+
         Ok(Value::str(out.into_string()))
     }
 }
@@ -100,6 +104,7 @@ impl Style {
                 false,
             )?);
         }
+
         self.write_all(["{", "}"], &entries, level, out, |(key, value), out| {
             out.push(&self.quoted(&key_text(key)?))?;
             out.push(&self.key_separator)?;
@@ -141,6 +146,7 @@ impl Style {
     fn quoted(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 2);
         out.push('"');
+
         for c in text.chars() {
             match c {
                 '"' => out.push_str("\\\""),
@@ -160,6 +166,7 @@ impl Style {
                 }
             }
         }
+
         out.push('"');
         out
     }

@@ -81,6 +81,7 @@ impl Interpreter<'_> {
         {
             self.budget.spend(value.shallow_units())?;
         }
+
         let value = self.filter_by_name(name, input, args)?;
         self.budget.spend(value.shallow_units())?;
         Ok(value)
@@ -95,12 +96,14 @@ impl Interpreter<'_> {
                 } else {
                     1
                 })?;
+
                 let error = || {
                     Error::new(format!(
                         "object of type '{}' has no len()",
                         input.type_name()
                     ))
                 };
+
                 input
                     .len()
                     .map(|len| Value::Int(len as i128))

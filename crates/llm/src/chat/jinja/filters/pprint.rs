@@ -34,6 +34,7 @@ impl Interpreter<'_> {
             },
             &mut out,
         )?;
+
         Ok(out.into_string())
     }
 
@@ -42,6 +43,7 @@ impl Interpreter<'_> {
         if repr.chars().count() + place.indent + place.allowance <= WIDTH {
             return out.push(&repr);
         }
+
         let place = Place {
             level: place.level + 1,
             ..place
@@ -54,6 +56,7 @@ impl Interpreter<'_> {
                     allowance: place.allowance + 1,
                     ..place
                 };
+
                 for (index, (key, value)) in dict.entries().iter().enumerate() {
                     self.separate(index, place.indent, out)?;
                     let key = self.repr(key)?;
@@ -72,6 +75,7 @@ impl Interpreter<'_> {
                         out,
                     )?;
                 }
+
                 out.push("}")
             }
             Value::List(items) => self.write_elements(items.values(), ["[", "]"], place, out),
@@ -109,6 +113,7 @@ impl Interpreter<'_> {
             } else {
                 1
             };
+
             self.write_pretty(
                 value,
                 Place {
@@ -129,6 +134,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
     let indent = place.indent + usize::from(is_outermost);
     let allowance = place.allowance + usize::from(is_outermost);
     let width = WIDTH.saturating_sub(indent);
+
     let fits = |text: &str, is_last: bool| {
         let width = if is_last {
             width.saturating_sub(allowance)
@@ -137,6 +143,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
         };
         str_repr(text).chars().count() <= width
     };
+
     let all = lines(text, true);
     let mut chunks = Vec::new();
     for (index, line) in all.iter().enumerate() {
@@ -145,6 +152,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
             chunks.push(str_repr(line));
             continue;
         }
+
         let words = words(line);
         let mut current = String::new();
         for (index, word) in words.iter().enumerate() {
@@ -153,17 +161,22 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
                 current = candidate;
                 continue;
             }
+
             if !current.is_empty() {
                 chunks.push(str_repr(&current));
             }
+
             current = (*word).to_owned();
         }
+
         if !current.is_empty() {
             chunks.push(str_repr(&current));
         }
     }
+
     let has_brackets = is_outermost && chunks.len() > 1;
     out.push(if has_brackets { "(" } else { "" })?;
+
     for (index, chunk) in chunks.iter().enumerate() {
         if index > 0 {
             out.push("\n")?;
@@ -171,6 +184,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
         }
         out.push(chunk)?;
     }
+
     out.push(if has_brackets { ")" } else { "" })
 }
 
@@ -185,6 +199,7 @@ fn words(line: &str) -> Vec<&str> {
         words.push(&rest[..end]);
         rest = after;
     }
+
     words
 }
 

@@ -39,6 +39,7 @@ impl Interpreter<'_> {
     fn plain_filter(&mut self, name: &str, input: &Value, args: Args) -> Result<Value> {
         args.none(name)?;
         let empty = |what: &str| Value::hint(format!("No {what} item, sequence was empty."));
+
         match (name, input) {
             ("first" | "last", Value::List(items) | Value::Tuple(items)) => {
                 let values = items.values();
@@ -47,6 +48,7 @@ impl Interpreter<'_> {
                 } else {
                     values.last()
                 };
+
                 Ok(found.cloned().unwrap_or_else(|| empty(name)))
             }
             ("first", Value::Iterator(stream)) => Ok(stream.next().unwrap_or_else(|| empty(name))),
@@ -82,6 +84,7 @@ impl Interpreter<'_> {
         let separator = args.take(0).unwrap_or_else(|| Value::str(""));
         let separator = self.str(&separator)?;
         let path = Path::of(args.get(1));
+
         let mut text = Text::default();
         for (place, value) in self.iterate(input)?.into_iter().enumerate() {
             let value = self.at_path(value, &path, None)?;
@@ -90,6 +93,7 @@ impl Interpreter<'_> {
             }
             text.push(&self.str(&value)?)?;
         }
+
         Ok(Value::str(text.into_string()))
     }
 
@@ -100,10 +104,12 @@ impl Interpreter<'_> {
         } else {
             ["slices", "fill_with"]
         };
+
         let mut args = args.bind(name, names, 1)?;
         let count = check_list(Some(args.count(0, 0)?))?;
         let fill = args.take(1).filter(|fill| !fill.is_none());
         let values = self.iterate(input)?;
+
         let mut pieces = Vec::new();
         if name == "batch" {
             // As in Jinja2: after an empty list, one of all.
@@ -111,6 +117,7 @@ impl Interpreter<'_> {
             if args.maybe_int(0)? == Some(0) && !values.is_empty() {
                 pieces.push(Value::list(Vec::new())?);
             }
+
             for piece in values.chunks(size) {
                 let mut piece = piece.to_vec();
                 if let Some(fill) = &fill {
@@ -118,15 +125,20 @@ impl Interpreter<'_> {
                     self.budget.spend(missing as u64)?;
                     piece.extend(std::iter::repeat_n(fill.clone(), missing));
                 }
+
                 pieces.push(Value::list(piece)?);
             }
+
             return Value::stream("do_batch", pieces);
         }
+
         if count == 0 {
             return Err(Error::new("integer division or modulo by zero"));
         }
+
         self.budget.spend(count as u64)?;
         let (size, extra) = (values.len() / count, values.len() % count);
+
         let mut rest = &values[..];
         for place in 0..count {
             let (piece, after) = rest.split_at(size + usize::from(place < extra));
@@ -134,6 +146,7 @@ impl Interpreter<'_> {
             let fill = fill.clone().filter(|_| place >= extra);
             pieces.push(Value::list(piece.iter().cloned().chain(fill).collect())?);
         }
+
         Value::stream("sync_do_slice", pieces)
     }
 
@@ -141,6 +154,7 @@ impl Interpreter<'_> {
         if !input.truth() {
             return Value::stream("sync_do_map", Vec::new());
         }
+
         let values = self.iterate(input)?;
         let mut mapped = Vec::with_capacity(values.len());
         if args.positional.is_empty() && args.named.iter().any(|(name, _)| **name == *"attribute") {
@@ -150,18 +164,23 @@ impl Interpreter<'_> {
             for value in values {
                 mapped.push(self.at_path(value, &path, default.as_ref())?);
             }
+
             return Value::stream("sync_do_map", mapped);
         }
+
         if args.positional.is_empty() {
             return Err(Error::new("map requires a filter argument"));
         }
+
         let name = args.positional.remove(0);
         let name = self.str(&name)?;
+
         for value in values {
             self.budget.enter()?;
             mapped.push(self.filter(&name, value, args.clone())?);
             self.budget.leave();
         }
+
         Value::stream("sync_do_map", mapped)
     }
 
@@ -169,6 +188,7 @@ impl Interpreter<'_> {
         if !input.truth() {
             return Value::stream("select_or_reject", Vec::new());
         }
+
         let values = self.iterate(input)?;
         let path = if name.ends_with("attr") {
             if args.positional.is_empty() {
@@ -178,11 +198,13 @@ impl Interpreter<'_> {
         } else {
             Path::default()
         };
+
         let test = if args.positional.is_empty() {
             None
         } else {
             Some(args.positional.remove(0))
         };
+
         let test = test.map(|test| self.str(&test)).transpose()?;
         let mut selected = Vec::new();
         for value in values {
@@ -195,6 +217,7 @@ impl Interpreter<'_> {
                 selected.push(value);
             }
         }
+
         Value::stream("select_or_reject", selected)
     }
 
@@ -209,15 +232,18 @@ impl Interpreter<'_> {
                 ));
             }
         };
+
         let Value::Dict(dict) = input else {
             if let Value::Undefined(missing) = input {
                 return Err(missing.error());
             }
+
             return Err(Error::new(format!(
                 "'{}' object has no attribute 'items'",
                 input.type_name()
             )));
         };
+
         let is_sensitive = args.truth(0, false);
         let key = |pair: &(Value, Value)| {
             let key = if place == 0 { &pair.0 } else { &pair.1 };
@@ -227,6 +253,7 @@ impl Interpreter<'_> {
                 without_case(key)
             }
         };
+
         let keyed = dict
             .entries()
             .iter()
@@ -234,6 +261,7 @@ impl Interpreter<'_> {
             .collect::<Vec<_>>();
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(2)?)?;
+
         Value::list(
             keyed
                 .into_iter()
@@ -256,6 +284,7 @@ impl Interpreter<'_> {
             Some(Value::Str(names)) => names.split(',').map(Path::of_text).collect(),
             other => vec![Path::of(other)],
         };
+
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
             let mut keys = Vec::new();
@@ -267,8 +296,10 @@ impl Interpreter<'_> {
                     without_case(&key)
                 });
             }
+
             keyed.push((Value::list(keys)?, value));
         }
+
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(0)?)?;
         Value::list(keyed.into_iter().map(|(_, value)| value).collect())
@@ -279,6 +310,7 @@ impl Interpreter<'_> {
         let path = Path::of(args.get(0));
         let default = args.take(1).filter(|default| !default.is_none());
         let is_sensitive = args.truth(2, false);
+
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
             let real = self.at_path(value.clone(), &path, default.as_ref())?;
@@ -287,10 +319,13 @@ impl Interpreter<'_> {
             } else {
                 without_case(&real)
             };
+
             keyed.push((key, real, value));
         }
+
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), false)?;
+
         let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
         for (key, real, value) in keyed {
             match groups.last_mut().filter(|group| equal(&group.0, &key)) {
@@ -298,6 +333,7 @@ impl Interpreter<'_> {
                 None => groups.push((key, real, vec![value])),
             }
         }
+
         let group = |(_, real, values)| {
             let mut items = Items::new(vec![real, Value::list(values)?])?;
             items.is_group = true;
@@ -310,15 +346,18 @@ impl Interpreter<'_> {
         let mut args = args.bind("sum", ["attribute", "start"], 0)?;
         let path = Path::of(args.get(0));
         let mut sum = args.take(1).unwrap_or(Value::Int(0));
+
         if sum.as_str().is_some() {
             return Err(Error::new(
                 "sum() can't sum strings [use ''.join(seq) instead]",
             ));
         }
+
         for value in self.iterate(input)? {
             let value = self.at_path(value, &path, None)?;
             sum = self.add(&sum, &value)?;
         }
+
         Ok(sum)
     }
 
@@ -328,6 +367,7 @@ impl Interpreter<'_> {
         let is_sensitive = args.truth(0, false);
         let path = Path::of(args.get(1));
         self.budget.spend(input.units())?;
+
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
             let key = self.at_path(value.clone(), &path, None)?;
@@ -340,14 +380,17 @@ impl Interpreter<'_> {
                 value,
             ));
         }
+
         if name == "unique" {
             return self.unique(keyed);
         }
+
         let wanted = if name == "min" {
             Ordering::Less
         } else {
             Ordering::Greater
         };
+
         let mut best: Option<(Value, Value)> = None;
         for (key, value) in keyed {
             let is_better = match &best {
@@ -358,6 +401,7 @@ impl Interpreter<'_> {
                 best = Some((key, value));
             }
         }
+
         let empty = || Value::hint("No aggregated item, sequence was empty.");
         Ok(best.map_or_else(empty, |(_, value)| value))
     }
@@ -385,10 +429,12 @@ impl Interpreter<'_> {
                     is_new
                 }
             };
+
             if is_new {
                 unique.push(value);
             }
         }
+
         Value::stream("sync_do_unique", unique)
     }
 
@@ -401,6 +447,7 @@ impl Interpreter<'_> {
                 value = default.clone();
             }
         }
+
         Ok(value)
     }
 }
@@ -457,6 +504,7 @@ pub(super) fn sorted<T>(
                 None => left,
             });
         }
+
         runs = merged;
     }
     Ok(runs.pop().unwrap_or_default())
@@ -482,6 +530,7 @@ fn merge<T>(
         } else {
             left.next()
         };
+
         out.extend(next);
     }
     out.extend(left);

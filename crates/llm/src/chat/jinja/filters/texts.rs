@@ -22,8 +22,10 @@ impl Interpreter<'_> {
         let Some(text) = text else {
             return self.strict_text_filter(name, input, args);
         };
+
         self.spend_text(&text)?;
         let like = |made: String| Ok(text_like(&input, made));
+
         match name {
             "capitalize" | "lower" | "upper" | "string" | "title" | "wordcount" => {
                 args.none(name)?;
@@ -70,6 +72,7 @@ impl Interpreter<'_> {
                 Value::dict(pairs.collect())?
             }
         };
+
         self.percent(format, &values)
     }
 
@@ -77,8 +80,10 @@ impl Interpreter<'_> {
         if name == "truncate" {
             return truncate(input, args);
         }
+
         let text = expect_str(&input, name)?;
         self.spend_text(text)?;
+
         match name {
             "indent" => {
                 let args = args.bind(name, ["width", "first", "blank"], 0)?;
@@ -87,6 +92,7 @@ impl Interpreter<'_> {
                     _ => " ".repeat(check_text(Some(args.count(0, 4)?))?),
                 };
                 let text = indented(text, &spaces, args.truth(1, false), args.truth(2, false))?;
+
                 Ok(text_like(&input, text))
             }
             _ => {
@@ -96,6 +102,7 @@ impl Interpreter<'_> {
                     "wrapstring",
                     "break_on_hyphens",
                 ];
+
                 let args = args.bind(name, names, 0)?;
                 let wrap = Wrap {
                     width: args.count(0, 79)?,
@@ -103,6 +110,7 @@ impl Interpreter<'_> {
                     breaks_at_hyphens: args.truth(3, true),
                 };
                 let separator = args.maybe_str(2)?.unwrap_or("\n");
+
                 let mut out = Text::default();
                 for (place, line) in chars::lines(text, false).into_iter().enumerate() {
                     out.push(if place > 0 { separator } else { "" })?;
@@ -111,6 +119,7 @@ impl Interpreter<'_> {
                         out.push(part)?;
                     }
                 }
+
                 Ok(Value::str(out.into_string()))
             }
         }
@@ -121,6 +130,7 @@ impl Interpreter<'_> {
 fn titled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let is_break = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
+
     let mut rest = text;
     while !rest.is_empty() {
         let space = rest.len() - rest.trim_start_matches(is_break).len();
@@ -132,6 +142,7 @@ fn titled(text: &str) -> String {
         out.push_str(&chars.as_str().to_lowercase());
         rest = &rest[space + word.len()..];
     }
+
     out
 }
 
@@ -151,10 +162,12 @@ fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Res
         } else {
             with_blank || !line.is_empty()
         };
+
         out.push(if place > 0 { "\n" } else { "" })?;
         out.push(if is_indented { spaces } else { "" })?;
         out.push(line)?;
     }
+
     Ok(out.into_string())
 }
 
@@ -164,11 +177,13 @@ fn truncate(input: Value, args: Args) -> Result<Value> {
     let end = args.maybe_str(2)?.unwrap_or("...");
     let leeway = args.maybe_int(3)?.unwrap_or(5);
     let end_len = end.chars().count();
+
     let Some(kept) = length.checked_sub(end_len) else {
         return Err(Error::new(format!(
             "expected length >= {end_len}, got {length}"
         )));
     };
+
     let leeway = usize::try_from(leeway)
         .map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
     // Whatever is short stays as it is.
@@ -178,11 +193,13 @@ fn truncate(input: Value, args: Args) -> Result<Value> {
     {
         return Ok(input);
     }
+
     let text = expect_str(&input, "truncate")?;
     let kept: String = text.chars().take(kept).collect();
     let kept = match kept.rsplit_once(' ') {
         Some((words, _)) if !args.truth(1, false) => words,
         _ => &kept,
     };
+
     Ok(text_like(&input, format!("{kept}{end}")))
 }

@@ -16,28 +16,34 @@ impl Wrap {
         if self.width == 0 {
             return Err(Error::new("invalid width 0 (must be > 0)"));
         }
+
         let chars: Vec<char> = line.chars().collect();
         let mut chunks: Vec<&[char]> = self.chunks(&chars);
         chunks.reverse();
+
         let mut lines = Vec::new();
         while let Some(first) = chunks.last() {
             if is_blank(first) && !lines.is_empty() {
                 chunks.pop();
             }
+
             let mut current: Vec<&[char]> = Vec::new();
             let mut len = 0;
             while let Some(chunk) = chunks.pop_if(|chunk| len + chunk.len() <= self.width) {
                 len += chunk.len();
                 current.push(chunk);
             }
+
             self.long_word(&mut chunks, &mut current, len);
             if current.last().is_some_and(|chunk| is_blank(chunk)) {
                 current.pop();
             }
+
             if !current.is_empty() {
                 lines.push(current.concat().into_iter().collect());
             }
         }
+
         Ok(lines)
     }
 
@@ -82,9 +88,11 @@ impl Wrap {
             } else {
                 run(chars, start, |c| !is_white(c))
             };
+
             chunks.push(&chars[start..end]);
             start = end;
         }
+
         chunks
     }
 }
@@ -125,6 +133,7 @@ fn word_end(chars: &[char], start: usize) -> usize {
     if let Some(end) = dash_end(chars, start) {
         return end;
     }
+
     let before =
         |place: usize, back: usize| place.checked_sub(back).and_then(|place| chars.get(place));
     for end in start + 1..chars.len() {
@@ -137,13 +146,16 @@ fn word_end(chars: &[char], start: usize) -> usize {
             } else {
                 end + 2
             };
+
             if follows_letters && is_letter(chars.get(end + 1)) && is_letter(chars.get(next)) {
                 return end + 1;
             }
         }
+
         if is_white(chars[end]) || dash_end(chars, end).is_some() {
             return end;
         }
     }
+
     chars.len()
 }
