@@ -221,7 +221,7 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`].
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        ChatTemplate::of(&self.companions, self.special_tokens()?, &self.name)
+        ChatTemplate::from_companions(&self.companions, self.special_tokens()?, &self.name)
     }
 
     /// Another template, with this model's special tokens.

@@ -1,4 +1,4 @@
-//! `int`, `float` and `round` of Python.
+//! Python's `int`, `float` and `round`.
 
 use super::chars::decimal_digit;
 use super::error::{Error, Result};
@@ -19,11 +19,11 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
     };
     let lower = digits.to_lowercase();
 
-    let prefix = |mark: &str, of: u32| {
-        (base == of || base == 0)
+    let prefix = |mark: &str, radix: u32| {
+        (base == radix || base == 0)
             .then(|| lower.strip_prefix(mark))
             .flatten()
-            .map(|digits| (digits, of))
+            .map(|digits| (digits, radix))
     };
 
     let prefixed = prefix("0x", 16)
@@ -57,21 +57,21 @@ pub(super) fn float_of(text: &str) -> Option<f64> {
         .ok()
 }
 
-/// Underscores can only stand between digits.
+/// Removes the underscores of a number; `None` unless each is between two digits.
 fn without_underscores(text: &str) -> Option<String> {
     let chars: Vec<char> = text.chars().collect();
-    let is_digit = |place: Option<usize>| {
-        place
-            .and_then(|place| chars.get(place))
+    let is_digit = |index: Option<usize>| {
+        index
+            .and_then(|index| chars.get(index))
             .is_some_and(|c| c.is_alphanumeric())
     };
-    let is_good = |place: usize| is_digit(place.checked_sub(1)) && is_digit(Some(place + 1));
-    let all_good = (0..chars.len()).all(|place| chars[place] != '_' || is_good(place));
+    let is_between = |index: usize| is_digit(index.checked_sub(1)) && is_digit(Some(index + 1));
+    let is_valid = (0..chars.len()).all(|index| chars[index] != '_' || is_between(index));
 
-    all_good.then(|| text.replace('_', ""))
+    is_valid.then(|| text.replace('_', ""))
 }
 
-/// `int` of a float.
+/// `int` of a float: rounds toward zero.
 pub(super) fn truncated(number: f64) -> Result<i128> {
     if !number.is_finite() {
         return Err(Error::new(
@@ -86,14 +86,15 @@ pub(super) fn truncated(number: f64) -> Result<i128> {
     Ok(number as i128)
 }
 
-/// Python's `round(value, digits)`: to even where both neighbours are equally near.
+/// Python's `round(value, digits)`: ties go to even.
 pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
     let digits = digits.clamp(-400, 400) as i32;
     if let Some(number) = value.as_int() {
         let Some(unit) = 10_i128.checked_pow(digits.min(0).unsigned_abs()) else {
             return Ok(Value::Int(0));
         };
-        let (whole, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
+        let whole = number.div_euclid(unit);
+        let rest = number.rem_euclid(unit);
         let is_up = rest * 2 > unit || (rest * 2 == unit && whole % 2 != 0);
         return Ok(Value::Int((whole + i128::from(is_up)) * unit));
     }

@@ -1,4 +1,4 @@
-//! `'%s' % values`: Python's older formatting.
+//! `'%s' % values`: Python's printf-style formatting.
 
 use super::budget::{Text, check_text};
 use super::error::{Error, Result};
@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// `%[(key)][flags][width][.precision]type`.
+/// The middle of `%[(key)][flags][width][.precision]type`.
 #[derive(Debug, Default)]
 struct Conversion {
     is_left: bool,
@@ -23,11 +23,11 @@ struct Conversion {
     precision: Option<usize>,
 }
 
-/// What is formatted: values in order, or a mapping.
+/// The right side of `%`: values taken in order, or a mapping.
 struct Values {
     rest: VecDeque<Value>,
     mapping: Option<Value>,
-    /// What is escaped: the format is Markup.
+    /// The format is `Markup`: strings that are not are escaped.
     is_markup: bool,
 }
 
@@ -51,7 +51,8 @@ impl Interpreter<'_> {
             other => (VecDeque::from([other.clone()]), None),
         };
 
-        // A list is a mapping as far as Python can tell here, so that it may be left over.
+        // To CPython every type with `__getitem__` but `str` and `tuple` is a mapping here, lists
+        // included; a mapping may be left over.
         let may_remain = mapping.is_some() || matches!(values, Value::List(_) | Value::Range(_));
         let mut values = Values {
             rest,
@@ -147,13 +148,14 @@ impl Interpreter<'_> {
     }
 }
 
-/// The key in brackets after a `%`.
+/// The key in brackets after a `%`, if there is one.
 fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
     if chars.next_if_eq(&'(').is_none() {
         return Ok(None);
     }
 
-    let (mut key, mut depth) = (String::new(), 1);
+    let mut key = String::new();
+    let mut depth = 1;
     for c in chars {
         depth += i32::from(c == '(') - i32::from(c == ')');
         if depth == 0 {
@@ -165,6 +167,7 @@ fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
     Err(Error::new("incomplete format key"))
 }
 
+/// `%c`: a string of one character, or a code point.
 fn character(value: &Value) -> Result<String> {
     if let Some(text) = value.as_str() {
         let mut chars = text.chars();
@@ -211,11 +214,12 @@ impl Conversion {
             });
         }
 
-        // Lengths of C, which Python reads over.
+        // The length modifiers of C, which Python ignores.
         while chars.next_if(|c| matches!(c, 'h' | 'l' | 'L')).is_some() {}
         Ok(conversion)
     }
 
+    /// Pads `head` (sign and prefix) and `digits` to the width; zeros go between the two.
     fn padded(&self, head: &str, digits: &str, is_number: bool) -> Result<String> {
         let missing = self
             .width
@@ -246,13 +250,13 @@ impl Conversion {
 
     fn integer(&self, letter: char, value: &Value) -> Result<String> {
         let number = match (value, letter) {
-            // `%d` cuts a float off.
+            // `%d` truncates a float.
             (Value::Float(number), 'd' | 'i' | 'u') => super::convert::truncated(*number)?,
             (Value::Undefined(missing), _) => return Err(missing.error()),
             (value, _) => value.as_int().ok_or_else(|| {
-                let of = value.type_name();
+                let found = value.type_name();
                 Error::new(format!(
-                    "%{letter} format: a real number is required, not {of}"
+                    "%{letter} format: a real number is required, not {found}"
                 ))
             })?,
         };
@@ -305,6 +309,7 @@ impl Conversion {
     }
 }
 
+/// A width or precision; zero if there are no digits.
 fn count(chars: &mut Peekable<Chars<'_>>) -> Result<usize> {
     let mut count = Some(0_usize);
     while let Some(digit) = chars

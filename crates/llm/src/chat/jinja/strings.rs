@@ -10,17 +10,17 @@ use super::lexer::is_space;
 use super::value::Value;
 
 impl Interpreter<'_> {
-    /// A method of a text. What it gives is Markup where the text is.
-    pub(super) fn str_method(&mut self, of: &Value, name: &str, args: Args) -> Result<Value> {
-        let text = of.as_str().unwrap_or_default();
-        let like = |made: String| Ok(text_like(of, made));
+    /// Calls a method of a string. Strings it returns are `Markup` if the receiver is.
+    pub(super) fn str_method(&mut self, receiver: &Value, name: &str, args: Args) -> Result<Value> {
+        let text = receiver.as_str().unwrap_or_default();
+        let like = |made: String| Ok(text_like(receiver, made));
 
         match name {
             "format" => return self.str_format(text, &args).and_then(like),
             "format_map" => return self.format_map(text, args).and_then(like),
-            "join" => return self.joined(of, args),
+            "join" => return self.joined(receiver, args),
             "split" | "rsplit" | "splitlines" | "partition" | "rpartition" => {
-                return parts(of, name, args);
+                return parts(receiver, name, args);
             }
             "find" | "rfind" | "index" | "rindex" | "count" | "startswith" | "endswith" => {
                 return searched(text, name, args);
@@ -58,31 +58,31 @@ impl Interpreter<'_> {
         self.str_format(text, &named)
     }
 
-    fn joined(&mut self, of: &Value, args: Args) -> Result<Value> {
+    fn joined(&mut self, receiver: &Value, args: Args) -> Result<Value> {
         let mut args = args.bind("join", ["/iterable"], 1)?;
         let values = self.iterate(&args.value(0))?;
 
         let mut text = Text::default();
-        for (place, value) in values.iter().enumerate() {
+        for (index, value) in values.iter().enumerate() {
             let error = || {
                 let found = value.type_name();
                 Error::new(format!(
-                    "sequence item {place}: expected str instance, {found} found"
+                    "sequence item {index}: expected str instance, {found} found"
                 ))
             };
 
-            if place > 0 {
-                text.push(of.as_str().unwrap_or_default())?;
+            if index > 0 {
+                text.push(receiver.as_str().unwrap_or_default())?;
             }
 
             text.push(value.as_str().ok_or_else(error)?)?;
         }
 
-        Ok(text_like(of, text.into_string()))
+        Ok(text_like(receiver, text.into_string()))
     }
 }
 
-/// The methods whose names begin with `is`.
+/// The methods that begin with `is`.
 fn holds(text: &str, name: &str) -> bool {
     let all = |is: fn(char) -> bool| !text.is_empty() && text.chars().all(is);
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -106,19 +106,12 @@ fn holds(text: &str, name: &str) -> bool {
     }
 }
 
-/// The methods that give a changed text.
+/// The methods that return a changed string.
 fn changed(text: &str, name: &str, args: Args) -> Result<String> {
     match name {
         "capitalize" | "casefold" | "lower" | "swapcase" | "title" | "upper" => {
             args.none(name)?;
-            Ok(match name {
-                "capitalize" => chars::capitalized(text),
-                "casefold" => text.to_lowercase().replace('ß', "ss").replace('ς', "σ"),
-                "lower" => text.to_lowercase(),
-                "swapcase" => chars::swapped(text),
-                "title" => chars::titled(text),
-                _ => text.to_uppercase(),
-            })
+            Ok(in_case(text, name))
         }
         "strip" | "lstrip" | "rstrip" => {
             let args = args.bind(name, ["/chars"], 0)?;
@@ -173,8 +166,21 @@ fn changed(text: &str, name: &str, args: Args) -> Result<String> {
     }
 }
 
-pub(super) fn stripped<'a>(text: &'a str, name: &str, of: Option<&str>) -> &'a str {
-    let is_taken = |c: char| of.map_or(is_space(c), |of| of.contains(c));
+/// The methods that change the case.
+fn in_case(text: &str, name: &str) -> String {
+    match name {
+        "capitalize" => chars::capitalized(text),
+        "casefold" => text.to_lowercase().replace('ß', "ss").replace('ς', "σ"),
+        "lower" => text.to_lowercase(),
+        "swapcase" => chars::swapped(text),
+        "title" => chars::titled(text),
+        _ => text.to_uppercase(),
+    }
+}
+
+/// `str.strip`, `lstrip` or `rstrip`; without `chars`, of white space.
+pub(super) fn stripped<'a>(text: &'a str, name: &str, chars: Option<&str>) -> &'a str {
+    let is_taken = |c: char| chars.map_or(is_space(c), |chars| chars.contains(c));
     match name {
         "lstrip" => text.trim_start_matches(is_taken),
         "rstrip" => text.trim_end_matches(is_taken),
@@ -182,7 +188,7 @@ pub(super) fn stripped<'a>(text: &'a str, name: &str, of: Option<&str>) -> &'a s
     }
 }
 
-/// `str.replace`; a negative count is all of them.
+/// `str.replace`; a negative count replaces all.
 pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> Result<String> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let found = text.matches(old).take(count).count();
@@ -194,12 +200,13 @@ pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> Result<
     Ok(text.replacen(old, new, count))
 }
 
+/// `str.ljust`, `rjust` or `center`.
 pub(super) fn justified(text: &str, name: &str, width: usize, fill: char) -> Result<String> {
     let missing = width.saturating_sub(text.chars().count());
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,
-        // As CPython shares an odd one out.
+        // CPython puts the odd space left if the width is odd, right if it is even.
         _ => missing / 2 + (missing & width & 1),
     };
 
@@ -211,6 +218,7 @@ pub(super) fn justified(text: &str, name: &str, width: usize, fill: char) -> Res
     Ok(out.into_string())
 }
 
+/// `str.expandtabs`.
 fn expanded(text: &str, tab: usize) -> Result<String> {
     let mut out = Text::default();
     let mut column = 0;
@@ -235,10 +243,10 @@ fn expanded(text: &str, tab: usize) -> Result<String> {
     Ok(out.into_string())
 }
 
-/// The methods that take a text apart.
-fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
-    let text = of.as_str().unwrap_or_default();
-    let like = |part: &str| text_like(of, part);
+/// The methods that split a string.
+fn parts(receiver: &Value, name: &str, args: Args) -> Result<Value> {
+    let text = receiver.as_str().unwrap_or_default();
+    let like = |part: &str| text_like(receiver, part);
 
     match name {
         "split" | "rsplit" => {
@@ -298,8 +306,8 @@ fn parts(of: &Value, name: &str, args: Args) -> Result<Value> {
     }
 }
 
-/// Words between white space; what remains after `most` splits is one part, with the white space at
-/// its end.
+/// `str.split()`: the words between white space. What remains after `most` splits is one part and
+/// keeps its trailing white space.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
@@ -317,6 +325,7 @@ fn words(text: &str, most: usize) -> Vec<&str> {
     words
 }
 
+/// `str.rsplit()`: as [`words`], from the end.
 fn words_from_end(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end_matches(is_space);
@@ -327,7 +336,7 @@ fn words_from_end(text: &str, most: usize) -> Vec<&str> {
         }
 
         let space = rest.char_indices().rev().find(|(_, c)| is_space(*c));
-        let start = space.map_or(0, |(place, c)| place + c.len_utf8());
+        let start = space.map_or(0, |(index, c)| index + c.len_utf8());
         words.push(&rest[start..]);
         rest = rest[..start].trim_end_matches(is_space);
     }
@@ -336,40 +345,40 @@ fn words_from_end(text: &str, most: usize) -> Vec<&str> {
     words
 }
 
-/// The part of a text that `start` and `end` name, in bytes; `None` where `start` is past the end.
+/// The byte range of the optional arguments `start` and `end`, of which the first is argument `first`.
+/// `None` if the range is invalid: `start` past `end` or past the end of the string.
 fn section<const N: usize>(
     text: &str,
     args: &Bound<'_, N>,
     first: usize,
 ) -> Result<Option<(usize, usize)>> {
-    let (start, end) = (args.maybe_int(first)?, args.maybe_int(first + 1)?);
+    let start = args.maybe_int(first)?;
+    let end = args.maybe_int(first + 1)?;
     if start.is_none() && end.is_none() {
         return Ok(Some((0, text.len())));
     }
     let len = text.chars().count() as i128;
-    let fitted = |place: i128| {
-        if place < 0 {
-            (place.saturating_add(len)).max(0)
+    let from_end = |index: i128| {
+        if index < 0 {
+            (index.saturating_add(len)).max(0)
         } else {
-            place
+            index
         }
     };
-    let (start, end) = (
-        fitted(start.unwrap_or(0)),
-        fitted(end.unwrap_or(len)).min(len),
-    );
+    let start = from_end(start.unwrap_or(0));
+    let end = from_end(end.unwrap_or(len)).min(len);
     if start > len || start > end {
         return Ok(None);
     }
-    let byte = |place: i128| {
+    let byte = |index: i128| {
         text.char_indices()
-            .nth(usize::try_from(place).unwrap_or(0))
+            .nth(usize::try_from(index).unwrap_or(0))
             .map_or(text.len(), |(byte, _)| byte)
     };
     Ok(Some((byte(start), byte(end))))
 }
 
-/// The methods that look for something.
+/// The methods that search for a substring.
 fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
     let args = args.bind(name, ["/sub", "/start", "/end"], 1)?;
     if matches!(name, "startswith" | "endswith") {
@@ -385,13 +394,13 @@ fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
 
     let found = section.and_then(|(start, end)| {
         let part = &text[start..end];
-        let place = if name.starts_with('r') {
+        let index = if name.starts_with('r') {
             part.rfind(sub)
         } else {
             part.find(sub)
         };
 
-        place.map(|place| text[..start + place].chars().count() as i128)
+        index.map(|index| text[..start + index].chars().count() as i128)
     });
 
     match found {
@@ -400,6 +409,7 @@ fn searched(text: &str, name: &str, args: Args) -> Result<Value> {
     }
 }
 
+/// `str.startswith` or `endswith`; the affix may be a tuple of several.
 fn has_affix(text: &str, name: &str, args: &Bound<'_, 3>) -> Result<bool> {
     let section = section(text, args, 1)?;
     let has = |affix: &str| {

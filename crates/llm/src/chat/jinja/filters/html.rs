@@ -1,4 +1,4 @@
-//! Filters for HTML and addresses.
+//! Filters for HTML and URLs.
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::budget::Text;
@@ -33,6 +33,7 @@ impl Interpreter<'_> {
         })
     }
 
+    /// `xmlattr`: a dict as the attributes of a tag.
     fn attributes_text(&mut self, input: &Value, has_space: bool) -> Result<String> {
         let Value::Dict(dict) = input else {
             return Err(Error::new(format!(
@@ -116,7 +117,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// `urllib.parse.quote`; in a query a slash is quoted and a space is a plus.
+/// `urllib.parse.quote`. In a query string a slash is quoted and a space becomes a plus.
 fn quoted(text: &str, is_query: bool) -> Result<String> {
     let mut out = Text::default();
     for byte in text.bytes() {
@@ -133,7 +134,8 @@ fn quoted(text: &str, is_query: bool) -> Result<String> {
     Ok(out.into_string())
 }
 
-/// markupsafe's `striptags`: no comments, no tags, single spaces, and entities as characters.
+/// markupsafe's `striptags`: removes comments and tags, collapses white space, replaces entities by
+/// their characters.
 fn without_tags(text: &str) -> String {
     let mut text = removed(text, "<!--", "-->");
     text = removed(&text, "<", ">");
@@ -145,7 +147,7 @@ fn without_tags(text: &str) -> String {
     unescaped(&words.join(" "))
 }
 
-/// The text without `begin`, `end` and everything between them.
+/// Removes every `begin`…`end` and what is between them.
 fn removed(text: &str, begin: &str, end: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -160,7 +162,8 @@ fn removed(text: &str, begin: &str, end: &str) -> String {
     out + rest
 }
 
-/// The entities that `escape` writes, numbers, and the non-breaking space.
+/// Replaces entities by their characters: `&amp;`, `&lt;`, `&gt;`, `&quot;`, `&apos;`, `&nbsp;` and
+/// numeric ones. Others stay.
 fn unescaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -171,7 +174,7 @@ fn unescaped(text: &str) -> String {
             .char_indices()
             .take(12)
             .find(|(_, c)| *c == ';')
-            .map(|(place, _)| place);
+            .map(|(offset, _)| offset);
 
         match end.and_then(|end| entity(&rest[1..end]).map(|c| (c, end))) {
             Some((c, end)) => {
@@ -188,6 +191,7 @@ fn unescaped(text: &str) -> String {
     out + rest
 }
 
+/// The character of an entity, given without `&` and `;`.
 fn entity(name: &str) -> Option<char> {
     match name {
         "amp" => Some('&'),

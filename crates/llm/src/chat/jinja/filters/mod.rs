@@ -1,11 +1,13 @@
-//! Jinja2's filters, and `tojson` as transformers defines it.
+//! Jinja2's filters, with `tojson` as transformers defines it. [`NAMES`] lists them; `random` and
+//! `urlize` are missing.
 
 mod html;
 mod json;
 mod numbers;
 mod pprint;
 mod sequences;
-mod texts;
+mod sorting;
+mod strings;
 mod wrap;
 
 use super::args::Args;
@@ -14,7 +16,7 @@ use super::interpreter::Interpreter;
 use super::ops::Arithmetic;
 use super::value::Value;
 
-/// The filters that are offered.
+/// The supported filters.
 pub(super) const NAMES: [&str; 52] = [
     "abs",
     "attr",
@@ -74,13 +76,7 @@ impl Interpreter<'_> {
     /// `input | name(args)`.
     pub(super) fn filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         self.budget.spend(1)?;
-        for value in args
-            .positional
-            .iter()
-            .chain(args.named.iter().map(|(_, value)| value))
-        {
-            self.budget.spend(value.shallow_units())?;
-        }
+        self.budget.spend(args.shallow_units())?;
 
         let value = self.filter_by_name(name, input, args)?;
         self.budget.spend(value.shallow_units())?;
@@ -136,7 +132,7 @@ impl Interpreter<'_> {
             }
             "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string"
             | "title" | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" => {
-                self.text_filter(name, input, args)
+                self.string_filter(name, input, args)
             }
             "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list"
             | "map" | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select"
@@ -148,7 +144,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `sum`'s additions.
+    /// `left + right`, charged for its result.
     fn add(&mut self, left: &Value, right: &Value) -> Result<Value> {
         let sum = super::ops::arithmetic(Arithmetic::Add, left, right)?;
         self.budget.spend(sum.shallow_units())?;

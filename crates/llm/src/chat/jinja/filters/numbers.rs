@@ -1,4 +1,4 @@
-//! Filters that give numbers, or write them.
+//! Filters that compute numbers or format them.
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::convert::{float_of, int_of, rounded, truncated};

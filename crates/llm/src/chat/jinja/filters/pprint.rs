@@ -1,18 +1,19 @@
 //! Python's `pprint.pformat`: 80 columns, keys sorted.
 
-use super::sequences::sorted;
+use super::sorting::sorted;
 use crate::chat::jinja::budget::Text;
 use crate::chat::jinja::chars::lines;
 use crate::chat::jinja::error::Result;
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::lexer::is_space;
 use crate::chat::jinja::ops::order;
-use crate::chat::jinja::print::str_repr;
+use crate::chat::jinja::print::{Brackets, str_repr};
 use crate::chat::jinja::value::Value;
 
 const WIDTH: usize = 80;
 
-/// Where a value stands: its column, what must follow it on its last line, and how deep it is.
+/// Where a value is printed: its column, the columns to keep free after it on its last line, and its
+/// nesting level.
 #[derive(Clone, Copy)]
 struct Place {
     indent: usize,
@@ -78,11 +79,11 @@ impl Interpreter<'_> {
 
                 out.push("}")
             }
-            Value::List(items) => self.write_elements(items.values(), ["[", "]"], place, out),
+            Value::List(items) => self.write_elements(items.values(), Brackets::LIST, place, out),
             Value::Tuple(items) if items.values().len() == 1 => {
-                self.write_elements(items.values(), ["(", ",)"], place, out)
+                self.write_elements(items.values(), Brackets::SINGLE_TUPLE, place, out)
             }
-            Value::Tuple(items) => self.write_elements(items.values(), ["(", ")"], place, out),
+            Value::Tuple(items) => self.write_elements(items.values(), Brackets::TUPLE, place, out),
             Value::Str(text) if !text.is_empty() => write_text(text, place, out),
             _ => out.push(&repr),
         }
@@ -99,7 +100,7 @@ impl Interpreter<'_> {
     fn write_elements(
         &mut self,
         values: &[Value],
-        [open, close]: [&str; 2],
+        Brackets { open, close }: Brackets,
         place: Place,
         out: &mut Text,
     ) -> Result<()> {
@@ -128,7 +129,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// A text in pieces, each a literal on a line of its own.
+/// A string that does not fit: one literal a line, split after line ends and then between words.
 fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
     let is_outermost = place.level == 1;
     let indent = place.indent + usize::from(is_outermost);
@@ -188,7 +189,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
     out.push(if has_brackets { ")" } else { "" })
 }
 
-/// Words with the white space after them.
+/// The words of a line, each with the white space after it.
 fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = line;

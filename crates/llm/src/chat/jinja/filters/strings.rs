@@ -1,4 +1,4 @@
-//! Filters of texts.
+//! String filters.
 
 use super::wrap::Wrap;
 use crate::chat::jinja::args::Args;
@@ -13,14 +13,14 @@ use crate::chat::jinja::strings::{justified, replaced, stripped};
 use crate::chat::jinja::value::Value;
 
 impl Interpreter<'_> {
-    pub(super) fn text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+    pub(super) fn string_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         let text = match name {
-            // These take a text and nothing else.
+            // These accept only strings; the others convert their input.
             "indent" | "truncate" | "wordwrap" => None,
             _ => Some(self.str(&input)?),
         };
         let Some(text) = text else {
-            return self.strict_text_filter(name, input, args);
+            return self.strict_string_filter(name, input, args);
         };
 
         self.spend_text(&text)?;
@@ -49,13 +49,15 @@ impl Interpreter<'_> {
             "replace" => {
                 let mut args = args.bind(name, ["old", "new", "count"], 2)?;
                 let count = args.maybe_int(2)?.unwrap_or(-1);
-                let (old, new) = (self.str(&args.value(0))?, self.str(&args.value(1))?);
+                let old = self.str(&args.value(0))?;
+                let new = self.str(&args.value(1))?;
                 replaced(&text, &old, &new, count).map(Value::str)
             }
             _ => self.format_filter(&text_like(&input, text), args),
         }
     }
 
+    /// `format`: `%` with the arguments on its right.
     fn format_filter(&mut self, format: &Value, args: Args) -> Result<Value> {
         let values = match (args.positional.is_empty(), args.named.is_empty()) {
             (false, false) => {
@@ -76,7 +78,8 @@ impl Interpreter<'_> {
         self.percent(format, &values)
     }
 
-    fn strict_text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+    /// The filters that accept only strings.
+    fn strict_string_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         if name == "truncate" {
             return truncate(input, args);
         }
@@ -112,10 +115,10 @@ impl Interpreter<'_> {
                 let separator = args.maybe_str(2)?.unwrap_or("\n");
 
                 let mut out = Text::default();
-                for (place, line) in chars::lines(text, false).into_iter().enumerate() {
-                    out.push(if place > 0 { separator } else { "" })?;
-                    for (place, part) in wrap.wrapped(line)?.iter().enumerate() {
-                        out.push(if place > 0 { separator } else { "" })?;
+                for (index, line) in chars::lines(text, false).into_iter().enumerate() {
+                    out.push(if index > 0 { separator } else { "" })?;
+                    for (index, part) in wrap.wrapped(line)?.iter().enumerate() {
+                        out.push(if index > 0 { separator } else { "" })?;
                         out.push(part)?;
                     }
                 }
@@ -126,7 +129,8 @@ impl Interpreter<'_> {
     }
 }
 
-/// Jinja2's own `title`: a word begins after white space, a hyphen or an opening bracket.
+/// Jinja2's own `title`, not Python's: a word begins after white space, a hyphen or an opening
+/// bracket.
 fn titled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let is_break = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
@@ -153,17 +157,18 @@ fn word_count(text: &str) -> i128 {
         .count() as i128
 }
 
+/// `indent`: `with_first` also indents the first line, `with_blank` the empty ones.
 fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Result<String> {
     let text = format!("{text}\n");
     let mut out = Text::default();
-    for (place, line) in chars::lines(&text, false).into_iter().enumerate() {
-        let is_indented = if place == 0 {
+    for (index, line) in chars::lines(&text, false).into_iter().enumerate() {
+        let is_indented = if index == 0 {
             with_first
         } else {
             with_blank || !line.is_empty()
         };
 
-        out.push(if place > 0 { "\n" } else { "" })?;
+        out.push(if index > 0 { "\n" } else { "" })?;
         out.push(if is_indented { spaces } else { "" })?;
         out.push(line)?;
     }
@@ -186,7 +191,7 @@ fn truncate(input: Value, args: Args) -> Result<Value> {
 
     let leeway = usize::try_from(leeway)
         .map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
-    // Whatever is short stays as it is.
+    // Short input stays as it is, whatever its type.
     if input
         .len()
         .is_some_and(|len| len <= length.saturating_add(leeway))
