@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles the kernels with nvcc for every capability the program is built for, and prints what the compiler says of each
-# kernel: registers, shared memory, spilled bytes. Ends with an error where one does not compile or spills.
-# Needs nvcc on PATH (scripts/cuda_toolchain.sh gets one).
+# Compiles the kernels with nvcc for every compute capability that the program is built for and prints a table of each
+# kernel's registers and static shared memory. Fails if a kernel does not compile or spills registers.
+# Needs nvcc on PATH (scripts/cuda_toolchain.sh fetches one).
 #
 #   scripts/cuda_report.sh [CAPABILITY…]   default: those of crates/cuda/build.rs
 set -euo pipefail
@@ -13,7 +13,7 @@ fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 compile() {
-    # As build.rs has it: 9.0 with the instructions that no other capability has.
+    # As in build.rs: 9.0 is compiled as 90a, with the instructions that only Hopper has.
     local target=$1
     [ "$1" != 90 ] || target=90a
     nvcc -std=c++17 -O3 -cubin -arch="sm_$target" -Xptxas -v crates/cuda/kernels/kernels.cu -o "$folder/$1.cubin" \
