@@ -90,9 +90,11 @@ def logs():
                     file.seek(size - (LOG - HEAD))
                     text += b"\n... shortened ...\n"
                 text += file.read(LOG - HEAD)
+
             member = tarfile.TarInfo(path.name)
             member.size, member.mtime = len(text), int(path.stat().st_mtime)
             archive.addfile(member, io.BytesIO(text))
+
     return packed.getvalue()
 
 
@@ -110,12 +112,14 @@ def table(report, reasons):
     for step in report["steps"]:
         lines.append(f"{step['step']:<{width}}  {step['seconds']:>7}  {step['result'][:300]}")
     lines += [f"row {name}: {reason[:200]}" for name, reason in reasons.items()]
+
     if report["numbers"]:
         width = max(len(number["name"]) for number in report["numbers"])
         lines += ["", f"{'number':<{width}}  {'measured':>10}  predicted"]
         for number in report["numbers"]:
             digits = 0 if number["value"] >= 100 else 2
             lines.append(f"{number['name']:<{width}}  {number['value']:>10.{digits}f}  {number['predicted']}".rstrip())
+
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,7 @@ def batches(kind, count):
             x = x.abs() * 3
         elif kind == "constant":
             x = torch.full((8, 33), 2.5)
+
         yield x
 
 
@@ -47,6 +48,7 @@ def observer_cases(data):
         "PerChannelMinMaxObserver": (Q.PerChannelMinMaxObserver, {"ch_axis": 1}, "per_channel"),
         "HistogramObserver": (Q.HistogramObserver, {}, "per_tensor"),
     }
+
     for name, (maker, extra, kind_of_scheme) in makers.items():
         for dtype in DTYPES:
             for scheme in (s for s in SCHEMES if s.startswith(kind_of_scheme)):
@@ -61,6 +63,7 @@ def observer_cases(data):
                             observer(x)
                             scale, zero_point = observer.calculate_qparams()
                             after.append({"scale": numbers(scale), "zero_point": numbers(zero_point)})
+
                         yield {"observer": name, "dtype": dtype, "scheme": scheme, "reduce_range": reduce_range,
                                "kind": kind, "after": after, "text": f"{name}({observer.extra_repr()})"}
 
@@ -82,6 +85,7 @@ def dynamic_cases():
         for bias in (False, True):
             model = nn.Sequential(nn.Linear(*shape, bias=bias))
             quantized = Q.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
             for spread in (1.0, 100.0, 1e-6):
                 x = torch.randn(7, shape[0]) * spread
                 weight = quantized[0].weight()

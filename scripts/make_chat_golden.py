@@ -458,6 +458,7 @@ def render(template, messages, tools, documents, **extra):
     """The text, or None where the renderer raises."""
     # Some filters change what they are given.
     messages, extra = copy.deepcopy(messages), copy.deepcopy(extra)
+
     try:
         rendered, _ = render_jinja_template(
             conversations=[messages], tools=tools, documents=documents, chat_template=template,
@@ -533,6 +534,7 @@ def conversations():
             )
             for name, c in CONVERSATIONS.items()
         }
+
     return {"tokens": TOKENS, "conversations": CONVERSATIONS, "templates": made}
 
 

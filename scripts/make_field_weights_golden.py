@@ -40,11 +40,13 @@ def base(folder):
     for name, value in state.items():
         if name.endswith("norm.weight"):
             value[3] = 6.0  # outlier columns
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     keys = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     keys.update(architectures=["LlamaForCausalLM"], dtype="float32")
     (folder / "config.json").write_text(json.dumps(keys, indent=1, sort_keys=True) + "\n")
+
     return keys, state
 
 
@@ -52,6 +54,7 @@ def written(config, state, index=None, save=None):
     """A model folder; with an index, its values are (shards, weight_map)."""
     folder = pathlib.Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(config))
+
     if save:
         save(state, folder / "pytorch_model.bin")
     elif index:
@@ -62,6 +65,7 @@ def written(config, state, index=None, save=None):
         (folder / "model.safetensors.index.json").write_text(text)
     else:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
     return folder
 
 
@@ -72,11 +76,13 @@ def judged(folder, **options):
         found["logits"] = [round(x, 7) for x in model(torch.tensor([IDS])).logits[0, -1].float().tolist()]
     int8 = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"}
     found["int8_layers"] = sorted(int8)
+
     if UP in int8:
         module = int8[UP]
         absmax = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         found["absmax"] = absmax.float().tolist()
         found["codes"] = module.weight.data.flatten().tolist()
+
     shutil.rmtree(folder)
     return found
 
@@ -103,6 +109,7 @@ def cases(config, state, out_folder):
     extra["model.layers.1.self_attn.q_proj.bias"] = torch.ones(16)
     out["extra"] = judged(written(config, extra), **f32)
     out["fewer_layers"] = judged(written(dict(config, num_hidden_layers=1), state), **f32)
+
     # Which copy of a tensor counts.
     names, parts, weight_map = shards(state)
     where, other = weight_map[NORM], [n for n in names if n != weight_map[NORM]][0]
@@ -110,6 +117,7 @@ def cases(config, state, out_folder):
     moved[NORM] = other
     out["index_names_another_shard"] = judged(written(config, None, (parts, moved)), **f32)
     out["index_lists_nothing"] = judged(written(config, None, (parts, dict(weight_map, ghost=names[0]))), **f32)
+
     # quantization_config over floats.
     out["int8"] = judged(written(in8(), state), **f32)
     out["int8_gptq_too"] = judged(written(in8(quant_method="gptq", bits=4), state), **f32)
@@ -125,6 +133,7 @@ def cases(config, state, out_folder):
     out["unknown_method"] = judged(written(unknown, state), **f32)
     both = dict(config, quantization_config=dict(quant_method="bitsandbytes", load_in_8bit=False, load_in_4bit=False))
     out["no_flag"] = judged(written(both, state), **f32)
+
     # Some layers of a file are int8, another is a float that no list covers.
     folder = written(in8(), state)
     model = AutoModelForCausalLM.from_pretrained(folder, **f32)
@@ -139,6 +148,7 @@ def cases(config, state, out_folder):
     mixed[UP + ".weight"] = state[UP + ".weight"]
     del mixed[UP + ".SCB"], mixed[UP + ".weight_format"]
     out["int8_mixed"] = judged(written(json.loads((saved / "config.json").read_text()), mixed), **f32)
+
     # Rounding of F64.
     values = torch.tensor([1 + 2**-11 + 2**-40, 1 + 2**-8 + 2**-40, 1 + 3 * 2**-11 - 2**-40, 1e-8, 65519.99, -0.1],
                           dtype=torch.float64)
@@ -152,6 +162,7 @@ def tensors():
     square = torch.randn(6, 5)
     long = torch.arange(24.0).reshape(2, 3, 4)
     shared = torch.randn(4, 4)
+
     return {
         "plain": square,
         "transposed": square.t(),
@@ -189,6 +200,7 @@ def others():
     marked = torch.nn.Parameter(torch.randn(2))
     marked.partition_dim = 0
     complex_ = torch.randn(3, dtype=torch.complex64)
+
     return {
         "c128": torch.randn(2, dtype=torch.complex128),
         "quantized": torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),

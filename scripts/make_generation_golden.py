@@ -41,6 +41,7 @@ def generate(case):
         for key in case.get("config_without", []):
             config.pop(key, None)
         (folder / "config.json").write_text(json.dumps(config))
+
         if case.get("special_token") is not None:
             tokenizer = json.loads((folder / "tokenizer.json").read_text())
             tokenizer["added_tokens"].append(case["special_token"])
@@ -54,6 +55,7 @@ def generate(case):
             given["tokenizer"] = AutoTokenizer.from_pretrained(folder)
         ids = torch.tensor([case["prompt"]])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **given)
+
     return out[0, len(case["prompt"]):].tolist()
 
 
@@ -72,6 +74,7 @@ def file_cases(model):
     for size in (1, 2, 3):
         case(f"no_repeat_ngram_size {size}", {"no_repeat_ngram_size": size})
         case(f"encoder_no_repeat_ngram_size {size}", {"encoder_no_repeat_ngram_size": size})
+
     case("bad words, one token", {"bad_words_ids": [[g[0]]]})
     case("bad words, two tokens", {"bad_words_ids": [[g[0], g[1]], [g[1], g[2]]]})
     case("bad words, mixed and given twice", {"bad_words_ids": [[first], [g[0], g[1]], [first], [PROMPT[-1], g[0]]]})
@@ -122,6 +125,7 @@ def file_cases(model):
         "encoder_repetition_penalty": 1.1, "suppress_tokens": [g[2]], "begin_suppress_tokens": [g[0]],
         "min_new_tokens": 5, "eos_token_id": [first, 3], "forced_eos_token_id": 3, "renormalize_logits": True,
         "sequence_bias": [[[11], 1.5], [[11, 12], 3.5]], "exponential_decay_length_penalty": [6, 1.1]})
+
     return cases, g, first
 
 
@@ -144,11 +148,13 @@ def model_config_cases(model, g, first):
          {"_from_model_config": True, "eos_token_id": 3})
     case("a copy of a config.json without generation settings", {"eos_token_id": g[0]},
          {"_from_model_config": True, "eos_token_id": first})
+
     if model == "llama":
         # The class's own end token is 2: made the most likely one.
         bias = {"sequence_bias": [[[2], 50.0]]}
         case("the class's end token", bias, config_without=["eos_token_id"])
         case("no end token", dict(bias, eos_token_id=None))
+
     return cases
 
 
@@ -182,6 +188,7 @@ def stop_cases():
     case("a special token and what follows", [", that"], special_token=comma)
     case("what comes before a special token", ["Babylon, and"], special_token=comma)
     case("a special token that the prompt ends with", [", that the"], special_token=comma, prompt=prompt + ids[:1])
+
     return cases
 
 
@@ -202,6 +209,7 @@ def processed(settings, ids, prompt, logits, most=10):
     config.max_new_tokens = most
     config = model._prepare_generated_length(config, True, True, "input_ids", prompt, inputs)
     processors = model._get_logits_processor(config, prompt, inputs, device="cpu")
+
     return processors(torch.tensor([ids]), torch.tensor([logits]))[0]
 
 
@@ -230,6 +238,7 @@ def processor_cases():
         {"suppress_tokens": [3, -1, 7, 9999]}, {"begin_suppress_tokens": [3, 7]},
         {"begin_suppress_tokens": [3, 7], "forced_bos_token_id": 4},
     ]
+
     texts = [([9, 4, 7, 9, 4], 3, 10), ([9, 4, 7, 9, 4], 3, 3), ([9, 4, 7], 3, 10), ([9], 1, 10), ([9, 4], 1, 10)]
     cases = []
 
@@ -242,6 +251,7 @@ def processor_cases():
     for values in settings:
         for count, (ids, prompt, most) in enumerate(texts):
             case(values, ids, prompt, most, count % 2)
+
     case({"remove_invalid_values": True}, [0], 1, 10, 3)
     return cases
 
@@ -259,6 +269,7 @@ def filter_cases():
                 {"top_p": 2.0, "typical_p": 1.5, "epsilon_cutoff": 1.0, "eta_cutoff": -1.0, "top_k": 7},
                 {"no_repeat_ngram_size": 1, "repetition_penalty": 1.4, "top_k": 4, "top_p": 0.9},
                 {"suppress_tokens": [0, 1], "typical_p": 0.5, "top_k": 0}]
+
     cases = []
     for values in settings:
         values = dict(values, do_sample=True)
@@ -267,6 +278,7 @@ def filter_cases():
             probabilities = torch.softmax(scores, -1).tolist()
             kept = {str(id): p for id, p in enumerate(probabilities) if scores[id] != float("-inf")}
             cases.append({"settings": values, "ids": [3, 4, 3], "row": row, "probabilities": kept})
+
     return cases
 
 
@@ -290,10 +302,12 @@ def main():
     for model in ("gpt2", "llama"):
         cases, g, first = file_cases(model)
         greedy += cases + model_config_cases(model, g, first)
+
     greedy += stop_cases()
     for case in greedy:
         case["ids"] = generate(case)
         print(case["name"], case["ids"])
+
     write("greedy.json", greedy)
     write("rows.json", [[number(x) for x in row] for row in rows()])
     write("processors.json", processor_cases())

@@ -89,6 +89,7 @@ def make(name, folder):
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config.initializer_range = 0.2
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
     for key, parameter in model.named_parameters():
         if "norm" in key or ".ln_" in key:
             with torch.no_grad():
@@ -98,6 +99,7 @@ def make(name, folder):
         elif key.endswith("bias"):
             with torch.no_grad():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+
     model.half().save_pretrained(folder)
     ids = torch.randint(3, 256, (2, 24))
     expected = {"input_ids": ids}
@@ -118,6 +120,7 @@ def make(name, folder):
         expected["logits_int8_f32"] = load(dtype=torch.float32, quantization_config=eight)(ids).logits
         model = load(dtype=torch.float16, quantization_config=eight)
         in_f16 = model(ids).logits.float()
+
     error = lambda a, b: ((a - b).norm() / b.norm()).item()
     facts = {"memory_footprint_int8": model.get_memory_footprint(),
              "rel_err": {"int8_f32_vs_f32": error(expected["logits_int8_f32"], expected["logits_f32"]),
@@ -128,6 +131,7 @@ def make(name, folder):
     with open(f"{folder}/parameters.txt", "w") as file:
         for key, parameter in model.named_parameters():
             print(key, parameter.dtype, tuple(parameter.shape), file=file)
+
     with open(f"{folder}/facts.json", "w") as file:
         json.dump(facts, file, indent=1)
     print(name, facts)

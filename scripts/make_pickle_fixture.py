@@ -23,10 +23,12 @@ def fake(module, name):
     """A class that pickles under torch's name."""
     made = type(name, (), {"__module__": module, "__qualname__": name})
     parent = None
+
     for depth in range(1, module.count(".") + 2):
         path = ".".join(module.split(".")[:depth])
         sys.modules.setdefault(path, types.ModuleType(path))
         parent = sys.modules[path]
+
     setattr(parent, name, made)
     return made
 
@@ -73,13 +75,16 @@ def main():
     sys.modules["torch._utils"]._rebuild_tensor_v2 = rebuild
     kinds = {dtype: fake("torch", name) for dtype, name in STORAGES.items()}
     state, blobs = collections.OrderedDict(), []
+
     for number, (name, info) in enumerate(header.items()):
         begin, end = (8 + length + offset for offset in info["data_offsets"])
         blobs.append(data[begin:end])
         storage = Storage(kinds[info["dtype"]], str(number), (end - begin) // SIZES[info["dtype"]])
         state[name] = Tensor(str(number), info["dtype"], info["shape"], rebuild, storage)
+
     out = io.BytesIO()
     Pickler(out, protocol=2).dump(state)
+
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         stamp = (1980, 1, 1, 0, 0, 0)
         archive.writestr(zipfile.ZipInfo("archive/data.pkl", stamp), out.getvalue())

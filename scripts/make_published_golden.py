@@ -39,17 +39,20 @@ def values(name, seed, shape):
     for byte in f"{name}#{seed}".encode():
         state = (state ^ byte) * 0x100000001B3 % (1 << 64)
     count = int(numpy.prod(shape))
+
     with numpy.errstate(over="ignore"):
         z = numpy.uint64(state) + numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
         z = z ^ (z >> numpy.uint64(31))
+
     u = (z >> numpy.uint64(40)).astype(numpy.float32) / numpy.float32(1 << 23) - numpy.float32(1)
     if len(shape) == 1:
         u = u * numpy.float32(0.25)
         u = u + numpy.float32(1) if name.endswith("weight") else u
     else:
         u = u * numpy.float32(0.5)
+
     return torch.from_numpy(u.reshape(shape))
 
 
@@ -62,6 +65,7 @@ def run(model, seed):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(values(name, seed, tuple(parameter.shape)))
+
     settings = GenerationConfig(max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
     ids = torch.tensor([PROMPT])
     model.generation_config = settings
@@ -71,6 +75,7 @@ def run(model, seed):
     margin = ((best[..., 0] - best[..., 1]) / best.abs().amax(-1)).min().item()
     with torch.no_grad():
         last = model(ids).logits[0, -1]
+
     return out.sequences[0, len(PROMPT):].tolist(), margin, [float(f"{x:.6g}") for x in last[:8].tolist()]
 
 
@@ -80,6 +85,7 @@ def make(out, name):
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/config.json", "w") as file:
         file.write(text if isinstance(text, str) else json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+
     # transformers looks for a family in the path where there is no model_type: let it see the name alone.
     with tempfile.TemporaryDirectory() as scratch:
         os.mkdir(f"{scratch}/{name}")
@@ -89,6 +95,7 @@ def make(out, name):
             print(load(name), file=file)
         options = {"attn_implementation": "eager"} if name in EAGER else {}
         found = (0,)
+
         for seed in range(20):
             model = load(name, **options)
             ids, margin, logits = run(model, seed)
@@ -97,26 +104,32 @@ def make(out, name):
                 found = max(found, (len(set(ids)), -seed, ids, logits))
             if found[0] > 4:
                 break
+
         variety, seed, ids, logits = found
         seed = -seed
         assert variety > 1, f"{name}: no seed gives clear ids"
+
     shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
     expected = {"seed": seed, "prompt": PROMPT, "ids": ids, "logits": logits}
     with open(f"{folder}/expected.json", "w") as file:
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in shapes.items())
         file.write(json.dumps(expected)[:-1] + ",\n \"parameters\": {\n" + lines + "\n }}\n")
+
     print(f"{name:32} seed {seed} {ids}")
 
 
 def defaults(out):
     """The defaults of every configuration class's __init__, and of the keys it takes from elsewhere."""
+
     def of(cls):
         parameters = inspect.signature(cls.__init__).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
     table = {}
     for family in FAMILIES:
         cls = CONFIG_MAPPING[family]
         table[family] = {"defaults": of(cls), "aliases": cls.attribute_map}
+
     table["mpt.attn_config"] = {"defaults": of(MptAttentionConfig), "aliases": {}}
     with open(f"{out}/defaults.json", "w") as file:
         lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, default=str)}" for k, v in table.items())

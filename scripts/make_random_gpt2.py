@@ -67,6 +67,7 @@ def shapes(layers, hidden):
     """(key, shape, kind) of every tensor; kind is normal, gain (a layer norm's weight, some enlarged), plain gain or mask."""
     yield "wte.weight", [VOCAB, hidden], "normal"
     yield "wpe.weight", [POSITIONS, hidden], "normal"
+
     for layer in range(layers):
         for name, shape in [
             ("attn.c_attn", [hidden, 3 * hidden]),
@@ -76,10 +77,13 @@ def shapes(layers, hidden):
         ]:
             yield f"h.{layer}.{name}.weight", shape, "normal"
             yield f"h.{layer}.{name}.bias", shape[1:], "normal"
+
         for name in ["ln_1", "ln_2"]:
             yield f"h.{layer}.{name}.weight", [hidden], "gain"
             yield f"h.{layer}.{name}.bias", [hidden], "normal"
+
         yield f"h.{layer}.attn.bias", [1, 1, POSITIONS, POSITIONS], "mask"
+
     yield "ln_f.weight", [hidden], "plain gain"
     yield "ln_f.bias", [hidden], "normal"
 
@@ -92,6 +96,7 @@ def header(tensors):
         name = {4: "F32", 2: "F16"}[dtype.itemsize]
         entries[key] = {"dtype": name, "shape": shape, "data_offsets": [offset, end]}
         offset = end
+
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
@@ -102,6 +107,7 @@ def chunks(rng, shape, kind, outliers):
     if kind == "mask":
         yield np.tri(POSITIONS, dtype=np.float32)
         return
+
     left = math.prod(shape)
     while left > 0:
         values = rng.standard_normal(min(left, CHUNK), dtype=np.float32)
@@ -127,6 +133,7 @@ def main():
     layers, hidden, heads = SIZES[args.size]
     single, stored = np.dtype("<f4"), np.dtype({"F32": "<f4", "F16": "<f2"}[args.dtype])
     tensors = [(k, s, kind, single if kind == "mask" else stored) for k, s, kind in shapes(layers, hidden)]
+
     # The order safetensors itself writes: wide dtypes first, then by name.
     tensors.sort(key=lambda tensor: (-tensor[3].itemsize, tensor[0]))
 
@@ -134,6 +141,7 @@ def main():
     outliers = rng.choice(hidden, OUTLIER_FEATURES, replace=False)
     args.output.mkdir(parents=True, exist_ok=True)
     partial = args.output / "model.safetensors.partial"
+
     with open(partial, "wb", buffering=0) as file:
         head = header(tensors)
         file.write(head)
@@ -142,12 +150,14 @@ def main():
                 data = memoryview(values.astype(dtype, copy=False)).cast("B")
                 while data:  # the kernel writes at most 2 GiB at a time, and may write less
                     data = data[file.write(data) :]
+
     path = partial.rename(args.output / "model.safetensors")
 
     text = json.dumps(config(layers, hidden, heads, args.dtype), indent=2) + "\n"
     (args.output / "config.json").write_text(text)
     generation = {"_from_model_config": True, "bos_token_id": 50256, "eos_token_id": 50256}
     (args.output / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
     if args.tokenizer:
         found = [name for name in TOKENIZER_FILES if (args.tokenizer / name).is_file()]
         if not found:
