@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compares tokenizers with transformers' for every class that the families use and every form of files: ids with and
-without special tokens, and the text of ids. Small vocabularies are trained here, so nothing is downloaded.
+"""Compares our tokenizers with transformers', for every tokenizer class that the families use and every file format: ids
+with and without special tokens, and decoding. Small vocabularies are trained here, so nothing is downloaded.
 
-    scripts/check_tokenizers.py                                  # 500 strings a form, with target/release/llm-int8
+    scripts/check_tokenizers.py                                  # 500 strings per form, with target/release/llm-int8
     scripts/check_tokenizers.py --golden tests/golden/tokenizers # writes the folders and a sample for the tests
 
 Needs transformers 4.57, tokenizers, sentencepiece, protobuf. LLM_INT8 names another program.
@@ -42,7 +42,7 @@ def corpus():
 
 
 def strings(count, special, seed):
-    """Random strings: words of several scripts, digits, white space, and special tokens inside."""
+    """Random strings: words of several scripts, digits, white space, and special tokens between them."""
     rng, found = random.Random(seed), ["", " ", "\n", "Hello, I am the king of the land", " leading and trailing "]
 
     while len(found) < count:
@@ -108,7 +108,7 @@ def write(folder, name, value):
 
 
 def files(folder, tokenizer, last_line=True):
-    """`vocab.json` and `merges.txt`."""
+    """Writes `vocab.json` and `merges.txt`."""
     model = json.loads(tokenizer.to_str())["model"]
     write(folder, "vocab.json", model["vocab"])
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
@@ -121,7 +121,7 @@ def token(content, **flags):
 
 
 def saved(folder, source, **more):
-    """`tokenizer.json` as transformers itself converts the files of `source`."""
+    """Writes `tokenizer.json` as transformers converts it from the files of `source`."""
     AutoTokenizer.from_pretrained(source, **more)._tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -330,7 +330,7 @@ def _(folder):
     sentences(folder, "bpe")
     config(folder, "LlamaTokenizer", legacy=False)
     saved(folder, folder)
-    # `add_prefix_space` lets transformers leave tokenizer.json and build anew.
+    # `add_prefix_space` makes transformers ignore tokenizer.json and convert tokenizer.model again.
     config(folder, "LlamaTokenizer", legacy=False, add_prefix_space=True, add_eos_token=True)
 
 
@@ -375,7 +375,7 @@ def run(folder, *arguments, text=""):
 
 
 def expected(tokenizer, text, rng):
-    """What transformers makes of a text, and of ids that follow no text."""
+    """transformers' ids of a text and their decoding, and the decoding of random ids."""
     ids = tokenizer(text)["input_ids"]
     noise = [rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 12))]
     decode = lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
@@ -385,7 +385,7 @@ def expected(tokenizer, text, rng):
 
 
 def compare(folder, case):
-    """The names of what differs."""
+    """The names of the results that differ."""
     listed = lambda ids: ",".join(map(str, ids)) or ","
     decoded = lambda ids: [run(folder, listed(ids), "--decode"), run(folder, listed(ids), "--decode", "--skip-special-tokens")]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/torch_affine_more.json: what torch's observers, tensors and dynamic Linear give on
-data that the other two affine goldens do not cover. Needs torch 2.8.
+"""Writes tests/golden/torch_affine_more.json: results of torch's observers, quantized tensors and dynamic Linear on data
+that the other two affine goldens do not cover. Needs torch 2.8.
 
     python3 scripts/make_affine_golden.py tests/golden/torch_affine_more.json
 """
@@ -69,7 +69,7 @@ def observer_cases(data):
 
 
 def big_histogram():
-    """More values than bins, so that the search has something to choose."""
+    """More values than bins, so that the histogram observer's search has a choice."""
     for seed in range(3):
         torch.manual_seed(seed)
         observer = Q.HistogramObserver(reduce_range=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes tests/golden/generation with transformers 4.57.1 and torch 2.8 (CPU, float32):
 
-greedy.json       settings in generation_config.json or config.json of the models of tests/golden/models and of
-                  models/tiny-gpt2, with the new ids that `generate` gives
-rows.json         rows of logits, for the next two
-processors.json   settings, ids so far, the number of a row of logits, and what transformers' logits processors change
+greedy.json       settings in the generation_config.json or config.json of models of tests/golden/models and of
+                  models/tiny-gpt2, and the new ids that `generate` gives
+rows.json         rows of logits, for the next two files
+processors.json   settings, ids so far, the index of a row of logits, and what transformers' logits processors change
                   in it
-filters.json      settings of sampling, the number of a row, and the probability of each token that may be drawn
-class_tokens.json bos_token_id and eos_token_id of a generation config made of an empty config.json
+filters.json      sampling settings, the index of a row, and the probability of each token that may be sampled
+class_tokens.json bos_token_id and eos_token_id of a generation config made from an empty config.json
 
     python3 scripts/make_generation_golden.py
 """
@@ -29,7 +29,7 @@ def folder_of(model):
 
 
 def generate(case):
-    """The new ids of a case: a copy of the model's folder with the case's files."""
+    """The new ids of a case, generated with a copy of the model's folder that has the case's settings."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary) / "model"
         shutil.copytree(folder_of(case["model"]), folder)
@@ -60,7 +60,7 @@ def generate(case):
 
 
 def file_cases(model):
-    """Settings alone and together, chosen by what the model says without them."""
+    """Settings alone and combined, chosen by what the model generates without them."""
     plain = {"model": model, "prompt": PROMPT, "generation_config": {}, "max_new_tokens": 16}
     g = generate(plain)
     first = next(id for id in g if id != g[0]) if len(set(g)) > 1 else g[0]
@@ -150,7 +150,7 @@ def model_config_cases(model, g, first):
          {"_from_model_config": True, "eos_token_id": first})
 
     if model == "llama":
-        # The class's own end token is 2: made the most likely one.
+        # The class's own end token is 2: a bias makes it the most likely one.
         bias = {"sequence_bias": [[[2], 50.0]]}
         case("the class's end token", bias, config_without=["eos_token_id"])
         case("no end token", dict(bias, eos_token_id=None))
@@ -193,7 +193,7 @@ def stop_cases():
 
 
 def rows():
-    """Rows of logits: two at random, one with ties, one with what `remove_invalid_values` is for."""
+    """Rows of logits: two random ones, one with ties, one with NaN and infinities for `remove_invalid_values`."""
     generator = torch.Generator().manual_seed(4)
     random = [[round(x, 3) for x in (torch.randn(count, generator=generator) * 3).tolist()] for count in (40, 25)]
     ties = [0.0, 0.0, 0.0, -1.0, -1.0, -1.0, -2.0, -2.0]
@@ -201,7 +201,7 @@ def rows():
 
 
 def processed(settings, ids, prompt, logits, most=10):
-    """The row after the processors `generate` would make, with `most` new tokens."""
+    """The row after the logits processors that `generate` would use for at most `most` new tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder_of("llama"), dtype=torch.float32)
     config = GenerationConfig.from_dict(json.loads(json.dumps(settings)))
     inputs = torch.tensor([ids[:prompt]])
@@ -214,12 +214,12 @@ def processed(settings, ids, prompt, logits, most=10):
 
 
 def number(x):
-    """JSON has no infinities and no NaN."""
+    """JSON has no infinities and no NaN: they become strings."""
     return x if x == x and abs(x) != float("inf") else str(x)
 
 
 def processor_cases():
-    """What greedy decoding applies, on rows."""
+    """The logits processors of greedy decoding, applied to rows."""
     settings = [
         {"sequence_bias": [[[3], 1.25], [[4, 7], -2.5], [[4], 0.1], [[9, 4, 7], 0.7], [[9, 5], 3.0]]},
         {"encoder_repetition_penalty": 1.3}, {"encoder_repetition_penalty": 0.7}, {"repetition_penalty": 1.3},
@@ -257,7 +257,7 @@ def processor_cases():
 
 
 def filter_cases():
-    """What sampling keeps of rows."""
+    """The tokens that sampling keeps, and their probabilities."""
     settings = [{"top_k": 0}, {"top_k": 5}, {"top_k": 2}, {"top_k": 4}, {"top_k": 500}, {"top_k": 0, "top_p": 0.6},
                 {"top_k": 0, "top_p": 0.0}, {"top_k": None, "min_p": 0.1}, {"temperature": 0.5, "min_p": 0.1},
                 {"temperature": 2.0, "top_p": 0.8}, {"top_k": 0, "typical_p": 0.15}, {"typical_p": 0.5},
@@ -283,7 +283,7 @@ def filter_cases():
 
 
 def class_tokens():
-    """Every family of tests/golden/models."""
+    """bos and eos of every family of tests/golden/models."""
     folders = sorted((ROOT / "tests/golden/models").iterdir())
     names = sorted({json.loads((folder / "config.json").read_text())["model_type"] for folder in folders})
     made = {name: GenerationConfig.from_model_config(AutoConfig.for_model(name)) for name in names}

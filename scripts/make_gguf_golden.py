@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/gguf: the golden models as GGUF files, as llama.cpp's converter writes them (names from
-the gguf package; rows of Llama's queries and keys permuted, Gemma's norms raised by 1), and two tokenizers: a
-SentencePiece BPE trained here, whose ids SentencePiece itself gives, and that of tiny-gpt2. Needs torch,
-safetensors, gguf 0.19, sentencepiece.
+"""Makes tests/golden/gguf: the golden models as GGUF files, as llama.cpp's converter writes them (names from the gguf
+package; rows of Llama's queries and keys permuted; 1 added to Gemma's norm weights), and a SentencePiece BPE tokenizer
+trained here, with the ids that SentencePiece itself gives. Needs torch, safetensors, gguf 0.19, sentencepiece.
 
     python3 scripts/make_gguf_golden.py tests/golden
 """
@@ -78,7 +77,7 @@ def write_model(golden, family, arch):
             data = (data.astype(np.float32) + 1)
         new = names.get_name(key, try_suffixes=(".weight", ".bias"))
 
-        # llama.cpp keeps vectors in f32.
+        # llama.cpp stores vectors in f32.
         writer.add_tensor(new, data.astype(np.float32) if data.ndim == 1 else data)
 
     scaling = config.get("rope_scaling")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes tiny random checkpoints and what transformers and bitsandbytes give on them, in the form of
-tests/golden/models: config.json, model.safetensors (f16, some norm weights enlarged so that outlier columns
-exist), expected.safetensors, print.txt, parameters.txt, facts.json. CPU only; needs torch 2.8,
-transformers 4.57, bitsandbytes 0.50, accelerate.
+"""Makes tests/golden/models: tiny random checkpoints and the results of transformers and bitsandbytes on them. A folder
+holds config.json, model.safetensors (f16, with some norm weights enlarged so that there are outlier columns),
+expected.safetensors, print.txt, parameters.txt and facts.json. Runs on the CPU; needs torch 2.8, transformers 4.57,
+bitsandbytes 0.50, accelerate.
 
     python3 scripts/make_model_golden.py OUT [NAME...]
 """
@@ -70,17 +70,17 @@ MODELS = {
 }
 
 
-def mend_stablelm():
-    """transformers 4.57 cannot make a StableLM with qk_layernorm: it fills biases that its norms do not have."""
+def patch_stablelm():
+    """Works around a bug of transformers 4.57: initialising a StableLM with qk_layernorm fails on norms without bias."""
     original = StableLmPreTrainedModel._init_weights
 
-    def mended(self, module):
+    def patched(self, module):
         if isinstance(module, torch.nn.LayerNorm) and module.bias is None:
             module.weight.data.fill_(1.0)
         else:
             original(self, module)
 
-    StableLmPreTrainedModel._init_weights = mended
+    StableLmPreTrainedModel._init_weights = patched
 
 
 def make(name, folder):
@@ -138,7 +138,7 @@ def make(name, folder):
 
 
 def main():
-    mend_stablelm()
+    patch_stablelm()
     out, names = sys.argv[1], sys.argv[2:] or list(MODELS)
     for name in names:
         os.makedirs(f"{out}/{name}", exist_ok=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a `pytorch_model.bin` out of a safetensors file, as torch.save would (zip form), without torch.
+"""Converts a safetensors file to the `pytorch_model.bin` that torch.save would write (zip format), without torch.
 
     python3 scripts/make_pickle_fixture.py tests/golden/models/gpt2/model.safetensors OUT.bin
 
@@ -20,7 +20,7 @@ SIZES = {"F16": 2, "BF16": 2, "F32": 4}
 
 
 def fake(module, name):
-    """A class that pickles under torch's name."""
+    """A class that pickles as `module.name`, although torch is not there."""
     made = type(name, (), {"__module__": module, "__qualname__": name})
     parent = None
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Writes a random GPT-2 checkpoint of a real size, in the form the Hugging Face hub keeps it.
+"""Writes a random GPT-2 checkpoint of a published size, in the format of the Hugging Face Hub's files.
 
     python3 scripts/make_random_gpt2.py --size gpt2-large -o /tmp/gpt2-large-random
 
-For timings and memory measurements where the real weights cannot be downloaded. Needs numpy only.
+For speed and memory benchmarks where the real weights cannot be downloaded. Needs only numpy.
 
-Like the hub's files: keys without `transformer.`, Conv1D weights as [in_features, out_features], no
-`lm_head.weight` (it is tied to `wte.weight`), the causal masks stored as `h.N.attn.bias`, F32 whatever the
-dtype of the rest. Weights and biases are N(0, 0.02); layer norms are near 1 except for a few features, the
-same in every layer, which are enlarged so that the layers behind them see outlier columns. Tensors are
-written one by one: memory stays at one chunk of a tensor.
+As in the Hub's files, keys have no `transformer.` prefix, Conv1D weights are [in_features, out_features], there is no
+`lm_head.weight` (it is tied to `wte.weight`), and the causal masks are stored as `h.N.attn.bias`, in F32 whatever the
+dtype of the rest. Weights and biases are N(0, 0.02). Layer norm weights are near 1, except for a few features, the same
+in every layer, which are enlarged so that the linear layers after them see outlier columns. Tensors are written chunk
+by chunk, so memory use stays at one chunk.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VOCAB, POSITIONS = 50257, 1024
 # size: (layers L, hidden C, heads H)
 SIZES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25)}
 OUTLIER_FEATURES = 6  # of the C features of a layer norm
-OUTLIER_GAIN = 10.0  # a normalised activation of 0.6 is then at the threshold of 6.0
+OUTLIER_GAIN = 10.0  # takes a normalised activation of 0.6 to the outlier threshold of 6.0
 CHUNK = 1 << 24  # elements drawn at a time
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
 
@@ -64,7 +64,8 @@ def config(layers, hidden, heads, dtype):
 
 
 def shapes(layers, hidden):
-    """(key, shape, kind) of every tensor; kind is normal, gain (a layer norm's weight, some enlarged), plain gain or mask."""
+    """(key, shape, kind) of every tensor. The kinds: normal, gain (a layer norm weight with enlarged features), plain gain,
+    mask."""
     yield "wte.weight", [VOCAB, hidden], "normal"
     yield "wpe.weight", [POSITIONS, hidden], "normal"
 
@@ -89,7 +90,7 @@ def shapes(layers, hidden):
 
 
 def header(tensors):
-    """The safetensors header: JSON padded with blanks to a multiple of 8, behind its length."""
+    """The safetensors header: its length, then JSON padded with spaces to a multiple of 8 bytes."""
     entries, offset = {"__metadata__": {"format": "pt"}}, 0
     for key, shape, _, dtype in tensors:
         end = offset + math.prod(shape) * dtype.itemsize
@@ -103,7 +104,7 @@ def header(tensors):
 
 
 def chunks(rng, shape, kind, outliers):
-    """The values of one tensor, f32, in pieces of at most CHUNK elements."""
+    """The values of one tensor, f32, in chunks of at most CHUNK elements."""
     if kind == "mask":
         yield np.tri(POSITIONS, dtype=np.float32)
         return
@@ -113,7 +114,7 @@ def chunks(rng, shape, kind, outliers):
         values = rng.standard_normal(min(left, CHUNK), dtype=np.float32)
         values *= np.float32(0.02)
         left -= values.size
-        if kind.endswith("gain"):  # one chunk: C is far below CHUNK
+        if kind.endswith("gain"):  # always a single chunk: C is far below CHUNK
             values += np.float32(1.0)
         if kind == "gain":
             values[outliers] *= np.float32(OUTLIER_GAIN)
@@ -134,7 +135,7 @@ def main():
     single, stored = np.dtype("<f4"), np.dtype({"F32": "<f4", "F16": "<f2"}[args.dtype])
     tensors = [(k, s, kind, single if kind == "mask" else stored) for k, s, kind in shapes(layers, hidden)]
 
-    # The order safetensors itself writes: wide dtypes first, then by name.
+    # In the order that safetensors writes: wide dtypes first, then by name.
     tensors.sort(key=lambda tensor: (-tensor[3].itemsize, tensor[0]))
 
     rng = np.random.default_rng(args.seed)
