@@ -291,9 +291,22 @@ def tables(results, reasons):
         line(name, *[f"{ours[key] / theirs[key]:.2f}" if theirs[key] else "–" for key in COLUMNS])
 
 
+def facts(args):
+    """Date, machine and commit, to be recorded with the results."""
+    commit = subprocess.run(["git", "-C", SCRIPTS, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": str(datetime.date.today()),
+        "cpu": re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1],
+        "threads": args.threads,
+        "commit": commit.stdout.strip(),
+        "model": args.model,
+        "isa": args.isa,
+    }
+
+
 def circumstances(args, results):
     """What the numbers depend on: model, date, CPU, versions, instruction sets."""
-    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
+    cpu = facts(args)["cpu"]
     print(f"\n{args.model}, {datetime.date.today()}, {cpu}, {args.threads} threads; medians of rounds: {args.rounds}.")
     print(f"`{shlex.join(['python3', 'scripts/bench_peers.py', *sys.argv[1:]])}`\n")
     reports = {name: [result["report"] for result in rounds] for name, rounds in results.items() if rounds}
@@ -332,7 +345,7 @@ def main():
         parser.error(f"unknown peers: {', '.join(sorted(wrong))}")
     results, reasons = measure(args, [name for peer in peers for name in PEERS[peer]])
     if args.json:
-        args.json.write_text(json.dumps({"results": results, "reasons": reasons}, indent=1) + "\n")
+        args.json.write_text(json.dumps(facts(args) | {"results": results, "reasons": reasons}, indent=1) + "\n")
     tables(results, reasons)
     circumstances(args, results)
 

@@ -1,28 +1,23 @@
-// Measures the hardware limits that decide how LLM.int8() kernels for Hopper should be built, in a
-// few seconds, on one H100 or H200.
+// Measures, in seconds, the limits that decide how LLM.int8() kernels for Hopper are built; on one H100 or H200.
 //
-// - graph_gap: time per kernel of a chain of dependent, nearly empty kernels, in a CUDA graph or
-//   launched one by one, with and without programmatic dependent launch ("overlap"). A gain of
-//   0.6 us makes overlap the default.
-// - grid_barrier, cluster_barrier: one barrier across all SMs, or across a cluster of blocks. At
-//   1.3 us or less across all SMs, one persistent kernel per token pays off; above 2 us, clusters
-//   and fused kernels do.
-// - read_bandwidth, ring_bandwidth, copy_bandwidth: the ceiling of weight streaming, with 16-byte
-//   loads, with bulk copies into a ring in shared memory, and by a device-to-device copy (bytes
-//   read plus bytes written). GB = 10^9 bytes.
+// - graph_gap: time per kernel of a chain of dependent, nearly empty kernels, in a CUDA graph or launched one by one,
+//   without and with programmatic dependent launch ("overlap"). A gain of 0.6 us makes overlap the default.
+// - grid_barrier, cluster_barrier: one barrier across all SMs, or across a cluster of blocks. At 1.3 us or less across
+//   all SMs, one persistent kernel per token pays off; above 2 us, clusters and fused kernels do.
+// - read_bandwidth, ring_bandwidth, copy_bandwidth: the ceiling of weight streaming, with 16-byte loads, with bulk copies
+//   into a ring in shared memory, and by a device-to-device copy (bytes read plus bytes written). GB = 10^9 bytes.
 // - latency: one dependent load that hits L2, and one that goes to device memory.
 // - launch_sync: host round trips, which a token pays if the host waits for it.
-// - mma_sync_s8, wgmma_s8: int8 peaks of both tensor core paths, two operations per multiply-add.
-//   At a ratio of 1.4, large matmuls need wgmma. wgmma_check compares one tile with the host.
+// - mma_sync_s8, wgmma_s8: int8 peaks of both tensor core paths, two operations per multiply-add. At a ratio of 1.4,
+//   large matmuls need wgmma. wgmma_check compares one tile with the host.
 //
-// Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a gpu_probe.cu -o gpu_probe
-// Run:   ./gpu_probe [NAME...]    all probes, or those named, in the order of the list before main
+// Build:  nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a gpu_probe.cu -o gpu_probe
+// Run:    ./gpu_probe [NAME...]     all probes, or those named, in the order of the list before main
 //
-// Prints JSON objects, one per line, to stdout as results come, then a table to stderr. Times are
-// medians; spread_percent spans the 10th to the 90th percentile. A probe that fails prints its
-// error and the next one runs, unless the CUDA context is lost. No probe starts after 9 seconds; a
-// watchdog ends the process after 11. Exit status: 0 success, 1 a probe failed or was skipped,
-// 2 usage error, 3 no CUDA device, 4 watchdog.
+// Prints JSON objects, one per line, to stdout as results come, then a table to stderr. Times are medians;
+// spread_percent spans the 10th to the 90th percentile. A probe that fails prints its error and the next one runs,
+// unless the CUDA context is lost. No probe starts after 9 seconds; a watchdog ends the process after 11. Exit status:
+// 0 success, 1 a probe failed or was skipped, 2 usage error, 3 no CUDA device, 4 watchdog.
 #include "gpu_probe_kernels.cuh"
 
 #include <cuda_runtime.h>
@@ -42,8 +37,7 @@
 
 constexpr u32 BUDGET_SECONDS = 9, WATCHDOG_SECONDS = 11;
 
-// ---- Launches and results
-
+// ---- Launches and results -------------------------------------------------------------------------------
 static cudaDeviceProp device;
 static cudaStream_t stream;
 static cudaEvent_t before, after;
@@ -143,8 +137,7 @@ static int finish() {
     return failures == 0 ? 0 : 1;
 }
 
-// Runs one measurement and prints its line, with the error if it fails. Ends the program if the
-// CUDA context is lost.
+// Runs one measurement and prints its line, with the error if it fails. Ends the program if the context is lost.
 static void measure(Line line, const std::function<void(Line&)>& body) {
     line.row.resize(std::max<size_t>(line.row.size(), 54), ' ');
     try {
@@ -174,8 +167,8 @@ static double median(Line& line, std::vector<double> times) {
     return quantile(0.5);
 }
 
-// Median microseconds of a run on the device. Each timed run is queued behind an untimed one, so
-// that the device does not wait for the host after the first event. Stops early when time is up.
+// Median microseconds of a run on the device. Each timed run is queued behind an untimed one, so that the device does
+// not wait for the host after the first event. Stops early when time is up.
 static double device_time(Line& line, int warm_ups, int runs, const std::function<void()>& run) {
     std::vector<double> times;
     for (int i = -warm_ups; i < runs && (times.empty() || seconds() < BUDGET_SECONDS); ++i) {
@@ -191,8 +184,7 @@ static double device_time(Line& line, int warm_ups, int runs, const std::functio
     return median(line, times);
 }
 
-// ---- Probes
-
+// ---- Probes ---------------------------------------------------------------------------------------------
 static void probe_facts() {
     measure(Line("facts"), [](Line& line) {
         auto add = [&](const char* key, cudaDeviceAttr attribute) {
@@ -378,8 +370,8 @@ static void probe_copy_bandwidth() {
     });
 }
 
-// L2: a chain through 8 MiB, read once beforehand. Device memory: a chain through 512 MiB, evicted
-// from L2 by writing as much elsewhere; the time includes TLB misses.
+// L2: a chain through 8 MiB, read once beforehand. Device memory: a chain through 512 MiB, evicted from L2 by writing
+// as much elsewhere; the time includes TLB misses.
 static void probe_latency() {
     for (bool in_l2 : {true, false}) {
         measure(Line("latency").add("of", in_l2 ? "l2" : "dram"), [=](Line& line) {

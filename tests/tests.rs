@@ -20,6 +20,8 @@ mod cli_inspect;
 mod device_placement;
 mod device_program;
 mod devices;
+mod documentation;
+mod examples;
 mod families;
 mod field_cases;
 mod field_dtypes;

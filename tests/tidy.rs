@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 const LONGEST_FILE: usize = 500;
 const LONGEST_MAIN: usize = 40;
+const LONGEST_FUNCTION: usize = 80;
+const LONGEST_README: usize = 110;
+const LONGEST_ARCHITECTURE: usize = 150;
 const LARGEST_FILE: u64 = 12 * 1024 * 1024;
 
 /// Package → packages of this workspace it may depend on. Test dependencies are free.
@@ -21,8 +24,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "crates/llm",
-        &["llm-int8-decoder", "llm-int8-nn", "llm-int8-hub"],
+        &[
+            "llm-int8-decoder",
+            "llm-int8-nn",
+            "llm-int8-hub",
+            "llm-int8-tiny-gpt2",
+        ],
     ),
+    ("models/tiny-gpt2", &[]),
     (".", &["llm-int8", "llm-int8-affine"]),
 ];
 
@@ -136,6 +145,56 @@ fn too_long(text: &str, limit: usize) -> Vec<(usize, String)> {
     }
 }
 
+/// Functions with more lines than `limit`, from the line of `fn` to the closing brace, as rustfmt indents them.
+fn long_functions(text: &str, limit: usize) -> Vec<(usize, String)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (first, line) in lines.iter().enumerate() {
+        let Some(name) = function_name(line) else {
+            continue;
+        };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let end = format!("{indent}}}");
+        let length = lines[first..]
+            .iter()
+            .position(|line| {
+                *line == end
+                    || (line.starts_with(indent)
+                        && line.ends_with(';')
+                        && !line.starts_with(&format!("{indent} ")))
+            })
+            .map_or(1, |last| last + 1);
+        if length > limit {
+            found.push((
+                first + 1,
+                format!("`{name}` has {length} lines; at most {limit}"),
+            ));
+        }
+    }
+    found
+}
+
+/// The name of the function whose definition begins in this line.
+fn function_name(line: &str) -> Option<&str> {
+    let mut rest = line.trim_start();
+    if let Some(after) = rest.strip_prefix("pub") {
+        rest = after.trim_start_matches(|c: char| c != ' ').trim_start();
+        // `pub(in crate::gemm)`
+        rest = rest
+            .split_once(") ")
+            .map_or(rest, |(inside, after)| match inside.contains("fn ") {
+                true => rest,
+                false => after,
+            });
+    }
+    for word in ["const ", "unsafe ", "extern \"C\" "] {
+        rest = rest.strip_prefix(word).unwrap_or(rest);
+    }
+    rest.strip_prefix("fn ")?
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()
+}
+
 fn leftovers(text: &str) -> Vec<(usize, String)> {
     // Put together here, so that this file does not find itself.
     let words = [
@@ -154,6 +213,24 @@ fn leftovers(text: &str) -> Vec<(usize, String)> {
         let ignored = line.contains("#[ignore") && !line.contains('"');
         word.map(|word| format!("{word} is left over"))
             .or(ignored.then(|| "ignored without a reason".into()))
+    })
+}
+
+/// Options such as `--device` in string literals of code; comments and tests may name them.
+fn options_in_texts(text: &str) -> Vec<(usize, String)> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    lines_with(code, |line| {
+        let line = line.trim_start();
+        if line.starts_with("//") {
+            return None;
+        }
+        let quoted = line.split('"').skip(1).step_by(2);
+        let mut words = quoted.flat_map(|text| text.split([' ', '`', '(']));
+        let option = words.find(|word| {
+            word.strip_prefix("--")
+                .is_some_and(|name| name.starts_with(|first: char| first.is_ascii_lowercase()))
+        })?;
+        Some(format!("`{option}` is an option of the program"))
     })
 }
 
@@ -280,6 +357,53 @@ fn files_are_short() {
 }
 
 #[test]
+fn functions_are_short() {
+    // Tables of cases in tests may be long.
+    check(&[".rs"], |name, text| {
+        match name.starts_with("tests/") || name.contains("/tests/") {
+            true => Vec::new(),
+            false => long_functions(text, LONGEST_FUNCTION),
+        }
+    });
+}
+
+#[test]
+fn front_pages_are_short() {
+    check(&["README.md"], |name, text| match name {
+        "README.md" => too_long(text, LONGEST_README),
+        _ => Vec::new(),
+    });
+    check(&["ARCHITECTURE.md"], |_, text| {
+        too_long(text, LONGEST_ARCHITECTURE)
+    });
+}
+
+#[test]
+fn libraries_do_not_name_options_of_the_program() {
+    check(&[".rs"], |name, text| {
+        let is_library = name.starts_with("crates/") && name.contains("/src/");
+        match is_library {
+            true => options_in_texts(text),
+            false => Vec::new(),
+        }
+    });
+}
+
+#[test]
+fn every_package_holds_its_licences() {
+    for (folder, _) in EDGES {
+        for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
+            let [own, copy] = [root().join(name), root().join(folder).join(name)]
+                .map(|path| std::fs::read_to_string(path).unwrap_or_default());
+            assert!(
+                !own.is_empty() && own == copy,
+                "{folder}/{name} is not a copy of {name}"
+            );
+        }
+    }
+}
+
+#[test]
 fn nothing_is_left_over() {
     check(&[".rs", ".cu", ".py", ".sh"], |_, text| leftovers(text));
 }
@@ -349,6 +473,21 @@ fn no_file_is_large() {
 fn the_checks_find_what_they_look_for() {
     assert_eq!(too_long("a\nb\nc", 2).len(), 1);
     assert!(too_long("a\nb", 2).is_empty());
+    let function = "impl X {\n    pub(crate) fn f(\n        a: u8,\n    ) {\n        a;\n    }\n}";
+    assert_eq!(long_functions(function, 5), []);
+    assert_eq!(
+        long_functions(function, 4),
+        [(2, "`f` has 5 lines; at most 4".to_owned())]
+    );
+    assert_eq!(
+        long_functions("    fn f(&self);\n\n\n    fn g() {\n    }", 2),
+        []
+    );
+    assert_eq!(function_name("pub unsafe fn f<T>("), Some("f"));
+    assert_eq!(function_name("pub(in crate::gemm) fn f("), Some("f"));
+    assert_eq!(function_name("let fn_name = 1;"), None);
+    assert_eq!(options_in_texts("x(\"use --device cpu\")").len(), 1);
+    assert!(options_in_texts("// \"--device\"\nx(\"a -- b --\")").is_empty());
     assert_eq!(
         leftovers(&["x", &["// TO", "DO: y"].concat()].join("\n")),
         [(2, ["TO", "DO is left over"].concat())]

@@ -1,8 +1,8 @@
-//! The formulae a notebook writes by hand, to see that they agree with torch's observers.
+//! The textbook formulae that notebooks write by hand, to compare with torch's observers.
 //!
-//! They differ from [`observer`](crate::observer) in two ways that show on some tensors only: the
-//! range is not widened to hold zero, and values are divided by the scale instead of multiplied
-//! with its reciprocal.
+//! They differ from [`observer`](crate::observer) in two ways, which matter only for some tensors:
+//! the range is not widened to include zero, and values are divided by the scale instead of
+//! multiplied by its reciprocal.
 
 use crate::{QParams, QuantizedDtype, Result, TensorRef};
 
@@ -17,7 +17,7 @@ use crate::{QParams, QuantizedDtype, Result, TensorRef};
 /// ```
 ///
 /// # Errors
-/// An empty tensor, or a value that is not finite.
+/// [`AffineError::Empty`](crate::AffineError::Empty).
 pub fn asymmetric(x: TensorRef<'_>) -> Result<QParams> {
     let (min, max) = x.min_max()?;
     let scale = positive((max - min) / 255.0);
@@ -41,7 +41,7 @@ pub fn asymmetric(x: TensorRef<'_>) -> Result<QParams> {
 /// ```
 ///
 /// # Errors
-/// An empty tensor, or a value that is not finite.
+/// [`AffineError::Empty`](crate::AffineError::Empty).
 pub fn symmetric(x: TensorRef<'_>) -> Result<QParams> {
     let (min, max) = x.min_max()?;
     let scale = positive((-min).max(max) / 127.5);
@@ -51,12 +51,12 @@ pub fn symmetric(x: TensorRef<'_>) -> Result<QParams> {
     })
 }
 
-/// A constant tensor would have the step 0; torch's smallest step stands in.
+/// Replaces a scale of 0, that of a constant tensor, by torch's smallest scale.
 fn positive(scale: f32) -> f32 {
     scale.max(f32::EPSILON)
 }
 
-/// `clamp(round(x / scale) + zero_point, -128, 127)`, halves to even.
+/// Quantises to qint8: `clamp(round(x / scale) + zero_point, -128, 127)`, rounding half to even.
 ///
 /// ```
 /// use llm_int8_affine::custom;
@@ -71,7 +71,7 @@ pub fn codes(values: &[f32], scale: f32, zero_point: i32) -> Vec<i32> {
         .collect()
 }
 
-/// `(code - zero_point) · scale`.
+/// Dequantises: `(code - zero_point) · scale`.
 ///
 /// ```
 /// use llm_int8_affine::custom;

@@ -1,4 +1,4 @@
-//! What codes are stored as, and how zero and the step are chosen.
+//! The dtypes of codes, and the schemes that scales and zero points follow.
 
 use std::fmt;
 
@@ -25,8 +25,8 @@ impl QuantizedDtype {
         }
     }
 
-    /// Half of the codes, as `reduce_range` asks for: a product of two bytes then fits fbgemm's
-    /// 16-bit sums on machines without VNNI.
+    /// Half of the codes, as `reduce_range` requests: on machines without VNNI, fbgemm adds pairs
+    /// of products in 16 bits, and then they cannot saturate.
     ///
     /// ```
     /// use llm_int8_affine::QuantizedDtype;
@@ -39,7 +39,7 @@ impl QuantizedDtype {
         }
     }
 
-    /// The type of `int_repr()`: `torch.int8` or `torch.uint8`.
+    /// The dtype of `int_repr()`: `torch.int8` or `torch.uint8`.
     pub fn int_repr_name(self) -> &'static str {
         match self {
             Self::Qint8 => "torch.int8",
@@ -49,7 +49,7 @@ impl QuantizedDtype {
 }
 
 impl fmt::Display for QuantizedDtype {
-    /// As torch: `torch.qint8`.
+    /// As in torch: `torch.qint8`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Qint8 => "torch.qint8",
@@ -63,7 +63,8 @@ impl fmt::Display for QuantizedDtype {
 pub enum QScheme {
     /// One scale and one zero point for the tensor; the range is min..max.
     PerTensorAffine,
-    /// One scale for the tensor; the range is -absmax..absmax, zero in the middle of the codes.
+    /// One scale for the tensor; the range is -absmax..absmax, with zero in the middle of the
+    /// codes.
     PerTensorSymmetric,
     /// A scale and a zero point for each slice along an axis.
     PerChannelAffine,
@@ -72,19 +73,19 @@ pub enum QScheme {
 }
 
 impl QScheme {
-    /// Whether zero sits in the middle of the codes.
+    /// Whether zero is in the middle of the codes.
     pub fn is_symmetric(self) -> bool {
         matches!(self, Self::PerTensorSymmetric | Self::PerChannelSymmetric)
     }
 
-    /// Whether every channel has parameters of its own.
+    /// Whether every channel has its own parameters.
     pub fn is_per_channel(self) -> bool {
         matches!(self, Self::PerChannelAffine | Self::PerChannelSymmetric)
     }
 }
 
 impl fmt::Display for QScheme {
-    /// As torch: `torch.per_tensor_affine`.
+    /// As in torch: `torch.per_tensor_affine`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::PerTensorAffine => "torch.per_tensor_affine",

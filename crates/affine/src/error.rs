@@ -1,33 +1,33 @@
-//! The one error of this crate: what was wrong, where, and what to do.
+//! The error type of this crate.
 
 use crate::{QScheme, QuantizedDtype};
 
-/// The result of everything in this crate that can fail.
+/// A result with this crate's error.
 pub type Result<T, E = AffineError> = std::result::Result<T, E>;
 
-/// What can go wrong between numbers and their codes.
+/// Why a tensor, a setting or a layer is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AffineError {
-    /// A value that has no code.
+    /// A value that is NaN or infinite.
     #[error(
         "value {index} is {value}: only finite numbers can be quantised; remove it or replace it first"
     )]
     NotFinite {
-        /// Its place, counted from 0 in row-major order.
+        /// Its row-major index.
         index: usize,
-        /// NaN or an infinity.
+        /// The value.
         value: f32,
     },
-    /// There is nothing to look at.
+    /// A tensor without values, where at least one is needed.
     #[error("the tensor is empty: give at least one number")]
     Empty,
-    /// The numbers do not fill the shape.
-    #[error("{count} numbers do not have the shape {shape:?}")]
+    /// A number of values that does not match the shape.
+    #[error("{count} numbers do not fill the shape {shape:?}")]
     WrongShape {
-        /// How many there are.
+        /// The number of values.
         count: usize,
-        /// The shape that was claimed.
+        /// The shape given.
         shape: Vec<usize>,
     },
     /// An axis the tensor does not have.
@@ -35,9 +35,9 @@ pub enum AffineError {
         "axis {axis} is out of range: the tensor has {dimensions} dimension(s), counted from 0"
     )]
     AxisOutOfRange {
-        /// The axis asked for.
+        /// The requested axis.
         axis: usize,
-        /// How many there are.
+        /// The tensor's number of dimensions.
         dimensions: usize,
     },
     /// Two batches with different numbers of channels.
@@ -45,88 +45,88 @@ pub enum AffineError {
         "the observer has seen {seen} channels and now gets {now}; make a new observer or fix the batch"
     )]
     ChannelsChanged {
-        /// Before.
+        /// Channels of earlier batches.
         seen: usize,
-        /// In this batch.
+        /// Channels of this batch.
         now: usize,
     },
-    /// A scheme that the observer cannot work in.
-    #[error("{observer} does not support {scheme}; it takes {takes}")]
+    /// A scheme that the observer does not support.
+    #[error("{observer} does not support {scheme}; it supports {takes}")]
     UnsupportedScheme {
-        /// The observer.
+        /// The observer's class name.
         observer: &'static str,
-        /// What was asked for.
+        /// The requested scheme.
         scheme: QScheme,
-        /// What it supports.
+        /// The schemes it supports.
         takes: &'static str,
     },
-    /// `reduce_range` with symmetric quint8, which torch refuses too: the zero point 128 would be
-    /// outside of 0..=127.
+    /// `reduce_range` with symmetric quint8. torch refuses it too: the zero point 128 would be
+    /// outside 0..=127.
     #[error("reduce_range cannot be combined with symmetric quint8; use qint8 or an affine scheme")]
     SymmetricReducedQuint8,
-    /// A number of codes that is not between 2 and 256.
-    #[error("the codes {min}..={max} are no range of 2 to 256 codes within {dtype}")]
+    /// A range of codes that has fewer than 2, or is not within the dtype.
+    #[error("the codes {min}..={max} are not a range of 2 to 256 codes within {dtype}")]
     WrongRange {
         /// Smallest code.
         min: i32,
         /// Largest code.
         max: i32,
-        /// The type the codes are stored in.
+        /// The dtype of the codes.
         dtype: QuantizedDtype,
     },
-    /// A setting that is not a usable number.
+    /// A setting whose value is out of range.
     #[error("{setting} is {value}: it must be {expected}")]
     WrongSetting {
-        /// Which.
+        /// The setting's name.
         setting: &'static str,
-        /// What it was.
+        /// The value given.
         value: f64,
-        /// What it can be.
+        /// The values allowed.
         expected: &'static str,
     },
-    /// A scale or zero point that no code could be made with.
+    /// A scale or zero point that cannot quantise.
     #[error("scale {scale} with zero point {zero_point} cannot quantise to {dtype}: {reason}")]
     WrongQParams {
         /// The step between two codes.
         scale: f64,
-        /// The code of zero.
+        /// The code that stands for zero.
         zero_point: i32,
-        /// The type the codes are stored in.
+        /// The dtype of the codes.
         dtype: QuantizedDtype,
-        /// What does not hold.
+        /// Which rule it breaks.
         reason: &'static str,
     },
-    /// Per-channel parameters that do not fit the tensor.
+    /// Per-channel parameters whose number does not match the tensor's axis.
     #[error("{count} scales and zero points do not fit axis {axis} of the shape {shape:?}")]
     WrongChannels {
-        /// How many there are.
+        /// The number of scales and zero points.
         count: usize,
-        /// The axis they run along.
+        /// The axis they apply along.
         axis: usize,
         /// The tensor's shape.
         shape: Vec<usize>,
     },
-    /// Matrices that do not fit together.
+    /// Arguments whose dimensions do not match.
     #[error("{what}: expected {expected}, found {found}")]
     WrongDimension {
-        /// Which.
+        /// Which dimension of which argument.
         what: &'static str,
-        /// By the layer.
+        /// What the layer requires.
         expected: usize,
-        /// In what was given.
+        /// What it is.
         found: usize,
     },
-    /// Parameters a layer does not take.
+    /// A dtype or quantisation parameters that a layer does not support.
     #[error("{what} must be {expected}, not {found}")]
     Unsupported {
-        /// Which.
+        /// Which property of which argument.
         what: &'static str,
-        /// What the layer takes.
+        /// What the layer supports.
         expected: &'static str,
-        /// What was given.
+        /// What it is.
         found: String,
     },
-    /// The integer product failed.
+    /// The int8 matmul failed.
     #[error(transparent)]
     Kernel(#[from] llm_int8_kernels::KernelError),
 }

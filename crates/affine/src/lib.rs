@@ -13,12 +13,12 @@
 //! # Ok::<(), llm_int8_affine::AffineError>(())
 //! ```
 //!
-//! - [`observer`]: ranges seen → [`QParams`].
-//! - [`tensor`]: codes with their parameters; [`statistics`]: what was lost.
-//! - [`custom`]: the formulae a notebook writes by hand.
+//! - [`observer`]: observers, which turn the values they see into [`QParams`].
+//! - [`tensor`]: quantised tensors; [`statistics`]: the quantisation error.
+//! - [`custom`]: the textbook formulae, as notebooks write them by hand.
 //! - [`module`]: [`Linear`](module::Linear), `prepare`, `convert`, the integer forward pass.
 //!
-//! Everything prints as torch prints it ([`mod@print`]).
+//! Everything prints as in torch ([`mod@print`]).
 
 pub mod custom;
 pub mod dtype;

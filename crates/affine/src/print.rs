@@ -1,17 +1,20 @@
-//! torch's text of tensors (`torch/_tensor_str.py`) and Python's of numbers.
+//! Prints tensors as torch does (`torch/_tensor_str.py`) and floats as Python does.
 
 use crate::{QParams, QuantizedTensor};
 use std::fmt;
 
+/// torch's default print options.
 const LINE_WIDTH: usize = 80;
 const PRECISION: usize = 4;
-/// More elements than this are summarised to [`EDGE`] at both ends of each dimension.
+/// Tensors with more elements are summarised.
 const SUMMARIZE_ABOVE: usize = 1000;
+/// Items shown at both ends of each dimension of a summarised tensor.
 const EDGE: usize = 3;
-/// `tensor(`, which the following lines are indented by.
+/// What a printed tensor starts with; later lines are indented by its length.
 const PREFIX: &str = "tensor(";
 
-/// A number as Python writes it: `0.0470588244497776`, `1.1920928955078125e-07`, `1.0`, `inf`.
+/// A float as Python's `repr` writes it: `0.0470588244497776`, `1.1920928955078125e-07`, `1.0`,
+/// `inf`.
 ///
 /// ```
 /// use llm_int8_affine::print::python_float;
@@ -27,6 +30,7 @@ pub fn python_float(x: f64) -> String {
             x.to_string()
         };
     }
+
     let scientific = format!("{x:e}");
     let exponent: i32 = scientific
         .split_once('e')
@@ -48,14 +52,14 @@ fn python_exponent(scientific: &str) -> String {
     format!("{mantissa}e{sign}{digits:0>2}")
 }
 
-/// What a tensor's numbers print as, before layout.
+/// A tensor's values.
 #[derive(Debug, Clone, Copy)]
 enum Numbers<'a> {
     Floats(&'a [f64]),
     Integers(&'a [i32]),
 }
 
-/// A tensor as torch prints it. `Display` gives `tensor([...], suffixes)`.
+/// A tensor as torch prints it: `tensor([...], suffix, suffix)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Printed {
     body: String,
@@ -63,7 +67,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// Floats of dtype float32, row-major.
+    /// A float32 tensor, row-major.
     ///
     /// ```
     /// use llm_int8_affine::print::Printed;
@@ -78,7 +82,7 @@ impl Printed {
         }
     }
 
-    /// Floats of dtype float64.
+    /// A float64 tensor, row-major.
     pub fn doubles(values: &[f64], shape: &[usize]) -> Self {
         Self {
             body: body(Numbers::Floats(values), shape),
@@ -86,7 +90,7 @@ impl Printed {
         }
     }
 
-    /// Integers; `dtype` is named unless it is torch's int64.
+    /// An integer tensor, row-major. `dtype` is printed unless it is `None`, as for torch's int64.
     ///
     /// ```
     /// use llm_int8_affine::print::Printed;
@@ -104,7 +108,7 @@ impl Printed {
         }
     }
 
-    /// More after the numbers.
+    /// Appends suffixes, such as `size=(6,)`.
     pub fn with_suffixes(mut self, suffixes: impl IntoIterator<Item = String>) -> Self {
         self.suffixes.extend(suffixes);
         self
@@ -115,7 +119,8 @@ impl fmt::Display for Printed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = format!("{PREFIX}{}", self.body);
         let mut length = text.len() - text.rfind('\n').unwrap_or(0);
-        // As `_add_suffixes`, which counts one more where there is a line before.
+
+        // The length of the last line, plus 2, as in torch's `_add_suffixes`.
         length = if text.contains('\n') {
             length + 1
         } else {
@@ -130,18 +135,20 @@ impl fmt::Display for Printed {
                 length += suffix.len() + 2;
             }
         }
+
         write!(f, "{text})")
     }
 }
 
 impl fmt::Display for QuantizedTensor {
-    /// As `print(q)` of torch.
+    /// As `print(q)` in torch.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut suffixes = vec![
             format!("size={}", python_tuple(self.shape())),
             format!("dtype={}", self.dtype()),
             format!("quantization_scheme={}", self.qparams().scheme()),
         ];
+
         match self.qparams() {
             QParams::PerTensor { scale, zero_point } => {
                 suffixes.push(format!("scale={}", python_float(*scale)));
@@ -161,6 +168,7 @@ impl fmt::Display for QuantizedTensor {
                 suffixes.push(format!("axis={axis}"));
             }
         }
+
         write!(
             f,
             "{}",
@@ -184,12 +192,13 @@ fn python_tuple(shape: &[usize]) -> String {
     }
 }
 
-/// The bracketed numbers.
+/// The bracketed values.
 fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
     let count: usize = shape.iter().product();
     if count == 0 {
         return "[]".into();
     }
+
     let layout = Layout {
         summarize: count > SUMMARIZE_ABOVE,
     };
@@ -211,23 +220,26 @@ fn body(numbers: Numbers<'_>, shape: &[usize]) -> String {
             }
         }
     };
+
     let text = |i: usize| match numbers {
         Numbers::Floats(values) => format.text(values[i]),
         Numbers::Integers(values) => format!("{:>width$}", values[i], width = format.width),
     };
+
     if shape.is_empty() {
         return text(0);
     }
+
     layout.text(shape, 0, PREFIX.len(), format.width, &text)
 }
 
-/// Which numbers are shown, and where lines end.
+/// Decides which elements are shown, and breaks them into lines.
 struct Layout {
     summarize: bool,
 }
 
 impl Layout {
-    /// Places along a dimension that are shown; `None` is the ellipsis.
+    /// The indices shown along a dimension; `None` is the ellipsis.
     fn places(&self, size: usize) -> Vec<Option<usize>> {
         if self.summarize && size > 2 * EDGE {
             (0..EDGE)
@@ -240,17 +252,19 @@ impl Layout {
         }
     }
 
-    /// The elements that decide the format.
+    /// Collects the row-major indices of all elements shown; they decide the format.
     fn shown(&self, shape: &[usize], offset: usize, into: &mut Vec<usize>) {
         let Some((&size, rest)) = shape.split_first() else {
             return into.push(offset);
         };
         let stride: usize = rest.iter().product();
+
         for place in self.places(size).into_iter().flatten() {
             self.shown(rest, offset + place * stride, into);
         }
     }
 
+    /// The text of the sub-tensor that starts at `offset`. `width` is that of a number.
     fn text(
         &self,
         shape: &[usize],
@@ -264,20 +278,26 @@ impl Layout {
         };
         let places = self.places(size);
         let margin = " ".repeat(indent + 1);
+
         if rest.is_empty() {
-            let a_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
+            let per_line = ((LINE_WIDTH.saturating_sub(indent)) / (width + 2)).max(1);
             let numbers: Vec<String> = places
                 .iter()
                 .map(|place| place.map_or(" ...".into(), |i| number(offset + i)))
                 .collect();
-            let lines: Vec<String> = numbers.chunks(a_line).map(|line| line.join(", ")).collect();
+            let lines: Vec<String> = numbers
+                .chunks(per_line)
+                .map(|line| line.join(", "))
+                .collect();
             return format!("[{}]", lines.join(&format!(",\n{margin}")));
         }
+
         let stride: usize = rest.iter().product();
         let part = |place: &Option<usize>| match place {
             Some(i) => self.text(rest, offset + i * stride, indent + 1, width, number),
             None => "...".into(),
         };
+
         let parts: Vec<String> = places.iter().map(part).collect();
         format!(
             "[{}]",
@@ -289,13 +309,13 @@ impl Layout {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Style {
     Integer,
-    /// Floats that are all whole: `3.`.
+    /// Floats that are all integers: `3.`.
     Whole,
     Fixed,
     Scientific,
 }
 
-/// How all numbers of a tensor are written (`_Formatter`).
+/// The format of all numbers of a tensor (torch's `_Formatter`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Format {
     style: Style,
@@ -303,6 +323,7 @@ struct Format {
 }
 
 impl Format {
+    /// The format that torch chooses for these values.
     fn of(values: &[f64]) -> Self {
         let counted: Vec<f64> = values
             .iter()
@@ -320,6 +341,7 @@ impl Format {
             (true, false) => Style::Whole,
             (false, false) => Style::Fixed,
         };
+
         let bare = Self { style, width: 0 };
         let width = counted
             .iter()
@@ -335,6 +357,7 @@ impl Format {
             Style::Fixed => format!("{x:.PRECISION$}"),
             Style::Whole | Style::Integer => format!("{x:.0}."),
         };
+
         format!("{text:>width$}", width = self.width)
     }
 }
@@ -359,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_thousand_are_summarised() {
+    fn more_than_a_thousand_elements_are_summarised() {
         let values: Vec<i32> = (0..1001).collect();
         let text = Printed::integers(&values, &[1001], None).to_string();
         assert_eq!(text, "tensor([   0,    1,    2,  ...,  998,  999, 1000])");

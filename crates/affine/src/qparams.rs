@@ -1,32 +1,32 @@
-//! Scales and zero points, and how a range becomes them.
+//! Scales and zero points, and how they follow from a range of values.
 
 use crate::{AffineError, QScheme, QuantizedDtype, Result};
 
-/// What turns values into codes and back.
+/// The parameters of an affine quantisation: `value ≈ (code - zero_point) · scale`.
 ///
-/// Scales are held as f64, as torch holds them; those of an observer are f32 numbers.
+/// Scales are f64, as in torch; the scales that observers choose are f32 numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum QParams {
-    /// One for the whole tensor.
+    /// One scale and zero point for the whole tensor.
     PerTensor {
         /// The step between two codes.
         scale: f64,
-        /// The code of zero.
+        /// The code that stands for zero.
         zero_point: i32,
     },
-    /// One for each slice along `axis`.
+    /// A scale and zero point for each slice along `axis`.
     PerChannel {
-        /// Steps, one a slice.
+        /// The step between two codes, for each slice.
         scales: Vec<f64>,
-        /// Codes of zero, one a slice.
+        /// The code that stands for zero, for each slice.
         zero_points: Vec<i32>,
-        /// Which dimension the slices are counted along.
+        /// The dimension along which the slices are taken.
         axis: usize,
     },
 }
 
 impl QParams {
-    /// Scale and zero point of each channel; of the one there is when they are per tensor.
+    /// Scale and zero point of each channel. Per-tensor parameters count as one channel.
     pub fn channels(&self) -> impl Iterator<Item = (f64, i32)> + '_ {
         let (scales, zero_points) = match self {
             Self::PerTensor { scale, zero_point } => (
@@ -39,10 +39,11 @@ impl QParams {
                 ..
             } => (&scales[..], &zero_points[..]),
         };
+
         scales.iter().copied().zip(zero_points.iter().copied())
     }
 
-    /// `qscheme()` of a tensor with these parameters: torch calls symmetric tensors affine too.
+    /// `qscheme()` of a tensor with these parameters. torch calls symmetric tensors affine too.
     ///
     /// ```
     /// use llm_int8_affine::{QParams, QScheme};
@@ -55,7 +56,7 @@ impl QParams {
         }
     }
 
-    /// Refuses what no code could be made with.
+    /// Refuses scales and zero points that cannot quantise to `dtype`.
     pub(crate) fn check(&self, dtype: QuantizedDtype) -> Result<()> {
         let (min, max) = dtype.range();
         for (scale, zero_point) in self.channels() {
@@ -65,46 +66,53 @@ impl QParams {
                 dtype,
                 reason,
             };
+
             let step = scale as f32;
+
             if !(step > 0.0 && step.is_finite() && step.recip().is_finite()) {
                 return Err(wrong(
                     "the scale must be a positive number that f32 and its reciprocal can hold",
                 ));
             }
+
             if !(min..=max).contains(&zero_point) {
                 return Err(wrong("the zero point must be one of the codes"));
             }
         }
+
         Ok(())
     }
 }
 
-/// The codes an observer aims at, and the rules it does so by
-/// (`UniformQuantizationObserverBase` of torch).
+/// The codes an observer maps its range to, and the rules for it (torch's
+/// `UniformQuantizationObserverBase`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Grid {
     pub(crate) dtype: QuantizedDtype,
     pub(crate) symmetric: bool,
     pub(crate) quant_min: i32,
     pub(crate) quant_max: i32,
-    /// Whether the caller chose the codes, which moves the middle of symmetric quint8.
+    /// Whether the caller chose the codes, which changes the zero point of symmetric quint8.
     pub(crate) customized: bool,
+    /// The smallest scale.
     pub(crate) eps: f32,
 }
 
 impl Grid {
-    /// Scale and zero point of the range `min..max` (`_calculate_qparams`). The range is widened to
-    /// hold zero. Without data (`min > max`) scale 1 and zero point 0.
+    /// Scale and zero point of the range `min..max` (`_calculate_qparams`), which is widened to
+    /// include zero. Without data (`min > max`), scale 1 and zero point 0.
     ///
-    /// affine: `scale = max((max - min) / (quant_max - quant_min), eps)`,
-    /// `zero_point = clamp(quant_min - round(min / scale))`; symmetric:
-    /// `scale = max(absmax / ((quant_max - quant_min) / 2), eps)`. All in f32, halves to even.
+    /// affine: `scale = max((max - min) / (quant_max - quant_min), eps)`, `zero_point =
+    /// clamp(quant_min - round(min / scale))`; symmetric: `scale = max(absmax / ((quant_max -
+    /// quant_min) / 2), eps)`. All in f32, rounding half to even.
     pub(crate) fn qparams(&self, min: f32, max: f32) -> (f32, i32) {
         if min > max {
             return (1.0, 0);
         }
+
         let (min, max) = (min.min(0.0), max.max(0.0));
         let steps = (self.quant_max - self.quant_min) as f32;
+
         if self.symmetric {
             let scale = ((-min).max(max) / (steps / 2.0)).max(self.eps);
             let zero_point = match (self.dtype, self.customized) {
@@ -112,8 +120,10 @@ impl Grid {
                 (QuantizedDtype::Quint8, false) => 128,
                 (QuantizedDtype::Quint8, true) => (self.quant_min + self.quant_max).div_euclid(2),
             };
+
             return (scale, zero_point);
         }
+
         let scale = ((max - min) / steps).max(self.eps);
         let zero_point = self.quant_min - (min / scale).round_ties_even() as i32;
         (scale, zero_point.clamp(self.quant_min, self.quant_max))
@@ -137,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_range_always_holds_zero() {
+    fn the_range_always_includes_zero() {
         assert_eq!(
             grid(QuantizedDtype::Quint8, false).qparams(3.0, 5.0),
             (5.0 / 255.0, 0)
@@ -181,11 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn parameters_without_codes_are_refused() {
+    fn unusable_parameters_are_refused() {
         let check = |scale, zero_point| {
             QParams::PerTensor { scale, zero_point }.check(QuantizedDtype::Qint8)
         };
         assert!(check(0.5, -128).is_ok());
+
         for (scale, zero_point) in [
             (0.0, 0),
             (-1.0, 0),

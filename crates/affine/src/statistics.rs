@@ -1,20 +1,21 @@
-//! What quantising lost.
+//! Statistics of the quantisation error.
 
-/// Differences between values and what their codes stand for.
+/// The error of dequantised values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ErrorStatistics {
     /// Largest absolute error.
     pub max: f64,
     /// Mean absolute error.
     pub mean: f64,
-    /// Root of the mean squared error.
+    /// Root mean square error.
     pub rms: f64,
-    /// `10 · log10(Σ value² / Σ error²)`: decibels, infinite without any error.
+    /// Signal-to-noise ratio in decibels, `10 · log10(Σ value² / Σ error²)`; infinite without
+    /// error.
     pub signal_to_noise: f64,
 }
 
 impl ErrorStatistics {
-    /// Of values and their recovered counterparts, pair by pair.
+    /// The statistics of `recovered[i] - values[i]`.
     ///
     /// ```
     /// use llm_int8_affine::ErrorStatistics;
@@ -23,7 +24,10 @@ impl ErrorStatistics {
     /// assert!((e.signal_to_noise - 23.01).abs() < 0.01);
     /// ```
     pub fn of(values: &[f32], recovered: &[f32]) -> Self {
-        let (mut max, mut sum, mut squares, mut signal) = (0f64, 0f64, 0f64, 0f64);
+        let mut max = 0f64;
+        let mut sum = 0f64;
+        let mut squares = 0f64;
+        let mut signal = 0f64;
         for (&x, &y) in values.iter().zip(recovered) {
             let error = (f64::from(x) - f64::from(y)).abs();
             max = max.max(error);
@@ -31,6 +35,7 @@ impl ErrorStatistics {
             squares += error * error;
             signal += f64::from(x) * f64::from(x);
         }
+
         let count = values.len().max(1) as f64;
         let signal_to_noise = if squares == 0.0 {
             f64::INFINITY

@@ -1,9 +1,9 @@
-//! Tensors of floats, borrowed, and of codes.
+//! Borrowed float tensors, and quantised tensors.
 
 use crate::{AffineError, ErrorStatistics, QParams, QuantizedDtype, Result};
 use std::ops::Range;
 
-/// Finite numbers with a shape, row-major.
+/// A borrowed f32 tensor, row-major; all values are finite.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TensorRef<'a> {
     values: &'a [f32],
@@ -11,7 +11,7 @@ pub struct TensorRef<'a> {
 }
 
 impl<'a> TensorRef<'a> {
-    /// Numbers of this shape.
+    /// A tensor of this shape over `values`, row-major.
     ///
     /// ```
     /// use llm_int8_affine::TensorRef;
@@ -32,6 +32,7 @@ impl<'a> TensorRef<'a> {
                 shape: shape.to_vec(),
             });
         }
+
         match values.iter().position(|x| !x.is_finite()) {
             Some(index) => Err(AffineError::NotFinite {
                 index,
@@ -41,7 +42,7 @@ impl<'a> TensorRef<'a> {
         }
     }
 
-    /// The numbers.
+    /// The values, row-major.
     pub fn values(&self) -> &'a [f32] {
         self.values
     }
@@ -51,7 +52,7 @@ impl<'a> TensorRef<'a> {
         self.shape
     }
 
-    /// The smallest and the largest number.
+    /// The smallest and the largest value.
     ///
     /// # Errors
     /// [`AffineError::Empty`].
@@ -59,6 +60,7 @@ impl<'a> TensorRef<'a> {
         if self.values.is_empty() {
             return Err(AffineError::Empty);
         }
+
         Ok(min_max(self.values.iter().copied()))
     }
 
@@ -71,7 +73,7 @@ impl<'a> TensorRef<'a> {
     }
 }
 
-/// The smallest and the largest of some numbers; infinities the wrong way round of none.
+/// The smallest and the largest value; (∞, -∞) if there is none.
 pub(crate) fn min_max(values: impl Iterator<Item = f32>) -> (f32, f32) {
     values.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| {
         (min.min(x), max.max(x))
@@ -84,6 +86,7 @@ pub struct Channels {
     count: usize,
     /// Elements between two neighbours along the axis.
     stride: usize,
+    /// The product of the dimensions before the axis.
     outer: usize,
 }
 
@@ -95,31 +98,32 @@ impl Channels {
                 dimensions: shape.len(),
             });
         };
-        let stride = shape[axis + 1..].iter().product();
+
         Ok(Self {
             count,
-            stride,
+            stride: shape[axis + 1..].iter().product(),
             outer: shape[..axis].iter().product(),
         })
     }
 
-    /// How many slices there are.
+    /// The number of slices.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Ranges of elements that together are a slice.
+    /// The ranges of elements that make up a slice.
     pub fn ranges(&self, channel: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let Self {
             count,
             stride,
             outer,
         } = *self;
+
         (0..outer).map(move |i| (i * count + channel) * stride..(i * count + channel + 1) * stride)
     }
 }
 
-/// A quantised tensor: codes, and what they stand for (`torch.quantize_per_tensor`,
+/// A quantised tensor: codes with their parameters (`torch.quantize_per_tensor`,
 /// `torch.quantize_per_channel`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedTensor {
@@ -130,8 +134,8 @@ pub struct QuantizedTensor {
 }
 
 impl QuantizedTensor {
-    /// `clamp(round(x · (1 / scale)) + zero_point)` in f32, halves to even: torch multiplies with
-    /// the reciprocal, which decides codes at ties.
+    /// Quantises `x`: `clamp(round(x · (1 / scale)) + zero_point)` in f32, rounding half to even.
+    /// torch multiplies by the reciprocal, which decides codes at ties.
     ///
     /// ```
     /// use llm_int8_affine::{QParams, QuantizedDtype, QuantizedTensor, TensorRef};
@@ -148,6 +152,7 @@ impl QuantizedTensor {
     pub fn quantize(x: TensorRef<'_>, dtype: QuantizedDtype, qparams: &QParams) -> Result<Self> {
         qparams.check(dtype)?;
         let (min, max) = dtype.range();
+
         let mut codes = vec![0; x.values.len()];
         for (ranges, (scale, zero_point)) in parts(x.shape, qparams)?.zip(qparams.channels()) {
             let inverse = (scale as f32).recip();
@@ -158,6 +163,7 @@ impl QuantizedTensor {
                 }
             }
         }
+
         Ok(Self {
             codes,
             shape: x.shape.to_vec(),
@@ -166,7 +172,7 @@ impl QuantizedTensor {
         })
     }
 
-    /// Codes that are there already.
+    /// A tensor of given codes. `codes` and `qparams` must match `shape`.
     pub(crate) fn from_codes(
         codes: Vec<i32>,
         shape: Vec<usize>,
@@ -191,7 +197,7 @@ impl QuantizedTensor {
         &self.shape
     }
 
-    /// What the codes are stored as.
+    /// The dtype of the codes.
     pub fn dtype(&self) -> QuantizedDtype {
         self.dtype
     }
@@ -201,7 +207,7 @@ impl QuantizedTensor {
         &self.qparams
     }
 
-    /// `(code - zero_point) · scale` in f32.
+    /// The values: `(code - zero_point) · scale` in f32, row-major.
     ///
     /// ```
     /// use llm_int8_affine::{QParams, QuantizedDtype, QuantizedTensor, TensorRef};
@@ -212,7 +218,8 @@ impl QuantizedTensor {
     /// ```
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0f32; self.codes.len()];
-        // The parameters fitted the shape when this was made.
+
+        // Cannot fail: the parameters matched the shape when the tensor was made.
         let Ok(parts) = parts(&self.shape, &self.qparams) else {
             return values;
         };
@@ -223,17 +230,17 @@ impl QuantizedTensor {
                 }
             }
         }
+
         values
     }
 
-    /// What was lost of `x`, which this was made of.
+    /// The quantisation error of this tensor, which was quantised from `x`.
     pub fn errors(&self, x: TensorRef<'_>) -> ErrorStatistics {
         ErrorStatistics::of(x.values, &self.dequantize())
     }
 }
 
-/// For each channel the ranges of its elements; one range of everything when parameters are per
-/// tensor.
+/// The element ranges of each channel. Per-tensor parameters count as one channel.
 fn parts(
     shape: &[usize],
     qparams: &QParams,
@@ -251,16 +258,17 @@ fn parts(
         } => {
             let channels = Channels::new(shape, *axis)?;
             if scales.len() != channels.count || zero_points.len() != channels.count {
-                let count = scales.len();
                 return Err(AffineError::WrongChannels {
-                    count,
+                    count: scales.len(),
                     axis: *axis,
                     shape: shape.to_vec(),
                 });
             }
+
             channels
         }
     };
+
     Ok((0..channels.count).map(move |channel| channels.ranges(channel).collect()))
 }
 
@@ -276,13 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_another_shape_are_refused() {
+    fn parameters_that_do_not_match_the_shape_are_refused() {
         let x = TensorRef::new(&[1.0, 2.0, 3.0, 4.0], &[2, 2]).unwrap();
         let per_channel = |count, axis| QParams::PerChannel {
             scales: vec![1.0; count],
             zero_points: vec![0; count],
             axis,
         };
+
         let quantize =
             |qparams: &QParams| QuantizedTensor::quantize(x, QuantizedDtype::Qint8, qparams);
         assert!(quantize(&per_channel(2, 1)).is_ok());
@@ -297,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_bad_value_is_is_said() {
+    fn a_non_finite_value_is_named_by_its_index() {
         let error = TensorRef::new(&[1.0, f32::INFINITY], &[2]).unwrap_err();
         assert!(error.to_string().starts_with("value 1 is inf"));
     }

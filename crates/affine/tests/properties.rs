@@ -1,6 +1,6 @@
-//! What holds for every tensor and every scheme.
+//! Properties of every tensor in every scheme.
 
-#![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+#![allow(clippy::unwrap_used, reason = "tests panic on the first surprise")]
 
 use llm_int8_affine::*;
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ fn quantize(
     )
 }
 
-/// Values of very different magnitudes, one sided or not.
+/// Values of very different magnitudes, one-sided or not.
 fn values() -> impl Strategy<Value = Vec<f32>> {
     let spread = prop::sample::select(vec![1e-4f32, 1.0, 300.0, 1e6]);
     (
@@ -46,22 +46,23 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_error_is_half_a_step_inside_the_range(values in values()) {
+    fn the_error_is_at_most_half_a_step(values in values()) {
         for scheme in SCHEMES {
             let (q, scale, zero_point) = quantize(&values, scheme);
             let (min, max) = scheme.0.range();
             let (lowest, highest) = ((min - zero_point) as f32 * scale, (max - zero_point) as f32 * scale);
+
             for (&x, y) in values.iter().zip(q.dequantize()) {
-                // A rounded zero point moves the range by up to half a step at its ends.
+                // Rounding the zero point shifts the range by up to half a step.
                 let nearest = x.clamp(lowest, highest);
                 prop_assert!((nearest - y).abs() <= scale * 0.5001, "{x} -> {y}, step {scale}");
-                prop_assert!((x - nearest).abs() <= scale * 0.5001, "{x} is cut to {nearest}, step {scale}");
+                prop_assert!((x - nearest).abs() <= scale * 0.5001, "{x} is clamped to {nearest}, step {scale}");
             }
         }
     }
 
     #[test]
-    fn codes_grow_with_values(mut values in values()) {
+    fn codes_increase_with_values(mut values in values()) {
         values.sort_by(f32::total_cmp);
         for scheme in SCHEMES {
             let (q, ..) = quantize(&values, scheme);
@@ -82,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn a_channel_is_a_tensor_of_its_own(values in prop::collection::vec(-9.0f32..9.0, 12), axis in 0usize..2) {
+    fn a_channel_is_quantised_like_a_tensor_of_its_own(values in prop::collection::vec(-9.0f32..9.0, 12), axis in 0usize..2) {
         let shape = [3, 4];
         let x = TensorRef::new(&values, &shape).unwrap();
         let mut observer =
@@ -90,6 +91,7 @@ proptest! {
         observer.observe(x).unwrap();
         let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap()).unwrap();
         let channels = x.channels(axis).unwrap();
+
         for channel in 0..channels.count() {
             let pick = |all: &[f32]| channels.ranges(channel).flat_map(|r| all[r].to_vec()).collect::<Vec<f32>>();
             let (alone, ..) = quantize(&pick(&values), SCHEMES[0]);
@@ -98,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn no_batch_makes_an_observer_fail(batches in prop::collection::vec(prop::collection::vec(-1e30f32..1e30, 0..40), 0..4)) {
+    fn observers_accept_any_batch(batches in prop::collection::vec(prop::collection::vec(-1e30f32..1e30, 0..40), 0..4)) {
         for kind in [ObserverKind::MinMax, ObserverKind::MovingAverageMinMax(0.01), ObserverKind::Histogram] {
             let mut observer =
                 ObserverConfig::new(kind, QuantizedDtype::Quint8, QScheme::PerTensorAffine).build().unwrap();
@@ -156,10 +158,12 @@ fn wrong_settings_are_named() {
         .contains("-1..=127")
     );
     assert!(error(ObserverConfig { eps: 0.0, ..config }).contains("eps"));
+
     let average = ObserverConfig {
         kind: ObserverKind::MovingAverageMinMax(2.0),
         ..config
     };
+
     assert!(error(average).contains("averaging_constant"));
 }
 

@@ -1,9 +1,11 @@
-//! Against values made with torch 2.8 (`tests/golden/torch_affine*.json` of the repository): codes,
-//! zero points, scales, recovered values, outputs and printed forms.
+//! Goldens made with torch 2.8 (`tests/golden/torch_affine*.json` of the repository): codes, zero
+//! points, scales, dequantised values, outputs and printed forms.
 
-#![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+#![allow(clippy::unwrap_used, reason = "tests panic on the first surprise")]
 
-use llm_int8_affine::module::{DynamicQuantizedLinear, Linear, Model, QConfig, QuantizedLinear};
+use llm_int8_affine::module::{
+    DynamicQuantizedLinear, Linear, Model, QConfig, QuantizedLinear, QuantizedModel,
+};
 use llm_int8_affine::print::Printed;
 use llm_int8_affine::*;
 use serde_json::Value;
@@ -13,7 +15,7 @@ fn golden(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// All numbers of nested lists, in order, as f32.
+/// The numbers of nested lists, flattened, as f32.
 fn floats(value: &Value) -> Vec<f32> {
     match value {
         Value::Array(items) => items.iter().flat_map(floats).collect(),
@@ -32,7 +34,7 @@ fn integers(value: &Value) -> Vec<i32> {
     doubles(value).into_iter().map(|x| x as i32).collect()
 }
 
-/// Lengths of nested lists.
+/// The shape of nested lists.
 fn shape(value: &Value) -> Vec<usize> {
     match value.as_array() {
         Some(items) => [
@@ -74,7 +76,7 @@ fn unzip(qparams: &QParams) -> (Vec<f64>, Vec<i32>) {
     qparams.channels().unzip()
 }
 
-/// Bits, so that -0 and 0 differ and nothing is near enough.
+/// Bit patterns, so that comparisons are exact and tell -0 from 0.
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
@@ -84,12 +86,14 @@ fn tensors_of_every_kind() {
     let golden = golden("torch_affine.json");
     let tensors = items(&golden["tensors"]);
     assert_eq!(tensors.len(), 44);
+
     for case in tensors {
         let (values, shape) = (floats(&case["values"]), shape(&case["values"]));
         let kind = match case.get("axis") {
             Some(axis) => ObserverKind::PerChannelMinMax(axis.as_u64().unwrap() as usize),
             None => ObserverKind::MinMax,
         };
+
         let x = TensorRef::new(&values, &shape).unwrap();
         let mut observer =
             ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"]))
@@ -122,7 +126,8 @@ fn the_notebook() {
                 QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
                     .unwrap();
             compare(&q, &case[name]);
-            // The formulae written by hand agree with torch on these tensors.
+
+            // The textbook formulae agree with torch on these tensors.
             let by_hand = if name.ends_with("symmetric") {
                 custom::symmetric(x)
             } else {
@@ -141,11 +146,13 @@ fn the_notebook() {
                 q.dequantize()
             );
         }
+
         let qconfigs = [
             ("fbgemm", QConfig::fbgemm()),
             ("affine", QConfig::asymmetric()),
             ("symm", QConfig::symmetric()),
         ];
+
         for (name, qconfig) in qconfigs {
             let linear = Linear::new(values.clone(), 6, 1, None).unwrap();
             let converted = Model::new("M", linear)
@@ -185,77 +192,80 @@ fn linear(case: &Value) -> Linear {
     Linear::new(floats(&case["weight"]), shape[1], shape[0], bias).unwrap()
 }
 
+fn qconfig(name: &str) -> QConfig {
+    match name {
+        "affine" => QConfig::asymmetric(),
+        "symmetric" => QConfig::symmetric(),
+        "fbgemm" => QConfig::fbgemm(),
+        "per_channel" => QConfig {
+            activation: ObserverConfig {
+                reduce_range: true,
+                ..QConfig::asymmetric().activation
+            },
+            weight: QConfig::fbgemm().weight,
+        },
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Prepares a case's layer, calibrates it with the case's batches and converts it.
+fn converted(case: &Value, qconfig: &QConfig) -> QuantizedModel {
+    let mut prepared = Model::new("M", linear(case))
+        .with_stubs()
+        .prepare(qconfig)
+        .unwrap();
+    for batch in items(&case["calibration"]) {
+        prepared
+            .forward(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
+            .unwrap();
+    }
+
+    prepared.convert().unwrap()
+}
+
 #[test]
 fn calibrated_and_converted_linears() {
     let golden = golden("torch_affine.json");
     let linears = items(&golden["linears"]);
     assert_eq!(linears.len(), 8);
+
     let mut saturated = 0;
     for case in linears {
-        let qconfig = match text(&case["qconfig"]) {
-            "affine" => QConfig::asymmetric(),
-            "symmetric" => QConfig::symmetric(),
-            "fbgemm" => QConfig::fbgemm(),
-            "per_channel" => QConfig {
-                activation: ObserverConfig {
-                    reduce_range: true,
-                    ..QConfig::asymmetric().activation
-                },
-                weight: QConfig::fbgemm().weight,
-            },
-            other => unreachable!("{other}"),
-        };
-        let mut prepared = Model::new("M", linear(case))
-            .with_stubs()
-            .prepare(&qconfig)
-            .unwrap();
-        for batch in items(&case["calibration"]) {
-            prepared
-                .forward(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
-                .unwrap();
-        }
-        let converted = prepared.convert().unwrap();
         let name = text(&case["qconfig"]);
+        let qconfig = qconfig(name);
+        let converted = converted(case, &qconfig);
         let input = (
             doubles(&case["input_scale"]),
             integers(&case["input_zero_point"]),
         );
         assert_eq!(unzip(converted.input_qparams().unwrap()), input, "{name}");
-        // The range of outputs depends on the order in which torch's sgemm adds: one bit of f32.
-        let (scale, zero_point) = (
-            case["output_scale"].as_f64().unwrap(),
-            integers(&case["output_zero_point"])[0],
-        );
+
+        // The range of outputs depends on the summation order of torch's sgemm: one bit of f32.
+        let scale = case["output_scale"].as_f64().unwrap();
+        let zero_point = integers(&case["output_zero_point"])[0];
         let (scales, zero_points) = unzip(&converted.linear().output_qparams());
         assert_eq!(zero_points, [zero_point], "{name}");
-        assert!(
-            (scales[0] as f32)
-                .to_bits()
-                .abs_diff((scale as f32).to_bits())
-                <= 1,
-            "{name}"
-        );
-        // What follows is compared bit by bit, with torch's own scale.
+        let found = (scales[0] as f32).to_bits();
+        assert!(found.abs_diff((scale as f32).to_bits()) <= 1, "{name}");
+
+        // From here on everything is compared bit for bit, with torch's own scale.
         let output = QParams::PerTensor { scale, zero_point };
         let layer = QuantizedLinear::from_float(&linear(case), &qconfig.weight, &output).unwrap();
         assert!(text(&case["module"]).contains(&layer.to_string()), "{name}");
-        let weight = layer.weight();
-        assert_eq!(
-            weight.int_repr(),
-            integers(&case["weight_int_repr"]),
-            "{name}"
-        );
-        assert_eq!(
-            unzip(weight.qparams()).0,
-            doubles(&case["weight_scale"]),
-            "{name}"
-        );
-        // This golden comes from a machine without VNNI.
-        let (input, shape) = (floats(&case["input"]), shape(&case["input"]));
-        let x = TensorRef::new(&input, &shape).unwrap();
-        let q = converted.quantize(x).unwrap();
+        let codes = integers(&case["weight_int_repr"]);
+        assert_eq!(layer.weight().int_repr(), codes, "{name}");
+        let scales = doubles(&case["weight_scale"]);
+        assert_eq!(unzip(layer.weight().qparams()).0, scales, "{name}");
+
+        // The golden was made on a machine without VNNI.
+        let input = floats(&case["input"]);
+        let shape = shape(&case["input"]);
+        let q = converted
+            .quantize(TensorRef::new(&input, &shape).unwrap())
+            .unwrap();
         let y = layer.forward_saturating(&q).unwrap().dequantize();
         assert_eq!(bits(&y), bits(&floats(&case["output"])), "{name}");
+
         let exact = layer.forward(&q).unwrap().dequantize();
         if qconfig.activation.reduce_range {
             assert_eq!(bits(&exact), bits(&y), "half of the codes cannot saturate");
@@ -263,7 +273,8 @@ fn calibrated_and_converted_linears() {
             saturated += usize::from(exact != y);
         }
     }
-    assert!(saturated > 0, "the golden shows what saturation does");
+
+    assert!(saturated > 0, "at least one golden must saturate");
 }
 
 #[test]
@@ -271,6 +282,7 @@ fn observers_over_several_batches() {
     let golden = golden("torch_affine_more.json");
     let cases = items(&golden["observers"]);
     assert!(cases.len() > 100);
+
     for case in cases {
         let kind = match text(&case["observer"]) {
             "MinMaxObserver" => ObserverKind::MinMax,
@@ -279,12 +291,15 @@ fn observers_over_several_batches() {
             "HistogramObserver" => ObserverKind::Histogram,
             other => unreachable!("{other}"),
         };
+
         let config = ObserverConfig {
             reduce_range: case["reduce_range"].as_bool().unwrap(),
             ..ObserverConfig::new(kind, dtype(&case["dtype"]), scheme(&case["scheme"]))
         };
+
         let mut observer = config.build().unwrap();
         let name = format!("{config:?} {}", case["kind"]);
+
         for (batch, after) in items(&golden["batches"][text(&case["kind"])])
             .iter()
             .zip(items(&case["after"]))
@@ -295,6 +310,7 @@ fn observers_over_several_batches() {
             let expected = (doubles(&after["scale"]), integers(&after["zero_point"]));
             assert_eq!(unzip(&observer.qparams().unwrap()), expected, "{name}");
         }
+
         assert_eq!(observer.to_string(), text(&case["text"]), "{name}");
     }
 }
@@ -312,6 +328,7 @@ fn histograms_of_many_values() {
                 .observe(TensorRef::new(&floats(batch), &shape(batch)).unwrap())
                 .unwrap();
         }
+
         let expected = (doubles(&case["scale"]), integers(&case["zero_point"]));
         assert_eq!(unzip(&observer.qparams().unwrap()), expected);
     }
@@ -341,10 +358,13 @@ fn prepared_and_converted_modules_print_as_torch_does() {
             "default" => QConfig::default_qconfig(),
             _ => QConfig::fbgemm(),
         };
+
         let model = Model::new("M", linear(case)).with_stubs();
         assert_eq!(model.to_string(), text(&case["float"]));
+
         let mut prepared = model.prepare(&qconfig).unwrap();
         assert_eq!(prepared.to_string(), text(&case["prepared"]));
+
         let (input, shape) = (floats(&case["input"]), shape(&case["input"]));
         let x = TensorRef::new(&input, &shape).unwrap();
         prepared.forward(x).unwrap();
@@ -376,6 +396,7 @@ fn tensors_print_as_torch_does() {
         let q = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &observer.qparams().unwrap())
             .unwrap();
         assert_eq!(q.to_string(), text(&case["quantized"]));
+
         let codes = Printed::integers(q.int_repr(), &shape, Some("torch.int8"));
         assert_eq!(codes.to_string(), text(&case["codes"]));
     }

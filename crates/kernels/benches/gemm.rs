@@ -1,11 +1,14 @@
-//! The products of gpt2-large: one token (decode), a prompt (prefill), the float output head, and
-//! reading a checkpoint.
+//! The kernels at the sizes of gpt2-large: linear layers for one token (decode) and for a prompt
+//! (prefill), attention, the activation function, the output head, and quantising a checkpoint.
 //!
-//! `cargo bench -p llm-int8-kernels`, on every instruction set the CPU has. The peer is the same
-//! product in f32 by the `gemm` crate, which candle multiplies with. What memory and registers
-//! allow is printed beside.
+//! `cargo bench -p llm-int8-kernels` runs on every instruction set the CPU has. The peer is the
+//! same matmul in f32 by the `gemm` crate, which candle uses. The roofline of memory and registers
+//! is printed beside.
 
-#![allow(clippy::print_stdout, reason = "limits are printed beside the results")]
+#![allow(
+    clippy::print_stdout,
+    reason = "prints the roofline beside the results"
+)]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
@@ -23,22 +26,24 @@ use std::time::Duration;
 
 type Result = std::result::Result<(), KernelError>;
 
-/// Linear layers of a gpt2-large block as (K, N), and its blocks.
+/// Linear layers of a gpt2-large block as (K, N).
 const SHAPES: [(usize, usize); 4] = [(1280, 3840), (1280, 1280), (1280, 5120), (5120, 1280)];
+/// Blocks of gpt2-large.
 const BLOCKS: usize = 36;
+/// The output head of gpt2-large as (K, N).
 const HEAD: (usize, usize) = (1280, 50257);
 
-/// A closure for `iter` that stops at an error.
+/// A closure for `iter` that panics on an error.
 fn checked(mut run: impl FnMut() -> Result) -> impl FnMut() {
     move || done(run())
 }
 
-/// What failed was not measured.
+/// Panics on an error: a failed run must not be timed.
 fn done(result: Result) {
     assert!(result.is_ok(), "{result:?}");
 }
 
-/// Numbers in -1..1 without structure.
+/// Pseudorandom numbers in -1..1.
 fn noise(count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
@@ -47,10 +52,11 @@ fn noise(count: usize) -> Vec<f32> {
         state ^= state << 5;
         state as i32 as f32 / i32::MAX as f32
     };
+
     (0..count).map(|_| next()).collect()
 }
 
-/// A layer whose codes lie in a model's memory.
+/// A layer whose codes lie in a model's memory, from `first` on.
 struct Layer {
     inputs: usize,
     outputs: usize,
@@ -58,7 +64,7 @@ struct Layer {
     absmax: Vec<f32>,
 }
 
-/// Layers one after the other, their codes in large pages as the loader puts them.
+/// Layers one after the other, with their codes in huge pages, as the loader allocates them.
 struct Model {
     codes: Vec<i8>,
     layers: Vec<Layer>,
@@ -66,7 +72,8 @@ struct Model {
 
 impl Model {
     fn new(shapes: impl Iterator<Item = (usize, usize)>) -> Self {
-        let (mut first, mut layers) = (64, Vec::new());
+        let mut first = 64;
+        let mut layers = Vec::new();
         for (inputs, outputs) in shapes {
             layers.push(Layer {
                 inputs,
@@ -74,8 +81,10 @@ impl Model {
                 first,
                 absmax: vec![0.5; outputs],
             });
+
             first += inputs * outputs;
         }
+
         let mut codes = vec![0i8; first];
         prefer_large(&mut codes);
         let some = noise(1 << 20);
@@ -107,7 +116,7 @@ impl Layer {
     }
 }
 
-/// Quantises the activations (K = 1280 and K = 5120) and multiplies them with every layer.
+/// Runs every layer, with its input from `x` (K = 1280 and K = 5120), quantised each time.
 fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32]) -> Result {
     for layer in &model.layers {
         let x = &x[usize::from(layer.inputs == 5120)][..rows * layer.inputs];
@@ -115,10 +124,11 @@ fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32
         let a = quantize_activations(isa, a, 6.0, OutlierScope::Batch);
         layer.forward(isa, model, &a, out)?;
     }
+
     Ok(())
 }
 
-/// Noise in which some columns are outliers in a quarter of the rows.
+/// Noise in which some columns are outliers, each in a quarter of the rows.
 fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
     [1280, 5120].map(|inputs| {
         let mut x = noise(rows * inputs);
@@ -127,13 +137,16 @@ fn activations(rows: usize, columns: usize) -> [Vec<f32>; 2] {
                 .filter(|c| (c + m) % 4 == 0)
                 .for_each(|c| row[c * 211 % inputs] = 9.0);
         }
+
         x
     })
 }
 
+/// All int8 layers of the model for a few rows.
 fn decode(c: &mut Criterion) {
     let model = Model::new((0..BLOCKS).flat_map(|_| SHAPES));
-    let (x, mut out) = (activations(8, 24), vec![0f32; 8 * 5120]);
+    let x = activations(8, 24);
+    let mut out = vec![0f32; 8 * 5120];
     let mut group = c.benchmark_group("all int8 layers of gpt2-large");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
     println!(
@@ -143,20 +156,23 @@ fn decode(c: &mut Criterion) {
     for isa in Isa::available().into_iter().skip(1) {
         for rows in [1, 2, 4, 8] {
             group.bench_function(format!("{}/{rows} rows", isa.name()), |b| {
-                // On the pool from beginning to end, as the decoder runs.
+                // Inside the thread pool throughout, as the decoder runs.
                 b.iter(|| {
                     rayon::scope(|_| done(token(isa, &model, &x, rows, black_box(&mut out))))
                 });
             });
         }
     }
+
     group.finish();
 }
 
+/// The int8 layers of one block for many rows, and one of them in f32.
 fn prefill(c: &mut Criterion) {
-    // One block: its codes (20 MB) leave the inner caches between uses as a whole model's do.
+    // One block: its codes (20 MB) are evicted from L1 and L2 between uses, as a whole model's are.
     let model = Model::new(SHAPES.into_iter());
     let macs = model.codes.len();
+
     let mut group = c.benchmark_group("prefill one block of gpt2-large");
     for isa in Isa::available().into_iter().skip(1) {
         println!(
@@ -165,7 +181,8 @@ fn prefill(c: &mut Criterion) {
             limits::multiply_rate(isa) / 1e9
         );
         for (rows, columns) in [(16, 6), (128, 6), (512, 6), (128, 200)] {
-            let (x, mut out) = (activations(rows, columns), vec![0f32; rows * 5120]);
+            let x = activations(rows, columns);
+            let mut out = vec![0f32; rows * 5120];
             group.throughput(Throughput::Elements((macs * rows) as u64));
             group.bench_function(
                 format!("{}/{rows} rows, {columns} outlier columns", isa.name()),
@@ -175,22 +192,19 @@ fn prefill(c: &mut Criterion) {
             );
         }
     }
+
     let (rows, (inputs, outputs)) = (128, SHAPES[2]);
-    let (x, w, mut out) = (
-        noise(rows * inputs),
-        noise(inputs * outputs),
-        vec![0f32; rows * outputs],
-    );
+    let x = noise(rows * inputs);
+    let w = noise(inputs * outputs);
+    let mut out = vec![0f32; rows * outputs];
     group.throughput(Throughput::Elements((inputs * outputs * rows) as u64));
     group.bench_function("peer: gemm crate, f32, 1280×5120/128", |b| {
         b.iter(|| peer(rows, inputs, outputs, &x, &w, black_box(&mut out)));
     });
     group.bench_function("dense f32, 1280×5120/128", |b| {
         b.iter(checked(|| {
-            let (a, w) = (
-                MatRef::new(&x, rows, inputs)?,
-                MatRef::new(&w, outputs, inputs)?,
-            );
+            let a = MatRef::new(&x, rows, inputs)?;
+            let w = MatRef::new(&w, outputs, inputs)?;
             dense::linear(
                 Isa::detect(),
                 a,
@@ -200,22 +214,26 @@ fn prefill(c: &mut Criterion) {
             )
         }));
     });
+
     group.finish();
 }
 
-/// One token of a gpt2-large layer after 256 others, and 512 tokens at once.
+/// Attention of a gpt2-large layer: one token after 256 others, and 512 tokens at once.
 fn attend(c: &mut Criterion) {
-    let (heads, size, positions) = (20, 64, 512);
+    let heads = 20;
+    let size = 64;
+    let positions = 512;
     let keys: Vec<f16> = noise(positions * size)
         .into_iter()
         .map(f16::from_f32)
         .collect();
     let query = noise(size);
+
     let mut group = c.benchmark_group("attention of a gpt2-large layer");
     for isa in Isa::available() {
         for (name, seen) in [("one token after 256", 256..257), ("512 tokens", 1..513)] {
-            let products: usize = seen.clone().map(|seen| 2 * seen * size).sum();
-            group.throughput(Throughput::Elements((heads * products) as u64));
+            let multiply_adds: usize = seen.clone().map(|seen| 2 * seen * size).sum();
+            group.throughput(Throughput::Elements((heads * multiply_adds) as u64));
             group.bench_function(format!("{}/{name}", isa.name()), |b| {
                 let mut out = vec![0f32; seen.len() * size];
                 let mut scratch = attention::Scratch::default();
@@ -238,19 +256,22 @@ fn attend(c: &mut Criterion) {
             });
         }
     }
+
     group.finish();
 }
 
-/// The function of a gpt2-large MLP over 128 tokens.
+/// The activation function of a gpt2-large MLP over 128 tokens.
 fn activate(c: &mut Criterion) {
     let mut x = noise(128 * 5120);
     let mut group = c.benchmark_group("activation of 128×5120");
     group.throughput(Throughput::Elements(x.len() as u64));
+
     for isa in Isa::available() {
         group.bench_function(format!("{}/GELU", isa.name()), |b| {
             b.iter(|| activation::apply(isa, kernels::Activation::GeluTanh, black_box(&mut x)));
         });
     }
+
     group.finish();
 }
 
@@ -258,7 +279,10 @@ fn activate(c: &mut Criterion) {
 #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
 fn peer(rows: usize, inputs: usize, outputs: usize, x: &[f32], w: &[f32], out: &mut [f32]) {
     assert!(x.len() == rows * inputs && w.len() == inputs * outputs && out.len() == rows * outputs);
-    let (k, n) = (inputs as isize, outputs as isize);
+
+    let k = inputs as isize;
+    let n = outputs as isize;
+
     // SAFETY: the strides describe the three slices, whose lengths were checked.
     unsafe {
         gemm::gemm(
@@ -285,6 +309,7 @@ fn peer(rows: usize, inputs: usize, outputs: usize, x: &[f32], w: &[f32], out: &
     }
 }
 
+/// The output head in floating point.
 fn head(c: &mut Criterion) {
     let (inputs, outputs) = HEAD;
     let x = noise(inputs);
@@ -298,6 +323,7 @@ fn head(c: &mut Criterion) {
             .map(f16::from_f32)
             .collect::<Vec<_>>(),
     );
+
     head_of(
         &mut group,
         "bf16",
@@ -307,16 +333,19 @@ fn head(c: &mut Criterion) {
             .map(bf16::from_f32)
             .collect::<Vec<_>>(),
     );
+
     head_of(&mut group, "f32", &x, &noise(inputs * outputs));
     group.finish();
 }
 
-/// The head in int8, as `--quantize-head` makes it.
+/// The output head in int8, as with `--quantize-head`.
 fn int8_head(c: &mut Criterion) {
     let model = Model::new(std::iter::once(HEAD));
-    let ([x, _], mut out) = (activations(1, 24), vec![0f32; HEAD.1]);
+    let [x, _] = activations(1, 24);
+    let mut out = vec![0f32; HEAD.1];
     let mut group = c.benchmark_group("output head of gpt2-large in int8");
     group.throughput(Throughput::Bytes(model.codes.len() as u64));
+
     for isa in Isa::available().into_iter().skip(1) {
         group.bench_function(isa.name(), |b| {
             b.iter(checked(|| {
@@ -326,10 +355,12 @@ fn int8_head(c: &mut Criterion) {
                     6.0,
                     OutlierScope::Batch,
                 );
+
                 model.layers[0].forward(isa, &model, &a, black_box(&mut out))
             }));
         });
     }
+
     group.finish();
 }
 
@@ -341,7 +372,8 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(name, |b| {
         b.iter(checked(|| {
-            let (a, w) = (MatRef::new(x, 1, inputs)?, MatRef::new(w, outputs, inputs)?);
+            let a = MatRef::new(x, 1, inputs)?;
+            let w = MatRef::new(w, outputs, inputs)?;
             dense::linear(
                 Isa::detect(),
                 a,
@@ -353,6 +385,7 @@ fn head_of<W: Element>(group: &mut Group<'_>, name: &str, x: &[f32], w: &[W]) {
     });
 }
 
+/// Quantising weights, as a checkpoint loads, and activations.
 fn quantise(c: &mut Criterion) {
     let (inputs, outputs) = SHAPES[2];
     let floats = noise(4 * inputs * outputs);
@@ -371,6 +404,7 @@ fn quantise(c: &mut Criterion) {
             .map(|&x| bf16::from_f32(x))
             .collect::<Vec<_>>(),
     );
+
     let [x, _] = activations(1, 24);
     group.throughput(Throughput::Elements(1280));
     group.bench_function("activations 1×1280", |b| {
@@ -380,11 +414,13 @@ fn quantise(c: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
+
     group.finish();
 }
 
 fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
-    let (mut codes, mut absmax) = (vec![0i8; w.len()], vec![0f32; 5120]);
+    let mut codes = vec![0i8; w.len()];
+    let mut absmax = vec![0f32; 5120];
     group.throughput(Throughput::Bytes(size_of_val(w) as u64));
     group.bench_function(format!("{name} rows"), |b| {
         b.iter(checked(|| {
@@ -397,6 +433,7 @@ fn quantise_from<T: Element>(group: &mut Group<'_>, name: &str, w: &[T]) {
             )
         }));
     });
+
     group.bench_function(format!("{name} transposed"), |b| {
         b.iter(checked(|| {
             let codes = MatMut::new(&mut codes, 5120, 5120)?;

@@ -1,9 +1,9 @@
-//! The functions between the products of an MLP, element by element, vectorised and with the same
-//! bits on every instruction set. Errors are below 2e-7 of the argument's size.
+//! Activation functions of an MLP: element-wise, vectorised, bit-identical on every instruction
+//! set. Errors are below 2e-7 times the argument's magnitude.
 
 use crate::simd::for_every_width;
 
-/// A function of one number.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
@@ -20,11 +20,11 @@ pub enum Activation {
     QuickGelu,
     /// `tanh(x)`.
     Tanh,
-    /// `x·Φ(x)`, kept within -10 and 10.
+    /// `x·Φ(x)`, clamped to -10..=10.
     GeluClipped,
     /// `½·(1 + erf((x − 0.707107) / (0.282095·√2)))`.
     Laplace,
-    /// `x`, or `0.01·x` below 0.
+    /// `x` if `x ≥ 0`, otherwise `0.01·x`.
     LeakyRelu,
     /// `x`.
     Linear,
@@ -49,13 +49,13 @@ for_every_width! {
 }
 
 for_every_width! {
-    /// `x = exp(x - largest)` for every value; returns their sum.
+    /// `x = exp(x - largest)` for every value; returns the sum.
     pub(crate) fn exp_all(x: &mut [f32], largest: f32) -> f32 = exp_each
 }
 
 #[inline(always)]
 fn apply_all(function: Activation, x: &mut [f32]) {
-    // The function is chosen outside of the loops, so that each of them is vectorised.
+    // The match is outside the loops, so that each of them vectorises.
     match function {
         Activation::GeluTanh => each(x, |x| {
             x * sigmoid(2.0 * 0.797_884_6 * (x + 0.044_715 * x * x * x))
@@ -86,36 +86,40 @@ fn exp_each(x: &mut [f32], largest: f32) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0f32; LANES];
     let (whole, rest) = x.as_chunks_mut::<LANES>();
+
     for x in whole {
         x.iter_mut().for_each(|x| *x = exp(*x - largest));
         sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += *x);
     }
+
     rest.iter_mut().for_each(|x| *x = exp(*x - largest));
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-/// Six digits of `√½`, as MEGA has them.
+/// `√½` to six digits, as in MEGA.
 const LAPLACE_MEAN: f32 = 707_107.0 / 1e6;
 
-/// `max(x, 0)`, and NaN for NaN.
+/// `max(x, 0)`; NaN stays NaN.
 #[inline(always)]
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
-/// `x` clamped, and NaN for NaN.
+/// `x` clamped to `low..=high`; NaN stays NaN.
 #[inline(always)]
 fn between(x: f32, low: f32, high: f32) -> f32 {
     let x = if x < low { low } else { x };
     if x > high { high } else { x }
 }
 
-/// `tanh(ln(1 + e))` is `n / (n + 2)` for `n = e² + 2e`; from 20 on it is 1 in f32.
+/// `x · tanh(ln(1 + e))` for `e = eˣ`. The tanh is `n / (n + 2)` for `n = e² + 2e`, and 1 in f32
+/// from `x = 20` on.
 #[inline(always)]
 fn mish(x: f32) -> f32 {
     let e = exp(if x > 20.0 { 20.0 } else { x });
     let n = e * (e + 2.0);
     let y = x * (n / (n + 2.0));
+
     if x > 20.0 { x } else { y }
 }
 
@@ -129,14 +133,17 @@ fn sigmoid(x: f32) -> f32 {
 fn exp(x: f32) -> f32 {
     const LARGEST: f32 = 88.7;
     const SMALLEST: f32 = -87.3;
-    /// Adding 1.5 · 2²³ rounds to a whole number, which then stands in the lowest bits.
+
+    /// Adding 1.5 · 2²³ rounds to an integer, which ends up in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // Comparisons instead of `clamp`: a NaN goes through.
+
+    // Comparisons instead of `clamp`, so that NaN propagates.
     let y = if x > LARGEST { LARGEST } else { x };
     let y = if y < SMALLEST { SMALLEST } else { y };
     let shifted = y * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    // ln 2 in two parts, of which the first has few bits.
+
+    // ln 2 in two parts, the first with few bits, so that `n` times it is exact.
     let r = (y - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
         + 1.666_666_5e-1)
@@ -144,10 +151,11 @@ fn exp(x: f32) -> f32 {
         + 0.5;
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let value = (p * r * r + r + 1.0) * two_to_n;
+
     if x < SMALLEST { 0.0 } else { value }
 }
 
-/// The normal distribution's Φ, by Abramowitz and Stegun's 7.1.26.
+/// Φ, the normal distribution function, by Abramowitz and Stegun's 7.1.26.
 #[inline(always)]
 fn normal(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -156,6 +164,7 @@ fn normal(x: f32) -> f32 {
         + 0.254_829_6)
         * t;
     let tail = 0.5 * p * exp(-z * z);
+
     if x < 0.0 { tail } else { 1.0 - tail }
 }
 
@@ -187,7 +196,8 @@ mod tests {
 
     /// Φ by Simpson's rule.
     fn phi(x: f64) -> f64 {
-        let (steps, start) = (4000, -12.0);
+        let steps = 4000;
+        let start = -12.0;
         let h = (x - start) / f64::from(steps);
         let density = |x: f64| (-x * x / 2.0).exp();
         let inner: f64 = (1..steps)
@@ -214,7 +224,7 @@ mod tests {
     ];
 
     #[test]
-    fn values_are_those_of_f64_and_the_same_everywhere() {
+    fn values_match_f64_and_are_bit_identical_on_every_isa() {
         let x: Vec<f32> = (-230..230).map(|i| i as f32 * 0.05).collect();
         for function in ALL {
             let mut first: Option<Vec<u32>> = None;
@@ -229,6 +239,7 @@ mod tests {
                         "{function:?}({x}) = {y}, not {expected}"
                     );
                 }
+
                 let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
                 assert_eq!(
                     first.get_or_insert(bits.clone()),
@@ -240,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_stays_visible() {
+    fn non_finite_values_propagate() {
         for isa in Isa::available() {
             for function in ALL {
                 let mut y = [f32::NAN, 0.0, f32::INFINITY, 1e30];
@@ -252,6 +263,7 @@ mod tests {
                     Activation::GeluClipped => 10.0,
                     _ => f32::INFINITY,
                 };
+
                 assert!(
                     y[0].is_nan() && y[2] == large && y[3] >= 1.0,
                     "{function:?} {y:?}"
@@ -259,6 +271,7 @@ mod tests {
                 let bound = if zero == 0.0 { 0.0 } else { 3e-7 };
                 assert!((y[1] - zero).abs() <= bound, "{function:?} {y:?}");
             }
+
             let mut y = [0.0, -1.0, -200.0, f32::NEG_INFINITY];
             let sum = exp_all(isa, &mut y, 0.0);
             assert!((y[1] - (-1f32).exp()).abs() < 1e-7 && y[2..] == [0.0, 0.0]);

@@ -1,13 +1,13 @@
-//! Memory that begins with a cache line. A vector load that lies in two lines is read twice: with
-//! panels that did not begin with a line, a prompt of 512 tokens took a seventh longer.
+//! Memory aligned to a cache line. A vector load that straddles two lines touches both: with panels
+//! that did not start on a line, a prompt of 512 tokens took a seventh longer.
 
 use std::ops::{Deref, DerefMut};
 
-/// Bytes of a cache line.
+/// The size of a cache line in bytes.
 pub const LINE: usize = 64;
 
-/// Elements to leave out so that the first one kept begins a cache line. Memory that has [`LINE`]
-/// bytes to spare can always leave out as many.
+/// How many elements to skip so that the first one kept starts a cache line. At most [`LINE`] bytes
+/// are skipped.
 ///
 /// ```
 /// use llm_int8_kernels::aligned::{LINE, elements_before_line};
@@ -17,14 +17,14 @@ pub const LINE: usize = 64;
 /// assert_eq!(memory[first..].as_ptr().align_offset(LINE), 0);
 /// ```
 pub fn elements_before_line<T>(memory: &[T]) -> usize {
-    // `align_offset` may refuse (it gives `usize::MAX`): then nothing is left out.
+    // `align_offset` may return `usize::MAX`, "impossible": then nothing is skipped.
     match memory.as_ptr().align_offset(LINE) {
         offset if offset <= LINE => offset,
         _ => 0,
     }
 }
 
-/// Values, the first at the beginning of a cache line.
+/// A vector whose first value starts a cache line.
 ///
 /// ```
 /// use llm_int8_kernels::AlignedVec;
@@ -40,7 +40,7 @@ pub struct AlignedVec<T> {
 }
 
 impl<T: Clone> AlignedVec<T> {
-    /// `len` times the same value.
+    /// `len` copies of `value`.
     ///
     /// ```
     /// assert!(llm_int8_kernels::AlignedVec::filled(0, 0u8).is_empty());
@@ -52,7 +52,8 @@ impl<T: Clone> AlignedVec<T> {
         Self { memory, first, len }
     }
 
-    /// Changes the length; the values are unspecified afterwards.
+    /// Changes the length, reusing the allocation if it is large enough. The values are unspecified
+    /// afterwards.
     ///
     /// ```
     /// let mut values = llm_int8_kernels::AlignedVec::filled(2, 0u8);
@@ -83,6 +84,7 @@ impl<T: Clone> Clone for AlignedVec<T> {
                 len: 0,
             };
         };
+
         let mut copy = Self::filled(self.len, value);
         copy.clone_from_slice(self);
         copy
@@ -114,14 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_and_longer_ones_are_aligned_too() {
+    fn clones_and_resized_vectors_are_aligned() {
         for len in [0usize, 1, 63, 64, 1000] {
             let mut values = AlignedVec::filled(len, 7u16);
             let copy = values.clone();
             assert!(copy == values && copy.iter().all(|x| *x == 7));
+
             values.reset(len * 3 + 1, 0);
             assert_eq!(values.len(), len * 3 + 1);
+
             values.reset(1, 0);
+
             for ptr in [copy.as_ptr(), values.as_ptr()] {
                 assert!(ptr.align_offset(LINE) == 0 || len == 0);
             }

@@ -1,11 +1,12 @@
 //! Attention of queries that share one head of keys and values.
 //!
-//! Keys lie in panels of sixteen positions, one value of all sixteen after the other, so that
-//! scores come out in registers without sums across them; values lie position after position. Up to
-//! eight queries pass over keys and values together, because turning f16 into f32 costs as much as
-//! multiplying. Every score runs over the head's values and every output over positions, one after
-//! the other: a query gives the same bits alone and together with others, at once and token by
-//! token.
+//! - Layout: keys lie in panels of sixteen positions, and within a panel one component of all
+//!   sixteen after the other, so that sixteen scores fill a register without horizontal sums.
+//!   Values lie position by position.
+//! - Up to eight queries share one pass over keys and values, because converting f16 to f32 costs
+//!   as much as multiplying.
+//! - Every score is summed over the head's components, and every output over positions, in a fixed
+//!   order. So a query gives the same bits alone and in a group, in a prompt and token by token.
 
 #![allow(
     clippy::needless_range_loop,
@@ -22,13 +23,13 @@ use crate::simd::{Eight, Lanes, for_every_width};
 use crate::{Element, Isa};
 use std::ops::Range;
 
-/// Positions of a panel of keys; heads are filled up to a multiple of it.
+/// Positions of a panel of keys. The number of positions in a cache is a multiple of it.
 pub const PANEL: usize = 16;
 
-/// Most queries that pass over keys together.
-const MOST: usize = 8;
+/// Most queries that share a pass over keys and values.
+const MAX_QUERIES: usize = 8;
 
-/// Keys and values of one head for some positions.
+/// Keys and values of one head.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadCache<'a, T> {
     keys: &'a [T],
@@ -36,16 +37,17 @@ pub struct HeadCache<'a, T> {
     size: usize,
 }
 
-/// A query and what it sees.
+/// A query, and the positions it attends to.
 #[derive(Debug)]
 pub struct Query<'a> {
-    /// Rotated and multiplied with what scores are multiplied with; of the head's size.
+    /// The query vector, of the head's size, after rotation and multiplied by the scale of the
+    /// scores.
     pub query: &'a [f32],
-    /// The positions it sees.
+    /// The positions it attends to.
     pub seen: Range<usize>,
-    /// Its head, for `rescore`.
+    /// Its head, which is passed to `rescore`.
     pub head: usize,
-    /// Where the result goes, of the head's size.
+    /// The output, of the head's size.
     pub out: &'a mut [f32],
 }
 
@@ -56,7 +58,8 @@ pub struct Scratch {
     sums: Vec<f32>,
 }
 
-/// Values of a head as they lie in memory: its size, filled up.
+/// Components per position of the values in memory: the head's size, padded to a multiple of
+/// [`PANEL`].
 ///
 /// ```
 /// assert_eq!([1, 16, 20].map(llm_int8_kernels::attention::padded), [16, 16, 32]);
@@ -65,7 +68,7 @@ pub fn padded(size: usize) -> usize {
     size.next_multiple_of(PANEL)
 }
 
-/// Where value `d` of the key of a position lies in a head's keys.
+/// The index of component `d` of a position's key in the keys of a head of `size` components.
 ///
 /// ```
 /// use llm_int8_kernels::attention::key_place;
@@ -76,21 +79,23 @@ pub fn key_place(position: usize, d: usize, size: usize) -> usize {
 }
 
 impl<'a, T: Element> HeadCache<'a, T> {
-    /// Keys and values of a head of `size` values: both hold as many positions, a multiple of
-    /// [`PANEL`]; keys by [`key_place`], values [`padded`] and one position after the other.
+    /// The cache of a head of `size` components. Both slices hold the same number of positions, a
+    /// multiple of [`PANEL`]: keys laid out by [`key_place`], values as `[positions,
+    /// padded(size)]`.
     ///
     /// # Panics
-    /// Where the lengths are not those.
+    /// If the lengths do not match this layout.
     pub fn new(keys: &'a [T], values: &'a [T], size: usize) -> Self {
         let positions = values.len() / padded(size).max(1);
         assert!(positions.is_multiple_of(PANEL) && values.len() == positions * padded(size));
         assert!(keys.len() == positions * size);
+
         Self { keys, values, size }
     }
 }
 
-/// `softmax(rescore(q · kᵀ)) · v` of each query over the positions it sees. `rescore` gets a
-/// query's head, the first position and the scores, and may change these.
+/// `out = softmax(rescore(q · kᵀ)) · v` of each query over the positions it attends to.
+/// `rescore(head, first, scores)` may change the scores of the positions from `first` on.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, attention::*};
@@ -104,7 +109,8 @@ impl<'a, T: Element> HeadCache<'a, T> {
 /// ```
 ///
 /// # Panics
-/// Where a query sees positions that the cache does not hold, or is not of the head's size.
+/// If a query attends to no position or to one that the cache does not hold, or if its length is
+/// not the head's size.
 pub fn attend<T: Element>(
     isa: Isa,
     cache: HeadCache<'_, T>,
@@ -117,50 +123,49 @@ pub fn attend<T: Element>(
         assert!(query.query.len() == cache.size && query.out.len() == cache.size);
         assert!(query.seen.start < query.seen.end && query.seen.end <= positions);
     }
+
     // Narrower registers hold fewer sums.
     let most = match isa.width() {
         Width::Scalar => 1,
         #[cfg(target_arch = "x86_64")]
         Width::V256 => 4,
         #[cfg(target_arch = "x86_64")]
-        Width::V512 => MOST,
+        Width::V512 => MAX_QUERIES,
     };
+
     for queries in queries.chunks_mut(most) {
         match queries.len() {
-            1 => together::<T, 1>(isa, cache, queries, &rescore, scratch),
-            2 => together::<T, 2>(isa, cache, queries, &rescore, scratch),
-            3 => together::<T, 3>(isa, cache, queries, &rescore, scratch),
-            4 => together::<T, 4>(isa, cache, queries, &rescore, scratch),
-            5 => together::<T, 5>(isa, cache, queries, &rescore, scratch),
-            6 => together::<T, 6>(isa, cache, queries, &rescore, scratch),
-            7 => together::<T, 7>(isa, cache, queries, &rescore, scratch),
-            _ => together::<T, MOST>(isa, cache, queries, &rescore, scratch),
+            1 => attend_group::<T, 1>(isa, cache, queries, &rescore, scratch),
+            2 => attend_group::<T, 2>(isa, cache, queries, &rescore, scratch),
+            3 => attend_group::<T, 3>(isa, cache, queries, &rescore, scratch),
+            4 => attend_group::<T, 4>(isa, cache, queries, &rescore, scratch),
+            5 => attend_group::<T, 5>(isa, cache, queries, &rescore, scratch),
+            6 => attend_group::<T, 6>(isa, cache, queries, &rescore, scratch),
+            7 => attend_group::<T, 7>(isa, cache, queries, &rescore, scratch),
+            _ => attend_group::<T, MAX_QUERIES>(isa, cache, queries, &rescore, scratch),
         }
     }
 }
 
-fn together<T: Element, const Q: usize>(
+/// Attention of `Q` queries in one pass over the keys and one over the values.
+fn attend_group<T: Element, const Q: usize>(
     isa: Isa,
     cache: HeadCache<'_, T>,
     queries: &mut [Query<'_>],
     rescore: &impl Fn(usize, usize, &mut [f32]),
     scratch: &mut Scratch,
 ) {
-    let first = queries.iter().map(|q| q.seen.start).min().unwrap_or(0) / PANEL;
-    let last = queries
-        .iter()
-        .map(|q| q.seen.end)
-        .max()
-        .unwrap_or(0)
-        .div_ceil(PANEL);
-    let (length, width) = ((last - first) * PANEL, padded(cache.size));
+    // Scores of all panels that any query attends to.
+    let start = queries.iter().map(|q| q.seen.start).min().unwrap_or(0);
+    let end = queries.iter().map(|q| q.seen.end).max().unwrap_or(0);
+    let panels = start / PANEL..end.div_ceil(PANEL);
+    let offset = panels.start * PANEL;
+    let length = panels.len() * PANEL;
     scratch.scores.resize(Q * length, 0.0);
     let vectors: [&[f32]; Q] = std::array::from_fn(|i| queries[i].query);
-    scores(isa, vectors, cache, first..last, &mut scratch.scores);
+    scores(isa, vectors, cache, panels, &mut scratch.scores);
 
-    scratch.sums.clear();
-    scratch.sums.resize(Q * width, 0.0);
-    let offset = first * PANEL;
+    // Softmax, without the division by the total.
     let mut totals = [0f32; Q];
     for (i, query) in queries.iter().enumerate() {
         let seen = query.seen.start - offset..query.seen.end - offset;
@@ -168,37 +173,11 @@ fn together<T: Element, const Q: usize>(
         rescore(query.head, query.seen.start, row);
         totals[i] = exp_all(isa, row, largest(isa, row));
     }
-    // What all see is passed together, what only some see one by one, and positions stay in order.
-    let start = queries.iter().map(|q| q.seen.start).max().unwrap_or(0);
-    let end = queries
-        .iter()
-        .map(|q| q.seen.end)
-        .min()
-        .unwrap_or(0)
-        .max(start);
-    let one = |i: usize, places: Range<usize>, scratch: &mut Scratch| {
-        if !places.is_empty() {
-            let weights =
-                [&scratch.scores[i * length..][places.start - offset..places.end - offset]];
-            mix(
-                isa,
-                weights,
-                cache,
-                places.start,
-                &mut scratch.sums[i * width..][..width],
-            );
-        }
-    };
-    for (i, query) in queries.iter().enumerate() {
-        one(i, query.seen.start..start.min(query.seen.end), scratch);
-    }
-    if start < end {
-        let weights: [&[f32]; Q] =
-            std::array::from_fn(|i| &scratch.scores[i * length..][start - offset..end - offset]);
-        mix(isa, weights, cache, start, &mut scratch.sums);
-    }
+
+    sum_values::<T, Q>(isa, cache, queries, offset, scratch);
+
+    let width = padded(cache.size);
     for (i, query) in queries.iter_mut().enumerate() {
-        one(i, end.max(query.seen.start)..query.seen.end, scratch);
         let inverse = totals[i].recip();
         let sums = &scratch.sums[i * width..];
         query
@@ -209,15 +188,65 @@ fn together<T: Element, const Q: usize>(
     }
 }
 
+/// Sums the values of each query, weighted by its scores, into `scratch.sums` `[Q, padded(size)]`.
+/// `offset` is the position of the first score.
+///
+/// Positions that all queries attend to are read once for all, the others query by query. Each
+/// query still sums its positions in ascending order.
+fn sum_values<T: Element, const Q: usize>(
+    isa: Isa,
+    cache: HeadCache<'_, T>,
+    queries: &[Query<'_>],
+    offset: usize,
+    scratch: &mut Scratch,
+) {
+    let length = scratch.scores.len() / Q;
+    let width = padded(cache.size);
+    scratch.sums.clear();
+    scratch.sums.resize(Q * width, 0.0);
+
+    let scores = &scratch.scores[..];
+    let sums = &mut scratch.sums[..];
+    let weights = |i: usize, seen: &Range<usize>| {
+        &scores[i * length..][seen.start - offset..seen.end - offset]
+    };
+    let sum_one = |i: usize, seen: Range<usize>, sums: &mut [f32]| {
+        if !seen.is_empty() {
+            let sums = &mut sums[i * width..][..width];
+            weighted_sum(isa, [weights(i, &seen)], cache, seen.start, sums);
+        }
+    };
+
+    let start = queries.iter().map(|q| q.seen.start).max().unwrap_or(0);
+    let end = queries.iter().map(|q| q.seen.end).min().unwrap_or(0);
+    let shared = start..end.max(start);
+
+    for (i, query) in queries.iter().enumerate() {
+        let before = query.seen.start..shared.start.min(query.seen.end);
+        sum_one(i, before, sums);
+    }
+
+    if !shared.is_empty() {
+        let weights: [&[f32]; Q] = std::array::from_fn(|i| weights(i, &shared));
+        weighted_sum(isa, weights, cache, shared.start, sums);
+    }
+
+    for (i, query) in queries.iter().enumerate() {
+        let after = shared.end.max(query.seen.start)..query.seen.end;
+        sum_one(i, after, sums);
+    }
+}
+
 for_every_width! {
     fn largest(values: &[f32]) -> f32 = largest_of
 }
 
-/// The largest value; NaN counts for nothing here and shows in the sum of powers.
+/// The largest value. NaN is ignored here; it shows up in the sum of exponentials.
 #[inline(always)]
 fn largest_of(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = values.as_chunks::<16>();
+
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
         lanes
@@ -225,6 +254,7 @@ fn largest_of(values: &[f32]) -> f32 {
             .zip(chunk)
             .for_each(|(lane, x)| *lane = larger(*lane, *x));
     }
+
     lanes
         .iter()
         .chain(rest)
@@ -232,7 +262,7 @@ fn largest_of(values: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, larger)
 }
 
-/// Scores of `Q` queries with all positions of some panels: `out[q][position]`.
+/// Scores of `Q` queries with all positions of some panels: `out` `[Q, positions]`.
 fn scores<T: Element, const Q: usize>(
     isa: Isa,
     queries: [&[f32]; Q],
@@ -242,7 +272,8 @@ fn scores<T: Element, const Q: usize>(
 ) {
     let keys = &cache.keys[panels.start * PANEL * cache.size..panels.end * PANEL * cache.size];
     assert!(out.len() == Q * panels.len() * PANEL && queries.iter().all(|q| q.len() == cache.size));
-    // SAFETY: `isa` proves that the CPU has the instructions; the lengths were checked.
+
+    // SAFETY: `isa` proves that the CPU supports the instructions; the lengths were checked.
     unsafe {
         match isa.width() {
             Width::Scalar => scores_with::<Eight, T, Q>(queries, keys, out),
@@ -254,8 +285,10 @@ fn scores<T: Element, const Q: usize>(
     }
 }
 
+/// [`scores`] with registers `L`.
+///
 /// # Safety
-/// As [`scores`] checks, and the CPU has the instructions of `L`.
+/// The CPU supports the instructions of `L`; the lengths are as [`scores`] checks.
 #[inline(always)]
 unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
     queries: [&[f32]; Q],
@@ -265,8 +298,10 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
     let size = queries[0].len();
     let parts = PANEL / L::COUNT;
     let length = out.len() / Q;
+
     for p in 0..length / PANEL {
-        // SAFETY: every load and store lies in a panel of `size` · 16 keys or of 16 scores.
+        // SAFETY: p < panels and d < size, so every load lies in a panel of `size` · 16 keys, and
+        // every store in 16 scores.
         unsafe {
             let mut sums = [[L::splat(0.0); 2]; Q];
             for d in 0..size {
@@ -278,10 +313,11 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
                 for q in 0..Q {
                     let x = L::splat(*queries[q].get_unchecked(d));
                     for part in 0..parts {
-                        sums[q][part] = sums[q][part].add_product(x, key[part]);
+                        sums[q][part] = sums[q][part].add_mul(x, key[part]);
                     }
                 }
             }
+
             for q in 0..Q {
                 for part in 0..parts {
                     sums[q][part].store(
@@ -294,8 +330,8 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
     }
 }
 
-/// `sums[q] += Σ weights[q][i] · values[first + i]`, one position after the other.
-fn mix<T: Element, const Q: usize>(
+/// `sums[q] += weights[q][i] · values[first + i]` for each position `i` in order.
+fn weighted_sum<T: Element, const Q: usize>(
     isa: Isa,
     weights: [&[f32]; Q],
     cache: HeadCache<'_, T>,
@@ -306,58 +342,64 @@ fn mix<T: Element, const Q: usize>(
     let count = weights[0].len();
     let values = &cache.values[first * width..(first + count) * width];
     assert!(sums.len() == Q * width && weights.iter().all(|w| w.len() == count));
-    // SAFETY: `isa` proves that the CPU has the instructions; the lengths were checked.
+
+    // SAFETY: `isa` proves that the CPU supports the instructions; the lengths were checked.
     unsafe {
         match isa.width() {
-            Width::Scalar => mix_with::<Eight, T, Q>(weights, values, sums),
+            Width::Scalar => weighted_sum_with::<Eight, T, Q>(weights, values, sums),
             #[cfg(target_arch = "x86_64")]
-            Width::V256 => x86::mix256(weights, values, sums),
+            Width::V256 => x86::weighted_sum256(weights, values, sums),
             #[cfg(target_arch = "x86_64")]
-            Width::V512 => x86::mix512(weights, values, sums),
+            Width::V512 => x86::weighted_sum512(weights, values, sums),
         }
     }
 }
 
+/// [`weighted_sum`] with registers `L`.
+///
 /// # Safety
-/// As [`mix`] checks, and the CPU has the instructions of `L`.
+/// The CPU supports the instructions of `L`; the lengths are as [`weighted_sum`] checks.
 #[inline(always)]
-unsafe fn mix_with<L: Lanes, T: Element, const Q: usize>(
+unsafe fn weighted_sum_with<L: Lanes, T: Element, const Q: usize>(
     weights: [&[f32]; Q],
     values: &[T],
     sums: &mut [f32],
 ) {
     let width = sums.len() / Q;
-    // As many sums as there are registers for: 32 of 512 bits, 16 of 256.
+
+    // As many accumulators as fit the register file: 32 registers of 512 bits, or 16 of 256.
     let is_wide = if L::COUNT == 16 { Q <= 4 } else { Q <= 2 };
+
     let mut d = 0;
     while d < width {
-        // SAFETY: d and the registers after it lie in a position of `width` values, a multiple of
-        // 16.
+        // SAFETY: d + C · COUNT ≤ width: `width` is a multiple of 16, so one register always fits.
         unsafe {
             d += if is_wide && d + 4 * L::COUNT <= width {
-                mix_chunk::<L, T, Q, 4>(weights, values, sums, d)
+                weighted_sum_chunk::<L, T, Q, 4>(weights, values, sums, d)
             } else if d + 2 * L::COUNT <= width {
-                mix_chunk::<L, T, Q, 2>(weights, values, sums, d)
+                weighted_sum_chunk::<L, T, Q, 2>(weights, values, sums, d)
             } else {
-                mix_chunk::<L, T, Q, 1>(weights, values, sums, d)
+                weighted_sum_chunk::<L, T, Q, 1>(weights, values, sums, d)
             };
         }
     }
 }
 
-/// `C` registers of values from `d` on; returns how many values that was.
+/// The sums of the `C` registers of components from `d` on; returns how many components that was.
 ///
 /// # Safety
-/// As [`mix_with`] has it.
+/// As for [`weighted_sum_with`], and `d + C · L::COUNT` is at most the padded size.
 #[inline(always)]
-unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
+unsafe fn weighted_sum_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
     weights: [&[f32]; Q],
     values: &[T],
     sums: &mut [f32],
     d: usize,
 ) -> usize {
     let width = sums.len() / Q;
-    // SAFETY: the caller's promise.
+
+    // SAFETY: the caller guarantees that components d to d + C · COUNT are inside each row of
+    // `sums` and each position of `values`.
     unsafe {
         let mut registers = [[L::splat(0.0); C]; Q];
         for q in 0..Q {
@@ -365,6 +407,7 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
                 registers[q][c] = L::load(sums.as_ptr().add(q * width + d + c * L::COUNT));
             }
         }
+
         for i in 0..weights[0].len() {
             let mut value = [L::splat(0.0); C];
             for c in 0..C {
@@ -373,57 +416,62 @@ unsafe fn mix_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
             for q in 0..Q {
                 let weight = L::splat(*weights[q].get_unchecked(i));
                 for c in 0..C {
-                    registers[q][c] = registers[q][c].add_product(weight, value[c]);
+                    registers[q][c] = registers[q][c].add_mul(weight, value[c]);
                 }
             }
         }
+
         for q in 0..Q {
             for c in 0..C {
                 registers[q][c].store(sums.as_mut_ptr().add(q * width + d + c * L::COUNT));
             }
         }
     }
+
     C * L::COUNT
 }
 
-/// The same for the vectors of x86.
+/// The x86 instantiations, compiled for their instruction sets.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{mix_with, scores_with};
+    use super::{scores_with, weighted_sum_with};
     use crate::Element;
     use std::arch::x86_64::{__m256, __m512};
 
     macro_rules! compiled {
-        ($scores:ident, $mix:ident, $lanes:ty, $features:literal) => {
+        ($scores:ident, $weighted_sum:ident, $lanes:ty, $features:literal) => {
             /// # Safety
-            /// As [`super::scores`] checks.
+            /// The CPU supports the instructions; the lengths are as [`super::scores`] checks.
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $scores<T: Element, const Q: usize>(
                 q: [&[f32]; Q],
                 keys: &[T],
                 out: &mut [f32],
             ) {
-                // SAFETY: the caller's promise, and this function's instructions.
+                // SAFETY: `target_feature` enables the instructions of the registers; the caller
+                // guarantees the lengths.
                 unsafe { scores_with::<$lanes, T, Q>(q, keys, out) }
             }
 
             /// # Safety
-            /// As [`super::mix`] checks.
+            /// The CPU supports the instructions; the lengths are as [`super::weighted_sum`]
+            /// checks.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $mix<T: Element, const Q: usize>(
+            pub(super) unsafe fn $weighted_sum<T: Element, const Q: usize>(
                 w: [&[f32]; Q],
                 values: &[T],
                 sums: &mut [f32],
             ) {
-                // SAFETY: the caller's promise, and this function's instructions.
-                unsafe { mix_with::<$lanes, T, Q>(w, values, sums) }
+                // SAFETY: `target_feature` enables the instructions of the registers; the caller
+                // guarantees the lengths.
+                unsafe { weighted_sum_with::<$lanes, T, Q>(w, values, sums) }
             }
         };
     }
-    compiled!(scores256, mix256, __m256, "avx2,f16c,fma");
+    compiled!(scores256, weighted_sum256, __m256, "avx2,f16c,fma");
     compiled!(
         scores512,
-        mix512,
+        weighted_sum512,
         __m512,
         "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl"
     );

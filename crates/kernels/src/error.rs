@@ -1,6 +1,6 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
-/// Arguments that a kernel cannot compute with.
+/// Why a kernel refuses its arguments.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -14,27 +14,27 @@ pub enum KernelError {
         /// Length of the slice.
         found: usize,
     },
-    /// Two arguments whose dimensions do not fit together.
-    #[error("{what}: {expected} expected, {found} given")]
+    /// Arguments whose dimensions do not match.
+    #[error("{what}: expected {expected}, found {found}")]
     WrongDimension {
         /// Which dimension of which argument.
         what: &'static str,
-        /// What the other arguments ask for.
+        /// What the other arguments require.
         expected: usize,
-        /// What was given.
+        /// What it is.
         found: usize,
     },
-    /// More columns than an i32 accumulator is exact for.
+    /// So many columns that an i32 accumulator could overflow.
     #[error(
-        "a product over {columns} columns could overflow its 32-bit accumulator; at most {limit} are allowed"
+        "a matmul over {columns} columns could overflow its 32-bit accumulator; at most {limit} are allowed"
     )]
     TooManyColumns {
-        /// Columns asked for.
+        /// Columns of the weight, K.
         columns: usize,
-        /// The largest number allowed.
+        /// The most that cannot overflow.
         limit: usize,
     },
-    /// A weight that is not a finite float16.
+    /// A weight that is NaN, infinite or too large for float16.
     #[error(
         "the weight of output {row}, input {column} is {value}, which is not a finite float16 \
          (bitsandbytes quantises through float16, whose largest value is 65504)"
@@ -44,31 +44,31 @@ pub enum KernelError {
         row: usize,
         /// Input feature.
         column: usize,
-        /// The value.
+        /// The weight's value before rounding to float16.
         value: f32,
     },
     /// A code that row-wise quantisation never writes.
     #[error(
-        "code {index} is -128, which is outside of -127..=127; the weight was not written by LLM.int8()"
+        "code {index} is -128, which is outside -127..=127; the weight was not written by LLM.int8()"
     )]
     CodeOutOfRange {
-        /// Place in the slice.
+        /// Index in the slice.
         index: usize,
     },
-    /// An outlier column without a full-precision weight.
+    /// An outlier column whose full-precision weights were not given.
     #[error("outlier column {column} is not among the {given} full-precision columns given")]
     MissingOutlierColumn {
-        /// The column.
+        /// The input feature.
         column: u32,
-        /// How many columns were given.
+        /// The number of columns given.
         given: usize,
     },
-    /// An instruction set that does not exist here.
+    /// An unknown instruction set, or one that this CPU lacks.
     #[error("instruction set `{name}` is not available here; available: {available}")]
     UnknownIsa {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names of those that are.
+        /// The available names, separated by commas.
         available: String,
     },
 }

@@ -1,19 +1,18 @@
-//! Which instruction set a kernel runs on. Owning an [`Isa`] proves that this CPU has it (memchr's
-//! pattern): the constructors are the only way to one.
+//! The instruction set a kernel runs on. Holding an [`Isa`] proves that this CPU supports it: every
+//! constructor checks (the pattern is memchr's).
 
 use crate::KernelError;
 use std::fmt;
 
-/// An instruction set that this CPU is known to have.
+/// An instruction set that this CPU supports.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa(Kind);
 
-/// The slowest first; each has what those before it have, up to AVX-VNNI, which AVX-512 does not
-/// need.
+/// Slowest first. Each includes all before it, except that AVX-512 VNNI does not imply AVX-VNNI.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Scalar,
-    /// With F16C and FMA, as every CPU with AVX2 has them.
+    /// AVX2 with F16C and FMA, which every CPU with AVX2 has.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// `vpdpbusd` on 256 bits.
@@ -22,7 +21,7 @@ pub(crate) enum Kind {
     /// `vpdpbusd` on 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
-    /// `tdpbssd` on tiles of 16 × 64 codes, everything else as AVX-512.
+    /// `tdpbssd` on tiles of 16 × 64 codes; everything else runs on AVX-512.
     #[cfg(target_arch = "x86_64")]
     Amx,
     /// `sdot` on 128 bits.
@@ -30,7 +29,7 @@ pub(crate) enum Kind {
     NeonDot,
 }
 
-/// How wide vectors of floats are.
+/// The width of a vector of floats.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Width {
     Scalar,
@@ -41,8 +40,8 @@ pub(crate) enum Width {
 }
 
 impl Isa {
-    /// The fastest this CPU has of those that have run on real hardware. `neon-dot` has only run
-    /// under emulation, so it is used where it is asked for by name.
+    /// The fastest instruction set of this CPU among those that have run on real hardware.
+    /// `neon-dot` has only run under emulation, so it must be requested by name.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -51,12 +50,12 @@ impl Isa {
     pub fn detect() -> Self {
         Self::available()
             .into_iter()
-            .rfind(|isa| isa.tried())
+            .rfind(|isa| isa.ran_on_hardware())
             .unwrap_or(Self::scalar())
     }
 
-    /// Whether it has run on real hardware, so that its speed is known.
-    fn tried(self) -> bool {
+    /// Whether it has run on real hardware, and not only under emulation.
+    fn ran_on_hardware(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => false,
@@ -73,7 +72,7 @@ impl Isa {
         Self(Kind::Scalar)
     }
 
-    /// Those this CPU has, the slowest first.
+    /// All that this CPU supports, slowest first.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -101,7 +100,8 @@ impl Isa {
         all
     }
 
-    /// The one of that name: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`, `amx` or `neon-dot`.
+    /// The instruction set of a name: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`, `amx` or
+    /// `neon-dot`.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -111,7 +111,7 @@ impl Isa {
     /// ```
     ///
     /// # Errors
-    /// [`KernelError::UnknownIsa`] where there is none or this CPU lacks it.
+    /// [`KernelError::UnknownIsa`] if there is none of that name, or this CPU lacks it.
     pub fn by_name(name: &str) -> Result<Self, KernelError> {
         let all = Self::available();
         all.iter()
@@ -127,7 +127,7 @@ impl Isa {
             })
     }
 
-    /// Its name.
+    /// The name that [`Isa::by_name`] takes.
     ///
     /// ```
     /// use llm_int8_kernels::Isa;
@@ -161,8 +161,7 @@ impl Isa {
             Kind::Avx2 | Kind::AvxVnni => Width::V256,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni | Kind::Amx => Width::V512,
-            // Floats stay plain Rust: NEON is in every AArch64 CPU, so the compiler uses it by
-            // itself.
+            // Every AArch64 CPU has NEON, so the compiler vectorises plain Rust with it.
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => Width::Scalar,
         }
@@ -180,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_found_and_what_has_not_run_on_hardware_must_be_asked_for() {
+    fn names_round_trip_and_detect_skips_what_never_ran_on_hardware() {
         assert!(
             Isa::available()
                 .into_iter()

@@ -1,9 +1,9 @@
-//! What this machine allows, to set results beside: how fast memory is read, and how many
-//! multiply-adds of codes a second its registers can do.
+//! Roofline of this machine, to compare results with: memory read bandwidth, and int8 multiply-adds
+//! per second with all operands in registers.
 
 #![allow(
     unsafe_code,
-    reason = "assembly that keeps the compiler from finishing loops early"
+    reason = "empty assembly that keeps the compiler from hoisting the work out of a loop"
 )]
 
 use crate::Isa;
@@ -15,23 +15,23 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Large enough that no cache holds much of it.
+/// Bytes to read: much more than the LLC holds.
 const BUFFER: usize = 512 << 20;
-/// How far ahead of its use memory is fetched, in bytes.
+/// Prefetch distance in bytes.
 const AHEAD: usize = 1024;
-/// The best of so many tries counts: a limit is not reached while others disturb.
+/// Measurements per instruction set. The best one counts, because other load on the machine only
+/// slows a run down.
 const TRIES: usize = 7;
 
-/// Bytes a second that all threads together read from this memory, with whichever loads are
-/// fastest. Where memory lies makes a difference of up to a third on machines shared with others,
-/// so the limit of a model is that of its own weights.
+/// Bytes per second that all threads together read from `memory`, with the loads of whichever
+/// instruction set is fastest. On shared machines the physical location of memory changes this by
+/// up to a third, so a model's limit is measured on its own weights.
 ///
 /// ```no_run
 /// println!("{:.1} GB/s", llm_int8_kernels::limits::read_rate(&[&[0i8; 1 << 20]]) / 1e9);
 /// ```
 pub fn read_rate(memory: &[&[i8]]) -> f64 {
-    // From the beginning of a cache line on, and a part for each thread, from one end to the other:
-    // what weights are read like.
+    // The access pattern of weights: aligned to a cache line, one contiguous share per thread.
     let pieces: Vec<&[u64]> = (memory.iter())
         .filter_map(|part| part.get(elements_before_line(part)..))
         .flat_map(|part| {
@@ -40,6 +40,7 @@ pub fn read_rate(memory: &[&[i8]]) -> f64 {
         .collect();
     let bytes: usize = pieces.iter().map(|piece| size_of_val(*piece)).sum();
     let share = pieces.len().div_ceil(rayon::current_num_threads()).max(1);
+
     let seconds = |isa| {
         let started = Instant::now();
         let total: u64 = (pieces.par_chunks(share))
@@ -52,13 +53,14 @@ pub fn read_rate(memory: &[&[i8]]) -> f64 {
         black_box(total);
         started.elapsed().as_secs_f64()
     };
+
     let tries = Isa::available()
         .into_iter()
         .flat_map(|isa| std::iter::repeat_n(isa, TRIES));
     bytes as f64 / tries.map(seconds).fold(f64::INFINITY, f64::min)
 }
 
-/// [`read_rate`] of new memory in large pages.
+/// [`read_rate`] of freshly allocated huge pages.
 ///
 /// ```no_run
 /// println!("{:.1} GB/s", llm_int8_kernels::limits::read_rate_of_new_memory() / 1e9);
@@ -79,19 +81,21 @@ fn sum_of(values: &[u64]) -> u64 {
     const LANES: usize = 32;
     let mut sums = [0u64; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
+
     for chunk in chunks {
-        // The processor's own prefetchers do less with loads of 512 bits.
+        // Hardware prefetchers keep up less well with 512-bit loads.
         crate::simd::prefetch_ahead(chunk.as_ptr().cast(), AHEAD, size_of_val(chunk));
         sums.iter_mut()
             .zip(chunk)
             .for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
     }
+
     sums.iter()
         .chain(rest)
         .fold(0, |sum, x| sum.wrapping_add(*x))
 }
 
-/// Multiply-adds of codes a second that all threads together can do, with everything in registers.
+/// Int8 multiply-adds per second of all threads together, with all operands in registers.
 ///
 /// ```no_run
 /// let rate = llm_int8_kernels::limits::multiply_rate(llm_int8_kernels::Isa::detect());
@@ -104,12 +108,13 @@ pub fn multiply_rate(isa: Isa) -> f64 {
         let done: u64 = (0..threads).into_par_iter().map(|_| multiply(isa)).sum();
         done as f64 / started.elapsed().as_secs_f64()
     };
+
     (0..TRIES).map(|_| seconds()).fold(0.0, f64::max)
 }
 
-/// Multiplies for some milliseconds and returns the number of multiply-adds.
+/// Multiplies for some milliseconds on one thread and returns the number of multiply-adds.
 fn multiply(isa: Isa) -> u64 {
-    // SAFETY: `isa` proves that the CPU has the instructions.
+    // SAFETY: `isa` proves that the CPU supports the instructions.
     unsafe {
         match isa.kind() {
             Kind::Scalar => scalar(),
@@ -127,11 +132,12 @@ fn multiply(isa: Isa) -> u64 {
     }
 }
 
-/// Times that eight registers are multiplied.
+/// Iterations of the inner loop, each of a dozen independent multiplications (AMX: four).
 const ROUNDS: u64 = 4_000_000;
 
 fn scalar() -> u64 {
-    let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
+    let a = black_box([3i8; 64]);
+    let b = black_box([5i8; 64]);
     for _ in 0..ROUNDS / 16 {
         black_box(
             a.iter()
@@ -140,6 +146,7 @@ fn scalar() -> u64 {
                 .sum::<i32>(),
         );
     }
+
     ROUNDS / 16 * 64
 }
 
@@ -150,28 +157,34 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    /// Twelve sums that do not wait for each other.
+    /// Twelve independent accumulators, enough to hide the latency of a multiply-add.
     macro_rules! rounds {
         ($name:ident, $features:literal, $class:ident, $register:ty, $zero:ident, $ones:expr, $codes:literal, $step:expr) => {
             /// # Safety
-            /// The CPU has the instructions.
+            /// The CPU supports the instructions.
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name() -> u64 {
                 let mut sums = [$zero(); 12];
-                let (mut x, y) = ($ones, $ones);
+                let mut x = $ones;
+                let y = $ones;
+
                 for _ in 0..ROUNDS {
-                    // SAFETY: nothing is done; the compiler only has to believe that x changed.
+                    // SAFETY: the assembly is empty; it only makes the compiler assume that x
+                    // changed.
                     unsafe { asm!("/* {0} */", inout($class) x, options(nomem, nostack, pure, preserves_flags)) };
                     for sum in &mut sums {
                         *sum = $step(*sum, x, y);
                     }
                 }
+
                 black_box(sums);
                 ROUNDS * 12 * $codes
             }
         };
     }
-    // The sum itself is a factor, or the compiler would multiply once for all twelve.
+
+    // `vpmaddwd` takes the sum as a factor: with constant factors the compiler would multiply once
+    // for all twelve.
     rounds!(
         avx2,
         "avx2",
@@ -209,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instruction_set_multiplies() {
+    fn every_isa_multiplies() {
         for isa in Isa::available() {
             assert!(multiply(isa) > 1_000_000, "{isa:?}");
         }

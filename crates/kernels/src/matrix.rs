@@ -1,8 +1,8 @@
-//! Row-major views, the only place where lengths are checked.
+//! Row-major matrix views. A view's length is checked once, when it is made.
 
 use crate::KernelError;
 
-/// A matrix that is read: `rows` × `cols` values, row after row.
+/// A read-only row-major matrix of `rows` × `cols` values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MatRef<'a, T> {
     data: &'a [T],
@@ -10,7 +10,7 @@ pub struct MatRef<'a, T> {
     cols: usize,
 }
 
-/// A matrix that is written.
+/// A mutable row-major matrix of `rows` × `cols` values.
 #[derive(Debug, PartialEq)]
 pub struct MatMut<'a, T> {
     data: &'a mut [T],
@@ -22,6 +22,7 @@ fn check(found: usize, rows: usize, cols: usize) -> Result<(), KernelError> {
     if rows.checked_mul(cols) == Some(found) {
         return Ok(());
     }
+
     Err(KernelError::WrongLength { rows, cols, found })
 }
 
@@ -36,34 +37,36 @@ impl<'a, T> MatRef<'a, T> {
     /// ```
     ///
     /// # Errors
-    /// [`KernelError::WrongLength`].
+    /// [`KernelError::WrongLength`] unless `data` holds `rows · cols` values.
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Result<Self, KernelError> {
         check(data.len(), rows, cols)?;
         Ok(Self { data, rows, cols })
     }
 
-    /// A view of what this crate made itself with that length.
+    /// A view of memory that this crate allocated with the right length; checked in debug builds
+    /// only.
     pub(crate) fn trusted(data: &'a [T], rows: usize, cols: usize) -> Self {
         debug_assert!(check(data.len(), rows, cols).is_ok());
+
         Self { data, rows, cols }
     }
 
-    /// Number of rows.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns.
+    /// The number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// One row.
+    /// One row, of `cols` values.
     pub fn row(&self, row: usize) -> &'a [T] {
         &self.data[row * self.cols..][..self.cols]
     }
 
-    /// All values, row after row.
+    /// All values, row-major.
     pub fn data(&self) -> &'a [T] {
         self.data
     }
@@ -81,45 +84,45 @@ impl<'a, T> MatMut<'a, T> {
     /// ```
     ///
     /// # Errors
-    /// [`KernelError::WrongLength`].
+    /// [`KernelError::WrongLength`] unless `data` holds `rows · cols` values.
     pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Result<Self, KernelError> {
         check(data.len(), rows, cols)?;
         Ok(Self { data, rows, cols })
     }
 
-    /// Number of rows.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns.
+    /// The number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// One row.
+    /// One row, of `cols` values.
     pub fn row_mut(&mut self, row: usize) -> &mut [T] {
         &mut self.data[row * self.cols..][..self.cols]
     }
 
-    /// All values, row after row.
+    /// All values, row-major.
     pub fn into_data(self) -> &'a mut [T] {
         self.data
     }
 
-    /// Checks that the view has these dimensions.
+    /// Checks both dimensions; the two names are those of rows and columns in the error.
     pub(crate) fn expect(
         &self,
         rows: usize,
         cols: usize,
-        what: [&'static str; 2],
+        [rows_name, cols_name]: [&'static str; 2],
     ) -> Result<(), KernelError> {
-        expect(what[0], rows, self.rows)?;
-        expect(what[1], cols, self.cols)
+        expect(rows_name, rows, self.rows)?;
+        expect(cols_name, cols, self.cols)
     }
 }
 
-/// Checks one dimension.
+/// Checks one dimension; `what` names it in the error.
 pub(crate) fn expect(what: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
     if expected == found {
         Ok(())

@@ -1,10 +1,10 @@
-//! Norms of a row, in f32, with the same bits on every instruction set.
+//! Layer norm and RMS norm of a row, in f32, bit-identical on every instruction set.
 
 use crate::simd::for_every_width;
 
 for_every_width! {
-    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016); without a bias
-    /// where it is empty. All slices have the length of the row.
+    /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016). An empty `bias`
+    /// means none; all other slices have the length of the row.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, norm};
@@ -16,7 +16,8 @@ for_every_width! {
 }
 
 for_every_width! {
-    /// `row = row / √(mean of row² + eps) · weight` (Zhang and Sennrich 2019).
+    /// `row = row / √(mean of row² + eps) · weight` (Zhang and Sennrich 2019). `weight` has the
+    /// length of the row.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, norm};
@@ -45,7 +46,7 @@ fn rms_row(row: &mut [f32], weight: &[f32], eps: f32) {
         .for_each(|(x, w)| *x = *x * inverse * w);
 }
 
-/// A sum in sixteen parts, which keeps it exact enough for long rows and is vectorised.
+/// A sum over sixteen accumulators, which vectorises and keeps rounding errors of long rows small.
 #[inline(always)]
 fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; 16];
@@ -55,6 +56,7 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
             .zip(chunk)
             .for_each(|(sum, x)| *sum += of(*x));
     }
+
     sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
@@ -64,26 +66,31 @@ mod tests {
     use crate::Isa;
 
     #[test]
-    fn rows_are_normalised_and_the_same_everywhere() {
+    fn rows_are_normalised_and_bit_identical_on_every_isa() {
         for length in [1usize, 5, 16, 33, 100] {
             let x: Vec<f32> = (0..length)
                 .map(|i| (i as f32 * 1.7).sin() * 3.0 + 0.5)
                 .collect();
-            let (weight, bias) = (vec![2f32; length], vec![0.25f32; length]);
+            let weight = vec![2f32; length];
+            let bias = vec![0.25f32; length];
             let run = |isa| {
-                let (mut a, mut b) = (x.clone(), x.clone());
+                let mut a = x.clone();
+                let mut b = x.clone();
                 layer(isa, &mut a, &weight, &bias, 1e-5);
                 rms(isa, &mut b, &weight, 1e-5);
                 (a, b)
             };
+
             let (a, b) = run(Isa::scalar());
             let mean = |of: &dyn Fn(f32) -> f64, x: &[f32]| {
                 x.iter().map(|x| of(*x)).sum::<f64>() / x.len() as f64
             };
             assert!((mean(&f64::from, &a) - 0.25).abs() < 1e-5);
+
             let squares = mean(&|x| f64::from(x) * f64::from(x), &b);
             let expected = mean(&|x| f64::from(x) * f64::from(x), &x);
             assert!((squares - 4.0 * expected / (expected + 1e-5)).abs() < 1e-4);
+
             for isa in Isa::available() {
                 assert_eq!(run(isa), (a.clone(), b.clone()), "{isa:?}");
             }

@@ -1,5 +1,5 @@
-//! Activations: which features are outliers, and the codes of everything else
-//! (`int8_vectorwise_quant` of bitsandbytes with a threshold).
+//! Quantised activations: which features are outliers, and the codes of all others (bitsandbytes'
+//! `int8_vectorwise_quant` with a threshold).
 
 use crate::rowwise::{largest_bits, quantize_row};
 use crate::simd::for_every_width;
@@ -8,31 +8,31 @@ use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows from which quantising is spread over threads.
+/// Rows from which on quantisation runs on several threads.
 const PARALLEL_ROWS: usize = 16;
 
-/// Where an outlier counts.
+/// Which rows an outlier's column is taken out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutlierScope {
-    /// A column is an outlier for every row when any row has one there (bitsandbytes): a row's
-    /// result depends on its batch.
+    /// All rows: a column with an outlier in any row is an outlier column for the whole batch
+    /// (bitsandbytes). A row's result depends on its batch.
     #[default]
     Batch,
-    /// Each row by itself: a row's result is the same, bit for bit, alone and in any batch.
+    /// Only the row it is in: a row's result is the same, bit for bit, alone and in any batch.
     Row,
 }
 
-/// The outlier features of each row with their original values.
+/// The outlier columns of each row, with the original activations.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Outliers {
-    /// Row r owns `starts[r]..starts[r + 1]` of the two lists.
+    /// Row r owns `starts[r]..starts[r + 1]` of `columns` and `values`.
     starts: Vec<usize>,
     columns: Vec<u32>,
     values: Vec<f32>,
 }
 
 impl Outliers {
-    /// Columns, ascending, and original activations of a row.
+    /// The outlier columns of a row, ascending, and its activations there.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
@@ -45,17 +45,17 @@ impl Outliers {
         (&self.columns[range.clone()], &self.values[range])
     }
 
-    /// Where the outliers of a row lie in [`Outliers::columns`].
+    /// The range of a row's outliers in [`Outliers::columns`].
     pub(crate) fn range(&self, row: usize) -> Range<usize> {
         self.starts[row]..self.starts[row + 1]
     }
 
-    /// The columns of all rows, row after row.
+    /// The outlier columns of all rows, concatenated.
     pub(crate) fn columns(&self) -> &[u32] {
         &self.columns
     }
 
-    /// Every column that is an outlier somewhere, ascending.
+    /// Every column that is an outlier column of any row, ascending.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
@@ -65,10 +65,10 @@ impl Outliers {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn distinct_columns(&self) -> Vec<u32> {
-        distinct([&self.columns[..]].into_iter())
+        distinct_columns([&self.columns[..]].into_iter())
     }
 
-    /// Whether there is none.
+    /// Whether no row has an outlier.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
@@ -81,7 +81,7 @@ impl Outliers {
     }
 }
 
-/// Rows of activations, quantised: codes, absmax and what stays in floating point.
+/// Quantised activations: codes, absmax, and the outliers, which stay in floating point.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct QuantizedActivations {
     codes: AlignedVec<i8>,
@@ -91,28 +91,28 @@ pub struct QuantizedActivations {
 }
 
 impl QuantizedActivations {
-    /// Number of rows, M.
+    /// The number of rows, M.
     pub fn rows(&self) -> usize {
         self.absmax.len()
     }
 
-    /// Number of columns, K.
+    /// The number of columns, K.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// The codes, M × K; 0 at outliers.
+    /// The codes `[M, K]`; 0 at outliers.
     pub fn codes(&self) -> MatRef<'_, i8> {
         MatRef::trusted(&self.codes, self.rows(), self.cols)
     }
 
-    /// Largest magnitude of each row among what is not an outlier; NaN or infinite where the row
-    /// holds such a value, so that its outputs become NaN and nothing is hidden.
+    /// The absmax of each row without its outliers. NaN or infinite if the row holds such a value,
+    /// which makes its outputs NaN rather than hiding it.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// What is multiplied in floating point.
+    /// The outliers, which are multiplied in floating point.
     pub fn outliers(&self) -> &Outliers {
         &self.outliers
     }
@@ -120,16 +120,16 @@ impl QuantizedActivations {
 
 /// Quantises activations `a` `[M, K]` row by row.
 ///
-/// Values go through f16. Where `threshold > 0`, a value whose f16 magnitude reaches it is an
-/// outlier: its code is 0, it does not count for `absmax`, and it is listed with its original
-/// value; with [`OutlierScope::Batch`] its whole column is. A value below the threshold counts for
-/// its row's `absmax` even in an outlier column, as in bitsandbytes.
+/// Values are rounded to f16 first. If `threshold > 0`, a value whose f16 magnitude reaches it is
+/// an outlier: its code is 0, `absmax` ignores it, and it is listed with its original value. With
+/// [`OutlierScope::Batch`] its whole column is listed; a value below the threshold in such a column
+/// still counts for its row's `absmax`, as in bitsandbytes.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
 /// let a = MatRef::new(&[2.0f32, 1.0, 6.0, 4.0], 2, 2)?;
 /// let pooled = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
-/// assert_eq!(pooled.codes().data(), [0, 64, 0, 127]); // 6.0 takes column 0 from both rows
+/// assert_eq!(pooled.codes().data(), [0, 64, 0, 127]); // 6.0 makes column 0 an outlier column for both rows
 /// assert_eq!(pooled.absmax(), [2.0, 4.0]);
 /// assert_eq!(pooled.outliers().row(0), (&[0u32][..], &[2.0f32][..]));
 /// let alone = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
@@ -148,7 +148,7 @@ pub fn quantize_activations<T: Element>(
 }
 
 impl QuantizedActivations {
-    /// [`quantize_activations`] into memory that is there already.
+    /// [`quantize_activations`], reusing this value's memory.
     ///
     /// ```
     /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, QuantizedActivations};
@@ -166,62 +166,90 @@ impl QuantizedActivations {
         threshold: f32,
         scope: OutlierScope,
     ) {
-        let (rows, cols) = (a.rows(), a.cols());
+        let rows = a.rows();
+        let cols = a.cols();
         self.cols = cols;
         self.codes.reset(rows * cols, 0);
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
-        let mut own = vec![Vec::new(); rows];
-        if cols > 0 {
-            let quantize =
-                |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
-                    T::to_f16_slice(a.row(row), row16);
-                    quantize_row_apart(isa, row16, threshold, codes, absmax)
-                };
-            let scratch = || vec![f16::ZERO; cols];
-            let (codes, absmax) = (&mut self.codes, &mut self.absmax);
-            if rows >= PARALLEL_ROWS {
-                (codes
-                    .par_chunks_mut(cols)
-                    .zip(absmax)
-                    .zip(&mut own)
-                    .enumerate())
-                .with_min_len(PARALLEL_ROWS / 2)
-                .for_each_init(scratch, |row16, (row, ((codes, absmax), own))| {
-                    *own = quantize(row16, row, codes, absmax)
-                });
-            } else {
-                let mut row16 = scratch();
-                for (row, ((codes, absmax), own)) in
-                    codes.chunks_mut(cols).zip(absmax).zip(&mut own).enumerate()
-                {
-                    *own = quantize(&mut row16, row, codes, absmax);
-                }
-            }
-        }
+
+        let row_outliers = self.quantize_rows(isa, a, threshold);
+        let lists = row_outliers.iter().map(Vec::as_slice);
         self.outliers = match scope {
-            OutlierScope::Row => listed(a, own.iter().map(Vec::as_slice)),
+            OutlierScope::Row => collect_outliers(a, lists),
             OutlierScope::Batch => {
-                let pooled = distinct(own.iter().map(Vec::as_slice));
-                if !pooled.is_empty() {
-                    self.codes
-                        .par_chunks_mut(cols)
-                        .with_min_len(PARALLEL_ROWS)
-                        .for_each(|codes| {
-                            pooled.iter().for_each(|&column| codes[column as usize] = 0);
-                        });
-                }
-                listed(a, std::iter::repeat_n(&pooled[..], rows))
+                let pooled = distinct_columns(lists);
+                self.zero_columns(&pooled);
+                collect_outliers(a, std::iter::repeat_n(&pooled[..], rows))
             }
         };
     }
+
+    /// Writes codes and absmax of every row; returns the columns of each row's own outliers.
+    fn quantize_rows<T: Element>(
+        &mut self,
+        isa: Isa,
+        a: MatRef<'_, T>,
+        threshold: f32,
+    ) -> Vec<Vec<u32>> {
+        let cols = a.cols();
+        let mut row_outliers = vec![Vec::new(); a.rows()];
+        if cols == 0 {
+            return row_outliers;
+        }
+
+        let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
+            T::to_f16_slice(a.row(row), row16);
+            quantize_row_without_outliers(isa, row16, threshold, codes, absmax)
+        };
+        let scratch = || vec![f16::ZERO; cols];
+        let codes = &mut self.codes;
+        let absmax = &mut self.absmax;
+
+        if a.rows() >= PARALLEL_ROWS {
+            (codes
+                .par_chunks_mut(cols)
+                .zip(absmax)
+                .zip(&mut row_outliers)
+                .enumerate())
+            .with_min_len(PARALLEL_ROWS / 2)
+            .for_each_init(scratch, |row16, (row, ((codes, absmax), outliers))| {
+                *outliers = quantize(row16, row, codes, absmax)
+            });
+        } else {
+            let mut row16 = scratch();
+            let rows = codes.chunks_mut(cols).zip(absmax).zip(&mut row_outliers);
+            for (row, ((codes, absmax), outliers)) in rows.enumerate() {
+                *outliers = quantize(&mut row16, row, codes, absmax);
+            }
+        }
+
+        row_outliers
+    }
+
+    /// Sets the codes of these columns to 0 in every row.
+    fn zero_columns(&mut self, columns: &[u32]) {
+        if columns.is_empty() {
+            return;
+        }
+
+        let zero = |codes: &mut [i8]| {
+            columns
+                .iter()
+                .for_each(|&column| codes[column as usize] = 0);
+        };
+        self.codes
+            .par_chunks_mut(self.cols)
+            .with_min_len(PARALLEL_ROWS)
+            .for_each(zero);
+    }
 }
 
-/// Values looked at together: most chunks have no outlier.
+/// Values searched for outliers together: most chunks have none.
 const CHUNK: usize = 64;
 
-/// The bits of the smallest f16 that is an outlier. For magnitudes the order of the bits is that of
-/// the values.
+/// The bits of the smallest positive f16 that is an outlier. Positive floats are ordered like their
+/// bits.
 fn smallest_outlier(threshold: f32) -> u16 {
     let nearest = f16::from_f32(threshold);
     if nearest.to_f32() >= threshold {
@@ -231,7 +259,8 @@ fn smallest_outlier(threshold: f32) -> u16 {
     }
 }
 
-/// NaN is none: it is to be seen in `absmax`.
+/// Whether the magnitude's bits are from `limit` to infinity. A NaN is no outlier, so that it shows
+/// up in `absmax`.
 #[inline(always)]
 fn is_outlier(x: f16, limit: u16) -> bool {
     let bits = x.to_bits() & 0x7fff;
@@ -244,14 +273,14 @@ for_every_width! {
 
 #[inline(always)]
 fn any_of(row16: &[f16], limit: u16) -> bool {
-    // No early end: a loop over all is vectorised.
+    // No early exit, so that the loop vectorises.
     row16
         .iter()
         .fold(false, |any, x| any | is_outlier(*x, limit))
 }
 
-/// Quantises one row and returns its outlier columns.
-fn quantize_row_apart(
+/// Quantises one row without its outliers, which it sets to 0 in `row16`; returns their columns.
+fn quantize_row_without_outliers(
     isa: Isa,
     row16: &mut [f16],
     threshold: f32,
@@ -260,7 +289,9 @@ fn quantize_row_apart(
 ) -> Vec<u32> {
     let mut columns = Vec::new();
     let mut largest = f16::from_bits(largest_bits(isa, row16));
-    // Most rows have no outlier, and their largest value shows it (a NaN hides the others).
+
+    // Most rows have no outlier, which their absmax shows. (A NaN compares above everything, so it
+    // may hide outliers.)
     if threshold > 0.0 && (largest.is_nan() || largest.to_f32() >= threshold) {
         let limit = smallest_outlier(threshold);
         let mut first = 0;
@@ -273,26 +304,27 @@ fn quantize_row_apart(
                     }
                 }
             }
+
             first += CHUNK as u32;
         }
+
         largest = f16::from_bits(largest_bits(isa, row16));
     }
+
     *absmax = largest.to_f32();
     quantize_row(isa, row16, *absmax, codes);
     columns
 }
 
-/// The columns of all lists, each once, ascending. Lists may be long (every row repeats a pooled
-/// column), so they are marked, not sorted.
-fn distinct<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
-    let mut marks = vec![
-        false;
-        lists
-            .clone()
-            .flatten()
-            .max()
-            .map_or(0, |&last| last as usize + 1)
-    ];
+/// The distinct columns of all lists, ascending. Lists may be long (every row repeats a pooled
+/// column), so columns are marked in a table, not sorted.
+fn distinct_columns<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
+    let end = lists
+        .clone()
+        .flatten()
+        .max()
+        .map_or(0, |&last| last as usize + 1);
+    let mut marks = vec![false; end];
     lists
         .flatten()
         .for_each(|&column| marks[column as usize] = true);
@@ -302,12 +334,16 @@ fn distinct<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
         .collect()
 }
 
-/// The lists of each row's columns with the original activations.
-fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32]>) -> Outliers {
+/// Looks up each row's activations at its outlier columns; `lists` has one list of columns per row.
+fn collect_outliers<'a, T: Element>(
+    a: MatRef<'_, T>,
+    lists: impl Iterator<Item = &'a [u32]>,
+) -> Outliers {
     let mut outliers = Outliers {
         starts: vec![0],
         ..Outliers::default()
     };
+
     for (row, columns) in lists.enumerate() {
         outliers.columns.extend(columns);
         outliers.values.extend(
@@ -317,6 +353,7 @@ fn listed<'a, T: Element>(a: MatRef<'_, T>, lists: impl Iterator<Item = &'a [u32
         );
         outliers.starts.push(outliers.columns.len());
     }
+
     outliers
 }
 
@@ -349,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_boundary_belongs_to_the_outliers() {
+    fn a_value_at_the_threshold_is_an_outlier() {
         check(&[6.0f32, 5.996, -6.0, -5.996, 1.0], 1, 6.0);
         let a = MatRef::new(&[6.0f32, 5.996], 1, 2).unwrap();
         let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
@@ -368,10 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn not_a_number_shows_in_absmax_and_infinity_is_an_outlier() {
+    fn nan_shows_in_absmax_and_infinity_is_an_outlier() {
         let a = MatRef::new(&[1.0f32, f32::NAN, 8.0], 1, 3).unwrap();
         let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
         assert!(a.absmax()[0].is_nan());
+
         // 70,000 is infinite in f16: an outlier, with its original value.
         let b = MatRef::new(&[1.0f32, 70_000.0], 1, 2).unwrap();
         let apart = quantize_activations(Isa::detect(), b, 6.0, OutlierScope::Batch);
@@ -394,7 +432,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn every_path_is_the_reference(
+        fn every_path_matches_the_reference(
             values in proptest::collection::vec(-9.0f32..9.0, 0..400),
             rows in 1usize..20,
             threshold in proptest::sample::select(vec![0.0f32, 3.0, 6.0]),
@@ -403,8 +441,8 @@ mod tests {
             check(&values[..kept], rows, threshold);
             let halves: Vec<f16> = values[..kept].iter().map(|&x| f16::from_f32(x)).collect();
             check(&halves, rows, threshold);
-            let brains: Vec<half::bf16> = values[..kept].iter().map(|&x| half::bf16::from_f32(x)).collect();
-            check(&brains, rows, threshold);
+            let bfloats: Vec<half::bf16> = values[..kept].iter().map(|&x| half::bf16::from_f32(x)).collect();
+            check(&bfloats, rows, threshold);
         }
     }
 }

@@ -1,12 +1,11 @@
-//! Memory in large pages. Weights are read from one end to the other for every token, and with
-//! pages of 4 KiB looking these up and starting over at each boundary costs an eighth of the
-//! bandwidth and 3 % of a token (gpt2-large on 2 cores of an Intel Xeon: 35 and 40 GB/s, 33.4 and
-//! 34.5 tokens/s).
+//! Huge pages. Decoding reads every weight once per token; with pages of 4 KiB, TLB misses and
+//! prefetchers that stop at each page boundary cost an eighth of the bandwidth and 3 % of a token
+//! (gpt2-large on 2 cores of an Intel Xeon: 35 and 40 GB/s, 33.4 and 34.5 tokens/s).
 
 #![expect(unsafe_code, reason = "a system call")]
 
-/// Asks the system to back this memory with large pages, where it knows how to; it should not have
-/// been written to yet. A hint: nothing is known to change but the speed.
+/// Asks the system to back `memory` with huge pages, on Linux. Call it before the memory is first
+/// written. It is a hint: only speed changes.
 ///
 /// ```
 /// let mut weights = vec![0u8; 4 << 20];
@@ -16,7 +15,7 @@
 pub fn prefer_large<T>(memory: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
-        /// Large pages of x86-64 and of most others.
+        /// Bytes of a huge page on x86-64 and most other CPUs.
         const LARGE: usize = 2 << 20;
         let start = memory.as_mut_ptr() as usize;
         let (first, last) = (
@@ -24,8 +23,8 @@ pub fn prefer_large<T>(memory: &mut [T]) {
             (start + size_of_val(memory)) / LARGE * LARGE,
         );
         if first < last {
-            // SAFETY: the range lies in memory that we hold exclusively; the advice changes how it
-            // is backed, not what it holds. Where it is refused, nothing happens.
+            // SAFETY: `first..last` lies inside `memory`, which is borrowed mutably. MADV_HUGEPAGE
+            // changes how pages are backed, not their contents; a refusal has no effect.
             unsafe {
                 libc::madvise(
                     first as *mut libc::c_void,

@@ -1,14 +1,14 @@
 //! The oracle: LLM.int8() as one would write it on a blackboard. Never optimised; every kernel is
-//! compared with it.
+//! tested against it.
 
 use crate::{Element, MatRef, OutlierScope};
 use half::f16;
 
-/// `1 / 127²`, which turns a product of codes and two absmax into the product of what they stand
-/// for.
+/// `1 / 127²`: `Σ code_a · code_w · absmax_a · absmax_w · PRODUCT_STEP` is the product of the
+/// dequantised rows.
 pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 
-/// One row of f16 values: codes and absmax (bitsandbytes' `int8_vectorwise_quant`).
+/// Codes and absmax of one row of f16 values (bitsandbytes' `int8_vectorwise_quant`).
 ///
 /// ```
 /// use llm_int8_kernels::reference::quantize_row;
@@ -16,8 +16,8 @@ pub const PRODUCT_STEP: f32 = 1.0 / (127.0 * 127.0);
 /// assert_eq!(quantize_row(&row), (vec![127, 0, 2, 2], 127.0)); // halves go to even
 /// ```
 pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
-    let nan = row.iter().any(|x| x.is_nan());
-    let absmax = if nan {
+    let has_nan = row.iter().any(|x| x.is_nan());
+    let absmax = if has_nan {
         f32::NAN
     } else {
         row.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max)
@@ -25,7 +25,9 @@ pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
     if absmax == 0.0 || !absmax.is_finite() {
         return (vec![0; row.len()], absmax);
     }
-    // PyTorch's `127.0 / absmax` is a reciprocal and a product; the goldens show it at ties.
+
+    // PyTorch computes `127.0 / absmax` as a reciprocal and a multiplication; the goldens show it
+    // at ties.
     let inv_step = (1.0 / absmax) * 127.0;
     (
         row.iter()
@@ -35,18 +37,18 @@ pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
     )
 }
 
-/// What [`quantize_activations`](crate::quantize_activations) finds, row by row.
+/// What [`quantize_activations`](crate::quantize_activations) computes, as plain vectors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceActivations {
-    /// Codes, M × K.
+    /// Codes `[M, K]`; 0 at outliers.
     pub codes: Vec<i8>,
-    /// Largest magnitude below the threshold, M.
+    /// Largest magnitude below the threshold, for each of the M rows.
     pub absmax: Vec<f32>,
-    /// Columns and original values of each row's outliers.
+    /// Column and original value of each outlier, row by row, columns ascending.
     pub outliers: Vec<Vec<(u32, f32)>>,
 }
 
-/// Activations by bitsandbytes' rule (its `MatMul8bitLt`).
+/// Quantises activations `[M, K]` by bitsandbytes' rule (its `MatMul8bitLt`).
 ///
 /// ```
 /// use llm_int8_kernels::{MatRef, OutlierScope, reference::quantize_activations};
@@ -68,6 +70,7 @@ pub fn quantize_activations<T: Element>(
         absmax: Vec::new(),
         outliers: Vec::new(),
     };
+
     for row in (0..a.rows()).map(|row| a.row(row)) {
         let kept: Vec<f16> = row
             .iter()
@@ -80,25 +83,29 @@ pub fn quantize_activations<T: Element>(
             })
             .collect();
         let (mut codes, absmax) = quantize_row(&kept);
+
         let mut outliers = Vec::new();
         for column in 0..row.len() {
-            let apart = match scope {
+            let is_listed = match scope {
                 OutlierScope::Batch => pooled[column],
                 OutlierScope::Row => is_outlier(row[column]),
             };
-            if apart {
+
+            if is_listed {
                 codes[column] = 0;
                 outliers.push((column as u32, row[column].to_f32()));
             }
         }
+
         found.codes.extend(codes);
         found.absmax.push(absmax);
         found.outliers.push(outliers);
     }
+
     found
 }
 
-/// `a · wᵀ` over codes: i32, M × N.
+/// `a · wᵀ` over codes: i32 `[M, N]`.
 ///
 /// ```
 /// use llm_int8_kernels::{MatRef, reference::matmul_i32};
@@ -113,12 +120,13 @@ pub fn matmul_i32(a: MatRef<'_, i8>, w: MatRef<'_, i8>) -> Vec<i32> {
             .map(|(&x, &y)| i32::from(x) * i32::from(y))
             .sum()
     };
+
     (0..a.rows())
         .flat_map(|m| (0..w.rows()).map(move |n| dot(a.row(m), w.row(n))))
         .collect()
 }
 
-/// One output: the int8 part, the bias, then the outliers in ascending order of their columns.
+/// One output value: the int8 part, the bias, then the outliers in ascending order of columns.
 ///
 /// `weight_of(column)` is the float weight of an outlier column for this output.
 ///
@@ -141,7 +149,7 @@ pub fn output(
         .fold(y, |y, &(column, value)| y + value * weight_of(column))
 }
 
-/// The whole layer, M × N: [`output`] for every row and output feature.
+/// The whole layer, f32 `[M, N]`: [`output`] for every row and output feature.
 ///
 /// `weight_of(output, column)` is the float weight of an outlier column.
 ///
@@ -179,5 +187,6 @@ pub fn linear(
             ));
         }
     }
+
     out
 }

@@ -1,8 +1,10 @@
-//! What kernels in floating point are written with: one body, compiled for every width of vectors.
+//! Tools for floating-point kernels: one body, compiled for every vector width.
 //!
-//! [`for_every_width!`] compiles a plain function three times and picks by [`Isa`](crate::Isa);
-//! loops over slices become vector instructions by themselves. [`Lanes`] is for the few places
-//! where registers must be named. Nothing here fuses or reorders what the body does not.
+//! [`for_every_width!`] compiles a plain function three times and dispatches on
+//! [`Isa`](crate::Isa); the compiler vectorises its loops over slices, and neither reorders nor
+//! fuses operations, so results are bit-identical on every instruction set. [`Lanes`] names
+//! registers explicitly; its [`add_mul`](Lanes::add_mul) is fused where the CPU can, so kernels
+//! that use it differ in the last bits.
 
 #![expect(
     unsafe_code,
@@ -13,7 +15,7 @@ use crate::Element;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Whether this CPU runs what is compiled for 512 bits; std remembers the answer.
+/// Whether this CPU supports what is compiled for 512 bits. std caches the answer.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn avx512_available() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -23,31 +25,32 @@ pub(crate) fn avx512_available() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Fetches bytes into L2.
+/// Prefetches `bytes` into L2.
 pub(crate) fn prefetch(bytes: &[i8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
-        // SAFETY: a hint; every x86-64 CPU has it.
+        // SAFETY: a prefetch never faults, and every x86-64 CPU supports SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;
 }
 
-/// Fetches `count` bytes that lie `ahead` of a place into the first cache. They may lie behind the
-/// end of what is there: a hint reads nothing.
+/// Prefetches into L1 the `count` bytes that lie `ahead` bytes after `place`. They may lie past the
+/// end of the allocation: a prefetch is a hint and never faults.
 #[inline(always)]
 pub(crate) fn prefetch_ahead(place: *const i8, ahead: usize, count: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..count).step_by(64) {
-        // SAFETY: a hint; every x86-64 CPU has it.
+        // SAFETY: a prefetch never faults, and every x86-64 CPU supports SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(ahead + line)) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (place, ahead, count);
 }
 
-/// `fn name(isa, …) = body`: `body`, which must be `#[inline(always)]`, compiled for every width.
+/// `fn name(isa, …) = body` compiles `body`, which must be `#[inline(always)]`, for every vector
+/// width and dispatches on `isa`.
 macro_rules! for_every_width {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)?
         ($($argument:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:expr) => {
@@ -59,17 +62,19 @@ macro_rules! for_every_width {
             fn v256 $(<$generic: $bound>)? ($($argument: $type),*) $(-> $out)? {
                 $body($($argument),*)
             }
+
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl")]
             fn v512 $(<$generic: $bound>)? ($($argument: $type),*) $(-> $out)? {
                 $body($($argument),*)
             }
+
             match isa.width() {
                 crate::isa::Width::Scalar => $body($($argument),*),
-                // SAFETY: an `Isa` of this width is only made where the CPU has these instructions.
+                // SAFETY: an `Isa` of width V256 exists only on CPUs with AVX2, F16C and FMA.
                 #[cfg(target_arch = "x86_64")]
                 crate::isa::Width::V256 => unsafe { v256($($argument),*) },
-                // SAFETY: as above.
+                // SAFETY: an `Isa` of width V512 exists only on CPUs with these AVX-512 extensions.
                 #[cfg(target_arch = "x86_64")]
                 crate::isa::Width::V512 => unsafe { v512($($argument),*) },
             }
@@ -78,36 +83,40 @@ macro_rules! for_every_width {
 }
 pub(crate) use for_every_width;
 
-/// A register of f32. Its functions have no `target_feature` of their own (a trait's cannot): they
-/// are inlined into functions that have.
+/// A register of f32. Trait methods cannot have a `target_feature`, so these must be inlined into
+/// functions that do.
 pub(crate) trait Lanes: Copy {
-    /// How many values.
+    /// Values of a register.
     const COUNT: usize;
 
+    /// All values `x`.
+    ///
     /// # Safety
-    /// The CPU has the instructions of the implementing type, here and below.
+    /// The CPU supports the instructions of the implementing type, as for every method below.
     unsafe fn splat(x: f32) -> Self;
 
     /// The values at `from`, as f32.
     ///
     /// # Safety
-    /// `COUNT` values can be read.
+    /// `COUNT` values are readable at `from`.
     unsafe fn load<T: Element>(from: *const T) -> Self;
 
-    /// # Safety
-    /// `COUNT` values can be written.
-    unsafe fn store(self, to: *mut f32);
-
-    /// `self + a · b`, fused where there are instructions for it.
+    /// Writes all values to `to`.
     ///
     /// # Safety
-    /// As [`Lanes::splat`].
-    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    /// `COUNT` values are writable at `to`.
+    unsafe fn store(self, to: *mut f32);
+
+    /// `self + a · b`: one rounding on x86 vectors (FMA), two in plain Rust.
+    ///
+    /// # Safety
+    /// The CPU supports the instructions.
+    unsafe fn add_mul(self, a: Self, b: Self) -> Self;
 
     /// The sum of all values.
     ///
     /// # Safety
-    /// As [`Lanes::splat`].
+    /// The CPU supports the instructions.
     unsafe fn sum(self) -> f32;
 }
 
@@ -125,18 +134,18 @@ impl Lanes for Eight {
 
     #[inline(always)]
     unsafe fn load<T: Element>(from: *const T) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees eight readable values.
         Self(std::array::from_fn(|i| unsafe { (*from.add(i)).to_f32() }))
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees eight writable values.
         (0..8).for_each(|i| unsafe { *to.add(i) = self.0[i] });
     }
 
     #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+    unsafe fn add_mul(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
     }
 
@@ -153,31 +162,31 @@ impl Lanes for __m256 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: the CPU has AVX2, F16C and FMA, here and below.
+        // SAFETY: the caller guarantees AVX2.
         unsafe { _mm256_set1_ps(x) }
     }
 
     #[inline(always)]
     unsafe fn load<T: Element>(from: *const T) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees eight readable values, and AVX2 and F16C.
         unsafe { T::load8(from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees eight writable values, and AVX2.
         unsafe { _mm256_storeu_ps(to, self) }
     }
 
     #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        // SAFETY: as in `splat`.
+    unsafe fn add_mul(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller guarantees FMA.
         unsafe { _mm256_fmadd_ps(a, b, self) }
     }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: as in `splat`.
+        // SAFETY: the caller guarantees AVX2.
         unsafe {
             let four = _mm_add_ps(
                 _mm256_castps256_ps128(self),
@@ -195,31 +204,31 @@ impl Lanes for __m512 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: the CPU has AVX-512, here and below.
+        // SAFETY: the caller guarantees AVX-512.
         unsafe { _mm512_set1_ps(x) }
     }
 
     #[inline(always)]
     unsafe fn load<T: Element>(from: *const T) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees sixteen readable values, and AVX-512.
         unsafe { T::load16(from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees sixteen writable values, and AVX-512.
         unsafe { _mm512_storeu_ps(to, self) }
     }
 
     #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        // SAFETY: as in `splat`.
+    unsafe fn add_mul(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller guarantees AVX-512.
         unsafe { _mm512_fmadd_ps(a, b, self) }
     }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: as in `splat`.
+        // SAFETY: the caller guarantees AVX-512.
         unsafe { _mm512_reduce_add_ps(self) }
     }
 }

@@ -1,34 +1,38 @@
-//! How a product `[M, N]` is cut into tasks.
+//! How a result `[M, N]` is cut into tasks.
 //!
-//! One row (decode): tasks own output features and write them in place. Few rows: tasks own output
-//! features for all rows; their results lie block by block and are copied into rows at the end (at
-//! most 64 rows a thread, so this is small). Many rows (prefill): tasks own rows, pass over all
-//! weights block by block and write in place; a weight is then read once for hundreds of rows,
-//! whose activations stay in L2. The cut never changes a sum, so it cannot change a bit of the
-//! result.
+//! - One row (decode): each task owns some output features and writes them in place.
+//! - Few rows: each task owns some output features of all rows. Results are written block by block
+//!   to a temporary and copied into rows at the end; that is at most 64 rows per thread, so the
+//!   copy is small.
+//! - Many rows (prefill): each task owns some rows, passes over all weights block by block and
+//!   writes in place. A weight is then read once for hundreds of rows, whose activations stay in
+//!   L2.
+//!
+//! The cut never changes a sum, so it never changes a bit of the result.
 
 use crate::{MatMut, team};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows for each thread from which tasks own rows.
+/// Tasks own rows from this many rows per thread on.
 const ROWS_PER_THREAD: usize = 64;
-/// Values of activations of a task that owns rows: they stay in L2.
+/// Most activations of a task that owns rows: they stay in L2.
 const TASK_ACTIVATIONS: usize = 3 << 19;
-/// Rows of such a task are a multiple of this, where there are as many.
+/// Rows of such a task are a multiple of this: whole panels.
 const ROWS: usize = 16;
-/// Values of weights below which splitting further costs more than it gives.
+/// Fewest weights of a task: below this, splitting further costs more than it gains.
 const TASK_WEIGHTS: usize = 96 * 1024;
 
-/// The part of the result that a task writes: some rows × some columns.
+/// The part of a result that a task writes: some rows × some output features.
 pub(crate) struct Patch<'a, T> {
     data: &'a mut [T],
-    /// Distance of two rows in `data`, and of the first value from its beginning.
+    /// Distance between two rows in `data`.
     stride: usize,
+    /// Index of the first value in `data`.
     offset: usize,
-    /// Rows of the result (activations).
+    /// Rows of the result.
     pub(crate) rows: Range<usize>,
-    /// Columns of the result (output features).
+    /// Output features, the columns of the result.
     pub(crate) outputs: Range<usize>,
 }
 
@@ -40,7 +44,8 @@ impl<T> Patch<'_, T> {
 }
 
 /// Calls `task` for patches that cover `out`, each at most `block` output features wide. `columns`
-/// is K, which says what a patch costs. `S` is memory that a thread reuses from task to task.
+/// is K, from which the cost of a patch follows. `S` is scratch memory that a thread reuses from
+/// task to task.
 pub(crate) fn run<T, S>(
     out: MatMut<'_, T>,
     columns: usize,
@@ -50,63 +55,100 @@ pub(crate) fn run<T, S>(
     T: Copy + Default + Send + Sync,
     S: Default + Send,
 {
-    let (rows, outputs) = (out.rows(), out.cols());
-    let (out, threads) = (out.into_data(), rayon::current_num_threads());
-    if out.is_empty() {
+    if out.rows() == 0 || out.cols() == 0 {
         return;
     }
-    if rows >= ROWS_PER_THREAD * threads {
-        let most = (TASK_ACTIVATIONS / columns.max(1)).max(ROWS_PER_THREAD);
-        let tasks = rows.div_ceil(most).next_multiple_of(threads);
-        let height = rows.div_ceil(tasks).next_multiple_of(ROWS);
-        let chunks = out.par_chunks_mut(height * outputs).enumerate();
-        return chunks.for_each_init(S::default, |scratch, (i, data)| {
+
+    if out.rows() >= ROWS_PER_THREAD * rayon::current_num_threads() {
+        by_rows(out, columns, block, &task);
+    } else {
+        by_outputs(out, columns, block, &task);
+    }
+}
+
+/// Tasks that own rows, and write their patches in place.
+fn by_rows<T, S>(
+    out: MatMut<'_, T>,
+    columns: usize,
+    block: usize,
+    task: &(impl Fn(Patch<'_, T>, &mut S) + Sync),
+) where
+    T: Send,
+    S: Default + Send,
+{
+    let rows = out.rows();
+    let outputs = out.cols();
+
+    let most = (TASK_ACTIVATIONS / columns.max(1)).max(ROWS_PER_THREAD);
+    let tasks = rows
+        .div_ceil(most)
+        .next_multiple_of(rayon::current_num_threads());
+    let height = rows.div_ceil(tasks).next_multiple_of(ROWS);
+
+    out.into_data()
+        .par_chunks_mut(height * outputs)
+        .enumerate()
+        .for_each_init(S::default, |scratch, (i, data)| {
             let rows = i * height..i * height + data.len() / outputs;
             for first in (0..outputs).step_by(block) {
-                let outputs_here = first..outputs.min(first + block);
-                let (rows, data) = (rows.clone(), &mut *data);
-                task(
-                    Patch {
-                        data,
-                        stride: outputs,
-                        offset: first,
-                        rows,
-                        outputs: outputs_here,
-                    },
-                    scratch,
-                );
+                let patch = Patch {
+                    data: &mut *data,
+                    stride: outputs,
+                    offset: first,
+                    rows: rows.clone(),
+                    outputs: first..outputs.min(first + block),
+                };
+                task(patch, scratch);
             }
         });
-    }
-    // Blocks of few weights are computed several at a time.
-    let blocks = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
-    let by_outputs = |target: &mut [T]| {
+}
+
+/// Tasks that own output features of all rows.
+fn by_outputs<T, S>(
+    out: MatMut<'_, T>,
+    columns: usize,
+    block: usize,
+    task: &(impl Fn(Patch<'_, T>, &mut S) + Sync),
+) where
+    T: Copy + Default + Send + Sync,
+    S: Default + Send,
+{
+    let rows = out.rows();
+    let outputs = out.cols();
+    let out = out.into_data();
+
+    // Blocks with few weights are grouped into one task.
+    let blocks_per_task = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
+    let fill_blocks = |target: &mut [T]| {
         let tasks = target
-            .chunks_mut(blocks * block * rows)
+            .chunks_mut(blocks_per_task * block * rows)
             .enumerate()
             .collect();
         team::for_each(tasks, |scratch: &mut S, (i, data): (usize, &mut [T])| {
             for (j, data) in data.chunks_mut(block * rows).enumerate() {
-                let (stride, first) = (data.len() / rows, (i * blocks + j) * block);
-                task(
-                    Patch {
-                        data,
-                        stride,
-                        offset: 0,
-                        rows: 0..rows,
-                        outputs: first..first + stride,
-                    },
-                    scratch,
-                );
+                let width = data.len() / rows;
+                let first = (i * blocks_per_task + j) * block;
+                let patch = Patch {
+                    data,
+                    stride: width,
+                    offset: 0,
+                    rows: 0..rows,
+                    outputs: first..first + width,
+                };
+                task(patch, scratch);
             }
         });
     };
+
+    // The blocks of one row already are the row.
     if rows == 1 {
-        return by_outputs(out);
+        return fill_blocks(out);
     }
+
     let mut blocks = vec![T::default(); out.len()];
-    by_outputs(&mut blocks);
-    let rows_in_order = |(m, row): (usize, &mut [T])| {
+    fill_blocks(&mut blocks);
+
+    let copy_row = |(m, row): (usize, &mut [T])| {
         for (patch, source) in row.chunks_mut(block).zip(blocks.chunks(block * rows)) {
             patch.copy_from_slice(&source[m * patch.len()..][..patch.len()]);
         }
@@ -114,7 +156,7 @@ pub(crate) fn run<T, S>(
     out.par_chunks_mut(outputs)
         .enumerate()
         .with_min_len(ROWS)
-        .for_each(rows_in_order);
+        .for_each(copy_row);
 }
 
 #[cfg(test)]
@@ -135,6 +177,7 @@ mod tests {
                         }
                     }
                 });
+
                 assert!(
                     out.iter().enumerate().all(|(i, &y)| y == i + 1),
                     "{rows} × {outputs}"

@@ -1,11 +1,11 @@
-//! Threads that meet every few microseconds.
+//! A thread pool for work that takes microseconds.
 //!
-//! A token passes through hundreds of products, each of which takes two threads some tens to
-//! hundreds of microseconds. A thread pool that lets its threads sleep in between (rayon does after
-//! a few) has to wake them again and again: on 2 cores of a virtual machine that was 7 % of a
-//! token, of gpt2-large as of SmolLM2-135M. So for work that small threads wait by looking, for a
-//! fraction of a millisecond, and only then sleep. There is one team, as large as rayon's global
-//! pool; whoever finds it at work uses rayon instead.
+//! A token passes through hundreds of matmuls, each of which takes two threads some tens to
+//! hundreds of microseconds. A pool whose threads sleep in between (rayon's do, after spinning
+//! briefly) has to wake them again and again: on 2 cores of a virtual machine that was 7 % of a
+//! token, for gpt2-large as for SmolLM2-135M. So the threads of this pool spin for a fraction of a
+//! millisecond before they sleep. There is one team, as large as rayon's global pool; a caller that
+//! finds it busy uses rayon instead.
 
 #![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
 
@@ -16,14 +16,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for work before it sleeps: longer than choosing a token takes.
-const PATIENCE: Duration = Duration::from_micros(400);
-/// Looks between two looks at the clock.
-const LOOKS: usize = 64;
+/// How long a thread spins before it sleeps: longer than sampling a token takes.
+const SPIN_TIME: Duration = Duration::from_micros(400);
+/// Spins between two reads of the clock.
+const SPINS_PER_CLOCK: usize = 64;
 
-/// Calls `f` for every item, on all threads of the team; `S` is memory that a thread reuses from
-/// item to item. Each thread begins with a part of its own and takes its items in order, so that
-/// neighbours are read one after the other, and then helps the others.
+/// Calls `f` for every item, on all threads of the team. Each thread starts with a contiguous share
+/// of the items and takes them in order, so that it reads memory in order, and then helps the
+/// others. `S` is scratch memory that a thread reuses from item to item.
 ///
 /// ```
 /// let mut numbers = [1, 2, 3, 4];
@@ -32,22 +32,26 @@ const LOOKS: usize = 64;
 /// ```
 ///
 /// # Panics
-/// Where `f` does.
+/// If `f` panics.
 pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync) {
     let team = match items.len() {
         0 | 1 => None,
         _ => Team::get(),
     };
-    let Some((team, _at_work)) = team.and_then(|team| Some((team, team.at_work.try_lock().ok()?)))
-    else {
+
+    // Without a free team: rayon, or this thread alone.
+    let Some((team, _busy)) = team.and_then(|team| Some((team, team.busy.try_lock().ok()?))) else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
             return items
                 .into_par_iter()
                 .for_each(|item| f(&mut S::default(), item));
         }
+
         let mut memory = S::default();
         return items.into_iter().for_each(|item| f(&mut memory, item));
     };
+
+    // Each member starts at its share of the items; `next[member]` is the next item of that share.
     let members = team.helpers.len() + 1;
     let share = items.len().div_ceil(members);
     let next: Vec<AtomicUsize> = (0..members)
@@ -66,6 +70,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
                 if place >= end {
                     break;
                 }
+
                 let item = items[place]
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -74,37 +79,40 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
             }
         }
     };
+
     team.run(&work);
 }
 
-/// What the helpers share with whoever has work.
+/// The helper threads. The caller of [`for_each`] is a member too, number 0.
 struct Team {
-    /// Held by whoever has work.
-    at_work: Mutex<()>,
+    /// Held by the caller whose work is running.
+    busy: Mutex<()>,
     helpers: Vec<Thread>,
     shared: &'static Shared,
 }
 
+/// The state that helpers and the caller share.
 struct Shared {
-    /// Changes with every piece of work.
+    /// Incremented with every piece of work.
     epoch: AtomicUsize,
-    /// The work, while there is some.
+    /// The current work, if any.
     work: Mutex<Option<Work>>,
-    /// Whether late helpers may still begin.
+    /// Whether helpers may still join the work.
     is_open: AtomicBool,
-    /// Helpers that are at work or looking whether they may begin.
+    /// Helpers that are running the work or checking whether they may.
     inside: AtomicUsize,
-    /// Helpers that sleep.
+    /// Helpers that are parked, or about to be.
     asleep: AtomicUsize,
+    /// Whether a helper panicked in the current work.
     has_panicked: AtomicBool,
 }
 
-/// A closure of another thread; see [`Team::run`].
+/// A borrowed closure of the calling thread, with its lifetime erased; see [`Team::run`].
 #[derive(Clone, Copy)]
 struct Work(&'static (dyn Fn(usize) + Sync));
 
 impl Team {
-    /// The team, where rayon's threads here are as many as the team has.
+    /// The team, if rayon's current pool has as many threads.
     fn get() -> Option<&'static Self> {
         static TEAM: OnceLock<Option<Team>> = OnceLock::new();
         let team = TEAM.get_or_init(Self::new).as_ref()?;
@@ -120,6 +128,7 @@ impl Team {
             asleep: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
         }));
+
         let shared: &'static Shared = shared;
         let helper = |member| {
             let thread = thread::Builder::new().name(format!("llm-int8 {member}"));
@@ -128,24 +137,26 @@ impl Team {
                 .ok()
                 .map(|handle| handle.thread().clone())
         };
+
         let helpers = (1..rayon::current_num_threads())
             .map(helper)
             .collect::<Option<Vec<_>>>()?;
         Some(Self {
-            at_work: Mutex::new(()),
+            busy: Mutex::new(()),
             helpers,
             shared,
         })
     }
 
-    /// Runs `work` with the number of each member, at least with that of the caller, and returns
-    /// when no one is in it any more. The caller holds `at_work`.
+    /// Calls `work` with the number of each member that joins in; the caller, member 0, always
+    /// does. Returns when no member is inside `work` any more. The caller must hold `busy`.
     fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         let shared = self.shared;
-        // SAFETY: the reference is used by helpers only between their `inside += 1`, after which
-        // they see the work open, and their `inside -= 1`. `Closing` closes the work and waits
-        // until no one is inside before this function returns or unwinds, so the closure is alive
-        // whenever it is called.
+
+        // SAFETY: helpers call the closure only between their `inside += 1`, after which they see
+        // `is_open`, and their `inside -= 1`. Dropping `Closing` closes the work and waits until
+        // `inside` is 0 before this function returns or unwinds, so the closure is alive whenever
+        // it is called.
         let lent = Work(unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work)
         });
@@ -153,6 +164,7 @@ impl Team {
         shared.is_open.store(true, SeqCst);
         let closing = Closing(shared);
         shared.epoch.fetch_add(1, SeqCst);
+
         if shared.asleep.load(SeqCst) > 0 {
             self.helpers.iter().for_each(Thread::unpark);
         }
@@ -160,33 +172,35 @@ impl Team {
         drop(closing);
         assert!(
             !shared.has_panicked.swap(false, SeqCst),
-            "a thread that helped has panicked"
+            "a helper thread panicked"
         );
     }
 }
 
-/// Ends a piece of work.
+/// Ends a piece of work when dropped: lets no more helpers in and waits for those inside.
 struct Closing(&'static Shared);
 
 impl Drop for Closing {
     fn drop(&mut self) {
         self.0.is_open.store(false, SeqCst);
-        let mut looks = 0;
+        let mut spins = 0;
         while self.0.inside.load(SeqCst) > 0 {
-            looks += 1;
-            // A helper may have lost its processor to another program.
-            if looks % 1024 == 0 {
+            spins += 1;
+
+            // A helper may have been preempted.
+            if spins % 1024 == 0 {
                 thread::yield_now()
             } else {
                 std::hint::spin_loop()
             }
         }
+
         *self.0.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 impl Shared {
-    /// The life of a helper.
+    /// The main loop of a helper.
     fn help(&self, member: usize) {
         let mut seen = 0;
         loop {
@@ -200,25 +214,29 @@ impl Shared {
                     self.has_panicked.store(true, SeqCst);
                 }
             }
+
             self.inside.fetch_sub(1, SeqCst);
         }
     }
 
-    /// Waits until the epoch is another one than that seen before.
+    /// Spins, then sleeps, until the epoch differs from the one last `seen`.
     fn next_epoch(&self, seen: usize) -> usize {
         loop {
             let started = Instant::now();
-            while started.elapsed() < PATIENCE {
-                for _ in 0..LOOKS {
+            while started.elapsed() < SPIN_TIME {
+                for _ in 0..SPINS_PER_CLOCK {
                     let epoch = self.epoch.load(SeqCst);
                     if epoch != seen {
                         return epoch;
                     }
+
                     std::hint::spin_loop();
                 }
             }
+
             self.asleep.fetch_add(1, SeqCst);
-            // Whoever changes the epoch after this look sees that someone sleeps.
+
+            // A caller that changes the epoch after this load sees `asleep > 0` and unparks.
             if self.epoch.load(SeqCst) == seen {
                 thread::park();
             }
@@ -232,22 +250,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_item_comes_once() {
+    fn every_item_is_visited_once() {
         for round in 0..2000 {
             let mut counts = vec![0u32; round % 37];
             for_each(counts.iter_mut().collect(), |memory: &mut u32, count| {
                 *memory += 1;
                 *count += 1;
             });
+
             assert!(counts.iter().all(|count| *count == 1), "{round}");
+
             if round % 500 == 0 {
-                thread::sleep(PATIENCE * 3); // The helpers sleep.
+                thread::sleep(SPIN_TIME * 3); // Long enough for the helpers to park.
             }
         }
     }
 
     #[test]
-    fn several_callers_do_not_meet() {
+    fn concurrent_callers_do_not_interfere() {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -264,15 +284,17 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
+    fn a_panic_reaches_the_caller_and_the_team_still_works() {
         for _ in 0..20 {
             let failed = catch_unwind(|| {
                 for_each((0..40).collect(), |_: &mut (), i| {
                     assert!(i != 33, "expected")
                 })
             });
+
             assert!(failed.is_err());
         }
+
         let mut numbers = [0; 9];
         for_each(numbers.iter_mut().collect(), |_: &mut (), number| {
             *number = 1

@@ -3,18 +3,9 @@
 /// Its name.
 pub const NAME: &str = "tiny-gpt2";
 
-/// `config.json`.
-pub(crate) const CONFIG: &[u8] = include_bytes!("../../../models/tiny-gpt2/config.json");
-/// `generation_config.json`.
-pub(crate) const GENERATION_CONFIG: &[u8] =
-    include_bytes!("../../../models/tiny-gpt2/generation_config.json");
-/// `tokenizer.json`.
-pub(crate) const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-gpt2/tokenizer.json");
-/// `tokenizer_config.json`.
-pub(crate) const TOKENIZER_CONFIG: &[u8] =
-    include_bytes!("../../../models/tiny-gpt2/tokenizer_config.json");
-/// `model.safetensors`.
-pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-gpt2/model.safetensors");
+pub(crate) use llm_int8_tiny_gpt2::{
+    CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+};
 
 /// Whether a name means the built-in model. A folder of that name comes first.
 pub(crate) fn is_meant(name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! Dynamic quantisation: weights beforehand, activations as they come.
+//! A linear layer with dynamic quantisation: weights ahead of time, each input by its own range.
 
 use super::packed_weight::PackedWeight;
 use super::quantized_linear::packed;
@@ -9,7 +9,8 @@ use std::fmt;
 /// Smaller scales than this are raised to it (`SMALL_SCALE_THRESHOLD` of torch's `QuantUtils.h`).
 const SMALLEST_SCALE: f32 = 6.1e-5;
 
-/// `torch.ao.nn.quantized.dynamic.Linear`: f32 in, f32 out, each input quantised by its own range.
+/// `torch.ao.nn.quantized.dynamic.Linear`: f32 in, f32 out; each input is quantised by its own
+/// range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DynamicQuantizedLinear {
     weight: PackedWeight,
@@ -17,7 +18,7 @@ pub struct DynamicQuantizedLinear {
 }
 
 impl DynamicQuantizedLinear {
-    /// `quantize_dynamic` of a Linear: weights qint8, symmetric, per tensor
+    /// `quantize_dynamic` of a linear layer: weights qint8, symmetric, per tensor
     /// (`default_dynamic_qconfig`).
     ///
     /// ```
@@ -30,7 +31,8 @@ impl DynamicQuantizedLinear {
     /// ```
     ///
     /// # Errors
-    /// A weight that no scale can stand for.
+    /// [`AffineError::WrongQParams`](crate::AffineError::WrongQParams) if no f32 scale fits the
+    /// weight.
     pub fn from_float(linear: &Linear) -> Result<Self> {
         Ok(Self {
             weight: packed(linear, &QConfig::symmetric().weight)?,
@@ -38,7 +40,7 @@ impl DynamicQuantizedLinear {
         })
     }
 
-    /// The weight.
+    /// The quantised weight.
     pub fn weight(&self) -> &QuantizedTensor {
         &self.weight.tensor
     }
@@ -55,7 +57,8 @@ impl DynamicQuantizedLinear {
             scale: f64::from(scale),
             zero_point,
         };
-        let sums = self.weight.product(&QuantizedTensor::quantize(
+
+        let sums = self.weight.matmul(&QuantizedTensor::quantize(
             x,
             QuantizedDtype::Quint8,
             &qparams,
@@ -66,9 +69,10 @@ impl DynamicQuantizedLinear {
             .map(|(scale_w, _)| scale * scale_w)
             .collect();
         let output = |(n, &sum): (usize, &i32)| {
-            // fbgemm fuses the bias: one rounding.
+            // fbgemm adds the bias with a fused multiply-add.
             (sum as f32).mul_add(scales[n], self.bias.as_ref().map_or(0.0, |bias| bias[n]))
         };
+
         Ok(sums
             .chunks(scales.len())
             .flat_map(|row| row.iter().enumerate().map(output))
@@ -76,12 +80,14 @@ impl DynamicQuantizedLinear {
     }
 }
 
-/// Scale and zero point of a range in the codes 0..=127 (`ChooseQuantizationParams`): in f64, the
-/// zero point from the end of the range that places it with less error.
+/// Scale and zero point of a range in the codes 0..=127 (fbgemm's `ChooseQuantizationParams`).
+/// Computed in f64; the zero point follows from the end of the range that gives it the smaller
+/// error.
 fn range_qparams(min: f32, max: f32) -> (f32, i32) {
     let (quant_min, quant_max) = (0f64, 127f64);
     let (mut min, mut max) = (min.min(0.0), max.max(0.0));
     let mut scale = (f64::from(max) - f64::from(min)) / (quant_max - quant_min);
+
     if scale as f32 == 0.0 || (scale as f32).recip().is_infinite() {
         scale = 0.1;
     }
@@ -97,8 +103,10 @@ fn range_qparams(min: f32, max: f32) -> (f32, i32) {
             (min, max) = (min * grown, max * grown);
         }
     }
+
     let (min, max) = (f64::from(min), f64::from(max));
-    let (from_min, from_max) = (quant_min - min / scale, quant_max - max / scale);
+    let from_min = quant_min - min / scale;
+    let from_max = quant_max - max / scale;
     let error_from_min = quant_min.abs() - (min / scale).abs();
     let error_from_max = quant_max.abs() - (max / scale).abs();
     let zero_point = if error_from_min < error_from_max {
@@ -120,6 +128,7 @@ impl fmt::Display for DynamicQuantizedLinear {
             tensor,
             ..
         } = &self.weight;
+
         write!(
             f,
             "DynamicQuantizedLinear(in_features={in_features}, out_features={out_features}, \

@@ -1,4 +1,4 @@
-//! `prepare` and `convert` of a Linear in torch's eager mode, engine fbgemm.
+//! `prepare` and `convert` of a linear layer as in torch's eager mode, with the engine fbgemm.
 //!
 //! ```
 //! use llm_int8_affine::module::{Linear, Model, QConfig};
@@ -38,7 +38,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `weight` `[out_features, in_features]`, `bias` `[out_features]`.
+    /// A layer of `weight` `[out_features, in_features]` and `bias` `[out_features]`, row-major.
     ///
     /// # Errors
     /// [`AffineError::WrongShape`], [`AffineError::NotFinite`], [`AffineError::Empty`].
@@ -63,7 +63,7 @@ impl Linear {
         })
     }
 
-    /// The weight's numbers `[out_features, in_features]`.
+    /// The weight `[out_features, in_features]`, row-major.
     pub fn weight(&self) -> &[f32] {
         &self.weight
     }
@@ -73,9 +73,9 @@ impl Linear {
         self.bias.as_deref()
     }
 
-    /// `y` `[..., out_features]` of `x` `[..., in_features]`, row-major. Products are added in f32,
-    /// in order, each rounded once: on small layers the same bits as torch's, on larger ones its
-    /// order varies.
+    /// `y` `[..., out_features]` of `x` `[..., in_features]`, row-major. Sums run in order, with
+    /// fused multiply-adds in f32. Small layers give torch's bits; for larger ones torch's order of
+    /// summation varies.
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`].
@@ -86,9 +86,11 @@ impl Linear {
                 .zip(w)
                 .fold(0f32, |sum, (&a, &b)| a.mul_add(b, sum))
         };
+
         let output = |row, (n, w)| dot(row, w) + self.bias.as_ref().map_or(0.0, |bias| bias[n]);
         let weights = || self.weight.chunks(self.in_features).enumerate();
         let outputs = |row| weights().map(move |weight: (usize, &[f32])| output(row, weight));
+
         Ok(x.values()
             .chunks(self.in_features)
             .flat_map(outputs)
@@ -110,26 +112,26 @@ impl fmt::Display for Linear {
     }
 }
 
-/// How many rows an input has whose last dimension must be `in_features`.
+/// The number of rows of an input, whose last dimension must be `in_features`.
 fn rows(shape: &[usize], in_features: usize) -> Result<usize> {
     let (&found, before) = shape.split_last().ok_or(AffineError::Empty)?;
     if found != in_features {
-        let what = "last dimension of the input";
         return Err(AffineError::WrongDimension {
-            what,
+            what: "last dimension of the input",
             expected: in_features,
             found,
         });
     }
+
     Ok(before.iter().product())
 }
 
-/// How activations and weights are observed (`torch.ao.quantization.QConfig`).
+/// The observers of activations and weights (`torch.ao.quantization.QConfig`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QConfig {
-    /// For inputs and outputs.
+    /// The observer of inputs and outputs.
     pub activation: ObserverConfig,
-    /// For weights.
+    /// The observer of weights.
     pub weight: ObserverConfig,
 }
 
@@ -170,12 +172,12 @@ impl QConfig {
         }
     }
 
-    /// The notebook's own: min and max, per tensor, asymmetric.
+    /// A common hand-written qconfig: min and max, per tensor, asymmetric.
     pub fn asymmetric() -> Self {
         Self::min_max(QScheme::PerTensorAffine)
     }
 
-    /// The notebook's own: min and max, per tensor, symmetric.
+    /// A common hand-written qconfig: min and max, per tensor, symmetric.
     pub fn symmetric() -> Self {
         Self::min_max(QScheme::PerTensorSymmetric)
     }

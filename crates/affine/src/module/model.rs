@@ -1,4 +1,4 @@
-//! A module with one Linear, as people try quantisation on: `prepare`, calibrate, `convert`.
+//! A module with one linear layer, the usual toy model: `prepare`, calibrate, `convert`.
 
 use super::{Linear, QConfig, QuantizedLinear};
 use crate::print::Printed;
@@ -7,7 +7,7 @@ use crate::{
 };
 use std::fmt;
 
-/// A module holding `linear`, with or without `QuantStub` and `DeQuantStub` around it.
+/// A module with the child `linear`, and optionally a `QuantStub` and a `DeQuantStub` around it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     class: String,
@@ -16,7 +16,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// A module of this class name with the one child `linear`.
+    /// A module of this class name without stubs.
     pub fn new(class: &str, linear: Linear) -> Self {
         Self {
             class: class.into(),
@@ -25,7 +25,7 @@ impl Model {
         }
     }
 
-    /// With `quant` before and `dequant` after: floats in, floats out.
+    /// Adds the stubs `quant` and `dequant`, so that the converted module takes and gives floats.
     pub fn with_stubs(mut self) -> Self {
         self.stubs = true;
         self
@@ -34,7 +34,7 @@ impl Model {
     /// `torch.ao.quantization.prepare`: observers after the stub and after the Linear.
     ///
     /// # Errors
-    /// Settings an observer does not take.
+    /// Those of [`ObserverConfig::build`](crate::ObserverConfig::build).
     pub fn prepare(self, qconfig: &QConfig) -> Result<PreparedModel> {
         let input = self.stubs.then(|| qconfig.activation.build()).transpose()?;
         let output = qconfig.activation.build()?;
@@ -59,7 +59,8 @@ impl fmt::Display for Model {
     }
 }
 
-/// Writes the module and its children; without stubs the middle one alone.
+/// Writes the module and its children `quant`, `linear` and `dequant`; without stubs `linear`
+/// alone.
 fn write_tree(
     f: &mut fmt::Formatter<'_>,
     class: &str,
@@ -72,6 +73,7 @@ fn write_tree(
             writeln!(f, "  ({name}): {}", text.replace('\n', "\n  "))?;
         }
     }
+
     f.write_str(")")
 }
 
@@ -85,10 +87,10 @@ pub struct PreparedModel {
 }
 
 impl PreparedModel {
-    /// Computes in f32 and shows the observers what comes in and what goes out.
+    /// Computes in f32, and has the observers observe the input (with stubs) and the output.
     ///
     /// # Errors
-    /// An input that does not fit.
+    /// [`AffineError::WrongDimension`]; [`AffineError::NotFinite`] if an output overflows.
     pub fn forward(&mut self, x: TensorRef<'_>) -> Result<Vec<f32>> {
         let y = self.model.linear.forward(x)?;
         if let Some(observer) = &mut self.input {
@@ -104,7 +106,8 @@ impl PreparedModel {
     /// `torch.ao.quantization.convert`.
     ///
     /// # Errors
-    /// What an observer cannot choose parameters for.
+    /// A range that an observer cannot choose parameters for; those of
+    /// [`QuantizedLinear::from_float`].
     pub fn convert(self) -> Result<QuantizedModel> {
         let input = self
             .input
@@ -130,7 +133,8 @@ impl fmt::Display for PreparedModel {
         let stub = self.input.as_ref().map_or(String::new(), |observer| {
             format!("QuantStub(\n  (activation_post_process): {observer}\n)")
         });
-        let (arguments, output) = (self.model.linear.arguments(), &self.output);
+        let arguments = self.model.linear.arguments();
+        let output = &self.output;
         let linear = format!("Linear(\n  {arguments}\n  (activation_post_process): {output}\n)");
         write_tree(
             f,
@@ -145,18 +149,18 @@ impl fmt::Display for PreparedModel {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedModel {
     class: String,
-    /// What the stub `quant` became.
+    /// The dtype and parameters that the stub `quant` quantises with.
     input: Option<(QuantizedDtype, QParams)>,
     linear: QuantizedLinear,
 }
 
 impl QuantizedModel {
-    /// The converted Linear.
+    /// The converted linear layer.
     pub fn linear(&self) -> &QuantizedLinear {
         &self.linear
     }
 
-    /// Scale and zero point of the input, where there is a stub.
+    /// Scale and zero point of the input, if there are stubs.
     pub fn input_qparams(&self) -> Option<&QParams> {
         self.input.as_ref().map(|(_, qparams)| qparams)
     }
@@ -165,25 +169,25 @@ impl QuantizedModel {
     /// out_features]`.
     ///
     /// # Errors
-    /// [`AffineError::Unsupported`] without stubs: the Linear takes quantised input then, as
-    /// torch's does.
+    /// [`AffineError::Unsupported`] without stubs: the layer then takes quantised input only, as in
+    /// torch; [`AffineError::WrongDimension`].
     pub fn forward(&self, x: TensorRef<'_>) -> Result<Vec<f32>> {
         Ok(self.linear.forward(&self.quantize(x)?)?.dequantize())
     }
 
-    /// What the stub `quant` became: the input as the Linear takes it.
+    /// Quantises an input as the stub `quant` does.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// [`AffineError::Unsupported`] without stubs.
     pub fn quantize(&self, x: TensorRef<'_>) -> Result<QuantizedTensor> {
         let Some((dtype, qparams)) = &self.input else {
-            let found = "floats, and the model has no QuantStub".into();
             return Err(AffineError::Unsupported {
                 what: "the input",
                 expected: "quantised",
-                found,
+                found: "floats, and the model has no QuantStub".into(),
             });
         };
+
         QuantizedTensor::quantize(x, *dtype, qparams)
     }
 }
@@ -198,6 +202,7 @@ impl fmt::Display for QuantizedModel {
             }
             _ => String::new(),
         };
+
         let linear = self.linear.to_string();
         write_tree(
             f,

@@ -1,53 +1,54 @@
-//! The integer product of activations (quint8) and weights (qint8), by the kernels.
+//! The integer matmul of activations (quint8) and weights (qint8), on the int8 kernels.
 
 use super::rows;
 use crate::{AffineError, QParams, QuantizedDtype, QuantizedTensor, Result, TensorRef};
 use llm_int8_kernels::{Isa, MatMut, MatRef, matmul_i32};
 
-/// Codes of a weight `[out_features, in_features]` as the kernels take them.
+/// A quantised weight `[out_features, in_features]`, prepared for the kernels.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PackedWeight {
     pub(super) tensor: QuantizedTensor,
+    /// The codes as i8.
     codes: Vec<i8>,
-    /// Sum of each output's codes, for the zero point of the activations.
+    /// The sum of each output's codes, which corrects for the zero point of the activations.
     sums: Vec<i32>,
     pub(super) in_features: usize,
     pub(super) out_features: usize,
 }
 
 impl PackedWeight {
-    /// Quantises a weight.
+    /// Quantises a weight, which must be qint8, per tensor or per output.
     pub(super) fn new(
         weight: TensorRef<'_>,
         dtype: QuantizedDtype,
         qparams: &QParams,
     ) -> Result<Self> {
         if dtype != QuantizedDtype::Qint8 {
-            let found = dtype.to_string();
             return Err(AffineError::Unsupported {
                 what: "the weight's dtype",
                 expected: "torch.qint8",
-                found,
+                found: dtype.to_string(),
             });
         }
+
         if let QParams::PerChannel { axis, .. } = qparams
             && *axis != 0
         {
-            let found = axis.to_string();
             return Err(AffineError::Unsupported {
                 what: "the weight's channel axis",
                 expected: "0",
-                found,
+                found: axis.to_string(),
             });
         }
+
         let &[out_features, in_features] = weight.shape() else {
-            let found = weight.shape().len();
             return Err(AffineError::WrongDimension {
                 what: "dimensions of the weight",
                 expected: 2,
-                found,
+                found: weight.shape().len(),
             });
         };
+
         let tensor = QuantizedTensor::quantize(weight, dtype, qparams)?;
         let codes: Vec<i8> = tensor.int_repr().iter().map(|&code| code as i8).collect();
         let sums = codes
@@ -65,15 +66,16 @@ impl PackedWeight {
 
     /// `Σ (a - zero_point_a) · (w - zero_point_w)` `[rows, out_features]`, exact.
     ///
-    /// The kernels multiply signed bytes, so 128 is taken off the activations and off their zero
-    /// point.
-    pub(super) fn product(&self, x: &QuantizedTensor) -> Result<Vec<i32>> {
+    /// The kernels multiply signed bytes, so 128 is subtracted from the activations and from their
+    /// zero point.
+    pub(super) fn matmul(&self, x: &QuantizedTensor) -> Result<Vec<i32>> {
         let QParams::PerTensor { zero_point, .. } = *x.qparams() else {
             return Err(unsupported_activation(x));
         };
         if x.dtype() != QuantizedDtype::Quint8 {
             return Err(unsupported_activation(x));
         }
+
         let rows = rows(x.shape(), self.in_features)?;
         let zero_point = zero_point - 128;
         let codes: Vec<i8> = x
@@ -90,6 +92,7 @@ impl PackedWeight {
             w,
             MatMut::new(&mut out, rows, self.out_features)?,
         )?;
+
         let zeros: Vec<i32> = self
             .channels()
             .map(|(_, zero_point_w)| zero_point_w)
@@ -99,28 +102,33 @@ impl PackedWeight {
             .zip(out.chunks_mut(self.out_features))
         {
             let sum: i32 = row.iter().copied().map(i32::from).sum();
+
             // Σ over K of (a - za)(w - zw) = Σ a·w - za·Σ w - zw·(Σ a - K·za)
             let shifted = sum - self.in_features as i32 * zero_point;
+
             for ((y, sum_w), zero_w) in out.iter_mut().zip(&self.sums).zip(&zeros) {
                 *y -= zero_point * sum_w + zero_w * shifted;
             }
         }
+
         Ok(out)
     }
 
-    /// What fbgemm's sums lose of the exact ones on a machine without VNNI: there the products of
-    /// two neighbours along K (`u8 · i8`, `vpmaddubsw`) are added in 16 bits and saturate.
+    /// How far fbgemm's sums differ from the exact ones on a machine without VNNI, where pairs of
+    /// products along K (`u8 · i8`, `vpmaddubsw`) are added in 16 bits and saturate.
     pub(super) fn saturation(&self, x: &QuantizedTensor) -> Vec<i32> {
         let excess = |a: &[i32], w: &[i8]| {
             let sum: i32 = a.iter().zip(w).map(|(a, w)| a * i32::from(*w)).sum();
             sum.clamp(i16::MIN.into(), i16::MAX.into()) - sum
         };
+
         let row = |a: &[i32], w: &[i8]| {
             a.chunks(2)
                 .zip(w.chunks(2))
                 .map(|(a, w)| excess(a, w))
                 .sum()
         };
+
         let outputs = |a| self.codes.chunks(self.in_features).map(move |w| row(a, w));
         x.int_repr()
             .chunks(self.in_features)
@@ -142,10 +150,9 @@ impl PackedWeight {
 }
 
 fn unsupported_activation(x: &QuantizedTensor) -> AffineError {
-    let found = format!("{} {}", x.dtype(), x.qparams().scheme());
     AffineError::Unsupported {
         what: "the input",
         expected: "torch.quint8 per tensor",
-        found,
+        found: format!("{} {}", x.dtype(), x.qparams().scheme()),
     }
 }

@@ -1,4 +1,4 @@
-//! The converted Linear.
+//! A linear layer with static quantisation.
 
 use super::Linear;
 use super::packed_weight::PackedWeight;
@@ -9,7 +9,7 @@ use crate::{
 };
 use std::fmt;
 
-/// `torch.ao.nn.quantized.Linear`: quint8 in, quint8 out, all sums in integers.
+/// `torch.ao.nn.quantized.Linear`: quint8 in, quint8 out, integer sums.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedLinear {
     weight: PackedWeight,
@@ -20,22 +20,23 @@ pub struct QuantizedLinear {
 }
 
 impl QuantizedLinear {
-    /// Quantises the weight by an observer of its own; `output` are scale and zero point of the
-    /// results.
+    /// Quantises the weight with a new observer of this configuration. `output` holds scale and
+    /// zero point of the output.
     ///
     /// # Errors
-    /// What the observer says; a weight that is not qint8 or not per tensor or per output; an
-    /// output that is not per tensor quint8.
+    /// Those of the observer; [`AffineError::Unsupported`] if the weight is neither per tensor nor
+    /// per output qint8, or the output is not per tensor; [`AffineError::WrongQParams`] if `output`
+    /// cannot quantise to quint8.
     pub fn from_float(linear: &Linear, weight: &ObserverConfig, output: &QParams) -> Result<Self> {
         let &QParams::PerTensor { scale, zero_point } = output else {
-            let found = output.scheme().to_string();
             return Err(AffineError::Unsupported {
                 what: "the output",
                 expected: "per tensor",
-                found,
+                found: output.scheme().to_string(),
             });
         };
         output.check(QuantizedDtype::Quint8)?;
+
         Ok(Self {
             weight: packed(linear, weight)?,
             bias: linear.bias.clone(),
@@ -44,7 +45,7 @@ impl QuantizedLinear {
         })
     }
 
-    /// The weight (`weight()`), as torch stores it.
+    /// The quantised weight (`weight()` in torch).
     pub fn weight(&self) -> &QuantizedTensor {
         &self.weight.tensor
     }
@@ -65,29 +66,30 @@ impl QuantizedLinear {
     /// `[..., in_features]` quint8 → `[..., out_features]` quint8 (`torch.ops.quantized.linear`).
     ///
     /// `round((sum + bias / (scale_x · scale_w)) · (scale_x · scale_w / scale_y)) + zero_point_y`,
-    /// in f32 as fbgemm's requantisation, halves to even. Sums are exact, as fbgemm's are on a
-    /// machine with VNNI.
+    /// in f32, rounding half to even, as in fbgemm's requantisation. Sums are exact, like fbgemm's
+    /// on a machine with VNNI.
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`], [`AffineError::Unsupported`].
     pub fn forward(&self, x: &QuantizedTensor) -> Result<QuantizedTensor> {
-        Ok(self.requantized(x, &self.weight.product(x)?))
+        Ok(self.requantized(x, &self.weight.matmul(x)?))
     }
 
-    /// As [`forward`](Self::forward), with what fbgemm computes on a machine without VNNI: products
-    /// of two neighbours are added in 16 bits, and saturate when activations use all 256 codes. It
-    /// is why `reduce_range` exists.
+    /// [`forward`](Self::forward) with the sums of fbgemm on a machine without VNNI: pairs of
+    /// products are added in 16 bits, and may saturate if activations use all 256 codes. That is why
+    /// `reduce_range` exists.
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`], [`AffineError::Unsupported`].
     pub fn forward_saturating(&self, x: &QuantizedTensor) -> Result<QuantizedTensor> {
-        let mut sums = self.weight.product(x)?;
+        let mut sums = self.weight.matmul(x)?;
         sums.iter_mut()
             .zip(self.weight.saturation(x))
             .for_each(|(sum, lost)| *sum += lost);
         Ok(self.requantized(x, &sums))
     }
 
+    /// The output of a layer whose integer sums for `x` are `sums`.
     fn requantized(&self, x: &QuantizedTensor, sums: &[i32]) -> QuantizedTensor {
         let scale_x = x
             .qparams()
@@ -95,7 +97,7 @@ impl QuantizedLinear {
             .next()
             .map_or(1.0, |(scale, _)| scale as f32);
         let scale_y = self.scale as f32;
-        let products: Vec<f32> = self
+        let scales: Vec<f32> = self
             .weight
             .channels()
             .map(|(scale_w, _)| scale_x * scale_w)
@@ -103,27 +105,33 @@ impl QuantizedLinear {
         let per_tensor = matches!(self.weight.tensor.qparams(), QParams::PerTensor { .. });
         let offset = |n: usize| {
             let bias = self.bias.as_ref().map_or(0.0, |bias| bias[n]);
-            // fbgemm multiplies with a reciprocal where there is one scale for all outputs.
+
+            // fbgemm multiplies by a reciprocal if all outputs share one scale.
             if per_tensor {
-                bias * products[n].recip()
+                bias * scales[n].recip()
             } else {
-                bias / products[n]
+                bias / scales[n]
             }
         };
-        let offsets: Vec<f32> = (0..products.len()).map(offset).collect();
+
+        let offsets: Vec<f32> = (0..scales.len()).map(offset).collect();
         let code = |(n, &sum): (usize, &i32)| {
-            let y = (sum as f32 + offsets[n]) * (products[n] / scale_y);
-            // Far out of range a float rounds and adds as well as an integer, without overflow.
+            let y = (sum as f32 + offsets[n]) * (scales[n] / scale_y);
+
+            // The zero point is added as a float, which cannot overflow if `y` is far out of range.
             (y.round_ties_even() + self.zero_point as f32).clamp(0.0, 255.0) as i32
         };
+
         let codes = sums
-            .chunks(products.len())
+            .chunks(scales.len())
             .flat_map(|row| row.iter().enumerate().map(code))
             .collect();
+
         let mut shape = x.shape().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = self.weight.out_features;
         }
+
         QuantizedTensor::from_codes(codes, shape, QuantizedDtype::Quint8, self.output_qparams())
     }
 }
@@ -145,6 +153,7 @@ impl fmt::Display for QuantizedLinear {
             tensor,
             ..
         } = &self.weight;
+
         write!(
             f,
             "QuantizedLinear(in_features={in_features}, out_features={out_features}, scale={}, zero_point={}, \

@@ -1,31 +1,32 @@
-//! A histogram of what was seen, and the range that would lose least of it.
+//! An observer that keeps a histogram and chooses the range with the least quantisation error.
 
 use super::{Observer, ObserverConfig, ObserverKind, min_max::range_text, per_tensor};
 use crate::qparams::Grid;
 use crate::{QParams, QScheme, QuantizedDtype, Result, TensorRef};
 use std::fmt;
 
+/// Bins of the histogram, torch's default.
 const BINS: usize = 2048;
-/// How many parts a bin is cut into when the histogram is stretched over a wider range.
+/// Parts that a bin is cut into when the histogram is redistributed over a wider range.
 const UPSAMPLE: usize = 16;
-/// Codes whose bins the search compares with: torch takes 2^8 for both 8-bit types.
+/// Codes that the search quantises to: torch uses 2^8 for both 8-bit dtypes.
 const CODES: f32 = 256.0;
-/// Which part of what was seen a step of the search gives up.
+/// The fraction of values that each step of the search clips.
 const STEP: f64 = 1e-5;
 
-/// `HistogramObserver`, what fbgemm's default qconfig observes activations with.
+/// `HistogramObserver`, which observes activations in fbgemm's default qconfig.
 ///
-/// Follows torch 2.8 in f32, operation by operation, so that the chosen range is the same: see
+/// It repeats torch 2.8 in f32, operation by operation, so that it chooses the same range: see
 /// `_combine_histograms`, `_non_linear_param_search` and `_compute_quantization_error` there.
 ///
 /// ```
 /// use llm_int8_affine::*;
 /// let mut observer = HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine)?;
 /// let mut values: Vec<f32> = (0..200_000).map(|i| (i % 200) as f32 / 100.0 - 1.0).collect();
-/// values.push(50.0); // one far value
+/// values.push(50.0); // one far outlier
 /// observer.observe(TensorRef::new(&values, &[values.len()])?)?;
 /// let QParams::PerTensor { scale, .. } = observer.qparams()? else { unreachable!() };
-/// assert!(scale < 51.0 / 255.0 / 4.0); // is given up for a finer step
+/// assert!(scale < 51.0 / 255.0 / 4.0); // clipped for a finer step
 /// # Ok::<(), AffineError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +38,7 @@ pub struct HistogramObserver {
 }
 
 impl HistogramObserver {
-    /// With torch's defaults for the rest.
+    /// torch's defaults for everything else.
     ///
     /// # Errors
     /// [`AffineError::UnsupportedScheme`](crate::AffineError::UnsupportedScheme).
@@ -55,21 +56,25 @@ impl HistogramObserver {
         })
     }
 
-    /// The histogram in the wider range `min..max` (`_combine_histograms`).
+    /// The histogram redistributed over the wider range `min..max` (`_combine_histograms`). `batch`
+    /// is the histogram of the new batch.
     fn stretched(&self, min: f32, max: f32, batch: &[f32]) -> Vec<f32> {
         if self.min == self.max {
-            // torch weighs the one value seen so far with the number of values of the new batch.
+            // If only one value was seen so far, torch weights it with the number of values of the
+            // new batch.
             let total: f32 = batch.iter().sum();
             return count(&[self.min], min, max)
                 .into_iter()
                 .map(|n| n * total)
                 .collect();
         }
+
         let parts = BINS * UPSAMPLE;
         let middle = 0.5 * ((self.max - self.min) / parts as f32);
         let edges: Vec<f32> = (0..=BINS)
             .map(|i| linspace(min, max, BINS + 1, i))
             .collect();
+
         let mut wider = vec![0f32; BINS];
         for part in 0..parts {
             let x = linspace(self.min, self.max, parts + 1, part) + middle;
@@ -79,28 +84,37 @@ impl HistogramObserver {
                 .min(BINS - 1);
             wider[bin] += self.histogram[part / UPSAMPLE] / UPSAMPLE as f32;
         }
+
         wider
     }
 
-    /// The range that loses least, by its squared error (`_non_linear_param_search`): from both
-    /// ends quantiles are given up as long as that makes the error smaller.
+    /// The range with the least squared error (`_non_linear_param_search`): quantiles are clipped
+    /// from either end as long as that does not increase the error.
     fn best_range(&self) -> (f32, f32) {
         let bin_width = (self.max - self.min) / BINS as f32;
         let sums = cumulative(&self.histogram);
         let total = f64::from(self.histogram.iter().map(|&n| f64::from(n)).sum::<f64>() as f32);
-        let (mut alpha, mut beta) = (0f64, 1f64);
-        let (mut start, mut end) = (0, BINS - 1);
+
+        let mut alpha = 0f64;
+        let mut beta = 1f64;
+        let mut start = 0;
+        let mut end = BINS - 1;
         let mut least = f64::INFINITY;
         while alpha < beta {
-            let (next_alpha, next_beta) = (alpha + STEP, beta - STEP);
-            let (mut left, mut right) = (start, end);
+            let next_alpha = alpha + STEP;
+            let next_beta = beta - STEP;
+
+            let mut left = start;
+            let mut right = end;
             while left < end && sums[left] < (next_alpha * total) as f32 {
                 left += 1;
             }
             while right > start && sums[right] > (next_beta * total) as f32 {
                 right -= 1;
             }
-            let (mut next_start, mut next_end) = (start, end);
+
+            let mut next_start = start;
+            let mut next_end = end;
             if left - start > end - right {
                 (next_start, alpha) = (left, next_alpha);
             } else {
@@ -109,26 +123,30 @@ impl HistogramObserver {
             if (next_start, next_end) == (start, end) {
                 continue;
             }
+
             let error = self.error_of(next_start, next_end);
             if error > least {
                 break;
             }
+
             (least, start, end) = (error, next_start, next_end);
         }
+
         (
             self.min + bin_width * start as f32,
             self.min + bin_width * (end + 1) as f32,
         )
     }
 
-    /// The squared error of quantising everything with the range of these bins
-    /// (`_compute_quantization_error`); values are taken as even within a bin.
+    /// The squared error of quantising all values with the range of the bins `start..=end`
+    /// (`_compute_quantization_error`). Values are assumed uniform within a bin.
     fn error_of(&self, start: usize, end: usize) -> f64 {
         let bin_width = (f64::from(self.max) - f64::from(self.min)) / BINS as f64;
         let step = (bin_width * (end - start + 1) as f64 / f64::from(CODES)) as f32;
         if step == 0.0 {
             return 0.0;
         }
+
         let bin_width = bin_width as f32;
         let half = step / 2.0;
         let code_of = |x: f32| floor_divide(x, step).clamp(0.0, CODES - 1.0);
@@ -142,6 +160,7 @@ impl HistogramObserver {
             let in_last = integral(-half, end - (last * step + half), density);
             in_first + between + in_last
         };
+
         self.histogram
             .iter()
             .enumerate()
@@ -158,6 +177,7 @@ impl Observer for HistogramObserver {
         let first = self.min > self.max;
         let (min, max) = (self.min.min(min), self.max.max(max));
         let mut histogram = count(x.values(), min, max);
+
         if !first {
             let same = (min, max) == (self.min, self.max);
             let before = if same {
@@ -170,7 +190,9 @@ impl Observer for HistogramObserver {
                 .zip(before)
                 .for_each(|(n, before)| *n += before);
         }
+
         (self.min, self.max, self.histogram) = (min, max, histogram);
+
         Ok(())
     }
 
@@ -194,7 +216,7 @@ impl fmt::Display for HistogramObserver {
     }
 }
 
-/// `torch.histc`: how many values are in each bin. A range of one point is widened by 1 to both
+/// `torch.histc`: the number of values in each bin. A range of one point is widened by 1 on both
 /// sides.
 fn count(values: &[f32], min: f32, max: f32) -> Vec<f32> {
     let (min, max) = if min == max {
@@ -202,15 +224,17 @@ fn count(values: &[f32], min: f32, max: f32) -> Vec<f32> {
     } else {
         (min, max)
     };
+
     let mut histogram = vec![0f32; BINS];
     for x in values {
         let bin = ((x - min) * BINS as f32 / (max - min)) as usize;
         histogram[bin.min(BINS - 1)] += 1.0;
     }
+
     histogram
 }
 
-/// `torch.linspace(start, end, steps)[index]`: counted from the nearer end.
+/// `torch.linspace(start, end, steps)[index]`, computed from the nearer end.
 fn linspace(start: f32, end: f32, steps: usize, index: usize) -> f32 {
     let step = (end - start) / (steps - 1) as f32;
     if index < steps / 2 {
@@ -220,12 +244,13 @@ fn linspace(start: f32, end: f32, steps: usize, index: usize) -> f32 {
     }
 }
 
-/// Running sums: added in f64, kept in f32.
+/// Cumulative sums, accumulated in f64 and rounded to f32.
 fn cumulative(histogram: &[f32]) -> Vec<f32> {
     let add = |sum: &mut f64, n: &f32| {
         *sum += f64::from(*n);
         Some(*sum as f32)
     };
+
     histogram.iter().scan(0f64, add).collect()
 }
 
@@ -242,6 +267,7 @@ fn floor_divide(a: f32, b: f32) -> f32 {
         quotient -= 1.0;
     }
     let floor = quotient.floor();
+
     if quotient - floor > 0.5 {
         floor + 1.0
     } else {
@@ -254,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floor_division_is_pythons() {
+    fn floor_division_is_that_of_python() {
         assert_eq!(floor_divide(7.0, 2.0), 3.0);
         assert_eq!(floor_divide(-7.0, 2.0), -4.0);
         assert_eq!(floor_divide(1.0, 0.1), 9.0); // 0.1f32 is a little more than a tenth
@@ -267,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn stretching_loses_no_count() {
+    fn stretching_keeps_the_total_count() {
         let mut observer =
             HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
         for batch in [[-1.0, 0.5, 1.0], [-3.0, 0.0, 0.25], [0.0, 9.0, 9.0]] {
@@ -275,6 +301,7 @@ mod tests {
                 .observe(TensorRef::new(&batch, &[3]).unwrap())
                 .unwrap();
         }
+
         assert_eq!(observer.histogram.iter().sum::<f32>(), 9.0);
         assert_eq!(
             observer.to_string(),
@@ -283,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_again_and_again_is_a_range() {
+    fn a_single_repeated_value_has_a_range() {
         let mut observer =
             HistogramObserver::new(QuantizedDtype::Quint8, QScheme::PerTensorAffine).unwrap();
         for _ in 0..2 {
@@ -291,6 +318,7 @@ mod tests {
                 .observe(TensorRef::new(&[2.5], &[1]).unwrap())
                 .unwrap();
         }
+
         let QParams::PerTensor { scale, zero_point } = observer.qparams().unwrap() else {
             unreachable!()
         };

@@ -1,4 +1,4 @@
-//! The smallest and the largest value seen, or a running average of them.
+//! Observers of the smallest and largest value, or of their moving averages.
 
 use super::{Observer, ObserverConfig, ObserverKind, per_tensor};
 use crate::print::python_float;
@@ -6,7 +6,7 @@ use crate::qparams::Grid;
 use crate::{AffineError, QParams, QScheme, QuantizedDtype, Result, TensorRef};
 use std::fmt;
 
-/// `MinMaxObserver`: the range is all that was ever seen.
+/// `MinMaxObserver`: the range of all values seen.
 ///
 /// ```
 /// use llm_int8_affine::*;
@@ -25,7 +25,7 @@ pub struct MinMaxObserver {
 }
 
 impl MinMaxObserver {
-    /// With torch's defaults for the rest.
+    /// torch's defaults for everything else.
     ///
     /// # Errors
     /// [`AffineError::UnsupportedScheme`].
@@ -42,7 +42,7 @@ impl MinMaxObserver {
         })
     }
 
-    /// The smallest and the largest value so far; infinities the wrong way round before any.
+    /// The smallest and the largest value so far; (∞, -∞) before the first.
     pub fn range(&self) -> (f32, f32) {
         (self.min, self.max)
     }
@@ -80,8 +80,8 @@ pub(super) fn range_text(min: f32, max: f32) -> String {
     )
 }
 
-/// `MovingAverageMinMaxObserver`: after the first batch the range moves a part of the way,
-/// `min += averaging_constant · (min_of_batch - min)`.
+/// `MovingAverageMinMaxObserver`: after the first batch, the range moves part of the way to that of
+/// each batch, `min += averaging_constant · (min_of_batch - min)`.
 ///
 /// ```
 /// use llm_int8_affine::*;
@@ -98,7 +98,7 @@ pub struct MovingAverageMinMaxObserver {
 }
 
 impl MovingAverageMinMaxObserver {
-    /// With torch's defaults for the rest.
+    /// torch's defaults for everything else.
     ///
     /// # Errors
     /// [`AffineError::UnsupportedScheme`], [`AffineError::WrongSetting`].
@@ -112,19 +112,20 @@ impl MovingAverageMinMaxObserver {
 
     pub(super) fn with_config(config: &ObserverConfig, averaging_constant: f32) -> Result<Self> {
         if !(0.0..=1.0).contains(&averaging_constant) {
-            let (setting, value) = ("averaging_constant", f64::from(averaging_constant));
             return Err(AffineError::WrongSetting {
-                setting,
-                value,
+                setting: "averaging_constant",
+                value: f64::from(averaging_constant),
                 expected: "between 0 and 1",
             });
         }
+
         let grid = config.grid("MovingAverageMinMaxObserver", false)?;
         let inner = MinMaxObserver {
             grid,
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
         };
+
         Ok(Self {
             inner,
             averaging_constant,
@@ -143,6 +144,7 @@ impl Observer for MovingAverageMinMaxObserver {
             self.inner.min += self.averaging_constant * (min - self.inner.min);
             self.inner.max += self.averaging_constant * (max - self.inner.max);
         }
+
         Ok(())
     }
 

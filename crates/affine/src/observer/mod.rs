@@ -1,4 +1,5 @@
-//! Observers look at tensors and choose scales and zero points (`torch.ao.quantization.observer`).
+//! Observers collect the range of tensors and choose scales and zero points
+//! (`torch.ao.quantization.observer`).
 
 mod histogram;
 mod min_max;
@@ -11,26 +12,27 @@ pub use min_max::{MinMaxObserver, MovingAverageMinMaxObserver};
 pub use per_channel::PerChannelMinMaxObserver;
 use std::fmt;
 
-/// What every observer does. It prints as torch's: `MinMaxObserver(min_val=-6.0, max_val=4.0)`.
+/// An observer. It prints as in torch: `MinMaxObserver(min_val=-6.0, max_val=4.0)`.
 pub trait Observer: fmt::Display {
     /// Takes a batch into account. An empty one changes nothing.
     ///
     /// # Errors
-    /// What does not fit the batches before.
+    /// [`AffineError::AxisOutOfRange`] and [`AffineError::ChannelsChanged`], for per-channel
+    /// observers.
     fn observe(&mut self, x: TensorRef<'_>) -> Result<()>;
 
-    /// Scale and zero point of what was seen; scale 1 and zero point 0 of nothing, as torch (which
-    /// warns).
+    /// Scale and zero point for the values seen. If there were none: scale 1 and zero point 0, as
+    /// in torch (which warns).
     ///
     /// # Errors
-    /// A range so wide that f32 cannot hold its width.
+    /// [`AffineError::WrongQParams`] if the width of the range overflows f32.
     fn qparams(&self) -> Result<QParams>;
 
-    /// What codes are to be stored as.
+    /// The dtype of the codes.
     fn dtype(&self) -> QuantizedDtype;
 }
 
-/// Which observer.
+/// The kind of an observer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ObserverKind {
     /// [`MinMaxObserver`].
@@ -43,7 +45,7 @@ pub enum ObserverKind {
     Histogram,
 }
 
-/// Settings of an observer, from which new ones are made (torch: `Observer.with_args`).
+/// The configuration of an observer (`Observer.with_args` in torch).
 ///
 /// ```
 /// use llm_int8_affine::*;
@@ -57,22 +59,23 @@ pub enum ObserverKind {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ObserverConfig {
-    /// Which.
+    /// The kind of observer.
     pub kind: ObserverKind,
-    /// What codes are stored as.
+    /// The dtype of the codes.
     pub dtype: QuantizedDtype,
-    /// How zero and the step are chosen.
+    /// The scheme of scale and zero point.
     pub scheme: QScheme,
-    /// Use half of the codes.
+    /// Use half of the codes only.
     pub reduce_range: bool,
-    /// The codes to aim at, if not all of the dtype; halved by `reduce_range` as torch does.
+    /// The smallest and largest code to use instead of all of the dtype; `reduce_range` halves
+    /// both, as in torch.
     pub quant_range: Option<(i32, i32)>,
     /// The smallest scale (torch: f32's epsilon, 1.1920929e-7).
     pub eps: f32,
 }
 
 impl ObserverConfig {
-    /// With torch's defaults for the rest.
+    /// torch's defaults for everything else.
     pub fn new(kind: ObserverKind, dtype: QuantizedDtype, scheme: QScheme) -> Self {
         Self {
             kind,
@@ -104,7 +107,7 @@ impl ObserverConfig {
         })
     }
 
-    /// The codes to aim at, checked, for an observer that is per channel or not.
+    /// Checks the configuration for an observer that is `per_channel` or not.
     fn grid(&self, observer: &'static str, per_channel: bool) -> Result<Grid> {
         let Self {
             dtype,
@@ -113,55 +116,65 @@ impl ObserverConfig {
             eps,
             ..
         } = *self;
+
         if scheme.is_per_channel() != per_channel {
-            let takes = if per_channel {
-                "per_channel_affine or per_channel_symmetric"
-            } else {
-                "per_tensor_affine or per_tensor_symmetric"
-            };
             return Err(AffineError::UnsupportedScheme {
                 observer,
                 scheme,
-                takes,
+                takes: if per_channel {
+                    "per_channel_affine or per_channel_symmetric"
+                } else {
+                    "per_tensor_affine or per_tensor_symmetric"
+                },
             });
         }
         if scheme.is_symmetric() && reduce_range && dtype == QuantizedDtype::Quint8 {
             return Err(AffineError::SymmetricReducedQuint8);
         }
         if !(eps > 0.0 && eps.is_finite()) {
-            let value = f64::from(eps);
             return Err(AffineError::WrongSetting {
                 setting: "eps",
-                value,
+                value: f64::from(eps),
                 expected: "a positive number",
             });
         }
-        let (lowest, highest) = dtype.range();
-        let (quant_min, quant_max) = match self.quant_range {
-            Some((min, max)) if lowest <= min && min < max && max <= highest => {
-                if reduce_range {
-                    (min.div_euclid(2), max.div_euclid(2))
-                } else {
-                    (min, max)
-                }
-            }
-            Some((min, max)) => return Err(AffineError::WrongRange { min, max, dtype }),
-            None if reduce_range => dtype.reduced_range(),
-            None => dtype.range(),
-        };
-        let customized = self.quant_range.is_some();
+
+        let (quant_min, quant_max) = self.code_range()?;
         Ok(Grid {
             dtype,
             symmetric: scheme.is_symmetric(),
             quant_min,
             quant_max,
-            customized,
+            customized: self.quant_range.is_some(),
             eps,
+        })
+    }
+
+    /// The smallest and largest code to use (`calculate_qmin_qmax` in torch).
+    fn code_range(&self) -> Result<(i32, i32)> {
+        let dtype = self.dtype;
+        let Some((min, max)) = self.quant_range else {
+            return Ok(if self.reduce_range {
+                dtype.reduced_range()
+            } else {
+                dtype.range()
+            });
+        };
+
+        let (lowest, highest) = dtype.range();
+        if min < lowest || min >= max || max > highest {
+            return Err(AffineError::WrongRange { min, max, dtype });
+        }
+
+        Ok(if self.reduce_range {
+            (min.div_euclid(2), max.div_euclid(2))
+        } else {
+            (min, max)
         })
     }
 }
 
-/// One of the observers.
+/// An observer of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AnyObserver {
     /// [`MinMaxObserver`].
@@ -210,13 +223,15 @@ impl fmt::Display for AnyObserver {
     }
 }
 
-/// Per-tensor parameters of a range, refused when the range does not fit f32.
+/// Per-tensor parameters of a range; an error if its width overflows f32.
 fn per_tensor(grid: &Grid, min: f32, max: f32) -> Result<QParams> {
     let (scale, zero_point) = grid.qparams(min, max);
     let qparams = QParams::PerTensor {
         scale: f64::from(scale),
         zero_point,
     };
+
     qparams.check(grid.dtype)?;
+
     Ok(qparams)
 }

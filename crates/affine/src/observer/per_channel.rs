@@ -1,4 +1,4 @@
-//! A range for each slice along an axis.
+//! An observer of the range of each slice along an axis.
 
 use super::{Observer, ObserverConfig, ObserverKind};
 use crate::print::Printed;
@@ -7,7 +7,7 @@ use crate::tensor::min_max;
 use crate::{AffineError, QParams, QScheme, QuantizedDtype, Result, TensorRef};
 use std::fmt;
 
-/// `PerChannelMinMaxObserver`.
+/// `PerChannelMinMaxObserver`: the range of all values seen, for each slice along an axis.
 ///
 /// ```
 /// use llm_int8_affine::*;
@@ -22,11 +22,12 @@ use std::fmt;
 pub struct PerChannelMinMaxObserver {
     grid: Grid,
     axis: usize,
+    /// Smallest and largest value of each channel; empty before the first batch.
     ranges: Vec<(f32, f32)>,
 }
 
 impl PerChannelMinMaxObserver {
-    /// With torch's defaults for the rest.
+    /// torch's defaults for everything else.
     ///
     /// # Errors
     /// [`AffineError::UnsupportedScheme`].
@@ -46,6 +47,7 @@ impl PerChannelMinMaxObserver {
         })
     }
 
+    /// A tensor of one value per channel, as torch prints it.
     fn text(&self, pick: impl Fn(&(f32, f32)) -> f32) -> String {
         let values: Vec<f32> = self.ranges.iter().map(pick).collect();
         Printed::floats(&values, &[values.len()]).to_string()
@@ -66,6 +68,7 @@ impl Observer for PerChannelMinMaxObserver {
                 now: channels.count(),
             });
         }
+
         for (channel, range) in self.ranges.iter_mut().enumerate() {
             let values = channels
                 .ranges(channel)
@@ -74,6 +77,7 @@ impl Observer for PerChannelMinMaxObserver {
             let (min, max) = min_max(values);
             *range = (range.0.min(min), range.1.max(max));
         }
+
         Ok(())
     }
 
@@ -94,7 +98,9 @@ impl Observer for PerChannelMinMaxObserver {
             zero_points,
             axis: self.axis,
         };
+
         qparams.check(self.grid.dtype)?;
+
         Ok(qparams)
     }
 

@@ -1,5 +1,5 @@
-//! Dot products in floating point, a register of columns a step. Weights are read in whichever type
-//! they have, so that one row of activations costs one pass over the stored bytes.
+//! Dot products in floating point, one register of columns per step. Weights are converted as they
+//! are loaded, so one row of activations costs one pass over the stored bytes.
 
 #![expect(
     unsafe_code,
@@ -18,7 +18,8 @@ pub(super) fn dot<W: Element, const M: usize, const N: usize>(
 ) -> [[f32; M]; N] {
     let length = a.first().map_or(0, |a| a.len());
     assert!(a.iter().all(|a| a.len() == length) && w.iter().all(|w| w.len() == length));
-    // SAFETY: `isa` proves that the CPU has the instructions; the lengths are equal.
+
+    // SAFETY: `isa` proves that the CPU supports the instructions; the lengths are equal.
     unsafe {
         match isa.width() {
             Width::Scalar => dot_with::<Eight, W, M, N>(a, w),
@@ -30,8 +31,10 @@ pub(super) fn dot<W: Element, const M: usize, const N: usize>(
     }
 }
 
+/// [`dot`] with registers `L`.
+///
 /// # Safety
-/// All slices have the same length, and the CPU has the instructions of `L`.
+/// The CPU supports the instructions of `L`; all slices have the same length.
 #[inline(always)]
 unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
     a: [&[f32]; M],
@@ -39,6 +42,7 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
 ) -> [[f32; M]; N] {
     let length = a[0].len();
     let whole = length / L::COUNT * L::COUNT;
+
     // SAFETY: k + COUNT ≤ whole ≤ length of every slice.
     unsafe {
         let mut sums = [[L::splat(0.0); M]; N];
@@ -50,7 +54,7 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
             }
             for n in 0..N {
                 if M == 1 {
-                    // The same place of the next rows, which come after these.
+                    // The same columns of the next block, whose rows follow these in memory.
                     let bytes = L::COUNT * size_of::<W>();
                     prefetch_ahead(
                         w[n].as_ptr().wrapping_add(k).cast(),
@@ -58,13 +62,16 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                         bytes,
                     );
                 }
+
                 let y = L::load(w[n].as_ptr().add(k));
                 for m in 0..M {
-                    sums[n][m] = sums[n][m].add_product(x[m], y);
+                    sums[n][m] = sums[n][m].add_mul(x[m], y);
                 }
             }
+
             k += L::COUNT;
         }
+
         let mut out = [[0f32; M]; N];
         for n in 0..N {
             for m in 0..M {
@@ -75,11 +82,12 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 out[n][m] = sums[n][m].sum() + tail;
             }
         }
+
         out
     }
 }
 
-/// The same for the vectors of x86.
+/// The x86 instantiations, compiled for their instruction sets.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::dot_with;
@@ -87,24 +95,26 @@ mod x86 {
     use std::arch::x86_64::{__m256, __m512};
 
     /// # Safety
-    /// As [`super::dot`] checks.
+    /// The CPU supports the instructions; all slices have the same length.
     #[target_feature(enable = "avx2,f16c,fma")]
     pub(super) unsafe fn dot256<W: Element, const M: usize, const N: usize>(
         a: [&[f32]; M],
         w: [&[W]; N],
     ) -> [[f32; M]; N] {
-        // SAFETY: the caller's promise, and this function's instructions.
+        // SAFETY: `target_feature` enables the instructions of the registers; the caller guarantees
+        // equal lengths.
         unsafe { dot_with::<__m256, W, M, N>(a, w) }
     }
 
     /// # Safety
-    /// As [`super::dot`] checks.
+    /// The CPU supports the instructions; all slices have the same length.
     #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) unsafe fn dot512<W: Element, const M: usize, const N: usize>(
         a: [&[f32]; M],
         w: [&[W]; N],
     ) -> [[f32; M]; N] {
-        // SAFETY: the caller's promise, and this function's instructions.
+        // SAFETY: `target_feature` enables the instructions of the registers; the caller guarantees
+        // equal lengths.
         unsafe { dot_with::<__m512, W, M, N>(a, w) }
     }
 }

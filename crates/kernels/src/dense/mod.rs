@@ -1,11 +1,13 @@
-//! The product of float layers: f16, bf16 or f32 weights, f32 arithmetic.
+//! Float linear layers: f16, bf16 or f32 weights, f32 arithmetic.
 //!
-//! Ladder. One row (the output head while decoding) reads each stored weight once and converts it
-//! in registers. More rows: a block of 4 outputs is converted to f32 once (in the first cache) and
-//! the rows pass over it in twos, which keeps 8 sums in registers. The sum of one output runs over
-//! the lanes of a register in the same order for any number of rows, so that a row's result does
-//! not depend on its batch. Results of instruction sets differ in the last bits: registers differ,
-//! and only vectors fuse multiply and add.
+//! - One row (the output head while decoding) reads each stored weight once and converts it in
+//!   registers.
+//! - More rows: a block of 4 outputs is converted to f32 once, into L1, and rows pass over it in
+//!   pairs, which keeps 8 sums in registers.
+//! - An output is summed over the lanes of a register in the same order for any number of rows, so
+//!   a row's result does not depend on its batch.
+//! - Instruction sets differ in the last bits: register widths differ, and only the vector versions
+//!   fuse multiply and add.
 
 mod dot;
 
@@ -16,7 +18,7 @@ use dot::dot;
 
 /// Output features whose weights are converted together.
 const BLOCK: usize = 4;
-/// Rows of activations multiplied together.
+/// Rows of activations that pass over a block together.
 const TILE_M: usize = 2;
 
 /// `out = a · wᵀ + bias`: `a` f32 `[M, K]`, `w` `[N, K]`, `out` f32 `[M, N]`.
@@ -49,18 +51,18 @@ pub fn linear<W: Element>(
     if let Some(bias) = bias {
         expect("length of the bias", outputs, bias.len())?;
     }
+
     tasks::run(out, columns, BLOCK, |mut patch, floats: &mut Vec<f32>| {
-        let (first, width) = (patch.outputs.start, patch.outputs.len());
+        let first = patch.outputs.start;
+        let width = patch.outputs.len();
+
+        // One row converts weights in registers; several rows share a converted block.
         if patch.rows.len() == 1 {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
-            store(
-                dot(isa, [a.row(patch.rows.start)], weights),
-                0,
-                bias,
-                &mut patch,
-            );
-            return;
+            let sums = dot(isa, [a.row(patch.rows.start)], weights);
+            return store(sums, 0, bias, &mut patch);
         }
+
         floats.resize(BLOCK * columns, 0.0);
         for i in 0..width {
             W::to_f32_slice(w.row(first + i), &mut floats[i * columns..][..columns]);
@@ -68,11 +70,12 @@ pub fn linear<W: Element>(
         let weights = std::array::from_fn(|i| &floats[i.min(width - 1) * columns..][..columns]);
         multiply(isa, a, weights, bias, &mut patch);
     });
+
     Ok(())
 }
 
-/// All rows of the patch against the weights of one block. Blocks at the end hold fewer features:
-/// the surplus weights repeat the last one and their results are not stored.
+/// Multiplies all rows of the patch by the weights of one block. The last block may have fewer
+/// outputs: the surplus weights repeat the last one, and their results are not stored.
 fn multiply(
     isa: Isa,
     a: MatRef<'_, f32>,
@@ -80,18 +83,21 @@ fn multiply(
     bias: Option<&[f32]>,
     patch: &mut Patch<'_, f32>,
 ) {
-    let (first, rows) = (patch.rows.start, patch.rows.len());
+    let first = patch.rows.start;
+    let rows = patch.rows.len();
     let whole = rows / TILE_M * TILE_M;
+
     for i in (0..whole).step_by(TILE_M) {
         let tile: [&[f32]; TILE_M] = std::array::from_fn(|m| a.row(first + i + m));
         store(dot(isa, tile, weights), i, bias, patch);
     }
+
     for i in whole..rows {
         store(dot(isa, [a.row(first + i)], weights), i, bias, patch);
     }
 }
 
-/// Writes sums to the rows of the patch from the `i`-th on.
+/// Writes sums, plus bias, to the rows of the patch from the `i`-th on.
 fn store<const M: usize>(
     sums: [[f32; M]; BLOCK],
     i: usize,

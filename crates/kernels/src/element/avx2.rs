@@ -1,5 +1,5 @@
-//! Conversions with AVX2 and F16C. The half crate's slice conversions call a function for every 8
-//! values; in line, eight bf16 → f16 take 3 instructions.
+//! Conversions with AVX2 and F16C. The half crate's slice conversions make a function call for
+//! every 8 values; inlined, eight bf16 → f16 take 3 instructions.
 
 #![expect(
     unsafe_code,
@@ -9,35 +9,35 @@
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// Values converted at once.
+/// Values converted per step.
 pub(crate) const LANES: usize = 8;
 
-/// Eight values from memory, as f32. It has no `target_feature` of its own (a trait's function
-/// cannot): it is inlined into functions that have.
+/// Vector loads with conversion to f32. Trait methods cannot have a `target_feature`, so these must
+/// be inlined into functions that do.
 pub trait Load: Copy {
     /// The eight values at `from`.
     ///
     /// # Safety
-    /// Eight values can be read at `from`; the CPU has AVX2 and F16C.
+    /// The CPU has AVX2 and F16C; eight values are readable at `from`.
     unsafe fn load8(from: *const Self) -> __m256;
 
     /// The sixteen values at `from`.
     ///
     /// # Safety
-    /// Sixteen values can be read at `from`; the CPU has AVX-512.
+    /// The CPU has AVX-512; sixteen values are readable at `from`.
     unsafe fn load16(from: *const Self) -> __m512;
 }
 
 impl Load for f32 {
     #[inline(always)]
     unsafe fn load8(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees AVX2 and eight readable values.
         unsafe { _mm256_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn load16(from: *const Self) -> __m512 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees AVX-512 and sixteen readable values.
         unsafe { _mm512_loadu_ps(from) }
     }
 }
@@ -45,13 +45,13 @@ impl Load for f32 {
 impl Load for f16 {
     #[inline(always)]
     unsafe fn load8(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise; f16 is two bytes.
+        // SAFETY: the caller guarantees AVX2, F16C and eight readable values; an f16 is two bytes.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load16(from: *const Self) -> __m512 {
-        // SAFETY: the caller's promise; f16 is two bytes.
+        // SAFETY: the caller guarantees AVX-512 and sixteen readable values; an f16 is two bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
 }
@@ -59,7 +59,8 @@ impl Load for f16 {
 impl Load for bf16 {
     #[inline(always)]
     unsafe fn load8(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise; bf16 is two bytes, the upper half of an f32.
+        // SAFETY: the caller guarantees AVX2 and eight readable values; a bf16 is two bytes, the
+        // upper half of an f32.
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -68,7 +69,8 @@ impl Load for bf16 {
 
     #[inline(always)]
     unsafe fn load16(from: *const Self) -> __m512 {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees AVX-512 and sixteen readable values; a bf16 is two bytes,
+        // the upper half of an f32.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -76,38 +78,43 @@ impl Load for bf16 {
     }
 }
 
-/// Whether this CPU runs what is here; std remembers the answer.
+/// Whether this CPU has AVX2 and F16C. std caches the answer.
 pub(crate) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
 }
 
-/// Converts the whole eights and returns how many values that was.
+/// Converts all whole groups of eight values and returns how many values that was.
 pub(super) fn to_f32<T: Load>(source: &[T], out: &mut [f32]) -> usize {
     assert!(available());
-    // SAFETY: the CPU has what the function is compiled for.
+
+    // SAFETY: the CPU has AVX2 and F16C, as was just asserted.
     unsafe { to_f32_inner(source, out) }
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn to_f32_inner<T: Load>(source: &[T], out: &mut [f32]) -> usize {
-    let (source, (out, _)) = (source.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>());
+    let source = source.as_chunks::<LANES>().0;
+    let out = out.as_chunks_mut::<LANES>().0;
     for (x, y) in source.iter().zip(out) {
         // SAFETY: both hold eight values.
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), T::load8(x.as_ptr())) }
     }
+
     source.len() * LANES
 }
 
-/// Converts the whole eights and returns how many values that was.
+/// Converts all whole groups of eight values and returns how many values that was.
 pub(super) fn to_f16<T: Load>(source: &[T], out: &mut [f16]) -> usize {
     assert!(available());
-    // SAFETY: the CPU has what the function is compiled for.
+
+    // SAFETY: the CPU has AVX2 and F16C, as was just asserted.
     unsafe { to_f16_inner(source, out) }
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn to_f16_inner<T: Load>(source: &[T], out: &mut [f16]) -> usize {
-    let (source, (out, _)) = (source.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>());
+    let source = source.as_chunks::<LANES>().0;
+    let out = out.as_chunks_mut::<LANES>().0;
     for (x, y) in source.iter().zip(out) {
         // SAFETY: both hold eight values, and an f16 is two bytes.
         unsafe {
@@ -115,5 +122,6 @@ fn to_f16_inner<T: Load>(source: &[T], out: &mut [f16]) -> usize {
             _mm_storeu_si128(y.as_mut_ptr().cast(), halves);
         }
     }
+
     source.len() * LANES
 }

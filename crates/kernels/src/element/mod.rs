@@ -1,4 +1,4 @@
-//! The float types weights and activations come in.
+//! The float types of weights and activations.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -8,16 +8,16 @@ use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use avx2::Load;
 
-/// What the vector kernels ask of an [`Element`]; nothing where there are none.
+/// Vector loads of an [`Element`]; nothing on architectures without vector kernels.
 #[cfg(not(target_arch = "x86_64"))]
 pub trait Load {}
 
 #[cfg(not(target_arch = "x86_64"))]
 impl<T: Copy> Load for T {}
 
-/// f32, f16 or bf16; a closed set.
+/// f32, f16 or bf16. Not meant to be implemented elsewhere.
 pub trait Element: Load + Copy + Send + Sync + 'static {
-    /// The value in f32, exactly.
+    /// The value in f32; exact.
     ///
     /// ```
     /// use llm_int8_kernels::Element;
@@ -25,7 +25,7 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn to_f32(self) -> f32;
 
-    /// The nearest f16, ties to even; beyond 65,504 an infinity.
+    /// The nearest f16, ties to even; infinite from 65,520 on.
     ///
     /// ```
     /// use llm_int8_kernels::Element;
@@ -42,7 +42,7 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
     /// ```
     fn of(x: f32) -> Self;
 
-    /// A slice of [`Element::of`]; both slices have the same length.
+    /// [`Element::of`] for a slice; both slices have the same length.
     ///
     /// ```
     /// use llm_int8_kernels::Element;
@@ -56,7 +56,7 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
             .for_each(|(y, x)| *y = Self::of(*x));
     }
 
-    /// A slice of [`Element::to_f32`]; both slices have the same length.
+    /// [`Element::to_f32`] for a slice; both slices have the same length.
     ///
     /// ```
     /// use llm_int8_kernels::Element;
@@ -79,7 +79,7 @@ pub trait Element: Load + Copy + Send + Sync + 'static {
             .for_each(|(y, x)| *y = x.to_f32());
     }
 
-    /// A slice of [`Element::to_f16`]; both slices have the same length.
+    /// [`Element::to_f16`] for a slice; both slices have the same length.
     ///
     /// ```
     /// use llm_int8_kernels::Element;
@@ -161,15 +161,19 @@ impl Element for bf16 {
 mod tests {
     use super::*;
 
-    /// The slices give the bits of the single conversions; NaN stays NaN (its payload may differ).
+    /// Slice conversions give the bits of single conversions; NaN stays NaN (its payload may
+    /// differ).
     fn check<T: Element>(values: &[T]) {
         for length in [0, 1, 7, 8, 9, values.len()] {
             let source = &values[..length];
-            let (mut floats, mut halves) = (vec![0f32; length], vec![f16::ZERO; length]);
+            let mut floats = vec![0f32; length];
+            let mut halves = vec![f16::ZERO; length];
             T::to_f32_slice(source, &mut floats);
             T::to_f16_slice(source, &mut halves);
+
             for (i, x) in source.iter().enumerate() {
-                let (float, half) = (x.to_f32(), Element::to_f16(*x));
+                let float = x.to_f32();
+                let half = Element::to_f16(*x);
                 assert!(
                     float.to_bits() == floats[i].to_bits() || float.is_nan() && floats[i].is_nan()
                 );
@@ -181,15 +185,17 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_converted_as_single_values_are() {
+    fn slice_conversions_match_single_conversions() {
         let all = 0..=u16::MAX;
         check(&all.clone().map(f16::from_bits).collect::<Vec<_>>());
         check(&all.clone().map(bf16::from_bits).collect::<Vec<_>>());
+
         // Ties and their neighbours, overflow and subnormals of f16.
         let floats = all.flat_map(|bits| {
             let x = f16::from_bits(bits).to_f32().to_bits();
             [x, x ^ 0x1000, x ^ 0x1001, x ^ 0x0fff].map(f32::from_bits)
         });
+
         check(&floats.collect::<Vec<_>>());
     }
 }

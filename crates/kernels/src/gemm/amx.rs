@@ -1,10 +1,10 @@
-//! The products with AMX: tiles of 16 rows × 64 bytes, `tdpbssd` multiplies signed codes and adds
-//! fours.
+//! Matmul with AMX: tiles of 16 rows × 64 bytes. `tdpbssd` multiplies signed by signed codes and
+//! sums fours.
 //!
-//! Weights are the first factor, as they lie in memory, and a panel of activations is the second:
-//! its steps are the rows AMX wants. So nothing but activations is packed, and few rows are as well
-//! off as many. std's intrinsics for AMX are not stable, so this is assembly; no other code here
-//! uses tile registers.
+//! Weights are the first operand, as they lie in memory, and a panel of activations is the second:
+//! its steps are the rows AMX expects. So only activations are packed, and few rows are as
+//! efficient as many. std's intrinsics for AMX are unstable, so this is assembly; no other code
+//! here uses tile registers.
 
 #![expect(unsafe_code, reason = "assembly, and a system call")]
 
@@ -13,68 +13,76 @@ use crate::Isa;
 use crate::isa::Kind;
 use std::arch::asm;
 
-/// Steps of a panel that one instruction multiplies.
+/// Steps of a panel that one instruction consumes.
 const STEPS: usize = 16;
 
-/// Whether the CPU has it and the system lets this process use it.
+/// Whether the CPU has AMX and the kernel lets this process use it.
 #[cfg(target_os = "linux")]
 pub(super) fn available() -> bool {
     use std::sync::OnceLock;
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        // Leaf 7, EDX: bit 24 tiles, bit 25 int8.
+        // CPUID leaf 7, EDX: bit 24 is AMX-TILE, bit 25 AMX-INT8.
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
         let has = std::arch::x86_64::__cpuid(0).eax >= 7 && leaf.edx >> 24 & 0b11 == 0b11;
-        // The registers are large, so Linux saves them only for processes that ask:
+
+        // The tile state is 8 KiB, so Linux saves it only for processes that request it:
         // ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XTILEDATA: libc::c_long = 18;
-        // SAFETY: the call takes two numbers and touches no memory of ours.
+
+        // SAFETY: the system call takes two numbers and accesses no memory of this process.
         has && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
     })
 }
 
-/// Only Linux is known to give the permission this way.
+/// Requesting the tile state is only implemented for Linux.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn available() -> bool {
     false
 }
 
-/// Shapes of the eight tile registers, as `ldtilecfg` reads them.
+/// The operand of `ldtilecfg`: the shapes of the tile registers.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
-    bytes_a_row: [u16; 16],
+    bytes_per_row: [u16; 16],
     rows: [u8; 16],
 }
 
-/// All eight registers of full size.
+/// All eight registers at full size, 16 rows × 64 bytes.
 static CONFIG: TileConfig = TileConfig {
     palette: 1,
     start_row: 0,
     reserved: [0; 14],
-    bytes_a_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Sums of up to two panels with 32 rows of weights: each register is used twice.
+/// Fills `tile` with the sums of up to two panels `a`, each `panel` bytes, and 32 rows of weights.
+/// Each loaded tile is used twice.
 pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
     assert!(
         isa.kind() == Kind::Amx && a.len().is_multiple_of(panel) && w.steps.is_multiple_of(STEPS)
     );
     assert!(panel >= w.steps * STEP_BYTES && w.data.len() >= (TILE - 1) * w.stride + w.steps * 4);
+
     let panels = a.len() / panel;
     assert!((1..=2).contains(&panels) && panels * LANES <= tile[0].len());
+
     if w.steps == 0 {
         return;
     }
-    // A panel that is not there is the first one again, with the same sums.
+
+    // With one panel, the second is the first again and writes the same sums.
     let second = (panels - 1) * LANES;
-    // SAFETY: an `Isa` of kind Amx is only made where CPU and system allow it. Weights: 32 rows of
-    // `w.steps` dwords, `w.stride` apart; panels: `w.steps` steps of 64 bytes; sums: 32 rows of 16
-    // values that are a row of `Tile` apart. All were checked, and the registers are given back.
+
+    // SAFETY: an `Isa` of kind Amx exists only where CPU and kernel allow AMX. Reads: 32 rows of
+    // `w.steps` dwords, `w.stride` apart, and panels of `w.steps` steps of 64 bytes. Writes: 32
+    // rows of 16 values, one row of `Tile` apart. The lengths of all were checked above, and
+    // `tilerelease` frees the tile state.
     unsafe {
         asm!(
             "ldtilecfg [{config}]",
@@ -120,13 +128,14 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     }
 }
 
-/// Multiplies tiles `rounds` times and returns the number of multiply-adds: what the unit can do at
-/// most.
+/// Multiplies tiles for `rounds` rounds, without memory traffic, and returns the number of
+/// multiply-adds.
 ///
 /// # Safety
-/// CPU and system allow AMX.
+/// The CPU has AMX and the kernel lets this process use it.
 pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
-    // SAFETY: the caller's promise; the registers are set to zero first and given back.
+    // SAFETY: the caller guarantees AMX; the tiles are zeroed first, and `tilerelease` frees the
+    // tile state.
     unsafe {
         asm!(
             "ldtilecfg [{config}]",
@@ -145,5 +154,6 @@ pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
             options(nostack),
         );
     }
+
     rounds * 4 * 16 * 16 * 64
 }

@@ -1,17 +1,17 @@
-//! The int8 product and what follows it.
+//! The int8 matmul and its epilogue.
 //!
-//! Ladder.
-//! - Idea: `y = (codes_a · codes_wᵀ) · (absmax_a · absmax_w) / 127²`, the sum exact in i32.
-//! - Weights stay int8, row after row, as checkpoints hold them: memory sees one byte a weight, and
-//!   one layout serves every instruction set. What has to be rearranged are activations, which are
+//! - Idea: `y = (codes_a · codes_wᵀ) · (absmax_a · absmax_w) / 127²`, with the sum exact in i32.
+//! - Weights stay int8 and row-major, as checkpoints hold them: one byte of memory traffic per
+//!   weight, and one layout for every instruction set. Only activations are repacked, and they are
 //!   few.
-//! - Few rows (`rows`): each weight is read once, in the order of memory, fetched ahead. One row is
-//!   bound by memory.
-//! - Many rows (`panels`): sixteen rows side by side in a register, weights broadcast to them, or
-//!   both in tiles (AMX). Tasks own rows, whose panels stay in L2 while all weights pass by.
-//! - Epilogue: in one place for every instruction set, in a fixed order and without fused
+//! - Few rows (`rows`): each weight is read once, in memory order, with prefetching. One row is
+//!   bound by memory bandwidth.
+//! - Many rows (`panels`): sixteen rows side by side in a register with weights broadcast to them,
+//!   or both in tiles (AMX). Each task owns some rows, whose panels stay in L2 while all weights
+//!   stream past.
+//! - Epilogue: one implementation for every instruction set, in a fixed order and without fused
 //!   multiply-adds: scale and bias, outliers, activation function. So a row gives the same bits
-//!   alone, in any batch, on any number of threads and any instruction set.
+//!   alone and in any batch, on any number of threads and any instruction set.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -19,9 +19,9 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod outliers;
 mod panels;
 mod rows;
-mod thin;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
@@ -32,20 +32,21 @@ use crate::reference::PRODUCT_STEP;
 use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
 use crate::{Isa, KernelError, MatMut, MatRef, activation, team};
+use outliers::OutlierMatmul;
 use panels::Panels;
 use rows::Rows;
 use std::ops::Range;
-use thin::ThinProduct;
 
-/// Weights of a block, which stay in L2, and the most output features of one.
+/// Weights of a block in bytes: they stay in L2.
 const BLOCK_BYTES: usize = 160 * 1024;
+/// Most output features of a block.
 const MAX_BLOCK: usize = 64;
-/// `columns · 128²` must stay below 2³¹.
+/// Most columns K for which the sum fits in an i32: `K · 128²` must stay below 2³¹.
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
-/// Weights of a task while there is one row: some microseconds of reading.
+/// Weights of a task in bytes when there is one row: some microseconds of reading.
 const TASK_BYTES: usize = 64 * 1024;
 
-/// Whether the CPU has AMX and the system lets this process use it.
+/// Whether the CPU has AMX and the kernel lets this process use it.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn amx_available() -> bool {
     amx::available()
@@ -56,9 +57,8 @@ pub(crate) use amx::multiply_adds as amx_multiply_adds;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::multiply_adds as neon_multiply_adds;
 
-/// Int8 weights `[N, K]` with the absmax of each row. The codes must be in -127..=127 (see
-/// [`check_codes`](crate::check_codes)) to stand for what quantisation wrote; -128 is computed with
-/// exactly all the same.
+/// Int8 weights `[N, K]` with the absmax of each row. Quantisation writes codes in -127..=127 (see
+/// [`check_codes`](crate::check_codes)); a -128 is computed with exactly all the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Int8WeightRef<'a> {
     codes: MatRef<'a, i8>,
@@ -76,7 +76,7 @@ impl<'a> Int8WeightRef<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`KernelError::WrongDimension`].
+    /// [`KernelError::WrongDimension`] if `absmax` does not have N values.
     pub fn new(codes: MatRef<'a, i8>, absmax: &'a [f32]) -> Result<Self, KernelError> {
         expect("length of the weight's absmax", codes.rows(), absmax.len())?;
         Ok(Self { codes, absmax })
@@ -86,18 +86,18 @@ impl<'a> Int8WeightRef<'a> {
 /// Where the float weights of outlier columns come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum OutlierWeights<'a> {
-    /// From the codes: `code · absmax / 127` (bitsandbytes).
+    /// Dequantised from the codes: `code · absmax / 127` (bitsandbytes).
     Dequantized,
-    /// Given: `values` `[columns.len(), N]`, `columns` ascending (the paper).
+    /// Kept in floating point beside the codes (the paper).
     Original {
-        /// Input features, ascending.
+        /// The input features kept, ascending.
         columns: &'a [u32],
-        /// Their weights for every output.
+        /// Their weights `[columns.len(), N]`.
         values: MatRef<'a, f32>,
     },
 }
 
-/// A layer: what a product takes beside activations.
+/// A linear layer: everything a matmul takes besides the activations.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer<'a> {
     /// Codes and absmax, `[N, K]`.
@@ -106,12 +106,13 @@ pub struct Layer<'a> {
     pub outlier_weights: OutlierWeights<'a>,
     /// Added before the outliers, `[N]`.
     pub bias: Option<&'a [f32]>,
-    /// Applied at the end.
+    /// Applied last.
     pub activation: Option<Activation>,
 }
 
 impl<'a> Layer<'a> {
-    /// Weights alone, with bitsandbytes' outliers.
+    /// A layer without bias or activation function, whose outlier weights are dequantised as
+    /// bitsandbytes does.
     ///
     /// ```
     /// use llm_int8_kernels::{Int8WeightRef, Layer, MatRef};
@@ -153,13 +154,14 @@ fn check_columns(columns: usize) -> Result<(), KernelError> {
             limit: MAX_COLUMNS,
         });
     }
+
     Ok(())
 }
 
-/// `out = activation(a · wᵀ + bias)`, LLM.int8()'s mixed product: f32 `[M, N]`.
+/// LLM.int8()'s mixed-precision linear layer: `out = activation(a · wᵀ + bias)`, f32 `[M, N]`.
 ///
-/// `acc · (absmax_a · absmax_w) / 127² + bias`, then `+ value · weight` for each of the row's
-/// outliers in ascending order of their columns, then the activation function.
+/// Each output is `acc · (absmax_a · absmax_w) / 127² + bias`, then `+ value · weight` for each of
+/// the row's outliers in ascending order of columns, then the activation function.
 ///
 /// ```
 /// use llm_int8_kernels::*;
@@ -185,9 +187,10 @@ pub fn linear(
     if a.rows() == 1 {
         return linears(isa, a, vec![(*layer, out)]);
     }
+
     layer.check(a, &out)?;
     let epilogue = Epilogue::new(isa, a, layer)?;
-    product(
+    matmul(
         isa,
         a.codes(),
         layer.weight.codes,
@@ -195,7 +198,7 @@ pub fn linear(
         |mut patch, sums, weights: &mut Vec<f32>| {
             let outputs = patch.outputs.clone();
             epilogue
-                .thin
+                .outliers
                 .gather(isa, &layer.weight, outputs.clone(), weights);
             for (i, (m, sums)) in patch
                 .rows
@@ -207,11 +210,12 @@ pub fn linear(
             }
         },
     );
+
     Ok(())
 }
 
-/// [`linear`] for several layers with the same activations: queries, keys and values, or gate and
-/// up. With one row they are computed as if they were one layer, so that threads meet once.
+/// [`linear`] for several layers with the same input: Q, K and V, or gate and up. With one row they
+/// run as one parallel section, so that threads synchronise once.
 ///
 /// ```
 /// use llm_int8_kernels::*;
@@ -237,9 +241,12 @@ pub fn linears(
             .into_iter()
             .try_for_each(|(layer, out)| linear(isa, a, &layer, out));
     }
+
     let input = Rows::new(isa, a.codes());
     let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
-    let (mut epilogues, mut pieces) = (Vec::new(), Vec::new());
+
+    let mut epilogues = Vec::new();
+    let mut pieces = Vec::new();
     for (i, (layer, out)) in layers.into_iter().enumerate() {
         layer.check(a, &out)?;
         epilogues.push((layer.weight, Epilogue::new(isa, a, &layer)?));
@@ -250,26 +257,36 @@ pub fn linears(
                 .map(|(j, y)| (i, j * block, y)),
         );
     }
+
     let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>),
                 (i, first, y): (usize, usize, &mut [f32])| {
         let outputs = first..first + y.len();
         let (weight, epilogue) = &epilogues[i];
         sums.resize(y.len(), 0);
-        input.multiply(isa, weight.codes, [&(0..1), &outputs], sums);
-        epilogue.thin.gather(isa, weight, outputs.clone(), weights);
+        let part = Part {
+            rows: &(0..1),
+            outputs: &outputs,
+        };
+        input.multiply(isa, weight.codes, part, sums);
+
+        epilogue
+            .outliers
+            .gather(isa, weight, outputs.clone(), weights);
         epilogue.run(0, outputs, sums, weights, y);
     };
+
     team::for_each(pieces, task);
+
     Ok(())
 }
 
-/// What turns sums into results.
+/// Turns the i32 sums of a matmul into f32 outputs.
 struct Epilogue<'a> {
     isa: Isa,
     absmax_a: &'a [f32],
     absmax_w: &'a [f32],
     bias: Option<&'a [f32]>,
-    thin: ThinProduct<'a>,
+    outliers: OutlierMatmul<'a>,
     activation: Option<Activation>,
 }
 
@@ -280,14 +297,16 @@ impl<'a> Epilogue<'a> {
             absmax_a: a.absmax(),
             absmax_w: layer.weight.absmax,
             bias: layer.bias,
-            thin: ThinProduct::new(a.outliers(), layer.outlier_weights, layer.outputs())?,
+            outliers: OutlierMatmul::new(a.outliers(), layer.outlier_weights, layer.outputs())?,
             activation: layer.activation,
         })
     }
 
-    /// Some outputs of row `m`; `weights` are those of the outlier columns.
+    /// Computes some outputs `y` of row `m` from their `sums`; `weights` are those of the outlier
+    /// columns, `[columns, outputs]`.
     fn run(&self, m: usize, outputs: Range<usize>, sums: &[i32], weights: &[f32], y: &mut [f32]) {
-        // As with a bias of zeros, which turns -0 into 0.
+        // No bias means adding zeros, not skipping the addition: `-0.0 + 0.0` is `0.0`, so a layer
+        // gives the same bits without a bias and with a bias of zeros.
         const ZEROS: [f32; MAX_BLOCK] = [0.0; MAX_BLOCK];
         let bias = self
             .bias
@@ -300,7 +319,9 @@ impl<'a> Epilogue<'a> {
             bias,
             y,
         );
-        self.thin.add(self.isa, m, weights, y);
+
+        self.outliers.add(self.isa, m, weights, y);
+
         if let Some(function) = self.activation {
             activation::apply(self.isa, function, y);
         }
@@ -308,7 +329,7 @@ impl<'a> Epilogue<'a> {
 }
 
 for_every_width! {
-    /// `y = sum · (absmax_a · absmax_w) / 127² + bias` for outputs of one row.
+    /// `y = sum · (absmax_a · absmax_w) / 127² + bias` for some outputs of one row.
     fn scale(sums: &[i32], absmax_a: f32, absmax_w: &[f32], bias: &[f32], y: &mut [f32]) = scale_row
 }
 
@@ -319,7 +340,7 @@ fn scale_row(sums: &[i32], absmax_a: f32, absmax_w: &[f32], bias: &[f32], y: &mu
     }
 }
 
-/// `a · wᵀ` over codes: i32 `[M, N]`, exact for every i8.
+/// `out = a · wᵀ` over codes: i32 `[M, N]`, exact for every i8.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatMut, MatRef, matmul_i32};
@@ -345,25 +366,34 @@ pub fn matmul_i32(
         ["rows of the result", "columns of the result"],
     )?;
     check_columns(w.cols())?;
-    product(isa, a, w, out, |mut patch, sums, _: &mut ()| {
+    matmul(isa, a, w, out, |mut patch, sums, _: &mut ()| {
         for (i, sums) in sums.chunks(patch.outputs.len()).enumerate() {
             patch.row_mut(i).copy_from_slice(sums);
         }
     });
+
     Ok(())
 }
 
-/// Memory a task reuses.
+/// The rows and output features of the sums that a kernel computes.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    rows: &'a Range<usize>,
+    outputs: &'a Range<usize>,
+}
+
+/// Memory that a thread reuses from task to task.
 #[derive(Default)]
 struct Scratch {
-    /// Weights in the form the instruction set wants.
+    /// Weights repacked for the instruction set.
     weights: Vec<u8>,
 }
 
-/// Output features computed together.
+/// Output features of a block, for K `columns`.
 fn block(columns: usize) -> usize {
     let block = (BLOCK_BYTES / columns.max(1)).clamp(4, MAX_BLOCK);
-    // Whole tiles where there are some.
+
+    // Whole tiles, if at least one fits.
     if block >= panels::TILE {
         block / panels::TILE * panels::TILE
     } else {
@@ -371,8 +401,8 @@ fn block(columns: usize) -> usize {
     }
 }
 
-/// Computes the codes' product and hands each task's sums to `finish`, row-major like its patch.
-fn product<T, S>(
+/// Multiplies codes, `a · wᵀ`, and hands the sums of each patch to `finish`, row-major.
+fn matmul<T, S>(
     isa: Isa,
     a: MatRef<'_, i8>,
     w: MatRef<'_, i8>,
@@ -384,27 +414,28 @@ fn product<T, S>(
 {
     if a.rows() <= rows::MAX_ROWS {
         let input = Rows::new(isa, a);
-        accumulate(
+        for_each_patch(
             w,
             out,
-            |places, sums, _| input.multiply(isa, w, places, sums),
+            |part, sums, _| input.multiply(isa, w, part, sums),
             finish,
         );
     } else {
         let input = Panels::new(isa, a);
-        accumulate(
+        for_each_patch(
             w,
             out,
-            |places, sums, scratch| input.multiply(isa, w, places, sums, scratch),
+            |part, sums, scratch| input.multiply(isa, w, part, sums, scratch),
             finish,
         );
     }
 }
 
-fn accumulate<T, S>(
+/// Cuts `out` into patches, has `multiply` compute the sums of each, and hands them to `finish`.
+fn for_each_patch<T, S>(
     w: MatRef<'_, i8>,
     out: MatMut<'_, T>,
-    multiply: impl Fn([&Range<usize>; 2], &mut [i32], &mut Scratch) + Sync,
+    multiply: impl Fn(Part<'_>, &mut [i32], &mut Scratch) + Sync,
     finish: impl Fn(Patch<'_, T>, &[i32], &mut S) + Sync,
 ) where
     T: Copy + Default + Send + Sync,
@@ -417,7 +448,11 @@ fn accumulate<T, S>(
         |patch, scratch: &mut (Vec<i32>, Scratch, S)| {
             let (sums, kernel, rest) = scratch;
             sums.resize(patch.rows.len() * patch.outputs.len(), 0);
-            multiply([&patch.rows, &patch.outputs], sums, kernel);
+            let part = Part {
+                rows: &patch.rows,
+                outputs: &patch.outputs,
+            };
+            multiply(part, sums, kernel);
             finish(patch, sums, rest);
         },
     );

@@ -1,8 +1,8 @@
-//! The products with `sdot` of NEON's dot product extension, which multiplies four signed codes
-//! with four signed codes and adds them up, so that nothing has to be offset. std's intrinsic for
-//! it is not stable, so the instruction itself is assembly.
+//! Matmul with `sdot` of NEON's dot-product extension: four signed by four signed codes, summed, so
+//! that no offset is needed. std's intrinsic for it is unstable, so the instruction itself is
+//! assembly.
 //!
-//! Tried under emulation only: what is exact is known, what is fast is not.
+//! Run only under emulation so far: correctness is tested, speed is unknown.
 
 #![expect(
     unsafe_code,
@@ -17,14 +17,14 @@ use std::arch::asm;
 
 /// Codes of a register.
 const LANES: usize = size_of::<int8x16_t>();
-/// Registers of a step of a panel.
+/// Registers in a step of a panel.
 const PARTS: usize = STEP_BYTES / LANES;
 
-/// `sums`, each plus four products.
+/// Adds the dot product of four codes to each sum.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn add_products(mut sums: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction reads its operands and changes nothing but the sums.
+fn dot_add(mut sums: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction reads its operands and writes only the sums.
     unsafe {
         asm!(
             "sdot {sums:v}.4s, {x:v}.16b, {y:v}.16b",
@@ -34,19 +34,21 @@ fn add_products(mut sums: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
             options(pure, nomem, nostack, preserves_flags),
         );
     }
+
     sums
 }
 
-/// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after the
-/// other.
+/// `sums[m · N + n] = Σ a[m][k] · w[n · K + k]`, exact.
 pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut [i32]) {
     let length = a[0].len();
     let outputs = sums.len() / M;
     assert!(isa.kind() == Kind::NeonDot && a.iter().all(|a| a.len() == length));
     assert!(w.len() == outputs * length && sums.len() == outputs * M);
+
     for n in 0..outputs {
         let row = &w[n * length..][..length];
-        // SAFETY: an `Isa` of kind NeonDot is only made where the CPU has `sdot`; every slice has
+
+        // SAFETY: an `Isa` of kind NeonDot exists only on CPUs with `sdot`; every slice has
         // `length` codes.
         let found = unsafe {
             match M {
@@ -56,6 +58,7 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
                 _ => dot::<M, 1>(a, row),
             }
         };
+
         found
             .iter()
             .enumerate()
@@ -63,27 +66,31 @@ pub(super) fn dots<const M: usize>(isa: Isa, a: [&[i8]; M], w: &[i8], sums: &mut
     }
 }
 
-/// `Σ a[m][k] · w[k]`, in `P` sums that do not wait for each other.
+/// `Σ a[m][k] · w[k]` for each row `m`, in `P` independent sums.
 ///
 /// # Safety
-/// All slices have the same length.
+/// The CPU has `sdot`; all slices have the same length.
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; M] {
     let step = P * LANES;
     let whole = w.len() / step * step;
+
     let mut sums = [[vdupq_n_s32(0); M]; P];
     for k in (0..whole).step_by(step) {
         for (part, sums) in sums.iter_mut().enumerate() {
             let at = k + part * LANES;
-            // SAFETY: at + 16 ≤ whole ≤ length of every slice.
+
+            // SAFETY: at + 16 ≤ whole ≤ length of `w`.
             let y = unsafe { vld1q_s8(w.as_ptr().add(at)) };
+
             for (sum, a) in sums.iter_mut().zip(a) {
-                // SAFETY: as above.
+                // SAFETY: at + 16 ≤ whole ≤ length of `a`.
                 let x = unsafe { vld1q_s8(a.as_ptr().add(at)) };
-                *sum = add_products(*sum, x, y);
+                *sum = dot_add(*sum, x, y);
             }
         }
     }
+
     let mut out = [0; M];
     for m in 0..M {
         let total = sums
@@ -95,10 +102,11 @@ unsafe fn dot<const M: usize, const P: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; 
             .map(|(&x, &y)| i32::from(x) * i32::from(y));
         out[m] = vaddvq_s32(total) + tail.sum::<i32>();
     }
+
     out
 }
 
-/// Sums of panels `a` with weights.
+/// Fills `tile` with the sums of panels `a`, each `panel` bytes.
 pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
     assert!(
         isa.kind() == Kind::NeonDot
@@ -107,10 +115,12 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     );
     assert!(w.rows >= 1 && w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
     assert!(w.rows <= tile.len() && a.len() / panel * PANEL_LANES <= tile[0].len());
+
     for (p, panel) in a.chunks_exact(panel).enumerate() {
         let mut n = 0;
         while n < w.rows {
-            // SAFETY: the CPU has `sdot`; panel, weights and tile are as long as was checked.
+            // SAFETY: an `Isa` of kind NeonDot exists only on CPUs with `sdot`; the lengths were
+            // checked above.
             n += unsafe {
                 match w.rows - n {
                     1..=2 => strip::<2>(panel, w, n, p, tile),
@@ -122,11 +132,11 @@ pub(super) fn tile(isa: Isa, a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut
     }
 }
 
-/// `N` outputs from `first` on; those beyond the last repeat it, in rows of the tile that count for
-/// nothing.
+/// Sums of panel `p` for `N` outputs from `first` on. Outputs past the last repeat it; the rows of
+/// the tile that they land in are never read.
 ///
 /// # Safety
-/// `panel` has `w.steps` steps, `w` as many dwords a row.
+/// The CPU has `sdot`; `panel` has `w.steps` steps, each row of `w` as many dwords.
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn strip<const N: usize>(
     panel: &[u8],
@@ -139,9 +149,10 @@ unsafe fn strip<const N: usize>(
     for (i, row) in rows.iter_mut().enumerate() {
         *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
     }
+
     let mut sums = [[vdupq_n_s32(0); PARTS]; N];
     for k in 0..w.steps {
-        // SAFETY: a step is 64 bytes of the panel and a dword of each row.
+        // SAFETY: k < w.steps; a step is 64 bytes of the panel and a dword of each row.
         unsafe {
             let at: *const i8 = panel.as_ptr().add(k * STEP_BYTES).cast();
             let x: [int8x16_t; PARTS] = std::array::from_fn(|i| vld1q_s8(at.add(i * LANES)));
@@ -149,11 +160,12 @@ unsafe fn strip<const N: usize>(
                 let y = vdupq_n_s32(rows[n].add(k * 4).cast::<i32>().read_unaligned());
                 let y = vreinterpretq_s8_s32(y);
                 for i in 0..PARTS {
-                    sums[n][i] = add_products(sums[n][i], x[i], y);
+                    sums[n][i] = dot_add(sums[n][i], x[i], y);
                 }
             }
         }
     }
+
     for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
         let out = tile[p * PANEL_LANES..][..PANEL_LANES].chunks_exact_mut(4);
         for (out, sums) in out.zip(sums) {
@@ -161,17 +173,18 @@ unsafe fn strip<const N: usize>(
             unsafe { vst1q_s32(out.as_mut_ptr(), *sums) }
         }
     }
+
     N
 }
 
-/// Does so many rounds of twelve multiplications that do not wait for each other, and returns the
-/// number of multiply-adds.
+/// Runs `rounds` rounds of twelve independent multiplications and returns the number of
+/// multiply-adds.
 ///
 /// # Safety
 /// The CPU has `sdot`.
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
-    // SAFETY: only registers that are given back are changed; what they hold does not matter.
+    // SAFETY: every register changed is declared as clobbered; the inputs' values do not matter.
     unsafe {
         asm!(
             "2:",
@@ -189,5 +202,6 @@ pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
             options(nomem, nostack),
         );
     }
+
     rounds * 12 * LANES as u64
 }

@@ -1,7 +1,9 @@
-//! Many rows (prefill, batches): sixteen rows of activations are packed into a panel, in which four
-//! codes of each row stand side by side, so that a register holds one step of sixteen rows and a
-//! weight is broadcast to all of them. Weights stay as they are, row after row; the sums of a tile
-//! come out with outputs as rows and are turned. Nothing is added across a register, and packing
+//! Matmul of many rows (prefill, batches).
+//!
+//! Sixteen rows of activations are packed into a panel, in which four codes of each row stand side
+//! by side: a 512-bit register holds one step of four codes for sixteen rows, and a dword of
+//! weights is broadcast to all of them. Weights stay row-major in memory; the sums of a tile come
+//! out with outputs as rows and are transposed. Nothing is added across a register, and packing
 //! costs M · K, which is small.
 //!
 //! | | step of a panel | weights | in registers |
@@ -12,11 +14,12 @@
 //! | AMX | 4 codes, `tdpbssd` | as they are, 16 × 64 at once | 32 outputs × 32 rows |
 //! | NEON | 4 codes, `sdot` | as they are | 6 outputs × 16 rows |
 //!
-//! VNNI's offset is taken off with `128 · Σ w`, summed over each weight row in passing.
+//! VNNI multiplies unsigned by signed codes, so activations are offset by 128; `128 · Σ w`, summed
+//! over each weight row in passing, is subtracted from the sums.
 
-use super::Scratch;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
+use super::{Part, Scratch};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, vnni};
 use crate::isa::Kind;
@@ -26,16 +29,16 @@ use std::ops::Range;
 
 /// Rows of a panel.
 pub(super) const LANES: usize = 16;
-/// Bytes of a step: all that a 512-bit register holds.
+/// Bytes of a step: one 512-bit register.
 pub(super) const STEP_BYTES: usize = 64;
-/// Outputs of a tile of sums.
+/// Output features of a tile of sums.
 pub(super) const TILE: usize = 32;
 /// Most panels that a weight is multiplied with while it is in a register.
 pub(super) const MAX_PANELS: usize = 3;
-/// Columns are filled up to a multiple of this with zeros.
+/// Columns are zero-padded to a multiple of this.
 const DEPTH: usize = 64;
 
-/// Activations, packed.
+/// Packed activations.
 pub(super) struct Panels {
     /// Panel after panel.
     data: AlignedVec<u8>,
@@ -45,14 +48,16 @@ pub(super) struct Panels {
     panel: usize,
 }
 
-/// Sums of up to 32 outputs × 48 rows, outputs outside.
+/// Sums of up to 32 outputs × 48 rows of activations: `tile[output][row]`.
 pub(super) type Tile = [[i32; LANES * MAX_PANELS]; TILE];
 
 impl Panels {
     pub(super) fn new(isa: Isa, codes: MatRef<'_, i8>) -> Self {
-        let (rows, columns) = (codes.rows(), codes.cols());
-        let panel = columns.next_multiple_of(DEPTH) / codes_a_step(isa) * STEP_BYTES;
+        let rows = codes.rows();
+        let columns = codes.cols();
+        let panel = columns.next_multiple_of(DEPTH) / codes_per_step(isa) * STEP_BYTES;
         let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
+
         if panel > 0 {
             data.par_chunks_mut(panel)
                 .enumerate()
@@ -61,6 +66,7 @@ impl Panels {
                     pack(isa, codes, rows, panel);
                 });
         }
+
         Self {
             data,
             rows,
@@ -69,12 +75,15 @@ impl Panels {
         }
     }
 
-    /// `sums[m][n]`, row-major, of some rows, from the beginning of a panel on, and outputs.
+    /// Writes the sums of some rows and outputs, row-major. The rows start with a panel.
     pub(super) fn multiply(
         &self,
         isa: Isa,
         w: MatRef<'_, i8>,
-        [m, n]: [&Range<usize>; 2],
+        Part {
+            rows: m,
+            outputs: n,
+        }: Part<'_>,
         sums: &mut [i32],
         scratch: &mut Scratch,
     ) {
@@ -85,17 +94,20 @@ impl Panels {
         if self.panel == 0 {
             return sums.fill(0);
         }
+
         let group = LANES * panels_at_once(isa);
         let mut tile: Tile = [[0; LANES * MAX_PANELS]; TILE];
         for first in n.clone().step_by(TILE) {
             let outputs = first..n.end.min(first + TILE);
             let weights = scratch.weights(isa, w, outputs.clone());
+
             let mut next = next_weights(w, outputs.end, m.len().div_ceil(group));
             for row in m.clone().step_by(group) {
                 next.next().into_iter().for_each(crate::simd::prefetch);
                 let rows = row..m.end.min(row + group);
                 let panels = rows.len().div_ceil(LANES);
                 let a = &self.data[row / LANES * self.panel..][..panels * self.panel];
+
                 match isa.kind() {
                     Kind::Scalar => scalar(a, self.panel, &weights, &mut tile),
                     #[cfg(target_arch = "x86_64")]
@@ -109,23 +121,28 @@ impl Panels {
                     #[cfg(target_arch = "aarch64")]
                     Kind::NeonDot => neon::tile(isa, a, self.panel, &weights, &mut tile),
                 }
+
                 let target = &mut sums[(row - m.start) * width + (first - n.start)..];
-                turn(isa, &tile, [rows.len(), outputs.len()], target, width);
+                let filled = Filled {
+                    rows: rows.len(),
+                    outputs: outputs.len(),
+                };
+                transpose(isa, &tile, filled, target, width);
             }
         }
     }
 }
 
-/// The weights that follow, in so many parts: each is fetched while this tile meets a group of
-/// rows, because the processor does not foresee tiles.
+/// The weights of the next tile, cut into `parts`: one part is prefetched with each group of rows,
+/// because hardware prefetchers do not predict a jump between tiles.
 fn next_weights(w: MatRef<'_, i8>, first: usize, parts: usize) -> std::slice::Chunks<'_, i8> {
     let last = w.rows().min(first + TILE);
     let weights = &w.data()[first.min(last) * w.cols()..last * w.cols()];
     weights.chunks(weights.len().div_ceil(parts).max(1))
 }
 
-/// Codes of one row in a step.
-fn codes_a_step(isa: Isa) -> usize {
+/// Codes of one row in one step.
+fn codes_per_step(isa: Isa) -> usize {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => 2,
@@ -142,7 +159,7 @@ fn panels_at_once(isa: Isa) -> usize {
     }
 }
 
-/// What is added to the codes of activations, as bits.
+/// XORed into the codes of activations: 0x80 adds 128 and makes them unsigned, as VNNI requires.
 fn offset(isa: Isa) -> u8 {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
@@ -151,9 +168,11 @@ fn offset(isa: Isa) -> u8 {
     }
 }
 
-/// Fills a panel with up to sixteen rows; what is missing counts as zeros.
+/// Packs up to sixteen rows into a panel; missing rows and columns become zeros.
 fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
-    let (size, offset) = (codes_a_step(isa), offset(isa));
+    let size = codes_per_step(isa);
+    let offset = offset(isa);
+
     #[cfg(target_arch = "x86_64")]
     if isa.width() == crate::isa::Width::V512
         && rows.len() == LANES
@@ -162,7 +181,9 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
         let codes = &codes.data()[rows.start * codes.cols()..rows.end * codes.cols()];
         return vnni::v512::pack(isa, codes, offset, panel);
     }
+
     panel.fill(offset);
+
     for (lane, row) in rows.enumerate() {
         let row = codes.row(row);
         let steps = panel
@@ -177,11 +198,13 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
         } else {
             let (whole, rest) = row.as_chunks::<4>();
             let mut steps = steps;
-            // In this order: the other way round a step would be lost at the end.
+
+            // `whole` comes first: `zip` would otherwise consume one step too many before it ends.
             for (four, place) in whole.iter().zip(steps.by_ref()) {
                 let four = u32::from_ne_bytes(four.map(|code| code as u8));
                 place.copy_from_slice(&(four ^ u32::from_ne_bytes([offset; 4])).to_ne_bytes());
             }
+
             if let Some(place) = steps.next() {
                 place
                     .iter_mut()
@@ -192,37 +215,39 @@ fn pack(isa: Isa, codes: MatRef<'_, i8>, rows: Range<usize>, panel: &mut [u8]) {
     }
 }
 
-/// Up to 32 rows of weights, each with a dword for every step of a panel.
+/// Up to 32 rows of weights, with one dword for each step of a panel.
 pub(super) struct Weights<'a> {
-    /// Row after row.
+    /// The rows' bytes.
     pub(super) data: &'a [u8],
     /// Bytes from one row to the next.
     pub(super) stride: usize,
-    /// Rows that count; there are 32 in `data` all the same where the instruction set wants so.
+    /// Rows whose sums are needed. For AMX, `data` holds 32 rows in any case.
     pub(super) rows: usize,
-    /// Steps of a row.
+    /// Steps of a row, each a dword.
     pub(super) steps: usize,
 }
 
 impl Scratch {
-    /// The rows of some outputs, copied where the instruction set cannot take them as they are.
+    /// The weights of some outputs, repacked only if the instruction set cannot read them in place.
     fn weights<'a>(
         &'a mut self,
         isa: Isa,
         w: MatRef<'a, i8>,
         outputs: Range<usize>,
     ) -> Weights<'a> {
-        let (columns, rows) = (w.cols(), outputs.len());
+        let columns = w.cols();
+        let rows = outputs.len();
         let source = &w.data()[outputs.start * columns..outputs.end * columns];
-        let size = codes_a_step(isa);
-        let as_it_is = match isa.kind() {
+        let size = codes_per_step(isa);
+        let in_place = match isa.kind() {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => false,
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => columns.is_multiple_of(DEPTH) && rows == TILE,
             _ => columns.is_multiple_of(4),
         };
-        if as_it_is {
+
+        if in_place {
             let data = bytemuck::cast_slice(source);
             return Weights {
                 data,
@@ -231,10 +256,12 @@ impl Scratch {
                 steps: columns / 4,
             };
         }
+
         let padded = columns.next_multiple_of(DEPTH);
         let stride = padded * 4 / size;
         self.weights.clear();
         self.weights.resize(TILE * stride, 0);
+
         for (row, codes) in self
             .weights
             .chunks_exact_mut(stride)
@@ -248,6 +275,7 @@ impl Scratch {
                 row[..columns].copy_from_slice(bytemuck::cast_slice(codes));
             }
         }
+
         Weights {
             data: &self.weights,
             stride,
@@ -257,7 +285,7 @@ impl Scratch {
     }
 }
 
-/// The sums in plain Rust.
+/// The sums of panels `a` with weights, in plain Rust.
 fn scalar(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
     for (p, panel) in a.chunks_exact(panel).enumerate() {
         for (n, sums) in tile.iter_mut().enumerate().take(w.rows) {
@@ -276,8 +304,17 @@ fn scalar(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
     }
 }
 
-/// Writes the sums of `[rows, outputs]` with rows outside, `width` apart.
-fn turn(isa: Isa, tile: &Tile, [rows, outputs]: [usize; 2], sums: &mut [i32], width: usize) {
+/// The part of a tile that holds sums.
+#[derive(Clone, Copy)]
+struct Filled {
+    rows: usize,
+    outputs: usize,
+}
+
+/// `sums[row · width + output] = tile[output][row]`.
+fn transpose(isa: Isa, tile: &Tile, filled: Filled, sums: &mut [i32], width: usize) {
+    let Filled { rows, outputs } = filled;
+
     match isa.width() {
         #[cfg(target_arch = "x86_64")]
         crate::isa::Width::V512 if outputs == TILE => {
@@ -285,7 +322,7 @@ fn turn(isa: Isa, tile: &Tile, [rows, outputs]: [usize; 2], sums: &mut [i32], wi
                 let rows = LANES.min(rows - first);
                 for half in (0..TILE).step_by(LANES) {
                     let target = &mut sums[first * width + half..];
-                    vnni::v512::turn(isa, &tile[half..], first, rows, target, width);
+                    vnni::v512::transpose(isa, &tile[half..], first, rows, target, width);
                 }
             }
         }

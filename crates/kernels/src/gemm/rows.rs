@@ -1,15 +1,15 @@
-//! Few rows (decode, drafts, small batches): weights are streamed row after row in the order of
-//! memory and fetched ahead, and each is multiplied with all rows of activations while it is in a
-//! register.
+//! Matmul of few rows (decode, drafts, small batches): weights stream past in memory order, with
+//! prefetching, and each is multiplied with all rows of activations while it is in a register.
 //!
-//! - AVX2: 16 codes a step, widened to i16, multiplied and added in pairs (`vpmaddwd`), which is
-//!   exact:
-//!   |sum of two products| ≤ 2·128² < 2³¹. `vpmaddubsw` on |a| and w·sign(a) would need no widening, but it
-//!   is wrong for a code of -128 and takes as many multiplications.
-//! - VNNI multiplies unsigned with signed codes: weights are offset by 128, and `128 · Σ a` is
-//!   taken off at the end. Sums wrap around and come back, so this is exact for every code.
-//! - NEON's `sdot` multiplies signed with signed codes, as they are.
+//! - AVX2: 16 codes per step, widened to i16, multiplied and added in pairs (`vpmaddwd`). This is
+//!   exact: |sum of two products| ≤ 2·128² < 2³¹. `vpmaddubsw` on |a| and w·sign(a) would need no
+//!   widening, but it is wrong for a code of -128 and takes as many multiplications.
+//! - VNNI multiplies unsigned by signed codes: weights are offset by 128, and `128 · Σ a` is
+//!   subtracted at the end. Intermediate overflow wraps and cancels, so this is exact for every
+//! code.
+//! - NEON's `sdot` multiplies signed by signed codes, so it needs no offset.
 
+use super::Part;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(target_arch = "x86_64")]
@@ -18,22 +18,22 @@ use crate::isa::Kind;
 use crate::{Isa, MatRef};
 use std::ops::Range;
 
-/// Up to so many rows of activations pass over a weight together.
+/// Most rows of activations that a weight is multiplied with while it is in a register.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// Rows of activations as the dot products of an instruction set take them.
+/// Rows of activations, prepared for the dot products of an instruction set.
 pub(super) struct Rows<'a> {
     codes: MatRef<'a, i8>,
-    /// The codes widened, where the instruction set multiplies i16.
+    /// AVX2: the codes widened to i16; otherwise empty.
     #[cfg(target_arch = "x86_64")]
     wide: Vec<i16>,
-    /// `128 · Σ a` of each row, where it multiplies unsigned codes.
+    /// VNNI: `128 · Σ a` of each row; otherwise empty.
     #[cfg(target_arch = "x86_64")]
     offsets: Vec<i32>,
 }
 
 impl<'a> Rows<'a> {
-    /// For other instruction sets than x86's the codes are right as they are.
+    /// Outside x86, kernels read the codes as they are.
     #[cfg(not(target_arch = "x86_64"))]
     pub(super) fn new(_isa: Isa, codes: MatRef<'a, i8>) -> Self {
         Self { codes }
@@ -41,7 +41,8 @@ impl<'a> Rows<'a> {
 
     #[cfg(target_arch = "x86_64")]
     pub(super) fn new(isa: Isa, codes: MatRef<'a, i8>) -> Self {
-        let (mut wide, mut offsets) = (Vec::new(), Vec::new());
+        let mut wide = Vec::new();
+        let mut offsets = Vec::new();
         match isa.kind() {
             Kind::Scalar => {}
             Kind::Avx2 => wide.extend(codes.data().iter().map(|&code| i16::from(code))),
@@ -50,6 +51,7 @@ impl<'a> Rows<'a> {
                 offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
             }
         }
+
         Self {
             codes,
             wide,
@@ -57,12 +59,15 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// `sums[m][n]`, row-major, of some rows and outputs.
+    /// Writes the sums of some rows and outputs, row-major.
     pub(super) fn multiply(
         &self,
         isa: Isa,
         w: MatRef<'_, i8>,
-        [m, n]: [&Range<usize>; 2],
+        Part {
+            rows: m,
+            outputs: n,
+        }: Part<'_>,
         sums: &mut [i32],
     ) {
         match m.len() {
@@ -77,12 +82,22 @@ impl<'a> Rows<'a> {
             8 => self.strip::<8>(isa, w, m.start, n, sums),
             more => {
                 let (first, rest) = sums.split_at_mut(MAX_ROWS * n.len());
-                self.multiply(isa, w, [&(m.start..m.start + MAX_ROWS), n], first);
-                self.multiply(isa, w, [&(m.start + MAX_ROWS..m.start + more), n], rest);
+                let middle = m.start + MAX_ROWS;
+                let before = Part {
+                    rows: &(m.start..middle),
+                    outputs: n,
+                };
+                let after = Part {
+                    rows: &(middle..m.start + more),
+                    outputs: n,
+                };
+                self.multiply(isa, w, before, first);
+                self.multiply(isa, w, after, rest);
             }
         }
     }
 
+    /// The sums of `M` rows from `first` on with outputs `n`.
     fn strip<const M: usize>(
         &self,
         isa: Isa,
@@ -94,6 +109,7 @@ impl<'a> Rows<'a> {
         let columns = w.cols();
         let weights = &w.data()[n.start * columns..n.end * columns];
         let codes: [&[i8]; M] = std::array::from_fn(|i| self.codes.row(first + i));
+
         match isa.kind() {
             Kind::Scalar => {
                 for (j, row) in n.clone().enumerate() {

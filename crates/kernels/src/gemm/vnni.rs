@@ -1,5 +1,5 @@
-//! The products with `vpdpbusd`, which multiplies four unsigned with four signed codes and adds
-//! them up, on 256 bits (AVX-VNNI) and 512 bits (AVX-512 VNNI).
+//! Matmul with `vpdpbusd`, four unsigned by four signed codes, summed, on 256 bits (AVX-VNNI) and
+//! 512 bits (AVX-512 VNNI). The 512-bit module also packs, transposes and gathers with AVX-512.
 
 #![allow(
     clippy::needless_range_loop,
@@ -10,17 +10,17 @@
     reason = "vector loads through pointers, and calls into functions compiled for VNNI"
 )]
 
-/// The dot products of a few rows; `$ones` a register of codes and `$lanes` their number.
+/// The dot products of a few rows, and the sums of panels, for one register width.
 macro_rules! dot_products {
     ($features:literal, $kinds:pat, $register:ty, $zero:path, $load:path, $splat:path, $xor:path,
      $multiply:path, $add:path, $sum:path) => {
         /// Codes of a register.
         const LANES: usize = size_of::<$register>();
-        /// How far ahead of its use a weight is fetched, in bytes.
+
+        /// Prefetch distance in bytes.
         const AHEAD: usize = 4096;
 
-        /// `sums[m · N + n] = Σ a[m][k] · w[n][k]`, exact, for the rows of `w`, which lie one after
-        /// the other; `offsets` is `128 · Σ a[m][k]`.
+        /// `sums[m · N + n] = Σ a[m][k] · w[n · K + k]`, exact; `offsets[m]` is `128 · Σ a[m][k]`.
         pub(in crate::gemm) fn dots<const M: usize>(
             isa: Isa,
             a: [&[i8]; M],
@@ -32,9 +32,11 @@ macro_rules! dot_products {
             let outputs = sums.len() / M;
             assert!(matches!(isa.kind(), $kinds) && a.iter().all(|a| a.len() == length));
             assert!(w.len() == outputs * length && sums.len() == outputs * M);
+
             for n in 0..outputs {
                 let row = &w[n * length..][..length];
-                // SAFETY: the `Isa` proves that the CPU has the instructions; every slice has
+
+                // SAFETY: the `Isa` proves that the CPU supports the instructions; every slice has
                 // `length` codes.
                 let found = unsafe {
                     match M {
@@ -43,39 +45,46 @@ macro_rules! dot_products {
                         _ => dot::<M, 1>(a, row),
                     }
                 };
+
                 for m in 0..M {
                     sums[m * outputs + n] = found[m].wrapping_sub(offsets[m]);
                 }
             }
         }
 
-        /// `Σ a[m][k] · (w[k] + 128)`, in `PARTS` sums that do not wait for each other.
+        /// `Σ a[m][k] · (w[k] + 128)` for each row `m`, in `PARTS` independent sums.
         ///
         /// # Safety
-        /// All slices have the same length.
+        /// The CPU supports the instructions; all slices have the same length.
         #[target_feature(enable = $features)]
         unsafe fn dot<const M: usize, const PARTS: usize>(a: [&[i8]; M], w: &[i8]) -> [i32; M] {
             let step = PARTS * LANES;
             let whole = w.len() / step * step;
             let mut sums = [[$zero(); PARTS]; M];
             let offset = $splat(-128);
+
             let mut k = 0;
             while k < whole {
                 for part in 0..PARTS {
                     let at = k + part * LANES;
-                    // A hint that may point behind the last weight: it reads nothing there.
+
+                    // The address may be past the last weight: a prefetch is a hint and never
+                    // faults.
                     _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at + AHEAD));
-                    // SAFETY: at + LANES ≤ whole ≤ length of every slice, and unaligned loads are
-                    // used.
+
+                    // SAFETY: at + LANES ≤ whole ≤ length of `w`; the load is unaligned.
                     let y = $xor(unsafe { $load(w.as_ptr().add(at).cast()) }, offset);
+
                     for m in 0..M {
-                        // SAFETY: as above.
+                        // SAFETY: at + LANES ≤ whole ≤ length of `a[m]`; the load is unaligned.
                         let x = unsafe { $load(a[m].as_ptr().add(at).cast()) };
                         sums[m][part] = $multiply(sums[m][part], y, x);
                     }
                 }
+
                 k += step;
             }
+
             let mut out = [0i32; M];
             for m in 0..M {
                 let mut total = sums[m][0];
@@ -88,27 +97,31 @@ macro_rules! dot_products {
                     .sum();
                 out[m] = $sum(total).wrapping_add(tail);
             }
+
             out
         }
 
-        /// `128 · Σ w[k]` of a row of dwords.
+        /// `128 · Σ w[k]` of a row.
         ///
         /// # Safety
-        /// The CPU has the instructions.
+        /// The CPU supports the instructions.
         #[target_feature(enable = $features)]
         unsafe fn row_offset(row: &[u8]) -> i32 {
             let ones = $splat(1);
             let mut sums = $zero();
             let (whole, rest) = row.as_chunks::<LANES>();
+
             for codes in whole {
-                // SAFETY: `codes` fills a register.
+                // SAFETY: `codes` has the size of a register; the load is unaligned.
                 sums = $multiply(sums, ones, unsafe { $load(codes.as_ptr().cast()) });
             }
+
             let rest: i32 = rest.iter().map(|&code| i32::from(code as i8)).sum();
             ($sum(sums).wrapping_add(rest)).wrapping_mul(128)
         }
 
-        /// Sums of panels `a` with weights, and what the offset of the panels adds taken off.
+        /// Fills `tile` with the sums of panels `a`, each `panel` bytes, minus what the offset of
+        /// the activations added.
         pub(in crate::gemm) fn tile(
             isa: Isa,
             a: &[u8],
@@ -120,11 +133,14 @@ macro_rules! dot_products {
             assert!(panel >= w.steps * STEP_BYTES && w.rows >= 1 && w.rows <= tile.len());
             assert!(w.data.len() >= (w.rows - 1) * w.stride + w.steps * 4);
             assert!(a.len() / panel * PANEL_LANES <= tile[0].len());
-            // SAFETY: the `Isa` proves that the CPU has the instructions; the lengths were checked.
+
+            // SAFETY: the `Isa` proves that the CPU supports the instructions; the lengths were
+            // checked.
             unsafe { strips(a, panel, w, tile) }
             let sums = a.len() / panel * PANEL_LANES;
+
             for (n, tile) in tile.iter_mut().enumerate().take(w.rows) {
-                // SAFETY: as above.
+                // SAFETY: the `Isa` proves that the CPU supports the instructions.
                 let offset = unsafe { row_offset(&w.data[n * w.stride..][..w.steps * 4]) };
                 tile[..sums]
                     .iter_mut()
@@ -177,20 +193,24 @@ pub(super) mod v512 {
         _mm512_reduce_add_epi32
     );
 
+    /// A load with the signature that `dot_products!` expects.
+    ///
     /// # Safety
-    /// 64 bytes can be read.
+    /// The CPU has AVX-512; 64 bytes are readable at `from`.
     #[target_feature(enable = "avx512f")]
     unsafe fn load(from: *const i32) -> __m512i {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees 64 readable bytes; the load is unaligned.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
+    /// Fills `tile` with the sums of all panels of `a`, eight outputs at a time.
+    ///
     /// # Safety
-    /// As [`tile`] checks.
+    /// The CPU has AVX-512 VNNI; the lengths are as [`tile`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn strips(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
         for n in (0..w.rows).step_by(8) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees the instructions and the lengths, and `n < w.rows`.
             unsafe {
                 match a.len() / panel {
                     1 => strip::<1>(a, panel, w, n, tile),
@@ -201,11 +221,12 @@ pub(super) mod v512 {
         }
     }
 
-    /// Eight outputs from `first` on with `P` panels; outputs beyond the last repeat it and are not
-    /// stored.
+    /// Sums of `P` panels for eight outputs from `first` on. Outputs past the last repeat it and
+    /// are not stored.
     ///
     /// # Safety
-    /// There are `P` panels of `w.steps` steps, and `w` has as many dwords a row.
+    /// The CPU has AVX-512 VNNI; `a` holds `P` panels of `w.steps` steps, each row of `w` as many
+    /// dwords.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn strip<const P: usize>(
         a: &[u8],
@@ -219,9 +240,10 @@ pub(super) mod v512 {
         for (i, row) in rows.iter_mut().enumerate() {
             *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
         }
+
         let mut sums = [[_mm512_setzero_si512(); P]; N];
         for k in 0..w.steps {
-            // SAFETY: a step is 64 bytes of each panel and a dword of each row.
+            // SAFETY: k < w.steps; a step is 64 bytes of each panel and a dword of each row.
             unsafe {
                 let mut x = [_mm512_setzero_si512(); P];
                 for p in 0..P {
@@ -235,9 +257,11 @@ pub(super) mod v512 {
                 }
             }
         }
+
         for (sums, tile) in sums.iter().zip(&mut tile[first..]) {
             for (p, sums) in sums.iter().enumerate() {
                 let out = &mut tile[p * PANEL_LANES..][..PANEL_LANES];
+
                 // SAFETY: `out` has sixteen values.
                 unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *sums) }
             }
@@ -245,7 +269,7 @@ pub(super) mod v512 {
     }
 
     /// `sums[i · width + n] = tile[n][first + i]` for sixteen outputs and up to sixteen rows.
-    pub(in crate::gemm) fn turn(
+    pub(in crate::gemm) fn transpose(
         isa: Isa,
         tile: &[[i32; PANEL_LANES * MAX_PANELS]],
         first: usize,
@@ -260,15 +284,16 @@ pub(super) mod v512 {
         );
         assert!(rows <= PANEL_LANES && first + PANEL_LANES <= tile[0].len());
         assert!(sums.len() >= (rows - 1) * width + PANEL_LANES);
-        // SAFETY: the CPU has AVX-512; sixteen values are read of each row of the tile and written
-        // to each row of `sums`, which both have them.
-        unsafe { turn_inner(tile, first, rows, sums, width) }
+
+        // SAFETY: the `Isa` proves AVX-512; the checks above keep the sixteen values read from each
+        // row of the tile, and those written to each row of `sums`, in bounds.
+        unsafe { transpose_inner(tile, first, rows, sums, width) }
     }
 
     /// # Safety
-    /// As [`turn`] checks.
+    /// The CPU has AVX-512; the lengths are as [`transpose`] checks.
     #[target_feature(enable = "avx512f")]
-    unsafe fn turn_inner(
+    unsafe fn transpose_inner(
         tile: &[[i32; PANEL_LANES * MAX_PANELS]],
         first: usize,
         rows: usize,
@@ -277,39 +302,42 @@ pub(super) mod v512 {
     ) {
         let mut a = [_mm512_setzero_si512(); 16];
         for n in 0..16 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees first + 16 ≤ length of a row of the tile.
             a[n] = unsafe { _mm512_loadu_si512(tile[n].as_ptr().add(first).cast()) };
         }
+
         for (i, row) in transposed(a).iter().enumerate().take(rows) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees (rows - 1) · width + 16 ≤ length of `sums`.
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add(i * width).cast(), *row) }
         }
     }
 
-    /// Packs sixteen rows of codes, which lie one after the other, into a panel; `offset` is added
-    /// as bits.
+    /// Packs sixteen contiguous rows of codes into a panel; `offset` is XORed into each code.
     pub(in crate::gemm) fn pack(isa: Isa, codes: &[i8], offset: u8, panel: &mut [u8]) {
         assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx) && panel.len() == codes.len());
         assert!(codes.len().is_multiple_of(PANEL_LANES * STEP_BYTES));
-        // SAFETY: the CPU has AVX-512; rows are a multiple of 64 codes, and the panel has as many
-        // bytes.
+
+        // SAFETY: the `Isa` proves AVX-512; a row is a multiple of 64 codes, and the panel is as
+        // long as the codes.
         unsafe { pack_inner(codes, offset, panel) }
     }
 
     /// # Safety
-    /// As [`pack`] checks.
+    /// The CPU has AVX-512; the lengths are as [`pack`] checks.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack_inner(codes: &[i8], offset: u8, panel: &mut [u8]) {
-        let (columns, offset) = (codes.len() / PANEL_LANES, _mm512_set1_epi8(offset as i8));
+        let columns = codes.len() / PANEL_LANES;
+        let offset = _mm512_set1_epi8(offset as i8);
         for k in (0..columns).step_by(STEP_BYTES) {
             let mut a = [_mm512_setzero_si512(); 16];
             for m in 0..16 {
-                // SAFETY: k + 64 ≤ columns.
+                // SAFETY: k + 64 ≤ columns, so the load stays in row m < 16.
                 let row = unsafe { _mm512_loadu_si512(codes.as_ptr().add(m * columns + k).cast()) };
                 a[m] = _mm512_xor_si512(row, offset);
             }
+
             for (i, step) in transposed(a).iter().enumerate() {
-                // SAFETY: sixteen steps of four codes a row end at (k + 64) · 16.
+                // SAFETY: sixteen steps of 64 bytes end at (k + 64) · 16 ≤ length of the panel.
                 unsafe {
                     _mm512_storeu_si512(
                         panel.as_mut_ptr().add((k / 4 + i) * STEP_BYTES).cast(),
@@ -320,8 +348,8 @@ pub(super) mod v512 {
         }
     }
 
-    /// The weights of some columns for some outputs, a multiple of 16: `[columns, outputs]`,
-    /// dequantised.
+    /// Gathers and dequantises the weights of some columns for some outputs, a multiple of 16: f32
+    /// `[columns, outputs]`.
     pub(in crate::gemm) fn gather(
         isa: Isa,
         codes: MatRef<'_, i8>,
@@ -345,12 +373,14 @@ pub(super) mod v512 {
                 .all(|column| (*column as usize) < codes.cols())
         );
         assert!(into.len() == columns.len() * outputs.len());
-        // SAFETY: the CPU has AVX-512; every code and every value lies where was checked.
+
+        // SAFETY: the `Isa` proves AVX-512; the checks above keep every code, absmax and output in
+        // bounds.
         unsafe { gather_inner(codes, columns, outputs, absmax, into) }
     }
 
     /// # Safety
-    /// As [`gather`] checks.
+    /// The CPU has AVX-512; the lengths are as [`gather`] checks.
     #[target_feature(enable = "avx512f")]
     unsafe fn gather_inner(
         codes: MatRef<'_, i8>,
@@ -359,15 +389,20 @@ pub(super) mod v512 {
         absmax: &[f32],
         into: &mut [f32],
     ) {
-        let (data, cols, width) = (codes.data(), codes.cols(), outputs.len());
+        let data = codes.data();
+        let cols = codes.cols();
+        let width = outputs.len();
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(cols as i32));
         let inverse = _mm512_set1_ps(1.0 / 127.0);
+
         for (line, &column) in into.chunks_exact_mut(width).zip(columns) {
             for i in (0..width).step_by(16) {
                 let first = (outputs.start + i) * cols + column as usize;
-                // SAFETY: a dword ends with the code wanted; at the very beginning there is none
-                // before it.
+
+                // SAFETY: each gathered dword ends with the requested code, so it starts three
+                // bytes before it; the first three codes of the matrix have no such bytes and are
+                // read one by one.
                 let found = unsafe {
                     if first >= 3 {
                         let dwords =
@@ -379,7 +414,9 @@ pub(super) mod v512 {
                         _mm512_loadu_si512(codes.as_ptr().cast())
                     }
                 };
-                // SAFETY: sixteen values of `absmax` and of the line.
+
+                // SAFETY: i + 16 ≤ width, so sixteen values of `absmax` and of the line are in
+                // bounds.
                 unsafe {
                     let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
                     let value =
@@ -390,8 +427,8 @@ pub(super) mod v512 {
         }
     }
 
-    /// Rows and columns of 16 × 16 values of 32 bits exchanged: pairs, then fours, then halves and
-    /// quarters of registers.
+    /// Transposes 16 × 16 values of 32 bits: pairs, then fours, then halves and quarters of
+    /// registers.
     #[target_feature(enable = "avx512f")]
     fn transposed(mut a: [__m512i; 16]) -> [__m512i; 16] {
         let mut b = a;
@@ -399,12 +436,14 @@ pub(super) mod v512 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
             b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
         }
+
         for i in 0..4 {
             for j in 0..2 {
                 a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + j + 2]);
                 a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + j + 2]);
             }
         }
+
         // a[4 i + c] holds, in quarter q, column 4 q + c of rows 4 i to 4 i + 3.
         for c in 0..4 {
             let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
@@ -416,6 +455,7 @@ pub(super) mod v512 {
             b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
             b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
         }
+
         b
     }
 }

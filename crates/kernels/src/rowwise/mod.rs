@@ -1,12 +1,13 @@
 //! Row-wise absmax quantisation of weights, as bitsandbytes does it (`Int8Params._quantize`,
 //! `int8_vectorwise_quant`).
 //!
-//! Ladder: a weight goes through f16 (part of the format: quantising straight from f32 gives other
-//! codes in a few places), the largest magnitude is found on the f16 *bits* (for positive floats
-//! the order of the bits is the order of the values, so an integer maximum does it, and NaN and
-//! infinity come out on top), and codes are rounded half to even, by the CPU's own conversion in
-//! the AVX2 version. A stored `[in, out]` weight (GPT-2's `Conv1D`) is turned in tiles of 64
-//! columns as f16, 8 × 8 values in registers at a time, so that no full-size temporary exists.
+//! - A weight is rounded to f16 first. That is part of the format: quantising straight from f32
+//!   gives other codes in a few places.
+//! - The absmax is an integer maximum over the f16 *bits*: positive floats are ordered like their
+//!   bits, and NaN and infinity compare above everything finite.
+//! - Codes are rounded half to even, in the AVX2 version by the CPU's own conversion.
+//! - A weight stored `[in, out]` (GPT-2's `Conv1D`) is transposed in f16 tiles of 64 columns, 8 × 8
+//!   values in registers at a time, so that no full-size temporary exists.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,18 +19,17 @@ use crate::{Element, Isa, KernelError, MatMut, MatRef};
 use half::f16;
 use rayon::prelude::*;
 
-/// f16 bits of infinity: anything from here on is not finite.
+/// The f16 bits of infinity: larger or equal magnitudes are not finite.
 const INFINITY_BITS: u16 = 0x7c00;
-/// Columns of a stored `[in, out]` weight that are turned together: a tile of 5,120 rows is 640 kB.
+/// Columns of an `[in, out]` weight that are transposed together: a tile of 5,120 rows is 640 kB.
 const TILE: usize = 64;
-/// Rows that are converted before they are turned.
+/// Rows that are converted to f16 before they are transposed.
 const TILE_ROWS: usize = 32;
 
 /// Quantises the rows of `source` `[out, in]`: `codes = rint(f16(w) · (1 / absmax · 127))`, half to
 /// even.
 ///
-/// `absmax[o]` is the largest magnitude of row `o` after rounding to f16; a row of zeros gets codes
-/// 0.
+/// `absmax[o]` is the absmax of row `o` after rounding to f16. A row of zeros gets the codes 0.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatMut, MatRef, quantize_weight};
@@ -42,7 +42,7 @@ const TILE_ROWS: usize = 32;
 /// ```
 ///
 /// # Errors
-/// [`KernelError::NonFiniteWeight`] for NaN, infinity or what overflows f16;
+/// [`KernelError::NonFiniteWeight`] for NaN, infinity or a value that overflows f16;
 /// [`KernelError::WrongDimension`].
 pub fn quantize_weight<T: Element>(
     isa: Isa,
@@ -50,13 +50,16 @@ pub fn quantize_weight<T: Element>(
     codes: MatMut<'_, i8>,
     absmax: &mut [f32],
 ) -> Result<(), KernelError> {
-    let (rows, cols) = (source.rows(), source.cols());
+    let rows = source.rows();
+    let cols = source.cols();
     codes.expect(rows, cols, ["rows of codes", "columns of codes"])?;
     expect("length of absmax", rows, absmax.len())?;
+
     if cols == 0 {
         absmax.fill(0.0);
         return Ok(());
     }
+
     (codes
         .into_data()
         .par_chunks_mut(cols)
@@ -70,12 +73,13 @@ pub fn quantize_weight<T: Element>(
                 let value = source.row(row)[column].to_f32();
                 KernelError::NonFiniteWeight { row, column, value }
             })?;
+
             Ok(())
         },
     )
 }
 
-/// Quantises a weight stored `[in, out]` into rows `[out, in]`; otherwise [`quantize_weight`].
+/// [`quantize_weight`] for a weight stored `[in, out]`; the codes are `[out, in]`.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatMut, MatRef, quantize_weight_transposed};
@@ -87,31 +91,34 @@ pub fn quantize_weight<T: Element>(
 /// ```
 ///
 /// # Errors
-/// As [`quantize_weight`]; `row` and `column` of the error are those of `[out, in]`.
+/// Those of [`quantize_weight`]; `row` and `column` in the error refer to `[out, in]`.
 pub fn quantize_weight_transposed<T: Element>(
     isa: Isa,
     source: MatRef<'_, T>,
     codes: MatMut<'_, i8>,
     absmax: &mut [f32],
 ) -> Result<(), KernelError> {
-    let (inputs, outputs) = (source.rows(), source.cols());
+    let inputs = source.rows();
+    let outputs = source.cols();
     codes.expect(outputs, inputs, ["rows of codes", "columns of codes"])?;
     expect("length of absmax", outputs, absmax.len())?;
+
     if inputs == 0 {
         absmax.fill(0.0);
         return Ok(());
     }
+
     let tiles = codes
         .into_data()
         .par_chunks_mut(TILE * inputs)
         .zip(absmax.par_chunks_mut(TILE));
     tiles.enumerate().try_for_each_init(
         || vec![f16::ZERO; TILE * inputs],
-        |turned, (tile, (codes, absmax))| {
+        |transposed, (tile, (codes, absmax))| {
             let first = tile * TILE;
-            turn_tile(isa, source, first, absmax.len(), turned);
+            transpose_tile(isa, source, first, absmax.len(), transposed);
             for (i, (codes, absmax)) in codes.chunks_mut(inputs).zip(absmax).enumerate() {
-                let row16 = &turned[i * inputs..][..inputs];
+                let row16 = &transposed[i * inputs..][..inputs];
                 *absmax = quantize_finite_row(isa, row16, codes).map_err(|column| {
                     let value = source.row(column)[first + i].to_f32();
                     KernelError::NonFiniteWeight {
@@ -121,21 +128,22 @@ pub fn quantize_weight_transposed<T: Element>(
                     }
                 })?;
             }
+
             Ok(())
         },
     )
 }
 
-/// Some f16 rows of a stored weight.
+/// Some rows of an `[in, out]` weight, in f16.
 type Block = [[f16; TILE]; TILE_ROWS];
 
-/// Columns `first..first + width` of `[in, out]`, as f16 rows of `in` values.
-fn turn_tile<T: Element>(
+/// Transposes columns `first..first + width` of an `[in, out]` weight into f16 rows of `in` values.
+fn transpose_tile<T: Element>(
     isa: Isa,
     source: MatRef<'_, T>,
     first: usize,
     width: usize,
-    turned: &mut [f16],
+    transposed: &mut [f16],
 ) {
     let inputs = source.rows();
     let mut block: Block = [[f16::ZERO; TILE]; TILE_ROWS];
@@ -147,14 +155,15 @@ fn turn_tile<T: Element>(
                 &mut line[..width],
             );
         }
+
         match isa.width() {
             #[cfg(target_arch = "x86_64")]
             Width::V256 | Width::V512 if rows == TILE_ROWS && width == TILE => {
-                avx2::turn_block(isa, &block, &mut turned[start..], inputs);
+                avx2::transpose_block(isa, &block, &mut transposed[start..], inputs);
             }
             _ => {
                 for c in 0..width {
-                    let out = &mut turned[c * inputs + start..][..rows];
+                    let out = &mut transposed[c * inputs + start..][..rows];
                     out.iter_mut()
                         .zip(&block)
                         .for_each(|(y, line)| *y = line[c]);
@@ -164,7 +173,8 @@ fn turn_tile<T: Element>(
     }
 }
 
-/// Codes and absmax of a row, or the first column that is not finite.
+/// Writes a row's codes and returns its absmax, or as the error the first column that is not
+/// finite.
 fn quantize_finite_row(isa: Isa, row16: &[f16], codes: &mut [i8]) -> Result<f32, usize> {
     let largest = largest_bits(isa, row16);
     if largest >= INFINITY_BITS {
@@ -173,18 +183,22 @@ fn quantize_finite_row(isa: Isa, row16: &[f16], codes: &mut [i8]) -> Result<f32,
             .position(|x| !x.is_finite())
             .unwrap_or_default());
     }
+
     let absmax = f16::from_bits(largest).to_f32();
     quantize_row(isa, row16, absmax, codes);
+
     Ok(absmax)
 }
 
-/// Codes of a row whose absmax is known; all 0 where it is 0 or not finite.
+/// Writes the codes of a row with this absmax; all 0 if that is 0 or not finite.
 pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8]) {
     if absmax == 0.0 || !absmax.is_finite() {
         codes.fill(0);
         return;
     }
+
     let inv_step = inv_step(absmax);
+
     match isa.width() {
         Width::Scalar => round_codes(row16, inv_step, codes),
         #[cfg(target_arch = "x86_64")]
@@ -193,7 +207,8 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
 }
 
 for_every_width! {
-    /// The largest magnitude of a row, as f16 bits; NaN above infinity above everything finite.
+    /// The absmax of a row as f16 bits. NaN compares above infinity, and infinity above finite
+    /// values.
     pub(crate) fn largest_bits(row16: &[f16]) -> u16 = largest_magnitude
 }
 
@@ -210,7 +225,7 @@ fn largest_magnitude(row16: &[f16]) -> u16 {
         .fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
 }
 
-/// `code · absmax / 127`: f32 `[out, in]`.
+/// `out = code · absmax / 127`: f32 `[out, in]`.
 ///
 /// ```
 /// use llm_int8_kernels::{Isa, MatMut, MatRef, dequantize};
@@ -234,9 +249,11 @@ pub fn dequantize(
         ["rows of the result", "columns of the result"],
     )?;
     expect("length of absmax", codes.rows(), absmax.len())?;
+
     if codes.cols() == 0 {
         return Ok(());
     }
+
     out.into_data()
         .par_chunks_mut(codes.cols())
         .zip(absmax)
@@ -249,22 +266,22 @@ pub fn dequantize(
     Ok(())
 }
 
-/// What a value is multiplied with to become a code. PyTorch computes `127.0 / absmax` as
-/// `absmax.reciprocal() * 127.0`; the extra rounding decides codes at ties, so it is part of the
-/// format.
+/// The factor from values to codes. PyTorch computes `127.0 / absmax` as `absmax.reciprocal() *
+/// 127.0`; the extra rounding decides codes at ties, so it is part of the format.
 pub(crate) fn inv_step(absmax: f32) -> f32 {
     absmax.recip() * 127.0
 }
 
-/// What a code stands for, in bitsandbytes' order: `code · absmax` is exact where absmax is an f16.
+/// The value of a code, computed in bitsandbytes' order: `code · absmax` is exact if absmax is an
+/// f16.
 #[inline(always)]
 pub(crate) fn dequantized(code: i8, absmax: f32) -> f32 {
     const INV_CODES: f32 = 1.0 / 127.0;
     f32::from(code) * absmax * INV_CODES
 }
 
-/// Checks that codes of a foreign checkpoint are in -127..=127, the range row-wise quantisation
-/// writes.
+/// Checks that the codes of a foreign checkpoint are in -127..=127, the range that row-wise
+/// quantisation writes.
 ///
 /// ```
 /// use llm_int8_kernels::check_codes;
@@ -273,9 +290,9 @@ pub(crate) fn dequantized(code: i8, absmax: f32) -> f32 {
 /// ```
 ///
 /// # Errors
-/// [`KernelError::CodeOutOfRange`] with the place of the first -128.
+/// [`KernelError::CodeOutOfRange`] with the index of the first -128.
 pub fn check_codes(codes: &[i8]) -> Result<(), KernelError> {
-    // Large pieces: `contains` is vectorised, a search shared between threads byte by byte is not.
+    // `contains` on large pieces vectorises; a parallel search byte by byte does not.
     const PIECE: usize = 1 << 16;
     match codes
         .par_chunks(PIECE)

@@ -1,4 +1,5 @@
-//! Attention against its formula in f64, and bit for bit against itself: alone, together, at once.
+//! Attention against its formula in f64, and bit for bit against itself: queries alone and in
+//! groups.
 
 use super::{Noise, bits};
 use half::{bf16, f16};
@@ -6,7 +7,8 @@ use llm_int8_kernels::attention::{HeadCache, PANEL, Query, Scratch, attend, key_
 use llm_int8_kernels::{Element, Isa};
 use std::ops::Range;
 
-/// Keys and values of a head in the kernels' layout, and as they are, rounded to `T`.
+/// Keys and values of a head: in the kernels' layout, and plain, `[positions][size]`, rounded to
+/// `T`.
 struct Head<T> {
     keys: Vec<T>,
     values: Vec<T>,
@@ -23,7 +25,8 @@ impl<T: Element> Head<T> {
                 .map(|_| rounded(noise.normals(size, 1.0)))
                 .collect::<Vec<_>>()
         });
-        // What lies behind the last position must not matter.
+
+        // NaN past the last position: it must not matter.
         let mut keys = vec![T::of(f32::NAN); capacity * size];
         let mut values = vec![T::of(f32::NAN); capacity * padded(size)];
         for position in 0..positions {
@@ -31,8 +34,10 @@ impl<T: Element> Head<T> {
                 keys[key_place(position, d, size)] = T::of(plain[0][position][d]);
                 values[position * padded(size) + d] = T::of(plain[1][position][d]);
             }
+
             values[position * padded(size)..][size..padded(size)].fill(T::of(0.0));
         }
+
         Self {
             keys,
             values,
@@ -66,6 +71,7 @@ impl<T: Element> Head<T> {
                 .map(|(x, y)| f64::from(*x) * f64::from(*y))
                 .sum::<f64>()
         };
+
         let scores: Vec<f64> = seen
             .clone()
             .map(|i| dot(&keys[i]) + bias(head, i))
@@ -79,11 +85,12 @@ impl<T: Element> Head<T> {
                 .map(|(i, p)| p * f64::from(values[i][d]))
                 .sum::<f64>()
         };
+
         (0..self.size).map(|d| value(d) / total).collect()
     }
 }
 
-/// What is added to the score of a position.
+/// The bias that `rescore` adds to the score of a position.
 fn bias(head: usize, position: usize) -> f64 {
     0.25 * (head * position % 3) as f64
 }
@@ -108,8 +115,8 @@ fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
         let found = head.run(isa, &queries);
         for (i, ((query, seen), found)) in queries.iter().zip(found.chunks(size)).enumerate() {
             let expected = head.expected(i, query, seen.clone());
-            // Weights and their sum are off by some units of f32 for each of the sums over `size`
-            // and positions.
+
+            // Each sum, over `size` and over positions, adds some units of f32 to the error.
             let bound = f64::from(f32::EPSILON) * (size + seen.len() + 16) as f64 * 4.0;
             let far = found
                 .iter()
@@ -117,19 +124,20 @@ fn check<T: Element>(size: usize, seen: &[Range<usize>]) {
                 .find(|(x, y)| (f64::from(**x) - **y).abs() > bound);
             assert!(far.is_none(), "{isa:?} {size} {seen:?}: {far:?}");
         }
-        // Heads differ by their bias only where they are numbered, so single queries take the
-        // number 0.
+
+        // The bias depends on the query's number as its head, so only query 0 has the same bias
+        // when it runs alone.
         let first = head.run(isa, &queries[..1]);
         assert_eq!(
             bits(&first),
             bits(&found[..size]),
-            "{isa:?}: a query depends on those beside it"
+            "{isa:?}: a query depends on the others in its group"
         );
     }
 }
 
 #[test]
-fn every_size_and_length_is_the_formula() {
+fn every_size_and_length_matches_the_formula() {
     for size in [1, 3, 16, 20, 64, 80, 96] {
         check::<f32>(size, &[0..1, 0..2]);
         check::<f32>(size, &[0..15, 0..16, 0..17]);
@@ -140,23 +148,25 @@ fn every_size_and_length_is_the_formula() {
 }
 
 #[test]
-fn queries_give_the_same_bits_in_any_company() {
+fn queries_give_the_same_bits_in_any_group() {
     let mut noise = Noise(42);
     let head = Head::<f16>::new(&mut noise, 70, 64);
     let query = noise.normals(64, 0.1);
+
     for isa in Isa::available() {
         let alone = |seen: Range<usize>| bits(&head.run(isa, &[(query.clone(), seen)]));
-        // All are the first of their company, so that all have the same number.
-        for company in 1..20 {
+
+        // The query is always the first of its group, so that its head, and bias, are the same.
+        for others in 1..20 {
             for first in [0..30, 12..50] {
-                let others = (0..company).map(|i| (noise.normals(64, 0.1), i..i + 31));
+                let rest = (0..others).map(|i| (noise.normals(64, 0.1), i..i + 31));
                 let all: Vec<_> = std::iter::once((query.clone(), first.clone()))
-                    .chain(others)
+                    .chain(rest)
                     .collect();
                 assert_eq!(
                     bits(&head.run(isa, &all)[..64]),
                     alone(first),
-                    "{isa:?} {company}"
+                    "{isa:?} {others}"
                 );
             }
         }

@@ -1,13 +1,15 @@
-//! Float layers against f64, with the bound of a sum of rounded products.
+//! Float linear layers against f64, with the error bound of a sum of rounded products.
 
 use super::{Noise, bits, halves};
 use half::bf16;
 use llm_int8_kernels::{Element, Isa, KernelError, MatMut, MatRef, dense};
 
 fn forward<W: Element>(isa: Isa, x: &[f32], w: &[W], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
-    let (m, n) = (x.len() / k, w.len() / k);
+    let m = x.len() / k;
+    let n = w.len() / k;
     let mut out = vec![f32::NAN; m * n];
-    let (a, w) = (MatRef::new(x, m, k).unwrap(), MatRef::new(w, n, k).unwrap());
+    let a = MatRef::new(x, m, k).unwrap();
+    let w = MatRef::new(w, n, k).unwrap();
     dense::linear(isa, a, w, bias, MatMut::new(&mut out, m, n).unwrap()).unwrap();
     out
 }
@@ -18,7 +20,8 @@ fn check<W: Element>(x: &[f32], w: &[W], k: usize, bias: &[f32]) {
         for bias in [None, Some(bias)] {
             let found = forward(isa, x, w, k, bias);
             for (i, y) in found.iter().enumerate() {
-                let (row, weights) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                let row = &x[i / n * k..][..k];
+                let weights = &w[i % n * k..][..k];
                 let terms = row
                     .iter()
                     .zip(weights)
@@ -27,11 +30,13 @@ fn check<W: Element>(x: &[f32], w: &[W], k: usize, bias: &[f32]) {
                 let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), x| {
                     (sum + x, size + x.abs())
                 });
-                // At most k roundings of partial sums and products, each of half a unit.
+                // At most k roundings of partial sums and of products, each of half a unit in the
+                // last place.
                 let bound = size * (k + 2) as f64 * f64::from(f32::EPSILON);
                 assert!((f64::from(*y) - sum).abs() <= bound, "{isa:?} {y} {sum}");
             }
         }
+
         let alone: Vec<f32> = x
             .chunks(k)
             .flat_map(|row| forward(isa, row, w, k, None))
@@ -49,11 +54,9 @@ fn every_shape_and_type_is_within_the_bound_and_independent_of_the_batch() {
     let mut noise = Noise(21);
     for k in [1, 3, 7, 8, 9, 16, 17, 130, 499] {
         for (m, n) in [(1, 1), (1, 6), (2, 4), (3, 5), (4, 9), (7, 3), (67, 10)] {
-            let (x, w, bias) = (
-                noise.normals(m * k, 1.0),
-                noise.normals(n * k, 1.0),
-                noise.normals(n, 1.0),
-            );
+            let x = noise.normals(m * k, 1.0);
+            let w = noise.normals(n * k, 1.0);
+            let bias = noise.normals(n, 1.0);
             check(&x, &w, k, &bias);
             check(&x, &halves(&w), k, &bias);
             check(
@@ -70,7 +73,8 @@ fn every_shape_and_type_is_within_the_bound_and_independent_of_the_batch() {
 fn empty_arguments_and_wrong_lengths() {
     for isa in Isa::available() {
         for (m, k, n) in [(0, 3, 2), (2, 3, 0), (2, 0, 3), (1, 0, 3), (0, 0, 0)] {
-            let (x, w) = ([0f32; 9], [0f32; 9]);
+            let x = [0f32; 9];
+            let w = [0f32; 9];
             let a = MatRef::new(&x[..m * k], m, k).unwrap();
             let w = MatRef::new(&w[..n * k], n, k).unwrap();
             let mut out = vec![1f32; m * n];
@@ -78,6 +82,7 @@ fn empty_arguments_and_wrong_lengths() {
             dense::linear(isa, a, w, Some(&vec![2.0; n]), target).unwrap();
             assert_eq!(out, vec![2.0; m * n]);
         }
+
         let a = MatRef::new(&[0f32; 2], 1, 2).unwrap();
         let mut out = [0f32; 4];
         let mut wrong = |k: usize, n: usize, bias: Option<&[f32]>, columns: usize| {
@@ -87,6 +92,7 @@ fn empty_arguments_and_wrong_lengths() {
             let result = dense::linear(isa, a, w, bias, target);
             assert!(matches!(result, Err(KernelError::WrongDimension { .. })));
         };
+
         wrong(3, 2, None, 2);
         wrong(2, 2, None, 3);
         wrong(2, 2, Some(&[0.0]), 2);

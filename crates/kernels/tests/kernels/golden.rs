@@ -1,4 +1,4 @@
-//! Expected values of bitsandbytes: ten cases of one product.
+//! Goldens made with bitsandbytes: ten cases of one linear layer.
 
 use super::{Layer, relative_error};
 use half::f16;
@@ -8,7 +8,7 @@ use llm_int8_kernels::{
 };
 use safetensors::SafeTensors;
 
-/// The file, in the checkout or where `LLM_INT8_TEST_ROOT` has a copy of it.
+/// The golden file, in the checkout or below `LLM_INT8_TEST_ROOT`.
 fn file() -> std::path::PathBuf {
     let root = std::env::var_os("LLM_INT8_TEST_ROOT").map(std::path::PathBuf::from);
     let root = root.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into());
@@ -28,11 +28,18 @@ const CASES: [&str; 10] = [
     "zero_weight_row",
 ];
 
-/// One case: its tensors by name.
+/// One case of the file, whose tensors are named `case.tensor`.
 struct Case<'a> {
     name: &'a str,
     file: &'a SafeTensors<'a>,
     threshold: f32,
+}
+
+/// `[M, K]` activations and `[N, K]` weights.
+struct Shape {
+    m: usize,
+    k: usize,
+    n: usize,
 }
 
 impl Case<'_> {
@@ -67,8 +74,7 @@ impl Case<'_> {
         given.then(|| self.f16("bias").iter().map(|x| x.to_f32()).collect())
     }
 
-    /// M, K and N.
-    fn shape(&self) -> [usize; 3] {
+    fn shape(&self) -> Shape {
         let shape = |tensor| {
             self.file
                 .tensor(&format!("{}.{tensor}", self.name))
@@ -76,16 +82,24 @@ impl Case<'_> {
                 .shape()
                 .to_vec()
         };
-        let (a, w) = (shape("a"), shape("weight"));
-        [a[0], a[1], w[0]]
+
+        let a = shape("a");
+        let w = shape("weight");
+        Shape {
+            m: a[0],
+            k: a[1],
+            n: w[0],
+        }
     }
 }
 
+/// Runs `check` for every case on every instruction set.
 fn each_case(check: impl Fn(Isa, &Case<'_>)) {
     let bytes = std::fs::read(file()).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
+
     for name in CASES {
         let threshold = metadata[&format!("{name}.threshold")].parse().unwrap();
         Isa::available().into_iter().for_each(|isa| {
@@ -104,9 +118,10 @@ fn each_case(check: impl Fn(Isa, &Case<'_>)) {
 #[test]
 fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
     each_case(|isa, case| {
-        let [_, k, n] = case.shape();
+        let Shape { k, n, .. } = case.shape();
         let weight = case.f16("weight");
-        let (mut codes, mut absmax) = (vec![0; n * k], vec![0.0; n]);
+        let mut codes = vec![0; n * k];
+        let mut absmax = vec![0.0; n];
         let target = MatMut::new(&mut codes, n, k).unwrap();
         quantize_weight(
             isa,
@@ -146,12 +161,13 @@ fn weights_have_the_codes_and_absmax_of_bitsandbytes() {
 #[test]
 fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
     each_case(|isa, case| {
-        let [m, k, _] = case.shape();
+        let Shape { m, k, .. } = case.shape();
         let values = case.f16("a");
         let a = MatRef::new(&values, m, k).unwrap();
         let a = quantize_activations(isa, a, case.threshold, OutlierScope::Batch);
         assert_eq!(a.codes().data(), case.i8("a_int8"), "{} {isa:?}", case.name);
         assert_eq!(a.absmax(), case.f32("a_absmax"), "{} {isa:?}", case.name);
+
         let columns: Vec<i64> = a
             .outliers()
             .distinct_columns()
@@ -164,9 +180,11 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
             "{} {isa:?}",
             case.name
         );
+
         for row in 0..m {
             let (columns, originals) = a.outliers().row(row);
             assert_eq!(columns, a.outliers().distinct_columns());
+
             let expected = columns
                 .iter()
                 .map(|&c| values[row * k + c as usize].to_f32());
@@ -178,13 +196,12 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
 #[test]
 fn accumulators_are_exact() {
     each_case(|isa, case| {
-        let [m, k, n] = case.shape();
-        let (a, w) = (case.i8("a_int8"), case.i8("weight_int8"));
+        let Shape { m, k, n } = case.shape();
+        let a = case.i8("a_int8");
+        let w = case.i8("weight_int8");
         let mut out = vec![0; m * n];
-        let (a, w) = (
-            MatRef::new(&a, m, k).unwrap(),
-            MatRef::new(&w, n, k).unwrap(),
-        );
+        let a = MatRef::new(&a, m, k).unwrap();
+        let w = MatRef::new(&w, n, k).unwrap();
         matmul_i32(isa, a, w, MatMut::new(&mut out, m, n).unwrap()).unwrap();
         assert_eq!(
             out,
@@ -196,9 +213,9 @@ fn accumulators_are_exact() {
 }
 
 #[test]
-fn outputs_are_those_of_the_formula() {
+fn outputs_match_the_formula() {
     each_case(|isa, case| {
-        let [_, k, _] = case.shape();
+        let k = case.shape().k;
         let layer = Layer::new(&case.f16("weight"), k);
         let found = layer.forward(
             isa,
@@ -208,6 +225,7 @@ fn outputs_are_those_of_the_formula() {
             OutlierWeights::Dequantized,
             case.bias().as_deref(),
         );
+
         let error = relative_error(&found, &case.f32("out_exact"));
         assert!(error < 1e-5, "{} {isa:?}: {error}", case.name);
     });

@@ -1,15 +1,16 @@
 //! The kernels against expected values made with PyTorch and bitsandbytes, against the scalar
-//! reference bit for bit, and against the bounds that the algorithm promises.
+//! reference bit for bit, and against the error bounds of the algorithm.
 
 #![allow(
     clippy::unwrap_used,
-    reason = "helpers of tests stop at the first surprise, as tests do"
+    reason = "test helpers panic on the first surprise, as tests do"
 )]
 
 mod attention;
 mod float;
 mod golden;
-mod product;
+mod matmul;
+
 mod rows;
 mod tolerance;
 
@@ -19,7 +20,7 @@ use llm_int8_kernels::{
     linear, quantize_activations, quantize_weight,
 };
 
-/// A repeatable stream of numbers.
+/// A reproducible stream of pseudorandom numbers (xorshift).
 struct Noise(u32);
 
 impl Noise {
@@ -35,7 +36,7 @@ impl Noise {
         self.next() as i32 as f32 / i32::MAX as f32
     }
 
-    /// About normal: mean 0, standard deviation 1.
+    /// Approximately normal: mean 0, standard deviation 1.
     fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() / 2.0
     }
@@ -44,7 +45,7 @@ impl Noise {
         (0..count).map(|_| self.normal() * deviation).collect()
     }
 
-    /// Every code a foreign checkpoint may hold, -128 included.
+    /// Uniform over all 256 codes: foreign checkpoints may hold -128.
     fn codes(&mut self, count: usize) -> Vec<i8> {
         (0..count).map(|_| (self.next() >> 13) as i8).collect()
     }
@@ -61,6 +62,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// ‖found − expected‖ / ‖expected‖.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
+
     let square = |x: f64| x * x;
     let error: f64 = found
         .iter()
@@ -68,6 +70,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
         .map(|(x, y)| square(f64::from(x - y)))
         .sum();
     let norm: f64 = expected.iter().map(|&y| square(f64::from(y))).sum();
+
     if error == 0.0 {
         0.0
     } else {
@@ -85,10 +88,12 @@ struct Layer {
 impl Layer {
     fn new<T: Element>(weight: &[T], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
-        let (mut codes, mut absmax) = (vec![0; weight.len()], vec![0.0; outputs]);
+        let mut codes = vec![0; weight.len()];
+        let mut absmax = vec![0.0; outputs];
         let source = MatRef::new(weight, outputs, inputs).unwrap();
         let target = MatMut::new(&mut codes, outputs, inputs).unwrap();
         quantize_weight(Isa::detect(), source, target, &mut absmax).unwrap();
+
         Self {
             codes,
             absmax,
@@ -100,6 +105,7 @@ impl Layer {
         MatRef::new(&self.codes, self.absmax.len(), self.inputs).unwrap()
     }
 
+    /// The layer's output for `x` `[M, inputs]`, row-major.
     fn forward<T: Element>(
         &self,
         isa: Isa,
@@ -120,11 +126,12 @@ impl Layer {
             bias,
             activation: None,
         };
+
         linear(isa, &a, &layer, target).unwrap();
         out
     }
 
-    /// What the codes stand for.
+    /// The dequantised weight of one output and input feature.
     fn weight(&self, output: usize, column: u32) -> f32 {
         const INV_CODES: f32 = 1.0 / 127.0;
         f32::from(self.codes[output * self.inputs + column as usize])

