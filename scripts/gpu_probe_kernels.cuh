@@ -81,10 +81,10 @@ struct BarrierState {
     u32 timed_out;
 };
 
-// A sense-reversing barrier: the top bit of the count is the sense. One block adds 2^31 - (blocks -
-// 1) and the others 1, so the last arrival flips it and the low bits return to zero. The block
-// barrier before the release makes it cover everything that the block has written. After a timeout
-// (`broken`) the thread no longer waits.
+// A sense-reversing barrier: the top bit of the count is the sense. One block adds
+// 2^31 - (blocks - 1) and the others 1, so the last arrival flips it and the low bits return to
+// zero. The block barrier before the release makes it cover everything that the block has written.
+// After a timeout (`broken`) the thread no longer waits.
 DEVICE void atomic_barrier(BarrierState* state, bool& broken) {
     constexpr u32 SENSE = 1u << 31, MAX_POLLS = 1 << 21;  // 1 to 2 seconds
     __syncthreads();

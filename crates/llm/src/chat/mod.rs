@@ -80,16 +80,16 @@ impl<'a> Chat<'a> {
         self.messages.push(message);
     }
 
-    /// Adds a user message and generates the model's reply. `on_text` gets the text piece by piece and
-    /// may stop the generation; what was generated until then stays in the conversation. After an
-    /// error the conversation is as it was before.
+    /// Adds a user message and generates the model's reply. `on_text` gets the text piece by piece
+    /// and may stop the generation; what was generated until then stays in the conversation. After
+    /// an error the conversation is as it was before.
     ///
-    /// If the conversation leaves too little of the context for a reply, the oldest turns are dropped.
-    /// A reply never gets longer than the context has room for.
+    /// If the conversation leaves too little of the context for a reply, the oldest turns are
+    /// dropped. A reply never gets longer than the context has room for.
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] if this turn alone fills the context; the
-    /// errors of [`Generation::run`](crate::Generation::run).
+    /// [`LlmError::ChatTemplate`]; [`LlmError::TurnTooLong`] if this turn alone fills the context;
+    /// the errors of [`Generation::run`](crate::Generation::run).
     pub fn reply(
         &mut self,
         text: &str,
@@ -136,8 +136,8 @@ impl<'a> Chat<'a> {
         })
     }
 
-    /// Generates after the ids of the conversation. The context may already hold their beginning: only
-    /// the rest is computed.
+    /// Generates after the ids of the conversation. The context may already hold their beginning:
+    /// only the rest is computed.
     fn generate(
         &mut self,
         ids: Vec<u32>,

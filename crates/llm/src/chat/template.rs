@@ -1,5 +1,5 @@
-//! Chat templates: the Jinja template by which a model's conversation becomes its prompt, rendered as
-//! transformers does.
+//! Chat templates: the Jinja template by which a model's conversation becomes its prompt, rendered
+//! as transformers does.
 
 use super::jinja::{self, Template};
 use crate::companion::Companion;
@@ -51,11 +51,11 @@ pub struct ChatInputs {
     pub documents: Option<Vec<Value>>,
     /// End the prompt with the header of the assistant's turn, so that the model replies.
     pub add_generation_prompt: bool,
-    /// Which template to use, if the model has several. `None`: `tool_use` if there are tools and the
-    /// model has one of that name, else `default`.
+    /// Which template to use, if the model has several. `None`: `tool_use` if there are tools and
+    /// the model has one of that name, else `default`.
     pub template: Option<String>,
-    /// Further variables (`enable_thinking`, …). They take precedence over special tokens of the same
-    /// name.
+    /// Further variables (`enable_thinking`, …). They take precedence over special tokens of the
+    /// same name.
     pub extra: Map<String, Value>,
 }
 
@@ -77,8 +77,8 @@ enum Templates {
 const ADDITIONAL: &str = "additional_chat_templates/";
 
 impl ChatTemplate {
-    /// Parses a template. `special_tokens` is a JSON object such as `{"bos_token": "<s>"}`; the template
-    /// sees its keys as variables.
+    /// Parses a template. `special_tokens` is a JSON object such as `{"bos_token": "<s>"}`; the
+    /// template sees its keys as variables.
     ///
     /// ```
     /// use llm_int8::{ChatMessage, ChatTemplate};
@@ -101,11 +101,13 @@ impl ChatTemplate {
         })
     }
 
-    /// Finds the template among a model's small files, in transformers' order: `chat_template.jinja`
-    /// with `additional_chat_templates/`, then `tokenizer_config.json`, then `chat_template.json`.
+    /// Finds the template among a model's small files, in transformers' order:
+    /// `chat_template.jinja` with `additional_chat_templates/`, then `tokenizer_config.json`, then
+    /// `chat_template.json`.
     ///
     /// # Errors
-    /// [`LlmError::NoChatTemplate`] if there is none, [`LlmError::ChatTemplate`] if it does not parse.
+    /// [`LlmError::NoChatTemplate`] if there is none, [`LlmError::ChatTemplate`] if it does not
+    /// parse.
     pub(crate) fn from_companions(
         companions: &[Companion],
         special_tokens: Map<String, Value>,
@@ -149,8 +151,8 @@ impl ChatTemplate {
         })
     }
 
-    /// Renders a conversation as a prompt. With `add_generation_prompt` it ends with the header of the
-    /// assistant's turn, so that the model replies.
+    /// Renders a conversation as a prompt. With `add_generation_prompt` it ends with the header of
+    /// the assistant's turn, so that the model replies.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::apply_with`].
@@ -164,8 +166,9 @@ impl ChatTemplate {
         )
     }
 
-    /// Renders a conversation whose messages are JSON objects, with whatever fields the template knows:
-    /// `tool_calls`, `reasoning_content`, a `content` of several parts. Fields keep their order.
+    /// Renders a conversation whose messages are JSON objects, with whatever fields the template
+    /// knows: `tool_calls`, `reasoning_content`, a `content` of several parts. Fields keep their
+    /// order.
     ///
     /// ```
     /// use llm_int8::{ChatInputs, ChatTemplate};
@@ -179,8 +182,9 @@ impl ChatTemplate {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`] if the template rejects the messages (`raise_exception`), fails or does
-    /// not end; if no template has the requested name; if a tool or document is not a JSON object.
+    /// [`LlmError::ChatTemplate`] if the template rejects the messages (`raise_exception`), fails
+    /// or does not end; if no template has the requested name; if a tool or document is not a JSON
+    /// object.
     pub fn apply_with(&self, messages: &[Value], inputs: &ChatInputs) -> Result<String> {
         for (what, given) in [("tool", &inputs.tools), ("document", &inputs.documents)] {
             if given.iter().flatten().any(|one| !one.is_object()) {
@@ -284,7 +288,8 @@ fn from_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// The value of `chat_template` in a JSON file: a template, or a list of `{"name": …, "template": …}`.
+/// The value of `chat_template` in a JSON file: a template, or a list of `{"name": …, "template":
+/// …}`.
 fn from_config(value: Value) -> Vec<(String, String)> {
     match value {
         Value::String(text) => vec![("default".to_owned(), text)],

@@ -107,7 +107,8 @@ impl Interpreter<'_> {
         Ok(found.unwrap_or_else(|| Value::missing(object, &Value::Str(name.clone()))))
     }
 
-    /// Python's `getattr`; an attribute that the sandbox forbids is an undefined value that says so.
+    /// Python's `getattr`; an attribute that the sandbox forbids is an undefined value that says
+    /// so.
     fn own_attribute(&mut self, object: &Value, name: &Arc<str>) -> Option<Value> {
         let is_special = name.len() > 4 && name.starts_with("__") && name.ends_with("__");
         let forbidden = || {

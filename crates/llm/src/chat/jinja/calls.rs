@@ -115,7 +115,8 @@ impl<'t> Interpreter<'t> {
         Ok(text)
     }
 
-    /// Sets the variables of a macro from the arguments of a call, as Jinja2's `Macro.__call__` does.
+    /// Sets the variables of a macro from the arguments of a call, as Jinja2's `Macro.__call__`
+    /// does.
     fn bind(&mut self, node: &'t Macro, mut args: Args) -> Result<()> {
         let name = node.name.as_deref().unwrap_or("anonymous");
         let rest = args
@@ -160,7 +161,8 @@ impl<'t> Interpreter<'t> {
         self.bind_parameters(node, given)
     }
 
-    /// Sets the parameters that were given, then the defaults of the others, which can refer to them.
+    /// Sets the parameters that were given, then the defaults of the others, which can refer to
+    /// them.
     fn bind_parameters(&mut self, node: &'t Macro, given: Vec<Option<Value>>) -> Result<()> {
         let without_default = node.parameters.len() - node.defaults.len();
         let mut missing = Vec::new();
@@ -384,8 +386,8 @@ fn strftime_now(format: &str) -> Result<String> {
     }
 }
 
-/// Translates a Python `strftime` format for chrono: Python's `%f` is microseconds, and a `datetime`
-/// without a time zone prints nothing for `%z` and `%Z`.
+/// Translates a Python `strftime` format for chrono: Python's `%f` is microseconds, and a
+/// `datetime` without a time zone prints nothing for `%z` and `%Z`.
 fn chrono_format(format: &str) -> String {
     let mut out = String::new();
     let mut chars = format.chars();

@@ -1,5 +1,5 @@
-//! The methods of `dict`, `list`, `tuple`, `range`, `int` and `float` that the sandbox allows: those
-//! that change nothing.
+//! The methods of `dict`, `list`, `tuple`, `range`, `int` and `float` that the sandbox allows:
+//! those that change nothing.
 
 use super::args::Args;
 use super::error::{Error, Result};

@@ -1,5 +1,5 @@
-//! Parses expressions by Jinja2's grammar. Operators from the loosest binding to the tightest: `if`,
-//! `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**`, signs; one method a level.
+//! Parses expressions by Jinja2's grammar. Operators from the loosest binding to the tightest:
+//! `if`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**`, signs; one method a level.
 //! [`operands`](super::operands) parses what stands between them.
 
 use super::ast::{Comparison, Conditional, Expr, ExprKind};
@@ -49,8 +49,8 @@ impl Parser {
         Ok(value)
     }
 
-    /// An expression, or several separated by commas: a tuple without brackets. `ends` are the words
-    /// that end it; without `with_conditional` an `if` ends it too.
+    /// An expression, or several separated by commas: a tuple without brackets. `ends` are the
+    /// words that end it; without `with_conditional` an `if` ends it too.
     pub(super) fn tuple(&mut self, with_conditional: bool, ends: &[&str]) -> Result<Expr> {
         let line = self.line();
         let mut values = Vec::new();

@@ -1,5 +1,5 @@
-//! Runs statements: [`Interpreter`] holds the state of one rendering. Other files add its methods for
-//! expressions, calls, filters and printing.
+//! Runs statements: [`Interpreter`] holds the state of one rendering. Other files add its methods
+//! for expressions, calls, filters and printing.
 
 use super::ast::{Expr, For, Macro, Stmt, StmtKind, Target};
 use super::budget::{Budget, Text, check_list, text_units};

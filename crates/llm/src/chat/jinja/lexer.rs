@@ -136,8 +136,8 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Pushes the text before a tag, without the white space that the tag strips: with `-` all of it,
-    /// before a block the indentation of its line, unless there is a `+`.
+    /// Pushes the text before a tag, without the white space that the tag strips: with `-` all of
+    /// it, before a block the indentation of its line, unless there is a `+`.
     fn data(&mut self, text: &str, sign: Option<char>, is_block: bool) {
         let kept = match sign {
             Some('-') => text.trim_end_matches(is_space),

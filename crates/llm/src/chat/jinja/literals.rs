@@ -150,8 +150,8 @@ fn unescaped(text: &str) -> Result<String> {
                 rest = &rest[digits..];
             }
             'N' => return Err(Error::new("\\N escapes of characters by name are not read")),
-            // Jinja2 encodes such a character as an escape first; the backslash before it then escapes
-            // that escape's backslash, which leaves the escape in the text.
+            // Jinja2 encodes such a character as an escape first; the backslash before it then
+            // escapes that escape's backslash, which leaves the escape in the text.
             c if !c.is_ascii() => super::print::push_escaped(c, &mut out),
             c => out.extend(['\\', c]),
         }

@@ -5,11 +5,11 @@
 //!
 //! Why not an existing engine: the rendered text is the model's prompt, so one space or quote that
 //! prints differently changes what the model sees. Much of that is Python, not Jinja2 (how values
-//! print, `%`, slices, methods of `str` and `dict`, the order of keys), and it cannot be added on top
-//! of an engine whose values follow another language.
+//! print, `%`, slices, methods of `str` and `dict`, the order of keys), and it cannot be added on
+//! top of an engine whose values follow another language.
 //!
-//! The [`lexer`] makes tokens, the [`parser`] and [`expressions`] make a syntax tree ([`ast`]), and the
-//! [`interpreter`] walks it once for each rendering, within a [`budget`] of work and output.
+//! The [`lexer`] makes tokens, the [`parser`] and [`expressions`] make a syntax tree ([`ast`]), and
+//! the [`interpreter`] walks it once for each rendering, within a [`budget`] of work and output.
 
 mod args;
 mod ast;
@@ -193,8 +193,8 @@ mod tests {
         }
     }
 
-    /// A value that contains the same value twice at every level is small in memory but exponential to
-    /// walk.
+    /// A value that contains the same value twice at every level is small in memory but exponential
+    /// to walk.
     #[test]
     fn walking_values_that_share_their_parts_is_limited() {
         let doubled = "{% set ns = namespace(v='x', w='x') %}{% for i in range(100) %}{% set ns.v = [ns.v, ns.v] %}\

@@ -112,7 +112,8 @@ fn exponent_text(exponent: i32) -> String {
     format!("e{sign}{:02}", exponent.abs())
 }
 
-/// The absolute value of an integer in the base of a format letter: `b`, `o`, `x`, `X`, else decimal.
+/// The absolute value of an integer in the base of a format letter: `b`, `o`, `x`, `X`, else
+/// decimal.
 pub(super) fn integer(number: i128, letter: char) -> String {
     let number = number.unsigned_abs();
     match letter {
@@ -135,8 +136,8 @@ pub(super) fn radix_prefix(letter: char) -> &'static str {
     }
 }
 
-/// Puts a separator between groups of `group` digits of the integer part, which is zero-padded so that
-/// the whole fills `width`.
+/// Puts a separator between groups of `group` digits of the integer part, which is zero-padded so
+/// that the whole fills `width`.
 pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize) -> Result<String> {
     check_text(Some(width))?;
     let end = digits

@@ -1,5 +1,5 @@
-//! Parses the operands of expressions: literals, names and brackets, and what follows them (attributes,
-//! subscripts, calls, filters and tests).
+//! Parses the operands of expressions: literals, names and brackets, and what follows them
+//! (attributes, subscripts, calls, filters and tests).
 
 use super::ast::{CallArgs, Const, Expr, ExprKind, SliceBounds};
 use super::error::{Error, Result};

@@ -160,8 +160,8 @@ impl Parser {
         }
     }
 
-    /// The statements up to a tag of one of these names, which is then the current token; up to the end
-    /// of the template if there are none.
+    /// The statements up to a tag of one of these names, which is then the current token; up to the
+    /// end of the template if there are none.
     fn body(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
         self.enter()?;
         let mut body = Vec::new();

@@ -197,7 +197,8 @@ impl Function {
     }
 }
 
-/// `repr` of a `str`: in single quotes, or in double quotes if the string contains single ones only.
+/// `repr` of a `str`: in single quotes, or in double quotes if the string contains single ones
+/// only.
 pub(super) fn str_repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
@@ -238,9 +239,9 @@ pub(super) fn push_escaped(c: char, out: &mut String) {
     };
 }
 
-/// `str.isprintable` of one character. Rust's `escape_debug` goes by the same Unicode categories; the
-/// leading `a` keeps it from escaping combining characters, which it does at the start of a string
-/// only.
+/// `str.isprintable` of one character. Rust's `escape_debug` goes by the same Unicode categories;
+/// the leading `a` keeps it from escaping combining characters, which it does at the start of a
+/// string only.
 pub(super) fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -252,8 +253,8 @@ pub(super) fn is_printable(c: char) -> bool {
     }
 }
 
-/// `repr` of a `float`: the shortest digits that round-trip, in scientific notation if the exponent is
-/// below -4 or above 15.
+/// `repr` of a `float`: the shortest digits that round-trip, in scientific notation if the exponent
+/// is below -4 or above 15.
 pub(super) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();

@@ -251,27 +251,7 @@ fn parts(receiver: &Value, name: &str, args: Args) -> Result<Value> {
     match name {
         "split" | "rsplit" => {
             let args = args.bind(name, ["sep", "maxsplit"], 0)?;
-            let most = match args.get(1) {
-                None => -1,
-                Some(_) => args.int(1)?,
-            };
-            let most = usize::try_from(most).unwrap_or(usize::MAX);
-
-            let parts = match args.maybe_str(0)? {
-                Some("") => return Err(Error::new("empty separator")),
-                Some(separator) if name == "split" => text
-                    .splitn(most.saturating_add(1), separator)
-                    .collect::<Vec<_>>(),
-                Some(separator) => {
-                    let mut parts: Vec<&str> =
-                        text.rsplitn(most.saturating_add(1), separator).collect();
-                    parts.reverse();
-                    parts
-                }
-                None if name == "split" => words(text, most),
-                None => words_from_end(text, most),
-            };
-
+            let parts = split(text, name, &args)?;
             Value::list(parts.into_iter().map(like).collect())
         }
         "splitlines" => {
@@ -304,6 +284,29 @@ fn parts(receiver: &Value, name: &str, args: Args) -> Result<Value> {
             Value::tuple(parts.into_iter().map(like).collect())
         }
     }
+}
+
+/// `str.split` or `rsplit`: a negative `maxsplit` splits everywhere.
+fn split<'t>(text: &'t str, name: &str, args: &Bound<'_, 2>) -> Result<Vec<&'t str>> {
+    let most = match args.get(1) {
+        None => -1,
+        Some(_) => args.int(1)?,
+    };
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+
+    Ok(match args.maybe_str(0)? {
+        Some("") => return Err(Error::new("empty separator")),
+        Some(separator) if name == "split" => {
+            text.splitn(most.saturating_add(1), separator).collect()
+        }
+        Some(separator) => {
+            let mut parts: Vec<&str> = text.rsplitn(most.saturating_add(1), separator).collect();
+            parts.reverse();
+            parts
+        }
+        None if name == "split" => words(text, most),
+        None => words_from_end(text, most),
+    })
 }
 
 /// `str.split()`: the words between white space. What remains after `most` splits is one part and
@@ -345,8 +348,8 @@ fn words_from_end(text: &str, most: usize) -> Vec<&str> {
     words
 }
 
-/// The byte range of the optional arguments `start` and `end`, of which the first is argument `first`.
-/// `None` if the range is invalid: `start` past `end` or past the end of the string.
+/// The byte range of the optional arguments `start` and `end`, of which the first is argument
+/// `first`. `None` if the range is invalid: `start` past `end` or past the end of the string.
 fn section<const N: usize>(
     text: &str,
     args: &Bound<'_, N>,

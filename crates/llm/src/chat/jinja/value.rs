@@ -1,5 +1,5 @@
-//! The values of a template: Python's types. Lists and dicts are immutable, as in the sandbox, so none
-//! can contain itself.
+//! The values of a template: Python's types. Lists and dicts are immutable, as in the sandbox, so
+//! none can contain itself.
 
 use super::budget::{check_list, text_units};
 use super::dict::Dict;

@@ -144,6 +144,24 @@ impl Interpreter<'_> {
         }
     }
 
+    /// Python's `len()`. Only a string has to be walked to count its characters.
+    fn length(&mut self, input: &Value) -> Result<Value> {
+        let work = match input.as_str() {
+            Some(_) => input.shallow_units(),
+            None => 1,
+        };
+        self.budget.spend(work)?;
+
+        let error = || {
+            Error::new(format!(
+                "object of type '{}' has no len()",
+                input.type_name()
+            ))
+        };
+        let len = input.len().ok_or_else(error)?;
+        Ok(Value::Int(len as i128))
+    }
+
     /// `left + right`, charged for its result.
     fn add(&mut self, left: &Value, right: &Value) -> Result<Value> {
         let sum = super::ops::arithmetic(Arithmetic::Add, left, right)?;

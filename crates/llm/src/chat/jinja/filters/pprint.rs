@@ -12,8 +12,8 @@ use crate::chat::jinja::value::Value;
 
 const WIDTH: usize = 80;
 
-/// Where a value is printed: its column, the columns to keep free after it on its last line, and its
-/// nesting level.
+/// Where a value is printed: its column, the columns to keep free after it on its last line, and
+/// its nesting level.
 #[derive(Clone, Copy)]
 struct Place {
     indent: usize,
