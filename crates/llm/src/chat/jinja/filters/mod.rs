@@ -87,23 +87,7 @@ impl Interpreter<'_> {
         match name {
             "count" | "length" => {
                 args.none(name)?;
-                self.budget.spend(if input.as_str().is_some() {
-                    input.shallow_units()
-                } else {
-                    1
-                })?;
-
-                let error = || {
-                    Error::new(format!(
-                        "object of type '{}' has no len()",
-                        input.type_name()
-                    ))
-                };
-
-                input
-                    .len()
-                    .map(|len| Value::Int(len as i128))
-                    .ok_or_else(error)
+                self.length(&input)
             }
             "d" | "default" => {
                 let mut args = args.bind(name, ["default_value", "boolean"], 0)?;
