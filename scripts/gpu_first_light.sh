@@ -48,13 +48,16 @@ usage() {
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 LIMIT=${2:-390}
 case $LIMIT in *[!0-9]* | '') usage ;; esac
+
 HERE=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
 rm -f "$OUT"/{results.json,bench.json,bench.md,logs.tar.gz,steps.tsv,summary.txt}
+
 SCRATCH=$(mktemp -d) || exit 2
 LOGS=$SCRATCH/logs
 mkdir -p "$LOGS" "$SCRATCH/notes" "$SCRATCH/prepared"
 : > "$SCRATCH/steps.tsv"
+
 PATH=$PATH:/usr/local/cuda/bin
 PYTHON=$(python3 -c 'import sys; print(sys.executable)') || { echo "python3 is needed" >&2; exit 2; }
 BIN=$SCRATCH/bin
@@ -64,6 +67,7 @@ TINY=${REHEARSAL:+--tiny}
 RESERVE=6 # seconds kept for killing what still runs and for the final table
 LEAST=8   # a step starts only if this many seconds are left
 SLOWER=${REHEARSAL:+6}
+
 export HERE OUT SCRATCH LOGS PATH PYTHON BIN MODEL REHEARSAL TINY SLOWER SANITIZED SECTIONS
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export LLM_INT8_TEST_DEVICE=cuda LLM_INT8_TEST_ROOT=$SCRATCH/project LLM_INT8_TEST_PROGRAM=$BIN/llm-int8
@@ -130,12 +134,14 @@ ended() {
     else
         result=ok
     fi
+
     # Profilers and sanitizers do not work on every machine; that is not the program's failure.
     cannot='Device not supported|Failed to initialize the profiler|ERR_NVGPUCTRPERM'
     case $1:$result in profile-*:failed* | memcheck:failed* | racecheck:failed*)
         why=$(grep -hE -m 1 "$cannot" "$LOGS/$1".* | head -n 1 | cut -c 1-200)
         [ -z "$why" ] || result=skipped note=$why ;;
     esac
+
     record "$1" "$result${note:+: ${note% }}" "$3" "$4"
     case $result in ok | skipped) ;; *) return 1 ;; esac
 }
@@ -151,18 +157,24 @@ is_selected() { # STEP
 step() { # STEP SECONDS COMMAND...
     local name=$1 seconds room status started
     is_selected "$name" || return 0
-    seconds=$(limit_of "$2") room=$(left)
+
+    seconds=$(limit_of "$2")
+    room=$(left)
     if [ "$room" -lt "$LEAST" ]; then
         skip "$name" "$room s are left"
         return 1
     fi
     [ "$seconds" -gt "$room" ] && seconds=$room
-    started=$SECONDS current=$name current_since=$SECONDS
+
+    started=$SECONDS
+    current=$name
+    current_since=$SECONDS
     limited "$name" "$seconds" "${@:3}" &
     current_pid=$!
     wait "$current_pid"
     status=$?
     current=
+
     sweep "$name"
     ended "$name" "$status" $((SECONDS - started)) "$seconds"
 }
@@ -172,6 +184,7 @@ prepare() { # STEP SECONDS COMMAND...
     local name=$1 seconds
     is_selected "$name" || return 0
     preparing="$preparing $name"
+
     seconds=$(limit_of "$2")
     [ "$seconds" -gt "$(left)" ] && seconds=$(left)
     (
@@ -186,9 +199,11 @@ collect() { # STEP SECONDS
     local end status seconds limit
     is_selected "$1" || return 0
     preparing=${preparing/ $1/}
+
     end=$((SECONDS + $(limit_of "$2")))
     [ $((end - SECONDS)) -gt "$(left)" ] && end=$((SECONDS + $(left)))
     while [ ! -e "$SCRATCH/prepared/$1" ] && [ "$SECONDS" -lt "$end" ]; do sleep 0.2; done
+
     if [ -e "$SCRATCH/prepared/$1" ]; then
         read -r status seconds limit < "$SCRATCH/prepared/$1"
         ended "$1" "$status" "$seconds" "$limit"
@@ -211,6 +226,7 @@ finish() { # STATUS
     for name in $preparing; do
         if [ -e "$SCRATCH/prepared/$name" ]; then collect "$name" 0; else skip "$name" "not ready at the end"; fi
     done
+
     # shellcheck disable=SC2046
     kill -KILL $(jobs -p) 2> /dev/null
     sweep
@@ -306,12 +322,15 @@ tests() { # EXECUTABLE [ARGUMENT]...
     [ -x "$program" ] || skip_step "not packed"
     timeout -k 1 5 "$program" --list --format terse "$@" | sed -n 's/: test$//p' > "$STEP_NOTE.all"
     [ -s "$STEP_NOTE.all" ] || skip_step "there is no test for: $*"
+
     first=$((STEP_SECONDS * 2 / 3))
     timeout -k 2 $((first > 0 ? first : 1)) "$program" "$@"
     status=$?
     [ "$status" -eq 0 ] && return 0
+
     sed -nE 's/^test (.*) \.\.\. (ok|ignored).*/\1/p' "$STEP_LOG" | sed 's/ - should panic$//' > "$STEP_NOTE.passed"
     grep -vxF -f "$STEP_NOTE.passed" "$STEP_NOTE.all" > "$STEP_NOTE.again"
+
     while read -r name; do
         room=$((STEP_SECONDS - SECONDS - 1))
         if [ "$room" -lt 1 ]; then
@@ -325,6 +344,7 @@ tests() { # EXECUTABLE [ARGUMENT]...
             failed="$failed $name ($?)"
         fi
     done < "$STEP_NOTE.again"
+
     echo "alone: $passed pass; fail:${failed:- none}; not run again: $rest" | tee "$STEP_NOTE"
     return "$status"
 }
@@ -441,6 +461,7 @@ sanitize() { # TOOL
     # shellcheck disable=SC2086
     found=$("$BIN/cuda_kernels" --list --format terse --exact $SANITIZED | grep -c ': test$')
     [ "$found" -gt 0 ] || skip_step "there is no test of these names"
+
     echo "$found of $(wc -w <<< "$SANITIZED") tests" | tee "$STEP_NOTE"
     # shellcheck disable=SC2086
     compute-sanitizer --tool "$1" --error-exitcode 9 "$BIN/cuda_kernels" --exact $SANITIZED --test-threads 1

@@ -32,14 +32,17 @@ rm -rf "$folder"
 mkdir -p "$scratch/bin" "$folder"
 python3 - "$scratch" << 'PYTHON'
 import json, shutil, sys
+
 scratch, found = sys.argv[1], set()
 names = {("crates/cuda", "kernels"): "cuda_kernels", ("crates/kernels", "kernels"): "cpu_kernels"}
 names |= {("", "tests"): "device_tests"}
+
 for line in open(f"{scratch}/build.json"):
     message = json.loads(line)
     target, executable = message.get("target", {}), message.get("executable")
     if not executable or "bin" in target["kind"] and message["profile"]["test"]:
         continue
+
     if "bin" in target["kind"] and target["name"] == "llm-int8":
         name = "llm-int8"
     else:
@@ -48,6 +51,7 @@ for line in open(f"{scratch}/build.json"):
     if name:
         shutil.copy(executable, f"{scratch}/bin/{name}")
         found.add(name)
+
 lacking = {"llm-int8", *names.values()} - found
 if lacking:
     sys.exit(f"cargo built no {', '.join(sorted(lacking))}")
@@ -74,6 +78,7 @@ reference() {
         || { cat "$scratch/log" >&2; return 1; }
 }
 reference "$PWD/tests/golden/models/gpt2" "$folder/reference_tiny.safetensors"
+
 # The reference depends on these two files.
 key=$(cat scripts/make_random_gpt2.py tests/gpt2_large.rs | sha256sum | cut -c 1-16)
 kept=target/gpu-reference/$key.safetensors
@@ -90,6 +95,7 @@ cp "$kept" "$folder/reference.safetensors"
 
 cp scripts/gpu_first_light.sh "$folder/first_light.sh"
 cp scripts/{gpu_report.py,bench_gpu.py,make_random_gpt2.py,gpu_probe.cu,gpu_probe_kernels.cuh} "$folder"
+
 if [ -n "${LLM_INT8_BITSANDBYTES:-}" ]; then
     # Only the library for CUDA 13.0, to save space.
     python3 - "$LLM_INT8_BITSANDBYTES" "$folder/bnb" << 'PYTHON'
@@ -107,6 +113,7 @@ fi
     echo "capabilities $LLM_INT8_CUDA_CAPABILITIES, $(nvcc --version | tail -n 1), flags $NVCC_APPEND_FLAGS"
     (cd "$folder" && du -sb -- *)
 } > "$folder/manifest.txt"
+
 bytes=$(du -sb "$folder" | cut -f 1)
 du -sh "$folder"/*
 if [ "$bytes" -gt $((60 << 20)) ]; then

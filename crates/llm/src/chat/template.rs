@@ -41,7 +41,7 @@ impl ChatMessage {
     }
 }
 
-/// What a template sees beside the messages.
+/// What a template sees besides the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatInputs {
     /// Tools the model may call, each a JSON object (usually `{"type": "function", "function":

@@ -1,6 +1,6 @@
 //! Parses expressions by Jinja2's grammar. Operators from the loosest binding to the tightest:
 //! `if`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**`, signs; one method a level.
-//! [`operands`](super::operands) parses what stands between them.
+//! [`operands`](super::operands) parses their operands.
 
 use super::ast::{Comparison, Conditional, Expr, ExprKind};
 use super::error::{Error, Result};

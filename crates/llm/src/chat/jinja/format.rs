@@ -147,7 +147,7 @@ impl Spec {
     }
 }
 
-/// A decimal number at `position`, which moves past it; `None` if there is none.
+/// A decimal number at `position`, which moves past it; `None` if there are no digits.
 fn digits(chars: &[char], position: &mut usize) -> Result<Option<usize>> {
     let text: String = chars[*position..]
         .iter()

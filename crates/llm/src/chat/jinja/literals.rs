@@ -57,7 +57,8 @@ fn digits_len(
     len
 }
 
-/// Length of a float, which has a fraction, an exponent, or both; `None` if this is none.
+/// Length of a float, which has a fraction, an exponent, or both; `None` if this is not a
+/// float.
 fn float_len(text: &str) -> Option<usize> {
     let digits = |text: &str| {
         let starts = text.starts_with(|c: char| c.is_ascii_digit());

@@ -285,7 +285,7 @@ pub(super) fn float_repr(number: f64) -> String {
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }
 
-/// The string, or the error for an argument that is none.
+/// The string of an argument, or an error if it is not a `str`.
 pub(super) fn expect_str<'a>(value: &'a Value, what: &str) -> Result<&'a str> {
     match value {
         Value::Undefined(missing) => Err(missing.error()),
@@ -296,7 +296,7 @@ pub(super) fn expect_str<'a>(value: &'a Value, what: &str) -> Result<&'a str> {
     }
 }
 
-/// The integer, or the error for an argument that is none.
+/// The integer of an argument, or an error if it is not an `int`.
 pub(super) fn expect_int(value: &Value, what: &str) -> Result<i128> {
     match value {
         Value::Undefined(missing) => Err(missing.error()),

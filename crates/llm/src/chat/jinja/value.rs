@@ -238,7 +238,7 @@ impl Value {
         Self::Undefined(Rc::new(Missing::Hint(text.into())))
     }
 
-    /// `object.name` where there is no such attribute: undefined.
+    /// The undefined value that `object.name` gives if there is no such attribute.
     pub(super) fn missing(object: &Self, name: &Self) -> Self {
         // Keeps only names that the message prints, so that undefined values cannot form a chain.
         let name = match name {
