@@ -1,8 +1,8 @@
-//! Load a model in 8 bit, print it, list its parameters, generate, stream.
+//! Loads a model in 8 bit, prints it, lists its parameters, generates text and streams it.
 //!
 //! `cargo run --release --example generate -- [MODEL] [PROMPT]`
 
-#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+#![allow(clippy::print_stdout, reason = "an example prints what it does")]
 
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use std::io::Write;
@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
+
     println!();
     Ok(())
 }

@@ -31,10 +31,10 @@ set -u
 ulimit -c 0
 
 # Tests of cuda_kernels that run under the sanitizers.
-SANITIZED="linear::products_are_the_oracles_for_f32 linear::large_tiles_are_the_oracles
+SANITIZED="linear::matmuls_match_the_reference_in_f32 linear::large_tiles_match_the_reference
     attention::row_by_row_with_shared_positions attention::tile_by_tile
     linear::one_row_may_have_any_number_of_outliers
-    linear::norms_and_gates_go_before_and_functions_and_residuals_after"
+    linear::norms_and_gates_precede_matmuls_and_epilogues_follow"
 # The kernels to profile when decoding (184 launches a token for gpt2-large) and for a prompt of 1024 tokens, and the
 # sections that ncu collects in both.
 TOKEN_KERNELS='gemv|attend_new|embed|norm_rows|dense_one|select'

@@ -74,7 +74,7 @@ PYTHON
 # reference MODEL FILE: writes the CPU's logits of a model to FILE.
 reference() {
     LLM_INT8_GPT2_LARGE=$1 LLM_INT8_GPT2_LARGE_WRITE=$2 LLM_INT8_TEST_DEVICE=emulated "$scratch/bin/device_tests" \
-        --exact gpt2_large::on_a_device_it_gives_the_logits_of_the_cpu > "$scratch/log" 2>&1 \
+        --exact gpt2_large::device_logits_match_the_cpu > "$scratch/log" 2>&1 \
         || { cat "$scratch/log" >&2; return 1; }
 }
 reference "$PWD/tests/golden/models/gpt2" "$folder/reference_tiny.safetensors"

@@ -10,6 +10,7 @@ fn json(arguments: &[&str]) -> Value {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -20,13 +21,15 @@ fn stdout(arguments: &[&str]) -> String {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Exit code and what stands on standard error.
-fn refused(arguments: &[&str]) -> (i32, String) {
+/// Exit code and standard error of a command that prints nothing else.
+fn failure(arguments: &[&str]) -> (i32, String) {
     let output = llm_int8(&[&["affine"], arguments].concat());
     assert!(output.stdout.is_empty());
+
     (
         output.status.code().unwrap(),
         String::from_utf8(output.stderr).unwrap(),
@@ -34,7 +37,7 @@ fn refused(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn negative_numbers_need_no_dashes_before_them() {
+fn negative_numbers_need_no_double_dash() {
     let numbers = ["3", "-5.5", "0", "4", "-6", "2.5"];
     let result = json(&numbers);
     assert_eq!(
@@ -84,7 +87,7 @@ fn numbers_are_read_in_every_form_python_prints() {
 }
 
 #[test]
-fn options_are_options_among_negative_numbers() {
+fn options_are_recognised_among_negative_numbers() {
     let result = json(&[
         "-2e-05",
         "--dtype",
@@ -99,12 +102,13 @@ fn options_are_options_among_negative_numbers() {
         (&result["results"][0]["dtype"], &result["results"][1]),
         (&"quint8".into(), &Value::Null)
     );
+
     let help = llm_int8(&["affine", "-1", "-h"]);
     assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("Usage"));
 }
 
 #[test]
-fn schemes_dtypes_and_channels_are_chosen() {
+fn schemes_dtypes_and_channels_can_be_chosen() {
     let result = json(&[
         "1",
         "2",
@@ -126,7 +130,7 @@ fn schemes_dtypes_and_channels_are_chosen() {
 }
 
 #[test]
-fn a_tensor_of_a_model_is_found_by_its_name_in_the_tree() {
+fn a_tensor_of_a_model_is_found_by_its_path() {
     let text = stdout(&[
         "affine",
         "--model",
@@ -150,11 +154,12 @@ fn the_notebook_agrees_with_itself() {
             "{text}"
         );
     }
+
     assert_eq!(text.matches("# The tensor").count(), 3);
 }
 
 #[test]
-fn pictures_are_whole_files_of_their_kind() {
+fn plots_are_complete_svg_and_png_files() {
     let folder = tempfile::tempdir().unwrap();
     for (name, arguments) in [
         ("few.svg", &["1", "-2", "0.5"][..]),
@@ -197,15 +202,16 @@ fn pictures_are_whole_files_of_their_kind() {
             );
         }
     }
+
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         5,
-        "nothing else is left there"
+        "only the plots are there"
     );
 }
 
 #[test]
-fn wrong_input_is_one_clear_sentence() {
+fn wrong_input_gives_one_clear_error() {
     for (arguments, code, words) in [
         (
             &[][..],
@@ -262,7 +268,7 @@ fn wrong_input_is_one_clear_sentence() {
 }
 
 #[test]
-fn an_empty_tensor_is_refused() {
+fn an_empty_tensor_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("empty.safetensors");
     let view =
@@ -272,7 +278,7 @@ fn an_empty_tensor_is_refused() {
         safetensors::serialize([("nothing", view)], None).unwrap(),
     )
     .unwrap();
-    let (code, message) = refused(&["--file", path.to_str().unwrap(), "--tensor", "nothing"]);
+    let (code, message) = failure(&["--file", path.to_str().unwrap(), "--tensor", "nothing"]);
     assert_eq!(
         (code, message.contains("the tensor is empty")),
         (1, true),

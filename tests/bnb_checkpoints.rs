@@ -1,5 +1,5 @@
-//! 8-bit checkpoints of bitsandbytes: read, written, exchanged, and broken ones
-//! (`golden/bnb_checkpoints`).
+//! 8-bit checkpoints in the format of bitsandbytes: reading its own (`golden/bnb_checkpoints`),
+//! writing the same, and broken ones.
 
 use crate::support::{
     Tensors, golden, golden_tensor, golden_text, llm_int8, read_tensors, relative_error,
@@ -38,7 +38,8 @@ fn failure(folder: &Path) -> String {
         .to_string()
 }
 
-fn row0(family: &str) -> Vec<u32> {
+/// The first sequence of the golden batch.
+fn first_sequence(family: &str) -> Vec<u32> {
     let ids = golden_tensor(
         &format!("models/{family}/expected.safetensors"),
         "input_ids",
@@ -52,14 +53,15 @@ fn row0(family: &str) -> Vec<u32> {
 }
 
 fn logits(model: &AutoModelForCausalLM, family: &str) -> Tensor {
-    model.logits(&row0(family)).unwrap()
+    model.logits(&first_sequence(family)).unwrap()
 }
 
-/// Runs a command that writes a folder.
+/// The folder that a command writes.
 fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("written");
-    let (model, out) = (model.display().to_string(), target.display().to_string());
+    let model = model.display().to_string();
+    let out = target.display().to_string();
     let output = llm_int8(&[&[command, &model, "-o", &out], more].concat());
     assert!(
         output.status.success(),
@@ -69,8 +71,9 @@ fn written(command: &str, model: &Path, more: &[&str]) -> (TempDir, PathBuf) {
     assert_eq!(
         std::fs::read_dir(scratch.path()).unwrap().count(),
         1,
-        "nothing beside the folder"
+        "nothing was written beside the folder"
     );
+
     (scratch, target)
 }
 
@@ -79,7 +82,7 @@ fn json(path: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn theirs_give_the_logits_of_the_model_they_were_made_of() {
+fn bitsandbytes_checkpoints_give_the_logits_of_the_original_model() {
     for family in FAMILIES {
         let theirs = load(
             &golden(&format!("bnb_checkpoints/{family}")),
@@ -88,8 +91,10 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
         let ours = load(&golden(&format!("models/{family}")), LoadOptions::default());
         assert_eq!(theirs.tree(), ours.tree());
         assert!(theirs.is_prequantized() && !ours.is_prequantized());
+
         let error = relative_error(&logits(&theirs, family), &logits(&ours, family));
-        assert_eq!(error, 0.0, "{family}: the same codes give the same logits");
+        assert_eq!(error, 0.0, "{family}: the codes are the same");
+
         let in_f32 = LoadOptions {
             dtype: WeightDtype::Float32,
             ..LoadOptions::default()
@@ -115,23 +120,21 @@ fn theirs_give_the_logits_of_the_model_they_were_made_of() {
 }
 
 #[test]
-fn what_is_read_is_written_to_the_byte() {
+fn saved_checkpoints_match_those_of_bitsandbytes_byte_for_byte() {
     for family in FAMILIES {
         let theirs = golden(&format!("bnb_checkpoints/{family}"));
         for model in [&theirs, &golden(&format!("models/{family}"))] {
             let (_scratch, ours) = written("quantize", model, &[]);
             assert!(tensors_of(&ours) == tensors_of(&theirs), "{family}");
-            let (ours, theirs) = (
-                json(&ours.join("config.json")),
-                json(&theirs.join("config.json")),
-            );
+            let ours = json(&ours.join("config.json"));
+            let theirs = json(&theirs.join("config.json"));
             assert_eq!(ours, theirs, "{family}");
         }
     }
 }
 
 #[test]
-fn shards_are_those_of_transformers() {
+fn shards_match_those_of_transformers() {
     let theirs = golden("bnb_checkpoints/llama");
     let (_scratch, ours) = written("quantize", &theirs, &["--max-shard-size", "60KB"]);
     let index = "model.safetensors.index.json";
@@ -139,6 +142,7 @@ fn shards_are_those_of_transformers() {
         json(&ours.join(index))["weight_map"],
         json(&theirs.join(index))["weight_map"]
     );
+
     for shard in 1..=3 {
         let name = format!("model-0000{shard}-of-00003.safetensors");
         assert!(
@@ -146,6 +150,7 @@ fn shards_are_those_of_transformers() {
             "{name}"
         );
     }
+
     let model = load(&ours, LoadOptions::default());
     let error = relative_error(
         &logits(&model, "llama"),
@@ -155,7 +160,7 @@ fn shards_are_those_of_transformers() {
 }
 
 #[test]
-fn a_skip_list_is_written_so_that_it_replaces_the_default() {
+fn a_saved_skip_list_includes_the_default_names() {
     let (_scratch, folder) = written(
         "quantize",
         &golden("models/gpt2"),
@@ -170,14 +175,51 @@ fn a_skip_list_is_written_so_that_it_replaces_the_default() {
             "lm_head"
         ])
     );
+
     let kept = &tensors_of(&folder)["transformer.h.1.mlp.c_fc.weight"];
     assert_eq!(
         (kept.0, kept.1.as_slice()),
         (Dtype::F16, [48, 192].as_slice()),
-        "Conv1D as it was"
+        "the Conv1D weight is unchanged"
     );
+
     let model = load(&folder, LoadOptions::default());
     assert!(model.to_string().contains("(c_fc): Conv1D(nf=192, nx=48)"));
+}
+
+/// Checks that a layer's float weights are `code · absmax / 127`, with absmax by output row. gpt2
+/// stores them transposed: `[in, out]`.
+fn assert_code_times_step(layer: &str, int8: &Tensors, float: &Tensors) {
+    let (_, shape, codes) = &int8[&format!("{layer}.weight")];
+    let absmax = f32_values(&int8[&format!("{layer}.SCB")].2);
+    let (_, float_shape, bytes) = &float[&format!("{layer}.weight")];
+    let values = f32_values(bytes);
+
+    let [rows, columns] = shape[..] else {
+        panic!("a matrix")
+    };
+    let is_transposed = layer.starts_with("transformer.h.");
+    let expected_shape = if is_transposed {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    };
+    assert_eq!(*float_shape, expected_shape);
+
+    for (index, code) in codes.iter().enumerate() {
+        let row = index / columns;
+        let column = index % columns;
+        let value = values[if is_transposed {
+            column * rows + row
+        } else {
+            index
+        }];
+        let expected = f32::from(*code as i8) * absmax[row] / 127.0;
+        assert!(
+            (value - expected).abs() <= 1e-6 * expected.abs(),
+            "{layer}: {value} and {expected}"
+        );
+    }
 }
 
 #[test]
@@ -185,41 +227,20 @@ fn dequantised_weights_are_code_times_step() {
     for family in FAMILIES {
         let theirs = golden(&format!("bnb_checkpoints/{family}"));
         let (_scratch, folder) = written("dequantize", &theirs, &["--dtype", "float32"]);
-        let (float, int8) = (tensors_of(&folder), tensors_of(&theirs));
+        let float = tensors_of(&folder);
+        let int8 = tensors_of(&theirs);
         assert!(json(&folder.join("config.json"))["quantization_config"].is_null());
+
         let layers: Vec<&str> = int8
             .keys()
             .filter_map(|name| name.strip_suffix(".SCB"))
             .collect();
         assert!(!layers.is_empty());
+
         for layer in layers {
-            let (_, shape, codes) = &int8[&format!("{layer}.weight")];
-            let absmax: &[f32] = &candle_f32(&int8[&format!("{layer}.SCB")].2);
-            let (_, stored, bytes) = &float[&format!("{layer}.weight")];
-            let values = candle_f32(bytes);
-            let is_conv = family == "gpt2";
-            assert_eq!(
-                *stored,
-                if is_conv {
-                    vec![shape[1], shape[0]]
-                } else {
-                    shape.clone()
-                }
-            );
-            for (place, code) in codes.iter().enumerate() {
-                let (row, column) = (place / shape[1], place % shape[1]);
-                let value = values[if is_conv {
-                    column * shape[0] + row
-                } else {
-                    place
-                }];
-                let expected = f32::from(*code as i8) * absmax[row] / 127.0;
-                assert!(
-                    (value - expected).abs() <= 1e-6 * expected.abs(),
-                    "{layer}: {value} and {expected}"
-                );
-            }
+            assert_code_times_step(layer, &int8, &float);
         }
+
         let again = load(
             &folder,
             LoadOptions {
@@ -228,6 +249,7 @@ fn dequantised_weights_are_code_times_step() {
             },
         );
         assert!(!again.is_prequantized());
+
         let distance = relative_error(
             &logits(&again, family),
             &logits(&load(&theirs, LoadOptions::default()), family),
@@ -236,7 +258,7 @@ fn dequantised_weights_are_code_times_step() {
     }
 }
 
-fn candle_f32(bytes: &[u8]) -> Vec<f32> {
+fn f32_values(bytes: &[u8]) -> Vec<f32> {
     bytes
         .as_chunks::<4>()
         .0
@@ -246,7 +268,7 @@ fn candle_f32(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
-fn the_stored_threshold_holds_unless_another_is_asked_for() {
+fn the_stored_threshold_is_used_unless_another_is_requested() {
     let (_scratch, folder) = written("quantize", &golden("models/llama"), &["--threshold", "2.5"]);
     let of = |options: LoadOptions| {
         load(&folder, options)
@@ -255,6 +277,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
             .unwrap()
             .threshold
     };
+
     assert_eq!(of(LoadOptions::default()), 2.5);
     assert_eq!(
         of(LoadOptions {
@@ -263,6 +286,7 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
         }),
         4.0
     );
+
     let plain = load(&golden("models/llama"), LoadOptions::default());
     assert_eq!(plain.decoder().int8_config().unwrap().threshold, 6.0);
     assert!(
@@ -274,13 +298,12 @@ fn the_stored_threshold_holds_unless_another_is_asked_for() {
 }
 
 #[test]
-fn nothing_is_overwritten_and_nothing_to_do_is_said() {
+fn existing_files_are_not_overwritten_and_contradictory_commands_are_rejected() {
     let scratch = TempDir::new().unwrap();
     std::fs::write(scratch.path().join("mine"), "x").unwrap();
-    let (model, taken) = (
-        golden("models/gpt2").display().to_string(),
-        scratch.path().display().to_string(),
-    );
+
+    let model = golden("models/gpt2").display().to_string();
+    let taken = scratch.path().display().to_string();
     let fresh = scratch.path().join("fresh").display().to_string();
     for (arguments, message) in [
         (
@@ -289,7 +312,7 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
         ),
         (
             vec!["quantize", &model, "-o", &fresh, "--no-quantize"],
-            "contradict each other",
+            "cannot be used with",
         ),
         (
             vec!["dequantize", &model, "-o", &fresh],
@@ -304,10 +327,11 @@ fn nothing_is_overwritten_and_nothing_to_do_is_said() {
             "{error}"
         );
     }
+
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
 
-/// The tiny checkpoint of bitsandbytes, changed.
+/// bitsandbytes' checkpoint of the tiny gpt2, with changed tensors.
 fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
     let folder = TempDir::new().unwrap();
     let mut tensors = read_tensors("bnb_checkpoints/gpt2/model.safetensors");
@@ -318,22 +342,22 @@ fn changed(change: impl FnOnce(&mut Tensors)) -> TempDir {
         golden_text("bnb_checkpoints/gpt2/config.json"),
     )
     .unwrap();
+
     folder
 }
 
 const LAYER: &str = "transformer.h.0.attn.c_attn";
 
 #[test]
-fn broken_states_are_named() {
-    let (weight, scb, format) = (
-        format!("{LAYER}.weight"),
-        format!("{LAYER}.SCB"),
-        format!("{LAYER}.weight_format"),
-    );
+fn broken_quantisation_states_are_named() {
+    let weight = format!("{LAYER}.weight");
+    let scb = format!("{LAYER}.SCB");
+    let format = format!("{LAYER}.weight_format");
     let fails = |change: &dyn Fn(&mut Tensors), expected: &str| {
         let error = failure(changed(|tensors| change(tensors)).path());
         assert!(error.contains(LAYER) && error.contains(expected), "{error}");
     };
+
     fails(
         &|t| drop(t.remove(&scb)),
         "missing quantisation component `SCB`",
@@ -380,6 +404,7 @@ fn a_missing_or_truncated_shard_is_named() {
     for entry in std::fs::read_dir(&theirs).unwrap().flatten() {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
+
     let shard = folder.path().join("model-00002-of-00003.safetensors");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 10]).unwrap();
@@ -388,6 +413,7 @@ fn a_missing_or_truncated_shard_is_named() {
         error.contains("model-00002-of-00003.safetensors") && error.contains("truncated"),
         "{error}"
     );
+
     std::fs::remove_file(&shard).unwrap();
     let error = failure(folder.path());
     assert!(
@@ -397,7 +423,7 @@ fn a_missing_or_truncated_shard_is_named() {
 }
 
 #[test]
-fn other_quantisations_are_refused_by_name() {
+fn other_quantisation_methods_are_rejected_by_name() {
     let folder = changed(|_| ());
     let mut config = json(&folder.path().join("config.json"));
     config["quantization_config"] = serde_json::json!({"quant_method": "gptq", "bits": 4});
@@ -410,19 +436,21 @@ fn other_quantisations_are_refused_by_name() {
 }
 
 #[test]
-fn an_error_while_computing_names_the_layer() {
+fn an_error_in_the_forward_pass_names_the_layer() {
     let folder = golden("bnb_checkpoints/gpt2");
     let int8 = Int8Config {
         outlier_weights: OutlierWeights::Original,
         ..Int8Config::default()
     };
     let options = LoadOptions {
-        // Every activation is an outlier, and a saved 8-bit layer has no floats to take it from.
+        // Every activation is an outlier, and a saved 8-bit layer has no float weights for it.
         threshold: Some(1e-6),
         int8: Some(int8),
         ..LoadOptions::default()
     };
-    let error = load(&folder, options).logits(&row0("gpt2")).unwrap_err();
+    let error = load(&folder, options)
+        .logits(&first_sequence("gpt2"))
+        .unwrap_err();
     let expected = "layer `transformer.h.0.attn.c_attn` has no full-precision weights";
     assert!(error.to_string().starts_with(expected), "{error}");
 }

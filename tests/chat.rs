@@ -1,7 +1,7 @@
-//! Conversations, in the library and as a user has them. tiny-gpt2 has no chat template, so these
-//! bring one.
+//! Chat, in the library and in the program. tiny-gpt2 has no chat template, so these tests supply
+//! one.
 
-use crate::support::{golden, llm_int8, llm_int8_reading};
+use crate::support::{golden, llm_int8, llm_int8_with_input};
 use llm_int8::decoder::LoadOptions;
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierScope};
@@ -11,11 +11,11 @@ use llm_int8::{
 use std::ops::ControlFlow;
 use tempfile::TempDir;
 
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\n{% endfor %}\
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}ASSISTANT:{% endif %}";
 
 fn model() -> AutoModelForCausalLM {
-    // Rows by themselves: a result does not depend on what is computed with it.
+    // Outliers per row: a row's result does not depend on the rest of its batch.
     let int8 = Int8Config {
         outlier_scope: OutlierScope::Row,
         ..Int8Config::default()
@@ -28,6 +28,7 @@ fn model() -> AutoModelForCausalLM {
         offline: true,
         ..HubConfig::from_env()
     };
+
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig { options, hub }).unwrap()
 }
 
@@ -47,8 +48,9 @@ fn go_on(_: &str) -> ControlFlow<()> {
 }
 
 #[test]
-fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
-    let (model, config) = (model(), config(12));
+fn reusing_the_cache_between_turns_changes_no_reply() {
+    let model = model();
+    let config = config(12);
     let mut chat = chat(&model);
     let mut reused = Vec::new();
     for text in ["Who art thou?", "And whence comest thou?", "Go in peace."] {
@@ -65,6 +67,7 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
             .run()
             .unwrap();
         assert_eq!(reply.generated.text, alone.text, "{whole}");
+
         let timing = reply.generated.timing;
         let all = model
             .tokenizer()
@@ -73,19 +76,22 @@ fn a_turn_costs_its_own_tokens_and_changes_no_reply() {
             .unwrap()
             .len();
         assert_eq!(timing.prompt_tokens + timing.reused_tokens, all);
+
         reused.push(timing.reused_tokens);
     }
+
     assert!(
         reused[0] == 0 && reused[1] > 10 && reused[2] > reused[1] + 10,
         "{reused:?}"
     );
     assert_eq!(chat.messages().len(), 6);
+
     chat.reset();
     assert!(chat.messages().is_empty());
 }
 
 #[test]
-fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
+fn a_conversation_continues_after_a_stopped_reply() {
     let model = model();
     let mut chat = chat(&model);
     let mut pieces = 0;
@@ -107,7 +113,7 @@ fn a_reply_can_be_stopped_and_the_conversation_goes_on() {
 }
 
 #[test]
-fn a_full_context_forgets_the_oldest_turns_and_says_so() {
+fn a_full_context_drops_the_oldest_turns_and_reports_it() {
     let model = model();
     let mut chat = chat(&model);
     chat.push(ChatMessage::system("Speak as the king."));
@@ -119,8 +125,10 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
             .unwrap()
             .forgotten;
     }
+
     assert!(forgotten >= 4, "{forgotten}");
     assert_eq!(chat.messages()[0].role, "system");
+
     let before = chat.messages().to_vec();
     let error = chat
         .reply(&long.repeat(10), &config(32), &mut go_on)
@@ -133,13 +141,13 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
     assert_eq!(
         chat.messages().last(),
         before.last(),
-        "what failed is not part of the conversation"
+        "a failed turn is not part of the conversation"
     );
 }
 
-/// tiny-gpt2 has 512 positions, which is what a reply may take by default.
+/// tiny-gpt2 has 512 positions: the requested 512 new tokens do not fit beside the prompt.
 #[test]
-fn a_reply_takes_the_room_there_is() {
+fn a_reply_fills_the_remaining_context() {
     let model = model();
     let mut chat = chat(&model);
     let config = GenerationConfig {
@@ -157,20 +165,23 @@ fn a_reply_takes_the_room_there_is() {
         ),
         (512, FinishReason::Length)
     );
+
     let next = chat.reply("Go on.", &config, &mut go_on).unwrap();
-    assert_eq!(next.forgotten, 2, "the turn that filled everything");
+    assert_eq!(
+        next.forgotten, 2,
+        "the two messages of the turn that filled the context"
+    );
 }
 
-fn template(text: &str) -> (TempDir, String) {
+/// A file that holds a chat template, and its path.
+pub(crate) fn template(text: &str) -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
-    let path = folder.path().join("template.jinja");
-    std::fs::write(&path, text).unwrap();
-    let name = path.display().to_string();
-    (folder, name)
+    let path = write_file(&folder, "template.jinja", text);
+    (folder, path)
 }
 
 #[test]
-fn the_program_talks_line_by_line() {
+fn the_program_reads_one_message_per_line() {
     let (_folder, template) = template(TEMPLATE);
     let arguments = [
         "chat",
@@ -182,57 +193,61 @@ fn the_program_talks_line_by_line() {
         "--system",
         "Be brief.",
     ];
-    let output = llm_int8_reading(
+    let output = llm_int8_with_input(
         &arguments,
         "Who art thou?\n\n/help\nGo in peace.\n/exit\nnot read\n",
     );
-    let (text, told) = (
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    );
-    assert!(output.status.success(), "{told}");
-    let turns: Vec<&str> = told
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{report}");
+
+    let turns: Vec<&str> = report
         .lines()
         .filter(|line| line.contains("kept from before"))
         .collect();
-    assert_eq!(turns.len(), 2, "{told}");
+    assert_eq!(turns.len(), 2, "{report}");
     assert!(
         turns[0].contains(", 0 kept from before, 8 written") && !turns[1].contains(", 0 kept"),
-        "{told}"
+        "{report}"
     );
     assert!(
-        !text.trim().is_empty() && told.contains("/reset forgets"),
-        "{text}{told}"
+        !text.trim().is_empty() && report.contains("/reset forgets"),
+        "{text}{report}"
     );
+}
+
+/// Writes a file and returns its path.
+fn write_file(folder: &TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// Exit code and standard error of a chat with one message.
+fn say_hi(template: &str, more: &[&str]) -> (i32, String) {
+    let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", template];
+    let output = llm_int8_with_input(&[&arguments[..], more].concat(), "Hi\n");
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 #[test]
 fn tools_and_documents_reach_the_template() {
     let folder = TempDir::new().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-    let template = file(
+    let template = write_file(
+        &folder,
         "t.jinja",
         "{% if not (tools and documents) %}{{ raise_exception('given: ' ~ tools ~ documents) }}{% endif %}\
          {{ tools[0].function.name }}{{ documents | map(attribute='text') | join }}",
     );
-    let tools = file(
-        "tools.json",
-        r#"[{"type": "function", "function": {"name": "thou"}}]"#,
-    );
-    let documents = file("documents.json", r#"[{"text": " art"}, {"text": " king"}]"#);
-    let arguments = ["chat", "tiny-gpt2", "-n", "2", "--chat-template", &template];
-    let with = |more: &[&str]| {
-        let output = llm_int8_reading(&[&arguments[..], more].concat(), "Hi\n");
-        (
-            output.status.code().unwrap(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
-    };
-    let (code, text) = with(&["--tools", &tools, "--documents", &documents]);
+    let tools = r#"[{"type": "function", "function": {"name": "thou"}}]"#;
+    let tools = write_file(&folder, "tools.json", tools);
+    let documents = r#"[{"text": " art"}, {"text": " king"}]"#;
+    let documents = write_file(&folder, "documents.json", documents);
+
+    let (code, text) = say_hi(&template, &["--tools", &tools, "--documents", &documents]);
     let read = model()
         .tokenizer()
         .unwrap()
@@ -243,125 +258,49 @@ fn tools_and_documents_reach_the_template() {
         code == 0 && text.contains(&format!("[{read} tokens read")),
         "{text}"
     );
-    let (code, text) = with(&["--tools", &tools]);
+
+    let (code, text) = say_hi(&template, &["--tools", &tools]);
     assert!(
         code == 1 && text.contains("given: [{'type': 'function'") && text.contains("}}]None"),
         "{text}"
     );
-    let broken = file("broken.json", "{}");
-    let (code, text) = with(&["--tools", &broken]);
-    assert!(
-        code == 1 && text.contains("broken.json is not a JSON list"),
-        "{text}"
-    );
-    let texts = file("texts.json", r#"["text"]"#);
-    let (code, text) = with(&["--documents", &texts]);
-    assert!(
-        code == 1 && text.contains("something that is not a JSON object"),
-        "{text}"
-    );
-    let (code, text) = with(&["--tools", "nowhere.json"]);
-    assert!(
-        code == 1 && text.contains("cannot read nowhere.json"),
-        "{text}"
-    );
 }
 
-/// On a terminal (that Python makes; the slowest kernels, so that there is time) the line editor
-/// knows of ctrl-C too; it must not keep it from a reply.
-#[cfg(unix)]
 #[test]
-fn ctrl_c_on_a_terminal_stops_the_reply_and_not_the_program() {
-    use std::io::{Read, Write};
-    use std::process::{Command, Stdio};
-    let (_folder, template) = template(TEMPLATE);
-    let pty = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
-    let mut command = Command::new("python3");
-    command.args([
-        "-c",
-        pty,
-        env!("CARGO_BIN_EXE_llm-int8"),
-        "chat",
-        "tiny-gpt2",
-        "--chat-template",
-        &template,
-    ]);
-    command.args(["-n", "490", "--threads", "1", "--ignore-eos"]);
-    command
-        .env("TERM", "xterm")
-        .env("LLM_INT8_ISA", "scalar")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let Ok(child) = command.stderr(Stdio::null()).spawn() else {
-        println!("skipped: there is no python3 here to make a terminal");
-        return;
-    };
-    let mut child = Ended(child);
-    let (mut keys, mut screen) = (
-        child.0.stdin.take().unwrap(),
-        child.0.stdout.take().unwrap(),
-    );
-    let (sender, pieces) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = screen.read(&mut bytes) {
-            let _ = sender.send(String::from_utf8_lossy(&bytes[..count]).into_owned());
-        }
-    });
-    let mut seen = String::new();
-    let mut wait_for = |is_there: &dyn Fn(&str) -> bool| {
-        while !is_there(&seen) {
-            match pieces.recv_timeout(std::time::Duration::from_secs(30)) {
-                Ok(piece) => seen.push_str(&piece),
-                Err(cause) => panic!("{cause}: {seen}"),
-            }
-        }
-        seen.contains("[stopped]")
-    };
-    wait_for(&|seen| seen.contains("> "));
-    keys.write_all(b"Hi\r").unwrap();
-    // Keys that come while the line is still being edited belong to it: a reply must have begun.
-    wait_for(&|seen| {
-        seen.split_once("Hi")
-            .is_some_and(|(_, reply)| reply.len() > 60)
-    });
-    keys.write_all(b"\x03").unwrap();
-    let was_stopped = wait_for(&|seen| seen.contains("[stopped]") || seen.contains("490 written"));
-    keys.write_all(b"/exit\r").unwrap();
-    let status = (0..300).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        child.0.try_wait().unwrap()
-    });
-    assert!(
-        status.is_some_and(|status| status.success()) && was_stopped,
-        "{status:?}"
-    );
-}
-
-/// A process that does not outlive its test.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+fn tools_and_documents_that_cannot_be_read_are_rejected() {
+    let folder = TempDir::new().unwrap();
+    let template = write_file(&folder, "t.jinja", TEMPLATE);
+    let broken = write_file(&folder, "broken.json", "{}");
+    let texts = write_file(&folder, "texts.json", r#"["text"]"#);
+    for (arguments, message) in [
+        (["--tools", &broken], "broken.json is not a JSON list"),
+        (
+            ["--documents", &texts],
+            "something that is not a JSON object",
+        ),
+        (["--tools", "nowhere.json"], "cannot read nowhere.json"),
+    ] {
+        let (code, text) = say_hi(&template, &arguments);
+        assert!(code == 1 && text.contains(message), "{text}");
     }
 }
 
 #[test]
-fn what_is_missing_or_does_not_end_is_said() {
+fn missing_broken_and_endless_templates_are_reported() {
     let error = |arguments: &[&str]| {
-        let output = llm_int8_reading(arguments, "Hi\nAgain\n");
+        let output = llm_int8_with_input(arguments, "Hi\nAgain\n");
         (
             output.status.code().unwrap(),
             String::from_utf8(output.stderr).unwrap(),
         )
     };
+
     let (code, text) = error(&["chat", "tiny-gpt2"]);
     assert!(
         code == 1 && text.contains("no chat template") && text.contains("--chat-template FILE"),
         "{text}"
     );
+
     let (_folder, endless) =
         template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &endless]);
@@ -371,6 +310,7 @@ fn what_is_missing_or_does_not_end_is_said() {
         "{text}"
     );
     assert!(text.contains("no turn got a reply"), "{text}");
+
     let (_folder, picky) =
         template("{% if messages[-1].content == 'Hi' %}{{ raise_exception('no Hi') }}{% endif %}x");
     let (code, text) = error(&["chat", "tiny-gpt2", "-n", "2", "--chat-template", &picky]);
@@ -378,9 +318,11 @@ fn what_is_missing_or_does_not_end_is_said() {
         code == 0 && text.contains("no Hi, line 1"),
         "one of two turns got a reply: {text}"
     );
+
     let (_folder, broken) = template("{% if %}");
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", &broken]);
     assert!(code == 1 && text.contains("the chat template: "), "{text}");
+
     let (code, text) = error(&["chat", "tiny-gpt2", "--chat-template", "nowhere.jinja"]);
     assert!(
         code == 1 && text.contains("cannot read nowhere.jinja"),
@@ -389,7 +331,7 @@ fn what_is_missing_or_does_not_end_is_said() {
 }
 
 #[test]
-fn perplexity_is_printed_for_people_and_as_json() {
+fn perplexity_is_printed_as_text_and_as_json() {
     let text = golden("smollm2/text.txt").display().to_string();
     let arguments = [
         "eval",
@@ -408,23 +350,25 @@ fn perplexity_is_printed_for_people_and_as_json() {
         300 - 3,
         "the first token of each window is not scored"
     );
-    let (nll, perplexity) = (
-        json["mean_nll"].as_f64().unwrap(),
-        json["perplexity"].as_f64().unwrap(),
-    );
+
+    let nll = json["mean_nll"].as_f64().unwrap();
+    let perplexity = json["perplexity"].as_f64().unwrap();
     assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9 && perplexity > 2.0 && perplexity < 4096.0);
+
     let plain = String::from_utf8(llm_int8(&arguments).stdout).unwrap();
     assert!(
         plain.starts_with(&format!("perplexity {perplexity:.4} ")),
         "{plain}"
     );
+
     let strided = llm_int8(&[&arguments[..], &["--json", "--stride", "32"]].concat());
     let strided: serde_json::Value = serde_json::from_slice(&strided.stdout).unwrap();
     assert_eq!(strided["tokens"], 299);
     assert!(
         strided["perplexity"].as_f64().unwrap() < perplexity,
-        "more context foresees better"
+        "more context predicts better"
     );
+
     for (more, message) in [
         (["--window", "1"], "window is 1"),
         (["--window", "600"], "window is 600"),
@@ -435,9 +379,10 @@ fn perplexity_is_printed_for_people_and_as_json() {
     ] {
         let mut arguments: Vec<&str> = arguments.to_vec();
         match arguments.iter().position(|argument| *argument == more[0]) {
-            Some(place) => arguments[place + 1] = more[1],
+            Some(index) => arguments[index + 1] = more[1],
             None => arguments.extend(more),
         }
+
         let output = llm_int8(&arguments);
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Chat templates beside transformers' renderer: what tests/golden/chat holds is what that gives
+//! Chat templates against transformers' renderer, whose output is in tests/golden/chat
 //! (scripts/make_chat_golden.py).
 
 use crate::support::golden;
@@ -13,7 +13,7 @@ fn list(value: &Value) -> Option<Vec<Value>> {
     value.as_array().cloned()
 }
 
-/// A template for a conversation that holds `messages`, `tools`, `documents` and `extra`.
+/// Renders a template with the `messages`, `tools`, `documents` and `extra` of a conversation.
 fn render(template: &str, tokens: &Value, conversation: &Value, extra: &Value) -> Result<String> {
     let mut variables = extra.as_object().cloned().unwrap_or_default();
     variables.extend(
@@ -29,11 +29,13 @@ fn render(template: &str, tokens: &Value, conversation: &Value, extra: &Value) -
         extra: variables,
         ..ChatInputs::default()
     };
+
     ChatTemplate::new(template, tokens.clone())?
         .apply_with(&list(&conversation["messages"]).unwrap(), &inputs)
 }
 
-/// Where a text is not what transformers gives, or is given where transformers refuses.
+/// Describes a result that differs from transformers': other text, or success where it raises an
+/// error and vice versa.
 fn difference(name: &str, found: &Result<String>, expected: &Value) -> Option<String> {
     match (found, expected.as_str()) {
         (Ok(found), Some(expected)) if found == expected => None,
@@ -45,7 +47,7 @@ fn difference(name: &str, found: &Result<String>, expected: &Value) -> Option<St
 }
 
 #[test]
-fn every_piece_of_the_language_renders_as_in_transformers() {
+fn every_jinja_feature_renders_as_in_transformers() {
     let golden = read("chat/snippets.json");
     let snippets = golden["snippets"].as_array().unwrap();
     let different: Vec<String> = snippets
@@ -72,7 +74,9 @@ fn every_piece_of_the_language_renders_as_in_transformers() {
 #[test]
 fn templates_of_published_models_render_as_in_transformers() {
     let golden_values = read("chat/conversations.json");
-    let (mut different, mut refused, mut count) = (Vec::new(), 0, 0);
+    let mut different = Vec::new();
+    let mut rejected = 0;
+    let mut count = 0;
     for (name, texts) in golden_values["templates"].as_object().unwrap() {
         let template =
             std::fs::read_to_string(golden(&format!("chat/templates/{name}.jinja"))).unwrap();
@@ -85,13 +89,14 @@ fn templates_of_published_models_render_as_in_transformers() {
                 &found,
                 expected,
             ));
-            refused += usize::from(expected.is_null());
+            rejected += usize::from(expected.is_null());
             count += 1;
         }
     }
+
     assert!(
-        count >= 76 && refused >= 4 && refused * 4 < count,
-        "{count} {refused}"
+        count >= 76 && rejected >= 4 && rejected * 4 < count,
+        "{count} {rejected}"
     );
     assert!(
         different.is_empty(),

@@ -1,4 +1,4 @@
-//! Checkpoints in every form they come in, and in forms they should not come in.
+//! Checkpoints in every supported format, and broken or hostile ones.
 
 use crate::support::{Tensors, golden, read_tensors, write_tensors};
 use candle_core::{Device, Tensor};
@@ -25,7 +25,7 @@ fn load(checkpoint: Checkpoint, options: &LoadOptions) -> Result<Decoder> {
         .map(|(decoder, _)| decoder)
 }
 
-/// The logits of a model out of these tensors.
+/// The logits of four fixed tokens.
 fn logits_of(decoder: &Decoder) -> Vec<f32> {
     let ids = Tensor::new(&[[5u32, 17, 200, 3]], &Device::Cpu).unwrap();
     let logits = decoder.logits(&ids).unwrap();
@@ -63,7 +63,7 @@ fn unquantised() -> LoadOptions {
 }
 
 #[test]
-fn a_pickle_gives_the_numbers_of_safetensors() {
+fn a_pickle_gives_the_same_logits_as_safetensors() {
     for options in [LoadOptions::default(), unquantised()] {
         let bin =
             Checkpoint::open_pickle(&[golden("models/gpt2_bin/pytorch_model.bin")], None).unwrap();
@@ -76,7 +76,7 @@ fn a_pickle_gives_the_numbers_of_safetensors() {
 }
 
 #[test]
-fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
+fn keys_without_a_prefix_mask_buffers_and_a_tied_head_are_accepted() {
     let expected = logits_of(&load_tensors(&tensors()).unwrap());
     let mut changed: Tensors = tensors()
         .into_iter()
@@ -93,17 +93,19 @@ fn keys_without_prefix_mask_buffers_and_a_tied_head_are_understood() {
 }
 
 #[test]
-fn shards_and_their_index_give_the_same_model() {
+fn a_sharded_checkpoint_gives_the_same_logits() {
     let folder = TempDir::new().unwrap();
     let names = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ];
-    let (mut shards, mut map) = ([Tensors::new(), Tensors::new()], serde_json::Map::new());
+    let mut shards = [Tensors::new(), Tensors::new()];
+    let mut map = serde_json::Map::new();
     for (i, (name, tensor)) in tensors().into_iter().enumerate() {
         map.insert(name.clone(), names[i % 2].into());
         shards[i % 2].insert(name, tensor);
     }
+
     let paths = names.map(|name| folder.path().join(name));
     shards
         .iter()
@@ -130,6 +132,7 @@ fn shards_and_their_index_give_the_same_model() {
         error.contains("shard index") && error.contains("names the file model-00003"),
         "{error}"
     );
+
     std::fs::write(&index, "{").unwrap();
     assert!(matches!(
         Checkpoint::open_safetensors(&paths, Some(&index)),
@@ -146,18 +149,21 @@ fn other_float_dtypes_are_read() {
             .map(|b| f16_from_bits(u16::from_le_bytes([b[0], b[1]])));
         halves.flat_map(f32::to_le_bytes).collect()
     };
+
     let wide: Tensors = tensors()
         .into_iter()
         .map(|(name, (_, shape, bytes))| (name, (Dtype::F32, shape, to_f32(&bytes))))
         .collect();
-    // F32 of F16 values goes through f16 again, unchanged.
+
+    // Loading rounds to f16, which changes no value that came from f16.
     assert_eq!(logits_of(&load_tensors(&wide).unwrap()), expected);
 }
 
-/// An f16 as f32 by its bits (only finite values are met here).
+/// The f32 value of an f16, from its bits. Finite values only.
 fn f16_from_bits(bits: u16) -> f32 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    let exponent = i32::from(bits >> 10 & 31);
+    let mantissa = f32::from(bits & 1023);
     match exponent {
         0 => sign * mantissa * 2f32.powi(-24),
         _ => sign * (1.0 + mantissa / 1024.0) * 2f32.powi(exponent - 15),
@@ -201,7 +207,7 @@ fn missing_and_misshapen_tensors_are_named() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_named() {
+fn nan_weights_are_named() {
     let mut tensors = tensors();
     let bytes = &mut tensors
         .get_mut("transformer.h.1.attn.c_proj.weight")
@@ -218,7 +224,7 @@ fn weights_that_are_not_numbers_are_named() {
 }
 
 #[test]
-fn truncated_and_lying_files_are_refused() {
+fn truncated_files_and_false_headers_are_rejected() {
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
@@ -230,9 +236,11 @@ fn truncated_and_lying_files_are_refused() {
             "{error}"
         );
     };
+
     for length in [0, 4, 8, 100, 5000, bytes.len() / 2, bytes.len() - 1] {
         check(&bytes[..length]);
     }
+
     let mut longer = bytes.clone();
     longer.push(0);
     check(&longer);
@@ -241,6 +249,7 @@ fn truncated_and_lying_files_are_refused() {
         lying[..8].copy_from_slice(&length.to_le_bytes());
         check(&lying);
     }
+
     for header in [
         r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,4]}}"#,
         r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
@@ -255,7 +264,7 @@ fn truncated_and_lying_files_are_refused() {
 }
 
 #[test]
-fn broken_pickles_are_refused() {
+fn broken_pickles_are_rejected() {
     let bytes = std::fs::read(golden("models/gpt2_bin/pytorch_model.bin")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("pytorch_model.bin");
@@ -286,21 +295,23 @@ fn headers_alone_give_the_tree_of_the_loaded_model() {
     let (planned, _) = Decoder::plan(&config(), &headers, &LoadOptions::default()).unwrap();
     let loaded = load_tensors(&tensors()).unwrap();
     assert_eq!(planned.describe(), loaded.describe());
+
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
     let error = planned.logits(&ids).unwrap_err();
     assert!(matches!(error, DecoderError::Nn(NnError::NotLoaded)));
     assert!(
         Checkpoint::from_headers([("x", json, 12)]).is_err(),
-        "a header that does not fit its file"
+        "a header that does not match the size of its file"
     );
 }
 
 #[test]
-fn the_skip_list_adds_and_names_are_checked() {
+fn skip_list_names_add_to_the_default_and_are_checked() {
     let options = |names: &[&str]| LoadOptions {
         skip_modules: SkipList::new(names.iter().copied()),
         ..LoadOptions::default()
     };
+
     let (_folder, path) = written(&tensors());
     let kept = load(open(&path).unwrap(), &options(&["h.1", "c_fc"]))
         .unwrap()
@@ -310,27 +321,31 @@ fn the_skip_list_adds_and_names_are_checked() {
         text.contains("(lm_head): Linear(") && text.contains("(c_fc): Conv1D(nf=192, nx=48)"),
         "{text}"
     );
+
     let int8 = kept
         .named_parameters()
         .iter()
         .filter(|p| p.dtype == llm_int8_nn::ParameterDtype::I8)
         .count();
     assert_eq!(int8, 2 * 3, "two blocks with three layers each");
+
     let error = load(open(&path).unwrap(), &options(&["c_fcc"]))
         .unwrap_err()
         .to_string();
     assert!(error.contains("did you mean `c_fc`?"), "{error}");
-    // An empty list crashes transformers on a tied model; here it changes nothing.
+
+    // An empty list crashes transformers on a model with tied embeddings. Here it changes nothing.
     assert!(load(open(&path).unwrap(), &options(&[])).is_ok());
 }
 
 #[test]
-fn unquantised_models_print_as_transformers_prints_them() {
+fn unquantised_models_print_as_in_transformers() {
     let (_folder, path) = written(&tensors());
     let tree = load(open(&path).unwrap(), &unquantised())
         .unwrap()
         .describe();
     assert!(tree.to_string().contains("(c_attn): Conv1D(nf=144, nx=48)"));
+
     let weight = &tree.named_parameters()[4];
     assert_eq!(
         weight.to_string(),
@@ -338,8 +353,64 @@ fn unquantised_models_print_as_transformers_prints_them() {
     );
 }
 
+/// A piece of gpt2's `config.json`, what replaces it, and the error of loading that.
+const IMPOSSIBLE_CONFIGURATIONS: &[(&str, &str, &str)] = &[
+    (
+        "\"n_layer\": 3",
+        "\"n_layer\": 4000000000",
+        "`n_layer` is 4000000000; a whole number from 1",
+    ),
+    (
+        "\"n_layer\": 3",
+        "\"n_layer\": 100000000",
+        "number of layers is 100000000",
+    ),
+    (
+        "\"n_embd\": 48",
+        "\"n_embd\": 99999999",
+        "cannot be divided among 4 heads",
+    ),
+    (
+        "\"n_embd\": 48",
+        "\"n_embd\": 99999996",
+        "hidden size is 99999996",
+    ),
+    (
+        "\"vocab_size\": 256",
+        "\"vocab_size\": 260000000",
+        "has shape",
+    ),
+    (
+        "\"n_positions\": 64",
+        "\"n_positions\": 260000000",
+        "has shape",
+    ),
+    ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
+    (
+        "\"n_head\": 4",
+        "\"n_head\": 0",
+        "`n_head` is 0; a whole number from 1",
+    ),
+    (
+        "\"n_head\": 4",
+        "\"n_head\": 5",
+        "cannot be divided among 5 heads",
+    ),
+    ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
+    (
+        "\"gpt2\"",
+        "\"mamba\"",
+        "model type `mamba` is not supported; supported are bloom, falcon, gemma2",
+    ),
+    (
+        "gelu_new",
+        "gelu_newer",
+        "activation function `gelu_newer` is not known",
+    ),
+];
+
 #[test]
-fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
+fn impossible_configurations_are_rejected_before_allocating() {
     let text = std::fs::read_to_string(golden("models/gpt2/config.json")).unwrap();
     let plan = |from: &str, to: &str| {
         let changed = text.replace(from, to);
@@ -350,63 +421,12 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
             .unwrap_err()
             .to_string()
     };
-    for (from, to, expected) in [
-        (
-            "\"n_layer\": 3",
-            "\"n_layer\": 4000000000",
-            "`n_layer` is 4000000000; a whole number from 1",
-        ),
-        (
-            "\"n_layer\": 3",
-            "\"n_layer\": 100000000",
-            "number of layers is 100000000",
-        ),
-        (
-            "\"n_embd\": 48",
-            "\"n_embd\": 99999999",
-            "cannot be divided among 4 heads",
-        ),
-        (
-            "\"n_embd\": 48",
-            "\"n_embd\": 99999996",
-            "hidden size is 99999996",
-        ),
-        (
-            "\"vocab_size\": 256",
-            "\"vocab_size\": 260000000",
-            "has shape",
-        ),
-        (
-            "\"n_positions\": 64",
-            "\"n_positions\": 260000000",
-            "has shape",
-        ),
-        ("\"n_embd\": 48", "\"n_embd\": -1", "`n_embd` is -1"),
-        (
-            "\"n_head\": 4",
-            "\"n_head\": 0",
-            "`n_head` is 0; a whole number from 1",
-        ),
-        (
-            "\"n_head\": 4",
-            "\"n_head\": 5",
-            "cannot be divided among 5 heads",
-        ),
-        ("\"n_head\": 4", "\"n_head\": null", "`n_head` is null"),
-        (
-            "\"gpt2\"",
-            "\"mamba\"",
-            "model type `mamba` is not supported; supported are bloom, falcon, gemma2",
-        ),
-        (
-            "gelu_new",
-            "gelu_newer",
-            "activation function `gelu_newer` is not known",
-        ),
-    ] {
+
+    for (from, to, expected) in IMPOSSIBLE_CONFIGURATIONS {
         let error = plan(from, to);
         assert!(error.contains(expected), "{error}");
     }
+
     assert!(
         ModelConfig::parse(b"[1]")
             .unwrap_err()
@@ -417,13 +437,13 @@ fn configurations_of_no_model_are_refused_before_anything_is_allocated() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
-    /// Whatever is done to a file, reading it gives tensors or an error.
+    /// A file with any byte changed gives a model or an error.
     #[test]
-    fn damaged_bytes_never_panic(place in 0usize..9000, byte in proptest::num::u8::ANY, bin in proptest::bool::ANY) {
+    fn damaged_bytes_never_panic(offset in 0usize..9000, byte in proptest::num::u8::ANY, bin in proptest::bool::ANY) {
         let name = if bin { "models/gpt2_bin/pytorch_model.bin" } else { "models/gpt2/model.safetensors" };
         let mut bytes = std::fs::read(golden(name)).unwrap();
-        let place = place % bytes.len();
-        bytes[place] = byte;
+        let offset = offset % bytes.len();
+        bytes[offset] = byte;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("damaged");
         std::fs::write(&path, bytes).unwrap();

@@ -1,11 +1,11 @@
-//! The program, as a user runs it: texts it writes, ways of loading a model, exit codes.
+//! The program as a user runs it: its output, the ways to load a model, exit codes.
 
 use crate::support::llm_int8 as run;
 use crate::support::{failure, golden, gpt2, stderr, stdout};
 use tempfile::TempDir;
 
 #[test]
-fn the_built_in_model_writes_text_and_reports_on_standard_error() {
+fn the_built_in_model_writes_text_to_stdout_and_a_report_to_stderr() {
     let output = run(&[
         "run",
         "tiny-gpt2",
@@ -16,6 +16,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
     ]);
     let text = stdout(&output);
     assert!(text.trim().len() > 10 && text.ends_with('\n'), "{text:?}");
+
     let report = stderr(&output);
     for part in [
         "device:  cpu",
@@ -29,6 +30,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
     ] {
         assert!(report.contains(part), "{part} is missing in {report}");
     }
+
     let quiet = run(&[
         "run",
         "tiny-gpt2",
@@ -42,7 +44,7 @@ fn the_built_in_model_writes_text_and_reports_on_standard_error() {
 }
 
 #[test]
-fn a_seed_gives_the_same_text_and_another_one_another() {
+fn the_same_seed_repeats_the_text_and_another_seed_changes_it() {
     let draw = |seed: &str| {
         stdout(&run(&[
             "run",
@@ -60,8 +62,10 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
             "-q",
         ]))
     };
+
     assert_eq!(draw("1"), draw("1"));
     assert_ne!(draw("1"), draw("2"));
+
     let greedy = |more: &[&str]| {
         stdout(&run(&[
             &["run", "tiny-gpt2", "-p", "ROMEO:", "-n", "8", "-q"],
@@ -69,11 +73,12 @@ fn a_seed_gives_the_same_text_and_another_one_another() {
         ]
         .concat()))
     };
+
     assert_eq!(greedy(&["-t", "0"]), greedy(&["--greedy"]));
 }
 
 #[test]
-fn token_ids_go_in_and_come_out_without_a_tokenizer() {
+fn a_model_without_a_tokenizer_reads_and_prints_token_ids() {
     let text = stdout(&run(&[
         "run",
         &gpt2(),
@@ -90,12 +95,14 @@ fn token_ids_go_in_and_come_out_without_a_tokenizer() {
         .map(|id| id.parse().unwrap())
         .collect();
     assert_eq!(ids.len(), 5);
+
     let (code, error) = failure(&["run", &gpt2(), "--prompt", "x"]);
     assert_eq!(code, 1);
     assert!(
         error.contains("has no tokenizer") && error.contains("--token-ids"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "run",
         &gpt2(),
@@ -111,9 +118,9 @@ fn token_ids_go_in_and_come_out_without_a_tokenizer() {
     );
 }
 
-/// A model can be looked at and run on ids whatever its tokenizer is.
+/// A model can be inspected and run on token ids even if its tokenizer is broken.
 #[test]
-fn a_broken_tokenizer_hurts_only_those_who_need_it() {
+fn a_broken_tokenizer_fails_only_commands_that_need_it() {
     let folder = TempDir::new().unwrap();
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden("models/gpt2").join(name), folder.path().join(name)).unwrap();
@@ -136,7 +143,7 @@ fn a_broken_tokenizer_hurts_only_those_who_need_it() {
 }
 
 #[test]
-fn stop_strings_and_the_context_are_respected() {
+fn stop_strings_and_the_context_length_are_respected() {
     let all = stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -162,16 +169,19 @@ fn stop_strings_and_the_context_are_respected() {
         stopped.trim_end_matches('\n'),
         &all[..all.find(stop).unwrap()]
     );
+
     let (code, error) = failure(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "600"]);
     assert!(
         code == 1 && error.contains("the model has 512 positions") && error.contains("--truncate"),
         "{error}"
     );
+
     let long = "word ".repeat(600);
     assert_eq!(
         failure(&["run", "tiny-gpt2", "-p", &long, "-n", "4", "-q"]).0,
         1
     );
+
     stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -185,7 +195,7 @@ fn stop_strings_and_the_context_are_respected() {
 }
 
 #[test]
-fn every_way_of_loading_works_and_settings_change_the_numbers() {
+fn loading_options_work_and_change_the_logits_where_they_should() {
     let logits = |more: &[&str]| -> Vec<f32> {
         let folder = TempDir::new().unwrap();
         let out = folder.path().join("out.safetensors").display().to_string();
@@ -200,10 +210,12 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             1,
-            "nothing half-written is left"
+            "only the output file is there"
         );
+
         tensors["logits"].flatten_all().unwrap().to_vec1().unwrap()
     };
+
     let default = logits(&[]);
     for more in [
         &["--no-quantize"][..],
@@ -216,7 +228,8 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
     ] {
         assert_ne!(logits(more), default, "{more:?}");
     }
-    // The checkpoint is f16, and so is what auto and the default store.
+
+    // The checkpoint is f16. The default and `auto` both keep that dtype.
     for same in [
         &["--dtype", "auto"][..],
         &["--threads", "1"],
@@ -227,7 +240,7 @@ fn every_way_of_loading_works_and_settings_change_the_numbers() {
 }
 
 #[test]
-fn wrong_use_is_2_and_says_what_is_right() {
+fn usage_errors_exit_with_2_and_say_what_is_expected() {
     for (arguments, expected) in [
         (&["run", "tiny-gpt2"][..], "--prompt"),
         (
@@ -248,7 +261,7 @@ fn wrong_use_is_2_and_says_what_is_right() {
         ),
         (
             &["inspect", "tiny-gpt2", "--device", "gpu"],
-            "cuda or cuda:N was expected",
+            "cuda or cuda:N",
         ),
         (
             &["inspect", "tiny-gpt2", "--skip-modules", "c_atn"],
@@ -265,10 +278,11 @@ fn wrong_use_is_2_and_says_what_is_right() {
 }
 
 #[test]
-fn failures_are_1_and_one_sentence() {
+fn failures_exit_with_1_and_one_error_line() {
     let empty = TempDir::new().unwrap();
     let no_config = empty.path().display().to_string();
     std::fs::write(empty.path().join("notes.txt"), "x").unwrap();
+
     let truncated = TempDir::new().unwrap();
     let bytes = std::fs::read(golden("models/gpt2/model.safetensors")).unwrap();
     std::fs::write(
@@ -281,6 +295,7 @@ fn failures_are_1_and_one_sentence() {
         truncated.path().join("config.json"),
     )
     .unwrap();
+
     for (name, expected) in [
         ("gpt2-large", "127.0.0.1 cannot be reached"),
         ("gpt2-large", "Models that need no network: tiny-gpt2"),
@@ -306,11 +321,16 @@ fn failures_are_1_and_one_sentence() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn offline_mode_and_unwritable_output_are_named() {
     let (code, error) = failure(&["inspect", "gpt2-large", "--offline"]);
     assert!(
         code == 1 && error.contains("is not in the cache") && error.contains("offline mode is on"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "logits",
         "tiny-gpt2",
@@ -326,7 +346,7 @@ fn failures_are_1_and_one_sentence() {
 }
 
 #[test]
-fn drafts_are_counted_and_need_outliers_by_row() {
+fn drafts_keep_the_text_are_counted_and_need_per_row_outliers() {
     let prompt = "the king said unto him, the king said unto them, the king said unto";
     let arguments = [
         "run",
@@ -341,13 +361,14 @@ fn drafts_are_counted_and_need_outliers_by_row() {
     let drafted = run(&[&arguments[..], &["--speculate", "6"]].concat());
     assert_eq!(stdout(&plain), stdout(&drafted));
     assert!(stderr(&drafted).contains("drafts:  ") && !stderr(&plain).contains("drafts:  "));
+
     let (code, text) = failure(&["run", "tiny-gpt2", "--prompt", "a", "--speculate", "6"]);
     assert_eq!(code, 2);
     assert!(text.contains("--outliers row"), "{text}");
 }
 
 #[test]
-fn prompts_of_a_file_give_an_object_a_line() {
+fn a_prompts_file_gives_one_json_object_per_prompt() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("prompts.txt");
     std::fs::write(&file, "And it came\n\nROMEO:\n").unwrap();
@@ -360,6 +381,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert_eq!(lines.len(), 2);
+
     for (line, prompt) in lines.iter().zip(["And it came", "ROMEO:"]) {
         assert_eq!(line["prompt"], prompt);
         let alone = stdout(&with(&["--prompt", prompt]));
@@ -369,6 +391,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         );
         assert_eq!(line["token_ids"].as_array().unwrap().len(), 8);
     }
+
     assert!(
         stderr(&output).contains("2 prompts, 2 at once: 16 new tokens"),
         "{}",
@@ -378,6 +401,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
         stdout(&with(&["--prompts-file", &file, "--speculate", "3"])),
         stdout(&output)
     );
+
     let empty = folder.path().join("empty.txt").display().to_string();
     std::fs::write(&empty, "\n").unwrap();
     assert_eq!(
@@ -403,7 +427,7 @@ fn prompts_of_a_file_give_an_object_a_line() {
 }
 
 #[test]
-fn an_int8_head_runs_and_is_not_saved() {
+fn an_int8_head_runs_but_cannot_be_saved() {
     let text = stdout(&run(&["inspect", "tiny-gpt2", "--quantize-head"]));
     assert!(text.contains("Embedding8bit(4096, 256)"), "{text}");
     assert_eq!(
@@ -415,6 +439,7 @@ fn an_int8_head_runs_and_is_not_saved() {
             "--headers-only"
         ]))
     );
+
     let text = stdout(&run(&[
         "run",
         "tiny-gpt2",
@@ -425,6 +450,7 @@ fn an_int8_head_runs_and_is_not_saved() {
         "4",
     ]));
     assert!(text.len() > 4);
+
     let (code, text) = failure(&[
         "quantize",
         "tiny-gpt2",
@@ -451,9 +477,10 @@ fn an_int8_head_runs_and_is_not_saved() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_written() {
+fn shell_completions_and_man_pages_are_written() {
     let text = stdout(&run(&["completions", "bash"]));
     assert!(text.contains("complete -F") && text.contains("--outlier-weights"));
+
     let folder = TempDir::new().unwrap();
     stdout(&run(&["man", folder.path().to_str().unwrap()]));
     let page = std::fs::read_to_string(folder.path().join("llm-int8-run.1")).unwrap();

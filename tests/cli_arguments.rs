@@ -1,5 +1,5 @@
-//! Arguments that are not what the program expects: it says what to give instead, before it does
-//! any work.
+//! Arguments that the program does not accept: it says what to give instead, before it does any
+//! work.
 
 use crate::support::{failure, golden, llm_int8};
 use std::path::Path;
@@ -12,10 +12,11 @@ fn stdout(arguments: &[&str]) -> String {
         "{arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A folder with gpt2 in a folder `model` of its own.
+/// A folder whose subfolder `model` holds gpt2.
 fn parent_of_gpt2() -> TempDir {
     let parent = TempDir::new().unwrap();
     let folder = parent.path().join("model");
@@ -23,11 +24,12 @@ fn parent_of_gpt2() -> TempDir {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden("models/gpt2").join(name), folder.join(name)).unwrap();
     }
+
     parent
 }
 
 #[test]
-fn a_path_that_is_no_models_folder_gets_a_hint() {
+fn a_path_that_is_not_a_model_folder_gets_a_hint() {
     let parent = parent_of_gpt2();
     let at = |name: &str| parent.path().join(name).display().to_string();
     std::fs::write(parent.path().join("model.pth"), "").unwrap();
@@ -77,16 +79,18 @@ fn a_path_that_is_no_models_folder_gets_a_hint() {
             assert_eq!(error.trim_end().lines().count(), 1, "{error}");
         }
     }
+
     stdout(&["inspect", &folder]);
 }
 
 #[test]
-fn an_address_of_the_hub_is_a_name() {
+fn a_hub_url_is_accepted_as_a_model_name() {
     let (code, error) = failure(&["inspect", "https://huggingface.co/org/name/tree/v1"]);
     assert!(
         code == 1 && error.contains("127.0.0.1 cannot be reached"),
         "{error}"
     );
+
     let (code, error) = failure(&[
         "inspect",
         "--offline",
@@ -96,7 +100,8 @@ fn an_address_of_the_hub_is_a_name() {
         code == 1 && error.contains("org/name is not in the cache"),
         "{error}"
     );
-    for (address, words) in [
+
+    for (url, words) in [
         (
             "https://huggingface.co/org/name/blob/main/model.safetensors",
             "give org/name@main",
@@ -108,15 +113,16 @@ fn an_address_of_the_hub_is_a_name() {
         ("https://huggingface.co/datasets/org/name", "are no models"),
         ("https://mirror.example/org/name", "HF_ENDPOINT"),
     ] {
-        let (code, error) = failure(&["run", address, "--prompt", "x"]);
+        let (code, error) = failure(&["run", url, "--prompt", "x"]);
         assert!(code == 2 && error.contains(words), "{error}");
     }
 }
 
 #[test]
-fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
+fn built_in_models_and_local_paths_cannot_be_pulled() {
     let (code, error) = failure(&["pull", "tiny-gpt2"]);
     assert!(code == 2 && error.contains("built in"), "{error}");
+
     let (code, error) = failure(&["pull", "some.gguf"]);
     assert!(
         code == 2 && error.contains("some.gguf is a path"),
@@ -124,9 +130,10 @@ fn a_model_that_is_built_in_or_on_disk_is_not_pulled() {
     );
 }
 
-/// A copy holds every small file, so that transformers reads the same tokens and templates from it.
+/// A quantised copy includes every small file, so that transformers finds the same tokenizer and
+/// chat templates in it.
 #[test]
-fn a_saved_copy_has_every_small_file() {
+fn a_saved_copy_includes_every_small_file() {
     let parent = parent_of_gpt2();
     let folder = parent.path().join("model");
     let small = [
@@ -162,6 +169,7 @@ fn a_saved_copy_has_every_small_file() {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert_eq!(read(&copy), read(&folder), "{name}");
     }
+
     let names = |folder: &Path| {
         let entries = std::fs::read_dir(folder).unwrap().flatten();
         let mut names: Vec<String> = entries
@@ -170,6 +178,7 @@ fn a_saved_copy_has_every_small_file() {
         names.sort();
         names
     };
+
     assert_eq!(
         names(&copy.join("additional_chat_templates")),
         ["rag.jinja"]
@@ -181,171 +190,158 @@ fn a_saved_copy_has_every_small_file() {
     );
 }
 
+/// The largest u64.
+const HUGE: &str = "18446744073709551615";
+
+/// Arguments, and what the error says about the allowed range.
+const OUT_OF_RANGE: &[(&[&str], &str)] = &[
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "1025"],
+        "1025 is not in 1..=1024",
+    ),
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "65535"],
+        "is not in 1..=1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "--threads",
+            "99999999999",
+        ],
+        "is not in 1..=1024",
+    ),
+    (
+        &["run", "/nowhere", "--prompt", "x", "--threads", "0"],
+        "is not in 1..=1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompts-file",
+            "x",
+            "--batch-size",
+            HUGE,
+        ],
+        "from 1 to 65536",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "--speculate",
+            HUGE,
+            "--outliers",
+            "row",
+        ],
+        "from 0 to 1024",
+    ),
+    (
+        &[
+            "run",
+            "/nowhere",
+            "--prompt",
+            "x",
+            "-n",
+            "99999999999999999999",
+        ],
+        "too large",
+    ),
+    (
+        &["bench", "/nowhere", "--contexts", HUGE],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--contexts", "8,0"],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--prompts", HUGE],
+        "from 1 to 16777216",
+    ),
+    (
+        &["bench", "/nowhere", "--batch-sizes", HUGE],
+        "from 1 to 65536",
+    ),
+    (&["bench", "/nowhere", "--runs", HUGE], "from 1 to 10000"),
+    (&["bench", "/nowhere", "--runs", "0"], "from 1 to 10000"),
+    (&["bench", "/nowhere", "-n", HUGE], "from 2 to 16777216"),
+    (&["bench", "/nowhere", "-n", "1"], "from 2 to 16777216"),
+    (
+        &["bench", "/nowhere", "--speculate", HUGE],
+        "from 0 to 1024",
+    ),
+    (
+        &["bench", "-", "--linear", "64x64", "--rows", HUGE],
+        "from 1 to 1048576",
+    ),
+    (
+        &["bench", "-", "--linear", "9999999999x1"],
+        "sizes from 1 to 1048576",
+    ),
+    (
+        &["bench", "-", "--linear", "1048576x1048576"],
+        "at most 4294967296 weights",
+    ),
+    (
+        &[
+            "quantize",
+            "/nowhere",
+            "-o",
+            "/tmp/never",
+            "--max-shard-size",
+            "99999999999999999999GB",
+        ],
+        "a whole number",
+    ),
+];
+
 #[test]
-fn numbers_beyond_use_are_refused_before_loading() {
-    let huge = "18446744073709551615";
-    for (arguments, words) in [
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "1025"][..],
-            "1025 is not in 1..=1024",
-        ),
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "65535"],
-            "is not in 1..=1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "--threads",
-                "99999999999",
-            ],
-            "is not in 1..=1024",
-        ),
-        (
-            &["run", "/nowhere", "--prompt", "x", "--threads", "0"],
-            "is not in 1..=1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompts-file",
-                "x",
-                "--batch-size",
-                huge,
-            ],
-            "from 1 to 65536",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "--speculate",
-                huge,
-                "--outliers",
-                "row",
-            ],
-            "from 0 to 1024",
-        ),
-        (
-            &[
-                "run",
-                "/nowhere",
-                "--prompt",
-                "x",
-                "-n",
-                "99999999999999999999",
-            ],
-            "too large",
-        ),
-        (
-            &["bench", "/nowhere", "--contexts", huge],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--contexts", "8,0"],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--prompts", huge],
-            "from 1 to 16777216",
-        ),
-        (
-            &["bench", "/nowhere", "--batch-sizes", huge],
-            "from 1 to 65536",
-        ),
-        (&["bench", "/nowhere", "--runs", huge], "from 1 to 10000"),
-        (&["bench", "/nowhere", "--runs", "0"], "from 1 to 10000"),
-        (&["bench", "/nowhere", "-n", huge], "from 2 to 16777216"),
-        (&["bench", "/nowhere", "-n", "1"], "from 2 to 16777216"),
-        (
-            &["bench", "/nowhere", "--speculate", huge],
-            "from 0 to 1024",
-        ),
-        (
-            &["bench", "-", "--linear", "64x64", "--rows", huge],
-            "from 1 to 1048576",
-        ),
-        (
-            &["bench", "-", "--linear", "9999999999x1"],
-            "sizes from 1 to 1048576",
-        ),
-        (
-            &["bench", "-", "--linear", "1048576x1048576"],
-            "at most 4294967296 weights",
-        ),
-        (
-            &[
-                "quantize",
-                "/nowhere",
-                "-o",
-                "/tmp/never",
-                "--max-shard-size",
-                "99999999999999999999GB",
-            ],
-            "a whole number",
-        ),
-    ] {
+fn out_of_range_numbers_are_rejected_before_loading() {
+    for (arguments, words) in OUT_OF_RANGE {
         let (code, error) = failure(arguments);
         assert_eq!(code, 2, "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
 }
 
-/// As large as an option takes them, and still nothing panics, aborts or fills memory.
+/// The largest values that sampling options take must not panic, abort or exhaust memory.
 #[test]
-fn large_numbers_that_mean_something_do_no_harm() {
-    let huge = "18446744073709551615";
+fn the_largest_generation_options_do_no_harm() {
     let prompt = ["run", "tiny-gpt2", "--prompt", "And it came to pass", "-q"];
-    let with = |more: &[&'static str]| [&prompt[..], more].concat();
-    let text = stdout(&with(&["-n", "8", "-t", "1"]));
-    assert_eq!(
-        stdout(&with(&[
-            "-n",
-            "8",
-            "-t",
-            "1",
-            "--top-k",
-            "18446744073709551615"
-        ])),
-        stdout(&with(&["-n", "8", "-t", "1", "--top-k", "0"]))
-    );
-    assert_eq!(
-        stdout(&with(&["-n", "8", "-t", "1", "--threads", "16"])),
-        text
-    );
-    assert!(
-        !stdout(&with(&[
-            "-n",
-            "8",
-            "--seed",
-            "18446744073709551615",
-            "-t",
-            "1"
-        ]))
-        .is_empty()
-    );
-    for more in [&["-n", huge][..], &["-n", huge, "--truncate"]] {
+    let with = |more: &[&'static str]| stdout(&[&prompt[..], more].concat());
+    let sample = |more: &[&'static str]| with(&[&["-n", "8", "-t", "1"], more].concat());
+    assert_eq!(sample(&["--top-k", HUGE]), sample(&["--top-k", "0"]));
+    assert_eq!(sample(&["--threads", "16"]), sample(&[]));
+    assert!(!sample(&["--seed", HUGE]).is_empty());
+
+    for more in [&["-n", HUGE][..], &["-n", HUGE, "--truncate"]] {
         let (code, error) = failure(&[&prompt[..], more].concat());
         assert!(
             code == 1 && error.contains("the model has 512 positions"),
             "{error}"
         );
     }
-    let drafted = with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]);
-    assert_eq!(
-        stdout(&drafted),
-        stdout(&with(&["-n", "40", "--outliers", "row"]))
-    );
 
+    assert_eq!(
+        with(&["-n", "40", "--speculate", "1024", "--outliers", "row"]),
+        with(&["-n", "40", "--outliers", "row"])
+    );
+}
+
+/// The same for batches, windows, shards and memory limits.
+#[test]
+fn the_largest_sizes_do_no_harm() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("text.txt").display().to_string();
     std::fs::write(&file, "And it came to pass\nin those days\n").unwrap();
+
     let batch = [
         "run",
         "tiny-gpt2",
@@ -358,14 +354,17 @@ fn large_numbers_that_mean_something_do_no_harm() {
         "-q",
     ];
     assert_eq!(stdout(&batch).lines().count(), 2);
-    for more in [["--window", huge], ["--stride", huge]] {
+
+    for more in [["--window", HUGE], ["--stride", HUGE]] {
         let (_, error) = failure(&[&["eval", "tiny-gpt2", "--text", &file], &more[..]].concat());
-        assert!(error.contains(&format!("is {huge}; it must be")), "{error}");
+        assert!(error.contains(&format!("is {HUGE}; it must be")), "{error}");
     }
+
     assert!(
-        stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", huge])
+        stdout(&["eval", "tiny-gpt2", "--text", &file, "--max-tokens", HUGE])
             .contains("perplexity")
     );
+
     let copy = folder.path().join("copy").display().to_string();
     stdout(&[
         "quantize",
@@ -373,10 +372,11 @@ fn large_numbers_that_mean_something_do_no_harm() {
         "-o",
         &copy,
         "--max-shard-size",
-        "18446744073709551615",
+        HUGE,
     ]);
     stdout(&["inspect", &copy]);
-    let limits = format!("cpu={huge},0={huge}");
+
+    let limits = format!("cpu={HUGE},0={HUGE}");
     stdout(&[
         "inspect",
         "tiny-gpt2",
@@ -389,9 +389,9 @@ fn large_numbers_that_mean_something_do_no_harm() {
     ]);
 }
 
-/// Line breaks and all, in one argument.
+/// The tensor as printed, line breaks included, is one argument.
 #[test]
-fn a_tensor_is_pasted_as_torch_prints_it() {
+fn a_tensor_can_be_pasted_as_torch_prints_it() {
     let tensor = "tensor([[ 3.0000e-05, -2.0000e-05],\n        [ 1.0000e-05,  0.0000e+00]], grad_fn=<MulBackward0>)";
     let json = |arguments: &[&str]| -> serde_json::Value {
         let output = llm_int8(&[&["affine", "--json"], arguments].concat());
@@ -402,10 +402,12 @@ fn a_tensor_is_pasted_as_torch_prints_it() {
         );
         serde_json::from_slice(&output.stdout).unwrap()
     };
+
     let pasted = json(&[tensor, "--per-channel", "0"]);
     assert_eq!(pasted["shape"], serde_json::json!([2, 2]));
     assert_eq!(pasted["results"][2]["scheme"], "per_channel_affine");
     assert_eq!(pasted["results"][2]["scale"].as_array().unwrap().len(), 2);
+
     let typed = json(&["3e-05", "-2e-05", "1e-05", "-0.0"]);
     assert_eq!(typed["results"][0]["codes"], pasted["results"][0]["codes"]);
     assert_eq!(

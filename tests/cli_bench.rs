@@ -1,9 +1,9 @@
-//! `llm-int8 bench`: what it measures, and what it leaves out or refuses.
+//! `llm-int8 bench`: what it measures, skips and rejects.
 
 use crate::support::{failure, llm_int8, stdout};
 
 #[test]
-fn bench_measures_what_is_asked_for() {
+fn bench_measures_what_is_requested() {
     let few = [
         "bench",
         "tiny-gpt2",
@@ -23,6 +23,7 @@ fn bench_measures_what_is_asked_for() {
         (&report["model"], &report["decode"][0]["context"]),
         (&"tiny-gpt2".into(), &8.into())
     );
+
     for figure in [
         &report["decode"][0]["tokens_per_second"],
         &report["decode"][0]["bytes_per_token"],
@@ -34,6 +35,7 @@ fn bench_measures_what_is_asked_for() {
     ] {
         assert!(figure.as_f64().unwrap() > 0.0, "{report}");
     }
+
     let text = stdout(&llm_int8(&few));
     assert!(
         text.contains("decode after") && text.contains("prompt of"),
@@ -42,7 +44,7 @@ fn bench_measures_what_is_asked_for() {
 }
 
 #[test]
-fn bench_leaves_out_what_the_model_has_no_positions_for() {
+fn bench_skips_lengths_beyond_the_context_of_the_model() {
     let short = ["--runs", "1", "-n", "2", "--json"];
     let output = llm_int8(
         &[
@@ -59,6 +61,7 @@ fn bench_leaves_out_what_the_model_has_no_positions_for() {
         ) && error.contains("left out: --prompts 512 and 1 new tokens"),
         "{error}"
     );
+
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let lengths = |key: &str, name: &str| -> Vec<u64> {
         report[key]
@@ -68,6 +71,7 @@ fn bench_leaves_out_what_the_model_has_no_positions_for() {
             .map(|rate| rate[name].as_u64().unwrap())
             .collect()
     };
+
     assert_eq!(
         (lengths("decode", "context"), lengths("prefill", "tokens")),
         (vec![8], vec![16, 128])
@@ -75,7 +79,7 @@ fn bench_leaves_out_what_the_model_has_no_positions_for() {
 }
 
 #[test]
-fn bench_refuses_at_once_what_it_can_not_measure() {
+fn bench_rejects_what_it_cannot_measure_before_measuring() {
     for (more, words) in [
         (
             &["--contexts", "4000"][..],
@@ -111,6 +115,7 @@ fn bench_refuses_at_once_what_it_can_not_measure() {
         assert!(code == 2 && error.contains(words), "{more:?}: {error}");
         assert!(!error.contains("measuring"), "{error}");
     }
+
     let (code, error) = failure(&["bench", "-", "--linear", "65536x65536", "--rows", "1048576"]);
     assert!(
         code == 2 && error.contains("GB for 1048576 rows") && error.contains("more than is free"),

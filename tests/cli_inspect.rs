@@ -1,4 +1,4 @@
-//! `llm-int8 inspect`: trees, parameters and footprints as transformers has them.
+//! `llm-int8 inspect`: trees, parameters and footprints match transformers'.
 
 use crate::support::llm_int8 as run;
 use crate::support::{golden, golden_text, gpt2, stdout};
@@ -21,7 +21,7 @@ fn inspect_prints_tree_parameters_and_footprint() {
     );
 }
 
-/// The checkpoint is 3.2 GB; its header says the same in a few kilobytes.
+/// The checkpoint is 3.2 GB, but `--headers-only` needs no more than its header.
 #[test]
 fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     let folder = TempDir::new().unwrap();
@@ -30,8 +30,9 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
         folder.path().join("config.json"),
     )
     .unwrap();
-    let length = gpt2_large_headers(&folder.path().join("model.safetensors"));
+    let length = write_gpt2_large_header(&folder.path().join("model.safetensors"));
     assert_eq!(length, 3_247_115_264);
+
     let name = folder.path().display().to_string();
     let text = stdout(&run(&["inspect", &name, "--params", "--headers-only"]));
     let rest = text
@@ -42,11 +43,13 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
         .filter(|line| line.contains(" torch."))
         .collect();
     assert_eq!(parameters.len(), 436);
+
     let int8: Vec<&&str> = parameters
         .iter()
         .filter(|line| line.contains("torch.int8"))
         .collect();
     assert_eq!(int8.len(), 4 * 36);
+
     let projections = [
         "attn.c_attn.weight",
         "attn.c_proj.weight",
@@ -70,37 +73,42 @@ fn inspect_of_gpt2_large_prints_what_transformers_prints() {
     );
 }
 
-/// Writes a sparse file with the header of gpt2-large as the hub has it; returns the bytes of its
-/// tensors.
-fn gpt2_large_headers(path: &Path) -> u64 {
-    let (layers, c, v, p) = (36u64, 1280u64, 50257u64, 1024u64);
+/// Writes a sparse safetensors file with the header of gpt2-large on the hub. Returns the size of
+/// its tensors in bytes.
+fn write_gpt2_large_header(path: &Path) -> u64 {
+    let layers = 36u64;
+    let hidden = 1280u64;
+    let vocabulary = 50257u64;
+    let positions = 1024u64;
     let mut tensors = vec![
-        ("wte.weight".to_owned(), vec![v, c]),
-        ("wpe.weight".to_owned(), vec![p, c]),
+        ("wte.weight".to_owned(), vec![vocabulary, hidden]),
+        ("wpe.weight".to_owned(), vec![positions, hidden]),
     ];
+
     for layer in 0..layers {
         let shapes: [(&str, Vec<u64>); 13] = [
-            ("ln_1.weight", vec![c]),
-            ("ln_1.bias", vec![c]),
-            ("attn.bias", vec![1, 1, p, p]),
-            ("attn.c_attn.weight", vec![c, 3 * c]),
-            ("attn.c_attn.bias", vec![3 * c]),
-            ("attn.c_proj.weight", vec![c, c]),
-            ("attn.c_proj.bias", vec![c]),
-            ("ln_2.weight", vec![c]),
-            ("ln_2.bias", vec![c]),
-            ("mlp.c_fc.weight", vec![c, 4 * c]),
-            ("mlp.c_fc.bias", vec![4 * c]),
-            ("mlp.c_proj.weight", vec![4 * c, c]),
-            ("mlp.c_proj.bias", vec![c]),
+            ("ln_1.weight", vec![hidden]),
+            ("ln_1.bias", vec![hidden]),
+            ("attn.bias", vec![1, 1, positions, positions]),
+            ("attn.c_attn.weight", vec![hidden, 3 * hidden]),
+            ("attn.c_attn.bias", vec![3 * hidden]),
+            ("attn.c_proj.weight", vec![hidden, hidden]),
+            ("attn.c_proj.bias", vec![hidden]),
+            ("ln_2.weight", vec![hidden]),
+            ("ln_2.bias", vec![hidden]),
+            ("mlp.c_fc.weight", vec![hidden, 4 * hidden]),
+            ("mlp.c_fc.bias", vec![4 * hidden]),
+            ("mlp.c_proj.weight", vec![4 * hidden, hidden]),
+            ("mlp.c_proj.bias", vec![hidden]),
         ];
         tensors.extend(shapes.map(|(name, shape)| (format!("h.{layer}.{name}"), shape)));
     }
     tensors.extend([
-        ("ln_f.weight".to_owned(), vec![c]),
-        ("ln_f.bias".to_owned(), vec![c]),
+        ("ln_f.weight".to_owned(), vec![hidden]),
+        ("ln_f.bias".to_owned(), vec![hidden]),
     ]);
-    let (mut header, mut offset) = (serde_json::Map::new(), 0u64);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0u64;
     for (name, shape) in tensors {
         let end = offset + 4 * shape.iter().product::<u64>();
         header.insert(
@@ -109,17 +117,19 @@ fn gpt2_large_headers(path: &Path) -> u64 {
         );
         offset = end;
     }
+
     let json = serde_json::Value::Object(header).to_string();
     let mut start = (json.len() as u64).to_le_bytes().to_vec();
     start.extend(json.as_bytes());
     std::fs::write(path, &start).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     file.set_len(start.len() as u64 + offset).unwrap();
+
     offset
 }
 
 #[test]
-fn inspect_speaks_json() {
+fn inspect_prints_json() {
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&run(&["inspect", &gpt2(), "--json"]))).unwrap();
     assert_eq!(json["footprint"]["transformers"], 129_894);
@@ -127,6 +137,7 @@ fn inspect_speaks_json() {
         format!("{}\n", json["tree"].as_str().unwrap()),
         golden_text("models/gpt2/print.txt")
     );
+
     let parameter = &json["parameters"][4];
     assert_eq!(parameter["name"], "transformer.h.0.attn.c_attn.weight");
     assert_eq!(

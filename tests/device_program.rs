@@ -1,4 +1,4 @@
-//! The program on devices: what it says, and that texts are the same.
+//! The program on devices: what it reports, and that its text is the same as on the CPU.
 
 use crate::support::llm_int8;
 use llm_int8_cuda::testing;
@@ -41,21 +41,25 @@ fn the_program_runs_on_a_device_with_and_without_graphs() {
             "{report}"
         );
         assert!(report.contains(&format!("{name} holds")), "{report}");
+
         let (_, by_launches, _) = on(&["--device", name, "--no-cuda-graph"]);
         assert_eq!(by_graphs, by_launches);
+
         let (_, apart, _) = on(&["--device", name, "--no-cuda-overlap"]);
         assert_eq!(by_graphs, apart);
         assert_eq!(by_graphs, host);
+
         let (_, quiet, _) = on(&["--device", name, "--quiet"]);
         assert_eq!(quiet, host);
     }
 }
 
 #[test]
-fn the_program_runs_over_two_devices_and_the_cpu() {
+fn the_program_spreads_a_model_over_two_devices_and_the_cpu() {
     if !has_emulation() {
         return;
     }
+
     let base = [
         "run",
         "tiny-gpt2",
@@ -77,19 +81,21 @@ fn the_program_runs_over_two_devices_and_the_cpu() {
     ];
     let (code, spread, report) = on(&map);
     assert_eq!(code, Some(0), "{report}");
+
     let (_, host, _) = on(&["--device", "cpu"]);
     assert_eq!(spread, host);
-    for place in [
+
+    for line in [
         "device:  emulated:0",
         "device:  emulated:1",
         "device:  cpu (",
     ] {
-        assert!(report.contains(place), "{report}");
+        assert!(report.contains(line), "{report}");
     }
 }
 
 #[test]
-fn drawn_tokens_are_the_same_on_a_device() {
+fn sampled_tokens_are_the_same_on_a_device() {
     let base = [
         "run",
         "tiny-gpt2",
@@ -101,6 +107,7 @@ fn drawn_tokens_are_the_same_on_a_device() {
         "--print-ids",
         "--ignore-eos",
     ];
+
     for more in [
         &["--temperature", "0.9", "--top-k", "20", "--seed", "5"][..],
         &["--temperature", "0.7", "--top-k", "0", "--top-p", "0.9"],
@@ -114,10 +121,11 @@ fn drawn_tokens_are_the_same_on_a_device() {
 }
 
 #[test]
-fn inspect_tells_what_would_lie_where() {
+fn inspect_shows_what_each_device_would_hold() {
     if !has_emulation() {
         return;
     }
+
     let on = |more: &[&str]| run(&[&["inspect", "tiny-gpt2"][..], more].concat());
     let map = [
         "--device",
@@ -132,28 +140,30 @@ fn inspect_tells_what_would_lie_where() {
     assert_eq!(code, Some(0));
     assert_eq!(loaded, planned);
     assert!(
-        loaded.contains("emulated:0 (the CPU, playing a device): embedding and head"),
+        loaded.contains("emulated:0 (emulated on the CPU): embedding and head"),
         "{loaded}"
     );
+
     let (_, json, _) = on(&[&map[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["devices"][0]["device"], "emulated:0");
+
     let (_, plain, _) = on(&[]);
     assert!(
         !plain.contains("cpu ("),
-        "everything on the CPU needs no telling"
+        "a model on the CPU alone has no placement to show"
     );
 }
 
 #[test]
-fn wrong_devices_are_explained() {
+fn invalid_device_options_are_explained() {
     let on = |more: &[&str]| {
         run(&[&["run", "tiny-gpt2", "--prompt", "x", "-n", "1"][..], more].concat())
     };
     for (arguments, words) in [
         (
             &["--device", "gpu"][..],
-            "auto, cpu, cuda or cuda:N was expected",
+            "expected auto, cpu, cuda or cuda:N",
         ),
         (
             &["--device", "cpu", "--device-map", "auto"],
@@ -161,10 +171,10 @@ fn wrong_devices_are_explained() {
         ),
         (&["--device", "cuda:0,cuda:1"], "--device-map auto"),
         (&["--max-memory", "0=1GB"], "--device-map"),
-        (&["--device", "cpu,cuda"], "cannot stand beside"),
+        (&["--device", "cpu,cuda"], "cannot be combined with"),
         (
             &["--device-map", "auto", "--max-memory", "x=1GB"],
-            "is no device",
+            "is not a device",
         ),
         (
             &[
@@ -182,14 +192,13 @@ fn wrong_devices_are_explained() {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
+
     if has_emulation() {
         let (code, _, error) = on(&["--device", "emulated", "--outlier-weights", "original"]);
         assert_eq!(code, Some(2), "{error}");
-        assert!(
-            error.contains("leave --outlier-weights original away"),
-            "{error}"
-        );
+        assert!(error.contains("omit --outlier-weights original"), "{error}");
     }
+
     if Device::cuda_count() == Ok(0) {
         let (code, _, error) = on(&["--device", "cuda"]);
         assert_eq!(code, Some(1));

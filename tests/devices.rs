@@ -1,5 +1,5 @@
-//! Models on devices: every family against transformers' values and against the CPU, by graphs and
-//! by launches, alone and beside others. Which devices is said by `LLM_INT8_TEST_DEVICE` (see
+//! Models on devices: every family against transformers and against the CPU, by graphs and by
+//! launches, alone and in batches. `LLM_INT8_TEST_DEVICE` chooses the devices (see
 //! [`llm_int8_cuda::testing`]).
 
 use crate::support::devices::{
@@ -16,6 +16,7 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::OutlierScope;
 use std::sync::Arc;
 
+/// A sequence whose last token's logits are requested.
 fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
     SequenceInput {
         ids,
@@ -25,7 +26,7 @@ fn last<'a>(ids: &'a [u32], cache: &'a mut KvCache) -> SequenceInput<'a> {
 }
 
 #[test]
-fn unquantised_logits_are_those_of_transformers() {
+fn unquantised_logits_match_transformers() {
     for device in devices() {
         in_every_folder(|name| {
             let options = options(None, WeightDtype::Float32, on_device(&device));
@@ -40,7 +41,7 @@ fn unquantised_logits_are_those_of_transformers() {
 }
 
 #[test]
-fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
+fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
     for device in devices() {
         in_every_folder(|name| {
             let exact = expected(name, "logits_f32");
@@ -57,35 +58,36 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 }
 
 #[test]
-fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
+fn decoding_matches_the_cpu_with_and_without_graphs() {
     for device in few_devices() {
         in_every_folder(|name| {
-            // Every family in one of both.
+            // Each family runs in one of the two dtypes.
             let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
             let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement));
             let host = step_by_step(&on(Placement::cpu()), &ids, 20);
-            let mut there = on(on_device(&device));
-            let by_graphs = step_by_step(&there, &ids, 20);
-            if there.graph_count() == 0 {
+            let mut model = on(on_device(&device));
+            let by_graphs = step_by_step(&model, &ids, 20);
+            if model.graph_count() == 0 {
                 return Err("no graph was recorded".into());
             }
-            there.set_graphs(false);
-            let by_launches = step_by_step(&there, &ids, 20);
-            drop(there);
+            model.set_graphs(false);
+            let by_launches = step_by_step(&model, &ids, 20);
+            drop(model);
             let overlaps = device.overlaps_kernels();
-            let early = Placement {
+            let other_overlap = Placement {
                 overlaps_kernels: !overlaps,
                 ..on_device(&device)
             };
-            let overlapping = step_by_step(&on(early), &ids, 20);
+            let by_other_overlap = step_by_step(&on(other_overlap), &ids, 20);
             device.set_overlap(overlaps);
-            if by_graphs != by_launches || by_graphs != overlapping {
+            if by_graphs != by_launches || by_graphs != by_other_overlap {
                 return Err(format!(
-                    "graphs or early starts change numbers in {dtype:?}"
+                    "graphs or overlapping kernels change numbers in {dtype:?}"
                 ));
             }
-            // A code beside the other, where a norm's last bit differs.
+
+            // Where the last bit of a norm differs, an int8 code may differ by one.
             for (step, (ours, theirs)) in by_graphs.iter().zip(&host).enumerate() {
                 at_most(
                     &format!("distance at step {step} in {dtype:?}"),
@@ -99,7 +101,7 @@ fn tokens_one_by_one_are_those_of_the_cpu_with_and_without_graphs() {
 }
 
 #[test]
-fn a_text_is_the_same_alone_and_beside_others() {
+fn a_sequence_gives_nearly_the_same_logits_alone_and_in_a_batch() {
     let names = [
         "gpt2",
         "llama",
@@ -107,6 +109,7 @@ fn a_text_is_the_same_alone_and_beside_others() {
         "phi3_longrope",
         "mpt",
     ];
+
     for (device, name) in testing::devices(&[7])
         .iter()
         .flat_map(|device| names.map(|name| (device, name)))
@@ -117,17 +120,17 @@ fn a_text_is_the_same_alone_and_beside_others() {
             &options(Some(OutlierScope::Row), WeightDtype::Float16, placement),
         );
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-        let texts = [&ids[..3], &ids[2..16], &ids[5..10]];
-        let mut together: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
-        let mut alone: Vec<KvCache> = texts.iter().map(|_| model.new_cache()).collect();
+        let sequences = [&ids[..3], &ids[2..16], &ids[5..10]];
+        let mut together: Vec<KvCache> = sequences.iter().map(|_| model.new_cache()).collect();
+        let mut alone: Vec<KvCache> = sequences.iter().map(|_| model.new_cache()).collect();
         for step in 0..4 {
-            let ids: Vec<&[u32]> = texts
+            let ids: Vec<&[u32]> = sequences
                 .iter()
-                .map(|text| {
+                .map(|sequence| {
                     if step == 0 {
-                        text
+                        sequence
                     } else {
-                        &text[step - 1..step]
+                        &sequence[step - 1..step]
                     }
                 })
                 .collect();
@@ -150,13 +153,14 @@ fn a_text_is_the_same_alone_and_beside_others() {
                 );
             }
         }
+
         assert_eq!(together[1].len(), 17);
         assert!(together[1].bytes() > 0);
     }
 }
 
 #[test]
-fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
+fn a_pass_can_return_the_last_logits_of_one_sequence_and_all_of_another() {
     for device in devices() {
         for name in ["gpt2", "llama"] {
             let options = options(
@@ -166,9 +170,12 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
             );
             let model = load(name, &options);
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            let (prompt, first, drafts) = (&ids[..9], &ids[3..8], &ids[8..11]);
+            let prompt = &ids[..9];
+            let first = &ids[3..8];
+            let drafts = &ids[8..11];
             let [mut new, mut old] = [0; 2].map(|_| model.new_cache());
             model.next_logits(first, &mut old).unwrap();
+
             let draft = SequenceInput {
                 ids: drafts,
                 cache: &mut old,
@@ -185,6 +192,7 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
                     .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
             );
             assert_eq!(logits.len(), 4 * model.spec().vocab_size());
+
             for (row, own) in logits.chunks(model.spec().vocab_size()).zip(&alone) {
                 assert!(distance(row, own) < 2e-2, "{name}: {}", distance(row, own));
             }
@@ -193,7 +201,7 @@ fn a_pass_gives_the_last_logits_of_one_sequence_and_all_of_another() {
 }
 
 #[test]
-fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
+fn a_batch_of_eight_gives_the_same_logits_by_graphs_and_by_launches() {
     for device in few_devices() {
         for name in ["gpt2", "llama"] {
             let mut model = load(
@@ -210,7 +218,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                 let mut caches: Vec<KvCache> = (0..8).map(|_| model.new_cache()).collect();
                 let mut all = Vec::new();
                 for step in 0..5 {
-                    // Sequences of different lengths, then one token of each.
+                    // Prompts of different lengths, then one token for each sequence.
                     let ids = (0..8).map(|i| {
                         if step == 0 {
                             &ids[i..2 * i + 3]
@@ -226,6 +234,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
                 }
                 all
             };
+
             let by_graphs = decode(true);
             assert!(by_graphs == decode(false), "{name} on {device:?}");
             assert!(
@@ -237,7 +246,7 @@ fn a_batch_of_eight_is_the_same_by_graphs_and_by_launches() {
 }
 
 #[test]
-fn threads_may_share_a_model() {
+fn threads_can_share_a_model() {
     for device in few_devices() {
         let load = || {
             let placement = on_device(&device);
@@ -246,10 +255,12 @@ fn threads_may_share_a_model() {
                 &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
             )
         };
+
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
         let alone = step_by_step(&load(), &ids, 12);
         let model = &load();
-        // While one records a graph, others allocate, compute and give back.
+
+        // While one thread records a graph, others allocate, compute and free memory.
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| step_by_step(model, &ids, 12)))
@@ -262,10 +273,11 @@ fn threads_may_share_a_model() {
 }
 
 #[test]
-fn a_cache_grows_and_is_cut_without_changing_the_text() {
+fn a_cache_grows_and_shrinks_without_changing_the_logits() {
     for device in few_devices() {
         let placement = on_device(&device);
-        // A model whose cache outgrows the room it begins with.
+
+        // A model whose cache outgrows its initial capacity.
         let config =
             br#"{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 40,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
@@ -281,40 +293,48 @@ fn a_cache_grows_and_is_cut_without_changing_the_text() {
                 .unwrap()
                 .0
         };
-        let (host, there) = (on(Placement::cpu()), on(placement));
+
+        let host = on(Placement::cpu());
+        let model = on(placement);
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 256).collect();
-        let (mut a, mut b) = (host.new_cache(), there.new_cache());
+        let mut host_cache = host.new_cache();
+        let mut cache = model.new_cache();
         for range in [0..250, 250..255, 255..256, 256..257, 257..258, 258..300] {
-            let theirs = host.next_logits(&ids[range.clone()], &mut a).unwrap();
-            let ours = there.next_logits(&ids[range.clone()], &mut b).unwrap();
+            let theirs = host
+                .next_logits(&ids[range.clone()], &mut host_cache)
+                .unwrap();
+            let ours = model.next_logits(&ids[range.clone()], &mut cache).unwrap();
             assert!(
                 distance(&ours, &theirs) < 2e-2,
                 "{range:?}: {}",
                 distance(&ours, &theirs)
             );
         }
-        assert_eq!(b.len(), 300);
-        b.truncate(100);
-        let again = there.next_logits(&ids[100..101], &mut b).unwrap();
-        let fresh = there
-            .next_logits(&ids[..101], &mut there.new_cache())
+
+        assert_eq!(cache.len(), 300);
+
+        cache.truncate(100);
+        let again = model.next_logits(&ids[100..101], &mut cache).unwrap();
+        let fresh = model
+            .next_logits(&ids[..101], &mut model.new_cache())
             .unwrap();
         assert!(distance(&again, &fresh) < 2e-2);
     }
 }
 
 #[test]
-fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
+fn top_tokens_chosen_on_the_device_match_the_cpu() {
     for device in devices() {
-        let model = |placement| {
+        let on = |placement| {
             load(
                 "llama",
                 &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
             )
         };
-        let there = model(Placement::on(device));
+
+        let model = on(Placement::on(device));
         let ids: Vec<u32> = input_ids("llama").get(0).unwrap().to_vec1().unwrap();
-        let vocabulary = there.spec().vocab_size();
+        let vocabulary = model.spec().vocab_size();
         for count in [1, 5, 50, vocabulary, usize::MAX] {
             for penalty in [1.0, 1.3] {
                 let choice = Choice {
@@ -322,13 +342,13 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
                     penalty,
                     seen: &ids,
                 };
-                let mut cache = there.new_cache();
-                let all = there.next_logits(&ids, &mut cache).unwrap();
+                let mut cache = model.new_cache();
+                let all = model.next_logits(&ids, &mut cache).unwrap();
                 let host = llm_int8_decoder::Logits::from_vec(all, vocabulary)
                     .choose(0, &choice)
                     .unwrap();
-                let mut cache = there.new_cache();
-                let mut logits = there.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
+                let mut cache = model.new_cache();
+                let mut logits = model.logits_of(&mut [last(&ids, &mut cache)]).unwrap();
                 assert_eq!(
                     logits.choose(0, &choice).unwrap(),
                     host,
@@ -340,7 +360,7 @@ fn tokens_are_chosen_on_the_device_as_on_the_cpu() {
 }
 
 #[test]
-fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
+fn greedy_tokens_of_a_batch_match_each_row_of_logits() {
     for device in devices() {
         let options = options(
             Some(OutlierScope::Row),
@@ -365,21 +385,25 @@ fn the_most_likely_tokens_of_a_batch_are_those_of_each_row() {
             let own = logits.row(row).unwrap();
             llm_int8_decoder::largest(&own, 1)
         };
+
         for row in [19, 0, 7] {
             assert_eq!(logits.choose(row, &greedy).unwrap(), expected(&logits, row));
         }
-        // A penalty changes its row, and the most likely token of that row with it.
+
+        // A penalty changes the logits of its own row, and with them the most likely token.
         let [(likely, _)] = logits.choose(3, &greedy).unwrap()[..] else {
             panic!("one token")
         };
-        let punished = Choice {
+
+        let penalised = Choice {
             count: 1,
             penalty: 1e3,
             seen: &[likely],
         };
-        let [(other, _)] = logits.choose(3, &punished).unwrap()[..] else {
+        let [(other, _)] = logits.choose(3, &penalised).unwrap()[..] else {
             panic!("one token")
         };
+
         assert_ne!(other, likely);
         assert_eq!(logits.choose(3, &greedy).unwrap(), expected(&logits, 3));
         assert_eq!(logits.choose(4, &greedy).unwrap(), expected(&logits, 4));

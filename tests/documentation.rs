@@ -128,7 +128,10 @@ fn every_console_block_prints_what_it_shows() {
     }
     let mut count = 0;
     for page in pages() {
-        for session in blocks(&read(&page), "console").iter().flat_map(|block| sessions(block)) {
+        for session in blocks(&read(&page), "console")
+            .iter()
+            .flat_map(|block| sessions(block))
+        {
             if session.command.contains("fetch_smollm2") && !weights.exists() {
                 eprintln!("skipped, as SmolLM2 is not there: {}", session.command);
                 continue;
@@ -212,8 +215,14 @@ fn the_families_are_listed_once_and_whole() {
 fn links_of_the_documentation_lead_somewhere() {
     let mut pages = pages();
     pages.extend(
-        ["ARCHITECTURE.md", "BENCHMARKS.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
-            .map(str::to_owned),
+        [
+            "ARCHITECTURE.md",
+            "BENCHMARKS.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "CHANGELOG.md",
+        ]
+        .map(str::to_owned),
     );
     for page in pages {
         let text = read(&page);
@@ -228,7 +237,10 @@ fn links_of_the_documentation_lead_somewhere() {
                 "" => root().join(&page),
                 path => root().join(&folder).join(path),
             };
-            assert!(file.exists(), "{page} links to {target}, which is not there");
+            assert!(
+                file.exists(),
+                "{page} links to {target}, which is not there"
+            );
             if !anchor.is_empty() {
                 let text = std::fs::read_to_string(&file).unwrap();
                 assert!(
@@ -267,6 +279,12 @@ fn console_blocks_are_compared_line_by_line() {
         (found[0].input.as_str(), found[0].expected.as_slice()),
         ("Hi\n", &["Hello".to_owned()][..])
     );
-    assert_eq!(blocks("x\n```sh\na\n```\n```console\nb\n```", "console"), ["b\n"]);
-    assert_eq!(anchors("## What ran, and `where`?").next().unwrap(), "what-ran-and-where");
+    assert_eq!(
+        blocks("x\n```sh\na\n```\n```console\nb\n```", "console"),
+        ["b\n"]
+    );
+    assert_eq!(
+        anchors("## What ran, and `where`?").next().unwrap(),
+        "what-ran-and-where"
+    );
 }

@@ -55,7 +55,10 @@ fn every_example_runs_offline() {
         let errors = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{name}: {errors}");
         for piece in *expected {
-            assert!(text.contains(piece), "{name} does not print `{piece}`:\n{text}");
+            assert!(
+                text.contains(piece),
+                "{name} does not print `{piece}`:\n{text}"
+            );
         }
     }
 }

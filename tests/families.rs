@@ -1,4 +1,4 @@
-//! Every family against transformers and bitsandbytes: the folders of `golden/models`.
+//! Every family against transformers and bitsandbytes (the folders of `golden/models`).
 
 use crate::support::golden_models::{
     at_most, config, expected, folders, in_every_folder, input_ids, load,
@@ -44,11 +44,12 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: &T, theirs: &T) -> Res
 }
 
 #[test]
-fn every_family_has_a_folder() {
+fn every_family_has_a_golden_model() {
     let types: Vec<String> = folders()
         .iter()
         .map(|name| config(name).model_type().unwrap().to_owned())
         .collect();
+
     for family in FAMILIES {
         assert!(
             types
@@ -61,7 +62,7 @@ fn every_family_has_a_folder() {
 }
 
 #[test]
-fn unquantised_logits_are_those_of_transformers() {
+fn unquantised_logits_match_transformers() {
     in_every_folder(|name| {
         let ours = logits(&load(name, &unquantised()), &input_ids(name));
         at_most(
@@ -73,7 +74,7 @@ fn unquantised_logits_are_those_of_transformers() {
 }
 
 #[test]
-fn greedy_ids_are_those_of_transformers() {
+fn greedy_ids_match_transformers() {
     in_every_folder(|name| {
         let theirs = expected(name, "greedy_f32")
             .flatten_all()
@@ -100,7 +101,7 @@ fn greedy_ids_are_those_of_transformers() {
 }
 
 #[test]
-fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
+fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
     in_every_folder(|name| {
         let exact = expected(name, "logits_f32");
         let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
@@ -113,7 +114,7 @@ fn int8_logits_are_as_near_to_the_unquantised_ones_as_those_of_bitsandbytes() {
 }
 
 #[test]
-fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
+fn printed_trees_parameters_and_footprints_match_transformers() {
     in_every_folder(|name| {
         let tree = load(name, &LoadOptions::default()).describe();
         same(
@@ -121,6 +122,7 @@ fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
             &format!("{tree}\n"),
             &golden_text(&format!("models/{name}/print.txt")),
         )?;
+
         let parameters: String = tree
             .named_parameters()
             .iter()
@@ -138,9 +140,9 @@ fn the_printed_tree_and_the_parameters_are_those_of_transformers() {
     });
 }
 
-/// Falcon's products are of a class of its own, which int8 layers replace.
+/// Falcon's linear layers are of a class of their own until int8 layers replace them.
 #[test]
-fn unquantised_products_of_falcon_are_printed_under_their_class() {
+fn unquantised_falcon_layers_print_as_falcon_linear() {
     let tree = load("falcon", &unquantised()).describe().to_string();
     assert!(
         tree.contains("(dense): FalconLinear(in_features=48, out_features=48, bias=False)"),
@@ -153,7 +155,7 @@ fn unquantised_products_of_falcon_are_printed_under_their_class() {
 }
 
 #[test]
-fn a_row_alone_is_the_row_in_its_batch() {
+fn a_sequence_gives_the_same_bits_alone_and_in_a_batch() {
     in_every_folder(|name| {
         let model = load(name, &int8(OutlierScope::Row));
         let ids = input_ids(name);
@@ -172,7 +174,7 @@ fn a_row_alone_is_the_row_in_its_batch() {
 }
 
 #[test]
-fn token_by_token_is_all_at_once() {
+fn decoding_token_by_token_gives_the_logits_of_one_pass() {
     in_every_folder(|name| {
         let model = load(name, &unquantised());
         let ids = input_ids(name);
@@ -180,9 +182,9 @@ fn token_by_token_is_all_at_once() {
         let mut caches: Vec<_> = (0..ids.dim(0).unwrap())
             .map(|_| model.new_cache())
             .collect();
-        for place in 0..24 {
+        for position in 0..24 {
             let rows = ids
-                .narrow(1, place, 1)
+                .narrow(1, position, 1)
                 .unwrap()
                 .flatten_all()
                 .unwrap()
@@ -200,14 +202,15 @@ fn token_by_token_is_all_at_once() {
                 &Device::Cpu,
             )
             .unwrap();
-            // Rotations that follow the length (dynamic, LongRoPE) are other ones for a shorter
-            // text.
+
+            // Rotary embeddings that depend on the length (dynamic, LongRoPE) differ while the
+            // sequence is shorter.
             if name.ends_with("dynamic_rope") || name.ends_with("longrope") {
                 continue;
             }
             at_most(
                 "distance",
-                relative_error(&step, &whole.narrow(1, place, 1).unwrap()),
+                relative_error(&step, &whole.narrow(1, position, 1).unwrap()),
                 1e-5,
             )?;
         }
@@ -215,7 +218,7 @@ fn token_by_token_is_all_at_once() {
     });
 }
 
-/// Its keys are rotated by the frequencies for long texts from the 17th position on.
+/// This model rotates keys by the frequencies for long contexts from the 17th position on.
 #[test]
 fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one() {
     let model = load("phi3_longrope", &unquantised());
@@ -230,6 +233,7 @@ fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one
             .unwrap();
         model.next_logits(&ids, cache).unwrap()
     };
+
     let mut cache = model.new_cache();
     forward(&mut cache, 0, 24);
     for kept in [20, 4] {

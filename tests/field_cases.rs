@@ -1,24 +1,26 @@
-//! Models as people have them: 37 inputs out of public bug reports, made anew at small size, with
-//! what transformers 4.57.1 (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists
+//! Models found in the wild: 37 inputs from public bug reports, rebuilt at small size, with what
+//! transformers 4.57.1 (or llama.cpp, for GGUF) makes of each. `golden/cases/cases.json` lists the
 //! arguments, what to check, and the weights, which several cases share.
 
-use crate::support::{golden, golden_text, llm_int8_reading};
+use crate::support::{golden, golden_text, llm_int8_with_input};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The model of a case with its weights, in a folder of its own.
+/// The path of a case's model, after copying it and its weights into a folder of its own.
 fn assembled(case: &Value, scratch: &Path) -> PathBuf {
     let name = case["model"].as_str().unwrap();
     let stored = golden("cases").join(name);
     if stored.is_file() {
         return stored;
     }
+
     let folder = scratch.join(name);
     std::fs::create_dir(&folder).unwrap();
     for entry in std::fs::read_dir(&stored).unwrap().flatten() {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
+
     for (file, weights) in case["large"].as_object().unwrap() {
         std::fs::copy(
             golden("cases").join(weights.as_str().unwrap()),
@@ -26,10 +28,11 @@ fn assembled(case: &Value, scratch: &Path) -> PathBuf {
         )
         .unwrap();
     }
+
     folder
 }
 
-/// Why a case fails; none where it passes.
+/// Why a case fails, or `None` if it passes.
 fn failure(case: &Value, model: &Path) -> Option<String> {
     let model = model.display().to_string();
     let arguments = case["arguments"]
@@ -41,17 +44,15 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
         .map(|argument| argument.replace("{model}", &model))
         .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (check, expected) = (
-        case["check"].as_str().unwrap(),
-        case["expect"].as_str().unwrap(),
-    );
+    let check = case["check"].as_str().unwrap();
+    let expected = case["expect"].as_str().unwrap();
     let input = if check.contains("standard input is Hi") {
         "Hi\n"
     } else {
         ""
     };
 
-    let output = llm_int8_reading(&arguments, input);
+    let output = llm_int8_with_input(&arguments, input);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let is_right = match check {
@@ -62,14 +63,16 @@ fn failure(case: &Value, model: &Path) -> Option<String> {
     };
     let passed = output.status.success() && is_right;
     let why = case["why"].as_str().unwrap();
+
     (!passed)
         .then(|| format!("{model}: {why}: {expected:?} was expected, got {stdout:?} {stderr:?}"))
 }
 
 #[test]
-fn files_of_bug_reports_load_as_transformers_loads_them() {
+fn files_from_bug_reports_load_as_in_transformers() {
     let cases: Vec<Value> = serde_json::from_str(&golden_text("cases/cases.json")).unwrap();
     assert_eq!(cases.len(), 37);
+
     let scratch = TempDir::new().unwrap();
     let failures: Vec<String> = cases
         .iter()

@@ -1,5 +1,5 @@
-//! Weights in the dtypes people have them in, what they are loaded as, and how they are rounded
-//! before they are quantised, as torch does it (`golden/field/weights.json`).
+//! Weights in the dtypes found in the wild: what they are loaded as, and how they are rounded
+//! before they are quantised, against torch (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
     NORM, UP, config, distance, expected, floats, floats_in_f32, folder, int8_in_f32, load,
@@ -13,6 +13,7 @@ use serde_json::json;
 use std::path::Path;
 use tempfile::TempDir;
 
+/// The tiny checkpoint as float64, each value multiplied by `factor`.
 fn wide(factor: f64) -> Tensors {
     let widen = |bytes: &[u8]| -> Vec<u8> {
         let values = bytes
@@ -22,6 +23,7 @@ fn wide(factor: f64) -> Tensors {
             .map(|b| f64::from(f32::from_le_bytes(*b)) * factor);
         values.flat_map(f64::to_le_bytes).collect()
     };
+
     tensors()
         .into_iter()
         .map(|(name, (_, shape, bytes))| (name, (Dtype::F64, shape, widen(&bytes))))
@@ -32,6 +34,7 @@ fn wide(factor: f64) -> Tensors {
 fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
     let folder = folder(&config(), &wide(1.0));
     assert!(distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5);
+
     let rounding = expected("float64");
     let values: Vec<u8> = rounding["values"]
         .as_array()
@@ -47,10 +50,13 @@ fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
     );
     let checkpoint = llm_int8::nn::checkpoint::Checkpoint::open_safetensors(&[path], None).unwrap();
     for dtype in ["float16", "bfloat16", "float32"] {
-        let wanted = llm_int8::nn::FloatDtype::from_name(dtype).unwrap();
-        let tensor =
-            llm_int8::nn::checkpoint::float_tensor(&checkpoint.tensor("x").unwrap(), wanted, false)
-                .unwrap();
+        let requested = llm_int8::nn::FloatDtype::from_name(dtype).unwrap();
+        let tensor = llm_int8::nn::checkpoint::float_tensor(
+            &checkpoint.tensor("x").unwrap(),
+            requested,
+            false,
+        )
+        .unwrap();
         let ours = tensor
             .to_dtype(candle_core::DType::F32)
             .unwrap()
@@ -58,9 +64,11 @@ fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
             .unwrap();
         assert_eq!(ours, floats(&rounding[dtype]), "{dtype}");
     }
-    // Beyond float32 there is nothing to round to.
+
+    // A value beyond the range of float32 is an error.
     let mut huge = wide(1.0);
     huge.get_mut(NORM).unwrap().2[..8].copy_from_slice(&1e300f64.to_le_bytes());
+
     let error = load(
         crate::support::field_llama::folder(&config(), &huge).path(),
         &floats_in_f32(),
@@ -73,7 +81,7 @@ fn weights_in_float64_are_read_and_rounded_as_torch_rounds_them() {
     );
 }
 
-/// Absmax and codes of one layer, saved.
+/// The absmax and the codes of one layer, read from the saved model.
 fn quantised(folder: &Path, dtype: WeightDtype) -> (Vec<f32>, Vec<i64>) {
     let model = load(
         folder,
@@ -98,6 +106,7 @@ fn quantised(folder: &Path, dtype: WeightDtype) -> (Vec<f32>, Vec<i64>) {
         .iter()
         .map(|b| f32::from_le_bytes(*b))
         .collect();
+
     (
         absmax,
         saved[&format!("{UP}.weight")]
@@ -109,7 +118,7 @@ fn quantised(folder: &Path, dtype: WeightDtype) -> (Vec<f32>, Vec<i64>) {
 }
 
 #[test]
-fn weights_are_rounded_to_the_dtype_of_loading_before_they_are_quantised() {
+fn weights_are_rounded_to_the_load_dtype_before_they_are_quantised() {
     for (case, tensors, dtype) in [
         ("int8", tensors(), WeightDtype::Float32),
         ("int8_bfloat16", tensors(), WeightDtype::BFloat16),
@@ -122,7 +131,7 @@ fn weights_are_rounded_to_the_dtype_of_loading_before_they_are_quantised() {
 }
 
 #[test]
-fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
+fn auto_dtype_is_that_of_config_json_or_of_the_first_float_tensor() {
     let auto = LoadOptions {
         int8: None,
         dtype: WeightDtype::Auto,
@@ -138,11 +147,13 @@ fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
             .flat_map(|b| f16::from_f32(f32::from_le_bytes(*b)).to_le_bytes())
             .collect();
     }
+
     let with = |name: Option<&str>| {
         let mut config = config();
         config["dtype"] = name.into();
         config
     };
+
     for (config, tensors, dtype, is_warned) in [
         (with(Some("float64")), tensors(), "float32", true),
         (with(Some("double")), half.clone(), "float32", true),
@@ -164,7 +175,7 @@ fn the_dtype_auto_is_that_of_config_json_or_of_the_first_float_tensor() {
 }
 
 #[test]
-fn weights_in_other_dtypes_are_refused_from_the_header_on() {
+fn weights_in_unsupported_dtypes_are_rejected_from_the_header() {
     for (dtype, name) in [
         (Dtype::F8_E4M3, "F8_E4M3"),
         (Dtype::F8_E5M2, "F8_E5M2"),
@@ -178,6 +189,7 @@ fn weights_in_other_dtypes_are_refused_from_the_header_on() {
             weight.1.clone(),
             vec![0; 32 * 16 * dtype.bitsize() / 8],
         );
+
         for options in [floats_in_f32(), int8_in_f32()] {
             let error = load(folder(&config(), &changed).path(), &options)
                 .unwrap_err()

@@ -1,85 +1,104 @@
-//! Weights that `config.json` or their own layers call 8 bit, in the ways people have them, beside
-//! what transformers makes of them (`golden/field/weights.json`).
+//! Weights that `config.json` or their own tensors declare to be 8 bit, as found in the wild,
+//! against what transformers makes of them (`golden/field/weights.json`).
 
 use crate::support::field_llama::{
     UP, config, distance, expected, floats_in_f32, folder, int8_in_f32, load, ones, tensors,
     warnings,
 };
 use crate::support::{golden, llm_int8};
+use llm_int8::AutoModelForCausalLM;
 use llm_int8::decoder::LoadOptions;
 use llm_int8::nn::linear::Int8Config;
 use llm_int8::nn::module::SkipList;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn in_8_bit(more: Value) -> Value {
+/// The tiny model's `config.json` with this `quantization_config`.
+fn config_with(quantization_config: Value) -> Value {
     let mut config = config();
-    config["quantization_config"] = more;
+    config["quantization_config"] = quantization_config;
+    config
+}
+
+/// The sorted paths of the layers that were quantised.
+fn int8_layers(model: &AutoModelForCausalLM) -> Vec<String> {
+    let layers = &model.load_report().layers.replaced;
+    let mut paths: Vec<String> = layers.iter().map(ToString::to_string).collect();
+    paths.sort();
+    paths
+}
+
+/// A `quantization_config` that requests 8 bit, with one more key.
+fn load_in_8bit_with(key: &str, value: Value) -> Value {
+    let mut config = json!({ "load_in_8bit": true });
+    config[key] = value;
     config
 }
 
 #[test]
-fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
-    let flag = json!({ "load_in_8bit": true });
-    let with = |key: &str, value: Value| {
-        let mut config = flag.clone();
-        config[key] = value;
-        config
-    };
+fn float_weights_are_quantised_as_config_json_says() {
     let defaults = distance(
         &load(folder(&config(), &tensors()).path(), &int8_in_f32()).unwrap(),
         "int8",
     );
     assert!(defaults < 0.02, "{defaults}");
+
     for (case, stored) in [
-        ("int8", flag.clone()),
-        ("int8_gptq_too", with("quant_method", "gptq".into())),
-        ("int8_threshold", with("llm_int8_threshold", 0.5.into())),
+        ("int8", json!({ "load_in_8bit": true })),
+        (
+            "int8_gptq_too",
+            load_in_8bit_with("quant_method", "gptq".into()),
+        ),
+        (
+            "int8_threshold",
+            load_in_8bit_with("llm_int8_threshold", 0.5.into()),
+        ),
         (
             "int8_skip",
-            with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
+            load_in_8bit_with("llm_int8_skip_modules", json!(["mlp", "nothing"])),
         ),
         (
             "int8_skip_nothing",
-            with("llm_int8_skip_modules", json!([])),
+            load_in_8bit_with("llm_int8_skip_modules", json!([])),
         ),
         (
             "int8_skip_paths",
-            with(
+            load_in_8bit_with(
                 "llm_int8_skip_modules",
                 json!(["lm_head", "ers.1", "q_proj"]),
             ),
         ),
         (
             "int8_fp16_weight",
-            with("llm_int8_has_fp16_weight", true.into()),
+            load_in_8bit_with("llm_int8_has_fp16_weight", true.into()),
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         let model = load(folder.path(), &int8_in_f32()).unwrap();
-        let mut layers: Vec<String> = model
-            .load_report()
-            .layers
-            .replaced
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        layers.sort();
-        assert_eq!(json!(layers), expected(case)["int8_layers"], "{case}");
+        assert_eq!(
+            json!(int8_layers(&model)),
+            expected(case)["int8_layers"],
+            "{case}"
+        );
         assert!(
             distance(&model, case) < 0.02,
             "{case}: {}",
             distance(&model, case)
         );
         assert!(!model.is_prequantized() && warnings(&model).is_empty());
-        // Whoever asks for floats gets them.
+
+        // A caller that requests floats gets them.
         assert!(
             distance(&load(folder.path(), &floats_in_f32()).unwrap(), "plain") < 1e-5,
             "{case}"
         );
     }
+}
+
+#[test]
+fn options_override_or_extend_the_quantization_config() {
     let folder = folder(
-        &in_8_bit(with("llm_int8_threshold", 0.5.into())),
+        &config_with(load_in_8bit_with("llm_int8_threshold", 0.5.into())),
         &tensors(),
     );
     let threshold = |options: LoadOptions| {
@@ -90,6 +109,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             .unwrap()
             .threshold
     };
+
     assert_eq!(threshold(int8_in_f32()), 0.5);
     assert_eq!(
         threshold(LoadOptions {
@@ -108,6 +128,7 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
         }),
         0.5
     );
+
     let mine = LoadOptions {
         skip_modules: SkipList::new(["layers.1"]),
         ..int8_in_f32()
@@ -120,14 +141,14 @@ fn floats_that_config_json_calls_8_bit_are_quantised_as_it_says() {
             .replaced
             .len(),
         7,
-        "names are added"
+        "the names are added to those of config.json"
     );
 }
 
 #[test]
-fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
+fn a_head_absent_from_the_skip_list_is_saved_and_loaded_in_8_bit() {
     let stored = json!({ "load_in_8bit": true, "llm_int8_skip_modules": [] });
-    let source = folder(&in_8_bit(stored), &tensors());
+    let source = folder(&config_with(stored), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
     let output = llm_int8(&[
@@ -141,19 +162,21 @@ fn a_head_that_a_skip_list_leaves_out_is_saved_and_loaded_in_8_bit() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     let saved: Value =
         serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
     assert_eq!(
         saved["quantization_config"]["llm_int8_skip_modules"],
         json!([])
     );
+
     let model = load(&target, &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && model.load_report().layers.kept.is_empty());
 }
 
 #[test]
-fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
-    let source = folder(&in_8_bit(json!({ "load_in_8bit": true })), &tensors());
+fn float_layers_of_an_int8_checkpoint_are_quantised_on_loading() {
+    let source = folder(&config_with(json!({ "load_in_8bit": true })), &tensors());
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("saved");
     let output = llm_int8(&[
@@ -163,6 +186,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
         &target.display().to_string(),
     ]);
     assert!(output.status.success());
+
     let mut mixed = crate::support::tensors_of(&target);
     mixed.insert(
         format!("{UP}.weight"),
@@ -176,21 +200,23 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
     assert!(model.is_prequantized() && model.load_report().layers.replaced.len() == 14);
     assert!(distance(&model, "int8_mixed") < 0.02);
 
-    // Without a config nobody says that the float was to become int8.
+    // Without a quantization_config nothing says that the float layer should become int8.
     saved.as_object_mut().unwrap().remove("quantization_config");
     let model = load(folder(&saved, &mixed).path(), &int8_in_f32()).unwrap();
     assert_eq!(model.load_report().layers.replaced.len(), 13);
+
     let error = load(folder(&saved, &mixed).path(), &floats_in_f32())
         .unwrap_err()
         .to_string();
     assert!(error.contains("int8 already"), "{error}");
 
-    // An absmax beside floats is a leftover, unless config.json says that it counts.
+    // An absmax beside float weights is a leftover, unless config.json declares the weights 8 bit.
     let mut leftover = tensors();
     leftover.insert(format!("{UP}.SCB"), ones(&[32]));
     let model = load(folder(&config(), &leftover).path(), &floats_in_f32()).unwrap();
     assert!(warnings(&model)[0].contains("up_proj.SCB"));
-    let flagged = in_8_bit(json!({ "load_in_8bit": true }));
+
+    let flagged = config_with(json!({ "load_in_8bit": true }));
     let error = load(folder(&flagged, &leftover).path(), &int8_in_f32())
         .unwrap_err()
         .to_string();
@@ -201,7 +227,7 @@ fn layers_of_a_mixed_file_are_what_they_are_there_or_quantised() {
 }
 
 #[test]
-fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
+fn unknown_quantisation_methods_are_ignored_with_a_warning() {
     for (case, stored, method) in [
         (
             "unknown_method",
@@ -214,7 +240,7 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "`bitsandbytes`",
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         let model = load(folder.path(), &floats_in_f32()).unwrap();
         assert!(distance(&model, case) < 1e-5);
         assert!(
@@ -222,10 +248,15 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "{:?}",
             warnings(&model)
         );
-        // As for any other floats, 8 bit is what the caller asks for.
+
+        // As with any other float weights, the caller may request 8 bit.
         let model = load(folder.path(), &int8_in_f32()).unwrap();
         assert_eq!(model.load_report().layers.replaced.len(), 14);
     }
+}
+
+#[test]
+fn unsupported_quantisation_methods_are_rejected_by_name() {
     for (stored, message) in [
         (
             json!({ "quant_method": "gptq", "bits": 4 }),
@@ -260,17 +291,20 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
             "a number from 0 up",
         ),
     ] {
-        let folder = folder(&in_8_bit(stored), &tensors());
+        let folder = folder(&config_with(stored), &tensors());
         for options in [floats_in_f32(), int8_in_f32()] {
             let error = load(folder.path(), &options).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
     }
-    // An unknown method is named where tensors are missing.
+}
+
+#[test]
+fn an_unknown_quantisation_method_is_named_when_tensors_are_missing() {
     let mut packed = tensors();
     packed.remove(&format!("{UP}.weight"));
     packed.insert(format!("{UP}.q_weight"), ones(&[1]));
-    let folder = folder(&in_8_bit(json!({ "quant_method": "exl2" })), &packed);
+    let folder = folder(&config_with(json!({ "quant_method": "exl2" })), &packed);
     let error = load(folder.path(), &int8_in_f32()).unwrap_err().to_string();
     assert!(
         error.contains("up_proj.weight") && error.contains("quantised by `exl2`"),
@@ -279,17 +313,18 @@ fn unknown_methods_are_ignored_and_known_ones_refused_by_name() {
 }
 
 #[test]
-fn int8_in_a_pickle_is_read_with_the_layout_as_a_text() {
+fn a_pickle_stores_the_weight_format_of_int8_layers_as_a_string() {
     let model = load(&golden("field/llama_int8_bin"), &int8_in_f32()).unwrap();
     assert!(model.is_prequantized() && warnings(&model).is_empty());
     assert!(distance(&model, "int8") < 0.02);
+
     let bytes = std::fs::read(golden("field/llama_int8_bin/pytorch_model.bin")).unwrap();
-    let place = bytes
+    let offset = bytes
         .windows(8)
         .position(|bytes| bytes == b"X\x03\0\0\0row")
         .unwrap();
     let mut changed = bytes;
-    changed[place + 5..place + 8].copy_from_slice(b"col");
+    changed[offset + 5..offset + 8].copy_from_slice(b"col");
     let folder = TempDir::new().unwrap();
     std::fs::copy(
         golden("field/llama_int8_bin/config.json"),

@@ -1,4 +1,4 @@
-//! Drafts, batches and the int8 head, with the built-in model and the golden ones.
+//! Speculative decoding, batches and the int8 head, with the built-in model and the golden ones.
 
 use crate::support::golden;
 use llm_int8::decoder::DecoderError;
@@ -17,14 +17,15 @@ fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCau
     if let Some(int8) = &mut config.options.int8 {
         int8.outlier_scope = scope;
     }
+
     AutoModelForCausalLM::from_pretrained(name, &config).unwrap()
 }
 
-fn by_row() -> AutoModelForCausalLM {
+fn with_per_row_outliers() -> AutoModelForCausalLM {
     load("tiny-gpt2", OutlierScope::Row, false)
 }
 
-fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
+fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
     model
         .generation(prompt)
         .config(config.clone())
@@ -36,8 +37,8 @@ fn ids(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
 
 #[test]
-fn drafts_change_the_speed_and_not_the_tokens() {
-    let model = by_row();
+fn drafts_do_not_change_the_tokens() {
+    let model = with_per_row_outliers();
     let prompt = model.tokenizer().unwrap().encode(REPETITIVE).unwrap();
     for do_sample in [false, true] {
         for max_new_tokens in [1, 2, 40] {
@@ -47,13 +48,14 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 seed: 5,
                 ..GenerationConfig::default()
             };
-            let plain = ids(&model, &prompt, &config);
+            let plain = generate(&model, &prompt, &config);
             assert_eq!(
                 (plain.timing.drafted_tokens, plain.timing.acceptance_rate()),
                 (0, None)
             );
+
             for speculate in [1, 3, 8, 20] {
-                let drafted = ids(
+                let drafted = generate(
                     &model,
                     &prompt,
                     &GenerationConfig {
@@ -63,9 +65,10 @@ fn drafts_change_the_speed_and_not_the_tokens() {
                 );
                 assert_eq!(
                     drafted.ids, plain.ids,
-                    "{speculate} drafts, drawn: {do_sample}"
+                    "{speculate} drafts, sampled: {do_sample}"
                 );
                 assert_eq!(drafted.finish_reason, plain.finish_reason);
+
                 if max_new_tokens == 40 && !do_sample {
                     assert!(drafted.timing.accepted_tokens > 3, "{:?}", drafted.timing);
                     assert!(drafted.timing.acceptance_rate().unwrap() <= 1.0);
@@ -76,8 +79,8 @@ fn drafts_change_the_speed_and_not_the_tokens() {
 }
 
 #[test]
-fn text_with_drafts_ends_where_it_ends_without() {
-    let model = by_row();
+fn drafts_do_not_change_where_the_text_stops() {
+    let model = with_per_row_outliers();
     let stop = vec!["unto".into()];
     let plain = GenerationConfig {
         max_new_tokens: Some(48),
@@ -97,7 +100,7 @@ fn text_with_drafts_ends_where_it_ends_without() {
 }
 
 #[test]
-fn drafts_are_refused_where_they_would_change_the_text() {
+fn drafts_are_rejected_where_they_could_change_the_tokens() {
     let config = GenerationConfig {
         speculate: 4,
         ..GenerationConfig::default()
@@ -118,6 +121,7 @@ fn drafts_are_refused_where_they_would_change_the_text() {
         ),
         "{error}"
     );
+
     let folder = golden("models/llama_dynamic_rope").display().to_string();
     let dynamic = load(&folder, OutlierScope::Row, false);
     let error = dynamic
@@ -129,8 +133,8 @@ fn drafts_are_refused_where_they_would_change_the_text() {
 }
 
 #[test]
-fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
-    let model = by_row();
+fn every_prompt_gives_the_same_text_in_a_batch_as_alone() {
+    let model = with_per_row_outliers();
     let prompts = [
         "And it came to pass",
         "ROMEO:",
@@ -139,6 +143,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
         "In the beginning God",
         "a",
     ];
+
     for do_sample in [false, true] {
         let config = GenerationConfig {
             max_new_tokens: Some(12),
@@ -153,6 +158,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                 .run()
                 .unwrap()
         });
+
         for at_once in [1, 2, 4, 16] {
             let batch = model
                 .generate_batch(prompts)
@@ -166,6 +172,7 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
                     "{at_once}"
                 );
             }
+
             let mut ended: Vec<_> = batch
                 .into_iter()
                 .map(|result| result.map(|(number, all)| (number, all.ids)).unwrap())
@@ -182,8 +189,8 @@ fn every_prompt_of_a_batch_gives_what_it_gives_alone() {
 }
 
 #[test]
-fn a_batch_says_which_prompt_does_not_fit() {
-    let model = by_row();
+fn a_batch_names_the_prompt_that_does_not_fit() {
+    let model = with_per_row_outliers();
     let config = GenerationConfig {
         max_new_tokens: Some(4),
         ..GenerationConfig::default()
@@ -195,6 +202,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
             .at_once(at_once)
             .run()
     };
+
     let error = run(&[vec![1], vec![7; 600]], &config, 2)
         .unwrap_err()
         .to_string();
@@ -202,6 +210,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
         error.starts_with("prompt 2: the prompt has 600 tokens"),
         "{error}"
     );
+
     let error = run(&[vec![1], vec![999_999]], &config, 2)
         .unwrap_err()
         .to_string();
@@ -218,6 +227,7 @@ fn a_batch_says_which_prompt_does_not_fit() {
         model.generate_batch([[1]]).at_once(0).into_iter().next(),
         Some(Err(_))
     ));
+
     let none = GenerationConfig {
         max_new_tokens: Some(0),
         ..config.clone()
@@ -230,12 +240,13 @@ fn a_batch_says_which_prompt_does_not_fit() {
     );
 }
 
-/// Each cache takes memory of the device, and so many are more than there is.
+/// Each sequence has a cache in device memory, and 60 of them do not fit.
 #[test]
-fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
+fn a_failed_pass_ends_the_running_sequences_but_not_the_waiting_ones() {
     let Some(device) = testing::emulated(0, 40 << 20, 0) else {
         return;
     };
+
     let mut config = LoadConfig::default();
     config.options.placement = Placement::on(device);
     let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
@@ -249,7 +260,9 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
             .add(Request::new([5]).config(settings.clone()).ids_only())
             .unwrap()
     };
-    let (first, last) = ([0; 60].map(|_| add()), add());
+
+    let first = [0; 60].map(|_| add());
+    let last = add();
 
     let error = engine.step().map(Iterator::count).unwrap_err();
     assert!(
@@ -257,6 +270,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
         "{error}"
     );
     assert!(first.iter().all(|id| !engine.contains(*id)) && engine.contains(last));
+
     let mut finished = Vec::new();
     while !engine.is_idle() {
         finished.extend(
@@ -266,6 +280,7 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
                 .filter(|event| matches!(event.update, Update::Finished(_))),
         );
     }
+
     assert_eq!(
         finished.iter().map(|event| event.id).collect::<Vec<_>>(),
         [last]
@@ -273,8 +288,8 @@ fn a_pass_that_fails_ends_the_running_sequences_and_not_those_that_wait() {
 }
 
 #[test]
-fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
-    let texts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
+fn ragged_sequences_give_the_same_logits_in_a_batch_as_alone() {
+    let sequences: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[3], &[11, 4, 11, 4, 11, 4, 11, 4, 2, 1]];
     for name in [
         "gpt2",
         "llama",
@@ -294,7 +309,7 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
         let mut caches = [0; 3].map(|_| decoder.new_cache());
         let mut alone = [0; 3].map(|_| decoder.new_cache());
         for step in 0..2 {
-            let next = texts.map(|ids| if step == 0 { ids } else { &[12] });
+            let next = sequences.map(|ids| if step == 0 { ids } else { &[12] });
             let logits = LogitPositions::Last;
             let mut together: Vec<SequenceInput<'_>> = next
                 .into_iter()
@@ -311,15 +326,13 @@ fn ragged_sequences_side_by_side_have_the_logits_of_each_alone() {
 }
 
 #[test]
-fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
+fn an_int8_head_is_accurate_and_smaller_but_cannot_be_saved() {
     for name in [
         "tiny-gpt2".to_owned(),
         golden("models/gptj").display().to_string(),
     ] {
-        let (plain, head) = (
-            load(&name, OutlierScope::Batch, false),
-            load(&name, OutlierScope::Batch, true),
-        );
+        let plain = load(&name, OutlierScope::Batch, false);
+        let head = load(&name, OutlierScope::Batch, true);
         let input: Vec<u32> = (1..20).collect();
         let [a, b] = [&plain, &head].map(|model| model.logits(&input).unwrap());
         let distance = crate::support::relative_error(&b, &a);
@@ -332,12 +345,16 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
                 .any(|line| line.contains("(lm_head): Linear8bitLt(")),
             "{tree}"
         );
-        let (report, before) = (&head.load_report().layers, &plain.load_report().layers);
+
+        let report = &head.load_report().layers;
+        let before = &plain.load_report().layers;
         assert_eq!(
             (report.kept.len(), report.replaced.len()),
             (0, before.replaced.len() + 2)
         );
-        let (small, large) = (head.memory_footprint(), plain.memory_footprint());
+
+        let small = head.memory_footprint();
+        let large = plain.memory_footprint();
         assert!(small.actual() < large.actual(), "{small:?} {large:?}");
 
         let folder = tempfile::TempDir::new().unwrap();
@@ -358,8 +375,8 @@ fn an_int8_head_is_near_smaller_and_cannot_be_saved() {
 }
 
 #[test]
-fn a_prompt_ends_when_its_first_token_is_known() {
-    // Devices work asynchronously: a pass returns when it is queued, and only reading the token
+fn prefill_time_ends_when_the_first_token_is_known() {
+    // Devices work asynchronously: a pass returns once it is queued, and only reading the token
     // waits for it. The emulated device does all of the queued work at that point.
     for device in testing::devices(&[0])
         .into_iter()
@@ -373,7 +390,7 @@ fn a_prompt_ends_when_its_first_token_is_known() {
             max_new_tokens: Some(2),
             ..GenerationConfig::default()
         };
-        let timing = ids(&model, &prompt, &config).timing;
+        let timing = generate(&model, &prompt, &config).timing;
         assert_eq!((timing.prompt_tokens, timing.decoded_tokens), (200, 1));
         assert!(
             timing.prefill > timing.decode,

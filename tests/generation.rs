@@ -1,6 +1,5 @@
-//! Generation settings of a model's files against transformers: `golden/generation/greedy.json`,
-//! made by `scripts/make_generation_golden.py`. With drafts, in batches, on devices and from the
-//! command line, too.
+//! Generation settings in a model's files against transformers (`golden/generation/greedy.json`,
+//! made by `scripts/make_generation_golden.py`): alone, with drafts, in batches and on devices.
 
 use crate::support::{golden, golden_text, llm_int8};
 use llm_int8::decoder::{Placement, WeightDtype};
@@ -28,7 +27,7 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A copy of the model's folder with the case's files, as the script makes it.
+/// A copy of the case's model with the case's own settings files, as the script makes it.
 fn folder(case: &Value) -> TempDir {
     let copy = TempDir::new().unwrap();
     let from = folder_of(case["model"].as_str().unwrap());
@@ -41,6 +40,7 @@ fn folder(case: &Value) -> TempDir {
             std::fs::copy(from.join(name), copy.path().join(name)).unwrap();
         }
     }
+
     if !case["generation_config"].is_null() {
         let text = case["generation_config"].to_string();
         std::fs::write(copy.path().join("generation_config.json"), text).unwrap();
@@ -50,6 +50,7 @@ fn folder(case: &Value) -> TempDir {
     for (key, value) in case["config"].as_object().into_iter().flatten() {
         config[key] = value.clone();
     }
+
     for key in case["config_without"].as_array().into_iter().flatten() {
         config
             .as_object_mut()
@@ -66,6 +67,7 @@ fn folder(case: &Value) -> TempDir {
             .push(case["special_token"].clone());
         std::fs::write(path, tokenizer.to_string()).unwrap();
     }
+
     copy
 }
 
@@ -90,7 +92,7 @@ fn ids(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-/// The model's own settings with the length that the case gives.
+/// The model's own settings, with the case's `max_new_tokens` if it has one.
 fn settings(model: &AutoModelForCausalLM, case: &Value) -> GenerationConfig {
     let mut config = model.generation_config();
     if let Some(new) = case["max_new_tokens"].as_u64() {
@@ -115,8 +117,8 @@ fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationCon
     run(model, prompt, config).unwrap().ids
 }
 
-/// The settings of a case with an end token in them are checked with the whole of its files.
-fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])) {
+/// Calls `check` with each case, its model, its settings and its prompt.
+fn for_each_case(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])) {
     for case in cases() {
         let folder = folder(&case);
         let model = load(folder.path());
@@ -130,9 +132,10 @@ fn each(check: impl Fn(&Value, &AutoModelForCausalLM, &GenerationConfig, &[u32])
 }
 
 #[test]
-fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
+fn settings_in_the_model_files_give_the_ids_of_transformers() {
     assert!(cases().len() > 100);
-    each(|case, model, config, prompt| {
+
+    for_each_case(|case, model, config, prompt| {
         assert_eq!(
             generate(model, prompt, config),
             ids(&case["ids"]),
@@ -144,7 +147,7 @@ fn settings_of_a_model_s_files_give_the_ids_of_transformers() {
 
 #[test]
 fn drafts_and_batches_obey_the_same_settings() {
-    each(|case, model, config, prompt| {
+    for_each_case(|case, model, config, prompt| {
         let drafts = GenerationConfig {
             speculate: 5,
             ..config.clone()
@@ -163,11 +166,12 @@ fn drafts_and_batches_obey_the_same_settings() {
             .at_once(2)
             .run()
             .unwrap();
-        for place in [0, 2] {
+
+        for index in [0, 2] {
             assert_eq!(
-                all[place].ids,
+                all[index].ids,
                 ids(&case["ids"]),
-                "prompt {place} of three: {}",
+                "prompt {index} of three: {}",
                 case["name"]
             );
         }
@@ -175,7 +179,7 @@ fn drafts_and_batches_obey_the_same_settings() {
 }
 
 #[test]
-fn a_device_obeys_them_too() {
+fn devices_obey_the_same_settings() {
     for device in testing::devices(&[0]) {
         for case in cases().into_iter().filter(|case| case["model"] == "gpt2") {
             let folder = folder(&case);
@@ -188,7 +192,7 @@ fn a_device_obeys_them_too() {
 }
 
 #[test]
-fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
+fn streamed_text_ends_before_the_stop_string_and_has_no_special_tokens() {
     let mut stopped = 0;
     for case in cases()
         .into_iter()
@@ -196,7 +200,8 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
     {
         let folder = folder(&case);
         let model = load(folder.path());
-        let (config, mut shown) = (settings(&model, &case), String::new());
+        let config = settings(&model, &case);
+        let mut shown = String::new();
         let mut pieces = model
             .generation(ids(&case["prompt"]))
             .config(config.clone())
@@ -221,6 +226,7 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
             "{}: {shown:?} of {whole:?}",
             case["name"]
         );
+
         match generated.finish_reason {
             FinishReason::StopString => stopped += 1,
             _ => assert_eq!(
@@ -234,17 +240,19 @@ fn the_text_shown_ends_before_a_stop_string_and_holds_no_special_token() {
     assert!(stopped > 6, "{stopped}");
 }
 
-fn llama(generation_config: Value) -> TempDir {
+/// The golden llama with this `generation_config.json`.
+pub(crate) fn llama(generation_config: Value) -> TempDir {
     folder(&json!({ "model": "llama", "generation_config": generation_config }))
 }
 
 #[test]
-fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
+fn stop_strings_need_a_tokenizer_but_token_ids_alone_do_not() {
     let folder = llama(json!({ "stop_strings": ["x"] }));
     let model = load(folder.path());
     let config = model.generation_config();
     let error = run(&model, &[5, 9], &config).unwrap_err();
     assert!(matches!(error, LlmError::NoTokenizer { .. }), "{error}");
+
     let without = GenerationConfig {
         stop: Vec::new(),
         max_new_tokens: Some(3),
@@ -254,11 +262,12 @@ fn stop_strings_need_a_tokenizer_and_ids_alone_do_not() {
 }
 
 #[test]
-fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_is() {
+fn a_requested_length_must_fit_and_the_default_length_shrinks_to_fit() {
     let folder = llama(json!({ "max_length": 3 }));
     let model = load(folder.path());
     let config = model.generation_config();
     assert_eq!(generate(&model, &[5, 9], &config).len(), 1);
+
     let error = run(&model, &[5, 9, 33], &config).unwrap_err().to_string();
     assert!(
         error.contains("max_length") && error.contains("set max_new_tokens"),
@@ -271,6 +280,7 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
         generate(&model, &long, &GenerationConfig::default()).len(),
         7
     );
+
     let given = GenerationConfig {
         max_new_tokens: Some(8),
         ..GenerationConfig::default()
@@ -280,7 +290,7 @@ fn a_length_that_leaves_no_room_is_an_error_and_a_default_takes_what_room_there_
 }
 
 #[test]
-fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
+fn max_time_ends_generation_and_ids_beyond_the_vocabulary_are_rejected() {
     let folder = llama(json!({ "max_time": 0.0 }));
     let model = load(folder.path());
     let config = model.generation_config();
@@ -309,7 +319,7 @@ fn time_may_end_a_text_and_tokens_beyond_the_vocabulary_are_refused() {
 }
 
 #[test]
-fn what_is_not_built_is_in_the_report_and_printed_once() {
+fn unsupported_settings_are_in_the_report_and_printed_once() {
     let folder = llama(json!({ "num_beams": 4, "top_p": 0.5, "eos_token_id": 2, "made_up": 1 }));
     let path = folder.path().to_str().unwrap();
     let file = folder
@@ -347,7 +357,7 @@ fn what_is_not_built_is_in_the_report_and_printed_once() {
 }
 
 #[test]
-fn a_value_of_a_wrong_type_is_named_with_its_file() {
+fn a_value_of_the_wrong_type_is_named_with_its_file() {
     let folder = llama(json!({ "bad_words_ids": [5, 6] }));
     let path = folder.path().to_str().unwrap();
     let output = llm_int8(&["run", path, "--token-ids", "5,9", "--print-ids"]);
@@ -356,143 +366,5 @@ fn a_value_of_a_wrong_type_is_named_with_its_file() {
     assert!(
         error.contains("generation_config.json") && error.contains("`bad_words_ids` is [5,6]"),
         "{error}"
-    );
-}
-
-/// New ids that the program prints.
-fn printed(folder: &TempDir, options: &[&str]) -> Vec<u32> {
-    let path = folder.path().to_str().unwrap();
-    let model = [
-        "run",
-        path,
-        "--token-ids",
-        "5,9,33,77,9,33",
-        "--no-quantize",
-        "--dtype",
-        "float32",
-    ];
-    let output = llm_int8(&[&model[..], &["--print-ids", "-q"], options].concat());
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.trim()
-        .split(',')
-        .map(|id| id.parse().unwrap())
-        .collect()
-}
-
-#[test]
-fn options_of_the_program_are_the_settings_of_the_file() {
-    let plain = llama(json!({}));
-    for (settings, options) in [
-        (
-            json!({ "no_repeat_ngram_size": 1 }),
-            vec!["--no-repeat-ngram-size", "1"],
-        ),
-        (
-            json!({ "encoder_no_repeat_ngram_size": 1 }),
-            vec!["--encoder-no-repeat-ngram-size", "1"],
-        ),
-        (
-            json!({ "encoder_repetition_penalty": 3.0 }),
-            vec!["--encoder-repetition-penalty", "3"],
-        ),
-        (
-            json!({ "repetition_penalty": 1.7 }),
-            vec!["--repetition-penalty", "1.7"],
-        ),
-        (
-            json!({ "bad_words_ids": [[20], [222, 172]] }),
-            vec!["--bad-words-ids", "20", "--bad-words-ids", "222,172"],
-        ),
-        (
-            json!({ "suppress_tokens": [20, 222] }),
-            vec!["--suppress-tokens", "20,222"],
-        ),
-        (
-            json!({ "begin_suppress_tokens": [20] }),
-            vec!["--begin-suppress-tokens", "20"],
-        ),
-        (
-            json!({ "forced_eos_token_id": 4 }),
-            vec!["--forced-eos-token-id", "4"],
-        ),
-        (json!({ "max_new_tokens": 3 }), vec!["-n", "3"]),
-    ] {
-        let from_file = printed(&llama(settings.clone()), &[]);
-        assert_eq!(printed(&plain, &options), from_file, "{settings}");
-    }
-
-    let ends = llama(json!({ "eos_token_id": 222 }));
-    assert_eq!(printed(&ends, &[]), [20, 222]);
-    let later = printed(&ends, &["--min-new-tokens", "4", "-n", "8"]);
-    assert!(later.len() > 4 && !later[..4].contains(&222), "{later:?}");
-    let sooner = printed(
-        &llama(json!({ "eos_token_id": 17 })),
-        &["--exponential-decay-length-penalty", "2,1.8"],
-    );
-    assert_eq!(sooner, [20, 222, 172, 102, 29, 17]);
-
-    let most = llama(json!({ "max_new_tokens": 3, "max_length": 50 }));
-    assert_eq!(printed(&most, &[]).len(), 3, "max_new_tokens of the file");
-    assert_eq!(printed(&most, &["-n", "5"]).len(), 5, "what is given wins");
-    assert_eq!(
-        printed(&llama(json!({ "max_length": 10 })), &[]).len(),
-        4,
-        "max_length counts the prompt"
-    );
-    assert_eq!(printed(&plain, &[]).len(), 64);
-}
-
-#[test]
-fn drawing_keeps_to_what_the_filters_leave() {
-    let plain = llama(json!({}));
-    let greedy = printed(&plain, &["-n", "12"]);
-    // Filters that leave the most likely token alone draw it whatever the seed.
-    for filter in [
-        ["--top-k", "1"],
-        ["--top-p", "0"],
-        ["--epsilon-cutoff", "0.9999"],
-        ["--min-p", "1"],
-    ] {
-        let drawn = printed(
-            &plain,
-            &[&["-n", "12", "--seed", "3"], &filter[..]].concat(),
-        );
-        assert_eq!(drawn, greedy, "{filter:?}");
-    }
-    let drawn = printed(
-        &plain,
-        &[
-            "-n",
-            "12",
-            "--seed",
-            "3",
-            "--top-k",
-            "0",
-            "--temperature",
-            "3",
-        ],
-    );
-    assert_ne!(drawn, greedy);
-    let processed = printed(
-        &plain,
-        &[
-            "-n",
-            "12",
-            "--seed",
-            "3",
-            "--top-k",
-            "1",
-            "--no-repeat-ngram-size",
-            "1",
-        ],
-    );
-    assert_eq!(
-        processed,
-        printed(&plain, &["-n", "12", "--no-repeat-ngram-size", "1"])
     );
 }

@@ -1,5 +1,5 @@
-//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), tokenizers
-//! out of metadata, and files that lie.
+//! GGUF files: the golden models as llama.cpp's converter writes them (`golden/gguf`), a tokenizer
+//! in the metadata, and files with false headers.
 
 use crate::support::{golden, golden_tensor, golden_text, llm_int8, relative_error};
 use candle_core::{DType, Tensor};
@@ -39,19 +39,21 @@ fn load(path: &Path) -> Result<Decoder> {
         .map(|(decoder, _)| decoder)
 }
 
-/// The same model out of its safetensors folder.
+/// The same model from its safetensors folder.
 fn from_folder(family: &str) -> Decoder {
     let mut config = golden_text(&format!("models/{family}/config.json"));
     if family == "gemma2" {
-        // GGUF has no place for it; llama.cpp takes the width of a head.
+        // GGUF does not store it; llama.cpp takes the head size.
         config = config.replace(
             "\"query_pre_attn_scalar\": 256",
             "\"query_pre_attn_scalar\": 16",
         );
     }
+
     let files = [golden(&format!("models/{family}/model.safetensors"))];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
     let config = ModelConfig::parse(config.as_bytes()).unwrap();
+
     Decoder::load(&config, &checkpoint, &unquantised(), &mut |_| ())
         .unwrap()
         .0
@@ -67,7 +69,7 @@ fn logits(model: &Decoder, family: &str) -> Tensor {
 }
 
 #[test]
-fn a_gguf_file_is_the_model_it_was_made_of() {
+fn a_gguf_file_gives_the_logits_and_the_tree_of_its_source() {
     for family in MODELS {
         let ours = load(&golden(&format!("gguf/{family}.gguf")))
             .unwrap_or_else(|e| panic!("{family}: {e}"));
@@ -89,6 +91,7 @@ fn the_program_runs_and_quantises_a_gguf_file() {
             .status
             .success()
     );
+
     let run = |model: &str| {
         let output = llm_int8(&[
             "run",
@@ -105,11 +108,14 @@ fn the_program_runs_and_quantises_a_gguf_file() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
+
         String::from_utf8(output.stdout).unwrap()
     };
+
     let ids = run(&file);
     assert_eq!(run(&folder), ids);
     assert_eq!(run(&golden("models/llama").display().to_string()), ids);
+
     let headers = llm_int8(&["inspect", &file, "--headers-only"]);
     let text = String::from_utf8(headers.stdout).unwrap();
     assert!(
@@ -119,7 +125,7 @@ fn the_program_runs_and_quantises_a_gguf_file() {
 }
 
 #[test]
-fn sentencepiece_out_of_the_metadata_gives_the_ids_of_sentencepiece() {
+fn a_tokenizer_in_the_metadata_gives_the_ids_of_sentencepiece() {
     let tokenizer = llm_int8::Tokenizer::from_gguf(
         &GgufFile::open(&golden("gguf/sentencepiece.gguf")).unwrap(),
     );
@@ -168,7 +174,7 @@ fn an_unknown_architecture_lists_the_known_ones() {
 }
 
 #[test]
-fn headers_that_lie_are_refused() {
+fn false_headers_are_rejected() {
     let bytes = std::fs::read(golden("gguf/qwen2.gguf")).unwrap();
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("m.gguf");
@@ -181,11 +187,13 @@ fn headers_that_lie_are_refused() {
         );
         assert!(error.to_string().contains("m.gguf"), "{error}");
     };
-    let with = |place: usize, value: u64| {
+
+    let with = |offset: usize, value: u64| {
         let mut changed = bytes.clone();
-        changed[place..place + 8].copy_from_slice(&value.to_le_bytes());
+        changed[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         changed
     };
+
     fails(b"");
     fails(b"GGUF");
     fails(b"not a gguf file at all");
@@ -196,15 +204,18 @@ fn headers_that_lie_are_refused() {
         fails(&with(16, count)); // metadata
         fails(&with(24, count)); // length of the first key
     }
+
     let name = b"token_embd.weight";
     let at = bytes
         .windows(name.len())
         .position(|window| window == name)
         .unwrap()
         + name.len();
+
     for size in [u64::MAX, 1 << 62, 1 << 33, 4096] {
         fails(&with(at + 4, size)); // first dimension
     }
+
     fails(&with(at + 4 + 16 + 4, 1 << 60)); // offset
 }
 
@@ -225,11 +236,11 @@ fn a_missing_file_is_named() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
-    /// Whatever is done to a file, reading it gives a model or an error.
+    /// A file with any byte changed gives a model or an error.
     #[test]
-    fn damaged_bytes_never_panic(place in 0usize..4000, byte in proptest::num::u8::ANY, model in 0usize..8) {
+    fn damaged_bytes_never_panic(offset in 0usize..4000, byte in proptest::num::u8::ANY, model in 0usize..8) {
         let mut bytes = std::fs::read(golden(&format!("gguf/{}.gguf", MODELS[model]))).unwrap();
-        bytes[place] = byte;
+        bytes[offset] = byte;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("m.gguf");
         std::fs::write(&path, bytes).unwrap();

@@ -1,5 +1,5 @@
-//! Tokenizers out of GGUF metadata, by llama.cpp's defaults: what a text begins and ends with, how
-//! it is split, and the tokens that end generation.
+//! Tokenizers from GGUF metadata, with llama.cpp's defaults: which tokens text begins and ends
+//! with, and how it is split.
 
 use llm_int8::nn::checkpoint::GgufFile;
 use llm_int8::{Result, Tokenizer};
@@ -59,11 +59,12 @@ fn file(metadata: &[(&str, Meta<'_>)]) -> (TempDir, GgufFile) {
     let path = folder.path().join("t.gguf");
     std::fs::write(&path, bytes).unwrap();
     let opened = GgufFile::open(&path).unwrap();
+
     (folder, opened)
 }
 
-/// The 256 characters that GPT-2 writes bytes as, and after them the given tokens as control
-/// tokens.
+/// A byte-level tokenizer: the 256 characters that GPT-2 writes bytes as, then `tokens` as control
+/// tokens, then the results of two merges.
 fn byte_level(
     pre: Option<&'static str>,
     tokens: &[&str],
@@ -78,6 +79,7 @@ fn byte_level(
         .collect();
     pieces.extend((256..256 + 68).map(|code| String::from(char::from_u32(code).unwrap())));
     assert_eq!(pieces.len(), 256);
+
     let mut kinds = vec![1; 256];
     pieces.extend(tokens.iter().map(|token| (*token).to_owned()));
     kinds.extend(tokens.iter().map(|_| 3));
@@ -93,7 +95,8 @@ fn byte_level(
     ];
     metadata.extend(pre.map(|pre| ("tokenizer.ggml.pre", Meta::Text(pre))));
     metadata.extend(more);
-    // The pieces of the merges must be there.
+
+    // The results of the merges must be in the vocabulary.
     if let Some((_, Meta::Texts(pieces))) = metadata
         .iter_mut()
         .find(|(key, _)| *key == "tokenizer.ggml.tokens")
@@ -106,18 +109,20 @@ fn byte_level(
     {
         kinds.extend([1, 1]);
     }
+
     Tokenizer::from_gguf(&file(&metadata).1).map(Option::unwrap)
 }
 
-const IDS: fn() -> Vec<(&'static str, Meta<'static>)> = || {
+/// The keys that name `<s>` and `</s>`, the first two control tokens.
+fn bos_and_eos() -> Vec<(&'static str, Meta<'static>)> {
     vec![
         ("tokenizer.ggml.bos_token_id", Meta::Id(256)),
         ("tokenizer.ggml.eos_token_id", Meta::Id(257)),
     ]
-};
+}
 
 #[test]
-fn the_rule_decides_whether_a_text_begins_with_a_token() {
+fn the_pre_tokenizer_decides_whether_text_begins_with_bos() {
     for (pre, begins) in [
         ("llama-bpe", true),
         ("tekken", true),
@@ -125,7 +130,7 @@ fn the_rule_decides_whether_a_text_begins_with_a_token() {
         ("gpt-2", false),
         ("dbrx", false),
     ] {
-        let tokenizer = byte_level(Some(pre), &["<s>", "</s>"], IDS()).unwrap();
+        let tokenizer = byte_level(Some(pre), &["<s>", "</s>"], bos_and_eos()).unwrap();
         assert_eq!(
             tokenizer.encode("ab").unwrap().first() == Some(&256),
             begins,
@@ -135,48 +140,46 @@ fn the_rule_decides_whether_a_text_begins_with_a_token() {
 }
 
 #[test]
-fn the_keys_decide_before_the_rule() {
-    let flag = |key, value| [IDS(), vec![(key, Meta::Flag(value))]].concat_owned();
+fn explicit_keys_override_the_pre_tokenizer() {
+    let with_flag = |key, value| {
+        let mut metadata = bos_and_eos();
+        metadata.push((key, Meta::Flag(value)));
+        metadata
+    };
     let ids = |pre, more| {
         byte_level(Some(pre), &["<s>", "</s>"], more)
             .unwrap()
             .encode("ab")
             .unwrap()
     };
+
     assert_eq!(
-        ids("llama-bpe", flag("tokenizer.ggml.add_bos_token", false)),
+        ids(
+            "llama-bpe",
+            with_flag("tokenizer.ggml.add_bos_token", false)
+        ),
         [258]
     );
     assert_eq!(
-        ids("qwen2", flag("tokenizer.ggml.add_bos_token", true)),
+        ids("qwen2", with_flag("tokenizer.ggml.add_bos_token", true)),
         [256, 258]
     );
     assert_eq!(
-        ids("qwen2", flag("tokenizer.ggml.add_eos_token", true)),
+        ids("qwen2", with_flag("tokenizer.ggml.add_eos_token", true)),
         [258, 257]
     );
 }
 
-/// `concat` for lists whose items cannot be cloned.
-trait ConcatOwned<T> {
-    fn concat_owned(self) -> Vec<T>;
-}
-
-impl<T, const N: usize> ConcatOwned<T> for [Vec<T>; N] {
-    fn concat_owned(self) -> Vec<T> {
-        self.into_iter().flatten().collect()
-    }
-}
-
 #[test]
-fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
+fn the_pre_tokenizer_splits_words_and_unknown_ones_are_rejected() {
     let pieces = |pre| {
-        byte_level(pre, &["<s>", "</s>"], IDS())
+        byte_level(pre, &["<s>", "</s>"], bos_and_eos())
             .unwrap()
             .encode_templated("ab12")
             .unwrap()
             .len()
     };
+
     for keeps_digits in [
         None,
         Some("default"),
@@ -186,9 +189,11 @@ fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
     ] {
         assert_eq!(pieces(keeps_digits), 2, "{keeps_digits:?}");
     }
+
     for splits_digits in ["smollm", "starcoder", "qwen2", "tekken", "deepseek-coder"] {
         assert_eq!(pieces(Some(splits_digits)), 3, "{splits_digits}");
     }
+
     let error = byte_level(Some("someone's-own"), &["<s>"], Vec::new())
         .unwrap_err()
         .to_string();
@@ -196,7 +201,7 @@ fn words_are_split_by_the_rule_and_unknown_rules_are_refused() {
 }
 
 #[test]
-fn sentencepiece_begins_with_token_1_where_the_file_names_none() {
+fn sentencepiece_begins_with_token_1_when_the_file_names_no_bos() {
     let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]
         .map(str::to_owned)
         .to_vec();
@@ -219,7 +224,7 @@ fn sentencepiece_begins_with_token_1_where_the_file_names_none() {
 }
 
 #[test]
-fn another_kind_of_tokenizer_is_refused_by_name() {
+fn unsupported_kinds_of_tokenizers_are_rejected_by_name() {
     let metadata = [
         ("tokenizer.ggml.model", Meta::Text("rwkv")),
         ("tokenizer.ggml.tokens", Meta::Texts(vec!["a".into()])),

@@ -1,5 +1,5 @@
-//! What only GPT-2's golden folder holds: rows alone, original outlier weights.
-//! What holds for every family is in `families.rs`.
+//! Int8 against values that only GPT-2's golden folder has: one sequence alone, and original
+//! outlier weights. `families.rs` tests what every family has.
 
 use crate::support::{golden, golden_tensor, relative_error};
 use candle_core::{DType, Tensor};
@@ -15,6 +15,7 @@ fn load(folder: &str, options: &LoadOptions) -> Decoder {
         ModelConfig::parse(&std::fs::read(golden(folder).join("config.json")).unwrap()).unwrap();
     let files = [golden(folder).join("model.safetensors")];
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
+
     Decoder::load(&config, &checkpoint, options, &mut |_| ())
         .unwrap()
         .0
@@ -44,7 +45,7 @@ fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
 }
 
 #[test]
-fn original_outlier_weights_and_rows_by_themselves_are_not_farther() {
+fn original_outlier_weights_are_as_accurate_as_bitsandbytes_in_both_scopes() {
     let exact = golden_tensor(EXPECTED, "logits_f32");
     let their_distance = relative_error(&golden_tensor(EXPECTED, "logits_int8_f32"), &exact);
     for scope in [OutlierScope::Batch, OutlierScope::Row] {
@@ -61,7 +62,7 @@ fn original_outlier_weights_and_rows_by_themselves_are_not_farther() {
 }
 
 #[test]
-fn row0_alone_differs_from_row0_in_the_batch_as_in_bitsandbytes() {
+fn the_first_sequence_alone_matches_bitsandbytes() {
     let model = load(
         "models/gpt2",
         &int8_f32(OutlierScope::Batch, OutlierWeights::Dequantized),

@@ -1,10 +1,10 @@
-//! The program with a model of the hub, which a server on the loopback interface plays.
+//! The program with a model from a fake hub: a server on the loopback interface.
 
 #[path = "../crates/hub/tests/hub/fake_hub.rs"]
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests of crates/hub use the rest"
+    reason = "only the tests of crates/hub use the rest"
 )]
 mod fake_hub;
 
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-/// Runs the program with that hub, a home of its own and more variables.
+/// Runs the program with this hub, a home folder of its own and more environment variables.
 fn run(hub: &FakeHub, home: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-int8"));
     command
@@ -28,6 +28,7 @@ fn run(hub: &FakeHub, home: &Path, variables: &[(&str, &str)], arguments: &[&str
         .unwrap()
 }
 
+/// Small files that belong to a model, besides its config and weights.
 const SMALL: [&str; 6] = [
     "added_tokens.json",
     "special_tokens_map.json",
@@ -45,15 +46,18 @@ fn gpt2_hub() -> FakeHub {
             &std::fs::read(golden("models/gpt2").join(name)).unwrap(),
         );
     }
+
     for name in SMALL {
         hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
     }
+
     hub
 }
 
 #[test]
-fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
-    let (hub, home) = (gpt2_hub(), TempDir::new().unwrap());
+fn a_quantised_copy_of_a_hub_model_includes_every_small_file() {
+    let hub = gpt2_hub();
+    let home = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         prefix: "/a/mirror",
         encoding: Some("gzip"),
@@ -73,10 +77,12 @@ fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
         "{}",
         stderr(&output)
     );
+
     for name in SMALL {
         let text = std::fs::read_to_string(copy.join(name)).unwrap();
         assert_eq!(text, format!("{{\"of\": \"{name}\"}}"));
     }
+
     let inspected = run(&hub, home.path(), &[], &["inspect", copy.to_str().unwrap()]);
     assert!(
         String::from_utf8(inspected.stdout)
@@ -86,8 +92,9 @@ fn a_quantised_copy_of_a_model_of_the_hub_has_every_small_file() {
 }
 
 #[test]
-fn older_names_of_the_environment_are_read() {
-    let (hub, home) = (gpt2_hub(), TempDir::new().unwrap());
+fn legacy_environment_variables_are_read() {
+    let hub = gpt2_hub();
+    let home = TempDir::new().unwrap();
     let cache = home.path().join("elsewhere");
     let variables = [
         ("TRANSFORMERS_CACHE", cache.to_str().unwrap()),
@@ -96,7 +103,7 @@ fn older_names_of_the_environment_are_read() {
     ];
     let output = run(&hub, home.path(), &variables, &["pull", "org/model"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(stderr(&output), "", "no progress");
+    assert_eq!(stderr(&output), "", "progress bars are disabled");
     assert!(cache.join("models--org--model").is_dir());
     assert!(
         hub.log()
@@ -108,7 +115,8 @@ fn older_names_of_the_environment_are_read() {
     let offline = [variables[0], ("TRANSFORMERS_OFFLINE", "1")];
     let output = run(&hub, home.path(), &offline, &["inspect", "org/model"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(hub.log().len(), before, "no request");
+    assert_eq!(hub.log().len(), before, "offline mode sends no request");
+
     let output = run(
         &hub,
         home.path(),
@@ -117,7 +125,7 @@ fn older_names_of_the_environment_are_read() {
     );
     assert!(
         stderr(&output).contains("offline mode is on"),
-        "the default cache is another: {}",
+        "the default cache does not have the model: {}",
         stderr(&output)
     );
 }

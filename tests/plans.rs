@@ -1,5 +1,5 @@
-//! What decoders do, as plans: the text of every family's, what is refused, and combinations that
-//! no family has, on the CPU beside a device.
+//! Decoder plans: the plan of every family as text, what is rejected, and combinations that no
+//! family has, on the CPU and on devices.
 
 use crate::support::devices::{
     distance, few_devices, on_device, options, step_by_step, write_random,
@@ -15,15 +15,16 @@ use llm_int8_nn::linear::OutlierScope;
 use std::sync::Arc;
 
 #[test]
-fn every_family_has_its_plan() {
-    let is_written = std::env::var_os("LLM_INT8_WRITE_PLANS").is_some();
+fn every_family_has_the_expected_plan() {
+    let is_rewritten = std::env::var_os("LLM_INT8_WRITE_PLANS").is_some();
     let names = folders();
     assert!(names.len() >= 37, "{names:?}");
+
     for name in names {
         let spec = DecoderSpec::from_config(&config(&name)).unwrap();
         let text = Plan::of(&spec).unwrap().to_string();
         let file = golden(&format!("models/{name}/plan.txt"));
-        if is_written {
+        if is_rewritten {
             std::fs::write(&file, &text).unwrap();
         }
         assert_eq!(text, std::fs::read_to_string(&file).unwrap(), "{name}");
@@ -37,8 +38,10 @@ fn the_program_prints_a_plan() {
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
+
     let text = plan(&[]);
     assert_eq!(text, plan(&["--headers-only"]));
+
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[1],
@@ -53,7 +56,7 @@ fn the_program_prints_a_plan() {
     );
 }
 
-/// A small Llama with queries and keys that are normalised.
+/// A small Qwen3: a Llama with norms of queries and keys.
 fn small() -> (ModelConfig, DecoderSpec) {
     let config =
         br#"{"model_type": "qwen3", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 40,
@@ -61,13 +64,14 @@ fn small() -> (ModelConfig, DecoderSpec) {
         "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": false}"#;
     let config = ModelConfig::parse(config).unwrap();
     let spec = DecoderSpec::from_config(&config).unwrap();
+
     (config, spec)
 }
 
 /// The children of a module, with their names.
 type Children = Vec<(&'static str, Template)>;
 
-/// Calls `change` with the children of a block.
+/// Calls `change` with the children of the block in `template`.
 fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) {
     match template {
         Template::Container(_, children) => {
@@ -84,10 +88,10 @@ fn change_block(template: &mut Template, change: &mut dyn FnMut(&mut Children)) 
     }
 }
 
-/// The norm of one slot for another.
-fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: BlockSlot) {
+/// Adds a module `name` to a block: a copy of the norm before the MLP, in slot `to`.
+fn copy_mlp_norm(children: &mut Children, name: &'static str, to: BlockSlot) {
     let norm = children.iter().find_map(|(_, child)| match child {
-        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == from => {
+        Template::BlockPart(slot, part @ PartSpec::Norm { .. }) if *slot == BlockSlot::MlpNorm => {
             Some(part.clone())
         }
         _ => None,
@@ -96,22 +100,12 @@ fn copy_norm(children: &mut Children, from: BlockSlot, name: &'static str, to: B
 }
 
 #[test]
-fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
+fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
     let (config, mut spec) = small();
     spec.residual = Residual::Parallel;
     change_block(&mut spec.tree, &mut |block| {
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_mlp_layernorm",
-            BlockSlot::MlpPostNorm,
-        );
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_attention_norm",
-            BlockSlot::AttentionPostNorm,
-        );
+        copy_mlp_norm(block, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
+        copy_mlp_norm(block, "post_attention_norm", BlockSlot::AttentionPostNorm);
     });
     let text = Plan::of(&spec).unwrap().to_string();
     let steps: Vec<&str> = text
@@ -141,11 +135,12 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
                 .unwrap()
                 .0
         };
+
         let ids: Vec<u32> = (0..24).map(|i| i * 37 % 128).collect();
         let host = step_by_step(&on(Placement::cpu()), &ids, 16);
         for device in few_devices() {
-            let there = step_by_step(&on(on_device(&device)), &ids, 16);
-            for (step, (ours, theirs)) in there.iter().zip(&host).enumerate() {
+            let ours = step_by_step(&on(on_device(&device)), &ids, 16);
+            for (step, (ours, theirs)) in ours.iter().zip(&host).enumerate() {
                 let apart = distance(ours, theirs);
                 assert!(apart < bound, "step {step} on {device:?}: {apart}");
             }
@@ -153,34 +148,15 @@ fn a_parallel_block_with_a_norm_after_its_mlp_is_the_same_everywhere() {
     }
 }
 
-#[test]
-fn what_no_executor_can_do_is_refused_by_name() {
-    let refused = |spec: &DecoderSpec| Plan::of(spec).unwrap_err().to_string();
-    let (_, spec) = small();
-
-    let mut clamped = spec.clone();
-    clamped.attention.qkv_clamp = Some(8.0);
-    assert!(refused(&clamped).contains("queries or keys that are both clamped and normalised"));
-
-    let mut after = spec.clone();
-    after.residual = Residual::NormAfter;
-    change_block(&mut after.tree, &mut |block| {
-        copy_norm(
-            block,
-            BlockSlot::MlpNorm,
-            "post_mlp_layernorm",
-            BlockSlot::MlpPostNorm,
-        );
-    });
-    assert!(refused(&after).contains("norms after the residual and norms of what joins it"));
-
-    // Queries, keys and values in one layer, of which norms would take a part.
-    let mut fused = spec.clone();
-    change_block(&mut fused.tree, &mut |block| {
+/// Merges the query, key and value layers of a block into one, as if it had no norms of queries and
+/// keys.
+fn fuse_qkv(tree: &mut Template) {
+    change_block(tree, &mut |block| {
         for (_, child) in block {
             let Template::Container(_, attention) = child else {
                 continue;
             };
+
             let is_projection =
                 |slot| [BlockSlot::Query, BlockSlot::Key, BlockSlot::Value].contains(&slot);
             let first = attention
@@ -199,6 +175,7 @@ fn what_no_executor_can_do_is_refused_by_name() {
             attention.retain(
                 |(_, child)| !matches!(child, Template::BlockPart(slot, _) if is_projection(*slot)),
             );
+
             let layer = PartSpec::Linear {
                 class,
                 out_features: 64,
@@ -208,12 +185,32 @@ fn what_no_executor_can_do_is_refused_by_name() {
             attention.insert(0, ("qkv_proj", Template::BlockPart(BlockSlot::Qkv, layer)));
         }
     });
+}
+
+#[test]
+fn unsupported_combinations_are_rejected_by_name() {
+    let error_of = |spec: &DecoderSpec| Plan::of(spec).unwrap_err().to_string();
+    let (_, spec) = small();
+
+    let mut clamped = spec.clone();
+    clamped.attention.qkv_clamp = Some(8.0);
+    assert!(error_of(&clamped).contains("queries or keys that are both clamped and normalised"));
+
+    let mut after = spec.clone();
+    after.residual = Residual::NormAfter;
+    change_block(&mut after.tree, &mut |block| {
+        copy_mlp_norm(block, "post_mlp_layernorm", BlockSlot::MlpPostNorm);
+    });
+    assert!(error_of(&after).contains("norms after the residual and norms of what joins it"));
+
+    let mut fused = spec.clone();
+    fuse_qkv(&mut fused.tree);
     assert!(
-        refused(&fused)
+        error_of(&fused)
             .contains("norms of queries or keys that come from one layer with the values")
     );
 
     let mut wide = spec;
     wide.attention.head_size = 16;
-    assert!(refused(&wide).contains("layers of other widths"));
+    assert!(error_of(&wide).contains("layers of other widths"));
 }

@@ -1,5 +1,5 @@
-//! Configurations in the form in which they are published: the folders of `golden/published`, which
-//! `scripts/make_published_golden.py` makes. Weights follow from the parameters' names.
+//! Configurations as published with their models: the folders of `golden/published`, made by
+//! `scripts/make_published_golden.py`. Weights are computed from the parameters' names.
 
 use crate::support::{Tensors, golden, golden_text, llm_int8, write_tensors};
 use llm_int8_decoder::spec::with_model_type;
@@ -10,15 +10,15 @@ use llm_int8_nn::module::Module;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Keys of configuration classes that change nothing for a text-only causal model that is not
-/// trained, or that others than the families read.
+/// Keys of configuration classes that change nothing in inference with a text-only causal model, or
+/// that code other than the families reads.
 const NOT_ACTED_ON: &[&str] = &[
     "initializer_range",
     "init_std",
     "use_cache",
     "bos_token_id",
     "eos_token_id",
-    // Dropout that is not a module, and not printed.
+    // Dropout rates that create no module, so the tree does not show them.
     "attn_pdrop",
     "attention_dropout",
     "hidden_dropout",
@@ -30,13 +30,13 @@ const NOT_ACTED_ON: &[&str] = &[
     "resid_pdrop",
     "emb_pdrop",
     "classifier_dropout",
-    // Heads that classify.
+    // Classification heads.
     "summary_type",
     "summary_use_proj",
     "summary_activation",
     "summary_proj_to_labels",
     "summary_first_dropout",
-    // How sums are rounded or split, and what transformers itself does not act on.
+    // How sums are rounded or split, and keys that transformers itself ignores.
     "reorder_and_upcast_attn",
     "attention_softmax_in_fp32",
     "scale_attention_softmax_in_fp32",
@@ -55,7 +55,7 @@ const NOT_ACTED_ON: &[&str] = &[
     "norm_type",
 ];
 
-/// Keys that are not parameters of a class's `__init__`.
+/// Keys we have defaults for although they are not parameters of the class's `__init__`.
 const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("bloom", "n_embed"),
     ("falcon", "n_embed"),
@@ -63,6 +63,7 @@ const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("gemma3_text", "sliding_window_pattern"),
 ];
 
+/// The folders of `golden/published`.
 fn names() -> Vec<String> {
     let entries = std::fs::read_dir(golden("published")).unwrap().flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
@@ -70,6 +71,7 @@ fn names() -> Vec<String> {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
+
     names
 }
 
@@ -77,7 +79,7 @@ fn expected(name: &str) -> Value {
     serde_json::from_str(&golden_text(&format!("published/{name}/expected.json"))).unwrap()
 }
 
-/// A parameter's values, as `values` of the script computes them.
+/// A parameter's values as little-endian f32, computed as `values` in the script does.
 fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
     let start = format!("{name}#{seed}")
         .bytes()
@@ -93,7 +95,9 @@ fn values(name: &str, seed: &Value, shape: &[usize]) -> Vec<u8> {
         let u = ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
         if is_norm { u * scale + 1.0 } else { u * scale }
     };
+
     let count = shape.iter().product::<usize>() as u64;
+
     (0..count)
         .flat_map(|index| value(index).to_le_bytes())
         .collect()
@@ -107,6 +111,7 @@ fn tensors(expected: &Value) -> Tensors {
         let bytes = values(name, &expected["seed"], &shape);
         (name.clone(), (safetensors::Dtype::F32, shape, bytes))
     };
+
     parameters.iter().map(tensor).collect()
 }
 
@@ -124,15 +129,18 @@ fn load(name: &str, expected: &Value) -> Result<Decoder, String> {
         ..LoadOptions::default()
     };
     let loaded = Decoder::load(&config, &checkpoint, &options, &mut |_| ());
+
     loaded
         .map(|(decoder, _)| decoder)
         .map_err(|error| error.to_string())
 }
 
-/// The ten most probable tokens, one after the other, and the first eight logits after the prompt.
+/// Ten greedy tokens, and the first eight logits after the prompt.
 fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
-    let (mut cache, mut ids, mut fed, mut first) =
-        (model.new_cache(), prompt.to_vec(), 0, Vec::new());
+    let mut cache = model.new_cache();
+    let mut ids = prompt.to_vec();
+    let mut fed = 0;
+    let mut first = Vec::new();
     for _ in 0..10 {
         let logits = model.next_logits(&ids[fed..], &mut cache).unwrap();
         if fed == 0 {
@@ -147,6 +155,7 @@ fn greedy(model: &Decoder, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
                 .0,
         );
     }
+
     (ids.split_off(prompt.len()), first)
 }
 
@@ -159,6 +168,7 @@ fn check(name: &str) -> Result<(), String> {
     if format!("{tree}\n") != theirs {
         return Err(format!("ours:\n{tree}\ntransformers':\n{theirs}"));
     }
+
     let ours: Vec<String> = tree
         .named_parameters()
         .iter()
@@ -190,6 +200,7 @@ fn check(name: &str) -> Result<(), String> {
     if serde_json::json!(ids) != expected["ids"] {
         return Err(format!("ids are {ids:?}, not {}", expected["ids"]));
     }
+
     Ok(())
 }
 
@@ -197,6 +208,7 @@ fn check(name: &str) -> Result<(), String> {
 fn published_configurations_give_the_trees_and_ids_of_transformers() {
     let names = names();
     assert!(names.len() >= 35, "{names:?}");
+
     let faults: Vec<String> = names
         .iter()
         .filter_map(|name| check(name).err().map(|fault| format!("{name}: {fault}")))
@@ -204,10 +216,10 @@ fn published_configurations_give_the_trees_and_ids_of_transformers() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// A model whose config.json has Python's words for floats that are not finite keeps them when it
-/// is saved.
+/// Python writes floats that are not finite as `Infinity` and `NaN`, which are not JSON. Saving a
+/// model keeps them.
 #[test]
-fn words_of_python_are_saved_as_they_were() {
+fn infinity_and_nan_in_config_json_survive_saving() {
     let name = "llama-python-words";
     let folder = tempfile::tempdir().unwrap();
     let [model, saved] = ["model", "saved"].map(|part| folder.path().join(part));
@@ -222,6 +234,7 @@ fn words_of_python_are_saved_as_they_were() {
     let [from, to] = [&model, &saved].map(|path| path.to_str().unwrap());
     let output = llm_int8(&["quantize", from, "--output", to]);
     assert!(output.status.success(), "{output:?}");
+
     let text = std::fs::read_to_string(saved.join("config.json")).unwrap();
     for words in [
         "Infinity\n",
@@ -231,18 +244,19 @@ fn words_of_python_are_saved_as_they_were() {
     ] {
         assert!(text.contains(words), "{words} in {text}");
     }
+
     let output = llm_int8(&["inspect", to]);
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The defaults a family gives are those of its class in transformers, and every key of the class
-/// is either read or known to change nothing.
+/// A family's defaults are those of its configuration class in transformers, and every key of the
+/// class is either read or known to change nothing.
 #[test]
-fn defaults_and_aliases_are_those_of_the_configuration_classes() {
+fn defaults_and_aliases_match_the_configuration_classes() {
     let golden: Value = serde_json::from_str(&golden_text("published/defaults.json")).unwrap();
     for family in FAMILIES {
         let theirs = &golden[family.model_type];
-        compare(family.model_type, &family.class, theirs);
+        compare_defaults(family.model_type, &family.class, theirs);
         let aliases: Map<String, Value> = family
             .class
             .aliases
@@ -258,7 +272,7 @@ fn defaults_and_aliases_are_those_of_the_configuration_classes() {
     }
 }
 
-fn compare(family: &str, class: &ConfigClass, theirs: &Value) {
+fn compare_defaults(family: &str, class: &ConfigClass, theirs: &Value) {
     let ours: Map<String, Value> = serde_json::from_str(class.defaults).unwrap();
     let theirs = theirs["defaults"].as_object().unwrap();
     for (key, value) in &ours {
@@ -270,6 +284,7 @@ fn compare(family: &str, class: &ConfigClass, theirs: &Value) {
             ),
         }
     }
+
     for key in theirs.keys() {
         let is_read = ours.contains_key(key) || NOT_ACTED_ON.contains(&key.as_str());
         assert!(is_read, "{family}: nobody reads `{key}`");

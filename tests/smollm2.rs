@@ -1,6 +1,6 @@
-//! Real trained weights: SmolLM2-135M-Instruct out of a GGUF file, against transformers and
-//! bitsandbytes (`golden/smollm2`). The file is fetched by `scripts/fetch_smollm2.sh`; without it
-//! these tests say that they were skipped.
+//! Trained weights: SmolLM2-135M-Instruct from a GGUF file, against transformers and bitsandbytes
+//! (`golden/smollm2`). `scripts/fetch_smollm2.sh` fetches the file; without it these tests print
+//! that they are skipped.
 
 use crate::support::golden_text;
 use llm_int8::decoder::{LoadOptions, WeightDtype};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// The file, where it is there.
+/// The path of the file, if it was fetched.
 pub(crate) fn file() -> Option<String> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
@@ -21,9 +21,10 @@ pub(crate) fn file() -> Option<String> {
         return Some(path.display().to_string());
     }
     println!(
-        "skipped: {} is not there; scripts/fetch_smollm2.sh fetches it",
+        "skipped: {} does not exist; scripts/fetch_smollm2.sh fetches it",
         path.display()
     );
+
     None
 }
 
@@ -59,20 +60,25 @@ fn perplexity(model: &AutoModelForCausalLM) -> f64 {
         .perplexity(&input_ids(), PerplexityOptions::default(), observe)
         .unwrap();
     assert_eq!(found.tokens, 4 * 511);
+
     found.perplexity
 }
 
-fn near(ours: f64, theirs: &Value, share: f64) {
+/// Checks that a perplexity differs from theirs by a fraction of less than `tolerance`.
+fn assert_close(ours: f64, theirs: &Value, tolerance: f64) {
     let theirs = theirs["perplexity"].as_f64().unwrap();
-    assert!((ours / theirs - 1.0).abs() < share, "{ours} and {theirs}");
+    assert!(
+        (ours / theirs - 1.0).abs() < tolerance,
+        "{ours} and {theirs}"
+    );
 }
 
 #[test]
-fn f32_perplexity_and_greedy_texts_are_those_of_transformers() {
+fn f32_perplexity_and_greedy_text_match_transformers() {
     let Some(file) = file() else { return };
     let model = load(&file, None);
     let theirs = &expected()["results"]["f32"];
-    near(perplexity(&model), theirs, 0.001);
+    assert_close(perplexity(&model), theirs, 0.001);
     for (prompt, text) in theirs["greedy"].as_object().unwrap() {
         let config = GenerationConfig {
             max_new_tokens: Some(24),
@@ -89,7 +95,7 @@ fn f32_perplexity_and_greedy_texts_are_those_of_transformers() {
 }
 
 #[test]
-fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
+fn int8_perplexity_matches_bitsandbytes_for_every_outlier_setting() {
     let Some(file) = file() else { return };
     let theirs = &expected()["results"]["bnb_int8_threshold6_f32"];
     for outlier_scope in [OutlierScope::Batch, OutlierScope::Row] {
@@ -101,11 +107,11 @@ fn int8_perplexity_is_that_of_bitsandbytes_by_every_rule() {
             };
             let ours = perplexity(&load(&file, Some(config)));
             match outlier_weights {
-                OutlierWeights::Dequantized => near(ours, theirs, 0.005),
-                // Not bitsandbytes' rule: it may be nearer to the model without int8, and no
-                // farther.
+                OutlierWeights::Dequantized => assert_close(ours, theirs, 0.005),
+                // bitsandbytes has no such setting. It may come closer to the unquantised model,
+                // and hardly farther from it.
                 OutlierWeights::Original => {
-                    near(ours, theirs, 0.01);
+                    assert_close(ours, theirs, 0.01);
                     assert!(
                         ours < theirs["perplexity"].as_f64().unwrap() * 1.005,
                         "{ours}"
@@ -125,7 +131,8 @@ fn the_tokenizer_of_the_metadata_gives_the_ids_of_transformers() {
         .unwrap()
         .encode(&golden_text("smollm2/text.txt"))
         .unwrap();
-    // transformers puts a token before the text that the file says not to put there.
+
+    // transformers begins the text with a token that the file says not to add.
     assert_eq!(ids[..2047], input_ids()[1..]);
 }
 

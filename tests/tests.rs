@@ -1,4 +1,4 @@
-//! Tests across crates and of the program, in one binary.
+//! Integration tests: what spans crates, and the program. One binary.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,8 @@ mod affine;
 mod bnb_checkpoints;
 mod chat;
 mod chat_templates;
+#[cfg(unix)]
+mod chat_terminal;
 mod checkpoints;
 mod cli;
 mod cli_arguments;
@@ -30,6 +32,7 @@ mod field_weights;
 mod first_light;
 mod generate;
 mod generation;
+mod generation_options;
 mod gguf;
 mod gguf_tokenizers;
 mod gpt2_large;

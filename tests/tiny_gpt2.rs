@@ -22,26 +22,28 @@ fn load(int8: bool) -> AutoModelForCausalLM {
     if !int8 {
         config.options.int8 = None;
     }
+
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
 }
 
 #[test]
-fn logits_are_those_of_transformers() {
+fn logits_match_transformers() {
     let logits = load(false).logits(&ids("input_ids")).unwrap();
     let error = relative_error(&logits, &golden_tensor(EXPECTED, "logits_f32"));
     assert!(error < 1e-4, "{error}");
 }
 
 #[test]
-fn int8_logits_are_near() {
+fn int8_logits_are_close_to_the_unquantised_ones() {
     let logits = load(true).logits(&ids("input_ids")).unwrap();
     let error = relative_error(&logits, &golden_tensor(EXPECTED, "logits_f32"));
     assert!(error > 0.0 && error < 0.02, "{error}");
 }
 
 #[test]
-fn greedy_ids_are_those_of_transformers() {
-    let (expected, prompt) = (ids("greedy_f32"), &ids("input_ids")[..16]);
+fn greedy_ids_match_transformers() {
+    let expected = ids("greedy_f32");
+    let prompt = &ids("input_ids")[..16];
     let model = load(false);
     let config = GenerationConfig {
         max_new_tokens: Some(32),
@@ -53,8 +55,8 @@ fn greedy_ids_are_those_of_transformers() {
         .ids_only()
         .pieces()
         .unwrap();
-    let told: Vec<u32> = pieces.by_ref().map(|piece| piece.unwrap().id).collect();
+    let streamed: Vec<u32> = pieces.by_ref().map(|piece| piece.unwrap().id).collect();
     let generated = pieces.finish().unwrap();
     assert_eq!([prompt, &generated.ids].concat(), expected);
-    assert_eq!(told, generated.ids);
+    assert_eq!(streamed, generated.ids);
 }

@@ -1,8 +1,8 @@
-//! Tokenizers beside transformers': `golden/tokenizers` holds a small vocabulary for every class
-//! and form of files, and what transformers 4.57 makes of strings and ids
+//! Tokenizers against transformers'. `golden/tokenizers` holds a small vocabulary for every class
+//! and file format, with what transformers 4.57 makes of strings and ids
 //! (`scripts/check_tokenizers.py`, which compares 500 strings each).
 
-use crate::support::{golden, golden_text, llm_int8, llm_int8_reading, stdout};
+use crate::support::{golden, golden_text, llm_int8, llm_int8_with_input, stdout};
 use llm_int8::hub::NoProgress;
 use llm_int8::{LoadConfig, Tokenizer};
 use serde_json::Value;
@@ -27,7 +27,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 #[test]
-fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
+fn every_class_and_file_format_gives_the_ids_and_texts_of_transformers() {
     let mut forms = 0;
     for entry in std::fs::read_dir(golden("tokenizers")).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();
@@ -47,6 +47,7 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
                 ids(&case["plain"]),
                 "{name}: {text:?}"
             );
+
             for (key, decoded) in [("ids", "decoded"), ("noise", "noise_decoded")] {
                 let ids = ids(&case[key]);
                 let ours = [
@@ -56,14 +57,17 @@ fn every_class_and_form_of_files_gives_transformers_ids_and_texts() {
                 assert_eq!(serde_json::json!(ours), case[decoded], "{name}: {ids:?}");
             }
         }
+
         assert!(cases.len() >= 10, "{name}");
+
         forms += 1;
     }
+
     assert!(forms >= 30, "{forms}");
 }
 
-/// A folder with files of one of the golden forms, some left out, and another
-/// `tokenizer_config.json`.
+/// A copy of a golden tokenizer without some of its files, and with another
+/// `tokenizer_config.json` if one is given.
 fn changed(form: &str, leave_out: &[&str], config: Option<&str>) -> TempDir {
     let folder = TempDir::new().unwrap();
     for entry in std::fs::read_dir(golden("tokenizers").join(form))
@@ -78,17 +82,19 @@ fn changed(form: &str, leave_out: &[&str], config: Option<&str>) -> TempDir {
     if let Some(config) = config {
         std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
     }
+
     folder
 }
 
 #[test]
-fn what_cannot_be_built_is_refused_by_name() {
-    let refused = |form, leave_out: &[&str], config| {
+fn unsupported_tokenizers_are_rejected_by_name() {
+    let error_of = |form, leave_out: &[&str], config| {
         tokenizer(changed(form, leave_out, config).path())
             .unwrap_err()
             .to_string()
     };
-    let error = refused(
+
+    let error = error_of(
         "gpt2_json",
         &[],
         Some(r#"{"tokenizer_class": "BertTokenizer"}"#),
@@ -98,7 +104,7 @@ fn what_cannot_be_built_is_refused_by_name() {
         "{error}"
     );
 
-    let error = refused(
+    let error = error_of(
         "gpt2_merges",
         &[],
         Some(r#"{"tokenizer_class": "GPTNeoXTokenizer"}"#),
@@ -108,24 +114,24 @@ fn what_cannot_be_built_is_refused_by_name() {
         "{error}"
     );
 
-    let error = refused("gpt2_merges", &["merges.txt"], None);
+    let error = error_of("gpt2_merges", &["merges.txt"], None);
     assert!(error.contains("vocab.json and merges.txt"), "{error}");
 
-    let error = refused(
+    let error = error_of(
         "codegen_json",
         &[],
         Some(r#"{"tokenizer_class": "CodeGenTokenizer", "add_bos_token": true}"#),
     );
     assert!(error.contains("`add_bos_token`"), "{error}");
 
-    let error = refused(
+    let error = error_of(
         "llama3_json_llama_class",
         &[],
         Some(r#"{"tokenizer_class": "LlamaTokenizer", "bos_token": null}"#),
     );
     assert!(error.contains("there is no `bos_token`"), "{error}");
 
-    let error = refused(
+    let error = error_of(
         "phi3_json",
         &[],
         Some(r#"{"tokenizer_class": "LlamaTokenizer", "add_prefix_space": false}"#),
@@ -135,12 +141,12 @@ fn what_cannot_be_built_is_refused_by_name() {
         "{error}"
     );
 
-    let error = refused("gpt2_json", &[], Some(r#"{"eos_token": 5}"#));
+    let error = error_of("gpt2_json", &[], Some(r#"{"eos_token": 5}"#));
     assert!(error.contains("`eos_token` is 5"), "{error}");
 }
 
 #[test]
-fn a_tokenizer_model_of_another_format_is_refused() {
+fn a_tokenizer_model_in_another_format_is_rejected() {
     let folder = changed("llama_model_bpe", &["tokenizer.model"], None);
     std::fs::write(folder.path().join("tokenizer.model"), "IQ== 0\nIg== 1\n").unwrap();
     let error = tokenizer(folder.path()).unwrap_err().to_string();
@@ -148,7 +154,7 @@ fn a_tokenizer_model_of_another_format_is_refused() {
 }
 
 #[test]
-fn gaps_to_fill_are_refused_and_not_tokenised_as_text() {
+fn infilling_markers_are_rejected_instead_of_tokenised_as_text() {
     let tokenizer = tokenizer(&golden("tokenizers/code_llama_model")).unwrap();
     let error = tokenizer
         .encode("def f(<FILL_ME>):")
@@ -179,7 +185,7 @@ fn the_program_shows_tokens_ids_and_texts() {
     ]));
     assert_eq!(list.trim_end(), format!("[{}]", ids.join(", ")));
     assert_eq!(
-        stdout(&llm_int8_reading(
+        stdout(&llm_int8_with_input(
             &["tokenize", "tiny-gpt2", "-", "--ids"],
             "Hello world"
         )),
@@ -210,7 +216,7 @@ fn the_program_shows_tokens_ids_and_texts() {
 }
 
 #[test]
-fn begin_tokens_and_special_tokens_can_be_left_out() {
+fn special_tokens_can_be_omitted() {
     let model = golden("tokenizers/opt_merges").display().to_string();
     let first = |arguments: &[&str]| {
         let all = [&["tokenize", &model, "Hello", "--ids"], arguments].concat();
@@ -221,6 +227,7 @@ fn begin_tokens_and_special_tokens_can_be_left_out() {
             .unwrap()
             .to_owned()
     };
+
     assert_eq!(first(&[]), "2", "OPT begins with </s>");
     assert_ne!(first(&["--no-special-tokens"]), "2");
 
@@ -229,6 +236,7 @@ fn begin_tokens_and_special_tokens_can_be_left_out() {
             &[&["tokenize", &model, "2,40", "--decode"], arguments].concat(),
         ))
     };
+
     assert!(text(&[]).starts_with("</s>"));
     assert!(!text(&["--skip-special-tokens"]).contains("</s>"));
 }
@@ -240,8 +248,9 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
         assert_eq!(output.status.code(), Some(code));
         String::from_utf8(output.stderr).unwrap()
     };
+
     let error = fails(&["tokenize", "tiny-gpt2", "1,x", "--decode"], 2);
-    assert!(error.contains("\"x\" is no token id"), "{error}");
+    assert!(error.contains("\"x\" is not a token id"), "{error}");
     let error = fails(
         &[
             "tokenize",
@@ -251,6 +260,7 @@ fn wrong_ids_and_models_without_a_tokenizer_are_named() {
         1,
     );
     assert!(error.contains("has no tokenizer"), "{error}");
+
     let error = fails(&["tokenize", "nowhere/at/all", "Hello"], 2);
     assert!(error.contains("nowhere/at/all"), "{error}");
 }

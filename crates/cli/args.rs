@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: commands, options and their help texts.
 
 mod affine;
 mod limits;
@@ -16,6 +16,7 @@ use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
 use sizes::size;
 
 use clap::{Args, Parser, Subcommand};
+use llm_int8::bench::LayerShape;
 use std::path::PathBuf;
 
 /// Load any Hugging Face causal language model in 8 bit, the LLM.int8() way.
@@ -31,39 +32,39 @@ const LONG_ABOUT: &str = "Load any Hugging Face causal language model in 8 bit, 
 the same module tree, dtypes and numbers as transformers with bitsandbytes, from one program.";
 
 const AFTER_HELP: &str = "MODEL is tiny-gpt2 (built in, needs no network), a folder, a .gguf file, or a model of the \
-hub: gpt2-large, org/name, org/name@revision.\n\nExamples:\n  llm-int8 inspect tiny-gpt2 --params\n  \
+Hugging Face hub: gpt2-large, org/name, org/name@revision.\n\nExamples:\n  llm-int8 inspect tiny-gpt2 --params\n  \
 llm-int8 run tiny-gpt2 --prompt 'In the beginning'\n  llm-int8 run gpt2-large --prompt 'Hello' --temperature 0.8";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Generate text after a prompt.
     Run(RunArgs),
-    /// Talk with a model.
+    /// Chat with a model.
     Chat(ChatArgs),
-    /// Print a model's tree, parameters and footprint.
+    /// Print a model's module tree, parameters and memory footprint.
     Inspect(InspectArgs),
-    /// Show how a model's tokenizer splits a text, or the text of token ids.
+    /// Split a text into tokens with a model's tokenizer, or decode token ids.
     Tokenize(TokenizeArgs),
     /// Download a model into the cache.
     Pull(PullArgs),
-    /// Write a model's logits into a safetensors file, to compare with another implementation.
+    /// Write a model's logits to a safetensors file, to compare with another implementation.
     Logits(LogitsArgs),
-    /// Write a model in 8 bit, as bitsandbytes saves it and transformers loads it.
+    /// Save a model in 8 bit, in the format of bitsandbytes, which transformers loads.
     Quantize(QuantizeArgs),
-    /// Write an 8-bit model with float weights again.
+    /// Convert an 8-bit model back to float weights.
     Dequantize(DequantizeArgs),
-    /// Measure the perplexity of a text.
+    /// Measure a model's perplexity on a text.
     Eval(EvalArgs),
-    /// Measure how fast a model runs, beside what the machine allows.
+    /// Measure how fast a model runs, compared with the limits of the machine.
     Bench(BenchArgs),
-    /// See what INT8 affine quantisation does to numbers, as PyTorch does it.
+    /// Show what INT8 affine quantisation does to numbers, as in PyTorch.
     Affine(AffineArgs),
-    /// Write completions for a shell to standard output.
+    /// Print shell completions.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages into a folder.
+    /// Write the manual pages to a folder.
     Man {
         /// The folder; it must exist.
         folder: PathBuf,
@@ -74,24 +75,24 @@ pub(crate) enum Command {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Tell the model first how to behave
+    /// System message: how the model should behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
-    /// A Jinja file to write conversations down by, instead of the model's own
+    /// Chat template (a Jinja file) to use instead of the model's own
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
-    /// Tools the model may call: a JSON file with a list of their descriptions
+    /// Tools that the model may call: a JSON file with a list of tool descriptions
     #[arg(long, value_name = "FILE")]
     pub(crate) tools: Option<PathBuf>,
-    /// Documents to answer from: a JSON file with a list of objects with `title` and `text`
+    /// Documents to answer from: a JSON file with a list of objects that have `title` and `text`
     #[arg(long, value_name = "FILE")]
     pub(crate) documents: Option<PathBuf>,
-    /// New tokens of a reply at most [default: what the model's files say, else 512]
+    /// Maximum number of new tokens per reply [default: from the model's files, else 512]
     #[arg(long, short = 'n', value_name = "N")]
     pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
-    /// Do not print times on standard error
+    /// Do not print timings on standard error
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
@@ -100,16 +101,16 @@ pub(crate) struct ChatArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Text to go on from; - reads it from standard input
+    /// The prompt; - reads it from standard input
     #[arg(long, short, allow_hyphen_values = true, required_unless_present_any = ["token_ids", "prompts_file"])]
     pub(crate) prompt: Option<String>,
-    /// Prompts to go on from, one a line, several at once; prints a JSON object a line
+    /// Generate for every line of this file, in batches; prints one JSON object per line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "token_ids", "print_ids"])]
     pub(crate) prompts_file: Option<PathBuf>,
-    /// Prompts of the file at once
+    /// Number of prompts from the file to run at once
     #[arg(long, value_name = "N", default_value_t = 8, requires = "prompts_file", value_parser = at_once)]
     pub(crate) batch_size: usize,
-    /// Token ids to go on from, instead of text
+    /// The prompt as token ids, instead of text
     #[arg(
         long,
         value_name = "ID,…",
@@ -117,10 +118,10 @@ pub(crate) struct RunArgs {
         conflicts_with = "prompt"
     )]
     pub(crate) token_ids: Option<Vec<u32>>,
-    /// Print only the new token ids, comma-separated
+    /// Print the new token ids, comma-separated, instead of text
     #[arg(long)]
     pub(crate) print_ids: bool,
-    /// New tokens at most [default: what the model's files say, else 64]
+    /// Maximum number of new tokens [default: from the model's files, else 64]
     #[arg(long, short = 'n', value_name = "N")]
     pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
@@ -128,7 +129,7 @@ pub(crate) struct RunArgs {
     /// Cut off the beginning of a prompt that is too long for the model
     #[arg(long)]
     pub(crate) truncate: bool,
-    /// Do not print times and memory on standard error
+    /// Do not print timings and memory use on standard error
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
@@ -140,13 +141,13 @@ pub(crate) struct InspectArgs {
     /// Print every parameter: name, dtype, shape
     #[arg(long)]
     pub(crate) params: bool,
-    /// Print one JSON object instead
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
-    /// Look at config.json and the headers of the weights only; nothing else is read or downloaded
+    /// Read only config.json and the headers of the weight files; nothing else is downloaded
     #[arg(long)]
     pub(crate) headers_only: bool,
-    /// Print what the decoder does with tokens instead: one line a step, equal blocks once
+    /// Print the steps of a forward pass instead, one per line; identical blocks are printed once
     #[arg(long, conflicts_with_all = ["params", "json"])]
     pub(crate) plan: bool,
 }
@@ -156,25 +157,25 @@ pub(crate) struct TokenizeArgs {
     /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub; its weights are not
     /// read
     pub(crate) model: String,
-    /// The text, or with --decode the token ids, as 1,2,3 or [1, 2, 3]; - reads standard input
+    /// The text, or with --decode the token ids, as in 1,2,3 or [1, 2, 3]; - reads standard input
     #[arg(allow_hyphen_values = true)]
     pub(crate) text: String,
-    /// Print only the ids, as [1, 2, 3]
+    /// Print only the ids, as in [1, 2, 3]
     #[arg(long, conflicts_with = "json")]
     pub(crate) ids: bool,
-    /// Print one JSON object: ids, and the piece of each
+    /// Print one JSON object with the ids and the token of each
     #[arg(long)]
     pub(crate) json: bool,
-    /// Leave out the special tokens that the tokenizer adds before and after the text
+    /// Do not add special tokens before and after the text
     #[arg(long, conflicts_with = "decode")]
     pub(crate) no_special_tokens: bool,
-    /// Turn token ids into text
+    /// Decode token ids to text
     #[arg(long, conflicts_with_all = ["ids", "json"])]
     pub(crate) decode: bool,
-    /// Leave special tokens out of the text
+    /// Leave special tokens out of the decoded text
     #[arg(long, requires = "decode")]
     pub(crate) skip_special_tokens: bool,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
 }
@@ -183,7 +184,7 @@ pub(crate) struct TokenizeArgs {
 pub(crate) struct PullArgs {
     /// A model of the hub: gpt2-large, org/name, org/name@revision
     pub(crate) model: String,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
 }
@@ -192,10 +193,10 @@ pub(crate) struct PullArgs {
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The tokens to compute logits for
+    /// The token ids to compute logits for
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
     pub(crate) token_ids: Vec<u32>,
-    /// The file to write: `logits` F32 [1, tokens, vocabulary] and `token_ids` I64 [1, tokens]
+    /// The file to write, with `logits` F32 [1, tokens, vocabulary] and `token_ids` I64 [1, tokens]
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 }
@@ -204,19 +205,20 @@ pub(crate) struct LogitsArgs {
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The text, UTF-8
+    /// The text file, in UTF-8
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
-    /// Tokens the model sees at once
+    /// Tokens per window: the model sees one window at a time
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) window: usize,
-    /// Tokens from the start of a window to that of the next [default: the window]
+    /// Tokens from the start of one window to the start of the next [default: the window, so no
+    /// overlap]
     #[arg(long, value_name = "N")]
     pub(crate) stride: Option<usize>,
-    /// Read only the first N tokens of the text
+    /// Use only the first N tokens of the text
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
-    /// Print one JSON object instead
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -225,31 +227,34 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Instead of a model, int8 layers of these sizes by themselves (give - as MODEL)
+    /// Measure single int8 linear layers of these sizes instead of a model (give - as MODEL)
     #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
-    pub(crate) linear: Vec<[usize; 2]>,
-    /// Rows of activations of those
+    pub(crate) linear: Vec<LayerShape>,
+    /// Activation rows (tokens) for --linear
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = rows)]
     pub(crate) rows: Vec<usize>,
-    /// Texts decoded together
+    /// Batch sizes: sequences decoded together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_once)]
     pub(crate) batch_sizes: Vec<usize>,
-    /// Decode after contexts of N tokens [default: those of 32,128,256 that fit the model]
+    /// Context lengths at which decoding is measured [default: those of 32,128,256 that fit the
+    /// model]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
     pub(crate) contexts: Option<Vec<usize>>,
-    /// Prompts of N tokens [default: those of 16,128,512 that fit the model]
+    /// Prompt lengths at which prefill is measured [default: those of 16,128,512 that fit the
+    /// model]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positions)]
     pub(crate) prompts: Option<Vec<usize>>,
-    /// New tokens of a run
+    /// New tokens per run
     #[arg(long, short = 'n', value_name = "N", default_value_t = 32, value_parser = bench_tokens)]
     pub(crate) max_new_tokens: usize,
-    /// Runs, of which the median counts
+    /// Runs per measurement; the median is reported
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = bench_runs)]
     pub(crate) runs: usize,
-    /// Also decode a repetitive text with N drafts; needs --outliers row
+    /// Also measure speculative decoding of a repetitive text with up to N drafts; needs --outliers
+    /// row
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = drafts)]
     pub(crate) speculate: usize,
-    /// Print one JSON object instead
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -268,26 +273,26 @@ pub(crate) struct DequantizeArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// What the weights are stored as
+    /// Dtype of the saved weights
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
 }
 
-/// Where a model is written.
+/// Where a model is saved.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// The folder to write; it must not exist, or be empty
+    /// The folder to write; it must not exist yet, or be empty
     #[arg(long = "output", short = 'o', value_name = "FOLDER")]
     pub(crate) folder: PathBuf,
-    /// Bytes of a file at most, such as 5GB, 500MB or 2GiB
+    /// Maximum size of a weight file, such as 5GB, 500MB or 2GiB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     pub(crate) max_shard_size: u64,
 }
 
-/// A command that makes no sense: exit code 2.
+/// A usage error: exit code 2.
 #[derive(Debug)]
 pub(crate) struct UsageError(pub(crate) String);
 

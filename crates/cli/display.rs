@@ -1,4 +1,4 @@
-//! What a person sees beside the results: progress, errors, figures.
+//! Everything on standard error: progress, errors, warnings; and formatting of numbers.
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llm_int8::hub::{HubConfig, Progress, ProgressEvent};
@@ -6,25 +6,27 @@ use llm_int8::nn::checkpoint::WriteEvent;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// An error and its causes in one sentence.
+/// Prints an error with its causes and a hint, on one line.
 pub(crate) fn error(error: &anyhow::Error) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        // Some libraries repeat the cause in their own text.
+        // Some libraries repeat the cause in their own message.
         if !text.contains(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
         }
     }
+
     if let Some(hint) = crate::hints::of_chain(error) {
         text.push_str(": ");
         text.push_str(hint);
     }
+
     line(&format!("error: {text}"));
 }
 
-/// Shows warnings of our libraries on standard error.
+/// Prints warnings that our libraries log to standard error.
 pub(crate) fn show_warnings() {
     struct Warnings;
     impl log::Log for Warnings {
@@ -40,17 +42,18 @@ pub(crate) fn show_warnings() {
 
         fn flush(&self) {}
     }
-    // Only a second logger would be refused, and there is none.
+
+    // This fails only if there is a logger already, and there is none.
     let _ = log::set_logger(&Warnings);
     log::set_max_level(log::LevelFilter::Warn);
 }
 
-/// A line on standard error; if even that is closed there is nobody to tell.
+/// Prints a line on standard error. If that is closed, there is nobody to tell.
 pub(crate) fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Whether the reader of our output went away (`| head`), which is no failure.
+/// Whether the reader of our output closed it (`| head`), which is not a failure.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
@@ -59,12 +62,12 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Bytes as a person reads them.
+/// Bytes in human-readable form: 12.34 MiB.
 pub(crate) fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
-/// A number with commas: 878,020,168.
+/// A number with thousands separators: 878,020,168.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -72,12 +75,14 @@ pub(crate) fn grouped(number: u64) -> String {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
             text.push(',');
         }
+
         text.push(digit);
     }
+
     text
 }
 
-/// Shows how far writing is, on a terminal.
+/// A progress bar for saving, shown only on a terminal.
 pub(crate) struct Writing(ProgressBar);
 
 impl Writing {
@@ -96,14 +101,14 @@ impl Writing {
     }
 }
 
-/// A bar on standard error; hidden where that is no terminal.
+/// A progress bar on standard error; hidden if that is not a terminal.
 pub(crate) fn bar(template: &str) -> ProgressBar {
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
 }
 
-/// Shows downloads: a bar with size, speed and time left on a terminal, lines elsewhere.
+/// Shows downloads: a progress bar on a terminal, lines otherwise.
 pub(crate) struct Downloads {
     bar: Option<Mutex<ProgressBar>>,
     hides_progress: bool,
@@ -123,11 +128,13 @@ impl Downloads {
         if self.hides_progress {
             return;
         }
+
         let from = if resumed_from > 0 {
-            format!(", going on from {}", bytes(resumed_from))
+            format!(", resuming at {}", bytes(resumed_from))
         } else {
             String::new()
         };
+
         match &self.bar {
             None => {
                 let size = total.map_or("size unknown".into(), bytes);
@@ -140,6 +147,7 @@ impl Downloads {
                 if let Some(total) = total {
                     new.set_length(total);
                 }
+
                 new.set_message(file.to_owned());
                 new.set_position(resumed_from);
                 new.reset_eta();
@@ -148,7 +156,7 @@ impl Downloads {
         }
     }
 
-    /// Does something to the bar, or prints the line where there is none.
+    /// Prints `text`, if any, and applies `act` to the progress bar, if any.
     fn update(&self, text: Option<String>, act: impl FnOnce(&ProgressBar)) {
         match (&self.bar, text) {
             (Some(bar), text) => {
@@ -156,6 +164,7 @@ impl Downloads {
                 if let Some(text) = text {
                     bar.suspend(|| line(&text));
                 }
+
                 act(&bar);
             }
             (None, Some(text)) => line(&text),
@@ -180,11 +189,12 @@ impl Progress for Downloads {
                 reason,
             } => {
                 let text = format!(
-                    "{file}: {reason}; try {attempt} in {:.1} s",
+                    "{file}: {reason}; attempt {attempt} in {:.1} s",
                     delay.as_secs_f64()
                 );
                 self.update(Some(text), |_| ());
             }
+
             ProgressEvent::Restart { file, reason } => {
                 self.update(Some(format!("{file}: starting over ({reason})")), |bar| {
                     bar.set_position(0)
@@ -224,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_follow_and_are_not_repeated() {
+    fn closed_pipes_are_recognised() {
         let io = std::io::Error::other("no such file");
         let error = anyhow::Error::from(io).context("cannot read config.json");
         assert_eq!(error.chain().count(), 2);

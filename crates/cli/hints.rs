@@ -1,43 +1,47 @@
-//! What an option of the program can do about an error of a library. Libraries speak of their own
-//! fields; that a field is an option here, and what it is called, only the program knows.
+//! Which options of the program help with an error of the library. Libraries name their own fields;
+//! only the program knows its options.
 
 use llm_int8::LlmError;
 use llm_int8::decoder::DecoderError;
 use llm_int8::decoder::cuda::CudaError;
 
-/// An error of the library and the options that help.
+/// The message of a library error, with the options that help.
 pub(crate) fn explained(error: &LlmError) -> String {
-    match of(error) {
+    match of_llm(error) {
         Some(hint) => format!("{error}: {hint}"),
         None => error.to_string(),
     }
 }
 
-/// The options that help with an error or with one of its causes.
+/// The options that help with an error or one of its causes.
 pub(crate) fn of_chain(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
-        let llm = cause.downcast_ref().and_then(of);
+        let llm = cause.downcast_ref().and_then(of_llm);
         let decoder = cause.downcast_ref().and_then(of_decoder);
         llm.or(decoder)
             .or_else(|| cause.downcast_ref().and_then(of_cuda))
     })
 }
 
-fn of(error: &LlmError) -> Option<&'static str> {
+fn of_llm(error: &LlmError) -> Option<&'static str> {
     Some(match error {
         LlmError::NoTokenizer { .. } => "use --token-ids 1,2,3 --print-ids",
-        LlmError::NoChatTemplate { .. } => "use --chat-template FILE, or `llm-int8 run`",
+        LlmError::NoChatTemplate { .. } => {
+            "use --chat-template FILE, or `llm-int8 run` for plain text"
+        }
         LlmError::ContextExceeded { .. } => "use --max-new-tokens N or --truncate",
         LlmError::BadLogits => "try --dtype bfloat16 or --no-quantize",
         LlmError::Setting { name, .. } => match *name {
-            "the device" => "use --device auto, --device cpu, or --device-map auto for several",
+            "the device" => {
+                "use --device auto, --device cpu, or --device-map auto for several devices"
+            }
             "a memory limit" => {
-                "--max-memory needs --device-map auto, and names devices by their place in --device"
+                "--max-memory needs --device-map auto, and its numbers are indices of the devices in use"
             }
             "speculate" => "use --outliers row --device cpu",
             _ => return None,
         },
-        LlmError::Prompt { source, .. } => return of(source),
+        LlmError::Prompt { source, .. } => return of_llm(source),
         LlmError::Decoder(error) => return of_decoder(error),
         _ => return None,
     })
@@ -47,7 +51,7 @@ fn of_decoder(error: &DecoderError) -> Option<&'static str> {
     Some(match error {
         DecoderError::NonFiniteLogits => "try --dtype bfloat16 or --no-quantize",
         DecoderError::OriginalWeightsOnDevice => {
-            "use --device cpu, or leave --outlier-weights original away"
+            "use --device cpu, or omit --outlier-weights original"
         }
         DecoderError::Cuda(error) => return of_cuda(error),
         _ => return None,

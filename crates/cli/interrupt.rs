@@ -1,28 +1,28 @@
-//! Ctrl-C, checked where work can end in good order.
+//! Ctrl-C as a flag, checked where work can stop cleanly.
 
 use anyhow::Context;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-static CAME: AtomicBool = AtomicBool::new(false);
+static PRESSED: AtomicBool = AtomicBool::new(false);
 
-/// From its creation on, ctrl-C no longer ends the program but is noted.
+/// While this exists, ctrl-C sets a flag instead of ending the program.
 pub(crate) struct Interrupt(());
 
 impl Interrupt {
-    /// Begins to watch; once a program.
+    /// Installs the handler. Can be called only once in a program.
     pub(crate) fn watch() -> anyhow::Result<Self> {
-        ctrlc::set_handler(|| CAME.store(true, Ordering::Relaxed))
-            .context("ctrl-C cannot be watched for")?;
+        ctrlc::set_handler(|| PRESSED.store(true, Ordering::Relaxed))
+            .context("the handler for ctrl-C cannot be installed")?;
         Ok(Self(()))
     }
 
-    /// Whether it came since this was last forgotten.
-    pub(crate) fn came(&self) -> bool {
-        CAME.load(Ordering::Relaxed)
+    /// Whether ctrl-C was pressed since the last [`forget`](Self::forget).
+    pub(crate) fn was_pressed(&self) -> bool {
+        PRESSED.load(Ordering::Relaxed)
     }
 
-    /// Forgets it.
+    /// Clears the flag.
     pub(crate) fn forget(&self) {
-        CAME.store(false, Ordering::Relaxed);
+        PRESSED.store(false, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! The `llm-int8` program: any Hugging Face causal language model in 8 bit.
+//! The `llm-int8` program: run any Hugging Face causal language model in 8 bit.
 
 mod args;
 mod commands;

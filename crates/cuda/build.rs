@@ -5,10 +5,10 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Machine code is made for these; the code of 8.0 also runs on 8.6. The last one's is also
-/// embedded as PTX, which drivers of later GPUs translate. Not that of 9.0: its code is made with
-/// the instructions that only this capability has (`wgmma`, target `sm_90a`), and PTX with those
-/// runs nowhere else.
+/// The compute capabilities to compile machine code for; that of 8.0 also runs on 8.6. For the last
+/// one PTX is embedded too, which the drivers of later GPUs compile. But never for 9.0: it is
+/// compiled for `sm_90a`, with `wgmma`, which no other capability has, so its PTX would run nowhere
+/// else.
 const CAPABILITIES: &str = "75,80,89,90,100,120";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-check-cfg=cfg(wgmma)");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=emulation");
+
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         compile_for_gpus()?;
     }
@@ -34,14 +35,15 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
     ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+
     let nvcc = find_nvcc().ok_or(
-        "the feature `cuda` needs nvcc of CUDA 12.8 or newer, and there is none in $NVCC, $PATH, $CUDA_HOME/bin or \
-         $CUDA_PATH/bin; scripts/cuda_toolchain.sh gets one",
+        "the feature `cuda` needs nvcc of CUDA 12.8 or newer, which was not found in $NVCC, $PATH, $CUDA_HOME/bin or \
+         $CUDA_PATH/bin; scripts/cuda_toolchain.sh installs it",
     )?;
     let capabilities =
         std::env::var("LLM_INT8_CUDA_CAPABILITIES").unwrap_or_else(|_| CAPABILITIES.to_owned());
-    let capabilities: Vec<&str> = capabilities.split(',').map(str::trim).collect();
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("kernels.fatbin");
+
     let mut command = Command::new(&nvcc);
     command.args([
         "-std=c++17",
@@ -52,15 +54,7 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
         "-Xcompiler",
         "-Wall",
     ]);
-    for (i, capability) in capabilities.iter().enumerate() {
-        let code = if *capability == "90" {
-            println!("cargo::rustc-cfg=wgmma");
-            "arch=compute_90a,code=sm_90a".to_owned()
-        } else if i + 1 == capabilities.len() {
-            format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]")
-        } else {
-            format!("arch=compute_{capability},code=sm_{capability}")
-        };
+    for code in targets(&capabilities) {
         command.args(["-gencode", &code]);
     }
     let status = command
@@ -70,15 +64,35 @@ fn compile_for_gpus() -> Result<(), Box<dyn Error>> {
         .status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{} ended with {status}", nvcc.display()).into()),
-        Err(error) => Err(format!("{} cannot be run: {error}", nvcc.display()).into()),
+        Ok(status) => Err(format!("{} failed: {status}", nvcc.display()).into()),
+        Err(error) => Err(format!("cannot run {}: {error}", nvcc.display()).into()),
     }
+}
+
+/// The arguments of nvcc's `-gencode` for capabilities such as `80,90`. Sets `cfg(wgmma)` if 9.0 is
+/// among them.
+fn targets(capabilities: &str) -> Vec<String> {
+    let capabilities: Vec<&str> = capabilities.split(',').map(str::trim).collect();
+    let last = capabilities.len() - 1;
+
+    let target = |(i, capability): (usize, &&str)| {
+        if *capability == "90" {
+            println!("cargo::rustc-cfg=wgmma");
+            "arch=compute_90a,code=sm_90a".to_owned()
+        } else if i == last {
+            format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]")
+        } else {
+            format!("arch=compute_{capability},code=sm_{capability}")
+        }
+    };
+    capabilities.iter().enumerate().map(target).collect()
 }
 
 fn find_nvcc() -> Option<PathBuf> {
     if let Some(nvcc) = std::env::var_os("NVCC") {
         return Some(nvcc.into());
     }
+
     let path = std::env::var_os("PATH").unwrap_or_default();
     let homes = ["CUDA_HOME", "CUDA_PATH"]
         .into_iter()
@@ -90,7 +104,7 @@ fn find_nvcc() -> Option<PathBuf> {
         .find(|nvcc| nvcc.is_file())
 }
 
-/// Without a C++ compiler there is no emulated device, and its tests say that they were skipped.
+/// Without a C++ compiler there is no emulated device, and its tests report that they were skipped.
 #[cfg(feature = "emulation")]
 fn compile_for_cpu() {
     let compiled = cc::Build::new()
@@ -99,7 +113,7 @@ fn compile_for_cpu() {
         .opt_level(2)
         .define("LLM_INT8_EMULATION", None)
         .include("emulation")
-        // Products and sums round one by one, as the explicit roundings of the kernels ask for.
+        // Multiplications and additions must round separately, as the kernels' `_rn` functions do.
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing")
         .flag("-Wno-unknown-pragmas")

@@ -1,4 +1,4 @@
-//! Devices to test models on, and what is asked of a model on each.
+//! Devices to test models on, and helpers to load, run and compare models there.
 
 use super::{Tensors, relative_error, write_tensors};
 use candle_core::{Device as Host, Tensor};
@@ -7,27 +7,30 @@ use llm_int8_decoder::cuda::Device;
 use llm_int8_decoder::{Decoder, DecoderSpec, LoadOptions, Placement, WeightDtype};
 use llm_int8_nn::linear::{Int8Config, OutlierScope};
 
+/// Memory of an emulated device in bytes.
 pub(crate) const MEMORY: u64 = 1 << 30;
 
-/// Emulated devices, threads in order and shuffled, and the GPU without and with early starts.
+/// Emulated devices that run threads in order and shuffled, and the GPU without and with
+/// overlapping kernels.
 pub(crate) fn devices() -> Vec<Device> {
     testing::devices(&[0, 7])
 }
 
-/// The same with one emulated device.
+/// As [`devices`], but with one emulated device.
 pub(crate) fn few_devices() -> Vec<Device> {
     testing::devices(&[0])
 }
 
-/// Two emulated devices beside each other.
-pub(crate) fn two_emulated() -> Option<(Device, Device)> {
+/// Two different emulated devices, if those are tested.
+pub(crate) fn two_emulated_devices() -> Option<(Device, Device)> {
     Some((
         testing::emulated(0, MEMORY, 0)?,
         testing::emulated(1, MEMORY, 3)?,
     ))
 }
 
-/// Early starts as they are set for the device: loading a model sets them anew.
+/// Everything on the device. Loading a model sets whether its kernels overlap, so this keeps the
+/// device's setting.
 pub(crate) fn on_device(device: &Device) -> Placement {
     Placement {
         overlaps_kernels: device.overlaps_kernels(),
@@ -52,12 +55,13 @@ pub(crate) fn options(
     }
 }
 
+/// ‖a − b‖ / ‖b‖.
 pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
     let tensor = |x: &[f32]| Tensor::new(x, &Host::Cpu).unwrap();
     relative_error(&tensor(a), &tensor(b))
 }
 
-/// Logits after each of some tokens, one by one after a prompt.
+/// The logits after the first `prompt` tokens, then after each later token, decoded one by one.
 pub(crate) fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
     let mut cache = model.new_cache();
     let mut all = vec![model.next_logits(&ids[..prompt], &mut cache).unwrap()];
@@ -66,12 +70,14 @@ pub(crate) fn step_by_step(model: &Decoder, ids: &[u32], prompt: usize) -> Vec<V
             .iter()
             .map(|id| model.next_logits(&[*id], &mut cache).unwrap()),
     );
+
     all
 }
 
-/// A checkpoint of noise for a description.
+/// Writes a checkpoint of random f32 weights for a decoder.
 pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
     use llm_int8_nn::module::Module;
+
     let model = Decoder::declared(
         spec.clone(),
         llm_int8_nn::FloatDtype::F32,
@@ -102,5 +108,6 @@ pub(crate) fn write_random(spec: &DecoderSpec, path: &std::path::Path) {
             (safetensors::Dtype::F32, parameter.shape.clone(), bytes),
         );
     }
+
     write_tensors(path, &tensors);
 }

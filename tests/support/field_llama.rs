@@ -1,5 +1,5 @@
-//! The tiny checkpoint of `golden/field/llama`, to be changed as people have weights, and what
-//! transformers makes of each change (`golden/field/weights.json`, made by
+//! The tiny checkpoint of `golden/field/llama`, for tests to change into what is found in the wild,
+//! and what transformers makes of each change (`golden/field/weights.json`, made by
 //! scripts/make_field_weights_golden.py).
 
 use super::{Tensors, golden_text, read_tensors, write_tensors};
@@ -24,6 +24,7 @@ pub(crate) fn tensors() -> Tensors {
     read_tensors("field/llama/model.safetensors")
 }
 
+/// What transformers makes of a case.
 pub(crate) fn expected(case: &str) -> Value {
     let all: Value = serde_json::from_str(&golden_text("field/weights.json")).unwrap();
     all[case].clone()
@@ -38,6 +39,7 @@ pub(crate) fn floats(value: &Value) -> Vec<f32> {
         .collect()
 }
 
+/// A model folder with this `config.json` and these tensors.
 pub(crate) fn folder(config: &Value, tensors: &Tensors) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -45,6 +47,8 @@ pub(crate) fn folder(config: &Value, tensors: &Tensors) -> TempDir {
     folder
 }
 
+/// Loads a model, and checks that planning it from the headers alone gives the same tree and
+/// warnings.
 pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<AutoModelForCausalLM> {
     let hub = HubConfig {
         offline: true,
@@ -55,7 +59,7 @@ pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<Aut
         hub,
     };
     let model = AutoModelForCausalLM::from_pretrained(&folder.display().to_string(), &config);
-    // Headers alone say the same.
+
     let plan = AutoModelForCausalLM::plan(&folder.display().to_string(), &config, &NoProgress);
     match (&model, plan) {
         (Ok(model), Ok(plan)) => {
@@ -65,6 +69,7 @@ pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<Aut
         (Ok(_), Err(error)) => panic!("{error}"),
         (Err(_), _) => {}
     }
+
     model
 }
 
@@ -95,6 +100,7 @@ pub(crate) fn distance(model: &AutoModelForCausalLM, case: &str) -> f32 {
     let theirs = floats(&expected(case)["logits"]);
     let ours = &logits[0][logits[0].len() - 1];
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+
     (square(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b))
         / square(&mut theirs.iter().copied()))
     .sqrt()

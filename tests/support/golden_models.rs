@@ -1,4 +1,4 @@
-//! The tiny models of `golden/models`, one or more of every family.
+//! The tiny models of `golden/models`, at least one for every family.
 
 use super::{golden, golden_tensor, golden_text};
 use candle_core::{DType, Tensor};
@@ -6,7 +6,7 @@ use llm_int8_decoder::{Decoder, LoadOptions, ModelConfig};
 use llm_int8_nn::checkpoint::Checkpoint;
 use std::sync::Arc;
 
-/// The folders that hold expected values.
+/// The names of the folders that hold expected values.
 pub(crate) fn folders() -> Vec<String> {
     let all = std::fs::read_dir(golden("models")).unwrap().flatten();
     let complete = all.filter(|entry| entry.path().join("expected.safetensors").exists());
@@ -14,6 +14,7 @@ pub(crate) fn folders() -> Vec<String> {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
+
     names
 }
 
@@ -42,7 +43,7 @@ pub(crate) fn input_ids(folder: &str) -> Tensor {
     expected(folder, "input_ids").to_dtype(DType::U32).unwrap()
 }
 
-/// Fails with every folder a check found fault with.
+/// Runs a check on every folder, and fails with all faults found.
 pub(crate) fn in_every_folder(check: impl Fn(&str) -> Result<(), String>) {
     let faults: Vec<String> = folders()
         .iter()

@@ -1,8 +1,9 @@
-//! What several tests need.
+//! Helpers that several tests share: golden files, tensors, and runs of the program.
 
 pub(crate) mod devices;
 pub(crate) mod field_llama;
 pub(crate) mod golden_models;
+pub(crate) mod source_rules;
 pub(crate) mod stand_ins;
 
 use candle_core::{Device, Tensor};
@@ -10,13 +11,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The checkout, or the copy of what tests read from it that `LLM_INT8_TEST_ROOT` names.
+/// The checkout, or the copy of its test data that `LLM_INT8_TEST_ROOT` names.
 pub(crate) fn root() -> PathBuf {
     std::env::var_os("LLM_INT8_TEST_ROOT")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// A file or folder of `tests/golden`.
+/// The path of a file or folder in `tests/golden`.
 pub(crate) fn golden(path: &str) -> PathBuf {
     root().join("tests/golden").join(path)
 }
@@ -30,7 +31,7 @@ pub(crate) fn golden_tensor(path: &str, name: &str) -> Tensor {
         .clone()
 }
 
-/// A text file of `tests/golden`.
+/// The text of a file in `tests/golden`.
 pub(crate) fn golden_text(path: &str) -> String {
     std::fs::read_to_string(golden(path)).unwrap()
 }
@@ -45,13 +46,17 @@ pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
             .unwrap();
         flat.to_vec1().unwrap()
     };
-    let (a, b) = (values(a), values(b));
+
+    let a = values(a);
+    let b = values(b);
     assert_eq!(a.len(), b.len());
+
     let difference: f64 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
+
     (difference / b.iter().map(|y| y * y).sum::<f64>()).sqrt()
 }
 
-/// Tensors of a safetensors file, to be changed and written again.
+/// Tensors of a safetensors file, which tests change and write again: name → dtype, shape, bytes.
 pub(crate) type Tensors =
     std::collections::BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
@@ -60,7 +65,7 @@ pub(crate) fn read_tensors(path: &str) -> Tensors {
     tensors_in(&golden(path))
 }
 
-/// The tensors of all safetensors files of a folder.
+/// The tensors of all safetensors files in a folder.
 pub(crate) fn tensors_of(folder: &Path) -> Tensors {
     let files = std::fs::read_dir(folder)
         .unwrap()
@@ -78,6 +83,7 @@ fn tensors_in(path: &Path) -> Tensors {
     let owned = |view: safetensors::tensor::TensorView<'_>| {
         (view.dtype(), view.shape().to_vec(), view.data().to_vec())
     };
+
     file.tensors()
         .into_iter()
         .map(|(name, view)| (name, owned(view)))
@@ -95,8 +101,8 @@ pub(crate) fn write_tensors(path: &Path, tensors: &Tensors) {
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// Variables by which a user's own settings could reach the program.
-const USERS_OWN: [&str; 12] = [
+/// Environment variables through which a user's settings could reach the program.
+const USER_VARIABLES: [&str; 12] = [
     "CURL_CA_BUNDLE",
     "HF_HUB_CACHE",
     "HF_HUB_OFFLINE",
@@ -111,18 +117,18 @@ const USERS_OWN: [&str; 12] = [
     "TRANSFORMERS_OFFLINE",
 ];
 
-/// Runs the program without a user's cache, token or network.
+/// Runs the program without the user's cache, token or network.
 pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
-    llm_int8_reading(arguments, "")
+    llm_int8_with_input(arguments, "")
 }
 
-/// The same, with a text on standard input.
-pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
+/// As [`llm_int8`], with text on standard input.
+pub(crate) fn llm_int8_with_input(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
     let program = std::env::var_os("LLM_INT8_TEST_PROGRAM");
     let mut command =
         Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
-    for name in USERS_OWN {
+    for name in USER_VARIABLES {
         command.env_remove(name);
     }
     command
@@ -134,12 +140,14 @@ pub(crate) fn llm_int8_reading(arguments: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A program that wants no input may be gone before it is all written.
+
+    // A program that reads no input may exit before all of it is written.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+
     child.wait_with_output().unwrap()
 }
 
-/// What a command printed that ended well.
+/// The standard output of a command that succeeded.
 pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -156,7 +164,7 @@ pub(crate) fn failure(arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), stderr(&output))
 }
 
-/// The folder of a tiny gpt2, for the command line.
+/// The folder of a tiny gpt2, as a command-line argument.
 pub(crate) fn gpt2() -> String {
     golden("models/gpt2").display().to_string()
 }

@@ -1,5 +1,5 @@
-//! A packed folder for `scripts/gpu_first_light.sh` whose program, test executables and tools are
-//! stand-ins that pass, fail, crash and hang as they are told, and what a run of the script leaves.
+//! A machine for `scripts/gpu_first_light.sh` whose program, test executables and tools are
+//! stand-ins that pass, fail, crash or hang as a test says, and the outcome of a run of the script.
 
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// A process that hangs, ignores SIGTERM and left its group; the test looks for it by its argument.
+/// Starts a process that hangs, ignores SIGTERM and leaves its process group. It appends its id to
+/// the file `$HUNG`, so that tests can check that it is gone.
 const HANG: &str = "python3 -c 'import os, signal, sys, time\nos.setpgid(0, 0)\nsignal.signal(15, signal.SIG_IGN)\n\
                     open(sys.argv[1], \"a\").write(f\"{os.getpid()}\\n\")\ntime.sleep(60)' \"$HUNG\" & wait";
 
+/// The program: prints what each command would print. `OVERLAP` is what layers without overlapping
+/// kernels do.
 const PROGRAM: &str = r#"#!/bin/sh
 case "$*" in
     --version) echo "llm-int8 0" ;;
@@ -24,7 +27,8 @@ case "$*" in
 esac
 "#;
 
-/// What libtest prints, for tests that `run NAME BEHAVIOUR` adds.
+/// A test executable with libtest's options and output. Lines `run NAME BEHAVIOUR` follow, one for
+/// each test; `alone` is a test that passes only when it runs alone.
 const SUITE: &str = r#"#!/bin/sh
 list= exact= filters= status=0
 while [ $# -gt 0 ]; do
@@ -56,7 +60,7 @@ run() {
 }
 "#;
 
-/// Tools that run what they are given, or write what they would write.
+/// NVIDIA's tools: they run their arguments, or write the files they would write.
 const TOOLS: [(&str, &str); 4] = [
     ("nvidia-smi", "#!/bin/sh\necho a card\n"),
     (
@@ -73,7 +77,7 @@ const TOOLS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Modules instead of those of the machine: numpy is there, torch is not, whatever is installed.
+/// Python modules that hide the installed ones: numpy can be imported, torch cannot.
 const MODULES: [(&str, &str); 2] = [
     (
         "sitecustomize.py",
@@ -82,9 +86,11 @@ const MODULES: [(&str, &str); 2] = [
     ("numpy.py", ""),
 ];
 
+/// `make_random_gpt2.py`: makes a folder with an empty `config.json`.
 const MAKE_MODEL: &str = "import pathlib, sys\nSIZES = {}\n\ndef main():\n    folder = pathlib.Path(sys.argv[-1])\n    \
                           folder.mkdir()\n    (folder / 'config.json').write_text('{}')\n";
 
+/// Packs the folders that the script unpacks.
 const PACK: &str = "import sys, tarfile\nwith tarfile.open(f'{sys.argv[1]}/tests.tar.xz', 'w:xz', preset=0) as archive:\n    \
                     for name in ['bin', 'project']: archive.add(f'{sys.argv[1]}/{name}', name)\n";
 
@@ -100,21 +106,22 @@ fn write(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What the stand-ins of a packed folder do.
+/// What the stand-ins do.
 pub(crate) struct StandIns {
-    /// Tests of `cuda_kernels` and what becomes of them.
+    /// Tests of `cuda_kernels`: name and behaviour (see [`SUITE`]).
     pub(crate) kernels: &'static [(&'static str, &'static str)],
-    /// The same of `device_tests`.
+    /// Tests of `device_tests`.
     pub(crate) models: &'static [(&'static str, &'static str)],
-    /// Whether layers without overlapping kernels hang.
+    /// Whether the benchmark of layers without overlapping kernels hangs.
     pub(crate) overlap_hangs: bool,
 }
 
+/// Everything passes.
 pub(crate) const FINE: StandIns = StandIns {
     kernels: &[
         ("golden::codes", "passes"),
         ("device::copies", "passes"),
-        ("linear::large_tiles_are_the_oracles", "passes"),
+        ("linear::large_tiles_match_the_reference", "passes"),
     ],
     models: &[
         ("devices::logits", "passes"),
@@ -123,13 +130,13 @@ pub(crate) const FINE: StandIns = StandIns {
     overlap_hangs: false,
 };
 
-/// A packed folder with stand-ins, and what the script left.
+/// A temporary folder with the packed folder, the stand-ins and the script's output.
 pub(crate) struct Machine {
     folder: TempDir,
 }
 
 impl Machine {
-    /// None, with the reason printed, where the machine lacks what the script or its parts need.
+    /// `None` if what the script needs is not installed here. Prints the reason.
     pub(crate) fn new(stand_ins: &StandIns) -> Option<Self> {
         let needed = "command -v timeout && test -d /proc/self && \
                       python3 -c 'import lzma, sys; sys.exit(sys.version_info < (3, 11))'";
@@ -138,44 +145,63 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
+
         if !found.is_ok_and(|status| status.success()) {
             println!("skipped: bash, timeout, /proc or Python 3.11 is missing");
             return None;
         }
+
         let machine = Self {
             folder: tempfile::tempdir().unwrap(),
         };
-        let pack = machine.path("pack");
+        machine.write_scripts();
+        machine.write_executables(stand_ins);
+        machine.pack();
+
+        for (name, text) in TOOLS {
+            write(&machine.path("tools").join(name), text);
+        }
+
+        for (name, text) in MODULES {
+            write(&machine.path("modules").join(name), text);
+        }
+
+        Some(machine)
+    }
+
+    /// The scripts under test, and the small files that are packed beside them.
+    fn write_scripts(&self) {
+        let pack = self.path("pack");
         for (from, to) in [
             ("gpu_first_light.sh", "first_light.sh"),
             ("gpu_report.py", "gpu_report.py"),
             ("bench_gpu.py", "bench_gpu.py"),
         ] {
-            write(
-                &pack.join(to),
-                &std::fs::read_to_string(script(from)).unwrap(),
-            );
+            let text = std::fs::read_to_string(script(from)).unwrap();
+            write(&pack.join(to), &text);
         }
+
         for (name, text) in [
             ("manifest.txt", "commit 0"),
             ("gpu_probe.cu", ""),
             ("reference.safetensors", ""),
-        ]
-        .into_iter()
-        {
+            ("make_random_gpt2.py", MAKE_MODEL),
+            ("project/tests/golden/file", ""),
+        ] {
             write(&pack.join(name), text);
         }
-        write(&pack.join("make_random_gpt2.py"), MAKE_MODEL);
-        write(&pack.join("project/tests/golden/file"), "");
+    }
+
+    /// The program and the test executables, as shell scripts.
+    fn write_executables(&self, stand_ins: &StandIns) {
+        let bin = self.path("pack/bin");
         let overlap = if stand_ins.overlap_hangs {
             HANG
         } else {
             "echo '{\"linear\": []}'"
         };
-        write(
-            &pack.join("bin/llm-int8"),
-            &PROGRAM.replace("OVERLAP", overlap),
-        );
+        write(&bin.join("llm-int8"), &PROGRAM.replace("OVERLAP", overlap));
+
         for (name, tests) in [
             ("cuda_kernels", stand_ins.kernels),
             ("device_tests", stand_ins.models),
@@ -185,32 +211,32 @@ impl Machine {
             for (test, behaviour) in tests {
                 writeln!(text, "run {test} {behaviour}").unwrap();
             }
-            write(&pack.join("bin").join(name), &(text + "exit $status\n"));
+
+            write(&bin.join(name), &(text + "exit $status\n"));
         }
-        for (name, text) in TOOLS {
-            write(&machine.path("tools").join(name), text);
-        }
-        for (name, text) in MODULES {
-            write(&machine.path("modules").join(name), text);
-        }
+    }
+
+    /// Moves the executables and the test data into the archive that the script unpacks.
+    fn pack(&self) {
+        let pack = self.path("pack");
         let packed = Command::new("python3")
             .args(["-c", PACK])
             .arg(&pack)
             .status()
             .unwrap();
         assert!(packed.success());
+
         for name in ["bin", "project"] {
             std::fs::remove_dir_all(pack.join(name)).unwrap();
         }
-        Some(machine)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The script, each step of which takes at most `most` seconds and all of them `limit`.
-    pub(crate) fn start(&self, limit: u32, most: u32) -> Child {
+    /// Starts the script with a time limit in seconds for the whole run and for each step.
+    pub(crate) fn start(&self, limit: u32, step_limit: u32) -> Child {
         let path = std::env::var("PATH").unwrap();
         std::fs::create_dir_all(self.path("tmp")).unwrap();
         Command::new("bash")
@@ -221,7 +247,7 @@ impl Machine {
             .env("PYTHONPATH", self.path("modules"))
             .env("TMPDIR", self.path("tmp"))
             .env("HUNG", self.path("hung"))
-            .env("LLM_INT8_STEP_SECONDS", most.to_string())
+            .env("LLM_INT8_STEP_SECONDS", step_limit.to_string())
             .env_remove("LLM_INT8_REHEARSAL")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -229,12 +255,13 @@ impl Machine {
             .unwrap()
     }
 
-    pub(crate) fn run(&self, limit: u32, most: u32) -> Left {
-        self.left(self.start(limit, most))
+    /// Runs the script to its end.
+    pub(crate) fn run(&self, limit: u32, step_limit: u32) -> RunOutcome {
+        self.finish(self.start(limit, step_limit))
     }
 
     /// Waits for the script and checks what must always hold.
-    pub(crate) fn left(&self, script: Child) -> Left {
+    pub(crate) fn finish(&self, script: Child) -> RunOutcome {
         let output = script.wait_with_output().unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         let files: Vec<String> = std::fs::read_dir(self.path("out"))
@@ -242,9 +269,10 @@ impl Machine {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         assert!(files.len() <= 8, "{files:?}");
-        let wanted = ["results.json", "steps.tsv", "logs.tar.gz", "summary.txt"];
+
+        let required = ["results.json", "steps.tsv", "logs.tar.gz", "summary.txt"];
         assert!(
-            wanted
+            required
                 .iter()
                 .all(|name| files.iter().any(|file| file == name)),
             "{files:?}"
@@ -255,6 +283,7 @@ impl Machine {
                 .any(|name| name.ends_with(".new") || name.ends_with(".partial")),
             "{files:?}"
         );
+
         let results = std::fs::read_to_string(self.path("out/results.json")).unwrap();
         let archive = flate2::read::GzDecoder::new(
             std::fs::File::open(self.path("out/logs.tar.gz")).unwrap(),
@@ -271,9 +300,10 @@ impl Machine {
         assert_eq!(
             std::fs::read_dir(self.path("tmp")).unwrap().count(),
             0,
-            "the scratch folder is left"
+            "the scratch folder was not removed"
         );
-        Left {
+
+        RunOutcome {
             code: output.status.code(),
             printed,
             results: serde_json::from_str(&results).unwrap(),
@@ -282,15 +312,16 @@ impl Machine {
     }
 }
 
-/// What a run of the script left.
-pub(crate) struct Left {
+/// The outcome of a run of the script.
+pub(crate) struct RunOutcome {
     pub(crate) code: Option<i32>,
     pub(crate) printed: String,
     pub(crate) results: Value,
     pub(crate) logs: String,
 }
 
-impl Left {
+impl RunOutcome {
+    /// Each step's name and result.
     pub(crate) fn steps(&self) -> Vec<(String, String)> {
         let text = |step: &Value, key: &str| step[key].as_str().unwrap().to_owned();
         let steps = self.results["steps"].as_array().unwrap();
@@ -300,6 +331,7 @@ impl Left {
             .collect()
     }
 
+    /// The result of one step.
     pub(crate) fn result(&self, step: &str) -> String {
         let found = self.steps().into_iter().find(|(name, _)| name == step);
         found

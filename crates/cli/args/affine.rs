@@ -7,38 +7,39 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("source").required(true).args(["values", "file", "model", "notebook"])))]
 #[command(after_help = AFFINE_HELP)]
 pub(crate) struct AffineArgs {
-    /// Numbers to quantise, as Python prints them: 3 -5.5 3e-05, a list, or what torch and numpy
-    /// show of a tensor
+    /// Numbers to quantise, as Python prints them: 3 -5.5 3e-05, a list, or a printed torch or
+    /// numpy tensor
     #[arg(value_name = "NUMBER")]
     pub(crate) values: Vec<String>,
-    /// A safetensors file (or pytorch_model.bin) to take a tensor from
+    /// Take a tensor from this safetensors file (or pytorch_model.bin)
     #[arg(long, value_name = "FILE", requires = "tensor")]
     pub(crate) file: Option<PathBuf>,
-    /// A model to take a tensor from: tiny-gpt2, a folder, or a model of the hub
+    /// Take a tensor from this model: tiny-gpt2, a folder, or a model of the hub
     #[arg(long, requires = "tensor")]
     pub(crate) model: Option<String>,
-    /// The tensor's name, for instance transformer.h.0.attn.c_attn.weight
+    /// Name of the tensor, for example transformer.h.0.attn.c_attn.weight
     #[arg(long, value_name = "NAME", conflicts_with = "values")]
     pub(crate) tensor: Option<String>,
-    /// How zero and the step are chosen
+    /// How scale and zero point are chosen
     #[arg(long, value_enum, default_value_t = Scheme::All)]
     pub(crate) scheme: Scheme,
-    /// Also with a scale of its own for each slice along this axis, counted from 0
+    /// Also quantise per channel: with a scale of its own for each slice along this axis, counted
+    /// from 0
     #[arg(long, value_name = "AXIS")]
     pub(crate) per_channel: Option<usize>,
-    /// What codes are stored as
+    /// Dtype of the codes
     #[arg(long, value_enum, default_value_t = AffineDtype::Qint8)]
     pub(crate) dtype: AffineDtype,
-    /// Print one JSON object instead
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
-    /// Walk through the notebook: three tensors, PyTorch's way, by hand, qconfigs
+    /// Run the example notebook: three tensors quantised by PyTorch, by hand, and with qconfigs
     #[arg(long, conflicts_with_all = ["json", "plot", "scheme", "per_channel", "dtype"])]
     pub(crate) notebook: bool,
-    /// Draw the numbers, the codes' grids and the errors into this file (.svg or .png)
+    /// Draw the numbers, the grids of codes and the errors to this file (.svg or .png)
     #[arg(long, value_name = "FILE", value_parser = picture)]
     pub(crate) plot: Option<PathBuf>,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
 }
@@ -67,6 +68,6 @@ fn picture(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("svg" | "png") => Ok(path),
-        _ => Err("a name that ends in .svg or .png was expected".into()),
+        _ => Err("expected a file name that ends in .svg or .png".into()),
     }
 }

@@ -1,22 +1,23 @@
-//! Numbers of the command line and how large they may be: beyond any use, they are refused before a
-//! model is loaded.
+//! Numbers on the command line and their limits. Absurd values are rejected before a model is
+//! loaded.
 
+use llm_int8::bench::LayerShape;
 use std::ops::RangeInclusive;
 
-/// Threads of a pool.
+/// Threads in the pool.
 const MOST_THREADS: i64 = 1024;
-/// Positions of a text: more than any model has.
+/// Positions: more than any model has.
 const MOST_POSITIONS: usize = 1 << 24;
-/// Texts computed together.
+/// Sequences in a batch.
 const MOST_AT_ONCE: usize = 1 << 16;
 /// Rows of activations.
 const MOST_ROWS: usize = 1 << 20;
 /// Runs of a measurement.
 const MOST_RUNS: usize = 10_000;
-/// Drafts at once.
+/// Drafts per step.
 const MOST_DRAFTS: usize = 1024;
 
-/// Features of a layer, and its weights.
+/// Features of a layer, in or out, and its weights.
 const MOST_FEATURES: usize = 1 << 20;
 const MOST_WEIGHTS: usize = 1 << 32;
 
@@ -48,36 +49,40 @@ pub(super) fn drafts(text: &str) -> Result<usize, String> {
     number(text, 0..=MOST_DRAFTS)
 }
 
-/// A whole number within a range, which the message names.
+/// A whole number in a range, which the error message states.
 fn number(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(|| {
         format!(
-            "a whole number from {} to {} was expected",
+            "expected a whole number from {} to {}",
             range.start(),
             range.end()
         )
     })
 }
 
-/// `4096x11008`: outputs and inputs.
-pub(super) fn shape(text: &str) -> Result<[usize; 2], String> {
+/// Parses `4096x11008`: output and input features.
+pub(super) fn shape(text: &str) -> Result<LayerShape, String> {
     let sizes = text
         .split_once('x')
         .map(|(out, inputs)| (out.parse::<usize>(), inputs.parse::<usize>()));
     let Some((Ok(out), Ok(inputs))) = sizes else {
-        return Err("two sizes were expected, outputs and inputs, as 4096x11008".into());
+        return Err("expected two sizes, output and input features, as in 4096x11008".into());
     };
+
     if ![out, inputs]
         .iter()
         .all(|size| (1..=MOST_FEATURES).contains(size))
     {
-        return Err(format!("sizes from 1 to {MOST_FEATURES} were expected"));
+        return Err(format!("expected sizes from 1 to {MOST_FEATURES}"));
     }
     match out.saturating_mul(inputs) <= MOST_WEIGHTS {
-        true => Ok([out, inputs]),
+        true => Ok(LayerShape {
+            out_features: out,
+            in_features: inputs,
+        }),
         false => Err(format!(
-            "a layer of at most {MOST_WEIGHTS} weights was expected"
+            "expected a layer of at most {MOST_WEIGHTS} weights"
         )),
     }
 }
@@ -87,8 +92,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shapes_are_read() {
-        assert_eq!(shape("4096x11008"), Ok([4096, 11008]));
+    fn shapes_are_parsed() {
+        assert_eq!(
+            shape("4096x11008"),
+            Ok(LayerShape {
+                out_features: 4096,
+                in_features: 11008
+            })
+        );
         for wrong in [
             "",
             "4096",
@@ -104,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_use_are_refused_with_the_limit() {
+    fn absurd_numbers_are_refused_with_the_limit() {
         assert_eq!(
             (at_once("65536"), positions("1"), drafts("0")),
             (Ok(65536), Ok(1), Ok(0))
@@ -121,10 +132,11 @@ mod tests {
         ] {
             assert_eq!(
                 at_once(wrong),
-                Err("a whole number from 1 to 65536 was expected".into()),
+                Err("expected a whole number from 1 to 65536".into()),
                 "{wrong}"
             );
         }
+
         assert!(
             bench_tokens("1")
                 .unwrap_err()

@@ -1,4 +1,4 @@
-//! Which model, how to load it, and where to compute.
+//! Options for the model, how to load it, and the devices to run it on.
 
 use super::limits::threads;
 use super::sizes::memory_limit;
@@ -9,21 +9,21 @@ use llm_int8::{DeviceName, MemoryLimit};
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name,
-    /// org/name@revision or its address
+    /// org/name@revision or its URL
     pub(crate) model: String,
-    /// Activations of at least this magnitude are outliers and stay in floating point; 0 turns that
-    /// off [default: 6, or what a saved 8-bit checkpoint says]
+    /// Outlier threshold: activations of at least this magnitude stay in floating point; 0
+    /// quantises everything [default: 6, or what a saved 8-bit checkpoint says]
     #[arg(long, value_name = "X", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
     pub(crate) threshold: Option<f32>,
-    /// Look for outliers in the whole batch (as bitsandbytes) or in each row by itself
-    /// (batch-invariant)
+    /// Where to look for outlier columns: in the whole batch (as bitsandbytes), or in each row by
+    /// itself (batch-invariant)
     #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
     pub(crate) outliers: Outliers,
-    /// Weights of outlier columns: from int8 (as bitsandbytes), or from the file in full precision
-    /// (as the paper)
+    /// Weights for outlier columns: dequantised from int8 (as bitsandbytes), or the original ones
+    /// from the file (as in the paper)
     #[arg(long, value_enum, default_value_t = Weights::Dequantized, help_heading = "8 bit")]
     pub(crate) outlier_weights: Weights,
-    /// More modules to leave unquantised, by name or path; lm_head always is
+    /// Additional modules to leave unquantised, by name or path; lm_head always is
     #[arg(
         long,
         value_name = "NAME,…",
@@ -31,22 +31,21 @@ pub(crate) struct ModelArgs {
         help_heading = "8 bit"
     )]
     pub(crate) skip_modules: Vec<String>,
-    /// Also make the output head and the token table int8: smaller and faster, but nothing that
-    /// bitsandbytes knows, so it cannot be saved
+    /// Also quantise the head and the token embeddings: smaller and faster, but bitsandbytes has no
+    /// such format, so the model cannot be saved
     #[arg(long, help_heading = "8 bit")]
     pub(crate) quantize_head: bool,
-    /// Load every layer as it is
+    /// Do not quantise any layer
     #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
     pub(crate) no_quantize: bool,
-    /// What is not int8 is stored as this; float16 matches transformers 4.x, auto matches 5.x
+    /// Dtype of what is not int8; float16 is the default of transformers 4.x, auto that of 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
-    /// Refuse weights with tensors that the model has no place for, instead of ignoring them with a
-    /// warning
+    /// Reject checkpoints with tensors that the model does not use, instead of warning
     #[arg(long)]
     pub(crate) strict: bool,
-    /// Where to compute: auto (a GPU where this program can use one and the model or a part of it
-    /// fits, else the CPU), cpu, cuda, cuda:N; several for --device-map
+    /// Device to run on: auto (the first usable GPU, with as much of the model as fits, else the
+    /// CPU), cpu, cuda, cuda:N; several for --device-map
     #[arg(
         long,
         value_name = "DEVICE,…",
@@ -55,12 +54,12 @@ pub(crate) struct ModelArgs {
         help_heading = "Devices"
     )]
     pub(crate) device: Vec<DeviceName>,
-    /// Whole blocks on these GPUs (all, with --device auto), as many as fit, the rest on the CPU,
-    /// all in 8 bit
+    /// Spread whole blocks over these GPUs (all GPUs with --device auto), as many as fit; the rest
+    /// runs on the CPU, also in 8 bit
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Devices")]
     pub(crate) device_map: Option<DeviceMapName>,
-    /// What the model may take of each device's memory, by its number in the map, as
-    /// 0=20GiB,1=10GiB,cpu=64GiB
+    /// Memory that the model may use on each GPU, by its index among those in use, and on the CPU,
+    /// as in 0=20GiB,1=10GiB,cpu=64GiB
     #[arg(
         long,
         value_name = "N=SIZE,…",
@@ -70,18 +69,18 @@ pub(crate) struct ModelArgs {
         help_heading = "Devices"
     )]
     pub(crate) max_memory: Vec<MemoryLimit>,
-    /// Decode on GPUs by single launches, and not by graphs recorded once: the same text, slower
+    /// Decode on GPUs without CUDA graphs, launching each kernel: the same text, slower
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_graph: bool,
-    /// Start each kernel after the one before has ended: the same text, slower. Without this, GPUs
-    /// of capability 9.0 and later start it earlier, to load weights (programmatic dependent
-    /// launch)
+    /// Start each kernel only after the previous one has ended: the same text, slower. By default,
+    /// GPUs of compute capability 9.0 and later start it earlier, to load weights (programmatic
+    /// dependent launch)
     #[arg(long, help_heading = "Devices")]
     pub(crate) no_cuda_overlap: bool,
-    /// Threads to compute with [default: one per core]
+    /// Number of CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = threads())]
     pub(crate) threads: Option<u16>,
-    /// Use only what is in the cache (also HF_HUB_OFFLINE=1)
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
 }
@@ -114,7 +113,7 @@ pub(crate) enum DeviceMapName {
 fn threshold(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        Ok(_) => Err("a number from 0 up was expected".into()),
+        Ok(_) => Err("expected a number from 0 up".into()),
         Err(cause) => Err(cause.to_string()),
     }
 }

@@ -1,17 +1,16 @@
-//! Numbers as people have them at hand: one an argument, or pasted as Python, numpy and torch print
-//! them.
+//! Numbers for `affine`: one per argument, or pasted as Python, numpy and torch print them.
 
 use super::UsageError;
 use std::ffi::{OsStr, OsString};
 
-/// Brackets within brackets at most.
+/// Maximum nesting of brackets.
 const DEEPEST: usize = 32;
 
 const EXPECTED: &str =
-    "numbers are written as Python prints them: 3 -5.5 3e-05, [1.0, -2.5], tensor([1., 2.])";
+    "write numbers as Python prints them: 3 -5.5 3e-05, [1.0, -2.5], tensor([1., 2.])";
 
-/// The arguments of the program, with a blank before negative numbers for `affine`: clap knows
-/// `-5.5` as a number, but takes `-2e-05`, `-.5` and `-inf` for options.
+/// The arguments of the program, with a space before negative numbers for `affine`: clap takes
+/// `-5.5` for a number, but `-2e-05`, `-.5` and `-inf` for options.
 pub(crate) fn with_negative_numbers(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.collect();
     if arguments.get(1).is_some_and(|command| command == "affine") {
@@ -21,20 +20,22 @@ pub(crate) fn with_negative_numbers(arguments: impl Iterator<Item = OsString>) -
             }
         }
     }
+
     arguments
 }
 
-/// Whether it begins as a negative number does.
+/// Whether an argument begins like a negative number.
 fn is_negative(text: &str) -> bool {
     let Some(number) = text.strip_prefix('-') else {
         return false;
     };
+
     let number = number.to_ascii_lowercase();
     number.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         || ["inf", "nan"].iter().any(|name| number.starts_with(name))
 }
 
-/// Numbers and the shape their brackets give them.
+/// Numbers, and the shape that their brackets give them.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Numbers {
     pub(crate) values: Vec<f32>,
@@ -42,7 +43,7 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Reads arguments, whose limits mean no more than blanks do.
+    /// Parses arguments. The boundary between two of them counts as a space.
     pub(crate) fn read(arguments: &[String]) -> Result<Self, UsageError> {
         let text = arguments.join(" ");
         let mut reader = Reader {
@@ -50,20 +51,23 @@ impl Numbers {
             place: 0,
             values: Vec::new(),
         };
+
         let mut shapes = Vec::new();
         while let Some(shape) = reader.item(0).map_err(UsageError)? {
             shapes.push(shape);
         }
+
         if let Some(rest) = reader.peek() {
             return Err(UsageError(format!("`{rest}` closes nothing; {EXPECTED}")));
         }
 
         let shape = match &shapes[..] {
-            // A tensor of one number by itself.
+            // A single number is a tensor of shape [1].
             [scalar] if scalar.is_empty() => vec![1],
             [one] => one.clone(),
             _ => common(&shapes).map_err(UsageError)?,
         };
+
         Ok(Self {
             values: reader.values,
             shape,
@@ -71,7 +75,7 @@ impl Numbers {
     }
 }
 
-/// The shape of a list of items of these shapes.
+/// The shape of a list whose items have these shapes, which must be equal.
 fn common(shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
     let first = shapes.first().cloned().unwrap_or_default();
     match shapes.iter().find(|shape| **shape != first) {
@@ -81,7 +85,7 @@ fn common(shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
                 shape => format!("a list of shape {shape:?}"),
             };
             Err(format!(
-                "a list holds {} beside {}; all must be alike",
+                "a list contains {} beside {}; all items must have the same shape",
                 text(&first),
                 text(other)
             ))
@@ -90,7 +94,7 @@ fn common(shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
     }
 }
 
-/// Goes through a text from number to number.
+/// A recursive descent parser.
 struct Reader<'a> {
     text: &'a str,
     place: usize,
@@ -98,11 +102,13 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// The next number, list or call, as its shape; none before a closing bracket and at the end.
+    /// Parses the next number, list or call and returns its shape; `None` before a closing bracket
+    /// and at the end.
     fn item(&mut self, depth: usize) -> Result<Option<Vec<usize>>, String> {
         if depth > DEEPEST {
-            return Err(format!("more than {DEEPEST} brackets within each other"));
+            return Err(format!("more than {DEEPEST} nested brackets"));
         }
+
         loop {
             let had_comma = self.separator()?;
             let word = match self.peek() {
@@ -110,32 +116,37 @@ impl<'a> Reader<'a> {
                 Some(open @ ('[' | '(')) => return self.list(open, depth).map(Some),
                 Some(_) => self.word(),
             };
-            // What follows the numbers of a tensor, as dtype=torch.float32.
+
+            // A keyword argument after the numbers of a tensor, such as dtype=torch.float32.
             if word.contains('=') && depth > 0 && had_comma {
                 self.skip_value();
                 continue;
             }
+
             if self.peek() == Some('(') && is_call(word) {
                 return self.call(depth).map(Some);
             }
+
             self.values.push(number(word)?);
             return Ok(Some(Vec::new()));
         }
     }
 
-    /// The shape of a list in brackets.
+    /// Parses a list in brackets and returns its shape.
     fn list(&mut self, open: char, depth: usize) -> Result<Vec<usize>, String> {
         self.place += 1;
         let mut shapes = Vec::new();
         while let Some(shape) = self.item(depth + 1)? {
             shapes.push(shape);
         }
+
         let close = if open == '[' { ']' } else { ')' };
         if self.peek() != Some(close) {
             return Err(format!(
-                "a `{open}` lacks its `{close}`; quote what holds brackets or blanks"
+                "a `{open}` lacks its `{close}`; quote arguments with brackets or spaces"
             ));
         }
+
         self.place += 1;
         match shapes.is_empty() {
             true => Ok(vec![0]),
@@ -143,32 +154,33 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The shape of the argument of `tensor(…)`.
+    /// Parses the argument of `tensor(…)` and returns its shape.
     fn call(&mut self, depth: usize) -> Result<Vec<usize>, String> {
         let shape = self.list('(', depth)?;
         match shape.split_first() {
             Some((1, inner)) => Ok(inner.to_vec()),
             _ => Err(format!(
-                "one list or number was expected in parentheses; {EXPECTED}"
+                "expected one list or number in parentheses; {EXPECTED}"
             )),
         }
     }
 
-    /// Passes over blanks and one comma; whether there was one.
+    /// Skips spaces and at most one comma; returns whether there was a comma.
     fn separator(&mut self) -> Result<bool, String> {
-        self.blanks();
+        self.skip_spaces();
         if self.peek() != Some(',') {
             return Ok(false);
         }
+
         self.place += 1;
-        self.blanks();
+        self.skip_spaces();
         match self.peek() {
             Some(',') => Err(format!("two commas with nothing between them; {EXPECTED}")),
             _ => Ok(true),
         }
     }
 
-    fn blanks(&mut self) {
+    fn skip_spaces(&mut self) {
         let rest = &self.text[self.place..];
         self.place += rest.len() - rest.trim_start().len();
     }
@@ -177,7 +189,7 @@ impl<'a> Reader<'a> {
         self.text[self.place..].chars().next()
     }
 
-    /// Up to the next blank, comma or bracket.
+    /// Everything up to the next space, comma or bracket.
     fn word(&mut self) -> &'a str {
         let rest = &self.text[self.place..];
         let ends = |c: char| c.is_whitespace() || [',', '[', ']', '(', ')'].contains(&c);
@@ -186,7 +198,7 @@ impl<'a> Reader<'a> {
         word
     }
 
-    /// Passes over the rest of a keyword's value, such as the tuple of `size=(6,)`.
+    /// Skips the rest of a keyword argument, such as the tuple of `size=(6,)`.
     fn skip_value(&mut self) {
         let mut depth = 0usize;
         let rest = &self.text[self.place..];
@@ -197,6 +209,7 @@ impl<'a> Reader<'a> {
                 ',' | ')' | ']' if depth == 0 => return true,
                 _ => {}
             }
+
             false
         };
         self.place += rest.find(ends).unwrap_or(rest.len());
@@ -216,11 +229,11 @@ fn is_call(word: &str) -> bool {
     .contains(&name)
 }
 
-/// A number as Python reads it, rounded to float32 as `torch.tensor` does it: by way of float64.
+/// Parses a number like Python, and rounds it to float32 like `torch.tensor`: by way of float64.
 fn number(word: &str) -> Result<f32, String> {
     if word.contains("...") || word.contains('…') {
         return Err(format!(
-            "`{word}` leaves numbers out; print all of them (torch.set_printoptions(profile='full'))"
+            "`{word}` leaves out numbers; print all of them (torch.set_printoptions(profile='full'))"
         ));
     }
 
@@ -231,11 +244,13 @@ fn number(word: &str) -> Result<f32, String> {
             .and_then(|i| bytes.get(i))
             .is_some_and(u8::is_ascii_digit)
     };
-    // Underscores stand between digits, as in 1_000.
+
+    // Underscores may only separate digits, as in 1_000.
     let are_placed = |(i, _): (usize, &str)| is_digit(i.checked_sub(1)) && is_digit(Some(i + 1));
     if !word.match_indices('_').all(are_placed) {
         return Err(wrong());
     }
+
     let value: f64 = word.replace('_', "").parse().map_err(|_| wrong())?;
     let is_written_infinite = word.to_ascii_lowercase().contains("inf");
     match value as f32 {
@@ -261,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_read_as_python_prints_them() {
+    fn numbers_are_parsed_as_python_prints_them() {
         assert_eq!(values("3e-05 -2e-05"), [3e-5, -2e-5]);
         assert_eq!(
             values("-1E-3 -.5 1e+10 +2 5. 1_000 -1_0.2_5e1_0"),
@@ -279,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn negative_numbers_are_no_options() {
+    fn negative_numbers_are_not_options() {
         let escaped = |text: &str| {
             let arguments = ["llm-int8", "affine"]
                 .into_iter()
@@ -291,6 +306,7 @@ mod tests {
                 .map(|argument| argument.to_str().unwrap().to_owned())
                 .collect::<Vec<_>>()
         };
+
         for number in [
             "-2e-05",
             "-1E-3",
@@ -304,6 +320,7 @@ mod tests {
         ] {
             assert_eq!(escaped(number), [format!(" {number}")]);
         }
+
         let options = ["1", "-h", "-V", "--json", "--scheme", "-", "--", "-x"];
         assert_eq!(escaped(&options.join(" ")), options);
         let others = ["llm-int8", "run", "-5"].map(OsString::from);
@@ -349,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused_by_name() {
+    fn what_is_not_a_number_is_refused_by_name() {
         for (text, words) in [
             ("1 two", "`two` is not a number"),
             ("1_ 2", "`1_` is not a number"),
@@ -373,16 +390,17 @@ mod tests {
             ),
             ("[1, [2]]", "a number beside a list of shape [1]"),
             ("tensor(1., 2.)", "one list or number"),
-            ("[1, ..., 3]", "leaves numbers out"),
+            ("[1, ..., 3]", "leaves out numbers"),
             ("foo(1)", "`foo` is not a number"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
+
         assert!(
             read(&"[".repeat(100_000))
                 .unwrap_err()
-                .contains("more than 32 brackets")
+                .contains("more than 32 nested brackets")
         );
     }
 }

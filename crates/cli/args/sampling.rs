@@ -1,127 +1,129 @@
-//! Options of generating, by the names of transformers' `GenerationConfig`.
+//! Generation options, named as in transformers' `GenerationConfig`.
 
 use clap::Args;
 use llm_int8::GenerationConfig;
 
-/// How the next token is chosen, and when to end. What is not given here is as the model's files
-/// say.
+/// How the next token is chosen, and when generation ends. Options that are not given have the
+/// values of the model's files.
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Always take the most likely token (the default, unless the model's generation_config.json or
-    /// an option below asks for drawing)
+    /// an option below turns sampling on)
     #[arg(
         long,
         conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"],
-        help_heading = "Drawing tokens"
+        help_heading = "Sampling"
     )]
     pub(crate) greedy: bool,
-    /// Draw tokens; smaller is safer, 0 is greedy
-    #[arg(long, short = 't', value_name = "T", help_heading = "Drawing tokens")]
+    /// Sample with this temperature; lower is more predictable, 0 is greedy
+    #[arg(long, short = 't', value_name = "T", help_heading = "Sampling")]
     pub(crate) temperature: Option<f64>,
-    /// Draw among the K most likely tokens; 0 among all
-    #[arg(long, value_name = "K", help_heading = "Drawing tokens")]
+    /// Sample from the K most likely tokens; 0 is off
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
     pub(crate) top_k: Option<usize>,
-    /// Draw among the most likely tokens that together reach probability P
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    /// Sample from the most likely tokens whose probabilities add up to P
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) top_p: Option<f64>,
-    /// Draw among tokens at least P times as likely as the most likely one
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    /// Sample from tokens at least P times as likely as the most likely one
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) min_p: Option<f64>,
-    /// Draw among the tokens that are about as surprising as expected, as many as together reach
-    /// probability P (locally typical sampling)
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    /// Sample from the tokens whose information is nearest to the entropy, until their
+    /// probabilities add up to P (locally typical sampling)
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) typical_p: Option<f64>,
-    /// Draw among tokens of at least probability P; 3e-4 to 9e-4 are usual
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    /// Sample from tokens with at least probability P; typical values are 3e-4 to 9e-4
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) epsilon_cutoff: Option<f64>,
-    /// The same with a limit that falls where many tokens are likely; 3e-4 to 2e-3 are usual
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    /// Like --epsilon-cutoff, with a lower limit when many tokens are likely; typical values are
+    /// 3e-4 to 2e-3
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) eta_cutoff: Option<f64>,
-    /// Seed of the drawing: the same seed gives the same text [default: 0]
+    /// Random seed: the same seed gives the same text [default: 0]
     #[arg(
         long,
         value_name = "N",
         default_value_t = 0,
         hide_default_value = true,
-        help_heading = "Drawing tokens"
+        help_heading = "Sampling"
     )]
     pub(crate) seed: u64,
-    /// Make tokens that were there less likely; 1 does nothing
-    #[arg(long, value_name = "X", help_heading = "Steering")]
+    /// Make tokens that have occurred less likely; 1 is off
+    #[arg(long, value_name = "X", help_heading = "Token constraints")]
     pub(crate) repetition_penalty: Option<f64>,
-    /// Make tokens of the prompt more likely; 1 does nothing
-    #[arg(long, value_name = "X", help_heading = "Steering")]
+    /// Make tokens of the prompt more likely; 1 is off
+    #[arg(long, value_name = "X", help_heading = "Token constraints")]
     pub(crate) encoder_repetition_penalty: Option<f64>,
-    /// Never write the same N tokens in a row twice; 0 does nothing
-    #[arg(long, value_name = "N", help_heading = "Steering")]
+    /// Never repeat a sequence of N tokens; 0 is off
+    #[arg(long, value_name = "N", help_heading = "Token constraints")]
     pub(crate) no_repeat_ngram_size: Option<usize>,
-    /// Never write N tokens in a row that the prompt has; 0 does nothing
-    #[arg(long, value_name = "N", help_heading = "Steering")]
+    /// Never repeat a sequence of N tokens from the prompt; 0 is off
+    #[arg(long, value_name = "N", help_heading = "Token constraints")]
     pub(crate) encoder_no_repeat_ngram_size: Option<usize>,
-    /// Never write these tokens in a row (may be given several times)
-    #[arg(long, value_name = "ID,…", value_parser = token_ids, help_heading = "Steering")]
+    /// Never generate this sequence of tokens (may be given several times)
+    #[arg(long, value_name = "ID,…", value_parser = token_ids, help_heading = "Token constraints")]
     pub(crate) bad_words_ids: Vec<TokenIds>,
-    /// Never write any of these tokens
+    /// Never generate any of these tokens
     #[arg(
         long,
         value_name = "ID,…",
         value_delimiter = ',',
-        help_heading = "Steering"
+        help_heading = "Token constraints"
     )]
     pub(crate) suppress_tokens: Vec<u32>,
-    /// Do not begin with any of these tokens
+    /// Do not generate any of these tokens first
     #[arg(
         long,
         value_name = "ID,…",
         value_delimiter = ',',
-        help_heading = "Steering"
+        help_heading = "Token constraints"
     )]
     pub(crate) begin_suppress_tokens: Vec<u32>,
-    /// Do not end before this many new tokens
-    #[arg(long, value_name = "N", help_heading = "Steering")]
+    /// Generate at least N new tokens
+    #[arg(long, value_name = "N", help_heading = "Token constraints")]
     pub(crate) min_new_tokens: Option<usize>,
-    /// Let the last token be one of these where the length is reached
+    /// Force one of these as the last token when the maximum length is reached
     #[arg(
         long,
         value_name = "ID,…",
         value_delimiter = ',',
-        help_heading = "Steering"
+        help_heading = "Token constraints"
     )]
     pub(crate) forced_eos_token_id: Vec<u32>,
-    /// After START new tokens, make an end more likely from token to token: a FACTOR above 1
-    #[arg(long, value_name = "START,FACTOR", value_parser = decay, help_heading = "Steering")]
+    /// After START new tokens, make end tokens more likely with every token, by a FACTOR above 1
+    #[arg(long, value_name = "START,FACTOR", value_parser = decay, help_heading = "Token constraints")]
     pub(crate) exponential_decay_length_penalty: Option<(i64, f64)>,
-    /// End before this text (may be given several times); it may be a special token
+    /// Stop before this text (may be given several times); it may contain special tokens
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
-    /// Go on after an end-of-text token
+    /// Do not stop at end-of-sequence tokens
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Draft up to N tokens from what was there before and compute them together: the same text,
-    /// sooner where it repeats itself; needs --outliers row
+    /// Speculative decoding: draft up to N tokens from earlier text and check them in one pass. The
+    /// same text, faster where it repeats itself; needs --outliers row
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = super::limits::drafts)]
     pub(crate) speculate: usize,
 }
 
-/// A sequence of tokens.
+/// A sequence of token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TokenIds(Vec<u32>);
 
 impl SamplingArgs {
-    /// A model's own settings, changed by what is given here.
+    /// The model's own settings, overridden by these options.
     pub(crate) fn over(&self, mut config: GenerationConfig) -> GenerationConfig {
-        self.draw(&mut config);
-        self.steer(&mut config);
+        self.set_sampling(&mut config);
+        self.set_constraints(&mut config);
         config.seed = self.seed;
         config.speculate = self.speculate;
         set_list(&mut config.stop, &self.stop);
         if self.ignore_eos {
             config.eos_token_ids.clear();
         }
+
         config
     }
 
-    fn draw(&self, config: &mut GenerationConfig) {
+    fn set_sampling(&self, config: &mut GenerationConfig) {
         let fractions = [
             self.top_p,
             self.min_p,
@@ -129,11 +131,11 @@ impl SamplingArgs {
             self.epsilon_cutoff,
             self.eta_cutoff,
         ];
-        let is_asked = self.temperature.is_some()
+        let is_requested = self.temperature.is_some()
             || self.top_k.is_some()
             || fractions.iter().any(Option::is_some);
         config.do_sample =
-            (config.do_sample || is_asked) && !self.greedy && self.temperature != Some(0.0);
+            (config.do_sample || is_requested) && !self.greedy && self.temperature != Some(0.0);
         set(&mut config.temperature, self.temperature);
         set(&mut config.top_k, self.top_k);
         set(&mut config.top_p, self.top_p);
@@ -143,7 +145,7 @@ impl SamplingArgs {
         set(&mut config.eta_cutoff, self.eta_cutoff);
     }
 
-    fn steer(&self, config: &mut GenerationConfig) {
+    fn set_constraints(&self, config: &mut GenerationConfig) {
         set(&mut config.repetition_penalty, self.repetition_penalty);
         set(
             &mut config.encoder_repetition_penalty,
@@ -183,10 +185,10 @@ fn set_list<T: Clone>(into: &mut Vec<T>, given: &[T]) {
 fn token_ids(text: &str) -> Result<TokenIds, String> {
     let ids: Result<Vec<u32>, _> = text.split(',').map(|id| id.trim().parse()).collect();
     ids.map(TokenIds)
-        .map_err(|_| "token ids were expected, as 5 or 5,17".into())
+        .map_err(|_| "expected token ids, as in 5 or 5,17".into())
 }
 
-/// `15,1.5`: a number of tokens and a factor.
+/// Parses `15,1.5`: a number of tokens and a factor.
 fn decay(text: &str) -> Result<(i64, f64), String> {
     let pair = text.split_once(',').and_then(|(start, factor)| {
         Some((
@@ -199,7 +201,7 @@ fn decay(text: &str) -> Result<(i64, f64), String> {
         ))
     });
     pair.ok_or_else(|| {
-        "a number of tokens and a factor greater than 0 were expected, as 15,1.5".into()
+        "expected a number of tokens and a factor greater than 0, as in 15,1.5".into()
     })
 }
 
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_wins_over_the_files_and_the_rest_stays() {
+    fn options_override_the_files_and_the_rest_stays() {
         let files = GenerationConfig {
             top_p: 0.0,
             stop: vec!["a".into()],
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn every_filter_turns_drawing_on() {
+    fn every_filter_turns_sampling_on() {
         for filter in [
             "--temperature",
             "--top-p",
@@ -270,6 +272,7 @@ mod tests {
                 "{filter}"
             );
         }
+
         assert!(given(&["--top-k", "5"], GenerationConfig::default()).do_sample);
         assert!(!given(&["--temperature", "0"], GenerationConfig::default()).do_sample);
         let files = GenerationConfig {
@@ -280,12 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn sequences_and_decays_are_read() {
+    fn sequences_and_decays_are_parsed() {
         assert_eq!(token_ids("5, 17"), Ok(TokenIds(vec![5, 17])));
         assert_eq!(decay("15,1.5"), Ok((15, 1.5)));
         for wrong in ["", "5,", "-1", "a"] {
             assert!(token_ids(wrong).is_err(), "{wrong}");
         }
+
         for wrong in ["", "15", "1.5,2", "15,-1", "15,x", "15,1.5,2"] {
             assert!(decay(wrong).is_err(), "{wrong}");
         }

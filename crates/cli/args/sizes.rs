@@ -1,12 +1,12 @@
-//! Sizes in bytes, as `5GB`, and limits of memory, as `0=20GiB`.
+//! Sizes in bytes, such as `5GB`, and memory limits, such as `0=20GiB`.
 
 use llm_int8::MemoryLimit;
 
-/// `0=20GiB`, `cuda:0=20GiB` or `cpu=64GiB`.
+/// Parses `0=20GiB`, `cuda:0=20GiB` or `cpu=64GiB`.
 pub(super) fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
     let (device, bytes) = text
         .split_once('=')
-        .ok_or("a device and a size were expected, as 0=20GiB")?;
+        .ok_or("expected a device and a size, as in 0=20GiB")?;
     let bytes = size(bytes)?;
     if device == "cpu" {
         return Ok(MemoryLimit {
@@ -14,16 +14,17 @@ pub(super) fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
             bytes,
         });
     }
+
     let number = device.strip_prefix("cuda:").unwrap_or(device).parse();
     let number =
-        number.map_err(|_| format!("`{device}` is no device; a number or cpu was expected"))?;
+        number.map_err(|_| format!("`{device}` is not a device; expected a number or cpu"))?;
     Ok(MemoryLimit {
         device: Some(number),
         bytes,
     })
 }
 
-/// A number of bytes as transformers writes it: powers of 1000 (`GB`) or of 1024 (`GiB`).
+/// Parses a number of bytes as transformers does: powers of 1000 (`GB`) or of 1024 (`GiB`).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
@@ -38,16 +39,17 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "GIB" => 1 << 30,
         other => {
             return Err(format!(
-                "`{other}` is no unit; B, KB, MB, GB, KiB, MiB and GiB are known"
+                "`{other}` is not a unit; expected B, KB, MB, GB, KiB, MiB or GiB"
             ));
         }
     };
+
     let number: u64 = text[..digits]
         .parse()
-        .map_err(|_| "a whole number and a unit were expected, as 5GB")?;
+        .map_err(|_| "expected a whole number and a unit, as in 5GB")?;
     match number.checked_mul(unit) {
         Some(size) if size > 0 => Ok(size),
-        _ => Err("a size from 1 byte up was expected".into()),
+        _ => Err("expected a size of at least 1 byte".into()),
     }
 }
 
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_as_transformers_reads_them() {
+    fn sizes_are_parsed_as_in_transformers() {
         assert_eq!(size("5GB"), Ok(5_000_000_000));
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("200mb"), Ok(200_000_000));
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_memory_are_read() {
+    fn memory_limits_are_parsed() {
         assert_eq!(
             memory_limit("1=2GiB"),
             Ok(MemoryLimit {
@@ -84,6 +86,7 @@ mod tests {
                 bytes: 2 << 30
             })
         );
+
         assert_eq!(
             memory_limit("cuda:0=5MB"),
             Ok(MemoryLimit {
@@ -91,6 +94,7 @@ mod tests {
                 bytes: 5_000_000
             })
         );
+
         assert_eq!(
             memory_limit("cpu=1"),
             Ok(MemoryLimit {
@@ -98,6 +102,7 @@ mod tests {
                 bytes: 1
             })
         );
+
         for wrong in ["", "5GB", "x=5GB", "0=", "0=5XB", "-1=5GB"] {
             assert!(memory_limit(wrong).is_err(), "{wrong}");
         }

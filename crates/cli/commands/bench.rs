@@ -1,4 +1,4 @@
-//! `llm-int8 bench`: how fast a model runs, beside what the machine allows.
+//! `llm-int8 bench`: measure how fast a model runs, compared with what the machine allows.
 
 use super::{check_drafts, load, load_config};
 use crate::args::{BenchArgs, UsageError};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-/// Lengths measured where none are given.
+/// Lengths that are measured by default.
 const CONTEXTS: [usize; 3] = [32, 128, 256];
 const PROMPTS: [usize; 3] = [16, 128, 512];
 
@@ -20,21 +20,23 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     if !args.linear.is_empty() {
         return linear(args);
     }
+
     let model = load(&args.model)?;
     let options = options(args, model.decoder().spec().positions)?;
     let report = model
         .bench(&options, &mut |what| line(&format!("measuring: {what}")))
-        .map_err(wrong_setting)?;
+        .map_err(usage_error)?;
     let text = match args.json {
         true => format!("{:#}\n", as_json(&model, &report)),
         false => as_text(&model, &report).context("the report cannot be written")?,
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
+
     Ok(())
 }
 
-/// What to measure. Contexts and prompts that do not fit a model of `positions` tokens are left
-/// out, with a note; it is a wrong command if none fits, or none of those on the command line.
+/// What to measure. Contexts and prompts that do not fit a model with `positions` positions are
+/// left out with a note. It is a usage error if none fits, or none of those on the command line.
 fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, UsageError> {
     let mut options = BenchOptions {
         contexts: args.contexts.clone().unwrap_or_else(|| CONTEXTS.into()),
@@ -59,19 +61,22 @@ fn options(args: &BenchArgs, positions: usize) -> Result<BenchOptions, UsageErro
     if options.contexts.is_empty() && (args.contexts.is_some() || options.prompts.is_empty()) {
         return Err(UsageError(contexts));
     }
+
     if options.prompts.is_empty() && args.prompts.is_some() {
         return Err(UsageError(prompts));
     }
+
     for (lengths, text) in [(&left_out.contexts, contexts), (&left_out.prompts, prompts)] {
         if !lengths.is_empty() {
             line(&format!("note: left out: {text}"));
         }
     }
+
     Ok(options)
 }
 
-/// Settings that cannot be measured are a wrong command.
-fn wrong_setting(error: LlmError) -> anyhow::Error {
+/// Turns settings that cannot be measured into usage errors.
+fn usage_error(error: LlmError) -> anyhow::Error {
     match error {
         LlmError::Setting { .. } | LlmError::ContextExceeded { .. } => {
             UsageError(explained(&error)).into()
@@ -80,7 +85,7 @@ fn wrong_setting(error: LlmError) -> anyhow::Error {
     }
 }
 
-/// Layers by themselves.
+/// Measures single layers.
 fn linear(args: &BenchArgs) -> anyhow::Result<()> {
     let placement = load_config(&args.model)?.options.placement;
     let device = placement
@@ -95,7 +100,7 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let rates = bench
         .run(&mut |what| line(&format!("measuring: {what}")))
-        .map_err(wrong_setting)?;
+        .map_err(usage_error)?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         let layers = rates.iter().map(|rate| {
@@ -112,11 +117,13 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
         writeln!(stdout, "{object:#}")?;
         return Ok(());
     }
+
     writeln!(
         stdout,
         "{device}\n{:>13} {:>6} {:>9} {:>12} {:>10} {:>10}",
         "out x in", "rows", "outliers", "microseconds", "GB/s", "TOPS"
     )?;
+
     for rate in &rates {
         let codes = (rate.out_features * rate.in_features) as f64;
         writeln!(
@@ -130,10 +137,11 @@ fn linear(args: &BenchArgs) -> anyhow::Result<()> {
             2.0 * codes * rate.rows as f64 / rate.microseconds / 1e6,
         )?;
     }
+
     Ok(())
 }
 
-/// The device a token begins on.
+/// The devices of the model, in the order of the forward pass.
 fn device(model: &AutoModelForCausalLM) -> String {
     let parts: Vec<String> = model.placed().into_iter().map(|part| part.device).collect();
     parts.join(", ")
@@ -150,6 +158,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
             "share_of_read_limit": rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate,
         })
     });
+
     let prefill = report
         .prefill
         .iter()
@@ -162,6 +171,7 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
             "acceptance": rate.acceptance,
         })
     });
+
     json!({
         "model": model.name(),
         "device": device(model),
@@ -188,11 +198,18 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
 }
 
 fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String, std::fmt::Error> {
-    let (load, mut text) = (model.load_report(), String::new());
-    let peak = load.peak_memory.map_or(String::new(), |peak| {
-        format!(", peak {}", bytes(peak.anonymous))
-    });
-    let place = device(model);
+    let mut text = String::new();
+    write_limits(&mut text, model, report)?;
+    write_rates(&mut text, report)?;
+    Ok(text)
+}
+
+/// The model, the limits of the machine, and what loading took.
+fn write_limits(
+    text: &mut String,
+    model: &AutoModelForCausalLM,
+    report: &BenchReport,
+) -> std::fmt::Result {
     match report.multiply_rate {
         Some(rate) => {
             writeln!(
@@ -202,6 +219,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
                 report.isa,
                 threads()
             )?;
+
             let read = report.read_rate / 1e9;
             writeln!(
                 text,
@@ -210,7 +228,7 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             )?;
         }
         None => {
-            writeln!(text, "{}: {place}", model.name())?;
+            writeln!(text, "{}: {}", model.name(), device(model))?;
             writeln!(
                 text,
                 "limits: a copy on the device reads and writes {:.1} GB/s",
@@ -218,22 +236,31 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             )?;
         }
     }
+
+    let load = model.load_report();
+    let peak = load.peak_memory.map_or(String::new(), |peak| {
+        format!(", peak {}", bytes(peak.anonymous))
+    });
     let footprint = bytes(model.memory_footprint().actual());
     writeln!(
         text,
         "load: {:.2} s, model {footprint}{peak}\n",
         load.duration.as_secs_f64()
-    )?;
+    )
+}
+
+/// One table each for decode, prefill and speculative decoding.
+fn write_rates(text: &mut String, report: &BenchReport) -> std::fmt::Result {
     writeln!(
         text,
-        "{:>18} {:>10}  of what reading allows",
+        "{:>18} {:>10}  of the read limit",
         "decode after", "tokens/s"
     )?;
     for rate in &report.decode {
         let share = rate.tokens_per_second * rate.bytes_per_token as f64 / report.read_rate;
         let what = match rate.batch {
             1 => rate.context.to_string(),
-            batch => format!("{} ({batch} texts)", rate.context),
+            batch => format!("{} (batch {batch})", rate.context),
         };
         writeln!(
             text,
@@ -242,10 +269,12 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             100.0 * share
         )?;
     }
+
     writeln!(text, "{:>18} {:>10}", "prompt of", "tokens/s")?;
     for rate in &report.prefill {
         writeln!(text, "{:>18} {:>10.1}", rate.tokens, rate.tokens_per_second)?;
     }
+
     if let Some(rate) = report.speculation {
         writeln!(text, "{:>18} {:>10}", "repetitive text", "tokens/s")?;
         writeln!(
@@ -261,13 +290,22 @@ fn as_text(model: &AutoModelForCausalLM, report: &BenchReport) -> Result<String,
             100.0 * rate.acceptance
         )?;
     }
-    Ok(text)
+
+    Ok(())
 }
 
 fn device_memory(model: &AutoModelForCausalLM) -> Vec<Value> {
     let all = model.decoder().device_memory().unwrap_or_default();
-    let json = |(name, memory): (String, llm_int8::decoder::cuda::MemoryInfo)| json!({ "device": name, "allocated": memory.allocated, "peak": memory.peak, "free": memory.free });
-    all.into_iter().map(json).collect()
+    all.into_iter()
+        .map(|(name, memory)| {
+            json!({
+                "device": name,
+                "allocated": memory.allocated,
+                "peak": memory.peak,
+                "free": memory.free,
+            })
+        })
+        .collect()
 }
 
 fn threads() -> usize {

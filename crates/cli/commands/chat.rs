@@ -14,14 +14,15 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// New tokens of a reply at most, where neither the arguments nor the model's files say how many.
+/// Maximum number of new tokens per reply, if neither the options nor the model's files set one.
 const NEW_TOKENS: usize = 512;
 
-const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D ends, ctrl-C stops a reply";
+const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D quits, ctrl-C stops a reply";
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     check_drafts(args.sampling.speculate, &args.model)?;
-    let given = match &args.chat_template {
+    // Read the small files before the model, to fail early.
+    let template = match &args.chat_template {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
@@ -34,8 +35,9 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         documents: json_objects(args.documents.as_deref())?,
         ..ChatInputs::default()
     };
+
     let model = load(&args.model)?;
-    let chat = match given {
+    let chat = match template {
         Some(text) => Chat::with_template(&model, model.chat_template_of(&text)?),
         None => Chat::new(&model)?,
     };
@@ -44,10 +46,13 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         .iter()
         .for_each(|text| chat.push(ChatMessage::system(text)));
     let config = generation(&model, args);
+
     let mut lines = Lines::new()?;
-    // After the line editor, which would take ctrl-C for itself.
+    // After the line editor, which would otherwise replace the handler for ctrl-C.
     let interrupt = Interrupt::watch()?;
-    let (mut replies, mut failures) = (0, 0);
+
+    let mut replies = 0;
+    let mut failures = 0;
     while let Some(text) = lines.next()? {
         match text.trim() {
             "" => {}
@@ -60,24 +65,27 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             },
         }
     }
-    // Whoever reads along has seen what failed; a script has the exit code alone.
+
+    // On a terminal the user has seen the errors; a script only has the exit code.
     if !lines.is_terminal() && failures > 0 && replies == 0 {
         anyhow::bail!("no turn got a reply");
     }
+
     Ok(())
 }
 
-/// The model's own settings, changed by what the arguments say.
+/// The model's own settings, overridden by the options.
 fn generation(model: &AutoModelForCausalLM, args: &ChatArgs) -> GenerationConfig {
     let mut config = args.sampling.over(model.generation_config());
     config.max_new_tokens = args.max_new_tokens.or(config.max_new_tokens);
     if config.max_new_tokens.is_none() && config.max_length.is_none() {
         config.max_new_tokens = Some(NEW_TOKENS);
     }
+
     config
 }
 
-/// The JSON objects that a file lists.
+/// Reads a JSON file with a list of objects.
 fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Value>>> {
     let Some(path) = path else { return Ok(None) };
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -85,15 +93,16 @@ fn json_objects(path: Option<&Path>) -> anyhow::Result<Option<Vec<serde_json::Va
         .with_context(|| format!("{} is not a JSON list", path.display()))?;
     if list.iter().any(|one| !one.is_object()) {
         anyhow::bail!(
-            "{} lists something that is not a JSON object",
+            "{} contains something that is not a JSON object",
             path.display()
         );
     }
+
     Ok(Some(list))
 }
 
-/// One turn, and whether it got a reply. An error that concerns this turn only is printed, and the
-/// conversation goes on.
+/// Runs one turn and returns whether it got a reply. An error that concerns only this turn is
+/// printed, and the conversation goes on.
 fn turn(
     chat: &mut Chat<'_>,
     text: &str,
@@ -109,19 +118,21 @@ fn turn(
             .write_all(piece.as_bytes())
             .and_then(|()| stdout.flush());
         failed = written.err();
-        if failed.is_some() || interrupt.came() {
+        if failed.is_some() || interrupt.was_pressed() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
     });
+
     if let Some(error) = failed {
         return Err(error.into());
     }
+
     match reply {
         Ok(reply) => {
             writeln!(stdout)?;
-            tell(&reply, is_quiet);
+            report(&reply, is_quiet);
             Ok(true)
         }
         Err(error @ (LlmError::TurnTooLong { .. } | LlmError::ChatTemplate { .. })) => {
@@ -132,8 +143,8 @@ fn turn(
     }
 }
 
-/// What happened, on standard error.
-fn tell(reply: &Reply, is_quiet: bool) {
+/// Reports on the reply, on standard error.
+fn report(reply: &Reply, is_quiet: bool) {
     let timing = &reply.generated.timing;
     if reply.forgotten > 0 {
         line(&format!(
@@ -141,12 +152,14 @@ fn tell(reply: &Reply, is_quiet: bool) {
             reply.forgotten
         ));
     }
+
     match reply.generated.finish_reason {
         FinishReason::Interrupted => line("[stopped]"),
-        FinishReason::Time => line("[cut off by max_time of the model's generation_config.json]"),
+        FinishReason::Time => line("[cut off by max_time in the model's generation_config.json]"),
         FinishReason::Length => line("[cut off by --max-new-tokens or the end of the context]"),
         _ => {}
     }
+
     if !is_quiet {
         let rate = timing
             .decode_rate()
@@ -160,7 +173,7 @@ fn tell(reply: &Reply, is_quiet: bool) {
     }
 }
 
-/// What a person types: edited on a terminal, plain lines from elsewhere.
+/// The user's input: a line editor on a terminal, plain lines otherwise.
 enum Lines {
     Terminal(Box<rustyline::DefaultEditor>),
     Plain(std::io::Lines<std::io::StdinLock<'static>>),
@@ -171,6 +184,7 @@ impl Lines {
         if !std::io::stdin().is_terminal() {
             return Ok(Self::Plain(std::io::stdin().lines()));
         }
+
         line(HELP);
         Ok(Self::Terminal(Box::new(
             rustyline::DefaultEditor::new().context("the terminal cannot be used")?,
@@ -181,7 +195,7 @@ impl Lines {
         matches!(self, Self::Terminal(_))
     }
 
-    /// The next line; none at the end.
+    /// The next line; `None` at the end of the input.
     fn next(&mut self) -> anyhow::Result<Option<String>> {
         match self {
             Self::Plain(lines) => lines
@@ -195,7 +209,7 @@ impl Lines {
                         return Ok(Some(text));
                     }
                     Err(ReadlineError::Eof) => return Ok(None),
-                    // Nothing is being said that could be stopped.
+                    // There is no reply to stop.
                     Err(ReadlineError::Interrupted) => line(HELP),
                     Err(error) => return Err(error.into()),
                 }

@@ -1,4 +1,4 @@
-//! `llm-int8 eval`: the perplexity of a text.
+//! `llm-int8 eval`: measure the perplexity of a text.
 
 use super::load;
 use crate::args::EvalArgs;
@@ -14,25 +14,29 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot read {}", args.text.display()))?;
     let text = String::from_utf8(bytes).with_context(|| {
         format!(
-            "{} is no text in UTF-8; convert it first",
+            "{} is not UTF-8 text; convert it first",
             args.text.display()
         )
     })?;
+
     let model = load(&args.model)?;
     let mut ids = model.tokenizer()?.encode(&text)?;
     if let Some(most) = args.max_tokens {
         ids.truncate(most);
     }
+
     let options = PerplexityOptions {
         window: args.window,
         stride: args.stride.unwrap_or(args.window),
     };
     let bar = bar("{bar:30} {pos}/{len} tokens, {eta} left");
+
     let found = model.perplexity(&ids, options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     });
+
     bar.finish_and_clear();
     let found = found?;
     let text = match args.json {
@@ -55,9 +59,10 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     std::io::stdout().lock().write_all(text.as_bytes())?;
     if !args.json {
         line(&format!(
-            "windows of {} tokens, {} apart; the first token of a window is not scored",
+            "windows of {} tokens, one every {} tokens; the first token of a window is not scored",
             options.window, options.stride
         ));
     }
+
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `llm-int8 inspect`: tree, parameters, footprint.
+//! `llm-int8 inspect`: print a model's tree, parameters and footprint.
 
 use super::{explain, load, load_config, part_text};
 use crate::args::InspectArgs;
@@ -30,12 +30,14 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             steps,
         )
     };
+
     let text = match (args.json, args.plan) {
         (true, _) => json_text(args, &tree, &layers, &placed),
         (false, true) => steps.to_string(),
         (false, false) => plain_text(args, &tree, &placed),
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
+
     Ok(())
 }
 
@@ -46,6 +48,7 @@ fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String 
             .iter()
             .for_each(|parameter| text.push_str(&format!("{parameter}\n")));
     }
+
     let Footprint {
         parameters,
         buffers,
@@ -61,7 +64,7 @@ fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String 
         grouped(parameters),
         grouped(absmax),
     ));
-    // Everything on the CPU needs no telling.
+    // Do not mention the CPU if everything is there.
     if placed.iter().any(|part| part.device != "cpu") {
         for part in placed {
             text.push_str(&format!(
@@ -71,6 +74,7 @@ fn plain_text(args: &InspectArgs, tree: &Node, placed: &[PlacedPart]) -> String 
             ));
         }
     }
+
     text
 }
 

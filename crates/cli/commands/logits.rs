@@ -1,4 +1,4 @@
-//! `llm-int8 logits`: numbers to compare with another implementation.
+//! `llm-int8 logits`: write logits to compare with another implementation.
 
 use super::load;
 use super::write::write_atomically;
@@ -22,6 +22,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
         .iter()
         .flat_map(|id| i64::from(*id).to_le_bytes())
         .collect();
+
     let tensors = [
         ("logits", TensorView::new(Dtype::F32, shape, &values)?),
         (

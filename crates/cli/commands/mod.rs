@@ -1,4 +1,4 @@
-//! One file a command; what they share is here.
+//! The commands, one per file, and what they share.
 
 mod affine;
 mod bench;
@@ -56,7 +56,7 @@ fn man(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write manual pages into {}", folder.display()))
 }
 
-/// The library's settings of these arguments.
+/// Converts the model options to the library's settings.
 fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
@@ -64,12 +64,14 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
             .build_global()
             .context("the threads cannot be set up")?;
     }
+
     let isa = match std::env::var("LLM_INT8_ISA") {
         Ok(name) if !name.is_empty() => {
             Isa::by_name(&name).map_err(|cause| UsageError(format!("LLM_INT8_ISA: {cause}")))?
         }
         _ => Isa::detect(),
     };
+
     let int8 = Int8Config {
         outlier_scope: match args.outliers {
             Outliers::Batch => OutlierScope::Batch,
@@ -81,6 +83,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         },
         ..Int8Config::default()
     };
+
     let options = LoadOptions {
         dtype: weight_dtype(args.dtype),
         int8: (!args.no_quantize).then_some(int8),
@@ -91,6 +94,7 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         isa,
         placement: placement(args)?,
     };
+
     Ok(LoadConfig {
         options,
         hub: hub_config(args.offline),
@@ -98,11 +102,13 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
 }
 
 fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
-    // Original outlier weights come from the file, which only the CPU does; `auto` may choose it.
+    // Original outlier weights are read from the file, which only the CPU supports, so `auto` means
+    // the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
     if is_auto && args.outlier_weights == Weights::Original {
         return Ok(Placement::cpu());
     }
+
     let config = DeviceConfig {
         devices: args.device.clone(),
         map: args.device_map == Some(DeviceMapName::Auto),
@@ -125,12 +131,13 @@ fn weight_dtype(dtype: Dtype) -> WeightDtype {
     }
 }
 
-/// A part of a model and where it is, as people read it: `head, blocks 0 to 35`.
+/// A part of a model and where it is: `cuda:0 (NVIDIA …): embedding and head, blocks 0 to 35`.
 fn part_text(part: &PlacedPart) -> String {
     let mut what = Vec::new();
     if part.has_head {
         what.push("embedding and head".to_owned());
     }
+
     match part.blocks.len() {
         0 => {}
         1 => what.push(format!("block {}", part.blocks.start)),
@@ -140,23 +147,27 @@ fn part_text(part: &PlacedPart) -> String {
             part.blocks.end - 1
         )),
     }
+
     format!("{} ({}): {}", part.device, part.hardware, what.join(", "))
 }
 
-/// Drafts are exact only where a token does not depend on its batch.
+/// Rejects `--speculate` with options for which drafts would change the text: they are exact only
+/// if a token does not depend on its batch.
 fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
     let pooled =
         args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
     if speculate > 0 && pooled {
-        let text = "--speculate needs --outliers row: with outliers of the whole batch, drafts would change the text";
+        let text = "--speculate needs --outliers row: if outliers are found over the whole batch, drafts change the text";
         return Err(UsageError(text.into()).into());
     }
+
     let may_be_cpu = args.device == [DeviceName::Auto] || args.device == [DeviceName::Cpu];
     if speculate > 0 && !may_be_cpu {
-        let text = "--speculate computes on the CPU: GPUs add in another order for one token than for several, \
-                    and drafts could change the text; use --device cpu";
+        let text = "--speculate runs on the CPU: GPUs sum in a different order for one token than for several, \
+                    so drafts could change the text; use --device cpu";
         return Err(UsageError(text.into()).into());
     }
+
     Ok(())
 }
 
@@ -166,7 +177,7 @@ fn hub_config(offline: bool) -> HubConfig {
     hub
 }
 
-/// Loads the model the arguments name.
+/// Loads the model that the options name.
 fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
     load_named(&args.model, &load_config(args)?)
 }
@@ -183,8 +194,8 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
     Ok(model)
 }
 
-/// A skip list that names nothing is a wrong command, not a failure; so is a name that cannot be
-/// one, a file in the place of its folder, and a place where the model cannot go.
+/// Adds the model's name and hints to an error. Bad input is a usage error: an unknown module to
+/// skip, a bad model name, a file instead of its folder, a placement that is impossible.
 fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. })

@@ -1,4 +1,4 @@
-//! `llm-int8 pull`: a model into the cache.
+//! `llm-int8 pull`: download a model into the cache.
 
 use super::hub_config;
 use crate::args::{PullArgs, UsageError};
@@ -15,6 +15,7 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
         );
         return Err(UsageError(text).into());
     }
+
     let model: ModelRef = args
         .model
         .parse()
@@ -26,9 +27,11 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
         );
         return Err(UsageError(text).into());
     }
+
     let config = hub_config(args.offline);
     let downloads = Downloads::new(&config);
     let files = Hub::new(config).resolve(&model, &downloads)?;
     writeln!(std::io::stdout().lock(), "{}", files.root.display())?;
+
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `llm-int8 run`: text after a prompt.
+//! `llm-int8 run`: generate text after a prompt.
 
 use super::{check_drafts, load, part_text};
 use crate::args::{RunArgs, UsageError};
@@ -17,6 +17,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.prompts_file {
         return batch(args, file);
     }
+
     let prompt = prompt(args)?;
     let model = load(&args.model)?;
     let config = generation(&model, args);
@@ -26,13 +27,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     } else {
         stream(generation)?
     };
+
     if !args.quiet {
         report(&model, &generated);
     }
+
     Ok(())
 }
 
-/// Several prompts at once: a JSON object a line, in the order of the file.
+/// Runs the prompts of a file in batches, and prints one JSON object per line in the order of the
+/// file.
 fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -42,11 +46,12 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .collect();
     if prompts.is_empty() {
         return Err(UsageError(format!(
-            "{} holds no prompts; one a line was expected",
+            "{} has no prompts; expected one per line",
             file.display()
         ))
         .into());
     }
+
     let model = load(&args.model)?;
     let config = generation(&model, args);
     let started = Instant::now();
@@ -56,6 +61,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .at_once(args.batch_size);
     let all = batch.run()?;
     let seconds = started.elapsed().as_secs_f64();
+
     let mut stdout = std::io::stdout().lock();
     for (prompt, generated) in prompts.iter().zip(&all) {
         let object = json!({
@@ -66,14 +72,17 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         });
         writeln!(stdout, "{object}")?;
     }
+
     if !args.quiet {
         let tokens: usize = all.iter().map(|generated| generated.ids.len()).sum();
-        let (count, at_once) = (all.len(), args.batch_size.min(all.len()));
+        let count = all.len();
+        let at_once = args.batch_size.min(count);
         line(&format!(
             "batch:   {count} prompts, {at_once} at once: {tokens} new tokens in {seconds:.2} s, {:.1} tokens/s",
             tokens as f64 / seconds
         ));
     }
+
     Ok(())
 }
 
@@ -104,7 +113,7 @@ fn prompt(args: &RunArgs) -> anyhow::Result<Prompt> {
     }
 }
 
-/// The model's own settings, changed by what the arguments say.
+/// The model's own settings, overridden by the options.
 fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig {
     let config = args.sampling.over(model.generation_config());
     GenerationConfig {
@@ -114,7 +123,7 @@ fn generation(model: &AutoModelForCausalLM, args: &RunArgs) -> GenerationConfig 
     }
 }
 
-/// Shows text as it comes; a closed output ends generating.
+/// Prints text as it is generated. A closed output stops generation.
 fn stream(generation: Generation<'_>) -> anyhow::Result<Generated> {
     let mut stdout = std::io::stdout().lock();
     let mut pieces = generation.pieces()?;
@@ -122,6 +131,7 @@ fn stream(generation: Generation<'_>) -> anyhow::Result<Generated> {
         stdout.write_all(piece?.text.as_bytes())?;
         stdout.flush()?;
     }
+
     writeln!(stdout)?;
     Ok(pieces.finish()?)
 }
@@ -133,7 +143,7 @@ fn print_ids(generation: Generation<'_>) -> anyhow::Result<Generated> {
     Ok(generated)
 }
 
-/// Where the model is.
+/// Prints where the model is, and the memory use of its devices.
 fn devices(model: &AutoModelForCausalLM) {
     let placed = model.placed();
     if let [only] = &placed[..]
@@ -148,27 +158,29 @@ fn devices(model: &AutoModelForCausalLM) {
             bytes(part.bytes)
         ));
     }
+
     match model.decoder().device_memory() {
         Ok(all) => all.iter().for_each(|(name, memory)| {
             line(&format!(
-                "         {name} holds {} of ours, at most {}; {} of {} are free",
+                "         {name} holds {} of this process, peak {}; {} of {} free",
                 bytes(memory.allocated),
                 bytes(memory.peak),
                 bytes(memory.free),
                 bytes(memory.total)
             ));
         }),
-        Err(error) => line(&format!("         its memory is not known: {error}")),
+        Err(error) => line(&format!("         its memory use is unknown: {error}")),
     }
 }
 
-/// Times and memory, on standard error.
+/// Prints timings and memory use on standard error.
 fn report(model: &AutoModelForCausalLM, generated: &Generated) {
-    let (load, timing) = (model.load_report(), &generated.timing);
+    let load = model.load_report();
+    let timing = &generated.timing;
     let footprint = model.memory_footprint();
     let decode = match timing.decode_rate() {
         Some(rate) => format!("{} tokens at {rate:.1} tokens/s", timing.decoded_tokens),
-        None => "no further token".into(),
+        None => "no tokens after the first".into(),
     };
     let reason = reason(generated.finish_reason);
     let peak = load.peak_memory.map_or(String::new(), |peak| {
@@ -180,6 +192,7 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     let now = MemoryUse::now().map_or(String::new(), |now| {
         format!(", now {}", bytes(now.anonymous))
     });
+
     devices(model);
     line(&format!(
         "load:    {:.2} s, {} int8 layers, {} kept",
@@ -194,12 +207,14 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     ));
     line(&format!("decode:  {decode}; ended by {reason}"));
     if let Some(rate) = timing.acceptance_rate() {
-        let (drafted, accepted) = (timing.drafted_tokens, timing.accepted_tokens);
+        let drafted = timing.drafted_tokens;
+        let accepted = timing.accepted_tokens;
         line(&format!(
             "drafts:  {accepted} of {drafted} accepted ({:.0} %)",
             100.0 * rate
         ));
     }
+
     line(&format!(
         "memory:  model {}, key/value cache {}{peak}{now}",
         bytes(footprint.actual()),

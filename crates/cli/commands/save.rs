@@ -1,4 +1,4 @@
-//! `llm-int8 quantize` and `dequantize`: a model into a folder.
+//! `llm-int8 quantize` and `dequantize`: save a model to a folder.
 
 use super::{hub_config, load_config, load_named, weight_dtype};
 use crate::args::{DequantizeArgs, OutputArgs, QuantizeArgs, UsageError};
@@ -11,21 +11,24 @@ use std::ops::ControlFlow;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     if args.model.no_quantize {
-        return Err(UsageError("quantize and --no-quantize contradict each other".into()).into());
+        return Err(UsageError("quantize cannot be used with --no-quantize".into()).into());
     }
+
     if args.model.quantize_head {
-        let text = "--quantize-head makes what bitsandbytes does not know and transformers cannot load; it is for \
-                    run, chat, eval and bench";
+        let text = "--quantize-head is a format that bitsandbytes does not know and transformers cannot load; it is \
+                    for run, chat, eval and bench";
         return Err(UsageError(text.into()).into());
     }
+
     if args
         .model
         .device
         .iter()
         .any(|name| !matches!(name, DeviceName::Auto | DeviceName::Cpu))
     {
-        return Err(UsageError("quantize computes on the CPU; leave --device away".into()).into());
+        return Err(UsageError("quantize runs on the CPU; omit --device".into()).into());
     }
+
     check(&args.output)?;
     let mut config = load_config(&args.model)?;
     config.options.placement = Placement::cpu();
@@ -54,6 +57,7 @@ pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
         );
         return Err(UsageError(text).into());
     }
+
     save(&model, &args.output, SavedLayers::Dequantized)
 }
 
@@ -72,12 +76,13 @@ fn save(
     let saved = model.save_pretrained(&output.folder, &options, &mut |event| {
         written = event.total;
         writing.show(&event);
-        if interrupt.came() {
+        if interrupt.was_pressed() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
     });
+
     writing.end();
     saved?;
     if let Err(error) = model.tokenizer() {
@@ -85,15 +90,17 @@ fn save(
             "note: the folder has no usable tokenizer: {error}"
         ));
     }
+
     line(&format!(
-        "wrote {} of weights into {}",
+        "wrote {} of weights to {}",
         bytes(written),
         output.folder.display()
     ));
+
     Ok(())
 }
 
-/// Finds out before loading that the folder cannot be written.
+/// Checks before loading that the folder can be written.
 fn check(output: &OutputArgs) -> anyhow::Result<()> {
     NewFolder::check(&output.folder).map_err(|error| UsageError(error.to_string()).into())
 }

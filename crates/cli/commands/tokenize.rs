@@ -1,4 +1,4 @@
-//! `llm-int8 tokenize`: what a tokenizer makes of a text, and back.
+//! `llm-int8 tokenize`: encode a text or decode token ids.
 
 use super::{explain, hub_config};
 use crate::args::{TokenizeArgs, UsageError};
@@ -16,11 +16,13 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
             .read_to_string(&mut text)
             .context("cannot read standard input")?;
     }
+
     let ids = if args.decode {
         parse_ids(&text)?
     } else {
         Vec::new()
     };
+
     let hub = hub_config(args.offline);
     let tokenizer = Tokenizer::from_pretrained(&args.model, &hub, &Downloads::new(&hub))
         .map_err(|error| explain(error, &args.model))?;
@@ -57,10 +59,11 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
             writeln!(stdout, "{id:6} -> '{}'", token(id))?;
         }
     }
+
     Ok(())
 }
 
-/// `1,2,3`, `1 2 3` or `[1, 2, 3]`.
+/// Parses `1,2,3`, `1 2 3` or `[1, 2, 3]`.
 fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
     let list = text.trim().trim_start_matches('[').trim_end_matches(']');
     let parts = list
@@ -68,7 +71,7 @@ fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
         .filter(|part| !part.is_empty());
     let wrong = |part: &str| {
         UsageError(format!(
-            "{part:?} is no token id; ids were expected, as 1,2,3"
+            "{part:?} is not a token id; expected ids, as in 1,2,3"
         ))
     };
     parts
@@ -81,10 +84,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_read_as_programs_print_them() {
+    fn common_notations_of_ids_are_parsed() {
         for text in ["1,2,30", "1 2 30", "[1, 2, 30]", " [1,2,\n30]\n"] {
             assert_eq!(parse_ids(text).unwrap(), [1, 2, 30]);
         }
+
         assert!(parse_ids("").unwrap().is_empty());
         assert!(parse_ids("1,x").unwrap_err().to_string().contains("\"x\""));
         assert!(parse_ids("-1").is_err());

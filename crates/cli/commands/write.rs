@@ -1,8 +1,9 @@
-//! Writing a file so that nobody ever sees half of it.
+//! Writing a file atomically.
 
 use std::path::Path;
 
-/// Beside the target, synced, renamed: no half-written file is ever there under its name.
+/// Writes to a temporary file beside the target, syncs it and renames it, so that a partial file
+/// never has the target's name.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path
         .file_name()
@@ -10,6 +11,7 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()>
         .to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let beside = path.with_file_name(name);
+
     let written = std::fs::File::create(&beside)
         .and_then(|mut file| {
             std::io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all())
@@ -19,5 +21,6 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()>
         // The first error is the one to report.
         let _ = std::fs::remove_file(&beside);
     }
+
     written
 }

@@ -1,13 +1,13 @@
-// A libcuda.so.1 whose GPU is the emulated device, so that src/driver/cuda.rs, which speaks to the driver, can be run
-// without a GPU: scripts/test_cuda_driver.sh builds it and runs the tests over it. It knows the functions that are called.
+// A libcuda.so.1 whose GPU is the emulated device, to test src/driver/cuda.rs, which calls the driver, without a GPU.
+// scripts/test_cuda_driver.sh builds it and runs the tests over it. It implements only the functions that are called.
 //
-// Like the real driver it works asynchronously: what is asked of a stream is queued, and runs when the host waits for the
-// stream or an event, or frees memory. A copy from the host reads its source only then, so that a slot of page-locked
-// memory that is filled again too early gives wrong values. Copies from pageable memory are refused: the real driver
-// may or may not stage them.
+// Like the real driver it is asynchronous: work on a stream is queued, and runs when the host waits for the stream or an
+// event, or frees memory. A copy from the host reads its source only then, so a slot of page-locked memory that is
+// refilled too early gives wrong values. Copies from pageable memory are refused: the real driver may or may not stage
+// them.
 //
-// While a stream is captured, what the real driver refuses in the mode THREAD_LOCAL is refused (allocating, freeing,
-// waiting), and the capture is invalid from then on: ending it returns an error and no graph.
+// While a stream is captured, it refuses what the real driver refuses in the mode THREAD_LOCAL (allocating, freeing,
+// waiting) and invalidates the capture: ending it returns an error and no graph.
 //
 // The signatures are those of the CUDA driver API 12.
 #include <stdio.h>
@@ -32,7 +32,7 @@ typedef int Result;
 constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
                  NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901;
 constexpr size_t MEMORY = size_t(2) << 30;
-// Bytes behind each allocation that nobody may write.
+// Bytes past the end of each allocation that must not be written.
 constexpr size_t GUARD = 256;
 
 struct Allocation {
@@ -48,19 +48,19 @@ struct Graph {
 };
 struct Stream {
     std::deque<Step> queue;
-    // Steps ever queued, and ever run.
+    // Numbers of all steps queued and run so far.
     uint64_t queued = 0, run = 0;
-    // While it is captured: its steps, and whether something was refused.
+    // While the stream is captured: its steps, and whether a call was refused.
     std::shared_ptr<std::vector<Step>> captured;
     bool is_invalid = false;
 };
-// A place in a stream.
+// A position in a stream.
 struct Event {
     Stream* stream;
     uint64_t place;
 };
 
-// Kernels may run on several host threads, but memory and streams are one thread's at a time.
+// Host threads may call concurrently; the lock protects memory and streams.
 std::recursive_mutex lock;
 std::map<uintptr_t, Allocation> allocations;
 std::map<uintptr_t, size_t> page_locked;
@@ -86,7 +86,7 @@ Result enqueue(Stream* stream, Step step) {
     return SUCCESS;
 }
 
-// Runs what is queued before a place of the stream.
+// Runs the steps that were queued before a position in the stream.
 Result wait_for(Stream* stream, uint64_t place) {
     while (stream->run < place && !stream->queue.empty()) {
         Step step = stream->queue.front();
@@ -103,7 +103,7 @@ Result wait_for_all() {
     return failed;
 }
 
-// Whether a call is forbidden now, because this thread captures; the capture is lost then.
+// Whether a call is forbidden because this thread is capturing; if so, invalidates the capture.
 bool is_forbidden() {
     if (capturing == nullptr) return false;
     capturing->is_invalid = true;
@@ -155,7 +155,7 @@ API cuDeviceGetName(char* name, int length, int) {
     return SUCCESS;
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
-    // Multiprocessors; the capability, 9.0; shared memory a block may ask for; memory pools.
+    // 16: multiprocessors. 75: major compute capability. 97: shared memory a block may opt in to. All else is 0.
     *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : 0;
     return SUCCESS;
 }
@@ -168,8 +168,8 @@ API cuCtxGetCurrent(void** out) {
     *out = context;
     return SUCCESS;
 }
-API cuCtxSetCurrent(void* wanted) {
-    context = wanted;
+API cuCtxSetCurrent(void* requested) {
+    context = requested;
     return SUCCESS;
 }
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
@@ -295,7 +295,7 @@ API cuEventDestroy_v2(Event* event) {
 }
 API cuEventRecord(Event* event, Stream* stream) {
     LOCKED;
-    // In a capture an event becomes a part of the graph and says nothing to the host.
+    // An event recorded in a capture becomes a node of the graph, which the host cannot wait for.
     if (stream->captured != nullptr) return SUCCESS;
     *event = {stream, stream->queued};
     return failed;
@@ -343,7 +343,7 @@ struct LaunchConfig {
     unsigned attribute_count;
 };
 API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters, void**) {
-    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; kernels are run one after the other all the same.
+    // Accepts CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, but kernels do not overlap.
     for (unsigned i = 0; i < config->attribute_count; ++i)
         if (config->attributes[i].id != 6 || config->attributes[i].value.starts_early != 1) return INVALID_VALUE;
     std::array<uint32_t, 3> grid = {config->x, config->y, config->z};
@@ -352,7 +352,7 @@ API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
     if (config->threads_y != 1 || config->threads_z != 1) return INVALID_VALUE;
     if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535) return INVALID_VALUE;
     if (int(shared_bytes) > function->shared_bytes) return INVALID_VALUE;
-    // The kernel's one struct is taken at the call, as the driver does.
+    // The argument struct is copied during the call, as the driver does.
     uint32_t bytes = emulation::kernels()[function->name].args_bytes;
     std::vector<uint64_t> args((bytes + 7) / 8);
     memcpy(args.data(), parameters[0], bytes);
@@ -391,7 +391,7 @@ API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long 
 API cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
 API cuGraphLaunch(Graph* graph, Stream* stream) {
     LOCKED;
-    // The steps live as long as the launch, whatever becomes of the graph.
+    // The launch shares ownership of the steps, in case the graph is destroyed before they run.
     return enqueue(stream, [steps = graph->steps] {
         for (const Step& step : *steps)
             if (Result result = step()) return result;

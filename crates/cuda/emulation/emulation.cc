@@ -1,5 +1,5 @@
-// The emulated device: see emulation.h. One translation unit with all kernels, so that none is left out by
-// the linker.
+// The emulated device: see emulation.h. All kernels are in this translation unit, so that the linker
+// drops none of them.
 #include "emulation.h"
 
 #include <stdlib.h>
@@ -19,7 +19,7 @@ __thread Dim3 block_index, block_size, grid_size;
 
 namespace {
 
-// Switches stacks: what the calling convention lets a callee change need not be kept.
+// Switches stacks. Only the callee-saved registers are saved; to the compiler it is an ordinary call.
 extern "C" void llm_int8_switch(void** from, void* to);
 #if defined(__x86_64__)
 asm(R"(
@@ -89,7 +89,7 @@ struct Fiber {
     Thread thread;
     void* stack_pointer;
     bool is_done;
-    // Which barrier it waits at.
+    // The barrier it waits at.
     enum { NONE, AT_WARP, AT_BLOCK } waits;
 };
 
@@ -103,7 +103,7 @@ std::map<std::string, Entry>& kernels() {
     return all;
 }
 
-// One CPU thread's machine.
+// The state of a CPU thread that runs kernels.
 struct Machine {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
@@ -159,7 +159,7 @@ void prepare_stack(Fiber& fiber, unsigned char* stack) {
     uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + STACK_BYTES) & ~uintptr_t(15);
     void** words = reinterpret_cast<void**>(top);
 #if defined(__x86_64__)
-    // As after a call: the return address lies 8 bytes beside a multiple of 16.
+    // At the entry of a function, the return address is 8 bytes off a multiple of 16.
     *--words = nullptr;
     *--words = reinterpret_cast<void*>(fiber_main);
     for (size_t i = 0; i < SAVED_WORDS; ++i) *--words = nullptr;
@@ -190,7 +190,7 @@ void run_block(std::vector<uint32_t>& order, uint64_t& random, bool is_shuffled)
         fiber.thread.lane = t % LANES;
         fiber.thread.warp = &machine->warps[t / LANES];
         fiber.thread.copy_count = fiber.thread.group = 0;
-        fiber.thread.product_count = fiber.thread.product_group = 0;
+        fiber.thread.wgmma_count = fiber.thread.wgmma_group = 0;
         fiber.is_done = false;
         fiber.waits = Fiber::NONE;
         prepare_stack(fiber, &machine->stacks[t * STACK_BYTES]);
@@ -262,28 +262,28 @@ void store_words(void* p, Words4 v) {
     memcpy(p, &v, sizeof v);
 }
 
-// The operands of a lane, which every lane of its warp reads.
+// A lane's operands of an mma, which all lanes of its warp read.
 struct MmaOperands {
     uint32_t a[4], b[2];
 };
 
-static void show_operands(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+static void publish_operands(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     MmaOperands mine;
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
-    memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
+    memcpy(emulation::self->warp->published[emulation::self->lane], &mine, sizeof mine);
     emulation::sync_warp();
 }
 
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    show_operands(a, b);
+    publish_operands(a, b);
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     auto byte = [](uint32_t word, uint32_t k) { return int32_t(int8_t(word >> (8 * (k % 4)))); };
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
         for (uint32_t lane = 0; lane < 4; ++lane) {
-            MmaOperands left = emulation::shown_by<MmaOperands>(row % 8 * 4 + lane);
-            MmaOperands right = emulation::shown_by<MmaOperands>(column * 4 + lane);
+            MmaOperands left = emulation::published_by<MmaOperands>(row % 8 * 4 + lane);
+            MmaOperands right = emulation::published_by<MmaOperands>(column * 4 + lane);
             for (uint32_t k = 0; k < 8; ++k)
                 d[i] += byte(left.a[row / 8 + 2 * (k / 4)], k) * byte(right.b[k / 4], k);
         }
@@ -291,19 +291,20 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emulation::sync_warp();
 }
 
-// `value`: a float of 16 bits as f32.
+// `value` converts a 16-bit float to f32.
 template <class Value>
 static void mma_16_bits(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Value value) {
-    show_operands(a, b);
+    publish_operands(a, b);
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = g + (i / 2) * 8, column = 2 * t + i % 2;
         float sum = 0.0f;
         for (uint32_t k = 0; k < 16; ++k) {
-            // Word k / 8 of its lane holds k, and of a also the row's half.
+            // k is in lane k % 8 / 2 of the row or column, in word k / 8 of b; a has such words for
+            // rows g and g + 8.
             uint32_t lane = k % 8 / 2, shift = k % 2 * 16;
-            MmaOperands left = emulation::shown_by<MmaOperands>(row % 8 * 4 + lane);
-            MmaOperands right = emulation::shown_by<MmaOperands>(column * 4 + lane);
+            MmaOperands left = emulation::published_by<MmaOperands>(row % 8 * 4 + lane);
+            MmaOperands right = emulation::published_by<MmaOperands>(column * 4 + lane);
             sum += value(left.a[row / 8 + 2 * (k / 8)] >> shift) * value(right.b[k / 8] >> shift);
         }
         d[i] += sum;
@@ -321,29 +322,29 @@ void mma_floats(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], b
 
 void load_matrices(uint32_t (&words)[4], const void* row) {
     emulation::check_aligned(row);
-    memcpy(emulation::self->warp->shown[emulation::self->lane], &row, sizeof row);
+    memcpy(emulation::self->warp->published[emulation::self->lane], &row, sizeof row);
     emulation::sync_warp();
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     for (uint32_t i = 0; i < 4; ++i)
-        memcpy(&words[i], emulation::shown_by<const unsigned char*>(8 * i + g) + 4 * t, 4);
+        memcpy(&words[i], emulation::published_by<const unsigned char*>(8 * i + g) + 4 * t, 4);
     emulation::sync_warp();
 }
 
 void load_transposed(uint32_t (&words)[4], const void* row) {
     emulation::check_aligned(row);
-    memcpy(emulation::self->warp->shown[emulation::self->lane], &row, sizeof row);
+    memcpy(emulation::self->warp->published[emulation::self->lane], &row, sizeof row);
     emulation::sync_warp();
     uint32_t g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     for (uint32_t i = 0; i < 4; ++i) {
         uint16_t values[2];
         for (uint32_t r = 0; r < 2; ++r)
-            memcpy(&values[r], emulation::shown_by<const unsigned char*>(8 * i + 2 * t + r) + 2 * g, 2);
+            memcpy(&values[r], emulation::published_by<const unsigned char*>(8 * i + 2 * t + r) + 2 * g, 2);
         words[i] = values[0] | uint32_t(values[1]) << 16;
     }
     emulation::sync_warp();
 }
 
-static void copy_now(const emulation::BackgroundCopy& copy) {
+static void copy_now(const emulation::AsyncCopy& copy) {
     if (copy.valid) {
         memcpy(copy.shared, copy.global, 16);
     } else {
@@ -356,7 +357,7 @@ void copy_async(void* shared, const void* global, bool valid) {
     if (valid) emulation::check_aligned(global);
     emulation::Thread& thread = *emulation::self;
     if (emulation::copies_at_once) return copy_now({shared, global, valid, 0});
-    if (thread.copy_count == emulation::MOST_COPIES) return emulation::fail("too many copies under way");
+    if (thread.copy_count == emulation::MAX_COPIES) return emulation::fail("too many copies in flight");
     thread.copies[thread.copy_count++] = {shared, global, valid, thread.group};
 }
 
@@ -366,7 +367,7 @@ void wait_for_copies_but(uint32_t pending) {
     emulation::Thread& thread = *emulation::self;
     uint32_t kept = 0;
     for (uint32_t i = 0; i < thread.copy_count; ++i) {
-        emulation::BackgroundCopy copy = thread.copies[i];
+        emulation::AsyncCopy copy = thread.copies[i];
         if (copy.group + pending >= thread.group) {
             thread.copies[kept++] = copy;
         } else {
@@ -383,56 +384,57 @@ unsigned char* align_tiles(unsigned char* shared) {
 void wgmma_s8(int32_t (&d)[64], const void* a, const void* b, uint32_t step) {
     emulation::Thread& thread = *emulation::self;
     if ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) % 1024 != 0)
-        return emulation::fail("a tile does not begin at a multiple of 1024 bytes");
-    if (thread.product_count == emulation::MOST_PRODUCTS) return emulation::fail("too many products under way");
+        return emulation::fail("a tile is not aligned to 1024 bytes");
+    if (thread.wgmma_count == emulation::MAX_WGMMAS) return emulation::fail("too many wgmma in flight");
     auto bytes = [](const void* tile) { return static_cast<const unsigned char*>(tile); };
-    thread.products[thread.product_count++] = {d, bytes(a), bytes(b), step, thread.product_group};
+    thread.wgmmas[thread.wgmma_count++] = {d, bytes(a), bytes(b), step, thread.wgmma_group};
 }
 
-void commit_wgmma() { emulation::self->product_group += 1; }
+void commit_wgmma() { emulation::self->wgmma_group += 1; }
 
-// A thread's part of a product, out of the tiles as the tensor cores find them there: bits 4 to 6 of an address are
-// changed by its bits 7 to 9.
-static void multiply_tiles(const emulation::BackgroundProduct& product) {
+// Computes a thread's part of a wgmma from swizzled tiles: bits 4 to 6 of an address are XORed with
+// its bits 7 to 9.
+static void multiply_tiles(const emulation::AsyncWgmma& wgmma) {
     uint32_t warp = emulation::self->index.x / 32 % 4, g = emulation::self->lane / 4, t = emulation::self->lane % 4;
     auto codes = [&](const unsigned char* tile, uint32_t row, uint32_t half) {
-        uintptr_t address = reinterpret_cast<uintptr_t>(tile) + row * 128 + product.step * 32 + half * 16;
+        uintptr_t address = reinterpret_cast<uintptr_t>(tile) + row * 128 + wgmma.step * 32 + half * 16;
         return reinterpret_cast<const int8_t*>(address ^ (address >> 7 & 7) << 4);
     };
     for (uint32_t i = 0; i < 64; ++i) {
         uint32_t row = warp * 16 + g + i / 2 % 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
         int32_t sum = 0;
         for (uint32_t half = 0; half < 2; ++half) {
-            const int8_t *x = codes(product.a, row, half), *w = codes(product.b, column, half);
+            const int8_t *x = codes(wgmma.a, row, half), *w = codes(wgmma.b, column, half);
             for (uint32_t k = 0; k < 16; ++k) sum += int32_t(x[k]) * int32_t(w[k]);
         }
-        product.sums[i] += sum;
+        wgmma.sums[i] += sum;
     }
 }
 
 void wait_for_wgmma_but(uint32_t pending) {
     emulation::Thread& thread = *emulation::self;
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < thread.product_count; ++i) {
-        emulation::BackgroundProduct product = thread.products[i];
-        if (product.group + pending >= thread.product_group) {
-            thread.products[kept++] = product;
+    for (uint32_t i = 0; i < thread.wgmma_count; ++i) {
+        emulation::AsyncWgmma wgmma = thread.wgmmas[i];
+        if (wgmma.group + pending >= thread.wgmma_group) {
+            thread.wgmmas[kept++] = wgmma;
         } else {
-            multiply_tiles(product);
+            multiply_tiles(wgmma);
         }
     }
-    thread.product_count = kept;
+    thread.wgmma_count = kept;
 }
 
-// Runs a kernel. `order` 0: blocks and threads by number; others seed the shuffling of both, and even ones let background
-// copies happen at once. Returns null, or what went wrong.
+// Runs a kernel. With `order` 0, blocks and threads run by number; other values seed a shuffle of
+// both, and even ones let asynchronous copies complete at once. Returns null or an error message, a
+// string literal.
 extern "C" const char* llm_int8_emulate(const char* name, const void* args, uint32_t args_bytes, const uint32_t* grid,
                                         uint32_t threads, uint32_t shared_bytes, uint64_t order) {
     using namespace emulation;
     auto found = kernels().find(name);
     if (found == kernels().end()) return "there is no such kernel";
-    if (found->second.args_bytes != args_bytes) return "the kernel's arguments have another size";
-    if (threads == 0 || threads > 1024 || threads % LANES != 0) return "a block must be 1 to 32 whole warps";
+    if (found->second.args_bytes != args_bytes) return "the argument struct has another size in C++";
+    if (threads == 0 || threads > 1024 || threads % LANES != 0) return "a block must have 1 to 32 whole warps";
     prepare_machine();
     machine->kernel = found->second.kernel;
     machine->args = args;

@@ -1,13 +1,14 @@
 // The CUDA thread model on a CPU, so that the kernels of ../kernels can be run and tested without a
 // GPU.
 //
-// The threads of a block are fibers of one CPU thread; a fiber runs until it meets a barrier
-// (__syncthreads, __syncwarp, or an exchange within a warp). Lanes of a warp do not run in step,
-// and the order of fibers and of blocks can be shuffled: what needs a barrier and lacks one gives
-// other results in another order. A barrier that not all threads reach is reported, as is a vector
-// load that is not aligned. Dynamic shared memory is filled with NaN before each block. A
-// background copy happens only when it is waited for, or at once where the order is an even number
-// other than 0: what is read too early is not there, what is filled too early is lost.
+// The threads of a block are fibers of one CPU thread; a fiber runs until it reaches a barrier
+// (__syncthreads, __syncwarp, or a shuffle). Lanes of a warp do not run in lockstep, and the order
+// of fibers and of blocks can be shuffled: code that lacks a barrier gives different results in
+// different orders. Errors are reported for a barrier that not all threads reach and for a
+// misaligned vector load. Dynamic shared memory is filled with NaN before each block. An
+// asynchronous copy completes only when it is waited for, which exposes reads that come too early;
+// with an order that is even and not 0 it completes at once, which exposes refills that come too
+// early.
 #pragma once
 
 #include <math.h>
@@ -20,8 +21,8 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __restrict__
-// A block is done before the next begins in the same CPU thread. (__thread: without the check for
-// initialisation that thread_local makes at every access.)
+// Static storage will do, since a CPU thread finishes a block before it begins the next. (__thread
+// avoids the initialisation check that thread_local makes at every access.)
 #define __shared__ static __thread
 #define __align__(n) alignas(n)
 
@@ -34,38 +35,38 @@ struct Dim3 {
 constexpr uint32_t LANES = 32;
 constexpr uint32_t EXCHANGED_BYTES = 32;
 
-// What the lanes of a warp show each other.
+// The memory in which lanes of a warp exchange values.
 struct Warp {
-    alignas(16) unsigned char shown[LANES][EXCHANGED_BYTES];
+    alignas(16) unsigned char published[LANES][EXCHANGED_BYTES];
 };
 
-struct BackgroundCopy {
+struct AsyncCopy {
     void* shared;
     const void* global;
     bool valid;
     uint32_t group;
 };
 
-constexpr uint32_t MOST_COPIES = 256;
+constexpr uint32_t MAX_COPIES = 256;
 
-// A product of tensor cores that reads shared memory: it happens when it is waited for, so that
-// memory which is filled again too early gives wrong sums.
-struct BackgroundProduct {
+// A wgmma, which reads shared memory. It is computed only when it is waited for, so that memory that
+// is refilled too early gives wrong sums.
+struct AsyncWgmma {
     int32_t* sums;
     const unsigned char *a, *b;
     uint32_t step, group;
 };
 
-constexpr uint32_t MOST_PRODUCTS = 32;
+constexpr uint32_t MAX_WGMMAS = 32;
 
 struct Thread {
     Dim3 index;
     uint32_t lane;
     Warp* warp;
-    BackgroundCopy copies[MOST_COPIES];
+    AsyncCopy copies[MAX_COPIES];
     uint32_t copy_count, group;
-    BackgroundProduct products[MOST_PRODUCTS];
-    uint32_t product_count, product_group;
+    AsyncWgmma wgmmas[MAX_WGMMAS];
+    uint32_t wgmma_count, wgmma_group;
 };
 
 extern __thread Thread* self;
@@ -76,7 +77,7 @@ extern __thread Dim3 block_index, block_size, grid_size;
 void sync_block();
 void sync_warp();
 unsigned char* dynamic_shared();
-// The launch ends with this message.
+// Ends the launch with this error message.
 void fail(const char* message);
 
 typedef void (*Kernel)(const void* args);
@@ -84,22 +85,22 @@ struct Registration {
     Registration(const char* name, Kernel kernel, uint32_t args_bytes);
 };
 
-// The value that lane `source` shows.
+// Stores this lane's value and returns that of lane `source`.
 template <class T>
 T exchange(T value, uint32_t source) {
     static_assert(sizeof(T) <= EXCHANGED_BYTES, "too large to be exchanged");
-    memcpy(self->warp->shown[self->lane], &value, sizeof(T));
+    memcpy(self->warp->published[self->lane], &value, sizeof(T));
     sync_warp();
     T result;
-    memcpy(&result, self->warp->shown[source % LANES], sizeof(T));
+    memcpy(&result, self->warp->published[source % LANES], sizeof(T));
     sync_warp();
     return result;
 }
 
 template <class T>
-T shown_by(uint32_t lane) {
+T published_by(uint32_t lane) {
     T result;
-    memcpy(&result, self->warp->shown[lane], sizeof(T));
+    memcpy(&result, self->warp->published[lane], sizeof(T));
     return result;
 }
 
@@ -125,11 +126,11 @@ inline void check_aligned(const void* p) {
         sizeof(Args));                                                                                     \
     static void name##_on_cpu(const Args& a)
 
-// Kernels of the emulated device run one after the other.
+// Kernels of the emulated device do not overlap.
 inline void start_kernels_after() {}
 inline void wait_for_kernels_before() {}
 
-// Reads a byte, so that what is fetched too early must at least be there.
+// Reads a byte, so that a prefetch of unmapped memory crashes.
 inline void prefetch_line(const void* p) { emulation::prefetched = *static_cast<const volatile unsigned char*>(p); }
 
 inline void __syncthreads() { emulation::sync_block(); }
@@ -146,9 +147,9 @@ T __shfl_sync(uint32_t, T value, uint32_t source) {
 }
 inline uint32_t __ballot_sync(uint32_t, bool flag) {
     uint32_t mine = flag, ballot = 0;
-    memcpy(emulation::self->warp->shown[emulation::self->lane], &mine, sizeof mine);
+    memcpy(emulation::self->warp->published[emulation::self->lane], &mine, sizeof mine);
     emulation::sync_warp();
-    for (uint32_t lane = 0; lane < 32; ++lane) ballot |= emulation::shown_by<uint32_t>(lane) << lane;
+    for (uint32_t lane = 0; lane < 32; ++lane) ballot |= emulation::published_by<uint32_t>(lane) << lane;
     emulation::sync_warp();
     return ballot;
 }
@@ -206,7 +207,7 @@ struct alignas(8) uint2 {
     uint32_t x, y;
 };
 
-// Numbers of 16 bits: storage, and conversions that round to even.
+// 16-bit floats: storage, and conversions that round ties to even.
 struct half {
     uint16_t bits;
 };
@@ -227,7 +228,7 @@ inline half __float2half_rn(float x) {
     uint16_t sign = uint16_t(bits >> 16 & 0x8000u);
     if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7fffu)};
     if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
-    // Below the smallest normal number codes are multiples of 2^-24.
+    // Subnormal numbers are multiples of 2^-24.
     if (magnitude < 0x38800000u) return {uint16_t(sign | uint16_t(rintf(ldexpf(__uint_as_float(magnitude), 24))))};
     uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);
     return {uint16_t(sign | uint16_t((rounded - 0x38000000u) >> 13))};

@@ -1,25 +1,25 @@
-// Attention of many new positions (prompts): a block takes a tile of 64 positions of one text, and
-// one head.
+// Attention of many new positions (prefill): a block takes a tile of 64 positions of one sequence,
+// and one head.
 //
-// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, caches of 16 bits,
-// capability 8.0 on): tensor cores, in the manner of flash attention 2. Each of 4 warps holds 16
-// queries in registers, with their softmax, and 64 keys at a time pass through shared memory, with
-// the next 64 already on their way (cp.async). Scores leave the tensor cores in the layout in which
-// weights enter them, so that neither goes through memory. Queries, which are f32, and weights are
-// each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16 in bf16,
-// for twice the multiply-adds. Tiles of keys that a warp's causal mask or window hides are skipped,
-// those that they cut are masked; the longest tiles of a text start first. Shared memory, for keys
-// and for values: [values / 8, 64 positions] pieces of 16 bytes. That is how keys lie in the cache;
-// values are moved within groups of 8 positions so that neither copying nor `ldmatrix` meets a bank
-// twice.
+// `attend_many64` and `attend_many128` (heads of up to 64 and 128 values, 16-bit caches, capability
+// 8.0 and later) use tensor cores, like FlashAttention-2. Each of 4 warps holds 16 queries in
+// registers, with their online softmax. 64 keys at a time pass through shared memory, while the
+// next 64 are being copied (cp.async). The tensor cores return scores in the layout in which they
+// take attention weights, so neither goes through memory. Queries, which are f32, and attention
+// weights are each split into a sum of two 16-bit floats, which keeps 22 bits of them in f16 and 16
+// in bf16, for twice the multiply-adds. Tiles of keys that are hidden from all of a warp's queries
+// by the causal mask or window are skipped; those partly hidden are masked. The longest tiles of a
+// sequence start first. Shared memory holds keys, and values, as [values / 8, 64 positions] pieces
+// of 16 bytes. That is the cache's layout of keys; values are permuted within groups of 8 positions
+// so that neither the copies nor `ldmatrix` have bank conflicts.
 //
-// `attend_many`, for all else: 32 queries of a head and 64 positions in shared memory, f32
-// multiply-adds, two queries by four keys a thread; two blocks a tile.
+// `attend_many`, for everything else: 32 queries of a head and 64 positions in shared memory, f32
+// multiply-adds, two queries by four keys for each thread; two blocks for each tile.
 //
-// Bytes: of keys and values once for each tile and head, from L2.
+// Bytes: keys and values once for each tile and head, from L2.
 #include "attention.cuh"
 
-constexpr u32 TILE_ROWS = 64;   // as plan::TILE_QUERIES
+constexpr u32 TILE_ROWS = 64;   // plan::TILE_QUERIES
 constexpr u32 TILE_KEYS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -32,7 +32,7 @@ struct AttendTile {
         Words4 *keys, *values;
     };
 
-    // Value and remainder of two numbers, 16 bits each.
+    // Splits two floats, each into a 16-bit value and its 16-bit remainder.
     static __device__ __forceinline__ void split(float x, float y, u32& whole, u32& rest) {
         whole = pack_floats(x, y, T());
         rest = pack_floats(x - value_of(whole), y - value_of(whole >> 16), T());
@@ -41,30 +41,29 @@ struct AttendTile {
     static __device__ __forceinline__ float value_of(u32 bits, half) { return __half2float(__ushort_as_half((u16)bits)); }
     static __device__ __forceinline__ float value_of(u32 bits, bf16) { return __uint_as_float(bits << 16); }
 
-    // Where a piece of the values of a position lies.
+    // Where a piece of a position's value vector is in a stage.
     static __device__ __forceinline__ u32 value_place(u32 piece, u32 position) {
         return piece * TILE_KEYS + (position ^ (piece & 7));
     }
 
-    // Starts to copy the keys and values of positions `tile` on, those before `stop`.
-    static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& text,
+    // Starts copying the keys and values of a tile of positions from `tile` on; zeros from `stop` on.
+    static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& sequence,
                                                 u32 padded, u32 tile, u32 stop) {
-        // The steps of a product are 16 values: the half of the last one that heads may lack is
-        // zeros.
+        // A step of mma is 16 values; if a head fills only half of the last step, the rest is zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
             u32 i = threadIdx.x + c * THREADS, piece = i / TILE_KEYS, position = tile + i % TILE_KEYS;
-            bool there = piece < pieces && position < stop;
-            const T* key = keys + (there ? (piece * text.capacity + position) * 8 : 0);
-            if (piece < whole) copy_async(stage.keys + i, key, there);
+            bool valid = piece < pieces && position < stop;
+            const T* key = keys + (valid ? (piece * sequence.capacity + position) * 8 : 0);
+            if (piece < whole) copy_async(stage.keys + i, key, valid);
         }
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {
             u32 i = threadIdx.x + c * THREADS, piece = i % PIECES, position = i / PIECES;
-            bool there = piece < pieces && tile + position < stop;
-            const T* value = values + (there ? (tile + position) * padded + piece * 8 : 0);
-            if (piece < whole) copy_async(stage.values + value_place(piece, position), value, there);
+            bool valid = piece < pieces && tile + position < stop;
+            const T* value = values + (valid ? (tile + position) * padded + piece * 8 : 0);
+            if (piece < whole) copy_async(stage.values + value_place(piece, position), value, valid);
         }
         commit_copies();
     }
@@ -73,34 +72,34 @@ struct AttendTile {
         DYNAMIC_SHARED(shared);
         Words4* memory = reinterpret_cast<Words4*>(shared);
         const Heads& h = a.heads;
-        // Later tiles of a text see more.
+        // Last tiles first: they attend to more positions.
         u32 number = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, kv = head / a.group;
         u32 first_row = a.tiles[2 * number], count = a.tiles[2 * number + 1];
-        AttendedRow text = a.rows[first_row];
-        const T *keys = keys_of<T>(text, h, kv), *values = values_of<T>(text, h, kv);
+        AttendedRow sequence = a.rows[first_row];
+        const T *keys = keys_of<T>(sequence, h, kv), *values = values_of<T>(sequence, h, kv);
         auto stage = [&](u32 i) {
             Words4* start = memory + i * STAGE;
             return Stage{start, start + PIECES * TILE_KEYS};
         };
-        u32 begin = first_seen(a.rule, text.position) / TILE_KEYS * TILE_KEYS, stop = text.position + count;
-        copy(stage(0), keys, values, text, h.padded, begin, stop);
+        u32 begin = first_seen(a.rule, sequence.position) / TILE_KEYS * TILE_KEYS, stop = sequence.position + count;
+        copy(stage(0), keys, values, sequence, h.padded, begin, stop);
 
         u32 lane = lane_index(), g = lane / 4, t = lane % 4, warp_row = uniform_warp() * 16;
         float slope = slope_of(a.rule, head);
-        // Of lane 4g + t rows g and g + 8 of the warp's.
+        // Lane 4g + t has the warp's rows g and g + 8: the positions that they attend to.
         u32 start[2], end[2];
 #pragma unroll
         for (u32 r = 0; r < 2; ++r) {
             u32 row = warp_row + g + 8 * r;
-            start[r] = first_seen(a.rule, text.position + row);
-            end[r] = row < count ? text.position + row + 1 : 0;
+            start[r] = first_seen(a.rule, sequence.position + row);
+            end[r] = row < count ? sequence.position + row + 1 : 0;
         }
-        // Positions that all of the warp's rows see, and that any does.
+        // The positions that all of the warp's rows attend to, and those that any does.
         u32 last_row = warp_row + 16 < count ? warp_row + 15 : count - 1;
-        u32 all_from = first_seen(a.rule, text.position + warp_row + 15);
-        u32 all_to = warp_row + 16 <= count ? text.position + warp_row + 1 : 0;
-        u32 any_from = first_seen(a.rule, text.position + warp_row);
-        u32 any_to = warp_row < count ? text.position + last_row + 1 : 0;
+        u32 all_from = first_seen(a.rule, sequence.position + warp_row + 15);
+        u32 all_to = warp_row + 16 <= count ? sequence.position + warp_row + 1 : 0;
+        u32 any_from = first_seen(a.rule, sequence.position + warp_row);
+        u32 any_to = warp_row < count ? sequence.position + last_row + 1 : 0;
         bool has_rule = a.rule.softcap != 0.0f || a.rule.slopes != nullptr;
 
         u32 query[2][STEPS][4];
@@ -121,9 +120,9 @@ struct AttendTile {
 #pragma unroll 1
         for (u32 tile = begin; tile < stop; tile += TILE_KEYS, current ^= 1) {
             wait_for_copies<0>();
-            // This tile is there, and everyone is done with the one before.
+            // This tile has arrived, and all warps are done with the previous one.
             __syncthreads();
-            if (tile + TILE_KEYS < stop) copy(stage(current ^ 1), keys, values, text, h.padded, tile + TILE_KEYS, stop);
+            if (tile + TILE_KEYS < stop) copy(stage(current ^ 1), keys, values, sequence, h.padded, tile + TILE_KEYS, stop);
             if (tile >= any_to || tile + TILE_KEYS <= any_from) continue;
             Stage here = stage(current);
 
@@ -168,7 +167,7 @@ struct AttendTile {
                     grown = Max::of(grown, Max::of(score[n][2 * r], score[n][2 * r + 1]));
                 grown = lanes_reduce<Max>(grown, 4);
                 float factor = shrink(largest[r], grown), part = 0.0f;
-                // A row that has seen nothing so far: all weights are 0.
+                // A row that attends to nothing so far: all weights are 0.
                 float base = grown == negative_infinity() ? 0.0f : grown * LOG2_E;
 #pragma unroll
                 for (u32 n = 0; n < TILE_KEYS / 8; ++n)
@@ -220,7 +219,7 @@ struct AttendTile {
 };
 
 constexpr u32 TILE_Q = 32;
-constexpr u32 MOST_DIMS = 128;
+constexpr u32 MAX_DIMS = 128;
 
 template <class T>
 DEVICE void attend_many(const AttendArgs& a) {
@@ -242,7 +241,7 @@ DEVICE void attend_many(const AttendArgs& a) {
         queries[q * pitch + d] = inside ? a.queries[((size_t)(first_row + q) * h.heads + head) * h.size + d] : 0.0f;
     }
     float slope = slope_of(a.rule, head);
-    float largest[2], total[2], sum[2][MOST_DIMS / 16] = {};
+    float largest[2], total[2], sum[2][MAX_DIMS / 16] = {};
     u32 start[2], end[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
@@ -287,7 +286,7 @@ DEVICE void attend_many(const AttendArgs& a) {
             float factor = shrink(largest[i], grown), part = 0.0f;
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
-                // Without any position seen so far all are minus infinity.
+                // Before the first position that the row attends to, all are -infinity.
                 float p = dot[i][j] == negative_infinity() ? 0.0f : expf(dot[i][j] - grown);
                 scores[(y * 2 + i) * (TILE_KEYS + 1) + x + 16 * j] = p;
                 part += p;
@@ -296,12 +295,12 @@ DEVICE void attend_many(const AttendArgs& a) {
             total[i] = total[i] * factor + part;
             largest[i] = grown;
 #pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) sum[i][c] *= factor;
+            for (u32 c = 0; c < MAX_DIMS / 16; ++c) sum[i][c] *= factor;
         }
         __syncthreads();
         for (u32 p = 0; p < TILE_KEYS; ++p)
 #pragma unroll
-            for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
+            for (u32 c = 0; c < MAX_DIMS / 16; ++c) {
                 u32 d = x + 16 * c;
                 if (d >= h.size) break;
                 float value = values[p * pitch + d];
@@ -313,7 +312,7 @@ DEVICE void attend_many(const AttendArgs& a) {
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
 #pragma unroll
-        for (u32 c = 0; c < MOST_DIMS / 16; ++c) {
+        for (u32 c = 0; c < MAX_DIMS / 16; ++c) {
             u32 d = x + 16 * c, q = y * 2 + i;
             if (d < h.size && q < count) a.out[((size_t)(first_row + q) * h.heads + head) * h.size + d] = sum[i][c] / total[i];
         }

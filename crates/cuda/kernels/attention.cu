@@ -1,37 +1,39 @@
 // Attention of few new positions: decode, and short continuations.
 //
-// A block takes one row, one head of keys, up to HEADS of the heads of queries that share it, and a
-// share of the positions. It is bound by latency, not by bandwidth, so what counts is the chain of
-// waits: the row (where the cache is), then keys and values, and while those are under way the
-// queries; two barriers of the block in all. Each of the 8 warps has its own positions, 32 at a
-// time, and its own softmax. For scores a lane is a position: it reads its key in pieces of 16
-// bytes, neighbouring lanes beside each other. For values a lane is one piece of a row of values,
-// so that with heads of 64 a warp reads 4 positions per load. Keys and values of the next 32
-// positions are loaded while these are computed. At the end the warps' maxima, totals and sums meet
-// in shared memory.
+// A block takes one row, one key/value head, up to HEADS of the query heads that share it, and a
+// share of the positions (split-K, as in flash decoding). It is bound by latency, not bandwidth, so
+// what counts is the chain of dependent loads: the row, which says where the cache is; then keys
+// and values, and the queries while those are in flight. A block has two barriers in all. Each of
+// the 8 warps has its own positions, 32 at a time, and its own softmax. For scores, each lane has a
+// position, whose key it reads in 16-byte pieces; adjacent lanes read adjacent pieces. For values,
+// each lane has one piece of a value vector, so that with heads of 64 a warp reads 4 positions per
+// load. Keys and values of the next 32 positions are loaded while these are computed. At the end
+// the warps combine their maxima, totals and sums in shared memory.
 //
-// With `attend_new` each row is the only new one of its text. Its key and value then come from the
-// products, not from the cache: the block that needs them also puts them there.
+// `attend_new` is for rows that are the only new ones of their sequences. A row's own key and value
+// then come from the linear layer's output, not from the cache; the block that uses them also
+// stores them in the cache.
 //
-// The grid is fixed when a graph is recorded, and counts as many blocks a row as the whole cache
-// could need. How many of them work is decided here, by the positions that there are; the others
-// end at once. A block alone writes the result; several write parts, and the last of them to end
-// joins these.
+// The grid is fixed when a graph is recorded: for each row it has as many blocks as a full cache
+// could need. Here the actual number of positions decides how many of them work; the others exit at
+// once. A single active block writes the result. Several write partial sums, which the last of them
+// to finish combines.
 //
-// Heads wider than 256 values are summed up 256 values at a time, and their scores computed again
-// for each.
+// Heads wider than 256 values are summed 256 values at a time, computing the scores again for each
+// part.
 //
-// Bytes: keys and values once for each set of HEADS heads; where several blocks work, 8 · (padded +
-// 2) a block and head for the parts.
+// Bytes: keys and values once for each set of HEADS heads; with several blocks, 8 · (padded + 2) for
+// the partial sums of each block and head.
 #include "attention.cuh"
 
-// Queries, keys and values of all rows, before attention looks at them; a thread a value.
+// Prepares the queries of all rows and stores their keys and values in the caches, one value for
+// each thread.
 template <class T>
 DEVICE void prepare(const PrepareArgs& a) {
     const Heads& h = a.heads;
     u32 m = blockIdx.x, group = h.heads / h.kv_heads;
-    u32 width = 1u << h.shift, beside = blockDim.x >> h.shift;
-    u32 place = blockIdx.y * (beside > 0 ? beside : 1) + (threadIdx.x >> h.shift);
+    u32 width = 1u << h.shift, vectors_at_once = blockDim.x >> h.shift;
+    u32 place = blockIdx.y * (vectors_at_once > 0 ? vectors_at_once : 1) + (threadIdx.x >> h.shift);
     if (place >= h.heads + 2 * h.kv_heads) return;
     u32 kind, index;
     if (a.is_grouped != 0) {
@@ -54,15 +56,15 @@ DEVICE void prepare(const PrepareArgs& a) {
 
 constexpr u32 FEW_WARPS = 8;
 constexpr u32 FEW_THREADS = FEW_WARPS * WARP;
-// Positions that a block computes in one round, and up to which it stays alone: joining several
-// takes about as long as another round.
+// Positions that a block computes in one round, and the number up to which one block does all:
+// combining several takes about as long as another round.
 constexpr u32 ROUND = FEW_THREADS;
 constexpr u32 ALONE = 2 * ROUND;
-// Values of a head that a warp sums up together, 8 a lane.
+// Values of a head that a warp sums at once, 8 in each lane.
 constexpr u32 MOST_TOGETHER = 8 * WARP;
 
-// Which positions of a cache a row sees, `end` excluded, in chunks of 32 from `base` on, and how
-// many blocks share them.
+// The positions that a row attends to in the cache, `start` to `end` exclusive, in chunks of 32
+// from `base` on; and how many blocks share them.
 struct Share {
     u32 start, end, base, chunks, active;
 
@@ -76,26 +78,26 @@ struct Share {
 
 template <class T, u32 HEADS, bool IS_NEW>
 struct AttendFew {
-    // Loads of 16 bytes that a lane has under way for keys, and as many for values.
+    // Loads of 16 bytes that a lane has in flight for keys, and as many for values.
     static constexpr u32 BATCH = 16 / sizeof(T);
 
     const AttendArgs& a;
     const PrepareArgs& fresh;  // IS_NEW
     const AttendedRow row;
     const Share share;
-    u32 m, kv, set, first, count;       // `count` heads of queries from `first` on
+    u32 m, kv, set, first, count;       // `count` query heads from `first` on
     float *vectors, *sums, *extremes;   // [HEADS + 2, width]; [HEADS, warps · side, 8 · lanes]; [2, HEADS, warps]
-    u32 width;                          // padded, up to whole batches of keys: zeros from padded on
+    u32 width;                          // padded, rounded up to whole batches of keys; zeros from padded on
 
     __device__ __forceinline__ float* part(u32 head, u32 split) const {
         return a.partial + (((size_t)m * a.heads.heads + head) * a.splits + split) * (a.heads.padded + 2);
     }
 
-    // Whether this block sees the new position.
+    // Whether this block has the new position.
     __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == share.active - 1; }
 
-    // The queries, zeros from `count` on, and the new key and value, both as rounded as they will
-    // be in the cache.
+    // Puts into shared memory the queries, zeros from `count` on, and the new key and value, rounded
+    // to the cache's dtype.
     __device__ __forceinline__ void fill_vectors() const {
         const Heads& h = a.heads;
         u32 total = (HEADS + (has_fresh() ? 2 : 0)) << h.shift;
@@ -123,7 +125,7 @@ struct AttendFew {
         }
     }
 
-    // What this block's positions give to values from .. from + 256 of its heads.
+    // Attends to this block's positions, for values from … from + 255 of its heads.
     __device__ __forceinline__ void run(u32 from) const {
         const Heads& h = a.heads;
         const u32 lane = lane_index(), warp = uniform_warp();
@@ -133,10 +135,10 @@ struct AttendFew {
         const T *keys = keys_of<T>(row, h, kv), *values = values_of<T>(row, h, kv);
         u32 column = from + piece * 8 < h.padded ? from + piece * 8 : h.padded - 8;
 
-        // Lanes without a position of their own load one that others load.
+        // Lanes without a position of their own load one that other lanes load.
         auto inside = [&](u32 position) { return position < start ? start : position < end ? position : end - 1; };
-        // What is not loaded stays zero or is an older piece, and meets a zero among the queries or
-        // weights.
+        // Pieces that are not loaded are zero or stale; they are multiplied by zeros among the
+        // queries or attention weights.
         Piece<T> key[BATCH] = {}, value[BATCH] = {};
         u32 stride = row.capacity * 8;
         auto load_keys = [&](u32 chunk, u32 d) {
@@ -162,7 +164,8 @@ struct AttendFew {
 #pragma unroll
         for (u32 q = 0; q < HEADS; ++q) slope[q] = slope_of(a.rule, first + (q < count ? q : 0));
         if (from == 0) fill_vectors();
-        // The vectors are there, and everyone has read the sums of the values before `from`.
+        // The vectors are in shared memory, and all warps have read the sums of values before
+        // `from`.
         __syncthreads();
 
         float largest[HEADS], total[HEADS], sum[HEADS][8] = {};
@@ -209,7 +212,7 @@ struct AttendFew {
 #pragma unroll
             for (u32 q = 0; q < HEADS; ++q) {
                 float score = seen ? rescore(a.rule, slope[q], position, dot[q][0] + dot[q][1]) : negative_infinity();
-                // Some position of every chunk is seen.
+                // `grown` is finite: every chunk has a position that the row attends to.
                 float grown = Max::of(largest[q], warp_reduce<Max>(score)), factor = shrink(largest[q], grown);
                 weight[q] = seen ? expf(score - grown) : 0.0f;
                 total[q] = total[q] * factor + weight[q];
@@ -226,11 +229,11 @@ struct AttendFew {
                     unpack(value[j], floats);
 #pragma unroll
                     for (u32 q = 0; q < HEADS; ++q) {
-                        float its = __shfl_sync(EVERY_LANE, weight[q], within % WARP);
-                        // Lanes that are left over, and positions that the next chunk has.
-                        if (place >= side || within >= WARP) its = 0.0f;
+                        float shared_weight = __shfl_sync(EVERY_LANE, weight[q], within % WARP);
+                        // Lanes beyond the last whole group, and positions past this chunk.
+                        if (place >= side || within >= WARP) shared_weight = 0.0f;
 #pragma unroll
-                        for (u32 i = 0; i < 8; ++i) sum[q][i] = __fmaf_rn(its, floats[i], sum[q][i]);
+                        for (u32 i = 0; i < 8; ++i) sum[q][i] = __fmaf_rn(shared_weight, floats[i], sum[q][i]);
                     }
                 }
                 bool goes_on = offset + BATCH * side < WARP;
@@ -269,16 +272,16 @@ struct AttendFew {
                 all = __fmaf_rn(factor, extremes[(HEADS + q) * FEW_WARPS + w], all);
             }
             if (active > 1) {
-                float* its = part(first + q, blockIdx.x);
-                its[d] = result;
-                if (d == 0) its[h.padded] = most, its[h.padded + 1] = all;
+                float* mine = part(first + q, blockIdx.x);
+                mine[d] = result;
+                if (d == 0) mine[h.padded] = most, mine[h.padded + 1] = all;
             } else if (d < h.size) {
                 a.out[((size_t)m * h.heads + first + q) * h.size + d] = result / all;
             }
         }
     }
 
-    // The parts of all active blocks; `sums` has room for a factor of each.
+    // Combines the partial sums of all active blocks. `sums` is reused for a factor of each block.
     __device__ __forceinline__ void join() const {
         const Heads& h = a.heads;
         const u32 lane = lane_index(), warp = uniform_warp(), active = share.active;
@@ -317,7 +320,7 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     __shared__ bool is_last;
     u32 m = blockIdx.z;
     AttendedRow row = a.rows[m];
-    // One head at once means that none share keys.
+    // HEADS is 1 only if no query heads share a key/value head.
     u32 kv = HEADS == 1 ? blockIdx.y : blockIdx.y / a.sets, set = HEADS == 1 ? 0 : blockIdx.y - kv * a.sets;
     u32 rest = a.group - set * HEADS;
     Share share(a, row.position, IS_NEW);
@@ -334,7 +337,7 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
 #pragma unroll 1
     for (u32 from = 0; from < a.heads.padded; from += MOST_TOGETHER) block.run(from);
     if (share.active == 1) return;
-    // What this block wrote must be seen before it is counted.
+    // What this block wrote must be visible before it is counted.
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -348,17 +351,17 @@ DEVICE void attend_few(const AttendArgs& a, const PrepareArgs& fresh) {
     block.join();
 }
 
-// Every row is the only new one of its text: no `prepare` before.
+// For rows that are the only new ones of their sequences; `prepare` does not run first.
 struct AttendNewArgs {
     AttendArgs attend;
     PrepareArgs prepare;
-    u32 prefetches;  // whether the kernel before may still run when this one starts
+    u32 prefetches;  // whether the previous kernel may still run when this one starts
     u32 padding;
 };
 
-// The keys and values that a warp reads first. The row is one of the pass's inputs, which are
-// copied to the device before the first kernel of the pass: no kernel writes it. Old keys and
-// values were written by passes before.
+// Prefetches the keys and values that a warp reads first. It may read the row before it waits for
+// earlier kernels: rows are inputs of the pass, copied to the device before its first kernel, and
+// no kernel writes them. The old keys and values were written by earlier passes.
 template <class T>
 DEVICE void prefetch_new(const AttendNewArgs& args) {
     if (args.prefetches == 0) return;
@@ -379,7 +382,7 @@ DEVICE void prefetch_new(const AttendNewArgs& args) {
         if (i < share.end * h.padded) prefetch_line(values + i);
 }
 
-// Four heads at once need more registers than two blocks of a multiprocessor could have.
+// Four heads at once need more registers than are available with two blocks on a multiprocessor.
 #define ATTEND_FEW(suffix, T, HEADS, blocks)                                                                             \
     KERNEL(attend_one##HEADS##_##suffix, AttendArgs, 256, blocks) { attend_few<T, HEADS, false>(a, PrepareArgs()); }     \
     KERNEL_WITH_PREFETCH(attend_new##HEADS##_##suffix, AttendNewArgs, 256, blocks, prefetch_new<T>) {                     \

@@ -1,31 +1,31 @@
-// What all attention kernels share: where a cache keeps keys and values, what is done with queries,
-// keys and values before they meet, and how scores become weights. Causal attention for every
-// family: grouped heads, windows, rotations, biases, soft caps.
+// Shared by all attention kernels: the layout of the cache, the preparation of queries, keys and
+// values, and the scores. Causal attention for every model family: grouped heads, windows,
+// rotations, ALiBi, softcaps.
 //
-// A text's cache is one piece of memory, so that all a launch needs to know of it is its address
-// and capacity, which lie on the device: a captured graph serves every text. Of each layer first
-// the keys, of each head in groups of 8 values, [kv_heads, size / 8, capacity, 8]: neighbouring
-// threads read neighbouring positions, 16 bytes each; then the values, [kv_heads, capacity, padded
-// size].
+// A sequence's cache is one allocation, so a launch needs only its address and capacity. Both are
+// read from device memory, so that one captured graph serves every sequence. For each layer it has
+// first the keys, in groups of 8 values, [kv_heads, size / 8, capacity, 8], so that adjacent
+// threads read adjacent positions, 16 bytes each (in 16 bits); then the values, [kv_heads, capacity,
+// padded size].
 #pragma once
 #include "ptx.cuh"
 #include "reduce.cuh"
 
-// The warp's number in a way that shows the compiler that its lanes agree: loops that depend on it
-// do not diverge, and exchanges in them need no second version for lanes that have left.
+// The warp's number, computed so that the compiler knows it to be the same for all lanes: loops
+// that depend on it do not diverge, and shuffles in them need no version for lanes that have left.
 DEVICE u32 uniform_warp() { return __shfl_sync(EVERY_LANE, warp_index(), 0); }
 
-// One new position: a row of the products. capacity · padded size stays below 2^32.
+// One row of a pass, a new position of a sequence. capacity · padded size is below 2^32.
 struct AttendedRow {
-    u64 cache;  // address of its text's cache on this device
+    u64 cache;  // device address of its sequence's cache
     u32 capacity, position;
 };
 
-// How the heads lie, as everything here needs it.
+// Numbers and sizes of heads.
 struct Heads {
-    u32 heads, kv_heads, size, padded;  // padded: size up to a multiple of 8
+    u32 heads, kv_heads, size, padded;  // padded: size rounded up to a multiple of 8
     u32 layer;
-    u32 shift;  // at least 6, padded <= 1 << shift: a thread's head and place in it without a division
+    u32 shift;  // at least 6, padded <= 1 << shift: gives a thread its head and value without a division
 };
 
 template <class T>
@@ -38,10 +38,10 @@ DEVICE T* values_of(const AttendedRow& row, const Heads& h, u32 kv) {
 }
 
 struct PrepareArgs {
-    const float* qkv;         // [M, stride]: the products
+    const float* qkv;         // [M, stride]: queries, keys and values as the linear layer left them
     const AttendedRow* rows;  // [M]
     const float *cos, *sin;   // [M, dims / 2]; dims 0: no rotation
-    float* queries;           // [M, heads, size], rotated and multiplied with `factor`
+    float* queries;           // [M, heads, size], rotated and multiplied by `factor`
     Heads heads;
     u32 stride, is_grouped, dims, neighbours;
     float clamp, factor;  // clamp 0: none
@@ -49,8 +49,8 @@ struct PrepareArgs {
 
 enum HeadKind : u32 { QUERY = 0, KEY = 1, VALUE = 2 };
 
-// Value d of the head at `place` in row m: clamped, queries and keys rotated, queries multiplied
-// with the factor.
+// Value d of the head at `place` in row m: clamped; rotated, if a query or key; multiplied by the
+// factor, if a query.
 DEVICE float prepared(const PrepareArgs& a, u32 m, u32 place, u32 kind, u32 d) {
     if (d >= a.heads.size) return 0.0f;
     const float* x = a.qkv + (size_t)m * a.stride + place * a.heads.size;
@@ -71,7 +71,7 @@ DEVICE float prepared(const PrepareArgs& a, u32 m, u32 place, u32 kind, u32 d) {
     return kind == QUERY ? value * a.factor : value;
 }
 
-// Puts value d of a key or a value into the cache.
+// Stores value d of a key or value vector in the cache.
 template <class T>
 DEVICE void store(const Heads& h, const AttendedRow& row, u32 kind, u32 kv, u32 d, T value) {
     if (kind == KEY) {
@@ -82,16 +82,16 @@ DEVICE void store(const Heads& h, const AttendedRow& row, u32 kind, u32 kv, u32 
 }
 
 struct Rule {
-    const float* slopes;  // [heads] or null: position biases
-    u32 window;           // positions seen, the own one included; 0: all
+    const float* slopes;  // [heads] of ALiBi, or null
+    u32 window;           // positions a row attends to, its own included; 0: all
     float softcap;        // 0: none
-    float bias_factor;    // not 0: biases are rounded to bf16 and multiplied with it (Falcon)
+    float bias_factor;    // nonzero: ALiBi biases are rounded to bf16 and multiplied by it (Falcon)
     float softcap_inverse;
 };
 
 DEVICE float slope_of(const Rule& rule, u32 head) { return rule.slopes != nullptr ? rule.slopes[head] : 0.0f; }
 
-// `slope`: that of the head.
+// Applies softcap and ALiBi to a score; `slope` is that of the head.
 DEVICE float rescore(const Rule& rule, float slope, u32 position, float score) {
     if (rule.softcap != 0.0f) score = rule.softcap * tanhf(score * rule.softcap_inverse);
     if (rule.slopes != nullptr) {
@@ -111,33 +111,33 @@ DEVICE u32 first_seen(const Rule& rule, u32 position) {
 
 DEVICE float negative_infinity() { return __uint_as_float(0xff800000u); }
 
-// What old sums are multiplied with when the largest score grows; also right where there was none
-// yet.
+// The factor for earlier sums when the largest score grows (online softmax). Also right for an old
+// maximum of -infinity.
 DEVICE float shrink(float old_max, float new_max) { return old_max == new_max ? 1.0f : expf(old_max - new_max); }
 
 struct AttendArgs {
     const float* queries;     // [M, heads, size]
     const AttendedRow* rows;  // [M]
     float* out;               // [M, heads · size]
-    float* partial;           // [M, heads, splits, padded + 2] where splits > 1
-    u32* counters;            // [M, kv_heads · sets] zeros, left as zeros
-    const u32* tiles;         // prompts: first row and number of rows of each tile, all of one text
+    float* partial;           // [M, heads, splits, padded + 2] if splits > 1: sums, maximum, total
+    u32* counters;            // [M, kv_heads · sets] zeros, reset to zeros
+    const u32* tiles;         // attend_many: first row and number of rows of each tile
     Heads heads;
     Rule rule;
     u32 splits;  // blocks that may share the positions of a row
-    u32 group;   // heads of queries that share a head of keys
-    u32 sets;    // blocks that these heads are dealt out to
+    u32 group;   // query heads that share a key/value head
+    u32 sets;    // blocks that these heads are divided among
     u32 inverse; // 65536 / lanes + 1, where lanes · 8 = min(padded, 256)
 };
 
-// Eight values that lie side by side, 16-byte aligned, as they are loaded.
+// Eight adjacent values, aligned to 16 bytes, in the cache's dtype.
 template <class T>
 struct Piece {
     Words4 words[sizeof(T) / 2];
 };
 
-// `IS_OLD`: written before this pass, so that the read-only path may be taken also where kernels
-// start early.
+// `IS_OLD`: written before this pass, so that loads may use the read-only path even if the previous
+// kernel still runs.
 template <bool IS_OLD, class T>
 DEVICE Piece<T> load_piece(const T* p) {
     Piece<T> piece;

@@ -1,13 +1,16 @@
-// Products with float weights: the head, and layers that are not int8. f32 arithmetic, weights as
-// stored.
+// Linear layers with float weights: the head, and layers that are not int8. Arithmetic is f32;
+// weights keep their stored dtype.
 //
-// A few rows: a warp holds ROWS rows of weights and reads them once for up to TOKENS rows of
-// activations; with one row four of them, so that enough loads are under way (64 bytes a lane),
-// else two. More rows and weights of 16 bits: `dense_mma`, tensor cores; the operands as in
-// thin.cu, weights streamed once for 64 rows. f32 activations are split into a sum of 16-bit
-// floats, so that nothing of them is lost: the head of 32 sequences is as exact as that of one.
-// Bytes: the weights once for 64 rows; at 32 rows of gpt2-large's head 0.13 GB. Otherwise tiles of
-// 64 × 64 in shared memory, plain multiply-adds.
+// A few rows: a warp has ROWS rows of weights and reads them once for up to TOKENS rows of
+// activations. With one row of activations it has four rows of weights, to have enough loads in
+// flight (64 bytes a lane), otherwise two.
+//
+// More rows, 16-bit weights: `dense_mma` on tensor cores, with the operands of thin.cu; weights are
+// streamed once for 64 rows. f32 activations are split into a sum of 16-bit floats without loss, so
+// the head is as precise for 32 sequences as for one. Bytes: the weights once for 64 rows; at 32
+// rows of gpt2-large's head 0.13 GB.
+//
+// Otherwise: tiles of 64 × 64 in shared memory, f32 multiply-adds.
 #include "epilogue.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
@@ -22,7 +25,7 @@ struct DenseArgs {
 
 constexpr u32 DENSE_WARPS = 8;
 
-// The first lines of each of the warp's rows, a line a lane.
+// Prefetches the first cache lines of each of the warp's rows, one line a lane.
 template <class W, u32 ROWS>
 DEVICE void prefetch_dense(const DenseArgs& a) {
     constexpr u32 LINES = WARP / ROWS, VALUES = 128 / sizeof(W);
@@ -59,7 +62,7 @@ DEVICE void dense_thin(const DenseArgs& a) {
             }
         }
     }
-    // Lane r · TOKENS + m finishes row r of token m.
+    // Lane r · TOKENS + m finishes the output of weight row r for activation row m.
     static_assert(ROWS * TOKENS <= WARP, "a lane for each output");
     float mine = 0.0f;
 #pragma unroll
@@ -75,8 +78,8 @@ DEVICE void dense_thin(const DenseArgs& a) {
     finish<float>(a.epilogue, operands, m, n, mine + operands.bias);
 }
 
-// Finishes outputs first_m … and first_n … out of shared memory, M rows of N and a pitch:
-// neighbouring threads write neighbours, and the code of the activation functions is there once.
+// Finishes outputs from row first_m and column first_n on, from M × N sums in shared memory with a
+// pitch: adjacent threads write adjacent outputs, and the activation functions' code exists once.
 template <u32 M, u32 N, u32 PITCH>
 DEVICE void finish_tile(const DenseArgs& a, const float* sums, u32 first_m, u32 first_n) {
 #pragma unroll 1
@@ -88,9 +91,8 @@ DEVICE void finish_tile(const DenseArgs& a, const float* sums, u32 first_m, u32 
     }
 }
 
-// A value as a sum of PARTS floats of 16 bits: f16 has 11 bits and two of them 22, bf16 8 and three
-// of them 24. Of f16 values up to 131008 in magnitude are in range; beyond, the result is not
-// finite.
+// Splits a value into a sum of PARTS 16-bit floats: two f16 hold 2 · 11 = 22 bits, three bf16 hold
+// 3 · 8 = 24. With f16 magnitudes up to 131008 are in range; above, the result is not finite.
 template <class W>
 struct Split;
 template <>
@@ -106,13 +108,13 @@ struct Split<bf16> {
     static constexpr u32 PARTS = 3;
     static __device__ __forceinline__ u32 bits(float x) {
         u32 word = __float_as_uint(x);
-        // To even; NaN stays NaN.
+        // Rounds ties to even; NaN stays NaN.
         return (x != x ? word | 0x400000u : word + 0x7fffu + (word >> 16 & 1)) >> 16;
     }
     static __device__ __forceinline__ float value(u32 bits) { return __uint_as_float(bits << 16); }
 };
 
-// GROUPS: of 8 rows of activations. K is a multiple of 8, and rows of x lie at multiples of 16
+// GROUPS: groups of 8 rows of activations. K is a multiple of 8, and rows of x are aligned to 16
 // bytes.
 template <class W, u32 GROUPS>
 DEVICE void dense_mma(const DenseArgs& a) {
@@ -122,7 +124,7 @@ DEVICE void dense_mma(const DenseArgs& a) {
     const W* upper = static_cast<const W*>(a.weight) + (size_t)(first + g < last ? first + g : last) * a.pitch;
     const W* lower = static_cast<const W*>(a.weight) + (size_t)(first + g + 8 < last ? first + g + 8 : last) * a.pitch;
     float sum[GROUPS][4] = {};
-    // The loop must fit into the instruction cache.
+    // The unrolled loop must fit in the instruction cache.
     [[maybe_unused]] constexpr u32 UNROLLED = GROUPS * PARTS > 8 ? 1 : 2;
 #pragma unroll UNROLLED
     for (u32 k = t * 8; k - t * 8 < a.in_features; k += 32) {
@@ -135,8 +137,8 @@ DEVICE void dense_mma(const DenseArgs& a) {
         for (u32 j = 0; j < GROUPS; ++j) {
             u32 m = first_m + j * 8 + g;
             const float* x = a.x + (size_t)m * a.x_stride + k;
-            bool there = inside && m < a.rows;
-            Words4 left = there ? load_words(x) : zero, right = there ? load_words(x + 4) : zero;
+            bool valid = inside && m < a.rows;
+            Words4 left = valid ? load_words(x) : zero, right = valid ? load_words(x + 4) : zero;
             float rest[8];
 #pragma unroll
             for (u32 i = 0; i < 8; ++i) rest[i] = __uint_as_float(i < 4 ? left.word[i] : right.word[i - 4]);
@@ -155,7 +157,8 @@ DEVICE void dense_mma(const DenseArgs& a) {
             }
         }
     }
-    // Four lanes of a row, two rows of activations apart, write to different banks.
+    // With this pitch, the four lanes that share a g, whose rows of activations are two apart, write
+    // to different banks.
     constexpr u32 OUTPUTS = 16 * DENSE_WARPS, PITCH = OUTPUTS + 4;
     __shared__ float sums[8 * GROUPS * PITCH];
 #pragma unroll
@@ -167,7 +170,7 @@ DEVICE void dense_mma(const DenseArgs& a) {
     finish_tile<8 * GROUPS, OUTPUTS, PITCH>(a, sums, first_m, blockIdx.x * OUTPUTS);
 }
 
-// The first 128 bytes of each of the warp's 16 rows.
+// Prefetches the first 256 bytes of each of the warp's 16 rows.
 template <class W>
 DEVICE void prefetch_dense_mma(const DenseArgs& a) {
     u32 n = (blockIdx.x * DENSE_WARPS + warp_index()) * 16 + lane_index() / 2, k = lane_index() % 2 * (128 / sizeof(W));
@@ -180,7 +183,7 @@ constexpr u32 DENSE_DEPTH = 16;
 template <class W>
 DEVICE void dense_tile(const DenseArgs& a) {
     constexpr u32 PITCH = DENSE_TILE + 4;
-    // First operands, then sums.
+    // Holds the operands, then the sums.
     __shared__ float memory[DENSE_TILE * PITCH];
     float(*x)[PITCH] = reinterpret_cast<float(*)[PITCH]>(memory), (*w)[PITCH] = x + DENSE_DEPTH;
     u32 tile_m = blockIdx.y * DENSE_TILE, tile_n = blockIdx.x * DENSE_TILE;

@@ -1,8 +1,8 @@
-// What follows a matmul.
+// What is done with the outputs of a matmul: bias, activation function, residual.
 #pragma once
 #include "common.cuh"
 
-// As llm_int8_kernels::Activation.
+// The numbers of llm_int8_kernels::Activation.
 enum Activation : u32 {
     IDENTITY = 0, GELU = 1, GELU_TANH = 2, QUICK_GELU = 3, RELU = 4, RELU_SQUARED = 5, SILU = 6, TANH = 7,
     GELU_CLIPPED = 8, LAPLACE = 9, LEAKY_RELU = 10, MISH = 11, RELU6 = 12, SIGMOID = 13
@@ -16,7 +16,7 @@ DEVICE float between(float x, float low, float high) {
     return x > high ? high : x;
 }
 
-// tanh(ln(1 + e)) is n / (n + 2) for n = e^2 + 2e; from 20 on it is 1 in f32.
+// tanh(ln(1 + e)) = n / (n + 2) with e = exp(x), n = e² + 2e. For x > 20 it is 1 in f32.
 DEVICE float mish(float x) {
     if (x > 20.0f) return x;
     float e = expf(x), n = e * (e + 2.0f);
@@ -42,16 +42,16 @@ DEVICE float activate(u32 function, float x) {
     }
 }
 
-// The same, not inlined: its code is there once.
+// Not inlined, so that a kernel contains its code only once.
 static __device__ __noinline__ float activate_apart(u32 function, float x) { return activate(function, x); }
 
-// An activation function that is known when the kernel is compiled.
+// An activation function that is known at compile time.
 template <u32 FUNCTION>
 struct Activate {
     static __device__ __forceinline__ float of(float x) { return activate(FUNCTION, x); }
 };
 
-// Calls f(Activate<function>()): for loops that shall not choose the function again for every
+// Calls f(Activate<function>()), so that a loop in f does not branch on the function for each
 // value.
 template <u32 FUNCTION = GELU, class F>
 DEVICE void with_activation(u32 function, F f) {
@@ -67,22 +67,22 @@ struct Epilogue {
     const float* residual;  // [M, residual_stride] or null: out = residual + residual_scale · y
     void* out;              // [M, out_stride]
     u32 out_stride, residual_stride;
-    u32 activation, activated;  // the function of the first `activated` outputs
+    u32 activation, activated;  // the function, applied to the first `activated` outputs of a row
     float residual_scale;
     u32 padding;
 };
 
-// int8 weights: rows of `pitch` codes, a multiple of 16, zeros from K on.
+// int8 weights: rows of `pitch` codes, a multiple of 16; zeros from K on.
 struct Int8Weight {
     const i8* codes;
     const float* absmax;  // [N]
     u32 out_features, pitch;
 };
 
-// What an output needs that no kernel writes: it may be loaded before the kernels before are waited
-// for.
+// The operands of an output that no kernel writes, so that they may be loaded before the kernel
+// waits for earlier ones.
 struct Constants {
-    float absmax, bias;  // of the weight row; 0 where there is no bias
+    float absmax, bias;  // of the weight row; bias 0 if there is none
 
     __device__ __forceinline__ Constants() : absmax(0.0f), bias(0.0f) {}
     __device__ __forceinline__ Constants(const Int8Weight& weight, const Epilogue& e, u32 n)
@@ -93,12 +93,12 @@ DEVICE float residual_of(const Epilogue& e, u32 m, u32 n) {
     return e.residual != nullptr ? e.residual[(size_t)m * e.residual_stride + n] : 0.0f;
 }
 
-// What an output needs beside its sum, loaded before the sum is there, so that nobody waits for it
-// at the end.
+// The operands of an output other than its sum. They are loaded before the sum is complete, so that
+// the end of the kernel does not wait for them.
 struct Operands {
-    float absmax;    // of the weight row; float weights: none
-    float bias;      // 0 where there is none
-    float residual;  // as above
+    float absmax;    // of the weight row; 0 for float weights
+    float bias;      // 0 if there is none
+    float residual;  // 0 if there is none
 
     __device__ __forceinline__ Operands(const Epilogue& e, u32 m, u32 n)
         : absmax(0.0f),
@@ -113,7 +113,7 @@ struct Operands {
         : absmax(constants.absmax), bias(constants.bias), residual(residual) {}
 };
 
-// Output n of row m, after outliers and bias.
+// Activates y, which includes outliers and bias, adds the residual, and stores output n of row m.
 template <class O>
 DEVICE void finish(const Epilogue& e, const Operands& operands, u32 m, u32 n, float y) {
     if (n < e.activated && e.activation != IDENTITY) y = activate_apart(e.activation, y);
@@ -121,8 +121,8 @@ DEVICE void finish(const Epilogue& e, const Operands& operands, u32 m, u32 n, fl
     static_cast<O*>(e.out)[(size_t)m * e.out_stride + n] = from_float<O>(y);
 }
 
-// The int8 part and the bias of one output (LLM.int8(), equation 5 of the paper; bitsandbytes'
-// `int8_mm_dequant`), in f32 throughout, so that nothing overflows in f16.
+// The int8 part of one output, plus the bias (LLM.int8(), equation 5 of the paper; bitsandbytes'
+// `int8_mm_dequant`). In f32 throughout: f16 could overflow.
 DEVICE float dequantize(i32 sum, float absmax_x, float absmax_w, float bias) {
     float y = __fmul_rn(__fmul_rn((float)sum, __fmul_rn(absmax_x, absmax_w)), PRODUCT_STEP);
     return __fadd_rn(y, bias);

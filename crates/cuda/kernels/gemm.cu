@@ -1,15 +1,15 @@
-// Many rows (prefill): int8 tensor cores, tiles in shared memory, everything else of the layer in
-// the epilogue.
+// int8 matmuls of many rows (prefill): tensor cores, tiles in shared memory, the rest of the layer
+// in the epilogue.
 //
-// Idea: a block computes TILE_M × TILE_N outputs; codes of 64 k at a time come into shared memory
-// by copies in the background, STAGES deep (weights of the first ones before the kernels before are
-// waited for), and go from there to the registers of mma.m16n8k32 by ldmatrix. tile.cuh makes
-// outputs of the sums and writes each once: no i32 matrix is ever in device memory (bitsandbytes
-// writes and reads M · N · 4 bytes there), but for small products whose K several blocks share.
+// Idea: a block computes TILE_M × TILE_N outputs. Asynchronous copies bring 64 columns of codes at
+// a time into shared memory, STAGES deep (weights of the first stages before the kernel waits for
+// earlier ones); ldmatrix loads them into registers for mma.m16n8k32. tile.cuh turns the sums into
+// outputs and writes each once. No i32 matrix goes through device memory (bitsandbytes writes and
+// reads M · N · 4 bytes there), except for small matmuls with a split K.
 //
-// Layout of a stage: rows of 64 bytes, their four 16-byte chunks permuted by (row / 2) % 4, so that
-// the eight rows an ldmatrix reads lie in different banks. Any M, N, K: rows beyond the end read as
-// zeros and are not written, K is filled up to 16 by the pitch and to 64 by the copies.
+// Layout of a stage: rows of 64 bytes, whose four 16-byte chunks are permuted by (row / 2) % 4, so
+// that the eight rows of an ldmatrix are in different banks. Any M, N and K will do: rows past the
+// end read as zeros and are not written; K is padded to 16 by the pitch and to 64 by the copies.
 #include "tile.cuh"
 
 constexpr u32 STAGES = 4;
@@ -71,7 +71,7 @@ struct Gemm {
 #pragma unroll 1
         for (u32 i = 0; i < STAGES - 1; ++i) start_w(steps.first + i);
         wait_for_kernels_before();
-        // Weights are in the first group, with the first codes of activations.
+        // The copies of weights above belong to the first group committed here.
 #pragma unroll 1
         for (u32 i = 0; i < STAGES - 1; ++i) {
             start_x(steps.first + i);
@@ -81,7 +81,7 @@ struct Gemm {
 #pragma unroll 1
         for (u32 step = steps.first; step < steps.end; ++step) {
             wait_for_copies<STAGES - 2>();
-            // Also: every warp is done with the stage that is filled next.
+            // This barrier also means that every warp has read the stage that is refilled next.
             __syncthreads();
             start_x(step + STAGES - 1);
             start_w(step + STAGES - 1);
@@ -107,7 +107,7 @@ struct Gemm {
     }
 };
 
-// Large tiles, and small ones for products that would leave multiprocessors without work.
+// Large tiles, and small ones for matmuls that would leave multiprocessors idle.
 #define GEMM(suffix, T)                                                                              \
     KERNEL_THAT_WAITS(gemm128_##suffix, ProductArgs, 256, 2) { Gemm<T, 128, 128, 64, 32>::run(a); } \
     KERNEL_THAT_WAITS(gemm64_##suffix, ProductArgs, 128, 4) { Gemm<T, 64, 64, 32, 32>::run(a); }

@@ -1,18 +1,19 @@
-// One token (M = 1): from a row of activations to the outputs of an int8 layer in one launch.
+// An int8 layer for one token (M = 1): from a row of activations to the outputs in one launch.
 //
-// Idea: decode is bound by reading weights, N · K bytes, once, and by latency: a layer of
-// gpt2-large reads for 1 to 2 us. Every block normalises and quantises the row for itself, out of
-// L2, which costs less than a launch and a trip through memory between norm and matmul. What no
-// kernel writes is fetched before the kernels before this one are waited for: up to GEMV_STAGES · 8
-// KB of the block's weights on their way into shared memory, scales, biases and the norm's weights
-// in registers. With programmatic dependent launch all of that overlaps with those kernels.
+// Idea: decode is bound by reading the weights, N · K bytes, once, and by latency: reading a layer
+// of gpt2-large takes 1 to 2 us. Every block normalises and quantises the row again, from L2, which
+// costs less than another launch and a trip through memory between norm and matmul. Whatever no
+// kernel writes is fetched before this kernel waits for earlier ones: up to GEMV_STAGES · 8 KB of
+// the block's weights by asynchronous copies into shared memory; scales, biases and the norm's
+// weights into registers. With programmatic dependent launch all of that overlaps with the previous
+// kernel.
 //
-// Layout: a block has `rows` neighbouring rows of weights. `lanes` threads share a row, a power of
-// two from 16 to 512 that leaves few of them without work (plan::gemv), and a block takes a set of
-// 512 / lanes rows at a time. Each thread copies the pieces of 16 bytes that it multiplies, into a
-// place of its own, so that no barrier is needed between copying and reading. Of every row it has
-// the same columns, whose codes it keeps in registers: a piece costs one load and four dp4a. Sums
-// are of integers: their order does not matter. Outputs are finished at the end, a thread each.
+// Layout: a block has `rows` adjacent rows of weights. `lanes` threads share a row, a power of two
+// from 16 to 512 that leaves few of them idle (plan::gemv), and a block computes a set of 512 /
+// lanes rows at a time. Each thread copies the 16-byte pieces that it multiplies itself, to its own
+// place in shared memory, so no barrier is needed between copying and reading. It has the same
+// columns of every row and keeps their codes in registers: a piece costs one load and four dp4a.
+// Sums are of integers, so their order does not matter. At the end each thread finishes an output.
 //
 // Outliers are listed in shared memory, columns ascending, and added when an output is finished.
 #include "epilogue.cuh"
@@ -24,30 +25,30 @@ struct GemvArgs {
     Int8Weight weight;
     Epilogue epilogue;
     u32 limit, lanes;
-    u32 rows;  // of weights, of a block
+    u32 rows;  // weight rows of a block
     u32 padding;
 };
 
 constexpr u32 GEMV_THREADS = QuadRow<float>::THREADS;
 constexpr u32 GEMV_STAGES = 10;
-constexpr u32 GEMV_LOADS = 5;       // pieces of a row that a thread has, at most
-constexpr u32 GEMV_SETS = 2;        // sets whose sums are taken together
-constexpr u32 GEMV_OUTLIERS = 256;  // that are listed; of rows with more all columns are gone through
+constexpr u32 GEMV_LOADS = 5;       // pieces of a weight row that a thread multiplies, at most
+constexpr u32 GEMV_SETS = 2;        // sets that are summed at once
+constexpr u32 GEMV_OUTLIERS = 256;  // room in the list; with more outliers all columns are scanned
 
 // Shared memory.
 struct GemvMemory {
     unsigned char* stage;  // [min(pieces, GEMV_STAGES), 512] pieces of 16 bytes
     i8* codes;             // [pitch]
     i32* sums;             // [rows, warps that share a row]
-    u32* columns;          // [2, GEMV_OUTLIERS]: of outliers, as they were found and ascending
-    float* values;         // [2, GEMV_OUTLIERS]
+    u32* columns;          // [2, GEMV_OUTLIERS] of outliers: as found, then ascending
+    float* values;         // [2, GEMV_OUTLIERS] their values, likewise
 };
 
 // This thread's share of a layer.
 struct GemvShare {
     u32 lanes, lane, chunks, loads, sets, pieces;
-    u32 row, together;  // of a set: this thread's row, and how many there are
-    u32 rows, warps;    // of the block; that share a row
+    u32 row, together;  // this thread's row within a set, and the rows of a set
+    u32 rows, warps;    // the block's rows; the warps that share a row
     const i8* weights;
     u32 pitch;
 
@@ -64,15 +65,15 @@ struct GemvShare {
 
     __device__ __forceinline__ u32 row_of(u32 set) const { return set * together + row; }
 
-    // Where a weight of the block's row `at` lies in shared memory, if all pieces have a stage of
-    // their own.
+    // Where a weight of the block's row `at` is in shared memory, if all pieces have their own
+    // stage.
     __device__ __forceinline__ const i8* staged(const GemvMemory& memory, u32 at, u32 column) const {
         u32 shift = __ffs(lanes) - 1, chunk = column / 16, slot = (at >> (__ffs(together) - 1)) * loads + (chunk >> shift);
         u32 thread = (at & (together - 1)) * lanes + (chunk & (lanes - 1));
         return reinterpret_cast<const i8*>(memory.stage) + (slot * GEMV_THREADS + thread) * 16 + column % 16;
     }
 
-    // Starts copying piece `load` of a row to stage `slot`; zeros where there is no such piece.
+    // Starts copying piece `load` of this thread's row to stage `slot`; zeros past the end.
     __device__ __forceinline__ void fetch(const GemvMemory& memory, u32 set, u32 load, u32 slot) const {
         u32 at = row_of(set), chunk = load * lanes + lane;
         bool inside = at < rows && chunk < chunks;
@@ -82,8 +83,8 @@ struct GemvShare {
     }
 };
 
-// The sums of SETS sets from `first` on, into `memory`. STREAMS: there are more pieces than stages,
-// and the places of these are filled with later ones.
+// Sums SETS sets from `first` on into `memory`. STREAMS: there are more pieces than stages, so the
+// stages of these pieces are refilled with later ones.
 template <u32 SETS, bool STREAMS>
 DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Words4 (&x)[GEMV_LOADS], u32 first) {
     i32 sum[SETS] = {};
@@ -101,8 +102,8 @@ DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Wor
         }
     }
     if (STREAMS) {
-        // Every piece of this set counts as one of those under way, also where no other takes its
-        // place.
+        // Every piece commits a group of copies, even past the last piece, so that
+        // `wait_for_copies` counts right.
         u32 next_set = first + GEMV_STAGES / share.loads, next = GEMV_STAGES % share.loads;
         for (u32 load = 0; load < share.loads; ++load, ++next) {
             if (next == share.loads) next = 0, ++next_set;
@@ -121,7 +122,7 @@ DEVICE void sum_sets(const GemvShare& share, const GemvMemory& memory, const Wor
     }
 }
 
-// Outlier i as it was found goes to its place in the order of columns.
+// Sorts outliers by column: each goes to the place that is the number of lower columns.
 DEVICE void sort_outliers(const GemvMemory& memory, u32 count) {
     for (u32 i = threadIdx.x; i < count; i += GEMV_THREADS) {
         u32 column = memory.columns[i], before = 0;
@@ -131,7 +132,8 @@ DEVICE void sort_outliers(const GemvMemory& memory, u32 count) {
     }
 }
 
-// What outliers add to the output of the block's row `at`, without the scale of its weights.
+// What outliers add to the output of the block's row `at`, before multiplying by the scale of its
+// weights.
 template <class Row>
 DEVICE float sum_outliers(const GemvShare& share, const GemvMemory& memory, const Row& row, u32 at, u32 count, u32 limit) {
     const i8* weight = share.weights + (size_t)at * share.pitch;
@@ -158,7 +160,7 @@ DEVICE float sum_outliers(const GemvShare& share, const GemvMemory& memory, cons
 template <class T>
 DEVICE void gemv(const GemvArgs& a) {
     DYNAMIC_SHARED(shared);
-    __shared__ u32 found;  // outliers
+    __shared__ u32 found;  // number of outliers
     start_kernels_after();
     GemvShare share(a);
     u32 stages = share.pieces < GEMV_STAGES ? share.pieces : GEMV_STAGES;
@@ -215,7 +217,7 @@ DEVICE void gemv(const GemvArgs& a) {
         for (u32 set = 0; set < share.sets; set += GEMV_SETS) sum_sets<GEMV_SETS, false>(share, memory, x, set);
     } else {
         for (u32 set = 0; set < share.sets; ++set) {
-            // Then the oldest GEMV_LOADS pieces are there, of which this set has no more.
+            // The oldest GEMV_LOADS pieces have arrived; a set has no more than that.
             wait_for_copies<GEMV_STAGES - GEMV_LOADS>();
             sum_sets<1, true>(share, memory, x, set);
         }
@@ -229,10 +231,10 @@ DEVICE void gemv(const GemvArgs& a) {
         }
         i32 sum = 0;
         for (u32 warp = 0; warp < share.warps; ++warp) sum += memory.sums[i * share.warps + warp];
-        float apart = 0.0f;
-        if (outliers > 0) apart = sum_outliers(share, memory, row, i, outliers, a.limit);
+        float outlier_sum = 0.0f;
+        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, a.limit);
         Operands operands(constants, residual);
-        float y = dequantize(sum, absmax, operands) + apart * (operands.absmax * CODE_STEP);
+        float y = dequantize(sum, absmax, operands) + outlier_sum * (operands.absmax * CODE_STEP);
         finish<T>(a.epilogue, operands, 0, first + i, y);
     }
 }

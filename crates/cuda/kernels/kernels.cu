@@ -1,4 +1,4 @@
-// All kernels as one translation unit.
+// All kernels in one translation unit.
 #include "quantize.cu"
 #include "gemv.cu"
 #include "thin.cu"

@@ -1,4 +1,4 @@
-// The product of quantised rows, for any number of them: what thin.cu and gemm.cu share.
+// The arguments of int8 matmuls, shared by thin.cu, gemm.cu and wgmma.cu.
 #pragma once
 #include "epilogue.cuh"
 #include "ptx.cuh"
@@ -7,17 +7,18 @@
 struct ProductArgs {
     const i8* codes;      // [M, pitch]
     const float* absmax;  // [M]
-    const void* values;   // [M, value_stride]: what outliers are taken from
-    const u32* columns;   // outlier columns, ascending
-    const u32* count;     // how many
+    const void* values;   // [M, value_stride]: the float activations, for outliers
+    const u32* columns;   // [count] the outlier columns, ascending
+    const u32* count;     // [1]
     Int8Weight weight;
     Epilogue epilogue;
-    i32* sums;      // gemm.cu with splits > 1: zeros for each tile, left as zeros
-    u32* counters;  // as above, one a tile
+    i32* sums;      // with splits > 1, sums of each tile; zeros, reset to zeros
+    u32* counters;  // with splits > 1, a counter for each tile; zeros, reset to zeros
     u32 rows, value_stride, limit, by_row, warps_k, splits;
 };
 
-// What row m has in an outlier column: with outliers by row nothing where its own value is none.
+// The value of row m in an outlier column. With outliers by row it is 0 if that value itself is not
+// an outlier.
 template <class T>
 DEVICE float outlier_value(const ProductArgs& a, u32 m, u32 column) {
     float value = to_float(static_cast<const T*>(a.values)[(size_t)m * a.value_stride + column]);

@@ -1,5 +1,5 @@
-// Instructions C++ has no words for, by the names and operand layouts of the PTX ISA 9.0. On the
-// emulated device their meaning is written out in emulation/emulation.h.
+// Wrappers of PTX instructions that CUDA C++ does not expose, with the operand layouts of the PTX
+// ISA 9.0. emulation/emulation.h defines them for the emulated device.
 #pragma once
 #include "common.cuh"
 
@@ -9,7 +9,7 @@ struct alignas(16) Words4 {
 
 #ifndef LLM_INT8_EMULATION
 
-// 16 bytes through the read-only path that are not used again: weights.
+// Loads 16 bytes through the read-only path, not to be kept in L1: weights.
 DEVICE Words4 load_streaming(const void* p) {
     Words4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -18,7 +18,7 @@ DEVICE Words4 load_streaming(const void* p) {
     return v;
 }
 
-// 16 bytes of global or shared memory.
+// Loads 16 bytes of global or shared memory.
 DEVICE Words4 load_words(const void* p) {
     uint4 v = *reinterpret_cast<const uint4*>(p);
     return {{v.x, v.y, v.z, v.w}};
@@ -28,19 +28,20 @@ DEVICE void store_words(void* p, Words4 v) {
     *reinterpret_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
-// *p += x as one step among all blocks, without waiting for it.
+// *p += x, atomically among all blocks; nothing is returned, so the thread does not wait.
 DEVICE void add_apart(i32* p, i32 x) { asm volatile("red.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory"); }
 
-// d += a · b over 32 codes: a row-major 16 × 32, b column-major 32 × 8, d 16 × 8. Of lane 4g + t:
-// a[0], a[1]: rows g, g + 8, bytes 4t..4t+3; a[2], a[3]: bytes 16 later; b[0], b[1]: column g,
-// bytes 4t.. and 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2], d[3]: row g + 8.
+// d += a · b over 32 codes: a is 16 × 32, row-major; b is 32 × 8, column-major; d is 16 × 8. Lane
+// 4g + t holds: a[0], a[1]: rows g, g + 8, bytes 4t … 4t + 3; a[2], a[3]: the bytes 16 later; b[0],
+// b[1]: column g, bytes 4t … 4t + 3 and those 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2],
+// d[3]: row g + 8.
 DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    // Turing: the same product in four parts of 8 × 16.
+    // Turing: the same in four instructions of 8 × 8 × 16.
 #define PART(d0, d1, a0, b0)                                                                        \
     asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" \
                  : "+r"(d0), "+r"(d1)                                                              \
@@ -53,10 +54,10 @@ DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif
 }
 
-// d += a · b over 16 values, sums in f32: a row-major 16 × 16, b column-major 16 × 8, d 16 × 8. Of
-// lane 4g + t, two values a word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1; a[2], a[3]:
-// columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1 and 8 later; d as above. From capability
-// 8.0 on.
+// d += a · b over 16 values with f32 sums: a is 16 × 16, row-major; b is 16 × 8, column-major; d is
+// 16 × 8. Lane 4g + t holds, two values in each word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1;
+// a[2], a[3]: the columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1 and those 8 later; d as in
+// mma_s8. Capability 8.0 and later.
 DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -72,8 +73,8 @@ DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16
 #endif
 }
 
-// Four 8 × 16-byte matrices out of shared memory; lane l gives the address of row l % 8 of matrix l
-// / 8, and gets in word i the bytes 4t..4t+3 of row g of matrix i.
+// Loads four matrices of 8 rows of 16 bytes from shared memory. Lane l passes the address of row
+// l % 8 of matrix l / 8; lane 4g + t gets in word i the bytes 4t … 4t + 3 of row g of matrix i.
 DEVICE void load_matrices(u32 (&words)[4], const void* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -82,8 +83,8 @@ DEVICE void load_matrices(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
-// The same with each matrix of 8 × 8 values of 16 bits transposed: the lane gets in word i of
-// column g rows 2t, 2t + 1.
+// The same, but transposes each matrix of 8 × 8 16-bit values: word i gets rows 2t, 2t + 1 of column
+// g of matrix i.
 DEVICE void load_transposed(u32 (&words)[4], const void* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -92,14 +93,14 @@ DEVICE void load_transposed(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
-// 2^x within two units in the last place; 0 where that is below the smallest normal number.
+// 2^x within two units in the last place; 0 if that is below the smallest normal number.
 DEVICE float power_of_2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Two values, rounded to 16 bits, as a word with `low` in its lower half.
+// Rounds two values to 16 bits and packs them into a word, `low` in its lower half.
 DEVICE u32 pack_floats(float low, float high, half) {
     __half2 pair = __floats2half2_rn(low, high);
     return *reinterpret_cast<u32*>(&pair);
@@ -109,7 +110,8 @@ DEVICE u32 pack_floats(float low, float high, bf16) {
     return *reinterpret_cast<u32*>(&pair);
 }
 
-// Copies 16 bytes from global to shared memory in the background; zeros where not `valid`.
+// Starts an asynchronous copy of 16 bytes from global to shared memory; writes zeros if not `valid`.
+// Synchronous before capability 8.0.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800
     u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
@@ -122,14 +124,14 @@ DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #endif
 }
 
-// Ends a group of copies.
+// Closes a group of copies: those started since the last group.
 DEVICE void commit_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Waits until at most `PENDING` groups of this thread are under way.
+// Waits until at most `PENDING` groups of this thread are still in flight.
 template <int PENDING>
 DEVICE void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -137,27 +139,25 @@ DEVICE void wait_for_copies() {
 #endif
 }
 
-// ---- Hopper's tensor cores (capability 9.0 alone)
-// ------------------------------------------------------------ They read both operands from shared
-// memory, where a tile lies in rows of 128 codes, at a multiple of 1024 bytes; the 16-byte chunk c
-// of row r is at chunk c ^ (r % 8), so that 8 rows fill 1024 bytes (the 128-byte swizzle).
+// wgmma, for Hopper only (capability 9.0). It reads both operands from shared memory, where a tile
+// has rows of 128 codes and is aligned to 1024 bytes, which is 8 rows. The 16-byte chunk c of row r
+// is stored at chunk c ^ (r % 8): the 128-byte swizzle.
 
-// Dynamic shared memory from a multiple of 1024 bytes on; the caller asked for 1024 more than it
-// uses.
+// Aligns dynamic shared memory to 1024 bytes; the launch requested 1024 more than the kernel uses.
 DEVICE unsigned char* align_tiles(unsigned char* shared) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
     return shared + (1024 - address % 1024) % 1024;
 }
 
-// What this thread wrote to shared memory, also by copies that it has waited for, can be read by
-// tensor cores of any warpgroup after the next barrier.
+// Makes this thread's writes to shared memory, including copies that it has waited for, visible to
+// the wgmma of all warpgroups after the next barrier.
 DEVICE void show_to_tensor_cores() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
-// Before the first wgmma_s8 of a group: registers are as the thread left them.
+// Orders earlier accesses to the registers of sums before the wgmma_s8 of a group.
 DEVICE void begin_wgmma() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -165,16 +165,17 @@ DEVICE void begin_wgmma() {
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// The bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024 bytes
-// from 8 rows to the next 8, 128-byte swizzle.
+// The matrix descriptor of the PTX ISA: start address; offset along K (unused with a swizzle); 1024
+// bytes from 8 rows to the next 8; the 128-byte swizzle.
 DEVICE u64 tile_descriptor(const void* tile) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(tile));
     return u64((address & 0x3ffff) >> 4) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 #endif
 
-// Starts d += a · bᵀ over codes 32 · step … of 64 rows of tile a and 128 of tile b, by a warpgroup.
-// Of lane 4g + t of its warp w: d[4j + 2h + e] is row 16w + g + 8h of a, row 8j + 2t + e of b.
+// A warpgroup starts d += a · bᵀ over 32 codes, from 32 · step on, of 64 rows of tile a and 128 rows
+// of tile b. In lane 4g + t of warp w, d[4j + 2h + e] belongs to row 16w + g + 8h of a and row 8j +
+// 2t + e of b.
 DEVICE void wgmma_s8(i32 (&d)[64], const void* a, const void* b, u32 step) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define WORDS4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
@@ -192,14 +193,14 @@ DEVICE void wgmma_s8(i32 (&d)[64], const void* a, const void* b, u32 step) {
 #endif
 }
 
-// Ends a group of wgmma_s8.
+// Closes a group of wgmma_s8.
 DEVICE void commit_wgmma() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
 
-// Waits until at most `PENDING` groups of this warpgroup are under way.
+// Waits until at most `PENDING` groups of this warpgroup are still in flight.
 template <int PENDING>
 DEVICE void wait_for_wgmma() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -207,7 +208,7 @@ DEVICE void wait_for_wgmma() {
 #endif
 }
 
-// After waiting for all groups: no read of d moves before that.
+// Called after waiting for all groups: keeps the compiler from moving reads of d before the wait.
 DEVICE void use_sums(i32 (&d)[64]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #pragma unroll

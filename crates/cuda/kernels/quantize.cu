@@ -1,14 +1,14 @@
-// Activations: which are outliers, absmax over the rest, codes; no host takes part.
+// Quantises activations: finds outliers, the absmax of the rest, and the codes, without the host.
 //
-// One launch, a row a block at a time, by as many blocks as are on the device together. A thread
-// has groups of four values that lie side by side and keeps the first of them in registers. Most
-// rows have no outliers: then a value costs a maximum, a product and a sum. Columns with outliers
-// in any row are marked in a bitmap; the last block to end makes the list of them and leaves the
-// bitmap and the counter of blocks as zeros, so that no launch is needed before or after. Only
-// where an outlier takes its whole column with it, `clear_columns` follows.
+// One launch, with as many blocks as run on the device at once, each of which takes one row at a
+// time. A thread has groups of four adjacent values and keeps the first groups in registers. Most
+// rows have no outliers; then a value costs one maximum, one multiplication and one addition.
+// Columns with outliers in any row are marked in a bitmap. The last block to finish lists them, and
+// resets the bitmap and the counter of blocks to zero, so no other launch is needed. Only when an
+// outlier's whole column must be zero does `clear_columns` follow.
 //
-// Bytes: up to 8192 values a row, x is read once; of longer rows the rest is read two to four
-// times, but only once from device memory, as it stays in the caches. Codes are written once, a
+// Bytes: x is read once if a row has up to 8192 values. The rest of longer rows is read two to four
+// times, but only once from device memory, since it stays in the caches. Codes are written once, a
 // quarter of an f32 row.
 #include "source.cuh"
 
@@ -16,23 +16,22 @@ struct QuantizeArgs {
     Source source;
     i8* codes;      // [M, pitch]
     float* absmax;  // [M]
-    float* values;  // [M, cols] or null: the values themselves, where `source` does not lie like that
-    u32* flags;     // [ceil(cols / 32)] zeros, left as zeros: a bit for each outlier column
-    u32* blocks;    // [1] zero, left as zero: blocks that are done, and with outliers
+    float* values;  // [M, cols]: the values after a norm or gate, for the outliers; null if plain
+    u32* flags;     // [ceil(cols / 32)] a bit for each outlier column; zeros, reset to zeros
+    u32* blocks;    // [1] blocks that are done, and how many of them marked columns; reset to zero
     u32* columns;   // [cols]: the outlier columns of all rows, ascending
     u32* count;     // [1]
     u32 rows, pitch, limit;
     u32 padding;
 };
 
-// The list of the columns marked, by one warp; the marks are taken away.
+// Lists the marked columns and clears the marks, in one warp.
 DEVICE void list_columns(const QuantizeArgs& a) {
     constexpr u32 AT_ONCE = 4;
     u32 lane = lane_index(), words = (a.source.cols + WARP - 1) / WARP, count = 0;
 #pragma unroll 1
     for (u32 first = 0; first < words; first += AT_ONCE * WARP) {
-        // Marks of other blocks: read where the atomics are done, not out of a cache of this
-        // multiprocessor.
+        // Other blocks set the marks by atomics in L2; a plain load could hit a stale L1 line.
         u32 marks[AT_ONCE];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; ++i) {
@@ -57,8 +56,8 @@ DEVICE void list_columns(const QuantizeArgs& a) {
     if (lane == 0) *a.count = count;
 }
 
-// One row; whether it has outliers. `marked`: the columns of kept values that this thread has
-// marked before.
+// Quantises one row; returns whether it has outliers. `marked`: bits of the kept values whose
+// columns this thread has already marked, so that it need not do so again.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
 DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
     static_assert(GROUPS * 4 <= 32, "a bit for each value that is kept");
@@ -97,7 +96,7 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
     return has_outliers;
 }
 
-// Brings a row into L2, a line a thread.
+// Prefetches a row into L2, each thread one line at a time.
 template <class T>
 DEVICE void prefetch_row(const Source& source, u32 m) {
     constexpr u32 LINE = 128 / sizeof(T);
@@ -107,7 +106,7 @@ DEVICE void prefetch_row(const Source& source, u32 m) {
     }
 }
 
-// The block's rows; whether any has outliers.
+// Quantises the block's rows; returns whether any has outliers.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
 DEVICE bool quantize_rows(const QuantizeArgs& a) {
     bool has_marked = false;
@@ -120,7 +119,7 @@ DEVICE bool quantize_rows(const QuantizeArgs& a) {
     return has_marked;
 }
 
-// The same, by what kind of rows they are.
+// The same, with the template that suits the rows.
 template <class T>
 DEVICE bool quantize_any(const QuantizeArgs& a) {
     const Source& source = a.source;
@@ -130,7 +129,7 @@ DEVICE bool quantize_any(const QuantizeArgs& a) {
     bool is_short = source.cols <= blockDim.x * 8;
     if (is_whole && source.kind == PLAIN && a.values == nullptr)
         return is_short ? quantize_rows<T, 2, true, true>(a) : quantize_rows<T, 4, true, true>(a);
-    // Norms and gates are of rows of f32 where a matmul follows.
+    // A matmul takes values after a norm or gate only in f32; others need no fast path.
     if constexpr (sizeof(T) == sizeof(float))
         if (is_whole) return is_short ? quantize_rows<T, 2, false, true>(a) : quantize_rows<T, 4, false, true>(a);
     return quantize_rows<T, 2, false, false>(a);
@@ -138,12 +137,12 @@ DEVICE bool quantize_any(const QuantizeArgs& a) {
 
 template <class T>
 DEVICE void quantize(const QuantizeArgs& a) {
-    // In the counter of blocks: each that has marked columns adds this too.
+    // The counter's upper half counts the blocks that have marked columns.
     constexpr u32 MARKED = 1u << 16;
     bool has_marked = quantize_any<T>(a);
     if (has_marked) __syncthreads();
     if (warp_index() != 0) return;
-    // The block's marks must be there before it is counted.
+    // The block's marks must be visible before it is counted.
     if (has_marked && lane_index() == 0) __threadfence();
     u32 mine = has_marked ? MARKED + 1 : 1, all = lane_index() == 0 ? atomicAdd(a.blocks, mine) + mine : 0;
     all = __shfl_sync(EVERY_LANE, all, 0);
@@ -170,7 +169,8 @@ struct ClearArgs {
     u32 pitch, padding;
 };
 
-// With outliers of the whole batch: the codes of their columns become 0 in every row, a block each.
+// When outliers take effect for the whole batch: sets the codes of their columns to 0 in every row,
+// one block for each row.
 KERNEL(clear_columns, ClearArgs, 128, 8) {
     i8* codes = a.codes + (size_t)blockIdx.x * a.pitch;
     for (u32 i = threadIdx.x; i < *a.count; i += blockDim.x) codes[a.columns[i]] = 0;

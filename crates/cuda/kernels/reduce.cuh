@@ -1,5 +1,5 @@
-// Reductions over a warp and a block. Every thread of the block must call the block functions;
-// every thread gets the result. The order of additions is fixed, so that a sum has the same bits at
+// Reductions over a warp and a block. Every thread of the block must call the block functions, and
+// every thread gets the result. The order of additions is fixed, so a sum has the same bits in
 // every run.
 #pragma once
 #include "common.cuh"
@@ -16,7 +16,7 @@ struct Max {
     static __device__ __forceinline__ T of(T x, T y) { return x > y ? x : y; }
 };
 
-// Over groups of `lanes` neighbouring lanes, a power of two.
+// Over groups of `lanes` adjacent lanes; a power of two.
 template <class Op, class T>
 DEVICE T lanes_reduce(T x, u32 lanes) {
     for (u32 step = lanes / 2; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(EVERY_LANE, x, step));
@@ -30,8 +30,8 @@ DEVICE T warp_reduce(T x) {
     return x;
 }
 
-// With one barrier: `parts` is shared memory for a value a warp, which nothing else uses in the
-// whole kernel.
+// With one barrier. `parts` is shared memory for one value of each warp, which nothing else in the
+// kernel uses.
 template <class Op, class T>
 DEVICE T block_reduce(T x, T* parts) {
     x = warp_reduce<Op>(x);
@@ -42,7 +42,7 @@ DEVICE T block_reduce(T x, T* parts) {
     return all;
 }
 
-// The same for blocks of WARPS warps, a power of two up to 32; the order of additions is another.
+// The same for blocks of WARPS warps, a power of two up to 32. Additions are in another order.
 template <u32 WARPS, class Op, class T>
 DEVICE T block_reduce_of(T x, T (&parts)[WARPS]) {
     x = warp_reduce<Op>(x);
@@ -54,18 +54,17 @@ DEVICE T block_reduce_of(T x, T (&parts)[WARPS]) {
     return x;
 }
 
-// With two barriers: as often as one likes.
+// With two barriers, so that it may be called repeatedly.
 template <class Op, class T>
 DEVICE T block_reduce(T x) {
     __shared__ T parts[32];
     T all = block_reduce<Op>(x, parts);
-    // The next reduction writes into the same place.
+    // The next call writes to the same `parts`.
     __syncthreads();
     return all;
 }
 
-// How many of the flags of threads before this one are set, and in `total` how many of the whole
-// block.
+// How many threads of lower number have the flag set; `total`: how many of the block have.
 DEVICE u32 block_rank(bool flag, u32& total) {
     __shared__ u32 counts[32];
     u32 ballot = __ballot_sync(EVERY_LANE, flag);

@@ -1,14 +1,14 @@
-// What is done with rows between products.
+// Operations on rows between matmuls: embeddings, norms, sums, softcaps, copies.
 #include "epilogue.cuh"
 #include "ptx.cuh"
 #include "source.cuh"
 
-// Rows of a table, with those of a position table added.
+// Looks up rows of a token table and adds rows of a position table.
 struct EmbedArgs {
     const u32* ids;             // [M]
     const u32* position_rows;   // [M] rows of `positions`
     const void* table;          // [V, table_pitch]
-    const float* table_absmax;  // [V] where the table is int8, else null
+    const float* table_absmax;  // [V] if the table is int8, else null
     const void* positions;      // [P, position_pitch] or null
     float* out;                 // [M, width]
     u32 width, table_pitch, position_pitch;
@@ -40,8 +40,9 @@ KERNEL(embed_f32, EmbedArgs, 256, 4) { embed<float>(a); }
 KERNEL(embed_f16, EmbedArgs, 256, 4) { embed<half>(a); }
 KERNEL(embed_bf16, EmbedArgs, 256, 4) { embed<bf16>(a); }
 
-// A norm by itself: of whole rows, or of each of `heads` parts of a row, with weights of its own
-// where `weight_stride` is its width. `out` may be where `source` lies.
+// A norm as a launch of its own: of whole rows, or of each of the `heads` vectors of a row, with
+// weights of its own if `weight_stride` is its width, and the same ones if it is 0. `out` may be
+// `source`.
 struct NormArgs {
     Source source;
     float* out;
@@ -63,8 +64,7 @@ KERNEL(norm_rows, NormArgs, 512, 1) {
     });
 }
 
-// out = x · up, or x += factor · up: what is left of gates and residuals where no product takes
-// them along.
+// out = x · up, or x + factor · up: gates and residuals that are not part of a matmul's launch.
 struct CombineArgs {
     const float* x;   // [M, x_stride]
     const float* up;  // [M, up_stride]
@@ -81,7 +81,7 @@ KERNEL(combine, CombineArgs, 256, 4) {
     a.out[(size_t)m * a.width + i] = a.adds != 0 ? __fmaf_rn(up, a.factor, x) : x * up;
 }
 
-// Logits: `scale · x`, then `cap · tanh(x / cap)` where cap is not 0.
+// Of logits, in place: `scale · x`, then `cap · tanh(x / cap)` if cap is not 0.
 struct SoftcapArgs {
     float* x;
     u64 count;
@@ -95,7 +95,7 @@ KERNEL(softcap, SoftcapArgs, 256, 4) {
     a.x[i] = a.cap != 0.0f ? a.cap * tanhf(x / a.cap) : x;
 }
 
-// Rows of 16-byte words from one pitch to another: a cache that grows.
+// Copies rows of 16-byte words from one pitch to another, when a cache grows.
 struct CopyRowsArgs {
     const void* from;
     void* to;

@@ -1,21 +1,21 @@
-// Rows of activations as a linear layer reads them: as they lie, through a norm, or gated. A thread
-// keeps the first of its values in registers; what lies beyond is computed again whenever it is
-// needed, which costs a few operations and saves a trip through memory.
+// Rows of activations as a linear layer reads them: plain, after a norm, or gated. A thread keeps
+// its first values in registers. Those of longer rows are computed again whenever they are needed,
+// which costs a few operations but saves a trip through memory.
 #pragma once
 #include "reduce.cuh"
 
 enum SourceKind : u32 { PLAIN = 0, LAYER_NORM = 1, RMS_NORM = 2, GATED = 3 };
 
 struct Source {
-    const void* x;        // [M, stride], of which `cols` count
-    const void* up;       // GATED: what x is multiplied with, [M, stride]
+    const void* x;        // [M, stride], of which the first `cols` values of a row are used
+    const void* up;       // GATED: [M, stride], multiplied by x
     const float* weight;  // norms: [cols]
     const float* bias;    // LAYER_NORM: [cols] or null
     u32 stride, cols, kind;
     float eps;
 };
 
-// Brings the weights of a norm into L2.
+// Prefetches the weights of a norm into L2.
 DEVICE void prefetch_source(const Source& source) {
     if (source.weight == nullptr) return;
     constexpr u32 LINE = 128 / sizeof(float);
@@ -25,14 +25,14 @@ DEVICE void prefetch_source(const Source& source) {
     }
 }
 
-// Whether four values can be loaded together.
+// Whether four values can be loaded as one vector.
 template <class V>
 DEVICE bool is_aligned(const V* p) {
     return (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0;
 }
 
-// The largest f16 magnitude of a row that is no outlier, in 15 bits, and above them whether there
-// are outliers.
+// A reduction over values packed as a u32: the largest f16 magnitude that is not an outlier in the
+// low 16 bits, and above them a flag that there are outliers.
 struct Magnitudes {
     static constexpr u32 OUTLIER = 1u << 16;
 
@@ -42,7 +42,7 @@ struct Magnitudes {
     }
 };
 
-// Which of four values are outliers, a bit each.
+// Which of four values are outliers, one bit for each.
 DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
     u32 bits = 0;
 #pragma unroll
@@ -51,15 +51,15 @@ DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
     return bits;
 }
 
-// One row, of which a thread has the groups of four values 4 · (threadIdx.x + blockDim.x · i) …,
-// and keeps the first GROUPS. IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept, and
-// four values can be loaded together. What a kind of rows does not need is not in its code, which
-// runs once in a small product and has to come from memory first.
+// One row. A thread has the groups of four values that begin at 4 · (threadIdx.x + blockDim.x · i),
+// and keeps the first GROUPS of them. IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept,
+// and four values can be loaded as one vector. Each kind of rows has its own instance, without the
+// code that it does not need: in a small launch the code runs once and must be fetched first.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
 struct GroupedRow {
     const Source& source;
     const T *x, *up;
-    u32 round;  // which of two places reductions use: with the next row the other one
+    u32 round;  // 0 or 1, alternating with rows: which of two arrays reductions use
     float mean, inverse;
     float held[GROUPS][4];
 
@@ -70,12 +70,12 @@ struct GroupedRow {
           round(round),
           mean(0.0f),
           inverse(1.0f) {
-        // All loads before the first use.
+        // All loads are issued before the first use.
 #pragma unroll
         for (u32 i = 0; i < GROUPS; ++i) load(x, place(i), held[i], 0.0f);
         if (IS_PLAIN || source.kind == PLAIN) return;
-        // Those of a norm's weights too, where there is room for them. Of what is not normed, mean
-        // and inverse are 0 and 1, and a value stays as it is.
+        // The norm's weights are loaded early too, if there are registers for them. Without a norm,
+        // mean and inverse are 0 and 1, which leave a value unchanged.
         if constexpr (GROUPS <= 2) {
             float factor[GROUPS][4], offset[GROUPS][4];
 #pragma unroll
@@ -94,8 +94,8 @@ struct GroupedRow {
         }
     }
 
-    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; past the row
-    // values are 0. `group` is GROUPS for those that are not kept.
+    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; values past the end
+    // of the row are 0. `group` is GROUPS for groups that are not kept.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
@@ -116,9 +116,9 @@ struct GroupedRow {
         }
     }
 
-    // The bits of the largest f16 magnitude that is no outlier, whether the row has outliers, and
-    // which of the kept values of this thread are some: bit 4i + j is that of value j of group i.
-    // NaN wins over every number.
+    // The bits of the largest f16 magnitude that is not an outlier, with NaN above every number;
+    // whether the row has outliers; and which of this thread's kept values are outliers: bit 4i + j
+    // is for value j of group i.
     __device__ __forceinline__ u32 absmax(u32 limit, bool& has_outliers, u32& outliers) const {
         u32 found = 0;
         each(source.cols, [&](u32, u32, const float (&value)[4]) {
@@ -146,7 +146,7 @@ struct GroupedRow {
 private:
     static __device__ __forceinline__ u32 place(u32 group) { return (group * blockDim.x + threadIdx.x) * 4; }
 
-    // Values k … k + 3; `otherwise` past the row, or where there are none at all.
+    // Values k … k + 3; `otherwise` past the end of the row, or if `from` is null.
     template <class V>
     __device__ __forceinline__ void load(const V* from, u32 k, float (&to)[4], float otherwise) const {
 #pragma unroll
@@ -161,7 +161,7 @@ private:
         }
     }
 
-    // What a value is multiplied with, and what is added.
+    // The factors and offsets of four values.
     __device__ __forceinline__ void load_constants(u32 k, float (&factor)[4], float (&offset)[4]) const {
         if (up != nullptr) {
             load(up, k, factor, 1.0f);
@@ -176,7 +176,7 @@ private:
             if (k + j < source.cols) value[j] = (value[j] - mean) * inverse * factor[j] + offset[j];
     }
 
-    // Mean and inverse of the norm, while `held` has the values as they lie.
+    // Computes the norm's mean and inverse deviation, while `held` still has the plain values.
     __device__ __forceinline__ void find_statistics() {
         if (source.kind == LAYER_NORM) {
             float sum = 0.0f;
@@ -210,18 +210,18 @@ private:
     }
 };
 
-// A row for blocks of 512 threads that start early: `load_constants` may come before the kernels
-// before are waited for, `load` after; then `normalise`. A thread has the values 4 · (threadIdx.x +
-// 512 i) … + 3, the first QUADS groups of them in registers: rows of up to 6144 values. Rows that
-// are not a multiple of 4 long, or that lie where four values cannot be loaded together, are not
-// kept at all.
+// A row for blocks of 512 threads in kernels that overlap: `load_constants` may be called before the
+// kernel waits for earlier ones, `load` only after, then `normalise`. A thread has the groups of
+// four values that begin at 4 · (threadIdx.x + 512 i), and keeps the first QUADS of them in
+// registers: all values of rows up to 6144. Nothing is kept of rows whose length is not a multiple
+// of 4 or that are not aligned for vectors of four values.
 constexpr u32 QUADS = 3;
 
 template <class T>
 struct QuadRow {
     const T *x, *up;
     const float *weight, *bias;
-    u32 cols, kind, quads;  // quads: that are kept
+    u32 cols, kind, quads;  // quads: groups that are kept
     float mean, inverse, eps;
     float held[QUADS][4], factor[QUADS][4], offset[QUADS][4];
 
@@ -244,7 +244,7 @@ struct QuadRow {
         load_quads(bias, offset, 0.0f);
     }
 
-    // All loads come before the first use.
+    // All loads are issued before the first use.
     __device__ __forceinline__ void load() {
         load_quads(x, held, 0.0f);
         if (up != nullptr) load_quads(up, factor, 1.0f);
@@ -263,7 +263,7 @@ struct QuadRow {
             __shared__ float parts[WARPS];
             inverse = rsqrtf(block_reduce_of<WARPS, Sum>(squares, parts) / (float)cols + eps);
         }
-        // Of what is not normed, mean and inverse are 0 and 1, and a value stays as it is.
+        // Without a norm, mean and inverse are 0 and 1, which leave a gated value unchanged.
         if (kind == PLAIN) return;
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
@@ -275,7 +275,7 @@ struct QuadRow {
         }
     }
 
-    // Value k, of any thread.
+    // Value k, even if another thread keeps it.
     __device__ __forceinline__ float operator[](u32 k) const {
         float value = to_float(x[k]);
         if (kind == PLAIN) return value;
@@ -284,8 +284,8 @@ struct QuadRow {
         return bias != nullptr ? value + bias[k] : value;
     }
 
-    // Calls f(k, values k … k + 3) for this thread's groups up to `end`, a multiple of 4 which may
-    // lie past the row, where values are 0.
+    // Calls f(k, values k … k + 3) for this thread's groups before `end`, a multiple of 4 that may be
+    // past the end of the row, where values are 0.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
@@ -315,7 +315,7 @@ private:
         }
     }
 
-    // Calls f(x) for the values of this thread, while `held` has them as they lie.
+    // Calls f(x) for this thread's values, while `held` still has the plain values.
     template <class F>
     __device__ __forceinline__ void each_raw(F f) const {
 #pragma unroll
@@ -330,8 +330,8 @@ private:
     }
 };
 
-// The bits of the largest f16 magnitude of a row that is no outlier, and whether there are
-// outliers. NaN wins over every number.
+// The bits of the largest f16 magnitude of a row that is not an outlier, with NaN above every
+// number; and whether there are outliers.
 template <class T>
 DEVICE u32 row_absmax(const QuadRow<T>& row, u32 limit, bool& has_outliers) {
     u32 found = 0;

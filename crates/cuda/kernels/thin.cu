@@ -1,22 +1,22 @@
-// A few rows (M = 1 … 16): weights are read once, tensor cores do the products.
+// int8 matmuls of a few rows (M = 1 … 16): weights are read once and multiplied on tensor cores.
 //
-// Idea: the operands are swapped, so that 16 rows of weights are the tall one of mma.m16n8k32 and 8
-// rows of activations the wide one. A sum over k may be taken in any order, so a lane loads 16
-// bytes that lie side by side, of a weight row and of an activation row alike, and feeds them as
-// the k of two instructions: the loads are 16 bytes wide, and 4 lanes read 64 bytes in a row.
+// Idea: the operands of mma.m16n8k32 are swapped: its 16 rows are weights, its 8 columns
+// activations. A sum over k may be taken in any order, so a lane loads 16 adjacent bytes of a
+// weight row, and the same of an activation row, and passes them as the k of two instructions. That
+// way loads are 16 bytes wide, and 4 lanes read 64 contiguous bytes.
 //
-// Layout: a block is 8 warps, `warps_k` of which share 16 rows of weights, K split among them. Each
-// lane copies the weights it needs into a place of its own in shared memory, THIN_STAGES steps of
-// 64 columns ahead, the first of them before the kernels before this one are waited for: with
-// programmatic dependent launch they arrive while the rows are quantised. Multiply-adds: at M = 16
-// a byte of weight needs 16, 4.8 TB/s of them 77 T/s: far below the tensor cores, above what dp4a
-// gives.
+// Layout: a block has 8 warps, of which `warps_k` share 16 rows of weights and split K. Each lane
+// copies the weights it needs to its own place in shared memory, THIN_STAGES steps of 64 columns
+// ahead. The first steps are started before the kernel waits for earlier ones: with programmatic
+// dependent launch they arrive while the rows are quantised. At M = 16 each byte of weights takes
+// 16 multiply-adds, so 4.8 TB/s of them take 77 T/s: far below the rate of tensor cores, but above
+// that of dp4a.
 #include "product.cuh"
 
 constexpr u32 THIN_WARPS = 8;
 constexpr u32 THIN_STAGES = 4;
 
-// GROUPS: of 8 rows of activations.
+// GROUPS: groups of 8 rows of activations.
 template <class T, u32 GROUPS>
 DEVICE void thin(const ProductArgs& a) {
     DYNAMIC_SHARED(shared);  // [min(steps, THIN_STAGES), 2, 256] pieces of 16 bytes
@@ -77,7 +77,8 @@ DEVICE void thin(const ProductArgs& a) {
         for (u32 i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][j * 8 + 2 * t + i % 2] = sum[j][i];
     __syncthreads();
 
-    // The outputs of the group's 16 weight rows, shared by its warps: neighbours write neighbours.
+    // The warps of a group share the outputs of its 16 weight rows; adjacent lanes write adjacent
+    // outputs.
     u32 count = *a.count;
     for (u32 i = part * WARP + lane; i < 16 * a.rows; i += a.warps_k * WARP) {
         u32 m = i / 16, r = i % 16, n = first + r;

@@ -1,31 +1,31 @@
-// From the sums of a tile to outputs.
+// The epilogue of gemm.cu and wgmma.cu: from the sums of a tile to outputs.
 //
-// Idea: the sums leave the registers of the tensor cores' layout for shared memory, in the place of
-// the stages that the main loop no longer needs. From there a thread finishes blocks of 4 rows by 4
-// neighbouring columns: 16 independent outputs at once, shared memory read 16 bytes at a time,
-// residuals and outputs moved as vectors where they lie so. A thread stays in its columns, whose
-// absmax and bias it keeps. The loops are not unrolled over the tile: the code of an activation
-// function must not be there once for every output of a thread, or the instruction cache does not
-// hold it. absmax, biases and the numbers of outlier columns are fetched before the main loop;
-// outliers after it, once for the tile if there are up to 16.
+// Idea: the sums go from registers, in the layout of the tensor cores, to shared memory, where they
+// replace the stages of the main loop. From there a thread finishes blocks of 4 rows by 4 adjacent
+// columns: 16 independent outputs at once, with 16-byte loads from shared memory, and vector loads
+// and stores of residuals and outputs if alignment permits. A thread keeps its columns, and so
+// their absmax and bias, in registers. The loops over the tile are not unrolled: with a copy of the
+// activation functions for each output, the code would not fit in the instruction cache. absmax,
+// biases and the numbers of outlier columns are fetched before the main loop; outlier values after
+// it, once for the tile if there are up to 16 columns.
 //
-// Few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each adds its sums
-// to those of the tile in device memory, which is exact in any order; the last one takes them back
-// into its registers and finishes, and leaves sums and counter as zeros. There sum i of a thread
-// lies beside sum i of its neighbour. Bytes: 4 · splits + 8 an output, all of it in L2.
+// Split K, for few tiles with a long K: `splits` blocks (blockIdx.z) share the K of a tile. Each
+// adds its sums to those of the tile in device memory, which is exact in any order. The last one
+// reads the totals back into registers, resets sums and counter to zero, and finishes the tile.
+// Memory holds sum i of all threads contiguously. Bytes: 4 · splits + 8 for each output, all in L2.
 #pragma once
 #include "product.cuh"
 
 constexpr u32 OUTLIERS_AT_ONCE = 16;
 
-// Four values that lie side by side, aligned to their size.
+// Four adjacent values, aligned to the size of all four.
 DEVICE void store4(float* p, const float (&x)[4]) { *reinterpret_cast<float4*>(p) = float4{x[0], x[1], x[2], x[3]}; }
 template <class T>
 DEVICE void store4(T* p, const float (&x)[4]) {
     *reinterpret_cast<uint2*>(p) = uint2{pack_floats(x[0], x[1], T()), pack_floats(x[2], x[3], T())};
 }
 
-// Of the steps along K, the block's share: from `first` to before `end`.
+// The block's share of the steps along K: from `first` to `end`, exclusive.
 struct StepRange {
     u32 first, end;
 
@@ -36,19 +36,19 @@ struct StepRange {
     }
 };
 
-// Copies a tile of codes into shared memory, in the background: ROWS rows of CHUNKS · 16 bytes, of
-// which a thread copies the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, with
-// which the order of chunks in a row repeats.
+// Copies a tile of codes into shared memory asynchronously: ROWS rows of CHUNKS · 16 bytes, of which
+// a thread copies the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, the period of
+// the swizzle.
 template <u32 ROWS, u32 CHUNKS, u32 THREADS>
 struct TileCopy {
     static constexpr u32 STRIDE = THREADS / CHUNKS, BYTES = ROWS * CHUNKS * 16;
     static_assert(STRIDE % 8 == 0 && ROWS % STRIDE == 0, "whole rounds of all threads");
 
-    const i8* from;  // of this thread's first row
+    const i8* from;  // this thread's chunk of its first row
     u32 pitch, rows, column;
-    u32 place;       // in the tile
+    u32 place;       // its offset in the tile
 
-    // swizzle(row, chunk): where in its row a chunk is put.
+    // swizzle(row, chunk): the place of a chunk in its row.
     template <class Swizzle>
     __device__ __forceinline__ TileCopy(const i8* codes, u32 pitch, u32 first, u32 end, Swizzle swizzle) : pitch(pitch) {
         u32 row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
@@ -58,7 +58,7 @@ struct TileCopy {
         place = (row * CHUNKS + swizzle(row, chunk)) * 16;
     }
 
-    // Starts copying the codes from k on; zeros where there are none.
+    // Starts copying the codes from column k on; zeros past the end.
     __device__ __forceinline__ void start(unsigned char* tile, u32 k) const {
         const i8* next = from + k;
 #pragma unroll
@@ -67,29 +67,30 @@ struct TileCopy {
     }
 };
 
-// HEIGHT: rows of the tile that are in shared memory together.
+// HEIGHT: rows of the tile that are in shared memory at once.
 template <class T, u32 TILE_M, u32 TILE_N, u32 THREADS, u32 HEIGHT = TILE_M>
 struct Tile {
-    // A lane's pairs of neighbouring sums, of rows g and columns 2t, lie in different banks.
+    // With this pitch the lanes' pairs of adjacent sums, of rows g and columns 2t, are in different
+    // banks.
     static constexpr u32 PITCH = TILE_N + 8;
     static constexpr u32 BOTH = TILE_M + TILE_N, FETCHED = (BOTH + THREADS - 1) / THREADS;
-    // A thread has rows ROWS · i … of every STRIDE, and 4 columns, in which it stays.
+    // A thread finishes ROWS rows out of every STRIDE, always in the same 4 columns.
     static constexpr u32 ROWS = 4, QUADS = TILE_N / 4, STRIDE = THREADS / QUADS * ROWS;
     static constexpr u32 SUMS = TILE_M * TILE_N / THREADS, PARTS = TILE_M / HEIGHT;
     static constexpr u32 BYTES = 4 * (HEIGHT * PITCH + (OUTLIERS_AT_ONCE + 1) * BOTH + TILE_N + 4);
-    static_assert(PARTS == 1 || FETCHED == 1, "what load_outliers takes");
+    static_assert(PARTS == 1 || FETCHED == 1, "load_outliers supports only one of them above 1");
     static_assert(TILE_M % WARP == 0 && BOTH % WARP == 0, "a warp fetches what belongs to rows, or to columns");
     static_assert(THREADS % QUADS == 0 && HEIGHT % STRIDE == 0 && TILE_M % HEIGHT == 0, "whole rounds of all threads");
 
     const ProductArgs& a;
     u32 first_m, first_n, count;
-    // Fetched before the main loop: absmax of rows of activations or of weights, biases, and an
-    // outlier column a lane.
+    // Fetched before the main loop: absmax of rows of activations or weights, biases, and an outlier
+    // column in each lane.
     float factor[FETCHED], offset[FETCHED];
     u32 column;
-    // In shared memory, after it.
-    i32* sums;        // [HEIGHT, PITCH], later values
-    float* outliers;  // [OUTLIERS_AT_ONCE, BOTH]: of activations, then of weights
+    // In shared memory, after the main loop.
+    i32* sums;        // [HEIGHT, PITCH], later f32 outputs
+    float* outliers;  // [OUTLIERS_AT_ONCE, BOTH]: activations, then weights, of outlier columns
     float* factors;   // [BOTH]
     float* offsets;   // [TILE_N]
     u32* is_last;
@@ -110,9 +111,9 @@ struct Tile {
         if (lane_index() < OUTLIERS_AT_ONCE && lane_index() < count) column = a.columns[lane_index()];
     }
 
-    // Finishes the tile in BYTES of shared memory, which no thread may use for something else any
-    // more. put(part) gives rows part · HEIGHT … of `sum` to put_pair; all threads call it.
-    // `has_rows`: whether the warp has rows that there are.
+    // Finishes the tile, using BYTES of shared memory, which no thread may still use for anything
+    // else. put(part) passes the rows of a part (HEIGHT rows) of `sum` to put_pair; all threads call
+    // it. `has_rows`: whether any of the warp's rows is within M.
     template <class Put>
     __device__ __forceinline__ void finish(void* shared, i32 (&sum)[SUMS], bool has_rows, Put put) {
         sums = static_cast<i32*>(shared);
@@ -136,7 +137,7 @@ struct Tile {
         }
     }
 
-    // Two sums of a row of a part, side by side.
+    // Stores two adjacent sums of a row of the part.
     __device__ __forceinline__ void put_pair(u32 row, u32 column, i32 left, i32 right) const {
         struct alignas(8) Pair {
             i32 left, right;
@@ -145,8 +146,8 @@ struct Tile {
     }
 
 private:
-    // Adds this block's sums to those of the tile. Whether it is the last one to do so: then `sum`
-    // is all of them.
+    // Adds this block's sums to those of the tile. Returns whether it is the last block to do so;
+    // then `sum` holds the totals.
     __device__ __forceinline__ bool join(i32 (&sum)[SUMS], bool has_rows) const {
         u32 tile = blockIdx.x + gridDim.x * blockIdx.y;
         i32* all = a.sums + (size_t)tile * (TILE_M * TILE_N) + threadIdx.x;
@@ -156,8 +157,8 @@ private:
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            // What this block added must be seen before it is counted, and what others added once
-            // they are.
+            // What this block added must be visible before it is counted, and what others added must
+            // be visible to it once they are.
             __threadfence();
             u32 before = atomicAdd(&a.counters[tile], 1u);
             __threadfence();
@@ -175,11 +176,11 @@ private:
         return true;
     }
 
-    // Outlier columns from number `first` on: the values of a row in them, or the weights that
-    // belong to them, by each thread.
+    // Loads up to OUTLIERS_AT_ONCE outlier columns, from number `first` on, to shared memory: each
+    // thread the values of a row of activations in them, or the scaled weights of an output.
     __device__ __forceinline__ void load_outliers(u32 first) const {
         u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
-        // Where sums of other parts wait in registers, there is room for one at a time.
+        // Sums of later parts still occupy registers, so load one value at a time.
         if constexpr (PARTS > 1) {
             u32 m = first_m + threadIdx.x, n = first_n + threadIdx.x - TILE_M;
             bool is_x = threadIdx.x < TILE_M, inside = is_x ? m < a.rows : threadIdx.x < BOTH && n < a.weight.out_features;
@@ -199,7 +200,7 @@ private:
 #pragma unroll 1
         for (u32 i = 0; i < FETCHED; ++i) {
             u32 place = i * THREADS + threadIdx.x;
-            // The same for all lanes of a warp.
+            // This condition is the same for all lanes of a warp.
             if (place < TILE_M) {
                 u32 m = first_m + place;
                 bool is_there = m < a.rows;
@@ -221,14 +222,14 @@ private:
         }
     }
 
-    // Puts into shared memory what f makes of the values of a row in `here` columns, of which lane
-    // o has number o; other lanes have column 0.
+    // Stores f(value) to shared memory for the values of a row in `here` columns. Lane o holds the
+    // o-th column; lanes past `here` hold 0.
     template <class V, class F>
     __device__ __forceinline__ void fetch_outliers(const V* row, u32 column, u32 here, float* to, F f) const {
         constexpr u32 AT_ONCE = 8;
 #pragma unroll 1
         for (u32 o = 0; o < here; o += AT_ONCE) {
-            // All loads before the first use.
+            // All loads are issued before the first use.
             V found[AT_ONCE];
 #pragma unroll
             for (u32 j = 0; j < AT_ONCE; ++j) found[j] = row[__shfl_sync(EVERY_LANE, column, o + j)];
@@ -238,14 +239,14 @@ private:
         }
     }
 
-    // Whether four values from p on, of this thread's columns, can be moved together in every row.
+    // Whether this thread's four columns can be accessed as one vector in every row.
     template <class V>
     __device__ __forceinline__ bool is_whole(const V* p, u32 stride, u32 n) const {
         bool is_aligned = (reinterpret_cast<u64>(p) & (sizeof(V) * 4 - 1)) == 0 && stride % 4 == 0;
         return is_aligned && n + 4 <= a.weight.out_features;
     }
 
-    // The residual of rows m … in columns n ….
+    // Loads the residual of ROWS rows from m on, four columns from n on.
     __device__ __forceinline__ void load_residual(u32 m, u32 n, bool is_whole, float (&residual)[ROWS][4]) const {
         const float* from = a.epilogue.residual + (size_t)m * a.epilogue.residual_stride + n;
 #pragma unroll
@@ -278,8 +279,8 @@ private:
         }
     }
 
-    // Sums of a part become outputs: the int8 part, the bias, the outliers in the order of their
-    // columns, the function, the residual.
+    // Turns the sums of a part into outputs: the int8 part, the bias, the outliers in the order of
+    // their columns, the activation function, the residual.
     __device__ __forceinline__ void finish_rows(u32 part) const {
         const Epilogue& e = a.epilogue;
         u32 c = threadIdx.x % QUADS * 4, n = first_n + c, first_row = threadIdx.x / QUADS * ROWS;
@@ -288,8 +289,8 @@ private:
         bool has_residual = e.residual != nullptr, is_activated = first_n < e.activated && e.activation != IDENTITY;
         bool whole_residual = is_whole(e.residual, e.residual_stride, n);
         bool whole_out = is_whole(static_cast<const T*>(e.out), e.out_stride, n);
-        // Of the rows that come next, on its way while those before are finished; where sums of
-        // other parts wait in registers there is no room for that.
+        // The residual of the next rows is loaded while these are finished, unless sums of later
+        // parts occupy the registers for it.
         constexpr bool IS_EARLY = PARTS == 1;
         float residual[ROWS][4];
         if (IS_EARLY && has_residual) load_residual(part_m + first_row, n, whole_residual, residual);
@@ -313,7 +314,7 @@ private:
         u32 first = 0;
         do {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
-            // The first ones are there, unless the part before needed that place for others.
+            // The first columns are already loaded, unless the previous part replaced them by others.
             if (first != 0 || (part != 0 && count > OUTLIERS_AT_ONCE)) {
                 __syncthreads();
                 load_outliers(first);
@@ -353,7 +354,7 @@ private:
         } while (first < count);
         if (!is_activated) return;
 
-        // From here on a thread reads what it wrote itself.
+        // No barrier needed: from here on a thread reads only what it wrote itself.
         with_activation(e.activation, [&](auto function) {
 #pragma unroll 1
             for (u32 i = 0; i < HEIGHT / STRIDE * ROWS; ++i) {

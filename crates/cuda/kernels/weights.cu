@@ -1,6 +1,6 @@
-// Float weights to codes and absmax while a checkpoint streams in (bitsandbytes'
-// `int8_vectorwise_quant` of the weight in f16): a weight is read twice, the second time mostly
-// from the caches, and its codes written once.
+// Quantises float weights while a checkpoint streams in (bitsandbytes' `int8_vectorwise_quant` of
+// the weight in f16). A weight is read twice, the second time mostly from the caches, and its codes
+// are written once.
 #include "reduce.cuh"
 
 struct WeightArgs {
@@ -27,8 +27,8 @@ DEVICE void quantize_weight(const WeightArgs& a) {
     if (largest >= HALF_INFINITY) atomicMin(a.bad_row, n);
 }
 
-// GPT-2's Conv1D holds [in_features, out_features]: a block of 8 warps takes 32 outputs, a lane
-// each, and turns their codes around in shared memory.
+// For GPT-2's Conv1D, which stores [in_features, out_features]. A block of 8 warps takes 32
+// outputs, one for each lane, and transposes their codes in shared memory.
 template <class T>
 DEVICE void quantize_transposed(const WeightArgs& a) {
     __shared__ u32 found[8][WARP];

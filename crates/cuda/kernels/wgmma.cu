@@ -1,29 +1,28 @@
-// Many rows on Hopper (capability 9.0): as gemm.cu, by the tensor cores' instruction that reads its
-// operands from shared memory. `mma.sync` reaches two thirds of the rate there.
+// int8 matmuls of many rows on Hopper (capability 9.0): like gemm.cu, but with wgmma, which reads
+// its operands from shared memory. `mma.sync` reaches only two thirds of the rate there.
 //
-// Idea: one, two or four warpgroups, each with 64 rows of activations against the same 128 rows of
-// weights. Codes of 128 k at a time come into shared memory by copies in the background, FILLED
-// stages deep; weights of the first stages before the kernels before this one are waited for. Of
-// tiles of 128 rows two blocks fit on a multiprocessor, so that one multiplies while the other
+// Idea: one, two or four warpgroups, each with 64 rows of activations, and all with the same 128
+// rows of weights. Asynchronous copies bring 128 columns of codes at a time into shared memory,
+// FILLED stages deep; weights of the first stages before the kernel waits for earlier ones. With
+// tiles of 128 rows, two blocks fit on a multiprocessor, so that one multiplies while the other
 // fills its first stages or finishes its outputs (tile.cuh). Tiles of 256 rows are for large
-// products, which L2 limits: they read a quarter less of it. Where there are not more blocks than
-// multiprocessors, each has one for itself and as many stages as fit: `wgmma64` and
+// matmuls, which L2 limits: they read a quarter less from it. When there are no more blocks than
+// multiprocessors, each block has one to itself and as many stages as fit: `wgmma64` and
 // `wgmma128_deep`.
 //
-// Order within a step: its codes are there; its products are started; those of the step before are
-// done, in all warpgroups; the stage that those have read is filled for a later step, while the
-// tensor cores work.
+// Order within a step: wait for its codes; start its wgmma; wait until those of the previous step
+// are done, in all warpgroups; refill the stage that those have read, while the tensor cores work.
 //
 // Layout of a stage: rows of activations and 128 rows of weights, 128 bytes each, swizzled as
-// ptx.cuh says. Bytes of a step of 128 rows: 32 KB are written to shared memory and 48 KB read, in
-// 512 cycles at the tensor cores' full rate, in which it can give 64 KB; of 256 rows 48 and 96 KB
-// in 1024 cycles, in which it can give 128. L2 gives each multiprocessor about 25 KB in 1024
-// cycles. On other devices the kernels are empty and never launched.
+// described in ptx.cuh. A step with 128 rows writes 32 KB to shared memory and reads 48 KB, in 512
+// cycles at the tensor cores' full rate, in which shared memory can deliver 64 KB; with 256 rows it
+// is 48 and 96 KB in 1024 cycles, with 128 KB possible. L2 delivers about 25 KB to each
+// multiprocessor in 1024 cycles. On other devices the kernels are empty and never launched.
 #include "tile.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(LLM_INT8_EMULATION)
 template <class T, u32 WARPGROUPS, u32 FILLED>
-DEVICE void wgmma_product(const ProductArgs& a) {
+DEVICE void wgmma_matmul(const ProductArgs& a) {
     constexpr u32 TILE_M = 64 * WARPGROUPS, TILE_N = 128, DEPTH = 128, THREADS = 128 * WARPGROUPS;
     typedef Tile<T, TILE_M, TILE_N, THREADS> Finish;
     typedef TileCopy<TILE_M, DEPTH / 16, THREADS> CopyX;
@@ -49,7 +48,7 @@ DEVICE void wgmma_product(const ProductArgs& a) {
 #pragma unroll 1
     for (u32 i = 0; i < FILLED - 1; ++i) start_w(steps.first + i);
     wait_for_kernels_before();
-    // Weights are in the first group, with the first codes of activations.
+    // The copies of weights above belong to the first group committed here.
 #pragma unroll 1
     for (u32 i = 0; i < FILLED - 1; ++i) {
         start_x(steps.first + i);
@@ -86,14 +85,14 @@ DEVICE void wgmma_product(const ProductArgs& a) {
 }
 #else
 template <class T, u32 WARPGROUPS, u32 FILLED>
-DEVICE void wgmma_product(const ProductArgs&) {}
+DEVICE void wgmma_matmul(const ProductArgs&) {}
 #endif
 
 #define WGMMA(suffix, T)                                                                                  \
-    KERNEL_THAT_WAITS(wgmma64_##suffix, ProductArgs, 128, 1) { wgmma_product<T, 1, 8>(a); }       \
-    KERNEL_THAT_WAITS(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_product<T, 2, 3>(a); }      \
-    KERNEL_THAT_WAITS(wgmma128_deep_##suffix, ProductArgs, 256, 1) { wgmma_product<T, 2, 6>(a); } \
-    KERNEL_THAT_WAITS(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_product<T, 4, 4>(a); }
+    KERNEL_THAT_WAITS(wgmma64_##suffix, ProductArgs, 128, 1) { wgmma_matmul<T, 1, 8>(a); }       \
+    KERNEL_THAT_WAITS(wgmma128_##suffix, ProductArgs, 256, 2) { wgmma_matmul<T, 2, 3>(a); }      \
+    KERNEL_THAT_WAITS(wgmma128_deep_##suffix, ProductArgs, 256, 1) { wgmma_matmul<T, 2, 6>(a); } \
+    KERNEL_THAT_WAITS(wgmma256_##suffix, ProductArgs, 512, 1) { wgmma_matmul<T, 4, 4>(a); }
 
 WGMMA(f32, float)
 WGMMA(f16, half)

@@ -1,8 +1,8 @@
-//! The structs that kernels take, field by field as in `kernels/`. Addresses are those of the
-//! device, 0 for none.
+//! Kernel arguments: each kernel takes one struct by value, mirrored here field by field from
+//! `kernels/`. Fields named after memory are device addresses; 0 is a null pointer.
 //!
-//! All fields are 4 or 8 bytes and lie without gaps (which `Pod` checks), so that C++ lays them out
-//! alike; the emulated device also compares their sizes.
+//! All fields are 4 or 8 bytes without padding between them (`Pod` checks that), so the C++ layout
+//! is the same; the emulated device also compares the sizes.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -19,7 +19,7 @@ macro_rules! structs {
 structs! {
     /// `source.cuh`: rows of activations.
     Source { x: u64, up: u64, weight: u64, bias: u64, stride: u32, cols: u32, kind: u32, eps: f32 }
-    /// `epilogue.cuh`: what follows a product.
+    /// `epilogue.cuh`: what is done with the outputs of a matmul.
     Epilogue {
         bias: u64, residual: u64, out: u64,
         out_stride: u32, residual_stride: u32, activation: u32, activated: u32, residual_scale: f32, padding: u32,
@@ -64,16 +64,16 @@ structs! {
     SoftcapArgs { x: u64, count: u64, scale: f32, cap: f32 }
     /// `rows.cu`.
     CopyRowsArgs { from: u64, to: u64, words: u32, from_pitch: u32, to_pitch: u32, padding: u32 }
-    /// `attention.cuh`: one new position.
+    /// `attention.cuh`: one row of a pass: the cache of its sequence and its position in it.
     AttendedRow { cache: u64, capacity: u32, position: u32 }
-    /// `attention.cuh`: how heads lie.
+    /// `attention.cuh`: numbers and sizes of heads.
     Heads { heads: u32, kv_heads: u32, size: u32, padded: u32, layer: u32, shift: u32 }
     /// `attention.cuh`.
     PrepareArgs {
         qkv: u64, rows: u64, cos: u64, sin: u64, queries: u64, heads: Heads,
         stride: u32, is_grouped: u32, dims: u32, neighbours: u32, clamp: f32, factor: f32,
     }
-    /// `attention.cuh`: how scores are made.
+    /// `attention.cuh`: how scores are computed and masked.
     Rule { slopes: u64, window: u32, softcap: f32, bias_factor: f32, softcap_inverse: f32 }
     /// `attention.cuh`.
     AttendArgs {

@@ -1,4 +1,4 @@
-//! Memory of a device.
+//! Device memory: owned buffers and views of them.
 
 use crate::device::Device;
 use crate::error::{CudaError, Result};
@@ -7,8 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 
-/// Values in the memory of a device, given back when dropped. A new one holds nothing in
-/// particular.
+/// Values in device memory, freed on drop. The contents of a new buffer are unspecified.
 pub struct Buffer<T> {
     device: Device,
     address: u64,
@@ -16,7 +15,7 @@ pub struct Buffer<T> {
     values: PhantomData<T>,
 }
 
-/// A part of a buffer.
+/// A borrowed range of a buffer.
 #[derive(Debug)]
 pub struct View<'a, T> {
     device: &'a Device,
@@ -39,10 +38,12 @@ impl<T: Pod> Buffer<T> {
             .checked_mul(size_of::<T>())
             .ok_or_else(|| CudaError::Shape {
                 kernel: "allocating",
-                reason: format!("{length} values are more than there can be"),
+                reason: format!("{length} values exceed the address space"),
             })?;
-        let address = device.ask_now("allocating", |driver| driver.allocate(bytes))?;
+
+        let address = device.call_now("allocating", |driver| driver.allocate(bytes))?;
         device.count_allocation(bytes as u64);
+
         Ok(Self {
             device,
             address,
@@ -51,7 +52,7 @@ impl<T: Pod> Buffer<T> {
         })
     }
 
-    /// All of it.
+    /// A view of the whole buffer.
     pub fn all(&self) -> View<'_, T> {
         View {
             device: &self.device,
@@ -61,15 +62,15 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
-    /// A part of it.
+    /// A view of the values in `range`.
     ///
     /// # Errors
-    /// [`CudaError::TooShort`] where it ends before.
+    /// [`CudaError::TooShort`] if the range reaches past the end.
     pub fn part(&self, range: impl RangeBounds<usize>) -> Result<View<'_, T>> {
         self.all().part(range)
     }
 
-    /// A copy on the host.
+    /// Copies the values to the host. Waits for the device.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -86,22 +87,22 @@ impl<T> Buffer<T> {
         self.length
     }
 
-    /// Whether there are none.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Where it lies.
+    /// The device that holds it.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Its address on the device, for tables of addresses.
+    /// Its device address, for structs that kernels read from device memory.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Bytes it takes.
+    /// Its size in bytes.
     pub fn bytes(&self) -> u64 {
         (self.length * size_of::<T>()) as u64
     }
@@ -110,11 +111,12 @@ impl<T> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         self.device.count_release(self.bytes());
-        // A drop cannot return an error; what the driver refuses shows at the next call.
+
+        // A drop cannot return an error. A broken context fails the next call as well.
         let address = self.address;
         if let Err(error) = self
             .device
-            .ask_now("freeing", |driver| driver.free(address))
+            .call_now("freeing", |driver| driver.free(address))
         {
             log::error!("{error}");
         }
@@ -131,10 +133,10 @@ impl<T> fmt::Debug for Buffer<T> {
 }
 
 impl<'a, T: Pod> View<'a, T> {
-    /// A part of it.
+    /// A view of the values in `range`.
     ///
     /// # Errors
-    /// [`CudaError::TooShort`] where it ends before.
+    /// [`CudaError::TooShort`] if the range reaches past the end.
     pub fn part(&self, range: impl RangeBounds<usize>) -> Result<View<'a, T>> {
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
@@ -146,6 +148,7 @@ impl<'a, T: Pod> View<'a, T> {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => self.length,
         };
+
         if start > end || end > self.length {
             return Err(CudaError::TooShort {
                 kernel: "a part",
@@ -154,6 +157,7 @@ impl<'a, T: Pod> View<'a, T> {
                 needed: end.max(start),
             });
         }
+
         Ok(View {
             address: self.address + (start * size_of::<T>()) as u64,
             length: end - start,
@@ -161,30 +165,35 @@ impl<'a, T: Pod> View<'a, T> {
         })
     }
 
-    /// Copies values to it; they may be changed at once.
+    /// Copies `values` from the host to the beginning of the view. `values` may be reused as soon
+    /// as this returns.
     ///
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn write(&self, values: &[T]) -> Result<()> {
         self.check("writing", values.len())?;
-        let (address, bytes) = (self.address(), bytemuck::cast_slice(values));
-        self.device().ask_now("copying from the host", |driver| {
+
+        let address = self.address();
+        let bytes = bytemuck::cast_slice(values);
+        self.device().call_now("copying from the host", |driver| {
             driver.write(address, bytes)
         })
     }
 
-    /// Copies values from it, and waits for them.
+    /// Fills `values` on the host from the beginning of the view. Waits for the device.
     ///
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         self.check("reading", values.len())?;
-        let (address, bytes) = (self.address(), bytemuck::cast_slice_mut(values));
+
+        let address = self.address();
+        let bytes = bytemuck::cast_slice_mut(values);
         self.device()
-            .ask_now("copying to the host", |driver| driver.read(address, bytes))
+            .call_now("copying to the host", |driver| driver.read(address, bytes))
     }
 
-    /// Copies all values of another part of the same device to the beginning of this one.
+    /// Copies all of `other`, a view on the same device, to the beginning of this view.
     ///
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::WrongDevice`], [`CudaError::Driver`].
@@ -198,24 +207,25 @@ impl<'a, T: Pod> View<'a, T> {
                 device,
             });
         }
-        let (to, from, bytes) = (
-            self.address(),
-            other.address(),
-            other.length * size_of::<T>(),
-        );
-        self.device().ask(|driver| driver.copy(to, from, bytes))
+
+        let to = self.address();
+        let from = other.address();
+        let bytes = other.length * size_of::<T>();
+        self.device().call(|driver| driver.copy(to, from, bytes))
     }
 
-    /// Fills it with zeros.
+    /// Fills the view with zeros.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn fill_with_zeros(&self) -> Result<()> {
-        let (address, bytes) = (self.address(), self.length * size_of::<T>());
+        let address = self.address();
+        let bytes = self.length * size_of::<T>();
         if bytes == 0 {
             return Ok(());
         }
-        self.device().ask(|driver| driver.zero(address, bytes))
+
+        self.device().call(|driver| driver.zero(address, bytes))
     }
 
     fn check(&self, kernel: &'static str, needed: usize) -> Result<()> {
@@ -232,13 +242,14 @@ impl<'a, T: Pod> View<'a, T> {
 }
 
 impl<'a> View<'a, u8> {
-    /// The same bytes as values of another type.
+    /// The same bytes as values of type `T`.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] where they do not begin or end with one.
+    /// [`CudaError::Shape`] if they are misaligned for `T` or not a whole number of values.
     pub fn cast<T: Pod>(&self) -> Result<View<'a, T>> {
         let size = size_of::<T>();
-        // A buffer's memory itself is aligned for every type.
+
+        // The buffer's own address is aligned for every type; the view may start anywhere in it.
         if !self.address.is_multiple_of(size as u64) || !self.length.is_multiple_of(size) {
             let reason = format!("{} bytes are not whole values of {size}", self.length);
             return Err(CudaError::Shape {
@@ -246,6 +257,7 @@ impl<'a> View<'a, u8> {
                 reason,
             });
         }
+
         Ok(View {
             device: self.device,
             address: self.address,
@@ -261,17 +273,17 @@ impl<T> View<'_, T> {
         self.length
     }
 
-    /// Whether there are none.
+    /// Whether the view is empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Where it lies.
+    /// The device that holds it.
     pub fn device(&self) -> &Device {
         self.device
     }
 
-    /// Its address on the device.
+    /// Its device address.
     pub(crate) fn address(&self) -> u64 {
         self.address
     }

@@ -1,4 +1,4 @@
-//! A device and what it is asked to do.
+//! A device: allocation, recording of graphs, launches.
 
 use crate::buffer::Buffer;
 use crate::driver::{Driver, Launch, Properties, Recorded};
@@ -9,23 +9,23 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Memory of a device in bytes.
+/// A device's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryInfo {
-    /// What anyone on the machine may still allocate.
+    /// Free for any process on the machine.
     pub free: u64,
-    /// What it has.
+    /// All the device has.
     pub total: u64,
-    /// What this program holds in [`Buffer`]s.
+    /// Held by this program in [`Buffer`]s.
     pub allocated: u64,
-    /// The most it has held.
+    /// The maximum of `allocated` so far.
     pub peak: u64,
 }
 
-/// A GPU, or the emulated device. Clones are the same device.
+/// A GPU, or the emulated device. Clones are handles to the same device.
 ///
-/// What is asked for happens in order, on one stream; only reading waits. Several threads may use
-/// it.
+/// Launches and copies run in order on one stream. Copies to the host, freeing memory and
+/// [`Device::synchronize`] wait for it; nothing else does. Several threads may use it.
 #[derive(Clone)]
 pub struct Device(Arc<Shared>);
 
@@ -35,13 +35,13 @@ struct Shared {
     allocated: AtomicU64,
     peak: AtomicU64,
     overlaps: AtomicBool,
-    /// Held alone while launches are recorded, so that nothing of another thread gets among them.
+    /// Write-locked while launches are recorded, so that other threads cannot add theirs.
     stream: RwLock<()>,
-    /// The thread that records; 0: none.
+    /// The thread that is recording; 0 for none.
     recorder: AtomicU64,
 }
 
-/// A sequence of launches, recorded once.
+/// A recorded sequence of launches; a CUDA graph on a GPU.
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
@@ -49,12 +49,12 @@ pub struct Graph {
 }
 
 thread_local! {
-    /// Whether this thread is within [`Device::without_overlap`]. Per thread, because threads that
-    /// share a device would restore each other's setting.
-    static APART: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is inside [`Device::without_overlap`]. Per thread: with a flag in the
+    /// device, threads that share it would restore each other's setting.
+    static OVERLAP_DISABLED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A number of this thread, from 1 on.
+/// A nonzero number unique to this thread.
 fn this_thread() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     thread_local! {
@@ -64,7 +64,7 @@ fn this_thread() -> u64 {
 }
 
 impl Device {
-    /// The GPU of that number.
+    /// The GPU with this number, as the driver counts them.
     ///
     /// # Errors
     /// [`CudaError::NotBuilt`](crate::CudaError::NotBuilt),
@@ -75,58 +75,57 @@ impl Device {
         Self::with_driver(Driver::cuda(ordinal)?)
     }
 
-    /// How many GPUs this program can use; 0 without the feature, a driver or a GPU.
+    /// The number of GPUs this program can use; 0 without the feature `cuda`, a driver or a GPU.
     ///
     /// # Errors
-    /// [`CudaError::Driver`](crate::CudaError::Driver) where there is a driver and it does not
-    /// work: `libcuda` and the kernel module are of different versions, or a toolkit's stub library
-    /// was loaded in its place.
+    /// [`CudaError::Driver`](crate::CudaError::Driver) if there is a driver but it does not work:
+    /// `libcuda` and the kernel module have different versions, or the toolkit's stub library was
+    /// loaded instead.
     pub fn cuda_count() -> Result<usize> {
         Driver::cuda_count()
     }
 
-    /// The emulated device with `memory` bytes. `order` 0 runs blocks and threads of a kernel by
-    /// number; other values seed a shuffling of both, which shows where a barrier is missing, and
-    /// even ones also let background copies happen at once and not when they are waited for.
+    /// An emulated device with `memory` bytes.
+    ///
+    /// With `order` 0 it runs blocks and threads by number. Any other value seeds a shuffle of
+    /// both, which exposes missing barriers; with even seeds asynchronous copies also complete
+    /// immediately rather than when the kernel waits for them.
     ///
     /// # Errors
-    /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs that are no tests.
+    /// [`CudaError::NoEmulation`](crate::CudaError::NoEmulation) in programs other than tests.
     pub fn emulated(ordinal: usize, memory: u64, order: u64) -> Result<Self> {
         Self::with_driver(Driver::emulated(ordinal, memory, order)?)
     }
 
     fn with_driver(driver: Driver) -> Result<Self> {
         let properties = driver.properties()?;
-        let (allocated, peak) = (AtomicU64::new(0), AtomicU64::new(0));
-        let overlaps = AtomicBool::new(false);
-        let (stream, recorder) = (RwLock::new(()), AtomicU64::new(0));
         Ok(Self(Arc::new(Shared {
             driver,
             properties,
-            allocated,
-            peak,
-            overlaps,
-            stream,
-            recorder,
+            allocated: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            overlaps: AtomicBool::new(false),
+            stream: RwLock::new(()),
+            recorder: AtomicU64::new(0),
         })))
     }
 
-    /// `cuda:0`.
+    /// The device's name, such as `cuda:0`.
     pub fn name(&self) -> &str {
         &self.0.properties.name
     }
 
-    /// The product: `NVIDIA H200`.
+    /// The model name, such as `NVIDIA H200`.
     pub fn model(&self) -> &str {
         &self.0.properties.model
     }
 
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors (SMs).
     pub fn multiprocessors(&self) -> usize {
         self.0.properties.multiprocessors
     }
 
-    /// Bytes of shared memory a block may have.
+    /// Bytes of shared memory a block may use, opting in to more than the default 48 KB.
     pub fn shared_bytes(&self) -> usize {
         self.0.properties.shared_bytes
     }
@@ -136,30 +135,26 @@ impl Device {
         self.0.properties.capability
     }
 
-    /// Whether kernels with `wgmma` can run: on Hopper, where they were compiled for it.
+    /// Whether `wgmma` kernels can run: the GPU is Hopper and the build includes code for it.
     pub fn has_wgmma(&self) -> bool {
         self.0.properties.has_wgmma
     }
 
-    /// Its memory.
+    /// Free and used memory.
     ///
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn memory(&self) -> Result<MemoryInfo> {
-        let (free, total) = self.ask(Driver::memory)?;
-        let (allocated, peak) = (
-            self.0.allocated.load(Ordering::Relaxed),
-            self.0.peak.load(Ordering::Relaxed),
-        );
+        let (free, total) = self.call(Driver::memory)?;
         Ok(MemoryInfo {
             free,
             total,
-            allocated,
-            peak,
+            allocated: self.0.allocated.load(Ordering::Relaxed),
+            peak: self.0.peak.load(Ordering::Relaxed),
         })
     }
 
-    /// Memory for `length` values, whatever was there.
+    /// Allocates memory for `length` values, whose contents are unspecified.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
@@ -167,36 +162,37 @@ impl Device {
         Buffer::new(self.clone(), length)
     }
 
-    /// Memory of zeros.
+    /// Allocates `length` zeros.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// Like [`Device::allocate`]; [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn zeros<T: Pod>(&self, length: usize) -> Result<Buffer<T>> {
         let buffer = self.allocate(length)?;
         buffer.all().fill_with_zeros()?;
         Ok(buffer)
     }
 
-    /// Memory with these values.
+    /// Allocates memory and copies `values` to it.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// Like [`Device::allocate`]; [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn upload<T: Pod>(&self, values: &[T]) -> Result<Buffer<T>> {
         let buffer = self.allocate(values.len())?;
         buffer.all().write(values)?;
         Ok(buffer)
     }
 
-    /// Waits until everything asked for is done.
+    /// Waits until all launches and copies have finished.
     ///
     /// # Errors
-    /// [`CudaError::Driver`](crate::CudaError::Driver), also for what a kernel did wrong before.
+    /// [`CudaError::Driver`](crate::CudaError::Driver), including the error of an earlier launch.
     pub fn synchronize(&self) -> Result<()> {
-        self.ask_now("waiting", Driver::synchronize)
+        self.call_now("waiting", Driver::synchronize)
     }
 
-    /// Records what `steps` asks for, without doing it. Memory must be there already: nothing may
-    /// be allocated, freed, written from or read to the host in it.
+    /// Records the launches, device copies and fills of `steps` without running them. `steps` must
+    /// not allocate or free memory, nor copy from or to the host. Other threads that use the device
+    /// wait until it returns.
     ///
     /// # Errors
     /// Those of `steps`; [`CudaError::Driver`](crate::CudaError::Driver).
@@ -204,17 +200,21 @@ impl Device {
         &self,
         steps: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
-        let alone = self
+        let exclusive = self
             .0
             .stream
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         self.0.driver.begin_recording()?;
+
         self.0.recorder.store(this_thread(), Ordering::Relaxed);
         let done = steps();
         self.0.recorder.store(0, Ordering::Relaxed);
+
+        // The recording must end even if `steps` failed.
         let recorded = self.0.driver.end_recording();
-        drop(alone);
+        drop(exclusive);
+
         done?;
         Ok(Graph {
             device: self.clone(),
@@ -222,30 +222,29 @@ impl Device {
         })
     }
 
-    /// Lets kernels be started while the one before still runs (programmatic dependent launch, for
-    /// GPUs of capability 9.0 and later): each first brings weights into L2 and then waits for
-    /// those before it. Results are the same. Off until it is asked for.
+    /// Lets a kernel start while the previous one still runs (programmatic dependent launch,
+    /// capability 9.0 and later): it prefetches weights, then waits for the previous kernel.
+    /// Results do not change. Off by default.
     pub fn set_overlap(&self, overlaps: bool) {
         self.0.overlaps.store(overlaps, Ordering::Relaxed);
     }
 
-    /// Whether kernels that this thread launches overlap: [`Device::set_overlap`] is on, and this
-    /// is not within [`Device::without_overlap`].
+    /// Whether kernels launched by this thread overlap: [`Device::set_overlap`] is on, and the call
+    /// is not inside [`Device::without_overlap`].
     pub fn overlaps_kernels(&self) -> bool {
-        self.0.overlaps.load(Ordering::Relaxed) && !APART.get()
+        self.0.overlaps.load(Ordering::Relaxed) && !OVERLAP_DISABLED.get()
     }
 
-    /// Whether both are the same device.
+    /// Whether both are handles to the same device.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Runs `steps` without [`Device::set_overlap`], whatever is set. Other threads are not
-    /// affected.
+    /// Runs `steps` as if [`Device::set_overlap`] were off. Other threads are not affected.
     pub fn without_overlap<T>(&self, steps: impl FnOnce() -> T) -> T {
-        let before = APART.replace(true);
+        let before = OVERLAP_DISABLED.replace(true);
         let result = steps();
-        APART.set(before);
+        OVERLAP_DISABLED.set(before);
         result
     }
 
@@ -253,33 +252,32 @@ impl Device {
         self.0.recorder.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// Asks the driver for something, when no other thread records.
-    pub(crate) fn ask<T>(&self, what: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
-        let others = (!self.is_recorder()).then(|| self.0.stream.read());
-        let _others = others.map(|guard| guard.unwrap_or_else(PoisonError::into_inner));
-        what(&self.0.driver)
+    /// Calls the driver, waiting while another thread is recording.
+    pub(crate) fn call<T>(&self, request: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
+        // The recording thread already holds the write lock.
+        let guard = (!self.is_recorder()).then(|| self.0.stream.read());
+        let _guard = guard.map(|guard| guard.unwrap_or_else(PoisonError::into_inner));
+        request(&self.0.driver)
     }
 
-    /// The same for what must happen at once and so cannot be recorded. Some of it the CUDA driver
-    /// would take into the graph (a copy from a slot of page-locked memory, whose content is
-    /// another by then), the rest would end the recording with an error that does not say why.
-    pub(crate) fn ask_now<T>(
+    /// [`Device::call`] for requests that cannot be recorded, because they must complete at once.
+    ///
+    /// A copy from the host would be captured, with the address of a page-locked slot that holds
+    /// other bytes by the time the graph runs. The others would invalidate the capture with an
+    /// error that does not say why.
+    pub(crate) fn call_now<T>(
         &self,
         action: &'static str,
-        what: impl FnOnce(&Driver) -> Result<T>,
+        request: impl FnOnce(&Driver) -> Result<T>,
     ) -> Result<T> {
         if self.is_recorder() {
-            let (device, reason) = (
-                self.name().to_owned(),
-                "not while launches are recorded".to_owned(),
-            );
             return Err(crate::CudaError::Driver {
-                device,
+                device: self.name().to_owned(),
                 action,
-                reason,
+                reason: "not while launches are recorded".to_owned(),
             });
         }
-        self.ask(what)
+        self.call(request)
     }
 
     pub(crate) fn count_allocation(&self, bytes: u64) {
@@ -292,11 +290,11 @@ impl Device {
     }
 
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
-        // Nothing to do is no launch: grids must not be empty.
+        // The driver rejects an empty grid; there is nothing to compute.
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.ask(|driver| driver.launch(launch))
+        self.call(|driver| driver.launch(launch))
     }
 }
 
@@ -307,11 +305,11 @@ impl fmt::Debug for Device {
 }
 
 impl Graph {
-    /// Does it all again.
+    /// Replays the recorded launches.
     ///
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn launch(&self) -> Result<()> {
-        self.device.ask(|driver| driver.replay(&self.recorded))
+        self.device.call(|driver| driver.replay(&self.recorded))
     }
 }

@@ -1,11 +1,11 @@
-//! What can go wrong.
+//! The error type.
 
 use thiserror::Error;
 
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, CudaError>;
 
-/// An error of a device or of what was asked of it.
+/// A device failed, or was asked for something it cannot do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CudaError {
@@ -14,62 +14,62 @@ pub enum CudaError {
         "this program was built without CUDA; build it with the feature `cuda`, or compute on the CPU"
     )]
     NotBuilt,
-    /// There is no driver.
+    /// `libcuda.so.1` cannot be loaded.
     #[error(
         "there is no CUDA driver (libcuda.so.1) on this machine; install NVIDIA's driver, or compute on the CPU"
     )]
     NoDriver,
-    /// There is no such device.
-    #[error("there is no device cuda:{ordinal}; this machine has {count}, counted from 0")]
+    /// No GPU has this number.
+    #[error("there is no device cuda:{ordinal}: this machine has {count} GPU(s), numbered from 0")]
     NoDevice {
-        /// The number asked for.
+        /// The requested number.
         ordinal: usize,
-        /// How many there are.
+        /// GPUs on this machine.
         count: usize,
     },
-    /// There is no emulated device.
+    /// The program was built without the emulated device.
     #[error(
-        "this program has no emulated device; it is for tests, which build it where there is a C++ compiler"
+        "this program has no emulated device: it exists only in tests, built where there is a C++ compiler"
     )]
     NoEmulation,
-    /// The driver refused something.
+    /// The driver returned an error.
     #[error("{device}: {action} failed: {reason}")]
     Driver {
-        /// The device.
+        /// The device, such as `cuda:0`.
         device: String,
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// The driver's words.
+        /// The driver's message.
         reason: String,
     },
-    /// Memory ran out.
+    /// The device is out of memory.
     #[error(
-        "{device} has no room for {wanted} more bytes ({free} of {total} are free); \
+        "{device} is out of memory: {requested} more bytes were requested, {free} of {total} are free; \
          leave layers on the CPU (a device map), or use a smaller model or context"
     )]
     OutOfMemory {
-        /// The device.
+        /// The device, such as `cuda:0`.
         device: String,
-        /// Bytes asked for.
-        wanted: u64,
-        /// Bytes free.
+        /// Requested bytes.
+        requested: u64,
+        /// Free bytes.
         free: u64,
-        /// Bytes it has.
+        /// Total bytes of the device.
         total: u64,
     },
-    /// Something to be launched does not fit together.
-    #[error("{kernel}: {what} holds {found} elements, at least {needed} are needed")]
+    /// A buffer is too short for the launch or copy.
+    #[error("{kernel}: {what} has {found} elements, at least {needed} are needed")]
     TooShort {
-        /// The kernel.
+        /// The kernel or copy.
         kernel: &'static str,
-        /// What was too short.
+        /// The argument that is too short.
         what: &'static str,
         /// Its length.
         found: usize,
-        /// The length needed.
+        /// The required length.
         needed: usize,
     },
-    /// A shape that a kernel cannot take.
+    /// The kernel does not support this shape.
     #[error("{kernel}: {reason}")]
     Shape {
         /// The kernel.
@@ -77,12 +77,12 @@ pub enum CudaError {
         /// What is wrong.
         reason: String,
     },
-    /// Two parts of a launch lie on different devices.
+    /// An argument is on another device than the launch.
     #[error("{kernel}: {what} is not on {device}")]
     WrongDevice {
-        /// The kernel.
+        /// The kernel or copy.
         kernel: &'static str,
-        /// What lies elsewhere.
+        /// The argument on another device.
         what: &'static str,
         /// Where it should be.
         device: String,

@@ -1,21 +1,19 @@
-//! LLM.int8() on GPUs: kernels, what launches them, and an emulated device that runs them on the
-//! CPU.
+//! LLM.int8() on GPUs: the kernels, safe functions that launch them, and an emulated device that
+//! runs the same kernels on the CPU.
 //!
-//! - [`Device`]: a GPU (feature `cuda`), or the emulated device (feature `emulation`, for tests);
-//!   with neither feature there is none, and all of this compiles all the same.
-//! - [`Buffer`] is its memory, [`Graph`] a sequence of launches recorded once and run again.
-//! - [`ops`] has a safe function for each kernel, which checks that everything the kernel touches
-//!   is there.
-//! - [`plan`] decides shapes of launches, and can be tested without any device.
+//! - [`Device`]: a GPU (feature `cuda`) or the emulated device (feature `emulation`, for tests).
+//!   Without either feature the crate still compiles; it just finds no device.
+//! - [`Buffer`]: device memory. [`Graph`]: launches recorded once and replayed.
+//! - [`ops`]: a safe function for each kernel. It checks that all memory the kernel touches exists.
+//! - [`plan`]: how work is split into blocks: pure functions, tested without a device.
 //!
-//! This crate knows tensors of no library, and none of ours. Letters: M rows of activations, N
-//! `out_features`, K `in_features`.
+//! The crate has no tensor type. Letters: M rows of activations, N `out_features`, K `in_features`.
 //!
 //! ```
 //! use llm_int8_cuda::{CudaError, Device};
 //! match Device::cuda(0) {
 //!     Ok(device) => println!("{}", device.name()),
-//!     Err(error) => println!("{error}"), // says whether the binary, the driver or the GPU is missing
+//!     Err(error) => println!("{error}"), // no CUDA in this build, no driver, or no GPU
 //! }
 //! # Ok::<(), CudaError>(())
 //! ```

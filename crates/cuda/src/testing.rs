@@ -1,4 +1,4 @@
-//! Devices for tests, chosen by `LLM_INT8_TEST_DEVICE`:
+//! Devices for tests, selected by the environment variable `LLM_INT8_TEST_DEVICE`:
 //!
 //! | value | tests run on |
 //! |---|---|
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 const VARIABLE: &str = "LLM_INT8_TEST_DEVICE";
 
-/// Memory of an emulated device in bytes.
+/// Bytes of memory of an emulated device.
 const MEMORY: u64 = 1 << 30;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,11 +21,14 @@ enum Kind {
     Cuda,
 }
 
-/// The kinds of devices that are tested.
+/// The kinds of devices to test.
 ///
 /// # Panics
-/// Where the variable has another value, or the driver does not work.
-#[expect(clippy::panic, reason = "a test that tests nothing must fail")]
+/// If the variable has an unknown value or the driver does not work.
+#[expect(
+    clippy::panic,
+    reason = "a test must fail rather than silently test nothing"
+)]
 fn kinds() -> &'static [Kind] {
     match std::env::var(VARIABLE).as_deref() {
         Err(_) | Ok("") => match Device::cuda_count() {
@@ -36,15 +39,15 @@ fn kinds() -> &'static [Kind] {
         Ok("emulated") => &[Kind::Emulated],
         Ok("cuda") => &[Kind::Cuda],
         Ok("both") => &[Kind::Emulated, Kind::Cuda],
-        Ok(other) => panic!("{VARIABLE} is {other:?}; emulated, cuda or both was expected"),
+        Ok(other) => panic!("{VARIABLE} is {other:?}; use emulated, cuda or both"),
     }
 }
 
-/// Emulated devices with these orders of threads (see [`Device::emulated`]), then the GPU without
-/// and with [`Device::set_overlap`], as far as each kind is tested.
+/// An emulated device for each thread order in `orders` (see [`Device::emulated`]), then the GPU
+/// without and with [`Device::set_overlap`]. Kinds that are not to be tested are left out.
 ///
 /// # Panics
-/// Where a GPU is required and none can be opened.
+/// If a GPU is required and none can be opened.
 pub fn devices(orders: &[u64]) -> Vec<Device> {
     orders
         .iter()
@@ -53,19 +56,21 @@ pub fn devices(orders: &[u64]) -> Vec<Device> {
         .collect()
 }
 
-/// An emulated device, if those are tested and there is a C++ compiler.
+/// An emulated device; `None` if it is not to be tested, or if there was no C++ compiler and the
+/// variable is unset.
 ///
 /// # Panics
-/// Where it cannot be made for another reason, or was asked for by name.
+/// If it cannot be created for another reason.
 #[expect(
     clippy::panic,
     clippy::print_stderr,
-    reason = "tests say what they skip and stop at the first surprise"
+    reason = "tests report what they skip and fail on anything unexpected"
 )]
 pub fn emulated(ordinal: usize, memory: u64, order: u64) -> Option<Device> {
     if !kinds().contains(&Kind::Emulated) {
         return None;
     }
+
     match Device::emulated(ordinal, memory, order) {
         Ok(device) => Some(device),
         Err(CudaError::NoEmulation) if std::env::var_os(VARIABLE).is_none() => {
@@ -76,30 +81,36 @@ pub fn emulated(ordinal: usize, memory: u64, order: u64) -> Option<Device> {
     }
 }
 
-/// The first GPU without and with [`Device::set_overlap`]; nothing where GPUs are not tested.
+/// The first GPU, once without and once with [`Device::set_overlap`]; empty if GPUs are not tested.
 ///
 /// # Panics
-/// Where none can be opened.
-#[expect(clippy::panic, reason = "a test that tests nothing must fail")]
+/// If it cannot be opened.
+#[expect(
+    clippy::panic,
+    reason = "a test must fail rather than silently test nothing"
+)]
 pub fn gpus() -> Vec<Device> {
-    // The last device that is dropped takes the driver's context with it, and the next test would
-    // pay for a new one.
+    // Dropping the last device destroys the driver's context; keeping one open saves every test
+    // the time to create a new one.
     static KEPT: OnceLock<Device> = OnceLock::new();
 
-    let open = || Device::cuda(0).unwrap_or_else(|error| panic!("{VARIABLE}: {error}"));
     if !kinds().contains(&Kind::Cuda) {
         return Vec::new();
     }
+
+    let open = || Device::cuda(0).unwrap_or_else(|error| panic!("{VARIABLE}: {error}"));
     KEPT.get_or_init(open);
-    let (plain, overlapping) = (open(), open());
+
+    let plain = open();
+    let overlapping = open();
     overlapping.set_overlap(true);
     vec![plain, overlapping]
 }
 
-/// The names by which the program finds the devices that are tested, one of each kind.
+/// One device name of each kind to test, as the program's `--device` takes it.
 ///
 /// # Panics
-/// As [`devices`].
+/// Like [`devices`].
 pub fn names() -> Vec<&'static str> {
     let name = |kind: &Kind| match kind {
         Kind::Emulated => emulated(0, MEMORY, 0).map(|_| "emulated:0"),

@@ -2,7 +2,7 @@
 
 use crate::error::{DecoderError, Result};
 use crate::execute::gpu::{HeadMemory, StagePass};
-use llm_int8_cuda::ops::{Selected, penalise, select};
+use llm_int8_cuda::ops::{Logits as DeviceLogits, Selected, penalise, select};
 use std::fmt;
 
 /// Tokens from which on a whole row of logits is fetched from a device.
@@ -253,7 +253,12 @@ fn largest_of_rows(
         values: found.part(4 * rows..8 * rows)?.cast()?,
         is_bad: found.part(8 * rows..)?.cast()?,
     };
-    select(memory.logits.all(), [rows, vocabulary], 1, &into)?;
+    let logits = DeviceLogits {
+        values: memory.logits.all(),
+        rows,
+        vocabulary,
+    };
+    select(&logits, 1, &into)?;
     let mut words = vec![0u32; 3 * rows];
     found.cast::<u32>()?.read(&mut words)?;
     let of_row = |row: usize| {
@@ -289,7 +294,12 @@ fn choose_on_device(
         values: found.part(4 * count..8 * count)?.cast()?,
         is_bad: found.part(8 * count..)?.cast()?,
     };
-    select(row, [1, vocabulary], count, &into)?;
+    let logits = DeviceLogits {
+        values: row,
+        rows: 1,
+        vocabulary,
+    };
+    select(&logits, count, &into)?;
     let mut bytes = vec![0u8; 8 * count + 4];
     found.read(&mut bytes)?;
     let words: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&bytes);

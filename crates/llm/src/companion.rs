@@ -6,10 +6,10 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// A small file: on disk, part of the program, or made from what a GGUF file says.
+/// A small file: on disk, built in, or made from the metadata of a GGUF file.
 #[derive(Debug, Clone)]
 pub(crate) struct Companion {
-    /// Its path from the model's folder on, with `/`.
+    /// Its path relative to the model's folder, with `/` separators.
     pub(crate) name: String,
     content: Content,
 }
@@ -21,7 +21,7 @@ enum Content {
 }
 
 impl Companion {
-    /// A file of a model's folder, or of the folder of chat templates inside it.
+    /// A file in a model's folder or one of its subfolders (such as `additional_chat_templates`).
     pub(crate) fn file(root: &Path, path: PathBuf) -> Self {
         let name = path
             .strip_prefix(root)
@@ -49,7 +49,7 @@ impl Companion {
         }
     }
 
-    /// Those of the built-in model.
+    /// The files of the built-in model.
     pub(crate) fn of_builtin() -> Vec<Self> {
         vec![
             Self::bytes("generation_config.json", builtin::GENERATION_CONFIG),
@@ -71,11 +71,12 @@ impl Companion {
         }
     }
 
-    /// The JSON of a companion, where there is one of that name.
+    /// Parses the companion of this name; `None` if there is none.
     pub(crate) fn json(all: &[Self], name: &str) -> Result<Option<Value>> {
         let Some(companion) = all.iter().find(|companion| companion.name == name) else {
             return Ok(None);
         };
+
         let parsed = llm_int8_nn::json::parse(&companion.read()?);
         let what = || match &companion.content {
             Content::File(path) => path.display().to_string(),

@@ -1,4 +1,4 @@
-//! Where a model computes: devices by name, and `device_map="auto"` of transformers.
+//! Which devices a model runs on: devices by name, and transformers' `device_map="auto"`.
 
 use crate::error::{LlmError, Result};
 use llm_int8_decoder::DecoderError;
@@ -7,19 +7,19 @@ use llm_int8_decoder::{DeviceBudget, Placement};
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes that an emulated device says it has.
+/// Memory that an emulated device reports, in bytes.
 const EMULATED_BYTES: u64 = 16 << 30;
 
-/// A device by its name: `auto`, `cpu`, `cuda`, `cuda:1`.
+/// A device name: `auto`, `cpu`, `cuda` (the first GPU), `cuda:1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceName {
-    /// A GPU where this program can use one, else the CPU.
+    /// The first usable GPU, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// A GPU by its number.
+    /// The GPU with this index.
     Cuda(usize),
-    /// The emulated device, in tests.
+    /// An emulated device, for tests.
     Emulated(usize),
 }
 
@@ -41,7 +41,7 @@ impl FromStr for DeviceName {
             ("cpu", Some(0)) if kind == text => Ok(Self::Cpu),
             ("cuda", Some(number)) => Ok(Self::Cuda(number)),
             ("emulated", Some(number)) => Ok(Self::Emulated(number)),
-            _ => Err("auto, cpu, cuda or cuda:N was expected".into()),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
         }
     }
 }
@@ -57,27 +57,27 @@ impl fmt::Display for DeviceName {
     }
 }
 
-/// What a model may take of a device's memory.
+/// How much of a device's memory a model may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// The device, by its number among those given; none: the CPU.
+    /// The index of a GPU among the devices in use; `None` is the CPU.
     pub device: Option<usize>,
     /// Bytes.
     pub bytes: u64,
 }
 
-/// Where a model goes.
+/// The devices a model runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceConfig {
-    /// Devices in the order in which they are filled.
+    /// Devices, in the order in which they are filled.
     pub devices: Vec<DeviceName>,
-    /// Put whole blocks on all these devices, and what does not fit on the CPU.
+    /// Spread whole blocks over all these devices, and put what does not fit on the CPU.
     pub map: bool,
-    /// How much of each the model may take.
+    /// How much memory the model may use, per device.
     pub limits: Vec<MemoryLimit>,
-    /// Decode by graphs recorded once.
+    /// Decode with CUDA graphs that are recorded once.
     pub uses_graphs: bool,
-    /// Let kernels start while the one before still runs.
+    /// Let a kernel start while the previous one still runs (programmatic dependent launch).
     pub overlaps_kernels: bool,
 }
 
@@ -107,64 +107,63 @@ impl DeviceConfig {
     ///
     /// # Errors
     /// [`LlmError::Setting`] for settings that contradict each other; [`DecoderError::Cuda`] for a
-    /// device that is not there.
+    /// device that does not exist or cannot be opened.
     pub fn placement(&self) -> Result<Placement> {
         let names = self.names()?;
         self.check(&names)?;
-        let budgets = names
-            .iter()
-            .enumerate()
-            .map(|(number, name)| -> Result<DeviceBudget> {
-                let limit = self
-                    .limits
-                    .iter()
-                    .find(|limit| limit.device == Some(number));
-                Ok(DeviceBudget {
-                    device: open(*name)?,
-                    most: limit.map(|limit| limit.bytes),
-                })
+
+        let mut budgets = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            budgets.push(DeviceBudget {
+                device: open(*name)?,
+                most: self.limit(Some(index)),
             });
-        let mut budgets = budgets.collect::<Result<Vec<_>>>()?;
+        }
+
         let placement = match (budgets.len(), self.map || self.is_auto()) {
             (0, _) => Placement::cpu(),
             (_, true) => Placement::auto(budgets),
             (_, false) => Placement::on(budgets.remove(0).device),
         };
-        let most_on_cpu = self
-            .limits
-            .iter()
-            .find(|limit| limit.device.is_none())
-            .map(|limit| limit.bytes);
-        let (uses_graphs, overlaps_kernels) = (self.uses_graphs, self.overlaps_kernels);
+
         Ok(Placement {
-            uses_graphs,
-            overlaps_kernels,
-            most_on_cpu,
+            uses_graphs: self.uses_graphs,
+            overlaps_kernels: self.overlaps_kernels,
+            most_on_cpu: self.limit(None),
             ..placement
         })
+    }
+
+    /// The limit for a device, or for the CPU (`None`), in bytes.
+    fn limit(&self, device: Option<usize>) -> Option<u64> {
+        self.limits
+            .iter()
+            .find(|limit| limit.device == device)
+            .map(|limit| limit.bytes)
     }
 
     fn is_auto(&self) -> bool {
         self.devices == [DeviceName::Auto]
     }
 
-    /// Devices beside the CPU.
+    /// The devices other than the CPU.
     fn names(&self) -> Result<Vec<DeviceName>> {
         if self.is_auto() {
             let count = Device::cuda_count().unwrap_or_else(|error| {
-                log::warn!("{error}; computing on the CPU");
+                log::warn!("{error}; running on the CPU");
                 0
             });
             let used = if self.map { count } else { count.min(1) };
             return Ok((0..used).map(DeviceName::Cuda).collect());
         }
+
         let alone = [DeviceName::Auto, DeviceName::Cpu];
         match self.devices.iter().find(|name| alone.contains(name)) {
             None => Ok(self.devices.clone()),
             Some(_) if self.devices == [DeviceName::Cpu] => Ok(Vec::new()),
             Some(name) => self.refuse(
                 name.to_string(),
-                "auto and cpu cannot stand beside other devices",
+                "auto and cpu cannot be combined with other devices",
             ),
         }
     }
@@ -173,26 +172,29 @@ impl DeviceConfig {
         if self.map && self.devices == [DeviceName::Cpu] {
             return self.refuse(
                 "cpu".into(),
-                "a device map needs devices: `auto`, or named ones",
+                "a device map needs devices: `auto`, or GPUs by name",
             );
         }
+
         if !self.map && !self.limits.is_empty() {
-            return self.refuse_as("a memory limit", "given".into(), "that needs a device map");
+            return self.refuse_as("a memory limit", "given".into(), "it needs a device map");
         }
+
         if names.len() > 1 && !self.map {
             return self.refuse(self.text(), "several devices need a device map");
         }
+
         let beyond = self
             .limits
             .iter()
             .filter_map(|limit| limit.device)
             .find(|number| *number >= names.len());
         match beyond {
-            // Without any GPU `auto` is the CPU, whatever limits say of GPUs.
+            // Without a GPU `auto` is the CPU, and limits for GPUs are ignored.
             Some(number) if !(self.is_auto() && names.is_empty()) => Err(LlmError::Setting {
                 name: "a memory limit",
                 value: format!("for device {number}"),
-                expected: "there is no such device among those used",
+                expected: "no such device is used",
             }),
             _ => Ok(()),
         }
@@ -227,7 +229,7 @@ fn open(name: DeviceName) -> Result<Device> {
             return Err(LlmError::Setting {
                 name: "the device",
                 value: name.to_string(),
-                expected: "it is no device by itself",
+                expected: "it does not name a single device",
             });
         }
     };
@@ -248,23 +250,24 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_and_written() {
+    fn names_parse_and_print() {
         for name in ["auto", "cpu", "cuda:0", "cuda:12"] {
             assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
+
         assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
-        for wrong in [
+        for invalid in [
             "", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:0", "CUDA",
         ] {
-            assert!(wrong.parse::<DeviceName>().is_err(), "{wrong}");
+            assert!(invalid.parse::<DeviceName>().is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn contradictory_settings_are_refused() {
         let text = |config: &DeviceConfig| config.placement().unwrap_err().to_string();
         assert!(text(&config(&["cpu"], true)).contains("a device map needs devices"));
-        assert!(text(&config(&["cuda:0", "cpu"], true)).contains("cannot stand beside"));
+        assert!(text(&config(&["cuda:0", "cpu"], true)).contains("cannot be combined with"));
         assert!(
             text(&config(&["cuda:0", "cuda:1"], false))
                 .contains("several devices need a device map")
@@ -278,8 +281,9 @@ mod tests {
                 limits,
                 ..config(&["cuda"], false)
             })
-            .contains("a memory limit is given; that needs a device map")
+            .contains("a memory limit is given; it needs a device map")
         );
+
         let limits = vec![MemoryLimit {
             device: Some(1),
             bytes: 1,
@@ -289,7 +293,7 @@ mod tests {
                 limits,
                 ..config(&["cuda"], true)
             })
-            .contains("no such device")
+            .contains("no such device is used")
         );
     }
 
@@ -303,6 +307,7 @@ mod tests {
                     .devices
                     .is_empty()
             );
+
             assert!(
                 config(&["auto"], true)
                     .placement()
@@ -310,6 +315,7 @@ mod tests {
                     .devices
                     .is_empty()
             );
+
             assert!(config(&["cuda"], false).placement().is_err());
         }
     }

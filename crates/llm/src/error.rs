@@ -1,21 +1,21 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
 use std::path::PathBuf;
 
-/// The result of everything in this crate that can fail.
+/// A result with [`LlmError`].
 pub type Result<T, E = LlmError> = std::result::Result<T, E>;
 
-/// What can go wrong between a model's name and its text.
+/// What can go wrong between a model's name and the text it generates.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LlmError {
-    /// Finding or fetching files failed.
+    /// A model's files could not be found or downloaded.
     #[error(transparent)]
     Hub(#[from] llm_int8_hub::HubError),
-    /// A model could not be built, loaded or computed.
+    /// A model could not be built, loaded or run.
     #[error(transparent)]
     Decoder(llm_int8_decoder::DecoderError),
-    /// A checkpoint or a layer is not usable.
+    /// A checkpoint or a layer cannot be used.
     #[error(transparent)]
     Nn(#[from] llm_int8_nn::NnError),
     /// A tensor operation failed.
@@ -26,18 +26,18 @@ pub enum LlmError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A small JSON file that is not what it should be.
+    /// A JSON file has the wrong content.
     #[error("{what} is not usable: {reason}")]
     MalformedJson {
         /// The file.
         what: String,
-        /// What does not hold.
+        /// What is wrong with it.
         reason: String,
     },
-    /// Text was given to a model without a tokenizer.
+    /// The model has no tokenizer, and text was given.
     #[error(
         "{model} has no tokenizer (neither tokenizer.json nor vocab.json with merges.txt), so it cannot read text; \
          give token ids instead"
@@ -46,50 +46,50 @@ pub enum LlmError {
         /// The model.
         model: String,
     },
-    /// The tokenizer's files are not usable, or it refused a text.
+    /// The tokenizer's files cannot be used, or a text cannot be encoded or decoded.
     #[error("the tokenizer {what}: {reason}")]
     Tokenizer {
-        /// File or operation.
+        /// Which model, or which operation.
         what: String,
         /// What it said.
         reason: String,
     },
-    /// Chatting with a model that says nothing of how.
+    /// The model has no chat template.
     #[error(
         "{model} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json); \
-         give one, or go on from a text without roles"
+         give one, or generate from plain text without roles"
     )]
     NoChatTemplate {
         /// The model.
         model: String,
     },
-    /// A chat template that cannot be used, or refused the messages.
+    /// The chat template is invalid, or rejected the messages.
     #[error("the chat template: {reason}")]
     ChatTemplate {
         /// What it said.
         reason: String,
     },
-    /// One turn of a conversation that fills the model's context.
+    /// One turn of a conversation does not fit the model's context.
     #[error(
         "this turn has {tokens} tokens with what the chat template adds, but the model has {available} positions; \
-         say it in fewer words"
+         shorten it"
     )]
     TurnTooLong {
-        /// Tokens of the turn, a system message included.
+        /// Tokens of the turn, including the system message.
         tokens: usize,
         /// Positions of the model.
         available: usize,
     },
-    /// The caller ended it.
+    /// The caller stopped the operation.
     #[error("interrupted")]
     Interrupted,
-    /// Nothing to go on from.
-    #[error("the prompt is empty and the model has no token to begin with; give a prompt")]
+    /// The prompt has no tokens.
+    #[error("the prompt is empty and the model has no begin-of-sequence token; give a prompt")]
     EmptyPrompt,
-    /// Prompt and new tokens are more than the model has positions for.
+    /// The prompt and the new tokens do not fit the model's positions.
     #[error(
         "the prompt has {prompt} tokens and {new} new ones are requested, but the model has {available} positions; \
-         ask for fewer, shorten the prompt, or let its beginning be cut off (`truncate`)"
+         request fewer, shorten the prompt, or cut off its beginning (`truncate`)"
     )]
     ContextExceeded {
         /// Tokens of the prompt.
@@ -99,7 +99,7 @@ pub enum LlmError {
         /// Positions of the model.
         available: usize,
     },
-    /// One of several prompts.
+    /// One of several prompts failed.
     #[error("prompt {number}: {source}")]
     Prompt {
         /// Which one, counted from 1.
@@ -107,17 +107,17 @@ pub enum LlmError {
         /// What is wrong with it.
         source: Box<LlmError>,
     },
-    /// A setting without sense.
+    /// A setting has an invalid value.
     #[error("{name} is {value}; {expected}")]
     Setting {
         /// The setting.
         name: &'static str,
-        /// What was given.
+        /// Its value.
         value: String,
-        /// What would do.
+        /// What is allowed, or why the value is not.
         expected: &'static str,
     },
-    /// Logits that no token can be drawn from.
+    /// The logits are NaN or infinite, so no token can be chosen.
     #[error(
         "the model's output contains NaN or infinity, so no token can be drawn; \
          its weights or activations overflow: try bfloat16 (`dtype`), or load it without 8 bit"
@@ -126,7 +126,7 @@ pub enum LlmError {
 }
 
 impl From<llm_int8_decoder::DecoderError> for LlmError {
-    /// An error of a layer or a checkpoint is [`LlmError::Nn`], whichever crate it comes through.
+    /// An error of a layer or a checkpoint is [`LlmError::Nn`], whichever crate it came through.
     fn from(error: llm_int8_decoder::DecoderError) -> Self {
         match error {
             llm_int8_decoder::DecoderError::Nn(error) => Self::Nn(error),

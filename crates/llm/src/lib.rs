@@ -1,23 +1,23 @@
-//! Any Hugging Face causal language model in 8 bit: load it, print it, list its parameters,
-//! generate.
+//! Any Hugging Face causal language model in 8 bit: load it, print it, list its parameters and
+//! generate text.
 //!
 //! ```
 //! use llm_int8::{AutoModelForCausalLM, LoadConfig};
 //!
 //! let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::from_env())?; // 8 bit
-//! println!("{model}"); // PyTorch's text
+//! println!("{model}"); // as PyTorch prints it
 //! for parameter in model.named_parameters() {
 //!     println!("{parameter}"); // transformer.h.0.attn.c_attn.weight torch.int8 (768, 256)
 //! }
 //! println!("{}", model.generation("In the beginning").run()?.text);
 //! for piece in model.generation("ROMEO:").max_new_tokens(32).temperature(0.8) {
-//!     print!("{}", piece?.text); // as soon as it is there
+//!     print!("{}", piece?.text); // token by token
 //! }
 //! # Ok::<(), llm_int8::LlmError>(())
 //! ```
 //!
-//! `"tiny-gpt2"` is part of the library and needs no network; `"gpt2-large"`, `"org/name@revision"`
-//! and a folder's path work the same way.
+//! `"tiny-gpt2"` is built in and needs no network. A model of the Hugging Face hub (`"gpt2-large"`,
+//! `"org/name@revision"`), a local folder or a `.gguf` file works the same way.
 
 pub mod bench;
 pub mod builtin;

@@ -1,4 +1,4 @@
-//! Where a model comes from: the built-in one, a folder, the hub.
+//! Finding and opening a model's files: built in, a folder, a `.gguf` file, or the hub.
 
 use crate::builtin;
 use crate::companion::Companion;
@@ -12,24 +12,24 @@ use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFile
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use std::path::{Path, PathBuf};
 
-/// Everything that decides how a model is found and loaded. The default reads no environment;
+/// How a model is found and loaded. The default does not read the environment;
 /// [`LoadConfig::from_env`] does.
 ///
 /// ```
 /// use llm_int8::LoadConfig;
-/// let mut config = LoadConfig::default(); // 8 bit, threshold 6, f16 beside it
-/// config.options.int8 = None;             // load it as it is
+/// let mut config = LoadConfig::default(); // 8 bit, threshold 6, the rest in f16
+/// config.options.int8 = None;             // load without quantising
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct LoadConfig {
-    /// Dtypes, int8 settings, the skip list.
+    /// Dtypes, int8 settings, modules to skip, devices.
     pub options: LoadOptions,
-    /// Endpoint, cache, token, patience.
+    /// Endpoint, cache, token, retries.
     pub hub: HubConfig,
 }
 
 impl LoadConfig {
-    /// The default with the hub's settings from the environment (`HF_HOME`, `HF_TOKEN`, …), as
+    /// The default, with the hub settings from the environment (`HF_HOME`, `HF_TOKEN`, …), as
     /// huggingface_hub reads them.
     pub fn from_env() -> Self {
         Self {
@@ -39,28 +39,30 @@ impl LoadConfig {
     }
 }
 
-/// What a model is made of, before its weights are read.
+/// A model's opened files, before its weights are read.
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
-    /// None where there is none; an error is for those who need the tokenizer, which looking at a
-    /// model or giving it token ids does not.
+    /// `None` if the model has no tokenizer. An error is kept for callers that need the tokenizer:
+    /// inspecting a model or running it on token ids does not.
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
     pub(crate) generation: GenerationConfig,
     pub(crate) companions: Vec<Companion>,
-    /// What these files ask for and do not get.
+    /// What these files ask for that this library does not do.
     pub(crate) warnings: Vec<Warning>,
 }
 
 impl Source {
-    /// Finds a model by name, downloading what is not on disk.
+    /// Finds a model by name and downloads what is not on disk.
     pub(crate) fn find(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Self> {
-        if builtin::is_meant(name) {
+        if builtin::is_name(name) {
             return Self::builtin();
         }
+
         if is_gguf(name) {
             return Self::from_gguf(Path::new(name));
         }
+
         let model: ModelRef = name.parse()?;
         Self::from_files(&Hub::new(hub.clone()).resolve(&model, progress)?)
     }
@@ -87,18 +89,19 @@ impl Source {
 
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let made = gguf::companions(&file);
+        let converted = gguf::companions(&file);
         let (config, checkpoint) = open_gguf(file)?;
-        let (companions, tokenizer) = match made {
+        let (companions, tokenizer) = match converted {
             Ok(companions) => {
                 let what = format!("in {}", path.display());
                 let tokenizer =
                     Tokenizer::from_companions(&companions, &serde_json::Value::Null, &what);
                 (companions, tokenizer)
             }
-            // Whoever needs no text can go on.
+            // The model still runs on token ids.
             Err(error) => (Vec::new(), Err(error)),
         };
+
         let generation = match companions
             .iter()
             .find(|companion| companion.name == "generation_config.json")
@@ -110,6 +113,7 @@ impl Source {
                 ..GenerationConfig::default()
             },
         };
+
         Ok(Self {
             config,
             checkpoint,
@@ -125,6 +129,7 @@ impl Source {
             ModelConfig::parse(&read(&files.config)?)?,
             model_name(&files.config),
         );
+
         let checkpoint = match &files.weights {
             WeightFiles::Safetensors { files, index } => {
                 Checkpoint::open_safetensors(files, index.as_deref())?
@@ -133,12 +138,14 @@ impl Source {
                 Checkpoint::open_pickle(files, index.as_deref())?
             }
         };
+
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;
         let companions = companions(&files.root, &files.companions);
         let what = format!("of {}", files.root.display());
         let sources = tokenizer_sources(&companions, &files.tokenizer);
         let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
+
         Ok(Self {
             config,
             checkpoint,
@@ -150,7 +157,7 @@ impl Source {
     }
 }
 
-/// The generation settings of a model's files.
+/// Reads the generation settings from a model's files.
 fn generation_config(
     files: &ModelFiles,
     config: &ModelConfig,
@@ -174,8 +181,8 @@ fn companions(root: &Path, paths: &[PathBuf]) -> Vec<Companion> {
         .collect()
 }
 
-/// The files a tokenizer is built from: those beside the weights, with the `tokenizer.json` that is
-/// written for this version of transformers where there are several.
+/// The files a tokenizer is built from: those beside the weights. If there are several versions of
+/// `tokenizer.json`, it is the one written for our version of transformers.
 fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Companion> {
     let preferred = files
         .tokenizer_json
@@ -193,7 +200,7 @@ fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Co
     others.chain([renamed]).collect()
 }
 
-/// A model's checkpoint, to read single tensors of it without loading the model.
+/// Opens a model's checkpoint, to read single tensors without loading the model.
 ///
 /// ```
 /// use llm_int8::{LoadConfig, load, hub::NoProgress};
@@ -203,30 +210,33 @@ fn tokenizer_sources(companions: &[Companion], files: &TokenizerFiles) -> Vec<Co
 /// ```
 ///
 /// # Errors
-/// A model that cannot be found, downloaded or opened.
+/// [`LlmError::Hub`] if the model cannot be found or downloaded, [`LlmError::Nn`] if its weight
+/// files cannot be opened.
 pub fn checkpoint(name: &str, hub: &HubConfig, progress: &dyn Progress) -> Result<Checkpoint> {
     Ok(Source::find(name, hub, progress)?.checkpoint)
 }
 
-/// The small files of a model and its `config.json` (null where there is none), for reading its
-/// tokenizer without its weights.
+/// A model's small files and its `config.json` (null if there is none), to read its tokenizer
+/// without its weights.
 pub(crate) fn small_files(
     name: &str,
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(Vec<Companion>, serde_json::Value)> {
-    if builtin::is_meant(name) {
+    if builtin::is_name(name) {
         return Ok((
             Companion::of_builtin(),
             ModelConfig::parse(builtin::CONFIG)?.values().clone(),
         ));
     }
+
     if is_gguf(name) {
         return Ok((
             gguf::companions(&GgufFile::open(Path::new(name))?)?,
             serde_json::Value::Null,
         ));
     }
+
     let files = Hub::new(hub.clone()).resolve_small(&name.parse()?, progress)?;
     let config = match &files.config {
         Some(path) => with_model_type(ModelConfig::parse(&read(path)?)?, model_name(path))
@@ -234,17 +244,18 @@ pub(crate) fn small_files(
             .clone(),
         None => serde_json::Value::Null,
     };
+
     let companions = companions(&files.root, &files.companions);
     Ok((tokenizer_sources(&companions, &files.tokenizer), config))
 }
 
-/// Config and headers of a model, for looking at it without its weights.
+/// A model's config and the headers of its weight files, to inspect it without downloading weights.
 pub(crate) fn headers(
     name: &str,
     hub: &HubConfig,
     progress: &dyn Progress,
 ) -> Result<(ModelConfig, Checkpoint)> {
-    if !builtin::is_meant(name) && !is_gguf(name) {
+    if !builtin::is_name(name) && !is_gguf(name) {
         let model = name.parse()?;
         if let ModelRef::Hub { .. } = model {
             let found = Hub::new(hub.clone()).resolve_metadata(&model, progress)?;
@@ -256,12 +267,14 @@ pub(crate) fn headers(
             return Ok((config, Checkpoint::from_headers(headers)?));
         }
     }
+
     // Opening a checkpoint on disk reads headers only.
     let source = Source::find(name, hub, progress)?;
     Ok((source.config, source.checkpoint))
 }
 
-/// The folder a config.json is in, or in the hub's cache that of its repository.
+/// The name of the folder that holds `config.json`; in the hub's cache, that of the repository
+/// (`models--org--name`).
 fn model_name(config: &Path) -> &str {
     let names = || {
         config
@@ -276,7 +289,7 @@ fn model_name(config: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// A `.gguf` file on disk; an address of one is for the hub to refuse.
+/// Whether `name` is a local `.gguf` file. URLs are left to the hub, which rejects them.
 fn is_gguf(name: &str) -> bool {
     !name.contains("://")
         && Path::new(name)

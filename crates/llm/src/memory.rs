@@ -1,16 +1,16 @@
-//! What this process holds, as the operating system counts it.
+//! Memory of this process and of the machine, as the operating system reports it.
 
-/// Memory of this process in bytes.
+/// Memory of this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryUse {
-    /// Memory of its own, not backed by files: what a model really costs.
+    /// Anonymous memory (`RssAnon`), which no file backs: what a model really costs.
     pub anonymous: u64,
-    /// Everything resident, pages of mapped files included.
+    /// Resident memory (`VmRSS`), pages of mapped files included.
     pub resident: u64,
 }
 
 impl MemoryUse {
-    /// The present values; `None` where the system does not tell (other than Linux).
+    /// The current values; `None` on systems other than Linux.
     pub fn now() -> Option<Self> {
         Self::parse(&std::fs::read_to_string("/proc/self/status").ok()?)
     }
@@ -26,7 +26,7 @@ impl MemoryUse {
         })
     }
 
-    /// The larger of both, figure by figure.
+    /// The larger of the two in each field.
     pub fn max(self, other: Self) -> Self {
         Self {
             anonymous: self.anonymous.max(other.anonymous),
@@ -35,8 +35,8 @@ impl MemoryUse {
     }
 }
 
-/// Bytes that this process may still take: what the system has left, or its container (control
-/// group, version 2), whichever is less. None where the system does not tell.
+/// Bytes that this process can still allocate: what the system has left, or the container's limit
+/// (cgroup v2), whichever is less. `None` where the system does not report it.
 pub(crate) fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let system = available_of(&read("/proc/meminfo")?)?;
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_memory_is_read() {
+    fn available_memory_is_parsed() {
         assert_eq!(
             available_of("MemTotal: 9 kB\nMemAvailable:     200 kB\n"),
             Some(204_800)
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_of_linux_are_understood() {
+    fn proc_status_is_parsed() {
         let status =
             "VmHWM:\t  9 kB\nVmRSS:\t     200 kB\nRssAnon:\t     120 kB\nRssFile:\t 80 kB\n";
         assert_eq!(
@@ -81,6 +81,7 @@ mod tests {
                 resident: 204_800
             })
         );
+
         assert_eq!(MemoryUse::parse("nothing"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The model: load, print, list, generate.
+//! [`AutoModelForCausalLM`]: a model with its tokenizer, to load, print, inspect and generate with.
 
 use crate::chat::ChatTemplate;
 use crate::companion::Companion;
@@ -17,31 +17,31 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What loading did and cost.
+/// What loading did: quantised layers, warnings, time and memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadReport {
-    /// Layers that are int8 and layers that were kept.
+    /// Layers that became int8, and layers that stayed float.
     pub layers: ReplaceReport,
-    /// What the model's files ask for and do not get.
+    /// What the model's files ask for that this library does not do.
     pub warnings: Vec<Warning>,
-    /// Time from opened files to a usable model; downloading not counted.
+    /// Time from opened files to a usable model, without downloads.
     pub duration: Duration,
-    /// The largest memory use seen while loading, where the system tells.
+    /// The largest memory use seen while loading; `None` where the system does not report it.
     pub peak_memory: Option<MemoryUse>,
 }
 
-/// A model looked at without reading its weights.
+/// What loading a model would give, found out without reading its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelPlan {
     /// The module tree.
     pub tree: Node,
-    /// Layers that would be int8 and layers that would be kept.
+    /// Layers that would become int8, and layers that would stay float.
     pub layers: ReplaceReport,
-    /// What the model's weights ask for and would not get.
+    /// What the model's weights ask for that this library would not do.
     pub warnings: Vec<Warning>,
-    /// What would lie where.
+    /// Which part of the model would be on which device.
     pub placed: Vec<PlacedPart>,
-    /// What the decoder does with tokens; printed, one line a step.
+    /// The steps of a forward pass. Printed, it is one line per step.
     pub steps: Plan,
 }
 
@@ -60,21 +60,21 @@ pub struct AutoModelForCausalLM {
 }
 
 impl AutoModelForCausalLM {
-    /// Loads a model: the built-in `tiny-gpt2`, a folder, or one of the hub (`gpt2-large`,
-    /// `org/name@revision`).
+    /// Loads a model: the built-in `tiny-gpt2`, a folder, a `.gguf` file, or a model of the hub
+    /// (`gpt2-large`, `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] where it cannot be found or fetched, [`LlmError::Decoder`] where it cannot
-    /// be loaded.
+    /// [`LlmError::Hub`] if the model cannot be found or downloaded, [`LlmError::Decoder`] if it
+    /// cannot be loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
     }
 
-    /// [`from_pretrained`](Self::from_pretrained), telling what it does: `download` while fetching,
-    /// `load` after each module.
+    /// [`from_pretrained`](Self::from_pretrained) with progress: `download` is called while files
+    /// are fetched, `load` after each module is loaded.
     ///
     /// # Errors
-    /// As there.
+    /// As [`from_pretrained`](Self::from_pretrained).
     pub fn from_pretrained_with(
         name: &str,
         config: &LoadConfig,
@@ -83,6 +83,7 @@ impl AutoModelForCausalLM {
     ) -> Result<Self> {
         let source = Source::find(name, &config.hub, download)?;
         let is_prequantized = Decoder::is_prequantized(&source.checkpoint);
+
         let started = Instant::now();
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
@@ -91,8 +92,10 @@ impl AutoModelForCausalLM {
                 peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
                 load(event);
             })?;
+
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
+
         Ok(Self {
             name: name.to_owned(),
             tree: decoder.describe(),
@@ -111,8 +114,8 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// The tree, parameters and footprint a model would have, from `config.json` and the headers of
-    /// its weights alone.
+    /// The tree, parameters and footprint that a model would have. Reads only `config.json` and the
+    /// headers of the weight files.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
@@ -121,22 +124,23 @@ impl AutoModelForCausalLM {
         let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &config.options)?;
         let placed = decoder.planned(&config.options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
-        let (tree, steps) = (decoder.describe(), decoder.execution_plan().clone());
+
         Ok(ModelPlan {
-            tree,
+            tree: decoder.describe(),
             layers: outcome.layers,
             warnings,
             placed,
-            steps,
+            steps: decoder.execution_plan().clone(),
         })
     }
 
-    /// Every parameter with name, dtype and shape, as `named_parameters()` of PyTorch.
+    /// Name, dtype and shape of every parameter, in the order of PyTorch's `named_parameters()`.
     pub fn named_parameters(&self) -> Vec<NamedParameter> {
         self.tree.named_parameters()
     }
 
-    /// Bytes of the model, by transformers' rule (`get_memory_footprint()`) and by truth.
+    /// The size of the model in bytes: by transformers' rule (`get_memory_footprint()`) and what it
+    /// really holds.
     pub fn memory_footprint(&self) -> Footprint {
         self.tree.footprint()
     }
@@ -146,56 +150,58 @@ impl AutoModelForCausalLM {
         &self.tree
     }
 
-    /// What loading did and cost.
+    /// What loading did: quantised layers, warnings, time and memory.
     pub fn load_report(&self) -> &LoadReport {
         &self.report
     }
 
-    /// The name it was loaded by.
+    /// The name the model was loaded by.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its `config.json`.
+    /// The model's `config.json`.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// What lies where, in the order in which a token goes through it.
+    /// Which part of the model is on which device, in the order of the forward pass.
     pub fn placed(&self) -> Vec<PlacedPart> {
         self.decoder.placed()
     }
 
-    /// Decodes on devices by graphs recorded once, or by single launches; results are the same.
+    /// Sets whether GPUs decode with CUDA graphs that are recorded once, or launch each kernel. The
+    /// results are the same.
     pub fn set_graphs(&mut self, uses_graphs: bool) {
         self.decoder.set_graphs(uses_graphs);
     }
 
-    /// The decoder itself.
+    /// The decoder: the layers, without tokenizer or generation settings.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// Whether its checkpoint held int8 layers already.
+    /// Whether the checkpoint already held int8 layers.
     pub fn is_prequantized(&self) -> bool {
         self.is_prequantized
     }
 
-    /// The small files beside its weights.
+    /// The small files beside the weights.
     pub(crate) fn companions(&self) -> &[Companion] {
         &self.companions
     }
 
-    /// The settings its `generation_config.json` asks for.
+    /// The generation settings of the model's files (`generation_config.json`, or `config.json` for
+    /// older models).
     pub fn generation_config(&self) -> GenerationConfig {
         self.generation.clone()
     }
 
-    /// Its tokenizer.
+    /// The tokenizer.
     ///
     /// # Errors
-    /// [`LlmError::NoTokenizer`] where the checkpoint has none, [`LlmError::Tokenizer`] where it
-    /// cannot be used.
+    /// [`LlmError::NoTokenizer`] if the checkpoint has none, [`LlmError::Tokenizer`] if it cannot
+    /// be used.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         match &self.tokenizer {
             Ok(Some(tokenizer)) => Ok(tokenizer),
@@ -216,7 +222,7 @@ impl AutoModelForCausalLM {
         }
     }
 
-    /// How it wants conversations written down.
+    /// The model's chat template, which turns a conversation into a prompt.
     ///
     /// # Errors
     /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`].
@@ -224,7 +230,7 @@ impl AutoModelForCausalLM {
         ChatTemplate::from_companions(&self.companions, self.special_tokens()?, &self.name)
     }
 
-    /// Another template, with this model's special tokens.
+    /// A chat template from `text`, with this model's special tokens.
     ///
     /// # Errors
     /// [`LlmError::ChatTemplate`].
@@ -232,13 +238,13 @@ impl AutoModelForCausalLM {
         ChatTemplate::new(text, self.special_tokens()?.into())
     }
 
-    /// What chat templates see of the special tokens.
+    /// The special tokens that chat templates can use.
     fn special_tokens(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
         Ok(self.tokenizer()?.special_tokens().clone())
     }
 
-    /// Text after a prompt, which is a text or token ids: to be set up, and to be run or iterated
-    /// over.
+    /// Generates text after a prompt, which is a string or token ids. The result is a builder: set
+    /// it up, then run it or iterate over it.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -253,8 +259,8 @@ impl AutoModelForCausalLM {
         Generation::new(self, prompt.into())
     }
 
-    /// Text after several prompts, some of them at once: the weights are read once for a token of
-    /// each. A request is a prompt, a [`Request`] or a [`Generation`].
+    /// Generates text after several prompts, batched: one read of the weights gives each running
+    /// sequence a token. A request is a prompt, a [`Request`] or a [`Generation`].
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -267,15 +273,16 @@ impl AutoModelForCausalLM {
         Batch::new(self, requests.into_iter().map(Into::into).collect())
     }
 
-    /// Runs requests as they come, at most `at_once` of them at a time.
+    /// An engine with continuous batching: it takes requests at any time and runs at most `at_once`
+    /// of them together.
     ///
     /// # Errors
-    /// [`LlmError::Setting`] where `at_once` is 0.
+    /// [`LlmError::Setting`] if `at_once` is 0.
     pub fn engine(&self, at_once: usize) -> Result<Engine<'_>> {
         Engine::new(self, at_once)
     }
 
-    /// The ids of a prompt; an empty text begins where a text begins.
+    /// The token ids of a prompt. An empty text becomes the begin-of-sequence token.
     pub(crate) fn prompt_ids(&self, prompt: Prompt, config: &GenerationConfig) -> Result<Vec<u32>> {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids),
@@ -284,28 +291,30 @@ impl AutoModelForCausalLM {
         if !ids.is_empty() {
             return Ok(ids);
         }
+
         match config.bos_token_id.or(self.generation.bos_token_id) {
             Some(bos) => Ok(vec![bos]),
             None => Ok(self.config.token_ids("bos_token_id")),
         }
     }
 
-    /// Logits of every position: f32 `[1, tokens, vocabulary]`.
+    /// The logits of every position: f32 `[1, tokens, vocabulary]`.
     ///
     /// # Errors
-    /// [`LlmError::EmptyPrompt`]; [`LlmError::Decoder`] for ids beyond the vocabulary or too many
-    /// of them.
+    /// [`LlmError::EmptyPrompt`]; [`LlmError::Decoder`] for ids beyond the vocabulary or more ids
+    /// than the model has positions.
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         if ids.is_empty() {
             return Err(LlmError::EmptyPrompt);
         }
+
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         Ok(self.decoder.logits(&input)?)
     }
 }
 
 impl fmt::Display for AutoModelForCausalLM {
-    /// PyTorch's text of the tree.
+    /// Prints the module tree as PyTorch does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.tree.fmt(f)
     }

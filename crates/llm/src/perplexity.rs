@@ -1,23 +1,23 @@
-//! Perplexity: how well a model foresees a text (`exp` of the mean negative log-likelihood of its
-//! tokens).
+//! Perplexity: how well a model predicts a text, `exp` of the mean negative log-likelihood of its
+//! tokens.
 
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::{LogitPositions, SequenceInput};
 use std::ops::ControlFlow;
 
-/// How a text is cut into windows.
+/// How a text is cut into windows, each of which is one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerplexityOptions {
-    /// Tokens the model sees at once.
+    /// Tokens per window.
     pub window: usize,
-    /// Tokens from the start of a window to that of the next, at most `window`. Where windows
-    /// overlap, only tokens that no window before held are scored.
+    /// Tokens from the start of one window to the start of the next; at most `window`. Where
+    /// windows overlap, a token is scored only in the first window that holds it.
     pub stride: usize,
 }
 
 impl Default for PerplexityOptions {
-    /// Windows of 512 tokens without overlap.
+    /// Windows of 512 tokens that do not overlap.
     fn default() -> Self {
         Self {
             window: 512,
@@ -26,18 +26,18 @@ impl Default for PerplexityOptions {
     }
 }
 
-/// What a model made of a text.
+/// How well a model predicted a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
     /// Mean of `-ln p(token | tokens before it in its window)`, in nats.
     pub mean_nll: f64,
     /// `exp(mean_nll)`.
     pub perplexity: f64,
-    /// Tokens scored.
+    /// Number of tokens scored.
     pub tokens: usize,
 }
 
-/// A window, and the first of its tokens that is scored.
+/// A window, and the first of its tokens that is scored; all are positions in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Window {
     start: usize,
@@ -45,10 +45,13 @@ struct Window {
     first_scored: usize,
 }
 
-/// The windows over a text of `tokens` tokens. The first token of a window is never scored: nothing
-/// predicts it.
+/// The windows over a text of `tokens` tokens. The first token of a window is never scored, because
+/// nothing in the window predicts it.
 fn windows(tokens: usize, options: PerplexityOptions) -> Vec<Window> {
-    let (mut found, mut start, mut seen) = (Vec::new(), 0, 0);
+    let mut found = Vec::new();
+    let mut start = 0;
+    let mut seen = 0;
+
     while seen < tokens {
         let end = (start + options.window).min(tokens);
         let first_scored = seen.max(start + 1);
@@ -59,14 +62,17 @@ fn windows(tokens: usize, options: PerplexityOptions) -> Vec<Window> {
                 first_scored,
             });
         }
-        (seen, start) = (end, start + options.stride);
+
+        seen = end;
+        start += options.stride;
     }
+
     found
 }
 
 impl AutoModelForCausalLM {
-    /// The perplexity of token ids. `observe` gets tokens scored and to score after each window,
-    /// and may end it.
+    /// The perplexity of token ids. After each window `observe` gets the number of tokens scored so
+    /// far and in total, and may stop the evaluation.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig, PerplexityOptions};
@@ -75,13 +81,14 @@ impl AutoModelForCausalLM {
     /// let ids = model.tokenizer()?.encode("And it came to pass, that the king of the land said unto him")?;
     /// let found = model.perplexity(&ids, PerplexityOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
     /// assert_eq!(found.tokens, ids.len() - 1);
-    /// assert!(found.perplexity < 200.0, "{found:?}"); // of a vocabulary of 4096
+    /// assert!(found.perplexity < 200.0, "{found:?}"); // random guessing would be 4096
     /// # Ok::<(), llm_int8::LlmError>(())
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] for windows the model has no positions for or strides that leave gaps,
-    /// and for fewer than two tokens; [`LlmError::Interrupted`]; [`LlmError::BadLogits`].
+    /// [`LlmError::Setting`] for a window longer than the model's positions, for a stride that is 0
+    /// or longer than the window, and for fewer than two tokens; [`LlmError::Interrupted`];
+    /// [`LlmError::BadLogits`].
     pub fn perplexity(
         &self,
         ids: &[u32],
@@ -99,9 +106,10 @@ impl AutoModelForCausalLM {
             return refuse(
                 "window",
                 options.window,
-                "it must be 2 or more, and at most the model's positions",
+                "it must be at least 2 and at most the number of the model's positions",
             );
         }
+
         if options.stride == 0 || options.stride > options.window {
             return refuse(
                 "stride",
@@ -109,6 +117,7 @@ impl AutoModelForCausalLM {
                 "it must be between 1 and the window",
             );
         }
+
         let windows = windows(ids.len(), options);
         let total: usize = windows
             .iter()
@@ -121,7 +130,9 @@ impl AutoModelForCausalLM {
                 "two or more are needed to score one",
             );
         }
-        let (mut nll, mut done) = (0f64, 0);
+
+        let mut nll = 0f64;
+        let mut done = 0;
         for window in windows {
             nll += self.window_nll(ids, window)?;
             done += window.end - window.first_scored;
@@ -129,6 +140,7 @@ impl AutoModelForCausalLM {
                 return Err(LlmError::Interrupted);
             }
         }
+
         let mean_nll = nll / total as f64;
         Ok(Perplexity {
             mean_nll,
@@ -138,31 +150,32 @@ impl AutoModelForCausalLM {
     }
 
     fn window_nll(&self, ids: &[u32], window: Window) -> Result<f64> {
-        // The last token is foreseen and foresees nothing, but bitsandbytes' outlier columns are
-        // those of the whole window.
+        // The last token predicts nothing that is scored, but it is part of the pass: bitsandbytes
+        // finds outlier columns over the whole window.
         let decoder = self.decoder();
         let mut cache = decoder.new_cache();
-        let (ids_of_window, logits) = (&ids[window.start..window.end], LogitPositions::All);
-        let input = SequenceInput {
-            ids: ids_of_window,
+        let logits = decoder.forward(&mut [SequenceInput {
+            ids: &ids[window.start..window.end],
             cache: &mut cache,
-            logits,
-        };
-        let logits = decoder.forward(&mut [input])?;
-        let rows = logits.chunks(decoder.spec().vocab_size());
-        let mut sum = 0f64;
+            logits: LogitPositions::All,
+        }])?;
+
+        // The logits of a position predict the token after it.
+        let first_row = window.first_scored - 1 - window.start;
+        let rows = logits.chunks(decoder.spec().vocab_size()).skip(first_row);
         let scored = &ids[window.first_scored..window.end];
-        for (row, id) in rows
-            .skip(window.first_scored - 1 - window.start)
-            .zip(scored)
-        {
+
+        let mut sum = 0f64;
+        for (row, id) in rows.zip(scored) {
             sum += nll(row, *id).ok_or(LlmError::BadLogits)?;
         }
+
         Ok(sum)
     }
 }
 
-/// `ln Σ exp(logits) - logits[id]`; none for logits that are not finite.
+/// The negative log-likelihood `ln Σ exp(logits) - logits[id]`; `None` if the logits are not
+/// finite.
 fn nll(logits: &[f32], id: u32) -> Option<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits
@@ -193,6 +206,7 @@ mod tests {
             [(0, 1, 4), (4, 5, 8)],
             "a window of one token scores nothing"
         );
+
         assert_eq!(cut(8, 4, 2), [(0, 1, 4), (2, 4, 6), (4, 6, 8)]);
         assert_eq!(cut(7, 4, 2), [(0, 1, 4), (2, 4, 6), (4, 6, 7)]);
         assert_eq!(cut(3, 4, 2), [(0, 1, 3)]);
@@ -200,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn likelihoods_are_those_of_softmax() {
+    fn nll_is_that_of_softmax() {
         let logits = [1f32.ln(), 2f32.ln(), 5f32.ln()];
         assert!((nll(&logits, 1).unwrap() + (2f64 / 8.0).ln()).abs() < 1e-6);
         assert!(nll(&[1e30, -1e30], 0).unwrap().abs() < 1e-9);

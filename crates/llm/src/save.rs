@@ -1,4 +1,4 @@
-//! Writing a model so that transformers and bitsandbytes load it (`save_pretrained`).
+//! Saving a model so that transformers and bitsandbytes can load it (`save_pretrained`).
 
 use crate::error::Result;
 use crate::model::AutoModelForCausalLM;
@@ -10,17 +10,17 @@ use llm_int8_nn::json;
 use serde_json::Value;
 use std::path::Path;
 
-/// How a model is written.
+/// How a model is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SaveOptions {
-    /// Bytes of a file at most; a larger tensor has a file of its own.
+    /// Maximum size of a weight file, in bytes. A tensor that is larger gets a file of its own.
     pub max_shard_size: u64,
-    /// What becomes of int8 layers.
+    /// How int8 layers are saved.
     pub layers: SavedLayers,
 }
 
 impl Default for SaveOptions {
-    /// Int8 as bitsandbytes saves it, files of 5 GB as transformers writes them.
+    /// Int8 layers as bitsandbytes saves them, in files of up to 5 GB, as transformers writes them.
     fn default() -> Self {
         Self {
             max_shard_size: 5_000_000_000,
@@ -30,8 +30,8 @@ impl Default for SaveOptions {
 }
 
 impl AutoModelForCausalLM {
-    /// Writes the model into a new folder: weights, `config.json` and the tokenizer's files, as
-    /// `save_pretrained` of transformers does. Nothing is at `folder` until everything is written.
+    /// Saves the model into a new folder: weights, `config.json` and the tokenizer's files, as
+    /// transformers' `save_pretrained` does. The folder appears only when it is complete.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig, SaveOptions};
@@ -47,9 +47,9 @@ impl AutoModelForCausalLM {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Nn`](crate::LlmError::Nn): [`NnError::TargetExists`], [`NnError::DiskFull`],
-    /// [`NnError::Write`], [`NnError::Interrupted`] when `observe` ends it, and [`NnError::Config`]
-    /// where a model without int8 layers is to be saved in 8 bit, or to be dequantised.
+    /// [`LlmError::Nn`](crate::LlmError::Nn) with [`NnError::TargetExists`], [`NnError::DiskFull`],
+    /// [`NnError::Write`], [`NnError::Interrupted`] if `observe` stops it, or [`NnError::Config`]
+    /// if a model without int8 layers is to be saved in 8 bit or dequantised.
     pub fn save_pretrained(
         &self,
         folder: &Path,
@@ -65,26 +65,27 @@ impl AutoModelForCausalLM {
                 "no layer of this model is int8, so there is nothing to dequantise".to_owned();
             return Err(NnError::Config { reason }.into());
         }
+
         let new = NewFolder::begin(folder)?;
-        new.write_tensors(
-            &self.decoder().state(options.layers)?,
-            options.max_shard_size,
-            observe,
-        )?;
+        let tensors = self.decoder().state(options.layers)?;
+        new.write_tensors(&tensors, options.max_shard_size, observe)?;
+
         for companion in self.companions() {
             new.write(&companion.name, &companion.read()?)?;
         }
-        // Last: a folder without it is no model.
+
+        // Last: without `config.json` the folder cannot be taken for a model.
         let config = self.saved_config(has_int8 && options.layers == SavedLayers::Int8);
         new.write(
             "config.json",
             format!("{}\n", json::to_text(&config)).as_bytes(),
         )?;
+
         Ok(new.commit()?)
     }
 
-    /// `config.json` with the dtype of the saved floats and, for 8 bit, what `BitsAndBytesConfig`
-    /// writes.
+    /// `config.json` with the dtype of the saved float weights and, for 8 bit, the section that
+    /// `BitsAndBytesConfig` writes.
     fn saved_config(&self, is_int8: bool) -> Value {
         let mut config = self.config().values().clone();
         if let Some(keys) = config.as_object_mut() {
@@ -98,12 +99,13 @@ impl AutoModelForCausalLM {
                 keys.insert("quantization_config".into(), self.quantization_config());
             }
         }
+
         config
     }
 
     fn quantization_config(&self) -> Value {
-        // The list of transformers replaces its default one, so it names every layer that was kept;
-        // its default keeps the head.
+        // In transformers this list replaces the default, which keeps the head. So it must name
+        // every layer that was kept.
         let kept: Vec<String> = self
             .load_report()
             .layers
@@ -132,7 +134,7 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// The threshold the int8 layers were loaded with.
+    /// The outlier threshold of the int8 layers.
     fn threshold(&self) -> f32 {
         self.decoder()
             .int8_config()

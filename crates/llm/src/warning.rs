@@ -1,28 +1,27 @@
-//! What a loaded model leaves out of its files. A library prints nothing, so the caller shows
-//! these.
+//! Warnings about a model's files. A library prints nothing, so the caller shows them.
 
 use llm_int8_decoder::LoadWarning;
 use std::fmt;
 
-/// Something in a model's files that is not used, though transformers would use it or expect it to
-/// be used.
+/// Something in a model's files that has no effect, though transformers would use it, or the author
+/// may expect it to have one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// Settings that transformers knows and this library does not act on.
+    /// Settings that transformers supports and this library does not.
     IgnoredSettings {
         /// The file they are in.
         file: String,
-        /// The settings, in the order of the file.
+        /// Their keys, in the order of the file.
         keys: Vec<String>,
     },
     /// Something about the weights.
     Weights(LoadWarning),
-    /// Settings that only sampling looks at, in a file that does not turn sampling on.
+    /// Settings that only apply to sampling, in a file that does not turn sampling on.
     SamplingSettings {
         /// The file they are in.
         file: String,
-        /// The settings, in the order of the file.
+        /// Their keys, in the order of the file.
         keys: Vec<String>,
     },
 }

@@ -1,4 +1,4 @@
-//! `llm-int8 affine`: what INT8 affine quantisation does to numbers.
+//! `llm-int8 affine`: show what INT8 affine quantisation does to numbers.
 
 mod histogram;
 mod notebook;
@@ -18,10 +18,10 @@ use llm_int8_affine::{
 };
 use std::io::Write;
 
-/// Tensors of up to this many numbers are printed in full.
+/// Tensors with up to this many numbers are shown number by number.
 const FEW: usize = 64;
 
-/// Numbers with a shape and where they come from.
+/// A tensor, and its name if it comes from a file.
 struct Input {
     name: Option<String>,
     values: Vec<f32>,
@@ -38,14 +38,14 @@ impl Input {
     }
 }
 
-/// A tensor quantised by one scheme.
+/// The tensor, quantised with one scheme.
 struct Quantized {
     scheme: QScheme,
     tensor: QuantizedTensor,
 }
 
 impl Quantized {
-    /// The scheme's name without `torch.`.
+    /// The scheme's name, without `torch.`.
     fn name(&self) -> String {
         self.scheme
             .to_string()
@@ -60,6 +60,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
         out.write_all(notebook::text()?.as_bytes())?;
         return Ok(());
     }
+
     let input = read(args)?;
     let results = quantize(&input, args).map_err(|error| explain(error, &input))?;
     let text = if args.json {
@@ -67,6 +68,7 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
     } else {
         report::text(&input, &results)?
     };
+
     out.write_all(text.as_bytes())?;
     if let Some(path) = &args.plot {
         let svg = if input.is_small() {
@@ -74,12 +76,14 @@ pub(crate) fn affine(args: &AffineArgs) -> anyhow::Result<()> {
         } else {
             histogram::draw(&input, &results)?
         };
+
         picture::write(&svg, path).with_context(|| format!("cannot write {}", path.display()))?;
     }
+
     Ok(())
 }
 
-/// What can be put right by another command is wrong use.
+/// Adds the tensor's name to an error. An error that other arguments avoid is a usage error.
 fn explain(error: AffineError, input: &Input) -> anyhow::Error {
     match (&error, &input.name) {
         (AffineError::AxisOutOfRange { .. }, _) | (AffineError::NotFinite { .. }, None) => {
@@ -101,6 +105,7 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
             shape,
         });
     };
+
     let checkpoint = match (&args.file, &args.model) {
         (Some(file), _) if file.extension().is_some_and(|extension| extension == "bin") => {
             Checkpoint::open_pickle(std::slice::from_ref(file), None)?
@@ -115,6 +120,7 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
     };
     let tensor = float_tensor(&checkpoint.find(tensor)?, FloatDtype::F32, false)?;
     let shape = tensor.dims().to_vec();
+
     Ok(Input {
         name: args.tensor.clone(),
         values: tensor.flatten_all()?.to_vec1()?,
@@ -124,16 +130,15 @@ fn read(args: &AffineArgs) -> anyhow::Result<Input> {
 
 fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineError> {
     let x = input.tensor()?;
-    x.min_max()?; // an empty tensor would go unnoticed: observers pass it over
+    x.min_max()?; // rejects empty tensors, which observers ignore
     let dtype = match args.dtype {
         AffineDtype::Qint8 => QuantizedDtype::Qint8,
         AffineDtype::Quint8 => QuantizedDtype::Quint8,
     };
     let chosen = |scheme| args.scheme == Scheme::All || args.scheme == scheme;
-    let (affine, symmetric) = (
-        chosen(Scheme::PerTensorAffine),
-        chosen(Scheme::PerTensorSymmetric),
-    );
+    let affine = chosen(Scheme::PerTensorAffine);
+    let symmetric = chosen(Scheme::PerTensorSymmetric);
+
     let mut schemes = Vec::new();
     schemes.extend(affine.then_some((ObserverKind::MinMax, QScheme::PerTensorAffine)));
     schemes.extend(symmetric.then_some((ObserverKind::MinMax, QScheme::PerTensorSymmetric)));
@@ -142,6 +147,7 @@ fn quantize(input: &Input, args: &AffineArgs) -> Result<Vec<Quantized>, AffineEr
         schemes.extend(affine.then_some((kind, QScheme::PerChannelAffine)));
         schemes.extend(symmetric.then_some((kind, QScheme::PerChannelSymmetric)));
     }
+
     let quantized = |(kind, scheme)| {
         let mut observer = ObserverConfig::new(kind, dtype, scheme).build()?;
         observer.observe(x)?;

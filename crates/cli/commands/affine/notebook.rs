@@ -1,4 +1,4 @@
-//! The notebook that people come from, with its three tensors, in its order.
+//! The example notebook that many users know, with its three tensors, in its order.
 
 use llm_int8_affine::module::{Linear, Model, QConfig};
 use llm_int8_affine::print::{Printed, python_float};
@@ -8,7 +8,7 @@ use llm_int8_affine::{
 };
 use std::fmt::Write;
 
-/// What replaces the 6 of `[3, -5.5, 0, 6, -6, 2.5]`.
+/// The fourth value of each tensor `[3, -5.5, 0, _, -6, 2.5]`.
 const LARGEST: [f32; 3] = [6.0, 4.0, 8.0];
 
 pub(super) fn text() -> Result<String, AffineError> {
@@ -27,6 +27,7 @@ pub(super) fn text() -> Result<String, AffineError> {
             "asymmetric: scale = (max - min) / 255, zero_point = round(-128 - min / scale)",
             custom::asymmetric(x)?,
         );
+
         by_torch(&mut out, x, QScheme::PerTensorSymmetric)?;
         by_hand(
             &mut out,
@@ -34,6 +35,7 @@ pub(super) fn text() -> Result<String, AffineError> {
             "symmetric: scale = absmax / 127.5, zero_point = 0",
             custom::symmetric(x)?,
         );
+
         for (name, qconfig) in [
             (
                 "get_default_qconfig('fbgemm'): weights symmetric per output",
@@ -45,18 +47,19 @@ pub(super) fn text() -> Result<String, AffineError> {
             converted(&mut out, &values, name, &qconfig)?;
         }
     }
+
     out.push_str(CONCLUSION);
     Ok(out)
 }
 
 const CONCLUSION: &str = "\
-# What to see
+# Conclusion
 
-With 6 and -6 both schemes choose the same grid: the range is as wide to both sides, so scale 0.0471 and zero
+With 6 and -6 both schemes choose the same grid: the range is symmetric, so the scale is 0.0471 and the zero
 point 0. With 4 the asymmetric scheme fits the codes to -6..4 (scale 0.0392, zero point 25) and loses less;
-the symmetric one keeps -6..6 and never uses the codes above 85. With 8 it is the other side: scale 0.0549
-against 0.0627. Zero is a code of its own in every scheme. Symmetric weights cost a little precision and make
-the product cheaper: without a zero point there is nothing to subtract.
+the symmetric one keeps -6..6 and never uses the codes above 85. With 8 it is the other way round: scale 0.0549
+against 0.0627. Zero is represented exactly in every scheme. Symmetric weights cost a little precision and make
+the matmul cheaper: without a zero point there is nothing to subtract.
 ";
 
 fn say(out: &mut String, line: std::fmt::Arguments<'_>) {
@@ -74,6 +77,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             "## PyTorch: MinMaxObserver(dtype=torch.qint8, qscheme={scheme})\n\n{observer}"
         ),
     );
+
     show_qparams(out, q.qparams());
     say(out, format_args!("{q}"));
     say(
@@ -83,6 +87,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::integers(q.int_repr(), q.shape(), Some("torch.int8"))
         ),
     );
+
     say(
         out,
         format_args!(
@@ -90,6 +95,7 @@ fn by_torch(out: &mut String, x: TensorRef<'_>, scheme: QScheme) -> Result<(), A
             Printed::floats(&q.dequantize(), q.shape())
         ),
     );
+
     show_errors(out, x, &q.dequantize());
     Ok(())
 }
@@ -107,6 +113,7 @@ fn by_hand(out: &mut String, x: TensorRef<'_>, formula: &str, qparams: QParams) 
                 Printed::integers(&codes, x.shape(), None)
             ),
         );
+
         say(
             out,
             format_args!("back:         {}", Printed::floats(&back, x.shape())),
@@ -151,5 +158,6 @@ fn converted(
     show_qparams(out, weight.qparams());
     let codes = Printed::integers(weight.int_repr(), weight.shape(), Some("torch.int8"));
     say(out, format_args!("int_repr(): {codes}\n"));
+
     Ok(())
 }

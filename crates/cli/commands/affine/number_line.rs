@@ -1,5 +1,5 @@
-//! A few numbers on their line: the grid of codes of each scheme, where zero falls, what is
-//! clipped, and the error of each number.
+//! Drawing of a few numbers on a number line: the grid of codes of each scheme, where zero is, what
+//! is clipped, and the error of each number.
 
 use super::picture::{ALARM, COLOURS, FAINT, INK, PALE, bold, text};
 use super::{Input, Quantized};
@@ -13,7 +13,7 @@ const TOP: i32 = 80;
 const LEFT: i32 = 60;
 const RIGHT: i32 = WIDTH - 60;
 
-/// One scheme's place in the drawing.
+/// The part of the drawing for one scheme.
 struct Panel<'a> {
     input: &'a Input,
     result: &'a Quantized,
@@ -21,7 +21,7 @@ struct Panel<'a> {
     zero_point: i32,
     colour: RGBColor,
     top: i32,
-    /// Smallest and largest number of the line.
+    /// Smallest and largest number on the line.
     range: (f64, f64),
     largest_error: f64,
 }
@@ -29,7 +29,7 @@ struct Panel<'a> {
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<String> {
-    // A scale for each of a few numbers has no common grid to draw.
+    // Per-channel schemes have no common grid to draw.
     let shown: Vec<_> = results
         .iter()
         .filter_map(|result| match *result.tensor.qparams() {
@@ -39,15 +39,18 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
         .collect();
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
-    let (mut low, mut high) = (f64::from(min).min(0.0), f64::from(max).max(0.0));
+    let mut low = f64::from(min).min(0.0);
+    let mut high = f64::from(max).max(0.0);
     let mut largest_error = f64::MIN_POSITIVE;
     for &(result, scale, zero_point) in &shown {
         let (first, last) = grid_ends(result, scale, zero_point);
-        (low, high) = (low.min(first), high.max(last));
+        low = low.min(first);
+        high = high.max(last);
         largest_error = largest_error
             .max(result.tensor.errors(x).max)
             .max(scale / 2.0);
     }
+
     let margin = (high - low) * 0.03;
     let mut svg = String::new();
     {
@@ -55,7 +58,7 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
         let canvas =
             SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
         canvas.fill(&WHITE)?;
-        let title = "Where numbers fall on 256 codes";
+        let title = "Numbers on a grid of 256 codes";
         canvas.draw(&Text::new(title, (LEFT, 36), bold(26, INK, HPos::Left)))?;
         for (i, (result, scale, zero_point)) in shown.into_iter().enumerate() {
             let panel = Panel {
@@ -70,12 +73,14 @@ pub(super) fn draw(input: &Input, results: &[Quantized]) -> anyhow::Result<Strin
             };
             panel.draw(&canvas)?;
         }
+
         canvas.present()?;
     }
+
     Ok(svg)
 }
 
-/// What the smallest and the largest code stand for.
+/// The numbers that the smallest and the largest code represent.
 fn grid_ends(result: &Quantized, scale: f64, zero_point: i32) -> (f64, f64) {
     let (min, max) = result.tensor.dtype().range();
     (
@@ -114,10 +119,11 @@ impl Panel<'_> {
             (RIGHT, self.top + 14),
             text(15, FAINT, HPos::Right),
         ))?;
+
         Ok(())
     }
 
-    /// A tick for each code on the line, longer every 32, with the code's number.
+    /// Draws a tick for each code; every 32nd is longer and labelled.
     fn grid(&self, canvas: &Canvas<'_>) -> anyhow::Result<()> {
         let y = self.top + 150;
         let (first, last) = grid_ends(self.result, self.scale, self.zero_point);
@@ -146,6 +152,7 @@ impl Panel<'_> {
                 ))?;
             }
         }
+
         let zero = self.at(0.0);
         canvas.draw(&PathElement::new(
             [(zero, y - 30), (zero, y + 38)],
@@ -157,42 +164,49 @@ impl Panel<'_> {
             (zero, y + 48),
             bold(13, INK, HPos::Center),
         ))?;
+
         Ok(())
     }
 
-    /// Each number above the line, with its code; what lies outside of the codes in red.
+    /// Draws each number above the line, with its code; clipped numbers are red.
     fn values(&self, canvas: &Canvas<'_>) -> anyhow::Result<()> {
         let y = self.top + 150;
         let (first, last) = grid_ends(self.result, self.scale, self.zero_point);
         let half = self.scale / 2.0;
         let mut order: Vec<usize> = (0..self.input.values.len()).collect();
         order.sort_by(|&a, &b| self.input.values[a].total_cmp(&self.input.values[b]));
-        // Labels that would touch go one storey up.
+        // Labels that would overlap go up to two rows higher.
         let mut free = [i32::MIN; 3];
         for i in order {
-            let (value, code) = (self.input.values[i], self.result.tensor.int_repr()[i]);
+            let value = self.input.values[i];
+            let code = self.result.tensor.int_repr()[i];
             let clipped = f64::from(value) < first - half || f64::from(value) > last + half;
-            let (x, ink) = (self.at(value.into()), if clipped { ALARM } else { INK });
+            let ink = if clipped { ALARM } else { INK };
+            let x = self.at(value.into());
+
             let label = format!("{value} → {code}");
             let reach = label.chars().count() as i32 * 4 + 6;
-            let storey = free.iter().position(|&free| x - reach >= free);
-            if let Some(storey) = storey {
-                free[storey] = x + reach;
-                let height = y - 44 - 22 * storey as i32;
+            let level = free.iter().position(|&free| x - reach >= free);
+            if let Some(level) = level {
+                free[level] = x + reach;
+                let height = y - 44 - 22 * level as i32;
                 canvas.draw(&PathElement::new(
                     [(x, height + 10), (x, y)],
                     ink.mix(0.4).stroke_width(1),
                 ))?;
                 canvas.draw(&Text::new(label, (x, height), text(14, ink, HPos::Center)))?;
             }
+
             canvas.draw(&Circle::new((x, y), 5, ink.filled()))?;
         }
+
         Ok(())
     }
 
-    /// `value - recovered` of each number as a bar at its place, between lines at half a step.
+    /// Draws `value - recovered` of each number as a bar, over a band of ± half a step.
     fn errors(&self, canvas: &Canvas<'_>) -> anyhow::Result<()> {
-        let (y, reach) = (self.top + 290, 50.0);
+        let y = self.top + 290;
+        let reach = 50.0;
         let height = |error: f64| y - (error / self.largest_error * reach).round() as i32;
         let half = self.scale / 2.0;
         let area = [(LEFT, height(half)), (RIGHT, height(-half))];
@@ -219,10 +233,13 @@ impl Panel<'_> {
             } else {
                 self.colour
             };
-            let (x, end) = (self.at(x.into()), height(error));
+
+            let x = self.at(x.into());
+            let end = height(error);
             canvas.draw(&PathElement::new([(x, y), (x, end)], ink.stroke_width(4)))?;
             canvas.draw(&Circle::new((x, end), 4, ink.filled()))?;
         }
+
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! From an SVG to a file of either kind, and what both drawings share.
+//! Writes a drawing as SVG or PNG; colours and text styles of both drawings.
 
 use super::super::write::write_atomically;
 use anyhow::Context;
@@ -13,7 +13,7 @@ pub(super) const INK: RGBColor = RGBColor(31, 41, 55);
 pub(super) const FAINT: RGBColor = RGBColor(107, 114, 128);
 pub(super) const PALE: RGBColor = RGBColor(229, 231, 235);
 pub(super) const ALARM: RGBColor = RGBColor(220, 38, 38);
-/// One a scheme.
+/// One per scheme.
 pub(super) const COLOURS: [RGBColor; 4] = [
     RGBColor(37, 99, 235),
     RGBColor(217, 119, 6),
@@ -21,10 +21,10 @@ pub(super) const COLOURS: [RGBColor; 4] = [
     RGBColor(147, 51, 234),
 ];
 
-/// Pixels of a PNG for each unit of the drawing.
+/// PNG pixels per SVG unit.
 const SHARPNESS: f32 = 2.0;
 
-/// Text of this size and colour, placed by one of its edges.
+/// Text of this size and colour, aligned horizontally by `across`.
 pub(super) fn text(size: u32, colour: RGBColor, across: HPos) -> TextStyle<'static> {
     ("DejaVu Sans", size)
         .into_font()
@@ -32,17 +32,18 @@ pub(super) fn text(size: u32, colour: RGBColor, across: HPos) -> TextStyle<'stat
         .pos(Pos::new(across, VPos::Center))
 }
 
-/// The same, bold.
+/// Bold text.
 pub(super) fn bold(size: u32, colour: RGBColor, across: HPos) -> TextStyle<'static> {
     let font = (FontFamily::Name("DejaVu Sans"), size, FontStyle::Bold).into_font();
     font.color(&colour).pos(Pos::new(across, VPos::Center))
 }
 
-/// Writes the drawing as its ending says.
+/// Writes the drawing in the format of the file's extension.
 pub(super) fn write(svg: &str, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_some_and(|extension| extension == "png") {
         return Ok(write_atomically(path, &png(svg)?)?);
     }
+
     Ok(write_atomically(path, svg.as_bytes())?)
 }
 
@@ -64,5 +65,6 @@ fn png(svg: &str) -> anyhow::Result<Vec<u8>> {
         tiny_skia::Pixmap::new(size.width(), size.height()).context("the picture is too large")?;
     let scale = tiny_skia::Transform::from_scale(SHARPNESS, SHARPNESS);
     resvg::render(&tree, scale, &mut pixels.as_mut());
+
     Ok(pixels.encode_png()?)
 }

@@ -1,12 +1,12 @@
-//! The results as text and as JSON.
+//! Printing the results as text and as JSON.
 
 use super::{Input, Quantized};
 use llm_int8_affine::{AffineError, ErrorStatistics, QParams};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Schemes one below the other, then value by value side by side; of many values, what torch
-/// prints.
+/// A table of the schemes, then the values with their codes side by side, or for many values the
+/// tensors as torch prints them.
 pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, AffineError> {
     let x = input.tensor()?;
     let (min, max) = x.min_max()?;
@@ -24,6 +24,7 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             "scheme", "scale", "zero_point", "max error", "mean error", "RMS error", "SNR (dB)"
         ),
     );
+
     for result in results {
         let ErrorStatistics {
             max,
@@ -48,6 +49,7 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             ),
         );
     }
+
     out.push('\n');
     if input.is_small() {
         side_by_side(&mut out, input, results);
@@ -59,24 +61,24 @@ pub(super) fn text(input: &Input, results: &[Quantized]) -> Result<String, Affin
             )
         });
     }
+
     Ok(out)
 }
 
 fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(out, "{line}");
 }
 
-/// One scale, or the smallest and the largest of several.
+/// Scale and zero point; for several channels the range from the smallest to the largest.
 fn qparams(qparams: &QParams) -> (String, String) {
     let (scales, zeros): (Vec<f64>, Vec<i32>) = qparams.channels().unzip();
     let (least, most) = scales
         .iter()
         .fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
-    let (low, high) = (
-        zeros.iter().min().copied().unwrap_or(0),
-        zeros.iter().max().copied().unwrap_or(0),
-    );
+    let low = zeros.iter().min().copied().unwrap_or(0);
+    let high = zeros.iter().max().copied().unwrap_or(0);
+
     let scale = match least == most {
         true if (1e-3..1e4).contains(&least) => format!("{least:.9}"),
         true => format!("{least:.7e}"),
@@ -92,11 +94,12 @@ fn qparams(qparams: &QParams) -> (String, String) {
     )
 }
 
-/// Three digits that count.
+/// A number with three significant digits.
 fn significant(x: f64) -> String {
     if x == 0.0 {
         return "0".into();
     }
+
     if (1e-4..1e5).contains(&x) {
         let places = (2 - x.log10().floor() as i32).max(0) as usize;
         format!("{x:.places$}")
@@ -115,6 +118,7 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
             "code", "recovered", "error"
         ));
     }
+
     push(out, format_args!("{}", heading.trim_end()));
     push(out, format_args!("{columns}"));
     let recovered: Vec<Vec<f32>> = results
@@ -124,30 +128,36 @@ fn side_by_side(out: &mut String, input: &Input, results: &[Quantized]) {
     for (i, &x) in input.values.iter().enumerate() {
         let mut line = format!("{x:>12}");
         for (result, recovered) in results.iter().zip(&recovered) {
-            let (code, y) = (result.tensor.int_repr()[i], recovered[i]);
+            let code = result.tensor.int_repr()[i];
+            let y = recovered[i];
             line.push_str(&format!(
                 "  {code:>6} {:>12} {:>12}",
                 short(y),
                 short(x - y)
             ));
         }
+
         push(out, format_args!("{line}"));
     }
 }
 
-/// Seven digits that count, without zeros at the end.
+/// A number with six decimals, without trailing zeros; in scientific notation if it is very small
+/// or large.
 fn short(x: f32) -> String {
     if x == 0.0 {
         return "0".into();
     }
+
     if !(1e-4..1e6).contains(&x.abs()) {
         return format!("{x:.4e}");
     }
+
     let text = format!("{x:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// One object; a scheme's `scale` and `zero_point` are numbers, or lists when they are per channel.
+/// One JSON object. `scale` and `zero_point` of a scheme are numbers, or lists if it is per
+/// channel.
 pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, AffineError> {
     let x = input.tensor()?;
     let result = |result: &Quantized| {
@@ -162,6 +172,7 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
                 axis,
             } => (json!(scales), json!(zero_points), json!(axis)),
         };
+
         json!({
             "scheme": result.name(),
             "dtype": result.tensor.dtype().to_string().trim_start_matches("torch."),
@@ -181,6 +192,7 @@ pub(super) fn json(input: &Input, results: &[Quantized]) -> Result<String, Affin
     };
     let results: Vec<Value> = results.iter().map(result).collect();
     let object = json!({ "tensor": input.name, "shape": input.shape, "values": input.values, "results": results });
+
     Ok(format!("{object}\n"))
 }
 
@@ -189,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_true() {
+    fn numbers_are_rounded_to_significant_digits() {
         assert_eq!(
             [significant(0.0), significant(0.01234), significant(123.4)],
             ["0", "0.0123", "123"]

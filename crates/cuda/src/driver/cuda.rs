@@ -1,5 +1,5 @@
-//! GPUs, through the driver alone: no CUDA runtime, no cuBLAS. The library `libcuda` is looked for
-//! when a device is asked for, so that a program with this feature starts on machines without it.
+//! GPUs through the CUDA driver API: no CUDA runtime, no cuBLAS. `libcuda` is loaded when the first
+//! device is opened, so a program with this feature also starts on machines without it.
 
 use super::ring::{LARGE_SLOTS, Ring, Rings, SMALL_SLOTS};
 use super::{Launch, Properties};
@@ -10,23 +10,34 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// Dynamic shared memory in bytes that a block may use without opting in.
-const SHARED_BY_DEFAULT: u32 = 48 << 10;
+/// Bytes of dynamic shared memory that a block may use without opting in.
+const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
+
+/// Bytes that [`CudaDriver::launch`] has room for in a kernel's argument struct.
+const MAX_ARGS_BYTES: usize = 256;
 
 pub(crate) struct CudaDriver {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
-    functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
+    functions: Mutex<HashMap<&'static str, LoadedFunction>>,
     rings: Mutex<Rings>,
     name: String,
     /// The compute capability: 90 for 9.0.
     capability: u32,
+}
+
+/// A kernel loaded from the module.
+struct LoadedFunction {
+    function: CudaFunction,
+    /// Bytes of dynamic shared memory that it may use so far.
+    allowed_shared_bytes: u32,
 }
 
 /// A captured graph.
@@ -34,31 +45,32 @@ pub(crate) struct CudaRecorded(Mutex<cudarc::driver::CudaGraph>);
 
 #[expect(
     unsafe_code,
-    reason = "the driver's graphs may be used from any thread, one at a time"
+    reason = "graphs may be used from any thread, by one thread at a time"
 )]
-// SAFETY: the CUDA programming guide: "Graph objects are not threadsafe. It is the responsibility
-// of the user to ensure that multiple threads do not concurrently access the same cudaGraph_t": the
-// lock does, and every use binds the context to the calling thread.
+// SAFETY: a graph is not tied to the thread that captured it: every use binds the context to the
+// calling thread.
 unsafe impl Send for CudaRecorded {}
-#[expect(unsafe_code, reason = "as above")]
-// SAFETY: as above.
+#[expect(unsafe_code, reason = "the mutex serialises all access to the graph")]
+// SAFETY: the CUDA programming guide: "Graph objects are not threadsafe. It is the responsibility
+// of the user to ensure that multiple threads do not concurrently access the same cudaGraph_t". The
+// mutex ensures that.
 unsafe impl Sync for CudaRecorded {}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether libcuda can be loaded.
+/// Whether `libcuda` can be loaded.
 #[cfg(not(feature = "linked"))]
 fn has_driver() -> bool {
-    #[expect(unsafe_code, reason = "loads the library")]
-    // SAFETY: loads libcuda, whose initialisers have no preconditions.
+    #[expect(unsafe_code, reason = "loads a library")]
+    // SAFETY: this loads libcuda, whose initialisers have no preconditions.
     unsafe {
         sys::is_culib_present()
     }
 }
 
-/// A program that is linked against libcuda does not start without it.
+/// Always true: a program linked against `libcuda` does not start without it.
 #[cfg(feature = "linked")]
 fn has_driver() -> bool {
     true
@@ -88,6 +100,7 @@ impl CudaDriver {
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
+
         let name = format!("cuda:{ordinal}");
         let error = |action| {
             let device = name.clone();
@@ -97,23 +110,27 @@ impl CudaDriver {
                 reason: error.to_string(),
             }
         };
+
         let context = CudaContext::new(ordinal).map_err(error("opening it"))?;
         #[expect(
             unsafe_code,
-            reason = "events between streams cost time at every launch"
+            reason = "cudarc's events between streams cost time at every launch"
         )]
-        // SAFETY: there is one stream, and what is freed is waited for.
+        // SAFETY: the events would order accesses from several streams. This driver has one stream,
+        // and `free` waits for it.
         unsafe {
             context.disable_event_tracking();
         }
-        let stream = context.new_stream().map_err(error("making a stream"))?;
+
+        let stream = context.new_stream().map_err(error("creating a stream"))?;
         let module = context
             .load_module(Ptx::from_binary(KERNELS.to_vec()))
             .map_err(error("loading the kernels"))?;
         let (major, minor) = context
             .compute_capability()
-            .map_err(error("asking for its capability"))?;
+            .map_err(error("reading its compute capability"))?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
+
         Ok(Self {
             capability,
             context,
@@ -145,15 +162,16 @@ impl CudaDriver {
             let value = self
                 .context
                 .attribute(which)
-                .map_err(self.error("asking for its properties"))?;
+                .map_err(self.error("reading its properties"))?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
+
         Ok(Properties {
             name: self.name.clone(),
             model: self
                 .context
                 .name()
-                .map_err(self.error("asking for its name"))?,
+                .map_err(self.error("reading its name"))?,
             multiprocessors: attribute(
                 CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
             )?,
@@ -169,23 +187,25 @@ impl CudaDriver {
         let (free, total) = self
             .context
             .mem_get_info()
-            .map_err(self.error("asking for its memory"))?;
+            .map_err(self.error("reading its free memory"))?;
         Ok((free as u64, total as u64))
     }
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
+
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: a context is bound; the memory is written before kernels read it, which is the
-        // callers' matter.
+        // SAFETY: `bind` bound the context to this thread. The memory is uninitialised, but only
+        // device code and copies read it, for which any bytes are valid values.
         let allocated = unsafe { result::malloc_sync(bytes.max(1)) };
+
         match allocated {
             Ok(address) => Ok(address),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, total) = self.memory()?;
                 Err(CudaError::OutOfMemory {
                     device: self.name.clone(),
-                    wanted: bytes as u64,
+                    requested: bytes as u64,
                     free,
                     total,
                 })
@@ -197,25 +217,27 @@ impl CudaDriver {
     pub(crate) fn free(&self, address: u64) -> Result<()> {
         self.synchronize()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: a buffer frees its own address once, and the stream is idle.
+        // SAFETY: the address came from `allocate`, and `Buffer::drop`, the only caller outside of
+        // tests, frees it once. The stream is idle, so nothing uses the memory.
         unsafe { result::free_sync(address) }.map_err(self.error("freeing"))
     }
 
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
         let mut rings = lock(&self.rings);
-        let is_small = from.len() <= SMALL_SLOTS.1;
-        let (ring, size) = match is_small {
-            true => (&mut rings.small, SMALL_SLOTS),
-            false => (&mut rings.large, LARGE_SLOTS),
+        let is_small = from.len() <= SMALL_SLOTS.bytes;
+        let (ring, slots) = if is_small {
+            (&mut rings.small, SMALL_SLOTS)
+        } else {
+            (&mut rings.large, LARGE_SLOTS)
         };
         if ring.is_none() {
-            *ring = Some(Ring::new(&self.context, size).map_err(self.error("locking memory"))?);
+            *ring = Some(Ring::new(&self.context, slots).map_err(self.error("locking memory"))?);
         }
         let Some(ring) = ring else { return Ok(()) };
 
         let mut to = address;
-        for part in from.chunks(size.1) {
+        for part in from.chunks(slots.bytes) {
             ring.copy(&self.stream, to, part)
                 .map_err(self.error("copying from the host"))?;
             to += part.len() as u64;
@@ -226,8 +248,8 @@ impl CudaDriver {
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: the caller checked that the memory is as long as the slice, which outlives the
-        // copy, as it is waited for.
+        // SAFETY: `View::read` checked that the memory at `address` is at least as long as `into`.
+        // `into` outlives the copy: `synchronize` waits for it below.
         unsafe { result::memcpy_dtoh_async(into, address, self.stream.cu_stream()) }
             .map_err(self.error("copying to the host"))?;
         self.synchronize()
@@ -236,7 +258,8 @@ impl CudaDriver {
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: the caller checked both ends.
+        // SAFETY: `View::copy_from` checked that both ranges lie within live buffers of this device;
+        // freeing either waits for the stream.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(self.error("copying"))
     }
@@ -244,48 +267,58 @@ impl CudaDriver {
     pub(crate) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: the caller checked the end.
+        // SAFETY: `View::fill_with_zeros` passes the range of a view, which lies within a live
+        // buffer; freeing it waits for the stream.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
             .map_err(self.error("filling with zeros"))
     }
 
-    /// The function, allowed to use so much shared memory.
+    /// The kernel's function, loaded on first use and allowed to use the launch's shared memory.
     fn function(&self, launch: &Launch<'_>) -> Result<CudaFunction> {
         let mut functions = lock(&self.functions);
-        if !functions.contains_key(launch.kernel) {
-            let function = self
-                .module
-                .load_function(launch.kernel)
-                .map_err(self.error(launch.kernel))?;
-            // The same for all kernels: a multiprocessor must be idle before it divides its memory
-            // otherwise, so kernels that want different shares do not overlap.
-            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            function
-                .set_attribute(attribute, 100)
-                .map_err(self.error(launch.kernel))?;
-            functions.insert(launch.kernel, (function, SHARED_BY_DEFAULT));
-        }
-        let Some((function, allowed)) = functions.get_mut(launch.kernel) else {
-            return Err(self.error(launch.kernel)(DriverError(
-                sys::CUresult::CUDA_ERROR_NOT_FOUND,
-            )));
+        let loaded = match functions.entry(launch.kernel) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.load_function(launch.kernel)?),
         };
-        if launch.shared_bytes > *allowed {
+
+        if launch.shared_bytes > loaded.allowed_shared_bytes {
             let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function
+            loaded
+                .function
                 .set_attribute(attribute, bytes)
                 .map_err(self.error(launch.kernel))?;
-            *allowed = launch.shared_bytes;
+            loaded.allowed_shared_bytes = launch.shared_bytes;
         }
-        Ok(function.clone())
+
+        Ok(loaded.function.clone())
+    }
+
+    fn load_function(&self, kernel: &'static str) -> Result<LoadedFunction> {
+        let function = self
+            .module
+            .load_function(kernel)
+            .map_err(self.error(kernel))?;
+
+        // All kernels ask for the same split between L1 and shared memory: a multiprocessor must be
+        // idle before it changes the split, so kernels with different ones could not overlap.
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        function
+            .set_attribute(attribute, 100)
+            .map_err(self.error(kernel))?;
+
+        Ok(LoadedFunction {
+            function,
+            allowed_shared_bytes: DEFAULT_SHARED_BYTES,
+        })
     }
 
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
         self.bind()?;
         let function = self.function(&launch)?;
-        // Structs of kernels hold pointers: aligned as those are.
-        let mut args = [0u64; 32];
+
+        // Argument structs hold pointers, so they are copied to memory aligned for u64.
+        let mut args = [0u64; MAX_ARGS_BYTES / 8];
         let Some(bytes) =
             bytemuck::cast_slice_mut::<u64, u8>(&mut args).get_mut(..launch.args.len())
         else {
@@ -296,8 +329,9 @@ impl CudaDriver {
             });
         };
         bytes.copy_from_slice(launch.args);
+
         let mut parameters = [args.as_mut_ptr().cast::<c_void>()];
-        let mut attributes = self.early_start(launch.overlaps);
+        let mut attributes = self.launch_attributes(launch.overlaps);
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -310,24 +344,26 @@ impl CudaDriver {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        let (function, nothing) = (function.cu_function(), std::ptr::null_mut());
+        let function = function.cu_function();
+        let extra = std::ptr::null_mut();
         #[expect(unsafe_code, reason = "kernels are C++")]
-        // SAFETY: the kernel takes one struct, whose layout args.rs mirrors, and copies it at the
-        // call; what it touches was checked by the functions of `ops`; attributes and parameters
-        // outlive the call.
-        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), nothing) }
+        // SAFETY: the kernel takes one struct with the layout that args.rs mirrors, and the driver
+        // copies it during the call; `config`, `attributes` and `parameters` outlive the call. The
+        // functions of `ops` checked that the memory the kernel touches lies within live buffers.
+        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), extra) }
             .result()
             .map_err(self.error(launch.kernel))
     }
 
-    /// What lets a kernel start before the one before has ended; nothing where that is not asked
-    /// for or not known.
-    fn early_start(&self, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
+    /// The attribute that lets a kernel start before the previous one has finished (programmatic
+    /// dependent launch); empty if `overlaps` is false or the GPU does not support it.
+    fn launch_attributes(&self, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
         if !overlaps || self.capability < 90 {
             return Vec::new();
         }
-        #[expect(unsafe_code, reason = "an attribute is a union of C")]
-        // SAFETY: every member of the union is plain data, for which zeros are a value.
+
+        #[expect(unsafe_code, reason = "an attribute is a C union")]
+        // SAFETY: every member of the struct and its union is plain data, for which zero is valid.
         let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
         attribute.id =
             sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -366,8 +402,10 @@ impl CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // An error here is one of a kernel before; memory is the process's own either way.
+        // An error here comes from an earlier launch. The page-locked memory is the process's own
+        // and can be freed either way.
         let _ = self.stream.synchronize();
+
         let rings = std::mem::take(&mut *lock(&self.rings));
         [rings.small, rings.large]
             .into_iter()
@@ -376,7 +414,8 @@ impl Drop for CudaDriver {
     }
 }
 
-/// What only the driver can answer; run where there is one, the emulated one among them.
+/// What depends on the driver itself. Runs on a GPU, or over the emulated `libcuda.so.1` of
+/// `scripts/test_cuda_driver.sh`.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,11 +426,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_capture_refuses_ends_it_and_the_next_one_is_whole() {
+    fn a_forbidden_call_invalidates_a_capture_but_not_the_next_one() {
         let Some(driver) = driver() else { return };
         let address = driver.allocate(64).unwrap();
         driver.write(address, &[7; 64]).unwrap();
-        for refused in [
+
+        for forbidden in [
             &|| driver.allocate(64).map(drop) as Result<()>,
             &|| driver.free(address),
             &|| driver.synchronize(),
@@ -399,7 +439,7 @@ mod tests {
         ] as [&dyn Fn() -> Result<()>; 4]
         {
             driver.begin_recording().unwrap();
-            assert!(refused().is_err());
+            assert!(forbidden().is_err());
             assert!(driver.end_recording().is_err());
         }
 
@@ -408,6 +448,7 @@ mod tests {
         driver.copy(address + 48, address, 8).unwrap();
         let graph = driver.end_recording().unwrap();
         driver.replay(&graph).unwrap();
+
         let mut bytes = [0; 64];
         driver.read(address, &mut bytes).unwrap();
         assert_eq!(
@@ -418,15 +459,17 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_not_filled_while_they_are_read() {
+    fn a_slot_is_not_refilled_while_a_copy_reads_it() {
         let Some(driver) = driver() else { return };
-        let count = 3 * SMALL_SLOTS.0;
+        let count = 3 * SMALL_SLOTS.count;
         let address = driver.allocate(count * 16).unwrap();
+
         for i in 0..count {
             driver
                 .write(address + 16 * i as u64, &[i as u8; 16])
                 .unwrap();
         }
+
         let mut bytes = vec![0; count * 16];
         driver.read(address, &mut bytes).unwrap();
         assert!(

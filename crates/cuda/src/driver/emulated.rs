@@ -1,11 +1,10 @@
-//! The emulated device: host memory, and kernels compiled by a C++ compiler.
+//! The emulated device: host memory, and the kernels compiled by a C++ compiler.
 //!
-//! Like a GPU it works asynchronously: launches, copies on the device and zeros are queued, and run
-//! when the host reads, writes, frees or waits. What a kernel did wrong shows at such a call and at
-//! every one after it.
+//! It is asynchronous, like a GPU: launches, device copies and fills are queued, and run when the
+//! host reads, writes, frees or waits. That call, and every later one, returns the first error.
 //!
-//! It is stricter than a GPU where that finds mistakes: new memory is NaN, and memory around each
-//! allocation must stay as it is.
+//! It is stricter than a GPU, to find bugs: new memory is filled with NaN, and the guard bytes
+//! around each allocation must not change.
 
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
@@ -14,7 +13,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[expect(unsafe_code, reason = "the kernels are C++")]
-// SAFETY: the signature is that of emulation/emulation.cc.
+// SAFETY: the signature matches the definition in emulation/emulation.cc.
 unsafe extern "C" {
     fn llm_int8_emulate(
         name: *const c_char,
@@ -27,15 +26,18 @@ unsafe extern "C" {
     ) -> *const c_char;
 }
 
-/// Guard bytes before and after each allocation, which nobody may write.
+/// Bytes before and after each allocation that must not be written.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xa5;
 const ALIGNMENT: usize = 256;
 
-/// Memory with its guards.
+/// Shared memory of a block, as on Hopper.
+const SHARED_BYTES: usize = 227 << 10;
+
+/// Memory between two guards.
 struct Allocation {
     bytes: Vec<u8>,
-    /// Where the guard in front begins.
+    /// Where the front guard begins; it is aligned.
     offset: usize,
     length: usize,
 }
@@ -44,6 +46,8 @@ impl Allocation {
     fn new(length: usize) -> Self {
         let mut bytes = vec![GUARD_BYTE; length + 2 * GUARD + ALIGNMENT];
         let offset = bytes.as_ptr().align_offset(ALIGNMENT);
+
+        // All ones are a NaN in f16, bf16 and f32.
         bytes[offset + GUARD..offset + GUARD + length].fill(0xff);
         Self {
             bytes,
@@ -90,10 +94,10 @@ pub(crate) struct Recording(Arc<Vec<Step>>);
 struct State {
     allocations: BTreeMap<u64, Allocation>,
     used: u64,
-    /// Steps that were not run yet, in their order.
+    /// Steps that have not run yet, in order.
     queue: VecDeque<Step>,
     recording: Option<Vec<Step>>,
-    /// The first error of a step: as on a GPU, nothing works after it.
+    /// The first error of a step. As on a GPU, it is sticky: every later call returns it.
     failed: Option<CudaError>,
 }
 
@@ -133,9 +137,9 @@ impl EmulatedDriver {
     pub(crate) fn properties(&self) -> Result<Properties> {
         Ok(Properties {
             name: self.name(),
-            model: "the CPU, playing a device".into(),
+            model: "emulated on the CPU".into(),
             multiprocessors: 4,
-            shared_bytes: 227 << 10,
+            shared_bytes: SHARED_BYTES,
             capability: 90,
             has_wgmma: true,
         })
@@ -150,11 +154,12 @@ impl EmulatedDriver {
         if state.used + bytes as u64 > self.memory {
             return Err(CudaError::OutOfMemory {
                 device: self.name(),
-                wanted: bytes as u64,
+                requested: bytes as u64,
                 free: self.memory.saturating_sub(state.used),
                 total: self.memory,
             });
         }
+
         let allocation = Allocation::new(bytes);
         let address = allocation.address();
         state.used += bytes as u64;
@@ -166,18 +171,18 @@ impl EmulatedDriver {
         let mut state = self.state();
         let finished = self.finish(&mut state);
         let Some(allocation) = state.allocations.remove(&address) else {
-            return Err(self.error("freeing", "there is no such memory"));
+            return Err(self.error("freeing", "no allocation has this address"));
         };
         state.used -= allocation.length as u64;
         finished?;
         if allocation.is_intact() {
             Ok(())
         } else {
-            Err(self.error("freeing", "memory beside it was written"))
+            Err(self.error("freeing", "a kernel wrote outside of the allocation"))
         }
     }
 
-    /// The memory `address .. address + length`, if it lies within one allocation.
+    /// The memory `address..address + length`, which must lie within one allocation.
     fn bytes<'a>(&self, state: &'a mut State, address: u64, length: usize) -> Result<&'a mut [u8]> {
         let found = state.allocations.range_mut(..=address).next_back();
         match found {
@@ -187,7 +192,7 @@ impl EmulatedDriver {
                 let first = allocation.offset + GUARD + (address - start) as usize;
                 Ok(&mut allocation.bytes[first..first + length])
             }
-            _ => Err(self.error("a copy", "it reaches beyond its memory")),
+            _ => Err(self.error("a copy", "it reaches past the end of its allocation")),
         }
     }
 
@@ -241,7 +246,7 @@ impl EmulatedDriver {
         Ok(())
     }
 
-    /// Runs what is queued.
+    /// Runs the queue.
     fn finish(&self, state: &mut State) -> Result<()> {
         while let Some(step) = state.queue.pop_front() {
             let result = self.run(state, &step);
@@ -283,20 +288,22 @@ impl EmulatedDriver {
         threads: u32,
         shared: u32,
     ) -> Result<()> {
-        if shared as usize > 227 << 10 {
+        if shared as usize > SHARED_BYTES {
             return Err(self.error(
                 kernel,
                 format!("{shared} bytes of shared memory are too many"),
             ));
         }
-        let name = CString::new(kernel).map_err(|_| self.error(kernel, "not a name"))?;
-        // Structs of kernels hold pointers: aligned as those are.
+        let name = CString::new(kernel).map_err(|_| self.error(kernel, "not a kernel name"))?;
+
+        // Argument structs hold pointers, so they are copied to memory aligned for u64.
         let mut aligned = vec![0u64; args.len().div_ceil(8)];
         bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..args.len()].copy_from_slice(args);
+
         #[expect(unsafe_code, reason = "the kernels are C++")]
-        // SAFETY: pointers are valid for the call; the kernel itself touches what the safe
-        // functions of `ops` checked to be within allocations, which live as long as the state that
-        // is locked.
+        // SAFETY: `name`, `aligned` and `grid` outlive the call. The kernel touches only memory that
+        // the functions of `ops` checked to lie within buffers. Those are allocations of the state,
+        // which the caller has locked, so none is freed meanwhile.
         let message = unsafe {
             llm_int8_emulate(
                 name.as_ptr(),
@@ -311,8 +318,9 @@ impl EmulatedDriver {
         if message.is_null() {
             return Ok(());
         }
+
         #[expect(unsafe_code, reason = "the message is a C string")]
-        // SAFETY: not null, and a literal of emulation.cc.
+        // SAFETY: the message is not null (checked above) and is a string literal of emulation.cc.
         let text = unsafe { CStr::from_ptr(message) };
         Err(self.error(kernel, text.to_string_lossy()))
     }
@@ -320,16 +328,17 @@ impl EmulatedDriver {
     pub(crate) fn synchronize(&self) -> Result<()> {
         let mut state = self.state();
         self.finish(&mut state)?;
-        match state.allocations.values().all(Allocation::is_intact) {
-            true => Ok(()),
-            false => Err(self.error("waiting", "memory beside an allocation was written")),
+        if state.allocations.values().all(Allocation::is_intact) {
+            Ok(())
+        } else {
+            Err(self.error("waiting", "a kernel wrote outside of an allocation"))
         }
     }
 
     pub(crate) fn begin_recording(&self) -> Result<()> {
         let mut state = self.state();
         if state.recording.is_some() {
-            return Err(self.error("recording", "a recording is under way"));
+            return Err(self.error("recording", "a recording is already in progress"));
         }
         state.recording = Some(Vec::new());
         Ok(())
@@ -337,7 +346,7 @@ impl EmulatedDriver {
 
     pub(crate) fn end_recording(&self) -> Result<Recording> {
         let steps = self.state().recording.take();
-        let steps = steps.ok_or_else(|| self.error("recording", "nothing is recorded"))?;
+        let steps = steps.ok_or_else(|| self.error("recording", "no recording is in progress"))?;
         Ok(Recording(Arc::new(steps)))
     }
 

@@ -1,4 +1,4 @@
-//! The two kinds of devices behind one face. `cfg` of features stands here and nowhere else.
+//! One interface to the two kinds of devices. All `cfg` for the features is in this module.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -10,49 +10,48 @@ mod ring;
 use crate::error::{CudaError, Result};
 use std::fmt;
 
-/// What a device is and has.
+/// A device's name and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Properties {
     /// `cuda:0`.
     pub(crate) name: String,
-    /// The product's name.
+    /// `NVIDIA H200`.
     pub(crate) model: String,
-    /// Multiprocessors.
     pub(crate) multiprocessors: usize,
-    /// Bytes of shared memory a block may ask for.
+    /// Bytes of shared memory a block may opt in to.
     pub(crate) shared_bytes: usize,
     /// The compute capability: 90 for 9.0.
     pub(crate) capability: u32,
-    /// Whether it has `wgmma` and the kernels were compiled for it.
+    /// Whether it supports `wgmma` and the build includes kernels that use it.
     pub(crate) has_wgmma: bool,
 }
 
-/// A kernel to run.
+/// One kernel launch.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'static str,
-    /// Its one struct.
+    /// The bytes of its only argument, a struct of [`crate::args`].
     pub(crate) args: &'a [u8],
     pub(crate) grid: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
-    /// Whether it may be started before the kernel before it has ended.
+    /// Whether it may start before the previous kernel has finished.
     pub(crate) overlaps: bool,
 }
 
-/// A driver with one device and one stream: what is asked for happens in that order.
+/// A driver of one device with one stream: requests run in order.
 pub(crate) enum Driver {
     #[cfg(feature = "cuda")]
     Cuda(Box<cuda::CudaDriver>),
     #[cfg(emulated)]
     Emulated(emulated::EmulatedDriver),
-    /// Keeps the enum inhabited in builds with no device; never made.
+    /// Keeps the enum inhabited in builds without a device; never constructed.
     #[allow(dead_code)]
     None,
 }
 
-/// A recorded sequence.
+/// A recorded sequence of launches.
 pub(crate) enum Recorded {
     #[cfg(feature = "cuda")]
     Cuda(cuda::CudaRecorded),
@@ -62,8 +61,8 @@ pub(crate) enum Recorded {
     None,
 }
 
-/// Runs the same expression for whichever driver there is.
-macro_rules! each {
+/// Evaluates an expression for whichever driver this is.
+macro_rules! dispatch {
     ($driver:expr, $name:ident => $body:expr) => {
         match $driver {
             #[cfg(feature = "cuda")]
@@ -75,10 +74,10 @@ macro_rules! each {
     };
 }
 
-// Where a driver is left out, nothing is done with what comes in.
+// Arguments are unused in builds without one of the drivers.
 #[cfg_attr(not(all(feature = "cuda", emulated)), allow(unused_variables))]
 impl Driver {
-    /// The GPU of that number.
+    /// The GPU with this number.
     pub(crate) fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda")]
         return cuda::CudaDriver::new(ordinal).map(Box::new).map(Self::Cuda);
@@ -86,7 +85,7 @@ impl Driver {
         Err(CudaError::NotBuilt)
     }
 
-    /// How many GPUs there are; none without a driver or the feature.
+    /// The number of GPUs; 0 without a driver or the feature.
     pub(crate) fn cuda_count() -> Result<usize> {
         #[cfg(feature = "cuda")]
         return cuda::CudaDriver::count();
@@ -94,7 +93,7 @@ impl Driver {
         Ok(0)
     }
 
-    /// A device that the CPU plays, with so much memory; see [`crate::Device::emulated`].
+    /// An emulated device with `memory` bytes; see [`crate::Device::emulated`].
     pub(crate) fn emulated(ordinal: usize, memory: u64, order: u64) -> Result<Self> {
         #[cfg(emulated)]
         return Ok(Self::Emulated(emulated::EmulatedDriver::new(
@@ -105,58 +104,58 @@ impl Driver {
     }
 
     pub(crate) fn properties(&self) -> Result<Properties> {
-        each!(self, driver => driver.properties())
+        dispatch!(self, driver => driver.properties())
     }
 
     /// Free and total bytes.
     pub(crate) fn memory(&self) -> Result<(u64, u64)> {
-        each!(self, driver => driver.memory())
+        dispatch!(self, driver => driver.memory())
     }
 
-    /// The address of new memory, a multiple of 256.
+    /// Allocates memory; its address is a multiple of 256.
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
-        each!(self, driver => driver.allocate(bytes))
+        dispatch!(self, driver => driver.allocate(bytes))
     }
 
-    /// Gives memory back once the device is done with it.
+    /// Frees memory once the stream is idle.
     pub(crate) fn free(&self, address: u64) -> Result<()> {
-        each!(self, driver => driver.free(address))
+        dispatch!(self, driver => driver.free(address))
     }
 
-    /// Copies to the device; `from` may be reused at once.
+    /// Copies to the device; `from` may be reused as soon as this returns.
     pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
-        each!(self, driver => driver.write(address, from))
+        dispatch!(self, driver => driver.write(address, from))
     }
 
-    /// Copies to the host and waits for it.
+    /// Copies to the host and waits for the copy.
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
-        each!(self, driver => driver.read(address, into))
+        dispatch!(self, driver => driver.read(address, into))
     }
 
     /// Copies within the device.
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        each!(self, driver => driver.copy(to, from, bytes))
+        dispatch!(self, driver => driver.copy(to, from, bytes))
     }
 
     /// Fills with zeros.
     pub(crate) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        each!(self, driver => driver.zero(address, bytes))
+        dispatch!(self, driver => driver.zero(address, bytes))
     }
 
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<()> {
-        each!(self, driver => driver.launch(launch))
+        dispatch!(self, driver => driver.launch(launch))
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        each!(self, driver => driver.synchronize())
+        dispatch!(self, driver => driver.synchronize())
     }
 
-    /// From here on what is asked for is recorded and not done.
+    /// From here on requests are recorded rather than run.
     pub(crate) fn begin_recording(&self) -> Result<()> {
-        each!(self, driver => driver.begin_recording())
+        dispatch!(self, driver => driver.begin_recording())
     }
 
-    /// What was recorded.
+    /// Ends the recording and returns it.
     pub(crate) fn end_recording(&self) -> Result<Recorded> {
         match self {
             #[cfg(feature = "cuda")]

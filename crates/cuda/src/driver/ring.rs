@@ -1,56 +1,71 @@
-//! Copies from the host to a GPU, by way of page-locked memory.
+//! Copies from the host to a GPU through page-locked staging memory.
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::sync::Arc;
 
-/// Number and size in bytes of the slots for large copies: while one is copied, the other is
-/// filled.
-pub(super) const LARGE_SLOTS: (usize, usize) = (2, 16 << 20);
-/// Number and size in bytes of the slots for small copies, such as what a pass is told of its rows.
-pub(super) const SMALL_SLOTS: (usize, usize) = (64, 4 << 10);
+/// The slots of a ring.
+#[derive(Clone, Copy)]
+pub(super) struct Slots {
+    pub(super) count: usize,
+    /// Bytes of each slot.
+    pub(super) bytes: usize,
+}
 
-/// What the driver itself answers.
+/// Slots for large copies: one is filled while the other is copied.
+pub(super) const LARGE_SLOTS: Slots = Slots {
+    count: 2,
+    bytes: 16 << 20,
+};
+/// Slots for small copies, such as a pass's token ids and positions.
+pub(super) const SMALL_SLOTS: Slots = Slots {
+    count: 64,
+    bytes: 4 << 10,
+};
+
+/// Results with the driver's own error.
 type Driven<T> = std::result::Result<T, DriverError>;
 
-/// A ring of equal slots in one piece of page-locked memory.
+/// A ring of equal slots in one allocation of page-locked memory.
 ///
-/// Every copy from the host goes through such a slot. Of an asynchronous copy from pageable memory
-/// CUDA only says that the memory *might* be staged before the call returns; without that, a
-/// caller's buffer could be freed while it is still read ("API synchronization behavior", CUDA
-/// driver API).
+/// Every copy from the host goes through a slot. For an asynchronous copy from pageable memory CUDA
+/// says only that the memory *might* be staged before the call returns; if it is not, the caller
+/// could free its buffer while the copy still reads it ("API synchronization behavior", CUDA driver
+/// API).
 pub(super) struct Ring {
     memory: *mut u8,
     slot_bytes: usize,
-    /// Of each slot the end of its last copy.
+    /// For each slot, the event that marks the end of its last copy.
     done: Vec<CudaEvent>,
     next: usize,
 }
 
 #[expect(unsafe_code, reason = "the memory belongs to this value alone")]
-// SAFETY: the pointer is to page-locked memory that this value owns, and it is used under a lock.
+// SAFETY: `memory` points to page-locked memory that only this value uses, and page-locked memory
+// may be accessed and freed from any thread.
 unsafe impl Send for Ring {}
 
 impl Ring {
-    pub(super) fn new(
-        context: &Arc<CudaContext>,
-        (slots, slot_bytes): (usize, usize),
-    ) -> Driven<Self> {
-        let done = (0..slots)
+    pub(super) fn new(context: &Arc<CudaContext>, slots: Slots) -> Driven<Self> {
+        let done = (0..slots.count)
             .map(|_| context.new_event(None))
             .collect::<Driven<_>>()?;
+
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new_event` bound the context to this thread; the memory is written before it is
-        // read.
-        let memory = unsafe { result::malloc_host(slots * slot_bytes, 0) }?;
+        // SAFETY: `new_event` bound the context to this thread. `copy` writes a slot before it reads
+        // it.
+        let memory = unsafe { result::malloc_host(slots.count * slots.bytes, 0) }?;
         Ok(Self {
             memory: memory.cast(),
-            slot_bytes,
+            slot_bytes: slots.bytes,
             done,
             next: 0,
         })
     }
 
-    /// Starts copying at most a slot of bytes to the address.
+    /// Starts copying `bytes`, at most one slot of them, to `address`.
+    ///
+    /// # Panics
+    /// If `bytes` is longer than a slot.
     pub(super) fn copy(
         &mut self,
         stream: &Arc<CudaStream>,
@@ -61,9 +76,11 @@ impl Ring {
         let slot = self.next;
         self.next = (slot + 1) % self.done.len();
         self.done[slot].synchronize()?;
+
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: slot `slot` is `slot_bytes` long, which `bytes` does not exceed; the event says
-        // that no copy reads it any more, and it lives until `free`, which waits for the stream.
+        // SAFETY: the slot has `slot_bytes` bytes, and `bytes` is no longer (asserted above). No
+        // earlier copy still reads the slot: its event has completed. The memory lives until `free`,
+        // which is called with the stream idle.
         unsafe {
             let memory = self.memory.add(slot * self.slot_bytes);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len());
@@ -73,16 +90,17 @@ impl Ring {
         self.done[slot].record(stream)
     }
 
-    /// Gives the memory back; no copy may be under way.
+    /// Frees the memory. The stream must be idle.
     pub(super) fn free(self) {
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new` locked it, and the caller waited for the stream. What cannot be given back
-        // now is given back with the process.
+        // SAFETY: `memory` came from `malloc_host` in `new` and is freed once, as `self` is consumed.
+        // The caller, `CudaDriver::drop`, has waited for the stream, so no copy reads it. If freeing
+        // fails, the memory goes with the process.
         let _ = unsafe { result::free_host(self.memory.cast()) };
     }
 }
 
-/// The rings, made when they are first needed.
+/// The rings, created on first use.
 #[derive(Default)]
 pub(super) struct Rings {
     pub(super) small: Option<Ring>,

@@ -1,59 +1,102 @@
-//! Products with float weights.
+//! Linear layers with float weights.
 
 use super::{Check, FloatMatrix, Output, Source, Through, kernels, span};
 use crate::args::DenseArgs;
 use crate::error::Result;
 
-/// Rows up to which `dense_thin` computes.
-const THIN_MOST: usize = 16;
-/// Outputs of a block of `dense_mma`, and rows of each of its two kernels.
+/// Up to this many rows `dense_thin` is used.
+const THIN_MAX_ROWS: usize = 16;
+/// Outputs of a block of `dense_mma32` and `dense_mma64`.
 const MMA_OUTPUTS: usize = 128;
-const MMA_ROWS: [usize; 2] = [32, 64];
-/// Outputs of a block of eight warps in `dense_one` and `dense_thin`, and rows that the latter
-/// takes.
+/// Outputs of a block of `dense_one`.
 const ONE_OUTPUTS: usize = 32;
+/// Outputs and rows of a block of `dense_thin`.
 const THIN_OUTPUTS: usize = 16;
 const THIN_ROWS: usize = 8;
 /// The side of a tile of `dense_tile`.
 const TILE: usize = 64;
 
-/// `y = x · Wᵀ + b` in f32, with weights as they are stored.
+/// A family of kernels, by the number of rows and what tensor cores can do.
+#[derive(Clone, Copy)]
+enum Kernel {
+    /// One row.
+    One,
+    /// A few rows.
+    Thin,
+    /// Tensor cores, 32 rows of a block.
+    Mma32,
+    /// Tensor cores, 64 rows of a block.
+    Mma64,
+    /// Many rows, f32 multiply-adds.
+    Tile,
+}
+
+impl Kernel {
+    fn choose(source: &Source<'_, f32>, matrix: &FloatMatrix) -> Self {
+        match source.rows {
+            0..=1 => Self::One,
+            2..=THIN_MAX_ROWS => Self::Thin,
+            _ if !suits_mma(source, matrix) => Self::Tile,
+            ..=32 => Self::Mma32,
+            _ => Self::Mma64,
+        }
+    }
+
+    fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::One => kernels!("dense_one"),
+            Self::Thin => kernels!("dense_thin"),
+            Self::Mma32 => kernels!("dense_mma32"),
+            Self::Mma64 => kernels!("dense_mma64"),
+            Self::Tile => kernels!("dense_tile"),
+        }
+    }
+
+    fn grid(self, rows: usize, out_features: usize) -> [usize; 3] {
+        let [outputs_of_block, rows_of_block] = match self {
+            Self::One => [ONE_OUTPUTS, 1],
+            Self::Thin => [THIN_OUTPUTS, THIN_ROWS],
+            Self::Mma32 => [MMA_OUTPUTS, 32],
+            Self::Mma64 => [MMA_OUTPUTS, 64],
+            Self::Tile => [TILE, TILE],
+        };
+        [
+            out_features.div_ceil(outputs_of_block),
+            rows.div_ceil(rows_of_block),
+            1,
+        ]
+    }
+}
+
+/// `y = x · Wᵀ + b` in f32; the weights keep their stored dtype.
 ///
 /// # Errors
-/// [`CudaError::Shape`](crate::CudaError::Shape) for sources that are not plain or of another
-/// width; [`CudaError::TooShort`](crate::CudaError::TooShort),
+/// [`CudaError::Shape`](crate::CudaError::Shape) if the source is not plain or has another width;
+/// [`CudaError::TooShort`](crate::CudaError::TooShort),
 /// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn dense(
     source: &Source<'_, f32>,
     matrix: &FloatMatrix,
     output: &Output<'_, f32>,
 ) -> Result<()> {
-    let uses_mma = source.rows > THIN_MOST && suits_mma(source, matrix);
-    let mma_rows = if source.rows <= MMA_ROWS[0] {
-        MMA_ROWS[0]
-    } else {
-        MMA_ROWS[1]
-    };
-    let names = match source.rows {
-        0..=1 => kernels!("dense_one"),
-        2..=THIN_MOST => kernels!("dense_thin"),
-        _ if uses_mma && mma_rows == MMA_ROWS[0] => kernels!("dense_mma32"),
-        _ if uses_mma => kernels!("dense_mma64"),
-        _ => kernels!("dense_tile"),
-    };
+    let kernel = Kernel::choose(source, matrix);
     let check = Check {
-        kernel: matrix.dtype().of(names),
+        kernel: matrix.dtype().pick(kernel.names()),
         device: matrix.device(),
     };
-    if !matches!(source.through, Through::Plain) || source.cols != matrix.cols() {
-        let reason = format!(
-            "plain rows of {} values are needed, not {}",
-            matrix.cols(),
-            source.cols
-        );
-        return Err(check.shape(reason));
+    if !matches!(source.through, Through::Plain) {
+        return Err(check.shape("it takes rows without a norm or gate".into()));
     }
-    let (rows, out_features) = (source.rows, matrix.rows());
+    if source.cols != matrix.cols() {
+        return Err(check.shape(format!(
+            "rows have {} values; the layer takes {}",
+            source.cols,
+            matrix.cols()
+        )));
+    }
+
+    let rows = source.rows;
+    let out_features = matrix.rows();
     let args = DenseArgs {
         x: check.view(
             "the activations",
@@ -69,27 +112,14 @@ pub fn dense(
         pitch: check.size("the inputs", matrix.pitch())?,
         padding: 0,
     };
-    let grid = match rows {
-        0..=1 => [out_features.div_ceil(ONE_OUTPUTS), rows, 1],
-        2..=THIN_MOST => [
-            out_features.div_ceil(THIN_OUTPUTS),
-            rows.div_ceil(THIN_ROWS),
-            1,
-        ],
-        _ if uses_mma => [
-            out_features.div_ceil(MMA_OUTPUTS),
-            rows.div_ceil(mma_rows),
-            1,
-        ],
-        _ => [out_features.div_ceil(TILE), rows.div_ceil(TILE), 1],
-    };
-    check.launch(&args, grid, 256, 0)
+    check.launch(&args, kernel.grid(rows, out_features), 256, 0)
 }
 
-/// Whether tensor cores can do it: `dense_mma` reads 16 bytes of activations at a time and weights
-/// of 16 bits, and needs the instruction of capability 8.0.
+/// Whether tensor cores can be used: `dense_mma` loads 16 bytes of activations at a time, takes
+/// weights of 16 bits, and needs an instruction of capability 8.0.
 fn suits_mma(source: &Source<'_, f32>, matrix: &FloatMatrix) -> bool {
     let is_aligned = source.x.address().is_multiple_of(16) && source.stride.is_multiple_of(4);
     let has_16_bits = matrix.dtype().bytes() == 2;
+
     has_16_bits && is_aligned && source.cols.is_multiple_of(8) && matrix.device().capability() >= 80
 }

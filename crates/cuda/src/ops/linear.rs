@@ -1,25 +1,27 @@
-//! The int8 layer: quantise, multiply.
+//! The int8 linear layer: quantise, then matmul.
 
-use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels};
+use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels, span};
 use crate::args::{ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
-use crate::plan::{self, Gemm, THIN_MOST, Tile};
+use crate::plan::{self, Gemm, MatmulShape, THIN_MAX_ROWS, Tile};
 
-/// Memory for quantised rows, reused from product to product.
+/// Memory for quantised rows, reused from layer to layer.
 #[derive(Debug)]
 pub struct QuantizedMemory {
     codes: Buffer<i8>,
     absmax: Buffer<f32>,
     values: Buffer<f32>,
-    /// Marks of outlier columns and the number of blocks that are done; all zeros between launches.
+    /// A bit for each outlier column. All zeros between launches.
     flags: Buffer<u32>,
+    /// The number of blocks of `quantize` that are done. Zero between launches.
     blocks: Buffer<u32>,
     columns: Buffer<u32>,
     count: Buffer<u32>,
-    /// Of tiles whose K several blocks share; all zeros between launches.
+    /// Sums of tiles whose K several blocks share (split-K). All zeros between launches.
     sums: Buffer<i32>,
+    /// For each such tile, the number of blocks that are done. All zeros between launches.
     counters: Buffer<u32>,
 }
 
@@ -29,7 +31,7 @@ impl QuantizedMemory {
     /// # Errors
     /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
-        let units = device.multiprocessors();
+        let multiprocessors = device.multiprocessors();
         Ok(Self {
             codes: device.allocate(rows * plan::pitch(cols))?,
             absmax: device.allocate(rows)?,
@@ -38,24 +40,23 @@ impl QuantizedMemory {
             blocks: device.zeros(1)?,
             columns: device.allocate(cols)?,
             count: device.zeros(1)?,
-            sums: device.zeros(plan::gemm_sums(rows, units))?,
-            counters: device.zeros(plan::gemm_counters(rows, units))?,
+            sums: device.zeros(plan::gemm_sums(rows, multiprocessors))?,
+            counters: device.zeros(plan::gemm_counters(rows, multiprocessors))?,
         })
     }
 
-    /// Bytes it takes for `rows` rows of up to `cols` values on a device with `multiprocessors`
+    /// The bytes that [`QuantizedMemory::new`] allocates on a device with `multiprocessors`
     /// multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
-        let of_rows =
-            rows * (plan::pitch(cols) + 4 + 4 * cols) + cols.div_ceil(32) * 4 + 4 * cols + 8;
-        let shared =
+        let for_rows = rows * (plan::pitch(cols) + 4 + 4 * cols);
+        let for_columns = cols.div_ceil(32) * 4 + 4 * cols + 8;
+        let for_split_k =
             plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
-        (of_rows + 4 * shared) as u64
+        (for_rows + for_columns + 4 * for_split_k) as u64
     }
 }
 
-/// Rows that are quantised: codes, absmax, the columns of outliers and the values those are taken
-/// from.
+/// Quantised rows: int8 codes, absmax, the outlier columns, and the float values of those.
 #[derive(Debug, Clone, Copy)]
 pub struct Quantized<'a, T> {
     memory: &'a QuantizedMemory,
@@ -66,14 +67,17 @@ pub struct Quantized<'a, T> {
     by_row: bool,
 }
 
+/// Where the matmul reads outlier values from.
 #[derive(Debug, Clone, Copy)]
 enum Values<'a, T> {
-    AsTheyLie(View<'a, T>, usize),
-    Made(View<'a, f32>),
+    /// From the source itself, which was quantised as it is.
+    Source { x: View<'a, T>, stride: usize },
+    /// From [`QuantizedMemory::values`], contiguous: the source went through a norm or gate first.
+    Computed(View<'a, f32>),
 }
 
 impl<T: Float> Quantized<'_, T> {
-    /// Codes `[rows, cols]` on the host.
+    /// The codes `[rows, cols]`, copied to the host. Waits for the device, like the others.
     ///
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).
@@ -81,6 +85,7 @@ impl<T: Float> Quantized<'_, T> {
         let pitch = plan::pitch(self.cols);
         let mut codes = vec![0i8; self.rows * pitch];
         self.memory.codes.all().read(&mut codes)?;
+
         Ok(codes
             .chunks(pitch.max(1))
             .flat_map(|row| &row[..self.cols])
@@ -88,20 +93,20 @@ impl<T: Float> Quantized<'_, T> {
             .collect())
     }
 
-    /// The largest magnitudes below the threshold, on the host.
+    /// The absmax of each row without its outliers, copied to the host.
     ///
     /// # Errors
-    /// As [`Quantized::codes`].
+    /// Like [`Quantized::codes`].
     pub fn absmax(&self) -> Result<Vec<f32>> {
         let mut absmax = vec![0f32; self.rows];
         self.memory.absmax.all().read(&mut absmax)?;
         Ok(absmax)
     }
 
-    /// The columns that are outliers in some row, ascending, on the host.
+    /// The columns with an outlier in any row, ascending, copied to the host.
     ///
     /// # Errors
-    /// As [`Quantized::codes`].
+    /// Like [`Quantized::codes`].
     pub fn columns(&self) -> Result<Vec<u32>> {
         let count = self.memory.count.to_vec()?[0] as usize;
         let mut columns = vec![0u32; count];
@@ -110,9 +115,11 @@ impl<T: Float> Quantized<'_, T> {
     }
 }
 
-/// Quantises rows: what reaches `threshold` in f16 is an outlier and has code 0; with `by_row`
-/// false its whole column has. Source: bitsandbytes' `int8_vectorwise_quant`; the rounding is
-/// described in `quantize.cu`.
+/// Quantises rows to int8.
+///
+/// Values whose magnitude in f16 is `threshold` or more are outliers: they get code 0 and do not
+/// count for the row's absmax. If `by_row` is false, their whole column gets code 0. Source:
+/// bitsandbytes' `int8_vectorwise_quant`; the rounding is described in `quantize.cu`.
 ///
 /// # Errors
 /// [`CudaError::TooShort`](crate::CudaError::TooShort),
@@ -123,76 +130,91 @@ pub fn quantize<'a, T: Float>(
     by_row: bool,
     memory: &'a QuantizedMemory,
 ) -> Result<Quantized<'a, T>> {
+    let device = memory.codes.device();
     let check = Check {
-        kernel: T::TYPE.of(kernels!("quantize")),
-        device: memory.codes.device(),
+        kernel: T::TYPE.pick(kernels!("quantize")),
+        device,
     };
-    let (rows, cols, pitch) = (source.rows, source.cols, plan::pitch(source.cols));
-    let limit = plan::outlier_limit(threshold);
-    let is_made = !matches!(source.through, Through::Plain);
-    let values = memory
-        .values
-        .part(..if is_made { rows * cols } else { 0 })?;
-    let args = QuantizeArgs {
-        source: source.args(&check)?,
-        codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
-        absmax: check.view("the largest magnitudes", memory.absmax.all(), rows)?,
-        values: if is_made { values.address() } else { 0 },
-        flags: check.view(
-            "the marks of columns",
-            memory.flags.all(),
-            cols.div_ceil(32),
-        )?,
-        blocks: memory.blocks.address(),
-        columns: check.view("the columns", memory.columns.all(), cols)?,
-        count: memory.count.address(),
-        rows: check.size("the rows", rows)?,
-        pitch: check.size("the row", pitch)?,
-        limit,
-        padding: 0,
+    let (rows, cols) = (source.rows, source.cols);
+    let values = match source.through {
+        Through::Plain => Values::Source {
+            x: source.x,
+            stride: source.stride,
+        },
+        _ => Values::Computed(memory.values.part(..rows * cols)?),
     };
-    let units = memory.codes.device().multiprocessors();
-    let blocks = plan::quantize_blocks(rows, cols, units);
-    check.launch(
-        &args,
-        [blocks, 1, 1],
-        plan::quantize_threads(rows, cols, units),
-        0,
-    )?;
+
+    let args = quantize_args(&check, source, threshold, &values, memory)?;
+    let multiprocessors = device.multiprocessors();
+    let blocks = plan::quantize_blocks(rows, cols, multiprocessors);
+    let threads = plan::quantize_threads(rows, cols, multiprocessors);
+    check.launch(&args, [blocks, 1, 1], threads, 0)?;
+
+    // A single row has no other codes in its outlier columns.
     if rows > 1 && threshold > 0.0 && !by_row {
-        let check = Check {
-            kernel: "clear_columns",
-            device: memory.codes.device(),
-        };
-        let args = ClearArgs {
-            codes: args.codes,
-            columns: args.columns,
-            count: args.count,
-            pitch: args.pitch,
-            padding: 0,
-        };
-        check.launch(&args, [rows, 1, 1], 128, 0)?;
+        clear_columns(device, &args)?;
     }
-    let values = if is_made {
-        Values::Made(values)
-    } else {
-        Values::AsTheyLie(source.x, source.stride)
-    };
+
     Ok(Quantized {
         memory,
         values,
         rows,
         cols,
-        limit,
+        limit: args.limit,
         by_row,
     })
 }
 
-fn weight(matrix: &Int8Matrix, check: &Check<'_>) -> Result<Int8Weight> {
-    let (rows, pitch) = (matrix.out_features(), matrix.pitch());
+fn quantize_args<T: Float>(
+    check: &Check<'_>,
+    source: &Source<'_, T>,
+    threshold: f32,
+    values: &Values<'_, T>,
+    memory: &QuantizedMemory,
+) -> Result<QuantizeArgs> {
+    let (rows, cols) = (source.rows, source.cols);
+    let pitch = plan::pitch(cols);
+    Ok(QuantizeArgs {
+        source: source.args(check)?,
+        codes: check.view("the codes", memory.codes.all(), rows * pitch)?,
+        absmax: check.view("absmax", memory.absmax.all(), rows)?,
+        values: match values {
+            Values::Computed(values) => values.address(),
+            Values::Source { .. } => 0,
+        },
+        flags: check.view("the column flags", memory.flags.all(), cols.div_ceil(32))?,
+        blocks: memory.blocks.address(),
+        columns: check.view("the columns", memory.columns.all(), cols)?,
+        count: memory.count.address(),
+        rows: check.size("the rows", rows)?,
+        pitch: check.size("the row", pitch)?,
+        limit: plan::outlier_limit(threshold),
+        padding: 0,
+    })
+}
+
+/// Sets the codes of the outlier columns to 0 in every row.
+fn clear_columns(device: &Device, quantized: &QuantizeArgs) -> Result<()> {
+    let check = Check {
+        kernel: "clear_columns",
+        device,
+    };
+    let args = ClearArgs {
+        codes: quantized.codes,
+        columns: quantized.columns,
+        count: quantized.count,
+        pitch: quantized.pitch,
+        padding: 0,
+    };
+    check.launch(&args, [quantized.rows as usize, 1, 1], 128, 0)
+}
+
+fn weight_args(matrix: &Int8Matrix, check: &Check<'_>) -> Result<Int8Weight> {
+    let rows = matrix.out_features();
+    let pitch = matrix.pitch();
     Ok(Int8Weight {
         codes: check.view("the weight", matrix.codes(), rows * pitch)?,
-        absmax: check.view("the weight's largest magnitudes", matrix.absmax(), rows)?,
+        absmax: check.view("the weight's absmax", matrix.absmax(), rows)?,
         out_features: check.size("the outputs", rows)?,
         pitch: check.size("the inputs", pitch)?,
     })
@@ -203,43 +225,72 @@ fn check_width(check: &Check<'_>, matrix: &Int8Matrix, cols: usize) -> Result<()
         return Ok(());
     }
     Err(check.shape(format!(
-        "rows of {cols} values; the layer takes {}",
+        "rows have {cols} values; the layer takes {}",
         matrix.in_features()
     )))
 }
 
-/// The product of quantised rows, outliers included: LLM.int8(), `y = x · Wᵀ + b`, for any number
-/// of rows.
+/// LLM.int8() on quantised rows, `y = x · Wᵀ + b`: the int8 matmul, and the outlier columns in
+/// floats. For any number of rows.
 ///
 /// # Errors
-/// [`CudaError::Shape`](crate::CudaError::Shape) where `in_features` differ; as [`quantize`].
+/// [`CudaError::Shape`](crate::CudaError::Shape) if `in_features` differ; otherwise like
+/// [`quantize`].
 pub fn matmul<T: Float>(
     x: &Quantized<'_, T>,
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
 ) -> Result<()> {
-    let (device, shape) = (
-        matrix.device(),
-        [x.rows, matrix.out_features(), matrix.pitch()],
-    );
-    let division = || plan::gemm(shape, device.multiprocessors(), device.has_wgmma());
-    matmul_by((x.rows > THIN_MOST).then(division), x, matrix, output)
+    let device = matrix.device();
+    let shape = MatmulShape {
+        rows: x.rows,
+        out_features: matrix.out_features(),
+        pitch: matrix.pitch(),
+    };
+    let gemm = (x.rows > THIN_MAX_ROWS)
+        .then(|| plan::gemm(shape, device.multiprocessors(), device.has_wgmma()));
+    matmul_by(gemm, x, matrix, output)
 }
 
-/// [`matmul`] divided as the caller says, for tests and measurements: by `gemm.cu` and `wgmma.cu`,
-/// for any number of rows, or with `None` by `thin.cu`, which takes up to 16.
+/// [`matmul`] with the kernel chosen by the caller, for tests and benchmarks: `gemm.cu` or
+/// `wgmma.cu`, for any number of rows, or with `None` `thin.cu`, which takes up to 16.
 ///
 /// # Errors
-/// As [`matmul`], which knows how much memory there is for sums of tiles whose K is shared.
+/// Like [`matmul`]; [`CudaError::TooShort`](crate::CudaError::TooShort) also if there is not enough
+/// memory for the sums of a split K.
 pub fn matmul_by<T: Float>(
-    division: Option<Gemm>,
+    gemm: Option<Gemm>,
     x: &Quantized<'_, T>,
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
 ) -> Result<()> {
     let device = matrix.device();
-    let (rows, out_features) = (x.rows, matrix.out_features());
-    let kernel = match division.map(|division| division.tile) {
+    let check = Check {
+        kernel: T::TYPE.pick(matmul_kernels(gemm, x.rows)),
+        device,
+    };
+    let thin = plan::thin(
+        matrix.out_features(),
+        matrix.pitch(),
+        device.multiprocessors(),
+    );
+    let args = matmul_args(&check, gemm, thin.warps_k, x, matrix, output)?;
+
+    let Some(Gemm { tile, .. }) = gemm else {
+        let blocks = if x.rows == 0 { 0 } else { thin.blocks as usize };
+        return check.launch(&args, [blocks, 1, 1], 256, thin.shared_bytes as usize);
+    };
+    let [blocks_m, blocks_n] = tile.grid(x.rows, matrix.out_features());
+    check.launch(
+        &args,
+        [blocks_m, blocks_n, args.splits as usize],
+        tile.threads(),
+        tile.shared_bytes() as usize,
+    )
+}
+
+fn matmul_kernels(gemm: Option<Gemm>, rows: usize) -> [&'static str; 3] {
+    match gemm.map(|gemm| gemm.tile) {
         None if rows <= 8 => kernels!("thin8"),
         None => kernels!("thin16"),
         Some(Tile::HopperTall) => kernels!("wgmma256"),
@@ -248,94 +299,80 @@ pub fn matmul_by<T: Float>(
         Some(Tile::HopperFlat) => kernels!("wgmma64"),
         Some(Tile::Large) => kernels!("gemm128"),
         Some(Tile::Small) => kernels!("gemm64"),
-    };
-    // Values that were made are f32: kernels for f16 and bf16 take theirs from where they lie.
-    let (kernel, values, value_stride) = match x.values {
-        Values::AsTheyLie(values, stride) => {
-            let check = Check {
-                kernel: T::TYPE.of(kernel),
-                device,
-            };
-            (
-                check.kernel,
-                check.view("the activations", values, super::span(rows, stride, x.cols))?,
-                stride,
-            )
-        }
-        Values::Made(values) => {
-            let check = Check {
-                kernel: T::TYPE.of(kernel),
-                device,
-            };
-            if size_of::<T>() != size_of::<f32>() {
-                return Err(check.shape("norms and gates are for rows of f32".into()));
-            }
-            (
-                check.kernel,
-                check.view("the activations", values, rows * x.cols)?,
-                x.cols,
-            )
-        }
-    };
-    let check = Check { kernel, device };
-    check_width(&check, matrix, x.cols)?;
-    if division.is_none() && rows > THIN_MOST {
-        return Err(check.shape(format!("{rows} rows; it takes {THIN_MOST}")));
     }
-    if division.is_some_and(|division| Tile::HOPPER.contains(&division.tile)) && !device.has_wgmma()
-    {
-        return Err(check.shape(format!("{} has no wgmma", device.name())));
+}
+
+fn matmul_args<T: Float>(
+    check: &Check<'_>,
+    gemm: Option<Gemm>,
+    warps_k: u32,
+    x: &Quantized<'_, T>,
+    matrix: &Int8Matrix,
+    output: &Output<'_, T>,
+) -> Result<MatmulArgs> {
+    let (rows, out_features) = (x.rows, matrix.out_features());
+    let (values, value_stride) = outlier_values(check, x)?;
+
+    check_width(check, matrix, x.cols)?;
+    if gemm.is_none() && rows > THIN_MAX_ROWS {
+        return Err(check.shape(format!("{rows} rows; it takes up to {THIN_MAX_ROWS}")));
     }
-    let cut = plan::thin(out_features, matrix.pitch(), device.multiprocessors());
-    let splits = division.map_or(1, |division| division.splits.max(1));
-    let shared_tiles = match division {
-        Some(Gemm { tile, splits: 2.. }) => tile.count(rows, out_features),
-        _ => 0,
+    if gemm.is_some_and(|gemm| Tile::HOPPER.contains(&gemm.tile)) && !check.device.has_wgmma() {
+        return Err(check.shape(format!("{} has no wgmma", check.device.name())));
+    }
+
+    let (shared_tiles, shared_outputs) = match gemm {
+        Some(Gemm { tile, splits: 2.. }) => {
+            let tiles = tile.count(rows, out_features);
+            (tiles, tiles * tile.outputs())
+        }
+        _ => (0, 0),
     };
-    let outputs = division.map_or(0, |division| division.tile.outputs());
-    let args = MatmulArgs {
-        codes: check.view("the codes", x.memory.codes.all(), rows * matrix.pitch())?,
-        absmax: check.view("the largest magnitudes", x.memory.absmax.all(), rows)?,
+    let memory = x.memory;
+    Ok(MatmulArgs {
+        codes: check.view("the codes", memory.codes.all(), rows * matrix.pitch())?,
+        absmax: check.view("absmax", memory.absmax.all(), rows)?,
         values,
-        columns: x.memory.columns.address(),
-        count: x.memory.count.address(),
-        weight: weight(matrix, &check)?,
-        epilogue: output.args(&check, rows, out_features)?,
-        sums: check.view(
-            "the sums of tiles",
-            x.memory.sums.all(),
-            shared_tiles * outputs,
-        )?,
-        counters: check.view(
-            "the counters of tiles",
-            x.memory.counters.all(),
-            shared_tiles,
-        )?,
+        columns: memory.columns.address(),
+        count: memory.count.address(),
+        weight: weight_args(matrix, check)?,
+        epilogue: output.args(check, rows, out_features)?,
+        sums: check.view("the sums of tiles", memory.sums.all(), shared_outputs)?,
+        counters: check.view("the counters of tiles", memory.counters.all(), shared_tiles)?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
         limit: x.limit,
         by_row: x.by_row.into(),
-        warps_k: cut.warps_k,
-        splits,
-    };
-    let Some(Gemm { tile, .. }) = division else {
-        let grid = [if rows == 0 { 0 } else { cut.blocks as usize }, 1, 1];
-        return check.launch(&args, grid, 256, cut.shared_bytes as usize);
-    };
-    let [blocks_m, blocks_n] = tile.grid(rows, out_features);
-    check.launch(
-        &args,
-        [blocks_m, blocks_n, splits as usize],
-        tile.threads(),
-        tile.shared_bytes() as usize,
-    )
+        warps_k,
+        splits: gemm.map_or(1, |gemm| gemm.splits.max(1)),
+    })
 }
 
-/// One row from activations to outputs in one launch; false where the row is too long for it and
-/// [`quantize`] and [`matmul`] must do.
+/// The address and stride of the values that outliers are read from.
+fn outlier_values<T: Float>(check: &Check<'_>, x: &Quantized<'_, T>) -> Result<(u64, usize)> {
+    match x.values {
+        Values::Source { x: values, stride } => {
+            let needed = span(x.rows, stride, x.cols);
+            Ok((check.view("the activations", values, needed)?, stride))
+        }
+        // Computed values are f32, but the kernels for f16 and bf16 read theirs in that type.
+        Values::Computed(_) if size_of::<T>() != size_of::<f32>() => {
+            Err(check.shape("norms and gates need rows in f32".into()))
+        }
+        Values::Computed(values) => {
+            let needed = x.rows * x.cols;
+            Ok((check.view("the activations", values, needed)?, x.cols))
+        }
+    }
+}
+
+/// LLM.int8() on one row, from activations to outputs in one launch.
+///
+/// Returns false, and launches nothing, if the row is too long for it; then [`quantize`] and
+/// [`matmul`] must do.
 ///
 /// # Errors
-/// As [`matmul`].
+/// Like [`matmul`]; [`CudaError::Shape`](crate::CudaError::Shape) also for more than one row.
 pub fn gemv<T: Float>(
     source: &Source<'_, T>,
     threshold: f32,
@@ -344,41 +381,43 @@ pub fn gemv<T: Float>(
 ) -> Result<bool> {
     let device = matrix.device();
     let check = Check {
-        kernel: T::TYPE.of(kernels!("gemv")),
+        kernel: T::TYPE.pick(kernels!("gemv")),
         device,
     };
     check_width(&check, matrix, source.cols)?;
     if source.rows != 1 {
         return Err(check.shape(format!("{} rows; it takes one", source.rows)));
     }
-    if matrix.pitch() > plan::GEMV_MOST_PITCH {
+    if matrix.pitch() > plan::GEMV_MAX_PITCH {
         return Ok(false);
     }
-    // Where shared memory is small (64 KB on Turing), more blocks of fewer rows.
-    let room = device
+
+    // Where shared memory is small (64 KB on Turing), use more blocks, each with fewer weight rows.
+    let available = device
         .shared_bytes()
         .saturating_sub(plan::GEMV_STATIC_BYTES);
-    let found = [1, 2, 4].into_iter().find_map(|blocks| {
-        let cut = plan::gemv(
+    let fitting = [1, 2, 4].into_iter().find_map(|blocks| {
+        let gemv = plan::gemv(
             matrix.out_features(),
             matrix.pitch(),
             blocks * device.multiprocessors(),
         );
-        let shared = cut.shared_bytes(source.cols);
-        (shared <= room).then_some((cut, shared))
+        let shared_bytes = gemv.shared_bytes(source.cols);
+        (shared_bytes <= available).then_some((gemv, shared_bytes))
     });
-    let Some((cut, shared)) = found else {
+    let Some((gemv, shared_bytes)) = fitting else {
         return Ok(false);
     };
+
     let args = GemvArgs {
         source: source.args(&check)?,
-        weight: weight(matrix, &check)?,
+        weight: weight_args(matrix, &check)?,
         epilogue: output.args(&check, 1, matrix.out_features())?,
         limit: plan::outlier_limit(threshold),
-        lanes: cut.lanes,
-        rows: cut.rows,
+        lanes: gemv.lanes,
+        rows: gemv.rows,
         padding: 0,
     };
-    check.launch(&args, [cut.blocks as usize, 1, 1], 512, shared)?;
+    check.launch(&args, [gemv.blocks as usize, 1, 1], 512, shared_bytes)?;
     Ok(true)
 }

@@ -1,5 +1,5 @@
-//! A safe function for each kernel: it checks lengths and devices, and chooses the shape of the
-//! launch.
+//! A safe function for each kernel: it checks lengths and devices, chooses the launch's grid and
+//! launches. None of them waits for the device.
 
 mod attention;
 mod dense;
@@ -8,11 +8,16 @@ mod rows;
 mod select;
 mod weights;
 
-pub use attention::{Attention, AttentionRule, Cut, HeadLayout, Parts, Products, Rotation, attend};
+pub use attention::{
+    AttendScratch, Attention, AttentionRule, HeadLayout, Partition, Qkv, Rotation, attend,
+};
 pub use dense::dense;
 pub use linear::{Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
-pub use rows::{Combined, NormParts, Table, TableRows, combine, copy_rows, embed, norm, softcap};
-pub use select::{Selected, penalise, select};
+pub use rows::{
+    Combined, NormParts, RowShape, Strided, Table, TableRows, combine, copy_rows, embed, norm,
+    softcap,
+};
+pub use select::{Logits, Selected, penalise, select};
 pub use weights::{FloatMatrix, Int8Matrix};
 
 use crate::args;
@@ -23,7 +28,7 @@ use crate::error::{CudaError, Result};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-/// How floats are stored on a device.
+/// The dtype of floats on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
     /// f32.
@@ -43,8 +48,8 @@ impl FloatType {
         }
     }
 
-    /// The kernel of a family for this type.
-    fn of(self, kernels: [&'static str; 3]) -> &'static str {
+    /// The kernel for this type, of those that [`kernels!`] lists.
+    fn pick(self, kernels: [&'static str; 3]) -> &'static str {
         kernels[self as usize]
     }
 }
@@ -56,9 +61,9 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// f32, f16 and bf16.
+/// Float types that kernels read and write: f32, f16 and bf16.
 pub trait Float: Pod + sealed::Sealed {
-    /// The type as a value.
+    /// The dtype.
     const TYPE: FloatType;
 }
 
@@ -72,7 +77,7 @@ impl Float for bf16 {
     const TYPE: FloatType = FloatType::BF16;
 }
 
-/// The names of a kernel for the three types.
+/// The names of a kernel's instances for f32, f16 and bf16, in the order of [`FloatType`].
 macro_rules! kernels {
     ($name:literal) => {
         [
@@ -84,7 +89,7 @@ macro_rules! kernels {
 }
 use kernels;
 
-/// The function of an MLP; numbers as in `epilogue.cuh`.
+/// An activation function; numbers as in `epilogue.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 #[allow(missing_docs)]
@@ -104,20 +109,20 @@ pub enum Activation {
     Sigmoid = 13,
 }
 
-/// How the values of a source come about.
+/// What a kernel applies to the rows it reads, before it uses them.
 #[derive(Debug, Clone, Copy)]
 pub enum Through<'a, T> {
-    /// As they lie.
+    /// Nothing.
     Plain,
-    /// Through a layer norm.
+    /// Layer norm.
     LayerNorm(NormParts<'a>),
-    /// Through a root-mean-square norm.
+    /// RMS norm.
     RmsNorm(NormParts<'a>),
-    /// Each multiplied with its partner, which lies with the same stride.
+    /// Multiplication by the other half of a gated MLP, `[rows, cols]` with the same stride.
     Gated(View<'a, T>),
 }
 
-/// Rows of activations, `[rows, cols]` with `stride` values from row to row.
+/// Rows of activations `[rows, cols]`, that start `stride` values apart.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a, T> {
     /// The values.
@@ -126,14 +131,24 @@ pub struct Source<'a, T> {
     pub rows: usize,
     /// Values of a row, K.
     pub cols: usize,
-    /// From row to row.
+    /// Values from the start of one row to the start of the next.
     pub stride: usize,
-    /// How they come about.
+    /// What is applied to them.
     pub through: Through<'a, T>,
 }
 
+/// The fields of [`args::Source`] that depend on [`Through`].
+#[derive(Default)]
+struct ThroughArgs {
+    kind: u32,
+    up: u64,
+    weight: u64,
+    bias: u64,
+    eps: f32,
+}
+
 impl<'a, T: Float> Source<'a, T> {
-    /// Rows that lie one after the other.
+    /// Contiguous rows.
     pub fn plain(x: View<'a, T>, rows: usize, cols: usize) -> Self {
         Self {
             x,
@@ -146,68 +161,79 @@ impl<'a, T: Float> Source<'a, T> {
 
     fn args(&self, check: &Check<'_>) -> Result<args::Source> {
         let length = span(self.rows, self.stride, self.cols);
-        let norm = |parts: &NormParts<'a>| -> Result<(u64, u64)> {
+        let through = self.through_args(check, length)?;
+
+        Ok(args::Source {
+            x: check.view("the activations", self.x, length)?,
+            up: through.up,
+            weight: through.weight,
+            bias: through.bias,
+            stride: check.size("the stride", self.stride)?,
+            cols: check.size("the row", self.cols)?,
+            kind: through.kind,
+            eps: through.eps,
+        })
+    }
+
+    /// `kind` as in `source.cuh`.
+    fn through_args(&self, check: &Check<'_>, length: usize) -> Result<ThroughArgs> {
+        let norm = |kind: u32, parts: &NormParts<'a>| -> Result<ThroughArgs> {
             let bias = match parts.bias {
                 Some(bias) => check.view("the norm's bias", bias, self.cols)?,
                 None => 0,
             };
-            Ok((
-                check.view("the norm's weight", parts.weight, self.cols)?,
+            Ok(ThroughArgs {
+                kind,
+                weight: check.view("the norm's weight", parts.weight, self.cols)?,
                 bias,
-            ))
+                eps: parts.eps,
+                ..ThroughArgs::default()
+            })
         };
-        let (kind, up, (weight, bias), eps) = match &self.through {
-            Through::Plain => (0, 0, (0, 0), 0.0),
-            Through::LayerNorm(parts) => (1, 0, norm(parts)?, parts.eps),
-            Through::RmsNorm(parts) => (2, 0, norm(parts)?, parts.eps),
-            Through::Gated(up) => (
-                3,
-                check.view("the gate's partner", *up, length)?,
-                (0, 0),
-                0.0,
-            ),
-        };
-        Ok(args::Source {
-            x: check.view("the activations", self.x, length)?,
-            up,
-            weight,
-            bias,
-            stride: check.size("the stride", self.stride)?,
-            cols: check.size("the row", self.cols)?,
-            kind,
-            eps,
-        })
+
+        match &self.through {
+            Through::Plain => Ok(ThroughArgs::default()),
+            Through::LayerNorm(parts) => norm(1, parts),
+            Through::RmsNorm(parts) => norm(2, parts),
+            Through::Gated(up) => Ok(ThroughArgs {
+                kind: 3,
+                up: check.view("the gated values", *up, length)?,
+                ..ThroughArgs::default()
+            }),
+        }
     }
 }
 
-/// What follows a product and where it goes: `[M, N]` with `stride` values from row to row.
+/// Where the outputs `[M, N]` of a matmul go, and what is done with them first:
+/// `out = residual + scale · activation(y + bias)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Output<'a, T> {
-    /// Where it goes.
+    /// The outputs.
     pub out: View<'a, T>,
-    /// From row to row.
+    /// Values from the start of one row to the start of the next.
     pub stride: usize,
     /// Added to each row, `[N]`.
     pub bias: Option<View<'a, f32>>,
-    /// The function of so many outputs from the first on.
+    /// The activation function, and the number of outputs of a row, from the first on, that it is
+    /// applied to.
     pub activation: Option<(Activation, usize)>,
-    /// `out = residual + scale · y`; may be where `out` is, if that is f32.
+    /// What the outputs are added to; may be `out` itself, if that is f32.
     pub residual: Option<Residual<'a>>,
 }
 
-/// What a product is added to.
+/// The residual stream that outputs of a matmul are added to.
 #[derive(Debug, Clone, Copy)]
 pub struct Residual<'a> {
     /// The stream `[M, N]`.
     pub stream: View<'a, f32>,
-    /// From row to row.
+    /// Values from the start of one row to the start of the next.
     pub stride: usize,
-    /// What the product is multiplied with.
+    /// The outputs are multiplied by it before they are added.
     pub scale: f32,
 }
 
 impl<'a, T: Float> Output<'a, T> {
-    /// Nothing but the product.
+    /// The bare outputs of the matmul.
     pub fn plain(out: View<'a, T>, stride: usize) -> Self {
         Self {
             out,
@@ -234,10 +260,12 @@ impl<'a, T: Float> Output<'a, T> {
             ),
             None => (0, 0, 1.0),
         };
+        let bias = self
+            .bias
+            .map_or(Ok(0), |bias| check.view("the bias", bias, out_features))?;
+
         Ok(args::Epilogue {
-            bias: self
-                .bias
-                .map_or(Ok(0), |bias| check.view("the bias", bias, out_features))?,
+            bias,
             residual,
             out: check.view(
                 "the output",
@@ -254,7 +282,7 @@ impl<'a, T: Float> Output<'a, T> {
     }
 }
 
-/// Values from the first of the first row to the last of the last.
+/// Values from the first one of the first row to the last one of the last row.
 fn span(rows: usize, stride: usize, cols: usize) -> usize {
     if rows == 0 {
         0
@@ -263,14 +291,15 @@ fn span(rows: usize, stride: usize, cols: usize) -> usize {
     }
 }
 
-/// Checks of one launch.
+/// Checks the arguments of one launch.
 struct Check<'a> {
     kernel: &'static str,
     device: &'a Device,
 }
 
 impl Check<'_> {
-    /// The address of a view that holds at least so many values on the device.
+    /// The address of a view, which must be on the launch's device and have at least `needed`
+    /// values.
     fn view<T>(&self, what: &'static str, view: View<'_, T>, needed: usize) -> Result<u64> {
         if !view.device().is(self.device) {
             let device = self.device.name().to_owned();
@@ -291,10 +320,10 @@ impl Check<'_> {
         Ok(view.address())
     }
 
-    /// A size as kernels take it.
+    /// A size as kernels take it, in 32 bits.
     fn size(&self, what: &'static str, size: usize) -> Result<u32> {
         u32::try_from(size)
-            .map_err(|_| self.shape(format!("{what} has {size} values; 2^32 are too many")))
+            .map_err(|_| self.shape(format!("{what}: {size} does not fit into 32 bits")))
     }
 
     fn shape(&self, reason: String) -> CudaError {
@@ -312,16 +341,17 @@ impl Check<'_> {
         shared_bytes: usize,
     ) -> Result<()> {
         if shared_bytes > self.device.shared_bytes() {
-            let most = self.device.shared_bytes();
+            let available = self.device.shared_bytes();
             return Err(self.shape(format!(
-                "{shared_bytes} bytes of shared memory; {} has {most}",
+                "a block needs {shared_bytes} bytes of shared memory; {} has {available}",
                 self.device.name()
             )));
         }
-        // The second and third dimension of a grid have 16 bits.
+        // CUDA's limits: 2^31 - 1 blocks in the first dimension, 65535 in the others.
         if grid[0] > i32::MAX as usize || grid[1] > 65535 || grid[2] > 65535 {
             return Err(self.shape(format!("a grid of {grid:?} blocks is too large")));
         }
+
         self.device.launch(Launch {
             kernel: self.kernel,
             args: bytemuck::bytes_of(args),

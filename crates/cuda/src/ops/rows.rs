@@ -1,4 +1,4 @@
-//! What is done with rows between products.
+//! Operations on rows between matmuls: embeddings, norms, sums, softcaps, copies.
 
 use super::{Check, FloatMatrix, FloatType, Int8Matrix, Source, Through, kernels, span};
 use crate::args::{CombineArgs, CopyRowsArgs, EmbedArgs, NormArgs, SoftcapArgs};
@@ -6,7 +6,7 @@ use crate::buffer::View;
 use crate::error::Result;
 use crate::plan;
 
-/// Weights of a norm.
+/// The parameters of a layer norm or RMS norm.
 #[derive(Debug, Clone, Copy)]
 pub struct NormParts<'a> {
     /// `[cols]`.
@@ -17,33 +17,53 @@ pub struct NormParts<'a> {
     pub eps: f32,
 }
 
-/// A token or position table.
+/// Rows that start `stride` values apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Strided<'a, T> {
+    /// The values.
+    pub values: View<'a, T>,
+    /// Values from the start of one row to the start of the next.
+    pub stride: usize,
+}
+
+/// The shape `[rows, width]` of what [`combine`] and [`copy_rows`] work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowShape {
+    /// Number of rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub width: usize,
+}
+
+/// An embedding table.
 #[derive(Debug, Clone, Copy)]
 pub enum Table<'a> {
-    /// In floats.
+    /// Floats.
     Float(&'a FloatMatrix),
-    /// In codes, each row with its largest magnitude.
+    /// Int8 codes with an absmax for each row.
     Int8(&'a Int8Matrix),
 }
 
-/// Which rows are taken from a table, and from a position table.
+/// The rows to look up in a token table and in a position table.
 #[derive(Debug, Clone, Copy)]
 pub struct TableRows<'a> {
-    /// Rows of the table, below its length: `[M]`.
+    /// Row numbers in the token table `[M]`.
     pub ids: View<'a, u32>,
-    /// The position table, of the same width and dtype, and its rows `[M]`.
+    /// The position table, with the token table's width and dtype, and row numbers in it `[M]`.
     pub positions: Option<(&'a FloatMatrix, View<'a, u32>)>,
-    /// How many, M.
+    /// Number of rows, M.
     pub rows: usize,
-    /// What the table's rows are multiplied with.
+    /// The token table's rows are multiplied by it.
     pub factor: f32,
 }
 
-/// `factor · table[ids] + positions[…]` into `out`, f32 `[M, width]`. That ids lie within the table
-/// is for the caller to see: they may have been made on the device.
+/// Writes `factor · table[ids] + positions[…]` to `out`, f32 `[M, width]`.
+///
+/// Row numbers are not checked, since they may have been computed on the device: the caller ensures
+/// that they are below the lengths of the tables.
 ///
 /// # Errors
-/// [`CudaError::Shape`](crate::CudaError::Shape) where widths or dtypes differ;
+/// [`CudaError::Shape`](crate::CudaError::Shape) if widths or dtypes differ;
 /// [`CudaError::TooShort`](crate::CudaError::TooShort),
 /// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn embed(table: Table<'_>, rows: &TableRows<'_>, out: View<'_, f32>) -> Result<()> {
@@ -56,15 +76,18 @@ pub fn embed(table: Table<'_>, rows: &TableRows<'_>, out: View<'_, f32>) -> Resu
             0,
         ),
         Table::Int8(matrix) => {
+            // With int8 codes, the dtype is only that of the position table.
             let dtype = rows
                 .positions
                 .map_or(FloatType::F32, |(positions, _)| positions.dtype());
-            let (codes, absmax) = (matrix.codes().address(), matrix.absmax().address());
+            let codes = matrix.codes().address();
+            let absmax = matrix.absmax().address();
             (matrix.in_features(), matrix.pitch(), dtype, codes, absmax)
         }
     };
+
     let check = Check {
-        kernel: dtype.of(kernels!("embed")),
+        kernel: dtype.pick(kernels!("embed")),
         device: out.device(),
     };
     let (positions, position_rows, position_pitch) = match rows.positions {
@@ -80,6 +103,7 @@ pub fn embed(table: Table<'_>, rows: &TableRows<'_>, out: View<'_, f32>) -> Resu
         }
         None => (0, 0, 0),
     };
+
     let args = EmbedArgs {
         ids: check.view("the ids", rows.ids, rows.rows)?,
         position_rows,
@@ -95,12 +119,16 @@ pub fn embed(table: Table<'_>, rows: &TableRows<'_>, out: View<'_, f32>) -> Resu
     check.launch(&args, [rows.rows, 1, 1], 256, 0)
 }
 
-/// A norm into `out`, f32 `[rows, out_stride]`, which may be where the source lies. With `heads`
-/// above 1 each row holds so many parts of `cols` values, normalised by themselves, with the same
-/// weights or, where `own_weights`, with weights `[heads, cols]`.
+/// Normalises rows into `out`, f32 with `out_stride` values from row to row, which may be the
+/// source itself.
+///
+/// Each row holds `heads` vectors of `source.cols` values, which are normalised separately: with
+/// weights `[heads, cols]` if `own_weights`, with the same weights `[cols]` otherwise.
 ///
 /// # Errors
-/// As [`embed`].
+/// [`CudaError::Shape`](crate::CudaError::Shape) for a size above 32 bits;
+/// [`CudaError::TooShort`](crate::CudaError::TooShort),
+/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
 pub fn norm(
     source: &Source<'_, f32>,
     heads: usize,
@@ -112,6 +140,8 @@ pub fn norm(
         kernel: "norm_rows",
         device: out.device(),
     };
+
+    // `Source::args` checks the length of one head only.
     let width = heads * source.cols;
     check.view(
         "the activations",
@@ -126,6 +156,7 @@ pub fn norm(
             .bias
             .map_or(Ok(0), |bias| check.view("the norm's bias", bias, width))?;
     }
+
     let args = NormArgs {
         source: source.args(&check)?,
         out: check.view("the output", out, span(source.rows, out_stride, width))?,
@@ -138,6 +169,7 @@ pub fn norm(
         out_stride: check.size("the stride", out_stride)?,
         padding: 0,
     };
+
     let threads = if heads > 1 {
         128
     } else {
@@ -146,38 +178,39 @@ pub fn norm(
     check.launch(&args, [source.rows * heads, 1, 1], threads, 0)
 }
 
-/// How [`combine`] joins two values.
+/// What [`combine`] computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Combined {
-    /// `x · up`.
+    /// `x · y`.
     Product,
-    /// `x + factor · up`.
+    /// `x + factor · y`.
     Sum(f32),
 }
 
-/// Joins rows of `width` values, lying with their strides, into `out` `[rows, width]`, which may be
-/// `x` where that lies without gaps.
+/// Multiplies or adds two arrays of the given shape into `out`, contiguous `[rows, width]`, which
+/// may be `x` if that is contiguous too.
 ///
 /// # Errors
-/// As [`embed`].
+/// Like [`norm`].
 pub fn combine(
     how: Combined,
-    (x, x_stride): (View<'_, f32>, usize),
-    (up, up_stride): (View<'_, f32>, usize),
+    x: Strided<'_, f32>,
+    y: Strided<'_, f32>,
     out: View<'_, f32>,
-    [rows, width]: [usize; 2],
+    shape: RowShape,
 ) -> Result<()> {
+    let RowShape { rows, width } = shape;
     let check = Check {
         kernel: "combine",
         device: out.device(),
     };
     let args = CombineArgs {
-        x: check.view("x", x, span(rows, x_stride, width))?,
-        up: check.view("its partner", up, span(rows, up_stride, width))?,
+        x: check.view("x", x.values, span(rows, x.stride, width))?,
+        up: check.view("y", y.values, span(rows, y.stride, width))?,
         out: check.view("the output", out, rows * width)?,
         width: check.size("the row", width)?,
-        x_stride: check.size("the stride", x_stride)?,
-        up_stride: check.size("the stride", up_stride)?,
+        x_stride: check.size("the stride", x.stride)?,
+        up_stride: check.size("the stride", y.stride)?,
         adds: matches!(how, Combined::Sum(_)).into(),
         factor: match how {
             Combined::Sum(factor) => factor,
@@ -188,10 +221,10 @@ pub fn combine(
     check.launch(&args, [width.div_ceil(256), rows, 1], 256, 0)
 }
 
-/// `x = scale · x`, then `cap · tanh(x / cap)` where there is a cap.
+/// Scales in place, `x = scale · x`, then soft-caps: `x = cap · tanh(x / cap)` if there is a cap.
 ///
 /// # Errors
-/// As [`embed`].
+/// [`CudaError::Shape`](crate::CudaError::Shape) if there are too many values for a grid.
 pub fn softcap(x: View<'_, f32>, scale: f32, cap: Option<f32>) -> Result<()> {
     let check = Check {
         kernel: "softcap",
@@ -206,35 +239,34 @@ pub fn softcap(x: View<'_, f32>, scale: f32, cap: Option<f32>) -> Result<()> {
     check.launch(&args, [x.len().div_ceil(256), 1, 1], 256, 0)
 }
 
-/// Copies `rows` rows of `width` bytes from one pitch to another, all multiples of 16 bytes: for
-/// caches that grow.
+/// Copies rows of bytes from one stride to another, for caches that grow. The width and both
+/// strides are multiples of 16 bytes.
 ///
 /// # Errors
-/// As [`embed`]; [`CudaError::Shape`](crate::CudaError::Shape) for numbers that are no multiples of
-/// 16.
-pub fn copy_rows(
-    (from, from_pitch): (View<'_, u8>, usize),
-    (to, to_pitch): (View<'_, u8>, usize),
-    [rows, width]: [usize; 2],
-) -> Result<()> {
+/// Like [`norm`]; [`CudaError::Shape`](crate::CudaError::Shape) also for sizes that are not
+/// multiples of 16.
+pub fn copy_rows(from: Strided<'_, u8>, to: Strided<'_, u8>, shape: RowShape) -> Result<()> {
+    let RowShape { rows, width } = shape;
     let check = Check {
         kernel: "copy_rows",
-        device: to.device(),
+        device: to.values.device(),
     };
-    if [from_pitch, to_pitch, width]
+    if [from.stride, to.stride, width]
         .iter()
         .any(|bytes| bytes % 16 != 0)
     {
         return Err(check.shape(format!(
-            "{width} bytes of {from_pitch} to {to_pitch} are no multiples of 16"
+            "the width ({width}) and the strides ({} and {}) must be multiples of 16 bytes",
+            from.stride, to.stride
         )));
     }
+
     let args = CopyRowsArgs {
-        from: check.view("the source", from, span(rows, from_pitch, width))?,
-        to: check.view("the target", to, span(rows, to_pitch, width))?,
+        from: check.view("the source", from.values, span(rows, from.stride, width))?,
+        to: check.view("the target", to.values, span(rows, to.stride, width))?,
         words: check.size("the row", width / 16)?,
-        from_pitch: check.size("the pitch", from_pitch / 16)?,
-        to_pitch: check.size("the pitch", to_pitch / 16)?,
+        from_pitch: check.size("the pitch", from.stride / 16)?,
+        to_pitch: check.size("the pitch", to.stride / 16)?,
         padding: 0,
     };
     check.launch(&args, [rows, (width / 16).div_ceil(256), 1], 256, 0)

@@ -8,8 +8,8 @@ use crate::error::{CudaError, Result};
 use crate::plan::{self, ALIGNMENT};
 use std::ops::Range;
 
-/// Int8 weights: rows of codes, filled up to a multiple of 16 with zeros, and the largest magnitude
-/// of each row. Several layers with the same input may lie in one matrix, one after the other.
+/// Int8 weights: rows of codes, padded with zeros to a multiple of 16, and an absmax for each row.
+/// One matrix may hold several layers with the same input, one below the other.
 #[derive(Debug)]
 pub struct Int8Matrix {
     codes: Buffer<i8>,
@@ -42,17 +42,17 @@ impl Int8Matrix {
         self.in_features
     }
 
-    /// From row to row.
+    /// Bytes from the start of one row to the start of the next.
     pub fn pitch(&self) -> usize {
         plan::pitch(self.in_features)
     }
 
-    /// The device.
+    /// The device that holds it.
     pub fn device(&self) -> &Device {
         self.codes.device()
     }
 
-    /// Bytes on the device.
+    /// Its size in bytes, padding included.
     pub fn bytes(&self) -> u64 {
         self.codes.bytes() + self.absmax.bytes()
     }
@@ -62,77 +62,67 @@ impl Int8Matrix {
         self.codes.all()
     }
 
-    /// The largest magnitudes `[N]`.
+    /// The absmax of each row `[N]`.
     pub fn absmax(&self) -> View<'_, f32> {
         self.absmax.all()
     }
 
-    /// Rows from `first` on become these codes `[absmax.len(), K]`.
+    /// Copies codes `[absmax.len(), K]` and their absmax from the host to the rows from `first` on.
     ///
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn write_rows(&self, first: usize, codes: &[i8], absmax: &[f32]) -> Result<()> {
         let rows = first..first + absmax.len();
         if codes.len() != absmax.len() * self.in_features {
-            let (found, needed) = (codes.len(), absmax.len() * self.in_features);
             return Err(CudaError::TooShort {
                 kernel: "writing codes",
                 what: "the codes",
-                found,
-                needed,
+                found: codes.len(),
+                needed: absmax.len() * self.in_features,
             });
         }
         self.absmax.part(rows.clone())?.write(absmax)?;
+
         let pitch = self.pitch();
         let target = self.codes.part(rows.start * pitch..rows.end * pitch)?;
         if pitch == self.in_features {
             return target.write(codes);
         }
-        let filled = fill_up(codes, self.in_features, pitch);
-        target.write(&filled)
+        target.write(&pad_rows(codes, self.in_features, pitch))
     }
 
-    /// Rows from `first` on are quantised from float rows `[rows, K]`.
+    /// Quantises the float weight `[rows.len(), K]` into the given rows.
+    ///
+    /// A row that is not finite in f16 is recorded in `bad_row` (see [`Int8Matrix::mark`]), which
+    /// [`Int8Matrix::check_finite`] reads.
     ///
     /// # Errors
-    /// [`CudaError::TooShort`], [`CudaError::Driver`]; whether all were finite,
-    /// [`Int8Matrix::check_finite`] says.
+    /// [`CudaError::TooShort`], [`CudaError::WrongDevice`], [`CudaError::Driver`].
     pub fn quantize_rows<T: Float>(
         &self,
         weight: View<'_, T>,
         rows: Range<usize>,
         bad_row: &Buffer<u32>,
     ) -> Result<()> {
+        let kernel = T::TYPE.pick(kernels!("quantize_weight"));
         let threads = plan::row_threads(self.in_features);
-        self.quantize(
-            T::TYPE.of(kernels!("quantize_weight")),
-            weight,
-            &rows,
-            bad_row,
-            rows.len(),
-            threads,
-        )
+        self.quantize(kernel, weight, &rows, bad_row, rows.len(), threads)
     }
 
-    /// [`Int8Matrix::quantize_rows`] from a weight stored `[K, rows]` (GPT-2's `Conv1D`).
+    /// [`Int8Matrix::quantize_rows`] of a weight stored transposed, `[K, rows.len()]` (GPT-2's
+    /// `Conv1D`).
     ///
     /// # Errors
-    /// As there.
+    /// Like [`Int8Matrix::quantize_rows`].
     pub fn quantize_transposed<T: Float>(
         &self,
         weight: View<'_, T>,
         rows: Range<usize>,
         bad_row: &Buffer<u32>,
     ) -> Result<()> {
+        let kernel = T::TYPE.pick(kernels!("quantize_transposed"));
         let blocks = rows.len().div_ceil(plan::WARP);
-        self.quantize(
-            T::TYPE.of(kernels!("quantize_transposed")),
-            weight,
-            &rows,
-            bad_row,
-            blocks,
-            256,
-        )
+        self.quantize(kernel, weight, &rows, bad_row, blocks, 256)
     }
 
     fn quantize<T: Float>(
@@ -148,6 +138,7 @@ impl Int8Matrix {
             kernel,
             device: self.device(),
         };
+
         let pitch = self.pitch();
         let args = WeightArgs {
             weight: check.view("the weight", weight, rows.len() * self.in_features)?,
@@ -165,16 +156,16 @@ impl Int8Matrix {
         check.launch(&args, [blocks, 1, 1], threads, 0)
     }
 
-    /// A mark for the rows that cannot be quantised.
+    /// Memory for the number of a row that cannot be quantised; holds none.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn mark(device: &Device) -> Result<Buffer<u32>> {
         device.upload(&[u32::MAX])
     }
 
-    /// The first of the rows quantised since the last call that was not finite in f16, counted from
-    /// the first row of its call; the mark is made new. Waits for the device.
+    /// Of the rows quantised since the last check, the first that was not finite in f16, numbered
+    /// within its call of [`Int8Matrix::quantize_rows`]. Resets the mark. Waits for the device.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -184,21 +175,23 @@ impl Int8Matrix {
         if row[0] == u32::MAX {
             return Ok(None);
         }
+
         mark.all().write(&[u32::MAX])?;
         Ok(Some(row[0] as usize))
     }
 }
 
-/// Rows of `width` bytes, each filled up with zeros to `pitch`.
-fn fill_up<T: bytemuck::Pod>(values: &[T], width: usize, pitch: usize) -> Vec<T> {
-    let mut filled = vec![T::zeroed(); values.len() / width.max(1) * pitch];
-    for (to, from) in filled.chunks_mut(pitch).zip(values.chunks(width.max(1))) {
+/// Pads rows of `width` values with zeros to `pitch` values.
+fn pad_rows<T: bytemuck::Pod>(values: &[T], width: usize, pitch: usize) -> Vec<T> {
+    let mut padded = vec![T::zeroed(); values.len() / width.max(1) * pitch];
+    for (to, from) in padded.chunks_mut(pitch).zip(values.chunks(width.max(1))) {
         to[..width].copy_from_slice(from);
     }
-    filled
+    padded
 }
 
-/// Float weights or a table: rows as stored, filled up to a multiple of 16 bytes with zeros.
+/// Float weights or an embedding table: rows in the stored dtype, padded with zeros to a multiple
+/// of 16 bytes.
 #[derive(Debug)]
 pub struct FloatMatrix {
     values: Buffer<u8>,
@@ -222,21 +215,20 @@ impl FloatMatrix {
         })
     }
 
-    /// Rows from `first` on become these values, as bytes.
+    /// Copies whole rows from the host, given as bytes, to the rows from `first` on.
     ///
     /// # Errors
     /// [`CudaError::TooShort`], [`CudaError::Driver`].
     pub fn write_rows(&self, first: usize, values: &[u8]) -> Result<()> {
-        let (width, pitch) = (
-            self.cols * self.dtype.bytes(),
-            self.pitch() * self.dtype.bytes(),
-        );
+        let width = self.cols * self.dtype.bytes();
+        let pitch = self.pitch() * self.dtype.bytes();
         let rows = values.len() / width.max(1);
+
         let target = self.values.part(first * pitch..(first + rows) * pitch)?;
         if width == pitch {
             target.write(values)
         } else {
-            target.write(&fill_up(values, width, pitch))
+            target.write(&pad_rows(values, width, pitch))
         }
     }
 
@@ -255,17 +247,17 @@ impl FloatMatrix {
         self.cols
     }
 
-    /// Values from row to row.
+    /// Values from the start of one row to the start of the next.
     pub fn pitch(&self) -> usize {
         (self.cols * self.dtype.bytes()).next_multiple_of(ALIGNMENT) / self.dtype.bytes()
     }
 
-    /// The device.
+    /// The device that holds it.
     pub fn device(&self) -> &Device {
         self.values.device()
     }
 
-    /// Bytes on the device.
+    /// Its size in bytes, padding included.
     pub fn bytes(&self) -> u64 {
         self.values.bytes()
     }

@@ -1,60 +1,60 @@
-//! Attention (`attention.cu`, `attend_many.cu`).
+//! Attention: of rows one by one (`attention.cu`), of tiles of rows (`attend_many.cu`).
 
 use super::WARP;
 
-/// Positions that a block of `attend_one` and `attend_new` computes in one round.
+/// Positions that a block of `attend_one` or `attend_new` computes in one round.
 const ROUND: usize = 256;
-/// Blocks that can share the positions of a row at most: what shared memory has room for when their
-/// parts are joined.
-pub const MOST_SPLITS: usize = 1024;
-/// Values of a head up to which attention computes.
-pub const WIDEST_HEAD: usize = 1024;
-/// Queries of a tile of prompts.
+/// The most blocks that share the positions of a row: shared memory has room to combine the results
+/// of so many.
+pub const MAX_SPLITS: usize = 1024;
+/// The widest head of attention row by row, padding included.
+pub const MAX_HEAD_SIZE: usize = 1024;
+/// Queries of a tile of a prompt.
 pub const TILE_QUERIES: usize = 64;
-/// Queries that a block of `attend_many` takes; others take a whole tile.
+/// Queries of a block of `attend_many`; a block of the other kernels takes a whole tile.
 const BLOCK_QUERIES: usize = 32;
-/// Positions that blocks for prompts have in shared memory.
+/// Positions that a block of the tile kernels holds in shared memory.
 pub const TILE_KEYS: usize = 64;
-/// Values of a head up to which prompts are computed in tiles.
-pub const MOST_DIMS: usize = 128;
+/// The widest head of attention in tiles, padding included.
+pub const MAX_TILED_HEAD_SIZE: usize = 128;
 
-/// Blocks that may share the positions of one row and head of keys in `attend_one` and
-/// `attend_new`: what the whole cache would need, but not more than the device can hold at once.
-/// How many of them work is decided on the device, by the positions that are there.
+/// Blocks of `attend_one` and `attend_new` that share the positions of one row and key/value head:
+/// as many as a full cache has use for, but no more than the device runs at once.
+///
+/// How many of them have work is decided on the device, by the actual number of positions, so that
+/// a recorded graph stays valid while the cache fills.
 pub fn splits(capacity: usize, rows: usize, kv_heads: usize, multiprocessors: usize) -> usize {
     let useful = capacity.div_ceil(ROUND).max(1);
-    useful
-        .min(
-            (2 * multiprocessors)
-                .div_ceil((rows * kv_heads).max(1))
-                .max(1),
-        )
-        .min(MOST_SPLITS)
+    let available = (2 * multiprocessors)
+        .div_ceil((rows * kv_heads).max(1))
+        .max(1);
+    useful.min(available).min(MAX_SPLITS)
 }
 
-/// How `attend_one` and `attend_new` divide heads.
+/// How `attend_one` and `attend_new` divide heads among blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Few {
-    /// Heads of queries that a block takes together: 1, or up to 4 of those that share keys.
+pub struct RowAttention {
+    /// Query heads that a block computes at once: 1, or up to 4 that share a key/value head.
     pub at_once: usize,
-    /// Blocks that take the heads of queries of one head of keys.
+    /// Blocks for the query heads that share a key/value head.
     pub sets: usize,
     /// 65536 / lanes + 1, where `lanes` lanes hold a head, 8 values each. It replaces a division by
-    /// `lanes`: multiply, shift by 16.
+    /// `lanes`: multiply, shift right by 16.
     pub inverse: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
 }
 
-/// How `attend_one` and `attend_new` divide `group` heads of queries, of `padded` values each, that
-/// share keys.
-pub fn few(group: usize, padded: usize) -> Few {
+/// Divides heads for `attend_one` and `attend_new`: `group` query heads, of `padded` values each,
+/// share a key/value head.
+pub fn row_attention(group: usize, padded: usize) -> RowAttention {
     /// Warps of a block.
     const WARPS: usize = 8;
     let at_once = if group > 1 { 4 } else { 1 };
     let lanes = (padded / 8).clamp(1, WARP);
     let sums = WARPS * (WARP / lanes) * lanes * 8;
-    Few {
+
+    RowAttention {
         at_once,
         sets: group.div_ceil(at_once).max(1),
         inverse: (65536 / lanes + 1) as u32,
@@ -68,9 +68,9 @@ pub fn attend_many_shared_bytes(padded: usize) -> usize {
     4 * ((BLOCK_QUERIES + 2 * TILE_KEYS) * (padded + 1) + BLOCK_QUERIES * (TILE_KEYS + 1))
 }
 
-/// How prompts are computed in tiles.
+/// A kernel for attention in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Many {
+pub enum TileKernel {
     /// `attend_many`: f32 multiply-adds.
     Plain,
     /// `attend_many64`: tensor cores, heads of up to 64 values.
@@ -79,19 +79,21 @@ pub enum Many {
     Tensor128,
 }
 
-impl Many {
-    /// For heads of `padded` values, in a cache of values of `bytes` bytes: tensor cores from
-    /// capability 8.0 on, where the cache has 16 bits.
-    pub fn of(padded: usize, bytes: usize, capability: u32) -> Self {
-        match (bytes == 2 && capability >= 80, padded <= 64) {
-            (false, _) => Self::Plain,
-            (true, true) => Self::Tensor64,
-            (true, false) => Self::Tensor128,
+impl TileKernel {
+    /// The kernel for heads of `padded` values, in a cache whose values have `bytes` bytes. Tensor
+    /// cores need a 16-bit cache and capability 8.0.
+    pub fn choose(padded: usize, bytes: usize, capability: u32) -> Self {
+        if bytes != 2 || capability < 80 {
+            Self::Plain
+        } else if padded <= 64 {
+            Self::Tensor64
+        } else {
+            Self::Tensor128
         }
     }
 
-    /// Blocks for a tile and head.
-    pub fn blocks_a_tile(self) -> usize {
+    /// Blocks for each tile and head.
+    pub fn blocks_per_tile(self) -> usize {
         match self {
             Self::Plain => TILE_QUERIES / BLOCK_QUERIES,
             Self::Tensor64 | Self::Tensor128 => 1,
@@ -106,7 +108,7 @@ impl Many {
         }
     }
 
-    /// Bytes of dynamic shared memory: of tensor cores two stages of keys and values, 16 bits each.
+    /// Bytes of dynamic shared memory; with tensor cores, two stages of 16-bit keys and values.
     pub fn shared_bytes(self, padded: usize) -> usize {
         match self {
             Self::Plain => attend_many_shared_bytes(padded),
@@ -116,8 +118,8 @@ impl Many {
     }
 }
 
-/// Tiles of queries for prompts: first row and number of rows of each, for sequences of `lengths`
-/// new positions, one after the other. No tile holds rows of two texts.
+/// Divides prompts into tiles of queries: for each, its first row and number of rows. The rows of
+/// the sequences, `lengths` new ones each, are in order; no tile has rows of two sequences.
 ///
 /// ```
 /// assert_eq!(llm_int8_cuda::plan::query_tiles(&[80, 1]), [[0, 64], [64, 16], [80, 1]]);
@@ -138,55 +140,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_fit_into_the_smallest_shared_memory() {
-        // 99 KB: what a block may have on 8.6 and 8.9; 64 KB on 7.5.
-        assert!(attend_many_shared_bytes(MOST_DIMS) <= 99 << 10);
-        assert!(Many::Tensor128.shared_bytes(128) <= 99 << 10);
-        assert!(few(4, 256).shared_bytes <= 48 << 10);
-        assert!(few(4, WIDEST_HEAD).shared_bytes <= 64 << 10);
+    fn heads_fit_in_shared_memory_of_every_capability() {
+        // The limit of a block is 99 KB on 8.6 and 8.9, 64 KB on 7.5.
+        assert!(attend_many_shared_bytes(MAX_TILED_HEAD_SIZE) <= 99 << 10);
+        assert!(TileKernel::Tensor128.shared_bytes(128) <= 99 << 10);
+        assert!(row_attention(4, 256).shared_bytes <= 48 << 10);
+        assert!(row_attention(4, MAX_HEAD_SIZE).shared_bytes <= 64 << 10);
     }
 
     #[test]
-    fn positions_are_shared_by_as_many_blocks_as_are_useful() {
+    fn splits_follow_the_cache_up_to_what_the_device_runs_at_once() {
         assert_eq!(splits(1024, 1, 20, 132), 4);
         assert_eq!(splits(1024, 32, 20, 132), 1);
         assert_eq!(splits(131_072, 1, 8, 132), 33);
-        assert_eq!(splits(1 << 20, 1, 1, 1000), MOST_SPLITS);
+        assert_eq!(splits(1 << 20, 1, 1, 1000), MAX_SPLITS);
         assert_eq!(splits(0, 1, 1, 132), 1);
     }
 
     #[test]
-    fn every_head_of_queries_has_a_block_and_every_lane_its_place() {
+    fn every_query_head_has_a_block() {
         for group in 1..20 {
-            let cut = few(group, 64);
+            let found = row_attention(group, 64);
             assert!(
-                cut.sets * cut.at_once >= group && (cut.sets - 1) * cut.at_once < group,
-                "{cut:?}"
+                found.sets * found.at_once >= group && (found.sets - 1) * found.at_once < group,
+                "{found:?}"
             );
-        }
-        for padded in (8..=WIDEST_HEAD).step_by(8) {
-            let (cut, lanes) = (few(4, padded), (padded / 8).min(WARP));
-            for lane in 0..=WARP {
-                assert_eq!(
-                    (lane * cut.inverse as usize) >> 16,
-                    lane / lanes,
-                    "{padded}"
-                );
-            }
-            // Where sums were, a factor for each part finds room.
-            assert!(8 * (WARP / lanes) * lanes * 8 >= MOST_SPLITS, "{padded}");
         }
     }
 
     #[test]
-    fn tensor_cores_are_used_where_there_are_some() {
+    fn the_inverse_divides_every_lane_exactly() {
+        for padded in (8..=MAX_HEAD_SIZE).step_by(8) {
+            let inverse = row_attention(4, padded).inverse as usize;
+            let lanes = (padded / 8).min(WARP);
+            for lane in 0..=WARP {
+                assert_eq!((lane * inverse) >> 16, lane / lanes, "{padded}");
+            }
+
+            // The memory of the sums is reused for a factor of each split.
+            assert!(8 * (WARP / lanes) * lanes * 8 >= MAX_SPLITS, "{padded}");
+        }
+    }
+
+    #[test]
+    fn tensor_cores_need_a_16_bit_cache_and_capability_8() {
+        let choose = TileKernel::choose;
         assert_eq!(
-            [75, 80, 90].map(|capability| Many::of(64, 2, capability)),
-            [Many::Plain, Many::Tensor64, Many::Tensor64]
+            [75, 80, 90].map(|capability| choose(64, 2, capability)),
+            [
+                TileKernel::Plain,
+                TileKernel::Tensor64,
+                TileKernel::Tensor64
+            ]
         );
-        assert_eq!(
-            [Many::of(72, 2, 90), Many::of(64, 4, 90)],
-            [Many::Tensor128, Many::Plain]
-        );
+        assert_eq!(choose(72, 2, 90), TileKernel::Tensor128);
+        assert_eq!(choose(64, 4, 90), TileKernel::Plain);
     }
 }

@@ -1,5 +1,6 @@
-//! Shapes of launches: pure functions of sizes, tested without a device. The numbers they choose by
-//! are of the hardware (warps of 32, blocks that fill a multiprocessor) and of `kernels/`.
+//! How launches divide their work into blocks: pure functions of sizes, tested without a device.
+//! Their constants come from the hardware (warps of 32, blocks that fill a multiprocessor) and
+//! repeat those of `kernels/`.
 
 mod attention;
 mod gemm;
@@ -9,9 +10,9 @@ pub use attention::*;
 pub use gemm::*;
 pub use rows::*;
 
-/// Lanes of a warp.
+/// Threads of a warp.
 pub const WARP: usize = 32;
-/// Rows of codes begin at multiples of this many bytes, as loads of 16 bytes need.
+/// Rows of codes are aligned to this many bytes, for 16-byte loads.
 pub const ALIGNMENT: usize = 16;
 
 /// Bytes from one row of codes to the next.
@@ -23,8 +24,8 @@ pub fn pitch(in_features: usize) -> usize {
     in_features.next_multiple_of(ALIGNMENT)
 }
 
-/// Threads of a block that works on one row of `cols` values: each has about eight, which it keeps
-/// in registers; more than 512 threads would leave too few registers for that.
+/// Threads of a block that works on one row of `cols` values. Each thread keeps about eight values
+/// in registers; with more than 512 threads there would be too few registers for that.
 ///
 /// ```
 /// use llm_int8_cuda::plan::row_threads;
@@ -34,8 +35,8 @@ pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
 }
 
-/// The bits of the smallest f16 magnitude that is an outlier; of none where `threshold` is 0. NaN
-/// is never one.
+/// The bits of the smallest f16 that is an outlier: values are outliers if the bits of their
+/// magnitude are no less. Without outliers, `threshold` 0, it is above all bit patterns.
 ///
 /// ```
 /// use llm_int8_cuda::plan::outlier_limit;
@@ -55,11 +56,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_the_smallest_outliers() {
-        let above = |x: f32| half::f16::from_bits(outlier_limit(x) as u16).to_f32();
-        assert_eq!(above(6.0), 6.0);
-        assert!(above(6.001) >= 6.001 && above(6.001) < 6.01);
-        // Nothing finite reaches it, infinity does.
-        assert_eq!(above(1e6), f32::INFINITY);
+    fn the_outlier_limit_is_the_smallest_f16_not_below_the_threshold() {
+        let limit = |x: f32| half::f16::from_bits(outlier_limit(x) as u16).to_f32();
+        assert_eq!(limit(6.0), 6.0);
+        assert!(limit(6.001) >= 6.001 && limit(6.001) < 6.01);
+        // Only infinity reaches a threshold above the largest finite f16.
+        assert_eq!(limit(1e6), f32::INFINITY);
     }
 }

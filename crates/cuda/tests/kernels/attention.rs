@@ -1,31 +1,92 @@
-//! Attention against the formula in f64, from the first position on.
+//! Attention against the formula in f64, starting with empty caches.
 
 use crate::attention_oracle::{Model, SLOPES, cos_sin, expected, model};
 use crate::{assert_near, few_devices, noise};
 use llm_int8_cuda::args::AttendedRow;
 use llm_int8_cuda::ops::{
-    Attention, AttentionRule, Cut, FloatType, HeadLayout, Parts, Products, Rotation, attend,
+    AttendScratch, Attention, AttentionRule, FloatType, HeadLayout, Partition, Qkv, Rotation,
+    attend,
 };
 use llm_int8_cuda::{Buffer, Device, plan, testing};
 
-/// Texts with caches in layer 1 of 2.
-pub(crate) struct Texts {
+/// Caches of sequences, which have two layers; the tests use layer 1.
+pub(crate) struct Sequences {
     pub(crate) caches: Vec<Buffer<u8>>,
     pub(crate) capacity: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Way {
-    New(usize),
+    /// One new row for each sequence; the number of splits.
+    Decode(usize),
+    /// Row by row; the number of splits.
     Rows(usize),
     Tiles,
 }
 
-/// Runs new positions of texts: `(text, first position, count)`.
+impl Way {
+    fn splits(self) -> usize {
+        match self {
+            Self::Decode(splits) | Self::Rows(splits) => splits,
+            Self::Tiles => 1,
+        }
+    }
+}
+
+/// What a launch needs to know of each row, on the host.
+struct RowInputs {
+    qkv: Vec<f32>,
+    rows: Vec<AttendedRow>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RowInputs {
+    fn new(
+        model: &Model,
+        sequences: &Sequences,
+        qkv: &[Vec<f32>],
+        parts: &[(usize, usize, usize)],
+    ) -> Self {
+        let HeadLayout {
+            heads,
+            kv_heads,
+            size,
+            ..
+        } = model.layout;
+        let all = (heads + 2 * kv_heads) * size;
+        let mut inputs = Self {
+            qkv: Vec::new(),
+            rows: Vec::new(),
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+
+        for &(sequence, first, count) in parts {
+            let values = &qkv[sequence][first * all..(first + count) * all];
+            inputs.qkv.extend_from_slice(values);
+            for position in first..first + count {
+                inputs.rows.push(AttendedRow {
+                    cache: sequences.caches[sequence].address(),
+                    capacity: sequences.capacity as u32,
+                    position: position as u32,
+                });
+                for (cos, sin) in cos_sin(position, model.dims) {
+                    inputs.cos.push(cos);
+                    inputs.sin.push(sin);
+                }
+            }
+        }
+        inputs
+    }
+}
+
+/// Attends for new positions of sequences: each part is `(sequence, first position, count)`, and its
+/// outputs are one vector of the result.
 pub(crate) fn run(
     device: &Device,
     model: &Model,
-    texts: &Texts,
+    sequences: &Sequences,
     qkv: &[Vec<f32>],
     parts: &[(usize, usize, usize)],
     way: Way,
@@ -36,27 +97,13 @@ pub(crate) fn run(
         size,
         ..
     } = model.layout;
-    let all = (heads + 2 * kv_heads) * size;
-    let (mut products, mut rows, mut cos, mut sin) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for &(text, first, count) in parts {
-        products.extend_from_slice(&qkv[text][first * all..(first + count) * all]);
-        for position in first..first + count {
-            let (cache, capacity) = (texts.caches[text].address(), texts.capacity as u32);
-            rows.push(AttendedRow {
-                cache,
-                capacity,
-                position: position as u32,
-            });
-            for (c, s) in cos_sin(position, model.dims) {
-                cos.push(c);
-                sin.push(s);
-            }
-        }
-    }
-    let count = rows.len();
-    let rows = device.upload(&rows).unwrap();
-    let [products, cos, sin] = [&products, &cos, &sin].map(|values| device.upload(values).unwrap());
+
+    let inputs = RowInputs::new(model, sequences, qkv, parts);
+    let count = inputs.rows.len();
+    let rows = device.upload(&inputs.rows).unwrap();
+    let values = device.upload(&inputs.qkv).unwrap();
+    let cos = device.upload(&inputs.cos).unwrap();
+    let sin = device.upload(&inputs.sin).unwrap();
     let queries = device.allocate::<f32>(count * heads * size).unwrap();
     let attention = Attention {
         layout: model.layout,
@@ -65,17 +112,17 @@ pub(crate) fn run(
         count,
         queries: queries.all(),
     };
-    let turn = Rotation {
+    let rotation = Rotation {
         cos: cos.all(),
         sin: sin.all(),
         dims: model.dims,
         neighbours: model.neighbours,
     };
-    let products = Products {
-        qkv: products.all(),
-        stride: all,
+    let qkv = Qkv {
+        values: values.all(),
+        stride: (heads + 2 * kv_heads) * size,
         is_grouped: model.is_grouped,
-        rotation: (model.dims > 0).then_some(turn),
+        rotation: (model.dims > 0).then_some(rotation),
         clamp: model.clamp,
         factor: 0.4,
     };
@@ -86,35 +133,10 @@ pub(crate) fn run(
         window: model.window,
         softcap: model.softcap,
     };
-    let out = device.allocate::<f32>(count * heads * size).unwrap();
-    let splits = if let Way::New(splits) | Way::Rows(splits) = way {
-        splits
-    } else {
-        1
-    };
-    let partial = device
-        .allocate::<f32>(count * heads * splits * (model.layout.padded() + 2))
-        .unwrap();
-    let counters = device.zeros::<u32>(count * heads).unwrap();
-    let tiles: Vec<u32> =
-        plan::query_tiles(&parts.iter().map(|part| part.2).collect::<Vec<_>>()).concat();
-    let tiles = device.upload(&tiles).unwrap();
-    let cut = match way {
-        Way::New(splits) => Cut::New(splits),
-        Way::Rows(splits) => Cut::Rows(splits),
-        Way::Tiles => Cut::Tiles(tiles.all()),
-    };
-    let memory = Parts {
-        sums: partial.all(),
-        counters: counters.all(),
-    };
-    attend(&attention, &products, &rule, &cut, &memory, out.all()).unwrap();
-    device.synchronize().unwrap();
-    assert!(
-        counters.to_vec().unwrap().iter().all(|count| *count == 0),
-        "counters are left as they were"
-    );
-    let out = out.to_vec().unwrap();
+
+    let lengths: Vec<usize> = parts.iter().map(|part| part.2).collect();
+    let out = attend_with_scratch(device, &attention, &qkv, &rule, &lengths, way);
+
     let mut first = 0;
     let mut split = |(_, _, count): &(usize, usize, usize)| {
         let range = first * heads * size..(first + count) * heads * size;
@@ -124,6 +146,43 @@ pub(crate) fn run(
     parts.iter().map(&mut split).collect()
 }
 
+/// Runs [`attend`] for sequences with `lengths` new positions; returns `[count, heads · size]`.
+fn attend_with_scratch(
+    device: &Device,
+    attention: &Attention<'_>,
+    qkv: &Qkv<'_>,
+    rule: &AttentionRule<'_>,
+    lengths: &[usize],
+    way: Way,
+) -> Vec<f32> {
+    let layout = &attention.layout;
+    let heads = attention.count * layout.heads;
+    let sums = device
+        .allocate::<f32>(heads * way.splits() * (layout.padded() + 2))
+        .unwrap();
+    let counters = device.zeros::<u32>(heads).unwrap();
+    let scratch = AttendScratch {
+        sums: sums.all(),
+        counters: counters.all(),
+    };
+    let tiles = device.upload(&plan::query_tiles(lengths).concat()).unwrap();
+    let partition = match way {
+        Way::Decode(splits) => Partition::Decode { splits },
+        Way::Rows(splits) => Partition::Rows { splits },
+        Way::Tiles => Partition::Tiles(tiles.all()),
+    };
+
+    let out = device.allocate::<f32>(heads * layout.size).unwrap();
+    attend(attention, qkv, rule, &partition, &scratch, out.all()).unwrap();
+    device.synchronize().unwrap();
+    assert!(
+        counters.to_vec().unwrap().iter().all(|count| *count == 0),
+        "counters are zero after a launch"
+    );
+    out.to_vec().unwrap()
+}
+
+/// Runs all but the last five positions of each sequence, then those; compares with the formula.
 fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str) {
     let HeadLayout {
         heads,
@@ -131,10 +190,8 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
         size,
         ..
     } = model.layout;
-    let (all, capacity) = (
-        (heads + 2 * kv_heads) * size,
-        lengths.iter().max().unwrap() + 3,
-    );
+    let all = (heads + 2 * kv_heads) * size;
+    let capacity = lengths.iter().max().unwrap() + 3;
     let qkv: Vec<Vec<f32>> = lengths
         .iter()
         .enumerate()
@@ -145,42 +202,30 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
                 .collect()
         })
         .collect();
-    let caches = lengths.iter().map(|_| {
-        device
-            .allocate(model.layout.cache_bytes(2, capacity))
-            .unwrap()
-    });
-    let texts = Texts {
+    let cache_bytes = model.layout.cache_bytes(2, capacity);
+    let caches = lengths
+        .iter()
+        .map(|_| device.allocate(cache_bytes).unwrap());
+    let sequences = Sequences {
         caches: caches.collect(),
         capacity,
     };
-    // All but the last five positions first, then the rest: with what was seen before.
-    let early: Vec<_> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| (i, 0, length - 5))
-        .collect();
-    let late: Vec<_> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| (i, length - 5, 5))
-        .collect();
-    let mut found = run(
-        device,
-        model,
-        &texts,
-        &qkv,
-        &early,
-        if way == Way::Tiles { way } else { Way::Rows(1) },
-    );
+
+    // The early positions fill the caches that the late ones attend to.
+    let numbered = || lengths.iter().enumerate();
+    let early: Vec<_> = numbered().map(|(i, length)| (i, 0, length - 5)).collect();
+    let late: Vec<_> = numbered().map(|(i, length)| (i, length - 5, 5)).collect();
+    let early_way = if way == Way::Tiles { way } else { Way::Rows(1) };
+    let mut found = run(device, model, &sequences, &qkv, &early, early_way);
+
     let mut add = |parts: &[(usize, usize, usize)]| {
-        let more = run(device, model, &texts, &qkv, parts, way);
+        let more = run(device, model, &sequences, &qkv, parts, way);
         found
             .iter_mut()
             .zip(more)
             .for_each(|(found, more)| found.extend(more));
     };
-    if let Way::New(_) = way {
+    if let Way::Decode(_) = way {
         for step in 0..5 {
             add(&late
                 .iter()
@@ -190,6 +235,7 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
     } else {
         add(&late);
     }
+
     for (i, length) in lengths.iter().enumerate() {
         let expected = expected(model, &qkv[i], 0..*length, 0.4);
         let found = &found[i];
@@ -197,7 +243,7 @@ fn check(device: &Device, model: &Model, lengths: &[usize], way: Way, what: &str
             found,
             &expected,
             2e-5,
-            &format!("{what}, text {i}, {way:?}, {device:?}"),
+            &format!("{what}, sequence {i}, {way:?}, {device:?}"),
         );
     }
 }
@@ -282,7 +328,7 @@ fn row_by_row() {
     for device in testing::devices(&[0, 1]) {
         for (what, model) in variants() {
             check(&device, &model, &[9, 6], Way::Rows(1), what);
-            check(&device, &model, &[9, 6], Way::New(1), what);
+            check(&device, &model, &[9, 6], Way::Decode(1), what);
         }
     }
 }
@@ -291,9 +337,9 @@ fn row_by_row() {
 fn row_by_row_with_shared_positions() {
     for device in testing::devices(&[0, 1]) {
         for (what, model) in variants() {
-            // More blocks than chunks, and chunks enough that each block takes several.
+            // More blocks than chunks of positions; below, several chunks for each block.
             check(&device, &model, &[9], Way::Rows(3), what);
-            check(&device, &model, &[9], Way::New(3), what);
+            check(&device, &model, &[9], Way::Decode(3), what);
         }
         let window = Model {
             window: Some(140),
@@ -305,7 +351,7 @@ fn row_by_row_with_shared_positions() {
                 &device,
                 &window,
                 &[290, 131],
-                Way::New(splits),
+                Way::Decode(splits),
                 "several chunks",
             );
         }
@@ -337,28 +383,28 @@ fn new_positions_of_gpt2_large() {
             .map(|x| x * 2.0)
             .collect::<Vec<f32>>()];
         let cache = device.allocate(model.layout.cache_bytes(2, 1024)).unwrap();
-        let texts = Texts {
+        let sequences = Sequences {
             caches: vec![cache],
             capacity: 1024,
         };
         run(
             device,
             &model,
-            &texts,
+            &sequences,
             &qkv,
             &[(0, 0, positions - 3)],
             Way::Tiles,
         );
         for position in positions - 3..positions {
-            // As a decoder cuts it, and in more and fewer parts.
+            // As many splits as the decoder uses, fewer and more.
             for splits in [plan::splits(1024, 1, 20, device.multiprocessors()), 1, 3] {
                 let found = run(
                     device,
                     &model,
-                    &texts,
+                    &sequences,
                     &qkv,
                     &[(0, position, 1)],
-                    Way::New(splits),
+                    Way::Decode(splits),
                 );
                 let expected = expected(&model, &qkv[0], position..position + 1, 0.4);
                 let what = format!("position {position}, {splits} splits, {device:?}");
@@ -377,7 +423,7 @@ fn new_positions_of_gpt2_large() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn impossible_heads_are_refused() {
     for device in few_devices() {
         let wide = model(1, 1, 136, FloatType::F32);
         let rows = device
@@ -388,10 +434,8 @@ fn what_cannot_be_is_refused() {
             }])
             .unwrap();
         let memory = device.zeros::<f32>(4000).unwrap();
-        let (counters, tiles) = (
-            device.zeros::<u32>(1).unwrap(),
-            device.upload(&[0u32, 1]).unwrap(),
-        );
+        let counters = device.zeros::<u32>(1).unwrap();
+        let tiles = device.upload(&[0u32, 1]).unwrap();
         let attention = Attention {
             layout: wide.layout,
             layer: 0,
@@ -399,34 +443,33 @@ fn what_cannot_be_is_refused() {
             count: 1,
             queries: memory.all(),
         };
-        let parts = Parts {
+        let scratch = AttendScratch {
             sums: memory.all(),
             counters: counters.all(),
         };
-        let products = Products {
-            qkv: memory.all(),
+        let qkv = Qkv {
+            values: memory.all(),
             stride: 7 * 136,
             is_grouped: false,
             rotation: None,
             clamp: None,
             factor: 1.0,
         };
-        let run = |attention: &Attention<'_>, cut| {
+        let error = |attention: &Attention<'_>, partition| {
             attend(
                 attention,
-                &products,
+                &qkv,
                 &AttentionRule::default(),
-                &cut,
-                &parts,
+                &partition,
+                &scratch,
                 memory.all(),
             )
+            .unwrap_err()
+            .to_string()
         };
-        assert!(
-            run(&attention, Cut::Tiles(tiles.all()))
-                .unwrap_err()
-                .to_string()
-                .contains("too wide")
-        );
+
+        assert!(error(&attention, Partition::Tiles(tiles.all())).contains("too wide"));
+
         let uneven = HeadLayout {
             heads: 3,
             kv_heads: 2,
@@ -436,11 +479,6 @@ fn what_cannot_be_is_refused() {
             layout: uneven,
             ..attention
         };
-        assert!(
-            run(&attention, Cut::Rows(1))
-                .unwrap_err()
-                .to_string()
-                .contains("cannot share")
-        );
+        assert!(error(&attention, Partition::Rows { splits: 1 }).contains("cannot share"));
     }
 }

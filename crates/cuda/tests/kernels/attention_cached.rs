@@ -1,12 +1,12 @@
-//! Attention of new positions over caches that hold positions already, against the formula in f64.
+//! Attention of new positions over caches that are already filled, against the formula in f64.
 
-use crate::attention::{Texts, Way, run};
+use crate::attention::{Sequences, Way, run};
 use crate::attention_oracle::{Model, expected, filled_cache, model};
 use crate::{assert_near, noise};
 use llm_int8_cuda::ops::{FloatType, HeadLayout};
 use llm_int8_cuda::{Device, testing};
 
-/// Sequences with `cached` positions in their caches and `new` more, all in one launch.
+/// Sequences with `lengths` cached positions and `new` more, all in one launch.
 fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way: Way, what: &str) {
     let HeadLayout {
         heads,
@@ -14,10 +14,8 @@ fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way:
         size,
         ..
     } = model.layout;
-    let (all, capacity) = (
-        (heads + 2 * kv_heads) * size,
-        lengths.iter().max().unwrap() + new + 2,
-    );
+    let all = (heads + 2 * kv_heads) * size;
+    let capacity = lengths.iter().max().unwrap() + new + 2;
     let qkv: Vec<Vec<f32>> = lengths
         .iter()
         .enumerate()
@@ -33,7 +31,7 @@ fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way:
             .upload(&filled_cache(model, qkv, *length, capacity))
             .unwrap()
     };
-    let texts = Texts {
+    let sequences = Sequences {
         caches: qkv.iter().zip(lengths).map(cache).collect(),
         capacity,
     };
@@ -42,15 +40,16 @@ fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way:
         .enumerate()
         .map(|(i, length)| (i, *length, new))
         .collect();
-    let found = run(device, model, &texts, &qkv, &parts, way);
+
+    let found = run(device, model, &sequences, &qkv, &parts, way);
     for (i, length) in lengths.iter().enumerate() {
         let expected = expected(model, &qkv[i], *length..length + new, 0.4);
         let what = format!(
             "{what}, {:?}, {new} after {length}, {way:?}, {device:?}",
             model.layout
         );
-        // Tensor cores get queries and weights in two parts, which in bf16 keep 16 of their 24
-        // bits.
+        // On tensor cores, queries and attention weights are split into two 16-bit parts, which in
+        // bf16 keep 16 of the 24 bits of f32.
         let is_narrow = way == Way::Tiles && model.layout.dtype == FloatType::BF16;
         assert_near(
             &found[i],
@@ -61,7 +60,7 @@ fn continued(device: &Device, model: &Model, lengths: &[usize], new: usize, way:
     }
 }
 
-/// Positions about the sizes of warps, blocks and shares.
+/// Lengths around the sizes of warps, rounds and splits.
 const LENGTHS: [usize; 9] = [0, 1, 31, 32, 33, 100, 511, 513, 1500];
 
 fn shapes() -> Vec<Model> {
@@ -111,10 +110,10 @@ fn new_positions_after_many() {
         ];
         for model in shapes().into_iter().chain(wide) {
             for splits in [1, 3, 7] {
-                // With early starts the kernel prefetches.
+                // With overlap the kernel prefetches.
                 let overlaps = device.overlaps_kernels();
                 device.set_overlap(overlaps || splits == 3);
-                continued(&device, &model, &LENGTHS, 1, Way::New(splits), "decode");
+                continued(&device, &model, &LENGTHS, 1, Way::Decode(splits), "decode");
                 device.set_overlap(overlaps);
             }
         }

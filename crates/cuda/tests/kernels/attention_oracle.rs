@@ -1,4 +1,4 @@
-//! Attention by its formula in f64, with everything that families ask for.
+//! The formula of attention in f64, with the variants of all model families.
 
 use half::{bf16, f16};
 use llm_int8_cuda::ops::{FloatType, HeadLayout};
@@ -51,13 +51,13 @@ pub(crate) fn cos_sin(position: usize, dims: usize) -> Vec<(f32, f32)> {
         .collect()
 }
 
-/// The head's vector, clamped and rotated.
-fn vector(model: &Model, x: &[f32], position: usize, turns: bool) -> Vec<f32> {
+/// A head's vector, clamped, and rotated if `is_rotated`.
+fn vector(model: &Model, x: &[f32], position: usize, is_rotated: bool) -> Vec<f32> {
     let mut x: Vec<f32> = x
         .iter()
         .map(|x| model.clamp.map_or(*x, |limit| x.clamp(-limit, limit)))
         .collect();
-    if turns {
+    if is_rotated {
         for (i, (cos, sin)) in cos_sin(position, model.dims).into_iter().enumerate() {
             let (a, b) = if model.neighbours {
                 (2 * i, 2 * i + 1)
@@ -72,7 +72,7 @@ fn vector(model: &Model, x: &[f32], position: usize, turns: bool) -> Vec<f32> {
 
 pub(crate) const SLOPES: [f32; 8] = [0.5, -0.25, 0.125, 0.3, 0.05, -0.02, 0.7, 0.01];
 
-/// Where a head of queries (kind 0), keys or values lies among the products.
+/// The index of a query head (kind 0), key (1) or value (2) among the vectors of a row.
 fn place(model: &Model, kind: usize, head: usize) -> usize {
     let HeadLayout {
         heads, kv_heads, ..
@@ -85,8 +85,8 @@ fn place(model: &Model, kind: usize, head: usize) -> usize {
     }
 }
 
-/// The oracle: products `[positions, all heads · size]` of one text to outputs `[positions, heads ·
-/// size]` of these positions.
+/// The outputs `[positions, heads · size]` for queries, keys and values `[all positions, (heads + 2
+/// kv_heads) · size]` of one sequence.
 pub(crate) fn expected(
     model: &Model,
     qkv: &[f32],
@@ -99,7 +99,8 @@ pub(crate) fn expected(
         size,
         dtype,
     } = model.layout;
-    let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
+    let all = heads + 2 * kv_heads;
+    let group = heads / kv_heads;
     let get = |position: usize, kind: usize, head: usize| {
         let x = &qkv[(position * all + place(model, kind, head)) * size..][..size];
         vector(model, x, position, kind < 2)
@@ -115,49 +116,29 @@ pub(crate) fn expected(
             .map(|position| (0..kv_heads).map(|head| of(position, head)).collect())
             .collect()
     };
-    let (keys, values) = (rounded(1), rounded(2));
+    let keys = rounded(1);
+    let values = rounded(2);
+
     let mut out = Vec::new();
     for position in positions {
         for head in 0..heads {
-            let slope = if model.has_slopes {
-                SLOPES[head % SLOPES.len()]
-            } else {
-                0.0
-            };
-            let query = get(position, 0, head);
+            let query: Vec<f32> = get(position, 0, head).iter().map(|q| q * factor).collect();
             let start = model
                 .window
                 .map_or(0, |window| (position + 1).saturating_sub(window));
-            let score = |key: usize| {
-                let its = &keys[key][head / group];
-                let dot: f64 = query
-                    .iter()
-                    .zip(its)
-                    .map(|(q, k)| f64::from(q * factor) * k)
-                    .sum();
-                let capped = model
-                    .softcap
-                    .map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
-                capped
-                    + match model.bias_factor {
-                        None => f64::from(slope * key as f32),
-                        Some(by) => {
-                            round(
-                                round(slope, FloatType::BF16) as f32 * key as f32,
-                                FloatType::BF16,
-                            ) * f64::from(by)
-                        }
-                    }
-            };
-            let scores: Vec<f64> = (start..=position).map(score).collect();
+            let scores: Vec<f64> = (start..=position)
+                .map(|key| score(model, head, key, &query, &keys[key][head / group]))
+                .collect();
+
             let largest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
+
             let mut sums = vec![0f64; size];
             for (key, weight) in (start..).zip(&weights) {
-                let its = &values[key][head / group];
+                let value_vector = &values[key][head / group];
                 sums.iter_mut()
-                    .zip(its)
+                    .zip(value_vector)
                     .for_each(|(sum, value)| *sum += weight * value);
             }
             out.extend(sums.iter().map(|sum| (sum / total) as f32));
@@ -166,7 +147,37 @@ pub(crate) fn expected(
     out
 }
 
-/// A cache of two layers as the kernels keep it, with the keys and values of these positions in
+/// The score of a scaled query and the key at position `key`: softcap and ALiBi applied.
+fn score(model: &Model, head: usize, key: usize, query: &[f32], key_vector: &[f64]) -> f64 {
+    let dot: f64 = query
+        .iter()
+        .zip(key_vector)
+        .map(|(q, k)| f64::from(*q) * k)
+        .sum();
+    let capped = model
+        .softcap
+        .map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
+
+    let slope = if model.has_slopes {
+        SLOPES[head % SLOPES.len()]
+    } else {
+        0.0
+    };
+    capped + position_bias(model, slope, key)
+}
+
+/// ALiBi; with a factor as Falcon computes it.
+fn position_bias(model: &Model, slope: f32, key: usize) -> f64 {
+    match model.bias_factor {
+        None => f64::from(slope * key as f32),
+        Some(factor) => {
+            let slope = round(slope, FloatType::BF16) as f32;
+            round(slope * key as f32, FloatType::BF16) * f64::from(factor)
+        }
+    }
+}
+
+/// A cache of two layers in the kernels' layout: the keys and values of the first `positions` in
 /// layer 1, NaN elsewhere.
 pub(crate) fn filled_cache(
     model: &Model,
@@ -180,11 +191,10 @@ pub(crate) fn filled_cache(
         size,
         dtype,
     } = model.layout;
-    let (all, padded, width) = (
-        (heads + 2 * kv_heads) * size,
-        model.layout.padded(),
-        dtype.bytes(),
-    );
+    let all = (heads + 2 * kv_heads) * size;
+    let padded = model.layout.padded();
+    let width = dtype.bytes();
+
     let mut bytes = vec![0xff; model.layout.cache_bytes(2, capacity)];
     for position in 0..positions {
         for kv in 0..kv_heads {
@@ -193,6 +203,7 @@ pub(crate) fn filled_cache(
                 let x = &qkv[position * all + place * size..][..size];
                 let mut x = vector(model, x, position, kind == 1);
                 x.resize(padded, 0.0);
+
                 for (d, x) in x.iter().enumerate() {
                     let within = match kind {
                         1 => (d / 8 * capacity + position) * 8 + d % 8,

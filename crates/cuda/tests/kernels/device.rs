@@ -1,16 +1,22 @@
-//! Memory, graphs, and what is refused.
+//! Memory, graphs, and errors.
 
 use crate::{devices, few_devices};
-use llm_int8_cuda::ops::{Combined, Source, combine, copy_rows, softcap};
-use llm_int8_cuda::{CudaError, Device, testing};
+use llm_int8_cuda::ops::{Combined, RowShape, Source, Strided, combine, copy_rows, softcap};
+use llm_int8_cuda::{CudaError, Device, View, testing};
+
+/// Rows of three values.
+fn triples(values: View<'_, f32>) -> Strided<'_, f32> {
+    Strided { values, stride: 3 }
+}
 
 #[test]
-fn memory_is_counted_and_given_back() {
+fn memory_is_counted_and_freed() {
     for device in devices() {
         let before = device.memory().unwrap();
         let buffer = device.upload(&[1.0f32; 1000]).unwrap();
         assert_eq!(device.memory().unwrap().allocated, before.allocated + 4000);
         assert_eq!(buffer.to_vec().unwrap(), [1.0; 1000]);
+
         let part = buffer.part(10..20).unwrap();
         part.fill_with_zeros().unwrap();
         let values = buffer.to_vec().unwrap();
@@ -18,10 +24,12 @@ fn memory_is_counted_and_given_back() {
             (values[9], values[10], values[19], values[20]),
             (1.0, 0.0, 0.0, 1.0)
         );
+
         drop(buffer);
         let after = device.memory().unwrap();
         assert_eq!(after.allocated, before.allocated);
         assert!(after.peak >= 4000);
+
         assert!(matches!(
             device.upload(&[0u8; 4]).unwrap().part(2..5),
             Err(CudaError::TooShort { .. })
@@ -38,7 +46,7 @@ fn large_copies_arrive_whole() {
 }
 
 #[test]
-fn what_does_not_fit_is_said_so() {
+fn out_of_memory_errors_say_how_much_is_missing() {
     let Some(device) = testing::emulated(3, 1000, 0) else {
         return;
     };
@@ -47,13 +55,14 @@ fn what_does_not_fit_is_said_so() {
         matches!(
             error,
             CudaError::OutOfMemory {
-                wanted: 1200,
+                requested: 1200,
                 free: 1000,
                 ..
             }
         ),
         "{error:?}"
     );
+
     let text = error.to_string();
     assert!(
         text.contains("emulated:3") && text.contains("a device map"),
@@ -63,33 +72,36 @@ fn what_does_not_fit_is_said_so() {
 }
 
 #[test]
-fn a_graph_does_again_what_was_recorded() {
+fn a_graph_replays_what_was_recorded() {
     for device in devices() {
         let x = device.upload(&[1.0f32, 2.0, 3.0]).unwrap();
         let y = device.zeros::<f32>(3).unwrap();
         let graph = device
             .record(|| {
+                let shape = RowShape { rows: 1, width: 3 };
                 combine(
                     Combined::Sum(2.0),
-                    (y.all(), 3),
-                    (x.all(), 3),
+                    triples(y.all()),
+                    triples(x.all()),
                     y.all(),
-                    [1, 3],
+                    shape,
                 )?;
                 x.all().copy_from(&y.all())
             })
             .unwrap();
-        assert_eq!(y.to_vec().unwrap(), [0.0; 3], "recording does nothing yet");
+        assert_eq!(y.to_vec().unwrap(), [0.0; 3], "recording runs nothing");
+
         graph.launch().unwrap();
         assert_eq!(x.to_vec().unwrap(), [2.0, 4.0, 6.0]);
+
+        // y = y + 2 x, where the first launch copied y to x.
         graph.launch().unwrap();
-        // y = y + 2 x, and x is y by then.
         assert_eq!(y.to_vec().unwrap(), [6.0, 12.0, 18.0]);
     }
 }
 
 #[test]
-fn nothing_may_wait_or_allocate_in_a_graph() {
+fn recording_refuses_to_allocate_copy_to_the_host_or_wait() {
     for device in few_devices() {
         let x = device.upload(&[1.0f32, 2.0, 3.0]).unwrap();
         let refuses = |steps: &dyn Fn() -> llm_int8_cuda::Result<()>| {
@@ -101,7 +113,7 @@ fn nothing_may_wait_or_allocate_in_a_graph() {
         refuses(&|| x.all().write(&[1.0]));
         refuses(&|| device.synchronize());
 
-        // The recordings that ended so leave the device as it was.
+        // A failed recording leaves the device usable.
         let graph = device.record(|| softcap(x.all(), 2.0, None)).unwrap();
         graph.launch().unwrap();
         assert_eq!(x.to_vec().unwrap(), [2.0, 4.0, 6.0]);
@@ -112,16 +124,24 @@ fn nothing_may_wait_or_allocate_in_a_graph() {
 fn lengths_and_devices_are_checked_before_a_launch() {
     let [a, b] = [0, 1].map(|ordinal| testing::emulated(ordinal, 1 << 20, 0));
     let (Some(a), Some(b)) = (a, b) else { return };
-    let (x, other) = (a.zeros::<f32>(6).unwrap(), b.zeros::<f32>(6).unwrap());
-    let sum = |up, shape| combine(Combined::Product, (x.all(), 3), (up, 3), x.all(), shape);
+    let x = a.zeros::<f32>(6).unwrap();
+    let other = b.zeros::<f32>(6).unwrap();
+    let multiply = |y, rows| {
+        let shape = RowShape { rows, width: 3 };
+        combine(
+            Combined::Product,
+            triples(x.all()),
+            triples(y),
+            x.all(),
+            shape,
+        )
+    };
+
     assert!(matches!(
-        sum(other.all(), [2, 3]),
-        Err(CudaError::WrongDevice {
-            what: "its partner",
-            ..
-        })
+        multiply(other.all(), 2),
+        Err(CudaError::WrongDevice { what: "y", .. })
     ));
-    let error = sum(x.all(), [3, 3]).unwrap_err();
+    let error = multiply(x.all(), 3).unwrap_err();
     assert!(
         matches!(
             error,
@@ -134,6 +154,7 @@ fn lengths_and_devices_are_checked_before_a_launch() {
         ),
         "{error:?}"
     );
+
     assert!(Source::plain(x.all(), 1, 6).rows == 1);
     assert!(matches!(
         other.all().copy_from(&x.all()),
@@ -142,23 +163,24 @@ fn lengths_and_devices_are_checked_before_a_launch() {
 }
 
 #[test]
-fn without_a_gpu_the_reason_is_said() {
+fn an_error_says_why_there_is_no_gpu() {
     match Device::cuda(7) {
         Ok(_) => {}
         Err(error) => {
             let text = error.to_string();
-            let known = ["compute on the CPU", "this machine has"];
-            assert!(known.iter().any(|words| text.contains(words)), "{text}");
+            let expected = ["compute on the CPU", "this machine has"];
+            assert!(expected.iter().any(|words| text.contains(words)), "{text}");
         }
     }
 }
 
 #[test]
-fn what_one_thread_does_without_overlap_leaves_the_others_as_they_are() {
+fn without_overlap_does_not_affect_other_threads() {
     for device in few_devices() {
         let before = device.overlaps_kernels();
         device.set_overlap(true);
-        let (inside, outside) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        let inside = std::sync::Barrier::new(2);
+        let outside = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 device.without_overlap(|| {
@@ -168,7 +190,8 @@ fn what_one_thread_does_without_overlap_leaves_the_others_as_they_are() {
                 });
                 assert!(device.overlaps_kernels());
             });
-            // This one begins while the other is within, and ends after it has looked.
+            // This thread enters `without_overlap` while the other is inside of it, and leaves
+            // after the other's assertion.
             inside.wait();
             assert!(device.overlaps_kernels());
             device.without_overlap(|| {
@@ -182,15 +205,16 @@ fn what_one_thread_does_without_overlap_leaves_the_others_as_they_are() {
 }
 
 #[test]
-fn small_copies_one_after_the_other_each_arrive() {
+fn more_small_copies_than_staging_slots_all_arrive() {
     for device in few_devices() {
-        // More copies than there are slots for them, none waited for before the last.
+        // No copy is waited for before the last is queued.
         let buffers: Vec<_> = (0..300)
             .map(|i| device.upload(&[i as u32; 7]).unwrap())
             .collect();
         for (i, buffer) in buffers.iter().enumerate() {
             assert_eq!(buffer.to_vec().unwrap(), [i as u32; 7]);
         }
+
         let sizes = [4095, 4096, 4097, 100_000];
         let copies: Vec<_> = sizes
             .map(|size| (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>())
@@ -204,20 +228,22 @@ fn small_copies_one_after_the_other_each_arrive() {
 }
 
 #[test]
-fn what_a_kernel_did_wrong_shows_at_every_later_call() {
-    // A GPU's context would be lost to the other tests.
+fn a_kernels_error_is_returned_by_every_later_call() {
+    // On a GPU, it would break the context for the other tests.
     let Some(device) = testing::emulated(0, 1 << 20, 0) else {
         return;
     };
     let x = device.upload(&[1.0f32; 64]).unwrap();
     let wide = device.allocate::<u8>(4096).unwrap();
-    // 16-byte words from an address that is no multiple of 16.
-    copy_rows(
-        (wide.part(8..).unwrap(), 64),
-        (wide.part(2048..).unwrap(), 64),
-        [2, 64],
-    )
-    .unwrap();
+
+    // 16-byte loads from an address that is not a multiple of 16.
+    let rows_from = |first: usize| Strided {
+        values: wide.part(first..).unwrap(),
+        stride: 64,
+    };
+    let shape = RowShape { rows: 2, width: 64 };
+    copy_rows(rows_from(8), rows_from(2048), shape).unwrap();
+
     for _ in 0..2 {
         let error = x.to_vec().unwrap_err().to_string();
         assert!(error.contains("not aligned"), "{error}");

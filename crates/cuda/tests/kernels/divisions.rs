@@ -1,4 +1,4 @@
-//! Every way to divide a matmul of many rows gives the same.
+//! Matmuls with every tile and with split K.
 
 use crate::linear_oracle::{Case, FUNCTIONS, scope, tolerance};
 use crate::{assert_near, devices, few_devices, noise};
@@ -8,7 +8,7 @@ use llm_int8_cuda::ops::Float;
 use llm_int8_cuda::plan::{Gemm, Tile};
 use llm_int8_kernels::Element;
 
-/// Values with outliers in `count` columns, every other row in each, and none in the last row.
+/// Activations with outliers in `count` columns: in every other row of each, none in the last row.
 fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
     case.x = noise(case.rows * case.cols, 7)
         .iter()
@@ -21,7 +21,7 @@ fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
     }
 }
 
-fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
+fn every_tile_matches_the_reference<T: Float + Element>(devices: Vec<Device>) {
     for device in devices {
         for (tile, splits) in [
             (Tile::Small, 1),
@@ -43,7 +43,7 @@ fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
                 ([40, 66, 523], 40),
                 ([130, 150, 300], 3),
             ] {
-                // What the emulated device has memory for.
+                // The emulated device has few multiprocessors, so little memory for sums.
                 if splits > 1 && tile.count(rows, n) > 2 {
                     continue;
                 }
@@ -54,9 +54,9 @@ fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
                     let what = format!(
                         "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {by_row}, {device:?}"
                     );
-                    let division = Gemm { tile, splits };
+                    let gemm = Gemm { tile, splits };
                     assert_near(
-                        &case.by_division(&device, by_row, division, None),
+                        &case.by_gemm(&device, by_row, gemm, None),
                         &expected,
                         tolerance::<T>(),
                         &what,
@@ -68,18 +68,18 @@ fn divides_a_matmul<T: Float + Element>(devices: Vec<Device>) {
 }
 
 #[test]
-fn every_division_of_a_matmul_gives_the_same() {
-    divides_a_matmul::<f32>(devices());
+fn every_tile_and_split_matches_the_reference_in_f32() {
+    every_tile_matches_the_reference::<f32>(devices());
 }
 
 #[test]
-fn every_division_of_a_matmul_gives_the_same_for_f16_and_bf16() {
-    divides_a_matmul::<f16>(few_devices());
-    divides_a_matmul::<bf16>(few_devices());
+fn every_tile_and_split_matches_the_reference_in_f16_and_bf16() {
+    every_tile_matches_the_reference::<f16>(few_devices());
+    every_tile_matches_the_reference::<bf16>(few_devices());
 }
 
 #[test]
-fn every_function_and_the_residual_follow_a_matmul() {
+fn epilogues_of_matmuls_apply_every_activation_and_the_residual() {
     for device in few_devices() {
         for (tile, splits) in [
             (Tile::Small, 1),
@@ -92,10 +92,10 @@ fn every_function_and_the_residual_follow_a_matmul() {
                 continue;
             }
             let case = Case::<f32>::new([20, 70, 40], 29);
-            let plain = case.by_division(&device, true, Gemm { tile, splits }, None);
+            let plain = case.by_gemm(&device, true, Gemm { tile, splits }, None);
             for function in FUNCTIONS {
-                let found = case.by_division(&device, true, Gemm { tile, splits }, Some(function));
-                let expected = case.followed(&plain, function);
+                let found = case.by_gemm(&device, true, Gemm { tile, splits }, Some(function));
+                let expected = case.with_epilogue(&plain, function);
                 assert_near(
                     &found,
                     &expected,

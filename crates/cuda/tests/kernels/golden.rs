@@ -1,4 +1,4 @@
-//! Expected values of bitsandbytes: ten cases of one product.
+//! bitsandbytes' results for ten matmuls.
 
 use crate::{assert_near, devices, golden};
 use half::f16;
@@ -6,7 +6,7 @@ use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, matmul, quantize};
 use safetensors::SafeTensors;
 
-/// One case: its tensors by name.
+/// One matmul: its tensors are named `{name}.{tensor}`.
 struct Case<'a> {
     name: String,
     file: &'a SafeTensors<'a>,
@@ -36,8 +36,8 @@ impl Case<'_> {
 
     fn bias(&self) -> Option<Vec<f32>> {
         let name = format!("{}.bias", self.name);
-        let given = self.file.names().contains(&name.as_str());
-        given.then(|| {
+        let has_bias = self.file.names().contains(&name.as_str());
+        has_bias.then(|| {
             self.values::<f16>("bias")
                 .iter()
                 .map(|x| x.to_f32())
@@ -46,8 +46,14 @@ impl Case<'_> {
     }
 
     fn check(&self, device: &Device) {
-        let ([m, k], [n, _]) = (self.shape("a"), self.shape("weight"));
         let what = format!("{} on {device:?}", self.name);
+        let matrix = self.quantized_weight(device, &what);
+        self.check_matmul(device, &matrix, &what);
+    }
+
+    /// Quantises the weight and compares its codes and absmax.
+    fn quantized_weight(&self, device: &Device, what: &str) -> Int8Matrix {
+        let [n, k] = self.shape("weight");
         let matrix = Int8Matrix::new(device, n, k).unwrap();
         let mark = Int8Matrix::mark(device).unwrap();
         matrix
@@ -58,7 +64,9 @@ impl Case<'_> {
             )
             .unwrap();
         assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), None, "{what}");
-        let (mut codes, mut absmax) = (vec![0i8; n * matrix.pitch()], vec![0f32; n]);
+
+        let mut codes = vec![0i8; n * matrix.pitch()];
+        let mut absmax = vec![0f32; n];
         matrix.codes().read(&mut codes).unwrap();
         matrix.absmax().read(&mut absmax).unwrap();
         let codes: Vec<i8> = codes
@@ -71,7 +79,13 @@ impl Case<'_> {
             (self.values("weight_int8"), self.values("weight_absmax")),
             "{what}"
         );
+        matrix
+    }
 
+    /// Quantises the activations and compares them, then the outputs of the matmul.
+    fn check_matmul(&self, device: &Device, matrix: &Int8Matrix, what: &str) {
+        let [m, k] = self.shape("a");
+        let n = matrix.out_features();
         let a = device.upload(&self.values::<f16>("a")).unwrap();
         let memory = QuantizedMemory::new(device, m, k).unwrap();
         let source = Source::plain(a.all(), m, k);
@@ -101,22 +115,23 @@ impl Case<'_> {
             ..Output::plain(out.all(), n)
         };
         let theirs = self.values::<f32>("out_exact");
-        let compare = |way: &str| {
+        let compare = |kernel: &str| {
             let ours: Vec<f32> = out.to_vec().unwrap().iter().map(|x| x.to_f32()).collect();
             // Ours are rounded to f16.
-            assert_near(&ours, &theirs, 5e-4, &format!("{what}, {way}"));
+            assert_near(&ours, &theirs, 5e-4, &format!("{what}, {kernel}"));
         };
-        matmul(&quantized, &matrix, &output).unwrap();
-        compare("product");
+
+        matmul(&quantized, matrix, &output).unwrap();
+        compare("matmul");
         if m == 1 {
-            assert!(gemv(&source, self.threshold, &matrix, &output).unwrap());
+            assert!(gemv(&source, self.threshold, matrix, &output).unwrap());
             compare("gemv");
         }
     }
 }
 
 #[test]
-fn codes_absmax_and_columns_are_bitsandbytes_and_outputs_near() {
+fn codes_absmax_and_columns_equal_bitsandbytes_and_outputs_are_near() {
     let bytes = std::fs::read(golden("llm_int8_matmul.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -131,6 +146,7 @@ fn codes_absmax_and_columns_are_bitsandbytes_and_outputs_near() {
         .collect();
     thresholds.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(thresholds.len(), 10);
+
     for device in devices() {
         for (name, threshold) in &thresholds {
             Case {

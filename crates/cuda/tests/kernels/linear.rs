@@ -1,4 +1,4 @@
-//! Quantised activations and their products against `llm_int8_kernels::reference`.
+//! Quantised activations and int8 matmuls against `llm_int8_kernels::reference`.
 
 use crate::linear_oracle::{Case, FUNCTIONS, activations, scope, tolerance};
 use crate::{assert_near, devices, few_devices, noise};
@@ -8,11 +8,11 @@ use llm_int8_cuda::ops::{
     gemv, matmul, quantize,
 };
 use llm_int8_cuda::plan::{Gemm, Tile};
-use llm_int8_cuda::{plan, testing};
+use llm_int8_cuda::{Device, plan, testing};
 use llm_int8_kernels::{Element, Isa, OutlierScope, activation};
 use proptest::prelude::*;
 
-fn quantizes_like_the_oracle<T: Float + Element>() {
+fn quantize_matches_the_reference<T: Float + Element>() {
     for device in devices() {
         for (rows, cols) in [
             (1, 1),
@@ -38,23 +38,17 @@ fn quantizes_like_the_oracle<T: Float + Element>() {
                 let x = device.upload(&case.x).unwrap();
                 let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
                 let source = Source::plain(x.all(), rows, cols);
-                // The marks of the first time are gone at the second.
-                let before = device
-                    .upload(
-                        &noise(rows * cols, 3)
-                            .iter()
-                            .map(|x| T::of(x * 9.0))
-                            .collect::<Vec<_>>(),
-                    )
-                    .unwrap();
-                quantize(
-                    &Source::plain(before.all(), rows, cols),
-                    threshold,
-                    by_row,
-                    &memory,
-                )
-                .unwrap();
+
+                // Other rows first: their column flags must not be left in the memory.
+                let other: Vec<T> = noise(rows * cols, 3)
+                    .iter()
+                    .map(|x| T::of(x * 9.0))
+                    .collect();
+                let other = device.upload(&other).unwrap();
+                let other = Source::plain(other.all(), rows, cols);
+                quantize(&other, threshold, by_row, &memory).unwrap();
                 let found = quantize(&source, threshold, by_row, &memory).unwrap();
+
                 let mut columns: Vec<u32> = expected
                     .outliers
                     .iter()
@@ -73,17 +67,17 @@ fn quantizes_like_the_oracle<T: Float + Element>() {
 }
 
 #[test]
-fn codes_absmax_and_outliers_are_the_oracles_for_f32() {
-    quantizes_like_the_oracle::<f32>();
+fn codes_absmax_and_outliers_match_the_reference_in_f32() {
+    quantize_matches_the_reference::<f32>();
 }
 
 #[test]
-fn codes_absmax_and_outliers_are_the_oracles_for_f16_and_bf16() {
-    quantizes_like_the_oracle::<f16>();
-    quantizes_like_the_oracle::<bf16>();
+fn codes_absmax_and_outliers_match_the_reference_in_f16_and_bf16() {
+    quantize_matches_the_reference::<f16>();
+    quantize_matches_the_reference::<bf16>();
 }
 
-fn multiplies_like_the_oracle<T: Float + Element>() {
+fn matmul_matches_the_reference<T: Float + Element>() {
     for device in devices() {
         for shape in [
             [1, 1, 1],
@@ -100,7 +94,7 @@ fn multiplies_like_the_oracle<T: Float + Element>() {
                 let expected = case.expected(threshold, scope(by_row));
                 let what = format!("{shape:?}, {threshold}, by row {by_row}, {device:?}");
                 assert_near(
-                    &case.by_product(&device, threshold, by_row),
+                    &case.by_matmul(&device, threshold, by_row),
                     &expected,
                     tolerance::<T>(),
                     &what,
@@ -119,19 +113,19 @@ fn multiplies_like_the_oracle<T: Float + Element>() {
 }
 
 #[test]
-fn products_are_the_oracles_for_f32() {
-    multiplies_like_the_oracle::<f32>();
+fn matmuls_match_the_reference_in_f32() {
+    matmul_matches_the_reference::<f32>();
 }
 
 #[test]
-fn products_are_the_oracles_for_f16_and_bf16() {
-    multiplies_like_the_oracle::<f16>();
-    multiplies_like_the_oracle::<bf16>();
+fn matmuls_match_the_reference_in_f16_and_bf16() {
+    matmul_matches_the_reference::<f16>();
+    matmul_matches_the_reference::<bf16>();
 }
 
 #[test]
-fn large_tiles_are_the_oracles() {
-    // Several tiles, and more steps along K than are in shared memory together.
+fn large_tiles_match_the_reference() {
+    // Several tiles, and more steps along K than there are stages in shared memory.
     for device in devices() {
         let case = Case::<f32>::new([300, 200, 700], 3);
         for tile in [Tile::Large].into_iter().chain(Tile::HOPPER) {
@@ -139,16 +133,17 @@ fn large_tiles_are_the_oracles() {
                 continue;
             }
             let expected = case.expected(6.0, OutlierScope::Row);
-            let found = case.by_division(&device, true, Gemm { tile, splits: 1 }, None);
+            let found = case.by_gemm(&device, true, Gemm { tile, splits: 1 }, None);
             assert_near(&found, &expected, 2e-6, &format!("{tile:?}"));
         }
     }
-    // Enough tiles for each of the multiprocessors that a GPU has.
+
+    // On a GPU, enough tiles to give every multiprocessor one.
     for device in testing::gpus() {
         let case = Case::<f32>::new([1500, 1500, 210], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
         assert_near(
-            &case.by_product(&device, 6.0, true),
+            &case.by_matmul(&device, 6.0, true),
             &expected,
             2e-6,
             "1500 rows",
@@ -157,12 +152,12 @@ fn large_tiles_are_the_oracles() {
 }
 
 #[test]
-fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
+fn a_gpt2_large_layer_with_600_rows_matches_the_reference() {
     for device in testing::gpus() {
         let case = Case::<f32>::new([600, 3840, 1280], 3);
         let expected = case.expected(6.0, OutlierScope::Row);
         assert_near(
-            &case.by_product(&device, 6.0, true),
+            &case.by_matmul(&device, 6.0, true),
             &expected,
             2e-6,
             "600 rows",
@@ -170,23 +165,18 @@ fn a_prompt_through_gpt2_larges_first_layer_is_the_oracles() {
     }
 }
 
-/// Outputs and inputs of gpt2-large's four linear layers.
+/// `[out_features, in_features]` of gpt2-large's linear layers.
 const GPT2_LARGE: [[usize; 2]; 4] = [[3840, 1280], [1280, 1280], [5120, 1280], [1280, 5120]];
 
 #[test]
-fn layers_of_gpt2_large_are_the_oracles() {
+fn gpt2_large_layers_match_the_reference() {
     for device in few_devices() {
         for [n, cols] in GPT2_LARGE {
             for rows in [1, 8, 16] {
                 let case = Case::<f32>::new([rows, n, cols], 17);
                 let expected = case.expected(6.0, OutlierScope::Batch);
                 let what = format!("{rows} rows, {n} x {cols}, {device:?}");
-                assert_near(
-                    &case.by_product(&device, 6.0, false),
-                    &expected,
-                    2e-6,
-                    &what,
-                );
+                assert_near(&case.by_matmul(&device, 6.0, false), &expected, 2e-6, &what);
                 if rows == 1 {
                     assert_near(&case.by_gemv(&device, 6.0), &expected, 2e-6, &what);
                 }
@@ -198,13 +188,13 @@ fn layers_of_gpt2_large_are_the_oracles() {
 #[test]
 fn one_row_may_have_any_number_of_outliers() {
     for device in devices() {
-        // All weights of a block in shared memory, or streamed through it; rows that four values
-        // are loaded of, or one.
+        // The weights of a block all in shared memory, or streamed through it (3000 outputs);
+        // activations loaded four at a time, or one by one (799 columns).
         for (n, cols) in [(33, 800), (33, 799), (3000, 800)] {
             for count in [0, 1, 7, 255, 256, 257, 600] {
                 let mut case = Case::<f32>::new([1, n, cols], 1);
                 case.x.iter_mut().for_each(|x| *x = x.clamp(-5.0, 5.0));
-                // From the end, so that they are not found in the order of columns.
+                // From the last column on, so that they are not found in ascending order.
                 (0..count).for_each(|i| {
                     case.x[cols - 1 - i * (cols / count.max(1))] = 6.0 + i as f32 / 64.0
                 });
@@ -217,25 +207,28 @@ fn one_row_may_have_any_number_of_outliers() {
 }
 
 #[test]
-fn rows_whose_codes_do_not_fit_beside_static_shared_memory_are_left_to_product() {
+fn gemv_declines_rows_that_fit_in_shared_memory_only_without_its_static_part() {
     for device in few_devices() {
-        // Without static shared memory it would fit into what a block may have.
+        // The longest row whose dynamic shared memory alone is within a block's limit.
         let needed = |cols: usize| {
             plan::gemv(2, plan::pitch(cols), device.multiprocessors()).shared_bytes(cols)
         };
         let fits = |cols: &usize| needed(*cols) <= device.shared_bytes();
         let cols = (1..).map(|i| 16 * i).take_while(fits).last().unwrap();
         assert!(needed(cols) > device.shared_bytes() - 512);
+
         let case = Case::<f32>::new([1, 2, cols], 5);
-        let (x, matrix) = (device.upload(&case.x).unwrap(), case.matrix(&device));
+        let x = device.upload(&case.x).unwrap();
+        let matrix = case.matrix(&device);
         let out = device.allocate::<f32>(2).unwrap();
         let source = Source::plain(x.all(), 1, cols);
         let is_done = gemv(&source, 6.0, &matrix, &Output::plain(out.all(), 2)).unwrap();
         device.synchronize().unwrap();
         assert!(!is_done, "{cols}");
+
         let expected = case.expected(6.0, OutlierScope::Row);
         assert_near(
-            &case.by_product(&device, 6.0, true),
+            &case.by_matmul(&device, 6.0, true),
             &expected,
             2e-6,
             &format!("{cols} columns"),
@@ -254,8 +247,9 @@ fn sums_beyond_2_to_the_24_are_exact() {
             case.codes[0] = 126;
             case.absmax.fill(127.0);
             case.bias.fill(0.0);
+
             let expected = 127 * 127 * cols as i64;
-            let found = case.by_product(&device, 0.0, false);
+            let found = case.by_matmul(&device, 0.0, false);
             assert_near(
                 &[found[0], found[n - 1]],
                 &[(expected - 127) as f32, expected as f32],
@@ -270,20 +264,21 @@ fn sums_beyond_2_to_the_24_are_exact() {
 }
 
 #[test]
-fn values_that_are_not_finite_show() {
+fn nan_stays_in_its_row_and_outliers_may_exceed_f16() {
     for device in few_devices() {
         for rows in [1, 3, 20] {
             let mut case = Case::<f32>::new([rows, 5, 40], 1);
             case.x[39] = f32::NAN;
-            let found = case.by_product(&device, 6.0, true);
+            let found = case.by_matmul(&device, 6.0, true);
             assert!(
                 found[..5].iter().all(|x| x.is_nan()) && found[5..].iter().all(|x| x.is_finite())
             );
-            // Beyond f16, but an outlier: taken from the activation itself.
+
+            // Infinite in f16, but an outlier, whose value is read from the f32 activations.
             case.x[39] = 1e6;
             let expected = case.expected(6.0, OutlierScope::Row);
             assert_near(
-                &case.by_product(&device, 6.0, true),
+                &case.by_matmul(&device, 6.0, true),
                 &expected,
                 2e-6,
                 "an outlier beyond f16",
@@ -292,120 +287,144 @@ fn values_that_are_not_finite_show() {
     }
 }
 
-/// The source's values made on the host.
-fn made(
-    through: &str,
-    x: &[f32],
-    up: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    cols: usize,
-) -> Vec<f32> {
-    let row = |(x, up): (&[f32], &[f32])| -> Vec<f32> {
-        let n = cols as f64;
+/// Rows and what a kernel applies to them before it quantises them.
+struct Prologue {
+    /// `[rows, cols]`.
+    x: Vec<f32>,
+    up: Vec<f32>,
+    /// `[cols]`.
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Prologue {
+    fn new(rows: usize, cols: usize) -> Self {
+        Self {
+            x: activations(rows, cols, 1),
+            up: activations(rows, cols, 2),
+            weight: noise(cols, 3),
+            bias: noise(cols, 4),
+        }
+    }
+
+    /// The rows after the prologue `name`, computed in f64.
+    fn expected(&self, name: &str) -> Vec<f32> {
+        let cols = self.weight.len();
+        self.x
+            .chunks(cols)
+            .zip(self.up.chunks(cols))
+            .flat_map(|(x, up)| self.expected_row(name, x, up))
+            .collect()
+    }
+
+    fn expected_row(&self, name: &str, x: &[f32], up: &[f32]) -> Vec<f32> {
+        let n = x.len() as f64;
         let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let mean = if through == "layer" {
+        let mean = if name == "layer norm" {
             x.iter().sum::<f64>() / n
         } else {
             0.0
         };
         let inverse = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + 1e-5).sqrt();
-        let value = |k: usize| match through {
-            "gated" => x[k] * f64::from(up[k]),
-            "layer" => (x[k] - mean) * inverse * f64::from(weight[k]) + f64::from(bias[k]),
-            _ => x[k] * inverse * f64::from(weight[k]),
+
+        let value = |k: usize| {
+            let weight = f64::from(self.weight[k]);
+            match name {
+                "gate" => x[k] * f64::from(up[k]),
+                "layer norm" => (x[k] - mean) * inverse * weight + f64::from(self.bias[k]),
+                _ => x[k] * inverse * weight,
+            }
         };
-        (0..cols).map(|k| value(k) as f32).collect()
-    };
-    x.chunks(cols).zip(up.chunks(cols)).flat_map(row).collect()
+        (0..x.len()).map(|k| value(k) as f32).collect()
+    }
 }
 
-#[test]
-fn norms_and_gates_go_before_and_functions_and_residuals_after() {
-    for device in devices() {
-        for (rows, cols, n) in [(1, 100, 37), (3, 100, 37), (20, 64, 70)] {
-            let (x, up) = (activations(rows, cols, 1), activations(rows, cols, 2));
-            let (weight, bias) = (noise(cols, 3), noise(cols, 4));
-            let stream = noise(rows * n, 5);
-            let [x_there, up_there, stream_there] =
-                [&x, &up, &stream].map(|values| device.upload(values).unwrap());
-            let [weight_there, bias_there] =
-                [&weight, &bias].map(|values| device.upload(values).unwrap());
-            let parts = NormParts {
-                weight: weight_there.all(),
-                bias: Some(bias_there.all()),
-                eps: 1e-5,
-            };
-            for (name, through) in [
-                ("layer", Through::LayerNorm(parts)),
-                (
-                    "rms",
-                    Through::RmsNorm(NormParts {
-                        bias: None,
-                        ..parts
-                    }),
-                ),
-                ("gated", Through::Gated(up_there.all())),
-            ] {
-                let values = made(name, &x, &up, &weight, &bias, cols);
-                let mut case = Case::<f32>::new([rows, n, cols], 9);
-                case.x = values;
-                let mut expected = case.expected(1.5, OutlierScope::Row);
-                for (i, y) in expected.iter_mut().enumerate() {
-                    // The first ten outputs go through ReLU.
-                    if i % n < 10 {
-                        *y = y.max(0.0);
-                    }
-                    *y = stream[i] + 0.5 * *y;
-                }
-                let (matrix, out) = (
-                    case.matrix(&device),
-                    device.allocate::<f32>(rows * n).unwrap(),
-                );
-                let layer_bias = device.upload(&case.bias).unwrap();
-                let output = Output {
-                    bias: Some(layer_bias.all()),
-                    activation: Some((Activation::Relu, 10)),
-                    residual: Some(Residual {
-                        stream: stream_there.all(),
-                        stride: n,
-                        scale: 0.5,
-                    }),
-                    ..Output::plain(out.all(), n)
-                };
-                let source = Source {
-                    through,
-                    ..Source::plain(x_there.all(), rows, cols)
-                };
-                let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
-                matmul(
-                    &quantize(&source, 1.5, true, &memory).unwrap(),
-                    &matrix,
-                    &output,
-                )
-                .unwrap();
-                // A value made in f32 may round to the neighbouring f16, and its code be one
-                // beside.
-                let what = format!("{name}, {rows} rows, {device:?}");
-                assert_near(&out.to_vec().unwrap(), &expected, 5e-3, &what);
-                if rows == 1 {
-                    let by_product = out.to_vec().unwrap();
-                    assert!(gemv(&source, 1.5, &matrix, &output).unwrap());
-                    assert_near(&out.to_vec().unwrap(), &by_product, 2e-6, &what);
-                }
+/// Runs a layer of `n` outputs with each prologue, with ReLU on the first ten outputs and with a
+/// residual.
+fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
+    let prologue = Prologue::new(rows, cols);
+    let stream = noise(rows * n, 5);
+    let upload = |values: &[f32]| device.upload(values).unwrap();
+    let x = upload(&prologue.x);
+    let up = upload(&prologue.up);
+    let weight = upload(&prologue.weight);
+    let bias = upload(&prologue.bias);
+    let device_stream = upload(&stream);
+
+    let layer_norm = NormParts {
+        weight: weight.all(),
+        bias: Some(bias.all()),
+        eps: 1e-5,
+    };
+    let rms_norm = NormParts {
+        bias: None,
+        ..layer_norm
+    };
+    for (name, through) in [
+        ("layer norm", Through::LayerNorm(layer_norm)),
+        ("RMS norm", Through::RmsNorm(rms_norm)),
+        ("gate", Through::Gated(up.all())),
+    ] {
+        let mut case = Case::<f32>::new([rows, n, cols], 9);
+        case.x = prologue.expected(name);
+        let mut expected = case.expected(1.5, OutlierScope::Row);
+        for (i, y) in expected.iter_mut().enumerate() {
+            if i % n < 10 {
+                *y = y.max(0.0);
             }
+            *y = stream[i] + 0.5 * *y;
+        }
+
+        let matrix = case.matrix(device);
+        let layer_bias = upload(&case.bias);
+        let out = device.allocate::<f32>(rows * n).unwrap();
+        let output = Output {
+            bias: Some(layer_bias.all()),
+            activation: Some((Activation::Relu, 10)),
+            residual: Some(Residual {
+                stream: device_stream.all(),
+                stride: n,
+                scale: 0.5,
+            }),
+            ..Output::plain(out.all(), n)
+        };
+        let source = Source {
+            through,
+            ..Source::plain(x.all(), rows, cols)
+        };
+        let memory = QuantizedMemory::new(device, rows, cols).unwrap();
+        let quantized = quantize(&source, 1.5, true, &memory).unwrap();
+        matmul(&quantized, &matrix, &output).unwrap();
+
+        // A value computed in f32 may round to the adjacent f16, which may change its code by one.
+        let what = format!("{name}, {rows} rows, {device:?}");
+        let by_matmul = out.to_vec().unwrap();
+        assert_near(&by_matmul, &expected, 5e-3, &what);
+        if rows == 1 {
+            assert!(gemv(&source, 1.5, &matrix, &output).unwrap());
+            assert_near(&out.to_vec().unwrap(), &by_matmul, 2e-6, &what);
         }
     }
 }
 
 #[test]
-fn activation_functions_are_those_of_the_cpu() {
+fn norms_and_gates_precede_matmuls_and_epilogues_follow() {
+    for device in devices() {
+        for (rows, cols, n) in [(1, 100, 37), (3, 100, 37), (20, 64, 70)] {
+            check_prologues(&device, rows, cols, n);
+        }
+    }
+}
+
+#[test]
+fn activation_functions_match_the_cpu() {
     let x: Vec<f32> = noise(200, 8).iter().map(|x| x * 24.0).collect();
     for device in few_devices() {
         for (function, host) in FUNCTIONS {
-            // A layer whose weights are 0 gives its bias.
+            // A layer with zero weights outputs its bias.
             let matrix = Int8Matrix::new(&device, x.len(), 4).unwrap();
-            let (zeros, bias) = (device.zeros::<f32>(4).unwrap(), device.upload(&x).unwrap());
+            let zeros = device.zeros::<f32>(4).unwrap();
+            let bias = device.upload(&x).unwrap();
             let out = device.allocate::<f32>(x.len()).unwrap();
             let output = Output {
                 bias: Some(bias.all()),
@@ -429,13 +448,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_shape_gives_what_the_oracle_gives(
+    fn matmuls_of_any_shape_match_the_reference(
         rows in 1usize..40, n in 1usize..90, cols in 1usize..300, seed in 1u64..1000, by_row: bool,
     ) {
         for device in testing::devices(&[1]) {
             let case = Case::<f32>::new([rows, n, cols], seed);
             let expected = case.expected(2.5, scope(by_row));
-            assert_near(&case.by_product(&device, 2.5, by_row), &expected, 2e-6, "product");
+            assert_near(&case.by_matmul(&device, 2.5, by_row), &expected, 2e-6, "matmul");
         }
     }
 }

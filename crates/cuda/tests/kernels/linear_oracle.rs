@@ -1,5 +1,4 @@
-//! An int8 layer with activations, by every kernel that computes it and by the oracle of
-//! `llm_int8_kernels::reference`.
+//! A test case of an int8 layer, computed by each kernel and by `llm_int8_kernels::reference`.
 
 use crate::noise;
 use llm_int8_cuda::Device;
@@ -11,7 +10,7 @@ use llm_int8_cuda::plan::Gemm;
 use llm_int8_kernels::reference::{self, ReferenceActivations};
 use llm_int8_kernels::{Activation as Host, Element, Isa, MatRef, OutlierScope, activation};
 
-/// Rows with a few outliers, one value exactly at the threshold.
+/// Rows with a few outliers for a threshold of 6, one of them exactly 6.
 pub(crate) fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
     let mut x: Vec<f32> = noise(rows * cols, seed).iter().map(|x| x * 3.0).collect();
     for (i, value) in [
@@ -27,6 +26,7 @@ pub(crate) fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
     x
 }
 
+/// An int8 layer and its input.
 pub(crate) struct Case<T> {
     pub(crate) x: Vec<T>,
     pub(crate) rows: usize,
@@ -88,13 +88,12 @@ impl<T: Float + Element> Case<T> {
         matrix
     }
 
-    /// By `quantize` and `product`.
-    pub(crate) fn by_product(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
-        let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (
-            device.upload(&self.x).unwrap(),
-            device.upload(&self.bias).unwrap(),
-        );
+    /// The outputs of `quantize` and `matmul`.
+    pub(crate) fn by_matmul(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
+        let n = self.absmax.len();
+        let matrix = self.matrix(device);
+        let x = device.upload(&self.x).unwrap();
+        let bias = device.upload(&self.bias).unwrap();
         let out = device.allocate::<T>(self.rows * n).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
@@ -112,24 +111,25 @@ impl<T: Float + Element> Case<T> {
             .collect()
     }
 
-    /// By `matmul_by`, twice with the same memory; with a function of the first outputs and a
-    /// residual where one is given.
-    pub(crate) fn by_division(
+    /// The outputs of `quantize` and `matmul_by`, which runs twice with the same memory and must
+    /// give the same bits. A `function` is applied to all but the last two outputs of a row, and
+    /// comes with a residual.
+    pub(crate) fn by_gemm(
         &self,
         device: &Device,
         by_row: bool,
-        division: Gemm,
+        gemm: Gemm,
         function: Option<(Activation, Host)>,
     ) -> Vec<f32> {
-        let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (
-            device.upload(&self.x).unwrap(),
-            device.upload(&self.bias).unwrap(),
-        );
+        let n = self.absmax.len();
+        let matrix = self.matrix(device);
+        let x = device.upload(&self.x).unwrap();
+        let bias = device.upload(&self.bias).unwrap();
         let stream = device.upload(&noise(self.rows * n, 31)).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
         let quantized = quantize(&source, 6.0, by_row, &memory).unwrap();
+
         let results = [0, 1].map(|_| {
             let out = device.allocate::<T>(self.rows * n).unwrap();
             let mut output = Output {
@@ -144,7 +144,7 @@ impl<T: Float + Element> Case<T> {
                     scale: 0.5,
                 });
             }
-            matmul_by(Some(division), &quantized, &matrix, &output).unwrap();
+            matmul_by(Some(gemm), &quantized, &matrix, &output).unwrap();
             device.synchronize().unwrap();
             out.to_vec()
                 .unwrap()
@@ -152,12 +152,13 @@ impl<T: Float + Element> Case<T> {
                 .map(Element::to_f32)
                 .collect::<Vec<f32>>()
         });
+
         assert_eq!(results[0], results[1]);
         results.into_iter().next().unwrap()
     }
 
-    /// What `by_division` with a function makes of what it gives without.
-    pub(crate) fn followed(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
+    /// Applies to outputs of `by_gemm` without a function what it does with one.
+    pub(crate) fn with_epilogue(&self, plain: &[f32], (_, host): (Activation, Host)) -> Vec<f32> {
         let n = self.absmax.len();
         let mut all = plain.to_vec();
         for row in all.chunks_mut(n) {
@@ -169,12 +170,12 @@ impl<T: Float + Element> Case<T> {
             .collect()
     }
 
+    /// The outputs of `gemv`.
     pub(crate) fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
-        let (n, matrix) = (self.absmax.len(), self.matrix(device));
-        let (x, bias) = (
-            device.upload(&self.x).unwrap(),
-            device.upload(&self.bias).unwrap(),
-        );
+        let n = self.absmax.len();
+        let matrix = self.matrix(device);
+        let x = device.upload(&self.x).unwrap();
+        let bias = device.upload(&self.bias).unwrap();
         let out = device.allocate::<T>(n).unwrap();
         let output = Output {
             bias: Some(bias.all()),
@@ -222,7 +223,7 @@ pub(crate) fn scope(by_row: bool) -> OutlierScope {
     }
 }
 
-/// Rounded once to the dtype, and sums of outliers in another order.
+/// For outputs rounded once to the dtype, and outliers added in another order.
 pub(crate) fn tolerance<T: Float>() -> f32 {
     if size_of::<T>() == 4 { 2e-6 } else { 5e-3 }
 }

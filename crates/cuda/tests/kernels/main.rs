@@ -1,6 +1,6 @@
-//! Every kernel against the oracle of `llm-int8-kernels` or a formula in f64, on odd shapes and on
-//! those of gpt2-large: on the emulated device in the order of threads and in shuffled ones, and on
-//! a GPU without and with early starts. Which of them is said by `LLM_INT8_TEST_DEVICE` (see
+//! Every kernel against the reference of `llm-int8-kernels` or a formula in f64, for odd shapes and
+//! those of gpt2-large: on the emulated device, with threads in order and shuffled, and on a GPU,
+//! without and with overlapping kernels. `LLM_INT8_TEST_DEVICE` selects the devices (see
 //! [`llm_int8_cuda::testing`]).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
@@ -25,12 +25,12 @@ fn devices() -> Vec<Device> {
     testing::devices(&[0, 1, 2])
 }
 
-/// The same with the emulated device in one order of threads, for tests that take long there.
+/// The same with one thread order of the emulated device, for tests that take long on it.
 fn few_devices() -> Vec<Device> {
     testing::devices(&[0])
 }
 
-/// A file of `tests/golden`, in the checkout or where `LLM_INT8_TEST_ROOT` has a copy of it.
+/// A file of `tests/golden`, in the checkout or in its copy in `LLM_INT8_TEST_ROOT`.
 fn golden(name: &str) -> PathBuf {
     let root = std::env::var_os("LLM_INT8_TEST_ROOT").map(PathBuf::from);
     root.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into())
@@ -38,7 +38,7 @@ fn golden(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Values between -1 and 1 without a pattern.
+/// Pseudorandom values between -1 and 1.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635;
     let mut next = || {
@@ -50,7 +50,8 @@ fn noise(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Each value within `relative` of the expected one, measured by the largest expected.
+/// Asserts that no value differs from the expected one by more than `relative` times the largest
+/// expected magnitude.
 fn assert_near(found: &[f32], expected: &[f32], relative: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1e-20f32, |a, b| a.max(b.abs()));

@@ -1,8 +1,10 @@
-//! The tokens chosen against a sorted list.
+//! Selected tokens against a sorted list; the repetition penalty.
 
 use crate::{devices, noise};
-use llm_int8_cuda::ops::{Selected, penalise, select};
+use llm_int8_cuda::Device;
+use llm_int8_cuda::ops::{Logits, Selected, penalise, select};
 
+/// The ids of the `k` largest logits, ascending.
 fn expected(logits: &[f32], k: usize) -> Vec<u32> {
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     ids.sort_by(|a, b| {
@@ -16,17 +18,17 @@ fn expected(logits: &[f32], k: usize) -> Vec<u32> {
 }
 
 #[test]
-fn the_largest_are_chosen_and_of_equal_ones_the_first() {
-    chosen_are_the_largest(&[(1, 1), (2, 100), (3, 1500), (1, 5000)]);
+fn select_finds_the_largest_and_of_equal_ones_the_first() {
+    check_select(&[(1, 1), (2, 100), (3, 1500), (1, 5000)]);
 }
 
 #[test]
-fn the_largest_of_gpt2s_vocabulary_are_chosen() {
-    chosen_are_the_largest(&[(8, 50257)]);
+fn select_finds_the_largest_of_gpt2s_vocabulary() {
+    check_select(&[(8, 50257)]);
 }
 
-/// Of logits with many equal ones, `(rows, vocabulary)`.
-fn chosen_are_the_largest(shapes: &[(usize, usize)]) {
+/// For logits with many equal ones, of each shape `(rows, vocabulary)`.
+fn check_select(shapes: &[(usize, usize)]) {
     for device in devices() {
         for &(rows, vocabulary) in shapes {
             let mut logits: Vec<f32> = noise(rows * vocabulary, 4)
@@ -37,26 +39,33 @@ fn chosen_are_the_largest(shapes: &[(usize, usize)]) {
                 logits[3] = 50.0;
                 logits[9] = 50.0;
             }
-            let there = device.upload(&logits).unwrap();
+            let uploaded = device.upload(&logits).unwrap();
+            let on_device = Logits {
+                values: uploaded.all(),
+                rows,
+                vocabulary,
+            };
+
             for k in [1, 2, 7, 50, vocabulary.min(5000)]
                 .into_iter()
                 .filter(|k| *k <= vocabulary)
             {
-                let (ids, values) = (
-                    device.allocate::<u32>(rows * k).unwrap(),
-                    device.allocate::<f32>(rows * k).unwrap(),
-                );
+                let ids = device.allocate::<u32>(rows * k).unwrap();
+                let values = device.allocate::<f32>(rows * k).unwrap();
                 let is_bad = device.allocate::<u32>(rows).unwrap();
                 let into = Selected {
                     ids: ids.all(),
                     values: values.all(),
                     is_bad: is_bad.all(),
                 };
-                select(there.all(), [rows, vocabulary], k, &into).unwrap();
+                select(&on_device, k, &into).unwrap();
                 assert_eq!(is_bad.to_vec().unwrap(), vec![0; rows]);
-                let (ids, values) = (ids.to_vec().unwrap(), values.to_vec().unwrap());
+
+                let ids = ids.to_vec().unwrap();
+                let values = values.to_vec().unwrap();
                 for (row, logits) in logits.chunks(vocabulary).enumerate() {
-                    let (ids, values) = (&ids[row * k..][..k], &values[row * k..][..k]);
+                    let ids = &ids[row * k..][..k];
+                    let values = &values[row * k..][..k];
                     let mut sorted = ids.to_vec();
                     sorted.sort_unstable();
                     assert_eq!(
@@ -71,36 +80,49 @@ fn chosen_are_the_largest(shapes: &[(usize, usize)]) {
                     );
                 }
             }
+
             for k in [0, vocabulary + 1] {
-                let (ids, values) = (device.zeros(k).unwrap(), device.zeros(k).unwrap());
-                let is_bad = device.zeros(rows).unwrap();
-                let into = Selected {
-                    ids: ids.all(),
-                    values: values.all(),
-                    is_bad: is_bad.all(),
-                };
-                assert!(select(there.all(), [rows, vocabulary], k, &into).is_err());
+                assert!(!is_accepted(&device, &on_device, k));
             }
         }
     }
 }
 
+fn is_accepted(device: &Device, logits: &Logits<'_>, k: usize) -> bool {
+    let ids = device.zeros(logits.rows * k).unwrap();
+    let values = device.zeros(logits.rows * k).unwrap();
+    let is_bad = device.zeros(logits.rows).unwrap();
+    let into = Selected {
+        ids: ids.all(),
+        values: values.all(),
+        is_bad: is_bad.all(),
+    };
+    select(logits, k, &into).is_ok()
+}
+
 #[test]
-fn a_row_with_a_bad_logit_is_marked() {
+fn rows_with_a_logit_that_is_not_finite_are_flagged() {
     for device in devices() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut logits = vec![1.0f32; 80];
             logits[60] = bad;
-            let there = device.upload(&logits).unwrap();
+            let uploaded = device.upload(&logits).unwrap();
+            let on_device = Logits {
+                values: uploaded.all(),
+                rows: 2,
+                vocabulary: 40,
+            };
+
             for k in [1, 3] {
-                let (ids, values) = (device.zeros(2 * k).unwrap(), device.zeros(2 * k).unwrap());
+                let ids = device.zeros(2 * k).unwrap();
+                let values = device.zeros(2 * k).unwrap();
                 let is_bad = device.zeros::<u32>(2).unwrap();
                 let into = Selected {
                     ids: ids.all(),
                     values: values.all(),
                     is_bad: is_bad.all(),
                 };
-                select(there.all(), [2, 40], k, &into).unwrap();
+                select(&on_device, k, &into).unwrap();
                 assert_eq!(is_bad.to_vec().unwrap(), [0, 1]);
             }
         }
@@ -108,7 +130,7 @@ fn a_row_with_a_bad_logit_is_marked() {
 }
 
 #[test]
-fn tokens_that_were_there_are_made_less_likely() {
+fn the_penalty_divides_positive_logits_and_multiplies_negative_ones() {
     for device in devices() {
         let logits = device.upload(&[4.0f32, -1.0, 3.0, 2.0]).unwrap();
         let ids = device.upload(&[0u32, 1, 9]).unwrap();

@@ -1,4 +1,4 @@
-//! Weights quantised on the device against the oracle.
+//! Weights quantised on the device against the reference.
 
 use crate::{devices, few_devices, noise};
 use half::{bf16, f16};
@@ -24,26 +24,32 @@ fn quantizes_rows<T: Float + Element>(device: &Device) {
             .collect();
         let mark = Int8Matrix::mark(device).unwrap();
         let transposed: Vec<T> = (0..n * k).map(|i| weight[i % n * k + i / n]).collect();
-        // Beside other rows, as layers with the same input lie.
+
+        // The matrix has other rows too, as if layers with the same input shared it.
         let matrix = Int8Matrix::new(device, n + 4, k).unwrap();
         for is_transposed in [false, true] {
-            let there = device
+            let uploaded = device
                 .upload(if is_transposed { &transposed } else { &weight })
                 .unwrap();
             if is_transposed {
                 matrix
-                    .quantize_transposed(there.all(), 2..n + 2, &mark)
+                    .quantize_transposed(uploaded.all(), 2..n + 2, &mark)
                     .unwrap();
             } else {
-                matrix.quantize_rows(there.all(), 2..n + 2, &mark).unwrap();
+                matrix
+                    .quantize_rows(uploaded.all(), 2..n + 2, &mark)
+                    .unwrap();
             }
             assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), None);
+
             let pitch = matrix.pitch();
-            let (mut codes, mut absmax) = (vec![0i8; (n + 4) * pitch], vec![0f32; n + 4]);
+            let mut codes = vec![0i8; (n + 4) * pitch];
+            let mut absmax = vec![0f32; n + 4];
             matrix.codes().read(&mut codes).unwrap();
             matrix.absmax().read(&mut absmax).unwrap();
+
             for (i, row) in codes.chunks(pitch).enumerate() {
-                let (expected, largest) = match i.checked_sub(2).and_then(|i| rows.get(i)) {
+                let (expected, expected_absmax) = match i.checked_sub(2).and_then(|i| rows.get(i)) {
                     Some((codes, absmax)) => (codes.clone(), *absmax),
                     None => (vec![0; k], 0.0),
                 };
@@ -52,18 +58,15 @@ fn quantizes_rows<T: Float + Element>(device: &Device) {
                     expected,
                     "{n}x{k} row {i}, transposed {is_transposed}"
                 );
-                assert!(
-                    row[k..].iter().all(|code| *code == 0),
-                    "filled up with zeros"
-                );
-                assert_eq!(absmax[i], largest);
+                assert!(row[k..].iter().all(|code| *code == 0), "padding is zero");
+                assert_eq!(absmax[i], expected_absmax);
             }
         }
     }
 }
 
 #[test]
-fn weights_become_the_oracles_codes() {
+fn weight_codes_match_the_reference() {
     for device in devices() {
         quantizes_rows::<f32>(&device);
         quantizes_rows::<f16>(&device);
@@ -72,7 +75,7 @@ fn weights_become_the_oracles_codes() {
 }
 
 #[test]
-fn a_weight_beyond_f16_is_found() {
+fn the_first_row_that_is_not_finite_in_f16_is_reported() {
     for device in devices() {
         let mark = Int8Matrix::mark(&device).unwrap();
         let matrix = Int8Matrix::new(&device, 40, 8).unwrap();
@@ -83,6 +86,7 @@ fn a_weight_beyond_f16_is_found() {
             .quantize_rows(device.upload(&weight).unwrap().all(), 0..40, &mark)
             .unwrap();
         assert_eq!(Int8Matrix::check_finite(&mark).unwrap(), Some(35));
+
         let transposed: Vec<f32> = (0..320).map(|i| weight[i % 40 * 8 + i / 40]).collect();
         matrix
             .quantize_transposed(device.upload(&transposed).unwrap().all(), 0..40, &mark)
@@ -91,13 +95,13 @@ fn a_weight_beyond_f16_is_found() {
         assert_eq!(
             Int8Matrix::check_finite(&mark).unwrap(),
             None,
-            "the mark is new each time"
+            "checking resets the mark"
         );
     }
 }
 
 #[test]
-fn codes_are_written_as_they_are() {
+fn written_codes_are_padded_row_by_row() {
     for device in few_devices() {
         let matrix = Int8Matrix::new(&device, 3, 5).unwrap();
         matrix

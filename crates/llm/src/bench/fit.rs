@@ -1,4 +1,4 @@
-//! Whether what is to be measured fits the model and the memory, found out before anything is
+//! Checks that everything a benchmark measures fits the model and the memory, before anything is
 //! measured.
 
 use super::{BenchOptions, REPETITIVE};
@@ -6,18 +6,18 @@ use crate::error::{LlmError, Result};
 use crate::memory;
 use crate::model::AutoModelForCausalLM;
 
-/// Lengths that a model has too few positions for.
+/// Lengths that a benchmark leaves out because the model has too few positions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeftOut {
     /// Contexts that leave no room for the new tokens.
     pub contexts: Vec<usize>,
-    /// Prompts that leave no room for one.
+    /// Prompts that leave no room for one new token.
     pub prompts: Vec<usize>,
 }
 
 impl BenchOptions {
-    /// Removes the contexts and prompts that do not fit a model of `positions` tokens, and returns
-    /// them.
+    /// Removes the contexts and prompts that do not fit a model with `positions` positions, and
+    /// returns them.
     ///
     /// ```
     /// use llm_int8::bench::{BenchOptions, LeftOut};
@@ -42,7 +42,7 @@ impl BenchOptions {
 }
 
 impl AutoModelForCausalLM {
-    /// Refuses what cannot be measured.
+    /// Rejects options that cannot be measured.
     pub(super) fn check_bench(&self, options: &BenchOptions) -> Result<()> {
         let refuse = |name, value: usize, expected| {
             Err(LlmError::Setting {
@@ -54,10 +54,12 @@ impl AutoModelForCausalLM {
         if options.runs == 0 {
             return refuse("the number of runs", 0, "it must be 1 or more");
         }
+
         if options.new_tokens < 2 {
-            let expected = "it must be 2 or more: the first is not counted";
+            let expected = "it must be 2 or more, because the first is not counted";
             return refuse("the number of new tokens", options.new_tokens, expected);
         }
+
         let lengths = options
             .contexts
             .iter()
@@ -75,20 +77,24 @@ impl AutoModelForCausalLM {
                 available: positions,
             })
         };
+
         let left_out = options.clone().fit(positions);
         if let Some(&context) = left_out.contexts.first() {
             return exceeded(context, options.new_tokens);
         }
+
         if let Some(&prompt) = left_out.prompts.first() {
             return exceeded(prompt, 1);
         }
+
         if options.speculate > 0 && options.new_tokens.saturating_add(REPETITIVE) > positions {
             return exceeded(REPETITIVE, options.new_tokens);
         }
+
         self.check_memory(options)
     }
 
-    /// Refuses batches whose keys and values memory has no room for.
+    /// Rejects batches whose key/value caches do not fit into memory.
     fn check_memory(&self, options: &BenchOptions) -> Result<()> {
         let devices = self.decoder().device_memory()?;
         let on_devices: u64 = devices.iter().map(|(_, memory)| memory.free).sum();
@@ -98,21 +104,22 @@ impl AutoModelForCausalLM {
                 let length = context + options.new_tokens;
                 let one =
                     self.decoder().bytes_per_step(length, 1) - self.decoder().bytes_per_step(0, 1);
-                let what = format!("the keys and values of {batch} texts of {length} tokens");
+                let what = format!("the keys and values of {batch} sequences of {length} tokens");
                 check_memory(&what, one.saturating_mul(batch as u64), free)?;
             }
         }
+
         Ok(())
     }
 }
 
-/// Refuses what needs more bytes than are free, as far as that is known.
+/// Rejects what needs more bytes than are free. Unknown free memory (`None`) rejects nothing.
 pub(super) fn check_memory(what: &str, bytes: u64, free: Option<u64>) -> Result<()> {
     match free {
         Some(free) if bytes > free => Err(LlmError::Setting {
-            name: "the memory to measure with",
+            name: "the memory needed",
             value: format!("{:.1} GB for {what}", bytes as f64 / 1e9),
-            expected: "that is more than is free",
+            expected: "this is more than is free",
         }),
         _ => Ok(()),
     }
@@ -135,69 +142,50 @@ mod tests {
             runs: 1,
             speculate: 0,
         };
-        for (options, words) in [
-            (
-                BenchOptions {
-                    runs: 0,
-                    ..small.clone()
-                },
-                "the number of runs is 0",
-            ),
-            (
-                BenchOptions {
-                    new_tokens: 1,
-                    ..small.clone()
-                },
-                "the number of new tokens is 1",
-            ),
-            (
-                BenchOptions {
-                    contexts: vec![16, 0],
-                    ..small.clone()
-                },
-                "is 0; it must be 1 or more",
-            ),
-            (
-                BenchOptions {
-                    contexts: vec![16, 509],
-                    ..small.clone()
-                },
-                "the prompt has 509 tokens",
-            ),
-            (
-                BenchOptions {
-                    prompts: vec![usize::MAX],
-                    ..small.clone()
-                },
-                "the model has 512 positions",
-            ),
-            (
-                BenchOptions {
-                    speculate: 2,
-                    new_tokens: 400,
-                    ..small.clone()
-                },
-                "the model has 512 positions",
-            ),
-            (
-                BenchOptions {
-                    batches: vec![1, usize::MAX],
-                    ..small.clone()
-                },
-                "is more than is free",
-            ),
-        ] {
+
+        let refused = |set: fn(&mut BenchOptions), words: &str| {
+            let mut options = small.clone();
+            set(&mut options);
             let error = model
                 .bench(&options, &mut |what| panic!("{what} was measured"))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(words), "{error}");
-        }
+        };
+
+        refused(|options| options.runs = 0, "the number of runs is 0");
+        refused(
+            |options| options.new_tokens = 1,
+            "the number of new tokens is 1",
+        );
+        refused(
+            |options| options.contexts = vec![16, 0],
+            "is 0; it must be 1 or more",
+        );
+        refused(
+            |options| options.contexts = vec![16, 509],
+            "the prompt has 509 tokens",
+        );
+        refused(
+            |options| options.prompts = vec![usize::MAX],
+            "the model has 512 positions",
+        );
+        refused(
+            |options| {
+                options.speculate = 2;
+                options.new_tokens = 400;
+            },
+            "the model has 512 positions",
+        );
+        refused(
+            |options| options.batches = vec![1, usize::MAX],
+            "is more than is free",
+        );
         assert!(model.check_bench(&small).is_ok());
     }
 
     #[test]
-    fn memory_is_compared_where_it_is_known() {
+    fn memory_is_compared_if_it_is_known() {
         assert!(
             check_memory("x", 10, Some(10)).is_ok() && check_memory("x", u64::MAX, None).is_ok()
         );
@@ -206,7 +194,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "the memory to measure with is 5.0 GB for much; that is more than is free"
+            "the memory needed is 5.0 GB for much; this is more than is free"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Single int8 layers by themselves: from activations to outputs, whatever model they would be of.
+//! Benchmark of single int8 linear layers, independent of any model.
 
 use super::fit;
 use crate::error::{LlmError, Result};
@@ -14,68 +14,85 @@ use llm_int8_decoder::cuda::ops::{
 use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
 use std::time::{Duration, Instant};
 
-/// Bytes of weights that are gone through in turn, so that none is left in a cache.
+/// The runs rotate through this many bytes of weights, so that no weight is still in a cache when
+/// it is used again.
 const ROTATED: usize = 512 << 20;
-/// Copies of a layer's weight at most.
+/// Maximum copies of a layer's weight.
 const MOST_COPIES: usize = 64;
-/// The same on the CPU, whose caches are smaller.
+/// Maximum copies on the CPU, whose caches are smaller.
 const MOST_COPIES_ON_CPU: usize = 4;
-/// How long a run takes at least.
+/// Minimum duration of a run.
 const SHORTEST: Duration = Duration::from_millis(20);
 
-/// What is measured.
+/// What to measure.
 #[derive(Debug, Clone)]
 pub struct LinearBench {
-    /// `[out_features, in_features]` of each layer.
-    pub shapes: Vec<[usize; 2]>,
-    /// Rows of activations.
+    /// The layers.
+    pub shapes: Vec<LayerShape>,
+    /// Numbers of activation rows.
     pub rows: Vec<usize>,
-    /// Runs, of which the median counts.
+    /// Runs per measurement; the median is reported.
     pub runs: usize,
-    /// Where: the first device, or the CPU.
+    /// Where to run: the first device of this placement, or the CPU if it has none.
     pub placement: Placement,
 }
 
-/// Outlier columns of the activations that are measured: none, and as many as models of some
-/// billion parameters have (LLM.int8(), figure 4: at most 7), the same in every row.
+/// The size of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Output features.
+    pub out_features: usize,
+    /// Input features.
+    pub in_features: usize,
+}
+
+impl LayerShape {
+    /// Number of weights; saturates.
+    fn weights(self) -> usize {
+        self.out_features.saturating_mul(self.in_features)
+    }
+}
+
+/// Outlier columns in the measured activations: none, and as many as models of a few billion
+/// parameters have (LLM.int8(), figure 4: at most 7), the same in every row.
 const OUTLIER_COLUMNS: [usize; 2] = [0, 5];
 
-/// How long a layer takes.
+/// How long one layer takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearRate {
-    /// Outputs.
+    /// Output features.
     pub out_features: usize,
-    /// Inputs.
+    /// Input features.
     pub in_features: usize,
-    /// Rows of activations.
+    /// Activation rows.
     pub rows: usize,
-    /// Columns of the activations that hold an outlier in every row.
+    /// Activation columns that have an outlier in every row.
     pub outlier_columns: usize,
-    /// From f16 activations to f16 outputs: quantising, matmul, outliers, scaling.
+    /// Time from f16 activations to f16 outputs: quantisation, matmul, outliers and scaling.
     pub microseconds: f64,
 }
 
 impl LinearBench {
-    /// Measures every shape with every number of rows, without outliers and with a few columns of
-    /// them. `observe` is told what comes next.
+    /// Measures every shape with every number of rows, with and without outlier columns. `observe`
+    /// gets a description of each measurement before it starts.
     ///
     /// ```
-    /// use llm_int8::bench::LinearBench;
+    /// use llm_int8::bench::{LayerShape, LinearBench};
     /// use llm_int8::decoder::Placement;
-    /// let bench = LinearBench { shapes: vec![[64, 48]], rows: vec![1, 20], runs: 1, placement: Placement::cpu() };
+    /// let shapes = vec![LayerShape { out_features: 64, in_features: 48 }];
+    /// let bench = LinearBench { shapes, rows: vec![1, 20], runs: 1, placement: Placement::cpu() };
     /// let found = bench.run(&mut |_| ())?;
     /// assert!(found.len() == 4 && found.iter().all(|rate| rate.microseconds > 0.0));
     /// # Ok::<(), llm_int8::LlmError>(())
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::Setting`] where nothing can be measured, or memory has no room for it;
-    /// [`DecoderError::Cuda`].
+    /// [`LlmError::Setting`] if a size is 0 or memory does not suffice; [`DecoderError::Cuda`].
     pub fn run(&self, observe: &mut dyn FnMut(&str)) -> Result<Vec<LinearRate>> {
         let sizes = self
             .shapes
             .iter()
-            .flatten()
+            .flat_map(|shape| [&shape.out_features, &shape.in_features])
             .chain(&self.rows)
             .chain([&self.runs]);
         if sizes.clone().any(|size| *size == 0) {
@@ -86,42 +103,44 @@ impl LinearBench {
                 expected,
             });
         }
+
         for &shape in &self.shapes {
             for &rows in &self.rows {
                 self.check_memory(shape, rows)?;
             }
         }
+
         let mut rates = Vec::new();
-        for &[out_features, in_features] in &self.shapes {
-            let copies = self.copies([out_features, in_features]);
-            let layers = self.layers([out_features, in_features], copies)?;
+        for &shape in &self.shapes {
+            let layers = self.layers(shape)?;
             for &rows in &self.rows {
-                observe(&format!(
-                    "{rows} rows through {in_features} to {out_features} features"
-                ));
-                for outlier_columns in OUTLIER_COLUMNS.map(|count| count.min(in_features)) {
-                    let mut found =
-                        layers.measure([rows, in_features, outlier_columns], self.runs)?;
-                    found.sort_by(f64::total_cmp);
-                    let microseconds = found[found.len() / 2];
+                observe(&description(shape, rows));
+                for outlier_columns in OUTLIER_COLUMNS.map(|count| count.min(shape.in_features)) {
+                    let activations = Activations {
+                        rows,
+                        width: shape.in_features,
+                        outlier_columns,
+                    };
+                    let mut times = layers.measure(activations, self.runs)?;
+                    times.sort_by(f64::total_cmp);
+
                     rates.push(LinearRate {
-                        out_features,
-                        in_features,
+                        out_features: shape.out_features,
+                        in_features: shape.in_features,
                         rows,
                         outlier_columns,
-                        microseconds,
+                        microseconds: times[times.len() / 2],
                     });
                 }
             }
         }
+
         Ok(rates)
     }
 
-    /// Copies of a layer's weight.
-    fn copies(&self, [out_features, in_features]: [usize; 2]) -> usize {
-        let copies = ROTATED
-            .div_ceil(out_features.saturating_mul(in_features))
-            .clamp(2, MOST_COPIES);
+    /// Number of copies of a layer's weight.
+    fn copies(&self, shape: LayerShape) -> usize {
+        let copies = ROTATED.div_ceil(shape.weights()).clamp(2, MOST_COPIES);
         if self.placement.devices.is_empty() {
             copies.min(MOST_COPIES_ON_CPU)
         } else {
@@ -129,30 +148,37 @@ impl LinearBench {
         }
     }
 
-    /// Refuses what memory has no room for: the codes once more than their copies, and float
-    /// activations.
-    fn check_memory(&self, shape: [usize; 2], rows: usize) -> Result<()> {
-        let [out_features, in_features] = shape;
-        let codes = out_features
-            .saturating_mul(in_features)
-            .saturating_mul(1 + self.copies(shape));
-        let activations = out_features
-            .saturating_add(in_features)
+    /// Rejects what does not fit into memory: the original weight, its copies, and the activations
+    /// as floats.
+    fn check_memory(&self, shape: LayerShape, rows: usize) -> Result<()> {
+        let codes = shape.weights().saturating_mul(1 + self.copies(shape));
+        let activations = shape
+            .out_features
+            .saturating_add(shape.in_features)
             .saturating_mul(rows)
             .saturating_mul(8);
-        let what = format!("{rows} rows through {in_features} to {out_features} features");
+
         let free = match self.placement.devices.first() {
             Some(budget) => Some(budget.device.memory().map_err(DecoderError::from)?.free),
             None => memory::available(),
         };
-        fit::check_memory(&what, codes.saturating_add(activations) as u64, free)
+
+        let bytes = codes.saturating_add(activations) as u64;
+        fit::check_memory(&description(shape, rows), bytes, free)
     }
 
-    fn layers(&self, [out_features, in_features]: [usize; 2], copies: usize) -> Result<Layers> {
+    /// Copies of a layer with random weights.
+    fn layers(&self, shape: LayerShape) -> Result<Layers> {
+        let copies = self.copies(shape);
+        let LayerShape {
+            out_features,
+            in_features,
+        } = shape;
         let codes: Vec<i8> = noise(out_features * in_features)
             .map(|bits| (bits % 255) as i8 - 127)
             .collect();
         let absmax = vec![0.1f32; out_features];
+
         let Some(budget) = self.placement.devices.first() else {
             let layer = || -> Result<Int8Linear> {
                 let weight = Int8Weight::from_codes(&codes, &absmax, [out_features, in_features])?;
@@ -162,6 +188,7 @@ impl LinearBench {
                 (0..copies).map(|_| layer()).collect::<Result<_>>()?,
             ));
         };
+
         let device = budget.device.clone();
         device.set_overlap(self.placement.overlaps_kernels);
         let matrix = || -> llm_int8_decoder::cuda::Result<Int8Matrix> {
@@ -179,19 +206,28 @@ impl LinearBench {
     }
 }
 
-/// Copies of a layer.
+/// Names one measurement.
+fn description(shape: LayerShape, rows: usize) -> String {
+    format!(
+        "{rows} rows through {} to {} features",
+        shape.in_features, shape.out_features
+    )
+}
+
+/// Copies of one layer.
 enum Layers {
     Host(Vec<Int8Linear>),
     Device(Device, Vec<Int8Matrix>),
 }
 
 impl Layers {
-    /// Microseconds of a layer, of each run.
-    fn measure(&self, [rows, width, outliers]: [usize; 3], runs: usize) -> Result<Vec<f64>> {
-        let x = activations([rows, width, outliers]);
+    /// Microseconds per layer, one value per run.
+    fn measure(&self, activations: Activations, runs: usize) -> Result<Vec<f64>> {
+        let x = activations.values();
         match self {
             Self::Host(layers) => {
-                let x = Tensor::from_vec(x, (rows, width), &Host::Cpu)?;
+                let shape = (activations.rows, activations.width);
+                let x = Tensor::from_vec(x, shape, &Host::Cpu)?;
                 let x = x.to_dtype(DType::F16)?;
                 let each = || {
                     layers
@@ -206,15 +242,18 @@ impl Layers {
     }
 }
 
-/// One recorded graph goes through all copies, so that launching costs the host next to nothing.
+/// Microseconds per layer on a GPU, one value per run. A CUDA graph runs all copies, so that launch
+/// overhead does not count.
 fn measure_on(
     device: &Device,
     matrices: &[Int8Matrix],
     x: &[f32],
     runs: usize,
 ) -> Result<Vec<f64>> {
-    let (n, k) = (matrices[0].out_features(), matrices[0].in_features());
+    let n = matrices[0].out_features();
+    let k = matrices[0].in_features();
     let rows = x.len() / k;
+
     let prepared = || -> llm_int8_decoder::cuda::Result<_> {
         let x: Vec<f16> = x.iter().copied().map(f16::from_f32).collect();
         Ok((
@@ -224,8 +263,10 @@ fn measure_on(
         ))
     };
     let (x, out, memory) = prepared().map_err(DecoderError::from)?;
-    let (source, output) = (Source::plain(x.all(), rows, k), Output::plain(out.all(), n));
+    let source = Source::plain(x.all(), rows, k);
+    let output = Output::plain(out.all(), n);
     let threshold = Int8Config::default().threshold;
+
     let all = || -> std::result::Result<(), DecoderError> {
         for matrix in matrices {
             if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
@@ -236,8 +277,11 @@ fn measure_on(
                 )?;
             }
         }
+
         Ok(())
     };
+
+    // Once without a graph, so that nothing is set up for the first time while recording.
     all()?;
     let graph = device.record(all)?;
     let launch = || {
@@ -252,7 +296,8 @@ fn measure_on(
     })
 }
 
-/// Microseconds of one of `each`'s layers, of each run, which `wait` ends.
+/// Microseconds per layer, one value per run. `each` runs `layers` layers, `wait` waits until they
+/// are done.
 fn timed(
     runs: usize,
     layers: usize,
@@ -266,6 +311,8 @@ fn timed(
         wait()?;
         Ok(started.elapsed())
     };
+
+    // Warm up, then choose how often `each` runs so that a run takes at least `SHORTEST`.
     run(1)?;
     let once = run(1)?.max(Duration::from_nanos(100));
     let times = (SHORTEST.as_nanos() / once.as_nanos()).clamp(1, 10_000) as usize;
@@ -274,6 +321,7 @@ fn timed(
         .collect()
 }
 
+/// Pseudo-random 24-bit numbers (an LCG), always the same.
 fn noise(count: usize) -> impl Iterator<Item = u32> {
     let mut state = 7u64;
     (0..count).map(move |_| {
@@ -284,18 +332,35 @@ fn noise(count: usize) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Activations `[rows, width]` between -2 and 2, and 8 in `outliers` columns, the same in every
-/// row: in models outliers are a property of a few features (LLM.int8(), section 4).
-fn activations([rows, width, outliers]: [usize; 3]) -> Vec<f32> {
-    let mut x: Vec<f32> = noise(rows * width)
-        .map(|bits| bits as f32 / (1u32 << 22) as f32 - 2.0)
-        .collect();
-    for row in x.chunks_mut(width) {
-        for outlier in 0..outliers {
-            row[(2 * outlier + 1) * width / (2 * outliers)] = 8.0;
+/// The activations of one measurement.
+#[derive(Debug, Clone, Copy)]
+struct Activations {
+    rows: usize,
+    width: usize,
+    outlier_columns: usize,
+}
+
+impl Activations {
+    /// Activations `[rows, width]` between -2 and 2, with 8 in the outlier columns. The columns are
+    /// the same in every row, because in models outliers belong to a few features (LLM.int8(),
+    /// section 4).
+    fn values(self) -> Vec<f32> {
+        let Self {
+            rows,
+            width,
+            outlier_columns: outliers,
+        } = self;
+        let mut x: Vec<f32> = noise(rows * width)
+            .map(|bits| bits as f32 / (1u32 << 22) as f32 - 2.0)
+            .collect();
+        for row in x.chunks_mut(width) {
+            for outlier in 0..outliers {
+                row[(2 * outlier + 1) * width / (2 * outliers)] = 8.0;
+            }
         }
+
+        x
     }
-    x
 }
 
 #[cfg(test)]
@@ -303,15 +368,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outliers_lie_in_a_few_columns_and_are_the_same_in_every_row() {
+    fn outliers_are_in_the_same_few_columns_of_every_row() {
+        let activations = |width, outlier_columns| {
+            let rows = 40;
+            Activations {
+                rows,
+                width,
+                outlier_columns,
+            }
+            .values()
+        };
         for width in [5, 48, 4096] {
-            let x = activations([40, width, 5]);
+            let x = activations(width, 5);
             let is_outlier = |column: usize| x[column] >= 6.0;
             assert_eq!(
                 (0..width).filter(|column| is_outlier(*column)).count(),
                 5,
                 "{width}"
             );
+
             for row in x.chunks(width) {
                 assert!(
                     row.iter()
@@ -319,7 +394,8 @@ mod tests {
                         .all(|(i, x)| (x.abs() >= 6.0) == is_outlier(i))
                 );
             }
-            assert!(activations([40, width, 0]).iter().all(|x| x.abs() <= 2.0));
+
+            assert!(activations(width, 0).iter().all(|x| x.abs() <= 2.0));
         }
     }
 }

@@ -1,10 +1,10 @@
-//! How fast a model runs, beside what the machine allows.
+//! Benchmarks: how fast a model runs, compared with what the machine allows.
 
 mod fit;
 mod linear;
 
 pub use fit::LeftOut;
-pub use linear::{LinearBench, LinearRate};
+pub use linear::{LayerShape, LinearBench, LinearRate};
 
 use crate::error::Result;
 use crate::generate::{Engine, Generated, GenerationConfig, Request, Update};
@@ -12,83 +12,84 @@ use crate::model::AutoModelForCausalLM;
 use llm_int8_nn::limits;
 use std::time::Instant;
 
-/// What is measured.
+/// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BenchOptions {
-    /// Tokens of context at which decoding starts.
+    /// Context lengths, in tokens, at which decoding starts.
     pub contexts: Vec<usize>,
-    /// Sequences decoded together, each of these numbers.
+    /// Batch sizes for decoding.
     pub batches: Vec<usize>,
-    /// Lengths of prompts.
+    /// Prompt lengths, in tokens.
     pub prompts: Vec<usize>,
-    /// New tokens of a run.
+    /// New tokens per run.
     pub new_tokens: usize,
-    /// Runs, of which the median counts.
+    /// Runs per measurement; the median is reported.
     pub runs: usize,
-    /// Drafts of a run on a repetitive text; 0 leaves it out.
+    /// Drafts per step for the run on repetitive text; 0 leaves it out.
     pub speculate: usize,
 }
 
-/// What was measured.
+/// The results of a benchmark.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BenchReport {
-    /// The instruction set of the CPU.
+    /// The CPU's instruction set in use.
     pub isa: &'static str,
-    /// Bytes a second that reading alone reaches, in the memory of the model's own int8 weights;
-    /// where the model begins on a device, bytes a second that a copy there reads and writes.
+    /// Read bandwidth in bytes/s, measured by reading the model's own int8 weights. If the first
+    /// part of the model is on a GPU, the bandwidth of a copy on that GPU, counting bytes read and
+    /// written.
     pub read_rate: f64,
-    /// Multiply-adds of codes a second that registers of the CPU alone reach; none where the model
-    /// begins on a device.
+    /// The CPU's peak rate in int8 multiply-adds/s, from registers; `None` if the first part of the
+    /// model is on a GPU.
     pub multiply_rate: Option<f64>,
-    /// Decoding.
+    /// Decode speed for each context and batch size.
     pub decode: Vec<DecodeRate>,
-    /// Prompts.
+    /// Prefill speed for each prompt length.
     pub prefill: Vec<PrefillRate>,
-    /// Drafts, if [`BenchOptions::speculate`] is not 0.
+    /// Speculative decoding, if [`BenchOptions::speculate`] is not 0.
     pub speculation: Option<SpeculationRate>,
 }
 
-/// The speed of decoding after one context length.
+/// Decode speed at one context length and batch size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecodeRate {
-    /// Tokens before the first decoded one.
+    /// Tokens in the cache when decoding starts.
     pub context: usize,
-    /// Texts at once.
+    /// Sequences in the batch.
     pub batch: usize,
-    /// New tokens a second, of all texts together.
+    /// New tokens per second, of all sequences together.
     pub tokens_per_second: f64,
-    /// Bytes a token has to read, in the middle of the run.
+    /// Minimum bytes read per token, in the middle of the run.
     pub bytes_per_token: u64,
 }
 
-/// The speed of reading a prompt of one length.
+/// Prefill speed at one prompt length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PrefillRate {
-    /// Its length.
+    /// Length of the prompt.
     pub tokens: usize,
-    /// Tokens a second.
+    /// Prompt tokens per second.
     pub tokens_per_second: f64,
 }
 
-/// Decoding of a repetitive text, the model's own, with drafts and without.
+/// Decode speed on a repetitive text (the model's own output), with drafts and without.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SpeculationRate {
-    /// Drafts at once.
+    /// Maximum drafts per step.
     pub drafts: usize,
-    /// New tokens a second.
+    /// New tokens per second.
     pub tokens_per_second: f64,
-    /// The same without drafts.
+    /// New tokens per second without drafts.
     pub plain_tokens_per_second: f64,
-    /// The share of drafts that were accepted.
+    /// The fraction of drafts that were accepted.
     pub acceptance: f64,
 }
 
-/// Length of the repetitive text, and how much of it is given.
+/// Tokens of the repetitive text, and how many of them are its prompt.
 const REPETITIVE: usize = 128;
-const GIVEN: usize = 16;
+const REPETITIVE_PROMPT: usize = 16;
 
 impl AutoModelForCausalLM {
-    /// Measures the model. `observe` is told what comes next.
+    /// Measures the model. `observe` gets a description of each measurement before it starts.
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, LoadConfig, bench::BenchOptions};
@@ -102,9 +103,9 @@ impl AutoModelForCausalLM {
     /// ```
     ///
     /// # Errors
-    /// Before anything is measured: [`crate::LlmError::ContextExceeded`] where the model has too
-    /// few positions (see [`BenchOptions::fit`]); [`crate::LlmError::Setting`] where nothing can be
-    /// measured, or keys and values would need more memory than is free.
+    /// All before anything is measured: [`crate::LlmError::ContextExceeded`] if the model has too
+    /// few positions (see [`BenchOptions::fit`]); [`crate::LlmError::Setting`] if the options are
+    /// invalid, or the key/value caches do not fit into free memory.
     pub fn bench(
         &self,
         options: &BenchOptions,
@@ -120,43 +121,9 @@ impl AutoModelForCausalLM {
             (None, codes) => limits::read_rate(&codes),
         };
         let multiply_rate = copy_rate.is_none().then(|| limits::multiply_rate(isa));
-        let mut decode = Vec::new();
-        for &context in &options.contexts {
-            for &batch in &options.batches {
-                match batch {
-                    1 => observe(&format!("decoding after {context} tokens")),
-                    _ => observe(&format!("decoding {batch} texts after {context} tokens")),
-                }
-                let tokens_per_second = match batch {
-                    1 => self.median(&self.noise(context), options, 0, |done| {
-                        done.timing.decode_rate()
-                    })?,
-                    _ => self.batch_median(context, batch, options)?,
-                };
-                let middle = context + options.new_tokens / 2;
-                let bytes_per_token = self.decoder().bytes_per_step(middle, batch) / batch as u64;
-                decode.push(DecodeRate {
-                    context,
-                    batch,
-                    tokens_per_second,
-                    bytes_per_token,
-                });
-            }
-        }
-        let mut prefill = Vec::new();
-        for &tokens in &options.prompts {
-            observe(&format!("a prompt of {tokens} tokens"));
-            let one = BenchOptions {
-                new_tokens: 1,
-                ..options.clone()
-            };
-            let rate = |done: &Generated| Some(done.timing.prefill_rate());
-            let tokens_per_second = self.median(&self.noise(tokens), &one, 0, rate)?;
-            prefill.push(PrefillRate {
-                tokens,
-                tokens_per_second,
-            });
-        }
+
+        let decode = self.decode_rates(options, observe)?;
+        let prefill = self.prefill_rates(options, observe)?;
         let speculation = match options.speculate {
             0 => None,
             drafts => {
@@ -164,6 +131,7 @@ impl AutoModelForCausalLM {
                 Some(self.speculation(drafts, options)?)
             }
         };
+
         Ok(BenchReport {
             isa: isa.name(),
             read_rate,
@@ -174,11 +142,70 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// New tokens a second of several sequences at once, from when all of them have their first
-    /// token.
+    fn decode_rates(
+        &self,
+        options: &BenchOptions,
+        observe: &mut dyn FnMut(&str),
+    ) -> Result<Vec<DecodeRate>> {
+        let mut rates = Vec::new();
+        for &context in &options.contexts {
+            for &batch in &options.batches {
+                match batch {
+                    1 => observe(&format!("decoding after {context} tokens")),
+                    _ => observe(&format!(
+                        "decoding {batch} sequences after {context} tokens"
+                    )),
+                }
+
+                let tokens_per_second = match batch {
+                    1 => self.median(&self.noise(context), options, 0, |done| {
+                        done.timing.decode_rate()
+                    })?,
+                    _ => self.batch_median(context, batch, options)?,
+                };
+
+                let middle = context + options.new_tokens / 2;
+                let bytes_per_token = self.decoder().bytes_per_step(middle, batch) / batch as u64;
+                rates.push(DecodeRate {
+                    context,
+                    batch,
+                    tokens_per_second,
+                    bytes_per_token,
+                });
+            }
+        }
+
+        Ok(rates)
+    }
+
+    fn prefill_rates(
+        &self,
+        options: &BenchOptions,
+        observe: &mut dyn FnMut(&str),
+    ) -> Result<Vec<PrefillRate>> {
+        let mut rates = Vec::new();
+        for &tokens in &options.prompts {
+            observe(&format!("a prompt of {tokens} tokens"));
+            let one = BenchOptions {
+                new_tokens: 1,
+                ..options.clone()
+            };
+            let rate = |done: &Generated| Some(done.timing.prefill_rate());
+            let tokens_per_second = self.median(&self.noise(tokens), &one, 0, rate)?;
+            rates.push(PrefillRate {
+                tokens,
+                tokens_per_second,
+            });
+        }
+
+        Ok(rates)
+    }
+
+    /// The median decode rate of a batch, in tokens/s of all its sequences, from the moment when
+    /// all of them have their first token.
     fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
-        // Prompts come in one pass after the other; the sequence that begins first must not end
-        // before the others.
+        // Prompts start one pass after the other, so the first sequence needs more tokens to
+        // outlast the measurement.
         let room = self.decoder().spec().positions.saturating_sub(context);
         let most = (options.new_tokens + batch).min(room);
         let config = GenerationConfig {
@@ -193,28 +220,34 @@ impl AutoModelForCausalLM {
             for _ in 0..batch {
                 engine.add(request.clone())?;
             }
+
             while engine.waiting() > 0 {
                 step(&mut engine)?;
             }
-            let (started, mut tokens) = (Instant::now(), 0);
+
+            let started = Instant::now();
+            let mut tokens = 0;
             for _ in 1..options.new_tokens {
                 tokens += step(&mut engine)?;
             }
+
             figures.push(tokens as f64 / started.elapsed().as_secs_f64().max(1e-9));
         }
+
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
     }
 
     fn speculation(&self, drafts: usize, options: &BenchOptions) -> Result<SpeculationRate> {
-        // What a model chooses greedily repeats itself before long.
-        let mut text = self.noise(GIVEN);
+        // Greedy output soon becomes repetitive.
+        let mut text = self.noise(REPETITIVE_PROMPT);
         let config = GenerationConfig {
-            max_new_tokens: Some(REPETITIVE - GIVEN),
+            max_new_tokens: Some(REPETITIVE - REPETITIVE_PROMPT),
             ..GenerationConfig::default()
         };
         text.extend(self.generation(&text).config(config).ids_only().run()?.ids);
         let rate = |done: &Generated| done.timing.decode_rate();
+
         Ok(SpeculationRate {
             drafts,
             tokens_per_second: self.median(&text, options, drafts, rate)?,
@@ -224,7 +257,7 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// Ids without meaning.
+    /// A prompt of arbitrary ids.
     fn noise(&self, length: usize) -> Vec<u32> {
         let vocabulary = self.decoder().spec().vocab_size();
         (0..length)
@@ -244,6 +277,7 @@ impl AutoModelForCausalLM {
             speculate,
             ..GenerationConfig::default()
         };
+
         let mut figures = Vec::new();
         for _ in 0..options.runs {
             let done = self
@@ -253,12 +287,13 @@ impl AutoModelForCausalLM {
                 .run()?;
             figures.push(figure(&done).unwrap_or(0.0));
         }
+
         figures.sort_by(f64::total_cmp);
         Ok(figures[figures.len() / 2])
     }
 }
 
-/// One step of an engine, and how many tokens it gave.
+/// Runs one step of an engine and returns the number of new tokens.
 fn step(engine: &mut Engine<'_>) -> Result<usize> {
     let mut tokens = 0;
     for event in engine.step()? {
@@ -268,5 +303,6 @@ fn step(engine: &mut Engine<'_>) -> Result<usize> {
             Update::Failed(error) => return Err(error),
         }
     }
+
     Ok(tokens)
 }

@@ -1,4 +1,4 @@
-//! A known number of prompts, several at once.
+//! A fixed list of prompts, several of them at once.
 
 use super::engine::{Engine, Event, SequenceId, Update};
 use super::request::Request;
@@ -8,13 +8,14 @@ use crate::model::AutoModelForCausalLM;
 use std::collections::{BTreeMap, VecDeque};
 use std::iter::FusedIterator;
 
-/// Sequences at once, where nobody says how many.
+/// The default number of sequences that run at once.
 const AT_ONCE: usize = 8;
 
-/// Text after several prompts, some of them at once: the weights are read once for a token of each.
+/// Generates text after several prompts, batched: one read of the weights gives each running
+/// sequence a token.
 ///
-/// [`run`](Self::run) gives the results in the order of the prompts. As an iterator it gives the
-/// number of a prompt with its result, in the order in which they end:
+/// [`run`](Self::run) returns the results in the order of the prompts. As an iterator it yields the
+/// index of a prompt with its result, in the order in which they finish:
 ///
 /// ```
 /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -46,7 +47,7 @@ impl<'m> Batch<'m> {
         }
     }
 
-    /// Settings of the requests that have none of their own.
+    /// Sets the configuration of the requests that have none of their own.
     pub fn config(mut self, config: GenerationConfig) -> Self {
         for request in self
             .requests
@@ -58,27 +59,27 @@ impl<'m> Batch<'m> {
         self
     }
 
-    /// Runs at most `at_once` sequences at once (default 8). When one ends, the next takes its
+    /// Runs at most `sequences` sequences at once (default 8). When one ends, the next takes its
     /// place.
     pub fn at_once(mut self, sequences: usize) -> Self {
         self.at_once = sequences;
         self
     }
 
-    /// All results, in the order of the prompts.
+    /// Runs all prompts and returns the results in their order.
     ///
     /// # Errors
-    /// As [`results`](Self::results); the first error ends all.
+    /// As [`results`](Self::results); the first error stops all prompts.
     pub fn run(self) -> Result<Vec<Generated>> {
         let done: BTreeMap<usize, Generated> = self.results()?.collect::<Result<_>>()?;
         Ok(done.into_values().collect())
     }
 
-    /// The results as they come, each with the number of its prompt, counted from 0.
+    /// The results as they finish, each with the index of its prompt.
     ///
     /// # Errors
-    /// [`LlmError::Prompt`] says which prompt, and why, where one cannot be begun;
-    /// [`LlmError::Setting`] where none may run at once.
+    /// [`LlmError::Prompt`] if a prompt cannot be started, with its number and the reason;
+    /// [`LlmError::Setting`] if `at_once` is 0.
     pub fn results(self) -> Result<Results<'m>> {
         let mut engine = Engine::new(self.model, self.at_once)?;
         let mut numbers = BTreeMap::new();
@@ -88,6 +89,7 @@ impl<'m> Batch<'m> {
                 .map_err(|error| of_prompt(number, error))?;
             numbers.insert(id, number);
         }
+
         Ok(Results::new(Ok(engine), numbers))
     }
 }
@@ -96,23 +98,23 @@ impl<'m> IntoIterator for Batch<'m> {
     type Item = Result<(usize, Generated)>;
     type IntoIter = Results<'m>;
 
-    /// What keeps a prompt from beginning is the first and only item.
+    /// If a prompt cannot be started, its error is the only item.
     fn into_iter(self) -> Results<'m> {
         self.results()
             .unwrap_or_else(|error| Results::new(Err(Some(error)), BTreeMap::new()))
     }
 }
 
-/// The results of a [`Batch`], in the order in which they end. An error of one sequence does not
-/// end the others. Dropping it ends all.
+/// The results of a [`Batch`], in the order in which they finish. An error in one sequence does not
+/// stop the others; dropping this does.
 #[derive(Debug)]
 #[must_use = "nothing is generated until it is iterated over"]
 pub struct Results<'m> {
-    /// Or the error that ended all, until it is given on.
+    /// Or the error that stopped everything, until it has been returned.
     engine: Result<Engine<'m>, Option<LlmError>>,
-    /// Of the sequences that have not ended.
+    /// The prompt index of each sequence that has not ended.
     numbers: BTreeMap<SequenceId, usize>,
-    /// What the last step ended, less what was given on.
+    /// Results of the last step that have not been returned yet.
     ended: VecDeque<Result<(usize, Generated)>>,
 }
 
@@ -139,6 +141,7 @@ impl Iterator for Results<'_> {
                 Ok(engine) => engine,
                 Err(error) => return error.take().map(Err),
             };
+
             let numbers = &mut self.numbers;
             let done = engine.step().map(|events| {
                 self.ended
@@ -149,13 +152,14 @@ impl Iterator for Results<'_> {
                 return Some(Err(error));
             }
         }
+
         self.ended.pop_front()
     }
 }
 
 impl FusedIterator for Results<'_> {}
 
-/// The result of a sequence, if this is its last event.
+/// The result of a sequence, if this event ends it.
 fn result_of(
     event: Event,
     numbers: &mut BTreeMap<SequenceId, usize>,
@@ -165,6 +169,7 @@ fn result_of(
         Update::Finished(generated) => Ok(generated),
         Update::Failed(error) => Err(error),
     };
+
     let number = numbers.remove(&event.id)?;
     Some(
         result
@@ -173,7 +178,7 @@ fn result_of(
     )
 }
 
-/// An error of one of several prompts.
+/// Adds the number of the prompt, counted from 1, to an error.
 fn of_prompt(number: usize, error: LlmError) -> LlmError {
     LlmError::Prompt {
         number: number + 1,

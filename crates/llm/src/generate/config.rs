@@ -1,93 +1,96 @@
-//! How the next token is chosen and when to end (`GenerationConfig` of transformers).
+//! How the next token is chosen and when generation ends (transformers' `GenerationConfig`).
 
 use crate::error::{LlmError, Result};
 use std::time::Duration;
 
-/// New tokens where neither the caller nor the model's files set a length.
+/// New tokens if neither the caller nor the model's files set a length.
 const DEFAULT_NEW_TOKENS: usize = 64;
 
-/// Settings of generating, by transformers' names. The default is greedy, 64 tokens.
+/// Generation settings, by transformers' names. The default is greedy decoding of up to 64 tokens.
 ///
-/// The settings act in transformers' order: `sequence_bias`, `encoder_repetition_penalty`,
+/// The settings are applied in transformers' order: `sequence_bias`, `encoder_repetition_penalty`,
 /// `repetition_penalty`, `no_repeat_ngram_size`, `encoder_no_repeat_ngram_size`, `bad_words_ids`,
 /// `min_length`, `min_new_tokens`, `forced_bos_token_id`, `forced_eos_token_ids`,
 /// `remove_invalid_values`, `exponential_decay_length_penalty`, `suppress_tokens`,
-/// `begin_suppress_tokens`, and when sampling `temperature`, `top_k`, `top_p`, `min_p`,
-/// `typical_p`, `epsilon_cutoff`, `eta_cutoff`. The "encoder" settings look at the prompt.
+/// `begin_suppress_tokens`, and for sampling `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`,
+/// `epsilon_cutoff`, `eta_cutoff`. The "encoder" settings apply to the prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
-    /// New tokens at most. Wins over `max_length`.
+    /// Maximum number of new tokens. Overrides `max_length`.
     pub max_new_tokens: Option<usize>,
-    /// Tokens at most, the prompt included; never more than the model has positions. Where both are
-    /// `None`, up to 64 new tokens, as far as there are positions.
+    /// Maximum number of tokens, including the prompt; never more than the model has positions. If
+    /// both lengths are `None`, up to 64 new tokens, as far as there are positions.
     pub max_length: Option<usize>,
-    /// No end token before this many new tokens. Wins over `min_length`.
+    /// No end token before this many new tokens. Overrides `min_length`.
     pub min_new_tokens: Option<usize>,
-    /// No end token before this many tokens, the prompt included; 0 is none.
+    /// No end token before this many tokens, including the prompt; 0 is off.
     pub min_length: usize,
-    /// Ends after the token during which this time has passed.
+    /// Time limit: generation ends with the first token that exceeds it.
     pub max_time: Option<Duration>,
-    /// Draw tokens at random; otherwise the most likely one is taken.
+    /// Sample; otherwise decode greedily, always taking the most likely token.
     pub do_sample: bool,
-    /// Logits are divided by it before drawing; smaller is safer. Greater than 0.
+    /// Logits are divided by this before sampling; greater than 0. Lower values make likely tokens
+    /// more likely.
     pub temperature: f64,
-    /// Draw among the `top_k` most likely tokens, and those as likely as the last of them; 0 among
-    /// all.
+    /// Sample from the `top_k` most likely tokens and those that tie with the last of them; 0 is
+    /// off.
     pub top_k: usize,
-    /// Draw among the most likely tokens that together reach this probability; 1 among all.
+    /// Sample from the most likely tokens whose probabilities add up to this; 1 is off.
     pub top_p: f64,
-    /// Draw among tokens at least this fraction as likely as the most likely one; 0 among all.
+    /// Sample from tokens that are at least this fraction as likely as the most likely one; 0 is
+    /// off.
     pub min_p: f64,
-    /// Draw among the tokens whose information is nearest to the entropy (locally typical sampling,
-    /// arXiv:2202.00666), as many as together reach this probability; 1 among all.
+    /// Locally typical sampling (arXiv:2202.00666): sample from the tokens whose information is
+    /// nearest to the entropy, until their probabilities add up to this; 1 is off.
     pub typical_p: f64,
-    /// Draw among tokens of at least this probability (arXiv:2210.15191); 0 among all.
+    /// Sample from tokens with at least this probability (arXiv:2210.15191); 0 is off.
     pub epsilon_cutoff: f64,
-    /// Draw among tokens of at least the probability min(η, √η · exp(-entropy)) (arXiv:2210.15191);
-    /// 0 among all.
+    /// Sample from tokens with at least the probability min(η, √η · exp(-entropy))
+    /// (arXiv:2210.15191); 0 is off.
     pub eta_cutoff: f64,
-    /// Logits of tokens seen before are divided by it (multiplied where negative); 1 is none.
+    /// The logits of tokens seen before are divided by this (multiplied if negative); 1 is off.
     pub repetition_penalty: f64,
-    /// Logits of tokens of the prompt are multiplied by it (divided where negative); 1 is none.
+    /// The logits of the prompt's tokens are multiplied by this (divided if negative); 1 is off.
     pub encoder_repetition_penalty: f64,
-    /// No sequence of this many tokens comes twice; 0 turns it off.
+    /// No n-gram of this length occurs twice; 0 is off.
     pub no_repeat_ngram_size: usize,
-    /// No sequence of this many tokens of the prompt comes again; 0 turns it off.
+    /// No n-gram of this length from the prompt occurs again; 0 is off.
     pub encoder_no_repeat_ngram_size: usize,
-    /// Sequences of tokens that are never completed. A single end token is not one of them. As in
-    /// transformers, a sequence is looked for once there are as many tokens as it has.
+    /// Token sequences that are never completed. A single end token is ignored. As in transformers,
+    /// a sequence is checked only once there are as many tokens as it has.
     pub bad_words_ids: Vec<Vec<u32>>,
-    /// What is added to the logit of the last token of a sequence wherever the others come before
-    /// it.
+    /// For each token sequence, what is added to the logit of its last token when the others
+    /// precede it.
     pub sequence_bias: Vec<(Vec<u32>, f64)>,
-    /// Tokens that never come.
+    /// Tokens that are never generated.
     pub suppress_tokens: Vec<u32>,
-    /// Tokens that do not come first.
+    /// Tokens that are never generated first.
     pub begin_suppress_tokens: Vec<u32>,
-    /// The first new token after a prompt of a single token.
+    /// The first new token, if the prompt is a single token.
     pub forced_bos_token_id: Option<u32>,
-    /// The last token where the length is reached: one of these.
+    /// When the maximum length is reached, the last token is one of these.
     pub forced_eos_token_ids: Vec<u32>,
-    /// `(start, factor)`: the logit `x` of each end token grows by `|x| · (factor^n - 1)`, `n`
-    /// being the number of new tokens beyond `start`.
+    /// `(start, factor)`: the logit `x` of each end token grows by `|x| · (factor^n - 1)`, where
+    /// `n` is the number of new tokens beyond `start`.
     pub exponential_decay_length_penalty: Option<(i64, f64)>,
-    /// NaN in a model's logits becomes 0 and infinities the largest finite numbers, instead of an
-    /// error.
+    /// Replace NaN in the logits by 0 and infinities by the largest finite numbers, instead of
+    /// failing.
     pub remove_invalid_values: bool,
-    /// Seed of the drawing; the same seed gives the same text.
+    /// Random seed; the same seed gives the same text.
     pub seed: u64,
-    /// Texts that end generating. The text shown ends before them; the ids hold the token that
-    /// completes one. They are looked for in the text with special tokens, the end of the prompt
-    /// included.
+    /// Stop strings, which end generation. The text ends before them, but the ids include the token
+    /// that completes one. They are matched in the text with special tokens, and a match may begin
+    /// in the prompt.
     pub stop: Vec<String>,
-    /// Tokens that end generating.
+    /// Tokens that end generation.
     pub eos_token_ids: Vec<u32>,
-    /// What an empty prompt begins with.
+    /// The begin-of-sequence token, which replaces an empty prompt.
     pub bos_token_id: Option<u32>,
-    /// Draft up to this many tokens from earlier text and check them in one forward pass; 0 drafts
-    /// none. The text is the same, and a repetitive one takes less time. Needs outliers per row.
+    /// Speculative decoding: draft up to this many tokens from earlier text and check them in one
+    /// forward pass; 0 is off. The output is the same, and repetitive text is faster. Needs
+    /// outliers per row.
     pub speculate: usize,
-    /// Cut off the beginning of a prompt that is too long, instead of an error.
+    /// Cut off the beginning of a prompt that is too long, instead of failing.
     pub truncate: bool,
 }
 
@@ -130,15 +133,15 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// How many tokens to generate after a prompt of `prompt` tokens, for a model of `positions`
-    /// tokens: at least 1, except where `max_new_tokens` is 0.
+    /// The maximum number of new tokens after a prompt of `prompt` tokens, for a model with
+    /// `positions` positions: at least 1, unless `max_new_tokens` is 0.
     pub(crate) fn new_tokens(&self, prompt: usize, positions: usize) -> Result<usize> {
         match (self.max_new_tokens, self.max_length) {
             (Some(new), _) => Ok(new),
             (None, Some(length)) if prompt >= length => Err(LlmError::Setting {
                 name: "max_length",
                 value: length.to_string(),
-                expected: "it counts the prompt too and leaves no room for new tokens here; set max_new_tokens",
+                expected: "it includes the prompt and leaves no room for new tokens; set max_new_tokens",
             }),
             (None, Some(length)) => Ok(length.min(positions).saturating_sub(prompt).max(1)),
             (None, None) => {
@@ -150,7 +153,7 @@ impl GenerationConfig {
         }
     }
 
-    /// Refuses settings without sense. Those of sampling count only where tokens are drawn.
+    /// Rejects invalid settings. Those of sampling are checked only if `do_sample` is set.
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |name, value: f64, expected| {
             Err(LlmError::Setting {
@@ -172,14 +175,16 @@ impl GenerationConfig {
                 return refuse(name, penalty, "it must be greater than 0");
             }
         }
+
         if !self.do_sample {
             return Ok(());
         }
 
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            let expected = "it must be greater than 0 (greedy decoding has none)";
+            let expected = "it must be greater than 0 (for greedy decoding, turn sampling off)";
             return refuse("temperature", self.temperature, expected);
         }
+
         let fractions = [
             ("top_p", self.top_p),
             ("min_p", self.min_p),
@@ -191,6 +196,7 @@ impl GenerationConfig {
                 return refuse(name, fraction, "it must be between 0 and 1");
             }
         }
+
         if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
             return refuse(
                 "typical_p",
@@ -198,10 +204,11 @@ impl GenerationConfig {
                 "it must be greater than 0 and at most 1",
             );
         }
+
         Ok(())
     }
 
-    /// Refuses biased or forced tokens that a vocabulary does not have.
+    /// Rejects biased or forced tokens that are not in the vocabulary.
     pub(super) fn check_vocabulary(&self, vocabulary: usize) -> Result<()> {
         let biased = self
             .sequence_bias
@@ -231,7 +238,7 @@ impl GenerationConfig {
             Some((name, id)) => Err(LlmError::Setting {
                 name,
                 value: format!("for token {id}"),
-                expected: "the model's vocabulary does not have that token",
+                expected: "the model's vocabulary does not have this token",
             }),
             None => Ok(()),
         }
@@ -243,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_without_sense_are_refused() {
+    fn invalid_settings_are_refused() {
         let base = GenerationConfig {
             do_sample: true,
             ..GenerationConfig::default()
@@ -282,9 +289,10 @@ mod tests {
             };
             assert!(
                 greedy.check().is_ok(),
-                "greedy decoding does not look at it: {greedy:?}"
+                "greedy decoding ignores it: {greedy:?}"
             );
         }
+
         let penalty = GenerationConfig {
             repetition_penalty: 0.0,
             ..GenerationConfig::default()
@@ -297,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_beyond_the_vocabulary_are_refused_where_transformers_refuses_them() {
+    fn tokens_beyond_the_vocabulary_are_refused_like_in_transformers() {
         let bad = GenerationConfig {
             bad_words_ids: vec![vec![1, 300]],
             ..GenerationConfig::default()
@@ -316,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_is_that_of_transformers() {
+    fn lengths_are_those_of_transformers() {
         let config = |max_new_tokens, max_length| GenerationConfig {
             max_new_tokens,
             max_length,
@@ -327,6 +335,7 @@ mod tests {
             9,
             "max_new_tokens wins"
         );
+
         assert_eq!(config(None, Some(30)).new_tokens(6, 512).unwrap(), 24);
         assert_eq!(config(None, Some(9999)).new_tokens(6, 512).unwrap(), 506);
         assert!(config(None, Some(6)).new_tokens(6, 512).is_err());

@@ -1,4 +1,4 @@
-//! Continuous batching: sequences come and go, and every pass of the model gives each of them its
+//! Continuous batching: sequences come and go, and every forward pass gives each running one its
 //! next tokens.
 
 use super::request::Request;
@@ -9,22 +9,22 @@ use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use std::collections::VecDeque;
 
-/// Tokens of prompts that one pass takes in; a longer prompt comes in by itself.
+/// Maximum prompt tokens per pass. A longer prompt gets a pass without other new prompts.
 const PREFILL_TOKENS: usize = 512;
 
-/// Names a sequence of an [`Engine`], which gives each number once.
+/// Identifies a sequence of an [`Engine`]. Ids are not reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
 
 impl SequenceId {
-    /// Of a sequence that has no others beside it.
+    /// The id of a sequence that runs alone.
     pub(super) const ALONE: Self = Self(0);
 }
 
 /// Something that happened to a sequence.
 #[derive(Debug)]
 pub struct Event {
-    /// Which one.
+    /// The sequence.
     pub id: SequenceId,
     /// What happened.
     pub update: Update,
@@ -35,24 +35,24 @@ pub struct Event {
 pub enum Update {
     /// A new token.
     Piece(Piece),
-    /// It has ended; nothing more comes.
+    /// The sequence has ended; this is its last event.
     Finished(Generated),
-    /// An error has ended this sequence alone; nothing more comes.
+    /// An error has ended this sequence, and only this one; this is its last event.
     Failed(LlmError),
 }
 
-/// A sequence that waits for a place.
+/// A sequence that waits for a free slot.
 #[derive(Debug)]
 struct Waiting<'m> {
     id: SequenceId,
     sequence: Sequence<'m>,
 }
 
-/// Runs any number of requests over one model, a limited number of them at a time: the weights are
-/// read once for a token of each. Every sequence has its own settings, and requests may be added or
-/// cancelled between steps.
+/// Runs any number of requests on one model, a limited number of them at a time, batched: one read
+/// of the weights gives each running sequence a token. Every sequence has its own settings, and
+/// requests can be added or cancelled between steps.
 ///
-/// With outliers per row on the CPU every sequence gives exactly what it gives alone.
+/// On the CPU and with outliers per row, every sequence gives exactly what it gives alone.
 ///
 /// ```
 /// use llm_int8::generate::Update;
@@ -82,39 +82,39 @@ pub struct Engine<'m> {
     added: u64,
     waiting: VecDeque<Waiting<'m>>,
     running: Vec<Running<'m>>,
-    /// What happened and was not told yet.
+    /// Events that have not been returned yet.
     events: VecDeque<Event>,
 }
 
 impl<'m> Engine<'m> {
-    /// Without requests.
+    /// An engine without requests.
     ///
     /// # Errors
     /// [`LlmError::Setting`] where `at_once` is 0.
     pub fn new(model: &'m AutoModelForCausalLM, at_once: usize) -> Result<Self> {
         if at_once == 0 {
             return Err(LlmError::Setting {
-                name: "the number of sequences at once",
+                name: "the number of sequences that run at once",
                 value: at_once.to_string(),
                 expected: "it must be 1 or more",
             });
         }
-        let (waiting, running, events) = (VecDeque::new(), Vec::new(), VecDeque::new());
+
         Ok(Self {
             model,
             at_once,
             added: 0,
-            waiting,
-            running,
-            events,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            events: VecDeque::new(),
         })
     }
 
-    /// Adds a request, which begins in a later [`step`](Self::step), when there is a place for it.
+    /// Adds a request. It starts in a later [`step`](Self::step), as soon as a slot is free.
     ///
     /// # Errors
-    /// As [`Generation::run`](super::Generation::run), where the request cannot be begun; the
-    /// others go on.
+    /// As [`Generation::run`](super::Generation::run), if the request cannot be started. The other
+    /// sequences are not affected.
     pub fn add(&mut self, request: impl Into<Request>) -> Result<SequenceId> {
         let sequence = Sequence::new(self.model, request.into())?;
         let id = SequenceId(self.added);
@@ -123,14 +123,16 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Ends a sequence, whether it runs or waits, and gives what came of it; none where it is not
-    /// (or no longer) here. Others are not changed.
+    /// Ends a sequence, whether it runs or waits, and returns what it generated; `None` if there is
+    /// no such sequence (any more). The other sequences are not affected.
     pub fn cancel(&mut self, id: SequenceId) -> Option<Generated> {
         if let Some(place) = self.running.iter().position(|running| running.id == id) {
             return Some(self.running.remove(place).finish().0);
         }
+
         let place = self.waiting.iter().position(|waiting| waiting.id == id)?;
         let Waiting { sequence, .. } = self.waiting.remove(place)?;
+
         Some(sequence.into_generated(Timing::default(), 0))
     }
 
@@ -140,31 +142,31 @@ impl<'m> Engine<'m> {
             || self.waiting.iter().any(|waiting| waiting.id == id)
     }
 
-    /// Sequences that run.
+    /// The number of running sequences.
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Sequences that wait for a place.
+    /// The number of sequences that wait for a free slot.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether there is nothing to do: no sequence runs or waits.
+    /// Whether no sequence runs or waits.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// One pass of the model: begins sequences as far as there are places, and gives every running
-    /// one its next token, or several where drafts were right. A sequence ends in the step that
-    /// gives its last token. Without sequences nothing is computed.
+    /// One forward pass: starts waiting sequences while there are free slots, and gives every
+    /// running one its next token, or several if drafts were accepted. A sequence ends in the step
+    /// that gives its last token. Without sequences nothing is computed.
     ///
     /// # Errors
-    /// [`LlmError::Decoder`] where the pass fails. The sequences that ran are gone then (see
-    /// [`contains`](Self::contains)), those that wait begin in the next step.
+    /// [`LlmError::Decoder`] if the pass fails. The running sequences are then gone (see
+    /// [`contains`](Self::contains)); the waiting ones start in the next step.
     pub fn step(&mut self) -> Result<impl Iterator<Item = Event>> {
         self.begin_waiting();
-        // Those that ask for no token have ended before they begin.
+        // Requests for 0 new tokens end before the first pass.
         self.retire();
 
         if !self.running.is_empty() {
@@ -173,13 +175,15 @@ impl<'m> Engine<'m> {
                 self.running.clear();
                 return Err(error);
             }
+
             self.retire();
         }
+
         Ok(self.events.drain(..))
     }
 
-    /// Begins the sequences that wait, as many as there are places and as their prompts fit into
-    /// one pass.
+    /// Starts waiting sequences, as many as there are free slots and as their prompts fit into one
+    /// pass.
     fn begin_waiting(&mut self) {
         let mut tokens = 0;
         while self.running.len() < self.at_once
@@ -190,6 +194,7 @@ impl<'m> Engine<'m> {
                 self.waiting.push_front(Waiting { id, sequence });
                 break;
             }
+
             tokens += prompt;
             self.running.push(Running::new(
                 id,
@@ -199,13 +204,15 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Takes out the sequences that have ended.
+    /// Removes the sequences that have ended.
     fn retire(&mut self) {
         for ended in self.running.extract_if(.., |running| !running.goes_on()) {
-            // An error was told where it came up.
+            // A failed one already has its event.
             if !ended.has_failed() {
-                let (id, update) = (ended.id, Update::Finished(ended.finish().0));
-                self.events.push_back(Event { id, update });
+                self.events.push_back(Event {
+                    id: ended.id,
+                    update: Update::Finished(ended.finish().0),
+                });
             }
         }
     }

@@ -1,5 +1,4 @@
-//! Sequences beside each other give what each gives alone; pieces make together what is given at
-//! the end.
+//! Sequences that run together give what each gives alone, and pieces add up to the result.
 
 use super::{
     Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId,
@@ -13,7 +12,7 @@ use std::collections::BTreeMap;
 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
 
-/// Outliers per row: a token does not depend on what is computed beside it.
+/// With outliers per row, so that a token does not depend on its batch.
 fn model() -> AutoModelForCausalLM {
     let mut config = LoadConfig::default();
     config.options.int8.as_mut().unwrap().outlier_scope = OutlierScope::Row;
@@ -31,7 +30,7 @@ fn drawn(max_new_tokens: usize, temperature: f64, seed: u64) -> GenerationConfig
     }
 }
 
-/// Every sequence has other settings than the others.
+/// Requests that all have different settings.
 fn requests() -> Vec<Request> {
     let greedy = |max_new_tokens, speculate, stop: &[&str]| GenerationConfig {
         max_new_tokens: Some(max_new_tokens),
@@ -39,11 +38,13 @@ fn requests() -> Vec<Request> {
         stop: stop.iter().map(|text| (*text).to_owned()).collect(),
         ..GenerationConfig::default()
     };
+
     let biased = GenerationConfig {
         no_repeat_ngram_size: 2,
         repetition_penalty: 1.3,
         ..drawn(11, 0.9, 4)
     };
+
     vec![
         Request::new("And it came to pass").config(greedy(7, 0, &[])),
         Request::new("ROMEO:").config(drawn(15, 1.2, 3)),
@@ -60,7 +61,7 @@ fn requests() -> Vec<Request> {
     ]
 }
 
-/// What a request gives by itself.
+/// What a request gives when it runs alone.
 fn alone(model: &AutoModelForCausalLM, request: &Request) -> Generated {
     let Request {
         prompt,
@@ -75,12 +76,12 @@ fn alone(model: &AutoModelForCausalLM, request: &Request) -> Generated {
     }
 }
 
-/// What of a result does not depend on time.
+/// The part of a result that does not depend on time.
 fn fixed(generated: &Generated) -> (&str, &[u32], FinishReason) {
     (&generated.text, &generated.ids, generated.finish_reason)
 }
 
-/// The pieces and ends of an engine's sequences.
+/// All events of an engine, by sequence.
 #[derive(Default)]
 struct Seen {
     pieces: BTreeMap<SequenceId, Vec<Piece>>,
@@ -93,7 +94,7 @@ impl Seen {
         for event in engine.step().unwrap() {
             let has_ended =
                 self.finished.contains_key(&event.id) || self.failed.contains_key(&event.id);
-            assert!(!has_ended, "nothing comes after the end");
+            assert!(!has_ended, "no event after the last one");
             match event.update {
                 Update::Piece(piece) => self.pieces.entry(event.id).or_default().push(piece),
                 Update::Finished(generated) => drop(self.finished.insert(event.id, generated)),
@@ -106,6 +107,7 @@ impl Seen {
         while !engine.is_idle() {
             self.step(engine);
         }
+
         assert_eq!(
             engine.step().unwrap().count(),
             0,
@@ -113,9 +115,10 @@ impl Seen {
         );
     }
 
-    /// The pieces of a sequence make its result.
+    /// Checks that the pieces of a sequence add up to its result.
     fn check(&self, id: SequenceId) {
-        let (pieces, generated) = (self.pieces.get(&id), &self.finished[&id]);
+        let pieces = self.pieces.get(&id);
+        let generated = &self.finished[&id];
         let ids: Vec<u32> = pieces.into_iter().flatten().map(|piece| piece.id).collect();
         let text: String = pieces
             .into_iter()
@@ -127,7 +130,7 @@ impl Seen {
 }
 
 #[test]
-fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
+fn sequences_with_different_settings_give_what_each_gives_alone() {
     let model = model();
     let expected: Vec<Generated> = requests()
         .iter()
@@ -135,11 +138,12 @@ fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
         .collect();
     assert!(
         expected[1].ids != expected[2].ids,
-        "another temperature draws other tokens"
+        "another temperature gives other tokens"
     );
     assert_eq!(expected[3].finish_reason, FinishReason::StopString);
     for at_once in [1, 2, 3, 8, 100] {
-        let (mut engine, mut seen) = (model.engine(at_once).unwrap(), Seen::default());
+        let mut engine = model.engine(at_once).unwrap();
+        let mut seen = Seen::default();
         let ids: Vec<SequenceId> = requests()
             .into_iter()
             .map(|one| engine.add(one).unwrap())
@@ -151,6 +155,7 @@ fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
                 fixed(expected),
                 "{at_once} at once"
             );
+
             seen.check(*id);
         }
     }
@@ -158,7 +163,7 @@ fn sequences_with_settings_of_their_own_give_what_each_gives_alone() {
 
 /// A server runs its engine on a thread of its own.
 #[test]
-fn an_engine_and_its_events_may_go_to_another_thread() {
+fn an_engine_and_its_events_are_send() {
     fn is_send<T: Send>() {}
     is_send::<Engine<'_>>();
     is_send::<Event>();
@@ -166,10 +171,11 @@ fn an_engine_and_its_events_may_go_to_another_thread() {
 }
 
 #[test]
-fn a_sequence_may_be_added_while_others_run() {
+fn sequences_can_be_added_while_others_run() {
     let model = model();
     let requests = requests();
-    let (mut engine, mut seen) = (model.engine(3).unwrap(), Seen::default());
+    let mut engine = model.engine(3).unwrap();
+    let mut seen = Seen::default();
     let mut ids = Vec::new();
     for request in &requests {
         ids.push(engine.add(request.clone()).unwrap());
@@ -177,6 +183,7 @@ fn a_sequence_may_be_added_while_others_run() {
         seen.step(&mut engine);
         assert!(engine.running() <= 3);
     }
+
     seen.run(&mut engine);
     for (id, request) in ids.into_iter().zip(&requests) {
         assert_eq!(fixed(&seen.finished[&id]), fixed(&alone(&model, request)));
@@ -186,7 +193,8 @@ fn a_sequence_may_be_added_while_others_run() {
 #[test]
 fn a_prompt_and_a_running_sequence_share_a_pass() {
     let model = model();
-    let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
+    let mut engine = model.engine(2).unwrap();
+    let mut seen = Seen::default();
     let first = engine
         .add(Request::new("ROMEO:").config(drawn(5, 1.0, 1)))
         .unwrap();
@@ -200,8 +208,8 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
         (2, 1)
     );
 
-    // Prompts that are too long for one pass come in one after the other, and the running sequences
-    // go on.
+    // Prompts that are too long for one pass are started one after the other, while the running
+    // sequences go on.
     let mut engine = model.engine(8).unwrap();
     for _ in 0..3 {
         engine
@@ -212,6 +220,7 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
             )
             .unwrap();
     }
+
     let waiting = [0; 3].map(|_| {
         seen = Seen::default();
         seen.step(&mut engine);
@@ -221,10 +230,11 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
 }
 
 #[test]
-fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
+fn a_cancelled_sequence_returns_its_tokens_and_the_others_go_on() {
     let model = model();
     let requests = requests();
-    let (mut engine, mut seen) = (model.engine(2).unwrap(), Seen::default());
+    let mut engine = model.engine(2).unwrap();
+    let mut seen = Seen::default();
     let ids: Vec<SequenceId> = requests
         .iter()
         .take(4)
@@ -233,6 +243,7 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
     for _ in 0..3 {
         seen.step(&mut engine);
     }
+
     let running = engine.cancel(ids[1]).unwrap();
     assert_eq!(fixed(&running).2, FinishReason::Interrupted);
     assert_eq!((running.ids.len(), running.timing.decoded_tokens), (3, 2));
@@ -253,7 +264,7 @@ fn a_cancelled_sequence_gives_what_there_is_and_the_others_go_on() {
 }
 
 #[test]
-fn a_sequence_that_fails_does_not_end_the_others() {
+fn a_failed_sequence_does_not_stop_the_others() {
     let model = model();
     let vocabulary = model.decoder().spec().vocab_size() as u32;
     let nothing_left = GenerationConfig {
@@ -263,7 +274,8 @@ fn a_sequence_that_fails_does_not_end_the_others() {
     let failing = || Request::new("ROMEO:").config(nothing_left.clone());
     let good = &requests()[..2];
 
-    let (mut engine, mut seen) = (model.engine(8).unwrap(), Seen::default());
+    let mut engine = model.engine(8).unwrap();
+    let mut seen = Seen::default();
     let first = engine.add(good[0].clone()).unwrap();
     let bad = engine.add(failing()).unwrap();
     let last = engine.add(good[1].clone()).unwrap();
@@ -302,15 +314,16 @@ fn a_sequence_that_fails_does_not_end_the_others() {
 }
 
 #[test]
-fn generating_ends_where_pieces_are_no_longer_asked_for() {
+fn generation_stops_when_no_more_pieces_are_taken() {
     let model = model();
-    // With drafts a pass gives several tokens, of which the last may not be asked for.
+    // With drafts a pass gives several tokens, and the caller may not take the last ones.
     for speculate in [0, 6] {
         let config = GenerationConfig {
             max_new_tokens: Some(30),
             speculate,
             ..GenerationConfig::default()
         };
+
         let whole = model
             .generation(REPETITIVE)
             .config(config.clone())
@@ -333,6 +346,7 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
             } else {
                 FinishReason::Interrupted
             };
+
             assert_eq!(
                 fixed(&generated),
                 (text.as_str(), &whole.ids[..taken], expected)
@@ -340,11 +354,12 @@ fn generating_ends_where_pieces_are_no_longer_asked_for() {
             assert_eq!(generated.timing.decoded_tokens, taken.saturating_sub(1));
         }
     }
+
     drop(model.generation(REPETITIVE).into_iter().next());
 }
 
 #[test]
-fn what_keeps_a_generation_from_beginning_is_its_only_item() {
+fn an_error_at_the_start_is_the_only_item() {
     let model = model();
     let cold = || model.generation("ROMEO:").temperature(-1.0);
     assert!(matches!(
@@ -368,7 +383,7 @@ fn what_keeps_a_generation_from_beginning_is_its_only_item() {
 }
 
 #[test]
-fn short_cuts_change_the_settings_of_the_model_s_files() {
+fn builder_methods_change_the_settings_of_the_model() {
     let model = model();
     let generation = model
         .generation("a")
@@ -385,6 +400,7 @@ fn short_cuts_change_the_settings_of_the_model_s_files() {
         stop: vec!["x".into(), "y".into()],
         ..model.generation_config()
     };
+
     let request = |generation| Request::from(generation).config.unwrap();
     assert_eq!(request(generation.clone()), expected);
     assert_eq!(
@@ -397,7 +413,7 @@ fn short_cuts_change_the_settings_of_the_model_s_files() {
 }
 
 #[test]
-fn the_pieces_hold_the_end_token_and_what_was_kept_back() {
+fn pieces_include_the_end_token_and_text_that_was_held_back() {
     let model = model();
     let plain = model
         .generation("And it came")
@@ -422,7 +438,7 @@ fn the_pieces_hold_the_end_token_and_what_was_kept_back() {
     );
     assert_eq!(pieces.last().unwrap().text, "");
 
-    // The whole text may become the stop string until the length is reached.
+    // Until the length is reached, the whole text may be the beginning of the stop string.
     let stop = format!("{} and more", plain.text);
     let texts: Vec<String> = model
         .generation("And it came")

@@ -1,15 +1,14 @@
-//! What sampling keeps of the most likely tokens: top-p, min-p, locally typical sampling, epsilon
-//! and eta sampling, in transformers' order, each on the distribution that the one before left.
-//! Each keeps a token at least.
+//! Sampling filters: top-p, min-p, locally typical, epsilon and eta sampling, in transformers'
+//! order. Each works on the distribution that the previous one left, and keeps at least one token.
 
 use super::GenerationConfig;
 
-/// A token and its probability up to a factor that all share.
+/// A token and its unnormalised probability.
 type Weighted = (u32, f64);
 
-/// The tokens that may be drawn with their probabilities up to a factor, the most likely first.
-/// `tokens` are those that top-k left with their logits, in that order; none are kept where no
-/// logit is finite.
+/// The tokens to sample from with their unnormalised probabilities, most likely first. `tokens` are
+/// the tokens that top-k left, with their logits, in the same order. Nothing is kept if no logit is
+/// finite.
 pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weighted> {
     let largest = tokens.first().map_or(0.0, |(_, logit)| f64::from(*logit));
     let weight = |logit: f32| ((f64::from(logit) - largest) / config.temperature).exp();
@@ -20,16 +19,18 @@ pub(super) fn kept(tokens: &[(u32, f32)], config: &GenerationConfig) -> Vec<Weig
     tokens.retain(|(_, weight)| *weight > 0.0);
 
     top_p(&mut tokens, config.top_p);
-    // The most likely token has the weight 1.
+    // The most likely token has weight 1.
     tokens.retain(|(_, weight)| *weight >= config.min_p);
     if config.typical_p < 1.0 {
         typical(&mut tokens, config.typical_p);
     }
+
     cut_off(&mut tokens, config.epsilon_cutoff);
     if config.eta_cutoff > 0.0 {
         let eta = config.eta_cutoff.sqrt() * (-entropy(&tokens)).exp();
         cut_off(&mut tokens, eta.min(config.eta_cutoff));
     }
+
     tokens
 }
 
@@ -37,7 +38,7 @@ fn total(tokens: &[Weighted]) -> f64 {
     tokens.iter().map(|(_, weight)| weight).sum()
 }
 
-/// In nats.
+/// Shannon entropy, in nats.
 fn entropy(tokens: &[Weighted]) -> f64 {
     let total = total(tokens);
     -tokens
@@ -46,9 +47,10 @@ fn entropy(tokens: &[Weighted]) -> f64 {
         .sum::<f64>()
 }
 
-/// Keeps the most likely tokens that together reach the probability `p`.
+/// Keeps the most likely tokens whose probabilities add up to `p`.
 fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
-    let (total, mut sum) = (total(tokens), 0.0);
+    let total = total(tokens);
+    let mut sum = 0.0;
     let within = tokens.iter().take_while(|(_, weight)| {
         let before = sum;
         sum += weight / total;
@@ -59,8 +61,7 @@ fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
         return;
     };
 
-    // Of equally likely tokens, which have the order of their ids here, torch.sort puts the last
-    // one first.
+    // Ties are ordered by id here, but torch.sort puts the last one first.
     let first = tokens
         .iter()
         .take_while(|(_, weight)| *weight > last)
@@ -69,10 +70,11 @@ fn top_p(tokens: &mut Vec<Weighted>, p: f64) {
     tokens.drain(first..first + tokens.len() - count);
 }
 
-/// Keeps the tokens whose information is nearest to the entropy, as many as together reach the
-/// probability `mass`, and those as near as the last of them.
+/// Keeps the tokens whose information is nearest to the entropy, until their probabilities add up
+/// to `mass`, and those that tie with the last of them.
 fn typical(tokens: &mut Vec<Weighted>, mass: f64) {
-    let (total, entropy) = (total(tokens), entropy(tokens));
+    let total = total(tokens);
+    let entropy = entropy(tokens);
     let distance = |weight: f64| (-(weight / total).ln() - entropy).abs();
     let mut nearest: Vec<(f64, f64)> = tokens
         .iter()
@@ -90,7 +92,7 @@ fn typical(tokens: &mut Vec<Weighted>, mass: f64) {
     tokens.retain(|(_, weight)| distance(*weight) <= farthest);
 }
 
-/// Keeps tokens of at least a probability, and the most likely ones.
+/// Keeps tokens with at least the probability `least`, and always the most likely ones.
 fn cut_off(tokens: &mut Vec<Weighted>, least: f64) {
     let total = total(tokens);
     let largest = tokens.first().map_or(0.0, |(_, weight)| *weight);
@@ -117,105 +119,30 @@ mod tests {
     }
 
     #[test]
-    fn each_filter_keeps_what_it_says() {
+    fn each_filter_keeps_the_right_tokens() {
         let halves = [0.5, 0.25, 0.125, 0.125];
-        assert_eq!(ids(&halves, &config()), [0, 1, 2, 3]);
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.5,
-                    ..config()
-                }
-            ),
-            [0]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.6,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    top_p: 0.0,
-                    ..config()
-                }
-            ),
-            [0]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    min_p: 0.3,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    epsilon_cutoff: 0.2,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    epsilon_cutoff: 0.9,
-                    ..config()
-                }
-            ),
-            [0]
-        );
+        let kept = |set: fn(&mut GenerationConfig)| {
+            let mut config = config();
+            set(&mut config);
+            ids(&halves, &config)
+        };
+
+        assert_eq!(kept(|_| ()), [0, 1, 2, 3]);
+        assert_eq!(kept(|config| config.top_p = 0.5), [0]);
+        assert_eq!(kept(|config| config.top_p = 0.6), [0, 1]);
+        assert_eq!(kept(|config| config.top_p = 0.0), [0]);
+        assert_eq!(kept(|config| config.min_p = 0.3), [0, 1]);
+        assert_eq!(kept(|config| config.epsilon_cutoff = 0.2), [0, 1]);
+        assert_eq!(kept(|config| config.epsilon_cutoff = 0.9), [0]);
         // The entropy is 1.75 bits: 2 bits are nearest, then 1 bit, then 3.
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    typical_p: 0.2,
-                    ..config()
-                }
-            ),
-            [1]
-        );
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    typical_p: 0.7,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
+        assert_eq!(kept(|config| config.typical_p = 0.2), [1]);
+        assert_eq!(kept(|config| config.typical_p = 0.7), [0, 1]);
         // exp(-1.75 ln 2) · √0.5 = 0.21
-        assert_eq!(
-            ids(
-                &halves,
-                &GenerationConfig {
-                    eta_cutoff: 0.5,
-                    ..config()
-                }
-            ),
-            [0, 1]
-        );
+        assert_eq!(kept(|config| config.eta_cutoff = 0.5), [0, 1]);
     }
 
     #[test]
-    fn a_filter_sees_what_the_one_before_left() {
+    fn a_filter_works_on_what_the_previous_one_left() {
         let halves = [0.5, 0.25, 0.125, 0.125];
         // Two thirds and a third are left.
         let both = GenerationConfig {
@@ -233,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_impossible_are_not_kept() {
+    fn impossible_tokens_are_not_kept() {
         assert_eq!(ids(&[0.5, 0.5, 0.0], &config()), [0, 1]);
         assert!(kept(&[(0, f32::NEG_INFINITY)], &config()).is_empty());
         assert!(kept(&[], &config()).is_empty());

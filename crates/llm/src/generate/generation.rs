@@ -1,4 +1,4 @@
-//! Text after one prompt: how it is asked for, and its pieces.
+//! Generation after one prompt: the builder, and the iterator over its pieces.
 
 use super::request::{Prompt, Request};
 use super::running::{Context, Running, pass};
@@ -9,10 +9,10 @@ use crate::model::AutoModelForCausalLM;
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
 
-/// Text after a prompt, by the settings that the model's files ask for and what is set here.
+/// Generates text after a prompt, with the settings of the model's files and what is set here.
 ///
-/// [`run`](Self::run) gives all of it at once. As an iterator it gives each token as soon as it is
-/// there:
+/// [`run`](Self::run) returns everything at the end. As an iterator it yields each token as soon as
+/// it is computed:
 ///
 /// ```
 /// use llm_int8::{AutoModelForCausalLM, LoadConfig};
@@ -55,50 +55,52 @@ impl<'m> Generation<'m> {
         self
     }
 
-    /// Draws tokens at random, with logits divided by `temperature`; at 0 the most likely token is
-    /// taken.
+    /// Samples, with logits divided by `temperature`. 0 means greedy decoding: always the most
+    /// likely token.
     pub fn temperature(mut self, temperature: f64) -> Self {
         self.config.do_sample = temperature != 0.0;
         if self.config.do_sample {
             self.config.temperature = temperature;
         }
+
         self
     }
 
-    /// The seed of drawing; the same seed gives the same text.
+    /// Sets the random seed; the same seed gives the same text.
     pub fn seed(mut self, seed: u64) -> Self {
         self.config.seed = seed;
         self
     }
 
-    /// One more text that ends generating and is not shown.
+    /// Adds a stop string: it ends generation and is not part of the text.
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.config.stop.push(text.into());
         self
     }
 
-    /// Ids without text, which needs a tokenizer only where there are stop strings.
+    /// Produces only ids, no text. This needs a tokenizer only if there are stop strings.
     pub fn ids_only(mut self) -> Self {
         self.has_text = false;
         self
     }
 
-    /// All of it.
+    /// Generates everything.
     ///
     /// # Errors
-    /// [`LlmError::Setting`] for a setting without sense; [`LlmError::EmptyPrompt`] and
-    /// [`LlmError::ContextExceeded`] for a prompt that leaves no room or has nothing in it;
+    /// [`LlmError::Setting`] for an invalid setting; [`LlmError::EmptyPrompt`];
+    /// [`LlmError::ContextExceeded`] if the prompt leaves no room for the new tokens;
     /// [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`]; [`LlmError::Decoder`] for ids beyond
-    /// the vocabulary; [`LlmError::BadLogits`] where the model's numbers overflow.
+    /// the vocabulary; [`LlmError::BadLogits`] if the model's numbers overflow.
     pub fn run(self) -> Result<Generated> {
         let mut pieces = self.pieces()?;
         for piece in &mut pieces {
             piece?;
         }
+
         pieces.finish()
     }
 
-    /// Piece by piece, with what came of it all at the end:
+    /// Generates piece by piece. Afterwards [`Pieces::finish`] returns the whole result:
     ///
     /// ```
     /// use llm_int8::{AutoModelForCausalLM, FinishReason, LoadConfig};
@@ -111,13 +113,13 @@ impl<'m> Generation<'m> {
     /// ```
     ///
     /// # Errors
-    /// As [`run`](Self::run), where it cannot begin.
+    /// As [`run`](Self::run), if generation cannot start.
     pub fn pieces(self) -> Result<Pieces<'m>> {
         let context = Context::new(self.model.decoder());
         self.pieces_in(context)
     }
 
-    /// [`pieces`](Self::pieces) with a context that may hold the beginning of the prompt already.
+    /// [`pieces`](Self::pieces), with a context that may already hold the beginning of the prompt.
     pub(crate) fn pieces_in(self, context: Context) -> Result<Pieces<'m>> {
         let model = self.model;
         let sequence = Sequence::new(model, self.into_request())?;
@@ -138,7 +140,7 @@ impl<'m> IntoIterator for Generation<'m> {
     type Item = Result<Piece>;
     type IntoIter = Pieces<'m>;
 
-    /// What keeps it from beginning is the first and only item.
+    /// If generation cannot start, the error is the only item.
     fn into_iter(self) -> Pieces<'m> {
         let model = self.model;
         self.pieces()
@@ -146,26 +148,26 @@ impl<'m> IntoIterator for Generation<'m> {
     }
 }
 
-/// The pieces of a [`Generation`], computed as they are asked for, one for each new id. Dropping it
-/// ends generating.
+/// The pieces of a [`Generation`], one for each new id, computed on demand. Dropping this stops
+/// generation.
 #[derive(Debug)]
 #[must_use = "nothing is generated until it is iterated over"]
 pub struct Pieces<'m> {
     model: &'m AutoModelForCausalLM,
     state: State<'m>,
-    /// What the last pass gave, less what was given on.
+    /// Events of the last pass that have not been returned yet.
     events: VecDeque<Event>,
-    /// Ids that were given on.
-    given_ids: usize,
-    /// Bytes of text that were given on.
-    given_bytes: usize,
+    /// Ids that were returned.
+    returned_ids: usize,
+    /// Bytes of text that were returned.
+    returned_bytes: usize,
 }
 
 #[derive(Debug)]
 enum State<'m> {
-    /// Going on or ended.
+    /// Running or ended.
     Begun(Box<Running<'m>>),
-    /// The error, until it is given on.
+    /// The error, until it has been returned.
     Failed(Option<LlmError>),
 }
 
@@ -175,17 +177,17 @@ impl<'m> Pieces<'m> {
             model,
             state,
             events: VecDeque::new(),
-            given_ids: 0,
-            given_bytes: 0,
+            returned_ids: 0,
+            returned_bytes: 0,
         }
     }
 
-    /// What the pieces so far make together. Generating ends here, if it has not ended yet; the
-    /// reason is [`FinishReason::Interrupted`] then.
+    /// Stops generation and returns the result of the pieces so far. The reason is
+    /// [`FinishReason::Interrupted`] if the sequence had not ended by itself.
     ///
     /// # Errors
-    /// What kept it from beginning. [`LlmError::Interrupted`] where the iterator has given the
-    /// error that ended it.
+    /// The error that kept generation from starting; [`LlmError::Interrupted`] if the iterator has
+    /// already returned the error that stopped it.
     pub fn finish(self) -> Result<Generated> {
         Ok(self.finish_in_context()?.0)
     }
@@ -197,13 +199,14 @@ impl<'m> Pieces<'m> {
             State::Failed(error) => return Err(error.unwrap_or(LlmError::Interrupted)),
         };
         let (mut generated, context) = running.finish();
-        if self.given_ids < generated.ids.len() {
-            // Drafts that were right, but that nobody asked for.
+        if self.returned_ids < generated.ids.len() {
+            // Drop accepted drafts that the caller did not take.
             generated.finish_reason = FinishReason::Interrupted;
-            generated.ids.truncate(self.given_ids);
-            generated.text.truncate(self.given_bytes);
-            generated.timing.decoded_tokens = self.given_ids.saturating_sub(1);
+            generated.ids.truncate(self.returned_ids);
+            generated.text.truncate(self.returned_bytes);
+            generated.timing.decoded_tokens = self.returned_ids.saturating_sub(1);
         }
+
         Ok((generated, context))
     }
 
@@ -220,13 +223,14 @@ impl Iterator for Pieces<'_> {
         loop {
             match self.events.pop_front().map(|event| event.update) {
                 Some(Update::Piece(piece)) => {
-                    self.given_ids += 1;
-                    self.given_bytes += piece.text.len();
+                    self.returned_ids += 1;
+                    self.returned_bytes += piece.text.len();
                     return Some(Ok(piece));
                 }
                 Some(Update::Failed(error)) => return self.fail(error),
                 Some(Update::Finished(_)) | None => {}
             }
+
             let done = match &mut self.state {
                 State::Begun(running) if running.goes_on() => {
                     let alone = std::slice::from_mut(running.as_mut());

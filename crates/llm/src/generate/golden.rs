@@ -1,4 +1,5 @@
-//! Processors and filters against those of transformers: `scripts/make_generation_golden.py`.
+//! Processors and filters compared with transformers' (golden values of
+//! `scripts/make_generation_golden.py`).
 
 use super::GenerationConfig;
 use super::filters::kept;
@@ -17,7 +18,7 @@ fn golden(name: &str) -> Vec<Value> {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// JSON has no infinities and no NaN: they are texts.
+/// JSON has no infinities and no NaN, so they are strings.
 fn number(value: &Value) -> f32 {
     match value.as_str() {
         Some(text) => text.parse().unwrap(),
@@ -49,7 +50,7 @@ fn config(case: &Value) -> GenerationConfig {
     GenerationConfig::from_json(case["settings"].to_string().as_bytes(), "the settings").unwrap()
 }
 
-/// The row of a case after the processors.
+/// The logits of a case after the processors.
 fn processed(
     case: &Value,
     config: &GenerationConfig,
@@ -69,13 +70,13 @@ fn processed(
         .all(|(a, b)| a.to_bits() == b.to_bits());
     assert!(
         is_same || is_penalised || processors.act_on(&seen),
-        "it acts without saying so: {case}"
+        "`act_on` missed a change: {case}"
     );
     scores
 }
 
 #[test]
-fn processors_change_what_those_of_transformers_change() {
+fn processors_match_transformers() {
     let cases = golden("processors.json");
     assert!(cases.len() > 100);
     for case in cases {
@@ -91,20 +92,21 @@ fn processors_change_what_those_of_transformers_change() {
         for (id, score) in case["changed"].as_object().unwrap() {
             expected[id.parse::<usize>().unwrap()] = number(score);
         }
+
         for (id, (ours, theirs)) in scores.iter().zip(&expected).enumerate() {
-            // The factor of the decay is a power, of which the last bit is free.
+            // The decay factor is a power, whose last bits may differ.
             let is_near = (ours - theirs).abs() <= 4.0 * f32::EPSILON * theirs.abs();
             let is_same = ours == theirs || (ours.is_nan() && theirs.is_nan());
             assert!(
                 is_same || is_near,
-                "token {id}: {ours}, not {theirs}: {case}"
+                "token {id}: {ours}, expected {theirs}: {case}"
             );
         }
     }
 }
 
 #[test]
-fn filters_keep_what_those_of_transformers_keep() {
+fn filters_match_transformers() {
     let cases = golden("filters.json");
     assert!(cases.len() > 50);
     for case in cases {
@@ -130,10 +132,11 @@ fn filters_keep_what_those_of_transformers_keep() {
             theirs.keys().collect::<Vec<_>>(),
             "{case}"
         );
+
         for (id, p) in &theirs {
             assert!(
                 (ours[id] - p).abs() < 1e-5 * p + 1e-9,
-                "token {id}: {}, not {p}: {case}",
+                "token {id}: {}, expected {p}: {case}",
                 ours[id]
             );
         }
@@ -141,7 +144,7 @@ fn filters_keep_what_those_of_transformers_keep() {
 }
 
 #[test]
-fn a_family_s_end_token_is_that_of_its_configuration_class() {
+fn end_tokens_of_families_match_their_config_classes() {
     let classes = golden("class_tokens.json");
     for family in llm_int8_decoder::FAMILIES {
         let class = classes.iter().find(|class| class[0] == family.model_type);

@@ -1,12 +1,13 @@
-//! From a prompt to text, token by token, with drafts, or several prompts at once.
+//! Text generation: one prompt, a batch of them, or an engine with continuous batching.
 //!
-//! A [`Generation`] is one prompt by itself, a [`Batch`] a known number of them, and an [`Engine`]
-//! takes them as they come. All three run their sequences by the same passes (`running`), and
-//! choose and end by the same rules (`sequence`).
+//! A [`Generation`] runs a single prompt, a [`Batch`] a fixed list of them, and an [`Engine`] takes
+//! requests at any time. All three share the forward pass (`running`) and the rules for choosing
+//! tokens and stopping (`sequence`).
 
 mod batch;
 mod config;
 mod config_file;
+mod config_tables;
 mod draft;
 mod engine;
 #[cfg(test)]
@@ -34,53 +35,53 @@ pub(crate) use running::Context;
 
 use std::time::Duration;
 
-/// Why generating ended.
+/// Why generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model said so with one of its end tokens.
+    /// The model produced one of its end-of-sequence tokens.
     EndOfText,
     /// A stop string appeared.
     StopString,
     /// The requested number of tokens was generated.
     Length,
-    /// `max_time` is over.
+    /// `max_time` has passed.
     Time,
-    /// The caller had enough: pieces were no longer asked for, or the sequence was cancelled.
+    /// The caller stopped: it asked for no more pieces, or cancelled the sequence.
     Interrupted,
 }
 
-/// How long it took.
+/// How long generation took, and for how many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timing {
-    /// Tokens of the prompt that were computed.
+    /// Prompt tokens that were computed.
     pub prompt_tokens: usize,
-    /// Tokens of the prompt whose keys and values were there from before.
+    /// Prompt tokens whose keys and values were already in the cache.
     pub reused_tokens: usize,
     /// Time until the first new token.
     pub prefill: Duration,
-    /// New tokens after the first.
+    /// New tokens, without the first.
     pub decoded_tokens: usize,
-    /// Time for those.
+    /// Time for those tokens.
     pub decode: Duration,
-    /// Tokens drafted; 0 unless [`GenerationConfig::speculate`] is set.
+    /// Drafted tokens; 0 unless [`GenerationConfig::speculate`] is set.
     pub drafted_tokens: usize,
-    /// Drafted tokens that the model would have chosen too.
+    /// Drafted tokens that were accepted, because the model chose them too.
     pub accepted_tokens: usize,
 }
 
 impl Timing {
-    /// Prompt tokens a second.
+    /// Prompt tokens per second.
     pub fn prefill_rate(&self) -> f64 {
         self.prompt_tokens as f64 / self.prefill.as_secs_f64().max(1e-9)
     }
 
-    /// New tokens a second, the first not counted; none where there was only one.
+    /// New tokens per second, without the first; `None` if there was only one.
     pub fn decode_rate(&self) -> Option<f64> {
         (self.decoded_tokens > 0)
             .then(|| self.decoded_tokens as f64 / self.decode.as_secs_f64().max(1e-9))
     }
 
-    /// The share of drafted tokens that were accepted; none where none were drafted.
+    /// The fraction of drafted tokens that were accepted; `None` if none were drafted.
     pub fn acceptance_rate(&self) -> Option<f64> {
         (self.drafted_tokens > 0).then(|| self.accepted_tokens as f64 / self.drafted_tokens as f64)
     }
@@ -89,24 +90,24 @@ impl Timing {
 /// One new token and the text it completes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// The token; an end token is one too.
+    /// The token id; end tokens are included.
     pub id: u32,
-    /// The text, which never ends inside a character. Empty where it completes none, where it may
-    /// be part of a stop string, and where ids alone are asked for.
+    /// The text, which never ends inside a character. Empty if the token completes no character, if
+    /// the text may be the beginning of a stop string, or if only ids are requested.
     pub text: String,
 }
 
 /// What was generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// The new text; empty where ids alone are asked for.
+    /// The new text; empty if only ids are requested.
     pub text: String,
-    /// The new ids, an end token included.
+    /// The new ids, including the end token.
     pub ids: Vec<u32>,
-    /// Why it ended.
+    /// Why generation ended.
     pub finish_reason: FinishReason,
     /// How long it took.
     pub timing: Timing,
-    /// Bytes of keys and values at the end.
+    /// Size of the key/value cache at the end, in bytes.
     pub cache_bytes: u64,
 }

@@ -1,11 +1,11 @@
-//! What to go on from, and how.
+//! What to generate: a prompt and its settings.
 
 use super::{Generation, GenerationConfig};
 
-/// What is gone on from. Texts and token ids become one by [`Into`].
+/// What the generated text follows. Strings and token ids convert [`Into`] it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// A text, for the model's tokenizer. An empty one is the token that a text begins with.
+    /// A text, for the model's tokenizer. An empty one stands for the begin-of-sequence token.
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
@@ -55,19 +55,19 @@ impl<const N: usize> From<[u32; N]> for Prompt {
 
 /// A prompt with its own settings, for an [`Engine`](super::Engine) or a [`Batch`](super::Batch).
 ///
-/// Prompts and [`Generation`]s become requests by [`Into`].
+/// Prompts and [`Generation`]s convert [`Into`] it.
 #[derive(Debug, Clone, PartialEq)]
 #[must_use = "a request does nothing until an engine or a batch runs it"]
 pub struct Request {
     pub(super) prompt: Prompt,
-    /// None: what the model's files ask for.
+    /// `None`: the settings of the model's files.
     pub(super) config: Option<GenerationConfig>,
-    /// Whether the new ids become text.
+    /// Whether the new ids are decoded to text.
     pub(super) has_text: bool,
 }
 
 impl Request {
-    /// Text after a prompt, by the settings that the model's files ask for.
+    /// A request with the settings of the model's files.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self {
             prompt: prompt.into(),
@@ -76,13 +76,13 @@ impl Request {
         }
     }
 
-    /// By these settings instead.
+    /// Replaces the settings.
     pub fn config(mut self, config: GenerationConfig) -> Self {
         self.config = Some(config);
         self
     }
 
-    /// Ids without text, which needs a tokenizer only where there are stop strings.
+    /// Produces only ids, no text. This needs a tokenizer only if there are stop strings.
     pub fn ids_only(mut self) -> Self {
         self.has_text = false;
         self

@@ -1,4 +1,4 @@
-//! Sequences at work: one pass of the model gives each of them its next tokens.
+//! Running sequences: one forward pass gives each of them its next tokens.
 
 use super::sequence::Sequence;
 use super::{Event, Generated, Piece, SequenceId, Timing, Update};
@@ -7,7 +7,7 @@ use llm_int8_decoder::{Decoder, KvCache, LogitPositions, Logits, SequenceInput};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Keys and values, and the ids they are of: what one turn of a conversation leaves to the next.
+/// Keys and values, and the ids they belong to. One turn of a conversation leaves this to the next.
 #[derive(Debug)]
 pub(crate) struct Context {
     cache: KvCache,
@@ -15,7 +15,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Nothing yet.
+    /// An empty context.
     pub(crate) fn new(decoder: &Decoder) -> Self {
         Self {
             cache: decoder.new_cache(),
@@ -23,8 +23,8 @@ impl Context {
         }
     }
 
-    /// Keeps what is a beginning of `prompt`, at least one id shorter: the last one is what logits
-    /// are for.
+    /// Keeps the ids that `prompt` starts with and returns their number. At least the last id of
+    /// the prompt is left to compute, because its logits are needed.
     fn reuse(&mut self, prompt: &[u32]) -> usize {
         let same = self
             .ids
@@ -37,31 +37,31 @@ impl Context {
         kept
     }
 
-    /// Forgets all ids from `kept` on.
+    /// Drops everything past the first `kept` ids.
     fn forget(&mut self, kept: usize) {
         self.cache.truncate(kept);
         self.ids.truncate(kept);
     }
 }
 
-/// A sequence at work.
+/// A running sequence.
 #[derive(Debug)]
 pub(super) struct Running<'m> {
     pub(super) id: SequenceId,
     sequence: Sequence<'m>,
     context: Context,
-    /// What the next pass computes: the rest of the prompt, or the last token and drafts after it.
+    /// The ids of the next pass: the rest of the prompt, or the last token and the drafts after it.
     input: Vec<u32>,
-    /// Drafts at the end of `input`.
+    /// Number of drafts at the end of `input`.
     drafts: usize,
     timing: Timing,
-    /// When the prompt was begun, and from the first new token on, when that came.
+    /// When the prompt was started; after the first new token, when that token came.
     started: Instant,
     has_failed: bool,
 }
 
 impl<'m> Running<'m> {
-    /// Begins a sequence, of which `context` may hold the beginning already.
+    /// Starts a sequence. `context` may already hold the beginning of its prompt.
     pub(super) fn new(id: SequenceId, mut sequence: Sequence<'m>, mut context: Context) -> Self {
         sequence.start();
         let prompt = sequence.all_ids();
@@ -72,6 +72,7 @@ impl<'m> Running<'m> {
             reused_tokens: reused,
             ..Timing::default()
         };
+
         Self {
             id,
             sequence,
@@ -84,21 +85,22 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// Whether it takes part in the next pass.
+    /// Whether the sequence takes part in the next pass.
     pub(super) fn goes_on(&self) -> bool {
         !self.has_failed && self.sequence.goes_on()
     }
 
-    /// Whether an error ended it.
+    /// Whether an error ended the sequence.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed
     }
 
-    /// What came of it, and its keys and values.
+    /// The result, and the context for the next turn.
     pub(super) fn finish(mut self) -> (Generated, Context) {
         if self.goes_on() {
             self.stop_clock();
         }
+
         (
             self.sequence
                 .into_generated(self.timing, self.context.cache.bytes()),
@@ -119,8 +121,8 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// Positions of the input whose logits are needed: the last of a prompt; a token and every
-    /// draft after it.
+    /// The positions of the input whose logits are needed: the last one of a prompt; otherwise all,
+    /// the last token and every draft.
     fn positions(&self) -> LogitPositions {
         if self.is_at_prompt() {
             LogitPositions::Last
@@ -138,8 +140,8 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// Takes the tokens that its rows of a pass's logits give, from row `first` on: one, and one
-    /// more for each draft that was right.
+    /// Chooses tokens from this sequence's rows of a pass's logits, which begin at row `first`: one
+    /// token, and one more for each draft that was right.
     fn take(
         &mut self,
         logits: &mut Logits<'_>,
@@ -149,34 +151,37 @@ impl<'m> Running<'m> {
         let is_first = self.is_at_prompt();
         self.context.ids.extend_from_slice(&self.input);
         self.timing.drafted_tokens += self.drafts;
-        let (known, known_before) = (
-            self.input.len() - self.drafts,
-            self.context.ids.len() - self.drafts,
-        );
+        let known = self.input.len() - self.drafts;
+        let known_before = self.context.ids.len() - self.drafts;
 
         for i in 0..=self.drafts {
             let piece = self.sequence.next(logits, first + i)?;
             let id = piece.id;
             on_piece(piece);
             if !self.sequence.goes_on() || self.input.get(known + i) != Some(&id) {
-                // What follows was computed for a token that did not come.
+                // The rest was computed for a draft that was not chosen.
                 self.context.forget(known_before + i);
                 self.input.clear();
                 self.input.push(id);
                 break;
             }
+
             self.timing.accepted_tokens += 1;
         }
+
         self.drafts = 0;
 
-        // Only a token that is known tells that a device is done with the prompt.
+        // Read the clock only now: launches are asynchronous, and only a chosen token proves that
+        // the device has finished the prompt.
         if is_first {
             self.timing.prefill = self.started.elapsed();
             self.started = Instant::now();
         }
+
         if !self.sequence.goes_on() {
             self.stop_clock();
         }
+
         Ok(())
     }
 
@@ -188,12 +193,12 @@ impl<'m> Running<'m> {
     }
 }
 
-/// One pass over sequences that all go on, prompts and single tokens side by side. Each adds its
-/// pieces to `events`, or the error that ended it alone.
+/// Runs one forward pass over sequences that have not ended; prompts and single tokens can be
+/// mixed. Pieces are added to `events`, and so is an error that ends only one sequence.
 ///
 /// # Errors
-/// [`LlmError::Decoder`](crate::LlmError::Decoder) where the pass fails: none of the sequences can
-/// go on.
+/// [`LlmError::Decoder`](crate::LlmError::Decoder) if the pass fails. Then none of the sequences
+/// can go on.
 pub(super) fn pass(
     decoder: &Decoder,
     running: &mut [Running<'_>],
@@ -205,7 +210,8 @@ pub(super) fn pass(
 
     let mut row = 0;
     for one in running {
-        let (id, rows) = (one.id, one.drafts + 1);
+        let id = one.id;
+        let rows = one.drafts + 1;
         let mut on_piece = |piece| {
             events.push_back(Event {
                 id,
@@ -219,7 +225,9 @@ pub(super) fn pass(
                 update: Update::Failed(error),
             });
         }
+
         row += rows;
     }
+
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Choosing the next token. What can be done where the logits are is done there; a row is fetched
-//! only where a processor needs all of it.
+//! Choosing the next token. The choice is made where the logits are (on the device, if there is
+//! one); a whole row is copied to the host only if a processor needs it.
 
 use super::GenerationConfig;
 use super::filters::kept;
@@ -18,13 +18,13 @@ use std::sync::Arc;
 pub(super) struct Sampler {
     config: Arc<GenerationConfig>,
     processors: Processors,
-    /// Tokens of the prompt and those chosen.
+    /// The prompt's tokens and those chosen so far.
     seen: Vec<u32>,
     rng: StdRng,
 }
 
 impl Sampler {
-    /// For up to `new_tokens` after a prompt.
+    /// A sampler for up to `new_tokens` tokens after a prompt.
     pub(super) fn new(config: Arc<GenerationConfig>, prompt: Vec<u32>, new_tokens: usize) -> Self {
         Self {
             processors: Processors::new(Arc::clone(&config), prompt.len(), new_tokens),
@@ -34,12 +34,12 @@ impl Sampler {
         }
     }
 
-    /// Tokens of the prompt and those chosen.
+    /// The prompt's tokens and those chosen so far.
     pub(super) fn seen(&self) -> &[u32] {
         &self.seen
     }
 
-    /// The next token after a row of logits, which the penalty may change.
+    /// Chooses the next token from a row of logits. The repetition penalty may change the row.
     pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<u32> {
         let id = if self.processors.act_on(&self.seen) {
             let scores = self.processed(logits, row)?;
@@ -56,21 +56,24 @@ impl Sampler {
                         seen: &seen,
                     },
                 );
-                // The row is changed now.
+
+                // Now the row is changed; the penalty must not be applied twice.
                 penalty = 1.0;
                 chosen.map_err(|error| match error {
                     DecoderError::NonFiniteLogits => LlmError::BadLogits,
                     error => error.into(),
                 })
             });
+
             self.seen = seen;
             id?
         };
+
         self.seen.push(id);
         Ok(id)
     }
 
-    /// A row of logits after the processors.
+    /// A copy of a row of logits, after the processors.
     fn processed(&self, logits: &Logits<'_>, row: usize) -> Result<Vec<f32>> {
         let mut scores = logits.row(row)?;
         let is_bad = scores
@@ -79,10 +82,11 @@ impl Sampler {
         if is_bad && !self.config.remove_invalid_values {
             return Err(LlmError::BadLogits);
         }
+
         self.processors.apply(&self.seen, &mut scores);
 
-        // An end token that is forbidden while its logit grows: -inf + inf. torch.argmax takes NaN
-        // for the largest, and torch.multinomial refuses it.
+        // A forbidden end token whose logit also grows is -inf + inf. torch.argmax treats NaN as
+        // the largest value, and torch.multinomial rejects it.
         match scores.iter().position(|score| score.is_nan()) {
             Some(_) if self.config.do_sample => Err(LlmError::BadLogits),
             Some(place) => {
@@ -94,12 +98,13 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token: the most likely one, or one drawn. `largest(k)` returns the `k`
+    /// Chooses the next token: the most likely one, or a random one. `largest(k)` returns the `k`
     /// tokens with the largest logits, largest first.
     fn choose(&mut self, largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>) -> Result<u32> {
         if !self.config.do_sample {
             return Ok(largest(1)?.first().map_or(0, |(id, _)| *id));
         }
+
         let kept = kept(&top_k(largest, self.config.top_k)?, &self.config);
         let weights =
             WeightedIndex::new(kept.iter().map(|(_, p)| *p)).map_err(|_| LlmError::BadLogits)?;
@@ -107,7 +112,7 @@ impl Sampler {
     }
 }
 
-/// The `k` most likely tokens and those as likely as the last of them; all where `k` is 0.
+/// The `k` most likely tokens, and those that tie with the last of them; all tokens if `k` is 0.
 pub(super) fn top_k(
     largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>,
     k: usize,
@@ -115,6 +120,7 @@ pub(super) fn top_k(
     if k == 0 {
         return largest(usize::MAX);
     }
+
     let mut tokens = largest(k.saturating_add(1))?;
     match (tokens.get(k - 1).copied(), tokens.get(k).copied()) {
         (Some((_, last)), Some((_, next))) if last == next => {
@@ -123,6 +129,7 @@ pub(super) fn top_k(
         }
         _ => tokens.truncate(k),
     }
+
     Ok(tokens)
 }
 
@@ -142,13 +149,13 @@ mod tests {
         Sampler::new(Arc::new(config.clone()), prompt.to_vec(), new_tokens)
     }
 
-    /// Logits of probabilities 0.5, 0.25, 0.125, 0.125 (ids 1, 0, 2, 3).
+    /// Logits of the probabilities 0.5, 0.25, 0.125, 0.125 (ids 1, 0, 2, 3).
     fn logits() -> Logits<'static> {
         Logits::from_vec([0.25f32, 0.5, 0.125, 0.125].map(f32::ln).to_vec(), 4)
     }
 
     #[test]
-    fn top_k_keeps_tokens_as_likely_as_the_last_one() {
+    fn top_k_keeps_ties_with_the_last_token() {
         let row = [0.25f32, 0.5, 0.125, 0.125, 0.0].map(f32::ln);
         let ids = |k| {
             let tokens = top_k(&mut |count| Ok(largest(&row, count)), k).unwrap();
@@ -162,16 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn drawing_follows_the_probabilities_and_the_seed() {
+    fn sampling_follows_the_probabilities_and_the_seed() {
         let config = config();
         let mut sampler = sampler_of(&config, &[], 4000);
         let mut counts = [0; 4];
         for _ in 0..4000 {
             counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
         }
+
         for (count, expected) in counts.iter().zip([1000, 2000, 500, 500]) {
             assert!((i64::from(*count) - expected).abs() < 200, "{counts:?}");
         }
+
         let draw = |seed| {
             let config = GenerationConfig {
                 seed,
@@ -187,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_is_penalised_and_nan_is_an_error() {
+    fn seen_tokens_are_penalised_and_nan_is_an_error() {
         let config = GenerationConfig {
             repetition_penalty: 2.0,
             ..GenerationConfig::default()
@@ -211,6 +220,7 @@ mod tests {
                 Err(LlmError::BadLogits)
             ));
         }
+
         let removed = GenerationConfig {
             remove_invalid_values: true,
             ..plain
@@ -224,20 +234,21 @@ mod tests {
     }
 
     #[test]
-    fn a_penalty_applies_once_where_the_row_is_looked_at_twice() {
-        // The last of the top k ties with the next, so all tokens are needed.
+    fn the_penalty_applies_once_if_the_row_is_read_twice() {
+        // The last of the top k ties with the next one, so all tokens are needed.
         let config = GenerationConfig {
             repetition_penalty: 2.0,
             top_k: 1,
             ..config()
         };
+
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
         assert!(sampler_of(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
         assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);
     }
 
     #[test]
-    fn drawing_where_everything_is_ruled_out_is_an_error() {
+    fn sampling_with_every_token_suppressed_is_an_error() {
         let all = GenerationConfig {
             suppress_tokens: vec![0, 1, 2, 3],
             ..config()

@@ -1,4 +1,4 @@
-//! One sequence while it grows: its sampler, its stop strings, and why it ended.
+//! One sequence: its sampler, its stop strings, and why it ended.
 
 use super::draft::draft;
 use super::request::Request;
@@ -12,29 +12,29 @@ use llm_int8_decoder::Logits;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A sequence that grows.
+/// A sequence that is being generated.
 #[derive(Debug)]
 pub(super) struct Sequence<'m> {
     config: Arc<GenerationConfig>,
-    /// New tokens at most.
+    /// Maximum number of new tokens.
     most: usize,
     started: Instant,
     sampler: Sampler,
     stream: Option<TextStream<'m>>,
     stops: Option<StopStrings<'m>>,
-    /// The text so far, less what may still become a stop string.
+    /// The text so far, without what may still become a stop string.
     text: String,
     ids: Vec<u32>,
     finish_reason: Option<FinishReason>,
 }
 
 impl<'m> Sequence<'m> {
-    /// Before its first token.
+    /// Prepares a request, before its first token.
     ///
     /// # Errors
     /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`];
     /// [`LlmError::Decoder`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
-    /// [`LlmError::Tokenizer`] where text is needed.
+    /// [`LlmError::Tokenizer`] if text is needed.
     pub(super) fn new(model: &'m AutoModelForCausalLM, request: Request) -> Result<Self> {
         let Request {
             prompt,
@@ -54,10 +54,12 @@ impl<'m> Sequence<'m> {
         } else {
             None
         };
+
         let stops = match tokenizer {
             Some(tokenizer) => StopStrings::new(&config.stop, tokenizer, &prompt)?,
             None => None,
         };
+
         Ok(Self {
             most,
             started: Instant::now(),
@@ -91,15 +93,15 @@ impl<'m> Sequence<'m> {
         self.finish_reason.is_none()
     }
 
-    /// What may come next, to be computed together with the last id.
+    /// Guesses for the next tokens, to compute together with the last id.
     pub(super) fn drafts(&self) -> Vec<u32> {
-        // The last token is chosen, but not fed to the model.
+        // The pass itself gives one token, so there is room for one draft less.
         let room = self.most.saturating_sub(self.ids.len() + 1);
         draft(self.sampler.seen(), self.config.speculate.min(room))
     }
 
-    /// Chooses the next id by a row of logits. The piece that ends the sequence holds the text kept
-    /// back so far.
+    /// Chooses the next id from a row of logits. The piece that ends the sequence also holds the
+    /// text that was held back.
     pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<Piece> {
         let id = self.sampler.next(logits, row)?;
         self.ids.push(id);
@@ -112,17 +114,19 @@ impl<'m> Sequence<'m> {
             (text, is_stopped) = self.push(id)?;
             self.finish_reason = self.reason_to_end(is_stopped);
         }
+
         if self
             .finish_reason
             .is_some_and(|reason| reason != FinishReason::StopString)
         {
-            text.push_str(&self.kept_back()?);
+            text.push_str(&self.held_back()?);
         }
         self.text.push_str(&text);
+
         Ok(Piece { id, text })
     }
 
-    /// Why it ends after the last id, which is no end token.
+    /// Why the sequence ends after its last id, which is not an end token; `None` if it goes on.
     fn reason_to_end(&self, is_stopped: bool) -> Option<FinishReason> {
         if is_stopped {
             Some(FinishReason::StopString)
@@ -139,7 +143,7 @@ impl<'m> Sequence<'m> {
         }
     }
 
-    /// The text that can be shown after one more id, and whether a stop string was met.
+    /// Adds an id. Returns the text that can be shown now, and whether a stop string was found.
     fn push(&mut self, id: u32) -> Result<(String, bool)> {
         let text = match &mut self.stream {
             Some(stream) => stream.push(id)?,
@@ -151,11 +155,13 @@ impl<'m> Sequence<'m> {
         }
     }
 
-    /// What was kept back in case it became a character or a stop string.
-    fn kept_back(&mut self) -> Result<String> {
+    /// The text held back because it was an incomplete character or might have become a stop
+    /// string.
+    fn held_back(&mut self) -> Result<String> {
         let Some(stream) = &mut self.stream else {
             return Ok(String::new());
         };
+
         let text = stream.finish()?;
         match &mut self.stops {
             Some(stops) => stops.finish(text),
@@ -163,7 +169,7 @@ impl<'m> Sequence<'m> {
         }
     }
 
-    /// What came of it; one that has not ended was interrupted.
+    /// The result. A sequence that has not ended counts as interrupted.
     pub(super) fn into_generated(self, timing: Timing, cache_bytes: u64) -> Generated {
         let finish_reason = self.finish_reason.unwrap_or(FinishReason::Interrupted);
         Generated {
@@ -176,7 +182,7 @@ impl<'m> Sequence<'m> {
     }
 }
 
-/// Refuses settings without sense and those that the model cannot follow.
+/// Rejects invalid settings and those that the model does not support.
 fn check(model: &AutoModelForCausalLM, config: &GenerationConfig) -> Result<()> {
     config.check()?;
     config.check_vocabulary(model.decoder().spec().vocab_size())?;
@@ -184,14 +190,15 @@ fn check(model: &AutoModelForCausalLM, config: &GenerationConfig) -> Result<()> 
         return Err(LlmError::Setting {
             name: "speculate",
             value: config.speculate.to_string(),
-            expected: "drafts are exact only where a token does not depend on its batch: look for outliers per row, \
-                       on the CPU, and not with rotations that change with the length of the text",
+            expected: "drafts are exact only if a token does not depend on its batch: this takes outliers per row, \
+                       the CPU, and rotary embeddings that do not change with the length of the sequence",
         });
     }
+
     Ok(())
 }
 
-/// The part of the prompt that leaves room for the new tokens, and how many there may be.
+/// The prompt, cut if necessary and allowed, and the maximum number of new tokens.
 fn fit(
     mut prompt: Vec<u32>,
     config: &GenerationConfig,
@@ -200,14 +207,17 @@ fn fit(
     if prompt.is_empty() {
         return Err(LlmError::EmptyPrompt);
     }
+
     let new = config.new_tokens(prompt.len(), positions)?;
     if prompt.len().saturating_add(new) <= positions {
         return Ok((prompt, new));
     }
+
     if config.truncate && new < positions {
         prompt.drain(..prompt.len() - prompt.len().min(positions - new));
         return Ok((prompt, new));
     }
+
     Err(LlmError::ContextExceeded {
         prompt: prompt.len(),
         new,
@@ -220,12 +230,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prompt_is_cut_at_its_beginning_only_when_that_is_asked_for() {
+    fn a_prompt_is_cut_only_on_request_and_at_its_beginning() {
         let config = |max_new_tokens, truncate| GenerationConfig {
             max_new_tokens: Some(max_new_tokens),
             truncate,
             ..GenerationConfig::default()
         };
+
         let prompt = || vec![1, 2, 3, 4, 5, 6];
         assert_eq!(fit(prompt(), &config(2, false), 8).unwrap(), (prompt(), 2));
         assert_eq!(

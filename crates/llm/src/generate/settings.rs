@@ -1,4 +1,5 @@
-//! The values of a `generation_config.json`, with messages that name the file and the key.
+//! Typed access to the values of a `generation_config.json`, with errors that name the file and the
+//! key.
 
 use crate::error::{LlmError, Result};
 use serde_json::{Map, Value};
@@ -14,18 +15,19 @@ impl Settings<'_> {
         self.values.get(key).unwrap_or(&Value::Null)
     }
 
-    /// Whether the key is there, even if it is null.
+    /// Whether the key is present, even if its value is null.
     pub(super) fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }
 
-    /// The error of a value that is not what was expected.
+    /// The error for a value that is not what was expected.
     pub(super) fn wrong(&self, key: &str, expected: &str) -> LlmError {
         // A long list would hide the rest of the message.
         let mut value = self.get(key).to_string();
         if value.chars().count() > 60 {
             value = value.chars().take(60).chain(['…']).collect();
         }
+
         let reason = format!("`{key}` is {value}; {expected} was expected");
         LlmError::MalformedJson {
             what: self.what.to_owned(),
@@ -33,7 +35,7 @@ impl Settings<'_> {
         }
     }
 
-    /// True or false; false where there is none.
+    /// A bool; false if missing.
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         match self.get(key) {
             Value::Null => Ok(false),
@@ -43,12 +45,12 @@ impl Settings<'_> {
         }
     }
 
-    /// A number; `off` where there is none.
+    /// A number; `off` if missing.
     pub(super) fn number(&self, key: &str, off: f64) -> Result<f64> {
         Ok(self.optional_number(key)?.unwrap_or(off))
     }
 
-    /// A number, where there is one.
+    /// A number; `None` if missing.
     pub(super) fn optional_number(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             Value::Null => Ok(None),
@@ -59,7 +61,7 @@ impl Settings<'_> {
         }
     }
 
-    /// A whole number, where there is one; Python's 20.0 is one too.
+    /// A whole number; `None` if missing. 20.0 counts as one, as in Python.
     pub(super) fn integer(&self, key: &str) -> Result<Option<i64>> {
         match self.get(key) {
             Value::Null => Ok(None),
@@ -69,7 +71,7 @@ impl Settings<'_> {
         }
     }
 
-    /// A whole number from 0 up, where there is one.
+    /// A whole number that is not negative; `None` if missing.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
         let size = |number: i64| {
             usize::try_from(number).map_err(|_| self.wrong(key, "a number from 0 up"))
@@ -77,18 +79,18 @@ impl Settings<'_> {
         self.integer(key)?.map(size).transpose()
     }
 
-    /// A whole number; 0 where there is none, or a negative one, which transformers takes for none.
+    /// A whole number; 0 if missing or negative, which transformers treats as off.
     pub(super) fn count(&self, key: &str) -> Result<usize> {
         Ok(usize::try_from(self.integer(key)?.unwrap_or(0)).unwrap_or(0))
     }
 
-    /// A token id, where there is one.
+    /// A token id; `None` if missing.
     pub(super) fn id(&self, key: &str) -> Result<Option<u32>> {
         let id = |number: i64| u32::try_from(number).map_err(|_| self.wrong(key, "a token id"));
         self.integer(key)?.map(id).transpose()
     }
 
-    /// A token id or a list of them. Negative ones are of no token, so they do nothing.
+    /// A token id or a list of them. Negative ids match no token, so they are dropped.
     pub(super) fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let wrong = || self.wrong(key, "a token id or a list of token ids");
         let numbers: Option<Vec<i64>> = match self.get(key) {
@@ -114,7 +116,7 @@ impl Settings<'_> {
         sequences.ok_or_else(|| self.wrong(key, "a list of lists of token ids, as [[1], [2, 3]],"))
     }
 
-    /// A list of pairs: token ids and a number.
+    /// A list of pairs `[token ids, bias]`.
     pub(super) fn biases(&self, key: &str) -> Result<Vec<(Vec<u32>, f64)>> {
         let pair = |value: &Value| match value.as_array().map(Vec::as_slice) {
             Some([ids, bias]) => Some((sequence(ids)?, bias.as_f64()?)),
@@ -129,7 +131,7 @@ impl Settings<'_> {
             .ok_or_else(|| self.wrong(key, "a list of token ids and biases, as [[[1, 2], -0.5]],"))
     }
 
-    /// A whole number and a number.
+    /// A pair `[start, factor]`.
     pub(super) fn decay(&self, key: &str) -> Result<Option<(i64, f64)>> {
         let pair = match self.get(key) {
             Value::Null => return Ok(None),
@@ -139,11 +141,12 @@ impl Settings<'_> {
             },
             _ => None,
         };
+
         let expected = "a list of a number of tokens and a factor, as [15, 1.5],";
         pair.map(Some).ok_or_else(|| self.wrong(key, expected))
     }
 
-    /// A text or a list of them.
+    /// A string or a list of strings.
     pub(super) fn strings(&self, key: &str) -> Result<Vec<String>> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let texts = match self.get(key) {
@@ -151,11 +154,11 @@ impl Settings<'_> {
             Value::Array(list) => list.iter().map(text).collect(),
             value => text(value).map(|text| vec![text]),
         };
-        texts.ok_or_else(|| self.wrong(key, "a text or a list of texts"))
+        texts.ok_or_else(|| self.wrong(key, "a string or a list of strings"))
     }
 }
 
-/// A whole number, written as one or as 20.0.
+/// A whole number, written as 20 or 20.0.
 fn whole(value: &Value) -> Option<i64> {
     let of_float =
         |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);

@@ -1,32 +1,31 @@
-//! Stop strings: looked for in the text with special tokens, found across tokens, and never shown
-//! in part.
+//! Stop strings. They are matched in the text that includes special tokens, across token
+//! boundaries, and are never shown in part.
 
 use super::text_stream::TextStream;
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 use std::collections::VecDeque;
 
-/// Texts that end generating, and the text held back because it may become one.
+/// The stop strings, and the text held back because it may be the beginning of one.
 #[derive(Debug)]
 pub(super) struct StopStrings<'a> {
     stops: Vec<String>,
-    /// Everything, special tokens included.
+    /// Decodes the text that is matched, special tokens included.
     stream: TextStream<'a>,
     held: VecDeque<Piece>,
 }
 
-/// What one token adds.
+/// The text that one token adds.
 #[derive(Debug, Clone, PartialEq)]
 struct Piece {
-    /// With special tokens.
+    /// Including special tokens.
     all: String,
-    /// Without; mostly the same.
+    /// Without special tokens; mostly the same.
     shown: String,
 }
 
 impl Piece {
-    /// The place in `shown` of a place in `all`; none where they differ otherwise than by a
-    /// beginning.
+    /// The offset in `shown` for an offset in `all`; `None` if `shown` is not a suffix of `all`.
     fn shown_place(&self, place: usize) -> Option<usize> {
         let missing = self.all.strip_suffix(&self.shown)?.len();
         Some(place.saturating_sub(missing))
@@ -34,8 +33,8 @@ impl Piece {
 }
 
 impl<'a> StopStrings<'a> {
-    /// Begins after a prompt: what it ends with may be the beginning of a stop string. None without
-    /// stop strings.
+    /// Starts after a prompt, whose end may be the beginning of a stop string. `None` if there are
+    /// no stop strings.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -54,7 +53,7 @@ impl<'a> StopStrings<'a> {
             return Ok(None);
         };
 
-        // As transformers, which looks at a token for each character.
+        // As many tokens as the longest stop string has characters, like transformers.
         let end = &prompt[prompt.len() - prompt.len().min(longest)..];
         let (stream, text) = TextStream::after(tokenizer, end)?;
         let kept = stops
@@ -63,6 +62,7 @@ impl<'a> StopStrings<'a> {
             .max()
             .unwrap_or(0);
         let all = text[text.len() - kept..].to_owned();
+
         Ok(Some(Self {
             stops,
             stream,
@@ -73,8 +73,8 @@ impl<'a> StopStrings<'a> {
         }))
     }
 
-    /// The text that can be shown after one more id, which adds `shown` to it, and whether a stop
-    /// string was met.
+    /// Adds an id, which adds `shown` to the text. Returns the text that can be shown now, and
+    /// whether a stop string was found.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -83,8 +83,8 @@ impl<'a> StopStrings<'a> {
         Ok(self.add(Piece { all, shown }))
     }
 
-    /// What was held back, with `shown`, which an unfinished character at the end of the text
-    /// becomes.
+    /// The text held back, when no more ids come. `shown` is what is left of an incomplete
+    /// character.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -94,6 +94,7 @@ impl<'a> StopStrings<'a> {
         if !is_met {
             text.extend(self.held.drain(..).map(|piece| piece.shown));
         }
+
         Ok(text)
     }
 
@@ -111,6 +112,7 @@ impl<'a> StopStrings<'a> {
             self.held.clear();
             return (shown, true);
         }
+
         let kept = self
             .stops
             .iter()
@@ -120,7 +122,8 @@ impl<'a> StopStrings<'a> {
         (self.release(all.len() - kept), false)
     }
 
-    /// Takes the first `bytes` of the text with special tokens, and gives what of them is shown.
+    /// Removes the first `bytes` bytes of the text that includes special tokens, and returns what
+    /// of them is shown.
     fn release(&mut self, mut bytes: usize) -> String {
         let mut text = String::new();
         while let Some(mut piece) = self.held.pop_front() {
@@ -129,6 +132,7 @@ impl<'a> StopStrings<'a> {
                 text.push_str(&piece.shown);
                 continue;
             }
+
             if let Some(place) = piece
                 .shown_place(bytes)
                 .filter(|place| piece.shown.is_char_boundary(*place))
@@ -140,14 +144,16 @@ impl<'a> StopStrings<'a> {
                     shown: rest,
                 };
             }
+
             self.held.push_front(piece);
             break;
         }
+
         text
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of `stop`, and not all of it.
+/// Length in bytes of the longest suffix of `text` that is a proper prefix of `stop`.
 fn begun(text: &str, stop: &str) -> usize {
     let beginnings = stop.char_indices().map(|(place, _)| &stop[..place]).rev();
     beginnings
@@ -197,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_may_hold_special_tokens() {
+    fn a_stop_string_may_contain_special_tokens() {
         let tokenizer = tokenizer();
         let mut stops = stops(&["a<s>b", "</s>"], &tokenizer, "");
         assert_eq!(stops.add(same("xa")), ("x".into(), false));
@@ -207,6 +213,7 @@ mod tests {
             ("ac".into(), false),
             "the special token is not shown"
         );
+
         assert_eq!(stops.add(same("y")), ("y".into(), false));
         assert_eq!(stops.add(special("</s>")), (String::new(), true));
 
@@ -217,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_space_that_is_not_shown_at_the_beginning_does_not_shift_the_end() {
+    fn a_stripped_leading_space_does_not_shift_the_end() {
         let tokenizer = tokenizer();
         let mut stops = stops(&["END"], &tokenizer, "");
         assert_eq!(
@@ -237,6 +244,7 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
         assert_eq!(begun.add(same("OP two")), (String::new(), true));
         let mut begun = stops(&["STOP"], &tokenizer, "one ST");
@@ -245,12 +253,12 @@ mod tests {
         assert_eq!(
             whole.add(same("P")),
             ("P".into(), false),
-            "what was there before does not count"
+            "a match inside the prompt does not count"
         );
     }
 
     #[test]
-    fn what_was_held_back_comes_at_the_end() {
+    fn text_held_back_is_returned_at_the_end() {
         let tokenizer = tokenizer();
         let mut stops = stops(&["END"], &tokenizer, "");
         assert_eq!(stops.add(same("EN")), (String::new(), false));
@@ -273,10 +281,12 @@ mod tests {
                     break;
                 }
             }
+
             if !stopped {
                 shown.push_str(&stops.finish(String::new()).unwrap());
                 proptest::prop_assert_eq!(&shown, &whole);
             }
+
             let first = ["ab🙂", "bb"].iter().filter_map(|stop| whole.find(stop)).min();
             proptest::prop_assert_eq!(stopped, first.is_some());
             proptest::prop_assert_eq!(shown.len(), first.unwrap_or(whole.len()));

@@ -1,23 +1,24 @@
-//! Token ids to text while they are generated.
+//! Incremental decoding: token ids to text while they are generated.
 
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 
-/// Turns ids into text piece by piece; a piece never ends inside a character.
+/// Decodes ids piece by piece; a piece never ends inside a character.
 #[derive(Debug)]
 pub(super) struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// Whether special tokens are text.
+    /// Whether special tokens are part of the text.
     with_special: bool,
     ids: Vec<u32>,
-    /// Ids before this one give context for spacing only.
+    /// Ids from here to `read` are decoded again with each piece, only because spacing depends on
+    /// them.
     prefix: usize,
-    /// Ids before this one have been turned into text.
+    /// Ids before this one have been returned as text.
     read: usize,
 }
 
 impl<'a> TextStream<'a> {
-    /// A stream without ids, which leaves special tokens out.
+    /// An empty stream that leaves out special tokens.
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
         Self {
             tokenizer,
@@ -28,8 +29,8 @@ impl<'a> TextStream<'a> {
         }
     }
 
-    /// A stream that goes on from `ids` and keeps special tokens, and the text of `ids`. A
-    /// character that they leave unfinished belongs to what comes.
+    /// A stream that continues after `ids` and keeps special tokens, and the text of `ids`. A
+    /// character that they leave incomplete is returned with the ids that complete it.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -42,10 +43,11 @@ impl<'a> TextStream<'a> {
         for id in ids {
             text.push_str(&stream.push(*id)?);
         }
+
         Ok((stream, text))
     }
 
-    /// The text one more id completes; empty while a character is unfinished.
+    /// Adds an id and returns the text that it completes; empty while a character is incomplete.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -55,13 +57,15 @@ impl<'a> TextStream<'a> {
         if now.ends_with('\u{fffd}') || now.len() <= before.len() {
             return Ok(String::new());
         }
+
         let piece = now.get(before.len()..).unwrap_or_default().to_owned();
         self.prefix = self.read;
         self.read = self.ids.len();
+
         Ok(piece)
     }
 
-    /// What is left when no more ids come: bytes that never became a character show as `�`.
+    /// The rest of the text, when no more ids come. Bytes that do not form a character become `�`.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`](crate::LlmError::Tokenizer).
@@ -71,7 +75,7 @@ impl<'a> TextStream<'a> {
         Ok(now.get(before.len()..).unwrap_or_default().to_owned())
     }
 
-    /// The text of the ids since `prefix`: those already read, and all.
+    /// The text of the ids from `prefix`: first only those before `read`, then all.
     fn window(&self) -> Result<(String, String)> {
         let decode = |ids: &[u32]| match self.with_special {
             true => self.tokenizer.decode_all(ids),
@@ -94,7 +98,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn pieces_join_to_the_text_and_end_at_characters(text in "[a-zA-Zé漢🙂 \n.,]{0,40}") {
+        fn pieces_join_to_the_text_and_end_at_character_boundaries(text in "[a-zA-Zé漢🙂 \n.,]{0,40}") {
             let tokenizer = tiny();
             let mut stream = TextStream::new(&tokenizer);
             let mut joined = String::new();
@@ -103,13 +107,14 @@ mod tests {
                 proptest::prop_assert!(!piece.contains('\u{fffd}'), "{piece:?}");
                 joined.push_str(&piece);
             }
+
             joined.push_str(&stream.finish().unwrap());
             proptest::prop_assert_eq!(joined, text);
         }
     }
 
     #[test]
-    fn unfinished_bytes_show_at_the_end_only() {
+    fn incomplete_characters_show_only_at_the_end() {
         let tokenizer = tiny();
         let ids = tokenizer.encode("🙂").unwrap();
         assert!(ids.len() > 1);

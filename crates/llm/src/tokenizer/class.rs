@@ -1,54 +1,53 @@
 //! What each tokenizer class of transformers adds to its files: default special tokens, begin and
-//! end tokens, and the files it can be built from when there is no `tokenizer.json`.
+//! end tokens, and the files it can be built from without a `tokenizer.json`.
 //!
-//! Read off the `tokenization_*_fast.py` files of transformers 4.57.
+//! Taken from the `tokenization_*_fast.py` files of transformers 4.57.
 
 use serde_json::Value;
 
-/// The files a class is built from where there is no `tokenizer.json`
-/// (`convert_slow_tokenizer.py`).
+/// The files a class is built from if there is no `tokenizer.json` (`convert_slow_tokenizer.py`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SlowFiles {
     /// `vocab.json` and `merges.txt`, split as GPT-2 splits.
     Gpt2,
     /// `vocab.json` and `merges.txt`, split as Qwen2 splits, after NFC.
     Qwen2,
-    /// `tokenizer.model`, Llama's way.
+    /// `tokenizer.model`, by Llama's converter.
     Llama,
-    /// `tokenizer.model`, Gemma's way.
+    /// `tokenizer.model`, by Gemma's converter.
     Gemma,
     /// The class has no slow form: it needs `tokenizer.json`.
     None,
 }
 
-/// Begin and end tokens around a text.
+/// Where the begin and end tokens around a text come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ends {
-    /// Those of `tokenizer.json`.
+    /// From `tokenizer.json`.
     FromFile,
-    /// `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, whatever `tokenizer.json`
-    /// says (`update_post_processor`).
+    /// From `add_bos_token` and `add_eos_token` in `tokenizer_config.json`, whatever
+    /// `tokenizer.json` says (`update_post_processor`).
     Flags {
-        /// `add_bos_token` where the file does not have it.
+        /// The default of `add_bos_token`.
         bos: bool,
     },
 }
 
-/// One class, fast and slow.
+/// A tokenizer class, fast or slow.
 #[derive(Debug)]
 pub(super) struct TokenizerClass {
-    /// The name without `Fast`.
+    /// The name, without `Fast`.
     pub(super) name: &'static str,
-    /// Special tokens where the files name none.
+    /// Special tokens that the files do not set: attribute and text.
     pub(super) defaults: &'static [(&'static str, &'static str)],
     pub(super) slow: SlowFiles,
     pub(super) ends: Ends,
-    /// The class has a padding token or none, whatever padding `tokenizer.json` was saved with.
+    /// Whether the class itself sets a padding token, so that the padding in `tokenizer.json` is
+    /// ignored.
     pub(super) names_padding: bool,
-    /// `add_prefix_space` reaches every step of the pipeline, not the first alone.
+    /// Whether `add_prefix_space` applies to every step of the pipeline, not only the first.
     pub(super) deep_prefix_space: bool,
-    /// Further special tokens: the key of `tokenizer_config.json` and what it is where the file
-    /// lacks it.
+    /// Additional special tokens: the key in `tokenizer_config.json` and its default.
     pub(super) additional: &'static [(&'static str, &'static str)],
 }
 
@@ -75,7 +74,7 @@ const GENERIC: TokenizerClass = TokenizerClass {
 
 const CLASSES: &[TokenizerClass] = &[
     GENERIC,
-    // The name transformers 5 saves.
+    // The name that transformers 5 saves.
     TokenizerClass {
         name: "TokenizersBackend",
         ..GENERIC
@@ -168,7 +167,7 @@ const CLASSES: &[TokenizerClass] = &[
     },
 ];
 
-/// The class a family has where no file names one (`TOKENIZER_MAPPING_NAMES`).
+/// The class of a model family, if no file names one (`TOKENIZER_MAPPING_NAMES`).
 const FAMILIES: &[(&str, &str)] = &[
     ("bloom", "BloomTokenizer"),
     ("gemma2", "GemmaTokenizer"),
@@ -193,8 +192,8 @@ const FAMILIES: &[(&str, &str)] = &[
 ];
 
 impl TokenizerClass {
-    /// The class that `tokenizer_config.json` names, else `config.json`, else that of the family.
-    /// The error is the name of a class that is not in the table.
+    /// The class that `tokenizer_config.json` names, else that of `config.json`, else that of the
+    /// model family. The error is the name of an unknown class.
     pub(super) fn of(
         tokenizer_config: &Value,
         model_config: &Value,
@@ -208,6 +207,7 @@ impl TokenizerClass {
                 .find(|(family, _)| *family == model_type)
                 .map(|(_, class)| *class)
         };
+
         let name = named[0]
             .or(named[1])
             .or_else(family)
@@ -220,7 +220,7 @@ impl TokenizerClass {
             .ok_or_else(|| name.to_owned())
     }
 
-    /// The names in the table, for messages.
+    /// The supported names, for messages.
     pub(super) fn names() -> String {
         CLASSES
             .iter()
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tokenizers_file_decides_before_the_models_and_the_family() {
+    fn tokenizer_config_overrides_config_and_family() {
         let llama = json!({ "model_type": "llama" });
         assert_eq!(name(json!({}), llama.clone()), Ok("LlamaTokenizer"));
         assert_eq!(
@@ -250,6 +250,7 @@ mod tests {
             ),
             Ok("GPT2Tokenizer")
         );
+
         let both = json!({ "model_type": "llama", "tokenizer_class": "PreTrainedTokenizerFast" });
         assert_eq!(name(json!({}), both), Ok("PreTrainedTokenizer"));
         assert_eq!(
@@ -259,6 +260,7 @@ mod tests {
             ),
             Ok("PreTrainedTokenizer")
         );
+
         assert_eq!(
             name(json!({ "tokenizer_class": "BertTokenizer" }), llama),
             Err("BertTokenizer".into())
@@ -266,8 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn every_family_has_a_class_of_the_table() {
-        // Those of falcon, glm and smollm3 are `PreTrainedTokenizerFast` in transformers.
+    fn every_family_has_a_known_class() {
+        // transformers uses `PreTrainedTokenizerFast` for falcon, glm and smollm3.
         for family in llm_int8_decoder::FAMILIES
             .iter()
             .map(|family| family.model_type)
@@ -279,6 +281,7 @@ mod tests {
                 "{family}"
             );
         }
+
         for (family, class) in FAMILIES {
             assert_eq!(
                 name(json!({}), json!({ "model_type": family })).as_ref(),

@@ -1,7 +1,7 @@
-//! The tokenizer a GGUF file describes, as the text of a `tokenizer.json`.
+//! Converts the tokenizer in a GGUF file to a `tokenizer.json`.
 //!
-//! llama.cpp keeps pieces, their kinds and merges or scores, and names the rule that splits texts
-//! (`tokenizer.ggml.pre`); the rules themselves stand in its `llama-vocab.cpp`.
+//! llama.cpp stores the pieces, their types, and merges or scores, and names the rule that splits a
+//! text (`tokenizer.ggml.pre`). The rules themselves are code in its `llama-vocab.cpp`.
 
 use super::gguf_rules::{ends, is_false_end, rule};
 use super::slow::byte_level as byte_step;
@@ -11,20 +11,21 @@ use llm_int8_nn::checkpoint::GgufFile;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// Kinds of pieces (`llama_token_type`).
+/// Types of pieces (`llama_token_type`).
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 const UNKNOWN: f64 = 2.0;
 
-/// The files of a tokenizer beside the weights: `tokenizer.json`, `tokenizer_config.json` with the
-/// chat template, `generation_config.json`; none where the file holds no tokenizer.
+/// The small files of the tokenizer: `tokenizer.json`, `tokenizer_config.json` with the chat
+/// template, and `generation_config.json`; empty if the file has no tokenizer.
 ///
 /// # Errors
-/// [`LlmError::Tokenizer`] for a tokenizer of a kind that is not supported.
+/// [`LlmError::Tokenizer`] if the kind of tokenizer is not supported.
 pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     let Some(tokens) = file.strings("tokenizer.ggml.tokens") else {
         return Ok(Vec::new());
     };
+
     let tokenizer = match file.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(file, &tokens)?,
         Some("llama") => sentence_piece(file, &tokens)?,
@@ -32,12 +33,13 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
             return Err(refuse(
                 file,
                 format!(
-                    "kind `{}`; gpt2 and llama are supported",
+                    "its kind `{}` is not supported; supported are gpt2 and llama",
                     other.unwrap_or("?")
                 ),
             ));
         }
     };
+
     let ids = Ids::of(file, &tokens);
     let text = |id: Option<usize>| {
         id.and_then(|id| tokens.get(id))
@@ -46,7 +48,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
-        // The class would else give `token_type_ids`, which decoders refuse.
+        // Otherwise the class returns `token_type_ids`, which decoders reject.
         "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": text(ids.bos),
         "eos_token": text(ids.eos),
@@ -56,6 +58,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     if let Some(template) = file.text("tokenizer.chat_template") {
         config["chat_template"] = template.into();
     }
+
     let generation = json!({ "bos_token_id": ids.bos, "eos_token_id": ids.ends });
     let companion =
         |name, value: Value| Companion::bytes(name, format!("{value:#}\n").into_bytes());
@@ -66,8 +69,7 @@ pub(crate) fn companions(file: &GgufFile) -> Result<Vec<Companion>> {
     ])
 }
 
-/// Ids of special tokens: those of the metadata, else llama.cpp's defaults for the kind of
-/// tokenizer.
+/// Ids of special tokens: from the metadata, else llama.cpp's defaults for the kind of tokenizer.
 struct Ids {
     bos: Option<usize>,
     eos: Option<usize>,
@@ -105,10 +107,11 @@ impl Ids {
         all.extend([eos].into_iter().chain(by_key).flatten());
         all.sort_unstable();
         all.dedup();
-        // The main end token first, where transformers looks for the one to pad with.
+        // Put the main end token first: transformers pads with the first one.
         if let Some(place) = eos.and_then(|eos| all.iter().position(|id| *id == eos)) {
             all[..=place].rotate_right(1);
         }
+
         Self {
             bos,
             eos,
@@ -122,15 +125,15 @@ impl Ids {
 fn refuse(file: &GgufFile, reason: String) -> LlmError {
     LlmError::Tokenizer {
         what: format!("in {}", file.name()),
-        reason: format!("it is of {reason}"),
+        reason,
     }
 }
 
-/// Byte-level BPE, as GPT-2's.
+/// Byte-level BPE, as in GPT-2.
 fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-    let rule =
-        rule(pre).ok_or_else(|| refuse(file, format!("rule `{pre}`, which is not supported")))?;
+    let rule = rule(pre)
+        .ok_or_else(|| refuse(file, format!("its splitting rule `{pre}` is not supported")))?;
     let split = |regex: &&str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
     let mut steps: Vec<Value> = rule.splits.iter().map(split).collect();
     steps.push(byte_step(false, false));
@@ -140,10 +143,12 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     } else {
         Value::Null
     };
+
     let merges = file
         .strings("tokenizer.ggml.merges")
-        .ok_or_else(|| refuse(file, "BPE without merges".into()))?;
-    // Written as pairs: a merge of pieces that hold spaces cannot be split again.
+        .ok_or_else(|| refuse(file, "it is a BPE tokenizer without merges".into()))?;
+
+    // Written as pairs, because a joined merge of pieces with spaces is ambiguous.
     let pairs: Vec<Value> = merges
         .iter()
         .filter_map(|merge| merge.split_once(' '))
@@ -161,6 +166,7 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "vocab": vocabulary(tokens),
         "merges": pairs,
     });
+
     let decoder = byte_step(true, true);
     let begin = file
         .flag("tokenizer.ggml.add_bos_token")
@@ -175,12 +181,17 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     ))
 }
 
-/// SentencePiece's BPE, as Llama 2's: pieces with scores, from which merges follow.
+/// SentencePiece BPE, as in Llama 2: pieces with scores, from which the merges are derived.
 fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     let scores = file
         .numbers("tokenizer.ggml.scores")
         .filter(|scores| scores.len() == tokens.len())
-        .ok_or_else(|| refuse(file, "SentencePiece without a score for every piece".into()))?;
+        .ok_or_else(|| {
+            refuse(
+                file,
+                "it is a SentencePiece tokenizer without a score for every piece".into(),
+            )
+        })?;
     let unknown = file.integer("tokenizer.ggml.unknown_token_id").unwrap_or(0);
     let unknown = usize::try_from(unknown)
         .ok()
@@ -198,6 +209,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
         "vocab": vocabulary(tokens),
         "merges": merges(tokens, &scores),
     });
+
     let space = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
     let has_prefix = file.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let prefix = json!({ "type": "Prepend", "prepend": "▁" });
@@ -206,6 +218,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     } else {
         vec![space]
     };
+
     let mut decoders = vec![
         json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
         json!({ "type": "ByteFallback" }),
@@ -214,6 +227,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
     if has_prefix {
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
+
     let begin = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(true);
     Ok(assembled(
         file,
@@ -237,7 +251,7 @@ fn vocabulary(tokens: &[&str]) -> Value {
         .into()
 }
 
-/// Every way to put a piece together from two others, the best-scored pieces first.
+/// Every split of a piece into two others, pieces with the highest score first.
 fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
     let ids: HashMap<&str, usize> = tokens
         .iter()
@@ -253,6 +267,7 @@ fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
             }
         }
     }
+
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
     found
         .into_iter()
@@ -260,7 +275,8 @@ fn merges(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
         .collect()
 }
 
-/// The parts with special tokens and, where texts begin with a token, the step that puts it there.
+/// Completes `parts` with the special tokens and, if a text gets begin or end tokens, the step that
+/// adds them.
 fn assembled(file: &GgufFile, tokens: &[&str], begin: bool, mut parts: Value) -> Value {
     let kinds = file
         .numbers("tokenizer.ggml.token_type")
@@ -285,16 +301,17 @@ fn assembled(file: &GgufFile, tokens: &[&str], begin: bool, mut parts: Value) ->
     parts["added_tokens"] = added.into();
 
     let ids = Ids::of(file, tokens);
-    let around = |id: Option<usize>, is_wanted: bool| {
-        id.filter(|_| is_wanted)
+    let around = |id: Option<usize>, is_requested: bool| {
+        id.filter(|_| is_requested)
             .and_then(|id| Some((id, (*tokens.get(id)?).to_owned())))
     };
     let end = file.flag("tokenizer.ggml.add_eos_token").unwrap_or(false);
-    parts["post_processor"] = super::template_json(around(ids.bos, begin), around(ids.eos, end));
+    parts["post_processor"] =
+        super::build::template_json(around(ids.bos, begin), around(ids.eos, end));
     parts
 }
 
-/// Phi-3's tokens take the white space after them away, which GGUF has no flag for.
+/// Phi-3's added tokens strip the whitespace after them; GGUF has no flag for this.
 fn strips_right(file: &GgufFile, token: &str) -> bool {
     let name = file.text("general.name").unwrap_or_default().to_lowercase();
     let is_phi3 = name.contains("phi-3") || name.contains("phi3");

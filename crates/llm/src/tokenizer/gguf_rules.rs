@@ -1,8 +1,8 @@
-//! What llama.cpp does by the name of a tokenizer's splitting rule (`tokenizer.ggml.pre`), and the
-//! tokens it ends at by their text. Read off `llama-vocab.cpp` (`llama_vocab::impl::load`,
+//! llama.cpp's splitting rules by name (`tokenizer.ggml.pre`), and the tokens that it treats as end
+//! tokens by their text. Taken from `llama-vocab.cpp` (`llama_vocab::impl::load`,
 //! `llm_tokenizer_bpe`) at commit 00ad355.
 
-/// GPT-2's words.
+/// GPT-2's word pattern.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -18,18 +18,18 @@ const DEEPSEEK3: [&str; 3] = [
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 
-/// How a rule splits and what it begins with.
+/// How a rule splits a text, and what it adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// Regular expressions, each applied to what those before left; matches and what lies between
-    /// become words.
+    /// Regular expressions. Each is applied to the pieces that the previous ones left; both matches
+    /// and the text between them become words.
     pub(super) splits: &'static [&'static str],
-    /// A word that is a piece stays whole.
+    /// Whether a word that is in the vocabulary becomes one token without applying merges.
     pub(super) ignore_merges: bool,
-    /// A text begins with the begin token where the file does not say.
+    /// Whether a text gets the begin token, if the file does not say so.
     pub(super) add_bos: bool,
-    /// Qwen2's tokenizer composes characters first. llama.cpp leaves that out; transformers, which
-    /// the model was trained with, does not.
+    /// Whether to normalise to NFC first, as Qwen2's tokenizer does. llama.cpp leaves this out, but
+    /// transformers, which the models were trained with, does it.
     pub(super) nfc: bool,
 }
 
@@ -42,7 +42,7 @@ const fn splitting(splits: &'static [&'static str]) -> Rule {
     }
 }
 
-/// The rule of a name; None for one that is not in the table.
+/// The rule with this name; `None` if it is unknown.
 pub(super) fn rule(name: &str) -> Option<Rule> {
     const PLAIN: Rule = splitting(&[GPT2]);
     const DIGITS: Rule = splitting(&[DIGIT, GPT2]);
@@ -87,7 +87,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
     })
 }
 
-/// Tokens that end a text or a turn, whatever the file says of them.
+/// Tokens that end a text or a turn, whatever the file says about them.
 const ENDS: [&str; 24] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -111,7 +111,7 @@ const ENDS: [&str; 24] = [
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
-    // Padding, repository and file marks of fill-in-the-middle end a text too.
+    // Fill-in-the-middle tokens for padding, repository and file also end a text.
     "<|fim_pad|>",
     "<fim-pad>",
 ];
@@ -127,14 +127,14 @@ const MARKS: [&str; 9] = [
     "<|file_sep|>",
 ];
 
-/// Whether a token ends generation by its text.
+/// Whether a token with this text ends generation.
 pub(super) fn ends(token: &str) -> bool {
     ENDS.contains(&token) || MARKS.contains(&token)
 }
 
-/// Takes back what [`ends`] says where other tokens of the vocabulary show that it means something
-/// else: `<|end|>` ends a message and not a turn beside `<|return|>` and `<|call|>`; `</s>` is a
-/// mark of markup beside `<|tool_response>`.
+/// Whether [`ends`] is wrong about a token, as other tokens of the vocabulary show: beside
+/// `<|return|>` and `<|call|>`, `<|end|>` ends a message and not a turn; beside `<|tool_response>`,
+/// `</s>` is markup.
 pub(super) fn is_false_end(token: &str, has: impl Fn(&str) -> bool) -> bool {
     let calls = || has("<|call|>") || has("<|calls|>");
     match token {
@@ -148,7 +148,7 @@ pub(super) fn is_false_end(token: &str, has: impl Fn(&str) -> bool) -> bool {
 mod tests {
     use super::*;
 
-    /// One name of each rule.
+    /// One name for each rule.
     const NAMES: [&str; 17] = [
         "default",
         "gpt-2",
@@ -170,23 +170,25 @@ mod tests {
     ];
 
     #[test]
-    fn rules_begin_with_a_token_as_llama_cpp_has_it() {
+    fn begin_tokens_are_those_of_llama_cpp() {
         let begins = |name: &str| rule(name).unwrap().add_bos;
         assert!(
             ["llama-bpe", "llama3", "tekken", "falcon3"]
                 .into_iter()
                 .all(begins)
         );
+
         assert!(
             !["qwen2", "gpt-2", "smollm", "default", "dbrx", "gpt-4o"]
                 .into_iter()
                 .any(begins)
         );
+
         assert_eq!(rule("nothing-known"), None);
     }
 
     #[test]
-    fn every_rule_is_a_regular_expression_and_keeps_every_character() {
+    fn every_rule_compiles_and_keeps_every_character() {
         use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
         let text = "Hello, I'LL pay 12345 €  to\n\n  東京 नमस्ते x_y  ";
         for name in NAMES {
@@ -196,6 +198,7 @@ mod tests {
                     tokenizers::SplitDelimiterBehavior::Isolated,
                     false,
                 );
+
                 let mut pieces = PreTokenizedString::from(text);
                 split
                     .unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_a_message_is_no_end_of_a_turn_in_harmony() {
+    fn in_harmony_the_end_of_a_message_does_not_end_the_turn() {
         assert!(ends("<|end|>") && ends("<|eot_id|>") && !ends("<|im_start|>"));
         assert!(!is_false_end("<|end|>", |_| false));
         assert!(is_false_end("<|end|>", |token| ["<|return|>", "<|call|>"]

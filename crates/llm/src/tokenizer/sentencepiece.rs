@@ -1,4 +1,4 @@
-//! SentencePiece's `tokenizer.model`: the part of its protobuf that a tokenizer is built from
+//! SentencePiece's `tokenizer.model`: the part of its protobuf that is needed to build a tokenizer
 //! (`sentencepiece_model.proto`).
 
 use prost::Message;
@@ -12,7 +12,7 @@ pub(super) struct Model {
     pub(super) trainer: Option<TrainerSpec>,
 }
 
-/// A piece of the vocabulary; its id is its place. The derive adds `text()` and `score()`.
+/// A piece of the vocabulary. Its id is its index. `prost` generates `text()` and `score()`.
 #[derive(Message)]
 pub(super) struct Piece {
     #[prost(string, optional, tag = "1")]
@@ -23,7 +23,7 @@ pub(super) struct Piece {
     kind: Option<i32>,
 }
 
-/// What of the training matters here.
+/// The needed part of `TrainerSpec`.
 #[derive(Message)]
 pub(super) struct TrainerSpec {
     #[prost(int32, optional, tag = "3")]
@@ -37,7 +37,7 @@ pub(super) struct TrainerSpec {
 pub(super) enum Algorithm {
     Unigram,
     Bpe,
-    /// Words or characters.
+    /// Word or character models.
     Other(i32),
 }
 
@@ -60,13 +60,14 @@ impl Model {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let model = Self::decode(bytes).map_err(|cause| cause.to_string())?;
         if model.pieces.is_empty() {
-            return Err("it holds no pieces".into());
+            return Err("it has no pieces".into());
         }
+
         Ok(model)
     }
 
     pub(super) fn algorithm(&self) -> Algorithm {
-        // The proto's default is 1.
+        // The default in the proto is 1.
         match self
             .trainer
             .as_ref()
@@ -79,7 +80,7 @@ impl Model {
         }
     }
 
-    /// The piece for what is not in the vocabulary.
+    /// The piece that stands for unknown text.
     pub(super) fn unknown_piece(&self) -> &str {
         self.trainer
             .as_ref()
@@ -102,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_format_is_refused() {
-        // tiktoken's form: a token in base64 and its rank on each line.
+    fn other_file_formats_are_refused() {
+        // tiktoken's format: on each line a base64 token and its rank.
         assert!(Model::parse(b"IQ== 0\nIg== 1\n").is_err());
         assert!(Model::parse(b"").is_err());
     }

@@ -1,5 +1,5 @@
-//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` put together as
-//! `PreTrainedTokenizerBase._from_pretrained` of transformers 4.57 does.
+//! The settings of a tokenizer, merged from `tokenizer_config.json`, `special_tokens_map.json` and
+//! `added_tokens.json` as `PreTrainedTokenizerBase._from_pretrained` of transformers 4.57 does.
 
 use super::class::TokenizerClass;
 use crate::companion::Companion;
@@ -7,7 +7,7 @@ use crate::error::{LlmError, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// The special tokens transformers knows, in the order in which it adds them.
+/// The special tokens of transformers, in the order in which it adds them.
 const ATTRIBUTES: [&str; 8] = [
     "bos_token",
     "eos_token",
@@ -19,21 +19,21 @@ const ATTRIBUTES: [&str; 8] = [
     "additional_special_tokens",
 ];
 
-/// A token beside the vocabulary, before it is known whether it is special.
+/// An added token, before it is known whether it is special.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) content: String,
-    /// None for a plain string, which has no flags of its own.
+    /// `None` for a token given as a plain string, without flags.
     pub(super) flags: Option<Flags>,
 }
 
-/// `AddedToken`'s flags.
+/// The flags of an `AddedToken`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flags {
     single_word: bool,
     lstrip: bool,
     rstrip: bool,
-    /// None: the opposite of `special`.
+    /// `None`: the opposite of `special`.
     normalized: Option<bool>,
     pub(super) special: bool,
 }
@@ -46,7 +46,7 @@ impl Token {
         }
     }
 
-    /// A string, or an object with `content`.
+    /// Parses a string, or an object with `content`.
     fn parse(value: &Value) -> Option<Self> {
         let flag = |key: &str| value[key].as_bool().unwrap_or(false);
         match value {
@@ -65,7 +65,7 @@ impl Token {
         }
     }
 
-    /// What the tokenizers library takes.
+    /// The token as the tokenizers library represents it.
     pub(super) fn added(&self, special: bool) -> tokenizers::AddedToken {
         let added = tokenizers::AddedToken::from(self.content.clone(), special);
         match self.flags {
@@ -79,7 +79,7 @@ impl Token {
     }
 }
 
-/// What the small files say of a tokenizer.
+/// What the small files say about a tokenizer.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) class: &'static TokenizerClass,
@@ -87,7 +87,7 @@ pub(super) struct Settings {
     config: Map<String, Value>,
     /// Special tokens by attribute, in transformers' order.
     special: Vec<(String, Vec<Token>)>,
-    /// Tokens beside the vocabulary, by the id the files give them.
+    /// Added tokens, by the id that the files give them.
     pub(super) added: BTreeMap<u64, Token>,
 }
 
@@ -95,8 +95,8 @@ impl Settings {
     /// Reads the small files. `model_config` is `config.json`; `what` names the model in messages.
     ///
     /// # Errors
-    /// [`LlmError::Tokenizer`] for a class that is not supported and for tokens that are neither
-    /// text nor object; [`LlmError::MalformedJson`], [`LlmError::Read`].
+    /// [`LlmError::Tokenizer`] if the class is not supported, or a token is neither a string nor an
+    /// object; [`LlmError::MalformedJson`], [`LlmError::Read`].
     pub(super) fn read(companions: &[Companion], model_config: &Value, what: &str) -> Result<Self> {
         let refuse = |reason: String| LlmError::Tokenizer {
             what: what.to_owned(),
@@ -119,7 +119,7 @@ impl Settings {
         })?;
 
         let mut added = BTreeMap::new();
-        // Tokens whose flags count more than those that special tokens have elsewhere.
+        // Tokens whose flags override those given with the special tokens.
         let known: Vec<Token>;
         if let Some(decoder) = config.get("added_tokens_decoder") {
             let entries = decoder.as_object().cloned().unwrap_or_default();
@@ -130,11 +130,12 @@ impl Settings {
                     .zip(Token::parse(token).filter(|token| token.flags.is_some()));
                 let (id, token) = parsed.ok_or_else(|| {
                     refuse(format!(
-                        "`added_tokens_decoder` has an entry that is no token: {id:?}: {token}"
+                        "`added_tokens_decoder` has an entry that is not a token: {id:?}: {token}"
                     ))
                 })?;
                 added.insert(id, token);
             }
+
             known = added.values().cloned().collect();
         } else {
             merge_special_tokens_map(
@@ -154,7 +155,7 @@ impl Settings {
         })
     }
 
-    /// A flag of `tokenizer_config.json`; null counts as false, as in Python.
+    /// A flag in `tokenizer_config.json`. Null is false, as in Python.
     pub(super) fn flag(&self, key: &str, default: bool) -> bool {
         match self.config.get(key) {
             None => default,
@@ -162,7 +163,7 @@ impl Settings {
         }
     }
 
-    /// A flag whose absence and null mean the same.
+    /// A flag that may be missing or null; `None` in both cases.
     pub(super) fn optional_flag(&self, key: &str) -> Option<bool> {
         self.config
             .get(key)
@@ -170,17 +171,16 @@ impl Settings {
             .map(is_true)
     }
 
-    /// Whether the key is there without a value.
+    /// Whether the key is present with the value null.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.config.get(key).is_some_and(Value::is_null)
     }
 
-    /// Takes the padding token that a `tokenizer.json` was saved with, where neither the files nor
-    /// the class speak of one.
+    /// Sets the padding token from `tokenizer.json`, if neither the files nor the class set one.
     pub(super) fn set_padding_token(&mut self, content: &str) {
-        let is_silent = !self.config.contains_key("pad_token") && !self.class.names_padding;
+        let is_unset = !self.config.contains_key("pad_token") && !self.class.names_padding;
         if let (true, Some((_, tokens))) = (
-            is_silent,
+            is_unset,
             self.special
                 .iter_mut()
                 .find(|(name, _)| name == "pad_token"),
@@ -195,11 +195,12 @@ impl Settings {
         tokens.first().map(|token| token.content.as_str())
     }
 
-    /// Code Llama's mark of a gap.
+    /// Code Llama's infill mark.
     pub(super) fn fill_token(&self) -> Option<String> {
         if self.class.name != "CodeLlamaTokenizer" {
             return None;
         }
+
         match self.config.get("fill_token") {
             None => Some("<FILL_ME>".to_owned()),
             Some(value) => value.as_str().map(str::to_owned),
@@ -214,10 +215,12 @@ impl Settings {
                 found.push(token);
             }
         }
+
         found
     }
 
-    /// What chat templates see: `bos_token`, `eos_token`, …, `additional_special_tokens`.
+    /// The special tokens by name (`bos_token`, `eos_token`, …, `additional_special_tokens`), for
+    /// chat templates.
     pub(super) fn special_tokens_map(&self) -> Map<String, Value> {
         let texts = |tokens: &[Token]| {
             tokens
@@ -225,6 +228,7 @@ impl Settings {
                 .map(|token| token.content.clone())
                 .collect::<Vec<_>>()
         };
+
         let mut map = Map::new();
         for (attribute, tokens) in self.special.iter().filter(|(_, tokens)| !tokens.is_empty()) {
             let mut texts = texts(tokens);
@@ -234,11 +238,12 @@ impl Settings {
             };
             map.insert(attribute.clone(), value);
         }
+
         map
     }
 }
 
-/// Python's idea of truth.
+/// Python's `bool(value)`.
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -250,13 +255,14 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// `special_tokens_map.json` replaces what `tokenizer_config.json` says, and adds to its list of
-/// further tokens.
+/// Merges `special_tokens_map.json` into `tokenizer_config.json`: it overrides single tokens and
+/// extends the list of additional ones.
 fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Value>) {
     for (key, mut value) in map {
         if let Value::Object(token) = &mut value {
             token.insert("special".into(), true.into());
         }
+
         if let ("additional_special_tokens", Value::Array(tokens)) = (key.as_str(), &value) {
             let mut all = config
                 .get(&key)
@@ -268,17 +274,20 @@ fn merge_special_tokens_map(config: &mut Map<String, Value>, map: Map<String, Va
                 if let Value::Object(flags) = &mut token {
                     flags.insert("special".into(), true.into());
                 }
+
                 if !all.contains(&token) {
                     all.push(token);
                 }
             }
+
             value = all.into();
         }
+
         config.insert(key, value);
     }
 }
 
-/// `added_tokens.json`: tokens and their ids.
+/// The tokens of `added_tokens.json`, by id.
 fn legacy_added_tokens(
     config: &Map<String, Value>,
     added: Map<String, Value>,
@@ -292,6 +301,7 @@ fn legacy_added_tokens(
         };
         special.extend(tokens.into_iter().map(|token| token.content));
     }
+
     let token = |content: String| {
         let special = special.contains(&content);
         let flags = Flags {
@@ -301,11 +311,13 @@ fn legacy_added_tokens(
             normalized: Some(!special),
             special,
         };
+
         Token {
             content,
             flags: Some(flags),
         }
     };
+
     added
         .into_iter()
         .filter_map(|(content, id)| Some((id.as_u64()?, token(content))))
@@ -325,6 +337,7 @@ fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
     else {
         return Ok(Vec::new());
     };
+
     let parts: Parts =
         serde_json::from_slice(&json.read()?).map_err(|cause| LlmError::Tokenizer {
             what: what.to_owned(),
@@ -333,7 +346,34 @@ fn tokens_of_json(companions: &[Companion], what: &str) -> Result<Vec<Token>> {
     Ok(parts.added_tokens.iter().filter_map(Token::parse).collect())
 }
 
-/// The special tokens of the files, and the class's own where the files do not speak of them.
+fn wrong(attribute: &str, value: &Value) -> String {
+    format!("`{attribute}` is {value}; a string or an object was expected")
+}
+
+/// `additional_special_tokens`, and those that the class keeps under keys of their own.
+fn additional_tokens(
+    class: &TokenizerClass,
+    config: &Map<String, Value>,
+) -> std::result::Result<Vec<Token>, String> {
+    let key = "additional_special_tokens";
+    let items = config.get(key).and_then(Value::as_array);
+    let mut tokens = Vec::new();
+    for item in items.into_iter().flatten() {
+        tokens.push(Token::parse(item).ok_or_else(|| wrong(key, item))?);
+    }
+
+    for (key, default) in class.additional {
+        match config.get(*key) {
+            Some(Value::Null) => {}
+            Some(value) => tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?),
+            None => tokens.push(Token::text(default)),
+        }
+    }
+
+    Ok(tokens)
+}
+
+/// The special tokens by attribute: from the files, else the class's defaults.
 fn special_tokens(
     class: &TokenizerClass,
     config: &Map<String, Value>,
@@ -346,31 +386,16 @@ fn special_tokens(
             .cloned()
             .unwrap_or(token)
     };
-    let wrong = |attribute: &str, value: &Value| {
-        format!("`{attribute}` is {value}; a text or an object was expected")
-    };
+
     let mut found = Vec::new();
 
     for attribute in ATTRIBUTES {
         let value = config.get(attribute);
         if attribute == "additional_special_tokens" {
-            let items = value.and_then(Value::as_array).cloned().unwrap_or_default();
-            let parsed = items
-                .iter()
-                .map(|item| Token::parse(item).ok_or_else(|| wrong(attribute, item)));
-            let mut tokens = parsed.collect::<std::result::Result<Vec<_>, _>>()?;
-            for (key, default) in class.additional {
-                match config.get(*key) {
-                    Some(Value::Null) => {}
-                    Some(value) => {
-                        tokens.push(Token::parse(value).ok_or_else(|| wrong(key, value))?)
-                    }
-                    None => tokens.push(Token::text(default)),
-                }
-            }
-            found.push((attribute.to_owned(), tokens));
+            found.push((attribute.to_owned(), additional_tokens(class, config)?));
             continue;
         }
+
         let token = match value {
             Some(Value::Null) => None,
             Some(value) => Some(flagged(
@@ -384,12 +409,13 @@ fn special_tokens(
         found.push((attribute.to_owned(), token.into_iter().collect()));
     }
 
-    // Names of a model's own (`image_token`, …).
+    // Model-specific special tokens (`image_token`, …).
     if let Some(Value::Object(extra)) = config.get("extra_special_tokens") {
         for (attribute, value) in extra {
             let token = Token::parse(value).ok_or_else(|| wrong(attribute, value))?;
             found.push((attribute.clone(), vec![token]));
         }
     }
+
     Ok(found)
 }

@@ -1,5 +1,5 @@
-//! Tokenizers out of the files that came before `tokenizer.json`, as `convert_slow_tokenizer.py` of
-//! transformers 4.57 converts them.
+//! Tokenizers from the files that preceded `tokenizer.json`, converted as in
+//! `convert_slow_tokenizer.py` of transformers 4.57.
 
 use super::class::SlowFiles;
 use super::sentencepiece::{Algorithm, Model};
@@ -11,13 +11,13 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// How Qwen2 splits a text into words.
+/// The regular expression that splits a text into words for Qwen2.
 pub(super) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Why a tokenizer cannot be built.
 type Reason = String;
 
-/// From `vocab.json` and `merges.txt`.
+/// A byte-level BPE tokenizer from `vocab.json` and `merges.txt`.
 pub(super) fn from_merges(
     kind: SlowFiles,
     vocab: &[u8],
@@ -49,15 +49,17 @@ pub(super) fn from_merges(
         }
     };
     assemble(&mut tokenizer, parts)?;
+
     Ok(tokenizer)
 }
 
-/// The step that turns bytes into the characters of GPT-2's vocabulary.
+/// The step that maps bytes to the characters of GPT-2's vocabulary.
 pub(super) fn byte_level(add_prefix_space: bool, use_regex: bool) -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex })
 }
 
-/// GPT-2 takes every line but the first and the last, which end with a version and a line break.
+/// GPT-2's converter drops the first line (a version) and the last one (empty), whatever they
+/// contain.
 fn gpt2_merges(text: &str) -> Result<Merges, Reason> {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let lines: Vec<&str> = text.split('\n').collect();
@@ -65,7 +67,7 @@ fn gpt2_merges(text: &str) -> Result<Merges, Reason> {
     pairs(lines.get(1..last).unwrap_or_default().iter().copied())
 }
 
-/// Qwen2 takes every line that is not empty, and leaves out a first one with a version.
+/// Qwen2's converter drops empty lines, and the first line if it is a version.
 fn qwen2_merges(text: &str) -> Result<Merges, Reason> {
     let lines = text
         .lines()
@@ -80,23 +82,25 @@ fn qwen2_merges(text: &str) -> Result<Merges, Reason> {
     )
 }
 
-/// Each pair once, at its first place.
+/// Parses one pair per line and drops repeated ones.
 fn pairs<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Merges, Reason> {
     let mut seen = HashSet::new();
     let mut merges = Vec::new();
     for line in lines {
         let mut parts = line.split_whitespace();
         let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(format!("merges.txt: {line:?} is no pair of pieces"));
+            return Err(format!("merges.txt: {line:?} is not a pair of pieces"));
         };
+
         if seen.insert((left, right)) {
             merges.push((left.to_owned(), right.to_owned()));
         }
     }
+
     Ok(merges)
 }
 
-/// From SentencePiece's `tokenizer.model`.
+/// A tokenizer from SentencePiece's `tokenizer.model`.
 pub(super) fn from_sentencepiece(
     kind: SlowFiles,
     bytes: &[u8],
@@ -134,6 +138,7 @@ pub(super) fn from_sentencepiece(
         _ => llama_parts(settings),
     };
     assemble(&mut tokenizer, parts)?;
+
     Ok(tokenizer)
 }
 
@@ -146,13 +151,14 @@ fn sentencepiece_decoder(strips_prefix: bool) -> Value {
     if strips_prefix {
         steps.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
+
     json!({ "type": "Sequence", "decoders": steps })
 }
 
-/// `LlamaConverter`: where the first space goes depends on `legacy` and `add_prefix_space`.
+/// `LlamaConverter`: which step adds the prefix space depends on `legacy` and `add_prefix_space`.
 fn llama_parts(settings: &Settings) -> Value {
     let prefix = settings.flag("add_prefix_space", true);
-    // Code Llama knows no `legacy`.
+    // Code Llama does not have `legacy`.
     let is_legacy =
         settings.class.name != "LlamaTokenizer" || settings.optional_flag("legacy").unwrap_or(true);
     let decoder = sentencepiece_decoder(prefix);
@@ -162,15 +168,17 @@ fn llama_parts(settings: &Settings) -> Value {
         let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
         return json!({ "pre_tokenizer": metaspace, "decoder": decoder });
     }
+
     let mut steps = Vec::new();
     if prefix {
         steps.push(json!({ "type": "Prepend", "prepend": "▁" }));
     }
+
     steps.push(json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }));
     json!({ "normalizer": { "type": "Sequence", "normalizers": steps }, "decoder": decoder })
 }
 
-/// Pieces and scores; the first three under the names that the added tokens give them.
+/// Pieces and scores. The first three are named by the added tokens.
 fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
     let name = |id: usize, text: &str| {
         settings
@@ -178,6 +186,7 @@ fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
             .get(&(id as u64))
             .map_or_else(|| text.to_owned(), |token| token.content.clone())
     };
+
     let pieces = model.pieces.iter().enumerate();
     pieces
         .map(|(id, piece)| {
@@ -190,7 +199,8 @@ fn llama_vocab(model: &Model, settings: &Settings) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// As Llama's, the first three being padding, end and begin; a tab where an old file lacks it.
+/// Pieces and scores. The first three are padding, end and begin token; a tab replaces its byte
+/// piece if an old file lacks it.
 fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>, Reason> {
     let mut vocab: Vec<(String, f64)> = model
         .pieces
@@ -209,11 +219,13 @@ fn gemma_vocab(model: &Model, settings: &Settings) -> Result<Vec<(String, f64)>,
             0.0,
         );
     }
+
     if !vocab.iter().any(|(piece, _)| piece == "\t")
         && let Some(byte) = vocab.iter_mut().find(|(piece, _)| piece == "<0x09>")
     {
         *byte = ("\t".to_owned(), 0.0);
     }
+
     Ok(vocab)
 }
 
@@ -241,6 +253,7 @@ fn pieces_model(
             if let (SlowFiles::Gemma, Some(byte)) = (kind, stored.get("<0x09>").copied()) {
                 stored.entry("\t").or_insert(byte);
             }
+
             let builder = BPE::builder()
                 .vocab_and_merges(ids, merges(&stored, vocab))
                 .unk_token(model.unknown_piece().to_owned())
@@ -254,9 +267,8 @@ fn pieces_model(
     }
 }
 
-/// Every way to put a piece together from two others (`generate_merges`): the best-scored pieces
-/// first, and among equals the longer left part, then the longer right part, then the order of the
-/// file.
+/// Every split of a piece into two others (`generate_merges`): pieces with the highest score first,
+/// then by the longer left part, the longer right part, and the order of the file.
 fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
     let mut found: Vec<(f64, [usize; 2], &str, &str)> = Vec::new();
     for (piece, score) in vocab {
@@ -274,6 +286,7 @@ fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
         splits.sort_by_key(|(order, _)| *order);
         found.extend(splits.into_iter().map(|(_, split)| split));
     }
+
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     found
         .into_iter()
@@ -281,7 +294,7 @@ fn merges(stored: &HashMap<&str, usize>, vocab: &[(String, f64)]) -> Merges {
         .collect()
 }
 
-/// Puts the steps around a model, written as in `tokenizer.json`.
+/// Adds the pipeline's steps around the model. `parts` has the form of `tokenizer.json`.
 pub(super) fn assemble(tokenizer: &mut Tokenizer, mut parts: Value) -> Result<(), Reason> {
     fn part<T: serde::de::DeserializeOwned>(value: Value) -> Result<Option<T>, Reason> {
         serde_json::from_value(value).map_err(|cause| cause.to_string())
@@ -296,6 +309,7 @@ pub(super) fn assemble(tokenizer: &mut Tokenizer, mut parts: Value) -> Result<()
         .map_err(|cause| cause.to_string())?;
     tokenizer.with_pre_tokenizer(pre_tokenizer);
     tokenizer.with_decoder(decoder);
+
     Ok(())
 }
 
@@ -304,15 +318,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gpt2_drops_the_first_and_the_last_line_whatever_they_hold() {
+    fn gpt2_drops_the_first_and_the_last_line_whatever_they_contain() {
         let merges = |text| gpt2_merges(text).unwrap().len();
         assert_eq!(merges("#version: 0.2\na b\nab c\n"), 2);
         assert_eq!(merges("a b\nab c\n"), 1);
         assert_eq!(
             merges("#version: 0.2\r\na b\r\nab c"),
             1,
-            "without a line break at the end the last is lost"
+            "without a final line break the last merge is lost"
         );
+
         assert_eq!(merges(""), 0);
         assert!(gpt2_merges("x\na b c\n").is_err());
     }
@@ -328,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn better_pieces_and_longer_left_parts_merge_first() {
+    fn higher_scores_and_longer_left_parts_merge_first() {
         let vocab: Vec<(String, f64)> = [
             ("a", -3.0),
             ("b", -4.0),

@@ -1,7 +1,7 @@
 //! Keys and values of one text on one device.
 
 use crate::error::Result;
-use llm_int8_cuda::ops::{HeadLayout, copy_rows};
+use llm_int8_cuda::ops::{HeadLayout, RowShape, Strided, copy_rows};
 use llm_int8_cuda::{Buffer, Device};
 
 /// Positions a cache begins with.
@@ -74,9 +74,18 @@ impl DeviceCache {
                         old.part(place(self.capacity)..place(self.capacity) + half(self.capacity))?;
                     let to = memory.part(place(capacity)..place(capacity) + half(capacity))?;
                     copy_rows(
-                        (from, pitch(self.capacity)),
-                        (to, pitch(capacity)),
-                        [rows, kept * width * bytes],
+                        Strided {
+                            values: from,
+                            stride: pitch(self.capacity),
+                        },
+                        Strided {
+                            values: to,
+                            stride: pitch(capacity),
+                        },
+                        RowShape {
+                            rows,
+                            width: kept * width * bytes,
+                        },
                     )?;
                 }
             }

@@ -156,7 +156,7 @@ impl Stage {
         let padded = self.layout().padded();
         // Turing's blocks have too little shared memory for tiles of wide heads.
         let is_tiled = rows.lengths.iter().any(|length| *length >= TILED_FROM)
-            && padded <= plan::MOST_DIMS
+            && padded <= plan::MAX_TILED_HEAD_SIZE
             && plan::attend_many_shared_bytes(padded) <= self.device.shared_bytes();
         let tiles = if is_tiled {
             plan::query_tiles(&rows.lengths)
@@ -321,7 +321,7 @@ impl StagePass<'_> {
     fn launch(&self, work: &Work) -> Result<()> {
         // On an H100, 32 sequences are decoded 6 % faster without early starts, prompts 3 to 7 %
         // faster with them.
-        if self.is_decode && self.count > plan::THIN_MOST {
+        if self.is_decode && self.count > plan::THIN_MAX_ROWS {
             return self
                 .stage
                 .device

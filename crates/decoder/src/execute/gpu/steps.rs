@@ -15,8 +15,9 @@ use crate::plan::{
 };
 use crate::slot::{ModelSlot, PartSlot};
 use llm_int8_cuda::ops::{
-    self, Activation as Function, Attention, AttentionRule, Combined, Cut, NormParts, Output,
-    Parts, Products, Residual, Rotation, Source, Table, TableRows, Through,
+    self, Activation as Function, AttendScratch, Attention, AttentionRule, Combined, NormParts,
+    Output, Partition, Qkv, Residual, Rotation, RowShape, Source, Strided, Table, TableRows,
+    Through,
 };
 use llm_int8_cuda::{Buffer, View};
 use llm_int8_nn::layers::{Activation, QkvLayout};
@@ -171,10 +172,19 @@ impl<'a> Executor<'a> {
         let sum = Combined::Sum(step.scale as f32);
         Ok(ops::combine(
             sum,
-            (stream, width),
-            (from, width),
+            Strided {
+                values: stream,
+                stride: width,
+            },
+            Strided {
+                values: from,
+                stride: width,
+            },
             stream,
-            [self.count, width],
+            RowShape {
+                rows: self.count,
+                width,
+            },
         )?)
     }
 
@@ -208,9 +218,9 @@ impl<'a> Executor<'a> {
                 neighbours: rope.rotates_neighbours(),
             })
         });
-        let (qkv, stride) = self.rows(Rows::Qkv)?;
-        let products = Products {
-            qkv,
+        let (values, stride) = self.rows(Rows::Qkv)?;
+        let qkv = Qkv {
+            values,
             stride,
             is_grouped: step.layout == QkvLayout::Grouped,
             rotation: rotation.transpose()?,
@@ -224,21 +234,22 @@ impl<'a> Executor<'a> {
             window: step.window,
             softcap: step.softcap.map(|cap| cap as f32),
         };
-        let cut = match self.inputs.tiles {
-            Some(tiles) => Cut::Tiles(tiles),
-            None if self.pass.is_decode => Cut::New(self.pass.splits),
-            None => Cut::Rows(self.pass.splits),
+        let splits = self.pass.splits;
+        let partition = match self.inputs.tiles {
+            Some(tiles) => Partition::Tiles(tiles),
+            None if self.pass.is_decode => Partition::Decode { splits },
+            None => Partition::Rows { splits },
         };
-        let parts = Parts {
+        let scratch = AttendScratch {
             sums: memory.partial.all(),
             counters: memory.counters.all(),
         };
         Ok(ops::attend(
             &attention,
-            &products,
+            &qkv,
             &rule,
-            &cut,
-            &parts,
+            &partition,
+            &scratch,
             memory.mixed.all(),
         )?)
     }
@@ -300,14 +311,16 @@ impl<'a> Executor<'a> {
         match source.through {
             Through::Plain => return Ok(*source),
             Through::Gated(up) => {
-                let shape = [source.rows, source.cols];
-                ops::combine(
-                    Combined::Product,
-                    (source.x, source.stride),
-                    (up, source.stride),
-                    made,
-                    shape,
-                )?;
+                let strided = |values| Strided {
+                    values,
+                    stride: source.stride,
+                };
+                let shape = RowShape {
+                    rows: source.rows,
+                    width: source.cols,
+                };
+                let (x, up) = (strided(source.x), strided(up));
+                ops::combine(Combined::Product, x, up, made, shape)?;
             }
             Through::LayerNorm(NormParts { .. }) | Through::RmsNorm(NormParts { .. }) => {
                 ops::norm(source, 1, false, made, source.cols)?;
