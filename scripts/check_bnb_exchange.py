@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Exchanges 8-bit checkpoints with transformers and bitsandbytes, both ways, and says how well they agree.
-Needs torch 2.8, transformers 4.57, bitsandbytes 0.50, accelerate; CPU only. LLM_INT8 names the program.
+"""Exchanges 8-bit checkpoints with transformers and bitsandbytes in both directions and reports how well they agree.
+Needs torch 2.8, transformers 4.57, bitsandbytes 0.50, accelerate; runs on the CPU. LLM_INT8 names another program.
 
     python3 scripts/check_bnb_exchange.py [FAMILY...]
 
-For each folder of tests/golden/models: `llm-int8 quantize` writes it, transformers loads it and must find
-the tensors of its own quantisation; logits of transformers on it are compared with `llm-int8 logits`, with two
-runs of bitsandbytes (rest in f16 and in f32) beside them as the yardstick. Then bitsandbytes saves, llm-int8
-reads and writes, and every tensor must be the same to the byte.
+For each folder of tests/golden/models:
+- `llm-int8 quantize` writes it in 8 bit, and transformers loads that; it must compute the logits of its own quantisation;
+- those logits are compared with `llm-int8 logits`; the distance between two runs of bitsandbytes (the rest in f16 and in
+  f32) is printed beside them as a yardstick;
+- bitsandbytes saves, llm-int8 reads and writes again, and every tensor must be equal byte for byte.
 """
 import os
 import subprocess
@@ -68,6 +69,7 @@ def check(family, scratch):
     by_us = load_file(out)["logits"]
     program("quantize", theirs, "-o", again)
     wrong = differing(ours, theirs) + differing(again, theirs)
+
     return torch.equal(read_by_them, in_f16), distance(by_us, read_by_them), distance(in_f16, in_f32), wrong
 
 
@@ -76,6 +78,7 @@ def main():
     print("| checkpoint | ours in transformers = its own | ours and theirs | bitsandbytes f16 and f32 | differing tensors |")
     print("|---|---|---|---|---|")
     failed = False
+
     for family in families:
         if not os.path.exists(os.path.join(GOLDEN, family, "expected.safetensors")):
             continue
@@ -85,6 +88,7 @@ def main():
         print(f"| {family} | {equal} | {ours:.4f} | {yardstick:.4f} | {len(wrong)} |", flush=True)
         for name in wrong[:3]:
             print(f"  differs: {name}", file=sys.stderr)
+
     sys.exit(failed)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compares tokenizers with transformers' for every class that the families use and every form of files: ids with and
-without special tokens, and the text of ids. Small vocabularies are trained here, so nothing is downloaded.
+"""Compares our tokenizers with transformers', for every tokenizer class that the families use and every file format: ids
+with and without special tokens, and decoding. Small vocabularies are trained here, so nothing is downloaded.
 
-    scripts/check_tokenizers.py                                  # 500 strings a form, with target/release/llm-int8
+    scripts/check_tokenizers.py                                  # 500 strings per form, with target/release/llm-int8
     scripts/check_tokenizers.py --golden tests/golden/tokenizers # writes the folders and a sample for the tests
 
 Needs transformers 4.57, tokenizers, sentencepiece, protobuf. LLM_INT8 names another program.
@@ -42,8 +42,9 @@ def corpus():
 
 
 def strings(count, special, seed):
-    """Random strings: words of several scripts, digits, white space, and special tokens inside."""
+    """Random strings: words of several scripts, digits, white space, and special tokens between them."""
     rng, found = random.Random(seed), ["", " ", "\n", "Hello, I am the king of the land", " leading and trailing "]
+
     while len(found) < count:
         parts = []
         for _ in range(rng.randint(1, 14)):
@@ -57,8 +58,11 @@ def strings(count, special, seed):
                                                      rng.randint(0x1f600, 0x1f640)])) for _ in range(rng.randint(1, 5))))
             else:
                 parts.append(rng.choice(WORDS))
+
             parts.append(rng.choice(SPACES))
+
         found.append("".join(parts))
+
     return found
 
 
@@ -73,6 +77,7 @@ def byte_level(pre=None, special=("<|endoftext|>",), normalizer=None, **model):
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(special), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus(), trainer)
+
     return tokenizer
 
 
@@ -88,6 +93,7 @@ def sentences(folder, kind, gemma=False, **more):
     if gemma:
         more.update(pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
                     user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\t"], add_dummy_prefix=False)
+
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(folder / "t"), vocab_size=700, model_type=kind, byte_fallback=True,
         character_coverage=0.985, normalization_rule_name="identity", remove_extra_whitespaces=False,
@@ -102,7 +108,7 @@ def write(folder, name, value):
 
 
 def files(folder, tokenizer, last_line=True):
-    """`vocab.json` and `merges.txt`."""
+    """Writes `vocab.json` and `merges.txt`."""
     model = json.loads(tokenizer.to_str())["model"]
     write(folder, "vocab.json", model["vocab"])
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
@@ -115,7 +121,7 @@ def token(content, **flags):
 
 
 def saved(folder, source, **more):
-    """`tokenizer.json` as transformers itself converts the files of `source`."""
+    """Writes `tokenizer.json` as transformers converts it from the files of `source`."""
     AutoTokenizer.from_pretrained(source, **more)._tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -324,7 +330,7 @@ def _(folder):
     sentences(folder, "bpe")
     config(folder, "LlamaTokenizer", legacy=False)
     saved(folder, folder)
-    # `add_prefix_space` lets transformers leave tokenizer.json and build anew.
+    # `add_prefix_space` makes transformers ignore tokenizer.json and convert tokenizer.model again.
     config(folder, "LlamaTokenizer", legacy=False, add_prefix_space=True, add_eos_token=True)
 
 
@@ -369,7 +375,7 @@ def run(folder, *arguments, text=""):
 
 
 def expected(tokenizer, text, rng):
-    """What transformers makes of a text, and of ids that follow no text."""
+    """transformers' ids of a text and their decoding, and the decoding of random ids."""
     ids = tokenizer(text)["input_ids"]
     noise = [rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 12))]
     decode = lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
@@ -379,15 +385,17 @@ def expected(tokenizer, text, rng):
 
 
 def compare(folder, case):
-    """The names of what differs."""
+    """The names of the results that differ."""
     listed = lambda ids: ",".join(map(str, ids)) or ","
     decoded = lambda ids: [run(folder, listed(ids), "--decode"), run(folder, listed(ids), "--decode", "--skip-special-tokens")]
+
     found = {
         "ids": json.loads(run(folder, "-", "--ids", text=case["text"])) == case["ids"],
         "plain": json.loads(run(folder, "-", "--ids", "--no-special-tokens", text=case["text"])) == case["plain"],
         "decoded": decoded(case["ids"]) == case["decoded"],
         "noise": decoded(case["noise"]) == case["noise_decoded"],
     }
+
     return [name for name, is_equal in found.items() if not is_equal]
 
 
@@ -419,10 +427,12 @@ def main():
             cases = [expected(tokenizer, text, rng) for text in strings(16, special, name)]
             lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
             (folder / "expected.json").write_text(f"[\n{lines}\n]\n")
+
         return
 
     print("| form | class | strings | ids | without special tokens | text of ids | text of random ids |\n|---|---|---|---|---|---|---|")
     failed = False
+
     with tempfile.TemporaryDirectory() as parent, concurrent.futures.ThreadPoolExecutor(2) as pool:
         for name in names:
             folder, tokenizer = make(pathlib.Path(parent), name)
@@ -436,6 +446,7 @@ def main():
             for case, differs in zip(cases, wrong):
                 if differs and args.only:
                     print(differs, json.dumps(case, ensure_ascii=False)[:600])
+
     raise SystemExit(failed)
 
 

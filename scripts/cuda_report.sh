@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles the kernels with nvcc for every capability the program is built for, and prints what the compiler says of each
-# kernel: registers, shared memory, spilled bytes. Ends with an error where one does not compile or spills.
-# Needs nvcc on PATH (scripts/cuda_toolchain.sh gets one).
+# Compiles the kernels with nvcc for every compute capability that the program is built for and prints a table of each
+# kernel's registers and static shared memory. Fails if a kernel does not compile or spills registers.
+# Needs nvcc on PATH (scripts/cuda_toolchain.sh fetches one).
 #
 #   scripts/cuda_report.sh [CAPABILITY…]   default: those of crates/cuda/build.rs
 set -euo pipefail
@@ -10,10 +10,12 @@ capabilities=("$@")
 if [ ${#capabilities[@]} -eq 0 ]; then
     IFS=, read -ra capabilities <<< "$(sed -n 's/^const CAPABILITIES: &str = "\(.*\)";$/\1/p' crates/cuda/build.rs)"
 fi
+
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+
 compile() {
-    # As build.rs has it: 9.0 with the instructions that no other capability has.
+    # As in build.rs: 9.0 is compiled as 90a, with the instructions that only Hopper has.
     local target=$1
     [ "$1" != 90 ] || target=90a
     nvcc -std=c++17 -O3 -cubin -arch="sm_$target" -Xptxas -v crates/cuda/kernels/kernels.cu -o "$folder/$1.cubin" \
@@ -27,7 +29,9 @@ import re, sys
 
 folder, capabilities = sys.argv[1], sys.argv[2:]
 kernels, spills = {}, []
+
 pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
+
 for capability in capabilities:
     with open(f"{folder}/{capability}.txt") as file:
         report = file.read()
@@ -36,12 +40,14 @@ for capability in capabilities:
         kernels.setdefault(name, {})[capability] = (int(registers), int(shared or 0))
         if int(stores) or int(loads):
             spills.append(f"{name} spills on sm_{capability}")
+
 print("| kernel | static shared bytes | " + " | ".join(f"sm_{capability}" for capability in capabilities) + " |")
 print("|---|" + "---|" * (len(capabilities) + 1))
 for name in sorted(kernels):
     found = kernels[name]
     shared = max(value[1] for value in found.values())
     print(f"| `{name}` | {shared} | " + " | ".join(str(found[capability][0]) for capability in capabilities) + " |")
+
 if spills:
     sys.exit("\n".join(spills))
 PY

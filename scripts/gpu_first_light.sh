@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# For a few minutes on a machine with a GPU: checks whether the results are right, then measures how fast they come,
-# then profiles kernels and runs sanitizers. The machine needs no Rust, no network and no checkout.
+# For a few minutes on a machine with a GPU: checks that the results are correct, runs sanitizers, measures speed, and
+# profiles kernels. The machine needs no Rust, no network and no checkout.
 #
 #   first_light.sh OUT [SECONDS]    takes at most SECONDS (default 390)
 #
-# It runs in the folder that `scripts/gpu_tests.sh pack` makes, which holds:
+# It runs in the folder made by `scripts/gpu_tests.sh pack`, which holds:
 #   tests.tar.xz          bin: the program and the test executables cuda_kernels, device_tests and cpu_kernels;
 #                         project: the files that tests read
 #   reference.safetensors logits of the random gpt2-large, computed on a CPU; reference_tiny.safetensors: of a tiny model
-#   bench_gpu.py, gpu_report.py, make_random_gpt2.py, gpu_probe.cu and what it includes, manifest.txt; optional: bnb,
+#   bench_gpu.py, gpu_report.py, make_random_gpt2.py, gpu_probe.cu, gpu_probe_kernels.cuh, manifest.txt; optionally bnb,
 #   with bitsandbytes
 #
-# Each step has a time limit, a log and a line in the table at the end. A step that fails, crashes or hangs costs no
-# other step its results; only `facts` and `smoke` end the script early. OUT is brought up to date after each step:
-#   results.json          steps, and key numbers beside predictions
+# Each step has a time limit, a log and a line in the final table. A step that fails, crashes or hangs does not affect
+# the results of the others; only `facts` and `smoke` end the script early. OUT is updated after each step:
+#   results.json          the steps, and key numbers beside their predictions
 #   bench.json, bench.md  all timings
 #   logs.tar.gz           one log for each step, long ones shortened
 #   steps.tsv, summary.txt
@@ -21,12 +21,12 @@
 # A step is skipped, with a reason, where a tool or a file that it needs is missing. Exit status: 0 every step passed
 # or was skipped, 1 ended early, 2 usage error, 3 a step failed, 143 stopped by a signal.
 #
-# LLM_INT8_REHEARSAL=1: the GPU is emulated (by a libcuda.so.1 on LD_LIBRARY_PATH) and very slow, so sizes are small,
-# limits are longer, and torch runs on the CPU. LLM_INT8_STEP_SECONDS=N: no step takes longer than N seconds.
+# LLM_INT8_REHEARSAL=1: a rehearsal with an emulated GPU (a libcuda.so.1 on LD_LIBRARY_PATH). It is very slow, so sizes
+# are small, limits are longer, and torch runs on the CPU. LLM_INT8_STEP_SECONDS=N: caps each step at N seconds.
 #
-# FIRST_LIGHT_ONLY="STEP ...": only these steps (`unpack` always).
+# FIRST_LIGHT_ONLY="STEP ...": runs only these steps, and `unpack`.
 #
-# Never changes the card: no clocks, power limits, modes or resets.
+# It never changes the GPU's settings: no clocks, power limits, modes or resets.
 set -u
 ulimit -c 0
 
@@ -35,7 +35,8 @@ SANITIZED="linear::matmuls_match_the_reference_in_f32 linear::large_tiles_match_
     attention::row_by_row_with_shared_positions attention::tile_by_tile
     linear::one_row_may_have_any_number_of_outliers
     linear::norms_and_gates_precede_matmuls_and_epilogues_follow"
-# Kernels that are profiled: of single tokens, 184 launches each for gpt2-large, and of a prompt of 1024. Sections of both profiles.
+# The kernels to profile when decoding (184 launches a token for gpt2-large) and for a prompt of 1024 tokens, and the
+# sections that ncu collects in both.
 TOKEN_KERNELS='gemv|attend_new|embed|norm_rows|dense_one|select'
 PROMPT_KERNELS='wgmma|gemm128|attend_many'
 SECTIONS="--section SpeedOfLight --section WarpStateStats --section Occupancy --section LaunchStats"
@@ -47,22 +48,26 @@ usage() {
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 LIMIT=${2:-390}
 case $LIMIT in *[!0-9]* | '') usage ;; esac
+
 HERE=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
 rm -f "$OUT"/{results.json,bench.json,bench.md,logs.tar.gz,steps.tsv,summary.txt}
+
 SCRATCH=$(mktemp -d) || exit 2
 LOGS=$SCRATCH/logs
 mkdir -p "$LOGS" "$SCRATCH/notes" "$SCRATCH/prepared"
 : > "$SCRATCH/steps.tsv"
+
 PATH=$PATH:/usr/local/cuda/bin
 PYTHON=$(python3 -c 'import sys; print(sys.executable)') || { echo "python3 is needed" >&2; exit 2; }
 BIN=$SCRATCH/bin
 MODEL=$SCRATCH/gpt2-large
 REHEARSAL=${LLM_INT8_REHEARSAL:-}
 TINY=${REHEARSAL:+--tiny}
-RESERVE=6 # seconds for the last table and for ending what is stopped
-LEAST=8   # seconds that must be left for a step to begin
+RESERVE=6 # seconds kept for killing what still runs and for the final table
+LEAST=8   # a step starts only if this many seconds are left
 SLOWER=${REHEARSAL:+6}
+
 export HERE OUT SCRATCH LOGS PATH PYTHON BIN MODEL REHEARSAL TINY SLOWER SANITIZED SECTIONS
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export LLM_INT8_TEST_DEVICE=cuda LLM_INT8_TEST_ROOT=$SCRATCH/project LLM_INT8_TEST_PROGRAM=$BIN/llm-int8
@@ -76,14 +81,15 @@ left() {
     echo $((LIMIT - RESERVE - SECONDS))
 }
 
-# own SECONDS: a step's limit, adjusted by the environment.
-own() {
+# limit_of SECONDS: a step's time limit, adjusted by the environment.
+limit_of() {
     local seconds=$(($1 * ${SLOWER:-1})) most=${LLM_INT8_STEP_SECONDS:-}
     [ -n "$most" ] && [ "$seconds" -gt "$most" ] && seconds=$most
     echo "$seconds"
 }
 
-# Kills what a step left behind, or what all steps did. Each of their processes has the step's mark in its environment.
+# Kills the processes that a step left behind, or all steps if none is named. FIRST_LIGHT_STEP in their environment
+# marks them.
 sweep() { # [STEP]
     local file pid
     for file in $(grep -lzs "^FIRST_LIGHT_STEP=$SCRATCH/${1:+$1$}" /proc/[0-9]*/environ); do
@@ -92,13 +98,14 @@ sweep() { # [STEP]
     done
 }
 
-# COMMAND may be one of the functions below. Exit status 77 means skipped, for the reason in the step's note.
+# Runs a step's command, which may be one of the functions below. Exit status 77 means skipped, for the reason in the
+# step's note.
 limited() { # STEP SECONDS COMMAND...
     FIRST_LIGHT_STEP=$SCRATCH/$1 STEP_SECONDS=$2 STEP_LOG=$LOGS/$1.log STEP_NOTE=$SCRATCH/notes/$1 \
         exec timeout -k 3 "$2" bash -c '"$@"' first_light "${@:3}" > "$LOGS/$1.log" 2>&1 < /dev/null
 }
 
-# record STEP RESULT SECONDS LIMIT: a line of the table.
+# record STEP RESULT SECONDS LIMIT: adds a line to the table.
 record() {
     printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >> "$SCRATCH/steps.tsv"
     printf '== %s: %s, %s s of %s\n' "$1" "$2" "$3" "$4"
@@ -110,7 +117,7 @@ record() {
     save
 }
 
-# ended STEP STATUS SECONDS LIMIT: records the result; succeeds if the step passed or was skipped.
+# ended STEP STATUS SECONDS LIMIT: records a step's result; succeeds if it passed or was skipped.
 ended() {
     local note="" result cannot why
     [ -s "$SCRATCH/notes/$1" ] && note=$(tr -s '\t\n' ' ' < "$SCRATCH/notes/$1" | head -c 600)
@@ -127,12 +134,14 @@ ended() {
     else
         result=ok
     fi
-    # These tools cannot work on every machine; that is no failure of the program.
+
+    # Profilers and sanitizers do not work on every machine; that is not the program's failure.
     cannot='Device not supported|Failed to initialize the profiler|ERR_NVGPUCTRPERM'
     case $1:$result in profile-*:failed* | memcheck:failed* | racecheck:failed*)
         why=$(grep -hE -m 1 "$cannot" "$LOGS/$1".* | head -n 1 | cut -c 1-200)
         [ -z "$why" ] || result=skipped note=$why ;;
     esac
+
     record "$1" "$result${note:+: ${note% }}" "$3" "$4"
     case $result in ok | skipped) ;; *) return 1 ;; esac
 }
@@ -141,35 +150,42 @@ skip() { # STEP WHY
     record "$1" "skipped: $2" 0 0
 }
 
-wanted() { # STEP
+is_selected() { # STEP
     case " ${FIRST_LIGHT_ONLY:-$1} unpack " in *" $1 "*) ;; *) return 1 ;; esac
 }
 
 step() { # STEP SECONDS COMMAND...
     local name=$1 seconds room status started
-    wanted "$name" || return 0
-    seconds=$(own "$2") room=$(left)
+    is_selected "$name" || return 0
+
+    seconds=$(limit_of "$2")
+    room=$(left)
     if [ "$room" -lt "$LEAST" ]; then
         skip "$name" "$room s are left"
         return 1
     fi
     [ "$seconds" -gt "$room" ] && seconds=$room
-    started=$SECONDS current=$name current_since=$SECONDS
+
+    started=$SECONDS
+    current=$name
+    current_since=$SECONDS
     limited "$name" "$seconds" "${@:3}" &
     current_pid=$!
     wait "$current_pid"
     status=$?
     current=
+
     sweep "$name"
     ended "$name" "$status" $((SECONDS - started)) "$seconds"
 }
 
-# Work in the background: `prepare` starts it, `collect` waits for it and records the result.
+# Background steps: `prepare` starts one, `collect` waits for it and records its result.
 prepare() { # STEP SECONDS COMMAND...
     local name=$1 seconds
-    wanted "$name" || return 0
+    is_selected "$name" || return 0
     preparing="$preparing $name"
-    seconds=$(own "$2")
+
+    seconds=$(limit_of "$2")
     [ "$seconds" -gt "$(left)" ] && seconds=$(left)
     (
         began=$SECONDS
@@ -181,11 +197,13 @@ prepare() { # STEP SECONDS COMMAND...
 
 collect() { # STEP SECONDS
     local end status seconds limit
-    wanted "$1" || return 0
+    is_selected "$1" || return 0
     preparing=${preparing/ $1/}
-    end=$((SECONDS + $(own "$2")))
+
+    end=$((SECONDS + $(limit_of "$2")))
     [ $((end - SECONDS)) -gt "$(left)" ] && end=$((SECONDS + $(left)))
     while [ ! -e "$SCRATCH/prepared/$1" ] && [ "$SECONDS" -lt "$end" ]; do sleep 0.2; done
+
     if [ -e "$SCRATCH/prepared/$1" ]; then
         read -r status seconds limit < "$SCRATCH/prepared/$1"
         ended "$1" "$status" "$seconds" "$limit"
@@ -208,6 +226,7 @@ finish() { # STATUS
     for name in $preparing; do
         if [ -e "$SCRATCH/prepared/$name" ]; then collect "$name" 0; else skip "$name" "not ready at the end"; fi
     done
+
     # shellcheck disable=SC2046
     kill -KILL $(jobs -p) 2> /dev/null
     sweep
@@ -219,7 +238,7 @@ finish() { # STATUS
 stopped() {
     trap '' TERM INT HUP
     if [ -n "$current" ]; then
-        # bench_gpu.py then writes what it has.
+        # On SIGTERM bench_gpu.py writes the results it has.
         kill -TERM "$current_pid" 2> /dev/null
         for _ in 1 2 3 4 5 6 7 8; do kill -0 "$current_pid" 2> /dev/null && sleep 0.25; done
         record "$current" "stopped by a signal" $((SECONDS - current_since)) 0
@@ -230,7 +249,7 @@ trap stopped TERM INT HUP
 
 # What steps run
 
-say_why() { # WHY: ends a step as skipped
+skip_step() { # WHY: ends the step as skipped
     echo "$1" > "$STEP_NOTE"
     echo "skipped: $1"
     exit 77
@@ -251,7 +270,7 @@ card() {
     timeout -k 1 5 nvidia-smi --format=csv --query-gpu=$fields
 }
 
-# Attributes of the card, among them those on which asynchronous copies from pageable memory depend.
+# Attributes of the GPU, including those that decide whether copies from pageable memory are asynchronous.
 attributes() {
     "$PYTHON" - << 'PYTHON'
 import ctypes
@@ -285,7 +304,7 @@ facts() {
     return $status
 }
 
-# Versions of the tools that later steps call.
+# Versions of the tools that later steps use.
 tools() {
     local tool
     for tool in nvcc ncu compute-sanitizer; do
@@ -295,20 +314,23 @@ tools() {
     return 0
 }
 
-# Runs tests in one process, then those that did not pass again, one per process: after an illegal access no other
-# test of that process can pass, and behind a hanging test others may not have started.
+# Runs the tests in one process, then each that did not pass in a process of its own: an illegal access fails all later
+# tests of its process, and a hanging test may keep others from starting.
 tests() { # EXECUTABLE [ARGUMENT]...
     local program=$BIN/$1 status name room first passed=0 failed="" rest=0
     shift
-    [ -x "$program" ] || say_why "not packed"
+    [ -x "$program" ] || skip_step "not packed"
     timeout -k 1 5 "$program" --list --format terse "$@" | sed -n 's/: test$//p' > "$STEP_NOTE.all"
-    [ -s "$STEP_NOTE.all" ] || say_why "there is no test for: $*"
+    [ -s "$STEP_NOTE.all" ] || skip_step "there is no test for: $*"
+
     first=$((STEP_SECONDS * 2 / 3))
     timeout -k 2 $((first > 0 ? first : 1)) "$program" "$@"
     status=$?
     [ "$status" -eq 0 ] && return 0
+
     sed -nE 's/^test (.*) \.\.\. (ok|ignored).*/\1/p' "$STEP_LOG" | sed 's/ - should panic$//' > "$STEP_NOTE.passed"
     grep -vxF -f "$STEP_NOTE.passed" "$STEP_NOTE.all" > "$STEP_NOTE.again"
+
     while read -r name; do
         room=$((STEP_SECONDS - SECONDS - 1))
         if [ "$room" -lt 1 ]; then
@@ -322,6 +344,7 @@ tests() { # EXECUTABLE [ARGUMENT]...
             failed="$failed $name ($?)"
         fi
     done < "$STEP_NOTE.again"
+
     echo "alone: $passed pass; fail:${failed:- none}; not run again: $rest" | tee "$STEP_NOTE"
     return "$status"
 }
@@ -332,27 +355,27 @@ gpt2_large() {
         LLM_INT8_GPT2_LARGE=$LLM_INT8_TEST_ROOT/tests/golden/models/gpt2
         LLM_INT8_GPT2_LARGE_REFERENCE=$HERE/reference_tiny.safetensors
     fi
-    [ -e "$LLM_INT8_GPT2_LARGE_REFERENCE" ] || say_why "no reference is packed"
-    [ -e "$LLM_INT8_GPT2_LARGE/config.json" ] || say_why "there is no model"
+    [ -e "$LLM_INT8_GPT2_LARGE_REFERENCE" ] || skip_step "no reference is packed"
+    [ -e "$LLM_INT8_GPT2_LARGE/config.json" ] || skip_step "there is no model"
     tests device_tests gpt2_large::
 }
 
 on_model() { # COMMAND...
-    [ -e "$MODEL/config.json" ] || say_why "there is no model"
+    [ -e "$MODEL/config.json" ] || skip_step "there is no model"
     "$@"
 }
 
 bench() { # SECONDS-OF-A-ROW ARGUMENT...: bench_gpu.py
     local most
-    most=$(own "$1")
+    most=$(limit_of "$1")
     shift
-    # In place of this shell, so that a signal reaches it and it still writes what it has.
+    # exec: bench_gpu.py gets the signals of this step and still writes the results it has.
     # shellcheck disable=SC2086
     exec "$PYTHON" "$HERE/bench_gpu.py" --binary "$BIN/llm-int8" --model "$MODEL" --json "$OUT/bench.json" --resume \
         --markdown "$OUT/bench.md" --limit "$most" --budget $((STEP_SECONDS - 2)) $TINY "$@"
 }
 
-# Rows of peers: on the card, in a rehearsal on the CPU and without the emulated driver.
+# Benchmarks of peers: on the GPU; in a rehearsal on the CPU, without the emulated driver.
 peers() { # SECONDS-OF-A-ROW ARGUMENT...
     if [ -n "$REHEARSAL" ]; then
         unset LD_LIBRARY_PATH
@@ -365,7 +388,7 @@ peers() { # SECONDS-OF-A-ROW ARGUMENT...
 
 import_torch() {
     [ -z "$REHEARSAL" ] || unset LD_LIBRARY_PATH
-    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("torch") is None)' || say_why "torch is not installed"
+    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("torch") is None)' || skip_step "torch is not installed"
     "$PYTHON" -c 'import importlib, torch
 print("torch", torch.__version__, "CUDA", torch.version.cuda)
 print("torch sees a GPU:", torch.cuda.is_available(), flush=True)
@@ -377,33 +400,33 @@ for name in ["numpy", "transformers", "accelerate"]:
 }
 
 make_model() {
-    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("numpy") is None)' || say_why "numpy is not installed"
+    "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("numpy") is None)' || skip_step "numpy is not installed"
     "$PYTHON" "$HERE/bench_gpu.py" --step make-model \
         "{\"folder\": \"$MODEL\", \"device\": \"cuda:0\", \"tiny\": $([ -n "$REHEARSAL" ] && echo true || echo false)}"
 }
 
 make_probe() {
-    [ -e "$HERE/gpu_probe.cu" ] || say_why "not packed"
-    command -v nvcc || say_why "nvcc is missing"
+    [ -e "$HERE/gpu_probe.cu" ] || skip_step "not packed"
+    command -v nvcc || skip_step "nvcc is missing"
     local what=(-o "$SCRATCH/probe")
     [ -z "$REHEARSAL" ] || what=(-c -o "$SCRATCH/probe.o")
     nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a "$HERE/gpu_probe.cu" "${what[@]}"
 }
 
 probe() {
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
-    [ -x "$SCRATCH/probe" ] || say_why "it was not compiled"
+    [ -z "$REHEARSAL" ] || skip_step "a rehearsal, it needs a real GPU"
+    [ -x "$SCRATCH/probe" ] || skip_step "it was not compiled"
     "$SCRATCH/probe"
 }
 
 cpu_kernels() {
-    [ -x "$BIN/cpu_kernels" ] || say_why "not packed"
+    [ -x "$BIN/cpu_kernels" ] || skip_step "not packed"
     nice -n 15 "$BIN/cpu_kernels"
 }
 
 profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
-    command -v ncu || say_why "ncu is missing"
+    [ -z "$REHEARSAL" ] || skip_step "a rehearsal, it needs a real GPU"
+    command -v ncu || skip_step "ncu is missing"
     local file=$1 ids=$2
     shift 2
     # shellcheck disable=SC2086
@@ -411,7 +434,7 @@ profile() { # FILE TOKEN-IDS ARGUMENT-OF-NCU...
         "$BIN/llm-int8" run "$MODEL" --device cuda --no-cuda-graph --token-ids "$ids" -n 4 --ignore-eos --print-ids -q
 }
 
-# Where warps wait, by instruction; of those without a sample only every 20th is kept.
+# Why warps stall, by instruction. Of the instructions without samples every 20th is kept.
 stalls() { # NAME TOKEN-IDS ARGUMENT-OF-NCU...
     local name=$1
     shift
@@ -432,12 +455,13 @@ PYTHON
 }
 
 sanitize() { # TOOL
-    [ -z "$REHEARSAL" ] || say_why "a rehearsal, it needs a real GPU"
-    command -v compute-sanitizer || say_why "compute-sanitizer is missing"
+    [ -z "$REHEARSAL" ] || skip_step "a rehearsal, it needs a real GPU"
+    command -v compute-sanitizer || skip_step "compute-sanitizer is missing"
     local found
     # shellcheck disable=SC2086
     found=$("$BIN/cuda_kernels" --list --format terse --exact $SANITIZED | grep -c ': test$')
-    [ "$found" -gt 0 ] || say_why "there is no test of these names"
+    [ "$found" -gt 0 ] || skip_step "there is no test of these names"
+
     echo "$found of $(wc -w <<< "$SANITIZED") tests" | tee "$STEP_NOTE"
     # shellcheck disable=SC2086
     compute-sanitizer --tool "$1" --error-exitcode 9 "$BIN/cuda_kernels" --exact $SANITIZED --test-threads 1
@@ -446,11 +470,11 @@ sanitize() { # TOOL
 bitsandbytes() {
     [ ! -d "$HERE/bnb" ] || export PYTHONPATH=$HERE/bnb${PYTHONPATH:+:$PYTHONPATH}
     "$PYTHON" -c 'import importlib.util as u; exit(u.find_spec("bitsandbytes") is None)' ||
-        say_why "bitsandbytes is not installed"
+        skip_step "bitsandbytes is not installed"
     peers "$@"
 }
 
-export -f own say_why unpack card attributes facts tools tests gpt2_large on_model bench peers import_torch
+export -f limit_of skip_step unpack card attributes facts tools tests gpt2_large on_model bench peers import_torch
 export -f make_model make_probe probe cpu_kernels profile stalls sanitize bitsandbytes
 
 # Everything
@@ -474,7 +498,7 @@ step racecheck 25 sanitize racecheck
 collect make-model 60
 step gpt2-large 45 gpt2_large
 
-# Nothing else may run beside the timings.
+# Nothing else may run during the timings: wait for the background steps.
 collect tools 10
 collect make-probe 30
 collect import-torch 30
@@ -495,7 +519,7 @@ fi
 with_torch() { # STEP SECONDS COMMAND...
     if [ "$torch" = yes ]; then step "$@"; else skip "$1" "$torch"; fi
 }
-# The slowest to start first, while there is time.
+# The slowest to start goes first, while there is time.
 with_torch torch-compiled 90 on_model peers 80 --only torch-compiled --runs 2 --batches 1
 few=(--batches 1 --prompts 512 --shapes 5120x1280,4096x4096 --rows 1,512)
 [ -z "$REHEARSAL" ] || few=()
@@ -505,7 +529,7 @@ rows=copy,linear-torch,torch
 with_torch peers 70 peers 40 --only $rows --runs 2
 with_torch torch-int8 30 peers 25 --only linear-torch-int8 --runs 2
 
-# The end of the second token and the beginning of the third.
+# The launches at the end of the second token and at the beginning of the third.
 step profile-decode 30 on_model profile profile-decode.csv 5 --kernel-name "regex:$TOKEN_KERNELS" \
     --launch-skip 358 --launch-count 18
 step stalls-decode 30 on_model stalls stalls-decode 5 --kernel-name "regex:$TOKEN_KERNELS" --launch-skip 205 \

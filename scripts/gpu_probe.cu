@@ -1,23 +1,23 @@
-// Measures what decides how LLM.int8() kernels for Hopper should be built, in a few seconds, on one H100 or H200.
+// Measures, in seconds, the limits that decide how LLM.int8() kernels for Hopper are built; on one H100 or H200.
 //
-// graph_gap: time per kernel of a chain of dependent, nearly empty kernels, in a CUDA graph or launched one by one,
+// - graph_gap: time per kernel of a chain of dependent, nearly empty kernels, in a CUDA graph or launched one by one,
 //   without and with programmatic dependent launch ("overlap"). A gain of 0.6 us makes overlap the default.
-// grid_barrier, cluster_barrier: one barrier across all SMs, or across a cluster of blocks. At 1.3 us or less across
+// - grid_barrier, cluster_barrier: one barrier across all SMs, or across a cluster of blocks. At 1.3 us or less across
 //   all SMs, one persistent kernel per token pays off; above 2 us, clusters and fused kernels do.
-// read_bandwidth, ring_bandwidth, copy_bandwidth: the ceiling of weight streaming. 16-byte loads; bulk copies into a
-//   ring in shared memory; a device-to-device copy, bytes read plus bytes written. GB = 10^9 bytes.
-// latency: one dependent load that hits L2, and one that goes to device memory.
-// launch_sync: host round trips, which a token pays if the host waits for it.
-// mma_sync_s8, wgmma_s8: int8 peaks of both tensor core paths, two operations per multiply-add. At a ratio of 1.4,
+// - read_bandwidth, ring_bandwidth, copy_bandwidth: the ceiling of weight streaming, with 16-byte loads, with bulk copies
+//   into a ring in shared memory, and by a device-to-device copy (bytes read plus bytes written). GB = 10^9 bytes.
+// - latency: one dependent load that hits L2, and one that goes to device memory.
+// - launch_sync: host round trips, which a token pays if the host waits for it.
+// - mma_sync_s8, wgmma_s8: int8 peaks of both tensor core paths, two operations per multiply-add. At a ratio of 1.4,
 //   large matmuls need wgmma. wgmma_check compares one tile with the host.
 //
 // Build:  nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a gpu_probe.cu -o gpu_probe
-// Run:    ./gpu_probe [NAME...]     all probes, or the ones named, in the order of the list before main
+// Run:    ./gpu_probe [NAME...]     all probes, or those named, in the order of the list before main
 //
 // Prints JSON objects, one per line, to stdout as results come, then a table to stderr. Times are medians;
 // spread_percent spans the 10th to the 90th percentile. A probe that fails prints its error and the next one runs,
 // unless the CUDA context is lost. No probe starts after 9 seconds; a watchdog ends the process after 11. Exit status:
-// 0 all is well, 1 a probe failed or was skipped, 2 usage error, 3 no CUDA device, 4 watchdog.
+// 0 success, 1 a probe failed or was skipped, 2 usage error, 3 no CUDA device, 4 watchdog.
 #include "gpu_probe_kernels.cuh"
 
 #include <cuda_runtime.h>
@@ -41,7 +41,7 @@ constexpr u32 BUDGET_SECONDS = 9, WATCHDOG_SECONDS = 11;
 static cudaDeviceProp device;
 static cudaStream_t stream;
 static cudaEvent_t before, after;
-static u32* memory;  // up to 2 GiB, never more than half of what is free
+static u32* memory;  // device memory: up to 2 GiB, never more than half of what is free
 static size_t memory_bytes;
 static u32* scratch;  // device memory, zeroed before each measurement
 constexpr size_t SCRATCH_BYTES = 16 << 20;
@@ -56,7 +56,7 @@ static double seconds() {
 }
 
 static u32 sms() { return static_cast<u32>(device.multiProcessorCount); }
-// Dynamic shared memory that only one block per SM can have.
+// So much dynamic shared memory that only one block fits on an SM.
 static size_t alone() { return device.sharedMemPerMultiprocessor / 2; }
 
 static void require(bool condition, const std::string& message) {
@@ -137,7 +137,7 @@ static int finish() {
     return failures == 0 ? 0 : 1;
 }
 
-// Runs one measurement and prints its line, with an error if it fails. Ends the program if the context is lost.
+// Runs one measurement and prints its line, with the error if it fails. Ends the program if the context is lost.
 static void measure(Line line, const std::function<void(Line&)>& body) {
     line.row.resize(std::max<size_t>(line.row.size(), 54), ' ');
     try {
@@ -167,8 +167,8 @@ static double median(Line& line, std::vector<double> times) {
     return quantile(0.5);
 }
 
-// Median microseconds of a run on the device. Each is queued behind an untimed one, so that the device need not wait
-// for the host after the first event. Stops early when time is up.
+// Median microseconds of a run on the device. Each timed run is queued behind an untimed one, so that the device does
+// not wait for the host after the first event. Stops early when time is up.
 static double device_time(Line& line, int warm_ups, int runs, const std::function<void()>& run) {
     std::vector<double> times;
     for (int i = -warm_ups; i < runs && (times.empty() || seconds() < BUDGET_SECONDS); ++i) {
@@ -290,7 +290,7 @@ static void measure_grid_barrier(const char* kind, void (*kernel)(u32, bool, Bar
             require(result.timed_out == 0, "timed out");
             require(result.wrong == 0, std::to_string(result.wrong) + " values were wrong");
         };
-        run();  // a barrier that hangs does so only once
+        run();  // checked first, so that a broken barrier times out only once
         check_result();
         line.add("microseconds", device_time(line, 1, 9, run) / ROUNDS).add("blocks", sms());
         check_result();
@@ -321,7 +321,7 @@ static void probe_cluster_barrier() {
         }
 }
 
-// Times a kernel that XORs all words of `memory` into scratch[0], after a check of its result.
+// Checks, then times a kernel that XORs all words of `memory` into scratch[0].
 static void measure_reads(Line& line, const std::function<void()>& run) {
     launch({sms() * 8}, fill_random, memory, memory_bytes / 4, scratch);
     u32 expected = read(scratch, 1)[0];
@@ -336,7 +336,7 @@ static void probe_read_bandwidth() {
     const u32 loads[] = {1, 4, 8};
     for (u32 i = 0; i < 3; ++i)
         for (u32 blocks_per_sm : {1u, 2u, 4u, 8u}) {
-            if (loads[i] * blocks_per_sm > 32) continue;  // the registers hold no more
+            if (loads[i] * blocks_per_sm > 32) continue;  // too many registers
             Line line("read_bandwidth");
             measure(line.add("loads", loads[i]).add("blocks_per_sm", blocks_per_sm), [&](Line& line) {
                 size_t tiles = memory_bytes / (loads[i] * THREADS * sizeof(uint4));
@@ -370,8 +370,8 @@ static void probe_copy_bandwidth() {
     });
 }
 
-// L2: a chain through 8 MiB, read once before. Device memory: a chain through 512 MiB, evicted from L2 by writing as
-// much elsewhere; it includes the misses of address translation.
+// L2: a chain through 8 MiB, read once beforehand. Device memory: a chain through 512 MiB, evicted from L2 by writing
+// as much elsewhere; the time includes TLB misses.
 static void probe_latency() {
     for (bool in_l2 : {true, false}) {
         measure(Line("latency").add("of", in_l2 ? "l2" : "dram"), [=](Line& line) {
@@ -388,7 +388,7 @@ static void probe_latency() {
     }
 }
 
-// Times a tensor core kernel that performs `operations` on each SM.
+// Times a tensor core kernel that performs `operations` operations on each SM.
 static void measure_rate(Line& line, double operations, const std::function<void()>& run) {
     double time = device_time(line, 2, 40, run);
     Ticks last = read(ticks, 1)[0];
@@ -409,7 +409,7 @@ static void probe_mma_sync_s8() {
     for (u32 warps : {4u, 8u, 16u}) measure_mma(Line("mma_sync_s8").add("warps_per_sm", warps), warps);
 }
 
-// How many sums differ from `times` A * B^T.
+// How many sums differ from `times` * A * B^T.
 static u32 wrong_sums(const std::vector<i32>& sums, i32 times) {
     auto byte = [](u32 row, u32 k) { return static_cast<int8_t>(operand_word(row, k / 4) >> (k % 4 * 8)); };
     u32 wrong = 0;
@@ -443,7 +443,7 @@ static void measure_wgmma() {
     });
 }
 
-// Those most likely to lose the context come last.
+// The probes most likely to lose the CUDA context come last.
 static const std::pair<std::string, void (*)()> probes[] = {
     {"graph_gap", probe_graph_gap},           {"launch_sync", probe_launch_sync},
     {"grid_barrier", probe_grid_barrier},     {"cluster_barrier", probe_cluster_barrier},

@@ -1,4 +1,4 @@
-// The kernels of gpu_probe.cu, which says what they are for.
+// The kernels of gpu_probe.cu; see there for their purpose.
 #pragma once
 #include <cooperative_groups.h>
 #include <stdint.h>
@@ -12,17 +12,17 @@ typedef int32_t i32;
 
 constexpr u32 THREADS = 256;
 
-// ---- helpers
-// ------------------------------------------------------------------------------------------ Random
-// bits for an index. All data comes from here: zeros draw less power and so run faster.
+// ---- Helpers
+
+// Random bits for an index. All data comes from here, because zeros draw less power and so run
+// faster.
 static __host__ __device__ __forceinline__ u32 hash(u32 x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
 
-// Time on one SM, in its own clock and in nanoseconds: together they give the clock rate under
-// load.
+// Time on one SM, in clock cycles and in nanoseconds; their ratio is the clock rate under load.
 struct Ticks {
     u64 cycles, nanoseconds;
 };
@@ -62,10 +62,10 @@ __global__ void fill_random(u32* words, size_t count, u32* sum) {
     add_xor(sum, all);
 }
 
-// ---- kernel chain and barriers
-// ------------------------------------------------------------------------ Each word becomes one
-// more than a word written by another block of the kernel before, so a kernel that reads too early,
-// or reads a stale line of L1, shows up as a wrong count.
+// ---- Kernel chain and barriers
+
+// Each word becomes one more than a word that another block of the previous kernel wrote, so a
+// kernel that reads too early, or reads a stale line of L1, shows up as a wrong count.
 __global__ void __launch_bounds__(THREADS) chain_step(const u32* in, u32* out) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -81,10 +81,10 @@ struct BarrierState {
     u32 timed_out;
 };
 
-// Sense-reversing: the top bit of the count is the sense. One block adds 2^31 - (blocks - 1) and
-// the others 1, so the last arrival flips it and the low bits return to zero. The release covers
-// what the whole block has written, by the block barrier before it. After a timeout, `broken`, the
-// thread no longer waits.
+// A sense-reversing barrier: the top bit of the count is the sense. One block adds
+// 2^31 - (blocks - 1) and the others 1, so the last arrival flips it and the low bits return to
+// zero. The block barrier before the release makes it cover everything that the block has written.
+// After a timeout (`broken`) the thread no longer waits.
 DEVICE void atomic_barrier(BarrierState* state, bool& broken) {
     constexpr u32 SENSE = 1u << 31, MAX_POLLS = 1 << 21;  // 1 to 2 seconds
     __syncthreads();
@@ -157,11 +157,11 @@ __global__ void __launch_bounds__(THREADS) cluster_rounds(u32 rounds, u32* wrong
 #endif
 }
 
-// ---- memory
-// ------------------------------------------------------------------------------------------- Each
-// block walks over tiles of LOADS * 4 KiB; LOADS is the number of 16-byte loads that a thread has
-// in flight. Without the bound of 4 blocks, ptxas saves registers by waiting for the first loads
-// before it issues the last.
+// ---- Memory
+
+// Each block walks over tiles of LOADS * 4 KiB; LOADS is the number of 16-byte loads that a thread
+// has in flight. Without the bound of 4 blocks, ptxas saves registers by waiting for the first
+// loads before it issues the last.
 template <u32 LOADS>
 __global__ void __launch_bounds__(THREADS, 4) read_words(const uint4* data, size_t tiles, u32* sum) {
     u32 all = 0;
@@ -244,8 +244,8 @@ __global__ void __launch_bounds__(THREADS) read_ring(const u8* data, size_t chun
 #endif
 }
 
-// A chain through all lines of 128 bytes in the order of a generator of full period; `lines` is a
-// power of two.
+// A pointer chain through all lines of 128 bytes, in the order of a full-period linear congruential
+// generator; `lines` is a power of two.
 constexpr u32 LINE_WORDS = 32;
 
 __global__ void fill_chain(u32* words, u32 lines) {
@@ -253,7 +253,7 @@ __global__ void fill_chain(u32* words, u32 lines) {
     words[size_t(i) * LINE_WORDS] = (i * 1664525u + 1013904223u) % lines * LINE_WORDS;
 }
 
-// Continues where the last call stopped, so it never meets a line that it has just brought into L2.
+// Continues where the last call stopped, so that it never hits a line it has just loaded into L2.
 __global__ void chase(const u32* words, u32 steps, u32* position, Ticks* ticks) {
     u32 p = *position;
     Ticks start = now();
@@ -262,9 +262,9 @@ __global__ void chase(const u32* words, u32 steps, u32* position, Ticks* ticks) 
     report_ticks(start, ticks);
 }
 
-// ---- tensor cores
-// ------------------------------------------------------------------------------------- mma.sync on
-// registers alone: eight independent accumulators per warp.
+// ---- Tensor cores
+
+// mma.sync on registers alone: eight independent accumulators per warp.
 constexpr u32 TILES = 8;
 
 __global__ void __launch_bounds__(512) mma_rounds(u32 rounds, u32* out, Ticks* ticks) {
@@ -296,12 +296,12 @@ __global__ void __launch_bounds__(512) mma_rounds(u32 rounds, u32* out, Ticks* t
 constexpr u32 TILE_K = 128, WG_ROWS = 64, WG_COLUMNS = 256, A_ROWS = 2 * WG_ROWS;
 constexpr u32 WGMMA_SHARED = (A_ROWS + WG_COLUMNS) * TILE_K + 1024;  // with room to align
 
-// Word `w` (4 bytes of K) of a row of A, or of row `row - A_ROWS` of B.
+// Word `w` (4 bytes along K) of row `row` of A, or of row `row - A_ROWS` of B if that is past A.
 static __host__ __device__ __forceinline__ u32 operand_word(u32 row, u32 w) { return hash(row * 32 + w + 0x5eed); }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// By the bit fields of the PTX ISA: start address, offset along K (unused with a swizzle), 1024
-// bytes from 8 rows to the next 8, 128-byte swizzle.
+// The matrix descriptor of the PTX ISA: start address, offset along K (unused with a swizzle), 1024
+// bytes from one group of 8 rows to the next, 128-byte swizzle.
 DEVICE u64 matrix_descriptor(u32 address) {
     return u64((address & 0x3ffff) >> 4) | u64(1) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What gpu_first_light.sh calls after each step: writes results.json and logs.tar.gz into OUT; with `print` also
-summary.txt, which it prints."""
+"""The report of gpu_first_light.sh, which calls this after each step: writes results.json and logs.tar.gz to OUT. With
+the argument `print` it also writes summary.txt and prints it."""
 
 import io, json, os, pathlib, sys, tarfile
 
 out, scratch = pathlib.Path(os.environ["OUT"]), pathlib.Path(os.environ["SCRATCH"])
-LOG, HEAD = 512 << 10, 128 << 10  # bytes kept of a log, and of these from its beginning
+LOG = 512 << 10  # bytes kept of a log
+HEAD = 128 << 10  # how many of them come from its beginning; the rest is its end
 CHECKS, SANITIZERS = ["smoke", "kernels", "models", "gpt2-large"], ["memcheck", "racecheck"]
-# Of each number: its row, list and entry in bench.json, its key, its title, and the prediction made before any run.
+# The key numbers: row, list and entry in bench.json, key, title, and the prediction made before any run.
 NUMBERS = [
     ("copy", None, {}, "bytes_per_second", "copy on the card, GB/s", "3000 on an H100, 4300 on an H200"),
     *[
@@ -54,10 +55,10 @@ def bench():
 
 
 def numbers(results):
-    for row, kind, wanted, key, title, predicted in NUMBERS:
+    for row, kind, sizes, key, title, predicted in NUMBERS:
         report = results.get(row, {})
         for entry in report.get(kind, []) if kind else [report]:
-            if key in entry and all(entry.get(what) == value for what, value in wanted.items()):
+            if key in entry and all(entry.get(what) == value for what, value in sizes.items()):
                 value = entry[key] / 1e9 if key == "bytes_per_second" else entry[key]
                 yield {"name": title, "value": value, "predicted": predicted}
 
@@ -67,10 +68,10 @@ def verdict(steps):
     found = {step["step"]: step["result"] for step in steps}
     bad = [name for name in CHECKS if is_bad(found.get(name, "ok"))]
     bad += [name for name in SANITIZERS if found.get(name, "ok").startswith("failed")]
-    unseen = [name for name in CHECKS if found.get(name, "skipped").startswith(("skipped", "stopped"))]
+    unchecked = [name for name in CHECKS if found.get(name, "skipped").startswith(("skipped", "stopped"))]
     if bad:
         return f"correctness failed ({', '.join(bad)}): numbers are not to be published"
-    return f"correct, but not checked: {', '.join(unseen)}" if unseen else "correct"
+    return f"correct, but not checked: {', '.join(unchecked)}" if unchecked else "correct"
 
 
 def write(name, data):
@@ -89,9 +90,11 @@ def logs():
                     file.seek(size - (LOG - HEAD))
                     text += b"\n... shortened ...\n"
                 text += file.read(LOG - HEAD)
+
             member = tarfile.TarInfo(path.name)
             member.size, member.mtime = len(text), int(path.stat().st_mtime)
             archive.addfile(member, io.BytesIO(text))
+
     return packed.getvalue()
 
 
@@ -109,12 +112,14 @@ def table(report, reasons):
     for step in report["steps"]:
         lines.append(f"{step['step']:<{width}}  {step['seconds']:>7}  {step['result'][:300]}")
     lines += [f"row {name}: {reason[:200]}" for name, reason in reasons.items()]
+
     if report["numbers"]:
         width = max(len(number["name"]) for number in report["numbers"])
         lines += ["", f"{'number':<{width}}  {'measured':>10}  predicted"]
         for number in report["numbers"]:
             digits = 0 if number["value"] >= 100 else 2
             lines.append(f"{number['name']:<{width}}  {number['value']:>10.{digits}f}  {number['predicted']}".rstrip())
+
     return "\n".join(lines) + "\n"
 
 

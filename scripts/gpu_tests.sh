@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Makes a folder that takes the tests and measurements to a machine that has a GPU but no Rust, network or checkout:
+# Packs the tests and benchmarks into a folder, for a machine that has a GPU but no Rust, network or checkout:
 #
 #   scripts/gpu_tests.sh pack [FOLDER]      default: target/gpu-tests
 #
-# On that machine, in the folder: ./first_light.sh OUT [SECONDS] (scripts/gpu_first_light.sh says what it does).
+# On that machine, in the folder: ./first_light.sh OUT [SECONDS] (see scripts/gpu_first_light.sh).
 #
-# The code is for capability 9.0 (LLM_INT8_CUDA_CAPABILITIES: another) with line information for profilers and
-# sanitizers. nvcc comes from PATH or from scripts/cuda_toolchain.sh. About 4 minutes where the project is built already;
-# the reference logits of a random gpt2-large (another 2 minutes, 1.6 GB in a temporary folder, Python with numpy, PYTHON: another than
-# python3) are made once and kept in target/gpu-reference. bitsandbytes is packed where LLM_INT8_BITSANDBYTES names its wheel.
+# The kernels are compiled for capability 9.0 (override with LLM_INT8_CUDA_CAPABILITIES), with line information for
+# profilers and sanitizers. nvcc comes from PATH or from scripts/cuda_toolchain.sh. Takes about 4 minutes if the project
+# is already built. The first run also computes the reference logits of a random gpt2-large and keeps them in
+# target/gpu-reference: another 2 minutes and 1.6 GB in a temporary folder. That needs Python with numpy; PYTHON names an
+# interpreter other than python3. If LLM_INT8_BITSANDBYTES names a wheel of bitsandbytes, it is packed too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,36 +26,40 @@ export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--lineinfo}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Executables, with emulated devices beside the GPUs. What does not compile is said by cargo on standard error.
+# The test executables, which know the emulated device beside real GPUs. cargo prints compiler errors to stderr.
 cargo test --release --workspace --features cuda --no-run --message-format json-render-diagnostics > "$scratch/build.json"
 rm -rf "$folder"
 mkdir -p "$scratch/bin" "$folder"
 python3 - "$scratch" << 'PYTHON'
 import json, shutil, sys
+
 scratch, found = sys.argv[1], set()
-wanted = {("crates/cuda", "kernels"): "cuda_kernels", ("crates/kernels", "kernels"): "cpu_kernels"}
-wanted |= {("", "tests"): "device_tests"}
+names = {("crates/cuda", "kernels"): "cuda_kernels", ("crates/kernels", "kernels"): "cpu_kernels"}
+names |= {("", "tests"): "device_tests"}
+
 for line in open(f"{scratch}/build.json"):
     message = json.loads(line)
     target, executable = message.get("target", {}), message.get("executable")
     if not executable or "bin" in target["kind"] and message["profile"]["test"]:
         continue
+
     if "bin" in target["kind"] and target["name"] == "llm-int8":
         name = "llm-int8"
     else:
-        places = [place for place in wanted if place[1] == target["name"] and f"{place[0]}/tests/" in target["src_path"]]
-        name = wanted[max(places, key=lambda place: len(place[0]))] if places else None
+        matches = [key for key in names if key[1] == target["name"] and f"{key[0]}/tests/" in target["src_path"]]
+        name = names[max(matches, key=lambda key: len(key[0]))] if matches else None
     if name:
         shutil.copy(executable, f"{scratch}/bin/{name}")
         found.add(name)
-lacking = {"llm-int8", *wanted.values()} - found
+
+lacking = {"llm-int8", *names.values()} - found
 if lacking:
     sys.exit(f"cargo built no {', '.join(sorted(lacking))}")
 PYTHON
 strip "$scratch"/bin/*
 
-# One archive with a window that reaches over all of it: both large executables hold the same libraries. By Python, as xz
-# may be missing.
+# One archive, with a dictionary larger than all of it: the large executables contain the same libraries. Python makes it,
+# as xz may be missing.
 mkdir -p "$scratch/project/tests"
 cp -r --parents tests/golden/{models,bnb_checkpoints,generation,llm_int8_matmul.safetensors} "$scratch/project"
 python3 - "$folder/tests.tar.xz" "$scratch" << 'PYTHON'
@@ -66,14 +71,15 @@ with lzma.open(archive, "w", filters=window) as packed, tarfile.open(fileobj=pac
         tar.add(f"{folder}/{name}", name)
 PYTHON
 
-# reference MODEL FILE: the CPU's logits of a model in FILE.
+# reference MODEL FILE: writes the CPU's logits of a model to FILE.
 reference() {
     LLM_INT8_GPT2_LARGE=$1 LLM_INT8_GPT2_LARGE_WRITE=$2 LLM_INT8_TEST_DEVICE=emulated "$scratch/bin/device_tests" \
         --exact gpt2_large::device_logits_match_the_cpu > "$scratch/log" 2>&1 \
         || { cat "$scratch/log" >&2; return 1; }
 }
 reference "$PWD/tests/golden/models/gpt2" "$folder/reference_tiny.safetensors"
-# Of a change of these files the reference is another.
+
+# The reference depends on these two files.
 key=$(cat scripts/make_random_gpt2.py tests/gpt2_large.rs | sha256sum | cut -c 1-16)
 kept=target/gpu-reference/$key.safetensors
 if [ ! -e "$kept" ]; then
@@ -89,8 +95,9 @@ cp "$kept" "$folder/reference.safetensors"
 
 cp scripts/gpu_first_light.sh "$folder/first_light.sh"
 cp scripts/{gpu_report.py,bench_gpu.py,make_random_gpt2.py,gpu_probe.cu,gpu_probe_kernels.cuh} "$folder"
+
 if [ -n "${LLM_INT8_BITSANDBYTES:-}" ]; then
-    # Of its libraries the one for CUDA 13.0.
+    # Only the library for CUDA 13.0, to save space.
     python3 - "$LLM_INT8_BITSANDBYTES" "$folder/bnb" << 'PYTHON'
 import sys, zipfile
 wheel, folder = sys.argv[1:]
@@ -106,10 +113,11 @@ fi
     echo "capabilities $LLM_INT8_CUDA_CAPABILITIES, $(nvcc --version | tail -n 1), flags $NVCC_APPEND_FLAGS"
     (cd "$folder" && du -sb -- *)
 } > "$folder/manifest.txt"
+
 bytes=$(du -sb "$folder" | cut -f 1)
 du -sh "$folder"/*
 if [ "$bytes" -gt $((60 << 20)) ]; then
-    echo "$folder holds $bytes bytes, more than the 60 MiB that may travel" >&2
+    echo "$folder holds $bytes bytes, more than the limit of 60 MiB" >&2
     exit 1
 fi
 checkout=$(git ls-files -z 2> /dev/null | xargs -0 du -cb -- 2> /dev/null | tail -n 1 | cut -f 1)

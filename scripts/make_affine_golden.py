@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/torch_affine_more.json: what torch's observers, tensors and dynamic Linear give on
-data that the other two affine goldens do not cover. Needs torch 2.8.
+"""Writes tests/golden/torch_affine_more.json: results of torch's observers, quantized tensors and dynamic Linear on data
+that the other two affine goldens do not cover. Needs torch 2.8.
 
     python3 scripts/make_affine_golden.py tests/golden/torch_affine_more.json
 """
@@ -34,6 +34,7 @@ def batches(kind, count):
             x = x.abs() * 3
         elif kind == "constant":
             x = torch.full((8, 33), 2.5)
+
         yield x
 
 
@@ -47,6 +48,7 @@ def observer_cases(data):
         "PerChannelMinMaxObserver": (Q.PerChannelMinMaxObserver, {"ch_axis": 1}, "per_channel"),
         "HistogramObserver": (Q.HistogramObserver, {}, "per_tensor"),
     }
+
     for name, (maker, extra, kind_of_scheme) in makers.items():
         for dtype in DTYPES:
             for scheme in (s for s in SCHEMES if s.startswith(kind_of_scheme)):
@@ -61,12 +63,13 @@ def observer_cases(data):
                             observer(x)
                             scale, zero_point = observer.calculate_qparams()
                             after.append({"scale": numbers(scale), "zero_point": numbers(zero_point)})
+
                         yield {"observer": name, "dtype": dtype, "scheme": scheme, "reduce_range": reduce_range,
                                "kind": kind, "after": after, "text": f"{name}({observer.extra_repr()})"}
 
 
 def big_histogram():
-    """More values than bins, so that the search has something to choose."""
+    """More values than bins, so that the histogram observer's search has a choice."""
     for seed in range(3):
         torch.manual_seed(seed)
         observer = Q.HistogramObserver(reduce_range=True)
@@ -82,6 +85,7 @@ def dynamic_cases():
         for bias in (False, True):
             model = nn.Sequential(nn.Linear(*shape, bias=bias))
             quantized = Q.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
             for spread in (1.0, 100.0, 1e-6):
                 x = torch.randn(7, shape[0]) * spread
                 weight = quantized[0].weight()

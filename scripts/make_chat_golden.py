@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes tests/golden/chat: what transformers renders from chat templates.
 
-`snippets.json` holds pieces of template text, each with the text that transformers' renderer gives for it, or null where
-the renderer raises. `conversations.json` holds what each template of tests/golden/chat/templates gives for each of four
-conversations. The templates are written for these tests after the form of published ones.
+`snippets.json` holds template snippets, each with the text that transformers' renderer gives, or null if it raises.
+`conversations.json` holds the rendering of each of four conversations by each template of tests/golden/chat/templates.
+The templates were written for these tests, modelled on published ones.
 
 Needs transformers 4.57.1 (which brings jinja2):  python3 scripts/make_chat_golden.py
 """
@@ -455,16 +455,17 @@ SNIPPETS = {
 
 
 def render(template, messages, tools, documents, **extra):
-    """The text, or None where the renderer raises."""
-    # Some filters change what they are given.
+    """The rendered text, or None if the renderer raises."""
+    # Some filters modify their input.
     messages, extra = copy.deepcopy(messages), copy.deepcopy(extra)
+
     try:
         rendered, _ = render_jinja_template(
             conversations=[messages], tools=tools, documents=documents, chat_template=template,
             add_generation_prompt=True, **extra,
         )
         return rendered[0]
-    except Exception as error:  # Whatever it is, the template is refused.
+    except Exception as error:  # whatever it is, the template fails
         return None
 
 
@@ -533,6 +534,7 @@ def conversations():
             )
             for name, c in CONVERSATIONS.items()
         }
+
     return {"tokens": TOKENS, "conversations": CONVERSATIONS, "templates": made}
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/field: what transformers, torch and bitsandbytes make of weights as people have them.
+"""Makes tests/golden/field: how transformers, torch and bitsandbytes read the irregular weight files found in practice.
 
     python3 scripts/make_field_weights_golden.py tests/golden/field
 
-CPU only; needs torch 2.8, transformers 4.57, bitsandbytes 0.50, accelerate. Written are
+Runs on the CPU; needs torch 2.8, transformers 4.57, bitsandbytes 0.50, accelerate. It writes
   llama/            a tiny checkpoint, F32
-  weights.json      logits after IDS of that checkpoint changed as CASES say (tests/field_*.rs change it the
-                    same way), the layers that are int8, and absmax and codes of one of them
+  weights.json      for each variant of that checkpoint in `cases` (tests/field_*.rs make the same variants): logits
+                    after IDS, the layers that are int8, and absmax and codes of one of them
   llama_int8_bin/   the same in 8 bit, as bitsandbytes before 0.43.1 and older transformers saved it
-  pickles/*.bin     torch.save in every form, and tensors.safetensors, the values of their tensors
+  pickles/*.bin     torch.save in every format, and tensors.safetensors with the values of their tensors
 """
 import argparse
 import collections
@@ -40,18 +40,21 @@ def base(folder):
     for name, value in state.items():
         if name.endswith("norm.weight"):
             value[3] = 6.0  # outlier columns
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     keys = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     keys.update(architectures=["LlamaForCausalLM"], dtype="float32")
     (folder / "config.json").write_text(json.dumps(keys, indent=1, sort_keys=True) + "\n")
+
     return keys, state
 
 
 def written(config, state, index=None, save=None):
-    """A model folder; with an index, its values are (shards, weight_map)."""
+    """Writes a model folder; `index` is (shards, weight_map) for a sharded one."""
     folder = pathlib.Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(config))
+
     if save:
         save(state, folder / "pytorch_model.bin")
     elif index:
@@ -62,6 +65,7 @@ def written(config, state, index=None, save=None):
         (folder / "model.safetensors.index.json").write_text(text)
     else:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
     return folder
 
 
@@ -72,17 +76,19 @@ def judged(folder, **options):
         found["logits"] = [round(x, 7) for x in model(torch.tensor([IDS])).logits[0, -1].float().tolist()]
     int8 = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"}
     found["int8_layers"] = sorted(int8)
+
     if UP in int8:
         module = int8[UP]
         absmax = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         found["absmax"] = absmax.float().tolist()
         found["codes"] = module.weight.data.flatten().tolist()
+
     shutil.rmtree(folder)
     return found
 
 
 def shards(state):
-    """Two shards, tensors in turn by name, and their map."""
+    """Two shards with the tensors alternating by name, and their weight_map."""
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     parts, weight_map = {name: {} for name in names}, {}
     for i, name in enumerate(sorted(state)):
@@ -103,14 +109,16 @@ def cases(config, state, out_folder):
     extra["model.layers.1.self_attn.q_proj.bias"] = torch.ones(16)
     out["extra"] = judged(written(config, extra), **f32)
     out["fewer_layers"] = judged(written(dict(config, num_hidden_layers=1), state), **f32)
-    # Which copy of a tensor counts.
+
+    # Which copy of a tensor is used.
     names, parts, weight_map = shards(state)
     where, other = weight_map[NORM], [n for n in names if n != weight_map[NORM]][0]
     moved = copy.copy(weight_map)
     moved[NORM] = other
     out["index_names_another_shard"] = judged(written(config, None, (parts, moved)), **f32)
     out["index_lists_nothing"] = judged(written(config, None, (parts, dict(weight_map, ghost=names[0]))), **f32)
-    # quantization_config over floats.
+
+    # A quantization_config over float weights.
     out["int8"] = judged(written(in8(), state), **f32)
     out["int8_gptq_too"] = judged(written(in8(quant_method="gptq", bits=4), state), **f32)
     out["int8_threshold"] = judged(written(in8(llm_int8_threshold=0.5), state), **f32)
@@ -125,7 +133,8 @@ def cases(config, state, out_folder):
     out["unknown_method"] = judged(written(unknown, state), **f32)
     both = dict(config, quantization_config=dict(quant_method="bitsandbytes", load_in_8bit=False, load_in_4bit=False))
     out["no_flag"] = judged(written(both, state), **f32)
-    # Some layers of a file are int8, another is a float that no list covers.
+
+    # A file where some layers are int8 and one is float without being on the skip list.
     folder = written(in8(), state)
     model = AutoModelForCausalLM.from_pretrained(folder, **f32)
     saved = pathlib.Path(tempfile.mkdtemp())
@@ -139,6 +148,7 @@ def cases(config, state, out_folder):
     mixed[UP + ".weight"] = state[UP + ".weight"]
     del mixed[UP + ".SCB"], mixed[UP + ".weight_format"]
     out["int8_mixed"] = judged(written(json.loads((saved / "config.json").read_text()), mixed), **f32)
+
     # Rounding of F64.
     values = torch.tensor([1 + 2**-11 + 2**-40, 1 + 2**-8 + 2**-40, 1 + 3 * 2**-11 - 2**-40, 1e-8, 65519.99, -0.1],
                           dtype=torch.float64)
@@ -152,6 +162,7 @@ def tensors():
     square = torch.randn(6, 5)
     long = torch.arange(24.0).reshape(2, 3, 4)
     shared = torch.randn(4, 4)
+
     return {
         "plain": square,
         "transposed": square.t(),
@@ -185,10 +196,11 @@ def tensors():
 
 
 def others():
-    """What is no tensor, or none that is read."""
+    """Values that are not tensors, or tensors of kinds that are not read."""
     marked = torch.nn.Parameter(torch.randn(2))
     marked.partition_dim = 0
     complex_ = torch.randn(3, dtype=torch.complex64)
+
     return {
         "c128": torch.randn(2, dtype=torch.complex128),
         "quantized": torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),
@@ -244,7 +256,7 @@ def pickles(folder):
             return 2 * x
 
     torch.jit.save(torch.jit.script(Double()), folder / "script.bin")
-    # What torch itself reads again.
+    # torch itself must read them back.
     for file in [plain, folder / "legacy.bin"]:
         again = torch.load(file, weights_only=True)
         assert all(torch.equal(again[name].float(), values[name].float()) for name in values if name in again)

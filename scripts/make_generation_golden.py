@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes tests/golden/generation with transformers 4.57.1 and torch 2.8 (CPU, float32):
 
-greedy.json       settings in generation_config.json or config.json of the models of tests/golden/models and of
-                  models/tiny-gpt2, with the new ids that `generate` gives
-rows.json         rows of logits, for the next two
-processors.json   settings, ids so far, the number of a row of logits, and what transformers' logits processors change
+greedy.json       settings in the generation_config.json or config.json of models of tests/golden/models and of
+                  models/tiny-gpt2, and the new ids that `generate` gives
+rows.json         rows of logits, for the next two files
+processors.json   settings, ids so far, the index of a row of logits, and what transformers' logits processors change
                   in it
-filters.json      settings of sampling, the number of a row, and the probability of each token that may be drawn
-class_tokens.json bos_token_id and eos_token_id of a generation config made of an empty config.json
+filters.json      sampling settings, the index of a row, and the probability of each token that may be sampled
+class_tokens.json bos_token_id and eos_token_id of a generation config made from an empty config.json
 
     python3 scripts/make_generation_golden.py
 """
@@ -29,7 +29,7 @@ def folder_of(model):
 
 
 def generate(case):
-    """The new ids of a case: a copy of the model's folder with the case's files."""
+    """The new ids of a case, generated with a copy of the model's folder that has the case's settings."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary) / "model"
         shutil.copytree(folder_of(case["model"]), folder)
@@ -41,6 +41,7 @@ def generate(case):
         for key in case.get("config_without", []):
             config.pop(key, None)
         (folder / "config.json").write_text(json.dumps(config))
+
         if case.get("special_token") is not None:
             tokenizer = json.loads((folder / "tokenizer.json").read_text())
             tokenizer["added_tokens"].append(case["special_token"])
@@ -54,11 +55,12 @@ def generate(case):
             given["tokenizer"] = AutoTokenizer.from_pretrained(folder)
         ids = torch.tensor([case["prompt"]])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **given)
+
     return out[0, len(case["prompt"]):].tolist()
 
 
 def file_cases(model):
-    """Settings alone and together, chosen by what the model says without them."""
+    """Settings alone and combined, chosen by what the model generates without them."""
     plain = {"model": model, "prompt": PROMPT, "generation_config": {}, "max_new_tokens": 16}
     g = generate(plain)
     first = next(id for id in g if id != g[0]) if len(set(g)) > 1 else g[0]
@@ -72,6 +74,7 @@ def file_cases(model):
     for size in (1, 2, 3):
         case(f"no_repeat_ngram_size {size}", {"no_repeat_ngram_size": size})
         case(f"encoder_no_repeat_ngram_size {size}", {"encoder_no_repeat_ngram_size": size})
+
     case("bad words, one token", {"bad_words_ids": [[g[0]]]})
     case("bad words, two tokens", {"bad_words_ids": [[g[0], g[1]], [g[1], g[2]]]})
     case("bad words, mixed and given twice", {"bad_words_ids": [[first], [g[0], g[1]], [first], [PROMPT[-1], g[0]]]})
@@ -122,6 +125,7 @@ def file_cases(model):
         "encoder_repetition_penalty": 1.1, "suppress_tokens": [g[2]], "begin_suppress_tokens": [g[0]],
         "min_new_tokens": 5, "eos_token_id": [first, 3], "forced_eos_token_id": 3, "renormalize_logits": True,
         "sequence_bias": [[[11], 1.5], [[11, 12], 3.5]], "exponential_decay_length_penalty": [6, 1.1]})
+
     return cases, g, first
 
 
@@ -144,11 +148,13 @@ def model_config_cases(model, g, first):
          {"_from_model_config": True, "eos_token_id": 3})
     case("a copy of a config.json without generation settings", {"eos_token_id": g[0]},
          {"_from_model_config": True, "eos_token_id": first})
+
     if model == "llama":
-        # The class's own end token is 2: made the most likely one.
+        # The class's own end token is 2: a bias makes it the most likely one.
         bias = {"sequence_bias": [[[2], 50.0]]}
         case("the class's end token", bias, config_without=["eos_token_id"])
         case("no end token", dict(bias, eos_token_id=None))
+
     return cases
 
 
@@ -182,11 +188,12 @@ def stop_cases():
     case("a special token and what follows", [", that"], special_token=comma)
     case("what comes before a special token", ["Babylon, and"], special_token=comma)
     case("a special token that the prompt ends with", [", that the"], special_token=comma, prompt=prompt + ids[:1])
+
     return cases
 
 
 def rows():
-    """Rows of logits: two at random, one with ties, one with what `remove_invalid_values` is for."""
+    """Rows of logits: two random ones, one with ties, one with NaN and infinities for `remove_invalid_values`."""
     generator = torch.Generator().manual_seed(4)
     random = [[round(x, 3) for x in (torch.randn(count, generator=generator) * 3).tolist()] for count in (40, 25)]
     ties = [0.0, 0.0, 0.0, -1.0, -1.0, -1.0, -2.0, -2.0]
@@ -194,7 +201,7 @@ def rows():
 
 
 def processed(settings, ids, prompt, logits, most=10):
-    """The row after the processors `generate` would make, with `most` new tokens."""
+    """The row after the logits processors that `generate` would use for at most `most` new tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder_of("llama"), dtype=torch.float32)
     config = GenerationConfig.from_dict(json.loads(json.dumps(settings)))
     inputs = torch.tensor([ids[:prompt]])
@@ -202,16 +209,17 @@ def processed(settings, ids, prompt, logits, most=10):
     config.max_new_tokens = most
     config = model._prepare_generated_length(config, True, True, "input_ids", prompt, inputs)
     processors = model._get_logits_processor(config, prompt, inputs, device="cpu")
+
     return processors(torch.tensor([ids]), torch.tensor([logits]))[0]
 
 
 def number(x):
-    """JSON has no infinities and no NaN."""
+    """JSON has no infinities and no NaN: they become strings."""
     return x if x == x and abs(x) != float("inf") else str(x)
 
 
 def processor_cases():
-    """What greedy decoding applies, on rows."""
+    """The logits processors of greedy decoding, applied to rows."""
     settings = [
         {"sequence_bias": [[[3], 1.25], [[4, 7], -2.5], [[4], 0.1], [[9, 4, 7], 0.7], [[9, 5], 3.0]]},
         {"encoder_repetition_penalty": 1.3}, {"encoder_repetition_penalty": 0.7}, {"repetition_penalty": 1.3},
@@ -230,6 +238,7 @@ def processor_cases():
         {"suppress_tokens": [3, -1, 7, 9999]}, {"begin_suppress_tokens": [3, 7]},
         {"begin_suppress_tokens": [3, 7], "forced_bos_token_id": 4},
     ]
+
     texts = [([9, 4, 7, 9, 4], 3, 10), ([9, 4, 7, 9, 4], 3, 3), ([9, 4, 7], 3, 10), ([9], 1, 10), ([9, 4], 1, 10)]
     cases = []
 
@@ -242,12 +251,13 @@ def processor_cases():
     for values in settings:
         for count, (ids, prompt, most) in enumerate(texts):
             case(values, ids, prompt, most, count % 2)
+
     case({"remove_invalid_values": True}, [0], 1, 10, 3)
     return cases
 
 
 def filter_cases():
-    """What sampling keeps of rows."""
+    """The tokens that sampling keeps, and their probabilities."""
     settings = [{"top_k": 0}, {"top_k": 5}, {"top_k": 2}, {"top_k": 4}, {"top_k": 500}, {"top_k": 0, "top_p": 0.6},
                 {"top_k": 0, "top_p": 0.0}, {"top_k": None, "min_p": 0.1}, {"temperature": 0.5, "min_p": 0.1},
                 {"temperature": 2.0, "top_p": 0.8}, {"top_k": 0, "typical_p": 0.15}, {"typical_p": 0.5},
@@ -259,6 +269,7 @@ def filter_cases():
                 {"top_p": 2.0, "typical_p": 1.5, "epsilon_cutoff": 1.0, "eta_cutoff": -1.0, "top_k": 7},
                 {"no_repeat_ngram_size": 1, "repetition_penalty": 1.4, "top_k": 4, "top_p": 0.9},
                 {"suppress_tokens": [0, 1], "typical_p": 0.5, "top_k": 0}]
+
     cases = []
     for values in settings:
         values = dict(values, do_sample=True)
@@ -267,11 +278,12 @@ def filter_cases():
             probabilities = torch.softmax(scores, -1).tolist()
             kept = {str(id): p for id, p in enumerate(probabilities) if scores[id] != float("-inf")}
             cases.append({"settings": values, "ids": [3, 4, 3], "row": row, "probabilities": kept})
+
     return cases
 
 
 def class_tokens():
-    """Every family of tests/golden/models."""
+    """bos and eos of every family of tests/golden/models."""
     folders = sorted((ROOT / "tests/golden/models").iterdir())
     names = sorted({json.loads((folder / "config.json").read_text())["model_type"] for folder in folders})
     made = {name: GenerationConfig.from_model_config(AutoConfig.for_model(name)) for name in names}
@@ -290,10 +302,12 @@ def main():
     for model in ("gpt2", "llama"):
         cases, g, first = file_cases(model)
         greedy += cases + model_config_cases(model, g, first)
+
     greedy += stop_cases()
     for case in greedy:
         case["ids"] = generate(case)
         print(case["name"], case["ids"])
+
     write("greedy.json", greedy)
     write("rows.json", [[number(x) for x in row] for row in rows()])
     write("processors.json", processor_cases())

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/gguf: the golden models as GGUF files, as llama.cpp's converter writes them (names from
-the gguf package; rows of Llama's queries and keys permuted, Gemma's norms raised by 1), and two tokenizers: a
-SentencePiece BPE trained here, whose ids SentencePiece itself gives, and that of tiny-gpt2. Needs torch,
-safetensors, gguf 0.19, sentencepiece.
+"""Makes tests/golden/gguf: the golden models as GGUF files, as llama.cpp's converter writes them (names from the gguf
+package; rows of Llama's queries and keys permuted; 1 added to Gemma's norm weights), and a SentencePiece BPE tokenizer
+trained here, with the ids that SentencePiece itself gives. Needs torch, safetensors, gguf 0.19, sentencepiece.
 
     python3 scripts/make_gguf_golden.py tests/golden
 """
@@ -44,13 +43,16 @@ def write_model(golden, family, arch):
     if arch != "gpt2":
         writer.add_head_count_kv(kv_heads)
         writer.add_rope_freq_base(value("rope_theta"))
+
     if value("rms_norm_eps"):
         writer.add_layer_norm_rms_eps(value("rms_norm_eps"))
     else:
         writer.add_layer_norm_eps(value("norm_epsilon", "layer_norm_epsilon"))
+
     if value("head_dim"):
         writer.add_key_length(value("head_dim"))
         writer.add_value_length(value("head_dim"))
+
     if arch == "phi3":
         writer.add_rope_dimension_count(hidden // heads)
     if value("sliding_window"):
@@ -58,10 +60,12 @@ def write_model(golden, family, arch):
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(value("attn_logit_softcapping"))
         writer.add_final_logit_softcapping(value("final_logit_softcapping"))
+
     writer.add_vocab_size(value("vocab_size"))
     for add, key in ((writer.add_bos_token_id, "bos_token_id"), (writer.add_eos_token_id, "eos_token_id")):
         if value(key) is not None:
             add(value(key))
+
     names = gguf.get_tensor_name_map(arch_of(arch), layers)
     for key, tensor in load_file(os.path.join(folder, "model.safetensors")).items():
         data = tensor.numpy()
@@ -72,8 +76,10 @@ def write_model(golden, family, arch):
         if arch == "gemma2" and key.endswith("norm.weight"):
             data = (data.astype(np.float32) + 1)
         new = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        # llama.cpp keeps vectors in f32.
+
+        # llama.cpp stores vectors in f32.
         writer.add_tensor(new, data.astype(np.float32) if data.ndim == 1 else data)
+
     scaling = config.get("rope_scaling")
     if scaling and scaling["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(config, hidden // heads))
@@ -85,6 +91,7 @@ def llama3_factors(config, dims):
     scaling, factors = config["rope_scaling"], []
     old = scaling["original_max_position_embeddings"]
     low, high = old / scaling["low_freq_factor"], old / scaling["high_freq_factor"]
+
     for i in range(0, dims, 2):
         wavelength = 2 * np.pi * config["rope_theta"] ** (i / dims)
         if wavelength < high:
@@ -94,6 +101,7 @@ def llama3_factors(config, dims):
         else:
             smooth = (old / wavelength - scaling["low_freq_factor"]) / (scaling["high_freq_factor"] - scaling["low_freq_factor"])
             factors.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
+
     return np.array(factors, dtype=np.float32)
 
 
@@ -115,6 +123,7 @@ def write_sentencepiece(golden):
             input=corpus, model_prefix=prefix, vocab_size=600, model_type="bpe", byte_fallback=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
         spm = sentencepiece.SentencePieceProcessor(prefix + ".model")
+
     writer = gguf.GGUFWriter(os.path.join(golden, "gguf", "sentencepiece.gguf"), "llama")
     kind = lambda i: (gguf.TokenType.UNKNOWN if spm.IsUnknown(i) else gguf.TokenType.CONTROL if spm.IsControl(i)
                       else gguf.TokenType.BYTE if spm.IsByte(i) else gguf.TokenType.NORMAL)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What huggingface_hub 0.36 and transformers 4.57 read from the environment, case by case.
+"""Prints which settings huggingface_hub 0.36 and transformers 4.57 take from the environment, case by case.
 
     python scripts/make_hub_golden.py > crates/hub/tests/golden/environment.json
 
-Needs both packages; asks no network. Each case runs in a process of its own, because both read the environment once,
-when they are imported.
+Needs both packages, but no network. Each case runs in a process of its own, because both packages read the environment
+only when they are imported.
 """
 
 import json

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes tiny random checkpoints and what transformers and bitsandbytes give on them, in the form of
-tests/golden/models: config.json, model.safetensors (f16, some norm weights enlarged so that outlier columns
-exist), expected.safetensors, print.txt, parameters.txt, facts.json. CPU only; needs torch 2.8,
-transformers 4.57, bitsandbytes 0.50, accelerate.
+"""Makes tests/golden/models: tiny random checkpoints and the results of transformers and bitsandbytes on them. A folder
+holds config.json, model.safetensors (f16, with some norm weights enlarged so that there are outlier columns),
+expected.safetensors, print.txt, parameters.txt and facts.json. Runs on the CPU; needs torch 2.8, transformers 4.57,
+bitsandbytes 0.50, accelerate.
 
     python3 scripts/make_model_golden.py OUT [NAME...]
 """
@@ -70,17 +70,17 @@ MODELS = {
 }
 
 
-def mend_stablelm():
-    """transformers 4.57 cannot make a StableLM with qk_layernorm: it fills biases that its norms do not have."""
+def patch_stablelm():
+    """Works around a bug of transformers 4.57: initialising a StableLM with qk_layernorm fails on norms without bias."""
     original = StableLmPreTrainedModel._init_weights
 
-    def mended(self, module):
+    def patched(self, module):
         if isinstance(module, torch.nn.LayerNorm) and module.bias is None:
             module.weight.data.fill_(1.0)
         else:
             original(self, module)
 
-    StableLmPreTrainedModel._init_weights = mended
+    StableLmPreTrainedModel._init_weights = patched
 
 
 def make(name, folder):
@@ -89,6 +89,7 @@ def make(name, folder):
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config.initializer_range = 0.2
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
     for key, parameter in model.named_parameters():
         if "norm" in key or ".ln_" in key:
             with torch.no_grad():
@@ -98,6 +99,7 @@ def make(name, folder):
         elif key.endswith("bias"):
             with torch.no_grad():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+
     model.half().save_pretrained(folder)
     ids = torch.randint(3, 256, (2, 24))
     expected = {"input_ids": ids}
@@ -118,6 +120,7 @@ def make(name, folder):
         expected["logits_int8_f32"] = load(dtype=torch.float32, quantization_config=eight)(ids).logits
         model = load(dtype=torch.float16, quantization_config=eight)
         in_f16 = model(ids).logits.float()
+
     error = lambda a, b: ((a - b).norm() / b.norm()).item()
     facts = {"memory_footprint_int8": model.get_memory_footprint(),
              "rel_err": {"int8_f32_vs_f32": error(expected["logits_int8_f32"], expected["logits_f32"]),
@@ -128,13 +131,14 @@ def make(name, folder):
     with open(f"{folder}/parameters.txt", "w") as file:
         for key, parameter in model.named_parameters():
             print(key, parameter.dtype, tuple(parameter.shape), file=file)
+
     with open(f"{folder}/facts.json", "w") as file:
         json.dump(facts, file, indent=1)
     print(name, facts)
 
 
 def main():
-    mend_stablelm()
+    patch_stablelm()
     out, names = sys.argv[1], sys.argv[2:] or list(MODELS)
     for name in names:
         os.makedirs(f"{out}/{name}", exist_ok=True)

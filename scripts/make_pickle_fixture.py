@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a `pytorch_model.bin` out of a safetensors file, as torch.save would (zip form), without torch.
+"""Converts a safetensors file to the `pytorch_model.bin` that torch.save would write (zip format), without torch.
 
     python3 scripts/make_pickle_fixture.py tests/golden/models/gpt2/model.safetensors OUT.bin
 
@@ -20,13 +20,15 @@ SIZES = {"F16": 2, "BF16": 2, "F32": 4}
 
 
 def fake(module, name):
-    """A class that pickles under torch's name."""
+    """A class that pickles as `module.name`, although torch is not there."""
     made = type(name, (), {"__module__": module, "__qualname__": name})
     parent = None
+
     for depth in range(1, module.count(".") + 2):
         path = ".".join(module.split(".")[:depth])
         sys.modules.setdefault(path, types.ModuleType(path))
         parent = sys.modules[path]
+
     setattr(parent, name, made)
     return made
 
@@ -73,13 +75,16 @@ def main():
     sys.modules["torch._utils"]._rebuild_tensor_v2 = rebuild
     kinds = {dtype: fake("torch", name) for dtype, name in STORAGES.items()}
     state, blobs = collections.OrderedDict(), []
+
     for number, (name, info) in enumerate(header.items()):
         begin, end = (8 + length + offset for offset in info["data_offsets"])
         blobs.append(data[begin:end])
         storage = Storage(kinds[info["dtype"]], str(number), (end - begin) // SIZES[info["dtype"]])
         state[name] = Tensor(str(number), info["dtype"], info["shape"], rebuild, storage)
+
     out = io.BytesIO()
     Pickler(out, protocol=2).dump(state)
+
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         stamp = (1980, 1, 1, 0, 0, 0)
         archive.writestr(zipfile.ZipInfo("archive/data.pkl", stamp), out.getvalue())

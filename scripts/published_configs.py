@@ -1,6 +1,6 @@
-"""Configurations as they are published, written down anew with shapes shrunk: 2 layers, 300 tokens, windows and
-contexts of a few positions. Keys, their odd spellings, and which are missing are as published. A text instead of a
-dict is a file that json.dumps would not write. For make_published_golden.py."""
+"""Published configurations, retyped with shapes shrunk to 2 layers, 300 tokens, and windows and contexts of a few
+positions. Keys, odd spellings and missing keys are as published. A string instead of a dict is a file that json.dumps
+would not write. For make_published_golden.py."""
 
 SUMMARY = dict(summary_activation=None, summary_first_dropout=0.1, summary_proj_to_labels=True,
                summary_type="cls_index", summary_use_proj=True)
@@ -105,7 +105,7 @@ def without(config, *keys):
 
 PUBLISHED = {
     "gpt2": dict(GPT2, task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}}),
-    # 2019: no model_type, the family is told by the class and the folder's name.
+    # 2019: no model_type; the class and the folder's name give the family.
     "gpt2-xl-2019": dict(without(GPT2, "model_type"), finetuning_task=None, num_labels=1, output_attentions=False,
                          output_hidden_states=False, output_past=True, pruned_heads={}, torchscript=False,
                          use_bfloat16=False),
@@ -118,7 +118,7 @@ PUBLISHED = {
                              scale_attn_weights=True, n_inner=None, torch_dtype="float32", use_cache=False),
     "cerebras-gpt-111m": dict(without(GPT2, "n_ctx", *SUMMARY), activation_function="gelu", attn_pdrop=0.0,
                               embd_pdrop=0.0, n_inner=96, resid_pdrop=0.0, scale_attn_weights=True, use_cache=True),
-    # Files written by other tools name sizes by the common names.
+    # Other tools write the sizes under their common names.
     "gpt2-common-names": dict(without(GPT2, "n_embd", "n_head", "n_layer", "n_positions", "n_ctx", "resid_pdrop"),
                               hidden_size=32, num_attention_heads=4, num_hidden_layers=2,
                               max_position_embeddings=128),

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Computes the tables of docs/scaling.md: decoding on several GPUs, layers in sequence and tensor parallelism.
+"""Computes the tables of docs/scaling.md: decoding on several GPUs, in pipeline (layers in sequence) or tensor parallel.
 
     python3 scripts/scaling.py
 
-Nothing is measured here. Bandwidths are NVIDIA's datasheets, times of all-reduces follow the table that NCCL chooses its
-protocols by (src/graph/tuning.cc, June 2026), sizes are those of Llama 2 (7B, 13B, 70B) and Llama 3.1 (405B), and a block
-costs 10 us beside reading its weights (19 us were measured on an H100, see docs/gpu.md).
+Nothing is measured here. Bandwidths are from NVIDIA's datasheets; all-reduce times follow the table by which NCCL
+chooses its protocols (src/graph/tuning.cc, June 2026); sizes are those of Llama 2 (7B, 13B, 70B) and Llama 3.1 (405B).
+A block costs 10 us besides reading its weights (19 us were measured on an H100, see docs/gpu.md).
 """
 
 import math
@@ -13,7 +13,8 @@ import math
 def llama(L, C, F, heads, kv_heads, V):
     return L, C, heads, kv_heads / heads, 2 * C * C + 2 * C * C * kv_heads // heads + 3 * C * F, V, 2
 
-# blocks, width, heads, width of keys / C, int8 weights of a block, vocabulary, tables of V × C (2: head and embedding)
+# blocks, hidden size C, heads, width of the keys / C, int8 weights of a block, vocabulary V, matrices of V × C (2: the
+# embeddings and the head are not tied)
 MODELS = {
     "gpt2-large": (36, 1280, 20, 1, 12 * 1280**2, 50257, 1),
     "7B": llama(32, 4096, 11008, 32, 32, 32000),
@@ -21,28 +22,34 @@ MODELS = {
     "70B": llama(80, 8192, 28672, 64, 8, 32000),
     "405B": llama(126, 16384, 53248, 128, 8, 128256),
 }
-BANDWIDTH, ROOM = {"H100": 3.35e12, "H200": 4.8e12}, {"H100": 83e9, "H200": 148e9}
-REACHED, BLOCK, CONTEXT, OPERATIONS = 0.9, 10e-6, 1024, 990e12
-HOP, LINKS = 20e-6, {"NVLink 4": 450e9, "PCIe 5": 63e9, "PCIe 4": 31.5e9}  # bytes/s one way
-PROTOCOLS = [(6.6e-6, 0.6e-6, 141e9), (14e-6, 1.9e-6, 331e9), (8.4e-6, 3.4e-6, 360e9)]  # LL, LL128, Simple
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # of device memory, bytes/s
+ROOM = {"H100": 83e9, "H200": 148e9}  # device memory for weights and caches, bytes
+REACHED = 0.9  # of the bandwidth
+BLOCK = 10e-6  # seconds of a block besides reading its weights
+CONTEXT = 1024  # tokens of each sequence
+OPERATIONS = 990e12  # per second
+HOP = 20e-6  # latency of a transfer between GPUs, seconds
+LINKS = {"NVLink 4": 450e9, "PCIe 5": 63e9, "PCIe 4": 31.5e9}  # bytes/s one way
+# LL, LL128 and Simple: base latency and latency of a step in seconds, bus bandwidth in bytes/s
+PROTOCOLS = [(6.6e-6, 0.6e-6, 141e9), (14e-6, 1.9e-6, 331e9), (8.4e-6, 3.4e-6, 360e9)]
 
 def all_reduce(g, size):
     steps = 2 * (g - 1)
     return min(base + steps * (hop + size / g / bus) for base, hop, bus in PROTOCOLS)
 
 def sizes(name, M):
-    """What a step over M texts reads, and what is held."""
+    """Bytes that a decoding step for M sequences reads, and bytes that must fit in memory."""
     L, C, _, keys, block, V, tables = MODELS[name]
     cache = M * CONTEXT * 2 * L * C * keys * 2
     return L * block + 2 * V * C + cache, L * block + tables * 2 * V * C + cache
 
 def compute(name, card, g, M):
-    """Seconds of reading, or of arithmetic where that is more, with 1/g of a model on a card."""
+    """Seconds to read 1/g of a model, or to compute with it if that takes longer."""
     L, C, _, _, block, V, _ = MODELS[name]
     return max(sizes(name, M)[0] / (REACHED * BANDWIDTH[card]), 2 * M * (L * block + V * C) / OPERATIONS) / g
 
 def step(name, card, g, M, each=None, exchange=False):
-    """Seconds of a step over M texts in tensor parallelism."""
+    """Seconds of a tensor-parallel decoding step for M sequences; `each` is the cost of one all-reduce."""
     L, C = MODELS[name][:2]
     each = all_reduce(g, 4 * M * C) if each is None else each
     each += all_reduce(g, 4 * M) if exchange else 0
@@ -57,7 +64,7 @@ def table(titles, rows):
     print()
 
 def possible(name, g):
-    return MODELS[name][2] % g == 0  # whole heads
+    return MODELS[name][2] % g == 0  # a head cannot be split
 
 def held(name):
     weights, whole = sizes(name, 0)[1], sizes(name, 1)[1]
@@ -77,7 +84,7 @@ def together(M, name="405B", card="H200", g=8):
     return [M, text(at_once), text(groups), text(M / step(name, card, g, M))]
 
 def full(g, name="70B", card="H100"):
-    """As many texts as the cards hold."""
+    """Throughput with as many sequences as fit in the memory of g GPUs."""
     weights, whole = sizes(name, 0)[1], sizes(name, 1)[1]
     M = int((g * ROOM[card] - weights) / (whole - weights))
     groups = together(M, name, card, g)[2] if g > 1 else ""

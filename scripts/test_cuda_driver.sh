@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs the CUDA code without a GPU: builds a libcuda.so.1 whose GPU is the emulated device
-# (crates/cuda/emulation/driver.cc) and runs the device tests over it, with the feature `cuda` and a stand-in for nvcc.
-# What that shows and what not stands in crates/cuda/README.md. Needs Rust and g++ (or another compiler as CXX).
+# Tests the CUDA host code without a GPU: builds a libcuda.so.1 whose GPU is the emulated device
+# (crates/cuda/emulation/driver.cc) and runs the device tests on it, with the feature `cuda` and a stand-in for nvcc.
+# crates/cuda/README.md says what that covers. Needs Rust and g++ (or another compiler as CXX).
 #
 #   scripts/test_cuda_driver.sh             build and test
-#   scripts/test_cuda_driver.sh --stand-in  print the path of the stand-in for nvcc, to type-check with:
+#   scripts/test_cuda_driver.sh --stand-in  print the path of the stand-in for nvcc, for type-checking:
 #                                           NVCC=$(scripts/test_cuda_driver.sh --stand-in) cargo clippy --features cuda
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$PWD/target/cuda-driver"
 mkdir -p "$folder"
 
-# Writes an empty file where nvcc would write the kernels.
+# The stand-in writes an empty file where nvcc would write the compiled kernels.
 cat > "$folder/nvcc.new" <<'SH'
 #!/bin/sh
 while [ $# -gt 0 ]; do
@@ -30,7 +30,7 @@ fi
     -Wno-unknown-pragmas -DLLM_INT8_EMULATION -Icrates/cuda/emulation -Wl,-soname,libcuda.so.1 \
     crates/cuda/emulation/driver.cc -o "$folder/libcuda.so.1"
 export NVCC="$folder/nvcc"
-# A program without kernels must not be left where one is looked for.
+# Do not leave a program without kernels where others expect the real one.
 trap 'rm -f target/release/llm-int8' EXIT
 cargo test --release --workspace --features cuda --no-run
 export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"

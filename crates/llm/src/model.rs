@@ -227,7 +227,7 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::NoChatTemplate`], [`LlmError::ChatTemplate`].
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        ChatTemplate::of(&self.companions, self.special_tokens()?, &self.name)
+        ChatTemplate::from_companions(&self.companions, self.special_tokens()?, &self.name)
     }
 
     /// A chat template from `text`, with this model's special tokens.

@@ -1,5 +1,5 @@
-//! Chat templates: how a model wants a conversation written down (Jinja, as transformers renders
-//! it).
+//! Chat templates: the Jinja template by which a model's conversation becomes its prompt, rendered
+//! as transformers does.
 
 use super::jinja::{self, Template};
 use crate::companion::Companion;
@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// The text.
+    /// The message's text.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// What tells the model how to behave.
+    /// A system message: how the model is to behave.
     pub fn system(content: impl Into<String>) -> Self {
         Self {
             role: "system".into(),
@@ -24,7 +24,7 @@ impl ChatMessage {
         }
     }
 
-    /// What a person says.
+    /// A user message.
     pub fn user(content: impl Into<String>) -> Self {
         Self {
             role: "user".into(),
@@ -32,7 +32,7 @@ impl ChatMessage {
         }
     }
 
-    /// What the model said.
+    /// A reply of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self {
             role: "assistant".into(),
@@ -41,7 +41,7 @@ impl ChatMessage {
     }
 }
 
-/// What a template is given beside the messages.
+/// What a template sees besides the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatInputs {
     /// Tools the model may call, each a JSON object (usually `{"type": "function", "function":
@@ -49,16 +49,17 @@ pub struct ChatInputs {
     pub tools: Option<Vec<Value>>,
     /// Documents to answer from, each a JSON object (usually with `title` and `text`).
     pub documents: Option<Vec<Value>>,
-    /// Write up to where the model goes on.
+    /// End the prompt with the header of the assistant's turn, so that the model replies.
     pub add_generation_prompt: bool,
-    /// Of several templates the one of this name; without it `tool_use` where there are tools, else
-    /// `default`.
+    /// Which template to use, if the model has several. `None`: `tool_use` if there are tools and
+    /// the model has one of that name, else `default`.
     pub template: Option<String>,
-    /// Further variables (`enable_thinking`, …). They hide special tokens of the same name.
+    /// Further variables (`enable_thinking`, …). They take precedence over special tokens of the
+    /// same name.
     pub extra: Map<String, Value>,
 }
 
-/// A model's chat template, or several by name.
+/// A model's chat template, or several with names.
 #[derive(Debug)]
 pub struct ChatTemplate {
     templates: Templates,
@@ -68,16 +69,16 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 enum Templates {
     One(Template),
-    /// One that does not parse matters only where it is chosen.
+    /// One that does not parse is an error only once it is chosen.
     Named(Vec<(String, Result<Template, jinja::Error>)>),
 }
 
-/// The folder of further templates, each a file `NAME.jinja`.
+/// The folder of further templates: the file `NAME.jinja` holds the one called `NAME`.
 const ADDITIONAL: &str = "additional_chat_templates/";
 
 impl ChatTemplate {
-    /// From the text of a template; `special_tokens` is an object of `bos_token`, `eos_token` and
-    /// the like.
+    /// Parses a template. `special_tokens` is a JSON object such as `{"bos_token": "<s>"}`; the
+    /// template sees its keys as variables.
     ///
     /// ```
     /// use llm_int8::{ChatMessage, ChatTemplate};
@@ -88,27 +89,32 @@ impl ChatTemplate {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`] where it is not valid Jinja.
+    /// [`LlmError::ChatTemplate`] if it is not valid Jinja.
     pub fn new(text: &str, special_tokens: Value) -> Result<Self> {
         let special_tokens = match special_tokens {
             Value::Object(tokens) => tokens,
             _ => Map::new(),
         };
         Ok(Self {
-            templates: Templates::One(Template::new(text).map_err(refused)?),
+            templates: Templates::One(Template::new(text).map_err(template_error)?),
             special_tokens,
         })
     }
 
-    /// The template among a model's small files, as transformers finds it: `chat_template.jinja`
-    /// with `additional_chat_templates`, else that of `tokenizer_config.json`; last
+    /// Finds the template among a model's small files, in transformers' order:
+    /// `chat_template.jinja` with `additional_chat_templates/`, then `tokenizer_config.json`, then
     /// `chat_template.json`.
-    pub(crate) fn of(
+    ///
+    /// # Errors
+    /// [`LlmError::NoChatTemplate`] if there is none, [`LlmError::ChatTemplate`] if it does not
+    /// parse.
+    pub(crate) fn from_companions(
         companions: &[Companion],
         special_tokens: Map<String, Value>,
         model: &str,
     ) -> Result<Self> {
-        let files = of_files(companions)?;
+        let files = from_files(companions)?;
+
         let in_config = || -> Result<Option<Value>> {
             for name in ["tokenizer_config.json", "chat_template.json"] {
                 let config = Companion::json(companions, name)?.unwrap_or_default();
@@ -119,7 +125,7 @@ impl ChatTemplate {
             Ok(None)
         };
         let found = if files.is_empty() {
-            in_config()?.map(named).unwrap_or_default()
+            in_config()?.map(from_config).unwrap_or_default()
         } else {
             files
         };
@@ -130,7 +136,7 @@ impl ChatTemplate {
                 });
             }
             [(name, text)] if name == "default" => {
-                Templates::One(Template::new(text).map_err(refused)?)
+                Templates::One(Template::new(text).map_err(template_error)?)
             }
             _ => Templates::Named(
                 found
@@ -145,13 +151,14 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation; with `add_generation_prompt`, up to where the model goes on.
+    /// Renders a conversation as a prompt. With `add_generation_prompt` it ends with the header of
+    /// the assistant's turn, so that the model replies.
     ///
     /// # Errors
-    /// As [`ChatTemplate::apply_with`].
+    /// Those of [`ChatTemplate::apply_with`].
     pub fn apply(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         self.apply_with(
-            &values(messages)?,
+            &to_json(messages)?,
             &ChatInputs {
                 add_generation_prompt,
                 ..ChatInputs::default()
@@ -159,7 +166,7 @@ impl ChatTemplate {
         )
     }
 
-    /// The text of a conversation whose messages are JSON objects with whatever fields the template
+    /// Renders a conversation whose messages are JSON objects, with whatever fields the template
     /// knows: `tool_calls`, `reasoning_content`, a `content` of several parts. Fields keep their
     /// order.
     ///
@@ -175,8 +182,9 @@ impl ChatTemplate {
     /// ```
     ///
     /// # Errors
-    /// [`LlmError::ChatTemplate`] where the template refuses the messages, fails, does not end, or
-    /// where no template has the name asked for; for tools or documents that are not objects.
+    /// [`LlmError::ChatTemplate`] if the template rejects the messages (`raise_exception`), fails
+    /// or does not end; if no template has the requested name; if a tool or document is not a JSON
+    /// object.
     pub fn apply_with(&self, messages: &[Value], inputs: &ChatInputs) -> Result<String> {
         for (what, given) in [("tool", &inputs.tools), ("document", &inputs.documents)] {
             if given.iter().flatten().any(|one| !one.is_object()) {
@@ -184,6 +192,7 @@ impl ChatTemplate {
                 return Err(LlmError::ChatTemplate { reason });
             }
         }
+
         let json = |list: &Option<Vec<Value>>| list.clone().map_or(Value::Null, Value::Array);
         let given = [
             ("messages", Value::Array(messages.to_vec())),
@@ -194,13 +203,17 @@ impl ChatTemplate {
                 Value::Bool(inputs.add_generation_prompt),
             ),
         ];
+
         let variables = self.special_tokens.iter().chain(&inputs.extra);
         let variables = variables.map(|(name, value)| (name.as_str(), value));
         let variables = variables.chain(given.iter().map(|(name, value)| (*name, value)));
-        self.chosen(inputs)?.render(variables).map_err(refused)
+
+        self.chosen(inputs)?
+            .render(variables)
+            .map_err(template_error)
     }
 
-    /// transformers' `get_chat_template`.
+    /// Chooses the template as transformers' `get_chat_template` does.
     fn chosen(&self, inputs: &ChatInputs) -> Result<&Template> {
         let all = match &self.templates {
             Templates::One(template)
@@ -214,33 +227,38 @@ impl ChatTemplate {
             Templates::One(_) => &[][..],
             Templates::Named(all) => all,
         };
-        let of = |name: &str| {
+
+        let by_name = |name: &str| {
             all.iter()
                 .find(|(known, _)| known == name)
                 .map(|(_, template)| template)
         };
         let found = match (&inputs.template, &inputs.tools) {
-            (Some(name), _) => of(name),
-            (None, Some(_)) => of("tool_use").or_else(|| of("default")),
-            (None, None) => of("default"),
+            (Some(name), _) => by_name(name),
+            (None, Some(_)) => by_name("tool_use").or_else(|| by_name("default")),
+            (None, None) => by_name("default"),
         };
         let Some(found) = found else {
-            let wanted = inputs.template.as_deref().unwrap_or("default");
+            let requested = inputs.template.as_deref().unwrap_or("default");
             let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
-            let there = if names.is_empty() {
+            let known = if names.is_empty() {
                 "default".to_owned()
             } else {
                 names.join(", ")
             };
-            let reason = format!("the model has none named {wanted}; it has {there}");
+
+            let reason = format!("the model has none named {requested}; it has {known}");
             return Err(LlmError::ChatTemplate { reason });
         };
-        found.as_ref().map_err(|error| refused(error.clone()))
+
+        found
+            .as_ref()
+            .map_err(|error| template_error(error.clone()))
     }
 }
 
-/// Messages as JSON objects.
-pub(super) fn values(messages: &[ChatMessage]) -> Result<Vec<Value>> {
+/// Messages as JSON objects, the form that templates see.
+pub(super) fn to_json(messages: &[ChatMessage]) -> Result<Vec<Value>> {
     let values = messages
         .iter()
         .map(serde_json::to_value)
@@ -250,8 +268,8 @@ pub(super) fn values(messages: &[ChatMessage]) -> Result<Vec<Value>> {
     })
 }
 
-/// The templates that are files of their own, by name.
-fn of_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
+/// The templates that have files of their own, with their names.
+fn from_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for companion in companions {
         let name = match &*companion.name {
@@ -260,16 +278,19 @@ fn of_files(companions: &[Companion]) -> Result<Vec<(String, String)>> {
                 .strip_prefix(ADDITIONAL)
                 .and_then(|name| name.strip_suffix(".jinja")),
         };
+
         if let Some(name) = name {
             let text = String::from_utf8_lossy(&companion.read()?).into_owned();
             found.push((name.to_owned(), text));
         }
     }
+
     Ok(found)
 }
 
-/// A template, or a list of `{"name": …, "template": …}`.
-fn named(value: Value) -> Vec<(String, String)> {
+/// The value of `chat_template` in a JSON file: a template, or a list of `{"name": …, "template":
+/// …}`.
+fn from_config(value: Value) -> Vec<(String, String)> {
     match value {
         Value::String(text) => vec![("default".to_owned(), text)],
         Value::Array(list) => {
@@ -282,7 +303,7 @@ fn named(value: Value) -> Vec<(String, String)> {
     }
 }
 
-fn refused(error: jinja::Error) -> LlmError {
+fn template_error(error: jinja::Error) -> LlmError {
     LlmError::ChatTemplate {
         reason: error.to_string(),
     }
@@ -310,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_leave_no_lines_behind() {
+    fn block_tags_leave_no_blank_lines() {
         assert_eq!(
             apply("{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}")
                 .unwrap(),
@@ -319,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_template_refuses_is_reported() {
+    fn errors_name_the_reason_and_the_line() {
         let error = apply("{{ raise_exception('Conversation roles must alternate') }}")
             .unwrap_err()
             .to_string();
@@ -356,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_variables_hide_special_tokens_and_nothing_else() {
+    fn extra_variables_hide_special_tokens_but_not_messages() {
         let template = ChatTemplate::new(
             "{{ bos_token }} {{ messages }} {{ thinking }}",
             json!({ "bos_token": "<s>" }),
@@ -370,12 +391,12 @@ mod tests {
         assert_eq!(template.apply_with(&[], &inputs).unwrap(), "<b> [] False");
     }
 
-    fn of(files: &[(&'static str, &'static str)]) -> Result<ChatTemplate> {
+    fn from_files(files: &[(&'static str, &'static str)]) -> Result<ChatTemplate> {
         let companions: Vec<Companion> = files
             .iter()
             .map(|(name, text)| Companion::bytes(name, text.as_bytes()))
             .collect();
-        ChatTemplate::of(&companions, Map::new(), "m")
+        ChatTemplate::from_companions(&companions, Map::new(), "m")
     }
 
     fn with(template: &ChatTemplate, tools: bool, name: Option<&str>) -> Result<String> {
@@ -392,8 +413,8 @@ mod tests {
         {"name": "default", "template": "d"}, {"name": "rag", "template": "{% if %}"}]}"#;
 
     #[test]
-    fn of_several_templates_that_for_tools_or_the_default_is_taken() {
-        let several = of(&[("tokenizer_config.json", SEVERAL)]).unwrap();
+    fn several_templates_are_chosen_by_name_or_by_whether_there_are_tools() {
+        let several = from_files(&[("tokenizer_config.json", SEVERAL)]).unwrap();
         assert_eq!(with(&several, false, None).unwrap(), "d");
         assert_eq!(with(&several, true, None).unwrap(), "t");
         assert_eq!(with(&several, true, Some("default")).unwrap(), "d");
@@ -413,11 +434,12 @@ mod tests {
     }
 
     #[test]
-    fn files_come_before_tokenizer_config() {
+    fn template_files_take_precedence_over_tokenizer_config() {
         let config = ("tokenizer_config.json", r#"{"chat_template": "c"}"#);
         let file = ("chat_template.jinja", "f");
         let tools = ("additional_chat_templates/tool_use.jinja", "t");
         let processor = ("chat_template.json", r#"{"chat_template": "p"}"#);
+
         for (files, plain, with_tools) in [
             (vec![processor, config], Some("c"), Some("c")),
             (vec![processor], Some("p"), Some("p")),
@@ -425,7 +447,7 @@ mod tests {
             (vec![config, file, tools], Some("f"), Some("t")),
             (vec![config, tools], None, Some("t")),
         ] {
-            let template = of(&files).unwrap();
+            let template = from_files(&files).unwrap();
             assert_eq!(
                 with(&template, false, None).ok().as_deref(),
                 plain,
@@ -437,11 +459,15 @@ mod tests {
                 "{files:?}"
             );
         }
-        assert!(matches!(of(&[]), Err(LlmError::NoChatTemplate { .. })));
+
+        assert!(matches!(
+            from_files(&[]),
+            Err(LlmError::NoChatTemplate { .. })
+        ));
     }
 
     #[test]
-    fn tools_and_documents_are_objects() {
+    fn tools_and_documents_must_be_objects() {
         let template = ChatTemplate::new("", json!({})).unwrap();
         let inputs = ChatInputs {
             documents: Some(vec![json!("text")]),

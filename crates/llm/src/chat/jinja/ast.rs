@@ -8,7 +8,8 @@ use std::sync::Arc;
 pub(super) struct Expr {
     pub(super) kind: ExprKind,
     pub(super) line: u32,
-    /// The longest way down to a leaf.
+    /// The height of the subtree: 1 for a leaf. Evaluation recurses this deep, so the parser limits
+    /// it.
     pub(super) height: u32,
 }
 
@@ -21,15 +22,17 @@ pub(super) enum ExprKind {
     Dict(Vec<(Expr, Expr)>),
     Attribute(Box<Expr>, Arc<str>),
     Item(Box<Expr>, Box<Expr>),
-    Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
+    /// `object[start:stop:step]`.
+    Slice(Box<Expr>, SliceBounds),
     Call(Box<Expr>, CallArgs),
-    /// Without an input it applies to the text of the block it stands at.
+    /// `input | name(args)`. Without an input it is the filter of a `{% filter %}` or `{% set %}`
+    /// block and applies to the block's text.
     Filter(Option<Box<Expr>>, Arc<str>, CallArgs),
     Test(Box<Expr>, Arc<str>, CallArgs),
     Not(Box<Expr>),
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
-    /// A minus (`true`) or plus before a number.
+    /// Unary minus (`true`) or plus (`false`).
     Signed(bool, Box<Expr>),
     Arithmetic(Arithmetic, Box<Expr>, Box<Expr>),
     /// `a < b < c`.
@@ -38,6 +41,14 @@ pub(super) enum ExprKind {
     Concat(Vec<Expr>),
     /// `value if condition else other`.
     Conditional(Box<Conditional>),
+}
+
+/// The bounds of a slice; `None` where one is left out.
+#[derive(Debug)]
+pub(super) struct SliceBounds {
+    pub(super) start: Option<Box<Expr>>,
+    pub(super) stop: Option<Box<Expr>>,
+    pub(super) step: Option<Box<Expr>>,
 }
 
 #[derive(Debug)]
@@ -77,11 +88,11 @@ pub(super) struct CallArgs {
     pub(super) all_named: Option<Box<Expr>>,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Arc<str>),
-    /// `namespace.attribute`.
+    /// `namespace.attribute`: the only attributes a template may set.
     Attribute(Arc<str>, Arc<str>),
     Tuple(Vec<Target>),
 }
@@ -100,22 +111,24 @@ pub(super) enum StmtKind {
     For(Box<For>),
     If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
     Set(Target, Expr),
-    /// With the filters its text goes through.
+    /// `{% set target | filter %}…{% endset %}`: the filter is optional.
     SetBlock(Target, Option<Expr>, Vec<Stmt>),
     With(Vec<(Target, Expr)>, Vec<Stmt>),
     Macro(Macro),
     Call(Expr, Macro),
     Filter(Expr, Vec<Stmt>),
-    /// A block with a scope of its own and nothing else: `generation`.
+    /// `{% generation %}`: transformers marks the assistant's tokens with it; rendering only gives
+    /// it a scope of its own.
     Scope(Vec<Stmt>),
-    /// `block`, which sees the template's own variables only, unless it is `scoped`.
+    /// `{% block %}`: sees only the template's top-level variables, unless it is `scoped`.
     Block {
         body: Vec<Stmt>,
         is_scoped: bool,
     },
     Break,
     Continue,
-    /// A statement that loads another template, or that is not offered here.
+    /// A statement that needs another template or is not supported. It fails only when it is
+    /// reached.
     Refused(String),
 }
 
@@ -129,18 +142,19 @@ pub(super) struct For {
     pub(super) otherwise: Vec<Stmt>,
 }
 
-/// A macro, or the body of a `call` block, which has no name.
+/// A macro. The body of a `{% call %}` block is a macro without a name.
 #[derive(Debug)]
 pub(super) struct Macro {
     pub(super) name: Option<Arc<str>>,
     pub(super) parameters: Vec<Arc<str>>,
-    /// Of the last parameters.
+    /// Defaults of the last parameters, as in Python.
     pub(super) defaults: Vec<Expr>,
     pub(super) body: Vec<Stmt>,
     pub(super) uses: Uses,
 }
 
-/// Special variables that a macro's body mentions.
+/// Which of Jinja's special variables a macro's body mentions: it then accepts the arguments they
+/// hold.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Uses {
     pub(super) caller: bool,
@@ -149,39 +163,43 @@ pub(super) struct Uses {
 }
 
 impl ExprKind {
-    /// One more than the height of the highest expression inside.
+    /// The height of the subtree: one more than that of its tallest child.
     pub(super) fn height(&self) -> u32 {
-        let of = |expr: &Expr| expr.height;
-        let all = |exprs: &[Expr]| exprs.iter().map(of).max().unwrap_or(0);
+        let height = |expr: &Expr| expr.height;
+        let all = |exprs: &[Expr]| exprs.iter().map(height).max().unwrap_or(0);
+
         let inner = match self {
             Self::Const(_) | Self::Name(_) => 0,
             Self::List(exprs) | Self::Tuple(exprs) | Self::Concat(exprs) => all(exprs),
             Self::Dict(pairs) => pairs
                 .iter()
-                .map(|(key, value)| of(key).max(of(value)))
+                .map(|(key, value)| height(key).max(height(value)))
                 .max()
                 .unwrap_or(0),
-            Self::Attribute(expr, _) | Self::Not(expr) | Self::Signed(_, expr) => of(expr),
+            Self::Attribute(expr, _) | Self::Not(expr) | Self::Signed(_, expr) => height(expr),
             Self::Item(left, right)
             | Self::And(left, right)
             | Self::Or(left, right)
-            | Self::Arithmetic(_, left, right) => of(left).max(of(right)),
-            Self::Slice(expr, bounds) => bounds
-                .iter()
+            | Self::Arithmetic(_, left, right) => height(left).max(height(right)),
+            Self::Slice(expr, bounds) => [&bounds.start, &bounds.stop, &bounds.step]
+                .into_iter()
                 .flatten()
-                .map(|bound| of(bound))
-                .fold(of(expr), u32::max),
-            Self::Call(expr, args) | Self::Test(expr, _, args) => of(expr).max(args.height()),
-            Self::Filter(expr, _, args) => expr.as_deref().map_or(0, of).max(args.height()),
+                .map(|bound| height(bound))
+                .fold(height(expr), u32::max),
+            Self::Call(expr, args) | Self::Test(expr, _, args) => height(expr).max(args.height()),
+            Self::Filter(expr, _, args) => expr.as_deref().map_or(0, height).max(args.height()),
             Self::Compare(expr, rest) => rest
                 .iter()
-                .map(|(_, expr)| of(expr))
-                .fold(of(expr), u32::max),
+                .map(|(_, expr)| height(expr))
+                .fold(height(expr), u32::max),
             Self::Conditional(parts) => {
-                let other = parts.other.as_ref().map_or(0, of);
-                of(&parts.condition).max(of(&parts.value)).max(other)
+                let other = parts.other.as_ref().map_or(0, height);
+                height(&parts.condition)
+                    .max(height(&parts.value))
+                    .max(other)
             }
         };
+
         inner + 1
     }
 }
@@ -193,6 +211,7 @@ impl CallArgs {
             .into_iter()
             .flatten()
             .map(|expr| &**expr);
+
         self.positional
             .iter()
             .chain(named)

@@ -1,12 +1,13 @@
-//! `object.name`, `object[key]` and `object[start:stop:step]`, as the immutable sandbox of Jinja2
-//! allows them.
+//! `object.name`, `object[key]` and `object[start:stop:step]`, within what Jinja2's
+//! `ImmutableSandboxedEnvironment` allows.
 
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
-use super::value::{Loop, Method, Missing, Range, Value};
+use super::value::{Cycler, Loop, Method, Missing, Range, Value};
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// Methods of each type that a template may call.
 const STR: &[&str] = &[
     "capitalize",
     "casefold",
@@ -59,71 +60,77 @@ const DICT: &[&str] = &["copy", "get", "items", "keys", "values"];
 const LIST: &[&str] = &["copy", "count", "index"];
 const TUPLE: &[&str] = &["count", "index"];
 
-/// Methods that would change a dict or list.
+/// Methods that change a dict or a list: the immutable sandbox forbids them.
 const CHANGES_DICT: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
 const CHANGES_LIST: &[&str] = &[
     "append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort",
 ];
 
 impl Interpreter<'_> {
-    /// `of.name`: an attribute, else the item of that name.
-    pub(super) fn attribute(&mut self, of: &Value, name: &Arc<str>) -> Result<Value> {
-        if let Value::Undefined(missing) = of {
+    /// `object.name`: an attribute, else the item of that name.
+    pub(super) fn attribute(&mut self, object: &Value, name: &Arc<str>) -> Result<Value> {
+        if let Value::Undefined(missing) = object {
             return Err(missing.error());
         }
-        if let Some(value) = self.own_attribute(of, name) {
+        if let Some(value) = self.own_attribute(object, name) {
             return Ok(value);
         }
+
         let key = Value::Str(name.clone());
         Ok(self
-            .own_item(of, &key)?
-            .unwrap_or_else(|| Value::missing(of, &key)))
+            .own_item(object, &key)?
+            .unwrap_or_else(|| Value::missing(object, &key)))
     }
 
-    /// `of[key]`: an item, else the attribute of that name.
-    pub(super) fn item(&mut self, of: &Value, key: &Value) -> Result<Value> {
-        if let Value::Undefined(missing) = of {
+    /// `object[key]`: an item, else the attribute of that name.
+    pub(super) fn item(&mut self, object: &Value, key: &Value) -> Result<Value> {
+        if let Value::Undefined(missing) = object {
             return Err(missing.error());
         }
-        if let Some(value) = self.own_item(of, key)? {
+        if let Some(value) = self.own_item(object, key)? {
             return Ok(value);
         }
+
         let attribute = match key {
-            Value::Str(name) | Value::Markup(name) => self.own_attribute(of, name),
+            Value::Str(name) | Value::Markup(name) => self.own_attribute(object, name),
             _ => None,
         };
-        Ok(attribute.unwrap_or_else(|| Value::missing(of, key)))
+        Ok(attribute.unwrap_or_else(|| Value::missing(object, key)))
     }
 
-    /// The `attr` filter: an attribute and never an item.
-    pub(super) fn attribute_only(&mut self, of: &Value, name: &Arc<str>) -> Result<Value> {
-        if let Value::Undefined(missing) = of {
+    /// The `attr` filter: an attribute, never an item.
+    pub(super) fn attribute_only(&mut self, object: &Value, name: &Arc<str>) -> Result<Value> {
+        if let Value::Undefined(missing) = object {
             return Err(missing.error());
         }
-        let found = self.own_attribute(of, name);
-        Ok(found.unwrap_or_else(|| Value::missing(of, &Value::Str(name.clone()))))
+        let found = self.own_attribute(object, name);
+        Ok(found.unwrap_or_else(|| Value::missing(object, &Value::Str(name.clone()))))
     }
 
-    /// Python's `getattr`, and the sandbox's word on it.
-    fn own_attribute(&mut self, of: &Value, name: &Arc<str>) -> Option<Value> {
+    /// Python's `getattr`; an attribute that the sandbox forbids is an undefined value that says
+    /// so.
+    fn own_attribute(&mut self, object: &Value, name: &Arc<str>) -> Option<Value> {
         let is_special = name.len() > 4 && name.starts_with("__") && name.ends_with("__");
         let forbidden = || {
             Value::Undefined(Rc::new(Missing::Unsafe {
-                of: of.type_name(),
+                object: object.type_name(),
                 name: name.clone(),
             }))
         };
+
         if is_special {
             return Some(forbidden());
         }
+
         let among = |names: &[&str]| names.contains(&&**name);
         let method = || {
             Some(Value::Method(Rc::new(Method {
-                of: of.clone(),
+                receiver: object.clone(),
                 name: name.clone(),
             })))
         };
-        match of {
+
+        match object {
             Value::Str(_) | Value::Markup(_) if among(STR) => method(),
             Value::Dict(_) if among(CHANGES_DICT) => Some(forbidden()),
             Value::Dict(_) if among(DICT) => method(),
@@ -136,37 +143,21 @@ impl Interpreter<'_> {
                 _ => None,
             },
             Value::Range(_) if among(TUPLE) => method(),
-            Value::Range(range) => match &**name {
-                "start" => Some(Value::Int(range.start)),
-                "stop" => Some(Value::Int(range.stop)),
-                "step" => Some(Value::Int(range.step)),
-                _ => None,
-            },
+            Value::Range(range) => range_attribute(range, name),
             Value::Int(_) if among(&["bit_length"]) => method(),
             Value::Float(_) if among(&["is_integer"]) => method(),
             Value::Loop(_) if among(&["cycle", "changed"]) => method(),
             Value::Loop(state) => loop_attribute(state, name),
             Value::Namespace(index) => {
-                let value = self
-                    .namespaces
-                    .get(*index)?
-                    .iter()
-                    .find(|(known, _)| known == name)?
-                    .1
-                    .clone();
-                Some(if name.starts_with('_') {
-                    forbidden()
-                } else {
-                    value
+                let attributes = self.namespaces.get(*index)?;
+                let (_, value) = attributes.iter().find(|(known, _)| known == name)?;
+                Some(match name.starts_with('_') {
+                    true => forbidden(),
+                    false => value.clone(),
                 })
             }
             Value::Cycler(_) if among(&["next", "reset"]) => method(),
-            Value::Cycler(cycler) => match &**name {
-                "current" => cycler.items.values().get(cycler.position.get()).cloned(),
-                "pos" => Some(Value::Int(cycler.position.get() as i128)),
-                "items" => Some(Value::Tuple(cycler.items.clone())),
-                _ => None,
-            },
+            Value::Cycler(cycler) => cycler_attribute(cycler, name),
             Value::Joiner(joiner) => match &**name {
                 "sep" => Some(joiner.separator.clone()),
                 "used" => Some(Value::Bool(joiner.used.get())),
@@ -177,21 +168,22 @@ impl Interpreter<'_> {
         }
     }
 
-    /// Python's `of[key]`, where there is such an item.
-    fn own_item(&mut self, of: &Value, key: &Value) -> Result<Option<Value>> {
-        let place = |len: usize| {
-            let place = key.as_int()?;
-            usize::try_from(if place < 0 {
-                place + len as i128
+    /// Python's `object[key]`, if there is such an item.
+    fn own_item(&mut self, object: &Value, key: &Value) -> Result<Option<Value>> {
+        let index = |len: usize| {
+            let index = key.as_int()?;
+            usize::try_from(if index < 0 {
+                index + len as i128
             } else {
-                place
+                index
             })
             .ok()
-            .filter(|place| *place < len)
+            .filter(|index| *index < len)
         };
-        Ok(match of {
+
+        Ok(match object {
             Value::List(items) | Value::Tuple(items) => {
-                place(items.values().len()).map(|place| items.values()[place].clone())
+                index(items.values().len()).map(|index| items.values()[index].clone())
             }
             Value::Dict(dict) => {
                 if key.as_str().is_none() {
@@ -201,39 +193,41 @@ impl Interpreter<'_> {
                 dict.get(key).cloned()
             }
             Value::Str(text) | Value::Markup(text) if key.as_int().is_some() => {
-                self.budget.spend(of.shallow_units())?;
-                let found = place(of.len().unwrap_or(0)).and_then(|place| text.chars().nth(place));
-                found.map(|c| text_like(of, c.to_string()))
+                self.budget.spend(object.shallow_units())?;
+                let found =
+                    index(object.len().unwrap_or(0)).and_then(|index| text.chars().nth(index));
+                found.map(|c| text_like(object, c.to_string()))
             }
-            Value::Range(range) => place(range.len()).map(|place| range.at(place)),
+            Value::Range(range) => index(range.len()).map(|index| range.at(index)),
             _ => None,
         })
     }
 
-    /// `of[start:stop:step]`.
-    pub(super) fn slice(&mut self, of: &Value, bounds: [&Value; 3]) -> Result<Value> {
-        if let Value::Undefined(missing) = of {
+    /// `object[start:stop:step]`.
+    pub(super) fn slice(&mut self, object: &Value, slice: Slice) -> Result<Value> {
+        if let Value::Undefined(missing) = object {
             return Err(missing.error());
         }
-        self.budget.spend(of.shallow_units())?;
-        match of {
-            Value::List(items) => Value::list(sliced(items.values(), bounds)?),
-            Value::Tuple(items) => Value::tuple(sliced(items.values(), bounds)?),
+
+        self.budget.spend(object.shallow_units())?;
+        match object {
+            Value::List(items) => Value::list(sliced(items.values(), &slice)?),
+            Value::Tuple(items) => Value::tuple(sliced(items.values(), &slice)?),
             Value::Str(text) | Value::Markup(text) => {
                 let chars: Vec<char> = text.chars().collect();
                 Ok(text_like(
-                    of,
-                    sliced(&chars, bounds)?.into_iter().collect::<String>(),
+                    object,
+                    sliced(&chars, &slice)?.into_iter().collect::<String>(),
                 ))
             }
             Value::Range(range) => {
-                let slice = Slice::of(bounds, range.len())?;
-                let at = |place: i128| range.start.saturating_add(range.step.saturating_mul(place));
-                let (start, stop) = (at(slice.start), at(slice.stop));
+                let indices = slice.indices(range.len())?;
+                let at = |index: i128| range.start.saturating_add(range.step.saturating_mul(index));
+
                 Ok(Value::Range(Range {
-                    start,
-                    stop,
-                    step: range.step.saturating_mul(slice.step),
+                    start: at(indices.start),
+                    stop: at(indices.stop),
+                    step: range.step.saturating_mul(indices.step),
                 }))
             }
             Value::Dict(_) => Err(Error::new("unhashable type: 'slice'")),
@@ -245,7 +239,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// A text of the same kind: `str` or Markup.
+/// A string of the same type as `like`: `Markup` if that is `Markup`, else `str`.
 pub(super) fn text_like(like: &Value, text: impl Into<Arc<str>>) -> Value {
     match like {
         Value::Markup(_) => Value::Markup(text.into()),
@@ -253,9 +247,30 @@ pub(super) fn text_like(like: &Value, text: impl Into<Arc<str>>) -> Value {
     }
 }
 
+fn range_attribute(range: &Range, name: &str) -> Option<Value> {
+    match name {
+        "start" => Some(Value::Int(range.start)),
+        "stop" => Some(Value::Int(range.stop)),
+        "step" => Some(Value::Int(range.step)),
+        _ => None,
+    }
+}
+
+fn cycler_attribute(cycler: &Cycler, name: &str) -> Option<Value> {
+    let position = cycler.position.get();
+    match name {
+        "current" => cycler.items.values().get(position).cloned(),
+        "pos" => Some(Value::Int(position as i128)),
+        "items" => Some(Value::Tuple(cycler.items.clone())),
+        _ => None,
+    }
+}
+
 fn loop_attribute(state: &Rc<Loop>, name: &str) -> Option<Value> {
-    let (index0, items) = (state.index0.get(), state.items.values());
+    let index0 = state.index0.get();
+    let items = state.items.values();
     let number = |number: usize| Some(Value::Int(number as i128));
+
     match name {
         "index0" => number(index0),
         "index" => number(index0 + 1),
@@ -278,62 +293,72 @@ fn loop_attribute(state: &Rc<Loop>, name: &str) -> Option<Value> {
     }
 }
 
-/// A slice fitted to a length: CPython's `PySlice_AdjustIndices`.
-struct Slice {
+/// A slice as the template writes it; `None` where a bound is left out.
+pub(super) struct Slice {
+    pub(super) start: Value,
+    pub(super) stop: Value,
+    pub(super) step: Value,
+}
+
+/// A slice of a sequence of known length. `stop` is exclusive and -1 if a negative step runs to the
+/// beginning.
+struct SliceIndices {
     start: i128,
     stop: i128,
     step: i128,
 }
 
 impl Slice {
-    fn of([start, stop, step]: [&Value; 3], len: usize) -> Result<Self> {
+    /// Clamps the bounds to a length, as CPython's `PySlice_AdjustIndices` does.
+    fn indices(&self, len: usize) -> Result<SliceIndices> {
         let index = |value: &Value| match value {
             Value::None => Ok(None),
             Value::Undefined(missing) => Err(missing.error()),
-            // Further than this nothing lies.
+            // No sequence is this long; the clamp keeps the sums below from overflowing.
             other => match other.as_int() {
                 Some(number) => Ok(Some(number.clamp(-(1 << 62), 1 << 62))),
                 None => Err(Error::new("slice indices must be integers or None")),
             },
         };
+
         let len = len as i128;
-        let step = index(step)?.unwrap_or(1);
+        let step = index(&self.step)?.unwrap_or(1);
         if step == 0 {
             return Err(Error::new("slice step cannot be zero"));
         }
+
         let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
-        let fitted = |place: i128| {
-            if place < 0 {
-                (place + len).max(low)
+        let clamp = |index: i128| {
+            if index < 0 {
+                (index + len).max(low)
             } else {
-                place.min(high)
+                index.min(high)
             }
         };
+
         let (first, last) = if step > 0 { (low, high) } else { (high, low) };
-        Ok(Self {
-            start: index(start)?.map_or(first, fitted),
-            stop: index(stop)?.map_or(last, fitted),
+        Ok(SliceIndices {
+            start: index(&self.start)?.map_or(first, clamp),
+            stop: index(&self.stop)?.map_or(last, clamp),
             step,
         })
     }
 }
 
-fn sliced<T: Clone>(values: &[T], bounds: [&Value; 3]) -> Result<Vec<T>> {
-    let slice = Slice::of(bounds, values.len())?;
+fn sliced<T: Clone>(values: &[T], slice: &Slice) -> Result<Vec<T>> {
+    let SliceIndices { start, stop, step } = slice.indices(values.len())?;
+
     let mut found = Vec::new();
-    let mut place = slice.start;
-    while if slice.step > 0 {
-        place < slice.stop
-    } else {
-        place > slice.stop
-    } {
+    let mut index = start;
+    while if step > 0 { index < stop } else { index > stop } {
         found.extend(
-            usize::try_from(place)
+            usize::try_from(index)
                 .ok()
-                .and_then(|place| values.get(place))
+                .and_then(|index| values.get(index))
                 .cloned(),
         );
-        place += slice.step;
+        index += step;
     }
+
     Ok(found)
 }

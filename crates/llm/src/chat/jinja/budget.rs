@@ -1,25 +1,26 @@
-//! Limits on what a template may cost. Jinja2 has none; a template comes from whoever published the
-//! model, so here it gets a fixed amount of work, of text, and of nesting.
+//! Limits on what a template may cost. Jinja2 has none, but a template comes from whoever published
+//! the model: it gets a fixed budget of work, output and nesting.
 
 use super::error::{Error, Result};
 
-/// Units of work: one for each node that is evaluated and for each element visited, one for every
-/// 16 bytes of text that an operation reads or writes. A hundred thousand messages need fewer.
+/// Units of work of one rendering: one for each node evaluated, one for each element visited, one
+/// for every 16 bytes of text that an operation reads or writes. A conversation of a hundred
+/// thousand messages needs fewer.
 const WORK: u64 = 32 << 20;
 
-/// Bytes of one text, the rendered conversation included.
+/// The longest string, in bytes. The rendered conversation is one of them.
 pub(super) const LONGEST_TEXT: usize = 64 << 20;
 
-/// Elements of one list.
+/// The longest list, in elements.
 pub(super) const LONGEST_LIST: usize = 1 << 20;
 
-/// Nesting of evaluation: expressions, statements and macro calls inside of each other.
+/// The deepest nesting of expressions, statements and macro calls while they are evaluated.
 const DEEPEST_EVALUATION: u32 = 900;
 
-/// Bytes that count as one unit of work.
+/// Bytes of text that count as one unit of work.
 const BYTES_PER_UNIT: usize = 16;
 
-/// Work and nesting that are left.
+/// The work that is left and the current nesting.
 #[derive(Debug)]
 pub(super) struct Budget {
     work: u64,
@@ -34,13 +35,14 @@ impl Budget {
         }
     }
 
-    /// Takes units of work.
+    /// Takes units of work; an error once none are left.
     pub(super) fn spend(&mut self, units: u64) -> Result<()> {
         self.work = self.work.checked_sub(units).ok_or_else(Error::endless)?;
         Ok(())
     }
 
-    /// Begins an evaluation inside of another; [`Budget::leave`] ends it.
+    /// Begins a nested evaluation; [`Budget::leave`] ends it. After an error nothing need be left:
+    /// the rendering is over.
     pub(super) fn enter(&mut self) -> Result<()> {
         self.spend(1)?;
         if self.depth >= DEEPEST_EVALUATION {
@@ -55,19 +57,19 @@ impl Budget {
     }
 }
 
-/// Units of work of a text.
+/// Units of work of a string of `bytes` bytes.
 pub(super) fn text_units(bytes: usize) -> u64 {
     1 + (bytes / BYTES_PER_UNIT) as u64
 }
 
-/// An error for a text of more bytes than one may have; `None` stands for an overflow.
+/// Checks the length of a string before it is made; `None` stands for an overflow.
 pub(super) fn check_text(bytes: Option<usize>) -> Result<usize> {
     bytes
         .filter(|bytes| *bytes <= LONGEST_TEXT)
         .ok_or_else(Error::too_large)
 }
 
-/// An error for a list of more elements than one may have; `None` stands for an overflow.
+/// Checks the length of a list before it is made; `None` stands for an overflow.
 pub(super) fn check_list(elements: Option<usize>) -> Result<usize> {
     elements
         .filter(|elements| *elements <= LONGEST_LIST)
@@ -78,7 +80,7 @@ pub(super) fn check_list(elements: Option<usize>) -> Result<usize> {
         })
 }
 
-/// A text that grows up to the limit.
+/// A growing string that refuses to exceed [`LONGEST_TEXT`].
 #[derive(Debug, Default)]
 pub(super) struct Text(String);
 
@@ -89,7 +91,7 @@ impl Text {
         Ok(())
     }
 
-    /// The same character, `count` times.
+    /// Appends `count` times the same character.
     pub(super) fn pad(&mut self, with: char, count: usize) -> Result<()> {
         check_text(
             count

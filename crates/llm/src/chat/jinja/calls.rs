@@ -1,4 +1,4 @@
-//! Calls: macros, the global functions, and the methods of objects that are not data.
+//! Calls of macros, of the global functions, and of methods.
 
 use super::args::Args;
 use super::ast::Macro;
@@ -11,16 +11,16 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Elements of a `range`, as in Jinja2's sandbox.
+/// The longest `range`, in elements: `MAX_RANGE` of Jinja2's sandbox.
 const LONGEST_RANGE: usize = 100_000;
 
-/// Attributes a namespace may begin with.
+/// The most attributes that `namespace(…)` accepts.
 const MOST_ATTRIBUTES: usize = 1000;
 
-/// Work charged for what stays until the end of the rendering.
+/// Work charged for a value that is kept until the end of the rendering.
 const KEPT: u64 = 16;
 
-/// The functions a template can call, by name.
+/// The global functions of a template.
 pub(super) const FUNCTIONS: [Function; 7] = [
     Function::Range,
     Function::Dict,
@@ -59,24 +59,23 @@ impl<'t> Interpreter<'t> {
     }
 
     fn call_method(&mut self, method: &Method, args: Args) -> Result<Value> {
-        self.budget.spend(method.of.shallow_units())?;
-        for value in args
-            .positional
-            .iter()
-            .chain(args.named.iter().map(|(_, value)| value))
-        {
-            self.budget.spend(value.shallow_units())?;
-        }
-        let value = match &method.of {
-            Value::Str(_) | Value::Markup(_) => self.str_method(&method.of, &method.name, args),
+        self.budget.spend(method.receiver.shallow_units())?;
+        self.budget.spend(args.shallow_units())?;
+
+        let value = match &method.receiver {
+            Value::Str(_) | Value::Markup(_) => {
+                self.str_method(&method.receiver, &method.name, args)
+            }
             Value::Loop(state) => self.loop_method(state, &method.name, args),
             Value::Cycler(cycler) => cycler_method(cycler, &method.name, args),
-            of => self.container_method(of, &method.name, args),
+            receiver => self.container_method(receiver, &method.name, args),
         }?;
+
         self.budget.spend(value.shallow_units())?;
         Ok(value)
     }
 
+    /// `loop.cycle(…)` and `loop.changed(…)`.
     fn loop_method(&mut self, state: &Rc<Loop>, name: &str, args: Args) -> Result<Value> {
         if name == "cycle" {
             let count = args.positional.len();
@@ -86,15 +85,17 @@ impl<'t> Interpreter<'t> {
                 .nth(state.index0.get() % count.max(1));
             return value.ok_or_else(|| Error::new("no items for cycling given"));
         }
+
         let value = Value::tuple(args.positional)?;
         self.budget.spend(value.units())?;
-        let Some(place) = state.changed.get() else {
+        let Some(index) = state.changed.get() else {
             state.changed.set(Some(self.changed.len()));
             self.changed.push(value);
             return Ok(Value::Bool(true));
         };
-        let has_changed = !super::ops::equal(&self.changed[place], &value);
-        self.changed[place] = value;
+
+        let has_changed = !super::ops::equal(&self.changed[index], &value);
+        self.changed[index] = value;
         Ok(Value::Bool(has_changed))
     }
 
@@ -102,36 +103,40 @@ impl<'t> Interpreter<'t> {
         let Some(closure) = self.macros.get(index) else {
             return Err(Error::new("no such macro"));
         };
-        let (node, scope) = (closure.node, closure.scope);
+
+        let node = closure.node;
+        let scope = closure.scope;
+
         let back = self.scopes.enter(scope);
         self.bind(node, args)?;
         let text = self.macro_text(node)?;
         self.scopes.leave(back);
+
         Ok(text)
     }
 
-    /// Sets the variables of a macro from the arguments of a call, as Jinja2's `Macro.__call__`.
+    /// Sets the variables of a macro from the arguments of a call, as Jinja2's `Macro.__call__`
+    /// does.
     fn bind(&mut self, node: &'t Macro, mut args: Args) -> Result<()> {
         let name = node.name.as_deref().unwrap_or("anonymous");
         let rest = args
             .positional
             .split_off(args.positional.len().min(node.parameters.len()));
+
         let mut given: Vec<Option<Value>> = args.positional.into_iter().map(Some).collect();
         for parameter in node.parameters.iter().skip(given.len()) {
-            let place = args.named.iter().position(|(name, _)| name == parameter);
-            given.push(place.map(|place| args.named.remove(place).1));
+            let index = args.named.iter().position(|(name, _)| name == parameter);
+            given.push(index.map(|index| args.named.remove(index).1));
         }
-        let has_caller = node
-            .parameters
-            .iter()
-            .any(|parameter| **parameter == *"caller");
-        if node.uses.caller && !has_caller {
-            let place = args.named.iter().position(|(name, _)| **name == *"caller");
-            let caller = place.map(|place| args.named.remove(place).1);
+
+        let declares = |name: &str| node.parameters.iter().any(|parameter| **parameter == *name);
+        if node.uses.caller && !declares("caller") {
+            let index = args.named.iter().position(|(name, _)| **name == *"caller");
+            let caller = index.map(|index| args.named.remove(index).1);
             let caller = caller.unwrap_or_else(|| Value::hint("No caller defined"));
             self.scopes.set(&"caller".into(), caller);
         }
-        let declares = |name: &str| node.parameters.iter().any(|parameter| **parameter == *name);
+
         if node.uses.kwargs && !declares("kwargs") {
             let pairs = std::mem::take(&mut args.named).into_iter();
             let pairs = pairs
@@ -143,6 +148,7 @@ impl<'t> Interpreter<'t> {
                 "macro '{name}' takes no keyword argument '{unknown}'"
             )));
         }
+
         if node.uses.varargs && !declares("varargs") {
             self.scopes.set(&"varargs".into(), Value::tuple(rest)?);
         } else if !rest.is_empty() {
@@ -151,26 +157,30 @@ impl<'t> Interpreter<'t> {
                 "macro '{name}' takes not more than {most} argument(s)"
             )));
         }
+
         self.bind_parameters(node, given)
     }
 
-    /// The parameters that are given, then the defaults of the others, which can use them.
+    /// Sets the parameters that were given, then the defaults of the others, which can refer to
+    /// them.
     fn bind_parameters(&mut self, node: &'t Macro, given: Vec<Option<Value>>) -> Result<()> {
         let without_default = node.parameters.len() - node.defaults.len();
         let mut missing = Vec::new();
-        for (place, (parameter, value)) in node.parameters.iter().zip(given).enumerate() {
+        for (index, (parameter, value)) in node.parameters.iter().zip(given).enumerate() {
             match value {
                 Some(value) => self.scopes.set(parameter, value),
-                None => missing.push((place, parameter)),
+                None => missing.push((index, parameter)),
             }
         }
-        for (place, parameter) in missing {
-            let value = match place.checked_sub(without_default) {
+
+        for (index, parameter) in missing {
+            let value = match index.checked_sub(without_default) {
                 Some(default) => self.eval(&node.defaults[default])?,
                 None => Value::hint(format!("parameter '{parameter}' was not provided")),
             };
             self.scopes.set(parameter, value);
         }
+
         Ok(())
     }
 
@@ -197,30 +207,8 @@ impl<'t> Interpreter<'t> {
             .spend((args.positional.len() + args.named.len()) as u64)?;
         match function {
             Function::Range => range(args),
-            Function::Dict => self.dict_of(args).and_then(Value::dict),
-            Function::Namespace => {
-                let pairs = self.dict_of(args)?;
-                if pairs.len() > MOST_ATTRIBUTES {
-                    return Err(Error::new(format!(
-                        "a namespace begins with {MOST_ATTRIBUTES} attributes at most"
-                    )));
-                }
-                let name = |key: &Value| match key {
-                    Value::Str(name) | Value::Markup(name) => Some(name.clone()),
-                    _ => None,
-                };
-                let named = pairs
-                    .into_iter()
-                    .filter_map(|(key, value)| Some((name(&key)?, value)));
-                let mut attributes: Vec<(Arc<str>, Value)> = Vec::new();
-                for (name, value) in named {
-                    attributes.retain(|(known, _)| *known != name);
-                    attributes.push((name, value));
-                }
-                self.budget.spend(KEPT + attributes.len() as u64)?;
-                self.namespaces.push(attributes);
-                Ok(Value::Namespace(self.namespaces.len() - 1))
-            }
+            Function::Dict => self.dict_pairs(args).and_then(Value::dict),
+            Function::Namespace => self.namespace(args),
             Function::Cycler if args.positional.is_empty() => {
                 Err(Error::new("at least one item has to be provided"))
             }
@@ -251,8 +239,36 @@ impl<'t> Interpreter<'t> {
         }
     }
 
+    /// `namespace(mapping, **named)`; keys that are not strings are dropped.
+    fn namespace(&mut self, args: Args) -> Result<Value> {
+        let pairs = self.dict_pairs(args)?;
+        if pairs.len() > MOST_ATTRIBUTES {
+            return Err(Error::new(format!(
+                "a namespace begins with {MOST_ATTRIBUTES} attributes at most"
+            )));
+        }
+
+        let name = |key: &Value| match key {
+            Value::Str(name) | Value::Markup(name) => Some(name.clone()),
+            _ => None,
+        };
+        let named = pairs
+            .into_iter()
+            .filter_map(|(key, value)| Some((name(&key)?, value)));
+
+        let mut attributes: Vec<(Arc<str>, Value)> = Vec::new();
+        for (name, value) in named {
+            attributes.retain(|(known, _)| *known != name);
+            attributes.push((name, value));
+        }
+
+        self.budget.spend(KEPT + attributes.len() as u64)?;
+        self.namespaces.push(attributes);
+        Ok(Value::Namespace(self.namespaces.len() - 1))
+    }
+
     /// The pairs of `dict(mapping, **named)`.
-    fn dict_of(&mut self, args: Args) -> Result<Vec<(Value, Value)>> {
+    fn dict_pairs(&mut self, args: Args) -> Result<Vec<(Value, Value)>> {
         let mut positional = args.positional.into_iter();
         let mut pairs = match positional.next() {
             None => Vec::new(),
@@ -268,15 +284,17 @@ impl<'t> Interpreter<'t> {
                     .collect::<Result<_>>()?
             }
         };
+
         if positional.next().is_some() {
             return Err(Error::new("dict expected at most 1 argument"));
         }
+
         pairs.extend(
             args.named
                 .into_iter()
                 .map(|(name, value)| (Value::Str(name), value)),
         );
-        // Keys that are no strings are found by walking over all of them.
+        // A key that is not a string is compared with every other key.
         let others = pairs
             .iter()
             .filter(|(key, _)| key.as_str().is_none())
@@ -285,9 +303,11 @@ impl<'t> Interpreter<'t> {
             .fold(0, u64::saturating_add)
             .saturating_mul(pairs.len() as u64);
         self.budget.spend(work + pairs.len() as u64)?;
+
         Ok(pairs)
     }
 
+    /// An iterable of two elements.
     fn pair(&mut self, item: &Value) -> Result<(Value, Value)> {
         let mut parts = self.iterate(item)?.into_iter();
         match (parts.next(), parts.next(), parts.next()) {
@@ -296,7 +316,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Charges for a text.
+    /// Charges for reading or writing a string.
     pub(super) fn spend_text(&mut self, text: &str) -> Result<()> {
         self.budget.spend(text_units(text.len()))
     }
@@ -309,6 +329,7 @@ fn cycler_method(cycler: &Cycler, name: &str, args: Args) -> Result<Value> {
         cycler.position.set(0);
         return Ok(Value::None);
     }
+
     let items = cycler.items.values();
     cycler.position.set((position + 1) % items.len().max(1));
     Ok(items.get(position).cloned().unwrap_or(Value::None))
@@ -321,6 +342,7 @@ fn range(args: Args) -> Result<Value> {
             expect_int(other, "range: a bound").map(|number| number.clamp(-(1 << 100), 1 << 100))
         }
     });
+
     let numbers = numbers.collect::<Result<Vec<_>>>()?;
     let (start, stop, step) = match numbers[..] {
         [stop] => (0, stop, 1),
@@ -328,35 +350,45 @@ fn range(args: Args) -> Result<Value> {
         [start, stop, step] => (start, stop, step),
         _ => return Err(Error::new("range takes one to three numbers")),
     };
+
     if step == 0 {
         return Err(Error::new("range: the step must not be zero"));
     }
+
     let range = Range { start, stop, step };
     if range.len() > LONGEST_RANGE {
         return Err(Error::new(format!(
             "Range too big. The sandbox blocks ranges larger than MAX_RANGE ({LONGEST_RANGE})."
         )));
     }
+
     Ok(Value::Range(range))
 }
 
-/// Local time, as Python's `datetime.now().strftime(format)`.
+/// The local time: Python's `datetime.now().strftime(format)`.
 fn strftime_now(format: &str) -> Result<String> {
     use std::fmt::Write;
+
     if format.len() > 1000 {
         return Err(Error::new(
             "strftime_now: the format has more than 1000 bytes",
         ));
     }
+
     let mut text = String::new();
-    match write!(text, "{}", chrono::Local::now().format(&of_python(format))) {
+    match write!(
+        text,
+        "{}",
+        chrono::Local::now().format(&chrono_format(format))
+    ) {
         Ok(()) => Ok(text),
         Err(_) => Err(Error::new(format!("strftime_now does not know `{format}`"))),
     }
 }
 
-/// `%f` is microseconds to Python, and a time without a zone has neither its name nor its offset.
-fn of_python(format: &str) -> String {
+/// Translates a Python `strftime` format for chrono: Python's `%f` is microseconds, and a
+/// `datetime` without a time zone prints nothing for `%z` and `%Z`.
+fn chrono_format(format: &str) -> String {
     let mut out = String::new();
     let mut chars = format.chars();
     while let Some(c) = chars.next() {
@@ -366,5 +398,6 @@ fn of_python(format: &str) -> String {
             (c, next) => out.extend([Some(c), next].into_iter().flatten()),
         }
     }
+
     out
 }

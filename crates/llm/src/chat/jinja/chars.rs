@@ -1,6 +1,7 @@
-//! Python's classes of characters, and its changes of case.
+//! Python's character classes and case mappings, where Rust's differ.
 
-/// Zeros of the decimal digits beyond ASCII, in the Basic Multilingual Plane.
+/// The zeros of the decimal digits of other scripts. All but the last are in the Basic Multilingual
+/// Plane.
 const ZEROS: [u32; 37] = [
     0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
     0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50,
@@ -8,11 +9,12 @@ const ZEROS: [u32; 37] = [
     0x104a0,
 ];
 
-/// The ASCII digit that a decimal digit of another script stands for.
+/// A decimal digit of any script as its ASCII digit.
 pub(super) fn decimal_digit(c: char) -> Option<char> {
     if c.is_ascii_digit() {
         return Some(c);
     }
+
     let code = u32::from(c);
     let zero = ZEROS
         .iter()
@@ -20,7 +22,7 @@ pub(super) fn decimal_digit(c: char) -> Option<char> {
     char::from_digit(code - zero, 10)
 }
 
-/// `str.isdigit` of one character: decimals, superscripts, subscripts and digits in circles.
+/// `str.isdigit` of one character: decimal digits, superscripts, subscripts and circled digits.
 pub(super) fn is_digit(c: char) -> bool {
     let others = [
         '\u{b2}'..='\u{b3}',
@@ -28,11 +30,12 @@ pub(super) fn is_digit(c: char) -> bool {
         '\u{2070}'..='\u{2070}',
         '\u{2074}'..='\u{2079}',
     ];
+
     let more = ['\u{2080}'..='\u{2089}', '\u{2460}'..='\u{2468}'];
     decimal_digit(c).is_some() || others.iter().chain(&more).any(|range| range.contains(&c))
 }
 
-/// Letters that are written as two, of which the first alone is large: a title's.
+/// Title case letters: digraphs in which only the first letter is a capital.
 fn is_title(c: char) -> bool {
     matches!(c, '\u{1c5}' | '\u{1c8}' | '\u{1cb}' | '\u{1f2}')
 }
@@ -41,14 +44,14 @@ pub(super) fn is_cased(c: char) -> bool {
     c.is_lowercase() || c.is_uppercase() || is_title(c)
 }
 
-/// A character at the beginning of a title.
+/// Pushes a character in title case.
 pub(super) fn push_title(c: char, out: &mut String) {
     match c {
         '\u{1c4}'..='\u{1c6}' => out.push('\u{1c5}'),
         '\u{1c7}'..='\u{1c9}' => out.push('\u{1c8}'),
         '\u{1ca}'..='\u{1cc}' => out.push('\u{1cb}'),
         '\u{1f1}'..='\u{1f3}' => out.push('\u{1f2}'),
-        // Georgian has capitals for whole words only.
+        // Georgian capitals are used for whole words only: title case leaves the letter as it is.
         '\u{10d0}'..='\u{10ff}' => out.push(c),
         _ => {
             let mut upper = c.to_uppercase();
@@ -65,15 +68,17 @@ pub(super) fn capitalized(text: &str) -> String {
     if let Some(first) = chars.next() {
         push_title(first, &mut out);
     }
-    // Of the whole, as the form of a final sigma depends on what is before it.
+
+    // Lower-case the whole string: whether a sigma is final depends on the letter before it.
     let first = text.len() - chars.as_str().len();
     let lower = text.to_lowercase();
     let skipped = text[..first].to_lowercase().len();
     out.push_str(lower.get(skipped..).unwrap_or_default());
+
     out
 }
 
-/// `str.title`: what follows a cased character is small.
+/// `str.title`: a letter that follows a cased one is lower case, any other is title case.
 pub(super) fn titled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut follows_cased = false;
@@ -85,12 +90,14 @@ pub(super) fn titled(text: &str) -> String {
         }
         follows_cased = is_cased(c);
     }
+
     out
 }
 
 /// `str.istitle`.
 pub(super) fn is_titled(text: &str) -> bool {
-    let (mut follows_cased, mut has_cased) = (false, false);
+    let mut follows_cased = false;
+    let mut has_cased = false;
     for c in text.chars() {
         let is_large = c.is_uppercase() || is_title(c);
         if is_large && follows_cased || c.is_lowercase() && !follows_cased {
@@ -99,9 +106,11 @@ pub(super) fn is_titled(text: &str) -> bool {
         follows_cased = is_cased(c);
         has_cased |= follows_cased;
     }
+
     has_cased
 }
 
+/// `str.swapcase`.
 pub(super) fn swapped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -111,16 +120,17 @@ pub(super) fn swapped(text: &str) -> String {
             out.extend(c.to_uppercase())
         }
     }
+
     out
 }
 
-/// `islower` or `isupper`: something is cased, and nothing of the other case.
+/// `str.islower` or `str.isupper`: there is a cased character, and all of them have this case.
 pub(super) fn is_all(text: &str, is_case: fn(char) -> bool) -> bool {
     let mut cased = text.chars().filter(|c| is_cased(*c)).peekable();
     cased.peek().is_some() && cased.all(is_case)
 }
 
-/// The end of a line to `str.splitlines`.
+/// Whether `str.splitlines` splits at this character.
 pub(super) fn is_line_end(c: char) -> bool {
     matches!(
         c,
@@ -146,5 +156,6 @@ pub(super) fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
         });
         rest = &rest[end + mark..];
     }
+
     lines
 }

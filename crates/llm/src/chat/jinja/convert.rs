@@ -1,4 +1,4 @@
-//! `int`, `float` and `round` of Python.
+//! Python's `int`, `float` and `round`.
 
 use super::chars::decimal_digit;
 use super::error::{Error, Result};
@@ -11,18 +11,21 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
     if base != 0 && !(2..=36).contains(&base) {
         return None;
     }
+
     let text = text.trim_matches(is_space);
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => ("-", digits),
         None => ("", text.strip_prefix('+').unwrap_or(text)),
     };
     let lower = digits.to_lowercase();
-    let prefix = |mark: &str, of: u32| {
-        (base == of || base == 0)
+
+    let prefix = |mark: &str, radix: u32| {
+        (base == radix || base == 0)
             .then(|| lower.strip_prefix(mark))
             .flatten()
-            .map(|digits| (digits, of))
+            .map(|digits| (digits, radix))
     };
+
     let prefixed = prefix("0x", 16)
         .or_else(|| prefix("0o", 8))
         .or_else(|| prefix("0b", 2));
@@ -35,9 +38,11 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
         .chars()
         .map(|c| decimal_digit(c).unwrap_or(c))
         .collect();
+
     if ascii.starts_with(['+', '-']) {
         return None;
     }
+
     i128::from_str_radix(&format!("{sign}{ascii}"), base).ok()
 }
 
@@ -52,49 +57,55 @@ pub(super) fn float_of(text: &str) -> Option<f64> {
         .ok()
 }
 
-/// Underscores can only stand between digits.
+/// Removes the underscores of a number; `None` unless each is between two digits.
 fn without_underscores(text: &str) -> Option<String> {
     let chars: Vec<char> = text.chars().collect();
-    let is_digit = |place: Option<usize>| {
-        place
-            .and_then(|place| chars.get(place))
+    let is_digit = |index: Option<usize>| {
+        index
+            .and_then(|index| chars.get(index))
             .is_some_and(|c| c.is_alphanumeric())
     };
-    let is_good = |place: usize| is_digit(place.checked_sub(1)) && is_digit(Some(place + 1));
-    let all_good = (0..chars.len()).all(|place| chars[place] != '_' || is_good(place));
-    all_good.then(|| text.replace('_', ""))
+    let is_between = |index: usize| is_digit(index.checked_sub(1)) && is_digit(Some(index + 1));
+    let is_valid = (0..chars.len()).all(|index| chars[index] != '_' || is_between(index));
+
+    is_valid.then(|| text.replace('_', ""))
 }
 
-/// `int` of a float.
+/// `int` of a float: rounds toward zero.
 pub(super) fn truncated(number: f64) -> Result<i128> {
     if !number.is_finite() {
         return Err(Error::new(
             "cannot convert float infinity or NaN to integer",
         ));
     }
+
     if number.abs() >= 1.7e38 {
         return Err(Error::new("an integer has more than 127 bits"));
     }
+
     Ok(number as i128)
 }
 
-/// Python's `round(value, digits)`: to even where both neighbours are equally near.
+/// Python's `round(value, digits)`: ties go to even.
 pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
     let digits = digits.clamp(-400, 400) as i32;
     if let Some(number) = value.as_int() {
         let Some(unit) = 10_i128.checked_pow(digits.min(0).unsigned_abs()) else {
             return Ok(Value::Int(0));
         };
-        let (whole, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
+        let whole = number.div_euclid(unit);
+        let rest = number.rem_euclid(unit);
         let is_up = rest * 2 > unit || (rest * 2 == unit && whole % 2 != 0);
         return Ok(Value::Int((whole + i128::from(is_up)) * unit));
     }
+
     let error = || {
         Error::new(format!(
             "type {} doesn't define __round__ method",
             value.type_name()
         ))
     };
+
     let number = value.as_float().ok_or_else(error)?;
     if !number.is_finite() {
         return Ok(Value::Float(number));
@@ -103,6 +114,7 @@ pub(super) fn rounded(value: &Value, digits: i128) -> Result<Value> {
         let unit = 10_f64.powi(-digits);
         return Ok(Value::Float((number / unit).round_ties_even() * unit));
     }
+
     let text = numbers::float(number, FloatStyle::Fixed, digits as usize, false)?;
     let magnitude: f64 = text
         .parse()
@@ -124,6 +136,7 @@ mod tests {
         for broken in ["", "1__0", "_1", "1.5", "+-1", "x"] {
             assert_eq!(int_of(broken, 10), None, "{broken}");
         }
+
         assert_eq!(float_of(" 1_0.5e2 "), Some(1050.0));
         assert_eq!(float_of("-Infinity"), Some(f64::NEG_INFINITY));
         assert_eq!(float_of("1_"), None);

@@ -1,4 +1,4 @@
-//! Python's `dict`: its keys in the order they were given, found by hash where there are many.
+//! Python's `dict`: insertion-ordered, with a hash index once it has more than a few keys.
 
 use super::budget::check_list;
 use super::error::{Error, Result};
@@ -6,31 +6,33 @@ use super::value::{Extent, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Dicts of more keys than this are looked up by hash.
+/// A dict with more keys than this gets a hash index.
 const FEW: usize = 8;
 
-/// A dict in the order its keys were given.
+/// An insertion-ordered dict, immutable once made.
 #[derive(Debug)]
 pub(super) struct Dict {
     entries: Vec<(Value, Value)>,
-    /// Places of the keys that are strings, for dicts of more than a few.
-    places: Option<HashMap<Arc<str>, usize>>,
+    /// Positions of the string keys in `entries`, once there are more than [`FEW`] keys.
+    positions: Option<HashMap<Arc<str>, usize>>,
     pub(super) extent: Extent,
 }
 
 impl Dict {
-    /// Of pairs in order; a later value of the same key takes the place of the earlier one.
+    /// A dict of these pairs. A key that occurs again keeps its first position and takes the later
+    /// value.
     pub(super) fn new(pairs: Vec<(Value, Value)>) -> Result<Self> {
         check_list(Some(pairs.len()))?;
         let extent = Extent::around(pairs.iter().flat_map(|(key, value)| [key, value]))?;
         let mut dict = Self {
             entries: Vec::with_capacity(pairs.len()),
-            places: None,
+            positions: None,
             extent,
         };
         for (key, value) in pairs {
             dict.insert(key, value)?;
         }
+
         Ok(dict)
     }
 
@@ -41,35 +43,39 @@ impl Dict {
                 key.type_name()
             )));
         }
-        if let Some(place) = self.place(&key) {
-            self.entries[place].1 = value;
+
+        if let Some(position) = self.position(&key) {
+            self.entries[position].1 = value;
             return Ok(());
         }
+
         self.entries.push((key, value));
         if self.entries.len() > FEW {
-            self.index();
+            self.update_positions();
         }
+
         Ok(())
     }
 
-    /// Brings the table of places up to date.
-    fn index(&mut self) {
-        let known = if self.places.is_some() {
+    /// Adds the last entry to the hash index, or makes the index of all entries.
+    fn update_positions(&mut self) {
+        let known = if self.positions.is_some() {
             self.entries.len() - 1
         } else {
             0
         };
-        let places = self.places.get_or_insert_with(HashMap::new);
-        for (place, (key, _)) in self.entries.iter().enumerate().skip(known) {
+
+        let positions = self.positions.get_or_insert_with(HashMap::new);
+        for (position, (key, _)) in self.entries.iter().enumerate().skip(known) {
             if let Some(text) = key.as_arc() {
-                places.insert(text.clone(), place);
+                positions.insert(text.clone(), position);
             }
         }
     }
 
-    fn place(&self, key: &Value) -> Option<usize> {
-        if let (Some(places), Some(text)) = (&self.places, key.as_str()) {
-            return places.get(text).copied();
+    fn position(&self, key: &Value) -> Option<usize> {
+        if let (Some(positions), Some(text)) = (&self.positions, key.as_str()) {
+            return positions.get(text).copied();
         }
         self.entries
             .iter()
@@ -77,7 +83,7 @@ impl Dict {
     }
 
     pub(super) fn get(&self, key: &Value) -> Option<&Value> {
-        self.place(key).map(|place| &self.entries[place].1)
+        self.position(key).map(|position| &self.entries[position].1)
     }
 
     pub(super) fn entries(&self) -> &[(Value, Value)] {

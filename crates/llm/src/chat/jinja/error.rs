@@ -1,9 +1,9 @@
-//! What a template or its evaluation can fail with.
+//! The error of parsing or rendering a template.
 
-/// The result of everything in the template engine that can fail.
+/// The result of anything in the template engine that can fail.
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A message and the line of the template it concerns.
+/// A message, and the line of the template that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error {
     message: String,
@@ -18,12 +18,12 @@ impl Error {
         }
     }
 
-    /// The template used up its budget of work.
+    /// The template used up its work budget: it loops without end, or nearly.
     pub(super) fn endless() -> Self {
         Self::new("it does not come to an end")
     }
 
-    /// A text or a list above the limit.
+    /// A string above the limit.
     pub(super) fn too_large() -> Self {
         Self::new(format!(
             "it writes more than {} MiB",
@@ -31,7 +31,8 @@ impl Error {
         ))
     }
 
-    /// The same error with a line, unless it has one: the innermost statement knows best.
+    /// The same error with a line number, unless it has one already: the innermost node is the most
+    /// precise.
     pub(super) fn at(mut self, line: u32) -> Self {
         self.line = self.line.or(Some(line));
         self

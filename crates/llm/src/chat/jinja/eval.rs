@@ -1,7 +1,8 @@
-//! Expressions.
+//! Evaluates expressions: the interpreter's half for [`Expr`].
 
 use super::args::Args;
-use super::ast::{CallArgs, Comparison, Conditional, Const, Expr, ExprKind};
+use super::ast::{CallArgs, Comparison, Conditional, Const, Expr, ExprKind, SliceBounds};
+use super::attributes::Slice;
 use super::budget::{Text, text_units};
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
@@ -27,24 +28,24 @@ impl<'t> Interpreter<'t> {
             ExprKind::List(values) => Value::list(self.all(values)?),
             ExprKind::Tuple(values) => Value::tuple(self.all(values)?),
             ExprKind::Dict(pairs) => self.dict(pairs),
-            ExprKind::Attribute(of, name) => {
-                let of = self.eval(of)?;
-                self.attribute(&of, name)
+            ExprKind::Attribute(object, name) => {
+                let object = self.eval(object)?;
+                self.attribute(&object, name)
             }
-            ExprKind::Item(of, key) => {
-                let of = self.eval(of)?;
+            ExprKind::Item(object, key) => {
+                let object = self.eval(object)?;
                 let key = self.eval(key)?;
-                self.item(&of, &key)
+                self.item(&object, &key)
             }
-            ExprKind::Slice(of, bounds) => self.sliced(of, bounds),
+            ExprKind::Slice(object, bounds) => self.sliced(object, bounds),
             ExprKind::Call(callee, args) => self.called(callee, args),
             ExprKind::Filter(input, name, args) => self.filter_expr(input.as_deref(), name, args),
-            ExprKind::Test(of, name, args) => {
-                let of = self.eval(of)?;
+            ExprKind::Test(operand, name, args) => {
+                let operand = self.eval(operand)?;
                 let args = self.args(args)?;
-                self.test(name, &of, args).map(Value::Bool)
+                self.test(name, &operand, args).map(Value::Bool)
             }
-            ExprKind::Not(of) => Ok(Value::Bool(!self.eval(of)?.truth())),
+            ExprKind::Not(operand) => Ok(Value::Bool(!self.eval(operand)?.truth())),
             ExprKind::And(left, right) => {
                 let left = self.eval(left)?;
                 if left.truth() {
@@ -61,7 +62,9 @@ impl<'t> Interpreter<'t> {
                     self.eval(right)
                 }
             }
-            ExprKind::Signed(is_negative, of) => ops::signed(&self.eval(of)?, *is_negative),
+            ExprKind::Signed(is_negative, operand) => {
+                ops::signed(&self.eval(operand)?, *is_negative)
+            }
             ExprKind::Arithmetic(operator, left, right) => self.arithmetic(*operator, left, right),
             ExprKind::Compare(first, rest) => self.compared(first, rest),
             ExprKind::Concat(parts) => self.concatenated(parts),
@@ -74,6 +77,7 @@ impl<'t> Interpreter<'t> {
         found.unwrap_or_else(|| Value::Undefined(Rc::new(Missing::Name(name.clone()))))
     }
 
+    /// The values of several expressions, in order.
     fn all(&mut self, exprs: &'t [Expr]) -> Result<Vec<Value>> {
         self.budget.spend(4)?;
         exprs.iter().map(|expr| self.eval(expr)).collect()
@@ -87,14 +91,17 @@ impl<'t> Interpreter<'t> {
         Value::dict(pairs.collect::<Result<_>>()?)
     }
 
-    fn sliced(&mut self, of: &'t Expr, bounds: &'t [Option<Box<Expr>>; 3]) -> Result<Value> {
-        let of = self.eval(of)?;
+    fn sliced(&mut self, object: &'t Expr, bounds: &'t SliceBounds) -> Result<Value> {
+        let object = self.eval(object)?;
         let mut bound = |expr: &'t Option<Box<Expr>>| match expr {
             Some(expr) => self.eval(expr),
             None => Ok(Value::None),
         };
-        let (start, stop, step) = (bound(&bounds[0])?, bound(&bounds[1])?, bound(&bounds[2])?);
-        self.slice(&of, [&start, &stop, &step])
+        let start = bound(&bounds.start)?;
+        let stop = bound(&bounds.stop)?;
+        let step = bound(&bounds.step)?;
+
+        self.slice(&object, Slice { start, stop, step })
     }
 
     fn called(&mut self, callee: &'t Expr, args: &'t CallArgs) -> Result<Value> {
@@ -103,14 +110,16 @@ impl<'t> Interpreter<'t> {
         self.call(&callee, args)
     }
 
-    /// A call of a `call` block, which hands its body to the macro.
+    /// The call of a `{% call %}` block: the block's body is passed to the macro as `caller`.
     pub(super) fn call_with_caller(&mut self, call: &'t Expr, caller: Value) -> Result<Value> {
         let ExprKind::Call(callee, args) = &call.kind else {
             return Err(Error::new("expected call"));
         };
+
         let callee = self.eval(callee)?;
         let mut args = self.args(args)?;
         args.named.push(("caller".into(), caller));
+
         self.call(&callee, args)
     }
 
@@ -119,18 +128,22 @@ impl<'t> Interpreter<'t> {
         for expr in &args.positional {
             all.positional.push(self.eval(expr)?);
         }
+
         for (name, expr) in &args.named {
             all.named.push((name.clone(), self.eval(expr)?));
         }
+
         if let Some(expr) = &args.all_positional {
             let values = self.eval(expr)?;
             all.positional.extend(self.iterate(&values)?);
         }
+
         if let Some(expr) = &args.all_named {
             let values = self.eval(expr)?;
             let Value::Dict(dict) = &values else {
                 return Err(Error::new("the argument after ** must be a mapping"));
             };
+
             self.budget.spend(values.shallow_units())?;
             for (key, value) in dict.entries() {
                 let name = key
@@ -141,9 +154,11 @@ impl<'t> Interpreter<'t> {
                         "got multiple values for keyword argument '{name}'"
                     )));
                 }
+
                 all.named.push((name.into(), value.clone()));
             }
         }
+
         Ok(all)
     }
 
@@ -186,6 +201,7 @@ impl<'t> Interpreter<'t> {
             }
             left = right;
         }
+
         Ok(Value::Bool(true))
     }
 
@@ -197,7 +213,7 @@ impl<'t> Interpreter<'t> {
     ) -> Result<bool> {
         use Comparison as Op;
         let (work, symbol) = match comparison {
-            // What walks the container. For an element of a list, it is compared with each one.
+            // `in` may compare the item with every element of the container.
             Op::In | Op::NotIn => (self.membership_units(right, left), "in"),
             Op::Lt => (left.units().min(right.units()), "<"),
             Op::Le => (left.units().min(right.units()), "<="),
@@ -219,6 +235,7 @@ impl<'t> Interpreter<'t> {
         })
     }
 
+    /// The work of `item in container`.
     fn membership_units(&self, container: &Value, item: &Value) -> u64 {
         match container {
             Value::Str(text) | Value::Markup(text) => text_units(text.len()),
@@ -236,6 +253,7 @@ impl<'t> Interpreter<'t> {
             let value = self.eval(part)?;
             text.push(&self.str(&value)?)?;
         }
+
         self.budget.spend(text_units(text.len()))?;
         Ok(Value::str(text.into_string()))
     }
@@ -244,6 +262,7 @@ impl<'t> Interpreter<'t> {
         if self.eval(&parts.condition)?.truth() {
             return self.eval(&parts.value);
         }
+
         match &parts.other {
             Some(other) => self.eval(other),
             None => Ok(Value::hint(format!(

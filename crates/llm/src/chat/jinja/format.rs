@@ -1,4 +1,4 @@
-//! `str.format` and the format specifications of its fields.
+//! `str.format`, and the format specs of its replacement fields.
 
 use super::args::Args;
 use super::budget::{Text, check_text};
@@ -9,12 +9,12 @@ use super::print::{float_repr, str_repr};
 use super::value::Value;
 use std::sync::Arc;
 
-/// `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
+/// A format spec: `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
 #[derive(Debug)]
 struct Spec {
     fill: char,
     align: Option<char>,
-    /// A zero before the width: numbers are filled after their sign.
+    /// `0` before the width: numbers are padded with zeros after their sign.
     has_zeros: bool,
     sign: char,
     is_alternate: bool,
@@ -27,17 +27,23 @@ struct Spec {
 impl Spec {
     fn parse(text: &str) -> Result<Self> {
         let chars: Vec<char> = text.chars().collect();
-        let mut place = 0;
+        let mut position = 0;
         let is_align = |c: Option<&char>| matches!(c, Some('<' | '>' | '=' | '^'));
-        let (mut fill, mut align) = (None, None);
+
+        let mut fill = None;
+        let mut align = None;
         if is_align(chars.get(1)) {
-            (fill, align, place) = (chars.first().copied(), chars.get(1).copied(), 2);
+            (fill, align, position) = (chars.first().copied(), chars.get(1).copied(), 2);
         } else if is_align(chars.first()) {
-            (align, place) = (chars.first().copied(), 1);
+            (align, position) = (chars.first().copied(), 1);
         }
+
         let mut take = |accepted: &[char]| {
-            let found = chars.get(place).copied().filter(|c| accepted.contains(c));
-            place += usize::from(found.is_some());
+            let found = chars
+                .get(position)
+                .copied()
+                .filter(|c| accepted.contains(c));
+            position += usize::from(found.is_some());
             found
         };
         let sign = take(&['+', '-', ' ']).unwrap_or('-');
@@ -46,19 +52,26 @@ impl Spec {
         if has_zeros {
             fill = fill.or(Some('0'));
         }
-        let width = digits(&chars, &mut place)?.unwrap_or(0);
-        let grouping = chars.get(place).copied().filter(|c| matches!(c, ',' | '_'));
-        place += usize::from(grouping.is_some());
+
+        let width = digits(&chars, &mut position)?.unwrap_or(0);
+        let grouping = chars
+            .get(position)
+            .copied()
+            .filter(|c| matches!(c, ',' | '_'));
+        position += usize::from(grouping.is_some());
+
         let mut precision = None;
-        if chars.get(place) == Some(&'.') {
-            place += 1;
+        if chars.get(position) == Some(&'.') {
+            position += 1;
             let error = || Error::new("Format specifier missing precision");
-            precision = Some(digits(&chars, &mut place)?.ok_or_else(error)?);
+            precision = Some(digits(&chars, &mut position)?.ok_or_else(error)?);
         }
-        let letter = chars.get(place).copied();
-        if chars.len() > place + 1 {
+
+        let letter = chars.get(position).copied();
+        if chars.len() > position + 1 {
             return Err(Error::new(format!("Invalid format specifier '{text}'")));
         }
+
         Ok(Self {
             fill: fill.unwrap_or(' '),
             align,
@@ -72,7 +85,7 @@ impl Spec {
         })
     }
 
-    /// The sign and digits of a number, padded.
+    /// Sign, prefix (`0x`, …) and digits of a number, grouped and padded.
     fn number(&self, is_negative: bool, prefix: &str, digits: String) -> Result<String> {
         let sign = match (is_negative, self.sign) {
             (true, _) => "-",
@@ -80,6 +93,7 @@ impl Spec {
             (false, ' ') => " ",
             _ => "",
         };
+
         let head = format!("{sign}{prefix}");
         let is_filled_inside = self.align == Some('=') || self.has_zeros && self.align.is_none();
         let digits = match self.grouping {
@@ -89,15 +103,18 @@ impl Spec {
                 } else {
                     3
                 };
+
                 let width = if is_filled_inside && self.fill == '0' {
                     self.width.saturating_sub(head.len())
                 } else {
                     0
                 };
+
                 numbers::grouped(&digits, separator, group, width)?
             }
             None => digits,
         };
+
         if is_filled_inside {
             let mut text = Text::default();
             text.push(&head)?;
@@ -109,9 +126,11 @@ impl Spec {
             text.push(&digits)?;
             return Ok(text.into_string());
         }
+
         self.padded(&(head + &digits), '>')
     }
 
+    /// Pads to the width, by the spec's alignment or else by `align`.
     fn padded(&self, text: &str, align: char) -> Result<String> {
         let missing = self.width.saturating_sub(text.chars().count());
         let left = match self.align.unwrap_or(align) {
@@ -123,26 +142,29 @@ impl Spec {
         out.pad(self.fill, left)?;
         out.push(text)?;
         out.pad(self.fill, missing - left)?;
+
         Ok(out.into_string())
     }
 }
 
-/// A number at a place, which moves past it.
-fn digits(chars: &[char], place: &mut usize) -> Result<Option<usize>> {
-    let text: String = chars[*place..]
+/// A decimal number at `position`, which moves past it; `None` if there are no digits.
+fn digits(chars: &[char], position: &mut usize) -> Result<Option<usize>> {
+    let text: String = chars[*position..]
         .iter()
         .take_while(|c| c.is_ascii_digit())
         .collect();
-    *place += text.len();
+    *position += text.len();
     if text.is_empty() {
         return Ok(None);
     }
+
     check_text(text.parse().ok()).map(Some)
 }
 
 fn float(spec: &Spec, number: f64) -> Result<String> {
     let lower = spec.letter.map(|c| c.to_ascii_lowercase());
     let precision = spec.precision.unwrap_or(6);
+
     let digits = match lower {
         Some('f') => numbers::float(number, FloatStyle::Fixed, precision, spec.is_alternate)?,
         Some('e') => numbers::float(number, FloatStyle::Scientific, precision, spec.is_alternate)?,
@@ -161,11 +183,13 @@ fn float(spec: &Spec, number: f64) -> Result<String> {
         None => numbers::float(number, FloatStyle::Plain, precision, spec.is_alternate)?,
         Some(letter) => return Err(unknown_code(letter, "float")),
     };
+
     let digits = if spec.letter != lower {
         digits.to_uppercase()
     } else {
         digits
     };
+
     spec.number(number.is_sign_negative() && !number.is_nan(), "", digits)
 }
 
@@ -200,6 +224,7 @@ fn text(spec: &Spec, text: &str) -> Result<String> {
     if spec.align == Some('=') || spec.sign != '-' || spec.grouping.is_some() {
         return Err(Error::new("the format specifier does not suit a string"));
     }
+
     let shortened: String = text
         .chars()
         .take(spec.precision.unwrap_or(usize::MAX))
@@ -207,20 +232,21 @@ fn text(spec: &Spec, text: &str) -> Result<String> {
     spec.padded(&shortened, '<')
 }
 
-fn unknown_code(letter: char, of: &str) -> Error {
+fn unknown_code(letter: char, type_name: &str) -> Error {
     Error::new(format!(
-        "Unknown format code '{letter}' for object of type '{of}'"
+        "Unknown format code '{letter}' for object of type '{type_name}'"
     ))
 }
 
-/// A replacement field of a format string: the parts between its braces.
+/// A replacement field `{name!conversion:spec}`.
 struct Field<'a> {
     name: &'a str,
     conversion: Option<char>,
     spec: &'a str,
 }
 
-/// Positional arguments taken by `{}` so far, or `None` once one is named by its number.
+/// How many positional arguments `{}` has taken so far, or `None` once a field has named one by its
+/// number: a format string cannot do both.
 type Automatic = Option<usize>;
 
 impl Interpreter<'_> {
@@ -229,19 +255,21 @@ impl Interpreter<'_> {
         if spec.is_empty() {
             return self.str(value);
         }
+
         let made = match value {
-            Value::Str(of) | Value::Markup(of) => text(&Spec::parse(spec)?, of),
+            Value::Str(string) | Value::Markup(string) => text(&Spec::parse(spec)?, string),
             Value::Int(_) | Value::Bool(_) => {
                 integer(&Spec::parse(spec)?, value.as_int().unwrap_or(0))
             }
             Value::Float(number) => float(&Spec::parse(spec)?, *number),
             other => {
-                let of = other.type_name();
+                let type_name = other.type_name();
                 Err(Error::new(format!(
-                    "unsupported format string passed to {of}.__format__"
+                    "unsupported format string passed to {type_name}.__format__"
                 )))
             }
         };
+
         made.map(Arc::from)
     }
 
@@ -253,6 +281,7 @@ impl Interpreter<'_> {
         Ok(out.into_string())
     }
 
+    /// Appends a format string with its fields replaced. `levels` is how deep specs may still nest.
     fn write_format(
         &mut self,
         format: &str,
@@ -265,18 +294,21 @@ impl Interpreter<'_> {
             return Err(Error::new("Max string recursion exceeded"));
         }
         let mut rest = format;
-        while let Some(place) = rest.find(['{', '}']) {
-            out.push(&rest[..place])?;
-            let bracket = &rest[place..=place];
-            rest = &rest[place + 1..];
+        while let Some(position) = rest.find(['{', '}']) {
+            out.push(&rest[..position])?;
+            let bracket = &rest[position..=position];
+            rest = &rest[position + 1..];
+
             if let Some(after) = rest.strip_prefix(bracket) {
                 out.push(bracket)?;
                 rest = after;
                 continue;
             }
+
             if bracket == "}" {
                 return Err(Error::new("Single '}' encountered in format string"));
             }
+
             let end = field_end(rest)?;
             let field = Field::parse(&rest[..end])?;
             rest = &rest[end + 1..];
@@ -291,7 +323,7 @@ impl Interpreter<'_> {
         out.push(rest)
     }
 
-    /// A specification can hold fields itself.
+    /// Appends a field's spec, which may contain replacement fields itself.
     fn write_format_spec(
         &mut self,
         spec: &str,
@@ -316,10 +348,11 @@ impl Interpreter<'_> {
         }
     }
 
-    /// The value of `0.attribute[key]`.
+    /// The value of a field's name, such as `0.attribute[key]`.
     fn field_value(&mut self, name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut path) = name.split_at(end);
+
         let mut value = argument(first, args, automatic)?;
         while !path.is_empty() {
             if let Some(after) = path.strip_prefix('.') {
@@ -339,46 +372,60 @@ impl Interpreter<'_> {
                 path = &after[end + 1..];
             }
         }
+
         Ok(value)
     }
 }
 
+/// The argument that the first part of a field's name stands for.
 fn argument(name: &str, args: &Args, automatic: &mut Automatic) -> Result<Value> {
     let out_of_range = || Error::new("Replacement index out of range for positional args tuple");
     if name.is_empty() {
         let error = || {
             Error::new("cannot switch from manual field specification to automatic field numbering")
         };
-        let place = automatic.ok_or_else(error)?;
-        *automatic = Some(place + 1);
-        return args.positional.get(place).cloned().ok_or_else(out_of_range);
+        let position = automatic.ok_or_else(error)?;
+        *automatic = Some(position + 1);
+        return args
+            .positional
+            .get(position)
+            .cloned()
+            .ok_or_else(out_of_range);
     }
-    if let Ok(place) = name.parse::<usize>() {
+
+    if let Ok(position) = name.parse::<usize>() {
         if automatic.is_some_and(|taken| taken > 0) {
             return Err(Error::new(
                 "cannot switch from automatic field numbering to manual field specification",
             ));
         }
+
         *automatic = None;
-        return args.positional.get(place).cloned().ok_or_else(out_of_range);
+        return args
+            .positional
+            .get(position)
+            .cloned()
+            .ok_or_else(out_of_range);
     }
+
     let named = args.named.iter().find(|(known, _)| **known == *name);
     named
         .map(|(_, value)| value.clone())
         .ok_or_else(|| Error::new(format!("KeyError: {}", str_repr(name))))
 }
 
-/// Where the bracket of a field closes.
+/// The position of the brace that closes a field, given the text after the opening one.
 fn field_end(text: &str) -> Result<usize> {
     let mut depth = 0;
-    for (place, c) in text.char_indices() {
+    for (position, c) in text.char_indices() {
         match c {
             '{' => depth += 1,
-            '}' if depth == 0 => return Ok(place),
+            '}' if depth == 0 => return Ok(position),
             '}' => depth -= 1,
             _ => {}
         }
     }
+
     Err(Error::new("expected '}' before end of string"))
 }
 
@@ -395,6 +442,7 @@ impl<'a> Field<'a> {
                 }
             }
         };
+
         Ok(Self {
             name,
             conversion,
@@ -403,7 +451,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// `ascii()` of what `repr` gave.
+/// Escapes what is not ASCII: `ascii(x)` is this of `repr(x)`.
 pub(super) fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -413,5 +461,6 @@ pub(super) fn ascii(text: &str) -> String {
             super::print::push_escaped(c, &mut out)
         }
     }
+
     out
 }

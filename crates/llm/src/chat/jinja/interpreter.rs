@@ -1,4 +1,5 @@
-//! Statements.
+//! Runs statements: [`Interpreter`] holds the state of one rendering. Other files add its methods
+//! for expressions, calls, filters and printing.
 
 use super::ast::{Expr, For, Macro, Stmt, StmtKind, Target};
 use super::budget::{Budget, Text, check_list, text_units};
@@ -9,21 +10,25 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Work charged for what stays until the end of the rendering.
+/// Work charged for a value that is kept until the end of the rendering.
 const KEPT: u64 = 16;
 
-/// One rendering of a template.
+/// The state of one rendering. `'t` is the template's syntax tree. After an error nothing is tidied
+/// up: the rendering is over.
 pub(super) struct Interpreter<'t> {
     pub(super) budget: Budget,
     pub(super) scopes: Scopes,
-    /// The text written so far, and that of each block around whose text is a value.
+    /// A stack: the output so far, then that of each enclosing block or macro whose text becomes a
+    /// value.
     outputs: Vec<Text>,
+    /// The attributes of each namespace.
     pub(super) namespaces: Vec<Vec<(Arc<str>, Value)>>,
     pub(super) macros: Vec<Closure<'t>>,
+    /// Each recursive loop and the scope it runs in.
     recursions: Vec<(&'t For, usize)>,
-    /// What `loop.changed` was last called with.
+    /// For each loop that calls it, the arguments of the last `loop.changed`.
     pub(super) changed: Vec<Value>,
-    /// The texts of the filter blocks around.
+    /// A stack of the texts that the enclosing filter blocks filter.
     pub(super) inputs: Vec<Value>,
 }
 
@@ -33,7 +38,7 @@ pub(super) struct Closure<'t> {
     pub(super) scope: usize,
 }
 
-/// How a statement ends.
+/// Where control goes after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,
@@ -55,7 +60,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// The text of a whole template.
+    /// Renders a whole template.
     pub(super) fn render(mut self, body: &'t [Stmt]) -> Result<String> {
         self.body(body)?;
         Ok(self.outputs.pop().unwrap_or_default().into_string())
@@ -79,11 +84,12 @@ impl<'t> Interpreter<'t> {
                 return Ok(flow);
             }
         }
+
         self.budget.leave();
         Ok(Flow::Next)
     }
 
-    /// The body in a scope inside of another.
+    /// Runs a body in a new scope inside `parent`.
     fn scoped(&mut self, parent: usize, body: &'t [Stmt]) -> Result<Flow> {
         let back = self.scopes.enter(parent);
         let flow = self.body(body)?;
@@ -125,6 +131,7 @@ impl<'t> Interpreter<'t> {
             StmtKind::Continue => return Ok(Flow::Continue),
             StmtKind::Refused(reason) => return Err(Error::new(reason.clone())),
         }
+
         Ok(Flow::Next)
     }
 
@@ -161,12 +168,13 @@ impl<'t> Interpreter<'t> {
         for (target, value) in values {
             self.assign(target, value)?;
         }
+
         let flow = self.body(body)?;
         self.scopes.leave(back);
         Ok(flow)
     }
 
-    /// Runs a body whose text is a value, in a scope inside of `parent`.
+    /// Runs a body in a new scope inside `parent` and captures its output as a value.
     fn captured(&mut self, parent: usize, body: &'t [Stmt]) -> Result<(Flow, Value)> {
         self.outputs.push(Text::default());
         let flow = self.scoped(parent, body)?;
@@ -204,7 +212,7 @@ impl<'t> Interpreter<'t> {
         Ok(flow)
     }
 
-    /// A text through the filters of a block.
+    /// Applies the filters of a block to its text.
     fn filtered(&mut self, filter: &'t Expr, text: Value) -> Result<Value> {
         self.inputs.push(text);
         let value = self.eval(filter)?;
@@ -221,6 +229,7 @@ impl<'t> Interpreter<'t> {
                         "cannot assign attribute on non-namespace object",
                     ));
                 };
+
                 let attributes = &mut self.namespaces[*index];
                 match attributes.iter_mut().find(|(known, _)| known == attribute) {
                     Some((_, old)) => *old = value,
@@ -230,21 +239,25 @@ impl<'t> Interpreter<'t> {
             Target::Tuple(targets) => {
                 let values = self.iterate(&value)?;
                 if values.len() != targets.len() {
-                    let (expected, given) = (targets.len(), values.len());
+                    let expected = targets.len();
+                    let given = values.len();
                     let few = if given < expected {
                         "not enough"
                     } else {
                         "too many"
                     };
+
                     return Err(Error::new(format!(
                         "{few} values to unpack (expected {expected}, got {given})"
                     )));
                 }
+
                 for (target, value) in targets.iter().zip(values) {
                     self.assign(target, value)?;
                 }
             }
         }
+
         Ok(())
     }
 
@@ -253,14 +266,16 @@ impl<'t> Interpreter<'t> {
         if !node.is_recursive {
             return self.run_loop(node, &items, 0, None);
         }
+
         self.budget.spend(KEPT)?;
         let scope = self.scopes.capture();
         self.recursions.push((node, scope));
         let recursion = Some(self.recursions.len() - 1);
+
         self.run_loop(node, &items, 0, recursion)
     }
 
-    /// `loop(items)` of a recursive loop: the text of its body over other items.
+    /// `loop(items)` in a recursive loop: runs the loop over other items and gives its output.
     pub(super) fn recurse(&mut self, state: &Loop, items: &Value) -> Result<Value> {
         let error =
             || Error::new("The loop must have the 'recursive' marker to be called recursively.");
@@ -270,6 +285,7 @@ impl<'t> Interpreter<'t> {
         self.outputs.push(Text::default());
         self.run_loop(node, items, state.depth0 + 1, Some(recursion))?;
         self.scopes.current = back;
+
         Ok(self.captured_text())
     }
 
@@ -282,7 +298,7 @@ impl<'t> Interpreter<'t> {
     ) -> Result<()> {
         let items = self.iterate(items)?;
         let items = match &node.condition {
-            Some(condition) => self.chosen(node, items, condition)?,
+            Some(condition) => self.selected(node, items, condition)?,
             None => items,
         };
         let state = Rc::new(Loop {
@@ -294,7 +310,7 @@ impl<'t> Interpreter<'t> {
         });
         let outer = self.scopes.current;
         let name: Arc<str> = "loop".into();
-        // As in Jinja2, the `else` stands for: no iteration came to the end of the body.
+        // As in Jinja2, `else` runs if no iteration reached the end of the body.
         let mut has_completed = false;
         for (index, item) in state.items.values().iter().enumerate() {
             state.index0.set(index);
@@ -303,6 +319,7 @@ impl<'t> Interpreter<'t> {
             self.assign(&node.target, item.clone())?;
             let flow = self.body(&node.body)?;
             self.scopes.leave(back);
+
             match flow {
                 Flow::Break => break,
                 Flow::Continue => {}
@@ -315,25 +332,26 @@ impl<'t> Interpreter<'t> {
         Ok(())
     }
 
-    /// The items for which the condition of the loop holds.
-    fn chosen(
+    /// `for … if condition`: the items for which the condition holds.
+    fn selected(
         &mut self,
         node: &'t For,
         items: Vec<Value>,
         condition: &'t Expr,
     ) -> Result<Vec<Value>> {
-        let mut chosen = Vec::new();
+        let mut selected = Vec::new();
         for item in items {
             let back = self.scopes.enter(self.scopes.current);
             self.assign(&node.target, item.clone())?;
             if self.eval(condition)?.truth() {
-                chosen.push(item);
+                selected.push(item);
             }
             self.scopes.leave(back);
         }
-        Ok(chosen)
+        Ok(selected)
     }
 
+    /// A macro as a value: it captures the current scope.
     fn closure(&mut self, node: &'t Macro) -> Result<Value> {
         self.budget.spend(KEPT)?;
         let scope = self.scopes.capture();
@@ -349,17 +367,18 @@ impl<'t> Interpreter<'t> {
         Ok(())
     }
 
-    /// The text of a macro whose variables are bound.
+    /// Runs a macro whose parameters are bound and gives its output.
     pub(super) fn macro_text(&mut self, node: &'t Macro) -> Result<Value> {
         self.outputs.push(Text::default());
         self.body(&node.body)?;
         Ok(self.captured_text())
     }
 
-    /// The elements that a `for` walks over. A generator is used up.
+    /// The elements of an iterable value. A generator is used up.
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
         use super::value::ViewKind;
-        // Each character becomes a value.
+
+        // Each character of a string becomes a value.
         let units = value
             .as_str()
             .map_or_else(|| value.shallow_units(), |text| text.len() as u64);
@@ -369,6 +388,7 @@ impl<'t> Interpreter<'t> {
         } else {
             Some(0)
         })?;
+
         Ok(match value {
             Value::Undefined(_) => Vec::new(),
             Value::List(items) | Value::Tuple(items) => items.values().to_vec(),
@@ -390,7 +410,7 @@ impl<'t> Interpreter<'t> {
             }
             Value::Range(range) => {
                 self.budget.spend(range.len() as u64)?;
-                (0..range.len()).map(|place| range.at(place)).collect()
+                (0..range.len()).map(|index| range.at(index)).collect()
             }
             Value::Iterator(stream) => stream.take_all(),
             other => {

@@ -1,4 +1,4 @@
-//! A template's text in tokens, by the rules of Jinja2's lexer with `trim_blocks` and
+//! Splits a template into tokens, by the rules of Jinja2's lexer with `trim_blocks` and
 //! `lstrip_blocks`.
 
 use super::error::{Error, Result};
@@ -28,13 +28,13 @@ pub(super) enum TokenKind {
     End,
 }
 
-/// Operators, longer ones first.
+/// The operators; a longer one comes before its prefix.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
     ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
-/// What a tag is closed by.
+/// The two kinds of tags: `{{ … }}` and `{% … %}`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tag {
     Variable,
@@ -51,11 +51,12 @@ pub(super) fn tokens(source: &str) -> Result<Vec<Token>> {
         is_line_start: true,
         tokens: Vec::new(),
     };
+
     lexer.run().map_err(|error| error.at(lexer.line))?;
     Ok(lexer.tokens)
 }
 
-/// Every line end is a line feed, and the last one goes.
+/// Makes every line end a line feed and drops the last one.
 fn normalized(source: &str) -> String {
     let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
     if text.ends_with('\n') {
@@ -64,13 +65,14 @@ fn normalized(source: &str) -> String {
     text
 }
 
-/// What Python's `\s` and `str.strip` take for white space.
+/// What `\s` and `str.strip` count as white space in Python.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 struct Lexer<'a> {
     source: &'a str,
+    /// A byte offset into the source.
     position: usize,
     line: u32,
     /// The text read so far ends with a line feed.
@@ -83,7 +85,7 @@ impl<'a> Lexer<'a> {
         &self.source[self.position..]
     }
 
-    /// Moves on over bytes of the source, counting lines.
+    /// Moves past `bytes` bytes and counts their lines.
     fn advance(&mut self, bytes: usize) {
         let text = &self.rest()[..bytes];
         self.line += text.matches('\n').count() as u32;
@@ -109,6 +111,7 @@ impl<'a> Lexer<'a> {
                 self.advance(self.rest().len());
                 break;
             };
+
             let text = &self.rest()[..start];
             let tag = &self.rest()[start..];
             if let Some(raw) = raw_begin(tag) {
@@ -117,26 +120,31 @@ impl<'a> Lexer<'a> {
                 self.raw()?;
                 continue;
             }
+
             let sign = tag[2..].chars().next().filter(|c| matches!(c, '-' | '+'));
             self.data(text, sign, !tag.starts_with("{{"));
             self.advance(start + 2 + sign.map_or(0, char::len_utf8));
+
             match &tag[..2] {
                 "{{" => self.tag(Tag::Variable)?,
                 "{%" => self.tag(Tag::Block)?,
                 _ => self.comment()?,
             }
         }
+
         self.push(TokenKind::End);
         Ok(())
     }
 
-    /// The text before a tag, without the white space that the tag takes away.
+    /// Pushes the text before a tag, without the white space that the tag strips: with `-` all of
+    /// it, before a block the indentation of its line, unless there is a `+`.
     fn data(&mut self, text: &str, sign: Option<char>, is_block: bool) {
         let kept = match sign {
             Some('-') => text.trim_end_matches(is_space),
             None if is_block => {
-                let line = text.rfind('\n').map_or(0, |place| place + 1);
+                let line = text.rfind('\n').map_or(0, |offset| offset + 1);
                 let is_whole = line > 0 || self.is_line_start;
+
                 if is_whole && text[line..].chars().all(is_space) {
                     &text[..line]
                 } else {
@@ -145,6 +153,7 @@ impl<'a> Lexer<'a> {
             }
             _ => text,
         };
+
         if !kept.is_empty() {
             self.push(TokenKind::Data(kept.to_owned()));
         }
@@ -163,14 +172,15 @@ impl<'a> Lexer<'a> {
             _ => usize::from(after.starts_with('\n')),
         };
         self.advance(end + 2 + space);
+
         Ok(())
     }
 
-    /// The text up to `endraw`, as it stands.
+    /// Pushes the text up to `endraw` as it is.
     fn raw(&mut self) -> Result<()> {
         let mut from = 0;
         loop {
-            let start = self.rest()[from..].find("{%").map(|place| from + place);
+            let start = self.rest()[from..].find("{%").map(|offset| from + offset);
             let start = start.ok_or_else(|| Error::new("Missing end of raw directive"))?;
             if let Some(end) = raw_end(&self.rest()[start..]) {
                 let text = &self.rest()[..start];
@@ -178,6 +188,7 @@ impl<'a> Lexer<'a> {
                 self.advance(start + end.bytes);
                 return Ok(());
             }
+
             from = start + 2;
         }
     }
@@ -189,34 +200,41 @@ impl<'a> Lexer<'a> {
             Tag::Block => (TokenKind::BlockBegin, TokenKind::BlockEnd),
         };
         self.push(begin);
+
         let mut open = Vec::new();
         while !self.rest().is_empty() {
-            // Inside of brackets `}}` closes two of them.
+            // Inside brackets `}}` closes two of them, not the tag.
             let closing = if open.is_empty() {
                 tag_end(self.rest(), tag)
             } else {
                 None
             };
+
             if let Some(bytes) = closing {
                 self.push(end);
                 self.advance(bytes);
                 return Ok(());
             }
+
             let space = spaces(self.rest());
             if space > 0 {
                 self.advance(space);
                 continue;
             }
+
             let (kind, bytes) = self.token()?;
             if let TokenKind::Op(operator) = kind {
                 balance(&mut open, operator)?;
             }
+
             self.push(kind);
             self.advance(bytes);
         }
+
         Ok(())
     }
 
+    /// The next token of a tag and its length in bytes.
     fn token(&self) -> Result<(TokenKind, usize)> {
         let rest = self.rest();
         let first = rest.chars().next().unwrap_or('\0');
@@ -224,15 +242,18 @@ impl<'a> Lexer<'a> {
             let follows_dot = self.source[..self.position].ends_with('.');
             return literals::number(rest, follows_dot);
         }
+
         if first.is_alphanumeric() || first == '_' {
             let end = rest
                 .find(|c: char| !(c.is_alphanumeric() || c == '_'))
                 .unwrap_or(rest.len());
             return Ok((TokenKind::Name(rest[..end].into()), end));
         }
+
         if matches!(first, '"' | '\'') {
             return literals::string(rest);
         }
+
         match OPERATORS
             .iter()
             .find(|operator| rest.starts_with(**operator))
@@ -243,10 +264,12 @@ impl<'a> Lexer<'a> {
     }
 }
 
+/// Bytes of white space at the beginning.
 fn spaces(text: &str) -> usize {
     text.len() - text.trim_start_matches(is_space).len()
 }
 
+/// Tracks open brackets: `open` holds the closing ones still expected.
 fn balance(open: &mut Vec<&'static str>, operator: &str) -> Result<()> {
     match operator {
         "{" => open.push("}"),
@@ -263,10 +286,11 @@ fn balance(open: &mut Vec<&'static str>, operator: &str) -> Result<()> {
         },
         _ => {}
     }
+
     Ok(())
 }
 
-/// Bytes of the end of a tag where one stands here, with the white space that it takes away.
+/// If a tag ends here: the length of its end, including the white space that it strips.
 fn tag_end(text: &str, tag: Tag) -> Option<usize> {
     let mark = if tag == Tag::Variable { "}}" } else { "%}" };
     if let Some(after) = text
@@ -275,20 +299,24 @@ fn tag_end(text: &str, tag: Tag) -> Option<usize> {
     {
         return Some(3 + spaces(after));
     }
+
     if tag == Tag::Variable {
         return text.starts_with(mark).then_some(2);
     }
+
     if text
         .strip_prefix('+')
         .is_some_and(|text| text.starts_with(mark))
     {
         return Some(3);
     }
+
     text.strip_prefix(mark)
         .map(|after| 2 + usize::from(after.starts_with('\n')))
 }
 
-/// A `raw` or `endraw` tag: its first sign and its length, the white space it takes away included.
+/// A `{% raw %}` or `{% endraw %}` tag: the sign after its `{%`, and its length including the white
+/// space that it strips.
 struct Raw {
     sign: Option<char>,
     bytes: usize,
@@ -309,7 +337,7 @@ fn raw_end(text: &str) -> Option<Raw> {
     Some(Raw { sign, bytes })
 }
 
-/// The sign and what follows of `{%- word `.
+/// If the text begins with `{% word`, `{%- word` or `{%+ word`: the sign, and what follows.
 fn raw_word<'a>(text: &'a str, word: &str) -> Option<(Option<char>, &'a str)> {
     let text = text.strip_prefix("{%")?;
     let sign = text.chars().next().filter(|c| matches!(c, '-' | '+'));

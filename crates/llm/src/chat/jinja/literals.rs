@@ -1,9 +1,10 @@
-//! Numbers and strings as they are written in a template.
+//! Number and string literals.
 
 use super::error::{Error, Result};
 use super::lexer::TokenKind;
 
-/// A number at the beginning of a text, and its length; after a dot it can only be an index.
+/// A number at the beginning of a text, and its length. After a dot it is an index, never a float:
+/// `x.1.5` is `x[1][5]`.
 pub(super) fn number(text: &str, follows_dot: bool) -> Result<(TokenKind, usize)> {
     let float = if follows_dot { None } else { float_len(text) };
     if let Some(len) = float {
@@ -12,27 +13,30 @@ pub(super) fn number(text: &str, follows_dot: bool) -> Result<(TokenKind, usize)
             .map(|number| (TokenKind::Float(number), len))
             .map_err(|_| Error::new(format!("'{}' is not a number", &text[..len])));
     }
+
     let (radix, prefix) = match text.as_bytes() {
         [b'0', b'b' | b'B', ..] => (2, 2),
         [b'0', b'o' | b'O', ..] => (8, 2),
         [b'0', b'x' | b'X', ..] => (16, 2),
         _ => (10, 0),
     };
+
     let mut digits = digits_len(&text[prefix..], |c| c.is_digit(radix), prefix > 0);
     let (mut radix, mut prefix) = (radix, prefix);
     if prefix > 0 && digits == 0 {
         (radix, prefix, digits) = (10, 0, 1);
     } else if prefix == 0 && text.starts_with('0') {
-        // Zeros only: `01` is two numbers, which no expression can be.
+        // Zeros only: `01` becomes two numbers, which the parser rejects.
         digits = digits_len(text, |c| c == '0', false);
     }
+
     let number = i128::from_str_radix(&text[prefix..prefix + digits].replace('_', ""), radix);
     number
         .map(|number| (TokenKind::Int(number), prefix + digits))
         .map_err(|_| Error::new("an integer has more than 127 bits"))
 }
 
-/// Length of digits with single underscores between them.
+/// Length of a run of digits with single underscores between them.
 fn digits_len(
     text: &str,
     is_digit: impl Fn(char) -> bool,
@@ -40,12 +44,12 @@ fn digits_len(
 ) -> usize {
     let mut len = 0;
     let mut was_digit = may_begin_with_underscore;
-    for (place, c) in text.char_indices() {
+    for (offset, c) in text.char_indices() {
         match c {
             '_' if was_digit => was_digit = false,
             c if is_digit(c) => {
                 was_digit = true;
-                len = place + c.len_utf8();
+                len = offset + c.len_utf8();
             }
             _ => break,
         }
@@ -53,7 +57,8 @@ fn digits_len(
     len
 }
 
-/// Length of a float: a fraction, an exponent, or both.
+/// Length of a float, which has a fraction, an exponent, or both; `None` if this is not a
+/// float.
 fn float_len(text: &str) -> Option<usize> {
     let digits = |text: &str| {
         let starts = text.starts_with(|c: char| c.is_ascii_digit());
@@ -63,6 +68,7 @@ fn float_len(text: &str) -> Option<usize> {
             0
         }
     };
+
     let whole = digits(text);
     let fraction = text[whole..].strip_prefix('.').map_or(0, digits);
     let mantissa = if fraction > 0 {
@@ -70,6 +76,7 @@ fn float_len(text: &str) -> Option<usize> {
     } else {
         whole
     };
+
     let exponent = text[mantissa..].strip_prefix(['e', 'E']).map_or(0, |text| {
         let sign = usize::from(text.starts_with(['+', '-']));
         match digits(&text[sign..]) {
@@ -77,6 +84,7 @@ fn float_len(text: &str) -> Option<usize> {
             len => 1 + sign + len,
         }
     });
+
     (whole > 0 && (fraction > 0 || exponent > 0)).then_some(mantissa + exponent)
 }
 
@@ -84,14 +92,17 @@ fn float_len(text: &str) -> Option<usize> {
 pub(super) fn string(text: &str) -> Result<(TokenKind, usize)> {
     let quote = text.chars().next().unwrap_or('\'');
     let mut is_escaped = false;
-    for (place, c) in text.char_indices().skip(1) {
+    for (offset, c) in text.char_indices().skip(1) {
         match c {
             _ if is_escaped => is_escaped = false,
             '\\' => is_escaped = true,
-            c if c == quote => return Ok((TokenKind::Str(unescaped(&text[1..place])?), place + 1)),
+            c if c == quote => {
+                return Ok((TokenKind::Str(unescaped(&text[1..offset])?), offset + 1));
+            }
             _ => {}
         }
     }
+
     Err(Error::new(format!(
         "unexpected char {quote:?}: the string has no end"
     )))
@@ -101,12 +112,13 @@ pub(super) fn string(text: &str) -> Result<(TokenKind, usize)> {
 fn unescaped(text: &str) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(place) = rest.find('\\') {
-        out.push_str(&rest[..place]);
-        let Some(c) = rest[place + 1..].chars().next() else {
+    while let Some(offset) = rest.find('\\') {
+        out.push_str(&rest[..offset]);
+        let Some(c) = rest[offset + 1..].chars().next() else {
             break;
         };
-        rest = &rest[place + 1 + c.len_utf8()..];
+
+        rest = &rest[offset + 1 + c.len_utf8()..];
         match c {
             '\n' => {}
             '\\' | '\'' | '"' => out.push(c),
@@ -139,16 +151,18 @@ fn unescaped(text: &str) -> Result<String> {
                 rest = &rest[digits..];
             }
             'N' => return Err(Error::new("\\N escapes of characters by name are not read")),
-            // Jinja2 hands characters to the codec as escapes, of which the backslash spoils the
-            // first sign.
+            // Jinja2 encodes such a character as an escape first; the backslash before it then
+            // escapes that escape's backslash, which leaves the escape in the text.
             c if !c.is_ascii() => super::print::push_escaped(c, &mut out),
             c => out.extend(['\\', c]),
         }
     }
+
     out.push_str(rest);
     Ok(out)
 }
 
+/// The character of a numeric escape.
 fn character(code: Option<u32>) -> Result<char> {
     let error = || Error::new("an escape is no character: a surrogate or above \\U0010ffff");
     code.and_then(char::from_u32).ok_or_else(error)
@@ -159,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_pythons() {
+    fn number_literals_are_read_as_python_reads_them() {
         for (text, kind, len) in [
             ("12", TokenKind::Int(12), 2),
             ("1_000x", TokenKind::Int(1000), 5),
@@ -176,12 +190,13 @@ mod tests {
         ] {
             assert_eq!(number(text, false).unwrap(), (kind, len), "{text}");
         }
+
         assert_eq!(number("1.5", true).unwrap(), (TokenKind::Int(1), 1));
         assert!(number(&"9".repeat(50), false).is_err());
     }
 
     #[test]
-    fn escapes_are_pythons() {
+    fn escapes_are_read_as_python_reads_them() {
         let read = |text: &str| match string(text) {
             Ok((TokenKind::Str(text), _)) => text,
             other => panic!("{other:?}"),
@@ -190,6 +205,7 @@ mod tests {
         assert_eq!(read(r"'\x41\u00e9\U0001F642\101\0'"), "Aé🙂A\0");
         assert_eq!(read(r"'\d\s\é'"), r"\d\s\xe9");
         assert_eq!(read("'a\\\nb'"), "ab");
+
         for broken in [r"'\x4'", r"'\u12'", r"'\ud83d'", "'no end", r"'\"] {
             assert!(string(broken).is_err(), "{broken}");
         }

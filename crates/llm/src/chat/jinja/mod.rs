@@ -1,15 +1,15 @@
-//! The template language of chat templates: Jinja2 over Python's values, in the sandbox that
-//! transformers renders them in (`transformers/utils/chat_template_utils.py`:
+//! The language of chat templates: Jinja2 over Python's values, in the sandbox that transformers
+//! renders them in (`transformers/utils/chat_template_utils.py`:
 //! `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks`, `break` and `continue`, its
 //! own `tojson`, `raise_exception`, `strftime_now` and `generation`).
 //!
-//! It is an engine of its own because a template's text is a model's input: one space or quote that
-//! another engine prints differently is a different prompt. What Jinja2 leaves to Python (how
-//! values print, `%`, slices, methods of `str` and `dict`, the order of keys) cannot be laid over
-//! an engine with values of another language.
+//! Why not an existing engine: the rendered text is the model's prompt, so one space or quote that
+//! prints differently changes what the model sees. Much of that is Python, not Jinja2 (how values
+//! print, `%`, slices, methods of `str` and `dict`, the order of keys), and it cannot be added on
+//! top of an engine whose values follow another language.
 //!
-//! Text becomes tokens ([`lexer`]), tokens become a tree ([`parser`], [`expressions`]), and an
-//! [`interpreter`] walks it once for each rendering, within a [`budget`].
+//! The [`lexer`] makes tokens, the [`parser`] and [`expressions`] make a syntax tree ([`ast`]), and
+//! the [`interpreter`] walks it once for each rendering, within a [`budget`] of work and output.
 
 mod args;
 mod ast;
@@ -29,6 +29,7 @@ mod interpreter;
 mod lexer;
 mod literals;
 mod numbers;
+mod operands;
 mod ops;
 mod parser;
 mod percent;
@@ -36,6 +37,7 @@ mod predicates;
 mod print;
 mod scopes;
 mod strings;
+mod targets;
 mod value;
 
 pub(crate) use error::Error;
@@ -57,8 +59,8 @@ impl Template {
         })
     }
 
-    /// The text of the template with these variables, of which a later one hides an earlier one of
-    /// its name.
+    /// Renders the template with these variables; a later one hides an earlier one, or a global
+    /// function, of the same name.
     pub(crate) fn render<'a>(
         &self,
         variables: impl Iterator<Item = (&'a str, &'a serde_json::Value)>,
@@ -70,7 +72,7 @@ impl Template {
             .map(|(name, value)| (name.into(), value))
             .collect();
         for (name, json) in variables {
-            let value = value::of_json(json)?;
+            let value = value::from_json(json)?;
             match context.iter_mut().find(|(known, _)| **known == *name) {
                 Some((_, old)) => *old = value,
                 None => context.push((name.into(), value)),
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_is_ended() {
+    fn templates_that_do_not_end_are_stopped() {
         for template in [
             "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
             "{% for a in range(100000) %}{{ 'x' in long }}{% endfor %}",
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_before_it_is_made() {
+    fn strings_and_lists_that_are_too_large_are_refused_before_they_are_made() {
         for template in [
             "{{ 'a' * 10 ** 9 }}",
             "{{ 'ab' * 10 ** 30 }}",
@@ -149,6 +151,7 @@ mod tests {
                 "{template}: {error}"
             );
         }
+
         assert!(error("{{ long | sort }}").contains("a list of more than"));
         assert!(error("{{ [1] * 10 ** 9 }}").contains("a list of more than"));
         assert!(error("{{ long | join(long) }}").contains("a list of more than"));
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_too_deeply_is_refused() {
+    fn templates_and_values_that_nest_too_deeply_are_refused() {
         let nested = |open: &str, inner: &str, close: &str, count: usize| {
             format!("{}{inner}{}", open.repeat(count), close.repeat(count))
         };
@@ -190,10 +193,10 @@ mod tests {
         }
     }
 
-    /// A value that holds another twice at every level is small in memory and huge when it is
-    /// printed.
+    /// A value that contains the same value twice at every level is small in memory but exponential
+    /// to walk.
     #[test]
-    fn values_that_share_their_parts_are_not_walked_without_end() {
+    fn walking_values_that_share_their_parts_is_limited() {
         let doubled = "{% set ns = namespace(v='x', w='x') %}{% for i in range(100) %}{% set ns.v = [ns.v, ns.v] %}\
                        {% set ns.w = [ns.w, ns.w] %}{% endfor %}";
         for use_of in [

@@ -1,26 +1,27 @@
-//! How `%` and `str.format` write numbers.
+//! How `%` and `str.format` format numbers.
 
 use super::budget::{Text, check_text};
 use super::error::Result;
 use super::print::float_repr;
 
-/// No `f64` has more decimals than this; further ones are zeros.
+/// No `f64` has more decimals than this: further ones are zeros.
 const DECIMALS: usize = 1100;
 
-/// How a float is written.
+/// How a float is formatted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FloatStyle {
     /// `f`.
     Fixed,
     /// `e`.
     Scientific,
-    /// `g`: whichever is shorter.
+    /// `g`: fixed or scientific by the exponent, without trailing zeros.
     General,
-    /// No letter and a precision: as `g`, with a decimal point at least.
+    /// A precision without a letter: as `g`, but with at least one decimal.
     Plain,
 }
 
-/// The magnitude of a float with a number of digits, in lower case. `keeps_point` is `#`.
+/// The absolute value of a float, in lower case. `keeps_point` is the flag `#`: the decimal point
+/// stays even without decimals.
 pub(super) fn float(
     number: f64,
     style: FloatStyle,
@@ -47,6 +48,7 @@ pub(super) fn float(
             } else {
                 ""
             };
+
             format!("{mantissa}{point}{}", exponent_text(exponent))
         }
         FloatStyle::General | FloatStyle::Plain => {
@@ -60,12 +62,14 @@ fn general(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) 
     let is_plain = style == FloatStyle::Plain;
     let limit = i64::try_from(precision).unwrap_or(i64::MAX) - i64::from(is_plain);
     let is_fixed = (-4..limit).contains(&i64::from(exponent));
+
     let digits = if is_fixed {
         let decimals = i64::try_from(precision).unwrap_or(i64::MAX) - 1 - i64::from(exponent);
         fixed(number, usize::try_from(decimals).unwrap_or(0))?
     } else {
         mantissa
     };
+
     let digits = match digits.contains('.') {
         true if !keeps_point => digits
             .trim_end_matches('0')
@@ -74,6 +78,7 @@ fn general(number: f64, style: FloatStyle, precision: usize, keeps_point: bool) 
         false if keeps_point => digits + ".",
         _ => digits,
     };
+
     Ok(match is_fixed {
         true if is_plain && !digits.contains('.') => digits + ".0",
         true => digits,
@@ -85,7 +90,7 @@ fn fixed(number: f64, decimals: usize) -> Result<String> {
     with_zeros(format!("{number:.*}", decimals.min(DECIMALS)), decimals)
 }
 
-/// The mantissa with a number of decimals, and the exponent.
+/// The mantissa with `decimals` decimals, and the exponent.
 fn scientific(number: f64, decimals: usize) -> Result<(String, i32)> {
     let text = format!("{number:.*e}", decimals.min(DECIMALS));
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -107,7 +112,8 @@ fn exponent_text(exponent: i32) -> String {
     format!("e{sign}{:02}", exponent.abs())
 }
 
-/// The magnitude of an integer by the letter of a format: `b`, `o`, `x`, `X` or decimal.
+/// The absolute value of an integer in the base of a format letter: `b`, `o`, `x`, `X`, else
+/// decimal.
 pub(super) fn integer(number: i128, letter: char) -> String {
     let number = number.unsigned_abs();
     match letter {
@@ -119,7 +125,7 @@ pub(super) fn integer(number: i128, letter: char) -> String {
     }
 }
 
-/// What `#` puts before an integer.
+/// The prefix that the flag `#` gives an integer.
 pub(super) fn radix_prefix(letter: char) -> &'static str {
     match letter {
         'b' => "0b",
@@ -130,8 +136,8 @@ pub(super) fn radix_prefix(letter: char) -> &'static str {
     }
 }
 
-/// The integer part of digits with a separator between groups, and with zeros before it up to a
-/// width.
+/// Puts a separator between groups of `group` digits of the integer part, which is zero-padded so
+/// that the whole fills `width`.
 pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize) -> Result<String> {
     check_text(Some(width))?;
     let end = digits
@@ -140,19 +146,21 @@ pub(super) fn grouped(digits: &str, separator: char, group: usize, width: usize)
     let (whole, rest) = digits.split_at(end);
     let mut whole = whole.to_owned();
     let len_with = |digits: usize| digits + (digits.max(1) - 1) / group;
-    let wanted = width.saturating_sub(rest.chars().count());
+    let needed = width.saturating_sub(rest.chars().count());
     let mut count = whole.len();
-    while len_with(count) < wanted {
+    while len_with(count) < needed {
         count += 1;
     }
+
     whole.insert_str(0, &"0".repeat(count - whole.len()));
     let mut out = String::new();
-    for (place, digit) in whole.chars().enumerate() {
-        if place > 0 && (whole.len() - place) % group == 0 {
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index) % group == 0 {
             out.push(separator);
         }
         out.push(digit);
     }
+
     Ok(out + rest)
 }
 
@@ -175,11 +183,12 @@ mod tests {
         ] {
             assert_eq!(float(number, style, precision, false).unwrap(), text);
         }
+
         assert!(float(1.0, FloatStyle::Fixed, usize::MAX, false).is_err());
     }
 
     #[test]
-    fn groups_count_for_the_width() {
+    fn separators_count_toward_the_width() {
         assert_eq!(grouped("1234567.5", ',', 3, 0).unwrap(), "1,234,567.5");
         assert_eq!(grouped("1234", ',', 3, 10).unwrap(), "00,001,234");
     }

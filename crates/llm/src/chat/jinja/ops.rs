@@ -32,7 +32,7 @@ impl Arithmetic {
     }
 }
 
-/// `left operator right`; `%` of a text is the formatter's.
+/// `left operator right`. `%` with a string on the left is formatting: see `percent`.
 pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> Result<Value> {
     if let (Value::Undefined(missing), _) | (_, Value::Undefined(missing)) = (left, right) {
         return Err(missing.error());
@@ -43,6 +43,7 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return floats(operator, a, b).map(Value::Float);
     }
+
     let result = match operator {
         Arithmetic::Add => concatenated(left, right)?,
         Arithmetic::Mul => match (left.as_int(), right.as_int()) {
@@ -52,6 +53,7 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
         },
         _ => None,
     };
+
     result.ok_or_else(|| {
         let (left, right) = (left.type_name(), right.type_name());
         Error::new(format!(
@@ -63,16 +65,18 @@ pub(super) fn arithmetic(operator: Arithmetic, left: &Value, right: &Value) -> R
 
 fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
     use Arithmetic as Op;
+
     let zero = || Error::new("division by zero");
     if b == 0 && matches!(operator, Op::Div | Op::FloorDiv | Op::Mod) {
         return Err(zero());
     }
+
     let result = match operator {
         Op::Add => a.checked_add(b),
         Op::Sub => a.checked_sub(b),
         Op::Mul => a.checked_mul(b),
         Op::Div => return Ok(Value::Float(a as f64 / b as f64)),
-        // Python rounds down and the remainder has the divisor's sign.
+        // Python rounds toward minus infinity; the remainder has the sign of the divisor.
         Op::FloorDiv => a.checked_div(b).and_then(|quotient| {
             let is_above = a % b != 0 && (a < 0) != (b < 0);
             quotient.checked_sub(i128::from(is_above))
@@ -94,6 +98,7 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
                 _ => None,
             }),
     };
+
     result
         .map(Value::Int)
         .ok_or_else(|| Error::new("an integer has more than 127 bits"))
@@ -101,9 +106,11 @@ fn integers(operator: Arithmetic, a: i128, b: i128) -> Result<Value> {
 
 fn floats(operator: Arithmetic, a: f64, b: f64) -> Result<f64> {
     use Arithmetic as Op;
+
     if b == 0.0 && matches!(operator, Op::Div | Op::FloorDiv | Op::Mod) {
         return Err(Error::new("float division by zero"));
     }
+
     Ok(match operator {
         Op::Add => a + b,
         Op::Sub => a - b,
@@ -129,6 +136,7 @@ fn floats(operator: Arithmetic, a: f64, b: f64) -> Result<f64> {
     })
 }
 
+/// `a % b`: the result has the sign of `b`.
 fn modulo(a: f64, b: f64) -> f64 {
     let rest = a % b;
     match rest {
@@ -144,6 +152,7 @@ fn floor_div(a: f64, b: f64) -> f64 {
     if quotient == 0.0 {
         return 0.0_f64.copysign(a / b);
     }
+
     let floor = quotient.floor();
     if quotient - floor > 0.5 {
         floor + 1.0
@@ -152,6 +161,7 @@ fn floor_div(a: f64, b: f64) -> f64 {
     }
 }
 
+/// `left + right` of strings, lists or tuples; `None` for other types.
 fn concatenated(left: &Value, right: &Value) -> Result<Option<Value>> {
     let joined = |a: &Items, b: &Items| {
         check_list(a.values().len().checked_add(b.values().len()))?;
@@ -175,15 +185,18 @@ fn concatenated(left: &Value, right: &Value) -> Result<Option<Value>> {
     })
 }
 
+/// `value * count` of a string, list or tuple; `None` for other types.
 fn repeated(value: &Value, count: i128) -> Result<Option<Value>> {
     let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
     let text = |text: &str| {
         check_text(text.len().checked_mul(count))?;
         Ok(text.repeat(if text.is_empty() { 0 } else { count }))
     };
+
     let items = |items: &Items| {
         check_list(items.values().len().checked_mul(count))?;
         let len = items.values().len().saturating_mul(count);
+
         Ok(items
             .values()
             .iter()
@@ -192,16 +205,17 @@ fn repeated(value: &Value, count: i128) -> Result<Option<Value>> {
             .cloned()
             .collect::<Vec<_>>())
     };
+
     Ok(match value {
-        Value::Str(of) => Some(Value::str(text(of)?)),
-        Value::Markup(of) => Some(Value::Markup(text(of)?.into())),
-        Value::List(of) => Some(Value::list(items(of)?)?),
-        Value::Tuple(of) => Some(Value::tuple(items(of)?)?),
+        Value::Str(string) => Some(Value::str(text(string)?)),
+        Value::Markup(string) => Some(Value::Markup(text(string)?.into())),
+        Value::List(list) => Some(Value::list(items(list)?)?),
+        Value::Tuple(tuple) => Some(Value::tuple(items(tuple)?)?),
         _ => None,
     })
 }
 
-/// markupsafe's `escape` of a plain text.
+/// markupsafe's `escape` of a plain string.
 pub(super) fn escape_html(text: &str) -> Result<String> {
     let mut out = super::budget::Text::default();
     for piece in text.split_inclusive(['&', '<', '>', '"', '\'']) {
@@ -213,9 +227,11 @@ pub(super) fn escape_html(text: &str) -> Result<String> {
             Some('\'') => (&piece[..piece.len() - 1], "&#39;"),
             _ => (piece, ""),
         };
+
         out.push(plain)?;
         out.push(special)?;
     }
+
     Ok(out.into_string())
 }
 
@@ -248,6 +264,7 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return a == b;
     }
+
     let all = |a: &Items, b: &Items| {
         let (a, b) = (a.values(), b.values());
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
@@ -273,16 +290,18 @@ pub(super) fn equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-fn contains_entries(all: &Dict, of: &Dict) -> bool {
-    of.entries()
+/// Whether `all` has every entry of `some`.
+fn contains_entries(all: &Dict, some: &Dict) -> bool {
+    some.entries()
         .iter()
         .all(|(key, value)| all.get(key).is_some_and(|other| equal(other, value)))
 }
 
-/// `left is right`. Small integers and equal texts are one object in Python as far as a template
-/// can count on.
+/// `left is right`. Equal integers and equal strings count as the same object: Python interns those
+/// that a template can rely on.
 pub(super) fn same(left: &Value, right: &Value) -> bool {
     use std::rc::Rc;
+
     match (left, right) {
         (Value::None, Value::None) => true,
         (Value::Bool(a), Value::Bool(b)) => a == b,
@@ -301,8 +320,8 @@ pub(super) fn same(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// How two values compare for `<` and its kin; `None` where a NaN is among them. `symbol` is for
-/// the message.
+/// How two values compare for `<`, `<=`, `>` and `>=`; `None` if either is NaN. `symbol` is the
+/// operator in the error message.
 pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<Ordering>> {
     if let (Value::Undefined(missing), _) | (_, Value::Undefined(missing)) = (left, right) {
         return Err(missing.error());
@@ -316,6 +335,7 @@ pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
     if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
         return Ok(a.partial_cmp(&b));
     }
+
     match (left, right) {
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             let differ = a
@@ -337,7 +357,7 @@ pub(super) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
     }
 }
 
-/// `item in container`; walking a generator uses it up to what is found.
+/// `item in container`. A generator is used up to the element that is found.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
     let among = |items: &[Value]| {
         items
@@ -349,12 +369,14 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
             if let Value::Undefined(missing) = item {
                 return Err(missing.error());
             }
+
             let error = || {
                 let found = item.type_name();
                 Error::new(format!(
                     "'in <string>' requires string as left operand, not {found}"
                 ))
             };
+
             Ok(text.contains(item.as_str().ok_or_else(error)?))
         }
         Value::List(items) | Value::Tuple(items) => Ok(among(items.values())),
@@ -374,7 +396,7 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
                 .is_some_and(|value| equal(value, &pair.values()[1]))),
             _ => Ok(false),
         },
-        Value::Range(range) => Ok((0..range.len()).any(|place| equal(&range.at(place), item))),
+        Value::Range(range) => Ok((0..range.len()).any(|index| equal(&range.at(index), item))),
         Value::Iterator(stream) => {
             while let Some(other) = stream.next() {
                 if equal(&other, item) {

@@ -1,11 +1,12 @@
-//! Statements: Jinja2's `Parser`, with the tags of `loopcontrols` and transformers' `generation`.
+//! Parses statements: Jinja2's `Parser`, with the tags of its `loopcontrols` extension and
+//! transformers' `generation`.
 
-use super::ast::{Expr, ExprKind, For, Macro, Stmt, StmtKind, Target, Uses};
+use super::ast::{Expr, ExprKind, For, Macro, Stmt, StmtKind, Uses};
 use super::error::{Error, Result};
 use super::lexer::{Token, TokenKind, tokens};
 use std::sync::Arc;
 
-/// Expressions and statements inside of each other, as far as parsing goes.
+/// The deepest nesting of expressions and statements that the parser recurses into.
 const DEEPEST_SYNTAX: u32 = 60;
 
 /// The statements of a template.
@@ -18,13 +19,20 @@ pub(super) fn parse(source: &str) -> Result<Vec<Stmt>> {
     body.map_err(|error| error.at(parser.line()))
 }
 
+/// The parameters of a macro, and the defaults of the last ones.
+#[derive(Default)]
+struct Parameters {
+    names: Vec<Arc<str>>,
+    defaults: Vec<Expr>,
+}
+
 pub(super) struct Parser {
     tokens: Vec<Token>,
     position: usize,
     depth: u32,
-    /// Loops around the current statement, up to the macro it belongs to.
-    loops: u32,
-    /// Of each open macro or `call` block.
+    /// Loops around the current statement, within the innermost macro.
+    pub(super) loops: u32,
+    /// What each open macro or `call` block uses, the innermost last.
     uses: Vec<Uses>,
 }
 
@@ -44,7 +52,7 @@ impl Parser {
     }
 
     pub(super) fn look(&self, ahead: usize) -> &TokenKind {
-        // The last token is the end.
+        // The last token is `End`: past it there is nothing but more of it.
         let last = self.tokens.len().saturating_sub(1);
         self.tokens
             .get((self.position + ahead).min(last))
@@ -123,10 +131,11 @@ impl Parser {
             TokenKind::Op(operator) => format!("'{operator}'"),
             TokenKind::End => "the end of the template".to_owned(),
         };
+
         Error::new(format!("expected {expected}, got {found}")).at(self.line())
     }
 
-    /// Goes one deeper; [`Parser::leave`] comes back.
+    /// Enters a nested construct; [`Parser::leave`] leaves it.
     pub(super) fn enter(&mut self) -> Result<()> {
         self.depth += 1;
         if self.depth > DEEPEST_SYNTAX {
@@ -139,7 +148,7 @@ impl Parser {
         self.depth -= 1;
     }
 
-    /// A special variable that the macros around use.
+    /// Records that the enclosing macros use a name, in case it is a special variable.
     pub(super) fn note_use(&mut self, name: &str) {
         for uses in &mut self.uses {
             match name {
@@ -151,7 +160,8 @@ impl Parser {
         }
     }
 
-    /// Statements up to a tag of one of these names, which is the current token then.
+    /// The statements up to a tag of one of these names, which is then the current token; up to the
+    /// end of the template if there are none.
     fn body(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
         self.enter()?;
         let mut body = Vec::new();
@@ -173,6 +183,7 @@ impl Parser {
                     if ends.iter().any(|end| self.is_word(end)) {
                         break;
                     }
+
                     let kinds = self.statement(ends)?;
                     self.expect(&TokenKind::BlockEnd, "'%}'")?;
                     body.extend(kinds.into_iter().map(|kind| Stmt { kind, line }));
@@ -181,26 +192,29 @@ impl Parser {
                 _ if ends.is_empty() => break,
                 _ => return Err(self.unexpected(&format!("the tag '{}'", ends.join("' or '")))),
             };
+
             body.push(Stmt { kind, line });
         }
+
         self.leave();
         Ok(body)
     }
 
-    /// The end of a tag and the statements up to one of these.
+    /// The end of the current tag, then the statements up to one of these tags.
     fn block(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
         self.skip_op(":");
         self.expect(&TokenKind::BlockEnd, "'%}'")?;
         self.body(ends)
     }
 
-    /// As [`Parser::block`], with the tag at its end.
+    /// As [`Parser::block`], and moves past the name of the closing tag.
     fn closed_block(&mut self, end: &str) -> Result<Vec<Stmt>> {
         let body = self.block(&[end])?;
         self.position += 1;
         Ok(body)
     }
 
+    /// The statement of a tag, whose name is the current token. `{% print a, b %}` gives several.
     fn statement(&mut self, ends: &[&str]) -> Result<Vec<StmtKind>> {
         let name = self.expect_name()?;
         Ok(vec![match &*name {
@@ -245,6 +259,7 @@ impl Parser {
             }
             values.push(StmtKind::Print(self.expression()?));
         }
+
         Ok(values)
     }
 
@@ -253,23 +268,27 @@ impl Parser {
         if !self.skip_word("in") {
             return Err(self.unexpected("'in'"));
         }
+
         let items = self.tuple(false, &["recursive"])?;
         let condition = if self.skip_word("if") {
             Some(self.expression()?)
         } else {
             None
         };
+
         let is_recursive = self.skip_word("recursive");
         self.loops += 1;
         let body = self.block(&["endfor", "else"])?;
         self.loops -= 1;
         let has_else = self.is_word("else");
         self.position += 1;
+
         let otherwise = if has_else {
             self.closed_block("endfor")?
         } else {
             Vec::new()
         };
+
         Ok(For {
             target,
             items,
@@ -286,9 +305,11 @@ impl Parser {
             let condition = self.tuple(false, &[])?;
             let body = self.block(&["elif", "else", "endif"])?;
             branches.push((condition, body));
+
             if self.skip_word("elif") {
                 continue;
             }
+
             let has_else = self.is_word("else");
             self.position += 1;
             let otherwise = if has_else {
@@ -296,6 +317,7 @@ impl Parser {
             } else {
                 Vec::new()
             };
+
             return Ok(StmtKind::If(branches, otherwise));
         }
     }
@@ -305,11 +327,13 @@ impl Parser {
         if self.skip_op("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
         }
+
         let filter = if self.is_op("|") {
             Some(self.filters(None, false)?)
         } else {
             None
         };
+
         Ok(StmtKind::SetBlock(
             target,
             filter,
@@ -327,6 +351,7 @@ impl Parser {
             self.expect_op("=")?;
             values.push((target, self.expression()?));
         }
+
         Ok(StmtKind::With(values, self.closed_block("endwith")?))
     }
 
@@ -336,25 +361,29 @@ impl Parser {
         let parameters = if has_parameters {
             self.parameters()?
         } else {
-            (Vec::new(), Vec::new())
+            Parameters::default()
         };
+
         let call = self.expression()?;
         if !matches!(call.kind, ExprKind::Call(..)) {
             return Err(Error::new("expected call").at(line));
         }
+
         Ok(StmtKind::Call(
             call,
             self.macro_body(None, parameters, "endcall")?,
         ))
     }
 
-    /// Parameters and the defaults of the last ones, after the opening bracket.
-    fn parameters(&mut self) -> Result<(Vec<Arc<str>>, Vec<Expr>)> {
-        let (mut names, mut defaults) = (Vec::new(), Vec::new());
+    /// The parameters of a macro, after the opening bracket.
+    fn parameters(&mut self) -> Result<Parameters> {
+        let mut names = Vec::new();
+        let mut defaults = Vec::new();
         while !self.is_op(")") {
             if !names.is_empty() {
                 self.expect_op(",")?;
             }
+
             names.push(self.expect_name()?);
             if self.skip_op("=") {
                 defaults.push(self.expression()?);
@@ -364,14 +393,15 @@ impl Parser {
                 );
             }
         }
+
         self.expect_op(")")?;
-        Ok((names, defaults))
+        Ok(Parameters { names, defaults })
     }
 
     fn macro_body(
         &mut self,
         name: Option<Arc<str>>,
-        (parameters, defaults): (Vec<Arc<str>>, Vec<Expr>),
+        parameters: Parameters,
         end: &str,
     ) -> Result<Macro> {
         let loops = std::mem::take(&mut self.loops);
@@ -381,8 +411,8 @@ impl Parser {
         self.loops = loops;
         Ok(Macro {
             name,
-            parameters,
-            defaults,
+            parameters: parameters.names,
+            defaults: parameters.defaults,
             body,
             uses,
         })
@@ -396,72 +426,23 @@ impl Parser {
         let body = self.closed_block("endblock")?;
         self.loops = loops;
         self.skip_word(&name);
+
         Ok(StmtKind::Block { body, is_scoped })
     }
 
-    /// Reads over a statement that fails when it is reached.
+    /// Skips a statement that is not supported: it fails when it is reached.
     fn refused(&mut self, name: &str) -> Result<StmtKind> {
         while !matches!(self.peek(), TokenKind::BlockEnd | TokenKind::End) {
             self.position += 1;
         }
+
         Ok(StmtKind::Refused(match name {
             "autoescape" => {
-                let body = self.closed_block("endautoescape")?;
-                drop(body);
+                self.closed_block("endautoescape")?;
                 "'autoescape' is not offered".to_owned()
             }
             _ => format!("'{name}' needs another template, and there is none"),
         }))
-    }
-
-    /// What is assigned to; `with_namespace` allows `namespace.attribute`.
-    fn target(&mut self, with_namespace: bool, ends: &[&str]) -> Result<Target> {
-        self.enter()?;
-        let mut targets = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            let is_end = matches!(self.peek(), TokenKind::BlockEnd)
-                || self.is_op(")")
-                || ends.iter().any(|end| self.is_word(end));
-            if is_end && !targets.is_empty() {
-                break;
-            }
-            targets.push(self.one_target(with_namespace)?);
-            if !self.skip_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
-        self.leave();
-        match targets.pop() {
-            Some(target) if !is_tuple => Ok(target),
-            last => {
-                targets.extend(last);
-                Ok(Target::Tuple(targets))
-            }
-        }
-    }
-
-    fn one_target(&mut self, with_namespace: bool) -> Result<Target> {
-        if self.skip_op("(") {
-            let target = self.target(false, &[])?;
-            self.expect_op(")")?;
-            return Ok(target);
-        }
-        let name = self.expect_name()?;
-        if with_namespace && self.skip_op(".") {
-            return Ok(Target::Attribute(name, self.expect_name()?));
-        }
-        match &*name {
-            "true" | "false" | "none" | "True" | "False" | "None" => {
-                Err(Error::new("can't assign to 'const'").at(self.line()))
-            }
-            "loop" if self.loops > 0 || !with_namespace => Err(Error::new(
-                "Can't assign to special loop variable in for-loop target",
-            )
-            .at(self.line())),
-            _ => Ok(Target::Name(name)),
-        }
     }
 }
 

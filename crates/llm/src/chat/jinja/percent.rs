@@ -1,4 +1,4 @@
-//! `'%s' % values`: Python's older formatting.
+//! `'%s' % values`: Python's printf-style formatting.
 
 use super::budget::{Text, check_text};
 use super::error::{Error, Result};
@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// `%[(key)][flags][width][.precision]type`.
+/// The middle of `%[(key)][flags][width][.precision]type`.
 #[derive(Debug, Default)]
 struct Conversion {
     is_left: bool,
@@ -23,11 +23,11 @@ struct Conversion {
     precision: Option<usize>,
 }
 
-/// What is formatted: values in order, or a mapping.
+/// The right side of `%`: values taken in order, or a mapping.
 struct Values {
     rest: VecDeque<Value>,
     mapping: Option<Value>,
-    /// What is escaped: the format is Markup.
+    /// The format is `Markup`: strings that are not are escaped.
     is_markup: bool,
 }
 
@@ -50,7 +50,9 @@ impl Interpreter<'_> {
             }
             other => (VecDeque::from([other.clone()]), None),
         };
-        // A list is a mapping as far as Python can tell here, so that it may be left over.
+
+        // To CPython every type with `__getitem__` but `str` and `tuple` is a mapping here, lists
+        // included; a mapping may be left over.
         let may_remain = mapping.is_some() || matches!(values, Value::List(_) | Value::Range(_));
         let mut values = Values {
             rest,
@@ -60,11 +62,13 @@ impl Interpreter<'_> {
         let mut out = Text::default();
         self.spend_text(format.as_str().unwrap_or_default())?;
         self.write_percent(format.as_str().unwrap_or_default(), &mut values, &mut out)?;
+
         if !values.rest.is_empty() && !may_remain {
             return Err(Error::new(
                 "not all arguments converted during string formatting",
             ));
         }
+
         Ok(super::attributes::text_like(format, out.into_string()))
     }
 
@@ -75,6 +79,7 @@ impl Interpreter<'_> {
                 out.push(c.encode_utf8(&mut [0; 4]))?;
                 continue;
             }
+
             let key = key(&mut chars)?;
             let keyed = match (key, &values.mapping) {
                 (None, _) => None,
@@ -88,6 +93,7 @@ impl Interpreter<'_> {
                 }
                 (Some(_), None) => return Err(Error::new("format requires a mapping")),
             };
+
             let conversion = Conversion::parse(&mut chars, values)?;
             let letter = chars
                 .next()
@@ -96,6 +102,7 @@ impl Interpreter<'_> {
                 out.push("%")?;
                 continue;
             }
+
             let value = match keyed {
                 Some(value) => value,
                 None => values.next()?,
@@ -104,6 +111,7 @@ impl Interpreter<'_> {
             self.spend_text(&text)?;
             out.push(&text)?;
         }
+
         Ok(())
     }
 
@@ -127,6 +135,7 @@ impl Interpreter<'_> {
                     .chars()
                     .take(conversion.precision.unwrap_or(usize::MAX))
                     .collect::<String>();
+
                 conversion.padded("", &text, false)
             }
             'c' => conversion.padded("", &character(value)?, false),
@@ -139,12 +148,14 @@ impl Interpreter<'_> {
     }
 }
 
-/// The key in brackets after a `%`.
+/// The key in brackets after a `%`, if there is one.
 fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
     if chars.next_if_eq(&'(').is_none() {
         return Ok(None);
     }
-    let (mut key, mut depth) = (String::new(), 1);
+
+    let mut key = String::new();
+    let mut depth = 1;
     for c in chars {
         depth += i32::from(c == '(') - i32::from(c == ')');
         if depth == 0 {
@@ -152,9 +163,11 @@ fn key(chars: &mut Peekable<Chars<'_>>) -> Result<Option<String>> {
         }
         key.push(c);
     }
+
     Err(Error::new("incomplete format key"))
 }
 
+/// `%c`: a string of one character, or a code point.
 fn character(value: &Value) -> Result<String> {
     if let Some(text) = value.as_str() {
         let mut chars = text.chars();
@@ -163,6 +176,7 @@ fn character(value: &Value) -> Result<String> {
             _ => Err(Error::new("%c requires int or char")),
         };
     }
+
     let code = u32::try_from(expect_int(value, "%c")?)
         .ok()
         .and_then(char::from_u32);
@@ -182,6 +196,7 @@ impl Conversion {
                 _ => conversion.has_zeros = true,
             }
         }
+
         if chars.next_if_eq(&'*').is_some() {
             let width = expect_int(&values.next()?, "* of a format")?;
             conversion.is_left |= width < 0;
@@ -189,6 +204,7 @@ impl Conversion {
         } else {
             conversion.width = count(chars)?;
         }
+
         if chars.next_if_eq(&'.').is_some() {
             conversion.precision = Some(if chars.next_if_eq(&'*').is_some() {
                 let precision = expect_int(&values.next()?, "* of a format")?;
@@ -197,11 +213,13 @@ impl Conversion {
                 count(chars)?
             });
         }
-        // Lengths of C, which Python reads over.
+
+        // The length modifiers of C, which Python ignores.
         while chars.next_if(|c| matches!(c, 'h' | 'l' | 'L')).is_some() {}
         Ok(conversion)
     }
 
+    /// Pads `head` (sign and prefix) and `digits` to the width; zeros go between the two.
     fn padded(&self, head: &str, digits: &str, is_number: bool) -> Result<String> {
         let missing = self
             .width
@@ -211,14 +229,17 @@ impl Conversion {
         if !self.is_left && !has_zeros {
             out.pad(' ', missing)?;
         }
+
         out.push(head)?;
         if has_zeros {
             out.pad('0', missing)?;
         }
+
         out.push(digits)?;
         if self.is_left {
             out.pad(' ', missing)?;
         }
+
         Ok(out.into_string())
     }
 
@@ -229,21 +250,23 @@ impl Conversion {
 
     fn integer(&self, letter: char, value: &Value) -> Result<String> {
         let number = match (value, letter) {
-            // `%d` cuts a float off.
+            // `%d` truncates a float.
             (Value::Float(number), 'd' | 'i' | 'u') => super::convert::truncated(*number)?,
             (Value::Undefined(missing), _) => return Err(missing.error()),
             (value, _) => value.as_int().ok_or_else(|| {
-                let of = value.type_name();
+                let found = value.type_name();
                 Error::new(format!(
-                    "%{letter} format: a real number is required, not {of}"
+                    "%{letter} format: a real number is required, not {found}"
                 ))
             })?,
         };
+
         let prefix = if self.is_alternate {
             numbers::radix_prefix(letter)
         } else {
             ""
         };
+
         let digits = numbers::integer(number, letter);
         let mut text = Text::default();
         text.pad(
@@ -251,6 +274,7 @@ impl Conversion {
             self.precision.unwrap_or(0).saturating_sub(digits.len()),
         )?;
         text.push(&digits)?;
+
         self.padded(&self.head(number < 0, prefix), &text.into_string(), true)
     }
 
@@ -258,6 +282,7 @@ impl Conversion {
         if let Value::Undefined(missing) = value {
             return Err(missing.error());
         }
+
         let error = || Error::new(format!("must be real number, not {}", value.type_name()));
         let number = value.as_float().ok_or_else(error)?;
         let style = match letter.to_ascii_lowercase() {
@@ -265,22 +290,26 @@ impl Conversion {
             'f' => FloatStyle::Fixed,
             _ => FloatStyle::General,
         };
+
         let digits = numbers::float(
             number,
             style,
             self.precision.unwrap_or(6),
             self.is_alternate,
         )?;
+
         let digits = if letter.is_ascii_uppercase() {
             digits.to_uppercase()
         } else {
             digits
         };
+
         let is_negative = number.is_sign_negative() && !number.is_nan();
         self.padded(&self.head(is_negative, ""), &digits, true)
     }
 }
 
+/// A width or precision; zero if there are no digits.
 fn count(chars: &mut Peekable<Chars<'_>>) -> Result<usize> {
     let mut count = Some(0_usize);
     while let Some(digit) = chars
@@ -289,5 +318,6 @@ fn count(chars: &mut Peekable<Chars<'_>>) -> Result<usize> {
     {
         count = count.and_then(|count| count.checked_mul(10)?.checked_add(digit as usize));
     }
+
     check_text(count)
 }

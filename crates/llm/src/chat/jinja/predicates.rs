@@ -1,4 +1,4 @@
-//! Jinja2's tests: what follows `is`.
+//! Jinja2's tests: the names that can follow `is`.
 
 use super::args::Args;
 use super::ast::Comparison;
@@ -8,6 +8,7 @@ use super::interpreter::Interpreter;
 use super::ops::{self, Arithmetic};
 use super::value::Value;
 
+/// The supported tests.
 const NAMES: [&str; 39] = [
     "!=",
     "<",
@@ -64,13 +65,14 @@ impl Interpreter<'_> {
             "in" => Some(Comparison::In),
             _ => None,
         };
+
         if let Some(comparison) = comparison {
             let mut args = args.bind(name, ["other"], 1)?;
             return self.compare(comparison, value, &args.value(0));
         }
         if name == "divisibleby" {
             let mut args = args.bind(name, ["num"], 1)?;
-            return self.has_rest(value, &args.value(0), 0);
+            return self.has_remainder(value, &args.value(0), 0);
         }
         if name == "sameas" {
             let mut args = args.bind(name, ["other"], 1)?;
@@ -79,18 +81,19 @@ impl Interpreter<'_> {
         if !NAMES.contains(&name) {
             return Err(Error::new(format!("No test named '{name}'.")));
         }
+
         args.none(name)?;
         match name {
-            "odd" => self.has_rest(value, &Value::Int(2), 1),
-            "even" => self.has_rest(value, &Value::Int(2), 0),
+            "odd" => self.has_remainder(value, &Value::Int(2), 1),
+            "even" => self.has_remainder(value, &Value::Int(2), 0),
             "lower" => Ok(super::chars::is_all(&self.str(value)?, char::is_lowercase)),
             "upper" => Ok(super::chars::is_all(&self.str(value)?, char::is_uppercase)),
             _ => Ok(holds(name, value)),
         }
     }
 
-    /// `value % number == rest`.
-    fn has_rest(&mut self, value: &Value, number: &Value, rest: i128) -> Result<bool> {
+    /// `value % number == rest`, which tests `odd`, `even` and `divisibleby`.
+    fn has_remainder(&mut self, value: &Value, number: &Value, rest: i128) -> Result<bool> {
         let found = match value {
             Value::Str(_) | Value::Markup(_) => self.percent(value, number)?,
             _ => ops::arithmetic(Arithmetic::Mod, value, number)?,
@@ -99,7 +102,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// The tests of what a value is.
+/// The tests that look at the value alone.
 fn holds(name: &str, value: &Value) -> bool {
     match name {
         "defined" => !value.is_undefined(),
@@ -114,7 +117,7 @@ fn holds(name: &str, value: &Value) -> bool {
         "string" => value.as_str().is_some(),
         "escaped" => matches!(value, Value::Markup(_)),
         "mapping" => matches!(value, Value::Dict(_)),
-        // What has a length and can be indexed, strings and dicts included.
+        // Anything with a length that can be indexed, strings and dicts included.
         "sequence" => matches!(
             value,
             Value::Str(_)

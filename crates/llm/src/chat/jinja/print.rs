@@ -1,4 +1,4 @@
-//! How Python prints values: `str` and `repr`.
+//! How Python prints values: `str()` and `repr()`.
 
 use super::budget::Text;
 use super::dict::Dict;
@@ -7,6 +7,25 @@ use super::interpreter::Interpreter;
 use super::value::{Function, Items, Value, ViewKind};
 use std::fmt::Write;
 use std::sync::Arc;
+
+/// What a container is printed between.
+#[derive(Clone, Copy)]
+pub(super) struct Brackets {
+    pub(super) open: &'static str,
+    pub(super) close: &'static str,
+}
+
+impl Brackets {
+    pub(super) const LIST: Self = Self::new("[", "]");
+    pub(super) const TUPLE: Self = Self::new("(", ")");
+    /// A tuple of one element, which Python prints with a comma.
+    pub(super) const SINGLE_TUPLE: Self = Self::new("(", ",)");
+    pub(super) const DICT: Self = Self::new("{", "}");
+
+    const fn new(open: &'static str, close: &'static str) -> Self {
+        Self { open, close }
+    }
+}
 
 impl Interpreter<'_> {
     /// `str(value)`.
@@ -36,11 +55,11 @@ impl Interpreter<'_> {
             Value::Float(number) => out.push(&float_repr(*number)),
             Value::Str(text) => out.push(&str_repr(text)),
             Value::Markup(text) => out.push(&format!("Markup({})", str_repr(text))),
-            Value::List(items) => self.write_items(items, ["[", "]"], out),
+            Value::List(items) => self.write_items(items, Brackets::LIST, out),
             Value::Tuple(items) if items.values().len() == 1 => {
-                self.write_items(items, ["(", ",)"], out)
+                self.write_items(items, Brackets::SINGLE_TUPLE, out)
             }
-            Value::Tuple(items) => self.write_items(items, ["(", ")"], out),
+            Value::Tuple(items) => self.write_items(items, Brackets::TUPLE, out),
             Value::Dict(dict) => self.write_dict(dict, out),
             Value::View(kind, dict) => self.write_view(*kind, dict, out),
             other => self.write_object(other, out),
@@ -50,12 +69,12 @@ impl Interpreter<'_> {
     fn write_items(
         &mut self,
         items: &Items,
-        [open, close]: [&str; 2],
+        Brackets { open, close }: Brackets,
         out: &mut Text,
     ) -> Result<()> {
         out.push(open)?;
-        for (place, value) in items.values().iter().enumerate() {
-            if place > 0 {
+        for (index, value) in items.values().iter().enumerate() {
+            if index > 0 {
                 out.push(", ")?;
             }
             self.write_repr(value, out)?;
@@ -65,14 +84,15 @@ impl Interpreter<'_> {
 
     fn write_dict(&mut self, dict: &Dict, out: &mut Text) -> Result<()> {
         out.push("{")?;
-        for (place, (key, value)) in dict.entries().iter().enumerate() {
-            if place > 0 {
+        for (index, (key, value)) in dict.entries().iter().enumerate() {
+            if index > 0 {
                 out.push(", ")?;
             }
             self.write_repr(key, out)?;
             out.push(": ")?;
             self.write_repr(value, out)?;
         }
+
         out.push("}")
     }
 
@@ -82,10 +102,11 @@ impl Interpreter<'_> {
             ViewKind::Values => "dict_values([",
             ViewKind::Items => "dict_items([",
         })?;
-        for (place, (key, value)) in dict.entries().iter().enumerate() {
-            if place > 0 {
+        for (index, (key, value)) in dict.entries().iter().enumerate() {
+            if index > 0 {
                 out.push(", ")?;
             }
+
             match kind {
                 ViewKind::Keys => self.write_repr(key, out)?,
                 ViewKind::Values => self.write_repr(value, out)?,
@@ -98,11 +119,12 @@ impl Interpreter<'_> {
                 }
             }
         }
+
         out.push("])")
     }
 
-    /// What is neither data nor a container. Python prints addresses for some of these, which
-    /// nobody can want.
+    /// A value that is neither data nor a container. Python prints the address of some of these;
+    /// here they print without it.
     fn write_object(&mut self, value: &Value, out: &mut Text) -> Result<()> {
         match value {
             Value::Range(range) if range.step == 1 => {
@@ -129,27 +151,33 @@ impl Interpreter<'_> {
             Value::Iterator(stream) => out.push(&format!("<generator object {}>", stream.name)),
             Value::Function(function) => out.push(&format!("<function {}>", function.name())),
             Value::Method(method) => {
-                let of = method.of.type_name();
-                out.push(&format!("<built-in method {} of {of} object>", method.name))
+                let receiver = method.receiver.type_name();
+                out.push(&format!(
+                    "<built-in method {} of {receiver} object>",
+                    method.name
+                ))
             }
             other => out.push(&format!("<{} object>", other.type_name())),
         }
     }
 
     fn write_namespace(&mut self, index: usize, out: &mut Text) -> Result<()> {
-        // Namespaces can contain each other.
+        // Namespaces can contain each other: the budget ends the recursion.
         self.budget.enter()?;
         let attributes = self.namespaces.get(index).cloned().unwrap_or_default();
         out.push("<Namespace {")?;
-        for (place, (name, value)) in attributes.iter().enumerate() {
-            if place > 0 {
+
+        for (index, (name, value)) in attributes.iter().enumerate() {
+            if index > 0 {
                 out.push(", ")?;
             }
+
             out.push(&str_repr(name))?;
             out.push(": ")?;
             self.budget.spend(value.units())?;
             self.write_repr(value, out)?;
         }
+
         self.budget.leave();
         out.push("}>")
     }
@@ -169,15 +197,18 @@ impl Function {
     }
 }
 
-/// `repr` of a `str`: single quotes unless the text has some and no double ones.
+/// `repr` of a `str`: in single quotes, or in double quotes if the string contains single ones
+/// only.
 pub(super) fn str_repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {
         '\''
     };
+
     let mut out = String::with_capacity(text.len() + 2);
     out.push(quote);
+
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
@@ -192,11 +223,12 @@ pub(super) fn str_repr(text: &str) -> String {
             c => push_escaped(c, &mut out),
         }
     }
+
     out.push(quote);
     out
 }
 
-/// `\x7f`, `\u200b` or `\U0001f600`, whichever is the shortest that holds the character.
+/// The shortest escape that holds the character: `\x7f`, `\u200b` or `\U0001f600`.
 pub(super) fn push_escaped(c: char, out: &mut String) {
     let code = u32::from(c);
     // Writing to a String cannot fail.
@@ -207,9 +239,9 @@ pub(super) fn push_escaped(c: char, out: &mut String) {
     };
 }
 
-/// Python's `str.isprintable` of one character. Rust's `escape_debug` follows the same categories;
-/// the `a` before keeps it from escaping combining characters, which it does at the beginning of a
-/// text only.
+/// `str.isprintable` of one character. Rust's `escape_debug` goes by the same Unicode categories;
+/// the leading `a` keeps it from escaping combining characters, which it does at the start of a
+/// string only.
 pub(super) fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -221,12 +253,13 @@ pub(super) fn is_printable(c: char) -> bool {
     }
 }
 
-/// `repr` of a `float`: the shortest digits that give the number back, with an exponent where it is
-/// below -4 or above 15.
+/// `repr` of a `float`: the shortest digits that round-trip, in scientific notation if the exponent
+/// is below -4 or above 15.
 pub(super) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
     }
+
     if number.is_infinite() {
         return if number > 0.0 {
             "inf".to_owned()
@@ -234,9 +267,11 @@ pub(super) fn float_repr(number: f64) -> String {
             "-inf".to_owned()
         };
     }
+
     let scientific = format!("{number:e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
+
     if (-4..16).contains(&exponent) {
         let plain = format!("{number}");
         return if plain.contains('.') {
@@ -245,11 +280,12 @@ pub(super) fn float_repr(number: f64) -> String {
             plain + ".0"
         };
     }
+
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }
 
-/// An argument that must be a `str`.
+/// The string of an argument, or an error if it is not a `str`.
 pub(super) fn expect_str<'a>(value: &'a Value, what: &str) -> Result<&'a str> {
     match value {
         Value::Undefined(missing) => Err(missing.error()),
@@ -260,7 +296,7 @@ pub(super) fn expect_str<'a>(value: &'a Value, what: &str) -> Result<&'a str> {
     }
 }
 
-/// An argument that must be an `int`.
+/// The integer of an argument, or an error if it is not an `int`.
 pub(super) fn expect_int(value: &Value, what: &str) -> Result<i128> {
     match value {
         Value::Undefined(missing) => Err(missing.error()),

@@ -1,25 +1,27 @@
-//! Variables: scopes inside of each other. A macro keeps the scope it is defined in alive.
+//! Variables, in nested scopes. A macro captures the scope it is defined in.
 
 use super::value::Value;
 use std::sync::Arc;
 
-/// The variables given from outside.
+/// The scope of the variables that `render` is given.
 pub(super) const CONTEXT: usize = 0;
 
-/// The template's own variables.
+/// The template's top-level scope.
 pub(super) const ROOT: usize = 1;
 
 #[derive(Debug, Default)]
 struct Scope {
     variables: Vec<(Arc<str>, Value)>,
     parent: Option<usize>,
+    /// A macro or a recursive loop refers to the scope: it must not be reused.
     is_captured: bool,
 }
 
-/// All scopes; an index names one.
+/// All scopes; an index stands for one.
 #[derive(Debug)]
 pub(super) struct Scopes {
     all: Vec<Scope>,
+    /// Scopes that were left and can be reused.
     free: Vec<usize>,
     pub(super) current: usize,
 }
@@ -41,7 +43,8 @@ impl Scopes {
         }
     }
 
-    /// Enters a new scope inside of another; gives the one left, for [`Scopes::leave`].
+    /// Enters a new scope inside `parent`. Returns the scope that was current, for
+    /// [`Scopes::leave`].
     pub(super) fn enter(&mut self, parent: usize) -> usize {
         let scope = match self.free.pop() {
             Some(scope) => scope,
@@ -50,11 +53,12 @@ impl Scopes {
                 self.all.len() - 1
             }
         };
+
         self.all[scope].parent = Some(parent);
         std::mem::replace(&mut self.current, scope)
     }
 
-    /// Leaves the current scope for the one that was left for it.
+    /// Leaves the current scope and makes `back` the current one.
     pub(super) fn leave(&mut self, back: usize) {
         let left = std::mem::replace(&mut self.current, back);
         let scope = &mut self.all[left];
@@ -64,7 +68,7 @@ impl Scopes {
         }
     }
 
-    /// Keeps the current scope and those around it for the rest of the rendering.
+    /// Keeps the current scope and its ancestors until the end of the rendering; returns it.
     pub(super) fn capture(&mut self) -> usize {
         let mut next = Some(self.current);
         while let Some(scope) = next {
@@ -73,9 +77,11 @@ impl Scopes {
             }
             next = self.all[scope].parent;
         }
+
         self.current
     }
 
+    /// The variable of the innermost scope that has one of this name.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         let mut next = Some(self.current);
         while let Some(scope) = next {
@@ -85,9 +91,11 @@ impl Scopes {
             }
             next = scope.parent;
         }
+
         None
     }
 
+    /// Sets a variable of the current scope.
     pub(super) fn set(&mut self, name: &Arc<str>, value: Value) {
         let variables = &mut self.all[self.current].variables;
         match variables.iter_mut().find(|(known, _)| known == name) {

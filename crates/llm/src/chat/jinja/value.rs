@@ -1,5 +1,5 @@
-//! Values as a template sees them: Python's types, without what the sandbox forbids. Lists and
-//! dicts never change once made, so none can contain itself.
+//! The values of a template: Python's types. Lists and dicts are immutable, as in the sandbox, so
+//! none can contain itself.
 
 use super::budget::{check_list, text_units};
 use super::dict::Dict;
@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Containers inside of containers; Python's recursion ends at about five times as many.
+/// The deepest nesting of containers. Python's recursion limit ends at about five times as many.
 const DEEPEST_VALUE: u32 = 200;
 
 /// A Python value.
@@ -20,14 +20,14 @@ pub(super) enum Value {
     Int(i128),
     Float(f64),
     Str(Arc<str>),
-    /// A `str` that is HTML already: what `safe` and `escape` give.
+    /// A `str` that is already HTML: the result of `safe` or `escape`.
     Markup(Arc<str>),
     List(Rc<Items>),
     Tuple(Rc<Items>),
     Dict(Rc<Dict>),
     View(ViewKind, Rc<Dict>),
     Range(Range),
-    /// A generator: it can be walked once.
+    /// A generator: it can be iterated once.
     Iterator(Rc<Stream>),
     Loop(Rc<Loop>),
     /// An index into the interpreter's namespaces, which may refer to each other.
@@ -40,17 +40,17 @@ pub(super) enum Value {
     Method(Rc<Method>),
 }
 
-/// Why a value is undefined: the message of the error that its use gives.
+/// Why a value is undefined. Using it is an error that says so.
 #[derive(Debug)]
 pub(super) enum Missing {
     Name(Arc<str>),
     Attribute {
-        of: &'static str,
+        object: &'static str,
         name: Value,
     },
-    /// An attribute the sandbox forbids.
+    /// An attribute that the sandbox forbids.
     Unsafe {
-        of: &'static str,
+        object: &'static str,
         name: Arc<str>,
     },
     Hint(String),
@@ -61,11 +61,11 @@ pub(super) enum Missing {
 pub(super) struct Items {
     values: Vec<Value>,
     extent: Extent,
-    /// A pair that `groupby` made, with the attributes `grouper` and `list`.
+    /// A pair made by `groupby`, which has the attributes `grouper` and `list`.
     pub(super) is_group: bool,
 }
 
-/// How deep and how large a container is, all it holds included.
+/// The nesting depth of a value, and the work of walking all of it (see `budget`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extent {
     depth: u32,
@@ -117,7 +117,7 @@ pub(super) struct Joiner {
     pub(super) used: Cell<bool>,
 }
 
-/// The functions a template can call by name.
+/// The global functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Function {
     Range,
@@ -131,7 +131,7 @@ pub(super) enum Function {
 
 #[derive(Debug)]
 pub(super) struct Method {
-    pub(super) of: Value,
+    pub(super) receiver: Value,
     pub(super) name: Arc<str>,
 }
 
@@ -161,34 +161,38 @@ impl Extent {
             around.depth = around.depth.max(extent.depth);
             around.units = around.units.saturating_add(extent.units);
         }
+
         around.depth += 1;
         if around.depth > DEEPEST_VALUE {
             return Err(Error::new(format!(
                 "a value is nested more than {DEEPEST_VALUE} deep"
             )));
         }
+
         Ok(around)
     }
 }
 
 impl Range {
     pub(super) fn len(&self) -> usize {
-        let (low, high, step) = match self.step > 0 {
-            true => (self.start, self.stop, self.step),
-            false => (self.stop, self.start, self.step.saturating_neg()),
+        let (low, high, step) = if self.step > 0 {
+            (self.start, self.stop, self.step)
+        } else {
+            (self.stop, self.start, self.step.saturating_neg())
         };
         if low >= high {
             return 0;
         }
+
         let span = high.saturating_sub(low).saturating_sub(1) / step;
         usize::try_from(span.saturating_add(1)).unwrap_or(usize::MAX)
     }
 
-    /// The element at a place below the length.
-    pub(super) fn at(&self, place: usize) -> Value {
+    /// The element at an index below the length.
+    pub(super) fn at(&self, index: usize) -> Value {
         Value::Int(
             self.start
-                .saturating_add(self.step.saturating_mul(place as i128)),
+                .saturating_add(self.step.saturating_mul(index as i128)),
         )
     }
 }
@@ -220,7 +224,7 @@ impl Value {
         Ok(Self::Dict(Rc::new(Dict::new(pairs)?)))
     }
 
-    /// A generator; `name` is that of its Python function, for printing.
+    /// A generator. `name` is its Python function's, for printing.
     pub(super) fn stream(name: &'static str, values: Vec<Self>) -> Result<Self> {
         let extent = Extent::around(values.iter())?;
         Ok(Self::Iterator(Rc::new(Stream {
@@ -234,16 +238,15 @@ impl Value {
         Self::Undefined(Rc::new(Missing::Hint(text.into())))
     }
 
-    /// What `object.name` is where there is no such attribute.
-    pub(super) fn missing(of: &Self, name: &Self) -> Self {
-        // Only names that a message can show, so that an undefined value cannot hold a chain of
-        // others.
+    /// The undefined value that `object.name` gives if there is no such attribute.
+    pub(super) fn missing(object: &Self, name: &Self) -> Self {
+        // Keeps only names that the message prints, so that undefined values cannot form a chain.
         let name = match name {
             Self::Str(_) | Self::Int(_) => name.clone(),
             _ => Self::None,
         };
         Self::Undefined(Rc::new(Missing::Attribute {
-            of: of.object_type(),
+            object: object.object_type(),
             name,
         }))
     }
@@ -267,7 +270,7 @@ impl Value {
         self.as_arc().map(|text| &**text)
     }
 
-    /// An integer, of which `bool` is one.
+    /// The value of an `int` or a `bool`.
     pub(super) fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(number) => Some(*number),
@@ -276,7 +279,7 @@ impl Value {
         }
     }
 
-    /// Any number as a float.
+    /// The value of a `float`, an `int` or a `bool`.
     pub(super) fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(number) => Some(*number),
@@ -284,6 +287,7 @@ impl Value {
         }
     }
 
+    /// Python's `bool()`.
     pub(super) fn truth(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -294,7 +298,7 @@ impl Value {
         }
     }
 
-    /// Python's `len`, where there is one.
+    /// Python's `len()`, for types that have one.
     pub(super) fn len(&self) -> Option<usize> {
         match self {
             Self::Undefined(_) => Some(0),
@@ -332,17 +336,17 @@ impl Value {
             Self::Loop(state) => one_more(state.items.extent),
             Self::Cycler(cycler) => one_more(cycler.items.extent),
             Self::Joiner(joiner) => one_more(joiner.separator.extent()),
-            Self::Method(method) => one_more(method.of.extent()),
+            Self::Method(method) => one_more(method.receiver.extent()),
             _ => Extent::LEAF,
         }
     }
 
-    /// Work of an operation that visits all of the value: its text and that of all it contains.
+    /// The work of an operation that walks the whole value, including everything it contains.
     pub(super) fn units(&self) -> u64 {
         self.extent().units
     }
 
-    /// Work of an operation that visits the value's own elements only.
+    /// The work of an operation that visits only the value's own elements.
     pub(super) fn shallow_units(&self) -> u64 {
         match self {
             Self::Str(text) | Self::Markup(text) => text_units(text.len()),
@@ -380,7 +384,7 @@ impl Value {
         }
     }
 
-    /// How Jinja2 names the object of which something is missing.
+    /// What Jinja2 calls an object in the message about a missing attribute.
     fn object_type(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -406,22 +410,23 @@ impl Missing {
     pub(super) fn error(&self) -> Error {
         Error::new(match self {
             Self::Name(name) => format!("'{name}' is undefined"),
-            Self::Attribute { of, name } => match name {
-                Value::Str(name) => format!("'{of}' has no attribute '{name}'"),
-                Value::Int(number) => format!("{of} has no element {number}"),
-                _ => format!("{of} has no such element"),
+            Self::Attribute { object, name } => match name {
+                Value::Str(name) => format!("'{object}' has no attribute '{name}'"),
+                Value::Int(number) => format!("{object} has no element {number}"),
+                _ => format!("{object} has no such element"),
             },
-            Self::Unsafe { of, name } => {
-                format!("access to attribute '{name}' of '{of}' object is unsafe.")
+            Self::Unsafe { object, name } => {
+                format!("access to attribute '{name}' of '{object}' object is unsafe.")
             }
             Self::Hint(text) => text.clone(),
         })
     }
 }
 
-/// A value of JSON, its keys in order.
-pub(super) fn of_json(json: &serde_json::Value) -> Result<Value> {
+/// Converts a JSON value; keys keep their order.
+pub(super) fn from_json(json: &serde_json::Value) -> Result<Value> {
     use serde_json::Value as Json;
+
     Ok(match json {
         Json::Null => Value::None,
         Json::Bool(bool) => Value::Bool(*bool),
@@ -434,9 +439,10 @@ pub(super) fn of_json(json: &serde_json::Value) -> Result<Value> {
             None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
         },
         Json::String(text) => Value::str(text.as_str()),
-        Json::Array(values) => Value::list(values.iter().map(of_json).collect::<Result<_>>()?)?,
+        Json::Array(values) => Value::list(values.iter().map(from_json).collect::<Result<_>>()?)?,
         Json::Object(entries) => {
-            let pair = |(key, value): (&String, _)| Ok((Value::str(key.as_str()), of_json(value)?));
+            let pair =
+                |(key, value): (&String, _)| Ok((Value::str(key.as_str()), from_json(value)?));
             Value::dict(entries.iter().map(pair).collect::<Result<_>>()?)?
         }
     })

@@ -1,4 +1,4 @@
-//! Filters for HTML and addresses.
+//! Filters for HTML and URLs.
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::budget::Text;
@@ -16,12 +16,15 @@ impl Interpreter<'_> {
                 .attributes_text(&input, args.truth(0, true))
                 .map(Value::str);
         }
+
         args.none(name)?;
         if name == "urlencode" {
             return self.url_encoded(&input).map(Value::str);
         }
+
         let text = self.str(&input)?;
         self.spend_text(&text)?;
+
         Ok(match name {
             "safe" => Value::Markup(text),
             "striptags" => Value::str(without_tags(&text)),
@@ -30,6 +33,7 @@ impl Interpreter<'_> {
         })
     }
 
+    /// `xmlattr`: a dict as the attributes of a tag.
     fn attributes_text(&mut self, input: &Value, has_space: bool) -> Result<String> {
         let Value::Dict(dict) = input else {
             return Err(Error::new(format!(
@@ -37,11 +41,13 @@ impl Interpreter<'_> {
                 input.type_name()
             )));
         };
+
         let mut out = Text::default();
         for (key, value) in dict.entries() {
             if value.is_none() || value.is_undefined() {
                 continue;
             }
+
             let key = self.str(key)?;
             if key.contains(|c: char| {
                 c.is_ascii_whitespace() || matches!(c, '\u{b}' | '/' | '>' | '=')
@@ -50,18 +56,21 @@ impl Interpreter<'_> {
                     "Invalid character in attribute name: '{key}'"
                 )));
             }
+
             let text = self.str(value)?;
             let text = if matches!(value, Value::Markup(_)) {
                 text.to_string()
             } else {
                 escape_html(&text)?
             };
+
             out.push(if out.len() > 0 || has_space { " " } else { "" })?;
             out.push(&escape_html(&key)?)?;
             out.push("=\"")?;
             out.push(&text)?;
             out.push("\"")?;
         }
+
         Ok(out.into_string())
     }
 
@@ -75,9 +84,11 @@ impl Interpreter<'_> {
                 | Value::Int(_)
                 | Value::Float(_)
         );
+
         if is_text {
             return quoted(&self.str(input)?, false);
         }
+
         let pairs = match input {
             Value::Dict(dict) => dict.entries().to_vec(),
             other => {
@@ -89,9 +100,11 @@ impl Interpreter<'_> {
                         _ => Err(Error::new("urlencode takes pairs")),
                     }
                 };
+
                 items.iter().map(pair).collect::<Result<_>>()?
             }
         };
+
         let mut out = Text::default();
         for (key, value) in &pairs {
             out.push(if out.len() > 0 { "&" } else { "" })?;
@@ -99,11 +112,12 @@ impl Interpreter<'_> {
             out.push("=")?;
             out.push(&quoted(&self.str(value)?, true)?)?;
         }
+
         Ok(out.into_string())
     }
 }
 
-/// `urllib.parse.quote`; in a query a slash is quoted and a space is a plus.
+/// `urllib.parse.quote`. In a query string a slash is quoted and a space becomes a plus.
 fn quoted(text: &str, is_query: bool) -> Result<String> {
     let mut out = Text::default();
     for byte in text.bytes() {
@@ -116,10 +130,12 @@ fn quoted(text: &str, is_query: bool) -> Result<String> {
             byte => out.push(&format!("%{byte:02X}"))?,
         }
     }
+
     Ok(out.into_string())
 }
 
-/// markupsafe's `striptags`: no comments, no tags, single spaces, and entities as characters.
+/// markupsafe's `striptags`: removes comments and tags, collapses white space, replaces entities by
+/// their characters.
 fn without_tags(text: &str) -> String {
     let mut text = removed(text, "<!--", "-->");
     text = removed(&text, "<", ">");
@@ -127,10 +143,11 @@ fn without_tags(text: &str) -> String {
         .split(is_space)
         .filter(|word| !word.is_empty())
         .collect();
+
     unescaped(&words.join(" "))
 }
 
-/// The text without `begin`, `end` and everything between them.
+/// Removes every `begin`…`end` and what is between them.
 fn removed(text: &str, begin: &str, end: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -141,10 +158,12 @@ fn removed(text: &str, begin: &str, end: &str) -> String {
         out.push_str(&rest[..start]);
         rest = &rest[start + stop + end.len()..];
     }
+
     out + rest
 }
 
-/// The entities that `escape` writes, numbers, and the non-breaking space.
+/// Replaces entities by their characters: `&amp;`, `&lt;`, `&gt;`, `&quot;`, `&apos;`, `&nbsp;` and
+/// numeric ones. Others stay.
 fn unescaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -155,7 +174,8 @@ fn unescaped(text: &str) -> String {
             .char_indices()
             .take(12)
             .find(|(_, c)| *c == ';')
-            .map(|(place, _)| place);
+            .map(|(offset, _)| offset);
+
         match end.and_then(|end| entity(&rest[1..end]).map(|c| (c, end))) {
             Some((c, end)) => {
                 out.push(c);
@@ -167,9 +187,11 @@ fn unescaped(text: &str) -> String {
             }
         }
     }
+
     out + rest
 }
 
+/// The character of an entity, given without `&` and `;`.
 fn entity(name: &str) -> Option<char> {
     match name {
         "amp" => Some('&'),

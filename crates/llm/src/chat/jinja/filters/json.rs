@@ -1,4 +1,4 @@
-//! Python's `json.dumps`, with the arguments that transformers' `tojson` hands on.
+//! `tojson`: Python's `json.dumps`, with the arguments that transformers' filter passes on.
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::budget::{Text, check_text};
@@ -6,16 +6,15 @@ use crate::chat::jinja::dict::Dict;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::ops::order;
-use crate::chat::jinja::print::{expect_str, float_repr};
+use crate::chat::jinja::print::{Brackets, expect_str, float_repr};
 use crate::chat::jinja::value::Value;
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::fmt::Write;
 
-/// How JSON is written.
+/// The arguments of `json.dumps`.
 struct Style {
     is_ascii: bool,
-    /// One level of indentation, where there are lines.
+    /// One level of indentation; `None` writes everything on one line.
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
@@ -46,10 +45,12 @@ impl Interpreter<'_> {
                         "tojson: separators are two: (item_separator, key_separator)",
                     ));
                 };
+
                 let text = |part| expect_str(part, "tojson: a separator").map(str::to_owned);
                 (text(item)?, text(key)?)
             }
         };
+
         let style = Style {
             is_ascii: args.truth(0, false),
             indent,
@@ -57,10 +58,12 @@ impl Interpreter<'_> {
             key_separator,
             sorts_keys: args.truth(3, false),
         };
+
         self.budget.spend(input.units())?;
         let mut out = Text::default();
         style.write(input, 0, &mut out)?;
         self.budget.spend(out.len() as u64 / 16)?;
+
         Ok(Value::str(out.into_string()))
     }
 }
@@ -76,15 +79,15 @@ impl Style {
             Value::Str(text) | Value::Markup(text) => out.push(&self.quoted(text)),
             Value::List(items) | Value::Tuple(items) => {
                 let values = items.values();
-                self.write_all(["[", "]"], values, level, out, |value, out| {
+                self.write_all(Brackets::LIST, values, level, out, |value, out| {
                     self.write(value, level + 1, out)
                 })
             }
             Value::Dict(dict) => self.write_dict(dict, level, out),
             other => {
-                let of = other.type_name();
+                let type_name = other.type_name();
                 Err(Error::new(format!(
-                    "Object of type {of} is not JSON serializable"
+                    "Object of type {type_name} is not JSON serializable"
                 )))
             }
         }
@@ -94,31 +97,28 @@ impl Style {
         let mut entries: Cow<'_, [(Value, Value)]> = Cow::Borrowed(dict.entries());
         if self.sorts_keys {
             let by_key = |a: &(Value, Value), b: &(Value, Value)| order(&a.0, &b.0, "<");
-            entries = Cow::Owned(super::sequences::sorted(
-                entries.into_owned(),
-                by_key,
-                false,
-            )?);
+            entries = Cow::Owned(super::sorting::sorted(entries.into_owned(), by_key, false)?);
         }
-        self.write_all(["{", "}"], &entries, level, out, |(key, value), out| {
+
+        self.write_all(Brackets::DICT, &entries, level, out, |(key, value), out| {
             out.push(&self.quoted(&key_text(key)?))?;
             out.push(&self.key_separator)?;
             self.write(value, level + 1, out)
         })
     }
 
-    /// Elements between brackets; each on a line of its own where there is an indentation.
+    /// Elements between brackets, each on a line of its own if there is an indentation.
     fn write_all<T>(
         &self,
-        [open, close]: [&str; 2],
+        Brackets { open, close }: Brackets,
         items: &[T],
         level: usize,
         out: &mut Text,
         write: impl Fn(&T, &mut Text) -> Result<()>,
     ) -> Result<()> {
         out.push(open)?;
-        for (place, item) in items.iter().enumerate() {
-            if place > 0 {
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
                 out.push(&self.item_separator)?;
             }
             self.new_line(level + 1, out)?;
@@ -141,6 +141,7 @@ impl Style {
     fn quoted(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 2);
         out.push('"');
+
         for c in text.chars() {
             match c {
                 '"' => out.push_str("\\\""),
@@ -160,6 +161,7 @@ impl Style {
                 }
             }
         }
+
         out.push('"');
         out
     }
@@ -183,13 +185,10 @@ fn key_text(key: &Value) -> Result<Cow<'_, str>> {
         Value::Int(number) => number.to_string().into(),
         Value::Float(number) => json_float(*number).into(),
         other => {
-            let of = other.type_name();
+            let type_name = other.type_name();
             return Err(Error::new(format!(
-                "keys must be str, int, float, bool or None, not {of}"
+                "keys must be str, int, float, bool or None, not {type_name}"
             )));
         }
     })
 }
-
-/// How a comparison that can fail sorts.
-pub(super) type Compared = Result<Option<Ordering>>;

@@ -1,11 +1,13 @@
-//! Jinja2's filters, and `tojson` as transformers defines it.
+//! Jinja2's filters, with `tojson` as transformers defines it. [`NAMES`] lists them; `random` and
+//! `urlize` are missing.
 
 mod html;
 mod json;
 mod numbers;
 mod pprint;
 mod sequences;
-mod texts;
+mod sorting;
+mod strings;
 mod wrap;
 
 use super::args::Args;
@@ -14,7 +16,7 @@ use super::interpreter::Interpreter;
 use super::ops::Arithmetic;
 use super::value::Value;
 
-/// The filters that are offered.
+/// The supported filters.
 pub(super) const NAMES: [&str; 52] = [
     "abs",
     "attr",
@@ -74,13 +76,8 @@ impl Interpreter<'_> {
     /// `input | name(args)`.
     pub(super) fn filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         self.budget.spend(1)?;
-        for value in args
-            .positional
-            .iter()
-            .chain(args.named.iter().map(|(_, value)| value))
-        {
-            self.budget.spend(value.shallow_units())?;
-        }
+        self.budget.spend(args.shallow_units())?;
+
         let value = self.filter_by_name(name, input, args)?;
         self.budget.spend(value.shallow_units())?;
         Ok(value)
@@ -90,21 +87,7 @@ impl Interpreter<'_> {
         match name {
             "count" | "length" => {
                 args.none(name)?;
-                self.budget.spend(if input.as_str().is_some() {
-                    input.shallow_units()
-                } else {
-                    1
-                })?;
-                let error = || {
-                    Error::new(format!(
-                        "object of type '{}' has no len()",
-                        input.type_name()
-                    ))
-                };
-                input
-                    .len()
-                    .map(|len| Value::Int(len as i128))
-                    .ok_or_else(error)
+                self.length(&input)
             }
             "d" | "default" => {
                 let mut args = args.bind(name, ["default_value", "boolean"], 0)?;
@@ -133,7 +116,7 @@ impl Interpreter<'_> {
             }
             "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string"
             | "title" | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" => {
-                self.text_filter(name, input, args)
+                self.string_filter(name, input, args)
             }
             "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list"
             | "map" | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select"
@@ -145,7 +128,25 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `sum`'s additions.
+    /// Python's `len()`. Only a string has to be walked to count its characters.
+    fn length(&mut self, input: &Value) -> Result<Value> {
+        let work = match input.as_str() {
+            Some(_) => input.shallow_units(),
+            None => 1,
+        };
+        self.budget.spend(work)?;
+
+        let error = || {
+            Error::new(format!(
+                "object of type '{}' has no len()",
+                input.type_name()
+            ))
+        };
+        let len = input.len().ok_or_else(error)?;
+        Ok(Value::Int(len as i128))
+    }
+
+    /// `left + right`, charged for its result.
     fn add(&mut self, left: &Value, right: &Value) -> Result<Value> {
         let sum = super::ops::arithmetic(Arithmetic::Add, left, right)?;
         self.budget.spend(sum.shallow_units())?;

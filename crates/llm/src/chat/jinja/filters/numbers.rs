@@ -1,4 +1,4 @@
-//! Filters that give numbers, or write them.
+//! Filters that compute numbers or format them.
 
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::convert::{float_of, int_of, rounded, truncated};
@@ -12,6 +12,7 @@ impl Interpreter<'_> {
         if let (Value::Undefined(missing), "int" | "float" | "filesizeformat") = (input, name) {
             return Err(missing.error());
         }
+
         match name {
             "abs" => {
                 args.none(name)?;
@@ -51,6 +52,7 @@ fn int(input: &Value, base: u32, default: Value) -> Result<Value> {
         let number = int_of(text, base).or_else(|| truncated(float_of(text)?).ok());
         return Ok(number.map_or(default, Value::Int));
     }
+
     match input {
         Value::Float(number) if number.is_nan() => Ok(default),
         Value::Float(number) => truncated(*number).map(Value::Int),
@@ -62,17 +64,21 @@ fn round(input: &Value, args: Args) -> Result<Value> {
     let args = args.bind("round", ["precision", "method"], 0)?;
     let precision = args.maybe_int(0)?.unwrap_or(0);
     let method = args.maybe_str(1)?.unwrap_or("common");
+
     if method == "common" {
         return rounded(input, precision);
     }
+
     let unit = arithmetic(Arithmetic::Pow, &Value::Int(10), &Value::Int(precision))?;
     let scaled = arithmetic(Arithmetic::Mul, input, &unit)?;
+
     let whole = match (&scaled, method) {
         (Value::Float(number), "ceil") => Value::Int(truncated(number.ceil())?),
         (Value::Float(number), "floor") => Value::Int(truncated(number.floor())?),
         (_, "ceil" | "floor") => scaled,
         _ => return Err(Error::new("method must be common, ceil or floor")),
     };
+
     arithmetic(Arithmetic::Div, &whole, &unit)
 }
 
@@ -83,12 +89,14 @@ fn file_size(input: &Value, is_binary: bool) -> Result<String> {
         .map_or_else(|| input.as_float(), float_of)
         .ok_or_else(error)?;
     let base: f64 = if is_binary { 1024.0 } else { 1000.0 };
+
     if number == 1.0 {
         return Ok("1 Byte".to_owned());
     }
     if number < base {
         return Ok(format!("{} Bytes", truncated(number)?));
     }
+
     let prefixes = ["k", "M", "G", "T", "P", "E", "Z", "Y"];
     let mut unit = base;
     let mut prefix = "";
@@ -99,10 +107,12 @@ fn file_size(input: &Value, is_binary: bool) -> Result<String> {
             break;
         }
     }
+
     let prefix = if is_binary {
         format!("{}i", prefix.to_uppercase())
     } else {
         prefix.to_owned()
     };
+
     Ok(format!("{:.1} {prefix}B", base * number / unit))
 }

@@ -1,18 +1,19 @@
 //! Python's `pprint.pformat`: 80 columns, keys sorted.
 
-use super::sequences::sorted;
+use super::sorting::sorted;
 use crate::chat::jinja::budget::Text;
 use crate::chat::jinja::chars::lines;
 use crate::chat::jinja::error::Result;
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::lexer::is_space;
 use crate::chat::jinja::ops::order;
-use crate::chat::jinja::print::str_repr;
+use crate::chat::jinja::print::{Brackets, str_repr};
 use crate::chat::jinja::value::Value;
 
 const WIDTH: usize = 80;
 
-/// Where a value stands: its column, what must follow it on its last line, and how deep it is.
+/// Where a value is printed: its column, the columns to keep free after it on its last line, and
+/// its nesting level.
 #[derive(Clone, Copy)]
 struct Place {
     indent: usize,
@@ -34,6 +35,7 @@ impl Interpreter<'_> {
             },
             &mut out,
         )?;
+
         Ok(out.into_string())
     }
 
@@ -42,6 +44,7 @@ impl Interpreter<'_> {
         if repr.chars().count() + place.indent + place.allowance <= WIDTH {
             return out.push(&repr);
         }
+
         let place = Place {
             level: place.level + 1,
             ..place
@@ -54,6 +57,7 @@ impl Interpreter<'_> {
                     allowance: place.allowance + 1,
                     ..place
                 };
+
                 for (index, (key, value)) in dict.entries().iter().enumerate() {
                     self.separate(index, place.indent, out)?;
                     let key = self.repr(key)?;
@@ -72,13 +76,14 @@ impl Interpreter<'_> {
                         out,
                     )?;
                 }
+
                 out.push("}")
             }
-            Value::List(items) => self.write_elements(items.values(), ["[", "]"], place, out),
+            Value::List(items) => self.write_elements(items.values(), Brackets::LIST, place, out),
             Value::Tuple(items) if items.values().len() == 1 => {
-                self.write_elements(items.values(), ["(", ",)"], place, out)
+                self.write_elements(items.values(), Brackets::SINGLE_TUPLE, place, out)
             }
-            Value::Tuple(items) => self.write_elements(items.values(), ["(", ")"], place, out),
+            Value::Tuple(items) => self.write_elements(items.values(), Brackets::TUPLE, place, out),
             Value::Str(text) if !text.is_empty() => write_text(text, place, out),
             _ => out.push(&repr),
         }
@@ -95,7 +100,7 @@ impl Interpreter<'_> {
     fn write_elements(
         &mut self,
         values: &[Value],
-        [open, close]: [&str; 2],
+        Brackets { open, close }: Brackets,
         place: Place,
         out: &mut Text,
     ) -> Result<()> {
@@ -109,6 +114,7 @@ impl Interpreter<'_> {
             } else {
                 1
             };
+
             self.write_pretty(
                 value,
                 Place {
@@ -123,12 +129,13 @@ impl Interpreter<'_> {
     }
 }
 
-/// A text in pieces, each a literal on a line of its own.
+/// A string that does not fit: one literal a line, split after line ends and then between words.
 fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
     let is_outermost = place.level == 1;
     let indent = place.indent + usize::from(is_outermost);
     let allowance = place.allowance + usize::from(is_outermost);
     let width = WIDTH.saturating_sub(indent);
+
     let fits = |text: &str, is_last: bool| {
         let width = if is_last {
             width.saturating_sub(allowance)
@@ -137,6 +144,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
         };
         str_repr(text).chars().count() <= width
     };
+
     let all = lines(text, true);
     let mut chunks = Vec::new();
     for (index, line) in all.iter().enumerate() {
@@ -145,6 +153,7 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
             chunks.push(str_repr(line));
             continue;
         }
+
         let words = words(line);
         let mut current = String::new();
         for (index, word) in words.iter().enumerate() {
@@ -153,17 +162,22 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
                 current = candidate;
                 continue;
             }
+
             if !current.is_empty() {
                 chunks.push(str_repr(&current));
             }
+
             current = (*word).to_owned();
         }
+
         if !current.is_empty() {
             chunks.push(str_repr(&current));
         }
     }
+
     let has_brackets = is_outermost && chunks.len() > 1;
     out.push(if has_brackets { "(" } else { "" })?;
+
     for (index, chunk) in chunks.iter().enumerate() {
         if index > 0 {
             out.push("\n")?;
@@ -171,10 +185,11 @@ fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
         }
         out.push(chunk)?;
     }
+
     out.push(if has_brackets { ")" } else { "" })
 }
 
-/// Words with the white space after them.
+/// The words of a line, each with the white space after it.
 fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = line;
@@ -185,6 +200,7 @@ fn words(line: &str) -> Vec<&str> {
         words.push(&rest[..end]);
         rest = after;
     }
+
     words
 }
 

@@ -2,7 +2,7 @@
 
 use crate::chat::jinja::error::{Error, Result};
 
-/// How lines are broken.
+/// The options of `textwrap.wrap`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wrap {
     pub(super) width: usize,
@@ -11,37 +11,43 @@ pub(super) struct Wrap {
 }
 
 impl Wrap {
-    /// A line in parts of at most the width, without the white space at their ends.
+    /// Wraps a line to the width; white space at the breaks is dropped.
     pub(super) fn wrapped(self, line: &str) -> Result<Vec<String>> {
         if self.width == 0 {
             return Err(Error::new("invalid width 0 (must be > 0)"));
         }
+
         let chars: Vec<char> = line.chars().collect();
         let mut chunks: Vec<&[char]> = self.chunks(&chars);
         chunks.reverse();
+
         let mut lines = Vec::new();
         while let Some(first) = chunks.last() {
             if is_blank(first) && !lines.is_empty() {
                 chunks.pop();
             }
+
             let mut current: Vec<&[char]> = Vec::new();
             let mut len = 0;
             while let Some(chunk) = chunks.pop_if(|chunk| len + chunk.len() <= self.width) {
                 len += chunk.len();
                 current.push(chunk);
             }
+
             self.long_word(&mut chunks, &mut current, len);
             if current.last().is_some_and(|chunk| is_blank(chunk)) {
                 current.pop();
             }
+
             if !current.is_empty() {
                 lines.push(current.concat().into_iter().collect());
             }
         }
+
         Ok(lines)
     }
 
-    /// A part of a word that is longer than a line.
+    /// Handles a word that is longer than a line: textwrap's `_handle_long_word`.
     fn long_word<'a>(
         self,
         chunks: &mut Vec<&'a [char]>,
@@ -70,7 +76,7 @@ impl Wrap {
         *chunk = rest;
     }
 
-    /// The pieces between which a line can be broken.
+    /// The chunks between which a line may be broken: textwrap's `_split`.
     fn chunks(self, chars: &[char]) -> Vec<&[char]> {
         let mut chunks = Vec::new();
         let mut start = 0;
@@ -82,9 +88,11 @@ impl Wrap {
             } else {
                 run(chars, start, |c| !is_white(c))
             };
+
             chunks.push(&chars[start..end]);
             start = end;
         }
+
         chunks
     }
 }
@@ -105,6 +113,7 @@ fn is_word(c: Option<&char>) -> bool {
     c.is_some_and(|c| *c == '_' || c.is_alphanumeric())
 }
 
+/// The end of the run of characters from `start` for which `is` holds.
 fn run(chars: &[char], start: usize, is: impl Fn(char) -> bool) -> usize {
     chars[start..]
         .iter()
@@ -112,21 +121,22 @@ fn run(chars: &[char], start: usize, is: impl Fn(char) -> bool) -> usize {
         .map_or(chars.len(), |len| start + len)
 }
 
-/// Where two or more hyphens between words end, if they begin here.
+/// The end of a dash (two or more hyphens between words) that begins here.
 fn dash_end(chars: &[char], start: usize) -> Option<usize> {
-    let before = start.checked_sub(1).and_then(|place| chars.get(place));
+    let before = start.checked_sub(1).and_then(|index| chars.get(index));
     let follows_word = is_word(before) || before.is_some_and(|c| "!\"'&.,?".contains(*c));
     let end = run(chars, start, |c| c == '-');
     (follows_word && end >= start + 2 && is_word(chars.get(end))).then_some(end)
 }
 
-/// The end of the piece of a word that begins here: textwrap's `wordsep_re`.
+/// The end of the chunk of a word that begins here: textwrap's `wordsep_re`.
 fn word_end(chars: &[char], start: usize) -> usize {
     if let Some(end) = dash_end(chars, start) {
         return end;
     }
+
     let before =
-        |place: usize, back: usize| place.checked_sub(back).and_then(|place| chars.get(place));
+        |index: usize, back: usize| index.checked_sub(back).and_then(|index| chars.get(index));
     for end in start + 1..chars.len() {
         if chars[end] == '-' {
             let follows_letters = is_letter(before(end, 1))
@@ -137,13 +147,16 @@ fn word_end(chars: &[char], start: usize) -> usize {
             } else {
                 end + 2
             };
+
             if follows_letters && is_letter(chars.get(end + 1)) && is_letter(chars.get(next)) {
                 return end + 1;
             }
         }
+
         if is_white(chars[end]) || dash_end(chars, end).is_some() {
             return end;
         }
     }
+
     chars.len()
 }

@@ -1,4 +1,4 @@
-//! Filters of texts.
+//! String filters.
 
 use super::wrap::Wrap;
 use crate::chat::jinja::args::Args;
@@ -13,17 +13,19 @@ use crate::chat::jinja::strings::{justified, replaced, stripped};
 use crate::chat::jinja::value::Value;
 
 impl Interpreter<'_> {
-    pub(super) fn text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+    pub(super) fn string_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         let text = match name {
-            // These take a text and nothing else.
+            // These accept only strings; the others convert their input.
             "indent" | "truncate" | "wordwrap" => None,
             _ => Some(self.str(&input)?),
         };
         let Some(text) = text else {
-            return self.strict_text_filter(name, input, args);
+            return self.strict_string_filter(name, input, args);
         };
+
         self.spend_text(&text)?;
         let like = |made: String| Ok(text_like(&input, made));
+
         match name {
             "capitalize" | "lower" | "upper" | "string" | "title" | "wordcount" => {
                 args.none(name)?;
@@ -47,13 +49,15 @@ impl Interpreter<'_> {
             "replace" => {
                 let mut args = args.bind(name, ["old", "new", "count"], 2)?;
                 let count = args.maybe_int(2)?.unwrap_or(-1);
-                let (old, new) = (self.str(&args.value(0))?, self.str(&args.value(1))?);
+                let old = self.str(&args.value(0))?;
+                let new = self.str(&args.value(1))?;
                 replaced(&text, &old, &new, count).map(Value::str)
             }
             _ => self.format_filter(&text_like(&input, text), args),
         }
     }
 
+    /// `format`: `%` with the arguments on its right.
     fn format_filter(&mut self, format: &Value, args: Args) -> Result<Value> {
         let values = match (args.positional.is_empty(), args.named.is_empty()) {
             (false, false) => {
@@ -70,15 +74,19 @@ impl Interpreter<'_> {
                 Value::dict(pairs.collect())?
             }
         };
+
         self.percent(format, &values)
     }
 
-    fn strict_text_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
+    /// The filters that accept only strings.
+    fn strict_string_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         if name == "truncate" {
             return truncate(input, args);
         }
+
         let text = expect_str(&input, name)?;
         self.spend_text(text)?;
+
         match name {
             "indent" => {
                 let args = args.bind(name, ["width", "first", "blank"], 0)?;
@@ -87,6 +95,7 @@ impl Interpreter<'_> {
                     _ => " ".repeat(check_text(Some(args.count(0, 4)?))?),
                 };
                 let text = indented(text, &spaces, args.truth(1, false), args.truth(2, false))?;
+
                 Ok(text_like(&input, text))
             }
             _ => {
@@ -96,6 +105,7 @@ impl Interpreter<'_> {
                     "wrapstring",
                     "break_on_hyphens",
                 ];
+
                 let args = args.bind(name, names, 0)?;
                 let wrap = Wrap {
                     width: args.count(0, 79)?,
@@ -103,24 +113,28 @@ impl Interpreter<'_> {
                     breaks_at_hyphens: args.truth(3, true),
                 };
                 let separator = args.maybe_str(2)?.unwrap_or("\n");
+
                 let mut out = Text::default();
-                for (place, line) in chars::lines(text, false).into_iter().enumerate() {
-                    out.push(if place > 0 { separator } else { "" })?;
-                    for (place, part) in wrap.wrapped(line)?.iter().enumerate() {
-                        out.push(if place > 0 { separator } else { "" })?;
+                for (index, line) in chars::lines(text, false).into_iter().enumerate() {
+                    out.push(if index > 0 { separator } else { "" })?;
+                    for (index, part) in wrap.wrapped(line)?.iter().enumerate() {
+                        out.push(if index > 0 { separator } else { "" })?;
                         out.push(part)?;
                     }
                 }
+
                 Ok(Value::str(out.into_string()))
             }
         }
     }
 }
 
-/// Jinja2's own `title`: a word begins after white space, a hyphen or an opening bracket.
+/// Jinja2's own `title`, not Python's: a word begins after white space, a hyphen or an opening
+/// bracket.
 fn titled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let is_break = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
+
     let mut rest = text;
     while !rest.is_empty() {
         let space = rest.len() - rest.trim_start_matches(is_break).len();
@@ -132,6 +146,7 @@ fn titled(text: &str) -> String {
         out.push_str(&chars.as_str().to_lowercase());
         rest = &rest[space + word.len()..];
     }
+
     out
 }
 
@@ -142,19 +157,22 @@ fn word_count(text: &str) -> i128 {
         .count() as i128
 }
 
+/// `indent`: `with_first` also indents the first line, `with_blank` the empty ones.
 fn indented(text: &str, spaces: &str, with_first: bool, with_blank: bool) -> Result<String> {
     let text = format!("{text}\n");
     let mut out = Text::default();
-    for (place, line) in chars::lines(&text, false).into_iter().enumerate() {
-        let is_indented = if place == 0 {
+    for (index, line) in chars::lines(&text, false).into_iter().enumerate() {
+        let is_indented = if index == 0 {
             with_first
         } else {
             with_blank || !line.is_empty()
         };
-        out.push(if place > 0 { "\n" } else { "" })?;
+
+        out.push(if index > 0 { "\n" } else { "" })?;
         out.push(if is_indented { spaces } else { "" })?;
         out.push(line)?;
     }
+
     Ok(out.into_string())
 }
 
@@ -164,25 +182,29 @@ fn truncate(input: Value, args: Args) -> Result<Value> {
     let end = args.maybe_str(2)?.unwrap_or("...");
     let leeway = args.maybe_int(3)?.unwrap_or(5);
     let end_len = end.chars().count();
+
     let Some(kept) = length.checked_sub(end_len) else {
         return Err(Error::new(format!(
             "expected length >= {end_len}, got {length}"
         )));
     };
+
     let leeway = usize::try_from(leeway)
         .map_err(|_| Error::new(format!("expected leeway >= 0, got {leeway}")))?;
-    // Whatever is short stays as it is.
+    // Short input stays as it is, whatever its type.
     if input
         .len()
         .is_some_and(|len| len <= length.saturating_add(leeway))
     {
         return Ok(input);
     }
+
     let text = expect_str(&input, "truncate")?;
     let kept: String = text.chars().take(kept).collect();
     let kept = match kept.rsplit_once(' ') {
         Some((words, _)) if !args.truth(1, false) => words,
         _ => &kept,
     };
+
     Ok(text_like(&input, format!("{kept}{end}")))
 }
