@@ -108,7 +108,7 @@ fn what_the_devices_and_the_cpu_cannot_hold_is_refused() {
         load(twice)
             .unwrap_err()
             .to_string()
-            .contains("is there twice")
+            .contains("is named twice")
     );
     let small = Device::emulated(0, 5000, 0).unwrap();
     let error = load(Placement::on(small.clone())).unwrap_err();

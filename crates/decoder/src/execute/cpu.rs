@@ -386,7 +386,7 @@ impl<'a> Cpu<'a> {
                     rope: step.rope.map(|rope| &sequence.ropes[rope]),
                 });
         let mut attended: Vec<AttendedSequence<'_>> = attended.collect();
-        let mut mixed = self.take(Rows::Mixed);
+        let mut mixed = self.take(Rows::Heads);
         mixed.resize_with(1, Vec::new);
         let out = sized(&mut mixed[0], self.count, heads * size);
         attend(
@@ -398,7 +398,7 @@ impl<'a> Cpu<'a> {
         );
 
         self.put(Rows::Qkv, qkv);
-        self.put(Rows::Mixed, mixed);
+        self.put(Rows::Heads, mixed);
         Ok(())
     }
 

@@ -257,7 +257,7 @@ impl<'a> Builder<'a> {
                 self.attention(&mut steps, input, layer)?;
                 self.join(
                     &mut steps,
-                    (Rows::Mixed, Through::Plain),
+                    (Rows::Heads, Through::Plain),
                     AttentionOut,
                     AttentionPostNorm,
                 )?;
@@ -268,7 +268,7 @@ impl<'a> Builder<'a> {
             Residual::Parallel => {
                 let input = (Rows::Stream, self.through(AttentionNorm));
                 self.attention(&mut steps, input, layer)?;
-                let out = (Rows::Mixed, Through::Plain);
+                let out = (Rows::Heads, Through::Plain);
                 let out = self.linear(block, out, &[AttentionOut], Rows::Attended)?;
                 steps.push(Step::Linear(out));
                 if self.has(AttentionPostNorm) {
@@ -298,7 +298,7 @@ impl<'a> Builder<'a> {
                 self.attention(&mut steps, (Rows::Stream, Through::Plain), layer)?;
                 self.join(
                     &mut steps,
-                    (Rows::Mixed, Through::Plain),
+                    (Rows::Heads, Through::Plain),
                     AttentionOut,
                     AttentionPostNorm,
                 )?;
@@ -357,7 +357,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// From the input to [`Rows::Mixed`].
+    /// From the input to [`Rows::Heads`].
     fn attention(
         &mut self,
         steps: &mut Vec<Step<BlockSlot>>,
@@ -415,7 +415,7 @@ impl<'a> Builder<'a> {
                 of: layers[layer],
             }));
         }
-        self.writes(Rows::Mixed, queries)?;
+        self.writes(Rows::Heads, queries)?;
         steps.push(Step::Attend(Attend {
             heads: attention.heads,
             kv_heads: attention.kv_heads,
@@ -451,7 +451,7 @@ impl<'a> Builder<'a> {
             (false, true) => (&[Gate, Up], true),
             (false, false) => (&[Up], false),
         };
-        let mut step = self.linear(block, input, slots, Rows::Raised)?;
+        let mut step = self.linear(block, input, slots, Rows::Mlp)?;
         let width: usize = step.layers.iter().map(|layer| layer.out_features).sum();
         let function = self.spec.activation;
         let outputs = if is_gated { width / 2 } else { width };
@@ -459,7 +459,7 @@ impl<'a> Builder<'a> {
             (function.kernel() != Kernel::Linear).then_some(Activated { function, outputs });
         steps.push(Step::Linear(step));
         Ok((
-            Rows::Raised,
+            Rows::Mlp,
             if is_gated {
                 Through::Gate
             } else {
