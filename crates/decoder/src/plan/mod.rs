@@ -14,6 +14,7 @@
 //! | `Step::Add` | a residual |
 //! | `Step::Logits` | scale and soft cap |
 
+mod block;
 mod build;
 mod text;
 
