@@ -1,5 +1,6 @@
-//! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one
-//! head of keys, and the one of 40B with groups and two norms.
+//! Falcon (Almazrouei et al. 2023): attention and MLP in parallel. It has two architectures: that of
+//! 7B is multi-query with one norm a block; the "new" one of 40B has grouped queries and a norm for
+//! attention and another for the MLP. Falcon-RW has ALiBi instead of a rotation.
 
 use super::bloom::{older_width, refuse_other_residual};
 use super::llama_style::{refuse_partial_rotation, shared_head_size};
@@ -34,11 +35,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
-    let (hidden, heads) = (older_width(config)?, config.size("num_attention_heads")?);
-    let (vocab, layers) = (
-        config.size("vocab_size")?,
-        config.size("num_hidden_layers")?,
-    );
+    let hidden = older_width(config)?;
+    let heads = config.size("num_attention_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let layers = config.size("num_hidden_layers")?;
     let positions = config.size("max_position_embeddings")?;
     let middle = config
         .optional_size("ffn_hidden_size")?
@@ -50,6 +50,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_partial_rotation(config, "Falcon", head)?;
     let (kv_heads, layout) = keys(config, heads)?;
     let is_parallel = config.flag("parallel_attn")?;
+
     let attention = vec![
         (
             "query_key_value",
@@ -65,6 +66,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
+
     let mlp = vec![
         (
             "dense_h_to_4h",
@@ -76,11 +78,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             falcon_linear(BlockSlot::Down, [hidden, middle], bias),
         ),
     ];
+
     let mut block = vec![
         ("self_attention", container("FalconAttention", attention)),
         ("mlp", container("FalconMLP", mlp)),
     ];
     block.extend(norms(config, hidden, eps)?);
+
     let model = vec![
         (
             "word_embeddings",
@@ -93,19 +97,23 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
     ];
+
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let model = container("FalconModel", model);
     let tree = container(
         "FalconForCausalLM",
         vec![("transformer", model), ("lm_head", lm_head)],
     );
+
     let has_alibi = config.flag("alibi")?;
     let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
+
     let attention = AttentionSpec {
         layout,
         alibi,
         ..AttentionSpec::new(heads, kv_heads, head)
     };
+
     let spec = DecoderSpec {
         positions,
         residual: if is_parallel {
@@ -117,6 +125,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     };
+
     match has_alibi {
         true => Ok(spec),
         false => Ok(spec.rotated(Rope::from_config(
@@ -128,7 +137,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     }
 }
 
-/// A product of the class that Falcon gives them.
+/// A linear layer of Falcon's own class.
 fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
     let class = LinearClass::FalconLinear;
     Template::BlockPart(
@@ -142,7 +151,7 @@ fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias:
     )
 }
 
-/// Heads of keys, and how they lie in the one product.
+/// Heads of keys, and the order of queries, keys and values in the fused layer's output.
 fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
     Ok(
         match (
@@ -159,15 +168,14 @@ fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
     )
 }
 
-/// One norm for both, one for each, or one after the other, in the order PyTorch registers them.
+/// The norms of a block in the order in which PyTorch registers them. With parallel residuals,
+/// there is one for both attention and MLP, or one for each.
 ///
 /// # Errors
-/// [`DecoderError::Config`] for combinations whose norms transformers registers and cannot run.
+/// [`DecoderError::Config`] for combinations that transformers builds but cannot run.
 fn norms(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
-    let (is_new, is_parallel) = (
-        config.flag("new_decoder_architecture")?,
-        config.flag("parallel_attn")?,
-    );
+    let is_new = config.flag("new_decoder_architecture")?;
+    let is_parallel = config.flag("parallel_attn")?;
     let count = config
         .optional_size("num_ln_in_parallel_attn")?
         .unwrap_or(if is_new { 2 } else { 1 });

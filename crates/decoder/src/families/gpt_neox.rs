@@ -1,5 +1,5 @@
-//! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values of a head
-//! together, attention and MLP side by side.
+//! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values interleaved by
+//! head, attention and MLP in parallel.
 
 use super::llama_style::{rotated, shared_head_size};
 use crate::error::Result;
@@ -30,14 +30,10 @@ const CLASS: ConfigClass = ConfigClass::new(
 .with_rope_kind(RopeKind::Type);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let (hidden, heads) = (
-        config.size("hidden_size")?,
-        config.size("num_attention_heads")?,
-    );
-    let (vocab, positions) = (
-        config.size("vocab_size")?,
-        config.size("max_position_embeddings")?,
-    );
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_position_embeddings")?;
     let middle = config.size("intermediate_size")?;
     let eps = config.number("layer_norm_eps")?;
     let activation = Activation::from_name(config.text("hidden_act")?)?;
@@ -52,6 +48,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     };
     let dims = rotated(head, share)?;
     let rope = Rope::from_config(config, config.number("rotary_emb_base")?, dims, positions)?;
+
     let attention = vec![
         (
             "query_key_value",
@@ -62,6 +59,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
         ),
     ];
+
     let mlp = vec![
         (
             "dense_h_to_4h",
@@ -73,6 +71,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("act", act(activation)),
     ];
+
     let block = vec![
         (
             "input_layernorm",
@@ -87,6 +86,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("attention", container("GPTNeoXAttention", attention)),
         ("mlp", container("GPTNeoXMLP", mlp)),
     ];
+
     let model = vec![
         ("embed_in", table(ModelSlot::Tokens, [vocab, hidden], None)),
         ("emb_dropout", dropout(config, "hidden_dropout")?),
@@ -97,17 +97,20 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("rotary_emb", rotary("GPTNeoXRotaryEmbedding", dims)),
     ];
+
     let head_out = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let model = container("GPTNeoXModel", model);
     let tree = container(
         "GPTNeoXForCausalLM",
         vec![("gpt_neox", model), ("embed_out", head_out)],
     );
+
     let attention = AttentionSpec {
         layout: QkvLayout::Grouped,
         ..AttentionSpec::new(heads, heads, head)
     };
     let is_parallel = config.flag("use_parallel_residual")?;
+
     let spec = DecoderSpec {
         positions,
         residual: if is_parallel {
@@ -130,5 +133,6 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             activation,
         )?
     };
+
     Ok(spec.rotated(rope))
 }

@@ -1,4 +1,4 @@
-//! MPT (MosaicML 2023): position biases, no biases in norms and products, clamped queries, keys and
+//! MPT (MosaicML 2023): ALiBi, no biases in norms and linear layers, clamped queries, keys and
 //! values.
 
 use super::llama_style::head_size;
@@ -31,7 +31,7 @@ const CLASS: ConfigClass = ConfigClass::new(
     ("num_hidden_layers", "n_layers"),
 ]);
 
-/// `MptAttentionConfig`.
+/// The class of `attn_config`, `MptAttentionConfig`.
 const ATTENTION_CLASS: ConfigClass = ConfigClass::new(
     r#"{
         "attn_type": "multihead_attention", "attn_pdrop": 0, "clip_qkv": null, "softmax_scale": null,
@@ -40,14 +40,17 @@ const ATTENTION_CLASS: ConfigClass = ConfigClass::new(
 );
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let (hidden, heads) = (config.size("d_model")?, config.size("n_heads")?);
-    let (vocab, positions) = (config.size("vocab_size")?, config.size("max_seq_len")?);
+    let hidden = config.size("d_model")?;
+    let heads = config.size("n_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_seq_len")?;
     let eps = config.number("layer_norm_epsilon")?;
     let scores = attention_config(config)?;
     let layer_norm = || NormSpec {
         kind: NormKind::LayerWithoutBias,
         ..layer_norm(hidden, eps)
     };
+
     let attention = vec![
         ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
         (
@@ -55,6 +58,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::AttentionOut, [hidden, hidden], false),
         ),
     ];
+
     let mlp = vec![
         (
             "up_proj",
@@ -66,6 +70,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::Down, [hidden, 4 * hidden], false),
         ),
     ];
+
     let block = vec![
         ("norm_1", norm(BlockSlot::AttentionNorm, layer_norm())),
         ("attn", container("MptAttention", attention)),
@@ -73,11 +78,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("ffn", container("MptMLP", mlp)),
         ("resid_attn_dropout", dropout(&scores, "attn_pdrop")?),
     ];
+
     let model = vec![
         ("wte", table(ModelSlot::Tokens, [vocab, hidden], None)),
         ("blocks", blocks("MptBlock", block)),
         ("norm_f", model_norm(ModelSlot::FinalNorm, layer_norm())),
     ];
+
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let tree = container(
         "MptForCausalLM",
@@ -87,6 +94,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ],
     );
     let head = head_size(hidden, heads)?;
+
     let attention = AttentionSpec {
         qkv_clamp: scores
             .optional_number("clip_qkv")?
@@ -94,6 +102,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         alibi: Some(Alibi::mpt(heads, scores.number("alibi_bias_max")?)),
         ..AttentionSpec::new(heads, heads, head)
     };
+
     let spec = DecoderSpec {
         positions,
         tied_head: config.flag("tie_word_embeddings")?,
@@ -106,14 +115,18 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             Activation::TorchGelu,
         )?
     };
+
     Ok(match scores.optional_number("softmax_scale")? {
         Some(factor) => spec.with_factor(factor),
         None => spec,
     })
 }
 
-/// `attn_config`, without what transformers reads over: it would compute another model than its
-/// authors'.
+/// Reads `attn_config`.
+///
+/// # Errors
+/// [`DecoderError::Config`] for settings that transformers ignores although the model needs them:
+/// its output would not be the authors'.
 fn attention_config(config: &ModelConfig) -> Result<ModelConfig> {
     let refuse = |reason: String| Err(DecoderError::Config { reason });
     if !config.value("attn_config").is_null() && config.object("attn_config").is_none() {
@@ -137,5 +150,6 @@ fn attention_config(config: &ModelConfig) -> Result<ModelConfig> {
             ));
         }
     }
+
     Ok(scores)
 }

@@ -1,4 +1,5 @@
-//! OPT (Zhang et al. 2022): learned positions from the third row on, biases, ReLU.
+//! OPT (Zhang et al. 2022): learned positions whose table has two unused rows first, biases, ReLU.
+//! OPT 350m has its norms after the residuals, and a token table narrower than the stream.
 
 use super::llama_style::head_size;
 use crate::error::{DecoderError, Result};
@@ -33,26 +34,24 @@ const OFFSET: usize = 2;
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     if !config.flag("layer_norm_elementwise_affine")? {
         let reason =
-            "`layer_norm_elementwise_affine` is false; norms without weights are not built";
+            "`layer_norm_elementwise_affine` is false; norms without weights are not supported";
         return Err(DecoderError::Config {
             reason: reason.into(),
         });
     }
-    let (hidden, heads) = (
-        config.size("hidden_size")?,
-        config.size("num_attention_heads")?,
-    );
-    let (vocab, positions) = (
-        config.size("vocab_size")?,
-        config.size("max_position_embeddings")?,
-    );
-    let (middle, eps) = (config.size("ffn_dim")?, 1e-5);
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_position_embeddings")?;
+    let middle = config.size("ffn_dim")?;
+    let eps = 1e-5;
     let width = config
         .optional_size("word_embed_proj_dim")?
         .unwrap_or(hidden);
     let activation = Activation::from_name(config.text("activation_function")?)?;
     let bias = config.flag("enable_bias")?;
     let is_before = config.flag("do_layer_norm_before")?;
+
     let attention = vec![
         ("k_proj", linear(BlockSlot::Key, [hidden, hidden], bias)),
         ("v_proj", linear(BlockSlot::Value, [hidden, hidden], bias)),
@@ -62,6 +61,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
         ),
     ];
+
     let block = vec![
         ("self_attn", container("OPTAttention", attention)),
         ("activation_fn", act(activation)),
@@ -76,14 +76,15 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
         ),
     ];
+
     let padding = config.padding_row(vocab)?;
-    let class = "OPTLearnedPositionalEmbedding".into();
-    let table_of_positions = PartSpec::Embedding {
-        class,
+    let position_table = PartSpec::Embedding {
+        class: "OPTLearnedPositionalEmbedding".into(),
         rows: positions + OFFSET,
         width: hidden,
         padding: None,
     };
+
     let mut decoder = vec![
         (
             "embed_tokens",
@@ -91,7 +92,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         (
             "embed_positions",
-            Template::Part(ModelSlot::Positions, table_of_positions),
+            Template::Part(ModelSlot::Positions, position_table),
         ),
     ];
     if width != hidden {
@@ -115,11 +116,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         "OPTModel",
         vec![("decoder", container("OPTDecoder", decoder))],
     );
+
     let lm_head = model_linear(ModelSlot::Head, [vocab, width], false);
     let tree = container(
         "OPTForCausalLM",
         vec![("model", model), ("lm_head", lm_head)],
     );
+
     let attention = AttentionSpec::new(heads, heads, head_size(hidden, heads)?);
     let layers = config.size("num_hidden_layers")?;
     Ok(DecoderSpec {
