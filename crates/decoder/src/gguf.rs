@@ -302,15 +302,7 @@ impl Metadata<'_> {
                     .number(&self.key(key))
                     .map_or(Value::Null, Value::from);
             }
-            // Not in the metadata; llama.cpp has a rule for the published sizes. The scores of 27B,
-            // which has 46 blocks, are scaled by `hidden / heads`, those of the others by the head
-            // size.
-            let size = if self.size("block_count")? == 46 {
-                hidden / heads.max(1)
-            } else {
-                head_dim.unwrap_or(256)
-            };
-            config["query_pre_attn_scalar"] = size.into();
+            config["query_pre_attn_scalar"] = self.gemma2_score_scale()?.into();
         }
 
         if self.architecture.name == "llama" {
@@ -320,7 +312,7 @@ impl Metadata<'_> {
 
         config["rope_scaling"] = self.rope_scaling()?;
         if config["rope_scaling"]["rope_type"] == "longrope" {
-            // transformers has this key beside `rope_scaling`.
+            // transformers has this key next to `rope_scaling`.
             let scaling = config["rope_scaling"].as_object_mut();
             let original =
                 scaling.and_then(|scaling| scaling.remove("original_max_position_embeddings"));
@@ -329,6 +321,19 @@ impl Metadata<'_> {
             }
         }
         Ok(config)
+    }
+
+    /// Gemma 2's `query_pre_attn_scalar`, which is not in the metadata. This is llama.cpp's rule for
+    /// the published sizes: `hidden / heads` for 27B, which has 46 blocks, and the head size for the
+    /// others.
+    fn gemma2_score_scale(&self) -> Result<i64> {
+        if self.size("block_count")? == 46 {
+            let hidden = self.size("embedding_length")?;
+            let heads = self.size("attention.head_count")?;
+            return Ok(hidden / heads.max(1));
+        }
+        let head_dim = self.file.integer(&self.key("attention.key_length"));
+        Ok(head_dim.unwrap_or(256))
     }
 
     /// `rope_scaling`: from tensors of frequency factors, otherwise from a type and a factor in the

@@ -7,10 +7,10 @@ use llm_int8_cuda::ops::{Selected, penalise, select};
 use std::fmt;
 use std::ops::Range;
 
-/// Most tokens that are chosen on a device; for more, the whole row of logits is copied.
+/// Maximum number of tokens chosen on a device; for more, the whole row of logits is copied.
 pub(super) const MOST_CHOSEN: usize = 1024;
-/// Most rows whose largest logits are found by one launch: 12 bytes each, in the memory that has 8
-/// for each of [`MOST_CHOSEN`] tokens.
+/// Maximum number of rows whose largest logits are found by one launch: each needs 12 bytes of the
+/// memory that has 8 bytes for each of [`MOST_CHOSEN`] tokens.
 const MOST_ROWS: usize = 8 * MOST_CHOSEN / 12;
 
 /// A token and its logit.
@@ -87,9 +87,9 @@ impl<'a> Logits<'a> {
     }
 
     /// The most likely tokens of a row with their logits, the most likely first; of equal logits,
-    /// the lower id first. A penalty changes the row for good, so call this once a row.
+    /// the lower id first. A penalty changes the row for good, so call this once per row.
     ///
-    /// From a device, only these tokens are copied. For one token a row without a penalty, the
+    /// From a device, only these tokens are copied. For one token per row without a penalty, the
     /// first call finds those of all rows with one launch and one copy.
     ///
     /// ```

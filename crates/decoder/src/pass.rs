@@ -1,7 +1,7 @@
 //! One forward pass of a batch of sequences: which steps run on the CPU, which on devices, and in
 //! what order.
 //!
-//! The new tokens of all sequences are concatenated, one row each. Lengths may differ and nothing
+//! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and nothing
 //! is padded.
 
 use crate::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
@@ -127,7 +127,7 @@ impl Decoder {
 
 /// The input of a pass.
 struct Input {
-    /// The new tokens of all sequences, one a row.
+    /// The new tokens of all sequences, one per row.
     ids: Vec<u32>,
     sequences: Vec<SequenceRows>,
     /// Rows whose logits are requested.

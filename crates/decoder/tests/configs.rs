@@ -387,7 +387,7 @@ fn the_kind_of_a_rotation_is_read_from_the_key_that_the_class_prefers() {
             "{model_type}"
         );
     }
-    // LongRoPE reads the original context beside `rope_scaling`, YaRN and Llama 3 inside of it.
+    // LongRoPE reads the original context next to `rope_scaling`, YaRN and Llama 3 inside of it.
     let factors = json!([1.0, 1.0, 1.0, 1.0]);
     let long = json!({ "rope_type": "longrope", "long_factor": factors, "short_factor": factors, "factor": 2.0 });
     let yarn = json!({ "rope_type": "yarn", "factor": 2.0 });

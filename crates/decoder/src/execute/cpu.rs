@@ -49,7 +49,7 @@ pub(crate) struct Cpu<'a> {
     /// For each kind of [`Rows`], one buffer for each layer that writes it. Queries, keys and
     /// values of three layers are three buffers, those of a fused layer one.
     rows: [Vec<Vec<f32>>; Rows::COUNT],
-    /// The input of linear layers behind their norm or gate.
+    /// The input of linear layers after their norm or gate.
     layer_input: Vec<f32>,
     /// The norm (its slot's number) whose output for the present stream is in `layer_input`. With
     /// parallel residuals, attention and MLP share it.

@@ -6,7 +6,8 @@ use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
 use crate::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::template::{
-    act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
+    Children, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
+    table,
 };
 use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::{Activation, Alibi, QkvLayout};
@@ -34,43 +35,6 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let vocab = config.size("vocab_size")?;
     let eps = config.number("layer_norm_epsilon")?;
 
-    let attention = vec![
-        (
-            "query_key_value",
-            linear(BlockSlot::Qkv, [3 * hidden, hidden], true),
-        ),
-        (
-            "dense",
-            linear(BlockSlot::AttentionOut, [hidden, hidden], true),
-        ),
-        ("attention_dropout", dropout(config, "attention_dropout")?),
-    ];
-
-    let mlp = vec![
-        (
-            "dense_h_to_4h",
-            linear(BlockSlot::Up, [4 * hidden, hidden], true),
-        ),
-        ("gelu_impl", act(Activation::BloomGelu)),
-        (
-            "dense_4h_to_h",
-            linear(BlockSlot::Down, [hidden, 4 * hidden], true),
-        ),
-    ];
-
-    let block = vec![
-        (
-            "input_layernorm",
-            norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
-        ),
-        ("self_attention", container("BloomAttention", attention)),
-        (
-            "post_attention_layernorm",
-            norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
-        ),
-        ("mlp", container("BloomMLP", mlp)),
-    ];
-
     let model = vec![
         (
             "word_embeddings",
@@ -80,7 +44,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             "word_embeddings_layernorm",
             model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps)),
         ),
-        ("h", blocks("BloomBlock", block)),
+        ("h", blocks("BloomBlock", block(config, hidden, eps)?)),
         (
             "ln_f",
             model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
@@ -108,6 +72,46 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, Activation::BloomGelu)?
     })
+}
+
+/// The children of a block.
+fn block(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
+    let attention = vec![
+        (
+            "query_key_value",
+            linear(BlockSlot::Qkv, [3 * hidden, hidden], true),
+        ),
+        (
+            "dense",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], true),
+        ),
+        ("attention_dropout", dropout(config, "attention_dropout")?),
+    ];
+
+    let mlp = vec![
+        (
+            "dense_h_to_4h",
+            linear(BlockSlot::Up, [4 * hidden, hidden], true),
+        ),
+        ("gelu_impl", act(Activation::BloomGelu)),
+        (
+            "dense_4h_to_h",
+            linear(BlockSlot::Down, [hidden, 4 * hidden], true),
+        ),
+    ];
+
+    Ok(vec![
+        (
+            "input_layernorm",
+            norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
+        ),
+        ("self_attention", container("BloomAttention", attention)),
+        (
+            "post_attention_layernorm",
+            norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
+        ),
+        ("mlp", container("BloomMLP", mlp)),
+    ])
 }
 
 /// The hidden size: `n_embed`, its name in files from 2022, otherwise `hidden_size`.

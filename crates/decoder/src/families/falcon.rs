@@ -1,5 +1,5 @@
 //! Falcon (Almazrouei et al. 2023): attention and MLP in parallel. It has two architectures: that of
-//! 7B is multi-query with one norm a block; the "new" one of 40B has grouped queries and a norm for
+//! 7B is multi-query with one norm per block; the "new" one of 40B has grouped queries and a norm for
 //! attention and another for the MLP. Falcon-RW has ALiBi instead of a rotation.
 
 use super::bloom::{older_width, refuse_other_residual};
@@ -40,25 +40,97 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let vocab = config.size("vocab_size")?;
     let layers = config.size("num_hidden_layers")?;
     let positions = config.size("max_position_embeddings")?;
-    let middle = config
-        .optional_size("ffn_hidden_size")?
-        .unwrap_or(4 * hidden);
+
     let eps = config.number("layer_norm_epsilon")?;
     let activation = Activation::from_name(config.text("activation")?)?;
-    let bias = config.flag("bias")?;
+
     let head = shared_head_size(config, hidden, heads)?;
     refuse_partial_rotation(config, "Falcon", head)?;
     let (kv_heads, layout) = keys(config, heads)?;
+    let widths = Widths {
+        hidden,
+        qkv: (heads + 2 * kv_heads) * head,
+    };
+
+    let model = vec![
+        (
+            "word_embeddings",
+            table(ModelSlot::Tokens, [vocab, hidden], None),
+        ),
+        (
+            "h",
+            blocks(
+                "FalconDecoderLayer",
+                block(config, widths, eps, activation)?,
+            ),
+        ),
+        (
+            "ln_f",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
+        ),
+        ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
+    ];
+
+    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
+    let model = container("FalconModel", model);
+    let tree = container(
+        "FalconForCausalLM",
+        vec![("transformer", model), ("lm_head", lm_head)],
+    );
+
+    let has_alibi = config.flag("alibi")?;
+    let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
+
+    let attention = AttentionSpec {
+        layout,
+        alibi,
+        ..AttentionSpec::new(heads, kv_heads, head)
+    };
+
     let is_parallel = config.flag("parallel_attn")?;
+    let spec = DecoderSpec {
+        positions,
+        residual: if is_parallel {
+            Residual::Parallel
+        } else {
+            Residual::Sequential
+        },
+        tied_head: config.flag("tie_word_embeddings")?,
+        optional_prefix: "transformer.",
+        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
+    };
+
+    if has_alibi {
+        return Ok(spec);
+    }
+    let base = config.number("rope_theta")?;
+    Ok(spec.rotated(Rope::from_config(config, base, head, positions)?))
+}
+
+/// Widths of the residual stream and of queries, keys and values together.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    hidden: usize,
+    qkv: usize,
+}
+
+/// The children of a block.
+fn block(
+    config: &ModelConfig,
+    widths: Widths,
+    eps: f64,
+    activation: Activation,
+) -> Result<Children> {
+    let Widths { hidden, qkv } = widths;
+    let middle = config
+        .optional_size("ffn_hidden_size")?
+        .unwrap_or(4 * hidden);
+    let bias = config.flag("bias")?;
 
     let attention = vec![
         (
             "query_key_value",
-            falcon_linear(
-                BlockSlot::Qkv,
-                [(heads + 2 * kv_heads) * head, hidden],
-                bias,
-            ),
+            falcon_linear(BlockSlot::Qkv, [qkv, hidden], bias),
         ),
         (
             "dense",
@@ -84,57 +156,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("mlp", container("FalconMLP", mlp)),
     ];
     block.extend(norms(config, hidden, eps)?);
-
-    let model = vec![
-        (
-            "word_embeddings",
-            table(ModelSlot::Tokens, [vocab, hidden], None),
-        ),
-        ("h", blocks("FalconDecoderLayer", block)),
-        (
-            "ln_f",
-            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
-        ),
-        ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
-    ];
-
-    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
-    let model = container("FalconModel", model);
-    let tree = container(
-        "FalconForCausalLM",
-        vec![("transformer", model), ("lm_head", lm_head)],
-    );
-
-    let has_alibi = config.flag("alibi")?;
-    let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
-
-    let attention = AttentionSpec {
-        layout,
-        alibi,
-        ..AttentionSpec::new(heads, kv_heads, head)
-    };
-
-    let spec = DecoderSpec {
-        positions,
-        residual: if is_parallel {
-            Residual::Parallel
-        } else {
-            Residual::Sequential
-        },
-        tied_head: config.flag("tie_word_embeddings")?,
-        optional_prefix: "transformer.",
-        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
-    };
-
-    match has_alibi {
-        true => Ok(spec),
-        false => Ok(spec.rotated(Rope::from_config(
-            config,
-            config.number("rope_theta")?,
-            head,
-            positions,
-        )?)),
-    }
+    Ok(block)
 }
 
 /// A linear layer of Falcon's own class.

@@ -6,8 +6,8 @@ use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
 use crate::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::template::{
-    NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
-    table,
+    Children, NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear,
+    model_norm, norm, table,
 };
 use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::{Activation, Alibi, NormKind};
@@ -46,43 +46,15 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let positions = config.size("max_seq_len")?;
     let eps = config.number("layer_norm_epsilon")?;
     let scores = attention_config(config)?;
-    let layer_norm = || NormSpec {
+    let norm_spec = NormSpec {
         kind: NormKind::LayerWithoutBias,
         ..layer_norm(hidden, eps)
     };
 
-    let attention = vec![
-        ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
-        (
-            "out_proj",
-            linear(BlockSlot::AttentionOut, [hidden, hidden], false),
-        ),
-    ];
-
-    let mlp = vec![
-        (
-            "up_proj",
-            linear(BlockSlot::Up, [4 * hidden, hidden], false),
-        ),
-        ("act", act(Activation::TorchGelu)),
-        (
-            "down_proj",
-            linear(BlockSlot::Down, [hidden, 4 * hidden], false),
-        ),
-    ];
-
-    let block = vec![
-        ("norm_1", norm(BlockSlot::AttentionNorm, layer_norm())),
-        ("attn", container("MptAttention", attention)),
-        ("norm_2", norm(BlockSlot::MlpNorm, layer_norm())),
-        ("ffn", container("MptMLP", mlp)),
-        ("resid_attn_dropout", dropout(&scores, "attn_pdrop")?),
-    ];
-
     let model = vec![
         ("wte", table(ModelSlot::Tokens, [vocab, hidden], None)),
-        ("blocks", blocks("MptBlock", block)),
-        ("norm_f", model_norm(ModelSlot::FinalNorm, layer_norm())),
+        ("blocks", blocks("MptBlock", block(&scores, &norm_spec)?)),
+        ("norm_f", model_norm(ModelSlot::FinalNorm, norm_spec)),
     ];
 
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
@@ -120,6 +92,39 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         Some(factor) => spec.with_factor(factor),
         None => spec,
     })
+}
+
+/// The children of a block.
+fn block(scores: &ModelConfig, norm_spec: &NormSpec) -> Result<Children> {
+    let hidden = norm_spec.width;
+
+    let attention = vec![
+        ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
+        (
+            "out_proj",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], false),
+        ),
+    ];
+
+    let mlp = vec![
+        (
+            "up_proj",
+            linear(BlockSlot::Up, [4 * hidden, hidden], false),
+        ),
+        ("act", act(Activation::TorchGelu)),
+        (
+            "down_proj",
+            linear(BlockSlot::Down, [hidden, 4 * hidden], false),
+        ),
+    ];
+
+    Ok(vec![
+        ("norm_1", norm(BlockSlot::AttentionNorm, norm_spec.clone())),
+        ("attn", container("MptAttention", attention)),
+        ("norm_2", norm(BlockSlot::MlpNorm, norm_spec.clone())),
+        ("ffn", container("MptMLP", mlp)),
+        ("resid_attn_dropout", dropout(scores, "attn_pdrop")?),
+    ])
 }
 
 /// Reads `attn_config`.

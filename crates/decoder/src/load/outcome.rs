@@ -42,7 +42,7 @@ pub enum LoadWarning {
     Float64,
 }
 
-/// Most names that a message lists.
+/// Maximum number of names that a message lists.
 pub(super) const LISTED: usize = 5;
 
 /// `a`, `b` and 3 more.

@@ -10,7 +10,7 @@ use std::ops::Range;
 pub struct DeviceBudget {
     /// The device.
     pub device: Device,
-    /// Most bytes that the model may take; none: what is free.
+    /// Maximum bytes that the model may take; none: what is free.
     pub most: Option<u64>,
 }
 
@@ -28,7 +28,7 @@ pub struct Placement {
     pub overlaps_kernels: bool,
     /// Positions of one sequence whose keys and values memory is kept free for.
     pub reserved_positions: usize,
-    /// Most bytes of weights that may go to the CPU; none: no limit.
+    /// Maximum bytes of weights that may go to the CPU; none: no limit.
     pub most_on_cpu: Option<u64>,
 }
 

@@ -18,7 +18,7 @@ use std::time::Instant;
 /// Rows of the passes that memory is kept free for.
 const RESERVED_ROWS: usize = 512;
 
-/// Most bytes of the copy that [`Decoder::copy_rate`] times.
+/// Maximum bytes of the copy that [`Decoder::copy_rate`] times.
 const TIMED_COPY_BYTES: u64 = 512 << 20;
 
 /// The part of a model that lies on one device or on the CPU.

@@ -23,7 +23,7 @@ use llm_int8_nn::layers::{Activation, QkvLayout};
 use llm_int8_nn::module::ModulePath;
 use std::collections::BTreeMap;
 
-/// What a decoder computes, from token ids to logits. It prints as one line a step.
+/// What a decoder computes, from token ids to logits. It prints as one line per step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub(super) embed: Vec<Step<ModelSlot>>,
@@ -38,14 +38,14 @@ pub struct Plan {
     block_paths: Vec<(BlockSlot, ModulePath)>,
 }
 
-/// A buffer of f32 `[rows, width]` that steps read and write, one row a token.
+/// A buffer of f32 `[rows, width]` that steps read and write, one row per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rows {
     /// The residual stream.
     Stream,
     /// What is about to be added to the stream.
     Branch,
-    /// Attention behind its output projection, where it waits to be added together with the MLP
+    /// Attention after its output projection, where it waits to be added together with the MLP
     /// (parallel residuals).
     Attended,
     /// Queries, keys and values.

@@ -1,4 +1,4 @@
-//! A plan as text: one line a step, adjacent equal blocks once.
+//! A plan as text: one line per step, runs of equal blocks printed once.
 
 use super::*;
 use std::fmt;
@@ -37,7 +37,7 @@ fn path_of<S: PartSlot>(paths: &[(S, ModulePath)], slot: S) -> String {
     found.map_or_else(|| format!("{slot:?}"), |(_, path)| path.to_string())
 }
 
-/// The part of a path behind the block's number, which is 0 here.
+/// The part of a path after the block's number, which is 0 here.
 fn in_block(path: &str) -> String {
     path.split_once(".0.")
         .map_or(path, |(_, rest)| rest)

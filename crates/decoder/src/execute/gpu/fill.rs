@@ -1,5 +1,5 @@
 //! From the checkpoint onto a device: a weight's bytes travel as they are in the file and are
-//! quantised on the device, some rows at a time, so that it needs little memory beside the model.
+//! quantised on the device, some rows at a time, so that it needs little memory besides the model.
 
 use super::Stage;
 use super::parts::{TableWeight, Weight};

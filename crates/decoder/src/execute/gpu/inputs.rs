@@ -124,7 +124,7 @@ pub(super) struct DeviceInputs<'a> {
 }
 
 impl<'a> DeviceInputs<'a> {
-    /// Upper bound of the bytes that one row adds: there is at most one tile a row.
+    /// Upper bound of the bytes that one row adds: there is at most one tile per row.
     pub(super) fn row_bytes(widths: &Widths) -> usize {
         let ids_and_positions = 2 * WORD;
         let cos_and_sin = 2 * WORD * widths.rotations.iter().sum::<usize>();

@@ -74,7 +74,7 @@ pub(crate) struct Workspace {
     pub(super) stream: Buffer<f32>,
     pub(super) branch: Buffer<f32>,
     pub(super) attended: Buffer<f32>,
-    /// A linear layer's input behind its norm or gate; only float layers need it in memory.
+    /// A linear layer's input after its norm or gate; only float layers need it in memory.
     pub(super) layer_input: Buffer<f32>,
     pub(super) qkv: Buffer<f32>,
     /// Queries after their rotation.

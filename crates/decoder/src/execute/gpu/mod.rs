@@ -56,7 +56,7 @@ pub(crate) struct Stage {
     /// The model's number of the first of them.
     first: usize,
     model: Option<Arc<DeviceHead>>,
-    /// ALiBi's slopes, one a head.
+    /// ALiBi's slopes, one per head.
     slopes: Option<Arc<Buffer<f32>>>,
     uses_graphs: bool,
     /// Allocated by the first pass, grown by larger ones.

@@ -298,7 +298,7 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// The source behind its norm or gate, written to memory: the float kernels take plain rows.
+    /// The source after its norm or gate, written to memory: the float kernels take plain rows.
     fn materialized(&self, source: &Source<'a, f32>) -> Result<Source<'a, f32>> {
         let out = self.memory.layer_input.all();
         match source.through {
