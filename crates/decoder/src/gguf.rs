@@ -323,9 +323,9 @@ impl Metadata<'_> {
         Ok(config)
     }
 
-    /// Gemma 2's `query_pre_attn_scalar`, which is not in the metadata. This is llama.cpp's rule for
-    /// the published sizes: `hidden / heads` for 27B, which has 46 blocks, and the head size for the
-    /// others.
+    /// Gemma 2's `query_pre_attn_scalar`, which is not in the metadata. This is llama.cpp's rule
+    /// for the published sizes: `hidden / heads` for 27B, which has 46 blocks, and the head size
+    /// for the others.
     fn gemma2_score_scale(&self) -> Result<i64> {
         if self.size("block_count")? == 46 {
             let hidden = self.size("embedding_length")?;

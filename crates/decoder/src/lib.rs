@@ -15,8 +15,8 @@
 //! | `pass`, `execute`, [`Logits`] | one forward pass of a batch of sequences, step by step |
 //! | [`placement`] | which part lies on which device |
 //!
-//! Activations between layers are f32. Weights are int8 codes with one f32 `absmax` per row, or f16,
-//! bf16 or f32. The library prints nothing and reads no environment variables.
+//! Activations between layers are f32. Weights are int8 codes with one f32 `absmax` per row, or
+//! f16, bf16 or f32. The library prints nothing and reads no environment variables.
 
 mod decoder;
 pub mod error;

@@ -1,8 +1,8 @@
 //! One forward pass of a batch of sequences: which steps run on the CPU, which on devices, and in
 //! what order.
 //!
-//! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and nothing
-//! is padded.
+//! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and
+//! nothing is padded.
 
 use crate::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};

@@ -1,6 +1,6 @@
-//! Falcon (Almazrouei et al. 2023): attention and MLP in parallel. It has two architectures: that of
-//! 7B is multi-query with one norm per block; the "new" one of 40B has grouped queries and a norm for
-//! attention and another for the MLP. Falcon-RW has ALiBi instead of a rotation.
+//! Falcon (Almazrouei et al. 2023): attention and MLP in parallel. It has two architectures: that
+//! of 7B is multi-query with one norm per block; the "new" one of 40B has grouped queries and a
+//! norm for attention and another for the MLP. Falcon-RW has ALiBi instead of a rotation.
 
 use super::bloom::{older_width, refuse_other_residual};
 use super::llama_style::{refuse_partial_rotation, shared_head_size};

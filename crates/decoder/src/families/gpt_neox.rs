@@ -1,5 +1,5 @@
-//! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values interleaved by
-//! head, attention and MLP in parallel.
+//! GPT-NeoX (Black et al. 2022; Pythia): a partial rotation, queries, keys and values interleaved
+//! by head, attention and MLP in parallel.
 
 use super::llama_style::{rotated, shared_head_size};
 use crate::error::Result;

@@ -1,5 +1,5 @@
-//! StableLM (Stability AI 2023): Llama with layer norms, a partial rotation, and in some models norms
-//! of queries and keys with weights for each head.
+//! StableLM (Stability AI 2023): Llama with layer norms, a partial rotation, and in some models
+//! norms of queries and keys with weights for each head.
 
 use super::llama_style::{LlamaStyle, shared_head_size};
 use crate::error::Result;

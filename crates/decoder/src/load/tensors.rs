@@ -251,8 +251,8 @@ fn unused(
     }
 }
 
-/// Names and shapes of a part's tensors, as stored. A float Conv1D is stored transposed; bitsandbytes
-/// stores its codes as `[out_features, in_features]`.
+/// Names and shapes of a part's tensors, as stored. A float Conv1D is stored transposed;
+/// bitsandbytes stores its codes as `[out_features, in_features]`.
 fn expected(part: &Part, is_codes: bool) -> Vec<(String, Vec<usize>)> {
     let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {
