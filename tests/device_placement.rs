@@ -134,7 +134,7 @@ fn a_model_that_does_not_fit_is_rejected() {
         load(twice)
             .unwrap_err()
             .to_string()
-            .contains("is there twice")
+            .contains("is named twice")
     );
 
     let small = Device::emulated(0, 5000, 0).unwrap();

@@ -1,5 +1,5 @@
-//! The one decoder and its parts. Which ones a model has, its family's template says; what is done
-//! with them says its plan.
+//! The decoder and its KV cache. The family's template says which parts a model has, the plan what
+//! is computed with them.
 
 use crate::error::Result;
 use crate::execute::gpu::{DeviceCache, Stage};
@@ -18,42 +18,44 @@ use llm_int8_nn::module::ModulePath;
 pub enum LogitPositions {
     /// Every new position.
     All,
-    /// The last new position, which is all that generating needs.
+    /// The last new position: all that generation needs.
     Last,
 }
 
-/// What one sequence has left in the blocks: keys and values of the positions seen so far.
+/// The keys and values of one sequence, for the positions computed so far.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Of every block; those of blocks on devices stay empty.
+    /// One for each block; those of blocks on devices stay empty.
     pub(super) layers: Vec<LayerCache>,
-    /// Of every stage of the decoder.
+    /// One for each stage of the decoder.
     pub(super) devices: Vec<DeviceCache>,
     pub(super) len: usize,
-    /// The tokens seen, where they may have to be computed again.
+    /// The tokens of the cached positions, for a model whose rotation changes with the length
+    /// (LongRoPE), so that they can be computed again; empty for others.
     pub(super) seen: Vec<u32>,
-    /// Whether its keys are rotated by the frequencies for long texts.
+    /// Whether the keys are rotated by the frequencies for long sequences.
     pub(super) is_long: bool,
 }
 
 impl KvCache {
-    /// Positions seen.
+    /// Cached positions.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing was seen.
+    /// Whether no position is cached.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes allocated.
+    /// Bytes allocated, on the CPU and on devices.
     pub fn bytes(&self) -> u64 {
+        let layers: u64 = self.layers.iter().map(LayerCache::bytes).sum();
         let devices: u64 = self.devices.iter().map(DeviceCache::bytes).sum();
-        devices + self.layers.iter().map(LayerCache::bytes).sum::<u64>()
+        layers + devices
     }
 
-    /// Forgets all positions from `len` on.
+    /// Drops all positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.len = self.len.min(len);
@@ -61,19 +63,19 @@ impl KvCache {
     }
 }
 
-/// What a pass computes of one sequence: new tokens after those its cache has seen.
+/// One sequence of a batch: new tokens that follow those in its cache.
 #[derive(Debug)]
 pub struct SequenceInput<'a> {
     /// The new tokens.
     pub ids: &'a [u32],
-    /// What was seen of it.
+    /// The cache of the tokens before them, to which they are added.
     pub cache: &'a mut KvCache,
     /// The new positions whose logits are requested.
     pub logits: LogitPositions,
 }
 
 impl Part {
-    /// A part without values.
+    /// A part whose values are not loaded yet.
     fn declared(spec: &PartSpec, dtype: FloatDtype, isa: Isa) -> Self {
         match *spec {
             PartSpec::Embedding {
@@ -116,20 +118,21 @@ pub struct Decoder {
     plan: Plan,
     pub(super) model: Parts<ModelSlot>,
     pub(super) blocks: Vec<Parts<BlockSlot>>,
-    /// What lies on devices, in the order of the blocks; if any has embeddings and head, it is the
-    /// first.
+    /// The parts on devices, in the order of the blocks. If one of them has the embeddings and the
+    /// head, it is the first.
     pub(super) stages: Vec<Stage>,
 }
 
 impl Decoder {
-    /// A decoder without values; `dtype` is what its float parameters will be stored in.
+    /// A decoder whose values are not loaded yet. Its float parameters will be stored as `dtype`.
     ///
     /// # Errors
-    /// [`DecoderError::Config`](crate::DecoderError::Config) for a combination of parts that cannot
-    /// be computed.
+    /// [`DecoderError::Config`](crate::DecoderError::Config) for a combination of parts that no
+    /// executor can compute.
     pub fn declared(spec: DecoderSpec, dtype: FloatDtype, isa: Isa) -> Result<Self> {
         let plan = Plan::of(&spec)?;
-        let (mut model, mut block) = (Parts::default(), Parts::default());
+        let mut model = Parts::default();
+        let mut block = Parts::default();
         for (slot, spec) in spec.tree.slots() {
             match slot {
                 Slot::Model(slot) => model.insert(slot, Part::declared(spec, dtype, isa)),
@@ -147,6 +150,7 @@ impl Decoder {
             dtype,
             isa,
         };
+
         for (path, slot) in decoder.paths() {
             match decoder.part_mut(slot) {
                 Some(Part::Linear(linear)) => linear.set_path(path),
@@ -157,7 +161,7 @@ impl Decoder {
         Ok(decoder)
     }
 
-    /// What it does with tokens, step by step.
+    /// What it computes from token ids to logits, step by step.
     pub fn execution_plan(&self) -> &Plan {
         &self.plan
     }
@@ -180,6 +184,7 @@ impl Decoder {
             .iter()
             .map(|stage| stage.new_cache(self.spec.positions))
             .collect();
+
         KvCache {
             layers,
             devices,
@@ -194,17 +199,17 @@ impl Decoder {
         &self.spec
     }
 
-    /// What the float parameters are stored in.
+    /// The dtype of the float parameters.
     pub fn dtype(&self) -> FloatDtype {
         self.dtype
     }
 
-    /// The instruction set it computes with.
+    /// The instruction set that the CPU computes with.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// How the int8 layers compute; none where no layer is int8.
+    /// How the int8 layers compute; none if no layer is int8.
     pub fn int8_config(&self) -> Option<Int8Config> {
         self.all_parts().find_map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => Some(linear.config()),
@@ -212,35 +217,37 @@ impl Decoder {
         })
     }
 
-    /// The path of every part, in PyTorch's order.
+    /// The module path of every part, in PyTorch's order.
     pub(super) fn paths(&self) -> Vec<(ModulePath, Slot)> {
         self.spec.tree.paths(self.spec.layers.len())
     }
 
-    /// Lets the head share the token table's values, where it does.
+    /// Makes a tied head share the token table's values.
     pub(super) fn tie_head(&mut self) -> Result<()> {
+        if !self.spec.tied_head {
+            return Ok(());
+        }
         let Some(Part::Embedding(tokens)) = self.model.get(ModelSlot::Tokens) else {
             return Ok(());
         };
-        let (weight, int8) = (tokens.weight().clone(), tokens.int8_weight().cloned());
-        match (
-            self.spec.tied_head,
-            self.part_mut(Slot::Model(ModelSlot::Head)),
-            int8,
-        ) {
-            (true, Some(Part::Linear(Linear::Float(head))), _) => *head.weight_mut() = weight,
-            (true, Some(Part::Linear(Linear::Int8(head))), Some(int8)) => head.fill(int8, None)?,
+
+        let weight = tokens.weight().clone();
+        let int8 = tokens.int8_weight().cloned();
+        match (self.model.get_mut(ModelSlot::Head), int8) {
+            (Some(Part::Linear(Linear::Float(head))), _) => *head.weight_mut() = weight,
+            (Some(Part::Linear(Linear::Int8(head))), Some(int8)) => head.fill(int8, None)?,
             _ => {}
         }
         Ok(())
     }
 
-    /// Whether the head and the token table are int8, as no checkpoint of bitsandbytes has them.
+    /// Whether the head and the token table are int8 (`quantize_head`), which bitsandbytes never
+    /// does.
     pub fn has_int8_head(&self) -> bool {
         matches!(self.model.get(ModelSlot::Tokens), Some(Part::Embedding(table)) if table.is_int8())
     }
 
-    /// Codes of a part, as far as it holds any of its own.
+    /// Number of int8 codes that a part has to itself: none if it is float or a tied head.
     pub(super) fn own_codes(&self, slot: Slot) -> usize {
         match self.part(slot) {
             Some(Part::Embedding(table)) if table.is_int8() => table.shape().iter().product(),
@@ -256,7 +263,7 @@ impl Decoder {
         }
     }
 
-    /// The codes of all int8 weights of products, in the order in which a token reads them.
+    /// The codes of all int8 linear layers, in the order in which a token reads them.
     pub fn codes_in_order(&self) -> Vec<&[i8]> {
         let codes = |part| match part {
             &Part::Linear(Linear::Int8(ref linear)) => linear.weight().ok().map(Int8Weight::codes),
@@ -266,7 +273,7 @@ impl Decoder {
     }
 
     /// Minimum bytes read to decode one token for each of `batch` sequences of `context` tokens:
-    /// the weights of all linear layers once, and keys and values.
+    /// the weights of all linear layers once, and each sequence's keys and values.
     pub fn bytes_per_step(&self, context: usize, batch: usize) -> u64 {
         let weights = self.all_parts().map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => {
@@ -279,18 +286,20 @@ impl Decoder {
             }
             _ => 0,
         });
+
         let attention = &self.spec.attention;
         let position =
             2 * attention.kv_heads * attention.head_size * self.dtype.candle().size_in_bytes();
         let seen = |layer: &LayerSpec| layer.window.map_or(context, |window| context.min(window));
         let positions: usize = self.spec.layers.iter().map(seen).sum();
+
         (weights.sum::<usize>() + batch * positions * position) as u64
     }
 
-    /// Whether a token's logits depend only on what is before it, and not on how many tokens are
-    /// computed at once: outliers are looked for row by row, rotations do not change with the
-    /// length of the text, and no block is on a device, whose kernels for one row and for several
-    /// add in different orders.
+    /// Whether a token's logits depend only on the tokens before it, and not on how many tokens are
+    /// computed at once. This holds if outliers are searched row by row, if rotations do not change
+    /// with the length of the sequence, and if no block is on a device: the kernels for one row and
+    /// for several sum in different orders.
     pub fn is_batch_invariant(&self) -> bool {
         let by_row = |config: Int8Config| {
             config.threshold == 0.0 || config.outlier_scope == OutlierScope::Row

@@ -1,15 +1,15 @@
-//! The one error of this crate: what was wrong, where, and what to do.
+//! The error type of this crate. Messages say what was wrong, where, and what to do.
 
 use llm_int8_nn::NnError;
 
-/// The result of everything in this crate that can fail.
+/// A result with this crate's error.
 pub type Result<T, E = DecoderError> = std::result::Result<T, E>;
 
 /// What can go wrong between a checkpoint and its model's logits.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecoderError {
-    /// A `config.json` that does not describe a model we can build.
+    /// A `config.json` that is invalid, or that describes a model this crate cannot build.
     #[error("config.json: {reason}")]
     Config {
         /// What is wrong and what to do.
@@ -17,13 +17,13 @@ pub enum DecoderError {
     },
     /// A model family that is not supported.
     #[error(
-        "model type `{model_type}` is not supported; supported are {supported}; docs/adding-a-family.md of \
-         the sources tells how to add one"
+        "model type `{model_type}` is not supported; supported are {supported}; docs/adding-a-family.md in \
+         the source tree explains how to add one"
     )]
     UnsupportedFamily {
         /// `model_type` of config.json.
         model_type: String,
-        /// The list of supported families.
+        /// The supported values, separated by commas.
         supported: String,
     },
     /// A tensor the model needs is not in the checkpoint.
@@ -35,15 +35,14 @@ pub enum DecoderError {
         name: String,
         /// The model family.
         family: String,
-        /// Near names, if there are any.
+        /// Similar names in the checkpoint, or another reason; empty if there is none.
         hint: String,
     },
-    /// Tensors in the checkpoint that the model has no place for, where
-    /// [`LoadOptions::strict`](crate::LoadOptions) refuses them.
+    /// Tensors in the checkpoint that the model has no place for, which
+    /// [`LoadOptions::strict`](crate::LoadOptions) refuses.
     #[error(
         "the checkpoint {checkpoint} holds {count} tensor(s) that {family} has no place for ({names}); \
-         is config.json the one that belongs to these weights? The option `strict` is on; without it they are \
-         ignored"
+         does config.json belong to these weights? The option `strict` is on; without it they are ignored"
     )]
     UnexpectedTensors {
         /// Files of the checkpoint.
@@ -63,36 +62,36 @@ pub enum DecoderError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// More positions than the model has.
+    /// A sequence longer than the model's context.
     #[error(
         "{requested} positions are needed, but the model has {available}; \
          shorten the prompt or ask for fewer new tokens"
     )]
     ContextExceeded {
-        /// Positions asked for: cached, given and new ones.
+        /// Positions needed: cached ones, the prompt and new tokens.
         requested: usize,
-        /// Positions the model has.
+        /// Positions that the model has.
         available: usize,
     },
-    /// Logits that no token can be chosen by.
+    /// Logits that are NaN or infinite.
     #[error(
         "the model's output contains NaN or infinity, so no token can be chosen; \
          its weights or activations overflow: try bfloat16 (the option `dtype`), or load it without 8 bit"
     )]
     NonFiniteLogits,
-    /// Devices that the model cannot be put on as asked for.
-    #[error("the model cannot be put there: {reason}")]
+    /// A placement that is impossible.
+    #[error("the model cannot be placed as requested: {reason}")]
     Placement {
         /// Why, and what can be done.
         reason: String,
     },
-    /// Original outlier weights and a device.
+    /// [`OutlierWeights::Original`](llm_int8_nn::linear::OutlierWeights) on a device.
     #[error(
-        "original outlier weights are taken from the file while tokens are computed, which only the CPU does; compute \
+        "original outlier weights are read from the file while tokens are computed, which only the CPU does; compute \
          there, or take them from the codes"
     )]
     OriginalWeightsOnDevice,
-    /// Parts of this program do not agree with each other.
+    /// An invariant of this program that does not hold.
     #[error(
         "a bug in this program: {what} is missing where the plan of the model needs it; please report it"
     )]
@@ -100,13 +99,13 @@ pub enum DecoderError {
         /// What is missing.
         what: &'static str,
     },
-    /// A device refused something.
+    /// An error of a device.
     #[error(transparent)]
     Cuda(#[from] llm_int8_cuda::CudaError),
-    /// A tensor operation failed.
+    /// An error of a candle tensor operation.
     #[error("tensor operation failed: {0}")]
     Candle(#[from] candle_core::Error),
-    /// A layer or the checkpoint refused something.
+    /// An error of a layer or of the checkpoint.
     #[error(transparent)]
     Nn(#[from] NnError),
 }

@@ -1,30 +1,30 @@
-//! Models in GGUF files: their metadata as a `config.json`, their tensors under transformers'
-//! names.
+//! Opens a GGUF file as a model of transformers: its metadata becomes a `config.json`, its tensors
+//! get transformers' names.
 //!
-//! The names are those of llama.cpp (`gguf-py/gguf/constants.py`), what it changes in the weights
-//! stands in its `convert_hf_to_gguf.py`.
+//! The names in the file are those of llama.cpp (`gguf-py/gguf/constants.py`). What llama.cpp
+//! changes in the weights is in its `convert_hf_to_gguf.py`.
 
 use crate::error::{DecoderError, Result};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufChange, GgufFile};
 use llm_int8_nn::config::ModelConfig;
 use serde_json::{Map, Value, json};
 
-/// How a family looks in GGUF.
+/// How llama.cpp stores a family.
 struct Architecture {
-    /// `general.architecture`, and `model_type` of config.json.
+    /// `general.architecture` of the file, and `model_type` of config.json.
     name: &'static str,
-    /// The class of transformers.
+    /// The class in transformers.
     class: &'static str,
-    /// Rows of queries and keys are permuted.
+    /// Whether the rows of queries and keys are permuted, for a rotation of adjacent pairs.
     is_permuted: bool,
-    /// 1 was added to the weights of norms.
-    has_raised_norms: bool,
-    /// What the names of tensors become, without `blk.N.` and the ending, where [`LLAMA`] says
-    /// otherwise.
+    /// Whether 1 was added to the weights of norms.
+    has_shifted_norms: bool,
+    /// Names in GGUF and in transformers, without `blk.N.` and `.weight`: those that differ from
+    /// [`LLAMA`].
     names: &'static [(&'static str, &'static str)],
 }
 
-/// Names of the style of Llama, which the others but GPT-2 differ from here and there.
+/// The names of Llama, which apply to all architectures but GPT-2.
 const LLAMA: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -69,7 +69,7 @@ const GPT2: &[(&str, &str)] = &[
 ];
 
 impl Architecture {
-    /// One with Llama's names but for these, and weights as they are.
+    /// An architecture whose weights are stored unchanged.
     const fn plain(
         name: &'static str,
         class: &'static str,
@@ -80,14 +80,14 @@ impl Architecture {
             class,
             names,
             is_permuted: false,
-            has_raised_norms: false,
+            has_shifted_norms: false,
         }
     }
 }
 
 const ARCHITECTURES: &[Architecture] = &[
     Architecture {
-        has_raised_norms: true,
+        has_shifted_norms: true,
         ..Architecture::plain("gemma2", "Gemma2ForCausalLM", GEMMA2)
     },
     Architecture::plain("gpt2", "GPT2LMHeadModel", GPT2),
@@ -101,11 +101,11 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture::plain("starcoder2", "Starcoder2ForCausalLM", STARCODER2),
 ];
 
-/// `config.json` and checkpoint of a GGUF file.
+/// The configuration and the checkpoint in a GGUF file.
 ///
 /// # Errors
-/// [`DecoderError::Config`] for an architecture that is not read here or lacks its numbers;
-/// [`NnError::MalformedFile`](llm_int8_nn::NnError).
+/// [`DecoderError::Config`] for an architecture that is not supported, or metadata that lacks a
+/// size; [`NnError::MalformedFile`](llm_int8_nn::NnError).
 pub fn open_gguf(file: GgufFile) -> Result<(ModelConfig, Checkpoint)> {
     let name = file.text("general.architecture").unwrap_or_default();
     let Some(architecture) = ARCHITECTURES
@@ -118,31 +118,38 @@ pub fn open_gguf(file: GgufFile) -> Result<(ModelConfig, Checkpoint)> {
             .collect();
         return Err(DecoderError::Config {
             reason: format!(
-                "{} holds a model of architecture `{name}`; GGUF files of {} are read here; other models as \
-                 safetensors",
+                "{} has a model of architecture `{name}`; GGUF is supported for {}; use the safetensors of other \
+                 models",
                 file.name(),
                 known.join(", ")
             ),
         });
     };
-    let config = ModelConfig::from_values(
-        Keys {
-            file: &file,
-            architecture,
-        }
-        .config()?,
-    );
-    let heads = |key: &str| config.optional_size(key).ok().flatten();
-    let queries = heads("num_attention_heads").unwrap_or(0);
-    let keys = heads("num_key_value_heads").unwrap_or(queries);
-    let checkpoint =
-        Checkpoint::from_gguf(file, |stored| architecture.rename(stored, [queries, keys]))?;
+    let metadata = Metadata {
+        file: &file,
+        architecture,
+    };
+    let config = ModelConfig::from_values(metadata.config()?);
+
+    let size = |key: &str| config.optional_size(key).ok().flatten();
+    let query = size("num_attention_heads").unwrap_or(0);
+    let key_value = size("num_key_value_heads").unwrap_or(query);
+    let heads = HeadCounts { query, key_value };
+    let checkpoint = Checkpoint::from_gguf(file, |stored| architecture.rename(stored, heads))?;
     Ok((config, checkpoint))
 }
 
+/// Numbers of attention heads.
+#[derive(Debug, Clone, Copy)]
+struct HeadCounts {
+    query: usize,
+    key_value: usize,
+}
+
 impl Architecture {
-    /// The name of a tensor in a checkpoint, and what llama.cpp changed in it.
-    fn rename(&self, stored: &str, [queries, keys]: [usize; 2]) -> Option<(String, GgufChange)> {
+    /// The name of a tensor in transformers, and what llama.cpp changed in it; none for a tensor
+    /// without a counterpart.
+    fn rename(&self, stored: &str, heads: HeadCounts) -> Option<(String, GgufChange)> {
         let (block, rest) = match stored.strip_prefix("blk.") {
             Some(rest) => rest
                 .split_once('.')
@@ -150,6 +157,7 @@ impl Architecture {
             None => (None, stored),
         };
         let (part, ending) = rest.rsplit_once('.')?;
+
         let is_gpt2 = self.name == "gpt2";
         let shared = if is_gpt2 { &[] } else { LLAMA };
         let (_, new) = self
@@ -157,31 +165,36 @@ impl Architecture {
             .iter()
             .chain(shared)
             .find(|(old, _)| *old == part)?;
+
         let name = match block {
             Some(number) if is_gpt2 => format!("transformer.h.{number}.{new}.{ending}"),
             Some(number) => format!("model.layers.{number}.{new}.{ending}"),
             None => format!("{new}.{ending}"),
         };
+
         let change = match part {
-            "attn_q" if self.is_permuted => GgufChange::Unpermute { heads: queries },
-            "attn_k" if self.is_permuted => GgufChange::Unpermute { heads: keys },
+            "attn_q" if self.is_permuted => GgufChange::Unpermute { heads: heads.query },
+            "attn_k" if self.is_permuted => GgufChange::Unpermute {
+                heads: heads.key_value,
+            },
             "attn_qkv" | "attn_output" | "ffn_up" | "ffn_down" if is_gpt2 && ending == "weight" => {
                 GgufChange::Transpose
             }
-            _ if self.has_raised_norms && part.ends_with("norm") => GgufChange::MinusOne,
+            _ if self.has_shifted_norms && part.ends_with("norm") => GgufChange::MinusOne,
             _ => GgufChange::None,
         };
         Some((name, change))
     }
 }
 
-/// The metadata of one architecture.
-struct Keys<'a> {
+/// The metadata of a file.
+struct Metadata<'a> {
     file: &'a GgufFile,
     architecture: &'a Architecture,
 }
 
-impl Keys<'_> {
+impl Metadata<'_> {
+    /// The full name of a key of the architecture.
     fn key(&self, rest: &str) -> String {
         format!("{}.{rest}", self.architecture.name)
     }
@@ -189,7 +202,10 @@ impl Keys<'_> {
     fn size(&self, rest: &str) -> Result<i64> {
         let key = self.key(rest);
         self.file.integer(&key).ok_or_else(|| DecoderError::Config {
-            reason: format!("{} has no number `{key}` in its metadata", self.file.name()),
+            reason: format!(
+                "{} has no integer `{key}` in its metadata",
+                self.file.name()
+            ),
         })
     }
 
@@ -208,6 +224,7 @@ impl Keys<'_> {
         }
     }
 
+    /// The metadata as a `config.json`.
     fn config(&self) -> Result<Value> {
         let mut config = match self.architecture.name {
             "gpt2" => json!({
@@ -220,20 +237,19 @@ impl Keys<'_> {
             }),
             _ => self.llama_style()?,
         };
-        let epsilon = match self.architecture.name {
+
+        let (eps, stored_eps) = match self.architecture.name {
             "gpt2" => ("layer_norm_epsilon", "attention.layer_norm_epsilon"),
             "starcoder2" => ("norm_epsilon", "attention.layer_norm_epsilon"),
             _ => ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
         };
-        config[epsilon.0] = self
-            .file
-            .number(&self.key(epsilon.1))
-            .unwrap_or(1e-5)
-            .into();
+        let value = self.file.number(&self.key(stored_eps));
+        config[eps] = value.unwrap_or(1e-5).into();
+
         config["model_type"] = self.architecture.name.into();
         config["architectures"] = json!([self.architecture.class]);
         config["vocab_size"] = self.vocab_size()?.into();
-        // Converters write the head of a tied GPT-2 a second time.
+        // GPT-2 is always tied; llama.cpp's converter writes its head a second time.
         let is_tied = self.architecture.name == "gpt2" || !self.has_tensor("output.weight");
         config["tie_word_embeddings"] = is_tied.into();
         for (key, stored) in [
@@ -246,11 +262,10 @@ impl Keys<'_> {
         Ok(config)
     }
 
+    /// The keys that Llama and the families after it share.
     fn llama_style(&self) -> Result<Value> {
-        let (hidden, heads) = (
-            self.size("embedding_length")?,
-            self.size("attention.head_count")?,
-        );
+        let hidden = self.size("embedding_length")?;
+        let heads = self.size("attention.head_count")?;
         let mut config = json!({
             "hidden_size": hidden,
             "num_hidden_layers": self.size("block_count")?,
@@ -260,10 +275,11 @@ impl Keys<'_> {
             "max_position_embeddings": self.size("context_length")?,
             "rope_theta": self.file.number(&self.key("rope.freq_base")).unwrap_or(10000.0),
         });
-        let head = self.file.integer(&self.key("attention.key_length"));
-        if let Some(size) = head.filter(|_| self.architecture.name != "phi3") {
+        let head_dim = self.file.integer(&self.key("attention.key_length"));
+        if let Some(size) = head_dim.filter(|_| self.architecture.name != "phi3") {
             config["head_dim"] = size.into();
         }
+
         if let (Some(dims), Some(size), "phi3") = (
             self.file.integer(&self.key("rope.dimension_count")),
             hidden.checked_div(heads),
@@ -278,32 +294,25 @@ impl Keys<'_> {
             .integer(&self.key("attention.sliding_window"))
             .filter(|size| windowed && *size > 0);
         config["sliding_window"] = window.map_or(Value::Null, Value::from);
+
         if self.architecture.name == "gemma2" {
-            for (key, stored) in [
-                ("attn_logit_softcapping", "attn_logit_softcapping"),
-                ("final_logit_softcapping", "final_logit_softcapping"),
-            ] {
+            for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
                 config[key] = self
                     .file
-                    .number(&self.key(stored))
+                    .number(&self.key(key))
                     .map_or(Value::Null, Value::from);
             }
-            // llama.cpp knows the scale of its published sizes: 27B divides by width a head, others
-            // by its size.
-            let size = if self.size("block_count")? == 46 {
-                hidden / heads.max(1)
-            } else {
-                head.unwrap_or(256)
-            };
-            config["query_pre_attn_scalar"] = size.into();
+            config["query_pre_attn_scalar"] = self.gemma2_score_scale()?.into();
         }
+
         if self.architecture.name == "llama" {
-            // Llama's converter writes biases where there are some.
+            // Not in the metadata either.
             config["attention_bias"] = self.has_tensor("blk.0.attn_q.bias").into();
         }
+
         config["rope_scaling"] = self.rope_scaling()?;
         if config["rope_scaling"]["rope_type"] == "longrope" {
-            // transformers looks for it beside `rope_scaling`.
+            // transformers has this key next to `rope_scaling`.
             let scaling = config["rope_scaling"].as_object_mut();
             let original =
                 scaling.and_then(|scaling| scaling.remove("original_max_position_embeddings"));
@@ -314,7 +323,21 @@ impl Keys<'_> {
         Ok(config)
     }
 
-    /// Factors of frequencies kept as tensors, or a kind with a factor.
+    /// Gemma 2's `query_pre_attn_scalar`, which is not in the metadata. This is llama.cpp's rule
+    /// for the published sizes: `hidden / heads` for 27B, which has 46 blocks, and the head size
+    /// for the others.
+    fn gemma2_score_scale(&self) -> Result<i64> {
+        if self.size("block_count")? == 46 {
+            let hidden = self.size("embedding_length")?;
+            let heads = self.size("attention.head_count")?;
+            return Ok(hidden / heads.max(1));
+        }
+        let head_dim = self.file.integer(&self.key("attention.key_length"));
+        Ok(head_dim.unwrap_or(256))
+    }
+
+    /// `rope_scaling`: from tensors of frequency factors, otherwise from a type and a factor in the
+    /// metadata, otherwise null.
     fn rope_scaling(&self) -> Result<Value> {
         let factors = |name: &str| -> Result<Option<Vec<f32>>> {
             let values = self.has_tensor(name).then(|| self.file.values(name));
@@ -324,7 +347,7 @@ impl Keys<'_> {
             .file
             .integer(&self.key("rope.scaling.original_context_length"));
         let long = factors("rope_factors_long.weight")?.zip(factors("rope_factors_short.weight")?);
-        // Llama 3.1: one list for all lengths.
+        // Llama 3.1 has one list for all lengths.
         let one = factors("rope_freqs.weight")?.map(|list| (list.clone(), list));
         if let Some((long_factor, short_factor)) = long.or(one) {
             let scale = self
@@ -342,6 +365,7 @@ impl Keys<'_> {
             }
             return Ok(scaling);
         }
+
         let kind = self
             .file
             .text(&self.key("rope.scaling.type"))

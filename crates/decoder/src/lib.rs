@@ -1,5 +1,5 @@
-//! The one decoder: every family of causal language models as data, a plan made from that data, and
-//! two executors that follow the plan.
+//! One decoder for every family of causal language models. A family is data; a plan is built from
+//! that data; two executors, for the CPU and for GPUs, follow the plan.
 //!
 //! ```text
 //! config.json ──▶ families ──▶ DecoderSpec ──▶ Plan ──▶ execute/cpu
@@ -8,15 +8,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`families`] | what each family's `config.json` and checkpoints are called, and what its blocks are made of |
-//! | [`spec`], [`template`], [`slot`] | the description: sizes and rules, PyTorch's tree, the places of parts |
+//! | [`families`] | for each family its keys of `config.json`, its tensor names, and what its blocks are made of |
+//! | [`spec`], [`template`], [`slot`] | the description of a model: sizes and rules, PyTorch's module tree, the parts that have weights |
 //! | [`plan`] | the steps of a model, in one vocabulary for both executors |
 //! | `load`, `gguf`, `save` | from a checkpoint to a decoder and back, one tensor at a time |
-//! | `pass`, `execute`, [`Logits`] | one pass of some sequences through the model, step by step |
+//! | `pass`, `execute`, [`Logits`] | one forward pass of a batch of sequences, step by step |
 //! | [`placement`] | which part lies on which device |
 //!
-//! Rows between layers are f32. Weights are int8 codes with an f32 `absmax` for each row, or f16,
-//! bf16 or f32. The library prints nothing and reads no environment.
+//! Activations between layers are f32. Weights are int8 codes with one f32 `absmax` per row, or
+//! f16, bf16 or f32. The library prints nothing and reads no environment variables.
 
 mod decoder;
 pub mod error;

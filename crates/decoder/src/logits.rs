@@ -1,16 +1,22 @@
-//! Logits of a pass, where they were computed, and the few tokens among them that matter.
+//! The logits of a pass, left on the CPU or the device that computed them, and the choice of the
+//! most likely tokens there.
 
 use crate::error::{DecoderError, Result};
 use crate::execute::gpu::{HeadMemory, StagePass};
 use llm_int8_cuda::ops::{Logits as DeviceLogits, Selected, penalise, select};
 use std::fmt;
+use std::ops::Range;
 
-/// Tokens from which on a whole row of logits is fetched from a device.
+/// Maximum number of tokens chosen on a device; for more, the whole row of logits is copied.
 pub(super) const MOST_CHOSEN: usize = 1024;
-/// Rows whose most likely tokens fit into the memory for as many tokens.
+/// Maximum number of rows whose largest logits are found by one launch: each needs 12 bytes of the
+/// memory that has 8 bytes for each of [`MOST_CHOSEN`] tokens.
 const MOST_ROWS: usize = 8 * MOST_CHOSEN / 12;
 
-/// Logits of the positions requested of a pass, row by row, on the CPU or still on a device.
+/// A token and its logit.
+type Token = (u32, f32);
+
+/// The logits of a pass, one row for each requested position, on the CPU or still on a device.
 pub struct Logits<'a> {
     place: Place<'a>,
     rows: usize,
@@ -19,19 +25,23 @@ pub struct Logits<'a> {
 
 enum Place<'a> {
     Cpu(Vec<f32>),
-    /// With the most likely token of each row and its logit (none: the row is not finite), once one
-    /// of them was asked for and as long as no penalty changes a row.
-    Device(StagePass<'a>, Option<Vec<Option<(u32, f32)>>>),
+    Device {
+        pass: StagePass<'a>,
+        /// The most likely token of each row (none: the row is not finite). Filled by the first
+        /// call that needs one; cleared when a penalty changes a row.
+        largest: Option<Vec<Option<Token>>>,
+    },
 }
 
-/// Which tokens are asked for.
+/// Which tokens [`Logits::choose`] returns.
 #[derive(Debug, Clone, Copy)]
 pub struct Choice<'a> {
-    /// How many of the most likely tokens.
+    /// The number of tokens: the most likely ones.
     pub count: usize,
-    /// Logits of tokens in `seen` are divided by it, negative ones multiplied; 1: not.
+    /// Repetition penalty: positive logits of tokens in `seen` are divided by it, negative ones
+    /// multiplied. 1: none.
     pub penalty: f32,
-    /// Tokens that were there, each as often as one likes.
+    /// Tokens to penalise; repetitions do not matter.
     pub seen: &'a [u32],
 }
 
@@ -47,25 +57,28 @@ impl fmt::Debug for Logits<'_> {
 impl<'a> Logits<'a> {
     pub(super) fn on_device(pass: StagePass<'a>, rows: usize, vocabulary: usize) -> Self {
         Self {
-            place: Place::Device(pass, None),
+            place: Place::Device {
+                pass,
+                largest: None,
+            },
             rows,
             vocabulary,
         }
     }
 
-    /// Number of rows: one for each position requested.
+    /// Number of rows: one for each requested position.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// All of them: f32 `[rows, V]`.
+    /// All logits, f32 `[rows, V]`, copied from the device if they are on one.
     ///
     /// # Errors
     /// [`DecoderError::Cuda`].
     pub fn into_vec(self) -> Result<Vec<f32>> {
         match self.place {
             Place::Cpu(logits) => Ok(logits),
-            Place::Device(pass, _) => {
+            Place::Device { pass, .. } => {
                 let mut logits = vec![0f32; self.rows * self.vocabulary];
                 pass.head()?.logits.all().read(&mut logits)?;
                 Ok(logits)
@@ -73,11 +86,11 @@ impl<'a> Logits<'a> {
         }
     }
 
-    /// The most likely tokens of a row with their logits, the most likely first, equal ones by
-    /// their ids. The penalty changes the row: ask once for each.
+    /// The most likely tokens of a row with their logits, the most likely first; of equal logits,
+    /// the lower id first. A penalty changes the row for good, so call this once per row.
     ///
-    /// On a device only these tokens cross the bus. The most likely token of every row comes by one
-    /// launch and one copy, when that of the first row is asked for.
+    /// From a device, only these tokens are copied. For one token per row without a penalty, the
+    /// first call finds those of all rows with one launch and one copy.
     ///
     /// ```
     /// use llm_int8_decoder::{Choice, Logits};
@@ -88,47 +101,47 @@ impl<'a> Logits<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`DecoderError::NonFiniteLogits`]; [`DecoderError::Cuda`]; [`DecoderError::Input`] for a row
-    /// that is not there.
+    /// [`DecoderError::NonFiniteLogits`] for a row with NaN or infinity; [`DecoderError::Cuda`];
+    /// [`DecoderError::Input`] for a row that does not exist.
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
         let range = self.range(row)?;
-        let shape = [self.rows, self.vocabulary];
-        match &mut self.place {
-            Place::Cpu(logits) => choose_on_cpu(&mut logits[range], choice),
-            Place::Device(pass, largest)
-                if choice.count == 1 && choice.penalty == 1.0 && self.rows <= MOST_ROWS =>
-            {
-                if largest.is_none() {
-                    *largest = Some(largest_of_rows(pass.head()?, shape)?);
-                }
-                let of_row = largest.as_ref().and_then(|all| all[row]);
-                of_row
-                    .map(|found| vec![found])
-                    .ok_or(DecoderError::NonFiniteLogits)
+        let (pass, largest) = match &mut self.place {
+            Place::Cpu(logits) => return choose_on_cpu(&mut logits[range], choice),
+            Place::Device { pass, largest } => (pass, largest),
+        };
+        let memory = pass.head()?;
+
+        if choice.count == 1 && choice.penalty == 1.0 && self.rows <= MOST_ROWS {
+            if largest.is_none() {
+                *largest = Some(largest_of_rows(memory, self.rows, self.vocabulary)?);
             }
-            Place::Device(pass, largest) if choice.count.min(self.vocabulary) <= MOST_CHOSEN => {
-                if choice.penalty != 1.0 {
-                    *largest = None;
-                }
-                choose_on_device(pass.head()?, range, choice)
-            }
-            Place::Device(pass, _) => {
-                let mut logits = vec![0f32; self.vocabulary];
-                pass.head()?.logits.part(range)?.read(&mut logits)?;
-                choose_on_cpu(&mut logits, choice)
-            }
+            let token = largest.as_ref().and_then(|tokens| tokens[row]);
+            return token
+                .map(|token| vec![token])
+                .ok_or(DecoderError::NonFiniteLogits);
         }
+
+        if choice.count.min(self.vocabulary) <= MOST_CHOSEN {
+            if choice.penalty != 1.0 {
+                *largest = None;
+            }
+            return choose_on_device(memory, range, choice);
+        }
+
+        let mut logits = vec![0f32; self.vocabulary];
+        memory.logits.part(range)?.read(&mut logits)?;
+        choose_on_cpu(&mut logits, choice)
     }
 
-    /// A copy of one row: f32 `[V]`, whatever is in it. On a device it crosses the bus.
+    /// A copy of one row, f32 `[V]`, which may contain NaN and infinities.
     ///
     /// # Errors
-    /// [`DecoderError::Cuda`]; [`DecoderError::Input`] for a row that is not there.
+    /// [`DecoderError::Cuda`]; [`DecoderError::Input`] for a row that does not exist.
     pub fn row(&self, row: usize) -> Result<Vec<f32>> {
         let range = self.range(row)?;
         match &self.place {
             Place::Cpu(logits) => Ok(logits[range].to_vec()),
-            Place::Device(pass, _) => {
+            Place::Device { pass, .. } => {
                 let mut logits = vec![0f32; self.vocabulary];
                 pass.head()?.logits.part(range)?.read(&mut logits)?;
                 Ok(logits)
@@ -136,10 +149,13 @@ impl<'a> Logits<'a> {
         }
     }
 
-    /// Where a row lies among all logits.
-    fn range(&self, row: usize) -> Result<std::ops::Range<usize>> {
+    /// The range of a row among all logits.
+    fn range(&self, row: usize) -> Result<Range<usize>> {
         if row >= self.rows {
-            let reason = format!("there are logits of {} positions, not of {row}", self.rows);
+            let reason = format!(
+                "there is no row {row}: {} positions were requested",
+                self.rows
+            );
             return Err(DecoderError::Input {
                 model: "logits".into(),
                 reason,
@@ -148,7 +164,7 @@ impl<'a> Logits<'a> {
         Ok(row * self.vocabulary..(row + 1) * self.vocabulary)
     }
 
-    /// Logits `[rows, vocabulary]` that were made elsewhere.
+    /// Logits `[rows, vocabulary]` on the CPU.
     pub fn from_vec(logits: Vec<f32>, vocabulary: usize) -> Logits<'static> {
         Logits {
             rows: logits.len() / vocabulary.max(1),
@@ -158,7 +174,7 @@ impl<'a> Logits<'a> {
     }
 }
 
-/// Each token once, in order.
+/// The ids inside the vocabulary, sorted and without repetitions.
 fn distinct(seen: &[u32], vocabulary: usize) -> Vec<u32> {
     let mut seen: Vec<u32> = seen
         .iter()
@@ -170,19 +186,21 @@ fn distinct(seen: &[u32], vocabulary: usize) -> Vec<u32> {
     seen
 }
 
-/// Equal logits go by id, so that the same seed gives the same text everywhere.
-fn by_likelihood(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+/// Most likely first. Equal logits are ordered by id, so that a seed gives the same text on every
+/// machine.
+fn by_likelihood(a: &Token, b: &Token) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-fn choose_on_cpu(logits: &mut [f32], choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
-    // No early end: a loop over all is vectorised.
+fn choose_on_cpu(logits: &mut [f32], choice: &Choice<'_>) -> Result<Vec<Token>> {
+    // A fold instead of `any`: without an early exit the loop is vectorised.
     if logits
         .iter()
         .fold(false, |bad, logit| bad | !logit.is_finite())
     {
         return Err(DecoderError::NonFiniteLogits);
     }
+
     if choice.penalty != 1.0 {
         for id in distinct(choice.seen, logits.len()) {
             let logit = &mut logits[id as usize];
@@ -196,8 +214,8 @@ fn choose_on_cpu(logits: &mut [f32], choice: &Choice<'_>) -> Result<Vec<(u32, f3
     Ok(largest(logits, choice.count))
 }
 
-/// The `count` largest of a row of logits with their ids, in the order of [`Logits::choose`]. The
-/// row may hold infinities, as a row does in which tokens are ruled out by -inf.
+/// The `count` largest logits of a row with their ids, in the order of [`Logits::choose`]. The row
+/// may contain infinities: -inf rules a token out.
 pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     if count == 1 {
         let id = most_likely(logits);
@@ -207,7 +225,8 @@ pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
             .into_iter()
             .collect();
     }
-    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+
+    let mut tokens: Vec<Token> = (0u32..).zip(logits.iter().copied()).collect();
     if count < tokens.len() && count > 0 {
         tokens.select_nth_unstable_by(count - 1, by_likelihood);
     }
@@ -216,12 +235,13 @@ pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     tokens
 }
 
-/// The token of the largest logit, the first of equal ones (as `torch.argmax` on a CPU).
+/// The id of the largest logit, the first of equal ones (as `torch.argmax` on a CPU).
 fn most_likely(logits: &[f32]) -> u32 {
-    // Sixteen maxima side by side are vectorised, a search for the first is not.
+    // Sixteen running maxima are vectorised; a search that keeps the index is not.
     const LANES: usize = 16;
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (whole, rest) = logits.as_chunks::<LANES>();
+
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in whole {
         lanes
@@ -234,19 +254,21 @@ fn most_likely(logits: &[f32]) -> u32 {
         .chain(rest)
         .copied()
         .fold(f32::NEG_INFINITY, larger);
+
     logits
         .iter()
         .position(|logit| *logit == largest)
         .unwrap_or(0) as u32
 }
 
-/// The most likely token of each row `[rows, vocabulary]` with its logit; none where a logit is not
+/// The most likely token of each row of logits `[rows, vocabulary]`; none for a row that is not
 /// finite.
 fn largest_of_rows(
     memory: &HeadMemory,
-    [rows, vocabulary]: [usize; 2],
-) -> Result<Vec<Option<(u32, f32)>>> {
-    // Ids, logits and marks in one piece, so that one copy fetches them.
+    rows: usize,
+    vocabulary: usize,
+) -> Result<Vec<Option<Token>>> {
+    // All ids, then all logits, then all marks of bad rows: one copy reads them.
     let found = memory.chosen.part(..12 * rows)?;
     let into = Selected {
         ids: found.part(..4 * rows)?.cast()?,
@@ -259,25 +281,28 @@ fn largest_of_rows(
         vocabulary,
     };
     select(&logits, 1, &into)?;
+
     let mut words = vec![0u32; 3 * rows];
     found.cast::<u32>()?.read(&mut words)?;
-    let of_row = |row: usize| {
-        let (id, value, is_bad) = (
-            words[row],
-            f32::from_bits(words[rows + row]),
-            words[2 * rows + row] != 0,
-        );
-        (!is_bad).then_some((id, value))
+
+    let token = |row: usize| {
+        let id = words[row];
+        let logit = f32::from_bits(words[rows + row]);
+        let is_bad = words[2 * rows + row] != 0;
+        (!is_bad).then_some((id, logit))
     };
-    Ok((0..rows).map(of_row).collect())
+    Ok((0..rows).map(token).collect())
 }
 
+/// The most likely tokens of the row of logits at `range`.
 fn choose_on_device(
     memory: &HeadMemory,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     choice: &Choice<'_>,
-) -> Result<Vec<(u32, f32)>> {
-    let (vocabulary, row) = (range.len(), memory.logits.part(range)?);
+) -> Result<Vec<Token>> {
+    let vocabulary = range.len();
+    let row = memory.logits.part(range)?;
+
     if choice.penalty != 1.0 {
         let seen = distinct(choice.seen, vocabulary);
         memory.seen.all().write(&seen)?;
@@ -287,7 +312,8 @@ fn choose_on_device(
     if count == 0 {
         return Ok(Vec::new());
     }
-    // Ids, logits and the mark in one piece, so that one copy fetches them.
+
+    // All ids, then all logits, then the mark of a bad row: one copy reads them.
     let found = memory.chosen.part(..8 * count + 4)?;
     let into = Selected {
         ids: found.part(..4 * count)?.cast()?,
@@ -300,16 +326,18 @@ fn choose_on_device(
         vocabulary,
     };
     select(&logits, count, &into)?;
+
     let mut bytes = vec![0u8; 8 * count + 4];
     found.read(&mut bytes)?;
     let words: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&bytes);
     if words[2 * count] != 0 {
         return Err(DecoderError::NonFiniteLogits);
     }
+
     let values = words[count..2 * count]
         .iter()
         .map(|bits| f32::from_bits(*bits));
-    let mut tokens: Vec<(u32, f32)> = words[..count].iter().copied().zip(values).collect();
+    let mut tokens: Vec<Token> = words[..count].iter().copied().zip(values).collect();
     tokens.sort_unstable_by(by_likelihood);
     Ok(tokens)
 }
@@ -329,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_likely_come_first_and_equal_ones_by_their_ids() {
+    fn the_most_likely_tokens_come_first_and_ties_are_broken_by_id() {
         let logits = [1.0, 3.0, 3.0, -1.0];
         assert_eq!(choose(&logits, 1, 1.0, &[]).unwrap(), [1]);
         assert_eq!(choose(&logits, 3, 1.0, &[]).unwrap(), [1, 2, 0]);
@@ -337,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
+    fn a_penalty_divides_positive_logits_and_multiplies_negative_ones_once() {
         let mut logits = Logits::from_vec(vec![4.0, -1.0, 3.0], 3);
         let choice = Choice {
             count: 3,
@@ -351,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_copied_as_it_is_and_its_largest_may_be_infinite() {
+    fn rows_are_copied_unchanged_and_largest_accepts_infinities() {
         let logits = Logits::from_vec(vec![1.0, f32::NEG_INFINITY, 2.0, f32::NAN], 2);
         assert_eq!(logits.row(0).unwrap(), [1.0, f32::NEG_INFINITY]);
         assert!(logits.row(1).unwrap()[1].is_nan() && logits.row(2).is_err());
@@ -361,13 +389,13 @@ mod tests {
         assert_eq!(
             largest(&[inf, inf], 1),
             [(0, inf)],
-            "as torch.argmax where all are ruled out"
+            "like torch.argmax when all tokens are ruled out"
         );
         assert!(largest(&[], 1).is_empty());
     }
 
     #[test]
-    fn what_is_not_finite_is_an_error() {
+    fn nan_and_a_missing_row_are_errors() {
         assert!(matches!(
             choose(&[f32::NAN], 1, 1.0, &[]),
             Err(DecoderError::NonFiniteLogits)

@@ -1,11 +1,12 @@
-//! One pass of some sequences through the decoder: where its steps are executed, and in what order.
+//! One forward pass of a batch of sequences: which steps run on the CPU, which on devices, and in
+//! what order.
 //!
-//! The new tokens of all sequences lie one after the other, so that lengths need not be equal and
+//! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and
 //! nothing is padded.
 
 use crate::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
-use crate::execute::gpu::{PassRows, StagePass, Work};
+use crate::execute::gpu::{HostInputs, StagePass, Work};
 use crate::execute::{Cpu, SequenceRows};
 use crate::logits::Logits;
 use candle_core::{Device, Tensor};
@@ -13,33 +14,37 @@ use llm_int8_nn::layers::{LayerCache, Rope};
 use std::ops::Range;
 
 impl Decoder {
-    /// Logits for the next tokens of some sequences: f32 `[rows, V]`, for the positions that each
-    /// requests, one sequence after the other.
+    /// Appends each sequence's new tokens to its cache and returns the logits of the requested
+    /// positions, one sequence after the other.
+    ///
+    /// # Shapes
+    /// The result is f32 `[rows, V]`, with one row for each requested position.
     ///
     /// # Errors
-    /// [`DecoderError::ContextExceeded`] where a cache and its new tokens do not fit into the
-    /// model's positions; [`DecoderError::Input`] for a sequence without tokens or an id beyond the
-    /// vocabulary; [`NnError::NotLoaded`](llm_int8_nn::NnError). After an error the caches hold
-    /// nothing usable.
+    /// [`DecoderError::ContextExceeded`] if a cache and its new tokens exceed the model's
+    /// positions; [`DecoderError::Input`] for a sequence without tokens or an id outside the
+    /// vocabulary; [`NnError::NotLoaded`](llm_int8_nn::NnError). After an error the caches are
+    /// unusable.
     pub fn forward(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Vec<f32>> {
         self.logits_of(sequences)?.into_vec()
     }
 
-    /// [`Decoder::forward`] with the logits where they were computed: of those on a device only the
-    /// tokens chosen need to be fetched. The device is this pass's until they are dropped.
+    /// [`Decoder::forward`] with the logits left where they were computed: from a device, only the
+    /// chosen tokens need to be copied. The device runs no other pass until they are dropped.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Decoder::forward`].
     pub fn logits_of(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Logits<'_>> {
         for sequence in sequences.iter() {
             self.check(sequence)?;
         }
         let input = Input::new(self, sequences);
 
-        let logits = match self.stages.is_empty() {
-            true => on_cpu(self, &input, sequences),
-            false => on_devices(self, &input, sequences),
-        }?;
+        let logits = if self.stages.is_empty() {
+            on_cpu(self, &input, sequences)?
+        } else {
+            on_devices(self, &input, sequences)?
+        };
 
         for (sequence, rows) in sequences.iter_mut().zip(&input.sequences) {
             sequence.cache.len = rows.cached + rows.rows.len();
@@ -50,7 +55,7 @@ impl Decoder {
     /// [`Decoder::forward`] for one sequence: the logits after its last token, f32 `[V]`.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Decoder::forward`].
     pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
         self.forward(&mut [SequenceInput {
             ids,
@@ -59,13 +64,13 @@ impl Decoder {
         }])
     }
 
-    /// Logits of every position of a batch of equally long sequences.
+    /// Logits of every position of a batch of sequences of equal length, each from its beginning.
     ///
     /// # Shapes
     /// `ids` u32 `[B, T]`; the result f32 `[B, T, V]`.
     ///
     /// # Errors
-    /// As [`Decoder::forward`]; [`DecoderError::Candle`] where `ids` are not u32 of two dimensions.
+    /// As [`Decoder::forward`]; [`DecoderError::Candle`] if `ids` is not u32 of two dimensions.
     pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
         let rows = ids.to_vec2::<u32>()?;
         let mut caches: Vec<KvCache> = rows.iter().map(|_| self.new_cache()).collect();
@@ -84,10 +89,10 @@ impl Decoder {
         )?)
     }
 
-    /// Whether all ids belong to the vocabulary, and there are some.
+    /// Checks that there is at least one id, and that all are inside the vocabulary.
     ///
     /// # Errors
-    /// [`DecoderError::Input`] where they do not.
+    /// [`DecoderError::Input`] otherwise.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let error = |reason: String| {
             Err(DecoderError::Input {
@@ -95,7 +100,8 @@ impl Decoder {
                 reason,
             })
         };
-        let (Some(largest), vocab_size) = (ids.iter().max(), self.spec().vocab_size()) else {
+        let vocab_size = self.spec().vocab_size();
+        let Some(largest) = ids.iter().max() else {
             return error("there are no token ids; give at least one".into());
         };
         if *largest as usize >= vocab_size {
@@ -107,10 +113,8 @@ impl Decoder {
     }
 
     fn check(&self, sequence: &SequenceInput<'_>) -> Result<()> {
-        let (requested, available) = (
-            sequence.cache.len() + sequence.ids.len(),
-            self.spec().positions,
-        );
+        let requested = sequence.cache.len() + sequence.ids.len();
+        let available = self.spec().positions;
         if requested > available {
             return Err(DecoderError::ContextExceeded {
                 requested,
@@ -121,12 +125,12 @@ impl Decoder {
     }
 }
 
-/// What a pass computes.
+/// The input of a pass.
 struct Input {
-    /// The new tokens of all sequences.
+    /// The new tokens of all sequences, one per row.
     ids: Vec<u32>,
     sequences: Vec<SequenceRows>,
-    /// The rows whose logits are requested.
+    /// Rows whose logits are requested.
     requested: Vec<usize>,
 }
 
@@ -139,6 +143,7 @@ impl Input {
         };
         let ropes = &decoder.spec().attention.ropes;
         let may_change = ropes.iter().any(Rope::has_long);
+
         for SequenceInput {
             ids: new,
             cache,
@@ -148,13 +153,16 @@ impl Input {
             let length = cache.len() + new.len();
             let is_long = ropes.iter().any(|rope| rope.is_long(length));
             let first = input.ids.len();
+
             if !cache.is_empty() && is_long != cache.is_long {
-                // What is cached was rotated by frequencies that no longer hold.
+                // LongRoPE: the cached keys were rotated by the frequencies of the other length, so
+                // all positions are computed again.
                 input.ids.extend(std::mem::take(&mut cache.seen));
                 **cache = decoder.new_cache();
             }
             input.ids.extend_from_slice(new);
             let rows = first..input.ids.len();
+
             if may_change {
                 cache.seen.extend_from_slice(&input.ids[rows.clone()]);
             }
@@ -171,27 +179,22 @@ impl Input {
         input
     }
 
-    fn rows_for_devices(&self, decoder: &Decoder) -> PassRows {
-        let mut rows = PassRows::default();
+    fn for_devices(&self, decoder: &Decoder) -> HostInputs {
+        let offset = decoder.spec().position_offset;
+        let mut inputs = HostInputs::default();
         for sequence in &self.sequences {
             let ids = &self.ids[sequence.rows.clone()];
-            rows.push(
-                sequence.cached,
-                ids,
-                decoder.spec().position_offset,
-                &sequence.ropes,
-            );
+            inputs.push(sequence.cached, ids, offset, &sequence.ropes);
         }
-        rows
+        inputs
     }
 }
 
-/// Rows from which a pass runs on the thread pool from beginning to end, so that its threads need
-/// not be woken for each layer. Fewer rows never leave the calling thread and the team of the
-/// kernels.
+/// Rows from which the whole pass runs inside rayon's pool, so that its threads are not woken anew
+/// for each layer. Passes of fewer rows use only the calling thread and the kernels' own team.
 const POOLED_ROWS: usize = 16;
 
-/// Runs work on the CPU for this many rows.
+/// Runs `work`, a pass of `rows` rows on the CPU.
 fn pooled<T: Send>(rows: usize, work: impl FnOnce() -> T + Send) -> T {
     if rows >= POOLED_ROWS {
         rayon::scope(|_| work())
@@ -200,7 +203,7 @@ fn pooled<T: Send>(rows: usize, work: impl FnOnce() -> T + Send) -> T {
     }
 }
 
-/// Everything on the CPU.
+/// A pass that runs on the CPU alone.
 fn on_cpu<'a>(
     decoder: &'a Decoder,
     input: &Input,
@@ -215,7 +218,7 @@ fn on_cpu<'a>(
     Ok(Logits::from_vec(logits, decoder.spec().vocab_size()))
 }
 
-/// Blocks on the CPU.
+/// Runs blocks on the CPU.
 fn run_blocks(
     cpu: &mut Cpu<'_>,
     blocks: Range<usize>,
@@ -231,17 +234,20 @@ fn run_blocks(
     Ok(())
 }
 
-/// The blocks of each device in turn, then those of the CPU; embeddings and head where they lie.
-/// The stream goes from place to place through the host.
+/// A pass through the blocks of each device in turn, then through those of the CPU. Embeddings and
+/// head run where they lie: on the first device or on the CPU. The stream is copied from device to
+/// device through the host.
 fn on_devices<'a>(
     decoder: &'a Decoder,
     input: &Input,
     sequences: &mut [SequenceInput<'_>],
 ) -> Result<Logits<'a>> {
-    let rows = input.rows_for_devices(decoder);
+    let inputs = input.for_devices(decoder);
     let blocks = decoder.blocks.len();
+    let vocabulary = decoder.spec().vocab_size();
     let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
-    // The device that has embeddings and head, once it has computed its blocks.
+
+    // The pass of the device with the head, which is kept until the last block has run.
     let mut with_head: Option<StagePass<'a>> = None;
     let mut computed = 0;
 
@@ -253,30 +259,33 @@ fn on_devices<'a>(
             .iter_mut()
             .map(|sequence| &mut sequence.cache.devices[number])
             .collect();
-        let mut pass = stage.begin(decoder, &rows, &mut caches)?;
+        let mut pass = stage.begin(decoder, &inputs, &mut caches)?;
+
         let embeds = stage.has_head();
         if !embeds {
-            pass.write(&cpu.take_stream())?;
+            pass.write_stream(&cpu.take_stream())?;
         }
+
+        // Where the device has the whole model and all rows are requested, the head runs with the
+        // blocks (in one graph); otherwise after them, for the requested rows.
         computed = stage.range().end;
-        let is_last = embeds && computed == blocks;
-        let heads = is_last && input.requested.len() == input.ids.len();
+        let has_all = embeds && computed == blocks;
+        let computes_head = has_all && input.requested.len() == input.ids.len();
         pass.run(&Work {
             embeds,
             blocks: stage.range(),
-            heads,
+            computes_head,
         })?;
-        if heads {
-            return Ok(Logits::on_device(
-                pass,
-                input.requested.len(),
-                decoder.spec().vocab_size(),
-            ));
+
+        if computes_head {
+            let rows = input.requested.len();
+            return Ok(Logits::on_device(pass, rows, vocabulary));
         }
-        if is_last {
-            return logits_on_device(decoder, pass, input);
+        if has_all {
+            return logits_on_device(pass, &input.requested, vocabulary);
         }
-        cpu.set_stream(pass.read()?);
+
+        cpu.set_stream(pass.read_stream()?);
         if embeds {
             with_head = Some(pass);
         }
@@ -287,26 +296,19 @@ fn on_devices<'a>(
     })?;
     match with_head {
         Some(pass) => {
-            pass.write(&cpu.take_stream())?;
-            logits_on_device(decoder, pass, input)
+            pass.write_stream(&cpu.take_stream())?;
+            logits_on_device(pass, &input.requested, vocabulary)
         }
-        None => Ok(Logits::from_vec(
-            cpu.logits(&input.requested)?,
-            decoder.spec().vocab_size(),
-        )),
+        None => Ok(Logits::from_vec(cpu.logits(&input.requested)?, vocabulary)),
     }
 }
 
-/// The head of a device, for the requested rows of its stream.
+/// Runs the head on a device, for the requested rows of its stream.
 fn logits_on_device<'a>(
-    decoder: &Decoder,
     mut pass: StagePass<'a>,
-    input: &Input,
+    requested: &[usize],
+    vocabulary: usize,
 ) -> Result<Logits<'a>> {
-    pass.logits_of(&input.requested)?;
-    Ok(Logits::on_device(
-        pass,
-        input.requested.len(),
-        decoder.spec().vocab_size(),
-    ))
+    pass.logits_of(requested)?;
+    Ok(Logits::on_device(pass, requested.len(), vocabulary))
 }

@@ -1,4 +1,4 @@
-//! From a decoder back to tensors of a checkpoint.
+//! The tensors of a checkpoint that saves a decoder.
 
 use crate::decoder::Decoder;
 use crate::error::{DecoderError, Result};
@@ -8,23 +8,23 @@ use llm_int8_nn::checkpoint::{NewTensor, float_bytes, float_state, linear_state}
 use llm_int8_nn::dtype::FloatDtype;
 use llm_int8_nn::linear::{Int8Linear, Linear, LinearClass};
 
-/// What becomes of int8 layers when a model is saved.
+/// How int8 layers are saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SavedLayers {
-    /// They are saved as bitsandbytes does: codes and `SCB`.
+    /// As bitsandbytes saves them: codes and `SCB`.
     Int8,
-    /// Their weights become floats again, `code · absmax / 127`, rounded to the dtype of the other
-    /// parameters (`dequantize()` of transformers).
+    /// As floats, `code · absmax / 127`, rounded to the dtype of the other parameters
+    /// (`dequantize()` of transformers).
     Dequantized,
 }
 
 impl Decoder {
-    /// The tensors of a checkpoint of this model, in PyTorch's order, under transformers' names. A
-    /// tied head is left out, as `save_pretrained` leaves it out.
+    /// The model's tensors, in PyTorch's order and under transformers' names. A tied head is left
+    /// out, as `save_pretrained` leaves it out.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`](llm_int8_nn::NnError); [`DecoderError::Config`] for a model whose
-    /// head and token table are int8.
+    /// [`NnError::NotLoaded`](llm_int8_nn::NnError) for a model without values;
+    /// [`DecoderError::Config`] for one whose head and token table are int8.
     pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
         if self.has_int8_head() {
             let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \
@@ -33,10 +33,11 @@ impl Decoder {
                 reason: reason.into(),
             });
         }
+
         let mut tensors = Vec::new();
         for (path, slot) in self.paths() {
-            let is_tied = self.spec().tied_head && slot == Slot::Model(ModelSlot::Head);
             let weight = path.join("weight").to_string();
+            let bias = path.join("bias").to_string();
             match self.part(slot) {
                 Some(Part::Embedding(embedding)) => {
                     tensors.push(float_state(embedding.weight(), weight, false))
@@ -52,11 +53,11 @@ impl Decoder {
                     }
                 }
                 Some(Part::Linear(Linear::Float(linear))) => {
-                    let transposed = linear.class() == LinearClass::Conv1D;
-                    tensors.extend(
-                        (!is_tied).then(|| float_state(linear.weight(), weight, transposed)),
-                    );
-                    let bias = path.join("bias").to_string();
+                    let is_tied = self.spec().tied_head && slot == Slot::Model(ModelSlot::Head);
+                    if !is_tied {
+                        let transposed = linear.class() == LinearClass::Conv1D;
+                        tensors.push(float_state(linear.weight(), weight, transposed));
+                    }
                     tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
                 }
                 Some(Part::Linear(Linear::Int8(linear))) if layers == SavedLayers::Int8 => {
@@ -64,7 +65,6 @@ impl Decoder {
                 }
                 Some(Part::Linear(Linear::Int8(linear))) => {
                     tensors.push(dequantized(linear, weight, self.dtype()));
-                    let bias = path.join("bias").to_string();
                     tensors.extend(linear.bias().map(|values| float_state(values, bias, false)));
                 }
                 None => {}
@@ -74,18 +74,21 @@ impl Decoder {
     }
 }
 
+/// The weight of an int8 layer as a float tensor, in the layout that its class is stored in.
 fn dequantized(linear: &Int8Linear, name: String, dtype: FloatDtype) -> NewTensor<'_> {
-    let (rows, columns) = (linear.out_features(), linear.in_features());
-    let is_conv = linear.class() == LinearClass::Conv1D;
-    let shape = if is_conv {
-        [columns, rows]
+    let out_features = linear.out_features();
+    let in_features = linear.in_features();
+    let transposed = linear.class() == LinearClass::Conv1D;
+    let shape = if transposed {
+        [in_features, out_features]
     } else {
-        [rows, columns]
+        [out_features, in_features]
     };
+
     NewTensor::new(name, dtype.stored(), &shape, move || {
         let values = linear.weight()?.dequantize(linear.isa())?;
-        let tensor =
-            Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype.candle())?;
-        Ok(float_bytes(&tensor, is_conv)?.into())
+        let tensor = Tensor::from_vec(values, (out_features, in_features), &Device::Cpu)?;
+        let tensor = tensor.to_dtype(dtype.candle())?;
+        Ok(float_bytes(&tensor, transposed)?.into())
     })
 }

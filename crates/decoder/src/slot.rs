@@ -1,5 +1,5 @@
-//! The places of a decoder's parts: those of a block, and the embeddings and head around the
-//! blocks.
+//! Slots: names for the parts of a decoder that have parameters, those of a block and those of the
+//! embeddings and head. A family's template fills some of them.
 
 use llm_int8_nn::layers::{Embedding, HeadNorms, Norm};
 use llm_int8_nn::linear::Linear;
@@ -10,7 +10,7 @@ use std::fmt::Debug;
 pub enum Slot {
     /// A part of the embeddings or the head.
     Model(ModelSlot),
-    /// A part of a block.
+    /// A part of the block of this number.
     Block(usize, BlockSlot),
 }
 
@@ -21,11 +21,11 @@ pub enum ModelSlot {
     Tokens,
     /// The position table `[P, C]`.
     Positions,
-    /// A norm of the embeddings (Bloom).
+    /// A norm of the embeddings (BLOOM).
     EmbeddingNorm,
-    /// From the width of the token table to that of the blocks (OPT 350m).
+    /// The linear layer from the token table's width to the blocks' (OPT 350m).
     ProjectIn,
-    /// And back.
+    /// The linear layer back to the token table's width.
     ProjectOut,
     /// The norm before the head.
     FinalNorm,
@@ -46,13 +46,13 @@ pub enum BlockSlot {
     Key,
     /// Values.
     Value,
-    /// The norm of queries: of each head, or of all at once, as its width says.
+    /// The norm of queries: of each head, or of all heads together if it is as wide as they are.
     QueryNorm,
-    /// The norm of keys.
+    /// The norm of keys, likewise.
     KeyNorm,
-    /// The linear layer after attention.
+    /// Attention's output projection.
     AttentionOut,
-    /// The norm of what attention gives, before it joins the stream.
+    /// The norm of attention's output, before it is added to the residual stream.
     AttentionPostNorm,
     /// The norm before the MLP.
     MlpNorm,
@@ -64,13 +64,13 @@ pub enum BlockSlot {
     Up,
     /// The second linear layer of the MLP.
     Down,
-    /// The norm of what the MLP gives, before it joins the stream.
+    /// The norm of the MLP's output, before it is added to the residual stream.
     MlpPostNorm,
 }
 
-/// A kind of slots: the parts of the one kind cannot be asked for by a slot of the other.
+/// A kind of slot. Parts are indexed by one kind, so that a slot of the other does not compile.
 pub trait PartSlot: Copy + Eq + Debug + 'static {
-    /// Its place among the slots of its kind.
+    /// Its index among the slots of its kind.
     fn number(self) -> usize;
 }
 
@@ -95,7 +95,7 @@ pub(super) enum Part {
     Linear(Linear),
 }
 
-/// Parts by their slots.
+/// The parts of a block, or of the embeddings and head, by slot.
 #[derive(Debug, Clone)]
 pub(super) struct Parts<S>(Vec<Option<(S, Part)>>);
 
@@ -124,7 +124,7 @@ impl<S: PartSlot> Parts<S> {
             .map(|(_, part)| part)
     }
 
-    /// The parts that are there, with their slots.
+    /// The filled slots and their parts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (S, &Part)> {
         self.0.iter().flatten().map(|(slot, part)| (*slot, part))
     }
@@ -144,10 +144,11 @@ mod tests {
     use llm_int8_nn::layers::NormKind;
 
     #[test]
-    fn a_part_is_found_by_its_slot_alone() {
+    fn a_part_is_found_only_by_its_slot() {
         let norm = Norm::declared("LayerNorm", NormKind::Layer, 8, 1e-5, FloatDtype::F32);
         let mut parts = Parts::default();
         parts.insert(BlockSlot::MlpNorm, Part::Norm(norm));
+
         assert!(
             parts.get(BlockSlot::MlpNorm).is_some() && parts.get_mut(BlockSlot::MlpNorm).is_some()
         );

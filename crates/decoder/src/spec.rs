@@ -1,4 +1,4 @@
-//! What differs between families, as data.
+//! The description of a decoder: everything in which families differ, as data.
 
 use crate::error::{DecoderError, Result};
 use crate::families::FAMILIES;
@@ -9,85 +9,87 @@ use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::{Activation, Alibi, QkvLayout, Rope};
 use llm_int8_nn::module::ModulePath;
 
-/// A family: the `model_type` of its `config.json`, its classes in transformers, and how it
-/// describes itself.
+/// A family of models: its `model_type`, its classes in transformers, and the function that
+/// describes a model of it.
 pub struct Family {
-    /// `model_type`.
+    /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// The class of its causal language model, as `architectures` names it.
+    /// The class of its causal language model, as `architectures` in `config.json` names it.
     pub architecture: &'static str,
-    /// Its configuration class.
+    /// Its configuration class: keys, defaults and aliases.
     pub class: ConfigClass,
-    /// From the keys of the configuration class to a description.
+    /// Builds the description from a configuration.
     pub describe: fn(&ModelConfig) -> Result<DecoderSpec>,
 }
 
-/// A decoder, described: its tree of parts, and how values go through them.
+/// The description of a decoder: its parts, and what is computed with them.
 ///
-/// Which parts there are is what the [`Template`] says; the [`Plan`] acts on what it finds. A block
-/// with [`BlockSlot::Gate`](crate::slot::BlockSlot::Gate) has a gated MLP, one with
-/// [`BlockSlot::QueryNorm`](crate::slot::BlockSlot::QueryNorm) normalises queries, one without
-/// [`BlockSlot::MlpNorm`](crate::slot::BlockSlot::MlpNorm) gives its MLP what attention got.
+/// The [`Template`] says which parts there are, and the [`Plan`] follows from that. A block with
+/// [`BlockSlot::Gate`](crate::slot::BlockSlot::Gate) has a gated MLP; one with
+/// [`BlockSlot::QueryNorm`](crate::slot::BlockSlot::QueryNorm) normalises queries; in one of
+/// parallel residuals without [`BlockSlot::MlpNorm`](crate::slot::BlockSlot::MlpNorm), the MLP has
+/// the same input as attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
     /// `model_type` of `config.json`.
     pub family: &'static str,
-    /// The tree in PyTorch's order, with every part.
+    /// The module tree, in PyTorch's order.
     pub tree: Template,
     /// Width of the residual stream, C.
     pub hidden_size: usize,
-    /// The longest context.
+    /// Positions of the longest context.
     pub positions: usize,
-    /// What token rows are multiplied with.
+    /// Factor of the token embeddings.
     pub embedding_scale: f64,
     /// The row of the position table that position 0 has (OPT: 2).
     pub position_offset: usize,
-    /// Heads and how they attend.
+    /// The attention heads.
     pub attention: AttentionSpec,
-    /// What differs between blocks, one a block.
+    /// What differs between blocks; one for each block.
     pub layers: Vec<LayerSpec>,
-    /// The MLP's function.
+    /// The MLP's activation function.
     pub activation: Activation,
-    /// How attention and MLP join the residual stream.
+    /// How attention and MLP are added to the residual stream.
     pub residual: Residual,
-    /// What they are multiplied with before.
+    /// The factor with which they are added.
     pub residual_scale: f64,
-    /// What logits are multiplied with.
+    /// Factor of the logits.
     pub logit_scale: f64,
     /// `cap · tanh(logits / cap)`.
     pub logit_softcap: Option<f64>,
-    /// Whether the output head shares the token table.
+    /// Whether the head shares the token table's weight.
     pub tied_head: bool,
-    /// A prefix of every key that older or base-model checkpoints leave out (`transformer.`).
+    /// A prefix of tensor names that older checkpoints, and those of the base model, leave out
+    /// (`transformer.`).
     pub optional_prefix: &'static str,
-    /// Ends of keys that are buffers and not weights.
+    /// Suffixes of tensor names that are buffers and not weights.
     pub ignored_suffixes: &'static [&'static str],
 }
 
-/// Heads and how they attend.
+/// The attention of every block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
-    /// Heads of queries, H.
+    /// Query heads, H.
     pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    /// Heads of keys and values; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
     /// Width of a head, D.
     pub head_size: usize,
-    /// How queries, keys and values lie in the one product of
+    /// The order of queries, keys and values in the output of
     /// [`BlockSlot::Qkv`](crate::slot::BlockSlot::Qkv).
     pub layout: QkvLayout,
-    /// Queries, keys and values are kept in `-clamp..=clamp` (MPT).
+    /// Queries, keys and values are clamped to `-clamp..=clamp` (MPT).
     pub qkv_clamp: Option<f64>,
-    /// Rotations that layers choose from.
+    /// The rotations that layers choose from.
     pub ropes: Vec<Rope>,
-    /// Slopes of position biases (Bloom, MPT).
+    /// Position biases instead of a rotation (BLOOM, Falcon, MPT).
     pub alibi: Option<Alibi>,
     /// `cap · tanh(score / cap)` (Gemma 2).
     pub softcap: Option<f64>,
 }
 
 impl AttentionSpec {
-    /// Plain multi-head attention.
+    /// Multi-head or grouped-query attention without any of the options.
     pub fn new(heads: usize, kv_heads: usize, head_size: usize) -> Self {
         Self {
             heads,
@@ -105,31 +107,31 @@ impl AttentionSpec {
 /// What differs between blocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
-    /// What attention scores are multiplied with.
+    /// Factor of the attention scores.
     pub factor: f64,
-    /// A position sees this many positions, itself included; none: all before it.
+    /// Positions that each position sees, itself included; none: all before it.
     pub window: Option<usize>,
-    /// Which of [`AttentionSpec::ropes`]; none: no rotation.
+    /// Index into [`AttentionSpec::ropes`]; none: no rotation.
     pub rope: Option<usize>,
 }
 
-/// How attention and MLP join the residual stream `x`, with `a` and `m` for the two and `n` for
-/// norms.
+/// How attention `a` and MLP `m` are added to the residual stream `x`, with norms `n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residual {
     /// `x += a(n(x))`, then `x += m(n(x))`.
     Sequential,
-    /// `x += a(n(x)) + m(n(x))`, both from the same x.
+    /// `x += a(n(x)) + m(n(x))`, both from the same `x`.
     Parallel,
     /// `x = n(x + a(x))`, then `x = n(x + m(x))` (OPT 350m).
     NormAfter,
 }
 
 impl DecoderSpec {
-    /// The description of the model a `config.json` speaks of.
+    /// The description of the model in a `config.json`.
     ///
     /// # Errors
-    /// [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`].
+    /// [`DecoderError::UnsupportedFamily`]; [`DecoderError::Config`] for values that are missing,
+    /// invalid, or not supported.
     pub fn from_config(config: &ModelConfig) -> Result<Self> {
         let model_type = config.model_type()?;
         let family = FAMILIES
@@ -144,6 +146,7 @@ impl DecoderSpec {
                     .join(", "),
             })?;
         let config = config.of_class(&family.class)?;
+
         if config
             .value("pruned_heads")
             .as_object()
@@ -154,6 +157,7 @@ impl DecoderSpec {
                 reason: reason.into(),
             });
         }
+
         let mut spec = Self {
             family: family.model_type,
             ..(family.describe)(&config)?
@@ -165,14 +169,14 @@ impl DecoderSpec {
         Ok(spec)
     }
 
-    /// More are refused before anything is made for each of them.
+    /// More heads are refused, before anything is allocated for each of them.
     pub(super) const MOST_HEADS: usize = 1 << 12;
 
-    /// Wider ones are refused before frequencies are made for them.
+    /// Wider heads are refused, before rotation frequencies are computed for them.
     pub(super) const WIDEST_HEAD: usize = 1 << 14;
 
-    /// A description to go on from: attention with `D^-0.5`, sequential residuals, a tied head,
-    /// positions without end.
+    /// A description to start from: scores scaled by `D^-0.5`, sequential residuals, a tied head,
+    /// no limit of positions, no rotation.
     pub(super) fn plain(
         tree: Template,
         hidden_size: usize,
@@ -205,14 +209,14 @@ impl DecoderSpec {
         })
     }
 
-    /// A number of layers, if a model may have so many; checked before anything is allocated for
-    /// them.
+    /// Returns `layers`, or an error if no model has that many: checked before anything is
+    /// allocated for them.
     pub(super) fn check_layers(layers: usize) -> Result<usize> {
         check_size("number of layers", layers, 1 << 12)?;
         Ok(layers)
     }
 
-    /// Every layer rotates by this.
+    /// Sets one rotation for every layer.
     pub(super) fn rotated(mut self, rope: Rope) -> Self {
         self.positions = (self.positions as f64 * rope.stretch()) as usize;
         self.layers
@@ -222,7 +226,7 @@ impl DecoderSpec {
         self
     }
 
-    /// Each layer sees so far.
+    /// Sets the window of each layer.
     pub(super) fn windowed(mut self, windows: &[Option<usize>]) -> Self {
         self.layers
             .iter_mut()
@@ -231,7 +235,7 @@ impl DecoderSpec {
         self
     }
 
-    /// Every layer multiplies its scores with this.
+    /// Sets the factor of attention scores for every layer.
     pub(super) fn with_factor(mut self, factor: f64) -> Self {
         self.layers
             .iter_mut()
@@ -239,7 +243,7 @@ impl DecoderSpec {
         self
     }
 
-    /// Refuses dimensions no model has before anything is allocated for them.
+    /// Refuses dimensions that no model has, before anything is allocated for them.
     fn check(&self) -> Result<()> {
         let error = |reason: String| Err(DecoderError::Config { reason });
         let AttentionSpec {
@@ -248,11 +252,13 @@ impl DecoderSpec {
             head_size,
             ..
         } = self.attention;
+
         check_size("hidden size", self.hidden_size, 1 << 17)?;
         check_size("number of heads", heads, Self::MOST_HEADS)?;
         check_size("number of key/value heads", kv_heads, Self::MOST_HEADS)?;
         check_size("head size", head_size, Self::WIDEST_HEAD)?;
         check_size("number of positions", self.positions, 1 << 28)?;
+
         if !heads.is_multiple_of(kv_heads) {
             return error(format!(
                 "{heads} heads cannot share {kv_heads} key/value heads evenly"
@@ -269,16 +275,14 @@ impl DecoderSpec {
                 "{dims} of a head's {head_size} values cannot be rotated in pairs"
             ));
         }
-        match self
-            .tree
-            .parts()
-            .into_iter()
-            .find(|(_, part)| part.elements() > 1 << 36)
-        {
-            Some((path, _)) => error(format!("`{path}` would have more than 2^36 values")),
-            // What no executor can compute is refused here.
-            None => Plan::of(self).map(drop),
+
+        let parts = self.tree.parts();
+        if let Some((path, _)) = parts.iter().find(|(_, part)| part.elements() > 1 << 36) {
+            return error(format!("`{path}` would have more than 2^36 values"));
         }
+
+        // The plan refuses what no executor can compute.
+        Plan::of(self).map(drop)
     }
 
     /// Rows of the token table, V.
@@ -290,12 +294,12 @@ impl DecoderSpec {
         self.tree.slots().find_map(rows).unwrap_or(0)
     }
 
-    /// Modules transformers never converts (`get_keys_to_not_convert`): the output head, and what
-    /// is tied to it, and the module of the last parameter.
+    /// Paths of the modules that transformers never converts to int8 (`get_keys_to_not_convert`):
+    /// the head and, if it is tied, the token table and the module of the last parameter.
     pub fn never_converted(&self) -> Vec<String> {
-        let find = |wanted| {
+        let find = |requested| {
             let found = |(path, slot): &(ModulePath, Slot)| {
-                (*slot == Slot::Model(wanted)).then(|| path.to_string())
+                (*slot == Slot::Model(requested)).then(|| path.to_string())
             };
             self.tree.paths(self.layers.len()).iter().find_map(found)
         };
@@ -310,9 +314,10 @@ impl DecoderSpec {
     }
 }
 
-/// The positions of a model whose family has no windows, in a file with the key of one.
-/// transformers' cache forgets what is outside of it and its masks do not, so longer texts depend
-/// on how they were cut; up to the window there is no difference.
+/// The context of a model whose `config.json` has a window although its family has none:
+/// transformers' cache drops what is outside of the window while its masks ignore the window, so
+/// the output for a longer sequence would depend on how it was split into passes. Up to the window
+/// there is no difference, so that is where the context ends.
 fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result<usize> {
     let is_full = config
         .strings("layer_types")?
@@ -321,14 +326,15 @@ fn positions_in_foreign_window(config: &ModelConfig, positions: usize) -> Result
         Some(window) => Some(window),
         None => config.optional_size("attention_chunk_size")?,
     };
+
     Ok(window
         .filter(|_| !is_full)
         .map_or(positions, |window| window.min(positions)))
 }
 
-/// The same keys with a `model_type` where they have none, as files of before 2020 do: the family
-/// of the class that `architectures` names, or the one whose `model_type` stands in the model's
-/// `name`, the longest first, which is how transformers guesses.
+/// Adds a `model_type` to a configuration that has none, as in files from before 2020: the family
+/// of the class in `architectures`, otherwise the one with the longest `model_type` that occurs in
+/// the model's `name`, which is how transformers guesses.
 pub fn with_model_type(mut config: ModelConfig, name: &str) -> ModelConfig {
     if config.has("model_type") {
         return config;
@@ -353,7 +359,7 @@ pub fn with_model_type(mut config: ModelConfig, name: &str) -> ModelConfig {
     config
 }
 
-/// Refuses a size that is 0 or above a limit.
+/// Refuses a size that is 0 or greater than `limit`.
 pub(super) fn check_size(what: &str, size: usize, limit: usize) -> Result<()> {
     if (1..=limit).contains(&size) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! A model's tree as a family writes it down: PyTorch's classes and names, and in their places the
-//! parts that have parameters.
+//! A model's module tree as its family describes it: PyTorch's classes and names, and the parts
+//! that have parameters.
 
 use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot, Slot};
@@ -9,73 +9,73 @@ use llm_int8_nn::layers::{Activation, NormKind, python_float};
 use llm_int8_nn::linear::LinearClass;
 use llm_int8_nn::module::ModulePath;
 
-/// The module tree as a family writes it down.
+/// A module of the tree.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Template {
-    /// A module of modules: class and named children.
+    /// A module with children: its class, and its children with their names.
     Container(String, Vec<(&'static str, Template)>),
-    /// The blocks: `ModuleList`, every block of the same template.
+    /// The `ModuleList` of blocks, which all have this template.
     Blocks(Box<Template>),
-    /// A part with parameters, outside of the blocks.
+    /// A part of the embeddings or the head.
     Part(ModelSlot, PartSpec),
-    /// A part of the block this template stands in.
+    /// A part of a block; only inside of [`Template::Blocks`].
     BlockPart(BlockSlot, PartSpec),
-    /// A module without parameters: class and what is printed between its brackets.
+    /// A module without parameters: its class, and what PyTorch prints between the parentheses.
     Plain(String, String),
     /// A module with buffers.
     WithBuffers(Box<Template>, Vec<BufferSpec>),
 }
 
-/// Children of a module, with their names.
+/// The children of a module, with their names.
 pub(super) type Children = Vec<(&'static str, Template)>;
 
-/// A part with parameters, before it has values.
+/// The shape of a part with parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PartSpec {
-    /// A table: class, rows, width, and the row that stands for padding, which PyTorch prints.
+    /// A token or position table `[rows, width]`.
     Embedding {
-        /// The class printed.
+        /// PyTorch's class.
         class: String,
         /// Rows of the table.
         rows: usize,
         /// Length of a row.
         width: usize,
-        /// The row of padding.
+        /// `padding_idx`, which PyTorch prints.
         padding: Option<usize>,
     },
-    /// A norm: class, kind, width and epsilon.
+    /// A norm.
     Norm {
-        /// The class printed.
+        /// PyTorch's class.
         class: String,
-        /// Which.
+        /// What it computes.
         kind: NormKind,
-        /// Length of a row.
+        /// Values that are normalised together.
         width: usize,
         /// Added to the variance.
         eps: f64,
     },
-    /// A list of norms, one a head.
+    /// A `ModuleList` of norms, one for each head.
     HeadNorms {
-        /// The norm of a head.
+        /// The norm of one head.
         norm: Box<PartSpec>,
-        /// How many there are.
+        /// Number of heads.
         heads: usize,
     },
-    /// A product.
+    /// A linear layer.
     Linear {
-        /// How it is stored and printed.
+        /// PyTorch's class, which says how the weight is stored.
         class: LinearClass,
-        /// Length of an output row.
+        /// Number of outputs.
         out_features: usize,
-        /// Length of an input row.
+        /// Number of inputs.
         in_features: usize,
-        /// Whether there is a bias.
+        /// Whether it has a bias.
         bias: bool,
     },
 }
 
 impl PartSpec {
-    /// Values of its largest parameter.
+    /// Number of values of its largest parameter.
     pub fn elements(&self) -> usize {
         match *self {
             Self::Embedding { rows, width, .. } => rows.saturating_mul(width),
@@ -90,19 +90,20 @@ impl PartSpec {
     }
 }
 
-/// A buffer transformers registers and counts, and we do not hold.
+/// A buffer that transformers registers and counts. This crate computes its values where it needs
+/// them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BufferSpec {
     /// Its name inside its module.
     pub name: &'static str,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its dtype; none: that of the unquantised weights.
+    /// Its dtype; none: that of the float parameters.
     pub dtype: Option<ParameterDtype>,
 }
 
 impl Template {
-    /// Every part and its place, in PyTorch's order, the parts of a block once.
+    /// Every part and its path, in PyTorch's order. The parts of blocks occur once, as of block 0.
     pub fn parts(&self) -> Vec<(ModulePath, &PartSpec)> {
         let mut found = Vec::new();
         self.visit(&ModulePath::root(), &mut |path, _, part| {
@@ -111,7 +112,7 @@ impl Template {
         found
     }
 
-    /// Every slot and its part, the slots of a block once, as of block 0.
+    /// Every slot and its part. The slots of blocks occur once, as of block 0.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &PartSpec)> {
         let mut found = Vec::new();
         self.visit(&ModulePath::root(), &mut |_, slot, part| {
@@ -120,7 +121,7 @@ impl Template {
         found.into_iter()
     }
 
-    /// The path of every part, in PyTorch's order, for so many blocks.
+    /// The path of every part of a model with `layers` blocks, in PyTorch's order.
     pub fn paths(&self, layers: usize) -> Vec<(ModulePath, Slot)> {
         let mut found = Vec::new();
         self.paths_from(&ModulePath::root(), None, layers, &mut found);
@@ -173,20 +174,20 @@ impl Template {
         }
     }
 
-    /// This module with buffers.
+    /// Adds buffers to a module.
     pub fn with_buffers(self, buffers: Vec<BufferSpec>) -> Self {
         Self::WithBuffers(Box::new(self), buffers)
     }
 }
 
-// The words families are written in.
+// The functions below are what the families are written in.
 
-/// A module of modules.
+/// A module with children.
 pub(super) fn container(class: impl Into<String>, children: Children) -> Template {
     Template::Container(class.into(), children)
 }
 
-/// `ModuleList` of blocks.
+/// The `ModuleList` of blocks of this class.
 pub(super) fn blocks(class: impl Into<String>, children: Children) -> Template {
     Template::Blocks(Box::new(container(class, children)))
 }
@@ -196,10 +197,10 @@ pub(super) fn act(activation: Activation) -> Template {
     Template::Plain(activation.class().into(), activation.arguments().into())
 }
 
-/// `Dropout`, with the probability `config.json` gives.
+/// `Dropout` with the probability in `config.json`.
 pub(super) fn dropout(config: &ModelConfig, key: &str) -> Result<Template> {
     let p = probability(config, key)?;
-    // A whole number in config.json is printed as one.
+    // PyTorch prints an integer of config.json as an integer.
     let p = if config.is_integer(key) {
         format!("{p:.0}")
     } else {
@@ -211,7 +212,8 @@ pub(super) fn dropout(config: &ModelConfig, key: &str) -> Result<Template> {
     ))
 }
 
-/// `Dropout`, with the probability `config.json` gives made a float.
+/// `Dropout` with the probability in `config.json`, printed as a float even if it is an integer
+/// there: the module converts it.
 pub(super) fn float_dropout(config: &ModelConfig, key: &str) -> Result<Template> {
     let p = python_float(probability(config, key)?);
     Ok(Template::Plain(
@@ -222,16 +224,14 @@ pub(super) fn float_dropout(config: &ModelConfig, key: &str) -> Result<Template>
 
 fn probability(config: &ModelConfig, key: &str) -> Result<f64> {
     let p = config.number(key)?;
-    match (0.0..=1.0).contains(&p) {
-        true => Ok(p),
-        false => {
-            let reason = format!("`{key}` is {p}; a probability from 0 to 1 was expected");
-            Err(DecoderError::Config { reason })
-        }
+    if (0.0..=1.0).contains(&p) {
+        return Ok(p);
     }
+    let reason = format!("`{key}` is {p}; a probability from 0 to 1 was expected");
+    Err(DecoderError::Config { reason })
 }
 
-/// A product inside a block.
+/// A `Linear` inside a block, with the shape of its weight in PyTorch.
 pub(super) fn linear(
     slot: BlockSlot,
     [out_features, in_features]: [usize; 2],
@@ -248,7 +248,7 @@ pub(super) fn linear(
     )
 }
 
-/// A `Conv1D` inside a block: stored `[in, out]`.
+/// A `Conv1D` inside a block, whose weight is stored transposed: `[in_features, out_features]`.
 pub(super) fn conv1d(slot: BlockSlot, [out_features, in_features]: [usize; 2]) -> Template {
     Template::BlockPart(
         slot,
@@ -266,7 +266,7 @@ pub(super) fn norm(slot: BlockSlot, norm: NormSpec) -> Template {
     Template::BlockPart(slot, norm.part())
 }
 
-/// A list of norms inside a block, one a head.
+/// A `ModuleList` of norms inside a block, one for each head.
 pub(super) fn head_norms(slot: BlockSlot, norm: NormSpec, heads: usize) -> Template {
     Template::BlockPart(
         slot,
@@ -277,7 +277,7 @@ pub(super) fn head_norms(slot: BlockSlot, norm: NormSpec, heads: usize) -> Templ
     )
 }
 
-/// A norm outside of the blocks.
+/// A norm of the embeddings or the head.
 pub(super) fn model_norm(slot: ModelSlot, norm: NormSpec) -> Template {
     Template::Part(slot, norm.part())
 }
@@ -292,7 +292,7 @@ pub(super) fn layer_norm(width: usize, eps: f64) -> NormSpec {
     }
 }
 
-/// A norm a family writes down.
+/// A norm without its slot.
 #[derive(Debug, Clone)]
 pub(super) struct NormSpec {
     pub(super) class: String,
@@ -312,7 +312,7 @@ impl NormSpec {
     }
 }
 
-/// `Embedding`.
+/// A table of the class `Embedding`.
 pub(super) fn table(
     slot: ModelSlot,
     [rows, width]: [usize; 2],
@@ -329,7 +329,7 @@ pub(super) fn table(
     )
 }
 
-/// A product outside of the blocks.
+/// A `Linear` outside of the blocks, with the shape of its weight in PyTorch.
 pub(super) fn model_linear(
     slot: ModelSlot,
     [out_features, in_features]: [usize; 2],
@@ -346,7 +346,7 @@ pub(super) fn model_linear(
     )
 }
 
-/// A rotary embedding with its buffer of f32 frequencies, one a pair of values.
+/// A rotary embedding: a module with a buffer of f32 frequencies, one for each rotated pair.
 pub(super) fn rotary(class: impl Into<String>, dims: usize) -> Template {
     let frequencies = BufferSpec {
         name: "inv_freq",

@@ -1,4 +1,5 @@
-//! The decoder's module tree: a family's template, filled with the decoder's own parts.
+//! The decoder's module tree, as PyTorch prints it: the family's template, filled with the
+//! decoder's parts.
 
 use crate::decoder::Decoder;
 use crate::slot::{ModelSlot, Part, Slot};
@@ -14,7 +15,7 @@ impl Module for Decoder {
 }
 
 impl Decoder {
-    /// The node of a template, in a block that of the layer.
+    /// The node of a template. Inside of blocks, `layer` is the number of the block.
     fn node(&self, template: &Template, layer: usize) -> Node {
         match template {
             Template::Container(class, children) => {
@@ -48,7 +49,7 @@ impl Decoder {
             None => Node::default(),
         };
         if slot == Slot::Model(ModelSlot::Head) && self.spec().tied_head {
-            // named_parameters() of PyTorch gives a shared parameter once, under its first name.
+            // PyTorch's named_parameters() yields a shared parameter once, under its first name.
             node.parameters
                 .retain(|parameter| parameter.name != "weight");
             node.uncounted_bytes = 0;

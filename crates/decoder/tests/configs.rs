@@ -1,6 +1,6 @@
-//! `config.json` in the forms that published models have, and in forms no model has.
+//! `config.json` in the forms that published models have, and in invalid and hostile forms.
 
-#![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use llm_int8_decoder::spec::with_model_type;
 use llm_int8_decoder::{DecoderSpec, FAMILIES, ModelConfig};
@@ -18,7 +18,7 @@ fn with(mut config: Value, changes: &[(&str, Value)]) -> Value {
     config
 }
 
-/// Sizes under Llama's keys.
+/// A small model under Llama's keys.
 fn llama_style(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 6,
@@ -26,7 +26,7 @@ fn llama_style(model_type: &str) -> Value {
     })
 }
 
-/// Where position 200 turns the first pair of a head to.
+/// The second value of a head `[0, 1, 0, …]` after the rotation of position 200.
 fn angle(spec: &DecoderSpec, layer: usize) -> f32 {
     let rope = &spec.attention.ropes[spec.layers[layer].rope.unwrap()];
     let mut head = vec![0f32; spec.attention.head_size];
@@ -36,7 +36,7 @@ fn angle(spec: &DecoderSpec, layer: usize) -> f32 {
 }
 
 #[test]
-fn files_of_2022_name_blooms_sizes_otherwise() {
+fn bloom_files_from_2022_have_other_names_for_sizes() {
     let old = json!({
         "model_type": "bloom", "n_embed": 64, "n_layer": 2, "num_attention_heads": 8, "vocab_size": 250, "n_inner": null,
         "offset_alibi": 100, "skip_bias_add": true,
@@ -54,7 +54,7 @@ fn files_of_2022_name_blooms_sizes_otherwise() {
 }
 
 #[test]
-fn a_window_that_is_missing_and_one_that_is_null_are_two_things() {
+fn a_missing_window_has_a_default_and_a_null_window_means_none() {
     let windows = |changes: &[(&str, Value)]| {
         let spec = describe(&with(llama_style("mistral"), changes)).unwrap();
         spec.layers
@@ -103,7 +103,7 @@ fn windows_follow_patterns_and_lists() {
     assert_eq!(
         windows("qwen2", &[("sliding_window", 8.into())]),
         [false; 6],
-        "only where it is used"
+        "ignored without use_sliding_window"
     );
     let list = json!([
         "full_attention",
@@ -138,7 +138,7 @@ fn windows_follow_patterns_and_lists() {
 }
 
 #[test]
-fn rotations_are_read_as_transformers_4_and_5_write_them() {
+fn rotations_are_read_in_the_forms_of_transformers_4_and_5() {
     let four = with(
         llama_style("llama"),
         &[
@@ -181,7 +181,7 @@ fn rotations_are_read_as_transformers_4_and_5_write_them() {
     assert_ne!(
         angle(&four, 0),
         angle(&four, 5),
-        "windowed layers rotate by themselves"
+        "layers with a window have a rotation of their own"
     );
     let neox = |changes: &[(&str, Value)]| {
         let mut config = llama_style("gpt_neox");
@@ -197,7 +197,7 @@ fn rotations_are_read_as_transformers_4_and_5_write_them() {
 }
 
 #[test]
-fn the_row_of_padding_is_printed_as_pytorch_prints_it() {
+fn padding_idx_is_what_pytorch_prints() {
     let first = |model_type: &str, changes: &[(&str, Value)]| {
         let spec = describe(&with(llama_style(model_type), changes)).unwrap();
         format!("{:?}", spec.tree.parts()[0].1)
@@ -217,7 +217,7 @@ fn the_row_of_padding_is_printed_as_pytorch_prints_it() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_by_its_key() {
+fn unsupported_settings_are_refused_with_a_config_error() {
     for (model_type, key, value) in [
         (
             "bloom",
@@ -276,7 +276,7 @@ fn what_is_not_built_is_refused_by_its_key() {
 }
 
 #[test]
-fn a_value_of_another_type_is_refused_by_its_key() {
+fn a_value_of_the_wrong_type_is_refused_with_its_key() {
     for (key, value) in [
         ("vocab_size", json!("many")),
         ("hidden_size", json!(32.0)),
@@ -305,9 +305,9 @@ fn a_value_of_another_type_is_refused_by_its_key() {
     );
 }
 
-/// A missing key has the default of the class; the sizes here are those of GPT-2 and of Llama 7B.
+/// A missing key has the default of the configuration class: the sizes of GPT-2 and of Llama 7B.
 #[test]
-fn an_empty_file_is_the_model_of_the_defaults() {
+fn an_empty_config_describes_the_default_model() {
     let spec = describe(&json!({ "model_type": "gpt2" })).unwrap();
     let attention = &spec.attention;
     assert_eq!(
@@ -335,7 +335,7 @@ fn an_empty_file_is_the_model_of_the_defaults() {
 }
 
 #[test]
-fn flags_are_read_as_python_takes_them() {
+fn flags_follow_pythons_truth_values() {
     let is_tied = |value: Value| {
         describe(&with(
             llama_style("qwen2"),
@@ -349,7 +349,7 @@ fn flags_are_read_as_python_takes_them() {
 }
 
 #[test]
-fn other_names_of_keys_count_as_in_transformers() {
+fn aliases_of_keys_are_resolved_as_in_transformers() {
     let common = json!({
         "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "max_position_embeddings": 64,
         "rotary_dim": 4, "attention_types": [[["global"], 3]], "vocab_size": 100,
@@ -359,7 +359,7 @@ fn other_names_of_keys_count_as_in_transformers() {
         let found = (spec.hidden_size, spec.attention.heads, spec.layers.len());
         assert_eq!(found, (48, 6, 3), "{model_type}");
     }
-    // The other name is set last.
+    // The alias wins: transformers sets it last.
     let both = json!({ "model_type": "gpt2", "n_embd": 96, "hidden_size": 48, "n_head": 6 });
     assert_eq!(describe(&both).unwrap().hidden_size, 48);
     let both = json!({ "model_type": "bloom", "n_embed": 96, "hidden_size": 48, "n_head": 6 });
@@ -367,7 +367,7 @@ fn other_names_of_keys_count_as_in_transformers() {
 }
 
 #[test]
-fn the_kind_of_a_rotation_is_the_one_its_class_reads() {
+fn the_kind_of_a_rotation_is_read_from_the_key_that_the_class_prefers() {
     let ropes = |model_type: &str, scaling: Value| {
         describe(&with(llama_style(model_type), &[("rope_scaling", scaling)]))
             .unwrap()
@@ -387,7 +387,7 @@ fn the_kind_of_a_rotation_is_the_one_its_class_reads() {
             "{model_type}"
         );
     }
-    // LongRoPE looks for the original context beside `rope_scaling`, YaRN and Llama 3 within.
+    // LongRoPE reads the original context next to `rope_scaling`, YaRN and Llama 3 inside of it.
     let factors = json!([1.0, 1.0, 1.0, 1.0]);
     let long = json!({ "rope_type": "longrope", "long_factor": factors, "short_factor": factors, "factor": 2.0 });
     let yarn = json!({ "rope_type": "yarn", "factor": 2.0 });
@@ -415,7 +415,7 @@ fn the_kind_of_a_rotation_is_the_one_its_class_reads() {
 }
 
 #[test]
-fn a_window_that_a_family_does_not_have_bounds_its_context() {
+fn the_window_of_a_family_without_windows_limits_its_context() {
     let positions = |changes: &[(&str, Value)]| {
         describe(&with(llama_style("llama"), changes))
             .unwrap()
@@ -429,7 +429,7 @@ fn a_window_that_a_family_does_not_have_bounds_its_context() {
 }
 
 #[test]
-fn a_model_without_a_type_is_known_by_its_class_or_its_name() {
+fn a_missing_model_type_is_derived_from_the_class_or_the_name() {
     let named = |config: Value, name: &str| {
         let config = ModelConfig::parse(config.to_string().as_bytes()).unwrap();
         let config = with_model_type(config, name);
@@ -462,8 +462,7 @@ fn a_model_without_a_type_is_known_by_its_class_or_its_name() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
-    /// Whatever stands under a key, there is a description or an error, and nothing large is
-    /// allocated.
+    /// Any value of a key gives a description or an error, without a panic or a large allocation.
     #[test]
     fn hostile_values_never_panic(
         family in 0..FAMILIES.len(),

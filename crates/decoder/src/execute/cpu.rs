@@ -1,10 +1,10 @@
-//! Follows the steps of a plan on the CPU. Rows are f32; what the weights are stored in is each
-//! layer's own business.
+//! Executes the steps of a plan on the CPU. Activations are f32; each layer knows the dtype of its
+//! own weights.
 
 use crate::decoder::Decoder;
 use crate::error::{DecoderError, Result};
 use crate::plan::{
-    Activated, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
+    Activated, Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
     Through,
 };
 use crate::slot::{Part, PartSlot, Parts};
@@ -19,9 +19,9 @@ use std::ops::Range;
 #[derive(Debug)]
 pub(crate) struct SequenceRows {
     pub(crate) rows: Range<usize>,
-    /// Positions before its first row.
+    /// Cached positions before its first row.
     pub(crate) cached: usize,
-    /// The rotations of its rows, one for each of the model's.
+    /// Cosines and sines of its rows, for each of the model's rotations.
     pub(crate) ropes: Vec<RopeTable>,
 }
 
@@ -39,30 +39,32 @@ impl SequenceRows {
     }
 }
 
-/// A pass on the CPU: rows, and memory that is reused from step to step.
+/// A pass on the CPU: the rows, and memory that is reused from step to step.
 pub(crate) struct Cpu<'a> {
     decoder: &'a Decoder,
     ids: &'a [u32],
     sequences: &'a [SequenceRows],
-    /// Rows of the steps at work: all of the pass, or those whose logits are requested.
+    /// Rows that steps work on: all of the pass, or for the head those whose logits are requested.
     count: usize,
-    /// Of each kind of rows a buffer for each layer that writes them.
+    /// For each kind of [`Rows`], one buffer for each layer that writes it. Queries, keys and
+    /// values of three layers are three buffers, those of a fused layer one.
     rows: [Vec<Vec<f32>>; Rows::COUNT],
-    /// Input of layers, made by a norm or a gate.
-    made: Vec<f32>,
-    /// The slot's number of the norm through which `made` was made from the stream as it is now.
+    /// The input of linear layers after their norm or gate.
+    layer_input: Vec<f32>,
+    /// The norm (its slot's number) whose output for the present stream is in `layer_input`. With
+    /// parallel residuals, attention and MLP share it.
     normed: Option<usize>,
-    /// Output of layers that is added to other rows.
+    /// Output of a linear layer before it is added to other rows.
     added: Vec<f32>,
     quantized: QuantizedActivations,
 }
 
-/// A step names a part that its plan did not check: a mistake in this program.
-fn no_part<T>(what: &'static str) -> Result<T> {
+/// A part or rows that a step needs and the decoder does not have: the plan is wrong.
+fn missing<T>(what: &'static str) -> Result<T> {
     Err(DecoderError::Bug { what })
 }
 
-/// `count` rows of `width` values, whatever was in them.
+/// The buffer, resized to `count` rows of `width` values. Old values are not cleared.
 fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
     buffer.resize(count * width, 0.0);
     buffer
@@ -76,14 +78,14 @@ impl<'a> Cpu<'a> {
             sequences,
             count: ids.len(),
             rows: Default::default(),
-            made: Vec::new(),
+            layer_input: Vec::new(),
             normed: None,
             added: Vec::new(),
             quantized: QuantizedActivations::default(),
         }
     }
 
-    /// The stream `[rows, C]`, which becomes empty here.
+    /// Takes the residual stream `[rows, C]` out; it is empty afterwards.
     pub(crate) fn take_stream(&mut self) -> Vec<f32> {
         self.take_one(Rows::Stream)
     }
@@ -92,7 +94,7 @@ impl<'a> Cpu<'a> {
         self.put_one(Rows::Stream, stream);
     }
 
-    /// From token ids to the stream.
+    /// Runs the embeddings, from token ids to the stream.
     pub(crate) fn embed(&mut self) -> Result<()> {
         let decoder = self.decoder;
         decoder
@@ -102,7 +104,7 @@ impl<'a> Cpu<'a> {
             .try_for_each(|step| self.step(step, &decoder.model, &mut []))
     }
 
-    /// One block, with the cache of each sequence.
+    /// Runs one block. `caches` has the block's cache of each sequence.
     pub(crate) fn block(&mut self, number: usize, caches: &mut [&mut LayerCache]) -> Result<()> {
         let decoder = self.decoder;
         let steps = &decoder.execution_plan().blocks[number];
@@ -111,21 +113,21 @@ impl<'a> Cpu<'a> {
             .try_for_each(|step| self.step(step, &decoder.blocks[number], caches))
     }
 
-    /// Logits `[requested, V]` of these rows of the stream.
+    /// Runs the head for these rows of the stream and returns their logits `[requested, V]`.
     pub(crate) fn logits(mut self, requested: &[usize]) -> Result<Vec<f32>> {
         let decoder = self.decoder;
-        let (stream, width) = (self.take_stream(), decoder.spec().hidden_size);
-        let rows = requested
-            .iter()
-            .flat_map(|row| &stream[row * width..][..width])
-            .copied();
-        let stream = if requested.len() * width == stream.len() {
-            stream
-        } else {
-            rows.collect()
-        };
+        let width = decoder.spec().hidden_size;
+
+        let mut stream = self.take_stream();
+        if requested.len() * width != stream.len() {
+            let rows = requested
+                .iter()
+                .flat_map(|row| &stream[row * width..][..width]);
+            stream = rows.copied().collect();
+        }
         self.set_stream(stream);
         self.count = requested.len();
+
         decoder
             .execution_plan()
             .head
@@ -138,12 +140,12 @@ impl<'a> Cpu<'a> {
         self.decoder.isa()
     }
 
-    /// The buffers of some rows, taken out so that others can be borrowed beside them.
+    /// Takes the buffers of some rows out, so that others can be borrowed at the same time.
     fn take(&mut self, rows: Rows) -> Vec<Vec<f32>> {
         std::mem::take(&mut self.rows[rows as usize])
     }
 
-    /// The values of rows that have one buffer.
+    /// Takes the buffer of rows that have only one.
     fn take_one(&mut self, rows: Rows) -> Vec<f32> {
         self.rows[rows as usize]
             .first_mut()
@@ -158,6 +160,7 @@ impl<'a> Cpu<'a> {
         self.put(rows, buffers);
     }
 
+    /// Puts buffers back, whose values may have changed.
     fn put(&mut self, rows: Rows, buffers: Vec<Vec<f32>>) {
         if rows == Rows::Stream {
             self.normed = None;
@@ -172,22 +175,12 @@ impl<'a> Cpu<'a> {
         caches: &mut [&mut LayerCache],
     ) -> Result<()> {
         match step {
-            Step::Embed(step) => self.rows_of_tables(step, parts),
+            Step::Embed(step) => self.embed_step(step, parts),
             Step::Linear(step) => self.linear(step, parts),
             Step::HeadNorm(step) => self.head_norm(step, parts),
             Step::Attend(step) => self.attend(step, caches),
             Step::Norm(step) => self.norm(step, parts),
-            Step::Add(step) => {
-                let from = self.take_one(step.from);
-                let mut stream = self.take_one(Rows::Stream);
-                if from.len() != stream.len() {
-                    return no_part("rows for the stream");
-                }
-                add(&mut stream, &from, self.count, step.scale as f32);
-                self.put_one(step.from, from);
-                self.put_one(Rows::Stream, stream);
-                Ok(())
-            }
+            Step::Add(step) => self.add_step(step),
             Step::Logits(step) => {
                 self.logits_step(*step);
                 Ok(())
@@ -195,11 +188,25 @@ impl<'a> Cpu<'a> {
         }
     }
 
-    fn rows_of_tables<S: PartSlot>(&mut self, step: &Embed<S>, parts: &Parts<S>) -> Result<()> {
+    fn add_step(&mut self, step: &Add) -> Result<()> {
+        let from = self.take_one(step.from);
+        let mut stream = self.take_one(Rows::Stream);
+        if from.len() != stream.len() {
+            return missing("rows for the stream");
+        }
+
+        add(&mut stream, &from, self.count, step.scale as f32);
+
+        self.put_one(step.from, from);
+        self.put_one(Rows::Stream, stream);
+        Ok(())
+    }
+
+    fn embed_step<S: PartSlot>(&mut self, step: &Embed<S>, parts: &Parts<S>) -> Result<()> {
         let isa = self.isa();
         let table = |slot| match parts.get(slot) {
             Some(Part::Embedding(table)) => Ok(table),
-            _ => no_part("a table"),
+            _ => missing("a table"),
         };
         let positions = || {
             self.sequences.iter().flat_map(|sequence| {
@@ -229,62 +236,32 @@ impl<'a> Cpu<'a> {
     }
 
     fn linear<S: PartSlot>(&mut self, step: &LinearStep<S>, parts: &Parts<S>) -> Result<()> {
-        let (count, isa) = (self.count, self.isa());
         let mut input = self.take(step.input);
-        let is_made = self.make_input(step, parts, &mut input)?;
-        // Of a gate in two buffers the product is in the second.
-        let x = if is_made {
-            Some(&self.made)
-        } else {
-            input.last()
-        };
-        let Some(x) = x else {
-            return no_part("rows that no step wrote");
-        };
+        let is_prepared = self.prepare_input(step, parts, &mut input)?;
 
         let mut outputs = match step.adds {
             Some(_) => vec![std::mem::take(&mut self.added)],
             None => std::mem::take(&mut self.rows[step.into as usize]),
         };
         outputs.resize_with(step.layers.len(), Vec::new);
-        let mut projections = Vec::with_capacity(step.layers.len());
-        for (layer, out) in step.layers.iter().zip(&mut outputs) {
-            let Some(linear) = parts.linear(layer.slot) else {
-                return no_part("a linear layer");
-            };
-            let whole =
-                |activated: &Activated| layer.offset + layer.out_features <= activated.outputs;
-            let activation = step
-                .activation
-                .filter(whole)
-                .map(|activated| activated.function.kernel());
-            projections.push(Projection {
-                linear,
-                activation,
-                out: sized(out, count, layer.out_features),
-            });
-        }
-        project(x, count, projections, &mut self.quantized)?;
 
-        for (layer, out) in step.layers.iter().zip(&mut outputs) {
-            let Some(Activated { function, outputs }) = step.activation else {
-                continue;
-            };
-            let (first, end) = (layer.offset, layer.offset + layer.out_features);
-            if first < outputs && outputs < end {
-                // The gate of a layer that gives gate and up.
-                let activated = outputs - first;
-                for_rows(out, layer.out_features, |_, row| {
-                    activation::apply(isa, function.kernel(), &mut row[..activated]);
-                });
-            }
-        }
+        let x = if is_prepared {
+            Some(&self.layer_input)
+        } else {
+            input.last()
+        };
+        let Some(x) = x else {
+            return missing("rows that no step wrote");
+        };
+        let quantized = &mut self.quantized;
+        project_layers(step, parts, x, self.count, &mut outputs, quantized)?;
+        activate_gates(self.isa(), step, &mut outputs);
 
         self.rows[step.input as usize] = input;
         match (step.adds, outputs.as_slice()) {
             (Some(scale), [added]) => {
                 let mut rows = self.take_one(step.into);
-                add(&mut rows, added, count, scale as f32);
+                add(&mut rows, added, self.count, scale as f32);
                 self.put_one(step.into, rows);
                 self.added = outputs.remove(0);
             }
@@ -293,14 +270,16 @@ impl<'a> Cpu<'a> {
         Ok(())
     }
 
-    /// The input of layers in `self.made`, or false where it lies in the last buffer of `input`.
-    fn make_input<S: PartSlot>(
+    /// Applies the norm or the gate of a linear step. Returns true if the layers' input is now in
+    /// `self.layer_input`, false if it is the last buffer of `input`.
+    fn prepare_input<S: PartSlot>(
         &mut self,
         step: &LinearStep<S>,
         parts: &Parts<S>,
         input: &mut [Vec<f32>],
     ) -> Result<bool> {
-        let (count, isa) = (self.count, self.isa());
+        let count = self.count;
+        let width = step.in_features;
         match step.through {
             Through::Plain => Ok(false),
             Through::Norm(slot) => {
@@ -308,15 +287,16 @@ impl<'a> Cpu<'a> {
                     return Ok(true);
                 }
                 let (Some(Part::Norm(norm)), [x]) = (parts.get(slot), &*input) else {
-                    return no_part("a norm");
+                    return missing("a norm");
                 };
-                norm.forward_from(isa, x, sized(&mut self.made, count, step.in_features))?;
+                let isa = self.isa();
+                norm.forward_from(isa, x, sized(&mut self.layer_input, count, width))?;
                 self.normed = (step.input == Rows::Stream).then(|| slot.number());
                 Ok(true)
             }
             Through::Gate => match input {
+                // Gate and up of two layers: their product replaces up.
                 [gate, up] => {
-                    let width = step.in_features;
                     for_rows(up, width, |row, up| {
                         up.iter_mut()
                             .zip(&gate[row * width..])
@@ -324,10 +304,11 @@ impl<'a> Cpu<'a> {
                     });
                     Ok(false)
                 }
+                // Gate and up of one layer, side by side in each row.
                 [both] => {
-                    let width = step.in_features;
                     self.normed = None;
-                    for_rows(sized(&mut self.made, count, width), width, |row, out| {
+                    let gated = sized(&mut self.layer_input, count, width);
+                    for_rows(gated, width, |row, out| {
                         let (gate, up) = both[row * 2 * width..][..2 * width].split_at(width);
                         out.iter_mut()
                             .zip(gate)
@@ -336,7 +317,7 @@ impl<'a> Cpu<'a> {
                     });
                     Ok(true)
                 }
-                _ => no_part("gate and up"),
+                _ => missing("gate and up"),
             },
         }
     }
@@ -344,17 +325,20 @@ impl<'a> Cpu<'a> {
     fn head_norm<S: PartSlot>(&mut self, step: &HeadNorm<S>, parts: &Parts<S>) -> Result<()> {
         let isa = self.isa();
         let Some(x) = self.rows[step.rows as usize].get_mut(step.layer) else {
-            return no_part("queries or keys");
+            return missing("queries or keys");
         };
         match parts.get(step.norm) {
             Some(Part::Norm(norm)) => Ok(norm.forward_rows(isa, x)?),
             Some(Part::HeadNorms(norms)) => Ok(norms.forward_rows(isa, x)?),
-            _ => no_part("a norm of heads"),
+            _ => missing("a norm of heads"),
         }
     }
 
     fn attend(&mut self, step: &Attend, caches: &mut [&mut LayerCache]) -> Result<()> {
-        let (heads, kv_heads, size) = (step.heads, step.kv_heads, step.head_size);
+        let heads = step.heads;
+        let kv_heads = step.kv_heads;
+        let size = step.head_size;
+
         let mut qkv = self.take(Rows::Qkv);
         if let Some(clamp) = step.clamp {
             let clamp = clamp as f32;
@@ -362,11 +346,12 @@ impl<'a> Cpu<'a> {
                 .flatten()
                 .for_each(|x| *x = x.clamp(-clamp, clamp));
         }
+
         let [queries, keys, values] = match qkv.as_slice() {
             [all] => Heads::split(all, step.layout, [heads, kv_heads, size]),
             [q, k, v] => [(q, heads), (k, kv_heads), (v, kv_heads)]
                 .map(|(x, heads)| Heads::in_order(x, heads * size, 0, heads, size)),
-            _ => return no_part("queries, keys and values"),
+            _ => return missing("queries, keys and values"),
         };
 
         let alibi: Option<&Alibi> = self.decoder.spec().attention.alibi.as_ref();
@@ -376,6 +361,7 @@ impl<'a> Cpu<'a> {
             window: step.window,
             alibi: alibi.filter(|_| step.alibi),
         };
+
         let attended =
             self.sequences
                 .iter()
@@ -386,9 +372,10 @@ impl<'a> Cpu<'a> {
                     rope: step.rope.map(|rope| &sequence.ropes[rope]),
                 });
         let mut attended: Vec<AttendedSequence<'_>> = attended.collect();
-        let mut mixed = self.take(Rows::Mixed);
-        mixed.resize_with(1, Vec::new);
-        let out = sized(&mut mixed[0], self.count, heads * size);
+
+        let mut outputs = self.take(Rows::Heads);
+        outputs.resize_with(1, Vec::new);
+        let out = sized(&mut outputs[0], self.count, heads * size);
         attend(
             self.isa(),
             [&queries, &keys, &values],
@@ -398,7 +385,7 @@ impl<'a> Cpu<'a> {
         );
 
         self.put(Rows::Qkv, qkv);
-        self.put(Rows::Mixed, mixed);
+        self.put(Rows::Heads, outputs);
         Ok(())
     }
 
@@ -406,7 +393,7 @@ impl<'a> Cpu<'a> {
         let mut rows = self.take(step.rows);
         match (parts.get(step.norm), rows.as_mut_slice()) {
             (Some(Part::Norm(norm)), [x]) => norm.forward_rows(self.isa(), x)?,
-            _ => return no_part("a norm"),
+            _ => return missing("a norm"),
         }
         self.put(step.rows, rows);
         Ok(())
@@ -415,7 +402,9 @@ impl<'a> Cpu<'a> {
     fn logits_step(&mut self, step: LogitsStep) {
         let mut logits = self.take_one(Rows::Logits);
         let width = self.decoder.spec().vocab_size().max(1);
-        let (scale, cap) = (step.scale as f32, step.softcap.map(|cap| cap as f32));
+        let scale = step.scale as f32;
+        let cap = step.softcap.map(|cap| cap as f32);
+
         for_rows(&mut logits, width, |_, row| {
             row.iter_mut().for_each(|x| *x *= scale);
             if let Some(cap) = cap {
@@ -423,6 +412,57 @@ impl<'a> Cpu<'a> {
             }
         });
         self.put_one(Rows::Logits, logits);
+    }
+}
+
+/// Runs the layers of a step on the input `x` of `count` rows. Activations that cover a whole layer
+/// are fused into its matmul.
+fn project_layers<S: PartSlot>(
+    step: &LinearStep<S>,
+    parts: &Parts<S>,
+    x: &[f32],
+    count: usize,
+    outputs: &mut [Vec<f32>],
+    quantized: &mut QuantizedActivations,
+) -> Result<()> {
+    let mut projections = Vec::with_capacity(step.layers.len());
+    for (layer, out) in step.layers.iter().zip(outputs) {
+        let Some(linear) = parts.linear(layer.slot) else {
+            return missing("a linear layer");
+        };
+
+        let end = layer.offset + layer.out_features;
+        let activation = step
+            .activation
+            .filter(|activated| end <= activated.outputs)
+            .map(|activated| activated.function.kernel());
+        projections.push(Projection {
+            linear,
+            activation,
+            out: sized(out, count, layer.out_features),
+        });
+    }
+    Ok(project(x, count, projections, quantized)?)
+}
+
+/// Activates the gates of layers that compute gate and up at once: their activation covers only the
+/// first part of a row.
+fn activate_gates<S>(isa: Isa, step: &LinearStep<S>, outputs: &mut [Vec<f32>]) {
+    let Some(Activated {
+        function,
+        outputs: activated,
+    }) = step.activation
+    else {
+        return;
+    };
+    for (layer, out) in step.layers.iter().zip(outputs) {
+        let end = layer.offset + layer.out_features;
+        if layer.offset < activated && activated < end {
+            let gate = activated - layer.offset;
+            for_rows(out, layer.out_features, |_, row| {
+                activation::apply(isa, function.kernel(), &mut row[..gate]);
+            });
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The two executors of a plan. Neither looks at a family, a kind of residual or an optional part:
-//! what a model computes is in the steps of its plan.
+//! The two executors of a plan, one for the CPU and one for GPUs. Neither looks at a family, a kind
+//! of residual or an optional part: everything that a model computes is in the steps of its plan.
 
 mod cpu;
 pub(crate) mod gpu;

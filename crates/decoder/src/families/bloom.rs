@@ -1,11 +1,13 @@
-//! BLOOM (BigScience 2022): position biases instead of embeddings, a norm of the embeddings.
+//! BLOOM (BigScience 2022): like GPT-2, with ALiBi instead of position embeddings, a norm of the
+//! token embeddings, and queries, keys and values interleaved by head.
 
 use super::llama_style::head_size;
 use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
 use crate::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::template::{
-    act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm, table,
+    Children, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
+    table,
 };
 use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::{Activation, Alibi, QkvLayout};
@@ -28,9 +30,52 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
     let hidden = older_width(config)?;
-    let (heads, layers) = (config.size("n_head")?, config.size("n_layer")?);
+    let heads = config.size("n_head")?;
+    let layers = config.size("n_layer")?;
     let vocab = config.size("vocab_size")?;
     let eps = config.number("layer_norm_epsilon")?;
+
+    let model = vec![
+        (
+            "word_embeddings",
+            table(ModelSlot::Tokens, [vocab, hidden], None),
+        ),
+        (
+            "word_embeddings_layernorm",
+            model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps)),
+        ),
+        ("h", blocks("BloomBlock", block(config, hidden, eps)?)),
+        (
+            "ln_f",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
+        ),
+    ];
+
+    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
+    let tree = container(
+        "BloomForCausalLM",
+        vec![
+            ("transformer", container("BloomModel", model)),
+            ("lm_head", lm_head),
+        ],
+    );
+    let head = head_size(hidden, heads)?;
+
+    let attention = AttentionSpec {
+        layout: QkvLayout::Grouped,
+        alibi: Some(Alibi::bloom(heads)),
+        ..AttentionSpec::new(heads, heads, head)
+    };
+
+    Ok(DecoderSpec {
+        tied_head: config.flag("tie_word_embeddings")?,
+        optional_prefix: "transformer.",
+        ..DecoderSpec::plain(tree, hidden, attention, layers, Activation::BloomGelu)?
+    })
+}
+
+/// The children of a block.
+fn block(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
     let attention = vec![
         (
             "query_key_value",
@@ -42,6 +87,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("attention_dropout", dropout(config, "attention_dropout")?),
     ];
+
     let mlp = vec![
         (
             "dense_h_to_4h",
@@ -53,7 +99,8 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::Down, [hidden, 4 * hidden], true),
         ),
     ];
-    let block = vec![
+
+    Ok(vec![
         (
             "input_layernorm",
             norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
@@ -64,44 +111,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
         ),
         ("mlp", container("BloomMLP", mlp)),
-    ];
-    let model = vec![
-        (
-            "word_embeddings",
-            table(ModelSlot::Tokens, [vocab, hidden], None),
-        ),
-        (
-            "word_embeddings_layernorm",
-            model_norm(ModelSlot::EmbeddingNorm, layer_norm(hidden, eps)),
-        ),
-        ("h", blocks("BloomBlock", block)),
-        (
-            "ln_f",
-            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
-        ),
-    ];
-    let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
-    let tree = container(
-        "BloomForCausalLM",
-        vec![
-            ("transformer", container("BloomModel", model)),
-            ("lm_head", lm_head),
-        ],
-    );
-    let head = head_size(hidden, heads)?;
-    let attention = AttentionSpec {
-        layout: QkvLayout::Grouped,
-        alibi: Some(Alibi::bloom(heads)),
-        ..AttentionSpec::new(heads, heads, head)
-    };
-    Ok(DecoderSpec {
-        tied_head: config.flag("tie_word_embeddings")?,
-        optional_prefix: "transformer.",
-        ..DecoderSpec::plain(tree, hidden, attention, layers, Activation::BloomGelu)?
-    })
+    ])
 }
 
-/// `n_embed`, as files of 2022 have it, or `hidden_size`.
+/// The hidden size: `n_embed`, its name in files from 2022, otherwise `hidden_size`.
 pub(super) fn older_width(config: &ModelConfig) -> Result<usize> {
     match config.optional_size("n_embed")? {
         Some(width) => Ok(width),
@@ -109,13 +122,15 @@ pub(super) fn older_width(config: &ModelConfig) -> Result<usize> {
     }
 }
 
-/// No published model adds the norm's result instead of its input.
+/// Refuses residuals that start from the norm's output instead of its input; no published model has
+/// them.
 pub(super) fn refuse_other_residual(config: &ModelConfig) -> Result<()> {
     if config.flag("apply_residual_connection_post_layernorm")? {
-        let reason = "`apply_residual_connection_post_layernorm` is true, which is not built";
+        let reason = "`apply_residual_connection_post_layernorm` is true, which is not supported";
         return Err(DecoderError::Config {
             reason: reason.into(),
         });
     }
+
     Ok(())
 }

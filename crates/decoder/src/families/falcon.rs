@@ -1,5 +1,6 @@
-//! Falcon (Almazrouei et al. 2023), both decoder layouts: the one of 7B, where all heads share one
-//! head of keys, and the one of 40B with groups and two norms.
+//! Falcon (Almazrouei et al. 2023): attention and MLP in parallel. It has two architectures: that
+//! of 7B is multi-query with one norm per block; the "new" one of 40B has grouped queries and a
+//! norm for attention and another for the MLP. Falcon-RW has ALiBi instead of a rotation.
 
 use super::bloom::{older_width, refuse_other_residual};
 use super::llama_style::{refuse_partial_rotation, shared_head_size};
@@ -34,78 +35,59 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_other_residual(config)?;
-    let (hidden, heads) = (older_width(config)?, config.size("num_attention_heads")?);
-    let (vocab, layers) = (
-        config.size("vocab_size")?,
-        config.size("num_hidden_layers")?,
-    );
+    let hidden = older_width(config)?;
+    let heads = config.size("num_attention_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let layers = config.size("num_hidden_layers")?;
     let positions = config.size("max_position_embeddings")?;
-    let middle = config
-        .optional_size("ffn_hidden_size")?
-        .unwrap_or(4 * hidden);
+
     let eps = config.number("layer_norm_epsilon")?;
     let activation = Activation::from_name(config.text("activation")?)?;
-    let bias = config.flag("bias")?;
+
     let head = shared_head_size(config, hidden, heads)?;
     refuse_partial_rotation(config, "Falcon", head)?;
     let (kv_heads, layout) = keys(config, heads)?;
-    let is_parallel = config.flag("parallel_attn")?;
-    let attention = vec![
-        (
-            "query_key_value",
-            falcon_linear(
-                BlockSlot::Qkv,
-                [(heads + 2 * kv_heads) * head, hidden],
-                bias,
-            ),
-        ),
-        (
-            "dense",
-            falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
-        ),
-        ("attention_dropout", dropout(config, "attention_dropout")?),
-    ];
-    let mlp = vec![
-        (
-            "dense_h_to_4h",
-            falcon_linear(BlockSlot::Up, [middle, hidden], bias),
-        ),
-        ("act", act(activation)),
-        (
-            "dense_4h_to_h",
-            falcon_linear(BlockSlot::Down, [hidden, middle], bias),
-        ),
-    ];
-    let mut block = vec![
-        ("self_attention", container("FalconAttention", attention)),
-        ("mlp", container("FalconMLP", mlp)),
-    ];
-    block.extend(norms(config, hidden, eps)?);
+    let widths = Widths {
+        hidden,
+        qkv: (heads + 2 * kv_heads) * head,
+    };
+
     let model = vec![
         (
             "word_embeddings",
             table(ModelSlot::Tokens, [vocab, hidden], None),
         ),
-        ("h", blocks("FalconDecoderLayer", block)),
+        (
+            "h",
+            blocks(
+                "FalconDecoderLayer",
+                block(config, widths, eps, activation)?,
+            ),
+        ),
         (
             "ln_f",
             model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
         ),
         ("rotary_emb", rotary("FalconRotaryEmbedding", head)),
     ];
+
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let model = container("FalconModel", model);
     let tree = container(
         "FalconForCausalLM",
         vec![("transformer", model), ("lm_head", lm_head)],
     );
+
     let has_alibi = config.flag("alibi")?;
     let alibi = has_alibi.then(|| Alibi::falcon(heads, (head as f32).sqrt().recip()));
+
     let attention = AttentionSpec {
         layout,
         alibi,
         ..AttentionSpec::new(heads, kv_heads, head)
     };
+
+    let is_parallel = config.flag("parallel_attn")?;
     let spec = DecoderSpec {
         positions,
         residual: if is_parallel {
@@ -117,18 +99,67 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         optional_prefix: "transformer.",
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     };
-    match has_alibi {
-        true => Ok(spec),
-        false => Ok(spec.rotated(Rope::from_config(
-            config,
-            config.number("rope_theta")?,
-            head,
-            positions,
-        )?)),
+
+    if has_alibi {
+        return Ok(spec);
     }
+    let base = config.number("rope_theta")?;
+    Ok(spec.rotated(Rope::from_config(config, base, head, positions)?))
 }
 
-/// A product of the class that Falcon gives them.
+/// Widths of the residual stream and of queries, keys and values together.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    hidden: usize,
+    qkv: usize,
+}
+
+/// The children of a block.
+fn block(
+    config: &ModelConfig,
+    widths: Widths,
+    eps: f64,
+    activation: Activation,
+) -> Result<Children> {
+    let Widths { hidden, qkv } = widths;
+    let middle = config
+        .optional_size("ffn_hidden_size")?
+        .unwrap_or(4 * hidden);
+    let bias = config.flag("bias")?;
+
+    let attention = vec![
+        (
+            "query_key_value",
+            falcon_linear(BlockSlot::Qkv, [qkv, hidden], bias),
+        ),
+        (
+            "dense",
+            falcon_linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
+        ),
+        ("attention_dropout", dropout(config, "attention_dropout")?),
+    ];
+
+    let mlp = vec![
+        (
+            "dense_h_to_4h",
+            falcon_linear(BlockSlot::Up, [middle, hidden], bias),
+        ),
+        ("act", act(activation)),
+        (
+            "dense_4h_to_h",
+            falcon_linear(BlockSlot::Down, [hidden, middle], bias),
+        ),
+    ];
+
+    let mut block = vec![
+        ("self_attention", container("FalconAttention", attention)),
+        ("mlp", container("FalconMLP", mlp)),
+    ];
+    block.extend(norms(config, hidden, eps)?);
+    Ok(block)
+}
+
+/// A linear layer of Falcon's own class.
 fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias: bool) -> Template {
     let class = LinearClass::FalconLinear;
     Template::BlockPart(
@@ -142,7 +173,7 @@ fn falcon_linear(slot: BlockSlot, [out_features, in_features]: [usize; 2], bias:
     )
 }
 
-/// Heads of keys, and how they lie in the one product.
+/// Heads of keys, and the order of queries, keys and values in the fused layer's output.
 fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
     Ok(
         match (
@@ -159,15 +190,14 @@ fn keys(config: &ModelConfig, heads: usize) -> Result<(usize, QkvLayout)> {
     )
 }
 
-/// One norm for both, one for each, or one after the other, in the order PyTorch registers them.
+/// The norms of a block in the order in which PyTorch registers them. With parallel residuals,
+/// there is one for both attention and MLP, or one for each.
 ///
 /// # Errors
-/// [`DecoderError::Config`] for combinations whose norms transformers registers and cannot run.
+/// [`DecoderError::Config`] for combinations that transformers builds but cannot run.
 fn norms(config: &ModelConfig, hidden: usize, eps: f64) -> Result<Children> {
-    let (is_new, is_parallel) = (
-        config.flag("new_decoder_architecture")?,
-        config.flag("parallel_attn")?,
-    );
+    let is_new = config.flag("new_decoder_architecture")?;
+    let is_parallel = config.flag("parallel_attn")?;
     let count = config
         .optional_size("num_ln_in_parallel_attn")?
         .unwrap_or(if is_new { 2 } else { 1 });

@@ -1,5 +1,5 @@
-//! Gemma 2 (Gemma team 2024): norms before and after, soft caps, every other layer with a window,
-//! scaled embeddings.
+//! Gemma 2 (Gemma team 2024): Llama with norms after attention and MLP as well as before them, soft
+//! caps of scores and logits, a sliding window in every other layer, and scaled embeddings.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -36,7 +36,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     Ok(spec)
 }
 
-/// What both Gemmas read from config.json.
+/// Reads the keys of config.json that Gemma 2 and 3 share.
 pub(super) fn style<'a>(config: &'a ModelConfig, class: &'static str) -> Result<LlamaStyle<'a>> {
     let read = LlamaStyle::read_keys(config, class, "rms_norm_eps", "hidden_activation")?;
     Ok(LlamaStyle {
@@ -57,7 +57,7 @@ pub(super) fn block(gemma: &LlamaStyle<'_>, attention: Children) -> Children {
     ]
 }
 
-/// Gemma's factors, and its soft cap of logits.
+/// Sets Gemma's scales of embeddings and scores, and its soft cap of logits.
 pub(super) fn scaled(mut spec: DecoderSpec, gemma: &LlamaStyle<'_>) -> Result<DecoderSpec> {
     spec.embedding_scale = (gemma.hidden as f64).sqrt();
     spec.logit_softcap = gemma.config.optional_number("final_logit_softcapping")?;

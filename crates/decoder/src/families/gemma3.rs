@@ -1,5 +1,5 @@
 //! Gemma 3, text only (Gemma team 2025): Gemma 2 with norms of queries and keys instead of soft
-//! caps, and a rotation of its own in layers with a window.
+//! caps, and with a second rotation, of another base, in the layers with a window.
 
 use super::gemma2::{block, scaled, style};
 use super::llama_style::LlamaStyle;
@@ -31,8 +31,7 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     if config.flag("use_bidirectional_attention")? {
-        let reason =
-            "a Gemma 3 with use_bidirectional_attention embeds texts and does not continue them";
+        let reason = "`use_bidirectional_attention` is true; such a Gemma 3 embeds texts and does not generate them";
         return Err(DecoderError::Config {
             reason: reason.into(),
         });
@@ -40,8 +39,9 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let gemma = style(config, "Gemma3")?;
     let bias = config.flag("attention_bias")?;
     let mut attention = gemma.projections(bias, "o_proj", bias);
-    attention.extend(gemma.query_key_norms(["q_norm", "k_norm"], [gemma.head; 2]));
+    attention.extend(gemma.query_key_norms(("q_norm", gemma.head), ("k_norm", gemma.head)));
     let (_, rotary) = gemma.rotary_module();
+
     let children = vec![
         ("embed_tokens", scaled_tokens(&gemma)?),
         gemma.blocks(block(&gemma, attention)),
@@ -49,11 +49,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("rotary_emb", rotary.clone()),
         ("rotary_emb_local", rotary),
     ];
+
     let spec = gemma.model_of("Gemma3TextModel".into(), children, false)?;
-    let (window, pattern) = (
-        config.size("sliding_window")?,
-        config.size("sliding_window_pattern")?,
-    );
+    let window = config.size("sliding_window")?;
+    let pattern = config.size("sliding_window_pattern")?;
     let windows = gemma.windows(Some(window), |layer| !(layer + 1).is_multiple_of(pattern))?;
     let [global, local] = rotations(&gemma)?;
     let mut spec = spec.rotated(global).windowed(&windows);
@@ -62,19 +61,21 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         .iter_mut()
         .filter(|layer| layer.window.is_some())
         .for_each(|layer| layer.rope = Some(1));
-    spec.positions = gemma.positions; // the scaled rotation is part of them
-    // Its attention does not read `attn_logit_softcapping`.
+    // `max_position_embeddings` is already the context after scaling the rotation.
+    spec.positions = gemma.positions;
+
+    // `attn_logit_softcapping` is not read: Gemma 3's attention ignores it.
     scaled(spec, &gemma)
 }
 
-/// The rotation of layers that see everything and of those with a window.
+/// The rotations of layers without and with a window.
 fn rotations(gemma: &LlamaStyle<'_>) -> Result<[Rope; 2]> {
     let by_type = gemma.config.nested("rope_parameters");
     if let (Some(global), Some(local)) = (
         by_type.object("full_attention"),
         by_type.object("sliding_attention"),
     ) {
-        // As transformers 5 writes it.
+        // The form of transformers 5.
         let rope = |values| Rope::from_values(values, 10000.0, gemma.rotary, gemma.positions);
         return Ok([rope(global)?, rope(local)?]);
     }
@@ -82,7 +83,7 @@ fn rotations(gemma: &LlamaStyle<'_>) -> Result<[Rope; 2]> {
     Ok([gemma.rope()?, local])
 }
 
-/// The token table, a class of its own that multiplies rows with a factor kept as a buffer.
+/// The token table: a class of its own that scales the embeddings by a factor kept as a buffer.
 fn scaled_tokens(gemma: &LlamaStyle<'_>) -> Result<Template> {
     let part = PartSpec::Embedding {
         class: "Gemma3TextScaledWordEmbedding".into(),
@@ -95,5 +96,6 @@ fn scaled_tokens(gemma: &LlamaStyle<'_>) -> Result<Template> {
         shape: vec![],
         dtype: None,
     };
+
     Ok(Template::Part(ModelSlot::Tokens, part).with_buffers(vec![factor]))
 }

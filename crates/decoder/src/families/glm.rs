@@ -1,5 +1,5 @@
-//! GLM-4 (Zhipu AI 2024): Llama with neighbouring values rotated in half of each head, biases of
-//! queries, keys and values, and one layer for gate and up.
+//! GLM-4 (Zhipu AI 2024): Llama with a rotation of adjacent pairs in half of each head, biases of
+//! queries, keys and values, and gate and up fused in one layer.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -27,6 +27,7 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let glm = LlamaStyle::read(config, "Glm")?.with_partial_rotation()?;
+
     let mlp = vec![
         (
             "gate_up_proj",
@@ -38,6 +39,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("activation_fn", act(glm.activation)),
     ];
+
     let mut spec = glm.model(vec![
         glm.attention(config.flag("attention_bias")?, false),
         glm.mlp_of(mlp),

@@ -1,4 +1,5 @@
-//! GPT-2 (Radford et al. 2019): learned positions, one product for queries, keys and values, GELU.
+//! GPT-2 (Radford et al. 2019): learned positions, layer norms, queries, keys and values in one
+//! layer, GELU. Its linear layers are `Conv1D`, which store their weights transposed.
 
 use super::gpt2_style::{Gpt2Style, refuse_cross_attention};
 use crate::error::Result;
@@ -33,22 +34,26 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     refuse_cross_attention(config)?;
     let gpt = Gpt2Style::read(config, "GPT2")?;
     let (hidden, middle) = (gpt.hidden, gpt.middle);
+
     let attention = gpt.attention(vec![
         ("c_attn", conv1d(BlockSlot::Qkv, [3 * hidden, hidden])),
         ("c_proj", conv1d(BlockSlot::AttentionOut, [hidden, hidden])),
         ("attn_dropout", dropout(config, "attn_pdrop")?),
         ("resid_dropout", gpt.residual_dropout()),
     ]);
+
     let mlp = gpt.mlp_of(vec![
         ("c_fc", conv1d(BlockSlot::Up, [middle, hidden])),
         ("c_proj", conv1d(BlockSlot::Down, [hidden, middle])),
     ]);
+
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", attention.with_buffers(causal_mask(gpt.positions))),
         ("ln_2", gpt.norm(BlockSlot::MlpNorm)),
         ("mlp", mlp),
     ];
+
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
     let mut spec = gpt.model(
         "LMHeadModel",
@@ -56,7 +61,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         attention,
         false,
     )?;
-    // transformers obeys both in its eager attention only.
+    // transformers implements both keys in its eager attention only.
     if !config.flag("scale_attn_weights")? {
         spec = spec.with_factor(1.0);
     }
@@ -66,10 +71,11 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             .zip(1u32..)
             .for_each(|(layer, number)| layer.factor /= f64::from(number));
     }
+
     Ok(spec)
 }
 
-/// The masks transformers keeps as buffers.
+/// The causal mask, which transformers registers as buffers.
 pub(super) fn causal_mask(positions: usize) -> Vec<BufferSpec> {
     vec![
         BufferSpec {

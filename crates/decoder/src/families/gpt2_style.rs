@@ -1,4 +1,4 @@
-//! What the families since GPT-2 share: a tree of `transformer.h.N.{ln_1, attn, ln_2, mlp}`, with
+//! What GPT-2 and its relatives share: a tree of `transformer.h.N.{ln_1, attn, ln_2, mlp}`, with
 //! classes that begin with the family's name.
 
 use super::llama_style::head_size;
@@ -12,64 +12,85 @@ use crate::template::{
 use llm_int8_nn::config::ModelConfig;
 use llm_int8_nn::layers::Activation;
 
-/// Sizes of a model and the beginning of its classes.
+/// The sizes of a model, and builders for the modules that these families share.
 #[derive(Debug, Clone)]
 pub(super) struct Gpt2Style<'a> {
     config: &'a ModelConfig,
-    /// `GPTNeo` in `GPTNeoForCausalLM`.
+    /// The prefix of its classes: `GPTNeo` in `GPTNeoForCausalLM`.
     class: &'static str,
     pub(super) hidden: usize,
     pub(super) heads: usize,
+    /// Width of a head.
     pub(super) head: usize,
     pub(super) layers: usize,
+    /// Width of the MLP.
     pub(super) middle: usize,
     pub(super) positions: usize,
     vocab: usize,
     eps: f64,
     activation: Activation,
-    /// `Dropout` of residuals.
-    residual_dropout: Template,
-    /// `Dropout` of embeddings.
-    embedding_dropout: Template,
+    dropouts: Dropouts,
+}
+
+/// Names of the keys that differ between the families.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SizeKeys {
+    pub(super) hidden: &'static str,
+    pub(super) heads: &'static str,
+    pub(super) layers: &'static str,
+    pub(super) positions: &'static str,
+    pub(super) middle: &'static str,
+}
+
+/// The `Dropout` modules outside of attention.
+#[derive(Debug, Clone)]
+pub(super) struct Dropouts {
+    pub(super) residual: Template,
+    pub(super) embedding: Template,
 }
 
 impl<'a> Gpt2Style<'a> {
-    /// Reads `n_embd`, `n_head`, `n_layer`, `n_positions` and `n_inner`, and `resid_pdrop` and
-    /// `embd_pdrop`.
+    /// Reads the keys as GPT-2 names them.
     ///
     /// # Errors
-    /// [`DecoderError::Config`](crate::DecoderError::Config) for missing or unusable keys.
+    /// [`DecoderError::Config`](crate::DecoderError::Config) for keys that are missing or invalid.
     pub(super) fn read(config: &'a ModelConfig, class: &'static str) -> Result<Self> {
-        let keys = ["n_embd", "n_head", "n_layer", "n_positions", "n_inner"];
-        let dropouts = [
-            dropout(config, "resid_pdrop")?,
-            dropout(config, "embd_pdrop")?,
-        ];
+        let keys = SizeKeys {
+            hidden: "n_embd",
+            heads: "n_head",
+            layers: "n_layer",
+            positions: "n_positions",
+            middle: "n_inner",
+        };
+        let dropouts = Dropouts {
+            residual: dropout(config, "resid_pdrop")?,
+            embedding: dropout(config, "embd_pdrop")?,
+        };
         Self::read_keys(config, class, keys, dropouts)
     }
 
-    /// The same under other keys, with the modules of dropout of residuals and of embeddings.
+    /// [`Gpt2Style::read`] with other keys for the sizes, and these modules of dropout.
     pub(super) fn read_keys(
         config: &'a ModelConfig,
         class: &'static str,
-        [hidden, heads, layers, positions, middle]: [&str; 5],
-        [residual_dropout, embedding_dropout]: [Template; 2],
+        keys: SizeKeys,
+        dropouts: Dropouts,
     ) -> Result<Self> {
-        let (hidden, heads) = (config.size(hidden)?, config.size(heads)?);
+        let hidden = config.size(keys.hidden)?;
+        let heads = config.size(keys.heads)?;
         Ok(Self {
             config,
             class,
             hidden,
             heads,
             head: head_size(hidden, heads)?,
-            layers: config.size(layers)?,
-            middle: config.optional_size(middle)?.unwrap_or(4 * hidden),
-            positions: config.size(positions)?,
+            layers: config.size(keys.layers)?,
+            middle: config.optional_size(keys.middle)?.unwrap_or(4 * hidden),
+            positions: config.size(keys.positions)?,
             vocab: config.size("vocab_size")?,
             eps: config.number("layer_norm_epsilon")?,
             activation: Activation::from_name(config.text("activation_function")?)?,
-            residual_dropout,
-            embedding_dropout,
+            dropouts,
         })
     }
 
@@ -77,12 +98,12 @@ impl<'a> Gpt2Style<'a> {
         format!("{}{part}", self.class)
     }
 
-    /// `Dropout` of residuals.
+    /// The `Dropout` before a residual.
     pub(super) fn residual_dropout(&self) -> Template {
-        self.residual_dropout.clone()
+        self.dropouts.residual.clone()
     }
 
-    /// Separate products, as GPT-Neo and GPT-J register them.
+    /// Separate layers for queries, keys and values, in the order of GPT-Neo and GPT-J.
     pub(super) fn projections(&self, out_bias: bool) -> Children {
         let square = [self.hidden, self.hidden];
         vec![
@@ -96,12 +117,12 @@ impl<'a> Gpt2Style<'a> {
         ]
     }
 
-    /// `attn`.
+    /// `attn` with these children.
     pub(super) fn attention(&self, children: Children) -> Template {
         container(self.named("Attention"), children)
     }
 
-    /// `mlp` of two products.
+    /// `mlp` with two linear layers of these names.
     pub(super) fn mlp(&self, [up, down]: [&'static str; 2]) -> Template {
         self.mlp_of(vec![
             (up, linear(BlockSlot::Up, [self.middle, self.hidden], true)),
@@ -112,11 +133,11 @@ impl<'a> Gpt2Style<'a> {
         ])
     }
 
-    /// `mlp` of these products.
-    pub(super) fn mlp_of(&self, mut products: Children) -> Template {
-        products.push(("act", act(self.activation)));
-        products.push(("dropout", self.residual_dropout()));
-        container(self.named("MLP"), products)
+    /// `mlp` with these linear layers.
+    pub(super) fn mlp_of(&self, mut layers: Children) -> Template {
+        layers.push(("act", act(self.activation)));
+        layers.push(("dropout", self.residual_dropout()));
+        container(self.named("MLP"), layers)
     }
 
     /// `ln_1` or `ln_2`.
@@ -124,7 +145,7 @@ impl<'a> Gpt2Style<'a> {
         norm(slot, layer_norm(self.hidden, self.eps))
     }
 
-    /// `transformer` of a block.
+    /// `transformer` of blocks with these children.
     pub(super) fn transformer(&self, block: Children, has_positions: bool) -> Template {
         let mut children = vec![(
             "wte",
@@ -137,7 +158,7 @@ impl<'a> Gpt2Style<'a> {
             ));
         }
         children.extend([
-            ("drop", self.embedding_dropout.clone()),
+            ("drop", self.dropouts.embedding.clone()),
             ("h", blocks(self.named("Block"), block)),
             (
                 "ln_f",
@@ -147,7 +168,7 @@ impl<'a> Gpt2Style<'a> {
         container(self.named("Model"), children)
     }
 
-    /// The model of a class, with `lm_head`.
+    /// A model whose class ends in `class`: a transformer and `lm_head`.
     pub(super) fn model(
         &self,
         class: &str,
@@ -170,7 +191,7 @@ impl<'a> Gpt2Style<'a> {
     }
 }
 
-/// Refuses what only an encoder gives a meaning to.
+/// Refuses cross-attention, which needs an encoder.
 pub(super) fn refuse_cross_attention(config: &ModelConfig) -> Result<()> {
     match config.flag("add_cross_attention")? {
         false => Ok(()),

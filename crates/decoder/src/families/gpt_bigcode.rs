@@ -1,5 +1,4 @@
-//! GPT-BigCode (Allal et al. 2023; SantaCoder, StarCoder): GPT-2 whose heads share one head of
-//! keys.
+//! GPT-BigCode (Allal et al. 2023; SantaCoder, StarCoder): GPT-2 with multi-query attention.
 
 use super::gpt2_style::{Gpt2Style, refuse_cross_attention};
 use crate::error::Result;
@@ -38,6 +37,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         true => (1, QkvLayout::Blocks),
         false => (gpt.heads, QkvLayout::Grouped),
     };
+
     let attention = vec![
         (
             "c_attn",
@@ -53,22 +53,26 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("resid_dropout", gpt.residual_dropout()),
     ];
+
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", gpt.attention(attention)),
         ("ln_2", gpt.norm(BlockSlot::MlpNorm)),
         ("mlp", gpt.mlp(["c_fc", "c_proj"])),
     ];
+
     let mask = BufferSpec {
         name: "bias",
         shape: vec![gpt.positions; 2],
         dtype: Some(ParameterDtype::Bool),
     };
     let transformer = gpt.transformer(block, true).with_buffers(vec![mask]);
+
     let attention = AttentionSpec {
         layout,
         ..AttentionSpec::new(gpt.heads, kv_heads, gpt.head)
     };
+
     let spec = gpt.model("ForCausalLM", transformer, attention, false)?;
     Ok(if config.flag("scale_attn_weights")? {
         spec

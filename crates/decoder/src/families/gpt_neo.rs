@@ -1,8 +1,8 @@
-//! GPT-Neo (Black et al. 2021): GPT-2 with separate products, unscaled scores, and windows in local
-//! layers.
+//! GPT-Neo (Black et al. 2021): GPT-2 with separate layers for queries, keys and values, unscaled
+//! scores, and windows in local layers.
 
 use super::gpt2::causal_mask;
-use super::gpt2_style::Gpt2Style;
+use super::gpt2_style::{Dropouts, Gpt2Style, SizeKeys};
 use crate::error::{DecoderError, Result};
 use crate::slot::BlockSlot;
 use crate::spec::{AttentionSpec, DecoderSpec, Family};
@@ -28,18 +28,19 @@ const CLASS: ConfigClass = ConfigClass::new(
 .with_aliases(&[("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers")]);
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let keys = [
-        "hidden_size",
-        "num_heads",
-        "num_layers",
-        "max_position_embeddings",
-        "intermediate_size",
-    ];
-    let dropouts = [
-        float_dropout(config, "resid_dropout")?,
-        float_dropout(config, "embed_dropout")?,
-    ];
+    let keys = SizeKeys {
+        hidden: "hidden_size",
+        heads: "num_heads",
+        layers: "num_layers",
+        positions: "max_position_embeddings",
+        middle: "intermediate_size",
+    };
+    let dropouts = Dropouts {
+        residual: float_dropout(config, "resid_dropout")?,
+        embedding: float_dropout(config, "embed_dropout")?,
+    };
     let gpt = Gpt2Style::read_keys(config, "GPTNeo", keys, dropouts)?;
+
     let mut attention = vec![
         ("attn_dropout", float_dropout(config, "attention_dropout")?),
         ("resid_dropout", gpt.residual_dropout()),
@@ -47,12 +48,14 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     attention.extend(gpt.projections(true));
     let attention =
         container("GPTNeoSelfAttention", attention).with_buffers(causal_mask(gpt.positions));
+
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", gpt.attention(vec![("attention", attention)])),
         ("ln_2", gpt.norm(BlockSlot::MlpNorm)),
         ("mlp", gpt.mlp(["c_fc", "c_proj"])),
     ];
+
     let attention = AttentionSpec::new(gpt.heads, gpt.heads, gpt.head);
     let spec = gpt.model(
         "ForCausalLM",
@@ -67,29 +70,27 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     })
 }
 
-/// The window of each layer, from `attention_layers` (the kind of each layer) or from
-/// `attention_types` (lists of kinds, each with the number of times to repeat it).
+/// The window of each layer, from `attention_layers` (the kind of each layer), otherwise from
+/// `attention_types` (lists of kinds, each with the number of times it is repeated).
 fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
     let kinds = match config.strings("attention_layers")? {
         Some(kinds) => kinds,
         None => repeated(config, layers)?,
     };
-    // transformers expands `attention_types` before it takes `num_hidden_layers` for `num_layers`.
+    // transformers expands `attention_types` before `num_hidden_layers`, an alias, replaces
+    // `num_layers`, so that the list may then be longer.
     let fits = if config.has("num_hidden_layers") {
         kinds.len() >= layers
     } else {
         kinds.len() == layers
     };
     if !fits {
-        let reason = format!(
-            "`attention_types` speaks of {} layers of {layers}",
-            kinds.len()
-        );
+        let reason = format!("`attention_types` names {} layers of {layers}", kinds.len());
         return Err(DecoderError::Config { reason });
     }
 
     let window = config.size("window_size")?;
-    let of = |kind: &str| match kind {
+    let window_of = |kind: &str| match kind {
         "global" => Ok(None),
         "local" => Ok(Some(window)),
         _ => {
@@ -97,10 +98,11 @@ fn windows(config: &ModelConfig, layers: usize) -> Result<Vec<Option<usize>>> {
             Err(DecoderError::Config { reason })
         }
     };
-    kinds.into_iter().take(layers).map(of).collect()
+    kinds.into_iter().take(layers).map(window_of).collect()
 }
 
-/// The kinds of `attention_types`, not many more than there are layers.
+/// The kinds of `attention_types`, expanded to at most one more than there are layers: a hostile
+/// count allocates nothing.
 fn repeated(config: &ModelConfig, layers: usize) -> Result<Vec<&str>> {
     let error = || DecoderError::Config {
         reason: format!(
@@ -121,5 +123,6 @@ fn repeated(config: &ModelConfig, layers: usize) -> Result<Vec<&str>> {
         let room = (layers + 1).saturating_sub(found.len());
         found.extend((0..count.min(room as u64)).flat_map(|_| &kinds).take(room));
     }
+
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! GPT-J (Wang and Komatsuzaki 2021): rotated neighbours, attention and MLP side by side.
+//! GPT-J (Wang and Komatsuzaki 2021): a rotation of adjacent pairs, attention and MLP in parallel.
 
 use super::gpt2_style::Gpt2Style;
 use crate::error::Result;
@@ -31,17 +31,19 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let gpt = Gpt2Style::read(config, "GPTJ")?;
+
     let mut attention = vec![
         ("attn_dropout", dropout(config, "attn_pdrop")?),
         ("resid_dropout", gpt.residual_dropout()),
     ];
     attention.extend(gpt.projections(false));
+
     let block = vec![
         ("ln_1", gpt.norm(BlockSlot::AttentionNorm)),
         ("attn", gpt.attention(attention)),
         ("mlp", gpt.mlp(["fc_in", "fc_out"])),
     ];
-    // Null is the whole width, which only a model of one head can rotate.
+    // Null means the whole hidden size, which only a model of one head can rotate.
     let dims = config.optional_size("rotary_dim")?.unwrap_or(gpt.hidden);
     check_size("number of rotated values of a head", dims, gpt.head)?;
     let rope = Rope::plain(10000.0, dims).with_pairs(RopePairs::Neighbours);
@@ -52,6 +54,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         attention,
         true,
     )?;
+
     Ok(DecoderSpec {
         residual: Residual::Parallel,
         ..spec.rotated(rope)

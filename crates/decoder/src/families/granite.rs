@@ -1,4 +1,4 @@
-//! Granite (IBM 2024): Llama with four multipliers.
+//! Granite (IBM 2024): Llama with factors for embeddings, residuals, scores and logits.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -26,12 +26,14 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let granite = LlamaStyle::read(config, "Granite")?;
     let bias = config.flag("attention_bias")?;
+
     let spec = granite.model(vec![
         granite.attention(bias, bias),
         granite.gated_mlp(config.flag("mlp_bias")?),
         granite.norm("input_layernorm", BlockSlot::AttentionNorm),
         granite.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
+
     Ok(DecoderSpec {
         embedding_scale: config.number("embedding_multiplier")?,
         residual_scale: config.number("residual_multiplier")?,

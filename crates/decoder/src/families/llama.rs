@@ -1,4 +1,4 @@
-//! Llama (Touvron et al. 2023): RMS norms, rotary positions, grouped heads, a gated MLP.
+//! Llama (Touvron et al. 2023): RMS norms, rotary positions, grouped-query attention, a gated MLP.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;

@@ -1,5 +1,5 @@
-//! What the families since Llama share: keys of config.json, names of modules, classes that begin
-//! with the family's name. A family is what it adds.
+//! What Llama and the families after it share: keys of config.json, names of modules, and classes
+//! that begin with the family's name. A family's own file adds what differs.
 
 use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
@@ -11,12 +11,13 @@ use crate::template::{
 use llm_int8_nn::config::ModelConfig;
 use llm_int8_nn::layers::{Activation, NormKind, Rope};
 
-/// Sizes of a model and the beginning of its classes.
+/// The sizes of a model, and builders for the modules that these families share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LlamaStyle<'a> {
     pub(super) config: &'a ModelConfig,
-    /// `Llama` in `LlamaForCausalLM`.
+    /// The prefix of its classes: `Llama` in `LlamaForCausalLM`.
     pub(super) class: &'static str,
+    /// The kind of its norms.
     pub(super) norm: NormKind,
     pub(super) eps: f64,
     pub(super) activation: Activation,
@@ -25,37 +26,38 @@ pub(super) struct LlamaStyle<'a> {
     pub(super) layers: usize,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
+    /// Width of a head.
     pub(super) head: usize,
+    /// `intermediate_size`, the width of the MLP.
     pub(super) middle: usize,
     pub(super) positions: usize,
-    /// How many values of a head are rotated.
+    /// Values of a head that are rotated.
     pub(super) rotary: usize,
-    /// Whether `partial_rotary_factor` is a key of the family.
+    /// Whether the family has `partial_rotary_factor`.
     pub(super) rotates_partly: bool,
 }
 
 impl<'a> LlamaStyle<'a> {
-    /// Reads the sizes and what else these families have in common.
+    /// Reads the keys that these families share.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for missing or unusable keys.
+    /// [`DecoderError::Config`] for keys that are missing or invalid.
     pub(super) fn read(config: &'a ModelConfig, class: &'static str) -> Result<Self> {
         Self::read_keys(config, class, "rms_norm_eps", "hidden_act")
     }
 
-    /// The same where the norms' epsilon and the MLP's function stand under these keys.
+    /// [`LlamaStyle::read`] with other keys for the epsilon of norms and the activation.
     pub(super) fn read_keys(
         config: &'a ModelConfig,
         class: &'static str,
         eps: &str,
         activation: &str,
     ) -> Result<Self> {
-        let (hidden, heads) = (
-            config.size("hidden_size")?,
-            config.size("num_attention_heads")?,
-        );
+        let hidden = config.size("hidden_size")?;
+        let heads = config.size("num_attention_heads")?;
         let head = config.optional_size("head_dim")?.unwrap_or(hidden / heads);
         check_size("head size", head, DecoderSpec::WIDEST_HEAD)?;
+
         Ok(Self {
             config,
             class,
@@ -77,7 +79,7 @@ impl<'a> LlamaStyle<'a> {
         })
     }
 
-    /// Where `partial_rotary_factor` of every head is rotated.
+    /// Rotates only the share `partial_rotary_factor` of every head.
     pub(super) fn with_partial_rotation(self) -> Result<Self> {
         let newer = self
             .config
@@ -98,47 +100,47 @@ impl<'a> LlamaStyle<'a> {
         format!("{}{part}", self.class)
     }
 
-    /// `q_proj`, `k_proj`, `v_proj` and the product after attention.
+    /// `q_proj`, `k_proj`, `v_proj`, and the output projection under the name `out`.
     pub(super) fn projections(&self, bias: bool, out: &'static str, out_bias: bool) -> Children {
-        let (wide, narrow) = (self.heads * self.head, self.kv_heads * self.head);
+        let queries = self.heads * self.head;
+        let keys = self.kv_heads * self.head;
         vec![
             (
                 "q_proj",
-                linear(BlockSlot::Query, [wide, self.hidden], bias),
+                linear(BlockSlot::Query, [queries, self.hidden], bias),
             ),
-            (
-                "k_proj",
-                linear(BlockSlot::Key, [narrow, self.hidden], bias),
-            ),
+            ("k_proj", linear(BlockSlot::Key, [keys, self.hidden], bias)),
             (
                 "v_proj",
-                linear(BlockSlot::Value, [narrow, self.hidden], bias),
+                linear(BlockSlot::Value, [keys, self.hidden], bias),
             ),
             (
                 out,
-                linear(BlockSlot::AttentionOut, [self.hidden, wide], out_bias),
+                linear(BlockSlot::AttentionOut, [self.hidden, queries], out_bias),
             ),
         ]
     }
 
-    /// Norms of so many values of queries and keys.
+    /// Norms of queries and keys, with these names and widths.
     pub(super) fn query_key_norms(
         &self,
-        names: [&'static str; 2],
-        [query, key]: [usize; 2],
+        (query_name, query_width): (&'static str, usize),
+        (key_name, key_width): (&'static str, usize),
     ) -> Children {
+        let query = self.norm_of(query_width);
+        let key = self.norm_of(key_width);
         vec![
-            (names[0], norm(BlockSlot::QueryNorm, self.norm_of(query))),
-            (names[1], norm(BlockSlot::KeyNorm, self.norm_of(key))),
+            (query_name, norm(BlockSlot::QueryNorm, query)),
+            (key_name, norm(BlockSlot::KeyNorm, key)),
         ]
     }
 
-    /// `self_attn` of projections alone.
+    /// `self_attn` with nothing but its projections.
     pub(super) fn attention(&self, bias: bool, out_bias: bool) -> (&'static str, Template) {
         self.attention_of(self.projections(bias, "o_proj", out_bias))
     }
 
-    /// `self_attn`.
+    /// `self_attn` with these children.
     pub(super) fn attention_of(&self, children: Children) -> (&'static str, Template) {
         ("self_attn", container(self.named("Attention"), children))
     }
@@ -162,7 +164,7 @@ impl<'a> LlamaStyle<'a> {
         ])
     }
 
-    /// `mlp` with two products and a function between them, in this order.
+    /// The two linear layers of an `mlp` without a gate.
     pub(super) fn plain_mlp(&self, [up, down]: [&'static str; 2], bias: bool) -> Children {
         vec![
             (up, linear(BlockSlot::Up, [self.middle, self.hidden], bias)),
@@ -173,7 +175,7 @@ impl<'a> LlamaStyle<'a> {
         ]
     }
 
-    /// `mlp`.
+    /// `mlp` with these children.
     pub(super) fn mlp_of(&self, children: Children) -> (&'static str, Template) {
         ("mlp", container(self.named("MLP"), children))
     }
@@ -195,7 +197,7 @@ impl<'a> LlamaStyle<'a> {
         }
     }
 
-    /// `embed_tokens`.
+    /// `embed_tokens`, the token table.
     pub(super) fn tokens(&self) -> Result<(&'static str, Template)> {
         let padding = self.config.padding_row(self.vocab)?;
         Ok((
@@ -204,7 +206,7 @@ impl<'a> LlamaStyle<'a> {
         ))
     }
 
-    /// `layers` of blocks.
+    /// `layers`, the blocks.
     pub(super) fn blocks(&self, block: Children) -> (&'static str, Template) {
         ("layers", blocks(self.named("DecoderLayer"), block))
     }
@@ -225,8 +227,8 @@ impl<'a> LlamaStyle<'a> {
         )
     }
 
-    /// The model of a block: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a head without
-    /// bias.
+    /// A model of blocks with these children: `embed_tokens`, `layers`, `norm`, `rotary_emb`, and a
+    /// head without bias.
     pub(super) fn model(&self, block: Children) -> Result<DecoderSpec> {
         let children = vec![
             self.tokens()?,
@@ -239,7 +241,7 @@ impl<'a> LlamaStyle<'a> {
             .rotated(self.rope()?))
     }
 
-    /// The model of these children, without a rotation.
+    /// A model with these children, without a rotation.
     pub(super) fn model_of(
         &self,
         class: String,
@@ -259,31 +261,35 @@ impl<'a> LlamaStyle<'a> {
         })
     }
 
-    /// The rotation config.json asks for.
+    /// The rotation that config.json describes.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for one that is not known, and for a share of a head in a family
-    /// that rotates all of it.
+    /// [`DecoderError::Config`] for an unknown kind, and for a partial rotation in a family that
+    /// rotates whole heads.
     pub(super) fn rope(&self) -> Result<Rope> {
         if !self.rotates_partly {
             refuse_partial_rotation(self.config, self.class, self.head)?;
         }
         let base = self.config.number("rope_theta")?;
-        let rope = Rope::from_config(self.config, base, self.rotary, self.positions)?;
-        Ok(rope)
+        Ok(Rope::from_config(
+            self.config,
+            base,
+            self.rotary,
+            self.positions,
+        )?)
     }
 
-    /// `sliding_window` in every layer, or in none.
+    /// The window of each layer, where `sliding_window` applies to all of them.
     pub(super) fn same_windows(&self) -> Result<Vec<Option<usize>>> {
         let window = self.config.optional_size("sliding_window")?;
         Ok(vec![window; DecoderSpec::check_layers(self.layers)?])
     }
 
-    /// How far each layer sees: as `layer_types` says, or a `window` in the layers `is_sliding`
-    /// tells.
+    /// The window of each layer: in the layers that `layer_types` names, or if there is no such
+    /// list, in those for which `is_sliding` returns true.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for a list of another length or with another kind of layer.
+    /// [`DecoderError::Config`] for a list of the wrong length or with an unknown kind of layer.
     pub(super) fn windows(
         &self,
         window: Option<usize>,
@@ -295,6 +301,7 @@ impl<'a> LlamaStyle<'a> {
                 .map(|layer| window.filter(|_| is_sliding(layer)))
                 .collect());
         };
+
         let error = |reason: String| DecoderError::Config { reason };
         if types.len() != self.layers {
             return Err(error(format!(
@@ -303,7 +310,8 @@ impl<'a> LlamaStyle<'a> {
                 self.layers
             )));
         }
-        let of = |kind: &&str| match *kind {
+
+        let window_of = |kind: &&str| match *kind {
             "full_attention" => Ok(None),
             "sliding_attention" if window.is_some() => Ok(window),
             "sliding_attention" => Err(error(
@@ -313,15 +321,14 @@ impl<'a> LlamaStyle<'a> {
                 "`layer_types` names `{other}`; full_attention and sliding_attention are known"
             ))),
         };
-        types.iter().map(of).collect()
+        types.iter().map(window_of).collect()
     }
 }
 
-/// Width of a head where the heads share the residual stream, as the family's attention takes it
-/// even where there is a `head_dim`.
+/// The head size of a family that always computes `hidden / heads` and ignores `head_dim`.
 ///
 /// # Errors
-/// [`DecoderError::Config`] for a `head_dim` that says otherwise, or a width that cannot be shared.
+/// [`DecoderError::Config`] for a `head_dim` of another size, or if `hidden` is not divisible.
 pub(super) fn shared_head_size(config: &ModelConfig, hidden: usize, heads: usize) -> Result<usize> {
     let head = head_size(hidden, heads)?;
     match config
@@ -337,10 +344,10 @@ pub(super) fn shared_head_size(config: &ModelConfig, hidden: usize, heads: usize
     }
 }
 
-/// Width of a head where the heads share the residual stream.
+/// The head size `hidden / heads`.
 ///
 /// # Errors
-/// [`DecoderError::Config`] where they cannot.
+/// [`DecoderError::Config`] if `hidden` is not divisible.
 pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
     check_size("number of heads", heads, DecoderSpec::MOST_HEADS)?;
     match hidden.is_multiple_of(heads) {
@@ -351,7 +358,7 @@ pub(super) fn head_size(hidden: usize, heads: usize) -> Result<usize> {
     }
 }
 
-/// Refuses a share of a head in a family that rotates all of it.
+/// Refuses a `partial_rotary_factor` that matters, in a family that rotates whole heads.
 pub(super) fn refuse_partial_rotation(
     config: &ModelConfig,
     class: &str,
@@ -368,10 +375,10 @@ pub(super) fn refuse_partial_rotation(
     Err(DecoderError::Config { reason })
 }
 
-/// How many values of a head are a share of it, to be rotated.
+/// The number of rotated values of a head, of which this share is rotated.
 ///
 /// # Errors
-/// [`DecoderError::Config`] where it is no share.
+/// [`DecoderError::Config`] for a share outside of 0 to 1.
 pub(super) fn rotated(head: usize, share: f64) -> Result<usize> {
     match (0.0..=1.0).contains(&share) {
         true => Ok((head as f64 * share) as usize),

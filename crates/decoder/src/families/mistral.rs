@@ -23,18 +23,22 @@ const CLASS: ConfigClass = ConfigClass::new(
 );
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    // transformers takes a Mistral with this key for a Ministral, which differs in nothing else.
+    // transformers loads a Mistral with this key as a Ministral, which differs only in the names of
+    // classes and in windows for each layer.
     let is_ministral = config.has("layer_types");
     let mistral = LlamaStyle::read(config, if is_ministral { "Ministral" } else { "Mistral" })?;
+
     let spec = mistral.model(vec![
         mistral.attention(false, false),
         mistral.gated_mlp(false),
         mistral.norm("input_layernorm", BlockSlot::AttentionNorm),
         mistral.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
+
     let windows = match is_ministral {
         true => mistral.windows(config.optional_size("sliding_window")?, |_| true)?,
         false => mistral.same_windows()?,
     };
+
     Ok(spec.windowed(&windows))
 }

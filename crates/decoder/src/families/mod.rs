@@ -1,5 +1,5 @@
-//! The families, each a description without tensor code. `docs/adding-a-family.md` tells how to add
-//! one.
+//! The families of models. Each is a description without tensor code;
+//! `docs/adding-a-family.md` explains how to add one.
 
 mod bloom;
 mod falcon;
@@ -29,7 +29,7 @@ mod starcoder2;
 
 use crate::spec::Family;
 
-/// Every family, by `model_type`.
+/// Every family, sorted by `model_type`.
 pub const FAMILIES: &[Family] = &[
     bloom::FAMILY,
     falcon::FAMILY,

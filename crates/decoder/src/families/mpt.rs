@@ -1,4 +1,4 @@
-//! MPT (MosaicML 2023): position biases, no biases in norms and products, clamped queries, keys and
+//! MPT (MosaicML 2023): ALiBi, no biases in norms and linear layers, clamped queries, keys and
 //! values.
 
 use super::llama_style::head_size;
@@ -6,8 +6,8 @@ use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
 use crate::spec::{AttentionSpec, DecoderSpec, Family};
 use crate::template::{
-    NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear, model_norm, norm,
-    table,
+    Children, NormSpec, act, blocks, container, dropout, layer_norm, linear, model_linear,
+    model_norm, norm, table,
 };
 use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::{Activation, Alibi, NormKind};
@@ -31,7 +31,7 @@ const CLASS: ConfigClass = ConfigClass::new(
     ("num_hidden_layers", "n_layers"),
 ]);
 
-/// `MptAttentionConfig`.
+/// The class of `attn_config`, `MptAttentionConfig`.
 const ATTENTION_CLASS: ConfigClass = ConfigClass::new(
     r#"{
         "attn_type": "multihead_attention", "attn_pdrop": 0, "clip_qkv": null, "softmax_scale": null,
@@ -40,44 +40,23 @@ const ATTENTION_CLASS: ConfigClass = ConfigClass::new(
 );
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
-    let (hidden, heads) = (config.size("d_model")?, config.size("n_heads")?);
-    let (vocab, positions) = (config.size("vocab_size")?, config.size("max_seq_len")?);
+    let hidden = config.size("d_model")?;
+    let heads = config.size("n_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_seq_len")?;
     let eps = config.number("layer_norm_epsilon")?;
     let scores = attention_config(config)?;
-    let layer_norm = || NormSpec {
+    let norm_spec = NormSpec {
         kind: NormKind::LayerWithoutBias,
         ..layer_norm(hidden, eps)
     };
-    let attention = vec![
-        ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
-        (
-            "out_proj",
-            linear(BlockSlot::AttentionOut, [hidden, hidden], false),
-        ),
-    ];
-    let mlp = vec![
-        (
-            "up_proj",
-            linear(BlockSlot::Up, [4 * hidden, hidden], false),
-        ),
-        ("act", act(Activation::TorchGelu)),
-        (
-            "down_proj",
-            linear(BlockSlot::Down, [hidden, 4 * hidden], false),
-        ),
-    ];
-    let block = vec![
-        ("norm_1", norm(BlockSlot::AttentionNorm, layer_norm())),
-        ("attn", container("MptAttention", attention)),
-        ("norm_2", norm(BlockSlot::MlpNorm, layer_norm())),
-        ("ffn", container("MptMLP", mlp)),
-        ("resid_attn_dropout", dropout(&scores, "attn_pdrop")?),
-    ];
+
     let model = vec![
         ("wte", table(ModelSlot::Tokens, [vocab, hidden], None)),
-        ("blocks", blocks("MptBlock", block)),
-        ("norm_f", model_norm(ModelSlot::FinalNorm, layer_norm())),
+        ("blocks", blocks("MptBlock", block(&scores, &norm_spec)?)),
+        ("norm_f", model_norm(ModelSlot::FinalNorm, norm_spec)),
     ];
+
     let lm_head = model_linear(ModelSlot::Head, [vocab, hidden], false);
     let tree = container(
         "MptForCausalLM",
@@ -87,6 +66,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ],
     );
     let head = head_size(hidden, heads)?;
+
     let attention = AttentionSpec {
         qkv_clamp: scores
             .optional_number("clip_qkv")?
@@ -94,6 +74,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         alibi: Some(Alibi::mpt(heads, scores.number("alibi_bias_max")?)),
         ..AttentionSpec::new(heads, heads, head)
     };
+
     let spec = DecoderSpec {
         positions,
         tied_head: config.flag("tie_word_embeddings")?,
@@ -106,14 +87,51 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             Activation::TorchGelu,
         )?
     };
+
     Ok(match scores.optional_number("softmax_scale")? {
         Some(factor) => spec.with_factor(factor),
         None => spec,
     })
 }
 
-/// `attn_config`, without what transformers reads over: it would compute another model than its
-/// authors'.
+/// The children of a block.
+fn block(scores: &ModelConfig, norm_spec: &NormSpec) -> Result<Children> {
+    let hidden = norm_spec.width;
+
+    let attention = vec![
+        ("Wqkv", linear(BlockSlot::Qkv, [3 * hidden, hidden], false)),
+        (
+            "out_proj",
+            linear(BlockSlot::AttentionOut, [hidden, hidden], false),
+        ),
+    ];
+
+    let mlp = vec![
+        (
+            "up_proj",
+            linear(BlockSlot::Up, [4 * hidden, hidden], false),
+        ),
+        ("act", act(Activation::TorchGelu)),
+        (
+            "down_proj",
+            linear(BlockSlot::Down, [hidden, 4 * hidden], false),
+        ),
+    ];
+
+    Ok(vec![
+        ("norm_1", norm(BlockSlot::AttentionNorm, norm_spec.clone())),
+        ("attn", container("MptAttention", attention)),
+        ("norm_2", norm(BlockSlot::MlpNorm, norm_spec.clone())),
+        ("ffn", container("MptMLP", mlp)),
+        ("resid_attn_dropout", dropout(scores, "attn_pdrop")?),
+    ])
+}
+
+/// Reads `attn_config`.
+///
+/// # Errors
+/// [`DecoderError::Config`] for settings that transformers ignores although the model needs them:
+/// its output would not be the authors'.
 fn attention_config(config: &ModelConfig) -> Result<ModelConfig> {
     let refuse = |reason: String| Err(DecoderError::Config { reason });
     if !config.value("attn_config").is_null() && config.object("attn_config").is_none() {
@@ -137,5 +155,6 @@ fn attention_config(config: &ModelConfig) -> Result<ModelConfig> {
             ));
         }
     }
+
     Ok(scores)
 }

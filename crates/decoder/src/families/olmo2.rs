@@ -1,4 +1,5 @@
-//! OLMo 2 (OLMo team 2024): norms after attention and MLP, and of all queries and keys at once.
+//! OLMo 2 (OLMo team 2024): Llama with norms after attention and MLP instead of before them, and
+//! with norms over all heads of the queries and of the keys.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -26,8 +27,10 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let olmo = LlamaStyle::read(config, "Olmo2")?;
     let bias = config.flag("attention_bias")?;
     let mut attention = olmo.projections(bias, "o_proj", bias);
-    let widths = [olmo.heads * olmo.head, olmo.kv_heads * olmo.head];
-    attention.extend(olmo.query_key_norms(["q_norm", "k_norm"], widths));
+    attention.extend(olmo.query_key_norms(
+        ("q_norm", olmo.heads * olmo.head),
+        ("k_norm", olmo.kv_heads * olmo.head),
+    ));
     olmo.model(vec![
         olmo.attention_of(attention),
         olmo.gated_mlp(false),

@@ -1,12 +1,13 @@
-//! OPT (Zhang et al. 2022): learned positions from the third row on, biases, ReLU.
+//! OPT (Zhang et al. 2022): learned positions whose table has two unused rows first, biases, ReLU.
+//! OPT 350m has its norms after the residuals, and a token table narrower than the stream.
 
 use super::llama_style::head_size;
 use crate::error::{DecoderError, Result};
 use crate::slot::{BlockSlot, ModelSlot};
 use crate::spec::{AttentionSpec, DecoderSpec, Family, Residual};
 use crate::template::{
-    PartSpec, Template, act, blocks, container, layer_norm, linear, model_linear, model_norm, norm,
-    table,
+    Children, PartSpec, Template, act, blocks, container, layer_norm, linear, model_linear,
+    model_norm, norm, table,
 };
 use llm_int8_nn::config::{ConfigClass, ModelConfig};
 use llm_int8_nn::layers::Activation;
@@ -30,29 +31,100 @@ const CLASS: ConfigClass = ConfigClass::new(
 /// Rows of the position table before that of position 0.
 const OFFSET: usize = 2;
 
+/// The epsilon of norms, which is not in config.json.
+const EPS: f64 = 1e-5;
+
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     if !config.flag("layer_norm_elementwise_affine")? {
         let reason =
-            "`layer_norm_elementwise_affine` is false; norms without weights are not built";
+            "`layer_norm_elementwise_affine` is false; norms without weights are not supported";
         return Err(DecoderError::Config {
             reason: reason.into(),
         });
     }
-    let (hidden, heads) = (
-        config.size("hidden_size")?,
-        config.size("num_attention_heads")?,
-    );
-    let (vocab, positions) = (
-        config.size("vocab_size")?,
-        config.size("max_position_embeddings")?,
-    );
-    let (middle, eps) = (config.size("ffn_dim")?, 1e-5);
-    let width = config
+
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_position_embeddings")?;
+    let embedding_width = config
         .optional_size("word_embed_proj_dim")?
         .unwrap_or(hidden);
     let activation = Activation::from_name(config.text("activation_function")?)?;
+    let norms_first = config.flag("do_layer_norm_before")?;
+
+    let padding = config.padding_row(vocab)?;
+    let position_table = PartSpec::Embedding {
+        class: "OPTLearnedPositionalEmbedding".into(),
+        rows: positions + OFFSET,
+        width: hidden,
+        padding: None,
+    };
+
+    let mut decoder = vec![
+        (
+            "embed_tokens",
+            table(ModelSlot::Tokens, [vocab, embedding_width], padding),
+        ),
+        (
+            "embed_positions",
+            Template::Part(ModelSlot::Positions, position_table),
+        ),
+    ];
+
+    if embedding_width != hidden {
+        decoder.push((
+            "project_out",
+            model_linear(ModelSlot::ProjectOut, [embedding_width, hidden], false),
+        ));
+        decoder.push((
+            "project_in",
+            model_linear(ModelSlot::ProjectIn, [hidden, embedding_width], false),
+        ));
+    }
+
+    if norms_first && !config.flag("_remove_final_layer_norm")? {
+        decoder.push((
+            "final_layer_norm",
+            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, EPS)),
+        ));
+    }
+
+    decoder.push((
+        "layers",
+        blocks("OPTDecoderLayer", block(config, hidden, activation)?),
+    ));
+    let model = container(
+        "OPTModel",
+        vec![("decoder", container("OPTDecoder", decoder))],
+    );
+
+    let lm_head = model_linear(ModelSlot::Head, [vocab, embedding_width], false);
+    let tree = container(
+        "OPTForCausalLM",
+        vec![("model", model), ("lm_head", lm_head)],
+    );
+
+    let attention = AttentionSpec::new(heads, heads, head_size(hidden, heads)?);
+    let layers = config.size("num_hidden_layers")?;
+    Ok(DecoderSpec {
+        positions,
+        position_offset: OFFSET,
+        residual: if norms_first {
+            Residual::Sequential
+        } else {
+            Residual::NormAfter
+        },
+        tied_head: config.flag("tie_word_embeddings")?,
+        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
+    })
+}
+
+/// The children of a block.
+fn block(config: &ModelConfig, hidden: usize, activation: Activation) -> Result<Children> {
+    let middle = config.size("ffn_dim")?;
     let bias = config.flag("enable_bias")?;
-    let is_before = config.flag("do_layer_norm_before")?;
+
     let attention = vec![
         ("k_proj", linear(BlockSlot::Key, [hidden, hidden], bias)),
         ("v_proj", linear(BlockSlot::Value, [hidden, hidden], bias)),
@@ -62,75 +134,19 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
             linear(BlockSlot::AttentionOut, [hidden, hidden], bias),
         ),
     ];
-    let block = vec![
+
+    Ok(vec![
         ("self_attn", container("OPTAttention", attention)),
         ("activation_fn", act(activation)),
         (
             "self_attn_layer_norm",
-            norm(BlockSlot::AttentionNorm, layer_norm(hidden, eps)),
+            norm(BlockSlot::AttentionNorm, layer_norm(hidden, EPS)),
         ),
         ("fc1", linear(BlockSlot::Up, [middle, hidden], bias)),
         ("fc2", linear(BlockSlot::Down, [hidden, middle], bias)),
         (
             "final_layer_norm",
-            norm(BlockSlot::MlpNorm, layer_norm(hidden, eps)),
+            norm(BlockSlot::MlpNorm, layer_norm(hidden, EPS)),
         ),
-    ];
-    let padding = config.padding_row(vocab)?;
-    let class = "OPTLearnedPositionalEmbedding".into();
-    let table_of_positions = PartSpec::Embedding {
-        class,
-        rows: positions + OFFSET,
-        width: hidden,
-        padding: None,
-    };
-    let mut decoder = vec![
-        (
-            "embed_tokens",
-            table(ModelSlot::Tokens, [vocab, width], padding),
-        ),
-        (
-            "embed_positions",
-            Template::Part(ModelSlot::Positions, table_of_positions),
-        ),
-    ];
-    if width != hidden {
-        decoder.push((
-            "project_out",
-            model_linear(ModelSlot::ProjectOut, [width, hidden], false),
-        ));
-        decoder.push((
-            "project_in",
-            model_linear(ModelSlot::ProjectIn, [hidden, width], false),
-        ));
-    }
-    if is_before && !config.flag("_remove_final_layer_norm")? {
-        decoder.push((
-            "final_layer_norm",
-            model_norm(ModelSlot::FinalNorm, layer_norm(hidden, eps)),
-        ));
-    }
-    decoder.push(("layers", blocks("OPTDecoderLayer", block)));
-    let model = container(
-        "OPTModel",
-        vec![("decoder", container("OPTDecoder", decoder))],
-    );
-    let lm_head = model_linear(ModelSlot::Head, [vocab, width], false);
-    let tree = container(
-        "OPTForCausalLM",
-        vec![("model", model), ("lm_head", lm_head)],
-    );
-    let attention = AttentionSpec::new(heads, heads, head_size(hidden, heads)?);
-    let layers = config.size("num_hidden_layers")?;
-    Ok(DecoderSpec {
-        positions,
-        position_offset: OFFSET,
-        residual: if is_before {
-            Residual::Sequential
-        } else {
-            Residual::NormAfter
-        },
-        tied_head: config.flag("tie_word_embeddings")?,
-        ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
-    })
+    ])
 }

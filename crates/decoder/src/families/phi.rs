@@ -1,5 +1,5 @@
-//! Phi 1 and 2 (Gunasekar et al. 2023): attention and MLP side by side behind one norm, biases
-//! everywhere.
+//! Phi 1 and 2 (Gunasekar et al. 2023): attention and MLP in parallel after one norm, a partial
+//! rotation, biases everywhere.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -32,18 +32,22 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         norm: NormKind::Layer,
         ..read.with_partial_rotation()?
     };
+
     let mut attention = phi.projections(true, "dense", true);
     if config.flag("qk_layernorm")? {
-        attention.extend(phi.query_key_norms(["q_layernorm", "k_layernorm"], [phi.head; 2]));
+        attention.extend(phi.query_key_norms(("q_layernorm", phi.head), ("k_layernorm", phi.head)));
     }
+
     let mut mlp = vec![("activation_fn", act(phi.activation))];
     mlp.extend(phi.plain_mlp(["fc1", "fc2"], true));
+
     let block = vec![
         phi.attention_of(attention),
         phi.mlp_of(mlp),
         phi.norm("input_layernorm", BlockSlot::AttentionNorm),
         ("resid_dropout", dropout(config, "resid_pdrop")?),
     ];
+
     let children = vec![
         phi.tokens()?,
         phi.blocks(block),
@@ -51,6 +55,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("embed_dropout", dropout(config, "embd_pdrop")?),
         phi.final_norm("final_layernorm"),
     ];
+
     let spec = phi
         .model_of("PhiModel".into(), children, true)?
         .rotated(phi.rope()?);

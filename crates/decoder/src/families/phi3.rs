@@ -1,5 +1,5 @@
-//! Phi 3, 3.5 and 4 (Abdin et al. 2024): Llama with one product for queries, keys and values and
-//! one for gate and up, and LongRoPE.
+//! Phi 3, 3.5 and 4 (Abdin et al. 2024): Llama with queries, keys and values fused in one layer,
+//! gate and up in another, and LongRoPE.
 
 use super::llama_style::LlamaStyle;
 use crate::error::{DecoderError, Result};
@@ -31,21 +31,21 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         .object("rope_scaling")
         .map(|scaling| &scaling["rope_type"]);
     if let Some(kind) = kind.filter(|kind| *kind != "longrope") {
-        let reason = format!("`rope_scaling` is of type {kind}; Phi 3 knows longrope alone");
+        let reason = format!("`rope_scaling` is of type {kind}; Phi 3 supports only longrope");
         return Err(DecoderError::Config { reason });
     }
     let phi = LlamaStyle::read(config, "Phi3")?.with_partial_rotation()?;
-    let (wide, all) = (
-        phi.heads * phi.head,
-        (phi.heads + 2 * phi.kv_heads) * phi.head,
-    );
+    let queries = phi.heads * phi.head;
+    let qkv = (phi.heads + 2 * phi.kv_heads) * phi.head;
+
     let attention = vec![
         (
             "o_proj",
-            linear(BlockSlot::AttentionOut, [phi.hidden, wide], false),
+            linear(BlockSlot::AttentionOut, [phi.hidden, queries], false),
         ),
-        ("qkv_proj", linear(BlockSlot::Qkv, [all, phi.hidden], false)),
+        ("qkv_proj", linear(BlockSlot::Qkv, [qkv, phi.hidden], false)),
     ];
+
     let mlp = vec![
         (
             "gate_up_proj",
@@ -57,6 +57,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ),
         ("activation_fn", act(phi.activation)),
     ];
+
     let spec = phi.model(vec![
         phi.attention_of(attention),
         phi.mlp_of(mlp),
@@ -65,5 +66,6 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         ("resid_attn_dropout", dropout(config, "resid_pdrop")?),
         ("resid_mlp_dropout", dropout(config, "resid_pdrop")?),
     ])?;
+
     Ok(spec.windowed(&phi.same_windows()?))
 }

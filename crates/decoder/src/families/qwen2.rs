@@ -26,16 +26,19 @@ const CLASS: ConfigClass = ConfigClass::new(
 
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let qwen = LlamaStyle::read(config, "Qwen2")?;
+
     let spec = qwen.model(vec![
         qwen.attention(true, false),
         qwen.gated_mlp(false),
         qwen.norm("input_layernorm", BlockSlot::AttentionNorm),
         qwen.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
+
     Ok(spec.windowed(&late_windows(&qwen)?))
 }
 
-/// Qwen's windows: with `use_sliding_window`, in the layers from `max_window_layers` on.
+/// Qwen's windows: none without `use_sliding_window`, otherwise in the layers from
+/// `max_window_layers` on.
 pub(super) fn late_windows(qwen: &LlamaStyle<'_>) -> Result<Vec<Option<usize>>> {
     if !qwen.config.flag("use_sliding_window")? {
         return qwen.windows(None, |_| false);

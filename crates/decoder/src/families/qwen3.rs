@@ -1,4 +1,4 @@
-//! Qwen 3 (Yang et al. 2025): Llama with norms of every head of queries and keys.
+//! Qwen 3 (Yang et al. 2025): Llama with a norm of each head of queries and keys.
 
 use super::llama_style::LlamaStyle;
 use super::qwen2::late_windows;
@@ -29,12 +29,14 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let qwen = LlamaStyle::read(config, "Qwen3")?;
     let bias = config.flag("attention_bias")?;
     let mut attention = qwen.projections(bias, "o_proj", bias);
-    attention.extend(qwen.query_key_norms(["q_norm", "k_norm"], [qwen.head; 2]));
+    attention.extend(qwen.query_key_norms(("q_norm", qwen.head), ("k_norm", qwen.head)));
+
     let spec = qwen.model(vec![
         qwen.attention_of(attention),
         qwen.gated_mlp(false),
         qwen.norm("input_layernorm", BlockSlot::AttentionNorm),
         qwen.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
+
     Ok(spec.windowed(&late_windows(&qwen)?))
 }

@@ -1,4 +1,4 @@
-//! SmolLM 3 (Hugging Face 2025): Llama in which some layers know no positions.
+//! SmolLM 3 (Hugging Face 2025): Llama without a rotation in some layers (NoPE).
 
 use super::llama_style::LlamaStyle;
 use crate::error::{DecoderError, Result};
@@ -28,6 +28,7 @@ const CLASS: ConfigClass = ConfigClass::new(
 fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let smol = LlamaStyle::read(config, "SmolLM3")?;
     let bias = config.flag("attention_bias")?;
+
     let spec = smol.model(vec![
         smol.attention(bias, bias),
         smol.gated_mlp(config.flag("mlp_bias")?),
@@ -48,8 +49,8 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     Ok(spec)
 }
 
-/// `no_rope_layers`: 1 where a layer rotates, 0 where it does not; where there is no list, every
-/// layer but each `no_rope_layer_interval`-th.
+/// Which layers rotate: those with a 1 in `no_rope_layers`. Without that list, all but every
+/// `no_rope_layer_interval`-th.
 fn rotating_layers(smol: &LlamaStyle<'_>) -> Result<Vec<bool>> {
     let layers = DecoderSpec::check_layers(smol.layers)?;
     let listed = smol.config.value("no_rope_layers");

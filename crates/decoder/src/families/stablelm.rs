@@ -1,4 +1,5 @@
-//! StableLM (Stability AI 2023): layer norms, a partial rotation, a gated MLP.
+//! StableLM (Stability AI 2023): Llama with layer norms, a partial rotation, and in some models
+//! norms of queries and keys with weights for each head.
 
 use super::llama_style::{LlamaStyle, shared_head_size};
 use crate::error::Result;
@@ -50,6 +51,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     }
     attention.push(("attention_dropout", dropout(config, "attention_dropout")?));
     attention.push(stable.rotary_module());
+
     let mut block = vec![
         ("self_attn", container("StableLmSdpaAttention", attention)),
         stable.gated_mlp(false),
@@ -64,6 +66,7 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     } else {
         Residual::Sequential
     };
+
     Ok(DecoderSpec {
         residual,
         ..stable.model(block)?

@@ -1,4 +1,4 @@
-//! StarCoder 2 (Lozhkov et al. 2024): layer norms, grouped heads, biases, a plain MLP.
+//! StarCoder 2 (Lozhkov et al. 2024): Llama with layer norms, biases, and an MLP without a gate.
 
 use super::llama_style::LlamaStyle;
 use crate::error::Result;
@@ -34,11 +34,13 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let bias = config.flag("use_bias")?;
     let mut mlp = coder.plain_mlp(["c_fc", "c_proj"], bias);
     mlp.push(("act", act(coder.activation)));
+
     let spec = coder.model(vec![
         coder.attention(bias, bias),
         coder.mlp_of(mlp),
         coder.norm("input_layernorm", BlockSlot::AttentionNorm),
         coder.norm("post_attention_layernorm", BlockSlot::MlpNorm),
     ])?;
+
     Ok(spec.windowed(&coder.same_windows()?))
 }

@@ -1,4 +1,4 @@
-//! From a checkpoint to a decoder, one tensor at a time.
+//! Loads a decoder from a checkpoint, one tensor at a time: read, cast or quantised, dropped.
 
 mod outcome;
 mod quantization;
@@ -17,8 +17,7 @@ use llm_int8_kernels::Isa;
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::config::ModelConfig;
 use llm_int8_nn::dtype::FloatDtype;
-use llm_int8_nn::linear::ReplaceReport;
-use llm_int8_nn::linear::{CodeMemory, Int8Config};
+use llm_int8_nn::linear::{CodeMemory, Int8Config, ReplaceReport};
 use llm_int8_nn::module::{ModulePath, SkipList};
 use quantization::{StoredQuantization, declare, declare_int8_head};
 use reader::Reader;
@@ -26,47 +25,46 @@ use safetensors::Dtype;
 use std::sync::Arc;
 use tensors::{Keys, check_tensors};
 
-/// What the parameters outside the int8 layers are stored in.
+/// The dtype of the parameters outside the int8 layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
-    /// f16, as transformers 4.x does by default beside int8.
+    /// f16, the default of transformers 4.x for models with int8 layers.
     #[default]
     Float16,
     /// bf16.
     BFloat16,
     /// f32.
     Float32,
-    /// What the checkpoint is in (`dtype="auto"`, the default of transformers 5.x).
+    /// The checkpoint's (`dtype="auto"`, the default of transformers 5.x).
     Auto,
 }
 
-/// How a checkpoint becomes a decoder.
+/// How a checkpoint is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// What the parameters outside the int8 layers are stored in.
+    /// The dtype of the parameters outside the int8 layers.
     pub dtype: WeightDtype,
-    /// How int8 layers compute; none loads every layer as it is.
+    /// How int8 layers compute; none: no layer becomes int8.
     pub int8: Option<Int8Config>,
-    /// The threshold of outliers, whatever a saved 8-bit checkpoint says. None: that of the
-    /// checkpoint's `quantization_config`, and `int8.threshold` where there is none.
+    /// The outlier threshold, which overrides a saved 8-bit checkpoint's. None: that of the
+    /// checkpoint's `quantization_config`, otherwise `int8.threshold`.
     pub threshold: Option<f32>,
-    /// Modules to leave as they are, beside those that always are.
+    /// Modules to keep in floats, in addition to those that transformers always keeps.
     pub skip_modules: SkipList,
-    /// Also make the output head and the token table int8, which bitsandbytes never does: a model
-    /// smaller by half of both, which cannot be exchanged with transformers. Without `int8` it does
-    /// nothing.
+    /// Also make the head and the token table int8, which bitsandbytes never does. It halves the
+    /// size of both, but transformers cannot load such a model. Ignored without `int8`.
     pub quantize_head: bool,
     /// Refuse a checkpoint with tensors that the model has no place for, instead of ignoring them
     /// with a warning as transformers does.
     pub strict: bool,
-    /// The instruction set of the products on the CPU.
+    /// The instruction set of the kernels on the CPU.
     pub isa: Isa,
-    /// Where the model goes.
+    /// On which devices the model is put.
     pub placement: Placement,
 }
 
 impl Default for LoadOptions {
-    /// 8 bit as bitsandbytes does it, f16 beside it, the fastest instruction set.
+    /// 8 bit as bitsandbytes does it, f16 for the rest, the fastest instruction set of this CPU.
     fn default() -> Self {
         Self {
             dtype: WeightDtype::default(),
@@ -84,22 +82,22 @@ impl Default for LoadOptions {
 /// Progress of loading.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadEvent<'a> {
-    /// The module just filled.
+    /// The module that was just loaded.
     pub module: &'a ModulePath,
-    /// Modules filled.
+    /// Modules loaded so far, this one included.
     pub done: usize,
-    /// Modules to fill.
+    /// All modules to load.
     pub total: usize,
 }
 
 const HEAD: Slot = Slot::Model(ModelSlot::Head);
 
 impl Decoder {
-    /// The model without its weights: tree, parameters and footprint from `config.json` and the
-    /// checkpoint's headers, everything checked that can be checked without reading values.
+    /// The model without values: module tree, parameters and footprint, from `config.json` and the
+    /// checkpoint's headers. Checks everything that can be checked without reading values.
     ///
     /// # Errors
-    /// As [`Decoder::load`], but for those that reading values gives.
+    /// As [`Decoder::load`], except those of reading values.
     pub fn plan(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -113,7 +111,7 @@ impl Decoder {
         )
     }
 
-    /// [`Decoder::plan`] for a description that did not come from the configuration.
+    /// [`Decoder::plan`] with a description that was not made from the configuration.
     fn plan_described(
         spec: DecoderSpec,
         config: &ModelConfig,
@@ -127,6 +125,7 @@ impl Decoder {
             checkpoint,
             prefix: decoder.spec().optional_prefix,
         };
+
         let layers = match options.int8 {
             Some(int8) => {
                 let int8 = Int8Config {
@@ -147,7 +146,8 @@ impl Decoder {
             }
             None => ReplaceReport::default(),
         };
-        let unused = check_tensors(&mut decoder, &keys, options, &stored)?;
+
+        let unused = check_tensors(&decoder, &keys, options, &stored)?;
         let copies = checkpoint.copies();
         let copied = (!copies.is_empty()).then(|| LoadWarning::CopiedTensors {
             names: copies.to_vec(),
@@ -170,15 +170,19 @@ impl Decoder {
     }
 
     /// Loads a model: each tensor is read from the checkpoint, cast or quantised, and dropped.
+    /// `observe` is called after each module.
     ///
     /// # Errors
-    /// [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`];
-    /// [`DecoderError::MissingTensor`], [`DecoderError::UnexpectedTensors`],
-    /// [`NnError::WrongShape`](llm_int8_nn::NnError), [`NnError::WrongDtype`](llm_int8_nn::NnError)
-    /// where the checkpoint is not the one `config.json` speaks of;
-    /// [`NnError::Quantise`](llm_int8_nn::NnError) for weights that are not finite in f16;
-    /// [`NnError::UnknownModule`](llm_int8_nn::NnError) for the skip list. Tensors without a place
-    /// are an error only where the options are strict.
+    /// - [`DecoderError::UnsupportedFamily`], [`DecoderError::Config`];
+    /// - [`DecoderError::MissingTensor`], [`NnError::WrongShape`](llm_int8_nn::NnError) or
+    ///   [`NnError::WrongDtype`](llm_int8_nn::NnError) if the checkpoint does not fit
+    ///   `config.json`;
+    /// - [`DecoderError::UnexpectedTensors`] if `options.strict` and the checkpoint has tensors
+    ///   that the model has no place for;
+    /// - [`NnError::Quantise`](llm_int8_nn::NnError) for weights that are not finite in f16;
+    /// - [`NnError::UnknownModule`](llm_int8_nn::NnError) for a skipped module that does not exist;
+    /// - [`DecoderError::Placement`], [`DecoderError::OriginalWeightsOnDevice`],
+    ///   [`DecoderError::Cuda`] for a placement that is impossible or fails.
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Arc<Checkpoint>,
@@ -194,11 +198,11 @@ impl Decoder {
         )
     }
 
-    /// [`Decoder::load`] for a description that did not come from the configuration, which still
-    /// says how the weights are stored.
+    /// [`Decoder::load`] with a description that was not made from the configuration. The
+    /// configuration still says how the weights are stored.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Decoder::load`].
     pub fn load_described(
         spec: DecoderSpec,
         config: &ModelConfig,
@@ -208,29 +212,31 @@ impl Decoder {
     ) -> Result<(Self, LoadOutcome)> {
         let (mut decoder, outcome) = Self::plan_described(spec, config, checkpoint, options)?;
         let slots = decoder.paths();
-        let prefix = decoder.spec().optional_prefix;
         let tied = decoder.spec().tied_head;
         decoder.place(&options.placement)?;
-        let here = slots
+
+        let on_cpu = slots
             .iter()
             .filter(|(_, slot)| decoder.stage_of(*slot).is_none());
-        let memory = CodeMemory::for_weights(here.map(|(_, slot)| decoder.own_codes(*slot)));
-        let keys = Keys { checkpoint, prefix };
-        let (dtype, isa, scratch) = (decoder.dtype(), options.isa, Scratch::default());
+        let codes = on_cpu.map(|(_, slot)| decoder.own_codes(*slot));
         let mut reader = Reader {
-            keys,
+            keys: Keys {
+                checkpoint,
+                prefix: decoder.spec().optional_prefix,
+            },
             checkpoint,
-            dtype,
-            isa,
-            memory,
-            scratch,
+            dtype: decoder.dtype(),
+            isa: options.isa,
+            memory: CodeMemory::for_weights(codes),
+            scratch: Scratch::default(),
         };
+
         for (done, (path, slot)) in slots.iter().enumerate() {
             let target = decoder
                 .stage_of(*slot)
                 .and_then(|stage| stage.target(*slot, tied));
             match decoder.part_mut(*slot) {
-                // Its weight is that of the token table.
+                // A tied head has only a bias of its own.
                 Some(Part::Linear(head)) if tied && *slot == HEAD => reader.bias(path, head)?,
                 Some(part) => reader.fill(path, part, target.as_ref())?,
                 None => {}
@@ -241,14 +247,16 @@ impl Decoder {
                 total: slots.len(),
             });
         }
+
         decoder.tie_head()?;
+        // Frees the scratch memory on devices.
         drop(reader);
         decoder.finish_stages()?;
         Ok((decoder, outcome))
     }
 }
 
-/// The dtype to hold floats in, and a warning where it is not the one asked for.
+/// The dtype of float parameters, and a warning if it is not the requested one.
 fn float_dtype(
     config: &ModelConfig,
     checkpoint: &Checkpoint,
@@ -258,27 +266,30 @@ fn float_dtype(
         WeightDtype::Float16 => (FloatDtype::F16, None),
         WeightDtype::BFloat16 => (FloatDtype::BF16, None),
         WeightDtype::Float32 => (FloatDtype::F32, None),
-        WeightDtype::Auto => {
-            // As `_get_dtype` of transformers: what config.json says, else the first float
-            // tensor's.
-            let name = config
-                .value("dtype")
-                .as_str()
-                .or(config.value("torch_dtype").as_str());
-            let name = name.map(|name| name.strip_prefix("torch.").unwrap_or(name));
-            match (
-                name,
-                name.and_then(FloatDtype::from_name),
-                checkpoint.first_float(),
-            ) {
-                (_, Some(dtype), _) => (dtype, None),
-                (Some("float64" | "double"), ..) | (_, _, Some(Dtype::F64)) => {
-                    (FloatDtype::F32, Some(LoadWarning::Float64))
-                }
-                (_, _, Some(Dtype::F16)) => (FloatDtype::F16, None),
-                (_, _, Some(Dtype::BF16)) => (FloatDtype::BF16, None),
-                _ => (FloatDtype::F32, None),
-            }
+        WeightDtype::Auto => checkpoint_dtype(config, checkpoint),
+    }
+}
+
+/// The checkpoint's dtype, by the rule of `_get_dtype` in transformers: that of config.json,
+/// otherwise that of the first float tensor.
+fn checkpoint_dtype(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+) -> (FloatDtype, Option<LoadWarning>) {
+    let name = config
+        .value("dtype")
+        .as_str()
+        .or(config.value("torch_dtype").as_str())
+        .map(|name| name.strip_prefix("torch.").unwrap_or(name));
+    let named = name.and_then(FloatDtype::from_name);
+
+    match (name, named, checkpoint.first_float()) {
+        (_, Some(dtype), _) => (dtype, None),
+        (Some("float64" | "double"), ..) | (_, _, Some(Dtype::F64)) => {
+            (FloatDtype::F32, Some(LoadWarning::Float64))
         }
+        (_, _, Some(Dtype::F16)) => (FloatDtype::F16, None),
+        (_, _, Some(Dtype::BF16)) => (FloatDtype::BF16, None),
+        _ => (FloatDtype::F32, None),
     }
 }

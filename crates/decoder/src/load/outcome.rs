@@ -1,18 +1,18 @@
-//! What loading says beside the model itself.
+//! What loading reports besides the model itself.
 
 use llm_int8_nn::linear::ReplaceReport;
 use std::fmt;
 
-/// What became of a model's layers, and what of its files was left aside.
+/// Which layers of a model are int8, and what in its files was ignored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadOutcome {
-    /// Layers that are int8 and layers that were kept.
+    /// Layers that are int8 and layers that were kept in floats.
     pub layers: ReplaceReport,
-    /// What differs from what the files say.
+    /// Where the model differs from its files.
     pub warnings: Vec<LoadWarning>,
 }
 
-/// Something in a model's files that loading did not follow.
+/// Something in a model's files that loading ignored or changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadWarning {
@@ -27,22 +27,22 @@ pub enum LoadWarning {
         /// The first few names.
         names: Vec<String>,
     },
-    /// Several shards hold these tensors. The copy that the index names was read, while
+    /// Several shards hold these tensors. The copy in the shard that the index names was read;
     /// transformers reads that of the last shard.
     CopiedTensors {
         /// The names.
         names: Vec<String>,
     },
-    /// A `quantization_config` that asks for nothing known was ignored, as transformers ignores it.
+    /// A `quantization_config` with an unknown method was ignored, as transformers ignores it.
     UnknownQuantization {
         /// Its `quant_method`.
         method: String,
     },
-    /// The model is float64 and is held in float32.
+    /// The model is float64 and was loaded as float32.
     Float64,
 }
 
-/// Names that a message lists.
+/// Maximum number of names that a message lists.
 pub(super) const LISTED: usize = 5;
 
 /// `a`, `b` and 3 more.

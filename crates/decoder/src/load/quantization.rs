@@ -1,7 +1,8 @@
-//! `quantization_config` of config.json, and which layers become int8.
+//! Reads `quantization_config` of config.json, and decides which layers are int8.
 //!
-//! The config says what transformers would do (`quantizers/auto.py`, `quantizer_bnb_8bit.py`); what
-//! a layer's weight is, codes or floats, is what the file says.
+//! The config is interpreted as transformers does (`quantizers/auto.py`,
+//! `quantizer_bnb_8bit.py`). Whether a layer's weight is stored as codes or floats is read from the
+//! checkpoint itself.
 
 use super::outcome::LoadWarning;
 use super::tensors::Keys;
@@ -11,12 +12,12 @@ use crate::error::{DecoderError, Result};
 use crate::slot::{ModelSlot, Part, Slot};
 use llm_int8_nn::NnError;
 use llm_int8_nn::config::ModelConfig;
-use llm_int8_nn::linear::{HasLinears, Int8Config, Int8Linear, Linear};
-use llm_int8_nn::linear::{KeptLinear, ReplaceReport};
+use llm_int8_nn::linear::{HasLinears, Int8Config, Int8Linear, KeptLinear, Linear, ReplaceReport};
 use llm_int8_nn::module::{Module, ModulePath};
 use serde_json::Value;
 
-/// Methods of transformers 4.57 beside bitsandbytes' 8 bit (`AUTO_QUANTIZATION_CONFIG_MAPPING`).
+/// The quantisation methods of transformers 4.57 (`AUTO_QUANTIZATION_CONFIG_MAPPING`), without
+/// 8-bit bitsandbytes.
 const OTHER_METHODS: &[&str] = &[
     "aqlm",
     "auto-round",
@@ -39,16 +40,16 @@ const OTHER_METHODS: &[&str] = &[
     "vptq",
 ];
 
-/// What config.json says of 8 bit.
+/// `quantization_config`, as far as it is about 8 bit.
 #[derive(Debug, Default)]
 pub(super) struct StoredQuantization {
-    /// `load_in_8bit`: layers are int8, or become it.
+    /// `load_in_8bit`: layers are stored as int8, or are to be quantised.
     pub(super) is_int8: bool,
     /// `llm_int8_threshold`.
     threshold: Option<f32>,
     /// `llm_int8_skip_modules`, which replaces the default list.
     skip: Option<Vec<String>>,
-    /// A method that nothing is known of.
+    /// `quant_method`, if it is unknown.
     pub(super) unknown: Option<String>,
 }
 
@@ -56,8 +57,8 @@ impl StoredQuantization {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for a method that is known and not supported, or for settings
-    /// without sense.
+    /// [`DecoderError::Config`] for a known method that is not supported, or for settings that are
+    /// invalid or contradict each other.
     pub(super) fn of(config: &ModelConfig) -> Result<Self> {
         let Some(stored) = config.quantization() else {
             return Ok(Self::default());
@@ -70,7 +71,8 @@ impl StoredQuantization {
                 "`{key}` is {other}; true or false was expected"
             ))),
         };
-        let (in_8bit, in_4bit) = (flag("load_in_8bit")?, flag("load_in_4bit")?);
+        let in_8bit = flag("load_in_8bit")?;
+        let in_4bit = flag("load_in_4bit")?;
         let method = stored["quant_method"].as_str();
         match (in_8bit, in_4bit, method) {
             (Some(true), Some(true), _) => {
@@ -93,6 +95,7 @@ impl StoredQuantization {
 
     fn int8(stored: &Value) -> Result<Self> {
         let error = |reason: String| DecoderError::Config { reason };
+
         let threshold = match &stored["llm_int8_threshold"] {
             Value::Null => None,
             value => Some(
@@ -107,6 +110,7 @@ impl StoredQuantization {
                     })?,
             ),
         };
+
         let skip = match &stored["llm_int8_skip_modules"] {
             Value::Null => None,
             value => {
@@ -120,6 +124,7 @@ impl StoredQuantization {
                 })?)
             }
         };
+
         Ok(Self {
             is_int8: true,
             threshold,
@@ -128,7 +133,7 @@ impl StoredQuantization {
         })
     }
 
-    /// The threshold the caller, the checkpoint or the settings ask for, in this order.
+    /// The outlier threshold: the caller's, otherwise the checkpoint's, otherwise that of `int8`.
     pub(super) fn threshold(&self, options: &LoadOptions, int8: Int8Config) -> f32 {
         options
             .threshold
@@ -150,9 +155,9 @@ fn unsupported(method: &str) -> DecoderError {
     DecoderError::Config { reason }
 }
 
-/// The name of `llm_int8_skip_modules` that covers a layer, by the rule of
-/// `_replace_with_bnb_linear`: the layer's own name, its path, or a piece of its path with a dot
-/// behind.
+/// The entry of `llm_int8_skip_modules` that covers a layer, by the rule of
+/// `_replace_with_bnb_linear`: it is the layer's own name or its path, or occurs in the path
+/// followed by a dot.
 fn stored_skip<'a>(names: &'a [String], path: &ModulePath) -> Option<&'a str> {
     let covers = |name: &&String| {
         path.name() == name.as_str()
@@ -162,8 +167,8 @@ fn stored_skip<'a>(names: &'a [String], path: &ModulePath) -> Option<&'a str> {
     names.iter().find(covers).map(String::as_str)
 }
 
-/// Makes layers int8: those whose weights are codes, and the others but for the ones a skip list
-/// covers.
+/// Makes layers int8: those whose weights are stored as codes, and those with float weights that no
+/// skip list covers.
 pub(super) fn declare(
     decoder: &mut Decoder,
     keys: &Keys<'_>,
@@ -174,17 +179,22 @@ pub(super) fn declare(
     let user = &options.skip_modules;
     user.check(&decoder.describe())?;
     let default = decoder.default_skip_list();
+
     let tied_head = decoder
         .spec()
         .tied_head
         .then(|| decoder.paths().into_iter().find(|(_, slot)| *slot == HEAD));
     let tied_head = tied_head.flatten().map(|(path, _)| path);
-    // A file with codes and no config: its floats are what whoever wrote it left as they were.
+
+    // Codes without a config: the file itself says which layers were quantised, so its float layers
+    // stay floats.
     let keeps_floats = Decoder::is_prequantized(keys.checkpoint) && !stored.is_int8;
+
     let mut report = ReplaceReport::default();
     decoder.for_each_linear(&mut |path, linear| {
         let Linear::Float(float) = &*linear else { return Ok(()) };
         let named = user.matching(path).map(str::to_owned);
+
         if keys.is_quantised(path) {
             if let Some(name) = named {
                 let reason = format!(
@@ -207,6 +217,7 @@ pub(super) fn declare(
                 return Ok(());
             }
         }
+
         *linear = Linear::Int8(Int8Linear::declared(float, int8));
         report.replaced.push(path.clone());
         Ok(())
@@ -214,7 +225,7 @@ pub(super) fn declare(
     Ok(report)
 }
 
-/// The head and the token table become int8 too.
+/// Makes the head and the token table int8 too.
 pub(super) fn declare_int8_head(
     decoder: &mut Decoder,
     report: &mut ReplaceReport,

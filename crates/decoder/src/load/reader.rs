@@ -1,4 +1,4 @@
-//! Filling a decoder's parts, one tensor at a time.
+//! Reads a decoder's tensors from a checkpoint, one at a time.
 
 use super::tensors::Keys;
 use crate::error::{DecoderError, Result};
@@ -20,21 +20,23 @@ const NO_TARGET: DecoderError = DecoderError::Bug {
     what: "a place on the device",
 };
 
-/// Fills the parts of a decoder.
+/// Reads tensors into the parts of a decoder.
 pub(super) struct Reader<'a> {
     pub(super) keys: Keys<'a>,
     pub(super) checkpoint: &'a Arc<Checkpoint>,
-    /// What the model is loaded in.
+    /// The dtype that the model is loaded as. Weights are rounded to it before they are quantised,
+    /// as in transformers.
     pub(super) dtype: FloatDtype,
     pub(super) isa: Isa,
+    /// Memory for the codes of weights on the CPU.
     pub(super) memory: CodeMemory,
-    /// What travels to devices.
+    /// Device memory for weights before they are quantised.
     pub(super) scratch: Scratch,
 }
 
 impl Reader<'_> {
-    /// Reads a part; its weight goes to `target` where it lies on a device. Norms and biases, which
-    /// are small, come to the CPU first.
+    /// Reads all tensors of a part. A weight on a device goes to `target`; norms and biases, which
+    /// are small, are read into the CPU's part and uploaded later.
     pub(super) fn fill(
         &mut self,
         path: &ModulePath,
@@ -87,8 +89,7 @@ impl Reader<'_> {
         Ok(into.fill(float_tensor(&view, into.dtype(), transposed)?)?)
     }
 
-    /// Sends a weight to a device, as a float of `dtype` or, where its place is int8, to be
-    /// quantised there.
+    /// Sends a weight to a device: as a float of `dtype`, or to be quantised there if that is none.
     fn send(
         &mut self,
         path: &ModulePath,
@@ -112,17 +113,16 @@ impl Reader<'_> {
         linear: &Linear,
         target: Option<&Target>,
     ) -> Result<()> {
-        let (shape, transposed) = (
-            [linear.out_features(), linear.in_features()],
-            linear.class() == LinearClass::Conv1D,
-        );
         if linear.is_int8() && self.keys.is_quantised(path) {
+            let shape = [linear.out_features(), linear.in_features()];
             let module = self.keys.module(path);
-            // Through memory of its own, which is gone after it.
+            // Not from `self.memory`: these codes are dropped as soon as they are on the device.
             let codes =
                 read_linear_state(self.checkpoint, &module, shape, &mut CodeMemory::default())?;
             return target.ok_or(NO_TARGET)?.fill_codes(&codes);
         }
+
+        let transposed = linear.class() == LinearClass::Conv1D;
         let dtype = match linear {
             Linear::Float(linear) => Some(linear.weight().dtype()),
             Linear::Int8(_) => None,
@@ -151,22 +151,17 @@ impl Reader<'_> {
     }
 
     fn int8_linear(&mut self, path: &ModulePath, linear: &mut Int8Linear) -> Result<()> {
-        let shape = [linear.out_features(), linear.in_features()];
         if self.keys.is_quantised(path) {
-            linear.fill(
-                read_linear_state(
-                    self.checkpoint,
-                    &self.keys.module(path),
-                    shape,
-                    &mut self.memory,
-                )?,
-                None,
-            )?;
+            let shape = [linear.out_features(), linear.in_features()];
+            let module = self.keys.module(path);
+            let weight = read_linear_state(self.checkpoint, &module, shape, &mut self.memory)?;
+            linear.fill(weight, None)?;
         } else {
             let transposed = linear.class() == LinearClass::Conv1D;
             let key = self.keys.key(path, "weight");
             let view = rounded(self.checkpoint.tensor(&key)?, self.dtype)?;
             let weight = int8_weight(&view, transposed, self.isa, &mut self.memory)?;
+
             let original =
                 (linear.config().outlier_weights == OutlierWeights::Original).then(|| {
                     Arc::new(CheckpointColumns::new(
@@ -177,6 +172,7 @@ impl Reader<'_> {
                 });
             linear.fill(weight, original)?;
         }
+
         match linear.bias_mut() {
             Some(bias) => self.float(path, "bias", bias, false),
             None => Ok(()),

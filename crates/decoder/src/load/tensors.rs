@@ -1,4 +1,5 @@
-//! Which tensors of a checkpoint a model needs, and which it has no place for.
+//! Checks a checkpoint's tensors against a model: those that it needs, and those that it has no
+//! place for.
 
 use super::outcome::{LISTED, LoadWarning};
 use super::quantization::StoredQuantization;
@@ -14,22 +15,22 @@ use llm_int8_nn::near_names::near_names;
 use safetensors::Dtype;
 use std::collections::BTreeSet;
 
-/// Ends of names of buffers that models of transformers compute themselves and therefore pass over
-/// in silence, beside those of [`DecoderSpec::ignored_suffixes`](crate::DecoderSpec).
+/// Suffixes of buffers that transformers computes itself and therefore ignores without a warning,
+/// in addition to [`DecoderSpec::ignored_suffixes`](crate::DecoderSpec).
 const BUFFERS: &[&str] = &[
     ".rotary_emb_local.inv_freq",
     ".embed_tokens.embed_scale",
     "transformer.bias",
 ];
 
-/// Names of tensors in the checkpoint, with and without the family's prefix.
+/// Looks tensors up in a checkpoint, with or without the family's prefix.
 pub(super) struct Keys<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) prefix: &'static str,
 }
 
 impl Keys<'_> {
-    /// The key a module's tensor has, or the full one where it has none.
+    /// The name of a module's tensor in the checkpoint. If there is none, the name with the prefix.
     pub(super) fn key(&self, path: &ModulePath, name: &str) -> String {
         let full = path.join(name).to_string();
         match full.strip_prefix(self.prefix) {
@@ -43,26 +44,26 @@ impl Keys<'_> {
         }
     }
 
-    /// The path of a module as the checkpoint has it.
+    /// The path of a module, with or without the prefix as in the checkpoint.
     pub(super) fn module(&self, path: &ModulePath) -> String {
         let key = self.key(path, "weight");
         key.strip_suffix(".weight").unwrap_or(&key).to_owned()
     }
 
-    /// Whether a layer's weight is codes.
+    /// Whether a layer's weight is stored as int8 codes.
     pub(super) fn is_quantised(&self, path: &ModulePath) -> bool {
         let weight = self.checkpoint.entry(&self.key(path, "weight"));
         weight.is_some_and(|entry| entry.dtype == Dtype::I8)
     }
 
-    /// Whether a layer has the absmax of codes, be there codes or not.
+    /// Whether the checkpoint has an absmax (`SCB`) for a layer, with or without codes.
     pub(super) fn has_absmax(&self, path: &ModulePath) -> bool {
         self.checkpoint
             .entry(&format!("{}.SCB", self.module(path)))
             .is_some()
     }
 
-    /// Checks name, shape and dtype of a tensor; gives its key.
+    /// Checks that a tensor exists with the expected shape and a readable dtype. Returns its name.
     fn check(
         &self,
         path: &ModulePath,
@@ -75,6 +76,7 @@ impl Keys<'_> {
             return Err(self.missing(key, context));
         };
         let file = || self.checkpoint.file_of(&key).unwrap_or_default().to_owned();
+
         if entry.shape != expected.shape {
             return Err(NnError::WrongShape {
                 file: file(),
@@ -84,18 +86,18 @@ impl Keys<'_> {
             }
             .into());
         }
+
         let is_readable = if expected.is_codes {
             entry.dtype == Dtype::I8
         } else {
             is_float(entry.dtype)
         };
         if !is_readable {
-            let (found, expected) = (format!("{:?}", entry.dtype), "F16, BF16, F32 or F64");
             return Err(NnError::WrongDtype {
                 file: file(),
+                found: format!("{:?}", entry.dtype),
+                expected: "F16, BF16, F32 or F64",
                 name: key,
-                found,
-                expected,
             }
             .into());
         }
@@ -106,6 +108,7 @@ impl Keys<'_> {
         if let Some(error) = self.checkpoint.foreign_error(&key) {
             return error.into();
         }
+
         let all = self.checkpoint.entries().map(|(name, _)| name);
         let mut hint = self
             .checkpoint
@@ -116,6 +119,7 @@ impl Keys<'_> {
                 "; config.json says that the weights are quantised by `{method}`"
             ));
         }
+
         DecoderError::MissingTensor {
             checkpoint: self.checkpoint.description(),
             hint,
@@ -125,26 +129,26 @@ impl Keys<'_> {
     }
 }
 
-/// What messages say of a model.
+/// What error messages say about the model.
 struct Context<'a> {
     family: &'static str,
     stored: &'a StoredQuantization,
 }
 
-/// What a tensor must be.
+/// What a tensor must look like.
 struct Expected {
     shape: Vec<usize>,
     is_codes: bool,
 }
 
-/// Checks that every tensor the model needs is there in the right shape and a dtype that can be
-/// read, and gives a warning for those that it has no place for.
+/// Checks that every tensor of the model exists with the right shape and a readable dtype. Returns
+/// a warning if there are tensors that the model has no place for.
 ///
 /// # Errors
 /// [`DecoderError::MissingTensor`], [`NnError::WrongShape`], [`NnError::WrongDtype`];
-/// [`DecoderError::UnexpectedTensors`] where options are strict.
+/// [`DecoderError::UnexpectedTensors`] instead of the warning if `options.strict`.
 pub(super) fn check_tensors(
-    decoder: &mut Decoder,
+    decoder: &Decoder,
     keys: &Keys<'_>,
     options: &LoadOptions,
     stored: &StoredQuantization,
@@ -153,29 +157,9 @@ pub(super) fn check_tensors(
         family: decoder.spec().family,
         stored,
     };
-    let (tied, ignored) = (decoder.spec().tied_head, decoder.spec().ignored_suffixes);
-    let mut known = BTreeSet::new();
-    for (path, slot) in decoder.paths() {
-        let Some(part) = decoder.part_mut(slot) else {
-            continue;
-        };
-        let is_codes = keys.is_quantised(&path);
-        let mut tensors = expected(part, is_codes);
-        if tied && slot == HEAD {
-            known.insert(keys.key(&path, "weight"));
-            tensors.retain(|(name, _)| name != "weight");
-        }
-        for (name, shape) in tensors {
-            let is_codes = is_codes
-                && name == "weight"
-                && matches!(part, Part::Linear(linear) if linear.is_int8());
-            known.insert(keys.check(&path, &name, Expected { shape, is_codes }, &context)?);
-        }
-        if is_codes {
-            let module = keys.module(&path);
-            known.extend(["SCB", "weight_format"].map(|name| format!("{module}.{name}")));
-        }
-    }
+    let known = check_parts(decoder, keys, &context)?;
+
+    let ignored = decoder.spec().ignored_suffixes;
     let is_int8 = stored.is_int8 || Decoder::is_prequantized(keys.checkpoint);
     let is_silent = |name: &str| {
         let state = [".SCB", ".weight_format"];
@@ -185,6 +169,7 @@ pub(super) fn check_tensors(
             .chain(state.iter().filter(|_| is_int8));
         suffixes.into_iter().any(|suffix| name.ends_with(suffix))
     };
+
     let checkpoint = keys.checkpoint;
     let unlisted = checkpoint.unlisted_names().filter(|_| options.strict);
     let names = checkpoint
@@ -198,14 +183,49 @@ pub(super) fn check_tensors(
     unused(extra, checkpoint, options, context.family)
 }
 
-/// What is done about tensors without a place.
+/// Checks the tensors of every part. Returns the names of all tensors that the model uses.
+fn check_parts(
+    decoder: &Decoder,
+    keys: &Keys<'_>,
+    context: &Context<'_>,
+) -> Result<BTreeSet<String>> {
+    let tied = decoder.spec().tied_head;
+    let mut known = BTreeSet::new();
+    for (path, slot) in decoder.paths() {
+        let Some(part) = decoder.part(slot) else {
+            continue;
+        };
+        let is_codes = keys.is_quantised(&path);
+        let mut tensors = expected(part, is_codes);
+        if tied && slot == HEAD {
+            known.insert(keys.key(&path, "weight"));
+            tensors.retain(|(name, _)| name != "weight");
+        }
+
+        for (name, shape) in tensors {
+            let is_codes = is_codes
+                && name == "weight"
+                && matches!(part, Part::Linear(linear) if linear.is_int8());
+            known.insert(keys.check(&path, &name, Expected { shape, is_codes }, context)?);
+        }
+        if is_codes {
+            let module = keys.module(&path);
+            known.extend(["SCB", "weight_format"].map(|name| format!("{module}.{name}")));
+        }
+    }
+    Ok(known)
+}
+
+/// The warning or the error for tensors that the model has no place for.
 fn unused(
     extra: BTreeSet<&str>,
     checkpoint: &Checkpoint,
     options: &LoadOptions,
     family: &'static str,
 ) -> Result<Option<LoadWarning>> {
-    let (count, checkpoint, family) = (extra.len(), checkpoint.description(), family.to_owned());
+    let count = extra.len();
+    let checkpoint = checkpoint.description();
+    let family = family.to_owned();
     let names: Vec<String> = extra.into_iter().take(LISTED).map(str::to_owned).collect();
     match (count, options.strict) {
         (0, _) => Ok(None),
@@ -231,7 +251,8 @@ fn unused(
     }
 }
 
-/// Names and stored shapes of a part's tensors.
+/// Names and shapes of a part's tensors, as stored. A float Conv1D is stored transposed;
+/// bitsandbytes stores its codes as `[out_features, in_features]`.
 fn expected(part: &Part, is_codes: bool) -> Vec<(String, Vec<usize>)> {
     let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {

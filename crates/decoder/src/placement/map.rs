@@ -1,32 +1,34 @@
-//! Which part of a model goes where: `device_map="auto"` of transformers, with int8 on every side.
+//! Decides which part of a model goes where, like `device_map="auto"` of transformers, but with
+//! int8 on the CPU too.
 
 use crate::error::{DecoderError, Result};
 use llm_int8_cuda::Device;
+use std::ops::Range;
 
-/// A device and how much of it the model may take.
+/// A device and how much of its memory the model may take.
 #[derive(Debug, Clone)]
 pub struct DeviceBudget {
     /// The device.
     pub device: Device,
-    /// Bytes at most; none: what is free.
+    /// Maximum bytes that the model may take; none: what is free.
     pub most: Option<u64>,
 }
 
-/// Where a model is put.
+/// On which devices a model is put, and how they run it.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
-    /// Devices in the order in which they are filled; none: the CPU does all.
+    /// Devices in the order in which they are filled; empty: everything is on the CPU.
     pub devices: Vec<DeviceBudget>,
-    /// Whether blocks that do not fit go to the CPU; else everything goes to the first device, or
-    /// loading fails.
+    /// Whether blocks that do not fit on the devices go to the CPU; otherwise everything goes to
+    /// the first device, or loading fails.
     pub spills: bool,
-    /// Decode by graphs recorded once, and not by single launches.
+    /// Whether decoding replays CUDA graphs instead of launching kernels one by one.
     pub uses_graphs: bool,
-    /// Let kernels start while the one before still runs ([`Device::set_overlap`]).
+    /// Whether a kernel may start while the one before still runs ([`Device::set_overlap`]).
     pub overlaps_kernels: bool,
-    /// Positions of one text that memory is kept free for.
+    /// Positions of one sequence whose keys and values memory is kept free for.
     pub reserved_positions: usize,
-    /// Bytes that may go to the CPU; none: all.
+    /// Maximum bytes of weights that may go to the CPU; none: no limit.
     pub most_on_cpu: Option<u64>,
 }
 
@@ -36,7 +38,7 @@ impl Placement {
         Self::default()
     }
 
-    /// Everything on one device, with graphs.
+    /// Everything on one device, with CUDA graphs.
     pub fn on(device: Device) -> Self {
         let devices = vec![DeviceBudget { device, most: None }];
         Self {
@@ -46,7 +48,7 @@ impl Placement {
         }
     }
 
-    /// Whole blocks on these devices, as many as fit, the rest on the CPU.
+    /// As many blocks on these devices as fit, and the rest on the CPU.
     pub fn auto(devices: Vec<DeviceBudget>) -> Self {
         Self {
             devices,
@@ -59,44 +61,44 @@ impl Placement {
     }
 }
 
-/// Positions that memory is kept free for where nothing else is said.
+/// Default of [`Placement::reserved_positions`].
 const RESERVED_POSITIONS: usize = 2048;
 
-/// Where a part is.
+/// Where a part lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// Memory of the machine.
+    /// The CPU.
     Cpu,
-    /// A device, by its number among those of the placement.
+    /// A device, by its index in [`Placement::devices`].
     Device(usize),
 }
 
-/// Where everything is.
+/// Where each part of a model lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceMap {
-    /// Tables, norms outside of blocks, the head.
+    /// The embeddings and the head.
     pub head: Place,
-    /// Each block; those of a device lie side by side, those of the CPU come last.
+    /// Each block. The blocks of a device are consecutive; those of the CPU come last.
     pub blocks: Vec<Place>,
 }
 
-/// Bytes of what is placed.
+/// Bytes that each part of a model needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes {
-    /// Tables, norms outside of blocks, the head.
+    /// The embeddings and the head.
     pub head: u64,
-    /// Each block, with the keys and values that room is kept for.
+    /// Each block, with its share of the KV cache.
     pub blocks: Vec<u64>,
-    /// What a pass works in, on each device that has blocks.
+    /// The workspace of a pass, on each device that has blocks.
     pub pass: u64,
 }
 
 impl DeviceMap {
-    /// The map for devices with so many bytes for us.
+    /// The map for devices whose memory for the model is `budgets`, in bytes.
     ///
-    /// What stands outside of blocks goes to the first device if it fits: the head is the largest
-    /// matrix and read for every token, and a token's row of it is all that crosses the bus. Then
-    /// blocks fill one device after the other.
+    /// Embeddings and head go to the first device if they fit there: the head is the largest matrix
+    /// and is read for every token, while one row of activations is all that it moves over the bus.
+    /// Then blocks fill one device after the other.
     ///
     /// ```
     /// use llm_int8_decoder::placement::map::Sizes;
@@ -111,6 +113,7 @@ impl DeviceMap {
             .iter()
             .map(|budget| budget.saturating_sub(sizes.pass))
             .collect();
+
         let head = match left.first_mut() {
             Some(first) if *first >= sizes.head => {
                 *first -= sizes.head;
@@ -118,6 +121,7 @@ impl DeviceMap {
             }
             _ => Place::Cpu,
         };
+
         let mut number = 0;
         let mut place = |block: &u64| {
             while let Some(left) = left.get_mut(number) {
@@ -135,32 +139,30 @@ impl DeviceMap {
         }
     }
 
-    /// The map of a placement.
+    /// The map of a placement, by the memory that is free on its devices now.
     pub(crate) fn of(placement: &Placement, sizes: &Sizes) -> Result<Self> {
-        let count = sizes.blocks.len();
+        let all_on = |place: Place| Self {
+            head: place,
+            blocks: vec![place; sizes.blocks.len()],
+        };
         if placement.devices.is_empty() {
-            return Ok(Self {
-                head: Place::Cpu,
-                blocks: vec![Place::Cpu; count],
-            });
+            return Ok(all_on(Place::Cpu));
         }
         if !placement.spills {
-            return Ok(Self {
-                head: Place::Device(0),
-                blocks: vec![Place::Device(0); count],
-            });
+            return Ok(all_on(Place::Device(0)));
         }
+
         let budgets = placement.devices.iter().map(|budget| -> Result<u64> {
             let free = budget.device.memory()?.free;
-            // A twentieth for what drivers keep for themselves and for rounding of allocations.
+            // 5 % is left for the driver's own use and for the rounding of allocations.
             Ok(budget.most.unwrap_or(u64::MAX).min(free - free / 20))
         });
         Ok(Self::plan(sizes, &budgets.collect::<Result<Vec<_>>>()?))
     }
 
-    /// The blocks of each place, one after the other.
-    pub(crate) fn runs(&self) -> Vec<(Place, std::ops::Range<usize>)> {
-        let mut runs: Vec<(Place, std::ops::Range<usize>)> = Vec::new();
+    /// Runs of consecutive blocks in the same place.
+    pub(crate) fn runs(&self) -> Vec<(Place, Range<usize>)> {
+        let mut runs: Vec<(Place, Range<usize>)> = Vec::new();
         for (number, place) in self.blocks.iter().enumerate() {
             match runs.last_mut() {
                 Some((last, range)) if last == place => range.end += 1,
@@ -170,20 +172,21 @@ impl DeviceMap {
         runs
     }
 
-    /// Refuses a device that is there twice.
+    /// Refuses a placement that names a device twice.
     pub(crate) fn check(placement: &Placement) -> Result<()> {
         let names: Vec<&str> = placement
             .devices
             .iter()
             .map(|budget| budget.device.name())
             .collect();
+
         let twice = names
             .iter()
             .enumerate()
             .find(|(i, name)| names[..*i].contains(name));
         match twice {
             Some((_, name)) => Err(DecoderError::Placement {
-                reason: format!("the device {name} is there twice"),
+                reason: format!("the device {name} is named twice"),
             }),
             None => Ok(()),
         }
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_filled_one_after_the_other_and_the_rest_is_the_cpus() {
+    fn devices_are_filled_in_turn_and_the_rest_goes_to_the_cpu() {
         let map = DeviceMap::plan(&sizes(), &[130, 25]);
         assert_eq!(
             map.blocks,
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_nowhere_is_the_cpus() {
+    fn what_fits_on_no_device_goes_to_the_cpu() {
         let all = DeviceMap {
             head: Cpu,
             blocks: vec![Cpu; 5],
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_device_is_passed_over() {
+    fn a_device_too_small_for_a_block_is_skipped() {
         let map = DeviceMap::plan(&sizes(), &[8, 30]);
         assert_eq!(map.blocks, [Device(1), Device(1), Cpu, Cpu, Cpu]);
     }

@@ -1,4 +1,5 @@
-//! Which part of a model lies on which device: how large parts are, where they go, where they went.
+//! Which part of a model lies on which device: the sizes of parts, where they go, and where they
+//! went.
 
 pub mod map;
 
@@ -14,102 +15,94 @@ use map::Sizes;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Rows of a pass that memory is kept free for.
+/// Rows of the passes that memory is kept free for.
 const RESERVED_ROWS: usize = 512;
 
-/// Bytes of a copy that is timed.
-const COPIED: u64 = 512 << 20;
+/// Maximum bytes of the copy that [`Decoder::copy_rate`] times.
+const TIMED_COPY_BYTES: u64 = 512 << 20;
 
-/// What lies in one place.
+/// The part of a model that lies on one device or on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedPart {
-    /// `cpu`, `cuda:0`.
+    /// The device's name: `cpu`, `cuda:0`.
     pub device: String,
-    /// What the device is: `NVIDIA H200`.
+    /// What the device is: `NVIDIA H200`; of the CPU its instruction set.
     pub hardware: String,
-    /// Whether tables, norms outside of blocks and the head are here.
+    /// Whether the embeddings and the head lie here.
     pub has_head: bool,
-    /// The blocks.
+    /// Numbers of the blocks.
     pub blocks: Range<usize>,
     /// Bytes of weights.
     pub bytes: u64,
 }
 
+/// The part of a model that a device holds, or is going to hold.
+struct DevicePart<'a> {
+    device: &'a Device,
+    has_head: bool,
+    blocks: Range<usize>,
+}
+
 impl Decoder {
-    /// What lies where, in the order in which a token goes through it.
+    /// Where each part of the model lies, in the order in which a token goes through them.
     pub fn placed(&self) -> Vec<PlacedPart> {
-        let devices: Vec<Device> = self
-            .stages
-            .iter()
-            .map(|stage| stage.device().clone())
-            .collect();
-        let ranges = self
-            .stages
-            .iter()
-            .map(|stage| (stage.has_head(), stage.range()));
-        self.parts_of(&devices, &ranges.collect::<Vec<_>>())
+        let parts = self.stages.iter().map(|stage| DevicePart {
+            device: stage.device(),
+            has_head: stage.has_head(),
+            blocks: stage.range(),
+        });
+        self.with_cpu_part(parts.collect())
     }
 
-    /// What would lie where, with a model that was not loaded.
+    /// Where each part of the model would lie, for a model without values.
     ///
     /// # Errors
-    /// As [`Decoder::load`](crate::Decoder::load) for a placement that cannot be.
+    /// As [`Decoder::load`](crate::Decoder::load) for a placement that is impossible.
     pub fn planned(&self, placement: &Placement) -> Result<Vec<PlacedPart>> {
-        let ranges = self.ranges(placement, &self.map_for(placement)?);
-        let devices: Vec<Device> = ranges
-            .iter()
-            .map(|(number, ..)| placement.devices[*number].device.clone())
-            .collect();
-        let ranges: Vec<_> = ranges
-            .into_iter()
-            .map(|(_, has_head, range)| (has_head, range))
-            .collect();
-        Ok(self.parts_of(&devices, &ranges))
+        let map = self.map_for(placement)?;
+        Ok(self.with_cpu_part(device_parts(placement, &map)))
     }
 
-    fn parts_of(&self, devices: &[Device], ranges: &[(bool, Range<usize>)]) -> Vec<PlacedPart> {
-        let bytes = |range: Range<usize>, has_head: bool| {
-            let blocks: u64 = range.map(|block| self.block_bytes(block)).sum();
+    /// The parts on devices, with what is left for the CPU at the end.
+    fn with_cpu_part(&self, parts: Vec<DevicePart<'_>>) -> Vec<PlacedPart> {
+        let bytes = |blocks: Range<usize>, has_head: bool| {
+            let blocks: u64 = blocks.map(|block| self.block_bytes(block)).sum();
             blocks + if has_head { self.head_bytes() } else { 0 }
         };
-        let mut placed: Vec<PlacedPart> = Vec::new();
-        for (device, (has_head, blocks)) in devices.iter().zip(ranges) {
+
+        let first_on_cpu = parts.last().map_or(0, |part| part.blocks.end);
+        let has_head = !parts.iter().any(|part| part.has_head);
+
+        let on_devices = parts.into_iter().map(|part| PlacedPart {
+            device: part.device.name().to_owned(),
+            hardware: part.device.model().to_owned(),
+            has_head: part.has_head,
+            bytes: bytes(part.blocks.clone(), part.has_head),
+            blocks: part.blocks,
+        });
+        let mut placed: Vec<PlacedPart> = on_devices.collect();
+
+        let blocks = first_on_cpu..self.blocks.len();
+        if has_head || !blocks.is_empty() {
             placed.push(PlacedPart {
-                device: device.name().to_owned(),
-                hardware: device.model().to_owned(),
-                has_head: *has_head,
-                blocks: blocks.clone(),
-                bytes: bytes(blocks.clone(), *has_head),
-            });
-        }
-        let first = ranges.last().map_or(0, |(_, range)| range.end);
-        let has_head = !ranges.iter().any(|(has_head, _)| *has_head);
-        if has_head || first < self.blocks.len() {
-            let blocks = first..self.blocks.len();
-            let (device, hardware, bytes) = (
-                "cpu".into(),
-                self.isa().name().into(),
-                bytes(blocks.clone(), has_head),
-            );
-            placed.push(PlacedPart {
-                device,
-                hardware,
+                device: "cpu".into(),
+                hardware: self.isa().name().into(),
                 has_head,
+                bytes: bytes(blocks.clone(), has_head),
                 blocks,
-                bytes,
             });
         }
         placed
     }
 
-    /// Turns graphs on or off; results are the same.
+    /// Turns CUDA graphs on or off. Results are the same.
     pub fn set_graphs(&mut self, uses_graphs: bool) {
         self.stages
             .iter_mut()
             .for_each(|stage| stage.set_graphs(uses_graphs));
     }
 
-    /// Graphs recorded so far.
+    /// CUDA graphs recorded so far.
     pub fn graph_count(&self) -> usize {
         self.stages.iter().map(Stage::graph_count).sum()
     }
@@ -132,7 +125,7 @@ impl Decoder {
             .sum()
     }
 
-    /// Bytes of a part as it lies on a device.
+    /// Bytes of a part in device memory, without biases.
     fn part_bytes(&self, part: &Part) -> u64 {
         let elements = |shape: &[usize]| shape.iter().product::<usize>();
         let float = self.dtype().candle().size_in_bytes();
@@ -162,36 +155,42 @@ impl Decoder {
         bytes as u64
     }
 
+    /// What each part needs on a device of this placement, KV cache and workspace included.
     fn sizes(&self, placement: &Placement) -> Sizes {
         let positions = placement.reserved_positions.min(self.spec().positions);
         let cache = Stage::cache_bytes(self, positions);
-        let units = placement
+        let blocks = (0..self.blocks.len()).map(|block| self.block_bytes(block) + cache);
+
+        let two_rows_of_logits = 2 * size_of::<f32>() * self.spec().vocab_size();
+        let head = self.head_bytes() + two_rows_of_logits as u64;
+
+        let multiprocessors = placement
             .devices
             .iter()
             .map(|budget| budget.device.multiprocessors())
             .max()
             .unwrap_or(0);
         let rows = RESERVED_ROWS.min(positions.max(1));
+
         Sizes {
-            head: self.head_bytes() + 4 * 2 * self.spec().vocab_size() as u64,
-            blocks: (0..self.blocks.len())
-                .map(|block| self.block_bytes(block) + cache)
-                .collect(),
-            pass: Widths::of(self).bytes(rows, units),
+            head,
+            blocks: blocks.collect(),
+            pass: Widths::of(self).bytes(rows, multiprocessors),
         }
     }
 
-    /// Memory of each device that has a part of the model.
+    /// Name and memory of each device that holds a part of the model.
     ///
     /// # Errors
     /// [`DecoderError::Cuda`].
     pub fn device_memory(&self) -> Result<Vec<(String, MemoryInfo)>> {
-        let of = |stage: &Stage| Ok((stage.device().name().to_owned(), stage.device().memory()?));
-        self.stages.iter().map(of).collect()
+        let memory =
+            |stage: &Stage| Ok((stage.device().name().to_owned(), stage.device().memory()?));
+        self.stages.iter().map(memory).collect()
     }
 
-    /// Bytes a second that a copy within the first device reads and writes; none where everything
-    /// is on the CPU.
+    /// Measures the memory bandwidth of the first device by a copy: bytes read and written a
+    /// second. None if everything is on the CPU.
     ///
     /// # Errors
     /// [`DecoderError::Cuda`].
@@ -201,93 +200,91 @@ impl Decoder {
             return Ok(None);
         };
         let device = stage.device();
-        let bytes = (device.memory()?.free / 16).min(COPIED) as usize;
-        let (from, to) = (device.zeros::<u8>(bytes)?, device.zeros::<u8>(bytes)?);
+
+        let bytes = (device.memory()?.free / 16).min(TIMED_COPY_BYTES) as usize;
+        let from = device.zeros::<u8>(bytes)?;
+        let to = device.zeros::<u8>(bytes)?;
         device.synchronize()?;
+
         let started = Instant::now();
         (0..TIMES).try_for_each(|_| to.all().copy_from(&from.all()))?;
         device.synchronize()?;
-        Ok(Some(
-            2.0 * f64::from(TIMES) * bytes as f64 / started.elapsed().as_secs_f64(),
-        ))
+        let seconds = started.elapsed().as_secs_f64();
+
+        let read_and_written = 2.0 * f64::from(TIMES) * bytes as f64;
+        Ok(Some(read_and_written / seconds))
     }
 
+    /// The map of a placement.
+    ///
+    /// # Errors
+    /// [`DecoderError::Placement`] for a device that is named twice, or if more than
+    /// `most_on_cpu` is left for the CPU; [`DecoderError::OriginalWeightsOnDevice`];
+    /// [`DecoderError::Cuda`].
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {
         DeviceMap::check(placement)?;
-        let original = |part: &Part| match part {
+        let keeps_original = |part: &Part| match part {
             Part::Linear(Linear::Int8(linear)) => {
                 linear.config().outlier_weights == OutlierWeights::Original
             }
             _ => false,
         };
-        if !placement.devices.is_empty() && self.all_parts().any(original) {
+        if !placement.devices.is_empty() && self.all_parts().any(keeps_original) {
             return Err(DecoderError::OriginalWeightsOnDevice);
         }
+
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
-        let on_cpu = map
-            .blocks
-            .iter()
-            .enumerate()
-            .filter(|(_, place)| **place == Place::Cpu);
-        let head = if map.head == Place::Cpu {
-            self.head_bytes()
-        } else {
-            0
-        };
-        let bytes = head
-            + on_cpu
-                .map(|(block, _)| self.block_bytes(block))
-                .sum::<u64>();
+        let on_cpu = self.bytes_on_cpu(&map);
         match placement.most_on_cpu {
-            Some(most) if bytes > most => Err(DecoderError::Placement {
+            Some(most) if on_cpu > most => Err(DecoderError::Placement {
                 reason: format!(
-                    "{bytes} bytes do not fit on the devices, and the CPU may take {most}; allow more memory"
+                    "{on_cpu} bytes do not fit on the devices, and the CPU may take {most}; allow more memory"
                 ),
             }),
             _ => Ok(map),
         }
     }
 
-    /// Of each device that gets something: its number, whether that is what stands outside of
-    /// blocks, its blocks.
-    fn ranges(&self, placement: &Placement, map: &DeviceMap) -> Vec<(usize, bool, Range<usize>)> {
-        let runs = map.runs();
-        let (mut ranges, mut next) = (Vec::new(), 0);
-        for number in 0..placement.devices.len() {
-            let place = Place::Device(number);
-            let run = runs
-                .iter()
-                .find(|(found, _)| *found == place)
-                .map(|(_, range)| range.clone());
-            let has_head = map.head == place;
-            if run.is_some() || has_head {
-                let range = run.unwrap_or(next..next);
-                next = range.end;
-                ranges.push((number, has_head, range));
-            }
+    /// Bytes of weights that a map leaves on the CPU.
+    fn bytes_on_cpu(&self, map: &DeviceMap) -> u64 {
+        let blocks: u64 = map
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| **place == Place::Cpu)
+            .map(|(block, _)| self.block_bytes(block))
+            .sum();
+
+        match map.head {
+            Place::Cpu => blocks + self.head_bytes(),
+            Place::Device(_) => blocks,
         }
-        ranges
     }
 
-    /// Declares the decoder's parts where the placement wants them; values are read later.
+    /// Allocates the parts that the placement puts on devices; their values are read later.
     pub(super) fn place(&mut self, placement: &Placement) -> Result<()> {
         let map = self.map_for(placement)?;
-        for (number, has_head, range) in self.ranges(placement, &map) {
-            let device = &placement.devices[number].device;
-            device.set_overlap(placement.overlaps_kernels);
-            let stage = Stage::declare(device, self, range, has_head, placement.uses_graphs)?;
+        for part in device_parts(placement, &map) {
+            part.device.set_overlap(placement.overlaps_kernels);
+            let stage = Stage::declare(
+                part.device,
+                self,
+                part.blocks,
+                part.has_head,
+                placement.uses_graphs,
+            )?;
             self.stages.push(stage);
         }
         Ok(())
     }
 
-    /// Once all is read: norms and biases follow their weights, and each device is done with what
-    /// it was given.
+    /// Completes the stages once all tensors are read: uploads norms and biases, and waits for the
+    /// devices.
     pub(super) fn finish_stages(&mut self) -> Result<()> {
         let mut stages = std::mem::take(&mut self.stages);
         stages
             .iter_mut()
-            .try_for_each(|stage| stage.take_small_parts(self))?;
+            .try_for_each(|stage| stage.upload_small_parts(self))?;
         stages
             .iter()
             .try_for_each(|stage| stage.device().synchronize())?;
@@ -295,8 +292,32 @@ impl Decoder {
         Ok(())
     }
 
-    /// The stage that has a slot.
+    /// The stage that a slot lies on; none: it lies on the CPU.
     pub(super) fn stage_of(&self, slot: Slot) -> Option<&Stage> {
         self.stages.iter().find(|stage| stage.has(slot))
     }
+}
+
+/// The part of each device that holds one, in the order of the blocks.
+fn device_parts<'a>(placement: &'a Placement, map: &DeviceMap) -> Vec<DevicePart<'a>> {
+    let runs = map.runs();
+    let mut parts = Vec::new();
+    let mut next = 0;
+
+    for (number, budget) in placement.devices.iter().enumerate() {
+        let place = Place::Device(number);
+        let has_head = map.head == place;
+        let run = runs.iter().find(|(found, _)| *found == place);
+
+        if run.is_some() || has_head {
+            let blocks = run.map_or(next..next, |(_, blocks)| blocks.clone());
+            next = blocks.end;
+            parts.push(DevicePart {
+                device: &budget.device,
+                has_head,
+                blocks,
+            });
+        }
+    }
+    parts
 }

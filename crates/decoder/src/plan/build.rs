@@ -1,18 +1,17 @@
-//! From a description to a plan.
+//! Builds the plan of a decoder from its description.
 
 use super::*;
 use crate::error::{DecoderError, Result};
 use crate::slot::Slot;
-use crate::spec::{DecoderSpec, LayerSpec, Residual};
+use crate::spec::DecoderSpec;
 use crate::template::PartSpec;
-use llm_int8_kernels::Activation as Kernel;
 
 impl Plan {
     /// The plan of a decoder.
     ///
     /// # Errors
-    /// [`DecoderError::Config`] for a combination of parts that no executor can compute, by its
-    /// name.
+    /// [`DecoderError::Config`] for a combination of parts that no executor can compute; the
+    /// message names it.
     pub fn of(spec: &DecoderSpec) -> Result<Self> {
         let mut builder = Builder::new(spec);
         let embed = builder.embed()?;
@@ -23,7 +22,8 @@ impl Plan {
             .collect::<Result<_>>()?;
         let head = builder.head()?;
 
-        let (mut model_paths, mut block_paths) = (Vec::new(), Vec::new());
+        let mut model_paths = Vec::new();
+        let mut block_paths = Vec::new();
         for (path, slot) in spec.tree.paths(1) {
             match slot {
                 Slot::Model(slot) => model_paths.push((slot, path)),
@@ -41,14 +41,32 @@ impl Plan {
     }
 }
 
-/// A plan while it is made.
-struct Builder<'a> {
-    spec: &'a DecoderSpec,
+/// A plan being built.
+pub(super) struct Builder<'a> {
+    pub(super) spec: &'a DecoderSpec,
     parts: Vec<(Slot, &'a PartSpec)>,
+    /// Widths of the rows that steps so far write.
     widths: BTreeMap<Rows, usize>,
 }
 
-fn refuse<T>(what: impl Into<String>) -> Result<T> {
+/// Where linear layers take their input from: rows, and what those go through first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input<S> {
+    pub(super) rows: Rows,
+    pub(super) through: Through<S>,
+}
+
+impl<S> Input<S> {
+    /// Rows as they are.
+    pub(super) fn plain(rows: Rows) -> Self {
+        Self {
+            rows,
+            through: Through::Plain,
+        }
+    }
+}
+
+pub(super) fn refuse<T>(what: impl Into<String>) -> Result<T> {
     Err(DecoderError::Config {
         reason: format!("this combination is not supported: {}", what.into()),
     })
@@ -71,25 +89,29 @@ impl<'a> Builder<'a> {
             .map(|(_, part)| *part)
     }
 
-    fn has(&self, slot: BlockSlot) -> bool {
+    pub(super) fn has(&self, slot: BlockSlot) -> bool {
         self.part(Slot::Block(0, slot)).is_some()
     }
 
-    fn has_head(&self, slot: ModelSlot) -> bool {
+    fn has_model(&self, slot: ModelSlot) -> bool {
         self.part(Slot::Model(slot)).is_some()
     }
 
-    /// Through the norm of a slot, if there is one.
-    fn through(&self, slot: BlockSlot) -> Through<BlockSlot> {
-        if self.has(slot) {
-            Through::Norm(slot)
+    /// The residual stream through the norm of a slot, if there is one.
+    pub(super) fn normed_stream(&self, norm: BlockSlot) -> Input<BlockSlot> {
+        let through = if self.has(norm) {
+            Through::Norm(norm)
         } else {
             Through::Plain
+        };
+        Input {
+            rows: Rows::Stream,
+            through,
         }
     }
 
-    /// A step writes rows of this width; every block must agree.
-    fn writes(&mut self, rows: Rows, width: usize) -> Result<()> {
+    /// Notes that a step writes rows of this width. All writers of the same rows must agree.
+    pub(super) fn writes(&mut self, rows: Rows, width: usize) -> Result<()> {
         match *self.widths.entry(rows).or_insert(width) {
             known if known == width => Ok(()),
             known => refuse(format!(
@@ -98,22 +120,23 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Layers side by side, from `input` to `into`.
-    fn linear<S: PartSlot>(
+    /// Linear layers with the same input, whose outputs lie side by side in `into`.
+    pub(super) fn linear<S: PartSlot>(
         &mut self,
-        place: impl Fn(S) -> Slot,
-        (input, through): (Rows, Through<S>),
+        to_slot: impl Fn(S) -> Slot,
+        input: Input<S>,
         slots: &[S],
         into: Rows,
     ) -> Result<LinearStep<S>> {
         let mut layers: Vec<Layer<S>> = Vec::new();
-        let (mut width, mut inputs) = (0, None);
+        let mut width = 0;
+        let mut inputs = None;
         for slot in slots {
             let Some(PartSpec::Linear {
                 out_features,
                 in_features,
                 ..
-            }) = self.part(place(*slot))
+            }) = self.part(to_slot(*slot))
             else {
                 return refuse(format!("there is no linear layer {slot:?}"));
             };
@@ -123,6 +146,7 @@ impl<'a> Builder<'a> {
                 ));
             }
             inputs = Some(*in_features);
+
             layers.push(Layer {
                 slot: *slot,
                 offset: width,
@@ -130,22 +154,25 @@ impl<'a> Builder<'a> {
             });
             width += out_features;
         }
+
         let in_features = inputs.unwrap_or(0);
-        let there = self.widths.get(&input).copied().unwrap_or(0);
-        let expected = if through == Through::Gate {
+        let found = self.widths.get(&input.rows).copied().unwrap_or(0);
+        let expected = if input.through == Through::Gate {
             2 * in_features
         } else {
             in_features
         };
-        if there != expected {
+        if found != expected {
             return refuse(format!(
-                "{slots:?} take {in_features} values; there are {there} ({input:?})"
+                "{slots:?} take {in_features} values; there are {found} ({:?})",
+                input.rows
             ));
         }
+
         self.writes(into, width)?;
         Ok(LinearStep {
-            input,
-            through,
+            input: input.rows,
+            through: input.through,
             in_features,
             layers,
             activation: None,
@@ -156,7 +183,7 @@ impl<'a> Builder<'a> {
 
     fn model_linear(
         &mut self,
-        input: (Rows, Through<ModelSlot>),
+        input: Input<ModelSlot>,
         slot: ModelSlot,
         into: Rows,
     ) -> Result<Step<ModelSlot>> {
@@ -164,7 +191,8 @@ impl<'a> Builder<'a> {
             .map(Step::Linear)
     }
 
-    fn table(&self, slot: ModelSlot) -> Result<usize> {
+    /// The width of a table.
+    fn table_width(&self, slot: ModelSlot) -> Result<usize> {
         match self.part(Slot::Model(slot)) {
             Some(PartSpec::Embedding { width, .. }) => Ok(*width),
             _ => refuse(format!("there is no table {slot:?}")),
@@ -172,51 +200,22 @@ impl<'a> Builder<'a> {
     }
 
     fn embed(&mut self) -> Result<Vec<Step<ModelSlot>>> {
-        let spec = self.spec;
         let positions = self
-            .has_head(ModelSlot::Positions)
+            .has_model(ModelSlot::Positions)
             .then_some(ModelSlot::Positions);
-        let offset = spec.position_offset;
-        let tokens = |into, positions| Embed {
-            table: ModelSlot::Tokens,
-            index: Index::Token,
-            scale: spec.embedding_scale,
-            positions,
-            offset,
-            into,
-        };
 
         let mut steps = Vec::new();
-        if self.has_head(ModelSlot::ProjectIn) {
-            let width = self.table(ModelSlot::Tokens)?;
-            self.writes(Rows::Embedded, width)?;
-            steps.push(Step::Embed(tokens(Rows::Embedded, None)));
-            let input = (Rows::Embedded, Through::Plain);
-            steps.push(self.model_linear(input, ModelSlot::ProjectIn, Rows::Stream)?);
-            if let Some(table) = positions {
-                let width = self.table(table)?;
-                self.writes(Rows::Branch, width)?;
-                steps.push(Step::Embed(Embed {
-                    table,
-                    index: Index::Position,
-                    scale: 1.0,
-                    positions: None,
-                    offset,
-                    into: Rows::Branch,
-                }));
-                steps.push(Step::Add(Add {
-                    from: Rows::Branch,
-                    scale: 1.0,
-                }));
-            }
+        if self.has_model(ModelSlot::ProjectIn) {
+            self.projected_embeddings(&mut steps, positions)?;
         } else {
             for slot in [ModelSlot::Tokens].into_iter().chain(positions) {
-                let width = self.table(slot)?;
+                let width = self.table_width(slot)?;
                 self.writes(Rows::Stream, width)?;
             }
-            steps.push(Step::Embed(tokens(Rows::Stream, positions)));
+            steps.push(self.tokens(Rows::Stream, positions));
         }
-        if self.has_head(ModelSlot::EmbeddingNorm) {
+
+        if self.has_model(ModelSlot::EmbeddingNorm) {
             steps.push(Step::Norm(NormStep {
                 norm: ModelSlot::EmbeddingNorm,
                 rows: Rows::Stream,
@@ -225,18 +224,70 @@ impl<'a> Builder<'a> {
         Ok(steps)
     }
 
+    /// Token embeddings, to which position embeddings may be added.
+    fn tokens(&self, into: Rows, positions: Option<ModelSlot>) -> Step<ModelSlot> {
+        Step::Embed(Embed {
+            table: ModelSlot::Tokens,
+            index: Index::Token,
+            scale: self.spec.embedding_scale,
+            positions,
+            offset: self.spec.position_offset,
+            into,
+        })
+    }
+
+    /// Token embeddings that a linear layer brings to the stream's width (OPT 350m), then position
+    /// embeddings.
+    fn projected_embeddings(
+        &mut self,
+        steps: &mut Vec<Step<ModelSlot>>,
+        positions: Option<ModelSlot>,
+    ) -> Result<()> {
+        let width = self.table_width(ModelSlot::Tokens)?;
+        self.writes(Rows::Embedded, width)?;
+        steps.push(self.tokens(Rows::Embedded, None));
+
+        let input = Input::plain(Rows::Embedded);
+        steps.push(self.model_linear(input, ModelSlot::ProjectIn, Rows::Stream)?);
+
+        if let Some(table) = positions {
+            let width = self.table_width(table)?;
+            self.writes(Rows::Branch, width)?;
+            steps.push(Step::Embed(Embed {
+                table,
+                index: Index::Position,
+                scale: 1.0,
+                positions: None,
+                offset: self.spec.position_offset,
+                into: Rows::Branch,
+            }));
+            steps.push(Step::Add(Add {
+                from: Rows::Branch,
+                scale: 1.0,
+            }));
+        }
+        Ok(())
+    }
+
     fn head(&mut self) -> Result<Vec<Step<ModelSlot>>> {
         let spec = self.spec;
-        let through = match self.has_head(ModelSlot::FinalNorm) {
-            true => Through::Norm(ModelSlot::FinalNorm),
-            false => Through::Plain,
+        let through = if self.has_model(ModelSlot::FinalNorm) {
+            Through::Norm(ModelSlot::FinalNorm)
+        } else {
+            Through::Plain
         };
-        let (mut steps, mut input) = (Vec::new(), (Rows::Stream, through));
-        if self.has_head(ModelSlot::ProjectOut) {
+        let mut input = Input {
+            rows: Rows::Stream,
+            through,
+        };
+
+        let mut steps = Vec::new();
+        if self.has_model(ModelSlot::ProjectOut) {
             steps.push(self.model_linear(input, ModelSlot::ProjectOut, Rows::Projected)?);
-            input = (Rows::Projected, Through::Plain);
+            input = Input::plain(Rows::Projected);
         }
         steps.push(self.model_linear(input, ModelSlot::Head, Rows::Logits)?);
+
         if spec.logit_scale != 1.0 || spec.logit_softcap.is_some() {
             steps.push(Step::Logits(LogitsStep {
                 scale: spec.logit_scale,
@@ -245,231 +296,4 @@ impl<'a> Builder<'a> {
         }
         Ok(steps)
     }
-
-    fn block(&mut self, layer: &LayerSpec) -> Result<Vec<Step<BlockSlot>>> {
-        use BlockSlot::{
-            AttentionNorm, AttentionOut, AttentionPostNorm, Down, MlpNorm, MlpPostNorm,
-        };
-        let (mut steps, scale) = (Vec::new(), self.spec.residual_scale);
-        match self.spec.residual {
-            Residual::Sequential => {
-                let input = (Rows::Stream, self.through(AttentionNorm));
-                self.attention(&mut steps, input, layer)?;
-                self.join(
-                    &mut steps,
-                    (Rows::Mixed, Through::Plain),
-                    AttentionOut,
-                    AttentionPostNorm,
-                )?;
-                let input = (Rows::Stream, self.through(MlpNorm));
-                let raised = self.mlp(&mut steps, input)?;
-                self.join(&mut steps, raised, Down, MlpPostNorm)?;
-            }
-            Residual::Parallel => {
-                let input = (Rows::Stream, self.through(AttentionNorm));
-                self.attention(&mut steps, input, layer)?;
-                let out = (Rows::Mixed, Through::Plain);
-                let out = self.linear(block, out, &[AttentionOut], Rows::Attended)?;
-                steps.push(Step::Linear(out));
-                if self.has(AttentionPostNorm) {
-                    steps.push(Step::Norm(NormStep {
-                        norm: AttentionPostNorm,
-                        rows: Rows::Attended,
-                    }));
-                }
-                // Without a norm of its own the MLP reads what attention read.
-                let norm = if self.has(MlpNorm) {
-                    MlpNorm
-                } else {
-                    AttentionNorm
-                };
-                let input = (Rows::Stream, self.through(norm));
-                let raised = self.mlp(&mut steps, input)?;
-                steps.push(Step::Add(Add {
-                    from: Rows::Attended,
-                    scale,
-                }));
-                self.join(&mut steps, raised, Down, MlpPostNorm)?;
-            }
-            Residual::NormAfter => {
-                if self.has(AttentionPostNorm) || self.has(MlpPostNorm) {
-                    return refuse("norms after the residual and norms of what joins it");
-                }
-                self.attention(&mut steps, (Rows::Stream, Through::Plain), layer)?;
-                self.join(
-                    &mut steps,
-                    (Rows::Mixed, Through::Plain),
-                    AttentionOut,
-                    AttentionPostNorm,
-                )?;
-                steps.push(Step::Norm(NormStep {
-                    norm: AttentionNorm,
-                    rows: Rows::Stream,
-                }));
-                let raised = self.mlp(&mut steps, (Rows::Stream, Through::Plain))?;
-                self.join(&mut steps, raised, Down, MlpPostNorm)?;
-                steps.push(Step::Norm(NormStep {
-                    norm: MlpNorm,
-                    rows: Rows::Stream,
-                }));
-            }
-        }
-        let missing = steps
-            .iter()
-            .filter_map(Step::norm)
-            .find(|slot| !self.has(*slot));
-        missing.map_or(Ok(steps), |slot| {
-            refuse(format!("there is no norm {slot:?}"))
-        })
-    }
-
-    /// A layer whose output joins the stream, through a norm if there is one.
-    fn join(
-        &mut self,
-        steps: &mut Vec<Step<BlockSlot>>,
-        input: (Rows, Through<BlockSlot>),
-        slot: BlockSlot,
-        post: BlockSlot,
-    ) -> Result<()> {
-        let scale = self.spec.residual_scale;
-        if self.has(post) {
-            steps.push(Step::Linear(self.linear(
-                block,
-                input,
-                &[slot],
-                Rows::Branch,
-            )?));
-            steps.push(Step::Norm(NormStep {
-                norm: post,
-                rows: Rows::Branch,
-            }));
-            steps.push(Step::Add(Add {
-                from: Rows::Branch,
-                scale,
-            }));
-        } else {
-            let step = self.linear(block, input, &[slot], Rows::Stream)?;
-            steps.push(Step::Linear(LinearStep {
-                adds: Some(scale),
-                ..step
-            }));
-        }
-        Ok(())
-    }
-
-    /// From the input to [`Rows::Mixed`].
-    fn attention(
-        &mut self,
-        steps: &mut Vec<Step<BlockSlot>>,
-        input: (Rows, Through<BlockSlot>),
-        layer: &LayerSpec,
-    ) -> Result<()> {
-        use BlockSlot::{Key, KeyNorm, Qkv, Query, QueryNorm, Value};
-        let attention = &self.spec.attention;
-        let norms = [(QueryNorm, 0), (KeyNorm, 1)]
-            .into_iter()
-            .filter(|(norm, _)| self.has(*norm));
-        let norms: Vec<(BlockSlot, usize)> = norms.collect();
-        let is_fused = self.has(Qkv);
-        if is_fused && [Query, Key, Value].into_iter().any(|slot| self.has(slot)) {
-            return refuse("queries, keys and values both in one layer and in layers of their own");
-        }
-        if is_fused && !norms.is_empty() {
-            return refuse("norms of queries or keys that come from one layer with the values");
-        }
-        if attention.qkv_clamp.is_some() && !norms.is_empty() {
-            return refuse("queries or keys that are both clamped and normalised");
-        }
-
-        let slots: &[BlockSlot] = if is_fused {
-            &[Qkv]
-        } else {
-            &[Query, Key, Value]
-        };
-        let step = self.linear(block, input, slots, Rows::Qkv)?;
-        let [queries, keys] =
-            [attention.heads, attention.kv_heads].map(|heads| heads * attention.head_size);
-        let expected = if is_fused {
-            vec![queries + 2 * keys]
-        } else {
-            vec![queries, keys, keys]
-        };
-        if step
-            .layers
-            .iter()
-            .map(|layer| layer.out_features)
-            .ne(expected)
-        {
-            return refuse(format!(
-                "{} heads and {} of keys and values of {} values each, and layers of other widths",
-                attention.heads, attention.kv_heads, attention.head_size
-            ));
-        }
-        let layers = step.layers.clone();
-        steps.push(Step::Linear(step));
-        for (norm, layer) in norms {
-            steps.push(Step::HeadNorm(HeadNorm {
-                norm,
-                rows: Rows::Qkv,
-                layer,
-                of: layers[layer],
-            }));
-        }
-        self.writes(Rows::Mixed, queries)?;
-        steps.push(Step::Attend(Attend {
-            heads: attention.heads,
-            kv_heads: attention.kv_heads,
-            head_size: attention.head_size,
-            layout: if is_fused {
-                attention.layout
-            } else {
-                QkvLayout::Blocks
-            },
-            clamp: attention.qkv_clamp,
-            rope: layer.rope,
-            scale: layer.factor,
-            window: layer.window,
-            softcap: attention.softcap,
-            alibi: attention.alibi.is_some(),
-        }));
-        Ok(())
-    }
-
-    /// The first layers of the MLP; returns what the second reads.
-    fn mlp(
-        &mut self,
-        steps: &mut Vec<Step<BlockSlot>>,
-        input: (Rows, Through<BlockSlot>),
-    ) -> Result<(Rows, Through<BlockSlot>)> {
-        use BlockSlot::{Gate, GateUp, Up};
-        let is_fused = self.has(GateUp);
-        if is_fused && (self.has(Gate) || self.has(Up)) {
-            return refuse("gate and up both in one layer and in layers of their own");
-        }
-        let (slots, is_gated): (&[BlockSlot], bool) = match (is_fused, self.has(Gate)) {
-            (true, _) => (&[GateUp], true),
-            (false, true) => (&[Gate, Up], true),
-            (false, false) => (&[Up], false),
-        };
-        let mut step = self.linear(block, input, slots, Rows::Raised)?;
-        let width: usize = step.layers.iter().map(|layer| layer.out_features).sum();
-        let function = self.spec.activation;
-        let outputs = if is_gated { width / 2 } else { width };
-        step.activation =
-            (function.kernel() != Kernel::Linear).then_some(Activated { function, outputs });
-        steps.push(Step::Linear(step));
-        Ok((
-            Rows::Raised,
-            if is_gated {
-                Through::Gate
-            } else {
-                Through::Plain
-            },
-        ))
-    }
-}
-
-/// The slot of a part of every block.
-fn block(slot: BlockSlot) -> Slot {
-    Slot::Block(0, slot)
 }

@@ -1,19 +1,20 @@
-//! What a decoder does with rows of values, as data: a list of steps that an executor follows.
+//! What a decoder computes, as data: a list of steps that an executor follows.
 //!
-//! Everything in which families differ is decided here, once: residuals, gates, fused layers, norms
-//! before, between and after. The executors (`execute/cpu.rs` for the CPU, `device/steps.rs` for
-//! GPUs) know steps and no families. What no executor can do is refused when the plan is made.
+//! Everything in which families differ is decided here, once: residuals, gates, fused layers, where
+//! the norms are. The executors (`execute/cpu.rs` for the CPU, `execute/gpu/steps.rs` for GPUs)
+//! know steps and no families. A plan that no executor can follow is refused when it is built.
 //!
-//! | step | does |
+//! | step | computes |
 //! |---|---|
-//! | `Step::Embed` | rows of a table |
-//! | `Step::Linear` | layers with the same input: through a norm or a gate, activated, added to the stream |
-//! | `Step::HeadNorm` | norm of queries or keys |
-//! | `Step::Attend` | rotation, cache, attention |
-//! | `Step::Norm` | norm of rows where they lie |
-//! | `Step::Add` | a branch joins the stream |
+//! | `Step::Embed` | a lookup in a table |
+//! | `Step::Linear` | linear layers with the same input, with the norm or gate before them, the activation and the residual |
+//! | `Step::HeadNorm` | a norm of queries or keys |
+//! | `Step::Attend` | rotation, KV cache, attention |
+//! | `Step::Norm` | a norm in place |
+//! | `Step::Add` | a residual |
 //! | `Step::Logits` | scale and soft cap |
 
+mod block;
 mod build;
 mod text;
 
@@ -22,38 +23,40 @@ use llm_int8_nn::layers::{Activation, QkvLayout};
 use llm_int8_nn::module::ModulePath;
 use std::collections::BTreeMap;
 
-/// What a decoder does, from token ids to logits. Printed, it has one line a step.
+/// What a decoder computes, from token ids to logits. It prints as one line per step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub(super) embed: Vec<Step<ModelSlot>>,
     /// The steps of each block.
     pub(super) blocks: Vec<Vec<Step<BlockSlot>>>,
-    /// From the stream's rows whose logits are requested.
+    /// For the rows of the stream whose logits are requested.
     pub(super) head: Vec<Step<ModelSlot>>,
+    /// Values of a row in each buffer.
     pub(super) widths: BTreeMap<Rows, usize>,
-    /// For printing: the path of each part, from its block on for those of blocks.
+    /// The module path of each part, for printing; those of blocks as of block 0.
     model_paths: Vec<(ModelSlot, ModulePath)>,
     block_paths: Vec<(BlockSlot, ModulePath)>,
 }
 
-/// Rows of f32 values that steps read and write, one a token.
+/// A buffer of f32 `[rows, width]` that steps read and write, one row per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rows {
     /// The residual stream.
     Stream,
-    /// What will be added to the stream.
+    /// What is about to be added to the stream.
     Branch,
-    /// What attention gave, where it joins the stream together with the MLP.
+    /// Attention after its output projection, where it waits to be added together with the MLP
+    /// (parallel residuals).
     Attended,
     /// Queries, keys and values.
     Qkv,
-    /// What attention found, before its last layer.
-    Mixed,
-    /// What the first layers of the MLP give: gate and up side by side, or up alone.
-    Raised,
-    /// Rows of a token table of another width than the stream's.
+    /// The outputs of all attention heads, before the output projection.
+    Heads,
+    /// The output of the MLP's first layers: gate and up side by side, or up alone.
+    Mlp,
+    /// Token embeddings, where they are not as wide as the stream (OPT 350m).
     Embedded,
-    /// Rows of that width before the head.
+    /// The stream projected back to that width, the input of the head.
     Projected,
     Logits,
 }
@@ -63,7 +66,7 @@ impl Rows {
     pub(super) const COUNT: usize = Self::Logits as usize + 1;
 }
 
-/// One thing to do with rows.
+/// One operation on rows; `S` is the kind of slot that its parts have.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step<S> {
     Embed(Embed<S>),
@@ -87,15 +90,15 @@ pub(super) struct Embed<S> {
     pub(super) into: Rows,
 }
 
-/// Which rows of a table are taken.
+/// What a table is indexed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Index {
     Token,
     Position,
 }
 
-/// Layers with the same input, whose outputs lie side by side: `into = f(layers(through(input)))`,
-/// or `into += scale · layers(through(input))`.
+/// Linear layers with the same input, whose outputs lie side by side:
+/// `into = f(layers(through(input)))`, or `into += scale · layers(through(input))`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LinearStep<S> {
     pub(super) input: Rows,
@@ -104,20 +107,20 @@ pub(super) struct LinearStep<S> {
     pub(super) layers: Vec<Layer<S>>,
     pub(super) activation: Option<Activated>,
     pub(super) into: Rows,
-    /// The scale with which it is added to what is there; none: it replaces that.
+    /// The scale with which the outputs are added to `into`; none: they replace it.
     pub(super) adds: Option<f64>,
 }
 
-/// What happens to the input of layers.
+/// What the input of linear layers goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Through<S> {
     Plain,
     Norm(S),
-    /// The first half of a row is multiplied with the second.
+    /// The first half of a row times the second, element by element.
     Gate,
 }
 
-/// A layer and where its outputs lie in a row.
+/// A linear layer and where its outputs lie in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layer<S> {
     pub(super) slot: S,
@@ -125,25 +128,25 @@ pub(super) struct Layer<S> {
     pub(super) out_features: usize,
 }
 
-/// The function of the first `outputs` of a row.
+/// An activation function, applied to the first `outputs` values of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Activated {
     pub(super) function: Activation,
     pub(super) outputs: usize,
 }
 
-/// The norm of a layer's outputs where they lie: of each head, or of all at once, as the norm's
-/// width says.
+/// A norm of a layer's outputs in place: of each head, or of all heads together if the norm is as
+/// wide as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HeadNorm<S> {
     pub(super) norm: S,
     pub(super) rows: Rows,
-    /// The layer among those that wrote the rows.
+    /// Index of the layer among those that wrote the rows.
     pub(super) layer: usize,
     pub(super) of: Layer<S>,
 }
 
-/// Causal attention from [`Rows::Qkv`] to [`Rows::Mixed`], over the cache of the block.
+/// Causal attention from [`Rows::Qkv`] to [`Rows::Heads`], over the block's KV cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Attend {
     pub(super) heads: usize,
@@ -151,16 +154,17 @@ pub(super) struct Attend {
     pub(super) head_size: usize,
     /// How queries, keys and values lie in a row.
     pub(super) layout: QkvLayout,
-    /// Queries, keys and values are kept in `-clamp..=clamp`.
+    /// Queries, keys and values are clamped to `-clamp..=clamp`.
     pub(super) clamp: Option<f64>,
-    /// Which of the model's rotations.
+    /// Index into the model's rotations.
     pub(super) rope: Option<usize>,
-    /// What scores are multiplied with.
+    /// Factor of the scores.
     pub(super) scale: f64,
+    /// Positions that each row sees, itself included; none: all before it.
     pub(super) window: Option<usize>,
     /// `cap · tanh(score / cap)`.
     pub(super) softcap: Option<f64>,
-    /// Whether scores have position biases.
+    /// Whether scores have ALiBi's position biases.
     pub(super) alibi: bool,
 }
 
@@ -186,7 +190,7 @@ pub(super) struct LogitsStep {
 }
 
 impl Plan {
-    /// Values of a row.
+    /// Values of a row; 0 for rows that the plan does not use.
     pub(super) fn width(&self, rows: Rows) -> usize {
         self.widths.get(&rows).copied().unwrap_or(0)
     }
@@ -211,7 +215,7 @@ impl<S: PartSlot> Step<S> {
         }
     }
 
-    /// The norm it goes through.
+    /// The norm it applies.
     pub(super) fn norm(&self) -> Option<S> {
         match self {
             Self::Linear(LinearStep {

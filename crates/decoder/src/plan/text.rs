@@ -1,4 +1,4 @@
-//! A plan as text: one line a step, equal blocks once.
+//! A plan as text: one line per step, runs of equal blocks printed once.
 
 use super::*;
 use std::fmt;
@@ -37,7 +37,7 @@ fn path_of<S: PartSlot>(paths: &[(S, ModulePath)], slot: S) -> String {
     found.map_or_else(|| format!("{slot:?}"), |(_, path)| path.to_string())
 }
 
-/// What comes after the number of the block in a path.
+/// The part of a path after the block's number, which is 0 here.
 fn in_block(path: &str) -> String {
     path.split_once(".0.")
         .map_or(path, |(_, rest)| rest)
@@ -46,13 +46,14 @@ fn in_block(path: &str) -> String {
 
 impl fmt::Display for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The golden plans in tests/golden/models use these names.
         f.write_str(match self {
             Self::Stream => "stream",
             Self::Branch => "branch",
             Self::Attended => "attended",
             Self::Qkv => "qkv",
-            Self::Mixed => "mixed",
-            Self::Raised => "raised",
+            Self::Heads => "mixed",
+            Self::Mlp => "raised",
             Self::Embedded => "embedded",
             Self::Projected => "projected",
             Self::Logits => "logits",

@@ -1,32 +1,38 @@
-//! Keys and values of one text on one device.
+//! The KV cache of one sequence on one device.
 
 use crate::error::Result;
 use llm_int8_cuda::ops::{HeadLayout, RowShape, Strided, copy_rows};
 use llm_int8_cuda::{Buffer, Device};
 
-/// Positions a cache begins with.
-const FIRST: usize = 256;
+/// Positions that a cache has room for at first.
+const FIRST_CAPACITY: usize = 256;
 
-/// One piece of memory for all blocks of a device, so that a graph needs nothing but its address.
-/// The layout is that of `attention.cu`.
+/// Keys and values of all blocks of a stage, in one buffer, so that its address is all that a
+/// recorded graph has to look up. `attention.cu` documents the layout.
 #[derive(Debug)]
 pub(crate) struct DeviceCache {
     device: Device,
     layout: HeadLayout,
     layers: usize,
-    /// Positions a text may have.
-    most: usize,
+    /// Positions that a sequence may have.
+    max_positions: usize,
     memory: Option<Buffer<u8>>,
+    /// Positions that there is room for.
     capacity: usize,
 }
 
 impl DeviceCache {
-    pub(super) fn new(device: Device, layout: HeadLayout, layers: usize, most: usize) -> Self {
+    pub(super) fn new(
+        device: Device,
+        layout: HeadLayout,
+        layers: usize,
+        max_positions: usize,
+    ) -> Self {
         Self {
             device,
             layout,
             layers,
-            most,
+            max_positions,
             memory: None,
             capacity: 0,
         }
@@ -44,54 +50,71 @@ impl DeviceCache {
         self.capacity
     }
 
-    /// Makes room for `positions` positions, of which the first `kept` stay. It grows by doubling,
-    /// so that graphs, which are made for a number of chunks, serve for long.
+    /// Makes room for `positions` positions and keeps the first `kept`. The capacity doubles:
+    /// attention's number of splits, which is part of a graph's key, then changes rarely.
     pub(super) fn reserve(&mut self, positions: usize, kept: usize) -> Result<()> {
         if positions <= self.capacity {
             return Ok(());
         }
         let capacity = positions
             .next_power_of_two()
-            .max(FIRST)
-            .min(self.most.max(positions));
+            .max(FIRST_CAPACITY)
+            .min(self.max_positions.max(positions));
+
         let memory = self
             .device
             .allocate::<u8>(self.layout.cache_bytes(self.layers, capacity))?;
         if let Some(old) = self.memory.as_ref().filter(|_| kept > 0) {
-            let (heads, bytes) = (self.layout.kv_heads, self.layout.dtype.bytes());
-            // Each layer has rows of keys, a group of values for each position, then rows of
-            // values, a whole head for each position.
-            let groups = self.layout.padded() / HeadLayout::GROUP;
-            let half = |capacity: usize| heads * capacity * self.layout.padded() * bytes;
-            for layer in 0..self.layers {
-                for (part, rows, width) in [
-                    (0, heads * groups, HeadLayout::GROUP),
-                    (1, heads, self.layout.padded()),
-                ] {
-                    let place = |capacity: usize| (2 * layer + part) * half(capacity);
-                    let pitch = |capacity: usize| capacity * width * bytes;
-                    let from =
-                        old.part(place(self.capacity)..place(self.capacity) + half(self.capacity))?;
-                    let to = memory.part(place(capacity)..place(capacity) + half(capacity))?;
-                    copy_rows(
-                        Strided {
-                            values: from,
-                            stride: pitch(self.capacity),
-                        },
-                        Strided {
-                            values: to,
-                            stride: pitch(capacity),
-                        },
-                        RowShape {
-                            rows,
-                            width: kept * width * bytes,
-                        },
-                    )?;
-                }
-            }
+            self.copy_positions(old, &memory, capacity, kept)?;
         }
+
         self.memory = Some(memory);
         self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Copies the first `kept` positions of every layer to memory of another capacity.
+    ///
+    /// Each layer has its keys first, for each head and group of [`HeadLayout::GROUP`] values a row
+    /// `[capacity, GROUP]`; then its values, for each head a row `[capacity, padded]`. Both halves
+    /// have the same size.
+    fn copy_positions(
+        &self,
+        old: &Buffer<u8>,
+        new: &Buffer<u8>,
+        new_capacity: usize,
+        kept: usize,
+    ) -> Result<()> {
+        let heads = self.layout.kv_heads;
+        let padded = self.layout.padded();
+        let value = self.layout.dtype.bytes();
+        let groups = padded / HeadLayout::GROUP;
+
+        let keys = (heads * groups, HeadLayout::GROUP * value);
+        let values = (heads, padded * value);
+        let half_bytes = |capacity: usize| heads * capacity * padded * value;
+
+        for layer in 0..self.layers {
+            for (half, (rows, position_bytes)) in [keys, values].into_iter().enumerate() {
+                let range = |capacity: usize| {
+                    let start = (2 * layer + half) * half_bytes(capacity);
+                    start..start + half_bytes(capacity)
+                };
+                let from = Strided {
+                    values: old.part(range(self.capacity))?,
+                    stride: self.capacity * position_bytes,
+                };
+                let to = Strided {
+                    values: new.part(range(new_capacity))?,
+                    stride: new_capacity * position_bytes,
+                };
+                let shape = RowShape {
+                    rows,
+                    width: kept * position_bytes,
+                };
+                copy_rows(from, to, shape)?;
+            }
+        }
         Ok(())
     }
 }

@@ -1,119 +1,126 @@
-//! What a pass works in, kept from pass to pass: nothing is allocated while a token is computed.
+//! Device memory that passes work in. It is kept from pass to pass, so that decoding a token
+//! allocates nothing.
 
+use super::inputs::DeviceInputs;
 use super::{Stage, head_layout};
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::logits::MOST_CHOSEN;
 use crate::plan::Rows;
-use llm_int8_cuda::args::AttendedRow;
 use llm_int8_cuda::ops::{HeadLayout, QuantizedMemory};
-use llm_int8_cuda::{Buffer, Device, View, plan};
+use llm_int8_cuda::{Buffer, Device, plan as kernel_plan};
 
-/// Sizes of rows, the same for every pass of a model.
+/// Values of a row in each buffer, the same for every pass of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Widths {
-    /// The residual stream and the token table.
+    /// The residual stream, or the token table's rows where those are wider.
     pub(super) stream: usize,
-    /// Queries, keys and values of a row.
+    /// Queries, keys and values side by side.
     pub(super) qkv: usize,
-    /// What attention found of a row; also its queries.
-    pub(super) mixed: usize,
-    /// What the first layers of an MLP give.
-    pub(super) raised: usize,
-    /// The widest input of layers.
+    /// Attention's output before the output projection; also the rotated queries.
+    pub(super) heads: usize,
+    /// The output of an MLP's first layers.
+    pub(super) mlp: usize,
+    /// The widest input of a linear layer.
     pub(super) input: usize,
-    /// Cosines of a row, for each rotation.
-    pub(super) turns: Vec<usize>,
+    /// Cosines of a row, for each rotation: half the rotated dimensions.
+    pub(super) rotations: Vec<usize>,
     layout: HeadLayout,
 }
 
 impl Widths {
     pub(crate) fn of(decoder: &Decoder) -> Self {
-        let (attention, plan) = (&decoder.spec().attention, decoder.execution_plan());
+        let ropes = &decoder.spec().attention.ropes;
+        let plan = decoder.execution_plan();
         let stream = plan.width(Rows::Stream).max(plan.width(Rows::Embedded));
+
         Self {
             stream,
             qkv: plan.width(Rows::Qkv),
-            mixed: plan.width(Rows::Mixed),
-            raised: plan.width(Rows::Raised),
+            heads: plan.width(Rows::Heads),
+            mlp: plan.width(Rows::Mlp),
             input: plan.widest_input().max(stream),
-            turns: attention.ropes.iter().map(|rope| rope.dims() / 2).collect(),
+            rotations: ropes.iter().map(|rope| rope.dims() / 2).collect(),
             layout: head_layout(decoder),
         }
     }
 
-    /// Values of parts of sums of attention: what [`plan::splits`] can ask for.
-    fn parts(&self, rows: usize, multiprocessors: usize) -> usize {
-        let (heads, kv_heads) = (self.layout.heads, self.layout.kv_heads);
+    /// Values of attention's partial sums: as many as [`kernel_plan::splits`] can ask for.
+    fn partial_sums(&self, rows: usize, multiprocessors: usize) -> usize {
+        let heads = self.layout.heads;
+        let kv_heads = self.layout.kv_heads;
         let blocks = 2 * multiprocessors + rows * kv_heads;
         blocks * heads.div_ceil(kv_heads.max(1)) * (self.layout.padded() + 2)
     }
 
-    /// Bytes of a row's inputs: where its keys and values go, ids, cosines and sines, a tile.
-    fn input_bytes(&self) -> usize {
-        size_of::<AttendedRow>() + 4 * (2 + 2 * self.turns.iter().sum::<usize>() + 2)
-    }
-
-    /// Bytes of a [`Workspace`] for so many rows.
+    /// Bytes of a [`Workspace`] for `rows` rows.
     pub(crate) fn bytes(&self, rows: usize, multiprocessors: usize) -> u64 {
-        let floats = 4 * self.stream + self.input + self.qkv + 2 * self.mixed + self.raised;
-        let floats = rows * floats + self.parts(rows, multiprocessors) + rows * self.layout.heads;
-        QuantizedMemory::bytes(rows, self.input, multiprocessors)
-            + (4 * floats + rows * self.input_bytes()) as u64
+        let row = 4 * self.stream + self.input + self.qkv + 2 * self.heads + self.mlp;
+        let counters = rows * self.layout.heads;
+        let words = rows * row + self.partial_sums(rows, multiprocessors) + counters;
+
+        let inputs = rows * DeviceInputs::row_bytes(self);
+        QuantizedMemory::bytes(rows, self.input, multiprocessors) + (4 * words + inputs) as u64
     }
 }
 
-/// Memory for passes of up to `rows` rows.
+/// Memory for passes of up to `rows` rows. Buffers of f32 are `[rows, width]`, with the widths of
+/// [`Widths`].
 #[derive(Debug)]
 pub(crate) struct Workspace {
     pub(super) rows: usize,
-    /// Everything a pass is told, in one piece, so that it comes by one copy.
+    /// All inputs of a pass, uploaded by one copy.
     pub(super) inputs: Buffer<u8>,
-    pub(super) x: Buffer<f32>,
+    pub(super) stream: Buffer<f32>,
     pub(super) branch: Buffer<f32>,
     pub(super) attended: Buffer<f32>,
-    /// Values of norms and gates, where a float layer needs them.
-    pub(super) made: Buffer<f32>,
+    /// A linear layer's input after its norm or gate; only float layers need it in memory.
+    pub(super) layer_input: Buffer<f32>,
     pub(super) qkv: Buffer<f32>,
+    /// Queries after their rotation.
     pub(super) queries: Buffer<f32>,
-    pub(super) mixed: Buffer<f32>,
-    pub(super) raised: Buffer<f32>,
+    pub(super) heads: Buffer<f32>,
+    pub(super) mlp: Buffer<f32>,
     pub(super) quantized: QuantizedMemory,
+    /// Attention's partial sums, where several CUDA blocks share the positions of a row.
     pub(super) partial: Buffer<f32>,
+    /// Blocks that are done with their part, for each row and head. Zero between launches.
     pub(super) counters: Buffer<u32>,
     pub(super) head: Option<HeadMemory>,
 }
 
-/// Memory of logits.
+/// Memory of the head and of what is chosen from its logits.
 #[derive(Debug)]
 pub(crate) struct HeadMemory {
     pub(super) rows: usize,
-    /// The rows of the stream whose logits are wanted.
-    pub(super) wanted: Buffer<f32>,
+    /// The rows of the stream whose logits are requested.
+    pub(super) requested: Buffer<f32>,
     pub(super) projected: Buffer<f32>,
     pub(crate) logits: Buffer<f32>,
-    /// Tokens that were there.
+    /// Ids of the tokens that are penalised.
     pub(crate) seen: Buffer<u32>,
-    /// Ids and logits of tokens chosen, and whether the row was bad.
+    /// Chosen ids, their logits, and whether the row has a value that is not finite.
     pub(crate) chosen: Buffer<u8>,
 }
 
 impl Workspace {
     pub(super) fn new(device: &Device, widths: &Widths, rows: usize) -> Result<Self> {
         let floats = |width: usize| device.allocate::<f32>(rows * width);
+        let partial_sums = widths.partial_sums(rows, device.multiprocessors());
+
         Ok(Self {
             rows,
-            inputs: device.allocate(rows * widths.input_bytes())?,
-            x: floats(widths.stream)?,
+            inputs: device.allocate(rows * DeviceInputs::row_bytes(widths))?,
+            stream: floats(widths.stream)?,
             branch: floats(widths.stream)?,
             attended: floats(widths.stream)?,
-            made: floats(widths.input)?,
+            layer_input: floats(widths.input)?,
             qkv: floats(widths.qkv)?,
-            queries: floats(widths.mixed)?,
-            mixed: floats(widths.mixed)?,
-            raised: floats(widths.raised)?,
+            queries: floats(widths.heads)?,
+            heads: floats(widths.heads)?,
+            mlp: floats(widths.mlp)?,
             quantized: QuantizedMemory::new(device, rows, widths.input)?,
-            partial: device.allocate(widths.parts(rows, device.multiprocessors()))?,
+            partial: device.allocate(partial_sums)?,
             counters: device.zeros(rows * widths.layout.heads)?,
             head: None,
         })
@@ -129,7 +136,7 @@ impl HeadMemory {
     ) -> Result<Self> {
         Ok(Self {
             rows,
-            wanted: device.allocate(rows * widths.stream)?,
+            requested: device.allocate(rows * widths.stream)?,
             projected: device.allocate(rows * widths.stream)?,
             logits: device.allocate(rows * vocabulary)?,
             seen: device.allocate(vocabulary)?,
@@ -138,79 +145,15 @@ impl HeadMemory {
     }
 }
 
-/// Where a pass's inputs lie in their piece of memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    pub(super) rows: View<'a, AttendedRow>,
-    pub(super) ids: View<'a, u32>,
-    pub(super) position_rows: View<'a, u32>,
-    turns: View<'a, u8>,
-    count: usize,
-    pub(super) tiles: Option<View<'a, u32>>,
-}
-
-impl<'a> Inputs<'a> {
-    /// The places for so many rows and tiles. They depend on nothing else, so that a graph may keep
-    /// them.
-    pub(super) fn new(
-        memory: &'a Buffer<u8>,
-        widths: &Widths,
-        count: usize,
-        tiles: usize,
-    ) -> Result<Self> {
-        let mut end = 0;
-        let mut take = |bytes: usize| {
-            end += bytes;
-            memory.part(end - bytes..end)
-        };
-        let rows = take(count * size_of::<AttendedRow>())?.cast()?;
-        let (ids, position_rows) = (take(4 * count)?.cast()?, take(4 * count)?.cast()?);
-        let turns = take(8 * count * widths.turns.iter().sum::<usize>())?;
-        let tiles = if tiles > 0 {
-            Some(take(8 * tiles)?.cast()?)
-        } else {
-            None
-        };
-        Ok(Self {
-            rows,
-            ids,
-            position_rows,
-            turns,
-            count,
-            tiles,
-        })
-    }
-
-    /// Cosines and sines of a rotation.
-    pub(super) fn turn(
-        &self,
-        widths: &Widths,
-        number: usize,
-    ) -> Result<(View<'a, f32>, View<'a, f32>)> {
-        let before: usize = widths.turns[..number].iter().sum();
-        let (start, length) = (
-            8 * self.count * before,
-            4 * self.count * widths.turns[number],
-        );
-        let cos = self.turns.part(start..start + length)?.cast()?;
-        Ok((
-            cos,
-            self.turns
-                .part(start + length..start + 2 * length)?
-                .cast()?,
-        ))
-    }
-}
-
 impl Stage {
-    /// Bytes of what one block keeps of `positions` positions.
+    /// Bytes of the keys and values of one block for `positions` positions.
     pub(crate) fn cache_bytes(decoder: &Decoder, positions: usize) -> u64 {
         head_layout(decoder).cache_bytes(1, positions) as u64
     }
 
-    /// Blocks that share the positions of a row in attention.
+    /// CUDA blocks that share the positions of one row in attention.
     pub(super) fn splits(&self, capacity: usize, rows: usize) -> usize {
-        plan::splits(
+        kernel_plan::splits(
             capacity,
             rows,
             self.layout.kv_heads,

@@ -1,19 +1,24 @@
-//! Decoders on devices: whole blocks on GPUs, in int8, and the rest on the CPU, in int8 too.
+//! Executes plans on GPUs. A device holds a [`Stage`]: whole blocks, and maybe the embeddings and
+//! the head. What fits on no device stays on the CPU, in int8 too.
 //!
-//! A device follows the same plan as the CPU (`execute/cpu.rs`). Values between layers are rows of
-//! f32 on both.
+//! A device follows the same plan as the CPU (`execute/cpu.rs`), and activations between layers
+//! are f32 on both.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `parts.rs` | a block's weights on a device |
-//! | `fill.rs` | from the checkpoint onto the device |
-//! | `cache.rs` | keys and values |
-//! | `memory.rs` | what a pass works in |
-//! | `pass.rs` | one pass through the blocks of a device, by a graph where it can be |
+//! | `parts.rs` | weights, norms and tables in device memory |
+//! | `fill.rs` | copying and quantising weights from the checkpoint to the device |
+//! | `cache.rs` | the KV cache of a sequence |
+//! | `memory.rs` | activations and scratch memory, kept from pass to pass |
+//! | `inputs.rs` | what a pass uploads |
+//! | `pass.rs` | one pass through the blocks of a device |
+//! | `graph.rs` | recording a decode pass as a CUDA graph, and replaying it |
 //! | `steps.rs` | the steps of a plan, launch by launch |
 
 mod cache;
 mod fill;
+mod graph;
+mod inputs;
 mod memory;
 mod parts;
 mod pass;
@@ -21,40 +26,43 @@ mod steps;
 
 pub(crate) use cache::DeviceCache;
 pub(crate) use fill::{Scratch, Target};
+pub(crate) use inputs::HostInputs;
 pub(crate) use memory::{HeadMemory, Widths};
-pub(crate) use pass::{PassRows, StagePass, Work};
+pub(crate) use pass::{StagePass, Work};
 
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::slot::{BlockSlot, Slot};
+use graph::Graphs;
 use llm_int8_cuda::ops::{FloatType, HeadLayout};
 use llm_int8_cuda::{Buffer, Device};
 use llm_int8_nn::dtype::FloatDtype;
 use memory::Workspace;
 use parts::{DeviceHead, DeviceParts};
-use pass::{GraphKey, GraphState};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
-/// What lies on one device, and what is needed to compute with it. Clones share everything.
+/// The part of a decoder that lies on one device, with the memory to compute it. Clones share
+/// everything.
 #[derive(Clone)]
 pub(crate) struct Stage {
     device: Device,
     layout: HeadLayout,
     widths: Arc<Widths>,
-    /// Blocks in their order, the first of which is the model's `first`.
+    /// Consecutive blocks of the model.
     blocks: Arc<Vec<DeviceParts<BlockSlot>>>,
+    /// The model's number of the first of them.
     first: usize,
     model: Option<Arc<DeviceHead>>,
-    /// Slopes of position biases.
+    /// ALiBi's slopes, one per head.
     slopes: Option<Arc<Buffer<f32>>>,
     uses_graphs: bool,
+    /// Allocated by the first pass, grown by larger ones.
     workspace: Arc<Mutex<Option<Workspace>>>,
-    graphs: Arc<Mutex<BTreeMap<GraphKey, GraphState>>>,
-    /// Graphs ever recorded.
+    graphs: Arc<Mutex<Graphs>>,
+    /// Graphs ever recorded, for tests and statistics.
     recorded: Arc<AtomicUsize>,
 }
 
@@ -68,8 +76,8 @@ impl fmt::Debug for Stage {
 }
 
 impl Stage {
-    /// Memory for the blocks `range`, and for what stands outside of blocks where `has_head`; no
-    /// values yet.
+    /// Allocates the weights of the blocks `range`, and of the embeddings and head if `has_head`.
+    /// Values are written later, by [`Target`].
     pub(crate) fn declare(
         device: &Device,
         decoder: &Decoder,
@@ -77,9 +85,9 @@ impl Stage {
         has_head: bool,
         uses_graphs: bool,
     ) -> Result<Self> {
-        let attention = &decoder.spec().attention;
-        let first = range.start;
         let plan = decoder.execution_plan();
+        let first = range.start;
+
         let blocks = range
             .map(|number| {
                 DeviceParts::declare(device, &decoder.blocks[number], plan.blocks[number].iter())
@@ -88,11 +96,12 @@ impl Stage {
         let model = has_head
             .then(|| DeviceHead::declare(device, decoder))
             .transpose()?;
-        let slopes = attention
-            .alibi
-            .as_ref()
+
+        let alibi = decoder.spec().attention.alibi.as_ref();
+        let slopes = alibi
             .map(|alibi| device.upload(alibi.slopes()))
             .transpose()?;
+
         Ok(Self {
             device: device.clone(),
             layout: head_layout(decoder),
@@ -108,17 +117,16 @@ impl Stage {
         })
     }
 
-    /// The device.
     pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The blocks it has.
+    /// The blocks that lie here.
     pub(crate) fn range(&self) -> Range<usize> {
         self.first..self.first + self.blocks.len()
     }
 
-    /// Whether tables, norms outside of blocks and the head are here.
+    /// Whether the embeddings and the head lie here.
     pub(crate) fn has_head(&self) -> bool {
         self.model.is_some()
     }
@@ -131,7 +139,7 @@ impl Stage {
         }
     }
 
-    /// Whether decoding is by graphs.
+    /// Turns CUDA graphs on or off.
     pub(crate) fn set_graphs(&mut self, uses_graphs: bool) {
         self.uses_graphs = uses_graphs;
     }
@@ -152,7 +160,7 @@ fn head_layout(decoder: &Decoder) -> HeadLayout {
     }
 }
 
-/// The dtype as kernels name it.
+/// The dtype, as the kernels name it.
 pub(crate) fn float_type(dtype: FloatDtype) -> FloatType {
     match dtype {
         FloatDtype::F16 => FloatType::F16,

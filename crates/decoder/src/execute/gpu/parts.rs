@@ -1,5 +1,6 @@
-//! A block's weights on a device. Layers with the same input lie in one matrix, one after the
-//! other, so that a launch computes them all; what each weight row holds does not change by that.
+//! Weights, norms and tables in device memory. Linear layers with the same input are fused: their
+//! weight rows are stacked in one matrix, so that one launch computes them all. Each row is
+//! quantised by itself, so fusing changes no result.
 
 use super::float_type;
 use crate::decoder::Decoder;
@@ -13,115 +14,130 @@ use llm_int8_nn::linear::{Int8Config, Linear};
 use llm_int8_nn::parameter::FloatParameter;
 use std::sync::Arc;
 
-/// Weights of some layers with the same input.
+/// A matrix on the device, for one or more linear layers. Clones share its memory.
 #[derive(Debug, Clone)]
 pub(super) enum Weight {
     Int8(Arc<Int8Matrix>, Int8Config),
     Float(Arc<FloatMatrix>),
 }
 
-/// A matrix and where its outputs go in a row.
-#[derive(Debug)]
-pub(super) struct Product {
-    pub(super) weight: Weight,
-    pub(super) bias: Option<Buffer<f32>>,
-    pub(super) offset: usize,
-    pub(super) width: usize,
+impl Weight {
+    /// Allocates a matrix `[out_features, in_features]` that stores weights as `like` does.
+    fn declare(
+        device: &Device,
+        like: &Linear,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        match like {
+            Linear::Int8(linear) => {
+                let matrix = Int8Matrix::new(device, out_features, in_features)?;
+                Ok(Self::Int8(Arc::new(matrix), linear.config()))
+            }
+            Linear::Float(linear) => {
+                let dtype = float_type(linear.weight().dtype());
+                let matrix = FloatMatrix::new(device, dtype, out_features, in_features)?;
+                Ok(Self::Float(Arc::new(matrix)))
+            }
+        }
+    }
 }
 
-/// A layer's place in a group.
+/// Linear layers that one launch computes.
+#[derive(Debug)]
+pub(super) struct FusedLinear {
+    pub(super) weight: Weight,
+    pub(super) bias: Option<Buffer<f32>>,
+    /// Where its outputs begin in an output row of the group.
+    pub(super) offset: usize,
+    pub(super) out_features: usize,
+}
+
+/// Where a layer's rows are in a group.
 #[derive(Debug, Clone, Copy)]
 struct Member<S> {
     slot: S,
-    product: usize,
+    /// Index of the fused layer.
+    fused: usize,
     first_row: usize,
 }
 
-/// Layers with the same input, whose outputs lie side by side.
+/// The layers of a linear step: the same input, outputs side by side. Int8 layers of the same
+/// config are fused; float layers stay on their own.
 #[derive(Debug)]
-pub(super) struct Group<S> {
-    pub(super) products: Vec<Product>,
+pub(super) struct LinearGroup<S> {
+    pub(super) fused: Vec<FusedLinear>,
     members: Vec<Member<S>>,
-    pub(super) width: usize,
-    pub(super) in_features: usize,
 }
 
-impl<S: PartSlot> Group<S> {
-    /// Memory for the layers of a step.
+impl<S: PartSlot> LinearGroup<S> {
+    /// Allocates the layers of a step.
     fn declare(device: &Device, parts: &Parts<S>, layers: &[Layer<S>]) -> Result<Self> {
-        let of = |layer: &Layer<S>| parts.linear(layer.slot).map(|linear| (layer.slot, linear));
-        let layers: Option<Vec<(S, &Linear)>> = layers.iter().map(of).collect();
+        let found = |layer: &Layer<S>| parts.linear(layer.slot).map(|linear| (layer.slot, linear));
+        let layers: Option<Vec<(S, &Linear)>> = layers.iter().map(found).collect();
         let layers = layers.ok_or(DecoderError::Bug {
             what: "a linear layer",
         })?;
+
         let config = |linear: &Linear| match linear {
             Linear::Int8(linear) => Some(linear.config()),
             Linear::Float(_) => None,
         };
+        let fuses = |a: &Linear, b: &Linear| config(a).is_some() && config(a) == config(b);
+
         let mut group = Self {
-            products: Vec::new(),
+            fused: Vec::new(),
             members: Vec::new(),
-            width: 0,
-            in_features: 0,
         };
-        for together in layers.chunk_by(|a, b| config(a.1).is_some() && config(a.1) == config(b.1))
-        {
-            let in_features = together[0].1.in_features();
-            let width = together
-                .iter()
-                .map(|(_, linear)| linear.out_features())
-                .sum();
-            let has_bias = together.iter().any(|(_, linear)| linear.has_bias());
-            let weight = match together[0].1 {
-                Linear::Int8(linear) => Weight::Int8(
-                    Arc::new(Int8Matrix::new(device, width, in_features)?),
-                    linear.config(),
-                ),
-                Linear::Float(linear) => {
-                    let dtype = float_type(linear.weight().dtype());
-                    Weight::Float(Arc::new(FloatMatrix::new(
-                        device,
-                        dtype,
-                        width,
-                        in_features,
-                    )?))
-                }
-            };
-            let mut first_row = 0;
-            for (slot, linear) in together {
-                group.members.push(Member {
-                    slot: *slot,
-                    product: group.products.len(),
-                    first_row,
-                });
-                first_row += linear.out_features();
-            }
-            let bias = has_bias.then(|| device.zeros(width)).transpose()?;
-            group.products.push(Product {
-                weight,
-                bias,
-                offset: group.width,
-                width,
-            });
-            group.width += width;
-            group.in_features = in_features;
+        let mut offset = 0;
+        for layers in layers.chunk_by(|(_, a), (_, b)| fuses(a, b)) {
+            offset += group.push(device, layers, offset)?;
         }
         Ok(group)
     }
 
-    /// The matrix of a slot and its first row there.
-    pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
-        let member = self.members.iter().find(|member| member.slot == slot)?;
-        Some((
-            self.products[member.product].weight.clone(),
-            member.first_row,
-        ))
+    /// Allocates layers that are fused, and returns their number of outputs.
+    fn push(&mut self, device: &Device, layers: &[(S, &Linear)], offset: usize) -> Result<usize> {
+        let fused = self.fused.len();
+        let mut out_features = 0;
+        for (slot, linear) in layers {
+            self.members.push(Member {
+                slot: *slot,
+                fused,
+                first_row: out_features,
+            });
+            out_features += linear.out_features();
+        }
+
+        let (_, first) = layers[0];
+        let has_bias = layers.iter().any(|(_, linear)| linear.has_bias());
+        self.fused.push(FusedLinear {
+            weight: Weight::declare(device, first, out_features, first.in_features())?,
+            bias: has_bias.then(|| device.zeros(out_features)).transpose()?,
+            offset,
+            out_features,
+        });
+        Ok(out_features)
     }
 
-    /// Puts a layer's bias where it belongs.
-    pub(super) fn write_bias(&self, slot: S, bias: &[f32]) -> Result<()> {
-        for member in self.members.iter().filter(|member| member.slot == slot) {
-            if let Some(target) = &self.products[member.product].bias {
+    /// The matrix that holds a slot's weight, and the first of its rows there.
+    pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
+        let member = self.members.iter().find(|member| member.slot == slot)?;
+        let weight = self.fused[member.fused].weight.clone();
+        Some((weight, member.first_row))
+    }
+
+    /// Uploads the biases of its layers.
+    fn upload_biases(&self, parts: &Parts<S>) -> Result<()> {
+        for member in &self.members {
+            let bias = match parts.linear(member.slot) {
+                Some(Linear::Int8(linear)) => linear.bias(),
+                Some(Linear::Float(linear)) => linear.bias(),
+                None => None,
+            };
+
+            if let (Some(bias), Some(target)) = (bias, &self.fused[member.fused].bias) {
+                let bias = FloatParameter::f32_values(bias)?;
                 target
                     .part(member.first_row..member.first_row + bias.len())?
                     .write(bias)?;
@@ -131,17 +147,18 @@ impl<S: PartSlot> Group<S> {
     }
 
     pub(super) fn has_float(&self) -> bool {
-        self.products
+        self.fused
             .iter()
-            .any(|product| matches!(product.weight, Weight::Float(_)))
+            .any(|fused| matches!(fused.weight, Weight::Float(_)))
     }
 }
 
-/// A norm of rows or of the heads of a row.
+/// A norm of rows, or of the heads of a row. Its parameters are f32 on the device.
 #[derive(Debug)]
 pub(super) struct DeviceNorm {
     weight: Buffer<f32>,
     bias: Option<Buffer<f32>>,
+    /// LayerNorm; otherwise RMSNorm.
     is_layer: bool,
     eps: f32,
     /// Values that are normalised together.
@@ -151,15 +168,19 @@ pub(super) struct DeviceNorm {
 }
 
 impl DeviceNorm {
+    /// One norm, or the norms of all heads, whose weights lie one after the other.
     fn upload(device: &Device, norms: &[&Norm]) -> Result<Option<Self>> {
         let Some(first) = norms.first() else {
             return Ok(None);
         };
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+
+        let mut weight = Vec::new();
+        let mut bias = Vec::new();
         for norm in norms {
             weight.extend_from_slice(norm.values()?);
             bias.extend_from_slice(norm.bias_values()?);
         }
+
         Ok(Some(Self {
             weight: device.upload(&weight)?,
             bias: (!bias.is_empty())
@@ -172,12 +193,11 @@ impl DeviceNorm {
         }))
     }
 
-    /// As a source goes through it.
+    /// The norm, for a kernel that applies it to its input.
     pub(super) fn through(&self) -> Through<'_, f32> {
-        let bias = self.bias.as_ref().map(Buffer::all);
         let parts = NormParts {
             weight: self.weight.all(),
-            bias,
+            bias: self.bias.as_ref().map(Buffer::all),
             eps: self.eps,
         };
         if self.is_layer {
@@ -188,16 +208,17 @@ impl DeviceNorm {
     }
 }
 
-/// The layers and norms that a list of steps needs.
+/// The linear layers and norms of a list of steps.
 #[derive(Debug)]
 pub(super) struct DeviceParts<S> {
-    /// Those of each linear step.
-    groups: Vec<Group<S>>,
+    /// One for each linear step.
+    groups: Vec<LinearGroup<S>>,
     norms: Vec<(S, DeviceNorm)>,
 }
 
 impl<S: PartSlot> DeviceParts<S> {
-    /// Memory for the layers of these steps; norms come with [`DeviceParts::take_small_parts`].
+    /// Allocates the linear layers of these steps; norms come with
+    /// [`DeviceParts::upload_small_parts`].
     pub(super) fn declare<'s>(
         device: &Device,
         parts: &Parts<S>,
@@ -206,7 +227,7 @@ impl<S: PartSlot> DeviceParts<S> {
         let mut groups = Vec::new();
         for step in steps {
             if let Step::Linear(step) = step {
-                groups.push(Group::declare(device, parts, &step.layers)?);
+                groups.push(LinearGroup::declare(device, parts, &step.layers)?);
             }
         }
         Ok(Self {
@@ -216,7 +237,7 @@ impl<S: PartSlot> DeviceParts<S> {
     }
 
     /// The layers of a linear step.
-    pub(super) fn group(&self, step: &LinearStep<S>) -> Result<&Group<S>> {
+    pub(super) fn group(&self, step: &LinearStep<S>) -> Result<&LinearGroup<S>> {
         let first = step.layers.first().map(|layer| layer.slot);
         let found = self
             .groups
@@ -234,14 +255,13 @@ impl<S: PartSlot> DeviceParts<S> {
         })
     }
 
-    /// The matrix of a slot and its first row there.
+    /// The matrix that holds a slot's weight, and the first of its rows there.
     pub(super) fn weight_of(&self, slot: S) -> Option<(Weight, usize)> {
         self.groups.iter().find_map(|group| group.weight_of(slot))
     }
 
-    /// Takes the norms of these steps and all biases from the parts of the CPU, which are small and
-    /// were read.
-    pub(super) fn take_small_parts<'s>(
+    /// Uploads the norms of these steps and all biases, which were read into the CPU's parts.
+    pub(super) fn upload_small_parts<'s>(
         &mut self,
         device: &Device,
         parts: &Parts<S>,
@@ -251,6 +271,7 @@ impl<S: PartSlot> DeviceParts<S> {
             if self.norms.iter().any(|(known, _)| *known == slot) {
                 continue;
             }
+
             let norm = match parts.get(slot) {
                 Some(Part::Norm(norm)) => DeviceNorm::upload(device, &[norm])?,
                 Some(Part::HeadNorms(heads)) => {
@@ -260,24 +281,11 @@ impl<S: PartSlot> DeviceParts<S> {
             };
             self.norms.extend(norm.map(|norm| (slot, norm)));
         }
+
         self.groups
             .iter()
-            .try_for_each(|group| take_biases(group, parts))
+            .try_for_each(|group| group.upload_biases(parts))
     }
-}
-
-fn take_biases<S: PartSlot>(group: &Group<S>, parts: &Parts<S>) -> Result<()> {
-    for member in &group.members {
-        let bias = match parts.linear(member.slot) {
-            Some(Linear::Int8(linear)) => linear.bias(),
-            Some(Linear::Float(linear)) => linear.bias(),
-            None => None,
-        };
-        if let Some(bias) = bias {
-            group.write_bias(member.slot, FloatParameter::f32_values(bias)?)?;
-        }
-    }
-    Ok(())
 }
 
 /// A token or position table.
@@ -296,21 +304,20 @@ pub(super) struct DeviceHead {
 
 impl DeviceHead {
     pub(super) fn declare(device: &Device, decoder: &Decoder) -> Result<Self> {
-        let (model, plan) = (&decoder.model, decoder.execution_plan());
+        let model = &decoder.model;
+        let plan = decoder.execution_plan();
+        let is_tied = decoder.spec().tied_head;
+
         let mut tables = Vec::new();
         for slot in [ModelSlot::Tokens, ModelSlot::Positions] {
             tables.extend(table(device, model, slot)?.map(|table| (slot, table)));
         }
-        let tokens = tables.iter().find(|(slot, _)| *slot == ModelSlot::Tokens);
 
-        // A tied head has no memory of its own.
-        let is_own = |step: &&Step<ModelSlot>| !(decoder.spec().tied_head && is_head(step));
-        let mut parts = DeviceParts::declare(
-            device,
-            model,
-            plan.embed.iter().chain(plan.head.iter().filter(is_own)),
-        )?;
-        if let (true, Some((_, tokens))) = (decoder.spec().tied_head, tokens) {
+        let head = plan.head.iter().filter(|step| !(is_tied && is_head(step)));
+        let mut parts = DeviceParts::declare(device, model, plan.embed.iter().chain(head))?;
+
+        let tokens = tables.iter().find(|(slot, _)| *slot == ModelSlot::Tokens);
+        if let (true, Some((_, tokens))) = (is_tied, tokens) {
             parts.groups.push(tied_head(device, model, tokens)?);
         }
         Ok(Self { tables, parts })
@@ -336,13 +343,12 @@ fn table(
     let Some(Part::Embedding(table)) = parts.get(slot) else {
         return Ok(None);
     };
-    let [rows, cols] = table.shape();
-    Ok(Some(match table.is_int8() {
-        true => TableWeight::Int8(Arc::new(Int8Matrix::new(device, rows, cols)?)),
-        false => {
-            let dtype = float_type(table.weight().dtype());
-            TableWeight::Float(Arc::new(FloatMatrix::new(device, dtype, rows, cols)?))
-        }
+    let [rows, width] = table.shape();
+    Ok(Some(if table.is_int8() {
+        TableWeight::Int8(Arc::new(Int8Matrix::new(device, rows, width)?))
+    } else {
+        let dtype = float_type(table.weight().dtype());
+        TableWeight::Float(Arc::new(FloatMatrix::new(device, dtype, rows, width)?))
     }))
 }
 
@@ -351,11 +357,12 @@ fn tied_head(
     device: &Device,
     parts: &Parts<ModelSlot>,
     tokens: &TableWeight,
-) -> Result<Group<ModelSlot>> {
+) -> Result<LinearGroup<ModelSlot>> {
     let slot = ModelSlot::Head;
     let head = parts
         .linear(slot)
         .ok_or(DecoderError::Bug { what: "the head" })?;
+
     let weight = match (tokens, head) {
         (TableWeight::Float(table), Linear::Float(_)) => Weight::Float(Arc::clone(table)),
         (TableWeight::Int8(table), Linear::Int8(linear)) => {
@@ -367,21 +374,19 @@ fn tied_head(
             });
         }
     };
-    let width = head.out_features();
-    let bias = head.has_bias().then(|| device.zeros(width)).transpose()?;
-    Ok(Group {
-        products: vec![Product {
+    let out_features = head.out_features();
+    let bias = head.has_bias().then(|| device.zeros(out_features));
+    Ok(LinearGroup {
+        fused: vec![FusedLinear {
             weight,
-            bias,
+            bias: bias.transpose()?,
             offset: 0,
-            width,
+            out_features,
         }],
         members: vec![Member {
             slot,
-            product: 0,
+            fused: 0,
             first_row: 0,
         }],
-        width,
-        in_features: head.in_features(),
     })
 }

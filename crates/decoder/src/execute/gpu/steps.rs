@@ -1,42 +1,45 @@
-//! Follows the steps of a plan on a device: each is one launch, or a few.
+//! Executes the steps of a plan on a device: one launch each, or a few.
 //!
-//! A block of GPT-2 is five launches for one token: queries, keys and values with norm and
-//! quantising in the same launch; attention with rotation and cache; its last layer with the
-//! residual; the first layer of the MLP with norm, quantising and activation; the second with
-//! quantising and residual.
+//! Decoding one token, a block of GPT-2 is five launches:
+//! 1. norm, quantisation, and queries, keys and values;
+//! 2. attention, with rotation and the write to the KV cache;
+//! 3. the output projection, with quantisation and the residual;
+//! 4. norm, quantisation, the MLP's first layer and the activation;
+//! 5. the MLP's second layer, with quantisation and the residual.
 
-use super::memory::{Inputs, Workspace};
-use super::parts::{DeviceHead, DeviceParts, Group, TableWeight, Weight};
+use super::inputs::DeviceInputs;
+use super::memory::Workspace;
+use super::parts::{DeviceHead, DeviceParts, FusedLinear, LinearGroup, TableWeight, Weight};
 use super::pass::StagePass;
 use crate::error::{DecoderError, Result};
 use crate::plan::{
     Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
-    Through as Input,
+    Through as StepThrough,
 };
 use crate::slot::{ModelSlot, PartSlot};
 use llm_int8_cuda::ops::{
-    self, Activation as Function, AttendScratch, Attention, AttentionRule, Combined, NormParts,
-    Output, Partition, Qkv, Residual, Rotation, RowShape, Source, Strided, Table, TableRows,
-    Through,
+    self, Activation as DeviceActivation, AttendScratch, Attention, AttentionRule, Combined,
+    NormParts, Output, Partition, Qkv, Residual, Rotation, RowShape, Source, Strided, Table,
+    TableRows, Through,
 };
 use llm_int8_cuda::{Buffer, View};
 use llm_int8_nn::layers::{Activation, QkvLayout};
 use llm_int8_nn::linear::OutlierScope;
 
-/// Some rows of a pass and the memory they lie in.
+/// Executes steps on rows of a pass.
 #[derive(Clone, Copy)]
 pub(super) struct Executor<'a> {
     pub(super) pass: &'a StagePass<'a>,
     pub(super) memory: &'a Workspace,
-    pub(super) inputs: Inputs<'a>,
-    /// The stream's rows: all of the pass, or a copy of those whose logits are requested.
+    pub(super) inputs: DeviceInputs<'a>,
+    /// The residual stream: all rows of the pass, or a copy of those whose logits are requested.
     pub(super) stream: View<'a, f32>,
-    /// How many.
+    /// Rows of `stream`.
     pub(super) count: usize,
 }
 
 impl<'a> Executor<'a> {
-    /// Steps of the embeddings or the head.
+    /// Executes the steps of the embeddings or of the head.
     pub(super) fn model(&self, steps: &[Step<ModelSlot>], model: &'a DeviceHead) -> Result<()> {
         steps.iter().try_for_each(|step| match step {
             Step::Embed(step) => self.embed(step, model),
@@ -44,7 +47,8 @@ impl<'a> Executor<'a> {
         })
     }
 
-    /// A step that needs no tables; `block` is the block's number on this device.
+    /// Executes a step that needs no table. `block` is the block's number on this device, which is
+    /// its layer in the cache.
     pub(super) fn step<S: PartSlot>(
         &self,
         step: &Step<S>,
@@ -64,7 +68,7 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Where rows lie, and how many values each has.
+    /// The memory of rows, and the values of each.
     fn rows(&self, rows: Rows) -> Result<(View<'a, f32>, usize)> {
         let memory = self.memory;
         let head = || {
@@ -74,12 +78,13 @@ impl<'a> Executor<'a> {
         };
         let view = match rows {
             Rows::Stream => self.stream,
-            // Nothing is added before the rows of the token table have become the stream.
+            // One buffer for both: the first branch is written after the last use of the embedded
+            // rows.
             Rows::Branch | Rows::Embedded => memory.branch.all(),
             Rows::Attended => memory.attended.all(),
             Rows::Qkv => memory.qkv.all(),
-            Rows::Mixed => memory.mixed.all(),
-            Rows::Raised => memory.raised.all(),
+            Rows::Heads => memory.heads.all(),
+            Rows::Mlp => memory.mlp.all(),
             Rows::Projected => head()?.projected.all(),
             Rows::Logits => head()?.logits.all(),
         };
@@ -105,6 +110,7 @@ impl<'a> Executor<'a> {
             }
             None => None,
         };
+
         let ids = match step.index {
             Index::Token => self.inputs.ids,
             Index::Position => self.inputs.position_rows,
@@ -115,21 +121,23 @@ impl<'a> Executor<'a> {
             rows: self.count,
             factor: step.scale as f32,
         };
+
         Ok(ops::embed(table, &rows, self.rows(step.into)?.0)?)
     }
 
     fn linear<S: PartSlot>(&self, step: &LinearStep<S>, parts: &'a DeviceParts<S>) -> Result<()> {
         let mut source = self.source(step.input)?;
         source.through = match step.through {
-            Input::Plain => Through::Plain,
-            Input::Norm(slot) => parts.norm(slot)?.through(),
-            Input::Gate => Through::Gated(source.x.part(step.in_features..)?),
+            StepThrough::Plain => Through::Plain,
+            StepThrough::Norm(slot) => parts.norm(slot)?.through(),
+            StepThrough::Gate => Through::Gated(source.x.part(step.in_features..)?),
         };
         source.cols = step.in_features;
 
         let (into, stride) = self.rows(step.into)?;
         let activation = step.activation.and_then(|activated| {
-            function(activated.function).map(|function| (function, activated.outputs))
+            let function = device_activation(activated.function)?;
+            Some((function, activated.outputs))
         });
         let residual = step.adds.map(|scale| Residual {
             stream: into,
@@ -141,6 +149,7 @@ impl<'a> Executor<'a> {
             residual,
             ..Output::plain(into, stride)
         };
+
         self.project(parts.group(step)?, &source, output)
     }
 
@@ -149,6 +158,7 @@ impl<'a> Executor<'a> {
         let (rows, stride) = self.rows(step.rows)?;
         let x = rows.part(step.of.offset..)?;
         let heads = step.of.out_features / norm.width;
+
         let source = Source {
             x,
             rows: self.count,
@@ -168,23 +178,16 @@ impl<'a> Executor<'a> {
     }
 
     fn add(&self, step: &Add) -> Result<()> {
-        let ((stream, width), (from, _)) = (self.rows(Rows::Stream)?, self.rows(step.from)?);
+        let (stream, width) = self.rows(Rows::Stream)?;
+        let (from, _) = self.rows(step.from)?;
+
         let sum = Combined::Sum(step.scale as f32);
         Ok(ops::combine(
             sum,
-            Strided {
-                values: stream,
-                stride: width,
-            },
-            Strided {
-                values: from,
-                stride: width,
-            },
+            (stream, width),
+            (from, width),
             stream,
-            RowShape {
-                rows: self.count,
-                width,
-            },
+            [self.count, width],
         )?)
     }
 
@@ -200,7 +203,6 @@ impl<'a> Executor<'a> {
 
     fn attend(&self, step: &Attend, block: usize) -> Result<()> {
         let memory = self.memory;
-        let spec = &self.pass.decoder.spec().attention;
         let attention = Attention {
             layout: self.pass.stage.layout(),
             layer: block,
@@ -208,16 +210,8 @@ impl<'a> Executor<'a> {
             count: self.count,
             queries: memory.queries.all(),
         };
-        let rotation = step.rope.map(|number| -> Result<Rotation<'a>> {
-            let (cos, sin) = self.inputs.turn(self.pass.widths(), number)?;
-            let rope = &spec.ropes[number];
-            Ok(Rotation {
-                cos,
-                sin,
-                dims: rope.dims(),
-                neighbours: rope.rotates_neighbours(),
-            })
-        });
+
+        let rotation = step.rope.map(|number| self.rotation(number));
         let (values, stride) = self.rows(Rows::Qkv)?;
         let qkv = Qkv {
             values,
@@ -227,13 +221,16 @@ impl<'a> Executor<'a> {
             clamp: step.clamp.map(|limit| limit as f32),
             factor: step.scale as f32,
         };
-        let alibi = spec.alibi.as_ref().filter(|_| step.alibi);
+
+        let alibi = self.pass.decoder.spec().attention.alibi.as_ref();
+        let alibi = alibi.filter(|_| step.alibi);
         let rule = AttentionRule {
             slopes: alibi.and(self.pass.stage.slopes.as_deref().map(Buffer::all)),
             bias_factor: alibi.and_then(|alibi| alibi.rounded()),
             window: step.window,
             softcap: step.softcap.map(|cap| cap as f32),
         };
+
         let splits = self.pass.splits;
         let partition = match self.inputs.tiles {
             Some(tiles) => Partition::Tiles(tiles),
@@ -250,64 +247,62 @@ impl<'a> Executor<'a> {
             &rule,
             &partition,
             &scratch,
-            memory.mixed.all(),
+            memory.heads.all(),
         )?)
     }
 
-    /// The layers of a group: int8 ones quantise their input once, with one row within the matmul
-    /// itself.
+    fn rotation(&self, number: usize) -> Result<Rotation<'a>> {
+        let rope = &self.pass.decoder.spec().attention.ropes[number];
+        let (cos, sin) = self.inputs.rotation(self.pass.widths(), number)?;
+        Ok(Rotation {
+            cos,
+            sin,
+            dims: rope.dims(),
+            neighbours: rope.rotates_neighbours(),
+        })
+    }
+
+    /// Computes the layers of a group. For one row, int8 layers quantise the input within the
+    /// matmul's launch; for more, once for all layers of the same config.
     fn project<S: PartSlot>(
         &self,
-        group: &'a Group<S>,
+        group: &'a LinearGroup<S>,
         source: &Source<'a, f32>,
         output: Output<'a, f32>,
     ) -> Result<()> {
-        let memory = self.memory;
-        let plain = if group.has_float() {
-            self.made(source)?
+        let float_input = if group.has_float() {
+            self.materialized(source)?
         } else {
             *source
         };
+
         let mut quantized = None;
-        for product in &group.products {
-            let output = Output {
-                out: output.out.part(product.offset..)?,
-                bias: product.bias.as_ref().map(Buffer::all),
-                activation: output.activation.and_then(|(function, count)| {
-                    let count = count.saturating_sub(product.offset).min(product.width);
-                    (count > 0).then_some((function, count))
-                }),
-                residual: match output.residual {
-                    Some(residual) => Some(Residual {
-                        stream: residual.stream.part(product.offset..)?,
-                        ..residual
-                    }),
-                    None => None,
-                },
-                ..output
-            };
-            match &product.weight {
-                Weight::Float(matrix) => ops::dense(&plain, matrix, &output)?,
+        for fused in &group.fused {
+            let output = output_of(fused, output)?;
+            match &fused.weight {
+                Weight::Float(matrix) => ops::dense(&float_input, matrix, &output)?,
                 Weight::Int8(matrix, config) => {
-                    let by_row = config.outlier_scope == OutlierScope::Row;
                     if self.count == 1 && ops::gemv(source, config.threshold, matrix, &output)? {
                         continue;
                     }
-                    let found = match quantized {
-                        Some((found, of)) if of == config => found,
-                        _ => ops::quantize(source, config.threshold, by_row, &memory.quantized)?,
+
+                    let memory = &self.memory.quantized;
+                    let by_row = config.outlier_scope == OutlierScope::Row;
+                    let input = match quantized {
+                        Some((input, of)) if of == config => input,
+                        _ => ops::quantize(source, config.threshold, by_row, memory)?,
                     };
-                    quantized = Some((found, config));
-                    ops::matmul(&found, matrix, &output)?;
+                    quantized = Some((input, config));
+                    ops::matmul(&input, matrix, &output)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The source's values as rows of their own.
-    fn made(&self, source: &Source<'a, f32>) -> Result<Source<'a, f32>> {
-        let made = self.memory.made.all();
+    /// The source after its norm or gate, written to memory: the float kernels take plain rows.
+    fn materialized(&self, source: &Source<'a, f32>) -> Result<Source<'a, f32>> {
+        let out = self.memory.layer_input.all();
         match source.through {
             Through::Plain => return Ok(*source),
             Through::Gated(up) => {
@@ -320,33 +315,55 @@ impl<'a> Executor<'a> {
                     width: source.cols,
                 };
                 let (x, up) = (strided(source.x), strided(up));
-                ops::combine(Combined::Product, x, up, made, shape)?;
+                ops::combine(Combined::Product, x, up, out, shape)?;
             }
             Through::LayerNorm(NormParts { .. }) | Through::RmsNorm(NormParts { .. }) => {
-                ops::norm(source, 1, false, made, source.cols)?;
+                ops::norm(source, 1, false, out, source.cols)?;
             }
         }
-        Ok(Source::plain(made, self.count, source.cols))
+        Ok(Source::plain(out, self.count, source.cols))
     }
 }
 
-/// The function as kernels name it; none for the one that changes nothing.
-fn function(activation: Activation) -> Option<Function> {
+/// The part of a group's output that a fused layer writes.
+fn output_of<'a>(fused: &'a FusedLinear, group: Output<'a, f32>) -> Result<Output<'a, f32>> {
+    let activation = group.activation.and_then(|(function, count)| {
+        let count = count.saturating_sub(fused.offset).min(fused.out_features);
+        (count > 0).then_some((function, count))
+    });
+    let residual = match group.residual {
+        Some(residual) => Some(Residual {
+            stream: residual.stream.part(fused.offset..)?,
+            ..residual
+        }),
+        None => None,
+    };
+    Ok(Output {
+        out: group.out.part(fused.offset..)?,
+        bias: fused.bias.as_ref().map(Buffer::all),
+        activation,
+        residual,
+        ..group
+    })
+}
+
+/// The function as the CUDA kernels name it; none for the identity.
+fn device_activation(activation: Activation) -> Option<DeviceActivation> {
     use llm_int8_kernels::Activation as Cpu;
     Some(match activation.kernel() {
-        Cpu::Gelu => Function::Gelu,
-        Cpu::GeluTanh => Function::GeluTanh,
-        Cpu::QuickGelu => Function::QuickGelu,
-        Cpu::Relu => Function::Relu,
-        Cpu::ReluSquared => Function::ReluSquared,
-        Cpu::Silu => Function::Silu,
-        Cpu::Tanh => Function::Tanh,
-        Cpu::GeluClipped => Function::GeluClipped,
-        Cpu::Laplace => Function::Laplace,
-        Cpu::LeakyRelu => Function::LeakyRelu,
+        Cpu::Gelu => DeviceActivation::Gelu,
+        Cpu::GeluTanh => DeviceActivation::GeluTanh,
+        Cpu::QuickGelu => DeviceActivation::QuickGelu,
+        Cpu::Relu => DeviceActivation::Relu,
+        Cpu::ReluSquared => DeviceActivation::ReluSquared,
+        Cpu::Silu => DeviceActivation::Silu,
+        Cpu::Tanh => DeviceActivation::Tanh,
+        Cpu::GeluClipped => DeviceActivation::GeluClipped,
+        Cpu::Laplace => DeviceActivation::Laplace,
+        Cpu::LeakyRelu => DeviceActivation::LeakyRelu,
         Cpu::Linear => return None,
-        Cpu::Mish => Function::Mish,
-        Cpu::Relu6 => Function::Relu6,
-        Cpu::Sigmoid => Function::Sigmoid,
+        Cpu::Mish => DeviceActivation::Mish,
+        Cpu::Relu6 => DeviceActivation::Relu6,
+        Cpu::Sigmoid => DeviceActivation::Sigmoid,
     })
 }
