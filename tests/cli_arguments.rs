@@ -105,7 +105,7 @@ fn an_address_of_the_hub_is_a_name() {
             "https://huggingface.co/org/name/resolve/main/m.gguf",
             "download the GGUF file first",
         ),
-        ("https://huggingface.co/datasets/org/name", "are no models"),
+        ("https://huggingface.co/datasets/org/name", "are not models"),
         ("https://mirror.example/org/name", "HF_ENDPOINT"),
     ] {
         let (code, error) = failure(&["run", address, "--prompt", "x"]);

@@ -1,4 +1,4 @@
-//! What repositories hold: shards, headers, no model at all, or nothing for this user.
+//! Kinds of repositories: sharded, without a model, private, gated; and headers without weights.
 
 use crate::fake_hub::{FakeHub, Fault};
 use crate::{FILE, blobs, config, model_hub, resolve};
@@ -6,7 +6,7 @@ use llm_int8_hub::{Hub, NoProgress};
 use tempfile::TempDir;
 
 #[test]
-fn shards_are_fetched_and_nothing_outside_the_folder() {
+fn shards_are_downloaded_but_nothing_outside_the_folder() {
     let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
     hub.add("config.json", b"{}");
     hub.add("a.safetensors", b"one");
@@ -23,6 +23,7 @@ fn shards_are_fetched_and_nothing_outside_the_folder() {
     );
     let cache = TempDir::new().unwrap();
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+
     assert!(error.contains("not a plain file name"), "{error}");
 }
 
@@ -34,6 +35,7 @@ fn headers_are_read_without_the_weights() {
     file.extend(json);
     file.extend(vec![0u8; 400_000]);
     hub.add(FILE, &file);
+
     for fault in [None, Some(Fault::NoRanges)] {
         hub.faults(FILE, fault);
         let found = Hub::new(config(&hub, cache.path()))
@@ -42,6 +44,7 @@ fn headers_are_read_without_the_weights() {
         assert_eq!(found.headers[0].json, json);
         assert_eq!(found.headers[0].file_len, file.len() as u64);
     }
+
     assert!(
         hub.ranges(FILE)
             .iter()
@@ -62,18 +65,20 @@ fn refusals_say_what_to_do() {
         "{gated}"
     );
     assert!(text("org/private").contains("(401)"));
+
     let missing = text("gpt2-lrage");
     assert!(
         missing.contains("there is no model gpt2-lrage")
             && missing.contains("did you mean gpt2-large"),
         "{missing}"
     );
+
     let revision = text("org/model@nope");
     assert!(revision.contains("no revision `nope`"), "{revision}");
 }
 
 #[test]
-fn a_repository_without_a_model_is_said_to_be_none() {
+fn a_repository_without_a_model_is_an_error_that_names_what_it_lacks() {
     let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
     hub.add("README.md", b"");
     assert!(
@@ -83,6 +88,7 @@ fn a_repository_without_a_model_is_said_to_be_none() {
             .contains("has no config.json")
     );
     hub.add("config.json", b"{}");
+
     assert!(
         resolve(&hub, &cache, "org/model")
             .unwrap_err()
@@ -108,6 +114,7 @@ fn repositories_of_other_kinds_say_what_to_do() {
         let error = resolve(&hub, &TempDir::new().unwrap(), "org/model")
             .unwrap_err()
             .to_string();
+
         assert!(
             error.contains("has no model.safetensors") && error.contains(expected),
             "{error}"
