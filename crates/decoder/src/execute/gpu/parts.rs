@@ -157,7 +157,7 @@ impl DeviceNorm {
         };
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for norm in norms {
-            weight.extend_from_slice(norm.values()?);
+            weight.extend_from_slice(norm.weight_values()?);
             bias.extend_from_slice(norm.bias_values()?);
         }
         Ok(Some(Self {
