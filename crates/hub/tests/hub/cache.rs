@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 #[test]
 fn the_cache_has_the_layout_of_huggingface_hub() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "org/model").unwrap();
     let root = cache.path().join("models--org--model");
     assert_eq!(model.root, root.join("snapshots").join(COMMIT));
@@ -46,7 +47,8 @@ fn the_cache_has_the_layout_of_huggingface_hub() {
 
 #[test]
 fn a_cached_branch_takes_one_request_and_a_cached_commit_none() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let before = hub.log().len();
     resolve(&hub, &cache, "org/model").unwrap();
@@ -58,7 +60,8 @@ fn a_cached_branch_takes_one_request_and_a_cached_commit_none() {
 
 #[test]
 fn a_cache_made_by_python_is_used_without_downloads() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let root = cache.path().join("models--org--model");
     std::fs::create_dir_all(root.join("snapshots").join(COMMIT)).unwrap();
     std::fs::create_dir_all(root.join("blobs")).unwrap();
@@ -93,7 +96,8 @@ fn a_cache_made_by_python_is_used_without_downloads() {
 
 #[test]
 fn a_complete_cache_is_not_written_to() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let reference = cache.path().join("models--org--model/refs/main");
     let written = || std::fs::metadata(&reference).unwrap().modified().unwrap();
@@ -106,7 +110,8 @@ fn a_complete_cache_is_not_written_to() {
 
 #[test]
 fn renamed_repositories_are_followed_and_cached_under_the_requested_name() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "old").unwrap();
     assert_eq!(content(&model), weights());
     assert!(model.root.starts_with(cache.path().join("models--old")));
@@ -114,7 +119,8 @@ fn renamed_repositories_are_followed_and_cached_under_the_requested_name() {
 
 #[test]
 fn two_downloaders_fetch_a_file_once() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::Slow(4_000)]);
     let events = [Events::default(), Events::default()];
     std::thread::scope(|scope| {
@@ -136,7 +142,8 @@ fn two_downloaders_fetch_a_file_once() {
 
 #[test]
 fn a_lock_that_is_never_released_is_an_error() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let lock = cache
         .path()
         .join(".locks/models--org--model")
@@ -158,7 +165,8 @@ fn a_lock_that_is_never_released_is_an_error() {
 
 #[test]
 fn hostile_etags_cannot_leave_the_cache() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.add_with_etag("config.json", b"{}", "../../../../evil");
     resolve(&hub, &cache, "org/model").unwrap();
     let odd: Vec<String> = blobs(&cache)
@@ -173,7 +181,8 @@ fn hostile_etags_cannot_leave_the_cache() {
 
 #[test]
 fn without_a_network_the_cache_is_used_or_the_error_lists_it() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let mut config = config(&hub, cache.path());
     config.endpoint = "http://127.0.0.1:9".into(); // the discard port, where nothing listens
@@ -194,7 +203,8 @@ fn without_a_network_the_cache_is_used_or_the_error_lists_it() {
 
 #[test]
 fn offline_sends_no_request() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model@v1").unwrap();
     let before = hub.log().len();
     let mut config = config(&hub, cache.path());
@@ -223,7 +233,9 @@ fn a_deleted_or_closed_repository_is_read_from_the_cache() {
         ("org/private", "401"),
         ("org/gone", "no such repository"),
     ] {
-        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         resolve(&hub, &cache, "org/model").unwrap();
         let folder = |name: &str| {
             cache

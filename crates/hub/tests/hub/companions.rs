@@ -65,7 +65,8 @@ fn hub_with_all() -> FakeHub {
 
 #[test]
 fn every_small_file_is_downloaded_and_found_in_a_folder_alike() {
-    let (hub, cache) = (hub_with_all(), TempDir::new().unwrap());
+    let hub = hub_with_all();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "org/model").unwrap();
     assert_eq!(companions(&model), SMALL);
     for name in SMALL
@@ -120,7 +121,8 @@ fn every_small_file_is_downloaded_and_found_in_a_folder_alike() {
 
 #[test]
 fn a_commit_that_python_downloaded_in_part_is_completed_once() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let root = cache.path().join("models--org--model");
     assert!(

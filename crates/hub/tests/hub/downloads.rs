@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 #[test]
 fn a_dropped_connection_is_resumed() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::DropAfter(5_000)]);
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
@@ -28,7 +29,8 @@ fn a_dropped_connection_is_resumed() {
 
 #[test]
 fn a_stalled_connection_is_dropped_and_resumed() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::StallAfter(7_000)]);
     let started = Instant::now();
     assert_eq!(
@@ -44,7 +46,8 @@ fn a_stalled_connection_is_dropped_and_resumed() {
 
 #[test]
 fn a_download_is_resumed_by_the_next_process() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let mut impatient = config(&hub, cache.path());
     impatient.max_retries = 0;
 
@@ -86,7 +89,8 @@ fn a_download_is_resumed_by_the_next_process() {
 
 #[test]
 fn server_errors_are_retried_after_the_requested_delay() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.api_faults([Fault::Status(503, None), Fault::Status(429, Some("1"))]);
     hub.faults(
         FILE,
@@ -105,7 +109,8 @@ fn server_errors_are_retried_after_the_requested_delay() {
 
 #[test]
 fn giving_up_says_how_often_and_why() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, std::iter::repeat_n(Fault::Status(502, None), 20));
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
     assert!(
@@ -117,13 +122,15 @@ fn giving_up_says_how_often_and_why() {
 
 #[test]
 fn wrong_bytes_are_downloaded_once_more_and_never_reach_the_cache() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::WrongBytes]);
     let events = Events::default();
     let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
     assert_eq!((content(&model), events.count("Restart")), (weights(), 1));
 
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::WrongBytes, Fault::WrongBytes]);
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
     assert!(
@@ -140,7 +147,8 @@ fn wrong_bytes_are_downloaded_once_more_and_never_reach_the_cache() {
 
 #[test]
 fn a_wrong_partial_file_is_detected() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let etag = hub.add(FILE, &weights());
     let folder = cache.path().join("models--org--model/blobs");
     std::fs::create_dir_all(&folder).unwrap();
@@ -163,7 +171,8 @@ fn a_wrong_partial_file_is_detected() {
 
 #[test]
 fn files_with_a_git_hash_are_verified_too() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     // printf '{}' | git hash-object --stdin
     hub.add_with_etag(
         "config.json",
@@ -178,7 +187,8 @@ fn files_with_a_git_hash_are_verified_too() {
 
 #[test]
 fn mirrors_without_ranges_or_content_range_work() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::NoContentRange]);
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
@@ -191,7 +201,9 @@ fn mirrors_without_ranges_or_content_range_work() {
     );
 
     for fault in [Fault::NoRanges, Fault::WrongRange] {
-        let (hub, cache, events) = (model_hub(), TempDir::new().unwrap(), Events::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let events = Events::default();
         hub.faults(FILE, [Fault::DropAfter(10_000), fault.clone()]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
         assert_eq!(
@@ -204,7 +216,9 @@ fn mirrors_without_ranges_or_content_range_work() {
 
 #[test]
 fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
-    let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cdn = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.redirect_bodies_to(&cdn);
     cdn.faults(FILE, [Fault::DropAfter(20_000)]);
 
@@ -229,7 +243,8 @@ fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
 
 #[test]
 fn without_a_token_no_request_carries_one() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let mut config = config(&hub, cache.path());
     config.token = None;
     resolve_with(config, "org/model", &NoProgress).unwrap();

@@ -43,7 +43,9 @@ fn etags_of_every_kind_are_verified_or_accepted() {
     for (i, (etag, is_verified)) in kinds.into_iter().enumerate() {
         // Alternate: with and without the header that marks an etag as the hub's own.
         let hides_commit = i % 2 == 1;
-        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         hub.is_mirror(Mirror {
             hides_commit,
             ..Mirror::default()
@@ -57,7 +59,8 @@ fn etags_of_every_kind_are_verified_or_accepted() {
             restarts = restarts.0
         );
 
-        let (cache, restarts) = (TempDir::new().unwrap(), Restarts::default());
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         hub.faults("config.json", [Fault::WrongBytes]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
         assert_eq!(
@@ -78,7 +81,8 @@ fn etags_of_every_kind_are_verified_or_accepted() {
 #[test]
 fn a_mirror_may_send_an_etag_that_is_no_hash() {
     let odd = "1234567890123456789012345678901234567890";
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         hides_commit: true,
         ..Mirror::default()
@@ -114,7 +118,8 @@ fn mirrors_may_have_a_path_and_redirect_in_all_ways() {
         (Some("/signed"), true),
         (Some("../../../../../../../signed"), true),
     ] {
-        let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
         let prefix = "/artifactory/api/hf";
         hub.is_mirror(Mirror {
             prefix,
@@ -146,7 +151,9 @@ fn mirrors_may_have_a_path_and_redirect_in_all_ways() {
 #[test]
 fn a_storage_host_may_reject_head() {
     for head_status in [403, 405, 501] {
-        let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+        let hub = model_hub();
+        let cdn = model_hub();
+        let cache = TempDir::new().unwrap();
         hub.is_mirror(Mirror {
             hides_commit: true,
             is_terse: true,
@@ -174,7 +181,8 @@ fn a_storage_host_may_reject_head() {
     }
 
     // 403 from the hub itself is still an error.
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         head_status: Some(403),
         ..Mirror::default()
@@ -190,7 +198,9 @@ fn a_storage_host_may_reject_head() {
 
 #[test]
 fn compressed_files_are_decoded_and_verified() {
-    let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    let restarts = Restarts::default();
     hub.is_mirror(Mirror {
         encoding: Some("gzip"),
         ..Mirror::default()
@@ -223,7 +233,8 @@ fn compressed_files_are_decoded_and_verified() {
 
 #[test]
 fn a_compressed_file_cannot_fill_the_disk() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         encoding: Some("gzip"),
         redirects_to: Some("/signed"),
@@ -250,7 +261,8 @@ fn a_compressed_file_cannot_fill_the_disk() {
 
 #[test]
 fn slow_answers_to_head_have_their_own_time_out() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         slow_head: Duration::from_secs(4),
         ..Mirror::default()
@@ -271,7 +283,8 @@ fn slow_answers_to_head_have_their_own_time_out() {
 
 #[test]
 fn invalid_network_settings_matter_only_if_the_network_is_used() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache).unwrap();
     let empty = cache.path().join("empty.pem");
     std::fs::write(&empty, "no certificate\n").unwrap();

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 #[test]
 fn shards_are_downloaded_but_nothing_outside_the_folder() {
-    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+    let hub = FakeHub::start();
+    let cache = TempDir::new().unwrap();
     hub.add("config.json", b"{}");
     hub.add("a.safetensors", b"one");
     hub.add("b.safetensors", b"two");
@@ -29,7 +30,8 @@ fn shards_are_downloaded_but_nothing_outside_the_folder() {
 
 #[test]
 fn headers_are_read_without_the_weights() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let json = br#"{"w":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}"#;
     let mut file = (json.len() as u64).to_le_bytes().to_vec();
     file.extend(json);
@@ -55,7 +57,8 @@ fn headers_are_read_without_the_weights() {
 
 #[test]
 fn refusals_say_what_to_do() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let text = |name: &str| resolve(&hub, &cache, name).unwrap_err().to_string();
     let gated = text("org/gated");
     assert!(
@@ -79,7 +82,8 @@ fn refusals_say_what_to_do() {
 
 #[test]
 fn a_repository_without_a_model_is_an_error_that_names_what_it_lacks() {
-    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+    let hub = FakeHub::start();
+    let cache = TempDir::new().unwrap();
     hub.add("README.md", b"");
     assert!(
         resolve(&hub, &cache, "org/model")

@@ -38,6 +38,7 @@ impl Archive {
             let Ok(name) = std::str::from_utf8(record.name_raw()) else {
                 continue;
             };
+
             if number == 0 {
                 archive.folder = name.split('/').next().unwrap_or_default().to_owned();
             }
@@ -47,6 +48,7 @@ impl Archive {
                 compressed = Some(name.to_owned());
                 continue;
             }
+
             let start = record
                 .data_start()
                 .and_then(|start| usize::try_from(start).ok());

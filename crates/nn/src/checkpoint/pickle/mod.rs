@@ -225,6 +225,7 @@ impl View<'_> {
 
         let size = dtype.bitsize() / 8;
         let (start, end) = self.storage_range(storage, size).map_err(damaged)?;
+        let available = end - start;
         let view = Strided {
             start,
             size,
@@ -232,15 +233,12 @@ impl View<'_> {
             shape,
             strides,
         };
-
-        let place = view.check(end - start, self.file_len).ok_or_else(|| {
-            damaged(format!(
-                "of shape {:?}, strides {:?} and offset {offset} does not lie within its storage of {} bytes",
-                view.shape,
-                view.strides,
-                end - start
-            ))
-        })?;
+        let Some(place) = view.check(available, self.file_len) else {
+            return Err(damaged(format!(
+                "of shape {:?}, strides {:?} and offset {offset} does not lie within its storage of {available} bytes",
+                view.shape, view.strides
+            )));
+        };
 
         let entry = Entry {
             file: 0,
