@@ -110,7 +110,7 @@ fn a_hub_url_is_accepted_as_a_model_name() {
             "https://huggingface.co/org/name/resolve/main/m.gguf",
             "download the GGUF file first",
         ),
-        ("https://huggingface.co/datasets/org/name", "are no models"),
+        ("https://huggingface.co/datasets/org/name", "are not models"),
         ("https://mirror.example/org/name", "HF_ENDPOINT"),
     ] {
         let (code, error) = failure(&["run", url, "--prompt", "x"]);

@@ -1,4 +1,4 @@
-//! What a repository holds at a revision, asked of the hub through hf-hub.
+//! Lists a repository's files at a revision, through hf-hub.
 
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
@@ -14,7 +14,8 @@ pub(crate) struct Listing {
     pub(crate) names: BTreeSet<String>,
 }
 
-/// Asks the hub.
+/// Requests the listing. `cached` are names of cached models, to suggest if there is no such
+/// repository.
 pub(crate) async fn listing(
     config: &HubConfig,
     repo: &str,
@@ -23,25 +24,22 @@ pub(crate) async fn listing(
 ) -> std::result::Result<Listing, Failure> {
     let client = client(config)?;
     let (owner, name) = split_id(repo);
+    let model = client.model(owner, name);
     let answer = match revision {
-        Some(revision) => {
-            client
-                .model(owner, name)
-                .info()
-                .revision(revision)
-                .send()
-                .await
-        }
-        None => client.model(owner, name).info().send().await,
+        Some(revision) => model.info().revision(revision).send().await,
+        None => model.info().send().await,
     };
     let info = answer.map_err(|cause| explain(config, repo, revision, cached, cause))?;
     let host = config.endpoint.as_str();
-    let commit = info.sha.filter(|commit| crate::cache::is_commit(commit));
-    let commit = commit.ok_or_else(|| malformed(host, repo, "it gives no commit".into()))?;
+    let commit = info
+        .sha
+        .filter(|commit| crate::cache::is_commit(commit))
+        .ok_or_else(|| malformed(host, repo, "it names no commit".into()))?;
     let siblings = info
         .siblings
         .ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
-    // Files of other folders and names that could leave the cache are none of a model's.
+
+    // Ignore files in other folders, and names that would lead out of the cache.
     let names = siblings
         .into_iter()
         .map(|file| file.rfilename)
@@ -61,16 +59,16 @@ fn client(config: &HubConfig) -> Result<HFClient> {
             reqwest::redirect::Policy::limited(10),
         )?)
         .retry_max_attempts(0);
-    // Given no token, hf-hub looks for one in the environment by itself; given one that cannot
-    // stand in a header (a line break), it sends none, which is what a configuration without token
-    // means.
+
+    // Without a token, hf-hub would look for one in the environment. With one that is not a valid
+    // header value (a line break), it sends none, which is what we want.
     builder = builder.token(config.token.as_deref().unwrap_or("\n"));
     builder
         .build()
         .map_err(|cause| malformed(&config.endpoint, "HF_ENDPOINT", cause.to_string()))
 }
 
-/// hf-hub's error as ours, or as something to try again.
+/// Maps hf-hub's error to ours, or to a transient failure.
 fn explain(
     config: &HubConfig,
     repo: &str,
@@ -88,6 +86,7 @@ fn explain(
             hint: names::hint(repo, cached),
         })
     };
+
     match cause {
         HFError::AuthRequired { .. } => refused(401),
         HFError::Forbidden { .. } => refused(403),
@@ -108,7 +107,7 @@ fn explain(
             }
         }
         HFError::RateLimited { retry_after, .. } => Failure::Transient {
-            reason: "the hub asks for patience (429)".into(),
+            reason: "the hub limits the rate of requests (429)".into(),
             after: retry_after,
             unreachable: false,
         },

@@ -1,4 +1,4 @@
-//! The cache as Python's huggingface_hub lays it out.
+//! The cache, in the layout of Python's huggingface_hub.
 //!
 //! `models--org--name/{blobs/ETAG, snapshots/COMMIT/FILE → ../../blobs/ETAG, refs/REVISION}` and
 //! `.locks/models--org--name/ETAG.lock`; `.no_exist/COMMIT/FILE` beside `snapshots` marks what a
@@ -48,7 +48,7 @@ impl RepoCache {
             .fold(self.root.join("refs"), |path, part| path.join(part))
     }
 
-    /// The commit a revision stands for, as far as the cache knows.
+    /// The commit that a revision pointed to when it was last downloaded.
     pub(crate) fn commit_of(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -58,45 +58,43 @@ impl RepoCache {
         is_commit(commit).then(|| commit.to_owned())
     }
 
-    /// Notes which commit a revision stands for.
+    /// Records the commit that a revision points to.
     pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
-        // Not written again: a cache that holds everything may be read-only.
-        if is_commit(revision)
-            || self
-                .commit_of(revision)
-                .is_some_and(|known| known == commit)
-        {
+        // Do not rewrite the same commit: a complete cache may be read-only.
+        if is_commit(revision) || self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
+
         let path = self.reference(revision);
         let error = |source| HubError::Io {
             path: path.clone(),
             source,
         };
+
         create_parent(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let beside = path.with_file_name(format!("{name}.{:016x}.partial", rand::random::<u64>()));
+
         std::fs::write(&beside, commit)
             .and_then(|()| std::fs::rename(&beside, &path))
             .map_err(error)
     }
 
-    /// Names in a snapshot whose blobs are there.
+    /// Names in a snapshot whose blobs exist.
     pub(crate) fn names(&self, commit: &str) -> BTreeSet<String> {
         small::names_in(&self.snapshot(commit)).unwrap_or_default()
     }
 
-    /// Notes which small files a commit does not have, as huggingface_hub does when it asked in
-    /// vain.
+    /// Records which small files a commit does not have, as huggingface_hub does after a 404.
     pub(crate) fn note_absent(&self, commit: &str, names: &BTreeSet<String>) {
         for name in small::fixed_names().filter(|name| !names.contains(*name)) {
             let marker = self.absent(commit, name);
-            // Only spares a question another time, so a failure does not matter.
+            // This only saves a later request, so a failure does not matter.
             let _ = create_parent(&marker).map(|()| std::fs::File::create_new(&marker));
         }
     }
 
-    /// Whether each small file of a commit is either here or known not to exist.
+    /// Whether each small file of a commit is either cached or known not to exist.
     pub(crate) fn knows_all(&self, commit: &str) -> bool {
         let names = self.names(commit);
         small::fixed_names().all(|name| names.contains(name) || self.absent(commit, name).exists())
@@ -106,7 +104,7 @@ impl RepoCache {
         self.root.join(".no_exist").join(commit).join(name)
     }
 
-    /// The model of a snapshot, if everything it needs is there.
+    /// The model of a snapshot, if all its files are there.
     pub(crate) fn model(&self, commit: &str) -> Result<ModelFiles> {
         files::in_folder(
             &self.snapshot(commit),
@@ -115,30 +113,34 @@ impl RepoCache {
         )
     }
 
-    /// Lets a file of a snapshot point to its blob.
+    /// Links a file of a snapshot to its blob. Returns its path.
     pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<PathBuf> {
         let path = self.snapshot(commit).join(file);
         let error = |source| HubError::Io {
             path: path.clone(),
             source,
         };
+
         create_parent(&path)?;
         if path.exists() {
             return Ok(path);
         }
-        // A link whose blob is gone.
+
+        // It is a dangling link: the blob was removed.
         if path.is_symlink() {
             std::fs::remove_file(&path).map_err(error)?;
         }
-        // From the file's folder up to `snapshots`, and one more: a chat template lies one folder
-        // deeper.
+
+        // Up from `snapshots/COMMIT`, and one more for each folder in the name (a chat template is
+        // one folder deeper).
         let up = "../".repeat(2 + file.matches('/').count());
         let target = Path::new(&up).join("blobs").join(etag);
         let linked = symlink(&target, &path).or_else(|cause| match cause.kind() {
             std::io::ErrorKind::AlreadyExists => Ok(()),
             _ => std::fs::hard_link(self.blob(etag), &path),
         });
-        // File systems without links get a copy, as with huggingface_hub.
+
+        // On file systems without links, copy, as huggingface_hub does.
         linked
             .or_else(|_| std::fs::copy(self.blob(etag), &path).map(drop))
             .map_err(error)?;
@@ -161,6 +163,7 @@ pub(crate) fn create_parent(path: &Path) -> Result<()> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };
+
     std::fs::create_dir_all(parent).map_err(|source| HubError::Io {
         path: parent.to_owned(),
         source,
@@ -171,7 +174,7 @@ pub(crate) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Models that are whole in the cache, by name.
+/// Models that are complete in the cache, by name.
 pub(crate) fn models(cache_dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(cache_dir) else {
         return Vec::new();
@@ -186,6 +189,7 @@ pub(crate) fn models(cache_dir: &Path) -> Vec<String> {
                 .flatten();
             let mut commits =
                 snapshots.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+
             commits.any(|commit| {
                 cache
                     .model(&commit)
@@ -193,6 +197,7 @@ pub(crate) fn models(cache_dir: &Path) -> Vec<String> {
             })
         })
         .collect();
+
     found.sort();
     found
 }

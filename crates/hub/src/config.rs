@@ -1,4 +1,4 @@
-//! Where the hub and the cache are, and how patient to be.
+//! Settings: endpoint, cache, token, time-outs, retries.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,42 +6,42 @@ use std::time::Duration;
 /// Settings of a [`Hub`](crate::Hub).
 #[derive(Debug, Clone)]
 pub struct HubConfig {
-    /// The hub or a mirror, without a slash at the end.
+    /// URL of the hub or a mirror, without a trailing slash.
     pub endpoint: String,
-    /// The cache, `…/huggingface/hub`.
+    /// The cache folder, `…/huggingface/hub`.
     pub cache_dir: PathBuf,
-    /// What `~/` stands for in a folder's name, if anything.
+    /// The home directory that `~/` in a folder's name expands to; `None` leaves `~/` alone.
     pub home: Option<PathBuf>,
-    /// The access token, sent to the endpoint only.
+    /// The access token. It is sent to the endpoint only.
     pub token: Option<String>,
-    /// Use the cache only, send no request.
+    /// Use only the cache and send no request.
     pub offline: bool,
-    /// How long to wait for a connection.
+    /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// How long to wait for the next bytes.
+    /// Time limit for the next bytes of an answer.
     pub read_timeout: Duration,
-    /// How long a server may take to say what a file is, before its body is asked for.
+    /// Time limit for a file's metadata (HEAD).
     pub etag_timeout: Duration,
     /// Certificates to trust instead of the system's: a PEM file, or a folder of such files.
     pub ca_bundle: Option<PathBuf>,
-    /// The user wants no progress shown. The library shows none; this is for whoever does.
+    /// The user disabled progress bars. The library shows none; this is for the caller.
     pub hides_progress: bool,
-    /// Failed tries in a row before giving up; arriving bytes begin the count anew.
+    /// Consecutive retries before giving up. Received bytes reset the count.
     pub max_retries: u32,
-    /// Delay before the first retry; it doubles with each.
+    /// Delay before the first retry. It doubles with each further one.
     pub base_delay: Duration,
-    /// The longest delay, also of a `Retry-After`.
+    /// Upper bound of a delay, including one from `Retry-After`.
     pub max_delay: Duration,
-    /// How long to wait for another process' download; without, as long as it goes on.
+    /// Time limit for another process's download. `None`: as long as it makes progress.
     pub lock_timeout: Option<Duration>,
 }
 
-/// The hub of Hugging Face.
+/// The Hugging Face hub.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 impl Default for HubConfig {
-    /// The public hub and `~/.cache/huggingface`, whatever the environment says: no token, no
-    /// mirror.
+    /// The public hub, and the cache and token in `~/.cache/huggingface`. Of the environment, only
+    /// the home directory is used.
     fn default() -> Self {
         Self::from_variables(&|name| {
             if name == "HOME" {
@@ -54,7 +54,7 @@ impl Default for HubConfig {
 }
 
 impl HubConfig {
-    /// The usual settings with that cache; reads nothing.
+    /// The default settings with this cache folder. Does not read the environment.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             endpoint: DEFAULT_ENDPOINT.into(),
@@ -74,22 +74,22 @@ impl HubConfig {
         }
     }
 
-    /// The settings of the environment, by the names and the precedence of huggingface_hub 0.36 and
-    /// transformers 4.57 (`constants.py`, `utils/_auth.py`, `transformers/utils/hub.py`):
+    /// The settings from environment variables, with the names and the precedence of huggingface_hub
+    /// 0.36 and transformers 4.57 (`constants.py`, `utils/_auth.py`, `transformers/utils/hub.py`):
     ///
     /// - cache: `TRANSFORMERS_CACHE`, `PYTORCH_TRANSFORMERS_CACHE`,
     ///   `PYTORCH_PRETRAINED_BERT_CACHE`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, else `hub` in
     ///   `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME` or `~/.cache`. `~`, `$NAME` and
-    ///   `${NAME}` stand for what they stand for in a shell;
+    ///   `${NAME}` are expanded as in a shell;
     /// - endpoint: `HF_ENDPOINT`;
     /// - token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH`, else `token` in
-    ///   `HF_HOME`; none at all where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is true;
-    /// - offline: `HF_HUB_OFFLINE`, and `TRANSFORMERS_OFFLINE` where that is not set;
+    ///   `HF_HOME`; none at all if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is true;
+    /// - offline: `HF_HUB_OFFLINE`, or `TRANSFORMERS_OFFLINE` if that is not set;
     /// - time-outs in whole seconds: `HF_HUB_DOWNLOAD_TIMEOUT`, `HF_HUB_ETAG_TIMEOUT`;
     /// - certificates: `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`;
     /// - progress: `HF_HUB_DISABLE_PROGRESS_BARS`.
     ///
-    /// True is `1`, `on`, `yes` or `true`. A blank value counts as none.
+    /// `1`, `on`, `yes` and `true` are true. A blank value counts as unset.
     pub fn from_env() -> Self {
         Self::from_variables(&|name| match std::env::var(name) {
             Ok(value) => Some(value),
@@ -98,7 +98,7 @@ impl HubConfig {
         })
     }
 
-    /// The variable `HOME`, or what the system says instead.
+    /// The home directory: the variable `HOME`, or the system's own source.
     fn home_variable() -> Option<String> {
         std::env::home_dir()?.into_os_string().into_string().ok()
     }
@@ -126,7 +126,7 @@ impl HubConfig {
             variables.seconds("HF_HUB_ETAG_TIMEOUT"),
         );
 
-        // As there: without implicit tokens, none is sent unless a program passes one by itself.
+        // As in huggingface_hub: without implicit tokens, only one that the program sets is sent.
         if !variables.is_true(&["HF_HUB_DISABLE_IMPLICIT_TOKEN"]) {
             let file = variables
                 .path(&["HF_TOKEN_PATH"])
@@ -135,10 +135,11 @@ impl HubConfig {
             let token = given.or_else(|| std::fs::read_to_string(file).ok());
             config.token = token.and_then(|token| clean_token(&token));
         }
+
         config
     }
 
-    /// Python's time-outs cover connecting and reading alike.
+    /// Each of Python's two time-outs limits connecting as well as reading.
     fn set_timeouts(&mut self, download: Option<Duration>, etag: Option<Duration>) {
         if let Some(connect) = download.max(etag) {
             self.connect_timeout = connect;
@@ -148,8 +149,7 @@ impl HubConfig {
     }
 }
 
-/// Names of the cache, the first that is set counts: transformers looks at its own before the
-/// hub's.
+/// Variables that name the cache, in order of precedence: transformers' own come before the hub's.
 const CACHES: [&str; 5] = [
     "TRANSFORMERS_CACHE",
     "PYTORCH_TRANSFORMERS_CACHE",
@@ -158,11 +158,11 @@ const CACHES: [&str; 5] = [
     "HUGGINGFACE_HUB_CACHE",
 ];
 
-/// Environment variables.
+/// Looks up environment variables.
 struct Variables<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Variables<'_> {
-    /// The first of these that is set and not blank.
+    /// The value of the first of these that is set and not blank.
     fn first(&self, names: &[&str]) -> Option<String> {
         names
             .iter()
@@ -174,7 +174,7 @@ impl Variables<'_> {
         self.first(names).map(|path| self.expand(&path))
     }
 
-    /// Whether the first of these that is set has a value that huggingface_hub takes for true.
+    /// Whether the first of these that is set has one of huggingface_hub's true values.
     fn is_true(&self, names: &[&str]) -> bool {
         let value = self
             .first(names)
@@ -184,7 +184,7 @@ impl Variables<'_> {
         ["1", "true", "yes", "on"].contains(&value.as_str())
     }
 
-    /// A whole number of seconds; 0 and what is no number are the default.
+    /// A positive whole number of seconds. Anything else counts as unset.
     fn seconds(&self, name: &str) -> Option<Duration> {
         let seconds = self.first(&[name])?.trim().parse().ok()?;
         (seconds > 0).then(|| Duration::from_secs(seconds))
@@ -200,13 +200,13 @@ impl Variables<'_> {
         }
     }
 
-    /// `$NAME` and `${NAME}` by their values; unknown names stay as they are.
+    /// Replaces `$NAME` and `${NAME}` by their values. Unset names stay as they are.
     fn expand_variables(&self, text: &str) -> String {
         let mut out = String::new();
         let mut rest = text;
-        while let Some(place) = rest.find('$') {
-            out.push_str(&rest[..place]);
-            let after = &rest[place + 1..];
+        while let Some(dollar) = rest.find('$') {
+            out.push_str(&rest[..dollar]);
+            let after = &rest[dollar + 1..];
             let braced = after
                 .strip_prefix('{')
                 .and_then(|inner| Some((inner.find('}')?, 2)));
@@ -219,24 +219,27 @@ impl Variables<'_> {
                     (&after[..end], end)
                 }
             };
+
             match (self.0)(name).filter(|_| !name.is_empty()) {
                 Some(value) => out.push_str(&value),
-                None => out.push_str(&rest[place..=place + length]),
+                None => out.push_str(&rest[dollar..=dollar + length]),
             }
+
             rest = &after[length..];
         }
+
         out.push_str(rest);
         out
     }
 }
 
-/// A token as huggingface_hub cleans it: no line breaks, no blanks around it.
+/// Cleans a token as huggingface_hub does: removes line breaks and surrounding blanks.
 fn clean_token(token: &str) -> Option<String> {
     let token = token.replace(['\r', '\n'], "").trim().to_owned();
     (!token.is_empty()).then_some(token)
 }
 
-/// `~` and `~/x` by the home directory.
+/// Replaces a leading `~` or `~/` by the home directory.
 pub(crate) fn expand_home(path: &str, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix('~'), home) {
         (Some(""), Some(home)) => home.to_owned(),
@@ -261,13 +264,15 @@ mod tests {
         })
     }
 
-    /// `scripts/make_hub_golden.py` asked huggingface_hub 0.36.2 and transformers 4.57.1.
+    /// The expected values are from huggingface_hub 0.36.2 and transformers 4.57.1
+    /// (`scripts/make_hub_golden.py`).
     #[test]
-    fn the_environment_means_what_it_means_to_transformers() {
+    fn environment_variables_are_read_as_in_transformers() {
         let cases: Value =
             serde_json::from_str(include_str!("../tests/golden/environment.json")).unwrap();
         let cases = cases.as_array().unwrap();
         assert!(cases.len() > 40);
+
         for case in cases {
             let variables = case["environment"].as_object().unwrap();
             let pairs: Vec<(&str, &str)> = variables
@@ -282,6 +287,7 @@ mod tests {
                     duration.as_secs()
                 })
             };
+
             let found = serde_json::json!({
                 "cache": read.cache_dir,
                 "endpoint": read.endpoint,
@@ -289,16 +295,17 @@ mod tests {
                 "offline": read.offline,
                 "hides_progress": read.hides_progress,
                 "ca_bundle": read.ca_bundle,
-                // Our defaults are longer than Python's 10 seconds.
+                // Our defaults are longer than Python's 10 seconds and count as those here.
                 "download_timeout": seconds(read.read_timeout, 30),
                 "etag_timeout": seconds(read.etag_timeout, 40),
             });
+
             assert_eq!(found, case["expected"], "{variables:?}");
         }
     }
 
     #[test]
-    fn the_token_file_is_read_unless_that_is_switched_off() {
+    fn the_token_file_is_read_unless_disabled() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
         std::fs::write(folder.path().join("other"), " hf_other\r\n").unwrap();
@@ -311,18 +318,20 @@ mod tests {
             config(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token,
             None
         );
+
         let path = [
             ("HF_TOKEN_PATH", "$WHERE/other"),
             ("WHERE", home),
             ("HF_HOME", home),
         ];
         assert_eq!(config(&path).token.as_deref(), Some("hf_other"));
+
         let given = [("HF_HOME", home), ("HUGGING_FACE_HUB_TOKEN", "hf_old")];
         assert_eq!(config(&given).token.as_deref(), Some("hf_old"));
     }
 
     #[test]
-    fn blank_variables_and_timeouts_that_are_no_numbers_count_as_unset() {
+    fn blank_variables_and_invalid_timeouts_count_as_unset() {
         let blank = config(&[
             ("HF_HOME", ""),
             ("HF_ENDPOINT", " "),
@@ -331,12 +340,14 @@ mod tests {
         ]);
         assert_eq!(blank.cache_dir, Path::new("/h/.cache/huggingface/hub"));
         assert_eq!(blank.endpoint, DEFAULT_ENDPOINT);
+
         for wrong in ["soon", "0", "-3", "1.5"] {
             assert_eq!(
                 config(&[("HF_HUB_DOWNLOAD_TIMEOUT", wrong)]).read_timeout,
                 Duration::from_secs(30)
             );
         }
+
         let slow = config(&[
             ("HF_HUB_DOWNLOAD_TIMEOUT", "5"),
             ("HF_HUB_ETAG_TIMEOUT", "60"),
@@ -344,7 +355,7 @@ mod tests {
         assert_eq!(
             slow.connect_timeout,
             Duration::from_secs(60),
-            "a slow line connects slowly, too"
+            "the longer time-out also limits connecting"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies that a server compresses although it was asked not to: small files of some mirrors.
+//! Decodes compressed bodies. Some mirrors compress small files although they are asked not to.
 
 use crate::error::HubError;
 use crate::http::{Failure, malformed, transient};
@@ -7,10 +7,10 @@ use reqwest::Response;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 use std::io::{Seek, SeekFrom, Write};
 
-/// Bytes that a compressed body of unknown length may have, decoded: far more than any small file.
+/// Upper bound of a decoded body of unknown length: far more than any small file.
 const LARGEST: u64 = 1 << 30;
 
-/// The compression of a body, in small letters; none where there is none.
+/// The compression of a body, in lower case; `None` if it is not compressed.
 pub(crate) fn encoding(headers: &HeaderMap) -> Option<String> {
     let value = headers
         .get(CONTENT_ENCODING)?
@@ -21,8 +21,8 @@ pub(crate) fn encoding(headers: &HeaderMap) -> Option<String> {
     (!value.is_empty() && value != "identity").then_some(value)
 }
 
-/// Writes the decoded body to `target`, which is empty; its length. Such a body cannot be
-/// continued.
+/// Writes the decoded body to `target`, which must be empty, and returns its length. Such a body
+/// cannot be resumed.
 pub(crate) async fn decode(
     response: &mut Response,
     host: &str,
@@ -51,6 +51,7 @@ pub(crate) async fn decode(
         }
         _ => write_error(cause).into(),
     };
+
     while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
         decoder.write_all(&chunk).map_err(damaged)?;
         if decoder.get_mut().stream_position().map_err(&write_error)? > most {
@@ -59,6 +60,7 @@ pub(crate) async fn decode(
             );
         }
     }
+
     let target = decoder.finish().map_err(damaged)?;
     Ok(target.seek(SeekFrom::End(0)).map_err(write_error)?)
 }

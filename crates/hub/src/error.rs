@@ -1,21 +1,21 @@
-//! The one error of this crate: what was wrong, where, and what to do.
+//! The error type of this crate. Messages say what was wrong, where, and what to do.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The result of everything in this crate that can fail.
+/// Result with [`HubError`].
 pub type Result<T, E = HubError> = std::result::Result<T, E>;
 
-/// What can go wrong between a model's name and its files.
+/// What can go wrong on the way from a model's name to its files.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// A name that cannot be one.
+    /// A string that cannot be a model's name.
     #[error(
         "`{name}` is not a model's name: {reason} (names look like gpt2-large, org/name or org/name@revision)"
     )]
     InvalidName {
-        /// What was given.
+        /// The string.
         name: String,
         /// Why not.
         reason: String,
@@ -32,26 +32,26 @@ pub enum HubError {
         /// What it may be instead, if anything is known.
         hint: String,
     },
-    /// A path that leads to a file.
+    /// A file where a model's folder was expected.
     #[error("{} is a file, not a model's folder: {hint}", path.display())]
     NotAFolder {
         /// The file.
         path: PathBuf,
-        /// What to give instead.
+        /// What to pass instead.
         hint: String,
     },
-    /// A path that leads nowhere.
+    /// A path that does not exist.
     #[error("there is no folder {}", path.display())]
     NoSuchFolder {
         /// The path.
         path: PathBuf,
     },
-    /// A file that is not what its name says.
+    /// A file with invalid content.
     #[error("{} is not usable: {reason}", path.display())]
     MalformedFile {
         /// The file.
         path: PathBuf,
-        /// What does not hold.
+        /// What is wrong with it.
         reason: String,
     },
     /// Reading or writing failed.
@@ -59,12 +59,12 @@ pub enum HubError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// No room for a file.
+    /// The disk has no room for a file.
     #[error(
-        "the disk is full: {file} needs {needed} more bytes in {}; free some room, or set HF_HUB_CACHE to another disk",
+        "the disk is full: {file} needs {needed} more bytes in {}; free some space, or set HF_HUB_CACHE to another disk",
         folder.display()
     )]
     DiskFull {
@@ -72,10 +72,10 @@ pub enum HubError {
         file: String,
         /// Bytes still to be written.
         needed: u64,
-        /// Where.
+        /// The folder it is written to.
         folder: PathBuf,
     },
-    /// 401 or 403.
+    /// The hub answered 401 or 403.
     #[error(
         "access to {repo} is refused ({status}): there is no such model{hint}, or it is private or gated. If it is \
          gated, accept its licence at {endpoint}/{repo}, then set HF_TOKEN to a token of \
@@ -85,38 +85,38 @@ pub enum HubError {
     Refused {
         /// The repository.
         repo: String,
-        /// The hub.
+        /// URL of the hub.
         endpoint: String,
-        /// The status.
+        /// The HTTP status.
         status: u16,
         /// Whether a token was sent.
         had_token: bool,
-        /// Near names, if there are any.
+        /// Similar names to suggest; may be empty.
         hint: String,
     },
-    /// 404 of a repository.
+    /// The hub has no such repository (404).
     #[error(
         "there is no model {repo} at {endpoint} and no such folder here{hint} (a private model needs HF_TOKEN)"
     )]
     NoSuchModel {
         /// The repository.
         repo: String,
-        /// The hub.
+        /// URL of the hub.
         endpoint: String,
-        /// Near names, if there are any.
+        /// Similar names to suggest; may be empty.
         hint: String,
     },
-    /// 404 of a revision.
+    /// The repository has no such revision (404).
     #[error("the model {repo} has no revision `{revision}`; see {endpoint}/{repo}/commits/main")]
     NoSuchRevision {
         /// The repository.
         repo: String,
         /// The revision.
         revision: String,
-        /// The hub.
+        /// URL of the hub.
         endpoint: String,
     },
-    /// 404 of a file.
+    /// The repository has no such file (404).
     #[error("the model {repo} has no file {file}")]
     NoSuchFile {
         /// The repository.
@@ -149,7 +149,7 @@ pub enum HubError {
         /// The built-in model and those in the cache.
         offline_models: Vec<String>,
     },
-    /// Offline mode, and the cache does not have it.
+    /// Offline mode is on, and the model is not in the cache.
     #[error("{model} is not in the cache {} and offline mode is on; models that are there: {}", cache.display(), list(offline_models))]
     Offline {
         /// The model.
@@ -159,7 +159,7 @@ pub enum HubError {
         /// The built-in model and those in the cache.
         offline_models: Vec<String>,
     },
-    /// Wrong bytes, twice.
+    /// A file did not match its checksum in any of several downloads.
     #[error(
         "{file} of {repo} arrived damaged each time ({reason}); nothing of it was kept. Try again, or another HF_ENDPOINT"
     )]
@@ -171,31 +171,31 @@ pub enum HubError {
         /// Which check failed.
         reason: String,
     },
-    /// An answer that makes no sense.
+    /// The server's answer cannot be used.
     #[error("{host} gave an answer that cannot be used for {what}: {reason}; check HF_ENDPOINT")]
     MalformedAnswer {
         /// The host.
         host: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// What does not hold.
+        /// What is wrong with the answer.
         reason: String,
     },
-    /// Too many failures in a row.
+    /// Too many consecutive failures.
     #[error(
-        "{file} could not be downloaded after {attempts} tries: {reason}. Run the command again: it goes on from byte {kept}"
+        "{file} could not be downloaded after {attempts} attempts: {reason}. Run the command again to resume at byte {kept}"
     )]
     GaveUp {
         /// The file.
         file: String,
-        /// Tries in a row.
+        /// Consecutive failed attempts.
         attempts: u32,
         /// The last failure.
         reason: String,
-        /// Bytes that are there.
+        /// Bytes downloaded so far, which are kept.
         kept: u64,
     },
-    /// Another process holds the lock too long.
+    /// Another process held the file's lock for too long.
     #[error(
         "another process has been downloading {file} for more than {waited:?}; wait for it, or remove {} if there is none",
         lock.display()
@@ -203,7 +203,7 @@ pub enum HubError {
     Locked {
         /// The file.
         file: String,
-        /// How long was waited.
+        /// How long this process waited.
         waited: Duration,
         /// The lock file.
         lock: PathBuf,

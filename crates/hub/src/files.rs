@@ -1,4 +1,4 @@
-//! Which files of a folder or repository make a model.
+//! Which files of a folder or repository make up a model.
 
 use crate::error::{HubError, Result};
 use crate::{hints, small};
@@ -14,15 +14,15 @@ pub struct ModelFiles {
     pub config: PathBuf,
     /// `generation_config.json`.
     pub generation_config: Option<PathBuf>,
-    /// What the tokenizer is made of.
+    /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
     /// The weights.
     pub weights: WeightFiles,
-    /// The small files beside the weights that a copy of the model needs, `config.json` excepted:
-    /// those that transformers reads for generating and for any of its tokenizers, additional chat
-    /// templates (in a folder of their own) included.
+    /// The small files that a copy of the model needs, without `config.json`: those that transformers
+    /// reads for generation and for any of its tokenizers, including additional chat templates (in
+    /// their own folder).
     pub companions: Vec<PathBuf>,
-    /// The commit, for a model of the hub.
+    /// The commit, for a model from the hub.
     pub commit: Option<String>,
 }
 
@@ -33,9 +33,9 @@ pub struct SmallFiles {
     pub root: PathBuf,
     /// `config.json`.
     pub config: Option<PathBuf>,
-    /// What the tokenizer is made of.
+    /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
-    /// All others that a copy of the model needs.
+    /// The small files that a copy of the model needs, without `config.json`.
     pub companions: Vec<PathBuf>,
 }
 
@@ -50,15 +50,15 @@ impl From<ModelFiles> for SmallFiles {
     }
 }
 
-/// The tokenizer's files that there are.
+/// The tokenizer's files, as far as they exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenizerFiles {
-    /// `tokenizer.json`, which holds everything; or the one for a version of transformers, as
-    /// `tokenizer.4.0.0.json`, that `tokenizer_config.json` prefers to it.
+    /// `tokenizer.json`, which holds everything; or a file for certain versions of transformers, such
+    /// as `tokenizer.4.0.0.json`, if `tokenizer_config.json` prefers that.
     pub tokenizer_json: Option<PathBuf>,
     /// `vocab.json`, of older byte-level BPE models.
     pub vocab_json: Option<PathBuf>,
-    /// `merges.txt`, of the same.
+    /// `merges.txt`, of older byte-level BPE models.
     pub merges_txt: Option<PathBuf>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<PathBuf>,
@@ -66,33 +66,33 @@ pub struct TokenizerFiles {
     pub special_tokens_map: Option<PathBuf>,
     /// `added_tokens.json`.
     pub added_tokens: Option<PathBuf>,
-    /// `tokenizer.model` or another name of a sentencepiece (or tiktoken) model.
+    /// The SentencePiece or tiktoken model: `tokenizer.model`, or one of its other names.
     pub tokenizer_model: Option<PathBuf>,
     /// `chat_template.jinja`.
     pub chat_template: Option<PathBuf>,
 }
 
-/// The weights' files.
+/// The files of the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightFiles {
-    /// One file, or the shards an index names.
+    /// `model.safetensors`, or the shards that an index names.
     Safetensors {
         /// The files.
         files: Vec<PathBuf>,
-        /// `model.safetensors.index.json`, where the weights are sharded.
+        /// `model.safetensors.index.json`, if the weights are sharded.
         index: Option<PathBuf>,
     },
-    /// `pytorch_model.bin`, or the shards an index names.
+    /// `pytorch_model.bin`, or the shards that an index names.
     PytorchBin {
         /// The files.
         files: Vec<PathBuf>,
-        /// `pytorch_model.bin.index.json`, where the weights are sharded.
+        /// `pytorch_model.bin.index.json`, if the weights are sharded.
         index: Option<PathBuf>,
     },
 }
 
 impl WeightFiles {
-    /// The files, index not included.
+    /// The files, without the index.
     pub fn files(&self) -> &[PathBuf] {
         match self {
             Self::Safetensors { files, .. } | Self::PytorchBin { files, .. } => files,
@@ -100,7 +100,7 @@ impl WeightFiles {
     }
 }
 
-/// What is known of a model without its weights.
+/// What can be known about a model without its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelHeaders {
     /// `config.json`.
@@ -112,7 +112,7 @@ pub struct ModelHeaders {
 /// The header of a safetensors file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SafetensorsHeader {
-    /// The file in its repository.
+    /// The file's name in its repository.
     pub file_name: String,
     /// The header's JSON, without the 8 bytes of its length.
     pub json: Vec<u8>,
@@ -120,38 +120,42 @@ pub struct SafetensorsHeader {
     pub file_len: u64,
 }
 
-/// The forms weights come in, the best first: a single file, or an index and its shards.
-const WEIGHTS: [(&str, &str, bool); 2] = [
-    ("model.safetensors", "model.safetensors.index.json", true),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", false),
-];
-
-/// Which weights a listing has.
+/// The weight file or index to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WeightChoice {
-    /// The one file, or the index.
+    /// The single file, or the index.
     pub(crate) file: &'static str,
     pub(crate) is_index: bool,
     pub(crate) is_safetensors: bool,
 }
 
-/// Chooses among the names of a listing.
-pub(crate) fn choose_weights(names: &BTreeSet<String>) -> Option<WeightChoice> {
-    WEIGHTS.iter().find_map(|&(single, index, is_safetensors)| {
-        let choice = |file, is_index| WeightChoice {
+impl WeightChoice {
+    const fn new(file: &'static str, is_index: bool, is_safetensors: bool) -> Self {
+        Self {
             file,
             is_index,
             is_safetensors,
-        };
-        if names.contains(single) {
-            Some(choice(single, false))
-        } else {
-            names.contains(index).then(|| choice(index, true))
         }
-    })
+    }
 }
 
-/// The shards an index names, which must be plain names of its own folder.
+/// The files that weights can be in, in order of preference.
+const WEIGHTS: [WeightChoice; 4] = [
+    WeightChoice::new("model.safetensors", false, true),
+    WeightChoice::new("model.safetensors.index.json", true, true),
+    WeightChoice::new("pytorch_model.bin", false, false),
+    WeightChoice::new("pytorch_model.bin.index.json", true, false),
+];
+
+/// Chooses the weights among these file names.
+pub(crate) fn choose_weights(names: &BTreeSet<String>) -> Option<WeightChoice> {
+    WEIGHTS
+        .into_iter()
+        .find(|choice| names.contains(choice.file))
+}
+
+/// The shards that an index names. They must be plain file names, so that none leads out of the
+/// folder.
 pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -182,7 +186,7 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// The small files of a folder of which these names are known to be there.
+/// The small files of a folder that holds files of these names.
 pub(crate) fn small_in(folder: &Path, names: &BTreeSet<String>) -> SmallFiles {
     let path = |name: &str| names.contains(name).then(|| folder.join(name));
     SmallFiles {
@@ -213,6 +217,7 @@ fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
             hint: hints::of_file(folder),
         });
     }
+
     small::names_in(folder).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => HubError::NoSuchFolder {
             path: folder.to_owned(),
@@ -224,7 +229,7 @@ fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
     })
 }
 
-/// The files of a folder of which these names are known to be there.
+/// The model in a folder that holds files of these names.
 pub(crate) fn in_folder(
     folder: &Path,
     names: &BTreeSet<String>,
@@ -236,9 +241,11 @@ pub(crate) fn in_folder(
         holds: names.iter().take(12).cloned().collect(),
         hint: hints::of_folder(folder, names),
     };
+
     if names.is_empty() {
         return Err(lacks("any file"));
     }
+
     let path = |name: &str| names.contains(name).then(|| folder.join(name));
     let config = path("config.json").ok_or_else(|| lacks("config.json"))?;
 
@@ -251,6 +258,7 @@ pub(crate) fn in_folder(
         if let Some(missing) = shards.iter().find(|name| !folder.join(name).exists()) {
             return Err(lacks(&format!("{missing}, which {} names", choice.file)));
         }
+
         (
             shards.iter().map(|name| folder.join(name)).collect(),
             Some(index),
@@ -258,9 +266,11 @@ pub(crate) fn in_folder(
     } else {
         (vec![folder.join(choice.file)], None)
     };
-    let weights = match choice.is_safetensors {
-        true => WeightFiles::Safetensors { files, index },
-        false => WeightFiles::PytorchBin { files, index },
+
+    let weights = if choice.is_safetensors {
+        WeightFiles::Safetensors { files, index }
+    } else {
+        WeightFiles::PytorchBin { files, index }
     };
 
     Ok(ModelFiles {
@@ -277,7 +287,7 @@ pub(crate) fn in_folder(
     })
 }
 
-/// The tokenizer's files, where `path` gives those that there are.
+/// The tokenizer's files. `path` returns the path of a name if such a file exists.
 fn tokenizer_files(path: impl Fn(&str) -> Option<PathBuf>) -> TokenizerFiles {
     let tokenizer_config = path("tokenizer_config.json");
     let preferred = tokenizer_config
@@ -310,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn safetensors_come_before_bin_and_single_files_before_shards() {
+    fn safetensors_are_preferred_to_bin_and_single_files_to_shards() {
         let files = folder(&[
             ("config.json", "{}"),
             ("pytorch_model.bin", ""),
@@ -318,6 +328,7 @@ mod tests {
             ("model.safetensors.index.json", "{}"),
             ("vocab.json", "{}"),
         ]);
+
         let model = local(files.path()).unwrap();
         assert!(
             matches!(&model.weights, WeightFiles::Safetensors { files, index: None } if files.len() == 1)
@@ -326,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_folder_lacks_is_named() {
+    fn errors_name_what_a_folder_lacks() {
         let error = local(folder(&[("README.md", "")]).path())
             .unwrap_err()
             .to_string();
@@ -334,10 +345,12 @@ mod tests {
             error.contains("has no config.json") && error.contains("README.md"),
             "{error}"
         );
+
         let error = local(folder(&[("config.json", "{}")]).path())
             .unwrap_err()
             .to_string();
         assert!(error.contains("has no model.safetensors"), "{error}");
+
         let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
         let error = local(
             folder(&[
@@ -347,6 +360,7 @@ mod tests {
             .path(),
         )
         .unwrap_err();
+
         assert!(
             error
                 .to_string()
@@ -356,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_cannot_point_out_of_its_folder() {
+    fn an_index_cannot_name_files_outside_its_folder() {
         for shard in ["../secret", "/etc/passwd", "a/b", ""] {
             let index = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
             let files = folder(&[("model.safetensors.index.json", &index)]);

@@ -1,12 +1,12 @@
-//! What to do about a path or a repository that is no model as it stands.
+//! Hints for error messages: what to do about a path or repository that is not a loadable model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Folders named in a hint.
+/// Upper bound of folders named in a hint.
 const MOST_FOLDERS: usize = 3;
 
-/// What to give instead of a file.
+/// What to pass instead of a file.
 pub(crate) fn of_file(file: &Path) -> String {
     let extension = file
         .extension()
@@ -30,7 +30,7 @@ pub(crate) fn of_file(file: &Path) -> String {
     }
 }
 
-/// What to give instead of a folder, with a `;` before it; empty where nothing is known.
+/// What to pass instead of a folder that is not a model; begins with `;`, empty if unknown.
 pub(crate) fn of_folder(folder: &Path, names: &BTreeSet<String>) -> String {
     let here = folder.display();
     if let Some(link) = dangling_link(folder) {
@@ -38,25 +38,30 @@ pub(crate) fn of_folder(folder: &Path, names: &BTreeSet<String>) -> String {
             "; its {link} is a link to a file that is gone (copy a cached model with cp -rL)"
         );
     }
+
     if let Some(adapter) = adapter(&folder.join("adapter_config.json")) {
         return adapter;
     }
+
     if let Some(name) = first_gguf(names) {
         return format!("; for a GGUF model, give the file: {here}/{name}");
     }
+
     let inner = models_within(folder);
     if !inner.is_empty() {
         return format!("; did you mean {}?", inner.join(" or "));
     }
+
     of_names(names)
 }
 
-/// What to do about a repository with these files, with a `;` before it.
+/// What to do about a repository with these files; begins with `;`, empty if unknown.
 pub(crate) fn of_repository(names: &BTreeSet<String>) -> String {
     if names.contains("adapter_config.json") {
         return "; it is an adapter: merge it into its base model first (`merge_and_unload()` of peft)"
             .into();
     }
+
     match first_gguf(names) {
         Some(name) => {
             format!("; download one of its GGUF files, such as {name}, and give the file's path")
@@ -71,12 +76,14 @@ fn of_names(names: &BTreeSet<String>) -> String {
         return "; these are a model's original weights: convert them for transformers first"
             .into();
     }
+
     let foreign = [
         ("tf_model.h5", "TensorFlow"),
         ("flax_model.msgpack", "Flax"),
         ("model.onnx", "ONNX"),
     ];
     let found = foreign.iter().find(|(name, _)| has(name));
+
     found.map_or(String::new(), |(name, what)| {
         format!("; {name} is for {what}: let transformers save it as safetensors first")
     })
@@ -88,7 +95,7 @@ fn first_gguf(names: &BTreeSet<String>) -> Option<&String> {
         .find(|name| name.to_ascii_lowercase().ends_with(".gguf"))
 }
 
-/// A LoRA adapter names the model it was made for.
+/// The hint for a LoRA adapter, whose configuration names its base model.
 fn adapter(config: &Path) -> Option<String> {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
     let base = config["base_model_name_or_path"]
@@ -99,7 +106,7 @@ fn adapter(config: &Path) -> Option<String> {
     ))
 }
 
-/// The name of a link whose target is gone, as an incomplete copy of a cache leaves it.
+/// The name of a dangling link, as in an incomplete copy of a cache.
 fn dangling_link(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?.flatten();
     let mut links: Vec<String> = entries
@@ -110,21 +117,23 @@ fn dangling_link(folder: &Path) -> Option<String> {
     links.into_iter().next()
 }
 
-/// Folders directly inside with a `config.json`, and the snapshots where `folder` is a repository's
-/// cache.
+/// Subfolders with a `config.json`; if `folder` is a repository in a cache, its snapshots.
 fn models_within(folder: &Path) -> Vec<String> {
     let inside = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let shown = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
-        let models = shown
+        entries
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
             .map(|entry| entry.path())
-            .filter(|path| path.join("config.json").exists());
-        models.map(|path| path.display().to_string()).collect()
+            .filter(|path| path.join("config.json").exists())
+            .map(|path| path.display().to_string())
+            .collect()
     };
+
     let mut found = inside(folder);
     found.extend(inside(&folder.join("snapshots")));
     found.sort();
     found.truncate(MOST_FOLDERS);
+
     found
 }
 
@@ -133,7 +142,7 @@ mod tests {
     use super::*;
     use crate::files::local;
 
-    /// The error of a folder with these files.
+    /// The error for a folder with these files, and the folder's path.
     fn error(files: &[(&str, &str)]) -> (String, String) {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -141,12 +150,13 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
+
         let text = local(folder.path()).unwrap_err().to_string();
         (text, folder.path().display().to_string())
     }
 
     #[test]
-    fn a_folder_of_models_names_them() {
+    fn a_folder_of_models_suggests_them() {
         let (text, folder) = error(&[
             ("a/config.json", "{}"),
             ("b/config.json", "{}"),
@@ -156,6 +166,7 @@ mod tests {
             text.contains(&format!("did you mean {folder}/a or {folder}/b?")),
             "{text}"
         );
+
         let (text, folder) = error(&[("snapshots/0123/config.json", "{}"), ("refs/main", "0123")]);
         assert!(
             text.contains(&format!("did you mean {folder}/snapshots/0123?")),
@@ -164,29 +175,33 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_of_models_are_told_apart() {
+    fn other_kinds_of_models_have_their_own_hints() {
         let adapter = r#"{"base_model_name_or_path": "gpt2"}"#;
         let (text, _) = error(&[
             ("adapter_config.json", adapter),
             ("adapter_model.safetensors", ""),
         ]);
         assert!(text.contains("an adapter for gpt2"), "{text}");
+
         let (text, folder) = error(&[("Model-Q8_0.GGUF", ""), ("README.md", "")]);
         assert!(
             text.contains(&format!("give the file: {folder}/Model-Q8_0.GGUF")),
             "{text}"
         );
+
         let (text, _) = error(&[("consolidated.00.pth", ""), ("params.json", "{}")]);
         assert!(text.contains("original weights"), "{text}");
+
         let (text, _) = error(&[("config.json", "{}"), ("tf_model.h5", "")]);
         assert!(text.contains("tf_model.h5 is for TensorFlow"), "{text}");
     }
 
     #[test]
-    fn files_and_missing_folders_say_what_to_give() {
+    fn errors_for_files_and_missing_folders_say_what_to_pass() {
         let folder = tempfile::tempdir().unwrap();
         let here = folder.path().display().to_string();
         let text = |name: &str| local(&folder.path().join(name)).unwrap_err().to_string();
+
         for (name, expected) in [
             (
                 "model.safetensors",
@@ -203,6 +218,7 @@ mod tests {
             std::fs::write(folder.path().join(name), "").unwrap();
             assert!(text(name).contains(&expected), "{}", text(name));
         }
+
         assert_eq!(
             text("nowhere"),
             format!("there is no folder {here}/nowhere")
@@ -212,12 +228,13 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_without_their_targets_are_named() {
+    fn dangling_links_are_named() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         std::os::unix::fs::symlink("../../blobs/abc", folder.path().join("model.safetensors"))
             .unwrap();
         let text = local(folder.path()).unwrap_err().to_string();
+
         assert!(
             text.contains("has no model.safetensors")
                 && text.contains("link to a file that is gone"),

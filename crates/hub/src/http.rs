@@ -1,16 +1,17 @@
-//! Requests for files: redirects by hand, so that the token goes to the hub and nowhere else.
+//! Requests for files. Redirects are followed here and not by reqwest, so that the token is sent to
+//! the hub only.
 
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
-use reqwest::{Certificate, Client, Method, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use std::path::Path;
 use std::time::Duration;
 
 /// Redirects followed for one request.
 const REDIRECTS: usize = 10;
 
-/// A client with the time-outs of the settings.
+/// An HTTP client for one endpoint.
 #[derive(Debug)]
 pub(crate) struct Http {
     client: Client,
@@ -19,16 +20,18 @@ pub(crate) struct Http {
     etag_timeout: Duration,
 }
 
-/// A request that got no usable answer.
+/// A failed request.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Worth another try, after the delay the server asks for.
+    /// Worth a retry.
     Transient {
         reason: String,
+        /// The delay that the server requests (`Retry-After`).
         after: Option<Duration>,
+        /// The host could not be reached, or did not answer in time.
         unreachable: bool,
     },
-    /// Not worth one.
+    /// Not worth a retry.
     Final(HubError),
 }
 
@@ -38,10 +41,10 @@ impl From<HubError> for Failure {
     }
 }
 
-/// The program's name for servers.
 pub(crate) const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
 
-/// A client as hf-hub and we use it.
+/// A reqwest client with the time-outs and certificates of the settings, for hf-hub and for
+/// [`Http`].
 pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
@@ -51,12 +54,13 @@ pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -
     if let Some(bundle) = &config.ca_bundle {
         builder = builder.tls_certs_only(certificates(bundle)?);
     }
+
     builder
         .build()
         .map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
 }
 
-/// The certificates of a PEM file, or of all files of a folder.
+/// The certificates in a PEM file, or in all files of a folder.
 fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
     let io = |path: &Path| {
         let path = path.to_owned();
@@ -81,6 +85,7 @@ fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
         };
         found.extend(Certificate::from_pem_bundle(&pem).map_err(malformed)?);
     }
+
     if found.is_empty() {
         let reason =
             "it holds no certificates in PEM form (REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names it)";
@@ -89,6 +94,7 @@ fn certificates(bundle: &Path) -> Result<Vec<Certificate>> {
             reason: reason.into(),
         });
     }
+
     Ok(found)
 }
 
@@ -109,6 +115,7 @@ impl Http {
                 format!("it is not a URL ({cause})"),
             )
         })?;
+
         let client = client(config, reqwest::redirect::Policy::none())?;
         Ok(Self {
             client,
@@ -118,67 +125,74 @@ impl Http {
         })
     }
 
-    /// The address of a file.
+    /// The URL of a file.
     pub(crate) fn file_url(&self, repo: &str, commit: &str, file: &str) -> Result<Url> {
         let mut url = self.endpoint.clone();
         let base = url.path().trim_end_matches('/').to_owned();
-        // All parts were checked to be plain names.
+        // All parts have been checked to be plain names.
         url.set_path(&format!("{base}/{repo}/resolve/{commit}/{file}"));
         Ok(url)
     }
 
-    /// Follows redirects until `enough` of the answer, or to its end.
+    /// Sends a request and follows redirects, up to one whose headers are already `enough`.
     pub(crate) async fn send(
         &self,
         method: Method,
-        url: Url,
+        mut url: Url,
         range: Option<String>,
         enough: impl Fn(&HeaderMap) -> bool,
     ) -> std::result::Result<Response, Failure> {
-        let mut url = url;
         for _ in 0..REDIRECTS {
-            let mut request = self.client.request(method.clone(), url.clone());
-            // Lengths and ranges are those of the file, not of a compressed form.
-            request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            if let (Some(token), true) = (&self.token, self.is_endpoint(&url)) {
-                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-            }
-            if method == Method::HEAD {
-                request = request.timeout(self.etag_timeout);
-            }
-            if let Some(range) = &range {
-                request = request.header(RANGE, range);
-            }
-            let response = request.send().await.map_err(|cause| transient(&cause))?;
+            let response = self
+                .request(&method, &url, range.as_deref())
+                .send()
+                .await
+                .map_err(|cause| transient(&cause))?;
             if !response.status().is_redirection() || enough(response.headers()) {
                 return Ok(response);
             }
-            let location = response
+
+            let target = response
                 .headers()
                 .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
-            url = location
-                .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| {
-                    malformed(&self.host(), "a redirect", "it says not where to".into())
-                })?;
+                .and_then(|value| value.to_str().ok())
+                .and_then(|location| url.join(location).ok());
+            url = target.ok_or_else(|| {
+                let reason = "it has no usable Location".into();
+                malformed(&self.host(), "a redirect", reason)
+            })?;
         }
-        Err(malformed(
-            &self.host(),
-            "a file",
-            format!("more than {REDIRECTS} redirects"),
-        )
-        .into())
+
+        let reason = format!("more than {REDIRECTS} redirects");
+        Err(malformed(&self.host(), "a file", reason).into())
     }
 
-    /// Whether a URL is the hub's own: scheme, host and port.
+    fn request(&self, method: &Method, url: &Url, range: Option<&str>) -> RequestBuilder {
+        let mut request = self.client.request(method.clone(), url.clone());
+        // Lengths and ranges must be those of the file, not of a compressed form.
+        request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(token) = &self.token
+            && self.is_endpoint(url)
+        {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if *method == Method::HEAD {
+            request = request.timeout(self.etag_timeout);
+        }
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
+        }
+        request
+    }
+
+    /// Whether a URL has the scheme, host and port of the endpoint.
     pub(crate) fn is_endpoint(&self, url: &Url) -> bool {
         url.scheme() == self.endpoint.scheme()
             && url.host_str() == self.endpoint.host_str()
             && url.port_or_known_default() == self.endpoint.port_or_known_default()
     }
 
-    /// The hub's host, for messages.
+    /// The endpoint's host, for error messages.
     pub(crate) fn host(&self) -> String {
         self.endpoint.host_str().unwrap_or("the hub").to_owned()
     }
@@ -188,23 +202,14 @@ impl Http {
     }
 }
 
-/// A failed request as something to try again, told in the words of its innermost cause.
+/// A failed request as a transient failure. Its reason is the innermost cause.
 pub(crate) fn transient(error: &reqwest::Error) -> Failure {
     let reason = if error.is_timeout() {
         "no answer in time".to_owned()
     } else {
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(inner) = cause.source() {
-            cause = inner;
-        }
-        let cause = cause.to_string();
-        match cause.contains("certificate") {
-            true => {
-                format!("{cause}; a proxy's own certificate must be named by REQUESTS_CA_BUNDLE")
-            }
-            false => cause,
-        }
+        innermost_cause(error)
     };
+
     Failure::Transient {
         reason,
         after: None,
@@ -212,7 +217,21 @@ pub(crate) fn transient(error: &reqwest::Error) -> Failure {
     }
 }
 
-/// Whether another try may help.
+fn innermost_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+
+    let mut text = cause.to_string();
+    if text.contains("certificate") {
+        text += "; if a proxy has its own certificate, set REQUESTS_CA_BUNDLE to it";
+    }
+
+    text
+}
+
+/// Whether a retry may help.
 pub(crate) fn is_transient(status: StatusCode) -> bool {
     status.is_server_error()
         || matches!(

@@ -1,4 +1,4 @@
-//! The one entrance: from a model's name to its files.
+//! [`Hub`]: from a model's name to its files.
 
 use crate::api::{self, Listing};
 use crate::cache::{self, RepoCache, is_commit};
@@ -14,11 +14,11 @@ use crate::{hints, small};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The model that is part of the program and needs no network.
+/// The model embedded in the program, which needs no network.
 const BUILT_IN: &str = "tiny-gpt2";
-/// A header longer than this is no header (the limit of the safetensors crate).
+/// Upper bound of a safetensors header in bytes, as in the safetensors crate.
 const LONGEST_HEADER: u64 = 100_000_000;
-/// Bytes asked for at first: most headers fit, so one request does.
+/// Bytes requested at first to read a header. Most headers fit, so one request suffices.
 const FIRST_BYTES: u64 = 1 << 17;
 
 /// Finds and fetches models.
@@ -28,8 +28,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with those settings. An endpoint that is no URL or certificates that cannot be read
-    /// are an error of what needs the network, not of this.
+    /// A hub with these settings. An invalid endpoint or unreadable certificates are reported by the
+    /// first call that needs the network, not here.
     pub fn new(config: HubConfig) -> Self {
         Self { config }
     }
@@ -39,10 +39,10 @@ impl Hub {
         &self.config
     }
 
-    /// The files of a model; what is not on disk is downloaded.
+    /// The files of a model. Missing files are downloaded.
     ///
     /// # Errors
-    /// Each way it can fail is a variant of [`HubError`].
+    /// [`HubError`], with one variant for each way this can fail.
     pub fn resolve(&self, model: &ModelRef, progress: &dyn Progress) -> Result<ModelFiles> {
         match model {
             ModelRef::Local(folder) => files::local(&self.local_folder(folder)),
@@ -52,11 +52,11 @@ impl Hub {
         }
     }
 
-    /// `config.json` and the headers of the safetensors files, without the weights: from disk where
-    /// they are there, else by asking for the first bytes of each file.
+    /// `config.json` and the headers of the safetensors files, without the weights. Files that are
+    /// not on disk are not downloaded; only their first bytes are requested.
     ///
     /// # Errors
-    /// As [`Hub::resolve`]; [`HubError::NotAModel`] where there are no safetensors files.
+    /// As [`Hub::resolve`]; [`HubError::NotAModel`] if there are no safetensors files.
     pub fn resolve_metadata(
         &self,
         model: &ModelRef,
@@ -70,8 +70,8 @@ impl Hub {
         }
     }
 
-    /// The small files of a model, without its weights: `config.json` and what its tokenizer and
-    /// its chat templates are made of. A folder or repository may lack any of them.
+    /// The small files of a model, without its weights: `config.json`, and the files of the tokenizer
+    /// and the chat templates. Any of them may be missing.
     ///
     /// # Errors
     /// As [`Hub::resolve`].
@@ -84,7 +84,7 @@ impl Hub {
         }
     }
 
-    /// Models that are whole in the cache.
+    /// Models that are complete in the cache, by name.
     pub fn cached_models(&self) -> Vec<String> {
         cache::models(&self.config.cache_dir)
     }
@@ -103,33 +103,36 @@ impl Hub {
         progress: &dyn Progress,
     ) -> Result<ModelFiles> {
         let cache = RepoCache::new(&self.config.cache_dir, repo);
-        let wanted = revision.unwrap_or("main");
+        let requested = revision.unwrap_or("main");
         if self.config.offline {
-            return self.offline(&cache, repo, wanted);
+            return self.offline(&cache, repo, requested);
         }
-        // A commit never changes: what is known of it stays true.
-        if is_commit(wanted)
-            && let Ok(model) = cache.model(wanted)
-            && cache.knows_all(wanted)
+        // A commit never changes, so a complete one needs no request.
+        if is_commit(requested)
+            && let Ok(model) = cache.model(requested)
+            && cache.knows_all(requested)
         {
             return Ok(model);
         }
+
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
             Err(error) => {
                 return or_cached(error, progress, || {
-                    cache.model(&cache.commit_of(wanted)?).ok()
+                    cache.model(&cache.commit_of(requested)?).ok()
                 });
             }
         };
+
         let fetch = self.fetch(&http, &cache, repo, &listing, progress);
         fetch_all(&fetch, &listing).await?;
         cache.note_absent(&listing.commit, &listing.names);
-        cache.set_commit(wanted, &listing.commit)?;
+        cache.set_commit(requested, &listing.commit)?;
         cache.model(&listing.commit)
     }
 
+    /// Asks the hub for the commit and the file names, with retries.
     async fn listing(
         &self,
         http: &Http,
@@ -150,8 +153,9 @@ impl Hub {
                         unreachable,
                     }) => (reason, after, unreachable),
                 };
+
             let delay = retries.next(after);
-            // A host that cannot be reached twice will not be reached by patience.
+            // A host that was unreachable twice will stay so: more retries only cost time.
             let Some(delay) = delay.filter(|_| !unreachable || retries.in_a_row() < 2) else {
                 return Err(HubError::NoNetwork {
                     host: http.host(),
@@ -159,12 +163,14 @@ impl Hub {
                     offline_models: offline_models(cached),
                 });
             };
+
             progress.event(&ProgressEvent::Retry {
                 file: repo,
                 attempt: retries.in_a_row(),
                 delay,
                 reason,
             });
+
             tokio::time::sleep(delay).await;
         }
     }
@@ -187,6 +193,7 @@ impl Hub {
         }
     }
 
+    /// The model from the cache, without a request.
     fn offline(&self, cache: &RepoCache, repo: &str, revision: &str) -> Result<ModelFiles> {
         match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
             Some(Ok(model)) => Ok(model),
@@ -209,17 +216,18 @@ impl Hub {
         progress: &dyn Progress,
     ) -> Result<SmallFiles> {
         let cache = RepoCache::new(&self.config.cache_dir, repo);
-        let wanted = revision.unwrap_or("main");
+        let requested = revision.unwrap_or("main");
         let cached = || {
-            let commit = cache.commit_of(wanted)?;
+            let commit = cache.commit_of(requested)?;
             let names = cache.names(&commit);
             (!names.is_empty()).then(|| files::small_in(&cache.snapshot(&commit), &names))
         };
+
         if self.config.offline {
-            return cached().map_or_else(
-                || self.offline(&cache, repo, wanted).map(SmallFiles::from),
-                Ok,
-            );
+            return match cached() {
+                Some(files) => Ok(files),
+                None => self.offline(&cache, repo, requested).map(SmallFiles::from),
+            };
         }
 
         let http = Http::new(&self.config)?;
@@ -228,15 +236,17 @@ impl Hub {
             Err(error) => return or_cached(error, progress, cached),
         };
         let fetch = self.fetch(&http, &cache, repo, &listing, progress);
-        let config = listing
-            .names
-            .contains("config.json")
-            .then_some("config.json");
-        for file in config.into_iter().chain(small::chosen(&listing.names)) {
+        if listing.names.contains("config.json") {
+            fetch.file("config.json").await?;
+        }
+
+        for file in small::chosen(&listing.names) {
             fetch.file(file).await?;
         }
-        cache.set_commit(wanted, &listing.commit)?;
+
+        cache.set_commit(requested, &listing.commit)?;
         let folder = cache.snapshot(&listing.commit);
+
         Ok(files::small_in(&folder, &cache.names(&listing.commit)))
     }
 
@@ -247,47 +257,56 @@ impl Hub {
         progress: &dyn Progress,
     ) -> Result<ModelHeaders> {
         let cache = RepoCache::new(&self.config.cache_dir, repo);
-        let wanted = revision.unwrap_or("main");
+        let requested = revision.unwrap_or("main");
         if self.config.offline {
-            return headers_on_disk(&self.offline(&cache, repo, wanted)?);
+            return headers_on_disk(&self.offline(&cache, repo, requested)?);
         }
+
         let http = Http::new(&self.config)?;
         let listing = match self.listing(&http, repo, revision, progress).await {
             Ok(listing) => listing,
             Err(error) => {
-                let cached = || cache.model(&cache.commit_of(wanted)?).ok();
+                let cached = || cache.model(&cache.commit_of(requested)?).ok();
                 return headers_on_disk(&or_cached(error, progress, cached)?);
             }
         };
+
         if let Ok(model) = cache.model(&listing.commit) {
             return headers_on_disk(&model);
         }
+
         let fetch = self.fetch(&http, &cache, repo, &listing, progress);
-        let choice = files::choose_weights(&listing.names).filter(|choice| choice.is_safetensors);
-        let choice = choice.ok_or_else(|| no_headers(repo))?;
+        let choice = files::choose_weights(&listing.names)
+            .filter(|choice| choice.is_safetensors)
+            .ok_or_else(|| no_headers(repo))?;
         let config = fetch.file("config.json").await?;
-        let names = match choice.is_index {
-            true => files::shards_of(&fetch.file(choice.file).await?)?,
-            false => vec![choice.file.to_owned()],
+        let names = if choice.is_index {
+            files::shards_of(&fetch.file(choice.file).await?)?
+        } else {
+            vec![choice.file.to_owned()]
         };
+
         let mut headers = Vec::new();
         for file in names {
             headers.push(remote_header(&fetch, &file).await?);
         }
+
         Ok(ModelHeaders { config, headers })
     }
 }
 
-/// Every file of the model, the small ones first, so that a wrong repository is known early.
+/// Downloads every file of the model. The small ones come first, so that errors show early.
 async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
     let not_a_model = |lacks: &str| HubError::NotAModel {
         repo: fetch.repo.to_owned(),
         lacks: lacks.to_owned(),
         hint: hints::of_repository(&listing.names),
     };
+
     if !listing.names.contains("config.json") {
         return Err(not_a_model("config.json"));
     }
+
     let choice = files::choose_weights(&listing.names)
         .ok_or_else(|| not_a_model("model.safetensors and no pytorch_model.bin"))?;
 
@@ -295,18 +314,19 @@ async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
     for file in small::chosen(&listing.names) {
         fetch.file(file).await?;
     }
+
     let first = fetch.file(choice.file).await?;
     if choice.is_index {
         for shard in files::shards_of(&first)? {
             fetch.file(&shard).await?;
         }
     }
+
     Ok(())
 }
 
-/// What the cache has, if the hub cannot be reached or no longer answers for the repository: as
-/// huggingface_hub, which goes on with the files it downloaded before. Other errors are returned,
-/// and so is `error` where nothing is cached.
+/// Falls back to the cache if the hub cannot be reached or no longer serves the repository, as
+/// huggingface_hub does. Returns `error` if it is of another kind or nothing is cached.
 fn or_cached<T>(
     error: HubError,
     progress: &dyn Progress,
@@ -321,8 +341,10 @@ fn or_cached<T>(
         HubError::MalformedAnswer { .. } => error.to_string(),
         _ => return Err(error),
     };
+
     let found = cached().ok_or(error)?;
     progress.event(&ProgressEvent::UsingCache { reason });
+
     Ok(found)
 }
 
@@ -338,7 +360,7 @@ fn offline_models(cached: Vec<String>) -> Vec<String> {
     std::iter::once(BUILT_IN.to_owned()).chain(cached).collect()
 }
 
-/// Runs a future on a thread and runtime of its own, so that callers may have a runtime too.
+/// Runs a future on its own thread and runtime, so that it can be called from within a runtime.
 fn block_on<T: Send, F: Future<Output = Result<T>>>(make: impl FnOnce() -> F + Send) -> Result<T> {
     let run = || {
         let io = |source| HubError::Io {
@@ -351,13 +373,15 @@ fn block_on<T: Send, F: Future<Output = Result<T>>>(make: impl FnOnce() -> F + S
             .map_err(io)?;
         runtime.block_on(make())
     };
+
     std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     })
 }
 
-/// The header of a safetensors file on the hub.
+/// Reads the header of a safetensors file on the hub: with one request, or two if it is longer than
+/// [`FIRST_BYTES`].
 async fn remote_header(fetch: &Fetch<'_>, file: &str) -> Result<SafetensorsHeader> {
     let malformed = |reason: String| HubError::MalformedFile {
         path: PathBuf::from(file),
@@ -368,10 +392,12 @@ async fn remote_header(fetch: &Fetch<'_>, file: &str) -> Result<SafetensorsHeade
     if (bytes.len() as u64) < 8 + length {
         bytes = fetch.beginning(file, 8 + length).await?.0;
     }
+
     let end = usize::try_from(8 + length).unwrap_or(usize::MAX);
     let json = bytes
         .get(8..end)
         .ok_or_else(|| malformed(format!("it ends inside its header of {length} bytes")))?;
+
     Ok(SafetensorsHeader {
         file_name: file.to_owned(),
         json: json.to_vec(),
@@ -379,6 +405,7 @@ async fn remote_header(fetch: &Fetch<'_>, file: &str) -> Result<SafetensorsHeade
     })
 }
 
+/// The length of the header JSON, from the 8 bytes before it.
 fn header_length(bytes: &[u8]) -> std::result::Result<u64, String> {
     match bytes.first_chunk().map(|first| u64::from_le_bytes(*first)) {
         Some(length) if length <= LONGEST_HEADER => Ok(length),
@@ -419,11 +446,13 @@ fn header_on_disk(path: &Path) -> Result<SafetensorsHeader> {
     let length = header_length(&first).map_err(malformed)?;
     let mut json = Vec::new();
     file.take(length).read_to_end(&mut json).map_err(io)?;
+
     if json.len() as u64 != length {
         return Err(malformed(format!(
             "it ends inside its header of {length} bytes"
         )));
     }
+
     let file_name = path
         .file_name()
         .unwrap_or_default()

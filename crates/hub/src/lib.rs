@@ -1,9 +1,10 @@
-//! Model files, from a folder, from the cache, or from the Hugging Face hub over a bad line.
+//! Finds a model's files in a folder or the cache, or downloads them from the Hugging Face hub, over
+//! unreliable connections too.
 //!
-//! [`Hub::resolve`] turns a model's name into files on disk, in the cache layout of Python's
-//! `huggingface_hub`, so that both use each other's downloads. What hf-hub 1.0 lacks is here:
-//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum before the
-//! rename, waiting for another process' download, offline mode, mirrors.
+//! [`Hub::resolve`] turns a model's name into files on disk. The cache has the layout of Python's
+//! `huggingface_hub`, so each uses the other's downloads. The crate adds what hf-hub 1.0 lacks:
+//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum verification
+//! before the rename, waiting for another process's download, offline mode, mirrors.
 //!
 //! ```
 //! use llm_int8_hub::{Hub, HubConfig, ModelRef, NoProgress};
@@ -19,7 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The library prints nothing; [`HubConfig::from_env`] is the one place that reads the environment.
+//! The library prints nothing. Only [`HubConfig::from_env`] reads the environment.
 
 mod address;
 mod api;

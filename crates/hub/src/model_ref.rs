@@ -1,4 +1,4 @@
-//! What a user calls a model.
+//! A model as the user names it.
 
 use crate::address;
 use crate::error::{HubError, Result};
@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A folder, or a repository of the hub at a revision.
+/// A folder, or a repository on the hub at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelRef {
     /// A folder with a checkpoint.
@@ -15,7 +15,7 @@ pub enum ModelRef {
     Hub {
         /// `name` or `org/name`.
         repo: String,
-        /// A branch, tag or commit; `main` where none is given.
+        /// A branch, tag or commit; `None` means `main`.
         revision: Option<String>,
     },
 }
@@ -35,16 +35,19 @@ impl FromStr for ModelRef {
         if let Some(path) = address::on_the_hub(name) {
             return address::model(name, path);
         }
+
         if is_path(name) {
             return Ok(Self::Local(PathBuf::from(name)));
         }
+
         let refuse = |reason: &str| HubError::InvalidName {
             name: name.to_owned(),
             reason: reason.to_owned(),
         };
+
         if name.contains("://") {
             return Err(refuse(
-                "it is an address of another place than huggingface.co; give a mirror by HF_ENDPOINT",
+                "it is not an address on huggingface.co; to use a mirror, set HF_ENDPOINT",
             ));
         }
 
@@ -58,16 +61,19 @@ impl FromStr for ModelRef {
                 "there is no such folder, and a name on the hub has at most one `/`",
             ));
         }
+
         if !parts.iter().all(|part| is_plain_name(part)) {
             return Err(refuse(
                 "only letters, digits, `-`, `_` and `.` are allowed, and no `..`",
             ));
         }
+
         if revision.is_some_and(|revision| !is_plain_revision(revision)) {
             return Err(refuse(
                 "the revision after `@` is not a branch, tag or commit",
             ));
         }
+
         Ok(Self::Hub {
             repo: repo.to_owned(),
             revision: revision.map(str::to_owned),
@@ -75,8 +81,7 @@ impl FromStr for ModelRef {
     }
 }
 
-/// Endings of files that people give in the place of their folder, and that no repository's name
-/// has.
+/// Extensions of files that people pass instead of the folder. No repository's name ends in one.
 const FILE_ENDINGS: [&str; 9] = [
     ".safetensors",
     ".bin",
@@ -89,25 +94,28 @@ const FILE_ENDINGS: [&str; 9] = [
     ".onnx",
 ];
 
-/// What is meant as a path: what begins like one, is a folder, or names a file.
+/// Whether a name is meant as a path: it begins like one, is an existing folder, or names a file.
 fn is_path(name: &str) -> bool {
-    let begins = ["./", "../", "/", "~/"]
+    let begins_like_one = ["./", "../", "/", "~/"]
         .iter()
         .any(|start| name.starts_with(start));
-    let is_windows = name.contains('\\') || name.as_bytes().get(1..3) == Some(b":/");
+    let is_windows_path = name.contains('\\') || name.as_bytes().get(1..3) == Some(b":/");
     let path = Path::new(name);
-    let ending = name.to_ascii_lowercase();
+
     // A file that happens to have a model's name, such as `gpt2`, does not hide the model.
     let is_file = name.contains(['/', '.']) && path.is_file();
-    begins
-        || is_windows
+    let lower = name.to_ascii_lowercase();
+    let has_file_ending = FILE_ENDINGS.iter().any(|ending| lower.ends_with(ending));
+
+    begins_like_one
+        || is_windows_path
         || [".", "..", "~"].contains(&name)
         || path.is_dir()
         || is_file
-        || (!name.contains("://") && FILE_ENDINGS.iter().any(|known| ending.ends_with(known)))
+        || (has_file_ending && !name.contains("://"))
 }
 
-/// A name that can stand in a URL and in a file name of the cache.
+/// Whether a name is safe in a URL and as a file name in the cache.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !name.is_empty()
@@ -117,6 +125,7 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
+/// Whether a revision is safe in a URL and as a path in the cache. It may contain slashes.
 pub(crate) fn is_plain_revision(revision: &str) -> bool {
     revision.split('/').all(is_plain_name)
 }
@@ -142,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_names_are_refused() {
+    fn hostile_names_are_rejected() {
         for name in [
             "",
             "a/b/c",
@@ -168,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_path_is_one() {
+    fn names_that_look_like_paths_are_paths() {
         for name in [
             "./x",
             "../x",
@@ -188,12 +197,14 @@ mod tests {
                 "{name}"
             );
         }
+
         for name in ["gpt2", "org/name", "org/name.v1", "Qwen/Qwen2.5-0.5B"] {
             assert!(
                 matches!(name.parse().unwrap(), ModelRef::Hub { .. }),
                 "{name}"
             );
         }
+
         let nested = "models/org/name"
             .parse::<ModelRef>()
             .unwrap_err()

@@ -1,6 +1,6 @@
-//! Names near a mistyped one.
+//! Suggestions for mistyped model names.
 
-/// Models people ask for, for suggestions only.
+/// Popular models, only for suggestions.
 const WELL_KNOWN: [&str; 24] = [
     "gpt2",
     "gpt2-medium",
@@ -28,7 +28,7 @@ const WELL_KNOWN: [&str; 24] = [
     "HuggingFaceTB/SmolLM2-135M-Instruct",
 ];
 
-/// `; did you mean a or b?` of the nearest names, or nothing where none is near.
+/// `; did you mean a or b?` with up to three similar names; empty if none is similar.
 pub(crate) fn hint(name: &str, cached: &[String]) -> String {
     let candidates = cached.iter().map(String::as_str).chain(WELL_KNOWN);
     let mut near: Vec<(usize, &str)> = candidates
@@ -41,9 +41,11 @@ pub(crate) fn hint(name: &str, cached: &[String]) -> String {
         })
         .filter(|(distance, _)| *distance <= (name.len() / 4).max(2))
         .collect();
+
     near.sort_unstable();
     near.dedup();
     let names: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
+
     if names.is_empty() {
         String::new()
     } else {
@@ -51,11 +53,13 @@ pub(crate) fn hint(name: &str, cached: &[String]) -> String {
     }
 }
 
-/// Changes from one name to the other, two swapped letters being one change (Damerau-Levenshtein).
+/// Number of edits from one name to the other. Swapping two adjacent letters is one edit
+/// (Damerau-Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows = vec![vec![0usize; b.len() + 1]; a.len() + 1];
     rows[0] = (0..=b.len()).collect();
+
     for i in 1..=a.len() {
         rows[i][0] = i;
         for j in 1..=b.len() {
@@ -66,6 +70,7 @@ fn distance(a: &str, b: &str) -> usize {
             }
         }
     }
+
     rows[a.len()][b.len()]
 }
 
@@ -74,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_finger_is_understood() {
+    fn typos_lead_to_suggestions() {
         assert!(
             hint("gpt2-lrage", &[]).starts_with("; did you mean gpt2-large"),
             "{}",

@@ -1,69 +1,69 @@
-//! What happens while files are fetched, for whoever shows it.
+//! Progress events of downloads, for callers that show them.
 
 use std::time::Duration;
 
-/// One thing that happened.
+/// An event of a download.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
-    /// A download begins, or goes on from `resumed_from` bytes of an earlier one.
+    /// A download begins, or resumes an earlier one.
     Start {
-        /// The file in its repository.
+        /// The file's name in its repository.
         file: &'a str,
-        /// Its length in bytes, where the server tells.
+        /// Its length in bytes, if the server says it.
         total: Option<u64>,
-        /// Bytes that are there already.
+        /// Bytes that an earlier download has left; 0 for a new one.
         resumed_from: u64,
     },
     /// Bytes have arrived.
     Advance {
         /// The file.
         file: &'a str,
-        /// How many.
+        /// How many since the last event.
         bytes: u64,
     },
-    /// A try failed; another follows after `delay`.
+    /// An attempt failed. The next one follows after `delay`.
     Retry {
         /// The file or request.
         file: &'a str,
-        /// Number of the next try, from 1.
+        /// Number of consecutive failures so far, from 1.
         attempt: u32,
-        /// Time until then.
+        /// Time until the next attempt.
         delay: Duration,
         /// What went wrong.
         reason: String,
     },
-    /// The download starts over: what was there cannot be continued.
+    /// The download starts over: its bytes were damaged, or the server cannot resume it.
     Restart {
         /// The file.
         file: &'a str,
         /// Why.
         reason: String,
     },
-    /// Another process downloads the same file; this one waits.
+    /// Another process is downloading the same file, and this one waits for it.
     WaitingForLock {
         /// The file.
         file: &'a str,
     },
-    /// A file is there, whole and checked.
+    /// A file is complete and verified.
     Done {
         /// The file.
         file: &'a str,
     },
-    /// The network failed, and the cache has everything.
+    /// The hub cannot be used; the files in the cache are used instead.
     UsingCache {
         /// What went wrong.
         reason: String,
     },
 }
 
-/// Whoever wants to know.
+/// A receiver of progress events.
 pub trait Progress: Sync {
-    /// Called for every event, from the thread that downloads.
+    /// Called for every event, on the thread that downloads.
     fn event(&self, event: &ProgressEvent<'_>);
 }
 
-/// Nobody wants to know.
+/// Ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoProgress;
 

@@ -1,11 +1,11 @@
-//! The small files beside a model's weights, by name: everything transformers reads for generating
-//! and for tokenizers of whatever class (`vocab_files_names`,
-//! `PreTrainedTokenizerBase.from_pretrained`), so that a copy of the model reads as the model does.
+//! The names of a model's small files: everything that transformers reads for generation and for
+//! tokenizers of any class (`vocab_files_names`, `PreTrainedTokenizerBase.from_pretrained`). With
+//! them, a copy of the model behaves like the model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Names of a sentencepiece or tiktoken model, by tokenizer class.
+/// Names of a SentencePiece or tiktoken model. They differ by tokenizer class.
 pub(crate) const TOKENIZER_MODELS: [&str; 5] = [
     "tokenizer.model",
     "spiece.model",
@@ -14,7 +14,7 @@ pub(crate) const TOKENIZER_MODELS: [&str; 5] = [
     "spm.model",
 ];
 
-/// The others.
+/// The other fixed names.
 const NAMES: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
@@ -28,18 +28,18 @@ const NAMES: [&str; 10] = [
     "vocab.txt",
 ];
 
-/// The one folder inside a model's: more chat templates, chosen by name.
+/// The one subfolder that is used: additional chat templates, chosen by name.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// The version of transformers whose choices are ours.
+/// The version of transformers that this crate follows.
 const TRANSFORMERS: [u64; 3] = [4, 57, 1];
 
-/// Names that are looked for in every model.
+/// Names that every model may have.
 pub(crate) fn fixed_names() -> impl Iterator<Item = &'static str> {
     NAMES.into_iter().chain(TOKENIZER_MODELS)
 }
 
-/// The small files among these names, `config.json` excepted.
+/// The small files among these names, without `config.json`.
 pub(crate) fn chosen(names: &BTreeSet<String>) -> Vec<&str> {
     let mut chosen: Vec<&str> = fixed_names().filter(|name| names.contains(*name)).collect();
     chosen.extend(
@@ -51,7 +51,7 @@ pub(crate) fn chosen(names: &BTreeSet<String>) -> Vec<&str> {
     chosen
 }
 
-/// Whether a file of that name can be part of a model: nothing that leads out of its folder.
+/// Whether a file of this name can be part of a model. Names that lead out of its folder cannot.
 pub(crate) fn may_be_fetched(name: &str) -> bool {
     crate::model_ref::is_plain_name(name) || is_template(name)
 }
@@ -64,8 +64,8 @@ fn is_template(name: &str) -> bool {
     inner.is_some_and(|inner| inner.ends_with(".jinja") && crate::model_ref::is_plain_name(inner))
 }
 
-/// `tokenizer.4.0.0.json`: what transformers from that version on reads instead of
-/// `tokenizer.json`.
+/// `tokenizer.4.0.0.json`, which transformers reads instead of `tokenizer.json` from that version
+/// on.
 fn is_versioned(name: &str) -> bool {
     version(name).is_some()
 }
@@ -75,8 +75,8 @@ fn version(name: &str) -> Option<Vec<u64>> {
     digits.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// The tokenizer that `fast_tokenizer_files` of a `tokenizer_config.json` prefers to
-/// `tokenizer.json`, as `get_fast_tokenizer_file` of transformers chooses.
+/// The versioned tokenizer file that transformers' `get_fast_tokenizer_file` would choose from the
+/// `fast_tokenizer_files` of a `tokenizer_config.json`; `None` for `tokenizer.json`.
 pub(crate) fn preferred_tokenizer(config: &Path) -> Option<String> {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
     let names = config["fast_tokenizer_files"]
@@ -84,16 +84,18 @@ pub(crate) fn preferred_tokenizer(config: &Path) -> Option<String> {
         .iter()
         .filter_map(|name| name.as_str());
     let mut known: Vec<&str> = names.filter(|name| is_versioned(name)).collect();
-    // There, versions are sorted as texts, and the first that is too new ends the search.
+
+    // As there, versions are sorted as strings, and the first one that is too new ends the search.
     known.sort_unstable();
     let usable = known
         .iter()
         .take_while(|name| version(name).is_some_and(|v| v[..] <= TRANSFORMERS[..]));
+
     usable.last().map(|name| (*name).to_owned())
 }
 
-/// Names of the files in a model's folder: its own, and those of the folder of chat templates.
-/// Links whose target is gone are none.
+/// Names of the files in a model's folder, including the folder of chat templates. Dangling links
+/// are ignored.
 pub(crate) fn names_in(folder: &Path) -> std::io::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(folder)? {
@@ -111,6 +113,7 @@ pub(crate) fn names_in(folder: &Path) -> std::io::Result<BTreeSet<String>> {
     let templates =
         templates.filter_map(|entry| Some(format!("{TEMPLATES}/{}", entry.file_name().to_str()?)));
     names.extend(templates.filter(|name| is_template(name)));
+
     Ok(names)
 }
 
@@ -123,13 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn one_folder_is_allowed_and_nothing_beside_it() {
+    fn only_the_folder_of_chat_templates_is_allowed() {
         for good in [
             "model.safetensors",
             "additional_chat_templates/tool_use.jinja",
         ] {
             assert!(may_be_fetched(good), "{good}");
         }
+
         for bad in [
             "onnx/model.onnx",
             "additional_chat_templates/../config.jinja",
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn tokenizers_of_every_class_are_taken_and_nothing_else() {
+    fn files_of_every_tokenizer_class_are_chosen_and_no_others() {
         let names = set(&[
             "README.md",
             "added_tokens.json",
@@ -156,6 +160,7 @@ mod tests {
             "tokenizer.bak.json",
             "tokenizer.json",
         ]);
+
         let expected = [
             "tokenizer.json",
             "added_tokens.json",
@@ -163,12 +168,13 @@ mod tests {
             "additional_chat_templates/rag.jinja",
             "tokenizer.4.0.0.json",
         ];
+
         assert_eq!(chosen(&names), expected);
     }
 
-    /// `get_fast_tokenizer_file` of transformers 4.57.1 gives these.
+    /// The expected values are from `get_fast_tokenizer_file` of transformers 4.57.1.
     #[test]
-    fn the_preferred_tokenizer_is_the_one_transformers_takes() {
+    fn the_preferred_tokenizer_is_the_one_of_transformers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer_config.json");
         for (files, expected) in [
@@ -195,6 +201,7 @@ mod tests {
             .unwrap();
             assert_eq!(preferred_tokenizer(&path).as_deref(), expected, "{files:?}");
         }
+
         std::fs::write(&path, "{}").unwrap();
         assert_eq!(preferred_tokenizer(&path), None);
     }

@@ -1,4 +1,4 @@
-//! Whether the bytes on disk are the ones the hub has: length, and the hash the etag is.
+//! Verifies downloaded files: by their length, and by their etag if that is a hash.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -6,21 +6,20 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// A file that is not what the server said.
+/// How a file differs from what the server announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) reason: String,
-    /// Another file of the same length: the hash it has. Two downloads that agree in it were not
-    /// damaged on their way.
+    /// The file's hash, if its length is right. Two downloads with the same hash were not damaged in
+    /// transit.
     pub(crate) content: Option<String>,
 }
 
-/// Why a file is not the one that was asked for, or nothing.
+/// Compares a file with the length and etag that the server announced; `None` if nothing differs.
 ///
-/// What can be checked: the length, where the server tells it; an etag of 64 hexadecimal digits as
-/// the SHA-256 that the hub gives for large files; one of 40 as git's SHA-1 of a blob, which the
-/// hub gives for small ones, or as a plain SHA-1, which mirrors give. Other etags (MD5s, those of
-/// multipart uploads, dates) say nothing.
+/// An etag of 64 hexadecimal digits is the SHA-256 that the hub sends for large files. One of 40 is
+/// the git SHA-1 of a blob, which the hub sends for small files, or a plain SHA-1, which mirrors
+/// send. Other etags (MD5s, those of multipart uploads, dates) cannot be checked.
 pub(crate) fn mismatch(
     path: &Path,
     etag: &str,
@@ -61,7 +60,7 @@ pub(crate) fn mismatch(
     }))
 }
 
-/// Several hashes of a file, read once.
+/// Several hashes of a file, in one pass.
 fn hash<D: Digest, const N: usize>(
     mut hashers: [D; N],
     path: &Path,
@@ -76,6 +75,7 @@ fn hash<D: Digest, const N: usize>(
                 .for_each(|hasher| hasher.update(&buffer[..count])),
         }
     }
+
     Ok(hashers.map(|hasher| hex(&hasher.finalize())))
 }
 
@@ -83,27 +83,28 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The etag of an answer as the name of a blob: without `W/`, quotes and Nexus' `{SHA1{…}}`. What
-/// cannot name a file is named by its hash.
+/// The blob name for an etag header: without `W/`, quotes and Nexus' `{SHA1{…}}`. An etag that is not
+/// a safe file name is replaced by a hash of it.
 pub(crate) fn plain_etag(raw: &str) -> String {
     let etag = raw.trim().trim_start_matches("W/").trim_matches('"');
     let etag = etag
         .strip_prefix("{SHA1{")
         .and_then(|inner| inner.strip_suffix("}}"))
         .unwrap_or(etag);
-    match crate::model_ref::is_plain_name(etag) {
-        true => etag.to_owned(),
-        false => name_of(&format!("etag {raw}")),
+    if crate::model_ref::is_plain_name(etag) {
+        etag.to_owned()
+    } else {
+        unverified_name(&format!("etag {raw}"))
     }
 }
 
-/// The name of a blob whose server gives no etag.
+/// The blob name for a file whose server sends no etag.
 pub(crate) fn without_etag(commit: &str, file: &str) -> String {
-    name_of(&format!("file {commit}/{file}"))
+    unverified_name(&format!("file {commit}/{file}"))
 }
 
-/// A name that no etag looks like, and that is not taken for a hash of the content.
-fn name_of(what: &str) -> String {
+/// A blob name that cannot be confused with an etag or a hash of the content.
+fn unverified_name(what: &str) -> String {
     format!("unverified-{}", hex(&Sha256::digest(what)))
 }
 
@@ -124,6 +125,7 @@ mod tests {
         let git = "ce013625030ba8dba906f756967f9e9ca394464a"; // printf 'hello\n' | git hash-object --stdin
         let sha1 = "f572d396fae9206628714fb2ce00f72e94f2258f"; // printf 'hello\n' | sha1sum
         let md5 = "b1946ac92492d2347c6235b4d2611184"; // printf 'hello\n' | md5sum
+
         for etag in [
             sha256,
             git,
@@ -138,6 +140,7 @@ mod tests {
                 "{etag}"
             );
         }
+
         let wrong = file(b"hellO\n");
         for (etag, name) in [
             (sha256, "SHA-256"),
@@ -150,11 +153,13 @@ mod tests {
                 "{found:?}"
             );
         }
+
         assert_eq!(
             mismatch(wrong.path(), md5, Some(6)).unwrap(),
             None,
-            "what is no hash we know says nothing"
+            "an etag that is no known hash is not checked"
         );
+
         let shorter = mismatch(hello.path(), git, Some(7)).unwrap().unwrap();
         assert_eq!(
             (shorter.reason.as_str(), shorter.content),
@@ -176,6 +181,7 @@ mod tests {
         ] {
             assert_eq!(plain_etag(raw), name);
         }
+
         let odd = [
             "\"../../x\"",
             "a/b",
@@ -185,6 +191,7 @@ mod tests {
             ".hidden",
             "\"CJ+3i/a==\"",
         ];
+
         let names: std::collections::BTreeSet<String> =
             odd.iter().map(|raw| plain_etag(raw)).collect();
         assert_eq!(names.len(), odd.len());

@@ -1,44 +1,45 @@
-//! `config.json`, read with messages that name the key, and the configuration classes that fill in
-//! what it lacks.
+//! `config.json`, with errors that name the key at fault, and the configuration classes that supply
+//! its defaults.
 
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::json;
 use serde_json::{Map, Value};
 
-/// No size of a model is larger, and products of two such sizes do not overflow.
+/// Upper bound of any size in a configuration. No model comes near it, and multiplying two such
+/// sizes does not overflow.
 const LARGEST_SIZE: u64 = 1 << 28;
 
 /// Keys that every configuration class has, with their defaults (`PretrainedConfig`).
 const BASE_DEFAULTS: &str =
     r#"{ "tie_word_embeddings": true, "pad_token_id": null, "add_cross_attention": false }"#;
 
-/// A configuration class of transformers (`configuration_*.py`): what stands for keys that
-/// config.json lacks, and other names of keys.
+/// A configuration class of transformers (`configuration_*.py`): the defaults of keys that are
+/// missing from config.json, and the aliases of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfigClass {
     /// Defaults of the class's `__init__`, as a JSON object.
     pub defaults: &'static str,
-    /// `attribute_map`: another name and the name it stands for. Where both are in the file, the
-    /// other name counts, as in transformers, which sets it last.
+    /// `attribute_map`: pairs of an alias and the name it stands for. If the file has both, the
+    /// alias wins, as in transformers, which sets it last.
     pub aliases: &'static [(&'static str, &'static str)],
-    /// Which key of `rope_scaling` names the kind where both are there.
+    /// Which key of `rope_scaling` names the kind if both `rope_type` and `type` are present.
     pub rope_kind: RopeKind,
 }
 
-/// Which key of `rope_scaling` names the kind of rotation.
+/// Which key of `rope_scaling` names the kind of scaling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeKind {
-    /// `rope_type`, and `type` where it is missing.
+    /// `rope_type`, falling back to `type`.
     RopeType,
-    /// `type`, the older name, and `rope_type` where it is missing.
+    /// `type`, the older name, falling back to `rope_type`.
     Type,
-    /// As [`RopeKind::Type`]; `su` and `yarn`, Phi 3's first names for it, are `longrope`.
+    /// Like [`RopeKind::Type`], and `su` and `yarn`, Phi 3's early names, mean `longrope`.
     Phi3,
 }
 
 impl ConfigClass {
-    /// A class without aliases whose `rope_type` counts.
+    /// A class without aliases that prefers `rope_type` over `type`.
     pub const fn new(defaults: &'static str) -> Self {
         Self {
             defaults,
@@ -52,12 +53,12 @@ impl ConfigClass {
         self.defaults.contains(&format!("\"{key}\":"))
     }
 
-    /// The same class with other names of keys.
+    /// The same class with aliases.
     pub const fn with_aliases(self, aliases: &'static [(&'static str, &'static str)]) -> Self {
         Self { aliases, ..self }
     }
 
-    /// The same class with another rule for the kind of rotation.
+    /// The same class with another rule for the kind of RoPE scaling.
     pub const fn with_rope_kind(self, rope_kind: RopeKind) -> Self {
         Self { rope_kind, ..self }
     }
@@ -79,29 +80,31 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses the bytes of a `config.json`, as Python's `json` does ([`json::parse`]).
+    /// Parses the bytes of a `config.json` as Python's `json` does ([`json::parse`]).
     ///
     /// # Errors
-    /// [`NnError::Config`] where they are not a JSON object.
+    /// [`NnError::Config`] if they are not a JSON object.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let values = json::parse(bytes).map_err(|cause| match cause {
             json::JsonError::Syntax(_) => error(format!("{cause}; check it, or download it again")),
             json::JsonError::ByteOrderMark => error(cause.to_string()),
         })?;
+
         if !values.is_object() {
             return Err(error("it is not a JSON object".into()));
         }
+
         Ok(Self { values })
     }
 
-    /// Keys and values put together by a program.
+    /// A configuration assembled in code, not read from a file.
     pub fn from_values(values: Value) -> Self {
         Self { values }
     }
 
-    /// These keys as an object of a configuration class has them: its defaults where a key is
-    /// missing, aliases under the names they stand for, and one name for the kind of
-    /// `rope_scaling`. A key that is null stays null.
+    /// The keys as an instance of a configuration class would have them: missing keys take the
+    /// class's defaults, aliases appear under the names they stand for, and the kind of
+    /// `rope_scaling` is under `rope_type`. A key that is null stays null.
     ///
     /// ```
     /// use llm_int8_nn::config::{ConfigClass, ModelConfig};
@@ -122,6 +125,7 @@ impl ModelConfig {
         let mut values = table(BASE_DEFAULTS)?;
         values.extend(table(class.defaults)?);
         values.extend(self.values.as_object().cloned().unwrap_or_default());
+
         for (alias, name) in class.aliases {
             if let Some(value) = self.values.get(*alias) {
                 values.insert((*name).to_owned(), value.clone());
@@ -138,6 +142,7 @@ impl ModelConfig {
                 )));
             }
         }
+
         Ok(Self {
             values: Value::Object(values),
         })
@@ -146,15 +151,15 @@ impl ModelConfig {
     /// `model_type`.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing or not a text.
+    /// [`NnError::Config`] if it is missing or not a string.
     pub fn model_type(&self) -> Result<&str> {
         match &self.values["model_type"] {
             Value::Null => Err(error(
                 "`model_type` is missing, and neither `architectures` nor the folder's name tells which family the \
-                 model is of; add it"
+                 model belongs to; add it"
                     .into(),
             )),
-            value => value.as_str().ok_or_else(|| unusable("model_type", value, "a text")),
+            value => value.as_str().ok_or_else(|| unusable("model_type", value, "a string")),
         }
     }
 
@@ -163,10 +168,10 @@ impl ModelConfig {
         self.values["model_type"] = model_type.into();
     }
 
-    /// A size: a positive whole number.
+    /// A size: a positive integer.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing or something else.
+    /// [`NnError::Config`] if it is missing, null, or anything else.
     pub fn size(&self, key: &str) -> Result<usize> {
         self.optional_size(key)?.ok_or_else(|| self.absent(key))
     }
@@ -174,43 +179,43 @@ impl ModelConfig {
     /// A size that may be missing or null.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is something else.
+    /// [`NnError::Config`] if it is present and not a positive integer.
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        match &self.values[key] {
-            Value::Null => Ok(None),
-            value => match value
-                .as_u64()
-                .filter(|size| (1..=LARGEST_SIZE).contains(size))
-            {
-                Some(size) => Ok(Some(size as usize)),
-                None => Err(unusable(
-                    key,
-                    value,
-                    &format!("a whole number from 1 to {LARGEST_SIZE}"),
-                )),
-            },
+        let value = &self.values[key];
+        if value.is_null() {
+            return Ok(None);
+        }
+
+        match value.as_u64() {
+            Some(size @ 1..=LARGEST_SIZE) => Ok(Some(size as usize)),
+            _ => {
+                let expected = format!("a whole number from 1 to {LARGEST_SIZE}");
+                Err(unusable(key, value, &expected))
+            }
         }
     }
 
-    /// The row of padding of a token table with `rows` rows: `pad_token_id`, counted from the end
-    /// where it is negative.
+    /// The padding row of a token embedding with `rows` rows: `pad_token_id`, counted from the end
+    /// if it is negative.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a row that the table does not have.
+    /// [`NnError::Config`] for a row outside the table.
     pub fn padding_row(&self, rows: usize) -> Result<Option<usize>> {
         let value = &self.values["pad_token_id"];
         if value.is_null() {
             return Ok(None);
         }
+
         let count = i64::try_from(rows).unwrap_or(i64::MAX);
         let row = value.as_i64().filter(|row| (-count..count).contains(row));
         let row = row.map(|row| if row < 0 { row + count } else { row });
+
         match row.and_then(|row| usize::try_from(row).ok()) {
             Some(row) => Ok(Some(row)),
             None => Err(unusable(
                 "pad_token_id",
                 value,
-                &format!("a row of the token table of {rows}, or null"),
+                &format!("a row of the embedding, which has {rows}, or null"),
             )),
         }
     }
@@ -218,7 +223,7 @@ impl ModelConfig {
     /// A number.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing or something else.
+    /// [`NnError::Config`] if it is missing, null, or anything else.
     pub fn number(&self, key: &str) -> Result<f64> {
         self.optional_number(key)?.ok_or_else(|| self.absent(key))
     }
@@ -226,7 +231,7 @@ impl ModelConfig {
     /// A number that may be missing or null.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is something else.
+    /// [`NnError::Config`] if it is present and not a number.
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
         match &self.values[key] {
             Value::Null => Ok(None),
@@ -237,11 +242,11 @@ impl ModelConfig {
         }
     }
 
-    /// A flag. As in Python, null and 0 are false, and other numbers are true; a text is refused,
-    /// because Python takes even `"false"` for true.
+    /// A flag. As in Python, null and 0 are false and other numbers are true. A string is an error,
+    /// because Python would take even `"false"` as true.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing or something else.
+    /// [`NnError::Config`] if it is missing or anything else.
     pub fn flag(&self, key: &str) -> Result<bool> {
         match &self.values[key] {
             Value::Null if !self.has(key) => Err(self.absent(key)),
@@ -252,23 +257,25 @@ impl ModelConfig {
         }
     }
 
-    /// A text.
+    /// A string.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is missing or something else.
+    /// [`NnError::Config`] if it is missing, null, or anything else.
     pub fn text(&self, key: &str) -> Result<&str> {
         match &self.values[key] {
             Value::Null => Err(self.absent(key)),
-            value => value.as_str().ok_or_else(|| unusable(key, value, "a text")),
+            value => value
+                .as_str()
+                .ok_or_else(|| unusable(key, value, "a string")),
         }
     }
 
-    /// An object under a key, where there is one.
+    /// The object under a key, if there is one.
     pub fn object(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| value.is_object())
     }
 
-    /// The keys of an object under a key, as a config of its own; empty where there is none.
+    /// The object under a key as a configuration of its own; empty if there is none.
     pub fn nested(&self, key: &str) -> Self {
         Self {
             values: self
@@ -278,44 +285,45 @@ impl ModelConfig {
         }
     }
 
-    /// A list of texts that may be missing or null.
+    /// A list of strings that may be missing or null.
     ///
     /// # Errors
-    /// [`NnError::Config`] where it is something else.
+    /// [`NnError::Config`] if it is present and not a list of strings.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let value = &self.values[key];
         if value.is_null() {
             return Ok(None);
         }
-        let texts = value
+
+        let strings = value
             .as_array()
             .and_then(|items| items.iter().map(Value::as_str).collect());
-        texts
+        strings
             .map(Some)
-            .ok_or_else(|| unusable(key, value, "a list of texts"))
+            .ok_or_else(|| unusable(key, value, "a list of strings"))
     }
 
-    /// Whether the number under a key is written as a whole number.
+    /// Whether the number under a key is written as an integer (`1`, not `1.0`).
     pub fn is_integer(&self, key: &str) -> bool {
         self.values[key].is_u64() || self.values[key].is_i64()
     }
 
-    /// Whether the key is there, even if it is null.
+    /// Whether the key is present, even if it is null.
     pub fn has(&self, key: &str) -> bool {
         self.values.get(key).is_some()
     }
 
-    /// The raw value under a key; null where there is none.
+    /// The raw value under a key; null if it is missing.
     pub fn value(&self, key: &str) -> &Value {
         &self.values[key]
     }
 
-    /// Every key and value; to write them, see [`json::to_text`].
+    /// Every key and value. To write them, use [`json::to_text`].
     pub fn values(&self) -> &Value {
         &self.values
     }
 
-    /// The dtype the checkpoint says it is in (`dtype`, or `torch_dtype` of older writers).
+    /// The dtype the checkpoint claims to be in (`dtype`, or `torch_dtype` in older files).
     pub fn stored_dtype(&self) -> Option<FloatDtype> {
         let name = self.values["dtype"]
             .as_str()
@@ -323,14 +331,14 @@ impl ModelConfig {
         FloatDtype::from_name(name)
     }
 
-    /// The `quantization_config`, where there is one.
+    /// The `quantization_config`, if there is one.
     pub fn quantization(&self) -> Option<&Value> {
         self.values
             .get("quantization_config")
             .filter(|value| value.is_object())
     }
 
-    /// Token ids under a key: a number or a list of numbers.
+    /// Token ids under a key: one number or a list of numbers. Anything else is ignored.
     pub fn token_ids(&self, key: &str) -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         match &self.values[key] {
@@ -341,7 +349,7 @@ impl ModelConfig {
 
     fn absent(&self, key: &str) -> NnError {
         let what = if self.has(key) {
-            "null, and has to be something"
+            "null, but needs a value"
         } else {
             "missing"
         };
@@ -349,7 +357,7 @@ impl ModelConfig {
     }
 }
 
-/// Puts the kind of a rotation under `rope_type`.
+/// Puts the kind of scaling under `rope_type`.
 fn name_rope_kind(scaling: &mut Map<String, Value>, rule: RopeKind) {
     let older = scaling.get("type").cloned();
     let kind = match (rule, older) {
@@ -358,6 +366,7 @@ fn name_rope_kind(scaling: &mut Map<String, Value>, rule: RopeKind) {
         (RopeKind::Phi3, Some(kind)) if kind == "su" || kind == "yarn" => "longrope".into(),
         (_, Some(kind)) => kind,
     };
+
     scaling.insert("rope_type".to_owned(), kind);
 }
 

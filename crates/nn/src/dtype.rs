@@ -3,7 +3,7 @@
 use candle_core::DType;
 use std::fmt;
 
-/// How a parameter is stored: int8 codes (which candle has no dtype for) or a float.
+/// Dtype of a parameter or buffer: a float, or one of the two that candle lacks (int8 and bool).
 ///
 /// ```
 /// use llm_int8_nn::ParameterDtype;
@@ -15,7 +15,8 @@ use std::fmt;
 pub enum ParameterDtype {
     /// `torch.int8`: codes in -127..=127.
     I8,
-    /// `torch.bool`: causal masks, which transformers keeps as buffers and we do not hold.
+    /// `torch.bool`: the causal masks that transformers keeps as buffers. They are only described,
+    /// never allocated.
     Bool,
     /// `torch.float16`.
     F16,
@@ -26,7 +27,7 @@ pub enum ParameterDtype {
 }
 
 impl ParameterDtype {
-    /// Bytes an element takes.
+    /// Bytes per element.
     pub fn size_in_bytes(self) -> usize {
         match self {
             Self::I8 | Self::Bool => 1,
@@ -56,7 +57,7 @@ impl fmt::Display for ParameterDtype {
 /// A float dtype that parameters outside the int8 layers can be stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum FloatDtype {
-    /// IEEE half precision, what transformers 4.x stores beside int8 (its default, and ours).
+    /// IEEE half precision: the dtype transformers 4.x uses beside int8, and the default here.
     #[default]
     F16,
     /// bfloat16.
@@ -75,7 +76,7 @@ impl FloatDtype {
         }
     }
 
-    /// The dtype in a safetensors file.
+    /// The safetensors dtype.
     pub fn stored(self) -> safetensors::Dtype {
         match self {
             Self::F16 => safetensors::Dtype::F16,
@@ -84,7 +85,7 @@ impl FloatDtype {
         }
     }
 
-    /// The float dtype of that candle dtype, or `None` where it is not one of the three.
+    /// The counterpart of a candle dtype; `None` if it is not one of the three.
     pub fn from_candle(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F16 => Some(Self::F16),
@@ -94,7 +95,7 @@ impl FloatDtype {
         }
     }
 
-    /// The float dtype of a name in `config.json` (`float16`, `torch.bfloat16`, …).
+    /// Parses a dtype name of `config.json` (`float16`, `torch.bfloat16`, …).
     pub fn from_name(name: &str) -> Option<Self> {
         match name.strip_prefix("torch.").unwrap_or(name) {
             "float16" | "half" => Some(Self::F16),

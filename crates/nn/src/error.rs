@@ -1,8 +1,8 @@
-//! The one error of this crate: what was wrong, where, and what to do.
+//! The error type of this crate. Messages say what was wrong, where, and what to do.
 
 use std::path::PathBuf;
 
-/// The result of everything in this crate that can fail.
+/// Result with [`NnError`].
 pub type Result<T, E = NnError> = std::result::Result<T, E>;
 
 /// What can go wrong with a checkpoint or a layer.
@@ -14,7 +14,7 @@ pub enum NnError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A file could not be written.
@@ -22,7 +22,7 @@ pub enum NnError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The disk has no room for a file.
@@ -33,32 +33,32 @@ pub enum NnError {
     DiskFull {
         /// The file.
         path: PathBuf,
-        /// Bytes of the whole file.
+        /// Size of the whole file in bytes.
         needed: u64,
     },
-    /// A folder to be written is there already.
+    /// The output folder exists and is not empty.
     #[error("{} exists and is not empty; choose another name, or remove it first", path.display())]
     TargetExists {
         /// The folder.
         path: PathBuf,
     },
-    /// The caller ended it.
+    /// The caller's observer stopped the write.
     #[error("interrupted while writing {}; nothing was left behind", path.display())]
     Interrupted {
         /// The file.
         path: PathBuf,
     },
-    /// A checkpoint file whose structure is not what its format says.
+    /// A checkpoint file that violates its own format: truncated, damaged or forged.
     #[error(
         "{file} is not a usable checkpoint: {reason}; download it again, or check that it was copied whole"
     )]
     MalformedFile {
         /// The file.
         file: String,
-        /// What does not hold.
+        /// What is wrong with it.
         reason: String,
     },
-    /// A file that is whole, but of a kind that is not read.
+    /// An intact file of an unsupported kind.
     #[error("{file} cannot be read: {reason}")]
     UnsupportedFile {
         /// The file.
@@ -66,25 +66,25 @@ pub enum NnError {
         /// What it is, and what to do.
         reason: String,
     },
-    /// An index (`*.index.json`) that does not fit the files beside it.
+    /// A shard index (`*.index.json`) that does not match the files beside it.
     #[error("the shard index {} is wrong: {reason}", path.display())]
     MalformedIndex {
         /// The index file.
         path: PathBuf,
-        /// What does not hold.
+        /// What is wrong with it.
         reason: String,
     },
-    /// A tensor that was asked for by a name the checkpoint does not have.
+    /// The checkpoint has no tensor of the requested name.
     #[error("the checkpoint {checkpoint} has no tensor `{name}`{hint}")]
     UnknownTensor {
-        /// Files of the checkpoint.
+        /// The checkpoint's files.
         checkpoint: String,
-        /// The name.
+        /// The requested name.
         name: String,
-        /// Near names, if there are any.
+        /// Similar names to suggest; may be empty.
         hint: String,
     },
-    /// A tensor with another shape than the configuration asks for.
+    /// A tensor whose shape is not the one the configuration calls for.
     #[error(
         "tensor `{name}` in {file} has shape {found:?}, but config.json asks for {expected:?}; \
          config.json and weights do not belong together"
@@ -92,23 +92,23 @@ pub enum NnError {
     WrongShape {
         /// The tensor.
         name: String,
-        /// Where it was read.
+        /// The file it is in.
         file: String,
         /// The shape in the file.
         found: Vec<usize>,
         /// The shape the model needs.
         expected: Vec<usize>,
     },
-    /// A tensor stored in a dtype that cannot be used in its place.
+    /// A tensor stored in a dtype that the model cannot use there.
     #[error("tensor `{name}` in {file} is stored as {found}; {expected} can be read here")]
     WrongDtype {
         /// The tensor.
         name: String,
-        /// Where it was read.
+        /// The file it is in.
         file: String,
-        /// The dtype found.
+        /// The dtype in the file.
         found: String,
-        /// The dtypes that would do.
+        /// The dtypes accepted there.
         expected: &'static str,
     },
     /// A weight that cannot be quantised.
@@ -119,20 +119,20 @@ pub enum NnError {
     Quantise {
         /// The tensor.
         name: String,
-        /// Where it was read.
+        /// The file it is in.
         file: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Box<llm_int8_kernels::KernelError>,
     },
-    /// An 8-bit checkpoint of bitsandbytes whose quantisation state is not usable.
+    /// An 8-bit checkpoint of bitsandbytes with an invalid quantisation state.
     #[error("the 8-bit state of `{layer}` is not usable: {reason}")]
     QuantisationState {
         /// The layer's path.
         layer: String,
-        /// What does not hold.
+        /// What is wrong with it.
         reason: String,
     },
-    /// Full-precision outlier weights were asked for where there are none.
+    /// Original outlier weights were requested, but the layer was loaded from int8 codes.
     #[error(
         "layer `{layer}` has no full-precision weights to take outlier columns from \
          (it was loaded from int8 codes); use outlier weights `dequantized`"
@@ -141,7 +141,7 @@ pub enum NnError {
         /// The layer's path.
         layer: String,
     },
-    /// A `config.json` that does not describe a model we can build.
+    /// A `config.json` from which no model can be built.
     #[error("config.json: {reason}")]
     Config {
         /// What is wrong and what to do.
@@ -150,12 +150,12 @@ pub enum NnError {
     /// A name in the skip list that matches no module of the model.
     #[error("skip list: `{name}` matches no module of this model{hint}")]
     UnknownModule {
-        /// The name given.
+        /// The name in the list.
         name: String,
-        /// Near names, if there are any.
+        /// Similar names to suggest; may be empty.
         hint: String,
     },
-    /// An input whose shape or dtype a layer cannot take.
+    /// An input whose shape, dtype or device a layer cannot take.
     #[error("{layer}: {reason}")]
     Input {
         /// The layer or model.
@@ -163,12 +163,12 @@ pub enum NnError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A parameter whose values have not been read (the model was built from headers alone).
+    /// A parameter without values: the model was built from headers alone.
     #[error(
-        "the weights of this model were not read: it was built from headers only, to be looked at and not run"
+        "the weights of this model were not read: it was built from headers only, to be inspected and not run"
     )]
     NotLoaded,
-    /// A kernel refused its arguments.
+    /// A kernel rejected its arguments.
     #[error(transparent)]
     Kernel(#[from] llm_int8_kernels::KernelError),
     /// A tensor operation failed.
@@ -177,7 +177,8 @@ pub enum NnError {
 }
 
 impl NnError {
-    /// Names files where they were meant to be, instead of where they were being written.
+    /// Replaces paths below the temporary place `partial` by those below `target`, so that messages
+    /// name the files the user asked for.
     pub(crate) fn at(mut self, partial: &std::path::Path, target: &std::path::Path) -> Self {
         if let Self::Write { path, .. } | Self::DiskFull { path, .. } | Self::Interrupted { path } =
             &mut self
@@ -191,7 +192,7 @@ impl NnError {
         self
     }
 
-    /// Puts an error into candle's type, for the places where candle calls us.
+    /// Wraps the error in candle's type, for code that candle calls.
     pub(crate) fn into_candle(self) -> candle_core::Error {
         match self {
             Self::Candle(error) => error,

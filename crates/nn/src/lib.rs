@@ -1,18 +1,18 @@
 //! LLM.int8() on candle: linear layers, the layers around them, checkpoints and module trees.
 //!
-//! The parts, each of which knows only those below it:
+//! Modules:
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`layers`] | normalisation, embedding, rotations, activations, attention over a key/value cache |
+//! | [`layers`] | norms, embeddings, rotary positions, activations, attention over a key/value cache |
 //! | [`checkpoint`] | safetensors, `pytorch_model.bin`, GGUF and bitsandbytes' int8 layers, read and written tensor by tensor |
-//! | [`linear`] | [`linear::Linear`]: float or int8, and their matmul as a candle operation |
-//! | [`config`] | `config.json`, and the classes that fill in what it lacks |
+//! | [`linear`] | [`linear::Linear`]: float or int8, with its matmul as a candle operation |
+//! | [`config`] | `config.json`, and the configuration classes that supply its defaults |
 //! | [`json`] | JSON as Python reads and writes it |
-//! | [`module`] | a model's tree as data: paths, PyTorch's text, parameters, footprint, replacing |
+//! | [`module`] | a model's module tree as data: paths, PyTorch's `repr`, parameters, footprint |
 //!
-//! Layers compute in f32 on the CPU; weights are int8 codes with an f32 `absmax` for each row, or
-//! f16, bf16 or f32. The library prints nothing and reads no environment.
+//! Layers compute in f32 on the CPU. Weights are either int8 codes with one f32 `absmax` for each
+//! row, or f16, bf16 or f32. The library prints nothing and does not read the environment.
 
 pub mod checkpoint;
 pub mod config;

@@ -1,6 +1,6 @@
-//! Names near an unknown one, for error messages.
+//! "Did you mean" suggestions for error messages.
 
-/// `; did you mean `a`, `b`?` of the nearest candidates, or nothing where none is near.
+/// ``; did you mean `a` or `b`?`` with up to three similar candidates; empty if none is similar.
 pub fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     let limit = (name.len() / 3).max(2);
     let mut near: Vec<(usize, &str)> = candidates
@@ -15,6 +15,7 @@ pub fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> 
         .take(3)
         .map(|(_, candidate)| format!("`{candidate}`"))
         .collect();
+
     if names.is_empty() {
         String::new()
     } else {
@@ -22,7 +23,7 @@ pub fn near_names<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> 
     }
 }
 
-/// Levenshtein distance over bytes.
+/// Levenshtein distance over bytes, with one row of the table in memory.
 fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
@@ -34,6 +35,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
             row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
         }
     }
+
     row[b.len()]
 }
 

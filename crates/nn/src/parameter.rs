@@ -1,4 +1,4 @@
-//! A float parameter: declared by shape and dtype, filled when the checkpoint is read.
+//! A float parameter: declared by shape and dtype, filled later from the checkpoint.
 
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
@@ -9,14 +9,14 @@ use std::sync::{Arc, OnceLock};
 
 /// A float tensor of a layer.
 ///
-/// A layer is first declared (so that a model can be looked at from `config.json` alone, as
-/// PyTorch's meta device allows) and filled when its tensor has been read.
+/// A layer is first declared, so that a model can be inspected from `config.json` alone (like
+/// PyTorch's meta device), and filled once its tensor has been read.
 #[derive(Debug, Clone)]
 pub struct FloatParameter {
     shape: Vec<usize>,
     dtype: FloatDtype,
     tensor: Option<Tensor>,
-    /// The values in f32, made when they are first computed with. Small parameters only.
+    /// The values in f32, converted at first use. Only for small parameters.
     floats: OnceLock<Arc<[f32]>>,
 }
 
@@ -34,7 +34,8 @@ impl FloatParameter {
     /// A parameter with values.
     ///
     /// # Errors
-    /// [`NnError::Input`] where the tensor is not f16, bf16 or f32.
+    /// [`NnError::Input`] if the tensor is not f16, bf16 or f32; [`NnError::Candle`] if it cannot be
+    /// made contiguous.
     pub fn loaded(tensor: Tensor) -> Result<Self> {
         let dtype = FloatDtype::from_candle(tensor.dtype()).ok_or_else(|| NnError::Input {
             layer: "a parameter".into(),
@@ -43,6 +44,7 @@ impl FloatParameter {
                 tensor.dtype()
             ),
         })?;
+
         let shape = tensor.dims().to_vec();
         Ok(Self {
             shape,
@@ -52,10 +54,10 @@ impl FloatParameter {
         })
     }
 
-    /// Gives a declared parameter its values.
+    /// Sets the values of a declared parameter, and its dtype to theirs.
     ///
     /// # Errors
-    /// [`NnError::Input`] where the shape is not the declared one.
+    /// [`NnError::Input`] if the shape is not the declared one.
     pub fn fill(&mut self, tensor: Tensor) -> Result<()> {
         if tensor.dims() != self.shape {
             return Err(NnError::Input {
@@ -67,6 +69,7 @@ impl FloatParameter {
                 ),
             });
         }
+
         *self = Self::loaded(tensor)?;
         Ok(())
     }
@@ -74,15 +77,15 @@ impl FloatParameter {
     /// The values.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] where there are none yet.
+    /// [`NnError::NotLoaded`] if it has not been filled.
     pub fn tensor(&self) -> Result<&Tensor> {
         self.tensor.as_ref().ok_or(NnError::NotLoaded)
     }
 
-    /// The values in f32, as the CPU computes with them, in row-major order.
+    /// The values converted to f32, in row-major order.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] where there are none yet.
+    /// [`NnError::NotLoaded`] if it has not been filled.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         let tensor = self.tensor()?;
         let (storage, layout) = tensor.storage_and_layout();
@@ -90,17 +93,20 @@ impl FloatParameter {
         else {
             return Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?);
         };
-        // half converts whole slices eight at a time; candle's to_dtype goes element by element.
+
+        // half converts slices eight values at a time; candle's to_dtype goes element by element.
         let mut out = vec![0f32; end - start];
         match storage {
             CpuStorage::F16(values) => values[start..end].convert_to_f32_slice(&mut out),
             CpuStorage::BF16(values) => values[start..end].convert_to_f32_slice(&mut out),
             _ => out.copy_from_slice(&storage.as_slice::<f32>()?[start..end]),
         }
+
         Ok(out)
     }
 
-    /// The values in f32, kept: for biases and norms, which are small and needed for every token.
+    /// The values in f32, converted once and cached: for biases and norms, which are small and
+    /// needed for every token.
     ///
     /// # Errors
     /// As [`FloatParameter::to_f32_vec`].
@@ -117,17 +123,17 @@ impl FloatParameter {
         &self.shape
     }
 
-    /// How the values are stored.
+    /// The dtype of the values.
     pub fn dtype(&self) -> FloatDtype {
         self.dtype
     }
 
-    /// Whether there are values.
+    /// Whether it has been filled.
     pub fn is_loaded(&self) -> bool {
         self.tensor.is_some()
     }
 
-    /// This parameter as data for the module tree.
+    /// Name, dtype and shape, for the module tree.
     pub fn describe(&self, name: &str) -> Parameter {
         Parameter::new(name, self.dtype.into(), self.shape.clone())
     }

@@ -1,4 +1,4 @@
-//! The scenarios of bitsandbytes' and transformers' own tests that concern one layer.
+//! One int8 layer in the scenarios of bitsandbytes' and transformers' own tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use llm_int8_nn::linear::{
 };
 use tempfile::TempDir;
 
-/// Numbers of a normal distribution, the same on every machine.
+/// Normally distributed numbers, the same on every machine.
 fn normal(shape: &[usize], deviation: f32, seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut uniform = || {
@@ -23,6 +23,7 @@ fn normal(shape: &[usize], deviation: f32, seed: u64) -> Tensor {
         state ^= state << 17;
         ((state >> 11) as f64 / (1u64 << 53) as f64).max(1e-12)
     };
+
     let count: usize = shape.iter().product();
     let values: Vec<f32> = (0..count)
         .map(|_| {
@@ -30,6 +31,7 @@ fn normal(shape: &[usize], deviation: f32, seed: u64) -> Tensor {
                 * deviation
         })
         .collect();
+
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -49,8 +51,10 @@ fn values(x: &Tensor) -> Vec<f32> {
         .unwrap()
 }
 
+/// `‖a - b‖ / ‖b‖`.
 fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (values(a), values(b));
+    let a = values(a);
+    let b = values(b);
     let norm = |x: Vec<f64>| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let difference = a.iter().zip(&b).map(|(x, y)| f64::from(x - y)).collect();
     norm(difference) / norm(b.iter().map(|&y| f64::from(y)).collect())
@@ -65,7 +69,7 @@ fn with(scope: OutlierScope, weights: OutlierWeights) -> Int8Config {
 }
 
 #[test]
-fn any_rank_and_dtype_goes_in_and_comes_out_the_same() {
+fn inputs_of_any_rank_and_dtype_keep_both() {
     let (float, int8) = layer(24, 13, Int8Config::default());
     for shape in [
         vec![13],
@@ -98,7 +102,7 @@ fn empty_inputs_give_empty_outputs() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_its_shape() {
+fn wrong_inputs_are_errors_that_name_layer_and_shape() {
     let (_, mut int8) = layer(24, 13, Int8Config::default());
     let wrong = Tensor::zeros((2, 12), DType::F32, &Device::Cpu).unwrap();
     let error = int8.forward(&wrong).unwrap_err().to_string();
@@ -112,6 +116,7 @@ fn what_does_not_fit_is_refused_with_its_shape() {
         error,
         "transformer.h.3.mlp.c_fc: the input's shape is [2, 12]; its last dimension must be 13"
     );
+
     let ids = Tensor::zeros((2, 13), DType::U32, &Device::Cpu).unwrap();
     assert!(
         int8.forward(&ids)
@@ -122,13 +127,13 @@ fn what_does_not_fit_is_refused_with_its_shape() {
 }
 
 #[test]
-fn inputs_that_are_not_contiguous_are_read_right() {
+fn inputs_need_not_be_contiguous() {
     let (_, int8) = layer(24, 13, Int8Config::default());
-    let turned = normal(&[13, 4], 1.0, 5).t().unwrap();
-    let y = int8.forward(&turned).unwrap();
+    let transposed = normal(&[13, 4], 1.0, 5).t().unwrap();
+    let y = int8.forward(&transposed).unwrap();
     assert_eq!(
         values(&y),
-        values(&int8.forward(&turned.contiguous().unwrap()).unwrap())
+        values(&int8.forward(&transposed.contiguous().unwrap()).unwrap())
     );
 }
 
@@ -143,10 +148,8 @@ fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
         x.iter_mut()
             .for_each(|row| [3, 9, 17, 30].iter().for_each(|&column| row[column] = 6.0));
         let x = Tensor::new(x, &Device::Cpu).unwrap();
-        let (ours, exact) = (
-            values(&int8.forward(&x).unwrap()),
-            values(&float.forward(&x).unwrap()),
-        );
+        let ours = values(&int8.forward(&x).unwrap());
+        let exact = values(&float.forward(&x).unwrap());
         let misses = |atol: f32, rtol: f32| {
             let off = ours
                 .iter()
@@ -154,6 +157,7 @@ fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
                 .filter(|(a, b)| (*a - *b).abs() > atol + rtol * b.abs());
             off.count() as f64 / ours.len() as f64
         };
+
         assert!(
             misses(0.01, 0.1) <= 0.0175,
             "{scope:?}: {}",
@@ -168,11 +172,12 @@ fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
 }
 
 #[test]
-fn row_scope_gives_the_same_bits_alone_and_in_any_batch_and_batch_scope_does_not() {
+fn row_scope_is_independent_of_the_batch_and_batch_scope_is_not() {
     let mut rows = normal(&[9, 64], 1.0, 11).to_vec2::<f32>().unwrap();
     rows[4][10] = 20.0;
     rows[6][11] = -7.0;
     let x = Tensor::new(rows, &Device::Cpu).unwrap();
+
     for weights in [OutlierWeights::Dequantized, OutlierWeights::Original] {
         let mut depends = false;
         for scope in [OutlierScope::Row, OutlierScope::Batch] {
@@ -185,21 +190,23 @@ fn row_scope_gives_the_same_bits_alone_and_in_any_batch_and_batch_scope_does_not
                     .iter()
                     .zip(&inside)
                     .all(|(a, b)| a.to_bits() == b.to_bits());
+
                 match scope {
                     OutlierScope::Row => assert!(same, "row {row} {weights:?}"),
                     OutlierScope::Batch => depends |= !same,
                 }
             }
         }
+
         assert!(
             depends,
-            "pooling outliers must show, or the test shows nothing"
+            "batch scope must make a difference, or the test proves nothing"
         );
     }
 }
 
 #[test]
-fn original_weights_of_outlier_columns_are_nearer() {
+fn original_outlier_weights_are_more_accurate() {
     let mut rows = normal(&[8, 64], 1.0, 13).to_vec2::<f32>().unwrap();
     rows.iter_mut().for_each(|row| row[5] = 300.0);
     let x = Tensor::new(rows, &Device::Cpu).unwrap();
@@ -207,25 +214,26 @@ fn original_weights_of_outlier_columns_are_nearer() {
         let (float, int8) = layer(40, 64, with(OutlierScope::Row, weights));
         relative(&int8.forward(&x).unwrap(), &float.forward(&x).unwrap())
     };
-    let (dequantized, original) = (
-        distance(OutlierWeights::Dequantized),
-        distance(OutlierWeights::Original),
-    );
+    let dequantized = distance(OutlierWeights::Dequantized);
+    let original = distance(OutlierWeights::Original);
+
     assert!(original < 0.2 * dequantized, "{original} and {dequantized}");
 }
 
 #[test]
-fn original_weights_without_a_source_are_an_error_that_says_so() {
+fn original_weights_without_a_source_are_an_error() {
     let config = with(OutlierScope::Row, OutlierWeights::Original);
     let weight = Int8Weight::from_codes(&[1; 6], &[1.0; 2], [2, 3]).unwrap();
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let quiet = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu).unwrap();
     assert!(
         int8.forward(&quiet).is_ok(),
-        "nothing is needed where there is no outlier"
+        "without outliers no original weights are needed"
     );
+
     let loud = Tensor::new(&[[1f32, 20., 3.]], &Device::Cpu).unwrap();
     let error = int8.forward(&loud).unwrap_err().to_string();
+
     assert!(
         error.contains("no full-precision weights") && error.contains("`dequantized`"),
         "{error}"
@@ -233,7 +241,7 @@ fn original_weights_without_a_source_are_an_error_that_says_so() {
 }
 
 #[test]
-fn nan_and_infinity_are_given_back_and_not_hidden() {
+fn nan_and_infinity_propagate_to_the_output() {
     let (_, int8) = layer(8, 16, Int8Config::default());
     let mut rows = normal(&[3, 16], 1.0, 17).to_vec2::<f32>().unwrap();
     rows[0][2] = f32::NAN;
@@ -244,12 +252,15 @@ fn nan_and_infinity_are_given_back_and_not_hidden() {
             .to_vec2::<f32>()
             .unwrap()
     };
+
     let y = forward(&rows);
     assert!(y[0].iter().all(|y| y.is_nan()));
     assert!(y[1].iter().all(|y| !y.is_finite()));
-    // The whole batch takes column 3 apart, row 2 with its own finite value.
+
+    // Column 3 is an outlier column for the whole batch, but row 2 is finite there.
     assert!(y[2].iter().all(|y| y.is_finite()));
-    // Beyond f16 and finite in f32: an outlier, computed from the original.
+
+    // Beyond f16 but finite in f32: an outlier, computed from the f32 input.
     rows[1][3] = 1e6;
     assert!(forward(&rows)[1].iter().all(|y| y.is_finite()));
 }
@@ -266,8 +277,8 @@ fn zero_rows_and_zero_weights_give_the_bias() {
     assert_eq!((y[0].as_slice(), y[1][0]), (&[0.5f32, -0.5][..], 0.5));
 }
 
-/// X9: sums beyond 2²⁴, where an f32 accumulator (bitsandbytes on a CPU without AVX-512) loses
-/// units.
+/// X9: sums beyond 2²⁴, where an f32 accumulator (bitsandbytes on a CPU without AVX-512) cannot
+/// represent every integer.
 #[test]
 fn sums_are_exact_at_five_thousand_columns_of_127() {
     let k = 5120;
@@ -282,19 +293,21 @@ fn sums_are_exact_at_five_thousand_columns_of_127() {
     let x = Tensor::full(127f32, (1, k), &Device::Cpu).unwrap();
     let y = int8.forward(&x).unwrap().to_vec2::<f32>().unwrap()[0][0];
     let exact = (127 * 127 * (k - 1) + 127 * 126) as f32;
+
     assert!((y - exact).abs() / exact < 2e-7, "{y} and {exact}");
 }
 
-/// X3: a weight comes back within half a step.
+/// X3: a dequantised weight is within half a step of the original.
 #[test]
 fn dequantised_weights_are_within_half_a_step() {
     let (float, int8) = layer(17, 33, Int8Config::default());
     let weight = int8.weight().unwrap();
     let back = weight.dequantize(int8.isa()).unwrap();
     let original = values(float.weight().tensor().unwrap());
+
     for (i, (x, y)) in original.iter().zip(&back).enumerate() {
         let absmax = weight.absmax()[i / 33];
-        // Half a step, and the rounding of the original to f16.
+        // Half a step, plus the rounding of the original to f16.
         assert!(
             (x - y).abs() <= absmax / 254.0 * 1.0001 + x.abs() / 2048.0,
             "{x} {y}"
@@ -304,19 +317,21 @@ fn dequantised_weights_are_within_half_a_step() {
 
 /// X2: f32 weights that f16 cannot hold.
 #[test]
-fn weights_beyond_f16_are_refused_with_their_place() {
+fn weights_beyond_f16_are_an_error_that_names_the_value() {
     let weight = Tensor::new(&[[1f32, 2.], [3., 70_000.]], &Device::Cpu).unwrap();
     let float = FloatLinear::new(weight, None).unwrap();
     let error = Int8Linear::quantize(&float, Int8Config::default())
         .unwrap_err()
         .to_string();
+
     assert!(
         error.contains("70000") && error.contains("65504"),
         "{error}"
     );
 }
 
-/// L2, L5: a layer saved and loaded gives the same outputs, in less than half the bytes of f32.
+/// L2, L5: a saved layer takes less than half the bytes of f32 and gives the same outputs when
+/// loaded.
 #[test]
 fn a_saved_layer_loads_with_the_same_outputs() {
     let folder = TempDir::new().unwrap();
@@ -346,20 +361,22 @@ fn a_saved_layer_loads_with_the_same_outputs() {
             int8.weight().unwrap().absmax()
         );
         let x = normal(&[4, 32], 3.0, 19);
-        let (ours, again) = (
-            values(&int8.forward(&x).unwrap()),
-            values(&loaded.forward(&x).unwrap()),
-        );
+        let before = values(&int8.forward(&x).unwrap());
+        let after = values(&loaded.forward(&x).unwrap());
+
         // Only the bias went through f16.
-        assert!(ours.iter().zip(&again).all(|(a, b)| (a - b).abs() < 5e-4));
+        assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 5e-4));
     }
+
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         1,
-        "nothing half-written is left"
+        "no partial file is left"
     );
+
     let (_, int8) = layer(4, 4, Int8Config::default());
     let nowhere = folder.path().join("no/such/folder/x.safetensors");
+
     assert!(
         write_linear_state(&int8, "fc", &nowhere)
             .unwrap_err()
@@ -368,7 +385,7 @@ fn a_saved_layer_loads_with_the_same_outputs() {
     );
 }
 
-/// L3: a copy shares storage.
+/// L3: clones share storage.
 #[test]
 fn a_clone_shares_its_codes() {
     let (_, int8) = layer(8, 8, Int8Config::default());
@@ -381,7 +398,7 @@ fn a_clone_shares_its_codes() {
 
 type Stored = (&'static str, safetensors::Dtype, Vec<usize>, Vec<u8>);
 
-/// Loads layer `fc` out of these tensors; the error's text, or "loaded".
+/// Loads layer `fc` from these tensors. Returns "loaded", or the error's text.
 fn load(tensors: &[Stored]) -> String {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("x.safetensors");
@@ -391,6 +408,7 @@ fn load(tensors: &[Stored]) -> String {
             safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
         )
     });
+
     std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
     let checkpoint = Checkpoint::open_safetensors(&[path], None).unwrap();
     match Int8Linear::from_checkpoint(&checkpoint, "fc", Int8Config::default()) {
@@ -400,9 +418,9 @@ fn load(tensors: &[Stored]) -> String {
     }
 }
 
-/// L7, X6: states that are not whole.
+/// L7, X6: incomplete or inconsistent states.
 #[test]
-fn unusable_states_are_refused_by_name() {
+fn unusable_states_are_errors_that_name_the_fault() {
     use safetensors::Dtype::{F32, I8, U8};
     let f32s = |values: &[f32]| {
         values
@@ -410,12 +428,14 @@ fn unusable_states_are_refused_by_name() {
             .flat_map(|v| v.to_le_bytes())
             .collect::<Vec<u8>>()
     };
+
     let weight = || -> Stored { ("fc.weight", I8, vec![2, 3], vec![1; 6]) };
     let scb = |values: &[f32]| -> Stored { ("fc.SCB", F32, vec![values.len()], f32s(values)) };
     let format = |code| -> Stored { ("fc.weight_format", U8, vec![], vec![code]) };
     let good = scb(&[1.0, 2.0]);
     assert_eq!(load(&[weight(), good.clone()]), "loaded");
     assert_eq!(load(&[weight(), good.clone(), format(0)]), "loaded");
+
     for (code, name) in [(1, "col32"), (2, "col_turing"), (3, "col_ampere")] {
         let text = load(&[weight(), good.clone(), format(code)]);
         assert!(
@@ -423,6 +443,7 @@ fn unusable_states_are_refused_by_name() {
             "{text}"
         );
     }
+
     let cases = [
         (vec![weight()], "missing quantisation component `SCB`"),
         (vec![weight(), scb(&[1.0])], "SCB holds 1 values for 2 rows"),
@@ -437,6 +458,7 @@ fn unusable_states_are_refused_by_name() {
             "a layer that is not quantised",
         ),
     ];
+
     for (tensors, expected) in cases {
         let text = load(&tensors);
         assert!(text.contains(expected), "{text}");

@@ -10,7 +10,8 @@ use crate::plan::{
 use crate::slot::{Part, PartSlot, Parts};
 use llm_int8_kernels::{Isa, QuantizedActivations, activation};
 use llm_int8_nn::layers::{
-    Alibi, AttendedSequence, AttentionRule, Heads, LayerCache, Rope, RopeTable, attend,
+    Alibi, AttendedSequence, AttentionRule, HeadShape, Heads, LayerCache, Qkv, Rope, RopeTable,
+    attend,
 };
 use llm_int8_nn::linear::{Projection, for_rows, project};
 use std::ops::Range;
@@ -348,7 +349,14 @@ impl<'a> Cpu<'a> {
         }
 
         let [queries, keys, values] = match qkv.as_slice() {
-            [all] => Heads::split(all, step.layout, [heads, kv_heads, size]),
+            [all] => {
+                let shape = HeadShape {
+                    heads,
+                    kv_heads,
+                    size,
+                };
+                Heads::split(all, step.layout, shape)
+            }
             [q, k, v] => [(q, heads), (k, kv_heads), (v, kv_heads)]
                 .map(|(x, heads)| Heads::in_order(x, heads * size, 0, heads, size)),
             _ => return missing("queries, keys and values"),
@@ -378,7 +386,11 @@ impl<'a> Cpu<'a> {
         let out = sized(&mut outputs[0], self.count, heads * size);
         attend(
             self.isa(),
-            [&queries, &keys, &values],
+            Qkv {
+                q: &queries,
+                k: &keys,
+                v: &values,
+            },
             &rule,
             &mut attended,
             out,

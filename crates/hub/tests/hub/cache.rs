@@ -1,5 +1,4 @@
-//! The cache, which is that of Python's huggingface_hub: how it is laid out, shared, kept and used
-//! without the network.
+//! The cache, shared with Python's huggingface_hub: its layout, locks, and use without a network.
 
 use crate::fake_hub::{COMMIT, Fault};
 use crate::{
@@ -12,8 +11,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 #[test]
-fn the_cache_is_laid_out_as_huggingface_hub_does() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn the_cache_has_the_layout_of_huggingface_hub() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "org/model").unwrap();
     let root = cache.path().join("models--org--model");
     assert_eq!(model.root, root.join("snapshots").join(COMMIT));
@@ -21,6 +21,7 @@ fn the_cache_is_laid_out_as_huggingface_hub_does() {
         std::fs::read_to_string(root.join("refs/main")).unwrap(),
         COMMIT
     );
+
     let link = std::fs::read_link(model.root.join(FILE)).unwrap();
     assert_eq!(
         link,
@@ -31,7 +32,8 @@ fn the_cache_is_laid_out_as_huggingface_hub_does() {
         &model.weights,
         WeightFiles::Safetensors { index: None, .. }
     ));
-    // Only what is needed: nothing else was even asked about.
+
+    // Other files are not even requested.
     assert_eq!(blobs(&cache).len(), 3);
     for unwanted in ["README", "h5", "msgpack", "pytorch_model", "vocab"] {
         assert!(
@@ -44,24 +46,28 @@ fn the_cache_is_laid_out_as_huggingface_hub_does() {
 }
 
 #[test]
-fn a_second_time_asks_for_the_commit_only_and_a_commit_asks_for_nothing() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_cached_branch_takes_one_request_and_a_cached_commit_none() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let before = hub.log().len();
     resolve(&hub, &cache, "org/model").unwrap();
+
     assert_eq!(hub.log().len(), before + 1);
     resolve(&hub, &cache, &format!("org/model@{COMMIT}")).unwrap();
     assert_eq!(hub.log().len(), before + 1);
 }
 
 #[test]
-fn a_cache_made_by_python_is_used_without_any_body() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_cache_made_by_python_is_used_without_downloads() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let root = cache.path().join("models--org--model");
     std::fs::create_dir_all(root.join("snapshots").join(COMMIT)).unwrap();
     std::fs::create_dir_all(root.join("blobs")).unwrap();
     std::fs::create_dir_all(root.join("refs")).unwrap();
     std::fs::write(root.join("refs/main"), COMMIT).unwrap();
+
     for (name, bytes) in [
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{}".to_vec()),
@@ -75,6 +81,7 @@ fn a_cache_made_by_python_is_used_without_any_body() {
         )
         .unwrap();
     }
+
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
         weights()
@@ -82,26 +89,29 @@ fn a_cache_made_by_python_is_used_without_any_body() {
     assert_eq!(
         hub.log().len(),
         1,
-        "one question for the commit: {:?}",
+        "one request for the commit: {:?}",
         hub.log()
     );
 }
 
 #[test]
-fn a_full_cache_is_not_written_to() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_complete_cache_is_not_written_to() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let reference = cache.path().join("models--org--model/refs/main");
     let written = || std::fs::metadata(&reference).unwrap().modified().unwrap();
     let before = written();
     std::thread::sleep(Duration::from_millis(20));
     resolve(&hub, &cache, "org/model").unwrap();
+
     assert_eq!(written(), before);
 }
 
 #[test]
-fn renamed_repositories_are_followed_and_cached_under_the_name_asked_for() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn renamed_repositories_are_followed_and_cached_under_the_requested_name() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "old").unwrap();
     assert_eq!(content(&model), weights());
     assert!(model.root.starts_with(cache.path().join("models--old")));
@@ -109,7 +119,8 @@ fn renamed_repositories_are_followed_and_cached_under_the_name_asked_for() {
 
 #[test]
 fn two_downloaders_fetch_a_file_once() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::Slow(4_000)]);
     let events = [Events::default(), Events::default()];
     std::thread::scope(|scope| {
@@ -122,15 +133,17 @@ fn two_downloaders_fetch_a_file_once() {
             assert_eq!(content(&one.join().unwrap().unwrap()), weights());
         }
     });
+
     assert_eq!(hub.ranges(FILE), [None]);
-    // Small files may meet as well.
+    // The downloaders may also wait for each other's small files.
     let waited = format!("WaitingForLock {{ file: {FILE:?} }}");
     assert_eq!(events[0].count(&waited) + events[1].count(&waited), 1);
 }
 
 #[test]
-fn a_lock_that_is_never_freed_is_named() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_lock_that_is_never_released_is_an_error() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let lock = cache
         .path()
         .join(".locks/models--org--model")
@@ -152,7 +165,8 @@ fn a_lock_that_is_never_freed_is_named() {
 
 #[test]
 fn hostile_etags_cannot_leave_the_cache() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.add_with_etag("config.json", b"{}", "../../../../evil");
     resolve(&hub, &cache, "org/model").unwrap();
     let odd: Vec<String> = blobs(&cache)
@@ -161,15 +175,17 @@ fn hostile_etags_cannot_leave_the_cache() {
         .collect();
     assert_eq!(odd.len(), 1, "{:?}", blobs(&cache));
     let outside = std::fs::read_dir(cache.path()).unwrap().count();
+
     assert_eq!(outside, 2, "the repository and its locks");
 }
 
 #[test]
-fn without_network_the_cache_serves_and_otherwise_names_what_works() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn without_a_network_the_cache_is_used_or_the_error_lists_it() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let mut config = config(&hub, cache.path());
-    config.endpoint = "http://127.0.0.1:9".into(); // the discard port: nobody listens
+    config.endpoint = "http://127.0.0.1:9".into(); // the discard port, where nothing listens
     let events = Events::default();
     assert_eq!(
         content(&resolve_with(config.clone(), "org/model", &events).unwrap()),
@@ -187,15 +203,18 @@ fn without_network_the_cache_serves_and_otherwise_names_what_works() {
 
 #[test]
 fn offline_sends_no_request() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model@v1").unwrap();
     let before = hub.log().len();
     let mut config = config(&hub, cache.path());
     config.offline = true;
+
     assert_eq!(
         content(&resolve_with(config.clone(), "org/model@v1", &NoProgress).unwrap()),
         weights()
     );
+
     let error = resolve_with(config, "org/model", &NoProgress)
         .unwrap_err()
         .to_string();
@@ -206,21 +225,24 @@ fn offline_sends_no_request() {
     assert_eq!(hub.log().len(), before);
 }
 
-/// As with transformers, what was downloaded before stays usable.
+/// As in transformers, what was downloaded before stays usable.
 #[test]
-fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
+fn a_deleted_or_closed_repository_is_read_from_the_cache() {
     for (name, reason) in [
         ("org/gated", "403"),
         ("org/private", "401"),
         ("org/gone", "no such repository"),
     ] {
-        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         resolve(&hub, &cache, "org/model").unwrap();
         let folder = |name: &str| {
             cache
                 .path()
                 .join(format!("models--{}", name.replace('/', "--")))
         };
+
         std::fs::rename(folder("org/model"), folder(name)).unwrap();
         is_right(&resolve_with(config(&hub, cache.path()), name, &restarts).unwrap());
         let small = Hub::new(config(&hub, cache.path()))
@@ -228,6 +250,7 @@ fn a_repository_that_is_gone_or_closed_leaves_the_cached_copy() {
             .unwrap();
         assert_eq!(std::fs::read(small.config.unwrap()).unwrap(), CONFIG);
         let reasons = restarts.0.lock().unwrap();
+
         assert!(
             reasons.len() == 2 && reasons.iter().all(|text| text.contains(reason)),
             "{reasons:?}"

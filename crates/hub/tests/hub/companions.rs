@@ -1,11 +1,11 @@
-//! What a copy of a model needs beside its weights: every small file, and no other.
+//! The small files that a copy of a model needs: all of them, and no others.
 
-use crate::fake_hub::COMMIT;
+use crate::fake_hub::{COMMIT, FakeHub};
 use crate::{FILE, config, model_hub, resolve, resolve_with};
 use llm_int8_hub::{HubConfig, ModelFiles, NoProgress};
 use tempfile::TempDir;
 
-/// The names of what is beside the weights, from the model's folder on.
+/// The companions' names, relative to the model's folder.
 fn companions(model: &ModelFiles) -> Vec<String> {
     let relative = |path: &std::path::PathBuf| {
         path.strip_prefix(&model.root)
@@ -13,6 +13,7 @@ fn companions(model: &ModelFiles) -> Vec<String> {
             .display()
             .to_string()
     };
+
     model.companions.iter().map(relative).collect()
 }
 
@@ -37,12 +38,13 @@ const SMALL: [&str; 18] = [
     "tokenizer.4.0.0.json",
 ];
 
-#[test]
-fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+/// A hub with every small file, and others that must not be downloaded.
+fn hub_with_all() -> FakeHub {
+    let hub = model_hub();
     for name in SMALL {
         hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
     }
+
     hub.add(
         "tokenizer_config.json",
         br#"{"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}"#,
@@ -57,6 +59,14 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
     ] {
         hub.add(unwanted, b"unwanted");
     }
+
+    hub
+}
+
+#[test]
+fn every_small_file_is_downloaded_and_found_in_a_folder_alike() {
+    let hub = hub_with_all();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache, "org/model").unwrap();
     assert_eq!(companions(&model), SMALL);
     for name in SMALL
@@ -67,7 +77,7 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
         assert_eq!(
             text,
             format!("{{\"of\": \"{name}\"}}"),
-            "the link leads to the blob"
+            "the link points to the blob"
         );
     }
     assert!(hub.log().iter().all(|r| {
@@ -82,7 +92,7 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
             .as_ref()
             .unwrap()
             .ends_with("tokenizer.4.0.0.json"),
-        "as transformers 4.57 reads it"
+        "as in transformers 4.57"
     );
     assert!(
         tokenizer.added_tokens.is_some()
@@ -93,7 +103,7 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
                 .ends_with("tokenizer.model")
     );
 
-    // The same files in a folder are the same model.
+    // A folder with the same files is the same model.
     let folder = TempDir::new().unwrap();
     for name in SMALL.iter().chain(&["config.json", FILE]) {
         let path = folder.path().join(name);
@@ -110,8 +120,9 @@ fn every_small_file_is_fetched_and_found_in_a_folder_alike() {
 }
 
 #[test]
-fn a_commit_that_python_fetched_in_part_is_made_whole_once() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_commit_that_python_downloaded_in_part_is_completed_once() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     resolve(&hub, &cache, "org/model").unwrap();
     let root = cache.path().join("models--org--model");
     assert!(
@@ -121,13 +132,16 @@ fn a_commit_that_python_fetched_in_part_is_made_whole_once() {
             .is_file(),
         "as huggingface_hub marks it"
     );
-    // Another program's cache: a file is missing, and nothing says that it does not exist.
+
+    // Another program's cache: a file is missing, and nothing records that it does not exist.
     hub.add("added_tokens.json", br#"{"<|user|>": 5}"#);
     std::fs::remove_dir_all(root.join(".no_exist")).unwrap();
     let name = format!("org/model@{COMMIT}");
     let whole = resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
     assert_eq!(companions(&whole), ["tokenizer.json", "added_tokens.json"]);
+
     let before = hub.log().len();
     resolve_with(config(&hub, cache.path()), &name, &NoProgress).unwrap();
+
     assert_eq!(hub.log().len(), before);
 }

@@ -1,4 +1,4 @@
-//! Connections that drop, stall and lie, and hubs that redirect.
+//! Connections that drop, stall or send wrong bytes, and hubs that redirect.
 
 use crate::fake_hub::Fault;
 use crate::{Events, FILE, blobs, config, content, model_hub, resolve, resolve_with, weights};
@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[test]
-fn a_dropped_connection_is_continued_where_it_stopped() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_dropped_connection_is_resumed() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::DropAfter(5_000)]);
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
         weights()
     );
+
     let ranges = hub.ranges(FILE);
     assert_eq!(
         ranges,
@@ -26,8 +28,9 @@ fn a_dropped_connection_is_continued_where_it_stopped() {
 }
 
 #[test]
-fn a_stalled_connection_is_left_and_continued() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_stalled_connection_is_dropped_and_resumed() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::StallAfter(7_000)]);
     let started = Instant::now();
     assert_eq!(
@@ -36,23 +39,26 @@ fn a_stalled_connection_is_left_and_continued() {
     );
     assert!(
         started.elapsed() < Duration::from_secs(2),
-        "it waited for the read time-out only"
+        "it waits no longer than the read time-out"
     );
     assert_eq!(hub.ranges(FILE)[1], Some("bytes=7000-".into()));
 }
 
 #[test]
-fn an_interrupted_process_is_continued_by_the_next() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_download_is_resumed_by_the_next_process() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let mut impatient = config(&hub, cache.path());
     impatient.max_retries = 0;
+
     // The first process gets 12,345 bytes and gives up.
     hub.faults(FILE, [Fault::DropAfter(12_345)]);
     let error = resolve_with(impatient, "org/model", &NoProgress).unwrap_err();
     assert!(
-        error.to_string().contains("it goes on from byte 12345"),
+        error.to_string().contains("resume at byte 12345"),
         "{error}"
     );
+
     let incomplete = blobs(&cache)
         .into_iter()
         .find(|name| name.ends_with(".incomplete"))
@@ -68,7 +74,8 @@ fn an_interrupted_process_is_continued_by_the_next() {
         .len(),
         12_345
     );
-    // The second goes on.
+
+    // The second process resumes.
     let events = Events::default();
     let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
     assert_eq!(content(&model), weights());
@@ -81,8 +88,9 @@ fn an_interrupted_process_is_continued_by_the_next() {
 }
 
 #[test]
-fn server_errors_and_retry_after_are_waited_for() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn server_errors_are_retried_after_the_requested_delay() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.api_faults([Fault::Status(503, None), Fault::Status(429, Some("1"))]);
     hub.faults(
         FILE,
@@ -100,26 +108,29 @@ fn server_errors_and_retry_after_are_waited_for() {
 }
 
 #[test]
-fn failing_for_good_says_how_often_and_why() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn giving_up_says_how_often_and_why() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, std::iter::repeat_n(Fault::Status(502, None), 20));
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
     assert!(
-        error.contains("could not be downloaded after 6 tries: the server answered 502"),
+        error.contains("could not be downloaded after 6 attempts: the server answered 502"),
         "{error}"
     );
     assert_eq!(hub.ranges(FILE).len(), 6);
 }
 
 #[test]
-fn wrong_bytes_are_fetched_once_more_and_never_reach_the_cache() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn wrong_bytes_are_downloaded_once_more_and_never_reach_the_cache() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::WrongBytes]);
     let events = Events::default();
     let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
     assert_eq!((content(&model), events.count("Restart")), (weights(), 1));
 
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::WrongBytes, Fault::WrongBytes]);
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
     assert!(
@@ -129,17 +140,19 @@ fn wrong_bytes_are_fetched_once_more_and_never_reach_the_cache() {
     assert_eq!(
         blobs(&cache).len(),
         2,
-        "neither blob nor remainder: {:?}",
+        "neither a blob nor a partial file: {:?}",
         blobs(&cache)
     );
 }
 
 #[test]
-fn a_wrong_beginning_of_an_earlier_download_is_found_out() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn a_wrong_partial_file_is_detected() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let etag = hub.add(FILE, &weights());
     let folder = cache.path().join("models--org--model/blobs");
     std::fs::create_dir_all(&folder).unwrap();
+
     for (beginning, name) in [
         (vec![9u8; 500], "other bytes"),
         (vec![9u8; 50_000], "longer than the file"),
@@ -157,8 +170,9 @@ fn a_wrong_beginning_of_an_earlier_download_is_found_out() {
 }
 
 #[test]
-fn git_files_are_checked_too() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn files_with_a_git_hash_are_verified_too() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     // printf '{}' | git hash-object --stdin
     hub.add_with_etag(
         "config.json",
@@ -167,12 +181,14 @@ fn git_files_are_checked_too() {
     );
     hub.faults("config.json", [Fault::WrongBytes]);
     let model = resolve(&hub, &cache, "org/model").unwrap();
+
     assert_eq!(std::fs::read(model.config).unwrap(), b"{}");
 }
 
 #[test]
 fn mirrors_without_ranges_or_content_range_work() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.faults(FILE, [Fault::DropAfter(10_000), Fault::NoContentRange]);
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
@@ -181,10 +197,13 @@ fn mirrors_without_ranges_or_content_range_work() {
     assert_eq!(
         hub.ranges(FILE).len(),
         2,
-        "206 without Content-Range was continued"
+        "206 without Content-Range is accepted"
     );
+
     for fault in [Fault::NoRanges, Fault::WrongRange] {
-        let (hub, cache, events) = (model_hub(), TempDir::new().unwrap(), Events::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let events = Events::default();
         hub.faults(FILE, [Fault::DropAfter(10_000), fault.clone()]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &events).unwrap();
         assert_eq!(
@@ -197,9 +216,12 @@ fn mirrors_without_ranges_or_content_range_work() {
 
 #[test]
 fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
-    let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cdn = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.redirect_bodies_to(&cdn);
     cdn.faults(FILE, [Fault::DropAfter(20_000)]);
+
     assert_eq!(
         content(&resolve(&hub, &cache, "org/model").unwrap()),
         weights()
@@ -220,11 +242,13 @@ fn the_token_goes_to_the_hub_and_not_to_the_cdn() {
 }
 
 #[test]
-fn without_a_token_no_request_speaks_of_one() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn without_a_token_no_request_carries_one() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let mut config = config(&hub, cache.path());
     config.token = None;
     resolve_with(config, "org/model", &NoProgress).unwrap();
+
     assert!(
         !hub.log().is_empty()
             && hub

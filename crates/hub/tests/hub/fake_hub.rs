@@ -12,25 +12,25 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// What goes wrong with one request for a body.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Close after so many bytes of the body.
+    /// Close the connection after `n` bytes of the body.
     DropAfter(usize),
-    /// Send so many bytes of the body, then nothing, the connection open.
+    /// Send `n` bytes of the body, then nothing, and keep the connection open.
     StallAfter(usize),
-    /// Answer with a status and, perhaps, `Retry-After`.
+    /// Answer with a status and an optional `Retry-After`.
     Status(u16, Option<&'static str>),
     /// Send other bytes of the same length.
     WrongBytes,
-    /// Answer a range with the whole file.
+    /// Answer a range request with the whole file.
     NoRanges,
-    /// Answer a range without `Content-Range`.
+    /// Answer a range request without `Content-Range`.
     NoContentRange,
-    /// Answer a range with another one.
+    /// Answer a range request with another range.
     WrongRange,
-    /// Send so slowly that two downloaders meet: bytes per piece.
+    /// Send in pieces of `n` bytes, so slowly that two downloaders meet.
     Slow(usize),
 }
 
-/// One request as it arrived.
+/// One received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub method: String,
@@ -39,22 +39,22 @@ pub struct Request {
     pub authorization: Option<String>,
 }
 
-/// What a mirror does otherwise than the hub.
+/// How a mirror differs from the hub.
 #[derive(Debug, Clone, Default)]
 pub struct Mirror {
-    /// It is not at the root of its host.
+    /// The path on its host under which it serves the hub's URLs.
     pub prefix: &'static str,
-    /// It does not speak of commits with files.
+    /// It sends no `X-Repo-Commit`.
     pub hides_commit: bool,
-    /// It compresses JSON files, asked or not, and calls that so.
+    /// It compresses JSON files, requested or not, and sends this `Content-Encoding`.
     pub encoding: Option<&'static str>,
-    /// Bodies are at another path of the same host.
+    /// It redirects bodies to this path on the same host.
     pub redirects_to: Option<&'static str>,
-    /// Redirects say nothing of the file they lead to.
+    /// Its redirects carry no `X-Linked-*` headers.
     pub is_terse: bool,
-    /// Questions for headers alone are answered with this status.
+    /// It answers HEAD with this status.
     pub head_status: Option<u16>,
-    /// The first question for headers alone takes so long.
+    /// It delays the answer to the first HEAD by this time.
     pub slow_head: Duration,
 }
 
@@ -66,11 +66,11 @@ struct State {
     faults: BTreeMap<String, VecDeque<Fault>>,
     api_faults: VecDeque<Fault>,
     log: Vec<Request>,
-    /// Where bodies are, if not here.
+    /// The server that bodies are redirected to.
     cdn: Option<SocketAddr>,
 }
 
-/// The server; it stops with the test process.
+/// The server. It runs until the test process ends.
 #[derive(Clone)]
 pub struct FakeHub {
     address: SocketAddr,
@@ -88,10 +88,11 @@ impl FakeHub {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let server = server.clone();
-                // A client that goes away in the middle is what the tests are about.
+                // Errors are ignored: clients that disconnect early are part of the tests.
                 std::thread::spawn(move || drop(server.serve(stream)));
             }
         });
+
         hub
     }
 
@@ -107,7 +108,7 @@ impl FakeHub {
         self.state.lock().unwrap().mirror = mirror;
     }
 
-    /// A file whose etag is its SHA-256, as the hub has it of large files.
+    /// Adds a file whose etag is its SHA-256, as for large files on the hub. Returns the etag.
     pub fn add(&self, name: &str, content: &[u8]) -> String {
         let etag: String = Sha256::digest(content)
             .iter()
@@ -117,7 +118,7 @@ impl FakeHub {
         etag
     }
 
-    /// The etag is quoted unless it brings quotes along; an empty one is not sent.
+    /// Adds a file. Its etag is sent in quotes unless it contains some; an empty one is not sent.
     pub fn add_with_etag(&self, name: &str, content: &[u8], etag: &str) {
         self.state
             .lock()
@@ -126,7 +127,7 @@ impl FakeHub {
             .insert(name.into(), (content.to_vec(), etag.into()));
     }
 
-    /// The next requests for the body of this file go wrong like that, one after the other.
+    /// Makes the next requests for the body of this file fail, with one fault each.
     pub fn faults(&self, name: &str, faults: impl IntoIterator<Item = Fault>) {
         self.state
             .lock()
@@ -137,12 +138,12 @@ impl FakeHub {
             .extend(faults);
     }
 
-    /// The next questions for the listing go wrong like that.
+    /// Makes the next requests for the listing fail, with one fault each.
     pub fn api_faults(&self, faults: impl IntoIterator<Item = Fault>) {
         self.state.lock().unwrap().api_faults.extend(faults);
     }
 
-    /// Bodies are somewhere else.
+    /// Redirects bodies to another server.
     pub fn redirect_bodies_to(&self, other: &Self) {
         self.state.lock().unwrap().cdn = Some(other.address);
     }
@@ -151,7 +152,7 @@ impl FakeHub {
         self.state.lock().unwrap().log.clone()
     }
 
-    /// Ranges of the requests for a file's body, in order; `None` for a request without one.
+    /// The ranges of the requests for a file's body, in order; `None` for a request without one.
     pub fn ranges(&self, name: &str) -> Vec<Option<String>> {
         let bodies = self
             .log()
@@ -173,27 +174,33 @@ impl FakeHub {
         }
     }
 
-    /// Answers; whether the connection goes on.
+    /// Answers a request. Returns whether to keep the connection.
     fn answer(&self, request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
         let prefix = self.state.lock().unwrap().mirror.prefix;
         let path = request.path.split('?').next().unwrap_or_default();
-        // Places of bodies are outside of the prefix.
+
+        // Targets of redirects are outside the prefix.
         if let Some(name) = path.strip_prefix("/signed/") {
             return self.body(request, name, stream);
         }
+
         let Some(path) = path.strip_prefix(prefix) else {
             return status(stream, 404, "");
         };
-        // A repository that was renamed: relative redirects, as the real hub sends them.
+
+        // A renamed repository, with relative redirects as from the real hub.
         if let Some(rest) = path.strip_prefix("/api/models/old") {
             return redirect(stream, &format!("/api/models/org/model{rest}"));
         }
+
         if let Some(rest) = path.strip_prefix("/old/") {
             return redirect(stream, &format!("/org/model/{rest}"));
         }
+
         if let Some(rest) = path.strip_prefix("/api/models/") {
             return self.listing(rest, stream);
         }
+
         match path
             .strip_prefix("/org/model/resolve/")
             .and_then(|rest| rest.split_once('/'))
@@ -210,6 +217,7 @@ impl FakeHub {
                 retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
             return status(stream, code, &extra);
         }
+
         let (repo, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
         match repo {
             "org/model" => {}
@@ -217,9 +225,11 @@ impl FakeHub {
             "org/private" => return status(stream, 401, ""),
             _ => return status(stream, 404, "X-Error-Code: RepoNotFound\r\n"),
         }
+
         if !["main", "v1", COMMIT].contains(&revision) {
             return status(stream, 404, "X-Error-Code: RevisionNotFound\r\n");
         }
+
         let names: Vec<String> = self.state.lock().unwrap().files.keys().cloned().collect();
         let siblings: Vec<String> = names
             .iter()
@@ -234,6 +244,7 @@ impl FakeHub {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
+
         Ok(true)
     }
 
@@ -246,6 +257,7 @@ impl FakeHub {
                 state.mirror.clone(),
             )
         };
+
         let Some((content, etag)) = found else {
             return status(stream, 404, "X-Error-Code: EntryNotFound\r\n");
         };
@@ -254,6 +266,7 @@ impl FakeHub {
             (None, Some(path)) => format!("{path}/{name}"),
             (None, None) => return self.body(request, name, stream),
         };
+
         let linked = match mirror.is_terse {
             true => String::new(),
             false => format!(
@@ -261,6 +274,7 @@ impl FakeHub {
                 content.len()
             ),
         };
+
         let commit = if mirror.hides_commit { "" } else { COMMIT_LINE };
         status(
             stream,
@@ -269,7 +283,7 @@ impl FakeHub {
         )
     }
 
-    /// The file itself.
+    /// Answers a request for a file's body, or for its headers.
     fn body(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let (found, mirror) = {
             let mut state = self.state.lock().unwrap();
@@ -279,6 +293,7 @@ impl FakeHub {
             }
             (state.files.get(name).cloned(), mirror)
         };
+
         let Some((content, etag)) = found else {
             return status(stream, 404, "");
         };
@@ -289,20 +304,24 @@ impl FakeHub {
         } else {
             content
         };
+
         let mut headers = encoding.map_or(String::new(), |name| {
             format!("Content-Encoding: {name}\r\n")
         });
+
         headers.push_str(if mirror.hides_commit { "" } else { COMMIT_LINE });
         match etag.as_str() {
             "" => {}
             quoted if quoted.contains('"') => headers.push_str(&format!("ETag: {quoted}\r\n")),
             etag => headers.push_str(&format!("ETag: \"{etag}\"\r\n")),
         }
+
         if request.method == "HEAD" {
             std::thread::sleep(mirror.slow_head);
             if let Some(code) = mirror.head_status {
                 return status(stream, code, "");
             }
+
             write!(
                 stream,
                 "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n",
@@ -310,6 +329,7 @@ impl FakeHub {
             )?;
             return Ok(true);
         }
+
         let fault = self
             .state
             .lock()
@@ -317,6 +337,7 @@ impl FakeHub {
             .faults
             .get_mut(name)
             .and_then(VecDeque::pop_front);
+
         send_body(request, &content, fault, &headers, stream)
     }
 }
@@ -329,15 +350,10 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn send_body(
-    request: &Request,
-    content: &[u8],
-    fault: Option<Fault>,
-    headers: &str,
-    stream: &mut TcpStream,
-) -> std::io::Result<bool> {
-    let length = content.len();
-    let start = request.range.as_deref().and_then(|range| {
+/// First and last byte of a request's range, as far as it names them.
+fn requested_range(request: &Request) -> (Option<usize>, Option<usize>) {
+    let range = request.range.as_deref();
+    let start = range.and_then(|range| {
         range
             .strip_prefix("bytes=")?
             .split('-')
@@ -345,10 +361,21 @@ fn send_body(
             .parse()
             .ok()
     });
-    let end = request
-        .range
-        .as_deref()
-        .and_then(|range| range.rsplit('-').next()?.parse::<usize>().ok());
+
+    let last = range.and_then(|range| range.rsplit('-').next()?.parse().ok());
+    (start, last)
+}
+
+fn send_body(
+    request: &Request,
+    content: &[u8],
+    fault: Option<Fault>,
+    headers: &str,
+    stream: &mut TcpStream,
+) -> std::io::Result<bool> {
+    const PARTIAL: &str = "206 Partial Content";
+    let length = content.len();
+    let (start, last) = requested_range(request);
     let (head, body) = match (start, &fault) {
         (_, Some(Fault::Status(code, retry_after))) => {
             let extra =
@@ -357,28 +384,29 @@ fn send_body(
         }
         (None, _) | (Some(_), Some(Fault::NoRanges)) => ("200 OK".to_owned(), content),
         (Some(start), _) if start >= length => return status(stream, 416, ""),
-        (Some(start), Some(Fault::NoContentRange)) => {
-            ("206 Partial Content".to_owned(), &content[start..])
+        (Some(start), Some(Fault::NoContentRange)) => (PARTIAL.to_owned(), &content[start..]),
+        (Some(_), Some(Fault::WrongRange)) => {
+            let last = length - 1;
+            let head = format!("{PARTIAL}\r\nContent-Range: bytes 0-{last}/{length}");
+            (head, content)
         }
-        (Some(_), Some(Fault::WrongRange)) => (
-            format!(
-                "206 Partial Content\r\nContent-Range: bytes 0-{}/{length}",
-                length - 1
-            ),
-            content,
-        ),
         (Some(start), _) => {
-            let last = end.map_or(length - 1, |end| end.min(length - 1));
-            let head =
-                format!("206 Partial Content\r\nContent-Range: bytes {start}-{last}/{length}");
+            let last = last.map_or(length - 1, |last| last.min(length - 1));
+            let head = format!("{PARTIAL}\r\nContent-Range: bytes {start}-{last}/{length}");
             (head, &content[start..=last])
         }
     };
+
     write!(
         stream,
         "HTTP/1.1 {head}\r\n{headers}Content-Length: {}\r\n\r\n",
         body.len()
     )?;
+    write_body(body, fault, stream)
+}
+
+/// Writes a body with its fault. Returns whether to keep the connection.
+fn write_body(body: &[u8], fault: Option<Fault>, stream: &mut TcpStream) -> std::io::Result<bool> {
     match fault {
         Some(Fault::DropAfter(count)) => {
             stream.write_all(&body[..count.min(body.len())])?;
@@ -432,6 +460,7 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
+
     let mut parts = line.split_whitespace();
     let mut request = Request {
         method: parts.next().unwrap_or_default().into(),
@@ -439,12 +468,14 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
         range: None,
         authorization: None,
     };
+
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim_end().split_once(':') else {
             return Ok(Some(request));
         };
+
         match name.to_ascii_lowercase().as_str() {
             "range" => request.range = Some(value.trim().into()),
             "authorization" => request.authorization = Some(value.trim().into()),

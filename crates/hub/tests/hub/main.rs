@@ -27,7 +27,7 @@ use tempfile::TempDir;
 const FILE: &str = "model.safetensors";
 const CONFIG: &[u8] = br#"{"model_type": "gpt2"}"#;
 
-/// 40,000 bytes that differ everywhere.
+/// 40,000 pseudo-random bytes.
 fn weights() -> Vec<u8> {
     (0..40_000u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
@@ -39,6 +39,7 @@ fn model_hub() -> FakeHub {
     hub.add("config.json", CONFIG);
     hub.add("tokenizer.json", b"{}");
     hub.add(FILE, &weights());
+
     for unwanted in [
         "README.md",
         "tf_model.h5",
@@ -48,6 +49,7 @@ fn model_hub() -> FakeHub {
     ] {
         hub.add(unwanted, b"unwanted");
     }
+
     hub
 }
 
@@ -74,6 +76,7 @@ fn resolve_with(
     Hub::new(config).resolve(&name.parse::<ModelRef>().unwrap(), progress)
 }
 
+/// The bytes of the first weight file.
 fn content(model: &ModelFiles) -> Vec<u8> {
     std::fs::read(&model.weights.files()[0]).unwrap()
 }
@@ -88,7 +91,7 @@ fn blobs(cache: &TempDir) -> Vec<String> {
     names
 }
 
-/// What was told of a download, without how far it is.
+/// Records all events except how many bytes arrived.
 #[derive(Default)]
 struct Events(Mutex<Vec<String>>);
 
@@ -111,13 +114,13 @@ impl Events {
     }
 }
 
-/// The files of [`model_hub`] as they are there.
+/// Checks that the files are those of [`model_hub`].
 fn is_right(model: &ModelFiles) {
     assert_eq!(std::fs::read(&model.config).unwrap(), CONFIG);
-    assert_eq!(std::fs::read(&model.weights.files()[0]).unwrap(), weights());
+    assert_eq!(content(model), weights());
 }
 
-/// Why something was begun anew or taken from the cache.
+/// Records why a download was restarted or the cache was used.
 #[derive(Default)]
 struct Restarts(Mutex<Vec<String>>);
 

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Of `CONFIG`: sha1sum, git hash-object, md5sum.
+/// Hashes of `CONFIG`, by sha1sum, git hash-object and md5sum.
 const SHA1: &str = "168fde3e27c2b635db294b39b55d3c67f4cfb762";
 const GIT: &str = "7eb84e812bad01767dcf9cf8a2d84ef428949cad";
 const MD5: &str = "61f2004aca0a6f034cdccb6a4bfe1200";
 
-/// With more time to answer and less between tries.
+/// More time for answers, and shorter delays between attempts.
 fn config(hub: &FakeHub, cache: &Path) -> HubConfig {
     HubConfig {
         read_timeout: Duration::from_millis(500),
@@ -39,14 +39,18 @@ fn etags_of_every_kind_are_verified_or_accepted() {
         ("\"CJ+3i/a==\"".to_owned(), false),
         (String::new(), false),
     ];
+
     for (i, (etag, is_verified)) in kinds.into_iter().enumerate() {
-        // With and without the header by which the hub vouches for its etags, in turn.
+        // Alternate: with and without the header that marks an etag as the hub's own.
         let hides_commit = i % 2 == 1;
-        let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         hub.is_mirror(Mirror {
             hides_commit,
             ..Mirror::default()
         });
+
         hub.add_with_etag("config.json", CONFIG, &etag);
         is_right(&resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap());
         assert!(
@@ -55,7 +59,8 @@ fn etags_of_every_kind_are_verified_or_accepted() {
             restarts = restarts.0
         );
 
-        let (cache, restarts) = (TempDir::new().unwrap(), Restarts::default());
+        let cache = TempDir::new().unwrap();
+        let restarts = Restarts::default();
         hub.faults("config.json", [Fault::WrongBytes]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
         assert_eq!(
@@ -71,15 +76,18 @@ fn etags_of_every_kind_are_verified_or_accepted() {
     }
 }
 
-/// 40 hexadecimal digits that are no hash of the file: a mirror may have them, the hub may not.
+/// An etag of 40 hexadecimal digits that is not a hash of the file: accepted from a mirror, but not
+/// from the hub.
 #[test]
-fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
+fn a_mirror_may_send_an_etag_that_is_no_hash() {
     let odd = "1234567890123456789012345678901234567890";
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         hides_commit: true,
         ..Mirror::default()
     });
+
     hub.add_with_etag("config.json", CONFIG, odd);
     is_right(&resolve(&hub, &cache).unwrap());
     assert_eq!(hub.ranges("config.json").len(), 2, "the same bytes twice");
@@ -88,12 +96,14 @@ fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
     let cache = TempDir::new().unwrap();
     hub.faults("config.json", [Fault::WrongBytes]);
     is_right(&resolve(&hub, &cache).unwrap());
+
     assert_eq!(hub.ranges("config.json").len(), 5);
 
     hub.is_mirror(Mirror::default());
     let error = resolve(&hub, &TempDir::new().unwrap())
         .unwrap_err()
         .to_string();
+
     assert!(
         error.contains("arrived damaged each time (its git SHA-1 is"),
         "{error}"
@@ -101,14 +111,15 @@ fn an_etag_of_a_mirror_that_is_no_hash_does_not_make_a_good_file_bad() {
 }
 
 #[test]
-fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
+fn mirrors_may_have_a_path_and_redirect_in_all_ways() {
     for (redirects_to, is_terse) in [
         (None, false),
         (Some("/signed"), false),
         (Some("/signed"), true),
         (Some("../../../../../../../signed"), true),
     ] {
-        let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
         let prefix = "/artifactory/api/hf";
         hub.is_mirror(Mirror {
             prefix,
@@ -117,6 +128,7 @@ fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
             is_terse,
             ..Mirror::default()
         });
+
         hub.faults(FILE, [Fault::DropAfter(9_000), Fault::NoRanges]);
         is_right(&resolve(&hub, &cache).unwrap());
         assert!(
@@ -135,20 +147,24 @@ fn a_mirror_below_a_path_with_redirects_of_all_kinds_works() {
     }
 }
 
-/// An address that is signed for GET: asked for its headers alone, the place refuses.
+/// A storage host whose URLs are signed for GET alone rejects HEAD.
 #[test]
-fn a_place_of_bodies_that_answers_no_head_works() {
+fn a_storage_host_may_reject_head() {
     for head_status in [403, 405, 501] {
-        let (hub, cdn, cache) = (model_hub(), model_hub(), TempDir::new().unwrap());
+        let hub = model_hub();
+        let cdn = model_hub();
+        let cache = TempDir::new().unwrap();
         hub.is_mirror(Mirror {
             hides_commit: true,
             is_terse: true,
             ..Mirror::default()
         });
+
         cdn.is_mirror(Mirror {
             head_status: Some(head_status),
             ..Mirror::default()
         });
+
         hub.redirect_bodies_to(&cdn);
         cdn.faults(FILE, [Fault::DropAfter(9_000)]);
         is_right(&resolve(&hub, &cache).unwrap());
@@ -156,19 +172,22 @@ fn a_place_of_bodies_that_answers_no_head_works() {
             cdn.log()
                 .iter()
                 .all(|request| request.authorization.is_none()),
-            "no token for another host"
+            "no token is sent to another host"
         );
         assert_eq!(
             cdn.ranges(FILE).last().unwrap().as_deref(),
             Some("bytes=9000-")
         );
     }
-    // The hub's own 403 stays what it is.
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+
+    // 403 from the hub itself is still an error.
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         head_status: Some(403),
         ..Mirror::default()
     });
+
     assert!(
         resolve(&hub, &cache)
             .unwrap_err()
@@ -179,16 +198,20 @@ fn a_place_of_bodies_that_answers_no_head_works() {
 
 #[test]
 fn compressed_files_are_decoded_and_verified() {
-    let (hub, cache, restarts) = (model_hub(), TempDir::new().unwrap(), Restarts::default());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    let restarts = Restarts::default();
     hub.is_mirror(Mirror {
         encoding: Some("gzip"),
         ..Mirror::default()
     });
+
     hub.add_with_etag("config.json", CONFIG, &format!("W/\"{GIT}\""));
     hub.faults("config.json", [Fault::DropAfter(10)]);
     hub.faults("tokenizer.json", [Fault::WrongBytes]);
     let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
     is_right(&model);
+
     assert_eq!(
         std::fs::read(model.tokenizer.tokenizer_json.unwrap()).unwrap(),
         b"{}"
@@ -198,6 +221,7 @@ fn compressed_files_are_decoded_and_verified() {
         encoding: Some("br"),
         ..Mirror::default()
     });
+
     let error = resolve(&hub, &TempDir::new().unwrap())
         .unwrap_err()
         .to_string();
@@ -209,39 +233,47 @@ fn compressed_files_are_decoded_and_verified() {
 
 #[test]
 fn a_compressed_file_cannot_fill_the_disk() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         encoding: Some("gzip"),
         redirects_to: Some("/signed"),
         ..Mirror::default()
     });
+
     hub.add("tokenizer.json", &vec![b' '; 3_000_000]);
     resolve(&hub, &cache).unwrap();
-    // The hub says 2 bytes and sends three million.
+
+    // This hub announces 2 bytes and redirects to three million.
     let lying = model_hub();
     lying.is_mirror(Mirror {
         redirects_to: Some("/signed"),
         ..Mirror::default()
     });
+
     lying.redirect_bodies_to(&hub);
     let error = resolve(&lying, &TempDir::new().unwrap())
         .unwrap_err()
         .to_string();
+
     assert!(error.contains("it is longer than 2 bytes"), "{error}");
 }
 
 #[test]
-fn slow_answers_about_a_file_have_a_time_out_of_their_own() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn slow_answers_to_head_have_their_own_time_out() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     hub.is_mirror(Mirror {
         slow_head: Duration::from_secs(4),
         ..Mirror::default()
     });
+
     let mut config = config(&hub, cache.path());
     config.read_timeout = Duration::from_secs(20);
     config.etag_timeout = Duration::from_millis(200);
     let started = Instant::now();
     is_right(&resolve_with(config, "org/model", &NoProgress).unwrap());
+
     assert!(
         started.elapsed() < Duration::from_secs(3),
         "{:?}",
@@ -250,8 +282,9 @@ fn slow_answers_about_a_file_have_a_time_out_of_their_own() {
 }
 
 #[test]
-fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+fn invalid_network_settings_matter_only_if_the_network_is_used() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let model = resolve(&hub, &cache).unwrap();
     let empty = cache.path().join("empty.pem");
     std::fs::write(&empty, "no certificate\n").unwrap();
@@ -261,6 +294,7 @@ fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
         endpoint.clone_into(&mut config.endpoint);
         config
     };
+
     for (config, expected) in [
         (
             with(Some(&empty), "https://127.0.0.1:9"),
@@ -277,6 +311,7 @@ fn bad_settings_of_the_network_hurt_only_those_who_need_it() {
             .to_string();
         assert!(error.contains(expected), "{error}");
         resolve_with(config.clone(), model.root.to_str().unwrap(), &NoProgress).unwrap();
+
         resolve_with(
             HubConfig {
                 offline: true,

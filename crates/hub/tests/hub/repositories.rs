@@ -1,4 +1,4 @@
-//! What repositories hold: shards, headers, no model at all, or nothing for this user.
+//! Kinds of repositories: sharded, without a model, private, gated; and headers without weights.
 
 use crate::fake_hub::{FakeHub, Fault};
 use crate::{FILE, blobs, config, model_hub, resolve};
@@ -6,8 +6,9 @@ use llm_int8_hub::{Hub, NoProgress};
 use tempfile::TempDir;
 
 #[test]
-fn shards_are_fetched_and_nothing_outside_the_folder() {
-    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+fn shards_are_downloaded_but_nothing_outside_the_folder() {
+    let hub = FakeHub::start();
+    let cache = TempDir::new().unwrap();
     hub.add("config.json", b"{}");
     hub.add("a.safetensors", b"one");
     hub.add("b.safetensors", b"two");
@@ -23,17 +24,20 @@ fn shards_are_fetched_and_nothing_outside_the_folder() {
     );
     let cache = TempDir::new().unwrap();
     let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+
     assert!(error.contains("not a plain file name"), "{error}");
 }
 
 #[test]
 fn headers_are_read_without_the_weights() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let json = br#"{"w":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}"#;
     let mut file = (json.len() as u64).to_le_bytes().to_vec();
     file.extend(json);
     file.extend(vec![0u8; 400_000]);
     hub.add(FILE, &file);
+
     for fault in [None, Some(Fault::NoRanges)] {
         hub.faults(FILE, fault);
         let found = Hub::new(config(&hub, cache.path()))
@@ -42,6 +46,7 @@ fn headers_are_read_without_the_weights() {
         assert_eq!(found.headers[0].json, json);
         assert_eq!(found.headers[0].file_len, file.len() as u64);
     }
+
     assert!(
         hub.ranges(FILE)
             .iter()
@@ -52,7 +57,8 @@ fn headers_are_read_without_the_weights() {
 
 #[test]
 fn refusals_say_what_to_do() {
-    let (hub, cache) = (model_hub(), TempDir::new().unwrap());
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
     let text = |name: &str| resolve(&hub, &cache, name).unwrap_err().to_string();
     let gated = text("org/gated");
     assert!(
@@ -62,19 +68,22 @@ fn refusals_say_what_to_do() {
         "{gated}"
     );
     assert!(text("org/private").contains("(401)"));
+
     let missing = text("gpt2-lrage");
     assert!(
         missing.contains("there is no model gpt2-lrage")
             && missing.contains("did you mean gpt2-large"),
         "{missing}"
     );
+
     let revision = text("org/model@nope");
     assert!(revision.contains("no revision `nope`"), "{revision}");
 }
 
 #[test]
-fn a_repository_without_a_model_is_said_to_be_none() {
-    let (hub, cache) = (FakeHub::start(), TempDir::new().unwrap());
+fn a_repository_without_a_model_is_an_error_that_names_what_it_lacks() {
+    let hub = FakeHub::start();
+    let cache = TempDir::new().unwrap();
     hub.add("README.md", b"");
     assert!(
         resolve(&hub, &cache, "org/model")
@@ -83,6 +92,7 @@ fn a_repository_without_a_model_is_said_to_be_none() {
             .contains("has no config.json")
     );
     hub.add("config.json", b"{}");
+
     assert!(
         resolve(&hub, &cache, "org/model")
             .unwrap_err()
@@ -108,6 +118,7 @@ fn repositories_of_other_kinds_say_what_to_do() {
         let error = resolve(&hub, &TempDir::new().unwrap(), "org/model")
             .unwrap_err()
             .to_string();
+
         assert!(
             error.contains("has no model.safetensors") && error.contains(expected),
             "{error}"

@@ -1,5 +1,5 @@
-//! The state of an int8 layer as bitsandbytes saves it: `weight` I8, `SCB` F32 and `weight_format`
-//! U8 (0 = row) beside an optional `bias`.
+//! The state of an int8 layer as bitsandbytes saves it: `weight` (I8 codes), `SCB` (F32 absmax of
+//! each row), `weight_format` (U8, 0 = row-major) and an optional `bias`.
 
 use super::writer::{NewTensor, write_safetensors};
 use super::{Checkpoint, Foreign, float_tensor};
@@ -13,12 +13,11 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use std::path::Path;
 
-/// Reads codes and absmax of the layer `prefix`, of shape `[out, in]`, the codes into `memory`.
+/// Reads the int8 weight of the layer `prefix`, of `shape` `[out, in]`. Its codes go into `memory`.
 ///
 /// # Errors
-/// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite, where
-/// the layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a tensor
-/// gives.
+/// [`NnError::QuantisationState`] if `SCB` is missing, of the wrong length or not finite, if the
+/// layout is not `row`, or if `weight` is a float; the errors of [`Checkpoint::tensor`].
 pub fn read_linear_state(
     checkpoint: &Checkpoint,
     prefix: &str,
@@ -37,16 +36,19 @@ pub fn read_linear_state(
             weight.dtype
         )));
     }
+
     weight.check_shape(&shape)?;
     if checkpoint.entry(&format!("{prefix}.SCB")).is_none() {
         return Err(error(
             "missing quantisation component `SCB` beside the I8 weight".into(),
         ));
     }
+
     let scb = checkpoint.tensor(&format!("{prefix}.SCB"))?;
     if scb.dtype != Dtype::F32 {
         return Err(error(format!("`SCB` is {:?}; F32 was expected", scb.dtype)));
     }
+
     check_format(checkpoint, prefix)?;
     Int8Weight::from_codes_in(
         memory,
@@ -60,45 +62,51 @@ pub fn read_linear_state(
     })
 }
 
-/// Only the row layout can be read; the three others were made for GPUs of 2022.
+/// Checks that the codes are row-major. The three other layouts were for the int8 tensor cores of
+/// GPUs of 2022.
 fn check_format(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
+    let error = |reason: String| NnError::QuantisationState {
+        layer: prefix.to_owned(),
+        reason,
+    };
+    let unsupported = |layout: &str| {
+        error(format!(
+            "only 'row' weight format is supported, got {layout}"
+        ))
+    };
+
     let name = format!("{prefix}.weight_format");
+    // Before 0.43.1 it was a string in a pickle.
     if let Some(Foreign::Text(layout)) = checkpoint.foreign(&name) {
-        // Before 0.43.1 it was a text in a pickle.
-        let reason = format!("only 'row' weight format is supported, got {layout}");
-        let error = NnError::QuantisationState {
-            layer: prefix.to_owned(),
-            reason,
+        return match layout.as_str() {
+            "row" => Ok(()),
+            other => Err(unsupported(other)),
         };
-        return if layout == "row" { Ok(()) } else { Err(error) };
     }
+
     if checkpoint.entry(&name).is_none() {
         return Ok(());
     }
+
     let format = checkpoint.tensor(&name)?;
-    let reason = match (format.dtype, format.data.first()) {
-        (Dtype::U8, Some(0)) => return Ok(()),
-        (Dtype::U8, Some(1)) => "only 'row' weight format is supported, got col32".into(),
-        (Dtype::U8, Some(2)) => "only 'row' weight format is supported, got col_turing".into(),
-        (Dtype::U8, Some(3)) => "only 'row' weight format is supported, got col_ampere".into(),
-        (dtype, first) => {
-            format!("`weight_format` is {dtype:?} {first:?}; U8 0 (row) was expected")
-        }
-    };
-    Err(NnError::QuantisationState {
-        layer: prefix.to_owned(),
-        reason,
-    })
+    match (format.dtype, format.data.first()) {
+        (Dtype::U8, Some(0)) => Ok(()),
+        (Dtype::U8, Some(1)) => Err(unsupported("col32")),
+        (Dtype::U8, Some(2)) => Err(unsupported("col_turing")),
+        (Dtype::U8, Some(3)) => Err(unsupported("col_ampere")),
+        (dtype, first) => Err(error(format!(
+            "`weight_format` is {dtype:?} {first:?}; U8 0 (row) was expected"
+        ))),
+    }
 }
 
 impl Int8Linear {
-    /// Reads the layer `prefix` of a checkpoint written by bitsandbytes or by
-    /// [`write_linear_state`], its bias in f32.
+    /// Reads the layer `prefix` from a checkpoint written by bitsandbytes or by
+    /// [`write_linear_state`]. The bias is converted to f32.
     ///
     /// # Errors
-    /// [`NnError::QuantisationState`] where `SCB` is missing, of the wrong length or not finite,
-    /// where the layout is not `row`, or where `weight` is a float beside an `SCB`; what reading a
-    /// tensor gives.
+    /// [`NnError::QuantisationState`] if `SCB` is missing, of the wrong length or not finite, if
+    /// the layout is not `row`, or if `weight` is a float; the errors of [`Checkpoint::tensor`].
     pub fn from_checkpoint(
         checkpoint: &Checkpoint,
         prefix: &str,
@@ -112,6 +120,7 @@ impl Int8Linear {
                 reason,
             });
         };
+
         let weight = read_linear_state(
             checkpoint,
             prefix,
@@ -127,15 +136,16 @@ impl Int8Linear {
             )?),
             None => None,
         };
+
         Self::new(weight, bias, config)
     }
 }
 
-/// The tensors bitsandbytes saves of a layer: `weight` I8, `bias`, `SCB` F32, `weight_format` U8 0
-/// (row).
+/// The tensors that bitsandbytes saves for a layer: `weight`, `bias` (if there is one), `SCB` and
+/// `weight_format`.
 ///
 /// # Errors
-/// [`NnError::NotLoaded`].
+/// [`NnError::NotLoaded`] if the layer has no weight.
 pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTensor<'a>>> {
     let weight = layer.weight()?;
     let shape = [layer.out_features(), layer.in_features()];
@@ -143,12 +153,15 @@ pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTe
     let mut tensors = vec![NewTensor::new(name("weight"), Dtype::I8, &shape, || {
         Ok(cast_slice(weight.codes()).into())
     })];
+
     if let Some(bias) = layer.bias() {
         tensors.push(float_state(bias, name("bias"), false));
     }
+
     tensors.push(NewTensor::new(name("SCB"), Dtype::F32, &shape[..1], || {
         Ok(cast_slice(weight.absmax()).into())
     }));
+
     tensors.push(NewTensor::new(
         name("weight_format"),
         Dtype::U8,
@@ -158,24 +171,30 @@ pub fn linear_state<'a>(layer: &'a Int8Linear, prefix: &str) -> Result<Vec<NewTe
     Ok(tensors)
 }
 
-/// A float parameter to be written; with `transposed`, `[out, in]` becomes `[in, out]` (`Conv1D`).
+/// A float parameter as a tensor to write. With `transposed`, `[out, in]` becomes `[in, out]`
+/// (`Conv1D`).
 pub fn float_state(parameter: &FloatParameter, name: String, transposed: bool) -> NewTensor<'_> {
     let mut shape = parameter.shape().to_vec();
     if transposed {
         shape.reverse();
     }
+
     NewTensor::new(name, parameter.dtype().stored(), &shape, move || {
         Ok(float_bytes(parameter.tensor()?, transposed)?.into())
     })
 }
 
-/// The bytes of a float tensor, row-major, after transposing it where that is asked for.
+/// The bytes of a float tensor, row-major; with `transposed`, of its transpose.
+///
+/// # Errors
+/// [`NnError::Candle`] if it is not a matrix and `transposed` is set.
 pub fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
     let tensor = if transposed {
         tensor.t()?
     } else {
         tensor.clone()
     };
+
     let flat = tensor.flatten_all()?;
     Ok(match tensor.dtype() {
         DType::F16 => cast_slice(&flat.to_vec1::<f16>()?).to_vec(),
@@ -184,11 +203,11 @@ pub fn float_bytes(tensor: &Tensor, transposed: bool) -> Result<Vec<u8>> {
     })
 }
 
-/// Writes one layer as bitsandbytes would, into a safetensors file of its own: beside the target,
-/// synced, then renamed, so that no half-written file is ever there under its name.
+/// Writes one layer in bitsandbytes' format to a safetensors file. The file is written under a
+/// temporary name, synced and renamed, so `path` never holds a partial file.
 ///
 /// # Errors
-/// [`NnError::Write`]; [`NnError::NotLoaded`].
+/// [`NnError::Write`], [`NnError::DiskFull`]; [`NnError::NotLoaded`] if the layer has no values.
 pub fn write_linear_state(layer: &Int8Linear, prefix: &str, path: &Path) -> Result<()> {
     write_safetensors(path, &linear_state(layer, prefix)?)
 }

@@ -1,4 +1,5 @@
-//! From a tensor's bytes to what a layer holds: a float tensor in the wanted dtype, or int8 rows.
+//! Converts a stored tensor to what a layer holds: a float tensor of the requested dtype, or an int8
+//! weight.
 
 use super::TensorView;
 use super::view::FLOATS;
@@ -14,14 +15,15 @@ use llm_int8_kernels::{Element, Isa, MatRef};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-/// Elements converted by one task: large enough to be worth one, small enough to stay in cache.
+/// Elements converted by one task: enough to be worth a task, few enough to stay in cache.
 const CHUNK: usize = 1 << 15;
 
-/// The tensor in `dtype`; with `transposed`, `[in, out]` becomes `[out, in]` (GPT-2's `Conv1D`).
+/// Converts a tensor to `dtype`. With `transposed`, `[in, out]` becomes `[out, in]` (GPT-2's
+/// `Conv1D`).
 ///
 /// # Errors
-/// [`NnError::WrongDtype`] where it is not stored as a float; [`NnError::Input`] where a value does
-/// not fit into f16, or of F64 into f32.
+/// [`NnError::WrongDtype`] if it is not stored as a float; [`NnError::Input`] if a finite value
+/// overflows `dtype`, or an F64 value overflows f32.
 pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) -> Result<Tensor> {
     match view.dtype {
         Dtype::F32 => from_source::<f32>(view, dtype, transposed),
@@ -32,17 +34,18 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
     }
 }
 
-/// The tensor rounded to the dtype that the model is loaded in, as transformers rounds it before
-/// quantising. Only bf16 needs this step, because quantising rounds to f16 in any case.
+/// Rounds a tensor to the dtype that the model is loaded in, as transformers does before quantising.
+/// Only bf16 needs this step: quantising itself rounds to f16. F64 becomes F32 here.
 ///
 /// # Errors
-/// [`NnError::Input`] for a value of F64 that does not fit into f32.
+/// [`NnError::Input`] if an F64 value overflows f32.
 pub fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>> {
     let view = if view.dtype == Dtype::F64 {
         narrowed(&view)?
     } else {
         view
     };
+
     let data = match (view.dtype, dtype) {
         (Dtype::F32, FloatDtype::BF16) => {
             to_bytes(&view.elements::<f32>()?, |x| bf16::from_f32(*x))
@@ -52,6 +55,7 @@ pub fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>
         }
         _ => return Ok(view),
     };
+
     Ok(TensorView {
         dtype: Dtype::BF16,
         data: data.into(),
@@ -59,7 +63,7 @@ pub fn rounded(view: TensorView<'_>, dtype: FloatDtype) -> Result<TensorView<'_>
     })
 }
 
-/// F64 as F32, which torch too goes through on the way to f16 and bf16.
+/// F64 converted to F32. torch too goes through F32 on the way to f16 and bf16.
 fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
     let source = view.elements::<f64>()?;
     if source
@@ -83,6 +87,7 @@ fn narrowed<'a>(view: &TensorView<'a>) -> Result<TensorView<'a>> {
     })
 }
 
+/// Converts elements in parallel, to bytes.
 fn to_bytes<S: Sync, T: Pod + Send + Sync>(
     source: &[S],
     convert: impl Fn(&S) -> T + Sync,
@@ -96,6 +101,7 @@ fn to_bytes<S: Sync, T: Pod + Send + Sync>(
         out.zip(source)
             .for_each(|(y, x)| y.copy_from_slice(bytemuck::bytes_of(&convert(x))));
     });
+
     bytes
 }
 
@@ -125,13 +131,13 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     let mut shape = view.shape.to_vec();
     let overflow = |x: &S, y: &T| x.to_f32().is_finite() && !Element::to_f32(*y).is_finite();
     let overflowed = if transposed && shape.len() == 2 {
-        let (rows, columns) = (shape[0], shape[1]);
+        transpose_into(source, shape[0], shape[1], out, &convert);
         shape.swap(0, 1);
-        transpose_into(source, [rows, columns], out, &convert);
-        // Few weights are stored so that this matters; a second pass over the source finds them.
+        // A second pass is affordable: few weights are stored transposed.
         source.par_iter().any(|x| overflow(x, &convert(*x)))
     } else {
-        (out.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)))
+        out.par_chunks_mut(CHUNK)
+            .zip(source.par_chunks(CHUNK))
             .map(|(out, source)| {
                 out.iter_mut()
                     .zip(source)
@@ -140,6 +146,7 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
             })
             .reduce(|| false, |a, b| a | b)
     };
+
     if overflowed {
         return Err(NnError::Input {
             layer: format!("tensor `{}` in {}", view.name, view.file),
@@ -148,14 +155,15 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
                 .into(),
         });
     }
+
     let length = memory.len();
     let tensor = Tensor::from_vec(memory, length, &Device::Cpu)?;
+
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Memory for `length` values in large pages, zeroed by the system when first touched, and the
-/// index of the first one to use, which begins a cache line: vector loads that cross lines cost a
-/// tenth of the bandwidth.
+/// Zeroed memory for `length` values in large pages, and the index of the first one to use. That one
+/// begins a cache line, because vector loads that cross lines cost a tenth of the bandwidth.
 fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
     let mut memory: Vec<T> = bytemuck::zeroed_vec(length + LINE / size_of::<T>());
     prefer_large(&mut memory);
@@ -163,23 +171,27 @@ fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
     (memory, offset)
 }
 
-/// `out[c][r] = source[r][c]`, a band of output rows a task.
+/// `out[c][r] = convert(source[r][c])` for a source `[rows, columns]`. Each task writes a band of
+/// output rows.
 fn transpose_into<S: Element, T: Send>(
     source: &[S],
-    [rows, columns]: [usize; 2],
+    rows: usize,
+    columns: usize,
     out: &mut [T],
     convert: &(impl Fn(S) -> T + Sync),
 ) {
+    /// Output rows in a band.
     const BAND: usize = 32;
     if rows == 0 || columns == 0 {
         return;
     }
+
     out.par_chunks_mut(BAND * rows)
         .enumerate()
         .for_each(|(band, out)| {
             let first = band * BAND;
+            let width = out.len() / rows;
             for r in 0..rows {
-                let width = out.len() / rows;
                 let piece = &source[r * columns + first..][..width];
                 for (c, x) in piece.iter().enumerate() {
                     out[c * rows + r] = convert(*x);
@@ -188,12 +200,13 @@ fn transpose_into<S: Element, T: Send>(
         });
 }
 
-/// The tensor as int8 rows `[out, in]` in `memory`, by bitsandbytes' rule; with `transposed` it is
-/// stored `[in, out]`.
+/// Quantises a tensor to an int8 weight `[out, in]` by bitsandbytes' rule. Its codes go into
+/// `memory`. With `transposed`, the tensor is stored as `[in, out]`.
 ///
 /// # Errors
-/// [`NnError::WrongDtype`], [`NnError::Quantise`] for a value that is not finite in f16; F64 must
-/// be [`rounded`] before.
+/// [`NnError::WrongDtype`] if it is not stored as F16, BF16 or F32 (F64 must be [`rounded`] first);
+/// [`NnError::WrongShape`] if it is not a matrix; [`NnError::Quantise`] for a value that is not
+/// finite in f16.
 pub fn int8_weight(
     view: &TensorView<'_>,
     transposed: bool,
@@ -223,6 +236,7 @@ fn quantize<S: Element + Pod>(
             expected: vec![0, 0],
         });
     };
+
     let source = MatRef::new(&elements, rows, columns)?;
     Int8Weight::quantize_in(memory, isa, source, transposed).map_err(|error| match error {
         NnError::Kernel(source) => NnError::Quantise {
@@ -250,11 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn transposing_swaps_rows_and_columns_beyond_one_band() {
-        let (rows, columns) = (3, 70);
+    fn transposing_swaps_rows_and_columns_past_one_band() {
+        let rows = 3;
+        let columns = 70;
         let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
         let tensor = float_tensor(&view(&values, &[rows, columns]), FloatDtype::F32, true).unwrap();
         assert_eq!(tensor.dims(), [columns, rows]);
+
         let out = tensor.to_vec2::<f32>().unwrap();
         for r in 0..rows {
             for c in 0..columns {
@@ -264,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_beyond_f16_is_named_and_not_turned_into_infinity() {
+    fn a_value_beyond_f16_is_an_error_and_not_infinity() {
         let values = [1.0f32, 70_000.0];
         for transposed in [false, true] {
             let error = float_tensor(&view(&values, &[1, 2]), FloatDtype::F16, transposed)
@@ -276,15 +292,16 @@ mod tests {
             );
             assert!(float_tensor(&view(&values, &[1, 2]), FloatDtype::BF16, transposed).is_ok());
         }
+
         let infinite = [f32::INFINITY, f32::NAN];
         assert!(
             float_tensor(&view(&infinite, &[2]), FloatDtype::F16, false).is_ok(),
-            "what the file says is kept"
+            "infinities and NaNs of the file itself are kept"
         );
     }
 
     #[test]
-    fn unaligned_bytes_are_read_all_the_same() {
+    fn unaligned_bytes_are_read_correctly() {
         let mut bytes = vec![0u8];
         bytes.extend([1.5f32, -2.0].iter().flat_map(|x| x.to_le_bytes()));
         let view = TensorView {
@@ -294,6 +311,7 @@ mod tests {
             shape: &[2],
             data: (&bytes[1..]).into(),
         };
+
         let tensor = float_tensor(&view, FloatDtype::F32, false).unwrap();
         assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.5, -2.0]);
     }

@@ -1,7 +1,7 @@
-//! Original outlier columns out of a mapped checkpoint.
+//! Original outlier columns, read from a mapped checkpoint.
 
 use super::Checkpoint;
-use super::view::FLOATS;
+use super::view::{FLOATS, TensorView};
 use crate::error::Result;
 use crate::linear::OriginalWeights;
 use bytemuck::Pod;
@@ -10,7 +10,7 @@ use llm_int8_kernels::Element;
 use safetensors::Dtype;
 use std::sync::Arc;
 
-/// Columns of one weight of a checkpoint, read when they are first needed.
+/// Columns of one weight in a checkpoint, read on demand.
 #[derive(Debug, Clone)]
 pub struct CheckpointColumns {
     checkpoint: Arc<Checkpoint>,
@@ -19,7 +19,7 @@ pub struct CheckpointColumns {
 }
 
 impl CheckpointColumns {
-    /// Columns of tensor `name`; `transposed` where it is stored `[in, out]`.
+    /// Columns of tensor `name`, which is stored as `[out, in]`, or `[in, out]` if `transposed`.
     pub fn new(checkpoint: Arc<Checkpoint>, name: impl Into<String>, transposed: bool) -> Self {
         Self {
             checkpoint,
@@ -33,40 +33,34 @@ impl OriginalWeights for CheckpointColumns {
     fn columns(&self, columns: &[u32]) -> Result<Vec<f32>> {
         let view = self.checkpoint.tensor(&self.name)?;
         match view.dtype {
-            Dtype::F32 => Ok(gather::<f32>(
-                &view.elements()?,
-                view.shape,
-                self.transposed,
-                columns,
-                Element::to_f32,
-            )),
-            Dtype::F16 => Ok(gather::<f16>(
-                &view.elements()?,
-                view.shape,
-                self.transposed,
-                columns,
-                Element::to_f32,
-            )),
-            Dtype::BF16 => Ok(gather::<bf16>(
-                &view.elements()?,
-                view.shape,
-                self.transposed,
-                columns,
-                Element::to_f32,
-            )),
-            Dtype::F64 => Ok(gather::<f64>(
-                &view.elements()?,
-                view.shape,
-                self.transposed,
-                columns,
-                |x| x as f32,
-            )),
+            Dtype::F32 => self.read::<f32>(&view, columns, Element::to_f32),
+            Dtype::F16 => self.read::<f16>(&view, columns, Element::to_f32),
+            Dtype::BF16 => self.read::<bf16>(&view, columns, Element::to_f32),
+            Dtype::F64 => self.read::<f64>(&view, columns, |x| x as f32),
             _ => Err(view.wrong_dtype(FLOATS)),
         }
     }
 }
 
-/// `[columns.len(), out]` of a weight `[out, in]`, or `[in, out]` where transposed.
+impl CheckpointColumns {
+    fn read<T: Pod>(
+        &self,
+        view: &TensorView<'_>,
+        columns: &[u32],
+        convert: impl Fn(T) -> f32,
+    ) -> Result<Vec<f32>> {
+        let elements = view.elements()?;
+        Ok(gather(
+            &elements,
+            view.shape,
+            self.transposed,
+            columns,
+            convert,
+        ))
+    }
+}
+
+/// `[columns.len(), out]` from a weight `[out, in]`, or `[in, out]` if `transposed`.
 fn gather<T: Pod>(
     values: &[T],
     shape: &[usize],
@@ -89,6 +83,7 @@ fn gather<T: Pod>(
                 .collect()
         }
     };
+
     columns
         .iter()
         .flat_map(|&column| column_of(column))
@@ -100,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_layouts_give_the_same_columns() {
+    fn both_storage_orders_give_the_same_columns() {
         let out_in = [1f32, 2., 3., 4., 5., 6.]; // [2, 3]
         let in_out = [1f32, 4., 2., 5., 3., 6.]; // [3, 2]
         assert_eq!(

@@ -1,9 +1,8 @@
 //! `*.index.json`: which tensors a sharded checkpoint has, and in which of its files.
 //!
-//! As in transformers, the index says which tensors there are: what a shard holds beside them is
-//! not read. Where a tensor is in several shards, the index says which copy counts (transformers
-//! takes that of the last shard). Where it is not in the shard that the index names, the last shard
-//! that has it counts.
+//! As in transformers, only tensors listed in the index are read; others in the shards are ignored.
+//! If a tensor is in several shards, the copy in the shard that the index names is used (transformers
+//! uses the last shard's). If that shard does not have it, the last shard that does is used.
 
 use super::{Checkpoint, Entry, Foreign, Source};
 use crate::error::{NnError, Result};
@@ -18,18 +17,18 @@ pub(super) struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// How an index and its shards differ, where that stops nobody.
+/// Harmless differences between an index and its shards.
 #[derive(Debug, Default)]
 pub(super) struct IndexNotes {
-    /// Tensors the index lists that no shard has, and the file it names.
+    /// Tensors that the index lists but no shard has, with the file it names.
     pub(super) absent: BTreeMap<String, String>,
-    /// Tensors that the index does not list, and the file they are in.
+    /// Tensors that the index does not list, with the file they are in.
     pub(super) unlisted: BTreeMap<String, String>,
-    /// Tensors of which the last shard has a copy, while the index names an earlier one.
+    /// Tensors for which the index names one shard while a later one has a copy too.
     pub(super) copies: Vec<String>,
 }
 
-/// The content of one shard, before it is known what of it counts.
+/// The content of one shard, before the index is applied.
 pub(super) struct Shard {
     pub(super) file: String,
     pub(super) source: Source,
@@ -58,7 +57,7 @@ impl ShardIndex {
         })
     }
 
-    /// Those of `files` that the index names, in the order in which transformers reads them.
+    /// The files that the index names, in the order in which transformers reads them.
     pub(super) fn files<'a>(&self, files: &'a [PathBuf]) -> Result<Vec<&'a PathBuf>> {
         let names: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
         let find = |name: &str| {
@@ -73,10 +72,11 @@ impl ShardIndex {
                     }
                 })
         };
+
         names.into_iter().map(find).collect()
     }
 
-    /// Puts the shards together as the index says.
+    /// Combines the shards into one checkpoint according to the index.
     pub(super) fn assemble(&self, shards: Vec<Shard>) -> Checkpoint {
         let mut checkpoint = Checkpoint::empty();
         let mut notes = IndexNotes::default();
@@ -97,12 +97,14 @@ impl ShardIndex {
                     .map(|entry| &checkpoint.sources[entry.file].0);
                 let is_settled =
                     found.is_some_and(|file| Path::new(file).file_name() == Some(listed.as_ref()));
+
                 if is_settled && listed != here {
                     notes.copies.push(name);
                 } else {
                     checkpoint.insert(number, name, entry);
                 }
             }
+
             let listed = shard
                 .foreign
                 .into_iter()
@@ -110,18 +112,23 @@ impl ShardIndex {
             checkpoint
                 .foreign
                 .extend(listed.map(|(name, foreign)| (name, (shard.file.clone(), foreign))));
+
             checkpoint.sources.push((shard.file, shard.source));
         }
-        let is_found = |name: &String| {
-            checkpoint.entries.contains_key(name) || checkpoint.foreign.contains_key(name)
-        };
-        let absent = self.weight_map.iter().filter(|(name, _)| !is_found(name));
-        notes.absent = absent
+
+        notes.absent = self
+            .weight_map
+            .iter()
+            .filter(|(name, _)| {
+                !checkpoint.entries.contains_key(*name) && !checkpoint.foreign.contains_key(*name)
+            })
             .map(|(name, file)| (name.clone(), file.clone()))
             .collect();
+
         notes.copies.sort();
         notes.copies.dedup();
         checkpoint.notes = notes;
+
         checkpoint
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
-/// The bytes of a checkpoint file: mapped, or part of the program.
+/// The bytes of a checkpoint file: mapped, or embedded in the program.
 #[derive(Debug)]
 pub(super) enum FileBytes {
     Mapped(memmap2::Mmap),
@@ -13,16 +13,18 @@ pub(super) enum FileBytes {
 }
 
 impl FileBytes {
-    /// Maps a file of weights, unless it only stands in for one.
+    /// Maps a file of weights. A Git LFS pointer in its place is an error.
     pub(super) fn map_checkpoint(path: &Path) -> Result<Self> {
         let bytes = Self::map(path)?;
         if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-            let reason = "it is a pointer of Git LFS and not the file itself; run `git lfs pull` in its folder";
+            let reason =
+                "it is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder";
             return Err(NnError::UnsupportedFile {
                 file: path.display().to_string(),
                 reason: reason.into(),
             });
         }
+
         Ok(bytes)
     }
 
@@ -40,9 +42,11 @@ impl FileBytes {
         if file.metadata().map_err(error)?.len() == 0 {
             return Ok(Self::Static(&[]));
         }
-        // SAFETY: the map is read-only and private to this process; nothing here hands out
-        // references that outlive it. If another process truncates the file, reads past its new end
-        // raise a bus error: the same contract as every reader of mapped checkpoints has.
+
+        // SAFETY: the map is read-only, and every slice of it borrows from the `FileBytes` that owns
+        // it, so none outlives the map. What cannot be enforced is that no other process changes the
+        // file: if one truncates it, reading past the new end raises SIGBUS. Every reader of mapped
+        // checkpoints relies on that.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(error)?;
         Ok(Self::Mapped(map))
     }

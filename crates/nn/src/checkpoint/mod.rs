@@ -1,8 +1,8 @@
 //! Checkpoints: named tensors in files, read one by one.
 //!
-//! Nothing is read at opening but headers. A tensor's bytes are those of the mapped file, so a
-//! model never exists in full precision in memory: each tensor is cast or quantised straight from
-//! the file and dropped.
+//! Opening a checkpoint reads only headers. A tensor's bytes are borrowed from the mapped file, and
+//! each tensor is cast or quantised straight from there, so the full-precision model is never in
+//! memory as a whole.
 
 mod bnb;
 mod cast;
@@ -15,11 +15,8 @@ mod safetensors;
 mod view;
 pub mod writer;
 
-pub use bnb::float_bytes;
-pub use bnb::read_linear_state;
-pub use bnb::{float_state, linear_state, write_linear_state};
-pub use cast::float_tensor;
-pub use cast::{int8_weight, rounded};
+pub use bnb::{float_bytes, float_state, linear_state, read_linear_state, write_linear_state};
+pub use cast::{float_tensor, int8_weight, rounded};
 pub use columns::CheckpointColumns;
 pub use gguf::{GgufChange, GgufFile};
 pub use view::{TensorView, is_float};
@@ -32,27 +29,29 @@ use index::{IndexNotes, Shard, ShardIndex};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Where a tensor is, how it is stored and its dimensions.
+/// Dtype, shape and place of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Index of its file.
     file: usize,
     /// The dtype in the file.
     pub dtype: Dtype,
     /// The dimensions in the file.
     pub shape: Vec<usize>,
-    /// First and last byte in the file, where the elements lie one after the other.
+    /// Start and end of its bytes in the file, if the elements are contiguous there.
     range: (usize, usize),
 }
 
-/// Something under the name of a tensor that is none, or of a kind that is not read.
+/// A named value that cannot be read as a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Foreign {
-    /// A text: bitsandbytes before 0.43.1 saved the layout of codes so.
+    /// A string: bitsandbytes before 0.43.1 saved the layout of int8 codes like this.
     Text(String),
-    /// What it is, for messages.
+    /// Anything else, including tensors of an unsupported kind; described for error messages.
     Other(String),
 }
 
+/// An opened file.
 #[derive(Debug)]
 enum Source {
     Safetensors(mmap::FileBytes),
@@ -61,12 +60,13 @@ enum Source {
     HeaderOnly,
 }
 
-/// The tensors of one or several files under one roof.
+/// The tensors of one or more files.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// Files, with their names for error messages.
     sources: Vec<(String, Source)>,
     entries: BTreeMap<String, Entry>,
-    /// What is not read, by name, with its file.
+    /// Values that cannot be read, by name, with the file they are in.
     foreign: BTreeMap<String, (String, Foreign)>,
     /// The dtype of the first float tensor of the first file that has one.
     first_float: Option<Dtype>,
@@ -74,18 +74,19 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens safetensors files. Where there is an index, it says which of them are opened and which
-    /// tensors of them count; without one, no two files may have a tensor of the same name.
+    /// Opens safetensors files. An index selects which of the files are opened and which of their
+    /// tensors are used. Without one, tensor names must be unique across the files.
     ///
     /// # Errors
-    /// [`NnError::Read`], [`NnError::MalformedFile`] for a truncated or lying file,
-    /// [`NnError::UnsupportedFile`] for one that stands in for another, [`NnError::MalformedIndex`]
-    /// for an index that cannot be read or names a file that is not among `files`.
+    /// [`NnError::Read`]; [`NnError::MalformedFile`] for a truncated or damaged file;
+    /// [`NnError::UnsupportedFile`] for a Git LFS pointer; [`NnError::MalformedIndex`] for an index
+    /// that cannot be read or names a file that is not among `files`.
     pub fn open_safetensors(files: &[PathBuf], index: Option<&Path>) -> Result<Self> {
         Self::open(files, index, |path| {
             let bytes = mmap::FileBytes::map_checkpoint(path)?;
             let file = path.display().to_string();
             let entries = safetensors::entries(&file, &bytes)?;
+
             Ok(Shard {
                 file,
                 source: Source::Safetensors(bytes),
@@ -95,7 +96,7 @@ impl Checkpoint {
         })
     }
 
-    /// Opens a safetensors file that is part of the program.
+    /// Opens a safetensors file that is embedded in the program. `name` is used in error messages.
     ///
     /// # Errors
     /// [`NnError::MalformedFile`].
@@ -110,9 +111,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Names, dtypes and shapes from safetensors headers (the JSON after the length) with the
-    /// length of their files; reading a tensor of it is an error. Of a tensor in several files the
-    /// last counts.
+    /// A checkpoint of names, dtypes and shapes only, from safetensors headers: file name, header
+    /// JSON (without the length before it), length of the file in bytes. Reading a tensor is an
+    /// error. If a tensor is in several files, the last one wins.
     ///
     /// # Errors
     /// [`NnError::MalformedFile`].
@@ -129,25 +130,29 @@ impl Checkpoint {
                 .sources
                 .push((name.to_owned(), Source::HeaderOnly));
         }
+
         Ok(checkpoint)
     }
 
     /// Opens `pytorch_model.bin` files, with an index as for [`Checkpoint::open_safetensors`].
-    /// Nothing in a pickle is executed: only what describes tensors is understood.
+    /// Nothing in a pickle is executed; the reader knows only what describes tensors.
     ///
     /// # Errors
-    /// As [`Checkpoint::open_safetensors`]; [`NnError::UnsupportedFile`] also for a pickle that
-    /// holds other objects than torch's, for TorchScript, and where the tensors lie one level down.
+    /// As [`Checkpoint::open_safetensors`]; [`NnError::UnsupportedFile`] also for a pickle with
+    /// objects that are not torch's, for TorchScript, and for tensors nested one level down.
     pub fn open_pickle(files: &[PathBuf], index: Option<&Path>) -> Result<Self> {
         Self::open(files, index, |path| {
             let (pickle, contents) = pickle::PickleFile::open(path)?;
-            let (mut entries, mut foreign) = (Vec::new(), Vec::new());
+            let mut entries = Vec::new();
+            let mut foreign = Vec::new();
+
             for (name, content) in contents {
                 match content {
                     pickle::Content::Tensor(entry) => entries.push((name, entry)),
                     pickle::Content::Foreign(kind) => foreign.push((name, kind)),
                 }
             }
+
             Ok(Shard {
                 file: path.display().to_string(),
                 source: Source::Pickle(pickle),
@@ -171,6 +176,7 @@ impl Checkpoint {
                 .collect::<Result<_>>()?;
             return Ok(index.assemble(shards));
         }
+
         let mut checkpoint = Self::empty();
         for shard in files.iter().map(open) {
             let shard = shard?;
@@ -181,6 +187,7 @@ impl Checkpoint {
             checkpoint.foreign.extend(foreign);
             checkpoint.add(shard.file, shard.source, shard.entries)?;
         }
+
         Ok(checkpoint)
     }
 
@@ -194,19 +201,17 @@ impl Checkpoint {
         }
     }
 
-    /// Adds a file, none of whose tensors may be there already.
+    /// Adds a file whose tensor names must be new.
     fn add(&mut self, file: String, source: Source, entries: Vec<(String, Entry)>) -> Result<()> {
         let number = self.sources.len();
         for (name, entry) in entries {
             if let Some(other) = self.entries.get(&name).filter(|other| other.file != number) {
-                let reason = format!(
-                    "tensor `{name}` stands in {} too",
-                    self.sources[other.file].0
-                );
+                let reason = format!("tensor `{name}` is also in {}", self.sources[other.file].0);
                 return Err(NnError::MalformedFile { file, reason });
             }
             self.insert(number, name, entry);
         }
+
         self.sources.push((file, source));
         Ok(())
     }
@@ -219,7 +224,7 @@ impl Checkpoint {
         self.entries.insert(name, entry);
     }
 
-    /// Every tensor's name and entry, by name.
+    /// Every tensor's name and entry, sorted by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries
             .iter()
@@ -231,26 +236,27 @@ impl Checkpoint {
         self.entries.get(name)
     }
 
-    /// The file a tensor stands in.
+    /// The file a tensor is in.
     pub fn file_of(&self, name: &str) -> Option<&str> {
         self.entries
             .get(name)
             .map(|entry| self.sources[entry.file].0.as_str())
     }
 
-    /// What is there under a name that no tensor can be read by.
+    /// The value under a name if it cannot be read as a tensor.
     pub fn foreign(&self, name: &str) -> Option<&Foreign> {
         self.foreign.get(name).map(|(_, foreign)| foreign)
     }
 
-    /// The dtype that stands for the whole checkpoint: that of its first float tensor, in the order
-    /// in which transformers reads tensors.
+    /// The dtype of the first float tensor in the order in which transformers reads them.
+    /// transformers takes it as the dtype of the whole checkpoint.
     pub fn first_float(&self) -> Option<Dtype> {
         self.first_float
     }
 
-    /// Names beside those of [`Checkpoint::entries`] that transformers reports if the model has no
-    /// place for them: of what is no tensor, and of what the index lists in vain.
+    /// Names that are not in [`Checkpoint::entries`] but that transformers reports as unexpected if
+    /// the model has no such parameter: values that are not tensors, and tensors that the index
+    /// lists but no shard holds.
     pub fn other_names(&self) -> impl Iterator<Item = &str> {
         self.foreign
             .keys()
@@ -258,37 +264,39 @@ impl Checkpoint {
             .map(String::as_str)
     }
 
-    /// Names of tensors that the index does not list.
+    /// Tensors in the shards that the index does not list.
     pub fn unlisted_names(&self) -> impl Iterator<Item = &str> {
         self.notes.unlisted.keys().map(String::as_str)
     }
 
-    /// Tensors of which an earlier shard's copy is read than by transformers, because the index
-    /// says so.
+    /// Tensors that are in several shards and of which another copy is used than in transformers:
+    /// the one the index names, not the one in the last shard.
     pub fn copies(&self) -> &[String] {
         &self.notes.copies
     }
 
-    /// Why a tensor is not there, as far as that is known.
+    /// Why a tensor is missing, if the index explains it; begins with `;`.
     pub fn why_missing(&self, name: &str) -> Option<String> {
         if let Some(file) = self.notes.absent.get(name) {
             return Some(format!(
                 "; the index says that it is in {file}, which has no such tensor"
             ));
         }
+
         let file = self.notes.unlisted.get(name)?;
         Some(format!(
             "; {file} holds one, but the index does not list it"
         ))
     }
 
-    /// The error for something that is no readable tensor.
+    /// The error for a value that cannot be read as a tensor; `None` if there is no such value.
     pub fn foreign_error(&self, name: &str) -> Option<NnError> {
         let (file, foreign) = self.foreign.get(name)?;
         let found = match foreign {
             Foreign::Text(_) => "a Python str".to_owned(),
             Foreign::Other(kind) => kind.clone(),
         };
+
         Some(NnError::WrongDtype {
             name: name.to_owned(),
             file: file.clone(),
@@ -297,7 +305,7 @@ impl Checkpoint {
         })
     }
 
-    /// The files, for messages.
+    /// The files, for error messages.
     pub fn description(&self) -> String {
         match self.sources.as_slice() {
             [] => "(empty)".into(),
@@ -306,50 +314,38 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of a tensor by its name, or by its name in the module tree: a checkpoint may leave
-    /// out the first part (`transformer.`, `model.`) or have one more.
+    /// Reads a tensor by its name in the module tree. The checkpoint may lack the first component of
+    /// the name (`transformer.`, `model.`) or have one more in front.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn find(&self, name: &str) -> Result<TensorView<'_>> {
-        let shorter = name
-            .split_once('.')
-            .map(|(_, rest)| rest)
-            .filter(|rest| self.entries.contains_key(*rest));
-        let longer = || {
-            self.entries
-                .keys()
-                .find(|key| key.split_once('.').is_some_and(|(_, rest)| rest == name))
-        };
-        match (self.entries.contains_key(name), shorter) {
-            (true, _) => self.tensor(name),
-            (false, Some(shorter)) => self.tensor(shorter),
-            (false, None) => self.tensor(longer().map_or(name, String::as_str)),
+        if self.entries.contains_key(name) {
+            return self.tensor(name);
         }
+        if let Some((_, shorter)) = name.split_once('.')
+            && self.entries.contains_key(shorter)
+        {
+            return self.tensor(shorter);
+        }
+
+        let longer = self
+            .entries
+            .keys()
+            .find(|key| key.split_once('.').is_some_and(|(_, rest)| rest == name));
+        self.tensor(longer.map_or(name, String::as_str))
     }
 
-    /// The bytes of a tensor.
+    /// Reads a tensor.
     ///
     /// # Errors
     /// [`NnError::UnknownTensor`]; [`NnError::NotLoaded`] for a checkpoint of headers;
-    /// [`NnError::WrongDtype`] for what is no tensor of a kind that is read.
+    /// [`NnError::WrongDtype`] for a value that cannot be read as a tensor.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some(entry) = self.entries.get(name) else {
-            if let Some(error) = self.foreign_error(name) {
-                return Err(error);
-            }
-            let keys = || self.entries.keys().map(String::as_str);
-            let mut hint = near_names(name, keys());
-            if let (true, Some((_, rest))) = (hint.is_empty(), name.split_once('.')) {
-                hint = near_names(rest, keys()); // as `find` would have found it
-            }
-            let (checkpoint, name) = (self.description(), name.to_owned());
-            return Err(NnError::UnknownTensor {
-                checkpoint,
-                name,
-                hint,
-            });
+            return Err(self.unknown_tensor(name));
         };
+
         let (file, source) = &self.sources[entry.file];
         let data = match source {
             Source::Safetensors(bytes) => bytes[entry.range.0..entry.range.1].into(),
@@ -357,6 +353,7 @@ impl Checkpoint {
             Source::Gguf(gguf) => gguf.read(entry, name)?,
             Source::HeaderOnly => return Err(NnError::NotLoaded),
         };
+
         Ok(TensorView {
             name: name.to_owned(),
             file,
@@ -364,5 +361,25 @@ impl Checkpoint {
             shape: &entry.shape,
             data,
         })
+    }
+
+    fn unknown_tensor(&self, name: &str) -> NnError {
+        if let Some(error) = self.foreign_error(name) {
+            return error;
+        }
+
+        let keys = || self.entries.keys().map(String::as_str);
+        let mut hint = near_names(name, keys());
+        if hint.is_empty()
+            && let Some((_, rest)) = name.split_once('.')
+        {
+            // `find` would also have accepted the name without its first component.
+            hint = near_names(rest, keys());
+        }
+        NnError::UnknownTensor {
+            checkpoint: self.description(),
+            name: name.to_owned(),
+            hint,
+        }
     }
 }

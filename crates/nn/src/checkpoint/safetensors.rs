@@ -1,4 +1,4 @@
-//! Headers of safetensors files, checked before anything is believed.
+//! Headers of safetensors files, validated before any of their offsets is used.
 
 use super::Entry;
 use crate::error::{NnError, Result};
@@ -13,7 +13,7 @@ pub(super) fn entries(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> 
     Ok(from_metadata(&metadata, header_len + 8))
 }
 
-/// The tensors a header speaks of, without the data behind it.
+/// The tensors described by a header, without the data that follows it.
 pub(super) fn entries_of_header(
     file: &str,
     json: &[u8],
@@ -26,38 +26,39 @@ pub(super) fn entries_of_header(
     let metadata: Metadata =
         serde_json::from_slice(json).map_err(|cause| error(cause.to_string()))?;
     let expected = metadata.data_len() as u64 + json.len() as u64 + 8;
+
     if expected != file_len {
         return Err(error(format!(
             "its header describes {expected} bytes, the file has {file_len}"
         )));
     }
+
     Ok(from_metadata(&metadata, json.len() + 8))
 }
 
-/// The tensors by name, as the safetensors library lists them.
+/// The tensors sorted by name, as the safetensors library lists them. `data_start` is the file
+/// offset to which the header's offsets are relative.
 fn from_metadata(metadata: &Metadata, data_start: usize) -> Vec<(String, Entry)> {
-    let mut entries: Vec<_> = (metadata.tensors().into_iter())
+    let mut entries: Vec<_> = metadata
+        .tensors()
+        .into_iter()
         .map(|(name, info)| {
-            let range = (
-                data_start + info.data_offsets.0,
-                data_start + info.data_offsets.1,
-            );
-            (
-                name,
-                Entry {
-                    file: 0,
-                    dtype: info.dtype,
-                    shape: info.shape.clone(),
-                    range,
-                },
-            )
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                file: 0,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: (data_start + start, data_start + end),
+            };
+            (name, entry)
         })
         .collect();
+
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
     entries
 }
 
-/// What the crate's error means for the person who holds the file.
+/// The safetensors library's error in terms of the user's file.
 fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> NnError {
     let reason = match cause {
         SafeTensorError::HeaderTooSmall => format!("it has {length} bytes, too few for a header"),
@@ -74,11 +75,12 @@ fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> 
         }
         SafeTensorError::InvalidOffset(tensor) => {
             format!(
-                "the place its header gives for tensor `{tensor}` overlaps another or is out of order"
+                "the offsets of tensor `{tensor}` in its header overlap another tensor or are out of order"
             )
         }
         other => format!("{other}: it is damaged or not safetensors"),
     };
+
     NnError::MalformedFile {
         file: file.to_owned(),
         reason,

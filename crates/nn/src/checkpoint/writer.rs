@@ -1,5 +1,6 @@
-//! Writing safetensors: tensor by tensor, so that nothing but the one in flight is held twice, and
-//! only under names that a loader does not look for until everything is there.
+//! Writes safetensors files tensor by tensor, so that only the tensor in flight is in memory twice.
+//! Everything is written under temporary names and renamed at the end, so that no loader picks up a
+//! partial checkpoint.
 
 use crate::error::{NnError, Result};
 use safetensors::Dtype;
@@ -11,7 +12,7 @@ use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// A tensor to be written; its bytes are asked for when it is its turn.
+/// A tensor to write. Its bytes are produced only when it is its turn.
 pub struct NewTensor<'a> {
     name: String,
     dtype: Dtype,
@@ -20,7 +21,8 @@ pub struct NewTensor<'a> {
 }
 
 impl<'a> NewTensor<'a> {
-    /// A tensor of that name, dtype and shape, little-endian and row-major.
+    /// A tensor with this name, dtype and shape. `bytes` returns its elements, little-endian and
+    /// row-major.
     pub fn new(
         name: String,
         dtype: Dtype,
@@ -40,7 +42,7 @@ impl<'a> NewTensor<'a> {
         &self.name
     }
 
-    /// Bytes of its data.
+    /// Size of its data in bytes.
     pub fn len(&self) -> u64 {
         (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
     }
@@ -51,24 +53,26 @@ impl<'a> NewTensor<'a> {
     }
 }
 
-/// Progress of writing.
+/// Progress of a write.
 #[derive(Debug, Clone, Copy)]
 pub struct WriteEvent<'a> {
     /// The tensor just written.
     pub tensor: &'a str,
-    /// Bytes written.
+    /// Bytes written so far.
     pub done: u64,
-    /// Bytes to write.
+    /// Bytes to write in all.
     pub total: u64,
 }
 
-/// Gets progress, and may end the writing.
+/// Called after each tensor. Returning [`ControlFlow::Break`] stops the write with
+/// [`NnError::Interrupted`].
 pub type WriteObserver<'a> = dyn FnMut(WriteEvent<'_>) -> ControlFlow<()> + 'a;
 
-/// A folder that comes into being at once: it is filled under another name beside its place.
+/// A folder that appears at its target all at once: it is filled under a temporary name next to the
+/// target and renamed by [`NewFolder::commit`].
 ///
-/// Dropped without [`NewFolder::commit`], it leaves nothing behind; killed, a hidden folder ending
-/// in `.partial`.
+/// Dropping it without a commit leaves nothing behind. If the process is killed, a hidden folder
+/// ending in `.partial` stays.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
@@ -77,7 +81,7 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Whether a folder may be begun there; worth asking before long work.
+    /// Checks that a folder could be created at `target`. Useful before long work.
     ///
     /// # Errors
     /// [`NnError::TargetExists`].
@@ -86,30 +90,33 @@ impl NewFolder {
             Ok(mut entries) => entries.next().is_some(),
             Err(_) => target.symlink_metadata().is_ok(),
         };
-        match is_taken || target.file_name().is_none() {
-            true => Err(NnError::TargetExists {
+
+        if is_taken || target.file_name().is_none() {
+            return Err(NnError::TargetExists {
                 path: target.to_owned(),
-            }),
-            false => Ok(()),
+            });
         }
+
+        Ok(())
     }
 
-    /// Begins a folder that will be at `target`, where nothing or an empty folder may be.
+    /// Starts a folder that will be at `target`, which must not exist or be an empty folder.
     ///
     /// # Errors
     /// [`NnError::TargetExists`]; [`NnError::Write`].
     pub fn begin(target: &Path) -> Result<Self> {
-        let failed = |source| NnError::Write {
-            path: target.to_owned(),
-            source,
-        };
         Self::check(target)?;
+
         let name = target.file_name().unwrap_or_default();
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}.partial", std::process::id()));
         let partial = target.with_file_name(hidden);
-        std::fs::create_dir_all(&partial).map_err(failed)?;
+        std::fs::create_dir_all(&partial).map_err(|source| NnError::Write {
+            path: target.to_owned(),
+            source,
+        })?;
+
         Ok(Self {
             target: target.to_owned(),
             partial,
@@ -117,26 +124,30 @@ impl NewFolder {
         })
     }
 
-    /// Writes a small file into it; `name` may lead into a folder, which is made.
+    /// Writes a small file. `name` is relative to the folder; parent folders are created.
     ///
     /// # Errors
     /// [`NnError::Write`], [`NnError::DiskFull`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(name);
-        let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let created = folder.and_then(|()| File::create(&path));
-        let written =
-            created.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-        written.map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
+        let write = || -> std::io::Result<()> {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            let mut file = File::create(&path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+
+        write().map_err(|cause| write_error(&self.target.join(name), cause, bytes.len() as u64))
     }
 
-    /// Writes tensors as `model.safetensors`, or in shards of at most `max_shard_size` bytes (a
-    /// larger tensor has a shard of its own) with an index, as `save_pretrained` of transformers
-    /// does.
+    /// Writes tensors as transformers' `save_pretrained` does: as `model.safetensors`, or as shards
+    /// of at most `max_shard_size` bytes with an index. A tensor larger than that gets its own shard.
     ///
     /// # Errors
-    /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; what a tensor's bytes
-    /// give.
+    /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; the errors of the
+    /// tensors' bytes.
     pub fn write_tensors(
         &self,
         tensors: &[NewTensor<'_>],
@@ -149,24 +160,25 @@ impl NewFolder {
             total: tensors.iter().map(NewTensor::len).sum(),
             observe,
         };
+
         let mut weight_map = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             let name = match shards.len() {
                 1 => "model.safetensors".to_owned(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
             };
-            let written = write_file(&self.partial.join(&name), shard, &mut progress);
-            // Messages speak of the place the file was meant for.
-            written.map_err(|error| error.at(&self.partial, &self.target))?;
-            weight_map.extend(
-                shard
-                    .iter()
-                    .map(|tensor| (tensor.name.clone(), name.clone())),
-            );
+
+            write_file(&self.partial.join(&name), shard, &mut progress)
+                .map_err(|error| error.at(&self.partial, &self.target))?;
+            for tensor in shard {
+                weight_map.insert(tensor.name.clone(), name.clone());
+            }
         }
+
         if shards.len() == 1 {
             return Ok(());
         }
+
         let index = serde_json::json!({ "metadata": { "total_size": progress.total }, "weight_map": weight_map });
         self.write(
             "model.safetensors.index.json",
@@ -174,7 +186,7 @@ impl NewFolder {
         )
     }
 
-    /// Gives the folder its name.
+    /// Syncs the folder and renames it to its target.
     ///
     /// # Errors
     /// [`NnError::Write`].
@@ -183,14 +195,17 @@ impl NewFolder {
             path: self.target.clone(),
             source,
         };
-        // An empty folder at the target is in the way on some systems.
+
+        // Some systems cannot rename onto an empty folder.
         if self.target.is_dir() {
             std::fs::remove_dir(&self.target).map_err(failed)?;
         }
+
         sync_folder(&self.partial);
         std::fs::rename(&self.partial, &self.target).map_err(failed)?;
         self.target.parent().into_iter().for_each(sync_folder);
         self.is_committed = true;
+
         Ok(())
     }
 }
@@ -198,18 +213,19 @@ impl NewFolder {
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.is_committed {
-            // What cannot be removed is a hidden folder without config.json.
+            // If this fails, a hidden folder without config.json stays, which nothing loads.
             let _ = std::fs::remove_dir_all(&self.partial);
         }
     }
 }
 
-/// Some systems cannot sync folders; the files in it are synced by themselves.
+/// Syncs a folder so that a rename in it survives a crash. Systems that cannot sync folders are
+/// ignored; the files themselves are synced separately.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
-/// Writes one file of tensors: beside its place, synced, then renamed.
+/// Writes one safetensors file: under a temporary name next to `path`, synced, then renamed.
 ///
 /// # Errors
 /// As [`NewFolder::write_tensors`].
@@ -223,6 +239,7 @@ pub fn write_safetensors(path: &Path, tensors: &[NewTensor<'_>]) -> Result<()> {
         total: 0,
         observe: &mut |_| ControlFlow::Continue(()),
     };
+
     let written = write_file(&beside, &all, &mut progress).map_err(|error| error.at(&beside, path));
     let renamed = written.and_then(|()| {
         std::fs::rename(&beside, path).map_err(|source| NnError::Write {
@@ -230,11 +247,12 @@ pub fn write_safetensors(path: &Path, tensors: &[NewTensor<'_>]) -> Result<()> {
             source,
         })
     });
+
     if renamed.is_err() {
-        // The error to report is the first one; a file that cannot be removed either says nothing
-        // new.
+        // Report the first error; a failure to remove the file adds nothing.
         let _ = std::fs::remove_file(&beside);
     }
+
     renamed
 }
 
@@ -244,25 +262,32 @@ struct Progress<'a, 'b> {
     observe: &'a mut WriteObserver<'b>,
 }
 
-/// `split_torch_state_dict_into_shards` of huggingface_hub.
+/// Assigns tensors to shards as huggingface_hub's `split_torch_state_dict_into_shards` does.
 fn split<'a, 'b>(tensors: &'a [NewTensor<'b>], max_shard_size: u64) -> Vec<Vec<&'a NewTensor<'b>>> {
-    let (mut shards, mut current, mut size) = (Vec::new(), Vec::new(), 0);
+    let mut shards = Vec::new();
+    let mut current = Vec::new();
+    let mut size = 0;
+
     for tensor in tensors {
         let len = tensor.len();
         if len > max_shard_size {
             shards.push(vec![tensor]);
             continue;
         }
+
         if size + len > max_shard_size {
             shards.push(std::mem::take(&mut current));
             size = 0;
         }
+
         current.push(tensor);
         size += len;
     }
+
     if !current.is_empty() || shards.is_empty() {
         shards.push(current);
     }
+
     shards
 }
 
@@ -271,7 +296,7 @@ fn write_file(
     tensors: &[&NewTensor<'_>],
     progress: &mut Progress<'_, '_>,
 ) -> Result<()> {
-    // The order the safetensors library writes: the widest dtype first, then by name.
+    // The order of the safetensors library: widest dtype first, then by name.
     let mut ordered = tensors.to_vec();
     ordered.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let total: u64 = ordered.iter().map(|tensor| tensor.len()).sum();
@@ -281,6 +306,7 @@ fn write_file(
     file.write_all(&(header.len() as u64).to_le_bytes())
         .map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
+
     for tensor in ordered {
         let bytes = (tensor.bytes)()?;
         if bytes.len() as u64 != tensor.len() {
@@ -292,6 +318,7 @@ fn write_file(
             );
             return Err(failed(std::io::Error::other(reason)));
         }
+
         file.write_all(&bytes).map_err(failed)?;
         progress.done += tensor.len();
         let event = WriteEvent {
@@ -299,19 +326,21 @@ fn write_file(
             done: progress.done,
             total: progress.total,
         };
+
         if (progress.observe)(event).is_break() {
             return Err(NnError::Interrupted {
                 path: path.to_owned(),
             });
         }
     }
+
     let file = file
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)
 }
 
-/// The JSON before the data, filled up with spaces to a multiple of 8.
+/// The header JSON, padded with spaces to a multiple of 8 bytes.
 fn header(ordered: &[&NewTensor<'_>]) -> std::io::Result<Vec<u8>> {
     let mut end = 0;
     let infos = ordered.iter().map(|tensor| {
@@ -324,10 +353,12 @@ fn header(ordered: &[&NewTensor<'_>]) -> std::io::Result<Vec<u8>> {
         };
         (tensor.name.clone(), info)
     });
+
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(std::io::Error::other)?;
     let mut header = serde_json::to_vec(&metadata)?;
     header.resize(header.len().next_multiple_of(8), b' ');
+
     Ok(header)
 }
 
@@ -360,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_filled_in_order_and_large_tensors_stand_alone() {
+    fn shards_are_filled_in_order_and_large_tensors_get_their_own() {
         let tensors = [("a", 4), ("b", 4), ("huge", 40), ("c", 4), ("d", 4)]
             .map(|(n, c)| tensor(n, Dtype::U8, c));
         let names = |limit| -> Vec<String> {
@@ -370,13 +401,14 @@ mod tests {
                 .map(|s| s.iter().map(|t| t.name()).collect::<Vec<_>>().join("+"))
                 .collect()
         };
+
         assert_eq!(names(100), ["a+b+huge+c+d"]);
         assert_eq!(names(12), ["huge", "a+b+c", "d"]);
         assert_eq!(names(1), ["a", "b", "huge", "c", "d"]);
     }
 
     #[test]
-    fn the_safetensors_library_reads_what_is_written() {
+    fn files_are_written_as_the_safetensors_library_writes_them() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("model");
         let new = NewFolder::begin(&target).unwrap();
@@ -386,22 +418,25 @@ mod tests {
             tensor("a", Dtype::F32, 1),
         ];
         new.write_tensors(&tensors, 1 << 30, &mut go_on).unwrap();
+
         assert!(!target.exists());
         new.commit().unwrap();
         let bytes = std::fs::read(target.join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.tensor("codes").unwrap().data(), [7; 3]);
+
         let theirs = file.tensors();
         let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+
         assert_eq!(
             safetensors::serialize(theirs, metadata).unwrap(),
             bytes,
-            "byte for byte as the library writes"
+            "byte for byte the library's output"
         );
     }
 
     #[test]
-    fn interrupted_nothing_is_left() {
+    fn an_interrupted_write_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("model");
         let new = NewFolder::begin(&target).unwrap();
@@ -412,25 +447,28 @@ mod tests {
             .unwrap_err();
         assert!(matches!(error, NnError::Interrupted { .. }));
         drop(new);
+
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_is_there_is_not_overwritten() {
+    fn existing_files_are_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("mine"), "x").unwrap();
         for taken in [folder.path().to_owned(), folder.path().join("mine")] {
             let error = NewFolder::begin(&taken).unwrap_err().to_string();
             assert!(error.contains("exists"), "{error}");
         }
+
         let empty = folder.path().join("empty");
         std::fs::create_dir(&empty).unwrap();
         NewFolder::begin(&empty).unwrap().commit().unwrap();
+
         assert!(empty.is_dir());
     }
 
     #[test]
-    fn a_full_disk_is_called_so() {
+    fn a_full_disk_has_its_own_error() {
         let cause = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = write_error(Path::new("m/model.safetensors"), cause, 1234).to_string();
         assert!(

@@ -2,7 +2,7 @@
 
 use crate::error::{NnError, Result};
 
-/// The function between the two products of an MLP.
+/// The activation function between the linear layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -10,7 +10,7 @@ pub enum Activation {
     GeluNew,
     /// `gelu` and `gelu_python`: `x·Φ(x)` with the error function.
     Gelu,
-    /// `gelu_10`: the same, kept within -10 and 10.
+    /// `gelu_10`: the same, clipped to -10..=10.
     GeluClipped,
     /// `gelu_pytorch_tanh` and `gelu_python_tanh`: the formula of `gelu_new`.
     GeluTanh,
@@ -38,17 +38,17 @@ pub enum Activation {
     Sigmoid,
     /// `silu`: `x·σ(x)`.
     Silu,
-    /// `swish`: the same by PyTorch's class.
+    /// `swish`: `silu` in PyTorch's own class.
     Swish,
     /// `tanh`.
     Tanh,
-    /// Bloom's own class of the formula of `gelu_new`.
+    /// The formula of `gelu_new` in Bloom's own class.
     BloomGelu,
     /// MPT's `nn.GELU(approximate="none")`.
     TorchGelu,
 }
 
-/// What `config.json` calls them.
+/// Their names in `config.json`.
 const NAMES: &[(&str, Activation)] = &[
     ("gelu", Activation::Gelu),
     ("gelu_10", Activation::GeluClipped),
@@ -73,15 +73,16 @@ const NAMES: &[(&str, Activation)] = &[
 ];
 
 impl Activation {
-    /// The function of a name in `config.json`.
+    /// Parses a name of `config.json`.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a name that is not known, with those that are, and for functions
-    /// with parameters of their own.
+    /// [`NnError::Config`] for an unknown name, with a list of the known ones, and for functions
+    /// with trained parameters.
     pub fn from_name(name: &str) -> Result<Self> {
         if let Some((_, activation)) = NAMES.iter().find(|(known, _)| *known == name) {
             return Ok(*activation);
         }
+
         let reason = match name {
             "prelu" | "xielu" => {
                 format!(
@@ -96,10 +97,11 @@ impl Activation {
                 )
             }
         };
+
         Err(NnError::Config { reason })
     }
 
-    /// The class transformers prints.
+    /// The name of the class, as transformers prints it.
     pub fn class(self) -> &'static str {
         match self {
             Self::GeluNew => "NewGELUActivation",
@@ -125,7 +127,7 @@ impl Activation {
         }
     }
 
-    /// What transformers prints between its brackets.
+    /// The class's `extra_repr`, which is printed in parentheses.
     pub fn arguments(self) -> &'static str {
         match self {
             Self::TorchGelu => "approximate='none'",
@@ -134,7 +136,7 @@ impl Activation {
         }
     }
 
-    /// The function itself.
+    /// The kernel that computes it.
     pub fn kernel(self) -> llm_int8_kernels::Activation {
         use llm_int8_kernels::Activation as Kernel;
         match self {
@@ -164,7 +166,7 @@ impl Activation {
 mod tests {
     use super::*;
 
-    /// Name, class, and values at -1.5, 1 and 12, as PyTorch 2.8 and transformers 4.57.1 give them.
+    /// Name, class, and values at -1.5, 1 and 12, from PyTorch 2.8 and transformers 4.57.1.
     const EXPECTED: &[(&str, &str, [f32; 3])] = &[
         ("gelu", "GELUActivation()", [-0.1002109, 0.8413447, 12.0]),
         (
@@ -229,7 +231,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_name_has_the_class_and_the_values_of_transformers() {
+    fn every_name_has_the_class_and_values_of_transformers() {
         assert_eq!(EXPECTED.len(), NAMES.len());
         for (name, class, expected) in EXPECTED {
             let activation = Activation::from_name(name).unwrap();
@@ -244,6 +246,7 @@ mod tests {
                 activation.kernel(),
                 &mut x,
             );
+
             for (x, expected) in x.iter().zip(expected) {
                 assert!((x - expected).abs() < 2e-6, "{name}: {x}, not {expected}");
             }

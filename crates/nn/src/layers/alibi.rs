@@ -1,20 +1,21 @@
-//! Attention with linear biases (Press et al. 2021): a slope a head instead of position embeddings.
+//! ALiBi, attention with linear biases (Press et al. 2021): one slope for each head instead of
+//! position embeddings.
 
 use half::bf16;
 
-/// Slopes of the bias `slope · position of the key`, added to attention scores. It differs from the
-/// paper's `slope · distance` by a number that is the same for all keys, which softmax does not
-/// see.
+/// The slopes of the bias `slope · key position`, which is added to attention scores. It differs
+/// from the paper's `slope · distance` by a constant for all keys of a query, to which softmax is
+/// invariant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alibi {
     slopes: Vec<f32>,
-    /// Falcon rounds the bias to bf16 and divides it like the scores.
+    /// Falcon rounds the bias to bf16 and scales it like the scores, by this factor.
     rounded: Option<f32>,
 }
 
 impl Alibi {
-    /// Bloom's: powers of `2^(-8 / n)` for the largest power of two `n` up to `heads`, for the rest
-    /// every other power of `2^(-4 / n)`.
+    /// Bloom's slopes: the powers of `2^(-8 / n)`, where `n` is the largest power of two up to
+    /// `heads`; the remaining heads take every other power of `2^(-4 / n)`.
     ///
     /// ```
     /// use llm_int8_nn::layers::Alibi;
@@ -32,7 +33,7 @@ impl Alibi {
         }
     }
 
-    /// Falcon's: Bloom's slopes, biases rounded to bf16 and multiplied with `factor` like the
+    /// Falcon's: Bloom's slopes, with biases rounded to bf16 and multiplied by `factor` like the
     /// scores.
     pub fn falcon(heads: usize, factor: f32) -> Self {
         Self {
@@ -41,8 +42,8 @@ impl Alibi {
         }
     }
 
-    /// MPT's: `2^(-max · i / n)` for the smallest power of two `n` from `heads` on, every other one
-    /// first.
+    /// MPT's slopes: `2^(-max · i / n)`, where `n` is the smallest power of two that is at least
+    /// `heads`. Unless `heads` is a power of two, those with even `i` come first.
     pub fn mpt(heads: usize, max: f64) -> Self {
         let whole = heads.max(1).next_power_of_two();
         let all: Vec<f32> = (1..=whole)
@@ -57,23 +58,24 @@ impl Alibi {
                 .take(heads)
                 .collect()
         };
+
         Self {
             slopes,
             rounded: None,
         }
     }
 
-    /// The slope of each head.
+    /// One slope for each head.
     pub fn slopes(&self) -> &[f32] {
         &self.slopes
     }
 
-    /// Falcon's factor of rounded biases.
+    /// The factor by which Falcon scales its rounded biases; `None` for other models.
     pub fn rounded(&self) -> Option<f32> {
         self.rounded
     }
 
-    /// What is added to the score of a key.
+    /// The bias of a head's score for the key at `position`.
     pub fn bias(&self, head: usize, position: usize) -> f32 {
         match self.rounded {
             None => self.slopes[head] * position as f32,

@@ -1,5 +1,5 @@
-//! Causal attention over a key/value cache, for every family: grouped heads, windows, rotations,
-//! biases, soft caps.
+//! Causal attention over a key/value cache, with what the model families need: grouped-query heads,
+//! sliding windows, rotary positions, ALiBi biases, soft caps.
 
 use super::cache::{CacheValues, KeysAndValues};
 use super::{Alibi, LayerCache, RopeTable};
@@ -7,183 +7,238 @@ use llm_int8_kernels::attention::{Query, Scratch, attend as attend_head};
 use llm_int8_kernels::{Element, Isa, team};
 use std::ops::Range;
 
-/// How queries, keys and values of all heads lie in a row of one product.
+/// How the queries, keys and values of all heads are laid out in one row of a fused QKV output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkvLayout {
-    /// All queries, all keys, all values.
+    /// All queries, then all keys, then all values.
     Blocks,
-    /// For each head of keys: its queries, its key, its value.
+    /// For each key/value head: its queries, its key, its value.
     Grouped,
 }
 
-/// Rows of head vectors: of all rows, the head at `offsets[h]` of each.
+/// Number and size of attention heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key/value heads, each shared by `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Values in one head vector.
+    pub size: usize,
+}
+
+/// A view of head vectors in a row-major matrix: head `h` of a row begins at `offsets[h]`.
 #[derive(Debug, Clone)]
 pub struct Heads<'a> {
     values: &'a [f32],
-    row: usize,
+    /// Values in a row of the matrix.
+    row_len: usize,
     offsets: Vec<usize>,
     size: usize,
 }
 
+/// The queries, keys and values of one attention call.
+#[derive(Debug, Clone, Copy)]
+pub struct Qkv<'a> {
+    /// `[rows, H heads of D]`.
+    pub q: &'a Heads<'a>,
+    /// `[rows, KV heads of D]`.
+    pub k: &'a Heads<'a>,
+    /// `[rows, KV heads of D]`.
+    pub v: &'a Heads<'a>,
+}
+
 impl<'a> Heads<'a> {
-    /// Heads of `size` values one after the other, from `start` on in rows of `row` values.
+    /// Heads of `size` values, back to back from column `start` of rows of `row_len` values.
     pub fn in_order(
         values: &'a [f32],
-        row: usize,
+        row_len: usize,
         start: usize,
         count: usize,
         size: usize,
     ) -> Self {
         Self {
             values,
-            row,
+            row_len,
             offsets: (0..count).map(|head| start + head * size).collect(),
             size,
         }
     }
 
-    /// Queries, keys and values of one product `[rows, (heads + 2 · kv_heads) · size]`.
-    pub fn split(
-        values: &'a [f32],
-        layout: QkvLayout,
-        [heads, kv_heads, size]: [usize; 3],
-    ) -> [Self; 3] {
-        let row = (heads + 2 * kv_heads) * size;
+    /// Splits a fused QKV output `[rows, (heads + 2 · kv_heads) · size]` into queries, keys and
+    /// values.
+    pub fn split(values: &'a [f32], layout: QkvLayout, shape: HeadShape) -> [Self; 3] {
+        let HeadShape {
+            heads,
+            kv_heads,
+            size,
+        } = shape;
+
         let group = heads / kv_heads;
-        let offsets: [Vec<usize>; 3] = match layout {
+        // Which head-sized slots of a row belong to queries, keys and values.
+        let slots: [Vec<usize>; 3] = match layout {
             QkvLayout::Blocks => [
-                0..heads,
-                heads..heads + kv_heads,
-                heads + kv_heads..heads + 2 * kv_heads,
-            ]
-            .map(|places| places.map(|place| place * size).collect()),
+                (0..heads).collect(),
+                (heads..heads + kv_heads).collect(),
+                (heads + kv_heads..heads + 2 * kv_heads).collect(),
+            ],
             QkvLayout::Grouped => [
                 (0..heads)
-                    .map(|head| (head / group * (group + 2) + head % group) * size)
+                    .map(|head| head / group * (group + 2) + head % group)
                     .collect(),
                 (0..kv_heads)
-                    .map(|head| (head * (group + 2) + group) * size)
+                    .map(|head| head * (group + 2) + group)
                     .collect(),
                 (0..kv_heads)
-                    .map(|head| (head * (group + 2) + group + 1) * size)
+                    .map(|head| head * (group + 2) + group + 1)
                     .collect(),
             ],
         };
-        offsets.map(|offsets| Self {
+
+        slots.map(|slots| Self {
             values,
-            row,
-            offsets,
+            row_len: (heads + 2 * kv_heads) * size,
+            offsets: slots.into_iter().map(|slot| slot * size).collect(),
             size,
         })
     }
 
-    /// How many heads.
+    /// Number of heads.
     pub(super) fn count(&self) -> usize {
         self.offsets.len()
     }
 
-    /// Values of a head.
+    /// Values in a head vector.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    /// The vector of a head.
+    /// One head vector.
     pub(super) fn get(&self, row: usize, head: usize) -> &'a [f32] {
-        &self.values[row * self.row + self.offsets[head]..][..self.size]
+        &self.values[row * self.row_len + self.offsets[head]..][..self.size]
     }
 }
 
-/// How scores are made and which positions are seen.
+/// How scores are computed and which positions are visible.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionRule<'a> {
-    /// What scores are multiplied with.
+    /// Scale of the scores, often `1 / √size`.
     pub factor: f32,
-    /// `cap · tanh(score / cap)`.
+    /// Soft cap: scores become `cap · tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// A position sees this many positions, itself included; none: all before it.
+    /// Sliding window: a position attends to this many positions, itself included. `None`: to all
+    /// up to itself.
     pub window: Option<usize>,
-    /// Biases of positions.
+    /// ALiBi biases, added to the scores.
     pub alibi: Option<&'a Alibi>,
 }
 
-/// One sequence of a pass: which rows of the products are its new positions, and what was seen of
-/// it.
+/// One sequence of a batch: its new positions, and its cache.
 #[derive(Debug)]
 pub struct AttendedSequence<'a> {
-    /// Its rows.
+    /// The rows of queries, keys and values that are its new positions.
     pub rows: Range<usize>,
-    /// Its keys and values of this layer.
+    /// Its key/value cache for this layer.
     pub cache: &'a mut LayerCache,
-    /// Rotations of its new positions.
+    /// Rotary table of its new positions.
     pub rope: Option<&'a RopeTable>,
 }
 
-/// Positions whose queries a task takes.
+/// New positions whose queries one task handles.
 const TASK_POSITIONS: usize = 32;
 
-/// `softmax(cap(q · kᵀ · factor) + bias) · v` over everything cached and the new keys and values,
-/// which are added to the caches. A row's result does not depend on the others, nor on how many
-/// positions of its sequence came at once.
+/// `softmax(cap(q · kᵀ · factor) + bias) · v` over the cached and the new positions. The new keys and
+/// values are appended to the caches. A row's result does not depend on the other rows, nor on how
+/// many positions of its sequence are processed in one call.
 ///
 /// # Shapes
-/// `q` `[rows, H heads of D]`, `k` and `v` `[rows, KV heads of D]` of the new positions of all
-/// sequences, one sequence after the other; `out` `[rows, H · D]`, row-major.
+/// The rows of `qkv` are the new positions of all sequences, one sequence after the other; `out` is
+/// `[rows, H · D]`, row-major.
 pub fn attend(
     isa: Isa,
-    [q, k, v]: [&Heads<'_>; 3],
+    qkv: Qkv<'_>,
     rule: &AttentionRule<'_>,
     sequences: &mut [AttendedSequence<'_>],
     out: &mut [f32],
 ) {
-    let (heads, kv_heads, size) = (q.offsets.len(), k.offsets.len(), q.size);
-    let group = heads / kv_heads;
+    let Qkv { q, k, v } = qkv;
     for sequence in sequences.iter_mut() {
-        sequence
-            .cache
-            .append([k, v], sequence.rows.clone(), sequence.rope);
+        let rows = sequence.rows.clone();
+        sequence.cache.append(k, v, rows, sequence.rope);
     }
-    let mut tasks = Vec::new();
-    let mut rest = out;
-    for sequence in sequences.iter() {
-        let (mine, others) = rest.split_at_mut(sequence.rows.len() * heads * size);
-        rest = others;
-        for (block, out) in mine.chunks_mut(TASK_POSITIONS * heads * size).enumerate() {
-            let first = tasks.len();
-            tasks
-                .extend((0..kv_heads).map(|kv| (sequence, block * TASK_POSITIONS, kv, Vec::new())));
-            for (i, out) in out.chunks_mut(group * size).enumerate() {
-                tasks[first + i % kv_heads].3.push(out);
-            }
-        }
-    }
-    let task = |scratch: &mut (Vec<f32>, Scratch), (sequence, first, kv, outs): Task<'_, '_>| {
-        let sequence: &AttendedSequence<'_> = sequence;
+
+    let group = q.count() / k.count();
+    let run = |scratch: &mut (Vec<f32>, Scratch), task: Task<'_, '_>| {
         let queries = Queries {
             q,
             rule,
-            sequence,
-            first,
-            heads: kv * group..(kv + 1) * group,
+            sequence: task.sequence,
+            first: task.first,
+            heads: task.kv_head * group..(task.kv_head + 1) * group,
         };
-        match sequence.cache.values() {
-            CacheValues::F16(cache) => queries.attend(isa, cache, outs, scratch),
-            CacheValues::BF16(cache) => queries.attend(isa, cache, outs, scratch),
-            CacheValues::F32(cache) => queries.attend(isa, cache, outs, scratch),
+
+        match task.sequence.cache.values() {
+            CacheValues::F16(cache) => queries.attend(isa, cache, task.outs, scratch),
+            CacheValues::BF16(cache) => queries.attend(isa, cache, task.outs, scratch),
+            CacheValues::F32(cache) => queries.attend(isa, cache, task.outs, scratch),
         }
     };
-    team::for_each(tasks, task);
+
+    team::for_each(tasks(q, k.count(), sequences, out), run);
 }
 
-/// A sequence, the first of some of its new positions, a head of keys, and where each position's
-/// results go.
-type Task<'a, 'b> = (&'a AttendedSequence<'b>, usize, usize, Vec<&'a mut [f32]>);
+/// One unit of parallel work: up to [`TASK_POSITIONS`] new positions of a sequence, and the query
+/// heads that share one key/value head.
+struct Task<'a, 'b> {
+    sequence: &'a AttendedSequence<'b>,
+    /// The first of its new positions, counted from the first row of the sequence.
+    first: usize,
+    kv_head: usize,
+    /// The output of each position, `[heads of the group · D]`.
+    outs: Vec<&'a mut [f32]>,
+}
 
-/// Queries of a task: those of some new positions that share a head of keys.
+/// Splits the work, and `out` with it, into tasks.
+fn tasks<'a, 'b>(
+    q: &Heads<'_>,
+    kv_heads: usize,
+    sequences: &'a [AttendedSequence<'b>],
+    out: &'a mut [f32],
+) -> Vec<Task<'a, 'b>> {
+    let width = q.count() * q.size;
+    let group_width = width / kv_heads;
+    let mut tasks = Vec::new();
+    let mut rest = out;
+
+    for sequence in sequences {
+        let (mine, others) = rest.split_at_mut(sequence.rows.len() * width);
+        rest = others;
+        for (block, out) in mine.chunks_mut(TASK_POSITIONS * width).enumerate() {
+            let first_task = tasks.len();
+            tasks.extend((0..kv_heads).map(|kv_head| Task {
+                sequence,
+                first: block * TASK_POSITIONS,
+                kv_head,
+                outs: Vec::new(),
+            }));
+
+            for (i, out) in out.chunks_mut(group_width).enumerate() {
+                tasks[first_task + i % kv_heads].outs.push(out);
+            }
+        }
+    }
+
+    tasks
+}
+
+/// The queries of a task.
 struct Queries<'a> {
     q: &'a Heads<'a>,
     rule: &'a AttentionRule<'a>,
     sequence: &'a AttendedSequence<'a>,
+    /// The first new position, as in [`Task`].
     first: usize,
+    /// Query heads that share a key/value head.
     heads: Range<usize>,
 }
 
@@ -195,9 +250,46 @@ impl Queries<'_> {
         outs: Vec<&mut [f32]>,
         (vectors, scratch): &mut (Vec<f32>, Scratch),
     ) {
+        self.rotate_and_scale(outs.len(), vectors);
+
         let size = self.q.size;
+        let cached = self.sequence.cache.len() - self.sequence.rows.len() + self.first;
+        let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
+        let mut vectors = vectors.chunks(size);
+
+        for (position, out) in (cached..).zip(outs) {
+            let start = match self.rule.window {
+                Some(window) => (position + 1).saturating_sub(window),
+                None => 0,
+            };
+            let heads = self.heads.clone().zip(out.chunks_mut(size));
+            for ((head, out), query) in heads.zip(vectors.by_ref()) {
+                queries.push(Query {
+                    query,
+                    seen: start..position + 1,
+                    head,
+                    out,
+                });
+            }
+        }
+
+        let rescore = |head, first, scores: &mut [f32]| self.rule.rescore(head, first, scores);
+        let kv_head = self.heads.start / self.heads.len();
+
+        attend_head(
+            isa,
+            cache.head(kv_head, size),
+            &mut queries,
+            rescore,
+            scratch,
+        );
+    }
+
+    /// Fills `vectors` with the rotated and scaled queries of `positions` positions, head by head
+    /// within each position.
+    fn rotate_and_scale(&self, positions: usize, vectors: &mut Vec<f32>) {
         vectors.clear();
-        for t in self.first..self.first + outs.len() {
+        for t in self.first..self.first + positions {
             for head in self.heads.clone() {
                 let start = vectors.len();
                 vectors.extend_from_slice(self.q.get(self.sequence.rows.start + t, head));
@@ -208,42 +300,18 @@ impl Queries<'_> {
                 query.iter_mut().for_each(|x| *x *= self.rule.factor);
             }
         }
-        let cached = self.sequence.cache.len() - self.sequence.rows.len() + self.first;
-        let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
-        let mut vectors = vectors.chunks(size);
-        for (position, out) in (cached..).zip(outs) {
-            let start = self
-                .rule
-                .window
-                .map_or(0, |window| (position + 1).saturating_sub(window));
-            for ((head, out), query) in self
-                .heads
-                .clone()
-                .zip(out.chunks_mut(size))
-                .zip(vectors.by_ref())
-            {
-                queries.push(Query {
-                    query,
-                    seen: start..position + 1,
-                    head,
-                    out,
-                });
-            }
-        }
-        let rescore = |head, first, scores: &mut [f32]| self.rule.rescore(head, first, scores);
-        let kv = self.heads.start / self.heads.len();
-        attend_head(isa, cache.head(kv, size), &mut queries, rescore, scratch);
     }
 }
 
 impl AttentionRule<'_> {
-    /// The scores of one query with keys of which the first has the position `first`.
+    /// Applies soft cap and ALiBi to one query's scores with the keys from position `first` on.
     fn rescore(&self, head: usize, first: usize, scores: &mut [f32]) {
         if let Some(cap) = self.softcap {
             scores
                 .iter_mut()
                 .for_each(|score| *score = cap * (*score / cap).tanh());
         }
+
         if let Some(alibi) = self.alibi {
             scores
                 .iter_mut()
@@ -274,14 +342,15 @@ mod tests {
         }
     }
 
-    /// q, k, v of five positions, 4 heads of which 2 share their keys, 3 values each.
+    /// Attends with positions `range` of a sequence of five: 4 query heads, 2 key/value heads, 3
+    /// values each.
     fn run(
         range: Range<usize>,
         rule: AttentionRule<'_>,
         rope: Option<&Rope>,
         cache: &mut LayerCache,
     ) -> Vec<f32> {
-        let (q, k, v) = (noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19));
+        let [q, k, v] = [noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19)];
         let tokens = range.len();
         let table = rope.map(|rope| rope.table(range.start, tokens));
         let q = Heads::in_order(&q[range.start * 12..], 12, 0, 4, 3);
@@ -293,7 +362,14 @@ mod tests {
             cache,
             rope: table.as_ref(),
         }];
-        attend(Isa::detect(), [&q, &k, &v], &rule, &mut sequence, &mut out);
+
+        let qkv = Qkv {
+            q: &q,
+            k: &k,
+            v: &v,
+        };
+
+        attend(Isa::detect(), qkv, &rule, &mut sequence, &mut out);
         out
     }
 
@@ -302,8 +378,9 @@ mod tests {
     }
 
     #[test]
-    fn one_by_one_gives_the_bits_that_all_at_once_give() {
-        let (alibi, rope) = (Alibi::bloom(4), Rope::plain(100.0, 2));
+    fn decoding_one_by_one_equals_prefill_bit_for_bit() {
+        let alibi = Alibi::bloom(4);
+        let rope = Rope::plain(100.0, 2);
         for rule in [
             rule(),
             AttentionRule {
@@ -331,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_one_gives_the_value_itself() {
+    fn a_window_of_one_returns_the_value_itself() {
         let out = run(
             0..5,
             AttentionRule {
@@ -341,13 +418,14 @@ mod tests {
             None,
             &mut empty(),
         );
+
         let values = noise(5 * 6, 19);
         assert_eq!(out[4 * 12..4 * 12 + 3], values[4 * 6..4 * 6 + 3]);
     }
 
     #[test]
-    fn sequences_side_by_side_give_what_each_gives_alone() {
-        let (q, k, v) = (noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19));
+    fn a_batch_gives_what_each_sequence_gives_alone() {
+        let [q, k, v] = [noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19)];
         let heads = |values, row, count| Heads::in_order(values, row, 0, count, 3);
         let alone = [
             run(0..2, rule(), None, &mut empty()),
@@ -368,8 +446,14 @@ mod tests {
                 rope: None,
             },
         ];
+
         let mut out = vec![0f32; 5 * 12];
-        let qkv = [&heads(&q, 12, 4), &heads(&k, 6, 2), &heads(&v, 6, 2)];
+        let qkv = Qkv {
+            q: &heads(&q, 12, 4),
+            k: &heads(&k, 6, 2),
+            v: &heads(&v, 6, 2),
+        };
+
         attend(Isa::detect(), qkv, &rule(), &mut sequences, &mut out);
         assert_eq!(out, alone);
         assert_eq!((caches[0].len(), caches[1].len()), (2, 3));
@@ -377,11 +461,17 @@ mod tests {
 
     #[test]
     fn layouts_find_every_head() {
-        // 4 heads of queries, 2 of keys, one value each: queries 0..4, keys 10 11, values 20 21.
+        // 4 query heads, 2 key/value heads, one value each: queries 0..4, keys 10 11, values 20 21.
         let blocks = [0., 1., 2., 3., 10., 11., 20., 21.];
         let grouped = [0., 1., 10., 20., 2., 3., 11., 21.];
         for (layout, row) in [(QkvLayout::Blocks, blocks), (QkvLayout::Grouped, grouped)] {
-            let [q, k, v] = Heads::split(&row, layout, [4, 2, 1]);
+            let shape = HeadShape {
+                heads: 4,
+                kv_heads: 2,
+                size: 1,
+            };
+
+            let [q, k, v] = Heads::split(&row, layout, shape);
             assert_eq!([0, 1, 2, 3].map(|head| q.get(0, head)[0]), [0., 1., 2., 3.]);
             assert_eq!(
                 [0, 1].map(|head| (k.get(0, head)[0], v.get(0, head)[0])),

@@ -1,4 +1,4 @@
-//! Keys and values of the positions seen so far, in the layout that the kernels read.
+//! The key/value cache, in the layout that the attention kernels read.
 
 use super::{Heads, RopeTable};
 use crate::FloatDtype;
@@ -8,8 +8,8 @@ use llm_int8_kernels::{AlignedVec, Element};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Keys and values of one layer and one text, in the dtype of the model's floats (as transformers
-/// keeps them), for each head one position after the other.
+/// The keys and values of one layer for one sequence, in the model's float dtype as in transformers.
+/// Heads are stored one after the other, and within a head the positions.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     values: CacheValues,
@@ -23,20 +23,20 @@ pub(super) enum CacheValues {
     F32(KeysAndValues<f32>),
 }
 
-/// Head after head; see [`HeadCache`] for what a head looks like.
+/// Keys and values head by head; [`HeadCache`] describes the layout of one head.
 #[derive(Debug, Clone)]
 pub(super) struct KeysAndValues<T> {
     keys: AlignedVec<T>,
     values: AlignedVec<T>,
-    /// Positions there is room for, a multiple of [`PANEL`].
+    /// Positions allocated, a multiple of [`PANEL`].
     capacity: usize,
 }
 
-/// Positions allocated at once: a conversation grows the cache a few times, not at every token.
+/// The cache grows by this many positions at a time, so that reallocation is rare.
 const GROW_BY: usize = 256;
 const _: () = assert!(GROW_BY.is_multiple_of(PANEL));
 
-/// New positions from which heads are filled by several threads.
+/// From this many new positions on, heads are filled in parallel.
 const PARALLEL_POSITIONS: usize = 8;
 
 impl LayerCache {
@@ -69,7 +69,7 @@ impl LayerCache {
         }
     }
 
-    /// Forgets all positions from `len` on.
+    /// Drops all positions from `len` on. Keeps the memory.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -78,19 +78,21 @@ impl LayerCache {
         &self.values
     }
 
-    /// Adds the keys, rotated, and values of some rows.
+    /// Appends keys and values of some rows. `rope` rotates the keys.
     pub(super) fn append(
         &mut self,
-        heads: [&Heads<'_>; 2],
+        k: &Heads<'_>,
+        v: &Heads<'_>,
         rows: Range<usize>,
         rope: Option<&RopeTable>,
     ) {
         let count = rows.len();
         match &mut self.values {
-            CacheValues::F16(values) => values.append(self.len, heads, rows, rope),
-            CacheValues::BF16(values) => values.append(self.len, heads, rows, rope),
-            CacheValues::F32(values) => values.append(self.len, heads, rows, rope),
+            CacheValues::F16(values) => values.append(self.len, k, v, rows, rope),
+            CacheValues::BF16(values) => values.append(self.len, k, v, rows, rope),
+            CacheValues::F32(values) => values.append(self.len, k, v, rows, rope),
         }
+
         self.len += count;
     }
 }
@@ -110,67 +112,74 @@ impl<T: Element> KeysAndValues<T> {
     }
 
     pub(super) fn head(&self, head: usize, size: usize) -> HeadCache<'_, T> {
-        let (keys, values) = (self.capacity * size, self.capacity * padded(size));
+        let keys_len = self.capacity * size;
+        let values_len = self.capacity * padded(size);
         HeadCache::new(
-            &self.keys[head * keys..][..keys],
-            &self.values[head * values..][..values],
+            &self.keys[head * keys_len..][..keys_len],
+            &self.values[head * values_len..][..values_len],
             size,
         )
     }
 
+    /// Writes rows at positions `len..len + rows.len()`.
     fn append(
         &mut self,
         len: usize,
-        [k, v]: [&Heads<'_>; 2],
+        k: &Heads<'_>,
+        v: &Heads<'_>,
         rows: Range<usize>,
         rope: Option<&RopeTable>,
     ) {
-        let (heads, size) = (k.count(), k.size());
-        self.reserve(len + rows.len(), heads, size);
+        let size = k.size();
         let width = padded(size);
+        self.reserve(len + rows.len(), k.count(), size);
+
         let fill = |head: usize, keys: &mut [T], values: &mut [T]| {
-            let (mut key, mut stored) = (vec![0f32; size], vec![T::of(0.0); size]);
+            let mut key = vec![0f32; size];
+            let mut stored = vec![T::of(0.0); size];
             for (t, row) in rows.clone().enumerate() {
                 key.copy_from_slice(k.get(row, head));
                 if let Some(rope) = rope {
                     rope.rotate(t, &mut key);
                 }
+
                 T::of_slice(&key, &mut stored);
+                // Keys lie in panels of positions, so one key has a stride of a panel's width.
                 let first = key_place(len + t, 0, size);
                 keys[first..]
                     .iter_mut()
                     .step_by(PANEL)
                     .zip(&stored)
                     .for_each(|(y, x)| *y = *x);
+
                 T::of_slice(v.get(row, head), &mut values[(len + t) * width..][..size]);
             }
         };
-        let (keys, values) = (self.capacity * size, self.capacity * width);
+
+        let keys_len = self.capacity * size;
+        let values_len = self.capacity * width;
         if rows.len() >= PARALLEL_POSITIONS {
-            let heads = self
-                .keys
-                .par_chunks_mut(keys)
-                .zip(self.values.par_chunks_mut(values));
-            heads
+            self.keys
+                .par_chunks_mut(keys_len)
+                .zip(self.values.par_chunks_mut(values_len))
                 .enumerate()
                 .for_each(|(head, (keys, values))| fill(head, keys, values));
         } else {
-            let heads = self
-                .keys
-                .chunks_mut(keys)
-                .zip(self.values.chunks_mut(values));
-            heads
+            self.keys
+                .chunks_mut(keys_len)
+                .zip(self.values.chunks_mut(values_len))
                 .enumerate()
                 .for_each(|(head, (keys, values))| fill(head, keys, values));
         }
     }
 
-    /// Makes room for so many positions. What is there stays: the beginning of a head looks the
-    /// same whatever the capacity is.
+    /// Makes room for `positions` positions and keeps the content: the layout of a head's first
+    /// positions does not depend on the capacity.
     fn reserve(&mut self, positions: usize, heads: usize, size: usize) {
         if positions <= self.capacity {
             return;
         }
+
         let capacity = positions.next_multiple_of(GROW_BY);
         for (buffer, width) in [(&mut self.keys, size), (&mut self.values, padded(size))] {
             let mut grown = AlignedVec::filled(heads * capacity * width, T::of(0.0));
@@ -181,8 +190,10 @@ impl<T: Element> KeysAndValues<T> {
                     .zip(old)
                     .for_each(|(new, old)| new[..old.len()].copy_from_slice(old));
             }
+
             *buffer = grown;
         }
+
         self.capacity = capacity;
     }
 }
@@ -192,17 +203,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cache_grows_without_losing_and_forgets_what_it_is_told_to() {
-        let (heads, size) = (2, 3);
+    fn a_cache_keeps_its_content_as_it_grows_and_can_be_truncated() {
+        let heads = 2;
+        let size = 3;
         let rows: Vec<f32> = (0..600 * heads * size).map(|i| i as f32).collect();
         let all = Heads::in_order(&rows, heads * size, 0, heads, size);
+
         for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::BF16] {
             let mut cache = LayerCache::new(dtype);
             for first in (0..600).step_by(40) {
-                cache.append([&all, &all], first..first + 40, None);
+                cache.append(&all, &all, first..first + 40, None);
             }
+
             assert_eq!(cache.len(), 600);
-            // 768 positions of 2 heads: keys of 3 values, values filled up to 16.
+            // 768 positions of 2 heads: keys of 3 values, values padded to 16.
             let bytes = if dtype == FloatDtype::F32 { 4 } else { 2 };
             assert_eq!(cache.bytes(), 768 * 2 * (3 + 16) * bytes);
             if let CacheValues::F32(values) = cache.values() {
@@ -215,6 +229,7 @@ mod tests {
                     assert_eq!(values.values[(head * 768 + position) * 16 + d], expected);
                 }
             }
+
             cache.truncate(10);
             assert_eq!((cache.len(), cache.is_empty()), (10, false));
         }

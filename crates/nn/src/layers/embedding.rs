@@ -1,4 +1,4 @@
-//! Rows of a table, picked by number.
+//! Embedding tables, in floats or int8.
 
 use crate::dtype::{FloatDtype, ParameterDtype};
 use crate::error::{NnError, Result};
@@ -13,12 +13,13 @@ use llm_int8_kernels::{Element, Isa};
 pub struct Embedding {
     path: ModulePath,
     class: String,
+    /// `padding_idx`. Only printed.
     padding: Option<usize>,
     weight: FloatParameter,
     int8: Option<Int8Table>,
 }
 
-/// The table in int8, each row with its `absmax` (bitsandbytes' `Embedding8bit`).
+/// The table in int8, with one `absmax` for each row (bitsandbytes' `Embedding8bit`).
 #[derive(Debug, Clone)]
 enum Int8Table {
     Declared,
@@ -26,7 +27,8 @@ enum Int8Table {
 }
 
 impl Embedding {
-    /// A table without values; `class` and `padding` (the row of padding) are what PyTorch prints.
+    /// A table without values, of shape `[rows, width]`. `class` and `padding` (the padding row) are
+    /// what PyTorch prints.
     pub fn declared(
         class: &str,
         [rows, width]: [usize; 2],
@@ -43,10 +45,10 @@ impl Embedding {
         }
     }
 
-    /// Copies the rows of `ids` into `out`, f32 `[ids, width]`.
+    /// Looks up `ids` and writes their rows to `out`, f32 `[ids, width]`.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`]; [`NnError::Input`] for an id beyond the table.
+    /// [`NnError::NotLoaded`]; [`NnError::Input`] for an id past the end of the table.
     pub fn rows(&self, isa: Isa, ids: impl Iterator<Item = usize>, out: &mut [f32]) -> Result<()> {
         let [rows, width] = self.shape();
         let targets = out.chunks_exact_mut(width).zip(ids);
@@ -54,9 +56,10 @@ impl Embedding {
             if id < rows {
                 Ok((out, id))
             } else {
-                Err(self.input_error(format!("row {id} is beyond the table of {rows}")))
+                Err(self.input_error(format!("row {id} is past the end of the table of {rows}")))
             }
         });
+
         match &self.int8 {
             Some(Int8Table::Loaded(weight)) => {
                 for pair in checked {
@@ -68,11 +71,13 @@ impl Embedding {
             Some(Int8Table::Declared) => return Err(NnError::NotLoaded),
             None => {}
         }
+
         let (storage, layout) = self.weight.tensor()?.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
         else {
             return Err(self.input_error("the table is not on the CPU".into()));
         };
+
         for pair in checked {
             let (out, id) = pair?;
             let range = start + id * width..start + (id + 1) * width;
@@ -82,10 +87,11 @@ impl Embedding {
                 _ => out.copy_from_slice(&storage.as_slice::<f32>()?[range]),
             }
         }
+
         Ok(())
     }
 
-    /// Says where the table stands in its model. Its errors name that path.
+    /// Sets the table's path in its model, which its errors name.
     pub fn set_path(&mut self, path: ModulePath) {
         self.path = path;
     }
@@ -102,32 +108,32 @@ impl Embedding {
         [self.weight.shape()[0], self.weight.shape()[1]]
     }
 
-    /// The table in floats; without values where it is int8.
+    /// The float table. It has no values if the table is int8.
     pub fn weight(&self) -> &FloatParameter {
         &self.weight
     }
 
-    /// The table in floats, to be filled.
+    /// The float table, for filling it.
     pub fn weight_mut(&mut self) -> &mut FloatParameter {
         &mut self.weight
     }
 
-    /// Makes a table without values one that will hold int8.
+    /// Declares that the table will be filled with int8 codes.
     pub fn declare_int8(&mut self) {
         self.int8 = Some(Int8Table::Declared);
     }
 
-    /// Gives it its int8 values.
+    /// Sets the int8 values.
     pub fn fill_int8(&mut self, weight: Int8Weight) {
         self.int8 = Some(Int8Table::Loaded(weight));
     }
 
-    /// Whether it holds int8, or will.
+    /// Whether the table is int8, filled or not.
     pub fn is_int8(&self) -> bool {
         self.int8.is_some()
     }
 
-    /// The table in int8, where it is.
+    /// The int8 table, if it is int8 and has been filled.
     pub fn int8_weight(&self) -> Option<&Int8Weight> {
         match &self.int8 {
             Some(Int8Table::Loaded(weight)) => Some(weight),
@@ -143,13 +149,16 @@ impl Module for Embedding {
             .padding
             .map_or(String::new(), |row| format!(", padding_idx={row}"));
         let arguments = format!("{rows}, {width}{padding}");
+
         if !self.is_int8() {
             return Node::leaf(&self.class, arguments)
                 .with_parameter(self.weight.describe("weight"));
         }
+
         let weight = Parameter::new("weight", ParameterDtype::I8, [rows, width]);
         let mut node = Node::leaf("Embedding8bit", arguments).with_parameter(weight);
         node.uncounted_bytes = 4 * rows as u64;
+
         node
     }
 }

@@ -10,9 +10,8 @@ pub mod rope;
 
 pub use activation::Activation;
 pub use alibi::Alibi;
-pub use attention::{AttendedSequence, AttentionRule, Heads, QkvLayout, attend};
+pub use attention::{AttendedSequence, AttentionRule, HeadShape, Heads, Qkv, QkvLayout, attend};
 pub use cache::LayerCache;
 pub use embedding::Embedding;
-pub use norm::python_float;
-pub use norm::{HeadNorms, Norm, NormKind};
+pub use norm::{HeadNorms, Norm, NormKind, python_float};
 pub use rope::{Rope, RopePairs, RopeTable};

@@ -1,20 +1,19 @@
-//! What an int8 layer does with outliers.
+//! How an int8 layer treats outliers.
 
 pub use llm_int8_kernels::OutlierScope;
 
 /// Where the weights of outlier columns come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutlierWeights {
-    /// The int8 weights, turned back into floats: what bitsandbytes does, and no memory beside the
-    /// codes.
+    /// Dequantised from the int8 codes, as in bitsandbytes. Needs no extra memory.
     #[default]
     Dequantized,
-    /// The checkpoint's own floats, as in the paper (section 3.2): a column is fetched from the
-    /// mapped file when it is first met, and kept.
+    /// The checkpoint's own floats, as in the paper (section 3.2). A column is read from the mapped
+    /// file the first time it holds an outlier, and cached.
     Original,
 }
 
-/// How int8 layers compute, the counterpart of `BitsAndBytesConfig(load_in_8bit=True)`.
+/// How int8 layers compute: the counterpart of `BitsAndBytesConfig(load_in_8bit=True)`.
 ///
 /// ```
 /// use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
@@ -25,16 +24,17 @@ pub enum OutlierWeights {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Int8Config {
-    /// A feature is an outlier where its magnitude reaches this; 0 turns outlier handling off.
+    /// A feature is an outlier if its magnitude reaches this value; 0 disables outlier handling.
     pub threshold: f32,
-    /// Whether outliers are looked for in the whole batch (bitsandbytes) or in each row by itself.
+    /// Whether outlier columns are determined for the whole batch (bitsandbytes) or for each row.
     pub outlier_scope: OutlierScope,
     /// Where the weights of outlier columns come from.
     pub outlier_weights: OutlierWeights,
 }
 
 impl Default for Int8Config {
-    /// bitsandbytes' behaviour under transformers: threshold 6, whole batch, dequantised weights.
+    /// The defaults of bitsandbytes under transformers: threshold 6, whole batch, dequantised
+    /// weights.
     fn default() -> Self {
         Self {
             threshold: 6.0,

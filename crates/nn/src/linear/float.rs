@@ -1,4 +1,4 @@
-//! A linear layer with float weights; f32 arithmetic on the CPU whatever the storage.
+//! A linear layer with float weights. Whatever their dtype, the CPU computes in f32.
 
 use super::op::FloatMatmul;
 use crate::dtype::FloatDtype;
@@ -8,19 +8,20 @@ use crate::parameter::FloatParameter;
 use candle_core::{DType, Tensor};
 use llm_int8_kernels::Isa;
 
-/// The PyTorch class a float layer had, which decides how it is printed and stored in checkpoints.
+/// The PyTorch class of a float layer: it decides how the layer is printed and how its weight lies
+/// in checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinearClass {
     /// `torch.nn.Linear`: weight `[out, in]`.
     #[default]
     Linear,
-    /// Falcon's own class, a `torch.nn.Linear` under another name.
+    /// Falcon's own class, a `torch.nn.Linear` by another name.
     FalconLinear,
-    /// transformers' `Conv1D` (GPT-2): weight `[in, out]`, printed `Conv1D(nf=out, nx=in)`.
+    /// transformers' `Conv1D` (GPT-2): weight `[in, out]`, printed as `Conv1D(nf=out, nx=in)`.
     Conv1D,
 }
 
-/// `y = x · Wᵀ + b` with W in f16, bf16 or f32. Held as `[out, in]`, whatever the class.
+/// `y = x · Wᵀ + b` with W in f16, bf16 or f32. In memory W is `[out, in]`, whatever the class.
 #[derive(Debug, Clone)]
 pub struct FloatLinear {
     path: ModulePath,
@@ -31,7 +32,7 @@ pub struct FloatLinear {
 }
 
 impl FloatLinear {
-    /// A layer without values.
+    /// A layer without values, to be filled from a checkpoint. The weight's shape is `[out, in]`.
     pub fn declared(
         class: LinearClass,
         [out_features, in_features]: [usize; 2],
@@ -48,7 +49,7 @@ impl FloatLinear {
         }
     }
 
-    /// A layer of those values: `weight` `[out, in]`, `bias` `[out]`.
+    /// A layer with `weight` `[out, in]` and `bias` `[out]`, both f16, bf16 or f32.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -61,7 +62,7 @@ impl FloatLinear {
     /// ```
     ///
     /// # Errors
-    /// [`NnError::Input`] where shapes or dtypes do not fit.
+    /// [`NnError::Input`] for a wrong shape or dtype.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let [out_features, _] = *weight.dims() else {
             return Err(input_error(format!(
@@ -92,35 +93,30 @@ impl FloatLinear {
     /// As there.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input(&self.label(), x, self.in_features())?;
-        let weight = self.weight.tensor()?;
-        let bias = self
-            .bias
-            .as_ref()
-            .map(FloatParameter::f32_values)
-            .transpose()?;
-        let product = FloatMatmul {
-            weight,
-            bias,
+        let matmul = FloatMatmul {
+            weight: self.weight.tensor()?,
+            bias: self.bias_values()?,
             isa: self.isa,
         };
+
         let y = x
             .to_dtype(DType::F32)?
             .contiguous()?
-            .apply_op1_no_bwd(&product)?;
+            .apply_op1_no_bwd(&matmul)?;
         Ok(y.to_dtype(x.dtype())?)
     }
 
-    /// Where the layer stands in its model; the empty path for one that stands alone.
+    /// The layer's path in its model; empty for a standalone layer.
     pub fn path(&self) -> &ModulePath {
         &self.path
     }
 
-    /// Says where the layer stands in its model. Its errors name that path.
+    /// Sets the layer's path in its model, which its errors name.
     pub fn set_path(&mut self, path: ModulePath) {
         self.path = path;
     }
 
-    /// What errors call the layer: its path, or its class where it has none.
+    /// The layer's name in errors: its path, or its class if it has none.
     fn label(&self) -> String {
         self.path.or("Linear")
     }
@@ -135,7 +131,7 @@ impl FloatLinear {
         self.weight.shape()[0]
     }
 
-    /// The class printed.
+    /// The PyTorch class that it is printed as.
     pub fn class(&self) -> LinearClass {
         self.class
     }
@@ -145,7 +141,7 @@ impl FloatLinear {
         &self.weight
     }
 
-    /// The weight, to be filled.
+    /// The weight, for filling it.
     pub fn weight_mut(&mut self) -> &mut FloatParameter {
         &mut self.weight
     }
@@ -155,12 +151,20 @@ impl FloatLinear {
         self.bias.as_ref()
     }
 
-    /// The bias, to be filled.
+    /// The bias, for filling it.
     pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
         self.bias.as_mut()
     }
 
-    /// The instruction set its product runs on.
+    /// The bias in f32.
+    pub(super) fn bias_values(&self) -> Result<Option<&[f32]>> {
+        self.bias
+            .as_ref()
+            .map(FloatParameter::f32_values)
+            .transpose()
+    }
+
+    /// The instruction set its matmul uses.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -175,20 +179,23 @@ fn input_error(reason: String) -> NnError {
 
 impl Module for FloatLinear {
     fn describe(&self) -> Node {
-        let (out_features, in_features) = (self.out_features(), self.in_features());
+        let out_features = self.out_features();
+        let in_features = self.in_features();
         let arguments = features(in_features, out_features, self.bias.is_some());
-        let (node, shape) = match self.class {
-            LinearClass::Linear => (Node::leaf("Linear", arguments), [out_features, in_features]),
-            LinearClass::FalconLinear => (
-                Node::leaf("FalconLinear", arguments),
-                [out_features, in_features],
-            ),
-            LinearClass::Conv1D => (
-                Node::leaf("Conv1D", format!("nf={out_features}, nx={in_features}")),
-                [in_features, out_features],
-            ),
+        let out_in = [out_features, in_features];
+        let in_out = [in_features, out_features];
+        let (class, arguments, shape) = match self.class {
+            LinearClass::Linear => ("Linear", arguments, out_in),
+            LinearClass::FalconLinear => ("FalconLinear", arguments, out_in),
+            LinearClass::Conv1D => {
+                let arguments = format!("nf={out_features}, nx={in_features}");
+                ("Conv1D", arguments, in_out)
+            }
         };
-        let node = node.with_parameter(Parameter::new("weight", self.weight.dtype().into(), shape));
+
+        let weight = Parameter::new("weight", self.weight.dtype().into(), shape);
+        let node = Node::leaf(class, arguments).with_parameter(weight);
+
         self.bias.iter().fold(node, |node, bias| {
             node.with_parameter(bias.describe("bias"))
         })

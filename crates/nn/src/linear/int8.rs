@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use llm_int8_kernels::{Activation, Element, Isa, Layer, MatRef, Outliers};
 use std::sync::Arc;
 
-/// `y = x · Wᵀ + b` with int8 weights and rows of activations quantised on the way in.
+/// `y = x · Wᵀ + b` with int8 weights. Activations are quantised row by row at every call.
 #[derive(Debug, Clone)]
 pub struct Int8Linear {
     path: ModulePath,
@@ -25,14 +25,13 @@ pub struct Int8Linear {
     bias: Option<FloatParameter>,
     original: Option<ColumnStore>,
     config: Int8Config,
-    /// The class of the float layer it replaces, which decides how its weight is stored in
-    /// checkpoints.
+    /// The class of the float layer it replaces: it decides how the weight lies in checkpoints.
     class: LinearClass,
     isa: Isa,
 }
 
 impl Int8Linear {
-    /// A layer without values, of the shape of a float layer.
+    /// A layer without values, with the shape, path and bias of a float layer.
     pub fn declared(linear: &FloatLinear, config: Int8Config) -> Self {
         Self {
             path: linear.path().clone(),
@@ -47,25 +46,25 @@ impl Int8Linear {
         }
     }
 
-    /// A layer of int8 weights and, optionally, a bias `[out]`.
+    /// A layer with int8 weights `[out, in]` and an optional float bias `[out]`.
     ///
     /// # Errors
-    /// [`NnError::Input`] where the bias does not fit.
+    /// [`NnError::Input`] for a bias of the wrong shape or dtype.
     pub fn new(weight: Int8Weight, bias: Option<Tensor>, config: Int8Config) -> Result<Self> {
+        let [out_features, in_features] = weight.shape();
         let bias = bias.map(FloatParameter::loaded).transpose()?;
         if let Some(bias) = &bias
-            && bias.shape() != [weight.shape()[0]]
+            && bias.shape() != [out_features]
         {
             return Err(NnError::Input {
                 layer: "Linear8bitLt".into(),
                 reason: format!(
-                    "the bias must be [{}], it is {:?}",
-                    weight.shape()[0],
+                    "the bias must be [{out_features}], it is {:?}",
                     bias.shape()
                 ),
             });
         }
-        let [out_features, in_features] = weight.shape();
+
         Ok(Self {
             path: ModulePath::root(),
             out_features,
@@ -79,8 +78,8 @@ impl Int8Linear {
         })
     }
 
-    /// Quantises a float layer. With [`OutlierWeights::Original`] the float weight is kept to take
-    /// outlier columns from; a layer read from a file takes them from the file instead.
+    /// Quantises a float layer. With [`OutlierWeights::Original`] the float weight stays in memory as
+    /// the source of outlier columns; a layer read from a file takes them from the file instead.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -93,7 +92,7 @@ impl Int8Linear {
     /// ```
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] for a layer without values; [`NnError::Kernel`] for weights that are
+    /// [`NnError::NotLoaded`] if the layer has no values; [`NnError::Kernel`] for a weight that is
     /// not finite in f16.
     pub fn quantize(linear: &FloatLinear, config: Int8Config) -> Result<Self> {
         let tensor = linear.weight().tensor()?;
@@ -102,27 +101,30 @@ impl Int8Linear {
             FloatDtype::BF16 => quantize_tensor::<bf16>(linear, tensor)?,
             FloatDtype::F32 => quantize_tensor::<f32>(linear, tensor)?,
         };
+
         let mut layer = Self::declared(linear, config);
         layer.weight = Some(weight);
         if config.outlier_weights == OutlierWeights::Original {
             layer.original = Some(ColumnStore::new(Arc::new(TensorColumns(tensor.clone()))));
         }
+
         Ok(layer)
     }
 
     /// `x · Wᵀ + b`; see [`Linear::forward`](super::Linear::forward).
     ///
     /// # Errors
-    /// As there, and [`NnError::NoOriginalWeights`] where original outlier weights are configured
-    /// and there are none.
+    /// As there, and [`NnError::NoOriginalWeights`] if the configuration requests original outlier
+    /// weights and the layer has no source for them.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input(&self.label(), x, self.in_features)?;
-        self.weight()?;
+        self.weight()?; // fails here with our error, before candle wraps it
         Ok(x.contiguous()?
             .apply_op1_no_bwd(&Int8Matmul { layer: self })?)
     }
 
-    /// The layer as the kernels take it; `columns` are its original outlier columns.
+    /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
+    /// outlier weights are dequantised.
     pub(super) fn kernel_form<'a>(
         &'a self,
         columns: Option<&'a OutlierColumns>,
@@ -143,8 +145,8 @@ impl Int8Linear {
         })
     }
 
-    /// The original weights of the outlier columns met in this call, or `None` where the
-    /// dequantised ones do.
+    /// The original weights of the outlier columns of one call; `None` if dequantised weights are
+    /// configured or there are no outliers.
     pub(super) fn outlier_columns(
         &self,
         outliers: &Outliers,
@@ -152,21 +154,22 @@ impl Int8Linear {
         if self.config.outlier_weights == OutlierWeights::Dequantized || outliers.is_empty() {
             return Ok(None);
         }
-        let store = self
-            .original
-            .as_ref()
-            .ok_or_else(|| NnError::NoOriginalWeights {
+
+        let Some(store) = &self.original else {
+            return Err(NnError::NoOriginalWeights {
                 layer: self.label(),
-            })?;
+            });
+        };
+
         store
             .with_columns(&outliers.distinct_columns(), self.out_features)
             .map(Some)
     }
 
-    /// Gives a declared layer its weights.
+    /// Sets the weight of a declared layer, and where its original outlier columns come from.
     ///
     /// # Errors
-    /// [`NnError::Input`] where they are not of the declared shape.
+    /// [`NnError::Input`] if the weight does not have the declared shape.
     pub fn fill(
         &mut self,
         weight: Int8Weight,
@@ -183,15 +186,17 @@ impl Int8Linear {
                 ),
             });
         }
+
         self.weight = Some(weight);
         self.original = original.map(ColumnStore::new);
+
         Ok(())
     }
 
     /// The int8 weight.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] where there is none yet.
+    /// [`NnError::NotLoaded`] if it has not been filled.
     pub fn weight(&self) -> Result<&Int8Weight> {
         self.weight.as_ref().ok_or(NnError::NotLoaded)
     }
@@ -201,22 +206,22 @@ impl Int8Linear {
         self.bias.as_ref()
     }
 
-    /// The bias, to be filled.
+    /// The bias, for filling it.
     pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
         self.bias.as_mut()
     }
 
-    /// Where the layer stands in its model; the empty path for one that stands alone.
+    /// The layer's path in its model; empty for a standalone layer.
     pub fn path(&self) -> &ModulePath {
         &self.path
     }
 
-    /// Says where the layer stands in its model. Its errors name that path.
+    /// Sets the layer's path in its model, which its errors name.
     pub fn set_path(&mut self, path: ModulePath) {
         self.path = path;
     }
 
-    /// What errors call the layer: its path, or its class where it has none.
+    /// The layer's name in errors: its path, or its class if it has none.
     fn label(&self) -> String {
         self.path.or("Linear8bitLt")
     }
@@ -231,27 +236,27 @@ impl Int8Linear {
         self.out_features
     }
 
-    /// The class of the float layer it stands for.
+    /// The PyTorch class of the float layer that it replaces.
     pub fn class(&self) -> LinearClass {
         self.class
     }
 
-    /// What is done with outliers.
+    /// How it treats outliers.
     pub fn config(&self) -> Int8Config {
         self.config
     }
 
-    /// Changes what is done with outliers; the weights stay.
+    /// Changes how it treats outliers. The weights stay.
     pub fn set_config(&mut self, config: Int8Config) {
         self.config = config;
     }
 
-    /// The instruction set its product runs on.
+    /// The instruction set its matmul uses.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Bytes of original outlier columns kept so far.
+    /// Bytes of the original outlier columns cached so far.
     pub fn original_bytes(&self) -> u64 {
         self.original.as_ref().map_or(0, ColumnStore::bytes)
     }
@@ -278,7 +283,7 @@ fn quantize_tensor<T: Element + WithDType>(
     }
 }
 
-/// Original columns out of a weight `[out, in]` that is held anyway.
+/// Original columns from a float weight `[out, in]` in memory.
 struct TensorColumns(Tensor);
 
 impl OriginalWeights for TensorColumns {
@@ -299,6 +304,7 @@ impl Module for Int8Linear {
             shape,
         ));
         node.uncounted_bytes = 4 * self.out_features as u64;
+
         self.bias.iter().fold(node, |node, bias| {
             node.with_parameter(bias.describe("bias"))
         })

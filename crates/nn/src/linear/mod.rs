@@ -1,7 +1,7 @@
 //! Linear layers: `y = x · Wᵀ + b`, with float or int8 weights.
 //!
-//! Shapes: `x` `[…, in_features]`, `W` `[out_features, in_features]`, `b` `[out_features]`,
-//! `y` `[…, out_features]`, of any rank.
+//! Shapes: `x` is `[…, in_features]` of any rank, `W` `[out_features, in_features]`, `b`
+//! `[out_features]`, and `y` `[…, out_features]`.
 
 mod codes;
 pub mod config;
@@ -44,8 +44,9 @@ impl Linear {
     /// dtype.
     ///
     /// # Errors
-    /// [`NnError::Input`](crate::NnError::Input) where the last dimension is not `in_features`;
-    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded) where the weights were not read.
+    /// [`NnError::Input`](crate::NnError::Input) if the last dimension is not `in_features` or the
+    /// dtype is none of the three; [`NnError::NotLoaded`](crate::NnError::NotLoaded) if the layer has
+    /// no weights yet.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Float(linear) => linear.forward(x),
@@ -61,7 +62,7 @@ impl Linear {
         }
     }
 
-    /// Says where the layer stands in its model. Its errors name that path.
+    /// Sets the layer's path in its model, which its errors name.
     pub fn set_path(&mut self, path: ModulePath) {
         match self {
             Self::Float(linear) => linear.set_path(path),
@@ -77,7 +78,7 @@ impl Linear {
         }
     }
 
-    /// The class of the (former) float layer.
+    /// The PyTorch class of the layer, or of the float layer that it replaced.
     pub fn class(&self) -> LinearClass {
         match self {
             Self::Float(linear) => linear.class(),

@@ -1,4 +1,5 @@
-//! The two products as candle operations, so that a layer's input may be any candle tensor.
+//! The float and the int8 matmul as candle operations, so that a layer's input may be any candle
+//! tensor.
 
 use super::int8::Int8Linear;
 use crate::error::{NnError, Result};
@@ -6,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, 
 use half::{bf16, f16};
 use llm_int8_kernels::{Element, Isa, MatMut, MatRef, dense};
 
-/// Refuses inputs that a layer of `in_features` cannot take.
+/// Rejects inputs that are not a float tensor `[…, in_features]`.
 pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result<()> {
     let error = |reason| {
         Err(NnError::Input {
@@ -14,12 +15,14 @@ pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result
             reason,
         })
     };
+
     if !matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32) {
         return error(format!(
             "the input is {:?}; f16, bf16 or f32 is needed",
             x.dtype()
         ));
     }
+
     match x.dims().last() {
         Some(&last) if last == in_features => Ok(()),
         _ => error(format!(
@@ -29,7 +32,7 @@ pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result
     }
 }
 
-/// Rows of an input `[…, K]` and the shape of its output `[…, N]`.
+/// Number of rows of an input `[…, in_features]`, and the shape of the output `[…, out_features]`.
 fn rows_and_shape(layout: &Layout, out_features: usize) -> (usize, Shape) {
     let mut dims = layout.dims().to_vec();
     let in_features = dims.pop().unwrap_or(0);
@@ -47,11 +50,11 @@ fn values<'a, T: WithDType>(
     let all = storage.as_slice::<T>()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&all[start..end]),
-        None => candle_core::bail!("the input of a linear product must be contiguous"),
+        None => candle_core::bail!("the input of a linear layer must be contiguous"),
     }
 }
 
-/// `x [M, K] f32 · W [N, K]ᵀ + bias`, W in any float dtype.
+/// `x [M, K] f32 · W [N, K]ᵀ + bias [N]`, W in any float dtype.
 pub(super) struct FloatMatmul<'a> {
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a [f32]>,
@@ -59,7 +62,7 @@ pub(super) struct FloatMatmul<'a> {
 }
 
 impl FloatMatmul<'_> {
-    /// The product itself, over rows.
+    /// The matmul on plain rows, without candle: `x` `[M, K]`, `out` `[M, N]`.
     pub(super) fn rows(&self, x: MatRef<'_, f32>, out: MatMut<'_, f32>) -> Result<()> {
         match self.weight.dtype() {
             DType::F16 => self.run::<f16>(x, out),
@@ -79,9 +82,11 @@ impl FloatMatmul<'_> {
                 reason: "the weight is not on the CPU".into(),
             });
         };
+
         let (out_features, in_features) = self.weight.dims2()?;
         let weight = MatRef::new(values::<W>(storage, layout)?, out_features, in_features)?;
         dense::linear(self.isa, x, weight, self.bias, out)?;
+
         Ok(())
     }
 }
@@ -98,30 +103,33 @@ impl CustomOp1 for FloatMatmul<'_> {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (out_features, in_features) = self.weight.dims2()?;
         let (rows, shape) = rows_and_shape(layout, out_features);
-        let product = || -> Result<Vec<f32>> {
+        let compute = || -> Result<Vec<f32>> {
             let mut out = vec![0f32; rows * out_features];
             let x = MatRef::new(values::<f32>(storage, layout)?, rows, in_features)?;
             self.rows(x, MatMut::new(&mut out, rows, out_features)?)?;
             Ok(out)
         };
-        let out = product().map_err(NnError::into_candle)?;
+
+        let out = compute().map_err(NnError::into_candle)?;
         Ok((CpuStorage::F32(out), shape))
     }
 }
 
-/// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add what the outliers give.
+/// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add the outliers' part in float.
 pub(super) struct Int8Matmul<'a> {
     pub(super) layer: &'a Int8Linear,
 }
 
 impl Int8Matmul<'_> {
     fn run<T: Element>(&self, x: &[T], rows: usize) -> Result<Vec<f32>> {
-        let (layer, config) = (self.layer, self.layer.config());
+        let layer = self.layer;
+        let config = layer.config();
         let isa = layer.isa();
         let x = MatRef::new(x, rows, layer.in_features())?;
         let activations =
             llm_int8_kernels::quantize_activations(isa, x, config.threshold, config.outlier_scope);
         let columns = layer.outlier_columns(activations.outliers())?;
+
         let mut out = vec![0f32; rows * layer.out_features()];
         let target = MatMut::new(&mut out, rows, layer.out_features())?;
         llm_int8_kernels::linear(
@@ -130,6 +138,7 @@ impl Int8Matmul<'_> {
             &layer.kernel_form(columns.as_deref(), None)?,
             target,
         )?;
+
         Ok(out)
     }
 }
@@ -156,6 +165,7 @@ impl CustomOp1 for Int8Matmul<'_> {
                 .run(values::<bf16>(storage, layout)?, rows)
                 .map(|out| CpuStorage::BF16(out.into_iter().map(bf16::from_f32).collect())),
         };
+
         Ok((out.map_err(NnError::into_candle)?, shape))
     }
 }

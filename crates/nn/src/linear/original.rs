@@ -1,25 +1,28 @@
 //! Full-precision weights of outlier columns (LLM.int8() paper, section 3.2).
 //!
-//! Outlier features are few and stay the same from token to token, so their columns are fetched
-//! from the source when first met and kept: the memory is that of the columns, not of the weight.
+//! Outlier features are few and mostly the same for every token. So a column is read from the source
+//! the first time it holds an outlier and cached: memory grows with the outlier columns, not with
+//! the weight.
 
 use crate::error::Result;
 use llm_int8_kernels::MatRef;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// A place to fetch full-precision weight columns from: a mapped checkpoint, or a tensor.
+/// A source of full-precision weight columns: a mapped checkpoint, or a tensor.
 pub trait OriginalWeights: Send + Sync {
-    /// The weights of those input features, ascending: f32 `[columns.len(), out_features]`.
+    /// The weight columns of these input features: f32 `[columns.len(), out_features]`, in the
+    /// order of `columns`.
     ///
     /// # Errors
-    /// Where the source cannot be read.
+    /// If the source cannot be read.
     fn columns(&self, columns: &[u32]) -> Result<Vec<f32>>;
 }
 
-/// Columns that were met, of one layer.
+/// Original weights of some outlier columns of one layer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OutlierColumns {
+    /// Input features, ascending.
     columns: Vec<u32>,
     /// `[columns.len(), out_features]`.
     values: Vec<f32>,
@@ -36,8 +39,9 @@ impl OutlierColumns {
         })
     }
 
-    fn lacks(&self, wanted: &[u32]) -> Vec<u32> {
-        wanted
+    /// The requested columns that are not here.
+    fn missing(&self, requested: &[u32]) -> Vec<u32> {
+        requested
             .iter()
             .copied()
             .filter(|column| self.columns.binary_search(column).is_err())
@@ -51,6 +55,7 @@ impl OutlierColumns {
             .chain(new.columns.iter().copied().zip(new.values.chunks(n)))
             .collect();
         all.sort_unstable_by_key(|(column, _)| *column);
+
         Self {
             columns: all.iter().map(|(column, _)| *column).collect(),
             values: all
@@ -62,41 +67,44 @@ impl OutlierColumns {
     }
 }
 
-/// A source and the columns already taken from it. Clones share both.
+/// A source and the cache of columns read from it. Clones share both.
 #[derive(Clone)]
 pub(super) struct ColumnStore {
     source: Arc<dyn OriginalWeights>,
-    met: Arc<RwLock<Arc<OutlierColumns>>>,
+    cached: Arc<RwLock<Arc<OutlierColumns>>>,
 }
 
 impl ColumnStore {
     pub(super) fn new(source: Arc<dyn OriginalWeights>) -> Self {
         Self {
             source,
-            met: Arc::default(),
+            cached: Arc::default(),
         }
     }
 
-    /// At least these columns (ascending).
+    /// A set that holds at least the requested columns (ascending), read from the source as needed.
     pub(super) fn with_columns(
         &self,
-        wanted: &[u32],
+        requested: &[u32],
         out_features: usize,
     ) -> Result<Arc<OutlierColumns>> {
-        let met = Arc::clone(&self.met.read().unwrap_or_else(PoisonError::into_inner));
-        let missing = met.lacks(wanted);
+        let cached = Arc::clone(&self.cached.read().unwrap_or_else(PoisonError::into_inner));
+        let missing = cached.missing(requested);
         if missing.is_empty() {
-            return Ok(met);
+            return Ok(cached);
         }
+
+        // Read before locking: the source may be a file.
         let values = self.source.columns(&missing)?;
         let fresh = OutlierColumns {
             columns: missing,
             values,
             out_features,
         };
-        let mut guard = self.met.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have fetched some of them meanwhile: keep each column once.
-        let still_missing = guard.lacks(&fresh.columns);
+
+        let mut guard = self.cached.write().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have cached some of them meanwhile: keep each column once.
+        let still_missing = guard.missing(&fresh.columns);
         if still_missing.len() == fresh.columns.len() {
             *guard = Arc::new(guard.merged(&fresh));
         } else {
@@ -107,13 +115,14 @@ impl ColumnStore {
                 out_features,
             }));
         }
+
         Ok(Arc::clone(&guard))
     }
 
-    /// Bytes of the columns kept so far.
+    /// Bytes of the columns cached so far.
     pub(super) fn bytes(&self) -> u64 {
-        let met = self.met.read().unwrap_or_else(PoisonError::into_inner);
-        4 * (met.values.len() + met.columns.len()) as u64
+        let cached = self.cached.read().unwrap_or_else(PoisonError::into_inner);
+        4 * (cached.values.len() + cached.columns.len()) as u64
     }
 }
 

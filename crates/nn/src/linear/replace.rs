@@ -1,10 +1,10 @@
-//! Turning a model's float layers into int8 ones (`replace_with_bnb_linear` of transformers).
+//! Replacing a model's float linear layers by int8 ones (transformers' `replace_with_bnb_linear`).
 
 use super::{Int8Config, Int8Linear, Linear};
 use crate::error::Result;
 use crate::module::{Module, ModulePath, SkipList};
 
-/// A model whose linear layers can be reached.
+/// A model that gives access to its linear layers.
 pub trait HasLinears: Module {
     /// Calls `visit` for every linear layer with its path, in the tree's order.
     ///
@@ -15,19 +15,19 @@ pub trait HasLinears: Module {
         visit: &mut dyn FnMut(&ModulePath, &mut Linear) -> Result<()>,
     ) -> Result<()>;
 
-    /// Modules that transformers never converts in this model: the output head and what is tied to
-    /// it.
+    /// Modules that transformers never converts in this model: the output head and whatever is tied
+    /// to it.
     fn default_skip_list(&self) -> SkipList;
 }
 
-/// Makes every float layer int8 that no name of the skip list covers. The user's names are added
-/// to [`HasLinears::default_skip_list`]; they do not replace it.
+/// Converts every float layer to int8, except those on the skip list: the user's names plus
+/// [`HasLinears::default_skip_list`].
 ///
-/// A layer with values is quantised; one that is only declared becomes a declared int8 layer.
+/// A layer with values is quantised. A declared one becomes a declared int8 layer.
 ///
 /// # Errors
-/// [`NnError::UnknownModule`](crate::NnError::UnknownModule) for a name that matches nothing;
-/// what [`Int8Linear::quantize`] gives.
+/// [`NnError::UnknownModule`](crate::NnError::UnknownModule) for a name that matches no module; the
+/// errors of [`Int8Linear::quantize`].
 pub fn replace_linear(
     model: &mut impl HasLinears,
     user: &SkipList,
@@ -40,6 +40,7 @@ pub fn replace_linear(
         let Linear::Float(float) = &*linear else {
             return Ok(());
         };
+
         if let Some(name) = skip.matching(path) {
             report.kept.push(KeptLinear {
                 path: path.clone(),
@@ -47,32 +48,36 @@ pub fn replace_linear(
             });
             return Ok(());
         }
+
         let int8 = if float.weight().is_loaded() {
             Int8Linear::quantize(float, config)?
         } else {
             Int8Linear::declared(float, config)
         };
+
         *linear = Linear::Int8(int8);
         report.replaced.push(path.clone());
+
         Ok(())
     })?;
+
     Ok(report)
 }
 
-/// A linear layer that was kept, and why.
+/// A linear layer that stayed float, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptLinear {
     /// Its path.
     pub path: ModulePath,
-    /// The name of the skip list that covers it.
+    /// The name on the skip list that matched it.
     pub because: String,
 }
 
-/// What replacing did.
+/// Which layers were converted and which were not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReplaceReport {
     /// Layers that are int8 now.
     pub replaced: Vec<ModulePath>,
-    /// Layers that were kept.
+    /// Layers that stayed float.
     pub kept: Vec<KeptLinear>,
 }

@@ -1,39 +1,39 @@
-//! Layers over rows of f32, as the decoder calls them: without tensors between them, and what
-//! layers with the same input share is done once.
+//! Linear layers over plain f32 rows, as the decoder calls them: no tensors in between, and layers
+//! with the same input quantise it once.
 
 use super::op::FloatMatmul;
 use super::original::OutlierColumns;
 use super::{FloatLinear, Int8Linear, Linear};
 use crate::error::Result;
-use crate::parameter::FloatParameter;
 use llm_int8_kernels::{Activation, MatMut, MatRef, QuantizedActivations, activation, linears};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// A layer and where its result goes.
+/// A layer and the buffer for its output.
 pub struct Projection<'a> {
     /// The layer.
     pub linear: &'a Linear,
-    /// What is applied to its result.
+    /// Activation function applied to the output.
     pub activation: Option<Activation>,
     /// `[rows, out_features]`.
     pub out: &'a mut [f32],
 }
 
-/// Computes layers with the same input `x` `[rows, in_features]`: int8 ones quantise it once and,
-/// with one row, share their threads' work as if they were one layer. `quantized` is memory to work
-/// in.
+/// Applies several layers to the same input `x` `[rows, in_features]`. The int8 layers quantise it
+/// once and, for a single row, are split over the threads as if they were one layer. `quantized` is
+/// scratch memory for the quantised input.
 ///
 /// # Errors
-/// [`NnError::NotLoaded`](crate::NnError::NotLoaded), [`NnError::Kernel`](crate::NnError::Kernel),
-/// [`NnError::NoOriginalWeights`](crate::NnError::NoOriginalWeights).
+/// [`NnError::NotLoaded`](crate::NnError::NotLoaded) for a layer without values,
+/// [`NnError::NoOriginalWeights`](crate::NnError::NoOriginalWeights), and
+/// [`NnError::Kernel`](crate::NnError::Kernel) for slices of the wrong length.
 pub fn project(
     x: &[f32],
     rows: usize,
     projections: Vec<Projection<'_>>,
     quantized: &mut QuantizedActivations,
 ) -> Result<()> {
-    let mut int8: Vec<(&Int8Linear, Option<Activation>, &mut [f32])> = Vec::new();
+    let mut group: Vec<Int8Projection<'_>> = Vec::new();
     for Projection {
         linear,
         activation,
@@ -41,76 +41,102 @@ pub fn project(
     } in projections
     {
         match linear {
-            Linear::Float(linear) => dense(linear, x, rows, activation, out)?,
-            Linear::Int8(linear) => {
-                // Layers may be configured one by one; those that differ quantise for themselves.
-                if int8
+            Linear::Float(layer) => project_float(layer, x, rows, activation, out)?,
+            Linear::Int8(layer) => {
+                // Layers can be configured one by one. A different configuration needs its own
+                // quantised input.
+                if group
                     .first()
-                    .is_some_and(|(first, ..)| first.config() != linear.config())
+                    .is_some_and(|first| first.layer.config() != layer.config())
                 {
-                    quantised(x, rows, std::mem::take(&mut int8), quantized)?;
+                    project_int8(x, rows, std::mem::take(&mut group), quantized)?;
                 }
-                int8.push((linear, activation, out));
+                group.push(Int8Projection {
+                    layer,
+                    activation,
+                    out,
+                });
             }
         }
     }
-    quantised(x, rows, int8, quantized)
+
+    project_int8(x, rows, group, quantized)
 }
 
-fn dense(
-    linear: &FloatLinear,
+/// A [`Projection`] of an int8 layer.
+struct Int8Projection<'a> {
+    layer: &'a Int8Linear,
+    activation: Option<Activation>,
+    out: &'a mut [f32],
+}
+
+fn project_float(
+    layer: &FloatLinear,
     x: &[f32],
     rows: usize,
     function: Option<Activation>,
     out: &mut [f32],
 ) -> Result<()> {
-    let (isa, width) = (linear.isa(), linear.out_features());
-    let bias = linear.bias().map(FloatParameter::f32_values).transpose()?;
-    let product = FloatMatmul {
-        weight: linear.weight().tensor()?,
-        bias,
+    let isa = layer.isa();
+    let out_features = layer.out_features();
+    let matmul = FloatMatmul {
+        weight: layer.weight().tensor()?,
+        bias: layer.bias_values()?,
         isa,
     };
-    product.rows(
-        MatRef::new(x, rows, linear.in_features())?,
-        MatMut::new(out, rows, width)?,
+
+    matmul.rows(
+        MatRef::new(x, rows, layer.in_features())?,
+        MatMut::new(out, rows, out_features)?,
     )?;
+
     if let Some(function) = function {
-        for_rows(out, width, |_, row| activation::apply(isa, function, row));
+        for_rows(out, out_features, |_, row| {
+            activation::apply(isa, function, row)
+        });
     }
+
     Ok(())
 }
 
-fn quantised(
+/// Applies int8 layers of the same configuration.
+fn project_int8(
     x: &[f32],
     rows: usize,
-    layers: Vec<(&Int8Linear, Option<Activation>, &mut [f32])>,
+    group: Vec<Int8Projection<'_>>,
     quantized: &mut QuantizedActivations,
 ) -> Result<()> {
-    let Some((first, ..)) = layers.first() else {
+    let Some(first) = group.first() else {
         return Ok(());
     };
-    let (isa, config) = (first.isa(), first.config());
-    let x = MatRef::new(x, rows, first.in_features())?;
+    let isa = first.layer.isa();
+    let config = first.layer.config();
+    let x = MatRef::new(x, rows, first.layer.in_features())?;
     quantized.refill(isa, x, config.threshold, config.outlier_scope);
-    let columns: Vec<Option<Arc<OutlierColumns>>> = (layers.iter())
-        .map(|(layer, ..)| layer.outlier_columns(quantized.outliers()))
+
+    // The kernel borrows these, so all are collected first.
+    let columns: Vec<Option<Arc<OutlierColumns>>> = group
+        .iter()
+        .map(|projection| projection.layer.outlier_columns(quantized.outliers()))
         .collect::<Result<_>>()?;
-    let jobs = layers
+    let jobs = group
         .into_iter()
         .zip(&columns)
-        .map(|((layer, activation, out), columns)| {
-            let form = layer.kernel_form(columns.as_deref(), activation)?;
-            Ok((form, MatMut::new(out, rows, layer.out_features())?))
+        .map(|(projection, columns)| {
+            let layer = projection.layer;
+            let form = layer.kernel_form(columns.as_deref(), projection.activation)?;
+            let out = MatMut::new(projection.out, rows, layer.out_features())?;
+            Ok((form, out))
         });
+
     linears(isa, quantized, jobs.collect::<Result<_>>()?)?;
     Ok(())
 }
 
-/// Values from which rows are shared between threads.
+/// From this many values on, rows are split over threads.
 const PARALLEL_VALUES: usize = 1 << 15;
 
-/// Calls `f` with the number of each row and its values.
+/// Calls `f` with the index and the values of each row of `x` `[rows, width]`.
 pub fn for_rows(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if x.len() < PARALLEL_VALUES {
         x.chunks_mut(width)

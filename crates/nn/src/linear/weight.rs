@@ -1,4 +1,4 @@
-//! Int8 weights: codes and `absmax`.
+//! Int8 weights: codes, and the absmax of each row.
 
 use super::codes::CodeMemory;
 use crate::error::{NnError, Result};
@@ -7,10 +7,10 @@ use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Codes copied by one task.
-const COPIED: usize = 1 << 18;
+/// Codes copied by one parallel task.
+const CODES_PER_TASK: usize = 1 << 18;
 
-/// Rows of int8 codes with the largest magnitude of each row. Clones share the memory.
+/// Rows of int8 codes with an absmax each. Clones share the memory.
 ///
 /// `weight[o][i] ≈ codes[o][i] · absmax[o] / 127`, codes in -127..=127.
 #[derive(Debug, Clone)]
@@ -22,11 +22,11 @@ pub struct Int8Weight {
 }
 
 impl Int8Weight {
-    /// Codes `[out, in]` and `absmax` `[out]` as a checkpoint holds them.
+    /// A weight of `shape` `[out, in]` from the codes and the `absmax` `[out]` of a checkpoint.
     ///
     /// # Errors
-    /// [`NnError::QuantisationState`] where lengths do not fit, a code is -128 or an `absmax` is
-    /// negative or not finite.
+    /// [`NnError::QuantisationState`] if a length does not match the shape, a code is -128, or an
+    /// `absmax` is negative or not finite.
     pub fn from_codes(codes: &[i8], absmax: &[f32], shape: [usize; 2]) -> Result<Self> {
         Self::from_codes_in(&mut CodeMemory::default(), codes, absmax, shape)
     }
@@ -64,23 +64,18 @@ impl Int8Weight {
             .position(|value| !value.is_finite() || *value < 0.0)
         {
             return error(format!(
-                "SCB[{row}] is {}; a row's largest magnitude was expected",
+                "SCB[{row}] is {}; it must be a row's absmax, finite and not negative",
                 absmax[row]
             ));
         }
+
         let mut copy = memory.take(codes.len());
-        let target: &mut [i8] = bytemuck::cast_slice_mut(&mut copy);
-        let parts = target.par_chunks_mut(COPIED).zip(codes.par_chunks(COPIED));
-        let checked = parts.map(|(target, codes)| {
-            target.copy_from_slice(codes);
-            // While it is in the cache.
-            target.contains(&i8::MIN)
-        });
-        if checked.reduce(|| false, |a, b| a | b)
+        if copy_codes(codes, bytemuck::cast_slice_mut(&mut copy))
             && let Err(cause) = llm_int8_kernels::check_codes(codes)
         {
             return error(cause.to_string());
         }
+
         Ok(Self {
             codes: copy.freeze(),
             absmax: absmax.into(),
@@ -89,15 +84,15 @@ impl Int8Weight {
         })
     }
 
-    /// Quantises rows `[out, in]`, as bitsandbytes does: through f16, rounding half to even.
+    /// Quantises a weight `[out, in]` as bitsandbytes does: through f16, rounding half to even.
     ///
     /// # Errors
-    /// [`NnError::Kernel`] where a weight is NaN, infinite or beyond f16's range (65,504).
+    /// [`NnError::Kernel`] if a value is NaN, infinite or beyond f16's range (65,504).
     pub fn quantize<T: Element>(isa: Isa, weight: MatRef<'_, T>) -> Result<Self> {
         Self::quantize_in(&mut CodeMemory::default(), isa, weight, false)
     }
 
-    /// Quantises a weight stored `[in, out]` (GPT-2's `Conv1D`) into rows `[out, in]`.
+    /// Quantises a weight stored as `[in, out]` (GPT-2's `Conv1D`) to `[out, in]`.
     ///
     /// # Errors
     /// As [`Int8Weight::quantize`].
@@ -105,7 +100,7 @@ impl Int8Weight {
         Self::quantize_in(&mut CodeMemory::default(), isa, weight, true)
     }
 
-    /// Quantises a weight, stored `[in, out]` where `transposed`, into `memory`.
+    /// Quantises a weight into `memory`. With `transposed`, it is stored as `[in, out]`.
     ///
     /// # Errors
     /// As [`Int8Weight::quantize`].
@@ -115,24 +110,26 @@ impl Int8Weight {
         weight: MatRef<'_, T>,
         transposed: bool,
     ) -> Result<Self> {
-        let (rows, columns) = (weight.rows(), weight.cols());
         let (out_features, in_features) = if transposed {
-            (columns, rows)
+            (weight.cols(), weight.rows())
         } else {
-            (rows, columns)
+            (weight.rows(), weight.cols())
         };
-        let mut codes = memory.take(rows * columns);
+
+        let mut codes = memory.take(out_features * in_features);
         let mut absmax = vec![0f32; out_features];
         let target = MatMut::new(
             bytemuck::cast_slice_mut(&mut codes),
             out_features,
             in_features,
         )?;
+
         if transposed {
             llm_int8_kernels::quantize_weight_transposed(isa, weight, target, &mut absmax)?;
         } else {
             llm_int8_kernels::quantize_weight(isa, weight, target, &mut absmax)?;
         }
+
         Ok(Self {
             codes: codes.freeze(),
             absmax: absmax.into(),
@@ -141,7 +138,7 @@ impl Int8Weight {
         })
     }
 
-    /// The form the kernels take.
+    /// The weight as the kernels take it.
     pub(super) fn kernel_form(&self) -> Result<Int8WeightRef<'_>> {
         Ok(Int8WeightRef::new(
             MatRef::new(self.codes(), self.out_features, self.in_features)?,
@@ -149,7 +146,7 @@ impl Int8Weight {
         )?)
     }
 
-    /// The codes, row after row.
+    /// The codes, row-major `[out, in]`.
     pub fn codes(&self) -> &[i8] {
         bytemuck::cast_slice(&self.codes)
     }
@@ -159,33 +156,31 @@ impl Int8Weight {
         [self.out_features, self.in_features]
     }
 
-    /// One row as floats: `codes · absmax / 127`, with what the head computes with.
+    /// Dequantises one row into `out`, f32 `[in]`: `codes · absmax / 127`. For an embedding tied to
+    /// the head, these are the values that the head computes with.
     ///
     /// # Errors
-    /// [`NnError::Kernel`] where `out` is not of a row's length.
+    /// [`NnError::Kernel`] if `out` is not `in_features` long.
+    ///
+    /// # Panics
+    /// If the weight has no such row.
     pub fn row(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<()> {
         let codes = &self.codes()[row * self.in_features..][..self.in_features];
-        let (codes, out) = (
-            MatRef::new(codes, 1, self.in_features)?,
-            MatMut::new(out, 1, self.in_features)?,
-        );
-        Ok(llm_int8_kernels::dequantize(
-            isa,
-            codes,
-            &self.absmax[row..=row],
-            out,
-        )?)
+        let codes = MatRef::new(codes, 1, self.in_features)?;
+        let out = MatMut::new(out, 1, self.in_features)?;
+        let absmax = &self.absmax[row..=row];
+        Ok(llm_int8_kernels::dequantize(isa, codes, absmax, out)?)
     }
 
-    /// The largest magnitude of each row (bitsandbytes' `SCB`).
+    /// The absmax of each row (bitsandbytes' `SCB`).
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// `codes · absmax / 127`: f32 `[out, in]`.
+    /// Dequantises the whole weight: `codes · absmax / 127`, f32 `[out, in]`.
     ///
     /// # Errors
-    /// [`NnError::Kernel`] never for a weight built by this type.
+    /// None in practice: the constructors have checked what the kernel checks.
     pub fn dequantize(&self, isa: Isa) -> Result<Vec<f32>> {
         let mut out = vec![0f32; self.codes.len()];
         llm_int8_kernels::dequantize(
@@ -196,4 +191,17 @@ impl Int8Weight {
         )?;
         Ok(out)
     }
+}
+
+/// Copies codes in parallel. Returns whether one of them is -128, which is checked while the copy is
+/// still in the CPU cache.
+fn copy_codes(codes: &[i8], target: &mut [i8]) -> bool {
+    target
+        .par_chunks_mut(CODES_PER_TASK)
+        .zip(codes.par_chunks(CODES_PER_TASK))
+        .map(|(target, codes)| {
+            target.copy_from_slice(codes);
+            target.contains(&i8::MIN)
+        })
+        .reduce(|| false, |a, b| a | b)
 }

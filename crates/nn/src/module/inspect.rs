@@ -1,22 +1,22 @@
-//! Parameters, modules and bytes of a tree.
+//! Parameters, modules and memory footprint of a tree.
 
-use super::{ModulePath, Node};
+use super::{ModulePath, Node, Parameter};
 use crate::dtype::ParameterDtype;
 use std::fmt;
 
-/// A parameter under its full name, as `named_parameters()` of PyTorch gives it.
+/// A parameter with its full name, as PyTorch's `named_parameters()` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedParameter {
     /// The full name: `transformer.h.0.attn.c_attn.weight`.
     pub name: String,
-    /// How it is stored.
+    /// Its dtype.
     pub dtype: ParameterDtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
 }
 
 impl fmt::Display for NamedParameter {
-    /// `name dtype shape`, the shape as Python prints a tuple.
+    /// `name dtype shape`, with the shape as a Python tuple.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ", self.name, self.dtype)?;
         match self.shape.as_slice() {
@@ -29,14 +29,14 @@ impl fmt::Display for NamedParameter {
     }
 }
 
-/// Bytes of a model, by transformers' rule and by truth.
+/// Memory of a model in bytes: as transformers counts it, and what is really held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Footprint {
-    /// Bytes of the parameters.
+    /// Parameters.
     pub parameters: u64,
-    /// Bytes of buffers that transformers counts (GPT-2's causal masks) and we do not hold.
+    /// Buffers that transformers counts but that are not allocated here (GPT-2's causal masks).
     pub buffers: u64,
-    /// Bytes of the int8 rows' `absmax`, which transformers does not count.
+    /// The `absmax` of int8 rows, which transformers does not count.
     pub absmax: u64,
 }
 
@@ -46,7 +46,7 @@ impl Footprint {
         self.parameters + self.buffers
     }
 
-    /// What is held here: parameters and `absmax`, without the buffers.
+    /// What this library holds: parameters and `absmax`, without the buffers.
     pub fn actual(&self) -> u64 {
         self.parameters + self.absmax
     }
@@ -63,10 +63,11 @@ impl Node {
                 shape: parameter.shape.clone(),
             }));
         });
+
         found
     }
 
-    /// Every module with its path, in PyTorch's order; the first is the model itself, with an empty
+    /// Every module with its path, in PyTorch's order. The first is the model itself, with an empty
     /// path.
     pub fn named_modules(&self) -> Vec<(ModulePath, &Node)> {
         let mut found = Vec::new();
@@ -74,7 +75,7 @@ impl Node {
         found
     }
 
-    /// Calls `visit` for this module and every one below it, parents first.
+    /// Calls `visit` for this module and all its descendants, parents first.
     pub fn visit<'a>(&'a self, visit: &mut impl FnMut(&ModulePath, &'a Node)) {
         self.visit_from(&ModulePath::root(), visit);
     }
@@ -86,22 +87,16 @@ impl Node {
         }
     }
 
-    /// Bytes of the whole tree.
+    /// Memory of the whole tree.
     pub fn footprint(&self) -> Footprint {
+        let bytes = |tensors: &[Parameter]| tensors.iter().map(Parameter::bytes).sum::<u64>();
         let mut total = Footprint::default();
         self.visit(&mut |_, node| {
-            total.parameters += node
-                .parameters
-                .iter()
-                .map(super::Parameter::bytes)
-                .sum::<u64>();
-            total.buffers += node
-                .buffers
-                .iter()
-                .map(super::Parameter::bytes)
-                .sum::<u64>();
+            total.parameters += bytes(&node.parameters);
+            total.buffers += bytes(&node.buffers);
             total.absmax += node.uncounted_bytes;
         });
+
         total
     }
 }
@@ -109,7 +104,6 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::module::Parameter;
 
     #[test]
     fn shapes_are_printed_as_python_tuples() {
@@ -118,6 +112,7 @@ mod tests {
             dtype: ParameterDtype::I8,
             shape: shape.to_vec(),
         };
+
         assert_eq!(named(&[3]).to_string(), "w torch.int8 (3,)");
         assert_eq!(named(&[3, 4]).to_string(), "w torch.int8 (3, 4)");
         assert_eq!(named(&[]).to_string(), "w torch.int8 ()");

@@ -1,9 +1,9 @@
-//! A model's tree as data.
+//! A model's module tree as data.
 //!
-//! [`Module::describe`] turns a model into a [`Node`]; PyTorch's text ([`print`](mod@print)), the
-//! list of parameters and the memory footprint ([`inspect`]) are functions over nodes. So a model
-//! that was only described (from `config.json` and a safetensors header) and one that is loaded go
-//! the same way.
+//! [`Module::describe`] returns a model as a tree of [`Node`]s. PyTorch's `repr`
+//! ([`print`](mod@print)), the parameter list and the memory footprint ([`inspect`]) are functions
+//! over that tree. So they work the same for a loaded model and for one that is only described by
+//! `config.json` and safetensors headers.
 //!
 //! ```
 //! use llm_int8_nn::module::{Node, Parameter};
@@ -30,25 +30,25 @@ pub use skip_list::SkipList;
 
 use crate::dtype::ParameterDtype;
 
-/// Anything that has a tree.
+/// A layer or model that can be described as a tree.
 pub trait Module {
-    /// The whole tree below this module, as data.
+    /// This module and everything below it.
     fn describe(&self) -> Node;
 }
 
-/// A tensor that belongs to a module: a parameter, or a buffer.
+/// A parameter or buffer of a module, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
     /// The name inside its module (`weight`, `bias`, …).
     pub name: String,
-    /// How it is stored.
+    /// Its dtype.
     pub dtype: ParameterDtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
 }
 
 impl Parameter {
-    /// A parameter of that name, dtype and shape.
+    /// A parameter with this name, dtype and shape.
     pub fn new(
         name: impl Into<String>,
         dtype: ParameterDtype,
@@ -66,29 +66,29 @@ impl Parameter {
         self.shape.iter().product()
     }
 
-    /// Bytes the elements take.
+    /// Size of the elements in bytes.
     pub fn bytes(&self) -> u64 {
         self.elements() as u64 * self.dtype.size_in_bytes() as u64
     }
 }
 
-/// One module, as data: what PyTorch would print of it and what it holds.
+/// One module: what PyTorch would print for it, and what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
     /// The class PyTorch prints (`GPT2Block`, `Linear8bitLt`, …).
     pub class: String,
-    /// What stands between the brackets of a leaf (`in_features=4, out_features=8, bias=True`).
+    /// PyTorch's `extra_repr` of a leaf: `in_features=4, out_features=8, bias=True`.
     pub arguments: String,
-    /// Whether equal consecutive children are printed once with their count (PyTorch's
-    /// `ModuleList`).
+    /// Whether runs of equal children are printed once with their count, as in PyTorch's
+    /// `ModuleList`.
     pub collapses: bool,
-    /// The parameters of this module itself.
+    /// The parameters of this module, without its children's.
     pub parameters: Vec<Parameter>,
-    /// Buffers that transformers counts in its footprint and this library does not hold.
+    /// Buffers that transformers counts in its footprint. They are not allocated here.
     pub buffers: Vec<Parameter>,
-    /// Bytes held beside parameters (the `absmax` of int8 rows), which transformers does not count.
+    /// Bytes that transformers does not count: the `absmax` of int8 rows.
     pub uncounted_bytes: u64,
-    /// Child modules with their names, in PyTorch's order.
+    /// Child modules by name, in PyTorch's order.
     pub children: Vec<(String, Node)>,
 }
 
@@ -102,7 +102,7 @@ impl Node {
         }
     }
 
-    /// A module of children.
+    /// A module to which children will be added.
     pub fn container(class: impl Into<String>) -> Self {
         Self {
             class: class.into(),
@@ -110,7 +110,7 @@ impl Node {
         }
     }
 
-    /// PyTorch's `ModuleList`: children named `0`, `1`, …; equal neighbours are printed once.
+    /// PyTorch's `ModuleList`: children named `0`, `1`, …, with runs of equal ones printed once.
     pub fn list(items: impl IntoIterator<Item = Node>) -> Self {
         let children = items
             .into_iter()

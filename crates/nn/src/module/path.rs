@@ -1,4 +1,4 @@
-//! Where a module stands in its model.
+//! Dotted paths of modules.
 
 use std::fmt;
 
@@ -28,17 +28,17 @@ impl ModulePath {
         }
     }
 
-    /// The last part; empty for the model itself.
+    /// The last component; empty for the model itself.
     pub fn name(&self) -> &str {
         self.0.rsplit('.').next().unwrap_or_default()
     }
 
-    /// The whole path, or `class` for a module without one.
+    /// The path, or `class` if the path is empty.
     pub(crate) fn or(&self, class: &str) -> String {
         if self.0.is_empty() { class } else { &self.0 }.to_owned()
     }
 
-    /// The whole path.
+    /// The path as a string.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,10 +1,11 @@
-//! PyTorch's text of a tree, byte for byte (`torch.nn.Module.__repr__`, `ModuleList.__repr__`).
+//! PyTorch's `repr` of a module tree, byte for byte (`torch.nn.Module.__repr__`,
+//! `ModuleList.__repr__`).
 
 use super::Node;
 use std::fmt;
 
 impl fmt::Display for Node {
-    /// The text `print(model)` shows, without the newline at the end.
+    /// What `print(model)` prints, without the final newline.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text())
     }
@@ -15,37 +16,40 @@ impl Node {
         if self.children.is_empty() {
             return format!("{}({})", self.class, self.arguments);
         }
+
         let mut lines = vec![format!("{}(", self.class)];
         let mut index = 0;
         while index < self.children.len() {
             let child = &self.children[index].1;
-            // Equal data prints equally; comparing nodes spares the text of 36 equal blocks.
+            // Comparing nodes is cheaper than rendering 36 equal blocks and comparing their text.
             let run = if self.collapses {
                 run_length(&self.children[index..])
             } else {
                 1
             };
+
+            let first = &self.children[index].0;
+            let last = &self.children[index + run - 1].0;
             let label = match run {
-                1 => format!("({}): ", self.children[index].0),
-                _ => format!(
-                    "({}-{}): {run} x ",
-                    self.children[index].0,
-                    self.children[index + run - 1].0
-                ),
+                1 => format!("({first}): "),
+                _ => format!("({first}-{last}): {run} x "),
             };
+
             lines.push(indent(&format!("{label}{}", child.text())));
             index += run;
         }
+
         lines.push(")".into());
         lines.join("\n")
     }
 }
 
-/// How many of the first children print the same.
+/// How many of the children, from the first on, print the same.
 fn run_length(children: &[(String, Node)]) -> usize {
     let Some((_, first)) = children.first() else {
         return 0;
     };
+
     children
         .iter()
         .take_while(|(_, node)| prints_like(node, first))
@@ -81,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_neighbours_are_printed_once_as_module_list_does() {
+    fn equal_neighbours_are_printed_once_as_in_module_list() {
         let list = Node::list([block(1), block(1), block(2), block(1)]);
         assert_eq!(
             list.to_string(),

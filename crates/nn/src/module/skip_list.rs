@@ -1,17 +1,18 @@
-//! Which linear layers stay as they are: the skip list.
+//! The skip list: which linear layers stay float.
 //!
-//! transformers replaces its default list by the user's (`llm_int8_skip_modules`), which breaks
-//! tied models; here the user's names are *added* to the model's own, and a name that matches
-//! nothing is an error instead of a silent no-op.
+//! In transformers, the user's list (`llm_int8_skip_modules`) replaces the model's own, which breaks
+//! models with tied weights. Here the user's names are *added* to the model's own, and a name that
+//! matches nothing is an error instead of a silent no-op.
 
 use super::{ModulePath, Node};
 use crate::error::{NnError, Result};
 use crate::near_names::near_names;
 
-/// Names of modules to leave as they are.
+/// Names of modules that stay float.
 ///
-/// A name matches a module when it is the module's own name, or a run of whole parts of its path:
-/// `c_proj`, `h.1`, `transformer.h.1.attn.c_proj`; `h.1` does not match `h.11`.
+/// A name matches a module if it is a run of whole components of the module's path: `c_proj`, `h.1`,
+/// `transformer.h.1.attn.c_proj`. `h.1` does not match `h.11`. Everything below a matching module is
+/// skipped too.
 ///
 /// ```
 /// use llm_int8_nn::module::{ModulePath, SkipList};
@@ -25,7 +26,7 @@ pub struct SkipList {
 }
 
 impl SkipList {
-    /// A list of those names.
+    /// A list of these names.
     pub fn new<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         Self {
             names: names.into_iter().map(Into::into).collect(),
@@ -43,28 +44,27 @@ impl SkipList {
         &self.names
     }
 
-    /// The first name that covers this module or one above it.
+    /// The first name that matches this module or one of its ancestors.
     pub fn matching(&self, path: &ModulePath) -> Option<&str> {
-        let parts: Vec<&str> = path.as_str().split('.').collect();
+        let path: Vec<&str> = path.as_str().split('.').collect();
         self.names.iter().map(String::as_str).find(|name| {
-            let wanted: Vec<&str> = name.split('.').collect();
-            parts.windows(wanted.len()).any(|window| window == wanted)
+            let name: Vec<&str> = name.split('.').collect();
+            path.windows(name.len()).any(|window| window == name)
         })
     }
 
-    /// Checks that every name matches some module of the tree.
+    /// Checks that every name matches at least one module of the tree.
     ///
     /// # Errors
-    /// [`NnError::UnknownModule`] with the nearest names of the tree.
+    /// [`NnError::UnknownModule`] with similar names of the tree.
     pub fn check(&self, tree: &Node) -> Result<()> {
         let modules = tree.named_modules();
         for name in &self.names {
-            let alone = Self::new([name.as_str()]);
-            if name.is_empty()
-                || !modules
-                    .iter()
-                    .any(|(path, _)| alone.matching(path).is_some())
-            {
+            let list_of_one = Self::new([name.as_str()]);
+            let matches_any = modules
+                .iter()
+                .any(|(path, _)| list_of_one.matching(path).is_some());
+            if name.is_empty() || !matches_any {
                 let candidates = modules
                     .iter()
                     .flat_map(|(path, _)| [path.name(), path.as_str()]);
@@ -74,6 +74,7 @@ impl SkipList {
                 });
             }
         }
+
         Ok(())
     }
 }
@@ -96,6 +97,7 @@ mod tests {
                 .check(&tree())
                 .is_ok()
         );
+
         let error = SkipList::new(["c_atn"])
             .check(&tree())
             .unwrap_err()
@@ -107,7 +109,7 @@ mod tests {
         assert!(SkipList::new([""]).check(&tree()).is_err());
         assert!(
             SkipList::new(["attn"]).check(&tree()).is_err(),
-            "a part of a name is not the name"
+            "a fragment of a component does not match"
         );
     }
 }

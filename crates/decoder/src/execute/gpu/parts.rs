@@ -177,7 +177,7 @@ impl DeviceNorm {
         let mut weight = Vec::new();
         let mut bias = Vec::new();
         for norm in norms {
-            weight.extend_from_slice(norm.values()?);
+            weight.extend_from_slice(norm.weight_values()?);
             bias.extend_from_slice(norm.bias_values()?);
         }
 

@@ -1,18 +1,18 @@
-//! The zip archive around a checkpoint of `torch.save`: records that lie uncompressed in the file,
-//! so that a mapped tensor needs no copy.
+//! The zip archive of a `torch.save` file. Its records are uncompressed, so a mapped tensor needs no
+//! copy.
 
 use super::Refusal;
 use std::collections::HashMap;
 use std::io::Cursor;
 use zip::{CompressionMethod, ZipArchive};
 
-/// The first and the last byte of a record in its file.
+/// Start and end of a record's bytes in the file.
 pub(super) type Range = (usize, usize);
 
 /// The records of an archive.
 #[derive(Debug)]
 pub(super) struct Archive {
-    /// The folder all of them are in; torch names it after the file.
+    /// The folder that all records are in; torch names it after the file.
     folder: String,
     records: HashMap<String, Range>,
 }
@@ -25,17 +25,20 @@ impl Archive {
                 "it cannot be read as a zip archive of torch.save ({cause})"
             ))
         };
+
         let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|cause| damaged(&cause))?;
         let mut archive = Self {
             folder: String::new(),
             records: HashMap::new(),
         };
         let mut compressed = None;
+
         for number in 0..zip.len() {
             let record = zip.by_index_raw(number).map_err(|cause| damaged(&cause))?;
             let Ok(name) = std::str::from_utf8(record.name_raw()) else {
                 continue;
             };
+
             if number == 0 {
                 archive.folder = name.split('/').next().unwrap_or_default().to_owned();
             }
@@ -45,6 +48,7 @@ impl Archive {
                 compressed = Some(name.to_owned());
                 continue;
             }
+
             let start = record
                 .data_start()
                 .and_then(|start| usize::try_from(start).ok());
@@ -63,6 +67,7 @@ impl Archive {
                 }
             };
         }
+
         archive.check(bytes)?;
         match compressed {
             None => Ok(archive),
@@ -72,11 +77,13 @@ impl Archive {
         }
     }
 
+    /// Rejects TorchScript and big-endian files.
     fn check(&self, bytes: &[u8]) -> Result<(), Refusal> {
         if self.record("constants.pkl").is_some() {
             let reason = "it is a TorchScript archive; save the model's `state_dict()` with torch.save instead";
             return Err(Refusal::Unsupported(reason.into()));
         }
+
         match self
             .record("byteorder")
             .and_then(|(start, end)| bytes.get(start..end))
@@ -93,7 +100,7 @@ impl Archive {
         }
     }
 
-    /// Where a record lies, by its name within the archive's folder.
+    /// The place of a record, by its name within the archive's folder.
     pub(super) fn record(&self, name: &str) -> Option<Range> {
         self.records
             .get(&format!("{}/{name}", self.folder))

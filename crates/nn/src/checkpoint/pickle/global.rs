@@ -1,21 +1,21 @@
-//! The classes and functions that a pickle of `torch.save` may name. None of them is called: each
-//! name stands for what it would make. The list is that of torch's own `weights_only` reader
-//! (`torch/_weights_only_unpickler.py`), whatever lies outside of it is refused.
+//! The classes and functions that a pickle of `torch.save` may name. None of them is called; each
+//! name stands for the value it would return. The list is that of torch's own `weights_only` loader
+//! (`torch/_weights_only_unpickler.py`); all other names are rejected.
 
 use safetensors::Dtype;
 
 /// The dtype of a storage's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scalar {
-    /// One that a safetensors file can have too.
+    /// A dtype that safetensors has too.
     Known(Dtype),
-    /// Another one, by torch's name: it can be passed over, but not read.
+    /// Another dtype, by torch's name. Such a tensor can be skipped, but not read.
     Other(&'static str),
-    /// None: an untyped storage counts bytes.
+    /// No dtype: an untyped storage, whose length is in bytes.
     Bytes,
 }
 
-/// A name that a pickle may ask for.
+/// What a name in a pickle stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Global {
     /// `OrderedDict`, `Counter`: a dictionary.
@@ -32,19 +32,19 @@ pub(super) enum Global {
     Dtype(Scalar),
     /// `_rebuild_tensor`, `_rebuild_tensor_v2`.
     RebuildTensor,
-    /// `_rebuild_tensor_v3`: the dtype is an argument.
+    /// `_rebuild_tensor_v3`, which takes the dtype as an argument.
     RebuildTensorV3,
     /// `_rebuild_parameter`, `_rebuild_parameter_with_state`.
     RebuildParameter,
     /// `_rebuild_from_type_v2`: a tensor with attributes.
     RebuildFromType,
-    /// Makes a tensor of a kind that is not read here.
+    /// Makes a tensor of an unsupported kind.
     RebuildOther(&'static str),
-    /// Makes something that is no tensor and holds none.
+    /// Makes a value that neither is nor holds a tensor.
     Value(&'static str),
 }
 
-/// The global of that module and name, or none where torch would refuse it too.
+/// Looks up a name in a module; `None` if torch would reject it too.
 pub(super) fn find(module: &str, name: &str) -> Option<Global> {
     Some(match (module, name) {
         ("collections", "OrderedDict" | "Counter") => Global::Dictionary,

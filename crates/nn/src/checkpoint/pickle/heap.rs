@@ -1,5 +1,5 @@
-//! What a pickle makes: values that are small and `Copy`, and an arena of the lists, tuples,
-//! dictionaries, storages and tensors that they name by number.
+//! The values of a pickle: small `Copy` values, and an arena of the lists, tuples, dictionaries,
+//! storages and tensors that they refer to by index.
 
 use super::global::{self, Global};
 
@@ -10,23 +10,23 @@ pub(super) enum Value<'a> {
     Bool(bool),
     Int(i64),
     Text(&'a str),
-    /// A number of [`Heap::lists`].
+    /// Index in [`Heap::lists`].
     Tuple(usize),
-    /// A number of [`Heap::lists`].
+    /// Index in [`Heap::lists`].
     List(usize),
-    /// A number of [`Heap::dictionaries`].
+    /// Index in [`Heap::dictionaries`].
     Dictionary(usize),
     Global(Global),
-    /// A number of [`Heap::storages`].
+    /// Index in [`Heap::storages`].
     Storage(usize),
-    /// A number of [`Heap::tensors`].
+    /// Index in [`Heap::tensors`].
     Tensor(usize),
-    /// Something that no tensor depends on, by its type.
+    /// A value that no tensor depends on; only its Python type is kept.
     Other(&'static str),
 }
 
 impl Value<'_> {
-    /// What it is, for messages.
+    /// Its Python type, for error messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -44,34 +44,37 @@ impl Value<'_> {
     }
 }
 
-/// Where the elements of tensors lie.
+/// A storage: the memory that tensors are views of.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage<'a> {
-    /// What the pickle says of its elements.
+    /// Dtype of its elements.
     pub(super) scalar: global::Scalar,
-    /// The name of its record, below `data/`.
+    /// The name of its record, without `data/`.
     pub(super) key: &'a str,
-    /// Elements it says it has; bytes where it is untyped.
+    /// Its length according to the pickle: in elements, or in bytes if it is untyped.
     pub(super) length: usize,
 }
 
 /// A tensor as the pickle describes it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Tensor {
-    /// Elements of a storage.
+    /// A strided view of a storage.
     View {
+        /// Index in [`Heap::storages`].
         storage: usize,
         scalar: global::Scalar,
+        /// Offset of the first element, in elements.
         offset: usize,
-        /// Numbers of [`Heap::lists`], which hold whole numbers.
+        /// Index in [`Heap::lists`] of a list of integers.
         shape: usize,
+        /// Index in [`Heap::lists`] of a list of integers.
         strides: usize,
     },
-    /// A kind that is not read.
+    /// An unsupported kind.
     Other(&'static str),
 }
 
-/// What values of a pickle refer to.
+/// The arena that values refer to.
 #[derive(Debug, Default)]
 pub(super) struct Heap<'a> {
     pub(super) lists: Vec<Vec<Value<'a>>>,

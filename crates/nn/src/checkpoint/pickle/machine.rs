@@ -1,10 +1,10 @@
-//! A bounded reader of pickles: the opcodes that `torch.save` writes in protocols 2 to 5, none of
-//! which runs code here.
+//! A safe interpreter for pickles. It knows the opcodes that `torch.save` writes in protocols 2 to
+//! 5, and none of them runs code.
 //!
 //! A pickle is a program for a stack machine. Values are small and `Copy`; lists, tuples and
-//! dictionaries lie in an arena ([`Heap`]) and are named by their number, so that sharing costs
-//! nothing, cycles are harmless, and nothing recurses, whatever the nesting. One opcode makes at
-//! most one value, which bounds memory by the length of the pickle. Opcodes: CPython's
+//! dictionaries are in an arena ([`Heap`]) and referred to by index. So sharing is free, cycles are
+//! harmless, and nothing recurses however deep the nesting. An opcode makes at most one value, so
+//! memory is bounded by the length of the pickle. The opcodes are documented in CPython's
 //! `pickletools`.
 
 use super::Refusal;
@@ -13,7 +13,8 @@ use super::heap::{Heap, Storage, Tensor, Value};
 use super::tape::Tape;
 use std::collections::HashMap;
 
-/// No checkpoint of a language model comes near: a tensor takes about forty opcodes.
+/// Upper bound of opcodes in a pickle. A tensor takes about forty, so no checkpoint of a language
+/// model comes near.
 const MOST_OPCODES: usize = 1 << 21;
 
 pub(super) type Outcome<T> = std::result::Result<T, Refusal>;
@@ -35,7 +36,8 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Reads a pickle to its end: the value it makes, what this refers to, and the bytes it takes.
+    /// Runs a pickle to its end. Returns its value, the heap that this refers to, and the number of
+    /// bytes read.
     pub(super) fn run(bytes: &'a [u8]) -> Outcome<(Value<'a>, Heap<'a>, usize)> {
         let mut machine = Self {
             tape: Tape::new(bytes),
@@ -44,6 +46,7 @@ impl<'a> Machine<'a> {
             memo: HashMap::new(),
             heap: Heap::default(),
         };
+
         for _ in 0..MOST_OPCODES {
             let opcode = machine.tape.byte()?;
             if opcode == b'.' {
@@ -53,8 +56,10 @@ impl<'a> Machine<'a> {
                     bytes.len() - machine.tape.left(),
                 ));
             }
+
             machine.step(opcode)?;
         }
+
         damaged(format!("it has more than {MOST_OPCODES} opcodes"))
     }
 
@@ -63,6 +68,7 @@ impl<'a> Machine<'a> {
             self.stack.push(value);
             return Ok(());
         }
+
         match opcode {
             0x80 => self.protocol(),
             0x95 => self.tape.take(8).map(drop), // FRAME
@@ -79,7 +85,9 @@ impl<'a> Machine<'a> {
             }
             b'q' | b'r' | 0x94 => self.memorise(opcode),
             b'h' | b'j' => self.recall(opcode),
-            b')' | b't' | 0x85..=0x87 | b']' | b'l' | b'a' | b'e' => self.sequence(opcode),
+            b'a' | b'e' => self.append(opcode),
+            b']' | b'l' => self.list(opcode),
+            b')' | b't' | 0x85..=0x87 => self.tuple(opcode),
             b'}' | b'd' | b's' | b'u' => self.dictionary(opcode),
             0x8f..=0x91 => self.set(opcode),
             b'c' | 0x93 => self.global(opcode),
@@ -103,6 +111,7 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// The stack index below which the current mark forbids access.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -121,7 +130,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// POP, which also removes a mark on top.
+    /// POP, which also removes a mark if that is on top.
     fn discard(&mut self) -> Outcome<()> {
         if self.marks.last() == Some(&self.stack.len()) {
             self.marks.pop();
@@ -137,58 +146,68 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// PUT and MEMOIZE.
     fn memorise(&mut self, opcode: u8) -> Outcome<()> {
         let place = match opcode {
             b'q' => u32::from(self.tape.byte()?),
             b'r' => self.tape.u32()?,
             _ => self.memo.len() as u32,
         };
+
         self.memo.insert(place, self.top()?);
         Ok(())
     }
 
+    /// GET.
     fn recall(&mut self, opcode: u8) -> Outcome<()> {
         let place = if opcode == b'h' {
             u32::from(self.tape.byte()?)
         } else {
             self.tape.u32()?
         };
+
         let Some(value) = self.memo.get(&place) else {
             return damaged(format!("memo {place} was never written"));
         };
+
         self.stack.push(*value);
         Ok(())
     }
 
-    fn sequence(&mut self, opcode: u8) -> Outcome<()> {
-        match opcode {
-            b'a' | b'e' => {
-                let items = if opcode == b'a' {
-                    vec![self.pop()?]
-                } else {
-                    self.pop_to_mark()?
-                };
-                let Value::List(number) = self.top()? else {
-                    return damaged(format!(
-                        "it appends to a value of type {}",
-                        self.top()?.kind()
-                    ));
-                };
-                self.heap.lists[number].extend(items);
-                return Ok(());
-            }
-            b']' | b'l' => {
-                let items = if opcode == b'l' {
-                    self.pop_to_mark()?
-                } else {
-                    Vec::new()
-                };
-                let list = Value::List(self.heap.list(items));
-                self.stack.push(list);
-                return Ok(());
-            }
-            _ => {}
-        }
+    /// APPEND and APPENDS.
+    fn append(&mut self, opcode: u8) -> Outcome<()> {
+        let items = if opcode == b'a' {
+            vec![self.pop()?]
+        } else {
+            self.pop_to_mark()?
+        };
+
+        let Value::List(number) = self.top()? else {
+            return damaged(format!(
+                "it appends to a value of type {}",
+                self.top()?.kind()
+            ));
+        };
+
+        self.heap.lists[number].extend(items);
+        Ok(())
+    }
+
+    /// EMPTY_LIST and LIST.
+    fn list(&mut self, opcode: u8) -> Outcome<()> {
+        let items = if opcode == b'l' {
+            self.pop_to_mark()?
+        } else {
+            Vec::new()
+        };
+
+        let list = Value::List(self.heap.list(items));
+        self.stack.push(list);
+        Ok(())
+    }
+
+    /// EMPTY_TUPLE, TUPLE, and TUPLE1 to TUPLE3.
+    fn tuple(&mut self, opcode: u8) -> Outcome<()> {
         let items = match opcode {
             b')' => Vec::new(),
             b't' => self.pop_to_mark()?,
@@ -200,11 +219,14 @@ impl<'a> Machine<'a> {
                 }
             }
         };
+
         let tuple = Value::Tuple(self.heap.list(items));
         self.stack.push(tuple);
+
         Ok(())
     }
 
+    /// EMPTY_DICT, DICT, SETITEM and SETITEMS.
     fn dictionary(&mut self, opcode: u8) -> Outcome<()> {
         let items = match opcode {
             b'}' => Vec::new(),
@@ -214,28 +236,33 @@ impl<'a> Machine<'a> {
             }
             _ => self.pop_to_mark()?,
         };
+
         if matches!(opcode, b'}' | b'd') {
             let dictionary = self.heap.dictionary();
             self.stack.push(dictionary);
         }
+
         let Value::Dictionary(number) = self.top()? else {
             return damaged(format!(
                 "it sets items of a value of type {}",
                 self.top()?.kind()
             ));
         };
+
         let (pairs, []) = items.as_chunks::<2>() else {
             return damaged("a key has no value");
         };
+
         self.heap.dictionaries[number].extend(pairs.iter().map(|[key, value]| (*key, *value)));
         Ok(())
     }
 
-    /// Sets: what they hold is of no interest.
+    /// EMPTY_SET, ADDITEMS and FROZENSET. No tensor depends on the items of a set.
     fn set(&mut self, opcode: u8) -> Outcome<()> {
         if opcode != 0x8f {
             self.pop_to_mark()?;
         }
+
         match (opcode, self.stack.last()) {
             (0x90, Some(Value::Other("set"))) => Ok(()),
             (0x90, _) => damaged("it adds to something that is not a set"),
@@ -246,15 +273,17 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// GLOBAL and STACK_GLOBAL.
     fn global(&mut self, opcode: u8) -> Outcome<()> {
         let (module, name) = if opcode == b'c' {
             (self.tape.line()?, self.tape.line()?)
         } else {
             match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => (module, name),
-                _ => return damaged("the name of a class is not a text"),
+                _ => return damaged("the name of a class is not a string"),
             }
         };
+
         let Some(global) = global::find(module, name) else {
             return Err(Refusal::Unsupported(format!(
                 "it holds an object of `{}.{}`, and loading that may run code; load the file with torch and save \
@@ -263,11 +292,12 @@ impl<'a> Machine<'a> {
                 shortened(name)
             )));
         };
+
         self.stack.push(Value::Global(global));
         Ok(())
     }
 
-    /// BUILD: attributes of what is on the stack, none of which matters to a tensor.
+    /// BUILD: sets attributes of the value on top, none of which matters to a tensor.
     fn build(&mut self) -> Outcome<()> {
         self.pop()?;
         match self.top()? {
@@ -279,7 +309,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// BINPERSID: `("storage", class, key, device, length)`.
+    /// BINPERSID, which torch uses for storages: `("storage", class, key, device, length)`.
     fn storage(&mut self) -> Outcome<()> {
         let id = self.pop()?;
         let [
@@ -293,23 +323,28 @@ impl<'a> Machine<'a> {
         else {
             return damaged("a persistent id does not describe a storage");
         };
+
         if !matches!(view, [] | [Value::None]) {
             let reason =
                 "a storage of it is a view of another one; load it with torch and save it again";
             return Err(Refusal::Unsupported(reason.into()));
         }
+
         let storage = Storage {
             scalar: *scalar,
             key,
             length: size(*length)?,
         };
+
         self.heap.storages.push(storage);
         self.stack
             .push(Value::Storage(self.heap.storages.len() - 1));
+
         Ok(())
     }
 
-    /// REDUCE and NEWOBJ: what a class or function of torch would make of these arguments.
+    /// REDUCE and NEWOBJ: the value that a class or function of torch would return for these
+    /// arguments.
     fn made(&mut self, callable: Value<'a>, arguments: Value<'a>) -> Outcome<Value<'a>> {
         let (Value::Global(global), Value::Tuple(number)) = (callable, arguments) else {
             return damaged(format!(
@@ -318,6 +353,7 @@ impl<'a> Machine<'a> {
                 arguments.kind()
             ));
         };
+
         let given = &self.heap.lists[number];
         match (global, given.as_slice()) {
             (Global::Dictionary, []) => Ok(self.heap.dictionary()),
@@ -326,7 +362,7 @@ impl<'a> Machine<'a> {
                 Ok(*tensor)
             }
             (Global::RebuildFromType, [inner, _, arguments, ..]) => match inner {
-                // Nested ones would recurse.
+                // Allowing this would make the recursion below unbounded.
                 Value::Global(Global::RebuildFromType) => {
                     damaged("a tensor with attributes has them twice")
                 }
@@ -364,6 +400,7 @@ impl<'a> Machine<'a> {
         else {
             return damaged("a tensor has no shape");
         };
+
         let (scalar, metadata) = match (global, rest) {
             (Global::RebuildTensorV3, [_, _, Value::Global(Global::Dtype(scalar)), rest @ ..]) => {
                 (*scalar, rest.first())
@@ -371,6 +408,7 @@ impl<'a> Machine<'a> {
             (Global::RebuildTensorV3, _) => return damaged("a tensor has no dtype"),
             _ => (self.heap.storages[*storage].scalar, rest.get(2)),
         };
+
         let view = Tensor::View {
             storage: *storage,
             scalar,
@@ -378,7 +416,8 @@ impl<'a> Machine<'a> {
             shape: *shape,
             strides: *strides,
         };
-        // torch notes there that values are to be negated or conjugated
+
+        // The metadata holds the negative and conjugate bits: torch applies them lazily
         // (`torch.view_as_real(x.conj())`).
         let is_changed = match metadata {
             Some(Value::Dictionary(number)) => {
@@ -389,16 +428,18 @@ impl<'a> Machine<'a> {
             }
             _ => false,
         };
+
         let tensor = if is_changed {
             Tensor::Other("a view with its negative or conjugate bit set")
         } else {
             view
         };
+
         Ok(self.added(tensor))
     }
 }
 
-/// A whole number from 0 up.
+/// A non-negative integer.
 pub(super) fn size(value: Value<'_>) -> Outcome<usize> {
     match value {
         Value::Int(size) => usize::try_from(size).or_else(|_| damaged(format!("a size is {size}"))),
@@ -406,7 +447,7 @@ pub(super) fn size(value: Value<'_>) -> Outcome<usize> {
     }
 }
 
-/// A name as far as a message can show it.
+/// A name made safe for an error message: no control characters, at most 60 characters.
 fn shortened(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(60).collect()
 }

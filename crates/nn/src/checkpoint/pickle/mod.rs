@@ -1,9 +1,9 @@
-//! `pytorch_model.bin`: what `torch.save` writes, read without running any of it.
+//! `pytorch_model.bin`: files of `torch.save`, read without executing anything in them.
 //!
-//! The file is mapped. A pickle describes tensors as views of storages ([`machine`] reads it into a
-//! [`heap`]); where a storage lies is what the zip archive says ([`archive`]), or its order in
-//! files of PyTorch before 1.6 ([`legacy`]). A contiguous tensor is read in place, any other is
-//! gathered when it is asked for.
+//! The file is mapped. Its pickle describes tensors as strided views of storages; [`machine`] parses
+//! it into a [`heap`]. The storages are records of the zip archive ([`archive`]) or, in files of
+//! PyTorch before 1.6, follow the pickle ([`legacy`]). Contiguous tensors are read in place; others
+//! are gathered when they are read.
 
 mod archive;
 mod global;
@@ -19,42 +19,42 @@ use crate::error::{NnError, Result};
 use archive::{Archive, Range};
 use global::Scalar;
 use heap::{Heap, Storage, Tensor, Value};
-use machine::Machine;
+use machine::{Machine, Outcome};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use strided::Strided;
 
-/// A longer description of tensors is refused before it is read.
+/// Upper bound of a pickle in bytes, checked before it is parsed.
 const LONGEST_PICKLE: usize = 1 << 26;
 
 /// An opened `.bin` file.
 #[derive(Debug)]
 pub(super) struct PickleFile {
     bytes: FileBytes,
-    /// Tensors whose elements do not lie one after the other.
+    /// The tensors that are not contiguous.
     strided: BTreeMap<String, Strided>,
 }
 
-/// What a file holds under a name.
+/// A named value of a file.
 pub(super) enum Content {
     /// A tensor.
     Tensor(Entry),
-    /// Something else, or a tensor of a kind that is not read.
+    /// Anything else, or a tensor of an unsupported kind.
     Foreign(Foreign),
 }
 
-/// Why a file is not read.
+/// Why a file cannot be read.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It is not what torch writes.
+    /// torch does not write such a file.
     Damaged(String),
-    /// It is whole, but of a kind that is not read.
+    /// An intact file of an unsupported kind.
     Unsupported(String),
 }
 
 impl Refusal {
-    fn of(self, file: &str) -> NnError {
+    fn into_error(self, file: &str) -> NnError {
         let file = file.to_owned();
         match self {
             Self::Damaged(reason) => NnError::MalformedFile { file, reason },
@@ -64,12 +64,13 @@ impl Refusal {
 }
 
 impl PickleFile {
-    /// Reads the description of the tensors; they come in the order of the file.
+    /// Opens a file and reads its pickle. Returns its values in the order of the file.
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<(String, Content)>)> {
         let file = path.display().to_string();
         let bytes = FileBytes::map_checkpoint(path)?;
         let mut strided = BTreeMap::new();
-        let contents = contents(&bytes, &mut strided).map_err(|refusal| refusal.of(&file))?;
+        let contents =
+            contents(&bytes, &mut strided).map_err(|refusal| refusal.into_error(&file))?;
         Ok((Self { bytes, strided }, contents))
     }
 
@@ -82,32 +83,46 @@ impl PickleFile {
     }
 }
 
+/// A parsed file: its top-level value, what that refers to, and the place of each storage, by its
+/// number in the heap.
+type Parsed<'a> = (Value<'a>, Heap<'a>, Vec<Option<Range>>);
+
+/// Parses the pickle of a zip archive.
+fn parse_archive(bytes: &[u8]) -> Outcome<Parsed<'_>> {
+    let archive = Archive::open(bytes)?;
+    let (start, end) = archive.record("data.pkl").ok_or_else(|| {
+        Refusal::Unsupported(
+            "it is a zip archive without a `data.pkl`, so torch.save did not write it".into(),
+        )
+    })?;
+
+    if end - start > LONGEST_PICKLE {
+        let reason = format!(
+            "its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most",
+            end - start
+        );
+        return Err(Refusal::Unsupported(reason));
+    }
+
+    let (top, heap, _) = Machine::run(&bytes[start..end])?;
+    let storages = ranges(&heap, |storage| {
+        archive.record(&format!("data/{}", storage.key))
+    });
+
+    Ok((top, heap, storages))
+}
+
+/// The named values of a file. Tensors that are not contiguous are added to `strided`.
 fn contents(
     bytes: &[u8],
     strided: &mut BTreeMap<String, Strided>,
-) -> std::result::Result<Vec<(String, Content)>, Refusal> {
+) -> Outcome<Vec<(String, Content)>> {
     let (top, heap, storages) = if legacy::is_legacy(bytes) {
         legacy::read(bytes)?
     } else {
-        let archive = Archive::open(bytes)?;
-        let (start, end) = archive.record("data.pkl").ok_or_else(|| {
-            Refusal::Unsupported(
-                "it is a zip archive, but has no `data.pkl` as torch.save writes one".into(),
-            )
-        })?;
-        if end - start > LONGEST_PICKLE {
-            let reason = format!(
-                "its `data.pkl` has {} bytes; {LONGEST_PICKLE} are read at most",
-                end - start
-            );
-            return Err(Refusal::Unsupported(reason));
-        }
-        let (top, heap, _) = Machine::run(&bytes[start..end])?;
-        let storages = ranges(&heap, |storage| {
-            archive.record(&format!("data/{}", storage.key))
-        });
-        (top, heap, storages)
+        parse_archive(bytes)?
     };
+
     let Value::Dictionary(number) = top else {
         let reason = format!(
             "it holds a Python {} and not a dictionary of tensors by name (a `state_dict()`)",
@@ -115,38 +130,36 @@ fn contents(
         );
         return Err(Refusal::Unsupported(reason));
     };
+
+    let view = View {
+        heap: &heap,
+        storages: &storages,
+        file_len: bytes.len(),
+    };
+
     let mut found = Vec::new();
     for (key, value) in &heap.dictionaries[number] {
         let Value::Text(name) = key else { continue };
         let content = match value {
-            Value::Tensor(tensor) => {
-                let view = View {
-                    heap: &heap,
-                    storages: &storages,
-                    file_len: bytes.len(),
-                };
-                view.content(name, *tensor, strided)?
-            }
+            Value::Tensor(tensor) => view.content(name, *tensor, strided)?,
             Value::Text(text) => Content::Foreign(Foreign::Text((*text).to_owned())),
             other => Content::Foreign(Foreign::Other(format!("a Python {}", other.kind()))),
         };
         found.push(((*name).to_owned(), content));
     }
+
     check_not_nested(&heap, number, &found)?;
     Ok(found)
 }
 
-/// Where each storage lies, by its number.
+/// The place of each storage, by its number in the heap.
 fn ranges(heap: &Heap<'_>, find: impl Fn(&Storage<'_>) -> Option<Range>) -> Vec<Option<Range>> {
     heap.storages.iter().map(find).collect()
 }
 
-/// A training checkpoint has its tensors one level down.
-fn check_not_nested(
-    heap: &Heap<'_>,
-    top: usize,
-    found: &[(String, Content)],
-) -> std::result::Result<(), Refusal> {
+/// Rejects files without tensors at the top level, such as training checkpoints, which have them one
+/// level down.
+fn check_not_nested(heap: &Heap<'_>, top: usize, found: &[(String, Content)]) -> Outcome<()> {
     if found
         .iter()
         .any(|(_, content)| matches!(content, Content::Tensor(_)))
@@ -173,7 +186,7 @@ fn check_not_nested(
     })
 }
 
-/// Tensors of a pickle over the storages of its file.
+/// What the tensors of a pickle are views of.
 struct View<'a> {
     heap: &'a Heap<'a>,
     storages: &'a [Option<Range>],
@@ -181,53 +194,38 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    /// Resolves a tensor of the heap to its place in the file. One that is not contiguous is added
+    /// to `strided`.
     fn content(
         &self,
         name: &str,
         tensor: usize,
         strided: &mut BTreeMap<String, Strided>,
-    ) -> std::result::Result<Content, Refusal> {
-        let lies = |what: String| Refusal::Damaged(format!("tensor `{name}` {what}"));
+    ) -> Outcome<Content> {
+        let damaged = |what: String| Refusal::Damaged(format!("tensor `{name}` {what}"));
+        let unsupported = |kind: &str| Ok(Content::Foreign(Foreign::Other(kind.into())));
         let (storage, scalar, offset, shape, strides) = match self.heap.tensors[tensor] {
-            Tensor::Other(kind) => return Ok(Content::Foreign(Foreign::Other(kind.into()))),
+            Tensor::Other(kind) => return unsupported(kind),
             Tensor::View {
                 storage,
                 scalar,
                 offset,
                 shape,
                 strides,
-            } => (
-                storage,
-                scalar,
-                offset,
-                self.sizes(shape)?,
-                self.sizes(strides)?,
-            ),
+            } => (storage, scalar, offset, shape, strides),
         };
+
+        let shape = self.sizes(shape)?;
+        let strides = self.sizes(strides)?;
         let dtype = match scalar {
             Scalar::Known(dtype) => dtype,
-            Scalar::Other(kind) => return Ok(Content::Foreign(Foreign::Other(kind.into()))),
-            Scalar::Bytes => return Err(lies("has an untyped storage and no dtype".into())),
+            Scalar::Other(kind) => return unsupported(kind),
+            Scalar::Bytes => return Err(damaged("has an untyped storage and no dtype".into())),
         };
+
         let size = dtype.bitsize() / 8;
-        let Storage {
-            key,
-            length,
-            scalar,
-        } = self.heap.storages[storage];
-        let (start, end) = self.storages[storage]
-            .ok_or_else(|| lies(format!("needs the record `data/{key}`, which is not there")))?;
-        let announced = if scalar == Scalar::Bytes {
-            Some(length)
-        } else {
-            length.checked_mul(size)
-        };
-        if announced.is_none_or(|bytes| bytes > end - start) {
-            return Err(lies(format!(
-                "needs {length} elements, but the record `data/{key}` has {} bytes",
-                end - start
-            )));
-        }
+        let (start, end) = self.storage_range(storage, size).map_err(damaged)?;
+        let available = end - start;
         let view = Strided {
             start,
             size,
@@ -235,29 +233,60 @@ impl View<'_> {
             shape,
             strides,
         };
-        let place = view.check(end - start, self.file_len).ok_or_else(|| {
-            lies(format!(
-                "of shape {:?}, strides {:?} and offset {offset} does not lie within its storage of {} bytes",
-                view.shape,
-                view.strides,
-                end - start
-            ))
-        })?;
+        let Some(place) = view.check(available, self.file_len) else {
+            return Err(damaged(format!(
+                "of shape {:?}, strides {:?} and offset {offset} does not lie within its storage of {available} bytes",
+                view.shape, view.strides
+            )));
+        };
+
         let entry = Entry {
             file: 0,
             dtype,
             shape: view.shape.clone(),
             range: place.unwrap_or_default(),
         };
-        // A later tensor of the same name replaces the former, as in a dictionary.
+
+        // A later tensor of the same name replaces an earlier one, as in a dictionary.
         match place {
             Some(_) => drop(strided.remove(name)),
             None => drop(strided.insert(name.to_owned(), view)),
         }
+
         Ok(Content::Tensor(entry))
     }
 
-    fn sizes(&self, list: usize) -> std::result::Result<Vec<usize>, Refusal> {
+    /// The bytes of a storage with elements of `size` bytes, checked to hold what the pickle
+    /// announces; the error continues "tensor …".
+    fn storage_range(&self, storage: usize, size: usize) -> Result<Range, String> {
+        let Storage {
+            key,
+            length,
+            scalar,
+        } = self.heap.storages[storage];
+
+        let Some((start, end)) = self.storages[storage] else {
+            return Err(format!("needs the record `data/{key}`, which is not there"));
+        };
+
+        let announced = if scalar == Scalar::Bytes {
+            Some(length)
+        } else {
+            length.checked_mul(size)
+        };
+
+        if announced.is_none_or(|bytes| bytes > end - start) {
+            return Err(format!(
+                "needs {length} elements, but the record `data/{key}` has {} bytes",
+                end - start
+            ));
+        }
+
+        Ok((start, end))
+    }
+
+    /// A list of the heap as sizes.
+    fn sizes(&self, list: usize) -> Outcome<Vec<usize>> {
         self.heap.lists[list]
             .iter()
             .map(|value| machine::size(*value))

@@ -1,40 +1,41 @@
-//! Tensors whose elements do not lie one after the other: transposed, cut out, expanded.
+//! Tensors that are not contiguous: transposed, sliced or expanded views.
 
 use super::archive::Range;
 use rayon::prelude::*;
 
-/// torch allows no more dimensions.
+/// torch's own limit.
 const MOST_DIMENSIONS: usize = 64;
 
-/// An expanded tensor may be larger than its file, but not by more than this.
-const MOST_BYTES_BESIDE_FILE: usize = 1 << 26;
+/// An expanded tensor may be larger than the file it is in, up to this size in bytes.
+const LARGEST_EXPANDED: usize = 1 << 26;
 
 /// Rows that one task gathers.
 const BAND: usize = 32;
 
-/// A view of a storage, in elements.
+/// A strided view of a storage.
 #[derive(Debug)]
 pub(super) struct Strided {
-    /// Where the storage begins in the file, in bytes.
+    /// Start of the storage in the file, in bytes.
     pub(super) start: usize,
     /// Bytes of an element.
     pub(super) size: usize,
-    /// The place of the first element.
+    /// Offset of the first element in the storage, in elements.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
-    /// Elements from one item of a dimension to the next; 0 repeats it.
+    /// Elements from one item of a dimension to the next; 0 in an expanded dimension.
     pub(super) strides: Vec<usize>,
 }
 
 impl Strided {
-    /// Where the bytes of a contiguous tensor lie in the file, an empty `Some` for others: none
-    /// where the view reaches beyond its storage of `available` bytes, or is larger than any tensor
-    /// in a file of `file_len`.
+    /// Checks that the view is within its storage of `available` bytes and not larger than a tensor
+    /// of a file of `file_len` bytes may be; `None` if it is not. Returns the tensor's place in the
+    /// file if it is contiguous, else `Some(None)`.
     pub(super) fn check(&self, available: usize, file_len: usize) -> Option<Option<Range>> {
         let dimensions = self.shape.len();
         if dimensions != self.strides.len() || dimensions > MOST_DIMENSIONS {
             return None;
         }
+
         let count = self
             .shape
             .iter()
@@ -43,6 +44,7 @@ impl Strided {
         if count == 0 {
             return Some(Some((self.start, self.start)));
         }
+
         let last = self
             .shape
             .iter()
@@ -50,15 +52,18 @@ impl Strided {
             .try_fold(self.offset, |place, (size, stride)| {
                 place.checked_add((size - 1).checked_mul(*stride)?)
             })?;
+
         let reached = last.checked_add(1)?.checked_mul(self.size)?;
-        if reached > available || bytes > file_len.max(MOST_BYTES_BESIDE_FILE) {
+        if reached > available || bytes > file_len.max(LARGEST_EXPANDED) {
             return None;
         }
+
         let first = self.start + self.offset * self.size;
         Some(self.is_contiguous().then_some((first, first + bytes)))
     }
 
-    /// Strides of dimensions of one item say nothing.
+    /// Whether the elements are contiguous in row-major order. The strides of dimensions of length 1
+    /// do not matter.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape
@@ -83,8 +88,9 @@ impl Strided {
         }
     }
 
-    /// A row is the last dimension. Some rows at a time are filled side by side: where the tensor
-    /// is transposed, their elements are neighbours in the storage.
+    /// Gathers elements of `SIZE` bytes. A row is the last dimension. A band of rows is filled column
+    /// by column: if the tensor is transposed, the elements of a column are neighbours in the
+    /// storage.
     fn elements<const SIZE: usize>(&self, storage: &[u8]) -> Vec<u8> {
         let (storage, _) = storage.as_chunks::<SIZE>();
         let (outer, width, stride) = match (self.shape.split_last(), self.strides.last()) {
@@ -102,21 +108,25 @@ impl Strided {
                 let places: Vec<usize> = (first..first + out.len() / width)
                     .map(|row| self.row(row, outer))
                     .collect();
+
                 if stride == 1 {
                     let rows = out.chunks_mut(width).zip(&places);
                     rows.for_each(|(out, place)| out.copy_from_slice(&storage[*place..][..width]));
                     return;
                 }
+
                 for column in 0..width {
                     for (row, place) in places.iter().enumerate() {
                         out[row * width + column] = storage[place + column * stride];
                     }
                 }
             });
+
         bytes
     }
 
-    /// Where a row begins, counted over the dimensions before the last.
+    /// Offset of a row in the storage, in elements. Rows are numbered over `outer`, the dimensions
+    /// before the last.
     fn row(&self, mut row: usize, outer: &[usize]) -> usize {
         let mut place = self.offset;
         for (size, stride) in outer.iter().zip(&self.strides).rev() {

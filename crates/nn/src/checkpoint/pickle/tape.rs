@@ -1,9 +1,9 @@
-//! The bytes of a pickle: arguments of opcodes, borrowed and never copied.
+//! Reads opcodes' arguments from the bytes of a pickle. They are borrowed, never copied.
 
 use super::heap::Value;
 use super::machine::{Outcome, damaged};
 
-/// A pickle and how far it has been read.
+/// The unread rest of a pickle.
 #[derive(Debug)]
 pub(super) struct Tape<'a> {
     rest: &'a [u8],
@@ -14,7 +14,7 @@ impl<'a> Tape<'a> {
         Self { rest: bytes }
     }
 
-    /// Bytes not read yet.
+    /// Number of unread bytes.
     pub(super) fn left(&self) -> usize {
         self.rest.len()
     }
@@ -42,7 +42,7 @@ impl<'a> Tape<'a> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    /// A line without its end.
+    /// A line, without its newline.
     pub(super) fn line(&mut self) -> Outcome<&'a str> {
         let Some(length) = self.rest.iter().position(|byte| *byte == b'\n') else {
             return damaged("a line does not end");
@@ -57,8 +57,8 @@ impl<'a> Tape<'a> {
             .or_else(|_| damaged("a length is too large"))
     }
 
-    /// The value of an opcode that pushes a number, a text or a constant; none where it is not such
-    /// an opcode.
+    /// The value that an opcode pushes if it is a number, a string, bytes or a constant; `None` for
+    /// all other opcodes.
     pub(super) fn literal(&mut self, opcode: u8) -> Outcome<Option<Value<'a>>> {
         let value = match opcode {
             b'N' => Value::None,
@@ -91,7 +91,7 @@ impl<'a> Tape<'a> {
                 let length = self.long_length()?;
                 self.text(length)?
             }
-            // Strings of Python 2.
+            // Python 2's `str`.
             b'U' => {
                 let length = self.byte()?;
                 self.text(usize::from(length))?
@@ -114,6 +114,7 @@ impl<'a> Tape<'a> {
             }
             _ => return Ok(None),
         };
+
         Ok(Some(value))
     }
 
@@ -122,24 +123,27 @@ impl<'a> Tape<'a> {
         Ok(Value::Other("bytes"))
     }
 
-    /// What is not UTF-8 (torch allows lone surrogates) cannot be the name of a tensor.
+    /// A string. One that is not UTF-8 (pickle allows lone surrogates) cannot name a tensor.
     fn text(&mut self, length: usize) -> Outcome<Value<'a>> {
         Ok(std::str::from_utf8(self.take(length)?).map_or(Value::Other("str"), Value::Text))
     }
 
-    /// A little-endian number in two's complement.
+    /// A little-endian integer in two's complement.
     fn long(&mut self, length: usize) -> Outcome<Value<'a>> {
         let bytes = self.take(length)?;
         if length > 8 {
             return Ok(Value::Other("int"));
         }
+
         let sign = if bytes.last().is_some_and(|last| last & 0x80 != 0) {
             0xff
         } else {
             0
         };
+
         let mut wide = [sign; 8];
         wide[..length].copy_from_slice(bytes);
+
         Ok(Value::Int(i64::from_le_bytes(wide)))
     }
 }

@@ -1,41 +1,43 @@
-//! Rotary position embedding (Su et al. 2021) and its stretched forms, as transformers computes
-//! them (`modeling_rope_utils.py`): in f32, frequencies first.
+//! Rotary position embedding (RoPE, Su et al. 2021) and its scaled variants, computed as in
+//! transformers (`modeling_rope_utils.py`): in f32, frequencies first.
 
 mod scaling;
 
-/// Which values of a head form a pair.
+use std::borrow::Cow;
+
+/// Which values of a head vector are rotated as a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopePairs {
     /// Value i and value i + dims/2 (GPT-NeoX, Llama).
     Halves,
-    /// Neighbours (GPT-J).
+    /// Value 2i and value 2i + 1 (GPT-J).
     Neighbours,
 }
 
-/// Rotations of positions.
+/// The rotary embedding of a model: it makes tables of rotations for ranges of positions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// How many values of a head are rotated, from the first on.
+    /// How many values of a head vector are rotated, from the first on.
     dims: usize,
-    /// Which values form a pair.
     pairs: RopePairs,
     frequencies: Frequencies,
-    /// What cosines and sines are multiplied with (YaRN, LongRoPE).
+    /// Factor of cosines and sines (YaRN, LongRoPE).
     scale: f32,
-    /// How far positions may go beyond `max_position_embeddings`.
+    /// By which factor positions may exceed `max_position_embeddings`.
     stretch: f64,
 }
 
+/// One frequency for each pair, perhaps depending on the length of the sequence.
 #[derive(Debug, Clone, PartialEq)]
 enum Frequencies {
     Fixed(Vec<f32>),
-    /// Beyond `limit` positions the base grows with the length (dynamic NTK).
+    /// Past `limit` positions the base grows with the length (dynamic NTK).
     Dynamic {
         base: f64,
         factor: f64,
         limit: usize,
     },
-    /// Up to `limit` positions the first, beyond them the second (LongRoPE).
+    /// `short` up to `limit` positions, `long` past them (LongRoPE).
     Long {
         short: Vec<f32>,
         long: Vec<f32>,
@@ -43,7 +45,7 @@ enum Frequencies {
     },
 }
 
-/// Cosines and sines of some positions.
+/// Cosines and sines for a range of positions: `[positions, dims / 2]` each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
     cos: Vec<f32>,
@@ -52,14 +54,14 @@ pub struct RopeTable {
     pairs: RopePairs,
 }
 
-/// `1 / base^(2i / dims)`, the power in f32 as PyTorch takes it.
+/// `1 / base^(2i / dims)` for each pair `i`, with the power in f32 as in PyTorch.
 fn inverse_frequencies(base: f64, dims: usize) -> Vec<f32> {
     let power = |i: usize| (base as f32).powf((2 * i) as f32 / dims as f32);
     (0..dims / 2).map(|i| 1.0 / power(i)).collect()
 }
 
 impl Rope {
-    /// Without stretching.
+    /// RoPE without scaling, over the first `dims` values of a head, paired as halves.
     ///
     /// ```
     /// use llm_int8_nn::layers::Rope;
@@ -79,72 +81,53 @@ impl Rope {
         }
     }
 
-    /// The same rotation of other pairs.
+    /// The same rotations with another pairing.
     pub fn with_pairs(self, pairs: RopePairs) -> Self {
         Self { pairs, ..self }
     }
 
-    /// How many values of a head are rotated.
+    /// How many values of a head vector are rotated, from the first on.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// Whether neighbours form a pair.
+    /// Whether neighbours form a pair ([`RopePairs::Neighbours`]).
     pub fn rotates_neighbours(&self) -> bool {
         self.pairs == RopePairs::Neighbours
     }
 
-    /// How far positions may go beyond `max_position_embeddings`, as a factor.
+    /// By which factor positions may exceed `max_position_embeddings`.
     pub fn stretch(&self) -> f64 {
         self.stretch
     }
 
-    /// Whether a position is rotated the same whatever the length of the text.
+    /// Whether a position's rotation is independent of the length of its sequence.
     pub fn is_fixed(&self) -> bool {
         matches!(self.frequencies, Frequencies::Fixed(_))
     }
 
-    /// Whether there are frequencies for long texts beside those for short ones.
+    /// Whether long sequences have their own frequencies (LongRoPE).
     pub fn has_long(&self) -> bool {
         matches!(self.frequencies, Frequencies::Long { .. })
     }
 
-    /// Whether a text of this length is rotated by the frequencies for long ones. What is cached
-    /// was rotated by one kind and does not fit to the other, so transformers computes it again
-    /// where that changes.
+    /// Whether a sequence of this length uses the frequencies for long ones. Keys in a cache were
+    /// rotated with one set of frequencies and cannot be mixed with the other, so transformers
+    /// recomputes the whole sequence when it crosses the limit.
     pub fn is_long(&self, length: usize) -> bool {
         matches!(self.frequencies, Frequencies::Long { limit, .. } if length > limit)
     }
 
-    /// Cosines and sines of the positions `start..start + count`, when those are the last.
+    /// The table for positions `start..start + count` of a sequence that ends there.
     pub fn table(&self, start: usize, count: usize) -> RopeTable {
         let length = start + count;
-        let grown;
-        let frequencies = match &self.frequencies {
-            Frequencies::Fixed(frequencies) => frequencies,
-            Frequencies::Long { short, long, limit } => {
-                if length > *limit {
-                    long
-                } else {
-                    short
-                }
-            }
-            Frequencies::Dynamic {
-                base,
-                factor,
-                limit,
-            } => {
-                let ratio = factor * length.max(*limit) as f64 / *limit as f64 - (factor - 1.0);
-                let exponent = self.dims as f64 / (self.dims as f64 - 2.0);
-                grown = inverse_frequencies(base * ratio.powf(exponent), self.dims);
-                &grown
-            }
-        };
+        let frequencies = self.frequencies_for(length);
         let angles = (start..length)
             .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
         let (cos, sin) = angles
             .map(|angle| (angle.cos() * self.scale, angle.sin() * self.scale))
             .unzip();
+
         RopeTable {
             cos,
             sin,
@@ -154,24 +137,45 @@ impl Rope {
     }
 }
 
+impl Rope {
+    /// The frequencies for a sequence of this length.
+    fn frequencies_for(&self, length: usize) -> Cow<'_, [f32]> {
+        match &self.frequencies {
+            Frequencies::Fixed(frequencies) => frequencies.into(),
+            Frequencies::Long { short, long, limit } => {
+                let frequencies = if length > *limit { long } else { short };
+                frequencies.into()
+            }
+            Frequencies::Dynamic {
+                base,
+                factor,
+                limit,
+            } => {
+                let ratio = factor * length.max(*limit) as f64 / *limit as f64 - (factor - 1.0);
+                let exponent = self.dims as f64 / (self.dims as f64 - 2.0);
+                inverse_frequencies(base * ratio.powf(exponent), self.dims).into()
+            }
+        }
+    }
+}
+
 impl RopeTable {
-    /// Cosines, half of the rotated values a position.
+    /// Cosines, `[positions, dims / 2]`.
     pub fn cos(&self) -> &[f32] {
         &self.cos
     }
 
-    /// Sines.
+    /// Sines, `[positions, dims / 2]`.
     pub fn sin(&self) -> &[f32] {
         &self.sin
     }
 
-    /// Rotates the values of one head at the `index`-th position of the table.
+    /// Rotates one head vector by the `index`-th position of the table.
     pub fn rotate(&self, index: usize, head: &mut [f32]) {
         let half = self.dims / 2;
-        let (cos, sin) = (
-            &self.cos[index * half..][..half],
-            &self.sin[index * half..][..half],
-        );
+        let cos = &self.cos[index * half..][..half];
+        let sin = &self.sin[index * half..][..half];
+
         match self.pairs {
             RopePairs::Halves => {
                 let (first, second) = head[..self.dims].split_at_mut(half);
@@ -193,16 +197,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_of_pairing_turn_by_the_same_angle() {
+    fn both_pairings_rotate_by_the_same_angle() {
         let rope = Rope::plain(100.0, 4);
-        let (mut halves, mut neighbours) =
-            ([1.0f32, 2.0, 3.0, 4.0, 9.0], [1.0f32, 3.0, 2.0, 4.0, 9.0]);
+        let mut halves = [1.0f32, 2.0, 3.0, 4.0, 9.0];
+        let mut neighbours = [1.0f32, 3.0, 2.0, 4.0, 9.0];
         rope.table(3, 1).rotate(0, &mut halves);
         rope.with_pairs(RopePairs::Neighbours)
             .table(3, 1)
             .rotate(0, &mut neighbours);
         let [a, b, c, d, rest] = halves;
         assert_eq!(neighbours, [a, c, b, d, rest]);
-        assert_eq!(rest, 9.0, "values beyond the rotated ones stay");
+        assert_eq!(rest, 9.0, "values past the rotated ones stay");
     }
 }

@@ -1,4 +1,4 @@
-//! Stretched rotations as `rope_scaling` of a `config.json`, or `rope_parameters`, asks for them.
+//! RoPE scaling, as configured by `rope_scaling` or `rope_parameters` in a `config.json`.
 
 use super::{Frequencies, Rope, inverse_frequencies};
 use crate::config::ModelConfig;
@@ -6,23 +6,21 @@ use crate::error::{NnError, Result};
 use crate::json;
 use serde_json::Value;
 
-/// The context a model was trained for before its rotations were stretched.
-const ORIGINAL: &str = "original_max_position_embeddings";
+/// Key of the context length that a model was trained for before scaling.
+const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 
 impl Rope {
-    /// As `rope_scaling` of a `config.json` asks for, or the `rope_parameters` that transformers 5
-    /// writes, with the base `base` where they name none; `positions` is `max_position_embeddings`.
+    /// RoPE as configured by `rope_parameters` (written by transformers 5) or else `rope_scaling`.
+    /// `base` is used if they name no base; `positions` is `max_position_embeddings`.
     ///
     /// # Errors
-    /// [`NnError::Config`] for a kind that is not known or lacks its numbers.
+    /// [`NnError::Config`] for an unknown kind, or one whose numbers are missing.
     pub fn from_config(
         config: &ModelConfig,
         base: f64,
         dims: usize,
         positions: usize,
     ) -> Result<Self> {
-        // LongRoPE takes it from beside `rope_scaling` only, the other kinds from within.
-        let beside = config.value(ORIGINAL);
         let (mut values, is_newer) = match (
             config.object("rope_parameters"),
             config.object("rope_scaling"),
@@ -31,20 +29,26 @@ impl Rope {
             (None, Some(values)) => (values.clone(), false),
             (None, None) => return Ok(Self::plain(base, dims)),
         };
+
         if !is_newer {
-            // transformers 4 knows it at the top only.
+            // transformers 4 reads the base only from the top level.
             values["rope_theta"] = Value::Null;
         }
-        if is_newer && name_of_kind(&values).is_null() {
+
+        if is_newer && kind_value(&values).is_null() {
             values["rope_type"] = "default".into();
         }
-        if kind(&values) == Some("longrope") && (!is_newer || values[ORIGINAL].is_null()) {
-            values[ORIGINAL] = beside.clone();
+
+        // LongRoPE takes the original context from the top level, the other kinds from
+        // `rope_scaling`.
+        if kind(&values) == Some("longrope") && (!is_newer || values[ORIGINAL_CONTEXT].is_null()) {
+            values[ORIGINAL_CONTEXT] = config.value(ORIGINAL_CONTEXT).clone();
         }
+
         Self::from_values(&values, base, dims, positions)
     }
 
-    /// As the keys of `rope_scaling` or `rope_parameters` ask for.
+    /// RoPE as configured by the keys of `rope_scaling` or `rope_parameters`.
     ///
     /// # Errors
     /// As [`Rope::from_config`].
@@ -56,58 +60,56 @@ impl Rope {
             frequencies: Frequencies::Fixed(frequencies),
             ..plain.clone()
         };
+
         match kind(scaling) {
             Some("default") => Ok(plain),
             Some("linear") => {
                 let factor = number("factor")? as f32;
-                let rope = fixed(
-                    inverse_frequencies(base, dims)
-                        .into_iter()
-                        .map(|f| f / factor)
-                        .collect(),
-                );
+                let frequencies = inverse_frequencies(base, dims);
                 Ok(Self {
                     stretch: f64::from(factor).max(1.0),
-                    ..rope
+                    ..fixed(frequencies.into_iter().map(|f| f / factor).collect())
                 })
             }
             Some("dynamic") => {
                 let factor = number("factor")?;
-                let frequencies = Frequencies::Dynamic {
-                    base,
-                    factor,
-                    limit: positions,
-                };
                 Ok(Self {
-                    frequencies,
+                    frequencies: Frequencies::Dynamic {
+                        base,
+                        factor,
+                        limit: positions,
+                    },
                     stretch: factor.max(1.0),
                     ..plain
                 })
             }
             Some("llama3") => Ok(fixed(llama3(scaling, base, dims)?)),
             Some("yarn") => yarn(scaling, base, dims, positions, plain),
-            Some("longrope") => long(scaling, base, dims, positions, plain),
-            _ => Err(error(match name_of_kind(scaling) {
-                Value::Null => "`rope_scaling` has no `rope_type`".into(),
-                other => format!(
-                    "rope_scaling of type {} is not known; known are default, linear, dynamic, llama3, yarn and \
-                     longrope",
-                    other
-                        .as_str()
-                        .map_or(other.to_string(), |name| format!("`{name}`"))
-                ),
-            })),
+            Some("longrope") => longrope(scaling, base, dims, positions, plain),
+            _ => Err(unknown_kind(scaling)),
         }
     }
 }
 
-/// `rope_type`, or `type` where it is missing.
-fn name_of_kind(scaling: &Value) -> &Value {
+/// `rope_type`, or `type` if that is missing.
+fn kind_value(scaling: &Value) -> &Value {
     scaling.get("rope_type").unwrap_or(&scaling["type"])
 }
 
 fn kind(scaling: &Value) -> Option<&str> {
-    name_of_kind(scaling).as_str()
+    kind_value(scaling).as_str()
+}
+
+fn unknown_kind(scaling: &Value) -> NnError {
+    let name = match kind_value(scaling) {
+        Value::Null => return error("`rope_scaling` has no `rope_type`".into()),
+        Value::String(name) => format!("`{name}`"),
+        other => other.to_string(),
+    };
+
+    error(format!(
+        "rope_scaling of type {name} is not known; known are default, linear, dynamic, llama3, yarn and longrope"
+    ))
 }
 
 fn error(reason: String) -> NnError {
@@ -127,6 +129,7 @@ fn optional(scaling: &Value, key: &str) -> Result<Option<f64>> {
     }
 }
 
+/// A positive number.
 fn number(scaling: &Value, key: &str) -> Result<f64> {
     let value = optional(scaling, key)?.filter(|x| x.is_finite() && *x > 0.0);
     value.ok_or_else(|| {
@@ -136,13 +139,14 @@ fn number(scaling: &Value, key: &str) -> Result<f64> {
     })
 }
 
-/// Llama 3.1: long wavelengths are stretched, short ones stay, those between are mixed.
+/// Frequencies of Llama 3.1: low frequencies are divided by `factor`, high ones stay, those between
+/// are interpolated.
 fn llama3(scaling: &Value, base: f64, dims: usize) -> Result<Vec<f32>> {
     let factor = number(scaling, "factor")? as f32;
     let low = number(scaling, "low_freq_factor")? as f32;
     let high = number(scaling, "high_freq_factor")? as f32;
-    let original = number(scaling, "original_max_position_embeddings")? as f32;
-    let stretch = |f: f32| {
+    let original = number(scaling, ORIGINAL_CONTEXT)? as f32;
+    let scaled = |f: f32| {
         let wavelength = 2.0 * std::f32::consts::PI / f;
         if wavelength < original / high {
             f
@@ -153,13 +157,15 @@ fn llama3(scaling: &Value, base: f64, dims: usize) -> Result<Vec<f32>> {
             (1.0 - smooth) * f / factor + smooth * f
         }
     };
+
     Ok(inverse_frequencies(base, dims)
         .into_iter()
-        .map(stretch)
+        .map(scaled)
         .collect())
 }
 
-/// YaRN (Peng et al. 2023).
+/// YaRN (Peng et al. 2023): each pair is interpolated or kept, depending on how often it rotates
+/// within the original context; cosines and sines are scaled by an attention factor.
 fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
     let factor = number(scaling, "factor")?;
     let given = |key: &str, default: f64| -> Result<f64> {
@@ -167,29 +173,10 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
             .filter(|x| *x != 0.0)
             .unwrap_or(default))
     };
-    let original = given(ORIGINAL, positions as f64)?;
-    let truncate = scaling.get("truncate").is_none_or(|value| value == true);
-    let correction = |rotations: f64| {
-        dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
-    };
-    let (low, high) = (
-        correction(given("beta_fast", 32.0)?),
-        correction(given("beta_slow", 1.0)?),
-    );
-    let (low, high) = if truncate {
-        (low.floor(), high.ceil())
-    } else {
-        (low, high)
-    };
-    let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
-    let high = if low == high { high + 0.001 } else { high };
-    let frequencies = (0..dims / 2)
-        .map(|i| {
-            let power = (base as f32).powf((2 * i) as f32 / dims as f32);
-            let keep = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-            (1.0 / (factor as f32 * power)) * (1.0 - keep) + (1.0 / power) * keep
-        })
-        .collect();
+
+    let original = given(ORIGINAL_CONTEXT, positions as f64)?;
+    let frequencies = yarn_frequencies(scaling, base, dims, factor, original)?;
+
     let mscale = |weight: f64| {
         if factor <= 1.0 {
             1.0
@@ -197,24 +184,74 @@ fn yarn(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
             0.1 * weight * factor.ln() + 1.0
         }
     };
-    let (some, all) = (given("mscale", 0.0)?, given("mscale_all_dim", 0.0)?);
+
+    let some = given("mscale", 0.0)?;
+    let all = given("mscale_all_dim", 0.0)?;
     let scale = match optional(scaling, "attention_factor")? {
         Some(scale) => scale,
         None if some != 0.0 && all != 0.0 => mscale(some) / mscale(all),
         None => mscale(1.0),
     };
-    let stretch = (original * factor / positions as f64).max(1.0);
+
     Ok(Rope {
         frequencies: Frequencies::Fixed(frequencies),
         scale: scale as f32,
-        stretch,
+        stretch: (original * factor / positions as f64).max(1.0),
         ..plain
     })
 }
 
-/// LongRoPE (Ding et al. 2024).
-fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) -> Result<Rope> {
-    let factors = |key: &str| -> Result<Vec<f32>> {
+fn yarn_frequencies(
+    scaling: &Value,
+    base: f64,
+    dims: usize,
+    factor: f64,
+    original: f64,
+) -> Result<Vec<f32>> {
+    let rotations = |key: &str, default: f64| -> Result<f64> {
+        Ok(optional(scaling, key)?
+            .filter(|x| *x != 0.0)
+            .unwrap_or(default))
+    };
+
+    // The (fractional) pair that makes this many rotations within the original context.
+    let pair = |rotations: f64| {
+        dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
+    };
+    let mut low = pair(rotations("beta_fast", 32.0)?);
+    let mut high = pair(rotations("beta_slow", 1.0)?);
+
+    let truncate = scaling.get("truncate").is_none_or(|value| value == true);
+    if truncate {
+        low = low.floor();
+        high = high.ceil();
+    }
+
+    low = low.max(0.0);
+    high = high.min(dims as f64 - 1.0);
+    if low == high {
+        high += 0.001; // avoids a division by zero
+    }
+
+    let frequency = |i: usize| {
+        let power = (base as f32).powf((2 * i) as f32 / dims as f32);
+        let keep = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        (1.0 / (factor as f32 * power)) * (1.0 - keep) + (1.0 / power) * keep
+    };
+
+    Ok((0..dims / 2).map(frequency).collect())
+}
+
+/// LongRoPE (Ding et al. 2024): one factor for each pair, with separate sets for short and long
+/// sequences.
+fn longrope(
+    scaling: &Value,
+    base: f64,
+    dims: usize,
+    positions: usize,
+    plain: Rope,
+) -> Result<Rope> {
+    let frequencies = |key: &str| -> Result<Vec<f32>> {
         let values = scaling[key]
             .as_array()
             .map(Vec::as_slice)
@@ -233,21 +270,24 @@ fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
                 dims / 2
             )));
         }
-        let stretch =
+        let frequency =
             |(i, f): (usize, &f32)| 1.0 / (f * (base as f32).powf((2 * i) as f32 / dims as f32));
-        Ok(factors.iter().enumerate().map(stretch).collect())
+        Ok(factors.iter().enumerate().map(frequency).collect())
     };
-    let (short, long) = (factors("short_factor")?, factors("long_factor")?);
 
-    let original = optional(scaling, ORIGINAL)?.filter(|size| *size > 0.0);
+    let short = frequencies("short_factor")?;
+    let long = frequencies("long_factor")?;
+
+    let original = optional(scaling, ORIGINAL_CONTEXT)?.filter(|size| *size > 0.0);
     let limit = original.map_or(positions, |size| size as usize);
-    let scale = match (optional(scaling, "attention_factor")?, original) {
-        (Some(scale), _) => scale,
-        (None, original) => {
+    let scale = match optional(scaling, "attention_factor")? {
+        Some(scale) => scale,
+        None => {
             let factor = match original {
                 Some(original) => positions as f64 / original,
                 None => number(scaling, "factor")?,
             };
+
             if factor <= 1.0 {
                 1.0
             } else {
@@ -255,9 +295,9 @@ fn long(scaling: &Value, base: f64, dims: usize, positions: usize, plain: Rope) 
             }
         }
     };
-    let frequencies = Frequencies::Long { short, long, limit };
+
     Ok(Rope {
-        frequencies,
+        frequencies: Frequencies::Long { short, long, limit },
         scale: scale as f32,
         ..plain
     })
@@ -272,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn linear_scaling_divides_positions() {
+    fn linear_scaling_divides_positions_by_the_factor() {
         let linear =
             Rope::from_config(&config(r#"{"type": "linear", "factor": 4}"#), 1e4, 8, 64).unwrap();
         assert_eq!(linear.table(8, 1).cos, Rope::plain(1e4, 8).table(2, 1).cos);
     }
 
     #[test]
-    fn dynamic_scaling_begins_where_the_context_ends() {
+    fn dynamic_scaling_begins_past_the_trained_context() {
         let dynamic =
             Rope::from_config(&config(r#"{"type": "dynamic", "factor": 2}"#), 1e4, 8, 64).unwrap();
         assert_eq!(dynamic.table(63, 1), Rope::plain(1e4, 8).table(63, 1));
@@ -287,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_unknown_is_named() {
+    fn errors_name_what_is_missing_or_unknown() {
         for (scaling, word) in [
             (r#"{"type": "spiral"}"#, "`spiral`"),
             (r#"{"type": "linear"}"#, "`factor`"),

@@ -1,34 +1,22 @@
-//! GGUF files through candle's reader: what they say of the model, and their tensors, dequantised
-//! one by one when they are asked for.
+//! GGUF files, parsed by candle: their metadata, and their tensors, which are dequantised one by one
+//! when they are read.
+
+mod change;
+
+pub use change::GgufChange;
 
 use super::mmap::FileBytes;
 use super::{Checkpoint, Entry, Source};
 use crate::error::{NnError, Result};
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use change::{changed, rows_divide_among};
 use safetensors::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
-
-/// What a tensor of a GGUF file must undergo to be what the model's checkpoint would hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GgufChange {
-    /// Nothing.
-    None,
-    /// llama.cpp rotates neighbours where transformers rotates halves, so it permutes the rows of
-    /// queries and keys of so many heads; this undoes it.
-    Unpermute {
-        /// Heads the rows belong to.
-        heads: usize,
-    },
-    /// Rows become columns (GPT-2's `Conv1D`).
-    Transpose,
-    /// llama.cpp adds 1 to Gemma's norms.
-    MinusOne,
-}
 
 /// An opened GGUF file.
 #[derive(Debug)]
@@ -39,11 +27,12 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Reads the header: metadata and places of tensors, all checked against the file's length.
+    /// Opens a file and reads its header. The place of every tensor is checked against the length
+    /// of the file.
     ///
     /// # Errors
-    /// [`NnError::Read`]; [`NnError::MalformedFile`] for a header that is damaged or lies;
-    /// [`NnError::UnsupportedFile`] for tensors of types that are not read, and for a part of a
+    /// [`NnError::Read`]; [`NnError::MalformedFile`] for a damaged header or a tensor outside the
+    /// file; [`NnError::UnsupportedFile`] for an unsupported tensor type, and for one part of a
     /// split model.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
@@ -52,39 +41,31 @@ impl GgufFile {
             file: name.clone(),
             reason,
         };
+        let unsupported = |reason: String| NnError::UnsupportedFile {
+            file: name.clone(),
+            reason,
+        };
+
         let content = Content::read(&mut Cursor::new(&bytes[..])).map_err(|cause| {
             let cause = cause.to_string();
             match unsupported_type(&cause) {
-                Some(reason) => NnError::UnsupportedFile {
-                    file: name.clone(),
-                    reason,
-                },
+                Some(reason) => unsupported(reason),
                 None => malformed(format!("it cannot be read as GGUF ({cause})")),
             }
         })?;
+
         let part = |key: &str| content.metadata.get(key).and_then(integer);
         if let Some(count) = part("split.count").filter(|count| *count > 1) {
             let number = part("split.no").map_or(1, |number| number.saturating_add(1));
-            let reason = format!(
-                "it is file {number} of {count} of a split model, and split models are not supported; put the files \
-                 together first: `llama-gguf-split --merge FIRST_FILE NEW_FILE` (llama.cpp)"
-            );
-            return Err(NnError::UnsupportedFile { file: name, reason });
+            return Err(unsupported(format!(
+                "it is file {number} of {count} of a split model, and split models are not supported; merge the files \
+                 first: `llama-gguf-split --merge FIRST_FILE NEW_FILE` (llama.cpp)"
+            )));
         }
+
         for (tensor, info) in &content.tensor_infos {
-            let place = || -> Option<bool> {
-                let count = info
-                    .shape
-                    .dims()
-                    .iter()
-                    .try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
-                let blocks = count.is_multiple_of(info.ggml_dtype.block_size());
-                let size = (count / info.ggml_dtype.block_size())
-                    .checked_mul(info.ggml_dtype.type_size())?;
-                let start = content.tensor_data_offset.checked_add(info.offset)?;
-                Some(blocks && start.checked_add(size as u64)? <= bytes.len() as u64)
-            };
-            if place() != Some(true) {
+            let end = end_of_data(info, content.tensor_data_offset);
+            if end.is_none_or(|end| end > bytes.len() as u64) {
                 let shape = info.shape.dims();
                 return Err(malformed(format!(
                     "tensor `{tensor}` of shape {shape:?} does not lie within its {} bytes",
@@ -92,6 +73,7 @@ impl GgufFile {
                 )));
             }
         }
+
         Ok(Self {
             name,
             bytes,
@@ -99,7 +81,7 @@ impl GgufFile {
         })
     }
 
-    /// The file, for messages.
+    /// The file's path, for error messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -109,7 +91,7 @@ impl GgufFile {
         self.content.tensor_infos.keys().map(String::as_str)
     }
 
-    /// A text of the metadata.
+    /// A string in the metadata.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.content.metadata.get(key) {
             Some(Value::String(text)) => Some(text),
@@ -117,7 +99,7 @@ impl GgufFile {
         }
     }
 
-    /// A whole number of the metadata; of a list, its first.
+    /// An integer in the metadata; the first item if it is a list.
     pub fn integer(&self, key: &str) -> Option<i64> {
         self.content
             .metadata
@@ -128,12 +110,12 @@ impl GgufFile {
             })
     }
 
-    /// A number of the metadata.
+    /// A number in the metadata.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.content.metadata.get(key).and_then(number)
     }
 
-    /// A flag of the metadata.
+    /// A flag in the metadata.
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.content
             .metadata
@@ -141,7 +123,7 @@ impl GgufFile {
             .and_then(|value| value.to_bool().ok())
     }
 
-    /// A list of texts of the metadata.
+    /// A list of strings in the metadata.
     pub fn strings(&self, key: &str) -> Option<Vec<&str>> {
         let list = self.content.metadata.get(key)?.to_vec().ok()?;
         list.iter()
@@ -149,7 +131,7 @@ impl GgufFile {
             .collect()
     }
 
-    /// A list of numbers of the metadata.
+    /// A list of numbers in the metadata.
     pub fn numbers(&self, key: &str) -> Option<Vec<f64>> {
         self.content
             .metadata
@@ -161,10 +143,10 @@ impl GgufFile {
             .collect()
     }
 
-    /// The values of a tensor in f32, as they lie in the file.
+    /// The values of a tensor in f32, dequantised, in the order of the file.
     ///
     /// # Errors
-    /// [`NnError::MalformedFile`].
+    /// [`NnError::MalformedFile`] if candle cannot read it.
     pub fn values(&self, tensor: &str) -> Result<Vec<f32>> {
         let malformed = |cause: candle_core::Error| NnError::MalformedFile {
             file: self.name.clone(),
@@ -174,14 +156,34 @@ impl GgufFile {
             .content
             .tensor(&mut Cursor::new(&self.bytes[..]), tensor, &Device::Cpu);
         let values = read.and_then(|quantised| quantised.dequantize(&Device::Cpu));
+
         values
             .and_then(|values| values.flatten_all()?.to_vec1())
             .map_err(malformed)
     }
 }
 
-/// What to say where candle does not know the type of a tensor; its error carries ggml's number of
-/// it.
+/// Where a tensor's data ends in the file; `None` if that overflows or the tensor is not a whole
+/// number of quantisation blocks.
+fn end_of_data(info: &TensorInfo, data_offset: u64) -> Option<u64> {
+    let count = info
+        .shape
+        .dims()
+        .iter()
+        .try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
+    let block = info.ggml_dtype.block_size();
+    if !count.is_multiple_of(block) {
+        return None;
+    }
+
+    let size = (count / block).checked_mul(info.ggml_dtype.type_size())?;
+    data_offset
+        .checked_add(info.offset)?
+        .checked_add(size as u64)
+}
+
+/// The reason to report if candle's error is about a tensor type that it does not know. The error
+/// contains ggml's number of the type.
 fn unsupported_type(cause: &str) -> Option<String> {
     let (_, number) = cause.split_once("unknown dtype for tensor ")?;
     let digits = number
@@ -192,6 +194,7 @@ fn unsupported_type(cause: &str) -> Option<String> {
         Some((_, name)) => format!("type {name}"),
         None => format!("type number {number} of ggml"),
     };
+
     Some(format!(
         "it holds tensors of {name}, which is not supported; use a file of one of the types F32, F16, BF16, Q4_0, \
          Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K (in names of files also Q4_K_M and the like)"
@@ -241,18 +244,18 @@ fn integer(value: &Value) -> Option<i64> {
 
 fn number(value: &Value) -> Option<f64> {
     match value {
-        // Through its shortest text: 1e-05 stays 1e-05.
+        // Via the shortest decimal: 1e-05 stays 1e-05 as f64.
         Value::F32(x) => x.to_string().parse().ok(),
         Value::F64(x) => Some(*x),
         value => integer(value).map(|x| x as f64),
     }
 }
 
-/// Tensors of a GGUF file under the names of a checkpoint.
+/// The tensors of a GGUF file by their names in the original checkpoint.
 #[derive(Debug)]
 pub(super) struct GgufTensors {
     file: GgufFile,
-    /// Checkpoint name → name in the file, and what to do.
+    /// Checkpoint name → name in the file, and the change to undo.
     names: BTreeMap<String, (String, GgufChange)>,
 }
 
@@ -262,114 +265,92 @@ impl GgufTensors {
         let Some((stored, change)) = self.names.get(name) else {
             return Err(NnError::NotLoaded);
         };
+
         if *change == GgufChange::None && entry.range.1 > entry.range.0 {
             return Ok(Cow::Borrowed(
                 &self.file.bytes[entry.range.0..entry.range.1],
             ));
         }
+
         let values = changed(self.file.values(stored)?, &entry.shape, *change);
         Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
     }
 }
 
-/// The values a checkpoint would hold, of this shape.
-fn changed(mut values: Vec<f32>, shape: &[usize], change: GgufChange) -> Vec<f32> {
-    match change {
-        GgufChange::None => values,
-        GgufChange::MinusOne => {
-            values.iter_mut().for_each(|x| *x -= 1.0);
-            values
-        }
-        GgufChange::Transpose => {
-            let &[rows, columns] = shape else {
-                return values;
-            };
-            // In the file it is [columns, rows].
-            let of = |place: usize| values[place % columns * rows + place / columns];
-            (0..rows * columns).map(of).collect()
-        }
-        GgufChange::Unpermute { heads } => {
-            let rows = shape.first().copied().unwrap_or(0);
-            let width = values.len().checked_div(rows).unwrap_or(0);
-            let half = rows / heads / 2;
-            // Row `half · pair + i` of a head was written to `2 · i + pair`.
-            let stored = |row: usize| {
-                let (head, within) = (row / (2 * half), row % (2 * half));
-                head * 2 * half + within % half * 2 + within / half
-            };
-            (0..rows)
-                .flat_map(|row| &values[stored(row) * width..][..width])
-                .copied()
-                .collect()
-        }
-    }
-}
-
 impl Checkpoint {
-    /// The tensors of a GGUF file under the names that `rename` gives them; those it gives none are
-    /// left out. What is quantised there is F32 here.
+    /// A checkpoint of a GGUF file's tensors. `rename` maps a name in the file to the name in the
+    /// original checkpoint and the change to undo, or `None` to leave the tensor out. Quantised
+    /// tensors become F32.
     ///
     /// # Errors
-    /// [`NnError::MalformedFile`] where rows cannot be divided among heads, or two tensors get one
-    /// name.
+    /// [`NnError::MalformedFile`] if the rows of a permuted tensor cannot be divided among its
+    /// heads, or two tensors get the same name.
     pub fn from_gguf(
         file: GgufFile,
         rename: impl Fn(&str) -> Option<(String, GgufChange)>,
     ) -> Result<Self> {
-        let (mut entries, mut names) = (Vec::new(), BTreeMap::new());
         let malformed = |reason: String| NnError::MalformedFile {
             file: file.name.clone(),
             reason,
         };
+        let mut entries = Vec::new();
+        let mut names = BTreeMap::new();
+
         for (stored, info) in &file.content.tensor_infos {
             let Some((name, change)) = rename(stored) else {
                 continue;
             };
-            let mut shape = info.shape.dims().to_vec();
-            if change == GgufChange::Transpose {
-                shape.reverse();
-            }
+
+            let entry = entry(info, file.content.tensor_data_offset, change);
             if let GgufChange::Unpermute { heads } = change
-                && (heads == 0
-                    || !shape
-                        .first()
-                        .is_some_and(|rows| rows.is_multiple_of(2 * heads)))
+                && !rows_divide_among(heads, &entry.shape)
             {
                 return Err(malformed(format!(
-                    "rows of tensor `{stored}` {shape:?} do not belong to {heads} heads"
+                    "the rows of tensor `{stored}` {:?} cannot be divided among {heads} heads",
+                    entry.shape
                 )));
             }
-            let start = (file.content.tensor_data_offset + info.offset) as usize;
-            let size = info.shape.elem_count() / info.ggml_dtype.block_size()
-                * info.ggml_dtype.type_size();
-            let (dtype, range) = match (info.ggml_dtype, change) {
-                (GgmlDType::F16, GgufChange::None) => (Dtype::F16, (start, start + size)),
-                (GgmlDType::BF16, GgufChange::None) => (Dtype::BF16, (start, start + size)),
-                (GgmlDType::F32, GgufChange::None) => (Dtype::F32, (start, start + size)),
-                _ => (Dtype::F32, (0, 0)),
-            };
-            entries.push((
-                name.clone(),
-                Entry {
-                    file: 0,
-                    dtype,
-                    shape,
-                    range,
-                },
-            ));
+            entries.push((name.clone(), entry));
             if let Some((other, _)) = names.insert(name, (stored.clone(), change)) {
                 return Err(malformed(format!(
                     "tensors `{stored}` and `{other}` are the same"
                 )));
             }
         }
+
         let mut checkpoint = Self::empty();
         checkpoint.add(
             file.name.clone(),
             Source::Gguf(GgufTensors { file, names }),
             entries,
         )?;
+
         Ok(checkpoint)
+    }
+}
+
+/// The checkpoint entry of a tensor. Its range is empty unless the bytes can be used unchanged.
+fn entry(info: &TensorInfo, data_offset: u64, change: GgufChange) -> Entry {
+    let mut shape = info.shape.dims().to_vec();
+    if change == GgufChange::Transpose {
+        shape.reverse();
+    }
+
+    let start = (data_offset + info.offset) as usize;
+    let blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
+    let in_file = (start, start + blocks * info.ggml_dtype.type_size());
+    let (dtype, range) = match (info.ggml_dtype, change) {
+        (GgmlDType::F16, GgufChange::None) => (Dtype::F16, in_file),
+        (GgmlDType::BF16, GgufChange::None) => (Dtype::BF16, in_file),
+        (GgmlDType::F32, GgufChange::None) => (Dtype::F32, in_file),
+        _ => (Dtype::F32, (0, 0)),
+    };
+
+    Entry {
+        file: 0,
+        dtype,
+        shape,
+        range,
     }
 }
 
@@ -377,42 +358,26 @@ impl Checkpoint {
 mod tests {
     use super::*;
 
-    #[test]
-    fn unpermuting_undoes_what_llama_cpp_does() {
-        // One head of six rows: llama.cpp writes rows 0 3 1 4 2 5.
-        let stored = vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0];
-        let values = changed(stored, &[6, 1], GgufChange::Unpermute { heads: 1 });
-        assert_eq!(values, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-    }
-
-    #[test]
-    fn transposing_and_subtracting() {
-        let values = changed(
-            vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            &[3, 2],
-            GgufChange::Transpose,
-        );
-        assert_eq!(values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert_eq!(changed(vec![1.5], &[1], GgufChange::MinusOne), [0.5]);
-    }
-
-    /// A header with these keys (u16 each) and one tensor of 32 values of a type.
+    /// A header with these keys (u16 each) and one tensor of 32 values of a ggml type.
     fn header(keys: &[(&str, u16)], tensor_type: u32) -> Vec<u8> {
         let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
         let mut bytes = b"GGUF\x03\0\0\0".to_vec();
         bytes.extend(1u64.to_le_bytes());
         bytes.extend((keys.len() as u64).to_le_bytes());
+
         for (key, value) in keys {
             bytes.extend(text(key));
             bytes.extend(2u32.to_le_bytes());
             bytes.extend(value.to_le_bytes());
         }
+
         bytes.extend(text("token_embd.weight"));
         bytes.extend(1u32.to_le_bytes());
         bytes.extend(32u64.to_le_bytes());
         bytes.extend(tensor_type.to_le_bytes());
         bytes.extend(0u64.to_le_bytes());
         bytes.extend([0; 256]);
+
         bytes
     }
 
@@ -424,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn types_that_are_not_read_are_named_and_not_called_damage() {
+    fn unsupported_types_are_named_and_not_reported_as_damage() {
         assert!(opened(&header(&[], 0)).is_ok());
         for (number, name) in [
             (20, "type IQ4_NL"),
@@ -443,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_split_model_says_which_it_is_and_what_to_do() {
+    fn one_part_of_a_split_model_is_an_error_with_a_remedy() {
         let error = opened(&header(&[("split.no", 0), ("split.count", 3)], 0))
             .unwrap_err()
             .to_string();
@@ -451,13 +416,14 @@ mod tests {
             error.contains("file 1 of 3") && error.contains("llama-gguf-split --merge"),
             "{error}"
         );
+
         let error = opened(&header(&[("split.no", 2), ("split.count", 3)], 0))
             .unwrap_err()
             .to_string();
         assert!(error.contains("file 3 of 3"), "{error}");
         assert!(
             opened(&header(&[("split.no", 0), ("split.count", 1)], 0)).is_ok(),
-            "merged again"
+            "a merged file is accepted"
         );
     }
 }
