@@ -174,6 +174,21 @@ fn the_main_command_of_the_readme_runs() {
 }
 
 #[test]
+fn the_reference_of_the_program_is_current() {
+    let done = Command::new(env!("CARGO_BIN_EXE_llm-int8"))
+        .arg("reference")
+        .output()
+        .unwrap();
+    let current = String::from_utf8(done.stdout).unwrap();
+    assert!(current.contains("`llm-int8 run`") && !current.contains("llm-int8 reference"));
+    assert_eq!(
+        read("docs/cli.md"),
+        current,
+        "`cargo run --release -- reference > docs/cli.md` writes it anew"
+    );
+}
+
+#[test]
 fn the_library_of_the_readme_is_an_example_that_runs() {
     let block = blocks(&read("README.md"), "rust").remove(0);
     let example = read("examples/library.rs");

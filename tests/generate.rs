@@ -129,7 +129,7 @@ fn drafts_are_rejected_where_they_could_change_the_tokens() {
         .config(config.clone())
         .run()
         .unwrap_err();
-    assert!(error.to_string().contains("rotations"), "{error}");
+    assert!(error.to_string().contains("rotary embeddings"), "{error}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 const LONGEST_FILE: usize = 500;
 const LONGEST_MAIN: usize = 40;
-const LONGEST_FUNCTION: usize = 80;
+const LONGEST_FUNCTION: usize = 75;
 const LONGEST_README: usize = 110;
 const LONGEST_ARCHITECTURE: usize = 150;
 const LARGEST_FILE: u64 = 12 * 1024 * 1024;

@@ -53,52 +53,20 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
     let activation = Activation::from_name(config.text("activation_function")?)?;
     let norms_first = config.flag("do_layer_norm_before")?;
 
-    let padding = config.padding_row(vocab)?;
-    let position_table = PartSpec::Embedding {
-        class: "OPTLearnedPositionalEmbedding".into(),
-        rows: positions + OFFSET,
-        width: hidden,
-        padding: None,
-    };
-
-    let mut decoder = vec![
-        (
-            "embed_tokens",
-            table(ModelSlot::Tokens, [vocab, embedding_width], padding),
-        ),
-        (
-            "embed_positions",
-            Template::Part(ModelSlot::Positions, position_table),
-        ),
-    ];
-
-    if embedding_width != hidden {
-        decoder.push((
-            "project_out",
-            model_linear(ModelSlot::ProjectOut, [embedding_width, hidden], false),
-        ));
-        decoder.push((
-            "project_in",
-            model_linear(ModelSlot::ProjectIn, [hidden, embedding_width], false),
-        ));
-    }
-
+    let mut children = embeddings(config, hidden, embedding_width)?;
     if norms_first && !config.flag("_remove_final_layer_norm")? {
-        decoder.push((
+        children.push((
             "final_layer_norm",
             model_norm(ModelSlot::FinalNorm, layer_norm(hidden, EPS)),
         ));
     }
-
-    decoder.push((
+    children.push((
         "layers",
         blocks("OPTDecoderLayer", block(config, hidden, activation)?),
     ));
-    let model = container(
-        "OPTModel",
-        vec![("decoder", container("OPTDecoder", decoder))],
-    );
 
+    let decoder = container("OPTDecoder", children);
+    let model = container("OPTModel", vec![("decoder", decoder)]);
     let lm_head = model_linear(ModelSlot::Head, [vocab, embedding_width], false);
     let tree = container(
         "OPTForCausalLM",
@@ -118,6 +86,43 @@ fn describe(config: &ModelConfig) -> Result<DecoderSpec> {
         tied_head: config.flag("tie_word_embeddings")?,
         ..DecoderSpec::plain(tree, hidden, attention, layers, activation)?
     })
+}
+
+/// The tables, and the projections where the token table is of another width than the stream.
+fn embeddings(config: &ModelConfig, hidden: usize, embedding_width: usize) -> Result<Children> {
+    let vocab = config.size("vocab_size")?;
+    let positions = config.size("max_position_embeddings")?;
+    let padding = config.padding_row(vocab)?;
+    let position_table = PartSpec::Embedding {
+        class: "OPTLearnedPositionalEmbedding".into(),
+        rows: positions + OFFSET,
+        width: hidden,
+        padding: None,
+    };
+
+    let mut children = vec![
+        (
+            "embed_tokens",
+            table(ModelSlot::Tokens, [vocab, embedding_width], padding),
+        ),
+        (
+            "embed_positions",
+            Template::Part(ModelSlot::Positions, position_table),
+        ),
+    ];
+
+    if embedding_width != hidden {
+        children.push((
+            "project_out",
+            model_linear(ModelSlot::ProjectOut, [embedding_width, hidden], false),
+        ));
+        children.push((
+            "project_in",
+            model_linear(ModelSlot::ProjectIn, [hidden, embedding_width], false),
+        ));
+    }
+
+    Ok(children)
 }
 
 /// The children of a block.

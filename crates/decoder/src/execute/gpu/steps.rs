@@ -182,12 +182,20 @@ impl<'a> Executor<'a> {
         let (from, _) = self.rows(step.from)?;
 
         let sum = Combined::Sum(step.scale as f32);
+        let strided = |values| Strided {
+            values,
+            stride: width,
+        };
+        let shape = RowShape {
+            rows: self.count,
+            width,
+        };
         Ok(ops::combine(
             sum,
-            (stream, width),
-            (from, width),
+            strided(stream),
+            strided(from),
             stream,
-            [self.count, width],
+            shape,
         )?)
     }
 
