@@ -1,4 +1,5 @@
-//! Several prompts at once, each with its own settings, and requests that come and go while others run.
+//! Several prompts at once, each with its own settings, and requests that come and go while others
+//! run.
 //!
 //! `cargo run --release --example batch -- [MODEL]`
 

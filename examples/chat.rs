@@ -1,6 +1,7 @@
 //! A conversation: each turn costs only its own tokens.
 //!
-//! `cargo run --release --example chat -- [MODEL]`: a model without a chat template gets a plain one here.
+//! `cargo run --release --example chat -- [MODEL]`: a model without a chat template gets a plain
+//! one here.
 
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 

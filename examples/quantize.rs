@@ -1,4 +1,5 @@
-//! Write a model in 8 bit, in the form of bitsandbytes, and load it again: Python loads it the same way.
+//! Write a model in 8 bit, in the form of bitsandbytes, and load it again: Python loads it the same
+//! way.
 //!
 //! `cargo run --release --example quantize -- [MODEL] [FOLDER]`
 

@@ -1,4 +1,5 @@
-//! What README.md and docs/ show is what happens: every console block runs, lists are those of the code.
+//! What README.md and docs/ show is what happens: every console block runs, lists are those of the
+//! code.
 
 use llm_int8::decoder::FAMILIES;
 use std::path::Path;

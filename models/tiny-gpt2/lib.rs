@@ -1,5 +1,6 @@
-//! The model built into llm-int8: a GPT-2 with 4 layers of width 256 and a vocabulary of 4,096, trained on public-domain
-//! English. The folder of this crate is a checkpoint as transformers writes it; see README.md for how it was made.
+//! The model built into llm-int8: a GPT-2 with 4 layers of width 256 and a vocabulary of 4,096,
+//! trained on public-domain English. The folder of this crate is a checkpoint as transformers
+//! writes it; see README.md for how it was made.
 //!
 //! ```
 //! assert!(llm_int8_tiny_gpt2::CONFIG.starts_with(b"{"));

@@ -1,4 +1,5 @@
-//! The checks of tests/tidy.rs as functions over text: each gives lines and what is wrong with them.
+//! The checks of tests/tidy.rs as functions over text: each gives lines and what is wrong with
+//! them.
 
 /// The line without its comment, which may mention anything.
 fn code(line: &str) -> &str {
@@ -21,7 +22,8 @@ pub(crate) fn too_long(text: &str, limit: usize) -> Vec<(usize, String)> {
     }
 }
 
-/// Functions with more lines than `limit`, from the line of `fn` to the closing brace, as rustfmt indents them.
+/// Functions with more lines than `limit`, from the line of `fn` to the closing brace, as rustfmt
+/// indents them.
 pub(crate) fn long_functions(text: &str, limit: usize) -> Vec<(usize, String)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

@@ -49,8 +49,8 @@ struct AsyncCopy {
 
 constexpr uint32_t MAX_COPIES = 256;
 
-// A wgmma, which reads shared memory. It is computed only when it is waited for, so that memory that
-// is refilled too early gives wrong sums.
+// A wgmma, which reads shared memory. It is computed only when it is waited for, so that memory
+// that is refilled too early gives wrong sums.
 struct AsyncWgmma {
     int32_t* sums;
     const unsigned char *a, *b;

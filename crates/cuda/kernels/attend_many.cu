@@ -46,10 +46,12 @@ struct AttendTile {
         return piece * TILE_KEYS + (position ^ (piece & 7));
     }
 
-    // Starts copying the keys and values of a tile of positions from `tile` on; zeros from `stop` on.
+    // Starts copying the keys and values of a tile of positions from `tile` on; zeros from `stop`
+    // on.
     static __device__ __forceinline__ void copy(Stage stage, const T* keys, const T* values, const AttendedRow& sequence,
                                                 u32 padded, u32 tile, u32 stop) {
-        // A step of mma is 16 values; if a head fills only half of the last step, the rest is zeros.
+        // A step of mma is 16 values; if a head fills only half of the last step, the rest is
+        // zeros.
         u32 pieces = padded / 8, whole = (pieces + 1) / 2 * 2;
 #pragma unroll
         for (u32 c = 0; c < PIECES * TILE_KEYS / THREADS; ++c) {

@@ -22,8 +22,8 @@
 // Heads wider than 256 values are summed 256 values at a time, computing the scores again for each
 // part.
 //
-// Bytes: keys and values once for each set of HEADS heads; with several blocks, 8 · (padded + 2) for
-// the partial sums of each block and head.
+// Bytes: keys and values once for each set of HEADS heads; with several blocks, 8 · (padded + 2)
+// for the partial sums of each block and head.
 #include "attention.cuh"
 
 // Prepares the queries of all rows and stores their keys and values in the caches, one value for
@@ -96,8 +96,8 @@ struct AttendFew {
     // Whether this block has the new position.
     __device__ __forceinline__ bool has_fresh() const { return IS_NEW && blockIdx.x == share.active - 1; }
 
-    // Puts into shared memory the queries, zeros from `count` on, and the new key and value, rounded
-    // to the cache's dtype.
+    // Puts into shared memory the queries, zeros from `count` on, and the new key and value,
+    // rounded to the cache's dtype.
     __device__ __forceinline__ void fill_vectors() const {
         const Heads& h = a.heads;
         u32 total = (HEADS + (has_fresh() ? 2 : 0)) << h.shift;

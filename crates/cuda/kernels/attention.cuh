@@ -5,8 +5,8 @@
 // A sequence's cache is one allocation, so a launch needs only its address and capacity. Both are
 // read from device memory, so that one captured graph serves every sequence. For each layer it has
 // first the keys, in groups of 8 values, [kv_heads, size / 8, capacity, 8], so that adjacent
-// threads read adjacent positions, 16 bytes each (in 16 bits); then the values, [kv_heads, capacity,
-// padded size].
+// threads read adjacent positions, 16 bytes each (in 16 bits); then the values, [kv_heads,
+// capacity, padded size].
 #pragma once
 #include "ptx.cuh"
 #include "reduce.cuh"

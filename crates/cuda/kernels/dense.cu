@@ -157,8 +157,8 @@ DEVICE void dense_mma(const DenseArgs& a) {
             }
         }
     }
-    // With this pitch, the four lanes that share a g, whose rows of activations are two apart, write
-    // to different banks.
+    // With this pitch, the four lanes that share a g, whose rows of activations are two apart,
+    // write to different banks.
     constexpr u32 OUTPUTS = 16 * DENSE_WARPS, PITCH = OUTPUTS + 4;
     __shared__ float sums[8 * GROUPS * PITCH];
 #pragma unroll

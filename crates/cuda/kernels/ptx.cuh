@@ -33,8 +33,8 @@ DEVICE void add_apart(i32* p, i32 x) { asm volatile("red.global.add.s32 [%0], %1
 
 // d += a · b over 32 codes: a is 16 × 32, row-major; b is 32 × 8, column-major; d is 16 × 8. Lane
 // 4g + t holds: a[0], a[1]: rows g, g + 8, bytes 4t … 4t + 3; a[2], a[3]: the bytes 16 later; b[0],
-// b[1]: column g, bytes 4t … 4t + 3 and those 16 later; d[0], d[1]: row g, columns 2t, 2t + 1; d[2],
-// d[3]: row g + 8.
+// b[1]: column g, bytes 4t … 4t + 3 and those 16 later; d[0], d[1]: row g, columns 2t, 2t + 1;
+// d[2], d[3]: row g + 8.
 DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -55,9 +55,9 @@ DEVICE void mma_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 }
 
 // d += a · b over 16 values with f32 sums: a is 16 × 16, row-major; b is 16 × 8, column-major; d is
-// 16 × 8. Lane 4g + t holds, two values in each word: a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1;
-// a[2], a[3]: the columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1 and those 8 later; d as in
-// mma_s8. Capability 8.0 and later.
+// 16 × 8. Lane 4g + t holds, two values in each word: a[0], a[1]: rows g, g + 8, columns 2t, 2t +
+// 1; a[2], a[3]: the columns 8 later; b[0], b[1]: column g, rows 2t, 2t + 1 and those 8 later; d as
+// in mma_s8. Capability 8.0 and later.
 DEVICE void mma_floats(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -83,8 +83,8 @@ DEVICE void load_matrices(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
-// The same, but transposes each matrix of 8 × 8 16-bit values: word i gets rows 2t, 2t + 1 of column
-// g of matrix i.
+// The same, but transposes each matrix of 8 × 8 16-bit values: word i gets rows 2t, 2t + 1 of
+// column g of matrix i.
 DEVICE void load_transposed(u32 (&words)[4], const void* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -110,8 +110,8 @@ DEVICE u32 pack_floats(float low, float high, bf16) {
     return *reinterpret_cast<u32*>(&pair);
 }
 
-// Starts an asynchronous copy of 16 bytes from global to shared memory; writes zeros if not `valid`.
-// Synchronous before capability 8.0.
+// Starts an asynchronous copy of 16 bytes from global to shared memory; writes zeros if not
+// `valid`. Synchronous before capability 8.0.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800
     u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
@@ -173,9 +173,9 @@ DEVICE u64 tile_descriptor(const void* tile) {
 }
 #endif
 
-// A warpgroup starts d += a · bᵀ over 32 codes, from 32 · step on, of 64 rows of tile a and 128 rows
-// of tile b. In lane 4g + t of warp w, d[4j + 2h + e] belongs to row 16w + g + 8h of a and row 8j +
-// 2t + e of b.
+// A warpgroup starts d += a · bᵀ over 32 codes, from 32 · step on, of 64 rows of tile a and 128
+// rows of tile b. In lane 4g + t of warp w, d[4j + 2h + e] belongs to row 16w + g + 8h of a and row
+// 8j + 2t + e of b.
 DEVICE void wgmma_s8(i32 (&d)[64], const void* a, const void* b, u32 step) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define WORDS4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])

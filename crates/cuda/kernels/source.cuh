@@ -94,8 +94,8 @@ struct GroupedRow {
         }
     }
 
-    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; values past the end
-    // of the row are 0. `group` is GROUPS for groups that are not kept.
+    // Calls f(k, group, values k … k + 3) for this thread's groups before `end`; values past the
+    // end of the row are 0. `group` is GROUPS for groups that are not kept.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll
@@ -210,9 +210,9 @@ private:
     }
 };
 
-// A row for blocks of 512 threads in kernels that overlap: `load_constants` may be called before the
-// kernel waits for earlier ones, `load` only after, then `normalise`. A thread has the groups of
-// four values that begin at 4 · (threadIdx.x + 512 i), and keeps the first QUADS of them in
+// A row for blocks of 512 threads in kernels that overlap: `load_constants` may be called before
+// the kernel waits for earlier ones, `load` only after, then `normalise`. A thread has the groups
+// of four values that begin at 4 · (threadIdx.x + 512 i), and keeps the first QUADS of them in
 // registers: all values of rows up to 6144. Nothing is kept of rows whose length is not a multiple
 // of 4 or that are not aligned for vectors of four values.
 constexpr u32 QUADS = 3;
@@ -284,8 +284,8 @@ struct QuadRow {
         return bias != nullptr ? value + bias[k] : value;
     }
 
-    // Calls f(k, values k … k + 3) for this thread's groups before `end`, a multiple of 4 that may be
-    // past the end of the row, where values are 0.
+    // Calls f(k, values k … k + 3) for this thread's groups before `end`, a multiple of 4 that may
+    // be past the end of the row, where values are 0.
     template <class F>
     __device__ __forceinline__ void each(u32 end, F f) const {
 #pragma unroll

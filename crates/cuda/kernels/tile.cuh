@@ -36,9 +36,9 @@ struct StepRange {
     }
 };
 
-// Copies a tile of codes into shared memory asynchronously: ROWS rows of CHUNKS · 16 bytes, of which
-// a thread copies the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, the period of
-// the swizzle.
+// Copies a tile of codes into shared memory asynchronously: ROWS rows of CHUNKS · 16 bytes, of
+// which a thread copies the same chunk of every STRIDE-th row. STRIDE is a multiple of 8, the
+// period of the swizzle.
 template <u32 ROWS, u32 CHUNKS, u32 THREADS>
 struct TileCopy {
     static constexpr u32 STRIDE = THREADS / CHUNKS, BYTES = ROWS * CHUNKS * 16;
@@ -84,8 +84,8 @@ struct Tile {
 
     const ProductArgs& a;
     u32 first_m, first_n, count;
-    // Fetched before the main loop: absmax of rows of activations or weights, biases, and an outlier
-    // column in each lane.
+    // Fetched before the main loop: absmax of rows of activations or weights, biases, and an
+    // outlier column in each lane.
     float factor[FETCHED], offset[FETCHED];
     u32 column;
     // In shared memory, after the main loop.
@@ -112,8 +112,8 @@ struct Tile {
     }
 
     // Finishes the tile, using BYTES of shared memory, which no thread may still use for anything
-    // else. put(part) passes the rows of a part (HEIGHT rows) of `sum` to put_pair; all threads call
-    // it. `has_rows`: whether any of the warp's rows is within M.
+    // else. put(part) passes the rows of a part (HEIGHT rows) of `sum` to put_pair; all threads
+    // call it. `has_rows`: whether any of the warp's rows is within M.
     template <class Put>
     __device__ __forceinline__ void finish(void* shared, i32 (&sum)[SUMS], bool has_rows, Put put) {
         sums = static_cast<i32*>(shared);
@@ -157,8 +157,8 @@ private:
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            // What this block added must be visible before it is counted, and what others added must
-            // be visible to it once they are.
+            // What this block added must be visible before it is counted, and what others added
+            // must be visible to it once they are.
             __threadfence();
             u32 before = atomicAdd(&a.counters[tile], 1u);
             __threadfence();
@@ -314,7 +314,8 @@ private:
         u32 first = 0;
         do {
             u32 here = count - first < OUTLIERS_AT_ONCE ? count - first : OUTLIERS_AT_ONCE;
-            // The first columns are already loaded, unless the previous part replaced them by others.
+            // The first columns are already loaded, unless the previous part replaced them by
+            // others.
             if (first != 0 || (part != 0 && count > OUTLIERS_AT_ONCE)) {
                 __syncthreads();
                 load_outliers(first);

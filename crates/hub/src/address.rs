@@ -35,8 +35,8 @@ pub(crate) fn on_the_hub(name: &str) -> Option<&str> {
     })
 }
 
-/// Parses the path of a URL: `org/name`, or `org/name/tree/REVISION` and the other views; `org/` may
-/// be missing. `name` is the whole URL, for error messages.
+/// Parses the path of a URL: `org/name`, or `org/name/tree/REVISION` and the other views; `org/`
+/// may be missing. `name` is the whole URL, for error messages.
 pub(crate) fn model(name: &str, path: &str) -> Result<ModelRef> {
     let refuse = |reason: String| HubError::InvalidName {
         name: name.to_owned(),

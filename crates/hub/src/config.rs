@@ -74,8 +74,9 @@ impl HubConfig {
         }
     }
 
-    /// The settings from environment variables, with the names and the precedence of huggingface_hub
-    /// 0.36 and transformers 4.57 (`constants.py`, `utils/_auth.py`, `transformers/utils/hub.py`):
+    /// The settings from environment variables, with the names and the precedence of
+    /// huggingface_hub 0.36 and transformers 4.57 (`constants.py`, `utils/_auth.py`,
+    /// `transformers/utils/hub.py`):
     ///
     /// - cache: `TRANSFORMERS_CACHE`, `PYTORCH_TRANSFORMERS_CACHE`,
     ///   `PYTORCH_PRETRAINED_BERT_CACHE`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, else `hub` in

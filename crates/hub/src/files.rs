@@ -18,9 +18,9 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
     /// The weights.
     pub weights: WeightFiles,
-    /// The small files that a copy of the model needs, without `config.json`: those that transformers
-    /// reads for generation and for any of its tokenizers, including additional chat templates (in
-    /// their own folder).
+    /// The small files that a copy of the model needs, without `config.json`: those that
+    /// transformers reads for generation and for any of its tokenizers, including additional chat
+    /// templates (in their own folder).
     pub companions: Vec<PathBuf>,
     /// The commit, for a model from the hub.
     pub commit: Option<String>,
@@ -53,8 +53,8 @@ impl From<ModelFiles> for SmallFiles {
 /// The tokenizer's files, as far as they exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenizerFiles {
-    /// `tokenizer.json`, which holds everything; or a file for certain versions of transformers, such
-    /// as `tokenizer.4.0.0.json`, if `tokenizer_config.json` prefers that.
+    /// `tokenizer.json`, which holds everything; or a file for certain versions of transformers,
+    /// such as `tokenizer.4.0.0.json`, if `tokenizer_config.json` prefers that.
     pub tokenizer_json: Option<PathBuf>,
     /// `vocab.json`, of older byte-level BPE models.
     pub vocab_json: Option<PathBuf>,

@@ -28,8 +28,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with these settings. An invalid endpoint or unreadable certificates are reported by the
-    /// first call that needs the network, not here.
+    /// A hub with these settings. An invalid endpoint or unreadable certificates are reported by
+    /// the first call that needs the network, not here.
     pub fn new(config: HubConfig) -> Self {
         Self { config }
     }
@@ -70,8 +70,8 @@ impl Hub {
         }
     }
 
-    /// The small files of a model, without its weights: `config.json`, and the files of the tokenizer
-    /// and the chat templates. Any of them may be missing.
+    /// The small files of a model, without its weights: `config.json`, and the files of the
+    /// tokenizer and the chat templates. Any of them may be missing.
     ///
     /// # Errors
     /// As [`Hub::resolve`].

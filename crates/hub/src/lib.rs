@@ -1,10 +1,10 @@
-//! Finds a model's files in a folder or the cache, or downloads them from the Hugging Face hub, over
-//! unreliable connections too.
+//! Finds a model's files in a folder or the cache, or downloads them from the Hugging Face hub,
+//! over unreliable connections too.
 //!
 //! [`Hub::resolve`] turns a model's name into files on disk. The cache has the layout of Python's
 //! `huggingface_hub`, so each uses the other's downloads. The crate adds what hf-hub 1.0 lacks:
-//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum verification
-//! before the rename, waiting for another process's download, offline mode, mirrors.
+//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum
+//! verification before the rename, waiting for another process's download, offline mode, mirrors.
 //!
 //! ```
 //! use llm_int8_hub::{Hub, HubConfig, ModelRef, NoProgress};

@@ -15,8 +15,8 @@ pub(crate) struct Retries {
     total: u32,
 }
 
-/// Limit of failures in total, for servers that send a few bytes each time and so keep resetting the
-/// count of consecutive failures.
+/// Limit of failures in total, for servers that send a few bytes each time and so keep resetting
+/// the count of consecutive failures.
 const MAX_TOTAL: u32 = 40;
 
 impl Retries {

@@ -10,8 +10,8 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) reason: String,
-    /// The file's hash, if its length is right. Two downloads with the same hash were not damaged in
-    /// transit.
+    /// The file's hash, if its length is right. Two downloads with the same hash were not damaged
+    /// in transit.
     pub(crate) content: Option<String>,
 }
 
@@ -83,8 +83,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The blob name for an etag header: without `W/`, quotes and Nexus' `{SHA1{…}}`. An etag that is not
-/// a safe file name is replaced by a hash of it.
+/// The blob name for an etag header: without `W/`, quotes and Nexus' `{SHA1{…}}`. An etag that is
+/// not a safe file name is replaced by a hash of it.
 pub(crate) fn plain_etag(raw: &str) -> String {
     let etag = raw.trim().trim_start_matches("W/").trim_matches('"');
     let etag = etag

@@ -76,8 +76,8 @@ impl QuantizedLinear {
     }
 
     /// [`forward`](Self::forward) with the sums of fbgemm on a machine without VNNI: pairs of
-    /// products are added in 16 bits, and may saturate if activations use all 256 codes. That is why
-    /// `reduce_range` exists.
+    /// products are added in 16 bits, and may saturate if activations use all 256 codes. That is
+    /// why `reduce_range` exists.
     ///
     /// # Errors
     /// [`AffineError::WrongDimension`], [`AffineError::Unsupported`].

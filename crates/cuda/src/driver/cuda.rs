@@ -258,8 +258,8 @@ impl CudaDriver {
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.bind()?;
         #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: `View::copy_from` checked that both ranges lie within live buffers of this device;
-        // freeing either waits for the stream.
+        // SAFETY: `View::copy_from` checked that both ranges lie within live buffers of this
+        // device; freeing either waits for the stream.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(self.error("copying"))
     }

@@ -301,9 +301,9 @@ impl EmulatedDriver {
         bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..args.len()].copy_from_slice(args);
 
         #[expect(unsafe_code, reason = "the kernels are C++")]
-        // SAFETY: `name`, `aligned` and `grid` outlive the call. The kernel touches only memory that
-        // the functions of `ops` checked to lie within buffers. Those are allocations of the state,
-        // which the caller has locked, so none is freed meanwhile.
+        // SAFETY: `name`, `aligned` and `grid` outlive the call. The kernel touches only memory
+        // that the functions of `ops` checked to lie within buffers. Those are allocations of the
+        // state, which the caller has locked, so none is freed meanwhile.
         let message = unsafe {
             llm_int8_emulate(
                 name.as_ptr(),

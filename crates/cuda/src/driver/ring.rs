@@ -51,8 +51,8 @@ impl Ring {
             .collect::<Driven<_>>()?;
 
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `new_event` bound the context to this thread. `copy` writes a slot before it reads
-        // it.
+        // SAFETY: `new_event` bound the context to this thread. `copy` writes a slot before it
+        // reads it.
         let memory = unsafe { result::malloc_host(slots.count * slots.bytes, 0) }?;
         Ok(Self {
             memory: memory.cast(),
@@ -79,8 +79,8 @@ impl Ring {
 
         #[expect(unsafe_code, reason = "page-locked memory")]
         // SAFETY: the slot has `slot_bytes` bytes, and `bytes` is no longer (asserted above). No
-        // earlier copy still reads the slot: its event has completed. The memory lives until `free`,
-        // which is called with the stream idle.
+        // earlier copy still reads the slot: its event has completed. The memory lives until
+        // `free`, which is called with the stream idle.
         unsafe {
             let memory = self.memory.add(slot * self.slot_bytes);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len());
@@ -93,9 +93,9 @@ impl Ring {
     /// Frees the memory. The stream must be idle.
     pub(super) fn free(self) {
         #[expect(unsafe_code, reason = "page-locked memory")]
-        // SAFETY: `memory` came from `malloc_host` in `new` and is freed once, as `self` is consumed.
-        // The caller, `CudaDriver::drop`, has waited for the stream, so no copy reads it. If freeing
-        // fails, the memory goes with the process.
+        // SAFETY: `memory` came from `malloc_host` in `new` and is freed once, as `self` is
+        // consumed. The caller, `CudaDriver::drop`, has waited for the stream, so no copy reads it.
+        // If freeing fails, the memory goes with the process.
         let _ = unsafe { result::free_host(self.memory.cast()) };
     }
 }

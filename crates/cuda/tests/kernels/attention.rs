@@ -81,8 +81,8 @@ impl RowInputs {
     }
 }
 
-/// Attends for new positions of sequences: each part is `(sequence, first position, count)`, and its
-/// outputs are one vector of the result.
+/// Attends for new positions of sequences: each part is `(sequence, first position, count)`, and
+/// its outputs are one vector of the result.
 pub(crate) fn run(
     device: &Device,
     model: &Model,

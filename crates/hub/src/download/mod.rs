@@ -32,7 +32,8 @@ pub(crate) struct Fetch<'a> {
 
 /// Downloads of a file before a mismatch with its etag is an error, for the hub.
 const HUB_DOWNLOADS: usize = 2;
-/// The same for a mirror. Its etag may not be a hash at all; that is assumed if two downloads agree.
+/// The same for a mirror. Its etag may not be a hash at all; that is assumed if two downloads
+/// agree.
 const MIRROR_DOWNLOADS: usize = 3;
 
 impl Fetch<'_> {
@@ -118,7 +119,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Downloads a blob under a lock: resumes a partial file, verifies it, and renames it into place.
+    /// Downloads a blob under a lock: resumes a partial file, verifies it, and renames it into
+    /// place.
     async fn blob(&self, file: &str, metadata: &Metadata) -> Result<()> {
         let blob = self.cache.blob(&metadata.etag);
         let incomplete = self.cache.incomplete(&metadata.etag);
@@ -148,8 +150,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Completes the incomplete file and verifies it. If it is damaged, it is downloaded again, up to
-    /// a limit.
+    /// Completes the incomplete file and verifies it. If it is damaged, it is downloaded again, up
+    /// to a limit.
     async fn verified_body(
         &self,
         file: &str,
@@ -247,7 +249,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// One request for the missing bytes. `have` bytes are in `target`, and counted on as more arrive.
+    /// One request for the missing bytes. `have` bytes are in `target`, and counted on as more
+    /// arrive.
     async fn part(
         &self,
         file: &str,

@@ -68,8 +68,8 @@ impl Fetch<'_> {
     }
 }
 
-/// Whether an answer resumes at byte `have`. Some mirrors omit `Content-Range`; then the length must
-/// match.
+/// Whether an answer resumes at byte `have`. Some mirrors omit `Content-Range`; then the length
+/// must match.
 pub(super) fn continues(response: &Response, have: u64, size: Option<u64>) -> bool {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return false;
