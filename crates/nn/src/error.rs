@@ -168,6 +168,17 @@ pub enum NnError {
         "the weights of this model were not read: it was built from headers only, to be inspected and not run"
     )]
     NotLoaded,
+    /// A layer without a kernel for a device.
+    #[error(
+        "{layer}: int8 layers compute on the CPU, and the tensor is on {device}; move it to the CPU, or keep this \
+         layer in float"
+    )]
+    UnsupportedDevice {
+        /// The layer.
+        layer: String,
+        /// The device.
+        device: String,
+    },
     /// A kernel rejected its arguments.
     #[error(transparent)]
     Kernel(#[from] llm_int8_kernels::KernelError),
@@ -198,5 +209,12 @@ impl NnError {
             Self::Candle(error) => error,
             other => candle_core::Error::wrap(other),
         }
+    }
+}
+
+impl From<NnError> for candle_core::Error {
+    /// So that `?` works where candle's `Result` is returned.
+    fn from(error: NnError) -> Self {
+        error.into_candle()
     }
 }

@@ -16,14 +16,18 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod drop_in;
 pub mod dtype;
 pub mod error;
+pub mod gradients;
 pub mod json;
 pub mod layers;
 pub mod linear;
+pub mod lora;
 pub mod module;
 pub mod near_names;
 pub mod parameter;
+pub mod var_builder;
 
 pub use dtype::{FloatDtype, ParameterDtype};
 pub use error::{NnError, Result};

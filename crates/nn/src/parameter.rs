@@ -34,8 +34,8 @@ impl FloatParameter {
     /// A parameter with values.
     ///
     /// # Errors
-    /// [`NnError::Input`] if the tensor is not f16, bf16 or f32; [`NnError::Candle`] if it cannot be
-    /// made contiguous.
+    /// [`NnError::Input`] if the tensor is not f16, bf16 or f32; [`NnError::Candle`] if it cannot
+    /// be made contiguous.
     pub fn loaded(tensor: Tensor) -> Result<Self> {
         let dtype = FloatDtype::from_candle(tensor.dtype()).ok_or_else(|| NnError::Input {
             layer: "a parameter".into(),

@@ -13,6 +13,9 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use std::path::Path;
 
+/// What bitsandbytes calls the absmax of a weight's rows.
+pub(crate) const ABSMAX: &str = "SCB";
+
 /// Reads the int8 weight of the layer `prefix`, of `shape` `[out, in]`. Its codes go into `memory`.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! Converts a stored tensor to what a layer holds: a float tensor of the requested dtype, or an int8
-//! weight.
+//! Converts a stored tensor to what a layer holds: a float tensor of the requested dtype, or an
+//! int8 weight.
 
 use super::TensorView;
 use super::view::FLOATS;
@@ -34,8 +34,8 @@ pub fn float_tensor(view: &TensorView<'_>, dtype: FloatDtype, transposed: bool) 
     }
 }
 
-/// Rounds a tensor to the dtype that the model is loaded in, as transformers does before quantising.
-/// Only bf16 needs this step: quantising itself rounds to f16. F64 becomes F32 here.
+/// Rounds a tensor to the dtype that the model is loaded in, as transformers does before
+/// quantising. Only bf16 needs this step: quantising itself rounds to f16. F64 becomes F32 here.
 ///
 /// # Errors
 /// [`NnError::Input`] if an F64 value overflows f32.
@@ -162,8 +162,8 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Zeroed memory for `length` values in large pages, and the index of the first one to use. That one
-/// begins a cache line, because vector loads that cross lines cost a tenth of the bandwidth.
+/// Zeroed memory for `length` values in large pages, and the index of the first one to use. That
+/// one begins a cache line, because vector loads that cross lines cost a tenth of the bandwidth.
 fn aligned<T: Pod>(length: usize) -> (Vec<T>, usize) {
     let mut memory: Vec<T> = bytemuck::zeroed_vec(length + LINE / size_of::<T>());
     prefer_large(&mut memory);

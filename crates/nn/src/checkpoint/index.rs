@@ -1,8 +1,9 @@
 //! `*.index.json`: which tensors a sharded checkpoint has, and in which of its files.
 //!
 //! As in transformers, only tensors listed in the index are read; others in the shards are ignored.
-//! If a tensor is in several shards, the copy in the shard that the index names is used (transformers
-//! uses the last shard's). If that shard does not have it, the last shard that does is used.
+//! If a tensor is in several shards, the copy in the shard that the index names is used
+//! (transformers uses the last shard's). If that shard does not have it, the last shard that does
+//! is used.
 
 use super::{Checkpoint, Entry, Foreign, Source};
 use crate::error::{NnError, Result};

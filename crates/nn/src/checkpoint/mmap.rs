@@ -43,10 +43,10 @@ impl FileBytes {
             return Ok(Self::Static(&[]));
         }
 
-        // SAFETY: the map is read-only, and every slice of it borrows from the `FileBytes` that owns
-        // it, so none outlives the map. What cannot be enforced is that no other process changes the
-        // file: if one truncates it, reading past the new end raises SIGBUS. Every reader of mapped
-        // checkpoints relies on that.
+        // SAFETY: the map is read-only, and every slice of it borrows from the `FileBytes` that
+        // owns it, so none outlives the map. What cannot be enforced is that no other process
+        // changes the file: if one truncates it, reading past the new end raises SIGBUS. Every
+        // reader of mapped checkpoints relies on that.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(error)?;
         Ok(Self::Mapped(map))
     }

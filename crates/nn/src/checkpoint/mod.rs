@@ -15,6 +15,7 @@ mod safetensors;
 mod view;
 pub mod writer;
 
+pub(crate) use bnb::ABSMAX;
 pub use bnb::{float_bytes, float_state, linear_state, read_linear_state, write_linear_state};
 pub use cast::{float_tensor, int8_weight, rounded};
 pub use columns::CheckpointColumns;
@@ -314,8 +315,8 @@ impl Checkpoint {
         }
     }
 
-    /// Reads a tensor by its name in the module tree. The checkpoint may lack the first component of
-    /// the name (`transformer.`, `model.`) or have one more in front.
+    /// Reads a tensor by its name in the module tree. The checkpoint may lack the first component
+    /// of the name (`transformer.`, `model.`) or have one more in front.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).

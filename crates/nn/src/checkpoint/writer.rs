@@ -143,7 +143,8 @@ impl NewFolder {
     }
 
     /// Writes tensors as transformers' `save_pretrained` does: as `model.safetensors`, or as shards
-    /// of at most `max_shard_size` bytes with an index. A tensor larger than that gets its own shard.
+    /// of at most `max_shard_size` bytes with an index. A tensor larger than that gets its own
+    /// shard.
     ///
     /// # Errors
     /// [`NnError::Write`], [`NnError::DiskFull`], [`NnError::Interrupted`]; the errors of the

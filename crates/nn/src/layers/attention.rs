@@ -147,9 +147,9 @@ pub struct AttendedSequence<'a> {
 /// New positions whose queries one task handles.
 const TASK_POSITIONS: usize = 32;
 
-/// `softmax(cap(q · kᵀ · factor) + bias) · v` over the cached and the new positions. The new keys and
-/// values are appended to the caches. A row's result does not depend on the other rows, nor on how
-/// many positions of its sequence are processed in one call.
+/// `softmax(cap(q · kᵀ · factor) + bias) · v` over the cached and the new positions. The new keys
+/// and values are appended to the caches. A row's result does not depend on the other rows, nor on
+/// how many positions of its sequence are processed in one call.
 ///
 /// # Shapes
 /// The rows of `qkv` are the new positions of all sequences, one sequence after the other; `out` is

@@ -8,8 +8,8 @@ use llm_int8_kernels::{AlignedVec, Element};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The keys and values of one layer for one sequence, in the model's float dtype as in transformers.
-/// Heads are stored one after the other, and within a head the positions.
+/// The keys and values of one layer for one sequence, in the model's float dtype as in
+/// transformers. Heads are stored one after the other, and within a head the positions.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     values: CacheValues,

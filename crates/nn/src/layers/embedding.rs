@@ -27,8 +27,8 @@ enum Int8Table {
 }
 
 impl Embedding {
-    /// A table without values, of shape `[rows, width]`. `class` and `padding` (the padding row) are
-    /// what PyTorch prints.
+    /// A table without values, of shape `[rows, width]`. `class` and `padding` (the padding row)
+    /// are what PyTorch prints.
     pub fn declared(
         class: &str,
         [rows, width]: [usize; 2],

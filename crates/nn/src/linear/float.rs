@@ -89,10 +89,17 @@ impl FloatLinear {
 
     /// `x · Wᵀ + b`; see [`Linear::forward`](super::Linear::forward).
     ///
+    /// Where gradients are tracked (of `x`, or of a weight or bias that is a variable), candle's
+    /// own operations compute it, and gradients reach all three.
+    ///
     /// # Errors
     /// As there.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input(&self.label(), x, self.in_features())?;
+        if x.track_op() || self.tracks_gradients() {
+            return self.tracked_forward(x);
+        }
+
         let matmul = FloatMatmul {
             weight: self.weight.tensor()?,
             bias: self.bias_values()?,
@@ -104,6 +111,34 @@ impl FloatLinear {
             .contiguous()?
             .apply_op1_no_bwd(&matmul)?;
         Ok(y.to_dtype(x.dtype())?)
+    }
+
+    /// Whether weight or bias is a variable, or was computed from one.
+    fn tracks_gradients(&self) -> bool {
+        let parameters = std::iter::once(&self.weight).chain(&self.bias);
+        parameters
+            .filter_map(|parameter| parameter.tensor().ok())
+            .any(Tensor::track_op)
+    }
+
+    /// The layer by candle's operations, in f32.
+    fn tracked_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.out_features();
+        }
+        let rows = x.elem_count() / self.in_features().max(1);
+
+        let weight = self.weight.tensor()?.to_dtype(DType::F32)?;
+        let x32 = x
+            .to_dtype(DType::F32)?
+            .reshape((rows, self.in_features()))?;
+        let mut y = x32.matmul(&weight.t()?)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(&bias.tensor()?.to_dtype(DType::F32)?)?;
+        }
+
+        Ok(y.reshape(shape)?.to_dtype(x.dtype())?)
     }
 
     /// The layer's path in its model; empty for a standalone layer.

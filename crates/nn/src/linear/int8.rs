@@ -52,34 +52,25 @@ impl Int8Linear {
     /// [`NnError::Input`] for a bias of the wrong shape or dtype.
     pub fn new(weight: Int8Weight, bias: Option<Tensor>, config: Int8Config) -> Result<Self> {
         let [out_features, in_features] = weight.shape();
-        let bias = bias.map(FloatParameter::loaded).transpose()?;
-        if let Some(bias) = &bias
-            && bias.shape() != [out_features]
-        {
-            return Err(NnError::Input {
-                layer: "Linear8bitLt".into(),
-                reason: format!(
-                    "the bias must be [{out_features}], it is {:?}",
-                    bias.shape()
-                ),
-            });
-        }
-
-        Ok(Self {
+        let mut layer = Self {
             path: ModulePath::root(),
             out_features,
             in_features,
             weight: Some(weight),
-            bias,
+            bias: None,
             original: None,
             config,
             class: LinearClass::Linear,
             isa: Isa::detect(),
-        })
+        };
+        if let Some(bias) = bias {
+            layer.set_bias(bias)?;
+        }
+        Ok(layer)
     }
 
-    /// Quantises a float layer. With [`OutlierWeights::Original`] the float weight stays in memory as
-    /// the source of outlier columns; a layer read from a file takes them from the file instead.
+    /// Quantises a float layer. With [`OutlierWeights::Original`] the float weight stays in memory
+    /// as the source of outlier columns; a layer read from a file takes them from the file instead.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -113,14 +104,24 @@ impl Int8Linear {
 
     /// `x · Wᵀ + b`; see [`Linear::forward`](super::Linear::forward).
     ///
+    /// Gradients reach `x`, and through it everything before: `∂x = ∂y · W` with the dequantised
+    /// weights, the rule of bitsandbytes' `MatMul8bitLt.backward`. Weight and bias are frozen.
+    ///
     /// # Errors
     /// As there, and [`NnError::NoOriginalWeights`] if the configuration requests original outlier
     /// weights and the layer has no source for them.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         super::op::check_input(&self.label(), x, self.in_features)?;
         self.weight()?; // fails here with our error, before candle wraps it
-        Ok(x.contiguous()?
-            .apply_op1_no_bwd(&Int8Matmul { layer: self })?)
+
+        let x = x.contiguous()?;
+        let matmul = Int8Matmul {
+            layer: self.clone(), // shares the weights
+        };
+        Ok(match x.track_op() {
+            true => x.apply_op1(matmul)?,
+            false => x.apply_op1_no_bwd(&matmul)?,
+        })
     }
 
     /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
@@ -204,6 +205,26 @@ impl Int8Linear {
     /// The bias, `[out]`.
     pub fn bias(&self) -> Option<&FloatParameter> {
         self.bias.as_ref()
+    }
+
+    /// Sets the bias, `[out]`.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] for a bias of the wrong shape or dtype.
+    pub fn set_bias(&mut self, bias: Tensor) -> Result<()> {
+        if bias.dims() != [self.out_features] {
+            return Err(NnError::Input {
+                layer: self.label(),
+                reason: format!(
+                    "the bias must be [{}], it is {:?}",
+                    self.out_features,
+                    bias.dims()
+                ),
+            });
+        }
+
+        self.bias = Some(FloatParameter::loaded(bias)?);
+        Ok(())
     }
 
     /// The bias, for filling it.

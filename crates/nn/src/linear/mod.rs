@@ -45,8 +45,8 @@ impl Linear {
     ///
     /// # Errors
     /// [`NnError::Input`](crate::NnError::Input) if the last dimension is not `in_features` or the
-    /// dtype is none of the three; [`NnError::NotLoaded`](crate::NnError::NotLoaded) if the layer has
-    /// no weights yet.
+    /// dtype is none of the three; [`NnError::NotLoaded`](crate::NnError::NotLoaded) if the layer
+    /// has no weights yet.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Float(linear) => linear.forward(x),
@@ -108,3 +108,17 @@ impl Module for Linear {
         }
     }
 }
+
+/// Lets the layers stand wherever candle takes a layer: `x.apply(&layer)`, `candle_nn::seq()`. The
+/// inherent `forward` does the same with this crate's error.
+macro_rules! candle_module {
+    ($($layer:ty),*) => {$(
+        impl candle_core::Module for $layer {
+            fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+                Ok(<$layer>::forward(self, x)?)
+            }
+        }
+    )*};
+}
+
+candle_module!(FloatLinear, Int8Linear, Linear);

@@ -3,7 +3,9 @@
 
 use super::int8::Int8Linear;
 use crate::error::{NnError, Result};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, WithDType};
+use candle_core::{
+    CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
+};
 use half::{bf16, f16};
 use llm_int8_kernels::{Element, Isa, MatMut, MatRef, dense};
 
@@ -16,6 +18,12 @@ pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result
         })
     };
 
+    if !matches!(x.device(), Device::Cpu) {
+        return Err(NnError::UnsupportedDevice {
+            layer: layer.into(),
+            device: format!("{:?}", x.device().location()),
+        });
+    }
     if !matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32) {
         return error(format!(
             "the input is {:?}; f16, bf16 or f32 is needed",
@@ -115,14 +123,38 @@ impl CustomOp1 for FloatMatmul<'_> {
     }
 }
 
-/// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add the outliers' part in float.
-pub(super) struct Int8Matmul<'a> {
-    pub(super) layer: &'a Int8Linear,
+/// LLM.int8(): quantise the rows of `x [M, K]`, multiply the codes, add the outliers' part in
+/// float.
+pub(super) struct Int8Matmul {
+    pub(super) layer: Int8Linear,
 }
 
-impl Int8Matmul<'_> {
+/// Rows of the weight that are dequantised at a time for a gradient.
+const GRADIENT_ROWS: usize = 256;
+
+impl Int8Matmul {
+    /// `∂y [M, N] · W [N, K]`, f32, the weights dequantised a panel of rows at a time.
+    fn gradient(&self, grad: &Tensor) -> Result<Tensor> {
+        let weight = self.layer.weight()?;
+        let [out_features, in_features] = weight.shape();
+        let mut sum = Tensor::zeros((grad.dim(0)?, in_features), DType::F32, grad.device())?;
+
+        for first in (0..out_features).step_by(GRADIENT_ROWS) {
+            let count = GRADIENT_ROWS.min(out_features - first);
+            let mut panel = vec![0f32; count * in_features];
+            for (i, row) in panel.chunks_exact_mut(in_features).enumerate() {
+                weight.row(self.layer.isa(), first + i, row)?;
+            }
+
+            let panel = Tensor::from_vec(panel, (count, in_features), grad.device())?;
+            sum = (sum + grad.narrow(1, first, count)?.contiguous()?.matmul(&panel)?)?;
+        }
+
+        Ok(sum)
+    }
+
     fn run<T: Element>(&self, x: &[T], rows: usize) -> Result<Vec<f32>> {
-        let layer = self.layer;
+        let layer = &self.layer;
         let config = layer.config();
         let isa = layer.isa();
         let x = MatRef::new(x, rows, layer.in_features())?;
@@ -143,7 +175,7 @@ impl Int8Matmul<'_> {
     }
 }
 
-impl CustomOp1 for Int8Matmul<'_> {
+impl CustomOp1 for Int8Matmul {
     fn name(&self) -> &'static str {
         "int8-matmul"
     }
@@ -167,5 +199,16 @@ impl CustomOp1 for Int8Matmul<'_> {
         };
 
         Ok((out.map_err(NnError::into_candle)?, shape))
+    }
+
+    /// The gradient of `x`: `∂y · W`. The rounding of activations and the outliers' part do not
+    /// enter (bitsandbytes, `MatMul8bitLt.backward`).
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let rows = x.elem_count() / self.layer.in_features().max(1);
+        let grad = grad
+            .to_dtype(DType::F32)?
+            .reshape((rows, self.layer.out_features()))?;
+        let found = self.gradient(&grad).map_err(NnError::into_candle)?;
+        Ok(Some(found.reshape(x.shape())?.to_dtype(x.dtype())?))
     }
 }

@@ -1,8 +1,8 @@
 //! Full-precision weights of outlier columns (LLM.int8() paper, section 3.2).
 //!
-//! Outlier features are few and mostly the same for every token. So a column is read from the source
-//! the first time it holds an outlier and cached: memory grows with the outlier columns, not with
-//! the weight.
+//! Outlier features are few and mostly the same for every token. So a column is read from the
+//! source the first time it holds an outlier and cached: memory grows with the outlier columns, not
+//! with the weight.
 
 use crate::error::Result;
 use llm_int8_kernels::MatRef;

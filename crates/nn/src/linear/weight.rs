@@ -193,8 +193,8 @@ impl Int8Weight {
     }
 }
 
-/// Copies codes in parallel. Returns whether one of them is -128, which is checked while the copy is
-/// still in the CPU cache.
+/// Copies codes in parallel. Returns whether one of them is -128, which is checked while the copy
+/// is still in the CPU cache.
 fn copy_codes(codes: &[i8], target: &mut [i8]) -> bool {
     target
         .par_chunks_mut(CODES_PER_TASK)

@@ -1,8 +1,8 @@
 //! The skip list: which linear layers stay float.
 //!
-//! In transformers, the user's list (`llm_int8_skip_modules`) replaces the model's own, which breaks
-//! models with tied weights. Here the user's names are *added* to the model's own, and a name that
-//! matches nothing is an error instead of a silent no-op.
+//! In transformers, the user's list (`llm_int8_skip_modules`) replaces the model's own, which
+//! breaks models with tied weights. Here the user's names are *added* to the model's own, and a
+//! name that matches nothing is an error instead of a silent no-op.
 
 use super::{ModulePath, Node};
 use crate::error::{NnError, Result};
@@ -10,9 +10,9 @@ use crate::near_names::near_names;
 
 /// Names of modules that stay float.
 ///
-/// A name matches a module if it is a run of whole components of the module's path: `c_proj`, `h.1`,
-/// `transformer.h.1.attn.c_proj`. `h.1` does not match `h.11`. Everything below a matching module is
-/// skipped too.
+/// A name matches a module if it is a run of whole components of the module's path: `c_proj`,
+/// `h.1`, `transformer.h.1.attn.c_proj`. `h.1` does not match `h.11`. Everything below a matching
+/// module is skipped too.
 ///
 /// ```
 /// use llm_int8_nn::module::{ModulePath, SkipList};

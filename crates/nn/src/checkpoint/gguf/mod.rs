@@ -1,5 +1,5 @@
-//! GGUF files, parsed by candle: their metadata, and their tensors, which are dequantised one by one
-//! when they are read.
+//! GGUF files, parsed by candle: their metadata, and their tensors, which are dequantised one by
+//! one when they are read.
 
 mod change;
 

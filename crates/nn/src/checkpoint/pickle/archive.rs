@@ -1,5 +1,5 @@
-//! The zip archive of a `torch.save` file. Its records are uncompressed, so a mapped tensor needs no
-//! copy.
+//! The zip archive of a `torch.save` file. Its records are uncompressed, so a mapped tensor needs
+//! no copy.
 
 use super::Refusal;
 use std::collections::HashMap;

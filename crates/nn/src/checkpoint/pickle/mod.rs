@@ -1,9 +1,9 @@
 //! `pytorch_model.bin`: files of `torch.save`, read without executing anything in them.
 //!
-//! The file is mapped. Its pickle describes tensors as strided views of storages; [`machine`] parses
-//! it into a [`heap`]. The storages are records of the zip archive ([`archive`]) or, in files of
-//! PyTorch before 1.6, follow the pickle ([`legacy`]). Contiguous tensors are read in place; others
-//! are gathered when they are read.
+//! The file is mapped. Its pickle describes tensors as strided views of storages; [`machine`]
+//! parses it into a [`heap`]. The storages are records of the zip archive ([`archive`]) or, in
+//! files of PyTorch before 1.6, follow the pickle ([`legacy`]). Contiguous tensors are read in
+//! place; others are gathered when they are read.
 
 mod archive;
 mod global;
@@ -157,8 +157,8 @@ fn ranges(heap: &Heap<'_>, find: impl Fn(&Storage<'_>) -> Option<Range>) -> Vec<
     heap.storages.iter().map(find).collect()
 }
 
-/// Rejects files without tensors at the top level, such as training checkpoints, which have them one
-/// level down.
+/// Rejects files without tensors at the top level, such as training checkpoints, which have them
+/// one level down.
 fn check_not_nested(heap: &Heap<'_>, top: usize, found: &[(String, Content)]) -> Outcome<()> {
     if found
         .iter()

@@ -62,8 +62,8 @@ impl Strided {
         Some(self.is_contiguous().then_some((first, first + bytes)))
     }
 
-    /// Whether the elements are contiguous in row-major order. The strides of dimensions of length 1
-    /// do not matter.
+    /// Whether the elements are contiguous in row-major order. The strides of dimensions of length
+    /// 1 do not matter.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape
@@ -88,9 +88,9 @@ impl Strided {
         }
     }
 
-    /// Gathers elements of `SIZE` bytes. A row is the last dimension. A band of rows is filled column
-    /// by column: if the tensor is transposed, the elements of a column are neighbours in the
-    /// storage.
+    /// Gathers elements of `SIZE` bytes. A row is the last dimension. A band of rows is filled
+    /// column by column: if the tensor is transposed, the elements of a column are neighbours in
+    /// the storage.
     fn elements<const SIZE: usize>(&self, storage: &[u8]) -> Vec<u8> {
         let (storage, _) = storage.as_chunks::<SIZE>();
         let (outer, width, stride) = match (self.shape.split_last(), self.strides.last()) {

@@ -1,0 +1,103 @@
+//! Which layers that are built here and now become int8, and how they compute.
+
+use crate::error::NnError;
+use crate::linear::Int8Config;
+use crate::module::{ModulePath, SkipList};
+use crate::near_names::near_names;
+use candle_core::Result;
+use std::cell::RefCell;
+
+/// What [`with_int8`] says, and what was built under it.
+#[derive(Debug)]
+struct Scope {
+    config: Int8Config,
+    skip: SkipList,
+    /// Paths of the linear layers built so far.
+    built: Vec<ModulePath>,
+}
+
+thread_local! {
+    /// The scopes that the code of this thread is in, the innermost last.
+    static SCOPES: RefCell<Vec<Scope>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Removes the innermost scope, also where the building code panics.
+struct Guard;
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        SCOPES.with_borrow_mut(Vec::pop);
+    }
+}
+
+/// Builds a model whose linear layers, made by the constructors of [`drop_in`](super) on this thread, are int8 with `config`, except
+/// those that a name of `skip` covers. Names match as in [`SkipList`], against the prefix of the layer's `VarBuilder`. `lm_head` always
+/// stays float, as in transformers.
+///
+/// Outside of this function the constructors use [`Int8Config::default`] and skip `lm_head` alone.
+///
+/// # Errors
+/// What `build` gives, and an error for a name of `skip` that covers no layer built.
+pub fn with_int8<T>(
+    config: Int8Config,
+    skip: &SkipList,
+    build: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    SCOPES.with_borrow_mut(|scopes| {
+        scopes.push(Scope {
+            config,
+            skip: skip.clone(),
+            built: Vec::new(),
+        });
+    });
+    let guard = Guard;
+
+    let model = build()?;
+
+    let built = SCOPES.with_borrow_mut(|scopes| {
+        scopes
+            .last_mut()
+            .map(|scope| std::mem::take(&mut scope.built))
+    });
+    drop(guard);
+    check_names(skip, &built.unwrap_or_default())?;
+    Ok(model)
+}
+
+/// Refuses names that cover none of the layers.
+fn check_names(skip: &SkipList, built: &[ModulePath]) -> Result<()> {
+    for name in skip.names() {
+        let alone = SkipList::new([name.as_str()]);
+        if !built.iter().any(|path| alone.matching(path).is_some()) {
+            let candidates = built.iter().flat_map(|path| [path.name(), path.as_str()]);
+            return Err(NnError::UnknownModule {
+                name: name.clone(),
+                hint: near_names(name, candidates),
+            }
+            .into_candle());
+        }
+    }
+    Ok(())
+}
+
+/// The configuration of int8 layers built here.
+pub(super) fn config() -> Int8Config {
+    SCOPES.with_borrow(|scopes| {
+        scopes
+            .last()
+            .map_or_else(Int8Config::default, |scope| scope.config)
+    })
+}
+
+/// The configuration of the layer at a path, or none where it stays float.
+pub(super) fn config_for(path: &ModulePath) -> Option<Int8Config> {
+    let always = SkipList::new(["lm_head"]);
+    SCOPES.with_borrow_mut(|scopes| {
+        let Some(scope) = scopes.last_mut() else {
+            return always.matching(path).is_none().then(Int8Config::default);
+        };
+        scope.built.push(path.clone());
+        let is_kept = always.matching(path).is_some() || scope.skip.matching(path).is_some();
+        (!is_kept).then_some(scope.config)
+    })
+}
