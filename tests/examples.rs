@@ -10,6 +10,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["PerTensorAffine: codes [101, -115, 25, 127, -128, 89]"],
     ),
     ("batch", &["In the beginning", "SequenceId(2)"]),
+    ("candle_model", &["int8: true", "relative error 0.0"]),
     ("chat", &["> And what is thy name?", "[16 tokens]"]),
     (
         "generate",
@@ -29,6 +30,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("int8_linear", &["[2, 10, 256], relative error 0.0"]),
     ("library", &["GPT2LMHeadModel("]),
+    (
+        "lora",
+        &[
+            "without a gradient: []",
+            "step 100: loss 0.0",
+            "base unchanged: true",
+        ],
+    ),
     ("quantize", &["5532672 bytes"]),
 ];
 

@@ -1,13 +1,16 @@
 //! Which trainable variables got no gradient.
 //!
-//! In candle an operation without a backward pass may stop gradients silently: everything before it is frozen, the loss falls a little
-//! and nothing says why. In candle-nn 0.11 these do: `ops::softmax_last_dim`, `LayerNorm` and `RmsNorm` on contiguous input,
-//! `rotary_emb::rope` and its kin. `ops::softmax`, `RmsNorm::forward_diff`, `ops::layer_norm_slow` and `rotary_emb::rope_slow` do not.
+//! In candle an operation without a backward pass may stop gradients silently: everything before it
+//! is frozen, the loss falls a little and nothing says why. In candle-nn 0.11 these do:
+//! `ops::softmax_last_dim`, `LayerNorm` and `RmsNorm` on contiguous input, `rotary_emb::rope` and
+//! its kin. `ops::softmax`, `RmsNorm::forward_diff`, `ops::layer_norm_slow` and
+//! `rotary_emb::rope_slow` do not.
 
 use candle_core::backprop::GradStore;
 use candle_nn::VarMap;
 
-/// The names of the variables that a loss does not depend on, in alphabetical order: frozen by mistake, or not used.
+/// The names of the variables that a loss does not depend on, in alphabetical order: frozen by
+/// mistake, or not used.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor, D};

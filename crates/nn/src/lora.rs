@@ -1,7 +1,9 @@
-//! LoRA (Hu et al. 2021): a frozen linear layer and a trained update of low rank, in the form and under the names of PEFT.
+//! LoRA (Hu et al. 2021): a frozen linear layer and a trained update of low rank, in the form and
+//! under the names of PEFT.
 //!
-//! `y = x · Wᵀ + b + (x · Aᵀ · Bᵀ) · scale`, with `A` `[rank, in]`, `B` `[out, rank]` and `scale = alpha / rank`. The base may be int8:
-//! gradients reach `A`, `B` and `x` (bitsandbytes' QLoRA recipe in 8 bit), never the base.
+//! `y = x · Wᵀ + b + (x · Aᵀ · Bᵀ) · scale`, with `A` `[rank, in]`, `B` `[out, rank]` and `scale =
+//! alpha / rank`. The base may be int8: gradients reach `A`, `B` and `x` (bitsandbytes' QLoRA
+//! recipe in 8 bit), never the base.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -27,7 +29,8 @@ use crate::linear::Linear;
 use candle_core::{DType, Module, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// Rank and scale of an adapter: the keys of PEFT's `adapter_config.json` that change what is computed.
+/// Rank and scale of an adapter: the keys of PEFT's `adapter_config.json` that change what is
+/// computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraConfig {
     /// `r`.
@@ -69,8 +72,9 @@ pub struct LoraLinear {
 }
 
 impl LoraLinear {
-    /// An update for `base`, of `lora_A.weight` `[rank, in]` and `lora_B.weight` `[out, rank]` of the `VarBuilder`. Where they are new
-    /// (a `VarMap`), `A` begins as in PEFT (Kaiming uniform with a = √5: ±1/√in) and `B` at 0, so the layer begins as its base.
+    /// An update for `base`, of `lora_A.weight` `[rank, in]` and `lora_B.weight` `[out, rank]` of
+    /// the `VarBuilder`. Where they are new (a `VarMap`), `A` begins as in PEFT (Kaiming uniform
+    /// with a = √5: ±1/√in) and `B` at 0, so the layer begins as its base.
     ///
     /// # Errors
     /// What the `VarBuilder` gives.
@@ -117,8 +121,8 @@ impl LoraLinear {
         Ok(Self { base, a, b, scale })
     }
 
-    /// `x · Wᵀ + b + (x · Aᵀ · Bᵀ) · scale`: `x` `[…, in]` in f16, bf16 or f32, the result `[…, out]` in the same dtype. The update is
-    /// computed in the dtype of `A`, as PEFT does.
+    /// `x · Wᵀ + b + (x · Aᵀ · Bᵀ) · scale`: `x` `[…, in]` in f16, bf16 or f32, the result `[…,
+    /// out]` in the same dtype. The update is computed in the dtype of `A`, as PEFT does.
     ///
     /// # Errors
     /// As [`Linear::forward`].

@@ -1,5 +1,5 @@
-//! A candle `VarBuilder` over any checkpoint, so that a candle model reads what candle alone cannot: bitsandbytes' 8-bit files, shards
-//! with copies, strided `.bin` files, GGUF.
+//! A candle `VarBuilder` over any checkpoint, so that a candle model reads what candle alone
+//! cannot: bitsandbytes' 8-bit files, shards with copies, strided `.bin` files, GGUF.
 
 use crate::checkpoint::{ABSMAX, Checkpoint, float_tensor};
 use crate::dtype::FloatDtype;
@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 /// A `VarBuilder` that reads a checkpoint's tensors one by one, as they are asked for.
 ///
-/// A weight that bitsandbytes saved in 8 bit (`weight` in I8 beside `SCB`) is dequantised where a float tensor is asked for, so every
-/// candle model loads such a checkpoint, with float memory and speed. The constructors of [`drop_in`](crate::drop_in) ask for the
-/// codes instead and keep them: no rounding, an eighth of the memory of f32.
+/// A weight that bitsandbytes saved in 8 bit (`weight` in I8 beside `SCB`) is dequantised where a
+/// float tensor is asked for, so every candle model loads such a checkpoint, with float memory and
+/// speed. The constructors of [`drop_in`](crate::drop_in) ask for the codes instead and keep them:
+/// no rounding, an eighth of the memory of f32.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -136,8 +137,8 @@ impl SimpleBackend for CheckpointBackend {
     }
 }
 
-/// The codes and absmax of `weight` `[out, in]` under a `VarBuilder` that has them (that of [`var_builder`]); none where it holds
-/// floats.
+/// The codes and absmax of `weight` `[out, in]` under a `VarBuilder` that has them (that of
+/// [`var_builder`]); none where it holds floats.
 pub(crate) fn int8_weight(
     vb: &VarBuilder<'_>,
     shape: [usize; 2],

@@ -1,4 +1,5 @@
-//! Candle models with int8 layers: constructors under candle's names, a `VarBuilder` over checkpoints, gradients.
+//! Candle models with int8 layers: constructors under candle's names, a `VarBuilder` over
+//! checkpoints, gradients.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};

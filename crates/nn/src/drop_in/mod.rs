@@ -1,4 +1,5 @@
-//! Linear layers under candle-nn's own names. Change the `use` line of a candle model, and its linear layers are int8:
+//! Linear layers under candle-nn's own names. Change the `use` line of a candle model, and its
+//! linear layers are int8:
 //!
 //! ```text
 //! - use candle_nn::{Linear, VarBuilder, linear, linear_no_bias};
@@ -6,8 +7,9 @@
 //! + use llm_int8_nn::drop_in::{Linear, linear, linear_no_bias};
 //! ```
 //!
-//! Each constructor reads one float tensor from the `VarBuilder`, quantises it and drops it, so a model never exists in full precision
-//! in memory. Under a `VarBuilder` of [`var_builder`](crate::var_builder) that holds 8-bit layers of bitsandbytes, their codes are
+//! Each constructor reads one float tensor from the `VarBuilder`, quantises it and drops it, so a
+//! model never exists in full precision in memory. Under a `VarBuilder` of
+//! [`var_builder`](crate::var_builder) that holds 8-bit layers of bitsandbytes, their codes are
 //! taken as they are.
 //!
 //! ```
@@ -41,6 +43,7 @@
 //! ```
 
 mod scope;
+pub mod with_tracing;
 
 pub use scope::with_int8;
 
@@ -61,8 +64,9 @@ pub enum Linear {
 }
 
 impl Linear {
-    /// A float layer of these tensors, as `candle_nn::Linear::new`. It stays float: a weight without a place in a checkpoint is often
-    /// shared with the token embeddings (a tied head), which bitsandbytes never quantises.
+    /// A float layer of these tensors, as `candle_nn::Linear::new`. It stays float: a weight
+    /// without a place in a checkpoint is often shared with the token embeddings (a tied head),
+    /// which bitsandbytes never quantises.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self::Float(candle_nn::Linear::new(weight, bias))
     }
@@ -87,11 +91,12 @@ impl Module for Linear {
     }
 }
 
-/// `candle_nn::linear` in 8 bit, or float where [`with_int8`] says so: weight `[out_dim, in_dim]` and bias `[out_dim]` of `vb`.
+/// `candle_nn::linear` in 8 bit, or float where [`with_int8`] says so: weight `[out_dim, in_dim]`
+/// and bias `[out_dim]` of `vb`.
 ///
 /// # Errors
-/// What the `VarBuilder` gives; an error that names the layer's path for a weight that is not finite in f16, for a saved 8-bit state
-/// that is not usable, and on a device other than the CPU.
+/// What the `VarBuilder` gives; an error that names the layer's path for a weight that is not
+/// finite in f16, for a saved 8-bit state that is not usable, and on a device other than the CPU.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder<'_>) -> Result<Linear> {
     linear_b(in_dim, out_dim, true, vb)
 }
@@ -171,7 +176,9 @@ fn int8(
             up: bound,
         };
         let bias = vb.get_with_hints(out_dim, "bias", init)?;
-        layer.set_bias(bias).map_err(NnError::into_candle)?;
+        layer
+            .set_bias(bias.detach())
+            .map_err(NnError::into_candle)?;
     }
     layer.set_path(path);
     Ok(layer)

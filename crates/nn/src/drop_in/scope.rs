@@ -30,9 +30,10 @@ impl Drop for Guard {
     }
 }
 
-/// Builds a model whose linear layers, made by the constructors of [`drop_in`](super) on this thread, are int8 with `config`, except
-/// those that a name of `skip` covers. Names match as in [`SkipList`], against the prefix of the layer's `VarBuilder`. `lm_head` always
-/// stays float, as in transformers.
+/// Builds a model whose linear layers, made by the constructors of [`drop_in`](super) on this
+/// thread, are int8 with `config`, except those that a name of `skip` covers. Names match as in
+/// [`SkipList`], against the prefix of the layer's `VarBuilder`. `lm_head` always stays float, as
+/// in transformers.
 ///
 /// Outside of this function the constructors use [`Int8Config::default`] and skip `lm_head` alone.
 ///
