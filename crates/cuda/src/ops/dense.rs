@@ -37,7 +37,7 @@ impl Kernel {
             0..=1 => Self::One,
             2..=THIN_MAX_ROWS => Self::Thin,
             _ if !suits_mma(source, matrix) => Self::Tile,
-            ..=32 => Self::Mma32,
+            rows if rows <= 32 => Self::Mma32,
             _ => Self::Mma64,
         }
     }

@@ -6,7 +6,7 @@
 //!   widening, but it is wrong for a code of -128 and takes as many multiplications.
 //! - VNNI multiplies unsigned by signed codes: weights are offset by 128, and `128 · Σ a` is
 //!   subtracted at the end. Intermediate overflow wraps and cancels, so this is exact for every
-//! code.
+//!   code.
 //! - NEON's `sdot` multiplies signed by signed codes, so it needs no offset.
 
 use super::Part;
