@@ -1,4 +1,5 @@
-//! A candle model of one's own whose linear layers are int8: written as with candle-nn, but for the `use` line.
+//! A candle model of one's own whose linear layers are int8: written as with candle-nn, but for the
+//! `use` line.
 //!
 //! `cargo run --release --example candle_model`
 

@@ -1,4 +1,5 @@
-//! Trains a LoRA adapter over a frozen int8 layer: the loss falls, the base does not change by a byte.
+//! Trains a LoRA adapter over a frozen int8 layer: the loss falls, the base does not change by a
+//! byte.
 //!
 //! `cargo run --release --example lora`
 

@@ -38,6 +38,7 @@ mod gguf_tokenizers;
 mod gpt2_large;
 mod gpt2_parity;
 mod hub_program;
+mod lora;
 mod pickles;
 mod plans;
 mod published;

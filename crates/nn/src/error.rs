@@ -147,6 +147,12 @@ pub enum NnError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// An adapter that cannot be used.
+    #[error("adapter_config.json: {reason}")]
+    Adapter {
+        /// What is wrong and what would do.
+        reason: String,
+    },
     /// A name in the skip list that matches no module of the model.
     #[error("skip list: `{name}` matches no module of this model{hint}")]
     UnknownModule {

@@ -1,5 +1,5 @@
-//! The names of `candle_transformers::models::with_tracing`, from which most of its models take their layers: copy such a model and
-//! change this one line.
+//! The names of `candle_transformers::models::with_tracing`, from which most of its models take
+//! their layers: copy such a model and change this one line.
 //!
 //! ```text
 //! - use super::with_tracing::{linear_no_bias as linear, Linear, RmsNorm};
@@ -61,7 +61,8 @@ impl RmsNorm {
         candle_nn::rms_norm(size, eps, vb).map(Self)
     }
 
-    /// The norm by operations that gradients pass through, which [`forward`](Module::forward) does not guarantee.
+    /// The norm by operations that gradients pass through, which [`forward`](Module::forward) does
+    /// not guarantee.
     ///
     /// # Errors
     /// What candle's operations give.
