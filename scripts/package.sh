@@ -6,8 +6,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+rm -rf target/package
 if [ "${1:-}" = --list ]; then
-    cargo package --workspace --allow-dirty --no-verify --quiet
+    cargo package --workspace --allow-dirty --no-verify --quiet --offline
 else
     cargo package --workspace --allow-dirty
 fi
