@@ -113,6 +113,11 @@ fn adapters_that_compute_something_else_are_refused_by_the_key() {
         (r#""bias": "all""#, "`bias`"),
         (r#""rank_pattern": {"up": 2}"#, "`rank_pattern`"),
         (r#""modules_to_save": ["lm_head"]"#, "`modules_to_save`"),
+        (
+            r#""trainable_token_indices": [1]"#,
+            "`trainable_token_indices`",
+        ),
+        (r#""target_parameters": ["w"]"#, "`target_parameters`"),
         (r#""r": 0"#, "`r`"),
         (r#""lora_alpha": "8""#, "`lora_alpha`"),
     ] {

@@ -24,7 +24,7 @@ pub enum KernelError {
         /// What it is.
         found: usize,
     },
-    /// So many columns that an i32 accumulator could overflow.
+    /// A matmul over more columns than an i32 accumulator can sum without overflow.
     #[error(
         "a matmul over {columns} columns could overflow its 32-bit accumulator; at most {limit} are allowed"
     )]

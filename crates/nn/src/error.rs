@@ -176,8 +176,8 @@ pub enum NnError {
     NotLoaded,
     /// A layer without a kernel for a device.
     #[error(
-        "{layer}: int8 layers compute on the CPU, and the tensor is on {device}; move it to the CPU, or keep this \
-         layer in float"
+        "{layer}: this layer computes on the CPU, and the tensor is on {device}; move it to the CPU, or use \
+         candle's own layer there"
     )]
     UnsupportedDevice {
         /// The layer.

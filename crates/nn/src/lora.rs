@@ -41,6 +41,14 @@ const UNSUPPORTED: &[&str] = &[
     "bias",
     "lora_bias",
     "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "velora_config",
 ];
 
 /// Rank and scale of an adapter: the keys of PEFT's `adapter_config.json` that change what is

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// A weight that bitsandbytes saved in 8 bit (`weight` in I8 beside `SCB`) is dequantised where a
 /// float tensor is asked for, so every candle model loads such a checkpoint, with float memory and
 /// speed. The constructors of [`drop_in`](crate::drop_in) ask for the codes instead and keep them:
-/// no rounding, an eighth of the memory of f32.
+/// no rounding, a quarter of the memory of f32.
 ///
 /// ```
 /// use candle_core::{DType, Device};

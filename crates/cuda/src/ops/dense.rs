@@ -5,7 +5,7 @@ use crate::args::DenseArgs;
 use crate::error::Result;
 
 /// Up to this many rows `dense_thin` is used.
-const THIN_MAX_ROWS: usize = 16;
+const DENSE_THIN_MAX_ROWS: usize = 16;
 /// Outputs of a block of `dense_mma32` and `dense_mma64`.
 const MMA_OUTPUTS: usize = 128;
 /// Outputs of a block of `dense_one`.
@@ -35,7 +35,7 @@ impl Kernel {
     fn choose(source: &Source<'_, f32>, matrix: &FloatMatrix) -> Self {
         match source.rows {
             0..=1 => Self::One,
-            2..=THIN_MAX_ROWS => Self::Thin,
+            2..=DENSE_THIN_MAX_ROWS => Self::Thin,
             _ if !suits_mma(source, matrix) => Self::Tile,
             rows if rows <= 32 => Self::Mma32,
             _ => Self::Mma64,

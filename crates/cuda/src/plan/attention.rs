@@ -4,8 +4,8 @@ use super::WARP;
 
 /// Positions that a block of `attend_one` or `attend_new` computes in one round.
 const ROUND: usize = 256;
-/// The most blocks that share the positions of a row: shared memory has room to combine the results
-/// of so many.
+/// Maximum number of blocks that share the positions of a row, limited by the shared memory in which
+/// their partial results are combined.
 pub const MAX_SPLITS: usize = 1024;
 /// The widest head of attention row by row, padding included.
 pub const MAX_HEAD_SIZE: usize = 1024;
