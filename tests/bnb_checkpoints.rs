@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use half::f16;
 use llm_int8::decoder::{LoadOptions, WeightDtype};
 use llm_int8::hub::HubConfig;
-use llm_int8::nn::linear::{Int8Config, OutlierWeights};
+use llm_int8::nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 use llm_int8::{AutoModelForCausalLM, LoadConfig};
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};
@@ -275,20 +275,23 @@ fn the_stored_threshold_is_used_unless_another_is_requested() {
             .decoder()
             .int8_config()
             .unwrap()
-            .threshold
+            .outliers
     };
 
-    assert_eq!(of(LoadOptions::default()), 2.5);
+    assert_eq!(of(LoadOptions::default()), OutlierRule::batch(2.5));
     assert_eq!(
         of(LoadOptions {
             threshold: Some(4.0),
             ..LoadOptions::default()
         }),
-        4.0
+        OutlierRule::batch(4.0)
     );
 
     let plain = load(&golden("models/llama"), LoadOptions::default());
-    assert_eq!(plain.decoder().int8_config().unwrap().threshold, 6.0);
+    assert_eq!(
+        plain.decoder().int8_config().unwrap().outliers,
+        OutlierRule::batch(6.0)
+    );
     assert!(
         relative_error(
             &logits(&load(&folder, LoadOptions::default()), "llama"),

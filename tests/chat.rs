@@ -4,7 +4,7 @@
 use crate::support::{golden, llm_int8, llm_int8_with_input};
 use llm_int8::decoder::LoadOptions;
 use llm_int8::hub::HubConfig;
-use llm_int8::nn::linear::{Int8Config, OutlierScope};
+use llm_int8::nn::linear::{Int8Config, OutlierRule};
 use llm_int8::{
     AutoModelForCausalLM, Chat, ChatMessage, FinishReason, GenerationConfig, LlmError, LoadConfig,
 };
@@ -17,7 +17,7 @@ pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.role.upper() }}: 
 fn model() -> AutoModelForCausalLM {
     // Outliers per row: a row's result does not depend on the rest of its batch.
     let int8 = Int8Config {
-        outlier_scope: OutlierScope::Row,
+        outliers: OutlierRule::row(6.0),
         ..Int8Config::default()
     };
     let options = LoadOptions {

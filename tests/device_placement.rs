@@ -12,7 +12,7 @@ use llm_int8_decoder::{
     Decoder, DeviceBudget, LoadOptions, ModelConfig, PlacedPart, Placement, WeightDtype,
 };
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8_nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 use std::sync::Arc;
 
 /// A limit of `most` bytes for a device.
@@ -66,8 +66,13 @@ fn a_model_spread_over_two_devices_and_the_cpu_matches_the_cpu() {
     };
 
     in_every_folder(|name| {
-        let options =
-            |placement| options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+        let options = |placement| {
+            options(
+                Some(OutlierRule::batch(6.0)),
+                WeightDtype::Float16,
+                placement,
+            )
+        };
         let host = load(name, &options(Placement::cpu()));
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let theirs = step_by_step(&host, &ids, 21);
@@ -120,7 +125,11 @@ fn a_model_that_does_not_fit_is_rejected() {
     let load = |placement| {
         try_load(
             "gpt2",
-            &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+            &options(
+                Some(OutlierRule::batch(6.0)),
+                WeightDtype::Float16,
+                placement,
+            ),
         )
     };
 
@@ -157,7 +166,7 @@ fn loading_takes_little_more_memory_than_the_model() {
         let model = load(
             "gpt2",
             &options(
-                Some(OutlierScope::Batch),
+                Some(OutlierRule::batch(6.0)),
                 WeightDtype::Float16,
                 on_device(&device),
             ),
@@ -204,7 +213,11 @@ fn weights_that_are_not_finite_give_the_same_error_as_on_the_cpu() {
     let error = |placement| {
         let checkpoint =
             Arc::new(Checkpoint::open_safetensors(std::slice::from_ref(&path), None).unwrap());
-        let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+        let options = options(
+            Some(OutlierRule::batch(6.0)),
+            WeightDtype::Float16,
+            placement,
+        );
         Decoder::load(&config, &checkpoint, &options, &mut |_| ())
             .unwrap_err()
             .to_string()
@@ -247,7 +260,11 @@ fn saved_int8_checkpoints_load_onto_a_device() {
         let files = [golden("bnb_checkpoints/gpt2/model.safetensors")];
         let checkpoint = Arc::new(Checkpoint::open_safetensors(&files, None).unwrap());
         let on = |placement| {
-            let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+            let options = options(
+                Some(OutlierRule::batch(6.0)),
+                WeightDtype::Float16,
+                placement,
+            );
             Decoder::load(&config, &checkpoint, &options, &mut |_| ())
                 .unwrap()
                 .0
@@ -270,7 +287,11 @@ fn int8_embeddings_and_head_work_on_a_device() {
     for device in few_devices() {
         for name in ["gpt2", "llama", "gemma2", "opt"] {
             let on = |placement| {
-                let options = options(Some(OutlierScope::Batch), WeightDtype::Float16, placement);
+                let options = options(
+                    Some(OutlierRule::batch(6.0)),
+                    WeightDtype::Float16,
+                    placement,
+                );
                 load(
                     name,
                     &LoadOptions {
@@ -308,7 +329,11 @@ fn a_device_map_fills_devices_in_order() {
     let placement = Placement::auto(vec![budget(&first, u64::MAX), budget(&second, u64::MAX)]);
     let model = load(
         "gpt2",
-        &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+        &options(
+            Some(OutlierRule::batch(6.0)),
+            WeightDtype::Float16,
+            placement,
+        ),
     );
     let placed = model.placed();
     assert_eq!(placed.len(), 1);

@@ -13,7 +13,7 @@ use llm_int8_decoder::{
     SequenceInput, WeightDtype,
 };
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::OutlierScope;
+use llm_int8_nn::linear::OutlierRule;
 use std::sync::Arc;
 
 /// A sequence whose last token's logits are requested.
@@ -49,7 +49,11 @@ fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
             let placement = on_device(&device);
             let model = load(
                 name,
-                &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
+                &options(
+                    Some(OutlierRule::batch(6.0)),
+                    WeightDtype::Float32,
+                    placement,
+                ),
             );
             let ours = relative_error(&model.logits(&input_ids(name)).unwrap(), &exact);
             at_most("distance", ours, 1.15 * theirs)
@@ -64,7 +68,12 @@ fn decoding_matches_the_cpu_with_and_without_graphs() {
             // Each family runs in one of the two dtypes.
             let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            let on = |placement| load(name, &options(Some(OutlierScope::Batch), dtype, placement));
+            let on = |placement| {
+                load(
+                    name,
+                    &options(Some(OutlierRule::batch(6.0)), dtype, placement),
+                )
+            };
             let host = step_by_step(&on(Placement::cpu()), &ids, 20);
             let mut model = on(on_device(&device));
             let by_graphs = step_by_step(&model, &ids, 20);
@@ -117,7 +126,7 @@ fn a_sequence_gives_nearly_the_same_logits_alone_and_in_a_batch() {
         let placement = on_device(device);
         let model = load(
             name,
-            &options(Some(OutlierScope::Row), WeightDtype::Float16, placement),
+            &options(Some(OutlierRule::row(6.0)), WeightDtype::Float16, placement),
         );
         let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
         let sequences = [&ids[..3], &ids[2..16], &ids[5..10]];
@@ -164,7 +173,7 @@ fn a_pass_can_return_the_last_logits_of_one_sequence_and_all_of_another() {
     for device in devices() {
         for name in ["gpt2", "llama"] {
             let options = options(
-                Some(OutlierScope::Row),
+                Some(OutlierRule::row(6.0)),
                 WeightDtype::Float16,
                 on_device(&device),
             );
@@ -207,7 +216,7 @@ fn a_batch_of_eight_gives_the_same_logits_by_graphs_and_by_launches() {
             let mut model = load(
                 name,
                 &options(
-                    Some(OutlierScope::Batch),
+                    Some(OutlierRule::batch(6.0)),
                     WeightDtype::Float16,
                     on_device(&device),
                 ),
@@ -252,7 +261,11 @@ fn threads_can_share_a_model() {
             let placement = on_device(&device);
             load(
                 "llama",
-                &options(Some(OutlierScope::Batch), WeightDtype::Float16, placement),
+                &options(
+                    Some(OutlierRule::batch(6.0)),
+                    WeightDtype::Float16,
+                    placement,
+                ),
             )
         };
 
@@ -288,7 +301,7 @@ fn a_cache_grows_and_shrinks_without_changing_the_logits() {
         write_random(&DecoderSpec::from_config(&config).unwrap(), &path);
         let checkpoint = Arc::new(Checkpoint::open_safetensors(&[path], None).unwrap());
         let on = |placement| {
-            let options = options(Some(OutlierScope::Row), WeightDtype::Float16, placement);
+            let options = options(Some(OutlierRule::row(6.0)), WeightDtype::Float16, placement);
             Decoder::load(&config, &checkpoint, &options, &mut |_| ())
                 .unwrap()
                 .0
@@ -328,7 +341,11 @@ fn top_tokens_chosen_on_the_device_match_the_cpu() {
         let on = |placement| {
             load(
                 "llama",
-                &options(Some(OutlierScope::Batch), WeightDtype::Float32, placement),
+                &options(
+                    Some(OutlierRule::batch(6.0)),
+                    WeightDtype::Float32,
+                    placement,
+                ),
             )
         };
 
@@ -363,7 +380,7 @@ fn top_tokens_chosen_on_the_device_match_the_cpu() {
 fn greedy_tokens_of_a_batch_match_each_row_of_logits() {
     for device in devices() {
         let options = options(
-            Some(OutlierScope::Row),
+            Some(OutlierRule::row(6.0)),
             WeightDtype::Float32,
             on_device(&device),
         );

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use llm_int8_decoder::{
     Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, SequenceInput, WeightDtype,
 };
-use llm_int8_nn::linear::{Int8Config, OutlierScope};
+use llm_int8_nn::linear::{Int8Config, OutlierRule};
 use llm_int8_nn::module::Module;
 
 fn unquantised() -> LoadOptions {
@@ -19,9 +19,9 @@ fn unquantised() -> LoadOptions {
     }
 }
 
-fn int8(outlier_scope: OutlierScope) -> LoadOptions {
+fn int8(outliers: OutlierRule) -> LoadOptions {
     let int8 = Some(Int8Config {
-        outlier_scope,
+        outliers,
         ..Int8Config::default()
     });
     LoadOptions {
@@ -106,7 +106,10 @@ fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
         let exact = expected(name, "logits_f32");
         let theirs = relative_error(&expected(name, "logits_int8_f32"), &exact);
         let ours = relative_error(
-            &logits(&load(name, &int8(OutlierScope::Batch)), &input_ids(name)),
+            &logits(
+                &load(name, &int8(OutlierRule::batch(6.0))),
+                &input_ids(name),
+            ),
             &exact,
         );
         at_most("distance", ours, 1.15 * theirs)
@@ -157,7 +160,7 @@ fn unquantised_falcon_layers_print_as_falcon_linear() {
 #[test]
 fn a_sequence_gives_the_same_bits_alone_and_in_a_batch() {
     in_every_folder(|name| {
-        let model = load(name, &int8(OutlierScope::Row));
+        let model = load(name, &int8(OutlierRule::row(6.0)));
         let ids = input_ids(name);
         let both = logits(&model, &ids);
         for row in 0..2 {

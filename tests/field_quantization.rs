@@ -8,7 +8,7 @@ use crate::support::field_llama::{
 use crate::support::{golden, llm_int8};
 use llm_int8::AutoModelForCausalLM;
 use llm_int8::decoder::LoadOptions;
-use llm_int8::nn::linear::Int8Config;
+use llm_int8::nn::linear::{Int8Config, OutlierRule};
 use llm_int8::nn::module::SkipList;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -101,33 +101,41 @@ fn options_override_or_extend_the_quantization_config() {
         &config_with(load_in_8bit_with("llm_int8_threshold", 0.5.into())),
         &tensors(),
     );
-    let threshold = |options: LoadOptions| {
+    let rule = |options: LoadOptions| {
         load(folder.path(), &options)
             .unwrap()
             .decoder()
             .int8_config()
             .unwrap()
-            .threshold
+            .outliers
     };
 
-    assert_eq!(threshold(int8_in_f32()), 0.5);
+    assert_eq!(rule(int8_in_f32()), OutlierRule::batch(0.5));
     assert_eq!(
-        threshold(LoadOptions {
+        rule(LoadOptions {
             threshold: Some(3.0),
             ..int8_in_f32()
         }),
-        3.0
+        OutlierRule::batch(3.0)
     );
     assert_eq!(
-        threshold(LoadOptions {
+        rule(LoadOptions {
             int8: Some(Int8Config {
-                threshold: 9.0,
+                outliers: OutlierRule::row(9.0),
                 ..Int8Config::default()
             }),
             ..int8_in_f32()
         }),
-        0.5
+        OutlierRule::row(0.5)
     );
+    let rms = LoadOptions {
+        int8: Some(Int8Config {
+            outliers: OutlierRule::row_rms(4.0),
+            ..Int8Config::default()
+        }),
+        ..int8_in_f32()
+    };
+    assert_eq!(rule(rms), OutlierRule::row_rms(4.0));
 
     let mine = LoadOptions {
         skip_modules: SkipList::new(["layers.1"]),

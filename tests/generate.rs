@@ -4,25 +4,25 @@ use crate::support::golden;
 use llm_int8::decoder::DecoderError;
 use llm_int8::decoder::{LogitPositions, Placement, SavedLayers, SequenceInput};
 use llm_int8::generate::Update;
-use llm_int8::nn::linear::OutlierScope;
+use llm_int8::nn::linear::OutlierRule;
 use llm_int8::{
     AutoModelForCausalLM, Generated, GenerationConfig, LlmError, LoadConfig, Request, SaveOptions,
 };
 use llm_int8_cuda::testing;
 use std::ops::ControlFlow;
 
-fn load(name: &str, scope: OutlierScope, quantize_head: bool) -> AutoModelForCausalLM {
+fn load(name: &str, rule: OutlierRule, quantize_head: bool) -> AutoModelForCausalLM {
     let mut config = LoadConfig::default();
     config.options.quantize_head = quantize_head;
     if let Some(int8) = &mut config.options.int8 {
-        int8.outlier_scope = scope;
+        int8.outliers = rule;
     }
 
     AutoModelForCausalLM::from_pretrained(name, &config).unwrap()
 }
 
 fn with_per_row_outliers() -> AutoModelForCausalLM {
-    load("tiny-gpt2", OutlierScope::Row, false)
+    load("tiny-gpt2", OutlierRule::row(6.0), false)
 }
 
 fn generate(model: &AutoModelForCausalLM, prompt: &[u32], config: &GenerationConfig) -> Generated {
@@ -105,7 +105,7 @@ fn drafts_are_rejected_where_they_could_change_the_tokens() {
         speculate: 4,
         ..GenerationConfig::default()
     };
-    let pooled = load("tiny-gpt2", OutlierScope::Batch, false);
+    let pooled = load("tiny-gpt2", OutlierRule::batch(6.0), false);
     let error = pooled
         .generation([1, 2])
         .config(config.clone())
@@ -123,7 +123,7 @@ fn drafts_are_rejected_where_they_could_change_the_tokens() {
     );
 
     let folder = golden("models/llama_dynamic_rope").display().to_string();
-    let dynamic = load(&folder, OutlierScope::Row, false);
+    let dynamic = load(&folder, OutlierRule::row(6.0), false);
     let error = dynamic
         .generation([1, 2])
         .config(config.clone())
@@ -301,7 +301,7 @@ fn ragged_sequences_give_the_same_logits_in_a_batch_as_alone() {
     ] {
         let model = load(
             &golden(&format!("models/{name}")).display().to_string(),
-            OutlierScope::Row,
+            OutlierRule::row(6.0),
             false,
         );
         let decoder = model.decoder();
@@ -331,8 +331,8 @@ fn an_int8_head_is_accurate_and_smaller_but_cannot_be_saved() {
         "tiny-gpt2".to_owned(),
         golden("models/gptj").display().to_string(),
     ] {
-        let plain = load(&name, OutlierScope::Batch, false);
-        let head = load(&name, OutlierScope::Batch, true);
+        let plain = load(&name, OutlierRule::batch(6.0), false);
+        let head = load(&name, OutlierRule::batch(6.0), true);
         let input: Vec<u32> = (1..20).collect();
         let [a, b] = [&plain, &head].map(|model| model.logits(&input).unwrap());
         let distance = crate::support::relative_error(&b, &a);

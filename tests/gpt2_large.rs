@@ -10,7 +10,7 @@ use crate::support::{Tensors, write_tensors};
 use llm_int8_decoder::cuda::Device;
 use llm_int8_decoder::{Decoder, ModelConfig, Placement, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::OutlierScope;
+use llm_int8_nn::linear::{OutlierRule, OutlierScope};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +22,10 @@ const SHALLOW_BOUND: f64 = 0.5;
 /// The same bound for the whole model.
 const DEEP_BOUND: f64 = 1.1;
 
-const INT8: Option<OutlierScope> = Some(OutlierScope::Row);
+const INT8: Option<OutlierRule> = Some(OutlierRule::Absolute {
+    threshold: 6.0,
+    scope: OutlierScope::Row,
+});
 
 /// Logits at each of four steps.
 type Steps = Vec<Vec<f32>>;
@@ -54,7 +57,7 @@ impl Models {
         &self,
         config: &ModelConfig,
         placement: Placement,
-        int8: Option<OutlierScope>,
+        int8: Option<OutlierRule>,
         uses_graphs: bool,
     ) -> (Steps, usize) {
         let files = [self.file.clone()];

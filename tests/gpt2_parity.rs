@@ -5,7 +5,7 @@ use crate::support::{golden, golden_tensor, relative_error};
 use candle_core::{DType, Tensor};
 use llm_int8_decoder::{Decoder, LoadOptions, ModelConfig, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8_nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 use std::sync::Arc;
 
 const EXPECTED: &str = "models/gpt2/expected.safetensors";
@@ -21,9 +21,9 @@ fn load(folder: &str, options: &LoadOptions) -> Decoder {
         .0
 }
 
-fn int8_f32(scope: OutlierScope, weights: OutlierWeights) -> LoadOptions {
+fn int8_f32(rule: OutlierRule, weights: OutlierWeights) -> LoadOptions {
     let int8 = Int8Config {
-        outlier_scope: scope,
+        outliers: rule,
         outlier_weights: weights,
         ..Int8Config::default()
     };
@@ -48,15 +48,15 @@ fn logits(model: &Decoder, ids: &Tensor) -> Tensor {
 fn original_outlier_weights_are_as_accurate_as_bitsandbytes_in_both_scopes() {
     let exact = golden_tensor(EXPECTED, "logits_f32");
     let their_distance = relative_error(&golden_tensor(EXPECTED, "logits_int8_f32"), &exact);
-    for scope in [OutlierScope::Batch, OutlierScope::Row] {
+    for rule in [OutlierRule::batch(6.0), OutlierRule::row(6.0)] {
         let ours = logits(
-            &load("models/gpt2", &int8_f32(scope, OutlierWeights::Original)),
+            &load("models/gpt2", &int8_f32(rule, OutlierWeights::Original)),
             &input_ids(),
         );
         let distance = relative_error(&ours, &exact);
         assert!(
             distance <= 1.05 * their_distance,
-            "{scope:?}: {distance} and {their_distance}"
+            "{rule:?}: {distance} and {their_distance}"
         );
     }
 }
@@ -65,7 +65,7 @@ fn original_outlier_weights_are_as_accurate_as_bitsandbytes_in_both_scopes() {
 fn the_first_sequence_alone_matches_bitsandbytes() {
     let model = load(
         "models/gpt2",
-        &int8_f32(OutlierScope::Batch, OutlierWeights::Dequantized),
+        &int8_f32(OutlierRule::batch(6.0), OutlierWeights::Dequantized),
     );
     let alone = logits(&model, &input_ids().narrow(0, 0, 1).unwrap());
     let theirs = golden_tensor(EXPECTED, "logits_int8_f32_row0");

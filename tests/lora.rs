@@ -4,7 +4,7 @@ use crate::support::{golden, golden_text, relative_error};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear, Linear};
+use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear, Linear, OutlierRule};
 use llm_int8_nn::lora::{LoraConfig, LoraLinear};
 use llm_int8_nn::var_builder::var_builder;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ fn layer(tensors: &HashMap<String, Tensor>, name: &str, threshold: f32) -> (Lora
     let of = |part: &str| tensors[&format!("float.{name}.{part}")].clone();
     let float = FloatLinear::new(of("weight"), Some(of("bias"))).unwrap();
     let int8 = Int8Config {
-        threshold,
+        outliers: OutlierRule::batch(threshold),
         ..Int8Config::default()
     };
     let base = Linear::Int8(Int8Linear::quantize(&float, int8).unwrap());

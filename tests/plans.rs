@@ -11,7 +11,7 @@ use llm_int8_decoder::spec::Residual;
 use llm_int8_decoder::template::{PartSpec, Template};
 use llm_int8_decoder::{Decoder, DecoderSpec, ModelConfig, Placement, Plan, WeightDtype};
 use llm_int8_nn::checkpoint::Checkpoint;
-use llm_int8_nn::linear::OutlierScope;
+use llm_int8_nn::linear::OutlierRule;
 use std::sync::Arc;
 
 #[test]
@@ -128,7 +128,7 @@ fn a_parallel_block_with_post_norms_is_the_same_on_the_cpu_and_devices() {
     let path = folder.path().join("model.safetensors");
     write_random(&spec, &path);
     let checkpoint = Arc::new(Checkpoint::open_safetensors(&[path], None).unwrap());
-    for (int8, bound) in [(None, 1e-3), (Some(OutlierScope::Row), 2e-2)] {
+    for (int8, bound) in [(None, 1e-3), (Some(OutlierRule::row(6.0)), 2e-2)] {
         let on = |placement: Placement| {
             let options = options(int8, WeightDtype::Float16, placement);
             Decoder::load_described(spec.clone(), &config, &checkpoint, &options, &mut |_| ())

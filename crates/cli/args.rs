@@ -8,7 +8,7 @@ mod sampling;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
-pub(crate) use model::{DeviceMapName, Dtype, ModelArgs, Outliers, Weights};
+pub(crate) use model::{DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights};
 pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use sampling::SamplingArgs;
 

@@ -5,7 +5,7 @@ use candle_core::{Device as Host, Tensor};
 use llm_int8_cuda::testing;
 use llm_int8_decoder::cuda::Device;
 use llm_int8_decoder::{Decoder, DecoderSpec, LoadOptions, Placement, WeightDtype};
-use llm_int8_nn::linear::{Int8Config, OutlierScope};
+use llm_int8_nn::linear::{Int8Config, OutlierRule};
 
 /// Memory of an emulated device in bytes.
 pub(crate) const MEMORY: u64 = 1 << 30;
@@ -39,12 +39,12 @@ pub(crate) fn on_device(device: &Device) -> Placement {
 }
 
 pub(crate) fn options(
-    int8: Option<OutlierScope>,
+    int8: Option<OutlierRule>,
     dtype: WeightDtype,
     placement: Placement,
 ) -> LoadOptions {
-    let int8 = int8.map(|outlier_scope| Int8Config {
-        outlier_scope,
+    let int8 = int8.map(|outliers| Int8Config {
+        outliers,
         ..Int8Config::default()
     });
     LoadOptions {

@@ -3,7 +3,7 @@
 use super::limits::threads;
 use super::sizes::memory_limit;
 use clap::{Args, ValueEnum};
-use llm_int8::{DeviceName, MemoryLimit};
+use llm_int8::{Accuracy, DeviceName, MemoryLimit};
 
 /// The model and how to load it.
 #[derive(Debug, Args)]
@@ -11,14 +11,19 @@ pub(crate) struct ModelArgs {
     /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub: gpt2-large, org/name,
     /// org/name@revision or its URL
     pub(crate) model: String,
-    /// Outlier threshold: activations of at least this magnitude stay in floating point; 0
-    /// quantises everything [default: 6, or what a saved 8-bit checkpoint says]
-    #[arg(long, value_name = "X", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
-    pub(crate) threshold: Option<f32>,
+    /// How exactly to compute: as bitsandbytes; better, with outliers relative to their row, from the
+    /// same files; or best, with a hundredth of the weights kept in f16 as well
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["threshold", "outliers", "outlier_weights"], help_heading = "8 bit")]
+    pub(crate) accuracy: Option<AccuracyName>,
+    /// Outlier threshold: activations of at least this magnitude stay in floating point, with `rms`
+    /// in units of the root mean square of their row, as in 4rms; 0 quantises everything [default:
+    /// 6, or what a saved 8-bit checkpoint says]
+    #[arg(long, value_name = "X[rms]", value_parser = threshold, allow_negative_numbers = true, help_heading = "8 bit")]
+    pub(crate) threshold: Option<Threshold>,
     /// Where to look for outlier columns: in the whole batch (as bitsandbytes), or in each row by
-    /// itself (batch-invariant)
-    #[arg(long, value_enum, default_value_t = Outliers::Batch, help_heading = "8 bit")]
-    pub(crate) outliers: Outliers,
+    /// itself (batch-invariant) [default: batch; row if the threshold is in rms]
+    #[arg(long, value_enum, help_heading = "8 bit")]
+    pub(crate) outliers: Option<Outliers>,
     /// Weights for outlier columns: dequantised from int8 (as bitsandbytes), or the original ones
     /// from the file (as in the paper)
     #[arg(long, value_enum, default_value_t = Weights::Dequantized, help_heading = "8 bit")]
@@ -36,7 +41,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, help_heading = "8 bit")]
     pub(crate) quantize_head: bool,
     /// Do not quantise any layer
-    #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold"], help_heading = "8 bit")]
+    #[arg(long, conflicts_with_all = ["quantize_head", "outliers", "outlier_weights", "skip_modules", "threshold", "accuracy"], help_heading = "8 bit")]
     pub(crate) no_quantize: bool,
     /// Dtype of what is not int8; float16 is the default of transformers 4.x, auto that of 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
@@ -86,6 +91,31 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AccuracyName {
+    Bitsandbytes,
+    Better,
+    Best,
+}
+
+impl From<AccuracyName> for Accuracy {
+    fn from(name: AccuracyName) -> Self {
+        match name {
+            AccuracyName::Bitsandbytes => Self::Bitsandbytes,
+            AccuracyName::Better => Self::Better,
+            AccuracyName::Best => Self::Best,
+        }
+    }
+}
+
+/// Which activations are outliers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Threshold {
+    Absolute(f32),
+    /// In units of the root mean square of the row.
+    Rms(f32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Outliers {
     Batch,
     Row,
@@ -110,10 +140,18 @@ pub(crate) enum DeviceMapName {
     Auto,
 }
 
-fn threshold(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+fn threshold(text: &str) -> Result<Threshold, String> {
+    let (number, rms) = match text.strip_suffix("rms") {
+        Some(number) => (number, true),
+        None => (text, false),
+    };
+
+    match number.trim_end().parse::<f32>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(match rms {
+            true => Threshold::Rms(value),
+            false => Threshold::Absolute(value),
+        }),
         Ok(_) => Err("expected a number from 0 up".into()),
-        Err(cause) => Err(cause.to_string()),
+        Err(cause) => Err(format!("{cause}; expected a number, as in 6 or 4rms")),
     }
 }

@@ -13,7 +13,7 @@ mod tokenize;
 mod write;
 
 use crate::args::{
-    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, UsageError, Weights,
+    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, UsageError, Weights,
 };
 use crate::display::{Downloads, line};
 use crate::hints::explained;
@@ -21,10 +21,10 @@ use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::decoder::{DecoderError, LoadOptions, PlacedPart, Placement, WeightDtype};
 use llm_int8::hub::{HubConfig, HubError};
-use llm_int8::nn::linear::{Int8Config, OutlierScope, OutlierWeights};
+use llm_int8::nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 use llm_int8::nn::module::SkipList;
 use llm_int8::nn::{Isa, NnError};
-use llm_int8::{AutoModelForCausalLM, DeviceConfig, DeviceName, LlmError, LoadConfig};
+use llm_int8::{Accuracy, AutoModelForCausalLM, DeviceConfig, DeviceName, LlmError, LoadConfig};
 use std::path::Path;
 
 /// Runs the command.
@@ -85,22 +85,14 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         _ => Isa::detect(),
     };
 
-    let int8 = Int8Config {
-        outlier_scope: match args.outliers {
-            Outliers::Batch => OutlierScope::Batch,
-            Outliers::Row => OutlierScope::Row,
-        },
-        outlier_weights: match args.outlier_weights {
-            Weights::Dequantized => OutlierWeights::Dequantized,
-            Weights::Original => OutlierWeights::Original,
-        },
-        ..Int8Config::default()
-    };
-
+    let int8 = int8_config(args)?;
     let options = LoadOptions {
         dtype: weight_dtype(args.dtype),
         int8: (!args.no_quantize).then_some(int8),
-        threshold: args.threshold,
+        threshold: match args.threshold {
+            Some(Threshold::Absolute(threshold)) => Some(threshold),
+            _ => None,
+        },
         skip_modules: SkipList::new(args.skip_modules.iter().cloned()),
         quantize_head: args.quantize_head,
         strict: args.strict,
@@ -114,11 +106,41 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
     })
 }
 
+/// How int8 layers compute.
+fn int8_config(args: &ModelArgs) -> anyhow::Result<Int8Config> {
+    if let Some(accuracy) = args.accuracy {
+        return Ok(Accuracy::from(accuracy).int8_config());
+    }
+    Ok(Int8Config {
+        outliers: outlier_rule(args)?,
+        outlier_weights: match args.outlier_weights {
+            Weights::Dequantized => OutlierWeights::Dequantized,
+            Weights::Original => OutlierWeights::Original,
+        },
+    })
+}
+
+/// Which activations are outliers. Without a threshold, that of bitsandbytes.
+fn outlier_rule(args: &ModelArgs) -> anyhow::Result<OutlierRule> {
+    match (args.threshold, args.outliers) {
+        (Some(Threshold::Rms(_)), Some(Outliers::Batch)) => {
+            let text = "a threshold in rms judges each row by itself; leave out --outliers batch";
+            Err(UsageError(text.into()).into())
+        }
+        (Some(Threshold::Rms(factor)), _) => Ok(OutlierRule::row_rms(factor)),
+        (Some(Threshold::Absolute(threshold)), Some(Outliers::Row)) => {
+            Ok(OutlierRule::row(threshold))
+        }
+        (Some(Threshold::Absolute(threshold)), _) => Ok(OutlierRule::batch(threshold)),
+        (None, Some(Outliers::Row)) => Ok(OutlierRule::row(6.0)),
+        (None, _) => Ok(OutlierRule::default()),
+    }
+}
+
 fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
-    // Original outlier weights are read from the file, which only the CPU supports, so `auto` means
-    // the CPU.
+    // Only the CPU computes with float weights beside the codes, so `auto` means the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
-    if is_auto && args.outlier_weights == Weights::Original {
+    if is_auto && int8_config(args)?.outlier_weights != OutlierWeights::Dequantized {
         return Ok(Placement::cpu());
     }
 
@@ -167,8 +189,7 @@ fn part_text(part: &PlacedPart) -> String {
 /// Rejects `--speculate` with options for which drafts would change the text: they are exact only
 /// if a token does not depend on its batch.
 fn check_drafts(speculate: usize, args: &ModelArgs) -> anyhow::Result<()> {
-    let pooled =
-        args.outliers == Outliers::Batch && args.threshold != Some(0.0) && !args.no_quantize;
+    let pooled = !int8_config(args)?.outliers.is_by_row() && !args.no_quantize;
     if speculate > 0 && pooled {
         let text = "--speculate needs --outliers row: if outliers are found over the whole batch, drafts change the text";
         return Err(UsageError(text.into()).into());

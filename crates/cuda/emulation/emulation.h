@@ -186,6 +186,7 @@ inline int32_t __dp4a(int32_t a, int32_t b, int32_t sum) {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline int32_t __float2int_rn(float x) { return int32_t(rintf(x)); }
 inline uint32_t __float_as_uint(float x) {

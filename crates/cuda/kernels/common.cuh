@@ -114,6 +114,7 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloa
 // The bits of an f16 without its sign. They are ordered like the magnitudes, with infinity above
 // all finite values and NaN above infinity.
 constexpr u32 HALF_INFINITY = 0x7c00;
+constexpr u32 NO_OUTLIERS = 0xffff;  // above all magnitudes
 DEVICE u32 half_magnitude(half x) { return __half_as_ushort(x) & 0x7fffu; }
 DEVICE float half_value(u32 bits) { return __half2float(__ushort_as_half((u16)bits)); }
 

@@ -24,15 +24,16 @@ struct GemvArgs {
     Source source;  // one row
     Int8Weight weight;
     Epilogue epilogue;
-    u32 limit, lanes;
+    OutlierRule rule;
+    u32 lanes;
     u32 rows;  // weight rows of a block
-    u32 padding;
 };
 
 constexpr u32 GEMV_THREADS = QuadRow<float>::THREADS;
 constexpr u32 GEMV_STAGES = 10;
 constexpr u32 GEMV_LOADS = 5;       // pieces of a weight row that a thread multiplies, at most
 constexpr u32 GEMV_SETS = 2;        // sets that are summed at once
+constexpr u32 GEMV_CHUNKS = GEMV_LOADS * GEMV_THREADS * 16 / RMS_CHUNK;
 constexpr u32 GEMV_OUTLIERS = 256;  // room in the list; with more outliers all columns are scanned
 
 // Shared memory.
@@ -185,13 +186,15 @@ DEVICE void gemv(const GemvArgs& a) {
     row.load();
     float residual = threadIdx.x < share.rows ? residual_of(a.epilogue, 0, n) : 0.0f;
     row.normalise();
+    __shared__ float chunks[GEMV_CHUNKS];
+    u32 limit = row.find_limit(a.rule, chunks);
     bool has_outliers;
-    float absmax = half_value(row_absmax(row, a.limit, has_outliers));
+    float absmax = half_value(row_absmax(row, limit, has_outliers));
     float inverse = inverse_step(absmax);
     row.each(share.pitch, [&](u32 k, const float (&value)[4]) {
         u32 word = codes_of(value, inverse);
         if (has_outliers) {
-            u32 bits = find_outliers(value, a.limit);
+            u32 bits = find_outliers(value, limit);
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
                 if ((bits >> i & 1) == 0) continue;
@@ -232,7 +235,7 @@ DEVICE void gemv(const GemvArgs& a) {
         i32 sum = 0;
         for (u32 warp = 0; warp < share.warps; ++warp) sum += memory.sums[i * share.warps + warp];
         float outlier_sum = 0.0f;
-        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, a.limit);
+        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, limit);
         Operands operands(constants, residual);
         float y = dequantize(sum, absmax, operands) + outlier_sum * (operands.absmax * CODE_STEP);
         finish<T>(a.epilogue, operands, 0, first + i, y);

@@ -21,9 +21,12 @@ struct QuantizeArgs {
     u32* blocks;    // [1] blocks that are done, and how many of them marked columns; reset to zero
     u32* columns;   // [cols]: the outlier columns of all rows, ascending
     u32* count;     // [1]
-    u32 rows, pitch, limit;
-    u32 padding;
+    u32* limits;    // [M]: the f16 bits of each row's smallest outlier
+    OutlierRule rule;
+    u32 rows, pitch;
 };
+
+constexpr u32 MAX_CHUNKS = 1024;  // of a row: plan::MAX_COLUMNS / RMS_CHUNK
 
 // Lists the marked columns and clears the marks, in one warp.
 DEVICE void list_columns(const QuantizeArgs& a) {
@@ -63,16 +66,19 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
     static_assert(GROUPS * 4 <= 32, "a bit for each value that is kept");
     u32 cols = a.source.cols;
     GroupedRow<T, GROUPS, IS_PLAIN, IS_WHOLE> row(a.source, m, round);
+    // Alternating, like the memory of the reductions: a thread may still read the last row's.
+    __shared__ float chunks[2][MAX_CHUNKS];
+    u32 limit = row.find_limit(a.rule, chunks[round]);
     bool has_outliers;
     u32 outliers;
-    float absmax = half_value(row.absmax(a.limit, has_outliers, outliers));
+    float absmax = half_value(row.absmax(limit, has_outliers, outliers));
     float inverse = inverse_step(absmax);
     i8* codes = a.codes + (size_t)m * a.pitch;
     float* values = !IS_PLAIN && a.values != nullptr ? a.values + (size_t)m * cols : nullptr;
     row.each(a.pitch, [&](u32 k, u32 group, const float (&value)[4]) {
         u32 word = codes_of(value, inverse);
         if (has_outliers) {
-            u32 bits = group < GROUPS ? outliers >> (4 * group) & 15 : find_outliers(value, a.limit);
+            u32 bits = group < GROUPS ? outliers >> (4 * group) & 15 : find_outliers(value, limit);
             if (bits != 0) {
                 u32 fresh = group < GROUPS ? bits & ~(marked >> (4 * group)) : bits;
                 if (group < GROUPS) marked |= bits << (4 * group);
@@ -92,7 +98,7 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
                 if (k + j < cols) values[k + j] = value[j];
         }
     });
-    if (threadIdx.x == 0) a.absmax[m] = absmax;
+    if (threadIdx.x == 0) a.absmax[m] = absmax, a.limits[m] = limit;
     return has_outliers;
 }
 

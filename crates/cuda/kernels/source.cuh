@@ -51,6 +51,42 @@ DEVICE u32 find_outliers(const float (&value)[4], u32 limit) {
     return bits;
 }
 
+// Which values of a row are outliers: those whose f16 magnitude has at least the bits `limit`, or, if
+// `factor` is not 0, that reach `factor` times the row's root mean square.
+struct OutlierRule {
+    u32 limit;
+    float factor;
+};
+
+// Values whose squares are added as a tree, by one warp. Sums of such chunks are added in order, so
+// that the root mean square has the bits of `reference::row_rms` of llm-int8-kernels.
+constexpr u32 RMS_CHUNK = WARP * 4;
+
+// The sum of the squares of a warp's values as f16: value i + 64 is added to value i, then i + 32,
+// and so on.
+DEVICE float sum_of_squares(const float (&value)[4]) {
+    float square[4];
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+        float x = __half2float(__float2half_rn(value[j]));
+        square[j] = warp_reduce<Sum>(__fmul_rn(x, x));
+    }
+    return (square[0] + square[2]) + (square[1] + square[3]);
+}
+
+// The f16 bits of the smallest outlier of a row. `chunks`: its sums of squares.
+DEVICE u32 rms_limit(const float* chunks, u32 cols, float factor) {
+    float sum = 0.0f;
+    for (u32 i = 0; i < (cols + RMS_CHUNK - 1) / RMS_CHUNK; ++i) sum += chunks[i];
+    float threshold = __fmul_rn(factor, __fsqrt_rn(__fdiv_rn(sum, (float)cols)));
+    // A NaN in the row: nothing is an outlier, so that it shows up in absmax.
+    if (!(threshold >= 0.0f)) return NO_OUTLIERS;
+    half nearest = __float2half_rn(threshold);
+    u32 bits = half_magnitude(nearest) + (__half2float(nearest) < threshold ? 1 : 0);
+    // 0 is never an outlier.
+    return bits > 0 ? bits : 1;
+}
+
 // One row. A thread has the groups of four values that begin at 4 · (threadIdx.x + blockDim.x · i),
 // and keeps the first GROUPS of them. IS_PLAIN: no norm and no gate. IS_WHOLE: all groups are kept,
 // and four values can be loaded as one vector. Each kind of rows has its own instance, without the
@@ -105,15 +141,36 @@ struct GroupedRow {
 #pragma unroll 1
             for (u32 k = place(GROUPS); k < end; k += blockDim.x * 4) {
                 float value[4];
-                load(x, k, value, 0.0f);
-                if (source.kind != PLAIN) {
-                    float factor[4], offset[4];
-                    load_constants(k, factor, offset);
-                    apply(k, value, factor, offset);
-                }
+                compute(k, value);
                 f(k, GROUPS, value);
             }
         }
+    }
+
+    // The f16 bits of the smallest outlier. `chunks`: shared memory for a number of each RMS_CHUNK
+    // values.
+    __device__ __forceinline__ u32 find_limit(const OutlierRule& rule, float* chunks) const {
+        if (rule.factor == 0.0f) return rule.limit;
+        // All lanes of a warp take part in a sum, also those past the end of the row, whose values
+        // are 0.
+        u32 first = warp_index() * RMS_CHUNK, stride = blockDim.x * 4;
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; ++i) {
+            if (first + i * stride >= source.cols) break;
+            float sum = sum_of_squares(held[i]);
+            if (lane_index() == 0) chunks[(first + i * stride) / RMS_CHUNK] = sum;
+        }
+        if constexpr (!IS_WHOLE) {
+#pragma unroll 1
+            for (u32 k = first + GROUPS * stride; k < source.cols; k += stride) {
+                float value[4];
+                compute(k + lane_index() * 4, value);
+                float sum = sum_of_squares(value);
+                if (lane_index() == 0) chunks[k / RMS_CHUNK] = sum;
+            }
+        }
+        __syncthreads();
+        return rms_limit(chunks, source.cols, rule.factor);
     }
 
     // The bits of the largest f16 magnitude that is not an outlier, with NaN above every number;
@@ -159,6 +216,15 @@ private:
             for (u32 j = 0; j < 4; ++j)
                 if (k + j < source.cols) to[j] = to_float(from[k + j]);
         }
+    }
+
+    // Values k … k + 3, from memory and through the norm or gate.
+    __device__ __forceinline__ void compute(u32 k, float (&value)[4]) const {
+        load(x, k, value, 0.0f);
+        if (source.kind == PLAIN) return;
+        float factor[4], offset[4];
+        load_constants(k, factor, offset);
+        apply(k, value, factor, offset);
     }
 
     // The factors and offsets of four values.
@@ -297,13 +363,43 @@ struct QuadRow {
 #pragma unroll 1
         for (u32 k = (quads * THREADS + threadIdx.x) * 4; k < end; k += THREADS * 4) {
             float value[4];
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) value[j] = k + j < cols ? (*this)[k + j] : 0.0f;
+            compute(k, value);
             f(k, value);
         }
     }
 
+    // The f16 bits of the smallest outlier. `chunks`: shared memory for a number of each RMS_CHUNK
+    // values.
+    __device__ __forceinline__ u32 find_limit(const OutlierRule& rule, float* chunks) const {
+        if (rule.factor == 0.0f) return rule.limit;
+        u32 first = warp_index() * RMS_CHUNK;
+        // All lanes of a warp take part in a sum, also those past the end of the row, whose values
+        // are 0.
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            u32 k = i * THREADS * 4 + first;
+            if (i >= quads || k >= cols) break;
+            float sum = sum_of_squares(held[i]);
+            if (lane_index() == 0) chunks[k / RMS_CHUNK] = sum;
+        }
+#pragma unroll 1
+        for (u32 k = quads * THREADS * 4 + first; k < cols; k += THREADS * 4) {
+            float value[4];
+            compute(k + lane_index() * 4, value);
+            float sum = sum_of_squares(value);
+            if (lane_index() == 0) chunks[k / RMS_CHUNK] = sum;
+        }
+        __syncthreads();
+        return rms_limit(chunks, cols, rule.factor);
+    }
+
 private:
+    // Values k … k + 3, from memory; 0 past the end of the row.
+    __device__ __forceinline__ void compute(u32 k, float (&value)[4]) const {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) value[j] = k + j < cols ? (*this)[k + j] : 0.0f;
+    }
+
     template <class V>
     __device__ __forceinline__ void load_quads(const V* from, float (&to)[QUADS][4], float otherwise) const {
 #pragma unroll

@@ -208,8 +208,7 @@ private:
                 const T* x = static_cast<const T*>(a.values) + (size_t)m * a.value_stride;
                 fetch_outliers(x, mine, here, outliers + place, [&](T found) {
                     float value = to_float(found);
-                    bool counts = a.by_row == 0 || is_outlier(half_magnitude(__float2half_rn(value)), a.limit);
-                    return is_there && counts ? value : 0.0f;
+                    return is_there && is_outlier_of(a, m, value) ? value : 0.0f;
                 });
             } else if (place < BOTH) {
                 u32 n = first_n + place - TILE_M;

@@ -19,6 +19,8 @@ macro_rules! structs {
 structs! {
     /// `source.cuh`: rows of activations.
     Source { x: u64, up: u64, weight: u64, bias: u64, stride: u32, cols: u32, kind: u32, eps: f32 }
+    /// `source.cuh`: which values of a row are outliers.
+    OutlierRule { limit: u32, factor: f32 }
     /// `epilogue.cuh`: what is done with the outputs of a matmul.
     Epilogue {
         bias: u64, residual: u64, out: u64,
@@ -29,20 +31,20 @@ structs! {
     /// `quantize.cu`.
     QuantizeArgs {
         source: Source, codes: u64, absmax: u64, values: u64, flags: u64, blocks: u64, columns: u64, count: u64,
-        rows: u32, pitch: u32, limit: u32, padding: u32,
+        limits: u64, rule: OutlierRule, rows: u32, pitch: u32,
     }
     /// `quantize.cu`.
     ClearArgs { codes: u64, columns: u64, count: u64, pitch: u32, padding: u32 }
     /// `gemv.cu`.
     GemvArgs {
         source: Source, weight: Int8Weight, epilogue: Epilogue,
-        limit: u32, lanes: u32, rows: u32, padding: u32,
+        rule: OutlierRule, lanes: u32, rows: u32,
     }
     /// `product.cuh`.
     MatmulArgs {
-        codes: u64, absmax: u64, values: u64, columns: u64, count: u64, weight: Int8Weight, epilogue: Epilogue,
-        sums: u64, counters: u64,
-        rows: u32, value_stride: u32, limit: u32, by_row: u32, warps_k: u32, splits: u32,
+        codes: u64, absmax: u64, values: u64, columns: u64, count: u64, limits: u64,
+        weight: Int8Weight, epilogue: Epilogue, sums: u64, counters: u64,
+        rows: u32, value_stride: u32, warps_k: u32, splits: u32,
     }
     /// `dense.cu`.
     DenseArgs {

@@ -10,7 +10,7 @@ use crate::template::PartSpec;
 use llm_int8_kernels::Isa;
 use llm_int8_nn::dtype::FloatDtype;
 use llm_int8_nn::layers::{Embedding, HeadNorms, LayerCache, Norm, Rope};
-use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Weight, Linear, OutlierScope};
+use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Weight, Linear};
 use llm_int8_nn::module::ModulePath;
 
 /// The positions of a sequence for which logits are requested.
@@ -122,6 +122,20 @@ pub struct Decoder {
     /// head, it is the first.
     pub(super) stages: Vec<Stage>,
 }
+
+/// The input of linear layers that share it, as an observer sees it.
+#[derive(Debug)]
+pub struct LinearInput<'a> {
+    /// The layers: several if, say, queries, keys and values are three layers.
+    pub layers: Vec<&'a Linear>,
+    /// f32 `[rows, in_features]`, row-major, after the norm or gate before the layers.
+    pub values: &'a [f32],
+    /// Number of rows, one for each token.
+    pub rows: usize,
+}
+
+/// Sees the input of every linear layer of a pass, in the order in which they run.
+pub(crate) type Observer<'a> = &'a mut (dyn FnMut(LinearInput<'_>) + Send);
 
 impl Decoder {
     /// A decoder whose values are not loaded yet. Its float parameters will be stored as `dtype`.
@@ -301,9 +315,7 @@ impl Decoder {
     /// with the length of the sequence, and if no block is on a device: the kernels for one row and
     /// for several sum in different orders.
     pub fn is_batch_invariant(&self) -> bool {
-        let by_row = |config: Int8Config| {
-            config.threshold == 0.0 || config.outlier_scope == OutlierScope::Row
-        };
+        let by_row = |config: Int8Config| config.outliers.is_by_row();
         self.stages.is_empty()
             && self.int8_config().is_none_or(by_row)
             && self.spec.attention.ropes.iter().all(Rope::is_fixed)

@@ -23,6 +23,7 @@ pub mod error;
 mod execute;
 pub mod families;
 mod gguf;
+mod kept;
 mod load;
 mod logits;
 mod pass;
@@ -34,7 +35,7 @@ pub mod spec;
 pub mod template;
 mod tree;
 
-pub use decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
+pub use decoder::{Decoder, KvCache, LinearInput, LogitPositions, SequenceInput};
 pub use error::{DecoderError, Result};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;

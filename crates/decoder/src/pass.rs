@@ -4,7 +4,7 @@
 //! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and
 //! nothing is padded.
 
-use crate::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
+use crate::decoder::{Decoder, KvCache, LinearInput, LogitPositions, Observer, SequenceInput};
 use crate::error::{DecoderError, Result};
 use crate::execute::gpu::{HostInputs, StagePass, Work};
 use crate::execute::{Cpu, SequenceRows};
@@ -29,19 +29,43 @@ impl Decoder {
         self.logits_of(sequences)?.into_vec()
     }
 
+    /// [`Decoder::forward`] with an observer, which sees the input of every linear layer: for
+    /// statistics of activations.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; [`DecoderError::ObservedOnDevice`] if blocks are on a device.
+    pub fn forward_observed(
+        &self,
+        sequences: &mut [SequenceInput<'_>],
+        observer: &mut (dyn FnMut(LinearInput<'_>) + Send),
+    ) -> Result<Vec<f32>> {
+        if !self.stages.is_empty() {
+            return Err(DecoderError::ObservedOnDevice);
+        }
+        self.run(sequences, Some(observer))?.into_vec()
+    }
+
     /// [`Decoder::forward`] with the logits left where they were computed: from a device, only the
     /// chosen tokens need to be copied. The device runs no other pass until they are dropped.
     ///
     /// # Errors
     /// As [`Decoder::forward`].
     pub fn logits_of(&self, sequences: &mut [SequenceInput<'_>]) -> Result<Logits<'_>> {
+        self.run(sequences, None)
+    }
+
+    fn run(
+        &self,
+        sequences: &mut [SequenceInput<'_>],
+        observer: Option<Observer<'_>>,
+    ) -> Result<Logits<'_>> {
         for sequence in sequences.iter() {
             self.check(sequence)?;
         }
         let input = Input::new(self, sequences);
 
         let logits = if self.stages.is_empty() {
-            on_cpu(self, &input, sequences)?
+            on_cpu(self, &input, sequences, observer)?
         } else {
             on_devices(self, &input, sequences)?
         };
@@ -208,9 +232,13 @@ fn on_cpu<'a>(
     decoder: &'a Decoder,
     input: &Input,
     sequences: &mut [SequenceInput<'_>],
+    observer: Option<Observer<'_>>,
 ) -> Result<Logits<'a>> {
     let logits = pooled(input.ids.len(), || {
         let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
+        if let Some(observer) = observer {
+            cpu.observe(observer);
+        }
         cpu.embed()?;
         run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
         cpu.logits(&input.requested)

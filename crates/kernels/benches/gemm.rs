@@ -17,7 +17,7 @@ use llm_int8_kernels as kernels;
 use llm_int8_kernels::aligned::elements_before_line;
 use llm_int8_kernels::pages::prefer_large;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierScope, QuantizedActivations,
+    Element, Int8WeightRef, Isa, KernelError, MatMut, MatRef, OutlierRule, QuantizedActivations,
     activation, attention, dense, limits, linear, quantize_activations, quantize_weight,
     quantize_weight_transposed,
 };
@@ -121,7 +121,7 @@ fn token(isa: Isa, model: &Model, x: &[Vec<f32>; 2], rows: usize, out: &mut [f32
     for layer in &model.layers {
         let x = &x[usize::from(layer.inputs == 5120)][..rows * layer.inputs];
         let a = MatRef::new(x, rows, layer.inputs)?;
-        let a = quantize_activations(isa, a, 6.0, OutlierScope::Batch);
+        let a = quantize_activations(isa, a, OutlierRule::batch(6.0));
         layer.forward(isa, model, &a, out)?;
     }
 
@@ -349,12 +349,8 @@ fn int8_head(c: &mut Criterion) {
     for isa in Isa::available().into_iter().skip(1) {
         group.bench_function(isa.name(), |b| {
             b.iter(checked(|| {
-                let a = quantize_activations(
-                    isa,
-                    MatRef::new(&x, 1, HEAD.0)?,
-                    6.0,
-                    OutlierScope::Batch,
-                );
+                let a =
+                    quantize_activations(isa, MatRef::new(&x, 1, HEAD.0)?, OutlierRule::batch(6.0));
 
                 model.layers[0].forward(isa, &model, &a, black_box(&mut out))
             }));
@@ -410,7 +406,7 @@ fn quantise(c: &mut Criterion) {
     group.bench_function("activations 1×1280", |b| {
         b.iter_batched(
             || MatRef::new(&x, 1, 1280),
-            |a| a.map(|a| quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch)),
+            |a| a.map(|a| quantize_activations(Isa::detect(), a, OutlierRule::batch(6.0))),
             BatchSize::SmallInput,
         );
     });

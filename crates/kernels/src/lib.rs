@@ -3,7 +3,7 @@
 //!
 //! ```
 //! use llm_int8_kernels::{
-//!     Int8WeightRef, Isa, Layer, MatMut, MatRef, OutlierScope, linear, quantize_activations, quantize_weight,
+//!     Int8WeightRef, Isa, Layer, MatMut, MatRef, OutlierRule, linear, quantize_activations, quantize_weight,
 //! };
 //! let isa = Isa::detect();
 //!
@@ -14,7 +14,7 @@
 //! assert_eq!((codes, absmax), ([127, -64, 32, 0, 127, 64], [1.0, 2.0]));
 //!
 //! // x [1, 3]: 8.0 is an outlier at threshold 6, so it is multiplied in floating point.
-//! let x = quantize_activations(isa, MatRef::new(&[1.0f32, 8.0, 0.0], 1, 3)?, 6.0, OutlierScope::Batch);
+//! let x = quantize_activations(isa, MatRef::new(&[1.0f32, 8.0, 0.0], 1, 3)?, OutlierRule::batch(6.0));
 //! assert_eq!(x.outliers().row(0), (&[1u32][..], &[8.0f32][..]));
 //!
 //! // y = x · Wᵀ [1, 2].
@@ -55,5 +55,7 @@ pub use error::KernelError;
 pub use gemm::{Int8WeightRef, Layer, OutlierWeights, linear, linears, matmul_i32};
 pub use isa::Isa;
 pub use matrix::{MatMut, MatRef};
-pub use outlier::{OutlierScope, Outliers, QuantizedActivations, quantize_activations};
+pub use outlier::{
+    OutlierRule, OutlierScope, Outliers, QuantizedActivations, quantize_activations,
+};
 pub use rowwise::{check_codes, dequantize, quantize_weight, quantize_weight_transposed};

@@ -1,7 +1,8 @@
 //! The oracle: LLM.int8() as one would write it on a blackboard. Never optimised; every kernel is
 //! tested against it.
 
-use crate::{Element, MatRef, OutlierScope};
+use crate::outlier::RMS_CHUNK;
+use crate::{Element, MatRef, OutlierRule, OutlierScope};
 use half::f16;
 
 /// `1 / 127²`: `Σ code_a · code_w · absmax_a · absmax_w · PRODUCT_STEP` is the product of the
@@ -37,6 +38,53 @@ pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
     )
 }
 
+/// The root mean square of one row of f16 values, f32; NaN for a row without values.
+///
+/// The order of the additions is part of the definition, because it decides who is an outlier. Squares
+/// are added in chunks of 128 values (the last one padded with zeros), each chunk as a tree: value
+/// i + 64 to value i, then i + 32, and so on. Then the sums of the chunks are added in order.
+///
+/// ```
+/// use llm_int8_kernels::reference::row_rms;
+/// assert_eq!(row_rms(&[3.0, -4.0, 0.0, 0.0].map(half::f16::from_f32)), 2.5);
+/// ```
+pub fn row_rms(row: &[f16]) -> f32 {
+    let mut sum = 0f32;
+    for chunk in row.chunks(RMS_CHUNK) {
+        let mut squares: Vec<f32> = chunk.iter().map(|x| x.to_f32() * x.to_f32()).collect();
+        squares.resize(RMS_CHUNK, 0.0);
+        while squares.len() > 1 {
+            let (low, high) = squares.split_at(squares.len() / 2);
+            squares = low.iter().zip(high).map(|(x, y)| x + y).collect();
+        }
+        sum += squares[0];
+    }
+
+    (sum / row.len() as f32).sqrt()
+}
+
+/// Which values of a row are outliers. A NaN is none, so that it shows up in the row's absmax.
+///
+/// ```
+/// use llm_int8_kernels::{OutlierRule, reference::outliers};
+/// let row = [1.0, -1.0, 6.0, 0.0].map(half::f16::from_f32);
+/// assert_eq!(outliers(&row, OutlierRule::row(6.0)), [false, false, true, false]);
+/// assert_eq!(outliers(&row, OutlierRule::row_rms(1.9)), [false, false, true, false]); // rms 3.08
+/// ```
+pub fn outliers(row: &[f16], rule: OutlierRule) -> Vec<bool> {
+    let limit = match rule {
+        OutlierRule::Absolute { threshold, .. } => threshold,
+        OutlierRule::RowRms { factor } => factor * row_rms(row),
+    };
+
+    row.iter()
+        .map(|x| {
+            let magnitude = x.to_f32().abs();
+            !rule.finds_none() && magnitude > 0.0 && magnitude >= limit
+        })
+        .collect()
+}
+
 /// What [`quantize_activations`](crate::quantize_activations) computes, as plain vectors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceActivations {
@@ -51,49 +99,63 @@ pub struct ReferenceActivations {
 /// Quantises activations `[M, K]` by bitsandbytes' rule (its `MatMul8bitLt`).
 ///
 /// ```
-/// use llm_int8_kernels::{MatRef, OutlierScope, reference::quantize_activations};
-/// let a = quantize_activations(MatRef::new(&[1.0f32, 7.0], 1, 2)?, 6.0, OutlierScope::Row);
+/// use llm_int8_kernels::{MatRef, OutlierRule, reference::quantize_activations};
+/// let a = quantize_activations(MatRef::new(&[1.0f32, 7.0], 1, 2)?, OutlierRule::row(6.0));
 /// assert_eq!((a.codes, a.absmax, a.outliers), (vec![127, 0], vec![1.0], vec![vec![(1, 7.0)]]));
 /// # Ok::<(), llm_int8_kernels::KernelError>(())
 /// ```
 pub fn quantize_activations<T: Element>(
     a: MatRef<'_, T>,
-    threshold: f32,
-    scope: OutlierScope,
+    rule: OutlierRule,
 ) -> ReferenceActivations {
-    let is_outlier = |x: T| threshold > 0.0 && x.to_f16().to_f32().abs() >= threshold;
-    let pooled: Vec<bool> = (0..a.cols())
-        .map(|column| (0..a.rows()).any(|row| is_outlier(a.row(row)[column])))
+    quantize_activations_keeping(a, rule, &[])
+}
+
+/// [`quantize_activations`] with columns that are outlier columns in every row, ascending
+/// ([`QuantizedActivations::refill`](crate::QuantizedActivations::refill)).
+///
+/// ```
+/// use llm_int8_kernels::{MatRef, OutlierRule, reference::quantize_activations_keeping};
+/// let a = quantize_activations_keeping(MatRef::new(&[4.0f32, 1.0], 1, 2)?, OutlierRule::row(6.0), &[0]);
+/// assert_eq!((a.codes, a.absmax, a.outliers), (vec![0, 127], vec![1.0], vec![vec![(0, 4.0)]]));
+/// # Ok::<(), llm_int8_kernels::KernelError>(())
+/// ```
+pub fn quantize_activations_keeping<T: Element>(
+    a: MatRef<'_, T>,
+    rule: OutlierRule,
+    kept: &[u32],
+) -> ReferenceActivations {
+    let is_kept = |column: usize| kept.contains(&(column as u32));
+    let value = |row: usize, column: usize| match is_kept(column) {
+        true => f16::ZERO,
+        false => Element::to_f16(a.row(row)[column]),
+    };
+    let rows16: Vec<Vec<f16>> = (0..a.rows())
+        .map(|row| (0..a.cols()).map(|column| value(row, column)).collect())
         .collect();
+    let own: Vec<Vec<bool>> = rows16.iter().map(|row| outliers(row, rule)).collect();
     let mut found = ReferenceActivations {
         codes: Vec::new(),
         absmax: Vec::new(),
         outliers: Vec::new(),
     };
 
-    for row in (0..a.rows()).map(|row| a.row(row)) {
-        let kept: Vec<f16> = row
-            .iter()
-            .map(|&x| {
-                if is_outlier(x) {
-                    f16::ZERO
-                } else {
-                    Element::to_f16(x)
-                }
-            })
+    for (m, row16) in rows16.iter().enumerate() {
+        let rest: Vec<f16> = (row16.iter().zip(&own[m]))
+            .map(|(&x, &is_outlier)| if is_outlier { f16::ZERO } else { x })
             .collect();
-        let (mut codes, absmax) = quantize_row(&kept);
+        let (mut codes, absmax) = quantize_row(&rest);
 
         let mut outliers = Vec::new();
-        for column in 0..row.len() {
-            let is_listed = match scope {
-                OutlierScope::Batch => pooled[column],
-                OutlierScope::Row => is_outlier(row[column]),
+        for (column, code) in codes.iter_mut().enumerate() {
+            let is_listed = match rule.scope() {
+                OutlierScope::Batch => own.iter().any(|row| row[column]),
+                OutlierScope::Row => own[m][column],
             };
 
-            if is_listed {
-                codes[column] = 0;
-                outliers.push((column as u32, row[column].to_f32()));
+            if is_listed || is_kept(column) {
+                *code = 0;
+                outliers.push((column as u32, a.row(m)[column].to_f32()));
             }
         }
 
@@ -154,8 +216,8 @@ pub fn output(
 /// `weight_of(output, column)` is the float weight of an outlier column.
 ///
 /// ```
-/// use llm_int8_kernels::{MatRef, OutlierScope, reference};
-/// let a = reference::quantize_activations(MatRef::new(&[2.0f32, 8.0], 1, 2)?, 6.0, OutlierScope::Row);
+/// use llm_int8_kernels::{MatRef, OutlierRule, reference};
+/// let a = reference::quantize_activations(MatRef::new(&[2.0f32, 8.0], 1, 2)?, OutlierRule::row(6.0));
 /// let y = reference::linear(&a, MatRef::new(&[127i8, 127], 1, 2)?, &[1.0], None, |_, _| 1.0);
 /// assert!((y[0] - 10.0).abs() < 1e-6); // 2 · 1 + 8 · 1
 /// # Ok::<(), llm_int8_kernels::KernelError>(())

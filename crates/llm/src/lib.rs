@@ -19,6 +19,7 @@
 //! `"tiny-gpt2"` is built in and needs no network. A model of the Hugging Face hub (`"gpt2-large"`,
 //! `"org/name@revision"`), a local folder or a `.gguf` file works the same way.
 
+pub mod accuracy;
 pub mod bench;
 pub mod builtin;
 pub mod chat;
@@ -34,6 +35,7 @@ pub mod save;
 pub mod tokenizer;
 pub mod warning;
 
+pub use accuracy::Accuracy;
 pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};

@@ -1,5 +1,6 @@
 //! [`AutoModelForCausalLM`]: a model with its tokenizer, to load, print, inspect and generate with.
 
+use crate::accuracy;
 use crate::chat::ChatTemplate;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
@@ -87,11 +88,13 @@ impl AutoModelForCausalLM {
         let started = Instant::now();
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
-        let (decoder, outcome) =
+        let (mut decoder, outcome) =
             Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
                 peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
                 load(event);
             })?;
+
+        accuracy::keep_columns(&mut decoder, &source.tokenizer)?;
 
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));

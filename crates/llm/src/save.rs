@@ -7,8 +7,12 @@ use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{NewFolder, WriteObserver};
 use llm_int8_nn::dtype::ParameterDtype;
 use llm_int8_nn::json;
+use llm_int8_nn::linear::OutlierRule;
 use serde_json::Value;
 use std::path::Path;
+
+/// `llm_int8_threshold`'s default in transformers.
+const BITSANDBYTES_THRESHOLD: f32 = 6.0;
 
 /// How a model is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,10 +138,13 @@ impl AutoModelForCausalLM {
         })
     }
 
-    /// The outlier threshold of the int8 layers.
+    /// The outlier threshold of the int8 layers; bitsandbytes' own where it has no such rule.
     fn threshold(&self) -> f32 {
-        self.decoder()
-            .int8_config()
-            .map_or(0.0, |config| config.threshold)
+        let config = self.decoder().int8_config();
+        match config.map(|config| config.outliers) {
+            None => 0.0,
+            Some(OutlierRule::Absolute { threshold, .. }) => threshold,
+            Some(OutlierRule::RowRms { .. }) => BITSANDBYTES_THRESHOLD,
+        }
     }
 }

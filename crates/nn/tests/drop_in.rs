@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use llm_int8_nn::checkpoint::{Checkpoint, write_linear_state};
 use llm_int8_nn::drop_in::{Linear, linear, linear_b, linear_no_bias, linear8bit, with_int8};
-use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear, OutlierScope};
+use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear, OutlierRule};
 use llm_int8_nn::lora::{LoraConfig, LoraLinear};
 use llm_int8_nn::module::SkipList;
 use llm_int8_nn::var_builder::var_builder;
@@ -123,7 +123,7 @@ fn scopes_nest_and_configure() {
     let variables = VarMap::new();
     let vb = VarBuilder::from_varmap(&variables, DType::F32, &CPU);
     let row = Int8Config {
-        outlier_scope: OutlierScope::Row,
+        outliers: OutlierRule::row(6.0),
         ..Int8Config::default()
     };
     let none = SkipList::default();

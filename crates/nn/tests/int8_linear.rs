@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{Checkpoint, write_linear_state};
 use llm_int8_nn::linear::{
-    FloatLinear, Int8Config, Int8Linear, Int8Weight, Linear, OutlierScope, OutlierWeights,
+    FloatLinear, Int8Config, Int8Linear, Int8Weight, Linear, OutlierRule, OutlierWeights,
 };
 use tempfile::TempDir;
 
@@ -60,9 +60,9 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
     norm(difference) / norm(b.iter().map(|&y| f64::from(y)).collect())
 }
 
-fn with(scope: OutlierScope, weights: OutlierWeights) -> Int8Config {
+fn with(rule: OutlierRule, weights: OutlierWeights) -> Int8Config {
     Int8Config {
-        outlier_scope: scope,
+        outliers: rule,
         outlier_weights: weights,
         ..Int8Config::default()
     }
@@ -140,8 +140,8 @@ fn inputs_need_not_be_contiguous() {
 /// bitsandbytes tests/test_autograd.py::test_matmullt: columns at exactly the threshold.
 #[test]
 fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
-    for scope in [OutlierScope::Batch, OutlierScope::Row] {
-        let config = with(scope, OutlierWeights::Dequantized);
+    for rule in [OutlierRule::batch(6.0), OutlierRule::row(6.0)] {
+        let config = with(rule, OutlierWeights::Dequantized);
         let float = FloatLinear::new(normal(&[48, 32], 0.1, 7), None).unwrap();
         let int8 = Int8Linear::quantize(&float, config).unwrap();
         let mut x = normal(&[64, 32], 1.0, 8).to_vec2::<f32>().unwrap();
@@ -160,12 +160,12 @@ fn boundary_columns_stay_within_the_tolerances_of_bitsandbytes() {
 
         assert!(
             misses(0.01, 0.1) <= 0.0175,
-            "{scope:?}: {}",
+            "{rule:?}: {}",
             misses(0.01, 0.1)
         );
         assert!(
             misses(0.035, 0.2) <= 0.001,
-            "{scope:?}: {}",
+            "{rule:?}: {}",
             misses(0.035, 0.2)
         );
     }
@@ -180,8 +180,12 @@ fn row_scope_is_independent_of_the_batch_and_batch_scope_is_not() {
 
     for weights in [OutlierWeights::Dequantized, OutlierWeights::Original] {
         let mut depends = false;
-        for scope in [OutlierScope::Row, OutlierScope::Batch] {
-            let (_, int8) = layer(40, 64, with(scope, weights));
+        for rule in [
+            OutlierRule::row(6.0),
+            OutlierRule::row_rms(3.0),
+            OutlierRule::batch(6.0),
+        ] {
+            let (_, int8) = layer(40, 64, with(rule, weights));
             let whole = int8.forward(&x).unwrap();
             for row in 0..9 {
                 let alone = values(&int8.forward(&x.narrow(0, row, 1).unwrap()).unwrap());
@@ -191,9 +195,9 @@ fn row_scope_is_independent_of_the_batch_and_batch_scope_is_not() {
                     .zip(&inside)
                     .all(|(a, b)| a.to_bits() == b.to_bits());
 
-                match scope {
-                    OutlierScope::Row => assert!(same, "row {row} {weights:?}"),
-                    OutlierScope::Batch => depends |= !same,
+                match rule.is_by_row() {
+                    true => assert!(same, "row {row} {weights:?}"),
+                    false => depends |= !same,
                 }
             }
         }
@@ -211,7 +215,7 @@ fn original_outlier_weights_are_more_accurate() {
     rows.iter_mut().for_each(|row| row[5] = 300.0);
     let x = Tensor::new(rows, &Device::Cpu).unwrap();
     let distance = |weights| {
-        let (float, int8) = layer(40, 64, with(OutlierScope::Row, weights));
+        let (float, int8) = layer(40, 64, with(OutlierRule::row(6.0), weights));
         relative(&int8.forward(&x).unwrap(), &float.forward(&x).unwrap())
     };
     let dequantized = distance(OutlierWeights::Dequantized);
@@ -222,7 +226,7 @@ fn original_outlier_weights_are_more_accurate() {
 
 #[test]
 fn original_weights_without_a_source_are_an_error() {
-    let config = with(OutlierScope::Row, OutlierWeights::Original);
+    let config = with(OutlierRule::row(6.0), OutlierWeights::Original);
     let weight = Int8Weight::from_codes(&[1; 6], &[1.0; 2], [2, 3]).unwrap();
     let int8 = Int8Linear::new(weight, None, config).unwrap();
     let quiet = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu).unwrap();
@@ -286,7 +290,7 @@ fn sums_are_exact_at_five_thousand_columns_of_127() {
     codes[0] = 126;
     let weight = Int8Weight::from_codes(&codes, &[127.0], [1, k]).unwrap();
     let config = Int8Config {
-        threshold: 0.0,
+        outliers: OutlierRule::batch(0.0),
         ..Int8Config::default()
     };
     let int8 = Int8Linear::new(weight, None, config).unwrap();
@@ -338,7 +342,7 @@ fn a_saved_layer_loads_with_the_same_outputs() {
     let path = folder.path().join("layer.safetensors");
     for threshold in [0.0, 6.0] {
         let config = Int8Config {
-            threshold,
+            outliers: OutlierRule::batch(threshold),
             ..Int8Config::default()
         };
         let (_, int8) = layer(96, 32, config);

@@ -1,11 +1,57 @@
 //! The int8 linear layer: quantise, then matmul.
 
 use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels, span};
-use crate::args::{ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
+use crate::args::{self, ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
 use crate::plan::{self, Gemm, MatmulShape, THIN_MAX_ROWS, Tile};
+
+/// Which activations are outliers: `OutlierRule` of llm-int8-kernels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outliers {
+    /// Those whose magnitude in f16 is `threshold` or more; 0: none.
+    Absolute {
+        /// The smallest magnitude of an outlier.
+        threshold: f32,
+        /// If false, an outlier makes its whole column one, in all rows (bitsandbytes).
+        by_row: bool,
+    },
+    /// For each row by itself, those whose magnitude in f16 is `factor` times its root mean square or
+    /// more; 0: none.
+    RowRms {
+        /// The smallest magnitude of an outlier, in units of the row's root mean square.
+        factor: f32,
+    },
+}
+
+impl Outliers {
+    /// The form of rules that find no outlier in any row.
+    const NONE: args::OutlierRule = args::OutlierRule {
+        limit: 0xffff,
+        factor: 0.0,
+    };
+
+    fn is_by_row(self) -> bool {
+        match self {
+            Self::Absolute { by_row, .. } => by_row,
+            Self::RowRms { .. } => true,
+        }
+    }
+
+    fn args(self) -> args::OutlierRule {
+        match self {
+            Self::Absolute { threshold, .. } => args::OutlierRule {
+                limit: plan::outlier_limit(threshold),
+                factor: 0.0,
+            },
+            Self::RowRms { factor } => args::OutlierRule {
+                limit: plan::outlier_limit(0.0),
+                factor: factor.max(0.0),
+            },
+        }
+    }
+}
 
 /// Memory for quantised rows, reused from layer to layer.
 #[derive(Debug)]
@@ -19,6 +65,8 @@ pub struct QuantizedMemory {
     blocks: Buffer<u32>,
     columns: Buffer<u32>,
     count: Buffer<u32>,
+    /// The f16 bits of each row's smallest outlier.
+    limits: Buffer<u32>,
     /// Sums of tiles whose K several blocks share (split-K). All zeros between launches.
     sums: Buffer<i32>,
     /// For each such tile, the number of blocks that are done. All zeros between launches.
@@ -40,6 +88,7 @@ impl QuantizedMemory {
             blocks: device.zeros(1)?,
             columns: device.allocate(cols)?,
             count: device.zeros(1)?,
+            limits: device.allocate(rows)?,
             sums: device.zeros(plan::gemm_sums(rows, multiprocessors))?,
             counters: device.zeros(plan::gemm_counters(rows, multiprocessors))?,
         })
@@ -48,7 +97,7 @@ impl QuantizedMemory {
     /// The bytes that [`QuantizedMemory::new`] allocates on a device with `multiprocessors`
     /// multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
-        let for_rows = rows * (plan::pitch(cols) + 4 + 4 * cols);
+        let for_rows = rows * (plan::pitch(cols) + 8 + 4 * cols);
         let for_columns = cols.div_ceil(32) * 4 + 4 * cols + 8;
         let for_split_k =
             plan::gemm_sums(rows, multiprocessors) + plan::gemm_counters(rows, multiprocessors);
@@ -63,7 +112,6 @@ pub struct Quantized<'a, T> {
     values: Values<'a, T>,
     rows: usize,
     cols: usize,
-    limit: u32,
     by_row: bool,
 }
 
@@ -117,17 +165,17 @@ impl<T: Float> Quantized<'_, T> {
 
 /// Quantises rows to int8.
 ///
-/// Values whose magnitude in f16 is `threshold` or more are outliers: they get code 0 and do not
-/// count for the row's absmax. If `by_row` is false, their whole column gets code 0. Source:
-/// bitsandbytes' `int8_vectorwise_quant`; the rounding is described in `quantize.cu`.
+/// Outliers get code 0 and do not count for the row's absmax. Where they are not by row, their whole
+/// column gets code 0. Source: bitsandbytes' `int8_vectorwise_quant`; the rounding is described in
+/// `quantize.cu`.
 ///
 /// # Errors
 /// [`CudaError::TooShort`](crate::CudaError::TooShort),
-/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice).
+/// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice);
+/// [`CudaError::Shape`](crate::CudaError::Shape) for rows of more than 131,072 values.
 pub fn quantize<'a, T: Float>(
     source: &Source<'a, T>,
-    threshold: f32,
-    by_row: bool,
+    outliers: Outliers,
     memory: &'a QuantizedMemory,
 ) -> Result<Quantized<'a, T>> {
     let device = memory.codes.device();
@@ -136,6 +184,12 @@ pub fn quantize<'a, T: Float>(
         device,
     };
     let (rows, cols) = (source.rows, source.cols);
+    if cols > plan::MAX_COLUMNS {
+        let most = plan::MAX_COLUMNS;
+        return Err(check.shape(format!(
+            "rows of {cols} values; at most {most} are possible"
+        )));
+    }
     let values = match source.through {
         Through::Plain => Values::Source {
             x: source.x,
@@ -144,14 +198,15 @@ pub fn quantize<'a, T: Float>(
         _ => Values::Computed(memory.values.part(..rows * cols)?),
     };
 
-    let args = quantize_args(&check, source, threshold, &values, memory)?;
+    let args = quantize_args(&check, source, outliers, &values, memory)?;
     let multiprocessors = device.multiprocessors();
     let blocks = plan::quantize_blocks(rows, cols, multiprocessors);
     let threads = plan::quantize_threads(rows, cols, multiprocessors);
     check.launch(&args, [blocks, 1, 1], threads, 0)?;
 
     // A single row has no other codes in its outlier columns.
-    if rows > 1 && threshold > 0.0 && !by_row {
+    let by_row = outliers.is_by_row();
+    if rows > 1 && args.rule != Outliers::NONE && !by_row {
         clear_columns(device, &args)?;
     }
 
@@ -160,7 +215,6 @@ pub fn quantize<'a, T: Float>(
         values,
         rows,
         cols,
-        limit: args.limit,
         by_row,
     })
 }
@@ -168,7 +222,7 @@ pub fn quantize<'a, T: Float>(
 fn quantize_args<T: Float>(
     check: &Check<'_>,
     source: &Source<'_, T>,
-    threshold: f32,
+    outliers: Outliers,
     values: &Values<'_, T>,
     memory: &QuantizedMemory,
 ) -> Result<QuantizeArgs> {
@@ -186,10 +240,10 @@ fn quantize_args<T: Float>(
         blocks: memory.blocks.address(),
         columns: check.view("the columns", memory.columns.all(), cols)?,
         count: memory.count.address(),
+        limits: check.view("the limits", memory.limits.all(), rows)?,
+        rule: outliers.args(),
         rows: check.size("the rows", rows)?,
         pitch: check.size("the row", pitch)?,
-        limit: plan::outlier_limit(threshold),
-        padding: 0,
     })
 }
 
@@ -335,14 +389,16 @@ fn matmul_args<T: Float>(
         values,
         columns: memory.columns.address(),
         count: memory.count.address(),
+        limits: match x.by_row {
+            true => memory.limits.address(),
+            false => 0,
+        },
         weight: weight_args(matrix, check)?,
         epilogue: output.args(check, rows, out_features)?,
         sums: check.view("the sums of tiles", memory.sums.all(), shared_outputs)?,
         counters: check.view("the counters of tiles", memory.counters.all(), shared_tiles)?,
         rows: check.size("the rows", rows)?,
         value_stride: check.size("the stride", value_stride)?,
-        limit: x.limit,
-        by_row: x.by_row.into(),
         warps_k,
         splits: gemm.map_or(1, |gemm| gemm.splits.max(1)),
     })
@@ -375,7 +431,7 @@ fn outlier_values<T: Float>(check: &Check<'_>, x: &Quantized<'_, T>) -> Result<(
 /// Like [`matmul`]; [`CudaError::Shape`](crate::CudaError::Shape) also for more than one row.
 pub fn gemv<T: Float>(
     source: &Source<'_, T>,
-    threshold: f32,
+    outliers: Outliers,
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
 ) -> Result<bool> {
@@ -413,10 +469,9 @@ pub fn gemv<T: Float>(
         source: source.args(&check)?,
         weight: weight_args(matrix, &check)?,
         epilogue: output.args(&check, 1, matrix.out_features())?,
-        limit: plan::outlier_limit(threshold),
+        rule: outliers.args(),
         lanes: gemv.lanes,
         rows: gemv.rows,
-        padding: 0,
     };
     check.launch(&args, [gemv.blocks as usize, 1, 1], 512, shared_bytes)?;
     Ok(true)

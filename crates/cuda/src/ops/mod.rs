@@ -12,7 +12,7 @@ pub use attention::{
     AttendScratch, Attention, AttentionRule, HeadLayout, Partition, Qkv, Rotation, attend,
 };
 pub use dense::dense;
-pub use linear::{Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
+pub use linear::{Outliers, Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
 pub use rows::{
     Combined, NormParts, RowShape, Strided, Table, TableRows, combine, copy_rows, embed, norm,
     softcap,

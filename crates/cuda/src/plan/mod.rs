@@ -35,6 +35,10 @@ pub fn row_threads(cols: usize) -> u32 {
     (cols / 8).next_power_of_two().clamp(128, 512) as u32
 }
 
+/// The most values of a row that is quantised: sums of squares of its chunks lie in shared memory, and
+/// sums of products of codes in an i32.
+pub const MAX_COLUMNS: usize = 1 << 17;
+
 /// The bits of the smallest f16 that is an outlier: values are outliers if the bits of their
 /// magnitude are no less. Without outliers, `threshold` 0, it is above all bit patterns.
 ///

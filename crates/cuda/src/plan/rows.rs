@@ -17,7 +17,7 @@ const GEMV_OUTLIERS: usize = 256;
 pub const GEMV_MAX_PITCH: usize = GEMV_LOADS * GEMV_THREADS * 16;
 /// An upper bound for the static shared memory of `gemv.cu`, in bytes. It counts towards a block's
 /// limit like the dynamic one.
-pub const GEMV_STATIC_BYTES: usize = 1 << 10;
+pub const GEMV_STATIC_BYTES: usize = 1 << 11;
 
 /// Warps of a block of `thin.cu`.
 const THIN_WARPS: usize = 8;

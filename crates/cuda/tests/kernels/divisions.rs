@@ -1,12 +1,12 @@
 //! Matmuls with every tile and with split K.
 
-use crate::linear_oracle::{Case, FUNCTIONS, scope, tolerance};
+use crate::linear_oracle::{Case, FUNCTIONS, tolerance};
 use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::Float;
 use llm_int8_cuda::plan::{Gemm, Tile};
-use llm_int8_kernels::Element;
+use llm_int8_kernels::{Element, OutlierRule};
 
 /// Activations with outliers in `count` columns: in every other row of each, none in the last row.
 fn with_outlier_columns<T: Float + Element>(case: &mut Case<T>, count: usize) {
@@ -49,14 +49,18 @@ fn every_tile_matches_the_reference<T: Float + Element>(devices: Vec<Device>) {
                 }
                 let mut case = Case::<T>::new([rows, n, cols], 23);
                 with_outlier_columns(&mut case, outliers);
-                for by_row in [false, true] {
-                    let expected = case.expected(6.0, scope(by_row));
+                for rule in [
+                    OutlierRule::batch(6.0),
+                    OutlierRule::row(6.0),
+                    OutlierRule::row_rms(2.5),
+                ] {
+                    let expected = case.expected(rule);
                     let what = format!(
-                        "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {by_row}, {device:?}"
+                        "{tile:?}, {splits}, {rows} x {n} x {cols}, {outliers}, {rule:?}, {device:?}"
                     );
                     let gemm = Gemm { tile, splits };
                     assert_near(
-                        &case.by_gemm(&device, by_row, gemm, None),
+                        &case.by_gemm(&device, rule, gemm, None),
                         &expected,
                         tolerance::<T>(),
                         &what,
@@ -92,9 +96,10 @@ fn epilogues_of_matmuls_apply_every_activation_and_the_residual() {
                 continue;
             }
             let case = Case::<f32>::new([20, 70, 40], 29);
-            let plain = case.by_gemm(&device, true, Gemm { tile, splits }, None);
+            let rule = OutlierRule::row(6.0);
+            let plain = case.by_gemm(&device, rule, Gemm { tile, splits }, None);
             for function in FUNCTIONS {
-                let found = case.by_gemm(&device, true, Gemm { tile, splits }, Some(function));
+                let found = case.by_gemm(&device, rule, Gemm { tile, splits }, Some(function));
                 let expected = case.with_epilogue(&plain, function);
                 assert_near(
                     &found,

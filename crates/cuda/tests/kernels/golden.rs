@@ -3,7 +3,9 @@
 use crate::{assert_near, devices, golden};
 use half::f16;
 use llm_int8_cuda::Device;
-use llm_int8_cuda::ops::{Int8Matrix, Output, QuantizedMemory, Source, gemv, matmul, quantize};
+use llm_int8_cuda::ops::{
+    Int8Matrix, Outliers, Output, QuantizedMemory, Source, gemv, matmul, quantize,
+};
 use safetensors::SafeTensors;
 
 /// One matmul: its tensors are named `{name}.{tensor}`.
@@ -82,6 +84,13 @@ impl Case<'_> {
         matrix
     }
 
+    fn outliers(&self) -> Outliers {
+        Outliers::Absolute {
+            threshold: self.threshold,
+            by_row: false,
+        }
+    }
+
     /// Quantises the activations and compares them, then the outputs of the matmul.
     fn check_matmul(&self, device: &Device, matrix: &Int8Matrix, what: &str) {
         let [m, k] = self.shape("a");
@@ -89,7 +98,7 @@ impl Case<'_> {
         let a = device.upload(&self.values::<f16>("a")).unwrap();
         let memory = QuantizedMemory::new(device, m, k).unwrap();
         let source = Source::plain(a.all(), m, k);
-        let quantized = quantize(&source, self.threshold, false, &memory).unwrap();
+        let quantized = quantize(&source, self.outliers(), &memory).unwrap();
         assert_eq!(
             quantized.codes().unwrap(),
             self.values::<i8>("a_int8"),
@@ -124,7 +133,7 @@ impl Case<'_> {
         matmul(&quantized, matrix, &output).unwrap();
         compare("matmul");
         if m == 1 {
-            assert!(gemv(&source, self.threshold, matrix, &output).unwrap());
+            assert!(gemv(&source, self.outliers(), matrix, &output).unwrap());
             compare("gemv");
         }
     }

@@ -1,6 +1,6 @@
 //! Quantised activations and int8 matmuls against `llm_int8_kernels::reference`.
 
-use crate::linear_oracle::{Case, FUNCTIONS, activations, scope, tolerance};
+use crate::linear_oracle::{Case, FUNCTIONS, activations, outliers, tolerance};
 use crate::{assert_near, devices, few_devices, noise};
 use half::{bf16, f16};
 use llm_int8_cuda::ops::{
@@ -9,7 +9,7 @@ use llm_int8_cuda::ops::{
 };
 use llm_int8_cuda::plan::{Gemm, Tile};
 use llm_int8_cuda::{Device, plan, testing};
-use llm_int8_kernels::{Element, Isa, OutlierScope, activation};
+use llm_int8_kernels::{Element, Isa, OutlierRule, activation};
 use proptest::prelude::*;
 
 fn quantize_matches_the_reference<T: Float + Element>() {
@@ -26,15 +26,17 @@ fn quantize_matches_the_reference<T: Float + Element>() {
             (2, 8300),
             (6, 9001),
         ] {
-            for (threshold, by_row) in [
-                (6.0, false),
-                (6.0, true),
-                (0.0, false),
-                (6.004, true),
-                (1.0, false),
+            for rule in [
+                OutlierRule::batch(6.0),
+                OutlierRule::row(6.0),
+                OutlierRule::batch(0.0),
+                OutlierRule::row(6.004),
+                OutlierRule::batch(1.0),
+                OutlierRule::row_rms(1.5),
+                OutlierRule::row_rms(0.0),
             ] {
                 let case = Case::<T>::new([rows, 1, cols], 5);
-                let expected = case.reference(threshold, scope(by_row));
+                let expected = case.reference(rule);
                 let x = device.upload(&case.x).unwrap();
                 let memory = QuantizedMemory::new(&device, rows, cols).unwrap();
                 let source = Source::plain(x.all(), rows, cols);
@@ -46,8 +48,8 @@ fn quantize_matches_the_reference<T: Float + Element>() {
                     .collect();
                 let other = device.upload(&other).unwrap();
                 let other = Source::plain(other.all(), rows, cols);
-                quantize(&other, threshold, by_row, &memory).unwrap();
-                let found = quantize(&source, threshold, by_row, &memory).unwrap();
+                quantize(&other, outliers(rule), &memory).unwrap();
+                let found = quantize(&source, outliers(rule), &memory).unwrap();
 
                 let mut columns: Vec<u32> = expected
                     .outliers
@@ -57,7 +59,7 @@ fn quantize_matches_the_reference<T: Float + Element>() {
                     .collect();
                 columns.sort_unstable();
                 columns.dedup();
-                let what = format!("{rows}x{cols}, {threshold}, {by_row}, {device:?}");
+                let what = format!("{rows}x{cols}, {rule:?}, {device:?}");
                 assert_eq!(found.codes().unwrap(), expected.codes, "{what}");
                 assert_eq!(found.absmax().unwrap(), expected.absmax, "{what}");
                 assert_eq!(found.columns().unwrap(), columns, "{what}");
@@ -89,19 +91,25 @@ fn matmul_matches_the_reference<T: Float + Element>() {
             [17, 65, 129],
             [70, 130, 200],
         ] {
-            for (threshold, by_row) in [(6.0, false), (6.0, true), (0.0, false), (2.9, false)] {
+            for rule in [
+                OutlierRule::batch(6.0),
+                OutlierRule::row(6.0),
+                OutlierRule::batch(0.0),
+                OutlierRule::batch(2.9),
+                OutlierRule::row_rms(1.6),
+            ] {
                 let case = Case::<T>::new(shape, 11);
-                let expected = case.expected(threshold, scope(by_row));
-                let what = format!("{shape:?}, {threshold}, by row {by_row}, {device:?}");
+                let expected = case.expected(rule);
+                let what = format!("{shape:?}, {rule:?}, {device:?}");
                 assert_near(
-                    &case.by_matmul(&device, threshold, by_row),
+                    &case.by_matmul(&device, rule),
                     &expected,
                     tolerance::<T>(),
                     &what,
                 );
                 if shape[0] == 1 {
                     assert_near(
-                        &case.by_gemv(&device, threshold),
+                        &case.by_gemv(&device, rule),
                         &expected,
                         tolerance::<T>(),
                         &what,
@@ -132,8 +140,13 @@ fn large_tiles_match_the_reference() {
             if tile != Tile::Large && !device.has_wgmma() {
                 continue;
             }
-            let expected = case.expected(6.0, OutlierScope::Row);
-            let found = case.by_gemm(&device, true, Gemm { tile, splits: 1 }, None);
+            let expected = case.expected(OutlierRule::row(6.0));
+            let found = case.by_gemm(
+                &device,
+                OutlierRule::row(6.0),
+                Gemm { tile, splits: 1 },
+                None,
+            );
             assert_near(&found, &expected, 2e-6, &format!("{tile:?}"));
         }
     }
@@ -141,9 +154,9 @@ fn large_tiles_match_the_reference() {
     // On a GPU, enough tiles to give every multiprocessor one.
     for device in testing::gpus() {
         let case = Case::<f32>::new([1500, 1500, 210], 3);
-        let expected = case.expected(6.0, OutlierScope::Row);
+        let expected = case.expected(OutlierRule::row(6.0));
         assert_near(
-            &case.by_matmul(&device, 6.0, true),
+            &case.by_matmul(&device, OutlierRule::row(6.0)),
             &expected,
             2e-6,
             "1500 rows",
@@ -155,9 +168,9 @@ fn large_tiles_match_the_reference() {
 fn a_gpt2_large_layer_with_600_rows_matches_the_reference() {
     for device in testing::gpus() {
         let case = Case::<f32>::new([600, 3840, 1280], 3);
-        let expected = case.expected(6.0, OutlierScope::Row);
+        let expected = case.expected(OutlierRule::row(6.0));
         assert_near(
-            &case.by_matmul(&device, 6.0, true),
+            &case.by_matmul(&device, OutlierRule::row(6.0)),
             &expected,
             2e-6,
             "600 rows",
@@ -174,11 +187,21 @@ fn gpt2_large_layers_match_the_reference() {
         for [n, cols] in GPT2_LARGE {
             for rows in [1, 8, 16] {
                 let case = Case::<f32>::new([rows, n, cols], 17);
-                let expected = case.expected(6.0, OutlierScope::Batch);
+                let expected = case.expected(OutlierRule::batch(6.0));
                 let what = format!("{rows} rows, {n} x {cols}, {device:?}");
-                assert_near(&case.by_matmul(&device, 6.0, false), &expected, 2e-6, &what);
+                assert_near(
+                    &case.by_matmul(&device, OutlierRule::batch(6.0)),
+                    &expected,
+                    2e-6,
+                    &what,
+                );
                 if rows == 1 {
-                    assert_near(&case.by_gemv(&device, 6.0), &expected, 2e-6, &what);
+                    assert_near(
+                        &case.by_gemv(&device, OutlierRule::row(6.0)),
+                        &expected,
+                        2e-6,
+                        &what,
+                    );
                 }
             }
         }
@@ -198,9 +221,14 @@ fn one_row_may_have_any_number_of_outliers() {
                 (0..count).for_each(|i| {
                     case.x[cols - 1 - i * (cols / count.max(1))] = 6.0 + i as f32 / 64.0
                 });
-                let expected = case.expected(6.0, OutlierScope::Row);
+                let expected = case.expected(OutlierRule::row(6.0));
                 let what = format!("{count} outliers, {n} x {cols}, {device:?}");
-                assert_near(&case.by_gemv(&device, 6.0), &expected, 5e-6, &what);
+                assert_near(
+                    &case.by_gemv(&device, OutlierRule::row(6.0)),
+                    &expected,
+                    5e-6,
+                    &what,
+                );
             }
         }
     }
@@ -222,13 +250,19 @@ fn gemv_declines_rows_that_fit_in_shared_memory_only_without_its_static_part() {
         let matrix = case.matrix(&device);
         let out = device.allocate::<f32>(2).unwrap();
         let source = Source::plain(x.all(), 1, cols);
-        let is_done = gemv(&source, 6.0, &matrix, &Output::plain(out.all(), 2)).unwrap();
+        let is_done = gemv(
+            &source,
+            outliers(OutlierRule::row(6.0)),
+            &matrix,
+            &Output::plain(out.all(), 2),
+        )
+        .unwrap();
         device.synchronize().unwrap();
         assert!(!is_done, "{cols}");
 
-        let expected = case.expected(6.0, OutlierScope::Row);
+        let expected = case.expected(OutlierRule::row(6.0));
         assert_near(
-            &case.by_matmul(&device, 6.0, true),
+            &case.by_matmul(&device, OutlierRule::row(6.0)),
             &expected,
             2e-6,
             &format!("{cols} columns"),
@@ -249,7 +283,7 @@ fn sums_beyond_2_to_the_24_are_exact() {
             case.bias.fill(0.0);
 
             let expected = 127 * 127 * cols as i64;
-            let found = case.by_matmul(&device, 0.0, false);
+            let found = case.by_matmul(&device, OutlierRule::batch(0.0));
             assert_near(
                 &[found[0], found[n - 1]],
                 &[(expected - 127) as f32, expected as f32],
@@ -257,7 +291,7 @@ fn sums_beyond_2_to_the_24_are_exact() {
                 "sums",
             );
             if rows == 1 {
-                assert_eq!(case.by_gemv(&device, 0.0), found);
+                assert_eq!(case.by_gemv(&device, OutlierRule::row(0.0)), found);
             }
         }
     }
@@ -269,16 +303,17 @@ fn nan_stays_in_its_row_and_outliers_may_exceed_f16() {
         for rows in [1, 3, 20] {
             let mut case = Case::<f32>::new([rows, 5, 40], 1);
             case.x[39] = f32::NAN;
-            let found = case.by_matmul(&device, 6.0, true);
-            assert!(
-                found[..5].iter().all(|x| x.is_nan()) && found[5..].iter().all(|x| x.is_finite())
-            );
+            for rule in [OutlierRule::row(6.0), OutlierRule::row_rms(2.0)] {
+                let found = case.by_matmul(&device, rule);
+                let (row, others) = found.split_at(5);
+                assert!(row.iter().all(|x| x.is_nan()) && others.iter().all(|x| x.is_finite()));
+            }
 
             // Infinite in f16, but an outlier, whose value is read from the f32 activations.
             case.x[39] = 1e6;
-            let expected = case.expected(6.0, OutlierScope::Row);
+            let expected = case.expected(OutlierRule::row(6.0));
             assert_near(
-                &case.by_matmul(&device, 6.0, true),
+                &case.by_matmul(&device, OutlierRule::row(6.0)),
                 &expected,
                 2e-6,
                 "an outlier beyond f16",
@@ -341,7 +376,7 @@ impl Prologue {
 
 /// Runs a layer of `n` outputs with each prologue, with ReLU on the first ten outputs and with a
 /// residual.
-fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
+fn check_prologues(device: &Device, rule: OutlierRule, [rows, cols, n]: [usize; 3]) {
     let prologue = Prologue::new(rows, cols);
     let stream = noise(rows * n, 5);
     let upload = |values: &[f32]| device.upload(values).unwrap();
@@ -367,7 +402,7 @@ fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
     ] {
         let mut case = Case::<f32>::new([rows, n, cols], 9);
         case.x = prologue.expected(name);
-        let mut expected = case.expected(1.5, OutlierScope::Row);
+        let mut expected = case.expected(rule);
         for (i, y) in expected.iter_mut().enumerate() {
             if i % n < 10 {
                 *y = y.max(0.0);
@@ -393,7 +428,7 @@ fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
             ..Source::plain(x.all(), rows, cols)
         };
         let memory = QuantizedMemory::new(device, rows, cols).unwrap();
-        let quantized = quantize(&source, 1.5, true, &memory).unwrap();
+        let quantized = quantize(&source, outliers(rule), &memory).unwrap();
         matmul(&quantized, &matrix, &output).unwrap();
 
         // A value computed in f32 may round to the adjacent f16, which may change its code by one.
@@ -401,7 +436,7 @@ fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
         let by_matmul = out.to_vec().unwrap();
         assert_near(&by_matmul, &expected, 5e-3, &what);
         if rows == 1 {
-            assert!(gemv(&source, 1.5, &matrix, &output).unwrap());
+            assert!(gemv(&source, outliers(rule), &matrix, &output).unwrap());
             assert_near(&out.to_vec().unwrap(), &by_matmul, 2e-6, &what);
         }
     }
@@ -410,8 +445,9 @@ fn check_prologues(device: &Device, rows: usize, cols: usize, n: usize) {
 #[test]
 fn norms_and_gates_precede_matmuls_and_epilogues_follow() {
     for device in devices() {
-        for (rows, cols, n) in [(1, 100, 37), (3, 100, 37), (20, 64, 70)] {
-            check_prologues(&device, rows, cols, n);
+        for shape in [[1, 100, 37], [3, 100, 37], [20, 64, 70]] {
+            check_prologues(&device, OutlierRule::row(1.5), shape);
+            check_prologues(&device, OutlierRule::row_rms(1.5), shape);
         }
     }
 }
@@ -431,7 +467,15 @@ fn activation_functions_match_the_cpu() {
                 activation: Some((function, x.len())),
                 ..Output::plain(out.all(), x.len())
             };
-            assert!(gemv(&Source::plain(zeros.all(), 1, 4), 6.0, &matrix, &output).unwrap());
+            assert!(
+                gemv(
+                    &Source::plain(zeros.all(), 1, 4),
+                    outliers(OutlierRule::row(6.0)),
+                    &matrix,
+                    &output
+                )
+                .unwrap()
+            );
             let mut expected = x.clone();
             activation::apply(Isa::scalar(), host, &mut expected);
             assert_near(
@@ -449,12 +493,13 @@ proptest! {
 
     #[test]
     fn matmuls_of_any_shape_match_the_reference(
-        rows in 1usize..40, n in 1usize..90, cols in 1usize..300, seed in 1u64..1000, by_row: bool,
+        rows in 1usize..40, n in 1usize..90, cols in 1usize..300, seed in 1u64..1000,
+        rule in prop::sample::select(vec![OutlierRule::batch(2.5), OutlierRule::row(2.5), OutlierRule::row_rms(1.5)]),
     ) {
         for device in testing::devices(&[1]) {
             let case = Case::<f32>::new([rows, n, cols], seed);
-            let expected = case.expected(2.5, scope(by_row));
-            assert_near(&case.by_matmul(&device, 2.5, by_row), &expected, 2e-6, "matmul");
+            let expected = case.expected(rule);
+            assert_near(&case.by_matmul(&device, rule), &expected, 2e-6, "matmul");
         }
     }
 }

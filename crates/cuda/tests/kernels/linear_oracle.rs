@@ -3,12 +3,14 @@
 use crate::noise;
 use llm_int8_cuda::Device;
 use llm_int8_cuda::ops::{
-    Activation, Float, Int8Matrix, Output, QuantizedMemory, Residual, Source, gemv, matmul,
-    matmul_by, quantize,
+    Activation, Float, Int8Matrix, Outliers, Output, QuantizedMemory, Residual, Source, gemv,
+    matmul, matmul_by, quantize,
 };
 use llm_int8_cuda::plan::Gemm;
 use llm_int8_kernels::reference::{self, ReferenceActivations};
-use llm_int8_kernels::{Activation as Host, Element, Isa, MatRef, OutlierScope, activation};
+use llm_int8_kernels::{
+    Activation as Host, Element, Isa, MatRef, OutlierRule, OutlierScope, activation,
+};
 
 /// Rows with a few outliers for a threshold of 6, one of them exactly 6.
 pub(crate) fn activations(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
@@ -60,21 +62,17 @@ impl<T: Float + Element> Case<T> {
         }
     }
 
-    pub(crate) fn reference(&self, threshold: f32, scope: OutlierScope) -> ReferenceActivations {
-        reference::quantize_activations(
-            MatRef::new(&self.x, self.rows, self.cols).unwrap(),
-            threshold,
-            scope,
-        )
+    pub(crate) fn reference(&self, rule: OutlierRule) -> ReferenceActivations {
+        reference::quantize_activations(MatRef::new(&self.x, self.rows, self.cols).unwrap(), rule)
     }
 
-    pub(crate) fn expected(&self, threshold: f32, scope: OutlierScope) -> Vec<f32> {
+    pub(crate) fn expected(&self, rule: OutlierRule) -> Vec<f32> {
         let codes = MatRef::new(&self.codes, self.absmax.len(), self.cols).unwrap();
         let weight_of = |n: usize, column: u32| {
             f32::from(self.codes[n * self.cols + column as usize]) * self.absmax[n] / 127.0
         };
         reference::linear(
-            &self.reference(threshold, scope),
+            &self.reference(rule),
             codes,
             &self.absmax,
             Some(&self.bias),
@@ -89,7 +87,7 @@ impl<T: Float + Element> Case<T> {
     }
 
     /// The outputs of `quantize` and `matmul`.
-    pub(crate) fn by_matmul(&self, device: &Device, threshold: f32, by_row: bool) -> Vec<f32> {
+    pub(crate) fn by_matmul(&self, device: &Device, rule: OutlierRule) -> Vec<f32> {
         let n = self.absmax.len();
         let matrix = self.matrix(device);
         let x = device.upload(&self.x).unwrap();
@@ -97,7 +95,7 @@ impl<T: Float + Element> Case<T> {
         let out = device.allocate::<T>(self.rows * n).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
-        let quantized = quantize(&source, threshold, by_row, &memory).unwrap();
+        let quantized = quantize(&source, outliers(rule), &memory).unwrap();
         let output = Output {
             bias: Some(bias.all()),
             ..Output::plain(out.all(), n)
@@ -117,7 +115,7 @@ impl<T: Float + Element> Case<T> {
     pub(crate) fn by_gemm(
         &self,
         device: &Device,
-        by_row: bool,
+        rule: OutlierRule,
         gemm: Gemm,
         function: Option<(Activation, Host)>,
     ) -> Vec<f32> {
@@ -128,7 +126,7 @@ impl<T: Float + Element> Case<T> {
         let stream = device.upload(&noise(self.rows * n, 31)).unwrap();
         let memory = QuantizedMemory::new(device, self.rows, self.cols).unwrap();
         let source = Source::plain(x.all(), self.rows, self.cols);
-        let quantized = quantize(&source, 6.0, by_row, &memory).unwrap();
+        let quantized = quantize(&source, outliers(rule), &memory).unwrap();
 
         let results = [0, 1].map(|_| {
             let out = device.allocate::<T>(self.rows * n).unwrap();
@@ -171,7 +169,7 @@ impl<T: Float + Element> Case<T> {
     }
 
     /// The outputs of `gemv`.
-    pub(crate) fn by_gemv(&self, device: &Device, threshold: f32) -> Vec<f32> {
+    pub(crate) fn by_gemv(&self, device: &Device, rule: OutlierRule) -> Vec<f32> {
         let n = self.absmax.len();
         let matrix = self.matrix(device);
         let x = device.upload(&self.x).unwrap();
@@ -184,7 +182,7 @@ impl<T: Float + Element> Case<T> {
         assert!(
             gemv(
                 &Source::plain(x.all(), 1, self.cols),
-                threshold,
+                outliers(rule),
                 &matrix,
                 &output
             )
@@ -215,11 +213,14 @@ pub(crate) const FUNCTIONS: [(Activation, Host); 13] = [
     (Activation::Sigmoid, Host::Sigmoid),
 ];
 
-pub(crate) fn scope(by_row: bool) -> OutlierScope {
-    if by_row {
-        OutlierScope::Row
-    } else {
-        OutlierScope::Batch
+/// The rule as the kernels on devices take it.
+pub(crate) fn outliers(rule: OutlierRule) -> Outliers {
+    match rule {
+        OutlierRule::Absolute { threshold, scope } => Outliers::Absolute {
+            threshold,
+            by_row: scope == OutlierScope::Row,
+        },
+        OutlierRule::RowRms { factor } => Outliers::RowRms { factor },
     }
 }
 

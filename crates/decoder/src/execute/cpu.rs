@@ -1,7 +1,7 @@
 //! Executes the steps of a plan on the CPU. Activations are f32; each layer knows the dtype of its
 //! own weights.
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, LinearInput, Observer};
 use crate::error::{DecoderError, Result};
 use crate::plan::{
     Activated, Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
@@ -13,7 +13,7 @@ use llm_int8_nn::layers::{
     Alibi, AttendedSequence, AttentionRule, HeadShape, Heads, LayerCache, Qkv, Rope, RopeTable,
     attend,
 };
-use llm_int8_nn::linear::{Projection, for_rows, project};
+use llm_int8_nn::linear::{Linear, Projection, for_rows, project};
 use std::ops::Range;
 
 /// The rows of one sequence in a pass.
@@ -43,6 +43,7 @@ impl SequenceRows {
 /// A pass on the CPU: the rows, and memory that is reused from step to step.
 pub(crate) struct Cpu<'a> {
     decoder: &'a Decoder,
+    observer: Option<Observer<'a>>,
     ids: &'a [u32],
     sequences: &'a [SequenceRows],
     /// Rows that steps work on: all of the pass, or for the head those whose logits are requested.
@@ -75,6 +76,7 @@ impl<'a> Cpu<'a> {
     pub(crate) fn new(decoder: &'a Decoder, ids: &'a [u32], sequences: &'a [SequenceRows]) -> Self {
         Self {
             decoder,
+            observer: None,
             ids,
             sequences,
             count: ids.len(),
@@ -84,6 +86,11 @@ impl<'a> Cpu<'a> {
             added: Vec::new(),
             quantized: QuantizedActivations::default(),
         }
+    }
+
+    /// Has `observer` see the input of every linear layer.
+    pub(crate) fn observe(&mut self, observer: Observer<'a>) {
+        self.observer = Some(observer);
     }
 
     /// Takes the residual stream `[rows, C]` out; it is empty afterwards.
@@ -254,6 +261,13 @@ impl<'a> Cpu<'a> {
         let Some(x) = x else {
             return missing("rows that no step wrote");
         };
+        if let Some(observer) = &mut self.observer {
+            observer(LinearInput {
+                layers: linears(step, parts)?,
+                values: x,
+                rows: self.count,
+            });
+        }
         let quantized = &mut self.quantized;
         project_layers(step, parts, x, self.count, &mut outputs, quantized)?;
         activate_gates(self.isa(), step, &mut outputs);
@@ -427,6 +441,17 @@ impl<'a> Cpu<'a> {
     }
 }
 
+/// The layers of a step.
+fn linears<'a, S: PartSlot>(step: &LinearStep<S>, parts: &'a Parts<S>) -> Result<Vec<&'a Linear>> {
+    step.layers
+        .iter()
+        .map(|layer| match parts.linear(layer.slot) {
+            Some(linear) => Ok(linear),
+            None => missing("a linear layer"),
+        })
+        .collect()
+}
+
 /// Runs the layers of a step on the input `x` of `count` rows. Activations that cover a whole layer
 /// are fused into its matmul.
 fn project_layers<S: PartSlot>(
@@ -438,11 +463,8 @@ fn project_layers<S: PartSlot>(
     quantized: &mut QuantizedActivations,
 ) -> Result<()> {
     let mut projections = Vec::with_capacity(step.layers.len());
-    for (layer, out) in step.layers.iter().zip(outputs) {
-        let Some(linear) = parts.linear(layer.slot) else {
-            return missing("a linear layer");
-        };
-
+    let layers = linears(step, parts)?;
+    for ((layer, linear), out) in step.layers.iter().zip(layers).zip(outputs) {
         let end = layer.offset + layer.out_features;
         let activation = step
             .activation

@@ -47,7 +47,8 @@ pub struct LoadOptions {
     /// How int8 layers compute; none: no layer becomes int8.
     pub int8: Option<Int8Config>,
     /// The outlier threshold, which overrides a saved 8-bit checkpoint's. None: that of the
-    /// checkpoint's `quantization_config`, otherwise `int8.threshold`.
+    /// checkpoint's `quantization_config`, otherwise that of `int8.outliers`. It has no effect on
+    /// [`OutlierRule::RowRms`](llm_int8_nn::linear::OutlierRule::RowRms).
     pub threshold: Option<f32>,
     /// Modules to keep in floats, in addition to those that transformers always keeps.
     pub skip_modules: SkipList,
@@ -129,7 +130,7 @@ impl Decoder {
         let layers = match options.int8 {
             Some(int8) => {
                 let int8 = Int8Config {
-                    threshold: stored.threshold(options, int8),
+                    outliers: stored.outliers(options, int8.outliers),
                     ..int8
                 };
                 let mut layers = declare(&mut decoder, &keys, options, &stored, int8)?;

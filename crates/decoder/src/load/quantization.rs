@@ -12,7 +12,9 @@ use crate::error::{DecoderError, Result};
 use crate::slot::{ModelSlot, Part, Slot};
 use llm_int8_nn::NnError;
 use llm_int8_nn::config::ModelConfig;
-use llm_int8_nn::linear::{HasLinears, Int8Config, Int8Linear, KeptLinear, Linear, ReplaceReport};
+use llm_int8_nn::linear::{
+    HasLinears, Int8Config, Int8Linear, KeptLinear, Linear, OutlierRule, ReplaceReport,
+};
 use llm_int8_nn::module::{Module, ModulePath};
 use serde_json::Value;
 
@@ -133,12 +135,14 @@ impl StoredQuantization {
         })
     }
 
-    /// The outlier threshold: the caller's, otherwise the checkpoint's, otherwise that of `int8`.
-    pub(super) fn threshold(&self, options: &LoadOptions, int8: Int8Config) -> f32 {
-        options
-            .threshold
-            .or(self.threshold)
-            .unwrap_or(int8.threshold)
+    /// The rule with the threshold that the caller gives, otherwise the checkpoint.
+    pub(super) fn outliers(&self, options: &LoadOptions, rule: OutlierRule) -> OutlierRule {
+        match (rule, options.threshold.or(self.threshold)) {
+            (OutlierRule::Absolute { scope, .. }, Some(threshold)) => {
+                OutlierRule::Absolute { threshold, scope }
+            }
+            _ => rule,
+        }
     }
 
     pub(super) fn warning(&self) -> Option<LoadWarning> {

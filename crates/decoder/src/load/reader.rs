@@ -163,7 +163,7 @@ impl Reader<'_> {
             let weight = int8_weight(&view, transposed, self.isa, &mut self.memory)?;
 
             let original =
-                (linear.config().outlier_weights == OutlierWeights::Original).then(|| {
+                (linear.config().outlier_weights != OutlierWeights::Dequantized).then(|| {
                     Arc::new(CheckpointColumns::new(
                         Arc::clone(self.checkpoint),
                         key,

@@ -225,7 +225,7 @@ impl Decoder {
         DeviceMap::check(placement)?;
         let keeps_original = |part: &Part| match part {
             Part::Linear(Linear::Int8(linear)) => {
-                linear.config().outlier_weights == OutlierWeights::Original
+                linear.config().outlier_weights != OutlierWeights::Dequantized
             }
             _ => false,
         };

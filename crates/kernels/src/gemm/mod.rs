@@ -32,6 +32,7 @@ use crate::reference::PRODUCT_STEP;
 use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
 use crate::{Isa, KernelError, MatMut, MatRef, activation, team};
+use half::f16;
 use outliers::OutlierMatmul;
 use panels::Panels;
 use rows::Rows;
@@ -94,6 +95,13 @@ pub enum OutlierWeights<'a> {
         columns: &'a [u32],
         /// Their weights `[columns.len(), N]`.
         values: MatRef<'a, f32>,
+    },
+    /// Kept in f16 for some columns, dequantised for all others.
+    Kept {
+        /// The input features kept, ascending.
+        columns: &'a [u32],
+        /// Their weights `[columns.len(), N]`.
+        values: MatRef<'a, f16>,
     },
 }
 
@@ -166,7 +174,7 @@ fn check_columns(columns: usize) -> Result<(), KernelError> {
 /// ```
 /// use llm_int8_kernels::*;
 /// let isa = Isa::detect();
-/// let a = quantize_activations(isa, MatRef::new(&[1.0f32, -1.0], 1, 2)?, 6.0, OutlierScope::Batch);
+/// let a = quantize_activations(isa, MatRef::new(&[1.0f32, -1.0], 1, 2)?, OutlierRule::batch(6.0));
 /// let w = Int8WeightRef::new(MatRef::new(&[127i8, 0, 0, 127], 2, 2)?, &[3.0, 5.0])?;
 /// let mut y = [0f32; 2];
 /// let layer = Layer { bias: Some(&[10.0, 10.0]), ..Layer::new(w) };
@@ -220,7 +228,7 @@ pub fn linear(
 /// ```
 /// use llm_int8_kernels::*;
 /// let isa = Isa::detect();
-/// let a = quantize_activations(isa, MatRef::new(&[1.0f32, -1.0], 1, 2)?, 6.0, OutlierScope::Batch);
+/// let a = quantize_activations(isa, MatRef::new(&[1.0f32, -1.0], 1, 2)?, OutlierRule::batch(6.0));
 /// let w = Int8WeightRef::new(MatRef::new(&[127i8, 0], 1, 2)?, &[3.0])?;
 /// let (mut x, mut y) = ([0f32], [0f32]);
 /// let layer = Layer::new(w);

@@ -9,7 +9,8 @@ use crate::matrix::expect;
 use crate::outlier::Outliers;
 use crate::rowwise::dequantized;
 use crate::simd::for_every_width;
-use crate::{Isa, KernelError};
+use crate::{Element, Isa, KernelError};
+use half::f16;
 use std::ops::Range;
 
 /// The outliers of all rows and the source of their weights.
@@ -18,8 +19,9 @@ pub(super) struct OutlierMatmul<'a> {
     weights: OutlierWeights<'a>,
     /// The distinct outlier columns, ascending.
     columns: Vec<u32>,
-    /// With original weights: for each distinct column, the row of `values` that holds it.
-    sources: Vec<usize>,
+    /// With original weights: for each distinct column, the row of `values` that holds it. With kept
+    /// weights: for those distinct columns that are kept, their place and that row.
+    sources: Vec<(usize, usize)>,
     /// For each outlier of each row, the index of its column in `columns`.
     places: Vec<u32>,
 }
@@ -31,31 +33,7 @@ impl<'a> OutlierMatmul<'a> {
         outputs: usize,
     ) -> Result<Self, KernelError> {
         let columns = outliers.distinct_columns();
-        let mut sources = Vec::new();
-        if let OutlierWeights::Original {
-            columns: given,
-            values,
-        } = weights
-        {
-            expect(
-                "rows of the original outlier weights",
-                given.len(),
-                values.rows(),
-            )?;
-            expect(
-                "columns of the original outlier weights",
-                outputs,
-                values.cols(),
-            )?;
-            for &column in &columns {
-                let missing = |_| KernelError::MissingOutlierColumn {
-                    column,
-                    given: given.len(),
-                };
-
-                sources.push(given.binary_search(&column).map_err(missing)?);
-            }
-        }
+        let sources = sources(weights, &columns, outputs)?;
 
         // A lookup table, because with hundreds of outlier columns binary searches cost as much as
         // the matmul.
@@ -89,35 +67,49 @@ impl<'a> OutlierMatmul<'a> {
         let width = outputs.len();
         into.clear();
         match self.weights {
-            OutlierWeights::Dequantized => {
+            OutlierWeights::Dequantized | OutlierWeights::Kept { .. } => {
                 into.resize(self.columns.len() * width, 0.0);
                 #[cfg(target_arch = "x86_64")]
                 if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
-                    return super::vnni::v512::gather(
+                    super::vnni::v512::gather(
                         isa,
                         w.codes,
                         &self.columns,
-                        outputs,
+                        outputs.clone(),
                         w.absmax,
                         into,
                     );
+                    return self.overwrite_kept(outputs, into);
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = isa;
 
-                for (i, n) in outputs.enumerate() {
+                for (i, n) in outputs.clone().enumerate() {
                     let row = w.codes.row(n);
                     let absmax = w.absmax[n];
                     for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {
                         line[i] = dequantized(row[column as usize], absmax);
                     }
                 }
+                self.overwrite_kept(outputs, into);
             }
             OutlierWeights::Original { values, .. } => {
-                for &source in &self.sources {
+                for &(_, source) in &self.sources {
                     into.extend(&values.row(source)[outputs.clone()]);
                 }
             }
+        }
+    }
+
+    /// Replaces the weights of kept columns by those in f16.
+    fn overwrite_kept(&self, outputs: Range<usize>, into: &mut [f32]) {
+        let OutlierWeights::Kept { values, .. } = self.weights else {
+            return;
+        };
+        let width = outputs.len();
+        for &(place, source) in &self.sources {
+            let line = &mut into[place * width..][..width];
+            f16::to_f32_slice(&values.row(source)[outputs.clone()], line);
         }
     }
 
@@ -132,6 +124,46 @@ impl<'a> OutlierMatmul<'a> {
         let places = &self.places[range];
         let values = self.outliers.row(m).1;
         add_scaled(isa, places, values, weights, y);
+    }
+}
+
+/// See [`OutlierMatmul::sources`].
+fn sources(
+    weights: OutlierWeights<'_>,
+    columns: &[u32],
+    outputs: usize,
+) -> Result<Vec<(usize, usize)>, KernelError> {
+    let expect_shape = |given: usize, rows: usize, cols: usize| {
+        expect("rows of the original outlier weights", given, rows)?;
+        expect("columns of the original outlier weights", outputs, cols)
+    };
+    let places = columns.iter().enumerate();
+    match weights {
+        OutlierWeights::Dequantized => Ok(Vec::new()),
+        OutlierWeights::Original {
+            columns: given,
+            values,
+        } => {
+            expect_shape(given.len(), values.rows(), values.cols())?;
+            places
+                .map(|(place, &column)| match given.binary_search(&column) {
+                    Ok(source) => Ok((place, source)),
+                    Err(_) => Err(KernelError::MissingOutlierColumn {
+                        column,
+                        given: given.len(),
+                    }),
+                })
+                .collect()
+        }
+        OutlierWeights::Kept {
+            columns: given,
+            values,
+        } => {
+            expect_shape(given.len(), values.rows(), values.cols())?;
+            Ok(places
+                .filter_map(|(place, column)| Some((place, given.binary_search(column).ok()?)))
+                .collect())
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Layer, relative_error};
 use half::f16;
 use llm_int8_kernels::{
-    Isa, MatMut, MatRef, OutlierScope, OutlierWeights, matmul_i32, quantize_activations,
+    Isa, MatMut, MatRef, OutlierRule, OutlierWeights, matmul_i32, quantize_activations,
     quantize_weight, quantize_weight_transposed,
 };
 use safetensors::SafeTensors;
@@ -164,7 +164,7 @@ fn activations_have_the_codes_absmax_and_outlier_columns_of_bitsandbytes() {
         let Shape { m, k, .. } = case.shape();
         let values = case.f16("a");
         let a = MatRef::new(&values, m, k).unwrap();
-        let a = quantize_activations(isa, a, case.threshold, OutlierScope::Batch);
+        let a = quantize_activations(isa, a, OutlierRule::batch(case.threshold));
         assert_eq!(a.codes().data(), case.i8("a_int8"), "{} {isa:?}", case.name);
         assert_eq!(a.absmax(), case.f32("a_absmax"), "{} {isa:?}", case.name);
 
@@ -220,8 +220,7 @@ fn outputs_match_the_formula() {
         let found = layer.forward(
             isa,
             &case.f16("a"),
-            case.threshold,
-            OutlierScope::Batch,
+            OutlierRule::batch(case.threshold),
             OutlierWeights::Dequantized,
             case.bias().as_deref(),
         );

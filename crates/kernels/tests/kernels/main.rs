@@ -16,7 +16,7 @@ mod tolerance;
 
 use half::f16;
 use llm_int8_kernels::{
-    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierScope, OutlierWeights,
+    Element, Int8WeightRef, Isa, Layer as Linear, MatMut, MatRef, OutlierRule, OutlierWeights,
     linear, quantize_activations, quantize_weight,
 };
 
@@ -110,13 +110,12 @@ impl Layer {
         &self,
         isa: Isa,
         x: &[T],
-        threshold: f32,
-        scope: OutlierScope,
+        rule: OutlierRule,
         weights: OutlierWeights<'_>,
         bias: Option<&[f32]>,
     ) -> Vec<f32> {
         let a = MatRef::new(x, x.len() / self.inputs, self.inputs).unwrap();
-        let a = quantize_activations(isa, a, threshold, scope);
+        let a = quantize_activations(isa, a, rule);
         let mut out = vec![f32::NAN; a.rows() * self.absmax.len()];
         let w = Int8WeightRef::new(self.codes(), &self.absmax).unwrap();
         let target = MatMut::new(&mut out, a.rows(), self.absmax.len()).unwrap();

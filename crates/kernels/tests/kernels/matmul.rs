@@ -1,9 +1,11 @@
 //! The int8 matmul: bit for bit the reference, alone and in any batch.
 
 use super::{Layer, Noise, bits};
+use half::f16;
 use llm_int8_kernels::{
-    Activation, Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierScope,
-    OutlierWeights, linear, linears, matmul_i32, quantize_activations, reference,
+    Activation, Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierRule,
+    OutlierWeights, QuantizedActivations, linear, linears, matmul_i32, quantize_activations,
+    reference,
 };
 
 fn matmul(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
@@ -113,8 +115,12 @@ fn outputs_match_the_reference_bit_for_bit() {
             columns: &columns,
             values: MatRef::new(&originals, k, n).unwrap(),
         };
-        for scope in [OutlierScope::Batch, OutlierScope::Row] {
-            let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
+        for rule in [
+            OutlierRule::batch(6.0),
+            OutlierRule::row(6.0),
+            OutlierRule::row_rms(3.0),
+        ] {
+            let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), rule);
             for bias in [None, Some(&bias[..])] {
                 let with_dequantized =
                     reference::linear(&a, layer.codes(), &layer.absmax, bias, |n, c| {
@@ -125,18 +131,17 @@ fn outputs_match_the_reference_bit_for_bit() {
                         originals[c as usize * n + output]
                     });
                 for isa in Isa::available() {
-                    let found =
-                        layer.forward(isa, &x, 6.0, scope, OutlierWeights::Dequantized, bias);
+                    let found = layer.forward(isa, &x, rule, OutlierWeights::Dequantized, bias);
                     assert_eq!(
                         bits(&found),
                         bits(&with_dequantized),
-                        "{isa:?} {scope:?} {m} × {k} × {n}"
+                        "{isa:?} {rule:?} {m} × {k} × {n}"
                     );
-                    let found = layer.forward(isa, &x, 6.0, scope, original, bias);
+                    let found = layer.forward(isa, &x, rule, original, bias);
                     assert_eq!(
                         bits(&found),
                         bits(&with_original),
-                        "{isa:?} {scope:?} original {m} × {k} × {n}"
+                        "{isa:?} {rule:?} original {m} × {k} × {n}"
                     );
                 }
             }
@@ -155,8 +160,7 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
         layer.forward(
             isa,
             x,
-            6.0,
-            OutlierScope::Row,
+            OutlierRule::row(6.0),
             OutlierWeights::Dequantized,
             None,
         )
@@ -224,7 +228,7 @@ fn layers_that_share_an_input_match_each_layer_alone() {
         let x = activations(&mut noise, m, k);
         for isa in Isa::available() {
             let a =
-                quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), 6.0, OutlierScope::Row);
+                quantize_activations(isa, MatRef::new(&x, m, k).unwrap(), OutlierRule::row(6.0));
             let settings = layers.iter().zip(&biases).map(|(layer, bias)| Linear {
                 bias: Some(bias),
                 activation: Some(Activation::Silu),
@@ -247,8 +251,7 @@ fn layers_that_share_an_input_match_each_layer_alone() {
                 let mut alone = layer.forward(
                     isa,
                     &x,
-                    6.0,
-                    OutlierScope::Row,
+                    OutlierRule::row(6.0),
                     OutlierWeights::Dequantized,
                     Some(bias),
                 );
@@ -266,21 +269,13 @@ fn only_pooled_columns_make_a_row_depend_on_its_batch() {
     let layer = Layer::new(&noise.normals(64 * 256, 0.05), 256);
     let mut x = noise.normals(2 * 256, 1.0);
     x[256 + 9] = 20.0; // Only the second row has an outlier.
-    let forward = |x: &[f32], scope| {
-        layer.forward(
-            Isa::detect(),
-            x,
-            6.0,
-            scope,
-            OutlierWeights::Dequantized,
-            None,
-        )[..64]
-            .to_vec()
+    let forward = |x: &[f32], rule| {
+        layer.forward(Isa::detect(), x, rule, OutlierWeights::Dequantized, None)[..64].to_vec()
     };
 
-    let change = |scope| {
-        let alone = forward(&x[..256], scope);
-        let batch = forward(&x, scope);
+    let change = |rule| {
+        let alone = forward(&x[..256], rule);
+        let batch = forward(&x, rule);
         alone
             .iter()
             .zip(&batch)
@@ -288,8 +283,9 @@ fn only_pooled_columns_make_a_row_depend_on_its_batch() {
             .fold(0.0, f32::max)
     };
 
-    assert!(change(OutlierScope::Batch) > 1e-5);
-    assert_eq!(change(OutlierScope::Row), 0.0);
+    assert!(change(OutlierRule::batch(6.0)) > 1e-5);
+    assert_eq!(change(OutlierRule::row(6.0)), 0.0);
+    assert_eq!(change(OutlierRule::row_rms(4.0)), 0.0);
 }
 
 #[test]
@@ -297,7 +293,7 @@ fn empty_arguments_are_fine() {
     for (m, k, n) in [(0, 3, 2), (2, 3, 0), (2, 0, 3), (1, 0, 3), (0, 0, 0)] {
         for isa in Isa::available() {
             let a = MatRef::new(&[0f32; 9][..m * k], m, k).unwrap();
-            let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
+            let a = quantize_activations(isa, a, OutlierRule::row(6.0));
             let codes = vec![0i8; n * k];
             let absmax = vec![0f32; n];
             let bias = vec![2f32; n];
@@ -324,7 +320,7 @@ fn run_layer(
 ) -> Result<(), KernelError> {
     let isa = Isa::detect();
     let x = MatRef::new(&[7.0f32, 1.0], 1, 2).unwrap();
-    let a = quantize_activations(isa, x, 6.0, OutlierScope::Row);
+    let a = quantize_activations(isa, x, OutlierRule::row(6.0));
 
     let layer = Linear {
         weight: *w,
@@ -408,13 +404,66 @@ proptest::proptest! {
         let layer = Layer::new(&noise.normals(n * k, 0.1), k);
         let x = activations(&mut noise, m, k);
 
-        for scope in [OutlierScope::Batch, OutlierScope::Row] {
-            let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), 6.0, scope);
+        for rule in [
+            OutlierRule::batch(6.0),
+            OutlierRule::row(6.0),
+            OutlierRule::row_rms(3.0),
+        ] {
+            let a = reference::quantize_activations(MatRef::new(&x, m, k).unwrap(), rule);
             let expected =
                 reference::linear(&a, layer.codes(), &layer.absmax, None, |n, c| layer.weight(n, c));
             for isa in Isa::available() {
-                let found = layer.forward(isa, &x, 6.0, scope, OutlierWeights::Dequantized, None);
+                let found = layer.forward(isa, &x, rule, OutlierWeights::Dequantized, None);
                 assert_eq!(bits(&found), bits(&expected), "{isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn kept_columns_are_multiplied_in_floating_point_in_every_row() {
+    let mut noise = Noise(21);
+    for (m, k, n) in [
+        (1, 33, 5),
+        (3, 70, 64),
+        (9, 128, 100),
+        (40, 96, 130),
+        (150, 60, 33),
+    ] {
+        let layer = Layer::new(&noise.normals(n * k, 0.05), k);
+        let x = activations(&mut noise, m, k);
+        let x = MatRef::new(&x, m, k).unwrap();
+        let kept = [0, 7, k as u32 - 1];
+        let values: Vec<f16> = (noise.normals(kept.len() * n, 0.05).into_iter())
+            .map(f16::from_f32)
+            .collect();
+
+        for rule in [OutlierRule::batch(6.0), OutlierRule::row_rms(2.5)] {
+            let a = reference::quantize_activations_keeping(x, rule, &kept);
+            let weight_of = |output: usize, column: u32| match kept.binary_search(&column) {
+                Ok(row) => values[row * n + output].to_f32(),
+                Err(_) => layer.weight(output, column),
+            };
+            let expected = reference::linear(&a, layer.codes(), &layer.absmax, None, weight_of);
+
+            for isa in Isa::available() {
+                let mut a = QuantizedActivations::default();
+                a.refill(isa, x, rule, &kept);
+                let mut found = vec![0f32; m * n];
+                let linear_layer = Linear {
+                    outlier_weights: OutlierWeights::Kept {
+                        columns: &kept,
+                        values: MatRef::new(&values, kept.len(), n).unwrap(),
+                    },
+                    ..Linear::new(Int8WeightRef::new(layer.codes(), &layer.absmax).unwrap())
+                };
+                let target = MatMut::new(&mut found, m, n).unwrap();
+                linear(isa, &a, &linear_layer, target).unwrap();
+                assert_eq!(
+                    bits(&found),
+                    bits(&expected),
+                    "{isa:?} {rule:?} {m} × {k} × {n}"
+                );
             }
         }
     }

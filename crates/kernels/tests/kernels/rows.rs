@@ -3,7 +3,7 @@
 use super::{Layer, Noise, halves};
 use half::{bf16, f16};
 use llm_int8_kernels::{
-    Element, Isa, KernelError, MatMut, MatRef, OutlierScope, OutlierWeights, dequantize,
+    Element, Isa, KernelError, MatMut, MatRef, OutlierRule, OutlierWeights, dequantize,
     quantize_activations, quantize_weight, quantize_weight_transposed, reference,
 };
 
@@ -172,11 +172,15 @@ fn a_nan_reaches_every_output_of_its_row_and_no_other() {
     x[33 + 5] = f32::NAN;
 
     for isa in Isa::available() {
-        for threshold in [0.0, 6.0] {
-            for scope in [OutlierScope::Batch, OutlierScope::Row] {
-                let y = layer.forward(isa, &x, threshold, scope, OutlierWeights::Dequantized, None);
+        for limit in [0.0, 6.0] {
+            for rule in [
+                OutlierRule::batch(limit),
+                OutlierRule::row(limit),
+                OutlierRule::row_rms(limit / 2.0),
+            ] {
+                let y = layer.forward(isa, &x, rule, OutlierWeights::Dequantized, None);
                 for (i, y) in y.iter().enumerate() {
-                    assert_eq!(y.is_nan(), i / 20 == 1, "{isa:?} {scope:?} {i}");
+                    assert_eq!(y.is_nan(), i / 20 == 1, "{isa:?} {rule:?} {i}");
                 }
             }
         }
@@ -191,8 +195,7 @@ fn a_value_that_overflows_f16_is_an_outlier_or_gives_nan() {
             layer.forward(
                 isa,
                 x,
-                threshold,
-                OutlierScope::Row,
+                OutlierRule::row(threshold),
                 OutlierWeights::Dequantized,
                 None,
             )[0]
@@ -269,7 +272,7 @@ fn wrong_lengths_are_errors() {
 fn exactly_six_is_an_outlier_and_5_996_is_not() {
     for isa in Isa::available() {
         let a = MatRef::new(&[6.0f32, -6.0, 5.996, -5.996, 5.999], 1, 5).unwrap();
-        let a = quantize_activations(isa, a, 6.0, OutlierScope::Row);
+        let a = quantize_activations(isa, a, OutlierRule::row(6.0));
 
         // 5.999 rounds to 6 in f16, and the threshold compares f16 values.
         assert_eq!(

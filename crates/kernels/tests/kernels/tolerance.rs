@@ -3,7 +3,7 @@
 use super::{Layer, Noise, bits, halves, relative_error};
 use half::f16;
 use llm_int8_kernels::{
-    Isa, MatMut, MatRef, OutlierScope, OutlierWeights, dense, matmul_i32, quantize_activations,
+    Isa, MatMut, MatRef, OutlierRule, OutlierWeights, dense, matmul_i32, quantize_activations,
 };
 
 /// The same linear layer in floating point, `[M, N]`.
@@ -72,8 +72,7 @@ fn the_layer_is_near_the_float_layer() {
                 let mut found = layer.forward(
                     isa,
                     &x,
-                    0.0,
-                    OutlierScope::Batch,
+                    OutlierRule::batch(0.0),
                     OutlierWeights::Dequantized,
                     bias,
                 );
@@ -99,8 +98,7 @@ fn activations_survive_a_round_trip() {
         let a = quantize_activations(
             Isa::detect(),
             MatRef::new(&x, m, k).unwrap(),
-            threshold,
-            OutlierScope::Batch,
+            OutlierRule::batch(threshold),
         );
 
         let outliers = a.outliers().distinct_columns();
@@ -142,8 +140,7 @@ fn a_layer_with_outliers_is_near_its_float_layer() {
         let found = layer.forward(
             isa,
             &x,
-            6.0,
-            OutlierScope::Batch,
+            OutlierRule::batch(6.0),
             OutlierWeights::Dequantized,
             None,
         );
@@ -167,15 +164,15 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
     let w = halves(&noise.normals(n * k, 0.1));
     let layer = Layer::new(&w, k);
     let expected = float(&x, &w, k);
-    let forward = |scope, weights| layer.forward(Isa::detect(), &x, 6.0, scope, weights, None);
-    let found = forward(OutlierScope::Batch, OutlierWeights::Dequantized);
+    let forward = |rule, weights| layer.forward(Isa::detect(), &x, rule, weights, None);
+    let found = forward(OutlierRule::batch(6.0), OutlierWeights::Dequantized);
     assert!(misses(&found, &expected, 0.01, 0.1) <= 0.0175);
     assert!(misses(&found, &expected, 0.035, 0.2) <= 0.001);
 
     // Every row has the same outliers, so pooling changes nothing.
     assert_eq!(
         bits(&found),
-        bits(&forward(OutlierScope::Row, OutlierWeights::Dequantized))
+        bits(&forward(OutlierRule::row(6.0), OutlierWeights::Dequantized))
     );
 
     // Original weights (the paper) are closer to the float layer than dequantised ones.
@@ -187,7 +184,7 @@ fn columns_at_the_threshold_are_computed_in_floating_point() {
         .collect();
     let values = MatRef::new(&values, columns.len(), n).unwrap();
     let original = forward(
-        OutlierScope::Batch,
+        OutlierRule::batch(6.0),
         OutlierWeights::Original {
             columns: &columns,
             values,

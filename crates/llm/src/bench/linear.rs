@@ -9,7 +9,7 @@ use llm_int8_decoder::DecoderError;
 use llm_int8_decoder::Placement;
 use llm_int8_decoder::cuda::Device;
 use llm_int8_decoder::cuda::ops::{
-    Int8Matrix, Output, QuantizedMemory, Source, gemv, matmul, quantize,
+    Int8Matrix, Outliers, Output, QuantizedMemory, Source, gemv, matmul, quantize,
 };
 use llm_int8_nn::linear::{Int8Config, Int8Linear, Int8Weight};
 use std::time::{Duration, Instant};
@@ -265,16 +265,15 @@ fn measure_on(
     let (x, out, memory) = prepared().map_err(DecoderError::from)?;
     let source = Source::plain(x.all(), rows, k);
     let output = Output::plain(out.all(), n);
-    let threshold = Int8Config::default().threshold;
+    let outliers = Outliers::Absolute {
+        threshold: 6.0,
+        by_row: false,
+    };
 
     let all = || -> std::result::Result<(), DecoderError> {
         for matrix in matrices {
-            if rows > 1 || !gemv(&source, threshold, matrix, &output)? {
-                matmul(
-                    &quantize(&source, threshold, false, &memory)?,
-                    matrix,
-                    &output,
-                )?;
+            if rows > 1 || !gemv(&source, outliers, matrix, &output)? {
+                matmul(&quantize(&source, outliers, &memory)?, matrix, &output)?;
             }
         }
 

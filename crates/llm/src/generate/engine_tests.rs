@@ -7,7 +7,7 @@ use super::{
 use crate::error::LlmError;
 use crate::load::LoadConfig;
 use crate::model::AutoModelForCausalLM;
-use llm_int8_nn::linear::OutlierScope;
+use llm_int8_nn::linear::OutlierRule;
 use std::collections::BTreeMap;
 
 const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
@@ -15,7 +15,7 @@ const REPETITIVE: &str = "the king said unto him, the king said unto them, the k
 /// With outliers per row, so that a token does not depend on its batch.
 fn model() -> AutoModelForCausalLM {
     let mut config = LoadConfig::default();
-    config.options.int8.as_mut().unwrap().outlier_scope = OutlierScope::Row;
+    config.options.int8.as_mut().unwrap().outliers = OutlierRule::row(6.0);
     AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
 }
 

@@ -3,6 +3,7 @@
 
 use super::config::{Int8Config, OutlierWeights};
 use super::float::{FloatLinear, LinearClass, features};
+use super::kept::KeptColumns;
 use super::op::Int8Matmul;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
 use super::weight::Int8Weight;
@@ -24,6 +25,7 @@ pub struct Int8Linear {
     weight: Option<Int8Weight>,
     bias: Option<FloatParameter>,
     original: Option<ColumnStore>,
+    kept: Option<KeptColumns>,
     config: Int8Config,
     /// The class of the float layer it replaces: it decides how the weight lies in checkpoints.
     class: LinearClass,
@@ -40,6 +42,7 @@ impl Int8Linear {
             weight: None,
             bias: linear.bias().cloned(),
             original: None,
+            kept: None,
             config,
             class: linear.class(),
             isa: linear.isa(),
@@ -59,6 +62,7 @@ impl Int8Linear {
             weight: Some(weight),
             bias: None,
             original: None,
+            kept: None,
             config,
             class: LinearClass::Linear,
             isa: Isa::detect(),
@@ -95,7 +99,7 @@ impl Int8Linear {
 
         let mut layer = Self::declared(linear, config);
         layer.weight = Some(weight);
-        if config.outlier_weights == OutlierWeights::Original {
+        if config.outlier_weights != OutlierWeights::Dequantized {
             layer.original = Some(ColumnStore::new(Arc::new(TensorColumns(tensor.clone()))));
         }
 
@@ -125,7 +129,7 @@ impl Int8Linear {
     }
 
     /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
-    /// outlier weights are dequantised.
+    /// outlier weights are dequantised, but for those of kept columns.
     pub(super) fn kernel_form<'a>(
         &'a self,
         columns: Option<&'a OutlierColumns>,
@@ -133,9 +137,10 @@ impl Int8Linear {
     ) -> Result<Layer<'a>> {
         Ok(Layer {
             weight: self.weight()?.kernel_form()?,
-            outlier_weights: match columns {
-                Some(columns) => columns.kernel_form()?,
-                None => llm_int8_kernels::OutlierWeights::Dequantized,
+            outlier_weights: match (columns, &self.kept) {
+                (Some(columns), _) => columns.kernel_form()?,
+                (None, Some(kept)) => kept.kernel_form()?,
+                (None, None) => llm_int8_kernels::OutlierWeights::Dequantized,
             },
             bias: self
                 .bias
@@ -146,13 +151,13 @@ impl Int8Linear {
         })
     }
 
-    /// The original weights of the outlier columns of one call; `None` if dequantised weights are
+    /// The original weights of the outlier columns of one call; `None` if other weights are
     /// configured or there are no outliers.
     pub(super) fn outlier_columns(
         &self,
         outliers: &Outliers,
     ) -> Result<Option<Arc<OutlierColumns>>> {
-        if self.config.outlier_weights == OutlierWeights::Dequantized || outliers.is_empty() {
+        if self.config.outlier_weights != OutlierWeights::Original || outliers.is_empty() {
             return Ok(None);
         }
 
@@ -165,6 +170,57 @@ impl Int8Linear {
         store
             .with_columns(&outliers.distinct_columns(), self.out_features)
             .map(Some)
+    }
+
+    /// Reads these columns from the source of original weights and keeps them in f16: from now on they
+    /// are multiplied in floating point in every row. The source is released. No effect unless the
+    /// layer was configured with [`OutlierWeights::Kept`].
+    ///
+    /// # Errors
+    /// [`NnError::NoOriginalWeights`] if there is no source; [`NnError::Input`] for a column that the
+    /// weight does not have; errors of reading the source.
+    pub fn keep_columns(&mut self, columns: &[u32]) -> Result<()> {
+        if self.config.outlier_weights != OutlierWeights::Kept {
+            return Ok(());
+        }
+        let Some(store) = &self.original else {
+            return Err(NnError::NoOriginalWeights {
+                layer: self.label(),
+            });
+        };
+
+        let kept = KeptColumns::read(store, columns, self.out_features)?;
+        self.set_kept_columns(kept)?;
+        self.original = None;
+        Ok(())
+    }
+
+    /// Sets the kept columns.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] for columns that the weight does not have.
+    pub fn set_kept_columns(&mut self, kept: KeptColumns) -> Result<()> {
+        if !kept.fits(self.in_features, self.out_features) {
+            return Err(NnError::Input {
+                layer: self.label(),
+                reason: format!(
+                    "the columns to keep do not fit a weight of [{}, {}]",
+                    self.out_features, self.in_features
+                ),
+            });
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+
+    /// The columns kept in f16 beside the codes.
+    pub fn kept_columns(&self) -> Option<&KeptColumns> {
+        self.kept.as_ref()
+    }
+
+    /// The input features whose columns are kept, ascending.
+    pub(super) fn kept_indices(&self) -> &[u32] {
+        self.kept.as_ref().map_or(&[], KeptColumns::columns)
     }
 
     /// Sets the weight of a declared layer, and where its original outlier columns come from.
@@ -319,12 +375,13 @@ impl Module for Int8Linear {
     fn describe(&self) -> Node {
         let arguments = features(self.in_features, self.out_features, self.bias.is_some());
         let shape = [self.out_features, self.in_features];
+        let kept = self.kept.as_ref().map_or(0, KeptColumns::bytes);
         let mut node = Node::leaf("Linear8bitLt", arguments).with_parameter(Parameter::new(
             "weight",
             ParameterDtype::I8,
             shape,
         ));
-        node.uncounted_bytes = 4 * self.out_features as u64;
+        node.uncounted_bytes = 4 * self.out_features as u64 + kept;
 
         self.bias.iter().fold(node, |node, bias| {
             node.with_parameter(bias.describe("bias"))

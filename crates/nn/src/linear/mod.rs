@@ -7,15 +7,18 @@ mod codes;
 pub mod config;
 pub mod float;
 pub mod int8;
+pub mod kept;
+
 mod op;
 pub mod original;
 pub mod replace;
 mod rows;
 mod weight;
 
-pub use config::{Int8Config, OutlierScope, OutlierWeights};
+pub use config::{Int8Config, OutlierRule, OutlierScope, OutlierWeights};
 pub use float::{FloatLinear, LinearClass};
 pub use int8::Int8Linear;
+pub use kept::KeptColumns;
 pub use original::OriginalWeights;
 pub use weight::Int8Weight;
 
@@ -59,6 +62,14 @@ impl Linear {
         match self {
             Self::Float(linear) => linear.in_features(),
             Self::Int8(linear) => linear.in_features(),
+        }
+    }
+
+    /// The layer's path in its model; empty for a standalone layer.
+    pub fn path(&self) -> &ModulePath {
+        match self {
+            Linear::Float(linear) => linear.path(),
+            Linear::Int8(linear) => linear.path(),
         }
     }
 

@@ -7,7 +7,7 @@ use candle_core::{
     CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
 use half::{bf16, f16};
-use llm_int8_kernels::{Element, Isa, MatMut, MatRef, dense};
+use llm_int8_kernels::{Element, Isa, MatMut, MatRef, QuantizedActivations, dense};
 
 /// Rejects inputs that are not a float tensor `[…, in_features]`.
 pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result<()> {
@@ -158,8 +158,8 @@ impl Int8Matmul {
         let config = layer.config();
         let isa = layer.isa();
         let x = MatRef::new(x, rows, layer.in_features())?;
-        let activations =
-            llm_int8_kernels::quantize_activations(isa, x, config.threshold, config.outlier_scope);
+        let mut activations = QuantizedActivations::default();
+        activations.refill(isa, x, config.outliers, layer.kept_indices());
         let columns = layer.outlier_columns(activations.outliers())?;
 
         let mut out = vec![0f32; rows * layer.out_features()];

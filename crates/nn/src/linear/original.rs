@@ -82,6 +82,11 @@ impl ColumnStore {
         }
     }
 
+    /// The weights of these columns, f32 `[columns.len(), out_features]`, past the cache.
+    pub(super) fn read(&self, columns: &[u32]) -> Result<Vec<f32>> {
+        self.source.columns(columns)
+    }
+
     /// A set that holds at least the requested columns (ascending), read from the source as needed.
     pub(super) fn with_columns(
         &self,

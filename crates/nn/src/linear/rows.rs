@@ -44,11 +44,11 @@ pub fn project(
             Linear::Float(layer) => project_float(layer, x, rows, activation, out)?,
             Linear::Int8(layer) => {
                 // Layers can be configured one by one. A different configuration needs its own
-                // quantised input.
-                if group
-                    .first()
-                    .is_some_and(|first| first.layer.config() != layer.config())
-                {
+                // quantised input, and so do other kept columns.
+                if group.first().is_some_and(|first| {
+                    first.layer.config() != layer.config()
+                        || first.layer.kept_indices() != layer.kept_indices()
+                }) {
                     project_int8(x, rows, std::mem::take(&mut group), quantized)?;
                 }
                 group.push(Int8Projection {
@@ -112,7 +112,7 @@ fn project_int8(
     let isa = first.layer.isa();
     let config = first.layer.config();
     let x = MatRef::new(x, rows, first.layer.in_features())?;
-    quantized.refill(isa, x, config.threshold, config.outlier_scope);
+    quantized.refill(isa, x, config.outliers, first.layer.kept_indices());
 
     // The kernel borrows these, so all are collected first.
     let columns: Vec<Option<Arc<OutlierColumns>>> = group

@@ -19,12 +19,12 @@ use crate::plan::{
 use crate::slot::{ModelSlot, PartSlot};
 use llm_int8_cuda::ops::{
     self, Activation as DeviceActivation, AttendScratch, Attention, AttentionRule, Combined,
-    NormParts, Output, Partition, Qkv, Residual, Rotation, RowShape, Source, Strided, Table,
-    TableRows, Through,
+    NormParts, Outliers, Output, Partition, Qkv, Residual, Rotation, RowShape, Source, Strided,
+    Table, TableRows, Through,
 };
 use llm_int8_cuda::{Buffer, View};
 use llm_int8_nn::layers::{Activation, QkvLayout};
-use llm_int8_nn::linear::OutlierScope;
+use llm_int8_nn::linear::{OutlierRule, OutlierScope};
 
 /// Executes steps on rows of a pass.
 #[derive(Clone, Copy)]
@@ -290,15 +290,15 @@ impl<'a> Executor<'a> {
             match &fused.weight {
                 Weight::Float(matrix) => ops::dense(&float_input, matrix, &output)?,
                 Weight::Int8(matrix, config) => {
-                    if self.count == 1 && ops::gemv(source, config.threshold, matrix, &output)? {
+                    let outliers = outliers_of(config.outliers);
+                    if self.count == 1 && ops::gemv(source, outliers, matrix, &output)? {
                         continue;
                     }
 
                     let memory = &self.memory.quantized;
-                    let by_row = config.outlier_scope == OutlierScope::Row;
                     let input = match quantized {
                         Some((input, of)) if of == config => input,
-                        _ => ops::quantize(source, config.threshold, by_row, memory)?,
+                        _ => ops::quantize(source, outliers, memory)?,
                     };
                     quantized = Some((input, config));
                     ops::matmul(&input, matrix, &output)?;
@@ -353,6 +353,17 @@ fn output_of<'a>(fused: &'a FusedLinear, group: Output<'a, f32>) -> Result<Outpu
         residual,
         ..group
     })
+}
+
+/// The rule as the CUDA kernels name it.
+fn outliers_of(rule: OutlierRule) -> Outliers {
+    match rule {
+        OutlierRule::Absolute { threshold, scope } => Outliers::Absolute {
+            threshold,
+            by_row: scope == OutlierScope::Row,
+        },
+        OutlierRule::RowRms { factor } => Outliers::RowRms { factor },
+    }
 }
 
 /// The function as the CUDA kernels name it; none for the identity.

@@ -1,6 +1,8 @@
 //! Quantised activations: which features are outliers, and the codes of all others (bitsandbytes'
 //! `int8_vectorwise_quant` with a threshold).
 
+mod rule;
+
 use crate::rowwise::{largest_bits, quantize_row};
 use crate::simd::for_every_width;
 use crate::{AlignedVec, Element, Isa, MatRef};
@@ -8,19 +10,11 @@ use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
 
+pub(crate) use rule::RMS_CHUNK;
+pub use rule::{OutlierRule, OutlierScope};
+
 /// Rows from which on quantisation runs on several threads.
 const PARALLEL_ROWS: usize = 16;
-
-/// Which rows an outlier's column is taken out of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum OutlierScope {
-    /// All rows: a column with an outlier in any row is an outlier column for the whole batch
-    /// (bitsandbytes). A row's result depends on its batch.
-    #[default]
-    Batch,
-    /// Only the row it is in: a row's result is the same, bit for bit, alone and in any batch.
-    Row,
-}
 
 /// The outlier columns of each row, with the original activations.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -35,8 +29,8 @@ impl Outliers {
     /// The outlier columns of a row, ascending, and its activations there.
     ///
     /// ```
-    /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
-    /// let a = quantize_activations(Isa::detect(), MatRef::new(&[7.0f32, 1.0], 1, 2)?, 6.0, OutlierScope::Row);
+    /// use llm_int8_kernels::{Isa, MatRef, OutlierRule, quantize_activations};
+    /// let a = quantize_activations(Isa::detect(), MatRef::new(&[7.0f32, 1.0], 1, 2)?, OutlierRule::row(6.0));
     /// assert_eq!(a.outliers().row(0), (&[0u32][..], &[7.0f32][..]));
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
@@ -58,9 +52,9 @@ impl Outliers {
     /// Every column that is an outlier column of any row, ascending.
     ///
     /// ```
-    /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
+    /// use llm_int8_kernels::{Isa, MatRef, OutlierRule, quantize_activations};
     /// let a = MatRef::new(&[1.0f32, 7.0, 9.0, 1.0], 2, 2)?;
-    /// let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
+    /// let a = quantize_activations(Isa::detect(), a, OutlierRule::row(6.0));
     /// assert_eq!(a.outliers().distinct_columns(), [0, 1]);
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
@@ -71,8 +65,8 @@ impl Outliers {
     /// Whether no row has an outlier.
     ///
     /// ```
-    /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
-    /// let a = quantize_activations(Isa::detect(), MatRef::new(&[1.0f32], 1, 1)?, 6.0, OutlierScope::Batch);
+    /// use llm_int8_kernels::{Isa, MatRef, OutlierRule, quantize_activations};
+    /// let a = quantize_activations(Isa::detect(), MatRef::new(&[1.0f32], 1, 1)?, OutlierRule::batch(6.0));
     /// assert!(a.outliers().is_empty());
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
@@ -120,51 +114,56 @@ impl QuantizedActivations {
 
 /// Quantises activations `a` `[M, K]` row by row.
 ///
-/// Values are rounded to f16 first. If `threshold > 0`, a value whose f16 magnitude reaches it is
-/// an outlier: its code is 0, `absmax` ignores it, and it is listed with its original value. With
-/// [`OutlierScope::Batch`] its whole column is listed; a value below the threshold in such a column
-/// still counts for its row's `absmax`, as in bitsandbytes.
+/// Values are rounded to f16 first. The code of an outlier is 0, `absmax` ignores it, and it is listed
+/// with its original value. With [`OutlierScope::Batch`] its whole column is listed; a value that is
+/// no outlier in such a column still counts for its row's `absmax`, as in bitsandbytes.
 ///
 /// ```
-/// use llm_int8_kernels::{Isa, MatRef, OutlierScope, quantize_activations};
+/// use llm_int8_kernels::{Isa, MatRef, OutlierRule, quantize_activations};
 /// let a = MatRef::new(&[2.0f32, 1.0, 6.0, 4.0], 2, 2)?;
-/// let pooled = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
+/// let pooled = quantize_activations(Isa::detect(), a, OutlierRule::batch(6.0));
 /// assert_eq!(pooled.codes().data(), [0, 64, 0, 127]); // 6.0 makes column 0 an outlier column for both rows
 /// assert_eq!(pooled.absmax(), [2.0, 4.0]);
 /// assert_eq!(pooled.outliers().row(0), (&[0u32][..], &[2.0f32][..]));
-/// let alone = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
+/// let alone = quantize_activations(Isa::detect(), a, OutlierRule::row(6.0));
 /// assert_eq!(alone.codes().data(), [127, 64, 0, 127]);
 /// # Ok::<(), llm_int8_kernels::KernelError>(())
 /// ```
 pub fn quantize_activations<T: Element>(
     isa: Isa,
     a: MatRef<'_, T>,
-    threshold: f32,
-    scope: OutlierScope,
+    rule: OutlierRule,
 ) -> QuantizedActivations {
     let mut activations = QuantizedActivations::default();
-    activations.refill(isa, a, threshold, scope);
+    activations.refill(isa, a, rule, &[]);
     activations
 }
 
 impl QuantizedActivations {
-    /// [`quantize_activations`], reusing this value's memory.
+    /// [`quantize_activations`], reusing this value's memory, and with columns that are outlier
+    /// columns in every row whatever their values, ascending: those whose weights a layer keeps in
+    /// floating point. Their values count for nothing else.
     ///
     /// ```
-    /// use llm_int8_kernels::{Isa, MatRef, OutlierScope, QuantizedActivations};
+    /// use llm_int8_kernels::{Isa, MatRef, OutlierRule, QuantizedActivations};
     /// let mut a = QuantizedActivations::default();
     /// for x in [4.0f32, 2.0] {
-    ///     a.refill(Isa::detect(), MatRef::new(&[x, 1.0], 1, 2)?, 6.0, OutlierScope::Row);
+    ///     a.refill(Isa::detect(), MatRef::new(&[x, 1.0], 1, 2)?, OutlierRule::row(6.0), &[]);
     ///     assert_eq!((a.absmax(), a.codes().data()[0]), (&[x][..], 127));
     /// }
+    /// a.refill(Isa::detect(), MatRef::new(&[4.0f32, 1.0], 1, 2)?, OutlierRule::row(6.0), &[0]);
+    /// assert_eq!((a.absmax(), a.outliers().row(0)), (&[1.0][..], (&[0u32][..], &[4.0f32][..])));
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
+    ///
+    /// # Panics
+    /// If a kept column is not less than K.
     pub fn refill<T: Element>(
         &mut self,
         isa: Isa,
         a: MatRef<'_, T>,
-        threshold: f32,
-        scope: OutlierScope,
+        rule: OutlierRule,
+        kept: &[u32],
     ) {
         let rows = a.rows();
         let cols = a.cols();
@@ -173,9 +172,9 @@ impl QuantizedActivations {
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
 
-        let row_outliers = self.quantize_rows(isa, a, threshold);
+        let row_outliers = self.quantize_rows(isa, a, rule, kept);
         let lists = row_outliers.iter().map(Vec::as_slice);
-        self.outliers = match scope {
+        self.outliers = match rule.scope() {
             OutlierScope::Row => collect_outliers(a, lists),
             OutlierScope::Batch => {
                 let pooled = distinct_columns(lists);
@@ -190,7 +189,8 @@ impl QuantizedActivations {
         &mut self,
         isa: Isa,
         a: MatRef<'_, T>,
-        threshold: f32,
+        rule: OutlierRule,
+        kept: &[u32],
     ) -> Vec<Vec<u32>> {
         let cols = a.cols();
         let mut row_outliers = vec![Vec::new(); a.rows()];
@@ -200,7 +200,14 @@ impl QuantizedActivations {
 
         let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
             T::to_f16_slice(a.row(row), row16);
-            quantize_row_without_outliers(isa, row16, threshold, codes, absmax)
+            kept.iter()
+                .for_each(|&column| row16[column as usize] = f16::ZERO);
+            let mut columns = quantize_row_without_outliers(isa, row16, rule, codes, absmax);
+            if !kept.is_empty() {
+                columns.extend(kept);
+                columns.sort_unstable();
+            }
+            columns
         };
         let scratch = || vec![f16::ZERO; cols];
         let codes = &mut self.codes;
@@ -248,17 +255,6 @@ impl QuantizedActivations {
 /// Values searched for outliers together: most chunks have none.
 const CHUNK: usize = 64;
 
-/// The bits of the smallest positive f16 that is an outlier. Positive floats are ordered like their
-/// bits.
-fn smallest_outlier(threshold: f32) -> u16 {
-    let nearest = f16::from_f32(threshold);
-    if nearest.to_f32() >= threshold {
-        nearest.to_bits()
-    } else {
-        nearest.to_bits() + 1
-    }
-}
-
 /// Whether the magnitude's bits are from `limit` to infinity. A NaN is no outlier, so that it shows
 /// up in `absmax`.
 #[inline(always)]
@@ -283,17 +279,14 @@ fn any_of(row16: &[f16], limit: u16) -> bool {
 fn quantize_row_without_outliers(
     isa: Isa,
     row16: &mut [f16],
-    threshold: f32,
+    rule: OutlierRule,
     codes: &mut [i8],
     absmax: &mut f32,
 ) -> Vec<u32> {
     let mut columns = Vec::new();
     let mut largest = f16::from_bits(largest_bits(isa, row16));
 
-    // Most rows have no outlier, which their absmax shows. (A NaN compares above everything, so it
-    // may hide outliers.)
-    if threshold > 0.0 && (largest.is_nan() || largest.to_f32() >= threshold) {
-        let limit = smallest_outlier(threshold);
+    if let Some(limit) = rule.limit(isa, row16, largest) {
         let mut first = 0;
         for row16 in row16.chunks_mut(CHUNK) {
             if any_outlier(isa, row16, limit) {
@@ -362,13 +355,29 @@ mod tests {
     use super::*;
     use crate::reference;
 
-    fn check<T: Element>(values: &[T], rows: usize, threshold: f32) {
+    /// Compares with the reference for each rule, without and with a kept column.
+    fn check<T: Element>(values: &[T], rows: usize, limit: f32) {
         let a = MatRef::new(values, rows, values.len() / rows.max(1)).unwrap();
-        for scope in [OutlierScope::Batch, OutlierScope::Row] {
-            let expected = reference::quantize_activations(a, threshold, scope);
+        let rules = [
+            OutlierRule::batch(limit),
+            OutlierRule::row(limit),
+            OutlierRule::row_rms(limit / 3.0),
+        ];
+        let last = a.cols().saturating_sub(1) as u32;
+        let kept: &[&[u32]] = if a.cols() > 0 {
+            &[&[], &[last]]
+        } else {
+            &[&[]]
+        };
+        for (rule, kept) in rules
+            .into_iter()
+            .flat_map(|rule| kept.iter().map(move |kept| (rule, kept)))
+        {
+            let expected = reference::quantize_activations_keeping(a, rule, kept);
             for isa in Isa::available() {
-                let found = quantize_activations(isa, a, threshold, scope);
-                assert_eq!(found.codes().data(), expected.codes, "{isa:?} {scope:?}");
+                let mut found = QuantizedActivations::default();
+                found.refill(isa, a, rule, kept);
+                assert_eq!(found.codes().data(), expected.codes, "{isa:?} {rule:?}");
                 for (x, y) in found.absmax().iter().zip(&expected.absmax) {
                     assert!(x == y || (x.is_nan() && y.is_nan()), "{isa:?} {x} {y}");
                 }
@@ -389,7 +398,7 @@ mod tests {
     fn a_value_at_the_threshold_is_an_outlier() {
         check(&[6.0f32, 5.996, -6.0, -5.996, 1.0], 1, 6.0);
         let a = MatRef::new(&[6.0f32, 5.996], 1, 2).unwrap();
-        let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Row);
+        let a = quantize_activations(Isa::detect(), a, OutlierRule::row(6.0));
         assert_eq!(a.outliers().distinct_columns(), [0]);
     }
 
@@ -397,7 +406,7 @@ mod tests {
     fn a_row_of_outliers_only_has_absmax_zero() {
         check(&[8.0f32, -9.0, 7.0], 1, 6.0);
         let a = MatRef::new(&[8.0f32, -9.0], 1, 2).unwrap();
-        let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
+        let a = quantize_activations(Isa::detect(), a, OutlierRule::batch(6.0));
         assert_eq!(
             (a.absmax(), a.codes().data()),
             (&[0.0f32][..], &[0i8, 0][..])
@@ -407,25 +416,60 @@ mod tests {
     #[test]
     fn nan_shows_in_absmax_and_infinity_is_an_outlier() {
         let a = MatRef::new(&[1.0f32, f32::NAN, 8.0], 1, 3).unwrap();
-        let a = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
+        let a = quantize_activations(Isa::detect(), a, OutlierRule::batch(6.0));
         assert!(a.absmax()[0].is_nan());
 
         // 70,000 is infinite in f16: an outlier, with its original value.
         let b = MatRef::new(&[1.0f32, 70_000.0], 1, 2).unwrap();
-        let apart = quantize_activations(Isa::detect(), b, 6.0, OutlierScope::Batch);
+        let apart = quantize_activations(Isa::detect(), b, OutlierRule::batch(6.0));
         assert_eq!(
             (apart.absmax(), apart.outliers().row(0).1),
             (&[1.0f32][..], &[70_000.0f32][..])
         );
-        let not_apart = quantize_activations(Isa::detect(), b, 0.0, OutlierScope::Batch);
+        let not_apart = quantize_activations(Isa::detect(), b, OutlierRule::batch(0.0));
         assert!(not_apart.absmax()[0].is_infinite());
+    }
+
+    #[test]
+    fn the_scale_of_a_row_does_not_decide_who_is_an_outlier() {
+        let row: Vec<f32> = (0..300)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 16.0)
+            .collect();
+        let columns = |scale: f32| {
+            let row: Vec<f32> = row.iter().map(|x| x * scale).collect();
+            let a = MatRef::new(&row, 1, row.len()).unwrap();
+            let a = quantize_activations(Isa::detect(), a, OutlierRule::row_rms(1.6));
+            assert!(a.absmax()[0] > 0.0);
+            (a.outliers().distinct_columns(), a.codes().data().to_vec())
+        };
+
+        let (outliers, codes) = columns(1.0);
+        assert!(!outliers.is_empty() && outliers.len() < 40);
+        for scale in [0.0625, 0.5, 4.0, 1024.0] {
+            assert_eq!(columns(scale), (outliers.clone(), codes.clone()));
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_or_zero_have_an_rms_too() {
+        for (row, outliers) in [
+            (vec![0f32; 5], vec![]),
+            (vec![1.0, f32::NAN, 8.0], vec![]),
+            (vec![1.0, f32::INFINITY, 8.0], vec![1]),
+            (vec![1.0, 70_000.0, 8.0], vec![1]),
+        ] {
+            check(&row, 1, 3.0);
+            let a = MatRef::new(&row, 1, row.len()).unwrap();
+            let a = quantize_activations(Isa::detect(), a, OutlierRule::row_rms(1.5));
+            assert_eq!(a.outliers().distinct_columns(), outliers, "{row:?}");
+        }
     }
 
     #[test]
     fn empty_matrices_are_fine() {
         for (rows, cols) in [(0, 0), (0, 3), (2, 0)] {
             let a = MatRef::new(&[0f32; 0][..], rows, cols).unwrap();
-            let found = quantize_activations(Isa::detect(), a, 6.0, OutlierScope::Batch);
+            let found = quantize_activations(Isa::detect(), a, OutlierRule::batch(6.0));
             assert_eq!((found.rows(), found.cols()), (rows, cols));
         }
     }

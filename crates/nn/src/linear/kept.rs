@@ -1,0 +1,86 @@
+//! A few columns of a weight, kept in f16 beside its codes.
+
+use super::original::ColumnStore;
+use crate::error::Result;
+use half::f16;
+use llm_int8_kernels::MatRef;
+use std::fmt;
+use std::sync::Arc;
+
+/// Columns of a weight `[out, in]` in f16, those of the input features with the largest activations.
+/// Clones share the memory.
+#[derive(Clone, PartialEq)]
+pub struct KeptColumns {
+    /// Input features, ascending.
+    columns: Arc<[u32]>,
+    /// `[columns.len(), out_features]`.
+    values: Arc<[f16]>,
+    out_features: usize,
+}
+
+impl KeptColumns {
+    /// These columns of a source of original weights; `columns` in any order.
+    pub(super) fn read(store: &ColumnStore, columns: &[u32], out_features: usize) -> Result<Self> {
+        let mut columns = columns.to_vec();
+        columns.sort_unstable();
+        columns.dedup();
+        let values = store.read(&columns)?;
+        Ok(Self {
+            columns: columns.into(),
+            values: values.into_iter().map(f16::from_f32).collect(),
+            out_features,
+        })
+    }
+
+    /// Columns that were saved: `columns` ascending, `values` `[columns.len(), out_features]`. `None` if
+    /// they are not that.
+    pub fn new(columns: Vec<u32>, values: Vec<f16>, out_features: usize) -> Option<Self> {
+        let is_sound = columns.is_sorted_by(|a, b| a < b)
+            && columns.len().checked_mul(out_features) == Some(values.len());
+        is_sound.then(|| Self {
+            columns: columns.into(),
+            values: values.into(),
+            out_features,
+        })
+    }
+
+    /// The input features, ascending.
+    pub fn columns(&self) -> &[u32] {
+        &self.columns
+    }
+
+    /// Their weights, f16 `[columns, out_features]`.
+    pub fn values(&self) -> &[f16] {
+        &self.values
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        (size_of_val(&*self.columns) + size_of_val(&*self.values)) as u64
+    }
+
+    /// Whether the columns are those of a weight `[out_features, in_features]`.
+    pub(super) fn fits(&self, in_features: usize, out_features: usize) -> bool {
+        self.out_features == out_features
+            && self
+                .columns
+                .last()
+                .is_none_or(|last| (*last as usize) < in_features)
+    }
+
+    /// The form the kernels take.
+    pub(super) fn kernel_form(&self) -> Result<llm_int8_kernels::OutlierWeights<'_>> {
+        Ok(llm_int8_kernels::OutlierWeights::Kept {
+            columns: &self.columns,
+            values: MatRef::new(&self.values, self.columns.len(), self.out_features)?,
+        })
+    }
+}
+
+impl fmt::Debug for KeptColumns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptColumns")
+            .field("columns", &self.columns)
+            .finish_non_exhaustive()
+    }
+}
