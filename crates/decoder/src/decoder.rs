@@ -123,20 +123,6 @@ pub struct Decoder {
     pub(super) stages: Vec<Stage>,
 }
 
-/// The input of linear layers that share it, as an observer sees it.
-#[derive(Debug)]
-pub struct LinearInput<'a> {
-    /// The layers: several if, say, queries, keys and values are three layers.
-    pub layers: Vec<&'a Linear>,
-    /// f32 `[rows, in_features]`, row-major, after the norm or gate before the layers.
-    pub values: &'a [f32],
-    /// Number of rows, one for each token.
-    pub rows: usize,
-}
-
-/// Sees the input of every linear layer of a pass, in the order in which they run.
-pub(crate) type Observer<'a> = &'a mut (dyn FnMut(LinearInput<'_>) + Send);
-
 impl Decoder {
     /// A decoder whose values are not loaded yet. Its float parameters will be stored as `dtype`.
     ///

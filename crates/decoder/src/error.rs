@@ -91,11 +91,11 @@ pub enum DecoderError {
          there, or take them from the codes"
     )]
     OriginalWeightsOnDevice,
-    /// A pass with an observer while blocks are on a device.
+    /// A pass with a hook while blocks are on a device.
     #[error(
-        "the inputs of layers can be observed on the CPU only, and part of the model is on a GPU; load it on the CPU"
+        "the inputs of layers can be seen on the CPU only, and part of the model is on a GPU; load it on the CPU"
     )]
-    ObservedOnDevice,
+    HookOnDevice,
     /// An invariant of this program that does not hold.
     #[error(
         "a bug in this program: {what} is missing where the plan of the model needs it; please report it"

@@ -1,8 +1,9 @@
 //! Which columns of a model's weights are kept in floating point
 //! ([`OutlierWeights::Kept`]): those of the input features with the largest activations on a sample.
 
-use crate::decoder::{Decoder, LinearInput, LogitPositions, SequenceInput};
+use crate::decoder::{Decoder, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
+use crate::hook::{LinearHook, LinearInput};
 use crate::slot::Part;
 use llm_int8_nn::linear::{HasLinears, Linear, OutlierWeights};
 use llm_int8_nn::module::ModulePath;
@@ -45,6 +46,17 @@ impl Energies {
     }
 }
 
+/// The energies of the inputs of one pass.
+#[derive(Default)]
+struct Sample(Vec<Energies>);
+
+impl LinearHook for Sample {
+    fn input(&mut self, input: &LinearInput<'_>) -> Result<()> {
+        self.0.push(Energies::of(input));
+        Ok(())
+    }
+}
+
 impl Decoder {
     /// Whether layers are configured with [`OutlierWeights::Kept`] and have no such columns yet.
     pub fn needs_kept_columns(&self) -> bool {
@@ -63,22 +75,20 @@ impl Decoder {
     /// features.
     ///
     /// # Errors
-    /// Those of a pass over the sample ([`Decoder::forward_observed`]) and of
+    /// Those of a pass over the sample ([`Decoder::forward_hooked`]) and of
     /// [`Int8Linear::keep_columns`](llm_int8_nn::linear::Int8Linear::keep_columns).
     pub fn keep_columns(&mut self, sample: &[u32], share: f64) -> Result<()> {
-        let mut found = Vec::new();
+        let mut found = Sample::default();
         let mut cache = self.new_cache();
         let sequence = SequenceInput {
             ids: sample,
             cache: &mut cache,
             logits: LogitPositions::Last,
         };
-        self.forward_observed(&mut [sequence], &mut |input| {
-            found.push(Energies::of(&input));
-        })?;
+        self.forward_hooked(&mut [sequence], &mut found)?;
 
         let mut columns = HashMap::new();
-        for energies in &found {
+        for energies in &found.0 {
             let largest = energies.largest(share);
             for layer in &energies.layers {
                 columns.insert(layer.clone(), largest.clone());

@@ -4,10 +4,11 @@
 //! The new tokens of all sequences are concatenated, one row per token. Lengths may differ and
 //! nothing is padded.
 
-use crate::decoder::{Decoder, KvCache, LinearInput, LogitPositions, Observer, SequenceInput};
+use crate::decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
 use crate::execute::gpu::{HostInputs, StagePass, Work};
 use crate::execute::{Cpu, SequenceRows};
+use crate::hook::LinearHook;
 use crate::logits::Logits;
 use candle_core::{Device, Tensor};
 use llm_int8_nn::layers::{LayerCache, Rope};
@@ -29,20 +30,20 @@ impl Decoder {
         self.logits_of(sequences)?.into_vec()
     }
 
-    /// [`Decoder::forward`] with an observer, which sees the input of every linear layer: for
-    /// statistics of activations.
+    /// [`Decoder::forward`] with a hook for linear layers.
     ///
     /// # Errors
-    /// As [`Decoder::forward`]; [`DecoderError::ObservedOnDevice`] if blocks are on a device.
-    pub fn forward_observed(
+    /// As [`Decoder::forward`], and those of the hook; [`DecoderError::HookOnDevice`] if blocks are on a
+    /// device.
+    pub fn forward_hooked(
         &self,
         sequences: &mut [SequenceInput<'_>],
-        observer: &mut (dyn FnMut(LinearInput<'_>) + Send),
+        hook: &mut dyn LinearHook,
     ) -> Result<Vec<f32>> {
         if !self.stages.is_empty() {
-            return Err(DecoderError::ObservedOnDevice);
+            return Err(DecoderError::HookOnDevice);
         }
-        self.run(sequences, Some(observer))?.into_vec()
+        self.run(sequences, Some(hook))?.into_vec()
     }
 
     /// [`Decoder::forward`] with the logits left where they were computed: from a device, only the
@@ -57,7 +58,7 @@ impl Decoder {
     fn run(
         &self,
         sequences: &mut [SequenceInput<'_>],
-        observer: Option<Observer<'_>>,
+        hook: Option<&mut dyn LinearHook>,
     ) -> Result<Logits<'_>> {
         for sequence in sequences.iter() {
             self.check(sequence)?;
@@ -65,7 +66,7 @@ impl Decoder {
         let input = Input::new(self, sequences);
 
         let logits = if self.stages.is_empty() {
-            on_cpu(self, &input, sequences, observer)?
+            on_cpu(self, &input, sequences, hook)?
         } else {
             on_devices(self, &input, sequences)?
         };
@@ -232,12 +233,12 @@ fn on_cpu<'a>(
     decoder: &'a Decoder,
     input: &Input,
     sequences: &mut [SequenceInput<'_>],
-    observer: Option<Observer<'_>>,
+    hook: Option<&mut dyn LinearHook>,
 ) -> Result<Logits<'a>> {
     let logits = pooled(input.ids.len(), || {
         let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
-        if let Some(observer) = observer {
-            cpu.observe(observer);
+        if let Some(hook) = hook {
+            cpu.set_hook(hook);
         }
         cpu.embed()?;
         run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;

@@ -1,19 +1,20 @@
 //! Executes the steps of a plan on the CPU. Activations are f32; each layer knows the dtype of its
 //! own weights.
 
-use crate::decoder::{Decoder, LinearInput, Observer};
+use super::linear::{activate_gates, linears, project_hooked, project_layers};
+use crate::decoder::Decoder;
 use crate::error::{DecoderError, Result};
+use crate::hook::{LinearHook, LinearInput};
 use crate::plan::{
-    Activated, Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
-    Through,
+    Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
 };
 use crate::slot::{Part, PartSlot, Parts};
-use llm_int8_kernels::{Isa, QuantizedActivations, activation};
+use llm_int8_kernels::{Isa, QuantizedActivations};
 use llm_int8_nn::layers::{
     Alibi, AttendedSequence, AttentionRule, HeadShape, Heads, LayerCache, Qkv, Rope, RopeTable,
     attend,
 };
-use llm_int8_nn::linear::{Linear, Projection, for_rows, project};
+use llm_int8_nn::linear::for_rows;
 use std::ops::Range;
 
 /// The rows of one sequence in a pass.
@@ -43,7 +44,7 @@ impl SequenceRows {
 /// A pass on the CPU: the rows, and memory that is reused from step to step.
 pub(crate) struct Cpu<'a> {
     decoder: &'a Decoder,
-    observer: Option<Observer<'a>>,
+    hook: Option<&'a mut dyn LinearHook>,
     ids: &'a [u32],
     sequences: &'a [SequenceRows],
     /// Rows that steps work on: all of the pass, or for the head those whose logits are requested.
@@ -62,12 +63,12 @@ pub(crate) struct Cpu<'a> {
 }
 
 /// A part or rows that a step needs and the decoder does not have: the plan is wrong.
-fn missing<T>(what: &'static str) -> Result<T> {
+pub(super) fn missing<T>(what: &'static str) -> Result<T> {
     Err(DecoderError::Bug { what })
 }
 
 /// The buffer, resized to `count` rows of `width` values. Old values are not cleared.
-fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
+pub(super) fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
     buffer.resize(count * width, 0.0);
     buffer
 }
@@ -76,7 +77,7 @@ impl<'a> Cpu<'a> {
     pub(crate) fn new(decoder: &'a Decoder, ids: &'a [u32], sequences: &'a [SequenceRows]) -> Self {
         Self {
             decoder,
-            observer: None,
+            hook: None,
             ids,
             sequences,
             count: ids.len(),
@@ -88,9 +89,9 @@ impl<'a> Cpu<'a> {
         }
     }
 
-    /// Has `observer` see the input of every linear layer.
-    pub(crate) fn observe(&mut self, observer: Observer<'a>) {
-        self.observer = Some(observer);
+    /// Has `hook` called for the linear layers.
+    pub(crate) fn set_hook(&mut self, hook: &'a mut dyn LinearHook) {
+        self.hook = Some(hook);
     }
 
     /// Takes the residual stream `[rows, C]` out; it is empty afterwards.
@@ -261,15 +262,21 @@ impl<'a> Cpu<'a> {
         let Some(x) = x else {
             return missing("rows that no step wrote");
         };
-        if let Some(observer) = &mut self.observer {
-            observer(LinearInput {
-                layers: linears(step, parts)?,
-                values: x,
-                rows: self.count,
-            });
+        let layers = linears(step, parts)?;
+        match &mut self.hook {
+            None => {
+                let quantized = &mut self.quantized;
+                project_layers(step, &layers, x, self.count, &mut outputs, quantized)?;
+            }
+            Some(hook) => {
+                let input = LinearInput {
+                    layers,
+                    values: x,
+                    rows: self.count,
+                };
+                project_hooked(step, &input, &mut outputs, &mut self.quantized, *hook)?;
+            }
         }
-        let quantized = &mut self.quantized;
-        project_layers(step, parts, x, self.count, &mut outputs, quantized)?;
         activate_gates(self.isa(), step, &mut outputs);
 
         self.rows[step.input as usize] = input;
@@ -438,65 +445,6 @@ impl<'a> Cpu<'a> {
             }
         });
         self.put_one(Rows::Logits, logits);
-    }
-}
-
-/// The layers of a step.
-fn linears<'a, S: PartSlot>(step: &LinearStep<S>, parts: &'a Parts<S>) -> Result<Vec<&'a Linear>> {
-    step.layers
-        .iter()
-        .map(|layer| match parts.linear(layer.slot) {
-            Some(linear) => Ok(linear),
-            None => missing("a linear layer"),
-        })
-        .collect()
-}
-
-/// Runs the layers of a step on the input `x` of `count` rows. Activations that cover a whole layer
-/// are fused into its matmul.
-fn project_layers<S: PartSlot>(
-    step: &LinearStep<S>,
-    parts: &Parts<S>,
-    x: &[f32],
-    count: usize,
-    outputs: &mut [Vec<f32>],
-    quantized: &mut QuantizedActivations,
-) -> Result<()> {
-    let mut projections = Vec::with_capacity(step.layers.len());
-    let layers = linears(step, parts)?;
-    for ((layer, linear), out) in step.layers.iter().zip(layers).zip(outputs) {
-        let end = layer.offset + layer.out_features;
-        let activation = step
-            .activation
-            .filter(|activated| end <= activated.outputs)
-            .map(|activated| activated.function.kernel());
-        projections.push(Projection {
-            linear,
-            activation,
-            out: sized(out, count, layer.out_features),
-        });
-    }
-    Ok(project(x, count, projections, quantized)?)
-}
-
-/// Activates the gates of layers that compute gate and up at once: their activation covers only the
-/// first part of a row.
-fn activate_gates<S>(isa: Isa, step: &LinearStep<S>, outputs: &mut [Vec<f32>]) {
-    let Some(Activated {
-        function,
-        outputs: activated,
-    }) = step.activation
-    else {
-        return;
-    };
-    for (layer, out) in step.layers.iter().zip(outputs) {
-        let end = layer.offset + layer.out_features;
-        if layer.offset < activated && activated < end {
-            let gate = activated - layer.offset;
-            for_rows(out, layer.out_features, |_, row| {
-                activation::apply(isa, function.kernel(), &mut row[..gate]);
-            });
-        }
     }
 }
 

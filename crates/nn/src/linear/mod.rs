@@ -29,6 +29,7 @@ pub use rows::{Projection, for_rows, project};
 use crate::error::Result;
 use crate::module::{Module, ModulePath, Node};
 use candle_core::Tensor;
+use llm_int8_kernels::Isa;
 
 /// A linear layer, float or int8.
 #[derive(Debug, Clone)]
@@ -62,6 +63,14 @@ impl Linear {
         match self {
             Self::Float(linear) => linear.in_features(),
             Self::Int8(linear) => linear.in_features(),
+        }
+    }
+
+    /// The instruction set its matmul uses.
+    pub fn isa(&self) -> Isa {
+        match self {
+            Linear::Float(linear) => linear.isa(),
+            Linear::Int8(linear) => linear.isa(),
         }
     }
 
