@@ -19,6 +19,7 @@ mod cli;
 mod cli_arguments;
 mod cli_bench;
 mod cli_inspect;
+mod compare;
 mod device_placement;
 mod device_program;
 mod devices;

@@ -221,6 +221,10 @@ pub(crate) struct EvalArgs {
     /// Use only the first N tokens of the text
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// Compare 8-bit rules with the unquantised model: those of --accuracy, and those of the
+    /// LLM.int8() paper's Table 1; on the CPU
+    #[arg(long, conflicts_with_all = ["accuracy", "threshold", "outliers", "outlier_weights", "no_quantize"])]
+    pub(crate) compare: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,

@@ -85,10 +85,10 @@ pub enum DecoderError {
         /// Why, and what can be done.
         reason: String,
     },
-    /// [`OutlierWeights::Original`](llm_int8_nn::linear::OutlierWeights) on a device.
+    /// [`OutlierWeights::Original`](llm_int8_nn::linear::OutlierWeights::Original) or
+    /// [`Kept`](llm_int8_nn::linear::OutlierWeights::Kept) on a device.
     #[error(
-        "original outlier weights are read from the file while tokens are computed, which only the CPU does; compute \
-         there, or take them from the codes"
+        "float weights of outlier columns are used on the CPU only; compute there, or take them from the codes"
     )]
     OriginalWeightsOnDevice,
     /// A pass with a hook while blocks are on a device.

@@ -5,7 +5,7 @@ use crate::decoder::{Decoder, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
 use crate::hook::{LinearHook, LinearInput};
 use crate::slot::Part;
-use llm_int8_nn::linear::{HasLinears, Linear, OutlierWeights};
+use llm_int8_nn::linear::{HasLinears, Int8Config, KeptColumns, Linear, OutlierWeights};
 use llm_int8_nn::module::ModulePath;
 use std::collections::HashMap;
 
@@ -67,6 +67,32 @@ impl Decoder {
             }
             _ => false,
         })
+    }
+
+    /// Bytes of the kept columns of all layers.
+    pub fn kept_bytes(&self) -> u64 {
+        self.all_parts()
+            .map(|part| match part {
+                Part::Linear(Linear::Int8(layer)) => {
+                    layer.kept_columns().map_or(0, KeptColumns::bytes)
+                }
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// Changes how all int8 layers treat outliers. The weights stay.
+    ///
+    /// # Errors
+    /// None; a model gives access to its layers through a fallible visitor.
+    pub fn set_int8_config(&mut self, config: Int8Config) -> Result<()> {
+        self.for_each_linear(&mut |_, linear| {
+            if let Linear::Int8(layer) = linear {
+                layer.set_config(config);
+            }
+            Ok(())
+        })
+        .map_err(DecoderError::from)
     }
 
     /// Chooses and reads the columns that are kept in f16 beside the codes, for all layers with

@@ -24,6 +24,7 @@ pub mod bench;
 pub mod builtin;
 pub mod chat;
 mod companion;
+pub mod compare;
 pub mod device;
 pub mod error;
 pub mod generate;
@@ -37,6 +38,7 @@ pub mod warning;
 
 pub use accuracy::Accuracy;
 pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
+pub use compare::{AccuracyComparison, ComparedRule, Comparison, RuleResult};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
 pub use generate::{

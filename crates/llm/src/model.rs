@@ -184,6 +184,21 @@ impl AutoModelForCausalLM {
         &self.decoder
     }
 
+    /// The decoder, to change how it computes.
+    pub(crate) fn decoder_mut(&mut self) -> &mut Decoder {
+        &mut self.decoder
+    }
+
+    /// Whether the checkpoint of a model holds int8 layers, from the headers of its files.
+    pub(crate) fn holds_int8(
+        name: &str,
+        config: &LoadConfig,
+        download: &dyn Progress,
+    ) -> Result<bool> {
+        let (_, checkpoint) = headers(name, &config.hub, download)?;
+        Ok(Decoder::is_prequantized(&checkpoint))
+    }
+
     /// Whether the checkpoint already held int8 layers.
     pub fn is_prequantized(&self) -> bool {
         self.is_prequantized

@@ -4,7 +4,7 @@
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::{LogitPositions, SequenceInput};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// How a text is cut into windows, each of which is one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +39,22 @@ pub struct Perplexity {
 
 /// A window, and the first of its tokens that is scored; all are positions in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Window {
-    start: usize,
-    end: usize,
+pub(crate) struct Window {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
     first_scored: usize,
+}
+
+impl Window {
+    /// The positions of the tokens that are scored.
+    pub(crate) fn scored(&self) -> Range<usize> {
+        self.first_scored..self.end
+    }
+
+    /// The row of the window's logits that predicts the first of them.
+    pub(crate) fn first_row(&self) -> usize {
+        self.first_scored - 1 - self.start
+    }
 }
 
 /// The windows over a text of `tokens` tokens. The first token of a window is never scored, because
@@ -95,6 +107,33 @@ impl AutoModelForCausalLM {
         options: PerplexityOptions,
         observe: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Perplexity> {
+        let windows = self.checked_windows(ids, options)?;
+        let total: usize = windows.iter().map(|window| window.scored().len()).sum();
+
+        let mut nll = 0f64;
+        let mut done = 0;
+        for window in windows {
+            nll += self.window_nll(ids, window)?;
+            done += window.scored().len();
+            if observe(done, total).is_break() {
+                return Err(LlmError::Interrupted);
+            }
+        }
+
+        let mean_nll = nll / total as f64;
+        Ok(Perplexity {
+            mean_nll,
+            perplexity: mean_nll.exp(),
+            tokens: total,
+        })
+    }
+
+    /// The windows over a text, of which at least one has a token to score.
+    pub(crate) fn checked_windows(
+        &self,
+        ids: &[u32],
+        options: PerplexityOptions,
+    ) -> Result<Vec<Window>> {
         let refuse = |name, value: usize, expected| {
             Err(LlmError::Setting {
                 name,
@@ -119,11 +158,7 @@ impl AutoModelForCausalLM {
         }
 
         let windows = windows(ids.len(), options);
-        let total: usize = windows
-            .iter()
-            .map(|window| window.end - window.first_scored)
-            .sum();
-        if total == 0 {
+        if windows.is_empty() {
             return refuse(
                 "the number of tokens",
                 ids.len(),
@@ -131,22 +166,7 @@ impl AutoModelForCausalLM {
             );
         }
 
-        let mut nll = 0f64;
-        let mut done = 0;
-        for window in windows {
-            nll += self.window_nll(ids, window)?;
-            done += window.end - window.first_scored;
-            if observe(done, total).is_break() {
-                return Err(LlmError::Interrupted);
-            }
-        }
-
-        let mean_nll = nll / total as f64;
-        Ok(Perplexity {
-            mean_nll,
-            perplexity: mean_nll.exp(),
-            tokens: total,
-        })
+        Ok(windows)
     }
 
     fn window_nll(&self, ids: &[u32], window: Window) -> Result<f64> {
@@ -161,9 +181,10 @@ impl AutoModelForCausalLM {
         }])?;
 
         // The logits of a position predict the token after it.
-        let first_row = window.first_scored - 1 - window.start;
-        let rows = logits.chunks(decoder.spec().vocab_size()).skip(first_row);
-        let scored = &ids[window.first_scored..window.end];
+        let rows = logits
+            .chunks(decoder.spec().vocab_size())
+            .skip(window.first_row());
+        let scored = &ids[window.scored()];
 
         let mut sum = 0f64;
         for (row, id) in rows.zip(scored) {

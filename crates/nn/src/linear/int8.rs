@@ -137,18 +137,22 @@ impl Int8Linear {
     ) -> Result<Layer<'a>> {
         Ok(Layer {
             weight: self.weight()?.kernel_form()?,
-            outlier_weights: match (columns, &self.kept) {
+            outlier_weights: match (columns, self.active_kept()) {
                 (Some(columns), _) => columns.kernel_form()?,
                 (None, Some(kept)) => kept.kernel_form()?,
                 (None, None) => llm_int8_kernels::OutlierWeights::Dequantized,
             },
-            bias: self
-                .bias
-                .as_ref()
-                .map(FloatParameter::f32_values)
-                .transpose()?,
+            bias: self.bias_values()?,
             activation,
         })
+    }
+
+    /// The bias in f32.
+    pub(super) fn bias_values(&self) -> Result<Option<&[f32]>> {
+        self.bias
+            .as_ref()
+            .map(FloatParameter::f32_values)
+            .transpose()
     }
 
     /// The original weights of the outlier columns of one call; `None` if other weights are
@@ -218,9 +222,15 @@ impl Int8Linear {
         self.kept.as_ref()
     }
 
-    /// The input features whose columns are kept, ascending.
-    pub(super) fn kept_indices(&self) -> &[u32] {
-        self.kept.as_ref().map_or(&[], KeptColumns::columns)
+    /// The input features whose columns are multiplied in floating point in every row, ascending: those
+    /// that are kept, with [`OutlierWeights::Kept`].
+    pub fn kept_indices(&self) -> &[u32] {
+        self.active_kept().map_or(&[], KeptColumns::columns)
+    }
+
+    /// The kept columns, if the layer is configured to use them.
+    fn active_kept(&self) -> Option<&KeptColumns> {
+        (self.kept.as_ref()).filter(|_| self.config.outlier_weights == OutlierWeights::Kept)
     }
 
     /// Sets the weight of a declared layer, and where its original outlier columns come from.

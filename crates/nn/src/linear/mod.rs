@@ -66,6 +66,17 @@ impl Linear {
         }
     }
 
+    /// The bias in f32.
+    ///
+    /// # Errors
+    /// [`NnError::NotLoaded`](crate::NnError::NotLoaded) if it has not been filled.
+    pub fn bias_values(&self) -> Result<Option<&[f32]>> {
+        match self {
+            Linear::Float(linear) => linear.bias_values(),
+            Linear::Int8(linear) => linear.bias_values(),
+        }
+    }
+
     /// The instruction set its matmul uses.
     pub fn isa(&self) -> Isa {
         match self {
