@@ -14,13 +14,13 @@ ci:
 test:
     cargo test --workspace --release
 
-# the program as it is given to others: small, stripped
+# the program as it is given to others, with link-time optimisation
 dist:
     cargo build --profile dist
 
 # put the program on PATH
 install:
-    cargo install --path . --profile dist
+    cargo install --path .
 
 # licences, advisories and sources of dependencies (cargo install cargo-deny)
 deny:

@@ -65,15 +65,11 @@ fn int8_logits_are_as_accurate_as_those_of_bitsandbytes() {
 fn decoding_matches_the_cpu_with_and_without_graphs() {
     for device in few_devices() {
         in_every_folder(|name| {
-            // Each family runs in one of the two dtypes.
+            // Each family runs in one of the two dtypes and with one of the two rules.
             let dtype = [WeightDtype::Float16, WeightDtype::BFloat16][name.len() % 2];
+            let rule = [OutlierRule::batch(6.0), OutlierRule::row_rms(4.0)][name.len() / 2 % 2];
             let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
-            let on = |placement| {
-                load(
-                    name,
-                    &options(Some(OutlierRule::batch(6.0)), dtype, placement),
-                )
-            };
+            let on = |placement| load(name, &options(Some(rule), dtype, placement));
             let host = step_by_step(&on(Placement::cpu()), &ids, 20);
             let mut model = on(on_device(&device));
             let by_graphs = step_by_step(&model, &ids, 20);

@@ -26,7 +26,7 @@ struct QuantizeArgs {
     u32 rows, pitch;
 };
 
-constexpr u32 MAX_CHUNKS = 1024;  // of a row: plan::MAX_COLUMNS / RMS_CHUNK
+constexpr u32 MAX_CHUNKS = 2048;  // of a row: plan::MAX_COLUMNS / RMS_CHUNK
 
 // Lists the marked columns and clears the marks, in one warp.
 DEVICE void list_columns(const QuantizeArgs& a) {

@@ -172,7 +172,7 @@ impl<T: Float> Quantized<'_, T> {
 /// # Errors
 /// [`CudaError::TooShort`](crate::CudaError::TooShort),
 /// [`CudaError::WrongDevice`](crate::CudaError::WrongDevice);
-/// [`CudaError::Shape`](crate::CudaError::Shape) for rows of more than 131,072 values.
+/// [`CudaError::Shape`](crate::CudaError::Shape) for rows of more than 262,144 values.
 pub fn quantize<'a, T: Float>(
     source: &Source<'a, T>,
     outliers: Outliers,

@@ -37,7 +37,7 @@ pub fn row_threads(cols: usize) -> u32 {
 
 /// The most values of a row that is quantised: sums of squares of its chunks lie in shared memory, and
 /// sums of products of codes in an i32.
-pub const MAX_COLUMNS: usize = 1 << 17;
+pub const MAX_COLUMNS: usize = 1 << 18;
 
 /// The bits of the smallest f16 that is an outlier: values are outliers if the bits of their
 /// magnitude are no less. Without outliers, `threshold` 0, it is above all bit patterns.
