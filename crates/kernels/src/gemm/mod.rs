@@ -46,6 +46,8 @@ const MAX_BLOCK: usize = 64;
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
 /// Weights of a task in bytes when there is one row: some microseconds of reading.
 const TASK_BYTES: usize = 64 * 1024;
+/// Output features whose weights are read twice in a row, for the product and for the outliers.
+const OUTPUTS_IN_L1: usize = 16;
 
 /// Whether the CPU has AMX and the kernel lets this process use it.
 #[cfg(target_arch = "x86_64")]
@@ -268,19 +270,27 @@ pub fn linears(
 
     let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>),
                 (i, first, y): (usize, usize, &mut [f32])| {
-        let outputs = first..first + y.len();
         let (weight, epilogue) = &epilogues[i];
-        sums.resize(y.len(), 0);
-        let part = Part {
-            rows: &(0..1),
-            outputs: &outputs,
+        // Weights of outlier columns are read a second time: while they are in L1.
+        let width = match epilogue.outliers.is_empty() {
+            true => y.len(),
+            false => OUTPUTS_IN_L1,
         };
-        input.multiply(isa, weight.codes, part, sums);
+        for (j, y) in y.chunks_mut(width).enumerate() {
+            let first = first + j * width;
+            let outputs = first..first + y.len();
+            sums.resize(y.len(), 0);
+            let part = Part {
+                rows: &(0..1),
+                outputs: &outputs,
+            };
+            input.multiply(isa, weight.codes, part, sums);
 
-        epilogue
-            .outliers
-            .gather(isa, weight, outputs.clone(), weights);
-        epilogue.run(0, outputs, sums, weights, y);
+            epilogue
+                .outliers
+                .gather(isa, weight, outputs.clone(), weights);
+            epilogue.run(0, outputs, sums, weights, y);
+        }
     };
 
     team::for_each(pieces, task);

@@ -19,9 +19,11 @@ pub(super) struct OutlierMatmul<'a> {
     weights: OutlierWeights<'a>,
     /// The distinct outlier columns, ascending.
     columns: Vec<u32>,
-    /// With original weights: for each distinct column, the row of `values` that holds it. With kept
-    /// weights: for those distinct columns that are kept, their place and that row.
+    /// The columns whose weights are original: their place in `columns`, and the row of `values` that
+    /// holds them.
     sources: Vec<(usize, usize)>,
+    /// The columns whose weights are dequantised, after their place in `columns`.
+    dequantized: Vec<(u32, u32)>,
     /// For each outlier of each row, the index of its column in `columns`.
     places: Vec<u32>,
 }
@@ -34,6 +36,14 @@ impl<'a> OutlierMatmul<'a> {
     ) -> Result<Self, KernelError> {
         let columns = outliers.distinct_columns();
         let sources = sources(weights, &columns, outputs)?;
+        let mut is_original = vec![false; columns.len()];
+        sources
+            .iter()
+            .for_each(|&(place, _)| is_original[place] = true);
+        let dequantized = (0..).zip(&columns).zip(&is_original);
+        let dequantized = dequantized
+            .filter_map(|((place, &column), original)| (!original).then_some((place, column)))
+            .collect();
 
         // A lookup table, because with hundreds of outlier columns binary searches cost as much as
         // the matmul.
@@ -52,8 +62,14 @@ impl<'a> OutlierMatmul<'a> {
             weights,
             columns,
             sources,
+            dequantized,
             places,
         })
+    }
+
+    /// Whether no row has an outlier.
+    pub(super) fn is_empty(&self) -> bool {
+        self.columns.is_empty()
     }
 
     /// Gathers the weights of the distinct columns for some outputs: f32 `[columns, outputs]`.
@@ -65,51 +81,46 @@ impl<'a> OutlierMatmul<'a> {
         into: &mut Vec<f32>,
     ) {
         let width = outputs.len();
-        into.clear();
-        match self.weights {
-            OutlierWeights::Dequantized | OutlierWeights::Kept { .. } => {
-                into.resize(self.columns.len() * width, 0.0);
-                #[cfg(target_arch = "x86_64")]
-                if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
-                    super::vnni::v512::gather(
-                        isa,
-                        w.codes,
-                        &self.columns,
-                        outputs.clone(),
-                        w.absmax,
-                        into,
-                    );
-                    return self.overwrite_kept(outputs, into);
-                }
-                #[cfg(not(target_arch = "x86_64"))]
-                let _ = isa;
+        into.resize(self.columns.len() * width, 0.0);
+        self.gather_dequantized(isa, w, outputs.clone(), into);
 
-                for (i, n) in outputs.clone().enumerate() {
-                    let row = w.codes.row(n);
-                    let absmax = w.absmax[n];
-                    for (line, &column) in into.chunks_exact_mut(width).zip(&self.columns) {
-                        line[i] = dequantized(row[column as usize], absmax);
-                    }
+        for &(place, source) in &self.sources {
+            let line = &mut into[place * width..][..width];
+            match self.weights {
+                OutlierWeights::Dequantized => {}
+                OutlierWeights::Original { values, .. } => {
+                    line.copy_from_slice(&values.row(source)[outputs.clone()]);
                 }
-                self.overwrite_kept(outputs, into);
-            }
-            OutlierWeights::Original { values, .. } => {
-                for &(_, source) in &self.sources {
-                    into.extend(&values.row(source)[outputs.clone()]);
+                OutlierWeights::Kept { values, .. } => {
+                    f16::to_f32_slice(&values.row(source)[outputs.clone()], line);
                 }
             }
         }
     }
 
-    /// Replaces the weights of kept columns by those in f16.
-    fn overwrite_kept(&self, outputs: Range<usize>, into: &mut [f32]) {
-        let OutlierWeights::Kept { values, .. } = self.weights else {
-            return;
-        };
+    /// Gathers those that are dequantised.
+    fn gather_dequantized(
+        &self,
+        isa: Isa,
+        w: &Int8WeightRef<'_>,
+        outputs: Range<usize>,
+        into: &mut [f32],
+    ) {
         let width = outputs.len();
-        for &(place, source) in &self.sources {
-            let line = &mut into[place * width..][..width];
-            f16::to_f32_slice(&values.row(source)[outputs.clone()], line);
+        #[cfg(target_arch = "x86_64")]
+        if isa.width() == crate::isa::Width::V512 && width.is_multiple_of(16) {
+            let columns = &self.dequantized;
+            return super::vnni::v512::gather(isa, w.codes, columns, outputs, w.absmax, into);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = isa;
+
+        for (i, n) in outputs.enumerate() {
+            let row = w.codes.row(n);
+            let absmax = w.absmax[n];
+            for &(place, column) in &self.dequantized {
+                into[place as usize * width + i] = dequantized(row[column as usize], absmax);
+            }
         }
     }
 

@@ -348,12 +348,12 @@ pub(super) mod v512 {
         }
     }
 
-    /// Gathers and dequantises the weights of some columns for some outputs, a multiple of 16: f32
-    /// `[columns, outputs]`.
+    /// Gathers and dequantises the weights of some columns for some outputs, a multiple of 16, into
+    /// f32 `[…, outputs]`. `columns` has the row of `into` and the column for each.
     pub(in crate::gemm) fn gather(
         isa: Isa,
         codes: MatRef<'_, i8>,
-        columns: &[u32],
+        columns: &[(u32, u32)],
         outputs: Range<usize>,
         absmax: &[f32],
         into: &mut [f32],
@@ -367,12 +367,9 @@ pub(super) mod v512 {
                 && outputs.end <= codes.rows()
                 && outputs.end <= absmax.len()
         );
-        assert!(
-            columns
-                .iter()
-                .all(|column| (*column as usize) < codes.cols())
-        );
-        assert!(into.len() == columns.len() * outputs.len());
+        assert!(columns.iter().all(|&(place, column)| {
+            (column as usize) < codes.cols() && (place as usize + 1) * outputs.len() <= into.len()
+        }));
 
         // SAFETY: the `Isa` proves AVX-512; the checks above keep every code, absmax and output in
         // bounds.
@@ -384,7 +381,7 @@ pub(super) mod v512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn gather_inner(
         codes: MatRef<'_, i8>,
-        columns: &[u32],
+        columns: &[(u32, u32)],
         outputs: Range<usize>,
         absmax: &[f32],
         into: &mut [f32],
@@ -396,7 +393,8 @@ pub(super) mod v512 {
         let rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(cols as i32));
         let inverse = _mm512_set1_ps(1.0 / 127.0);
 
-        for (line, &column) in into.chunks_exact_mut(width).zip(columns) {
+        for &(place, column) in columns {
+            let line = &mut into[place as usize * width..][..width];
             for i in (0..width).step_by(16) {
                 let first = (outputs.start + i) * cols + column as usize;
 
