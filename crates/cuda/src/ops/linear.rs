@@ -45,6 +45,28 @@ impl QuantizedMemory {
         })
     }
 
+    /// Memory for one matmul of `rows` rows, quantised as they are ([`Through::Plain`]), with
+    /// `matrix`: without what [`QuantizedMemory::new`] has for norms, gates and other matmuls.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
+    pub fn for_matmul(matrix: &Int8Matrix, rows: usize) -> Result<Self> {
+        let device = matrix.device();
+        let cols = matrix.in_features();
+        let (tiles, outputs) = shared_tiles(gemm_for(matrix, rows), rows, matrix.out_features());
+        Ok(Self {
+            codes: device.allocate(rows * matrix.pitch())?,
+            absmax: device.allocate(rows)?,
+            values: device.allocate(0)?,
+            flags: device.zeros(cols.div_ceil(32))?,
+            blocks: device.zeros(1)?,
+            columns: device.allocate(cols)?,
+            count: device.zeros(1)?,
+            sums: device.zeros(outputs)?,
+            counters: device.zeros(tiles)?,
+        })
+    }
+
     /// The bytes that [`QuantizedMemory::new`] allocates on a device with `multiprocessors`
     /// multiprocessors.
     pub fn bytes(rows: usize, cols: usize, multiprocessors: usize) -> u64 {
@@ -241,15 +263,29 @@ pub fn matmul<T: Float>(
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
 ) -> Result<()> {
+    matmul_by(gemm_for(matrix, x.rows), x, matrix, output)
+}
+
+/// How [`matmul`] divides its work; `None` for `thin.cu`.
+fn gemm_for(matrix: &Int8Matrix, rows: usize) -> Option<Gemm> {
     let device = matrix.device();
     let shape = MatmulShape {
-        rows: x.rows,
+        rows,
         out_features: matrix.out_features(),
         pitch: matrix.pitch(),
     };
-    let gemm = (x.rows > THIN_MAX_ROWS)
-        .then(|| plan::gemm(shape, device.multiprocessors(), device.has_wgmma()));
-    matmul_by(gemm, x, matrix, output)
+    (rows > THIN_MAX_ROWS).then(|| plan::gemm(shape, device.multiprocessors(), device.has_wgmma()))
+}
+
+/// The number of tiles whose K several blocks share (split-K), and of their outputs.
+fn shared_tiles(gemm: Option<Gemm>, rows: usize, out_features: usize) -> (usize, usize) {
+    match gemm {
+        Some(Gemm { tile, splits: 2.. }) => {
+            let tiles = tile.count(rows, out_features);
+            (tiles, tiles * tile.outputs())
+        }
+        _ => (0, 0),
+    }
 }
 
 /// [`matmul`] with the kernel chosen by the caller, for tests and benchmarks: `gemm.cu` or
@@ -321,13 +357,7 @@ fn matmul_args<T: Float>(
         return Err(check.shape(format!("{} has no wgmma", check.device.name())));
     }
 
-    let (shared_tiles, shared_outputs) = match gemm {
-        Some(Gemm { tile, splits: 2.. }) => {
-            let tiles = tile.count(rows, out_features);
-            (tiles, tiles * tile.outputs())
-        }
-        _ => (0, 0),
-    };
+    let (shared_tiles, shared_outputs) = shared_tiles(gemm, rows, out_features);
     let memory = x.memory;
     Ok(MatmulArgs {
         codes: check.view("the codes", memory.codes.all(), rows * matrix.pitch())?,
