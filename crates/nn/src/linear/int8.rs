@@ -5,12 +5,13 @@ use super::config::{Int8Config, OutlierWeights};
 use super::float::{FloatLinear, LinearClass, features};
 use super::op::Int8Matmul;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
+use super::place::{CudaWeight, Place};
 use super::weight::Int8Weight;
 use crate::error::{NnError, Result};
 use crate::module::{Module, ModulePath, Node, Parameter};
 use crate::parameter::FloatParameter;
 use crate::{FloatDtype, ParameterDtype};
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
+use candle_core::{CpuStorage, CudaStorage, DType, Device, Layout, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 use llm_int8_kernels::{Activation, Element, Isa, Layer, MatRef, Outliers};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub struct Int8Linear {
     path: ModulePath,
     out_features: usize,
     in_features: usize,
-    weight: Option<Int8Weight>,
+    weight: Option<Place>,
     bias: Option<FloatParameter>,
     original: Option<ColumnStore>,
     config: Int8Config,
@@ -56,7 +57,7 @@ impl Int8Linear {
             path: ModulePath::root(),
             out_features,
             in_features,
-            weight: Some(weight),
+            weight: Some(Place::Host(weight)),
             bias: None,
             original: None,
             config,
@@ -94,7 +95,7 @@ impl Int8Linear {
         };
 
         let mut layer = Self::declared(linear, config);
-        layer.weight = Some(weight);
+        layer.weight = Some(Place::Host(weight));
         if config.outlier_weights == OutlierWeights::Original {
             layer.original = Some(ColumnStore::new(Arc::new(TensorColumns(tensor.clone()))));
         }
@@ -108,11 +109,13 @@ impl Int8Linear {
     /// weights, the rule of bitsandbytes' `MatMul8bitLt.backward`. Weight and bias are frozen.
     ///
     /// # Errors
-    /// As there, and [`NnError::NoOriginalWeights`] if the configuration requests original outlier
-    /// weights and the layer has no source for them.
+    /// As there; [`NnError::WrongDevice`] if `x` is on another device than the weights;
+    /// [`NnError::NoOriginalWeights`] if the configuration requests original outlier weights and
+    /// the layer has no source for them, [`NnError::UnsupportedOnGpu`] if it is on a GPU.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check_device(x.device())?;
         super::op::check_input(&self.label(), x, self.in_features)?;
-        self.weight()?; // fails here with our error, before candle wraps it
+        self.placed()?; // fails here with our error, before candle wraps it
 
         let x = x.contiguous()?;
         let matmul = Int8Matmul {
@@ -122,6 +125,100 @@ impl Int8Linear {
             true => x.apply_op1(matmul)?,
             false => x.apply_op1_no_bwd(&matmul)?,
         })
+    }
+
+    /// The layer with its weights on `device`: the CPU, or with the feature `candle-cuda` a CUDA
+    /// device of candle, where it takes f32, f16 and bf16 and gives the CPU's results but for the
+    /// order of additions. Weights that are already there are shared.
+    ///
+    /// Gradients work there too; the weights are dequantised for them as one f32 tensor, four times
+    /// the memory of the codes.
+    ///
+    /// # Errors
+    /// [`NnError::UnsupportedDevice`] for a device without a kernel; [`NnError::UnsupportedOnGpu`]
+    /// for [`OutlierWeights::Original`] on a GPU; [`NnError::NotLoaded`] if the layer has no values;
+    /// the GPU's own errors.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let label = self.label();
+        let weight = match (self.placed()?, device) {
+            (Place::Host(weight), Device::Cpu) => Place::Host(weight.clone()),
+            (Place::Cuda(weight), Device::Cpu) => Place::Host(weight.download(&label)?),
+            (Place::Cuda(weight), Device::Cuda(device)) if weight.is_on(device) => {
+                Place::Cuda(Arc::clone(weight))
+            }
+            (place, Device::Cuda(device)) => {
+                let host = match place {
+                    Place::Host(weight) => weight.clone(),
+                    Place::Cuda(weight) => weight.download(&label)?,
+                };
+                let bias = self.bias_values()?;
+                let weight = CudaWeight::upload(&label, device, &host, bias, self.config)?;
+                Place::Cuda(Arc::new(weight))
+            }
+            (_, other) => {
+                return Err(NnError::UnsupportedDevice {
+                    layer: label,
+                    device: format!("{:?}", other.location()),
+                });
+            }
+        };
+
+        Ok(Self {
+            weight: Some(weight),
+            ..self.clone()
+        })
+    }
+
+    /// Refuses an input on another device than the weights.
+    fn check_device(&self, device: &Device) -> Result<()> {
+        let weights = match (&self.weight, device) {
+            (Some(Place::Cuda(weight)), Device::Cuda(device)) if weight.is_on(device) => {
+                return Ok(());
+            }
+            (Some(Place::Cuda(weight)), _) => weight.location(),
+            (_, Device::Cpu) => return Ok(()),
+            (_, Device::Cuda(_)) if cfg!(feature = "candle-cuda") => "Cpu".to_owned(),
+            _ => {
+                return Err(NnError::UnsupportedDevice {
+                    layer: self.label(),
+                    device: format!("{:?}", device.location()),
+                });
+            }
+        };
+        Err(NnError::WrongDevice {
+            layer: self.label(),
+            weights,
+            input: format!("{:?}", device.location()),
+        })
+    }
+
+    /// The layer on candle's CUDA device; `x` `[…, in_features]` has been checked.
+    pub(super) fn forward_on_cuda(&self, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+        match self.placed()? {
+            Place::Cuda(weight) => weight.forward(&self.label(), x, layout, self.config),
+            Place::Host(_) => Err(NnError::WrongDevice {
+                layer: self.label(),
+                weights: "Cpu".into(),
+                input: "Cuda".into(),
+            }),
+        }
+    }
+
+    /// The dequantised weights `[out, in]` on the GPU, if they are there.
+    pub(super) fn dequantized_on_cuda(&self) -> Result<Option<Tensor>> {
+        match self.placed()? {
+            Place::Cuda(weight) => weight.dequantize(&self.label()).map(Some),
+            Place::Host(_) => Ok(None),
+        }
+    }
+
+    fn placed(&self) -> Result<&Place> {
+        self.weight.as_ref().ok_or(NnError::NotLoaded)
+    }
+
+    fn bias_values(&self) -> Result<Option<&[f32]>> {
+        let bias = self.bias.as_ref();
+        bias.map(FloatParameter::f32_values).transpose()
     }
 
     /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
@@ -137,11 +234,7 @@ impl Int8Linear {
                 Some(columns) => columns.kernel_form()?,
                 None => llm_int8_kernels::OutlierWeights::Dequantized,
             },
-            bias: self
-                .bias
-                .as_ref()
-                .map(FloatParameter::f32_values)
-                .transpose()?,
+            bias: self.bias_values()?,
             activation,
         })
     }
@@ -188,7 +281,7 @@ impl Int8Linear {
             });
         }
 
-        self.weight = Some(weight);
+        self.weight = Some(Place::Host(weight));
         self.original = original.map(ColumnStore::new);
 
         Ok(())
@@ -197,9 +290,15 @@ impl Int8Linear {
     /// The int8 weight.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] if it has not been filled.
+    /// [`NnError::NotLoaded`] if it has not been filled; [`NnError::OnGpu`] if it is on a GPU.
     pub fn weight(&self) -> Result<&Int8Weight> {
-        self.weight.as_ref().ok_or(NnError::NotLoaded)
+        match self.placed()? {
+            Place::Host(weight) => Ok(weight),
+            Place::Cuda(weight) => Err(NnError::OnGpu {
+                layer: self.label(),
+                device: weight.location(),
+            }),
+        }
     }
 
     /// The bias, `[out]`.
@@ -210,7 +309,7 @@ impl Int8Linear {
     /// Sets the bias, `[out]`.
     ///
     /// # Errors
-    /// [`NnError::Input`] for a bias of the wrong shape or dtype.
+    /// [`NnError::Input`] for a bias of the wrong shape or dtype; the GPU's own errors.
     pub fn set_bias(&mut self, bias: Tensor) -> Result<()> {
         if bias.dims() != [self.out_features] {
             return Err(NnError::Input {
@@ -223,13 +322,22 @@ impl Int8Linear {
             });
         }
 
-        self.bias = Some(FloatParameter::loaded(bias)?);
+        let bias = FloatParameter::loaded(bias)?;
+        if let Some(Place::Cuda(weight)) = &self.weight {
+            let weight = weight.with_bias(&self.label(), bias.f32_values()?)?;
+            self.weight = Some(Place::Cuda(Arc::new(weight)));
+        }
+        self.bias = Some(bias);
         Ok(())
     }
 
-    /// The bias, for filling it.
+    /// The bias, for filling it; none for a layer on a GPU ([`Int8Linear::set_bias`] changes that
+    /// one).
     pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
-        self.bias.as_mut()
+        match self.weight {
+            Some(Place::Cuda(_)) => None,
+            _ => self.bias.as_mut(),
+        }
     }
 
     /// The layer's path in its model; empty for a standalone layer.
