@@ -70,6 +70,10 @@ cuda-report:
 cuda-driver:
     scripts/test_cuda_driver.sh
 
+# int8 layers on candle's CUDA device, over the emulated driver
+candle-cuda:
+    scripts/test_candle_cuda.sh
+
 # tests, measurements and profiles for a machine with a GPU, packed into one folder
 gpu-pack:
     scripts/gpu_tests.sh pack

@@ -21,7 +21,8 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("crates/affine", &["llm-int8-kernels"]),
     ("crates/hub", &[]),
     ("crates/cuda", &[]),
-    ("crates/nn", &["llm-int8-kernels"]),
+    // llm-int8-cuda only with the feature `candle-cuda`.
+    ("crates/nn", &["llm-int8-kernels", "llm-int8-cuda"]),
     (
         "crates/decoder",
         &["llm-int8-nn", "llm-int8-kernels", "llm-int8-cuda"],
@@ -72,6 +73,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "crates/kernels/",
     "crates/cuda/",
     "crates/nn/src/checkpoint/mmap.rs",
+    "crates/nn/src/linear/cuda.rs",
 ];
 
 /// Where the environment may be read.

@@ -1,4 +1,4 @@
-//! Compiles the kernels: with nvcc for GPUs (feature `cuda`), with a C++ compiler for the emulated
+//! Compiles the kernels: with nvcc for GPUs (features `cuda` and `linked`), with a C++ compiler for the emulated
 //! device (feature `emulation`).
 
 use std::error::Error;
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=emulation");
 
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+    if std::env::var_os("CARGO_FEATURE_DRIVER").is_some() {
         compile_for_gpus()?;
     }
     #[cfg(feature = "emulation")]

@@ -9,6 +9,9 @@
 // While a stream is captured, it refuses what the real driver refuses in the mode THREAD_LOCAL (allocating, freeing,
 // waiting) and invalidates the capture: ending it returns an error and no graph.
 //
+// With LLM_INT8_EMULATES_CANDLE it also does what candle relies on (scripts/test_candle_cuda.sh): copies from pageable
+// memory are staged before the call returns, and those to it have ended by then.
+//
 // The signatures are those of the CUDA driver API 12.
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +69,8 @@ std::map<uintptr_t, Allocation> allocations;
 std::map<uintptr_t, size_t> page_locked;
 std::map<std::string, std::unique_ptr<Function>> functions;
 std::set<Stream*> streams;
+// Memory freed in the order of a stream. It holds NaN and is never allocated again, so that late uses show.
+std::vector<unsigned char*> freed;
 size_t used = 0;
 // The first error of a step, which every later call returns.
 Result failed = SUCCESS;
@@ -73,6 +78,23 @@ thread_local void* context = nullptr;
 // The stream that this thread captures (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
 thread_local Stream* capturing = nullptr;
 int the_context, the_module;
+#ifdef LLM_INT8_EMULATES_CANDLE
+constexpr bool EMULATES_CANDLE = true;
+#else
+constexpr bool EMULATES_CANDLE = false;
+#endif
+
+// The stream of a handle: null and 1 are the default stream of the process, 2 is that of the calling thread.
+Stream* stream_of(Stream* handle) {
+    static Stream* legacy = nullptr;
+    thread_local Stream* own = nullptr;
+    uintptr_t number = reinterpret_cast<uintptr_t>(handle);
+    if (number > 2) return handle;
+    Stream*& found = number == 2 ? own : legacy;
+    // A thread's stream stays when the thread ends: its work may not have run yet.
+    if (found == nullptr) streams.insert(found = new Stream);
+    return found;
+}
 
 Result enqueue(Stream* stream, Step step) {
     if (context == nullptr) return INVALID_CONTEXT;
@@ -124,6 +146,32 @@ bool is_within(uintptr_t address, size_t bytes) {
     return address + bytes <= found->first + found->second.bytes;
 }
 
+Result allocate(uintptr_t* address, size_t bytes) {
+    if (failed != SUCCESS) return failed;
+    if (bytes == 0) return INVALID_VALUE;
+    if (used + bytes > MEMORY) return OUT_OF_MEMORY;
+    size_t rounded = (bytes + 2 * GUARD - 1) & ~(GUARD - 1);
+    unsigned char* memory = static_cast<unsigned char*>(aligned_alloc(GUARD, rounded + GUARD));
+    memset(memory, 0xff, bytes);
+    memset(memory + bytes, 0xa5, rounded + GUARD - bytes);
+    *address = reinterpret_cast<uintptr_t>(memory);
+    allocations[*address] = {bytes};
+    used += bytes;
+    return SUCCESS;
+}
+
+// Takes an allocation off the books. Writing past its end is an error.
+Result release(uintptr_t address) {
+    auto found = allocations.find(address);
+    if (found == allocations.end()) return INVALID_VALUE;
+    unsigned char* memory = reinterpret_cast<unsigned char*>(address);
+    bool is_intact = true;
+    for (size_t i = 0; i < GUARD; ++i) is_intact &= memory[found->second.bytes + i] == 0xa5;
+    used -= found->second.bytes;
+    allocations.erase(found);
+    return is_intact ? SUCCESS : LAUNCH_FAILED;
+}
+
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default"))) Result
@@ -155,8 +203,9 @@ API cuDeviceGetName(char* name, int length, int) {
     return SUCCESS;
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
-    // 16: multiprocessors. 75: major compute capability. 97: shared memory a block may opt in to. All else is 0.
-    *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : 0;
+    // 16: multiprocessors. 75: major compute capability. 97: shared memory a block may opt in to. 115: whether memory can
+    // be allocated in the order of a stream. All else is 0.
+    *value = attribute == 16 ? 4 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : attribute == 115 ? 1 : 0;
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRetain(void** out, int) {
@@ -183,31 +232,35 @@ API cuMemAlloc_v2(uintptr_t* address, size_t bytes) {
     LOCKED;
     if (context == nullptr) return INVALID_CONTEXT;
     if (is_forbidden()) return CAPTURE_UNSUPPORTED;
-    if (failed != SUCCESS) return failed;
-    if (bytes == 0) return INVALID_VALUE;
-    if (used + bytes > MEMORY) return OUT_OF_MEMORY;
-    size_t rounded = (bytes + 2 * GUARD - 1) & ~(GUARD - 1);
-    unsigned char* memory = static_cast<unsigned char*>(aligned_alloc(GUARD, rounded + GUARD));
-    memset(memory, 0xff, bytes);
-    memset(memory + bytes, 0xa5, rounded + GUARD - bytes);
-    *address = reinterpret_cast<uintptr_t>(memory);
-    allocations[*address] = {bytes};
-    used += bytes;
-    return SUCCESS;
+    return allocate(address, bytes);
+}
+API cuMemAllocAsync(uintptr_t* address, size_t bytes, Stream*) {
+    LOCKED;
+    if (context == nullptr) return INVALID_CONTEXT;
+    // A graph could allocate; nothing here records one that does.
+    if (is_forbidden()) return CAPTURE_UNSUPPORTED;
+    return allocate(address, bytes);
 }
 API cuMemFree_v2(uintptr_t address) {
     LOCKED;
     if (is_forbidden()) return CAPTURE_UNSUPPORTED;
     Result finished = wait_for_all();
-    auto found = allocations.find(address);
-    if (found == allocations.end()) return INVALID_VALUE;
-    unsigned char* memory = reinterpret_cast<unsigned char*>(address);
-    bool is_intact = true;
-    for (size_t i = 0; i < GUARD; ++i) is_intact &= memory[found->second.bytes + i] == 0xa5;
-    used -= found->second.bytes;
-    allocations.erase(found);
-    free(memory);
-    return is_intact ? finished : LAUNCH_FAILED;
+    Result released = release(address);
+    if (released == INVALID_VALUE) return INVALID_VALUE;
+    free(reinterpret_cast<void*>(address));
+    return released == SUCCESS ? finished : released;
+}
+API cuMemFreeAsync(uintptr_t address, Stream* handle) {
+    LOCKED;
+    if (allocations.count(address) == 0) return INVALID_VALUE;
+    return enqueue(stream_of(handle), [=] {
+        size_t bytes = allocations[address].bytes;
+        Result released = release(address);
+        unsigned char* memory = reinterpret_cast<unsigned char*>(address);
+        memset(memory, 0xff, bytes);
+        freed.push_back(memory);
+        return released;
+    });
 }
 API cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     LOCKED;
@@ -234,43 +287,58 @@ API cuStreamCreate(Stream** stream, unsigned) {
 }
 API cuStreamDestroy_v2(Stream* stream) {
     LOCKED;
+    // Not deleted, as events may point to it.
     Result finished = wait_for(stream, stream->queued);
     streams.erase(stream);
-    delete stream;
     return finished;
 }
-API cuStreamSynchronize(Stream* stream) {
+API cuStreamSynchronize(Stream* handle) {
     LOCKED;
+    Stream* stream = stream_of(handle);
     if (stream->captured != nullptr) {
         stream->is_invalid = true;
         return CAPTURE_UNSUPPORTED;
     }
     return wait_for(stream, stream->queued);
 }
-API cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, Stream* stream) {
+API cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, Stream* handle) {
     LOCKED;
-    if (bytes > 0 && (!is_within(to, bytes) || !is_page_locked(from, bytes))) return INVALID_VALUE;
+    Stream* stream = stream_of(handle);
+    if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
+    if (bytes > 0 && !is_page_locked(from, bytes)) {
+        if (!EMULATES_CANDLE) return INVALID_VALUE;
+        const char* first = static_cast<const char*>(from);
+        std::vector<char> staged(first, first + bytes);
+        return enqueue(stream, [=] {
+            if (!is_within(to, bytes)) return INVALID_VALUE;
+            memcpy(reinterpret_cast<void*>(to), staged.data(), bytes);
+            return SUCCESS;
+        });
+    }
     return enqueue(stream, [=] {
         if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
         memcpy(reinterpret_cast<void*>(to), from, bytes);
         return SUCCESS;
     });
 }
-API cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, Stream* stream) {
+API cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, Stream* handle) {
     LOCKED;
+    Stream* stream = stream_of(handle);
     if (bytes > 0 && !is_within(from, bytes)) return INVALID_VALUE;
     if (stream->captured != nullptr && !is_page_locked(to, bytes)) {
         stream->is_invalid = true;
         return CAPTURE_UNSUPPORTED;
     }
-    return enqueue(stream, [=] {
+    Result queued = enqueue(stream, [=] {
         memcpy(to, reinterpret_cast<void*>(from), bytes);
         return SUCCESS;
     });
+    bool waits = EMULATES_CANDLE && queued == SUCCESS && stream->captured == nullptr && !is_page_locked(to, bytes);
+    return waits ? wait_for(stream, stream->queued) : queued;
 }
 API cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, Stream* stream) {
     LOCKED;
-    return enqueue(stream, [=] {
+    return enqueue(stream_of(stream), [=] {
         if (bytes > 0 && !(is_within(to, bytes) && is_within(from, bytes))) return INVALID_VALUE;
         memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
         return SUCCESS;
@@ -278,7 +346,7 @@ API cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, Stream* str
 }
 API cuMemsetD8Async(uintptr_t to, unsigned char value, size_t bytes, Stream* stream) {
     LOCKED;
-    return enqueue(stream, [=] {
+    return enqueue(stream_of(stream), [=] {
         if (bytes > 0 && !is_within(to, bytes)) return INVALID_VALUE;
         memset(reinterpret_cast<void*>(to), value, bytes);
         return SUCCESS;
@@ -293,12 +361,31 @@ API cuEventDestroy_v2(Event* event) {
     delete event;
     return SUCCESS;
 }
-API cuEventRecord(Event* event, Stream* stream) {
+API cuEventRecord(Event* event, Stream* handle) {
     LOCKED;
+    Stream* stream = stream_of(handle);
     // An event recorded in a capture becomes a node of the graph, which the host cannot wait for.
     if (stream->captured != nullptr) return SUCCESS;
     *event = {stream, stream->queued};
     return failed;
+}
+API cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
+    LOCKED;
+    if (event->stream == nullptr) return SUCCESS;
+    Stream* stream = stream_of(handle);
+    // Waiting for an event in a capture would join it to another stream.
+    if (stream->captured != nullptr) return INVALID_VALUE;
+    return enqueue(stream, [recorded = *event] { return wait_for(recorded.stream, recorded.place); });
+}
+API cuStreamIsCapturing(Stream* handle, int* status) {
+    LOCKED;
+    *status = stream_of(handle)->captured != nullptr;
+    return SUCCESS;
+}
+API cuCtxSynchronize() {
+    LOCKED;
+    if (context == nullptr) return INVALID_CONTEXT;
+    return is_forbidden() ? CAPTURE_UNSUPPORTED : wait_for_all();
 }
 API cuEventSynchronize(Event* event) {
     LOCKED;
@@ -357,15 +444,16 @@ API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
     std::vector<uint64_t> args((bytes + 7) / 8);
     memcpy(args.data(), parameters[0], bytes);
     std::string name = function->name;
-    return enqueue(config->stream, [=] {
+    return enqueue(stream_of(config->stream), [=] {
         const char* message = llm_int8_emulate(name.c_str(), args.data(), bytes, grid.data(), threads, shared_bytes, 0);
         if (message != nullptr) fprintf(stderr, "emulated driver: %s: %s\n", name.c_str(), message);
         return message == nullptr ? SUCCESS : LAUNCH_FAILED;
     });
 }
 
-API cuStreamBeginCapture_v2(Stream* stream, int mode) {
+API cuStreamBeginCapture_v2(Stream* handle, int mode) {
     LOCKED;
+    Stream* stream = stream_of(handle);
     // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     if (mode != 1 || stream->captured != nullptr || capturing != nullptr) return INVALID_VALUE;
     stream->captured = std::make_shared<std::vector<Step>>();
@@ -373,8 +461,9 @@ API cuStreamBeginCapture_v2(Stream* stream, int mode) {
     capturing = stream;
     return SUCCESS;
 }
-API cuStreamEndCapture(Stream* stream, Graph** graph) {
+API cuStreamEndCapture(Stream* handle, Graph** graph) {
     LOCKED;
+    Stream* stream = stream_of(handle);
     *graph = nullptr;
     if (stream->captured == nullptr || capturing != stream) return INVALID_VALUE;
     std::shared_ptr<std::vector<Step>> steps = stream->captured;
@@ -392,7 +481,7 @@ API cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
 API cuGraphLaunch(Graph* graph, Stream* stream) {
     LOCKED;
     // The launch shares ownership of the steps, in case the graph is destroyed before they run.
-    return enqueue(stream, [steps = graph->steps] {
+    return enqueue(stream_of(stream), [steps = graph->steps] {
         for (const Step& step : *steps)
             if (Result result = step()) return result;
         return SUCCESS;

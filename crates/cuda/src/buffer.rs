@@ -15,7 +15,7 @@ pub struct Buffer<T> {
     values: PhantomData<T>,
 }
 
-/// A borrowed range of a buffer.
+/// A borrowed range of a buffer, or of memory that another library allocated ([`Device::view`]).
 #[derive(Debug)]
 pub struct View<'a, T> {
     device: &'a Device,
@@ -133,6 +133,16 @@ impl<T> fmt::Debug for Buffer<T> {
 }
 
 impl<'a, T: Pod> View<'a, T> {
+    /// A view of memory that is not a [`Buffer`]'s; [`Device::view`] says what must hold.
+    pub(crate) fn new(device: &'a Device, address: u64, length: usize) -> Self {
+        Self {
+            device,
+            address,
+            length,
+            values: PhantomData,
+        }
+    }
+
     /// A view of the values in `range`.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
 //! A device: allocation, recording of graphs, launches.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, View};
 use crate::driver::{Driver, Launch, Properties, Recorded};
 use crate::error::Result;
 use bytemuck::Pod;
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// A device's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,51 @@ impl Device {
     /// [`CudaError::Driver`](crate::CudaError::Driver).
     pub fn cuda(ordinal: usize) -> Result<Self> {
         Self::with_driver(Driver::cuda(ordinal)?)
+    }
+
+    /// A GPU through a stream of another library, for its memory ([`Device::view`]). While such a
+    /// device is alive, the same ordinal and stream give the same device.
+    ///
+    /// Memory is allocated and freed in the order of the stream; freeing does not wait. A stream
+    /// handle that means another stream in each thread (`CU_STREAM_PER_THREAD`, 0x2) works if a
+    /// buffer is used by other threads only after [`Device::synchronize`] on the thread that wrote
+    /// it, and freed after [`Device::synchronize_all`].
+    ///
+    /// # Errors
+    /// Like [`Device::cuda`].
+    ///
+    /// # Safety
+    /// `stream` is a stream of the device's primary context that lives as long as the device and
+    /// all its buffers. Its owner orders accesses to the memory of views against other streams.
+    #[expect(unsafe_code, reason = "a handle of another library")]
+    pub unsafe fn on_stream(ordinal: usize, stream: *mut c_void) -> Result<Self> {
+        static OPEN: Mutex<Vec<(usize, usize, Weak<Shared>)>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(.., device)| device.strong_count() > 0);
+
+        let handle = stream.addr();
+        let found = open
+            .iter()
+            .find(|(of, on, _)| (*of, *on) == (ordinal, handle));
+        if let Some(shared) = found.and_then(|(.., device)| device.upgrade()) {
+            return Ok(Self(shared));
+        }
+
+        // SAFETY: the caller's.
+        let device = Self::with_driver(unsafe { Driver::on_stream(ordinal, stream) }?)?;
+        open.push((ordinal, handle, Arc::downgrade(&device.0)));
+        Ok(device)
+    }
+
+    /// A view of memory that another library allocated.
+    ///
+    /// # Safety
+    /// `length` values at `address` are allocated on this device, aligned for `T`, until everything
+    /// that was launched with the view has run; no other stream writes them meanwhile, nor reads
+    /// them if a launch writes them.
+    #[expect(unsafe_code, reason = "an address of another library")]
+    pub unsafe fn view<T: Pod>(&self, address: u64, length: usize) -> View<'_, T> {
+        View::new(self, address, length)
     }
 
     /// The number of GPUs this program can use; 0 without the feature `cuda`, a driver or a GPU.
@@ -188,6 +234,14 @@ impl Device {
     /// [`CudaError::Driver`](crate::CudaError::Driver), including the error of an earlier launch.
     pub fn synchronize(&self) -> Result<()> {
         self.call_now("waiting", Driver::synchronize)
+    }
+
+    /// Waits for all streams of all threads and libraries on the device.
+    ///
+    /// # Errors
+    /// As [`Device::synchronize`].
+    pub fn synchronize_all(&self) -> Result<()> {
+        self.call_now("waiting", Driver::synchronize_all)
     }
 
     /// Records the launches, device copies and fills of `steps` without running them. `steps` must

@@ -176,14 +176,55 @@ pub enum NnError {
     NotLoaded,
     /// A layer without a kernel for a device.
     #[error(
-        "{layer}: this layer computes on the CPU, and the tensor is on {device}; move it to the CPU, or use \
-         candle's own layer there"
+        "{layer}: this program has no kernel of this layer for {device}; keep layer and tensor on the CPU, or use \
+         candle's own layer there (int8 layers run on CUDA in programs built with the feature `candle-cuda`)"
     )]
     UnsupportedDevice {
         /// The layer.
         layer: String,
         /// The device.
         device: String,
+    },
+    /// A layer's weights and its input are on different devices. For candle, two devices that were
+    /// opened separately on the same GPU are different.
+    #[error(
+        "{layer}: its weights are on {weights}, the input is on {input}; move one to the `Device` of the other \
+         (`Int8Linear::to_device`, `Tensor::to_device`)"
+    )]
+    WrongDevice {
+        /// The layer.
+        layer: String,
+        /// Where its weights are.
+        weights: String,
+        /// Where the input is.
+        input: String,
+    },
+    /// Weights that were to be read are on a GPU.
+    #[error("{layer}: its weights are on {device}; `Int8Linear::to_device` copies them to the CPU")]
+    OnGpu {
+        /// The layer.
+        layer: String,
+        /// The device.
+        device: String,
+    },
+    /// A configuration that a layer does not have on a GPU.
+    #[error(
+        "{layer}: {what} do not exist on a GPU; change the layer's `Int8Config`, or leave it on the CPU"
+    )]
+    UnsupportedOnGpu {
+        /// The layer.
+        layer: String,
+        /// What the configuration asks for.
+        what: &'static str,
+    },
+    /// A GPU failed.
+    #[cfg(feature = "candle-cuda")]
+    #[error("{layer}: {source}")]
+    Gpu {
+        /// The layer.
+        layer: String,
+        /// What the GPU said.
+        source: llm_int8_cuda::CudaError,
     },
     /// A kernel rejected its arguments.
     #[error(transparent)]

@@ -30,7 +30,8 @@
 //! | [`json`] | JSON as Python reads and writes it |
 //! | [`module`] | a model's module tree as data: paths, PyTorch's `repr`, parameters, footprint |
 //!
-//! Layers compute in f32 on the CPU. Weights are either int8 codes with one f32 `absmax` for each
+//! Layers compute in f32 on the CPU; [`linear::Int8Linear`] also on candle's CUDA device, with the
+//! feature `candle-cuda`. Weights are either int8 codes with one f32 `absmax` for each
 //! row, or f16, bf16 or f32. The library prints nothing and does not read the environment.
 
 pub mod checkpoint;

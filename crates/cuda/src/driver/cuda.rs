@@ -1,14 +1,17 @@
 //! GPUs through the CUDA driver API: no CUDA runtime, no cuBLAS. `libcuda` is loaded when the first
 //! device is opened, so a program with this feature also starts on machines without it.
 
-use super::ring::{LARGE_SLOTS, Ring, Rings, SMALL_SLOTS};
+mod memory;
+
+use super::ring::{Ring, Rings};
 use super::{Launch, Properties};
 use crate::error::{CudaError, Result};
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUfunction_attribute_enum as FunctionAttribute,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
+use memory::Memory;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
@@ -25,6 +28,7 @@ const MAX_ARGS_BYTES: usize = 256;
 pub(crate) struct CudaDriver {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    memory: Memory,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, LoadedFunction>>,
     rings: Mutex<Rings>,
@@ -76,6 +80,37 @@ fn has_driver() -> bool {
     true
 }
 
+fn error_of(ordinal: usize, action: &'static str) -> impl FnOnce(DriverError) -> CudaError {
+    move |error| CudaError::Driver {
+        device: format!("cuda:{ordinal}"),
+        action,
+        reason: error.to_string(),
+    }
+}
+
+/// The primary context of a device.
+fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
+    if !has_driver() {
+        return Err(CudaError::NoDriver);
+    }
+    let count = CudaDriver::count()?;
+    if ordinal >= count {
+        return Err(CudaError::NoDevice { ordinal, count });
+    }
+
+    let context = CudaContext::new(ordinal).map_err(error_of(ordinal, "opening it"))?;
+    #[expect(
+        unsafe_code,
+        reason = "cudarc's events between streams cost time at every launch"
+    )]
+    // SAFETY: the events would order accesses to cudarc's slices from several streams. A driver has
+    // one stream and allocates no slices.
+    unsafe {
+        context.disable_event_tracking();
+    }
+    Ok(context)
+}
+
 impl CudaDriver {
     pub(crate) fn count() -> Result<usize> {
         if !has_driver() {
@@ -93,52 +128,49 @@ impl CudaDriver {
     }
 
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
-        if !has_driver() {
-            return Err(CudaError::NoDriver);
-        }
-        let count = Self::count()?;
-        if ordinal >= count {
-            return Err(CudaError::NoDevice { ordinal, count });
-        }
+        let context = open(ordinal)?;
+        let stream = context
+            .new_stream()
+            .map_err(error_of(ordinal, "creating a stream"))?;
+        Self::over(context, stream, Memory::Synchronous)
+    }
 
-        let name = format!("cuda:{ordinal}");
-        let error = |action| {
-            let device = name.clone();
-            move |error: DriverError| CudaError::Driver {
-                device,
-                action,
-                reason: error.to_string(),
-            }
+    /// A driver of somebody else's stream, whose memory is allocated in the stream's order.
+    ///
+    /// # Safety
+    /// As [`crate::Device::on_stream`].
+    #[expect(unsafe_code, reason = "a handle of another library")]
+    pub(crate) unsafe fn on_stream(ordinal: usize, stream: *mut c_void) -> Result<Self> {
+        let context = open(ordinal)?;
+        // SAFETY: the caller says that the stream belongs to the device's primary context, which
+        // `open` retained, that it outlives the driver, and orders other work on it.
+        let stream = unsafe { context.wrap_borrowed_stream(stream.cast()) };
+        let memory = match context.has_async_alloc() {
+            true => Memory::StreamOrdered,
+            false => Memory::Synchronous,
         };
+        Self::over(context, stream, memory)
+    }
 
-        let context = CudaContext::new(ordinal).map_err(error("opening it"))?;
-        #[expect(
-            unsafe_code,
-            reason = "cudarc's events between streams cost time at every launch"
-        )]
-        // SAFETY: the events would order accesses from several streams. This driver has one stream,
-        // and `free` waits for it.
-        unsafe {
-            context.disable_event_tracking();
-        }
-
-        let stream = context.new_stream().map_err(error("creating a stream"))?;
+    fn over(context: Arc<CudaContext>, stream: Arc<CudaStream>, memory: Memory) -> Result<Self> {
+        let ordinal = context.ordinal();
         let module = context
             .load_module(Ptx::from_binary(KERNELS.to_vec()))
-            .map_err(error("loading the kernels"))?;
+            .map_err(error_of(ordinal, "loading the kernels"))?;
         let (major, minor) = context
             .compute_capability()
-            .map_err(error("reading its compute capability"))?;
+            .map_err(error_of(ordinal, "reading its compute capability"))?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
 
         Ok(Self {
             capability,
             context,
             stream,
+            memory,
             module,
             functions: Mutex::default(),
             rings: Mutex::default(),
-            name,
+            name: format!("cuda:{ordinal}"),
         })
     }
 
@@ -181,96 +213,6 @@ impl CudaDriver {
             capability: self.capability,
             has_wgmma: cfg!(wgmma) && self.capability == 90,
         })
-    }
-
-    pub(crate) fn memory(&self) -> Result<(u64, u64)> {
-        let (free, total) = self
-            .context
-            .mem_get_info()
-            .map_err(self.error("reading its free memory"))?;
-        Ok((free as u64, total as u64))
-    }
-
-    pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.bind()?;
-
-        #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: `bind` bound the context to this thread. The memory is uninitialised, but only
-        // device code and copies read it, for which any bytes are valid values.
-        let allocated = unsafe { result::malloc_sync(bytes.max(1)) };
-
-        match allocated {
-            Ok(address) => Ok(address),
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, total) = self.memory()?;
-                Err(CudaError::OutOfMemory {
-                    device: self.name.clone(),
-                    requested: bytes as u64,
-                    free,
-                    total,
-                })
-            }
-            Err(error) => Err(self.error("allocating")(error)),
-        }
-    }
-
-    pub(crate) fn free(&self, address: u64) -> Result<()> {
-        self.synchronize()?;
-        #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: the address came from `allocate`, and `Buffer::drop`, the only caller outside of
-        // tests, frees it once. The stream is idle, so nothing uses the memory.
-        unsafe { result::free_sync(address) }.map_err(self.error("freeing"))
-    }
-
-    pub(crate) fn write(&self, address: u64, from: &[u8]) -> Result<()> {
-        self.bind()?;
-        let mut rings = lock(&self.rings);
-        let is_small = from.len() <= SMALL_SLOTS.bytes;
-        let (ring, slots) = if is_small {
-            (&mut rings.small, SMALL_SLOTS)
-        } else {
-            (&mut rings.large, LARGE_SLOTS)
-        };
-        if ring.is_none() {
-            *ring = Some(Ring::new(&self.context, slots).map_err(self.error("locking memory"))?);
-        }
-        let Some(ring) = ring else { return Ok(()) };
-
-        let mut to = address;
-        for part in from.chunks(slots.bytes) {
-            ring.copy(&self.stream, to, part)
-                .map_err(self.error("copying from the host"))?;
-            to += part.len() as u64;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
-        self.bind()?;
-        #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: `View::read` checked that the memory at `address` is at least as long as `into`.
-        // `into` outlives the copy: `synchronize` waits for it below.
-        unsafe { result::memcpy_dtoh_async(into, address, self.stream.cu_stream()) }
-            .map_err(self.error("copying to the host"))?;
-        self.synchronize()
-    }
-
-    pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: `View::copy_from` checked that both ranges lie within live buffers of this
-        // device; freeing either waits for the stream.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
-            .map_err(self.error("copying"))
-    }
-
-    pub(crate) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        #[expect(unsafe_code, reason = "device memory")]
-        // SAFETY: `View::fill_with_zeros` passes the range of a view, which lies within a live
-        // buffer; freeing it waits for the stream.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
-            .map_err(self.error("filling with zeros"))
     }
 
     /// The kernel's function, loaded on first use and allowed to use the launch's shared memory.
@@ -375,6 +317,11 @@ impl CudaDriver {
         self.stream.synchronize().map_err(self.error("waiting"))
     }
 
+    /// Waits for all streams of the context.
+    pub(crate) fn synchronize_all(&self) -> Result<()> {
+        self.context.synchronize().map_err(self.error("waiting"))
+    }
+
     pub(crate) fn begin_recording(&self) -> Result<()> {
         self.stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
@@ -402,9 +349,9 @@ impl CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // An error here comes from an earlier launch. The page-locked memory is the process's own
-        // and can be freed either way.
-        let _ = self.stream.synchronize();
+        // All streams, as a borrowed one may be another for each thread. An error here comes from an
+        // earlier launch. The page-locked memory is the process's own and can be freed either way.
+        let _ = self.synchronize_all();
 
         let rings = std::mem::take(&mut *lock(&self.rings));
         [rings.small, rings.large]
@@ -414,70 +361,5 @@ impl Drop for CudaDriver {
     }
 }
 
-/// What depends on the driver itself. Runs on a GPU, or over the emulated `libcuda.so.1` of
-/// `scripts/test_cuda_driver.sh`.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn driver() -> Option<CudaDriver> {
-        let is_tested = !crate::testing::gpus().is_empty();
-        is_tested.then(|| CudaDriver::new(0).unwrap())
-    }
-
-    #[test]
-    fn a_forbidden_call_invalidates_a_capture_but_not_the_next_one() {
-        let Some(driver) = driver() else { return };
-        let address = driver.allocate(64).unwrap();
-        driver.write(address, &[7; 64]).unwrap();
-
-        for forbidden in [
-            &|| driver.allocate(64).map(drop) as Result<()>,
-            &|| driver.free(address),
-            &|| driver.synchronize(),
-            &|| driver.read(address, &mut [0; 64]),
-        ] as [&dyn Fn() -> Result<()>; 4]
-        {
-            driver.begin_recording().unwrap();
-            assert!(forbidden().is_err());
-            assert!(driver.end_recording().is_err());
-        }
-
-        driver.begin_recording().unwrap();
-        driver.zero(address, 32).unwrap();
-        driver.copy(address + 48, address, 8).unwrap();
-        let graph = driver.end_recording().unwrap();
-        driver.replay(&graph).unwrap();
-
-        let mut bytes = [0; 64];
-        driver.read(address, &mut bytes).unwrap();
-        assert_eq!(
-            (bytes[31], bytes[32], bytes[47], bytes[48], bytes[56]),
-            (0, 7, 7, 0, 7)
-        );
-        driver.free(address).unwrap();
-    }
-
-    #[test]
-    fn a_slot_is_not_refilled_while_a_copy_reads_it() {
-        let Some(driver) = driver() else { return };
-        let count = 3 * SMALL_SLOTS.count;
-        let address = driver.allocate(count * 16).unwrap();
-
-        for i in 0..count {
-            driver
-                .write(address + 16 * i as u64, &[i as u8; 16])
-                .unwrap();
-        }
-
-        let mut bytes = vec![0; count * 16];
-        driver.read(address, &mut bytes).unwrap();
-        assert!(
-            bytes
-                .chunks(16)
-                .enumerate()
-                .all(|(i, slot)| slot.iter().all(|byte| *byte == i as u8))
-        );
-        driver.free(address).unwrap();
-    }
-}
+mod tests;

@@ -1,13 +1,14 @@
 //! One interface to the two kinds of devices. All `cfg` for the features is in this module.
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "driver")]
 mod cuda;
 #[cfg(emulated)]
 mod emulated;
-#[cfg(feature = "cuda")]
+#[cfg(feature = "driver")]
 mod ring;
 
 use crate::error::{CudaError, Result};
+use std::ffi::c_void;
 use std::fmt;
 
 /// A device's name and limits.
@@ -28,7 +29,7 @@ pub(crate) struct Properties {
 
 /// One kernel launch.
 #[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+#[cfg_attr(not(feature = "driver"), allow(dead_code))]
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'static str,
     /// The bytes of its only argument, a struct of [`crate::args`].
@@ -42,7 +43,7 @@ pub(crate) struct Launch<'a> {
 
 /// A driver of one device with one stream: requests run in order.
 pub(crate) enum Driver {
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "driver")]
     Cuda(Box<cuda::CudaDriver>),
     #[cfg(emulated)]
     Emulated(emulated::EmulatedDriver),
@@ -53,7 +54,7 @@ pub(crate) enum Driver {
 
 /// A recorded sequence of launches.
 pub(crate) enum Recorded {
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "driver")]
     Cuda(cuda::CudaRecorded),
     #[cfg(emulated)]
     Emulated(emulated::Recording),
@@ -65,7 +66,7 @@ pub(crate) enum Recorded {
 macro_rules! dispatch {
     ($driver:expr, $name:ident => $body:expr) => {
         match $driver {
-            #[cfg(feature = "cuda")]
+            #[cfg(feature = "driver")]
             Driver::Cuda($name) => $body,
             #[cfg(emulated)]
             Driver::Emulated($name) => $body,
@@ -75,21 +76,36 @@ macro_rules! dispatch {
 }
 
 // Arguments are unused in builds without one of the drivers.
-#[cfg_attr(not(all(feature = "cuda", emulated)), allow(unused_variables))]
+#[cfg_attr(not(all(feature = "driver", emulated)), allow(unused_variables))]
 impl Driver {
     /// The GPU with this number.
     pub(crate) fn cuda(ordinal: usize) -> Result<Self> {
-        #[cfg(feature = "cuda")]
+        #[cfg(feature = "driver")]
         return cuda::CudaDriver::new(ordinal).map(Box::new).map(Self::Cuda);
-        #[cfg(not(feature = "cuda"))]
+        #[cfg(not(feature = "driver"))]
+        Err(CudaError::NotBuilt)
+    }
+
+    /// A GPU through somebody else's stream; see [`crate::Device::on_stream`].
+    ///
+    /// # Safety
+    /// As there.
+    #[expect(unsafe_code, reason = "a handle of another library")]
+    pub(crate) unsafe fn on_stream(ordinal: usize, stream: *mut c_void) -> Result<Self> {
+        #[cfg(feature = "driver")]
+        // SAFETY: the caller's.
+        return unsafe { cuda::CudaDriver::on_stream(ordinal, stream) }
+            .map(Box::new)
+            .map(Self::Cuda);
+        #[cfg(not(feature = "driver"))]
         Err(CudaError::NotBuilt)
     }
 
     /// The number of GPUs; 0 without a driver or the feature.
     pub(crate) fn cuda_count() -> Result<usize> {
-        #[cfg(feature = "cuda")]
+        #[cfg(feature = "driver")]
         return cuda::CudaDriver::count();
-        #[cfg(not(feature = "cuda"))]
+        #[cfg(not(feature = "driver"))]
         Ok(0)
     }
 
@@ -150,6 +166,15 @@ impl Driver {
         dispatch!(self, driver => driver.synchronize())
     }
 
+    /// Waits for all streams of the device's context.
+    pub(crate) fn synchronize_all(&self) -> Result<()> {
+        match self {
+            #[cfg(feature = "driver")]
+            Self::Cuda(driver) => driver.synchronize_all(),
+            _ => self.synchronize(),
+        }
+    }
+
     /// From here on requests are recorded rather than run.
     pub(crate) fn begin_recording(&self) -> Result<()> {
         dispatch!(self, driver => driver.begin_recording())
@@ -158,7 +183,7 @@ impl Driver {
     /// Ends the recording and returns it.
     pub(crate) fn end_recording(&self) -> Result<Recorded> {
         match self {
-            #[cfg(feature = "cuda")]
+            #[cfg(feature = "driver")]
             Self::Cuda(driver) => driver.end_recording().map(Recorded::Cuda),
             #[cfg(emulated)]
             Self::Emulated(driver) => driver.end_recording().map(Recorded::Emulated),
@@ -168,7 +193,7 @@ impl Driver {
 
     pub(crate) fn replay(&self, recorded: &Recorded) -> Result<()> {
         match (self, recorded) {
-            #[cfg(feature = "cuda")]
+            #[cfg(feature = "driver")]
             (Self::Cuda(driver), Recorded::Cuda(recorded)) => driver.replay(recorded),
             #[cfg(emulated)]
             (Self::Emulated(driver), Recorded::Emulated(recorded)) => driver.replay(recorded),

@@ -1,57 +1,11 @@
 //! The int8 linear layer: quantise, then matmul.
 
-use super::{Check, Float, Int8Matrix, Output, Source, Through, kernels, span};
-use crate::args::{self, ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
+use super::{Check, Float, Int8Matrix, Outliers, Output, Source, Through, kernels, span};
+use crate::args::{ClearArgs, GemvArgs, Int8Weight, MatmulArgs, QuantizeArgs};
 use crate::buffer::{Buffer, View};
 use crate::device::Device;
 use crate::error::Result;
 use crate::plan::{self, Gemm, MatmulShape, THIN_MAX_ROWS, Tile};
-
-/// Which activations are outliers: `OutlierRule` of llm-int8-kernels.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outliers {
-    /// Those whose magnitude in f16 is `threshold` or more; 0: none.
-    Absolute {
-        /// The smallest magnitude of an outlier.
-        threshold: f32,
-        /// If false, an outlier makes its whole column one, in all rows (bitsandbytes).
-        by_row: bool,
-    },
-    /// For each row by itself, those whose magnitude in f16 is `factor` times its root mean square or
-    /// more; 0: none.
-    RowRms {
-        /// The smallest magnitude of an outlier, in units of the row's root mean square.
-        factor: f32,
-    },
-}
-
-impl Outliers {
-    /// The form of rules that find no outlier in any row.
-    const NONE: args::OutlierRule = args::OutlierRule {
-        limit: 0xffff,
-        factor: 0.0,
-    };
-
-    fn is_by_row(self) -> bool {
-        match self {
-            Self::Absolute { by_row, .. } => by_row,
-            Self::RowRms { .. } => true,
-        }
-    }
-
-    fn args(self) -> args::OutlierRule {
-        match self {
-            Self::Absolute { threshold, .. } => args::OutlierRule {
-                limit: plan::outlier_limit(threshold),
-                factor: 0.0,
-            },
-            Self::RowRms { factor } => args::OutlierRule {
-                limit: plan::outlier_limit(0.0),
-                factor: factor.max(0.0),
-            },
-        }
-    }
-}
 
 /// Memory for quantised rows, reused from layer to layer.
 #[derive(Debug)]
@@ -91,6 +45,29 @@ impl QuantizedMemory {
             limits: device.allocate(rows)?,
             sums: device.zeros(plan::gemm_sums(rows, multiprocessors))?,
             counters: device.zeros(plan::gemm_counters(rows, multiprocessors))?,
+        })
+    }
+
+    /// Memory for one matmul of `rows` rows, quantised as they are ([`Through::Plain`]), with
+    /// `matrix`: without what [`QuantizedMemory::new`] has for norms, gates and other matmuls.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`](crate::CudaError::OutOfMemory).
+    pub fn for_matmul(matrix: &Int8Matrix, rows: usize) -> Result<Self> {
+        let device = matrix.device();
+        let cols = matrix.in_features();
+        let (tiles, outputs) = shared_tiles(gemm_for(matrix, rows), rows, matrix.out_features());
+        Ok(Self {
+            codes: device.allocate(rows * matrix.pitch())?,
+            absmax: device.allocate(rows)?,
+            values: device.allocate(0)?,
+            flags: device.zeros(cols.div_ceil(32))?,
+            blocks: device.zeros(1)?,
+            columns: device.allocate(cols)?,
+            count: device.zeros(1)?,
+            limits: device.allocate(rows)?,
+            sums: device.zeros(outputs)?,
+            counters: device.zeros(tiles)?,
         })
     }
 
@@ -295,15 +272,29 @@ pub fn matmul<T: Float>(
     matrix: &Int8Matrix,
     output: &Output<'_, T>,
 ) -> Result<()> {
+    matmul_by(gemm_for(matrix, x.rows), x, matrix, output)
+}
+
+/// How [`matmul`] divides its work; `None` for `thin.cu`.
+fn gemm_for(matrix: &Int8Matrix, rows: usize) -> Option<Gemm> {
     let device = matrix.device();
     let shape = MatmulShape {
-        rows: x.rows,
+        rows,
         out_features: matrix.out_features(),
         pitch: matrix.pitch(),
     };
-    let gemm = (x.rows > THIN_MAX_ROWS)
-        .then(|| plan::gemm(shape, device.multiprocessors(), device.has_wgmma()));
-    matmul_by(gemm, x, matrix, output)
+    (rows > THIN_MAX_ROWS).then(|| plan::gemm(shape, device.multiprocessors(), device.has_wgmma()))
+}
+
+/// The number of tiles whose K several blocks share (split-K), and of their outputs.
+fn shared_tiles(gemm: Option<Gemm>, rows: usize, out_features: usize) -> (usize, usize) {
+    match gemm {
+        Some(Gemm { tile, splits: 2.. }) => {
+            let tiles = tile.count(rows, out_features);
+            (tiles, tiles * tile.outputs())
+        }
+        _ => (0, 0),
+    }
 }
 
 /// [`matmul`] with the kernel chosen by the caller, for tests and benchmarks: `gemm.cu` or
@@ -375,13 +366,7 @@ fn matmul_args<T: Float>(
         return Err(check.shape(format!("{} has no wgmma", check.device.name())));
     }
 
-    let (shared_tiles, shared_outputs) = match gemm {
-        Some(Gemm { tile, splits: 2.. }) => {
-            let tiles = tile.count(rows, out_features);
-            (tiles, tiles * tile.outputs())
-        }
-        _ => (0, 0),
-    };
+    let (shared_tiles, shared_outputs) = shared_tiles(gemm, rows, out_features);
     let memory = x.memory;
     Ok(MatmulArgs {
         codes: check.view("the codes", memory.codes.all(), rows * matrix.pitch())?,

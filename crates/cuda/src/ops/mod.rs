@@ -4,6 +4,7 @@
 mod attention;
 mod dense;
 mod linear;
+mod outliers;
 mod rows;
 mod select;
 mod weights;
@@ -12,7 +13,8 @@ pub use attention::{
     AttendScratch, Attention, AttentionRule, HeadLayout, Partition, Qkv, Rotation, attend,
 };
 pub use dense::dense;
-pub use linear::{Outliers, Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
+pub use linear::{Quantized, QuantizedMemory, gemv, matmul, matmul_by, quantize};
+pub use outliers::Outliers;
 pub use rows::{
     Combined, NormParts, RowShape, Strided, Table, TableRows, combine, copy_rows, embed, norm,
     softcap,

@@ -96,7 +96,8 @@ impl Module for Linear {
 ///
 /// # Errors
 /// What the `VarBuilder` gives; an error that names the layer's path for a weight that is not
-/// finite in f16, for a saved 8-bit state that is not usable, and on a device other than the CPU.
+/// finite in f16, for a saved 8-bit state that is not usable, and on a device without a kernel: other
+/// than the CPU, and CUDA with the feature `candle-cuda`.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder<'_>) -> Result<Linear> {
     linear_b(in_dim, out_dim, true, vb)
 }
@@ -157,7 +158,12 @@ fn int8(
     config: Int8Config,
 ) -> Result<Int8Linear> {
     let path = ModulePath::from(vb.prefix().as_str());
-    if !matches!(vb.device(), Device::Cpu) {
+    let has_kernel = match vb.device() {
+        Device::Cpu => true,
+        Device::Cuda(_) => cfg!(feature = "candle-cuda"),
+        Device::Metal(_) => false,
+    };
+    if !has_kernel {
         return Err(NnError::UnsupportedDevice {
             layer: path.or("Linear8bitLt"),
             device: format!("{:?}", vb.device().location()),
@@ -165,9 +171,11 @@ fn int8(
         .into_candle());
     }
 
-    let mut layer = match int8_weight(vb, [out_dim, in_dim])? {
+    // Weights are quantised on the CPU, so only codes are copied to a GPU.
+    let on_cpu = vb.clone().set_device(Device::Cpu);
+    let mut layer = match int8_weight(&on_cpu, [out_dim, in_dim])? {
         Some(weight) => Int8Linear::new(weight, None, config).map_err(NnError::into_candle)?,
-        None => quantized(in_dim, out_dim, vb, config)?,
+        None => quantized(in_dim, out_dim, &on_cpu, config)?,
     };
     if bias {
         let bound = 1. / (in_dim as f64).sqrt();
@@ -175,13 +183,13 @@ fn int8(
             lo: -bound,
             up: bound,
         };
-        let bias = vb.get_with_hints(out_dim, "bias", init)?;
+        let bias = on_cpu.get_with_hints(out_dim, "bias", init)?;
         layer
-            .set_bias(bias.detach())
+            .set_bias(bias.detach().to_device(&Device::Cpu)?)
             .map_err(NnError::into_candle)?;
     }
     layer.set_path(path);
-    Ok(layer)
+    layer.to_device(vb.device()).map_err(NnError::into_candle)
 }
 
 /// A layer without a bias, of a float weight that is dropped at the end.
@@ -193,8 +201,10 @@ fn quantized(
 ) -> Result<Int8Linear> {
     let init = candle_nn::init::DEFAULT_KAIMING_NORMAL;
     let weight = vb.get_with_hints((out_dim, in_dim), "weight", init)?;
-    let layer = FloatLinear::new(weight.detach(), None)
-        .and_then(|float| Int8Linear::quantize(&float, config));
+    // A `VarMap` gives its variable as it is, on whatever device.
+    let weight = weight.detach().to_device(&Device::Cpu)?;
+    let layer =
+        FloatLinear::new(weight, None).and_then(|float| Int8Linear::quantize(&float, config));
     layer.map_err(|cause| {
         let cause = match cause {
             NnError::Kernel(source) => NnError::Quantise {

@@ -95,6 +95,7 @@ impl FloatLinear {
     /// # Errors
     /// As there.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        super::op::check_cpu(&self.label(), x.device())?;
         super::op::check_input(&self.label(), x, self.in_features())?;
         if x.track_op() || self.tracks_gradients() {
             return self.tracked_forward(x);

@@ -6,12 +6,13 @@ use super::float::{FloatLinear, LinearClass, features};
 use super::kept::KeptColumns;
 use super::op::Int8Matmul;
 use super::original::{ColumnStore, OriginalWeights, OutlierColumns};
+use super::place::{CudaWeight, Place};
 use super::weight::Int8Weight;
 use crate::error::{NnError, Result};
 use crate::module::{Module, ModulePath, Node, Parameter};
 use crate::parameter::FloatParameter;
 use crate::{FloatDtype, ParameterDtype};
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
+use candle_core::{CpuStorage, CudaStorage, DType, Device, Layout, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 use llm_int8_kernels::{Activation, Element, Isa, Layer, MatRef, Outliers};
 use std::sync::Arc;
@@ -22,10 +23,10 @@ pub struct Int8Linear {
     path: ModulePath,
     out_features: usize,
     in_features: usize,
-    weight: Option<Int8Weight>,
+    weight: Option<Place>,
     bias: Option<FloatParameter>,
-    original: Option<ColumnStore>,
-    kept: Option<KeptColumns>,
+    pub(super) original: Option<ColumnStore>,
+    pub(super) kept: Option<KeptColumns>,
     config: Int8Config,
     /// The class of the float layer it replaces: it decides how the weight lies in checkpoints.
     class: LinearClass,
@@ -59,7 +60,7 @@ impl Int8Linear {
             path: ModulePath::root(),
             out_features,
             in_features,
-            weight: Some(weight),
+            weight: Some(Place::Host(weight)),
             bias: None,
             original: None,
             kept: None,
@@ -98,7 +99,7 @@ impl Int8Linear {
         };
 
         let mut layer = Self::declared(linear, config);
-        layer.weight = Some(weight);
+        layer.weight = Some(Place::Host(weight));
         if config.outlier_weights != OutlierWeights::Dequantized {
             layer.original = Some(ColumnStore::new(Arc::new(TensorColumns(tensor.clone()))));
         }
@@ -112,11 +113,13 @@ impl Int8Linear {
     /// weights, the rule of bitsandbytes' `MatMul8bitLt.backward`. Weight and bias are frozen.
     ///
     /// # Errors
-    /// As there, and [`NnError::NoOriginalWeights`] if the configuration requests original outlier
-    /// weights and the layer has no source for them.
+    /// As there; [`NnError::WrongDevice`] if `x` is on another device than the weights;
+    /// [`NnError::NoOriginalWeights`] if the configuration requests original outlier weights and
+    /// the layer has no source for them, [`NnError::UnsupportedOnGpu`] if it is on a GPU.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check_device(x.device())?;
         super::op::check_input(&self.label(), x, self.in_features)?;
-        self.weight()?; // fails here with our error, before candle wraps it
+        self.placed()?; // fails here with our error, before candle wraps it
 
         let x = x.contiguous()?;
         let matmul = Int8Matmul {
@@ -126,6 +129,95 @@ impl Int8Linear {
             true => x.apply_op1(matmul)?,
             false => x.apply_op1_no_bwd(&matmul)?,
         })
+    }
+
+    /// The layer with its weights on `device`: the CPU, or with the feature `candle-cuda` a CUDA
+    /// device of candle, where it takes f32, f16 and bf16 and gives the CPU's results but for the
+    /// order of additions. Weights that are already there are shared.
+    ///
+    /// Gradients work there too; the weights are dequantised for them as one f32 tensor, four times
+    /// the memory of the codes.
+    ///
+    /// # Errors
+    /// [`NnError::UnsupportedDevice`] for a device without a kernel; [`NnError::UnsupportedOnGpu`]
+    /// for [`OutlierWeights::Original`] on a GPU; [`NnError::NotLoaded`] if the layer has no values;
+    /// the GPU's own errors.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let label = self.label();
+        let weight = match (self.placed()?, device) {
+            (Place::Host(weight), Device::Cpu) => Place::Host(weight.clone()),
+            (Place::Cuda(weight), Device::Cpu) => Place::Host(weight.download(&label)?),
+            (Place::Cuda(weight), Device::Cuda(device)) if weight.is_on(device) => {
+                Place::Cuda(Arc::clone(weight))
+            }
+            (place, Device::Cuda(device)) => {
+                let host = match place {
+                    Place::Host(weight) => weight.clone(),
+                    Place::Cuda(weight) => weight.download(&label)?,
+                };
+                let bias = self.bias_values()?;
+                let weight = CudaWeight::upload(&label, device, &host, bias, self.config)?;
+                Place::Cuda(Arc::new(weight))
+            }
+            (_, other) => {
+                return Err(NnError::UnsupportedDevice {
+                    layer: label,
+                    device: format!("{:?}", other.location()),
+                });
+            }
+        };
+
+        Ok(Self {
+            weight: Some(weight),
+            ..self.clone()
+        })
+    }
+
+    /// Refuses an input on another device than the weights.
+    fn check_device(&self, device: &Device) -> Result<()> {
+        let weights = match (&self.weight, device) {
+            (Some(Place::Cuda(weight)), Device::Cuda(device)) if weight.is_on(device) => {
+                return Ok(());
+            }
+            (Some(Place::Cuda(weight)), _) => weight.location(),
+            (_, Device::Cpu) => return Ok(()),
+            (_, Device::Cuda(_)) if cfg!(feature = "candle-cuda") => "Cpu".to_owned(),
+            _ => {
+                return Err(NnError::UnsupportedDevice {
+                    layer: self.label(),
+                    device: format!("{:?}", device.location()),
+                });
+            }
+        };
+        Err(NnError::WrongDevice {
+            layer: self.label(),
+            weights,
+            input: format!("{:?}", device.location()),
+        })
+    }
+
+    /// The layer on candle's CUDA device; `x` `[…, in_features]` has been checked.
+    pub(super) fn forward_on_cuda(&self, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+        match self.placed()? {
+            Place::Cuda(weight) => weight.forward(&self.label(), x, layout, self.config),
+            Place::Host(_) => Err(NnError::WrongDevice {
+                layer: self.label(),
+                weights: "Cpu".into(),
+                input: "Cuda".into(),
+            }),
+        }
+    }
+
+    /// The dequantised weights `[out, in]` on the GPU, if they are there.
+    pub(super) fn dequantized_on_cuda(&self) -> Result<Option<Tensor>> {
+        match self.placed()? {
+            Place::Cuda(weight) => weight.dequantize(&self.label()).map(Some),
+            Place::Host(_) => Ok(None),
+        }
+    }
+
+    fn placed(&self) -> Result<&Place> {
+        self.weight.as_ref().ok_or(NnError::NotLoaded)
     }
 
     /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
@@ -176,63 +268,6 @@ impl Int8Linear {
             .map(Some)
     }
 
-    /// Reads these columns from the source of original weights and keeps them in f16: from now on they
-    /// are multiplied in floating point in every row. The source is released. No effect unless the
-    /// layer was configured with [`OutlierWeights::Kept`].
-    ///
-    /// # Errors
-    /// [`NnError::NoOriginalWeights`] if there is no source; [`NnError::Input`] for a column that the
-    /// weight does not have; errors of reading the source.
-    pub fn keep_columns(&mut self, columns: &[u32]) -> Result<()> {
-        if self.config.outlier_weights != OutlierWeights::Kept {
-            return Ok(());
-        }
-        let Some(store) = &self.original else {
-            return Err(NnError::NoOriginalWeights {
-                layer: self.label(),
-            });
-        };
-
-        let kept = KeptColumns::read(store, columns, self.out_features)?;
-        self.set_kept_columns(kept)?;
-        self.original = None;
-        Ok(())
-    }
-
-    /// Sets the kept columns.
-    ///
-    /// # Errors
-    /// [`NnError::Input`] for columns that the weight does not have.
-    pub fn set_kept_columns(&mut self, kept: KeptColumns) -> Result<()> {
-        if !kept.fits(self.in_features, self.out_features) {
-            return Err(NnError::Input {
-                layer: self.label(),
-                reason: format!(
-                    "the columns to keep do not fit a weight of [{}, {}]",
-                    self.out_features, self.in_features
-                ),
-            });
-        }
-        self.kept = Some(kept);
-        Ok(())
-    }
-
-    /// The columns kept in f16 beside the codes.
-    pub fn kept_columns(&self) -> Option<&KeptColumns> {
-        self.kept.as_ref()
-    }
-
-    /// The input features whose columns are multiplied in floating point in every row, ascending: those
-    /// that are kept, with [`OutlierWeights::Kept`].
-    pub fn kept_indices(&self) -> &[u32] {
-        self.active_kept().map_or(&[], KeptColumns::columns)
-    }
-
-    /// The kept columns, if the layer is configured to use them.
-    fn active_kept(&self) -> Option<&KeptColumns> {
-        (self.kept.as_ref()).filter(|_| self.config.outlier_weights == OutlierWeights::Kept)
-    }
-
     /// Sets the weight of a declared layer, and where its original outlier columns come from.
     ///
     /// # Errors
@@ -254,7 +289,7 @@ impl Int8Linear {
             });
         }
 
-        self.weight = Some(weight);
+        self.weight = Some(Place::Host(weight));
         self.original = original.map(ColumnStore::new);
 
         Ok(())
@@ -263,9 +298,15 @@ impl Int8Linear {
     /// The int8 weight.
     ///
     /// # Errors
-    /// [`NnError::NotLoaded`] if it has not been filled.
+    /// [`NnError::NotLoaded`] if it has not been filled; [`NnError::OnGpu`] if it is on a GPU.
     pub fn weight(&self) -> Result<&Int8Weight> {
-        self.weight.as_ref().ok_or(NnError::NotLoaded)
+        match self.placed()? {
+            Place::Host(weight) => Ok(weight),
+            Place::Cuda(weight) => Err(NnError::OnGpu {
+                layer: self.label(),
+                device: weight.location(),
+            }),
+        }
     }
 
     /// The bias, `[out]`.
@@ -276,7 +317,7 @@ impl Int8Linear {
     /// Sets the bias, `[out]`.
     ///
     /// # Errors
-    /// [`NnError::Input`] for a bias of the wrong shape or dtype.
+    /// [`NnError::Input`] for a bias of the wrong shape or dtype; the GPU's own errors.
     pub fn set_bias(&mut self, bias: Tensor) -> Result<()> {
         if bias.dims() != [self.out_features] {
             return Err(NnError::Input {
@@ -289,13 +330,22 @@ impl Int8Linear {
             });
         }
 
-        self.bias = Some(FloatParameter::loaded(bias)?);
+        let bias = FloatParameter::loaded(bias)?;
+        if let Some(Place::Cuda(weight)) = &self.weight {
+            let weight = weight.with_bias(&self.label(), bias.f32_values()?)?;
+            self.weight = Some(Place::Cuda(Arc::new(weight)));
+        }
+        self.bias = Some(bias);
         Ok(())
     }
 
-    /// The bias, for filling it.
+    /// The bias, for filling it; none for a layer on a GPU ([`Int8Linear::set_bias`] changes that
+    /// one).
     pub fn bias_mut(&mut self) -> Option<&mut FloatParameter> {
-        self.bias.as_mut()
+        match self.weight {
+            Some(Place::Cuda(_)) => None,
+            _ => self.bias.as_mut(),
+        }
     }
 
     /// The layer's path in its model; empty for a standalone layer.
@@ -309,7 +359,7 @@ impl Int8Linear {
     }
 
     /// The layer's name in errors: its path, or its class if it has none.
-    fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         self.path.or("Linear8bitLt")
     }
 

@@ -1,7 +1,9 @@
 //! A few columns of a weight, kept in f16 beside its codes.
 
+use super::config::OutlierWeights;
+use super::int8::Int8Linear;
 use super::original::ColumnStore;
-use crate::error::Result;
+use crate::error::{NnError, Result};
 use half::f16;
 use llm_int8_kernels::MatRef;
 use std::fmt;
@@ -74,6 +76,66 @@ impl KeptColumns {
             columns: &self.columns,
             values: MatRef::new(&self.values, self.columns.len(), self.out_features)?,
         })
+    }
+}
+
+impl Int8Linear {
+    /// Reads these columns from the source of original weights and keeps them in f16: from now on they
+    /// are multiplied in floating point in every row. The source is released. No effect unless the
+    /// layer was configured with [`OutlierWeights::Kept`].
+    ///
+    /// # Errors
+    /// [`NnError::NoOriginalWeights`] if there is no source; [`NnError::Input`] for a column that the
+    /// weight does not have; errors of reading the source.
+    pub fn keep_columns(&mut self, columns: &[u32]) -> Result<()> {
+        if self.config().outlier_weights != OutlierWeights::Kept {
+            return Ok(());
+        }
+        let Some(store) = &self.original else {
+            return Err(NnError::NoOriginalWeights {
+                layer: self.label(),
+            });
+        };
+
+        let kept = KeptColumns::read(store, columns, self.out_features())?;
+        self.set_kept_columns(kept)?;
+        self.original = None;
+        Ok(())
+    }
+
+    /// Sets the kept columns.
+    ///
+    /// # Errors
+    /// [`NnError::Input`] for columns that the weight does not have.
+    pub fn set_kept_columns(&mut self, kept: KeptColumns) -> Result<()> {
+        if !kept.fits(self.in_features(), self.out_features()) {
+            return Err(NnError::Input {
+                layer: self.label(),
+                reason: format!(
+                    "the columns to keep do not fit a weight of [{}, {}]",
+                    self.out_features(),
+                    self.in_features()
+                ),
+            });
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+
+    /// The columns kept in f16 beside the codes.
+    pub fn kept_columns(&self) -> Option<&KeptColumns> {
+        self.kept.as_ref()
+    }
+
+    /// The input features whose columns are multiplied in floating point in every row, ascending: those
+    /// that are kept, with [`OutlierWeights::Kept`].
+    pub fn kept_indices(&self) -> &[u32] {
+        self.active_kept().map_or(&[], KeptColumns::columns)
+    }
+
+    /// The kept columns, if the layer is configured to use them.
+    pub(super) fn active_kept(&self) -> Option<&KeptColumns> {
+        (self.kept.as_ref()).filter(|_| self.config().outlier_weights == OutlierWeights::Kept)
     }
 }
 

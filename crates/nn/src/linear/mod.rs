@@ -5,12 +5,15 @@
 
 mod codes;
 pub mod config;
+#[cfg(feature = "candle-cuda")]
+mod cuda;
 pub mod float;
 pub mod int8;
 pub mod kept;
 
 mod op;
 pub mod original;
+mod place;
 pub mod replace;
 mod rows;
 mod weight;

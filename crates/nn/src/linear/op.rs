@@ -4,7 +4,7 @@
 use super::int8::Int8Linear;
 use crate::error::{NnError, Result};
 use candle_core::{
-    CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
 use half::{bf16, f16};
 use llm_int8_kernels::{Element, Isa, MatMut, MatRef, QuantizedActivations, dense};
@@ -18,12 +18,6 @@ pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result
         })
     };
 
-    if !matches!(x.device(), Device::Cpu) {
-        return Err(NnError::UnsupportedDevice {
-            layer: layer.into(),
-            device: format!("{:?}", x.device().location()),
-        });
-    }
     if !matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32) {
         return error(format!(
             "the input is {:?}; f16, bf16 or f32 is needed",
@@ -37,6 +31,17 @@ pub(super) fn check_input(layer: &str, x: &Tensor, in_features: usize) -> Result
             "the input's shape is {:?}; its last dimension must be {in_features}",
             x.dims()
         )),
+    }
+}
+
+/// Rejects inputs that are not on the CPU.
+pub(super) fn check_cpu(layer: &str, device: &Device) -> Result<()> {
+    match device {
+        Device::Cpu => Ok(()),
+        other => Err(NnError::UnsupportedDevice {
+            layer: layer.into(),
+            device: format!("{:?}", other.location()),
+        }),
     }
 }
 
@@ -133,8 +138,12 @@ pub(super) struct Int8Matmul {
 const GRADIENT_ROWS: usize = 256;
 
 impl Int8Matmul {
-    /// `∂y [M, N] · W [N, K]`, f32, the weights dequantised a panel of rows at a time.
+    /// `∂y [M, N] · W [N, K]`, f32. On the CPU the weights are dequantised a panel of rows at a time.
     fn gradient(&self, grad: &Tensor) -> Result<Tensor> {
+        if let Some(weight) = self.layer.dequantized_on_cuda()? {
+            return Ok(grad.contiguous()?.matmul(&weight)?);
+        }
+
         let weight = self.layer.weight()?;
         let [out_features, in_features] = weight.shape();
         let mut sum = Tensor::zeros((grad.dim(0)?, in_features), DType::F32, grad.device())?;
@@ -198,6 +207,16 @@ impl CustomOp1 for Int8Matmul {
                 .map(|out| CpuStorage::BF16(out.into_iter().map(bf16::from_f32).collect())),
         };
 
+        Ok((out.map_err(NnError::into_candle)?, shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        storage: &CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (_, shape) = rows_and_shape(layout, self.layer.out_features());
+        let out = self.layer.forward_on_cuda(storage, layout);
         Ok((out.map_err(NnError::into_candle)?, shape))
     }
 
