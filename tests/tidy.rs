@@ -19,10 +19,14 @@ const LARGEST_FILE: u64 = 12 * 1024 * 1024;
 const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("crates/kernels", &[]),
     ("crates/affine", &["llm-int8-kernels"]),
-    ("crates/hub", &[]),
+    ("crates/files", &[]),
+    ("crates/hub", &["llm-int8-files"]),
     ("crates/cuda", &[]),
     // llm-int8-cuda only with the feature `candle-cuda`.
-    ("crates/nn", &["llm-int8-kernels", "llm-int8-cuda"]),
+    (
+        "crates/nn",
+        &["llm-int8-files", "llm-int8-kernels", "llm-int8-cuda"],
+    ),
     (
         "crates/decoder",
         &["llm-int8-nn", "llm-int8-kernels", "llm-int8-cuda"],
@@ -32,12 +36,13 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
         &[
             "llm-int8-decoder",
             "llm-int8-nn",
+            "llm-int8-files",
             "llm-int8-hub",
             "llm-int8-tiny-gpt2",
         ],
     ),
     ("models/tiny-gpt2", &[]),
-    (".", &["llm-int8", "llm-int8-affine"]),
+    (".", &["llm-int8", "llm-int8-affine", "llm-int8-files"]),
 ];
 
 /// Folder → modules of its crate that it may not use.

@@ -1,7 +1,6 @@
 //! `llm-int8 logits`: write logits to compare with another implementation.
 
 use super::load;
-use super::write::write_atomically;
 use crate::args::LogitsArgs;
 use anyhow::Context;
 use safetensors::Dtype;
@@ -31,6 +30,6 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
         ),
     ];
     let bytes = safetensors::serialize(tensors, None)?;
-    write_atomically(&args.out, &bytes)
+    llm_int8_files::write(&args.out, &bytes)
         .with_context(|| format!("cannot write {}", args.out.display()))
 }

@@ -10,7 +10,6 @@ mod pull;
 mod run;
 mod save;
 mod tokenize;
-mod write;
 
 use crate::args::{
     Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, UsageError, Weights,

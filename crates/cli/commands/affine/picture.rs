@@ -1,6 +1,5 @@
 //! Writes a drawing as SVG or PNG; colours and text styles of both drawings.
 
-use super::super::write::write_atomically;
 use anyhow::Context;
 use plotters::prelude::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -41,10 +40,10 @@ pub(super) fn bold(size: u32, colour: RGBColor, across: HPos) -> TextStyle<'stat
 /// Writes the drawing in the format of the file's extension.
 pub(super) fn write(svg: &str, path: &Path) -> anyhow::Result<()> {
     if path.extension().is_some_and(|extension| extension == "png") {
-        return Ok(write_atomically(path, &png(svg)?)?);
+        return Ok(llm_int8_files::write(path, &png(svg)?)?);
     }
 
-    Ok(write_atomically(path, svg.as_bytes())?)
+    Ok(llm_int8_files::write(path, svg.as_bytes())?)
 }
 
 fn png(svg: &str) -> anyhow::Result<Vec<u8>> {

@@ -37,13 +37,16 @@ pub(super) struct Shard {
     pub(super) foreign: Vec<(String, Foreign)>,
 }
 
+/// Upper bound of an index in bytes: far more than any real one.
+const LONGEST_INDEX: u64 = 64 << 20;
+
 impl ShardIndex {
     pub(super) fn read(path: &Path) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read(path).map_err(|source| NnError::Read {
+        let text = llm_int8_files::read(path, LONGEST_INDEX).map_err(|source| NnError::Read {
             path: path.to_owned(),
             source,
         })?;

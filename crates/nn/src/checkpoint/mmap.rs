@@ -1,7 +1,6 @@
 //! The one place that maps a file into memory.
 
 use crate::error::{NnError, Result};
-use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
@@ -28,7 +27,7 @@ impl FileBytes {
         Ok(bytes)
     }
 
-    /// Maps a file read-only.
+    /// Maps a regular file read-only.
     #[expect(
         unsafe_code,
         reason = "mapping a file is unsafe: another process may truncate it"
@@ -38,7 +37,7 @@ impl FileBytes {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(error)?;
+        let file = llm_int8_files::open(path).map_err(error)?;
         if file.metadata().map_err(error)?.len() == 0 {
             return Ok(Self::Static(&[]));
         }

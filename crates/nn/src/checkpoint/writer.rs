@@ -3,6 +3,7 @@
 //! partial checkpoint.
 
 use crate::error::{NnError, Result};
+use llm_int8_files::NewFile;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
@@ -72,22 +73,21 @@ pub type WriteObserver<'a> = dyn FnMut(WriteEvent<'_>) -> ControlFlow<()> + 'a;
 /// target and renamed by [`NewFolder::commit`].
 ///
 /// Dropping it without a commit leaves nothing behind. If the process is killed, a hidden folder
-/// ending in `.partial` stays.
+/// ending in `.partial` stays; a write to the same target removes it after a day.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
-    partial: PathBuf,
-    is_committed: bool,
+    folder: llm_int8_files::NewFolder,
 }
 
 impl NewFolder {
     /// Checks that a folder could be created at `target`. Useful before long work.
     ///
     /// # Errors
-    /// [`NnError::TargetExists`].
+    /// [`NnError::TargetExists`], also for a link: a rename would replace it and not what it names.
     pub fn check(target: &Path) -> Result<()> {
         let is_taken = match std::fs::read_dir(target) {
-            Ok(mut entries) => entries.next().is_some(),
+            Ok(mut entries) => entries.next().is_some() || target.is_symlink(),
             Err(_) => target.symlink_metadata().is_ok(),
         };
 
@@ -106,21 +106,14 @@ impl NewFolder {
     /// [`NnError::TargetExists`]; [`NnError::Write`].
     pub fn begin(target: &Path) -> Result<Self> {
         Self::check(target)?;
-
-        let name = target.file_name().unwrap_or_default();
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let partial = target.with_file_name(hidden);
-        std::fs::create_dir_all(&partial).map_err(|source| NnError::Write {
+        let folder = llm_int8_files::NewFolder::begin(target).map_err(|source| NnError::Write {
             path: target.to_owned(),
             source,
         })?;
 
         Ok(Self {
             target: target.to_owned(),
-            partial,
-            is_committed: false,
+            folder,
         })
     }
 
@@ -129,12 +122,12 @@ impl NewFolder {
     /// # Errors
     /// [`NnError::Write`], [`NnError::DiskFull`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.partial.join(name);
+        let path = self.folder.path().join(name);
         let write = || -> std::io::Result<()> {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            let mut file = File::create(&path)?;
+            let mut file = File::create_new(&path)?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -169,8 +162,16 @@ impl NewFolder {
                 count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
             };
 
-            write_file(&self.partial.join(&name), shard, &mut progress)
-                .map_err(|error| error.at(&self.partial, &self.target))?;
+            let partial = self.folder.path();
+            let path = partial.join(&name);
+            File::create_new(&path)
+                .map_err(|cause| write_error(&path, cause, progress.total))
+                .and_then(|file| write_file(file, &path, shard, &mut progress))
+                .and_then(|file| {
+                    file.sync_all()
+                        .map_err(|cause| write_error(&path, cause, progress.total))
+                })
+                .map_err(|error| error.at(partial, &self.target))?;
             for tensor in shard {
                 weight_map.insert(tensor.name.clone(), name.clone());
             }
@@ -191,39 +192,12 @@ impl NewFolder {
     ///
     /// # Errors
     /// [`NnError::Write`].
-    pub fn commit(mut self) -> Result<()> {
-        let failed = |source| NnError::Write {
-            path: self.target.clone(),
-            source,
-        };
-
-        // Some systems cannot rename onto an empty folder.
-        if self.target.is_dir() {
-            std::fs::remove_dir(&self.target).map_err(failed)?;
-        }
-
-        sync_folder(&self.partial);
-        std::fs::rename(&self.partial, &self.target).map_err(failed)?;
-        self.target.parent().into_iter().for_each(sync_folder);
-        self.is_committed = true;
-
-        Ok(())
+    pub fn commit(self) -> Result<()> {
+        let path = self.target;
+        self.folder
+            .commit()
+            .map_err(|source| NnError::Write { path, source })
     }
-}
-
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            // If this fails, a hidden folder without config.json stays, which nothing loads.
-            let _ = std::fs::remove_dir_all(&self.partial);
-        }
-    }
-}
-
-/// Syncs a folder so that a rename in it survives a crash. Systems that cannot sync folders are
-/// ignored; the files themselves are synced separately.
-fn sync_folder(folder: &Path) {
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 /// Writes one safetensors file: under a temporary name next to `path`, synced, then renamed.
@@ -231,30 +205,19 @@ fn sync_folder(folder: &Path) {
 /// # Errors
 /// As [`NewFolder::write_tensors`].
 pub fn write_safetensors(path: &Path, tensors: &[NewTensor<'_>]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let beside = path.with_file_name(name);
     let all: Vec<&NewTensor<'_>> = tensors.iter().collect();
+    let total = tensors.iter().map(NewTensor::len).sum();
+    let failed = |cause| write_error(path, cause, total);
     let mut progress = Progress {
         done: 0,
-        total: 0,
+        total,
         observe: &mut |_| ControlFlow::Continue(()),
     };
 
-    let written = write_file(&beside, &all, &mut progress).map_err(|error| error.at(&beside, path));
-    let renamed = written.and_then(|()| {
-        std::fs::rename(&beside, path).map_err(|source| NnError::Write {
-            path: path.to_owned(),
-            source,
-        })
-    });
-
-    if renamed.is_err() {
-        // Report the first error; a failure to remove the file adds nothing.
-        let _ = std::fs::remove_file(&beside);
-    }
-
-    renamed
+    let file = NewFile::begin(path).map_err(failed)?;
+    write_file(file, path, &all, &mut progress)?
+        .commit()
+        .map_err(failed)
 }
 
 struct Progress<'a, 'b> {
@@ -292,18 +255,20 @@ fn split<'a, 'b>(tensors: &'a [NewTensor<'b>], max_shard_size: u64) -> Vec<Vec<&
     shards
 }
 
-fn write_file(
+/// Writes tensors into an empty file, which is returned. `path` names it in errors.
+fn write_file<W: Write>(
+    file: W,
     path: &Path,
     tensors: &[&NewTensor<'_>],
     progress: &mut Progress<'_, '_>,
-) -> Result<()> {
+) -> Result<W> {
     // The order of the safetensors library: widest dtype first, then by name.
     let mut ordered = tensors.to_vec();
     ordered.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let total: u64 = ordered.iter().map(|tensor| tensor.len()).sum();
     let failed = |cause| write_error(path, cause, total);
     let header = header(&ordered).map_err(failed)?;
-    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    let mut file = BufWriter::new(file);
     file.write_all(&(header.len() as u64).to_le_bytes())
         .map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
@@ -335,10 +300,8 @@ fn write_file(
         }
     }
 
-    let file = file
-        .into_inner()
-        .map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)
+    file.into_inner()
+        .map_err(|error| failed(error.into_error()))
 }
 
 /// The header JSON, padded with spaces to a multiple of 8 bytes.
@@ -466,6 +429,17 @@ mod tests {
         NewFolder::begin(&empty).unwrap().commit().unwrap();
 
         assert!(empty.is_dir());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_refused_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::fs::create_dir(folder.path().join("empty")).unwrap();
+        std::os::unix::fs::symlink("empty", &link).unwrap();
+        let error = NewFolder::check(&link).unwrap_err().to_string();
+        assert!(error.contains("exists"), "{error}");
     }
 
     #[test]
