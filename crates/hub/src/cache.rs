@@ -10,6 +10,9 @@ use crate::small;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// Upper bound of a file that names a commit, in bytes.
+const LONGEST_REFERENCE: u64 = 1000;
+
 /// One repository in the cache.
 #[derive(Debug, Clone)]
 pub(crate) struct RepoCache {
@@ -53,7 +56,8 @@ impl RepoCache {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
-        let text = std::fs::read_to_string(self.reference(revision)).ok()?;
+        let bytes = llm_int8_files::read(&self.reference(revision), LONGEST_REFERENCE).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
     }
@@ -72,12 +76,7 @@ impl RepoCache {
         };
 
         create_parent(&path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let beside = path.with_file_name(format!("{name}.{:016x}.partial", rand::random::<u64>()));
-
-        std::fs::write(&beside, commit)
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .map_err(error)
+        llm_int8_files::write(&path, commit.as_bytes()).map_err(error)
     }
 
     /// Names in a snapshot whose blobs exist.
@@ -142,7 +141,7 @@ impl RepoCache {
 
         // On file systems without links, copy, as huggingface_hub does.
         linked
-            .or_else(|_| std::fs::copy(self.blob(etag), &path).map(drop))
+            .or_else(|_| llm_int8_files::copy(&self.blob(etag), &path))
             .map_err(error)?;
         Ok(path)
     }

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Settings of a [`Hub`](crate::Hub).
-#[derive(Debug, Clone)]
+/// Settings of a [`Hub`](crate::Hub). Printed for debugging, they show neither the token nor a
+/// password in the endpoint.
+#[derive(Clone)]
 pub struct HubConfig {
     /// URL of the hub or a mirror, without a trailing slash.
     pub endpoint: String,
@@ -26,6 +27,10 @@ pub struct HubConfig {
     pub ca_bundle: Option<PathBuf>,
     /// The user disabled progress bars. The library shows none; this is for the caller.
     pub hides_progress: bool,
+    /// Bytes per second below which a body is given up and requested again.
+    pub slowest_rate: u64,
+    /// The time over which that rate is measured.
+    pub rate_window: Duration,
     /// Consecutive retries before giving up. Received bytes reset the count.
     pub max_retries: u32,
     /// Delay before the first retry. It doubles with each further one.
@@ -53,6 +58,25 @@ impl Default for HubConfig {
     }
 }
 
+impl std::fmt::Debug for HubConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HubConfig")
+            .field("endpoint", &self.shown_endpoint())
+            .field("cache_dir", &self.cache_dir)
+            .field("token", &self.token.as_ref().map(|_| "(hidden)"))
+            .field("offline", &self.offline)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("read_timeout", &self.read_timeout)
+            .field("etag_timeout", &self.etag_timeout)
+            .field("ca_bundle", &self.ca_bundle)
+            .field("slowest_rate", &self.slowest_rate)
+            .field("rate_window", &self.rate_window)
+            .field("max_retries", &self.max_retries)
+            .field("lock_timeout", &self.lock_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 impl HubConfig {
     /// The default settings with this cache folder. Does not read the environment.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
@@ -67,6 +91,8 @@ impl HubConfig {
             etag_timeout: Duration::from_secs(40),
             ca_bundle: None,
             hides_progress: false,
+            slowest_rate: 1024,
+            rate_window: Duration::from_secs(60),
             max_retries: 5,
             base_delay: Duration::from_millis(500),
             max_delay: Duration::from_secs(60),
@@ -138,6 +164,17 @@ impl HubConfig {
         }
 
         config
+    }
+
+    /// The endpoint for messages, without a user's name and password.
+    pub(crate) fn shown_endpoint(&self) -> String {
+        let (scheme, rest) = match self.endpoint.split_once("://") {
+            Some((scheme, rest)) => (format!("{scheme}://"), rest),
+            None => (String::new(), self.endpoint.as_str()),
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let host = rest[..end].rsplit('@').next().unwrap_or_default();
+        format!("{scheme}{host}{}", &rest[end..])
     }
 
     /// Each of Python's two time-outs limits connecting as well as reading.
@@ -329,6 +366,29 @@ mod tests {
 
         let given = [("HF_HOME", home), ("HUGGING_FACE_HUB_TOKEN", "hf_old")];
         assert_eq!(config(&given).token.as_deref(), Some("hf_old"));
+    }
+
+    #[test]
+    fn neither_the_token_nor_a_password_is_shown() {
+        let mut config = HubConfig::new("/tmp/cache");
+        config.token = Some("hf_secret".into());
+        for (endpoint, shown) in [
+            (
+                "https://me:pass@mirror.example/hf",
+                "https://mirror.example/hf",
+            ),
+            ("https://me:p@ss@mirror.example", "https://mirror.example"),
+            ("me:pass@mirror.example", "mirror.example"),
+            ("https://huggingface.co/a@b", "https://huggingface.co/a@b"),
+        ] {
+            config.endpoint = endpoint.into();
+            assert_eq!(config.shown_endpoint(), shown);
+            let printed = format!("{config:?}");
+            assert!(
+                !printed.contains("secret") && !printed.contains("pass"),
+                "{printed}"
+            );
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::HubError;
 use crate::http::{Failure, malformed, transient};
+use crate::rate::Floor;
 use flate2::write::GzDecoder;
 use reqwest::Response;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
@@ -28,6 +29,7 @@ pub(crate) async fn decode(
     host: &str,
     target: &mut std::fs::File,
     size: Option<u64>,
+    mut floor: Floor,
     write_error: impl Fn(std::io::Error) -> HubError,
 ) -> Result<u64, Failure> {
     let known = encoding(response.headers()).unwrap_or_default();
@@ -53,6 +55,7 @@ pub(crate) async fn decode(
     };
 
     while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
+        floor.count(chunk.len())?;
         decoder.write_all(&chunk).map_err(damaged)?;
         if decoder.get_mut().stream_position().map_err(&write_error)? > most {
             return Err(

@@ -159,7 +159,7 @@ pub enum HubError {
         /// The built-in model and those in the cache.
         offline_models: Vec<String>,
     },
-    /// A file did not match its checksum in any of several downloads.
+    /// A file did not match its checksum, its length or its format in any of several downloads.
     #[error(
         "{file} of {repo} arrived damaged each time ({reason}); nothing of it was kept. Try again, or another HF_ENDPOINT"
     )]
@@ -188,7 +188,7 @@ pub enum HubError {
     GaveUp {
         /// The file.
         file: String,
-        /// Consecutive failed attempts.
+        /// Failed attempts.
         attempts: u32,
         /// The last failure.
         reason: String,

@@ -5,6 +5,9 @@ use crate::{hints, small};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// Upper bound of a JSON file that is read here, in bytes: far more than any index.
+pub(crate) const LONGEST_JSON: u64 = 64 << 20;
+
 /// The files of a model on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
@@ -165,7 +168,7 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
         path: index.to_owned(),
         reason,
     };
-    let text = std::fs::read(index).map_err(|source| HubError::Io {
+    let text = llm_int8_files::read(index, LONGEST_JSON).map_err(|source| HubError::Io {
         path: index.to_owned(),
         source,
     })?;

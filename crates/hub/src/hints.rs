@@ -1,5 +1,6 @@
 //! Hints for error messages: what to do about a path or repository that is not a loadable model.
 
+use crate::files::LONGEST_JSON;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -97,7 +98,8 @@ fn first_gguf(names: &BTreeSet<String>) -> Option<&String> {
 
 /// The hint for a LoRA adapter, whose configuration names its base model.
 fn adapter(config: &Path) -> Option<String> {
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
+    let bytes = llm_int8_files::read(config, LONGEST_JSON).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
     let base = config["base_model_name_or_path"]
         .as_str()
         .unwrap_or("its base model");

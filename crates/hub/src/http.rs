@@ -3,6 +3,7 @@
 
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
+use crate::rate::Floor;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use std::path::Path;
@@ -11,8 +12,7 @@ use std::time::Duration;
 /// Redirects followed for one request.
 const REDIRECTS: usize = 10;
 
-/// An HTTP client for one endpoint.
-#[derive(Debug)]
+/// An HTTP client for one endpoint. It holds the token, so it cannot be printed.
 pub(crate) struct Http {
     client: Client,
     endpoint: Url,
@@ -41,23 +41,26 @@ impl From<HubError> for Failure {
     }
 }
 
-pub(crate) const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
 
-/// A reqwest client with the time-outs and certificates of the settings, for hf-hub and for
-/// [`Http`].
-pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
+/// A reqwest client with the time-outs and certificates of the settings.
+fn client(config: &HubConfig) -> Result<Client> {
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(config.connect_timeout)
         .read_timeout(config.read_timeout)
-        .redirect(redirects);
+        .redirect(reqwest::redirect::Policy::none());
     if let Some(bundle) = &config.ca_bundle {
         builder = builder.tls_certs_only(certificates(bundle)?);
     }
 
-    builder
-        .build()
-        .map_err(|cause| malformed(&config.endpoint, "the HTTP client", cause.to_string()))
+    builder.build().map_err(|cause| {
+        malformed(
+            &config.shown_endpoint(),
+            "the HTTP client",
+            cause.to_string(),
+        )
+    })
 }
 
 /// The certificates in a PEM file, or in all files of a folder.
@@ -110,13 +113,13 @@ impl Http {
     pub(crate) fn new(config: &HubConfig) -> Result<Self> {
         let endpoint = Url::parse(&config.endpoint).map_err(|cause| {
             malformed(
-                &config.endpoint,
+                &config.shown_endpoint(),
                 "HF_ENDPOINT",
                 format!("it is not a URL ({cause})"),
             )
         })?;
 
-        let client = client(config, reqwest::redirect::Policy::none())?;
+        let client = client(config)?;
         Ok(Self {
             client,
             endpoint,
@@ -132,6 +135,20 @@ impl Http {
         // All parts have been checked to be plain names.
         url.set_path(&format!("{base}/{repo}/resolve/{commit}/{file}"));
         Ok(url)
+    }
+
+    /// The URL that lists the files of a repository.
+    pub(crate) fn api_url(&self, repo: &str, revision: Option<&str>) -> Url {
+        let mut url = self.endpoint.clone();
+        // A URL without a path (`mailto:`) stays as it is; the request says what is wrong with it.
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(["api", "models"]);
+            path.extend(repo.split('/'));
+            if let Some(revision) = revision {
+                path.extend(["revision", revision]);
+            }
+        }
+        url
     }
 
     /// Sends a request and follows redirects, up to one whose headers are already `enough`.
@@ -202,8 +219,39 @@ impl Http {
     }
 }
 
-/// A failed request as a transient failure. Its reason is the innermost cause.
+/// Reads a body of at most `limit` bytes, for what is kept in memory.
+pub(crate) async fn read_body(
+    response: &mut Response,
+    config: &HubConfig,
+    limit: usize,
+    host: &str,
+    what: &str,
+) -> std::result::Result<Vec<u8>, Failure> {
+    let mut floor = Floor::new(config);
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
+        floor.count(chunk.len())?;
+        if bytes.len() + chunk.len() > limit {
+            return Err(malformed(host, what, format!("it is longer than {limit} bytes")).into());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+
+    Ok(bytes)
+}
+
+/// A failed request as a transient failure, whose reason is the innermost cause; a final one if no
+/// request could be made of its URL.
 pub(crate) fn transient(error: &reqwest::Error) -> Failure {
+    if error.is_builder() {
+        let host = error.url().and_then(Url::host_str).unwrap_or("the hub");
+        let reason = format!(
+            "its address cannot be requested ({})",
+            innermost_cause(error)
+        );
+        return malformed(host, "a request", reason).into();
+    }
+
     let reason = if error.is_timeout() {
         "no answer in time".to_owned()
     } else {

@@ -3,6 +3,7 @@
 use crate::api::{self, Listing};
 use crate::cache::{self, RepoCache, is_commit};
 use crate::config::{HubConfig, expand_home};
+use crate::content::LONGEST_HEADER;
 use crate::download::Fetch;
 use crate::error::{HubError, Result};
 use crate::files::{self, ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, WeightFiles};
@@ -16,8 +17,6 @@ use std::path::{Path, PathBuf};
 
 /// The model embedded in the program, which needs no network.
 const BUILT_IN: &str = "tiny-gpt2";
-/// Upper bound of a safetensors header in bytes, as in the safetensors crate.
-const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes requested at first to read a header. Most headers fit, so one request suffices.
 const FIRST_BYTES: u64 = 1 << 17;
 
@@ -144,7 +143,7 @@ impl Hub {
         let mut retries = Retries::new(&self.config);
         loop {
             let (reason, after, unreachable) =
-                match api::listing(&self.config, repo, revision, &cached).await {
+                match api::listing(&self.config, http, repo, revision, &cached).await {
                     Ok(listing) => return Ok(listing),
                     Err(Failure::Final(error)) => return Err(error),
                     Err(Failure::Transient {
@@ -439,7 +438,7 @@ fn header_on_disk(path: &Path) -> Result<SafetensorsHeader> {
         path: path.to_owned(),
         reason,
     };
-    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut file = llm_int8_files::open(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
     let mut first = Vec::new();
     (&mut file).take(8).read_to_end(&mut first).map_err(io)?;

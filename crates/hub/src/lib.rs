@@ -2,9 +2,10 @@
 //! over unreliable connections too.
 //!
 //! [`Hub::resolve`] turns a model's name into files on disk. The cache has the layout of Python's
-//! `huggingface_hub`, so each uses the other's downloads. The crate adds what hf-hub 1.0 lacks:
-//! resuming by byte range, time-outs, retries in the middle of a body, size and checksum
-//! verification before the rename, waiting for another process's download, offline mode, mirrors.
+//! `huggingface_hub`, so each uses the other's downloads. The crate does what hf-hub does not:
+//! resuming by byte range, time-outs, a floor under the rate, limits on sizes, retries in the middle
+//! of a body, verification before the rename, waiting for another process's download, offline mode,
+//! mirrors.
 //!
 //! ```
 //! use llm_int8_hub::{Hub, HubConfig, ModelRef, NoProgress};
@@ -26,6 +27,7 @@ mod address;
 mod api;
 mod cache;
 pub mod config;
+mod content;
 mod download;
 mod encoding;
 pub mod error;
@@ -37,6 +39,7 @@ mod lock;
 pub mod model_ref;
 mod names;
 pub mod progress;
+mod rate;
 mod retry;
 mod small;
 mod verify;

@@ -54,6 +54,11 @@ impl Retries {
         Some(delay.min(self.max_delay))
     }
 
+    /// Failures so far, also those before the last progress.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.total
+    }
+
     /// Consecutive failures so far.
     pub(crate) fn in_a_row(&self) -> u32 {
         self.in_a_row

@@ -2,6 +2,7 @@
 //! tokenizers of any class (`vocab_files_names`, `PreTrainedTokenizerBase.from_pretrained`). With
 //! them, a copy of the model behaves like the model.
 
+use crate::files::LONGEST_JSON;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -78,7 +79,8 @@ fn version(name: &str) -> Option<Vec<u64>> {
 /// The versioned tokenizer file that transformers' `get_fast_tokenizer_file` would choose from the
 /// `fast_tokenizer_files` of a `tokenizer_config.json`; `None` for `tokenizer.json`.
 pub(crate) fn preferred_tokenizer(config: &Path) -> Option<String> {
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
+    let bytes = llm_int8_files::read(config, LONGEST_JSON).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
     let names = config["fast_tokenizer_files"]
         .as_array()?
         .iter()

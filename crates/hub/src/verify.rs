@@ -1,5 +1,7 @@
-//! Verifies downloaded files: by their length, and by their etag if that is a hash.
+//! Verifies downloaded files: by their length, and by their etag if that is a hash, else by their
+//! format.
 
+use crate::content;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -10,17 +12,20 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) reason: String,
-    /// The file's hash, if its length is right. Two downloads with the same hash were not damaged
+    /// The file's hash, if that is what differs. Two downloads with the same hash were not damaged
     /// in transit.
     pub(crate) content: Option<String>,
 }
 
-/// Compares a file with the length and etag that the server announced; `None` if nothing differs.
+/// Compares the file `name`, downloaded to `path`, with the length and etag that the server
+/// announced; `None` if nothing differs.
 ///
 /// An etag of 64 hexadecimal digits is the SHA-256 that the hub sends for large files. One of 40 is
 /// the git SHA-1 of a blob, which the hub sends for small files, or a plain SHA-1, which mirrors
-/// send. Other etags (MD5s, those of multipart uploads, dates) cannot be checked.
+/// send. Other etags (MD5s, those of multipart uploads, dates) cannot be checked, so the content must
+/// be of the kind that the name says.
 pub(crate) fn mismatch(
+    name: &str,
     path: &Path,
     etag: &str,
     size: Option<u64>,
@@ -50,7 +55,13 @@ pub(crate) fn mismatch(
                 vec![git, plain],
             )
         }
-        _ => return Ok(None),
+        _ => {
+            let fault = content::fault(name, path)?;
+            return Ok(fault.map(|reason| Mismatch {
+                reason,
+                content: None,
+            }));
+        }
     };
     let is_same = found.iter().any(|hash| hash.eq_ignore_ascii_case(etag));
     let reason = format!("{reason} instead of {etag}");
@@ -135,7 +146,7 @@ mod tests {
             &sha1.to_uppercase(),
         ] {
             assert_eq!(
-                mismatch(hello.path(), etag, Some(6)).unwrap(),
+                mismatch("merges.txt", hello.path(), etag, Some(6)).unwrap(),
                 None,
                 "{etag}"
             );
@@ -147,7 +158,9 @@ mod tests {
             (git, "git SHA-1"),
             (sha1, "plain SHA-1"),
         ] {
-            let found = mismatch(wrong.path(), etag, Some(6)).unwrap().unwrap();
+            let found = mismatch("merges.txt", wrong.path(), etag, Some(6))
+                .unwrap()
+                .unwrap();
             assert!(
                 found.reason.contains(name) && found.content.is_some(),
                 "{found:?}"
@@ -155,12 +168,14 @@ mod tests {
         }
 
         assert_eq!(
-            mismatch(wrong.path(), md5, Some(6)).unwrap(),
+            mismatch("merges.txt", wrong.path(), md5, Some(6)).unwrap(),
             None,
             "an etag that is no known hash is not checked"
         );
 
-        let shorter = mismatch(hello.path(), git, Some(7)).unwrap().unwrap();
+        let shorter = mismatch("merges.txt", hello.path(), git, Some(7))
+            .unwrap()
+            .unwrap();
         assert_eq!(
             (shorter.reason.as_str(), shorter.content),
             ("it has 6 bytes instead of 7", None)

@@ -63,7 +63,11 @@ impl Fetch<'_> {
     fn read_metadata(&self, file: &str, headers: &HeaderMap) -> Metadata {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let linked = text("x-linked-etag");
-        let etag = linked.or_else(|| text(ETAG.as_str())).map(plain_etag);
+        // An empty etag is none: it would be the same for all files.
+        let etag = linked
+            .or_else(|| text(ETAG.as_str()))
+            .filter(|etag| !etag.trim_matches(['W', '/', '"', ' ']).is_empty())
+            .map(plain_etag);
         let number = |name: &str| text(name).and_then(|value| value.trim().parse().ok());
         let size = number("x-linked-size").or_else(|| {
             // The length of a redirect's own body or of a compressed one is not the file's.

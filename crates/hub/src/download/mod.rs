@@ -5,11 +5,13 @@ mod range;
 
 use crate::cache::{RepoCache, create_parent};
 use crate::config::HubConfig;
+use crate::content;
 use crate::encoding::{decode, encoding};
 use crate::error::{HubError, Result};
 use crate::http::{Failure, Http, is_transient, malformed, transient};
 use crate::lock::{self, Wait};
 use crate::progress::{Progress, ProgressEvent};
+use crate::rate::Floor;
 use crate::retry::{Retries, retry_after};
 use crate::verify::mismatch;
 use metadata::Metadata;
@@ -18,7 +20,7 @@ use reqwest::{Method, Response, StatusCode};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What all downloads from one repository at one commit share.
 pub(crate) struct Fetch<'a> {
@@ -78,7 +80,7 @@ impl Fetch<'_> {
             },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HubError::Refused {
                 repo,
-                endpoint: self.config.endpoint.clone(),
+                endpoint: self.config.shown_endpoint(),
                 status: status.as_u16(),
                 had_token: self.http.has_token(),
                 hint: String::new(),
@@ -102,7 +104,7 @@ impl Fetch<'_> {
         let Some(delay) = retries.next(after) else {
             return Err(HubError::GaveUp {
                 file: file.to_owned(),
-                attempts: retries.in_a_row(),
+                attempts: retries.attempts(),
                 reason,
                 kept,
             });
@@ -173,13 +175,18 @@ impl Fetch<'_> {
         loop {
             self.body(file, metadata, incomplete).await?;
             downloads += 1;
-            let Some(found) = mismatch(incomplete, &metadata.etag, metadata.size).map_err(io)?
+            let Some(found) =
+                mismatch(file, incomplete, &metadata.etag, metadata.size).map_err(io)?
             else {
                 return Ok(());
             };
             // If a mirror sends the same bytes twice, they are not damaged: its etag is not a hash
             // of them.
-            if !metadata.is_vouched && found.content.is_some() && found.content == previous_hash {
+            if !metadata.is_vouched
+                && found.content.is_some()
+                && found.content == previous_hash
+                && content::fault(file, incomplete).map_err(io)?.is_none()
+            {
                 return Ok(());
             }
 
@@ -225,9 +232,9 @@ impl Fetch<'_> {
 
         let mut retries = Retries::new(self.config);
         while metadata.size != Some(have) {
-            let before = have;
+            let (before, started) = (have, Instant::now());
             let outcome = self.part(file, metadata, &mut target, &mut have).await;
-            if have > before {
+            if have > before && self.was_fast_enough(have - before, started.elapsed()) {
                 retries.progressed();
             }
 
@@ -247,6 +254,12 @@ impl Fetch<'_> {
         }
 
         Ok(())
+    }
+
+    /// Whether a request that took this long brought enough bytes to count as progress.
+    fn was_fast_enough(&self, bytes: u64, elapsed: Duration) -> bool {
+        elapsed < self.config.rate_window
+            || bytes as f64 >= self.config.slowest_rate as f64 * elapsed.as_secs_f64()
     }
 
     /// One request for the missing bytes. `have` bytes are in `target`, and counted on as more
@@ -275,6 +288,7 @@ impl Fetch<'_> {
                 .await;
         }
 
+        let mut floor = Floor::new(self.config);
         while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
             let room = metadata.size.map_or(u64::MAX, |size| size - *have);
             // Bytes past the announced size do not belong to the file.
@@ -292,6 +306,7 @@ impl Fetch<'_> {
                 file,
                 bytes: chunk.len() as u64,
             });
+            floor.count(chunk.len())?;
         }
 
         Ok(())
@@ -335,7 +350,9 @@ impl Fetch<'_> {
         have: &mut u64,
     ) -> std::result::Result<(), Failure> {
         let failed = |cause| self.write_error(file, cause, metadata, 0);
-        match decode(response, &self.http.host(), target, metadata.size, failed).await {
+        let floor = Floor::new(self.config);
+        let host = self.http.host();
+        match decode(response, &host, target, metadata.size, floor, failed).await {
             Ok(length) => *have = length,
             Err(failure) => {
                 target.set_len(0).map_err(failed)?;

@@ -4,6 +4,7 @@ use super::Fetch;
 use crate::encoding::encoding;
 use crate::error::Result;
 use crate::http::{Failure, malformed, transient};
+use crate::rate::Floor;
 use crate::retry::Retries;
 use reqwest::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::{Method, Response, StatusCode};
@@ -54,8 +55,10 @@ impl Fetch<'_> {
             _ => response.content_length(),
         };
 
+        let mut floor = Floor::new(self.config);
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
+            floor.count(chunk.len())?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 >= length {
                 // A server without ranges sends the whole file; returning drops the connection.

@@ -257,3 +257,29 @@ fn without_a_token_no_request_carries_one() {
                 .all(|request| request.authorization.is_none())
     );
 }
+
+#[test]
+fn a_body_that_trickles_is_given_up_and_requested_again() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    let mut config = config(&hub, cache.path());
+    config.rate_window = Duration::from_millis(100);
+    config.slowest_rate = 10_000;
+    // One byte every 20 ms, twice; then the rest at once.
+    hub.faults(FILE, [Fault::Slow(1), Fault::Slow(1)]);
+    let events = Events::default();
+    let model = resolve_with(config.clone(), "org/model", &events).unwrap();
+    assert_eq!(content(&model), weights());
+    let retries = events.0.lock().unwrap().join("\n");
+    assert_eq!(retries.matches("bytes arrived in").count(), 2, "{retries}");
+
+    // A server that always trickles is no progress.
+    let cache = TempDir::new().unwrap();
+    config.cache_dir = cache.path().to_owned();
+    config.max_retries = 2;
+    hub.faults(FILE, std::iter::repeat_n(Fault::Slow(1), 20));
+    let error = resolve_with(config, "org/model", &NoProgress)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("after 3 attempts: only"), "{error}");
+}

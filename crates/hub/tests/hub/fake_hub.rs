@@ -26,6 +26,10 @@ pub enum Fault {
     NoContentRange,
     /// Answer a range request with another range.
     WrongRange,
+    /// Answer with this body instead. For listings.
+    Body(String),
+    /// Redirect to this address. For listings.
+    Redirect(&'static str),
     /// Send in pieces of `n` bytes, so slowly that two downloaders meet.
     Slow(usize),
 }
@@ -212,6 +216,11 @@ impl FakeHub {
 
     fn listing(&self, rest: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let fault = self.state.lock().unwrap().api_faults.pop_front();
+        match &fault {
+            Some(Fault::Body(body)) => return json(stream, body),
+            Some(Fault::Redirect(target)) => return redirect(stream, target),
+            _ => {}
+        }
         if let Some(Fault::Status(code, retry_after)) = fault {
             let extra =
                 retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
@@ -239,13 +248,7 @@ impl FakeHub {
             "{{\"id\": \"org/model\", \"sha\": \"{COMMIT}\", \"siblings\": [{}]}}",
             siblings.join(",")
         );
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-
-        Ok(true)
+        json(stream, &body)
     }
 
     fn file(&self, request: &Request, name: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
@@ -437,6 +440,16 @@ fn write_body(body: &[u8], fault: Option<Fault>, stream: &mut TcpStream) -> std:
             Ok(true)
         }
     }
+}
+
+fn json(stream: &mut TcpStream, body: &str) -> std::io::Result<bool> {
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+
+    Ok(true)
 }
 
 fn status(stream: &mut TcpStream, code: u16, extra: &str) -> std::io::Result<bool> {

@@ -27,11 +27,16 @@ use tempfile::TempDir;
 const FILE: &str = "model.safetensors";
 const CONFIG: &[u8] = br#"{"model_type": "gpt2"}"#;
 
-/// 40,000 pseudo-random bytes.
+/// A safetensors file of 40,000 bytes with a tensor of pseudo-random ones.
 fn weights() -> Vec<u8> {
-    (0..40_000u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect()
+    let count = 40_000 - 8 - 72;
+    let header = format!(
+        "{:72}",
+        format!(r#"{{"w": {{"dtype": "U8", "shape": [{count}], "data_offsets": [0, {count}]}}}}"#)
+    );
+    let values = (0..count).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8);
+    let start = 72_u64.to_le_bytes().into_iter().chain(header.into_bytes());
+    start.chain(values).collect()
 }
 
 fn model_hub() -> FakeHub {

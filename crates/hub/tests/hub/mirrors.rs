@@ -1,7 +1,7 @@
 //! Mirrors, whose answers differ from the hub's.
 
 use crate::fake_hub::{FakeHub, Fault, Mirror};
-use crate::{CONFIG, FILE, Restarts, is_right, model_hub, resolve_with};
+use crate::{CONFIG, FILE, Restarts, is_right, model_hub, resolve_with, weights};
 use llm_int8_hub::{HubConfig, HubError, ModelFiles, NoProgress};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ fn etags_of_every_kind_are_verified_or_accepted() {
         (String::new(), false),
     ];
 
-    for (i, (etag, is_verified)) in kinds.into_iter().enumerate() {
+    for (i, (etag, is_hash)) in kinds.into_iter().enumerate() {
         // Alternate: with and without the header that marks an etag as the hub's own.
         let hides_commit = i % 2 == 1;
         let hub = model_hub();
@@ -63,16 +63,52 @@ fn etags_of_every_kind_are_verified_or_accepted() {
         let restarts = Restarts::default();
         hub.faults("config.json", [Fault::WrongBytes]);
         let model = resolve_with(config(&hub, cache.path()), "org/model", &restarts).unwrap();
+        let reasons = restarts.0.lock().unwrap().clone();
+        assert_eq!(reasons.len(), 1, "{etag}");
+        // Without a hash, only what cannot be the file is found out.
         assert_eq!(
-            restarts.0.lock().unwrap().len(),
-            usize::from(is_verified),
-            "{etag}"
+            reasons[0].contains("not JSON"),
+            !is_hash,
+            "{etag}: {reasons:?}"
         );
-        assert_eq!(
-            std::fs::read(model.config).unwrap() == CONFIG,
-            is_verified,
-            "{etag}"
+        assert_eq!(std::fs::read(model.config).unwrap(), CONFIG, "{etag}");
+    }
+}
+
+/// The login page of a network, a cut body: without a hash nothing tells but the content.
+#[test]
+fn what_cannot_be_the_file_never_reaches_the_cache() {
+    let page = b"<!DOCTYPE html><html>Please log in</html>";
+    let cut = &br#"{"model_type": "gpt2", "n_layer"#[..];
+    for (name, content, reason) in [
+        ("config.json", &page[..], "it is a web page"),
+        ("config.json", cut, "its JSON ends too early"),
+        ("vocab.json", &page[..], "it is a web page"),
+        (FILE, &page[..], "it is a web page"),
+        (
+            FILE,
+            &b"\x20\0\0\0\0\0\0\0{"[..],
+            "header would have 32 bytes",
+        ),
+    ] {
+        let hub = model_hub();
+        let cache = TempDir::new().unwrap();
+        hub.is_mirror(Mirror {
+            hides_commit: true,
+            ..Mirror::default()
+        });
+        hub.add_with_etag(name, content, "");
+        let error = resolve(&hub, &cache).unwrap_err().to_string();
+        assert!(
+            error.contains(reason) && error.contains(name),
+            "{name}: {error}"
         );
+
+        // Nothing of it was kept: once the mirror is right, so is the model.
+        hub.add_with_etag("config.json", CONFIG, "");
+        hub.add("vocab.json", b"{}");
+        hub.add(FILE, &weights());
+        is_right(&resolve(&hub, &cache).unwrap());
     }
 }
 

@@ -1,8 +1,8 @@
 //! Kinds of repositories: sharded, without a model, private, gated; and headers without weights.
 
 use crate::fake_hub::{FakeHub, Fault};
-use crate::{FILE, blobs, config, model_hub, resolve};
-use llm_int8_hub::{Hub, NoProgress};
+use crate::{FILE, blobs, config, model_hub, resolve, resolve_with};
+use llm_int8_hub::{Hub, HubError, NoProgress};
 use tempfile::TempDir;
 
 #[test]
@@ -122,6 +122,64 @@ fn repositories_of_other_kinds_say_what_to_do() {
         assert!(
             error.contains("has no model.safetensors") && error.contains(expected),
             "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_listing_that_is_none_is_told_at_once() {
+    for (answer, reason) in [
+        (
+            Fault::Body("<html>Log in</html>".into()),
+            "it is no listing of files",
+        ),
+        (Fault::Body("[".repeat(1000)), "it is no listing of files"),
+        (
+            Fault::Body(" ".repeat(17 << 20)),
+            "it is longer than 16777216 bytes",
+        ),
+        (
+            Fault::Redirect("ftp://elsewhere/"),
+            "address cannot be requested",
+        ),
+        (
+            Fault::Redirect("/api/models/org/model"),
+            "more than 10 redirects",
+        ),
+        (Fault::Status(418, None), "status 418"),
+    ] {
+        let hub = model_hub();
+        let count = if reason.contains("redirects") { 10 } else { 1 };
+        hub.api_faults(std::iter::repeat_n(answer, count));
+        let error = resolve(&hub, &TempDir::new().unwrap(), "org/model").unwrap_err();
+        assert!(matches!(error, HubError::MalformedAnswer { .. }), "{error}");
+        assert!(error.to_string().contains(reason), "{reason}: {error}");
+        assert_eq!(hub.log().len(), count, "{reason}");
+    }
+}
+
+#[test]
+fn revisions_with_a_slash_are_one_segment_of_the_address() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    assert!(resolve(&hub, &cache, "org/model@refs/pr/1").is_err());
+    assert_eq!(
+        hub.log()[0].path,
+        "/api/models/org/model/revision/refs%2Fpr%2F1"
+    );
+}
+
+#[test]
+fn a_password_in_the_endpoint_is_not_shown() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    let mut config = config(&hub, cache.path());
+    config.endpoint = hub.endpoint().replace("http://", "http://me:secretive@");
+    for name in ["org/gated", "org/private", "org/none", "org/model@nope"] {
+        let error = resolve_with(config.clone(), name, &NoProgress).unwrap_err();
+        assert!(
+            !format!("{error} {error:?}").contains("secretive"),
+            "{error:?}"
         );
     }
 }
