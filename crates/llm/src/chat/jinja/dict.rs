@@ -2,6 +2,7 @@
 
 use super::budget::check_list;
 use super::error::{Error, Result};
+use super::held::Held;
 use super::value::{Extent, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub(super) struct Dict {
     /// Positions of the string keys in `entries`, once there are more than [`FEW`] keys.
     positions: Option<HashMap<Arc<str>, usize>>,
     pub(super) extent: Extent,
+    _held: Held,
 }
 
 impl Dict {
@@ -28,6 +30,7 @@ impl Dict {
             entries: Vec::with_capacity(pairs.len()),
             positions: None,
             extent,
+            _held: Held::by(pairs.iter().flat_map(|(key, value)| [key, value]))?,
         };
         for (key, value) in pairs {
             dict.insert(key, value)?;

@@ -9,7 +9,8 @@
 //! top of an engine whose values follow another language.
 //!
 //! The [`lexer`] makes tokens, the [`parser`] and [`expressions`] make a syntax tree ([`ast`]), and
-//! the [`interpreter`] walks it once for each rendering, within a [`budget`] of work and output.
+//! the [`interpreter`] walks it once for each rendering, within a [`budget`] of work and output and a
+//! bound on what it keeps ([`held`]).
 
 mod args;
 mod ast;
@@ -25,6 +26,7 @@ mod eval;
 mod expressions;
 mod filters;
 mod format;
+mod held;
 mod interpreter;
 mod lexer;
 mod literals;

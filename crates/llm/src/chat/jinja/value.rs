@@ -4,6 +4,7 @@
 use super::budget::{check_list, text_units};
 use super::dict::Dict;
 use super::error::{Error, Result};
+use super::held::Held;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub(super) enum Missing {
 pub(super) struct Items {
     values: Vec<Value>,
     extent: Extent,
+    _held: Held,
     /// A pair made by `groupby`, which has the attributes `grouper` and `list`.
     pub(super) is_group: bool,
 }
@@ -90,6 +92,7 @@ pub(super) struct Range {
 pub(super) struct Stream {
     rest: RefCell<std::vec::IntoIter<Value>>,
     extent: Extent,
+    _held: Held,
     pub(super) name: &'static str,
 }
 
@@ -140,6 +143,7 @@ impl Items {
         check_list(Some(values.len()))?;
         let extent = Extent::around(values.iter())?;
         Ok(Self {
+            _held: Held::by(values.iter())?,
             values,
             extent,
             is_group: false,
@@ -228,6 +232,7 @@ impl Value {
     pub(super) fn stream(name: &'static str, values: Vec<Self>) -> Result<Self> {
         let extent = Extent::around(values.iter())?;
         Ok(Self::Iterator(Rc::new(Stream {
+            _held: Held::by(values.iter())?,
             rest: RefCell::new(values.into_iter()),
             extent,
             name,
