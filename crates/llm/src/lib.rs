@@ -28,6 +28,7 @@ pub mod compare;
 pub mod device;
 pub mod error;
 pub mod generate;
+mod guard;
 pub mod load;
 pub mod memory;
 pub mod model;

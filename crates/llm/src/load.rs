@@ -4,7 +4,7 @@ use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
 use crate::generate::GenerationConfig;
-use crate::tokenizer::{Tokenizer, gguf};
+use crate::tokenizer::{LazyTokenizer, gguf};
 use crate::warning::Warning;
 use llm_int8_decoder::spec::with_model_type;
 use llm_int8_decoder::{LoadOptions, ModelConfig, open_gguf};
@@ -39,13 +39,14 @@ impl LoadConfig {
     }
 }
 
+/// Upper bound of `config.json` and `generation_config.json` in bytes: far more than any real one.
+const LONGEST_CONFIG: u64 = 16 << 20;
+
 /// A model's opened files, before its weights are read.
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
-    /// `None` if the model has no tokenizer. An error is kept for callers that need the tokenizer:
-    /// inspecting a model or running it on token ids does not.
-    pub(crate) tokenizer: Result<Option<Tokenizer>>,
+    pub(crate) tokenizer: LazyTokenizer,
     pub(crate) generation: GenerationConfig,
     pub(crate) companions: Vec<Companion>,
     /// What these files ask for that this library does not do.
@@ -72,10 +73,10 @@ impl Source {
         let config = ModelConfig::parse(builtin::CONFIG)?;
         Ok(Self {
             checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
-            tokenizer: Tokenizer::from_companions(
-                &Companion::of_builtin(),
-                config.values(),
-                &format!("of {}", builtin::NAME),
+            tokenizer: LazyTokenizer::new(
+                Companion::of_builtin(),
+                config.values().clone(),
+                format!("of {}", builtin::NAME),
             ),
             generation: GenerationConfig::from_json(
                 builtin::GENERATION_CONFIG,
@@ -95,11 +96,11 @@ impl Source {
             Ok(companions) => {
                 let what = format!("in {}", path.display());
                 let tokenizer =
-                    Tokenizer::from_companions(&companions, &serde_json::Value::Null, &what);
+                    LazyTokenizer::new(companions.clone(), serde_json::Value::Null, what);
                 (companions, tokenizer)
             }
             // The model still runs on token ids.
-            Err(error) => (Vec::new(), Err(error)),
+            Err(error) => (Vec::new(), LazyTokenizer::failed(error)),
         };
 
         let generation = match companions
@@ -144,7 +145,7 @@ impl Source {
         let companions = companions(&files.root, &files.companions);
         let what = format!("of {}", files.root.display());
         let sources = tokenizer_sources(&companions, &files.tokenizer);
-        let tokenizer = Tokenizer::from_companions(&sources, config.values(), &what);
+        let tokenizer = LazyTokenizer::new(sources, config.values().clone(), what);
 
         Ok(Self {
             config,
@@ -298,7 +299,7 @@ fn is_gguf(name: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| LlmError::Read {
+    llm_int8_files::read(path, LONGEST_CONFIG).map_err(|source| LlmError::Read {
         path: path.to_owned(),
         source,
     })

@@ -7,7 +7,7 @@ use crate::error::{LlmError, Result};
 use crate::generate::{Batch, Engine, Generation, GenerationConfig, Prompt, Request};
 use crate::load::{LoadConfig, Source, headers};
 use crate::memory::MemoryUse;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{LazyTokenizer, Tokenizer};
 use crate::warning::Warning;
 use candle_core::{Device, Tensor};
 use llm_int8_decoder::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
@@ -53,7 +53,7 @@ pub struct AutoModelForCausalLM {
     config: ModelConfig,
     decoder: Decoder,
     tree: Node,
-    tokenizer: Result<Option<Tokenizer>>,
+    tokenizer: LazyTokenizer,
     generation: GenerationConfig,
     companions: Vec<Companion>,
     is_prequantized: bool,
@@ -94,7 +94,9 @@ impl AutoModelForCausalLM {
                 load(event);
             })?;
 
-        accuracy::keep_columns(&mut decoder, &source.tokenizer)?;
+        if decoder.needs_kept_columns() {
+            accuracy::keep_columns(&mut decoder, source.tokenizer.get())?;
+        }
 
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
@@ -215,13 +217,13 @@ impl AutoModelForCausalLM {
         self.generation.clone()
     }
 
-    /// The tokenizer.
+    /// The tokenizer. It is built by the first call.
     ///
     /// # Errors
     /// [`LlmError::NoTokenizer`] if the checkpoint has none, [`LlmError::Tokenizer`] if it cannot
     /// be used.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        match &self.tokenizer {
+        match self.tokenizer.get() {
             Ok(Some(tokenizer)) => Ok(tokenizer),
             Ok(None) => Err(LlmError::NoTokenizer {
                 model: self.name.clone(),

@@ -53,7 +53,8 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::Nn`](crate::LlmError::Nn) with [`NnError::TargetExists`], [`NnError::DiskFull`],
     /// [`NnError::Write`], [`NnError::Interrupted`] if `observe` stops it, or [`NnError::Config`]
-    /// if a model without int8 layers is to be saved in 8 bit or dequantised.
+    /// if a model without int8 layers is to be saved in 8 bit or dequantised;
+    /// [`LlmError::Read`](crate::LlmError::Read) if a small file is a link out of the model's folder.
     pub fn save_pretrained(
         &self,
         folder: &Path,
@@ -68,6 +69,10 @@ impl AutoModelForCausalLM {
             let reason =
                 "no layer of this model is int8, so there is nothing to dequantise".to_owned();
             return Err(NnError::Config { reason }.into());
+        }
+
+        for companion in self.companions() {
+            companion.check_publishable()?;
         }
 
         let new = NewFolder::begin(folder)?;

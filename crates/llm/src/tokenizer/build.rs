@@ -3,7 +3,7 @@
 
 use super::class::{Ends, SlowFiles};
 use super::settings::Settings;
-use super::{refused, slow};
+use super::{limits, refused, slow};
 use crate::companion::Companion;
 use crate::error::Result;
 use serde_json::{Map, Value, json};
@@ -21,8 +21,11 @@ pub(super) fn base(
     if let Some(json) = file("tokenizer.json")
         && !rebuilds(settings, file("tokenizer.model").is_some())
     {
-        let inner = tokenizers::Tokenizer::from_bytes(json.read()?)
-            .map_err(|cause| refused(what, format!("tokenizer.json: {cause}")))?;
+        let bytes = json.read()?;
+        let refuse = |reason: String| refused(what, format!("tokenizer.json: {reason}"));
+        limits::check(&bytes).map_err(refuse)?;
+        let inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|cause| refuse(cause.to_string()))?;
         check_llama_prefix(&inner, settings).map_err(|reason| refused(what, reason))?;
         return Ok((inner, false));
     }

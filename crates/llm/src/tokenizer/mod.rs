@@ -10,18 +10,23 @@ mod build;
 mod class;
 pub(crate) mod gguf;
 mod gguf_rules;
+mod lazy;
+mod limits;
 mod sentencepiece;
 mod settings;
 mod slow;
 
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
+use crate::guard::guarded;
 use build::{add_tokens, base, set_ends, set_prefix_space};
 use llm_int8_hub::{HubConfig, Progress};
 use llm_int8_nn::checkpoint::GgufFile;
 use serde_json::{Map, Value};
 use settings::Settings;
 use tokenizers::{Decoder, Model};
+
+pub(crate) use lazy::LazyTokenizer;
 
 /// A model's tokenizer.
 #[derive(Debug, Clone)]
@@ -78,6 +83,11 @@ impl Tokenizer {
             return Ok(None);
         }
 
+        let build = || Self::build(companions, model_config, what);
+        guarded(build).unwrap_or_else(|panic| Err(refused(what, unusable(&panic))))
+    }
+
+    fn build(companions: &[Companion], model_config: &Value, what: &str) -> Result<Option<Self>> {
         let mut settings = Settings::read(companions, model_config, what)?;
         let refuse = |reason: String| refused(what, reason);
 
@@ -160,13 +170,10 @@ impl Tokenizer {
             });
         }
 
-        let encoding = self
-            .inner
-            .encode(text, add_special_tokens)
-            .map_err(|cause| LlmError::Tokenizer {
-                what: "cannot encode the text".into(),
-                reason: cause.to_string(),
-            })?;
+        let refuse = |reason| refused("cannot encode the text", reason);
+        let encoding = guarded(|| self.inner.encode(text, add_special_tokens))
+            .map_err(|panic| refuse(unusable(&panic)))?
+            .map_err(|cause| refuse(cause.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -213,12 +220,19 @@ impl Tokenizer {
 
         match self.inner.get_decoder() {
             None => Ok(tokens.join(" ")),
-            Some(decoder) => decoder.decode(tokens).map_err(|cause| LlmError::Tokenizer {
-                what: "cannot decode the ids".into(),
-                reason: cause.to_string(),
-            }),
+            Some(decoder) => {
+                let refuse = |reason| refused("cannot decode the ids", reason);
+                guarded(|| decoder.decode(tokens))
+                    .map_err(|panic| refuse(unusable(&panic)))?
+                    .map_err(|cause| refuse(cause.to_string()))
+            }
         }
     }
+}
+
+/// The reason for a panic of the tokenizers library.
+fn unusable(panic: &str) -> String {
+    format!("its files cannot be used ({panic}); give token ids instead of text")
 }
 
 fn refused(what: &str, reason: String) -> LlmError {
@@ -241,5 +255,29 @@ mod tests {
             error.starts_with("the tokenizer x/tokenizer.json: "),
             "{error}"
         );
+    }
+
+    /// A `tokenizer.json` with this part, on which the tokenizers library panics.
+    fn file_with(part: &str, value: Value) -> Vec<u8> {
+        let mut file = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "?": 1 }, "unk_token": "?" },
+        });
+        file[part] = value;
+        file.to_string().into_bytes()
+    }
+
+    #[test]
+    fn panics_of_the_library_are_errors() {
+        let map = serde_json::json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
+        let error = Tokenizer::from_bytes(&file_with("normalizer", map), "x").unwrap_err();
+        assert!(error.to_string().contains("charsmap"), "{error}");
+
+        let split = serde_json::json!({ "type": "FixedLength", "length": 0 });
+        let tokenizer = Tokenizer::from_bytes(&file_with("pre_tokenizer", split), "x").unwrap();
+        let error = tokenizer.encode("a a").unwrap_err();
+        assert!(error.to_string().contains("give token ids"), "{error}");
+        assert_eq!(tokenizer.decode(&[0]).unwrap(), "a");
     }
 }

@@ -1,0 +1,188 @@
+//! What is checked in a `tokenizer.json` before the tokenizers library sees it: parts that make it
+//! read past a piece, or write far more text than it is given. Panics alone need no check, they are
+//! caught.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// How much longer the replacements of a normalizer or decoder may make a text, one after the
+/// other. Real ones replace a space by `▁`, which is three times as long.
+const GROWTH: usize = 4096;
+
+/// Token ids that a post-processor may add to a text.
+const ADDED_IDS: usize = 1 << 16;
+
+/// The parts of a `tokenizer.json` that are checked.
+#[derive(Deserialize)]
+struct Parts {
+    model: Model,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    continuing_subword_prefix: Option<String>,
+}
+
+/// The merges, which are many: read only if there is a prefix.
+#[derive(Deserialize)]
+struct Merges {
+    model: ModelMerges,
+}
+
+#[derive(Deserialize)]
+struct ModelMerges {
+    #[serde(default)]
+    merges: Vec<Value>,
+}
+
+/// Checks the bytes of a `tokenizer.json`.
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+    let parts: Parts = serde_json::from_slice(bytes).map_err(|cause| cause.to_string())?;
+    if let Some(prefix) = parts.model.continuing_subword_prefix
+        && !prefix.is_empty()
+    {
+        let all: Merges = serde_json::from_slice(bytes).map_err(|cause| cause.to_string())?;
+        check_merges(&prefix, &all.model.merges)?;
+    }
+
+    for (name, part) in [
+        ("normalizer", &parts.normalizer),
+        ("decoder", &parts.decoder),
+    ] {
+        if growth(part) > GROWTH {
+            return Err(format!(
+                "its {name} makes a text more than {GROWTH} times as long"
+            ));
+        }
+    }
+
+    if added_ids(&parts.post_processor) > ADDED_IDS {
+        return Err(format!(
+            "its post-processor adds more than {ADDED_IDS} tokens to a text"
+        ));
+    }
+
+    Ok(())
+}
+
+/// The library cuts the prefix off the second piece of each merge without looking, and takes the
+/// rest for UTF-8 (`BpeBuilder::build`).
+fn check_merges(prefix: &str, merges: &[Value]) -> Result<(), String> {
+    let second = |merge: &Value| match merge {
+        Value::String(pair) => pair.split(' ').nth(1).map(str::to_owned),
+        pair => pair[1].as_str().map(str::to_owned),
+    };
+    match merges
+        .iter()
+        .filter_map(second)
+        .find(|piece| !piece.starts_with(prefix))
+    {
+        Some(piece) => Err(format!(
+            "its merges have the second piece {piece:?} without the `continuing_subword_prefix` {prefix:?}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A bound on how much longer a part and its children make a text.
+fn growth(part: &Value) -> usize {
+    let inner = ["normalizers", "decoders"]
+        .into_iter()
+        .filter_map(|key| part[key].as_array())
+        .flatten()
+        .map(growth);
+    let own = match part["type"].as_str() {
+        Some("Replace") => part["content"].as_str().map_or(1, str::len).max(1),
+        _ => 1,
+    };
+
+    inner.fold(own, usize::saturating_mul)
+}
+
+/// A bound on the ids that a part and its children add to a text.
+fn added_ids(part: &Value) -> usize {
+    let length = |value: &Value| value.as_array().map_or(0, Vec::len);
+    let inner = part["processors"].as_array().into_iter().flatten();
+    let longest = part["special_tokens"]
+        .as_object()
+        .into_iter()
+        .flat_map(|tokens| tokens.values())
+        .map(|token| length(&token["ids"]))
+        .max()
+        .unwrap_or(0);
+    let pieces = length(&part["single"]).max(length(&part["pair"]));
+
+    inner
+        .map(added_ids)
+        .fold(pieces.saturating_mul(longest), usize::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn replace(content: &str) -> Value {
+        json!({ "type": "Replace", "pattern": { "String": "a" }, "content": content })
+    }
+
+    /// Checks a file with these parts and an empty model.
+    fn check_with(mut parts: Value) -> Result<(), String> {
+        if parts["model"].is_null() {
+            parts["model"] = json!({ "type": "BPE", "vocab": {}, "merges": [] });
+        }
+        check(parts.to_string().as_bytes())
+    }
+
+    #[test]
+    fn merges_must_have_the_prefix_that_is_cut_off_them() {
+        let model = |merges: Value| json!({ "model": { "continuing_subword_prefix": "##", "merges": merges } });
+        assert!(check_with(model(json!([["a", "##b"], ["a##b", "##c"]]))).is_ok());
+        assert!(check_with(model(json!(["a ##b"]))).is_ok());
+        for merges in [json!([["a", "b"]]), json!(["a é"]), json!([["a", ""]])] {
+            let error = check_with(model(merges)).unwrap_err();
+            assert!(error.contains("continuing_subword_prefix"), "{error}");
+        }
+    }
+
+    #[test]
+    fn replacements_that_multiply_are_refused() {
+        let sequence = |kind: &str, count| {
+            let parts = vec![replace("aa"); count];
+            json!({ "type": "Sequence", kind: parts })
+        };
+        assert!(check_with(json!({ "normalizer": sequence("normalizers", 12) })).is_ok());
+        for part in [
+            json!({ "normalizer": sequence("normalizers", 13) }),
+            json!({ "normalizer": sequence("normalizers", 100) }),
+            json!({ "decoder": sequence("decoders", 40) }),
+            json!({ "normalizer": replace(&"x".repeat(5000)) }),
+        ] {
+            assert!(check_with(part).unwrap_err().contains("times as long"));
+        }
+    }
+
+    #[test]
+    fn post_processors_that_add_too_many_ids_are_refused() {
+        let template = |pieces: usize, ids: usize| {
+            let piece = json!({ "SpecialToken": { "id": "<s>", "type_id": 0 } });
+            json!({
+                "type": "TemplateProcessing",
+                "single": vec![piece; pieces],
+                "special_tokens": { "<s>": { "id": "<s>", "ids": vec![1; ids], "tokens": vec!["<s>"; ids] } },
+            })
+        };
+        assert!(check_with(json!({ "post_processor": template(2, 3) })).is_ok());
+        let nested = json!({ "type": "Sequence", "processors": [template(1000, 1000)] });
+        for part in [template(1000, 1000), nested] {
+            let error = check_with(json!({ "post_processor": part })).unwrap_err();
+            assert!(error.contains("adds more than"), "{error}");
+        }
+    }
+}
