@@ -38,6 +38,7 @@ mod gguf;
 mod gguf_tokenizers;
 mod gpt2_large;
 mod gpt2_parity;
+mod hostile;
 mod hub_program;
 mod lora;
 mod pickles;
