@@ -105,7 +105,8 @@ fn compare(args: &EvalArgs, text: &str) -> anyhow::Result<()> {
     let options = options(args);
 
     let bar = bar("{bar:30} {pos}/{len} passes, {eta} left");
-    let found = comparison.run(&ids, options, &mut |done, total| {
+    let rules = comparison.rules();
+    let found = comparison.run(&rules, &ids, options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         ControlFlow::Continue(())

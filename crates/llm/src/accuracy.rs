@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 use llm_int8_decoder::Decoder;
+use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 
 /// Presets of [`Int8Config`], from the widely known to the most exact. The codes of the weights are
@@ -25,7 +26,7 @@ pub enum Accuracy {
     Better,
     /// Activations of 3 times the root mean square of their row and more are outliers, and the weights
     /// of a hundredth of the input features are kept in f16, which takes 2 % more memory. Needs the
-    /// float checkpoint.
+    /// unquantised checkpoint, or one that was saved in 8 bit with this preset.
     Best,
 }
 
@@ -81,13 +82,21 @@ the bank, and the engineer, who had a house in Ellerby by then, could be heard t
 the patience of a board of directors, then x * y is a constant.\n\n\
 def speed(patience, constant=10.0):\n    return constant / patience if patience > 0 else None\n";
 
-/// Chooses the kept columns of a model that is configured to have some and does not have them yet.
+/// The file beside an 8-bit checkpoint that holds its kept columns.
+pub(crate) const KEPT_COLUMNS: &str = "kept_columns.safetensors";
+
+/// Sets the kept columns of a model that is configured to have some: those saved with it, otherwise
+/// those that a sample shows to be worth most.
 pub(crate) fn keep_columns(
     decoder: &mut Decoder,
+    saved: Option<&Checkpoint>,
     tokenizer: &Result<Option<Tokenizer>>,
 ) -> Result<()> {
     if !decoder.needs_kept_columns() {
         return Ok(());
+    }
+    if let Some(saved) = saved {
+        return Ok(decoder.load_kept_columns(saved)?);
     }
     let sample = sample(decoder, tokenizer);
     Ok(decoder.keep_columns(&sample, KEPT_SHARE)?)

@@ -1,5 +1,6 @@
 //! Finding and opening a model's files: built in, a folder, a `.gguf` file, or the hub.
 
+use crate::accuracy::KEPT_COLUMNS;
 use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
@@ -43,6 +44,8 @@ impl LoadConfig {
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
+    /// The kept columns beside an 8-bit checkpoint.
+    pub(crate) kept: Option<Checkpoint>,
     /// `None` if the model has no tokenizer. An error is kept for callers that need the tokenizer:
     /// inspecting a model or running it on token ids does not.
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
@@ -72,6 +75,7 @@ impl Source {
         let config = ModelConfig::parse(builtin::CONFIG)?;
         Ok(Self {
             checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
+            kept: None,
             tokenizer: Tokenizer::from_companions(
                 &Companion::of_builtin(),
                 config.values(),
@@ -117,6 +121,7 @@ impl Source {
         Ok(Self {
             config,
             checkpoint,
+            kept: None,
             tokenizer,
             generation,
             companions,
@@ -139,6 +144,12 @@ impl Source {
             }
         };
 
+        let kept = files.root.join(KEPT_COLUMNS);
+        let kept = match kept.is_file() {
+            true => Some(Checkpoint::open_safetensors(&[kept], None)?),
+            false => None,
+        };
+
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;
         let companions = companions(&files.root, &files.companions);
@@ -149,6 +160,7 @@ impl Source {
         Ok(Self {
             config,
             checkpoint,
+            kept,
             tokenizer,
             generation,
             companions,

@@ -94,7 +94,7 @@ impl AutoModelForCausalLM {
                 load(event);
             })?;
 
-        accuracy::keep_columns(&mut decoder, &source.tokenizer)?;
+        accuracy::keep_columns(&mut decoder, source.kept.as_ref(), &source.tokenizer)?;
 
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
@@ -189,14 +189,15 @@ impl AutoModelForCausalLM {
         &mut self.decoder
     }
 
-    /// Whether the checkpoint of a model holds int8 layers, from the headers of its files.
-    pub(crate) fn holds_int8(
+    /// Whether columns can be kept for a model: its checkpoint is not quantised, or was saved with such
+    /// columns. Reads headers only.
+    pub(crate) fn can_keep_columns(
         name: &str,
         config: &LoadConfig,
         download: &dyn Progress,
     ) -> Result<bool> {
-        let (_, checkpoint) = headers(name, &config.hub, download)?;
-        Ok(Decoder::is_prequantized(&checkpoint))
+        let source = Source::find(name, &config.hub, download)?;
+        Ok(source.kept.is_some() || !Decoder::is_prequantized(&source.checkpoint))
     }
 
     /// Whether the checkpoint already held int8 layers.

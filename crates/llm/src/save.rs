@@ -1,5 +1,6 @@
 //! Saving a model so that transformers and bitsandbytes can load it (`save_pretrained`).
 
+use crate::accuracy::KEPT_COLUMNS;
 use crate::error::Result;
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::SavedLayers;
@@ -73,6 +74,10 @@ impl AutoModelForCausalLM {
         let new = NewFolder::begin(folder)?;
         let tensors = self.decoder().state(options.layers)?;
         new.write_tensors(&tensors, options.max_shard_size, observe)?;
+
+        if options.layers == SavedLayers::Int8 && self.decoder().kept_bytes() > 0 {
+            new.write_file(KEPT_COLUMNS, &self.decoder().kept_state())?;
+        }
 
         for companion in self.companions() {
             new.write(&companion.name, &companion.read()?)?;
