@@ -32,6 +32,7 @@ pub mod model;
 pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
+pub mod verify;
 pub mod warning;
 
 pub use chat::{Chat, ChatInputs, ChatMessage, ChatTemplate, Reply};
