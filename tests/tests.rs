@@ -49,3 +49,4 @@ mod support;
 mod tidy;
 mod tiny_gpt2;
 mod tokenizers;
+mod verify;

@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Convert an 8-bit model back to float weights.
     Dequantize(DequantizeArgs),
+    /// Check whether the weights of a model are sound; exit code 1 if they are not.
+    Verify(VerifyArgs),
     /// Measure a model's perplexity on a text.
     Eval(EvalArgs),
     /// Measure how fast a model runs, compared with the limits of the machine.
@@ -283,6 +285,22 @@ pub(crate) struct DequantizeArgs {
     /// Dtype of the saved weights
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub
+    pub(crate) model: String,
+    /// The model with float weights that an 8-bit model was made from: quantise it again and
+    /// compare
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) against: Option<String>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,

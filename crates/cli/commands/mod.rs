@@ -10,6 +10,7 @@ mod pull;
 mod run;
 mod save;
 mod tokenize;
+mod verify;
 mod write;
 
 use crate::args::{
@@ -38,6 +39,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Logits(args) => logits::logits(&args),
         Command::Quantize(args) => save::quantize(&args),
         Command::Dequantize(args) => save::dequantize(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Affine(args) => affine::affine(&args),

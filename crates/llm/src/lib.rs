@@ -34,6 +34,7 @@ pub mod model;
 pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
+pub mod verify;
 pub mod warning;
 
 pub use accuracy::Accuracy;

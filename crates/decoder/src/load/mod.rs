@@ -1,10 +1,12 @@
 //! Loads a decoder from a checkpoint, one tensor at a time: read, cast or quantised, dropped.
 
+mod inventory;
 mod outcome;
 mod quantization;
 mod reader;
 mod tensors;
 
+pub use inventory::{ModelTensor, ModelTensors, TensorRole};
 pub use outcome::{LoadOutcome, LoadWarning};
 
 use crate::decoder::Decoder;
