@@ -2,18 +2,18 @@
 //! own weights.
 
 use crate::decoder::Decoder;
-use crate::error::{DecoderError, Result};
+use crate::error::Result;
+use crate::execute::layers::{activate_gates, missing, project_layers, sized};
 use crate::plan::{
-    Activated, Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step,
-    Through,
+    Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
 };
 use crate::slot::{Part, PartSlot, Parts};
-use llm_int8_kernels::{Isa, QuantizedActivations, activation};
+use llm_int8_kernels::{Isa, QuantizedActivations};
 use llm_int8_nn::layers::{
     Alibi, AttendedSequence, AttentionRule, HeadShape, Heads, LayerCache, Qkv, Rope, RopeTable,
     attend,
 };
-use llm_int8_nn::linear::{Projection, for_rows, project};
+use llm_int8_nn::linear::for_rows;
 use std::ops::Range;
 
 /// The rows of one sequence in a pass.
@@ -58,17 +58,6 @@ pub(crate) struct Cpu<'a> {
     /// Output of a linear layer before it is added to other rows.
     added: Vec<f32>,
     quantized: QuantizedActivations,
-}
-
-/// A part or rows that a step needs and the decoder does not have: the plan is wrong.
-fn missing<T>(what: &'static str) -> Result<T> {
-    Err(DecoderError::Bug { what })
-}
-
-/// The buffer, resized to `count` rows of `width` values. Old values are not cleared.
-fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
-    buffer.resize(count * width, 0.0);
-    buffer
 }
 
 impl<'a> Cpu<'a> {
@@ -254,9 +243,10 @@ impl<'a> Cpu<'a> {
         let Some(x) = x else {
             return missing("rows that no step wrote");
         };
+        let isa = self.isa();
         let quantized = &mut self.quantized;
-        project_layers(step, parts, x, self.count, &mut outputs, quantized)?;
-        activate_gates(self.isa(), step, &mut outputs);
+        project_layers(isa, step, parts, x, self.count, &mut outputs, quantized)?;
+        activate_gates(isa, step, &mut outputs);
 
         self.rows[step.input as usize] = input;
         match (step.adds, outputs.as_slice()) {
@@ -424,57 +414,6 @@ impl<'a> Cpu<'a> {
             }
         });
         self.put_one(Rows::Logits, logits);
-    }
-}
-
-/// Runs the layers of a step on the input `x` of `count` rows. Activations that cover a whole layer
-/// are fused into its matmul.
-fn project_layers<S: PartSlot>(
-    step: &LinearStep<S>,
-    parts: &Parts<S>,
-    x: &[f32],
-    count: usize,
-    outputs: &mut [Vec<f32>],
-    quantized: &mut QuantizedActivations,
-) -> Result<()> {
-    let mut projections = Vec::with_capacity(step.layers.len());
-    for (layer, out) in step.layers.iter().zip(outputs) {
-        let Some(linear) = parts.linear(layer.slot) else {
-            return missing("a linear layer");
-        };
-
-        let end = layer.offset + layer.out_features;
-        let activation = step
-            .activation
-            .filter(|activated| end <= activated.outputs)
-            .map(|activated| activated.function.kernel());
-        projections.push(Projection {
-            linear,
-            activation,
-            out: sized(out, count, layer.out_features),
-        });
-    }
-    Ok(project(x, count, projections, quantized)?)
-}
-
-/// Activates the gates of layers that compute gate and up at once: their activation covers only the
-/// first part of a row.
-fn activate_gates<S>(isa: Isa, step: &LinearStep<S>, outputs: &mut [Vec<f32>]) {
-    let Some(Activated {
-        function,
-        outputs: activated,
-    }) = step.activation
-    else {
-        return;
-    };
-    for (layer, out) in step.layers.iter().zip(outputs) {
-        let end = layer.offset + layer.out_features;
-        if layer.offset < activated && activated < end {
-            let gate = activated - layer.offset;
-            for_rows(out, layer.out_features, |_, row| {
-                activation::apply(isa, function.kernel(), &mut row[..gate]);
-            });
-        }
     }
 }
 

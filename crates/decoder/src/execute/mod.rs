@@ -3,5 +3,6 @@
 
 mod cpu;
 pub(crate) mod gpu;
+mod layers;
 
 pub(crate) use cpu::{Cpu, SequenceRows};
