@@ -5,7 +5,8 @@ bitsandbytes 0.50, peft 0.21.
 
     python3 scripts/make_adapter_golden.py tests/golden/models tests/golden/adapters
 
-A folder holds what PEFT saves (adapter_config.json, adapter_model.safetensors) and expected.safetensors: the ids of a batch
+A folder holds what PEFT saves (adapter_config.json, adapter_model.safetensors; for gpt2 also adapter_model.bin, the same
+tensors as older versions of PEFT save them) and expected.safetensors: the ids of a batch
 of two prompts, the logits of both and greedy ids of each, from float32 layers and from int8 layers. `gpt2` adapts every layer
 of its blocks, which are Conv1D, and its matrices are stored as bfloat16. `llama` adapts every layer of its blocks and the
 head, with a rank and an alpha of their own for some, and rank-stabilised scales. The matrices are random, not trained, and
@@ -45,7 +46,10 @@ def save_adapter(name, base, folder):
     model.save_pretrained(folder, save_embedding_layers=False)
 
     file = folder / "adapter_model.safetensors"
-    save_file({key: value.to(STORED[name]) for key, value in load_file(file).items()}, file)
+    tensors = {key: value.to(STORED[name]) for key, value in load_file(file).items()}
+    save_file(tensors, file)
+    if name == "gpt2":
+        torch.save(tensors, folder / "adapter_model.bin")
     (folder / "README.md").unlink()
 
 

@@ -8,6 +8,7 @@
     reason = "tests stop at the first surprise"
 )]
 
+mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;

@@ -19,7 +19,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         )
     })?;
 
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let mut ids = model.tokenizer()?.encode(&text)?;
     if let Some(most) = args.max_tokens {
         ids.truncate(most);

@@ -13,7 +13,7 @@ mod tokenize;
 mod write;
 
 use crate::args::{
-    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, UsageError, Weights,
+    AdapterArgs, Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, UsageError, Weights,
 };
 use crate::display::{Downloads, line};
 use crate::hints::explained;
@@ -70,7 +70,7 @@ fn man(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Converts the model options to the library's settings.
-fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
+fn load_config(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<LoadConfig> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())
@@ -105,20 +105,23 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         quantize_head: args.quantize_head,
         strict: args.strict,
         isa,
-        placement: placement(args)?,
+        placement: placement(args, adapter)?,
+        adapter: None,
     };
 
     Ok(LoadConfig {
         options,
         hub: hub_config(args.offline),
+        adapter: adapter.map(str::to_owned),
     })
 }
 
-fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
-    // Original outlier weights are read from the file, which only the CPU supports, so `auto` means
-    // the CPU.
+fn placement(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<Placement> {
+    // Only the CPU reads original outlier weights from the file and applies adapters, so `auto`
+    // means the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
-    if is_auto && args.outlier_weights == Weights::Original {
+    let needs_cpu = args.outlier_weights == Weights::Original || adapter.is_some();
+    if is_auto && needs_cpu {
         return Ok(Placement::cpu());
     }
 
@@ -191,8 +194,9 @@ fn hub_config(offline: bool) -> HubConfig {
 }
 
 /// Loads the model that the options name.
-fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
-    load_named(&args.model, &load_config(args)?)
+fn load(args: &ModelArgs, adapter: &AdapterArgs) -> anyhow::Result<AutoModelForCausalLM> {
+    let config = load_config(args, adapter.adapter.as_deref())?;
+    load_named(&args.model, &config)
 }
 
 fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCausalLM> {
@@ -213,7 +217,9 @@ fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. })
         | LlmError::Decoder(
-            DecoderError::Placement { .. } | DecoderError::OriginalWeightsOnDevice,
+            DecoderError::Placement { .. }
+            | DecoderError::OriginalWeightsOnDevice
+            | DecoderError::AdapterOnDevice,
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
             UsageError(explained(&error)).into()

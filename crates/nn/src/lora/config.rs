@@ -211,8 +211,8 @@ fn patterns<T>(
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{name})$"))
             .map_err(|_| error(format!("`{key}`: the pattern `{name}` cannot be read")))?;
         let found = json::shown(value);
-        let value =
-            read(value).ok_or_else(|| error(format!("`{key}`: the value of `{name}` is {found}")))?;
+        let value = read(value)
+            .ok_or_else(|| error(format!("`{key}`: the value of `{name}` is {found}")))?;
         Ok((regex, value))
     };
     entries.iter().map(pattern).collect()

@@ -126,7 +126,10 @@ mod tests {
     fn it_adds_the_product_in_f32_row_by_row() {
         let (rows, inputs, outputs, rank) = (7, 33, 21, 3);
         for dtype in [DType::F16, DType::BF16, DType::F32] {
-            let (a, b) = (random([rank, inputs], dtype), random([outputs, rank], dtype));
+            let (a, b) = (
+                random([rank, inputs], dtype),
+                random([outputs, rank], dtype),
+            );
             let x = random([rows, inputs], DType::F32);
             let product = |x: &Tensor, w: &Tensor| {
                 x.matmul(&w.to_dtype(DType::F32).unwrap().t().unwrap())
