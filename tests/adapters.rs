@@ -245,7 +245,8 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         }
     };
 
-    let cases: [(&str, Box<dyn Fn(&mut Tensors)>); 10] = [
+    type Change = Box<dyn Fn(&mut Tensors)>;
+    let cases: [(&str, Change); 10] = [
         (
             "its shape is [4, 47]; the layer and the rank 4 of adapter_config.json need [4, 48]",
             Box::new(put(&a, zeros(Dtype::F32, [4, 47]))),
@@ -334,8 +335,8 @@ fn a_model_with_an_adapter_prints_as_without_and_cannot_be_saved() {
     assert_eq!(model.tree(), plain.tree());
     assert_eq!(model.decoder().adapted_layers(), 12);
     assert_eq!(plain.decoder().adapted_layers(), 0);
-    // Four layers for each of three blocks: two matrices of rank 4 in bf16.
-    let bytes = 3 * 2 * 4 * ((48 + 144) + (48 + 48) + (48 + 192) + (192 + 48));
+    // Four layers for each of three blocks: A of rank 4 in bf16, B in f32.
+    let bytes = 3 * 4 * (2 * (48 + 48 + 48 + 192) + 4 * (144 + 48 + 192 + 48));
     let read = |model: &AutoModelForCausalLM| model.decoder().bytes_per_step(1, 1);
     assert_eq!(read(&model) - read(&plain), bytes);
 

@@ -63,8 +63,8 @@ pub struct LoadOptions {
     pub isa: Isa,
     /// On which devices the model is put.
     pub placement: Placement,
-    /// The LoRA adapter that is applied. Its values are kept as they are stored; the module tree,
-    /// the parameters and the footprint stay those of the model alone.
+    /// The LoRA adapter that is applied. The module tree, the parameters and the footprint stay
+    /// those of the model alone.
     pub adapter: Option<Arc<Adapter>>,
 }
 

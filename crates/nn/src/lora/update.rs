@@ -3,15 +3,22 @@
 use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{FloatLinear, Linear, LinearClass, Projection, for_rows, project};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use llm_int8_kernels::{Isa, QuantizedActivations};
+use std::sync::Arc;
 
-/// An update of low rank: `scale · (x · Aᵀ · Bᵀ)` with `A` `[rank, in]` and `B` `[out, rank]`. Both
-/// are stored in f16, bf16 or f32 and multiplied in f32, as PEFT does, which converts them.
+/// Outputs whose sums are kept at a time.
+const CHUNK: usize = 64;
+
+/// An update of low rank: `scale · (x · Aᵀ · Bᵀ)` with `A` `[rank, in]` and `B` `[out, rank]`,
+/// multiplied in f32, as PEFT does, which converts both to it.
 #[derive(Debug, Clone)]
 pub struct LoraUpdate {
+    /// `A`, as it is stored.
     a: Linear,
-    b: Linear,
+    /// `Bᵀ` `[rank, out]`: ranks are small, and a row of `B` would be shorter than a register.
+    b: Arc<[f32]>,
+    outputs: usize,
     scale: f32,
 }
 
@@ -36,13 +43,15 @@ impl LoraUpdate {
         let (&[rank, inputs], &[outputs, columns]) = (a.dims(), b.dims()) else {
             return Err(misfit(&a, &b));
         };
-        if rank != columns {
+        if rank != columns || [rank, inputs, outputs].contains(&0) {
             return Err(misfit(&a, &b));
         }
 
+        let transposed = b.to_dtype(DType::F32)?.t()?.flatten_all()?;
         Ok(Self {
             a: float(a, [rank, inputs], isa)?,
-            b: float(b, [outputs, rank], isa)?,
+            b: transposed.to_vec1()?.into(),
+            outputs,
             scale: scale as f32,
         })
     }
@@ -51,32 +60,50 @@ impl LoraUpdate {
     /// depend on the others.
     ///
     /// # Errors
-    /// [`NnError::Kernel`] for slices of the wrong length.
+    /// [`NnError::Kernel`] for an input of the wrong length, [`NnError::Input`] for such an output.
     pub fn add_to(&self, x: &[f32], rows: usize, out: &mut [f32]) -> Result<()> {
-        let low = apply(&self.a, x, rows)?;
-        let update = apply(&self.b, &low, rows)?;
+        if out.len() != rows * self.outputs {
+            let reason = format!(
+                "the output has {} values; {rows} rows of {} are needed",
+                out.len(),
+                self.outputs
+            );
+            return Err(input_error(reason));
+        }
 
-        let width = self.b.out_features();
-        for_rows(out, width, |row, out| {
-            let update = &update[row * width..][..width];
-            out.iter_mut()
-                .zip(update)
-                .for_each(|(y, update)| *y += update * self.scale);
+        let rank = self.a.out_features();
+        let low = apply(&self.a, x, rows)?;
+        for_rows(out, self.outputs, |row, out| {
+            let low = &low[row * rank..][..rank];
+            let firsts = (0..).step_by(CHUNK);
+            for (first, out) in firsts.zip(out.chunks_mut(CHUNK)) {
+                self.add_chunk(low, first, out);
+            }
         });
         Ok(())
     }
 
-    /// Bytes of both matrices.
+    /// Adds the outputs from `first` on of one row, `low` being `x · Aᵀ`.
+    fn add_chunk(&self, low: &[f32], first: usize, out: &mut [f32]) {
+        let mut sums = [0f32; CHUNK];
+        for (low, row) in low.iter().zip(self.b.chunks_exact(self.outputs)) {
+            let row = &row[first..][..out.len()];
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, weight)| *sum += low * weight);
+        }
+        out.iter_mut()
+            .zip(sums)
+            .for_each(|(y, sum)| *y += sum * self.scale);
+    }
+
+    /// Bytes of both matrices in memory.
     pub fn bytes(&self) -> usize {
-        let bytes = |linear: &Linear| match linear {
-            Linear::Float(layer) => {
-                layer.in_features()
-                    * layer.out_features()
-                    * layer.weight().dtype().candle().size_in_bytes()
-            }
-            Linear::Int8(_) => 0,
+        let a = match &self.a {
+            Linear::Float(layer) => layer.weight().dtype().candle().size_in_bytes(),
+            Linear::Int8(_) => 1,
         };
-        bytes(&self.a) + bytes(&self.b)
+        a * self.a.in_features() * self.a.out_features() + size_of_val(&*self.b)
     }
 }
 
@@ -102,20 +129,24 @@ fn apply(linear: &Linear, x: &[f32], rows: usize) -> Result<Vec<f32>> {
 }
 
 fn misfit(a: &Tensor, b: &Tensor) -> NnError {
+    input_error(format!(
+        "A is {:?} and B {:?}; [rank, in] and [out, rank] are needed",
+        a.dims(),
+        b.dims()
+    ))
+}
+
+fn input_error(reason: String) -> NnError {
     NnError::Input {
         layer: "LoraUpdate".into(),
-        reason: format!(
-            "A is {:?} and B {:?}; [rank, in] and [out, rank] are needed",
-            a.dims(),
-            b.dims()
-        ),
+        reason,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn random(shape: [usize; 2], dtype: DType) -> Tensor {
         let tensor = Tensor::randn(0f32, 1., &shape[..], &Device::Cpu).unwrap();
@@ -124,7 +155,7 @@ mod tests {
 
     #[test]
     fn it_adds_the_product_in_f32_row_by_row() {
-        let (rows, inputs, outputs, rank) = (7, 33, 21, 3);
+        let (rows, inputs, outputs, rank) = (7, 33, 150, 3);
         for dtype in [DType::F16, DType::BF16, DType::F32] {
             let (a, b) = (
                 random([rank, inputs], dtype),
@@ -148,6 +179,7 @@ mod tests {
             }
 
             assert_eq!(together, alone);
+            assert!(update.add_to(&x, rows, &mut alone[1..]).is_err());
             for (found, expected) in together.iter().zip(&expected) {
                 assert!((found - 1.0 - expected).abs() < 1e-4, "{found} {expected}");
             }
