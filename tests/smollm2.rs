@@ -39,7 +39,12 @@ fn load(file: &str, int8: Option<Int8Config>) -> AutoModelForCausalLM {
         offline: true,
         ..HubConfig::from_env()
     };
-    AutoModelForCausalLM::from_pretrained(file, &LoadConfig { options, hub }).unwrap()
+    let config = LoadConfig {
+        options,
+        hub,
+        ..LoadConfig::default()
+    };
+    AutoModelForCausalLM::from_pretrained(file, &config).unwrap()
 }
 
 fn expected() -> Value {

@@ -9,6 +9,7 @@
 )]
 
 mod accuracy;
+mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;

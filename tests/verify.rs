@@ -151,6 +151,7 @@ fn what_is_saved_is_sound_beside_its_source() {
                 ..LoadOptions::default()
             },
             hub: offline(),
+            ..LoadConfig::default()
         };
         let name = source.display().to_string();
         let model = AutoModelForCausalLM::from_pretrained(&name, &config).unwrap();

@@ -8,7 +8,9 @@ mod sampling;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
-pub(crate) use model::{DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights};
+pub(crate) use model::{
+    AdapterArgs, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights,
+};
 pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use sampling::SamplingArgs;
 
@@ -80,6 +82,8 @@ pub(crate) enum Command {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// System message: how the model should behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
@@ -106,6 +110,8 @@ pub(crate) struct ChatArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The prompt; - reads it from standard input
     #[arg(long, short, allow_hyphen_values = true, required_unless_present_any = ["token_ids", "prompts_file"])]
     pub(crate) prompt: Option<String>,
@@ -198,6 +204,8 @@ pub(crate) struct PullArgs {
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The token ids to compute logits for
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
     pub(crate) token_ids: Vec<u32>,
@@ -210,6 +218,8 @@ pub(crate) struct LogitsArgs {
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The text file, in UTF-8
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -225,7 +235,7 @@ pub(crate) struct EvalArgs {
     pub(crate) max_tokens: Option<usize>,
     /// Compare 8-bit rules with the unquantised model: those of --accuracy, and those of the
     /// LLM.int8() paper's Table 1; on the CPU
-    #[arg(long, conflicts_with_all = ["accuracy", "threshold", "outliers", "outlier_weights", "no_quantize"])]
+    #[arg(long, conflicts_with_all = ["accuracy", "threshold", "outliers", "outlier_weights", "no_quantize", "adapter"])]
     pub(crate) compare: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -236,8 +246,10 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// Measure single int8 linear layers of these sizes instead of a model (give - as MODEL)
-    #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
+    #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["adapter", "contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
     pub(crate) linear: Vec<LayerShape>,
     /// Activation rows (tokens) for --linear
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = rows)]

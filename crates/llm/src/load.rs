@@ -11,6 +11,7 @@ use llm_int8_decoder::spec::with_model_type;
 use llm_int8_decoder::{LoadOptions, ModelConfig, open_gguf};
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
+use llm_int8_nn::lora::Adapter;
 use std::path::{Path, PathBuf};
 
 /// How a model is found and loaded. The default does not read the environment;
@@ -27,6 +28,9 @@ pub struct LoadConfig {
     pub options: LoadOptions,
     /// Endpoint, cache, token, retries.
     pub hub: HubConfig,
+    /// A LoRA adapter of PEFT to apply: a folder, or a repository of the hub. It takes the place of
+    /// `options.adapter`, which is one that is open already.
+    pub adapter: Option<String>,
 }
 
 impl LoadConfig {
@@ -37,6 +41,19 @@ impl LoadConfig {
             hub: HubConfig::from_env(),
             ..Self::default()
         }
+    }
+
+    /// The options, with the adapter opened.
+    ///
+    /// # Errors
+    /// [`LlmError::Hub`] if it cannot be found or downloaded, [`LlmError::Nn`] if it cannot be used.
+    pub(crate) fn opened(&self, progress: &dyn Progress) -> Result<LoadOptions> {
+        let mut options = self.options.clone();
+        if let Some(name) = &self.adapter {
+            let folder = Hub::new(self.hub.clone()).resolve_adapter(&name.parse()?, progress)?;
+            options.adapter = Some(Adapter::open(&folder)?.into());
+        }
+        Ok(options)
     }
 }
 

@@ -65,8 +65,8 @@ impl AutoModelForCausalLM {
     /// (`gpt2-large`, `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] if the model cannot be found or downloaded, [`LlmError::Decoder`] if it
-    /// cannot be loaded.
+    /// [`LlmError::Hub`] if the model or its adapter cannot be found or downloaded,
+    /// [`LlmError::Nn`] or [`LlmError::Decoder`] if it cannot be loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
     }
@@ -82,6 +82,7 @@ impl AutoModelForCausalLM {
         download: &dyn Progress,
         load: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<Self> {
+        let options = config.opened(download)?;
         let source = Source::find(name, &config.hub, download)?;
         let is_prequantized = Decoder::is_prequantized(&source.checkpoint);
 
@@ -89,7 +90,7 @@ impl AutoModelForCausalLM {
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
         let (mut decoder, outcome) =
-            Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
+            Decoder::load(&source.config, &checkpoint, &options, &mut |event| {
                 peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
                 load(event);
             })?;
@@ -123,9 +124,10 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn plan(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<ModelPlan> {
+        let options = config.opened(download)?;
         let (model, checkpoint) = headers(name, &config.hub, download)?;
-        let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &config.options)?;
-        let placed = decoder.planned(&config.options.placement)?;
+        let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &options)?;
+        let placed = decoder.planned(&options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
 
         Ok(ModelPlan {

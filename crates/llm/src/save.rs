@@ -54,7 +54,8 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// [`LlmError::Nn`](crate::LlmError::Nn) with [`NnError::TargetExists`], [`NnError::DiskFull`],
     /// [`NnError::Write`], [`NnError::Interrupted`] if `observe` stops it, or [`NnError::Config`]
-    /// if a model without int8 layers is to be saved in 8 bit or dequantised.
+    /// if a model without int8 layers is to be saved in 8 bit or dequantised;
+    /// [`LlmError::Decoder`](crate::LlmError::Decoder) for a model with an adapter.
     pub fn save_pretrained(
         &self,
         folder: &Path,

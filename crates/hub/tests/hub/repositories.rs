@@ -108,7 +108,10 @@ fn repositories_of_other_kinds_say_what_to_do() {
             "model-Q4_K_M.gguf",
             "download one of its GGUF files, such as model-Q4_K_M.gguf",
         ),
-        ("adapter_config.json", "merge it into its base model first"),
+        (
+            "adapter_config.json",
+            "load its base model, with this as the adapter",
+        ),
         ("consolidated.safetensors", "a model's original weights"),
         ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
     ] {
