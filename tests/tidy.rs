@@ -33,6 +33,7 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "llm-int8-decoder",
             "llm-int8-nn",
             "llm-int8-hub",
+            "llm-int8-kernels",
             "llm-int8-tiny-gpt2",
         ],
     ),

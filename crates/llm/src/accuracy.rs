@@ -5,6 +5,7 @@ use crate::tokenizer::Tokenizer;
 use llm_int8_decoder::Decoder;
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierRule, OutlierWeights};
+use std::path::PathBuf;
 
 /// Presets of [`Int8Config`], from the widely known to the most exact. The codes of the weights are
 /// the same for all.
@@ -89,14 +90,15 @@ pub(crate) const KEPT_COLUMNS: &str = "kept_columns.safetensors";
 /// those that a sample shows to be worth most.
 pub(crate) fn keep_columns(
     decoder: &mut Decoder,
-    saved: Option<&Checkpoint>,
+    saved: Option<PathBuf>,
     tokenizer: &Result<Option<Tokenizer>>,
 ) -> Result<()> {
     if !decoder.needs_kept_columns() {
         return Ok(());
     }
     if let Some(saved) = saved {
-        return Ok(decoder.load_kept_columns(saved)?);
+        let saved = Checkpoint::open_safetensors(&[saved], None)?;
+        return Ok(decoder.load_kept_columns(&saved)?);
     }
     let sample = sample(decoder, tokenizer);
     Ok(decoder.keep_columns(&sample, KEPT_SHARE)?)

@@ -61,8 +61,8 @@ impl LoadConfig {
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
-    /// The kept columns beside an 8-bit checkpoint.
-    pub(crate) kept: Option<Checkpoint>,
+    /// The file of kept columns beside an 8-bit checkpoint.
+    pub(crate) kept: Option<PathBuf>,
     /// `None` if the model has no tokenizer. An error is kept for callers that need the tokenizer:
     /// inspecting a model or running it on token ids does not.
     pub(crate) tokenizer: Result<Option<Tokenizer>>,
@@ -162,10 +162,7 @@ impl Source {
         };
 
         let kept = files.root.join(KEPT_COLUMNS);
-        let kept = match kept.is_file() {
-            true => Some(Checkpoint::open_safetensors(&[kept], None)?),
-            false => None,
-        };
+        let kept = kept.is_file().then_some(kept);
 
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;

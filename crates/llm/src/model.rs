@@ -95,7 +95,7 @@ impl AutoModelForCausalLM {
                 load(event);
             })?;
 
-        accuracy::keep_columns(&mut decoder, source.kept.as_ref(), &source.tokenizer)?;
+        accuracy::keep_columns(&mut decoder, source.kept, &source.tokenizer)?;
 
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));

@@ -59,7 +59,15 @@ impl Outliers {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn distinct_columns(&self) -> Vec<u32> {
+        if self.rows() == 1 {
+            return self.columns.clone();
+        }
         distinct_columns([&self.columns[..]].into_iter())
+    }
+
+    /// The number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.starts.len().saturating_sub(1)
     }
 
     /// Whether no row has an outlier.
