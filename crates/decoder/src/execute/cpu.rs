@@ -273,6 +273,7 @@ impl<'a> Cpu<'a> {
                     layers,
                     values: x,
                     rows: self.count,
+                    reads_stream: step.input == Rows::Stream,
                 };
                 project_hooked(step, &input, &mut outputs, &mut self.quantized, *hook)?;
             }

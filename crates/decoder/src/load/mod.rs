@@ -1,5 +1,6 @@
 //! Loads a decoder from a checkpoint, one tensor at a time: read, cast or quantised, dropped.
 
+mod float_source;
 mod outcome;
 mod quantization;
 mod reader;
