@@ -4,6 +4,7 @@ mod affine;
 mod limits;
 mod model;
 mod numbers;
+mod outliers;
 mod sampling;
 mod sizes;
 
@@ -12,6 +13,7 @@ pub(crate) use model::{
     AdapterArgs, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights,
 };
 pub(crate) use numbers::{Numbers, with_negative_numbers};
+pub(crate) use outliers::OutlierArgs;
 pub(crate) use sampling::SamplingArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure a model's perplexity on a text.
     Eval(EvalArgs),
+    /// Show which activations are outliers, layer by layer, and what 8 bit costs each layer.
+    Outliers(OutlierArgs),
     /// Measure how fast a model runs, compared with the limits of the machine.
     Bench(BenchArgs),
     /// Show what INT8 affine quantisation does to numbers, as in PyTorch.

@@ -6,6 +6,7 @@ mod chat;
 mod eval;
 mod inspect;
 mod logits;
+mod outliers;
 mod pull;
 mod run;
 mod save;
@@ -42,6 +43,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Dequantize(args) => save::dequantize(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Outliers(args) => outliers::outliers(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {

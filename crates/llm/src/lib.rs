@@ -31,6 +31,7 @@ pub mod generate;
 pub mod load;
 pub mod memory;
 pub mod model;
+pub mod outliers;
 pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
@@ -49,6 +50,7 @@ pub use generate::{
 pub use load::LoadConfig;
 pub use memory::MemoryUse;
 pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
+pub use outliers::{OutlierOptions, OutlierReport};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;

@@ -256,6 +256,7 @@ impl<'a> Cpu<'a> {
             layers: linears(step, parts)?,
             values: x,
             rows: self.count,
+            reads_stream: step.input == Rows::Stream,
         };
         let hook = match &mut self.hook {
             Some(hook) => Some(&mut **hook as &mut dyn LinearHook),

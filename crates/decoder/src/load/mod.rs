@@ -1,6 +1,7 @@
 //! Loads a decoder from a checkpoint, one tensor at a time: read, cast or quantised, dropped.
 
 mod adapter;
+mod float_source;
 mod inventory;
 mod outcome;
 mod quantization;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 pub(crate) use rule::RMS_CHUNK;
-pub use rule::{OutlierRule, OutlierScope};
+pub use rule::{OutlierRule, OutlierScope, row_rms, smallest_outlier};
 
 /// Rows from which on quantisation runs on several threads.
 const PARALLEL_ROWS: usize = 16;
@@ -68,6 +68,11 @@ impl Outliers {
     /// The number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.starts.len().saturating_sub(1)
+    }
+
+    /// Number of activations that are multiplied in floating point.
+    pub fn count(&self) -> usize {
+        self.columns.len()
     }
 
     /// Whether no row has an outlier.
