@@ -28,6 +28,7 @@ fn config(outliers: OutlierRule, outlier_weights: OutlierWeights) -> LoadConfig 
             offline: true,
             ..HubConfig::default()
         },
+        ..LoadConfig::default()
     }
 }
 
