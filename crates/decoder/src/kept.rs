@@ -5,7 +5,7 @@ use crate::decoder::{Decoder, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
 use crate::hook::{LinearHook, LinearInput};
 use crate::slot::Part;
-use llm_int8_nn::checkpoint::{Checkpoint, NewTensor};
+use llm_int8_nn::checkpoint::{Checkpoint, NewTensor, kept_state, read_kept_state};
 use llm_int8_nn::linear::{HasLinears, Int8Config, KeptColumns, Linear, OutlierWeights};
 use llm_int8_nn::module::ModulePath;
 use std::collections::HashMap;
@@ -89,7 +89,7 @@ impl Decoder {
             _ => None,
         });
         layers
-            .filter_map(|layer| Some(layer.kept_columns()?.state(layer.path().as_str())))
+            .filter_map(|layer| Some(kept_state(layer.kept_columns()?, layer.path().as_str())))
             .flatten()
             .collect()
     }
@@ -97,12 +97,12 @@ impl Decoder {
     /// Takes the kept columns of all int8 layers from what [`Self::kept_state`] gave.
     ///
     /// # Errors
-    /// Those of [`KeptColumns::read_state`], for a layer without columns too.
+    /// Those of [`read_kept_state`], for a layer without columns too.
     pub fn load_kept_columns(&mut self, saved: &Checkpoint) -> Result<()> {
         self.for_each_linear(&mut |path, linear| match linear {
             Linear::Int8(layer) => {
                 let outputs = layer.out_features();
-                let kept = KeptColumns::read_state(saved, path.as_str(), outputs)?;
+                let kept = read_kept_state(saved, path.as_str(), outputs)?;
                 layer.set_kept_columns(kept)
             }
             Linear::Float(_) => Ok(()),

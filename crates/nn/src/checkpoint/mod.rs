@@ -9,6 +9,7 @@ mod cast;
 mod columns;
 mod gguf;
 mod index;
+mod kept;
 mod mmap;
 mod pickle;
 mod safetensors;
@@ -23,6 +24,7 @@ pub use bnb::{
 pub use cast::{float_tensor, int8_weight, rounded};
 pub use columns::CheckpointColumns;
 pub use gguf::{GgufChange, GgufFile};
+pub use kept::{kept_state, read_kept_state};
 pub use view::{TensorView, is_float};
 pub use writer::{NewFolder, NewTensor, WriteEvent, WriteObserver};
 

@@ -3,11 +3,9 @@
 use super::config::OutlierWeights;
 use super::int8::Int8Linear;
 use super::original::ColumnStore;
-use crate::checkpoint::{Checkpoint, NewTensor};
 use crate::error::{NnError, Result};
 use half::f16;
 use llm_int8_kernels::MatRef;
-use safetensors::Dtype;
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,47 +46,6 @@ impl KeptColumns {
         })
     }
 
-    /// The tensors of a saved layer `prefix`: `<prefix>.columns`, U32 `[n]`, and `<prefix>.values`, F16
-    /// `[n, out_features]`.
-    pub fn state(&self, prefix: &str) -> [NewTensor<'_>; 2] {
-        let count = self.columns.len();
-        let columns = NewTensor::new(format!("{prefix}.columns"), Dtype::U32, &[count], || {
-            let bytes = self.columns.iter().flat_map(|column| column.to_le_bytes());
-            Ok(bytes.collect::<Vec<_>>().into())
-        });
-        let shape = [count, self.out_features];
-        let values = NewTensor::new(format!("{prefix}.values"), Dtype::F16, &shape, || {
-            let bytes = self.values.iter().flat_map(|value| value.to_le_bytes());
-            Ok(bytes.collect::<Vec<_>>().into())
-        });
-        [columns, values]
-    }
-
-    /// Reads what [`state`](Self::state) wrote, for a layer of `out_features`.
-    ///
-    /// # Errors
-    /// The errors of [`Checkpoint::tensor`]; [`NnError::QuantisationState`] for columns that are not
-    /// ascending, and for other dtypes or shapes.
-    pub fn read_state(checkpoint: &Checkpoint, prefix: &str, out_features: usize) -> Result<Self> {
-        let columns = checkpoint.tensor(&format!("{prefix}.columns"))?;
-        let values = checkpoint.tensor(&format!("{prefix}.values"))?;
-        let kept = match (columns.dtype, values.dtype, values.shape) {
-            (Dtype::U32, Dtype::F16, [_, outputs]) if *outputs == out_features => Self::new(
-                columns.elements::<u32>()?.into_owned(),
-                values.elements::<f16>()?.into_owned(),
-                out_features,
-            ),
-            _ => None,
-        };
-        kept.ok_or_else(|| NnError::QuantisationState {
-            layer: prefix.to_owned(),
-            reason: format!(
-                "its kept columns in {} are not an ascending list of columns with {out_features} values in F16 each",
-                values.file
-            ),
-        })
-    }
-
     /// The input features, ascending.
     pub fn columns(&self) -> &[u32] {
         &self.columns
@@ -97,6 +54,11 @@ impl KeptColumns {
     /// Their weights, f16 `[columns, out_features]`.
     pub fn values(&self) -> &[f16] {
         &self.values
+    }
+
+    /// Length of a column.
+    pub fn out_features(&self) -> usize {
+        self.out_features
     }
 
     /// Bytes of memory.
