@@ -258,10 +258,8 @@ impl<'a> Cpu<'a> {
             rows: self.count,
             reads_stream: step.input == Rows::Stream,
         };
-        let hook = match &mut self.hook {
-            Some(hook) => Some(&mut **hook as &mut dyn LinearHook),
-            None => None,
-        };
+        let hook = self.hook.as_mut();
+        let hook = hook.map(|hook| &mut **hook as &mut dyn LinearHook);
         let quantized = &mut self.quantized;
         project_layers(isa, step, parts, &input_rows, &mut outputs, quantized, hook)?;
         activate_gates(isa, step, &mut outputs);

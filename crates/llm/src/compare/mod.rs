@@ -224,7 +224,7 @@ impl AccuracyComparison {
         let config = match rule {
             ComparedRule::Float => None,
             ComparedRule::FloatActivations => {
-                let mut hook = Dequantized::default();
+                let mut hook = Dequantized;
                 return pass(self.int8.decoder(), window, &mut hook, tally);
             }
             ComparedRule::Preset(accuracy) => Some(accuracy.int8_config()),

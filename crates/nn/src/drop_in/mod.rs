@@ -55,6 +55,10 @@ use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 /// A linear layer of a candle model: candle's own in float, or int8.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has a few hundred of them, nearly all int8"
+)]
 #[derive(Debug, Clone)]
 pub enum Linear {
     /// candle's layer, on any of its devices.
