@@ -38,6 +38,10 @@ chart RESULTS:
 bench-peers *ARGS:
     {{python}} scripts/bench_peers.py {{ARGS}}
 
+# what llm-int8, llama.cpp, CTranslate2, OpenVINO and bitsandbytes lose in 8 bit, from their own logits (6 GB, the network)
+accuracy-peers *ARGS:
+    {{python}} scripts/accuracy_peers.py {{ARGS}}
+
 # compare with torch and bitsandbytes on a GPU
 bench-gpu *ARGS:
     {{python}} scripts/bench_gpu.py {{ARGS}}

@@ -164,8 +164,9 @@ def copy_metadata(writer, reader):
             writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
 
 
-def make_gguf(source, output):
-    """Writes a GPT-2 folder or another GGUF file as a GGUF file in Q8_0; vectors and position embeddings stay F32."""
+def make_gguf(source, output, head="Q8_0"):
+    """Writes a GPT-2 folder or another GGUF file as a GGUF file in Q8_0; vectors and position embeddings stay F32, token
+    embeddings and head get the type `head`."""
     import gguf
     import numpy
 
@@ -181,7 +182,8 @@ def make_gguf(source, output):
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     for name, values in tensors:
         whole = values.ndim < 2 or name == "position_embd.weight"
-        kind = gguf.GGMLQuantizationType.F32 if whole else gguf.GGMLQuantizationType.Q8_0
+        kind = head if name in ("token_embd.weight", "output.weight") else "F32" if whole else "Q8_0"
+        kind = gguf.GGMLQuantizationType[kind]
         values = numpy.ascontiguousarray(values, numpy.float32)
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 

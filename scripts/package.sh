@@ -8,9 +8,9 @@ cd "$(dirname "$0")/.."
 
 rm -rf target/package
 if [ "${1:-}" = --list ]; then
-    cargo package --workspace --allow-dirty --no-verify --quiet --offline
+    cargo package --workspace --exclude llm-int8-candle-models --allow-dirty --no-verify --quiet --offline
 else
-    cargo package --workspace --allow-dirty
+    cargo package --workspace --exclude llm-int8-candle-models --allow-dirty
 fi
 # crates.io accepts packages of up to 10 MiB.
 for package in target/package/*.crate; do

@@ -24,6 +24,7 @@ fn config(options: LoadOptions) -> LoadConfig {
             offline: true,
             ..HubConfig::from_env()
         },
+        ..LoadConfig::default()
     }
 }
 

@@ -29,7 +29,12 @@ fn model() -> AutoModelForCausalLM {
         ..HubConfig::from_env()
     };
 
-    AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig { options, hub }).unwrap()
+    let config = LoadConfig {
+        options,
+        hub,
+        ..LoadConfig::default()
+    };
+    AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
 }
 
 fn chat(model: &AutoModelForCausalLM) -> Chat<'_> {

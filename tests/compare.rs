@@ -25,8 +25,9 @@ fn compare(name: &str, ids: &[u32], window: usize) -> Comparison {
         window,
         stride: window,
     };
+    let rules = comparison.rules();
     comparison
-        .run(ids, options, &mut |_, _| ControlFlow::Continue(()))
+        .run(&rules, ids, options, &mut |_, _| ControlFlow::Continue(()))
         .unwrap()
 }
 

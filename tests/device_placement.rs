@@ -248,7 +248,7 @@ fn original_outlier_weights_need_the_cpu() {
         ..LoadOptions::default()
     };
     let error = try_load("gpt2", &options).unwrap_err().to_string();
-    assert!(error.contains("only the CPU does"), "{error}");
+    assert!(error.contains("on the CPU only"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["PerTensorAffine: codes [101, -115, 25, 127, -128, 89]"],
     ),
     ("batch", &["In the beginning", "SequenceId(2)"]),
+    (
+        "bert_embeddings",
+        &[
+            "0 of 12 linear layers are int8, 129216 bytes",
+            "12 of 12 linear layers are int8, 36672 bytes",
+            "the cat sleeps under the tree | a small cat sleeps in the house",
+        ],
+    ),
     ("candle_model", &["int8: true", "relative error 0.0"]),
     ("chat", &["> And what is thy name?", "[16 tokens]"]),
     (
@@ -31,10 +39,17 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("int8_linear", &["[2, 10, 256], relative error 0.0"]),
     ("library", &["GPT2LMHeadModel("]),
     (
+        "logits_processor",
+        &[
+            "ArgMax\nAnd it came to pass, that the king of",
+            "TopKThenTopP",
+        ],
+    ),
+    (
         "lora",
         &[
             "without a gradient: []",
-            "step 100: loss 0.0",
+            "step 30: loss 0.",
             "base unchanged: true",
         ],
     ),

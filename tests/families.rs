@@ -4,7 +4,7 @@ use crate::support::golden_models::{
     at_most, config, expected, folders, in_every_folder, input_ids, load,
 };
 use crate::support::{golden_text, relative_error};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use llm_int8_decoder::{
     Decoder, FAMILIES, KvCache, LoadOptions, LogitPositions, SequenceInput, WeightDtype,
 };
@@ -245,4 +245,37 @@ fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one
         let fresh = forward(&mut model.new_cache(), 0, kept + 3);
         assert_eq!(again, fresh, "{kept}");
     }
+}
+
+#[test]
+fn a_decoder_runs_on_tensors_as_candles_models_do() {
+    let model = load("llama", &unquantised());
+    let ids = input_ids("llama").get(0).unwrap();
+    let whole = model.logits(&ids.unsqueeze(0).unwrap()).unwrap();
+    let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let after = |position: usize| bits(&whole.narrow(1, position, 1).unwrap());
+
+    let mut cache = model.new_cache();
+    let prompt = ids.narrow(0, 0, 7).unwrap();
+    let logits = model.forward_tensor(&prompt, 0, &mut cache).unwrap();
+    assert_eq!(logits.dims(), [1, 256]);
+    assert_eq!(bits(&logits), after(6));
+    let next = ids.narrow(0, 7, 1).unwrap().unsqueeze(0).unwrap();
+    let logits = model.forward_tensor(&next, 7, &mut cache).unwrap();
+    assert_eq!(bits(&logits), after(7));
+
+    let mut refused = |ids: &Tensor, index_pos| {
+        let error = model.forward_tensor(ids, index_pos, &mut cache);
+        error.unwrap_err().to_string()
+    };
+    let error = refused(&next, 7);
+    assert!(
+        error.contains("index_pos is 7, but the cache holds 8"),
+        "{error}"
+    );
+    let error = refused(&input_ids("llama"), 8);
+    assert!(error.contains("shape [2, 24]"), "{error}");
+    let error = refused(&next.to_dtype(DType::F32).unwrap(), 8);
+    assert!(error.contains("unexpected dtype"), "{error}");
+    assert_eq!(cache.len(), 8);
 }

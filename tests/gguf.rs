@@ -227,6 +227,7 @@ fn a_missing_file_is_named() {
             offline: true,
             ..HubConfig::from_env()
         },
+        ..LoadConfig::default()
     };
     let error = AutoModelForCausalLM::from_pretrained("nowhere/m.gguf", &config)
         .unwrap_err()

@@ -25,7 +25,6 @@ fn int8_f32(rule: OutlierRule, weights: OutlierWeights) -> LoadOptions {
     let int8 = Int8Config {
         outliers: rule,
         outlier_weights: weights,
-        ..Int8Config::default()
     };
     LoadOptions {
         int8: Some(int8),

@@ -8,6 +8,8 @@
     reason = "tests stop at the first surprise"
 )]
 
+mod accuracy;
+mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;
@@ -41,6 +43,9 @@ mod gpt2_parity;
 mod hostile;
 mod hub_program;
 mod lora;
+mod outliers;
+mod outliers_page;
+mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
@@ -49,3 +54,4 @@ mod support;
 mod tidy;
 mod tiny_gpt2;
 mod tokenizers;
+mod verify;

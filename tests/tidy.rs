@@ -38,6 +38,7 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "llm-int8-nn",
             "llm-int8-files",
             "llm-int8-hub",
+            "llm-int8-kernels",
             "llm-int8-tiny-gpt2",
         ],
     ),

@@ -4,12 +4,16 @@ mod affine;
 mod limits;
 mod model;
 mod numbers;
+mod outliers;
 mod sampling;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
-pub(crate) use model::{DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights};
+pub(crate) use model::{
+    AdapterArgs, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, Weights,
+};
 pub(crate) use numbers::{Numbers, with_negative_numbers};
+pub(crate) use outliers::OutlierArgs;
 pub(crate) use sampling::SamplingArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
@@ -53,8 +57,12 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Convert an 8-bit model back to float weights.
     Dequantize(DequantizeArgs),
+    /// Check whether the weights of a model are sound; exit code 1 if they are not.
+    Verify(VerifyArgs),
     /// Measure a model's perplexity on a text.
     Eval(EvalArgs),
+    /// Show which activations are outliers, layer by layer, and what 8 bit costs each layer.
+    Outliers(OutlierArgs),
     /// Measure how fast a model runs, compared with the limits of the machine.
     Bench(BenchArgs),
     /// Show what INT8 affine quantisation does to numbers, as in PyTorch.
@@ -78,6 +86,8 @@ pub(crate) enum Command {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// System message: how the model should behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
@@ -104,6 +114,8 @@ pub(crate) struct ChatArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The prompt; - reads it from standard input
     #[arg(long, short, allow_hyphen_values = true, required_unless_present_any = ["token_ids", "prompts_file"])]
     pub(crate) prompt: Option<String>,
@@ -196,6 +208,8 @@ pub(crate) struct PullArgs {
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The token ids to compute logits for
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
     pub(crate) token_ids: Vec<u32>,
@@ -208,6 +222,8 @@ pub(crate) struct LogitsArgs {
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// The text file, in UTF-8
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -223,7 +239,7 @@ pub(crate) struct EvalArgs {
     pub(crate) max_tokens: Option<usize>,
     /// Compare 8-bit rules with the unquantised model: those of --accuracy, and those of the
     /// LLM.int8() paper's Table 1; on the CPU
-    #[arg(long, conflicts_with_all = ["accuracy", "threshold", "outliers", "outlier_weights", "no_quantize"])]
+    #[arg(long, conflicts_with_all = ["accuracy", "threshold", "outliers", "outlier_weights", "no_quantize", "adapter"])]
     pub(crate) compare: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -234,8 +250,10 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// Measure single int8 linear layers of these sizes instead of a model (give - as MODEL)
-    #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
+    #[arg(long, value_name = "OUTxIN,…", value_delimiter = ',', value_parser = shape, conflicts_with_all = ["adapter", "contexts", "prompts", "batch_sizes", "max_new_tokens", "speculate"])]
     pub(crate) linear: Vec<LayerShape>,
     /// Activation rows (tokens) for --linear
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512", requires = "linear", value_parser = rows)]
@@ -283,6 +301,22 @@ pub(crate) struct DequantizeArgs {
     /// Dtype of the saved weights
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
+    /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// tiny-gpt2 (built in), a folder, a .gguf file, or a model of the hub
+    pub(crate) model: String,
+    /// The model with float weights that an 8-bit model was made from: quantise it again and
+    /// compare
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) against: Option<String>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Do not use the network, only the cache (also HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,

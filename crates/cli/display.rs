@@ -82,6 +82,23 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// A name from a file with control characters and marks that change the direction of text escaped,
+/// so that it cannot change what a terminal shows.
+pub(crate) fn escaped(name: &str) -> String {
+    let is_unsafe = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut text = String::with_capacity(name.len());
+    for c in name.chars() {
+        match is_unsafe(c) {
+            true => text.extend(c.escape_default()),
+            false => text.push(c),
+        }
+    }
+    text
+}
+
 /// A progress bar for saving, shown only on a terminal.
 pub(crate) struct Writing(ProgressBar);
 
@@ -231,6 +248,15 @@ mod tests {
         ] {
             assert_eq!(grouped(number), text);
         }
+    }
+
+    #[test]
+    fn names_from_files_cannot_control_the_terminal() {
+        assert_eq!(escaped("h.0.größe"), "h.0.größe");
+        assert_eq!(
+            escaped("a\u{1b}[2Jb\n\u{202e}c"),
+            "a\\u{1b}[2Jb\\n\\u{202e}c"
+        );
     }
 
     #[test]

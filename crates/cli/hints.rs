@@ -53,6 +53,7 @@ fn of_decoder(error: &DecoderError) -> Option<&'static str> {
         DecoderError::OriginalWeightsOnDevice => {
             "use --device cpu, or omit --outlier-weights original"
         }
+        DecoderError::AdapterOnDevice => "use --device cpu",
         DecoderError::Cuda(error) => return of_cuda(error),
         _ => return None,
     })

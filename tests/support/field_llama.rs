@@ -57,6 +57,7 @@ pub(crate) fn load(folder: &Path, options: &LoadOptions) -> llm_int8::Result<Aut
     let config = LoadConfig {
         options: options.clone(),
         hub,
+        ..LoadConfig::default()
     };
     let model = AutoModelForCausalLM::from_pretrained(&folder.display().to_string(), &config);
 

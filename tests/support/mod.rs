@@ -1,5 +1,6 @@
 //! Helpers that several tests share: golden files, tensors, and runs of the program.
 
+pub(crate) mod browser;
 pub(crate) mod devices;
 pub(crate) mod field_llama;
 pub(crate) mod golden_models;

@@ -90,6 +90,15 @@ pub(crate) struct ModelArgs {
     pub(crate) offline: bool,
 }
 
+/// An adapter for the model.
+#[derive(Debug, Args)]
+pub(crate) struct AdapterArgs {
+    /// LoRA adapter to apply, as PEFT saves it: a folder or a repository of the hub; computes on
+    /// the CPU
+    #[arg(long)]
+    pub(crate) adapter: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AccuracyName {
     Bitsandbytes,

@@ -21,7 +21,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         return linear(args);
     }
 
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let options = options(args, model.decoder().spec().positions)?;
     let report = model
         .bench(&options, &mut |what| line(&format!("measuring: {what}")))
@@ -87,7 +87,7 @@ fn usage_error(error: LlmError) -> anyhow::Error {
 
 /// Measures single layers.
 fn linear(args: &BenchArgs) -> anyhow::Result<()> {
-    let placement = load_config(&args.model)?.options.placement;
+    let placement = load_config(&args.model, None)?.options.placement;
     let device = placement
         .devices
         .first()

@@ -36,7 +36,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         ..ChatInputs::default()
     };
 
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let chat = match template {
         Some(text) => Chat::with_template(&model, model.chat_template_of(&text)?),
         None => Chat::new(&model)?,

@@ -45,7 +45,7 @@ fn encode(args: &EvalArgs, model: &AutoModelForCausalLM, text: &str) -> anyhow::
 }
 
 fn perplexity(args: &EvalArgs, text: &str) -> anyhow::Result<()> {
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let ids = encode(args, &model, text)?;
     let options = options(args);
 
@@ -98,14 +98,15 @@ fn compare(args: &EvalArgs, text: &str) -> anyhow::Result<()> {
         return Err(UsageError("--compare runs on the CPU; leave out --device".into()).into());
     }
 
-    let config = load_config(&args.model)?;
+    let config = load_config(&args.model, None)?;
     let downloads = Downloads::new(&config.hub);
     let mut comparison = AccuracyComparison::load(&args.model.model, &config, &downloads)?;
     let ids = encode(args, comparison.model(), text)?;
     let options = options(args);
 
     let bar = bar("{bar:30} {pos}/{len} passes, {eta} left");
-    let found = comparison.run(&ids, options, &mut |done, total| {
+    let rules = comparison.rules();
+    let found = comparison.run(&rules, &ids, options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         ControlFlow::Continue(())

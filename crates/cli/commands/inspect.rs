@@ -1,6 +1,6 @@
 //! `llm-int8 inspect`: print a model's tree, parameters and footprint.
 
-use super::{explain, load, load_config, part_text};
+use super::{explain, load_config, load_named, part_text};
 use crate::args::InspectArgs;
 use crate::display::{Downloads, grouped, line};
 use llm_int8::AutoModelForCausalLM;
@@ -12,7 +12,7 @@ use std::io::Write;
 
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let (tree, layers, placed, steps) = if args.headers_only {
-        let config = load_config(&args.model)?;
+        let config = load_config(&args.model, None)?;
         let plan =
             AutoModelForCausalLM::plan(&args.model.model, &config, &Downloads::new(&config.hub))
                 .map_err(|error| explain(error, &args.model.model))?;
@@ -21,7 +21,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             .for_each(|warning| line(&format!("warning: {warning}")));
         (plan.tree, plan.layers, plan.placed, plan.steps)
     } else {
-        let model = load(&args.model)?;
+        let model = load_named(&args.model.model, &load_config(&args.model, None)?)?;
         let steps = model.decoder().execution_plan().clone();
         (
             model.tree().clone(),

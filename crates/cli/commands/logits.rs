@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let logits = model.logits(&args.token_ids)?;
     let shape = logits.dims().to_vec();
     let values: Vec<u8> = logits

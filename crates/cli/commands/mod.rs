@@ -6,13 +6,16 @@ mod chat;
 mod eval;
 mod inspect;
 mod logits;
+mod outliers;
 mod pull;
 mod run;
 mod save;
 mod tokenize;
+mod verify;
 
 use crate::args::{
-    Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold, UsageError, Weights,
+    AdapterArgs, Arguments, Command, DeviceMapName, Dtype, ModelArgs, Outliers, Threshold,
+    UsageError, Weights,
 };
 use crate::display::{Downloads, line};
 use crate::hints::explained;
@@ -37,7 +40,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Logits(args) => logits::logits(&args),
         Command::Quantize(args) => save::quantize(&args),
         Command::Dequantize(args) => save::dequantize(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Outliers(args) => outliers::outliers(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Affine(args) => affine::affine(&args),
         Command::Completions { shell } => {
@@ -69,7 +74,7 @@ fn man(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Converts the model options to the library's settings.
-fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
+fn load_config(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<LoadConfig> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())
@@ -96,12 +101,14 @@ fn load_config(args: &ModelArgs) -> anyhow::Result<LoadConfig> {
         quantize_head: args.quantize_head,
         strict: args.strict,
         isa,
-        placement: placement(args)?,
+        placement: placement(args, adapter)?,
+        adapter: None,
     };
 
     Ok(LoadConfig {
         options,
         hub: hub_config(args.offline),
+        adapter: adapter.map(str::to_owned),
     })
 }
 
@@ -136,10 +143,12 @@ fn outlier_rule(args: &ModelArgs) -> anyhow::Result<OutlierRule> {
     }
 }
 
-fn placement(args: &ModelArgs) -> anyhow::Result<Placement> {
-    // Only the CPU computes with float weights beside the codes, so `auto` means the CPU.
+fn placement(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<Placement> {
+    // Only the CPU computes with float weights beside the codes and applies adapters, so `auto`
+    // means the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
-    if is_auto && int8_config(args)?.outlier_weights != OutlierWeights::Dequantized {
+    let has_floats = int8_config(args)?.outlier_weights != OutlierWeights::Dequantized;
+    if is_auto && (has_floats || adapter.is_some()) {
         return Ok(Placement::cpu());
     }
 
@@ -211,8 +220,9 @@ fn hub_config(offline: bool) -> HubConfig {
 }
 
 /// Loads the model that the options name.
-fn load(args: &ModelArgs) -> anyhow::Result<AutoModelForCausalLM> {
-    load_named(&args.model, &load_config(args)?)
+fn load(args: &ModelArgs, adapter: &AdapterArgs) -> anyhow::Result<AutoModelForCausalLM> {
+    let config = load_config(args, adapter.adapter.as_deref())?;
+    load_named(&args.model, &config)
 }
 
 fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCausalLM> {
@@ -233,7 +243,9 @@ fn explain(error: LlmError, name: &str) -> anyhow::Error {
     match error {
         LlmError::Nn(NnError::UnknownModule { .. })
         | LlmError::Decoder(
-            DecoderError::Placement { .. } | DecoderError::OriginalWeightsOnDevice,
+            DecoderError::Placement { .. }
+            | DecoderError::OriginalWeightsOnDevice
+            | DecoderError::AdapterOnDevice,
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
             UsageError(explained(&error)).into()

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
 
     let prompt = prompt(args)?;
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let config = generation(&model, args);
     let generation = model.generation(prompt).config(config);
     let generated = if args.print_ids {
@@ -52,7 +52,7 @@ fn batch(args: &RunArgs, file: &Path) -> anyhow::Result<()> {
         .into());
     }
 
-    let model = load(&args.model)?;
+    let model = load(&args.model, &args.adapter)?;
     let config = generation(&model, args);
     let started = Instant::now();
     let batch = model
@@ -195,10 +195,14 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
 
     devices(model);
     line(&format!(
-        "load:    {:.2} s, {} int8 layers, {} kept",
+        "load:    {:.2} s, {} int8 layers, {} kept{}",
         load.duration.as_secs_f64(),
         load.layers.replaced.len(),
-        load.layers.kept.len()
+        load.layers.kept.len(),
+        match model.decoder().adapted_layers() {
+            0 => String::new(),
+            adapted => format!(", {adapted} with an adapter"),
+        }
     ));
     line(&format!(
         "prefill: {} tokens at {:.1} tokens/s",

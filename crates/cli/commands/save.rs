@@ -30,7 +30,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     }
 
     check(&args.output)?;
-    let mut config = load_config(&args.model)?;
+    let mut config = load_config(&args.model, None)?;
     config.options.placement = Placement::cpu();
     save(
         &load_named(&args.model.model, &config)?,
@@ -48,6 +48,7 @@ pub(crate) fn dequantize(args: &DequantizeArgs) -> anyhow::Result<()> {
     let config = LoadConfig {
         options,
         hub: hub_config(args.offline),
+        ..LoadConfig::default()
     };
     let model = load_named(&args.model, &config)?;
     if !model.is_prequantized() {

@@ -11,6 +11,7 @@ use llm_int8_kernels::Isa;
 use llm_int8_nn::dtype::FloatDtype;
 use llm_int8_nn::layers::{Embedding, HeadNorms, LayerCache, Norm, Rope};
 use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Weight, Linear};
+use llm_int8_nn::lora::LoraUpdate;
 use llm_int8_nn::module::ModulePath;
 
 /// The positions of a sequence for which logits are requested.
@@ -273,7 +274,7 @@ impl Decoder {
     }
 
     /// Minimum bytes read to decode one token for each of `batch` sequences of `context` tokens:
-    /// the weights of all linear layers once, and each sequence's keys and values.
+    /// the weights of all linear layers once, an adapter's too, and each sequence's keys and values.
     pub fn bytes_per_step(&self, context: usize, batch: usize) -> u64 {
         let weights = self.all_parts().map(|part| match part {
             Part::Linear(Linear::Int8(linear)) => {
@@ -293,7 +294,8 @@ impl Decoder {
         let seen = |layer: &LayerSpec| layer.window.map_or(context, |window| context.min(window));
         let positions: usize = self.spec.layers.iter().map(seen).sum();
 
-        (weights.sum::<usize>() + batch * positions * position) as u64
+        let updates: usize = self.updates().map(LoraUpdate::bytes).sum();
+        (weights.sum::<usize>() + updates + batch * positions * position) as u64
     }
 
     /// Whether a token's logits depend only on the tokens before it, and not on how many tokens are
@@ -305,6 +307,33 @@ impl Decoder {
         self.stages.is_empty()
             && self.int8_config().is_none_or(by_row)
             && self.spec.attention.ropes.iter().all(Rope::is_fixed)
+    }
+
+    /// The updates of an adapter.
+    fn updates(&self) -> impl Iterator<Item = &LoraUpdate> {
+        let blocks = self.blocks.iter().flat_map(Parts::updates);
+        blocks.chain(self.model.updates())
+    }
+
+    /// Number of layers that an adapter changes; 0 without one.
+    pub fn adapted_layers(&self) -> usize {
+        self.updates().count()
+    }
+
+    /// Whether an adapter is applied.
+    pub fn has_adapter(&self) -> bool {
+        self.updates().next().is_some()
+    }
+
+    pub(super) fn set_update(&mut self, slot: Slot, update: LoraUpdate) {
+        match slot {
+            Slot::Model(slot) => self.model.set_update(slot, update),
+            Slot::Block(layer, slot) => {
+                if let Some(block) = self.blocks.get_mut(layer) {
+                    block.set_update(slot, update);
+                }
+            }
+        }
     }
 
     pub(super) fn part(&self, slot: Slot) -> Option<&Part> {

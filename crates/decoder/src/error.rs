@@ -96,6 +96,18 @@ pub enum DecoderError {
         "the inputs of layers can be seen on the CPU only, and part of the model is on a GPU; load it on the CPU"
     )]
     HookOnDevice,
+    /// An adapter on a device.
+    #[error(
+        "adapters are applied on the CPU only, and part of the model would lie on a device; compute on the CPU, or merge \
+         the adapter into its model first (`merge_and_unload()` of peft)"
+    )]
+    AdapterOnDevice,
+    /// Saving a model with an adapter.
+    #[error(
+        "an adapter is applied to this model, and a saved model would not hold it; load the model without the adapter \
+         to save it"
+    )]
+    SavedAdapter,
     /// An invariant of this program that does not hold.
     #[error(
         "a bug in this program: {what} is missing where the plan of the model needs it; please report it"

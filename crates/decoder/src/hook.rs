@@ -13,6 +13,9 @@ pub struct LinearInput<'a> {
     pub values: &'a [f32],
     /// Number of rows, one for each token.
     pub rows: usize,
+    /// Whether the values are those of the residual stream, through the norm before the layers if
+    /// there is one: feature j is then the same feature in every block.
+    pub reads_stream: bool,
 }
 
 /// What is called for the linear layers of a pass on the CPU, in the order in which they run

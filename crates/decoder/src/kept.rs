@@ -5,6 +5,7 @@ use crate::decoder::{Decoder, LogitPositions, SequenceInput};
 use crate::error::{DecoderError, Result};
 use crate::hook::{LinearHook, LinearInput};
 use crate::slot::Part;
+use llm_int8_nn::checkpoint::{Checkpoint, NewTensor, kept_state, read_kept_state};
 use llm_int8_nn::linear::{HasLinears, Int8Config, KeptColumns, Linear, OutlierWeights};
 use llm_int8_nn::module::ModulePath;
 use std::collections::HashMap;
@@ -79,6 +80,34 @@ impl Decoder {
                 _ => 0,
             })
             .sum()
+    }
+
+    /// The tensors of the kept columns of all layers, under the layers' paths.
+    pub fn kept_state(&self) -> Vec<NewTensor<'_>> {
+        let layers = self.all_parts().filter_map(|part| match part {
+            Part::Linear(Linear::Int8(layer)) => Some(layer),
+            _ => None,
+        });
+        layers
+            .filter_map(|layer| Some(kept_state(layer.kept_columns()?, layer.path().as_str())))
+            .flatten()
+            .collect()
+    }
+
+    /// Takes the kept columns of all int8 layers from what [`Self::kept_state`] gave.
+    ///
+    /// # Errors
+    /// Those of [`read_kept_state`], for a layer without columns too.
+    pub fn load_kept_columns(&mut self, saved: &Checkpoint) -> Result<()> {
+        self.for_each_linear(&mut |path, linear| match linear {
+            Linear::Int8(layer) => {
+                let outputs = layer.out_features();
+                let kept = read_kept_state(saved, path.as_str(), outputs)?;
+                layer.set_kept_columns(kept)
+            }
+            Linear::Float(_) => Ok(()),
+        })
+        .map_err(DecoderError::from)
     }
 
     /// Changes how all int8 layers treat outliers. The weights stay.

@@ -41,7 +41,10 @@ pub use error::{DecoderError, Result};
 pub use families::FAMILIES;
 pub use gguf::open_gguf;
 pub use hook::{LinearHook, LinearInput};
-pub use load::{LoadEvent, LoadOptions, LoadOutcome, LoadWarning, WeightDtype};
+pub use load::{
+    LoadEvent, LoadOptions, LoadOutcome, LoadWarning, ModelTensor, ModelTensors, TensorRole,
+    WeightDtype,
+};
 pub use logits::{Choice, Logits, largest};
 pub use placement::{DeviceBudget, DeviceMap, Place, PlacedPart, Placement};
 pub use plan::Plan;

@@ -89,6 +89,43 @@ impl Decoder {
         }])
     }
 
+    /// [`Decoder::next_logits`] on tensors, as candle's models have it: `model.forward(&ids,
+    /// index_pos, &mut cache)`. So candle-transformers' `LogitsProcessor` and loops around it drive
+    /// a decoder.
+    ///
+    /// # Shapes
+    /// `ids` u32 `[1, T]` or `[T]`: the tokens at the positions from `index_pos` on. The result is
+    /// f32 `[1, V]`, the logits after the last of them, on the CPU.
+    ///
+    /// # Errors
+    /// [`DecoderError::Input`] if `index_pos` is not the length of the cache, or for several
+    /// sequences; [`DecoderError::Candle`] if `ids` is not u32; otherwise as [`Decoder::forward`].
+    pub fn forward_tensor(
+        &self,
+        ids: &Tensor,
+        index_pos: usize,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        if !matches!(ids.dims(), [_] | [1, _]) {
+            let shape = ids.dims();
+            return Err(self.input_error(format!(
+                "the token ids have shape {shape:?}; [1, tokens] or [tokens] is needed, one sequence for a cache"
+            )));
+        }
+        if index_pos != cache.len() {
+            let cached = cache.len();
+            return Err(self.input_error(format!(
+                "index_pos is {index_pos}, but the cache holds {cached} positions; give the tokens that follow them, or \
+                 begin with a new cache"
+            )));
+        }
+
+        let ids = ids.flatten_all()?.to_vec1::<u32>()?;
+        let logits = self.next_logits(&ids, cache)?;
+        let shape = (1, logits.len());
+        Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
+    }
+
     /// Logits of every position of a batch of sequences of equal length, each from its beginning.
     ///
     /// # Shapes
@@ -119,22 +156,23 @@ impl Decoder {
     /// # Errors
     /// [`DecoderError::Input`] otherwise.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let error = |reason: String| {
-            Err(DecoderError::Input {
-                model: self.spec().family.into(),
-                reason,
-            })
-        };
         let vocab_size = self.spec().vocab_size();
         let Some(largest) = ids.iter().max() else {
-            return error("there are no token ids; give at least one".into());
+            return Err(self.input_error("there are no token ids; give at least one".into()));
         };
         if *largest as usize >= vocab_size {
-            return error(format!(
+            return Err(self.input_error(format!(
                 "token id {largest} is beyond the vocabulary of {vocab_size}; is the tokenizer this model's?"
-            ));
+            )));
         }
         Ok(())
+    }
+
+    fn input_error(&self, reason: String) -> DecoderError {
+        DecoderError::Input {
+            model: self.spec().family.into(),
+            reason,
+        }
     }
 
     fn check(&self, sequence: &SequenceInput<'_>) -> Result<()> {

@@ -24,8 +24,12 @@ impl Decoder {
     ///
     /// # Errors
     /// [`NnError::NotLoaded`](llm_int8_nn::NnError) for a model without values;
-    /// [`DecoderError::Config`] for one whose head and token table are int8.
+    /// [`DecoderError::Config`] for one whose head and token table are int8;
+    /// [`DecoderError::SavedAdapter`] for one with an adapter.
     pub fn state(&self, layers: SavedLayers) -> Result<Vec<NewTensor<'_>>> {
+        if self.has_adapter() {
+            return Err(DecoderError::SavedAdapter);
+        }
         if self.has_int8_head() {
             let reason = "the head and the token table are int8 (quantize_head), which transformers cannot read; \
                           load the model without that to save it";

@@ -3,6 +3,7 @@
 
 use llm_int8_nn::layers::{Embedding, HeadNorms, Norm};
 use llm_int8_nn::linear::Linear;
+use llm_int8_nn::lora::LoraUpdate;
 use std::fmt::Debug;
 
 /// A part of the decoder that has parameters.
@@ -97,36 +98,60 @@ pub(super) enum Part {
 
 /// The parts of a block, or of the embeddings and head, by slot.
 #[derive(Debug, Clone)]
-pub(super) struct Parts<S>(Vec<Option<(S, Part)>>);
+pub(super) struct Parts<S> {
+    parts: Vec<Option<(S, Part)>>,
+    /// What an adapter adds to linear layers; empty without one.
+    updates: Vec<Option<LoraUpdate>>,
+}
 
 impl<S> Default for Parts<S> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self {
+            parts: Vec::new(),
+            updates: Vec::new(),
+        }
     }
 }
 
 impl<S: PartSlot> Parts<S> {
     pub(super) fn insert(&mut self, slot: S, part: Part) {
-        if self.0.len() <= slot.number() {
-            self.0.resize_with(slot.number() + 1, || None);
+        if self.parts.len() <= slot.number() {
+            self.parts.resize_with(slot.number() + 1, || None);
         }
-        self.0[slot.number()] = Some((slot, part));
+        self.parts[slot.number()] = Some((slot, part));
     }
 
     pub(super) fn get(&self, slot: S) -> Option<&Part> {
-        self.0.get(slot.number())?.as_ref().map(|(_, part)| part)
+        let found = self.parts.get(slot.number())?.as_ref();
+        found.map(|(_, part)| part)
     }
 
     pub(super) fn get_mut(&mut self, slot: S) -> Option<&mut Part> {
-        self.0
-            .get_mut(slot.number())?
-            .as_mut()
-            .map(|(_, part)| part)
+        let found = self.parts.get_mut(slot.number())?.as_mut();
+        found.map(|(_, part)| part)
     }
 
     /// The filled slots and their parts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (S, &Part)> {
-        self.0.iter().flatten().map(|(slot, part)| (*slot, part))
+        let filled = self.parts.iter().flatten();
+        filled.map(|(slot, part)| (*slot, part))
+    }
+
+    /// What an adapter adds to the linear layer of a slot.
+    pub(super) fn update(&self, slot: S) -> Option<&LoraUpdate> {
+        self.updates.get(slot.number())?.as_ref()
+    }
+
+    pub(super) fn set_update(&mut self, slot: S, update: LoraUpdate) {
+        if self.updates.len() <= slot.number() {
+            self.updates.resize_with(slot.number() + 1, || None);
+        }
+        self.updates[slot.number()] = Some(update);
+    }
+
+    /// What an adapter adds, layer by layer.
+    pub(super) fn updates(&self) -> impl Iterator<Item = &LoraUpdate> {
+        self.updates.iter().flatten()
     }
 
     pub(super) fn linear(&self, slot: S) -> Option<&Linear> {

@@ -1,17 +1,11 @@
-//! Lists a repository's files at a revision.
+//! Lists a repository's files at a revision, through hf-hub.
 
 use crate::config::HubConfig;
-use crate::error::HubError;
-use crate::http::{Failure, Http, is_transient, malformed, read_body};
-use crate::retry::retry_after;
+use crate::error::{HubError, Result};
+use crate::http::{self, Failure, malformed};
 use crate::{names, small};
-use reqwest::{Method, Response, StatusCode};
-use serde::Deserialize;
+use hf_hub::{HFClient, HFError, split_id};
 use std::collections::BTreeSet;
-
-/// Upper bound of an answer in bytes. That of a repository with ten thousand files has one
-/// megabyte.
-const LONGEST_ANSWER: usize = 16 << 20;
 
 /// A repository's commit and the names of its files.
 #[derive(Debug)]
@@ -20,45 +14,30 @@ pub(crate) struct Listing {
     pub(crate) names: BTreeSet<String>,
 }
 
-/// The part of the hub's answer that is used (`ModelInfo` of huggingface_hub).
-#[derive(Deserialize)]
-struct Info {
-    sha: Option<String>,
-    siblings: Option<Vec<Sibling>>,
-}
-
-#[derive(Deserialize)]
-struct Sibling {
-    rfilename: String,
-}
-
 /// Requests the listing. `cached` are names of cached models, to suggest if there is no such
 /// repository.
 pub(crate) async fn listing(
     config: &HubConfig,
-    http: &Http,
     repo: &str,
     revision: Option<&str>,
     cached: &[String],
-) -> Result<Listing, Failure> {
-    let url = http.api_url(repo, revision);
-    let mut response = http.send(Method::GET, url, None, |_| false).await?;
-    if response.status() != StatusCode::OK {
-        return Err(explain(config, http, repo, revision, cached, &response));
-    }
-
-    let host = http.host();
-    let wrong = |reason: String| malformed(&host, repo, reason);
-    let body = read_body(&mut response, config, LONGEST_ANSWER, &host, repo).await?;
-    let info: Info = serde_json::from_slice(&body)
-        .map_err(|cause| wrong(format!("it is no listing of files ({cause})")))?;
+) -> std::result::Result<Listing, Failure> {
+    let client = client(config)?;
+    let (owner, name) = split_id(repo);
+    let model = client.model(owner, name);
+    let answer = match revision {
+        Some(revision) => model.info().revision(revision).send().await,
+        None => model.info().send().await,
+    };
+    let info = answer.map_err(|cause| explain(config, repo, revision, cached, cause))?;
+    let host = &config.shown_endpoint();
     let commit = info
         .sha
         .filter(|commit| crate::cache::is_commit(commit))
-        .ok_or_else(|| wrong("it names no commit".into()))?;
+        .ok_or_else(|| malformed(host, repo, "it names no commit".into()))?;
     let siblings = info
         .siblings
-        .ok_or_else(|| wrong("it lists no files".into()))?;
+        .ok_or_else(|| malformed(host, repo, "it lists no files".into()))?;
 
     // Ignore files in other folders, and names that would lead out of the cache.
     let names = siblings
@@ -71,51 +50,81 @@ pub(crate) async fn listing(
     })
 }
 
-/// The failure for an answer that is no listing.
+fn client(config: &HubConfig) -> Result<HFClient> {
+    let mut builder = HFClient::builder()
+        .endpoint(&config.endpoint)
+        .cache_dir(&config.cache_dir)
+        .client(http::client(
+            config,
+            reqwest::redirect::Policy::limited(10),
+        )?)
+        .retry_max_attempts(0);
+
+    // Without a token, hf-hub would look for one in the environment. With one that is not a valid
+    // header value (a line break), it sends none, which is what we want.
+    builder = builder.token(config.token.as_deref().unwrap_or("\n"));
+    builder
+        .build()
+        .map_err(|cause| malformed(&config.shown_endpoint(), "HF_ENDPOINT", cause.to_string()))
+}
+
+/// Maps hf-hub's error to ours, or to a transient failure.
 fn explain(
     config: &HubConfig,
-    http: &Http,
     repo: &str,
     revision: Option<&str>,
     cached: &[String],
-    response: &Response,
+    cause: HFError,
 ) -> Failure {
-    let status = response.status();
-    if is_transient(status) {
-        return Failure::Transient {
-            reason: match status {
-                StatusCode::TOO_MANY_REQUESTS => {
-                    "the hub limits the rate of requests (429)".to_owned()
-                }
-                _ => format!("the hub answered {status}"),
-            },
-            after: retry_after(response.headers()),
-            unreachable: false,
-        };
-    }
-
-    let repo = repo.to_owned();
     let endpoint = config.shown_endpoint();
-    let code = response.headers().get("x-error-code");
-    let lacks_repo = code.is_some_and(|code| code == "RepoNotFound");
-    Failure::Final(match (status, revision) {
-        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => HubError::Refused {
-            hint: names::hint(&repo, cached),
-            repo,
-            endpoint,
-            status: status.as_u16(),
-            had_token: http.has_token(),
+    let refused = |status| {
+        Failure::Final(HubError::Refused {
+            repo: repo.to_owned(),
+            endpoint: endpoint.clone(),
+            status,
+            had_token: config.token.is_some(),
+            hint: names::hint(repo, cached),
+        })
+    };
+
+    match cause {
+        HFError::AuthRequired { .. } => refused(401),
+        HFError::Forbidden { .. } => refused(403),
+        HFError::RepoNotFound { .. } => no_such_model(repo, &endpoint, cached),
+        HFError::RevisionNotFound { context, .. } => {
+            let code = context
+                .and_then(|context| context.error_code)
+                .unwrap_or_default();
+            match revision {
+                Some(revision) if code != "RepoNotFound" => {
+                    Failure::Final(HubError::NoSuchRevision {
+                        repo: repo.to_owned(),
+                        revision: revision.to_owned(),
+                        endpoint,
+                    })
+                }
+                _ => no_such_model(repo, &endpoint, cached),
+            }
+        }
+        HFError::RateLimited { retry_after, .. } => Failure::Transient {
+            reason: "the hub limits the rate of requests (429)".into(),
+            after: retry_after,
+            unreachable: false,
         },
-        (StatusCode::NOT_FOUND, Some(revision)) if !lacks_repo => HubError::NoSuchRevision {
-            repo,
-            revision: revision.to_owned(),
-            endpoint,
+        HFError::Http { context } if http::is_transient(context.status) => Failure::Transient {
+            reason: format!("the hub answered {}", context.status),
+            after: None,
+            unreachable: false,
         },
-        (StatusCode::NOT_FOUND, _) => HubError::NoSuchModel {
-            hint: names::hint(&repo, cached),
-            repo,
-            endpoint,
-        },
-        _ => malformed(&http.host(), &repo, format!("status {status}")),
+        HFError::Request { source, .. } => http::transient(&source),
+        other => Failure::Final(malformed(&endpoint, repo, other.to_string())),
+    }
+}
+
+fn no_such_model(repo: &str, endpoint: &str, cached: &[String]) -> Failure {
+    Failure::Final(HubError::NoSuchModel {
+        repo: repo.to_owned(),
+        endpoint: endpoint.to_owned(),
+        hint: names::hint(repo, cached),
     })
 }

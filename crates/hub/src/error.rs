@@ -136,6 +136,16 @@ pub enum HubError {
         /// What it may be instead, if anything is known.
         hint: String,
     },
+    /// A repository without the files of an adapter.
+    #[error(
+        "the repository {repo} is no adapter: adapter_config.json and {weights} are not both there"
+    )]
+    NotAnAdapter {
+        /// The repository.
+        repo: String,
+        /// The weights that an adapter has.
+        weights: &'static str,
+    },
     /// The hub cannot be reached.
     #[error(
         "{host} cannot be reached ({reason}); check the network or HF_ENDPOINT. Models that need no network: {}",

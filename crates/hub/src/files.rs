@@ -213,7 +213,7 @@ pub(crate) fn local(folder: &Path) -> Result<ModelFiles> {
     in_folder(folder, &names_of_folder(folder)?, None)
 }
 
-fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
+pub(crate) fn names_of_folder(folder: &Path) -> Result<BTreeSet<String>> {
     if folder.is_file() {
         return Err(HubError::NotAFolder {
             path: folder.to_owned(),

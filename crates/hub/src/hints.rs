@@ -59,8 +59,7 @@ pub(crate) fn of_folder(folder: &Path, names: &BTreeSet<String>) -> String {
 /// What to do about a repository with these files; begins with `;`, empty if unknown.
 pub(crate) fn of_repository(names: &BTreeSet<String>) -> String {
     if names.contains("adapter_config.json") {
-        return "; it is an adapter: merge it into its base model first (`merge_and_unload()` of peft)"
-            .into();
+        return "; it is an adapter: load its base model, with this as the adapter".into();
     }
 
     match first_gguf(names) {
@@ -104,7 +103,7 @@ fn adapter(config: &Path) -> Option<String> {
         .as_str()
         .unwrap_or("its base model");
     Some(format!(
-        "; it is an adapter for {base}: merge both first (`merge_and_unload()` of peft)"
+        "; it is an adapter for {base}: load that, with this as the adapter"
     ))
 }
 

@@ -3,7 +3,6 @@
 
 use crate::config::HubConfig;
 use crate::error::{HubError, Result};
-use crate::rate::Floor;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use std::path::Path;
@@ -43,13 +42,14 @@ impl From<HubError> for Failure {
 
 const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
 
-/// A reqwest client with the time-outs and certificates of the settings.
-fn client(config: &HubConfig) -> Result<Client> {
+/// A reqwest client with the time-outs and certificates of the settings, for hf-hub and for
+/// [`Http`].
+pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(config.connect_timeout)
         .read_timeout(config.read_timeout)
-        .redirect(reqwest::redirect::Policy::none());
+        .redirect(redirects);
     if let Some(bundle) = &config.ca_bundle {
         builder = builder.tls_certs_only(certificates(bundle)?);
     }
@@ -119,7 +119,7 @@ impl Http {
             )
         })?;
 
-        let client = client(config)?;
+        let client = client(config, reqwest::redirect::Policy::none())?;
         Ok(Self {
             client,
             endpoint,
@@ -135,20 +135,6 @@ impl Http {
         // All parts have been checked to be plain names.
         url.set_path(&format!("{base}/{repo}/resolve/{commit}/{file}"));
         Ok(url)
-    }
-
-    /// The URL that lists the files of a repository.
-    pub(crate) fn api_url(&self, repo: &str, revision: Option<&str>) -> Url {
-        let mut url = self.endpoint.clone();
-        // A URL without a path (`mailto:`) stays as it is; the request says what is wrong with it.
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(["api", "models"]);
-            path.extend(repo.split('/'));
-            if let Some(revision) = revision {
-                path.extend(["revision", revision]);
-            }
-        }
-        url
     }
 
     /// Sends a request and follows redirects, up to one whose headers are already `enough`.
@@ -217,27 +203,6 @@ impl Http {
     pub(crate) fn has_token(&self) -> bool {
         self.token.is_some()
     }
-}
-
-/// Reads a body of at most `limit` bytes, for what is kept in memory.
-pub(crate) async fn read_body(
-    response: &mut Response,
-    config: &HubConfig,
-    limit: usize,
-    host: &str,
-    what: &str,
-) -> std::result::Result<Vec<u8>, Failure> {
-    let mut floor = Floor::new(config);
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
-        floor.count(chunk.len())?;
-        if bytes.len() + chunk.len() > limit {
-            return Err(malformed(host, what, format!("it is longer than {limit} bytes")).into());
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-
-    Ok(bytes)
 }
 
 /// A failed request as a transient failure, whose reason is the innermost cause; a final one if no

@@ -2,7 +2,7 @@
 //! over unreliable connections too.
 //!
 //! [`Hub::resolve`] turns a model's name into files on disk. The cache has the layout of Python's
-//! `huggingface_hub`, so each uses the other's downloads. The crate does what hf-hub does not:
+//! `huggingface_hub`, so each uses the other's downloads. The crate adds what hf-hub 1.0 lacks:
 //! resuming by byte range, time-outs, a floor under the rate, limits on sizes, retries in the middle
 //! of a body, verification before the rename, waiting for another process's download, offline mode,
 //! mirrors.

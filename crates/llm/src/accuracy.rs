@@ -1,9 +1,11 @@
 //! How exactly a model computes in 8 bit: bitsandbytes' rule, and rules that lose less.
 
 use crate::error::Result;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::LazyTokenizer;
 use llm_int8_decoder::Decoder;
+use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::linear::{Int8Config, OutlierRule, OutlierWeights};
+use std::path::PathBuf;
 
 /// Presets of [`Int8Config`], from the widely known to the most exact. The codes of the weights are
 /// the same for all.
@@ -25,7 +27,7 @@ pub enum Accuracy {
     Better,
     /// Activations of 3 times the root mean square of their row and more are outliers, and the weights
     /// of a hundredth of the input features are kept in f16, which takes 2 % more memory. Needs the
-    /// float checkpoint.
+    /// unquantised checkpoint, or one that was saved in 8 bit with this preset.
     Best,
 }
 
@@ -81,25 +83,34 @@ the bank, and the engineer, who had a house in Ellerby by then, could be heard t
 the patience of a board of directors, then x * y is a constant.\n\n\
 def speed(patience, constant=10.0):\n    return constant / patience if patience > 0 else None\n";
 
-/// Chooses the kept columns of a model that is configured to have some and does not have them yet.
+/// The file beside an 8-bit checkpoint that holds its kept columns.
+pub(crate) const KEPT_COLUMNS: &str = "kept_columns.safetensors";
+
+/// Sets the kept columns of a model that is configured to have some: those saved with it, otherwise
+/// those that a sample shows to be worth most.
 pub(crate) fn keep_columns(
     decoder: &mut Decoder,
-    tokenizer: &Result<Option<Tokenizer>>,
+    saved: Option<PathBuf>,
+    tokenizer: &LazyTokenizer,
 ) -> Result<()> {
     if !decoder.needs_kept_columns() {
         return Ok(());
+    }
+    if let Some(saved) = saved {
+        let saved = Checkpoint::open_safetensors(&[saved], None)?;
+        return Ok(decoder.load_kept_columns(&saved)?);
     }
     let sample = sample(decoder, tokenizer);
     Ok(decoder.keep_columns(&sample, KEPT_SHARE)?)
 }
 
 /// The ids of the sample. A model without a usable tokenizer gets ids from all over its vocabulary.
-fn sample(decoder: &Decoder, tokenizer: &Result<Option<Tokenizer>>) -> Vec<u32> {
+fn sample(decoder: &Decoder, tokenizer: &LazyTokenizer) -> Vec<u32> {
     let spec = decoder.spec();
     let length = SAMPLE_TOKENS.min(spec.positions);
     let vocabulary = spec.vocab_size() as u64;
 
-    let encoded = match tokenizer {
+    let encoded = match tokenizer.get() {
         Ok(Some(tokenizer)) => tokenizer.encode(SAMPLE).unwrap_or_default(),
         _ => Vec::new(),
     };

@@ -107,6 +107,14 @@ pub enum LlmError {
         /// What is wrong with it.
         source: Box<LlmError>,
     },
+    /// The model to compare with cannot be used.
+    #[error("{model}, to compare with: {source}")]
+    Against {
+        /// Its name.
+        model: String,
+        /// What is wrong with it.
+        source: Box<LlmError>,
+    },
     /// A setting has an invalid value.
     #[error("{name} is {value}; {expected}")]
     Setting {

@@ -32,9 +32,11 @@ mod guard;
 pub mod load;
 pub mod memory;
 pub mod model;
+pub mod outliers;
 pub mod perplexity;
 pub mod save;
 pub mod tokenizer;
+pub mod verify;
 pub mod warning;
 
 pub use accuracy::Accuracy;
@@ -49,6 +51,7 @@ pub use generate::{
 pub use load::LoadConfig;
 pub use memory::MemoryUse;
 pub use model::{AutoModelForCausalLM, LoadReport, ModelPlan};
+pub use outliers::{OutlierOptions, OutlierReport};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use save::SaveOptions;
 pub use tokenizer::Tokenizer;

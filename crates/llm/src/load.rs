@@ -1,5 +1,6 @@
 //! Finding and opening a model's files: built in, a folder, a `.gguf` file, or the hub.
 
+use crate::accuracy::KEPT_COLUMNS;
 use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
@@ -10,6 +11,7 @@ use llm_int8_decoder::spec::with_model_type;
 use llm_int8_decoder::{LoadOptions, ModelConfig, open_gguf};
 use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
+use llm_int8_nn::lora::Adapter;
 use std::path::{Path, PathBuf};
 
 /// How a model is found and loaded. The default does not read the environment;
@@ -26,6 +28,9 @@ pub struct LoadConfig {
     pub options: LoadOptions,
     /// Endpoint, cache, token, retries.
     pub hub: HubConfig,
+    /// A LoRA adapter of PEFT to apply: a folder, or a repository of the hub. It takes the place of
+    /// `options.adapter`, which is one that is open already.
+    pub adapter: Option<String>,
 }
 
 impl LoadConfig {
@@ -37,6 +42,19 @@ impl LoadConfig {
             ..Self::default()
         }
     }
+
+    /// The options, with the adapter opened.
+    ///
+    /// # Errors
+    /// [`LlmError::Hub`] if it cannot be found or downloaded, [`LlmError::Nn`] if it cannot be used.
+    pub(crate) fn opened(&self, progress: &dyn Progress) -> Result<LoadOptions> {
+        let mut options = self.options.clone();
+        if let Some(name) = &self.adapter {
+            let folder = Hub::new(self.hub.clone()).resolve_adapter(&name.parse()?, progress)?;
+            options.adapter = Some(Adapter::open(&folder)?.into());
+        }
+        Ok(options)
+    }
 }
 
 /// Upper bound of `config.json` and `generation_config.json` in bytes: far more than any real one.
@@ -46,6 +64,8 @@ const LONGEST_CONFIG: u64 = 16 << 20;
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     pub(crate) checkpoint: Checkpoint,
+    /// The file of kept columns beside an 8-bit checkpoint.
+    pub(crate) kept: Option<PathBuf>,
     pub(crate) tokenizer: LazyTokenizer,
     pub(crate) generation: GenerationConfig,
     pub(crate) companions: Vec<Companion>,
@@ -73,6 +93,7 @@ impl Source {
         let config = ModelConfig::parse(builtin::CONFIG)?;
         Ok(Self {
             checkpoint: Checkpoint::from_static(&what("model.safetensors"), builtin::WEIGHTS)?,
+            kept: None,
             tokenizer: LazyTokenizer::new(
                 Companion::of_builtin(),
                 config.values().clone(),
@@ -118,6 +139,7 @@ impl Source {
         Ok(Self {
             config,
             checkpoint,
+            kept: None,
             tokenizer,
             generation,
             companions,
@@ -140,6 +162,9 @@ impl Source {
             }
         };
 
+        let kept = files.root.join(KEPT_COLUMNS);
+        let kept = kept.is_file().then_some(kept);
+
         let mut warnings = Vec::new();
         let generation = generation_config(files, &config, &mut warnings)?;
         let companions = companions(&files.root, &files.companions);
@@ -150,6 +175,7 @@ impl Source {
         Ok(Self {
             config,
             checkpoint,
+            kept,
             tokenizer,
             generation,
             companions,

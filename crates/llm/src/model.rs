@@ -65,8 +65,8 @@ impl AutoModelForCausalLM {
     /// (`gpt2-large`, `org/name@revision`).
     ///
     /// # Errors
-    /// [`LlmError::Hub`] if the model cannot be found or downloaded, [`LlmError::Decoder`] if it
-    /// cannot be loaded.
+    /// [`LlmError::Hub`] if the model or its adapter cannot be found or downloaded,
+    /// [`LlmError::Nn`] or [`LlmError::Decoder`] if it cannot be loaded.
     pub fn from_pretrained(name: &str, config: &LoadConfig) -> Result<Self> {
         Self::from_pretrained_with(name, config, &NoProgress, &mut |_| ())
     }
@@ -82,6 +82,7 @@ impl AutoModelForCausalLM {
         download: &dyn Progress,
         load: &mut dyn FnMut(LoadEvent<'_>),
     ) -> Result<Self> {
+        let options = config.opened(download)?;
         let source = Source::find(name, &config.hub, download)?;
         let is_prequantized = Decoder::is_prequantized(&source.checkpoint);
 
@@ -89,14 +90,12 @@ impl AutoModelForCausalLM {
         let mut peak_memory = MemoryUse::now();
         let checkpoint = Arc::new(source.checkpoint);
         let (mut decoder, outcome) =
-            Decoder::load(&source.config, &checkpoint, &config.options, &mut |event| {
+            Decoder::load(&source.config, &checkpoint, &options, &mut |event| {
                 peak_memory = peak_memory.zip(MemoryUse::now()).map(|(a, b)| a.max(b));
                 load(event);
             })?;
 
-        if decoder.needs_kept_columns() {
-            accuracy::keep_columns(&mut decoder, source.tokenizer.get())?;
-        }
+        accuracy::keep_columns(&mut decoder, source.kept, &source.tokenizer)?;
 
         let mut warnings = source.warnings;
         warnings.extend(outcome.warnings.into_iter().map(Warning::Weights));
@@ -125,9 +124,10 @@ impl AutoModelForCausalLM {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn plan(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<ModelPlan> {
+        let options = config.opened(download)?;
         let (model, checkpoint) = headers(name, &config.hub, download)?;
-        let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &config.options)?;
-        let placed = decoder.planned(&config.options.placement)?;
+        let (decoder, outcome) = Decoder::plan(&model, &checkpoint, &options)?;
+        let placed = decoder.planned(&options.placement)?;
         let warnings = outcome.warnings.into_iter().map(Warning::Weights).collect();
 
         Ok(ModelPlan {
@@ -191,14 +191,15 @@ impl AutoModelForCausalLM {
         &mut self.decoder
     }
 
-    /// Whether the checkpoint of a model holds int8 layers, from the headers of its files.
-    pub(crate) fn holds_int8(
+    /// Whether columns can be kept for a model: its checkpoint is not quantised, or was saved with such
+    /// columns. Reads headers only.
+    pub(crate) fn can_keep_columns(
         name: &str,
         config: &LoadConfig,
         download: &dyn Progress,
     ) -> Result<bool> {
-        let (_, checkpoint) = headers(name, &config.hub, download)?;
-        Ok(Decoder::is_prequantized(&checkpoint))
+        let source = Source::find(name, &config.hub, download)?;
+        Ok(source.kept.is_some() || !Decoder::is_prequantized(&source.checkpoint))
     }
 
     /// Whether the checkpoint already held int8 layers.

@@ -1,5 +1,6 @@
 //! Saving a model so that transformers and bitsandbytes can load it (`save_pretrained`).
 
+use crate::accuracy::KEPT_COLUMNS;
 use crate::error::Result;
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::SavedLayers;
@@ -55,6 +56,7 @@ impl AutoModelForCausalLM {
     /// [`NnError::Write`], [`NnError::Interrupted`] if `observe` stops it, or [`NnError::Config`]
     /// if a model without int8 layers is to be saved in 8 bit or dequantised;
     /// [`LlmError::Read`](crate::LlmError::Read) if a small file is a link out of the model's folder.
+    /// [`LlmError::Decoder`](crate::LlmError::Decoder) for a model with an adapter.
     pub fn save_pretrained(
         &self,
         folder: &Path,
@@ -78,6 +80,10 @@ impl AutoModelForCausalLM {
         let new = NewFolder::begin(folder)?;
         let tensors = self.decoder().state(options.layers)?;
         new.write_tensors(&tensors, options.max_shard_size, observe)?;
+
+        if options.layers == SavedLayers::Int8 && self.decoder().kept_bytes() > 0 {
+            new.write_file(KEPT_COLUMNS, &self.decoder().kept_state())?;
+        }
 
         for companion in self.companions() {
             new.write(&companion.name, &companion.read()?)?;

@@ -153,6 +153,27 @@ pub enum NnError {
         /// What is wrong and what would do.
         reason: String,
     },
+    /// A folder without the files of an adapter.
+    #[error(
+        "{} holds no adapter: it has no {lacks}; give the folder that `save_pretrained` of PEFT wrote",
+        folder.display()
+    )]
+    NoAdapter {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that is missing.
+        lacks: &'static str,
+    },
+    /// A tensor of an adapter that cannot be applied to the model.
+    #[error("tensor `{name}` in {file} cannot be applied: {reason}")]
+    AdapterTensor {
+        /// The tensor.
+        name: String,
+        /// The file it is in.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A name in the skip list that matches no module of the model.
     #[error("skip list: `{name}` matches no module of this model{hint}")]
     UnknownModule {

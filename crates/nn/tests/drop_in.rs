@@ -10,7 +10,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use llm_int8_nn::checkpoint::{Checkpoint, write_linear_state};
-use llm_int8_nn::drop_in::{Linear, linear, linear_b, linear_no_bias, linear8bit, with_int8};
+use llm_int8_nn::drop_in::{
+    Linear, linear, linear_b, linear_no_bias, linear8bit, with_int8, with_int8_report,
+};
 use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Linear, OutlierRule};
 use llm_int8_nn::lora::{LoraConfig, LoraLinear};
 use llm_int8_nn::module::SkipList;
@@ -136,6 +138,43 @@ fn scopes_nest_and_configure() {
     .unwrap();
     assert_eq!(inner.config(), Int8Config::default());
     assert_eq!(outer.config(), row);
+}
+
+#[test]
+fn a_report_has_the_layers_that_were_built() {
+    let variables = VarMap::new();
+    let vb = VarBuilder::from_varmap(&variables, DType::F32, &CPU);
+    let none = SkipList::default();
+    let build = || {
+        linear(4, 6, vb.pp("a"))?;
+        with_int8(Int8Config::default(), &none, || {
+            linear(4, 6, vb.pp("inner"))
+        })?;
+        assert!(
+            linear_no_bias(5, 6, vb.pp("a")).is_err(),
+            "`a` has 4 inputs"
+        );
+        linear_no_bias(4, 6, vb.pp("b"))?;
+        linear8bit(4, 6, vb.pp("b.c"))
+    };
+    let skip = SkipList::new(["b"]);
+    let (_, layers) = with_int8_report(Int8Config::default(), &skip, build).unwrap();
+
+    let found: Vec<_> = layers
+        .iter()
+        .map(|layer| (layer.path.as_str(), layer.is_int8, layer.bytes))
+        .collect();
+    // Codes, absmax and bias; floats; and what is int8 whatever the skip list says.
+    let int8 = 6 * (4 + 4) + 6 * 4;
+    assert_eq!(
+        found,
+        [
+            ("a", true, int8),
+            ("b", false, 6 * 4 * 4),
+            ("b.c", true, int8)
+        ]
+    );
+    assert!(layers.iter().all(|layer| layer.shape == [6, 4]));
 }
 
 #[test]

@@ -64,7 +64,6 @@ fn with(rule: OutlierRule, weights: OutlierWeights) -> Int8Config {
     Int8Config {
         outliers: rule,
         outlier_weights: weights,
-        ..Int8Config::default()
     }
 }
 

@@ -13,6 +13,7 @@ mod divisions;
 mod golden;
 mod linear;
 mod linear_oracle;
+mod prologues;
 mod rows;
 mod select;
 mod weights;

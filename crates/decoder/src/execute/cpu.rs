@@ -1,9 +1,9 @@
 //! Executes the steps of a plan on the CPU. Activations are f32; each layer knows the dtype of its
 //! own weights.
 
-use super::linear::{activate_gates, linears, project_hooked, project_layers};
 use crate::decoder::Decoder;
-use crate::error::{DecoderError, Result};
+use crate::error::Result;
+use crate::execute::layers::{activate_gates, linears, missing, project_layers, sized};
 use crate::hook::{LinearHook, LinearInput};
 use crate::plan::{
     Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
@@ -60,17 +60,6 @@ pub(crate) struct Cpu<'a> {
     /// Output of a linear layer before it is added to other rows.
     added: Vec<f32>,
     quantized: QuantizedActivations,
-}
-
-/// A part or rows that a step needs and the decoder does not have: the plan is wrong.
-pub(super) fn missing<T>(what: &'static str) -> Result<T> {
-    Err(DecoderError::Bug { what })
-}
-
-/// The buffer, resized to `count` rows of `width` values. Old values are not cleared.
-pub(super) fn sized(buffer: &mut Vec<f32>, count: usize, width: usize) -> &mut [f32] {
-    buffer.resize(count * width, 0.0);
-    buffer
 }
 
 impl<'a> Cpu<'a> {
@@ -262,22 +251,18 @@ impl<'a> Cpu<'a> {
         let Some(x) = x else {
             return missing("rows that no step wrote");
         };
-        let layers = linears(step, parts)?;
-        match &mut self.hook {
-            None => {
-                let quantized = &mut self.quantized;
-                project_layers(step, &layers, x, self.count, &mut outputs, quantized)?;
-            }
-            Some(hook) => {
-                let input = LinearInput {
-                    layers,
-                    values: x,
-                    rows: self.count,
-                };
-                project_hooked(step, &input, &mut outputs, &mut self.quantized, *hook)?;
-            }
-        }
-        activate_gates(self.isa(), step, &mut outputs);
+        let isa = self.isa();
+        let input_rows = LinearInput {
+            layers: linears(step, parts)?,
+            values: x,
+            rows: self.count,
+            reads_stream: step.input == Rows::Stream,
+        };
+        let hook = self.hook.as_mut();
+        let hook = hook.map(|hook| &mut **hook as &mut dyn LinearHook);
+        let quantized = &mut self.quantized;
+        project_layers(isa, step, parts, &input_rows, &mut outputs, quantized, hook)?;
+        activate_gates(isa, step, &mut outputs);
 
         self.rows[step.input as usize] = input;
         match (step.adds, outputs.as_slice()) {

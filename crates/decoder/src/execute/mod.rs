@@ -3,6 +3,6 @@
 
 mod cpu;
 pub(crate) mod gpu;
-mod linear;
+mod layers;
 
 pub(crate) use cpu::{Cpu, SequenceRows};

@@ -1,10 +1,14 @@
 //! Loads a decoder from a checkpoint, one tensor at a time: read, cast or quantised, dropped.
 
+mod adapter;
+mod float_source;
+mod inventory;
 mod outcome;
 mod quantization;
 mod reader;
 mod tensors;
 
+pub use inventory::{ModelTensor, ModelTensors, TensorRole};
 pub use outcome::{LoadOutcome, LoadWarning};
 
 use crate::decoder::Decoder;
@@ -18,6 +22,7 @@ use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::config::ModelConfig;
 use llm_int8_nn::dtype::FloatDtype;
 use llm_int8_nn::linear::{CodeMemory, Int8Config, ReplaceReport};
+use llm_int8_nn::lora::Adapter;
 use llm_int8_nn::module::{ModulePath, SkipList};
 use quantization::{StoredQuantization, declare, declare_int8_head};
 use reader::Reader;
@@ -62,6 +67,9 @@ pub struct LoadOptions {
     pub isa: Isa,
     /// On which devices the model is put.
     pub placement: Placement,
+    /// The LoRA adapter that is applied. The module tree, the parameters and the footprint stay
+    /// those of the model alone.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Default for LoadOptions {
@@ -76,6 +84,7 @@ impl Default for LoadOptions {
             strict: false,
             isa: Isa::detect(),
             placement: Placement::cpu(),
+            adapter: None,
         }
     }
 }
@@ -95,7 +104,8 @@ const HEAD: Slot = Slot::Model(ModelSlot::Head);
 
 impl Decoder {
     /// The model without values: module tree, parameters and footprint, from `config.json` and the
-    /// checkpoint's headers. Checks everything that can be checked without reading values.
+    /// checkpoint's headers. Checks everything that can be checked without reading values, except
+    /// those of an adapter, which are read.
     ///
     /// # Errors
     /// As [`Decoder::load`], except those of reading values.
@@ -149,6 +159,10 @@ impl Decoder {
         };
 
         let unused = check_tensors(&decoder, &keys, options, &stored)?;
+        if let Some(adapter) = &options.adapter {
+            decoder.apply_adapter(adapter)?;
+        }
+
         let copies = checkpoint.copies();
         let copied = (!copies.is_empty()).then(|| LoadWarning::CopiedTensors {
             names: copies.to_vec(),
@@ -182,8 +196,9 @@ impl Decoder {
     ///   that the model has no place for;
     /// - [`NnError::Quantise`](llm_int8_nn::NnError) for weights that are not finite in f16;
     /// - [`NnError::UnknownModule`](llm_int8_nn::NnError) for a skipped module that does not exist;
+    /// - [`NnError::AdapterTensor`](llm_int8_nn::NnError) for an adapter of another model;
     /// - [`DecoderError::Placement`], [`DecoderError::OriginalWeightsOnDevice`],
-    ///   [`DecoderError::Cuda`] for a placement that is impossible or fails.
+    ///   [`DecoderError::AdapterOnDevice`], [`DecoderError::Cuda`] for a placement that is impossible or fails.
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Arc<Checkpoint>,

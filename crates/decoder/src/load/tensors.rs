@@ -159,6 +159,20 @@ pub(super) fn check_tensors(
     };
     let known = check_parts(decoder, keys, &context)?;
 
+    let unlisted = keys.checkpoint.unlisted_names().filter(|_| options.strict);
+    let extra = unused_names(decoder, keys, &known, stored, unlisted);
+    unused(extra, keys.checkpoint, options, context.family)
+}
+
+/// The names in the checkpoint, and `more` of them, that are not `known` to the model, without those
+/// that transformers ignores silently.
+pub(super) fn unused_names<'a>(
+    decoder: &Decoder,
+    keys: &Keys<'a>,
+    known: &BTreeSet<String>,
+    stored: &StoredQuantization,
+    more: impl Iterator<Item = &'a str>,
+) -> BTreeSet<&'a str> {
     let ignored = decoder.spec().ignored_suffixes;
     let is_int8 = stored.is_int8 || Decoder::is_prequantized(keys.checkpoint);
     let is_silent = |name: &str| {
@@ -170,17 +184,12 @@ pub(super) fn check_tensors(
         suffixes.into_iter().any(|suffix| name.ends_with(suffix))
     };
 
-    let checkpoint = keys.checkpoint;
-    let unlisted = checkpoint.unlisted_names().filter(|_| options.strict);
-    let names = checkpoint
-        .entries()
-        .map(|(name, _)| name)
-        .chain(checkpoint.other_names())
-        .chain(unlisted);
-    let extra: BTreeSet<&str> = names
+    let names = keys.checkpoint.entries().map(|(name, _)| name);
+    names
+        .chain(keys.checkpoint.other_names())
+        .chain(more)
         .filter(|name| !known.contains(*name) && !is_silent(name))
-        .collect();
-    unused(extra, checkpoint, options, context.family)
+        .collect()
 }
 
 /// Checks the tensors of every part. Returns the names of all tensors that the model uses.
@@ -253,7 +262,7 @@ fn unused(
 
 /// Names and shapes of a part's tensors, as stored. A float Conv1D is stored transposed;
 /// bitsandbytes stores its codes as `[out_features, in_features]`.
-fn expected(part: &Part, is_codes: bool) -> Vec<(String, Vec<usize>)> {
+pub(super) fn expected(part: &Part, is_codes: bool) -> Vec<(String, Vec<usize>)> {
     let weight = |shape: Vec<usize>| ("weight".to_owned(), shape);
     match part {
         Part::Embedding(embedding) => vec![weight(embedding.shape().to_vec())],

@@ -219,8 +219,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`DecoderError::Placement`] for a device that is named twice, or if more than
-    /// `most_on_cpu` is left for the CPU; [`DecoderError::OriginalWeightsOnDevice`];
-    /// [`DecoderError::Cuda`].
+    /// `most_on_cpu` is left for the CPU; [`DecoderError::OriginalWeightsOnDevice`],
+    /// [`DecoderError::AdapterOnDevice`]; [`DecoderError::Cuda`].
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {
         DeviceMap::check(placement)?;
         let keeps_original = |part: &Part| match part {
@@ -231,6 +231,10 @@ impl Decoder {
         };
         if !placement.devices.is_empty() && self.all_parts().any(keeps_original) {
             return Err(DecoderError::OriginalWeightsOnDevice);
+        }
+
+        if !placement.devices.is_empty() && self.has_adapter() {
+            return Err(DecoderError::AdapterOnDevice);
         }
 
         let map = DeviceMap::of(placement, &self.sizes(placement))?;

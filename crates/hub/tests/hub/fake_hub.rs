@@ -26,10 +26,6 @@ pub enum Fault {
     NoContentRange,
     /// Answer a range request with another range.
     WrongRange,
-    /// Answer with this body instead. For listings.
-    Body(String),
-    /// Redirect to this address. For listings.
-    Redirect(&'static str),
     /// Send in pieces of `n` bytes, so slowly that two downloaders meet.
     Slow(usize),
 }
@@ -216,11 +212,6 @@ impl FakeHub {
 
     fn listing(&self, rest: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let fault = self.state.lock().unwrap().api_faults.pop_front();
-        match &fault {
-            Some(Fault::Body(body)) => return json(stream, body),
-            Some(Fault::Redirect(target)) => return redirect(stream, target),
-            _ => {}
-        }
         if let Some(Fault::Status(code, retry_after)) = fault {
             let extra =
                 retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod adapters;
 mod cache;
 mod companions;
 mod downloads;

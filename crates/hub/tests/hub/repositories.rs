@@ -2,7 +2,7 @@
 
 use crate::fake_hub::{FakeHub, Fault};
 use crate::{FILE, blobs, config, model_hub, resolve, resolve_with};
-use llm_int8_hub::{Hub, HubError, NoProgress};
+use llm_int8_hub::{Hub, NoProgress};
 use tempfile::TempDir;
 
 #[test]
@@ -108,7 +108,10 @@ fn repositories_of_other_kinds_say_what_to_do() {
             "model-Q4_K_M.gguf",
             "download one of its GGUF files, such as model-Q4_K_M.gguf",
         ),
-        ("adapter_config.json", "merge it into its base model first"),
+        (
+            "adapter_config.json",
+            "load its base model, with this as the adapter",
+        ),
         ("consolidated.safetensors", "a model's original weights"),
         ("tf_model.h5", "tf_model.h5 is for TensorFlow"),
     ] {
@@ -123,38 +126,6 @@ fn repositories_of_other_kinds_say_what_to_do() {
             error.contains("has no model.safetensors") && error.contains(expected),
             "{error}"
         );
-    }
-}
-
-#[test]
-fn a_listing_that_is_none_is_told_at_once() {
-    for (answer, reason) in [
-        (
-            Fault::Body("<html>Log in</html>".into()),
-            "it is no listing of files",
-        ),
-        (Fault::Body("[".repeat(1000)), "it is no listing of files"),
-        (
-            Fault::Body(" ".repeat(17 << 20)),
-            "it is longer than 16777216 bytes",
-        ),
-        (
-            Fault::Redirect("ftp://elsewhere/"),
-            "address cannot be requested",
-        ),
-        (
-            Fault::Redirect("/api/models/org/model"),
-            "more than 10 redirects",
-        ),
-        (Fault::Status(418, None), "status 418"),
-    ] {
-        let hub = model_hub();
-        let count = if reason.contains("redirects") { 10 } else { 1 };
-        hub.api_faults(std::iter::repeat_n(answer, count));
-        let error = resolve(&hub, &TempDir::new().unwrap(), "org/model").unwrap_err();
-        assert!(matches!(error, HubError::MalformedAnswer { .. }), "{error}");
-        assert!(error.to_string().contains(reason), "{reason}: {error}");
-        assert_eq!(hub.log().len(), count, "{reason}");
     }
 }
 

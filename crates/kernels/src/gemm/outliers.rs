@@ -45,18 +45,7 @@ impl<'a> OutlierMatmul<'a> {
             .filter_map(|((place, &column), original)| (!original).then_some((place, column)))
             .collect();
 
-        // A lookup table, because with hundreds of outlier columns binary searches cost as much as
-        // the matmul.
-        let mut table = vec![0u32; columns.last().map_or(0, |&last| last as usize + 1)];
-        columns
-            .iter()
-            .zip(0..)
-            .for_each(|(&column, place)| table[column as usize] = place);
-        let places = outliers
-            .columns()
-            .iter()
-            .map(|&column| table[column as usize])
-            .collect();
+        let places = places(outliers, &columns);
         Ok(Self {
             outliers,
             weights,
@@ -138,6 +127,22 @@ impl<'a> OutlierMatmul<'a> {
     }
 }
 
+/// For each outlier of each row, the index of its column in `columns`, which are ascending.
+fn places(outliers: &Outliers, columns: &[u32]) -> Vec<u32> {
+    if outliers.rows() == 1 {
+        return (0..columns.len() as u32).collect();
+    }
+
+    // A lookup table, because with hundreds of outlier columns binary searches cost as much as the
+    // matmul.
+    let mut table = vec![0u32; columns.last().map_or(0, |&last| last as usize + 1)];
+    (0..)
+        .zip(columns)
+        .for_each(|(place, &column)| table[column as usize] = place);
+    let all = outliers.columns().iter();
+    all.map(|&column| table[column as usize]).collect()
+}
+
 /// See [`OutlierMatmul::sources`].
 fn sources(
     weights: OutlierWeights<'_>,
@@ -195,10 +200,10 @@ fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
         first += 64;
     }
 
-    let (narrow, rest) = rest.as_chunks_mut::<8>();
+    let (narrow, rest) = rest.as_chunks_mut::<16>();
     for y in narrow {
         add_chunk(places, values, weights, width, first, y);
-        first += 8;
+        first += 16;
     }
 
     for y in rest {

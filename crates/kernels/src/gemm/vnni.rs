@@ -358,10 +358,7 @@ pub(super) mod v512 {
         absmax: &[f32],
         into: &mut [f32],
     ) {
-        assert!(
-            matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx)
-                && codes.cols() <= i32::MAX as usize / 16
-        );
+        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx));
         assert!(
             outputs.len().is_multiple_of(16)
                 && outputs.end <= codes.rows()
@@ -389,8 +386,6 @@ pub(super) mod v512 {
         let data = codes.data();
         let cols = codes.cols();
         let width = outputs.len();
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(cols as i32));
         let inverse = _mm512_set1_ps(1.0 / 127.0);
 
         for &(place, column) in columns {
@@ -398,24 +393,10 @@ pub(super) mod v512 {
             for i in (0..width).step_by(16) {
                 let first = (outputs.start + i) * cols + column as usize;
 
-                // SAFETY: each gathered dword ends with the requested code, so it starts three
-                // bytes before it; the first three codes of the matrix have no such bytes and are
-                // read one by one.
-                let found = unsafe {
-                    if first >= 3 {
-                        let dwords =
-                            _mm512_i32gather_epi32::<1>(rows, data.as_ptr().add(first - 3).cast());
-                        _mm512_srai_epi32::<24>(dwords)
-                    } else {
-                        let codes: [i32; 16] =
-                            std::array::from_fn(|n| i32::from(data[first + n * cols]));
-                        _mm512_loadu_si512(codes.as_ptr().cast())
-                    }
-                };
-
-                // SAFETY: i + 16 ≤ width, so sixteen values of `absmax` and of the line are in
-                // bounds.
+                // SAFETY: the codes of sixteen rows in this column are in bounds, and so are sixteen
+                // values of `absmax` and of the line, as i + 16 ≤ width.
                 unsafe {
+                    let found = _mm512_cvtepi8_epi32(column16(data.as_ptr().add(first), cols));
                     let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
                     let value =
                         _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse);
@@ -423,6 +404,29 @@ pub(super) mod v512 {
                 }
             }
         }
+    }
+
+    /// Sixteen codes, `stride` apart. A load for each is faster than a gather, which reads 32 bits.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; all sixteen are readable.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn column16(from: *const i8, stride: usize) -> __m128i {
+        // SAFETY: the caller's.
+        let code = |n: usize| unsafe { i32::from(*from.add(n * stride)) };
+
+        // Two halves, so that insertions into one do not wait for those into the other.
+        let half = |n: usize| {
+            let mut half = _mm_cvtsi32_si128(code(n) & 0xff);
+            half = _mm_insert_epi8::<1>(half, code(n + 1));
+            half = _mm_insert_epi8::<2>(half, code(n + 2));
+            half = _mm_insert_epi8::<3>(half, code(n + 3));
+            half = _mm_insert_epi8::<4>(half, code(n + 4));
+            half = _mm_insert_epi8::<5>(half, code(n + 5));
+            half = _mm_insert_epi8::<6>(half, code(n + 6));
+            _mm_insert_epi8::<7>(half, code(n + 7))
+        };
+        _mm_unpacklo_epi64(half(0), half(8))
     }
 
     /// Transposes 16 × 16 values of 32 bits: pairs, then fours, then halves and quarters of

@@ -102,26 +102,39 @@ impl OutlierRule {
 
         // A NaN compares above everything, so it may hide outliers.
         let may_exist = largest.is_nan() || largest.to_f32() >= threshold;
-        (may_exist && !threshold.is_nan()).then(|| smallest_outlier(threshold))
+        (may_exist && !threshold.is_nan()).then(|| smallest_outlier(threshold).to_bits())
     }
 }
 
-/// The bits of the smallest positive f16 that is not below `threshold`. Positive floats are ordered
-/// like their bits. 0 is never an outlier.
-fn smallest_outlier(threshold: f32) -> u16 {
+/// The smallest positive f16 that is not below `threshold`: the magnitude from which on values of a
+/// row of f16 are outliers. 0 is never an outlier.
+///
+/// ```
+/// use llm_int8_kernels::outlier::smallest_outlier;
+/// assert_eq!(smallest_outlier(6.0).to_f32(), 6.0);
+/// assert_eq!(smallest_outlier(6.001).to_f32(), 6.00390625); // the next f16
+/// ```
+pub fn smallest_outlier(threshold: f32) -> f16 {
+    // Positive floats are ordered like their bits.
     let nearest = f16::from_f32(threshold);
     let bits = match nearest.to_f32() >= threshold {
         true => nearest.to_bits(),
         false => nearest.to_bits() + 1,
     };
-    bits.max(1)
+    f16::from_bits(bits.max(1))
 }
 
 /// Values whose squares are added as a tree.
 pub(crate) const RMS_CHUNK: usize = 128;
 
-/// The root mean square of a row; see [`reference::row_rms`](crate::reference::row_rms).
-fn row_rms(isa: Isa, row16: &[f16]) -> f32 {
+/// The root mean square of a row, f32: the same bits as
+/// [`reference::row_rms`](crate::reference::row_rms).
+///
+/// ```
+/// use llm_int8_kernels::{Isa, outlier::row_rms};
+/// assert_eq!(row_rms(Isa::detect(), &[3.0, -4.0, 0.0, 0.0].map(half::f16::from_f32)), 2.5);
+/// ```
+pub fn row_rms(isa: Isa, row16: &[f16]) -> f32 {
     let mut values = [0f32; RMS_CHUNK];
     let mut sum = 0f32;
     for chunk in row16.chunks(RMS_CHUNK) {
@@ -159,11 +172,11 @@ mod tests {
 
     #[test]
     fn the_smallest_outlier_is_not_below_the_threshold() {
-        assert_eq!(smallest_outlier(6.0), f16::from_f32(6.0).to_bits());
-        let next = smallest_outlier(6.0001);
+        assert_eq!(smallest_outlier(6.0), f16::from_f32(6.0));
+        let next = smallest_outlier(6.0001).to_bits();
         assert_eq!(next, f16::from_f32(6.0).to_bits() + 1);
-        assert_eq!(smallest_outlier(0.0), 1);
-        assert_eq!(smallest_outlier(1e9), f16::INFINITY.to_bits());
+        assert_eq!(smallest_outlier(0.0).to_bits(), 1);
+        assert_eq!(smallest_outlier(1e9), f16::INFINITY);
     }
 
     #[test]

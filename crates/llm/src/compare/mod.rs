@@ -108,10 +108,11 @@ impl AccuracyComparison {
     pub fn load(name: &str, config: &LoadConfig, download: &dyn Progress) -> Result<Self> {
         let mut config = config.clone();
         config.options.placement = Placement::cpu();
-        config.options.int8 = Some(Accuracy::Best.int8_config());
-        if AutoModelForCausalLM::holds_int8(name, &config, download)? {
-            config.options.int8 = Some(Accuracy::Better.int8_config());
-        }
+        let accuracy = match AutoModelForCausalLM::can_keep_columns(name, &config, download)? {
+            true => Accuracy::Best,
+            false => Accuracy::Better,
+        };
+        config.options.int8 = Some(accuracy.int8_config());
         let int8 =
             AutoModelForCausalLM::from_pretrained_with(name, &config, download, &mut |_| ())?;
 
@@ -140,9 +141,9 @@ impl AccuracyComparison {
     pub fn rules(&self) -> Vec<ComparedRule> {
         use Accuracy::{Best, Better, Bitsandbytes};
         let presets = |list: &[Accuracy]| list.iter().copied().map(ComparedRule::Preset).collect();
-        let mut rules: Vec<ComparedRule> = match &self.float {
-            None => presets(&[Bitsandbytes, Better]),
-            Some(_) => presets(&[Bitsandbytes, Better, Best]),
+        let mut rules: Vec<ComparedRule> = match self.int8.decoder().kept_bytes() {
+            0 => presets(&[Bitsandbytes, Better]),
+            _ => presets(&[Bitsandbytes, Better, Best]),
         };
         rules.insert(0, self.baseline());
         if self.float.is_some() {
@@ -162,7 +163,7 @@ impl AccuracyComparison {
         }
     }
 
-    /// Compares all [`rules`](Self::rules) on a text, window by window: one window's logits of the
+    /// Compares `rules`, some of [`Self::rules`], with the baseline on a text, window by window: one window's logits of the
     /// baseline are in memory at a time. After each pass `observe` gets the number of passes done and
     /// in total, and may stop the comparison.
     ///
@@ -170,12 +171,14 @@ impl AccuracyComparison {
     /// As [`AutoModelForCausalLM::perplexity`].
     pub fn run(
         &mut self,
+        rules: &[ComparedRule],
         ids: &[u32],
         options: PerplexityOptions,
         observe: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Comparison> {
         let windows = self.int8.checked_windows(ids, options)?;
-        let rules = self.rules();
+        let others = rules.iter().filter(|rule| **rule != self.baseline());
+        let rules: Vec<_> = [self.baseline()].iter().chain(others).copied().collect();
         let vocabulary = self.int8.decoder().spec().vocab_size();
 
         let mut tallies = vec![Tally::default(); rules.len()];
@@ -221,7 +224,7 @@ impl AccuracyComparison {
         let config = match rule {
             ComparedRule::Float => None,
             ComparedRule::FloatActivations => {
-                let mut hook = Dequantized::default();
+                let mut hook = Dequantized;
                 return pass(self.int8.decoder(), window, &mut hook, tally);
             }
             ComparedRule::Preset(accuracy) => Some(accuracy.int8_config()),

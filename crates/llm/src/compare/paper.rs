@@ -157,7 +157,6 @@ impl LinearHook for Simulation<'_> {
 }
 
 /// Computes int8 layers with their weights as floats and with float activations.
-#[derive(Default)]
 pub(super) struct Dequantized;
 
 impl LinearHook for Dequantized {

@@ -52,7 +52,7 @@ pub fn read_linear_state(
         return Err(error(format!("`SCB` is {:?}; F32 was expected", scb.dtype)));
     }
 
-    check_format(checkpoint, prefix)?;
+    check_layout(checkpoint, prefix)?;
     Int8Weight::from_codes_in(
         memory,
         &weight.elements::<i8>()?,
@@ -65,9 +65,12 @@ pub fn read_linear_state(
     })
 }
 
-/// Checks that the codes are row-major. The three other layouts were for the int8 tensor cores of
-/// GPUs of 2022.
-fn check_format(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
+/// Checks that the codes of the layer `prefix` are row-major. The three other layouts were for the
+/// int8 tensor cores of GPUs of 2022.
+///
+/// # Errors
+/// [`NnError::QuantisationState`] if `weight_format` names another layout.
+pub fn check_layout(checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
     let error = |reason: String| NnError::QuantisationState {
         layer: prefix.to_owned(),
         reason,

@@ -9,17 +9,22 @@ mod cast;
 mod columns;
 mod gguf;
 mod index;
+mod kept;
 mod mmap;
 mod pickle;
 mod safetensors;
+pub mod verify;
 mod view;
 pub mod writer;
 
 pub(crate) use bnb::ABSMAX;
-pub use bnb::{float_bytes, float_state, linear_state, read_linear_state, write_linear_state};
+pub use bnb::{
+    check_layout, float_bytes, float_state, linear_state, read_linear_state, write_linear_state,
+};
 pub use cast::{float_tensor, int8_weight, rounded};
 pub use columns::CheckpointColumns;
 pub use gguf::{GgufChange, GgufFile};
+pub use kept::{kept_state, read_kept_state};
 pub use view::{TensorView, is_float};
 pub use writer::{NewFolder, NewTensor, WriteEvent, WriteObserver};
 
@@ -41,6 +46,14 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Start and end of its bytes in the file, if the elements are contiguous there.
     range: (usize, usize),
+}
+
+impl Entry {
+    /// Size of the elements in bytes.
+    pub fn bytes(&self) -> u64 {
+        let dims = self.shape.iter().map(|dim| *dim as u64);
+        dims.fold(self.dtype.bitsize() as u64, u64::saturating_mul) / 8
+    }
 }
 
 /// A named value that cannot be read as a tensor.

@@ -117,6 +117,14 @@ impl NewFolder {
         })
     }
 
+    /// Writes tensors to one safetensors file of this name.
+    ///
+    /// # Errors
+    /// As [`NewFolder::write_tensors`].
+    pub fn write_file(&self, name: &str, tensors: &[NewTensor<'_>]) -> Result<()> {
+        write_safetensors(&self.folder.path().join(name), tensors)
+    }
+
     /// Writes a small file. `name` is relative to the folder; parent folders are created.
     ///
     /// # Errors

@@ -45,7 +45,7 @@
 mod scope;
 pub mod with_tracing;
 
-pub use scope::with_int8;
+pub use scope::{BuiltLinear, with_int8, with_int8_report};
 
 use crate::error::NnError;
 use crate::linear::{FloatLinear, Int8Config, Int8Linear};
@@ -55,6 +55,10 @@ use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 /// A linear layer of a candle model: candle's own in float, or int8.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has a few hundred of them, nearly all int8"
+)]
 #[derive(Debug, Clone)]
 pub enum Linear {
     /// candle's layer, on any of its devices.
@@ -117,8 +121,30 @@ pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder<'_>) -> Resu
 pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder<'_>) -> Result<Linear> {
     match scope::config_for(&ModulePath::from(vb.prefix().as_str())) {
         Some(config) => int8(in_dim, out_dim, bias, &vb, config).map(Linear::Int8),
-        None => candle_nn::linear_b(in_dim, out_dim, bias, vb).map(Linear::Float),
+        None => float(in_dim, out_dim, bias, vb).map(Linear::Float),
     }
+}
+
+fn float(
+    in_dim: usize,
+    out_dim: usize,
+    bias: bool,
+    vb: VarBuilder<'_>,
+) -> Result<candle_nn::Linear> {
+    let path = ModulePath::from(vb.prefix().as_str());
+    let layer = candle_nn::linear_b(in_dim, out_dim, bias, vb)?;
+    scope::record(BuiltLinear {
+        path,
+        shape: [out_dim, in_dim],
+        is_int8: false,
+        bytes: bytes(layer.weight()) + layer.bias().map_or(0, bytes),
+    });
+    Ok(layer)
+}
+
+/// Bytes of a tensor's elements.
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
 /// An int8 layer, whatever [`with_int8`] says of its path; its configuration is that of the scope.
@@ -177,6 +203,7 @@ fn int8(
         Some(weight) => Int8Linear::new(weight, None, config).map_err(NnError::into_candle)?,
         None => quantized(in_dim, out_dim, &on_cpu, config)?,
     };
+    let mut size = out_dim * (in_dim + size_of::<f32>());
     if bias {
         let bound = 1. / (in_dim as f64).sqrt();
         let init = Init::Uniform {
@@ -184,10 +211,17 @@ fn int8(
             up: bound,
         };
         let bias = on_cpu.get_with_hints(out_dim, "bias", init)?;
+        size += bytes(&bias);
         layer
             .set_bias(bias.detach().to_device(&Device::Cpu)?)
             .map_err(NnError::into_candle)?;
     }
+    scope::record(BuiltLinear {
+        path: path.clone(),
+        shape: [out_dim, in_dim],
+        is_int8: true,
+        bytes: size,
+    });
     layer.set_path(path);
     layer.to_device(vb.device()).map_err(NnError::into_candle)
 }

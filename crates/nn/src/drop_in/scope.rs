@@ -7,13 +7,27 @@ use crate::near_names::near_names;
 use candle_core::Result;
 use std::cell::RefCell;
 
+/// A linear layer that [`with_int8_report`] built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuiltLinear {
+    /// The prefix of its `VarBuilder`.
+    pub path: ModulePath,
+    /// `[out_features, in_features]`.
+    pub shape: [usize; 2],
+    /// Whether the weight is int8.
+    pub is_int8: bool,
+    /// Bytes of weight, absmax and bias.
+    pub bytes: usize,
+}
+
 /// What [`with_int8`] says, and what was built under it.
 #[derive(Debug)]
 struct Scope {
     config: Int8Config,
     skip: SkipList,
-    /// Paths of the linear layers built so far.
-    built: Vec<ModulePath>,
+    /// Paths of the linear layers so far that a name of `skip` may cover.
+    skippable: Vec<ModulePath>,
+    built: Vec<BuiltLinear>,
 }
 
 thread_local! {
@@ -44,10 +58,25 @@ pub fn with_int8<T>(
     skip: &SkipList,
     build: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
+    with_int8_report(config, skip, build).map(|(model, _)| model)
+}
+
+/// [`with_int8`], with the linear layers that were built in it, in the order of their building:
+/// which became int8, and how large they are. Layers of an inner scope are not among them, nor are
+/// those that [`Linear::new`](super::Linear::new) makes of tensors.
+///
+/// # Errors
+/// As [`with_int8`].
+pub fn with_int8_report<T>(
+    config: Int8Config,
+    skip: &SkipList,
+    build: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<BuiltLinear>)> {
     SCOPES.with_borrow_mut(|scopes| {
         scopes.push(Scope {
             config,
             skip: skip.clone(),
+            skippable: Vec::new(),
             built: Vec::new(),
         });
     });
@@ -55,14 +84,25 @@ pub fn with_int8<T>(
 
     let model = build()?;
 
-    let built = SCOPES.with_borrow_mut(|scopes| {
-        scopes
-            .last_mut()
-            .map(|scope| std::mem::take(&mut scope.built))
-    });
+    let (skippable, built) = SCOPES
+        .with_borrow_mut(|scopes| {
+            let scope = scopes.last_mut()?;
+            let skippable = std::mem::take(&mut scope.skippable);
+            Some((skippable, std::mem::take(&mut scope.built)))
+        })
+        .unwrap_or_default();
     drop(guard);
-    check_names(skip, &built.unwrap_or_default())?;
-    Ok(model)
+    check_names(skip, &skippable)?;
+    Ok((model, built))
+}
+
+/// Adds a layer to the report of the innermost scope.
+pub(super) fn record(layer: BuiltLinear) {
+    SCOPES.with_borrow_mut(|scopes| {
+        if let Some(scope) = scopes.last_mut() {
+            scope.built.push(layer);
+        }
+    });
 }
 
 /// Refuses names that cover none of the layers.
@@ -97,7 +137,7 @@ pub(super) fn config_for(path: &ModulePath) -> Option<Int8Config> {
         let Some(scope) = scopes.last_mut() else {
             return always.matching(path).is_none().then(Int8Config::default);
         };
-        scope.built.push(path.clone());
+        scope.skippable.push(path.clone());
         let is_kept = always.matching(path).is_some() || scope.skip.matching(path).is_some();
         (!is_kept).then_some(scope.config)
     })

@@ -1,5 +1,6 @@
 //! How an int8 layer treats outliers.
 
+pub use llm_int8_kernels::outlier::{row_rms, smallest_outlier};
 pub use llm_int8_kernels::{OutlierRule, OutlierScope};
 
 /// Where the weights of outlier columns come from.

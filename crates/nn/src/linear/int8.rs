@@ -26,7 +26,7 @@ pub struct Int8Linear {
     weight: Option<Place>,
     bias: Option<FloatParameter>,
     pub(super) original: Option<ColumnStore>,
-    pub(super) kept: Option<KeptColumns>,
+    pub(super) kept: Option<Box<KeptColumns>>,
     config: Int8Config,
     /// The class of the float layer it replaces: it decides how the weight lies in checkpoints.
     class: LinearClass,
@@ -435,7 +435,7 @@ impl Module for Int8Linear {
     fn describe(&self) -> Node {
         let arguments = features(self.in_features, self.out_features, self.bias.is_some());
         let shape = [self.out_features, self.in_features];
-        let kept = self.kept.as_ref().map_or(0, KeptColumns::bytes);
+        let kept = self.kept.as_deref().map_or(0, KeptColumns::bytes);
         let mut node = Node::leaf("Linear8bitLt", arguments).with_parameter(Parameter::new(
             "weight",
             ParameterDtype::I8,

@@ -56,6 +56,11 @@ impl KeptColumns {
         &self.values
     }
 
+    /// Length of a column.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> u64 {
         (size_of_val(&*self.columns) + size_of_val(&*self.values)) as u64
@@ -118,13 +123,13 @@ impl Int8Linear {
                 ),
             });
         }
-        self.kept = Some(kept);
+        self.kept = Some(Box::new(kept));
         Ok(())
     }
 
     /// The columns kept in f16 beside the codes.
     pub fn kept_columns(&self) -> Option<&KeptColumns> {
-        self.kept.as_ref()
+        self.kept.as_deref()
     }
 
     /// The input features whose columns are multiplied in floating point in every row, ascending: those
@@ -135,7 +140,7 @@ impl Int8Linear {
 
     /// The kept columns, if the layer is configured to use them.
     pub(super) fn active_kept(&self) -> Option<&KeptColumns> {
-        (self.kept.as_ref()).filter(|_| self.config().outlier_weights == OutlierWeights::Kept)
+        (self.kept.as_deref()).filter(|_| self.config().outlier_weights == OutlierWeights::Kept)
     }
 }
 

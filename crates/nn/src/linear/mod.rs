@@ -18,7 +18,9 @@ pub mod replace;
 mod rows;
 mod weight;
 
-pub use config::{Int8Config, OutlierRule, OutlierScope, OutlierWeights};
+pub use config::{
+    Int8Config, OutlierRule, OutlierScope, OutlierWeights, row_rms, smallest_outlier,
+};
 pub use float::{FloatLinear, LinearClass};
 pub use int8::Int8Linear;
 pub use kept::KeptColumns;
@@ -26,6 +28,7 @@ pub use original::OriginalWeights;
 pub use weight::Int8Weight;
 
 pub use codes::CodeMemory;
+pub use llm_int8_kernels::QuantizedActivations;
 pub use replace::{HasLinears, KeptLinear, ReplaceReport, replace_linear};
 pub use rows::{Projection, for_rows, project};
 

@@ -14,8 +14,9 @@ pub(super) const LONGEST_TEXT: usize = 64 << 20;
 /// The longest list, in elements.
 pub(super) const LONGEST_LIST: usize = 1 << 20;
 
-/// The deepest nesting of expressions, statements and macro calls while they are evaluated.
-const DEEPEST_EVALUATION: u32 = 900;
+/// The deepest nesting of expressions, statements and macro calls while they are evaluated. A level
+/// takes up to 2.4 kB of stack, and threads have 2 MiB.
+const DEEPEST_EVALUATION: u32 = 400;
 
 /// Bytes of text that count as one unit of work.
 const BYTES_PER_UNIT: usize = 16;

@@ -1,5 +1,7 @@
 //! [`Hub`]: from a model's name to its files.
 
+mod adapter;
+
 use crate::api::{self, Listing};
 use crate::cache::{self, RepoCache, is_commit};
 use crate::config::{HubConfig, expand_home};
@@ -143,7 +145,7 @@ impl Hub {
         let mut retries = Retries::new(&self.config);
         loop {
             let (reason, after, unreachable) =
-                match api::listing(&self.config, http, repo, revision, &cached).await {
+                match api::listing(&self.config, repo, revision, &cached).await {
                     Ok(listing) => return Ok(listing),
                     Err(Failure::Final(error)) => return Err(error),
                     Err(Failure::Transient {
@@ -196,15 +198,19 @@ impl Hub {
     fn offline(&self, cache: &RepoCache, repo: &str, revision: &str) -> Result<ModelFiles> {
         match cache.commit_of(revision).map(|commit| cache.model(&commit)) {
             Some(Ok(model)) => Ok(model),
-            _ => Err(HubError::Offline {
-                model: if revision == "main" {
-                    repo.to_owned()
-                } else {
-                    format!("{repo}@{revision}")
-                },
-                cache: self.config.cache_dir.clone(),
-                offline_models: offline_models(self.cached_models()),
-            }),
+            _ => Err(self.not_cached(repo, revision)),
+        }
+    }
+
+    fn not_cached(&self, repo: &str, revision: &str) -> HubError {
+        HubError::Offline {
+            model: if revision == "main" {
+                repo.to_owned()
+            } else {
+                format!("{repo}@{revision}")
+            },
+            cache: self.config.cache_dir.clone(),
+            offline_models: offline_models(self.cached_models()),
         }
     }
 

@@ -5,6 +5,9 @@
 //! alpha / rank`. The base may be int8: gradients reach `A`, `B` and `x` (bitsandbytes' QLoRA
 //! recipe in 8 bit), never the base.
 //!
+//! [`LoraLinear`] trains. [`Adapter`] is a trained adapter in files, and [`LoraUpdate`] what it adds
+//! to one layer of the decoder.
+//!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
 //! use candle_nn::{VarBuilder, VarMap};
@@ -24,122 +27,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adapter;
+mod config;
+mod update;
+
+pub use adapter::{Adapter, AdapterLayer};
+pub use config::{AdapterConfig, LoraConfig};
+pub use update::LoraUpdate;
+
 use crate::error::{NnError, Result};
-use crate::json;
 use crate::linear::Linear;
 use candle_core::{DType, Module, Tensor};
 use candle_nn::{Init, VarBuilder};
-use serde_json::Value;
-
-/// Keys of `adapter_config.json` that change what is computed, and must be off.
-const UNSUPPORTED: &[&str] = &[
-    "use_dora",
-    "use_qalora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "bias",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "velora_config",
-];
-
-/// Rank and scale of an adapter: the keys of PEFT's `adapter_config.json` that change what is
-/// computed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LoraConfig {
-    /// `r`.
-    pub rank: usize,
-    /// `lora_alpha`.
-    pub alpha: f64,
-    /// `use_rslora`: divide alpha by the root of the rank.
-    pub rank_stabilized: bool,
-}
-
-impl LoraConfig {
-    /// PEFT's plain LoRA.
-    pub fn new(rank: usize, alpha: f64) -> Self {
-        Self {
-            rank,
-            alpha,
-            rank_stabilized: false,
-        }
-    }
-
-    /// Reads PEFT's `adapter_config.json`.
-    ///
-    /// ```
-    /// use llm_int8_nn::lora::LoraConfig;
-    /// let config = LoraConfig::parse(br#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#)?;
-    /// assert_eq!((config, config.scale()), (LoraConfig::new(8, 16.0), 2.0));
-    /// assert!(LoraConfig::parse(br#"{"peft_type": "IA3"}"#).is_err());
-    /// # Ok::<(), llm_int8_nn::NnError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`NnError::Adapter`] for JSON that is none, for another kind of adapter, and for settings
-    /// that would change the result and are not supported: DoRA, ranks or scales of single layers,
-    /// trained biases, whole modules beside the adapter.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let error = |reason: String| NnError::Adapter { reason };
-        let values = json::parse(bytes).map_err(|cause| error(cause.to_string()))?;
-
-        let kind = values["peft_type"].as_str().unwrap_or("missing");
-        if kind != "LORA" {
-            return Err(error(format!(
-                "`peft_type` is {kind}; only LORA is supported"
-            )));
-        }
-        for key in UNSUPPORTED {
-            let value = &values[*key];
-            let is_off = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Object(entries) => entries.is_empty(),
-                Value::Array(entries) => entries.is_empty(),
-                Value::String(text) => *key == "bias" && text == "none",
-                _ => false,
-            };
-            if !is_off {
-                return Err(error(format!(
-                    "`{key}` is {}, which is not supported",
-                    json::shown(value)
-                )));
-            }
-        }
-
-        let rank = values["r"].as_u64().filter(|rank| *rank > 0);
-        let alpha = values["lora_alpha"]
-            .as_f64()
-            .filter(|alpha| alpha.is_finite());
-        let (Some(rank), Some(alpha)) = (rank, alpha) else {
-            return Err(error(
-                "it needs numbers `r`, above 0, and `lora_alpha`".into(),
-            ));
-        };
-        Ok(Self {
-            rank: rank as usize,
-            alpha,
-            rank_stabilized: values["use_rslora"] == true,
-        })
-    }
-
-    /// What the update is multiplied by.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.rank_stabilized {
-            self.alpha / rank.sqrt()
-        } else {
-            self.alpha / rank
-        }
-    }
-}
 
 /// A frozen layer with an update of low rank.
 #[derive(Debug, Clone)]
