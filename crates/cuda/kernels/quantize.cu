@@ -27,6 +27,9 @@ struct QuantizeArgs {
 };
 
 constexpr u32 MAX_CHUNKS = 2048;  // of a row: plan::MAX_COLUMNS / RMS_CHUNK
+// Sums of squares of a row's chunks. Two, used in turn like the memory of the reductions: a thread may
+// still read those of the last row.
+typedef float Chunks[2][MAX_CHUNKS];
 
 // Lists the marked columns and clears the marks, in one warp.
 DEVICE void list_columns(const QuantizeArgs& a) {
@@ -62,12 +65,10 @@ DEVICE void list_columns(const QuantizeArgs& a) {
 // Quantises one row; returns whether it has outliers. `marked`: bits of the kept values whose
 // columns this thread has already marked, so that it need not do so again.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
-DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, u32& marked) {
+DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, Chunks& chunks, u32& marked) {
     static_assert(GROUPS * 4 <= 32, "a bit for each value that is kept");
     u32 cols = a.source.cols;
     GroupedRow<T, GROUPS, IS_PLAIN, IS_WHOLE> row(a.source, m, round);
-    // Alternating, like the memory of the reductions: a thread may still read the last row's.
-    __shared__ float chunks[2][MAX_CHUNKS];
     u32 limit = row.find_limit(a.rule, chunks[round]);
     bool has_outliers;
     u32 outliers;
@@ -114,38 +115,40 @@ DEVICE void prefetch_row(const Source& source, u32 m) {
 
 // Quantises the block's rows; returns whether any has outliers.
 template <class T, u32 GROUPS, bool IS_PLAIN, bool IS_WHOLE>
-DEVICE bool quantize_rows(const QuantizeArgs& a) {
+DEVICE bool quantize_rows(const QuantizeArgs& a, Chunks& chunks) {
     bool has_marked = false;
     u32 marked = 0, round = 0;
 #pragma unroll 1
     for (u32 m = blockIdx.x; m < a.rows; m += gridDim.x, round ^= 1) {
         if (m + gridDim.x < a.rows) prefetch_row<T>(a.source, m + gridDim.x);
-        has_marked |= quantize_row<T, GROUPS, IS_PLAIN, IS_WHOLE>(a, m, round, marked);
+        has_marked |= quantize_row<T, GROUPS, IS_PLAIN, IS_WHOLE>(a, m, round, chunks, marked);
     }
     return has_marked;
 }
 
 // The same, with the template that suits the rows.
 template <class T>
-DEVICE bool quantize_any(const QuantizeArgs& a) {
+DEVICE bool quantize_any(const QuantizeArgs& a, Chunks& chunks) {
     const Source& source = a.source;
     bool is_whole = source.cols % 4 == 0 && source.stride % 4 == 0 && source.cols <= blockDim.x * 16 &&
                     is_aligned(static_cast<const T*>(source.x)) && is_aligned(static_cast<const T*>(source.up)) &&
                     is_aligned(source.weight) && is_aligned(source.bias) && is_aligned(a.values);
     bool is_short = source.cols <= blockDim.x * 8;
     if (is_whole && source.kind == PLAIN && a.values == nullptr)
-        return is_short ? quantize_rows<T, 2, true, true>(a) : quantize_rows<T, 4, true, true>(a);
+        return is_short ? quantize_rows<T, 2, true, true>(a, chunks) : quantize_rows<T, 4, true, true>(a, chunks);
     // A matmul takes values after a norm or gate only in f32; others need no fast path.
     if constexpr (sizeof(T) == sizeof(float))
-        if (is_whole) return is_short ? quantize_rows<T, 2, false, true>(a) : quantize_rows<T, 4, false, true>(a);
-    return quantize_rows<T, 2, false, false>(a);
+        if (is_whole) return is_short ? quantize_rows<T, 2, false, true>(a, chunks) : quantize_rows<T, 4, false, true>(a, chunks);
+    return quantize_rows<T, 2, false, false>(a, chunks);
 }
 
 template <class T>
 DEVICE void quantize(const QuantizeArgs& a) {
     // The counter's upper half counts the blocks that have marked columns.
     constexpr u32 MARKED = 1u << 16;
-    bool has_marked = quantize_any<T>(a);
+    // One for all instances of the templates, which would each have their own.
+    __shared__ Chunks chunks;
+    bool has_marked = quantize_any<T>(a, chunks);
     if (has_marked) __syncthreads();
     if (warp_index() != 0) return;
     // The block's marks must be visible before it is counted.
