@@ -161,7 +161,8 @@ DEVICE float sum_outliers(const GemvShare& share, const GemvMemory& memory, cons
 template <class T>
 DEVICE void gemv(const GemvArgs& a) {
     DYNAMIC_SHARED(shared);
-    __shared__ u32 found;  // number of outliers
+    __shared__ u32 found;     // number of outliers
+    __shared__ u32 smallest;  // the bits of the smallest outlier
     start_kernels_after();
     GemvShare share(a);
     u32 stages = share.pieces < GEMV_STAGES ? share.pieces : GEMV_STAGES;
@@ -188,6 +189,8 @@ DEVICE void gemv(const GemvArgs& a) {
     row.normalise();
     __shared__ float chunks[GEMV_CHUNKS];
     u32 limit = row.find_limit(a.rule, chunks);
+    // Rarely needed again, so not kept in a register.
+    if (threadIdx.x == 0) smallest = limit;
     bool has_outliers;
     float absmax = half_value(row_absmax(row, limit, has_outliers));
     float inverse = inverse_step(absmax);
@@ -235,7 +238,7 @@ DEVICE void gemv(const GemvArgs& a) {
         i32 sum = 0;
         for (u32 warp = 0; warp < share.warps; ++warp) sum += memory.sums[i * share.warps + warp];
         float outlier_sum = 0.0f;
-        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, limit);
+        if (outliers > 0) outlier_sum = sum_outliers(share, memory, row, i, outliers, smallest);
         Operands operands(constants, residual);
         float y = dequantize(sum, absmax, operands) + outlier_sum * (operands.absmax * CODE_STEP);
         finish<T>(a.epilogue, operands, 0, first + i, y);

@@ -70,6 +70,7 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, Chunks& chunks
     u32 cols = a.source.cols;
     GroupedRow<T, GROUPS, IS_PLAIN, IS_WHOLE> row(a.source, m, round);
     u32 limit = row.find_limit(a.rule, chunks[round]);
+    if (threadIdx.x == 0) a.limits[m] = limit;
     bool has_outliers;
     u32 outliers;
     float absmax = half_value(row.absmax(limit, has_outliers, outliers));
@@ -99,7 +100,7 @@ DEVICE bool quantize_row(const QuantizeArgs& a, u32 m, u32 round, Chunks& chunks
                 if (k + j < cols) values[k + j] = value[j];
         }
     });
-    if (threadIdx.x == 0) a.absmax[m] = absmax, a.limits[m] = limit;
+    if (threadIdx.x == 0) a.absmax[m] = absmax;
     return has_outliers;
 }
 
