@@ -29,8 +29,8 @@ import re, sys
 
 folder, capabilities = sys.argv[1], sys.argv[2:]
 kernels, spills = {}, []
-# Bytes a thread: `quantize_f32` spills one register before 9.0, once a row.
-TOLERATED = 8
+# Bytes a thread: `quantize_f32` spills one register, on 8.9 nine, once a row.
+TOLERATED = 40
 
 pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
 
