@@ -1,27 +1,18 @@
 //! `llm-int8 eval`: measure the perplexity of a text, or what 8 bit loses on it.
 
-use super::{UsageError, load, load_config};
+use super::{UsageError, explain, load, load_config, may_be_cpu, read_text, show_load_warnings};
 use crate::args::EvalArgs;
 use crate::display::{Downloads, bar, bytes, line};
-use anyhow::Context;
 use llm_int8::{
-    AccuracyComparison, AutoModelForCausalLM, ComparedRule, Comparison, DeviceName,
-    PerplexityOptions, RuleResult,
+    AccuracyComparison, AutoModelForCausalLM, ComparedRule, Comparison, PerplexityOptions,
+    RuleResult,
 };
 use serde_json::{Value, json};
 use std::io::Write;
 use std::ops::ControlFlow;
 
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
-    let file = std::fs::read(&args.text)
-        .with_context(|| format!("cannot read {}", args.text.display()))?;
-    let text = String::from_utf8(file).with_context(|| {
-        format!(
-            "{} is not UTF-8 text; convert it first",
-            args.text.display()
-        )
-    })?;
-
+    let text = read_text(&args.text)?;
     match args.compare {
         true => compare(args, &text),
         false => perplexity(args, &text),
@@ -91,16 +82,15 @@ fn say_windows(options: PerplexityOptions) {
 }
 
 fn compare(args: &EvalArgs, text: &str) -> anyhow::Result<()> {
-    let on_cpu = [DeviceName::Auto, DeviceName::Cpu];
-    if args.model.device_map.is_some()
-        || args.model.device.iter().any(|name| !on_cpu.contains(name))
-    {
+    if !may_be_cpu(&args.model) {
         return Err(UsageError("--compare runs on the CPU; leave out --device".into()).into());
     }
 
     let config = load_config(&args.model, None)?;
     let downloads = Downloads::new(&config.hub);
-    let mut comparison = AccuracyComparison::load(&args.model.model, &config, &downloads)?;
+    let mut comparison = AccuracyComparison::load(&args.model.model, &config, &downloads)
+        .map_err(|error| explain(error, &args.model.model))?;
+    show_load_warnings(comparison.model());
     let ids = encode(args, comparison.model(), text)?;
     let options = options(args);
 

@@ -229,12 +229,28 @@ fn load_named(name: &str, config: &LoadConfig) -> anyhow::Result<AutoModelForCau
     let downloads = Downloads::new(&config.hub);
     let model = AutoModelForCausalLM::from_pretrained_with(name, config, &downloads, &mut |_| ())
         .map_err(|error| explain(error, name))?;
-    model
-        .load_report()
-        .warnings
+    show_load_warnings(&model);
+    Ok(model)
+}
+
+fn show_load_warnings(model: &AutoModelForCausalLM) {
+    let warnings = &model.load_report().warnings;
+    warnings
         .iter()
         .for_each(|warning| line(&format!("warning: {warning}")));
-    Ok(model)
+}
+
+/// Whether the options leave a command that needs the CPU free to run there.
+fn may_be_cpu(args: &ModelArgs) -> bool {
+    let on_cpu = |name: &DeviceName| matches!(name, DeviceName::Auto | DeviceName::Cpu);
+    args.device_map.is_none() && args.device.iter().all(on_cpu)
+}
+
+/// Reads a text file.
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes)
+        .with_context(|| format!("{} is not UTF-8 text; convert it first", path.display()))
 }
 
 /// Adds the model's name and hints to an error. Bad input is a usage error: an unknown module to

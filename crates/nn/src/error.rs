@@ -135,7 +135,7 @@ pub enum NnError {
     /// Original outlier weights were requested, but the layer was loaded from int8 codes.
     #[error(
         "layer `{layer}` has no full-precision weights to take outlier columns from \
-         (it was loaded from int8 codes); use outlier weights `dequantized`"
+         (it was loaded from int8 codes); load the unquantised checkpoint, or use outlier weights `dequantized`"
     )]
     NoOriginalWeights {
         /// The layer's path.

@@ -6,14 +6,14 @@ mod page;
 mod plot;
 mod text;
 
-use super::{load_config, load_named};
+use super::{load_config, load_named, may_be_cpu, read_text};
 use crate::args::{OutlierArgs, UsageError};
 use crate::display::{Downloads, bar, line};
 use anyhow::Context;
 use llm_int8::decoder::Placement;
 use llm_int8::nn::linear::{OutlierRule, OutlierScope};
 use llm_int8::outliers::OutlierReport;
-use llm_int8::{AutoModelForCausalLM, DeviceName, OutlierOptions, load};
+use llm_int8::{AutoModelForCausalLM, OutlierOptions, load};
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -23,14 +23,7 @@ const MOST_CELLS: usize = 1024;
 
 pub(crate) fn outliers(args: &OutlierArgs) -> anyhow::Result<()> {
     check(args)?;
-    let text = std::fs::read(&args.text)
-        .with_context(|| format!("cannot read {}", args.text.display()))?;
-    let text = String::from_utf8(text).with_context(|| {
-        format!(
-            "{} is not UTF-8 text; convert it first",
-            args.text.display()
-        )
-    })?;
+    let text = read_text(&args.text)?;
 
     let mut config = load_config(&args.model, None)?;
     config.options.placement = Placement::cpu();
@@ -92,8 +85,7 @@ fn check(args: &OutlierArgs) -> anyhow::Result<()> {
                 .into(),
         );
     }
-    let on_cpu = |name: &DeviceName| matches!(name, DeviceName::Auto | DeviceName::Cpu);
-    if !args.model.device.iter().all(on_cpu) || args.model.device_map.is_some() {
+    if !may_be_cpu(&args.model) {
         return refuse("outliers runs on the CPU; omit --device and --device-map".into());
     }
     if args.html.is_some() && args.html == args.plot {

@@ -163,12 +163,13 @@ impl AccuracyComparison {
         }
     }
 
-    /// Compares `rules`, some of [`Self::rules`], with the baseline on a text, window by window: one window's logits of the
-    /// baseline are in memory at a time. After each pass `observe` gets the number of passes done and
-    /// in total, and may stop the comparison.
+    /// Compares `rules`, some of [`Self::rules`], with the baseline on a text, window by window: one
+    /// window's logits of the baseline are in memory at a time. After each pass `observe` gets the
+    /// number of passes done and in total, and may stop the comparison.
     ///
     /// # Errors
-    /// As [`AutoModelForCausalLM::perplexity`].
+    /// As [`AutoModelForCausalLM::perplexity`]; [`LlmError::Setting`] for a rule that is not among
+    /// [`Self::rules`].
     pub fn run(
         &mut self,
         rules: &[ComparedRule],
@@ -176,6 +177,15 @@ impl AccuracyComparison {
         options: PerplexityOptions,
         observe: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Comparison> {
+        let possible = self.rules();
+        if let Some(rule) = rules.iter().find(|rule| !possible.contains(rule)) {
+            return Err(LlmError::Setting {
+                name: "the rule",
+                value: rule.name().to_owned(),
+                expected: "it needs the unquantised weights, or columns kept beside the codes",
+            });
+        }
+
         let windows = self.int8.checked_windows(ids, options)?;
         let others = rules.iter().filter(|rule| **rule != self.baseline());
         let rules: Vec<_> = [self.baseline()].iter().chain(others).copied().collect();
