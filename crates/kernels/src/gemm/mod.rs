@@ -33,7 +33,7 @@ use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
 use crate::{Isa, KernelError, MatMut, MatRef, activation, team};
 use half::f16;
-use outliers::OutlierMatmul;
+use outliers::{Gathered, OutlierMatmul};
 use panels::Panels;
 use rows::Rows;
 use std::ops::Range;
@@ -46,8 +46,8 @@ const MAX_BLOCK: usize = 64;
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
 /// Weights of a task in bytes when there is one row: some microseconds of reading.
 const TASK_BYTES: usize = 64 * 1024;
-/// Output features whose weights are read twice in a row, for the product and for the outliers.
-const OUTPUTS_IN_L1: usize = 16;
+/// Weights in bytes that are read twice in a row, for the sums and for the outliers: they stay in L1.
+const L1_BYTES: usize = 24 * 1024;
 
 /// Whether the CPU has AMX and the kernel lets this process use it.
 #[cfg(target_arch = "x86_64")]
@@ -205,18 +205,18 @@ pub fn linear(
         a.codes(),
         layer.weight.codes,
         out,
-        |mut patch, sums, weights: &mut Vec<f32>| {
+        |mut patch, sums, gathered: &mut Gathered| {
             let outputs = patch.outputs.clone();
             epilogue
                 .outliers
-                .gather(isa, &layer.weight, outputs.clone(), weights);
+                .gather(&layer.weight, outputs.clone(), gathered);
             for (i, (m, sums)) in patch
                 .rows
                 .clone()
                 .zip(sums.chunks(outputs.len()))
                 .enumerate()
             {
-                epilogue.run(m, outputs.clone(), sums, weights, patch.row_mut(i));
+                epilogue.run(m, outputs.clone(), sums, gathered, patch.row_mut(i));
             }
         },
     );
@@ -259,7 +259,7 @@ pub fn linears(
     let mut pieces = Vec::new();
     for (i, (layer, out)) in layers.into_iter().enumerate() {
         layer.check(a, &out)?;
-        epilogues.push((layer.weight, Epilogue::new(isa, a, &layer)?));
+        epilogues.push(Epilogue::new(isa, a, &layer)?);
         pieces.extend(
             out.into_data()
                 .chunks_mut(block)
@@ -268,14 +268,14 @@ pub fn linears(
         );
     }
 
-    let task = |(sums, weights): &mut (Vec<i32>, Vec<f32>),
-                (i, first, y): (usize, usize, &mut [f32])| {
-        let (weight, epilogue) = &epilogues[i];
-        // Weights of outlier columns are read a second time: while they are in L1.
+    let narrow = (L1_BYTES / a.cols().max(1) / 16 * 16).max(16);
+    let task = |sums: &mut Vec<i32>, (i, first, y): (usize, usize, &mut [f32])| {
+        let epilogue: &Epilogue<'_> = &epilogues[i];
         let width = match epilogue.outliers.is_empty() {
             true => y.len(),
-            false => OUTPUTS_IN_L1,
+            false => narrow,
         };
+
         for (j, y) in y.chunks_mut(width).enumerate() {
             let first = first + j * width;
             let outputs = first..first + y.len();
@@ -284,12 +284,8 @@ pub fn linears(
                 rows: &(0..1),
                 outputs: &outputs,
             };
-            input.multiply(isa, weight.codes, part, sums);
-
-            epilogue
-                .outliers
-                .gather(isa, weight, outputs.clone(), weights);
-            epilogue.run(0, outputs, sums, weights, y);
+            input.multiply(isa, epilogue.weight.codes, part, sums);
+            epilogue.run(0, outputs, sums, &Gathered::default(), y);
         }
     };
 
@@ -302,7 +298,7 @@ pub fn linears(
 struct Epilogue<'a> {
     isa: Isa,
     absmax_a: &'a [f32],
-    absmax_w: &'a [f32],
+    weight: Int8WeightRef<'a>,
     bias: Option<&'a [f32]>,
     outliers: OutlierMatmul<'a>,
     activation: Option<Activation>,
@@ -313,16 +309,23 @@ impl<'a> Epilogue<'a> {
         Ok(Self {
             isa,
             absmax_a: a.absmax(),
-            absmax_w: layer.weight.absmax,
+            weight: layer.weight,
             bias: layer.bias,
-            outliers: OutlierMatmul::new(a.outliers(), layer.outlier_weights, layer.outputs())?,
+            outliers: OutlierMatmul::new(isa, a.outliers(), layer.outlier_weights, &layer.weight)?,
             activation: layer.activation,
         })
     }
 
-    /// Computes some outputs `y` of row `m` from their `sums`; `weights` are those of the outlier
-    /// columns, `[columns, outputs]`.
-    fn run(&self, m: usize, outputs: Range<usize>, sums: &[i32], weights: &[f32], y: &mut [f32]) {
+    /// Computes some outputs `y` of row `m` from their `sums`; `gathered` are the weights of outlier
+    /// columns for these outputs.
+    fn run(
+        &self,
+        m: usize,
+        outputs: Range<usize>,
+        sums: &[i32],
+        gathered: &Gathered,
+        y: &mut [f32],
+    ) {
         // No bias means adding zeros, not skipping the addition: `-0.0 + 0.0` is `0.0`, so a layer
         // gives the same bits without a bias and with a bias of zeros.
         const ZEROS: [f32; MAX_BLOCK] = [0.0; MAX_BLOCK];
@@ -333,12 +336,12 @@ impl<'a> Epilogue<'a> {
             self.isa,
             sums,
             self.absmax_a[m],
-            &self.absmax_w[outputs],
+            &self.weight.absmax[outputs.clone()],
             bias,
             y,
         );
 
-        self.outliers.add(self.isa, m, weights, y);
+        self.outliers.add(m, &self.weight, outputs, gathered, y);
 
         if let Some(function) = self.activation {
             activation::apply(self.isa, function, y);

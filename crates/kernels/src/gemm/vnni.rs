@@ -1,5 +1,5 @@
 //! Matmul with `vpdpbusd`, four unsigned by four signed codes, summed, on 256 bits (AVX-VNNI) and
-//! 512 bits (AVX-512 VNNI). The 512-bit module also packs, transposes and gathers with AVX-512.
+//! 512 bits (AVX-512 VNNI). The 512-bit module also packs and transposes with AVX-512.
 
 #![allow(
     clippy::needless_range_loop,
@@ -85,13 +85,27 @@ macro_rules! dot_products {
                 k += step;
             }
 
+            // At most PARTS - 1 registers are left, then less than one.
+            while k + LANES <= w.len() {
+                // SAFETY: k + LANES ≤ length of `w`; the load is unaligned.
+                let y = $xor(unsafe { $load(w.as_ptr().add(k).cast()) }, offset);
+
+                for m in 0..M {
+                    // SAFETY: k + LANES ≤ length of `a[m]`; the load is unaligned.
+                    let x = unsafe { $load(a[m].as_ptr().add(k).cast()) };
+                    sums[m][0] = $multiply(sums[m][0], y, x);
+                }
+
+                k += LANES;
+            }
+
             let mut out = [0i32; M];
             for m in 0..M {
                 let mut total = sums[m][0];
                 for part in 1..PARTS {
                     total = $add(total, sums[m][part]);
                 }
-                let tail = a[m][whole..].iter().zip(&w[whole..]);
+                let tail = a[m][k..].iter().zip(&w[k..]);
                 let tail: i32 = tail
                     .map(|(&x, &y)| i32::from(x) * (i32::from(y) + 128))
                     .sum();
@@ -174,11 +188,10 @@ pub(super) mod v256 {
 }
 
 pub(super) mod v512 {
+    use crate::Isa;
     use crate::gemm::panels::{LANES as PANEL_LANES, MAX_PANELS, STEP_BYTES, Tile, Weights};
     use crate::isa::Kind;
-    use crate::{Isa, MatRef};
     use std::arch::x86_64::*;
-    use std::ops::Range;
 
     dot_products!(
         "avx512f,avx512bw,avx512vnni",
@@ -348,91 +361,10 @@ pub(super) mod v512 {
         }
     }
 
-    /// Gathers and dequantises the weights of some columns for some outputs, a multiple of 16, into
-    /// f32 `[…, outputs]`. `columns` has the row of `into` and the column for each.
-    pub(in crate::gemm) fn gather(
-        isa: Isa,
-        codes: MatRef<'_, i8>,
-        columns: &[(u32, u32)],
-        outputs: Range<usize>,
-        absmax: &[f32],
-        into: &mut [f32],
-    ) {
-        assert!(matches!(isa.kind(), Kind::Avx512Vnni | Kind::Amx));
-        assert!(
-            outputs.len().is_multiple_of(16)
-                && outputs.end <= codes.rows()
-                && outputs.end <= absmax.len()
-        );
-        assert!(columns.iter().all(|&(place, column)| {
-            (column as usize) < codes.cols() && (place as usize + 1) * outputs.len() <= into.len()
-        }));
-
-        // SAFETY: the `Isa` proves AVX-512; the checks above keep every code, absmax and output in
-        // bounds.
-        unsafe { gather_inner(codes, columns, outputs, absmax, into) }
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512; the lengths are as [`gather`] checks.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn gather_inner(
-        codes: MatRef<'_, i8>,
-        columns: &[(u32, u32)],
-        outputs: Range<usize>,
-        absmax: &[f32],
-        into: &mut [f32],
-    ) {
-        let data = codes.data();
-        let cols = codes.cols();
-        let width = outputs.len();
-        let inverse = _mm512_set1_ps(1.0 / 127.0);
-
-        for &(place, column) in columns {
-            let line = &mut into[place as usize * width..][..width];
-            for i in (0..width).step_by(16) {
-                let first = (outputs.start + i) * cols + column as usize;
-
-                // SAFETY: the codes of sixteen rows in this column are in bounds, and so are sixteen
-                // values of `absmax` and of the line, as i + 16 ≤ width.
-                unsafe {
-                    let found = _mm512_cvtepi8_epi32(column16(data.as_ptr().add(first), cols));
-                    let absmax = _mm512_loadu_ps(absmax.as_ptr().add(outputs.start + i));
-                    let value =
-                        _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse);
-                    _mm512_storeu_ps(line.as_mut_ptr().add(i), value);
-                }
-            }
-        }
-    }
-
-    /// Sixteen codes, `stride` apart. A load for each is faster than a gather, which reads 32 bits.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512; all sixteen are readable.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn column16(from: *const i8, stride: usize) -> __m128i {
-        // SAFETY: the caller's.
-        let code = |n: usize| unsafe { i32::from(*from.add(n * stride)) };
-
-        // Two halves, so that insertions into one do not wait for those into the other.
-        let half = |n: usize| {
-            let mut half = _mm_cvtsi32_si128(code(n) & 0xff);
-            half = _mm_insert_epi8::<1>(half, code(n + 1));
-            half = _mm_insert_epi8::<2>(half, code(n + 2));
-            half = _mm_insert_epi8::<3>(half, code(n + 3));
-            half = _mm_insert_epi8::<4>(half, code(n + 4));
-            half = _mm_insert_epi8::<5>(half, code(n + 5));
-            half = _mm_insert_epi8::<6>(half, code(n + 6));
-            _mm_insert_epi8::<7>(half, code(n + 7))
-        };
-        _mm_unpacklo_epi64(half(0), half(8))
-    }
-
     /// Transposes 16 × 16 values of 32 bits: pairs, then fours, then halves and quarters of
     /// registers.
     #[target_feature(enable = "avx512f")]
-    fn transposed(mut a: [__m512i; 16]) -> [__m512i; 16] {
+    pub(in crate::gemm) fn transposed(mut a: [__m512i; 16]) -> [__m512i; 16] {
         let mut b = a;
         for i in 0..8 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);

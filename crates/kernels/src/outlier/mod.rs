@@ -3,7 +3,7 @@
 
 mod rule;
 
-use crate::rowwise::{largest_bits, quantize_row};
+use crate::rowwise::{largest_bits, largest_magnitude, quantize_row};
 use crate::simd::for_every_width;
 use crate::{AlignedVec, Element, Isa, MatRef};
 use half::f16;
@@ -68,6 +68,28 @@ impl Outliers {
     /// The number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.starts.len().saturating_sub(1)
+    }
+
+    fn clear(&mut self) {
+        self.starts.clear();
+        self.starts.push(0);
+        self.columns.clear();
+        self.values.clear();
+    }
+
+    /// Appends the outlier columns of each row of `a`, one list for each, and the activations there.
+    fn collect<'a, T: Element>(
+        &mut self,
+        a: MatRef<'_, T>,
+        lists: impl Iterator<Item = &'a [u32]>,
+    ) {
+        for (row, columns) in lists.enumerate() {
+            let values = a.row(row);
+            let at = |&column: &u32| values[column as usize].to_f32();
+            self.columns.extend(columns);
+            self.values.extend(columns.iter().map(at));
+            self.starts.push(self.columns.len());
+        }
     }
 
     /// Number of activations that are multiplied in floating point.
@@ -185,19 +207,54 @@ impl QuantizedActivations {
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
 
+        let is_by_row = rows == 1 || rule.scope() == OutlierScope::Row;
+        if cols > 0 && rows < PARALLEL_ROWS && is_by_row {
+            self.quantize_few_rows(isa, a, rule, kept);
+            return;
+        }
+
         let row_outliers = self.quantize_rows(isa, a, rule, kept);
         let lists = row_outliers.iter().map(Vec::as_slice);
-        self.outliers = match rule.scope() {
-            OutlierScope::Row => collect_outliers(a, lists),
+        self.outliers.clear();
+        match rule.scope() {
+            OutlierScope::Row => self.outliers.collect(a, lists),
             OutlierScope::Batch => {
                 let pooled = distinct_columns(lists);
                 self.zero_columns(&pooled);
-                collect_outliers(a, std::iter::repeat_n(&pooled[..], rows))
+                self.outliers
+                    .collect(a, std::iter::repeat_n(&pooled[..], rows));
             }
         };
     }
 
-    /// Writes codes and absmax of every row; returns the columns of each row's own outliers.
+    /// Quantises rows one after the other, and lists the outliers of each.
+    fn quantize_few_rows<T: Element>(
+        &mut self,
+        isa: Isa,
+        a: MatRef<'_, T>,
+        rule: OutlierRule,
+        kept: &[u32],
+    ) {
+        let outliers = &mut self.outliers;
+        outliers.clear();
+
+        let mut row16 = vec![f16::ZERO; a.cols()];
+        let rows = self.codes.chunks_mut(a.cols()).zip(&mut self.absmax);
+        for (row, (codes, absmax)) in rows.enumerate() {
+            let values = a.row(row);
+            let start = outliers.columns.len();
+            T::to_f16_slice(values, &mut row16);
+            *absmax = quantize_keeping(isa, &mut row16, rule, kept, codes, &mut outliers.columns);
+
+            let columns = &outliers.columns[start..];
+            let at = |&column: &u32| values[column as usize].to_f32();
+            outliers.values.extend(columns.iter().map(at));
+            outliers.starts.push(outliers.columns.len());
+        }
+    }
+
+    /// Writes codes and absmax of every row, on several threads if there are many; returns the
+    /// columns of each row's own outliers.
     fn quantize_rows<T: Element>(
         &mut self,
         isa: Isa,
@@ -211,38 +268,19 @@ impl QuantizedActivations {
             return row_outliers;
         }
 
-        let quantize = |row16: &mut Vec<f16>, row: usize, codes: &mut [i8], absmax: &mut f32| {
-            T::to_f16_slice(a.row(row), row16);
-            kept.iter()
-                .for_each(|&column| row16[column as usize] = f16::ZERO);
-            let mut columns = quantize_row_without_outliers(isa, row16, rule, codes, absmax);
-            if !kept.is_empty() {
-                columns.extend(kept);
-                columns.sort_unstable();
-            }
-            columns
-        };
-        let scratch = || vec![f16::ZERO; cols];
-        let codes = &mut self.codes;
-        let absmax = &mut self.absmax;
-
-        if a.rows() >= PARALLEL_ROWS {
-            (codes
-                .par_chunks_mut(cols)
-                .zip(absmax)
-                .zip(&mut row_outliers)
-                .enumerate())
+        self.codes
+            .par_chunks_mut(cols)
+            .zip(&mut self.absmax)
+            .zip(&mut row_outliers)
+            .enumerate()
             .with_min_len(PARALLEL_ROWS / 2)
-            .for_each_init(scratch, |row16, (row, ((codes, absmax), outliers))| {
-                *outliers = quantize(row16, row, codes, absmax)
-            });
-        } else {
-            let mut row16 = scratch();
-            let rows = codes.chunks_mut(cols).zip(absmax).zip(&mut row_outliers);
-            for (row, ((codes, absmax), outliers)) in rows.enumerate() {
-                *outliers = quantize(&mut row16, row, codes, absmax);
-            }
-        }
+            .for_each_init(
+                || vec![f16::ZERO; cols],
+                |row16, (row, ((codes, absmax), columns))| {
+                    T::to_f16_slice(a.row(row), row16);
+                    *absmax = quantize_keeping(isa, row16, rule, kept, codes, columns);
+                },
+            );
 
         row_outliers
     }
@@ -268,58 +306,73 @@ impl QuantizedActivations {
 /// Values searched for outliers together: most chunks have none.
 const CHUNK: usize = 64;
 
-/// Whether the magnitude's bits are from `limit` to infinity. A NaN is no outlier, so that it shows
-/// up in `absmax`.
-#[inline(always)]
-fn is_outlier(x: f16, limit: u16) -> bool {
-    let bits = x.to_bits() & 0x7fff;
-    bits >= limit && bits <= f16::INFINITY.to_bits()
-}
-
-for_every_width! {
-    fn any_outlier(row16: &[f16], limit: u16) -> bool = any_of
-}
-
-#[inline(always)]
-fn any_of(row16: &[f16], limit: u16) -> bool {
-    // No early exit, so that the loop vectorises.
-    row16
-        .iter()
-        .fold(false, |any, x| any | is_outlier(*x, limit))
-}
-
-/// Quantises one row without its outliers, which it sets to 0 in `row16`; returns their columns.
-fn quantize_row_without_outliers(
+/// Quantises one row without its outliers and the `kept` columns, which it sets to 0 in `row16`;
+/// appends their columns to `columns`, ascending. Returns the absmax.
+fn quantize_keeping(
     isa: Isa,
     row16: &mut [f16],
     rule: OutlierRule,
+    kept: &[u32],
     codes: &mut [i8],
-    absmax: &mut f32,
-) -> Vec<u32> {
-    let mut columns = Vec::new();
-    let mut largest = f16::from_bits(largest_bits(isa, row16));
-
-    if let Some(limit) = rule.limit(isa, row16, largest) {
-        let mut first = 0;
-        for row16 in row16.chunks_mut(CHUNK) {
-            if any_outlier(isa, row16, limit) {
-                for (column, x) in (first..).zip(row16.iter_mut()) {
-                    if is_outlier(*x, limit) {
-                        columns.push(column);
-                        *x = f16::ZERO;
-                    }
-                }
-            }
-
-            first += CHUNK as u32;
-        }
-
-        largest = f16::from_bits(largest_bits(isa, row16));
+    columns: &mut Vec<u32>,
+) -> f32 {
+    let start = columns.len();
+    for &column in kept {
+        row16[column as usize] = f16::ZERO;
     }
 
-    *absmax = largest.to_f32();
-    quantize_row(isa, row16, *absmax, codes);
-    columns
+    let largest = match rule.limit(isa, row16) {
+        None => largest_bits(isa, row16),
+        Some(limit) => take_outliers(isa, row16, limit, columns),
+    };
+    let absmax = f16::from_bits(largest).to_f32();
+    quantize_row(isa, row16, absmax, codes);
+
+    if !kept.is_empty() {
+        columns.extend(kept);
+        columns[start..].sort_unstable();
+    }
+    absmax
+}
+
+for_every_width! {
+    /// Sets the outliers of a row to 0 and appends their columns. Returns the bits of the largest
+    /// magnitude that is left.
+    fn take_outliers(row16: &mut [f16], limit: u16, columns: &mut Vec<u32>) -> u16 = take_each
+}
+
+#[inline(always)]
+fn take_each(row16: &mut [f16], limit: u16, columns: &mut Vec<u32>) -> u16 {
+    let mut largest = 0;
+    let mut first = 0;
+    for chunk in row16.chunks_mut(CHUNK) {
+        // A NaN is above every limit, so its chunk may have no outlier.
+        let mut largest_here = largest_magnitude(chunk);
+        if largest_here >= limit {
+            largest_here = 0;
+            for (column, x) in (first..).zip(chunk) {
+                let bits = x.to_bits() & 0x7fff;
+                if is_outlier(bits, limit) {
+                    columns.push(column);
+                    *x = f16::ZERO;
+                } else {
+                    largest_here = largest_here.max(bits);
+                }
+            }
+        }
+
+        largest = largest_here.max(largest);
+        first += CHUNK as u32;
+    }
+
+    largest
+}
+
+/// Whether the magnitude's bits are from `limit` to infinity. A NaN is no outlier, so that it shows
+/// up in `absmax`.
+#[inline(always)]
+fn is_outlier(bits: u16, limit: u16) -> bool {
+    bits >= limit && bits <= f16::INFINITY.to_bits()
 }
 
 /// The distinct columns of all lists, ascending. Lists may be long (every row repeats a pooled
@@ -338,29 +391,6 @@ fn distinct_columns<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u
         .zip(marks)
         .filter_map(|(column, marked)| marked.then_some(column))
         .collect()
-}
-
-/// Looks up each row's activations at its outlier columns; `lists` has one list of columns per row.
-fn collect_outliers<'a, T: Element>(
-    a: MatRef<'_, T>,
-    lists: impl Iterator<Item = &'a [u32]>,
-) -> Outliers {
-    let mut outliers = Outliers {
-        starts: vec![0],
-        ..Outliers::default()
-    };
-
-    for (row, columns) in lists.enumerate() {
-        outliers.columns.extend(columns);
-        outliers.values.extend(
-            columns
-                .iter()
-                .map(|&column| a.row(row)[column as usize].to_f32()),
-        );
-        outliers.starts.push(outliers.columns.len());
-    }
-
-    outliers
 }
 
 #[cfg(test)]

@@ -88,9 +88,9 @@ impl OutlierRule {
         self.scope() == OutlierScope::Row || self.finds_none()
     }
 
-    /// The bits of the smallest positive f16 that is an outlier in this row, whose largest
-    /// magnitude is `largest`. `None` if the row has no outlier for certain.
-    pub(super) fn limit(self, isa: Isa, row16: &[f16], largest: f16) -> Option<u16> {
+    /// The bits of the smallest positive f16 that is an outlier in this row. `None` if the row has
+    /// no outlier for certain.
+    pub(super) fn limit(self, isa: Isa, row16: &[f16]) -> Option<u16> {
         if self.finds_none() {
             return None;
         }
@@ -99,10 +99,8 @@ impl OutlierRule {
             Self::Absolute { threshold, .. } => threshold,
             Self::RowRms { factor } => factor * row_rms(isa, row16),
         };
-
-        // A NaN compares above everything, so it may hide outliers.
-        let may_exist = largest.is_nan() || largest.to_f32() >= threshold;
-        (may_exist && !threshold.is_nan()).then(|| smallest_outlier(threshold).to_bits())
+        // The row holds a NaN.
+        (!threshold.is_nan()).then(|| smallest_outlier(threshold).to_bits())
     }
 }
 

@@ -219,7 +219,7 @@ fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
 }
 
 #[inline(always)]
-fn largest_magnitude(row16: &[f16]) -> u16 {
+pub(crate) fn largest_magnitude(row16: &[f16]) -> u16 {
     row16
         .iter()
         .fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff))
