@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 /// Upper bound of a JSON file that is read here, in bytes: far more than any index.
 pub(crate) const LONGEST_JSON: u64 = 64 << 20;
 
+/// Input features of int8 layers whose weights this library keeps in f16, beside the weights of an
+/// 8-bit checkpoint.
+pub const KEPT_COLUMNS: &str = "kept_columns.safetensors";
+
 /// The files of a model on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {

@@ -47,7 +47,8 @@ mod verify;
 pub use config::HubConfig;
 pub use error::{HubError, Result};
 pub use files::{
-    ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, TokenizerFiles, WeightFiles,
+    KEPT_COLUMNS, ModelFiles, ModelHeaders, SafetensorsHeader, SmallFiles, TokenizerFiles,
+    WeightFiles,
 };
 pub use hub::Hub;
 pub use model_ref::ModelRef;

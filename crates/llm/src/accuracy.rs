@@ -83,9 +83,6 @@ the bank, and the engineer, who had a house in Ellerby by then, could be heard t
 the patience of a board of directors, then x * y is a constant.\n\n\
 def speed(patience, constant=10.0):\n    return constant / patience if patience > 0 else None\n";
 
-/// The file beside an 8-bit checkpoint that holds its kept columns.
-pub(crate) const KEPT_COLUMNS: &str = "kept_columns.safetensors";
-
 /// Sets the kept columns of a model that is configured to have some: those saved with it, otherwise
 /// those that a sample shows to be worth most.
 pub(crate) fn keep_columns(

@@ -1,6 +1,5 @@
 //! Finding and opening a model's files: built in, a folder, a `.gguf` file, or the hub.
 
-use crate::accuracy::KEPT_COLUMNS;
 use crate::builtin;
 use crate::companion::Companion;
 use crate::error::{LlmError, Result};
@@ -9,7 +8,9 @@ use crate::tokenizer::{LazyTokenizer, gguf};
 use crate::warning::Warning;
 use llm_int8_decoder::spec::with_model_type;
 use llm_int8_decoder::{LoadOptions, ModelConfig, open_gguf};
-use llm_int8_hub::{Hub, HubConfig, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles};
+use llm_int8_hub::{
+    Hub, HubConfig, KEPT_COLUMNS, ModelFiles, ModelRef, Progress, TokenizerFiles, WeightFiles,
+};
 use llm_int8_nn::checkpoint::{Checkpoint, GgufFile};
 use llm_int8_nn::lora::Adapter;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Saving a model so that transformers and bitsandbytes can load it (`save_pretrained`).
 
-use crate::accuracy::KEPT_COLUMNS;
 use crate::error::Result;
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::SavedLayers;
+use llm_int8_hub::KEPT_COLUMNS;
 use llm_int8_nn::NnError;
 use llm_int8_nn::checkpoint::{NewFolder, WriteObserver};
 use llm_int8_nn::dtype::ParameterDtype;

@@ -327,6 +327,10 @@ async fn fetch_all(fetch: &Fetch<'_>, listing: &Listing) -> Result<()> {
         }
     }
 
+    if listing.names.contains(files::KEPT_COLUMNS) {
+        fetch.file(files::KEPT_COLUMNS).await?;
+    }
+
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! The small files that a copy of a model needs: all of them, and no others.
 
 use crate::fake_hub::{COMMIT, FakeHub};
-use crate::{FILE, config, model_hub, resolve, resolve_with};
-use llm_int8_hub::{HubConfig, ModelFiles, NoProgress};
+use crate::{FILE, config, model_hub, resolve, resolve_with, weights};
+use llm_int8_hub::{HubConfig, KEPT_COLUMNS, ModelFiles, NoProgress};
 use tempfile::TempDir;
 
 /// The companions' names, relative to the model's folder.
@@ -45,6 +45,7 @@ fn hub_with_all() -> FakeHub {
         hub.add(name, format!("{{\"of\": \"{name}\"}}").as_bytes());
     }
 
+    hub.add(KEPT_COLUMNS, &weights());
     hub.add(
         "tokenizer_config.json",
         br#"{"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}"#,
@@ -80,6 +81,10 @@ fn every_small_file_is_downloaded_and_found_in_a_folder_alike() {
             "the link points to the blob"
         );
     }
+    assert_eq!(
+        std::fs::read(model.root.join(KEPT_COLUMNS)).unwrap(),
+        weights()
+    );
     assert!(hub.log().iter().all(|r| {
         !["deep", "notes", "evil", "training", "original", "optimizer"]
             .iter()
