@@ -104,6 +104,7 @@ fn outputs_match_the_reference_bit_for_bit() {
         (2, 64, 33),
         (3, 65, 64),
         (33, 499, 40),
+        (20, 192, 70),
         (70, 96, 100),
     ] {
         let layer = Layer::new(&noise.normals(n * k, 0.05), k);
