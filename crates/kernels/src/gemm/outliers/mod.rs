@@ -14,6 +14,7 @@
 mod avx512;
 
 use super::{Int8WeightRef, OutlierWeights};
+#[cfg(target_arch = "x86_64")]
 use crate::isa::Width;
 use crate::matrix::expect;
 use crate::outlier::Outliers;
@@ -26,8 +27,10 @@ use std::ops::Range;
 /// In [`OutlierMatmul::sources`]: the weights of this outlier are dequantised.
 const DEQUANTIZED: u32 = u32::MAX;
 /// Columns are packed if on average at most so many rows use a column.
+#[cfg(target_arch = "x86_64")]
 const PACKED_ROWS: usize = 4;
 /// Columns are packed if at least one of so many is needed.
+#[cfg(target_arch = "x86_64")]
 const PACKED_COLUMNS: usize = 32;
 
 /// The outliers of all rows and the source of their weights.
