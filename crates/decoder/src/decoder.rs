@@ -2,6 +2,7 @@
 //! is computed with them.
 
 use crate::error::Result;
+use crate::execute::Spare;
 use crate::execute::gpu::{DeviceCache, Stage};
 use crate::plan::Plan;
 use crate::slot::{BlockSlot, ModelSlot, Part, Parts, Slot};
@@ -122,6 +123,7 @@ pub struct Decoder {
     /// The parts on devices, in the order of the blocks. If one of them has the embeddings and the
     /// head, it is the first.
     pub(super) stages: Vec<Stage>,
+    pub(super) spare: Spare,
 }
 
 impl Decoder {
@@ -147,6 +149,7 @@ impl Decoder {
             model,
             blocks,
             stages: Vec::new(),
+            spare: Spare::default(),
             spec,
             dtype,
             isa,

@@ -2,6 +2,7 @@
 //! most likely tokens there.
 
 use crate::error::{DecoderError, Result};
+use crate::execute::Spare;
 use crate::execute::gpu::{HeadMemory, StagePass};
 use llm_int8_cuda::ops::{Logits as DeviceLogits, Selected, penalise, select};
 use std::fmt;
@@ -24,13 +25,27 @@ pub struct Logits<'a> {
 }
 
 enum Place<'a> {
-    Cpu(Vec<f32>),
+    Cpu(OnCpu<'a>),
     Device {
         pass: StagePass<'a>,
         /// The most likely token of each row (none: the row is not finite). Filled by the first
         /// call that needs one; cleared when a penalty changes a row.
         largest: Option<Vec<Option<Token>>>,
     },
+}
+
+/// Logits on the CPU, and where their memory is kept for the next pass.
+struct OnCpu<'a> {
+    values: Vec<f32>,
+    spare: Option<&'a Spare>,
+}
+
+impl Drop for OnCpu<'_> {
+    fn drop(&mut self) {
+        if let Some(spare) = self.spare {
+            spare.give_logits(std::mem::take(&mut self.values));
+        }
+    }
 }
 
 /// Which tokens [`Logits::choose`] returns.
@@ -55,6 +70,18 @@ impl fmt::Debug for Logits<'_> {
 }
 
 impl<'a> Logits<'a> {
+    /// Logits of a pass on the CPU; `spare` gets their memory back.
+    pub(super) fn on_cpu(logits: Vec<f32>, vocabulary: usize, spare: &'a Spare) -> Self {
+        Self {
+            rows: logits.len() / vocabulary.max(1),
+            vocabulary,
+            place: Place::Cpu(OnCpu {
+                values: logits,
+                spare: Some(spare),
+            }),
+        }
+    }
+
     pub(super) fn on_device(pass: StagePass<'a>, rows: usize, vocabulary: usize) -> Self {
         Self {
             place: Place::Device {
@@ -77,7 +104,10 @@ impl<'a> Logits<'a> {
     /// [`DecoderError::Cuda`].
     pub fn into_vec(self) -> Result<Vec<f32>> {
         match self.place {
-            Place::Cpu(logits) => Ok(logits),
+            Place::Cpu(mut logits) => {
+                logits.spare = None;
+                Ok(std::mem::take(&mut logits.values))
+            }
             Place::Device { pass, .. } => {
                 let mut logits = vec![0f32; self.rows * self.vocabulary];
                 pass.head()?.logits.all().read(&mut logits)?;
@@ -106,7 +136,7 @@ impl<'a> Logits<'a> {
     pub fn choose(&mut self, row: usize, choice: &Choice<'_>) -> Result<Vec<(u32, f32)>> {
         let range = self.range(row)?;
         let (pass, largest) = match &mut self.place {
-            Place::Cpu(logits) => return choose_on_cpu(&mut logits[range], choice),
+            Place::Cpu(logits) => return choose_on_cpu(&mut logits.values[range], choice),
             Place::Device { pass, largest } => (pass, largest),
         };
         let memory = pass.head()?;
@@ -140,7 +170,7 @@ impl<'a> Logits<'a> {
     pub fn row(&self, row: usize) -> Result<Vec<f32>> {
         let range = self.range(row)?;
         match &self.place {
-            Place::Cpu(logits) => Ok(logits[range].to_vec()),
+            Place::Cpu(logits) => Ok(logits.values[range].to_vec()),
             Place::Device { pass, .. } => {
                 let mut logits = vec![0f32; self.vocabulary];
                 pass.head()?.logits.part(range)?.read(&mut logits)?;
@@ -168,7 +198,10 @@ impl<'a> Logits<'a> {
     pub fn from_vec(logits: Vec<f32>, vocabulary: usize) -> Logits<'static> {
         Logits {
             rows: logits.len() / vocabulary.max(1),
-            place: Place::Cpu(logits),
+            place: Place::Cpu(OnCpu {
+                values: logits,
+                spare: None,
+            }),
             vocabulary,
         }
     }

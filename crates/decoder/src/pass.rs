@@ -282,7 +282,8 @@ fn on_cpu<'a>(
         run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
         cpu.logits(&input.requested)
     })?;
-    Ok(Logits::from_vec(logits, decoder.spec().vocab_size()))
+    let vocabulary = decoder.spec().vocab_size();
+    Ok(Logits::on_cpu(logits, vocabulary, &decoder.spare))
 }
 
 /// Runs blocks on the CPU.
@@ -366,7 +367,10 @@ fn on_devices<'a>(
             pass.write_stream(&cpu.take_stream())?;
             logits_on_device(pass, &input.requested, vocabulary)
         }
-        None => Ok(Logits::from_vec(cpu.logits(&input.requested)?, vocabulary)),
+        None => {
+            let logits = cpu.logits(&input.requested)?;
+            Ok(Logits::on_cpu(logits, vocabulary, &decoder.spare))
+        }
     }
 }
 

@@ -3,13 +3,14 @@
 
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::execute::buffers::Buffers;
 use crate::execute::layers::{activate_gates, linears, missing, project_layers, sized};
 use crate::hook::{LinearHook, LinearInput};
 use crate::plan::{
     Add, Attend, Embed, HeadNorm, Index, LinearStep, LogitsStep, NormStep, Rows, Step, Through,
 };
 use crate::slot::{Part, PartSlot, Parts};
-use llm_int8_kernels::{Isa, QuantizedActivations};
+use llm_int8_kernels::Isa;
 use llm_int8_nn::layers::{
     Alibi, AttendedSequence, AttentionRule, HeadShape, Heads, LayerCache, Qkv, Rope, RopeTable,
     attend,
@@ -41,7 +42,7 @@ impl SequenceRows {
     }
 }
 
-/// A pass on the CPU: the rows, and memory that is reused from step to step.
+/// A pass on the CPU: the rows, and memory that is reused from step to step and from pass to pass.
 pub(crate) struct Cpu<'a> {
     decoder: &'a Decoder,
     hook: Option<&'a mut dyn LinearHook>,
@@ -49,17 +50,16 @@ pub(crate) struct Cpu<'a> {
     sequences: &'a [SequenceRows],
     /// Rows that steps work on: all of the pass, or for the head those whose logits are requested.
     count: usize,
-    /// For each kind of [`Rows`], one buffer for each layer that writes it. Queries, keys and
-    /// values of three layers are three buffers, those of a fused layer one.
-    rows: [Vec<Vec<f32>>; Rows::COUNT],
-    /// The input of linear layers after their norm or gate.
-    layer_input: Vec<f32>,
-    /// The norm (its slot's number) whose output for the present stream is in `layer_input`. With
+    buffers: Buffers,
+    /// The norm (its slot's number) whose output for the present stream is in `buffers.layer_input`. With
     /// parallel residuals, attention and MLP share it.
     normed: Option<usize>,
-    /// Output of a linear layer before it is added to other rows.
-    added: Vec<f32>,
-    quantized: QuantizedActivations,
+}
+
+impl Drop for Cpu<'_> {
+    fn drop(&mut self) {
+        self.decoder.spare.give(std::mem::take(&mut self.buffers));
+    }
 }
 
 impl<'a> Cpu<'a> {
@@ -70,11 +70,8 @@ impl<'a> Cpu<'a> {
             ids,
             sequences,
             count: ids.len(),
-            rows: Default::default(),
-            layer_input: Vec::new(),
+            buffers: decoder.spare.take(),
             normed: None,
-            added: Vec::new(),
-            quantized: QuantizedActivations::default(),
         }
     }
 
@@ -140,12 +137,12 @@ impl<'a> Cpu<'a> {
 
     /// Takes the buffers of some rows out, so that others can be borrowed at the same time.
     fn take(&mut self, rows: Rows) -> Vec<Vec<f32>> {
-        std::mem::take(&mut self.rows[rows as usize])
+        std::mem::take(&mut self.buffers.rows[rows as usize])
     }
 
     /// Takes the buffer of rows that have only one.
     fn take_one(&mut self, rows: Rows) -> Vec<f32> {
-        self.rows[rows as usize]
+        self.buffers.rows[rows as usize]
             .first_mut()
             .map(std::mem::take)
             .unwrap_or_default()
@@ -163,7 +160,7 @@ impl<'a> Cpu<'a> {
         if rows == Rows::Stream {
             self.normed = None;
         }
-        self.rows[rows as usize] = buffers;
+        self.buffers.rows[rows as usize] = buffers;
     }
 
     fn step<S: PartSlot>(
@@ -214,10 +211,11 @@ impl<'a> Cpu<'a> {
         };
 
         let tokens = table(step.table)?;
-        let mut x = vec![0f32; self.count * tokens.shape()[1]];
+        let mut embedded = self.take_one(step.into);
+        let x = sized(&mut embedded, self.count, tokens.shape()[1]);
         match step.index {
-            Index::Token => tokens.rows(isa, self.ids.iter().map(|id| *id as usize), &mut x)?,
-            Index::Position => tokens.rows(isa, positions(), &mut x)?,
+            Index::Token => tokens.rows(isa, self.ids.iter().map(|id| *id as usize), x)?,
+            Index::Position => tokens.rows(isa, positions(), x)?,
         }
         if step.scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= step.scale as f32);
@@ -229,7 +227,7 @@ impl<'a> Cpu<'a> {
                 .zip(&rows)
                 .for_each(|(x, position)| *x += position);
         }
-        self.put_one(step.into, x);
+        self.put_one(step.into, embedded);
         Ok(())
     }
 
@@ -238,13 +236,13 @@ impl<'a> Cpu<'a> {
         let is_prepared = self.prepare_input(step, parts, &mut input)?;
 
         let mut outputs = match step.adds {
-            Some(_) => vec![std::mem::take(&mut self.added)],
-            None => std::mem::take(&mut self.rows[step.into as usize]),
+            Some(_) => vec![std::mem::take(&mut self.buffers.added)],
+            None => std::mem::take(&mut self.buffers.rows[step.into as usize]),
         };
         outputs.resize_with(step.layers.len(), Vec::new);
 
         let x = if is_prepared {
-            Some(&self.layer_input)
+            Some(&self.buffers.layer_input)
         } else {
             input.last()
         };
@@ -260,17 +258,17 @@ impl<'a> Cpu<'a> {
         };
         let hook = self.hook.as_mut();
         let hook = hook.map(|hook| &mut **hook as &mut dyn LinearHook);
-        let quantized = &mut self.quantized;
+        let quantized = &mut self.buffers.quantized;
         project_layers(isa, step, parts, &input_rows, &mut outputs, quantized, hook)?;
         activate_gates(isa, step, &mut outputs);
 
-        self.rows[step.input as usize] = input;
+        self.buffers.rows[step.input as usize] = input;
         match (step.adds, outputs.as_slice()) {
             (Some(scale), [added]) => {
                 let mut rows = self.take_one(step.into);
                 add(&mut rows, added, self.count, scale as f32);
                 self.put_one(step.into, rows);
-                self.added = outputs.remove(0);
+                self.buffers.added = outputs.remove(0);
             }
             _ => self.put(step.into, outputs),
         }
@@ -278,7 +276,7 @@ impl<'a> Cpu<'a> {
     }
 
     /// Applies the norm or the gate of a linear step. Returns true if the layers' input is now in
-    /// `self.layer_input`, false if it is the last buffer of `input`.
+    /// `self.buffers.layer_input`, false if it is the last buffer of `input`.
     fn prepare_input<S: PartSlot>(
         &mut self,
         step: &LinearStep<S>,
@@ -297,7 +295,7 @@ impl<'a> Cpu<'a> {
                     return missing("a norm");
                 };
                 let isa = self.isa();
-                norm.forward_from(isa, x, sized(&mut self.layer_input, count, width))?;
+                norm.forward_from(isa, x, sized(&mut self.buffers.layer_input, count, width))?;
                 self.normed = (step.input == Rows::Stream).then(|| slot.number());
                 Ok(true)
             }
@@ -314,7 +312,7 @@ impl<'a> Cpu<'a> {
                 // Gate and up of one layer, side by side in each row.
                 [both] => {
                     self.normed = None;
-                    let gated = sized(&mut self.layer_input, count, width);
+                    let gated = sized(&mut self.buffers.layer_input, count, width);
                     for_rows(gated, width, |row, out| {
                         let (gate, up) = both[row * 2 * width..][..2 * width].split_at(width);
                         out.iter_mut()
@@ -331,7 +329,7 @@ impl<'a> Cpu<'a> {
 
     fn head_norm<S: PartSlot>(&mut self, step: &HeadNorm<S>, parts: &Parts<S>) -> Result<()> {
         let isa = self.isa();
-        let Some(x) = self.rows[step.rows as usize].get_mut(step.layer) else {
+        let Some(x) = self.buffers.rows[step.rows as usize].get_mut(step.layer) else {
             return missing("queries or keys");
         };
         match parts.get(step.norm) {

@@ -1,9 +1,9 @@
 //! Causal attention over a key/value cache, with what the model families need: grouped-query heads,
 //! sliding windows, rotary positions, ALiBi biases, soft caps.
 
-use super::cache::{CacheValues, KeysAndValues};
+use super::cache::{CacheValues, HeadMut, HeadSlot, NewPositions};
 use super::{Alibi, LayerCache, RopeTable};
-use llm_int8_kernels::attention::{Query, Scratch, attend as attend_head};
+use llm_int8_kernels::attention::{HeadCache, Query, Scratch, attend as attend_head};
 use llm_int8_kernels::{Element, Isa, team};
 use std::ops::Range;
 
@@ -161,64 +161,111 @@ pub fn attend(
     sequences: &mut [AttendedSequence<'_>],
     out: &mut [f32],
 ) {
-    let Qkv { q, k, v } = qkv;
-    for sequence in sequences.iter_mut() {
-        let rows = sequence.rows.clone();
-        sequence.cache.append(k, v, rows, sequence.rope);
-    }
-
-    let group = q.count() / k.count();
-    let run = |scratch: &mut (Vec<f32>, Scratch), task: Task<'_, '_>| {
+    let group = qkv.q.count() / qkv.k.count();
+    let run = |scratch: &mut (Vec<f32>, Scratch), task: Task<'_>| {
         let queries = Queries {
-            q,
+            q: qkv.q,
             rule,
-            sequence: task.sequence,
+            new: &task.new,
             first: task.first,
             heads: task.kv_head * group..(task.kv_head + 1) * group,
         };
+        let size = qkv.q.size;
 
-        match task.sequence.cache.values() {
-            CacheValues::F16(cache) => queries.attend(isa, cache, task.outs, scratch),
-            CacheValues::BF16(cache) => queries.attend(isa, cache, task.outs, scratch),
-            CacheValues::F32(cache) => queries.attend(isa, cache, task.outs, scratch),
+        match task.head {
+            Head::Filled(CacheValues::F16(cache)) => {
+                queries.attend(isa, cache.head(task.kv_head, size), task.outs, scratch);
+            }
+            Head::Filled(CacheValues::BF16(cache)) => {
+                queries.attend(isa, cache.head(task.kv_head, size), task.outs, scratch);
+            }
+            Head::Filled(CacheValues::F32(cache)) => {
+                queries.attend(isa, cache.head(task.kv_head, size), task.outs, scratch);
+            }
+            Head::New(HeadSlot::F16(slot)) => {
+                queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
+            }
+            Head::New(HeadSlot::BF16(slot)) => {
+                queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
+            }
+            Head::New(HeadSlot::F32(slot)) => {
+                queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
+            }
         }
     };
 
-    team::for_each(tasks(q, k.count(), sequences, out), run);
+    team::for_each(tasks(qkv, sequences, out), run);
 }
 
 /// One unit of parallel work: up to [`TASK_POSITIONS`] new positions of a sequence, and the query
 /// heads that share one key/value head.
-struct Task<'a, 'b> {
-    sequence: &'a AttendedSequence<'b>,
+struct Task<'a> {
+    new: NewPositions<'a>,
     /// The first of its new positions, counted from the first row of the sequence.
     first: usize,
     kv_head: usize,
+    head: Head<'a>,
     /// The output of each position, `[heads of the group · D]`.
     outs: Vec<&'a mut [f32]>,
 }
 
-/// Splits the work, and `out` with it, into tasks.
-fn tasks<'a, 'b>(
-    q: &Heads<'_>,
-    kv_heads: usize,
-    sequences: &'a [AttendedSequence<'b>],
+/// Where a task finds the keys and values of its head.
+enum Head<'a> {
+    /// In the cache, new positions included.
+    Filled(&'a CacheValues),
+    /// In the cache, but for the new positions, which the task writes first: the positions before
+    /// them are read anyway, and by several threads at once.
+    New(HeadSlot<'a>),
+}
+
+/// Splits the work, and `out` with it, into tasks. Sequences with many new positions are appended
+/// to their caches here.
+fn tasks<'a>(
+    qkv: Qkv<'a>,
+    sequences: &'a mut [AttendedSequence<'_>],
     out: &'a mut [f32],
-) -> Vec<Task<'a, 'b>> {
+) -> Vec<Task<'a>> {
+    let Qkv { q, k, v } = qkv;
+    let kv_heads = k.count();
     let width = q.count() * q.size;
     let group_width = width / kv_heads;
     let mut tasks = Vec::new();
     let mut rest = out;
 
     for sequence in sequences {
-        let (mine, others) = rest.split_at_mut(sequence.rows.len() * width);
+        let cache = &mut *sequence.cache;
+        let new = NewPositions {
+            k,
+            v,
+            rows: sequence.rows.clone(),
+            first: cache.len(),
+            rope: sequence.rope,
+        };
+        let (mine, others) = rest.split_at_mut(new.rows.len() * width);
         rest = others;
+
+        // One block of positions: each head has one task.
+        let heads: Vec<Head<'_>> = if new.rows.len() <= TASK_POSITIONS {
+            let slots = cache.extend(new.rows.len(), kv_heads, k.size);
+            slots.into_iter().map(Head::New).collect()
+        } else {
+            cache.append(k, v, new.rows.clone(), new.rope);
+            let blocks = new.rows.len().div_ceil(TASK_POSITIONS);
+            let values = cache.values();
+            (0..blocks * kv_heads)
+                .map(|_| Head::Filled(values))
+                .collect()
+        };
+
+        let mut heads = heads.into_iter();
         for (block, out) in mine.chunks_mut(TASK_POSITIONS * width).enumerate() {
             let first_task = tasks.len();
-            tasks.extend((0..kv_heads).map(|kv_head| Task {
-                sequence,
+            let tasks_of_block = (0..kv_heads).zip(heads.by_ref());
+            tasks.extend(tasks_of_block.map(|(kv_head, head)| Task {
+                new: new.clone(),
                 first: block * TASK_POSITIONS,
                 kv_head,
+                head,
                 outs: Vec::new(),
             }));
 
@@ -235,7 +282,7 @@ fn tasks<'a, 'b>(
 struct Queries<'a> {
     q: &'a Heads<'a>,
     rule: &'a AttentionRule<'a>,
-    sequence: &'a AttendedSequence<'a>,
+    new: &'a NewPositions<'a>,
     /// The first new position, as in [`Task`].
     first: usize,
     /// Query heads that share a key/value head.
@@ -243,21 +290,33 @@ struct Queries<'a> {
 }
 
 impl Queries<'_> {
+    /// Writes the new positions of a head, then attends to it.
+    fn fill_and_attend<T: Element>(
+        &self,
+        isa: Isa,
+        mut slot: HeadMut<'_, T>,
+        kv_head: usize,
+        outs: Vec<&mut [f32]>,
+        scratch: &mut (Vec<f32>, Scratch),
+    ) {
+        slot.fill(self.new, kv_head, &mut scratch.0);
+        self.attend(isa, slot.cache(), outs, scratch);
+    }
+
     fn attend<T: Element>(
         &self,
         isa: Isa,
-        cache: &KeysAndValues<T>,
+        cache: HeadCache<'_, T>,
         outs: Vec<&mut [f32]>,
         (vectors, scratch): &mut (Vec<f32>, Scratch),
     ) {
         self.rotate_and_scale(outs.len(), vectors);
 
         let size = self.q.size;
-        let cached = self.sequence.cache.len() - self.sequence.rows.len() + self.first;
         let mut queries = Vec::with_capacity(outs.len() * self.heads.len());
         let mut vectors = vectors.chunks(size);
 
-        for (position, out) in (cached..).zip(outs) {
+        for (position, out) in (self.new.first + self.first..).zip(outs) {
             let start = match self.rule.window {
                 Some(window) => (position + 1).saturating_sub(window),
                 None => 0,
@@ -274,15 +333,7 @@ impl Queries<'_> {
         }
 
         let rescore = |head, first, scores: &mut [f32]| self.rule.rescore(head, first, scores);
-        let kv_head = self.heads.start / self.heads.len();
-
-        attend_head(
-            isa,
-            cache.head(kv_head, size),
-            &mut queries,
-            rescore,
-            scratch,
-        );
+        attend_head(isa, cache, &mut queries, rescore, scratch);
     }
 
     /// Fills `vectors` with the rotated and scaled queries of `positions` positions, head by head
@@ -292,9 +343,9 @@ impl Queries<'_> {
         for t in self.first..self.first + positions {
             for head in self.heads.clone() {
                 let start = vectors.len();
-                vectors.extend_from_slice(self.q.get(self.sequence.rows.start + t, head));
+                vectors.extend_from_slice(self.q.get(self.new.rows.start + t, head));
                 let query = &mut vectors[start..];
-                if let Some(rope) = self.sequence.rope {
+                if let Some(rope) = self.new.rope {
                     rope.rotate(t, query);
                 }
                 query.iter_mut().for_each(|x| *x *= self.rule.factor);

@@ -23,6 +23,33 @@ pub(super) enum CacheValues {
     F32(KeysAndValues<f32>),
 }
 
+/// The memory of one head, for whoever writes its new positions.
+pub(super) enum HeadSlot<'a> {
+    F16(HeadMut<'a, f16>),
+    BF16(HeadMut<'a, bf16>),
+    F32(HeadMut<'a, f32>),
+}
+
+/// The keys and values of one head.
+pub(super) struct HeadMut<'a, T> {
+    keys: &'a mut [T],
+    values: &'a mut [T],
+    size: usize,
+}
+
+/// New keys and values of one sequence.
+#[derive(Clone)]
+pub(super) struct NewPositions<'a> {
+    pub(super) k: &'a Heads<'a>,
+    pub(super) v: &'a Heads<'a>,
+    /// Their rows in `k` and `v`.
+    pub(super) rows: Range<usize>,
+    /// The position of the first.
+    pub(super) first: usize,
+    /// Rotates the keys.
+    pub(super) rope: Option<&'a RopeTable>,
+}
+
 /// Keys and values head by head; [`HeadCache`] describes the layout of one head.
 #[derive(Debug, Clone)]
 pub(super) struct KeysAndValues<T> {
@@ -86,14 +113,82 @@ impl LayerCache {
         rows: Range<usize>,
         rope: Option<&RopeTable>,
     ) {
-        let count = rows.len();
-        match &mut self.values {
-            CacheValues::F16(values) => values.append(self.len, k, v, rows, rope),
-            CacheValues::BF16(values) => values.append(self.len, k, v, rows, rope),
-            CacheValues::F32(values) => values.append(self.len, k, v, rows, rope),
-        }
+        let new = NewPositions {
+            k,
+            v,
+            rows,
+            first: self.len,
+            rope,
+        };
 
-        self.len += count;
+        let heads = self.extend(new.rows.len(), k.count(), k.size());
+        let fill = |(head, slot): (usize, HeadSlot<'_>)| match slot {
+            HeadSlot::F16(mut slot) => slot.fill(&new, head, &mut Vec::new()),
+            HeadSlot::BF16(mut slot) => slot.fill(&new, head, &mut Vec::new()),
+            HeadSlot::F32(mut slot) => slot.fill(&new, head, &mut Vec::new()),
+        };
+        if new.rows.len() >= PARALLEL_POSITIONS {
+            heads.into_par_iter().enumerate().for_each(fill);
+        } else {
+            heads.into_iter().enumerate().for_each(fill);
+        }
+    }
+
+    /// Adds `count` positions and returns the memory of each head, whose new positions have yet to
+    /// be filled.
+    pub(super) fn extend(&mut self, count: usize, heads: usize, size: usize) -> Vec<HeadSlot<'_>> {
+        let positions = self.len + count;
+        self.len = positions;
+        match &mut self.values {
+            CacheValues::F16(values) => {
+                let heads = values.heads_mut(positions, heads, size);
+                heads.map(HeadSlot::F16).collect()
+            }
+            CacheValues::BF16(values) => {
+                let heads = values.heads_mut(positions, heads, size);
+                heads.map(HeadSlot::BF16).collect()
+            }
+            CacheValues::F32(values) => {
+                let heads = values.heads_mut(positions, heads, size);
+                heads.map(HeadSlot::F32).collect()
+            }
+        }
+    }
+}
+
+impl<T: Element> HeadMut<'_, T> {
+    /// Writes the keys and values of `head` in new positions. `key` is scratch memory.
+    pub(super) fn fill(&mut self, new: &NewPositions<'_>, head: usize, key: &mut Vec<f32>) {
+        let size = self.size;
+        let width = padded(size);
+        for (t, row) in new.rows.clone().enumerate() {
+            let position = new.first + t;
+            key.clear();
+            key.extend_from_slice(new.k.get(row, head));
+            if let Some(rope) = new.rope {
+                rope.rotate(t, key);
+            }
+
+            // Keys lie in panels of positions, so one key has a stride of a panel's width.
+            let first = key_place(position, 0, size);
+            let mut places = self.keys[first..].iter_mut().step_by(PANEL);
+            for part in key.chunks(PANEL) {
+                let mut stored = [T::of(0.0); PANEL];
+                let stored = &mut stored[..part.len()];
+                T::of_slice(part, stored);
+                for (x, place) in stored.iter().zip(&mut places) {
+                    *place = *x;
+                }
+            }
+
+            let value = &mut self.values[position * width..][..size];
+            T::of_slice(new.v.get(row, head), value);
+        }
+    }
+
+    /// The head, to attend to.
+    pub(super) fn cache(&self) -> HeadCache<'_, T> {
+        HeadCache::new(self.keys, self.values, self.size)
     }
 }
 
@@ -121,56 +216,18 @@ impl<T: Element> KeysAndValues<T> {
         )
     }
 
-    /// Writes rows at positions `len..len + rows.len()`.
-    fn append(
+    /// The memory of each head, with room for `positions` positions.
+    fn heads_mut(
         &mut self,
-        len: usize,
-        k: &Heads<'_>,
-        v: &Heads<'_>,
-        rows: Range<usize>,
-        rope: Option<&RopeTable>,
-    ) {
-        let size = k.size();
-        let width = padded(size);
-        self.reserve(len + rows.len(), k.count(), size);
-
-        let fill = |head: usize, keys: &mut [T], values: &mut [T]| {
-            let mut key = vec![0f32; size];
-            let mut stored = vec![T::of(0.0); size];
-            for (t, row) in rows.clone().enumerate() {
-                key.copy_from_slice(k.get(row, head));
-                if let Some(rope) = rope {
-                    rope.rotate(t, &mut key);
-                }
-
-                T::of_slice(&key, &mut stored);
-                // Keys lie in panels of positions, so one key has a stride of a panel's width.
-                let first = key_place(len + t, 0, size);
-                keys[first..]
-                    .iter_mut()
-                    .step_by(PANEL)
-                    .zip(&stored)
-                    .for_each(|(y, x)| *y = *x);
-
-                T::of_slice(v.get(row, head), &mut values[(len + t) * width..][..size]);
-            }
-        };
-
-        let keys_len = self.capacity * size;
-        let values_len = self.capacity * width;
-        if rows.len() >= PARALLEL_POSITIONS {
-            self.keys
-                .par_chunks_mut(keys_len)
-                .zip(self.values.par_chunks_mut(values_len))
-                .enumerate()
-                .for_each(|(head, (keys, values))| fill(head, keys, values));
-        } else {
-            self.keys
-                .chunks_mut(keys_len)
-                .zip(self.values.chunks_mut(values_len))
-                .enumerate()
-                .for_each(|(head, (keys, values))| fill(head, keys, values));
-        }
+        positions: usize,
+        heads: usize,
+        size: usize,
+    ) -> impl Iterator<Item = HeadMut<'_, T>> {
+        self.reserve(positions, heads, size);
+        let keys = self.keys.chunks_mut(self.capacity * size);
+        let values = self.values.chunks_mut(self.capacity * padded(size));
+        keys.zip(values)
+            .map(move |(keys, values)| HeadMut { keys, values, size })
     }
 
     /// Makes room for `positions` positions and keeps the content: the layout of a head's first
