@@ -340,6 +340,14 @@ impl Decoder {
             && self.spec.attention.ropes.iter().all(Rope::is_fixed)
     }
 
+    /// Whether keys depend on the passes that computed them: with dynamic NTK scaling, the base of
+    /// the rotations grows with the length of the sequence so far. A prompt must then be computed in
+    /// one pass to give what transformers gives, and its beginning does not serve another one.
+    pub fn keys_depend_on_passes(&self) -> bool {
+        let mut ropes = self.spec.attention.ropes.iter();
+        ropes.any(|rope| !rope.is_fixed() && !rope.has_long())
+    }
+
     /// The updates of an adapter.
     fn updates(&self) -> impl Iterator<Item = &LoraUpdate> {
         let blocks = self.blocks.iter().flat_map(Parts::updates);

@@ -88,6 +88,7 @@ impl<'m> Engine<'m> {
     /// [`LlmError::Setting`] where `at_once` or `prefill_tokens` is 0.
     pub fn with_config(model: &'m AutoModelForCausalLM, config: EngineConfig) -> Result<Self> {
         config.check()?;
+        let config = config.for_decoder(model.decoder());
         Ok(Self {
             model,
             added: 0,

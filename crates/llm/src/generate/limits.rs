@@ -21,7 +21,8 @@ pub struct EngineConfig {
     /// which they were added.
     pub cache_bytes: Option<u64>,
     /// Prompt tokens per pass (default 512). A pass is one row of every running sequence and a chunk
-    /// of the prompts, so fewer tokens make a long prompt slow the others less.
+    /// of the prompts, so fewer tokens make a long prompt slow the others less. Models with dynamic
+    /// NTK scaling get each prompt in one pass, and no prefixes are kept for them.
     pub prefill_tokens: usize,
     /// Bytes of keys and values that are kept after sequences ended, for later prompts that start
     /// with the same ids; 0 (the default): none.
@@ -54,6 +55,19 @@ impl EngineConfig {
             (0, _) => refuse("the number of sequences that run at once"),
             (_, 0) => refuse("the number of prompt tokens per pass"),
             _ => Ok(()),
+        }
+    }
+
+    /// The limits for a model. One whose keys depend on the passes that computed them gets each
+    /// prompt in one pass, and nothing is kept.
+    pub(super) fn for_decoder(self, decoder: &Decoder) -> Self {
+        match decoder.keys_depend_on_passes() {
+            true => Self {
+                prefill_tokens: usize::MAX,
+                prefix_cache_bytes: 0,
+                ..self
+            },
+            false => self,
         }
     }
 

@@ -11,11 +11,7 @@ mod config_tables;
 mod constraint;
 mod draft;
 mod engine;
-#[cfg(test)]
-mod engine_tests;
 mod events;
-#[cfg(test)]
-mod failures;
 mod filters;
 mod generation;
 #[cfg(test)]
@@ -32,6 +28,8 @@ mod sequence;
 mod service;
 mod settings;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod text_stream;
 
 pub use batch::{Batch, Results};
@@ -127,6 +125,7 @@ pub struct Generated {
     /// Size of the key/value cache at the end, in bytes.
     pub cache_bytes: u64,
     /// The log-probability of each token of the prompt, if [`Request::prompt_logprobs`] asked for
-    /// them; none for the first token, and for those that were not computed when the sequence ended.
+    /// them; none for the first token. If the sequence was cancelled in its prompt, of those that
+    /// were computed.
     pub prompt_logprobs: Vec<Option<Logprob>>,
 }

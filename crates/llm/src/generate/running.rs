@@ -304,7 +304,7 @@ pub(super) fn pass(
     let mut inputs: Vec<SequenceInput<'_>> = planned.map(Running::as_input).collect();
     let logits = caught(|| {
         #[cfg(test)]
-        super::failures::panic_if_due();
+        super::tests::failures::panic_if_due();
         decoder.logits_of(&mut inputs)
     });
     let failed = |reason| LlmError::PassFailed { reason };

@@ -13,7 +13,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// Takes the updates of one sequence, on the engine's thread: it must not block. `Break` says that
@@ -79,6 +79,7 @@ struct Owner {
     most: usize,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
 }
 
 /// Cancels a sequence when dropped, if it has not ended.
@@ -176,6 +177,7 @@ impl Service {
                 most: config.at_once.saturating_add(max_waiting),
                 config,
                 shared,
+                thread_id: thread.thread().id(),
                 thread: Mutex::new(Some(thread)),
             }),
         })
@@ -277,11 +279,11 @@ impl Owner {
         drop(inbox);
         self.shared.changed.notify_all();
 
+        if thread::current().id() == self.thread_id {
+            return;
+        }
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_own = thread
-            .as_ref()
-            .is_some_and(|thread| thread.thread().id() == thread::current().id());
-        if let Some(thread) = thread.take_if(|_| !is_own) {
+        if let Some(thread) = thread.take() {
             // Its panics are caught and told to the sequences.
             drop(thread.join());
         }

@@ -278,6 +278,39 @@ mod tests {
                 }
             }
 
+            assert_eq!(
+                cache.bytes(),
+                LayerCache::bytes_for(dtype, heads, size, 600)
+            );
+
+            for len in [0, 1, 16, 257, 600, 9000] {
+                let copy = cache.prefix(len);
+                assert_eq!(copy.len(), len.min(600));
+                let bytes = LayerCache::bytes_for(dtype, heads, size, copy.len());
+                assert_eq!(copy.bytes(), bytes);
+            }
+
+            let mut copy = cache.prefix(257);
+            copy.append(&all, &all, 257..600, None);
+            if let (CacheValues::F32(copy), CacheValues::F32(values)) =
+                (copy.values(), cache.values())
+            {
+                // Values past the last position may differ.
+                for place in (0..600).flat_map(|at| (0..size).map(move |d| key_place(at, d, size)))
+                {
+                    for head in 0..heads {
+                        let place = head * 768 * size + place;
+                        assert_eq!(copy.keys[place], values.keys[place]);
+                    }
+                }
+                let last = (768 + 599) * 16;
+                assert_eq!(copy.values[..600 * 16], values.values[..600 * 16]);
+                assert_eq!(
+                    copy.values[last..last + size],
+                    values.values[last..last + size]
+                );
+            }
+
             cache.truncate(10);
             assert_eq!((cache.len(), cache.is_empty()), (10, false));
         }

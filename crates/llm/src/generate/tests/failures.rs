@@ -12,7 +12,7 @@ pub(super) fn panic_in(passes: usize) {
     PASSES.set(passes);
 }
 
-pub(super) fn panic_if_due() {
+pub(in crate::generate) fn panic_if_due() {
     let left = PASSES.get();
     PASSES.set(left.saturating_sub(1));
     assert!(left != 1, "a panic on purpose");
