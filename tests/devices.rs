@@ -206,6 +206,50 @@ fn a_pass_can_return_the_last_logits_of_one_sequence_and_all_of_another() {
 }
 
 #[test]
+fn chunks_of_a_prompt_and_a_copied_prefix_give_the_logits_of_one_pass() {
+    for device in devices() {
+        for name in ["gpt2", "llama", "phi3_longrope"] {
+            let options = options(
+                Some(OutlierRule::row(6.0)),
+                WeightDtype::Float16,
+                on_device(&device),
+            );
+            let model = load(name, &options);
+            let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+            let whole = model.next_logits(&ids, &mut model.new_cache()).unwrap();
+
+            let mut cache = model.new_cache();
+            for chunk in ids[..22].chunks(6) {
+                let chunk = SequenceInput {
+                    ids: chunk,
+                    cache: &mut cache,
+                    logits: LogitPositions::None,
+                };
+                assert!(model.forward(&mut [chunk]).unwrap().is_empty());
+            }
+
+            let mut copy = cache.prefix(19).unwrap();
+            let mut empty = cache.prefix(0).unwrap();
+            // The original goes on with other tokens, in a pass where only another one has logits.
+            let original = SequenceInput {
+                ids: &ids[..2],
+                cache: &mut cache,
+                logits: LogitPositions::None,
+            };
+            let both = model
+                .forward(&mut [original, last(&ids, &mut empty)])
+                .unwrap();
+            assert_eq!(copy.bytes(), model.cache_bytes(copy.len()));
+            let copied = model.next_logits(&ids[19..], &mut copy).unwrap();
+            for logits in [both, copied] {
+                let error = distance(&logits, &whole);
+                assert!(error < 2e-2, "{name}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_of_eight_gives_the_same_logits_by_graphs_and_by_launches() {
     for device in few_devices() {
         for name in ["gpt2", "llama"] {

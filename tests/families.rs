@@ -221,6 +221,55 @@ fn decoding_token_by_token_gives_the_logits_of_one_pass() {
     });
 }
 
+/// With outliers per row, chunks of a prompt and a copied prefix of a cache give the bits of one pass.
+#[test]
+fn chunks_of_a_prompt_and_a_copied_prefix_give_the_bits_of_one_pass() {
+    in_every_folder(|name| {
+        let model = load(name, &int8(OutlierRule::row(6.0)));
+        let depends = ["dynamic_rope", "longrope"].map(|end| name.ends_with(end));
+        assert_eq!(model.keys_depend_on_passes(), depends[0], "{name}");
+        assert_eq!(model.is_batch_invariant(), depends == [false; 2], "{name}");
+        if depends[0] {
+            return Ok(());
+        }
+
+        let ids: Vec<u32> = input_ids(name).get(0).unwrap().to_vec1().unwrap();
+        let whole = model.next_logits(&ids, &mut model.new_cache()).unwrap();
+        let pass = |ids: &[u32], cache: &mut KvCache, logits| {
+            model.forward(&mut [SequenceInput { ids, cache, logits }])
+        };
+
+        for size in [1, 3, 7] {
+            let mut cache = model.new_cache();
+            let (chunks, rest) = ids.split_at(ids.len() - 2);
+            for chunk in chunks.chunks(size) {
+                let logits = pass(chunk, &mut cache, LogitPositions::None).unwrap();
+                assert!(logits.is_empty());
+            }
+
+            // A copy, whose original goes on with other tokens.
+            let mut copy = cache.prefix(ids.len() - 5).unwrap();
+            pass(&ids[..4], &mut cache, LogitPositions::None).unwrap();
+            assert_eq!((copy.len(), cache.len()), (ids.len() - 5, ids.len() + 2));
+            assert_eq!(copy.bytes(), model.cache_bytes(copy.len()), "{name}");
+            let again = &ids[ids.len() - 5..];
+            same(
+                "bits",
+                &model.next_logits(again, &mut copy).unwrap(),
+                &whole,
+            )?;
+
+            cache.truncate(ids.len() - 2);
+            same(
+                "bits",
+                &model.next_logits(rest, &mut cache).unwrap(),
+                &whole,
+            )?;
+        }
+        Ok(())
+    });
+}
+
 /// This model rotates keys by the frequencies for long contexts from the 17th position on.
 #[test]
 fn a_cache_shortened_below_the_limit_of_longrope_gives_the_logits_of_a_fresh_one() {

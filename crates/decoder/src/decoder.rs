@@ -22,6 +22,8 @@ pub enum LogitPositions {
     All,
     /// The last new position: all that generation needs.
     Last,
+    /// None, for all chunks of a prompt but the last.
+    None,
 }
 
 /// The keys and values of one sequence, for the positions computed so far.
@@ -55,6 +57,23 @@ impl KvCache {
         let layers: u64 = self.layers.iter().map(LayerCache::bytes).sum();
         let devices: u64 = self.devices.iter().map(DeviceCache::bytes).sum();
         layers + devices
+    }
+
+    /// A copy of the first `len` positions, or of all if there are fewer, with no more memory than
+    /// they need.
+    ///
+    /// # Errors
+    /// [`DecoderError::Cuda`](crate::DecoderError::Cuda) if a device has no memory left.
+    pub fn prefix(&self, len: usize) -> Result<Self> {
+        let len = len.min(self.len);
+        let devices = self.devices.iter().map(|device| device.prefix(len));
+        Ok(Self {
+            layers: self.layers.iter().map(|layer| layer.prefix(len)).collect(),
+            devices: devices.collect::<Result<_>>()?,
+            len,
+            seen: self.seen[..len.min(self.seen.len())].to_vec(),
+            is_long: self.is_long,
+        })
     }
 
     /// Drops all positions from `len` on.
@@ -198,6 +217,18 @@ impl Decoder {
         }
     }
 
+    /// Bytes that a cache allocates for `positions` positions, on the CPU and on devices.
+    pub fn cache_bytes(&self, positions: usize) -> u64 {
+        let on_devices: usize = self.stages.iter().map(|stage| stage.range().len()).sum();
+        let heads = &self.spec.attention;
+        let block = LayerCache::bytes_for(self.dtype, heads.kv_heads, heads.head_size, positions);
+        let on_cpu = block * (self.blocks.len() - on_devices) as u64;
+
+        let devices = self.stages.iter();
+        let devices = devices.map(|stage| stage.cache_bytes_for(positions, self.spec.positions));
+        on_cpu + devices.sum::<u64>()
+    }
+
     /// The description the decoder was built from.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
@@ -310,6 +341,14 @@ impl Decoder {
         self.stages.is_empty()
             && self.int8_config().is_none_or(by_row)
             && self.spec.attention.ropes.iter().all(Rope::is_fixed)
+    }
+
+    /// Whether keys depend on the passes that computed them: with dynamic NTK scaling, the base of
+    /// the rotations grows with the length of the sequence so far. A prompt must then be computed in
+    /// one pass to give what transformers gives, and its beginning does not serve another one.
+    pub fn keys_depend_on_passes(&self) -> bool {
+        let mut ropes = self.spec.attention.ropes.iter();
+        ropes.any(|rope| !rope.is_fixed() && !rope.has_long())
     }
 
     /// The updates of an adapter.

@@ -234,6 +234,7 @@ impl Input {
             input.requested.extend(match logits {
                 LogitPositions::All => rows.end - new.len()..rows.end,
                 LogitPositions::Last => rows.end - 1..rows.end,
+                LogitPositions::None => rows.end..rows.end,
             });
             input
                 .sequences
@@ -280,7 +281,10 @@ fn on_cpu<'a>(
         }
         cpu.embed()?;
         run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
-        cpu.logits(&input.requested)
+        match input.requested.is_empty() {
+            true => Ok(Vec::new()),
+            false => cpu.logits(&input.requested),
+        }
     })?;
     let vocabulary = decoder.spec().vocab_size();
     Ok(Logits::on_cpu(logits, vocabulary, &decoder.spare))
@@ -349,6 +353,9 @@ fn on_devices<'a>(
             let rows = input.requested.len();
             return Ok(Logits::on_device(pass, rows, vocabulary));
         }
+        if has_all && input.requested.is_empty() {
+            return Ok(Logits::from_vec(Vec::new(), vocabulary));
+        }
         if has_all {
             return logits_on_device(pass, &input.requested, vocabulary);
         }
@@ -362,6 +369,9 @@ fn on_devices<'a>(
     pooled(input.ids.len(), || {
         run_blocks(&mut cpu, computed..blocks, sequences)
     })?;
+    if input.requested.is_empty() {
+        return Ok(Logits::from_vec(Vec::new(), vocabulary));
+    }
     match with_head {
         Some(pass) => {
             pass.write_stream(&cpu.take_stream())?;

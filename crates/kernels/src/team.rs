@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
     };
 
     // Without a free team: rayon, or this thread alone.
-    let Some((team, _busy)) = team.and_then(|team| Some((team, team.busy.try_lock().ok()?))) else {
+    let Some((team, _busy)) = team.and_then(|team| Some((team, team.begin()?))) else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
             return items
                 .into_par_iter()
@@ -148,6 +148,16 @@ impl Team {
         })
     }
 
+    /// The right to use the team, unless another caller has it. Work that panicked leaves nothing
+    /// broken: it has ended on all threads.
+    fn begin(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.busy.try_lock() {
+            Ok(busy) => Some(busy),
+            Err(TryLockError::Poisoned(busy)) => Some(busy.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Calls `work` with the number of each member that joins in; the caller, member 0, always
     /// does. Returns when no member is inside `work` any more. The caller must hold `busy`.
     fn run(&self, work: &(dyn Fn(usize) + Sync)) {
@@ -161,6 +171,8 @@ impl Team {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work)
         });
         *shared.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
+        // Still set if the caller panicked in the last work too.
+        shared.has_panicked.store(false, SeqCst);
         shared.is_open.store(true, SeqCst);
         let closing = Closing(shared);
         shared.epoch.fetch_add(1, SeqCst);
@@ -300,5 +312,26 @@ mod tests {
             *number = 1
         });
         assert_eq!(numbers, [1; 9]);
+    }
+
+    #[test]
+    fn the_team_and_not_rayon_works_on_after_panics_of_all_members() {
+        let is_member = || {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            name.starts_with("llm-int8 ")
+        };
+        let failed = catch_unwind(|| for_each(vec![(); 40], |_: &mut (), ()| panic!("expected")));
+        assert!(failed.is_err());
+
+        // Other tests may have the team for a moment.
+        let has_helped = (0..500).any(|_| {
+            let mut helped = [false; 8];
+            for_each(helped.iter_mut().collect(), |_: &mut (), helped| {
+                thread::sleep(Duration::from_millis(1));
+                *helped = is_member();
+            });
+            helped.contains(&true)
+        });
+        assert_eq!(has_helped, rayon::current_num_threads() > 1);
     }
 }

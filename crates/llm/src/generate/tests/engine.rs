@@ -1,133 +1,10 @@
 //! Sequences that run together give what each gives alone, and pieces add up to the result.
 
-use super::{
-    Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId,
-    Update,
-};
+use super::{REPETITIVE, Seen, alone, drawn, fixed, model, requests};
 use crate::error::LlmError;
-use crate::load::LoadConfig;
-use crate::model::AutoModelForCausalLM;
-use llm_int8_nn::linear::OutlierRule;
-use std::collections::BTreeMap;
-
-const REPETITIVE: &str = "the king said unto him, the king said unto them, the king said unto";
-
-/// With outliers per row, so that a token does not depend on its batch.
-fn model() -> AutoModelForCausalLM {
-    let mut config = LoadConfig::default();
-    config.options.int8.as_mut().unwrap().outliers = OutlierRule::row(6.0);
-    AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap()
-}
-
-fn drawn(max_new_tokens: usize, temperature: f64, seed: u64) -> GenerationConfig {
-    let max_new_tokens = Some(max_new_tokens);
-    GenerationConfig {
-        max_new_tokens,
-        do_sample: true,
-        temperature,
-        seed,
-        ..GenerationConfig::default()
-    }
-}
-
-/// Requests that all have different settings.
-fn requests() -> Vec<Request> {
-    let greedy = |max_new_tokens, speculate, stop: &[&str]| GenerationConfig {
-        max_new_tokens: Some(max_new_tokens),
-        speculate,
-        stop: stop.iter().map(|text| (*text).to_owned()).collect(),
-        ..GenerationConfig::default()
-    };
-
-    let biased = GenerationConfig {
-        no_repeat_ngram_size: 2,
-        repetition_penalty: 1.3,
-        ..drawn(11, 0.9, 4)
-    };
-
-    vec![
-        Request::new("And it came to pass").config(greedy(7, 0, &[])),
-        Request::new("ROMEO:").config(drawn(15, 1.2, 3)),
-        Request::new("ROMEO:").config(drawn(15, 0.5, 3)),
-        Request::new(REPETITIVE).config(greedy(
-            40,
-            4,
-            &["king of Assyria, and the king of Assyria"],
-        )),
-        Request::new("").config(greedy(24, 0, &["the", "\n"])),
-        Request::new([5, 6, 7]).config(biased).ids_only(),
-        Request::new("nothing").config(greedy(0, 0, &[])),
-        Request::new("In the beginning God").config(drawn(1, 1.0, 9)),
-    ]
-}
-
-/// What a request gives when it runs alone.
-fn alone(model: &AutoModelForCausalLM, request: &Request) -> Generated {
-    let Request {
-        prompt,
-        config,
-        has_text,
-    } = request.clone();
-    let generation = model.generation(prompt).config(config.unwrap());
-    if has_text {
-        generation.run().unwrap()
-    } else {
-        generation.ids_only().run().unwrap()
-    }
-}
-
-/// The part of a result that does not depend on time.
-fn fixed(generated: &Generated) -> (&str, &[u32], FinishReason) {
-    (&generated.text, &generated.ids, generated.finish_reason)
-}
-
-/// All events of an engine, by sequence.
-#[derive(Default)]
-struct Seen {
-    pieces: BTreeMap<SequenceId, Vec<Piece>>,
-    finished: BTreeMap<SequenceId, Generated>,
-    failed: BTreeMap<SequenceId, LlmError>,
-}
-
-impl Seen {
-    fn step(&mut self, engine: &mut Engine<'_>) {
-        for event in engine.step().unwrap() {
-            let has_ended =
-                self.finished.contains_key(&event.id) || self.failed.contains_key(&event.id);
-            assert!(!has_ended, "no event after the last one");
-            match event.update {
-                Update::Piece(piece) => self.pieces.entry(event.id).or_default().push(piece),
-                Update::Finished(generated) => drop(self.finished.insert(event.id, generated)),
-                Update::Failed(error) => drop(self.failed.insert(event.id, error)),
-            }
-        }
-    }
-
-    fn run(&mut self, engine: &mut Engine<'_>) {
-        while !engine.is_idle() {
-            self.step(engine);
-        }
-
-        assert_eq!(
-            engine.step().unwrap().count(),
-            0,
-            "an idle engine does nothing"
-        );
-    }
-
-    /// Checks that the pieces of a sequence add up to its result.
-    fn check(&self, id: SequenceId) {
-        let pieces = self.pieces.get(&id);
-        let generated = &self.finished[&id];
-        let ids: Vec<u32> = pieces.into_iter().flatten().map(|piece| piece.id).collect();
-        let text: String = pieces
-            .into_iter()
-            .flatten()
-            .map(|piece| piece.text.as_str())
-            .collect();
-        assert_eq!((&ids, &text), (&generated.ids, &generated.text));
-    }
-}
+use crate::generate::{
+    Engine, Event, FinishReason, Generated, GenerationConfig, Piece, Pieces, Request, SequenceId,
+};
 
 #[test]
 fn sequences_with_different_settings_give_what_each_gives_alone() {
@@ -177,8 +54,8 @@ fn sequences_can_be_added_while_others_run() {
     let mut engine = model.engine(3).unwrap();
     let mut seen = Seen::default();
     let mut ids = Vec::new();
-    for request in &requests {
-        ids.push(engine.add(request.clone()).unwrap());
+    for request in self::requests() {
+        ids.push(engine.add(request).unwrap());
         seen.step(&mut engine);
         seen.step(&mut engine);
         assert!(engine.running() <= 3);
@@ -208,8 +85,8 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
         (2, 1)
     );
 
-    // Prompts that are too long for one pass are started one after the other, while the running
-    // sequences go on.
+    // Prompts that are too long for one pass are computed in chunks, one after the other, while the
+    // running sequences go on.
     let mut engine = model.engine(8).unwrap();
     for _ in 0..3 {
         engine
@@ -221,12 +98,12 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
             .unwrap();
     }
 
-    let waiting = [0; 3].map(|_| {
+    let tokens = [0; 3].map(|_| {
         seen = Seen::default();
         seen.step(&mut engine);
         (engine.waiting(), seen.pieces.len())
     });
-    assert_eq!(waiting, [(2, 1), (1, 2), (0, 3)]);
+    assert_eq!(tokens, [(0, 1), (0, 3), (0, 3)]);
 }
 
 #[test]
@@ -235,10 +112,10 @@ fn a_cancelled_sequence_returns_its_tokens_and_the_others_go_on() {
     let requests = requests();
     let mut engine = model.engine(2).unwrap();
     let mut seen = Seen::default();
-    let ids: Vec<SequenceId> = requests
-        .iter()
+    let ids: Vec<SequenceId> = self::requests()
+        .into_iter()
         .take(4)
-        .map(|request| engine.add(request.clone()).unwrap())
+        .map(|request| engine.add(request).unwrap())
         .collect();
     for _ in 0..3 {
         seen.step(&mut engine);
@@ -276,9 +153,10 @@ fn a_failed_sequence_does_not_stop_the_others() {
 
     let mut engine = model.engine(8).unwrap();
     let mut seen = Seen::default();
-    let first = engine.add(good[0].clone()).unwrap();
+    let [a, b] = [0, 1].map(|place| requests().remove(place));
+    let first = engine.add(a).unwrap();
     let bad = engine.add(failing()).unwrap();
-    let last = engine.add(good[1].clone()).unwrap();
+    let last = engine.add(b).unwrap();
     assert!(
         engine.add(Request::new([vocabulary])).is_err(),
         "refused at once"
@@ -294,15 +172,18 @@ fn a_failed_sequence_does_not_stop_the_others() {
         fixed(&alone(&model, &good[1]))
     );
 
-    let batch = model.generate_batch([good[0].clone(), failing(), good[1].clone()]);
-    let results: Vec<_> = batch.clone().into_iter().collect();
+    let batch = || {
+        let [a, b] = [0, 1].map(|place| requests().remove(place));
+        model.generate_batch([a, failing(), b])
+    };
+    let results: Vec<_> = batch().into_iter().collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
     let error = results.into_iter().find_map(Result::err).unwrap();
     assert!(
         matches!(error, LlmError::Prompt { number: 2, .. }),
         "{error}"
     );
-    assert!(batch.run().is_err());
+    assert!(batch().run().is_err());
 
     let mut pieces = model
         .generation("ROMEO:")
