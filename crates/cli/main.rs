@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     display::show_warnings();
+    interrupt::clean_up_on_signals();
     let arguments = args::with_negative_numbers(std::env::args_os());
     let arguments = args::Arguments::parse_from(arguments);
     match commands::dispatch(arguments) {
