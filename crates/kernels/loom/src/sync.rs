@@ -1,12 +1,13 @@
 //! loom's threads, mutexes and atomics, in the place of `crates/kernels/src/sync.rs`.
 
+use loom::sync::atomic::fence;
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 pub(crate) use loom::thread::{self, Thread};
-use loom::sync::atomic::fence;
 pub(crate) use std::sync::atomic::Ordering::{self, SeqCst};
 
-/// An atomic of loom whose sequentially consistent accesses are that: loom takes `SeqCst` for
-/// `AcqRel`, except in fences, and puts every access between two of them here.
+/// An atomic of loom whose sequentially consistent writes are that: loom takes `SeqCst` for `AcqRel`,
+/// except in fences, and puts such a fence after each write here. That is how x86 does it, and
+/// allows a little more than the real ordering does.
 macro_rules! atomic {
     ($name:ident, $of:ty) => {
         pub(crate) struct $name(loom::sync::atomic::$name);
@@ -18,7 +19,7 @@ macro_rules! atomic {
             }
 
             pub(crate) fn load(&self, ordering: Ordering) -> $of {
-                fenced(ordering, || self.0.load(ordering))
+                self.0.load(ordering)
             }
 
             pub(crate) fn store(&self, value: $of, ordering: Ordering) {
@@ -41,13 +42,11 @@ impl AtomicUsize {
     }
 }
 
-fn fenced<T>(ordering: Ordering, access: impl FnOnce() -> T) -> T {
-    if ordering != SeqCst {
-        return access();
+fn fenced<T>(ordering: Ordering, write: impl FnOnce() -> T) -> T {
+    let result = write();
+    if ordering == SeqCst {
+        fence(SeqCst);
     }
-    fence(SeqCst);
-    let result = access();
-    fence(SeqCst);
     result
 }
 
