@@ -255,7 +255,7 @@ def pipes(bench):
         ["inspect", "tiny-gpt2", "--plan"],
         ["tokenize", "tiny-gpt2", "In the beginning"],
         ["verify", model],
-        ["outliers", "tiny-gpt2", "--prompt", "In the beginning"],
+        ["inspect", "tiny-gpt2", "--quantize-head"],
         ["completions", "bash"],
         ["affine", "1", "2", "3.5"],
         ["--help"],

@@ -60,7 +60,7 @@ pub(crate) struct Team {
 /// All of it is sequentially consistent, because it is needed twice: of two threads that each write
 /// one value and then read the other's, one must see what the other wrote. They are `is_open` and
 /// `inside`, lest the caller returns while a helper calls its closure, and `epoch` and `asleep`,
-/// lest a helper sleeps through the work. Weaker orderings fail in the model checker (`loom/`).
+/// lest a helper sleeps through the work. With a weaker write the model checker (`loom/`) fails.
 pub(crate) struct Shared {
     /// Incremented with every piece of work.
     pub(crate) epoch: AtomicUsize,
