@@ -50,6 +50,14 @@ bench-gpu *ARGS:
 bench-kernels:
     cargo bench -p llm-int8-kernels
 
+# kills, full disks, closed pipes, rival writers and a lying hub (15 minutes)
+torture *ARGS:
+    {{python}} scripts/torture.py {{ARGS}}
+
+# the schedules of the thread team in the loom model checker
+loom:
+    CARGO_TARGET_DIR=target/loom cargo run --manifest-path crates/kernels/loom/Cargo.toml
+
 # the tables of docs/scaling.md
 scaling:
     {{python}} scripts/scaling.py

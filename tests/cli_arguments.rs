@@ -415,3 +415,19 @@ fn a_tensor_can_be_pasted_as_torch_prints_it() {
         typed["results"]
     );
 }
+
+/// What is printed and cannot be written is an error, also where no command runs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_standard_output_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["inspect", "tiny-gpt2"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_llm-int8"))
+            .args(arguments)
+            .stdout(full.unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("No space left"), "{arguments:?}");
+    }
+}

@@ -49,6 +49,8 @@ mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
+#[cfg(unix)]
+mod signals;
 mod smollm2;
 mod support;
 mod tidy;

@@ -98,6 +98,7 @@ const PRINTING_ALLOWED: &[&str] = &[
     "crates/cli/",
     "tests/",
     "crates/cuda/src/testing.rs",
+    "crates/kernels/loom/",
     "examples/",
     "benches/",
     "build.rs",

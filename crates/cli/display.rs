@@ -3,7 +3,8 @@
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llm_int8::hub::{HubConfig, Progress, ProgressEvent};
 use llm_int8::nn::checkpoint::WriteEvent;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 /// Prints an error with its causes and a hint, on one line.
@@ -24,6 +25,17 @@ pub(crate) fn error(error: &anyhow::Error) {
     }
 
     line(&format!("error: {text}"));
+}
+
+/// Prints what is no command: help and the version on standard output, mistakes on standard error.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    match error.print().and_then(|()| std::io::stdout().flush()) {
+        Err(cause) if !error.use_stderr() && cause.kind() != ErrorKind::BrokenPipe => {
+            line(&format!("error: {cause}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1)),
+    }
 }
 
 /// Prints warnings that our libraries log to standard error.
@@ -58,7 +70,7 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<std::io::Error>()
-            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+            .is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
     })
 }
 

@@ -1,4 +1,5 @@
-//! Ctrl-C as a flag, checked where work can stop cleanly.
+//! Signals: temporary files are removed before one ends the program, and where work can stop cleanly
+//! ctrl-C is a flag.
 
 use anyhow::Context;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,3 +27,52 @@ impl Interrupt {
         PRESSED.store(false, Ordering::Relaxed);
     }
 }
+
+/// From now on, signals that end the program remove its temporary files first. If no handler can be
+/// installed, the program runs as it would without.
+#[cfg(unix)]
+pub(crate) fn clean_up_on_signals() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
+    use signal_hook::iterator::Signals;
+
+    // With any handler, a write past the limit on the size of files (`ulimit -f`) is an error like
+    // that of a full disk.
+    let was_raised = std::sync::Arc::new(AtomicBool::new(false));
+    drop(signal_hook::flag::register(SIGXFSZ, was_raised));
+
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    drop(thread.spawn(|| {
+        let ignored = ignored_signals();
+        let ending = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+        let handled = ending.iter().filter(|signal| !ignored.contains(signal));
+        let Ok(mut signals) = Signals::new(handled) else {
+            return;
+        };
+        if let Some(signal) = signals.forever().next() {
+            let _unfinished = llm_int8_files::remove_unfinished();
+            // Ends by the signal itself, so that a shell sees which one it was.
+            drop(signal_hook::low_level::emulate_default_handler(signal));
+        }
+    }));
+}
+
+/// Signals that the program was told to ignore, as `nohup` does with SIGHUP: a handler would undo
+/// that.
+#[cfg(unix)]
+fn ignored_signals() -> Vec<i32> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
+
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    match mask {
+        Some(mask) => (1..=64).filter(|n| mask >> (n - 1) & 1 == 1).collect(),
+        // Without /proc, those that shells set to be ignored might be.
+        None => vec![SIGHUP, SIGINT, SIGQUIT],
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn clean_up_on_signals() {}

@@ -11,8 +11,12 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     display::show_warnings();
+    interrupt::clean_up_on_signals();
     let arguments = args::with_negative_numbers(std::env::args_os());
-    let arguments = args::Arguments::parse_from(arguments);
+    let arguments = match args::Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => return display::usage(&error),
+    };
     match commands::dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if display::is_closed_pipe(&error) => ExitCode::SUCCESS,

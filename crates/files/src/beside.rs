@@ -1,10 +1,11 @@
 //! Temporary names beside a target, and what killed processes left under such names.
 
+use crate::temporary::{Temporary, remove};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Error, ErrorKind, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 const ENDING: &str = ".partial";
@@ -17,21 +18,20 @@ const STALE: Duration = Duration::from_secs(24 * 60 * 60);
 const ATTEMPTS: usize = 16;
 
 /// Calls `create` with names beside `target` (`.NAME.RANDOM.partial`) until one is new. Returns the
-/// path and what `create` made.
+/// name, and what `create` made.
 pub(crate) fn create_beside<T>(
     target: &Path,
     create: impl Fn(&Path) -> Result<T>,
-) -> Result<(PathBuf, T)> {
+) -> Result<(Temporary, T)> {
     let start = hidden_start(target)?;
     for _ in 0..ATTEMPTS {
         // A hasher without input is keyed by 128 random bits.
         let random = RandomState::new().hash_one(0);
         let mut name = start.clone();
         name.push(format!("{random:016x}{ENDING}"));
-        let path = target.with_file_name(name);
-        match create(&path) {
+        match Temporary::create(target.with_file_name(name), &create) {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
-            made => return made.map(|made| (path, made)),
+            made => return made,
         }
     }
 
@@ -59,11 +59,7 @@ pub(crate) fn sweep(target: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if is_leftover(&entry.file_name(), &start) && is_stale(&path, SystemTime::now()) {
-            let removed = match path.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&path),
-                _ => std::fs::remove_file(&path),
-            };
-            drop(removed);
+            drop(remove(&path));
         }
     }
 }

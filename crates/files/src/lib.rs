@@ -20,7 +20,9 @@ mod beside;
 mod new_file;
 mod new_folder;
 mod read;
+mod temporary;
 
 pub use new_file::{NewFile, copy, write};
 pub use new_folder::NewFolder;
 pub use read::{open, read};
+pub use temporary::{Unfinished, remove_unfinished};

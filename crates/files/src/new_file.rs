@@ -1,13 +1,15 @@
 //! A file that appears whole.
 
 use crate::beside::{create_beside, folder_of, sweep, sync_folder};
+use crate::temporary::Temporary;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result, Write};
 use std::path::{Path, PathBuf};
 
 /// A file that appears at its target by [`NewFile::commit`], and replaces what was there.
 ///
-/// Dropped without a commit it leaves nothing behind. A target that exists and is no regular file
+/// Dropped without a commit it leaves nothing behind; a program that a signal ends can call
+/// [`remove_unfinished`](crate::remove_unfinished). A target that exists and is no regular file
 /// (a pipe, a terminal, `/dev/null`) is written into at once and never replaced. A target that is a
 /// link is the file that the link names.
 #[derive(Debug)]
@@ -18,9 +20,11 @@ pub struct NewFile {
 
 #[derive(Debug)]
 enum Place {
-    Beside { partial: PathBuf, target: PathBuf },
+    Beside {
+        temporary: Temporary,
+        target: PathBuf,
+    },
     Special,
-    Committed,
 }
 
 impl NewFile {
@@ -47,10 +51,10 @@ impl NewFile {
             target.to_owned()
         };
         sweep(&target);
-        let (partial, file) = create_beside(&target, |path| File::create_new(path))?;
+        let (temporary, file) = create_beside(&target, |path| File::create_new(path))?;
         Ok(Self {
             file,
-            place: Place::Beside { partial, target },
+            place: Place::Beside { temporary, target },
         })
     }
 
@@ -59,14 +63,13 @@ impl NewFile {
     /// # Errors
     /// Those of the system. Nothing is left behind then.
     pub fn commit(mut self) -> Result<()> {
-        let Place::Beside { partial, target } = &self.place else {
+        let Place::Beside { temporary, target } = self.place else {
             return self.file.flush();
         };
 
         self.file.sync_all()?;
-        std::fs::rename(partial, target)?;
-        sync_folder(folder_of(target));
-        self.place = Place::Committed;
+        temporary.rename(&target)?;
+        sync_folder(folder_of(&target));
         Ok(())
     }
 }
@@ -78,15 +81,6 @@ impl Write for NewFile {
 
     fn flush(&mut self) -> Result<()> {
         self.file.flush()
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if let Place::Beside { partial, .. } = &self.place {
-            // If this fails, a hidden file stays, which the sweep of a later write removes.
-            drop(std::fs::remove_file(partial));
-        }
     }
 }
 

@@ -1,18 +1,19 @@
 //! A folder that appears whole.
 
 use crate::beside::{create_beside, folder_of, sweep, sync_folder};
+use crate::temporary::Temporary;
 use std::io::Result;
 use std::path::{Path, PathBuf};
 
 /// A folder that appears at its target by [`NewFolder::commit`].
 ///
 /// Dropped without a commit it leaves nothing behind. If the process is killed, a hidden folder
-/// ending in `.partial` stays, which a later write to the same target removes.
+/// ending in `.partial` stays, which a write to the same target removes after a day; a program that
+/// a signal ends can call [`remove_unfinished`](crate::remove_unfinished).
 #[derive(Debug)]
 pub struct NewFolder {
-    partial: PathBuf,
+    temporary: Temporary,
     target: PathBuf,
-    is_committed: bool,
 }
 
 impl NewFolder {
@@ -23,42 +24,32 @@ impl NewFolder {
     pub fn begin(target: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder_of(target))?;
         sweep(target);
-        let (partial, ()) = create_beside(target, |path| std::fs::create_dir(path))?;
+        let (temporary, ()) = create_beside(target, |path| std::fs::create_dir(path))?;
         Ok(Self {
-            partial,
+            temporary,
             target: target.to_owned(),
-            is_committed: false,
         })
     }
 
     /// Where to write the files, which must be synced before the commit.
     pub fn path(&self) -> &Path {
-        &self.partial
+        self.temporary.path()
     }
 
     /// Syncs the folder and renames it to its target, which must not exist or be an empty folder.
     ///
     /// # Errors
     /// Those of the system. Nothing is left behind then.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
         // Some systems cannot rename onto an empty folder.
         if self.target.is_dir() {
             std::fs::remove_dir(&self.target)?;
         }
 
-        sync_folder(&self.partial);
-        std::fs::rename(&self.partial, &self.target)?;
+        sync_folder(self.temporary.path());
+        self.temporary.rename(&self.target)?;
         sync_folder(folder_of(&self.target));
-        self.is_committed = true;
         Ok(())
-    }
-}
-
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            drop(std::fs::remove_dir_all(&self.partial));
-        }
     }
 }
 

@@ -1,11 +1,19 @@
-//! Lists a repository's files at a revision, through hf-hub.
+//! Lists a repository's files at a revision. The answer is hf-hub's [`ModelInfo`]; it is requested
+//! here, because hf-hub reads an answer of any length, and drops a `Retry-After` that does not come
+//! with a 429.
 
 use crate::config::HubConfig;
-use crate::error::{HubError, Result};
-use crate::http::{self, Failure, malformed};
+use crate::error::HubError;
+use crate::http::{Failure, Http, is_transient, malformed, transient};
+use crate::rate::Floor;
+use crate::retry::retry_after;
 use crate::{names, small};
-use hf_hub::{HFClient, HFError, split_id};
+use hf_hub::repository::ModelInfo;
+use reqwest::{Method, Response, StatusCode};
 use std::collections::BTreeSet;
+
+/// Upper bound of a listing in bytes: some hundred thousand files.
+const LONGEST_LISTING: usize = 16 << 20;
 
 /// A repository's commit and the names of its files.
 #[derive(Debug)]
@@ -17,20 +25,22 @@ pub(crate) struct Listing {
 /// Requests the listing. `cached` are names of cached models, to suggest if there is no such
 /// repository.
 pub(crate) async fn listing(
+    http: &Http,
     config: &HubConfig,
     repo: &str,
     revision: Option<&str>,
     cached: &[String],
-) -> std::result::Result<Listing, Failure> {
-    let client = client(config)?;
-    let (owner, name) = split_id(repo);
-    let model = client.model(owner, name);
-    let answer = match revision {
-        Some(revision) => model.info().revision(revision).send().await,
-        None => model.info().send().await,
-    };
-    let info = answer.map_err(|cause| explain(config, repo, revision, cached, cause))?;
+) -> Result<Listing, Failure> {
+    let url = http.listing_url(repo, revision)?;
+    let mut response = http.send(Method::GET, url, None, |_| false).await?;
+    if !response.status().is_success() {
+        return Err(refusal(config, repo, revision, cached, &response));
+    }
+
     let host = &config.shown_endpoint();
+    let body = body(config, repo, &mut response).await?;
+    let info: ModelInfo = serde_json::from_slice(&body)
+        .map_err(|cause| malformed(host, repo, format!("it is no listing of files: {cause}")))?;
     let commit = info
         .sha
         .filter(|commit| crate::cache::is_commit(commit))
@@ -50,81 +60,65 @@ pub(crate) async fn listing(
     })
 }
 
-fn client(config: &HubConfig) -> Result<HFClient> {
-    let mut builder = HFClient::builder()
-        .endpoint(&config.endpoint)
-        .cache_dir(&config.cache_dir)
-        .client(http::client(
-            config,
-            reqwest::redirect::Policy::limited(10),
-        )?)
-        .retry_max_attempts(0);
+/// The body of a listing, up to its limit.
+async fn body(config: &HubConfig, repo: &str, response: &mut Response) -> Result<Vec<u8>, Failure> {
+    let mut floor = Floor::new(config);
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|cause| transient(&cause))? {
+        floor.count(chunk.len())?;
+        if body.len() + chunk.len() > LONGEST_LISTING {
+            let reason = format!("its list of files has more than {LONGEST_LISTING} bytes");
+            return Err(malformed(&config.shown_endpoint(), repo, reason).into());
+        }
 
-    // Without a token, hf-hub would look for one in the environment. With one that is not a valid
-    // header value (a line break), it sends none, which is what we want.
-    builder = builder.token(config.token.as_deref().unwrap_or("\n"));
-    builder
-        .build()
-        .map_err(|cause| malformed(&config.shown_endpoint(), "HF_ENDPOINT", cause.to_string()))
+        body.extend_from_slice(&chunk);
+    }
+
+    Ok(body)
 }
 
-/// Maps hf-hub's error to ours, or to a transient failure.
-fn explain(
+/// The failure that an error status stands for.
+fn refusal(
     config: &HubConfig,
     repo: &str,
     revision: Option<&str>,
     cached: &[String],
-    cause: HFError,
+    response: &Response,
 ) -> Failure {
     let endpoint = config.shown_endpoint();
-    let refused = |status| {
-        Failure::Final(HubError::Refused {
-            repo: repo.to_owned(),
-            endpoint: endpoint.clone(),
-            status,
-            had_token: config.token.is_some(),
-            hint: names::hint(repo, cached),
-        })
-    };
-
-    match cause {
-        HFError::AuthRequired { .. } => refused(401),
-        HFError::Forbidden { .. } => refused(403),
-        HFError::RepoNotFound { .. } => no_such_model(repo, &endpoint, cached),
-        HFError::RevisionNotFound { context, .. } => {
-            let code = context
-                .and_then(|context| context.error_code)
-                .unwrap_or_default();
-            match revision {
-                Some(revision) if code != "RepoNotFound" => {
-                    Failure::Final(HubError::NoSuchRevision {
-                        repo: repo.to_owned(),
-                        revision: revision.to_owned(),
-                        endpoint,
-                    })
-                }
-                _ => no_such_model(repo, &endpoint, cached),
-            }
+    let code = response.headers().get("x-error-code");
+    match (response.status(), revision) {
+        (status, _) if is_transient(status) => Failure::Transient {
+            reason: match status {
+                StatusCode::TOO_MANY_REQUESTS => "the hub limits the rate of requests (429)".into(),
+                _ => format!("the hub answered {status}"),
+            },
+            after: retry_after(response.headers()),
+            unreachable: false,
+        },
+        (status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _) => {
+            Failure::Final(HubError::Refused {
+                repo: repo.to_owned(),
+                endpoint,
+                status: status.as_u16(),
+                had_token: config.token.is_some(),
+                hint: names::hint(repo, cached),
+            })
         }
-        HFError::RateLimited { retry_after, .. } => Failure::Transient {
-            reason: "the hub limits the rate of requests (429)".into(),
-            after: retry_after,
-            unreachable: false,
-        },
-        HFError::Http { context } if http::is_transient(context.status) => Failure::Transient {
-            reason: format!("the hub answered {}", context.status),
-            after: None,
-            unreachable: false,
-        },
-        HFError::Request { source, .. } => http::transient(&source),
-        other => Failure::Final(malformed(&endpoint, repo, other.to_string())),
+        (StatusCode::NOT_FOUND, Some(revision))
+            if code.is_none_or(|code| code != "RepoNotFound") =>
+        {
+            Failure::Final(HubError::NoSuchRevision {
+                repo: repo.to_owned(),
+                revision: revision.to_owned(),
+                endpoint,
+            })
+        }
+        (StatusCode::NOT_FOUND, _) => Failure::Final(HubError::NoSuchModel {
+            repo: repo.to_owned(),
+            endpoint,
+            hint: names::hint(repo, cached),
+        }),
+        (status, _) => malformed(&endpoint, repo, format!("status {status}")).into(),
     }
-}
-
-fn no_such_model(repo: &str, endpoint: &str, cached: &[String]) -> Failure {
-    Failure::Final(HubError::NoSuchModel {
-        repo: repo.to_owned(),
-        endpoint: endpoint.to_owned(),
-        hint: names::hint(repo, cached),
-    })
 }

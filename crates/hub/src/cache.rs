@@ -18,6 +18,17 @@ const LONGEST_REFERENCE: u64 = 1000;
 pub(crate) struct RepoCache {
     root: PathBuf,
     locks: PathBuf,
+    links: Links,
+}
+
+/// Makes a link, given what it leads to and its own path.
+type MakeLink = fn(&Path, &Path) -> std::io::Result<()>;
+
+/// How files of snapshots share their blobs' bytes. Tests forbid one or both, as file systems do.
+#[derive(Debug, Clone, Copy)]
+struct Links {
+    symbolic: MakeLink,
+    hard: MakeLink,
 }
 
 impl RepoCache {
@@ -26,6 +37,10 @@ impl RepoCache {
         Self {
             root: cache_dir.join(&folder),
             locks: cache_dir.join(".locks").join(folder),
+            links: Links {
+                symbolic: symlink,
+                hard: |blob, link| std::fs::hard_link(blob, link),
+            },
         }
     }
 
@@ -79,9 +94,11 @@ impl RepoCache {
         llm_int8_files::write(&path, commit.as_bytes()).map_err(error)
     }
 
-    /// Names in a snapshot whose blobs exist.
+    /// Names in a snapshot whose blobs exist, without those of unfinished copies.
     pub(crate) fn names(&self, commit: &str) -> BTreeSet<String> {
-        small::names_in(&self.snapshot(commit)).unwrap_or_default()
+        let mut names = small::names_in(&self.snapshot(commit)).unwrap_or_default();
+        names.retain(|name| small::may_be_fetched(name));
+        names
     }
 
     /// Records which small files a commit does not have, as huggingface_hub does after a 404.
@@ -134,9 +151,9 @@ impl RepoCache {
         // one folder deeper).
         let up = "../".repeat(2 + file.matches('/').count());
         let target = Path::new(&up).join("blobs").join(etag);
-        let linked = symlink(&target, &path).or_else(|cause| match cause.kind() {
+        let linked = (self.links.symbolic)(&target, &path).or_else(|cause| match cause.kind() {
             std::io::ErrorKind::AlreadyExists => Ok(()),
-            _ => std::fs::hard_link(self.blob(etag), &path),
+            _ => (self.links.hard)(&self.blob(etag), &path),
         });
 
         // On file systems without links, copy, as huggingface_hub does.
@@ -203,4 +220,62 @@ pub(crate) fn models(cache_dir: &Path) -> Vec<String> {
 
 fn has_weights(weights: &WeightFiles) -> bool {
     weights.files().iter().all(|file| file.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    const NAME: &str = "config.json";
+
+    fn forbidden(_: &Path, _: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn cache(folder: &Path, hard: MakeLink) -> RepoCache {
+        let cache = RepoCache::new(folder, "org/model");
+        let links = Links {
+            symbolic: forbidden,
+            hard,
+        };
+        std::fs::create_dir_all(cache.root.join("blobs")).unwrap();
+        std::fs::write(cache.blob("etag"), "{}").unwrap();
+        RepoCache { links, ..cache }
+    }
+
+    #[test]
+    fn without_symbolic_links_a_file_is_a_hard_link_or_a_copy() {
+        let hard: MakeLink = |blob, link| std::fs::hard_link(blob, link);
+        for (hard, is_shared) in [(hard, true), (forbidden as MakeLink, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path(), hard);
+            let path = cache.link(COMMIT, NAME, "etag").unwrap();
+            assert!(path.symlink_metadata().unwrap().is_file());
+            assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+            assert_eq!(cache.names(COMMIT), BTreeSet::from([NAME.to_owned()]));
+
+            std::fs::write(cache.blob("etag"), "[]").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap() == b"[]", is_shared);
+            assert_eq!(cache.link(COMMIT, NAME, "etag").unwrap(), path);
+        }
+    }
+
+    /// What a failed copy leaves must not be taken for the file, which is never copied again then.
+    #[test]
+    fn a_copy_that_fails_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), forbidden);
+        let error = cache.link(COMMIT, NAME, "missing").unwrap_err().to_string();
+        assert!(error.contains(NAME), "{error}");
+        let left = std::fs::read_dir(cache.snapshot(COMMIT)).unwrap();
+        assert_eq!(left.count(), 0);
+
+        // A copy that a killed process did not finish.
+        let cut = cache.snapshot(COMMIT).join(".config.json.0a1b2c.partial");
+        std::fs::write(&cut, "{").unwrap();
+        assert!(cache.names(COMMIT).is_empty());
+        let path = cache.link(COMMIT, NAME, "etag").unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), b"{}");
+    }
 }

@@ -42,14 +42,14 @@ impl From<HubError> for Failure {
 
 const USER_AGENT: &str = concat!("llm-int8/", env!("CARGO_PKG_VERSION"));
 
-/// A reqwest client with the time-outs and certificates of the settings, for hf-hub and for
+/// A reqwest client with the time-outs and certificates of the settings. Redirects are followed by
 /// [`Http`].
-pub(crate) fn client(config: &HubConfig, redirects: reqwest::redirect::Policy) -> Result<Client> {
+fn client(config: &HubConfig) -> Result<Client> {
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(config.connect_timeout)
         .read_timeout(config.read_timeout)
-        .redirect(redirects);
+        .redirect(reqwest::redirect::Policy::none());
     if let Some(bundle) = &config.ca_bundle {
         builder = builder.tls_certs_only(certificates(bundle)?);
     }
@@ -119,7 +119,7 @@ impl Http {
             )
         })?;
 
-        let client = client(config, reqwest::redirect::Policy::none())?;
+        let client = client(config)?;
         Ok(Self {
             client,
             endpoint,
@@ -134,6 +134,22 @@ impl Http {
         let base = url.path().trim_end_matches('/').to_owned();
         // All parts have been checked to be plain names.
         url.set_path(&format!("{base}/{repo}/resolve/{commit}/{file}"));
+        Ok(url)
+    }
+
+    /// The URL of the listing of a repository's files.
+    pub(crate) fn listing_url(&self, repo: &str, revision: Option<&str>) -> Result<Url> {
+        let mut url = self.endpoint.clone();
+        let segments = ["api", "models"].into_iter().chain(repo.split('/'));
+        // A revision is one segment, also with a slash in it.
+        let revision = revision.iter().flat_map(|revision| ["revision", revision]);
+        url.path_segments_mut()
+            .map_err(|()| {
+                let reason = "it is not a URL with a path".into();
+                malformed(&self.host(), "HF_ENDPOINT", reason)
+            })?
+            .pop_if_empty()
+            .extend(segments.chain(revision));
         Ok(url)
     }
 

@@ -45,6 +45,7 @@ pub mod pages;
 pub mod reference;
 pub mod rowwise;
 mod simd;
+mod sync;
 mod tasks;
 pub mod team;
 

@@ -9,17 +9,10 @@
 
 #![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
 
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SeqCst, Thread, spin, thread, wait};
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
-
-/// How long a thread spins before it sleeps: longer than sampling a token takes.
-const SPIN_TIME: Duration = Duration::from_micros(400);
-/// Spins between two reads of the clock.
-const SPINS_PER_CLOCK: usize = 64;
+use std::sync::{OnceLock, PoisonError, TryLockError};
 
 /// Calls `f` for every item, on all threads of the team. Each thread starts with a contiguous share
 /// of the items and takes them in order, so that it reads memory in order, and then helps the
@@ -40,7 +33,7 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
     };
 
     // Without a free team: rayon, or this thread alone.
-    let Some((team, _busy)) = team.and_then(|team| Some((team, team.begin()?))) else {
+    let Some((team, busy)) = team.and_then(|team| Some((team, team.begin()?))) else {
         if items.len() > 1 && rayon::current_num_threads() > 1 {
             return items
                 .into_par_iter()
@@ -51,50 +44,26 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
         return items.into_iter().for_each(|item| f(&mut memory, item));
     };
 
-    // Each member starts at its share of the items; `next[member]` is the next item of that share.
-    let members = team.helpers.len() + 1;
-    let share = items.len().div_ceil(members);
-    let next: Vec<AtomicUsize> = (0..members)
-        .map(|member| AtomicUsize::new(member * share))
-        .collect();
-    let items: Vec<Mutex<Option<T>>> = items
-        .into_iter()
-        .map(|item| Mutex::new(Some(item)))
-        .collect();
-    let work = |member: usize| {
-        let mut memory = S::default();
-        for part in (member..members).chain(0..member) {
-            let end = items.len().min((part + 1) * share);
-            loop {
-                let place = next[part].fetch_add(1, SeqCst);
-                if place >= end {
-                    break;
-                }
-
-                let item = items[place]
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
-                item.into_iter().for_each(|item| f(&mut memory, item));
-            }
-        }
-    };
-
-    team.run(&work);
+    team.for_each(&busy, items, f);
 }
 
 /// The helper threads. The caller of [`for_each`] is a member too, number 0.
-struct Team {
+pub(crate) struct Team {
     /// Held by the caller whose work is running.
-    busy: Mutex<()>,
-    helpers: Vec<Thread>,
-    shared: &'static Shared,
+    pub(crate) busy: Mutex<()>,
+    pub(crate) helpers: Vec<Thread>,
+    pub(crate) shared: &'static Shared,
 }
 
 /// The state that helpers and the caller share.
-struct Shared {
+///
+/// All of it is sequentially consistent, because it is needed twice: of two threads that each write
+/// one value and then read the other's, one must see what the other wrote. They are `is_open` and
+/// `inside`, lest the caller returns while a helper calls its closure, and `epoch` and `asleep`,
+/// lest a helper sleeps through the work. With a weaker write the model checker (`loom/`) fails.
+pub(crate) struct Shared {
     /// Incremented with every piece of work.
-    epoch: AtomicUsize,
+    pub(crate) epoch: AtomicUsize,
     /// The current work, if any.
     work: Mutex<Option<Work>>,
     /// Whether helpers may still join the work.
@@ -111,16 +80,22 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Work(&'static (dyn Fn(usize) + Sync));
 
+/// The epoch at which helpers end. No program counts that far; models of the team end with it.
+pub(crate) const LAST_EPOCH: usize = usize::MAX;
+
 impl Team {
     /// The team, if rayon's current pool has as many threads.
     fn get() -> Option<&'static Self> {
         static TEAM: OnceLock<Option<Team>> = OnceLock::new();
-        let team = TEAM.get_or_init(Self::new).as_ref()?;
+        let team = TEAM
+            .get_or_init(|| Self::new(rayon::current_num_threads() - 1))
+            .as_ref()?;
         (team.helpers.len() + 1 == rayon::current_num_threads()).then_some(team)
     }
 
-    fn new() -> Option<Self> {
-        let shared = Box::leak(Box::new(Shared {
+    /// A team with this many helpers; `None` if a thread cannot be started.
+    pub(crate) fn new(helpers: usize) -> Option<Self> {
+        let shared: &'static Shared = Box::leak(Box::new(Shared {
             epoch: AtomicUsize::new(0),
             work: Mutex::new(None),
             is_open: AtomicBool::new(false),
@@ -129,7 +104,6 @@ impl Team {
             has_panicked: AtomicBool::new(false),
         }));
 
-        let shared: &'static Shared = shared;
         let helper = |member| {
             let thread = thread::Builder::new().name(format!("llm-int8 {member}"));
             thread
@@ -138,9 +112,7 @@ impl Team {
                 .map(|handle| handle.thread().clone())
         };
 
-        let helpers = (1..rayon::current_num_threads())
-            .map(helper)
-            .collect::<Option<Vec<_>>>()?;
+        let helpers = (1..=helpers).map(helper).collect::<Option<Vec<_>>>()?;
         Some(Self {
             busy: Mutex::new(()),
             helpers,
@@ -158,9 +130,49 @@ impl Team {
         }
     }
 
+    /// See [`for_each`].
+    pub(crate) fn for_each<T: Send, S: Default>(
+        &self,
+        busy: &MutexGuard<'_, ()>,
+        items: Vec<T>,
+        f: impl Fn(&mut S, T) + Sync,
+    ) {
+        // Each member starts at its share of the items; `next[member]` is the next item of that
+        // share.
+        let members = self.helpers.len() + 1;
+        let share = items.len().div_ceil(members);
+        let next: Vec<AtomicUsize> = (0..members)
+            .map(|member| AtomicUsize::new(member * share))
+            .collect();
+        let items: Vec<Mutex<Option<T>>> = items
+            .into_iter()
+            .map(|item| Mutex::new(Some(item)))
+            .collect();
+        let work = |member: usize| {
+            let mut memory = S::default();
+            for part in (member..members).chain(0..member) {
+                let end = items.len().min((part + 1) * share);
+                loop {
+                    let place = next[part].fetch_add(1, SeqCst);
+                    if place >= end {
+                        break;
+                    }
+
+                    let item = items[place]
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take();
+                    item.into_iter().for_each(|item| f(&mut memory, item));
+                }
+            }
+        };
+
+        self.run(busy, &work);
+    }
+
     /// Calls `work` with the number of each member that joins in; the caller, member 0, always
-    /// does. Returns when no member is inside `work` any more. The caller must hold `busy`.
-    fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+    /// does. A helper may call it twice. Returns when no member is inside `work` any more.
+    pub(crate) fn run(&self, _busy: &MutexGuard<'_, ()>, work: &(dyn Fn(usize) + Sync)) {
         let shared = self.shared;
 
         // SAFETY: helpers call the closure only between their `inside += 1`, after which they see
@@ -171,7 +183,7 @@ impl Team {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work)
         });
         *shared.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
-        // Still set if the caller panicked in the last work too.
+        // It is still set if in the work before this one the caller panicked as well.
         shared.has_panicked.store(false, SeqCst);
         shared.is_open.store(true, SeqCst);
         let closing = Closing(shared);
@@ -183,7 +195,7 @@ impl Team {
         work(0);
         drop(closing);
         assert!(
-            !shared.has_panicked.swap(false, SeqCst),
+            !shared.has_panicked.load(SeqCst),
             "a helper thread panicked"
         );
     }
@@ -195,18 +207,7 @@ struct Closing(&'static Shared);
 impl Drop for Closing {
     fn drop(&mut self) {
         self.0.is_open.store(false, SeqCst);
-        let mut spins = 0;
-        while self.0.inside.load(SeqCst) > 0 {
-            spins += 1;
-
-            // A helper may have been preempted.
-            if spins % 1024 == 0 {
-                thread::yield_now()
-            } else {
-                std::hint::spin_loop()
-            }
-        }
-
+        wait(|| self.0.inside.load(SeqCst) == 0);
         *self.0.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
@@ -215,7 +216,7 @@ impl Shared {
     /// The main loop of a helper.
     fn help(&self, member: usize) {
         let mut seen = 0;
-        loop {
+        while seen != LAST_EPOCH {
             seen = self.next_epoch(seen);
             self.inside.fetch_add(1, SeqCst);
             if self.is_open.load(SeqCst) {
@@ -234,16 +235,9 @@ impl Shared {
     /// Spins, then sleeps, until the epoch differs from the one last `seen`.
     fn next_epoch(&self, seen: usize) -> usize {
         loop {
-            let started = Instant::now();
-            while started.elapsed() < SPIN_TIME {
-                for _ in 0..SPINS_PER_CLOCK {
-                    let epoch = self.epoch.load(SeqCst);
-                    if epoch != seen {
-                        return epoch;
-                    }
-
-                    std::hint::spin_loop();
-                }
+            let changed = || Some(self.epoch.load(SeqCst)).filter(|epoch| *epoch != seen);
+            if let Some(epoch) = spin(changed) {
+                return epoch;
             }
 
             self.asleep.fetch_add(1, SeqCst);
@@ -260,6 +254,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::SPIN_TIME;
 
     #[test]
     fn every_item_is_visited_once() {
@@ -315,6 +310,21 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_every_member_is_forgotten_with_the_work() {
+        let team = Team::new(1).unwrap();
+        let busy = team.busy.lock().unwrap();
+        let both_are_in = std::sync::Barrier::new(2);
+        let failed = catch_unwind(AssertUnwindSafe(|| {
+            team.run(&busy, &|_| {
+                both_are_in.wait();
+                panic!("expected")
+            });
+        }));
+        assert!(failed.is_err());
+        team.run(&busy, &|_| {});
+    }
+
+    #[test]
     fn the_team_and_not_rayon_works_on_after_panics_of_all_members() {
         let is_member = || {
             let name = thread::current().name().unwrap_or_default().to_owned();
@@ -327,7 +337,7 @@ mod tests {
         let has_helped = (0..500).any(|_| {
             let mut helped = [false; 8];
             for_each(helped.iter_mut().collect(), |_: &mut (), helped| {
-                thread::sleep(Duration::from_millis(1));
+                thread::sleep(std::time::Duration::from_millis(1));
                 *helped = is_member();
             });
             helped.contains(&true)

@@ -145,7 +145,7 @@ impl Hub {
         let mut retries = Retries::new(&self.config);
         loop {
             let (reason, after, unreachable) =
-                match api::listing(&self.config, repo, revision, &cached).await {
+                match api::listing(http, &self.config, repo, revision, &cached).await {
                     Ok(listing) => return Ok(listing),
                     Err(Failure::Final(error)) => return Err(error),
                     Err(Failure::Transient {

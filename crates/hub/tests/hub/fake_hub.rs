@@ -28,6 +28,10 @@ pub enum Fault {
     WrongRange,
     /// Send in pieces of `n` bytes, so slowly that two downloaders meet.
     Slow(usize),
+    /// Answer with this JSON instead of the listing.
+    Listing(String),
+    /// Redirect to this path.
+    Redirect(&'static str),
 }
 
 /// One received request.
@@ -212,10 +216,15 @@ impl FakeHub {
 
     fn listing(&self, rest: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         let fault = self.state.lock().unwrap().api_faults.pop_front();
-        if let Some(Fault::Status(code, retry_after)) = fault {
-            let extra =
-                retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
-            return status(stream, code, &extra);
+        match fault {
+            Some(Fault::Status(code, retry_after)) => {
+                let extra =
+                    retry_after.map_or(String::new(), |value| format!("Retry-After: {value}\r\n"));
+                return status(stream, code, &extra);
+            }
+            Some(Fault::Listing(text)) => return json(stream, &text),
+            Some(Fault::Redirect(path)) => return redirect(stream, path),
+            _ => {}
         }
 
         let (repo, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));

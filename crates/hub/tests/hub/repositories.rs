@@ -1,6 +1,6 @@
 //! Kinds of repositories: sharded, without a model, private, gated; and headers without weights.
 
-use crate::fake_hub::{FakeHub, Fault};
+use crate::fake_hub::{COMMIT, FakeHub, Fault};
 use crate::{FILE, blobs, config, model_hub, resolve, resolve_with};
 use llm_int8_hub::{Hub, NoProgress};
 use tempfile::TempDir;
@@ -153,4 +153,36 @@ fn a_password_in_the_endpoint_is_not_shown() {
             "{error:?}"
         );
     }
+}
+
+#[test]
+fn a_listing_that_cannot_be_used_is_told_at_once() {
+    let hub = model_hub();
+    let cache = TempDir::new().unwrap();
+    let files = r#"{"rfilename": "x"},"#.repeat(1_000_000);
+    for (answer, reason) in [
+        (
+            format!(r#"{{"siblings": [{files}]}}"#),
+            "more than 16777216 bytes",
+        ),
+        ("<html>Log in</html>".into(), "no listing of files"),
+        ("[".repeat(100_000), "no listing of files"),
+        (r#"{"id": "org/model"}"#.into(), "names no commit"),
+        (
+            format!(r#"{{"id": "org/model", "sha": "{COMMIT}"}}"#),
+            "lists no files",
+        ),
+    ] {
+        hub.api_faults([Fault::Listing(answer)]);
+        let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+
+    hub.api_faults(std::iter::repeat_n(
+        Fault::Redirect("/api/models/org/model"),
+        20,
+    ));
+    let error = resolve(&hub, &cache, "org/model").unwrap_err().to_string();
+    assert!(error.contains("more than 10 redirects"), "{error}");
+    assert_eq!(hub.log().len(), 5 + 10, "none was requested again");
 }

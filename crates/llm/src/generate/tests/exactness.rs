@@ -189,7 +189,10 @@ fn random_loads_chunks_and_caches_give_the_bits_of_a_sequence_alone() {
                 };
                 seed += 1;
                 let reused = random_load(&model, &expected, config, seed);
-                assert_eq!(reused > 0, prefix_cache_bytes > 0);
+                // A small budget may evict what would have been reused.
+                if cache_bytes.is_none() {
+                    assert_eq!(reused > 0, prefix_cache_bytes > 0);
+                }
             }
         }
     }
