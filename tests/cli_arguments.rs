@@ -1,7 +1,7 @@
 //! Arguments that the program does not accept: it says what to give instead, before it does any
 //! work.
 
-use crate::support::{failure, golden, llm_int8};
+use crate::support::{failure, golden, llm_int8, stderr};
 use std::path::Path;
 use tempfile::TempDir;
 
