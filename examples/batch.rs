@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         engine.add(Request::new(prompt).config(short.clone()))?;
     }
     while !engine.is_idle() {
-        for event in engine.step()? {
+        for event in engine.step() {
             if let Update::Finished(generated) = event.update {
                 println!("{:?}: {}", event.id, generated.text);
             }

@@ -160,11 +160,11 @@ fn every_prompt_gives_the_same_text_in_a_batch_as_alone() {
         });
 
         for at_once in [1, 2, 4, 16] {
-            let batch = model
-                .generate_batch(prompts)
-                .config(config.clone())
-                .at_once(at_once);
-            let together = batch.clone().run().unwrap();
+            let batch = || {
+                let batch = model.generate_batch(prompts);
+                batch.config(config.clone()).at_once(at_once)
+            };
+            let together = batch().run().unwrap();
             for (a, b) in alone.iter().zip(&together) {
                 assert_eq!(
                     (&a.text, &a.ids, a.finish_reason),
@@ -173,7 +173,7 @@ fn every_prompt_gives_the_same_text_in_a_batch_as_alone() {
                 );
             }
 
-            let mut ended: Vec<_> = batch
+            let mut ended: Vec<_> = batch()
                 .into_iter()
                 .map(|result| result.map(|(number, all)| (number, all.ids)).unwrap())
                 .collect();

@@ -21,6 +21,8 @@ pub enum LogitPositions {
     All,
     /// The last new position: all that generation needs.
     Last,
+    /// None, for all chunks of a prompt but the last.
+    None,
 }
 
 /// The keys and values of one sequence, for the positions computed so far.
@@ -54,6 +56,23 @@ impl KvCache {
         let layers: u64 = self.layers.iter().map(LayerCache::bytes).sum();
         let devices: u64 = self.devices.iter().map(DeviceCache::bytes).sum();
         layers + devices
+    }
+
+    /// A copy of the first `len` positions, or of all if there are fewer, with no more memory than
+    /// they need.
+    ///
+    /// # Errors
+    /// [`DecoderError::Cuda`](crate::DecoderError::Cuda) if a device has no memory left.
+    pub fn prefix(&self, len: usize) -> Result<Self> {
+        let len = len.min(self.len);
+        let devices = self.devices.iter().map(|device| device.prefix(len));
+        Ok(Self {
+            layers: self.layers.iter().map(|layer| layer.prefix(len)).collect(),
+            devices: devices.collect::<Result<_>>()?,
+            len,
+            seen: self.seen[..len.min(self.seen.len())].to_vec(),
+            is_long: self.is_long,
+        })
     }
 
     /// Drops all positions from `len` on.
@@ -193,6 +212,18 @@ impl Decoder {
             seen: Vec::new(),
             is_long: false,
         }
+    }
+
+    /// Bytes that a cache allocates for `positions` positions, on the CPU and on devices.
+    pub fn cache_bytes(&self, positions: usize) -> u64 {
+        let on_devices: usize = self.stages.iter().map(|stage| stage.range().len()).sum();
+        let heads = &self.spec.attention;
+        let block = LayerCache::bytes_for(self.dtype, heads.kv_heads, heads.head_size, positions);
+        let on_cpu = block * (self.blocks.len() - on_devices) as u64;
+
+        let devices = self.stages.iter();
+        let devices = devices.map(|stage| stage.cache_bytes_for(positions, self.spec.positions));
+        on_cpu + devices.sum::<u64>()
     }
 
     /// The description the decoder was built from.

@@ -234,6 +234,7 @@ impl Input {
             input.requested.extend(match logits {
                 LogitPositions::All => rows.end - new.len()..rows.end,
                 LogitPositions::Last => rows.end - 1..rows.end,
+                LogitPositions::None => rows.end..rows.end,
             });
             input
                 .sequences
@@ -280,7 +281,10 @@ fn on_cpu<'a>(
         }
         cpu.embed()?;
         run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
-        cpu.logits(&input.requested)
+        match input.requested.is_empty() {
+            true => Ok(Vec::new()),
+            false => cpu.logits(&input.requested),
+        }
     })?;
     Ok(Logits::from_vec(logits, decoder.spec().vocab_size()))
 }
@@ -348,6 +352,9 @@ fn on_devices<'a>(
             let rows = input.requested.len();
             return Ok(Logits::on_device(pass, rows, vocabulary));
         }
+        if has_all && input.requested.is_empty() {
+            return Ok(Logits::from_vec(Vec::new(), vocabulary));
+        }
         if has_all {
             return logits_on_device(pass, &input.requested, vocabulary);
         }
@@ -361,6 +368,9 @@ fn on_devices<'a>(
     pooled(input.ids.len(), || {
         run_blocks(&mut cpu, computed..blocks, sequences)
     })?;
+    if input.requested.is_empty() {
+        return Ok(Logits::from_vec(Vec::new(), vocabulary));
+    }
     match with_head {
         Some(pass) => {
             pass.write_stream(&cpu.take_stream())?;

@@ -131,6 +131,31 @@ pub enum LlmError {
          its weights or activations overflow: try bfloat16 (`dtype`), or load it without 8 bit"
     )]
     BadLogits,
+    /// The grammar of a sequence failed ([`TokenConstraint`](crate::generate::TokenConstraint)).
+    #[error("the constraint on tokens: {reason}")]
+    Constraint {
+        /// What it said.
+        reason: String,
+    },
+    /// The keys and values of one request would exceed all memory that an engine may use for them.
+    #[error(
+        "the request has {tokens} tokens with the new ones, whose keys and values need {needed} bytes, but the engine \
+         may use {available}; request fewer tokens, or give the engine more (`cache_bytes`)"
+    )]
+    CacheExceeded {
+        /// Tokens of the prompt and new ones.
+        tokens: usize,
+        /// Bytes of their cache.
+        needed: u64,
+        /// The engine's limit.
+        available: u64,
+    },
+    /// A forward pass failed, and with it the sequences that took part.
+    #[error("the forward pass failed: {reason}")]
+    PassFailed {
+        /// The error or the panic.
+        reason: String,
+    },
 }
 
 impl From<llm_int8_decoder::DecoderError> for LlmError {

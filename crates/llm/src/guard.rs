@@ -35,6 +35,14 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     outcome.map_err(|panic| message(panic.as_ref()))
 }
 
+/// Runs `call`. A panic is printed, as the hook of the program does, and returned as its message.
+///
+/// `call` must not leave broken what is used afterwards.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    outcome.map_err(|panic| format!("panicked: {}", message(panic.as_ref())))
+}
+
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()

@@ -45,8 +45,9 @@ pub use compare::{AccuracyComparison, ComparedRule, Comparison, RuleResult};
 pub use device::{DeviceConfig, DeviceName, MemoryLimit};
 pub use error::{LlmError, Result};
 pub use generate::{
-    Batch, Engine, FinishReason, Generated, Generation, GenerationConfig, Piece, Pieces, Prompt,
-    Request, Timing,
+    Batch, Engine, EngineConfig, FinishReason, Generated, Generation, GenerationConfig, Logprob,
+    Piece, Pieces, Prompt, Request, SequenceHandle, Service, ServiceState, SubmitError, Timing,
+    TokenConstraint, TokenMask, Update,
 };
 pub use load::LoadConfig;
 pub use memory::MemoryUse;

@@ -7,7 +7,7 @@ pub use fit::LeftOut;
 pub use linear::{LayerShape, LinearBench, LinearRate};
 
 use crate::error::Result;
-use crate::generate::{Engine, Generated, GenerationConfig, Request, Update};
+use crate::generate::{Engine, EngineConfig, Generated, GenerationConfig, Request, Update};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_nn::limits;
 use std::time::Instant;
@@ -204,26 +204,27 @@ impl AutoModelForCausalLM {
     /// The median decode rate of a batch, in tokens/s of all its sequences, from the moment when
     /// all of them have their first token.
     fn batch_median(&self, context: usize, batch: usize, options: &BenchOptions) -> Result<f64> {
-        // Prompts start one pass after the other, so the first sequence needs more tokens to
+        // Prompts are computed one after the other, so the first sequence needs more tokens to
         // outlast the measurement.
         let room = self.decoder().spec().positions.saturating_sub(context);
-        let most = (options.new_tokens + batch).min(room);
+        let limits = EngineConfig::default();
+        let passes = (context * batch).div_ceil(limits.prefill_tokens);
+        let most = (options.new_tokens + passes + batch).min(room);
         let config = GenerationConfig {
             max_new_tokens: Some(most),
             ..GenerationConfig::default()
         };
-        let request = Request::new(self.noise(context)).config(config).ids_only();
+        let prompt = self.noise(context);
 
         let mut figures = Vec::new();
         for _ in 0..options.runs {
             let mut engine = self.engine(batch)?;
             for _ in 0..batch {
-                engine.add(request.clone())?;
+                engine.add(Request::new(&prompt).config(config.clone()).ids_only())?;
             }
 
-            while engine.waiting() > 0 {
-                step(&mut engine)?;
-            }
+            // Until the pass in which every sequence gets a token.
+            while step(&mut engine)? < batch && !engine.is_idle() {}
 
             let started = Instant::now();
             let mut tokens = 0;
@@ -296,10 +297,10 @@ impl AutoModelForCausalLM {
 /// Runs one step of an engine and returns the number of new tokens.
 fn step(engine: &mut Engine<'_>) -> Result<usize> {
     let mut tokens = 0;
-    for event in engine.step()? {
+    for event in engine.step() {
         match event.update {
             Update::Piece(_) => tokens += 1,
-            Update::Finished(_) => {}
+            Update::Started { .. } | Update::Finished(_) => {}
             Update::Failed(error) => return Err(error),
         }
     }

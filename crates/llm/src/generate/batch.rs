@@ -1,6 +1,7 @@
 //! A fixed list of prompts, several of them at once.
 
-use super::engine::{Engine, Event, SequenceId, Update};
+use super::engine::Engine;
+use super::events::{Event, SequenceId, Update};
 use super::request::Request;
 use super::{Generated, GenerationConfig};
 use crate::error::{LlmError, Result};
@@ -30,7 +31,7 @@ const AT_ONCE: usize = 8;
 /// assert_eq!(ended, [(1, 3), (0, 9)]);
 /// # Ok::<(), llm_int8::LlmError>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[must_use = "nothing is generated until it is run or iterated over"]
 pub struct Batch<'m> {
     model: &'m AutoModelForCausalLM,
@@ -143,14 +144,8 @@ impl Iterator for Results<'_> {
             };
 
             let numbers = &mut self.numbers;
-            let done = engine.step().map(|events| {
-                self.ended
-                    .extend(events.filter_map(|event| result_of(event, numbers)));
-            });
-            if let Err(error) = done {
-                self.engine = Err(None);
-                return Some(Err(error));
-            }
+            let ended = engine.step().filter_map(|event| result_of(event, numbers));
+            self.ended.extend(ended);
         }
 
         self.ended.pop_front()
@@ -165,7 +160,7 @@ fn result_of(
     numbers: &mut BTreeMap<SequenceId, usize>,
 ) -> Option<Result<(usize, Generated)>> {
     let result = match event.update {
-        Update::Piece(_) => return None,
+        Update::Started { .. } | Update::Piece(_) => return None,
         Update::Finished(generated) => Ok(generated),
         Update::Failed(error) => Err(error),
     };

@@ -1,6 +1,7 @@
 //! How the next token is chosen and when generation ends (transformers' `GenerationConfig`).
 
 use crate::error::{LlmError, Result};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// New tokens if neither the caller nor the model's files set a length.
@@ -14,6 +15,9 @@ const DEFAULT_NEW_TOKENS: usize = 64;
 /// `remove_invalid_values`, `exponential_decay_length_penalty`, `suppress_tokens`,
 /// `begin_suppress_tokens`, and for sampling `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`,
 /// `epsilon_cutoff`, `eta_cutoff`. The "encoder" settings apply to the prompt.
+///
+/// Three more are OpenAI's: `logit_bias` is applied first, `frequency_penalty` and
+/// `presence_penalty` after `repetition_penalty`, as vLLM does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
     /// Maximum number of new tokens. Overrides `max_length`.
@@ -62,6 +66,14 @@ pub struct GenerationConfig {
     /// For each token sequence, what is added to the logit of its last token when the others
     /// precede it.
     pub sequence_bias: Vec<(Vec<u32>, f64)>,
+    /// For each of these tokens, what is added to its logit. No file of a model sets it.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Subtracted from the logits of tokens that were generated before; 0 is off. Tokens of the
+    /// prompt do not count.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token once for each time it was generated; 0 is off. Tokens
+    /// of the prompt do not count.
+    pub frequency_penalty: f32,
     /// Tokens that are never generated.
     pub suppress_tokens: Vec<u32>,
     /// Tokens that are never generated first.
@@ -116,6 +128,9 @@ impl Default for GenerationConfig {
             encoder_no_repeat_ngram_size: 0,
             bad_words_ids: Vec::new(),
             sequence_bias: Vec::new(),
+            logit_bias: BTreeMap::new(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             suppress_tokens: Vec::new(),
             begin_suppress_tokens: Vec::new(),
             forced_bos_token_id: None,
@@ -176,6 +191,17 @@ impl GenerationConfig {
             }
         }
 
+        let added = [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ];
+        let biases = self.logit_bias.values();
+        let added = added.into_iter();
+        let mut added = added.chain(biases.map(|bias| ("logit_bias", *bias)));
+        if let Some((name, value)) = added.find(|(_, value)| !value.is_finite()) {
+            return refuse(name, f64::from(value), "it must be a finite number");
+        }
+
         if !self.do_sample {
             return Ok(());
         }
@@ -215,6 +241,7 @@ impl GenerationConfig {
             .iter()
             .flat_map(|(ids, _)| ids)
             .map(|id| ("sequence_bias", id));
+        let openai = self.logit_bias.keys().map(|id| ("logit_bias", id));
         let bad = self
             .bad_words_ids
             .iter()
@@ -230,6 +257,7 @@ impl GenerationConfig {
             .map(|id| ("forced_eos_token_id", id));
 
         match biased
+            .chain(openai)
             .chain(bad)
             .chain(bos)
             .chain(eos)

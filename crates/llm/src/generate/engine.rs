@@ -1,58 +1,36 @@
 //! Continuous batching: sequences come and go, and every forward pass gives each running one its
 //! next tokens.
 
+use super::Generated;
+use super::events::{Event, SequenceId, ServiceState, Update};
+use super::limits::EngineConfig;
+use super::prefix::{PrefixCache, Wanted};
 use super::request::Request;
-use super::running::{Context, Running, pass};
-use super::sequence::Sequence;
-use super::{Generated, Piece, Timing};
+use super::running::{Context, Running, common, pass};
+use super::schedule::shares;
+use super::sequence::{Prepared, Sequence};
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use std::collections::VecDeque;
 
-/// Maximum prompt tokens per pass. A longer prompt gets a pass without other new prompts.
-const PREFILL_TOKENS: usize = 512;
-
-/// Identifies a sequence of an [`Engine`]. Ids are not reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId(u64);
-
-impl SequenceId {
-    /// The id of a sequence that runs alone.
-    pub(super) const ALONE: Self = Self(0);
-}
-
-/// Something that happened to a sequence.
-#[derive(Debug)]
-pub struct Event {
-    /// The sequence.
-    pub id: SequenceId,
-    /// What happened.
-    pub update: Update,
-}
-
-/// What can happen to a sequence.
-#[derive(Debug)]
-pub enum Update {
-    /// A new token.
-    Piece(Piece),
-    /// The sequence has ended; this is its last event.
-    Finished(Generated),
-    /// An error has ended this sequence, and only this one; this is its last event.
-    Failed(LlmError),
-}
-
 /// A sequence that waits for a free slot.
 #[derive(Debug)]
-struct Waiting<'m> {
+struct Waiting {
     id: SequenceId,
-    sequence: Sequence<'m>,
+    prepared: Prepared,
+    /// Bytes that its cache may grow to.
+    bytes: u64,
 }
 
 /// Runs any number of requests on one model, a limited number of them at a time, batched: one read
 /// of the weights gives each running sequence a token. Every sequence has its own settings, and
-/// requests can be added or cancelled between steps.
+/// requests can be added or cancelled between steps. Prompts are computed in chunks, beside the
+/// tokens of the sequences that run already.
 ///
-/// On the CPU and with outliers per row, every sequence gives exactly what it gives alone.
+/// Where [`is_batch_invariant`](llm_int8_decoder::Decoder::is_batch_invariant) holds (on the CPU,
+/// with outliers per row), every sequence gives exactly what it gives alone, whatever else runs,
+/// however its prompt is cut, and whether its beginning was kept. Elsewhere a sequence's numbers
+/// may differ in their last bits, and with outliers per batch also by the outliers of the others.
 ///
 /// ```
 /// use llm_int8::generate::Update;
@@ -63,8 +41,9 @@ struct Waiting<'m> {
 /// let second = engine.add(model.generation("ROMEO:").max_new_tokens(4).temperature(0.7))?;
 /// let mut pieces = 0;
 /// while !engine.is_idle() {
-///     for event in engine.step()? {
+///     for event in engine.step() {
 ///         match event.update {
+///             Update::Started { prompt_tokens, .. } => assert!(prompt_tokens > 0),
 ///             Update::Piece(_) => pieces += 1,
 ///             Update::Finished(generated) if event.id == second => assert_eq!(generated.ids.len(), 4),
 ///             Update::Finished(_) => assert_eq!(event.id, first),
@@ -78,62 +57,84 @@ struct Waiting<'m> {
 #[derive(Debug)]
 pub struct Engine<'m> {
     model: &'m AutoModelForCausalLM,
-    at_once: usize,
+    config: EngineConfig,
     added: u64,
-    waiting: VecDeque<Waiting<'m>>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Running<'m>>,
+    kept: PrefixCache,
+    /// Counts of what has been done.
+    done: ServiceState,
     /// Events that have not been returned yet.
     events: VecDeque<Event>,
 }
 
 impl<'m> Engine<'m> {
-    /// An engine without requests.
+    /// An engine without requests that runs at most `at_once` sequences at a time, with no limit of
+    /// memory, and keeps no prefixes.
     ///
     /// # Errors
     /// [`LlmError::Setting`] where `at_once` is 0.
     pub fn new(model: &'m AutoModelForCausalLM, at_once: usize) -> Result<Self> {
-        if at_once == 0 {
-            return Err(LlmError::Setting {
-                name: "the number of sequences that run at once",
-                value: at_once.to_string(),
-                expected: "it must be 1 or more",
-            });
-        }
+        let config = EngineConfig {
+            at_once,
+            ..EngineConfig::default()
+        };
+        Self::with_config(model, config)
+    }
 
+    /// An engine without requests.
+    ///
+    /// # Errors
+    /// [`LlmError::Setting`] where `at_once` or `prefill_tokens` is 0.
+    pub fn with_config(model: &'m AutoModelForCausalLM, config: EngineConfig) -> Result<Self> {
+        config.check()?;
         Ok(Self {
             model,
-            at_once,
             added: 0,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            kept: PrefixCache::new(config.prefix_cache_bytes),
+            done: ServiceState::default(),
             events: VecDeque::new(),
+            config,
         })
     }
 
     /// Adds a request. It starts in a later [`step`](Self::step), as soon as a slot is free.
     ///
     /// # Errors
-    /// As [`Generation::run`](super::Generation::run), if the request cannot be started. The other
-    /// sequences are not affected.
+    /// As [`Generation::run`](super::Generation::run), if the request cannot be started;
+    /// [`LlmError::CacheExceeded`] if it could not even start alone. The other sequences are not
+    /// affected.
     pub fn add(&mut self, request: impl Into<Request>) -> Result<SequenceId> {
-        let sequence = Sequence::new(self.model, request.into())?;
+        let prepared = Prepared::new(self.model, request.into())?;
+        self.config.check_size(self.model.decoder(), &prepared)?;
+        Ok(self.add_prepared(prepared))
+    }
+
+    /// Adds a request that was checked, its size too.
+    pub(super) fn add_prepared(&mut self, prepared: Prepared) -> SequenceId {
         let id = SequenceId(self.added);
         self.added += 1;
-        self.waiting.push_back(Waiting { id, sequence });
-        Ok(id)
+        let bytes = self.model.decoder().cache_bytes(prepared.most_tokens());
+        self.waiting.push_back(Waiting {
+            id,
+            prepared,
+            bytes,
+        });
+        id
     }
 
     /// Ends a sequence, whether it runs or waits, and returns what it generated; `None` if there is
     /// no such sequence (any more). The other sequences are not affected.
     pub fn cancel(&mut self, id: SequenceId) -> Option<Generated> {
         if let Some(place) = self.running.iter().position(|running| running.id == id) {
-            return Some(self.running.remove(place).finish().0);
+            let ended = self.running.remove(place);
+            return Some(self.finish(ended));
         }
 
         let place = self.waiting.iter().position(|waiting| waiting.id == id)?;
-        let Waiting { sequence, .. } = self.waiting.remove(place)?;
-
-        Some(sequence.into_generated(Timing::default(), 0))
+        Some(self.waiting.remove(place)?.prepared.into_cancelled())
     }
 
     /// Whether a sequence runs or waits.
@@ -157,63 +158,180 @@ impl<'m> Engine<'m> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// One forward pass: starts waiting sequences while there are free slots, and gives every
-    /// running one its next token, or several if drafts were accepted. A sequence ends in the step
-    /// that gives its last token. Without sequences nothing is computed.
+    /// What the engine is doing, and what it has done.
+    pub fn state(&self) -> ServiceState {
+        ServiceState {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            cache_bytes: self.reserved() + self.kept.bytes(),
+            cache_budget: self.config.cache_bytes,
+            kept_prefixes: self.kept.len(),
+            kept_bytes: self.kept.bytes(),
+            ..self.done.clone()
+        }
+    }
+
+    /// One forward pass: starts waiting sequences while there are free slots and memory, computes a
+    /// chunk of the prompts, and gives every sequence after its prompt its next token, or several if
+    /// drafts were accepted. A sequence ends in the step that gives its last token. Without
+    /// sequences nothing is computed.
     ///
-    /// # Errors
-    /// [`LlmError::Decoder`] if the pass fails. The running sequences are then gone (see
-    /// [`contains`](Self::contains)); the waiting ones start in the next step.
-    pub fn step(&mut self) -> Result<impl Iterator<Item = Event>> {
+    /// If the pass fails or panics, the sequences that took part end with [`LlmError::PassFailed`];
+    /// the others go on in the next step.
+    pub fn step(&mut self) -> impl Iterator<Item = Event> {
         self.begin_waiting();
         // Requests for 0 new tokens end before the first pass.
         self.retire();
 
         if !self.running.is_empty() {
-            let done = pass(self.model.decoder(), &mut self.running, &mut self.events);
-            if let Err(error) = done {
-                self.running.clear();
-                return Err(error);
+            self.plan();
+            self.done.passes += 1;
+            let before: usize = self.running.iter().map(Running::new_tokens).sum();
+            let outcome = pass(self.model.decoder(), &mut self.running, &mut self.events);
+            match outcome {
+                Ok(()) => {
+                    let after: usize = self.running.iter().map(Running::new_tokens).sum();
+                    self.done.generated_tokens += (after - before) as u64;
+                }
+                Err(error) => self.drop_planned(&error),
             }
-
             self.retire();
         }
 
-        Ok(self.events.drain(..))
+        self.events.drain(..)
     }
 
-    /// Starts waiting sequences, as many as there are free slots and as their prompts fit into one
-    /// pass.
+    /// Shares the prompt tokens of the next pass.
+    fn plan(&mut self) {
+        let rests: Vec<usize> = self
+            .running
+            .iter()
+            .filter_map(Running::prompt_rest)
+            .collect();
+        let mut shares = shares(&rests, self.config.prefill_tokens).into_iter();
+        for one in &mut self.running {
+            let is_prompt = one.prompt_rest().is_some();
+            one.plan(if is_prompt {
+                shares.next().unwrap_or(0)
+            } else {
+                1
+            });
+        }
+    }
+
+    /// Ends the sequences of a failed pass. Their caches may hold anything, so they are dropped.
+    fn drop_planned(&mut self, error: &LlmError) {
+        self.done.failed_passes += 1;
+        let reason = match error {
+            LlmError::PassFailed { reason } => reason.clone(),
+            error => error.to_string(),
+        };
+
+        for failed in self.running.extract_if(.., |one| one.is_planned()) {
+            let reason = reason.clone();
+            self.events.push_back(Event {
+                id: failed.id,
+                update: Update::Failed(LlmError::PassFailed { reason }),
+            });
+        }
+    }
+
+    /// Bytes that the caches of running sequences may grow to.
+    fn reserved(&self) -> u64 {
+        let bytes = self.running.iter().map(|one| one.reserved);
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Starts waiting sequences, as many as there are free slots and as their caches fit into what
+    /// is left. If the first does not fit, those behind it wait too, so that it gets its turn.
     fn begin_waiting(&mut self) {
-        let mut tokens = 0;
-        while self.running.len() < self.at_once
-            && let Some(Waiting { id, sequence }) = self.waiting.pop_front()
+        while self.running.len() < self.config.at_once
+            && let Some(first) = self.waiting.front()
         {
-            let prompt = sequence.all_ids().len();
-            if tokens > 0 && tokens + prompt > PREFILL_TOKENS {
-                self.waiting.push_front(Waiting { id, sequence });
+            let budget = self.config.cache_bytes.unwrap_or(u64::MAX);
+            let room = budget.saturating_sub(self.reserved());
+            if first.bytes > room {
                 break;
             }
-
-            tokens += prompt;
-            self.running.push(Running::new(
-                id,
-                sequence,
-                Context::new(self.model.decoder()),
-            ));
+            if let Some(first) = self.waiting.pop_front() {
+                self.begin(first, room);
+            }
         }
+    }
+
+    /// Starts a sequence, with the kept beginning of its prompt if there is one.
+    fn begin(&mut self, waiting: Waiting, room: u64) {
+        let Waiting {
+            id,
+            prepared,
+            bytes,
+        } = waiting;
+
+        let salt = prepared.salt.clone();
+        let looks = self.kept.is_on() && prepared.may_reuse();
+        let wanted = Wanted {
+            salt: &salt,
+            prompt: if looks { prepared.prompt() } else { &[] },
+            bytes,
+        };
+        let others = &self.waiting;
+        let found = self.kept.take(wanted, room, |ids| {
+            let mut same_salt = others.iter().filter(|other| other.prepared.salt == salt);
+            same_salt.any(|other| 2 * common(ids, other.prepared.prompt()) >= ids.len())
+        });
+
+        let sequence = match Sequence::new(self.model, prepared) {
+            Ok(sequence) => sequence,
+            Err(error) => {
+                let update = Update::Failed(error);
+                return self.events.push_back(Event { id, update });
+            }
+        };
+        let context = found.unwrap_or_else(|| Context::new(self.model.decoder()));
+        let mut running = Running::new(id, sequence, context);
+        running.salt = salt;
+        running.reserved = bytes;
+
+        let timing = running.timing();
+        let prompt_tokens = timing.prompt_tokens + timing.reused_tokens;
+        let reused_tokens = timing.reused_tokens;
+        self.done.prompt_tokens += prompt_tokens as u64;
+        if looks {
+            self.done.prefix_queries += prompt_tokens as u64;
+            self.done.prefix_hits += reused_tokens as u64;
+        }
+
+        self.events.push_back(Event {
+            id,
+            update: Update::Started {
+                prompt_tokens,
+                reused_tokens,
+            },
+        });
+        self.running.push(running);
     }
 
     /// Removes the sequences that have ended.
     fn retire(&mut self) {
-        for ended in self.running.extract_if(.., |running| !running.goes_on()) {
-            // A failed one already has its event.
-            if !ended.has_failed() {
-                self.events.push_back(Event {
-                    id: ended.id,
-                    update: Update::Finished(ended.finish().0),
-                });
-            }
+        let ended: Vec<Running<'_>> = self
+            .running
+            .extract_if(.., |running| !running.goes_on())
+            .collect();
+        // A failed one already has its event.
+        for ended in ended.into_iter().filter(|ended| !ended.has_failed()) {
+            let id = ended.id;
+            let update = Update::Finished(self.finish(ended));
+            self.events.push_back(Event { id, update });
         }
+    }
+
+    /// The result of a sequence that ran. What it computed is kept if there is room.
+    fn finish(&mut self, mut ended: Running<'m>) -> Generated {
+        let salt = ended.salt.take();
+        let (generated, context) = ended.finish();
+        if self.kept.is_on() {
+            self.kept.store(salt, context);
+        }
+        generated
     }
 }

@@ -63,13 +63,9 @@ fn requests() -> Vec<Request> {
 
 /// What a request gives when it runs alone.
 fn alone(model: &AutoModelForCausalLM, request: &Request) -> Generated {
-    let Request {
-        prompt,
-        config,
-        has_text,
-    } = request.clone();
-    let generation = model.generation(prompt).config(config.unwrap());
-    if has_text {
+    let config = request.config.clone().unwrap();
+    let generation = model.generation(request.prompt.clone()).config(config);
+    if request.has_text {
         generation.run().unwrap()
     } else {
         generation.ids_only().run().unwrap()
@@ -91,11 +87,12 @@ struct Seen {
 
 impl Seen {
     fn step(&mut self, engine: &mut Engine<'_>) {
-        for event in engine.step().unwrap() {
+        for event in engine.step() {
             let has_ended =
                 self.finished.contains_key(&event.id) || self.failed.contains_key(&event.id);
             assert!(!has_ended, "no event after the last one");
             match event.update {
+                Update::Started { .. } => assert!(!self.pieces.contains_key(&event.id)),
                 Update::Piece(piece) => self.pieces.entry(event.id).or_default().push(piece),
                 Update::Finished(generated) => drop(self.finished.insert(event.id, generated)),
                 Update::Failed(error) => drop(self.failed.insert(event.id, error)),
@@ -108,11 +105,7 @@ impl Seen {
             self.step(engine);
         }
 
-        assert_eq!(
-            engine.step().unwrap().count(),
-            0,
-            "an idle engine does nothing"
-        );
+        assert_eq!(engine.step().count(), 0, "an idle engine does nothing");
     }
 
     /// Checks that the pieces of a sequence add up to its result.
@@ -177,8 +170,8 @@ fn sequences_can_be_added_while_others_run() {
     let mut engine = model.engine(3).unwrap();
     let mut seen = Seen::default();
     let mut ids = Vec::new();
-    for request in &requests {
-        ids.push(engine.add(request.clone()).unwrap());
+    for request in self::requests() {
+        ids.push(engine.add(request).unwrap());
         seen.step(&mut engine);
         seen.step(&mut engine);
         assert!(engine.running() <= 3);
@@ -208,8 +201,8 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
         (2, 1)
     );
 
-    // Prompts that are too long for one pass are started one after the other, while the running
-    // sequences go on.
+    // Prompts that are too long for one pass are computed in chunks, one after the other, while the
+    // running sequences go on.
     let mut engine = model.engine(8).unwrap();
     for _ in 0..3 {
         engine
@@ -221,12 +214,12 @@ fn a_prompt_and_a_running_sequence_share_a_pass() {
             .unwrap();
     }
 
-    let waiting = [0; 3].map(|_| {
+    let tokens = [0; 3].map(|_| {
         seen = Seen::default();
         seen.step(&mut engine);
         (engine.waiting(), seen.pieces.len())
     });
-    assert_eq!(waiting, [(2, 1), (1, 2), (0, 3)]);
+    assert_eq!(tokens, [(0, 1), (0, 3), (0, 3)]);
 }
 
 #[test]
@@ -235,10 +228,10 @@ fn a_cancelled_sequence_returns_its_tokens_and_the_others_go_on() {
     let requests = requests();
     let mut engine = model.engine(2).unwrap();
     let mut seen = Seen::default();
-    let ids: Vec<SequenceId> = requests
-        .iter()
+    let ids: Vec<SequenceId> = self::requests()
+        .into_iter()
         .take(4)
-        .map(|request| engine.add(request.clone()).unwrap())
+        .map(|request| engine.add(request).unwrap())
         .collect();
     for _ in 0..3 {
         seen.step(&mut engine);
@@ -276,9 +269,10 @@ fn a_failed_sequence_does_not_stop_the_others() {
 
     let mut engine = model.engine(8).unwrap();
     let mut seen = Seen::default();
-    let first = engine.add(good[0].clone()).unwrap();
+    let [a, b] = [0, 1].map(|place| requests().remove(place));
+    let first = engine.add(a).unwrap();
     let bad = engine.add(failing()).unwrap();
-    let last = engine.add(good[1].clone()).unwrap();
+    let last = engine.add(b).unwrap();
     assert!(
         engine.add(Request::new([vocabulary])).is_err(),
         "refused at once"
@@ -294,15 +288,18 @@ fn a_failed_sequence_does_not_stop_the_others() {
         fixed(&alone(&model, &good[1]))
     );
 
-    let batch = model.generate_batch([good[0].clone(), failing(), good[1].clone()]);
-    let results: Vec<_> = batch.clone().into_iter().collect();
+    let batch = || {
+        let [a, b] = [0, 1].map(|place| requests().remove(place));
+        model.generate_batch([a, failing(), b])
+    };
+    let results: Vec<_> = batch().into_iter().collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
     let error = results.into_iter().find_map(Result::err).unwrap();
     assert!(
         matches!(error, LlmError::Prompt { number: 2, .. }),
         "{error}"
     );
-    assert!(batch.run().is_err());
+    assert!(batch().run().is_err());
 
     let mut pieces = model
         .generation("ROMEO:")

@@ -2,7 +2,7 @@
 
 use super::request::{Prompt, Request};
 use super::running::{Context, Running, pass};
-use super::sequence::Sequence;
+use super::sequence::{Prepared, Sequence};
 use super::{Event, FinishReason, Generated, GenerationConfig, Piece, SequenceId, Update};
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
@@ -122,16 +122,16 @@ impl<'m> Generation<'m> {
     /// [`pieces`](Self::pieces), with a context that may already hold the beginning of the prompt.
     pub(crate) fn pieces_in(self, context: Context) -> Result<Pieces<'m>> {
         let model = self.model;
-        let sequence = Sequence::new(model, self.into_request())?;
+        let sequence = Sequence::new(model, Prepared::new(model, self.into_request())?)?;
         let running = Running::new(SequenceId::ALONE, sequence, context);
         Ok(Pieces::new(model, State::Begun(Box::new(running))))
     }
 
     pub(super) fn into_request(self) -> Request {
-        Request {
-            prompt: self.prompt,
-            config: Some(self.config),
-            has_text: self.has_text,
+        let request = Request::new(self.prompt).config(self.config);
+        match self.has_text {
+            true => request,
+            false => request.ids_only(),
         }
     }
 }
@@ -228,11 +228,14 @@ impl Iterator for Pieces<'_> {
                     return Some(Ok(piece));
                 }
                 Some(Update::Failed(error)) => return self.fail(error),
-                Some(Update::Finished(_)) | None => {}
+                Some(Update::Started { .. } | Update::Finished(_)) | None => {}
             }
 
             let done = match &mut self.state {
                 State::Begun(running) if running.goes_on() => {
+                    // All of the prompt in one pass: with outliers per batch, the result depends on
+                    // what is computed together.
+                    running.plan(usize::MAX);
                     let alone = std::slice::from_mut(running.as_mut());
                     pass(self.model.decoder(), alone, &mut self.events)
                 }

@@ -1,35 +1,49 @@
 //! Text generation: one prompt, a batch of them, or an engine with continuous batching.
 //!
-//! A [`Generation`] runs a single prompt, a [`Batch`] a fixed list of them, and an [`Engine`] takes
-//! requests at any time. All three share the forward pass (`running`) and the rules for choosing
-//! tokens and stopping (`sequence`).
+//! A [`Generation`] runs a single prompt, a [`Batch`] a fixed list of them, an [`Engine`] takes
+//! requests at any time, and a [`Service`] runs an engine on a thread. All share the forward pass
+//! (`running`) and the rules for choosing tokens and stopping (`sequence`).
 
 mod batch;
 mod config;
 mod config_file;
 mod config_tables;
+mod constraint;
 mod draft;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod events;
+#[cfg(test)]
+mod failures;
 mod filters;
 mod generation;
 #[cfg(test)]
 mod golden;
+mod limits;
+mod logprobs;
+mod prefix;
 mod processors;
 mod request;
 mod running;
 mod sampler;
+mod schedule;
 mod sequence;
+mod service;
 mod settings;
 mod stop;
 mod text_stream;
 
 pub use batch::{Batch, Results};
 pub use config::GenerationConfig;
-pub use engine::{Engine, Event, SequenceId, Update};
+pub use constraint::{TokenConstraint, TokenMask};
+pub use engine::Engine;
+pub use events::{Event, SequenceId, ServiceState, Update};
 pub use generation::{Generation, Pieces};
+pub use limits::EngineConfig;
+pub use logprobs::Logprob;
 pub use request::{Prompt, Request};
+pub use service::{OnUpdate, SequenceHandle, Service, SubmitError};
 
 pub(crate) use running::Context;
 
@@ -88,13 +102,15 @@ impl Timing {
 }
 
 /// One new token and the text it completes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     /// The token id; end tokens are included.
     pub id: u32,
     /// The text, which never ends inside a character. Empty if the token completes no character, if
     /// the text may be the beginning of a stop string, or if only ids are requested.
     pub text: String,
+    /// Its log-probability, if [`Request::logprobs`] asked for it.
+    pub logprob: Option<Logprob>,
 }
 
 /// What was generated.
@@ -110,4 +126,7 @@ pub struct Generated {
     pub timing: Timing,
     /// Size of the key/value cache at the end, in bytes.
     pub cache_bytes: u64,
+    /// The log-probability of each token of the prompt, if [`Request::prompt_logprobs`] asked for
+    /// them; none for the first token, and for those that were not computed when the sequence ended.
+    pub prompt_logprobs: Vec<Option<Logprob>>,
 }

@@ -49,6 +49,9 @@ impl Processors {
     pub(super) fn act_on(&self, seen: &[u32]) -> bool {
         let config = &self.config;
         !self.biases.is_empty()
+            || !config.logit_bias.is_empty()
+            || config.presence_penalty != 0.0
+            || config.frequency_penalty != 0.0
             || config.encoder_repetition_penalty != 1.0
             || config.no_repeat_ngram_size > 0
             || config.encoder_no_repeat_ngram_size > 0
@@ -67,6 +70,12 @@ impl Processors {
         let prompt = &seen[..self.prompt.min(seen.len())];
         let length = seen.len();
 
+        for (id, bias) in &config.logit_bias {
+            if let Some(score) = scores.get_mut(*id as usize) {
+                *score += bias;
+            }
+        }
+
         add_biases(&self.biases, seen, scores);
         // transformers passes the reciprocal, which makes tokens of the prompt more likely.
         penalise(
@@ -75,6 +84,7 @@ impl Processors {
             scores,
         );
         penalise(seen, config.repetition_penalty as f32, scores);
+        self.penalise_generated(&seen[prompt.len()..], scores);
         forbid(&repeated(seen, seen, config.no_repeat_ngram_size), scores);
         forbid(
             &repeated(prompt, seen, config.encoder_no_repeat_ngram_size),
@@ -105,6 +115,26 @@ impl Processors {
         forbid(&config.suppress_tokens, scores);
         if length == self.begin() {
             forbid(&config.begin_suppress_tokens, scores);
+        }
+    }
+
+    /// Applies OpenAI's penalties, which count new tokens only.
+    fn penalise_generated(&self, generated: &[u32], scores: &mut [f32]) {
+        let presence = self.config.presence_penalty;
+        let frequency = self.config.frequency_penalty;
+        if presence == 0.0 && frequency == 0.0 {
+            return;
+        }
+
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        generated
+            .iter()
+            .for_each(|id| *counts.entry(*id).or_default() += 1);
+        for (id, count) in counts {
+            if let Some(score) = scores.get_mut(id as usize) {
+                *score -= frequency * count as f32;
+                *score -= presence;
+            }
         }
     }
 
@@ -237,7 +267,7 @@ fn set(ids: &[u32], value: f32, scores: &mut [f32]) {
 }
 
 /// Clamps infinities to the largest finite numbers; 0 for NaN.
-fn valid(score: f32) -> f32 {
+pub(super) fn valid(score: f32) -> f32 {
     if score.is_nan() {
         0.0
     } else {

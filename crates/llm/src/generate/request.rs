@@ -1,5 +1,6 @@
 //! What to generate: a prompt and its settings.
 
+use super::constraint::{Constraint, TokenConstraint};
 use super::{Generation, GenerationConfig};
 
 /// What the generated text follows. Strings and token ids convert [`Into`] it.
@@ -53,10 +54,22 @@ impl<const N: usize> From<[u32; N]> for Prompt {
     }
 }
 
-/// A prompt with its own settings, for an [`Engine`](super::Engine) or a [`Batch`](super::Batch).
+/// A prompt with its own settings, for an [`Engine`](super::Engine), a [`Service`](super::Service)
+/// or a [`Batch`](super::Batch).
 ///
 /// Prompts and [`Generation`]s convert [`Into`] it.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// ```
+/// use llm_int8::{AutoModelForCausalLM, GenerationConfig, LoadConfig, Request};
+/// let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::default())?;
+/// let config = GenerationConfig { max_new_tokens: Some(3), ..model.generation_config() };
+/// let request = Request::new("ROMEO:").config(config).prompt_logprobs(2);
+/// let generated = model.generate_batch([request]).run()?.remove(0);
+/// assert!(generated.prompt_logprobs[0].is_none(), "nothing precedes the first token");
+/// assert!(generated.prompt_logprobs[1].as_ref().unwrap().logprob < 0.0);
+/// # Ok::<(), llm_int8::LlmError>(())
+/// ```
+#[derive(Debug)]
 #[must_use = "a request does nothing until an engine or a batch runs it"]
 pub struct Request {
     pub(super) prompt: Prompt,
@@ -64,6 +77,12 @@ pub struct Request {
     pub(super) config: Option<GenerationConfig>,
     /// Whether the new ids are decoded to text.
     pub(super) has_text: bool,
+    /// Number of most likely tokens with each new token's log-probability.
+    pub(super) logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub(super) prompt_logprobs: Option<usize>,
+    pub(super) salt: Option<String>,
+    pub(super) constraint: Option<Constraint>,
 }
 
 impl Request {
@@ -73,12 +92,44 @@ impl Request {
             prompt: prompt.into(),
             config: None,
             has_text: true,
+            logprobs: None,
+            prompt_logprobs: None,
+            salt: None,
+            constraint: None,
         }
     }
 
     /// Replaces the settings.
     pub fn config(mut self, config: GenerationConfig) -> Self {
         self.config = Some(config);
+        self
+    }
+
+    /// Gives each piece its log-probability under the model's own logits, and those of the `top`
+    /// most likely tokens.
+    pub fn logprobs(mut self, top: usize) -> Self {
+        self.logprobs = Some(top);
+        self
+    }
+
+    /// Gives the result the log-probabilities of the prompt's tokens, and for each those of the
+    /// `top` most likely ones. All of the prompt is then computed, even if a part of it is kept.
+    pub fn prompt_logprobs(mut self, top: usize) -> Self {
+        self.prompt_logprobs = Some(top);
+        self
+    }
+
+    /// Shares kept prefixes only with requests of the same salt. Without one, with those that have
+    /// none. The time to the first token tells whether a prefix was kept, so people who may not
+    /// learn of each other's prompts need different salts.
+    pub fn cache_salt(mut self, salt: impl Into<String>) -> Self {
+        self.salt = Some(salt.into());
+        self
+    }
+
+    /// Restricts the new tokens.
+    pub fn constraint(mut self, constraint: Box<dyn TokenConstraint>) -> Self {
+        self.constraint = Some(Constraint(constraint));
         self
     }
 

@@ -1,10 +1,13 @@
 //! Running sequences: one forward pass gives each of them its next tokens.
 
+use super::prefix::Salt;
 use super::sequence::Sequence;
 use super::{Event, Generated, Piece, SequenceId, Timing, Update};
-use crate::error::Result;
+use crate::error::{LlmError, Result};
+use crate::guard::caught;
 use llm_int8_decoder::{Decoder, KvCache, LogitPositions, Logits, SequenceInput};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Instant;
 
 /// Keys and values, and the ids they belong to. One turn of a conversation leaves this to the next.
@@ -23,16 +26,28 @@ impl Context {
         }
     }
 
+    /// The ids whose keys and values it has.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Bytes of the cache.
+    pub(super) fn bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// A copy of the first `kept` ids and their keys and values.
+    pub(super) fn prefix(&self, kept: usize) -> Result<Self> {
+        Ok(Self {
+            cache: self.cache.prefix(kept)?,
+            ids: self.ids[..kept.min(self.ids.len())].to_vec(),
+        })
+    }
+
     /// Keeps the ids that `prompt` starts with and returns their number. At least the last id of
     /// the prompt is left to compute, because its logits are needed.
     fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let same = self
-            .ids
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
-        let kept = same.min(prompt.len().saturating_sub(1));
+        let kept = common(&self.ids, prompt).min(prompt.len().saturating_sub(1));
         self.forget(kept);
         kept
     }
@@ -44,13 +59,26 @@ impl Context {
     }
 }
 
+/// How many ids two sequences have in common at their beginning.
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// Bytes of logits that a chunk of a prompt may have, if all of them are wanted.
+const MOST_LOGITS: usize = 64 << 20;
+
 /// A running sequence.
 #[derive(Debug)]
 pub(super) struct Running<'m> {
     pub(super) id: SequenceId,
+    /// Who may share what it computes.
+    pub(super) salt: Salt,
+    /// Bytes that its cache may grow to, if an engine counts them.
+    pub(super) reserved: u64,
     sequence: Sequence<'m>,
+    /// Of the sequence's ids so far, those that are computed.
     context: Context,
-    /// The ids of the next pass: the rest of the prompt, or the last token and the drafts after it.
+    /// The ids of the next pass: a chunk of the prompt, or the last token and the drafts after it.
     input: Vec<u32>,
     /// Number of drafts at the end of `input`.
     drafts: usize,
@@ -65,24 +93,35 @@ impl<'m> Running<'m> {
     pub(super) fn new(id: SequenceId, mut sequence: Sequence<'m>, mut context: Context) -> Self {
         sequence.start();
         let prompt = sequence.all_ids();
-        let reused = context.reuse(prompt);
-        let input = prompt[reused..].to_vec();
+        let reused_tokens = context.reuse(prompt);
         let timing = Timing {
-            prompt_tokens: input.len(),
-            reused_tokens: reused,
+            prompt_tokens: prompt.len() - reused_tokens,
+            reused_tokens,
             ..Timing::default()
         };
 
         Self {
             id,
+            salt: None,
+            reserved: 0,
             sequence,
             context,
-            input,
+            input: Vec::new(),
             drafts: 0,
             timing,
             started: Instant::now(),
             has_failed: false,
         }
+    }
+
+    /// Tokens of the prompt that are computed and those that were reused.
+    pub(super) fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    /// New tokens so far.
+    pub(super) fn new_tokens(&self) -> usize {
+        self.sequence.ids().len()
     }
 
     /// Whether the sequence takes part in the next pass.
@@ -112,8 +151,30 @@ impl<'m> Running<'m> {
         self.sequence.ids().is_empty()
     }
 
-    /// Adds drafts to what the next pass computes.
-    fn add_drafts(&mut self) {
+    /// Ids that are known and not computed: the rest of the prompt, or the last token.
+    fn rest(&self) -> usize {
+        self.sequence.all_ids().len() - self.context.ids.len()
+    }
+
+    /// Tokens of the prompt that the next pass can compute; none after the prompt.
+    pub(super) fn prompt_rest(&self) -> Option<usize> {
+        let most = match self.sequence.reads_prompt() {
+            true => (MOST_LOGITS / size_of::<f32>() / self.sequence.vocabulary()).max(1),
+            false => usize::MAX,
+        };
+        self.is_at_prompt().then(|| self.rest().min(most))
+    }
+
+    /// Sets what the next pass computes: at most `share` tokens of the prompt, or the last token
+    /// with drafts after it.
+    pub(super) fn plan(&mut self, share: usize) {
+        let done = self.context.ids.len();
+        let count = self.rest().min(share);
+        self.input.clear();
+        self.input
+            .extend_from_slice(&self.sequence.all_ids()[done..done + count]);
+
+        self.drafts = 0;
         if !self.is_at_prompt() {
             let drafts = self.sequence.drafts();
             self.drafts = drafts.len();
@@ -121,13 +182,29 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// The positions of the input whose logits are needed: the last one of a prompt; otherwise all,
-    /// the last token and every draft.
+    /// Whether the sequence has a part in the next pass.
+    pub(super) fn is_planned(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// The positions of the input whose logits are needed: the last one of a prompt, or all if the
+    /// prompt's log-probabilities are wanted; otherwise all, the last token and every draft.
     fn positions(&self) -> LogitPositions {
-        if self.is_at_prompt() {
+        if !self.is_at_prompt() || self.sequence.reads_prompt() {
+            LogitPositions::All
+        } else if self.input.len() == self.rest() {
             LogitPositions::Last
         } else {
-            LogitPositions::All
+            LogitPositions::None
+        }
+    }
+
+    /// Rows of logits of the next pass.
+    fn rows(&self) -> usize {
+        match self.positions() {
+            LogitPositions::All => self.input.len(),
+            LogitPositions::Last => 1,
+            LogitPositions::None => 0,
         }
     }
 
@@ -140,16 +217,49 @@ impl<'m> Running<'m> {
         }
     }
 
-    /// Chooses tokens from this sequence's rows of a pass's logits, which begin at row `first`: one
-    /// token, and one more for each draft that was right.
+    /// Takes this sequence's rows of a pass's logits. After the last chunk of the prompt, and after
+    /// that in each pass, chooses a token, and one more for each draft that was right.
     fn take(
+        &mut self,
+        logits: &mut Logits<'_>,
+        rows: Range<usize>,
+        on_piece: &mut dyn FnMut(Piece),
+    ) -> Result<()> {
+        let is_prompt = self.is_at_prompt();
+        self.context.ids.extend_from_slice(&self.input);
+        if is_prompt {
+            let is_last = self.rest() == 0;
+            self.sequence.read_prompt(logits, rows.clone(), is_last)?;
+            if !is_last {
+                return Ok(());
+            }
+        }
+
+        if self.sequence.goes_on() {
+            self.choose(logits, rows.end - 1 - self.drafts, on_piece)?;
+        }
+
+        // Read the clock only now: launches are asynchronous, and only a chosen token proves that
+        // the device has finished the prompt.
+        if is_prompt {
+            self.timing.prefill = self.started.elapsed();
+            self.started = Instant::now();
+        }
+
+        if !self.sequence.goes_on() {
+            self.stop_clock();
+        }
+
+        Ok(())
+    }
+
+    /// Chooses tokens: the first from row `first` of the logits.
+    fn choose(
         &mut self,
         logits: &mut Logits<'_>,
         first: usize,
         on_piece: &mut dyn FnMut(Piece),
     ) -> Result<()> {
-        let is_first = self.is_at_prompt();
-        self.context.ids.extend_from_slice(&self.input);
         self.timing.drafted_tokens += self.drafts;
         let known = self.input.len() - self.drafts;
         let known_before = self.context.ids.len() - self.drafts;
@@ -161,25 +271,10 @@ impl<'m> Running<'m> {
             if !self.sequence.goes_on() || self.input.get(known + i) != Some(&id) {
                 // The rest was computed for a draft that was not chosen.
                 self.context.forget(known_before + i);
-                self.input.clear();
-                self.input.push(id);
                 break;
             }
 
             self.timing.accepted_tokens += 1;
-        }
-
-        self.drafts = 0;
-
-        // Read the clock only now: launches are asynchronous, and only a chosen token proves that
-        // the device has finished the prompt.
-        if is_first {
-            self.timing.prefill = self.started.elapsed();
-            self.started = Instant::now();
-        }
-
-        if !self.sequence.goes_on() {
-            self.stop_clock();
         }
 
         Ok(())
@@ -193,40 +288,48 @@ impl<'m> Running<'m> {
     }
 }
 
-/// Runs one forward pass over sequences that have not ended; prompts and single tokens can be
-/// mixed. Pieces are added to `events`, and so is an error that ends only one sequence.
+/// Runs one forward pass over the sequences that are [planned](Running::plan); chunks of prompts and
+/// single tokens can be mixed. Pieces are added to `events`, and so is an error that ends only one
+/// sequence.
 ///
 /// # Errors
-/// [`LlmError::Decoder`](crate::LlmError::Decoder) if the pass fails. Then none of the sequences
-/// can go on.
+/// [`LlmError::Decoder`] if the pass fails, [`LlmError::PassFailed`] if it panics. Then none of the
+/// sequences that took part can go on.
 pub(super) fn pass(
     decoder: &Decoder,
     running: &mut [Running<'_>],
     events: &mut VecDeque<Event>,
 ) -> Result<()> {
-    running.iter_mut().for_each(Running::add_drafts);
-    let mut inputs: Vec<SequenceInput<'_>> = running.iter_mut().map(Running::as_input).collect();
-    let mut logits = decoder.logits_of(&mut inputs)?;
+    let planned = running.iter_mut().filter(|one| one.is_planned());
+    let mut inputs: Vec<SequenceInput<'_>> = planned.map(Running::as_input).collect();
+    let logits = caught(|| {
+        #[cfg(test)]
+        super::failures::panic_if_due();
+        decoder.logits_of(&mut inputs)
+    });
+    let failed = |reason| LlmError::PassFailed { reason };
+    let mut logits = logits.map_err(failed)??;
 
     let mut row = 0;
-    for one in running {
+    for one in running.iter_mut().filter(|one| one.is_planned()) {
         let id = one.id;
-        let rows = one.drafts + 1;
+        let rows = row..row + one.rows();
+        row = rows.end;
         let mut on_piece = |piece| {
             events.push_back(Event {
                 id,
                 update: Update::Piece(piece),
             })
         };
-        if let Err(error) = one.take(&mut logits, row, &mut on_piece) {
+
+        let taken = caught(|| one.take(&mut logits, rows, &mut on_piece));
+        if let Err(error) = taken.map_err(failed).flatten() {
             one.has_failed = true;
             events.push_back(Event {
                 id,
                 update: Update::Failed(error),
             });
         }
-
-        row += rows;
     }
 
     Ok(())

@@ -2,6 +2,7 @@
 //! one); a whole row is copied to the host only if a processor needs it.
 
 use super::GenerationConfig;
+use super::constraint::TokenMask;
 use super::filters::kept;
 use super::processors::Processors;
 use crate::error::{LlmError, Result};
@@ -39,10 +40,19 @@ impl Sampler {
         &self.seen
     }
 
-    /// Chooses the next token from a row of logits. The repetition penalty may change the row.
-    pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<u32> {
-        let id = if self.processors.act_on(&self.seen) {
-            let scores = self.processed(logits, row)?;
+    /// Chooses the next token from a row of logits, of those that `mask` allows. The repetition
+    /// penalty may change the row.
+    pub(super) fn next(
+        &mut self,
+        logits: &mut Logits<'_>,
+        row: usize,
+        mask: Option<&TokenMask>,
+    ) -> Result<u32> {
+        let id = if mask.is_some() || self.processors.act_on(&self.seen) {
+            let mut scores = self.processed(logits, row)?;
+            if let Some(mask) = mask {
+                keep_allowed(mask, &mut scores)?;
+            }
             self.choose(&mut |count| Ok(largest(&scores, count)))?
         } else {
             let mut penalty = self.config.repetition_penalty as f32;
@@ -112,6 +122,25 @@ impl Sampler {
     }
 }
 
+/// Rules out the tokens that are not allowed.
+fn keep_allowed(mask: &TokenMask, scores: &mut [f32]) -> Result<()> {
+    let mut is_any_left = false;
+    for (id, score) in (0u32..).zip(scores.iter_mut()) {
+        if mask.allows(id) {
+            is_any_left |= *score > f32::NEG_INFINITY;
+        } else {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+
+    match is_any_left {
+        true => Ok(()),
+        false => Err(LlmError::Constraint {
+            reason: "it allows no token that the other settings leave".into(),
+        }),
+    }
+}
+
 /// The `k` most likely tokens, and those that tie with the last of them; all tokens if `k` is 0.
 pub(super) fn top_k(
     largest: &mut dyn FnMut(usize) -> Result<Vec<(u32, f32)>>,
@@ -174,7 +203,7 @@ mod tests {
         let mut sampler = sampler_of(&config, &[], 4000);
         let mut counts = [0; 4];
         for _ in 0..4000 {
-            counts[sampler.next(&mut logits(), 0).unwrap() as usize] += 1;
+            counts[sampler.next(&mut logits(), 0, None).unwrap() as usize] += 1;
         }
 
         for (count, expected) in counts.iter().zip([1000, 2000, 500, 500]) {
@@ -188,7 +217,7 @@ mod tests {
             };
             let mut sampler = sampler_of(&config, &[], 20);
             (0..20)
-                .map(|_| sampler.next(&mut logits(), 0).unwrap())
+                .map(|_| sampler.next(&mut logits(), 0, None).unwrap())
                 .collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
@@ -204,7 +233,7 @@ mod tests {
         let logits = || Logits::from_vec(vec![4.0, 3.0, 2.5], 3);
         let mut sampler = sampler_of(&config, &[0], 3);
         assert_eq!(
-            [0; 3].map(|row| sampler.next(&mut logits(), row).unwrap()),
+            [0; 3].map(|row| sampler.next(&mut logits(), row, None).unwrap()),
             [1, 2, 0]
         );
 
@@ -216,7 +245,7 @@ mod tests {
         for config in [&plain, &processed] {
             let mut bad = Logits::from_vec(vec![f32::NAN, 1.0], 2);
             assert!(matches!(
-                sampler_of(config, &[], 1).next(&mut bad, 0),
+                sampler_of(config, &[], 1).next(&mut bad, 0, None),
                 Err(LlmError::BadLogits)
             ));
         }
@@ -227,7 +256,9 @@ mod tests {
         };
         let mut bad = Logits::from_vec(vec![f32::NAN, -1.0], 2);
         assert_eq!(
-            sampler_of(&removed, &[], 1).next(&mut bad, 0).unwrap(),
+            sampler_of(&removed, &[], 1)
+                .next(&mut bad, 0, None)
+                .unwrap(),
             0,
             "NaN becomes 0"
         );
@@ -243,7 +274,12 @@ mod tests {
         };
 
         let mut logits = Logits::from_vec(vec![4.0, 2.0, -1e9], 3);
-        assert!(sampler_of(&config, &[0], 1).next(&mut logits, 0).unwrap() < 2);
+        assert!(
+            sampler_of(&config, &[0], 1)
+                .next(&mut logits, 0, None)
+                .unwrap()
+                < 2
+        );
         assert_eq!(logits.into_vec().unwrap(), [2.0, 2.0, -1e9]);
     }
 
@@ -254,7 +290,7 @@ mod tests {
             ..config()
         };
         assert!(matches!(
-            sampler_of(&all, &[], 1).next(&mut logits(), 0),
+            sampler_of(&all, &[], 1).next(&mut logits(), 0, None),
             Err(LlmError::BadLogits)
         ));
         let greedy = GenerationConfig {
@@ -262,7 +298,9 @@ mod tests {
             ..all
         };
         assert_eq!(
-            sampler_of(&greedy, &[], 1).next(&mut logits(), 0).unwrap(),
+            sampler_of(&greedy, &[], 1)
+                .next(&mut logits(), 0, None)
+                .unwrap(),
             0,
             "as torch.argmax"
         );

@@ -1,6 +1,8 @@
 //! One sequence: its sampler, its stop strings, and why it ended.
 
+use super::constraint::Constraint;
 use super::draft::draft;
+use super::logprobs::{Distribution, Logprob};
 use super::request::Request;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
@@ -9,8 +11,81 @@ use super::{FinishReason, Generated, GenerationConfig, Piece, Timing};
 use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use llm_int8_decoder::Logits;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// A request that was checked and encoded. It does not borrow the model, so that a request can be
+/// refused on another thread than the one that runs it.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    config: Arc<GenerationConfig>,
+    prompt: Vec<u32>,
+    /// Maximum number of new tokens.
+    most: usize,
+    has_text: bool,
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    pub(super) salt: Option<String>,
+    constraint: Option<Constraint>,
+}
+
+impl Prepared {
+    /// Checks a request and encodes its prompt.
+    ///
+    /// # Errors
+    /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`];
+    /// [`LlmError::Decoder`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
+    /// [`LlmError::Tokenizer`] if text is needed.
+    pub(super) fn new(model: &AutoModelForCausalLM, request: Request) -> Result<Self> {
+        let config = request.config.unwrap_or_else(|| model.generation_config());
+        check(model, &config)?;
+
+        let prompt = model.prompt_ids(request.prompt, &config)?;
+        let (prompt, most) = fit(prompt, &config, model.decoder().spec().positions)?;
+        model.decoder().check_ids(&prompt)?;
+        if request.has_text || !config.stop.is_empty() {
+            model.tokenizer()?;
+        }
+
+        Ok(Self {
+            config: Arc::new(config),
+            prompt,
+            most,
+            has_text: request.has_text,
+            logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            salt: request.salt,
+            constraint: request.constraint,
+        })
+    }
+
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// Whether a kept beginning of the prompt may stand for it.
+    pub(super) fn may_reuse(&self) -> bool {
+        self.prompt_logprobs.is_none()
+    }
+
+    /// The result of a sequence that was cancelled before it ran.
+    pub(super) fn into_cancelled(self) -> Generated {
+        Generated {
+            text: String::new(),
+            ids: Vec::new(),
+            finish_reason: FinishReason::Interrupted,
+            timing: Timing::default(),
+            cache_bytes: 0,
+            prompt_logprobs: Vec::new(),
+        }
+    }
+
+    /// The most tokens that the sequence may have.
+    pub(super) fn most_tokens(&self) -> usize {
+        self.prompt.len().saturating_add(self.most)
+    }
+}
 
 /// A sequence that is being generated.
 #[derive(Debug)]
@@ -20,57 +95,97 @@ pub(super) struct Sequence<'m> {
     most: usize,
     started: Instant,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     stream: Option<TextStream<'m>>,
     stops: Option<StopStrings<'m>>,
     /// The text so far, without what may still become a stop string.
     text: String,
     ids: Vec<u32>,
+    vocabulary: usize,
+    logprobs: Option<usize>,
+    /// How many likely tokens are wanted for each token of the prompt.
+    prompt_logprobs: Option<usize>,
+    /// Of the tokens of the prompt so far, if they are wanted.
+    of_prompt: Vec<Option<Logprob>>,
     finish_reason: Option<FinishReason>,
 }
 
 impl<'m> Sequence<'m> {
-    /// Prepares a request, before its first token.
+    /// A sequence before its first token.
     ///
     /// # Errors
-    /// [`LlmError::Setting`]; [`LlmError::EmptyPrompt`]; [`LlmError::ContextExceeded`];
-    /// [`LlmError::Decoder`] for an id beyond the vocabulary; [`LlmError::NoTokenizer`] and
-    /// [`LlmError::Tokenizer`] if text is needed.
-    pub(super) fn new(model: &'m AutoModelForCausalLM, request: Request) -> Result<Self> {
-        let Request {
-            prompt,
+    /// [`LlmError::NoTokenizer`] and [`LlmError::Tokenizer`] if text is needed.
+    pub(super) fn new(model: &'m AutoModelForCausalLM, prepared: Prepared) -> Result<Self> {
+        let Prepared {
             config,
+            prompt,
+            most,
             has_text,
-        } = request;
-        let config = Arc::new(config.unwrap_or_else(|| model.generation_config()));
-        check(model, &config)?;
-
-        let prompt = model.prompt_ids(prompt, &config)?;
-        let (prompt, most) = fit(prompt, &config, model.decoder().spec().positions)?;
-        model.decoder().check_ids(&prompt)?;
-
-        let needs_tokenizer = has_text || !config.stop.is_empty();
-        let tokenizer = if needs_tokenizer {
-            Some(model.tokenizer()?)
-        } else {
-            None
+            logprobs,
+            prompt_logprobs,
+            constraint,
+            ..
+        } = prepared;
+        let tokenizer = match has_text || !config.stop.is_empty() {
+            true => Some(model.tokenizer()?),
+            false => None,
         };
-
         let stops = match tokenizer {
             Some(tokenizer) => StopStrings::new(&config.stop, tokenizer, &prompt)?,
             None => None,
         };
 
+        let is_done = most == 0 && prompt_logprobs.is_none();
         Ok(Self {
             most,
             started: Instant::now(),
             sampler: Sampler::new(Arc::clone(&config), prompt, most),
+            constraint,
             stream: tokenizer.filter(|_| has_text).map(TextStream::new),
             stops,
             text: String::new(),
             ids: Vec::new(),
-            finish_reason: (most == 0).then_some(FinishReason::Length),
+            vocabulary: model.decoder().spec().vocab_size().max(1),
+            logprobs,
+            prompt_logprobs,
+            of_prompt: prompt_logprobs.map(|_| None).into_iter().collect(),
+            finish_reason: is_done.then_some(FinishReason::Length),
             config,
         })
+    }
+
+    /// Logits in a row.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Whether the log-probabilities of the prompt's tokens are wanted.
+    pub(super) fn reads_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some()
+    }
+
+    /// Takes the log-probabilities of the prompt's tokens after those so far from `rows` rows of
+    /// logits, and ends the sequence after the last one if it shall have no new tokens.
+    pub(super) fn read_prompt(
+        &mut self,
+        logits: &Logits<'_>,
+        rows: Range<usize>,
+        is_last: bool,
+    ) -> Result<()> {
+        if let Some(top) = self.prompt_logprobs {
+            for row in rows {
+                let Some(id) = self.sampler.seen().get(self.of_prompt.len()).copied() else {
+                    break;
+                };
+                let found = Distribution::of(logits, row, self.config.remove_invalid_values)?;
+                self.of_prompt.push(Some(found.logprob(id, top)));
+            }
+        }
+
+        if is_last && self.most == 0 {
+            self.finish_reason = Some(FinishReason::Length);
+        }
+        Ok(())
     }
 
     /// Starts the clock of `max_time`.
@@ -103,7 +218,13 @@ impl<'m> Sequence<'m> {
     /// Chooses the next id from a row of logits. The piece that ends the sequence also holds the
     /// text that was held back.
     pub(super) fn next(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<Piece> {
-        let id = self.sampler.next(logits, row)?;
+        // The sampler may change the row.
+        let repairs = self.config.remove_invalid_values;
+        let top = self.logprobs;
+        let raw = top.map(|top| Ok::<_, LlmError>((Distribution::of(logits, row, repairs)?, top)));
+        let raw = raw.transpose()?;
+
+        let (id, is_complete) = self.choose(logits, row)?;
         self.ids.push(id);
 
         let mut text = String::new();
@@ -112,7 +233,10 @@ impl<'m> Sequence<'m> {
         } else {
             let is_stopped;
             (text, is_stopped) = self.push(id)?;
-            self.finish_reason = self.reason_to_end(is_stopped);
+            self.finish_reason = match is_complete && !is_stopped {
+                true => Some(FinishReason::EndOfText),
+                false => self.reason_to_end(is_stopped),
+            };
         }
 
         if self
@@ -123,7 +247,22 @@ impl<'m> Sequence<'m> {
         }
         self.text.push_str(&text);
 
-        Ok(Piece { id, text })
+        Ok(Piece {
+            id,
+            text,
+            logprob: raw.map(|(raw, top)| raw.logprob(id, top)),
+        })
+    }
+
+    /// The next id, and whether the constraint says that the text is complete with it.
+    fn choose(&mut self, logits: &mut Logits<'_>, row: usize) -> Result<(u32, bool)> {
+        let Some(constraint) = &mut self.constraint else {
+            return Ok((self.sampler.next(logits, row, None)?, false));
+        };
+
+        let mask = constraint.allowed()?;
+        let id = self.sampler.next(logits, row, mask.as_ref())?;
+        Ok((id, constraint.accept(id)?))
     }
 
     /// Why the sequence ends after its last id, which is not an end token; `None` if it goes on.
@@ -178,6 +317,7 @@ impl<'m> Sequence<'m> {
             finish_reason,
             timing,
             cache_bytes,
+            prompt_logprobs: self.of_prompt,
         }
     }
 }

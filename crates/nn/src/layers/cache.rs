@@ -30,6 +30,8 @@ pub(super) struct KeysAndValues<T> {
     values: AlignedVec<T>,
     /// Positions allocated, a multiple of [`PANEL`].
     capacity: usize,
+    /// Values in a key; 0 before the first position.
+    size: usize,
 }
 
 /// The cache grows by this many positions at a time, so that reallocation is rare.
@@ -69,6 +71,25 @@ impl LayerCache {
         }
     }
 
+    /// Bytes that the cache of a layer with `kv_heads` heads of `size` values allocates for
+    /// `positions` positions.
+    pub fn bytes_for(dtype: FloatDtype, kv_heads: usize, size: usize, positions: usize) -> u64 {
+        let values = kv_heads * positions.next_multiple_of(GROW_BY) * (size + padded(size));
+        (values * dtype.candle().size_in_bytes()) as u64
+    }
+
+    /// A copy of the first `len` positions, or of all if there are fewer. It has no more memory
+    /// than they need.
+    pub fn prefix(&self, len: usize) -> Self {
+        let len = len.min(self.len);
+        let values = match &self.values {
+            CacheValues::F16(values) => CacheValues::F16(values.prefix(len)),
+            CacheValues::BF16(values) => CacheValues::BF16(values.prefix(len)),
+            CacheValues::F32(values) => CacheValues::F32(values.prefix(len)),
+        };
+        Self { values, len }
+    }
+
     /// Drops all positions from `len` on. Keeps the memory.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -104,6 +125,7 @@ impl<T: Element> KeysAndValues<T> {
             keys: empty(),
             values: empty(),
             capacity: 0,
+            size: 0,
         }
     }
 
@@ -176,26 +198,52 @@ impl<T: Element> KeysAndValues<T> {
     /// Makes room for `positions` positions and keeps the content: the layout of a head's first
     /// positions does not depend on the capacity.
     fn reserve(&mut self, positions: usize, heads: usize, size: usize) {
-        if positions <= self.capacity {
-            return;
+        if positions > self.capacity {
+            self.size = size;
+            let capacity = positions.next_multiple_of(GROW_BY);
+            self.keys = resized(&self.keys, self.capacity * size, heads, capacity * size);
+            let width = padded(size);
+            self.values = resized(&self.values, self.capacity * width, heads, capacity * width);
+            self.capacity = capacity;
         }
-
-        let capacity = positions.next_multiple_of(GROW_BY);
-        for (buffer, width) in [(&mut self.keys, size), (&mut self.values, padded(size))] {
-            let mut grown = AlignedVec::filled(heads * capacity * width, T::of(0.0));
-            if self.capacity > 0 {
-                let old = buffer.chunks(self.capacity * width);
-                grown
-                    .chunks_mut(capacity * width)
-                    .zip(old)
-                    .for_each(|(new, old)| new[..old.len()].copy_from_slice(old));
-            }
-
-            *buffer = grown;
-        }
-
-        self.capacity = capacity;
     }
+
+    /// A copy of the first `len` positions.
+    fn prefix(&self, len: usize) -> Self {
+        if len == 0 || self.capacity == 0 {
+            return Self::new();
+        }
+
+        let (size, width) = (self.size, padded(self.size));
+        let heads = self.values.len() / (self.capacity * width);
+        let capacity = len.next_multiple_of(GROW_BY).min(self.capacity);
+        let copy = |buffer, width| resized(buffer, self.capacity * width, heads, capacity * width);
+        Self {
+            keys: copy(&self.keys, size),
+            values: copy(&self.values, width),
+            capacity,
+            size,
+        }
+    }
+}
+
+/// A copy of `buffer`, of heads of `from` elements, with `to` elements in each head: as many as
+/// there are, then zeros.
+fn resized<T: Element>(
+    buffer: &AlignedVec<T>,
+    from: usize,
+    heads: usize,
+    to: usize,
+) -> AlignedVec<T> {
+    let mut copy = AlignedVec::filled(heads * to, T::of(0.0));
+    if from > 0 {
+        let kept = from.min(to);
+        copy.chunks_mut(to)
+            .zip(buffer.chunks(from))
+            .for_each(|(new, old)| new[..kept].copy_from_slice(&old[..kept]));
+    }
+
+    copy
 }
 
 #[cfg(test)]

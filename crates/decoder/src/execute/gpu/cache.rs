@@ -56,11 +56,7 @@ impl DeviceCache {
         if positions <= self.capacity {
             return Ok(());
         }
-        let capacity = positions
-            .next_power_of_two()
-            .max(FIRST_CAPACITY)
-            .min(self.max_positions.max(positions));
-
+        let capacity = self.capacity_for(positions);
         let memory = self
             .device
             .allocate::<u8>(self.layout.cache_bytes(self.layers, capacity))?;
@@ -71,6 +67,35 @@ impl DeviceCache {
         self.memory = Some(memory);
         self.capacity = capacity;
         Ok(())
+    }
+
+    /// The capacity that a cache grows to for `positions` positions.
+    fn capacity_for(&self, positions: usize) -> usize {
+        positions
+            .next_power_of_two()
+            .max(FIRST_CAPACITY)
+            .min(self.max_positions.max(positions))
+    }
+
+    /// Bytes of a cache with room for `positions` positions.
+    pub(super) fn bytes_for(&self, positions: usize) -> u64 {
+        let capacity = self.capacity_for(positions);
+        self.layout.cache_bytes(self.layers, capacity) as u64
+    }
+
+    /// A copy of the first `len` positions, which must be cached.
+    pub(crate) fn prefix(&self, len: usize) -> Result<Self> {
+        let layout = self.layout;
+        let mut copy = Self::new(self.device.clone(), layout, self.layers, self.max_positions);
+        if let Some(memory) = self.memory.as_ref().filter(|_| len > 0) {
+            let capacity = self.capacity_for(len);
+            let bytes = layout.cache_bytes(self.layers, capacity);
+            let new = self.device.allocate::<u8>(bytes)?;
+            self.copy_positions(memory, &new, capacity, len)?;
+            copy.memory = Some(new);
+            copy.capacity = capacity;
+        }
+        Ok(copy)
     }
 
     /// Copies the first `kept` positions of every layer to memory of another capacity.

@@ -151,6 +151,11 @@ impl Stage {
         head_layout(decoder).cache_bytes(1, positions) as u64
     }
 
+    /// Bytes of the cache of one sequence with room for `positions` of at most `most` positions.
+    pub(crate) fn cache_bytes_for(&self, positions: usize, most: usize) -> u64 {
+        self.new_cache(most).bytes_for(positions)
+    }
+
     /// CUDA blocks that share the positions of one row in attention.
     pub(super) fn splits(&self, capacity: usize, rows: usize) -> usize {
         kernel_plan::splits(

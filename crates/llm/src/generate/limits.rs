@@ -1,0 +1,73 @@
+//! How much an engine may run at once and keep.
+
+use super::sequence::Prepared;
+use crate::error::{LlmError, Result};
+use llm_int8_decoder::Decoder;
+
+/// Limits of an [`Engine`].
+///
+/// ```
+/// use llm_int8::EngineConfig;
+/// let config = EngineConfig { at_once: 4, prefix_cache_bytes: 256 << 20, ..EngineConfig::default() };
+/// assert_eq!((config.cache_bytes, config.prefill_tokens), (None, 512));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Sequences that run at once (default 8).
+    pub at_once: usize,
+    /// Bytes for the keys and values of running sequences and kept prefixes together; `None`: no
+    /// limit. A sequence starts only if the cache it may grow to (prompt and new tokens) fits beside
+    /// those of the running ones; kept prefixes are dropped first. Sequences start in the order in
+    /// which they were added.
+    pub cache_bytes: Option<u64>,
+    /// Prompt tokens per pass (default 512). A pass is one row of every running sequence and a chunk
+    /// of the prompts, so fewer tokens make a long prompt slow the others less.
+    pub prefill_tokens: usize,
+    /// Bytes of keys and values that are kept after sequences ended, for later prompts that start
+    /// with the same ids; 0 (the default): none.
+    pub prefix_cache_bytes: u64,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            at_once: 8,
+            cache_bytes: None,
+            prefill_tokens: 512,
+            prefix_cache_bytes: 0,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Rejects limits with which nothing could run.
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |name| {
+            Err(LlmError::Setting {
+                name,
+                value: "0".to_owned(),
+                expected: "it must be 1 or more",
+            })
+        };
+
+        match (self.at_once, self.prefill_tokens) {
+            (0, _) => refuse("the number of sequences that run at once"),
+            (_, 0) => refuse("the number of prompt tokens per pass"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a request that an engine could never start.
+    pub(super) fn check_size(&self, decoder: &Decoder, prepared: &Prepared) -> Result<()> {
+        let tokens = prepared.most_tokens();
+        let needed = decoder.cache_bytes(tokens);
+        match self.cache_bytes {
+            Some(available) if needed > available => Err(LlmError::CacheExceeded {
+                tokens,
+                needed,
+                available,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
