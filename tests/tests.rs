@@ -49,6 +49,7 @@ mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
+mod serve;
 mod smollm2;
 mod support;
 mod tidy;

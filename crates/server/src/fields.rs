@@ -65,11 +65,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number. Numbers such as `3.0`, which some clients send, are whole.
-    pub(crate) fn integer(
-        &self,
-        name: &str,
-        range: RangeInclusive<i64>,
-    ) -> ApiResult<Option<i64>> {
+    pub(crate) fn integer(&self, name: &str, range: RangeInclusive<i64>) -> ApiResult<Option<i64>> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -101,9 +97,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let number = value
-            .as_f64()
-            .ok_or_else(|| self.wrong(name, "a number"))?;
+        let number = value.as_f64().ok_or_else(|| self.wrong(name, "a number"))?;
         if !range.contains(&number) {
             let (least, most) = range.into_inner();
             let message = format!("{number} is not between {least} and {most}");
@@ -202,8 +196,16 @@ mod tests {
         assert_eq!(param.as_deref(), Some("f"));
         assert_eq!(text, "`f`: expected a whole number, found a number");
         assert!(message(fields.integer("big", 0..=5)).1.contains("whole"));
-        assert!(message(fields.count("n", 4..=usize::MAX)).1.contains("less than 4"));
-        assert!(message(fields.number("n", 0.0..=2.0)).1.contains("between 0 and 2"));
+        assert!(
+            message(fields.count("n", 4..=usize::MAX))
+                .1
+                .contains("less than 4")
+        );
+        assert!(
+            message(fields.number("n", 0.0..=2.0))
+                .1
+                .contains("between 0 and 2")
+        );
         assert!(message(fields.list("s")).1.contains("found a string"));
     }
 

@@ -28,8 +28,8 @@ impl ApiKeys {
             path: path.to_owned(),
             reason,
         };
-        let bytes = llm_int8_files::read(path, LONGEST_FILE)
-            .map_err(|cause| refused(cause.to_string()))?;
+        let bytes =
+            llm_int8_files::read(path, LONGEST_FILE).map_err(|cause| refused(cause.to_string()))?;
         let text = String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".into()))?;
         let lines = text.lines().map(str::trim);
         let keys = Self::new(lines.filter(|line| !line.is_empty() && !line.starts_with('#')));
@@ -88,7 +88,14 @@ mod tests {
         for right in ["Bearer first", "bearer second", "Bearer  second "] {
             assert!(keys.admit(Some(right.as_bytes())), "{right}");
         }
-        for wrong in ["Bearer firs", "Bearer first1", "Bearer ", "first", "", "Basic first"] {
+        for wrong in [
+            "Bearer firs",
+            "Bearer first1",
+            "Bearer ",
+            "first",
+            "",
+            "Basic first",
+        ] {
             assert!(!keys.admit(Some(wrong.as_bytes())), "{wrong}");
         }
         assert!(!keys.admit(None));
@@ -105,7 +112,10 @@ mod tests {
 
         std::fs::write(&path, "# none\n").unwrap();
         let error = ApiKeys::from_file(&path).unwrap_err().to_string();
-        assert!(error.contains("keys") && error.contains("one per line"), "{error}");
+        assert!(
+            error.contains("keys") && error.contains("one per line"),
+            "{error}"
+        );
         assert!(ApiKeys::from_file(&folder.path().join("missing")).is_err());
     }
 }

@@ -156,8 +156,16 @@ fn engine(out: &mut String, state: &ServiceState) {
         _ => 0.0,
     };
     let gauges = [
-        ("num_requests_running", "Sequences that run.", state.running as f64),
-        ("num_requests_waiting", "Sequences that wait.", state.waiting as f64),
+        (
+            "num_requests_running",
+            "Sequences that run.",
+            state.running as f64,
+        ),
+        (
+            "num_requests_waiting",
+            "Sequences that wait.",
+            state.waiting as f64,
+        ),
         (
             "kv_cache_usage_perc",
             "Fraction of the memory for keys and values in use, 1 being all; 0 without a limit.",

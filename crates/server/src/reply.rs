@@ -74,11 +74,7 @@ impl ApiError {
         Self {
             code: Some("queue_full"),
             retry_after: Some(1),
-            ..Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                message,
-            )
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
         }
     }
 
@@ -203,7 +199,10 @@ mod tests {
             assert_eq!(response.status(), status);
             let said = response.headers().get(SHOULD_RETRY);
             assert_eq!(said.map(|value| value.to_str().unwrap()), retry);
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), seconds.is_some());
+            assert_eq!(
+                response.headers().contains_key(RETRY_AFTER),
+                seconds.is_some()
+            );
         }
     }
 

@@ -92,7 +92,9 @@ fn byte(letter: char) -> Option<u8> {
 fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let is_hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    is_hex.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    is_hex
+        .then(|| u8::from_str_radix(digits, 16).ok())
+        .flatten()
 }
 
 impl Tokenizer {
@@ -134,7 +136,10 @@ mod tests {
     fn every_byte_has_one_letter_of_a_byte_level_vocabulary() {
         let letters: Vec<char> = ('\0'..='\u{200}').filter(|c| byte(*c).is_some()).collect();
         assert_eq!(letters.len(), 256);
-        assert_eq!((byte('Ġ'), byte('Ċ'), byte('a')), (Some(b' '), Some(b'\n'), Some(b'a')));
+        assert_eq!(
+            (byte('Ġ'), byte('Ċ'), byte('a')),
+            (Some(b' '), Some(b'\n'), Some(b'a'))
+        );
         assert_eq!((byte(' '), byte('字')), (None, None));
     }
 
@@ -167,8 +172,16 @@ mod tests {
             (sentencepiece.clone(), "▁a▁b", &b" a b"[..]),
             (sentencepiece.clone(), "<0xE5>", &b"\xe5"[..]),
             (sentencepiece, "<0xEX>", &b"<0xEX>"[..]),
-            (json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true }), "Ġå", &b" \xe5"[..]),
-            (json!({ "type": "BPEDecoder", "suffix": "</w>" }), "a</w>", &b"a "[..]),
+            (
+                json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true }),
+                "Ġå",
+                &b" \xe5"[..],
+            ),
+            (
+                json!({ "type": "BPEDecoder", "suffix": "</w>" }),
+                "a</w>",
+                &b"a "[..],
+            ),
             (pieces.clone(), "##ing", &b"ing"[..]),
             (pieces, "sing", &b" sing"[..]),
         ] {

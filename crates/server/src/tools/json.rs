@@ -65,11 +65,17 @@ mod tests {
     fn calls_have_a_name_and_arguments() {
         let of = |value: Value| call(&value).map(|call| (call.name, call.arguments));
         let pair = |arguments: &str| Some(("f".to_owned(), arguments.to_owned()));
-        assert_eq!(of(json!({ "name": "f", "arguments": { "x": 1 } })), pair("{\"x\":1}"));
+        assert_eq!(
+            of(json!({ "name": "f", "arguments": { "x": 1 } })),
+            pair("{\"x\":1}")
+        );
         assert_eq!(of(json!({ "name": "f", "parameters": {} })), pair("{}"));
         assert_eq!(of(json!({ "name": "f" })), pair("{}"));
         assert_eq!(of(json!({ "name": "f", "arguments": "{}" })), pair("{}"));
-        assert_eq!(of(json!({ "type": "function", "function": { "name": "f" } })), pair("{}"));
+        assert_eq!(
+            of(json!({ "type": "function", "function": { "name": "f" } })),
+            pair("{}")
+        );
         assert_eq!(of(json!({ "arguments": {} })), None);
         assert_eq!(of(json!([1])), None);
     }
