@@ -25,9 +25,9 @@ PYTHON = ["openai==3.57.0", "langchain-openai==1.7.4", "litellm==1.110.2"]
 NODE = "openai@6.49.0"
 KEY = "test-key"
 TEMPLATE = (
-    "{% if tools %}TOOLS: {{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}"
+    "{% if tools %}TOOLS: {{ tools | tojson }}{{ '\\n' }}{% endif %}{% for m in messages %}{{ m.role.upper() }}: {{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>\n"
-    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>{% endfor %}\n{% endfor %}"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>{% endfor %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 SCHEMA = {

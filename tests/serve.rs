@@ -33,7 +33,10 @@ impl Server {
         let mut said = Vec::new();
         let address = loop {
             let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended: {said:?}");
+            assert!(
+                stderr.read_line(&mut line).unwrap() > 0,
+                "it ended: {said:?}"
+            );
             said.push(line.clone());
             if let Some((_, rest)) = line.split_once("listening on http://") {
                 break rest.split(',').next().unwrap().to_owned();
@@ -45,7 +48,9 @@ impl Server {
             said,
             stderr,
         };
-        server.wait_until("it is loaded", || server.status("GET", "/health", "") == 200);
+        server.wait_until("it is loaded", || {
+            server.status("GET", "/health", "") == 200
+        });
         server
     }
 
@@ -82,8 +87,12 @@ impl Server {
 
     fn metric(&self, name: &str) -> f64 {
         let text = self.ask("GET", "/metrics", "");
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("llm_int8:{name} ")));
-        line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("llm_int8:{name} ")));
+        line.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
+            .parse()
+            .unwrap()
     }
 
     fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
@@ -104,7 +113,13 @@ impl Server {
     #[cfg(unix)]
     fn terminate(mut self) -> (ExitStatus, String) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
         let mut rest = String::new();
         self.stderr.read_to_string(&mut rest).unwrap();
         let status = self.child.wait().unwrap();
@@ -125,17 +140,33 @@ impl Drop for Server {
 fn the_program_serves_until_it_is_told_to_end() {
     let server = Server::start(&["--grace", "5", "--model-name", "mine"]);
     let card = server.ask("GET", "/v1/models", "");
-    assert!(card.contains("\"id\":\"mine\"") && card.contains("\"reproducible\":true"), "{card}");
+    assert!(
+        card.contains("\"id\":\"mine\"") && card.contains("\"reproducible\":true"),
+        "{card}"
+    );
     let body = json!({ "prompt": "In the beginning", "max_tokens": 4 }).to_string();
     let answer = server.ask("POST", "/v1/completions", &body);
-    let text = crate::support::llm_int8(&["run", "tiny-gpt2", "-p", "In the beginning", "-n", "4", "--outliers", "row", "-q"]);
+    let text = crate::support::llm_int8(&[
+        "run",
+        "tiny-gpt2",
+        "-p",
+        "In the beginning",
+        "-n",
+        "4",
+        "--outliers",
+        "row",
+        "-q",
+    ]);
     let text = crate::support::stdout(&text);
     let value: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(value["choices"][0]["text"], text.trim_end_matches('\n'));
 
     let (status, said) = server.terminate();
     assert!(status.success(), "{said}");
-    assert!(said.contains("loaded in") && !said.contains("warning"), "{said}");
+    assert!(
+        said.contains("loaded in") && !said.contains("warning"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -144,9 +175,21 @@ fn wrong_options_end_it_before_a_model_is_loaded() {
     let path = keys.path().display().to_string();
     let (code, said) = failure(&["serve", "/nowhere", "--api-key-file", &path]);
     assert!(code == 1 && said.contains("one per line"), "{said}");
-    let (code, said) = failure(&["serve", "/nowhere", "--allow-origin", "example.org", "--port", "0"]);
+    let (code, said) = failure(&[
+        "serve",
+        "/nowhere",
+        "--allow-origin",
+        "example.org",
+        "--port",
+        "0",
+    ]);
     assert!(code == 2 && said.contains("https://example.org"), "{said}");
-    for option in [["--parallel", "0"], ["--max-body", "0"], ["--port", "70000"], ["--host", "x"]] {
+    for option in [
+        ["--parallel", "0"],
+        ["--max-body", "0"],
+        ["--port", "70000"],
+        ["--host", "x"],
+    ] {
         let (code, said) = failure(&["serve", "/nowhere", option[0], option[1]]);
         assert!(code == 2 && said.contains(option[0]), "{said}");
     }
@@ -158,7 +201,10 @@ fn wrong_options_end_it_before_a_model_is_loaded() {
 #[cfg(target_os = "linux")]
 fn resident(id: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
     kib * 1024.0
 }
@@ -182,15 +228,21 @@ fn client(server: &Server, number: usize, refused: &AtomicUsize) -> std::io::Res
         }
         4 => {
             let mut socket = server.connect()?;
-            socket.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{\"pro")?;
+            socket.write_all(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{\"pro",
+            )?;
         }
         5 => {
-            server.send("POST", "/v1/completions", "{\"prompt\": ")?.read_to_end(&mut text)?;
+            server
+                .send("POST", "/v1/completions", "{\"prompt\": ")?
+                .read_to_end(&mut text)?;
             assert!(text.starts_with(b"HTTP/1.1 400"));
         }
         6 => {
             let long = "x".repeat(200_000);
-            server.send("POST", "/v1/completions", &long)?.read_to_end(&mut text)?;
+            server
+                .send("POST", "/v1/completions", &long)?
+                .read_to_end(&mut text)?;
             assert!(text.starts_with(b"HTTP/1.1 413"));
         }
         // A slow reader.
@@ -202,10 +254,16 @@ fn client(server: &Server, number: usize, refused: &AtomicUsize) -> std::io::Res
             }
         }
         _ => {
-            server.send("POST", "/v1/completions", &body(number % 2 == 0))?.read_to_end(&mut text)?;
+            server
+                .send("POST", "/v1/completions", &body(number % 2 == 0))?
+                .read_to_end(&mut text)?;
             match text.starts_with(b"HTTP/1.1 429") {
                 true => drop(refused.fetch_add(1, Ordering::Relaxed)),
-                false => assert!(text.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&text)),
+                false => assert!(
+                    text.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(&text)
+                ),
             }
         }
     }
@@ -216,7 +274,16 @@ fn client(server: &Server, number: usize, refused: &AtomicUsize) -> std::io::Res
 #[test]
 fn a_crowd_of_clients_leaves_nothing_behind() {
     const CLIENTS: usize = 200;
-    let options = ["--parallel", "4", "--max-queue", "16", "--max-body", "100000", "--prefix-cache", "0"];
+    let options = [
+        "--parallel",
+        "4",
+        "--max-queue",
+        "16",
+        "--max-body",
+        "100000",
+        "--prefix-cache",
+        "0",
+    ];
     let server = Server::start(&options);
     let refused = AtomicUsize::new(0);
     let crowd = || {
@@ -227,7 +294,10 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
                     // A client that hangs up may see its own connection reset.
                     let _ = client(server, number, refused);
                 };
-                std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, client).unwrap();
+                std::thread::Builder::new()
+                    .stack_size(256 << 10)
+                    .spawn_scoped(scope, client)
+                    .unwrap();
             }
         });
         server.wait_until_idle();
@@ -240,10 +310,26 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
         crowd();
     }
     let after = resident(server.child.id());
-    assert!(after < warm * 1.05, "resident memory grew from {warm} to {after} bytes");
-    assert!(refused.load(Ordering::Relaxed) > 0, "the queue was never full");
+    assert!(
+        after < warm * 1.05,
+        "resident memory grew from {warm} to {after} bytes"
+    );
+    assert!(
+        refused.load(Ordering::Relaxed) > 0,
+        "the queue was never full"
+    );
     assert_eq!(server.metric("failed_passes_total"), 0.0);
-    assert_eq!(server.status("POST", "/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1}"), 200);
+    assert_eq!(
+        server.status(
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": \"a\", \"max_tokens\": 1}"
+        ),
+        200
+    );
     let (status, said) = server.terminate();
-    assert!(status.success() && !said.contains("panicked") && !said.contains("warning"), "{said}");
+    assert!(
+        status.success() && !said.contains("panicked") && !said.contains("warning"),
+        "{said}"
+    );
 }

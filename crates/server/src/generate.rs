@@ -179,7 +179,7 @@ fn begin_chat(loaded: &Loaded, request: &ChatRequest) -> ApiResult<(Vec<Choice>,
         .collect::<ApiResult<_>>()?;
 
     let choices = (0..request.common.choices)
-        .map(|index| Choice::new(index, 0, tools(loaded, request)))
+        .map(|index| Choice::new(index, tools(loaded, request)))
         .collect();
     Ok((choices, Submission::new(loaded, requests, "messages")?))
 }
@@ -283,7 +283,7 @@ fn begin_completion(
         new: request.max_tokens,
     };
     let (mut requests, mut choices) = (Vec::new(), Vec::new());
-    for (place, prompt) in prompts.iter().enumerate() {
+    for prompt in &prompts {
         check_context(loaded, "prompt", prompt.ids.len(), request.max_tokens)?;
         for choice in 0..request.common.choices {
             let constraint = json_constraint(loaded, &request.format)?;
@@ -291,7 +291,7 @@ fn begin_completion(
             if let (true, Some(top)) = (request.echo, request.logprobs) {
                 one = one.prompt_logprobs(top);
             }
-            choices.push(Choice::new(requests.len(), place, None));
+            choices.push(Choice::new(requests.len(), None));
             requests.push(one);
         }
     }

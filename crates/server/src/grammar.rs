@@ -2,18 +2,20 @@
 //! llguidance, which works on the bytes of tokens, so a grammar may begin or end inside a token.
 
 use crate::tools::{Tool, ToolFormat};
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 use llm_int8::generate::{TokenConstraint, TokenMask};
 use llm_int8::{GenerationConfig, Tokenizer};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
-use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
-/// White space between the parts of JSON. Without a bound, a model that finds no next word may write
-/// nothing else.
-const WHITE_SPACE: &str = r"[ \n\r\t]{1,40}";
+/// White space between the parts of JSON, as in llama.cpp's grammars. Without a bound, a model that
+/// finds no next word may write nothing else.
+const WHITE_SPACE: &str = r" |\n{1,2}[ \t]{0,20}";
+/// White space in a tool call.
+const SPACE: &str = " ";
 
 /// What a text must look like.
 #[derive(Debug)]
@@ -102,13 +104,15 @@ impl Grammars {
     /// What is wrong with a schema.
     pub(crate) fn constraint(&self, shape: &Shape<'_>) -> Result<Box<dyn TokenConstraint>, String> {
         let grammar = match shape {
-            Shape::Json(schema) => only(GrammarWithLexer::from_json_schema(bounded(schema))),
+            Shape::Json(schema) => TopLevelGrammar::from_json_schema(bounded(schema, WHITE_SPACE)),
             Shape::Calls {
                 format,
                 tools,
                 many,
-            } => lark(self.calls(*format, tools, *many)),
-            Shape::StrictCalls { format, tools } => lark(self.strict_calls(*format, tools)),
+            } => TopLevelGrammar::from_lark(self.calls(*format, tools, *many)),
+            Shape::StrictCalls { format, tools } => {
+                TopLevelGrammar::from_lark(self.strict_calls(*format, tools))
+            }
         };
         let parser = self.factory.create_parser(grammar);
         let matcher = Matcher::new(parser);
@@ -176,19 +180,19 @@ impl Grammars {
         let one: Vec<String> = tools.iter().map(|tool| json_of(&schema(tool))).collect();
         let one = one.join(" | ");
 
-        let text = "TEXT: /(.|\\n)*/\n";
+        let text = "TEXT: /(.|\\n)*/\nSPACE: /[ \\n]{1,8}/\n";
         match format {
             ToolFormat::Hermes => {
                 let (begin, close) = match self.marks.get("<tool_call>") {
                     Some(id) => (format!("TEXT <[{id}]>"), self.mark("</tool_call>")),
-                    None => ("BEGIN".to_owned(), "\"</tool_call>\"".to_owned()),
+                    None => ("begin".to_owned(), "\"</tool_call>\"".to_owned()),
                 };
                 let lazy = match self.marks.contains_key("<tool_call>") {
                     true => "",
-                    false => "BEGIN[lazy]: /(.|\\n)*<tool_call>/\n",
+                    false => "begin[lazy]: /(.|\\n)*<tool_call>/\n",
                 };
                 format!(
-                    "start: (part)* TEXT\npart: {begin} /\\s{{0,8}}/ inside /\\s{{0,8}}/ {close}\n\
+                    "start: (part)* TEXT\npart: {begin} SPACE? inside SPACE? {close}\n\
                      inside: {one}\n{lazy}{text}"
                 )
             }
@@ -201,14 +205,14 @@ impl Grammars {
             ToolFormat::Mistral => {
                 let begin = match self.marks.get("[TOOL_CALLS]") {
                     Some(id) => format!("TEXT <[{id}]>"),
-                    None => "BEGIN".to_owned(),
+                    None => "begin".to_owned(),
                 };
                 let lazy = match self.marks.contains_key("[TOOL_CALLS]") {
                     true => "",
-                    false => "BEGIN[lazy]: /(.|\\n)*\\[TOOL_CALLS\\]/\n",
+                    false => "begin[lazy]: /(.|\\n)*\\[TOOL_CALLS\\]/\n",
                 };
                 format!(
-                    "start: TEXT | {begin} /\\s?/ \"[\" call (\", \" call)* \"]\"\ncall: {one}\n{lazy}{text}"
+                    "start: TEXT | {begin} SPACE? \"[\" call (\", \" call)* \"]\"\ncall: {one}\n{lazy}{text}"
                 )
             }
         }
@@ -240,29 +244,18 @@ fn special(name: &[u8]) -> Vec<u8> {
 }
 
 /// A schema with bounded white space.
-fn bounded(schema: &Value) -> Value {
+fn bounded(schema: &Value, white_space: &str) -> Value {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
         // `true` allows anything.
         _ => json!({}),
     };
-    schema["x-guidance"] = json!({ "whitespace_pattern": WHITE_SPACE });
+    schema["x-guidance"] = json!({ "whitespace_pattern": white_space });
     schema
 }
 
 fn json_of(schema: &Value) -> String {
-    format!("%json {}", bounded(schema))
-}
-
-fn only(grammar: GrammarWithLexer) -> TopLevelGrammar {
-    TopLevelGrammar {
-        grammars: vec![grammar],
-        max_tokens: None,
-    }
-}
-
-fn lark(text: String) -> TopLevelGrammar {
-    only(GrammarWithLexer::from_lark(text))
+    format!("%json {}", bounded(schema, SPACE))
 }
 
 /// A sequence that follows a grammar.

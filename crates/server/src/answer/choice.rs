@@ -32,8 +32,6 @@ impl Step {
 #[derive(Debug)]
 pub(crate) struct Choice {
     pub(crate) index: usize,
-    /// Which prompt it follows.
-    pub(crate) prompt: usize,
     pub(crate) prompt_tokens: usize,
     pub(crate) cached_tokens: usize,
     pub(crate) new_tokens: usize,
@@ -56,10 +54,9 @@ pub(crate) struct Tools {
 }
 
 impl Choice {
-    pub(crate) fn new(index: usize, prompt: usize, tools: Option<Tools>) -> Self {
+    pub(crate) fn new(index: usize, tools: Option<Tools>) -> Self {
         Self {
             index,
-            prompt,
             prompt_tokens: 0,
             cached_tokens: 0,
             new_tokens: 0,

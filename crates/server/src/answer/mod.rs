@@ -112,7 +112,7 @@ impl Head {
 }
 
 /// How an endpoint writes its answers.
-pub(crate) trait Style: Send + Unpin + 'static {
+pub(crate) trait Style: Send + Sync + Unpin + 'static {
     /// Chunks with which a stream begins, before anything is computed.
     fn opening(&self, head: &Head, choices: usize) -> Vec<Map<String, Value>>;
 

@@ -202,7 +202,7 @@ mod tests {
             (json!({ "seed": "1" }), "seed"),
             (json!({ "stop": 1 }), "stop"),
             (json!({ "stop": [1] }), "stop"),
-            (json!({ "stop": ["x"; 65] }), "stop"),
+            (json!({ "stop": vec!["x"; 65] }), "stop"),
             (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
             (json!({ "logit_bias": { "1": 101 } }), "logit_bias"),
             (json!({ "repetition_penalty": 0 }), "repetition_penalty"),

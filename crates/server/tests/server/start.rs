@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Shows tools as JSON and writes calls as Hermes does.
-pub(crate) const TEMPLATE: &str = "{% if tools %}TOOLS: {{ tools | tojson }}\n{% endif %}\
+pub(crate) const TEMPLATE: &str = "{% if tools %}TOOLS: {{ tools | tojson }}{{ '\\n' }}{% endif %}\
     {% for m in messages %}{{ m.role.upper() }}: {{ m.content }}\
     {% for c in m.tool_calls or [] %}<tool_call>\n\
     {{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>\
-    {% endfor %}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}";
+    {% endfor %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}";
 
 /// Positions of the built-in model.
 pub(crate) const CONTEXT: usize = 512;
@@ -73,7 +73,7 @@ impl Running {
         Self {
             address: server.address(),
             shutdown: server.shutdown(),
-            thread: Some(std::thread::spawn(|| server.run(load))),
+            thread: Some(std::thread::spawn(move || server.run(load))),
         }
     }
 

@@ -156,7 +156,7 @@ fn json_follows_its_schema_at_any_temperature() {
         let body = json!({
             "messages": [{ "role": "user", "content": "Describe it." }],
             "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema, "strict": true } },
-            "temperature": 1, "seed": seed, "max_tokens": 300,
+            "temperature": 1, "seed": seed, "max_tokens": 480,
         });
         let answer = post(server.address, CHAT, &body).ok();
         let choice = &answer["choices"][0];
