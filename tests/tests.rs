@@ -49,6 +49,7 @@ mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
+mod serve;
 #[cfg(unix)]
 mod signals;
 mod smollm2;

@@ -6,6 +6,7 @@ mod model;
 mod numbers;
 mod outliers;
 mod sampling;
+mod serve;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
@@ -15,6 +16,7 @@ pub(crate) use model::{
 pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use outliers::OutlierArgs;
 pub(crate) use sampling::SamplingArgs;
+pub(crate) use serve::ServeArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
 use sizes::size;
@@ -45,6 +47,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Chat with a model.
     Chat(ChatArgs),
+    /// Serve a model over HTTP, for OpenAI's clients and a chat page.
+    Serve(ServeArgs),
     /// Print a model's module tree, parameters and memory footprint.
     Inspect(InspectArgs),
     /// Split a text into tokens with a model's tokenizer, or decode token ids.
