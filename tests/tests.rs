@@ -13,6 +13,8 @@ mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;
+mod chat_server;
+mod chat_server_errors;
 mod chat_templates;
 #[cfg(unix)]
 mod chat_terminal;
