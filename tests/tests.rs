@@ -13,6 +13,7 @@ mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;
+mod chat_page;
 mod chat_server;
 mod chat_server_errors;
 mod chat_templates;

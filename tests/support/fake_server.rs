@@ -1,4 +1,4 @@
-//! A server on the loopback interface that answers as it is told, one connection after the other.
+//! A server on the loopback interface that answers as it is told, once for each connection.
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -115,24 +115,38 @@ pub(crate) struct FakeServer {
 impl FakeServer {
     /// A server that gives these answers, in this order; the last one again and again.
     pub(crate) fn start(answers: Vec<Fake>) -> Self {
+        let answers = Mutex::new(answers.into_iter().peekable());
+        Self::answering(move |_| {
+            let mut answers = answers.lock().unwrap();
+            let answer = answers.peek().unwrap().clone();
+            if answers.len() > 1 {
+                answers.next();
+            }
+            answer
+        })
+    }
+
+    /// A server whose answers depend on the request.
+    pub(crate) fn answering(answer: impl Fn(&Request) -> Fake + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let shared = seen.clone();
-        // Ends with the tests.
+        let (shared, answer) = (seen.clone(), Arc::new(answer));
+        // Ends with the tests. Browsers open connections that they may never use.
         thread::spawn(move || {
-            let mut answers = answers.into_iter();
-            let mut answer = answers.next().unwrap();
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let Some(request) = request(&stream) else {
-                    continue;
-                };
-                shared.lock().unwrap().requests.push(request);
-                if answer.send(&mut stream).is_err() {
-                    shared.lock().unwrap().broken += 1;
-                }
-                answer = answers.next().unwrap_or(answer);
+                let (shared, answer) = (shared.clone(), answer.clone());
+                thread::spawn(move || {
+                    let Some(request) = request(&stream) else {
+                        return;
+                    };
+                    let answer = answer(&request);
+                    shared.lock().unwrap().requests.push(request);
+                    if answer.send(&mut stream).is_err() {
+                        shared.lock().unwrap().broken += 1;
+                    }
+                });
             }
         });
         Self { port, seen }
