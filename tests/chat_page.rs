@@ -320,7 +320,7 @@ fn errors_are_shown_and_a_key_is_asked_for() {
     });
     let Some(browser) = open(&server) else { return };
     say(&browser, "key");
-    let note = "return document.querySelector('.note')?.innerText";
+    let note = "return document.querySelector('.note')?.innerText.replaceAll('\\n\\n', '\\n')";
     let told = browser.run(note);
     assert!(
         told.as_str()

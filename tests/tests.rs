@@ -52,6 +52,8 @@ mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
+mod serve_chat;
+mod serve_page;
 mod smollm2;
 mod support;
 mod tidy;

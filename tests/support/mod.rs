@@ -5,13 +5,14 @@ pub(crate) mod devices;
 pub(crate) mod fake_server;
 pub(crate) mod field_llama;
 pub(crate) mod golden_models;
+pub(crate) mod served;
 pub(crate) mod source_rules;
 pub(crate) mod stand_ins;
 
 use candle_core::{Device, Tensor};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The checkout, or the copy of its test data that `LLM_INT8_TEST_ROOT` names.
 pub(crate) fn root() -> PathBuf {
@@ -127,7 +128,7 @@ pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
 /// As [`llm_int8`], with text on standard input.
 pub(crate) fn llm_int8_with_input(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
-    let mut child = started(arguments, nowhere.path());
+    let mut child = program(arguments, nowhere.path()).spawn().unwrap();
 
     // A program that reads no input may exit before all of it is written.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -135,8 +136,8 @@ pub(crate) fn llm_int8_with_input(arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Starts the program without the user's cache, token or network, with pipes to it.
-pub(crate) fn started(arguments: &[&str], home: &Path) -> Child {
+/// The program without the user's cache, token or network, with pipes to it.
+pub(crate) fn program(arguments: &[&str], home: &Path) -> Command {
     let program = std::env::var_os("LLM_INT8_TEST_PROGRAM");
     let mut command =
         Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
@@ -151,7 +152,7 @@ pub(crate) fn started(arguments: &[&str], home: &Path) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.spawn().unwrap()
+    command
 }
 
 /// The standard output of a command that succeeded.

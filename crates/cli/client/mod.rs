@@ -35,7 +35,6 @@ pub(crate) struct Client {
     key: Option<String>,
     /// How long the server may be silent.
     patience: Duration,
-    runtime: tokio::runtime::Runtime,
 }
 
 /// Whether the user wants to stop.
@@ -56,21 +55,18 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("llm-int8/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
+            // A connection ends with its request: see `run`.
+            .pool_max_idle_per_host(0)
             // The key is for this server only, and a redirected POST may lose its body.
             .redirect(reqwest::redirect::Policy::none());
         if is_this_machine(&base) {
             builder = builder.no_proxy();
         }
-        let failed = |cause: &dyn std::error::Error| ClientError::Client(innermost(cause));
         Ok(Self {
-            http: builder.build().map_err(|cause| failed(&cause))?,
+            http: builder.build().map_err(|cause| no_client(&cause))?,
             base,
             key,
             patience,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|cause| failed(&cause))?,
         })
     }
 
@@ -91,7 +87,7 @@ impl Client {
     /// The names of the server's models.
     pub(crate) fn models(&self, stop: Stop<'_>) -> Result<Vec<String>, ClientError> {
         let request = self.http.get(self.url("models"));
-        let body = self.runtime.block_on(async {
+        let body = run(async {
             let Some(mut response) = self.send(request, stop).await? else {
                 return Ok(None);
             };
@@ -125,7 +121,7 @@ impl Client {
             .post(self.url("chat/completions"))
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string());
-        self.runtime.block_on(async {
+        run(async {
             let mut answer = Answer::new();
             let Some(mut response) = self.send(request, stop).await? else {
                 answer.was_stopped = true;
@@ -346,6 +342,23 @@ impl Client {
 }
 
 const DONE: &str = "[DONE]";
+
+/// Runs a request to its end. What is left of it goes with the runtime: if the user has stopped an
+/// answer, the server must see now that nobody reads it.
+fn run<T>(request: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|cause| no_client(&cause))?;
+    let result = runtime.block_on(request);
+    // A look-up of a name may go on for long.
+    runtime.shutdown_background();
+    result
+}
+
+fn no_client(cause: &dyn std::error::Error) -> ClientError {
+    ClientError::Client(innermost(cause))
+}
 
 /// The media type of an answer, in lower case.
 fn kind(headers: &HeaderMap) -> Option<String> {
