@@ -252,6 +252,10 @@ fn an_answer_shows_its_figures_and_can_be_stopped_edited_and_asked_for_again() {
     );
     assert_eq!(sent["model"], "org/tiny<b>");
 
+    browser.click(".regenerate:not([hidden])");
+    browser.wait_for("page.running === null && page.messages[1].isSame");
+    assert!(browser.text("log").contains("the same text as before"));
+
     // Settings are sent, and a given seed is every answer's.
     browser.click("#settings-open");
     for (field, text) in [
