@@ -7,6 +7,7 @@ mod numbers;
 mod outliers;
 mod sampling;
 mod serve;
+mod server;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
@@ -17,6 +18,7 @@ pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use outliers::OutlierArgs;
 pub(crate) use sampling::SamplingArgs;
 pub(crate) use serve::ServeArgs;
+pub(crate) use server::ServerArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
 use sizes::size;
@@ -87,11 +89,14 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(server::beside_a_server))]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) adapter: AdapterArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
     /// System message: how the model should behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,

@@ -40,7 +40,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = size_or_none, help_heading = "Server")]
     pub(crate) prefix_cache: u64,
     /// Seconds that running requests may go on after ctrl-C or SIGTERM; a second signal ends them
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        help_heading = "Server"
+    )]
     pub(crate) grace: u32,
     /// The model's name in answers [default: MODEL; of a path its last part]
     #[arg(long, value_name = "NAME", help_heading = "Server")]

@@ -23,15 +23,22 @@ pub(crate) fn serve(mut args: ServeArgs) -> anyhow::Result<()> {
     let server = Server::bind(config).map_err(usage)?.with_signals();
     let address = server.address();
     if is_open {
-        line("warning: everyone who reaches this address may use the server; --api-key-file asks for keys");
+        line(
+            "warning: everyone who reaches this address may use the server; --api-key-file asks for keys",
+        );
     }
-    line(&format!("listening on http://{address}, loading {}", args.model.model));
+    line(&format!(
+        "listening on http://{address}, loading {}",
+        args.model.model
+    ));
 
     let name = args.model.model;
     let load = move || {
         let model = load_named(&name, &loading)?;
         let seconds = model.load_report().duration.as_secs_f64();
-        line(&format!("loaded in {seconds:.2} s; chat at http://{address}"));
+        line(&format!(
+            "loaded in {seconds:.2} s; chat at http://{address}"
+        ));
         Ok(model)
     };
     server.run(load).map_err(|error| match error {
