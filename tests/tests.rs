@@ -13,6 +13,9 @@ mod adapters;
 mod affine;
 mod bnb_checkpoints;
 mod chat;
+mod chat_page;
+mod chat_server;
+mod chat_server_errors;
 mod chat_templates;
 #[cfg(unix)]
 mod chat_terminal;
@@ -49,6 +52,9 @@ mod outliers_program;
 mod pickles;
 mod plans;
 mod published;
+mod serve;
+mod serve_chat;
+mod serve_page;
 #[cfg(unix)]
 mod signals;
 mod smollm2;

@@ -43,7 +43,16 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
         ],
     ),
     ("models/tiny-gpt2", &[]),
-    (".", &["llm-int8", "llm-int8-affine", "llm-int8-files"]),
+    ("crates/server", &["llm-int8", "llm-int8-files"]),
+    (
+        ".",
+        &[
+            "llm-int8",
+            "llm-int8-affine",
+            "llm-int8-files",
+            "llm-int8-server",
+        ],
+    ),
 ];
 
 /// Folder → modules of its crate that it may not use.

@@ -6,6 +6,8 @@ mod model;
 mod numbers;
 mod outliers;
 mod sampling;
+mod serve;
+mod server;
 mod sizes;
 
 pub(crate) use affine::{AffineArgs, AffineDtype, Scheme};
@@ -15,6 +17,8 @@ pub(crate) use model::{
 pub(crate) use numbers::{Numbers, with_negative_numbers};
 pub(crate) use outliers::OutlierArgs;
 pub(crate) use sampling::SamplingArgs;
+pub(crate) use serve::ServeArgs;
+pub(crate) use server::ServerArgs;
 
 use limits::{at_once, bench_runs, bench_tokens, drafts, positions, rows, shape};
 use sizes::size;
@@ -45,6 +49,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Chat with a model.
     Chat(ChatArgs),
+    /// Serve a model over HTTP, for OpenAI's clients and a chat page.
+    Serve(ServeArgs),
     /// Print a model's module tree, parameters and memory footprint.
     Inspect(InspectArgs),
     /// Split a text into tokens with a model's tokenizer, or decode token ids.
@@ -83,11 +89,14 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(server::beside_a_server))]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) adapter: AdapterArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
     /// System message: how the model should behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,

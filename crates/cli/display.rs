@@ -97,18 +97,27 @@ pub(crate) fn grouped(number: u64) -> String {
 /// A name from a file with control characters and marks that change the direction of text escaped,
 /// so that it cannot change what a terminal shows.
 pub(crate) fn escaped(name: &str) -> String {
+    escaped_but(name, &[])
+}
+
+/// A text from elsewhere as [`escaped`] makes it, in its lines.
+pub(crate) fn visible(text: &str) -> String {
+    escaped_but(text, &['\n', '\t'])
+}
+
+fn escaped_but(text: &str, kept: &[char]) -> String {
     let is_unsafe = |c: char| {
         c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    let mut text = String::with_capacity(name.len());
-    for c in name.chars() {
-        match is_unsafe(c) {
-            true => text.extend(c.escape_default()),
-            false => text.push(c),
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_unsafe(c) && !kept.contains(&c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
         }
     }
-    text
+    shown
 }
 
 /// A progress bar for saving, shown only on a terminal.
@@ -269,6 +278,7 @@ mod tests {
             escaped("a\u{1b}[2Jb\n\u{202e}c"),
             "a\\u{1b}[2Jb\\n\\u{202e}c"
         );
+        assert_eq!(visible("a\u{1b}b\n\tc\r"), "a\\u{1b}b\n\tc\\r");
     }
 
     #[test]

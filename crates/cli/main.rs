@@ -1,6 +1,7 @@
 //! The `llm-int8` program: run any Hugging Face causal language model in 8 bit.
 
 mod args;
+mod client;
 mod commands;
 mod display;
 mod hints;

@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The keys of the WebDriver specification (section 17.4.2).
@@ -13,6 +15,9 @@ pub(crate) const LEFT: &str = "\u{e012}";
 pub(crate) const RIGHT: &str = "\u{e014}";
 pub(crate) const HOME: &str = "\u{e011}";
 pub(crate) const END: &str = "\u{e010}";
+pub(crate) const ENTER: &str = "\u{e007}";
+pub(crate) const ESCAPE: &str = "\u{e00c}";
+pub(crate) const SHIFT: &str = "\u{e008}";
 
 /// The name under which WebDriver passes elements.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -90,8 +95,39 @@ impl Browser {
     pub(crate) fn open(&self, path: &Path, fragment: &str) {
         let bytes = path.display().to_string();
         let address: String = bytes.bytes().map(escaped).collect();
-        let url = json!({ "url": format!("file://{address}#{fragment}") });
-        self.do_in_session("/url", &url).unwrap();
+        self.visit(&format!("file://{address}#{fragment}"));
+    }
+
+    /// Opens an address.
+    pub(crate) fn visit(&self, address: &str) {
+        self.do_in_session("/url", &json!({ "url": address }))
+            .unwrap();
+    }
+
+    pub(crate) fn reload(&self) {
+        self.do_in_session("/refresh", &json!({})).unwrap();
+    }
+
+    /// Shows pages as a telephone of this size does.
+    pub(crate) fn is_telephone(&self, width: usize, height: usize) {
+        let metrics =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": true });
+        let command = json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": metrics });
+        self.do_in_session("/goog/cdp/execute", &command).unwrap();
+    }
+
+    /// Waits until an expression holds.
+    pub(crate) fn wait_for(&self, expression: &str) {
+        let start = Instant::now();
+        while self.run(&format!("return Boolean({expression})")) != true {
+            let page = "return document.body.innerText";
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{expression}: {}",
+                self.run(page)
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The result of a script: the body of a function.

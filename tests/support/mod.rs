@@ -2,8 +2,10 @@
 
 pub(crate) mod browser;
 pub(crate) mod devices;
+pub(crate) mod fake_server;
 pub(crate) mod field_llama;
 pub(crate) mod golden_models;
+pub(crate) mod served;
 pub(crate) mod source_rules;
 pub(crate) mod stand_ins;
 
@@ -126,6 +128,16 @@ pub(crate) fn llm_int8(arguments: &[&str]) -> Output {
 /// As [`llm_int8`], with text on standard input.
 pub(crate) fn llm_int8_with_input(arguments: &[&str], input: &str) -> Output {
     let nowhere = tempfile::tempdir().unwrap();
+    let mut child = program(arguments, nowhere.path()).spawn().unwrap();
+
+    // A program that reads no input may exit before all of it is written.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+
+    child.wait_with_output().unwrap()
+}
+
+/// The program without the user's cache, token or network, with pipes to it.
+pub(crate) fn program(arguments: &[&str], home: &Path) -> Command {
     let program = std::env::var_os("LLM_INT8_TEST_PROGRAM");
     let mut command =
         Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_llm-int8").into()));
@@ -133,19 +145,14 @@ pub(crate) fn llm_int8_with_input(arguments: &[&str], input: &str) -> Output {
         command.env_remove(name);
     }
     command
-        .env("HF_HOME", nowhere.path())
+        .env("HF_HOME", home)
         .env("HF_ENDPOINT", "http://127.0.0.1:9");
     command
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-
-    // A program that reads no input may exit before all of it is written.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-
-    child.wait_with_output().unwrap()
+    command
 }
 
 /// The standard output of a command that succeeded.

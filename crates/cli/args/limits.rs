@@ -29,6 +29,10 @@ pub(super) fn at_once(text: &str) -> Result<usize, String> {
     number(text, 1..=MOST_AT_ONCE)
 }
 
+pub(super) fn queue(text: &str) -> Result<usize, String> {
+    number(text, 0..=MOST_AT_ONCE)
+}
+
 pub(super) fn rows(text: &str) -> Result<usize, String> {
     number(text, 1..=MOST_ROWS)
 }

@@ -39,14 +39,8 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub(crate) eta_cutoff: Option<f64>,
     /// Random seed: the same seed gives the same text [default: 0]
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        help_heading = "Sampling"
-    )]
-    pub(crate) seed: u64,
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub(crate) seed: Option<u64>,
     /// Make tokens that have occurred less likely; 1 is off
     #[arg(long, value_name = "X", help_heading = "Token constraints")]
     pub(crate) repetition_penalty: Option<f64>,
@@ -113,7 +107,7 @@ impl SamplingArgs {
     pub(crate) fn over(&self, mut config: GenerationConfig) -> GenerationConfig {
         self.set_sampling(&mut config);
         self.set_constraints(&mut config);
-        config.seed = self.seed;
+        config.seed = self.seed.unwrap_or(0);
         config.speculate = self.speculate;
         set_list(&mut config.stop, &self.stop);
         if self.ignore_eos {

@@ -53,6 +53,11 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Parses a size, or 0 for nothing at all.
+pub(super) fn size_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { size(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

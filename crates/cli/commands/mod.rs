@@ -10,6 +10,7 @@ mod outliers;
 mod pull;
 mod run;
 mod save;
+mod serve;
 mod tokenize;
 mod verify;
 
@@ -34,6 +35,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
+        Command::Serve(args) => serve::serve(args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Pull(args) => pull::pull(&args),

@@ -7,6 +7,7 @@
 //! llama.cpp stores.
 
 mod build;
+mod bytes;
 mod class;
 pub(crate) mod gguf;
 mod gguf_rules;

@@ -1,6 +1,7 @@
-//! `llm-int8 chat`: a conversation, turn by turn.
+//! A conversation with a model that this program runs.
 
-use super::{check_drafts, load};
+use super::super::{check_drafts, load};
+use super::{Conversation, Lines, converse};
 use crate::args::ChatArgs;
 use crate::display::line;
 use crate::interrupt::Interrupt;
@@ -9,17 +10,14 @@ use llm_int8::{
     AutoModelForCausalLM, Chat, ChatInputs, ChatMessage, FinishReason, GenerationConfig, LlmError,
     Reply,
 };
-use rustyline::error::ReadlineError;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Maximum number of new tokens per reply, if neither the options nor the model's files set one.
 const NEW_TOKENS: usize = 512;
 
-const HELP: &str = "/reset forgets the conversation, /exit or ctrl-D quits, ctrl-C stops a reply";
-
-pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
+pub(super) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     check_drafts(args.sampling.speculate, &args.model)?;
     // Read the small files before the model, to fail early.
     let template = match &args.chat_template {
@@ -47,31 +45,34 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         .for_each(|text| chat.push(ChatMessage::system(text)));
     let config = generation(&model, args);
 
-    let mut lines = Lines::new()?;
+    let lines = Lines::new()?;
     // After the line editor, which would otherwise replace the handler for ctrl-C.
     let interrupt = Interrupt::watch()?;
+    let mut conversation = Local {
+        chat,
+        config,
+        interrupt,
+        is_quiet: args.quiet,
+    };
+    converse(&mut conversation, lines)
+}
 
-    let mut replies = 0;
-    let mut failures = 0;
-    while let Some(text) = lines.next()? {
-        match text.trim() {
-            "" => {}
-            "/exit" | "/quit" => break,
-            "/reset" => chat.reset(),
-            "/help" => line(HELP),
-            text => match turn(&mut chat, text, &config, &interrupt, args.quiet)? {
-                true => replies += 1,
-                false => failures += 1,
-            },
-        }
+struct Local<'a> {
+    chat: Chat<'a>,
+    config: GenerationConfig,
+    interrupt: Interrupt,
+    is_quiet: bool,
+}
+
+impl Conversation for Local<'_> {
+    fn turn(&mut self, text: &str) -> anyhow::Result<bool> {
+        let Self { chat, config, .. } = self;
+        turn(chat, text, config, &self.interrupt, self.is_quiet)
     }
 
-    // On a terminal the user has seen the errors; a script only has the exit code.
-    if !lines.is_terminal() && failures > 0 && replies == 0 {
-        anyhow::bail!("no turn got a reply");
+    fn reset(&mut self) {
+        self.chat.reset();
     }
-
-    Ok(())
 }
 
 /// The model's own settings, overridden by the options.
@@ -170,50 +171,5 @@ fn report(reply: &Reply, is_quiet: bool) {
             timing.reused_tokens,
             reply.generated.ids.len()
         ));
-    }
-}
-
-/// The user's input: a line editor on a terminal, plain lines otherwise.
-enum Lines {
-    Terminal(Box<rustyline::DefaultEditor>),
-    Plain(std::io::Lines<std::io::StdinLock<'static>>),
-}
-
-impl Lines {
-    fn new() -> anyhow::Result<Self> {
-        if !std::io::stdin().is_terminal() {
-            return Ok(Self::Plain(std::io::stdin().lines()));
-        }
-
-        line(HELP);
-        Ok(Self::Terminal(Box::new(
-            rustyline::DefaultEditor::new().context("the terminal cannot be used")?,
-        )))
-    }
-
-    fn is_terminal(&self) -> bool {
-        matches!(self, Self::Terminal(_))
-    }
-
-    /// The next line; `None` at the end of the input.
-    fn next(&mut self) -> anyhow::Result<Option<String>> {
-        match self {
-            Self::Plain(lines) => lines
-                .next()
-                .transpose()
-                .context("cannot read from standard input"),
-            Self::Terminal(editor) => loop {
-                match editor.readline("> ") {
-                    Ok(text) => {
-                        editor.add_history_entry(&text)?;
-                        return Ok(Some(text));
-                    }
-                    Err(ReadlineError::Eof) => return Ok(None),
-                    // There is no reply to stop.
-                    Err(ReadlineError::Interrupted) => line(HELP),
-                    Err(error) => return Err(error.into()),
-                }
-            },
-        }
     }
 }
