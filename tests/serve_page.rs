@@ -81,8 +81,12 @@ fn a_conversation_is_held_stopped_edited_and_kept() {
     })();";
     assert_eq!(browser.run(again), true);
 
-    // A long answer, stopped.
-    browser.run("$('max_tokens').value = 400; $('max_tokens').dispatchEvent(new Event('input'))");
+    // A long answer, stopped. Greedy, this model does not end by itself.
+    for (field, value) in [("max_tokens", 400), ("temperature", 0)] {
+        browser.run(&format!(
+            "$('{field}').value = {value}; $('{field}').dispatchEvent(new Event('input'))"
+        ));
+    }
     browser.press("#prompt", &format!("Go on.{ENTER}"));
     browser.wait_for("page.running?.message.content.length > 20");
     browser.press("#prompt", ESCAPE);

@@ -28,10 +28,19 @@ impl Interrupt {
     }
 }
 
+/// Which signals end the program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// All that do so by default.
+    ByAny,
+    /// Those other than SIGINT and SIGTERM, which the command takes itself.
+    NotByRequest,
+}
+
 /// From now on, signals that end the program remove its temporary files first. If no handler can be
 /// installed, the program runs as it would without.
 #[cfg(unix)]
-pub(crate) fn clean_up_on_signals() {
+pub(crate) fn clean_up_on_signals(ending: Ending) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
@@ -41,9 +50,13 @@ pub(crate) fn clean_up_on_signals() {
     drop(signal_hook::flag::register(SIGXFSZ, was_raised));
 
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    drop(thread.spawn(|| {
+    drop(thread.spawn(move || {
         let ignored = ignored_signals();
-        let ending = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+        let all = [SIGHUP, SIGQUIT, SIGINT, SIGTERM];
+        let ending = match ending {
+            Ending::ByAny => &all[..],
+            Ending::NotByRequest => &all[..2],
+        };
         let handled = ending.iter().filter(|signal| !ignored.contains(signal));
         let Ok(mut signals) = Signals::new(handled) else {
             return;
@@ -75,4 +88,4 @@ fn ignored_signals() -> Vec<i32> {
 }
 
 #[cfg(not(unix))]
-pub(crate) fn clean_up_on_signals() {}
+pub(crate) fn clean_up_on_signals(_ending: Ending) {}

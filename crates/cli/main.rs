@@ -12,7 +12,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     display::show_warnings();
-    interrupt::clean_up_on_signals();
     let arguments = args::with_negative_numbers(std::env::args_os());
     let arguments = match args::Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,

@@ -20,6 +20,7 @@ use crate::args::{
 };
 use crate::display::{Downloads, line};
 use crate::hints::explained;
+use crate::interrupt::{Ending, clean_up_on_signals};
 use anyhow::Context;
 use clap::CommandFactory;
 use llm_int8::decoder::{DecoderError, LoadOptions, PlacedPart, Placement, WeightDtype};
@@ -32,6 +33,11 @@ use std::path::Path;
 
 /// Runs the command.
 pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+    clean_up_on_signals(match arguments.command {
+        Command::Serve(_) => Ending::NotByRequest,
+        _ => Ending::ByAny,
+    });
+
     match arguments.command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),

@@ -98,7 +98,7 @@ fn what_exceeds_the_context_says_by_how_much() {
 #[test]
 fn a_limit_of_memory_is_a_limit_of_the_context() {
     let server = Running::start(ServerConfig {
-        cache_bytes: Some(1 << 19),
+        cache_bytes: Some(1 << 20),
         ..config()
     });
     let card = get(server.address, "/v1/models").ok();
