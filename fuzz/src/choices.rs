@@ -28,8 +28,8 @@ const EDGES: [u64; 16] = [
 
 /// Pieces of text: the empty one, what other languages write, and what breaks a column count.
 const TEXTS: [&str; 24] = [
-    "a", "", "b", "ab", "ba", " ", "x y", "A", "<s>", "</s>", "▁", "Ġ", "é", "e\u{301}", "ß", "İ", "日本", "😀",
-    "\u{0}", "\n", "\u{feff}", "##", "0", "<0x41>",
+    "a", "", "b", "ab", "ba", " ", "x y", "A", "<s>", "</s>", "▁", "Ġ", "é", "e\u{301}", "ß", "İ",
+    "日本", "😀", "\u{0}", "\n", "\u{feff}", "##", "0", "<0x41>",
 ];
 
 impl<'a> Choices<'a> {
@@ -123,7 +123,9 @@ impl<'a> Choices<'a> {
         match self.byte() {
             byte @ 0..=199 => (f64::from(byte) - 100.0) / 16.0,
             200..=231 => self.pick(&ODD),
-            _ => f64::from(f32::from_bits(u32::from(self.short()) << 16 | u32::from(self.short()))),
+            _ => f64::from(f32::from_bits(
+                u32::from(self.short()) << 16 | u32::from(self.short()),
+            )),
         }
     }
 

@@ -3,7 +3,15 @@
 use crate::Choices;
 
 const ARCHITECTURES: [&str; 9] = [
-    "llama", "gpt2", "qwen2", "qwen3", "gemma2", "phi3", "starcoder2", "mamba", "",
+    "llama",
+    "gpt2",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "starcoder2",
+    "mamba",
+    "",
 ];
 
 /// Keys after the architecture's name.
@@ -52,13 +60,47 @@ const TOKENIZER: [&str; 16] = [
 ];
 
 const RULES: [&str; 14] = [
-    "default", "gpt-2", "llama-bpe", "qwen2", "smollm", "falcon", "deepseek-coder", "deepseek-v3", "tekken", "gpt-4o",
-    "viking", "bloom", "qwen35", "none",
+    "default",
+    "gpt-2",
+    "llama-bpe",
+    "qwen2",
+    "smollm",
+    "falcon",
+    "deepseek-coder",
+    "deepseek-v3",
+    "tekken",
+    "gpt-4o",
+    "viking",
+    "bloom",
+    "qwen35",
+    "none",
 ];
 
 const PIECES: [&str; 24] = [
-    "<unk>", "<s>", "</s>", "<0x41>", "a", "b", "c", "ab", "abc", "aa", "aaaa", "▁", "▁a", "Ġ", "Ġa", "é", "<|im_end|>",
-    "<|eot_id|>", "", " ", "1", "12", "日", "aaaaaaaa",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<0x41>",
+    "a",
+    "b",
+    "c",
+    "ab",
+    "abc",
+    "aa",
+    "aaaa",
+    "▁",
+    "▁a",
+    "Ġ",
+    "Ġa",
+    "é",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "",
+    " ",
+    "1",
+    "12",
+    "日",
+    "aaaaaaaa",
 ];
 
 const TENSORS: [&str; 14] = [
@@ -88,7 +130,11 @@ pub fn file(from: &mut Choices<'_>) -> Vec<u8> {
 
     let sizes = from.below(14);
     for number in 0..sizes {
-        let key = if from.flag() { SIZES[number] } else { from.one(&SIZES) };
+        let key = if from.flag() {
+            SIZES[number]
+        } else {
+            from.one(&SIZES)
+        };
         string(&mut pairs, &format!("{architecture}.{key}"));
         value(&mut pairs, from, 0);
         count += 1;
@@ -103,10 +149,21 @@ pub fn file(from: &mut Choices<'_>) -> Vec<u8> {
     }
 
     let (tensors, tensor_count, data) = tensors(from);
-    let version = if from.rarely() { u32::from(from.byte()) } else { 3 };
+    let version = if from.rarely() {
+        u32::from(from.byte())
+    } else {
+        3
+    };
     let mut out = b"GGUF".to_vec();
     out.extend(version.to_le_bytes());
-    out.extend(if from.rarely() { from.number() } else { tensor_count }.to_le_bytes());
+    out.extend(
+        if from.rarely() {
+            from.number()
+        } else {
+            tensor_count
+        }
+        .to_le_bytes(),
+    );
     out.extend(if from.rarely() { from.number() } else { count }.to_le_bytes());
     out.extend(pairs);
     out.extend(tensors);
@@ -176,7 +233,9 @@ fn tokenizer(out: &mut Vec<u8>, from: &mut Choices<'_>) -> u64 {
             byte => PIECES[usize::from(byte) % PIECES.len()].repeat(1 + usize::from(byte) % 3),
         })
         .collect();
-    list(out, "tokenizer.ggml.tokens", 8, count, |out, number| string(out, &pieces[number]));
+    list(out, "tokenizer.ggml.tokens", 8, count, |out, number| {
+        string(out, &pieces[number])
+    });
     list(out, "tokenizer.ggml.scores", 6, count, |out, _| {
         out.extend((from.float() as f32).to_le_bytes());
     });
@@ -192,7 +251,13 @@ fn tokenizer(out: &mut Vec<u8>, from: &mut Choices<'_>) -> u64 {
     6
 }
 
-fn list(out: &mut Vec<u8>, key: &str, kind: u32, count: usize, mut item: impl FnMut(&mut Vec<u8>, usize)) {
+fn list(
+    out: &mut Vec<u8>,
+    key: &str,
+    kind: u32,
+    count: usize,
+    mut item: impl FnMut(&mut Vec<u8>, usize),
+) {
     string(out, key);
     out.extend(9u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
@@ -235,10 +300,16 @@ fn tensors(from: &mut Choices<'_>) -> (Vec<u8>, u64, Vec<u8>) {
         out.extend((dims.len() as u32).to_le_bytes());
         dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
         out.extend(kind.to_le_bytes());
-        let offset = if from.rarely() { from.number() } else { data.len() as u64 };
+        let offset = if from.rarely() {
+            from.number()
+        } else {
+            data.len() as u64
+        };
         out.extend(offset.to_le_bytes());
 
-        let elements = dims.iter().fold(1u64, |count, dim| count.wrapping_mul(*dim));
+        let elements = dims
+            .iter()
+            .fold(1u64, |count, dim| count.wrapping_mul(*dim));
         let size = (elements / block).wrapping_mul(bytes).min(4096) as usize;
         let fill = from.byte();
         data.extend((0..size).map(|place| fill.wrapping_mul(place as u8)));

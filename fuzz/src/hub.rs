@@ -99,7 +99,9 @@ fn serve(mut stream: TcpStream, script: &Mutex<Vec<u8>>) -> Result<()> {
 }
 
 fn status(from: &mut Choices<'_>) -> u16 {
-    from.pick(&[200, 404, 401, 403, 416, 429, 500, 503, 206, 302, 204, 304, 405, 999])
+    from.pick(&[
+        200, 404, 401, 403, 416, 429, 500, 503, 206, 302, 204, 304, 405, 999,
+    ])
 }
 
 /// An answer with a length that is mostly right.
@@ -108,7 +110,10 @@ fn answer(from: &mut Choices<'_>, status: u16, headers: &str, body: &[u8]) -> Ve
         true => from.number(),
         false => body.len() as u64,
     };
-    let mut out = format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n").into_bytes();
+    let mut out = format!(
+        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    )
+    .into_bytes();
     out.extend(body);
     if from.rarely() {
         out.truncate(usize::from(from.byte()));
@@ -119,14 +124,50 @@ fn answer(from: &mut Choices<'_>, status: u16, headers: &str, body: &[u8]) -> Ve
 /// Headers with values by grammar.
 fn odd_headers(from: &mut Choices<'_>) -> String {
     const HEADERS: [&str; 14] = [
-        "ETag", "X-Linked-Etag", "X-Linked-Size", "X-Repo-Commit", "Content-Range", "Content-Encoding", "Location",
-        "Retry-After", "X-Error-Code", "Content-Type", "Accept-Ranges", "X-Error-Message", "Link", "Transfer-Encoding",
+        "ETag",
+        "X-Linked-Etag",
+        "X-Linked-Size",
+        "X-Repo-Commit",
+        "Content-Range",
+        "Content-Encoding",
+        "Location",
+        "Retry-After",
+        "X-Error-Code",
+        "Content-Type",
+        "Accept-Ranges",
+        "X-Error-Message",
+        "Link",
+        "Transfer-Encoding",
     ];
     const VALUES: [&str; 28] = [
-        "\"abc\"", "W/\"abc\"", "\"\"", "abc", "../../x", "\"../../x\"", "0", "1", "18446744073709551615", "-1", COMMIT,
-        "bytes 0-9/10", "bytes 5-9/*", "bytes */10", "bytes 18446744073709551615-0/1", "gzip", "identity", "br", "deflate",
-        "/x", "http://127.0.0.1:1/x", "file:///etc/passwd", "http://[", "RepoNotFound", "EntryNotFound",
-        "Fri, 31 Dec 9999 23:59:59 GMT", "application/json", "chunked",
+        "\"abc\"",
+        "W/\"abc\"",
+        "\"\"",
+        "abc",
+        "../../x",
+        "\"../../x\"",
+        "0",
+        "1",
+        "18446744073709551615",
+        "-1",
+        COMMIT,
+        "bytes 0-9/10",
+        "bytes 5-9/*",
+        "bytes */10",
+        "bytes 18446744073709551615-0/1",
+        "gzip",
+        "identity",
+        "br",
+        "deflate",
+        "/x",
+        "http://127.0.0.1:1/x",
+        "file:///etc/passwd",
+        "http://[",
+        "RepoNotFound",
+        "EntryNotFound",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "application/json",
+        "chunked",
     ];
     let mut headers = String::new();
     for _ in 0..from.below(4) {
@@ -148,21 +189,39 @@ fn listing(from: &mut Choices<'_>) -> Vec<u8> {
     let status = if style < 200 { 200 } else { status(from) };
     let mut names: Vec<&str> = NAMES[..2].to_vec();
     let chosen = from.short();
-    names.extend(NAMES.iter().enumerate().filter(|(place, _)| chosen & 1 << (place % 16) != 0).map(|(_, name)| *name));
+    names.extend(
+        NAMES
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| chosen & 1 << (place % 16) != 0)
+            .map(|(_, name)| *name),
+    );
     if chosen & 3 == 3 {
         names.drain(..2);
     }
-    let siblings: Vec<Value> = names.iter().map(|name| json!({ "rfilename": name })).collect();
+    let siblings: Vec<Value> = names
+        .iter()
+        .map(|name| json!({ "rfilename": name }))
+        .collect();
     let mut body = json!({ "id": "org/model", "sha": COMMIT, "siblings": siblings });
     if from.below(4) == 0 {
         let bytes = from.bytes(24);
-        json::change(&mut body, &mut Choices::new(bytes), &["sha", "siblings", "rfilename", "size", "gated"], &NAMES);
+        json::change(
+            &mut body,
+            &mut Choices::new(bytes),
+            &["sha", "siblings", "rfilename", "size", "gated"],
+            &NAMES,
+        );
     }
     let mut body = body.to_string().into_bytes();
     if from.rarely() {
         body = from.bytes(32).to_vec();
     }
-    let headers = if from.below(4) == 0 { odd_headers(from) } else { String::new() };
+    let headers = if from.below(4) == 0 {
+        odd_headers(from)
+    } else {
+        String::new()
+    };
     answer(from, status, &headers, &body)
 }
 
@@ -172,12 +231,20 @@ fn content(from: &mut Choices<'_>, path: &str) -> Vec<u8> {
         return from.bytes(48).to_vec();
     }
     match path.rsplit('/').next().unwrap_or_default() {
-        name if name.ends_with(".safetensors") => safetensors::file(&mut Choices::new(from.bytes(24))),
+        name if name.ends_with(".safetensors") => {
+            safetensors::file(&mut Choices::new(from.bytes(24)))
+        }
         name if name.ends_with(".index.json") => {
-            let files = ["model-1.safetensors", "model-2.safetensors", "pytorch_model.bin"];
+            let files = [
+                "model-1.safetensors",
+                "model-2.safetensors",
+                "pytorch_model.bin",
+            ];
             safetensors::index(&mut Choices::new(from.bytes(16)), &files)
         }
-        "tokenizer_config.json" => br#"{"fast_tokenizer_files": ["tokenizer.4.0.0.json", "tokenizer.json"]}"#.to_vec(),
+        "tokenizer_config.json" => {
+            br#"{"fast_tokenizer_files": ["tokenizer.4.0.0.json", "tokenizer.json"]}"#.to_vec()
+        }
         name if name.ends_with(".json") => br#"{"model_type": "gpt2", "a": [1, "}"]}"#.to_vec(),
         _ => b"<!DOCTYPE html>"[..usize::from(kind) % 16].to_vec(),
     }
@@ -205,10 +272,16 @@ fn file(from: &mut Choices<'_>, path: &str, is_head: bool, range: Option<u64>) -
         whole.truncate(whole.len().saturating_sub(body.len()));
         return whole;
     }
-    let start = range.map_or(0, |start| usize::try_from(start).unwrap_or(usize::MAX).min(body.len()));
+    let start = range.map_or(0, |start| {
+        usize::try_from(start).unwrap_or(usize::MAX).min(body.len())
+    });
     match range {
         Some(_) if style & 2 == 0 && start < body.len() => {
-            headers += &format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
+            headers += &format!(
+                "Content-Range: bytes {start}-{}/{}\r\n",
+                body.len() - 1,
+                body.len()
+            );
             answer(from, 206, &headers, &body[start..])
         }
         _ => answer(from, 200, &headers, &body),

@@ -19,7 +19,9 @@ fn nested(from: &mut Choices<'_>, words: &[&str], levels: usize) -> Value {
         7 | 8 => from.text().into(),
         9 | 10 if levels > 0 => {
             let count = from.below(5);
-            (0..count).map(|_| nested(from, words, levels - 1)).collect()
+            (0..count)
+                .map(|_| nested(from, words, levels - 1))
+                .collect()
         }
         11 if levels > 0 => {
             let count = from.below(4);
@@ -75,7 +77,12 @@ pub fn change(document: &mut Value, from: &mut Choices<'_>, keys: &[&str], words
     }
 }
 
-fn change_object(map: &mut Map<String, Value>, from: &mut Choices<'_>, keys: &[&str], words: &[&str]) {
+fn change_object(
+    map: &mut Map<String, Value>,
+    from: &mut Choices<'_>,
+    keys: &[&str],
+    words: &[&str],
+) {
     let own = |map: &Map<String, Value>, from: &mut Choices<'_>| {
         let number = from.byte() as usize % map.len().max(1);
         map.keys().nth(number).cloned().unwrap_or_default()

@@ -36,7 +36,11 @@ pub fn bounded<T>(limits: Limits, call: impl FnOnce() -> T) -> T {
 
     let time = started.elapsed();
     let memory = ALLOCATOR.peak_usage().saturating_sub(before);
-    assert!(time <= limits.time, "it took {time:?}, more than {:?}", limits.time);
+    assert!(
+        time <= limits.time,
+        "it took {time:?}, more than {:?}",
+        limits.time
+    );
     assert!(
         memory <= limits.memory,
         "it allocated {memory} bytes at once, more than {}",

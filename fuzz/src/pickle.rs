@@ -42,8 +42,22 @@ const GLOBALS: [(&str, &str); 34] = [
 ];
 
 const TEXTS: [&str; 16] = [
-    "storage", "0", "1", "cpu", "a.weight", "a.bias", "weight", "", "state_dict", "model", "cuda:0", "é", "neg", "conj",
-    "a.weight_format", "2",
+    "storage",
+    "0",
+    "1",
+    "cpu",
+    "a.weight",
+    "a.bias",
+    "weight",
+    "",
+    "state_dict",
+    "model",
+    "cuda:0",
+    "é",
+    "neg",
+    "conj",
+    "a.weight_format",
+    "2",
 ];
 
 /// A whole file, and in some of them the pickle is damaged or a record is missing.
@@ -162,19 +176,37 @@ fn integer(out: &mut Vec<u8>, number: u64) {
 /// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`, mostly within its
 /// storage.
 fn tensor(out: &mut Vec<u8>, from: &mut Choices<'_>) {
-    global(out, if from.rarely() { from.below(GLOBALS.len()) } else { 1 });
+    global(
+        out,
+        if from.rarely() {
+            from.below(GLOBALS.len())
+        } else {
+            1
+        },
+    );
     out.extend(b"((");
     text(out, "storage");
     global(out, if from.flag() { 2 } else { from.below(24) });
     text(out, from.one(&["0", "1", "2"]));
     text(out, "cpu");
-    integer(out, if from.rarely() { from.number() } else { from.below(64) as u64 });
+    integer(
+        out,
+        if from.rarely() {
+            from.number()
+        } else {
+            from.below(64) as u64
+        },
+    );
     out.extend(b"tQ");
     integer(out, if from.flag() { 0 } else { from.number() });
     for _ in 0..2 {
         out.push(b'(');
         for _ in 0..from.below(4) {
-            let size = if from.rarely() { from.number() } else { from.below(9) as u64 };
+            let size = if from.rarely() {
+                from.number()
+            } else {
+                from.below(9) as u64
+            };
             integer(out, size);
         }
         out.push(b't');
@@ -186,7 +218,8 @@ fn tensor(out: &mut Vec<u8>, from: &mut Choices<'_>) {
 
 fn opcode(out: &mut Vec<u8>, from: &mut Choices<'_>) {
     // Opcodes without an argument that the reader knows, then some that it does not.
-    const PLAIN: &[u8] = b"(.012NeaQR)]}tdubsl\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94o\x92FIPgip";
+    const PLAIN: &[u8] =
+        b"(.012NeaQR)]}tdubsl\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94o\x92FIPgip";
     match from.below(16) {
         0..=6 => out.push(PLAIN[from.below(PLAIN.len())]),
         7 => out.extend([b'q', from.byte() % 8]),

@@ -4,8 +4,8 @@ use crate::{Choices, json};
 use serde_json::{Map, Value, json};
 
 const DTYPES: [&str; 16] = [
-    "F16", "F32", "BF16", "F64", "I8", "U8", "I16", "I32", "I64", "U64", "BOOL", "F8_E4M3", "F8_E5M2", "C64", "F4",
-    "Q8",
+    "F16", "F32", "BF16", "F64", "I8", "U8", "I16", "I32", "I64", "U64", "BOOL", "F8_E4M3",
+    "F8_E5M2", "C64", "F4", "Q8",
 ];
 
 /// Names that a reader looks for: weights of layers, bitsandbytes' state, kept columns.
@@ -36,7 +36,9 @@ pub fn file(from: &mut Choices<'_>) -> Vec<u8> {
             2 => Vec::new(),
             _ => (0..from.below(5)).map(|_| from.number()).collect(),
         };
-        let count = shape.iter().fold(1u64, |count, size| count.wrapping_mul(*size));
+        let count = shape
+            .iter()
+            .fold(1u64, |count, size| count.wrapping_mul(*size));
         let bits: u64 = match dtype {
             "F64" | "I64" | "U64" | "C64" => 64,
             "F32" | "I32" => 32,
@@ -45,7 +47,11 @@ pub fn file(from: &mut Choices<'_>) -> Vec<u8> {
             _ => 8,
         };
         let start = if from.rarely() { from.number() } else { end };
-        let length = if from.rarely() { from.number() } else { count.wrapping_mul(bits) / 8 };
+        let length = if from.rarely() {
+            from.number()
+        } else {
+            count.wrapping_mul(bits) / 8
+        };
         end = start.wrapping_add(length);
         let mut entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
         if from.rarely() {
@@ -62,12 +68,21 @@ pub fn file(from: &mut Choices<'_>) -> Vec<u8> {
 
     let mut text = Value::Object(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
-    let length = if from.rarely() { from.number() } else { text.len() as u64 };
+    let length = if from.rarely() {
+        from.number()
+    } else {
+        text.len() as u64
+    };
     let size = if from.rarely() { from.number() } else { end }.min(4096) as usize;
     let pattern = from.bytes(16);
     let data = (0..size).map(|place| pattern.get(place % 16).copied().unwrap_or(0));
 
-    length.to_le_bytes().into_iter().chain(text).chain(data).collect()
+    length
+        .to_le_bytes()
+        .into_iter()
+        .chain(text)
+        .chain(data)
+        .collect()
 }
 
 /// An index over files of these names.

@@ -2,32 +2,67 @@
 
 #![no_main]
 
-use cli::args::numbers::{Numbers, with_negative_numbers};
 use libfuzzer_sys::fuzz_target;
 use llm_int8_affine::print::Printed;
 use llm_int8_affine::{
-    MinMaxObserver, Observer, ObserverConfig, ObserverKind, QScheme, QuantizedDtype, QuantizedTensor, TensorRef, custom,
+    MinMaxObserver, Observer, ObserverConfig, ObserverKind, QScheme, QuantizedDtype,
+    QuantizedTensor, TensorRef, custom,
 };
 use llm_int8_fuzz::{Choices, Limits, bounded};
+use numbers::{Numbers, with_negative_numbers};
 use std::ffi::OsString;
 
 /// The program's own parser, which is in no library.
-mod cli {
-    pub(crate) mod args {
-        #[path = "../../../../../../crates/cli/args/numbers.rs"]
-        pub(crate) mod numbers;
+#[path = "../../../crates/cli/args/numbers.rs"]
+mod numbers;
 
-        pub(crate) struct UsageError(pub(crate) String);
-    }
-}
+/// The parser's error.
+pub(crate) struct UsageError(pub(crate) String);
 
 const LIMITS: Limits = Limits::new(2, 64);
 
 /// Words of what Python, numpy and torch print.
 const WORDS: [&str; 40] = [
-    " ", ", ", "[", "]", "(", ")", "tensor(", "np.float32(", "array([", "])", "1", "-5.5", "3e-05", "1e38", "-.5", "1_000", "nan",
-    "-inf", "1e40", "1e-46", ",", "\n", "dtype=torch.float32", "size=(2,)", "...", "=", "é", "\u{2212}5", "+2", "0", "0.1",
-    "255", "-128", "65504", "[[", "]]", "[1, 2]", "[3, 4]", "torch.tensor(", "_",
+    " ",
+    ", ",
+    "[",
+    "]",
+    "(",
+    ")",
+    "tensor(",
+    "np.float32(",
+    "array([",
+    "])",
+    "1",
+    "-5.5",
+    "3e-05",
+    "1e38",
+    "-.5",
+    "1_000",
+    "nan",
+    "-inf",
+    "1e40",
+    "1e-46",
+    ",",
+    "\n",
+    "dtype=torch.float32",
+    "size=(2,)",
+    "...",
+    "=",
+    "é",
+    "\u{2212}5",
+    "+2",
+    "0",
+    "0.1",
+    "255",
+    "-128",
+    "65504",
+    "[[",
+    "]]",
+    "[1, 2]",
+    "[3, 4]",
+    "torch.tensor(",
+    "_",
 ];
 
 fuzz_target!(|data: &[u8]| bounded(LIMITS, || run(data)));
@@ -54,7 +89,12 @@ fn run(data: &[u8]) {
         Ok(numbers) => numbers,
         Err(error) => return assert!(!error.0.is_empty()),
     };
-    assert_eq!(numbers.values.len(), numbers.shape.iter().product::<usize>(), "{:?}", numbers.shape);
+    assert_eq!(
+        numbers.values.len(),
+        numbers.shape.iter().product::<usize>(),
+        "{:?}",
+        numbers.shape
+    );
 
     let _ = Printed::floats(&numbers.values, &numbers.shape).to_string();
     if let Ok(x) = TensorRef::new(&numbers.values, &numbers.shape) {
@@ -85,13 +125,17 @@ fn quantise(x: TensorRef<'_>, style: u8) {
         }
     }
 
-    for qparams in [custom::asymmetric(x), custom::symmetric(x)].into_iter().flatten() {
+    for qparams in [custom::asymmetric(x), custom::symmetric(x)]
+        .into_iter()
+        .flatten()
+    {
         let _ = QuantizedTensor::quantize(x, QuantizedDtype::Qint8, &qparams);
         let (scale, zero_point) = qparams.channels().next().unwrap_or((1.0, 0));
         let codes = custom::codes(x.values(), scale as f32, zero_point);
         let _ = custom::recovered(&codes, scale as f32, zero_point);
     }
-    let _ = MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine).map(|observer| observer.to_string());
+    let _ = MinMaxObserver::new(QuantizedDtype::Qint8, QScheme::PerTensorAffine)
+        .map(|observer| observer.to_string());
 }
 
 fn check(x: TensorRef<'_>, config: &ObserverConfig) {
@@ -112,7 +156,12 @@ fn check(x: TensorRef<'_>, config: &ObserverConfig) {
     };
 
     let (min, max) = config.dtype.range();
-    assert!(tensor.int_repr().iter().all(|code| (min..=max).contains(code)));
+    assert!(
+        tensor
+            .int_repr()
+            .iter()
+            .all(|code| (min..=max).contains(code))
+    );
     assert_eq!(tensor.dequantize().len(), x.values().len());
     let _ = tensor.errors(x);
     let _ = tensor.to_string();

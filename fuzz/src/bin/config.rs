@@ -4,7 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use llm_int8::decoder::spec::with_model_type;
-use llm_int8::decoder::{Decoder, DecoderSpec, LoadOptions, ModelConfig, ModelTensors, WeightDtype};
+use llm_int8::decoder::{
+    Decoder, DecoderSpec, LoadOptions, ModelConfig, ModelTensors, WeightDtype,
+};
 use llm_int8::nn::checkpoint::Checkpoint;
 use llm_int8::nn::module::Module;
 use llm_int8::{GenerationConfig, LoadConfig};
@@ -38,7 +40,10 @@ fn run(folder: &Folder, data: &[u8]) {
     let Ok(parsed) = ModelConfig::parse(&bytes) else {
         return;
     };
-    let parsed = with_model_type(parsed, ["", "gpt2", "models--org--llama-2", "phi3"][usize::from(style >> 6)]);
+    let parsed = with_model_type(
+        parsed,
+        ["", "gpt2", "models--org--llama-2", "phi3"][usize::from(style >> 6)],
+    );
     let mut warnings = Vec::new();
     let _ = GenerationConfig::from_model_config(&parsed, "config.json", &mut warnings);
     if let Err(error) = DecoderSpec::from_config(&parsed) {
@@ -58,15 +63,23 @@ fn generation(style: u8, from: &mut Choices<'_>) {
         _ => from.rest().to_vec(),
     };
     let mut warnings = Vec::new();
-    if let Err(error) = GenerationConfig::from_json_with(&bytes, "generation_config.json", &mut warnings) {
+    if let Err(error) =
+        GenerationConfig::from_json_with(&bytes, "generation_config.json", &mut warnings)
+    {
         assert!(!error.to_string().is_empty());
     }
-    warnings.iter().for_each(|warning| drop(warning.to_string()));
+    warnings
+        .iter()
+        .for_each(|warning| drop(warning.to_string()));
 }
 
 /// Writes weights that fit, loads them and computes a few tokens.
 fn load(folder: &Folder, config: &ModelConfig, tensors: &ModelTensors, style: u8) {
-    let count = |shape: &[usize]| shape.iter().try_fold(1usize, |count, size| count.checked_mul(*size));
+    let count = |shape: &[usize]| {
+        shape
+            .iter()
+            .try_fold(1usize, |count, size| count.checked_mul(*size))
+    };
     let elements = (tensors.needed.iter())
         .try_fold(0usize, |sum, tensor| sum.checked_add(count(&tensor.shape)?))
         .unwrap_or(usize::MAX);
@@ -77,10 +90,19 @@ fn load(folder: &Folder, config: &ModelConfig, tensors: &ModelTensors, style: u8
 
     let path = folder.path().join("model.safetensors");
     write(&path, &headers, elements);
-    let checkpoint = Checkpoint::open_safetensors(&[path], None).expect("a file that was just written");
+    let checkpoint =
+        Checkpoint::open_safetensors(&[path], None).expect("a file that was just written");
     let options = LoadOptions {
-        dtype: if style & 0x20 == 0 { WeightDtype::Auto } else { WeightDtype::Float16 },
-        int8: if style & 0x10 == 0 { LoadConfig::default().options.int8 } else { None },
+        dtype: if style & 0x20 == 0 {
+            WeightDtype::Auto
+        } else {
+            WeightDtype::Float16
+        },
+        int8: if style & 0x10 == 0 {
+            LoadConfig::default().options.int8
+        } else {
+            None
+        },
         ..LoadOptions::default()
     };
     let checkpoint = Arc::new(checkpoint);
@@ -109,13 +131,22 @@ fn describe(config: &ModelConfig, headers: &Value) {
         .max()
         .unwrap_or(0);
     let text = headers.to_string();
-    let file = ("model.safetensors", text.as_bytes(), length.saturating_add(text.len() as u64 + 8));
+    let file = (
+        "model.safetensors",
+        text.as_bytes(),
+        length.saturating_add(text.len() as u64 + 8),
+    );
     let Ok(checkpoint) = Checkpoint::from_headers([file]) else {
         return;
     };
     if let Ok((decoder, outcome)) = Decoder::plan(config, &checkpoint, &LoadOptions::default()) {
         let tree = decoder.describe();
-        let _ = (tree.to_string(), tree.footprint(), decoder.execution_plan().to_string(), outcome.layers);
+        let _ = (
+            tree.to_string(),
+            tree.footprint(),
+            decoder.execution_plan().to_string(),
+            outcome.layers,
+        );
     }
 }
 
@@ -124,7 +155,10 @@ fn header(tensors: &ModelTensors) -> Value {
     let mut end = 0u64;
     for tensor in &tensors.needed {
         let start = end;
-        let count = tensor.shape.iter().fold(1u64, |count, size| count.saturating_mul(*size as u64));
+        let count = tensor
+            .shape
+            .iter()
+            .fold(1u64, |count, size| count.saturating_mul(*size as u64));
         end = start.saturating_add(count.saturating_mul(2));
         header.insert(
             tensor.key.clone(),

@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use llm_int8::Tokenizer;
 use llm_int8::decoder::{Decoder, LoadOptions, open_gguf};
 use llm_int8::nn::FloatDtype;
 use llm_int8::nn::checkpoint::{GgufFile, float_tensor};
-use llm_int8::Tokenizer;
 use llm_int8_fuzz::{Choices, Folder, Limits, bounded, gguf};
 use std::cell::LazyCell;
 
@@ -46,7 +46,10 @@ fn run(folder: &Folder, data: &[u8]) {
     let Ok((config, checkpoint)) = open_gguf(file) else {
         return;
     };
-    let names: Vec<String> = checkpoint.entries().map(|(name, _)| name.to_owned()).collect();
+    let names: Vec<String> = checkpoint
+        .entries()
+        .map(|(name, _)| name.to_owned())
+        .collect();
     for name in &names {
         if let Ok(view) = checkpoint.tensor(name) {
             let _ = float_tensor(&view, FloatDtype::F16, false);

@@ -51,23 +51,46 @@ fn run(server: &Server, folder: &Folder, data: &[u8]) {
     for _ in 0..2 {
         match style & 3 {
             0 => check(hub.resolve(&model, &NoProgress), |files| {
-                inside(&cache, files.weights.files().iter().chain(&files.companions).chain([&files.config]));
+                inside(
+                    &cache,
+                    files
+                        .weights
+                        .files()
+                        .iter()
+                        .chain(&files.companions)
+                        .chain([&files.config]),
+                );
             }),
-            1 => check(hub.resolve_metadata(&model, &NoProgress), |headers| inside(&cache, [&headers.config])),
-            _ => check(hub.resolve_small(&model, &NoProgress), |files| inside(&cache, &files.companions)),
+            1 => check(hub.resolve_metadata(&model, &NoProgress), |headers| {
+                inside(&cache, [&headers.config])
+            }),
+            _ => check(hub.resolve_small(&model, &NoProgress), |files| {
+                inside(&cache, &files.companions)
+            }),
         }
     }
     let _ = hub.cached_models();
 
-    assert!(folder.names().iter().all(|name| name == "cache"), "{:?}", folder.names());
+    assert!(
+        folder.names().iter().all(|name| name == "cache"),
+        "{:?}",
+        folder.names()
+    );
     let _ = std::fs::remove_dir_all(&cache);
 }
 
 fn name(text: &str) {
     match text.parse::<ModelRef>() {
         Ok(ModelRef::Hub { repo, revision }) => {
-            let parts = repo.split('/').chain(revision.iter().flat_map(|revision| revision.split('/')));
-            assert!(parts.into_iter().all(|part| !["", ".", ".."].contains(&part)), "{repo} {revision:?}");
+            let parts = repo
+                .split('/')
+                .chain(revision.iter().flat_map(|revision| revision.split('/')));
+            assert!(
+                parts
+                    .into_iter()
+                    .all(|part| !["", ".", ".."].contains(&part)),
+                "{repo} {revision:?}"
+            );
         }
         Ok(ModelRef::Local(_)) => {}
         Err(error) => assert!(!error.to_string().is_empty()),
@@ -88,7 +111,14 @@ fn check<T, E: Display>(outcome: Result<T, E>, look: impl FnOnce(T)) {
 fn inside<'a>(cache: &Path, files: impl IntoIterator<Item = &'a std::path::PathBuf>) {
     let cache = cache.canonicalize().expect("the cache");
     for file in files {
-        let target = file.canonicalize().expect("a file that is said to be there");
-        assert!(target.starts_with(&cache), "{} -> {}", file.display(), target.display());
+        let target = file
+            .canonicalize()
+            .expect("a file that is said to be there");
+        assert!(
+            target.starts_with(&cache),
+            "{} -> {}",
+            file.display(),
+            target.display()
+        );
     }
 }

@@ -31,7 +31,10 @@ fn run(folder: &Folder, data: &[u8]) {
     };
 
     let mut left = 8;
-    let names: Vec<String> = checkpoint.entries().map(|(name, _)| name.to_owned()).collect();
+    let names: Vec<String> = checkpoint
+        .entries()
+        .map(|(name, _)| name.to_owned())
+        .collect();
     for name in &names {
         let entry = checkpoint.entry(name).expect("a tensor that is listed");
         let size = entry.bytes();

@@ -5,7 +5,9 @@
 use libfuzzer_sys::fuzz_target;
 use llm_int8::hub::{Hub, HubConfig, ModelRef, NoProgress};
 use llm_int8::nn::checkpoint::verify::float_faults;
-use llm_int8::nn::checkpoint::{Checkpoint, check_layout, float_tensor, int8_weight, read_linear_state};
+use llm_int8::nn::checkpoint::{
+    Checkpoint, check_layout, float_tensor, int8_weight, read_linear_state,
+};
 use llm_int8::nn::linear::CodeMemory;
 use llm_int8::nn::{FloatDtype, Isa};
 use llm_int8_fuzz::{Choices, Folder, Limits, bounded, safetensors};
@@ -59,14 +61,19 @@ fn headers(bytes: &[u8]) {
     let Some(length) = bytes.first_chunk().map(|first| u64::from_le_bytes(*first)) else {
         return;
     };
-    let end = usize::try_from(length).ok().and_then(|length| length.checked_add(8));
+    let end = usize::try_from(length)
+        .ok()
+        .and_then(|length| length.checked_add(8));
     if let Some(json) = end.and_then(|end| bytes.get(8..end)) {
         let _ = Checkpoint::from_headers([("x", json, bytes.len() as u64)]);
     }
 }
 
 fn read(checkpoint: &Checkpoint) {
-    let names: Vec<String> = checkpoint.entries().map(|(name, _)| name.to_owned()).collect();
+    let names: Vec<String> = checkpoint
+        .entries()
+        .map(|(name, _)| name.to_owned())
+        .collect();
     for name in &names {
         let view = checkpoint.find(name).expect("a tensor that is listed");
         let bits = view.shape.iter().product::<usize>() * view.dtype.bitsize();
@@ -82,9 +89,20 @@ fn read(checkpoint: &Checkpoint) {
         let prefix = name.strip_suffix(".weight").unwrap_or(name);
         let _ = check_layout(checkpoint, prefix);
         if let [rows, columns] = *view.shape {
-            let _ = read_linear_state(checkpoint, prefix, [rows, columns], &mut CodeMemory::default());
+            let _ = read_linear_state(
+                checkpoint,
+                prefix,
+                [rows, columns],
+                &mut CodeMemory::default(),
+            );
         }
     }
-    let _ = checkpoint.find("missing.weight").is_ok_and(|_| unreachable!("no such tensor"));
-    let _ = (checkpoint.other_names().count(), checkpoint.unlisted_names().count(), checkpoint.copies().len());
+    let _ = checkpoint
+        .find("missing.weight")
+        .is_ok_and(|_| unreachable!("no such tensor"));
+    let _ = (
+        checkpoint.other_names().count(),
+        checkpoint.unlisted_names().count(),
+        checkpoint.copies().len(),
+    );
 }

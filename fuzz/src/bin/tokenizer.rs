@@ -37,8 +37,17 @@ fn run(folder: &Folder, data: &[u8]) {
         Ok(tokenizer) => tokenizer,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
-    for text in ["", "a", " ab aba  x<s>é", "日本 aaaa A\u{0}\n12 <unk>▁a", "##a a##b [UNK] İ e\u{301}"] {
-        for ids in [tokenizer.encode(text), tokenizer.encode_templated(text)].into_iter().flatten() {
+    for text in [
+        "",
+        "a",
+        " ab aba  x<s>é",
+        "日本 aaaa A\u{0}\n12 <unk>▁a",
+        "##a a##b [UNK] İ e\u{301}",
+    ] {
+        for ids in [tokenizer.encode(text), tokenizer.encode_templated(text)]
+            .into_iter()
+            .flatten()
+        {
             let _ = tokenizer.decode(&ids);
             let _ = tokenizer.decode_all(&ids);
         }
@@ -46,7 +55,11 @@ fn run(folder: &Folder, data: &[u8]) {
     let all: Vec<u32> = (0..40).chain([255, 65_535, u32::MAX]).collect();
     let _ = tokenizer.decode(&all);
     for id in &all {
-        let _ = (tokenizer.token(*id), tokenizer.is_special(*id), tokenizer.decode_all(&[*id]));
+        let _ = (
+            tokenizer.token(*id),
+            tokenizer.is_special(*id),
+            tokenizer.decode_all(&[*id]),
+        );
     }
     let _ = tokenizer.special_tokens();
 }

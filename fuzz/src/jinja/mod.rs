@@ -1,58 +1,9 @@
 //! Chat templates by grammar.
 
+mod words;
+
 use crate::Choices;
-
-const FILTERS: [&str; 54] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join",
-    "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace",
-    "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title",
-    "tojson", "trim", "truncate", "unique", "upper", "urlencode", "wordcount", "wordwrap", "xmlattr", "random",
-    "urlize",
-];
-
-const TESTS: [&str; 33] = [
-    "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false", "filter",
-    "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping",
-    "ne", "none", "number", "odd", "sameas", "sequence", "string", "test", "true", "undefined", "upper",
-];
-
-const METHODS: [&str; 60] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format",
-    "format_map", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower",
-    "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip",
-    "split", "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill", "copy",
-    "get", "items", "keys", "values", "index", "bit_length", "is_integer", "cycle", "changed", "next", "reset",
-    "append", "pop",
-];
-
-/// Attributes of the values that a template sees.
-const ATTRIBUTES: [&str; 22] = [
-    "role", "content", "index", "index0", "first", "last", "length", "previtem", "nextitem", "depth", "v", "w",
-    "function", "name", "arguments", "__class__", "grouper", "list", "start", "stop", "step", "current",
-];
-
-const VARIABLES: [&str; 22] = [
-    "messages", "m", "x", "ns", "ns.v", "ns.w", "loop", "loop.index", "tools", "bos_token", "a", "b", "m.content",
-    "m['role']", "messages[0]", "undefined_name", "caller", "f", "self", "add_generation_prompt", "documents", "long",
-];
-
-const NUMBERS: [&str; 24] = [
-    "0", "1", "2", "3", "7", "-1", "-3", "10", "100", "1000", "65536", "100000", "1000000", "999999999", "2 ** 31",
-    "2 ** 63", "2 ** 126", "-2 ** 63", "1.5", "-0.0", "1e308", "1e-320", "5e-324", "0.1",
-];
-
-const STRINGS: [&str; 30] = [
-    "''", "'a'", "'ab'", "' '", "'\\n'", "'a b c'", "'%s'", "'%d'", "'%5.3f'", "'%%'", "'%(a)s'", "'%*d'", "'{}'",
-    "'{0!r:>10}'", "'{:,.2f}'", "'{a[0].b}'", "'İ'", "'ß'", "'ǅ'", "'日本'", "'\\t'", "'<b>&'", "'\\x00'", "'0'", "'-1.5'",
-    "'role'", "'1e400'", "'a' * 1000", "'a' * 1000000", "'😀' * 100000",
-];
-
-const OPERATORS: [&str; 21] = [
-    "+", "-", "*", "/", "//", "%", "**", "~", "==", "!=", "<", "<=", ">", ">=", "and", "or", "in", "not in", "is",
-    "is not", "if",
-];
+use words::{ATTRIBUTES, FILTERS, METHODS, NUMBERS, OPERATORS, STRINGS, TESTS, VARIABLES};
 
 const LONGEST: usize = 1 << 14;
 
@@ -131,14 +82,26 @@ impl Writer<'_, '_> {
             13 | 14 => self.set(),
             15 => self.function(),
             16 => {
-                let call = self.from.one(&["call f()", "call(x) f(1)", "call f(x)", "call joiner()"]);
+                let call =
+                    self.from
+                        .one(&["call f()", "call(x) f(1)", "call f(x)", "call joiner()"]);
                 self.tag(call);
                 self.body();
                 self.tag("endcall");
             }
             17 => self.filtered(),
             18 => self.other(),
-            _ => self.add_one(&["{% break %}", "{% continue %}", "{# c #}", "{%", "}}", "{{", "{#", "\n", "%}"]),
+            _ => self.add_one(&[
+                "{% break %}",
+                "{% continue %}",
+                "{# c #}",
+                "{%",
+                "}}",
+                "{{",
+                "{#",
+                "\n",
+                "%}",
+            ]),
         }
     }
 
@@ -219,7 +182,14 @@ impl Writer<'_, '_> {
         self.body();
         self.tag("endmacro");
         self.add("{{ ");
-        self.add_one(&["f()", "f(1)", "f(f)", "f(x=messages)", "f('a', 'b', 'c')", "g(f(1))"]);
+        self.add_one(&[
+            "f()",
+            "f(1)",
+            "f(f)",
+            "f(x=messages)",
+            "f('a', 'b', 'c')",
+            "g(f(1))",
+        ]);
         self.add(" }}");
     }
 
@@ -248,7 +218,17 @@ impl Writer<'_, '_> {
     }
 
     fn arguments(&mut self) {
-        const NAMED: [&str; 9] = ["attribute", "default", "reverse", "indent", "width", "d", "x", "by", "start"];
+        const NAMED: [&str; 9] = [
+            "attribute",
+            "default",
+            "reverse",
+            "indent",
+            "width",
+            "d",
+            "x",
+            "by",
+            "start",
+        ];
         self.add("(");
         self.depth += 1;
         for number in 0..self.from.below(4) {
@@ -266,7 +246,16 @@ impl Writer<'_, '_> {
     }
 
     fn expression(&mut self) {
-        const FUNCTIONS: [&str; 8] = ["range", "dict", "namespace", "cycler", "joiner", "f", "loop", "strftime_now"];
+        const FUNCTIONS: [&str; 8] = [
+            "range",
+            "dict",
+            "namespace",
+            "cycler",
+            "joiner",
+            "f",
+            "loop",
+            "strftime_now",
+        ];
         if self.is_full() {
             return self.atom();
         }
@@ -350,8 +339,11 @@ impl Writer<'_, '_> {
     }
 
     fn container(&mut self) {
-        let (open, after, close, is_dict) =
-            self.from.pick(&[("[", ", ", "]", false), ("(", ", ", ")", false), ("{", ", ", "}", true)]);
+        let (open, after, close, is_dict) = self.from.pick(&[
+            ("[", ", ", "]", false),
+            ("(", ", ", ")", false),
+            ("{", ", ", "}", true),
+        ]);
         self.add(open);
         for _ in 0..self.from.below(4) {
             if is_dict {
@@ -369,7 +361,9 @@ impl Writer<'_, '_> {
             0..=3 => self.add_one(&VARIABLES),
             4 | 5 => self.add_one(&NUMBERS),
             6..=8 => self.add_one(&STRINGS),
-            _ => self.add_one(&["true", "false", "none", "True", "None", "[]", "{}", "messages"]),
+            _ => self.add_one(&[
+                "true", "false", "none", "True", "None", "[]", "{}", "messages",
+            ]),
         }
     }
 }
