@@ -185,27 +185,7 @@ fn activations<T: Element>(
     for isa in Isa::available() {
         // Filled again and again: what an earlier one leaves must not show.
         a.refill(isa, x, rule, kept);
-        for (row, codes) in expected.codes.chunks(k.max(1)).enumerate() {
-            assert_eq!(
-                a.codes().row(row),
-                codes,
-                "{isa:?} row {row} of {m} × {k} {rule:?}"
-            );
-        }
-        assert_eq!(
-            bits(a.absmax()),
-            bits(&expected.absmax),
-            "{isa:?} {m} × {k} {rule:?}"
-        );
-        for (row, outliers) in expected.outliers.iter().enumerate() {
-            let (columns, values) = a.outliers().row(row);
-            let (own_columns, own_values): (Vec<u32>, Vec<f32>) = outliers.iter().copied().unzip();
-            assert_eq!(
-                (columns, bits(values)),
-                (&own_columns[..], bits(&own_values)),
-                "{isa:?} row {row} {rule:?}"
-            );
-        }
+        same(isa, &a, &expected, rule);
 
         let mut sums = vec![7i32; m * n];
         matmul_i32(
@@ -232,6 +212,28 @@ fn activations<T: Element>(
         linear(isa, &a, &layer, MatMut::new(&mut out, m, n).expect("m × n"))
             .expect("matching sizes");
         assert_eq!(bits(&out), bits(&y), "{isa:?} {m} × {k} × {n} {rule:?}");
+    }
+}
+
+/// Compares codes, absmax and outliers of activations.
+fn same(
+    isa: Isa,
+    a: &QuantizedActivations,
+    expected: &reference::ReferenceActivations,
+    rule: OutlierRule,
+) {
+    for (row, codes) in expected.codes.chunks(a.cols().max(1)).enumerate() {
+        assert_eq!(a.codes().row(row), codes, "{isa:?} row {row} {rule:?}");
+    }
+    assert_eq!(bits(a.absmax()), bits(&expected.absmax), "{isa:?} {rule:?}");
+    for (row, outliers) in expected.outliers.iter().enumerate() {
+        let (columns, values) = a.outliers().row(row);
+        let (own_columns, own_values): (Vec<u32>, Vec<f32>) = outliers.iter().copied().unzip();
+        assert_eq!(
+            (columns, bits(values)),
+            (&own_columns[..], bits(&own_values)),
+            "{isa:?} row {row} {rule:?}"
+        );
     }
 }
 

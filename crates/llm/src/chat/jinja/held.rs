@@ -28,7 +28,7 @@ thread_local! {
 }
 
 /// A value's share of the memory, given back when it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Held(usize);
 
 /// The text of a string. What a long one takes is counted until its last copy is dropped.
@@ -72,12 +72,6 @@ impl Held {
     pub(super) fn grow(&mut self, bytes: usize) {
         HELD.set(HELD.get().saturating_add(bytes));
         self.0 = self.0.saturating_add(bytes);
-    }
-}
-
-impl Default for Held {
-    fn default() -> Self {
-        Self(0)
     }
 }
 
