@@ -22,6 +22,10 @@ dist:
 install:
     cargo install --path .
 
+# fuzz a target of fuzz/src/bin, or all of them (a C++ compiler)
+fuzz TARGET="all" SECONDS="60" *OPTIONS:
+    scripts/fuzz.sh {{TARGET}} {{SECONDS}} {{OPTIONS}}
+
 # licences, advisories and sources of dependencies (cargo install cargo-deny)
 deny:
     cargo deny check

@@ -62,6 +62,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         }
     }
 
+    check_charsmaps(&parts.normalizer)?;
     if added_ids(&parts.post_processor) > ADDED_IDS {
         return Err(format!(
             "its post-processor adds more than {ADDED_IDS} tokens to a text"
@@ -88,6 +89,45 @@ fn check_merges(prefix: &str, merges: &[Value]) -> Result<(), String> {
         )),
         None => Ok(()),
     }
+}
+
+/// A `precompiled_charsmap` begins with the length of its trie, for which the library asks for memory
+/// without looking (up to 8 GiB for 5 bytes).
+fn check_charsmaps(part: &Value) -> Result<(), String> {
+    for inner in part["normalizers"].as_array().into_iter().flatten() {
+        check_charsmaps(inner)?;
+    }
+    let Some(text) = part["precompiled_charsmap"].as_str() else {
+        return Ok(());
+    };
+
+    // Four characters of base64 are three bytes.
+    let present = text.len() as u64 / 4 * 3;
+    match first_number(text.as_bytes()) {
+        Some(length) if u64::from(length) + 4 > present => Err(format!(
+            "its precompiled_charsmap of {present} bytes says that it has {length}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The first four bytes of a base64 text as a little-endian number; `None` if it is too short or no
+/// base64, which the library reports.
+fn first_number(text: &[u8]) -> Option<u32> {
+    let mut bits = 0u64;
+    for &digit in text.get(..6)? {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u64::from(value);
+    }
+
+    Some(((bits >> 4) as u32).swap_bytes())
 }
 
 /// A bound on how much longer a part and its children make a text.
@@ -165,6 +205,25 @@ mod tests {
             json!({ "normalizer": replace(&"x".repeat(5000)) }),
         ] {
             assert!(check_with(part).unwrap_err().contains("times as long"));
+        }
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn charsmaps_that_claim_more_than_they_have_are_refused() {
+        let map = |text: &str| json!({ "type": "Precompiled", "precompiled_charsmap": text });
+        assert_eq!(first_number(b"AQIDBAUG"), Some(0x0403_0201));
+        // Eight bytes, of which four are the trie; what is no base64 is left to the library.
+        for text in ["BAAAAAAAAAA=", "", "AAAA", "?"] {
+            assert!(
+                check_with(json!({ "normalizer": map(text) })).is_ok(),
+                "{text}"
+            );
+        }
+        let nested = json!({ "type": "Sequence", "normalizers": [map("/////w==")] });
+        for part in [map("/////w=="), map("CQAAAAAAAAA="), nested] {
+            let error = check_with(json!({ "normalizer": part })).unwrap_err();
+            assert!(error.contains("precompiled_charsmap"), "{error}");
         }
     }
 

@@ -81,7 +81,7 @@ impl ShardIndex {
     }
 
     /// Combines the shards into one checkpoint according to the index.
-    pub(super) fn assemble(&self, shards: Vec<Shard>) -> Checkpoint {
+    pub(super) fn assemble(&self, shards: Vec<Shard>) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint::empty();
         let mut notes = IndexNotes::default();
         for shard in shards {
@@ -91,6 +91,7 @@ impl ShardIndex {
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
             for (name, entry) in shard.entries {
+                entry.check(&shard.file, &name)?;
                 let Some(listed) = self.weight_map.get(&name) else {
                     notes.unlisted.insert(name, shard.file.clone());
                     continue;
@@ -133,6 +134,6 @@ impl ShardIndex {
         notes.copies.dedup();
         checkpoint.notes = notes;
 
-        checkpoint
+        Ok(checkpoint)
     }
 }

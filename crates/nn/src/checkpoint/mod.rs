@@ -54,7 +54,25 @@ impl Entry {
         let dims = self.shape.iter().map(|dim| *dim as u64);
         dims.fold(self.dtype.bitsize() as u64, u64::saturating_mul) / 8
     }
+
+    /// Refuses a tensor without elements whose other dimensions are huge: its length is no bound on
+    /// what is made for each of its rows.
+    fn check(&self, file: &str, name: &str) -> Result<()> {
+        let others = self.shape.iter().filter(|size| **size > 0);
+        let rows = others.fold(1, |rows: usize, size| rows.saturating_mul(*size));
+        if rows <= MOST_EMPTY_ROWS || !self.shape.contains(&0) {
+            return Ok(());
+        }
+
+        Err(NnError::MalformedFile {
+            file: file.to_owned(),
+            reason: format!("tensor `{name}` of shape {:?} has no elements", self.shape),
+        })
+    }
 }
+
+/// The most rows or columns of a tensor without elements.
+const MOST_EMPTY_ROWS: usize = 1 << 24;
 
 /// A named value that cannot be read as a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +156,7 @@ impl Checkpoint {
         for (name, json, file_len) in headers {
             let number = checkpoint.sources.len();
             for (tensor, entry) in safetensors::entries_of_header(name, json, file_len)? {
+                entry.check(name, &tensor)?;
                 checkpoint.insert(number, tensor, entry);
             }
             checkpoint
@@ -188,7 +207,7 @@ impl Checkpoint {
                 .into_iter()
                 .map(open)
                 .collect::<Result<_>>()?;
-            return Ok(index.assemble(shards));
+            return index.assemble(shards);
         }
 
         let mut checkpoint = Self::empty();
@@ -219,6 +238,7 @@ impl Checkpoint {
     fn add(&mut self, file: String, source: Source, entries: Vec<(String, Entry)>) -> Result<()> {
         let number = self.sources.len();
         for (name, entry) in entries {
+            entry.check(&file, &name)?;
             if let Some(other) = self.entries.get(&name).filter(|other| other.file != number) {
                 let reason = format!("tensor `{name}` is also in {}", self.sources[other.file].0);
                 return Err(NnError::MalformedFile { file, reason });

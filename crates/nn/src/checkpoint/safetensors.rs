@@ -86,3 +86,39 @@ fn malformed(file: &str, cause: &SafeTensorError, length: u64, bytes: &[u8]) -> 
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::checkpoint::Checkpoint;
+
+    /// Found by fuzzing: a look at its rows asked for 64 GiB.
+    #[test]
+    fn tensors_without_elements_have_no_huge_dimensions() {
+        let open = |shape: &str, with_index: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let header =
+                format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
+            let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+            let path = folder.path().join("x.safetensors");
+            std::fs::write(&path, &bytes).unwrap();
+            let index = folder.path().join("index.json");
+            std::fs::write(&index, r#"{"weight_map": {"a": "x.safetensors"}}"#).unwrap();
+
+            let headers =
+                Checkpoint::from_headers([("x", header.as_bytes(), bytes.len() as u64)]).map(drop);
+            let index = with_index.then_some(index.as_path());
+            let opened = Checkpoint::open_safetensors(&[path], index).map(drop);
+            assert_eq!(opened.is_ok(), headers.is_ok(), "{shape}");
+            opened
+        };
+        for with_index in [false, true] {
+            for shape in ["[0]", "[0,4096]", "[4096,0]", "[2,3,0]"] {
+                assert!(open(shape, with_index).is_ok(), "{shape}");
+            }
+            for shape in ["[0,8589934592]", "[8589934592,0]", "[1048576,1048576,0]"] {
+                let error = open(shape, with_index).unwrap_err().to_string();
+                assert!(error.contains("has no elements"), "{error}");
+            }
+        }
+    }
+}

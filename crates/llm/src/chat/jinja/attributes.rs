@@ -2,6 +2,7 @@
 //! `ImmutableSandboxedEnvironment` allows.
 
 use super::error::{Error, Result};
+use super::held::SharedText;
 use super::interpreter::Interpreter;
 use super::value::{Cycler, Loop, Method, Missing, Range, Value};
 use std::rc::Rc;
@@ -76,7 +77,7 @@ impl Interpreter<'_> {
             return Ok(value);
         }
 
-        let key = Value::Str(name.clone());
+        let key = Value::str(name.clone());
         Ok(self
             .own_item(object, &key)?
             .unwrap_or_else(|| Value::missing(object, &key)))
@@ -92,7 +93,7 @@ impl Interpreter<'_> {
         }
 
         let attribute = match key {
-            Value::Str(name) | Value::Markup(name) => self.own_attribute(object, name),
+            Value::Str(name) | Value::Markup(name) => self.own_attribute(object, name.arc()),
             _ => None,
         };
         Ok(attribute.unwrap_or_else(|| Value::missing(object, key)))
@@ -104,7 +105,7 @@ impl Interpreter<'_> {
             return Err(missing.error());
         }
         let found = self.own_attribute(object, name);
-        Ok(found.unwrap_or_else(|| Value::missing(object, &Value::Str(name.clone()))))
+        Ok(found.unwrap_or_else(|| Value::missing(object, &Value::str(name.clone()))))
     }
 
     /// Python's `getattr`; an attribute that the sandbox forbids is an undefined value that says
@@ -214,11 +215,7 @@ impl Interpreter<'_> {
             Value::List(items) => Value::list(sliced(items.values(), &slice)?),
             Value::Tuple(items) => Value::tuple(sliced(items.values(), &slice)?),
             Value::Str(text) | Value::Markup(text) => {
-                let chars: Vec<char> = text.chars().collect();
-                Ok(text_like(
-                    object,
-                    sliced(&chars, &slice)?.into_iter().collect::<String>(),
-                ))
+                Ok(text_like(object, sliced_text(text, &slice)?))
             }
             Value::Range(range) => {
                 let indices = slice.indices(range.len())?;
@@ -240,7 +237,7 @@ impl Interpreter<'_> {
 }
 
 /// A string of the same type as `like`: `Markup` if that is `Markup`, else `str`.
-pub(super) fn text_like(like: &Value, text: impl Into<Arc<str>>) -> Value {
+pub(super) fn text_like(like: &Value, text: impl Into<SharedText>) -> Value {
     match like {
         Value::Markup(_) => Value::Markup(text.into()),
         _ => Value::Str(text.into()),
@@ -345,6 +342,27 @@ impl Slice {
     }
 }
 
+/// Walks the text instead of making a list of its characters, which would take four times as much.
+fn sliced_text(text: &str, slice: &Slice) -> Result<String> {
+    let len = text.chars().count();
+    let SliceIndices { start, stop, step } = slice.indices(len)?;
+    let span = if step > 0 { stop - start } else { start - stop };
+    if span <= 0 {
+        return Ok(String::new());
+    }
+
+    let size = |number: i128| usize::try_from(number).unwrap_or(usize::MAX);
+    let stride = size(step.saturating_abs());
+    let count = size((span - 1) / step.saturating_abs() + 1);
+    Ok(if step > 0 {
+        let chars = text.chars().skip(size(start));
+        chars.step_by(stride).take(count).collect()
+    } else {
+        let chars = text.chars().rev().skip(size(len as i128 - 1 - start));
+        chars.step_by(stride).take(count).collect()
+    })
+}
+
 fn sliced<T: Clone>(values: &[T], slice: &Slice) -> Result<Vec<T>> {
     let SliceIndices { start, stop, step } = slice.indices(values.len())?;
 
@@ -361,4 +379,33 @@ fn sliced<T: Clone>(values: &[T], slice: &Slice) -> Result<Vec<T>> {
     }
 
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::chat::jinja::Template;
+
+    /// What a slice of a string is, a slice of the list of its characters is, too.
+    #[test]
+    fn slices_of_strings_are_those_of_lists() {
+        let bounds = [
+            "", "0", "1", "3", "9", "-1", "-2", "-9", "2 ** 90", "-2 ** 90",
+        ];
+        for text in ["", "a", "aé日😀b"] {
+            for start in bounds {
+                for stop in bounds {
+                    for step in ["", "1", "2", "-1", "-3", "2 ** 90", "-2 ** 90"] {
+                        let slice = format!("{start}:{stop}:{step}");
+                        let template = format!(
+                            "{{{{ '{text}'[{slice}] }}}}|{{{{ ('{text}' | list)[{slice}] | join }}}}"
+                        );
+                        let made = Template::new(&template).unwrap();
+                        let made = made.render(std::iter::empty()).unwrap();
+                        let (of_text, of_list) = made.split_once('|').unwrap();
+                        assert_eq!(of_text, of_list, "{template}");
+                    }
+                }
+            }
+        }
+    }
 }

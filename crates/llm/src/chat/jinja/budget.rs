@@ -2,6 +2,7 @@
 //! the model: it gets a fixed budget of work, output and nesting.
 
 use super::error::{Error, Result};
+use super::held::{self, Held};
 
 /// Units of work of one rendering: one for each node evaluated, one for each element visited, one
 /// for every 16 bytes of text that an operation reads or writes. A conversation of a hundred
@@ -9,7 +10,7 @@ use super::error::{Error, Result};
 const WORK: u64 = 32 << 20;
 
 /// The longest string, in bytes. The rendered conversation is one of them.
-pub(super) const LONGEST_TEXT: usize = 64 << 20;
+pub(super) const LONGEST_TEXT: usize = 32 << 20;
 
 /// The longest list, in elements.
 pub(super) const LONGEST_LIST: usize = 1 << 20;
@@ -17,6 +18,10 @@ pub(super) const LONGEST_LIST: usize = 1 << 20;
 /// The deepest nesting of expressions, statements and macro calls while they are evaluated. A level
 /// takes up to 2.4 kB of stack, and threads have 2 MiB.
 const DEEPEST_EVALUATION: u32 = 400;
+
+/// Units of work of a list, a string or another value with memory of its own, which an operation makes
+/// for every element that it visits. Allocating and freeing it takes that much longer than a visit.
+pub(super) const MAKING: u64 = 6;
 
 /// Bytes of text that count as one unit of work.
 const BYTES_PER_UNIT: usize = 16;
@@ -36,10 +41,10 @@ impl Budget {
         }
     }
 
-    /// Takes units of work; an error once none are left.
+    /// Takes units of work; an error once none are left, or values take too much memory.
     pub(super) fn spend(&mut self, units: u64) -> Result<()> {
         self.work = self.work.checked_sub(units).ok_or_else(Error::endless)?;
-        Ok(())
+        held::check()
     }
 
     /// Begins a nested evaluation; [`Budget::leave`] ends it. After an error nothing need be left:
@@ -83,11 +88,12 @@ pub(super) fn check_list(elements: Option<usize>) -> Result<usize> {
 
 /// A growing string that refuses to exceed [`LONGEST_TEXT`].
 #[derive(Debug, Default)]
-pub(super) struct Text(String);
+pub(super) struct Text(String, Held);
 
 impl Text {
     pub(super) fn push(&mut self, text: &str) -> Result<()> {
         check_text(self.0.len().checked_add(text.len()))?;
+        self.1.grow(text.len());
         self.0.push_str(text);
         Ok(())
     }
@@ -99,6 +105,7 @@ impl Text {
                 .checked_mul(with.len_utf8())
                 .and_then(|bytes| bytes.checked_add(self.0.len())),
         )?;
+        self.1.grow(count * with.len_utf8());
         self.0.extend(std::iter::repeat_n(with, count));
         Ok(())
     }

@@ -140,7 +140,7 @@ impl<'t> Interpreter<'t> {
         if node.uses.kwargs && !declares("kwargs") {
             let pairs = std::mem::take(&mut args.named).into_iter();
             let pairs = pairs
-                .map(|(name, value)| (Value::Str(name), value))
+                .map(|(name, value)| (Value::str(name), value))
                 .collect();
             self.scopes.set(&"kwargs".into(), Value::dict(pairs)?);
         } else if let Some((unknown, _)) = args.named.first() {
@@ -191,9 +191,9 @@ impl<'t> Interpreter<'t> {
     pub(super) fn macro_attribute(&self, index: usize, name: &str) -> Option<Value> {
         let node = self.macros.get(index)?.node;
         match name {
-            "name" => Some(node.name.clone().map_or(Value::None, Value::Str)),
+            "name" => Some(node.name.clone().map_or(Value::None, Value::str)),
             "arguments" => {
-                Value::tuple(node.parameters.iter().cloned().map(Value::Str).collect()).ok()
+                Value::tuple(node.parameters.iter().cloned().map(Value::str).collect()).ok()
             }
             "catch_kwargs" => Some(Value::Bool(node.uses.kwargs)),
             "catch_varargs" => Some(Value::Bool(node.uses.varargs)),
@@ -249,7 +249,7 @@ impl<'t> Interpreter<'t> {
         }
 
         let name = |key: &Value| match key {
-            Value::Str(name) | Value::Markup(name) => Some(name.clone()),
+            Value::Str(name) | Value::Markup(name) => Some(name.arc().clone()),
             _ => None,
         };
         let named = pairs
@@ -292,7 +292,7 @@ impl<'t> Interpreter<'t> {
         pairs.extend(
             args.named
                 .into_iter()
-                .map(|(name, value)| (Value::Str(name), value)),
+                .map(|(name, value)| (Value::str(name), value)),
         );
         // A key that is not a string is compared with every other key.
         let others = pairs

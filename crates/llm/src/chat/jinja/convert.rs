@@ -34,10 +34,7 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
         None => (&*lower, if base == 0 { 10 } else { base }),
     };
     let digits = without_underscores(digits)?;
-    let ascii: String = digits
-        .chars()
-        .map(|c| decimal_digit(c).unwrap_or(c))
-        .collect();
+    let ascii = with_ascii_digits(&digits);
 
     if ascii.starts_with(['+', '-']) {
         return None;
@@ -49,24 +46,25 @@ pub(super) fn int_of(text: &str, base: u32) -> Option<i128> {
 /// `float(text)`; `None` where Python raises a `ValueError`.
 pub(super) fn float_of(text: &str) -> Option<f64> {
     let digits = without_underscores(text.trim_matches(is_space))?;
-    digits
-        .chars()
-        .map(|c| decimal_digit(c).unwrap_or(c))
-        .collect::<String>()
-        .parse()
-        .ok()
+    with_ascii_digits(&digits).parse().ok()
+}
+
+/// The text with the decimal digits of all scripts written as ASCII.
+fn with_ascii_digits(text: &str) -> String {
+    let ascii = |c: char| match c.is_ascii() {
+        true => c,
+        false => decimal_digit(c).unwrap_or(c),
+    };
+    text.chars().map(ascii).collect()
 }
 
 /// Removes the underscores of a number; `None` unless each is between two digits.
 fn without_underscores(text: &str) -> Option<String> {
-    let chars: Vec<char> = text.chars().collect();
-    let is_digit = |index: Option<usize>| {
-        index
-            .and_then(|index| chars.get(index))
-            .is_some_and(|c| c.is_alphanumeric())
+    let is_digit = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let is_between = |place: usize| {
+        is_digit(text[..place].chars().next_back()) && is_digit(text[place + 1..].chars().next())
     };
-    let is_between = |index: usize| is_digit(index.checked_sub(1)) && is_digit(Some(index + 1));
-    let is_valid = (0..chars.len()).all(|index| chars[index] != '_' || is_between(index));
+    let is_valid = text.match_indices('_').all(|(place, _)| is_between(place));
 
     is_valid.then(|| text.replace('_', ""))
 }

@@ -70,8 +70,8 @@ impl Dict {
 
         let positions = self.positions.get_or_insert_with(HashMap::new);
         for (position, (key, _)) in self.entries.iter().enumerate().skip(known) {
-            if let Some(text) = key.as_arc() {
-                positions.insert(text.clone(), position);
+            if let Some(text) = key.as_text() {
+                positions.insert(text.arc().clone(), position);
             }
         }
     }

@@ -279,7 +279,7 @@ impl Const {
             Self::Bool(bool) => Value::Bool(*bool),
             Self::Int(number) => Value::Int(*number),
             Self::Float(number) => Value::Float(*number),
-            Self::Str(text) => Value::Str(text.clone()),
+            Self::Str(text) => Value::str(text.clone()),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! `str.format`, and the format specs of its replacement fields.
 
 use super::args::Args;
-use super::budget::{Text, check_text};
+use super::budget::{Text, check_list, check_text};
 use super::error::{Error, Result};
+use super::held::SharedText;
 use super::interpreter::Interpreter;
 use super::numbers::{self, FloatStyle};
 use super::print::{float_repr, str_repr};
 use super::value::Value;
-use std::sync::Arc;
 
 /// A format spec: `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ struct Spec {
 
 impl Spec {
     fn parse(text: &str) -> Result<Self> {
+        // No spec is long, and a list takes more than its text.
+        check_list(Some(text.len()))?;
         let chars: Vec<char> = text.chars().collect();
         let mut position = 0;
         let is_align = |c: Option<&char>| matches!(c, Some('<' | '>' | '=' | '^'));
@@ -251,7 +253,7 @@ type Automatic = Option<usize>;
 
 impl Interpreter<'_> {
     /// `format(value, spec)`.
-    fn formatted(&mut self, value: &Value, spec: &str) -> Result<Arc<str>> {
+    fn formatted(&mut self, value: &Value, spec: &str) -> Result<SharedText> {
         if spec.is_empty() {
             return self.str(value);
         }
@@ -270,7 +272,7 @@ impl Interpreter<'_> {
             }
         };
 
-        made.map(Arc::from)
+        made.map(SharedText::from)
     }
 
     /// `format.format(*args, **named)`.

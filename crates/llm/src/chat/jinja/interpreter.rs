@@ -2,7 +2,7 @@
 //! for expressions, calls, filters and printing.
 
 use super::ast::{Expr, For, Macro, Stmt, StmtKind, Target};
-use super::budget::{Budget, Text, check_list, text_units};
+use super::budget::{Budget, MAKING, Text, check_list, text_units};
 use super::error::{Error, Result};
 use super::scopes::{ROOT, Scopes};
 use super::value::{Items, Loop, Value};
@@ -381,7 +381,7 @@ impl<'t> Interpreter<'t> {
         // Each character of a string becomes a value.
         let units = value
             .as_str()
-            .map_or_else(|| value.shallow_units(), |text| text.len() as u64);
+            .map_or_else(|| value.shallow_units(), |text| MAKING * text.len() as u64);
         self.budget.spend(units)?;
         check_list(if value.as_str().is_some() {
             value.len()
@@ -404,6 +404,7 @@ impl<'t> Interpreter<'t> {
                 .map(|(_, value)| value.clone())
                 .collect(),
             Value::View(ViewKind::Items, dict) => {
+                self.budget.spend(MAKING * dict.entries().len() as u64)?;
                 let pair =
                     |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()]);
                 dict.entries().iter().map(pair).collect::<Result<_>>()?

@@ -149,7 +149,7 @@ mod tests {
         ] {
             let error = error(template);
             assert!(
-                error.contains("it writes more than 64 MiB"),
+                error.contains("it writes more than 32 MiB"),
                 "{template}: {error}"
             );
         }
@@ -160,6 +160,10 @@ mod tests {
         assert!(error("{{ long.join(long) }}").contains("a list of more than"));
         assert!(error("{{ [1] | batch(10 ** 9, 0) | list }}").contains("a list of more than"));
         assert!(error("{{ [1] | slice(10 ** 9) | list }}").contains("a list of more than"));
+        assert!(error("{{ ('x ' * 10 ** 6) | wordwrap }}").contains("a list of more than"));
+        assert!(
+            error("{{ ('{:' ~ '0' * 2 ** 21 ~ '}').format(1) }}").contains("a list of more than")
+        );
         assert!(error("{{ range(10 ** 9) }}").contains("Range too big"));
         assert!(error("{{ 10 ** 1000 }}").contains("more than 127 bits"));
         assert!(error("{{ strftime_now('%Y' * 10000) }}").contains("1000 bytes"));

@@ -3,10 +3,10 @@
 use super::budget::Text;
 use super::dict::Dict;
 use super::error::{Error, Result};
+use super::held::SharedText;
 use super::interpreter::Interpreter;
 use super::value::{Function, Items, Value, ViewKind};
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// What a container is printed between.
 #[derive(Clone, Copy)]
@@ -29,11 +29,11 @@ impl Brackets {
 
 impl Interpreter<'_> {
     /// `str(value)`.
-    pub(super) fn str(&mut self, value: &Value) -> Result<Arc<str>> {
+    pub(super) fn str(&mut self, value: &Value) -> Result<SharedText> {
         match value {
             Value::Str(text) | Value::Markup(text) => Ok(text.clone()),
-            Value::Undefined(_) => Ok("".into()),
-            other => self.repr(other).map(Arc::from),
+            Value::Undefined(_) => Ok(SharedText::from("")),
+            other => self.repr(other).map(SharedText::from),
         }
     }
 
@@ -247,7 +247,9 @@ pub(super) fn is_printable(c: char) -> bool {
         ' '..='~' => true,
         '\0'..='\u{9f}' => false,
         c => {
-            let text: String = ['a', c].iter().collect();
+            let mut text = [b'a', 0, 0, 0, 0];
+            let len = c.encode_utf8(&mut text[1..]).len();
+            let text = std::str::from_utf8(&text[..1 + len]).unwrap_or_default();
             text.escape_debug().nth(1) == Some(c)
         }
     }

@@ -2,18 +2,34 @@
 
 use super::args::{Args, Bound};
 use super::attributes::text_like;
-use super::budget::{Text, check_text};
+use super::budget::{MAKING, Text, check_text, text_units};
 use super::chars;
 use super::error::{Error, Result};
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::value::Value;
 
+/// Methods that take several times as long as copying the string: they look up characters in tables,
+/// or make many strings.
+const SLOW: [&str; 8] = [
+    "isdecimal",
+    "isprintable",
+    "istitle",
+    "replace",
+    "rsplit",
+    "split",
+    "swapcase",
+    "title",
+];
+
 impl Interpreter<'_> {
     /// Calls a method of a string. Strings it returns are `Markup` if the receiver is.
     pub(super) fn str_method(&mut self, receiver: &Value, name: &str, args: Args) -> Result<Value> {
         let text = receiver.as_str().unwrap_or_default();
         let like = |made: String| Ok(text_like(receiver, made));
+        if SLOW.contains(&name) {
+            self.budget.spend(MAKING * text_units(text.len()))?;
+        }
 
         match name {
             "format" => return self.str_format(text, &args).and_then(like),

@@ -4,7 +4,7 @@
 use super::budget::{check_list, text_units};
 use super::dict::Dict;
 use super::error::{Error, Result};
-use super::held::Held;
+use super::held::{Held, SharedText};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ pub(super) enum Value {
     Bool(bool),
     Int(i128),
     Float(f64),
-    Str(Arc<str>),
+    Str(SharedText),
     /// A `str` that is already HTML: the result of `safe` or `escape`.
-    Markup(Arc<str>),
+    Markup(SharedText),
     List(Rc<Items>),
     Tuple(Rc<Items>),
     Dict(Rc<Dict>),
@@ -212,7 +212,7 @@ impl Stream {
 }
 
 impl Value {
-    pub(super) fn str(text: impl Into<Arc<str>>) -> Self {
+    pub(super) fn str(text: impl Into<SharedText>) -> Self {
         Self::Str(text.into())
     }
 
@@ -264,7 +264,7 @@ impl Value {
         matches!(self, Self::None)
     }
 
-    pub(super) fn as_arc(&self) -> Option<&Arc<str>> {
+    pub(super) fn as_text(&self) -> Option<&SharedText> {
         match self {
             Self::Str(text) | Self::Markup(text) => Some(text),
             _ => None,
@@ -272,7 +272,7 @@ impl Value {
     }
 
     pub(super) fn as_str(&self) -> Option<&str> {
-        self.as_arc().map(|text| &**text)
+        self.as_text().map(|text| &**text)
     }
 
     /// The value of an `int` or a `bool`.

@@ -2,6 +2,7 @@
 //! one when they are read.
 
 mod change;
+mod scan;
 
 pub use change::GgufChange;
 
@@ -46,6 +47,9 @@ impl GgufFile {
             reason,
         };
 
+        if let Some(reason) = scan::fault(&bytes) {
+            return Err(malformed(reason));
+        }
         let content = Content::read(&mut Cursor::new(&bytes[..])).map_err(|cause| {
             let cause = cause.to_string();
             match unsupported_type(&cause) {
@@ -404,6 +408,33 @@ mod tests {
                 "{error}"
             );
             assert!(!error.contains("download it again"), "{error}");
+        }
+    }
+
+    /// candle divides by the alignment, and takes 32 bytes for every byte of a list.
+    #[test]
+    fn headers_that_candle_must_not_see_are_refused() {
+        assert!(opened(&header(&[("general.alignment", 64)], 0)).is_ok());
+        for key in ["general.alignment", "general.alignment\0\0"] {
+            let error = opened(&header(&[(key, 0)], 0)).unwrap_err().to_string();
+            assert!(error.contains("multiples of 0"), "{error}");
+        }
+
+        let list = |count: u64, present: usize| {
+            let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+            bytes.extend([0u64, 1, 1].map(u64::to_le_bytes).concat());
+            bytes.push(b'x');
+            bytes.extend([9u32, 0].map(u32::to_le_bytes).concat());
+            bytes.extend(count.to_le_bytes());
+            bytes.resize(bytes.len() + present, 1);
+            opened(&bytes)
+        };
+        assert!(list(1000, 1000).is_ok());
+        let error = list(1 << 23, 1 << 23).unwrap_err().to_string();
+        assert!(error.contains("more than 8388608 values"), "{error}");
+        for count in [1 << 20, 1 << 61, u64::MAX] {
+            let error = list(count, 1000).unwrap_err().to_string();
+            assert!(error.contains("cannot be read as GGUF"), "{error}");
         }
     }
 

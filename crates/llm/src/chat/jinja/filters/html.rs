@@ -1,7 +1,7 @@
 //! Filters for HTML and URLs.
 
 use crate::chat::jinja::args::Args;
-use crate::chat::jinja::budget::Text;
+use crate::chat::jinja::budget::{MAKING, Text};
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::lexer::is_space;
@@ -19,6 +19,7 @@ impl Interpreter<'_> {
 
         args.none(name)?;
         if name == "urlencode" {
+            self.budget.spend(MAKING.saturating_mul(input.units()))?;
             return self.url_encoded(&input).map(Value::str);
         }
 

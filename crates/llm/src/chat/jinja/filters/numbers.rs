@@ -1,6 +1,7 @@
 //! Filters that compute numbers or format them.
 
 use crate::chat::jinja::args::Args;
+use crate::chat::jinja::budget::{MAKING, text_units};
 use crate::chat::jinja::convert::{float_of, int_of, rounded, truncated};
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
@@ -11,6 +12,11 @@ impl Interpreter<'_> {
     pub(super) fn number_filter(&mut self, name: &str, input: &Value, args: Args) -> Result<Value> {
         if let (Value::Undefined(missing), "int" | "float" | "filesizeformat") = (input, name) {
             return Err(missing.error());
+        }
+        // Parsing looks at every character, which takes longer than copying it.
+        if let Some(text) = input.as_str() {
+            self.budget
+                .spend(MAKING.saturating_mul(text_units(text.len())))?;
         }
 
         match name {
@@ -29,12 +35,10 @@ impl Interpreter<'_> {
                 let mut args = args.bind(name, ["default", "base"], 0)?;
                 let base = u32::try_from(args.maybe_int(1)?.unwrap_or(10)).unwrap_or(1);
                 let default = args.take(0).unwrap_or(Value::Int(0));
-                self.spend_text(input.as_str().unwrap_or_default())?;
                 int(input, base, default)
             }
             "float" => {
                 let mut args = args.bind(name, ["default"], 0)?;
-                self.spend_text(input.as_str().unwrap_or_default())?;
                 let number = input.as_str().map_or_else(|| input.as_float(), float_of);
                 Ok(number.map_or_else(|| args.take(0).unwrap_or(Value::Float(0.0)), Value::Float))
             }

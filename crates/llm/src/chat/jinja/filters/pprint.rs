@@ -1,7 +1,7 @@
 //! Python's `pprint.pformat`: 80 columns, keys sorted.
 
 use super::sorting::sorted;
-use crate::chat::jinja::budget::Text;
+use crate::chat::jinja::budget::{Text, text_units};
 use crate::chat::jinja::chars::lines;
 use crate::chat::jinja::error::Result;
 use crate::chat::jinja::interpreter::Interpreter;
@@ -84,7 +84,7 @@ impl Interpreter<'_> {
                 self.write_elements(items.values(), Brackets::SINGLE_TUPLE, place, out)
             }
             Value::Tuple(items) => self.write_elements(items.values(), Brackets::TUPLE, place, out),
-            Value::Str(text) if !text.is_empty() => write_text(text, place, out),
+            Value::Str(text) if !text.is_empty() => self.write_text(text, place, out),
             _ => out.push(&repr),
         }
     }
@@ -127,66 +127,67 @@ impl Interpreter<'_> {
         }
         out.push(close)
     }
-}
 
-/// A string that does not fit: one literal a line, split after line ends and then between words.
-fn write_text(text: &str, place: Place, out: &mut Text) -> Result<()> {
-    let is_outermost = place.level == 1;
-    let indent = place.indent + usize::from(is_outermost);
-    let allowance = place.allowance + usize::from(is_outermost);
-    let width = WIDTH.saturating_sub(indent);
+    /// A string that does not fit: one literal a line, split after line ends and then between words.
+    fn write_text(&mut self, text: &str, place: Place, out: &mut Text) -> Result<()> {
+        let is_outermost = place.level == 1;
+        let indent = place.indent + usize::from(is_outermost);
+        let allowance = place.allowance + usize::from(is_outermost);
+        let width = WIDTH.saturating_sub(indent);
 
-    let fits = |text: &str, is_last: bool| {
-        let width = if is_last {
-            width.saturating_sub(allowance)
-        } else {
-            width
+        let fits = |text: &str, is_last: bool| {
+            let width = if is_last {
+                width.saturating_sub(allowance)
+            } else {
+                width
+            };
+            str_repr(text).chars().count() <= width
         };
-        str_repr(text).chars().count() <= width
-    };
 
-    let all = lines(text, true);
-    let mut chunks = Vec::new();
-    for (index, line) in all.iter().enumerate() {
-        let is_last_line = index + 1 == all.len();
-        if fits(line, is_last_line) {
-            chunks.push(str_repr(line));
-            continue;
-        }
-
-        let words = words(line);
-        let mut current = String::new();
-        for (index, word) in words.iter().enumerate() {
-            let candidate = format!("{current}{word}");
-            if fits(&candidate, is_last_line && index + 1 == words.len()) {
-                current = candidate;
+        let all = lines(text, true);
+        let mut chunks = Vec::new();
+        for (index, line) in all.iter().enumerate() {
+            let is_last_line = index + 1 == all.len();
+            if fits(line, is_last_line) {
+                chunks.push(str_repr(line));
                 continue;
+            }
+
+            let words = words(line);
+            let mut current = String::new();
+            for (index, word) in words.iter().enumerate() {
+                let candidate = format!("{current}{word}");
+                self.budget.spend(2 * text_units(candidate.len()))?;
+                if fits(&candidate, is_last_line && index + 1 == words.len()) {
+                    current = candidate;
+                    continue;
+                }
+
+                if !current.is_empty() {
+                    chunks.push(str_repr(&current));
+                }
+
+                current = (*word).to_owned();
             }
 
             if !current.is_empty() {
                 chunks.push(str_repr(&current));
             }
-
-            current = (*word).to_owned();
         }
 
-        if !current.is_empty() {
-            chunks.push(str_repr(&current));
+        let has_brackets = is_outermost && chunks.len() > 1;
+        out.push(if has_brackets { "(" } else { "" })?;
+
+        for (index, chunk) in chunks.iter().enumerate() {
+            if index > 0 {
+                out.push("\n")?;
+                out.pad(' ', indent)?;
+            }
+            out.push(chunk)?;
         }
+
+        out.push(if has_brackets { ")" } else { "" })
     }
-
-    let has_brackets = is_outermost && chunks.len() > 1;
-    out.push(if has_brackets { "(" } else { "" })?;
-
-    for (index, chunk) in chunks.iter().enumerate() {
-        if index > 0 {
-            out.push("\n")?;
-            out.pad(' ', indent)?;
-        }
-        out.push(chunk)?;
-    }
-
-    out.push(if has_brackets { ")" } else { "" })
 }
 
 /// The words of a line, each with the white space after it.

@@ -1,7 +1,7 @@
 //! Filters for lists, dicts and other iterables.
 
 use crate::chat::jinja::args::Args;
-use crate::chat::jinja::budget::{Text, check_list};
+use crate::chat::jinja::budget::{MAKING, Text, check_list};
 use crate::chat::jinja::dict::Dict;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
@@ -55,7 +55,10 @@ impl Interpreter<'_> {
             ("last", _) => Ok(self.iterate(input)?.pop().unwrap_or_else(|| empty(name))),
             ("list", _) => Value::list(self.iterate(input)?),
             ("items", Value::Undefined(_)) => Value::stream("do_items", Vec::new()),
-            ("items", Value::Dict(dict)) => Value::stream("do_items", pairs(dict)?),
+            ("items", Value::Dict(dict)) => {
+                self.budget.spend(MAKING * dict.entries().len() as u64)?;
+                Value::stream("do_items", pairs(dict)?)
+            }
             ("items", _) => Err(Error::new("Can only get item pairs from a mapping.")),
             (_, Value::Str(text) | Value::Markup(text)) => {
                 self.spend_text(text)?;
@@ -113,6 +116,7 @@ impl Interpreter<'_> {
             }
 
             for piece in values.chunks(size) {
+                self.budget.spend(MAKING)?;
                 let mut piece = piece.to_vec();
                 if let Some(fill) = &fill {
                     let missing = count.saturating_sub(piece.len());
@@ -130,7 +134,7 @@ impl Interpreter<'_> {
             return Err(Error::new("integer division or modulo by zero"));
         }
 
-        self.budget.spend(count as u64)?;
+        self.budget.spend(MAKING * count as u64)?;
         let size = values.len() / count;
         let extra = values.len() % count;
 
@@ -242,7 +246,7 @@ impl Interpreter<'_> {
         path: &Path,
         default: Option<&Value>,
     ) -> Result<Value> {
-        self.budget.spend(1)?;
+        self.budget.spend(1 + MAKING * path.0.len() as u64)?;
         for part in &path.0 {
             value = self.item(&value, part)?;
             if let (true, Some(default)) = (value.is_undefined(), default) {

@@ -2,6 +2,7 @@
 
 use super::sequences::Path;
 use crate::chat::jinja::args::Args;
+use crate::chat::jinja::budget::MAKING;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
 use crate::chat::jinja::ops::{equal, order};
@@ -58,6 +59,8 @@ impl Interpreter<'_> {
             .iter()
             .map(|pair| (key(pair), pair.clone()))
             .collect::<Vec<_>>();
+        self.budget
+            .spend(2 * MAKING * dict.entries().len() as u64)?;
         self.spend_sorting(input)?;
         let keyed = sorted(keyed, |a, b| order(&a.0, &b.0, "<"), args.flag(2)?)?;
 
@@ -71,9 +74,12 @@ impl Interpreter<'_> {
 
     /// Charges for sorting: each of `n` elements is compared with about `log n` others.
     fn spend_sorting(&mut self, input: &Value) -> Result<()> {
-        let rounds = 1 + input.len().unwrap_or(1 << 20).max(1).ilog2();
+        let elements = input.len().unwrap_or(1 << 20).max(1);
+        let rounds = 1 + elements.ilog2();
+        // The elements of a string are its characters.
+        let units = input.units().max(elements as u64);
         self.budget
-            .spend(input.units().saturating_mul(u64::from(rounds)))
+            .spend(units.saturating_mul(2 * u64::from(rounds)))
     }
 
     /// `sort`, by one or several attributes.
@@ -87,6 +93,7 @@ impl Interpreter<'_> {
 
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
+            self.budget.spend(2 * MAKING)?;
             let mut keys = Vec::new();
             for path in &paths {
                 let key = self.at_path(value.clone(), path, None)?;
@@ -110,6 +117,7 @@ impl Interpreter<'_> {
 
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
+            self.budget.spend(3 * MAKING)?;
             let grouper = self.at_path(value.clone(), &path, default.as_ref())?;
             let key = sort_key(grouper.clone(), is_sensitive);
             keyed.push((key, grouper, value));
@@ -147,6 +155,7 @@ impl Interpreter<'_> {
 
         let mut keyed = Vec::new();
         for value in self.iterate(input)? {
+            self.budget.spend(MAKING)?;
             let key = self.at_path(value.clone(), &path, None)?;
             keyed.push((sort_key(key, is_sensitive), value));
         }
@@ -184,7 +193,7 @@ impl Interpreter<'_> {
 
         for (key, value) in keyed {
             let is_new = match &key {
-                Value::Str(text) | Value::Markup(text) => strings.insert(text.clone()),
+                Value::Str(text) | Value::Markup(text) => strings.insert(text.arc().clone()),
                 Value::List(_) | Value::Dict(_) => {
                     return Err(Error::new(format!(
                         "unhashable type: '{}'",

@@ -3,7 +3,7 @@
 use super::wrap::Wrap;
 use crate::chat::jinja::args::Args;
 use crate::chat::jinja::attributes::text_like;
-use crate::chat::jinja::budget::{Text, check_text};
+use crate::chat::jinja::budget::{MAKING, Text, check_text, text_units};
 use crate::chat::jinja::chars;
 use crate::chat::jinja::error::{Error, Result};
 use crate::chat::jinja::interpreter::Interpreter;
@@ -24,6 +24,9 @@ impl Interpreter<'_> {
         };
 
         self.spend_text(&text)?;
+        if matches!(name, "replace" | "title") {
+            self.budget.spend(2 * text_units(text.len()))?;
+        }
         let like = |made: String| Ok(text_like(&input, made));
 
         match name {
@@ -70,7 +73,7 @@ impl Interpreter<'_> {
                 let pairs = args
                     .named
                     .into_iter()
-                    .map(|(name, value)| (Value::Str(name), value));
+                    .map(|(name, value)| (Value::str(name), value));
                 Value::dict(pairs.collect())?
             }
         };
@@ -86,6 +89,9 @@ impl Interpreter<'_> {
 
         let text = expect_str(&input, name)?;
         self.spend_text(text)?;
+        if name == "wordwrap" {
+            self.budget.spend(2 * MAKING * text_units(text.len()))?;
+        }
 
         match name {
             "indent" => {

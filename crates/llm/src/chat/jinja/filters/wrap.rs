@@ -1,5 +1,6 @@
 //! Python's `textwrap.wrap`, as `wordwrap` calls it.
 
+use crate::chat::jinja::budget::check_list;
 use crate::chat::jinja::error::{Error, Result};
 
 /// The options of `textwrap.wrap`.
@@ -17,6 +18,8 @@ impl Wrap {
             return Err(Error::new("invalid width 0 (must be > 0)"));
         }
 
+        // The list of chunks takes sixteen times as much as the text.
+        check_list(Some(line.len()))?;
         let chars: Vec<char> = line.chars().collect();
         let mut chunks: Vec<&[char]> = self.chunks(&chars);
         chunks.reverse();
