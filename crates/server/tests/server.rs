@@ -1,5 +1,13 @@
 //! The server over real sockets, in this process, with the built-in model.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
+
 #[path = "server/client.rs"]
 mod client;
 #[path = "server/complaints.rs"]
