@@ -255,7 +255,7 @@ fn client(server: &Server, number: usize, refused: &AtomicUsize) -> std::io::Res
         }
         _ => {
             server
-                .send("POST", "/v1/completions", &body(number % 2 == 0))?
+                .send("POST", "/v1/completions", &body(number.is_multiple_of(2)))?
                 .read_to_end(&mut text)?;
             if text.starts_with(b"HTTP/1.1 429") {
                 refused.fetch_add(1, Ordering::Relaxed);

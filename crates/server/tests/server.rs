@@ -4,6 +4,7 @@
     missing_docs,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::result_large_err,
     unreachable_pub,
     reason = "tests"
 )]

@@ -41,7 +41,7 @@ fn asks() -> Vec<Ask> {
         let alone = generation.seed(seed).max_new_tokens(tokens).run().unwrap();
         let body = json!({
             "prompt": prompt, "temperature": temperature, "seed": seed, "max_tokens": tokens,
-            "stream": i % 2 == 0,
+            "stream": i.is_multiple_of(2),
         });
         Ask {
             body,
