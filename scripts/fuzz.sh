@@ -26,7 +26,7 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module ${coverage[*]/#/-Cllvm-args=}" \
 binaries=$CARGO_TARGET_DIR/$host/release
 
 # Inputs become files, which are best kept in memory.
-if [ -d /dev/shm ]; then TMPDIR=$(mktemp -d -p /dev/shm llm-int8-fuzz.XXXXXX); else TMPDIR=$(mktemp -d); fi
+if [ -d /dev/shm ]; then TMPDIR=$(mktemp -d -p /dev/shm); else TMPDIR=$(mktemp -d); fi
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 # One thread: more would only make the results depend on the machine.

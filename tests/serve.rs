@@ -302,10 +302,14 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
     };
 
     // Threads get their arenas and stacks one after the other, so warming up takes several crowds.
-    for _ in 0..5 {
+    let mut warm = 0.0;
+    for _ in 0..15 {
         crowd();
+        let before = std::mem::replace(&mut warm, resident(server.child.id()));
+        if warm < before * 1.005 {
+            break;
+        }
     }
-    let warm = resident(server.child.id());
     for _ in 0..3 {
         crowd();
     }

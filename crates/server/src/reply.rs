@@ -57,12 +57,12 @@ impl ApiError {
     }
 
     /// The prompt and the new tokens are more than the model has positions. litellm looks for the
-    /// first sentence, LangChain for the code.
+    /// first sentence of the message, LangChain for the code in it.
     pub(crate) fn context(param: &str, available: usize, prompt: usize, new: usize) -> Self {
         let message = format!(
             "This model's maximum context length is {available} tokens. However, you requested {} tokens \
              ({prompt} in the {param}, {new} in the completion). Please reduce the length of the {param} \
-             or completion.",
+             or completion (context_length_exceeded).",
             prompt.saturating_add(new)
         );
         Self::invalid(param, message).with_code("context_length_exceeded")

@@ -3,7 +3,7 @@
 use super::{Generated, Piece};
 use crate::error::LlmError;
 
-/// Identifies a sequence of an [`Engine`]. Ids are not reused.
+/// Identifies a sequence of an [`Engine`](super::Engine). Ids are not reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub(super) u64);
 
@@ -40,7 +40,7 @@ pub enum Update {
     Failed(LlmError),
 }
 
-/// What an [`Engine`] or a [`Service`](super::Service) is doing, and what it has done.
+/// What an [`Engine`](super::Engine) or a [`Service`](super::Service) is doing, and what it has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceState {
     /// Running sequences.

@@ -4,7 +4,7 @@ use super::sequence::Prepared;
 use crate::error::{LlmError, Result};
 use llm_int8_decoder::Decoder;
 
-/// Limits of an [`Engine`].
+/// Limits of an [`Engine`](super::Engine).
 ///
 /// ```
 /// use llm_int8::EngineConfig;
