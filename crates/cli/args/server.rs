@@ -28,7 +28,7 @@ pub(crate) struct ServerArgs {
         help_heading = "Server"
     )]
     pub(crate) model: Option<String>,
-    /// Give up if the server sends nothing for so long
+    /// Give up if the server sends nothing for this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "server", help_heading = "Server", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) timeout: u32,
 }

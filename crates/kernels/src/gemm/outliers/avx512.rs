@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// Outputs of a register.
 pub(super) const OUTPUTS: usize = 16;
-/// Panels need a multiple of so many columns.
+/// The number of columns of a packed weight is a multiple of this.
 pub(super) const DEPTH: usize = STEP_BYTES;
 
 /// The source of a weight's codes.

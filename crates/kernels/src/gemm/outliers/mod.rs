@@ -26,10 +26,10 @@ use std::ops::Range;
 
 /// In [`OutlierMatmul::sources`]: the weights of this outlier are dequantised.
 const DEQUANTIZED: u32 = u32::MAX;
-/// Columns are packed if on average at most so many rows use a column.
+/// Columns are packed only if each is used by at most this many rows, on average.
 #[cfg(target_arch = "x86_64")]
 const PACKED_ROWS: usize = 4;
-/// Columns are packed if at least one of so many is needed.
+/// Columns are packed only if at least one in this many is an outlier column of some row.
 #[cfg(target_arch = "x86_64")]
 const PACKED_COLUMNS: usize = 32;
 

@@ -62,7 +62,7 @@ impl Held {
         Ok(Self::of(bytes))
     }
 
-    /// A share of so many bytes. The next [`check`] finds out whether they are too many.
+    /// A share of `bytes` bytes. The next [`check`] finds out whether the limit is exceeded.
     pub(super) fn of(bytes: usize) -> Self {
         HELD.set(HELD.get().saturating_add(bytes));
         Self(bytes)
