@@ -2,6 +2,7 @@
 //! `tests/golden/hostile`; most parsers have hostile cases of their own beside them.
 
 use crate::support::{golden, llm_int8, llm_int8_with_input, stderr, stdout};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -56,6 +57,34 @@ fn a_hostile_tokenizer_is_an_error_where_it_is_needed_and_nowhere_else() {
     }
 }
 
+/// Found by fuzzing: the library looks for such a token until memory ends.
+#[test]
+fn an_added_token_of_which_normalization_leaves_nothing_is_refused() {
+    for adds in ["tokenizer.json", "added_tokens.json"] {
+        let model = tiny_model();
+        let file = model.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        json["normalizer"] = json!({ "type": "Strip", "strip_left": true, "strip_right": true });
+        if adds == "tokenizer.json" {
+            let token = json!({
+                "id": 1000, "content": " ", "normalized": true, "special": false,
+                "single_word": false, "lstrip": false, "rstrip": false,
+            });
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        } else {
+            std::fs::write(model.path().join(adds), r#"{" ": 1000}"#).unwrap();
+        }
+        std::fs::write(file, json.to_string()).unwrap();
+
+        let text = refused(&llm_int8(&[
+            "tokenize",
+            model.path().to_str().unwrap(),
+            "a",
+        ]));
+        assert!(text.contains(r#"added token " ""#), "{adds}: {text}");
+    }
+}
+
 #[test]
 fn hostile_chat_templates_end_soon_with_an_error() {
     let mut count = 0;
@@ -80,7 +109,7 @@ fn hostile_chat_templates_end_soon_with_an_error() {
         assert!(started.elapsed() < Duration::from_secs(60), "{template}");
         count += 1;
     }
-    assert_eq!(count, 7);
+    assert_eq!(count, 9);
 }
 
 /// A pipe would wait for its writer for ever, a device need never end.

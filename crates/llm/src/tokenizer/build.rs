@@ -7,7 +7,7 @@ use super::{limits, refused, slow};
 use crate::companion::Companion;
 use crate::error::Result;
 use serde_json::{Map, Value, json};
-use tokenizers::{PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{NormalizedString, Normalizer, PostProcessorWrapper, PreTokenizerWrapper};
 
 /// The tokenizer before transformers' changes: from `tokenizer.json`, else converted from the older
 /// files of its class. The flag says whether it was converted.
@@ -150,10 +150,34 @@ pub(super) fn add_tokens(
         token.added(marked || is_special(&token.content))
     });
     let new: Vec<tokenizers::AddedToken> = new.collect();
-    inner
-        .add_tokens(new)
-        .map(drop)
-        .map_err(|cause| cause.to_string())
+    inner.add_tokens(new).map_err(|cause| cause.to_string())?;
+
+    check_added_tokens(inner)
+}
+
+/// Refuses an added token of which normalization leaves nothing: the tokenizers library would find it
+/// between any two characters without end.
+fn check_added_tokens(inner: &tokenizers::Tokenizer) -> Result<(), String> {
+    let Some(normalizer) = inner.get_normalizer() else {
+        return Ok(());
+    };
+
+    let added = inner.get_added_tokens_decoder().into_values();
+    for token in added.filter(|token| token.normalized) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        normalizer
+            .normalize(&mut text)
+            .map_err(|cause| cause.to_string())?;
+        if text.is_empty() {
+            return Err(format!(
+                "the normalizer leaves nothing of the added token {:?}, which would match everywhere; set its \
+                 `normalized` to false, or remove it",
+                token.content
+            ));
+        }
+    }
+
+    Ok(())
 }
 
 /// Applies `add_prefix_space` of `tokenizer_config.json` (default false), which overrides that of

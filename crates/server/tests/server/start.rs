@@ -1,7 +1,7 @@
 //! Servers for tests.
 
 use crate::client::get;
-use llm_int8::decoder::LoadOptions;
+use llm_int8::decoder::{LoadOptions, Placement};
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierRule};
 use llm_int8::{AutoModelForCausalLM, LlmError, LoadConfig};
@@ -21,6 +21,10 @@ pub(crate) const TEMPLATE: &str = "{% if tools %}TOOLS: {{ tools | tojson }}{{ '
 pub(crate) const CONTEXT: usize = 512;
 
 pub(crate) fn model() -> Result<AutoModelForCausalLM, LlmError> {
+    model_on(Placement::default())
+}
+
+pub(crate) fn model_on(placement: Placement) -> Result<AutoModelForCausalLM, LlmError> {
     let int8 = Int8Config {
         outliers: OutlierRule::row(6.0),
         ..Int8Config::default()
@@ -28,6 +32,7 @@ pub(crate) fn model() -> Result<AutoModelForCausalLM, LlmError> {
     let config = LoadConfig {
         options: LoadOptions {
             int8: Some(int8),
+            placement,
             ..LoadOptions::default()
         },
         hub: HubConfig {

@@ -1,7 +1,9 @@
 //! Every status of an error.
 
 use crate::client::{Connection, get, post, request, send};
-use crate::start::{CONTEXT, Running, config, model};
+use crate::start::{CONTEXT, Running, config, model, model_on, wait_until};
+use llm_int8::decoder::Placement;
+use llm_int8_cuda::testing;
 use llm_int8_server::{ApiKeys, ServerConfig};
 use serde_json::{Value, json};
 use std::sync::mpsc;
@@ -272,4 +274,31 @@ fn requests_of_one_connection_are_answered_in_their_order() {
     assert_eq!(first.ok()["object"], "text_completion");
     assert_eq!(first.header("x-request-id"), Some("mine"));
     assert_eq!(connection.next_answer().unwrap().ok()["status"], "ok");
+}
+
+#[test]
+fn a_failed_pass_is_500_and_the_server_goes_on() {
+    let Some(device) = testing::emulated(0, 40 << 20, 0) else {
+        return;
+    };
+    let config = ServerConfig {
+        parallel: 60,
+        ..config()
+    };
+    let server = Running::loading(config, || model_on(Placement::on(device)));
+    wait_until("the model is loaded", || {
+        get(server.address, "/health").status == 200
+    });
+
+    // The device has memory for the model, and not for sixty sequences.
+    let many = json!({ "prompt": [5], "n": 60, "max_tokens": 2 });
+    let answer = post(server.address, COMPLETIONS, &many);
+    answer.error(500);
+    assert_eq!(answer.json()["error"]["type"], "server_error");
+    server.wait_until_idle();
+    assert!(server.metric("failed_passes_total") >= 1.0);
+
+    let one = json!({ "prompt": [5], "max_tokens": 2 });
+    let answer = post(server.address, COMPLETIONS, &one).ok();
+    assert_eq!(answer["usage"]["completion_tokens"], 2);
 }

@@ -84,6 +84,8 @@ impl Interpreter<'_> {
     /// The filters that accept only strings.
     fn strict_string_filter(&mut self, name: &str, input: Value, args: Args) -> Result<Value> {
         if name == "truncate" {
+            // Counting the characters takes time, however few are kept.
+            self.budget.spend(input.shallow_units())?;
             return truncate(input, args);
         }
 
