@@ -31,6 +31,7 @@ impl Server {
             .unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = Vec::new();
+        let mut address = None;
         let address = loop {
             let mut line = String::new();
             assert!(
@@ -39,7 +40,10 @@ impl Server {
             );
             said.push(line.clone());
             if let Some((_, rest)) = line.split_once("listening on http://") {
-                break rest.split(',').next().unwrap().to_owned();
+                address = rest.split(',').next().map(str::to_owned);
+            }
+            if line.starts_with("loaded in ") {
+                break address.unwrap();
             }
         };
         let server = Self {
@@ -48,9 +52,7 @@ impl Server {
             said,
             stderr,
         };
-        server.wait_until("it is loaded", || {
-            server.status("GET", "/health", "") == 200
-        });
+        assert_eq!(server.status("GET", "/health", ""), 200);
         server
     }
 

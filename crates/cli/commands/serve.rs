@@ -5,6 +5,7 @@ use crate::args::{Outliers, ServeArgs, Threshold, UsageError};
 use crate::display::line;
 use anyhow::Context;
 use llm_int8_server::{ApiKeys, RunError, Server, ServerError};
+use std::time::Instant;
 
 pub(crate) fn serve(mut args: ServeArgs) -> anyhow::Result<()> {
     set_row_scope(&mut args);
@@ -33,18 +34,19 @@ pub(crate) fn serve(mut args: ServeArgs) -> anyhow::Result<()> {
     ));
 
     let name = args.model.model;
-    let load = move || {
-        let model = load_named(&name, &loading)?;
-        let seconds = model.load_report().duration.as_secs_f64();
+    let started = Instant::now();
+    let server = server.when_ready(move || {
+        let seconds = started.elapsed().as_secs_f64();
         line(&format!(
             "loaded in {seconds:.2} s; chat at http://{address}"
         ));
-        Ok(model)
-    };
-    server.run(load).map_err(|error| match error {
-        RunError::Load(error) => error,
-        RunError::Server(error) => error.into(),
-    })
+    });
+    server
+        .run(move || load_named(&name, &loading))
+        .map_err(|error| match error {
+            RunError::Load(error) => error,
+            RunError::Server(error) => error.into(),
+        })
 }
 
 /// Outliers for each row, unless the options say otherwise: with those of the whole batch, the

@@ -8,6 +8,7 @@ use crate::model::Loaded;
 use crate::routes::router;
 use axum::Router;
 use llm_int8::AutoModelForCausalLM;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
@@ -43,6 +44,17 @@ pub struct Server {
     address: SocketAddr,
     shutdown: Shutdown,
     heeds_signals: bool,
+    when_ready: WhenReady,
+}
+
+/// What to call once requests can be answered.
+#[derive(Default)]
+struct WhenReady(Option<Box<dyn FnOnce() + Send>>);
+
+impl fmt::Debug for WhenReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WhenReady").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Tells a server to end. Clones belong to the same server.
@@ -75,6 +87,7 @@ impl Server {
             address,
             shutdown: Shutdown(watch::Sender::new(0)),
             heeds_signals: false,
+            when_ready: WhenReady::default(),
         })
     }
 
@@ -91,6 +104,12 @@ impl Server {
     /// Also ends on ctrl-C and, on Unix, SIGTERM; the second one ends running requests at once.
     pub fn with_signals(mut self) -> Self {
         self.heeds_signals = true;
+        self
+    }
+
+    /// Calls `call` when the model is loaded and requests are no longer answered with status 503.
+    pub fn when_ready(mut self, call: impl FnOnce() + Send + 'static) -> Self {
+        self.when_ready = WhenReady(Some(Box::new(call)));
         self
     }
 
@@ -138,12 +157,16 @@ impl Server {
 
         let mut loaded = begin_loading(&app, load)?;
         let mut is_loaded = false;
+        let mut when_ready = self.when_ready.0;
         loop {
             tokio::select! {
                 () = connections.accept() => {}
                 outcome = &mut loaded, if !is_loaded => {
                     app.serve(outcome.map_err(|_| ServerError::LoadPanicked)??);
                     is_loaded = true;
+                    if let Some(call) = when_ready.take() {
+                        call();
+                    }
                 }
                 _ = calls.wait_for(|calls| *calls > 0) => break,
             }
