@@ -5,9 +5,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How much longer the replacements of a normalizer or decoder may make a text, one after the
-/// other. Real ones replace a space by `▁`, which is three times as long.
-const GROWTH: usize = 4096;
+/// How much longer a normalizer and pre-tokenizer, or a decoder, may make a text. Real ones replace a
+/// space by `▁`, which is three times as long, or write bytes as characters, which is twice as long.
+const GROWTH: usize = 256;
 
 /// Token ids that a post-processor may add to a text.
 const ADDED_IDS: usize = 1 << 16;
@@ -18,6 +18,8 @@ struct Parts {
     model: Model,
     #[serde(default)]
     normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
     #[serde(default)]
     post_processor: Value,
     #[serde(default)]
@@ -51,13 +53,14 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         check_merges(&prefix, &all.model.merges)?;
     }
 
-    for (name, part) in [
-        ("normalizer", &parts.normalizer),
-        ("decoder", &parts.decoder),
+    let before = growth(&parts.normalizer).saturating_mul(growth(&parts.pre_tokenizer));
+    for (name, growth) in [
+        ("normalizer and pre-tokenizer", before),
+        ("decoder", growth(&parts.decoder)),
     ] {
-        if growth(part) > GROWTH {
+        if growth > GROWTH {
             return Err(format!(
-                "its {name} makes a text more than {GROWTH} times as long"
+                "its {name} can make a text more than {GROWTH} times as long"
             ));
         }
     }
@@ -132,13 +135,18 @@ fn first_number(text: &[u8]) -> Option<u32> {
 
 /// A bound on how much longer a part and its children make a text.
 fn growth(part: &Value) -> usize {
-    let inner = ["normalizers", "decoders"]
+    let inner = ["normalizers", "pretokenizers", "decoders"]
         .into_iter()
         .filter_map(|key| part[key].as_array())
         .flatten()
         .map(growth);
     let own = match part["type"].as_str() {
         Some("Replace") => part["content"].as_str().map_or(1, str::len).max(1),
+        // Each byte becomes a character of up to two bytes; a piece may get a space in front, and it
+        // may be one byte long.
+        Some("ByteLevel") => 4,
+        // A space becomes `▁`, which a piece may also get in front.
+        Some("Metaspace") => 4,
         _ => 1,
     };
 
@@ -197,9 +205,17 @@ mod tests {
             let parts = vec![replace("aa"); count];
             json!({ "type": "Sequence", kind: parts })
         };
-        assert!(check_with(json!({ "normalizer": sequence("normalizers", 12) })).is_ok());
+        assert!(check_with(json!({ "normalizer": sequence("normalizers", 8) })).is_ok());
+        // Found by fuzzing.
+        let levels = |count| {
+            let level = json!({ "type": "ByteLevel", "add_prefix_space": true });
+            json!({ "type": "Sequence", "pretokenizers": vec![level; count] })
+        };
+        assert!(check_with(json!({ "pre_tokenizer": levels(4) })).is_ok());
         for part in [
-            json!({ "normalizer": sequence("normalizers", 13) }),
+            json!({ "pre_tokenizer": levels(5) }),
+            json!({ "pre_tokenizer": levels(3), "normalizer": sequence("normalizers", 3) }),
+            json!({ "normalizer": sequence("normalizers", 9) }),
             json!({ "normalizer": sequence("normalizers", 100) }),
             json!({ "decoder": sequence("decoders", 40) }),
             json!({ "normalizer": replace(&"x".repeat(5000)) }),
