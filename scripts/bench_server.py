@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Measures `llm-int8 serve` beside `llm-int8 bench --batch-sizes` on the same model; prints a Markdown table.
+
+    cargo build --release
+    python3 scripts/bench_server.py MODEL [--clients 1,2,4,8,16] [--rounds 3] [--json raw.json]
+
+Every client streams a completion of its own prompt of 128 tokens. The server's rate is that of the tokens it counts
+(`/metrics`) from the moment when all clients have their first, until there are 64 more for each. `bench` decodes
+as many sequences, 64 tokens each after a prompt of 128, without a server. They take turns, with the same outlier rule
+(row, the server's default). Time to first token: a prompt of 128, alone and while as many clients decode. Clients run
+on the same cores, so those that only keep the server busy sleep until 64 KiB have arrived.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+PROGRAM = pathlib.Path(__file__).resolve().parent.parent / "target/release/llm-int8"
+PROMPT, MEASURED, SPARE = 128, 64, 64
+VOCABULARY = range(100, 200)
+
+
+class Stream(threading.Thread):
+    """A client that notes when it began and when its first token arrived, unless it is to sleep meanwhile."""
+
+    def __init__(self, port, prompt, tokens, sleeps):
+        super().__init__(daemon=True)
+        self.port, self.begun, self.first, self.sleeps = port, None, None, sleeps
+        self.body = json.dumps(
+            {"prompt": prompt, "max_tokens": tokens, "stream": True, "temperature": 0, "ignore_eos": True}
+        )
+
+    def run(self):
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            if self.sleeps:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 << 16)
+            self.begun = time.perf_counter()
+            connection.sendall((head + self.body).encode())
+            while data := connection.recv(1 << 16):
+                if self.first is None and b"data: {" in data:
+                    self.first = time.perf_counter()
+
+
+class Server:
+    """`llm-int8 serve`, ended on leaving."""
+
+    def __init__(self, arguments, parallel):
+        command = [PROGRAM, "serve", *arguments, "--port", "0", "--parallel", str(parallel), "--prefix-cache", "0"]
+        self.process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        self.port = None
+        for line in self.process.stderr:
+            if found := re.search(r"http://[^ ]*:(\d+)", line):
+                self.port = int(found[1])
+            if line.startswith("loaded in"):
+                break
+        if self.port is None:
+            sys.exit("the server did not start")
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self.stream(1, sleeps=False).join()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+    def metrics(self, *names):
+        """The time, and the values of these metrics."""
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while data := connection.recv(1 << 16):
+                answer += data
+        found = [re.search(rf"^llm_int8:{name} (\S+)", answer.decode(), re.MULTILINE) for name in names]
+        return time.perf_counter(), *(float(one[1]) for one in found)
+
+    def stream(self, tokens, sleeps=True):
+        prompt = [random.choice(VOCABULARY) for _ in range(PROMPT)]
+        client = Stream(self.port, prompt, tokens, sleeps)
+        client.start()
+        return client
+
+
+def busy(server, count, tokens):
+    """`count` clients whose prompts have been computed."""
+    _, before = server.metrics("prompt_tokens_total")
+    clients = [server.stream(tokens) for _ in range(count)]
+    while server.metrics("prompt_tokens_total")[1] < before + PROMPT * count:
+        time.sleep(0.01)
+    return clients
+
+
+def rate(server, count):
+    """Tokens per second of `count` clients that all decode."""
+    # The first client decodes while the prompts of the others are computed, so it needs tokens to spare.
+    clients = busy(server, count, MEASURED + SPARE * (count + 1))
+    begin, before = server.metrics("generation_tokens_total")
+    end = after = 0
+    while after - before < MEASURED * count:
+        time.sleep(0.02)
+        end, after, running = server.metrics("generation_tokens_total", "num_requests_running")
+        assert running == count, "a client ended too soon"
+    for client in clients:
+        client.join()
+    return (after - before) / (end - begin)
+
+
+def first_token(server, count):
+    """Milliseconds to the first token of one more client while `count` clients decode."""
+    clients = busy(server, count, 96 + SPARE * count)
+    late = server.stream(1, sleeps=False)
+    late.join()
+    assert server.metrics("num_requests_running")[1] >= count, "the others ended too soon"
+    for client in clients:
+        client.join()
+    return 1000 * (late.first - late.begun)
+
+
+def bench(arguments, counts):
+    """Tokens per second of `llm-int8 bench` for each number of sequences."""
+    sizes = ",".join(map(str, counts))
+    options = ["--outliers", "row", "--batch-sizes", sizes, "--contexts", PROMPT, "-n", MEASURED, "--runs", 1]
+    command = [PROGRAM, "bench", *arguments, *options, "--prompts", 16, "--json"]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    return {row["batch"]: row["tokens_per_second"] for row in json.loads(done.stdout)["decode"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--clients", default="1,2,4,8,16", help="numbers of clients (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which medians are taken (default 3)")
+    parser.add_argument("--json", help="write raw results to this file")
+    parser.add_argument("options", nargs="*", help="further options of both programs, after --")
+    args = parser.parse_args()
+    counts = [int(count) for count in args.clients.split(",")]
+    arguments = [args.model, *args.options]
+
+    rounds = []
+    for number in range(args.rounds):
+        alone = bench(arguments, counts)
+        with Server(arguments, max(counts) + 1) as server:
+            rounds.append(
+                {
+                    "bench": alone,
+                    "server": {count: rate(server, count) for count in counts},
+                    "first token": {count: first_token(server, count) for count in [0, *counts]},
+                }
+            )
+        print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"command": sys.argv, "rounds": rounds}, indent=1))
+
+    def median(kind, count):
+        return statistics.median(one[kind][count] for one in rounds)
+
+    print("| clients | server, tokens/s | `bench`, tokens/s | ratio | time to first token with so many others, ms |")
+    print("|---:|---:|---:|---:|---:|")
+    print(f"| 0 | | | | {median('first token', 0):.0f} |")
+    for count in counts:
+        ours, theirs = median("server", count), median("bench", count)
+        ratio = statistics.median(one["server"][count] / one["bench"][count] for one in rounds)
+        print(f"| {count} | {ours:.0f} | {theirs:.0f} | {ratio:.2f} | {median('first token', count):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
