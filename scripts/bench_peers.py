@@ -188,8 +188,8 @@ class Workshop:
         return once(self.scratch / f"node-{self.args.isa}", copy) / "node_modules"
 
     def commands(self, name):
-        """Makes what a row needs. Returns the commands that measure one sequence, several together, and, if the first does
-        not measure it, the memory. Those that a row has not are None."""
+        """Makes what a row needs. Returns three commands: for one sequence, for several together (None: not measured) and
+        for the memory (None: the first measures it)."""
         if name in PEERS["ours"]:
             return self.our_commands(name)
         command = self.peer_command(name)
@@ -294,8 +294,7 @@ def together(command, environment):
 
 
 class Rounds:
-    """The results of all rounds, by row; the reason for each row that failed; and for each that failed with several
-    sequences only."""
+    """The results of all rounds, by row; why rows failed; and why rows failed with several sequences only."""
 
     def __init__(self, args, names):
         self.results, self.reasons, self.reasons_together = {name: [] for name in names}, {}, {}
@@ -308,7 +307,7 @@ class Rounds:
         self.commands = {name: self.attempt(self.reasons, name, lambda: workshop.commands(name)) for name in names}
 
     def attempt(self, reasons, name, work):
-        """work(), unless it failed before."""
+        """work(), or None and a reason if it fails; it is not tried again."""
         if name in self.reasons or name in reasons:
             return None
         try:
@@ -428,7 +427,7 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--isa", choices=ISAS, help="limit all programs to this instruction set")
+    parser.add_argument("--isa", choices=ISAS, help="limit all programs to this instruction set; OpenVINO is left out")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has the packages")
     parser.add_argument("--node-modules", type=pathlib.Path, metavar="DIR", help="a folder that has node-llama-cpp")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results of every round")
