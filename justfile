@@ -35,10 +35,10 @@ docs-cli:
     cargo run --release -- reference > docs/cli.md
 
 # draw docs/decode-*.svg from a result of bench-peers
-chart RESULTS:
-    {{python}} scripts/draw_decode.py {{RESULTS}} docs
+chart RESULTS *ARGS:
+    {{python}} scripts/draw_decode.py {{RESULTS}} docs {{ARGS}}
 
-# compare with llama.cpp, CTranslate2, bitsandbytes and transformers on the CPU (15 GB, the network)
+# compare with llama.cpp, CTranslate2, OpenVINO, bitsandbytes and transformers on the CPU (17 GB, the network)
 bench-peers *ARGS:
     {{python}} scripts/bench_peers.py {{ARGS}}
 

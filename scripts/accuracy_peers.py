@@ -28,7 +28,6 @@ import sys
 import bench_peers
 from bench_peers import SCRIPTS, call, line, once
 
-OPENVINO = ["openvino==2026.4.1", "nncf==3.4.0"]
 REPOSITORY = SCRIPTS.parent
 # The text that each model is measured on. tiny-gpt2 was trained on Shakespeare.
 TEXTS = {"smollm2": "tests/golden/smollm2/text.txt", "tiny-gpt2": "LICENSE-APACHE"}
@@ -66,18 +65,6 @@ class Workshop(bench_peers.Workshop):
     def ours(self):
         """The model by the name that llm-int8 loads it by, with its tokenizer."""
         return "tiny-gpt2" if self.args.model == "tiny-gpt2" else self.package
-
-    @functools.cached_property
-    def openvino(self):
-        """A Python that has OpenVINO and, from the other peers' Python, all the rest."""
-        folder = self.scratch / "openvino"
-        if not (folder / "bin/pip").exists():
-            call(self.python, "-m", "venv", folder)
-            packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
-            base, own = (call(python, "-c", packages) for python in (self.python, folder / "bin/python"))
-            pathlib.Path(own, "base.pth").write_text(base + "\n")
-        call(folder / "bin/pip", "install", "--quiet", *OPENVINO)
-        return folder / "bin/python"
 
     def compare(self, name, *arguments, python=None):
         return [python or self.python, SCRIPTS / "accuracy_peers_steps.py", name, *arguments]

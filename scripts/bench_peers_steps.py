@@ -1,8 +1,11 @@
 """The part of bench_peers.py that runs in the peers' Python: conversions of the model, and measurements.
 
     python bench_peers_steps.py NAME ARGUMENT...
+
+A measurement is of one sequence (load, prompts, decoding) or, if `batches` follow, only of sequences decoded together.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -10,7 +13,8 @@ import sys
 import tempfile
 import time
 
-PROMPTS, CONTEXT, DECODED = (128, 512), 128, 64
+PROMPTS, CONTEXT = (128, 512), 128
+DECODED = 64  # new tokens of each sequence; the first, which is the prompt's, does not count
 
 
 def token_ids(count):
@@ -23,17 +27,23 @@ def seconds(work, *arguments):
     return time.perf_counter() - started
 
 
-def report(version, isa, load, prefills, decode):
-    """Prints a peer's results. Each function of `prefills` prefills a number of tokens into an empty cache; the best counts."""
-    rates = {}
-    for count in PROMPTS:
-        for prefill in prefills:
-            prefill(count)
-            rates[count] = max(rates.get(count, 0), count / seconds(prefill, count))
-    print(json.dumps({"version": version, "isa": isa, "load": load, "prefill": rates, "decode": decode()}))
+def report(version, isa, load, prefills, decode, batches):
+    """Prints a peer's results. Each function of `prefills` prefills a number of tokens into an empty cache; the best
+    counts. decode(n) gives the tokens/s of n sequences together, for `batches` the better of two runs."""
+    found = {"version": version, "isa": isa, "load": load}
+    if batches:
+        found["batches"] = {size: max(decode(size) for _ in range(2)) for size in map(int, batches)}
+    else:
+        rates = found["prefill"] = {}
+        for count in PROMPTS:
+            for prefill in prefills:
+                prefill(count)
+                rates[count] = max(rates.get(count, 0), count / seconds(prefill, count))
+        found["decode"] = decode(1)
+    print(json.dumps(found))
 
 
-def run_ctranslate2(folder, threads):
+def run_ctranslate2(folder, threads, *batches):
     import ctranslate2
 
     started = time.perf_counter()
@@ -41,37 +51,87 @@ def run_ctranslate2(folder, threads):
     load = time.perf_counter() - started
 
     def prompt(count):
-        return [[f"t{i}" for i in token_ids(count)]]
+        return [f"t{i}" for i in token_ids(count)]
 
-    def generate(count, new=1):
+    def generate(count, new=1, size=1, callback=None):
         # No end token: a random model might stop early.
         options = {"max_length": new, "sampling_topk": 1, "end_token": [], "include_prompt_in_result": False}
-        if len(model.generate_batch(prompt(count), **options)[0].sequences_ids[0]) != new:
+        results = model.generate_batch([prompt(count)] * size, callback=callback, **options)
+        if any(len(result.sequences_ids[0]) != new for result in results):
             raise RuntimeError("the generation ended early")
 
-    def decode():
-        first = seconds(generate, CONTEXT)
-        return DECODED / (seconds(generate, CONTEXT, DECODED + 1) - first)
+    def decode(size):
+        ends = []  # of each token
+        generate(CONTEXT, DECODED, size, lambda _: ends.append(time.perf_counter()))
+        if len(ends) != DECODED * size:
+            raise RuntimeError(f"{len(ends)} tokens were reported instead of {DECODED * size}")
+        return (len(ends) - size) / (ends[-1] - ends[size - 1])
 
     # generate_batch runs the last token of a prompt in a step of its own; forward_batch computes the logits of every
     # token.
-    prefills = [generate, lambda count: model.forward_batch(prompt(count))]
-    report(ctranslate2.__version__, os.environ.get("CT2_FORCE_CPU_ISA", "its default"), load, prefills, decode)
+    prefills = [generate, lambda count: model.forward_batch([prompt(count)])]
+    isa = os.environ.get("CT2_FORCE_CPU_ISA", "its default")
+    report(ctranslate2.__version__, isa, load, prefills, decode, batches)
 
 
-def run_transformers(folder, threads, kind):
+def run_openvino(folder, threads, *batches):
+    import numpy
+    import openvino
+
+    # LATENCY is what optimum-intel asks for.
+    options = {"INFERENCE_NUM_THREADS": int(threads), "PERFORMANCE_HINT": "LATENCY"}
+    started = time.perf_counter()
+    model = openvino.Core().compile_model(pathlib.Path(folder, "openvino_model.xml"), "CPU", options)
+    request = model.create_infer_request()
+    load = time.perf_counter() - started
+    names = {name for value in model.inputs for name in value.get_names()}
+
+    def step(ids, past):
+        """Runs ids [sequences, tokens] after `past` others; returns the most likely tokens [sequences, 1]."""
+        size, count = ids.shape
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": numpy.ones((size, past + count), numpy.int64),
+            "position_ids": numpy.tile(numpy.arange(past, past + count), (size, 1)),
+            "beam_idx": numpy.arange(size, dtype=numpy.int32),
+        }
+        inputs = {name: value for name, value in inputs.items() if name in names}
+        logits = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        return logits[:, -1].argmax(-1)[:, None]
+
+    def start(count, size=1):
+        request.reset_state()
+        return step(numpy.tile(token_ids(count), (size, 1)), 0)
+
+    def decode(size):
+        token = start(CONTEXT, size)
+        started = time.perf_counter()
+        for past in range(CONTEXT, CONTEXT + DECODED - 1):
+            token = step(token, past)
+        return (DECODED - 1) * size / (time.perf_counter() - started)
+
+    version = ", ".join([openvino.__version__.split("-")[0], *map(version_of, ("optimum-intel", "nncf"))])
+    dtype, cache = (model.get_property(key).to_string() for key in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"))
+    report(version, f"computes in {dtype}, cache {cache}", load, [start], decode, batches)
+
+
+def version_of(package):
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def run_transformers(folder, threads, kind, *batches):
     import torch
     import transformers
 
     torch.set_num_threads(int(threads))
-    options, decoded = {"dtype": torch.float32}, DECODED
+    options, new = {"dtype": torch.float32}, DECODED
     version = f"{transformers.__version__}, torch {torch.__version__}"
 
     if kind == "bitsandbytes":
         import bitsandbytes
 
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
-        decoded, version = 8, f"{bitsandbytes.__version__}, transformers {version}"
+        new, version = 9, f"{bitsandbytes.__version__}, transformers {version}"
 
     started = time.perf_counter()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
@@ -81,16 +141,19 @@ def run_transformers(folder, threads, kind):
         output = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1:].argmax(-1), output.past_key_values
 
-    def decode():
+    def decode(size):
         token, past = step(torch.tensor([token_ids(CONTEXT)]))
+        if size > 1:  # copies, because prompts take long
+            token = token.repeat(size, 1)
+            past.batch_repeat_interleave(size)
         started = time.perf_counter()
-        for _ in range(decoded):
+        for _ in range(new - 1):
             token, past = step(token, past)
-        return decoded / (time.perf_counter() - started)
+        return (new - 1) * size / (time.perf_counter() - started)
 
     with torch.inference_mode():
         prefills = [lambda count: step(torch.tensor([token_ids(count)]))]
-        report(version, torch.backends.cpu.get_cpu_capability(), load, prefills, decode)
+        report(version, torch.backends.cpu.get_cpu_capability(), load, prefills, decode, batches)
 
 
 def make_folder(gguf_file, output):
@@ -121,6 +184,24 @@ def make_ctranslate2(folder, output):
         special = {"unk_token": end, "bos_token": end, "eos_token": end}
         transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(linked)
         ctranslate2.converters.TransformersConverter(linked).convert(output, quantization="int8")
+
+
+def make_openvino(folder, output):
+    """Exports a checkpoint for OpenVINO through optimum-intel: key-value caches as state, INT8_ASYM weights by nncf. The
+    head is limited to the last token of a prompt, as OpenVINO GenAI limits it when it loads an export."""
+    import numpy
+    import openvino
+    from optimum.intel import OVModelForCausalLM
+
+    exported = OVModelForCausalLM.from_pretrained(folder, export=True, load_in_8bit=True, compile=False)
+    head = exported.model.output("logits").get_node().input_value(0).get_node()
+    if head.get_type_name() != "MatMul":
+        raise ValueError(f"the logits come from a {head.get_type_name()}, not from a MatMul")
+    end = numpy.iinfo(numpy.int64).max
+    last = openvino.opset13.slice(head.input_value(0), *(numpy.array([value]) for value in (-1, end, 1, 1)))
+    head.input(0).replace_source_output(last.output(0))
+    exported.model.validate_nodes_and_infer_types()
+    exported.save_pretrained(output)
 
 
 def gpt2_tensors(folder):
@@ -193,8 +274,8 @@ def make_gguf(source, output, head="Q8_0"):
     writer.close()
 
 
-STEPS = {f.__name__: f for f in (run_ctranslate2, run_transformers, make_folder, make_ctranslate2, make_gguf)}
+STEPS = (run_ctranslate2, run_openvino, run_transformers, make_folder, make_ctranslate2, make_openvino, make_gguf)
 
 
 if __name__ == "__main__":
-    STEPS[sys.argv[1]](*sys.argv[2:])
+    {step.__name__: step for step in STEPS}[sys.argv[1]](*sys.argv[2:])
