@@ -97,12 +97,12 @@ fn caches_are_compared_with_the_one_that_was_asked_for() {
         let found = result(&found, name).kl;
         // f16 loses less than the sums in f32 can tell exactly.
         assert!(
-            (found - kl).abs() < 0.05 * kl + 1e-7,
+            (found - kl).abs() < 0.05 * kl + 3e-7,
             "{name}: {found} {kl}"
         );
         all.push(found);
     }
-    assert!(all[1] > 4.0 * all[0] && all[1] > 1e-7, "{all:?}");
+    assert!(all[1] > 4.0 * all[0] && all[1] > 2e-6, "{all:?}");
 }
 
 #[test]
