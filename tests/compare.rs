@@ -2,6 +2,7 @@
 
 use crate::support::{failure, golden, llm_int8, stdout};
 use llm_int8::nn::linear::Int8Config;
+use llm_int8::nn::{CacheDtype, FloatDtype};
 use llm_int8::{
     Accuracy, AccuracyComparison, AutoModelForCausalLM, ComparedRule, Comparison, LoadConfig,
     PerplexityOptions, RuleResult, hub::NoProgress,
@@ -13,14 +14,25 @@ const TEXT: &str = "The harbour was quiet when the two engineers came down to co
     left in the spring, thirty-one were tied to the wall; the others, said the old man at the gate, were still out \
     beyond the islands, where the herring had gone this year. \"You will want to write that down,\" he said, and they did.";
 
-fn config(int8: Option<Int8Config>) -> LoadConfig {
+fn config(int8: Option<Int8Config>, cache_dtype: Option<CacheDtype>) -> LoadConfig {
     let mut config = LoadConfig::default();
     config.options.int8 = int8;
+    config.options.cache_dtype = cache_dtype;
     config
 }
 
 fn compare(name: &str, ids: &[u32], window: usize) -> Comparison {
-    let mut comparison = AccuracyComparison::load(name, &config(None), &NoProgress).unwrap();
+    compare_with(name, None, ids, window)
+}
+
+fn compare_with(
+    name: &str,
+    cache_dtype: Option<CacheDtype>,
+    ids: &[u32],
+    window: usize,
+) -> Comparison {
+    let config = config(None, cache_dtype);
+    let mut comparison = AccuracyComparison::load(name, &config, &NoProgress).unwrap();
     let options = PerplexityOptions {
         window,
         stride: window,
@@ -37,13 +49,18 @@ fn result(found: &Comparison, name: &str) -> RuleResult {
 }
 
 fn ids() -> Vec<u32> {
-    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config(None)).unwrap();
+    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config(None, None)).unwrap();
     model.tokenizer().unwrap().encode(TEXT).unwrap()
 }
 
 /// Softmax of each row but the last, f64.
-fn distributions(int8: Option<Int8Config>, ids: &[u32]) -> Vec<Vec<f64>> {
-    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config(int8)).unwrap();
+fn distributions(
+    int8: Option<Int8Config>,
+    cache: Option<CacheDtype>,
+    ids: &[u32],
+) -> Vec<Vec<f64>> {
+    let config = config(int8, cache);
+    let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &config).unwrap();
     let rows = model.logits(ids).unwrap().squeeze(0).unwrap();
     let mut rows = rows.to_vec2::<f32>().unwrap();
     rows.pop();
@@ -56,6 +73,38 @@ fn distributions(int8: Option<Int8Config>, ids: &[u32]) -> Vec<Vec<f64>> {
         .collect()
 }
 
+/// The divergence of each row of `q` from that of `p`.
+fn divergences(p: &[Vec<f64>], q: &[Vec<f64>]) -> Vec<f64> {
+    let of_row = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
+    p.iter().zip(q).map(|(p, q)| of_row(p, q)).collect()
+}
+
+/// Against keys and values in f32: those in f16, and those in int8, which lose more.
+#[test]
+fn caches_are_compared_with_the_one_that_was_asked_for() {
+    let ids = ids();
+    let f32 = Some(CacheDtype::Float(FloatDtype::F32));
+    let found = compare_with("tiny-gpt2", f32, &ids, 512);
+    let baseline = distributions(None, f32, &ids);
+    let mut all = Vec::new();
+    for (name, dtype) in [
+        ("float16 cache", CacheDtype::Float(FloatDtype::F16)),
+        ("int8 cache", CacheDtype::Int8),
+    ] {
+        let other = distributions(None, Some(dtype), &ids);
+        let expected = divergences(&baseline, &other);
+        let kl = expected.iter().sum::<f64>() / expected.len() as f64;
+        let found = result(&found, name).kl;
+        // f16 loses less than the sums in f32 can tell exactly.
+        assert!(
+            (found - kl).abs() < 0.05 * kl + 3e-7,
+            "{name}: {found} {kl}"
+        );
+        all.push(found);
+    }
+    assert!(all[1] > 4.0 * all[0] && all[1] > 2e-6, "{all:?}");
+}
+
 #[test]
 fn divergences_are_those_of_the_models_loaded_one_by_one() {
     let ids = ids();
@@ -64,15 +113,10 @@ fn divergences_are_those_of_the_models_loaded_one_by_one() {
     assert_eq!(found.tokens, ids.len() - 1);
     assert_eq!(found.rules[0].kl, 0.0);
 
-    let float = distributions(None, &ids);
+    let float = distributions(None, None, &ids);
     for accuracy in Accuracy::ALL {
-        let other = distributions(Some(accuracy.int8_config()), &ids);
-        let of_row = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
-        let divergences: Vec<f64> = float
-            .iter()
-            .zip(&other)
-            .map(|(p, q)| of_row(p, q))
-            .collect();
+        let other = distributions(Some(accuracy.int8_config()), None, &ids);
+        let divergences = divergences(&float, &other);
         let kl = divergences.iter().sum::<f64>() / divergences.len() as f64;
 
         let result = result(&found, accuracy.name());
@@ -132,8 +176,10 @@ fn an_8_bit_checkpoint_is_compared_with_float_activations() {
         "bitsandbytes",
         "better",
         "absmax vector-wise",
+        "int8 cache",
     ];
     assert_eq!(names, expected);
+    assert!(result(&found, "int8 cache").kl > 0.0);
     assert!(result(&found, "bitsandbytes").kl > 0.0);
 }
 
@@ -157,6 +203,7 @@ fn the_program_prints_a_table_or_json() {
         "better ",
         "best ",
         "zeropoint vector-wise ",
+        "int8 cache ",
     ] {
         assert!(table.lines().any(|line| line.starts_with(rule)), "{table}");
     }

@@ -197,6 +197,15 @@ fn invalid_device_options_are_explained() {
         let (code, _, error) = on(&["--device", "emulated", "--outlier-weights", "original"]);
         assert_eq!(code, Some(2), "{error}");
         assert!(error.contains("omit --outlier-weights original"), "{error}");
+
+        let (code, _, error) = on(&["--device", "emulated", "--cache-dtype", "int8"]);
+        assert_eq!(code, Some(2), "{error}");
+        assert!(
+            error.contains("keys and values in int8") && error.contains("omit --cache-dtype"),
+            "{error}"
+        );
+        let (code, _, error) = on(&["--device", "emulated", "--cache-dtype", "float16"]);
+        assert_eq!(code, Some(0), "{error}");
     }
 
     if Device::cuda_count() == Ok(0) {

@@ -12,6 +12,7 @@ mod accuracy;
 mod adapters;
 mod affine;
 mod bnb_checkpoints;
+mod cache_dtype;
 mod chat;
 mod chat_page;
 mod chat_server;

@@ -54,6 +54,7 @@ fn of_decoder(error: &DecoderError) -> Option<&'static str> {
             "use --device cpu, or omit --outlier-weights original"
         }
         DecoderError::AdapterOnDevice => "use --device cpu",
+        DecoderError::CacheDtypeOnDevice { .. } => "use --device cpu, or omit --cache-dtype",
         DecoderError::Cuda(error) => return of_cuda(error),
         _ => return None,
     })

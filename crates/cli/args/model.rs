@@ -3,6 +3,7 @@
 use super::limits::threads;
 use super::sizes::memory_limit;
 use clap::{Args, ValueEnum};
+use llm_int8::nn::{CacheDtype, FloatDtype};
 use llm_int8::{Accuracy, DeviceName, MemoryLimit};
 
 /// The model and how to load it.
@@ -46,6 +47,10 @@ pub(crate) struct ModelArgs {
     /// Dtype of what is not int8; float16 is the default of transformers 4.x, auto that of 5.x
     #[arg(long, value_enum, default_value_t = Dtype::Float16)]
     pub(crate) dtype: Dtype,
+    /// Dtype of keys and values; int8 has a scale for each head and position, takes about half the
+    /// memory of float16, and runs on the CPU [default: that of --dtype]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub(crate) cache_dtype: Option<CacheDtypeName>,
     /// Reject checkpoints with tensors that the model does not use, instead of warning
     #[arg(long)]
     pub(crate) strict: bool,
@@ -142,6 +147,38 @@ pub(crate) enum Dtype {
     Bfloat16,
     Float32,
     Auto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheDtypeName {
+    Float16,
+    Bfloat16,
+    Float32,
+    Int8,
+}
+
+impl CacheDtypeName {
+    /// Whether the model's floats may have another dtype.
+    pub(crate) fn may_differ_from(self, floats: Dtype) -> bool {
+        let same = match self {
+            Self::Float16 => floats == Dtype::Float16,
+            Self::Bfloat16 => floats == Dtype::Bfloat16,
+            Self::Float32 => floats == Dtype::Float32,
+            Self::Int8 => false,
+        };
+        !same
+    }
+}
+
+impl From<CacheDtypeName> for CacheDtype {
+    fn from(name: CacheDtypeName) -> Self {
+        match name {
+            CacheDtypeName::Float16 => Self::Float(FloatDtype::F16),
+            CacheDtypeName::Bfloat16 => Self::Float(FloatDtype::BF16),
+            CacheDtypeName::Float32 => Self::Float(FloatDtype::F32),
+            CacheDtypeName::Int8 => Self::Int8,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,7 +2,7 @@
 
 use super::{check_drafts, load, load_config};
 use crate::args::{BenchArgs, UsageError};
-use crate::display::{bytes, line};
+use crate::display::{bytes, grouped, line};
 use crate::hints::explained;
 use anyhow::Context;
 use llm_int8::bench::{BenchOptions, BenchReport, LinearBench};
@@ -184,6 +184,8 @@ fn as_json(model: &AutoModelForCausalLM, report: &BenchReport) -> Value {
         },
         "memory": {
             "model_bytes": model.memory_footprint().actual(),
+            "cache_dtype": model.decoder().cache_dtype().name(),
+            "cache_bytes_per_token": model.decoder().cache_bytes_per_position(),
             "now_anonymous_bytes": MemoryUse::now().map(|now| now.anonymous),
             "devices": device_memory(model),
         },
@@ -244,8 +246,16 @@ fn write_limits(
     let footprint = bytes(model.memory_footprint().actual());
     writeln!(
         text,
-        "load: {:.2} s, model {footprint}{peak}\n",
+        "load: {:.2} s, model {footprint}{peak}",
         load.duration.as_secs_f64()
+    )?;
+
+    let decoder = model.decoder();
+    writeln!(
+        text,
+        "keys and values: {} bytes for each token, {}\n",
+        grouped(decoder.cache_bytes_per_position()),
+        decoder.cache_dtype()
     )
 }
 

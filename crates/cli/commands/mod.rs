@@ -100,6 +100,7 @@ fn load_config(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<LoadCo
     let int8 = int8_config(args)?;
     let options = LoadOptions {
         dtype: weight_dtype(args.dtype),
+        cache_dtype: args.cache_dtype.map(Into::into),
         int8: (!args.no_quantize).then_some(int8),
         threshold: match args.threshold {
             Some(Threshold::Absolute(threshold)) => Some(threshold),
@@ -152,11 +153,12 @@ fn outlier_rule(args: &ModelArgs) -> anyhow::Result<OutlierRule> {
 }
 
 fn placement(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<Placement> {
-    // Only the CPU computes with float weights beside the codes and applies adapters, so `auto`
-    // means the CPU.
+    // Only the CPU computes with float weights beside the codes, applies adapters and keeps keys
+    // and values in another dtype, so `auto` means the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
     let has_floats = int8_config(args)?.outlier_weights != OutlierWeights::Dequantized;
-    if is_auto && (has_floats || adapter.is_some()) {
+    let has_cache = (args.cache_dtype).is_some_and(|dtype| dtype.may_differ_from(args.dtype));
+    if is_auto && (has_floats || has_cache || adapter.is_some()) {
         return Ok(Placement::cpu());
     }
 
@@ -269,7 +271,8 @@ fn explain(error: LlmError, name: &str) -> anyhow::Error {
         | LlmError::Decoder(
             DecoderError::Placement { .. }
             | DecoderError::OriginalWeightsOnDevice
-            | DecoderError::AdapterOnDevice,
+            | DecoderError::AdapterOnDevice
+            | DecoderError::CacheDtypeOnDevice { .. },
         )
         | LlmError::Hub(HubError::InvalidName { .. } | HubError::NotAFolder { .. }) => {
             UsageError(explained(&error)).into()

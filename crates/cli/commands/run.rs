@@ -220,8 +220,9 @@ fn report(model: &AutoModelForCausalLM, generated: &Generated) {
     }
 
     line(&format!(
-        "memory:  model {}, key/value cache {}{peak}{now}",
+        "memory:  model {}, key/value cache {} in {}{peak}{now}",
         bytes(footprint.actual()),
-        bytes(generated.cache_bytes)
+        bytes(generated.cache_bytes),
+        model.decoder().cache_dtype()
     ));
 }

@@ -1,7 +1,7 @@
 //! The decoder and its KV cache. The family's template says which parts a model has, the plan what
 //! is computed with them.
 
-use crate::error::Result;
+use crate::error::{DecoderError, Result};
 use crate::execute::Spare;
 use crate::execute::gpu::{DeviceCache, Stage};
 use crate::plan::Plan;
@@ -9,7 +9,7 @@ use crate::slot::{BlockSlot, ModelSlot, Part, Parts, Slot};
 use crate::spec::{DecoderSpec, LayerSpec};
 use crate::template::PartSpec;
 use llm_int8_kernels::Isa;
-use llm_int8_nn::dtype::FloatDtype;
+use llm_int8_nn::dtype::{CacheDtype, FloatDtype};
 use llm_int8_nn::layers::{Embedding, HeadNorms, LayerCache, Norm, Rope};
 use llm_int8_nn::linear::{FloatLinear, Int8Config, Int8Weight, Linear};
 use llm_int8_nn::lora::LoraUpdate;
@@ -135,6 +135,7 @@ impl Part {
 pub struct Decoder {
     spec: DecoderSpec,
     dtype: FloatDtype,
+    cache_dtype: CacheDtype,
     isa: Isa,
     plan: Plan,
     pub(super) model: Parts<ModelSlot>,
@@ -171,6 +172,7 @@ impl Decoder {
             spare: Spare::default(),
             spec,
             dtype,
+            cache_dtype: dtype.into(),
             isa,
         };
 
@@ -201,7 +203,12 @@ impl Decoder {
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
-        let layers = vec![LayerCache::new(self.dtype); self.blocks.len()];
+        self.new_cache_in(self.cache_dtype)
+    }
+
+    /// An empty cache whose part on the CPU has this dtype.
+    pub(super) fn new_cache_in(&self, dtype: CacheDtype) -> KvCache {
+        let layers = vec![LayerCache::new(dtype); self.blocks.len()];
         let devices = self
             .stages
             .iter()
@@ -219,14 +226,29 @@ impl Decoder {
 
     /// Bytes that a cache allocates for `positions` positions, on the CPU and on devices.
     pub fn cache_bytes(&self, positions: usize) -> u64 {
-        let on_devices: usize = self.stages.iter().map(|stage| stage.range().len()).sum();
         let heads = &self.spec.attention;
-        let block = LayerCache::bytes_for(self.dtype, heads.kv_heads, heads.head_size, positions);
-        let on_cpu = block * (self.blocks.len() - on_devices) as u64;
+        let [kv_heads, size] = [heads.kv_heads, heads.head_size];
+        let block = LayerCache::bytes_for(self.cache_dtype, kv_heads, size, positions);
+        let on_cpu = block * self.blocks_on_cpu() as u64;
 
         let devices = self.stages.iter();
         let devices = devices.map(|stage| stage.cache_bytes_for(positions, self.spec.positions));
         on_cpu + devices.sum::<u64>()
+    }
+
+    /// Bytes that a cache grows by for each position, without what it allocates ahead.
+    pub fn cache_bytes_per_position(&self) -> u64 {
+        let heads = &self.spec.attention;
+        let [kv_heads, size] = [heads.kv_heads, heads.head_size];
+        let block = LayerCache::bytes_of_position(self.cache_dtype, kv_heads, size);
+        let on_device = Stage::cache_bytes(self, 1);
+        let on_cpu = self.blocks_on_cpu();
+        block * on_cpu as u64 + on_device * (self.blocks.len() - on_cpu) as u64
+    }
+
+    fn blocks_on_cpu(&self) -> usize {
+        let on_devices: usize = self.stages.iter().map(|stage| stage.range().len()).sum();
+        self.blocks.len() - on_devices
     }
 
     /// The description the decoder was built from.
@@ -237,6 +259,32 @@ impl Decoder {
     /// The dtype of the float parameters.
     pub fn dtype(&self) -> FloatDtype {
         self.dtype
+    }
+
+    /// The dtype of keys and values in new caches.
+    pub fn cache_dtype(&self) -> CacheDtype {
+        self.cache_dtype
+    }
+
+    /// Changes the dtype of keys and values in caches made from now on. Those that exist keep theirs
+    /// and stay usable.
+    ///
+    /// # Errors
+    /// [`DecoderError::CacheDtypeOnDevice`] if blocks are on a device and the dtype is not that of the
+    /// float parameters.
+    pub fn set_cache_dtype(&mut self, dtype: CacheDtype) -> Result<()> {
+        self.check_cache_dtype(dtype, !self.stages.is_empty())?;
+        self.cache_dtype = dtype;
+        Ok(())
+    }
+
+    /// Devices store keys and values in the dtype of the float parameters only.
+    pub(super) fn check_cache_dtype(&self, dtype: CacheDtype, on_device: bool) -> Result<()> {
+        let float = self.dtype.into();
+        match on_device && dtype != float {
+            true => Err(DecoderError::CacheDtypeOnDevice { dtype, float }),
+            false => Ok(()),
+        }
     }
 
     /// The instruction set that the CPU computes with.
@@ -323,8 +371,9 @@ impl Decoder {
         });
 
         let attention = &self.spec.attention;
-        let position =
-            2 * attention.kv_heads * attention.head_size * self.dtype.candle().size_in_bytes();
+        let dtype = self.cache_dtype;
+        let vector = attention.head_size * dtype.size_in_bytes() + dtype.scale_bytes();
+        let position = 2 * attention.kv_heads * vector;
         let seen = |layer: &LayerSpec| layer.window.map_or(context, |window| context.min(window));
         let positions: usize = self.spec.layers.iter().map(seen).sum();
 

@@ -1,6 +1,6 @@
 //! The error type of this crate. Messages say what was wrong, where, and what to do.
 
-use llm_int8_nn::NnError;
+use llm_int8_nn::{CacheDtype, NnError};
 
 /// A result with this crate's error.
 pub type Result<T, E = DecoderError> = std::result::Result<T, E>;
@@ -102,6 +102,17 @@ pub enum DecoderError {
          the adapter into its model first (`merge_and_unload()` of peft)"
     )]
     AdapterOnDevice,
+    /// A cache in another dtype than the float parameters on a device.
+    #[error(
+        "keys and values in {dtype} are kept on the CPU only, and part of the model would lie on a device; compute on the \
+         CPU, or keep them in {float}"
+    )]
+    CacheDtypeOnDevice {
+        /// The dtype that was asked for.
+        dtype: CacheDtype,
+        /// That of the model's float parameters, in which devices store keys and values.
+        float: CacheDtype,
+    },
     /// Saving a model with an adapter.
     #[error(
         "an adapter is applied to this model, and a saved model would not hold it; load the model without the adapter \

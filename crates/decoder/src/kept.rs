@@ -134,7 +134,8 @@ impl Decoder {
     /// [`Int8Linear::keep_columns`](llm_int8_nn::linear::Int8Linear::keep_columns).
     pub fn keep_columns(&mut self, sample: &[u32], share: f64) -> Result<()> {
         let mut found = Sample::default();
-        let mut cache = self.new_cache();
+        // Which columns are kept does not depend on how keys and values will be stored.
+        let mut cache = self.new_cache_in(self.dtype().into());
         let sequence = SequenceInput {
             ids: sample,
             cache: &mut cache,

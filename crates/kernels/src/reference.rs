@@ -38,6 +38,29 @@ pub fn quantize_row(row: &[f16]) -> (Vec<i8>, f32) {
     )
 }
 
+/// Codes and scale of the key or the value of one head at one position, in an int8 cache. The scale is
+/// NaN if a component is not finite, and 0 if `absmax / 127` is not a normal number; the codes are
+/// zeros then.
+///
+/// ```
+/// use llm_int8_kernels::reference::quantize_vector;
+/// assert_eq!(quantize_vector(&[-254.0, 3.0, 5.0]), (vec![-127, 2, 2], 2.0)); // halves go to even
+/// ```
+pub fn quantize_vector(vector: &[f32]) -> (Vec<i8>, f32) {
+    let zeros = vec![0; vector.len()];
+    if !vector.iter().all(|x| x.is_finite()) {
+        return (zeros, f32::NAN);
+    }
+
+    let scale = vector.iter().map(|x| x.abs()).fold(0.0, f32::max) / 127.0;
+    if !scale.is_normal() {
+        return (zeros, 0.0);
+    }
+
+    let code = |x: &f32| (x * (1.0 / scale)).round_ties_even() as i8;
+    (vector.iter().map(code).collect(), scale)
+}
+
 /// The root mean square of one row of f16 values, f32; NaN for a row without values.
 ///
 /// The order of the additions is part of the definition, because it decides who is an outlier. Squares

@@ -11,7 +11,7 @@
     reason = "calls into functions compiled for instruction sets, and vector loads"
 )]
 
-use crate::Element;
+use crate::attention::CacheElement;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -99,7 +99,7 @@ pub(crate) trait Lanes: Copy {
     ///
     /// # Safety
     /// `COUNT` values are readable at `from`.
-    unsafe fn load<T: Element>(from: *const T) -> Self;
+    unsafe fn load<T: CacheElement>(from: *const T) -> Self;
 
     /// Writes all values to `to`.
     ///
@@ -133,9 +133,9 @@ impl Lanes for Eight {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load<T: CacheElement>(from: *const T) -> Self {
         // SAFETY: the caller guarantees eight readable values.
-        Self(std::array::from_fn(|i| unsafe { (*from.add(i)).to_f32() }))
+        Self(std::array::from_fn(|i| unsafe { (*from.add(i)).widened() }))
     }
 
     #[inline(always)]
@@ -167,7 +167,7 @@ impl Lanes for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load<T: CacheElement>(from: *const T) -> Self {
         // SAFETY: the caller guarantees eight readable values, and AVX2 and F16C.
         unsafe { T::load8(from) }
     }
@@ -209,7 +209,7 @@ impl Lanes for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load<T: CacheElement>(from: *const T) -> Self {
         // SAFETY: the caller guarantees sixteen readable values, and AVX-512.
         unsafe { T::load16(from) }
     }

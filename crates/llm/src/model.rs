@@ -12,6 +12,7 @@ use crate::warning::Warning;
 use candle_core::{Device, Tensor};
 use llm_int8_decoder::{Decoder, LoadEvent, ModelConfig, PlacedPart, Plan};
 use llm_int8_hub::{NoProgress, Progress};
+use llm_int8_nn::CacheDtype;
 use llm_int8_nn::linear::ReplaceReport;
 use llm_int8_nn::module::{Footprint, Module, NamedParameter, Node};
 use std::fmt;
@@ -44,6 +45,10 @@ pub struct ModelPlan {
     pub placed: Vec<PlacedPart>,
     /// The steps of a forward pass. Printed, it is one line per step.
     pub steps: Plan,
+    /// The dtype of keys and values.
+    pub cache_dtype: CacheDtype,
+    /// Bytes of the keys and values of one position, on the CPU.
+    pub cache_bytes_per_position: u64,
 }
 
 /// A causal language model with its tokenizer, in 8 bit unless configured otherwise.
@@ -136,6 +141,8 @@ impl AutoModelForCausalLM {
             warnings,
             placed,
             steps: decoder.execution_plan().clone(),
+            cache_dtype: decoder.cache_dtype(),
+            cache_bytes_per_position: decoder.cache_bytes_per_position(),
         })
     }
 

@@ -115,3 +115,59 @@ impl From<FloatDtype> for ParameterDtype {
         }
     }
 }
+
+/// What the keys and values of attention are stored as.
+///
+/// ```
+/// use llm_int8_nn::{CacheDtype, FloatDtype};
+/// assert_eq!(CacheDtype::from(FloatDtype::F16).name(), "float16");
+/// assert_eq!(CacheDtype::Int8.to_string(), "int8");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheDtype {
+    /// As floats.
+    Float(FloatDtype),
+    /// As codes in -127..=127, with an f32 scale for each head and position: absmax / 127.
+    Int8,
+}
+
+impl CacheDtype {
+    /// Bytes of one component of a key or a value, without its share of the scale.
+    pub fn size_in_bytes(self) -> usize {
+        ParameterDtype::from(self).size_in_bytes()
+    }
+
+    /// Bytes of the scale of a key or a value of one head: 0 for floats.
+    pub fn scale_bytes(self) -> usize {
+        match self {
+            Self::Float(_) => 0,
+            Self::Int8 => size_of::<f32>(),
+        }
+    }
+
+    /// The name, as in [`ParameterDtype::name`].
+    pub fn name(self) -> &'static str {
+        ParameterDtype::from(self).name()
+    }
+}
+
+impl From<FloatDtype> for CacheDtype {
+    fn from(dtype: FloatDtype) -> Self {
+        Self::Float(dtype)
+    }
+}
+
+impl From<CacheDtype> for ParameterDtype {
+    fn from(dtype: CacheDtype) -> Self {
+        match dtype {
+            CacheDtype::Float(dtype) => dtype.into(),
+            CacheDtype::Int8 => Self::I8,
+        }
+    }
+}
+
+impl fmt::Display for CacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

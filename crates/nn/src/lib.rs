@@ -49,6 +49,6 @@ pub mod near_names;
 pub mod parameter;
 pub mod var_builder;
 
-pub use dtype::{FloatDtype, ParameterDtype};
+pub use dtype::{CacheDtype, FloatDtype, ParameterDtype};
 pub use error::{NnError, Result};
 pub use llm_int8_kernels::{Isa, limits};

@@ -95,6 +95,7 @@ impl Loaded {
                 "version": env!("CARGO_PKG_VERSION"),
                 "rule": decoder.int8_config().map_or("no layer is in 8 bit".to_owned(), |c| rule(&c)),
                 "dtype": ParameterDtype::from(decoder.dtype()).name(),
+                "cache_dtype": decoder.cache_dtype().name(),
                 "device": device.join(", "),
                 "isa": decoder.isa().name(),
                 "reproducible": reason.is_none(),
@@ -189,7 +190,7 @@ fn rule(config: &Int8Config) -> String {
 const PROBE: usize = 8;
 
 /// A hash of all that the text of a request depends on beside the request: version, settings of 8
-/// bit, dtype, instruction set, devices, and the weights. These are known by what they compute: the
+/// bit, dtypes, instruction set, devices, and the weights. These are known by what they compute: the
 /// logits of a few tokens, in which every layer and every row of the head takes part.
 fn fingerprint(model: &AutoModelForCausalLM) -> Result<String> {
     let decoder = model.decoder();
@@ -207,10 +208,11 @@ fn fingerprint(model: &AutoModelForCausalLM) -> Result<String> {
 
     let mut hash = Sha256::new();
     let settings = format!(
-        "{} {:?} {} {} {:?}",
+        "{} {:?} {} {} {} {:?}",
         env!("CARGO_PKG_VERSION"),
         decoder.int8_config(),
         ParameterDtype::from(decoder.dtype()),
+        decoder.cache_dtype(),
         decoder.isa().name(),
         model
             .placed()

@@ -20,7 +20,7 @@ use crate::spec::DecoderSpec;
 use llm_int8_kernels::Isa;
 use llm_int8_nn::checkpoint::Checkpoint;
 use llm_int8_nn::config::ModelConfig;
-use llm_int8_nn::dtype::FloatDtype;
+use llm_int8_nn::dtype::{CacheDtype, FloatDtype};
 use llm_int8_nn::linear::{CodeMemory, Int8Config, ReplaceReport};
 use llm_int8_nn::lora::Adapter;
 use llm_int8_nn::module::{ModulePath, SkipList};
@@ -49,6 +49,9 @@ pub enum WeightDtype {
 pub struct LoadOptions {
     /// The dtype of the parameters outside the int8 layers.
     pub dtype: WeightDtype,
+    /// The dtype of keys and values. None: that of the float parameters, as in transformers. Another
+    /// one is for the CPU only.
+    pub cache_dtype: Option<CacheDtype>,
     /// How int8 layers compute; none: no layer becomes int8.
     pub int8: Option<Int8Config>,
     /// The outlier threshold, which overrides a saved 8-bit checkpoint's. None: that of the
@@ -77,6 +80,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: WeightDtype::default(),
+            cache_dtype: None,
             int8: Some(Int8Config::default()),
             threshold: None,
             skip_modules: SkipList::default(),
@@ -132,6 +136,9 @@ impl Decoder {
         let stored = StoredQuantization::of(config)?;
         let (dtype, narrowed) = float_dtype(config, checkpoint, options.dtype);
         let mut decoder = Self::declared(spec, dtype, options.isa)?;
+        if let Some(dtype) = options.cache_dtype {
+            decoder.set_cache_dtype(dtype)?;
+        }
         let keys = Keys {
             checkpoint,
             prefix: decoder.spec().optional_prefix,
@@ -198,7 +205,8 @@ impl Decoder {
     /// - [`NnError::UnknownModule`](llm_int8_nn::NnError) for a skipped module that does not exist;
     /// - [`NnError::AdapterTensor`](llm_int8_nn::NnError) for an adapter of another model;
     /// - [`DecoderError::Placement`], [`DecoderError::OriginalWeightsOnDevice`],
-    ///   [`DecoderError::AdapterOnDevice`], [`DecoderError::Cuda`] for a placement that is impossible or fails.
+    ///   [`DecoderError::AdapterOnDevice`], [`DecoderError::CacheDtypeOnDevice`],
+    ///   [`DecoderError::Cuda`] for a placement that is impossible or fails.
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Arc<Checkpoint>,

@@ -220,7 +220,7 @@ impl Decoder {
     /// # Errors
     /// [`DecoderError::Placement`] for a device that is named twice, or if more than
     /// `most_on_cpu` is left for the CPU; [`DecoderError::OriginalWeightsOnDevice`],
-    /// [`DecoderError::AdapterOnDevice`]; [`DecoderError::Cuda`].
+    /// [`DecoderError::AdapterOnDevice`], [`DecoderError::CacheDtypeOnDevice`]; [`DecoderError::Cuda`].
     fn map_for(&self, placement: &Placement) -> Result<DeviceMap> {
         DeviceMap::check(placement)?;
         let keeps_original = |part: &Part| match part {
@@ -236,6 +236,8 @@ impl Decoder {
         if !placement.devices.is_empty() && self.has_adapter() {
             return Err(DecoderError::AdapterOnDevice);
         }
+
+        self.check_cache_dtype(self.cache_dtype(), !placement.devices.is_empty())?;
 
         let map = DeviceMap::of(placement, &self.sizes(placement))?;
         let on_cpu = self.bytes_on_cpu(&map);

@@ -78,6 +78,20 @@ impl Load for bf16 {
     }
 }
 
+impl Load for i8 {
+    #[inline(always)]
+    unsafe fn load8(from: *const Self) -> __m256 {
+        // SAFETY: the caller guarantees AVX2 and eight readable bytes.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller guarantees AVX-512 and sixteen readable bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+}
+
 /// Whether this CPU has AVX2 and F16C. std caches the answer.
 pub(crate) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")

@@ -6,9 +6,9 @@ pub(crate) mod avx2;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-use avx2::Load;
+pub(crate) use avx2::Load;
 
-/// Vector loads of an [`Element`]; nothing on architectures without vector kernels.
+/// Vector loads with conversion to f32; nothing on architectures without vector kernels.
 #[cfg(not(target_arch = "x86_64"))]
 pub trait Load {}
 
@@ -16,7 +16,7 @@ pub trait Load {}
 impl<T: Copy> Load for T {}
 
 /// f32, f16 or bf16. Not meant to be implemented elsewhere.
-pub trait Element: Load + Copy + Send + Sync + 'static {
+pub trait Element: Load + Copy + Default + Send + Sync + 'static {
     /// The value in f32; exact.
     ///
     /// ```

@@ -17,9 +17,9 @@ use llm_int8_decoder::{
 };
 use llm_int8_hub::{NoProgress, Progress};
 use llm_int8_kernels::{MatRef, QuantizedActivations};
-use llm_int8_nn::NnError;
 use llm_int8_nn::linear::{Int8Config, Linear, OutlierRule};
 use llm_int8_nn::module::ModulePath;
+use llm_int8_nn::{CacheDtype, FloatDtype, NnError};
 use paper::{Dequantized, Simulation};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -37,6 +37,8 @@ pub enum ComparedRule {
     Preset(Accuracy),
     /// A rule of the LLM.int8() paper's Table 1, without outliers.
     Paper(PaperRule),
+    /// The baseline with keys and values in this dtype.
+    Cache(CacheDtype),
 }
 
 impl ComparedRule {
@@ -47,6 +49,10 @@ impl ComparedRule {
             Self::FloatActivations => "float activations",
             Self::Preset(accuracy) => accuracy.name(),
             Self::Paper(rule) => rule.name(),
+            Self::Cache(CacheDtype::Float(FloatDtype::F16)) => "float16 cache",
+            Self::Cache(CacheDtype::Float(FloatDtype::BF16)) => "bfloat16 cache",
+            Self::Cache(CacheDtype::Float(FloatDtype::F32)) => "float32 cache",
+            Self::Cache(CacheDtype::Int8) => "int8 cache",
         }
     }
 }
@@ -153,6 +159,11 @@ impl AccuracyComparison {
         if self.float.is_some() {
             rules.extend(PaperRule::SIMULATED.map(ComparedRule::Paper));
         }
+
+        let decoder = self.int8.decoder();
+        let caches = [decoder.dtype().into(), CacheDtype::Int8].into_iter();
+        let others = caches.filter(|dtype| *dtype != decoder.cache_dtype());
+        rules.extend(others.map(ComparedRule::Cache));
         rules
     }
 
@@ -252,6 +263,7 @@ impl AccuracyComparison {
                 };
                 return pass(float.decoder(), window, &mut hook, tally);
             }
+            ComparedRule::Cache(dtype) => return self.with_cache(dtype, window, tally),
         };
 
         let model = match (config, &self.float) {
@@ -270,12 +282,32 @@ impl AccuracyComparison {
         Ok(logits)
     }
 
+    /// The logits of the baseline with keys and values in another dtype.
+    fn with_cache(
+        &mut self,
+        dtype: CacheDtype,
+        window: &[u32],
+        tally: &mut Tally,
+    ) -> Result<Vec<f32>> {
+        let usual = self.int8.decoder().cache_dtype();
+        self.set_baseline_cache(dtype)?;
+        let logits = self.logits(self.baseline(), window, tally);
+        self.set_baseline_cache(usual)?;
+        logits
+    }
+
+    fn set_baseline_cache(&mut self, dtype: CacheDtype) -> Result<()> {
+        let model = self.float.as_mut().unwrap_or(&mut self.int8);
+        Ok(model.decoder_mut().set_cache_dtype(dtype)?)
+    }
+
     /// The bytes of the model under a rule.
     fn bytes(&self, rule: ComparedRule) -> u64 {
         let footprint = self.int8.memory_footprint();
         let kept = self.int8.decoder().kept_bytes();
         let scales = footprint.absmax - kept;
         match rule {
+            ComparedRule::Cache(_) => self.bytes(self.baseline()),
             ComparedRule::Float => match &self.float {
                 Some(float) => float.memory_footprint().actual(),
                 None => footprint.actual(),

@@ -108,7 +108,9 @@ impl Tally {
             worst_position: self.worst.1,
             agreement: self.agreeing as f64 / n,
             outlier_share: match rule {
-                ComparedRule::Float | ComparedRule::FloatActivations => 1.0,
+                ComparedRule::Float | ComparedRule::FloatActivations | ComparedRule::Cache(_) => {
+                    1.0
+                }
                 _ => self.outliers as f64 / self.activations.max(1) as f64,
             },
             duration: self.duration,

@@ -3,8 +3,8 @@
 
 use super::cache::{CacheValues, HeadMut, HeadSlot, NewPositions};
 use super::{Alibi, LayerCache, RopeTable};
-use llm_int8_kernels::attention::{HeadCache, Query, Scratch, attend as attend_head};
-use llm_int8_kernels::{Element, Isa, team};
+use llm_int8_kernels::attention::{CacheElement, HeadCache, Query, Scratch, attend as attend_head};
+use llm_int8_kernels::{Isa, team};
 use std::ops::Range;
 
 /// How the queries, keys and values of all heads are laid out in one row of a fused QKV output.
@@ -182,6 +182,9 @@ pub fn attend(
             Head::Filled(CacheValues::F32(cache)) => {
                 queries.attend(isa, cache.head(task.kv_head, size), task.outs, scratch);
             }
+            Head::Filled(CacheValues::Int8(cache)) => {
+                queries.attend(isa, cache.head(task.kv_head, size), task.outs, scratch);
+            }
             Head::New(HeadSlot::F16(slot)) => {
                 queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
             }
@@ -191,10 +194,13 @@ pub fn attend(
             Head::New(HeadSlot::F32(slot)) => {
                 queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
             }
+            Head::New(HeadSlot::Int8(slot)) => {
+                queries.fill_and_attend(isa, slot, task.kv_head, task.outs, scratch);
+            }
         }
     };
 
-    team::for_each(tasks(qkv, sequences, out), run);
+    team::for_each(tasks(isa, qkv, sequences, out), run);
 }
 
 /// One unit of parallel work: up to [`TASK_POSITIONS`] new positions of a sequence, and the query
@@ -221,6 +227,7 @@ enum Head<'a> {
 /// Splits the work, and `out` with it, into tasks. Sequences with many new positions are appended
 /// to their caches here.
 fn tasks<'a>(
+    isa: Isa,
     qkv: Qkv<'a>,
     sequences: &'a mut [AttendedSequence<'_>],
     out: &'a mut [f32],
@@ -235,6 +242,7 @@ fn tasks<'a>(
     for sequence in sequences {
         let cache = &mut *sequence.cache;
         let new = NewPositions {
+            isa,
             k,
             v,
             rows: sequence.rows.clone(),
@@ -249,7 +257,7 @@ fn tasks<'a>(
             let slots = cache.extend(new.rows.len(), kv_heads, k.size);
             slots.into_iter().map(Head::New).collect()
         } else {
-            cache.append(k, v, new.rows.clone(), new.rope);
+            cache.append(&new);
             let blocks = new.rows.len().div_ceil(TASK_POSITIONS);
             let values = cache.values();
             (0..blocks * kv_heads)
@@ -291,7 +299,7 @@ struct Queries<'a> {
 
 impl Queries<'_> {
     /// Writes the new positions of a head, then attends to it.
-    fn fill_and_attend<T: Element>(
+    fn fill_and_attend<T: CacheElement>(
         &self,
         isa: Isa,
         mut slot: HeadMut<'_, T>,
@@ -303,7 +311,7 @@ impl Queries<'_> {
         self.attend(isa, slot.cache(), outs, scratch);
     }
 
-    fn attend<T: Element>(
+    fn attend<T: CacheElement>(
         &self,
         isa: Isa,
         cache: HeadCache<'_, T>,

@@ -1,15 +1,16 @@
 //! The key/value cache, in the layout that the attention kernels read.
 
 use super::{Heads, RopeTable};
-use crate::FloatDtype;
+use crate::{CacheDtype, FloatDtype};
 use half::{bf16, f16};
-use llm_int8_kernels::attention::{HeadCache, PANEL, key_place, padded};
-use llm_int8_kernels::{AlignedVec, Element};
+use llm_int8_kernels::attention::{CacheElement, HeadCache, PANEL, key_place, padded};
+use llm_int8_kernels::{AlignedVec, Isa};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The keys and values of one layer for one sequence, in the model's float dtype as in
-/// transformers. Heads are stored one after the other, and within a head the positions.
+/// The keys and values of one layer for one sequence. Heads are stored one after the other, and
+/// within a head the positions. In int8 each key and value is quantised once, when it is added, by
+/// itself: its codes depend on nothing else.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     values: CacheValues,
@@ -21,6 +22,7 @@ pub(super) enum CacheValues {
     F16(KeysAndValues<f16>),
     BF16(KeysAndValues<bf16>),
     F32(KeysAndValues<f32>),
+    Int8(KeysAndValues<i8>),
 }
 
 /// The memory of one head, for whoever writes its new positions.
@@ -28,18 +30,23 @@ pub(super) enum HeadSlot<'a> {
     F16(HeadMut<'a, f16>),
     BF16(HeadMut<'a, bf16>),
     F32(HeadMut<'a, f32>),
+    Int8(HeadMut<'a, i8>),
 }
 
 /// The keys and values of one head.
 pub(super) struct HeadMut<'a, T> {
     keys: &'a mut [T],
     values: &'a mut [T],
+    /// One for each position; empty for floats, as those of the values.
+    key_scales: &'a mut [f32],
+    value_scales: &'a mut [f32],
     size: usize,
 }
 
 /// New keys and values of one sequence.
 #[derive(Clone)]
 pub(super) struct NewPositions<'a> {
+    pub(super) isa: Isa,
     pub(super) k: &'a Heads<'a>,
     pub(super) v: &'a Heads<'a>,
     /// Their rows in `k` and `v`.
@@ -51,10 +58,13 @@ pub(super) struct NewPositions<'a> {
 }
 
 /// Keys and values head by head; [`HeadCache`] describes the layout of one head.
-#[derive(Debug, Clone)]
-pub(super) struct KeysAndValues<T> {
+#[derive(Debug, Clone, Default)]
+pub(super) struct KeysAndValues<T: Clone + Default> {
     keys: AlignedVec<T>,
     values: AlignedVec<T>,
+    /// One for each position of each head; empty for floats, as those of the values.
+    key_scales: AlignedVec<f32>,
+    value_scales: AlignedVec<f32>,
     /// Positions allocated, a multiple of [`PANEL`].
     capacity: usize,
     /// Values in a key; 0 before the first position.
@@ -70,11 +80,12 @@ const PARALLEL_POSITIONS: usize = 8;
 
 impl LayerCache {
     /// An empty cache.
-    pub fn new(dtype: FloatDtype) -> Self {
+    pub fn new(dtype: CacheDtype) -> Self {
         let values = match dtype {
-            FloatDtype::F16 => CacheValues::F16(KeysAndValues::new()),
-            FloatDtype::BF16 => CacheValues::BF16(KeysAndValues::new()),
-            FloatDtype::F32 => CacheValues::F32(KeysAndValues::new()),
+            CacheDtype::Float(FloatDtype::F16) => CacheValues::F16(KeysAndValues::default()),
+            CacheDtype::Float(FloatDtype::BF16) => CacheValues::BF16(KeysAndValues::default()),
+            CacheDtype::Float(FloatDtype::F32) => CacheValues::F32(KeysAndValues::default()),
+            CacheDtype::Int8 => CacheValues::Int8(KeysAndValues::default()),
         };
         Self { values, len: 0 }
     }
@@ -89,20 +100,27 @@ impl LayerCache {
         self.len == 0
     }
 
-    /// Bytes allocated for keys and values.
+    /// Bytes allocated for keys and values, their scales included.
     pub fn bytes(&self) -> u64 {
         match &self.values {
             CacheValues::F16(values) => values.bytes(),
             CacheValues::BF16(values) => values.bytes(),
             CacheValues::F32(values) => values.bytes(),
+            CacheValues::Int8(values) => values.bytes(),
         }
     }
 
     /// Bytes that the cache of a layer with `kv_heads` heads of `size` values allocates for
     /// `positions` positions.
-    pub fn bytes_for(dtype: FloatDtype, kv_heads: usize, size: usize, positions: usize) -> u64 {
-        let values = kv_heads * positions.next_multiple_of(GROW_BY) * (size + padded(size));
-        (values * dtype.candle().size_in_bytes()) as u64
+    pub fn bytes_for(dtype: CacheDtype, kv_heads: usize, size: usize, positions: usize) -> u64 {
+        let position = Self::bytes_of_position(dtype, kv_heads, size);
+        position * positions.next_multiple_of(GROW_BY) as u64
+    }
+
+    /// Bytes that one position takes in the cache of a layer with `kv_heads` heads of `size` values.
+    pub fn bytes_of_position(dtype: CacheDtype, kv_heads: usize, size: usize) -> u64 {
+        let head = (size + padded(size)) * dtype.size_in_bytes() + 2 * dtype.scale_bytes();
+        (kv_heads * head) as u64
     }
 
     /// A copy of the first `len` positions, or of all if there are fewer. It has no more memory
@@ -113,6 +131,7 @@ impl LayerCache {
             CacheValues::F16(values) => CacheValues::F16(values.prefix(len)),
             CacheValues::BF16(values) => CacheValues::BF16(values.prefix(len)),
             CacheValues::F32(values) => CacheValues::F32(values.prefix(len)),
+            CacheValues::Int8(values) => CacheValues::Int8(values.prefix(len)),
         };
         Self { values, len }
     }
@@ -126,27 +145,14 @@ impl LayerCache {
         &self.values
     }
 
-    /// Appends keys and values of some rows. `rope` rotates the keys.
-    pub(super) fn append(
-        &mut self,
-        k: &Heads<'_>,
-        v: &Heads<'_>,
-        rows: Range<usize>,
-        rope: Option<&RopeTable>,
-    ) {
-        let new = NewPositions {
-            k,
-            v,
-            rows,
-            first: self.len,
-            rope,
-        };
-
-        let heads = self.extend(new.rows.len(), k.count(), k.size());
+    /// Appends keys and values.
+    pub(super) fn append(&mut self, new: &NewPositions<'_>) {
+        let heads = self.extend(new.rows.len(), new.k.count(), new.k.size());
         let fill = |(head, slot): (usize, HeadSlot<'_>)| match slot {
-            HeadSlot::F16(mut slot) => slot.fill(&new, head, &mut Vec::new()),
-            HeadSlot::BF16(mut slot) => slot.fill(&new, head, &mut Vec::new()),
-            HeadSlot::F32(mut slot) => slot.fill(&new, head, &mut Vec::new()),
+            HeadSlot::F16(mut slot) => slot.fill(new, head, &mut Vec::new()),
+            HeadSlot::BF16(mut slot) => slot.fill(new, head, &mut Vec::new()),
+            HeadSlot::F32(mut slot) => slot.fill(new, head, &mut Vec::new()),
+            HeadSlot::Int8(mut slot) => slot.fill(new, head, &mut Vec::new()),
         };
         if new.rows.len() >= PARALLEL_POSITIONS {
             heads.into_par_iter().enumerate().for_each(fill);
@@ -173,11 +179,15 @@ impl LayerCache {
                 let heads = values.heads_mut(positions, heads, size);
                 heads.map(HeadSlot::F32).collect()
             }
+            CacheValues::Int8(values) => {
+                let heads = values.heads_mut(positions, heads, size);
+                heads.map(HeadSlot::Int8).collect()
+            }
         }
     }
 }
 
-impl<T: Element> HeadMut<'_, T> {
+impl<T: CacheElement> HeadMut<'_, T> {
     /// Writes the keys and values of `head` in new positions. `key` is scratch memory.
     pub(super) fn fill(&mut self, new: &NewPositions<'_>, head: usize, key: &mut Vec<f32>) {
         let size = self.size;
@@ -191,49 +201,55 @@ impl<T: Element> HeadMut<'_, T> {
             }
 
             // Keys lie in panels of positions, so one key has a stride of a panel's width.
+            let scale = T::scale_of(new.isa, key);
             let first = key_place(position, 0, size);
             let mut places = self.keys[first..].iter_mut().step_by(PANEL);
             for part in key.chunks(PANEL) {
-                let mut stored = [T::of(0.0); PANEL];
+                let mut stored = [T::default(); PANEL];
                 let stored = &mut stored[..part.len()];
-                T::of_slice(part, stored);
+                T::store(new.isa, part, scale, stored);
                 for (x, place) in stored.iter().zip(&mut places) {
                     *place = *x;
                 }
             }
 
-            let value = &mut self.values[position * width..][..size];
-            T::of_slice(new.v.get(row, head), value);
+            let value = new.v.get(row, head);
+            let value_scale = T::scale_of(new.isa, value);
+            let stored = &mut self.values[position * width..][..size];
+            T::store(new.isa, value, value_scale, stored);
+            if T::IS_SCALED {
+                self.key_scales[position] = scale;
+                self.value_scales[position] = value_scale;
+            }
         }
     }
 
     /// The head, to attend to.
     pub(super) fn cache(&self) -> HeadCache<'_, T> {
-        HeadCache::new(self.keys, self.values, self.size)
+        let scales = [&*self.key_scales, &*self.value_scales];
+        HeadCache::scaled(self.keys, self.values, scales, self.size)
     }
 }
 
-impl<T: Element> KeysAndValues<T> {
-    fn new() -> Self {
-        let empty = || AlignedVec::filled(0, T::of(0.0));
-        Self {
-            keys: empty(),
-            values: empty(),
-            capacity: 0,
-            size: 0,
-        }
-    }
+impl<T: CacheElement> KeysAndValues<T> {
+    /// Scales of a key, and of a value.
+    const SCALES: usize = T::IS_SCALED as usize;
 
     fn bytes(&self) -> u64 {
-        (size_of_val(&self.keys[..]) + size_of_val(&self.values[..])) as u64
+        let elements = size_of_val(&self.keys[..]) + size_of_val(&self.values[..]);
+        let scales = size_of_val(&self.key_scales[..]) + size_of_val(&self.value_scales[..]);
+        (elements + scales) as u64
     }
 
     pub(super) fn head(&self, head: usize, size: usize) -> HeadCache<'_, T> {
-        let keys_len = self.capacity * size;
-        let values_len = self.capacity * padded(size);
-        HeadCache::new(
-            &self.keys[head * keys_len..][..keys_len],
-            &self.values[head * values_len..][..values_len],
+        let keys = self.capacity * size;
+        let values = self.capacity * padded(size);
+        let scales = self.capacity * Self::SCALES;
+        let scales = head * scales..(head + 1) * scales;
+        HeadCache::scaled(
+            &self.keys[head * keys..][..keys],
+            &self.values[head * values..][..values],
+            [&self.key_scales[scales.clone()], &self.value_scales[scales]],
             size,
         )
     }
@@ -248,8 +264,21 @@ impl<T: Element> KeysAndValues<T> {
         self.reserve(positions, heads, size);
         let keys = self.keys.chunks_mut(self.capacity * size);
         let values = self.values.chunks_mut(self.capacity * padded(size));
-        keys.zip(values)
-            .map(move |(keys, values)| HeadMut { keys, values, size })
+        // Without scales, every head has none.
+        let none = || std::iter::repeat_with(<&mut [f32]>::default);
+        let key_scales = self.key_scales.chunks_mut(self.capacity).chain(none());
+        let value_scales = self.value_scales.chunks_mut(self.capacity).chain(none());
+
+        let elements = keys.zip(values);
+        elements.zip(key_scales.zip(value_scales)).map(
+            move |((keys, values), (key_scales, value_scales))| HeadMut {
+                keys,
+                values,
+                key_scales,
+                value_scales,
+                size,
+            },
+        )
     }
 
     /// Makes room for `positions` positions and keeps the content: the layout of a head's first
@@ -257,27 +286,29 @@ impl<T: Element> KeysAndValues<T> {
     fn reserve(&mut self, positions: usize, heads: usize, size: usize) {
         if positions > self.capacity {
             self.size = size;
-            let capacity = positions.next_multiple_of(GROW_BY);
-            self.keys = resized(&self.keys, self.capacity * size, heads, capacity * size);
-            let width = padded(size);
-            self.values = resized(&self.values, self.capacity * width, heads, capacity * width);
-            self.capacity = capacity;
+            *self = self.with_capacity(positions.next_multiple_of(GROW_BY), heads);
         }
     }
 
     /// A copy of the first `len` positions.
     fn prefix(&self, len: usize) -> Self {
         if len == 0 || self.capacity == 0 {
-            return Self::new();
+            return Self::default();
         }
 
-        let (size, width) = (self.size, padded(self.size));
-        let heads = self.values.len() / (self.capacity * width);
-        let capacity = len.next_multiple_of(GROW_BY).min(self.capacity);
-        let copy = |buffer, width| resized(buffer, self.capacity * width, heads, capacity * width);
+        let heads = self.values.len() / (self.capacity * padded(self.size));
+        self.with_capacity(len.next_multiple_of(GROW_BY).min(self.capacity), heads)
+    }
+
+    /// A copy with room for `capacity` positions, of which it holds as many as it can.
+    fn with_capacity(&self, capacity: usize, heads: usize) -> Self {
+        let (size, width, scales) = (self.size, padded(self.size), Self::SCALES);
+        let (from, to) = (self.capacity, capacity);
         Self {
-            keys: copy(&self.keys, size),
-            values: copy(&self.values, width),
+            keys: resized(&self.keys, from * size, heads, to * size),
+            values: resized(&self.values, from * width, heads, to * width),
+            key_scales: resized(&self.key_scales, from * scales, heads, to * scales),
+            value_scales: resized(&self.value_scales, from * scales, heads, to * scales),
             capacity,
             size,
         }
@@ -286,13 +317,13 @@ impl<T: Element> KeysAndValues<T> {
 
 /// A copy of `buffer`, of heads of `from` elements, with `to` elements in each head: as many as
 /// there are, then zeros.
-fn resized<T: Element>(
+fn resized<T: Copy + Default>(
     buffer: &AlignedVec<T>,
     from: usize,
     heads: usize,
     to: usize,
 ) -> AlignedVec<T> {
-    let mut copy = AlignedVec::filled(heads * to, T::of(0.0));
+    let mut copy = AlignedVec::filled(heads * to, T::default());
     if from > 0 {
         let kept = from.min(to);
         copy.chunks_mut(to)
@@ -306,6 +337,18 @@ fn resized<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llm_int8_kernels::reference::quantize_vector;
+
+    fn append(cache: &mut LayerCache, all: &Heads<'_>, rows: Range<usize>) {
+        cache.append(&NewPositions {
+            isa: Isa::detect(),
+            k: all,
+            v: all,
+            first: cache.len(),
+            rows,
+            rope: None,
+        });
+    }
 
     #[test]
     fn a_cache_keeps_its_content_as_it_grows_and_can_be_truncated() {
@@ -314,16 +357,21 @@ mod tests {
         let rows: Vec<f32> = (0..600 * heads * size).map(|i| i as f32).collect();
         let all = Heads::in_order(&rows, heads * size, 0, heads, size);
 
-        for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::BF16] {
+        let floats = [FloatDtype::F32, FloatDtype::F16, FloatDtype::BF16];
+        for dtype in floats
+            .map(CacheDtype::from)
+            .into_iter()
+            .chain([CacheDtype::Int8])
+        {
             let mut cache = LayerCache::new(dtype);
             for first in (0..600).step_by(40) {
-                cache.append(&all, &all, first..first + 40, None);
+                append(&mut cache, &all, first..first + 40);
             }
 
             assert_eq!(cache.len(), 600);
             // 768 positions of 2 heads: keys of 3 values, values padded to 16.
-            let bytes = if dtype == FloatDtype::F32 { 4 } else { 2 };
-            assert_eq!(cache.bytes(), 768 * 2 * (3 + 16) * bytes);
+            let head = (3 + 16) * dtype.size_in_bytes() + 2 * dtype.scale_bytes();
+            assert_eq!(cache.bytes(), (768 * 2 * head) as u64);
             if let CacheValues::F32(values) = cache.values() {
                 for (position, head, d) in [(0, 0, 0), (255, 1, 2), (256, 0, 1), (599, 1, 0)] {
                     let expected = ((position * heads + head) * size + d) as f32;
@@ -348,7 +396,7 @@ mod tests {
             }
 
             let mut copy = cache.prefix(257);
-            copy.append(&all, &all, 257..600, None);
+            append(&mut copy, &all, 257..600);
             if let (CacheValues::F32(copy), CacheValues::F32(values)) =
                 (copy.values(), cache.values())
             {
@@ -370,6 +418,52 @@ mod tests {
 
             cache.truncate(10);
             assert_eq!((cache.len(), cache.is_empty()), (10, false));
+        }
+    }
+
+    /// Codes and scales of every position, as the reference has them.
+    fn check_int8(cache: &LayerCache, all: &Heads<'_>) {
+        let CacheValues::Int8(values) = cache.values() else {
+            panic!("not an int8 cache");
+        };
+        for (position, head) in (0..cache.len()).flat_map(|i| (0..2).map(move |head| (i, head))) {
+            let (codes, scale) = quantize_vector(all.get(position, head));
+            let row = head * values.capacity + position;
+            assert_eq!(
+                [values.key_scales[row], values.value_scales[row]],
+                [scale; 2]
+            );
+            let width = padded(values.size);
+            assert_eq!(values.values[row * width..][..values.size], codes);
+            let keys = &values.keys[head * values.capacity * values.size..];
+            for (d, code) in codes.iter().enumerate() {
+                assert_eq!(keys[key_place(position, d, values.size)], *code);
+            }
+        }
+    }
+
+    #[test]
+    fn positions_are_quantised_as_by_the_reference_however_they_are_added() {
+        let size = 19;
+        let rows: Vec<f32> = (0..600 * 2 * size)
+            .map(|i| (i as f32 * 0.7).sin() * (1 + i / size % 9) as f32)
+            .collect();
+        let all = Heads::in_order(&rows, 2 * size, 0, 2, size);
+        for step in [1, 7, 40, 600] {
+            let mut cache = LayerCache::new(CacheDtype::Int8);
+            for first in (0..600).step_by(step) {
+                append(&mut cache, &all, first..(first + step).min(600));
+            }
+            check_int8(&cache, &all);
+
+            // What is dropped and added again, and a copy that goes on.
+            cache.truncate(300);
+            append(&mut cache, &all, 300..600);
+            check_int8(&cache, &all);
+            let mut copy = cache.prefix(513);
+            check_int8(&copy, &all);
+            append(&mut copy, &all, 513..600);
+            check_int8(&copy, &all);
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::generate::{
     Update,
 };
 use crate::model::AutoModelForCausalLM;
+use llm_int8_nn::CacheDtype;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -172,13 +173,26 @@ fn random_load(
 
 #[test]
 fn random_loads_chunks_and_caches_give_the_bits_of_a_sequence_alone() {
-    let model = model();
+    check_loads(&model(), &[1, 3, 8], &[1, 3, 512]);
+}
+
+#[test]
+fn with_an_int8_cache_too() {
+    let mut model = model();
+    model
+        .decoder_mut()
+        .set_cache_dtype(CacheDtype::Int8)
+        .unwrap();
+    check_loads(&model, &[8], &[3, 512]);
+}
+
+fn check_loads(model: &AutoModelForCausalLM, at_once: &[usize], prefill_tokens: &[usize]) {
     assert!(model.decoder().is_batch_invariant());
-    let expected = expected(&model);
+    let expected = expected(model);
     let mut seed = 0;
     let mut reused = 0;
-    for at_once in [1, 3, 8] {
-        for prefill_tokens in [1, 3, 512] {
+    for &at_once in at_once {
+        for &prefill_tokens in prefill_tokens {
             for (prefix_cache_bytes, cache_bytes) in
                 [(0, None), (1 << 30, None), (6 << 20, Some(12 << 20))]
             {
@@ -189,7 +203,7 @@ fn random_loads_chunks_and_caches_give_the_bits_of_a_sequence_alone() {
                     prefix_cache_bytes,
                 };
                 seed += 1;
-                let tokens = random_load(&model, &expected, config, seed);
+                let tokens = random_load(model, &expected, config, seed);
                 assert!(tokens == 0 || prefix_cache_bytes > 0);
                 reused += tokens;
             }

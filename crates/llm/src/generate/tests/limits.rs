@@ -5,6 +5,7 @@ use super::{Seen, alone, drawn, fixed, model, requests};
 use crate::error::LlmError;
 use crate::generate::{Engine, EngineConfig, Event, GenerationConfig, Request, SequenceId, Update};
 use crate::model::AutoModelForCausalLM;
+use llm_int8_nn::CacheDtype;
 
 fn ids_request(prompt: usize, new: usize) -> Request {
     let prompt: Vec<u32> = (0..prompt as u32).map(|i| i * 37 % 500).collect();
@@ -65,6 +66,30 @@ fn a_request_that_can_never_fit_is_refused_at_once() {
     assert_eq!((tokens, needed), (257, 2 * available));
     let mut none = limited(&model, 0, 0);
     assert!(none.add("ROMEO:").is_err());
+}
+
+/// A budget that holds two caches in f16 holds three in int8.
+#[test]
+fn more_sequences_run_in_the_same_memory_with_an_int8_cache() {
+    let float = model();
+    let budget = 2 * unit(&float);
+    let mut int8 = model();
+    int8.decoder_mut()
+        .set_cache_dtype(CacheDtype::Int8)
+        .unwrap();
+    for (model, expected) in [(&float, 2), (&int8, 3)] {
+        let config = EngineConfig {
+            cache_bytes: Some(budget),
+            ..EngineConfig::default()
+        };
+        let mut engine = Engine::with_config(model, config).unwrap();
+        for _ in 0..8 {
+            engine.add(ids_request(20, 5)).unwrap();
+        }
+        let started = started(engine.step().collect());
+        assert_eq!(started.len(), expected);
+        assert!(engine.state().cache_bytes <= budget);
+    }
 }
 
 /// A big request at the head of the queue is not passed by small ones that would fit.

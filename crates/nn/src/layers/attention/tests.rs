@@ -1,6 +1,6 @@
 use super::*;
-use crate::FloatDtype;
 use crate::layers::Rope;
+use crate::{CacheDtype, FloatDtype};
 
 fn noise(count: usize, seed: usize) -> Vec<f32> {
     (0..count)
@@ -48,8 +48,10 @@ fn run(
     out
 }
 
+const DTYPES: [CacheDtype; 2] = [CacheDtype::Float(FloatDtype::F32), CacheDtype::Int8];
+
 fn empty() -> LayerCache {
-    LayerCache::new(FloatDtype::F32)
+    LayerCache::new(DTYPES[0])
 }
 
 #[test]
@@ -71,9 +73,12 @@ fn decoding_one_by_one_equals_prefill_bit_for_bit() {
             ..rule()
         },
     ] {
-        for rope in [None, Some(&rope)] {
-            let whole = run(0..5, rule, rope, &mut empty());
-            let mut cache = empty();
+        for (rope, dtype) in [None, Some(&rope)]
+            .into_iter()
+            .flat_map(|rope| DTYPES.map(|dtype| (rope, dtype)))
+        {
+            let whole = run(0..5, rule, rope, &mut LayerCache::new(dtype));
+            let mut cache = LayerCache::new(dtype);
             let parts: Vec<f32> = (0..5)
                 .flat_map(|t| run(t..t + 1, rule, rope, &mut cache))
                 .collect();
@@ -99,7 +104,28 @@ fn a_window_of_one_returns_the_value_itself() {
 }
 
 #[test]
+fn an_int8_cache_gives_what_its_codes_say() {
+    let window = AttentionRule {
+        window: Some(1),
+        ..rule()
+    };
+    let out = run(0..5, window, None, &mut LayerCache::new(CacheDtype::Int8));
+    let values = noise(5 * 6, 19);
+    for position in 0..5 {
+        let value = &values[position * 6..][..3];
+        let (codes, scale) = llm_int8_kernels::reference::quantize_vector(value);
+        let expected: Vec<f32> = codes.iter().map(|code| f32::from(*code) * scale).collect();
+        assert_eq!(out[position * 12..][..3], expected);
+    }
+}
+
+#[test]
 fn a_batch_gives_what_each_sequence_gives_alone() {
+    DTYPES.into_iter().for_each(check_batch);
+}
+
+fn check_batch(dtype: CacheDtype) {
+    let empty = || LayerCache::new(dtype);
     let [q, k, v] = [noise(5 * 12, 0), noise(5 * 6, 7), noise(5 * 6, 19)];
     let heads = |values, row, count| Heads::in_order(values, row, 0, count, 3);
     let alone = [

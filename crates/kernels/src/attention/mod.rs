@@ -5,6 +5,8 @@
 //!   Values lie position by position.
 //! - Up to eight queries share one pass over keys and values, because converting f16 to f32 costs
 //!   as much as multiplying.
+//! - Int8 keys and values are multiplied as they are: a key's scale is applied to its score, and a
+//!   value's to its weight, so that a position costs two multiplications more.
 //! - Every score is summed over the head's components, and every output over positions, in a fixed
 //!   order. So a query gives the same bits alone and in a group, in a prompt and token by token.
 
@@ -17,25 +19,19 @@
     reason = "vector loads through pointers, and calls into functions compiled for vectors"
 )]
 
-use crate::activation::exp_all;
-use crate::isa::Width;
-use crate::simd::{Eight, Lanes, for_every_width};
-use crate::{Element, Isa};
-use std::ops::Range;
+mod cache;
 
-/// Positions of a panel of keys. The number of positions in a cache is a multiple of it.
-pub const PANEL: usize = 16;
+pub use cache::{CacheElement, HeadCache, PANEL, key_place, padded};
+
+use crate::Isa;
+use crate::activation::exp_all;
+use crate::aligned::LINE;
+use crate::isa::Width;
+use crate::simd::{Eight, Lanes, for_every_width, prefetch_ahead};
+use std::ops::Range;
 
 /// Most queries that share a pass over keys and values.
 const MAX_QUERIES: usize = 8;
-
-/// Keys and values of one head.
-#[derive(Debug, Clone, Copy)]
-pub struct HeadCache<'a, T> {
-    keys: &'a [T],
-    values: &'a [T],
-    size: usize,
-}
 
 /// A query, and the positions it attends to.
 #[derive(Debug)]
@@ -58,42 +54,6 @@ pub struct Scratch {
     sums: Vec<f32>,
 }
 
-/// Components per position of the values in memory: the head's size, padded to a multiple of
-/// [`PANEL`].
-///
-/// ```
-/// assert_eq!([1, 16, 20].map(llm_int8_kernels::attention::padded), [16, 16, 32]);
-/// ```
-pub fn padded(size: usize) -> usize {
-    size.next_multiple_of(PANEL)
-}
-
-/// The index of component `d` of a position's key in the keys of a head of `size` components.
-///
-/// ```
-/// use llm_int8_kernels::attention::key_place;
-/// assert_eq!((key_place(3, 0, 64), key_place(3, 1, 64), key_place(16, 0, 64)), (3, 19, 1024));
-/// ```
-pub fn key_place(position: usize, d: usize, size: usize) -> usize {
-    (position / PANEL * size + d) * PANEL + position % PANEL
-}
-
-impl<'a, T: Element> HeadCache<'a, T> {
-    /// The cache of a head of `size` components. Both slices hold the same number of positions, a
-    /// multiple of [`PANEL`]: keys laid out by [`key_place`], values as `[positions,
-    /// padded(size)]`.
-    ///
-    /// # Panics
-    /// If the lengths do not match this layout.
-    pub fn new(keys: &'a [T], values: &'a [T], size: usize) -> Self {
-        let positions = values.len() / padded(size).max(1);
-        assert!(positions.is_multiple_of(PANEL) && values.len() == positions * padded(size));
-        assert!(keys.len() == positions * size);
-
-        Self { keys, values, size }
-    }
-}
-
 /// `out = softmax(rescore(q · kᵀ)) · v` of each query over the positions it attends to.
 /// `rescore(head, first, scores)` may change the scores of the positions from `first` on.
 ///
@@ -111,7 +71,7 @@ impl<'a, T: Element> HeadCache<'a, T> {
 /// # Panics
 /// If a query attends to no position or to one that the cache does not hold, or if its length is
 /// not the head's size.
-pub fn attend<T: Element>(
+pub fn attend<T: CacheElement>(
     isa: Isa,
     cache: HeadCache<'_, T>,
     queries: &mut [Query<'_>],
@@ -148,7 +108,7 @@ pub fn attend<T: Element>(
 }
 
 /// Attention of `Q` queries in one pass over the keys and one over the values.
-fn attend_group<T: Element, const Q: usize>(
+fn attend_group<T: CacheElement, const Q: usize>(
     isa: Isa,
     cache: HeadCache<'_, T>,
     queries: &mut [Query<'_>],
@@ -170,8 +130,14 @@ fn attend_group<T: Element, const Q: usize>(
     for (i, query) in queries.iter().enumerate() {
         let seen = query.seen.start - offset..query.seen.end - offset;
         let row = &mut scratch.scores[i * length..][seen];
+        if T::IS_SCALED {
+            scale(isa, row, &cache.key_scales[query.seen.clone()]);
+        }
         rescore(query.head, query.seen.start, row);
         totals[i] = exp_all(isa, row, largest(isa, row));
+        if T::IS_SCALED {
+            scale(isa, row, &cache.value_scales[query.seen.clone()]);
+        }
     }
 
     sum_values::<T, Q>(isa, cache, queries, offset, scratch);
@@ -193,7 +159,7 @@ fn attend_group<T: Element, const Q: usize>(
 ///
 /// Positions that all queries attend to are read once for all, the others query by query. Each
 /// query still sums its positions in ascending order.
-fn sum_values<T: Element, const Q: usize>(
+fn sum_values<T: CacheElement, const Q: usize>(
     isa: Isa,
     cache: HeadCache<'_, T>,
     queries: &[Query<'_>],
@@ -238,6 +204,16 @@ fn sum_values<T: Element, const Q: usize>(
 }
 
 for_every_width! {
+    /// Multiplies each value by its scale.
+    fn scale(values: &mut [f32], scales: &[f32]) = scale_each
+}
+
+#[inline(always)]
+fn scale_each(values: &mut [f32], scales: &[f32]) {
+    values.iter_mut().zip(scales).for_each(|(x, y)| *x *= y);
+}
+
+for_every_width! {
     fn largest(values: &[f32]) -> f32 = largest_of
 }
 
@@ -262,8 +238,18 @@ fn largest_of(values: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, larger)
 }
 
+/// Bytes ahead of those in use that are prefetched.
+const AHEAD: usize = 4096;
+
+/// Whether prefetching pays: where a position takes longer than reading it, so for int8 with several
+/// queries and for floats with many. Otherwise the CPU's own prefetching keeps up; on a Zen 5, ours
+/// cost up to a quarter.
+const fn prefetches<T, const Q: usize>() -> bool {
+    Q > 4 || Q > 1 && size_of::<T>() == 1
+}
+
 /// Scores of `Q` queries with all positions of some panels: `out` `[Q, positions]`.
-fn scores<T: Element, const Q: usize>(
+fn scores<T: CacheElement, const Q: usize>(
     isa: Isa,
     queries: [&[f32]; Q],
     cache: HeadCache<'_, T>,
@@ -290,7 +276,7 @@ fn scores<T: Element, const Q: usize>(
 /// # Safety
 /// The CPU supports the instructions of `L`; the lengths are as [`scores`] checks.
 #[inline(always)]
-unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
+unsafe fn scores_with<L: Lanes, T: CacheElement, const Q: usize>(
     queries: [&[f32]; Q],
     keys: &[T],
     out: &mut [f32],
@@ -306,6 +292,9 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
             let mut sums = [[L::splat(0.0); 2]; Q];
             for d in 0..size {
                 let at = keys.as_ptr().add((p * size + d) * PANEL);
+                if prefetches::<T, Q>() && (d * PANEL * size_of::<T>()).is_multiple_of(LINE) {
+                    prefetch_ahead(at.cast(), AHEAD, 1);
+                }
                 let mut key = [L::splat(0.0); 2];
                 for part in 0..parts {
                     key[part] = L::load(at.add(part * L::COUNT));
@@ -331,7 +320,7 @@ unsafe fn scores_with<L: Lanes, T: Element, const Q: usize>(
 }
 
 /// `sums[q] += weights[q][i] · values[first + i]` for each position `i` in order.
-fn weighted_sum<T: Element, const Q: usize>(
+fn weighted_sum<T: CacheElement, const Q: usize>(
     isa: Isa,
     weights: [&[f32]; Q],
     cache: HeadCache<'_, T>,
@@ -360,7 +349,7 @@ fn weighted_sum<T: Element, const Q: usize>(
 /// # Safety
 /// The CPU supports the instructions of `L`; the lengths are as [`weighted_sum`] checks.
 #[inline(always)]
-unsafe fn weighted_sum_with<L: Lanes, T: Element, const Q: usize>(
+unsafe fn weighted_sum_with<L: Lanes, T: CacheElement, const Q: usize>(
     weights: [&[f32]; Q],
     values: &[T],
     sums: &mut [f32],
@@ -390,7 +379,7 @@ unsafe fn weighted_sum_with<L: Lanes, T: Element, const Q: usize>(
 /// # Safety
 /// As for [`weighted_sum_with`], and `d + C · L::COUNT` is at most the padded size.
 #[inline(always)]
-unsafe fn weighted_sum_chunk<L: Lanes, T: Element, const Q: usize, const C: usize>(
+unsafe fn weighted_sum_chunk<L: Lanes, T: CacheElement, const Q: usize, const C: usize>(
     weights: [&[f32]; Q],
     values: &[T],
     sums: &mut [f32],
@@ -410,8 +399,12 @@ unsafe fn weighted_sum_chunk<L: Lanes, T: Element, const Q: usize, const C: usiz
 
         for i in 0..weights[0].len() {
             let mut value = [L::splat(0.0); C];
+            let at = values.as_ptr().add(i * width + d);
+            if prefetches::<T, Q>() {
+                prefetch_ahead(at.cast(), AHEAD, C * L::COUNT * size_of::<T>());
+            }
             for c in 0..C {
-                value[c] = L::load(values.as_ptr().add(i * width + d + c * L::COUNT));
+                value[c] = L::load(at.add(c * L::COUNT));
             }
             for q in 0..Q {
                 let weight = L::splat(*weights[q].get_unchecked(i));
@@ -434,8 +427,7 @@ unsafe fn weighted_sum_chunk<L: Lanes, T: Element, const Q: usize, const C: usiz
 /// The x86 instantiations, compiled for their instruction sets.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{scores_with, weighted_sum_with};
-    use crate::Element;
+    use super::{CacheElement, scores_with, weighted_sum_with};
     use std::arch::x86_64::{__m256, __m512};
 
     macro_rules! compiled {
@@ -443,7 +435,7 @@ mod x86 {
             /// # Safety
             /// The CPU supports the instructions; the lengths are as [`super::scores`] checks.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $scores<T: Element, const Q: usize>(
+            pub(super) unsafe fn $scores<T: CacheElement, const Q: usize>(
                 q: [&[f32]; Q],
                 keys: &[T],
                 out: &mut [f32],
@@ -457,7 +449,7 @@ mod x86 {
             /// The CPU supports the instructions; the lengths are as [`super::weighted_sum`]
             /// checks.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $weighted_sum<T: Element, const Q: usize>(
+            pub(super) unsafe fn $weighted_sum<T: CacheElement, const Q: usize>(
                 w: [&[f32]; Q],
                 values: &[T],
                 sums: &mut [f32],
