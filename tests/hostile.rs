@@ -60,19 +60,24 @@ fn a_hostile_tokenizer_is_an_error_where_it_is_needed_and_nowhere_else() {
 /// Found by fuzzing: the library looks for such a token until memory ends.
 #[test]
 fn an_added_token_of_which_normalization_leaves_nothing_is_refused() {
-    for adds in ["tokenizer.json", "added_tokens.json"] {
+    for adds in ["tokenizer.json", "added_tokens.json", "another of its id"] {
         let model = tiny_model();
         let file = model.path().join("tokenizer.json");
         let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         json["normalizer"] = json!({ "type": "Strip", "strip_left": true, "strip_right": true });
-        if adds == "tokenizer.json" {
-            let token = json!({
-                "id": 1000, "content": " ", "normalized": true, "special": false,
+        let token = |content: &str| {
+            json!({
+                "id": 1000, "content": content, "normalized": true, "special": false,
                 "single_word": false, "lstrip": false, "rstrip": false,
-            });
-            json["added_tokens"].as_array_mut().unwrap().push(token);
-        } else {
-            std::fs::write(model.path().join(adds), r#"{" ": 1000}"#).unwrap();
+            })
+        };
+        let added = json["added_tokens"].as_array_mut().unwrap();
+        match adds {
+            "tokenizer.json" => added.push(token(" ")),
+            "added_tokens.json" => {
+                std::fs::write(model.path().join(adds), r#"{" ": 1000}"#).unwrap();
+            }
+            _ => added.extend([token(" "), token("b")]),
         }
         std::fs::write(file, json.to_string()).unwrap();
 

@@ -23,9 +23,10 @@ pub(super) fn base(
     {
         let bytes = json.read()?;
         let refuse = |reason: String| refused(what, format!("tokenizer.json: {reason}"));
-        limits::check(&bytes).map_err(refuse)?;
+        let added = limits::check(&bytes).map_err(refuse)?;
         let inner =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|cause| refuse(cause.to_string()))?;
+        check_added_tokens(&inner, &added).map_err(refuse)?;
         check_llama_prefix(&inner, settings).map_err(|reason| refused(what, reason))?;
         return Ok((inner, false));
     }
@@ -150,20 +151,26 @@ pub(super) fn add_tokens(
         token.added(marked || is_special(&token.content))
     });
     let new: Vec<tokenizers::AddedToken> = new.collect();
-    inner.add_tokens(new).map_err(|cause| cause.to_string())?;
+    check_added_tokens(inner, &new)?;
 
-    check_added_tokens(inner)
+    inner
+        .add_tokens(new)
+        .map(drop)
+        .map_err(|cause| cause.to_string())
 }
 
 /// Refuses an added token of which normalization leaves nothing: the tokenizers library would find it
-/// between any two characters without end.
-fn check_added_tokens(inner: &tokenizers::Tokenizer) -> Result<(), String> {
+/// between any two characters without end. It does so even if another token has taken its id, so
+/// the tokens that the library lists would not be enough to check.
+fn check_added_tokens(
+    inner: &tokenizers::Tokenizer,
+    added: &[tokenizers::AddedToken],
+) -> Result<(), String> {
     let Some(normalizer) = inner.get_normalizer() else {
         return Ok(());
     };
 
-    let added = inner.get_added_tokens_decoder().into_values();
-    for token in added.filter(|token| token.normalized) {
+    for token in added.iter().filter(|token| token.normalized) {
         let mut text = NormalizedString::from(token.content.as_str());
         normalizer
             .normalize(&mut text)

@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 /// How much longer a normalizer and pre-tokenizer, or a decoder, may make a text. Real ones replace a
 /// space by `▁`, which is three times as long, or write bytes as characters, which is twice as long.
@@ -18,6 +19,8 @@ struct Parts {
     model: Model,
     #[serde(default)]
     normalizer: Value,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
     #[serde(default)]
     pre_tokenizer: Value,
     #[serde(default)]
@@ -43,8 +46,8 @@ struct ModelMerges {
     merges: Vec<Value>,
 }
 
-/// Checks the bytes of a `tokenizer.json`.
-pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+/// Checks the bytes of a `tokenizer.json` and returns its added tokens.
+pub(super) fn check(bytes: &[u8]) -> Result<Vec<AddedToken>, String> {
     let parts: Parts = serde_json::from_slice(bytes).map_err(|cause| cause.to_string())?;
     if let Some(prefix) = parts.model.continuing_subword_prefix
         && !prefix.is_empty()
@@ -72,7 +75,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         ));
     }
 
-    Ok(())
+    Ok(parts.added_tokens)
 }
 
 /// The library cuts the prefix off the second piece of each merge without looking, and takes the
@@ -181,7 +184,7 @@ mod tests {
     }
 
     /// Checks a file with these parts and an empty model.
-    fn check_with(mut parts: Value) -> Result<(), String> {
+    fn check_with(mut parts: Value) -> Result<Vec<AddedToken>, String> {
         if parts["model"].is_null() {
             parts["model"] = json!({ "type": "BPE", "vocab": {}, "merges": [] });
         }
