@@ -63,7 +63,10 @@ fn qparams_object<'py>(py: Python<'py>, qparams: &QParams) -> PyResult<Bound<'py
 impl Observer {
     #[new]
     #[pyo3(signature = (kind, *, dtype, qscheme, reduce_range, quant_range, eps, averaging_constant, ch_axis))]
-    #[expect(clippy::too_many_arguments, reason = "the settings of torch's observers, all by name")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the settings of torch's observers, all by name"
+    )]
     fn new(
         kind: &str,
         dtype: &str,

@@ -99,9 +99,8 @@ pub(crate) fn ids_of(value: &Bound<'_, PyAny>) -> PyResult<(Vec<Vec<u32>>, bool)
     };
 
     let id = |id: &i64| {
-        u32::try_from(*id).map_err(|_| {
-            PyValueError::new_err(format!("{id} is no token id; they are from 0 up"))
-        })
+        u32::try_from(*id)
+            .map_err(|_| PyValueError::new_err(format!("{id} is no token id; they are from 0 up")))
     };
     let rows = array.as_slice()?.chunks(tokens.max(1));
     let rows = rows.map(|row| row.iter().map(id).collect::<PyResult<_>>());

@@ -54,9 +54,7 @@ fn of_nn(error: &NnError, text: String) -> PyErr {
         | NnError::UnsupportedFile { .. }
         | NnError::MalformedIndex { .. } => PyOSError::new_err(text),
         NnError::Interrupted { .. } => PyKeyboardInterrupt::new_err(text),
-        NnError::Candle(_) | NnError::NotLoaded => {
-            PyRuntimeError::new_err(text)
-        }
+        NnError::Candle(_) | NnError::NotLoaded => PyRuntimeError::new_err(text),
         _ => PyValueError::new_err(text),
     }
 }

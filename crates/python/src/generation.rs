@@ -87,8 +87,9 @@ fn set_length(
         "min_length" => config.min_length = get(name, value)?,
         "max_time" => {
             let seconds = get(name, value)?;
-            let time = Duration::try_from_secs_f64(seconds)
-                .map_err(|cause| PyValueError::new_err(format!("max_time is {seconds}: {cause}")))?;
+            let time = Duration::try_from_secs_f64(seconds).map_err(|cause| {
+                PyValueError::new_err(format!("max_time is {seconds}: {cause}"))
+            })?;
             config.max_time = Some(time);
         }
         "truncate" => config.truncate = get(name, value)?,

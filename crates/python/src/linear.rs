@@ -100,11 +100,7 @@ impl Int8Linear {
     }
 
     /// `x` `[..., in]` to `[..., out]`, in the same dtype.
-    fn __call__<'py>(
-        &self,
-        py: Python<'py>,
-        x: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn __call__<'py>(&self, py: Python<'py>, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         runtime::start(py, None)?;
         let x = tensor_of(&Floats::of(x)?)?;
         let y = py.detach(|| self.0.forward(&x).map_err(of_layer))?;

@@ -287,11 +287,7 @@ impl Model {
 
     /// The logits of every position: int `[B, T]` or `[T]` to float32 `[B, T, V]` or `[T, V]`. The
     /// array takes over the memory in which they were computed.
-    fn logits<'py>(
-        &self,
-        py: Python<'py>,
-        ids: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn logits<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         runtime::start(py, None)?;
         let (rows, has_batch) = ids_of(ids)?;
         let (batch, tokens) = (rows.len(), rows.first().map_or(0, Vec::len));
@@ -347,15 +343,15 @@ impl Model {
         py.detach(|| {
             let mut signals = Signals::new();
             let mut raised = None;
-            let outcome = self.0.save_pretrained(&folder, &options, &mut |_| {
-                match signals.check() {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        raised = Some(error);
-                        ControlFlow::Break(())
-                    }
-                }
-            });
+            let outcome =
+                self.0
+                    .save_pretrained(&folder, &options, &mut |_| match signals.check() {
+                        Ok(()) => ControlFlow::Continue(()),
+                        Err(error) => {
+                            raised = Some(error);
+                            ControlFlow::Break(())
+                        }
+                    });
             match raised {
                 Some(error) => Err(error),
                 None => outcome.map_err(of_llm),

@@ -89,7 +89,8 @@ impl Options {
         let outliers = match (self.rms, self.outliers.as_deref()) {
             (Some(factor), None | Some("row")) => OutlierRule::row_rms(factor),
             (Some(_), Some("batch")) => {
-                let text = "a threshold in rms judges each row by itself; leave out outliers='batch'";
+                let text =
+                    "a threshold in rms judges each row by itself; leave out outliers='batch'";
                 return Err(PyValueError::new_err(text));
             }
             (None, None | Some("batch")) => OutlierRule::batch(self.threshold.unwrap_or(6.0)),

@@ -98,7 +98,9 @@ impl Tokenizer {
     fn decode(&self, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let (mut rows, _) = ids_of(ids)?;
         if rows.len() > 1 {
-            return Err(PyValueError::new_err("decode takes the ids of one sequence"));
+            return Err(PyValueError::new_err(
+                "decode takes the ids of one sequence",
+            ));
         }
         let ids = rows.pop().unwrap_or_default();
         let tokenizer = self.0.tokenizer().map_err(of_llm)?;
