@@ -68,7 +68,7 @@ def on_ray(args, actors, threads):
     ray.data.DataContext.get_current().enable_progress_bars = False
     data = ray.data.from_items(rows(args.rows), override_num_blocks=args.rows // args.batch)
     data = data.map_batches(
-        Timed, concurrency=actors, num_cpus=threads, batch_size=args.batch,
+        Timed, compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=threads, batch_size=args.batch,
         fn_constructor_kwargs=dict(model=args.model, max_new_tokens=args.tokens, eos_token_id=[]))
     done = data.take_all()
     assert len(done) == args.rows

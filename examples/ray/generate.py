@@ -32,7 +32,8 @@ def arguments():
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--blocks", type=int, help="parts of the input; a failure repeats the parts in work")
+    parser.add_argument(
+        "--part", type=int, default=128, help="rows that are written together; a failure repeats the parts in work")
     parser.add_argument("--address", help="of a running cluster; by default one on this machine")
     parser.add_argument("--merge", type=pathlib.Path, help="write all rows into this file, sorted by id")
     return parser.parse_args()
@@ -52,10 +53,10 @@ def generate(args):
     # Reading and writing need next to nothing.
     light = {"num_cpus": 0.01}
     read = ray.data.read_parquet if is_parquet(args.source) else ray.data.read_json
-    rows = read(args.source, override_num_blocks=args.blocks, **light)
+    rows = read(args.source, **light).repartition(target_num_rows_per_block=args.part)
     rows = rows.map_batches(
         Generator,
-        concurrency=args.actors,
+        compute=ray.data.ActorPoolStrategy(size=args.actors),
         num_cpus=args.cpus,
         batch_size=args.batch,
         fn_constructor_kwargs=dict(
@@ -83,7 +84,7 @@ def merge(args):
 def main():
     args = arguments()
     # Without a cluster, one on this machine. Two logical cores beside those of the actors: one for the filter of
-    # finished rows, which takes a whole one, and one for reading and writing.
+    # finished rows, which takes a whole one, and one for listing, reading and writing files.
     own = {} if args.address else {"num_cpus": args.actors * args.cpus + 2}
     ray.init(address=args.address, **own)
     generate(args)

@@ -77,7 +77,9 @@ def test_logits_own_their_memory_and_take_what_numpy_takes(tiny):
     del ids
     gc.collect()
     assert (batch == copy).all()
-    for wrong, error in [([[[1]]], ValueError), ([-1], ValueError), ([1.5], TypeError), ([], ValueError), ([99999], ValueError)]:
+    for wrong, error in [
+        ([[[1]]], ValueError), ([-1], ValueError), ([1.5], TypeError), ([], ValueError), ([99999], ValueError),
+    ]:
         with pytest.raises(error):
             tiny.logits(wrong)
 
@@ -190,7 +192,8 @@ def test_a_stream_reports_errors_and_can_be_dropped(tiny):
 def test_chat_goes_through_the_template(golden, tmp_path):
     folder = tmp_path / "chat"
     load().save_pretrained(folder)
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
     (folder / "chat_template.jinja").write_text(template)
     model = load(folder)
     messages = [{"role": "user", "content": "Hello"}]

@@ -16,7 +16,8 @@ import pytest
 
 def run(code, **options):
     """Runs Python code in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, **options)
 
 
 LOOP = """

@@ -5,7 +5,7 @@
 
     rows = ray.data.read_json("prompts.jsonl")  # columns id and prompt
     rows = rows.map_batches(
-        Generator, concurrency=2, num_cpus=16, batch_size=64,
+        Generator, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=16, batch_size=64,
         fn_constructor_kwargs=dict(model="gpt2-large", temperature=0.8, max_new_tokens=64))
     rows.write_parquet("texts")
 
