@@ -94,6 +94,14 @@ candle-cuda:
 gpu-pack:
     scripts/gpu_tests.sh pack
 
+# the Python wheel: build it, and test it in a clean virtual environment
+python-wheel *ARGS:
+    scripts/test_python.sh {{ARGS}}
+
+# Ray beside one process, in tokens per second
+bench-ray *ARGS:
+    target/python/clean/bin/python scripts/bench_ray.py {{ARGS}}
+
 # exchange 8-bit checkpoints with transformers and bitsandbytes, both ways
 check-exchange *FAMILIES:
     {{python}} scripts/check_bnb_exchange.py {{FAMILIES}}

@@ -9,8 +9,6 @@ use llm_int8::{AutoModelForCausalLM, LoadConfig};
 fn main() -> llm_int8::Result<()> {
     let model = AutoModelForCausalLM::from_pretrained("tiny-gpt2", &LoadConfig::from_env())?;
     println!("{model}");
-    for piece in model.generation("In the beginning").max_new_tokens(32) {
-        print!("{}", piece?.text);
-    }
+    println!("{}", model.generation("In the beginning").run()?.text);
     Ok(())
 }

@@ -45,6 +45,10 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("models/tiny-gpt2", &[]),
     ("crates/server", &["llm-int8", "llm-int8-files"]),
     (
+        "crates/python",
+        &["llm-int8", "llm-int8-affine", "llm-int8-server"],
+    ),
+    (
         ".",
         &[
             "llm-int8",
@@ -89,6 +93,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "crates/cuda/",
     "crates/nn/src/checkpoint/mmap.rs",
     "crates/nn/src/linear/cuda.rs",
+    "crates/python/src/view.rs",
 ];
 
 /// Where the environment may be read.

@@ -12,6 +12,7 @@
 //! | [`spec`], [`template`], [`slot`] | the description of a model: sizes and rules, PyTorch's module tree, the parts that have weights |
 //! | [`plan`] | the steps of a model, in one vocabulary for both executors |
 //! | `load`, `gguf`, `save` | from a checkpoint to a decoder and back, one tensor at a time |
+//! | `values` | the values of parameters, to look at |
 //! | `pass`, `execute`, [`Logits`] | one forward pass of a batch of sequences, step by step |
 //! | [`placement`] | which part lies on which device |
 //!
@@ -35,6 +36,7 @@ pub mod slot;
 pub mod spec;
 pub mod template;
 mod tree;
+mod values;
 
 pub use decoder::{Decoder, KvCache, LogitPositions, SequenceInput};
 pub use error::{DecoderError, Result};
@@ -50,6 +52,7 @@ pub use placement::{DeviceBudget, DeviceMap, Place, PlacedPart, Placement};
 pub use plan::Plan;
 pub use save::SavedLayers;
 pub use spec::DecoderSpec;
+pub use values::ParameterValues;
 
 pub use llm_int8_cuda as cuda;
 pub use llm_int8_nn::config::ModelConfig;
