@@ -20,7 +20,9 @@ def run(code, **options):
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, **options)
 
 
-LOOP = """
+# A job in the background of a shell script ignores SIGINT, and so would its children.
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+LOOP = HEED + """
 import llm_int8, sys, time
 model = llm_int8.AutoModelForCausalLM.from_pretrained("tiny-gpt2", num_threads=1, outliers="row", progress=False)
 print("ready", flush=True)
@@ -51,7 +53,7 @@ def test_ctrl_c_ends_a_token_loop(call):
 
 
 def test_ctrl_c_ends_loading():
-    code = """
+    code = HEED + """
 import llm_int8, os, signal
 def step(*_):
     os.kill(os.getpid(), signal.SIGINT)
