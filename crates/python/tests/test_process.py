@@ -47,7 +47,10 @@ def test_ctrl_c_ends_a_token_loop(call):
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert out == "interrupted\nwhole\n", err
     assert process.returncode == 0 and time.monotonic() - started < 10
 
