@@ -110,11 +110,15 @@ fn hostile_chat_templates_end_soon_with_an_error() {
             matches!(output.status.code(), Some(0 | 1)),
             "{template}: {text}"
         );
+        // Its work was not counted, so that it ran for seconds and came to its end.
+        if template.ends_with("t_truncate.jinja") {
+            assert!(text.contains("does not come to an end"), "{text}");
+        }
         // Far above what it takes alone: tests share the machine.
         assert!(started.elapsed() < Duration::from_secs(60), "{template}");
         count += 1;
     }
-    assert_eq!(count, 9);
+    assert_eq!(count, 8);
 }
 
 /// A pipe would wait for its writer for ever, a device need never end.
