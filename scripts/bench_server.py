@@ -5,7 +5,7 @@
     python3 scripts/bench_server.py MODEL [--clients 1,2,4,8,16] [--rounds 3] [--json raw.json]
 
 Every client streams a completion of its own prompt of 128 tokens. The server's rate is that of the tokens it counts
-(`/metrics`) from the moment when all clients have their first, until there are 64 more for each. `bench` decodes
+(`/metrics`) from when all prompts have been computed until there are 64 more for each client. `bench` decodes
 as many sequences, 64 tokens each after a prompt of 128, without a server. They take turns, with the same outlier rule
 (row, the server's default). Time to first token: a prompt of 128, alone and while as many clients decode. Clients run
 on the same cores, so those that only keep the server busy sleep until 64 KiB have arrived.
@@ -31,6 +31,8 @@ VOCABULARY = range(100, 200)
 class Stream(threading.Thread):
     """A client that notes when it began and when its first token arrived, unless it is to sleep meanwhile."""
 
+    refused = []  # answers that are no streams, of all clients
+
     def __init__(self, port, prompt, tokens, sleeps):
         super().__init__(daemon=True)
         self.port, self.begun, self.first, self.sleeps = port, None, None, sleeps
@@ -46,6 +48,8 @@ class Stream(threading.Thread):
             self.begun = time.perf_counter()
             connection.sendall((head + self.body).encode())
             while data := connection.recv(1 << 16):
+                if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 200"):
+                    self.refused.append(data.decode())
                 if self.first is None and b"data: {" in data:
                     self.first = time.perf_counter()
 
@@ -56,16 +60,20 @@ class Server:
     def __init__(self, arguments, parallel):
         command = [PROGRAM, "serve", *arguments, "--port", "0", "--parallel", str(parallel), "--prefix-cache", "0"]
         self.process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-        self.port = None
+        self.port, is_loaded, said = None, False, ""
         for line in self.process.stderr:
             if found := re.search(r"http://[^ ]*:(\d+)", line):
                 self.port = int(found[1])
-            if line.startswith("loaded in"):
+            if is_loaded := line.startswith("loaded in"):
                 break
-        if self.port is None:
-            sys.exit("the server did not start")
+            said = line
+        if not is_loaded:
+            sys.exit(f"the server did not start: {said}")
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
         self.stream(1, sleeps=False).join()
+        if Stream.refused:
+            self.process.terminate()
+            sys.exit(f"the server refused a completion: {Stream.refused[0]}")
 
     def __enter__(self):
         return self
@@ -164,7 +172,7 @@ def main():
     def median(kind, count):
         return statistics.median(one[kind][count] for one in rounds)
 
-    print("| clients | server, tokens/s | `bench`, tokens/s | ratio | time to first token with so many others, ms |")
+    print("| clients | server, tokens/s | `bench`, tokens/s | ratio | first token beside so many clients, ms |")
     print("|---:|---:|---:|---:|---:|")
     print(f"| 0 | | | | {median('first token', 0):.0f} |")
     for count in counts:

@@ -157,7 +157,9 @@ fn placement(args: &ModelArgs, adapter: Option<&str>) -> anyhow::Result<Placemen
     // and values in another dtype, so `auto` means the CPU.
     let is_auto = args.device == [DeviceName::Auto] && args.device_map.is_none();
     let has_floats = int8_config(args)?.outlier_weights != OutlierWeights::Dequantized;
-    let has_cache = (args.cache_dtype).is_some_and(|dtype| dtype.may_differ_from(args.dtype));
+    let has_cache = args
+        .cache_dtype
+        .is_some_and(|dtype| dtype.may_differ_from(args.dtype));
     if is_auto && (has_floats || has_cache || adapter.is_some()) {
         return Ok(Placement::cpu());
     }
