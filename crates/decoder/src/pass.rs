@@ -254,19 +254,6 @@ impl Input {
     }
 }
 
-/// Rows from which the whole pass runs inside rayon's pool, so that its threads are not woken anew
-/// for each layer. Passes of fewer rows use only the calling thread and the kernels' own team.
-const POOLED_ROWS: usize = 16;
-
-/// Runs `work`, a pass of `rows` rows on the CPU.
-fn pooled<T: Send>(rows: usize, work: impl FnOnce() -> T + Send) -> T {
-    if rows >= POOLED_ROWS {
-        rayon::scope(|_| work())
-    } else {
-        work()
-    }
-}
-
 /// A pass that runs on the CPU alone.
 fn on_cpu<'a>(
     decoder: &'a Decoder,
@@ -274,18 +261,16 @@ fn on_cpu<'a>(
     sequences: &mut [SequenceInput<'_>],
     hook: Option<&mut dyn LinearHook>,
 ) -> Result<Logits<'a>> {
-    let logits = pooled(input.ids.len(), || {
-        let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
-        if let Some(hook) = hook {
-            cpu.set_hook(hook);
-        }
-        cpu.embed()?;
-        run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
-        match input.requested.is_empty() {
-            true => Ok(Vec::new()),
-            false => cpu.logits(&input.requested),
-        }
-    })?;
+    let mut cpu = Cpu::new(decoder, &input.ids, &input.sequences);
+    if let Some(hook) = hook {
+        cpu.set_hook(hook);
+    }
+    cpu.embed()?;
+    run_blocks(&mut cpu, 0..decoder.blocks.len(), sequences)?;
+    let logits = match input.requested.is_empty() {
+        true => Vec::new(),
+        false => cpu.logits(&input.requested)?,
+    };
     let vocabulary = decoder.spec().vocab_size();
     Ok(Logits::on_cpu(logits, vocabulary, &decoder.spare))
 }
@@ -366,9 +351,7 @@ fn on_devices<'a>(
         }
     }
 
-    pooled(input.ids.len(), || {
-        run_blocks(&mut cpu, computed..blocks, sequences)
-    })?;
+    run_blocks(&mut cpu, computed..blocks, sequences)?;
     if input.requested.is_empty() {
         return Ok(Logits::from_vec(Vec::new(), vocabulary));
     }

@@ -1,45 +1,97 @@
 //! How a result `[M, N]` is cut into tasks.
 //!
-//! - One row (decode): each task owns some output features and writes them in place.
-//! - Few rows: each task owns some output features of all rows. Results are written block by block
-//!   to a temporary and copied into rows at the end; that is at most 64 rows per thread, so the
-//!   copy is small.
-//! - Many rows (prefill): each task owns some rows, passes over all weights block by block and
-//!   writes in place. A weight is then read once for hundreds of rows, whose activations stay in
-//!   L2.
+//! - A task owns some output features of some rows and writes them in place.
+//! - While the activations of all rows fit L2, a task has all rows, and each weight is read once.
+//!   Otherwise rows are split into groups, and weights are read once a group.
+//! - Tasks of a group follow each other, so that a thread stays with its activations, and are small
+//!   enough for a thread that is done early to help the others.
 //!
 //! The cut never changes a sum, so it never changes a bit of the result.
 
+#![expect(
+    unsafe_code,
+    reason = "several threads write interleaved parts of one slice"
+)]
+
 use crate::{MatMut, team};
-use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Tasks own rows from this many rows per thread on.
-const ROWS_PER_THREAD: usize = 64;
-/// Most activations of a task that owns rows: they stay in L2.
-const TASK_ACTIVATIONS: usize = 3 << 19;
-/// Rows of such a task are a multiple of this: whole panels.
-const ROWS: usize = 16;
-/// Fewest weights of a task: below this, splitting further costs more than it gains.
+/// Most activations of a group of rows in bytes of int8: they stay in L2.
+const GROUP_ACTIVATIONS: usize = 1 << 20;
+/// Rows of a group are a multiple of this if there are several groups: whole panels, as many at a
+/// time as every instruction set takes.
+const GROUP_ROWS: usize = 96;
+/// Fewest weights of a task with one row: below this, splitting further costs more than it gains.
 const TASK_WEIGHTS: usize = 96 * 1024;
+/// Rows from which a task needs no more than this fraction of those weights.
+const TASK_ROWS: usize = 16;
 
 /// The part of a result that a task writes: some rows × some output features.
 pub(crate) struct Patch<'a, T> {
-    data: &'a mut [T],
-    /// Distance between two rows in `data`.
+    /// The first value of the first row.
+    first: *mut T,
+    /// Distance between two rows.
     stride: usize,
-    /// Index of the first value in `data`.
-    offset: usize,
     /// Rows of the result.
     pub(crate) rows: Range<usize>,
     /// Output features, the columns of the result.
     pub(crate) outputs: Range<usize>,
+    result: PhantomData<&'a mut [T]>,
 }
 
 impl<T> Patch<'_, T> {
     /// The `i`-th row of the patch.
     pub(crate) fn row_mut(&mut self, i: usize) -> &mut [T] {
-        &mut self.data[i * self.stride + self.offset..][..self.outputs.len()]
+        assert!(i < self.rows.len());
+
+        // SAFETY: `Whole::patch` made sure that these rows and outputs are inside the result and
+        // that no other patch has any of them.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.first.add(i * self.stride), self.outputs.len())
+        }
+    }
+}
+
+/// A result whose patches are written by several threads.
+struct Whole<'a, T> {
+    data: *mut T,
+    rows: usize,
+    outputs: usize,
+    result: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: threads only take disjoint patches from it (`Whole::patch`), and may write values of `T`
+// as they could if the slice had been split between them.
+unsafe impl<T: Send> Sync for Whole<'_, T> {}
+
+impl<'a, T> Whole<'a, T> {
+    fn new(out: MatMut<'a, T>) -> Self {
+        let (rows, outputs) = (out.rows(), out.cols());
+        Self {
+            data: out.into_data().as_mut_ptr(),
+            rows,
+            outputs,
+            result: PhantomData,
+        }
+    }
+
+    /// Some rows × some outputs.
+    ///
+    /// # Safety
+    /// No other patch with any of these values is in use.
+    unsafe fn patch(&self, rows: Range<usize>, outputs: Range<usize>) -> Patch<'a, T> {
+        assert!(rows.start < rows.end && rows.end <= self.rows);
+        assert!(outputs.start < outputs.end && outputs.end <= self.outputs);
+
+        Patch {
+            // SAFETY: the first value of the patch is inside the result.
+            first: unsafe { self.data.add(rows.start * self.outputs + outputs.start) },
+            stride: self.outputs,
+            rows,
+            outputs,
+            result: PhantomData,
+        }
     }
 }
 
@@ -52,111 +104,49 @@ pub(crate) fn run<T, S>(
     block: usize,
     task: impl Fn(Patch<'_, T>, &mut S) + Sync,
 ) where
-    T: Copy + Default + Send + Sync,
-    S: Default + Send,
+    T: Send,
+    S: Default,
 {
     if out.rows() == 0 || out.cols() == 0 {
         return;
     }
 
-    if out.rows() >= ROWS_PER_THREAD * rayon::current_num_threads() {
-        by_rows(out, columns, block, &task);
-    } else {
-        by_outputs(out, columns, block, &task);
-    }
-}
-
-/// Tasks that own rows, and write their patches in place.
-fn by_rows<T, S>(
-    out: MatMut<'_, T>,
-    columns: usize,
-    block: usize,
-    task: &(impl Fn(Patch<'_, T>, &mut S) + Sync),
-) where
-    T: Send,
-    S: Default + Send,
-{
-    let rows = out.rows();
-    let outputs = out.cols();
-
-    let most = (TASK_ACTIVATIONS / columns.max(1)).max(ROWS_PER_THREAD);
-    let tasks = rows
-        .div_ceil(most)
-        .next_multiple_of(rayon::current_num_threads());
-    let height = rows.div_ceil(tasks).next_multiple_of(ROWS);
-
-    out.into_data()
-        .par_chunks_mut(height * outputs)
-        .enumerate()
-        .for_each_init(S::default, |scratch, (i, data)| {
-            let rows = i * height..i * height + data.len() / outputs;
-            for first in (0..outputs).step_by(block) {
-                let patch = Patch {
-                    data: &mut *data,
-                    stride: outputs,
-                    offset: first,
-                    rows: rows.clone(),
-                    outputs: first..outputs.min(first + block),
-                };
-                task(patch, scratch);
-            }
-        });
-}
-
-/// Tasks that own output features of all rows.
-fn by_outputs<T, S>(
-    out: MatMut<'_, T>,
-    columns: usize,
-    block: usize,
-    task: &(impl Fn(Patch<'_, T>, &mut S) + Sync),
-) where
-    T: Copy + Default + Send + Sync,
-    S: Default + Send,
-{
-    let rows = out.rows();
-    let outputs = out.cols();
-    let out = out.into_data();
-
-    // Blocks with few weights are grouped into one task.
-    let blocks_per_task = (TASK_WEIGHTS / (block * columns).max(1)).max(1);
-    let fill_blocks = |target: &mut [T]| {
-        let tasks = target
-            .chunks_mut(blocks_per_task * block * rows)
-            .enumerate()
-            .collect();
-        team::for_each(tasks, |scratch: &mut S, (i, data): (usize, &mut [T])| {
-            for (j, data) in data.chunks_mut(block * rows).enumerate() {
-                let width = data.len() / rows;
-                let first = (i * blocks_per_task + j) * block;
-                let patch = Patch {
-                    data,
-                    stride: width,
-                    offset: 0,
-                    rows: 0..rows,
-                    outputs: first..first + width,
-                };
-                task(patch, scratch);
-            }
-        });
-    };
-
-    // The blocks of one row already are the row.
-    if rows == 1 {
-        return fill_blocks(out);
-    }
-
-    let mut blocks = vec![T::default(); out.len()];
-    fill_blocks(&mut blocks);
-
-    let copy_row = |(m, row): (usize, &mut [T])| {
-        for (patch, source) in row.chunks_mut(block).zip(blocks.chunks(block * rows)) {
-            patch.copy_from_slice(&source[m * patch.len()..][..patch.len()]);
+    let height = group_height(out.rows(), columns);
+    let width = block * blocks_of_task(height, block * columns);
+    let out = Whole::new(out);
+    let mut parts = Vec::new();
+    for row in (0..out.rows).step_by(height) {
+        let rows = row..out.rows.min(row + height);
+        for first in (0..out.outputs).step_by(width) {
+            parts.push((rows.clone(), first..out.outputs.min(first + width)));
         }
-    };
-    out.par_chunks_mut(outputs)
-        .enumerate()
-        .with_min_len(ROWS)
-        .for_each(copy_row);
+    }
+
+    team::for_each(parts, |scratch: &mut S, (rows, outputs)| {
+        for first in outputs.clone().step_by(block) {
+            let outputs = first..outputs.end.min(first + block);
+            // SAFETY: parts do not overlap, and neither do the blocks of a part.
+            let patch = unsafe { out.patch(rows.clone(), outputs) };
+            task(patch, scratch);
+        }
+    });
+}
+
+/// Rows of a group: all, if their activations fit L2.
+fn group_height(rows: usize, columns: usize) -> usize {
+    let most = (GROUP_ACTIVATIONS / columns.max(1)).max(GROUP_ROWS);
+    if rows <= most {
+        return rows;
+    }
+
+    let groups = rows.div_ceil(most);
+    rows.div_ceil(groups).next_multiple_of(GROUP_ROWS)
+}
+
+/// Blocks of a task with `height` rows, each block with `weights` weights.
+fn blocks_of_task(height: usize, weights: usize) -> usize {
+    let fewest = TASK_WEIGHTS / height.min(TASK_ROWS);
+    (fewest / weights.max(1)).max(1)
 }
 
 #[cfg(test)]
@@ -165,23 +155,30 @@ mod tests {
 
     #[test]
     fn every_value_is_written_once_by_the_patch_that_owns_it() {
-        for rows in [0, 1, 2, 7, 40, 64, 65, 131, 300] {
-            for outputs in [0, 1, 7, 8, 9, 50] {
-                let mut out = vec![0usize; rows * outputs];
-                let target = MatMut::new(&mut out, rows, outputs).unwrap();
-                run(target, 3, 8, |mut patch: Patch<'_, usize>, _: &mut ()| {
-                    for (i, m) in patch.rows.clone().enumerate() {
-                        let first = patch.outputs.start;
-                        for (j, y) in patch.row_mut(i).iter_mut().enumerate() {
-                            *y += 1 + m * outputs + first + j;
-                        }
-                    }
-                });
+        let write = |mut patch: Patch<'_, usize>, outputs: usize| {
+            for (i, m) in patch.rows.clone().enumerate() {
+                let first = patch.outputs.start;
+                for (j, y) in patch.row_mut(i).iter_mut().enumerate() {
+                    *y += 1 + m * outputs + first + j;
+                }
+            }
+        };
 
-                assert!(
-                    out.iter().enumerate().all(|(i, &y)| y == i + 1),
-                    "{rows} × {outputs}"
-                );
+        // With few columns a task has many blocks, with many a group has few rows.
+        for columns in [3, 20_000] {
+            for rows in [0, 1, 2, 7, 40, 131, 300] {
+                for outputs in [0, 1, 7, 8, 9, 50] {
+                    let mut out = vec![0usize; rows * outputs];
+                    let target = MatMut::new(&mut out, rows, outputs).unwrap();
+                    run(target, columns, 8, |patch, _: &mut ()| {
+                        write(patch, outputs)
+                    });
+
+                    assert!(
+                        out.iter().enumerate().all(|(i, &y)| y == i + 1),
+                        "{rows} × {outputs}, {columns} columns"
+                    );
+                }
             }
         }
     }

@@ -47,6 +47,25 @@ pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync
     team.for_each(&busy, items, f);
 }
 
+/// [`for_each`] for the chunks of `data`, each with its number; the last may be shorter than `size`.
+///
+/// ```
+/// let mut numbers = [0; 5];
+/// llm_int8_kernels::team::for_each_chunk(&mut numbers, 2, |_: &mut (), i, chunk| chunk.fill(i));
+/// assert_eq!(numbers, [0, 0, 1, 1, 2]);
+/// ```
+///
+/// # Panics
+/// If `f` panics.
+pub fn for_each_chunk<T: Send, S: Default>(
+    data: &mut [T],
+    size: usize,
+    f: impl Fn(&mut S, usize, &mut [T]) + Sync,
+) {
+    let chunks = data.chunks_mut(size.max(1)).enumerate().collect();
+    for_each(chunks, |memory, (i, chunk)| f(memory, i, chunk));
+}
+
 /// The helper threads. The caller of [`for_each`] is a member too, number 0.
 pub(crate) struct Team {
     /// Held by the caller whose work is running.

@@ -5,7 +5,7 @@
     reason = "vector loads through pointers, and calls into functions compiled for AVX2"
 )]
 
-use super::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
+use super::panels::{LANES as PANEL_LANES, STEP_BYTES, TILE, Tile, Weights};
 use crate::Isa;
 use crate::isa::Kind;
 use std::arch::x86_64::*;
@@ -55,7 +55,8 @@ macro_rules! strips_of_256_bits {
                 *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
             }
 
-            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            let first_sum = |n: usize| w.first_sums[(first + n).min(TILE - 1)];
+            let mut sums: [_; N] = std::array::from_fn(|n| [_mm256_set1_epi32(first_sum(n)); 2]);
             for k in 0..w.steps {
                 // SAFETY: k < w.steps; a step is 64 bytes of the panel and a dword of each row.
                 unsafe {

@@ -23,8 +23,7 @@ use super::{Part, Scratch};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, vnni};
 use crate::isa::Kind;
-use crate::{AlignedVec, Isa, MatRef};
-use rayon::prelude::*;
+use crate::{AlignedVec, Isa, MatRef, team};
 use std::ops::Range;
 
 /// Rows of a panel.
@@ -59,12 +58,10 @@ impl Panels {
         let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
 
         if panel > 0 {
-            data.par_chunks_mut(panel)
-                .enumerate()
-                .for_each(|(i, panel)| {
-                    let rows = i * LANES..rows.min((i + 1) * LANES);
-                    pack(isa, codes, rows, panel);
-                });
+            team::for_each_chunk(&mut data, panel, |_: &mut (), i, panel| {
+                let rows = i * LANES..rows.min((i + 1) * LANES);
+                pack(isa, codes, rows, panel);
+            });
         }
 
         Self {
@@ -101,7 +98,7 @@ impl Panels {
             let outputs = first..n.end.min(first + TILE);
             let weights = scratch.weights(isa, w, outputs.clone());
 
-            let mut next = next_weights(w, outputs.end, m.len().div_ceil(group));
+            let mut next = next_weights(isa, w, outputs.end, m.len().div_ceil(group));
             for row in m.clone().step_by(group) {
                 next.next().into_iter().for_each(crate::simd::prefetch);
                 let rows = row..m.end.min(row + group);
@@ -134,9 +131,19 @@ impl Panels {
 }
 
 /// The weights of the next tile, cut into `parts`: one part is prefetched with each group of rows,
-/// because hardware prefetchers do not predict a jump between tiles.
-fn next_weights(w: MatRef<'_, i8>, first: usize, parts: usize) -> std::slice::Chunks<'_, i8> {
-    let last = w.rows().min(first + TILE);
+/// because hardware prefetchers do not predict a jump between tiles. Empty if the kernel prefetches
+/// them itself.
+fn next_weights(
+    isa: Isa,
+    w: MatRef<'_, i8>,
+    first: usize,
+    parts: usize,
+) -> std::slice::Chunks<'_, i8> {
+    let last = match isa.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512Vnni => first,
+        _ => w.rows().min(first + TILE),
+    };
     let weights = &w.data()[first.min(last) * w.cols()..last * w.cols()];
     weights.chunks(weights.len().div_ceil(parts).max(1))
 }
@@ -225,6 +232,31 @@ pub(super) struct Weights<'a> {
     pub(super) rows: usize,
     /// Steps of a row, each a dword.
     pub(super) steps: usize,
+    /// What the sums of each row start with: with VNNI, minus what the offset of the activations
+    /// adds to them.
+    pub(super) first_sums: [i32; TILE],
+}
+
+impl<'a> Weights<'a> {
+    fn new(isa: Isa, data: &'a [u8], stride: usize, rows: usize, steps: usize) -> Self {
+        let mut first_sums = [0; TILE];
+        let lines = (0..rows).map(|n| &data[n * stride..][..steps * 4]);
+        match isa.kind() {
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => vnni::v256::first_sums(isa, lines, &mut first_sums),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => vnni::v512::first_sums(isa, lines, &mut first_sums),
+            _ => drop(lines),
+        }
+
+        Self {
+            data,
+            stride,
+            rows,
+            steps,
+            first_sums,
+        }
+    }
 }
 
 impl Scratch {
@@ -249,12 +281,7 @@ impl Scratch {
 
         if in_place {
             let data = bytemuck::cast_slice(source);
-            return Weights {
-                data,
-                stride: columns,
-                rows,
-                steps: columns / 4,
-            };
+            return Weights::new(isa, data, columns, rows, columns / 4);
         }
 
         let padded = columns.next_multiple_of(DEPTH);
@@ -276,12 +303,7 @@ impl Scratch {
             }
         }
 
-        Weights {
-            data: &self.weights,
-            stride,
-            rows,
-            steps: padded / size,
-        }
+        Weights::new(isa, &self.weights, stride, rows, padded / size)
     }
 }
 

@@ -115,6 +115,20 @@ macro_rules! dot_products {
             out
         }
 
+        /// What the sums of each row of weights start with: `-128 · Σ w[k]`, because activations
+        /// are offset by 128.
+        pub(in crate::gemm) fn first_sums<'a>(
+            isa: Isa,
+            rows: impl Iterator<Item = &'a [u8]>,
+            first_sums: &mut [i32; TILE],
+        ) {
+            assert!(matches!(isa.kind(), $kinds));
+            for (first, row) in first_sums.iter_mut().zip(rows) {
+                // SAFETY: the `Isa` proves that the CPU supports the instructions.
+                *first = unsafe { row_offset(row) }.wrapping_neg();
+            }
+        }
+
         /// `128 · Σ w[k]` of a row.
         ///
         /// # Safety
@@ -134,8 +148,7 @@ macro_rules! dot_products {
             ($sum(sums).wrapping_add(rest)).wrapping_mul(128)
         }
 
-        /// Fills `tile` with the sums of panels `a`, each `panel` bytes, minus what the offset of
-        /// the activations added.
+        /// Fills `tile` with the sums of panels `a`, each `panel` bytes.
         pub(in crate::gemm) fn tile(
             isa: Isa,
             a: &[u8],
@@ -151,15 +164,6 @@ macro_rules! dot_products {
             // SAFETY: the `Isa` proves that the CPU supports the instructions; the lengths were
             // checked.
             unsafe { strips(a, panel, w, tile) }
-            let sums = a.len() / panel * PANEL_LANES;
-
-            for (n, tile) in tile.iter_mut().enumerate().take(w.rows) {
-                // SAFETY: the `Isa` proves that the CPU supports the instructions.
-                let offset = unsafe { row_offset(&w.data[n * w.stride..][..w.steps * 4]) };
-                tile[..sums]
-                    .iter_mut()
-                    .for_each(|sum| *sum = sum.wrapping_sub(offset));
-            }
         }
     };
 }
@@ -167,7 +171,7 @@ macro_rules! dot_products {
 pub(super) mod v256 {
     use crate::Isa;
     use crate::gemm::avx2::{horizontal_sum, strips_of_256_bits};
-    use crate::gemm::panels::{LANES as PANEL_LANES, STEP_BYTES, Tile, Weights};
+    use crate::gemm::panels::{LANES as PANEL_LANES, STEP_BYTES, TILE, Tile, Weights};
     use crate::isa::Kind;
     use std::arch::x86_64::*;
 
@@ -189,7 +193,7 @@ pub(super) mod v256 {
 
 pub(super) mod v512 {
     use crate::Isa;
-    use crate::gemm::panels::{LANES as PANEL_LANES, MAX_PANELS, STEP_BYTES, Tile, Weights};
+    use crate::gemm::panels::{LANES as PANEL_LANES, MAX_PANELS, STEP_BYTES, TILE, Tile, Weights};
     use crate::isa::Kind;
     use std::arch::x86_64::*;
 
@@ -254,8 +258,18 @@ pub(super) mod v512 {
             *row = w.data[(first + i).min(w.rows - 1) * w.stride..].as_ptr();
         }
 
-        let mut sums = [[_mm512_setzero_si512(); P]; N];
+        let first_sum = |n: usize| w.first_sums[(first + n).min(TILE - 1)];
+        let mut sums: [_; N] = std::array::from_fn(|n| [_mm512_set1_epi32(first_sum(n)); P]);
         for k in 0..w.steps {
+            // Each line of the next tile's weights once, spread over this tile: hardware
+            // prefetchers do not predict the jump between tiles. Prefetches never fault.
+            if k.is_multiple_of(LANES / 4) {
+                for row in rows {
+                    let next = row.wrapping_add(TILE * w.stride + k * 4);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                }
+            }
+
             // SAFETY: k < w.steps; a step is 64 bytes of each panel and a dword of each row.
             unsafe {
                 let mut x = [_mm512_setzero_si512(); P];

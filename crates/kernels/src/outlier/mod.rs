@@ -5,9 +5,8 @@ mod rule;
 
 use crate::rowwise::{largest_bits, largest_magnitude, quantize_row};
 use crate::simd::for_every_width;
-use crate::{AlignedVec, Element, Isa, MatRef};
+use crate::{AlignedVec, Element, Isa, MatRef, team};
 use half::f16;
-use rayon::prelude::*;
 use std::ops::Range;
 
 pub(crate) use rule::RMS_CHUNK;
@@ -15,6 +14,8 @@ pub use rule::{OutlierRule, OutlierScope, row_rms, smallest_outlier};
 
 /// Rows from which on quantisation runs on several threads.
 const PARALLEL_ROWS: usize = 16;
+/// Rows that a task quantises.
+const TASK_ROWS: usize = 8;
 
 /// The outlier columns of each row, with the original activations.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -268,19 +269,24 @@ impl QuantizedActivations {
             return row_outliers;
         }
 
-        self.codes
-            .par_chunks_mut(cols)
-            .zip(&mut self.absmax)
-            .zip(&mut row_outliers)
+        let groups = self
+            .codes
+            .chunks_mut(TASK_ROWS * cols)
+            .zip(self.absmax.chunks_mut(TASK_ROWS))
+            .zip(row_outliers.chunks_mut(TASK_ROWS))
             .enumerate()
-            .with_min_len(PARALLEL_ROWS / 2)
-            .for_each_init(
-                || vec![f16::ZERO; cols],
-                |row16, (row, ((codes, absmax), columns))| {
-                    T::to_f16_slice(a.row(row), row16);
+            .collect();
+        team::for_each(
+            groups,
+            |row16: &mut Vec<f16>, (group, ((codes, absmax), outliers))| {
+                row16.resize(cols, f16::ZERO);
+                let rows = codes.chunks_mut(cols).zip(absmax).zip(outliers);
+                for (i, ((codes, absmax), columns)) in rows.enumerate() {
+                    T::to_f16_slice(a.row(group * TASK_ROWS + i), row16);
                     *absmax = quantize_keeping(isa, row16, rule, kept, codes, columns);
-                },
-            );
+                }
+            },
+        );
 
         row_outliers
     }
@@ -291,15 +297,17 @@ impl QuantizedActivations {
             return;
         }
 
-        let zero = |codes: &mut [i8]| {
-            columns
-                .iter()
-                .for_each(|&column| codes[column as usize] = 0);
-        };
-        self.codes
-            .par_chunks_mut(self.cols)
-            .with_min_len(PARALLEL_ROWS)
-            .for_each(zero);
+        team::for_each_chunk(
+            &mut self.codes,
+            TASK_ROWS * self.cols,
+            |_: &mut (), _, codes| {
+                for codes in codes.chunks_mut(self.cols) {
+                    for &column in columns {
+                        codes[column as usize] = 0;
+                    }
+                }
+            },
+        );
     }
 }
 

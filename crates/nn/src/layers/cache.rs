@@ -4,8 +4,7 @@ use super::{Heads, RopeTable};
 use crate::{CacheDtype, FloatDtype};
 use half::{bf16, f16};
 use llm_int8_kernels::attention::{CacheElement, HeadCache, PANEL, key_place, padded};
-use llm_int8_kernels::{AlignedVec, Isa};
-use rayon::prelude::*;
+use llm_int8_kernels::{AlignedVec, Isa, team};
 use std::ops::Range;
 
 /// The keys and values of one layer for one sequence. Heads are stored one after the other, and
@@ -155,7 +154,8 @@ impl LayerCache {
             HeadSlot::Int8(mut slot) => slot.fill(new, head, &mut Vec::new()),
         };
         if new.rows.len() >= PARALLEL_POSITIONS {
-            heads.into_par_iter().enumerate().for_each(fill);
+            let heads = heads.into_iter().enumerate().collect();
+            team::for_each(heads, |_: &mut (), head| fill(head));
         } else {
             heads.into_iter().enumerate().for_each(fill);
         }

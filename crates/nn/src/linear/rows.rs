@@ -5,8 +5,9 @@ use super::op::FloatMatmul;
 use super::original::OutlierColumns;
 use super::{FloatLinear, Int8Linear, Linear};
 use crate::error::Result;
-use llm_int8_kernels::{Activation, MatMut, MatRef, QuantizedActivations, activation, linears};
-use rayon::prelude::*;
+use llm_int8_kernels::{
+    Activation, MatMut, MatRef, QuantizedActivations, activation, linears, team,
+};
 use std::sync::Arc;
 
 /// A layer and the buffer for its output.
@@ -143,10 +144,11 @@ pub fn for_rows(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Syn
             .enumerate()
             .for_each(|(i, row)| f(i, row));
     } else {
-        let min_len = (PARALLEL_VALUES / 4 / width).max(1);
-        x.par_chunks_mut(width)
-            .enumerate()
-            .with_min_len(min_len)
-            .for_each(|(i, row)| f(i, row));
+        let rows = (PARALLEL_VALUES / 4 / width).max(1);
+        team::for_each_chunk(x, rows * width, |_: &mut (), group, x| {
+            x.chunks_mut(width)
+                .enumerate()
+                .for_each(|(i, row)| f(group * rows + i, row));
+        });
     }
 }
