@@ -315,12 +315,14 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
         found[count / 2]
     };
     median_of_crowds(8);
-    let warm = median_of_crowds(9);
-    let after = median_of_crowds(9);
-    assert!(
-        after < warm * 1.05,
-        "resident memory grew from {warm} to {after} bytes"
-    );
+    // A leak adds to every crowd; what an allocator keeps settles after some of them.
+    let mut found = vec![median_of_crowds(9)];
+    let has_settled = (0..3).any(|_| {
+        let before = found[found.len() - 1];
+        found.push(median_of_crowds(9));
+        found[found.len() - 1] < before * 1.05
+    });
+    assert!(has_settled, "resident memory keeps growing: {found:?} bytes");
     assert!(
         refused.load(Ordering::Relaxed) > 0,
         "the queue was never full"

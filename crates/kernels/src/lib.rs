@@ -53,7 +53,9 @@ pub use activation::Activation;
 pub use aligned::AlignedVec;
 pub use element::Element;
 pub use error::KernelError;
-pub use gemm::{Int8WeightRef, Layer, OutlierWeights, linear, linears, matmul_i32};
+pub use gemm::{
+    Int8WeightRef, Layer, OutlierWeights, linear, linears, matmul_i32, row_sums, uses_row_sums,
+};
 pub use isa::Isa;
 pub use matrix::{MatMut, MatRef};
 pub use outlier::{

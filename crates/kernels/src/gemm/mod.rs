@@ -24,6 +24,7 @@ mod panels;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+mod weight;
 
 use crate::activation::Activation;
 use crate::matrix::expect;
@@ -31,12 +32,15 @@ use crate::outlier::QuantizedActivations;
 use crate::reference::PRODUCT_STEP;
 use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
-use crate::{Isa, KernelError, MatMut, MatRef, activation, team};
+use crate::{AlignedVec, Isa, KernelError, MatMut, MatRef, activation, team};
 use half::f16;
 use outliers::{Gathered, OutlierMatmul};
 use panels::Panels;
 use rows::Rows;
 use std::ops::Range;
+
+pub(crate) use panels::Packed;
+pub use weight::{Int8WeightRef, row_sums, uses_row_sums};
 
 /// Weights of a block in bytes: they stay in L2.
 const BLOCK_BYTES: usize = 160 * 1024;
@@ -59,32 +63,6 @@ pub(crate) fn amx_available() -> bool {
 pub(crate) use amx::multiply_adds as amx_multiply_adds;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::multiply_adds as neon_multiply_adds;
-
-/// Int8 weights `[N, K]` with the absmax of each row. Quantisation writes codes in -127..=127 (see
-/// [`check_codes`](crate::check_codes)); a -128 is computed with exactly all the same.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Int8WeightRef<'a> {
-    codes: MatRef<'a, i8>,
-    absmax: &'a [f32],
-}
-
-impl<'a> Int8WeightRef<'a> {
-    /// Codes `[N, K]` and absmax `[N]`.
-    ///
-    /// ```
-    /// use llm_int8_kernels::{Int8WeightRef, MatRef};
-    /// assert!(Int8WeightRef::new(MatRef::new(&[1i8, 2], 1, 2)?, &[1.0]).is_ok());
-    /// assert!(Int8WeightRef::new(MatRef::new(&[1i8, 2], 1, 2)?, &[]).is_err());
-    /// # Ok::<(), llm_int8_kernels::KernelError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`KernelError::WrongDimension`] if `absmax` does not have N values.
-    pub fn new(codes: MatRef<'a, i8>, absmax: &'a [f32]) -> Result<Self, KernelError> {
-        expect("length of the weight's absmax", codes.rows(), absmax.len())?;
-        Ok(Self { codes, absmax })
-    }
-}
 
 /// Where the float weights of outlier columns come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -200,10 +178,18 @@ pub fn linear(
 
     layer.check(a, &out)?;
     let epilogue = Epilogue::new(isa, a, layer)?;
+    let weight = WeightCodes {
+        codes: layer.weight.codes,
+        row_sums: layer.weight.row_sums,
+    };
+    let input = ActivationCodes {
+        codes: a.codes(),
+        packed: Some(a.packed()),
+    };
     matmul(
         isa,
-        a.codes(),
-        layer.weight.codes,
+        input,
+        weight,
         out,
         |mut patch, sums, gathered: &mut Gathered| {
             let outputs = patch.outputs.clone();
@@ -387,7 +373,15 @@ pub fn matmul_i32(
         ["rows of the result", "columns of the result"],
     )?;
     check_columns(w.cols())?;
-    matmul(isa, a, w, out, |mut patch, sums, _: &mut ()| {
+    let input = ActivationCodes {
+        codes: a,
+        packed: None,
+    };
+    let weight = WeightCodes {
+        codes: w,
+        row_sums: None,
+    };
+    matmul(isa, input, weight, out, |mut patch, sums, _: &mut ()| {
         for (i, sums) in sums.chunks(patch.outputs.len()).enumerate() {
             patch.row_mut(i).copy_from_slice(sums);
         }
@@ -401,6 +395,20 @@ pub fn matmul_i32(
 struct Part<'a> {
     rows: &'a Range<usize>,
     outputs: &'a Range<usize>,
+}
+
+/// The codes of activations, and where they may be packed already.
+#[derive(Clone, Copy)]
+struct ActivationCodes<'a> {
+    codes: MatRef<'a, i8>,
+    packed: Option<&'a Packed>,
+}
+
+/// The codes of weights, and the sums of their rows if they are known.
+#[derive(Clone, Copy)]
+struct WeightCodes<'a> {
+    codes: MatRef<'a, i8>,
+    row_sums: Option<&'a [i32]>,
 }
 
 /// Memory that a thread reuses from task to task.
@@ -425,47 +433,51 @@ fn block(columns: usize) -> usize {
 /// Multiplies codes, `a · wᵀ`, and hands the sums of each patch to `finish`, row-major.
 fn matmul<T, S>(
     isa: Isa,
-    a: MatRef<'_, i8>,
-    w: MatRef<'_, i8>,
+    a: ActivationCodes<'_>,
+    w: WeightCodes<'_>,
     out: MatMut<'_, T>,
     finish: impl Fn(Patch<'_, T>, &[i32], &mut S) + Sync,
 ) where
-    T: Copy + Default + Send + Sync,
-    S: Default + Send,
+    T: Send,
+    S: Default,
 {
-    if a.rows() <= rows::MAX_ROWS {
-        let input = Rows::new(isa, a);
-        for_each_patch(
-            w,
-            out,
-            |part, sums, _| input.multiply(isa, w, part, sums),
-            finish,
-        );
-    } else {
-        let input = Panels::new(isa, a);
-        for_each_patch(
-            w,
-            out,
-            |part, sums, scratch| input.multiply(isa, w, part, sums, scratch),
-            finish,
-        );
+    let columns = w.codes.cols();
+
+    if a.codes.rows() <= rows::MAX_ROWS {
+        let input = Rows::new(isa, a.codes);
+        let multiply =
+            |part: Part<'_>, sums: &mut [i32], _: &mut _| input.multiply(isa, w.codes, part, sums);
+        return for_each_patch(columns, out, multiply, finish);
     }
+
+    let own;
+    let input = match a.packed.and_then(|packed| packed.panels(isa, a.codes)) {
+        Some(shared) => shared,
+        None => {
+            own = Panels::new(isa, a.codes, AlignedVec::default());
+            &own
+        }
+    };
+    let multiply = |part: Part<'_>, sums: &mut [i32], scratch: &mut _| {
+        input.multiply(w, part, sums, scratch);
+    };
+    for_each_patch(columns, out, multiply, finish);
 }
 
 /// Cuts `out` into patches, has `multiply` compute the sums of each, and hands them to `finish`.
 fn for_each_patch<T, S>(
-    w: MatRef<'_, i8>,
+    columns: usize,
     out: MatMut<'_, T>,
     multiply: impl Fn(Part<'_>, &mut [i32], &mut Scratch) + Sync,
     finish: impl Fn(Patch<'_, T>, &[i32], &mut S) + Sync,
 ) where
-    T: Copy + Default + Send + Sync,
-    S: Default + Send,
+    T: Send,
+    S: Default,
 {
     tasks::run(
         out,
-        w.cols(),
-        block(w.cols()),
+        columns,
+        block(columns),
         |patch, scratch: &mut (Vec<i32>, Scratch, S)| {
             let (sums, kernel, rest) = scratch;
             sums.resize(patch.rows.len() * patch.outputs.len(), 0);

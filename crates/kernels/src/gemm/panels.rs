@@ -19,12 +19,14 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::{Part, Scratch};
+use super::weight::row_sum;
+use super::{Part, Scratch, WeightCodes};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, vnni};
 use crate::isa::Kind;
 use crate::{AlignedVec, Isa, MatRef, team};
 use std::ops::Range;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Rows of a panel.
 pub(super) const LANES: usize = 16;
@@ -37,8 +39,52 @@ pub(super) const MAX_PANELS: usize = 3;
 /// Columns are zero-padded to a multiple of this.
 const DEPTH: usize = 64;
 
+/// Activations packed for the matmuls of one instruction set. Layers with the same input share
+/// them, and the next input reuses their memory.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    panels: OnceLock<Panels>,
+    spare: Mutex<AlignedVec<u8>>,
+}
+
+impl Packed {
+    /// The panels of these codes, packed if nobody has done it yet; `None` if they are packed for
+    /// another instruction set.
+    pub(super) fn panels(&self, isa: Isa, codes: MatRef<'_, i8>) -> Option<&Panels> {
+        let panels = self.panels.get_or_init(|| {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            Panels::new(isa, codes, std::mem::take(&mut *spare))
+        });
+        (panels.isa == isa).then_some(panels)
+    }
+
+    /// Forgets the panels and keeps their memory.
+    pub(crate) fn clear(&mut self) {
+        let spare = self.spare.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(panels) = self.panels.take() {
+            *spare = panels.data;
+        }
+    }
+}
+
+/// A copy has nothing packed.
+impl Clone for Packed {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// What is packed follows from the codes.
+impl PartialEq for Packed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
 /// Packed activations.
+#[derive(Debug)]
 pub(super) struct Panels {
+    isa: Isa,
     /// Panel after panel.
     data: AlignedVec<u8>,
     rows: usize,
@@ -51,11 +97,12 @@ pub(super) struct Panels {
 pub(super) type Tile = [[i32; LANES * MAX_PANELS]; TILE];
 
 impl Panels {
-    pub(super) fn new(isa: Isa, codes: MatRef<'_, i8>) -> Self {
+    /// Packs codes, reusing the memory of `data`.
+    pub(super) fn new(isa: Isa, codes: MatRef<'_, i8>, mut data: AlignedVec<u8>) -> Self {
         let rows = codes.rows();
         let columns = codes.cols();
         let panel = columns.next_multiple_of(DEPTH) / codes_per_step(isa) * STEP_BYTES;
-        let mut data = AlignedVec::filled(rows.div_ceil(LANES) * panel, 0u8);
+        data.reset(rows.div_ceil(LANES) * panel, 0);
 
         if panel > 0 {
             team::for_each_chunk(&mut data, panel, |_: &mut (), i, panel| {
@@ -65,6 +112,7 @@ impl Panels {
         }
 
         Self {
+            isa,
             data,
             rows,
             columns,
@@ -75,8 +123,7 @@ impl Panels {
     /// Writes the sums of some rows and outputs, row-major. The rows start with a panel.
     pub(super) fn multiply(
         &self,
-        isa: Isa,
-        w: MatRef<'_, i8>,
+        w: WeightCodes<'_>,
         Part {
             rows: m,
             outputs: n,
@@ -84,8 +131,9 @@ impl Panels {
         sums: &mut [i32],
         scratch: &mut Scratch,
     ) {
+        let isa = self.isa;
         debug_assert!(
-            m.start.is_multiple_of(LANES) && m.end <= self.rows && w.cols() == self.columns
+            m.start.is_multiple_of(LANES) && m.end <= self.rows && w.codes.cols() == self.columns
         );
         let width = n.len();
         if self.panel == 0 {
@@ -98,7 +146,7 @@ impl Panels {
             let outputs = first..n.end.min(first + TILE);
             let weights = scratch.weights(isa, w, outputs.clone());
 
-            let mut next = next_weights(isa, w, outputs.end, m.len().div_ceil(group));
+            let mut next = next_weights(isa, w.codes, outputs.end, m.len().div_ceil(group));
             for row in m.clone().step_by(group) {
                 next.next().into_iter().for_each(crate::simd::prefetch);
                 let rows = row..m.end.min(row + group);
@@ -237,26 +285,16 @@ pub(super) struct Weights<'a> {
     pub(super) first_sums: [i32; TILE],
 }
 
-impl<'a> Weights<'a> {
-    fn new(isa: Isa, data: &'a [u8], stride: usize, rows: usize, steps: usize) -> Self {
-        let mut first_sums = [0; TILE];
-        let lines = (0..rows).map(|n| &data[n * stride..][..steps * 4]);
-        match isa.kind() {
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => vnni::v256::first_sums(isa, lines, &mut first_sums),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Vnni => vnni::v512::first_sums(isa, lines, &mut first_sums),
-            _ => drop(lines),
-        }
-
-        Self {
-            data,
-            stride,
-            rows,
-            steps,
-            first_sums,
+/// What the sums of each row of weights start with.
+fn first_sums(isa: Isa, codes: &[i8], columns: usize, row_sums: Option<&[i32]>) -> [i32; TILE] {
+    let mut first_sums = [0; TILE];
+    if offset(isa) != 0 {
+        for (n, row) in codes.chunks(columns.max(1)).enumerate() {
+            let sum = row_sums.map_or_else(|| row_sum(isa, row), |sums| sums[n]);
+            first_sums[n] = sum.wrapping_mul(-128);
         }
     }
+    first_sums
 }
 
 impl Scratch {
@@ -264,13 +302,15 @@ impl Scratch {
     fn weights<'a>(
         &'a mut self,
         isa: Isa,
-        w: MatRef<'a, i8>,
+        w: WeightCodes<'a>,
         outputs: Range<usize>,
     ) -> Weights<'a> {
-        let columns = w.cols();
+        let columns = w.codes.cols();
         let rows = outputs.len();
-        let source = &w.data()[outputs.start * columns..outputs.end * columns];
+        let row_sums = w.row_sums.map(|sums| &sums[outputs.clone()]);
+        let source = &w.codes.data()[outputs.start * columns..outputs.end * columns];
         let size = codes_per_step(isa);
+        let first_sums = first_sums(isa, source, columns, row_sums);
         let in_place = match isa.kind() {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => false,
@@ -281,7 +321,13 @@ impl Scratch {
 
         if in_place {
             let data = bytemuck::cast_slice(source);
-            return Weights::new(isa, data, columns, rows, columns / 4);
+            return Weights {
+                data,
+                stride: columns,
+                rows,
+                steps: columns / 4,
+                first_sums,
+            };
         }
 
         let padded = columns.next_multiple_of(DEPTH);
@@ -303,7 +349,13 @@ impl Scratch {
             }
         }
 
-        Weights::new(isa, &self.weights, stride, rows, padded / size)
+        Weights {
+            data: &self.weights,
+            stride,
+            rows,
+            steps: padded / size,
+            first_sums,
+        }
     }
 }
 

@@ -115,26 +115,18 @@ macro_rules! dot_products {
             out
         }
 
-        /// What the sums of each row of weights start with: `-128 · Σ w[k]`, because activations
-        /// are offset by 128.
-        pub(in crate::gemm) fn first_sums<'a>(
-            isa: Isa,
-            rows: impl Iterator<Item = &'a [u8]>,
-            first_sums: &mut [i32; TILE],
-        ) {
+        /// The sum of some codes.
+        pub(in crate::gemm) fn row_sum(isa: Isa, row: &[i8]) -> i32 {
             assert!(matches!(isa.kind(), $kinds));
-            for (first, row) in first_sums.iter_mut().zip(rows) {
-                // SAFETY: the `Isa` proves that the CPU supports the instructions.
-                *first = unsafe { row_offset(row) }.wrapping_neg();
-            }
+
+            // SAFETY: the `Isa` proves that the CPU supports the instructions.
+            unsafe { row_sum_inner(row) }
         }
 
-        /// `128 · Σ w[k]` of a row.
-        ///
         /// # Safety
         /// The CPU supports the instructions.
         #[target_feature(enable = $features)]
-        unsafe fn row_offset(row: &[u8]) -> i32 {
+        unsafe fn row_sum_inner(row: &[i8]) -> i32 {
             let ones = $splat(1);
             let mut sums = $zero();
             let (whole, rest) = row.as_chunks::<LANES>();
@@ -144,8 +136,8 @@ macro_rules! dot_products {
                 sums = $multiply(sums, ones, unsafe { $load(codes.as_ptr().cast()) });
             }
 
-            let rest: i32 = rest.iter().map(|&code| i32::from(code as i8)).sum();
-            ($sum(sums).wrapping_add(rest)).wrapping_mul(128)
+            let rest: i32 = rest.iter().map(|&code| i32::from(code)).sum();
+            $sum(sums).wrapping_add(rest)
         }
 
         /// Fills `tile` with the sums of panels `a`, each `panel` bytes.

@@ -3,6 +3,7 @@
 
 mod rule;
 
+use crate::gemm::Packed;
 use crate::rowwise::{largest_bits, largest_magnitude, quantize_row};
 use crate::simd::for_every_width;
 use crate::{AlignedVec, Element, Isa, MatRef, team};
@@ -118,6 +119,7 @@ pub struct QuantizedActivations {
     absmax: Vec<f32>,
     outliers: Outliers,
     cols: usize,
+    packed: Packed,
 }
 
 impl QuantizedActivations {
@@ -140,6 +142,11 @@ impl QuantizedActivations {
     /// which makes its outputs NaN rather than hiding it.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
+    }
+
+    /// The codes packed for matmuls of many rows.
+    pub(crate) fn packed(&self) -> &Packed {
+        &self.packed
     }
 
     /// The outliers, which are multiplied in floating point.
@@ -204,6 +211,7 @@ impl QuantizedActivations {
         let rows = a.rows();
         let cols = a.cols();
         self.cols = cols;
+        self.packed.clear();
         self.codes.reset(rows * cols, 0);
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);

@@ -220,15 +220,16 @@ impl Int8Linear {
         self.weight.as_ref().ok_or(NnError::NotLoaded)
     }
 
-    /// The layer as the kernels take it. `columns` are its original outlier columns; without them,
-    /// outlier weights are dequantised, but for those of kept columns.
+    /// The layer as the kernels take it, for `rows` rows. `columns` are its original outlier columns;
+    /// without them, outlier weights are dequantised, but for those of kept columns.
     pub(super) fn kernel_form<'a>(
         &'a self,
+        rows: usize,
         columns: Option<&'a OutlierColumns>,
         activation: Option<Activation>,
     ) -> Result<Layer<'a>> {
         Ok(Layer {
-            weight: self.weight()?.kernel_form()?,
+            weight: self.weight()?.kernel_form(self.isa(), rows)?,
             outlier_weights: match (columns, self.active_kept()) {
                 (Some(columns), _) => columns.kernel_form()?,
                 (None, Some(kept)) => kept.kernel_form()?,

@@ -176,7 +176,7 @@ impl Int8Matmul {
         llm_int8_kernels::linear(
             isa,
             &activations,
-            &layer.kernel_form(columns.as_deref(), None)?,
+            &layer.kernel_form(rows, columns.as_deref(), None)?,
             target,
         )?;
 

@@ -125,7 +125,7 @@ fn project_int8(
         .zip(&columns)
         .map(|(projection, columns)| {
             let layer = projection.layer;
-            let form = layer.kernel_form(columns.as_deref(), projection.activation)?;
+            let form = layer.kernel_form(rows, columns.as_deref(), projection.activation)?;
             let out = MatMut::new(projection.out, rows, layer.out_features())?;
             Ok((form, out))
         });

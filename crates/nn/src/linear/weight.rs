@@ -3,9 +3,9 @@
 use super::codes::CodeMemory;
 use crate::error::{NnError, Result};
 use bytes::Bytes;
-use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef};
+use llm_int8_kernels::{Element, Int8WeightRef, Isa, MatMut, MatRef, row_sums, uses_row_sums};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Codes copied by one parallel task.
 const CODES_PER_TASK: usize = 1 << 18;
@@ -19,6 +19,8 @@ pub struct Int8Weight {
     absmax: Arc<[f32]>,
     out_features: usize,
     in_features: usize,
+    /// Computed when a matmul first uses them.
+    row_sums: Arc<OnceLock<Vec<i32>>>,
 }
 
 impl Int8Weight {
@@ -81,6 +83,7 @@ impl Int8Weight {
             absmax: absmax.into(),
             out_features,
             in_features,
+            row_sums: Arc::default(),
         })
     }
 
@@ -135,15 +138,20 @@ impl Int8Weight {
             absmax: absmax.into(),
             out_features,
             in_features,
+            row_sums: Arc::default(),
         })
     }
 
-    /// The weight as the kernels take it.
-    pub(super) fn kernel_form(&self) -> Result<Int8WeightRef<'_>> {
-        Ok(Int8WeightRef::new(
-            MatRef::new(self.codes(), self.out_features, self.in_features)?,
-            &self.absmax,
-        )?)
+    /// The weight as the kernels take it, for a matmul of this many rows.
+    pub(super) fn kernel_form(&self, isa: Isa, rows: usize) -> Result<Int8WeightRef<'_>> {
+        let codes = MatRef::new(self.codes(), self.out_features, self.in_features)?;
+        let weight = Int8WeightRef::new(codes, &self.absmax)?;
+        if !uses_row_sums(isa, rows) {
+            return Ok(weight);
+        }
+
+        let sums = self.row_sums.get_or_init(|| row_sums(isa, codes));
+        Ok(weight.with_row_sums(sums)?)
     }
 
     /// The codes, row-major `[out, in]`.
