@@ -322,7 +322,10 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
         found.push(median_of_crowds(9));
         found[found.len() - 1] < before * 1.05
     });
-    assert!(has_settled, "resident memory keeps growing: {found:?} bytes");
+    assert!(
+        has_settled,
+        "resident memory keeps growing: {found:?} bytes"
+    );
     assert!(
         refused.load(Ordering::Relaxed) > 0,
         "the queue was never full"
