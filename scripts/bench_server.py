@@ -5,8 +5,8 @@
     python3 scripts/bench_server.py MODEL [--clients 1,2,4,8,16] [--rounds 3] [--json raw.json]
 
 Every client streams a completion of its own prompt of 128 tokens. The server's rate is that of the tokens it counts
-(`/metrics`) from when all prompts have been computed until there are 64 more for each client. `bench` decodes
-as many sequences, 64 tokens each after a prompt of 128, without a server. They take turns, with the same outlier rule
+(`/metrics`) from when all clients have their first token until there are 128 more for each. `bench` decodes
+as many sequences, 128 tokens each after a prompt of 128, without a server. They take turns, with the same outlier rule
 (row, the server's default). Time to first token: a prompt of 128, alone and while as many clients decode. Clients run
 on the same cores, so those that only keep the server busy sleep until 64 KiB have arrived.
 """
@@ -24,7 +24,8 @@ import threading
 import time
 
 PROGRAM = pathlib.Path(__file__).resolve().parent.parent / "target/release/llm-int8"
-PROMPT, MEASURED, SPARE = 128, 64, 64
+PROMPT, MEASURED = 128, 128
+POLL = 0.1  # seconds between two looks at the server's metrics, which cost it time
 VOCABULARY = range(100, 200)
 
 
@@ -100,22 +101,27 @@ class Server:
 
 
 def busy(server, count, tokens):
-    """`count` clients whose prompts have been computed."""
-    _, before = server.metrics("prompt_tokens_total")
+    """`count` clients that all have their first token."""
+    first_tokens = "time_to_first_token_seconds_count"
+    _, before = server.metrics(first_tokens)
     clients = [server.stream(tokens) for _ in range(count)]
-    while server.metrics("prompt_tokens_total")[1] < before + PROMPT * count:
-        time.sleep(0.01)
+    while server.metrics(first_tokens)[1] < before + count:
+        time.sleep(0.02)
     return clients
+
+
+def spare(count):
+    """Tokens that a client needs beside those measured: it decodes while the prompts of later ones are computed."""
+    return 128 + 4 * count
 
 
 def rate(server, count):
     """Tokens per second of `count` clients that all decode."""
-    # The first client decodes while the prompts of the others are computed, so it needs tokens to spare.
-    clients = busy(server, count, MEASURED + SPARE * (count + 1))
+    clients = busy(server, count, MEASURED + spare(count))
     begin, before = server.metrics("generation_tokens_total")
     end = after = 0
     while after - before < MEASURED * count:
-        time.sleep(0.02)
+        time.sleep(POLL)
         end, after, running = server.metrics("generation_tokens_total", "num_requests_running")
         assert running == count, "a client ended too soon"
     for client in clients:
@@ -125,7 +131,7 @@ def rate(server, count):
 
 def first_token(server, count):
     """Milliseconds to the first token of one more client while `count` clients decode."""
-    clients = busy(server, count, 96 + SPARE * count)
+    clients = busy(server, count, spare(count))
     late = server.stream(1, sleeps=False)
     late.join()
     assert server.metrics("num_requests_running")[1] >= count, "the others ended too soon"

@@ -154,6 +154,14 @@ impl Isa {
         self.0
     }
 
+    /// Whether registers have 512 bits.
+    pub(crate) fn has_wide_registers(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.width() == Width::V512;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     pub(crate) fn width(self) -> Width {
         match self.0 {
             Kind::Scalar => Width::Scalar,

@@ -53,8 +53,9 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 x[m] = L::load(a[m].as_ptr().add(k));
             }
             for n in 0..N {
-                if M == 1 {
-                    // The same columns of the next block, whose rows follow these in memory.
+                if M == 1 || L::COUNT == 16 {
+                    // Weights come from memory. The same columns of the next block, whose rows follow
+                    // these.
                     let bytes = L::COUNT * size_of::<W>();
                     prefetch_ahead(
                         w[n].as_ptr().wrapping_add(k).cast(),

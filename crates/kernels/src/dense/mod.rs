@@ -1,9 +1,11 @@
 //! Float linear layers: f16, bf16 or f32 weights, f32 arithmetic.
 //!
-//! - One row (the output head while decoding) reads each stored weight once and converts it in
-//!   registers.
-//! - More rows: a block of 4 outputs is converted to f32 once, into L1, and rows pass over it in
-//!   pairs, which keeps 8 sums in registers.
+//! - A block of 4 outputs is multiplied with all rows before the next one is read.
+//! - With registers of 512 bits, weights are converted as they are loaded, again for every four rows:
+//!   the sixteen multiplications after it take longer. So does one row (the output head while
+//!   decoding) on every CPU.
+//! - Otherwise the block is converted to f32 once, into L1, and rows pass over it in pairs, which
+//!   keeps 8 sums in registers.
 //! - An output is summed over the lanes of a register in the same order for any number of rows, so
 //!   a row's result does not depend on its batch.
 //! - Instruction sets differ in the last bits: register widths differ, and only the vector versions
@@ -18,8 +20,6 @@ use dot::dot;
 
 /// Output features whose weights are converted together.
 const BLOCK: usize = 4;
-/// Rows of activations that pass over a block together.
-const TILE_M: usize = 2;
 
 /// `out = a · wᵀ + bias`: `a` f32 `[M, K]`, `w` `[N, K]`, `out` f32 `[M, N]`.
 ///
@@ -56,11 +56,11 @@ pub fn linear<W: Element>(
         let first = patch.outputs.start;
         let width = patch.outputs.len();
 
-        // One row converts weights in registers; several rows share a converted block.
-        if patch.rows.len() == 1 {
+        // The last block may have fewer outputs: the surplus weights repeat the last one, and their
+        // results are not stored.
+        if patch.rows.len() == 1 || isa.has_wide_registers() {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
-            let sums = dot(isa, [a.row(patch.rows.start)], weights);
-            return store(sums, 0, bias, &mut patch);
+            return multiply::<W, 4>(isa, a, weights, bias, &mut patch);
         }
 
         floats.resize(BLOCK * columns, 0.0);
@@ -68,27 +68,26 @@ pub fn linear<W: Element>(
             W::to_f32_slice(w.row(first + i), &mut floats[i * columns..][..columns]);
         }
         let weights = std::array::from_fn(|i| &floats[i.min(width - 1) * columns..][..columns]);
-        multiply(isa, a, weights, bias, &mut patch);
+        multiply::<f32, 2>(isa, a, weights, bias, &mut patch);
     });
 
     Ok(())
 }
 
-/// Multiplies all rows of the patch by the weights of one block. The last block may have fewer
-/// outputs: the surplus weights repeat the last one, and their results are not stored.
-fn multiply(
+/// Multiplies all rows of the patch by the weights of one block, `M` rows at a time.
+fn multiply<W: Element, const M: usize>(
     isa: Isa,
     a: MatRef<'_, f32>,
-    weights: [&[f32]; BLOCK],
+    weights: [&[W]; BLOCK],
     bias: Option<&[f32]>,
     patch: &mut Patch<'_, f32>,
 ) {
     let first = patch.rows.start;
     let rows = patch.rows.len();
-    let whole = rows / TILE_M * TILE_M;
+    let whole = rows / M * M;
 
-    for i in (0..whole).step_by(TILE_M) {
-        let tile: [&[f32]; TILE_M] = std::array::from_fn(|m| a.row(first + i + m));
+    for i in (0..whole).step_by(M) {
+        let tile: [&[f32]; M] = std::array::from_fn(|m| a.row(first + i + m));
         store(dot(isa, tile, weights), i, bias, patch);
     }
 
