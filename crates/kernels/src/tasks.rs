@@ -22,10 +22,10 @@ const GROUP_ACTIVATIONS: usize = 1 << 20;
 /// Rows of a group are a multiple of this if there are several groups: whole panels, as many at a
 /// time as every instruction set takes.
 const GROUP_ROWS: usize = 96;
-/// Fewest weights of a task with one row: below this, splitting further costs more than it gains.
-const TASK_WEIGHTS: usize = 96 * 1024;
-/// Rows from which a task needs no more than this fraction of those weights.
-const TASK_ROWS: usize = 16;
+/// Fewest weights of a task, times its rows: below this, splitting further costs more than it gains.
+const TASK_WORK: usize = 96 * 1024;
+/// Most rows that count for that, so that many rows are not split too finely.
+const COUNTED_ROWS: usize = 16;
 
 /// The part of a result that a task writes: some rows × some output features.
 pub(crate) struct Patch<'a, T> {
@@ -145,8 +145,8 @@ fn group_height(rows: usize, columns: usize) -> usize {
 
 /// Blocks of a task with `height` rows, each block with `weights` weights.
 fn blocks_of_task(height: usize, weights: usize) -> usize {
-    let fewest = TASK_WEIGHTS / height.min(TASK_ROWS);
-    (fewest / weights.max(1)).max(1)
+    let fewest_weights = TASK_WORK / height.min(COUNTED_ROWS);
+    (fewest_weights / weights.max(1)).max(1)
 }
 
 #[cfg(test)]

@@ -6,6 +6,10 @@
 //! token, for gpt2-large as for SmolLM2-135M. So the threads of this pool spin for a fraction of a
 //! millisecond before they sleep. There is one team, as large as rayon's global pool; a caller that
 //! finds it busy uses rayon instead.
+//!
+//! Everything in a forward pass that uses several threads runs on the team. If part of it ran on
+//! rayon, the team's threads would spin beside rayon's on the same cores: that was a tenth of a
+//! batch of 32. Rayon is for loading and checking, where a task takes milliseconds.
 
 #![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
 

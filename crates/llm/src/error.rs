@@ -37,10 +37,10 @@ pub enum LlmError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The model has no tokenizer, and text was given.
+    /// The model has no tokenizer, and text was given or asked for.
     #[error(
-        "{model} has no tokenizer (neither tokenizer.json nor vocab.json with merges.txt), so it cannot read text; \
-         give token ids instead"
+        "{model} has no tokenizer (neither tokenizer.json nor vocab.json with merges.txt), so it can neither read nor \
+         write text, only token ids"
     )]
     NoTokenizer {
         /// The model.

@@ -6,6 +6,7 @@ use llm_int8::device::{DeviceConfig, DeviceName, MemoryLimit};
 use llm_int8::hub::HubConfig;
 use llm_int8::nn::linear::{Int8Config, OutlierRule, OutlierWeights};
 use llm_int8::nn::module::SkipList;
+use llm_int8::nn::{CacheDtype, FloatDtype};
 use llm_int8::{Accuracy, LoadConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,6 +29,8 @@ pub(crate) struct Options {
     skip_modules: Vec<String>,
     quantize_head: bool,
     dtype: String,
+    /// Of keys and values; `None`: as `dtype`.
+    cache_dtype: Option<String>,
     strict: bool,
     devices: Vec<String>,
     device_map: bool,
@@ -56,6 +59,7 @@ impl Options {
             skip_modules: SkipList::new(self.skip_modules.iter().cloned()),
             quantize_head: self.quantize_head,
             strict: self.strict,
+            cache_dtype: self.cache_dtype()?,
             placement: self.placement(int8)?,
             ..LoadOptions::default()
         };
@@ -119,6 +123,21 @@ impl Options {
             other => {
                 let known = "float16, bfloat16, float32 or auto";
                 Err(unknown("dtype", other, known))
+            }
+        }
+    }
+
+    fn cache_dtype(&self) -> PyResult<Option<CacheDtype>> {
+        let floats = [FloatDtype::F16, FloatDtype::BF16, FloatDtype::F32];
+        let mut dtypes = floats.map(CacheDtype::Float).into_iter().chain([CacheDtype::Int8]);
+        let Some(name) = self.cache_dtype.as_deref() else {
+            return Ok(None);
+        };
+        match dtypes.find(|dtype| dtype.name() == name) {
+            Some(dtype) => Ok(Some(dtype)),
+            None => {
+                let known = "float16, bfloat16, float32 or int8";
+                Err(unknown("cache_dtype", name, known))
             }
         }
     }

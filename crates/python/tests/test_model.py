@@ -112,6 +112,17 @@ def test_float_weights_have_pytorchs_shapes():
         assert parameter.numpy().shape == parameter.shape, name
 
 
+def test_keys_and_values_in_another_dtype_change_logits_a_little(golden, load_tensors):
+    ids = load_tensors(golden / "tiny_gpt2_expected.safetensors")["input_ids"]
+    exact = load().logits(ids)
+    for dtype, least, most in (("float32", 0.0, 1e-3), ("int8", 1e-6, 2e-2)):
+        logits = load(cache_dtype=dtype).logits(ids)
+        difference = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
+        assert least <= difference < most, (dtype, difference)
+    with pytest.raises(ValueError, match="cache_dtype is int4; expected float16, bfloat16, float32 or int8"):
+        load(cache_dtype="int4")
+
+
 def test_bfloat16_goes_through_ml_dtypes():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     table = dict(load(dtype="bfloat16").named_parameters())["transformer.wte.weight"]

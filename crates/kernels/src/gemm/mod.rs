@@ -7,8 +7,8 @@
 //! - Few rows (`rows`): each weight is read once, in memory order, with prefetching. One row is
 //!   bound by memory bandwidth.
 //! - Many rows (`panels`): sixteen rows side by side in a register with weights broadcast to them,
-//!   or both in tiles (AMX). Each task owns some rows, whose panels stay in L2 while all weights
-//!   stream past.
+//!   or both in tiles (AMX). Panels of up to a megabyte stay in L2 while weights stream past. They
+//!   are packed once for all layers with the same input.
 //! - Epilogue: one implementation for every instruction set, in a fixed order and without fused
 //!   multiply-adds: scale and bias, outliers, activation function. So a row gives the same bits
 //!   alone and in any batch, on any number of threads and any instruction set.

@@ -14,8 +14,8 @@
 //! | AMX | 4 codes, `tdpbssd` | as they are, 16 × 64 at once | 32 outputs × 32 rows |
 //! | NEON | 4 codes, `sdot` | as they are | 6 outputs × 16 rows |
 //!
-//! VNNI multiplies unsigned by signed codes, so activations are offset by 128; `128 · Σ w`, summed
-//! over each weight row in passing, is subtracted from the sums.
+//! VNNI multiplies unsigned by signed codes, so activations are offset by 128, and sums start with
+//! `-128 · Σ w` of their weight row.
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;

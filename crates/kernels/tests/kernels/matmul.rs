@@ -5,7 +5,7 @@ use half::f16;
 use llm_int8_kernels::{
     Activation, Int8WeightRef, Isa, KernelError, Layer as Linear, MatMut, MatRef, OutlierRule,
     OutlierWeights, QuantizedActivations, linear, linears, matmul_i32, quantize_activations,
-    reference,
+    reference, row_sums,
 };
 
 fn matmul(isa: Isa, a: &[i8], w: &[i8], k: usize) -> Vec<i32> {
@@ -189,32 +189,63 @@ fn a_row_is_the_same_alone_in_any_batch_and_on_any_number_of_threads() {
     }
 }
 
-/// Enough rows for tasks that own rows.
+/// Many rows, and so many columns that the rows are split into groups.
 #[test]
 fn many_rows_on_several_threads_are_exact() {
     let mut noise = Noise(15);
-    let m = 300;
-    let k = 130;
-    let n = 70;
-    let a = noise.codes(m * k);
-    let w = noise.codes(n * k);
-    let expected = reference::matmul_i32(
-        MatRef::new(&a, m, k).unwrap(),
-        MatRef::new(&w, n, k).unwrap(),
-    );
-    for isa in Isa::available() {
-        for threads in [1, 2, 3] {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            assert_eq!(
-                pool.install(|| matmul(isa, &a, &w, k)),
-                expected,
-                "{isa:?} {threads} threads"
-            );
+    for (m, k, n) in [(300, 130, 70), (200, 12_001, 37)] {
+        let a = noise.codes(m * k);
+        let w = noise.codes(n * k);
+        let expected = reference::matmul_i32(
+            MatRef::new(&a, m, k).unwrap(),
+            MatRef::new(&w, n, k).unwrap(),
+        );
+        for isa in Isa::available() {
+            for threads in [1, 2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                assert_eq!(
+                    pool.install(|| matmul(isa, &a, &w, k)),
+                    expected,
+                    "{isa:?} {threads} threads, {m} × {k} × {n}"
+                );
+            }
         }
     }
+}
+
+#[test]
+fn row_sums_and_packed_inputs_change_nothing() {
+    let mut noise = Noise(73);
+    for (m, k, n) in [(9, 64, 33), (33, 65, 70), (100, 192, 131)] {
+        let codes = noise.codes(n * k);
+        let codes = MatRef::new(&codes, n, k).unwrap();
+        let absmax = vec![0.5f32; n];
+        let x = activations(&mut noise, m, k);
+        let x = MatRef::new(&x, m, k).unwrap();
+        // One input for all instruction sets, each of which packs it in its own way, and twice.
+        let a = quantize_activations(Isa::detect(), x, OutlierRule::row(6.0));
+
+        let mut outputs = Vec::new();
+        for isa in Isa::available() {
+            let sums = row_sums(isa, codes);
+            assert_eq!(sums, row_sums(Isa::scalar(), codes), "{isa:?}");
+            let weight = Int8WeightRef::new(codes, &absmax).unwrap();
+            for weight in [weight, weight.with_row_sums(&sums).unwrap()] {
+                let mut y = vec![0f32; m * n];
+                let out = MatMut::new(&mut y, m, n).unwrap();
+                linear(isa, &a, &Linear::new(weight), out).unwrap();
+                outputs.push(bits(&y));
+            }
+        }
+        assert!(outputs.iter().all(|y| *y == outputs[0]), "{m} × {k} × {n}");
+    }
+
+    let codes = MatRef::new(&[1i8, 2], 1, 2).unwrap();
+    let weight = Int8WeightRef::new(codes, &[1.0]).unwrap();
+    assert!(weight.with_row_sums(&[3, 4]).is_err());
 }
 
 #[test]

@@ -29,6 +29,8 @@ class AutoModelForCausalLM:
           outlier_weights: "dequantized" (as bitsandbytes) or "original" (as the paper).
           accuracy: a preset instead: "bitsandbytes", "better", "best".
           skip_modules: modules that stay float, by name or path, besides those that transformers keeps.
+          cache_dtype: of keys and values: "float16", "bfloat16", "float32" or "int8", which takes about half the
+            memory; by default `dtype`.
           quantize_head: also the head and the token table; such a model cannot be saved.
           strict: refuse checkpoints with tensors that the model does not use.
           adapter: a LoRA adapter of PEFT, a folder or a repository.

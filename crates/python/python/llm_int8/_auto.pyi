@@ -20,7 +20,7 @@ class AutoModelForCausalLM:
         threshold: float | str | None = ..., outliers: str | None = ..., outlier_weights: str = ...,
         accuracy: str | None = ..., skip_modules: Sequence[str] | None = ..., quantize_head: bool = ...,
         strict: bool = ..., adapter: str | PathLike[str] | None = ..., num_threads: int | None = ...,
-        device: str | Sequence[str] | None = ...,
+        device: str | Sequence[str] | None = ..., cache_dtype: Any = ...,
     ) -> Model: ...
 
 def inspect(

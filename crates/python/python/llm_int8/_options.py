@@ -90,7 +90,7 @@ def options_of(
     llm_int8_skip_modules=None, skip_modules=None, device_map=None, device=None, max_memory=None, torch_dtype=None,
     dtype=None, token=None, cache_dir=None, local_files_only=False, outliers=None, outlier_weights="dequantized",
     accuracy=None, quantize_head=False, strict=False, adapter=None, num_threads=None, trust_remote_code=False,
-    low_cpu_mem_usage=None, use_safetensors=None,
+    low_cpu_mem_usage=None, use_safetensors=None, cache_dtype=None,
 ):
     """The options as the native half takes them. See `AutoModelForCausalLM.from_pretrained`."""
     del trust_remote_code, low_cpu_mem_usage, use_safetensors  # no code of a model runs, memory is always low
@@ -124,6 +124,7 @@ def options_of(
         "skip_modules": list(dict.fromkeys(skipped)),
         "quantize_head": quantize_head,
         "dtype": "float16" if dtype is None else str(dtype).removeprefix("torch."),
+        "cache_dtype": None if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
         "strict": strict,
         "devices": devices,
         "device_map": spreads,

@@ -26,7 +26,7 @@ __all__ = ["Generator", "seed_of"]
 _LOADING = (
     "quantization_config", "load_in_8bit", "threshold", "llm_int8_threshold", "llm_int8_skip_modules", "skip_modules",
     "device_map", "device", "max_memory", "torch_dtype", "dtype", "token", "cache_dir", "local_files_only", "outliers",
-    "outlier_weights", "accuracy", "quantize_head", "strict", "adapter", "num_threads", "revision",
+    "outlier_weights", "accuracy", "quantize_head", "strict", "adapter", "num_threads", "revision", "cache_dtype",
 )
 
 
