@@ -129,7 +129,10 @@ impl Options {
 
     fn cache_dtype(&self) -> PyResult<Option<CacheDtype>> {
         let floats = [FloatDtype::F16, FloatDtype::BF16, FloatDtype::F32];
-        let mut dtypes = floats.map(CacheDtype::Float).into_iter().chain([CacheDtype::Int8]);
+        let mut dtypes = floats
+            .map(CacheDtype::Float)
+            .into_iter()
+            .chain([CacheDtype::Int8]);
         let Some(name) = self.cache_dtype.as_deref() else {
             return Ok(None);
         };

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::vnni;
+#[cfg(target_arch = "x86_64")]
 use crate::isa::Kind;
 use crate::matrix::expect;
 use crate::{Isa, KernelError, MatRef, team};
