@@ -6,7 +6,9 @@ mod parser;
 
 pub(crate) use parser::{Found, ToolParser};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+#[cfg(feature = "grammar")]
+use serde_json::{Map, json};
 
 /// A call of a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,7 @@ impl ToolFormat {
     }
 
     /// The key of the arguments in a call.
+    #[cfg(feature = "grammar")]
     pub(crate) fn arguments_key(self) -> &'static str {
         match self {
             Self::Llama => "parameters",
@@ -73,6 +76,7 @@ pub(crate) struct Tool {
 
 impl Tool {
     /// The schema of a whole call: the name, and the arguments under `key`.
+    #[cfg(feature = "grammar")]
     pub(crate) fn call_schema(&self, key: &str) -> Value {
         let mut parameters = self.parameters.clone();
         let mut schema = Map::new();
@@ -98,7 +102,7 @@ impl Tool {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "grammar"))]
 mod tests {
     use super::*;
 
