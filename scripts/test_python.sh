@@ -3,8 +3,8 @@
 #
 #     scripts/test_python.sh [--no-ray] [PYTEST ARGUMENT…]
 #
-# Everything lies in target/python. Where PyPI does not answer, the steps that need it are skipped with a message. With
-# JUDGE_PYTHON (a Python with transformers, accelerate and bitsandbytes) they load what the wheel has saved.
+# Everything lies in target/python, also torch, transformers and bitsandbytes, which load what the wheel has saved, unless
+# JUDGE_PYTHON names a Python that has them. Where PyPI does not answer, steps are skipped with a message.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -37,6 +37,17 @@ python=$folder/clean/bin/python
 if ! timeout 600 "$python" "${pip[@]}" "$folder"/wheels/*.whl ml_dtypes tqdm pytest mypy matplotlib nbclient ipykernel; then
     echo "skipped: PyPI does not answer; the wheel was built and not tested"
     exit 0
+fi
+
+# What loads the saved checkpoints again. Not in the clean environment, which has neither torch nor transformers.
+if [ -z "${JUDGE_PYTHON:-}" ]; then
+    python3 -m venv "$folder/judge"
+    judge=(torch==2.8.0 transformers==4.57.1 accelerate==1.15.0 bitsandbytes==0.50.2 numpy)
+    if timeout 400 "$folder/judge/bin/python" "${pip[@]}" "${judge[@]}"; then
+        export JUDGE_PYTHON=$folder/judge/bin/python
+    else
+        echo "skipped: PyPI does not answer; transformers and bitsandbytes load nothing"
+    fi
 fi
 
 # Not in crates/python, whose folder python/ has the name of the package and no native half.
