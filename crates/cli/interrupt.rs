@@ -49,18 +49,20 @@ pub(crate) fn clean_up_on_signals(ending: Ending) {
     let was_raised = std::sync::Arc::new(AtomicBool::new(false));
     drop(signal_hook::flag::register(SIGXFSZ, was_raised));
 
+    let ignored = ignored_signals();
+    let all = [SIGHUP, SIGQUIT, SIGINT, SIGTERM];
+    let ending = match ending {
+        Ending::ByAny => &all[..],
+        Ending::NotByRequest => &all[..2],
+    };
+    let handled = ending.iter().filter(|signal| !ignored.contains(signal));
+    // Before anything else, because `Interrupt::watch` replaces the handler of SIGINT.
+    let Ok(mut signals) = Signals::new(handled) else {
+        return;
+    };
+
     let thread = std::thread::Builder::new().name("signals".to_owned());
     drop(thread.spawn(move || {
-        let ignored = ignored_signals();
-        let all = [SIGHUP, SIGQUIT, SIGINT, SIGTERM];
-        let ending = match ending {
-            Ending::ByAny => &all[..],
-            Ending::NotByRequest => &all[..2],
-        };
-        let handled = ending.iter().filter(|signal| !ignored.contains(signal));
-        let Ok(mut signals) = Signals::new(handled) else {
-            return;
-        };
         if let Some(signal) = signals.forever().next() {
             let _unfinished = llm_int8_files::remove_unfinished();
             // Ends by the signal itself, so that a shell sees which one it was.
