@@ -45,8 +45,8 @@ impl<T> Patch<'_, T> {
     pub(crate) fn row_mut(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len());
 
-        // SAFETY: `Whole::patch` made sure that these rows and outputs are inside the result and
-        // that no other patch has any of them.
+        // SAFETY: `Whole::patch` checked that these rows and outputs are inside the result, and its
+        // caller that no other patch has any of them.
         unsafe {
             std::slice::from_raw_parts_mut(self.first.add(i * self.stride), self.outputs.len())
         }

@@ -155,10 +155,12 @@ impl Options {
             })
             .collect::<PyResult<_>>()?;
 
-        // Only the CPU computes with float weights beside the codes and applies adapters, so `auto`
-        // means the CPU.
+        // Only the CPU computes with float weights beside the codes, applies adapters, and keeps keys
+        // and values in another dtype, so `auto` means the CPU.
         let has_floats = int8.outlier_weights != OutlierWeights::Dequantized;
-        if devices == [DeviceName::Auto] && (has_floats || self.adapter.is_some()) {
+        let cache_dtype = self.cache_dtype.as_deref();
+        let has_cache = cache_dtype.is_some_and(|name| name != self.dtype);
+        if devices == [DeviceName::Auto] && (has_floats || has_cache || self.adapter.is_some()) {
             return Ok(Placement::cpu());
         }
 

@@ -253,8 +253,8 @@ pub(super) mod v512 {
         let first_sum = |n: usize| w.first_sums[(first + n).min(TILE - 1)];
         let mut sums: [_; N] = std::array::from_fn(|n| [_mm512_set1_epi32(first_sum(n)); P]);
         for k in 0..w.steps {
-            // Each line of the next tile's weights once, spread over this tile: hardware
-            // prefetchers do not predict the jump between tiles. Prefetches never fault.
+            // The next tile's weights, line by line while this one is multiplied: hardware
+            // prefetchers do not predict the jump between tiles. A prefetch never faults.
             if k.is_multiple_of(LANES / 4) {
                 for row in rows {
                     let next = row.wrapping_add(TILE * w.stride + k * 4);
