@@ -54,7 +54,7 @@ impl<T> Patch<'_, T> {
 }
 
 /// A result whose patches are written by several threads.
-struct Whole<'a, T> {
+pub(crate) struct Whole<'a, T> {
     data: *mut T,
     rows: usize,
     outputs: usize,
@@ -66,7 +66,7 @@ struct Whole<'a, T> {
 unsafe impl<T: Send> Sync for Whole<'_, T> {}
 
 impl<'a, T> Whole<'a, T> {
-    fn new(out: MatMut<'a, T>) -> Self {
+    pub(crate) fn new(out: MatMut<'a, T>) -> Self {
         let (rows, outputs) = (out.rows(), out.cols());
         Self {
             data: out.into_data().as_mut_ptr(),
@@ -76,11 +76,16 @@ impl<'a, T> Whole<'a, T> {
         }
     }
 
+    /// Columns of the result.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// Some rows × some outputs.
     ///
     /// # Safety
     /// No other patch with any of these values is in use.
-    unsafe fn patch(&self, rows: Range<usize>, outputs: Range<usize>) -> Patch<'a, T> {
+    pub(crate) unsafe fn patch(&self, rows: Range<usize>, outputs: Range<usize>) -> Patch<'a, T> {
         assert!(rows.start < rows.end && rows.end <= self.rows);
         assert!(outputs.start < outputs.end && outputs.end <= self.outputs);
 
@@ -114,18 +119,18 @@ pub(crate) fn run<T, S>(
     let height = group_height(out.rows(), columns);
     let width = block * blocks_of_task(height, block * columns);
     let out = Whole::new(out);
-    let mut parts = Vec::new();
-    for row in (0..out.rows).step_by(height) {
-        let rows = row..out.rows.min(row + height);
-        for first in (0..out.outputs).step_by(width) {
-            parts.push((rows.clone(), first..out.outputs.min(first + width)));
-        }
-    }
+    let tasks_of_group = out.outputs.div_ceil(width);
+    let groups = out.rows.div_ceil(height);
 
-    team::for_each(parts, |scratch: &mut S, (rows, outputs)| {
-        for first in outputs.clone().step_by(block) {
-            let outputs = first..outputs.end.min(first + block);
-            // SAFETY: parts do not overlap, and neither do the blocks of a part.
+    team::for_each_number(groups * tasks_of_group, |scratch: &mut S, i| {
+        let row = i / tasks_of_group * height;
+        let rows = row..out.rows.min(row + height);
+        let start = i % tasks_of_group * width;
+        let end = out.outputs.min(start + width);
+        for first in (start..end).step_by(block) {
+            let outputs = first..end.min(first + block);
+            // SAFETY: every number comes once; tasks do not overlap, and neither do the blocks of a
+            // task.
             let patch = unsafe { out.patch(rows.clone(), outputs) };
             task(patch, scratch);
         }

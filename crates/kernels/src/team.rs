@@ -11,10 +11,15 @@
 //! rayon, the team's threads would spin beside rayon's on the same cores: that was a tenth of a
 //! batch of 32. Rayon is for loading and checking, where a task takes milliseconds.
 
-#![expect(unsafe_code, reason = "lends a closure to threads that outlive it")]
+#![expect(
+    unsafe_code,
+    reason = "lends a closure to threads that outlive it, and items to several threads"
+)]
 
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SeqCst, Thread, spin, thread, wait};
 use rayon::prelude::*;
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{OnceLock, PoisonError, TryLockError};
 
@@ -31,24 +36,67 @@ use std::sync::{OnceLock, PoisonError, TryLockError};
 /// # Panics
 /// If `f` panics.
 pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync) {
-    let team = match items.len() {
+    let items = Items::new(items);
+    for_each_number(items.0.len(), |memory: &mut S, i| {
+        // SAFETY: every number comes once.
+        f(memory, unsafe { items.take(i) })
+    });
+}
+
+/// [`for_each`] for the numbers below `count`.
+///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+/// let sum = AtomicUsize::new(0);
+/// llm_int8_kernels::team::for_each_number(5, |_: &mut (), i| {
+///     sum.fetch_add(i, Ordering::Relaxed);
+/// });
+/// assert_eq!(sum.into_inner(), 10);
+/// ```
+///
+/// # Panics
+/// If `f` panics.
+pub fn for_each_number<S: Default>(count: usize, f: impl Fn(&mut S, usize) + Sync) {
+    let team = match count {
         0 | 1 => None,
         _ => Team::get(),
     };
 
     // Without a free team: rayon, or this thread alone.
     let Some((team, busy)) = team.and_then(|team| Some((team, team.begin()?))) else {
-        if items.len() > 1 && rayon::current_num_threads() > 1 {
-            return items
+        if count > 1 && rayon::current_num_threads() > 1 {
+            return (0..count)
                 .into_par_iter()
-                .for_each(|item| f(&mut S::default(), item));
+                .for_each(|i| f(&mut S::default(), i));
         }
 
         let mut memory = S::default();
-        return items.into_iter().for_each(|item| f(&mut memory, item));
+        return (0..count).for_each(|i| f(&mut memory, i));
     };
 
-    team.for_each(&busy, items, f);
+    team.for_each_number(&busy, count, f);
+}
+
+/// Items that several threads take one by one. Those that nobody takes, because of a panic, are
+/// leaked.
+struct Items<T>(Vec<UnsafeCell<MaybeUninit<T>>>);
+
+// SAFETY: each item is taken by one thread, as if it had been sent there (`Items::take`).
+unsafe impl<T: Send> Sync for Items<T> {}
+
+impl<T> Items<T> {
+    fn new(items: Vec<T>) -> Self {
+        let cell = |item| UnsafeCell::new(MaybeUninit::new(item));
+        Self(items.into_iter().map(cell).collect())
+    }
+
+    /// # Safety
+    /// Item `i` has not been taken yet, nor is another thread taking it.
+    unsafe fn take(&self, i: usize) -> T {
+        // SAFETY: every item was initialised, and the caller guarantees that this one is still there
+        // and that no other thread has access to it.
+        unsafe { (*self.0[i].get()).assume_init_read() }
+    }
 }
 
 /// [`for_each`] for the chunks of `data`, each with its number; the last may be shorter than `size`.
@@ -97,7 +145,13 @@ pub(crate) struct Shared {
     asleep: AtomicUsize,
     /// Whether a helper panicked in the current work.
     has_panicked: AtomicBool,
+    /// The next number of each member's share, in [`Team::for_each_number`].
+    next: Vec<Alone<AtomicUsize>>,
 }
+
+/// A value with cache lines of its own: two, because some CPUs fetch lines in pairs.
+#[repr(align(128))]
+struct Alone<T>(T);
 
 /// A borrowed closure of the calling thread, with its lifetime erased; see [`Team::run`].
 #[derive(Clone, Copy)]
@@ -125,6 +179,7 @@ impl Team {
             inside: AtomicUsize::new(0),
             asleep: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
+            next: (0..=helpers).map(|_| Alone(AtomicUsize::new(0))).collect(),
         }));
 
         let helper = |member| {
@@ -153,39 +208,31 @@ impl Team {
         }
     }
 
-    /// See [`for_each`].
-    pub(crate) fn for_each<T: Send, S: Default>(
+    /// See [`for_each_number`].
+    pub(crate) fn for_each_number<S: Default>(
         &self,
         busy: &MutexGuard<'_, ()>,
-        items: Vec<T>,
-        f: impl Fn(&mut S, T) + Sync,
+        count: usize,
+        f: impl Fn(&mut S, usize) + Sync,
     ) {
-        // Each member starts at its share of the items; `next[member]` is the next item of that
-        // share.
-        let members = self.helpers.len() + 1;
-        let share = items.len().div_ceil(members);
-        let next: Vec<AtomicUsize> = (0..members)
-            .map(|member| AtomicUsize::new(member * share))
-            .collect();
-        let items: Vec<Mutex<Option<T>>> = items
-            .into_iter()
-            .map(|item| Mutex::new(Some(item)))
-            .collect();
+        // Each member starts at its share of the numbers.
+        let next = &self.shared.next;
+        let members = next.len();
+        let share = count.div_ceil(members);
+        for (member, next) in next.iter().enumerate() {
+            next.0.store(member * share, SeqCst);
+        }
+
         let work = |member: usize| {
             let mut memory = S::default();
             for part in (member..members).chain(0..member) {
-                let end = items.len().min((part + 1) * share);
+                let end = count.min((part + 1) * share);
                 loop {
-                    let place = next[part].fetch_add(1, SeqCst);
-                    if place >= end {
+                    let i = next[part].0.fetch_add(1, SeqCst);
+                    if i >= end {
                         break;
                     }
-
-                    let item = items[place]
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .take();
-                    item.into_iter().for_each(|item| f(&mut memory, item));
+                    f(&mut memory, i);
                 }
             }
         };

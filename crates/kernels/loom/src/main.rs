@@ -34,9 +34,9 @@ fn main() {
     );
     check("a parked helper is woken", Some(5), helpers_are_woken);
     check(
-        "every item is visited once",
+        "every number is visited once",
         Some(5),
-        items_are_visited_once,
+        numbers_are_visited_once,
     );
     check(
         "panics end with their work",
@@ -126,14 +126,14 @@ fn helpers_are_woken() {
     end(&team);
 }
 
-fn items_are_visited_once() {
+fn numbers_are_visited_once() {
     let team = team(1);
     let busy = team.busy.lock().unwrap();
     let values = [Value::new(), Value::new(), Value::new()];
-    let add_one = |_: &mut (), value: &Value| {
-        value.add_one();
+    let add_one = |_: &mut (), i: usize| {
+        values[i].add_one();
     };
-    team.for_each(&busy, values.iter().collect(), add_one);
+    team.for_each_number(&busy, values.len(), add_one);
     for value in &values {
         assert_eq!(value.add_one(), 2);
     }

@@ -19,6 +19,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod one_row;
 mod outliers;
 mod panels;
 mod rows;
@@ -32,7 +33,7 @@ use crate::outlier::QuantizedActivations;
 use crate::reference::PRODUCT_STEP;
 use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
-use crate::{AlignedVec, Isa, KernelError, MatMut, MatRef, activation, team};
+use crate::{AlignedVec, Isa, KernelError, MatMut, MatRef, activation};
 use half::f16;
 use outliers::{Gathered, OutlierMatmul};
 use panels::Panels;
@@ -48,10 +49,6 @@ const BLOCK_BYTES: usize = 160 * 1024;
 const MAX_BLOCK: usize = 64;
 /// Most columns K for which the sum fits in an i32: `K · 128²` must stay below 2³¹.
 const MAX_COLUMNS: usize = (i32::MAX as usize) / (128 * 128);
-/// Weights of a task in bytes when there is one row: some microseconds of reading.
-const TASK_BYTES: usize = 64 * 1024;
-/// Weights in bytes that are read twice in a row, for the sums and for the outliers: they stay in L1.
-const L1_BYTES: usize = 24 * 1024;
 
 /// Whether the CPU has AMX and the kernel lets this process use it.
 #[cfg(target_arch = "x86_64")]
@@ -238,46 +235,7 @@ pub fn linears(
             .try_for_each(|(layer, out)| linear(isa, a, &layer, out));
     }
 
-    let input = Rows::new(isa, a.codes());
-    let block = (TASK_BYTES / a.cols().max(1)).clamp(4, MAX_BLOCK);
-
-    let mut epilogues = Vec::new();
-    let mut pieces = Vec::new();
-    for (i, (layer, out)) in layers.into_iter().enumerate() {
-        layer.check(a, &out)?;
-        epilogues.push(Epilogue::new(isa, a, &layer)?);
-        pieces.extend(
-            out.into_data()
-                .chunks_mut(block)
-                .enumerate()
-                .map(|(j, y)| (i, j * block, y)),
-        );
-    }
-
-    let narrow = (L1_BYTES / a.cols().max(1) / 16 * 16).max(16);
-    let task = |sums: &mut Vec<i32>, (i, first, y): (usize, usize, &mut [f32])| {
-        let epilogue: &Epilogue<'_> = &epilogues[i];
-        let width = match epilogue.outliers.is_empty() {
-            true => y.len(),
-            false => narrow,
-        };
-
-        for (j, y) in y.chunks_mut(width).enumerate() {
-            let first = first + j * width;
-            let outputs = first..first + y.len();
-            sums.resize(y.len(), 0);
-            let part = Part {
-                rows: &(0..1),
-                outputs: &outputs,
-            };
-            input.multiply(isa, epilogue.weight.codes, part, sums);
-            epilogue.run(0, outputs, sums, &Gathered::default(), y);
-        }
-    };
-
-    team::for_each(pieces, task);
-
-    Ok(())
+    one_row::linears(isa, a, layers)
 }
 
 /// Turns the i32 sums of a matmul into f32 outputs.

@@ -13,6 +13,8 @@ use super::Part;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(target_arch = "x86_64")]
+use super::weight::row_sum;
+#[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni};
 use crate::isa::Kind;
 use crate::{Isa, MatRef};
@@ -47,8 +49,8 @@ impl<'a> Rows<'a> {
             Kind::Scalar => {}
             Kind::Avx2 => wide.extend(codes.data().iter().map(|&code| i16::from(code))),
             Kind::AvxVnni | Kind::Avx512Vnni | Kind::Amx => {
-                let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum::<i32>();
-                offsets.extend((0..codes.rows()).map(|m| sum(codes.row(m)).wrapping_mul(128)));
+                let offset = |m| row_sum(isa, codes.row(m)).wrapping_mul(128);
+                offsets.extend((0..codes.rows()).map(offset));
             }
         }
 

@@ -102,7 +102,7 @@ pub(super) fn row_sum(isa: Isa, codes: &[i8]) -> i32 {
         #[cfg(target_arch = "x86_64")]
         Kind::AvxVnni => vnni::v256::row_sum(isa, codes),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512Vnni => vnni::v512::row_sum(isa, codes),
+        Kind::Avx512Vnni | Kind::Amx => vnni::v512::row_sum(isa, codes),
         _ => codes
             .iter()
             .fold(0i32, |sum, code| sum.wrapping_add(i32::from(*code))),
