@@ -6,9 +6,13 @@
     reason = "vector loads through pointers, and calls into functions compiled for vectors"
 )]
 
+use crate::aligned::LINE;
 use crate::isa::Width;
 use crate::simd::{Eight, Lanes, prefetch_ahead};
 use crate::{Element, Isa};
+
+/// Prefetch distance in bytes where weights are read in the order of memory.
+const AHEAD: usize = 4096;
 
 /// `sums[n][m] = Σ a[m][k] · w[n][k]`. All slices must have the length of the first.
 pub(super) fn dot<W: Element, const M: usize, const N: usize>(
@@ -53,15 +57,14 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 x[m] = L::load(a[m].as_ptr().add(k));
             }
             for n in 0..N {
-                if M == 1 || L::COUNT == 16 {
-                    // Weights come from memory. The same columns of the next block, whose rows follow
-                    // these.
-                    let bytes = L::COUNT * size_of::<W>();
-                    prefetch_ahead(
-                        w[n].as_ptr().wrapping_add(k).cast(),
-                        N * size_of_val(w[n]),
-                        bytes,
-                    );
+                // Weights come from memory.
+                let bytes = L::COUNT * size_of::<W>();
+                let place = w[n].as_ptr().wrapping_add(k).cast();
+                if N == 1 && (k * size_of::<W>()).is_multiple_of(LINE) {
+                    prefetch_ahead(place, AHEAD, LINE);
+                } else if N > 1 && L::COUNT == 16 {
+                    // The same columns of the next block, whose rows follow these.
+                    prefetch_ahead(place, N * size_of_val(w[n]), bytes);
                 }
 
                 let y = L::load(w[n].as_ptr().add(k));

@@ -2,8 +2,9 @@
 //!
 //! - A block of 4 outputs is multiplied with all rows before the next one is read.
 //! - With registers of 512 bits, weights are converted as they are loaded, again for every four rows:
-//!   the sixteen multiplications after it take longer. So does one row (the output head while
-//!   decoding) on every CPU.
+//!   the sixteen multiplications after it take longer.
+//! - One row (the output head while decoding) is bound by memory, so it reads weights in order, one
+//!   output after the other, and converts them as they are loaded, on every CPU.
 //! - Otherwise the block is converted to f32 once, into L1, and rows pass over it in pairs, which
 //!   keeps 8 sums in registers.
 //! - An output is summed over the lanes of a register in the same order for any number of rows, so
@@ -53,12 +54,16 @@ pub fn linear<W: Element>(
     }
 
     tasks::run(out, columns, BLOCK, |mut patch, floats: &mut Vec<f32>| {
+        if patch.rows.len() == 1 {
+            return one_row(isa, a, w, bias, &mut patch);
+        }
+
         let first = patch.outputs.start;
         let width = patch.outputs.len();
 
         // The last block may have fewer outputs: the surplus weights repeat the last one, and their
         // results are not stored.
-        if patch.rows.len() == 1 || isa.has_wide_registers() {
+        if isa.has_wide_registers() {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
             return multiply::<W, 4>(isa, a, weights, bias, &mut patch);
         }
@@ -72,6 +77,26 @@ pub fn linear<W: Element>(
     });
 
     Ok(())
+}
+
+/// Multiplies the patch's only row by the weights of each output in turn, so that memory is read in
+/// order.
+fn one_row<W: Element>(
+    isa: Isa,
+    a: MatRef<'_, f32>,
+    w: MatRef<'_, W>,
+    bias: Option<&[f32]>,
+    patch: &mut Patch<'_, f32>,
+) {
+    let row = a.row(patch.rows.start);
+    let outputs = patch.outputs.clone();
+    for (y, n) in patch.row_mut(0).iter_mut().zip(outputs) {
+        let [[sum]] = dot(isa, [row], [w.row(n)]);
+        *y = sum;
+        if let Some(bias) = bias {
+            *y += bias[n];
+        }
+    }
 }
 
 /// Multiplies all rows of the patch by the weights of one block, `M` rows at a time.
