@@ -2,18 +2,21 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod plain;
 
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Load;
+use avx2 as vectors;
+#[cfg(target_arch = "aarch64")]
+use neon as vectors;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use plain as vectors;
 
-/// Vector loads with conversion to f32; nothing on architectures without vector kernels.
-#[cfg(not(target_arch = "x86_64"))]
-pub trait Load {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl<T: Copy> Load for T {}
+pub(crate) use vectors::Load;
 
 /// f32, f16 or bf16. Not meant to be implemented elsewhere.
 pub trait Element: Load + Copy + Default + Send + Sync + 'static {
@@ -65,14 +68,7 @@ pub trait Element: Load + Copy + Default + Send + Sync + 'static {
     /// assert_eq!(out, [1.0, 0.0]);
     /// ```
     fn to_f32_slice(source: &[Self], out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() {
-            avx2::to_f32(source, out)
-        } else {
-            0
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = 0;
+        let done = vectors::to_f32(source, out);
         out.iter_mut()
             .zip(source)
             .skip(done)
@@ -88,14 +84,7 @@ pub trait Element: Load + Copy + Default + Send + Sync + 'static {
     /// assert_eq!(out, [half::f16::ONE]);
     /// ```
     fn to_f16_slice(source: &[Self], out: &mut [f16]) {
-        #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() {
-            avx2::to_f16(source, out)
-        } else {
-            0
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = 0;
+        let done = vectors::to_f16(source, out);
         out.iter_mut()
             .zip(source)
             .skip(done)
