@@ -194,4 +194,11 @@ mod tests {
                 .all(|isa| Isa::by_name(isa.name()) == Ok(isa))
         );
     }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn aarch64_has_neon_by_default() {
+        assert!(Isa::detect().width() == Width::Neon);
+        assert_eq!(Isa::available()[1].name(), "neon");
+    }
 }

@@ -87,6 +87,16 @@ macro_rules! for_every_width {
 }
 pub(crate) use for_every_width;
 
+/// The sum of accumulators, from the first to the last.
+#[inline(always)]
+pub(crate) fn total<const N: usize>(sums: [f32; N]) -> f32 {
+    // On AArch64, LLVM 22 sees the additions below and gives every accumulator its own register in the
+    // loop before them. It vectorises that loop if it must store the accumulators side by side.
+    #[cfg(target_arch = "aarch64")]
+    let sums = std::hint::black_box(sums);
+    sums.iter().sum()
+}
+
 /// A register of f32. Trait methods cannot have a `target_feature`, so these must be inlined into
 /// functions that do.
 pub(crate) trait Lanes: Copy {
