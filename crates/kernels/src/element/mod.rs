@@ -120,6 +120,10 @@ impl Element for f16 {
     }
 
     fn to_f32(self) -> f32 {
+        // The half crate converts in software, or checks for an extension at every single value.
+        #[cfg(target_arch = "aarch64")]
+        return neon::one_to_f32(self);
+        #[cfg(not(target_arch = "aarch64"))]
         f16::to_f32(self)
     }
 
@@ -170,6 +174,15 @@ mod tests {
                     half.to_bits() == halves[i].to_bits() || half.is_nan() && halves[i].is_nan()
                 );
             }
+        }
+    }
+
+    #[test]
+    fn every_f16_has_the_value_that_the_half_crate_gives() {
+        for x in (0..=u16::MAX).map(f16::from_bits) {
+            let float = Element::to_f32(x);
+            let expected = f16::to_f32_const(x);
+            assert!(float.to_bits() == expected.to_bits() || float.is_nan() && expected.is_nan());
         }
     }
 

@@ -1,5 +1,5 @@
 //! Conversions with NEON, which every AArch64 CPU has: `fcvtl` and `fcvtn` convert four values
-//! between f16 and f32. The half crate checks the CPU's features at every single value.
+//! between f16 and f32.
 
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
@@ -61,6 +61,16 @@ impl Load for i8 {
             let low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
             float32x4x2_t(low, vcvtq_f32_s32(vmovl_high_s16(wide)))
         }
+    }
+}
+
+/// The value of one f16.
+#[inline(always)]
+pub(super) fn one_to_f32(x: f16) -> f32 {
+    // SAFETY: every AArch64 CPU has NEON.
+    unsafe {
+        let halves = vreinterpret_f16_u16(vcreate_u16(x.to_bits().into()));
+        vgetq_lane_f32::<0>(vcvt_f32_f16(halves))
     }
 }
 

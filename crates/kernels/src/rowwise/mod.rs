@@ -218,7 +218,7 @@ for_every_width! {
 
 fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
     for (code, x) in codes.iter_mut().zip(row16) {
-        *code = (x.to_f32() * inv_step).round_ties_even() as i8;
+        *code = (Element::to_f32(*x) * inv_step).round_ties_even() as i8;
     }
 }
 
