@@ -58,6 +58,10 @@ bench-kernels:
 torture *ARGS:
     {{python}} scripts/torture.py {{ARGS}}
 
+# lints and tests of the kernels for AArch64, under qemu (x86-64 Debian 12)
+neon *FILTER:
+    scripts/test_neon.sh {{FILTER}}
+
 # the schedules of the thread team in the loom model checker
 loom:
     CARGO_TARGET_DIR=target/loom cargo run --manifest-path crates/kernels/loom/Cargo.toml

@@ -127,7 +127,9 @@ fn multiply(isa: Isa) -> u64 {
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => crate::gemm::amx_multiply_adds(ROUNDS),
             #[cfg(target_arch = "aarch64")]
-            Kind::NeonDot => crate::gemm::neon_multiply_adds(ROUNDS),
+            Kind::Neon => crate::gemm::neon::smull_multiply_adds(ROUNDS),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => crate::gemm::neon::sdot_multiply_adds(ROUNDS),
         }
     }
 }

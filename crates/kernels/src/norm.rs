@@ -1,6 +1,6 @@
 //! Layer norm and RMS norm of a row, in f32, bit-identical on every instruction set.
 
-use crate::simd::for_every_width;
+use crate::simd::{for_every_width, total};
 
 for_every_width! {
     /// `row = (row - mean) / √(variance + eps) · weight + bias` (Ba et al. 2016). An empty `bias`
@@ -57,7 +57,7 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
             .for_each(|(sum, x)| *sum += of(*x));
     }
 
-    sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
+    total(sums) + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
 #[cfg(test)]

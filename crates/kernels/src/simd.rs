@@ -1,8 +1,9 @@
 //! Tools for floating-point kernels: one body, compiled for every vector width.
 //!
-//! [`for_every_width!`] compiles a plain function three times and dispatches on
+//! [`for_every_width!`] compiles a plain function for every vector width of x86-64 and dispatches on
 //! [`Isa`](crate::Isa); the compiler vectorises its loops over slices, and neither reorders nor
-//! fuses operations, so results are bit-identical on every instruction set. [`Lanes`] names
+//! fuses operations, so results are bit-identical on every instruction set. On AArch64 one version
+//! is enough: the compiler may use NEON everywhere, because every CPU has it. [`Lanes`] names
 //! registers explicitly; its [`add_mul`](Lanes::add_mul) is fused where the CPU can, so kernels
 //! that use it differ in the last bits.
 
@@ -12,6 +13,8 @@
 )]
 
 use crate::attention::CacheElement;
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -70,18 +73,29 @@ macro_rules! for_every_width {
             }
 
             match isa.width() {
-                crate::isa::Width::Scalar => $body($($argument),*),
                 // SAFETY: an `Isa` of width V256 exists only on CPUs with AVX2, F16C and FMA.
                 #[cfg(target_arch = "x86_64")]
                 crate::isa::Width::V256 => unsafe { v256($($argument),*) },
                 // SAFETY: an `Isa` of width V512 exists only on CPUs with these AVX-512 extensions.
                 #[cfg(target_arch = "x86_64")]
                 crate::isa::Width::V512 => unsafe { v512($($argument),*) },
+                // Plain Rust, which the compiler vectorises with NEON on AArch64.
+                _ => $body($($argument),*),
             }
         }
     };
 }
 pub(crate) use for_every_width;
+
+/// The sum of accumulators, from the first to the last.
+#[inline(always)]
+pub(crate) fn total<const N: usize>(sums: [f32; N]) -> f32 {
+    // On AArch64, LLVM 22 sees the additions below and gives every accumulator its own register in the
+    // loop before them. It vectorises that loop if it must store the accumulators side by side.
+    #[cfg(target_arch = "aarch64")]
+    let sums = std::hint::black_box(sums);
+    sums.iter().sum()
+}
 
 /// A register of f32. Trait methods cannot have a `target_feature`, so these must be inlined into
 /// functions that do.
@@ -107,7 +121,7 @@ pub(crate) trait Lanes: Copy {
     /// `COUNT` values are writable at `to`.
     unsafe fn store(self, to: *mut f32);
 
-    /// `self + a · b`: one rounding on x86 vectors (FMA), two in plain Rust.
+    /// `self + a · b`: one rounding in vectors (FMA), two in plain Rust.
     ///
     /// # Safety
     /// The CPU supports the instructions.
@@ -230,5 +244,44 @@ impl Lanes for __m512 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: the caller guarantees AVX-512.
         unsafe { _mm512_reduce_add_ps(self) }
+    }
+}
+
+/// Eight values, as on AVX2: a pair of registers, of which AArch64 has 32.
+#[cfg(target_arch = "aarch64")]
+impl Lanes for float32x4x2_t {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: every AArch64 CPU has NEON.
+        unsafe { Self(vdupq_n_f32(x), vdupq_n_f32(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<T: CacheElement>(from: *const T) -> Self {
+        // SAFETY: the caller guarantees eight readable values.
+        unsafe { T::load8(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller guarantees eight writable values.
+        unsafe {
+            vst1q_f32(to, self.0);
+            vst1q_f32(to.add(4), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_mul(self, a: Self, b: Self) -> Self {
+        // SAFETY: every AArch64 CPU has NEON.
+        unsafe { Self(vfmaq_f32(self.0, a.0, b.0), vfmaq_f32(self.1, a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: every AArch64 CPU has NEON.
+        unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
     }
 }

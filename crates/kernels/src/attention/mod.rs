@@ -28,6 +28,8 @@ use crate::activation::exp_all;
 use crate::aligned::LINE;
 use crate::isa::Width;
 use crate::simd::{Eight, Lanes, for_every_width, prefetch_ahead};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4x2_t;
 use std::ops::Range;
 
 /// Most queries that share a pass over keys and values.
@@ -91,6 +93,8 @@ pub fn attend<T: CacheElement>(
         Width::V256 => 4,
         #[cfg(target_arch = "x86_64")]
         Width::V512 => MAX_QUERIES,
+        #[cfg(target_arch = "aarch64")]
+        Width::Neon => 4,
     };
 
     for queries in queries.chunks_mut(most) {
@@ -267,6 +271,8 @@ fn scores<T: CacheElement, const Q: usize>(
             Width::V256 => x86::scores256(queries, keys, out),
             #[cfg(target_arch = "x86_64")]
             Width::V512 => x86::scores512(queries, keys, out),
+            #[cfg(target_arch = "aarch64")]
+            Width::Neon => scores_with::<float32x4x2_t, T, Q>(queries, keys, out),
         }
     }
 }
@@ -340,6 +346,8 @@ fn weighted_sum<T: CacheElement, const Q: usize>(
             Width::V256 => x86::weighted_sum256(weights, values, sums),
             #[cfg(target_arch = "x86_64")]
             Width::V512 => x86::weighted_sum512(weights, values, sums),
+            #[cfg(target_arch = "aarch64")]
+            Width::Neon => weighted_sum_with::<float32x4x2_t, T, Q>(weights, values, sums),
         }
     }
 }
@@ -356,7 +364,8 @@ unsafe fn weighted_sum_with<L: Lanes, T: CacheElement, const Q: usize>(
 ) {
     let width = sums.len() / Q;
 
-    // As many accumulators as fit the register file: 32 registers of 512 bits, or 16 of 256.
+    // As many accumulators as fit the register file: 32 registers of 512 bits, 16 of 256, or 16 pairs
+    // of 128.
     let is_wide = if L::COUNT == 16 { Q <= 4 } else { Q <= 2 };
 
     let mut d = 0;

@@ -10,6 +10,8 @@ use crate::aligned::LINE;
 use crate::isa::Width;
 use crate::simd::{Eight, Lanes, prefetch_ahead};
 use crate::{Element, Isa};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4x2_t;
 
 /// Prefetch distance in bytes where weights are read in the order of memory.
 const AHEAD: usize = 4096;
@@ -31,6 +33,8 @@ pub(super) fn dot<W: Element, const M: usize, const N: usize>(
             Width::V256 => x86::dot256(a, w),
             #[cfg(target_arch = "x86_64")]
             Width::V512 => x86::dot512(a, w),
+            #[cfg(target_arch = "aarch64")]
+            Width::Neon => dot_with::<float32x4x2_t, W, M, N>(a, w),
         }
     }
 }

@@ -97,11 +97,13 @@ pub(crate) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
 }
 
-/// Converts all whole groups of eight values and returns how many values that was.
+/// Converts all whole groups of eight values and returns how many values that was: none without AVX2.
 pub(super) fn to_f32<T: Load>(source: &[T], out: &mut [f32]) -> usize {
-    assert!(available());
+    if !available() {
+        return 0;
+    }
 
-    // SAFETY: the CPU has AVX2 and F16C, as was just asserted.
+    // SAFETY: the CPU has AVX2 and F16C, as was just checked.
     unsafe { to_f32_inner(source, out) }
 }
 
@@ -117,11 +119,13 @@ fn to_f32_inner<T: Load>(source: &[T], out: &mut [f32]) -> usize {
     source.len() * LANES
 }
 
-/// Converts all whole groups of eight values and returns how many values that was.
+/// Converts all whole groups of eight values and returns how many values that was: none without AVX2.
 pub(super) fn to_f16<T: Load>(source: &[T], out: &mut [f16]) -> usize {
-    assert!(available());
+    if !available() {
+        return 0;
+    }
 
-    // SAFETY: the CPU has AVX2 and F16C, as was just asserted.
+    // SAFETY: the CPU has AVX2 and F16C, as was just checked.
     unsafe { to_f16_inner(source, out) }
 }
 

@@ -2,18 +2,21 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod plain;
 
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Load;
+use avx2 as vectors;
+#[cfg(target_arch = "aarch64")]
+use neon as vectors;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use plain as vectors;
 
-/// Vector loads with conversion to f32; nothing on architectures without vector kernels.
-#[cfg(not(target_arch = "x86_64"))]
-pub trait Load {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl<T: Copy> Load for T {}
+pub(crate) use vectors::Load;
 
 /// f32, f16 or bf16. Not meant to be implemented elsewhere.
 pub trait Element: Load + Copy + Default + Send + Sync + 'static {
@@ -65,14 +68,7 @@ pub trait Element: Load + Copy + Default + Send + Sync + 'static {
     /// assert_eq!(out, [1.0, 0.0]);
     /// ```
     fn to_f32_slice(source: &[Self], out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() {
-            avx2::to_f32(source, out)
-        } else {
-            0
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = 0;
+        let done = vectors::to_f32(source, out);
         out.iter_mut()
             .zip(source)
             .skip(done)
@@ -88,14 +84,7 @@ pub trait Element: Load + Copy + Default + Send + Sync + 'static {
     /// assert_eq!(out, [half::f16::ONE]);
     /// ```
     fn to_f16_slice(source: &[Self], out: &mut [f16]) {
-        #[cfg(target_arch = "x86_64")]
-        let done = if avx2::available() {
-            avx2::to_f16(source, out)
-        } else {
-            0
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = 0;
+        let done = vectors::to_f16(source, out);
         out.iter_mut()
             .zip(source)
             .skip(done)
@@ -131,6 +120,10 @@ impl Element for f16 {
     }
 
     fn to_f32(self) -> f32 {
+        // The half crate converts in software, or checks for an extension at every single value.
+        #[cfg(target_arch = "aarch64")]
+        return neon::one_to_f32(self);
+        #[cfg(not(target_arch = "aarch64"))]
         f16::to_f32(self)
     }
 
@@ -181,6 +174,15 @@ mod tests {
                     half.to_bits() == halves[i].to_bits() || half.is_nan() && halves[i].is_nan()
                 );
             }
+        }
+    }
+
+    #[test]
+    fn every_f16_has_the_value_that_the_half_crate_gives() {
+        for x in (0..=u16::MAX).map(f16::from_bits) {
+            let float = Element::to_f32(x);
+            let expected = f16::to_f32_const(x);
+            assert!(float.to_bits() == expected.to_bits() || float.is_nan() && expected.is_nan());
         }
     }
 

@@ -18,7 +18,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(crate) mod neon;
 mod one_row;
 mod outliers;
 mod panels;
@@ -58,8 +58,6 @@ pub(crate) fn amx_available() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::multiply_adds as amx_multiply_adds;
-#[cfg(target_arch = "aarch64")]
-pub(crate) use neon::multiply_adds as neon_multiply_adds;
 
 /// Where the float weights of outlier columns come from.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -12,7 +12,8 @@
 //! | AVX-VNNI | 4 codes + 128, `vpdpbusd` | as they are | 6 outputs × 16 rows |
 //! | AVX-512 VNNI | the same | as they are | 8 outputs × 48 rows |
 //! | AMX | 4 codes, `tdpbssd` | as they are, 16 × 64 at once | 32 outputs × 32 rows |
-//! | NEON | 4 codes, `sdot` | as they are | 6 outputs × 16 rows |
+//! | NEON | 4 codes, `smull` and `sadalp` | as they are | 3 outputs × 16 rows |
+//! | NEON with `sdot` | 4 codes, `sdot` | as they are | 6 outputs × 16 rows |
 //!
 //! VNNI multiplies unsigned by signed codes, so activations are offset by 128, and sums start with
 //! `-128 · Σ w` of their weight row.
@@ -164,7 +165,9 @@ impl Panels {
                     #[cfg(target_arch = "x86_64")]
                     Kind::Amx => amx::tile(isa, a, self.panel, &weights, &mut tile),
                     #[cfg(target_arch = "aarch64")]
-                    Kind::NeonDot => neon::tile(isa, a, self.panel, &weights, &mut tile),
+                    Kind::Neon | Kind::NeonDot => {
+                        neon::tile(isa, a, self.panel, &weights, &mut tile)
+                    }
                 }
 
                 let target = &mut sums[(row - m.start) * width + (first - n.start)..];
@@ -364,7 +367,7 @@ fn scalar(a: &[u8], panel: usize, w: &Weights<'_>, tile: &mut Tile) {
     for (p, panel) in a.chunks_exact(panel).enumerate() {
         for (n, sums) in tile.iter_mut().enumerate().take(w.rows) {
             let row = &w.data[n * w.stride..][..w.steps * 4];
-            sums[p * LANES..][..LANES].fill(0);
+            sums[p * LANES..][..LANES].fill(w.first_sums[n]);
             for (step, four) in panel.chunks_exact(STEP_BYTES).zip(row.chunks_exact(4)) {
                 for (sum, codes) in sums[p * LANES..].iter_mut().zip(step.chunks_exact(4)) {
                     let products = codes

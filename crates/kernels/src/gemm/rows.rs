@@ -7,7 +7,9 @@
 //! - VNNI multiplies unsigned by signed codes: weights are offset by 128, and `128 · Σ a` is
 //!   subtracted at the end. Intermediate overflow wraps and cancels, so this is exact for every
 //!   code.
-//! - NEON's `sdot` multiplies signed by signed codes, so it needs no offset.
+//! - NEON multiplies signed by signed codes, so it needs no offset: `sdot` sums four products, and
+//!   where the CPU lacks it, `smull` and `sadalp` sum two. Products are added in 32 bits, because
+//!   128² twice overflows 16.
 
 use super::Part;
 #[cfg(target_arch = "aarch64")]
@@ -137,7 +139,7 @@ impl<'a> Rows<'a> {
                 vnni::v512::dots(isa, codes, self.offsets(first), weights, sums)
             }
             #[cfg(target_arch = "aarch64")]
-            Kind::NeonDot => neon::dots(isa, codes, weights, sums),
+            Kind::Neon | Kind::NeonDot => neon::dots(isa, codes, weights, sums),
         }
     }
 

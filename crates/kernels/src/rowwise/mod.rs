@@ -5,12 +5,14 @@
 //!   gives other codes in a few places.
 //! - The absmax is an integer maximum over the f16 *bits*: positive floats are ordered like their
 //!   bits, and NaN and infinity compare above everything finite.
-//! - Codes are rounded half to even, in the AVX2 version by the CPU's own conversion.
+//! - Codes are rounded half to even, in the vector versions by the CPU's own conversion.
 //! - A weight stored `[in, out]` (GPT-2's `Conv1D`) is transposed in f16 tiles of 64 columns, 8 × 8
 //!   values in registers at a time, so that no full-size temporary exists.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use crate::isa::Width;
 use crate::matrix::expect;
@@ -203,6 +205,8 @@ pub(crate) fn quantize_row(isa: Isa, row16: &[f16], absmax: f32, codes: &mut [i8
         Width::Scalar => round_codes(row16, inv_step, codes),
         #[cfg(target_arch = "x86_64")]
         Width::V256 | Width::V512 => avx2::round_codes(isa, row16, inv_step, codes),
+        #[cfg(target_arch = "aarch64")]
+        Width::Neon => neon::round_codes(row16, inv_step, codes),
     }
 }
 
@@ -214,7 +218,7 @@ for_every_width! {
 
 fn round_codes(row16: &[f16], inv_step: f32, codes: &mut [i8]) {
     for (code, x) in codes.iter_mut().zip(row16) {
-        *code = (x.to_f32() * inv_step).round_ties_even() as i8;
+        *code = (Element::to_f32(*x) * inv_step).round_ties_even() as i8;
     }
 }
 

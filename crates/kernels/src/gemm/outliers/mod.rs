@@ -307,7 +307,7 @@ fn given(weights: OutlierWeights<'_>, source: u32, n: usize) -> f32 {
     match weights {
         OutlierWeights::Dequantized => 0.0,
         OutlierWeights::Original { values, .. } => values.row(source as usize)[n],
-        OutlierWeights::Kept { values, .. } => values.row(source as usize)[n].to_f32(),
+        OutlierWeights::Kept { values, .. } => Element::to_f32(values.row(source as usize)[n]),
     }
 }
 
