@@ -1,6 +1,8 @@
 //! Memory aligned to a cache line. A vector load that straddles two lines touches both: with panels
 //! that did not start on a line, a prompt of 512 tokens took a seventh longer.
 
+use crate::pages::prefer_large;
+use bytemuck::Zeroable;
 use std::ops::{Deref, DerefMut};
 
 /// The size of a cache line in bytes.
@@ -46,9 +48,34 @@ impl<T: Clone> AlignedVec<T> {
     /// assert!(llm_int8_kernels::AlignedVec::filled(0, 0u8).is_empty());
     /// ```
     pub fn filled(len: usize, value: T) -> Self {
-        let spare = LINE / size_of::<T>().clamp(1, LINE);
-        let memory = vec![value; len + spare];
-        let first = elements_before_line(&memory).min(spare);
+        Self::placed(vec![value; len + Self::SPARE], len)
+    }
+
+    /// `len` zeros. Large memory comes from the system as it is: its pages are cleared when they are
+    /// first written, by the thread that does it, and are huge where the system allows it.
+    ///
+    /// ```
+    /// assert_eq!(llm_int8_kernels::AlignedVec::<half::f16>::zeroed(2)[..], [half::f16::ZERO; 2]);
+    /// ```
+    pub fn zeroed(len: usize) -> Self
+    where
+        T: Zeroable,
+    {
+        let mut zeros = Self::placed(bytemuck::zeroed_vec(len + Self::SPARE), len);
+        prefer_large(&mut zeros.memory);
+        zeros
+    }
+
+    /// Elements that may be skipped before the first.
+    const SPARE: usize = match size_of::<T>() {
+        0 => LINE,
+        size if size > LINE => 1,
+        size => LINE / size,
+    };
+
+    /// `memory` from its first line on.
+    fn placed(memory: Vec<T>, len: usize) -> Self {
+        let first = elements_before_line(&memory).min(Self::SPARE);
         Self { memory, first, len }
     }
 

@@ -3,6 +3,7 @@
 use crate::element::Load;
 use crate::simd::for_every_width;
 use crate::{Element, Isa};
+use bytemuck::Zeroable;
 
 /// Positions of a panel of keys. The number of positions in a cache is a multiple of it.
 pub const PANEL: usize = 16;
@@ -77,7 +78,7 @@ impl<'a, T: CacheElement> HeadCache<'a, T> {
 
 /// What keys and values are stored as: f32, f16, bf16, or int8 codes with a scale for each vector
 /// (the key or the value of one head at one position). Not meant to be implemented elsewhere.
-pub trait CacheElement: Load + Copy + Default + Send + Sync + 'static {
+pub trait CacheElement: Load + Zeroable + Copy + Default + Send + Sync + 'static {
     /// Whether vectors have scales, by which what is stored has to be multiplied.
     const IS_SCALED: bool;
 

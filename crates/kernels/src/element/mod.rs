@@ -7,6 +7,7 @@ pub(crate) mod neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
 
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +20,7 @@ use plain as vectors;
 pub(crate) use vectors::Load;
 
 /// f32, f16 or bf16. Not meant to be implemented elsewhere.
-pub trait Element: Load + Copy + Default + Send + Sync + 'static {
+pub trait Element: Load + Zeroable + Copy + Default + Send + Sync + 'static {
     /// The value in f32; exact.
     ///
     /// ```

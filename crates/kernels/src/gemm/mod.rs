@@ -17,6 +17,7 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod epilogue;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 mod one_row;
@@ -30,12 +31,11 @@ mod weight;
 use crate::activation::Activation;
 use crate::matrix::expect;
 use crate::outlier::QuantizedActivations;
-use crate::reference::PRODUCT_STEP;
-use crate::simd::for_every_width;
 use crate::tasks::{self, Patch};
-use crate::{AlignedVec, Isa, KernelError, MatMut, MatRef, activation};
+use crate::{AlignedVec, Isa, KernelError, MatMut, MatRef};
+use epilogue::Epilogue;
 use half::f16;
-use outliers::{Gathered, OutlierMatmul};
+use outliers::Gathered;
 use panels::Panels;
 use rows::Rows;
 use std::ops::Range;
@@ -234,73 +234,6 @@ pub fn linears(
     }
 
     one_row::linears(isa, a, layers)
-}
-
-/// Turns the i32 sums of a matmul into f32 outputs.
-struct Epilogue<'a> {
-    isa: Isa,
-    absmax_a: &'a [f32],
-    weight: Int8WeightRef<'a>,
-    bias: Option<&'a [f32]>,
-    outliers: OutlierMatmul<'a>,
-    activation: Option<Activation>,
-}
-
-impl<'a> Epilogue<'a> {
-    fn new(isa: Isa, a: &'a QuantizedActivations, layer: &Layer<'a>) -> Result<Self, KernelError> {
-        Ok(Self {
-            isa,
-            absmax_a: a.absmax(),
-            weight: layer.weight,
-            bias: layer.bias,
-            outliers: OutlierMatmul::new(isa, a.outliers(), layer.outlier_weights, &layer.weight)?,
-            activation: layer.activation,
-        })
-    }
-
-    /// Computes some outputs `y` of row `m` from their `sums`; `gathered` are the weights of outlier
-    /// columns for these outputs.
-    fn run(
-        &self,
-        m: usize,
-        outputs: Range<usize>,
-        sums: &[i32],
-        gathered: &Gathered,
-        y: &mut [f32],
-    ) {
-        // No bias means adding zeros, not skipping the addition: `-0.0 + 0.0` is `0.0`, so a layer
-        // gives the same bits without a bias and with a bias of zeros.
-        const ZEROS: [f32; MAX_BLOCK] = [0.0; MAX_BLOCK];
-        let bias = self
-            .bias
-            .map_or(&ZEROS[..outputs.len()], |bias| &bias[outputs.clone()]);
-        scale(
-            self.isa,
-            sums,
-            self.absmax_a[m],
-            &self.weight.absmax[outputs.clone()],
-            bias,
-            y,
-        );
-
-        self.outliers.add(m, &self.weight, outputs, gathered, y);
-
-        if let Some(function) = self.activation {
-            activation::apply(self.isa, function, y);
-        }
-    }
-}
-
-for_every_width! {
-    /// `y = sum · (absmax_a · absmax_w) / 127² + bias` for some outputs of one row.
-    fn scale(sums: &[i32], absmax_a: f32, absmax_w: &[f32], bias: &[f32], y: &mut [f32]) = scale_row
-}
-
-#[inline(always)]
-fn scale_row(sums: &[i32], absmax_a: f32, absmax_w: &[f32], bias: &[f32], y: &mut [f32]) {
-    for (((y, &sum), absmax_w), bias) in y.iter_mut().zip(sums).zip(absmax_w).zip(bias) {
-        *y = sum as f32 * (absmax_a * absmax_w) * PRODUCT_STEP + bias;
-    }
 }
 
 /// `out = a · wᵀ` over codes: i32 `[M, N]`, exact for every i8.

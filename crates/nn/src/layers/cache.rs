@@ -2,6 +2,7 @@
 
 use super::{Heads, RopeTable};
 use crate::{CacheDtype, FloatDtype};
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 use llm_int8_kernels::attention::{CacheElement, HeadCache, PANEL, key_place, padded};
 use llm_int8_kernels::{AlignedVec, Isa, team};
@@ -317,13 +318,13 @@ impl<T: CacheElement> KeysAndValues<T> {
 
 /// A copy of `buffer`, of heads of `from` elements, with `to` elements in each head: as many as
 /// there are, then zeros.
-fn resized<T: Copy + Default>(
+fn resized<T: Copy + Default + Zeroable>(
     buffer: &AlignedVec<T>,
     from: usize,
     heads: usize,
     to: usize,
 ) -> AlignedVec<T> {
-    let mut copy = AlignedVec::filled(heads * to, T::default());
+    let mut copy = AlignedVec::zeroed(heads * to);
     if from > 0 {
         let kept = from.min(to);
         copy.chunks_mut(to)

@@ -19,7 +19,6 @@ use crate::isa::Width;
 use crate::matrix::expect;
 use crate::outlier::Outliers;
 use crate::rowwise::dequantized;
-use crate::simd::for_every_width;
 use crate::{Element, Isa, KernelError};
 use half::f16;
 use std::ops::Range;
@@ -72,6 +71,18 @@ pub(super) struct Gathered {
     /// Panels of [`Access::Packed`], each sixteen outputs.
     #[cfg(target_arch = "x86_64")]
     panels: Vec<u8>,
+}
+
+/// A row's outliers, whose weights all rows share.
+#[derive(Clone, Copy, Default)]
+pub(super) struct SharedTerms<'a> {
+    /// For each outlier its line.
+    places: &'a [u32],
+    values: &'a [f32],
+    /// `[columns, outputs]`.
+    lines: &'a [f32],
+    /// Outputs of a line.
+    outputs: usize,
 }
 
 /// Where a row finds the weights of its outlier columns.
@@ -139,7 +150,27 @@ impl<'a> OutlierMatmul<'a> {
         }
     }
 
-    /// Adds the outliers of row `m` to its outputs `y`; `gathered` is what [`Self::gather`] wrote.
+    /// The outliers of row `m` if all rows share their weights, otherwise none; `gathered` is what
+    /// [`Self::gather`] wrote for a block of `outputs`.
+    pub(super) fn shared_terms<'b>(
+        &'b self,
+        m: usize,
+        outputs: usize,
+        gathered: &'b Gathered,
+    ) -> SharedTerms<'b> {
+        match &self.access {
+            Access::Shared(Shared { places, .. }) => SharedTerms {
+                places: &places[self.outliers.range(m)],
+                values: self.outliers.row(m).1,
+                lines: &gathered.lines,
+                outputs,
+            },
+            _ => SharedTerms::default(),
+        }
+    }
+
+    /// Adds the outliers of row `m` to its outputs `y`, except for [shared](Self::shared_terms) ones;
+    /// `gathered` is what [`Self::gather`] wrote.
     pub(super) fn add(
         &self,
         m: usize,
@@ -158,10 +189,7 @@ impl<'a> OutlierMatmul<'a> {
         };
 
         match &self.access {
-            Access::None => {}
-            Access::Shared(Shared { places, .. }) => {
-                add_scaled(self.isa, &places[range], values, &gathered.lines, y);
-            }
+            Access::None | Access::Shared(_) => {}
             #[cfg(target_arch = "x86_64")]
             Access::Packed => {
                 avx512::add_packed(self.isa, terms, w, outputs, &gathered.panels, y);
@@ -324,54 +352,16 @@ fn given_line(weights: OutlierWeights<'_>, source: u32, outputs: Range<usize>, l
     }
 }
 
-for_every_width! {
-    /// `y[n] += values[i] · weights[places[i], n]` for each `i` in order.
-    fn add_scaled(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) = add_each
-}
-
-#[inline(always)]
-fn add_each(places: &[u32], values: &[f32], weights: &[f32], y: &mut [f32]) {
-    let width = y.len();
-    let mut first = 0;
-
-    // 64 independent sums hide the latency of an addition; what is left of a block is narrower.
-    let (wide, rest) = y.as_chunks_mut::<64>();
-    for y in wide {
-        add_chunk(places, values, weights, width, first, y);
-        first += 64;
-    }
-
-    let (narrow, rest) = rest.as_chunks_mut::<16>();
-    for y in narrow {
-        add_chunk(places, values, weights, width, first, y);
-        first += 16;
-    }
-
-    for y in rest {
-        let y = std::array::from_mut(y);
-        add_chunk(places, values, weights, width, first, y);
-        first += 1;
-    }
-}
-
-/// The `N` outputs `y` from `first` on, of `width` in a line of `weights`.
-#[inline(always)]
-fn add_chunk<const N: usize>(
-    places: &[u32],
-    values: &[f32],
-    weights: &[f32],
-    width: usize,
-    first: usize,
-    y: &mut [f32; N],
-) {
-    let mut sums = *y;
-    for (&place, &value) in places.iter().zip(values) {
-        if let Some(line) = weights[place as usize * width + first..].first_chunk::<N>() {
+impl SharedTerms<'_> {
+    /// Adds the outliers, one after the other, to `N` outputs of the block from `first` on.
+    #[inline(always)]
+    pub(super) fn added_to<const N: usize>(&self, mut y: [f32; N], first: usize) -> [f32; N] {
+        for (&place, &value) in self.places.iter().zip(self.values) {
+            let line = &self.lines[place as usize * self.outputs + first..][..N];
             for n in 0..N {
-                sums[n] += value * line[n];
+                y[n] += value * line[n];
             }
         }
+        y
     }
-
-    *y = sums;
 }
