@@ -14,9 +14,10 @@ mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
+use crate::aligned::LINE;
 use crate::isa::Width;
 use crate::matrix::expect;
-use crate::simd::for_every_width;
+use crate::simd::{for_every_width, prefetch_ahead};
 use crate::{Element, Isa, KernelError, MatMut, MatRef};
 use half::f16;
 use rayon::prelude::*;
@@ -136,6 +137,10 @@ pub fn quantize_weight_transposed<T: Element>(
     )
 }
 
+/// Rows between those being converted and those being prefetched: every row lies in another page, so
+/// hardware prefetchers do not find the next one.
+const AHEAD_ROWS: usize = 2 * TILE_ROWS;
+
 /// Some rows of an `[in, out]` weight, in f16.
 type Block = [[f16; TILE]; TILE_ROWS];
 
@@ -151,6 +156,10 @@ fn transpose_tile<T: Element>(
     let mut block: Block = [[f16::ZERO; TILE]; TILE_ROWS];
     for start in (0..inputs).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(inputs - start);
+        for row in start + AHEAD_ROWS..inputs.min(start + AHEAD_ROWS + TILE_ROWS) {
+            let piece = &source.row(row)[first..first + width];
+            prefetch_ahead(piece.as_ptr().cast(), 0, size_of_val(piece) + LINE - 1);
+        }
         for (r, line) in block.iter_mut().enumerate().take(rows) {
             T::to_f16_slice(
                 &source.row(start + r)[first..first + width],
