@@ -42,6 +42,7 @@ pub(crate) struct Patch<'a, T> {
 
 impl<T> Patch<'_, T> {
     /// The `i`-th row of the patch.
+    #[inline]
     pub(crate) fn row_mut(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len());
 

@@ -186,19 +186,10 @@ pub fn linear(
         input,
         weight,
         out,
-        |mut patch, sums, gathered: &mut Gathered| {
+        |patch, sums, gathered: &mut Gathered| {
             let outputs = patch.outputs.clone();
-            epilogue
-                .outliers
-                .gather(&layer.weight, outputs.clone(), gathered);
-            for (i, (m, sums)) in patch
-                .rows
-                .clone()
-                .zip(sums.chunks(outputs.len()))
-                .enumerate()
-            {
-                epilogue.run(m, outputs.clone(), sums, gathered, patch.row_mut(i));
-            }
+            epilogue.outliers.gather(&layer.weight, outputs, gathered);
+            epilogue.run(patch, sums, gathered);
         },
     );
 

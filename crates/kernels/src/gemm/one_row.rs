@@ -94,9 +94,8 @@ impl Work<'_> {
             input.multiply(isa, weight.codes, part, sums);
 
             // SAFETY: tasks do not overlap, and neither do the parts of a task.
-            let mut patch = unsafe { self.out.patch(0..1, outputs.clone()) };
-            let y = patch.row_mut(0);
-            self.epilogue.run(0, outputs, sums, &Gathered::default(), y);
+            let patch = unsafe { self.out.patch(0..1, outputs) };
+            self.epilogue.run(patch, sums, &Gathered::default());
         }
     }
 }

@@ -36,12 +36,14 @@ impl Outliers {
     /// assert_eq!(a.outliers().row(0), (&[0u32][..], &[7.0f32][..]));
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
+    #[inline]
     pub fn row(&self, row: usize) -> (&[u32], &[f32]) {
         let range = self.range(row);
         (&self.columns[range.clone()], &self.values[range])
     }
 
     /// The range of a row's outliers in [`Outliers::columns`].
+    #[inline]
     pub(crate) fn range(&self, row: usize) -> Range<usize> {
         self.starts[row]..self.starts[row + 1]
     }

@@ -73,7 +73,16 @@ pub(super) struct Gathered {
     panels: Vec<u8>,
 }
 
-/// A row's outliers, whose weights all rows share.
+/// Outliers whose weights all rows share.
+pub(super) struct SharedOutliers<'a> {
+    outliers: &'a Outliers,
+    /// For each outlier of each row its line.
+    places: &'a [u32],
+    /// f32 `[columns, outputs]`.
+    lines: &'a [f32],
+}
+
+/// Those of one row.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SharedTerms<'a> {
     /// For each outlier its line.
@@ -150,26 +159,24 @@ impl<'a> OutlierMatmul<'a> {
         }
     }
 
-    /// The outliers of row `m` if all rows share their weights, otherwise none; `gathered` is what
-    /// [`Self::gather`] wrote for a block of `outputs`.
-    pub(super) fn shared_terms<'b>(
-        &'b self,
-        m: usize,
-        outputs: usize,
-        gathered: &'b Gathered,
-    ) -> SharedTerms<'b> {
+    /// The outliers if all rows share their weights; `gathered` is what [`Self::gather`] wrote.
+    pub(super) fn shared<'b>(&'b self, gathered: &'b Gathered) -> Option<SharedOutliers<'b>> {
         match &self.access {
-            Access::Shared(Shared { places, .. }) => SharedTerms {
-                places: &places[self.outliers.range(m)],
-                values: self.outliers.row(m).1,
+            Access::Shared(Shared { places, .. }) => Some(SharedOutliers {
+                outliers: self.outliers,
+                places,
                 lines: &gathered.lines,
-                outputs,
-            },
-            _ => SharedTerms::default(),
+            }),
+            _ => None,
         }
     }
 
-    /// Adds the outliers of row `m` to its outputs `y`, except for [shared](Self::shared_terms) ones;
+    /// Whether there are outliers to [`Self::add`] row by row.
+    pub(super) fn are_by_row(&self) -> bool {
+        !matches!(self.access, Access::None | Access::Shared(_))
+    }
+
+    /// Adds the outliers of row `m` to its outputs `y`, except for [shared](Self::shared) ones;
     /// `gathered` is what [`Self::gather`] wrote.
     pub(super) fn add(
         &self,
@@ -348,6 +355,19 @@ fn given_line(weights: OutlierWeights<'_>, source: u32, outputs: Range<usize>, l
         }
         OutlierWeights::Kept { values, .. } => {
             f16::to_f32_slice(&values.row(source as usize)[outputs], line);
+        }
+    }
+}
+
+impl<'a> SharedOutliers<'a> {
+    /// Those of row `m`, for a block of `outputs`.
+    #[inline(always)]
+    pub(super) fn row(&self, m: usize, outputs: usize) -> SharedTerms<'a> {
+        SharedTerms {
+            places: &self.places[self.outliers.range(m)],
+            values: self.outliers.row(m).1,
+            lines: self.lines,
+            outputs,
         }
     }
 }
