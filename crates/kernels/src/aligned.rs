@@ -51,8 +51,8 @@ impl<T: Clone> AlignedVec<T> {
         Self::placed(vec![value; len + Self::SPARE], len)
     }
 
-    /// `len` zeros. Large memory comes from the system as it is: its pages are cleared when they are
-    /// first written, by the thread that does it, and are huge where the system allows it.
+    /// `len` zeros that nobody has written: the system clears a page when a thread first touches it.
+    /// Large memory gets huge pages where the system allows it.
     ///
     /// ```
     /// assert_eq!(llm_int8_kernels::AlignedVec::<half::f16>::zeroed(2)[..], [half::f16::ZERO; 2]);
@@ -157,6 +157,15 @@ mod tests {
             for ptr in [copy.as_ptr(), values.as_ptr()] {
                 assert!(ptr.align_offset(LINE) == 0 || len == 0);
             }
+        }
+    }
+
+    #[test]
+    fn zeros_are_aligned_whatever_their_number() {
+        for len in [0usize, 1, 33, 3 << 20] {
+            let zeros = AlignedVec::<u16>::zeroed(len);
+            assert!(zeros.len() == len && zeros.iter().all(|x| *x == 0));
+            assert!(zeros.as_ptr().align_offset(LINE) == 0 || len == 0);
         }
     }
 }

@@ -34,7 +34,7 @@ use std::sync::{OnceLock, PoisonError, TryLockError};
 /// ```
 ///
 /// # Panics
-/// If `f` panics.
+/// If `f` panics. Items that nobody has taken by then are leaked.
 pub fn for_each<T: Send, S: Default>(items: Vec<T>, f: impl Fn(&mut S, T) + Sync) {
     let items = Items::new(items);
     for_each_number(items.0.len(), |memory: &mut S, i| {
@@ -67,7 +67,7 @@ pub fn for_each_number<S: Default>(count: usize, f: impl Fn(&mut S, usize) + Syn
         if count > 1 && rayon::current_num_threads() > 1 {
             return (0..count)
                 .into_par_iter()
-                .for_each(|i| f(&mut S::default(), i));
+                .for_each_init(S::default, |memory, i| f(memory, i));
         }
 
         let mut memory = S::default();
@@ -146,12 +146,12 @@ pub(crate) struct Shared {
     /// Whether a helper panicked in the current work.
     has_panicked: AtomicBool,
     /// The next number of each member's share, in [`Team::for_each_number`].
-    next: Vec<Alone<AtomicUsize>>,
+    next: Vec<OwnLines<AtomicUsize>>,
 }
 
 /// A value with cache lines of its own: two, because some CPUs fetch lines in pairs.
 #[repr(align(128))]
-struct Alone<T>(T);
+struct OwnLines<T>(T);
 
 /// A borrowed closure of the calling thread, with its lifetime erased; see [`Team::run`].
 #[derive(Clone, Copy)]
@@ -179,7 +179,9 @@ impl Team {
             inside: AtomicUsize::new(0),
             asleep: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
-            next: (0..=helpers).map(|_| Alone(AtomicUsize::new(0))).collect(),
+            next: (0..=helpers)
+                .map(|_| OwnLines(AtomicUsize::new(0)))
+                .collect(),
         }));
 
         let helper = |member| {
@@ -325,6 +327,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::sync::SPIN_TIME;
+    use std::sync::Arc;
 
     #[test]
     fn every_item_is_visited_once() {
@@ -341,6 +344,19 @@ mod tests {
                 thread::sleep(SPIN_TIME * 3); // Long enough for the helpers to park.
             }
         }
+    }
+
+    #[test]
+    fn items_are_dropped_once_or_leaked_by_a_panic() {
+        let count = Arc::new(());
+        for_each(vec![count.clone(); 40], |_: &mut (), item| drop(item));
+        assert_eq!(Arc::strong_count(&count), 1);
+
+        let failed = catch_unwind(|| {
+            let items = (0..40).map(|i| (i, count.clone())).collect();
+            for_each(items, |_: &mut (), (i, _item)| assert!(i != 33, "expected"))
+        });
+        assert!(failed.is_err() && (1..40).contains(&Arc::strong_count(&count)));
     }
 
     #[test]

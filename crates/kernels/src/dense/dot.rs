@@ -61,7 +61,7 @@ unsafe fn dot_with<L: Lanes, W: Element, const M: usize, const N: usize>(
                 x[m] = L::load(a[m].as_ptr().add(k));
             }
             for n in 0..N {
-                // Weights come from memory.
+                // Weights come from memory. One output at a time, they are read in its order.
                 let bytes = L::COUNT * size_of::<W>();
                 let place = w[n].as_ptr().wrapping_add(k).cast();
                 if N == 1 && (k * size_of::<W>()).is_multiple_of(LINE) {

@@ -2,9 +2,10 @@
 //!
 //! - A block of 4 outputs is multiplied with all rows before the next one is read.
 //! - With registers of 512 bits, weights are converted as they are loaded, again for every four rows:
-//!   the sixteen multiplications after it take longer.
-//! - One row (the output head while decoding) is bound by memory, so it reads weights in order, one
-//!   output after the other, and converts them as they are loaded, on every CPU.
+//!   the sixteen multiplications after it take longer. So does one row (the output head while
+//!   decoding) on every CPU.
+//! - One row is bound by memory. With registers of 512 bits it reads weights in order, one output
+//!   after the other; narrower ones need four sums at a time to be as fast as memory.
 //! - Otherwise the block is converted to f32 once, into L1, and rows pass over it in pairs, which
 //!   keeps 8 sums in registers.
 //! - An output is summed over the lanes of a register in the same order for any number of rows, so
@@ -54,7 +55,7 @@ pub fn linear<W: Element>(
     }
 
     tasks::run(out, columns, BLOCK, |mut patch, floats: &mut Vec<f32>| {
-        if patch.rows.len() == 1 {
+        if patch.rows.len() == 1 && isa.has_wide_registers() {
             return one_row(isa, a, w, bias, &mut patch);
         }
 
@@ -63,7 +64,7 @@ pub fn linear<W: Element>(
 
         // The last block may have fewer outputs: the surplus weights repeat the last one, and their
         // results are not stored.
-        if isa.has_wide_registers() {
+        if patch.rows.len() == 1 || isa.has_wide_registers() {
             let weights = std::array::from_fn(|i| w.row(first + i.min(width - 1)));
             return multiply::<W, 4>(isa, a, weights, bias, &mut patch);
         }

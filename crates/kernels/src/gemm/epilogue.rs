@@ -1,5 +1,5 @@
-//! What follows the i32 sums of a matmul: scale and bias, outliers, activation function. One
-//! implementation for every instruction set, in a fixed order and without fused multiply-adds.
+//! What follows the i32 sums of a matmul: scale and bias, outliers, activation function. Every
+//! implementation rounds in the same places, in a fixed order and without fused multiply-adds.
 
 use super::outliers::{Gathered, OutlierMatmul, SharedOutliers, SharedTerms};
 use super::{Int8WeightRef, Layer, MAX_BLOCK};
@@ -55,7 +55,7 @@ impl<'a> Epilogue<'a> {
 
         scale_and_add(self.isa, &block, sums, &mut patch);
 
-        if self.outliers.are_by_row() {
+        if self.outliers.must_be_added() {
             for (i, m) in rows.clone().enumerate() {
                 let y = patch.row_mut(i);
                 self.outliers

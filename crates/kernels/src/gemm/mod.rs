@@ -4,14 +4,15 @@
 //! - Weights stay int8 and row-major, as checkpoints hold them: one byte of memory traffic per
 //!   weight, and one layout for every instruction set. Only activations are repacked, and they are
 //!   few.
-//! - Few rows (`rows`): each weight is read once, in memory order, with prefetching. One row is
-//!   bound by memory bandwidth.
+//! - Few rows (`rows`): each weight is read once, in memory order, with prefetching. One row, as in
+//!   decoding, is bound by memory bandwidth; its layers with the same input share a parallel section
+//!   (`one_row`).
 //! - Many rows (`panels`): sixteen rows side by side in a register with weights broadcast to them,
 //!   or both in tiles (AMX). Panels of up to a megabyte stay in L2 while weights stream past. They
 //!   are packed once for all layers with the same input.
-//! - Epilogue: one implementation for every instruction set, in a fixed order and without fused
-//!   multiply-adds: scale and bias, outliers, activation function. So a row gives the same bits
-//!   alone and in any batch, on any number of threads and any instruction set.
+//! - Epilogue (`epilogue`): scale and bias, outliers, activation function, with the same roundings
+//!   on every instruction set. So a row gives the same bits alone and in any batch, on any number of
+//!   threads and any instruction set.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -15,17 +15,19 @@ use crate::tasks::Whole;
 use crate::{Isa, KernelError, MatMut, team};
 use std::ops::Range;
 
-/// Weights of a task in bytes: one or two microseconds of reading.
+/// Weights of a task in bytes, unless sixteen outputs have more: a few microseconds of one thread.
 const TASK_BYTES: usize = 64 * 1024;
-/// Weights in bytes that are read twice in a row, for the sums and for the outliers: they stay in L1.
+/// Weights in bytes that are read twice in a row, for the sums and for the outliers: they stay in
+/// L1, if K is at most 1536.
 const L1_BYTES: usize = 24 * 1024;
-/// Outputs of a task are a multiple of this, the values of the widest register.
+/// Outputs of a task are a multiple of this, except in the last: the values of the widest register.
 const OUTPUTS: usize = 16;
 
 /// A layer and its result.
-struct Work<'a> {
+struct Job<'a> {
     epilogue: Epilogue<'a>,
     out: Whole<'a, f32>,
+    /// Tasks that its outputs are cut into.
     tasks: usize,
 }
 
@@ -36,10 +38,10 @@ pub(super) fn linears(
     layers: Vec<(Layer<'_>, MatMut<'_, f32>)>,
 ) -> Result<(), KernelError> {
     let block = outputs_of(TASK_BYTES, a.cols()).min(MAX_BLOCK);
-    let mut works = Vec::with_capacity(layers.len());
+    let mut jobs = Vec::with_capacity(layers.len());
     for (layer, out) in layers {
         layer.check(a, &out)?;
-        works.push(Work {
+        jobs.push(Job {
             epilogue: Epilogue::new(isa, a, &layer)?,
             out: Whole::new(out),
             tasks: layer.outputs().div_ceil(block),
@@ -47,14 +49,14 @@ pub(super) fn linears(
     }
 
     let input = Rows::new(isa, a.codes());
-    let tasks = works.iter().map(|work| work.tasks).sum();
+    let tasks = jobs.iter().map(|job| job.tasks).sum();
     team::for_each_number(tasks, |_: &mut (), mut task| {
-        for work in &works {
-            if task < work.tasks {
+        for job in &jobs {
+            if task < job.tasks {
                 let first = task * block;
-                return work.run(&input, first..work.out.outputs().min(first + block));
+                return job.run(&input, first..job.out.outputs().min(first + block));
             }
-            task -= work.tasks;
+            task -= job.tasks;
         }
     });
 
@@ -66,7 +68,7 @@ fn outputs_of(bytes: usize, columns: usize) -> usize {
     (bytes / columns.max(1) / OUTPUTS * OUTPUTS).max(OUTPUTS)
 }
 
-impl Work<'_> {
+impl Job<'_> {
     /// Computes some outputs. No other thread computes any of them.
     fn run(&self, input: &Rows<'_>, outputs: Range<usize>) {
         let Epilogue {

@@ -137,7 +137,7 @@ pub fn quantize_weight_transposed<T: Element>(
     )
 }
 
-/// Rows between those being converted and those being prefetched: every row lies in another page, so
+/// Rows from those being converted to those being prefetched: every row lies in another page, so
 /// hardware prefetchers do not find the next one.
 const AHEAD_ROWS: usize = 2 * TILE_ROWS;
 

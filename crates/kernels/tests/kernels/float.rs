@@ -37,15 +37,17 @@ fn check<W: Element>(x: &[f32], w: &[W], k: usize, bias: &[f32]) {
             }
         }
 
-        let alone: Vec<f32> = x
-            .chunks(k)
-            .flat_map(|row| forward(isa, row, w, k, None))
-            .collect();
-        assert_eq!(
-            bits(&forward(isa, x, w, k, None)),
-            bits(&alone),
-            "{isa:?}: a row depends on its batch"
-        );
+        for bias in [None, Some(bias)] {
+            let alone: Vec<f32> = x
+                .chunks(k)
+                .flat_map(|row| forward(isa, row, w, k, bias))
+                .collect();
+            assert_eq!(
+                bits(&forward(isa, x, w, k, bias)),
+                bits(&alone),
+                "{isa:?}: a row depends on its batch"
+            );
+        }
     }
 }
 
@@ -66,6 +68,20 @@ fn every_shape_and_type_is_within_the_bound_and_independent_of_the_batch() {
                 &bias,
             );
         }
+    }
+}
+
+/// So many columns that rows are split into groups: 96, and the last row by itself.
+#[test]
+fn a_group_of_one_row_has_the_bits_of_the_row_alone() {
+    let (m, k, n) = (97, 11_000, 3);
+    let mut noise = Noise(23);
+    let x = noise.normals(m * k, 1.0);
+    let w = noise.normals(n * k, 1.0);
+    for isa in Isa::available() {
+        let all = forward(isa, &x, &w, k, None);
+        let last = forward(isa, &x[(m - 1) * k..], &w, k, None);
+        assert_eq!(bits(&all[(m - 1) * n..]), bits(&last), "{isa:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use crate::dtype::FloatDtype;
 use crate::error::{NnError, Result};
 use crate::linear::{CodeMemory, Int8Weight};
 use bytemuck::Pod;
-use candle_core::{Device, Tensor, WithDType};
+use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use llm_int8_kernels::aligned::{LINE, elements_before_line};
 use llm_int8_kernels::pages::prefer_large;
@@ -135,16 +135,20 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     } else {
         out.par_chunks_mut(CHUNK)
             .zip(source.par_chunks(CHUNK))
-            .map(|(out, source)| convert(source, out))
+            .map(|(out, source)| convert_slice(source, out))
             .reduce(|| false, |a, b| a | b)
     };
 
     if overflowed {
+        let (range, wider) = match T::DTYPE {
+            DType::F16 => ("float16 (65504)", "bfloat16 or float32"),
+            _ => ("bfloat16 (3.39e38)", "float32"),
+        };
         return Err(NnError::Input {
             layer: format!("tensor `{}` in {}", view.name, view.file),
-            reason: "it holds values beyond the range of float16 (65504); load it in bfloat16 or float32 (the option \
-                     `dtype`)"
-                .into(),
+            reason: format!(
+                "it holds values beyond the range of {range}; load it in {wider} (the option `dtype`)"
+            ),
         });
     }
 
@@ -154,8 +158,9 @@ fn to_target<S: Element, T: Element + WithDType + Pod>(
     Ok(tensor.narrow(0, offset, source.len())?.reshape(shape)?)
 }
 
-/// Converts values by vector instructions. Returns whether a finite one overflowed.
-fn convert<S: Element, T: Element>(source: &[S], out: &mut [T]) -> bool {
+/// Converts values, by vector instructions where `T` has them. Returns whether a finite one
+/// overflowed.
+fn convert_slice<S: Element, T: Element>(source: &[S], out: &mut [T]) -> bool {
     /// Values converted at a time: they stay in L1.
     const PIECE: usize = 1024;
     let mut floats = [0f32; PIECE];
@@ -166,8 +171,8 @@ fn convert<S: Element, T: Element>(source: &[S], out: &mut [T]) -> bool {
         S::to_f32_slice(source, floats);
         T::of_slice(floats, out);
 
-        // No early end, so that the compiler vectorises it.
         T::to_f32_slice(out, floats);
+        // Not `all`, which ends early and keeps the compiler from vectorising.
         let is_finite = floats.iter().fold(true, |all, y| all & y.is_finite());
         overflowed |= !is_finite && source.iter().zip(out).any(|(x, y)| overflows(*x, *y));
     }
@@ -316,6 +321,59 @@ mod tests {
             float_tensor(&view(&infinite, &[2]), FloatDtype::F16, false).is_ok(),
             "infinities and NaNs of the file itself are kept"
         );
+    }
+
+    #[test]
+    fn an_overflow_is_found_in_every_piece_and_beside_infinities_of_the_file() {
+        let length = 2 * CHUNK + 1500;
+        let mut values: Vec<f32> = (0..length).map(|i| i as f32 * 0.25 - 9000.0).collect();
+        values[1000] = f32::INFINITY;
+        values[length - 2] = f32::NAN;
+        let load = |values: &[f32]| float_tensor(&view(values, &[length]), FloatDtype::F16, false);
+
+        let tensor = load(&values).unwrap();
+        for (x, y) in values.iter().zip(tensor.to_vec1::<f16>().unwrap()) {
+            let expected = f16::from_f32(*x);
+            assert!(y == expected || y.is_nan() && expected.is_nan());
+        }
+
+        for place in [0, 1001, 1023, 1024, CHUNK, length - 1] {
+            let kept = std::mem::replace(&mut values[place], -70_000.0);
+            assert!(load(&values).is_err(), "{place}");
+            values[place] = kept;
+        }
+    }
+
+    #[test]
+    fn a_value_beyond_bf16_is_told_from_one_beyond_f16() {
+        let values = [1.0, f32::MAX];
+        let error = float_tensor(&view(&values, &[2]), FloatDtype::BF16, false).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("bfloat16 (3.39e38); load it in float32"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn halves_become_each_other_through_exact_floats() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        let view = |dtype| TensorView {
+            name: "w".into(),
+            file: "memory",
+            dtype,
+            shape: &[1 << 16],
+            data: bytemuck::cast_slice(&bits).into(),
+        };
+
+        let tensor = float_tensor(&view(Dtype::F16), FloatDtype::BF16, false).unwrap();
+        for (bits, y) in bits.iter().zip(tensor.to_vec1::<bf16>().unwrap()) {
+            let expected = bf16::from_f32(f16::from_bits(*bits).to_f32());
+            assert!(y == expected || y.is_nan() && expected.is_nan());
+        }
+
+        let error = float_tensor(&view(Dtype::BF16), FloatDtype::F16, false).unwrap_err();
+        assert!(error.to_string().contains("float16 (65504)"));
     }
 
     #[test]

@@ -318,7 +318,7 @@ impl<T: CacheElement> KeysAndValues<T> {
 
 /// A copy of `buffer`, of heads of `from` elements, with `to` elements in each head: as many as
 /// there are, then zeros.
-fn resized<T: Copy + Default + Zeroable>(
+fn resized<T: Copy + Zeroable>(
     buffer: &AlignedVec<T>,
     from: usize,
     heads: usize,

@@ -5,7 +5,8 @@
 //! - The weights of a column are `K` bytes apart. A single row reads them where they are, right
 //!   after its matmul, while they are in L1 (`Single`).
 //! - If rows share their columns, as with bitsandbytes' rule for a batch, each weight is
-//!   dequantised once for all rows (`Shared`).
+//!   dequantised once for all rows (`Shared`), and outliers are added in the same pass as scale and
+//!   bias.
 //! - If every row has its own, nearly all columns are needed, each for few rows. Then the weights
 //!   are packed into panels, where the codes of sixteen outputs lie in a register, and are
 //!   dequantised when they are used (`Packed`, AVX-512 only).
@@ -82,7 +83,7 @@ pub(super) struct SharedOutliers<'a> {
     lines: &'a [f32],
 }
 
-/// Those of one row.
+/// The shared outliers of one row.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SharedTerms<'a> {
     /// For each outlier its line.
@@ -172,7 +173,7 @@ impl<'a> OutlierMatmul<'a> {
     }
 
     /// Whether there are outliers to [`Self::add`] row by row.
-    pub(super) fn are_by_row(&self) -> bool {
+    pub(super) fn must_be_added(&self) -> bool {
         !matches!(self.access, Access::None | Access::Shared(_))
     }
 
@@ -186,12 +187,13 @@ impl<'a> OutlierMatmul<'a> {
         gathered: &Gathered,
         y: &mut [f32],
     ) {
-        let range = self.outliers.range(m);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = gathered; // Only AVX-512 packs weights.
         let (columns, values) = self.outliers.row(m);
         let terms = Terms {
             columns,
             values,
-            sources: self.sources.get(range.clone()).unwrap_or_default(),
+            sources: self.sources.get(self.outliers.range(m)).unwrap_or_default(),
             weights: self.weights,
         };
 
@@ -360,7 +362,7 @@ fn given_line(weights: OutlierWeights<'_>, source: u32, outputs: Range<usize>, l
 }
 
 impl<'a> SharedOutliers<'a> {
-    /// Those of row `m`, for a block of `outputs`.
+    /// The outliers of row `m`, for a block of this many outputs.
     #[inline(always)]
     pub(super) fn row(&self, m: usize, outputs: usize) -> SharedTerms<'a> {
         SharedTerms {
