@@ -51,8 +51,8 @@ impl<T: Clone> AlignedVec<T> {
         Self::placed(vec![value; len + Self::SPARE], len)
     }
 
-    /// `len` zeros that nobody has written: the system clears a page when a thread first touches it.
-    /// Large memory gets huge pages where the system allows it.
+    /// `len` zeros from the allocator: pages that are new to the process are cleared by the system
+    /// when a thread first touches them. Large memory gets huge pages where the system allows it.
     ///
     /// ```
     /// assert_eq!(llm_int8_kernels::AlignedVec::<half::f16>::zeroed(2)[..], [half::f16::ZERO; 2]);
@@ -77,6 +77,17 @@ impl<T: Clone> AlignedVec<T> {
     fn placed(memory: Vec<T>, len: usize) -> Self {
         let first = elements_before_line(&memory).min(Self::SPARE);
         Self { memory, first, len }
+    }
+
+    /// All of its memory, and the index of the first value: a vector can be given away without a
+    /// copy.
+    ///
+    /// ```
+    /// let (memory, first) = llm_int8_kernels::AlignedVec::filled(3, 7u8).into_memory();
+    /// assert_eq!(memory[first..first + 3], [7; 3]);
+    /// ```
+    pub fn into_memory(self) -> (Vec<T>, usize) {
+        (self.memory, self.first)
     }
 
     /// Changes the length, reusing the allocation if it is large enough. The values are unspecified

@@ -22,9 +22,10 @@ const GROUP_ACTIVATIONS: usize = 1 << 20;
 /// Rows of a group are a multiple of this if there are several groups: whole panels, as many at a
 /// time as every instruction set takes.
 const GROUP_ROWS: usize = 96;
-/// Fewest weights of a task, times its rows: below this, splitting further costs more than it gains.
+/// A task has at least this many weights, divided by its rows or by [`COUNTED_ROWS`] if it has more:
+/// splitting further costs more than it gains.
 const TASK_WORK: usize = 96 * 1024;
-/// Most rows that count for that, so that many rows are not split too finely.
+/// Rows beyond which a task still needs as many weights: see [`TASK_WORK`].
 const COUNTED_ROWS: usize = 16;
 
 /// The part of a result that a task writes: some rows × some output features.

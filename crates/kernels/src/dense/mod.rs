@@ -4,10 +4,11 @@
 //! - With registers of 512 bits, weights are converted as they are loaded, again for every four rows:
 //!   the sixteen multiplications after it take longer. So does one row (the output head while
 //!   decoding) on every CPU.
-//! - One row is bound by memory. With registers of 512 bits it reads weights in order, one output
-//!   after the other; narrower ones need four sums at a time to be as fast as memory.
 //! - Otherwise the block is converted to f32 once, into L1, and rows pass over it in pairs, which
 //!   keeps 8 sums in registers.
+//! - One row is bound by memory. With registers of 512 bits it reads weights in order, one output
+//!   after the other. With narrower ones an output is twice as many additions that wait for each
+//!   other, so four are computed at a time.
 //! - An output is summed over the lanes of a register in the same order for any number of rows, so
 //!   a row's result does not depend on its batch.
 //! - Instruction sets differ in the last bits: register widths differ, and only the vector versions

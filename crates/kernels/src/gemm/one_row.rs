@@ -17,8 +17,8 @@ use std::ops::Range;
 
 /// Weights of a task in bytes, unless sixteen outputs have more: a few microseconds of one thread.
 const TASK_BYTES: usize = 64 * 1024;
-/// Weights in bytes that are read twice in a row, for the sums and for the outliers: they stay in
-/// L1, if K is at most 1536.
+/// If there are outliers, weights are read twice, for the sums and for the outliers: this many bytes
+/// at a time, which stay in L1, or those of sixteen outputs if K is above 1536.
 const L1_BYTES: usize = 24 * 1024;
 /// Outputs of a task are a multiple of this, except in the last: the values of the widest register.
 const OUTPUTS: usize = 16;

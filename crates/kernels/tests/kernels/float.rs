@@ -71,7 +71,7 @@ fn every_shape_and_type_is_within_the_bound_and_independent_of_the_batch() {
     }
 }
 
-/// So many columns that rows are split into groups: 96, and the last row by itself.
+/// With 11,000 columns, 97 rows are split into a group of 96 and a group of one.
 #[test]
 fn a_group_of_one_row_has_the_bits_of_the_row_alone() {
     let (m, k, n) = (97, 11_000, 3);
