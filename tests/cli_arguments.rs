@@ -431,3 +431,22 @@ fn a_full_disk_under_standard_output_is_an_error() {
         assert!(stderr(&output).contains("No space left"), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_stray_argument_gets_the_name_of_its_option() {
+    for (command, option) in [
+        ("run", "--prompt"),
+        ("eval", "--text"),
+        ("logits", "--token-ids"),
+    ] {
+        let (code, error) = failure(&[command, "tiny-gpt2", "Once"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("unexpected argument 'Once'"), "{error}");
+        assert!(
+            error.contains(&format!("is given with {option}")),
+            "{error}"
+        );
+    }
+    let (_, error) = failure(&["run", "tiny-gpt2", "--promt", "Once"]);
+    assert!(!error.contains("is given with"), "{error}");
+}

@@ -1,6 +1,8 @@
 //! Which options of the program help with an error of the library. Libraries name their own fields;
 //! only the program knows its options.
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use llm_int8::LlmError;
 use llm_int8::decoder::DecoderError;
 use llm_int8::decoder::cuda::CudaError;
@@ -21,6 +23,29 @@ pub(crate) fn of_chain(error: &anyhow::Error) -> Option<&'static str> {
         llm.or(decoder)
             .or_else(|| cause.downcast_ref().and_then(of_cuda))
     })
+}
+
+/// Names the option that a stray argument was meant for: `run MODEL 'Once'` lacks `--prompt`.
+pub(crate) fn with_option(mut error: clap::Error) -> clap::Error {
+    let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    if error.kind() != ErrorKind::UnknownArgument || text(ContextKind::InvalidArg).starts_with('-')
+    {
+        return error;
+    }
+
+    let usage = text(ContextKind::Usage);
+    let tip = if usage.contains("llm-int8 run ") {
+        "the prompt is given with --prompt"
+    } else if usage.contains("llm-int8 eval ") {
+        "the text is given with --text"
+    } else if usage.contains("llm-int8 logits ") {
+        "the prompt is given with --token-ids, or with --prompt to `llm-int8 run`"
+    } else {
+        return error;
+    };
+    let tip = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+    error.insert(ContextKind::Suggested, tip);
+    error
 }
 
 fn of_llm(error: &LlmError) -> Option<&'static str> {

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let arguments = args::with_negative_numbers(std::env::args_os());
     let arguments = match args::Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        Err(error) => return display::usage(&error),
+        Err(error) => return display::usage(&hints::with_option(error)),
     };
     match commands::dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
