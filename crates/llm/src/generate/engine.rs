@@ -13,6 +13,10 @@ use crate::error::{LlmError, Result};
 use crate::model::AutoModelForCausalLM;
 use std::collections::VecDeque;
 
+/// Tokens of a prompt for which a sequence waits while another computes them. For fewer, it would
+/// start later than it has to and save little.
+const LEAST_AWAITED: usize = 32;
+
 /// A sequence that waits for a free slot.
 #[derive(Debug)]
 struct Waiting {
@@ -244,42 +248,96 @@ impl<'m> Engine<'m> {
     }
 
     /// Starts waiting sequences, as many as there are free slots and as their caches fit into what
-    /// is left. If the first does not fit, those behind it wait too, so that it gets its turn.
+    /// is left. If one does not fit, those behind it wait too, so that it gets its turn. One whose
+    /// prompt is being computed by another sequence waits for that, and its slot and memory are
+    /// held for it.
     fn begin_waiting(&mut self) {
-        while self.running.len() < self.config.at_once
-            && let Some(first) = self.waiting.front()
+        let budget = self.config.cache_bytes.unwrap_or(u64::MAX);
+        let mut held = 0;
+        let mut held_bytes = 0;
+        while self.running.len() + held < self.config.at_once
+            && let Some(next) = self.waiting.get(held)
         {
-            let budget = self.config.cache_bytes.unwrap_or(u64::MAX);
-            let room = budget.saturating_sub(self.reserved());
-            if first.bytes > room {
+            let room = budget.saturating_sub(self.reserved().saturating_add(held_bytes));
+            if next.bytes > room {
                 break;
             }
-            if let Some(first) = self.waiting.pop_front() {
-                self.begin(first, room);
+            if self.is_being_computed(next) {
+                held += 1;
+                held_bytes += next.bytes;
+            } else if let Some(next) = self.waiting.remove(held) {
+                self.begin(next, room);
             }
         }
     }
 
-    /// Starts a sequence, with the kept beginning of its prompt if there is one.
+    /// Whether a running sequence is computing at least half of what a waiting one would otherwise
+    /// compute of its prompt.
+    fn is_being_computed(&self, waiting: &Waiting) -> bool {
+        let Some(wanted) = self.wanted(waiting) else {
+            return false;
+        };
+        let running = || self.running.iter();
+        let computed = running().map(|one| one.computed(wanted)).max();
+        let common = running().map(|one| one.common(wanted)).max();
+
+        let kept = self.kept.common(wanted);
+        let gain = common.unwrap_or(0).saturating_sub(kept);
+        common > computed && gain >= LEAST_AWAITED && 2 * gain >= wanted.prompt.len() - kept
+    }
+
+    /// What a sequence looks for among the prefixes; `None` if it has to compute all of its prompt.
+    fn wanted<'w>(&self, waiting: &'w Waiting) -> Option<Wanted<'w>> {
+        let looks = self.kept.is_on() && waiting.prepared.may_reuse();
+        looks.then(|| Wanted {
+            salt: &waiting.prepared.salt,
+            prompt: waiting.prepared.prompt(),
+            bytes: waiting.bytes,
+        })
+    }
+
+    /// The longest beginning of a prompt that is known: a copy of what a running sequence has
+    /// computed, or a kept prefix. Kept prefixes are dropped until the new sequence fits into `room`
+    /// bytes with the others.
+    fn known(&mut self, wanted: Wanted<'_>, room: u64) -> Option<Context> {
+        let running = self.running.iter();
+        let best = running
+            .map(|one| (one, one.computed(wanted)))
+            .max_by_key(|(_, same)| *same);
+        if let Some((one, same)) = best
+            && same > self.kept.common(wanted)
+        {
+            self.kept.fit(room.saturating_sub(wanted.bytes));
+            if let Ok(copy) = one.beginning(same) {
+                return Some(copy);
+            }
+        }
+
+        let others = &self.waiting;
+        self.kept.take(wanted, room, |ids| {
+            let mut same_salt = others
+                .iter()
+                .filter(|other| other.prepared.salt == *wanted.salt);
+            same_salt.any(|other| 2 * common(ids, other.prepared.prompt()) >= ids.len())
+        })
+    }
+
+    /// Starts a sequence, with the known beginning of its prompt if there is one.
     fn begin(&mut self, waiting: Waiting, room: u64) {
+        let found = match self.wanted(&waiting) {
+            Some(wanted) => self.known(wanted, room),
+            None => {
+                self.kept.fit(room.saturating_sub(waiting.bytes));
+                None
+            }
+        };
         let Waiting {
             id,
             prepared,
             bytes,
         } = waiting;
-
         let salt = prepared.salt.clone();
         let looks = self.kept.is_on() && prepared.may_reuse();
-        let wanted = Wanted {
-            salt: &salt,
-            prompt: if looks { prepared.prompt() } else { &[] },
-            bytes,
-        };
-        let others = &self.waiting;
-        let found = self.kept.take(wanted, room, |ids| {
-            let mut same_salt = others.iter().filter(|other| other.prepared.salt == salt);
-            same_salt.any(|other| 2 * common(ids, other.prepared.prompt()) >= ids.len())
-        });
 
         let sequence = match Sequence::new(self.model, prepared) {
             Ok(sequence) => sequence,

@@ -25,7 +25,8 @@ pub struct EngineConfig {
     /// NTK scaling get each prompt in one pass, and no prefixes are kept for them.
     pub prefill_tokens: usize,
     /// Bytes of keys and values that are kept after sequences ended, for later prompts that start
-    /// with the same ids; 0 (the default): none.
+    /// with the same ids; 0 (the default): none. Unless it is 0, prompts also begin with what running
+    /// sequences have computed, and wait while one of these computes most of what they need.
     pub prefix_cache_bytes: u64,
 }
 

@@ -32,6 +32,18 @@ pub(super) struct Wanted<'a> {
     pub(super) bytes: u64,
 }
 
+impl Wanted<'_> {
+    /// How many ids the prompt has in common with other ids at its beginning; none if their salts
+    /// differ. The last id of the prompt does not count: it is computed for its logits.
+    pub(super) fn common(self, salt: &Salt, ids: &[u32]) -> usize {
+        let prompt = &self.prompt[..self.prompt.len().saturating_sub(1)];
+        match salt == self.salt {
+            true => common(ids, prompt),
+            false => 0,
+        }
+    }
+}
+
 /// Kept prefixes, the least recently used at the front. Prefixes are found by comparing ids, not
 /// hashes, so that no prompt can be given keys and values of another.
 #[derive(Debug, Default)]
@@ -121,8 +133,13 @@ impl PrefixCache {
         self.push(new);
     }
 
+    /// How many ids of a prompt are kept, of its beginning.
+    pub(super) fn common(&self, wanted: Wanted<'_>) -> usize {
+        self.longest(wanted).map_or(0, |(_, same)| same)
+    }
+
     /// Drops the least recently used prefixes until the rest has at most `bytes` bytes.
-    fn fit(&mut self, bytes: u64) {
+    pub(super) fn fit(&mut self, bytes: u64) {
         while self.bytes > bytes && self.remove(0).is_some() {}
     }
 
@@ -137,13 +154,10 @@ impl PrefixCache {
         self.kept.push_back(kept);
     }
 
-    /// The place of the kept prefix that has most ids in common with a prompt, and how many. The
-    /// last id of the prompt does not count: it is computed for its logits.
+    /// The place of the kept prefix that has most ids in common with a prompt, and how many.
     fn longest(&self, wanted: Wanted<'_>) -> Option<(usize, usize)> {
-        let prompt = &wanted.prompt[..wanted.prompt.len().saturating_sub(1)];
         let kept = self.kept.iter().enumerate();
-        kept.filter(|(_, kept)| kept.salt == *wanted.salt)
-            .map(|(place, kept)| (place, common(kept.ids(), prompt)))
+        kept.map(|(place, kept)| (place, wanted.common(&kept.salt, kept.ids())))
             .filter(|(_, same)| *same > 0)
             .max_by_key(|(_, same)| *same)
     }

@@ -1,6 +1,6 @@
 //! Running sequences: one forward pass gives each of them its next tokens.
 
-use super::prefix::Salt;
+use super::prefix::{Salt, Wanted};
 use super::sequence::Sequence;
 use super::{Event, Generated, Piece, SequenceId, Timing, Update};
 use crate::error::{LlmError, Result};
@@ -112,6 +112,22 @@ impl<'m> Running<'m> {
             started: Instant::now(),
             has_failed: false,
         }
+    }
+
+    /// How many ids another prompt has in common with this sequence at its beginning, whether they
+    /// are computed yet or not.
+    pub(super) fn common(&self, wanted: Wanted<'_>) -> usize {
+        wanted.common(&self.salt, self.sequence.all_ids())
+    }
+
+    /// How many ids of another prompt this sequence has computed, of its beginning.
+    pub(super) fn computed(&self, wanted: Wanted<'_>) -> usize {
+        wanted.common(&self.salt, self.context.ids())
+    }
+
+    /// A copy of the first `count` ids and their keys and values.
+    pub(super) fn beginning(&self, count: usize) -> Result<Context> {
+        self.context.prefix(count)
     }
 
     /// Tokens of the prompt that are computed and those that were reused.

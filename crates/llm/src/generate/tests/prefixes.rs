@@ -207,3 +207,135 @@ fn a_cancelled_sequence_leaves_what_it_has_computed() {
     assert!(generated.ids.is_empty() && generated.cache_bytes > 0);
     assert_eq!(run(&mut engine, request(prompt(1, 50))).0, 40);
 }
+
+/// An engine that computes 20 tokens of prompts in a pass.
+fn in_chunks(model: &AutoModelForCausalLM, at_once: usize) -> Engine<'_> {
+    let config = EngineConfig {
+        at_once,
+        prefill_tokens: 20,
+        prefix_cache_bytes: 1 << 30,
+        ..EngineConfig::default()
+    };
+    Engine::with_config(model, config).unwrap()
+}
+
+fn with_seed(prompt: Vec<u32>, seed: u64) -> Request {
+    Request::new(prompt).config(drawn(6, 1.0, seed)).ids_only()
+}
+
+#[test]
+fn prompts_that_come_together_are_computed_once() {
+    let model = model();
+    let alone: Vec<Vec<u32>> = (0..4)
+        .map(|seed| {
+            run(&mut in_chunks(&model, 1), with_seed(prompt(1, 90), seed))
+                .1
+                .ids
+        })
+        .collect();
+    assert!(alone.iter().any(|ids| *ids != alone[0]));
+
+    let mut engine = in_chunks(&model, 8);
+    let ids: Vec<_> = (0..4)
+        .map(|seed| engine.add(with_seed(prompt(1, 90), seed)).unwrap())
+        .collect();
+    let mut running = Vec::new();
+    let mut found = vec![Vec::new(); 4];
+    while !engine.is_idle() {
+        let events: Vec<_> = engine.step().collect();
+        running.push(engine.running());
+        for event in events {
+            let place = ids.iter().position(|id| *id == event.id).unwrap();
+            match event.update {
+                Update::Started { reused_tokens, .. } => {
+                    assert_eq!(reused_tokens, if place == 0 { 0 } else { 89 });
+                }
+                Update::Finished(generated) => found[place] = generated.ids,
+                Update::Piece(_) => {}
+                Update::Failed(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert_eq!(found, alone);
+    assert_eq!(
+        running[..6],
+        [1, 1, 1, 1, 1, 4],
+        "five passes of the prompt"
+    );
+    assert_eq!(engine.state().prefix_hits, 3 * 89);
+}
+
+#[test]
+fn what_a_running_sequence_has_computed_is_copied() {
+    let model = model();
+    let mut engine = in_chunks(&model, 2);
+    let long = Request::new(prompt(1, 50)).config(drawn(100, 1.0, 1));
+    let long = engine.add(long.ids_only()).unwrap();
+    while engine.state().generated_tokens == 0 {
+        drop(engine.step());
+    }
+
+    let mut forked = prompt(1, 40);
+    forked.extend([3, 3]);
+    let mut other = in_chunks(&model, 1);
+    let (_, expected) = run(&mut other, request(forked.clone()));
+    let second = engine.add(request(forked)).unwrap();
+    let mut result = None;
+    while result.is_none() {
+        for event in engine.step() {
+            match event.update {
+                Update::Started { reused_tokens, .. } => assert_eq!(reused_tokens, 40),
+                Update::Finished(generated) if event.id == second => result = Some(generated),
+                _ => {}
+            }
+        }
+    }
+    assert!(engine.contains(long), "it still runs");
+    assert_eq!(result.unwrap().ids, expected.ids);
+}
+
+#[test]
+fn a_sequence_waits_only_for_much_of_its_prompt_and_with_its_salt() {
+    let model = model();
+    let running_after_a_step = |second: Request| {
+        let mut engine = in_chunks(&model, 8);
+        engine.add(request(prompt(1, 90))).unwrap();
+        engine.add(second).unwrap();
+        drop(engine.step());
+        engine.running()
+    };
+    let with_tail = |same: usize, tail: usize| request([prompt(1, same), prompt(7, tail)].concat());
+    assert_eq!(running_after_a_step(request(prompt(1, 90))), 1);
+    assert_eq!(running_after_a_step(with_tail(40, 40)), 1);
+    assert_eq!(running_after_a_step(with_tail(40, 41)), 2);
+    assert_eq!(running_after_a_step(with_tail(31, 3)), 2);
+    assert_eq!(running_after_a_step(with_tail(32, 3)), 1);
+    let salted = request(prompt(1, 90)).cache_salt("a");
+    assert_eq!(running_after_a_step(salted), 2);
+    let read = request(prompt(1, 90)).prompt_logprobs(0);
+    assert_eq!(running_after_a_step(read), 2);
+}
+
+#[test]
+fn a_sequence_that_waits_for_a_prompt_holds_its_slot() {
+    let model = model();
+    let mut engine = in_chunks(&model, 2);
+    let first = engine.add(request(prompt(1, 90))).unwrap();
+    let second = engine.add(request(prompt(1, 90))).unwrap();
+    engine.add(request(prompt(7, 90))).unwrap();
+    drop(engine.step());
+    drop(engine.step());
+    assert_eq!((engine.running(), engine.waiting()), (1, 2));
+
+    // What the cancelled one has computed is moved.
+    engine.cancel(first).unwrap();
+    let reused: Vec<_> = engine
+        .step()
+        .filter_map(|event| match event.update {
+            Update::Started { reused_tokens, .. } => Some((event.id, reused_tokens)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reused[0], (second, 40));
+    assert_eq!((reused.len(), engine.running()), (2, 2));
+}
