@@ -23,9 +23,9 @@ pub(super) const DEPTH: usize = STEP_BYTES;
 enum Codes<'a> {
     /// Row-major, as the weight is.
     Rows(MatRef<'a, i8>),
-    /// The panel of the sixteen outputs: the codes of four columns of each output, then those of
-    /// the next four columns.
-    Panel(&'a [u8]),
+    /// A panel for each sixteen outputs: the codes of four columns of each output, then those of the
+    /// next four columns.
+    Panels(&'a [u8]),
 }
 
 /// Packs the codes of some outputs into panels of sixteen; outputs beyond the last whole panel are
@@ -51,15 +51,31 @@ pub(super) fn add_packed(
     panels: &[u8],
     y: &mut [f32],
 ) {
-    let (whole, rest) = y.as_chunks_mut::<OUTPUTS>();
     let size = OUTPUTS * w.codes.cols();
-    let mut first = outputs.start;
-    for (y, panel) in whole.iter_mut().zip(panels.chunks(size)) {
-        add(isa, terms, w, first, Codes::Panel(panel), y);
-        first += OUTPUTS;
+    let (whole, rest) = y.as_chunks_mut();
+    let at = |sixteen: usize| {
+        let panels = panels.get(sixteen * size..).unwrap_or_default();
+        (outputs.start + sixteen * OUTPUTS, Codes::Panels(panels))
+    };
+
+    // Several registers of outputs at a time, whose sums do not wait for each other.
+    let mut done = 0;
+    let (four, others) = whole.as_chunks_mut();
+    for y in four {
+        add::<4>(isa, terms, w, at(done), y);
+        done += 4;
+    }
+    let (two, one) = others.as_chunks_mut();
+    for y in two {
+        add::<2>(isa, terms, w, at(done), y);
+        done += 2;
+    }
+    for y in one.as_chunks_mut().0 {
+        add::<1>(isa, terms, w, at(done), y);
+        done += 1;
     }
 
-    terms.add(w, first..outputs.end, rest);
+    terms.add(w, outputs.start + done * OUTPUTS..outputs.end, rest);
 }
 
 /// Adds a row's outliers to its outputs `y`, a multiple of sixteen, with codes from the weight.
@@ -71,90 +87,111 @@ pub(super) fn add_strided(
     y: &mut [f32],
 ) {
     let firsts = outputs.step_by(OUTPUTS);
-    for (first, y) in firsts.zip(y.as_chunks_mut::<OUTPUTS>().0) {
-        add(isa, terms, w, first, Codes::Rows(w.codes), y);
+    for (first, y) in firsts.zip(y.as_chunks_mut().0) {
+        add::<1>(
+            isa,
+            terms,
+            w,
+            (first, Codes::Rows(w.codes)),
+            std::array::from_mut(y),
+        );
     }
 }
 
-/// Adds a row's outliers to the outputs from `first` on.
-fn add(
+/// Adds a row's outliers to `y`, the outputs from `first` on.
+fn add<const R: usize>(
     isa: Isa,
     terms: Terms<'_>,
     w: &Int8WeightRef<'_>,
-    first: usize,
-    codes: Codes<'_>,
-    y: &mut [f32; OUTPUTS],
+    (first, codes): (usize, Codes<'_>),
+    y: &mut [[f32; OUTPUTS]; R],
 ) {
     let cols = w.codes.cols();
-    let end = first + OUTPUTS;
+    let end = first + R * OUTPUTS;
     assert!(isa.width() == Width::V512 && end <= w.codes.rows() && end <= w.absmax.len());
     // Columns ascend, so the last is the largest.
     assert!(terms.columns.last().is_none_or(|&c| (c as usize) < cols));
-    if let Codes::Panel(panel) = codes {
-        assert!(panel.len() >= OUTPUTS * cols && cols.is_multiple_of(DEPTH));
+    if let Codes::Panels(panels) = codes {
+        assert!(panels.len() >= R * OUTPUTS * cols && cols.is_multiple_of(DEPTH));
     }
 
-    // SAFETY: the `Isa` proves AVX-512; all columns are less than K, sixteen outputs from `first` on
-    // exist, and a panel holds sixteen codes of each column.
-    unsafe { add_inner(terms, w.absmax, first, codes, y) }
+    // SAFETY: the `Isa` proves AVX-512; all columns are less than K, the outputs from `first` on
+    // exist, and each panel holds sixteen codes of each column.
+    unsafe { add_inner(terms, w, first, codes, y) }
 }
 
 /// # Safety
 /// The CPU has AVX-512; lengths are as [`add`] checks.
 #[target_feature(enable = "avx512f")]
-unsafe fn add_inner(
+unsafe fn add_inner<const R: usize>(
     terms: Terms<'_>,
-    absmax: &[f32],
+    w: &Int8WeightRef<'_>,
     first: usize,
     codes: Codes<'_>,
-    y: &mut [f32; OUTPUTS],
+    y: &mut [[f32; OUTPUTS]; R],
 ) {
-    let inverse = _mm512_set1_ps(1.0 / 127.0);
-    // SAFETY: sixteen values of `absmax` from `first` on exist.
-    let absmax = unsafe { _mm512_loadu_ps(absmax.as_ptr().add(first)) };
-    // SAFETY: `y` has sixteen values.
-    let mut sums = unsafe { _mm512_loadu_ps(y.as_ptr()) };
+    let mut absmax = [_mm512_setzero_ps(); R];
+    let mut sums = [_mm512_setzero_ps(); R];
+    for r in 0..R {
+        // SAFETY: the outputs exist, and `y` has sixteen values for each register.
+        unsafe {
+            absmax[r] = _mm512_loadu_ps(w.absmax.as_ptr().add(first + r * OUTPUTS));
+            sums[r] = _mm512_loadu_ps(y[r].as_ptr());
+        }
+    }
 
     for (i, (&column, &value)) in terms.columns.iter().zip(terms.values).enumerate() {
         let source = terms.source(i);
-        let weight = if source == DEQUANTIZED {
-            // SAFETY: the column is less than K.
-            let found = unsafe { codes16(codes, first, column as usize) };
-            _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(found), absmax), inverse)
-        } else {
-            given16(terms.weights, source, first)
-        };
+        for r in 0..R {
+            let weight = if source == DEQUANTIZED {
+                // SAFETY: the column is less than K, and the outputs exist.
+                let codes = unsafe { codes16(codes, w.codes.cols(), (first, r), column as usize) };
+                dequantized16(codes, absmax[r])
+            } else {
+                given16(terms.weights, source, first + r * OUTPUTS)
+            };
 
-        // Two roundings, as on every other instruction set.
-        sums = _mm512_add_ps(sums, _mm512_mul_ps(_mm512_set1_ps(value), weight));
+            // Two roundings, as on every other instruction set.
+            sums[r] = _mm512_add_ps(sums[r], _mm512_mul_ps(_mm512_set1_ps(value), weight));
+        }
     }
 
-    // SAFETY: `y` has sixteen values.
-    unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sums) }
+    for r in 0..R {
+        // SAFETY: sixteen values.
+        unsafe { _mm512_storeu_ps(y[r].as_mut_ptr(), sums[r]) }
+    }
 }
 
-/// The codes of sixteen outputs from `first` on in a column.
-///
-/// # Safety
-/// The CPU has AVX-512; the column is less than K, and lengths are as [`add`] checks.
+/// `code · absmax / 127`, rounded twice.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn codes16(codes: Codes<'_>, first: usize, column: usize) -> __m512i {
+fn dequantized16(codes: __m512i, absmax: __m512) -> __m512 {
+    let inverse = _mm512_set1_ps(1.0 / 127.0);
+    _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(codes), absmax), inverse)
+}
+
+/// The codes of a column, of the `r`-th sixteen outputs from `first` on.
+///
+/// # Safety
+/// The CPU has AVX-512; the column is less than K, `cols`; lengths are as [`add`] checks.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn codes16(
+    codes: Codes<'_>,
+    cols: usize,
+    (first, r): (usize, usize),
+    column: usize,
+) -> __m512i {
     match codes {
         Codes::Rows(codes) => {
-            let cols = codes.cols();
-            // SAFETY: rows `first` to `first + 15` of the weight have this column.
-            unsafe {
-                _mm512_cvtepi8_epi32(column16(
-                    codes.data().as_ptr().add(first * cols + column),
-                    cols,
-                ))
-            }
+            let start = (first + r * OUTPUTS) * cols + column;
+            // SAFETY: the weight has this column of these sixteen outputs.
+            unsafe { _mm512_cvtepi8_epi32(column16(codes.data().as_ptr().add(start), cols)) }
         }
-        Codes::Panel(panel) => {
-            let step = column / 4 * STEP_BYTES;
-            // SAFETY: the panel has ⌈K / 4⌉ steps of 64 bytes.
-            let four = unsafe { _mm512_loadu_si512(panel.as_ptr().add(step).cast()) };
+        Codes::Panels(panels) => {
+            let start = r * OUTPUTS * cols + column / 4 * STEP_BYTES;
+            // SAFETY: a panel has ⌈K / 4⌉ steps of 64 bytes.
+            let four = unsafe { _mm512_loadu_si512(panels.as_ptr().add(start).cast()) };
 
             // The byte of this column to the top, then back with its sign.
             let up = _mm_cvtsi32_si128(24 - 8 * (column % 4) as i32);
@@ -182,43 +219,49 @@ fn given16(weights: OutlierWeights<'_>, source: u32, first: usize) -> __m512 {
     }
 }
 
-/// Dequantises the weights of a column for some outputs, a multiple of sixteen.
+/// Dequantises the weights of a column for some outputs, a multiple of sixteen, with codes from the
+/// panels that [`pack`] wrote, if there are any.
 pub(super) fn dequantize_column(
     isa: Isa,
     w: &Int8WeightRef<'_>,
+    panels: Option<&[u8]>,
     column: usize,
     outputs: Range<usize>,
     line: &mut [f32],
 ) {
-    assert!(isa.width() == Width::V512 && column < w.codes.cols());
+    let cols = w.codes.cols();
+    assert!(isa.width() == Width::V512 && column < cols && line.len() == outputs.len());
     assert!(outputs.end <= w.codes.rows() && outputs.end <= w.absmax.len());
+    let codes = match panels {
+        Some(panels) => {
+            assert!(panels.len() >= outputs.len() * cols && cols.is_multiple_of(DEPTH));
+            Codes::Panels(panels)
+        }
+        None => Codes::Rows(w.codes),
+    };
 
-    for (first, line) in outputs
-        .step_by(OUTPUTS)
-        .zip(line.as_chunks_mut::<OUTPUTS>().0)
-    {
-        // SAFETY: the `Isa` proves AVX-512; the column is less than K, and sixteen outputs from
-        // `first` on exist, because their number is a multiple of sixteen.
-        unsafe { dequantize_inner(w, first, column, line) }
-    }
+    // SAFETY: the `Isa` proves AVX-512; the column is less than K; the outputs exist, and the panels
+    // hold their codes of each column.
+    unsafe { dequantize_inner(w, codes, column, outputs.start, line.as_chunks_mut().0) }
 }
 
 /// # Safety
-/// The CPU has AVX-512; the column is less than K; sixteen outputs from `first` on exist.
+/// The CPU has AVX-512; the column is less than K; lengths are as [`dequantize_column`] checks.
 #[target_feature(enable = "avx512f")]
 unsafe fn dequantize_inner(
     w: &Int8WeightRef<'_>,
-    first: usize,
+    codes: Codes<'_>,
     column: usize,
-    line: &mut [f32; OUTPUTS],
+    first: usize,
+    line: &mut [[f32; OUTPUTS]],
 ) {
-    let inverse = _mm512_set1_ps(1.0 / 127.0);
-    // SAFETY: the caller's: the outputs and the column exist; `line` has sixteen values.
-    unsafe {
-        let found = _mm512_cvtepi32_ps(codes16(Codes::Rows(w.codes), first, column));
-        let absmax = _mm512_loadu_ps(w.absmax.as_ptr().add(first));
-        let value = _mm512_mul_ps(_mm512_mul_ps(found, absmax), inverse);
-        _mm512_storeu_ps(line.as_mut_ptr(), value);
+    for (r, line) in line.iter_mut().enumerate() {
+        // SAFETY: the caller's: the outputs and the column exist; `line` has sixteen values.
+        unsafe {
+            let absmax = _mm512_loadu_ps(w.absmax.as_ptr().add(first + r * OUTPUTS));
+            let codes = codes16(codes, w.codes.cols(), (first, r), column);
+            _mm512_storeu_ps(line.as_mut_ptr(), dequantized16(codes, absmax));
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 //! - If rows share their columns, as with bitsandbytes' rule for a batch, each weight is
 //!   dequantised once for all rows (`Shared`), and outliers are added in the same pass as scale and
 //!   bias.
-//! - If every row has its own, nearly all columns are needed, each for few rows. Then the weights
-//!   are packed into panels, where the codes of sixteen outputs lie in a register, and are
-//!   dequantised when they are used (`Packed`, AVX-512 only).
+//! - If every row has its own, nearly all columns are needed. Then codes are first packed into
+//!   panels, where those of sixteen outputs lie in a register (AVX-512 only). If each column is used
+//!   by few rows, its weights are dequantised for each of them (`Packed`).
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -26,12 +26,18 @@ use std::ops::Range;
 
 /// In [`OutlierMatmul::sources`]: the weights of this outlier are dequantised.
 const DEQUANTIZED: u32 = u32::MAX;
-/// Columns are packed only if each is used by at most this many rows, on average.
-#[cfg(target_arch = "x86_64")]
-const PACKED_ROWS: usize = 4;
-/// Columns are packed only if at least one in this many is an outlier column of some row.
+/// Codes are packed if at least one column in this many is needed; for fewer, packing all columns
+/// costs more than reading the needed ones from the rows of the weight.
 #[cfg(target_arch = "x86_64")]
 const PACKED_COLUMNS: usize = 32;
+/// Packed codes are dequantised for each row if a column is used by at most this many rows, on
+/// average.
+#[cfg(target_arch = "x86_64")]
+const PACKED_ROWS: usize = 6;
+/// And also if there are more columns than this: dequantised for all rows, they would not fit L2
+/// beside the activations.
+#[cfg(target_arch = "x86_64")]
+const MOST_SHARED: usize = 2048;
 
 /// The outliers of all rows and the source of their weights.
 pub(super) struct OutlierMatmul<'a> {
@@ -69,7 +75,7 @@ struct Shared {
 pub(super) struct Gathered {
     /// f32 `[columns, outputs]`, of [`Access::Shared`].
     lines: Vec<f32>,
-    /// Panels of [`Access::Packed`], each sixteen outputs.
+    /// Packed codes, a panel for each sixteen outputs.
     #[cfg(target_arch = "x86_64")]
     panels: Vec<u8>,
 }
@@ -153,7 +159,7 @@ impl<'a> OutlierMatmul<'a> {
         match &self.access {
             Access::None | Access::Single => {}
             Access::Shared(shared) => {
-                shared.gather(self.isa, w, self.weights, outputs, &mut gathered.lines);
+                shared.gather(self.isa, w, self.weights, outputs, gathered);
             }
             #[cfg(target_arch = "x86_64")]
             Access::Packed => avx512::pack(self.isa, w.codes, outputs, &mut gathered.panels),
@@ -216,16 +222,23 @@ impl<'a> OutlierMatmul<'a> {
     }
 }
 
+/// Whether packing the codes of all `columns` is less work than reading `needed` ones from the rows
+/// of the weight.
+#[cfg(target_arch = "x86_64")]
+fn packs(isa: Isa, columns: usize, needed: usize) -> bool {
+    isa.width() == Width::V512
+        && columns.is_multiple_of(avx512::DEPTH)
+        && needed * PACKED_COLUMNS >= columns
+}
+
 /// Shared columns, or packed ones where that is less work.
 fn shared_or_packed(isa: Isa, outliers: &Outliers, sources: &[u32], columns: usize) -> Access {
     let all = outliers.columns();
     let distinct = outliers.distinct_columns();
 
     #[cfg(target_arch = "x86_64")]
-    if isa.width() == Width::V512
-        && columns.is_multiple_of(avx512::DEPTH)
-        && all.len() <= PACKED_ROWS * distinct.len()
-        && distinct.len() * PACKED_COLUMNS >= columns
+    if packs(isa, columns, distinct.len())
+        && (all.len() <= PACKED_ROWS * distinct.len() || distinct.len() > MOST_SHARED)
     {
         return Access::Packed;
     }
@@ -256,15 +269,22 @@ fn shared_or_packed(isa: Isa, outliers: &Outliers, sources: &[u32], columns: usi
 }
 
 impl Shared {
-    /// The weights of all columns for some outputs, f32 `[columns, outputs]`.
+    /// Writes the weights of all columns for some outputs to the lines of `gathered`.
     fn gather(
         &self,
         isa: Isa,
         w: &Int8WeightRef<'_>,
         weights: OutlierWeights<'_>,
         outputs: Range<usize>,
-        lines: &mut Vec<f32>,
+        gathered: &mut Gathered,
     ) {
+        #[cfg(target_arch = "x86_64")]
+        let panels = packs(isa, w.codes.cols(), self.columns.len()).then(|| {
+            avx512::pack(isa, w.codes, outputs.clone(), &mut gathered.panels);
+            &gathered.panels[..]
+        });
+
+        let lines = &mut gathered.lines;
         lines.resize(self.columns.len() * outputs.len(), 0.0);
         let columns = self.columns.iter().zip(lines.chunks_mut(outputs.len()));
         for (&(column, source), line) in columns {
@@ -273,15 +293,16 @@ impl Shared {
                 continue;
             }
 
+            let column = column as usize;
             #[cfg(target_arch = "x86_64")]
             if isa.width() == Width::V512 && line.len().is_multiple_of(avx512::OUTPUTS) {
-                avx512::dequantize_column(isa, w, column as usize, outputs.clone(), line);
+                avx512::dequantize_column(isa, w, panels, column, outputs.clone(), line);
                 continue;
             }
             let _ = isa;
 
             for (y, n) in line.iter_mut().zip(outputs.clone()) {
-                *y = dequantized(w.codes.row(n)[column as usize], w.absmax[n]);
+                *y = dequantized(w.codes.row(n)[column], w.absmax[n]);
             }
         }
     }
