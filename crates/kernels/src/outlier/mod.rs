@@ -25,6 +25,10 @@ pub struct Outliers {
     starts: Vec<usize>,
     columns: Vec<u32>,
     values: Vec<f32>,
+    /// Every column that is listed, ascending.
+    distinct: Vec<u32>,
+    /// For each of `columns` its place in `distinct`.
+    places: Vec<u32>,
 }
 
 impl Outliers {
@@ -42,15 +46,10 @@ impl Outliers {
         (&self.columns[range.clone()], &self.values[range])
     }
 
-    /// The range of a row's outliers in [`Outliers::columns`].
+    /// The range of a row's outliers among all of them.
     #[inline]
     pub(crate) fn range(&self, row: usize) -> Range<usize> {
         self.starts[row]..self.starts[row + 1]
-    }
-
-    /// The outlier columns of all rows, concatenated.
-    pub(crate) fn columns(&self) -> &[u32] {
-        &self.columns
     }
 
     /// Every column that is an outlier column of any row, ascending.
@@ -63,10 +62,21 @@ impl Outliers {
     /// # Ok::<(), llm_int8_kernels::KernelError>(())
     /// ```
     pub fn distinct_columns(&self) -> Vec<u32> {
-        if self.rows() == 1 {
-            return self.columns.clone();
+        self.distinct().to_vec()
+    }
+
+    /// [`Self::distinct_columns`].
+    pub(crate) fn distinct(&self) -> &[u32] {
+        match self.rows() {
+            1 => &self.columns,
+            _ => &self.distinct,
         }
-        distinct_columns([&self.columns[..]].into_iter())
+    }
+
+    /// For each outlier of each row the place of its column among the distinct ones, if there are
+    /// several rows.
+    pub(crate) fn places(&self) -> &[u32] {
+        &self.places
     }
 
     /// The number of rows.
@@ -79,21 +89,43 @@ impl Outliers {
         self.starts.push(0);
         self.columns.clear();
         self.values.clear();
+        self.distinct.clear();
+        self.places.clear();
     }
 
-    /// Appends the outlier columns of each row of `a`, one list for each, and the activations there.
-    fn collect<'a, T: Element>(
-        &mut self,
-        a: MatRef<'_, T>,
-        lists: impl Iterator<Item = &'a [u32]>,
-    ) {
-        for (row, columns) in lists.enumerate() {
-            let values = a.row(row);
-            let at = |&column: &u32| values[column as usize].to_f32();
-            self.columns.extend(columns);
-            self.values.extend(columns.iter().map(at));
-            self.starts.push(self.columns.len());
+    /// Ends a row, whose columns have been added, and adds its activations there.
+    fn end_row<T: Element>(&mut self, row: &[T]) {
+        let start = self.values.len();
+        let at = |&column: &u32| row[column as usize].to_f32();
+        self.values.extend(self.columns[start..].iter().map(at));
+        self.starts.push(self.columns.len());
+    }
+
+    /// Adds the rows of another list.
+    fn append(&mut self, rows: &Self) {
+        let start = self.columns.len();
+        self.columns.extend_from_slice(&rows.columns);
+        self.values.extend_from_slice(&rows.values);
+        self.starts
+            .extend(rows.starts[1..].iter().map(|end| start + end));
+    }
+
+    /// Finds the distinct columns of all rows, of K `cols`, and the places of all others among them.
+    /// There may be many outliers, so columns are looked up in a table, not sorted.
+    fn find_distinct(&mut self, cols: usize) {
+        let mut places = vec![u32::MAX; cols];
+        for &column in &self.columns {
+            places[column as usize] = 0;
         }
+        for (column, place) in (0..).zip(&mut places) {
+            if *place == 0 {
+                *place = self.distinct.len() as u32;
+                self.distinct.push(column);
+            }
+        }
+
+        let place_of = |&column: &u32| places[column as usize];
+        self.places.extend(self.columns.iter().map(place_of));
     }
 
     /// Number of activations that are multiplied in floating point.
@@ -218,87 +250,71 @@ impl QuantizedActivations {
         self.absmax.clear();
         self.absmax.resize(rows, 0.0);
 
-        let is_by_row = rows == 1 || rule.scope() == OutlierScope::Row;
-        if cols > 0 && rows < PARALLEL_ROWS && is_by_row {
-            self.quantize_few_rows(isa, a, rule, kept);
+        self.outliers.clear();
+        if cols == 0 {
+            self.outliers.starts.resize(rows + 1, 0);
             return;
         }
 
-        let row_outliers = self.quantize_rows(isa, a, rule, kept);
-        let lists = row_outliers.iter().map(Vec::as_slice);
-        self.outliers.clear();
-        match rule.scope() {
-            OutlierScope::Row => self.outliers.collect(a, lists),
-            OutlierScope::Batch => {
-                let pooled = distinct_columns(lists);
-                self.zero_columns(&pooled);
-                self.outliers
-                    .collect(a, std::iter::repeat_n(&pooled[..], rows));
-            }
-        };
-    }
+        let is_by_row = rows == 1 || rule.scope() == OutlierScope::Row;
+        let quantizer = Quantizer { isa, a, rule, kept };
+        if rows < PARALLEL_ROWS && is_by_row {
+            let row16 = &mut Vec::new();
+            quantizer.run(
+                0,
+                &mut self.codes,
+                &mut self.absmax,
+                &mut self.outliers,
+                row16,
+            );
+        } else {
+            let groups = self.quantize_groups(&quantizer);
+            groups.iter().for_each(|rows| self.outliers.append(rows));
+        }
 
-    /// Quantises rows one after the other, and lists the outliers of each.
-    fn quantize_few_rows<T: Element>(
-        &mut self,
-        isa: Isa,
-        a: MatRef<'_, T>,
-        rule: OutlierRule,
-        kept: &[u32],
-    ) {
-        let outliers = &mut self.outliers;
-        outliers.clear();
-
-        let mut row16 = vec![f16::ZERO; a.cols()];
-        let rows = self.codes.chunks_mut(a.cols()).zip(&mut self.absmax);
-        for (row, (codes, absmax)) in rows.enumerate() {
-            let values = a.row(row);
-            let start = outliers.columns.len();
-            T::to_f16_slice(values, &mut row16);
-            *absmax = quantize_keeping(isa, &mut row16, rule, kept, codes, &mut outliers.columns);
-
-            let columns = &outliers.columns[start..];
-            let at = |&column: &u32| values[column as usize].to_f32();
-            outliers.values.extend(columns.iter().map(at));
-            outliers.starts.push(outliers.columns.len());
+        if rows > 1 {
+            self.outliers.find_distinct(cols);
+        }
+        if !is_by_row {
+            self.pool(a);
         }
     }
 
-    /// Writes codes and absmax of every row, on several threads if there are many; returns the
-    /// columns of each row's own outliers.
-    fn quantize_rows<T: Element>(
-        &mut self,
-        isa: Isa,
-        a: MatRef<'_, T>,
-        rule: OutlierRule,
-        kept: &[u32],
-    ) -> Vec<Vec<u32>> {
-        let cols = a.cols();
-        let mut row_outliers = vec![Vec::new(); a.rows()];
-        if cols == 0 {
-            return row_outliers;
-        }
-
+    /// Writes codes and absmax of every row, on several threads; returns the outliers of groups of
+    /// rows.
+    fn quantize_groups<T: Element>(&mut self, quantizer: &Quantizer<'_, T>) -> Vec<Outliers> {
+        let rows = self.absmax.len();
+        let mut found = vec![Outliers::default(); rows.div_ceil(TASK_ROWS)];
         let groups = self
             .codes
-            .chunks_mut(TASK_ROWS * cols)
+            .chunks_mut(TASK_ROWS * self.cols)
             .zip(self.absmax.chunks_mut(TASK_ROWS))
-            .zip(row_outliers.chunks_mut(TASK_ROWS))
+            .zip(&mut found)
             .enumerate()
             .collect();
         team::for_each(
             groups,
             |row16: &mut Vec<f16>, (group, ((codes, absmax), outliers))| {
-                row16.resize(cols, f16::ZERO);
-                let rows = codes.chunks_mut(cols).zip(absmax).zip(outliers);
-                for (i, ((codes, absmax), columns)) in rows.enumerate() {
-                    T::to_f16_slice(a.row(group * TASK_ROWS + i), row16);
-                    *absmax = quantize_keeping(isa, row16, rule, kept, codes, columns);
-                }
+                outliers.clear();
+                quantizer.run(group * TASK_ROWS, codes, absmax, outliers, row16);
             },
         );
 
-        row_outliers
+        found
+    }
+
+    /// Makes every column with an outlier an outlier column of every row.
+    fn pool<T: Element>(&mut self, a: MatRef<'_, T>) {
+        let pooled = std::mem::take(&mut self.outliers.distinct);
+        self.zero_columns(&pooled);
+
+        self.outliers.clear();
+        for row in 0..a.rows() {
+            self.outliers.columns.extend_from_slice(&pooled);
+            self.outliers.end_row(a.row(row));
+            self.outliers.places.extend(0..pooled.len() as u32);
+        }
+        self.outliers.distinct = pooled;
     }
 
     /// Sets the codes of these columns to 0 in every row.
@@ -323,6 +339,40 @@ impl QuantizedActivations {
 
 /// Values searched for outliers together: most chunks have none.
 const CHUNK: usize = 64;
+/// If a chunk has one, its parts are searched: most parts have none.
+const PART: usize = 8;
+
+/// What rows are quantised by.
+struct Quantizer<'a, T> {
+    isa: Isa,
+    a: MatRef<'a, T>,
+    rule: OutlierRule,
+    /// Columns that are outlier columns in every row.
+    kept: &'a [u32],
+}
+
+impl<T: Element> Quantizer<'_, T> {
+    /// Quantises rows from `first` on, one for each `absmax`, and adds the outliers of each.
+    fn run(
+        &self,
+        first: usize,
+        codes: &mut [i8],
+        absmax: &mut [f32],
+        outliers: &mut Outliers,
+        row16: &mut Vec<f16>,
+    ) {
+        let cols = self.a.cols();
+        row16.resize(cols, f16::ZERO);
+        let rows = codes.chunks_mut(cols).zip(absmax);
+        for (row, (codes, absmax)) in (first..).zip(rows) {
+            let values = self.a.row(row);
+            T::to_f16_slice(values, row16);
+            let columns = &mut outliers.columns;
+            *absmax = quantize_keeping(self.isa, row16, self.rule, self.kept, codes, columns);
+            outliers.end_row(values);
+        }
+    }
+}
 
 /// Quantises one row without its outliers and the `kept` columns, which it sets to 0 in `row16`;
 /// appends their columns to `columns`, ascending. Returns the absmax.
@@ -368,19 +418,38 @@ fn take_each(row16: &mut [f16], limit: u16, columns: &mut Vec<u32>) -> u16 {
         let mut largest_here = largest_magnitude(chunk);
         if largest_here >= limit {
             largest_here = 0;
-            for (column, x) in (first..).zip(chunk) {
-                let bits = x.to_bits() & 0x7fff;
-                if is_outlier(bits, limit) {
-                    columns.push(column);
-                    *x = f16::ZERO;
-                } else {
-                    largest_here = largest_here.max(bits);
+            let (parts, rest) = chunk.as_chunks_mut::<PART>();
+            let mut first = first;
+            for part in parts {
+                let mut largest_of_part = largest_magnitude(part);
+                if largest_of_part >= limit {
+                    largest_of_part = take_scalar(part, first, limit, columns);
                 }
+                largest_here = largest_of_part.max(largest_here);
+                first += PART as u32;
             }
+            largest_here = take_scalar(rest, first, limit, columns).max(largest_here);
         }
 
         largest = largest_here.max(largest);
         first += CHUNK as u32;
+    }
+
+    largest
+}
+
+/// [`take_each`] for a few values, one by one; the column of the first is `first`.
+#[inline(always)]
+fn take_scalar(part: &mut [f16], first: u32, limit: u16, columns: &mut Vec<u32>) -> u16 {
+    let mut largest = 0;
+    for (column, x) in (first..).zip(part) {
+        let bits = x.to_bits() & 0x7fff;
+        if is_outlier(bits, limit) {
+            columns.push(column);
+            *x = f16::ZERO;
+        } else {
+            largest = bits.max(largest);
+        }
     }
 
     largest
@@ -391,24 +460,6 @@ fn take_each(row16: &mut [f16], limit: u16, columns: &mut Vec<u32>) -> u16 {
 #[inline(always)]
 fn is_outlier(bits: u16, limit: u16) -> bool {
     bits >= limit && bits <= f16::INFINITY.to_bits()
-}
-
-/// The distinct columns of all lists, ascending. Lists may be long (every row repeats a pooled
-/// column), so columns are marked in a table, not sorted.
-fn distinct_columns<'a>(lists: impl Iterator<Item = &'a [u32]> + Clone) -> Vec<u32> {
-    let end = lists
-        .clone()
-        .flatten()
-        .max()
-        .map_or(0, |&last| last as usize + 1);
-    let mut marks = vec![false; end];
-    lists
-        .flatten()
-        .for_each(|&column| marks[column as usize] = true);
-    (0..)
-        .zip(marks)
-        .filter_map(|(column, marked)| marked.then_some(column))
-        .collect()
 }
 
 #[cfg(test)]

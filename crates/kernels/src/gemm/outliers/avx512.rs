@@ -140,15 +140,15 @@ unsafe fn add_inner<const R: usize>(
         }
     }
 
-    for (i, (&column, &value)) in terms.columns.iter().zip(terms.values).enumerate() {
-        let source = terms.source(i);
+    for (&column, &value) in terms.columns.iter().zip(terms.values) {
+        let source = terms.sources.of(column);
         for r in 0..R {
             let weight = if source == DEQUANTIZED {
                 // SAFETY: the column is less than K, and the outputs exist.
                 let codes = unsafe { codes16(codes, w.codes.cols(), (first, r), column as usize) };
                 dequantized16(codes, absmax[r])
             } else {
-                given16(terms.weights, source, first + r * OUTPUTS)
+                given16(terms.sources.weights, source, first + r * OUTPUTS)
             };
 
             // Two roundings, as on every other instruction set.

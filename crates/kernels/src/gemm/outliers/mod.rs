@@ -44,8 +44,8 @@ pub(super) struct OutlierMatmul<'a> {
     isa: Isa,
     outliers: &'a Outliers,
     weights: OutlierWeights<'a>,
-    /// For each outlier of each row, the row of the given weights that belongs to its column, or
-    /// [`DEQUANTIZED`]. Empty: all are dequantised.
+    /// For each column, the row of the given weights that belongs to it, or [`DEQUANTIZED`]. Empty:
+    /// all are dequantised.
     sources: Vec<u32>,
     access: Access,
 }
@@ -56,18 +56,10 @@ enum Access {
     /// By one row, where they are.
     Single,
     /// From f32 lines of all columns that any row needs.
-    Shared(Shared),
+    Shared,
     /// From panels of all columns.
     #[cfg(target_arch = "x86_64")]
     Packed,
-}
-
-/// Columns whose weights are dequantised once for all rows.
-struct Shared {
-    /// The distinct columns, ascending, each with its source as in [`OutlierMatmul::sources`].
-    columns: Vec<(u32, u32)>,
-    /// For each outlier of each row, the index of its column in `columns`.
-    places: Vec<u32>,
 }
 
 /// Weights of outlier columns for some outputs, reused from task to task.
@@ -83,8 +75,6 @@ pub(super) struct Gathered {
 /// Outliers whose weights all rows share.
 pub(super) struct SharedOutliers<'a> {
     outliers: &'a Outliers,
-    /// For each outlier of each row its line.
-    places: &'a [u32],
     /// f32 `[columns, outputs]`.
     lines: &'a [f32],
 }
@@ -107,8 +97,14 @@ struct Terms<'a> {
     /// Ascending.
     columns: &'a [u32],
     values: &'a [f32],
+    sources: Sources<'a>,
+}
+
+/// Where the weights of columns come from.
+#[derive(Clone, Copy)]
+struct Sources<'a> {
     /// As [`OutlierMatmul::sources`].
-    sources: &'a [u32],
+    rows: &'a [u32],
     weights: OutlierWeights<'a>,
 }
 
@@ -120,26 +116,17 @@ impl<'a> OutlierMatmul<'a> {
         w: &Int8WeightRef<'_>,
     ) -> Result<Self, KernelError> {
         check_shape(weights, w.codes.rows())?;
-        let all = outliers.columns();
-        let sources = match weights {
-            OutlierWeights::Dequantized => Vec::new(),
-            _ => all
-                .iter()
-                .map(|&column| source(weights, column))
-                .collect::<Result<_, _>>()?,
-        };
-
         let access = match outliers.rows() {
-            _ if all.is_empty() => Access::None,
+            _ if outliers.is_empty() => Access::None,
             1 => Access::Single,
-            _ => shared_or_packed(isa, outliers, &sources, w.codes.cols()),
+            _ => shared_or_packed(isa, outliers, w.codes.cols()),
         };
 
         Ok(Self {
             isa,
             outliers,
             weights,
-            sources,
+            sources: sources(weights, outliers.distinct(), w.codes.cols())?,
             access,
         })
     }
@@ -158,20 +145,55 @@ impl<'a> OutlierMatmul<'a> {
     ) {
         match &self.access {
             Access::None | Access::Single => {}
-            Access::Shared(shared) => {
-                shared.gather(self.isa, w, self.weights, outputs, gathered);
-            }
+            Access::Shared => self.gather_lines(w, outputs, gathered),
             #[cfg(target_arch = "x86_64")]
             Access::Packed => avx512::pack(self.isa, w.codes, outputs, &mut gathered.panels),
+        }
+    }
+
+    /// Writes the weights of all distinct columns for some outputs to the lines of `gathered`.
+    fn gather_lines(&self, w: &Int8WeightRef<'_>, outputs: Range<usize>, gathered: &mut Gathered) {
+        let columns = self.outliers.distinct();
+        #[cfg(target_arch = "x86_64")]
+        let panels = packs(self.isa, w.codes.cols(), columns.len()).then(|| {
+            avx512::pack(self.isa, w.codes, outputs.clone(), &mut gathered.panels);
+            &gathered.panels[..]
+        });
+
+        let lines = &mut gathered.lines;
+        lines.resize(columns.len() * outputs.len(), 0.0);
+        for (&column, line) in columns.iter().zip(lines.chunks_mut(outputs.len())) {
+            let source = self.all_sources().of(column);
+            if source != DEQUANTIZED {
+                given_line(self.weights, source, outputs.clone(), line);
+                continue;
+            }
+
+            let column = column as usize;
+            #[cfg(target_arch = "x86_64")]
+            if self.isa.width() == Width::V512 && line.len().is_multiple_of(avx512::OUTPUTS) {
+                avx512::dequantize_column(self.isa, w, panels, column, outputs.clone(), line);
+                continue;
+            }
+
+            for (y, n) in line.iter_mut().zip(outputs.clone()) {
+                *y = dequantized(w.codes.row(n)[column], w.absmax[n]);
+            }
+        }
+    }
+
+    fn all_sources(&self) -> Sources<'_> {
+        Sources {
+            rows: &self.sources,
+            weights: self.weights,
         }
     }
 
     /// The outliers if all rows share their weights; `gathered` is what [`Self::gather`] wrote.
     pub(super) fn shared<'b>(&'b self, gathered: &'b Gathered) -> Option<SharedOutliers<'b>> {
         match &self.access {
-            Access::Shared(Shared { places, .. }) => Some(SharedOutliers {
+            Access::Shared => Some(SharedOutliers {
                 outliers: self.outliers,
-                places,
                 lines: &gathered.lines,
             }),
             _ => None,
@@ -180,7 +202,7 @@ impl<'a> OutlierMatmul<'a> {
 
     /// Whether there are outliers to [`Self::add`] row by row.
     pub(super) fn must_be_added(&self) -> bool {
-        !matches!(self.access, Access::None | Access::Shared(_))
+        !matches!(self.access, Access::None | Access::Shared)
     }
 
     /// Adds the outliers of row `m` to its outputs `y`, except for [shared](Self::shared) ones;
@@ -199,12 +221,11 @@ impl<'a> OutlierMatmul<'a> {
         let terms = Terms {
             columns,
             values,
-            sources: self.sources.get(self.outliers.range(m)).unwrap_or_default(),
-            weights: self.weights,
+            sources: self.all_sources(),
         };
 
         match &self.access {
-            Access::None | Access::Shared(_) => {}
+            Access::None | Access::Shared => {}
             #[cfg(target_arch = "x86_64")]
             Access::Packed => {
                 avx512::add_packed(self.isa, terms, w, outputs, &gathered.panels, y);
@@ -232,80 +253,18 @@ fn packs(isa: Isa, columns: usize, needed: usize) -> bool {
 }
 
 /// Shared columns, or packed ones where that is less work.
-fn shared_or_packed(isa: Isa, outliers: &Outliers, sources: &[u32], columns: usize) -> Access {
-    let all = outliers.columns();
-    let distinct = outliers.distinct_columns();
-
+fn shared_or_packed(isa: Isa, outliers: &Outliers, columns: usize) -> Access {
     #[cfg(target_arch = "x86_64")]
-    if packs(isa, columns, distinct.len())
-        && (all.len() <= PACKED_ROWS * distinct.len() || distinct.len() > MOST_SHARED)
     {
-        return Access::Packed;
-    }
-    let _ = (isa, columns);
-
-    // Lookup tables, because with hundreds of outlier columns binary searches cost as much as the
-    // matmul.
-    let end = distinct.last().map_or(0, |&last| last as usize + 1);
-    let mut source_of = vec![DEQUANTIZED; end];
-    for (&column, &source) in all.iter().zip(sources) {
-        source_of[column as usize] = source;
-    }
-    let mut place_of = vec![0u32; end];
-    for (place, &column) in (0..).zip(&distinct) {
-        place_of[column as usize] = place;
-    }
-
-    Access::Shared(Shared {
-        columns: distinct
-            .iter()
-            .map(|&column| (column, source_of[column as usize]))
-            .collect(),
-        places: all
-            .iter()
-            .map(|&column| place_of[column as usize])
-            .collect(),
-    })
-}
-
-impl Shared {
-    /// Writes the weights of all columns for some outputs to the lines of `gathered`.
-    fn gather(
-        &self,
-        isa: Isa,
-        w: &Int8WeightRef<'_>,
-        weights: OutlierWeights<'_>,
-        outputs: Range<usize>,
-        gathered: &mut Gathered,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        let panels = packs(isa, w.codes.cols(), self.columns.len()).then(|| {
-            avx512::pack(isa, w.codes, outputs.clone(), &mut gathered.panels);
-            &gathered.panels[..]
-        });
-
-        let lines = &mut gathered.lines;
-        lines.resize(self.columns.len() * outputs.len(), 0.0);
-        let columns = self.columns.iter().zip(lines.chunks_mut(outputs.len()));
-        for (&(column, source), line) in columns {
-            if source != DEQUANTIZED {
-                given_line(weights, source, outputs.clone(), line);
-                continue;
-            }
-
-            let column = column as usize;
-            #[cfg(target_arch = "x86_64")]
-            if isa.width() == Width::V512 && line.len().is_multiple_of(avx512::OUTPUTS) {
-                avx512::dequantize_column(isa, w, panels, column, outputs.clone(), line);
-                continue;
-            }
-            let _ = isa;
-
-            for (y, n) in line.iter_mut().zip(outputs.clone()) {
-                *y = dequantized(w.codes.row(n)[column], w.absmax[n]);
-            }
+        let distinct = outliers.distinct().len();
+        let is_for_few_rows = outliers.count() <= PACKED_ROWS * distinct;
+        if packs(isa, columns, distinct) && (is_for_few_rows || distinct > MOST_SHARED) {
+            return Access::Packed;
         }
     }
+    let _ = (isa, outliers, columns);
+
+    Access::Shared
 }
 
 impl Terms<'_> {
@@ -313,20 +272,23 @@ impl Terms<'_> {
     fn add(&self, w: &Int8WeightRef<'_>, outputs: Range<usize>, y: &mut [f32]) {
         for (y, n) in y.iter_mut().zip(outputs) {
             let codes = w.codes.row(n);
-            for (i, (&column, value)) in self.columns.iter().zip(self.values).enumerate() {
-                let weight = match self.source(i) {
+            for (&column, value) in self.columns.iter().zip(self.values) {
+                let weight = match self.sources.of(column) {
                     DEQUANTIZED => dequantized(codes[column as usize], w.absmax[n]),
-                    source => given(self.weights, source, n),
+                    source => given(self.sources.weights, source, n),
                 };
                 *y += value * weight;
             }
         }
     }
+}
 
-    /// The row of the given weights for the `i`-th outlier, or [`DEQUANTIZED`].
+impl Sources<'_> {
+    /// The row of the given weights for a column, or [`DEQUANTIZED`].
     #[inline(always)]
-    fn source(&self, i: usize) -> u32 {
-        self.sources.get(i).copied().unwrap_or(DEQUANTIZED)
+    fn of(self, column: u32) -> u32 {
+        let known = self.rows.get(column as usize);
+        known.copied().unwrap_or(DEQUANTIZED)
     }
 }
 
@@ -343,20 +305,37 @@ fn check_shape(weights: OutlierWeights<'_>, outputs: usize) -> Result<(), Kernel
     expect("columns of the original outlier weights", outputs, cols)
 }
 
-/// The row of the given weights that belongs to a column, or [`DEQUANTIZED`].
-fn source(weights: OutlierWeights<'_>, column: u32) -> Result<u32, KernelError> {
-    match weights {
-        OutlierWeights::Dequantized => Ok(DEQUANTIZED),
-        OutlierWeights::Original { columns: given, .. } => match given.binary_search(&column) {
-            Ok(source) => Ok(source as u32),
-            Err(_) => Err(KernelError::MissingOutlierColumn {
+/// [`OutlierMatmul::sources`], for weights with K `cols`.
+///
+/// # Errors
+/// [`KernelError::MissingOutlierColumn`] if original weights are given, but not those of a `needed`
+/// column.
+fn sources(
+    weights: OutlierWeights<'_>,
+    needed: &[u32],
+    cols: usize,
+) -> Result<Vec<u32>, KernelError> {
+    let (OutlierWeights::Original { columns, .. } | OutlierWeights::Kept { columns, .. }) = weights
+    else {
+        return Ok(Vec::new());
+    };
+
+    let mut sources = vec![DEQUANTIZED; cols];
+    for (row, &column) in (0..).zip(columns) {
+        if let Some(source) = sources.get_mut(column as usize) {
+            *source = row;
+        }
+    }
+
+    let is_missing = |&&column: &&u32| sources[column as usize] == DEQUANTIZED;
+    match (weights, needed.iter().find(is_missing)) {
+        (OutlierWeights::Original { .. }, Some(&column)) => {
+            Err(KernelError::MissingOutlierColumn {
                 column,
-                given: given.len(),
-            }),
-        },
-        OutlierWeights::Kept { columns: given, .. } => Ok(given
-            .binary_search(&column)
-            .map_or(DEQUANTIZED, |source| source as u32)),
+                given: columns.len(),
+            })
+        }
+        _ => Ok(sources),
     }
 }
 
@@ -387,7 +366,7 @@ impl<'a> SharedOutliers<'a> {
     #[inline(always)]
     pub(super) fn row(&self, m: usize, outputs: usize) -> SharedTerms<'a> {
         SharedTerms {
-            places: &self.places[self.outliers.range(m)],
+            places: &self.outliers.places()[self.outliers.range(m)],
             values: self.outliers.row(m).1,
             lines: self.lines,
             outputs,
