@@ -96,8 +96,10 @@ fn rows_of(block: &Block<'_>, sums: &[i32], patch: &mut Patch<'_, f32>) {
             absmax_w: block.absmax_w,
             bias: block.bias,
         };
-        let terms = block.outliers.as_ref();
-        let terms = terms.map_or_else(SharedTerms::default, |outliers| outliers.row(m, width));
+        let terms = match &block.outliers {
+            Some(outliers) => outliers.row(m, width),
+            None => SharedTerms::default(),
+        };
         row_of(&scaled, &terms, patch.row_mut(i));
     }
 }

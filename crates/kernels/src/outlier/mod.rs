@@ -17,6 +17,8 @@ pub use rule::{OutlierRule, OutlierScope, row_rms, smallest_outlier};
 const PARALLEL_ROWS: usize = 16;
 /// Rows that a task quantises.
 const TASK_ROWS: usize = 8;
+/// Outliers of a row for which there is room before memory grows.
+const EXPECTED: usize = 16;
 
 /// The outlier columns of each row, with the original activations.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -93,6 +95,12 @@ impl Outliers {
         self.places.clear();
     }
 
+    /// Makes room for this many outliers.
+    fn reserve(&mut self, count: usize) {
+        self.columns.reserve(count);
+        self.values.reserve(count);
+    }
+
     /// Ends a row, whose columns have been added, and adds its activations there.
     fn end_row<T: Element>(&mut self, row: &[T]) {
         let start = self.values.len();
@@ -103,7 +111,7 @@ impl Outliers {
 
     /// Adds the rows of another list.
     fn append(&mut self, rows: &Self) {
-        let start = self.columns.len();
+        let start = self.count();
         self.columns.extend_from_slice(&rows.columns);
         self.values.extend_from_slice(&rows.values);
         self.starts
@@ -296,6 +304,7 @@ impl QuantizedActivations {
             groups,
             |row16: &mut Vec<f16>, (group, ((codes, absmax), outliers))| {
                 outliers.clear();
+                outliers.reserve(absmax.len() * (quantizer.kept.len() + EXPECTED));
                 quantizer.run(group * TASK_ROWS, codes, absmax, outliers, row16);
             },
         );
