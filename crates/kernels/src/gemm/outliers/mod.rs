@@ -153,31 +153,24 @@ impl<'a> OutlierMatmul<'a> {
 
     /// Writes the weights of all distinct columns for some outputs to the lines of `gathered`.
     fn gather_lines(&self, w: &Int8WeightRef<'_>, outputs: Range<usize>, gathered: &mut Gathered) {
+        let isa = self.isa;
         let columns = self.outliers.distinct();
         #[cfg(target_arch = "x86_64")]
-        let panels = packs(self.isa, w.codes.cols(), columns.len()).then(|| {
-            avx512::pack(self.isa, w.codes, outputs.clone(), &mut gathered.panels);
+        let panels = packs(isa, w.codes.cols(), columns.len()).then(|| {
+            avx512::pack(isa, w.codes, outputs.clone(), &mut gathered.panels);
             &gathered.panels[..]
         });
+        #[cfg(not(target_arch = "x86_64"))]
+        let panels = None;
 
         let lines = &mut gathered.lines;
         lines.resize(columns.len() * outputs.len(), 0.0);
         for (&column, line) in columns.iter().zip(lines.chunks_mut(outputs.len())) {
-            let source = self.all_sources().of(column);
-            if source != DEQUANTIZED {
-                given_line(self.weights, source, outputs.clone(), line);
-                continue;
-            }
-
-            let column = column as usize;
-            #[cfg(target_arch = "x86_64")]
-            if self.isa.width() == Width::V512 && line.len().is_multiple_of(avx512::OUTPUTS) {
-                avx512::dequantize_column(self.isa, w, panels, column, outputs.clone(), line);
-                continue;
-            }
-
-            for (y, n) in line.iter_mut().zip(outputs.clone()) {
-                *y = dequantized(w.codes.row(n)[column], w.absmax[n]);
+            match self.all_sources().of(column) {
+                DEQUANTIZED => {
+                    dequantize_line(isa, w, panels, column as usize, outputs.clone(), line);
+                }
+                source => given_line(self.weights, source, outputs.clone(), line),
             }
         }
     }
@@ -345,6 +338,26 @@ fn given(weights: OutlierWeights<'_>, source: u32, n: usize) -> f32 {
         OutlierWeights::Dequantized => 0.0,
         OutlierWeights::Original { values, .. } => values.row(source as usize)[n],
         OutlierWeights::Kept { values, .. } => Element::to_f32(values.row(source as usize)[n]),
+    }
+}
+
+/// Dequantises the weights of a column for some outputs, with codes from `panels` if there are any.
+fn dequantize_line(
+    isa: Isa,
+    w: &Int8WeightRef<'_>,
+    panels: Option<&[u8]>,
+    column: usize,
+    outputs: Range<usize>,
+    line: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.width() == Width::V512 && line.len().is_multiple_of(avx512::OUTPUTS) {
+        return avx512::dequantize_column(isa, w, panels, column, outputs, line);
+    }
+    let _ = (isa, panels); // Only AVX-512 packs weights.
+
+    for (y, n) in line.iter_mut().zip(outputs) {
+        *y = dequantized(w.codes.row(n)[column], w.absmax[n]);
     }
 }
 
