@@ -121,6 +121,10 @@ impl Outliers {
     /// Finds the distinct columns of all rows, of K `cols`, and the places of all others among them.
     /// There may be many outliers, so columns are looked up in a table, not sorted.
     fn find_distinct(&mut self, cols: usize) {
+        if self.is_empty() {
+            return;
+        }
+
         let mut places = vec![u32::MAX; cols];
         for &column in &self.columns {
             places[column as usize] = 0;
@@ -351,7 +355,7 @@ const CHUNK: usize = 64;
 /// If a chunk has one, its parts are searched: most parts have none.
 const PART: usize = 8;
 
-/// What rows are quantised by.
+/// Rows to quantise, and the rule for their outliers.
 struct Quantizer<'a, T> {
     isa: Isa,
     a: MatRef<'a, T>,

@@ -24,18 +24,18 @@ use crate::{Element, Isa, KernelError};
 use half::f16;
 use std::ops::Range;
 
-/// In [`OutlierMatmul::sources`]: the weights of this outlier are dequantised.
+/// In [`OutlierMatmul::sources`]: the weights of this column are dequantised.
 const DEQUANTIZED: u32 = u32::MAX;
 /// Codes are packed if at least one column in this many is needed; for fewer, packing all columns
 /// costs more than reading the needed ones from the rows of the weight.
 #[cfg(target_arch = "x86_64")]
 const PACKED_COLUMNS: usize = 32;
-/// Packed codes are dequantised for each row if a column is used by at most this many rows, on
-/// average.
+/// If codes are packed, and columns are outlier columns of at most this many rows, on average, each
+/// row dequantises them for itself.
 #[cfg(target_arch = "x86_64")]
 const PACKED_ROWS: usize = 6;
-/// And also if there are more columns than this: dequantised for all rows, they would not fit L2
-/// beside the activations.
+/// Each row does so too if there are more distinct columns than this: dequantised for all rows, they
+/// would not fit L2 beside the activations.
 #[cfg(target_arch = "x86_64")]
 const MOST_SHARED: usize = 2048;
 
