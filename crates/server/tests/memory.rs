@@ -24,11 +24,42 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Panics and warnings of the server.
+static MISTAKES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn && metadata.target().starts_with("llm_int8")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            MISTAKES.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Collects panics and warnings from now on.
+fn collect_mistakes() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        MISTAKES.lock().unwrap().push(panic.to_string());
+        print(panic);
+    }));
+    log::set_logger(&Warnings).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+}
 
 /// Bytes of the heap in use.
 fn in_use() -> i64 {
@@ -118,6 +149,7 @@ fn crowd(server: &Running, refused: &AtomicUsize) {
 
 #[test]
 fn a_crowd_of_clients_leaves_nothing_behind() {
+    collect_mistakes();
     let server = Running::start(ServerConfig {
         parallel: 4,
         max_queue: 16,
@@ -153,4 +185,7 @@ fn a_crowd_of_clients_leaves_nothing_behind() {
     post(server.address, "/v1/completions", &body).ok();
     server.shutdown.begin();
     server.join().unwrap();
+    // A failed assertion runs the hook, which locks them.
+    let mistakes = std::mem::take(&mut *MISTAKES.lock().unwrap());
+    assert_eq!(mistakes, [""; 0]);
 }

@@ -118,11 +118,11 @@ impl Outliers {
             .extend(rows.starts[1..].iter().map(|end| start + end));
     }
 
-    /// Finds the distinct columns of all rows, of K `cols`, and the places of all others among them.
-    /// There may be many outliers, so columns are looked up in a table, not sorted.
-    fn find_distinct(&mut self, cols: usize) {
+    /// Finds the distinct columns of all rows, of K `cols`. Returns for each column its place among
+    /// them: there may be many outliers, so columns are looked up in a table, not sorted.
+    fn find_distinct(&mut self, cols: usize) -> Vec<u32> {
         if self.is_empty() {
-            return;
+            return Vec::new();
         }
 
         let mut places = vec![u32::MAX; cols];
@@ -136,8 +136,7 @@ impl Outliers {
             }
         }
 
-        let place_of = |&column: &u32| places[column as usize];
-        self.places.extend(self.columns.iter().map(place_of));
+        places
     }
 
     /// Number of activations that are multiplied in floating point.
@@ -285,10 +284,14 @@ impl QuantizedActivations {
         }
 
         if rows > 1 {
-            self.outliers.find_distinct(cols);
-        }
-        if !is_by_row {
-            self.pool(a);
+            let places = self.outliers.find_distinct(cols);
+            if is_by_row {
+                let place_of = |&column: &u32| places[column as usize];
+                let columns = self.outliers.columns.iter();
+                self.outliers.places.extend(columns.map(place_of));
+            } else {
+                self.pool(a);
+            }
         }
     }
 

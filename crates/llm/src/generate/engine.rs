@@ -324,7 +324,9 @@ impl<'m> Engine<'m> {
 
     /// Starts a sequence, with the known beginning of its prompt if there is one.
     fn begin(&mut self, waiting: Waiting, room: u64) {
-        let found = match self.wanted(&waiting) {
+        let wanted = self.wanted(&waiting);
+        let looks = wanted.is_some();
+        let found = match wanted {
             Some(wanted) => self.known(wanted, room),
             None => {
                 self.kept.fit(room.saturating_sub(waiting.bytes));
@@ -337,7 +339,6 @@ impl<'m> Engine<'m> {
             bytes,
         } = waiting;
         let salt = prepared.salt.clone();
-        let looks = self.kept.is_on() && prepared.may_reuse();
 
         let sequence = match Sequence::new(self.model, prepared) {
             Ok(sequence) => sequence,

@@ -26,7 +26,7 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// Bytes of keys and values that are kept after sequences ended, for later prompts that start
     /// with the same ids; 0 (the default): none. Unless it is 0, prompts also begin with what running
-    /// sequences have computed, and wait while one of these computes most of what they need.
+    /// sequences have computed, and wait while one of these computes at least half of them.
     pub prefix_cache_bytes: u64,
 }
 

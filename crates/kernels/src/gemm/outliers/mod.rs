@@ -51,6 +51,7 @@ pub(super) struct OutlierMatmul<'a> {
 }
 
 /// How the weights of outlier columns are read.
+#[derive(Clone, Copy)]
 enum Access {
     None,
     /// By one row, where they are.
@@ -143,7 +144,7 @@ impl<'a> OutlierMatmul<'a> {
         outputs: Range<usize>,
         gathered: &mut Gathered,
     ) {
-        match &self.access {
+        match self.access {
             Access::None | Access::Single => {}
             Access::Shared => self.gather_lines(w, outputs, gathered),
             #[cfg(target_arch = "x86_64")]
@@ -184,7 +185,7 @@ impl<'a> OutlierMatmul<'a> {
 
     /// The outliers if all rows share their weights; `gathered` is what [`Self::gather`] wrote.
     pub(super) fn shared<'b>(&'b self, gathered: &'b Gathered) -> Option<SharedOutliers<'b>> {
-        match &self.access {
+        match self.access {
             Access::Shared => Some(SharedOutliers {
                 outliers: self.outliers,
                 lines: &gathered.lines,
@@ -217,7 +218,7 @@ impl<'a> OutlierMatmul<'a> {
             sources: self.all_sources(),
         };
 
-        match &self.access {
+        match self.access {
             Access::None | Access::Shared => {}
             #[cfg(target_arch = "x86_64")]
             Access::Packed => {
